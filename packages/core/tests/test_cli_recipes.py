@@ -126,7 +126,6 @@ texts = st.text(max_size=8) | st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
@@ -159,7 +158,7 @@ def refusal(text: str, overrides: list[str]) -> str:
 places = st.sampled_from(["top", "stage", "field", "nested"])
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(place=places, key=keys, value=values, override=st.text(max_size=12))
 def test_any_value_in_any_place_is_accepted_or_rejected_with_a_message(place, key, value, override):
     recipe: dict[Any, Any] = yaml.safe_load(RECIPE)

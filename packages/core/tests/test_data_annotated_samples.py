@@ -133,7 +133,7 @@ def test_the_made_scenes_are_read_back_as_any_tar(tmp_path: Path) -> None:
         assert one.objects(number).ignored.tolist() == other.objects(number).ignored.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=17)))
 def test_masks_equal_pycocotools(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
     height, width = mask.shape
@@ -150,7 +150,7 @@ def test_masks_equal_pycocotools(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> N
         assert mask_box(counts, height, width) == box
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=12))
 def test_no_run_length_string_reaches_beyond_its_image(counts: bytes) -> None:
     # faster-coco-eval and pycocotools trust the runs; here a wrong sum is a bad annotation.

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_samples import context, encoded
@@ -13,7 +13,6 @@ from vfm.data.choices import Choice, load_choices, write_choices
 from vfm.stages.data import ChoiceFiles
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.builds(

@@ -2,7 +2,7 @@
 
 import fsspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vfm import files
@@ -52,7 +52,6 @@ def test_missing_file_and_unknown_protocol_raise_one_line(tmp_path):
         files.exists("nosuch://bucket/key")
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["..", "a", "b.jpg", "."]), min_size=1, max_size=6))
 def test_joined_path_never_leaves_its_root(parts):
     import os

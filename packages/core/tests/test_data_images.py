@@ -18,7 +18,7 @@ from vfm.models import Preprocess
 SIDES = st.integers(5, 60)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(SIDES, SIDES, st.integers(4, 48), st.sampled_from(["bicubic", "bilinear"]))
 def test_crop_and_squash_equal_torchvisions_transforms(width, height, size, interpolation):
     from torchvision.transforms import CenterCrop, Compose, Resize
@@ -41,7 +41,6 @@ def test_training_resizes_like_the_evaluation(interpolation):
     assert np.array_equal(whole(data, 0).permute(1, 2, 0).numpy(), squashed.fit(decode_image(data, "")))
 
 
-@settings(deadline=None)
 @given(SIDES, SIDES, st.integers(0, 1000))
 def test_random_box_is_inside_with_the_given_area_and_aspect(width, height, seed):
     scale, ratio = (0.2, 0.9), (3 / 4, 4 / 3)

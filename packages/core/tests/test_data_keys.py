@@ -107,7 +107,7 @@ def test_the_run_says_why_the_keys_changed(tmp_path: Path) -> None:
     assert any(line.startswith("keys repeat ('0' is in ") for line in lines)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(2, 6), st.integers(50, 200), st.floats(0, 0.3), st.integers(0, 1000))
 def test_counters_that_restart_are_found_with_gaps_and_distinct_keys_never(
     num_shards: int, size: int, missing: float, seed: int

@@ -49,7 +49,7 @@ def test_each_source_keeps_its_own_order_over_epochs(mixture: Mixture) -> None:
 
 
 @given(start=st.integers(0, 3 * BLOCK), length=st.integers(0, 40))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_stream_can_be_entered_anywhere(mixture: Mixture, start: int, length: int) -> None:
     order = mixture.order(seed=1, shuffle_shards=2)
     middle = start + length // 2

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vfm.data.order import SameEpochs, SampleOrder
@@ -12,7 +12,6 @@ WINDOWS = st.integers(1, 15)
 SEEDS = st.integers(0, 2**31)
 
 
-@settings(deadline=None)
 @given(SIZES, WINDOWS, SEEDS, st.integers(0, 3))
 def test_every_epoch_is_a_permutation(sizes, window, seed, epoch):
     order = SampleOrder(SameEpochs(sizes), seed=seed, shuffle_shards=window)
@@ -20,7 +19,6 @@ def test_every_epoch_is_a_permutation(sizes, window, seed, epoch):
     assert sorted(order(epoch * n, (epoch + 1) * n)) == list(range(n))
 
 
-@settings(deadline=None)
 @given(SIZES, WINDOWS, SEEDS, st.integers(0, 100), st.integers(0, 100))
 def test_stream_entered_anywhere_is_the_tail_of_the_whole(sizes, window, seed, start, length):
     whole = SampleOrder(SameEpochs(sizes), seed=seed, shuffle_shards=window)(0, start + length)
@@ -28,7 +26,6 @@ def test_stream_entered_anywhere_is_the_tail_of_the_whole(sizes, window, seed, s
     assert entered.tolist() == whole[start:].tolist()
 
 
-@settings(deadline=None)
 @given(SIZES, WINDOWS, SEEDS, st.lists(st.integers(0, 60), min_size=1, max_size=8))
 def test_pieces_in_any_order_are_parts_of_one_stream(sizes, window, seed, places):
     order = SampleOrder(SameEpochs(sizes), seed=seed, shuffle_shards=window)
@@ -37,7 +34,6 @@ def test_pieces_in_any_order_are_parts_of_one_stream(sizes, window, seed, places
         assert order(place, place + 7).tolist() == whole[place : place + 7].tolist()
 
 
-@settings(deadline=None)
 @given(SIZES, WINDOWS, SEEDS)
 def test_window_has_only_the_samples_of_its_shards(sizes, window, seed):
     order = SampleOrder(SameEpochs(sizes), seed=seed, shuffle_shards=window)

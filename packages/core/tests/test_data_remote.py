@@ -129,7 +129,7 @@ def shown(found) -> object:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_plain_header_is_read_as_tarfile_reads_it(data):
     import tarfile
 
@@ -174,7 +174,7 @@ SCANS = st.integers(0, 300).flatmap(
 
 
 @given(SCANS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_packed_offsets_are_those_that_were_packed(found):
     keys, places, complete, damaged = found
     scan = TarScan(

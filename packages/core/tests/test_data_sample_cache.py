@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vfm.artifacts import SampleCache
@@ -42,7 +42,6 @@ def publish(target: CacheWriter, folder: Path) -> CachedTensors:
     return CachedTensors(SampleCache.load(target.publish(folder / "artifact", **FACTS).path))
 
 
-@settings(deadline=None)  # each shard is written to the disk
 @given(
     num_samples=st.integers(1, 12),
     num_crops=st.integers(1, 3),

@@ -75,7 +75,7 @@ def test_pool_leaves_out_bad_rows(pool):
     assert len(every_text(pool)) == 3 * 11
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.data())
 def test_kept_texts_are_read_back(pool, tmp_path_factory, data):
     texts = every_text(pool)
@@ -140,7 +140,6 @@ def test_opening_reads_the_index_and_reading_a_sample_only_its_shard(pool, tmp_p
 HEX = "0123456789abcdef"
 
 
-@settings(deadline=None)
 @given(
     st.one_of(
         st.lists(st.text(HEX, min_size=32, max_size=32)),

@@ -4,7 +4,7 @@ import io
 import tarfile
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vfm.data import write_tar
@@ -24,7 +24,6 @@ def by_tarfile(samples) -> bytes:
     return buffer.getvalue()
 
 
-@settings(deadline=None)
 @given(NAMES, st.integers(0, 8**11 - 1))
 @example("a" * 100, 0)
 @example(f"{'folder/' * 20}{'a' * 90}", 1)

@@ -60,7 +60,7 @@ def tables(draw: Any) -> tuple[pa.Table, dict[str, str], int]:
     return pa.table(columns), {language: language for language in languages}, draw(st.integers(1, 12))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made=tables(), data=st.data())
 def test_texts_by_parquet_columns_equal_texts_by_sample(tmp_path: Path, made: Any, data: Any) -> None:
     table, texts, rows_a_group = made

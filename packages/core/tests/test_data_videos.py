@@ -58,7 +58,7 @@ def test_every_frame_of_every_codec_is_found_by_its_number(codec: str, tmp_path:
 
 
 @given(frames=st.lists(st.integers(0, 39), min_size=1, max_size=6).map(sorted))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_seeking_to_key_frames_gives_the_bytes_of_decoding_from_the_beginning(frames: list[int]) -> None:
     media, facts = SOUGHT
     view = whole((64, 48), tuple(frames))

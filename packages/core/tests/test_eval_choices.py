@@ -33,7 +33,7 @@ def official(logits: np.ndarray, question_ids: np.ndarray) -> tuple[list[bool], 
 
 
 @given(logits=hnp.arrays(np.float32, (135, 2, 2), elements=FINITE), swap=hnp.arrays(np.bool_, 135))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_pairs_are_scored_as_by_the_authors_script(logits: np.ndarray, swap: np.ndarray) -> None:
     ids = np.where(swap[:, None], IDS[:, ::-1], IDS)  # the file may list the even id first
     result = mmvp_vlm(logits, np.where(ids % 2 == 1, 0, 1))
@@ -118,7 +118,7 @@ def naive_choice(scores: np.ndarray, right: np.ndarray) -> tuple[bool, bool]:
 
 
 @given(scores=hnp.arrays(np.float64, (6, 2, 2), elements=st.integers(-3, 3).map(float) | st.just(np.nan)))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_choice_equals_winogrounds_definition(scores: np.ndarray) -> None:
     result = choose(scores, np.eye(2, dtype=bool))
     for p in range(6):

@@ -34,7 +34,7 @@ def test_from_zero_weights_it_equals_scikit_learns_logistic_regression(penalty: 
     np.testing.assert_allclose(found - found.mean(axis=0), peer.coef_ - peer.coef_.mean(axis=0), atol=1e-4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from([0.05, 0.3, 2.0]))
 def test_solution_is_a_minimum_and_weights_move_no_further_than_the_bound(seed: int, penalty: float) -> None:
     x, labels = images(seed, 24)
@@ -51,7 +51,7 @@ def test_solution_is_a_minimum_and_weights_move_no_further_than_the_bound(seed: 
     assert np.linalg.norm(found - start, axis=1).mean() <= 2 / penalty
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 8), st.integers(0, 99))
 def test_shots_are_drawn_per_class_without_repeats_and_reproducibly(labels: list[int], shots: int, seed: int) -> None:
     given_labels = np.array(labels)

@@ -40,7 +40,7 @@ def naive_hits(scores: list[list[float]], right: list[list[bool]], k: int) -> li
     seed=st.integers(0, 10_000),
     max_scores=st.integers(1, 60),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_retrieval_in_blocks_equals_the_whole_matrix_with_ties_and_several_captions(
     num_images: int, extra_texts: list[int], seed: int, max_scores: int
 ) -> None:
@@ -68,7 +68,7 @@ def test_retrieval_in_blocks_equals_the_whole_matrix_with_ties_and_several_capti
     max_scores=st.integers(1, 400),
     broken=st.integers(0, 3),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_retrieval_both_ways_at_once_equals_each_way_separately(
     num_images: int, extra_texts: list[int], seed: int, max_scores: int, broken: int
 ) -> None:
@@ -164,7 +164,7 @@ def test_mean_per_class_recall_equals_scikit_learns_balanced_accuracy() -> None:
 
 
 @given(k=st.integers(1, 30), max_scores=st.integers(1, 200), seed=st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_knn_in_blocks_equals_a_plain_loop(k: int, max_scores: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     train, test = generator.normal(size=(25, 4)), generator.normal(size=(9, 4))

@@ -51,7 +51,7 @@ def plain_votes(
     return np.asarray((weights[:, None] * shares[nearest]).sum(axis=0) / weights.sum())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.integers(1, 40), st.sampled_from([0.02, 0.5]))
 def test_shares_and_votes_equal_the_plain_ones(seed: int, k: int, temperature: float) -> None:
     maps, labels = world(seed)
@@ -71,7 +71,7 @@ def test_shares_and_votes_equal_the_plain_ones(seed: int, k: int, temperature: f
         np.testing.assert_allclose(vote.numpy(), expected, atol=2e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.floats(0.1, 10.0))
 def test_votes_are_shares_whatever_the_order_and_the_length_of_features(seed: int, length: float) -> None:
     maps, labels = world(seed)

@@ -47,7 +47,7 @@ CPU = torch.device("cpu")
 ORACLES = {"right": ColourModel(), "wrong": ColourModel(-1.0)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000))
 def test_average_precision_equals_scikit_learns_with_ties_and_weights(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -22,7 +22,7 @@ def finding(p_value: float, metric: str = "acc1", report: str = "zero_shot", num
     return Finding(report, test, num_seeds=num_seeds)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine stalls within an example
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine stalls within an example
 @given(st.lists(st.tuples(shares, st.booleans()), max_size=10))
 def test_comparisons_on_items_and_over_seeds_are_corrected_apart(drawn: list[tuple[float, bool]]) -> None:
     found = corrected([finding(p, num_seeds=3 * seeds) for p, seeds in drawn])

@@ -6,7 +6,7 @@ import io
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.progress import Task
@@ -77,7 +77,6 @@ def test_sixty_columns_show_all_of_the_progress() -> None:
     assert "loss 2.345" in line(120, 12_800_000, 128_000_000, 3600, loss=2.345)
 
 
-@settings(deadline=None)
 @given(
     st.integers(32, 130),
     st.integers(1, 10**9),

@@ -22,13 +22,13 @@ PEERS = {
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=60), max_size=5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_tokens_of_any_text_equal_open_clips(texts):
     assert torch.equal(OURS(texts), PEER(texts))
 
 
 @given(st.text(st.characters(max_codepoint=127), max_size=80), st.sampled_from(["lower", "canonicalize", "whitespace"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_plain_words_can_be_cleaned_one_by_one(text, clean):
     peer = PEERS[clean]
     assert torch.equal(WordTokenizer(peer)([text, text]), peer([text, text]))

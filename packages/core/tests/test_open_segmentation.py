@@ -128,7 +128,7 @@ def test_a_class_of_a_small_area_gives_way() -> None:
     assert fewer.labels[0].tolist() == [0] * 8 + [1] * 12  # one of the twelve pixels that are not background
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.sampled_from([None, 0, 2]))
 def test_counts_of_all_thresholds_are_those_of_each(seed: int, background: int | None) -> None:
     rng = np.random.default_rng(seed)

@@ -107,7 +107,7 @@ def test_the_command_compares_and_refuses_a_run_twice(tmp_path: Path, monkeypatc
     assert not is_current(folders[0]), "a comparison is not the page of its first run"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 3)),

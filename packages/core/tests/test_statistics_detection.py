@@ -37,7 +37,7 @@ def match_plain(ious: Floats, ignored: NDArray[np.bool_], crowd: NDArray[np.bool
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 6), st.integers(0, 5))
 def test_matching_equals_the_plain_loops(seed: int, num_detections: int, num_objects: int) -> None:
     rng = np.random.default_rng(seed)
@@ -73,7 +73,7 @@ def rows_of(rng: np.random.Generator, images: int, detections: int, objects: int
     return ClassRows(image, true & ~ignored, ignored, rank, object_image, counts), scores
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1))
 def test_weights_count_images_as_often_as_they_are_drawn(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -18,7 +18,7 @@ from vfm.statistics.intervals import (
 
 
 @given(n=st.integers(1, 5000), share=st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_wilson_equals_scipy(n: int, share: float) -> None:
     successes = round(n * share)
     expected = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")

@@ -31,7 +31,7 @@ def test_published_example() -> None:
     assert holm([0.022, 0.041, 0.001, 0.8, 0.009]) == pytest.approx([0.066, 0.082, 0.005, 0.8, 0.036])  # by hand
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(families, st.sampled_from([0.01, 0.05, 0.1, 0.5]))
 def test_rejects_what_the_procedure_rejects(p_values: list[float], alpha: float) -> None:
     at_the_edge = [abs(p * left - alpha) < 1e-12 for p in p_values for left in range(1, len(p_values) + 1)]
@@ -39,7 +39,7 @@ def test_rejects_what_the_procedure_rejects(p_values: list[float], alpha: float)
         assert (holm(p_values) <= alpha).tolist() == rejected_step_by_step(p_values, alpha)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(families, st.randoms())
 def test_lies_between_no_correction_and_bonferroni_and_knows_no_order(p_values: list[float], random) -> None:
     corrected = holm(p_values)
@@ -57,7 +57,7 @@ def test_what_is_no_p_value_is_refused(wrong: list[float]) -> None:
         holm(wrong)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(families, st.lists(st.integers(0, 12), max_size=3))
 def test_tests_that_could_not_be_made_are_not_in_the_family(p_values: list[float], places: list[int]) -> None:
     mixed = np.insert(p_values, [min(place, len(p_values)) for place in places], np.nan)

@@ -22,7 +22,7 @@ def test_mcnemar_equals_the_values_printed_for_diva() -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_mcnemar_equals_scipys_sign_test_in_both_orders(pairs: list[tuple[bool, bool]]) -> None:
     first, second = np.array(pairs).T
     forward, backward = mcnemar_exact(first, second), mcnemar_exact(second, first)
@@ -77,7 +77,7 @@ def naive_flips(first: np.ndarray, second: np.ndarray, strata: np.ndarray) -> fl
 @example(
     [*[(False, False, 0)] * 5, (False, True, 0), (True, False, 1), (False, True, 1), (True, False, 0)]
 )  # a sum of 0
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sign_flips_equal_their_definition_and_mcnemar_without_classes(items: list[tuple[bool, bool, int]]) -> None:
     first, second, strata = (np.array(column) for column in zip(*items, strict=True))
     assert sign_flip_p(first, second, strata=strata) == pytest.approx(naive_flips(first, second, strata))

@@ -29,7 +29,7 @@ def iou_plain(pairs: list[tuple[Ints, Ints]], num_classes: int) -> list[float]:
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1))
 def test_mean_iou_and_its_resamples_equal_repeated_images(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -108,7 +108,7 @@ def quality_plain(truth: Segments, found: Segments, num_classes: int) -> list[tu
     return list(zip(iou, true, wrong, missed, strict=True))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.integers(0, 2**32 - 1))
 def test_panoptic_counts_equal_the_plain_loops(seed: int) -> None:
     rng = np.random.default_rng(seed)

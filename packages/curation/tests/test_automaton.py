@@ -48,7 +48,7 @@ def plain(text: str, entries: list[str], semantics: Semantics) -> list[int]:
 
 
 @pytest.mark.parametrize("semantics", ["metaclip", "metaclip2", "fixed"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(texts=st.lists(hostile, max_size=5), entries=hostile_entries)
 @example(texts=["猫写猫"], entries=["猫", "猫写", "写猫", "猫写猫", "", " ", "猫 "])
 def test_automaton_equals_the_definition(semantics: Semantics, texts: list[str], entries: list[str]) -> None:

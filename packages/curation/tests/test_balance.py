@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -51,7 +51,6 @@ def test_t_must_be_positive(t: float) -> None:
         probabilities.keep_probability(np.array([1]), t)
 
 
-@settings(deadline=None)  # the first call compiles
 @given(st.lists(st.lists(st.integers(0, 9), unique=True, max_size=6), max_size=12))
 def test_closed_form_equals_the_product_over_entries_also_for_texts_without_any(lists: list[list[int]]) -> None:
     entry_probability = np.linspace(0.05, 1.0, 10)

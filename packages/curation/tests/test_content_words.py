@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vfm.plugin import Event, UserError
@@ -83,7 +83,6 @@ def test_every_list_has_the_commonest_words_in_lower_case() -> None:
         assert all(one == one.lower() for one in function_words(language))
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.sampled_from(["a", "the", "dog", "red", "Paris", "in", "x"]), max_size=6).map(" ".join)))
 def test_entries_are_those_of_all_words_that_are_content_words(captions: list[str]) -> None:
     words, vocabulary = ContentWords("en"), Vocabulary(captions)

@@ -169,7 +169,7 @@ def test_texts_that_cannot_be_used_are_reported() -> None:
     assert bad == [("caption_too_long", PAGE), ("wrong_encoding", PAGE)]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), seed=st.integers(0, 2**16), compressed=st.booleans())
 def test_a_broken_record_loses_only_itself(tmp_path: Path, data: Any, seed: int, compressed: bool) -> None:
     rng = random.Random(seed)
@@ -300,7 +300,7 @@ def test_links_of_all_files_are_merged_and_sorted(run_stage: Any, tmp_path: Path
         assert table_of(again) == rows
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(names=st.lists(st.integers(0, 10**6), unique=True), num_buckets=st.integers(1, 40))
 def test_buckets_are_ranges_of_uids_that_can_be_read_separately(names: list[int], num_buckets: int) -> None:
     links = [Link(f"https://a/{name}.jpg", 0, "a dog") for name in names]

@@ -83,7 +83,7 @@ def texts(uids: list[str]) -> pa.Table:
     return pa.table({"row": list(range(len(uids))), **columns})
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1100, 4000), st.floats(0.1, 1), st.integers(0, 1000), st.permutations(range(3)))
 def test_a_tenth_of_repeated_texts_is_found_in_large_shards_in_any_order(
     size: int, share: float, seed: int, order: list[int]

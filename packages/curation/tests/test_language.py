@@ -55,7 +55,7 @@ def test_codes_map_to_the_nearest_language_with_metadata() -> None:
 words = ["dog", "Hund", "a dog", "猫", "写真", "the", "，", '"dog', "dog's", "(", "猫dog"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.sampled_from(["", "en", "de", "zh"]), st.sampled_from(words)), min_size=1, unique=True),
     st.lists(

@@ -35,7 +35,7 @@ hostile = st.lists(st.sampled_from(ALPHABET), max_size=14).map("".join)
 hostile_entries = st.lists(st.lists(st.sampled_from(ALPHABET), max_size=5).map("".join), min_size=1, unique=True)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(hostile, hostile_entries)
 @example("a  b", ["a b", "a", "", "a  b"])
 @example("", ["", " "])
@@ -109,7 +109,7 @@ def witness(entry: str, semantics: Semantics) -> str:
 
 
 @pytest.mark.parametrize("semantics", get_args(Semantics))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     entry=st.lists(st.sampled_from([*ALPHABET, *FIXED_MARKS[-4:], *FIXED_BLANKS]), min_size=1, max_size=6).map("".join)
 )
@@ -119,7 +119,7 @@ def test_entries_that_are_not_dead_match_some_text(semantics: Semantics, entry: 
 
 
 @pytest.mark.parametrize("semantics", get_args(Semantics))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(text=hostile, entries=hostile_entries)
 def test_dead_entries_never_match(semantics: Semantics, text: str, entries: list[str]) -> None:
     assert not set(plain(text, entries, semantics)) & set(dead_entries(entries, semantics))

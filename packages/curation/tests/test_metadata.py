@@ -86,7 +86,7 @@ def test_score_by_hand() -> None:
 words = st.text("ab", min_size=1, max_size=3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.lists(words, max_size=6).map(" ".join), max_size=12))
 def test_counts_spilled_to_disk_equal_those_in_memory(texts: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:

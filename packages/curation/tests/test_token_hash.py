@@ -36,7 +36,7 @@ def found(table: TokenTable, texts: list[str], **how: bool) -> list[list[int]]:
     return table.match(pa.array(texts, pa.string()), **how).to_pylist()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(hostile, max_size=6), hostile_entries)
 @example(["a  b"], ["a b", "a", "", "a  b"])
 @example([""], ["", " "])
@@ -47,7 +47,7 @@ def test_table_equals_the_substring_definition(texts: list[str], entries: list[s
     assert found(table, texts, verify=True) == plain
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.lists(st.sampled_from([*ALPHABET, *FIXED_MARKS, *FIXED_BLANKS]), max_size=14).map("".join), max_size=4),
     hostile_entries,

@@ -25,7 +25,7 @@ NAMES = ["cat", "dog", "owl", "cow", "hen", "pig", "ant", "bee"]
 Pictures = st.lists(st.lists(st.sampled_from(NAMES), unique=True, max_size=8), min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(Pictures, st.sampled_from(["random", "popular", "adversarial"]), st.integers(1, 3), st.integers(0, 5))
 def test_questions_are_balanced_and_absent_objects_are_absent(
     objects: list[list[str]], split: Split, per_image: int, seed: int

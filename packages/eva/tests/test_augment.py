@@ -68,7 +68,7 @@ def by_torchvision(sample: object, placement: Placement) -> object:
     return v2.Pad([0, 0, placement.side - width, placement.side - height], fill=fill)(sample)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(5, 90), st.integers(5, 90), st.integers(0, 10**6))
 @example(5, 78, 5674)  # a box whose side is the limit to rounding
 def test_crop_equals_torchvisions_classes(width, height, seed):
@@ -144,7 +144,7 @@ def test_distortion_equals_torchvisions_class(seed):
     assert torch.equal(distort(image, drawn), v2.RandomPhotometricDistort().transform(image, params))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 2000), st.integers(1, 2000), st.integers(0, 10**6))
 def test_draws_are_pure_and_the_crop_is_inside(width, height, seed):
     first, again = (

@@ -125,7 +125,7 @@ def test_distillation_and_its_gradients_are_open_clips_and_the_teacher_gets_none
 
 
 @given(num=st.integers(1, 20), chunk_size=st.integers(1, 24), seed=st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_chunks_do_not_change_the_distillation(num, chunk_size, seed):
     inputs = (*features(num, 8, seed), scalar(SCALE))
     assert_equal(gradients(distillation, *inputs, chunk_size=chunk_size), gradients(distillation, *inputs))
@@ -173,7 +173,7 @@ def test_siglip_starts_near_its_published_value():
 
 @LOSSES
 @given(num=st.integers(1, 20), chunk_size=st.integers(1, 24), scale=st.floats(0, 100), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_chunks_change_neither_loss_nor_gradients(loss, num, chunk_size, scale, seed):
     inputs = (*features(num, 8, seed), scalar(scale))
     assert_equal(gradients(loss, *inputs, chunk_size=chunk_size), gradients(loss, *inputs))

@@ -111,7 +111,7 @@ def test_exact_masks_keep_the_spatial_prior_and_only_add_to_evas(eva_masks):
 @given(
     rows=st.integers(2, 20), columns=st.integers(2, 20), ratio=st.floats(0, 1), seed=st.integers(-(2**63), 2**64 - 1)
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_counts_are_exact_for_every_grid_and_ratio(rows, columns, ratio, seed):
     num_masked = round(ratio * rows * columns)
     for draw in (block_mask_exact, random_mask):

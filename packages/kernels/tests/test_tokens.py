@@ -46,7 +46,7 @@ def test_a_mask_of_another_grid_raises():
 
 
 @given(batch=st.integers(1, 3), num_tokens=st.integers(1, 20), data=st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_scatter_undoes_gather(batch, num_tokens, data):
     keep = data.draw(st.integers(1, num_tokens))
     index = patch_dropout_index(batch, num_tokens, keep, torch.Generator().manual_seed(keep))
