@@ -21,7 +21,9 @@ from vfm_diva import DivaLatents, LogitNormal
 from vfm_diva.inputs import MakeImageInputs, MakeTuneInputs, TuneInputs
 from vfm_diva.latents import check_latents, open_latents
 from vfm_diva.noise import NoiseSampler
+from vfm_diva.presets import PRESETS
 from vfm_diva.space import LatentSpace, load_latent_space
+from vfm_diva.stages import Crops
 
 LINEAR = {"type": "linear"}
 CROPS = {"crop_scale": (0.3, 0.6), "crop_ratio": (0.8, 1.2)}
@@ -156,6 +158,13 @@ def test_latents_of_other_data_sizes_or_crops_are_rejected(
     pixels = make_prior(tmp_path / "pixels", clip)
     message = refusal(latents_config(generator="prior"), prior=pixels)
     assert "expected a generator with a VAE, got one that denoises pixels" in message
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_cached_crops_replace_those_of_a_preset(preset: str) -> None:
+    assert tune_config(preset=preset, latents="latents").augmentation == Crops()
+    with pytest.raises(ValueError, match="the crops are those of 'latents'"):
+        tune_config(preset=preset, latents="latents", augmentation={"crop_scale": (0.5, 1.0)})
 
 
 @pytest.mark.parametrize("change", ["weights", "scale"])

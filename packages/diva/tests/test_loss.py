@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from diva_families import add_text_encoder, family_clip, family_generator
 from diva_toy import batch_of, make_image_inputs, run, same, tune_config, weights
 from test_tune import make_task, train
 from vfm.models import load_clip
-from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint, Pool
+from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint, Pool, Preflight, SampleCache, UserError
 from vfm.train import Batch
-from vfm_diva import ContrastiveLoss
+from vfm_diva import ContrastiveLoss, DivaLatents
 from vfm_diva.inputs import MakeTuneInputs, TuneInputs
 from vfm_diva.loss import contrast
 from vfm_diva.tune_task import TuneTask
@@ -120,3 +121,19 @@ def test_settings_that_leave_nothing_to_compare_are_refused() -> None:
     for changes in ({"num_timesteps": 2}, {"num_timesteps": 1, "micro_batch_size": 1}):
         with pytest.raises(ValueError, match=r"loss: contrastive needs num_timesteps: 1 and at least 2 images"):
             tune_config(loss=CONTRASTIVE, **changes)
+
+
+@pytest.mark.parametrize("changes", [{"preset": "genhancer"}, {"preset": "dcr", "augmentation": {"crop_scale": None}}])
+def test_two_crops_that_are_not_random_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"contrastive compares two random crops: .* got null"):
+        tune_config(loss=CONTRASTIVE, **changes)
+
+
+def test_cached_crops_that_are_not_random_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    config = tune_config(preset="dcr", latents="latents")
+    facts = {"shape": (4, 8, 8), "dtype": "fp16", "num_samples": 1, "num_crops": 1, "samples_per_shard": 1, "seed": 0}
+    made = SampleCache.create(tmp_path, data="data", producer="vae", crop_scale=None, flip=0.0, **facts)
+    stage = DivaLatents(name="latents", data="pool", generator="sd", augmentation={"crop_scale": None})
+    for known in (Preflight({}, {"latents": made.path}), Preflight({"latents": stage}, {})):
+        with pytest.raises(UserError, match=r"contrastive compares two random crops: .* of 'latents', got null"):
+            config.preflight(known)

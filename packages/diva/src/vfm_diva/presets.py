@@ -110,11 +110,16 @@ PRESETS |= {name: {**_DIVA, "condition": condition} for name, condition in _TOKE
 
 
 def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the given settings laid over those of their preset; `samples_seen` replaces the preset's `steps`."""
+    """Return the given settings laid over those of their preset.
+
+    `samples_seen` replaces the preset's `steps`, and `latents` its `augmentation`: their crops are cached.
+    """
     chosen = dict(PRESETS.get(str(given.get("preset", "recommended")), {}))
     condition = given.get("condition")
     if isinstance(condition, Mapping) and "share" in condition:  # instead of the preset's number of patches
         chosen["condition"] = {key: value for key, value in chosen.get("condition", {}).items() if key != "count"}
     if "samples_seen" in given:
         chosen.pop("steps", None)
+    if given.get("latents"):
+        chosen.pop("augmentation", None)
     return merge_settings(chosen, given)

@@ -26,6 +26,7 @@ from vfm.plugin import (
     Seed,
     Stage,
     Training,
+    UserError,
 )
 from vfm_diva.loss_parts import DenoisingLoss, Loss
 from vfm_diva.network_parts import DenoiserNetwork, UNet
@@ -60,6 +61,18 @@ class Crops(Config):
         if self.crop_ratio[0] > self.crop_ratio[1]:
             raise ValueError(f"crop_ratio: expected the smaller ratio first, got {list(self.crop_ratio)}")
         return self
+
+
+def check_random_crops(loss: Loss, crops: Crops | SampleCache, where: str) -> None:
+    """Check that crops are random if a loss compares two of them.
+
+    Raises:
+        UserError: they are not; it names the setting `where`.
+    """
+    if loss.needs_view and crops.crop_scale is None:
+        raise UserError(
+            f"loss: {loss.type} compares two random crops: expected crop_scale such as [0.9, 1.0] in {where}, got null"
+        )
 
 
 class DivaLatents(Stage):
@@ -263,6 +276,7 @@ class DivaTune(Feedback, ClipPostTraining):
             raise ValueError(f"anchor: {self.anchor.type} compares whole weights: set runtime.parallel: ddp")
         if self.latents and self.augmentation != Crops():
             raise ValueError(f"the crops are those of {self.latents!r}: set augmentation there")
+        check_random_crops(self.loss, self.augmentation, "augmentation")
         share = self.global_batch_size // self.runtime.processes
         micro = min(self.micro_batch_size or share, share)
         fewest = micro and (share % micro or micro)  # images of a forward pass; 0 with more processes than images

@@ -16,7 +16,7 @@ from vfm_diva.noise import NoiseSampler
 from vfm_diva.panels import before_after_panel, control_panel, image_samples_panel
 from vfm_diva.parts import Lora, TrainedAdapter
 from vfm_diva.prompt import check_encoder, encode_prompt
-from vfm_diva.stages import DivaTune
+from vfm_diva.stages import Crops, DivaLatents, DivaTune, check_random_crops
 from vfm_diva.tune_task import TuneTask
 
 NUM_CHECKED = 8  # images, of which at least one must be readable before anything runs
@@ -36,6 +36,10 @@ def check_tune(config: DivaTune, ctx: Preflight) -> None:
         check_low_rank()
     if data:
         check_readable(data)
+    if config.latents:
+        stage = ctx.stage(config.latents)
+        crops = ctx.artifact(config.latents) or (stage.augmentation if isinstance(stage, DivaLatents) else Crops())
+        check_random_crops(config.loss, crops, f"the augmentation of {config.latents!r}")
     if clip and generator:
         model, loaded = blueprint(clip), load_generator(generator, weights=False)
         check_feedback(model, loaded, config)
