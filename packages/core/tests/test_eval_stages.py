@@ -43,10 +43,11 @@ from vfm.eval.knn import score_knn
 from vfm.eval.linear_probe import score_linear_probe
 from vfm.eval.retrieval import score_retrieval
 from vfm.eval.zero_shot import score_zero_shot
+from vfm.interfaces import Evaluation
 from vfm.models import build_vision, save_vision
 from vfm.panels import ImagesPanel, TablePanel, load_panels
 from vfm.scores import ModelResult
-from vfm.stage import Preflight
+from vfm.stage import Preflight, Ref
 from vfm.stages import EVALUATIONS
 from vfm.stages.evaluation import Choices, Knn, LinearProbe, MmvpVlm, Retrieval, ZeroShot
 from vfm.stages.labeled import Labeled
@@ -480,9 +481,10 @@ def test_stages_are_known_without_torch() -> None:
     assert len({stage.kind_name() for stage in EVALUATIONS}) == 17
 
 
-def test_a_model_named_twice_is_refused() -> None:
-    stage = ZeroShot(kind="eval.zero_shot", name="z", models=["clip", "clip"], data="val")
-    with pytest.raises(UserError, match="'clip' is named more than once"):
+@pytest.mark.parametrize("evaluation", [stage for stage in EVALUATIONS if issubclass(stage, Evaluation)])
+def test_models_of_one_name_are_refused(evaluation: type[Evaluation]) -> None:
+    stage = evaluation.model_construct(name="e", models=[Ref("one/clip"), Ref("two/clip/")])
+    with pytest.raises(UserError, match="models: 'clip' is named more than once"):
         stage.preflight(Preflight({}, {}))
 
 

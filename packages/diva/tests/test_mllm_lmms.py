@@ -104,7 +104,7 @@ def test_preflight_says_in_a_line_what_is_missing(tmp_path: Path) -> None:
     logs = logs_of(tmp_path / "logs", right, ["mmvp"])
     assert "has no *_samples_pope_adv.jsonl" in line(logs={"a": logs}, tasks=["mmvp", "pope_adv"])
     config(logs={"a": logs}, tasks=["mmvp"]).preflight(Preflight({}, {}))
-    assert "named twice" in line(logs={"a": logs}, folders={"a": logs}, tasks=["mmvp"])
+    assert "'a' is named more than once" in line(logs={"a": logs}, folders={"a": logs}, tasks=["mmvp"])
     with pytest.raises(ValidationError, match="expected models, folders or logs"):
         config()
 

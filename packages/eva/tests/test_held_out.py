@@ -93,6 +93,11 @@ def test_models_without_a_head_or_a_teacher_are_refused(tmp_path: Path, pool: Po
         evaluation(models=["eva"], teacher="teacher").preflight(Preflight({}, {"eva": made.path}))
 
 
+def test_models_of_one_name_are_refused() -> None:
+    with pytest.raises(UserError, match="models: 'eva' is named more than once"):
+        evaluation(models=["A/eva", "B/eva"], teacher="teacher").preflight(Preflight({}, {}))
+
+
 def test_intervals_of_a_mean_cover_it() -> None:
     generator = np.random.default_rng(0)
     inside = 0

@@ -221,6 +221,11 @@ class EvalLmms(Evaluation):
         """Whether there are models, folders or logs."""
         return bool(self.models or self.folders or self.logs)
 
+    @property
+    def result_names(self) -> list[str]:
+        """Name in the results of each model, each folder and each folder of logs."""
+        return [*super().result_names, *self.folders, *self.logs]
+
     def sources(self) -> Iterable[str]:
         """Return the folders of models and of logs."""
         return [*self.folders.values(), *self.logs.values()]

@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from vfm.artifacts import Metric, Report
 from vfm.config import UserError, did_you_mean
+from vfm.interfaces import short_name
 from vfm.panels import LinesPanel, Panel, Series
 from vfm.stage import Context
 from vfm.stages.evaluation import Curves
-from vfm.stages.evaluation.base import short_name
 from vfm.statistics import wilson_interval
 from vfm.store_files import read_json_lines, reading
 from vfm.train import METRICS_FILE

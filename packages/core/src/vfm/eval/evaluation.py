@@ -20,11 +20,12 @@ import torch
 from vfm.artifacts import Artifact, Comparison, Metric, Report
 from vfm.eval.encoders import load_encoder
 from vfm.eval.hashes import checkpoint_hash
+from vfm.interfaces import short_name
 from vfm.models import ImageEncoder
 from vfm.scored_items import write_items
 from vfm.scores import Evaluated, ModelResult
 from vfm.stage import Context, Ref, Runtime
-from vfm.stages.evaluation.base import EncodedEvaluation, ModelEvaluation, short_name
+from vfm.stages.evaluation.base import EncodedEvaluation, ModelEvaluation
 from vfm.statistics import compare, to_metric
 from vfm.train import distributed
 from vfm.train.sharing import leave_to_first, sharing

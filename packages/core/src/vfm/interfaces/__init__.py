@@ -1,6 +1,6 @@
 """The interfaces: abstract stages that fix inputs and output, so that one method can replace another in a recipe."""
 
-from vfm.interfaces.evaluation import AnyEvaluation, Evaluation, check_evaluations
+from vfm.interfaces.evaluation import AnyEvaluation, Evaluation, check_evaluations, short_name
 from vfm.interfaces.low_rank import LowRankSettings
 from vfm.interfaces.methods import (
     ClipPostTraining,
@@ -33,5 +33,5 @@ __all__ = [
     "AdamW", "AnyEvaluation", "CheckpointPolicy", "ClipPostTraining", "ClipTraining", "ConstantSchedule",
     "ContinueFrom", "CosineSchedule", "CropScale", "Curation", "Decay", "Evaluation", "EvaluationPolicy", "Lamb",
     "Loading", "LowRankSettings", "Optimizer", "Portion", "Schedule", "Sgd", "TimmOptimizer", "Training",
-    "TrainingRuntime", "VisionPretraining", "WarmupStableDecay", "check_evaluations",
+    "TrainingRuntime", "VisionPretraining", "WarmupStableDecay", "check_evaluations", "short_name",
 ]  # fmt: skip

@@ -16,8 +16,8 @@ from pydantic import (
 )
 
 from vfm.artifacts import Artifact, ClipCheckpoint, Report
-from vfm.config import did_you_mean, readable
-from vfm.stage import Context, Ref, Runtime, Stage
+from vfm.config import UserError, did_you_mean, readable
+from vfm.stage import Context, Preflight, Ref, Runtime, Stage
 
 
 class Evaluation(Stage):
@@ -37,9 +37,30 @@ class Evaluation(Stage):
         return bool(self.models)
 
     @property
+    def result_names(self) -> list[str]:
+        """Name in the results of each model, and of whatever else is evaluated in place of one."""
+        return [short_name(ref) for ref in self.models]
+
+    def preflight(self, ctx: Preflight) -> None:
+        """Check that no name is used twice, which would drop a model from the results, and then what `checks` checks.
+
+        Raises:
+            UserError: the first mistake.
+        """
+        names = self.result_names
+        if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+            raise UserError(f"models: {twice[0]!r} is named more than once")
+        super().preflight(ctx)
+
+    @property
     def log_prefix(self) -> str:
         """Prefix of its metrics' names in a training's log; empty unless it was given a name of its own."""
         return "" if self.name == _verb(self.kind) else f"{self.name}/"
+
+
+def short_name(ref: str) -> str:
+    """Return the name of an input in results: a stage's name, or the last part of a path."""
+    return ref.rstrip("/").rpartition("/")[2]
 
 
 def _verb(kind: str) -> str:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vfm.interfaces import Evaluation
+from vfm.interfaces import Evaluation, short_name
 from vfm.models.clip import ClipModel
 from vfm.panels import LinesPanel, Series
 from vfm.scores import Score
 from vfm.stage import Context
-from vfm.stages.evaluation.base import ModelEvaluation, short_name
+from vfm.stages.evaluation.base import ModelEvaluation
 from vfm.stages.models import Interpolate
 from vfm.train.dist import World, prepare_device
 from vfm.train.evaluations import run_evaluations

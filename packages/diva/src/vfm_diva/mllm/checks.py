@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,9 +28,8 @@ def check_train(config: MllmTrain, ctx: Preflight) -> None:
 
 
 def check_evaluation(config: EvalMllm, ctx: Preflight) -> None:
-    """Check that transformers is installed, and that no model is named twice."""
+    """Check that transformers is installed."""
     check_transformers(config.kind)
-    _check_named_once([ref.rstrip("/").rpartition("/")[2] for ref in config.models])
 
 
 def check_questions(config: MllmQuestions, ctx: Preflight) -> None:
@@ -69,8 +67,6 @@ def check_lmms(config: EvalLmms, ctx: Preflight) -> None:
     Raises:
         UserError: one of these does not hold; it names what is missing.
     """
-    names = [ref.rstrip("/").rpartition("/")[2] for ref in config.models]
-    _check_named_once([*names, *config.folders, *config.logs])
     if (config.models or config.folders) and not shutil.which(config.command[0]):
         raise UserError(
             f"{config.name}: {config.command[0]} is not installed, which runs lmms-eval in an environment of its own:"
@@ -92,8 +88,3 @@ def check_transformers(kind: str) -> None:
     """
     if not find_spec("transformers"):
         raise UserError(f"{kind} needs transformers: {how_to_install('vfm-diva[mllm]')}")
-
-
-def _check_named_once(names: list[str]) -> None:
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{twice[0]}: named twice; the paired test would compare it with itself")

@@ -59,7 +59,6 @@ class ModelEvaluation(Evaluation):
 
     version: ClassVar[int] = 3  # since checkpoint_sha256 covers the configuration too
     work: ClassVar[str] = "vfm.eval.evaluation:evaluate_models"
-    checks: ClassVar[str] = "vfm.stages.evaluation.checks:check_evaluation"
     evaluator: ClassVar[str] = ""  # "package.module:function", (config, Context, encoders by name) -> Evaluated
     task: ClassVar[str] = ""  # its name in result files; default: the second half of `kind`
 
@@ -127,8 +126,3 @@ class FeatureEvaluation(EncodedEvaluation):
         description="training images, with one class or several labels each, the same as in `data`"
     )
     data: Ref[LabeledDataset | TaggedImages] = Field(description="images to evaluate on")
-
-
-def short_name(ref: str) -> str:
-    """Return the name of an input in results: a stage's name, or the last part of a path."""
-    return ref.rstrip("/").rpartition("/")[2]

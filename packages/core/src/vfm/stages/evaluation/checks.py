@@ -9,24 +9,17 @@ from vfm.artifacts import AnnotatedImages, Artifact, LabeledDataset, TaggedImage
 from vfm.config import UserError, did_you_mean
 from vfm.interfaces import Training
 from vfm.stage import Preflight, Ref
-from vfm.stages.evaluation.base import FeatureEvaluation, ModelEvaluation, short_name
+from vfm.stages.evaluation.base import FeatureEvaluation
 from vfm.stages.evaluation.dense import DenseEvaluation, DenseProbe
 from vfm.stages.evaluation.features import Classify, LinearProbe
 from vfm.stages.evaluation.open_segmentation import OpenSegmentation
-from vfm.stages.evaluation.reports import Curves
 from vfm.stages.evaluation.text_image import Retrieval, ZeroShot
 from vfm.stages.evaluation.video import VideoEvaluation
 from vfm.templates import read_sentences, sentences_of
 
 
-def check_evaluation(config: ModelEvaluation | Curves, ctx: Preflight) -> None:
-    """Check that no model is named twice: a paired test would compare it with itself."""
-    check_named_once(config.models)
-
-
 def check_zero_shot(config: ZeroShot, ctx: Preflight) -> None:
-    """Check the models' names, and the class names where the dataset exists."""
-    check_named_once(config.models)
+    """Check the class names where the dataset exists."""
     if config.prompts:
         read_sentences(config.prompts)
     if data := ctx.artifact(config.data):
@@ -34,22 +27,19 @@ def check_zero_shot(config: ZeroShot, ctx: Preflight) -> None:
 
 
 def check_retrieval(config: Retrieval, ctx: Preflight) -> None:
-    """Check the models' names, and the language where the dataset exists."""
-    check_named_once(config.models)
+    """Check the language where the dataset exists."""
     if data := ctx.artifact(config.data):
         data.check_languages([config.language], config.data)
 
 
 def check_classify(config: Classify, ctx: Preflight) -> None:
-    """Check the models' names, and the class names where the dataset exists."""
-    check_named_once(config.models)
+    """Check the class names where the dataset exists."""
     if data := ctx.artifact(config.data):
         check_class_names(data.class_names, str(config.data))
 
 
 def check_feature_evaluation(config: FeatureEvaluation, ctx: Preflight) -> None:
     """Check that both sets are of one type and, where they exist, have the same classes."""
-    check_named_once(config.models)
     train, data = ctx.artifact(config.train), ctx.artifact(config.data)
     if train and data:
         check_same_classes(config, train, data)
@@ -58,8 +48,7 @@ def check_feature_evaluation(config: FeatureEvaluation, ctx: Preflight) -> None:
 
 
 def check_dense_evaluation(config: DenseEvaluation, ctx: Preflight) -> None:
-    """Check the names, and where they exist the data's labels and the models' tasks and classes."""
-    check_named_once([*config.models, *config.predictions])
+    """Check the data's labels and the models' tasks and classes, where they exist."""
     if data := ctx.artifact(config.data):
         check_dense_data(config, data)
         for ref in config.models:
@@ -123,8 +112,7 @@ def check_dense_evaluations(
 
 
 def check_dense_probe(config: DenseProbe, ctx: Preflight) -> None:
-    """Check the models' names, and where they exist the labels and classes of the data."""
-    check_named_once(config.models)
+    """Check the labels and classes of the data where they exist."""
     data, train = ctx.artifact(config.data), ctx.artifact(config.train) if config.train else None
     if data:
         check_semantic(config, data, train)
@@ -147,8 +135,7 @@ def check_semantic(config: DenseProbe, data: AnnotatedImages, train: AnnotatedIm
 
 
 def check_open_segmentation(config: OpenSegmentation, ctx: Preflight) -> None:
-    """Check the models' names, and the labels of the data where it exists."""
-    check_named_once(config.models)
+    """Check the labels of the data where it exists."""
     if data := ctx.artifact(config.data):
         check_open_segmentation_data(config, data)
 
@@ -165,26 +152,13 @@ def check_open_segmentation_data(config: OpenSegmentation, data: AnnotatedImages
 
 
 def check_video_evaluation(config: VideoEvaluation, ctx: Preflight) -> None:
-    """Check the models' names, and where they exist that they have the classes of the data."""
-    check_named_once(config.models)
+    """Check that models have the classes of the data, where they exist."""
     data = ctx.artifact(config.data)
     for ref in config.models:
         model = ctx.artifact(ref)
         if data and model and (missing := [name for name in data.class_names if name not in model.class_names]):
             hint = did_you_mean(missing[0], model.class_names)
             raise UserError(f"{ref}: its head has no class {missing[0]!r} of {config.data}{hint}")
-
-
-def check_named_once(models: Sequence[str]) -> None:
-    """Check that every model has its own name in the results.
-
-    Raises:
-        UserError: two models have the same name.
-    """
-    names = [short_name(ref) for ref in models]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise UserError(f"models: {twice[0]!r} is named more than once")
 
 
 def check_class_names(names: Sequence[str], where: str) -> None:

@@ -45,6 +45,11 @@ class DenseEvaluation(Evaluation):
         return bool(self.models or self.predictions)
 
     @property
+    def result_names(self) -> list[str]:
+        """Name in the results of each model and each file of predictions."""
+        return [*super().result_names, *self.predictions]
+
+    @property
     def reading(self) -> ReadSettings:
         """How `data` is read."""
         return ReadSettings(self.micro_batch_size, self.max_bad_fraction, max(1, self.runtime.num_workers))

@@ -18,7 +18,6 @@ class Curves(Evaluation):
     version: ClassVar[int] = 2  # since spikes are reported for losses of single steps only
     kind: Literal["eval.curves"] = "eval.curves"
     work: ClassVar[str] = "vfm.eval.curves:compare_curves"
-    checks: ClassVar[str] = "vfm.stages.evaluation.checks:check_evaluation"
 
     models: list[Ref[ClipCheckpoint | VisionCheckpoint]] = Field(  # type: ignore[assignment]
         [], description="models whose trainings are compared; the first one's final score is the goal"
