@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from cli_world import run_here
 from eval_world import NAMES, labeled, run_in, tiny_clip
 from train_toy import Samples, plan, train
 from vfm.artifacts import MANIFEST_FILE, Artifact
 from vfm.config import UserError
 from vfm.data import open_dataset
-from vfm.eval import ReadSettings, encode_dataset
+from vfm.eval import ReadSettings, encode_dataset, open_writer, read_embeddings
+from vfm.eval.embeddings import SUFFIXES
 from vfm.eval.encoders import load_encoder
 from vfm.events import Event
 from vfm.flow import fingerprints
@@ -109,6 +113,22 @@ def world(folder: Path) -> dict[str, Kind]:
             raise UserError(lines[0])
         return None
 
+    def export(file: Path) -> object:
+        done = run_here("export", file.parent, "--format", "safetensors", "--out", folder / "exported")
+        if done.code:
+            raise UserError(done.err)
+        shutil.rmtree(folder / "exported")
+        return done.out
+
+    def embeddings(file: Path) -> object:
+        found = read_embeddings(file if file.suffix == ".parquet" else folder / "index/e.npy")
+        return found.keys, found.texts, found.vectors.tolist(), found.model, found.data
+
+    for suffix in SUFFIXES:
+        with open_writer(folder / f"index/e{suffix}", "clip") as writer:
+            writer.write([f"{n:04d}" for n in range(50)], ["a"] * 50, np.random.default_rng(0).random((50, 8), "f4"))
+    index = sorted((folder / "index").iterdir())
+
     published = [path for one in artifacts for path in sorted(one.rglob("*")) if path.is_file() and path not in caches]
     weights = [path for path in published if path.suffix == ".safetensors"]
     of_models = [path for path in published if path.is_relative_to(clip)]
@@ -117,6 +137,9 @@ def world(folder: Path) -> dict[str, Kind]:
         "checkpoints": Kind([path for path in newest.rglob("*") if path.is_file()], resume),
         "weights of models": Kind(weights, lambda file: Artifact.load(_artifact(file, artifacts)).path),
         "models": Kind(of_models, lambda file: Artifact.load(_artifact(file, artifacts)).path),
+        "models to export": Kind(of_models, export),
+        "embeddings, npy": Kind([path for path in index if path.suffix != ".parquet"], embeddings),
+        "embeddings, Parquet": Kind([path for path in index if path.suffix == ".parquet"], embeddings, refuses=False),
         "datasets and reports": Kind(
             [path for path in published if path not in of_models and path.name != MANIFEST_FILE],
             lambda file: Artifact.load(_artifact(file, artifacts)).path,

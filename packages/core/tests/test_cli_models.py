@@ -57,7 +57,8 @@ def test_embeddings_are_the_encoders_in_order_without_the_bad(
     found = read_embeddings(out)
     assert found.keys == peer.keys
     assert torch.equal(found.vectors, peer.features["m"])
-    assert {file.name for file in tmp_path.glob("e*")} == {out.name} | ({"e.keys.txt"} if suffix == ".npy" else set())
+    beside = {"e.keys.txt", "e.npy.json"} if suffix == ".npy" else set()
+    assert {file.name for file in tmp_path.glob("e*")} == {out.name} | beside
     if suffix == ".npy":
         assert np.load(out).shape == found.vectors.shape
     else:
@@ -202,6 +203,23 @@ def test_a_damaged_npy_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.keys.txt").write_text("one\n")
     with pytest.raises(UserError, match="1 keys for an array of"):
         read_embeddings(tmp_path / "a.npy")
+
+
+def test_an_npy_is_compared_with_its_record_also_under_another_name(tmp_path: Path) -> None:
+    with NpyWriter(tmp_path / "a.npy") as writer:
+        writer.write(["one", "two"], [None] * 2, np.eye(2, dtype=np.float32))
+    for suffix in (".npy", ".keys.txt", ".npy.json"):
+        (tmp_path / f"a{suffix}").rename(tmp_path / f"b{suffix}")
+    assert read_embeddings(tmp_path / "b.npy").keys == ["one", "two"]
+    for file, data in ((tmp_path / "b.npy", None), (tmp_path / "b.keys.txt", b"one\ntwp\n")):
+        before = file.read_bytes()
+        file.write_bytes(data or before[:-1] + b"\x3e")
+        with pytest.raises(UserError, match=rf"{file.name}: not as it was written: .* make it again with vfm embed"):
+            read_embeddings(tmp_path / "b.npy")
+        (tmp_path / "b.npy.json").rename(tmp_path / "away")
+        assert len(read_embeddings(tmp_path / "b.npy").keys) == 2  # as of older versions, without a record
+        (tmp_path / "away").rename(tmp_path / "b.npy.json")
+        file.write_bytes(before)
 
 
 def test_the_type_of_a_model_follows_from_its_folder_file_or_name(world: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import open_clip
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -172,6 +173,27 @@ def test_mismatch_is_a_one_line_error_and_nothing_is_written(
     (line,) = result.errors
     assert message in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "key"),
+    [
+        ("eva_clip", "open_clip_model.safetensors", "text.positional_embedding"),
+        ("encoder", "model.safetensors", "head.weight"),
+    ],
+)
+@pytest.mark.parametrize("format_name", ["safetensors", "timm", "hf", "eva", "onnx"])
+def test_weights_that_are_not_finite_are_not_exported(
+    name: str, weights: str, key: str, format_name: str, models: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(models / name, tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / weights)
+    tensors[key].view(-1)[3] = torch.nan
+    save_file(tensors, tmp_path / "model" / weights)
+    result = run_here("export", tmp_path / "model", "--format", format_name, "--out", tmp_path / "out")
+    assert result.code == 2
+    assert result.errors == [f"error: {tmp_path / 'model'}: expected finite weights, got NaN or infinity in {key}"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_encoder_outside_the_eva_layouts_is_refused_with_its_key(tmp_path: Path) -> None:

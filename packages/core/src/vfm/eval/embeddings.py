@@ -2,7 +2,8 @@
 
     FILE.parquet   key, text (the first caption or the class name, if any), embedding (list of D floats); the model's
                    full name and the dataset's path in the schema's metadata
-    FILE.npy       (N, D) float32, and beside it FILE.keys.txt with one key per line
+    FILE.npy       (N, D) float32, and beside it FILE.keys.txt with one key per line, and FILE.npy.json with the sizes
+                   and hashes of both, which are compared where it exists
 
 A file appears when it is complete.
 """
@@ -31,14 +32,16 @@ from vfm.data import BadSample, Sample, Source
 from vfm.eval.bad_samples import BadSamples
 from vfm.eval.features import decoded_batches, preprocesses
 from vfm.eval.finite import check_finite
+from vfm.integrity import FILES, damage, hash_file, known_files, read_sealed, seal
 from vfm.models import ImageEncoder
-from vfm.publishing import publish_file
+from vfm.publishing import publish_file, write_file
 from vfm.stage import Context
 from vfm.stages.evaluation.base import ReadSettings
 from vfm.store_files import read_npy, read_parquet, reading
 
 MODEL, DATA = b"vfm.model", b"vfm.data"  # in the schema's metadata
 SUFFIXES = (".parquet", ".npy")
+KEYS = ".keys.txt"  # suffix of the keys beside an npy file
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ class NpyWriter:
 
     def __init__(self, file: Path) -> None:
         self.file, self.part = file, file.with_name(file.name + ".part")
-        self.rows, self.keys = 0, file.with_suffix(".keys.txt")
+        self.rows, self.keys = 0, file.with_suffix(KEYS)
         self.stream: IO[bytes]
         self.names: IO[str]
 
@@ -203,17 +206,39 @@ class NpyWriter:
             stream.close()
             part = Path(stream.name)
             part.unlink() if kind or not self.rows else publish_file(part, target)
+        if self.rows and not kind:
+            _write_record(self.file)
 
     def _header(self, width: int) -> None:
         facts = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, width)}
         npy.write_array_header_1_0(self.stream, facts)  # type: ignore[no-untyped-call]
 
 
+def _record_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.json")
+
+
+def _write_record(file: Path) -> None:
+    """Write sizes and hashes of an npy file and its keys, by suffix: they may be renamed together."""
+    files = {suffix: file.with_suffix(suffix) for suffix in (file.suffix, KEYS)}
+    facts = {suffix: (one.stat().st_size, hash_file(one)) for suffix, one in files.items()}
+    write_file(_record_of(file), seal({FILES: facts}))
+
+
+def _check_record(file: Path) -> None:
+    record = _record_of(file)
+    if not record.is_file():  # written by an older version, or by others
+        return
+    known = known_files(read_sealed(record, FILES), record) or {}
+    if lines := damage(file.parent, {file.with_suffix(suffix).name: facts for suffix, facts in known.items()}):
+        raise UserError("\n".join(f"{line}; make it again with vfm embed" for line in lines))
+
+
 def read_embeddings(file: Path) -> Embeddings:
     """Read a file that `vfm embed` has written.
 
     Raises:
-        UserError: the file does not exist, or is not such a file.
+        UserError: the file does not exist, is not such a file, or is not as it was written.
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file; make one with vfm embed")
@@ -228,9 +253,10 @@ def read_embeddings(file: Path) -> Embeddings:
             facts = table.schema.metadata or {}
             model, data = facts.get(MODEL, b"").decode(), facts.get(DATA, b"").decode()
             return Embeddings(table["key"].to_pylist(), texts, vectors, model, data)
+        _check_record(file)
         vectors = torch.from_numpy(read_npy(file))
         # `splitlines` would also split a key at a line separator of Unicode.
-        keys = file.with_suffix(".keys.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        keys = file.with_suffix(KEYS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
         if vectors.ndim != 2 or len(keys) != len(vectors):
             raise ValueError(f"{len(keys)} keys for an array of {tuple(vectors.shape)}")
     return Embeddings(keys, [""] * len(keys), vectors)

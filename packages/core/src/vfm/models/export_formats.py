@@ -14,7 +14,7 @@ import torch
 from open_clip.timm_model import TimmModel
 from torch import nn
 
-from vfm.artifacts import ExportedModel
+from vfm.artifacts import FACTS_FILE, Artifact, ExportedModel
 from vfm.config import UserError, did_you_mean
 from vfm.models import clip_config, hugging_face, hugging_face_siglip
 from vfm.models.clip import ClipModel, load_clip, open_clip_incompatibility, save_clip
@@ -25,7 +25,7 @@ from vfm.models.hugging_face_timm import save_timm_wrapper, timm_wrapper_mismatc
 from vfm.models.llava_export import llava_mismatch, write_llava
 from vfm.models.vision import VISION_CONFIG_FILE, load_vision, masked_modelling, read_masked_modelling, save_vision
 from vfm.models.weight_transfer import KeyReport
-from vfm.models.weights import save_state_dict
+from vfm.models.weights import check_finite_weights, save_state_dict
 from vfm.stage import Context, Preflight
 from vfm.stages.models import Export
 from vfm.store_files import read_record
@@ -49,10 +49,21 @@ def open_model(folder: Path) -> Model:
         The model in evaluation mode.
 
     Raises:
-        UserError: the folder holds no model, or its weights do not fit.
+        UserError: the folder holds no model, its weights do not fit or are not finite, or a file of the artifact is
+            damaged.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
+    if (folder / FACTS_FILE).is_file():
+        Artifact.load(folder)  # compares the hashes of its files
+    model = _load_model(folder)
+    module = _module(model)
+    for tensors in (module.state_dict(), masked_modelling(module)):
+        check_finite_weights(tensors, folder)
+    return model
+
+
+def _load_model(folder: Path) -> Model:
     if (folder / clip_config.CONFIG_FILE).is_file():
         return load_clip(folder)
     if (config := folder / VISION_CONFIG_FILE).is_file():
@@ -60,6 +71,10 @@ def open_model(folder: Path) -> Model:
         # timm and Hugging Face use the same file name; only timm's has an `architecture`.
         return _with_masked_modelling(folder) if "architecture" in record else load_transformers_model(folder)
     raise UserError(f"{folder}: no model (looked for {clip_config.CONFIG_FILE} and {VISION_CONFIG_FILE})")
+
+
+def _module(model: Model) -> nn.Module:
+    return model.module if isinstance(model, ClipModel) else model
 
 
 def _with_masked_modelling(folder: Path) -> nn.Module:
@@ -189,8 +204,7 @@ def transformers_config(model: ClipModel, where: str) -> dict[str, Any]:
 
 
 def _write_safetensors(model: Model, directory: Path) -> list[str]:
-    module = model.module if isinstance(model, ClipModel) else model
-    save_state_dict(module.state_dict(), directory / "model.safetensors")
+    save_state_dict(_module(model).state_dict(), directory / "model.safetensors")
     return ["only the weights, under the names of " + ("open_clip" if isinstance(model, ClipModel) else "timm")]
 
 
