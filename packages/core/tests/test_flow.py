@@ -13,6 +13,7 @@ import pytest
 
 import toy_plugin
 import vfm
+from vfm.flow.estimate import known_artifacts
 from vfm.flow.fingerprints import cached_fingerprints
 from vfm.flow.manifest import read_manifest
 from vfm.flow.plan import make_plan, saved_identity
@@ -53,6 +54,14 @@ def test_run_publishes_every_stage_with_manifest_and_links(tmp_path):
     assert manifest["versions"]["vfm-core"]
     assert [event.type for event in events if event.type.startswith("stage")] == ["stage_started", "stage_finished"] * 3
     assert not list(tmp_path.glob(".*.part")) + list(tmp_path.glob(".*.work"))
+
+
+def test_an_estimate_takes_a_stage_before_a_folder_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "saved"):
+        toy_plugin.Numbers.create(tmp_path / name, values=[1])
+    recipe, _ = plan(TEXT.replace("[a, b]", "[a, b, saved]"), tmp_path / "store")
+    assert known_artifacts(recipe, Store(tmp_path / "store")) == ({"saved": Path("saved")}, "")
 
 
 def test_second_run_is_all_cached(tmp_path):

@@ -37,6 +37,33 @@ def test_timm_loads_a_saved_encoder_with_equal_outputs(name: str, num_classes: i
     assert torch.equal(load_vision(VisionCheckpoint.load(tmp_path)).eval()(images), peer(images))
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("vit_small_patch16_dinov3", 64),
+        ("vit_small_patch14_dinov2", 56),
+        ("vit_base_patch16_siglip_224", 64),
+        ("beit_base_patch16_224", 64),
+        ("vit_pico_patch8_32", 48),
+    ],
+)
+def test_timm_reads_the_image_size_that_an_encoder_was_saved_at(name: str, size: int, tmp_path: Path) -> None:
+    model = build_vision(name, image_size=size, num_classes=0, seed=0, depth=1)
+    assert save_vision(model, tmp_path).image_size == size
+    peer = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert resolve_model_data_config(peer)["input_size"] == (3, size, size)
+    assert vision_preprocess(load_vision(tmp_path)).image_size == size
+
+
+def test_a_size_for_tests_stays_with_an_encoder_of_its_own_size(tmp_path: Path) -> None:
+    save_vision(build_vision("resnet18.a1_in1k", seed=0), tmp_path)
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).pretrained_cfg["test_input_size"] == (
+        3,
+        288,
+        288,
+    )
+
+
 def test_custom_encoder_keeps_its_differences_from_the_architecture(tmp_path: Path) -> None:
     custom = {"architecture": "eva02_pico_patch8_32", "depth": 3, "embed_dim": 32, "scale_mlp": True}
     model = build_vision(custom, seed=0).eval()

@@ -24,8 +24,12 @@ def known_artifacts(recipe: Recipe, store: Store) -> tuple[dict[str, Path], str]
         missing = ""
     except UserError as error:
         folders, missing = {}, str(error).splitlines()[0]
+    names = {stage.name for stage in recipe.stages}  # they come before folders, as in the plan
     given = {
-        str(ref): Path(ref) for stage in recipe.stages for _, ref in refs(stage) if (Path(ref) / FACTS_FILE).is_file()
+        str(ref): Path(ref)
+        for stage in recipe.stages
+        for _, ref in refs(stage)
+        if ref not in names and (Path(ref) / FACTS_FILE).is_file()
     }
     return {**given, **folders}, missing
 

@@ -113,7 +113,10 @@ def save_vision(model: nn.Module, directory: Path) -> VisionCheckpoint:
 
 def save_vision_config(model: nn.Module, directory: Path) -> VisionCheckpoint:
     """Save an encoder's configuration alone; `build_vision` reads it by `local-dir:`."""
-    save_config_for_hf(model, directory / VISION_CONFIG_FILE)
+    size = get_model_input_config(model)["input_size"]
+    # timm writes the size of its own weights for a model that takes images of any size, such as DINOv3.
+    given = {"input_size": size} if size != model.pretrained_cfg["input_size"] else None  # type: ignore[index]
+    save_config_for_hf(model, directory / VISION_CONFIG_FILE, data_config=given)
     config = json.loads((directory / VISION_CONFIG_FILE).read_text(encoding="utf-8"))
     return VisionCheckpoint.create(
         directory,
