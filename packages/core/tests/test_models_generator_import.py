@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from vfm.artifacts import Artifact, GeneratorCheckpoint
 from vfm.config import UserError
-from vfm.models import generator_import, import_generator
-from vfm.stage import Context
+from vfm.models import generator_import, generator_parts, import_generator
+from vfm.stage import Context, Preflight
 from vfm.stages.models import ImportGenerator
 
 diffusers = pytest.importorskip("diffusers")
@@ -119,8 +119,9 @@ def pipeline(folder: Path) -> Path:
     )
     transformers.CLIPTextModel(config).save_pretrained(source / "text_encoder")
     (source / "tokenizer").mkdir()
-    for name in ("vocab.json", "merges.txt"):
-        (source / "tokenizer" / name).write_text("{}")
+    words = ("a", "a</w>", "<|startoftext|>", "<|endoftext|>")
+    (source / "tokenizer/vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (source / "tokenizer/merges.txt").write_text("#version: 0.2\n")
     parts = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
     index = {name: ["library", value] for name, value in parts.items()} | {"tokenizer": ["library", "CLIPTokenizer"]}
     (source / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline", **index}))
@@ -184,6 +185,36 @@ def test_a_missing_tokenizer_is_one_line(tmp_path: Path) -> None:
     assert "tokenizer: no tokenizer found: expected tokenizer.json" in rejected(source, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("tokenizer.json", "{}", "'added_tokens' is missing"),
+        ("tokenizer.json", "{", "Expecting property name"),
+        ("vocab.json", "[]", "Bad vocabulary json file"),
+        ("merges.txt", "{}", "Merges text file invalid at line 1"),
+    ],
+)
+def test_a_damaged_tokenizer_is_one_line(name: str, content: str, reason: str, tmp_path: Path) -> None:
+    source = pipeline(tmp_path / "source")
+    (source / "tokenizer" / name).write_text(content)
+    line = rejected(source, tmp_path / "out")
+    assert line.startswith(f"{source}/tokenizer: not readable as a tokenizer: ")
+    assert reason in line
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_a_part_that_is_missing_is_known_before_anything_runs(part: str, tmp_path: Path) -> None:
+    source = pipeline(tmp_path / "source")
+    stage = ImportGenerator(name="sd", source=str(source))
+    stage.preflight(Preflight({}, {}))
+    shutil.rmtree(source / part)
+    with pytest.raises(UserError, match=rf"^{source}.*(missing|not in diffusers' layout|no tokenizer found)"):
+        stage.preflight(Preflight({}, {}))
+    ImportGenerator(name="sd", source="hf-hub:org/model").preflight(Preflight({}, {}))
+    with pytest.raises(UserError, match="nowhere: no such folder; write a model of the hub as hf-hub:"):
+        ImportGenerator(name="sd", source="nowhere").preflight(Preflight({}, {}))
+
+
 def test_older_names_of_a_vaes_attention_and_of_a_text_encoder_are_accepted(tmp_path: Path) -> None:
     source = pipeline(tmp_path / "source")
     file = source / "vae" / "diffusion_pytorch_model.safetensors"
@@ -227,6 +258,6 @@ def test_a_model_of_the_hub_is_pinned_and_only_needed_files_are_downloaded(
     )
     (source / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     listed = ["vae/diffusion_pytorch_model.fp16.safetensors"]
-    monkeypatch.setattr(generator_import, "list_repo_files", lambda repo, revision: listed)
+    monkeypatch.setattr(generator_parts, "list_repo_files", lambda repo, revision: listed)
     with pytest.raises(UserError, match="vae: fp16 variant only"):
         import_generator("hf-hub:org/model", tmp_path / "other")

@@ -213,6 +213,18 @@ def test_a_missing_tokenizer_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", ["{}", "{"])
+def test_a_damaged_tokenizer_is_one_line_that_does_not_ask_to_install(content: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    folder = family_generator("sd", tmp_path).path
+    add_text_encoder(folder, "StableDiffusionPipeline")
+    (folder / "tokenizer/tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match="not readable as a text encoder") as caught:
+        encode_prompt(folder, "a photo of a .")
+    assert "\n" not in str(caught.value)
+    assert "install" not in str(caught.value)
+
+
 def test_un_clips_prompt_is_read_without_its_image_encoder(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     folder = family_generator("unclip", tmp_path).path

@@ -48,13 +48,11 @@ def encode_prompt(folder: Path, text: str) -> Conditioning:
     if kind is None:
         raise UserError(f"{folder / INDEX_FILE}: diffusers has no {index.get('_class_name')!r}")
     others = {name: None for name, value in index.items() if isinstance(value, list) and not name.startswith(ENCODERS)}
-    try:
-        pipeline = kind.from_pretrained(folder, **others)
-    except (ImportError, OSError, ValueError) as error:  # diffusers has dummy classes if transformers is missing
-        line = next(line.strip() for line in str(error).splitlines() if line.strip())
-        raise UserError(
-            f"{folder}: its text encoder cannot be loaded: {line[:300]} ({how_to_install('vfm-diva[prompt]')})"
-        ) from None
+    with store_files.naming(folder, "a text encoder"):
+        try:
+            pipeline = kind.from_pretrained(folder, **others)
+        except ImportError:  # diffusers has dummy classes if transformers is missing
+            raise UserError(f"a prompt needs transformers: {how_to_install('vfm-diva[prompt]')}") from None
     known = inspect.signature(pipeline.encode_prompt).parameters
     arguments = {
         **dict.fromkeys(("prompt", "prompt_2", "prompt_3"), text),

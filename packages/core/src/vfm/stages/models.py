@@ -94,6 +94,7 @@ class ImportGenerator(Stage):
 
     makes: ClassVar[type[Artifact]] = GeneratorCheckpoint
     work: ClassVar[str] = "vfm.models.generator_import:import_generator_checkpoint"
+    checks: ClassVar[str] = "vfm.models.generator_import:check_import_generator"
 
     def sources(self) -> Iterable[str]:
         """Return the local folder."""
