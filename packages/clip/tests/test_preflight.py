@@ -66,6 +66,7 @@ def test_an_encoder_that_is_not_trained_yet_is_refused_and_a_model_that_fits_is_
         ("EVA02-Nano-4-32", {"architecture": "eva02_nano_patch4_32", "depth": 6}, "the encoder has blocks.4."),
         ("EVA02-Nano-4-32", "vit_nano_patch4_32", "its vision tower does not; do depth and block type agree?"),
         (VIT, "eva02_pico_patch8_32", "use model EVA02-Pico-8-32"),
+        (EVA, {"architecture": "eva02_pico_patch8_32", "num_heads": 8}, "was trained with num_heads 8, the tower"),
         ("EVA02-B-16", "eva02_base_patch14_xl", None),
     ],
 )

@@ -176,9 +176,22 @@ def test_open_clips_own_tower_is_refused() -> None:
         init_vision_tower(encoder().state_dict(), build_clip("ViT-Pico-8-32", seed=0))
 
 
-def test_encoder_with_another_activation_is_refused_although_all_shapes_fit(tmp_path: Path) -> None:
-    checkpoint = save_vision(encoder("vit_pico_patch8_32"), tmp_path)
-    init_vision_tower(checkpoint, clip("vit_pico_patch8_32"))
-    renamed = checkpoint.model_copy(update={"architecture": "vit_pico_patch8_clip_quickgelu_32"})
-    with pytest.raises(UserError, match="was trained with QuickGELU, the tower vit_pico_patch8_32 has GELU"):
-        init_vision_tower(renamed, clip("vit_pico_patch8_32"))
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"act_layer": "quick_gelu"},
+            "vit_pico_patch8_32 was trained with activation QuickGELU, the tower .* has GELU",
+        ),
+        ({"act_layer": "relu"}, "trained with activation ReLU"),
+        ({"num_heads": 8}, "trained with num_heads 8, the tower vit_pico_patch8_32 has 2"),
+    ],
+)
+def test_encoder_that_computes_something_else_is_refused_although_all_shapes_fit(
+    tmp_path: Path, arguments: dict[str, object], message: str
+) -> None:
+    for same in ({}, {"act_layer": "gelu"}, {"act_layer": "gelu_tanh"}):
+        init_vision_tower(save_vision(encoder("vit_pico_patch8_32", **same), tmp_path), clip("vit_pico_patch8_32"))
+    checkpoint = save_vision(encoder("vit_pico_patch8_32", **arguments), tmp_path)
+    with pytest.raises(UserError, match=message):
+        init_vision_tower(checkpoint, clip("vit_pico_patch8_32"))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import eva_toy
 from eva_toy import STUDENT, context, losses, random_inputs, run, stage
+from vfm.integrity import seal
 from vfm.models import build_vision, cls_and_patch_tokens, load_clip, load_vision, save_vision, vision_preprocess
 from vfm.plugin import ClipCheckpoint, Event, Pool, Preflight, SampleCache, UserError, VisionCheckpoint
 from vfm_eva import EvaClip, EvaTargets
@@ -323,3 +324,46 @@ def test_a_taught_class_token_and_the_text_tower_are_a_clip_model(tmp_path, pool
         known = {} if stages else {"eva": made.path}
         with pytest.raises(UserError, match=f"class token is not taught by teacher {number}"):
             config.model_copy(update={"teacher_number": number}).preflight(Preflight(stages, known))
+
+
+def joined_with(**changes: Any) -> EvaClip:
+    return EvaClip.model_validate({"name": "joined", "encoder": "eva", "clip": "teacher", **changes})
+
+
+def test_a_clip_model_that_did_not_teach_the_student_is_refused(tmp_path, pool, teacher):
+    taught = several({"teacher": "teacher", "class_weight": 1.0}, steps=1)
+    with pytest.raises(UserError, match=r"^clip: expected 'teacher', which teaches the class token of 'eva'"):
+        joined_with(clip="other").preflight(Preflight({"eva": stage(**taught)}, {}))
+    made = run(tmp_path / "eva", taught, pool=pool, teacher=teacher)
+    other = eva_toy.make_teacher(tmp_path / "other")
+    record = {"config": {"teachers": taught["teachers"]}, "inputs": {"teacher": "a"}, "identity": "b"}
+    for folder, identity in ((made.path, "b"), (other.path, "c")):
+        (folder / "manifest.json").write_bytes(seal({**record, "identity": identity, "files": {}}))
+    known = {"eva": made.path, "other": other.path}
+    with pytest.raises(UserError, match="is not the model that taught the class token"):
+        joined_with(clip="other").preflight(Preflight({}, known))
+    with pytest.raises(UserError, match="is not the model that taught the class token"):
+        joined_with(clip="other").run(context(tmp_path / "joined", eva=made, other=other))
+    (other.path / "manifest.json").write_bytes(seal({**record, "identity": "a", "files": {}}))
+    joined_with(clip="other").preflight(Preflight({}, known))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"num_heads": 8}, "trained with num_heads 8, the tower eva02_pico_patch8_32 has 2"),
+        ({"architecture": "vit_pico_patch8_32", "act_layer": "relu"}, "trained with activation ReLU"),
+        ({"depth": 3}, r"the encoder has blocks\.2\."),
+    ],
+)
+def test_a_student_that_open_clip_cannot_build_by_its_name_is_refused_before_the_training(
+    teacher: ClipCheckpoint, arguments: dict[str, Any], line: str
+) -> None:
+    known = {"teacher": teacher.path}
+    student = {"architecture": "eva02_pico_patch8_32", "depth": 2}  # two are its own
+    for model, size in ((student, None), ("vit_pico_patch8_32", 48), ("deit_tiny_patch16_224", 64)):
+        taught = stage(model=model, image_size=size, **several({"teacher": "teacher", "class_weight": 1.0}))
+        joined_with().preflight(Preflight({"eva": taught}, known))
+    wrong = stage(model={**student, **arguments}, **several({"teacher": "teacher", "class_weight": 1.0}))
+    with pytest.raises(UserError, match=f"^eva: open_clip builds .*_pico_patch8_32 by its name, .*{line}"):
+        joined_with().preflight(Preflight({"eva": wrong}, known))

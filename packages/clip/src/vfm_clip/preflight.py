@@ -12,7 +12,7 @@ from typing import Any
 import open_clip
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from vfm.models import (
     PROBES,
@@ -21,9 +21,9 @@ from vfm.models import (
     Preprocess,
     blueprint,
     build_vision,
-    check_activation,
     check_low_rank,
     check_normalization,
+    check_same_computation,
     init_vision_tower,
     planned_clip,
     planned_clip_config,
@@ -39,9 +39,10 @@ from vfm_clip.text_tower_init import check_text
 
 @dataclass(frozen=True)
 class Encoder:
-    """Facts about a vision encoder: its timm name, its images, and the shapes of its weights as meta tensors."""
+    """A vision encoder on the meta device: its timm name, model, images, and the shapes of its weights."""
 
     architecture: str
+    model: nn.Module
     preprocess: Preprocess
     shapes: dict[str, Tensor]
 
@@ -99,9 +100,9 @@ def find_encoder(ctx: Preflight, ref: Ref[VisionCheckpoint]) -> Encoder | None:
         with safe_open(checkpoint.path / VISION_WEIGHTS_FILE, framework="pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no mapping)
         with torch.device("meta"):
-            preprocess = vision_preprocess(build_vision(f"local-dir:{checkpoint.path}"))
+            encoder = build_vision(f"local-dir:{checkpoint.path}")
         tensors = {k: torch.empty(s, device="meta") for k, s in shapes.items()}
-        return Encoder(checkpoint.architecture, preprocess, tensors)
+        return Encoder(checkpoint.architecture, encoder, vision_preprocess(encoder), tensors)
     stage = ctx.stage(ref)
     model: Any = getattr(stage, "model", None) or getattr(stage, "source", None)
     name = model.get("architecture") if isinstance(model, Mapping) else model
@@ -112,7 +113,7 @@ def find_encoder(ctx: Preflight, ref: Ref[VisionCheckpoint]) -> Encoder | None:
             encoder = build_vision(model, image_size=getattr(stage, "image_size", None))
     except UserError:  # a folder, or a mistake that the other stage's preflight reports
         return None
-    return Encoder(name, vision_preprocess(encoder), encoder.state_dict())
+    return Encoder(name, encoder, vision_preprocess(encoder), encoder.state_dict())
 
 
 def check_vision(clip: ClipModel, encoder: Encoder, ref: str) -> None:
@@ -123,7 +124,7 @@ def check_vision(clip: ClipModel, encoder: Encoder, ref: str) -> None:
     """
     try:
         init_vision_tower(encoder.shapes, clip)
-        check_activation(encoder.architecture, clip)
+        check_same_computation(encoder.architecture, encoder.model, clip)
     except UserError as error:
         names = [name for name in models_with_tower(encoder.architecture) if _fits(name, encoder)]
         hint = f"use model {' or '.join(names)}" if names else str(error).removeprefix(f"{clip.name}: ")
@@ -143,7 +144,7 @@ def _fits(model: str, encoder: Encoder) -> bool:
     try:
         clip = blueprint(model)
         init_vision_tower(encoder.shapes, clip)
-        check_activation(encoder.architecture, clip)
+        check_same_computation(encoder.architecture, encoder.model, clip)
     except UserError:
         return False
     return True

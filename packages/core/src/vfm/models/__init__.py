@@ -45,7 +45,7 @@ from vfm.models.vision_features import (
     vision_features,
 )
 from vfm.models.vision_import import import_vision
-from vfm.models.vision_tower_init import check_activation, check_normalization, init_vision_tower
+from vfm.models.vision_tower_init import check_normalization, check_same_computation, init_vision_tower
 from vfm.models.vision_towers import BlockTokens, VisionTower, vision_tower
 from vfm.models.weight_transfer import KeyReport, TransferRules, transfer_weights
 from vfm.models.weights import load_state_dict, save_state_dict
@@ -54,7 +54,7 @@ __all__ = [
     "PROBES", "VISION_WEIGHTS_FILE", "BlockTokens", "ClipModel", "EncoderPrecision", "ImageEncoder", "ImageTokens",
     "KeyReport", "LowRank", "PooledVision", "Preprocess", "TextImageEncoder", "TransferRules", "VisionTower",
     "WordTokenizer", "attention_map", "attention_weights", "blueprint", "build_clip", "build_vision",
-    "check_activation", "check_low_rank", "check_normalization", "class_names_of", "clip_weights_file",
+    "check_low_rank", "check_normalization", "check_same_computation", "class_names_of", "clip_weights_file",
     "cls_and_patch_tokens", "denoiser_folder", "encode_text", "eval_mode", "feature_width", "find_format",
     "get_clip_config", "grid_size", "image_tokens", "import_clip", "import_generator", "import_vision",
     "init_vision_tower", "is_vision_source", "linear_layers", "load_clip", "load_state_dict", "load_vision",

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from open_clip.timm_model import TimmModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError
@@ -46,7 +47,8 @@ def init_vision_tower(
 ) -> KeyReport:
     """Load a vision encoder's weights into the vision tower of a CLIP model, in place.
 
-    Weights show neither the activation nor the mean and std of the images, which a checkpoint has: these are checked.
+    Weights show neither activation, attention heads and rotary positions nor the mean and std of the images, which a
+    checkpoint has: these are checked.
 
     Args:
         vision: a checkpoint in timm's layout, or its state dict.
@@ -60,14 +62,15 @@ def init_vision_tower(
         What became of every key of the checkpoint and of the tower.
 
     Raises:
-        UserError: the tower is not a timm encoder, its activation, mean or std differs from the encoder's, or a key is
-            missing, unknown or of another shape; nothing is loaded then.
+        UserError: the tower is not a timm encoder, it computes something else with the same weights, mean or std
+            differs from the encoder's, or a key is missing, unknown or of another shape; nothing is loaded then.
     """
     visual, report = timm_vision_tower(clip), KeyReport()
     if isinstance(vision, VisionCheckpoint):
-        check_activation(vision.architecture, clip)
         with torch.device("meta"):  # only its configuration is needed
-            own = vision_preprocess(build_vision(f"local-dir:{vision.path}"))
+            encoder = build_vision(f"local-dir:{vision.path}")
+        check_same_computation(vision.architecture, encoder, clip)
+        own = vision_preprocess(encoder)
         if take_normalization:
             clip.preprocess = clip.preprocess.model_copy(update={"mean": own.mean, "std": own.std})
         check_normalization(vision.architecture, own, clip)
@@ -91,20 +94,59 @@ def timm_vision_tower(clip: ClipModel) -> TimmModel:
     return clip.module.visual
 
 
-def check_activation(architecture: str, clip: ClipModel) -> None:
-    """Check that encoder and tower both use QuickGELU or both use GELU, which shapes cannot show.
+def check_same_computation(architecture: str, encoder: nn.Module, clip: ClipModel) -> None:
+    """Check that encoder and tower compute the same with equal weights, as far as weights do not show it.
+
+    Args:
+        architecture: the encoder's timm name, for the error.
+        encoder: a timm vision transformer, which may be on the meta device.
+        clip: the CLIP model, whose vision tower is a timm encoder.
 
     Raises:
-        UserError: they differ.
+        UserError: their activations, attention heads, kinds of blocks or rotary positions differ.
     """
+    trunk: Any = timm_vision_tower(clip).trunk
     tower = str(clip.config["vision_cfg"]["timm_model_name"])
-    quick = "quickgelu" in architecture
-    if quick != ("quickgelu" in tower):
-        names = {True: "QuickGELU", False: "GELU"}
+    one, other = _unseen(encoder), _unseen(trunk)
+    different = [what for what in one if one[what] != other[what]]
+    if not _same_function(_activation(encoder), _activation(trunk)):
+        different.insert(0, "activation")
+        one["activation"], other["activation"] = (type(_activation(model)).__name__ for model in (encoder, trunk))
+    if different:
+        what = different[0]
         raise UserError(
-            f"{clip.name}: the encoder {architecture} was trained with {names[quick]}, the tower {tower} has"
-            f" {names[not quick]}"
+            f"{clip.name}: the encoder {architecture} was trained with {what} {one[what]}, the tower {tower} has"
+            f" {other[what]}"
         )
+
+
+def _unseen(model: Any) -> dict[str, Any]:
+    """Return what decides a transformer's output beside its weights and its activation."""
+    block, rope = next(iter(getattr(model, "blocks", ())), None), getattr(model, "rope", None)
+    attention = getattr(block, "attn", None)
+    return {
+        "num_heads": getattr(attention, "num_heads", None),
+        "blocks of type": type(block).__name__,
+        "rotary positions of type": type(rope).__name__,
+        "rotary positions of temperature": getattr(rope, "temperature", None),
+        "rotary positions in order": getattr(rope, "grid_indexing", None),
+        "rotate_half": getattr(attention, "rotate_half", None),
+    }
+
+
+def _activation(model: Any) -> nn.Module | None:
+    """Return the activation of the first block's MLP, if it has one without weights."""
+    block = next(iter(getattr(model, "blocks", ())), None)
+    found: nn.Module | None = getattr(getattr(block, "mlp", None), "act", None)
+    return None if found is None or any(True for _ in found.parameters()) else found
+
+
+def _same_function(one: nn.Module | None, other: nn.Module | None) -> bool:
+    """Compare activations by their values: one function has several classes, and an approximation of GELU is GELU."""
+    if one is None or other is None:
+        return one is other
+    at = torch.linspace(-4, 4, 65)
+    return torch.allclose(one(at.clone()), other(at.clone()), rtol=0, atol=1e-3)
 
 
 def check_normalization(architecture: str, own: Preprocess, clip: ClipModel) -> None:
