@@ -39,6 +39,12 @@ def test_its_recipe_runs_and_its_stage_is_listed(installed: Installed) -> None:
     assert "what is counted in a caption" in fields
 
 
+def test_the_last_message_names_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copier.run_copy(str(TEMPLATE), tmp_path / "elsewhere", data={"name": "my-plugin"}, defaults=True)
+    command = f'cd "{tmp_path}/elsewhere" && pip install . && pytest && vfm run recipe.yaml'
+    assert command in capsys.readouterr().err
+
+
 def test_what_it_makes_passes_this_repositorys_style(tmp_path: Path) -> None:
     package = made(tmp_path / "long-name-of-a-plugin", name="long-name-of-a-plugin", domain="counts")
     for check in (["format", "--check"], ["check", "--ignore", "D,I"]):
