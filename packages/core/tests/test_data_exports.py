@@ -1,16 +1,22 @@
-"""Tables as pandas and Excel write them by default: an index column without a name, a byte order mark, semicolons."""
+"""Tables as pandas and Excel write them by default: an unnamed index, UTF-16, semicolons, quoting between tabs."""
 
+import csv
+import io
 import json
+from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_samples import context, encoded
 from vfm.config import UserError
 from vfm.data import Source, open_dataset
-from vfm.stages.data import Pairs
+from vfm.data.delimited import unquoted
+from vfm.stages.data import Images, Pairs
 from vfm.stages.labeled import Labeled
 
 CAPTIONS = ["a cat, asleep", "ein Hund; größer", 'a "quoted" word']
@@ -81,6 +87,80 @@ def test_excel_csv_in_utf_8_has_a_byte_order_mark(folder, end):
 def test_csv_with_semicolons_or_tabs(folder, delimiter, with_index):
     (folder / "t.csv").write_bytes(csv_text(delimiter, index=with_index, end="\r\n").encode("utf-8-sig"))
     check(index(folder / "t.csv"))
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t.tsv", "t.csv"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-8-sig"])
+@pytest.mark.parametrize("also_commas", [False, True])
+def test_excels_unicode_text_and_tab_delimited_text(folder, name, encoding, also_commas):
+    rows = [["image", "caption"], *([f"{n}.png", caption] for n, caption in enumerate(CAPTIONS))]
+    # Excel quotes a value with a comma between tabs too.
+    text = "".join(f"{image}\t{quoted(word, ',' if also_commas else chr(9))}\r\n" for image, word in rows)
+    (folder / name).write_bytes((("\ufeff" if encoding == "utf-16-be" else "") + text).encode(encoding))
+    check(index(folder / name))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.txt"])
+def test_captions_that_excel_saves_in_the_codepage_are_counted(folder, name):
+    text = csv_text(";" if name == "t.csv" else "\t", end="\r\n")
+    (folder / name).write_bytes(text.encode("cp1252"))
+    ctx = context(folder / "artifact")
+    pool = Pairs(kind="data.pairs", name="pool", path=f"{folder}/{name}", max_bad_fraction=0.5).run(ctx)
+    assert ctx.bad == pool.bad_samples == {"wrong_encoding": 1}
+    source = open_dataset(pool)
+    assert [source[i].texts["en"] for i in range(len(source))] == [[CAPTIONS[0]], [CAPTIONS[2]]]
+
+
+def test_lists_of_images_and_captions_in_utf_16(folder):
+    (folder / "captions.txt").write_bytes("".join(f"{caption}\r\n" for caption in CAPTIONS).encode("utf-16"))
+    assert index(folder / "captions.txt").texts_of_shard(0)["text"].to_pylist() == CAPTIONS
+    (folder / "list.txt").write_bytes("".join(f"{n}.png\r\n" for n in range(3)).encode("utf-16"))
+    images = Images(kind="data.images", name="images", path=f"{folder}/list.txt").run(context(folder / "images"))
+    assert open_dataset(images).keys == ["0.png", "1.png", "2.png"]
+
+
+def test_utf_16_without_a_byte_order_mark_is_no_caption(folder):
+    (folder / "t.txt").write_bytes("a red dog\na cat\n".encode("utf-16-le"))
+    source, bad = index(folder / "t.txt"), []
+    assert len(source.texts_of_shard(0, lambda *one: bad.append(one))) == 0
+    assert {reason for reason, _ in bad} == {"wrong_encoding"}
+
+
+def test_half_a_character_of_utf_16_is_refused_by_name(folder):
+    (folder / "t.csv").write_bytes(csv_text().encode("utf-16")[:-1])
+    with pytest.raises(UserError, match=r"t\.csv: not readable: 'utf-16-le' codec"):
+        index(folder / "t.csv")
+
+
+LINES = st.text(st.characters(exclude_characters="\t\r\n", exclude_categories=["Cs"]))
+
+
+@given(LINES, st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
+def test_a_value_that_csv_quotes_between_tabs_is_read_back(value, quoting):
+    buffer = io.StringIO()
+    csv.writer(buffer, csv.excel_tab, quoting=quoting).writerow([value, ""])
+    assert unquoted(buffer.getvalue().partition("\t")[0]) == value
+
+
+@pytest.mark.parametrize("value", ['"so" and "so"', '"so', 'so"', '"', '"""', 'a ""b""', '"a "b"', "", "so"])
+def test_a_raw_value_between_tabs_stays(value):
+    assert unquoted(value) == value
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    ("first", "mark"), [*product(["", "blank"], ";,\t"), *product(["sep", '"sep'], ";,|\t")]
+)  # what separates the values is guessed, or any character that Excel's line names
+def test_a_blank_first_line_and_excels_line_of_the_separator(folder, first, mark, end):
+    line = {"": "", "sep": f"sep={mark}{end}", '"sep': f'"sep={mark}"{end}', "blank": f"{end}  {end}"}[first]
+    (folder / "t.csv").write_bytes((line + csv_text(mark, end=end)).encode("utf-8-sig"))
+    check(index(folder / "t.csv"))
+
+
+def test_column_names_of_a_table_behind_a_blank_line(folder):
+    (folder / "t.csv").write_text("\nu1,a cat\nu2,a dog\n")
+    source = index(folder / "t.csv", images=False, columns=["uid", "caption"])
+    assert source.texts_of_shard(0)["text"].to_pylist() == ["a cat", "a dog"]
 
 
 def test_csv_whose_header_is_quoted(folder):

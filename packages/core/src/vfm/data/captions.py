@@ -46,7 +46,7 @@ def clean_captions(value: object, where: str) -> list[str]:
     """Return the captions of a field with one caption, a list or nothing: stripped, without empty ones.
 
     Raises:
-        BadSample: a caption is longer than 64 KiB, or not valid text (half a surrogate pair).
+        BadSample: a caption is longer than 64 KiB, or not valid text (half a surrogate pair, or a NUL, as in UTF-16).
     """
     values = value if isinstance(value, list) else [value]
     captions = [text for item in values if isinstance(item, str) and (text := item.strip())]
@@ -55,6 +55,8 @@ def clean_captions(value: object, where: str) -> list[str]:
             too_long = len(caption) > MAX_CAPTION_BYTES or len(caption.encode()) > MAX_CAPTION_BYTES
         except UnicodeEncodeError:
             raise BadSample("wrong_encoding", where) from None
+        if "\0" in caption:
+            raise BadSample("wrong_encoding", where)
         if too_long:
             raise BadSample("caption_too_long", where)
     return captions

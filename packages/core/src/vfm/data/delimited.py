@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,24 +14,49 @@ MAX_LINE = 16 << 20  # characters; a longer line is not a row of a table, and wo
 MAX_LINES = 1000  # lines of one row; more are swallowed by a quotation mark that is never closed
 
 
+SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # line with which Excel marks what separates the values
+
+
 class _RawTabs(csv.excel_tab):
     """Tab-separated without quoting: such tables are mostly raw, and a caption may begin with a quotation mark."""
 
     quoting = csv.QUOTE_NONE
 
 
-class _Semicolons(csv.excel):
-    delimiter = ";"
-
-
 def header_of(lines: Iterator[str], *, tabs: bool) -> tuple[type[csv.Dialect], list[str]]:
-    """Read the first line, and return the table's dialect and its values; with `tabs` a tab stands between them."""
-    first = next(lines, "")
+    """Read the first line that is not blank, and return the table's dialect and its values.
+
+    Args:
+        lines: of the table; after Excel's line `sep=;`, the next one is the header.
+        tabs: a tab stands between the values.
+    """
+    first = _next_line(lines)
     if tabs:
-        return _RawTabs, next(csv.reader([first], _RawTabs), [])
-    dialects: list[type[csv.Dialect]] = [csv.excel, _Semicolons, csv.excel_tab]
+        return _RawTabs, [unquoted(value) for value in next(csv.reader([first], _RawTabs), [])]
+    if marked := SEPARATOR.fullmatch(first):
+        dialect = _separated(marked[1])
+        return dialect, next(csv.reader([_next_line(lines)], dialect), [])
+    dialects = [csv.excel, _separated(";"), csv.excel_tab]
     split = [(dialect, next(csv.reader([first], dialect), [])) for dialect in dialects]
     return next((one for one in split if len(one[1]) > 1), split[0])
+
+
+def _next_line(lines: Iterator[str]) -> str:
+    return next((line for line in lines if line.strip()), "")
+
+
+def _separated(mark: str) -> type[csv.Dialect]:
+    return type("Separated", (csv.excel,), {"delimiter": mark})
+
+
+def unquoted(value: str) -> str:
+    """Return a value of a raw table without the quoting of CSV, with which pandas and Excel write some values.
+
+    A value is quoted if it begins and ends with a quotation mark, and each one inside is doubled.
+    """
+    inside = value[1:-1]
+    quoted = len(value) > 1 and value[0] == value[-1] == '"' and '"' not in inside.replace('""', "")
+    return inside.replace('""', '"') if quoted else value
 
 
 def delimited_rows(
@@ -43,13 +69,14 @@ def delimited_rows(
         path: of the table, for bad rows.
         columns: column names of a table without a header.
         image_column: column of image paths, by which rows are found that a damaged byte has merged.
-        tabs: the values stand between tabs, raw; otherwise between commas, semicolons or tabs, and may be quoted.
+        tabs: the values stand between tabs, quoted one by one (`unquoted`) or raw; otherwise between commas, semicolons
+            or tabs, and may be quoted.
     """
     csv.field_size_limit(MAX_LINE)  # so that an overlong caption is one bad sample, and not an error of the table
     supply = _Lines(lines)
     dialect, header = header_of(supply, tabs=tabs)
     if columns:
-        supply.unread(0)
+        supply.unread(len(supply.taken) - 1)
         dialect = csv.excel if len(columns) == 1 and not tabs else dialect
     names = columns or header
     image = names.index(image_column) if image_column in names else None
@@ -59,6 +86,8 @@ def delimited_rows(
         values = next(reader, None)
         if values is None:
             return
+        if tabs:
+            values = [unquoted(value) for value in values]
         if len(supply.taken) > 1 and _swallowed(supply.taken, dialect, len(names), image):
             supply.unread(1)  # only the first line is lost, the others are rows
             yield BadSample("unreadable_row", f"{path}: line {supply.number}")

@@ -1,7 +1,11 @@
-"""Tables of image paths and captions: csv, tsv, jsonl or parquet. Consecutive rows of one image are one sample."""
+"""Tables of image paths and captions: csv, tsv, jsonl or parquet. Consecutive rows of one image are one sample.
+
+Text is UTF-8, or UTF-16 with a byte order mark, as Excel's "Unicode Text" has it.
+"""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -31,8 +35,14 @@ _EXTENSION = re.compile(rf"\.(?:{'|'.join(sorted(IMAGE_EXTENSIONS, key=len, reve
 
 
 def table_kind(path: str) -> str:
-    """Return the extension of a table's format, without the `.gz` of a gzipped one; Arrow is read as parquet."""
+    """Return the extension of a table's format, without the `.gz` of a gzipped one.
+
+    Arrow is read as parquet, and a text file with a tab in its first line, which Excel saves, as tsv.
+    """
     kind = path.lower().removesuffix(".gz").rpartition(".")[2]
+    if kind == LIST_EXTENSION:
+        with _open(path) as text:
+            return "tsv" if "\t" in next(_lines(text, path), "") else kind
     return "parquet" if kind == "arrow" else kind
 
 
@@ -171,9 +181,12 @@ def _open(path: str) -> Iterator[IO[str]]:
     try:
         with files.open_binary(path) as stream:
             raw = cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if path.lower().endswith(".gz") else stream
-            with io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+            wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            raw.seek(0)
+            encoding, errors = ("utf-16", "surrogatepass") if wide else ("utf-8-sig", "surrogateescape")
+            with io.TextIOWrapper(raw, encoding=encoding, errors=errors, newline="") as text:
                 yield text
-    except (csv.Error, OSError, EOFError, zlib.error) as error:
+    except (csv.Error, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:  # the last: half a character
         raise UserError(f"{path}: not readable: {error}") from None
 
 

@@ -68,13 +68,13 @@ def texts_by_column(
         uids: returns the uids of the rows in a mask (N,).
         on_bad: called for each bad sample.
     """
-    # 1. Rows that are clearly good: all text is UTF-8, no caption is too long, and at least one caption is left.
+    # 1. Rows that are clearly good: all text is UTF-8, no caption is too long or has a NUL, and one at least is left.
     good = np.ones(len(rows), bool)
     for column in map(_Texts.of, columns.values()):
         good[column.parents[_not_utf8(column.values)]] = False
     found = {language: _Texts.of(column).of_rows(good).trimmed() for language, column in texts.items()}
     for column in found.values():
-        good[column.parents[column.sizes > MAX_CAPTION_BYTES]] = False
+        good[column.parents[(column.sizes > MAX_CAPTION_BYTES) | _with_nul(column.values)]] = False
     found = {language: column.of_rows(good) for language, column in found.items()}
     good[:] = False
     for column in found.values():
@@ -170,3 +170,12 @@ def _not_utf8(values: pa.Array) -> list[int]:
         middle = len(values) // 2
         return [*_not_utf8(values[:middle]), *(middle + place for place in _not_utf8(values[middle:]))]
     return []
+
+
+def _with_nul(values: pa.Array) -> NDArray[np.bool_]:
+    """Return which texts have a NUL; those of whole buffers have none mostly, which is 50 times as fast to see."""
+    data = values.buffers()[2]
+    if data is None or np.frombuffer(data, np.uint8).all():
+        return np.zeros(len(values), bool)
+    found: NDArray[np.bool_] = pc.match_substring(values, "\0").to_numpy(zero_copy_only=False)
+    return found
