@@ -20,7 +20,7 @@ from vfm.config import UserError
 from vfm.eval.linear_probe import fit_linear_probe
 from vfm.eval.probe_features import ProbeFeatures, probe_features, with_probe_features
 from vfm.eval.sweep import LinearHead, Schedule, train_heads
-from vfm.models import PooledVision, build_vision, load_clip, vision_preprocess
+from vfm.models import PooledVision, build_clip, build_vision, load_clip, vision_preprocess
 from vfm.stages.evaluation import LinearProbe
 from vfm.stages.evaluation.features import ProbeInput
 
@@ -49,6 +49,17 @@ def dinov2_input(model: Any, images: Tensor, blocks: int, *, average: bool) -> T
     chosen = found[-blocks:]
     output = torch.cat([class_token for _, class_token in chosen], dim=-1)
     return torch.cat((output, torch.mean(chosen[-1][0], dim=1)), dim=-1) if average else output
+
+
+def test_a_clip_model_with_a_convolutional_stem_is_probed_before_its_projection() -> None:
+    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    vision = {"image_size": 64, "timm_model_name": "vitamin_small_224", "timm_pool": "avg", "timm_proj": "linear"}
+    clip = build_clip({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}, seed=0)
+    clip.module.eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    features = probe_features(clip, images, ProbeInput())
+    torch.testing.assert_close(clip.module.visual.head(features), clip.module.encode_image(images))
+    assert probe_features(clip, images, ProbeInput(pool="mean", layers=2)).shape == (2, 2 * 384)
 
 
 @pytest.mark.parametrize("layers", [1, 4])

@@ -56,6 +56,24 @@ def test_another_size_equals_timms_resizing(name: str) -> None:
     assert vision_features(model, images((32, 32)))[0].grid == (4, 4)
 
 
+STEMS = {"vit_tiny_r_s16_p8_224": 32, "vitamin_small_224": 16, "vit_base_mci_224": 16}
+
+
+@pytest.mark.parametrize("name", STEMS)
+def test_patches_behind_a_convolutional_stem_are_timms_at_every_size(name: str) -> None:
+    model = build_vision(name, depth=2, image_size=96, num_classes=0, seed=0).eval()
+    assert vision_tower(model).patch_size == (STEMS[name], STEMS[name])
+    resized = copy.deepcopy(model)
+    for size in ((96, 96), (64, 128)):
+        (tokens,) = vision_features(model, images(size), norm=False)
+        resized.set_input_size(size)
+        maps = resized.forward_intermediates(images(size), indices=[1], intermediates_only=True)[0]
+        assert tokens.grid == (size[0] // STEMS[name], size[1] // STEMS[name])
+        torch.testing.assert_close(tokens.maps, maps)
+    with pytest.raises(UserError, match="must have sides that are multiples of the patch size"):
+        vision_features(model, images((40, 96)))
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_layers_of_one_pass_equal_those_read_alone(name: str) -> None:
     model = encoder(name)

@@ -172,6 +172,9 @@ def test_what_a_training_cannot_do_is_one_line(
     resnet = save_vision(build_vision("resnet10t", num_classes=0), tmp_path / "resnet")
     with pytest.raises(UserError, match="no patch tokens"):
         stage().preflight(Preflight({}, {"encoder": resnet.path, "scenes": scenes.path}))
+    hybrid = save_vision(build_vision("vit_tiny_r_s16_p8_224", depth=1, num_classes=0), tmp_path / "hybrid")
+    with pytest.raises(UserError, match="expected a plain patch embedding, got one with a convolutional stem"):
+        stage().preflight(Preflight({}, {"encoder": hybrid.path, "scenes": scenes.path}))
     plain = save_clip(build_clip("ViT-Pico-8-32", seed=0), tmp_path / "plain")
     with pytest.raises(UserError, match="ViT-Pico-8-32 is open_clip's own, which timm's layout does not hold"):
         stage().preflight(Preflight({}, {"encoder": plain.path}))

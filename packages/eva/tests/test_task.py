@@ -237,6 +237,18 @@ def test_a_teacher_of_another_size_needs_teacher_images():
     assert torch.isfinite(task(replace(inputs, teacher_images=flat))[0])
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vitamin_small_224", "vit_base_mci_224"])
+def test_a_teacher_may_have_a_convolutional_stem(name):
+    encoder = build_vision(name, depth=1, image_size=64, num_classes=0, seed=0)
+    teacher = Teacher(encoder, vision_preprocess(encoder), projected=False)
+    images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    side = encoder.patch_embed.grid_size[0]
+    with torch.no_grad():
+        tokens = encoder.forward_features(teacher.preprocess.pixels(images))[:, encoder.num_prefix_tokens :]
+        torch.testing.assert_close(teacher.features(images, (side, side)), encoder.fc_norm(tokens))
+    assert teacher.features(images, (5, 5)).shape == (2, 25, encoder.num_features)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "num_masked", "line"),
     [

@@ -121,8 +121,7 @@ def build_classifier(config: EvaFinetune, checkpoint: VisionCheckpoint, class_na
         drop_path_rate=config.drop_path,
         seed=config.seed,
     )
-    vision_tower(model)
-    side, patch = vision_preprocess(model).image_size, model.patch_embed.patch_size[0]  # type: ignore[union-attr, index]
+    side, patch = vision_preprocess(model).image_size, vision_tower(model).patch_size[0]
     if side % patch:
         raise UserError(f"image_size must be a multiple of the encoder's patch size {patch}, got {side}")
     depth = len(model.blocks)  # type: ignore[arg-type]

@@ -30,6 +30,15 @@ def resample_positions(positions: Tensor, own: Sides, grid: Sides) -> Tensor:
     return resampled
 
 
+def patch_stride(embed: Any) -> Sides:
+    """Return the pixels between neighbouring patches of a timm embedding.
+
+    Its `patch_size` is that of the last convolution alone, which in MobileCLIP and ViTamin follows others.
+    """
+    stride: Sides = embed.feat_ratio(as_scalar=False)
+    return stride
+
+
 def intermediates_at_size(
     visual: Any, pixels: Tensor, *, resample: Resample = resample_positions, **arguments: Any
 ) -> Any:
@@ -52,7 +61,7 @@ def intermediates_at_size(
     size: Sides = (pixels.shape[2], pixels.shape[3])
     is_open_clip = isinstance(visual, OpenClipViT)
     embed = visual if is_open_clip else visual.patch_embed
-    own, patch = ((visual.image_size if is_open_clip else embed.img_size), embed.patch_size)
+    own, patch = (embed.image_size, embed.patch_size) if is_open_clip else (embed.img_size, patch_stride(embed))
     if size == tuple(own):
         return visual.forward_intermediates(pixels, **arguments)
     if any(side % step for side, step in zip(size, patch, strict=True)):

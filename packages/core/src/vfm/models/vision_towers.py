@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vfm.config import UserError
 from vfm.models.clip import ClipModel
-from vfm.models.vision_sizes import Resample, intermediates_at_size, resample_positions
+from vfm.models.vision_sizes import Resample, intermediates_at_size, patch_stride, resample_positions
 
 TensorMap = Callable[[Tensor], Tensor]
 
@@ -45,7 +45,7 @@ class VisionTower:
     name: str
     blocks: Sequence[nn.Module]
     width: int
-    patch_size: tuple[int, int]
+    patch_size: tuple[int, int]  # pixels from one patch to the next, with whatever stem is before the patches
     image_size: tuple[int, int]
     has_class_token: bool
     read: Callable[[Tensor, list[int]], list[tuple[Tensor, Tensor]]]  # prefix and patches of blocks, by their indices
@@ -208,7 +208,7 @@ def _timm_tower(trunk: Any, head: nn.Module, name: str, resample: Resample) -> V
         name,
         blocks=trunk.blocks,
         width=trunk.num_features,
-        patch_size=trunk.patch_embed.patch_size,
+        patch_size=patch_stride(trunk.patch_embed),
         image_size=trunk.patch_embed.img_size,
         has_class_token=getattr(trunk, "cls_token", None) is not None,
         read=read,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from open_clip.transformer import VisionTransformer as OpenClipViT
-from timm.layers import RotaryEmbeddingCat
+from timm.layers import PatchEmbed, RotaryEmbeddingCat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +33,7 @@ class Trunk:
         """Find the parts.
 
         Raises:
-            UserError: it has no patch tokens or no square patches, or its positions are relative.
+            UserError: it has no patch tokens or no square patches, a convolutional stem, or relative positions.
         """
         tower = vision_tower(model)
         self.visual: Any = tower.visual
@@ -44,6 +44,8 @@ class Trunk:
             raise UserError(f"{tower.name}: expected square patches, got {tower.patch_size}")
         self.patch_size = tower.patch_size[0]
         self.is_open_clip = isinstance(tower.visual, OpenClipViT)
+        if not self.is_open_clip and not isinstance(self.visual.patch_embed, PatchEmbed):
+            raise UserError(f"{tower.name}: expected a plain patch embedding, got one with a convolutional stem")
         if any("rel_pos" in name or "relative_position" in name for name, _ in tower.visual.named_parameters()):
             raise UserError(f"{tower.name}: its relative positions are for one image size, so it takes no dense head")
 
