@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli_world import run_here
+from vfm.config import UserError
 from vfm.models import ClipModel, build_clip, load_clip, save_clip
+from vfm.stage import Preflight
+from vfm.stages.models import Export
 
 transformers = pytest.importorskip("transformers")
 
@@ -23,6 +27,7 @@ CLIP = {
 }
 VISION = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2}
 VISION |= {"image_size": 32, "patch_size": 8, "projection_dim": 24}
+FOR_LLAVA = "the folder of a LLaVA checkpoint, for format llava only"
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -142,8 +147,37 @@ def test_what_is_no_llava_of_transformers_is_one_line(tuned: Path, tmp_path: Pat
     assert "export with --format hf and set mm_vision_tower" in export(tuned, tmp_path, tmp_path / "out", code=2)
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     assert "expected a model of type llava or llava_next, got 'clip'" in export(tuned, tmp_path, tmp_path / "o", code=2)
+
+
+def test_a_base_is_given_for_llava_and_for_nothing_else(tuned: Path, base: Path, tmp_path: Path) -> None:
     result = run_here("export", tuned, "--format", "llava", "--out", tmp_path / "out")
-    assert "--base, the folder of a LLaVA checkpoint, belongs to --format llava" in result.err
+    line = "format llava: base is required, the folder of the LLaVA checkpoint whose tower is replaced"
+    assert result.errors == [f"error: {line}"]
+    with pytest.raises(UserError, match=f"^{line}$"):
+        Export(name="put", model="tuned", format="llava").preflight(Preflight({}, {}))
+    result = run_here("export", tuned, "--format", "hf", "--base", base, "--out", tmp_path / "out")
+    assert result.errors == [f"error: format hf: base is {FOR_LLAVA}; got {base}"]
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "reason"),
+    [
+        ({"a": "model-00009-of-00009.safetensors"}, r"/model-00009-of-00009\.safetensors: no such file, though "),
+        ({"a": "../model.safetensors"}, r"index\.json: expected names of files in its folder, got \.\./model"),
+        ([], r"index\.json: not readable as an index of weights"),
+        ({"a": 3}, r"index\.json: not readable as an index of weights"),
+    ],
+)
+def test_an_index_that_names_no_file_of_the_folder_is_one_line(
+    weight_map: Any, reason: str, tuned: Path, base: Path, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(base, tmp_path / "base")
+    (broken / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    export(tuned, broken, tmp_path / "out", code=2)
+    known = Preflight({}, {"tuned": tuned})
+    with pytest.raises(UserError, match=reason) as caught:
+        Export(name="put", model="tuned", format="llava", base=str(broken)).preflight(known)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_checkpoint_or_one_without_a_tensor_of_its_tower_is_one_line(tuned: Path, tmp_path: Path) -> None:

@@ -97,11 +97,11 @@ def find_format(name: str, model: Model, where: str, base: Path | None = None) -
         UserError: there is no such format, or it cannot hold the model; the line names those that can.
     """
     check_format(name, base)
-    known = {**FORMATS, "llava": _llava(base)}
-    if reason := known[name].mismatch(model):
+    form = _llava(base) if base else FORMATS[name]
+    if reason := form.mismatch(model):
         possible = ", ".join(other for other, form in FORMATS.items() if not form.mismatch(model))
         raise UserError(f"{where}: cannot be exported as {name}: {reason}; possible formats: {possible}")
-    return known[name]
+    return form
 
 
 def check_format(name: str, base: Path | None) -> None:
@@ -112,12 +112,14 @@ def check_format(name: str, base: Path | None) -> None:
     """
     names = [*FORMATS, "llava"]
     if name not in names:
-        raise UserError(f"--format {name}: no such format{did_you_mean(name, names)}")
-    if (name == "llava") != (base is not None):
-        raise UserError(f"--base, the folder of a LLaVA checkpoint, belongs to --format llava; got --format {name}")
+        raise UserError(f"format {name}: no such format{did_you_mean(name, names)}")
+    if name == "llava" and not base:
+        raise UserError("format llava: base is required, the folder of the LLaVA checkpoint whose tower is replaced")
+    if base and name != "llava":
+        raise UserError(f"format {name}: base is the folder of a LLaVA checkpoint, for format llava only; got {base}")
 
 
-def _llava(base: Path | None) -> Format:
+def _llava(base: Path) -> Format:
     return Format(
         "a LLaVA checkpoint with this vision tower",
         partial(llava_mismatch, base=base),

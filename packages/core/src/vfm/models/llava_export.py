@@ -26,7 +26,7 @@ from vfm.models.hugging_face import CONFIG_FILE, PROCESSOR_FILE, hugging_face_mi
 from vfm.models.hugging_face_config import hugging_face_config
 from vfm.models.hugging_face_siglip import siglip_config, siglip_mismatches, to_siglip
 from vfm.models.weights import save_state_dict
-from vfm.store_files import read_record
+from vfm.store_files import naming, read_record
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _TOWER = re.compile(r"((?:model\.)?vision_tower\.)(?:vision_model\.)?(.+)")
@@ -38,7 +38,7 @@ _SIGLIP = {**_CLIP, "patch_size": 16}
 DEFAULT_LAYER = -2  # of LLaVA: the output of the block before the last
 
 
-def llava_mismatch(model: Any, base: Path | None) -> str:
+def llava_mismatch(model: Any, base: Path) -> str:
     """Return why a model's vision tower cannot be put into a LLaVA checkpoint; empty if it can.
 
     Raises:
@@ -46,8 +46,6 @@ def llava_mismatch(model: Any, base: Path | None) -> str:
     """
     if not isinstance(model, ClipModel):
         return "it is a vision encoder without a text tower"
-    if base is None:
-        return "--base is required, the folder of the LLaVA checkpoint"
     expected = _tower_config(base)
     is_siglip = expected.get("model_type") == "siglip_vision_model"
     if reasons := (siglip_mismatches if is_siglip else hugging_face_mismatches)(model):
@@ -61,7 +59,7 @@ def llava_mismatch(model: Any, base: Path | None) -> str:
     return ""
 
 
-def write_llava(model: Any, directory: Path, base: Path | None) -> list[str]:
+def write_llava(model: Any, directory: Path, base: Path) -> list[str]:
     """Write a copy of a LLaVA checkpoint with the model's vision tower.
 
     Args:
@@ -77,7 +75,6 @@ def write_llava(model: Any, directory: Path, base: Path | None) -> list[str]:
             lacks tensors; or a file of it is damaged.
     """
     assert isinstance(model, ClipModel)
-    assert base is not None
     is_siglip = _tower_config(base).get("model_type") == "siglip_vision_model"
     tensors = (to_siglip if is_siglip else to_hugging_face)(model.module.state_dict())
     tower = {key.removeprefix("vision_model."): value for key, value in tensors.items()}
@@ -189,9 +186,15 @@ def _tower_config(base: Path) -> dict[str, Any]:
 
 
 def _shards(base: Path) -> list[str]:
-    """Return the names of a checkpoint's files of weights."""
+    """Return the names of a checkpoint's files of weights, which exist."""
     if (base / INDEX).is_file():
-        return sorted(set(read_record(base / INDEX, "weight_map")["weight_map"].values()))
+        with naming(base / INDEX, "an index of weights"):
+            names = sorted(set(read_record(base / INDEX, "weight_map")["weight_map"].values()))
+            if outside := [name for name in names if Path(name).name != name]:
+                raise UserError(f"expected names of files in its folder, got {outside[0]}")
+        if missing := [name for name in names if not (base / name).is_file()]:
+            raise UserError(f"{base / missing[0]}: no such file, though {INDEX} names it; download it again")
+        return names
     if (base / WEIGHTS).is_file():
         return [WEIGHTS]
     raise UserError(f"{base}: no weights as safetensors (looked for {INDEX} and {WEIGHTS})")
