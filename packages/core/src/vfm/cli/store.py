@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +15,9 @@ from vfm.artifacts import MANIFEST_FILE, Artifact
 from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, show_results
 from vfm.cli.command import show as show_line
 from vfm.config import UserError
+from vfm.flow.cleaning import no_run_starts, older_runs, unused_slots
 from vfm.flow.report import REPORT_FILE, is_current, summary_of_run, write_report
-from vfm.flow.runs import RUN_FILE, find_run, kept_runs, older_runs
+from vfm.flow.runs import RUN_FILE, find_run, kept_runs
 from vfm.flow.store import Store
 from vfm.installation import how_to_install
 from vfm.integrity import read_sealed
@@ -159,16 +161,26 @@ def compare_runs(directories: list[Path], page: Path) -> None:
 def clean(
     store: StoreOption = DEFAULT_STORE,
     keep_runs: Annotated[
-        int | None, typer.Option(min=1, help="Also remove all but the last N runs of each name. Default: keep all.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Also remove the runs of each name that are older than its last N finished ones. Default: keep all."
+            " Failed runs do not count, and runs that go on are kept.",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Remove artifacts and partial results that no kept run links to."""
+    """Remove artifacts and partial results that no kept run links to or reads."""
     if not store.is_dir():
         raise UserError(f"{store}: no such folder; give the folder of artifacts and runs with --store")
-    old = list(older_runs(Store(store), keep_runs)) if keep_runs else []
-    slots = Store(store).unlinked(without={run.directory for run in old})
+    with nullcontext() if dry_run else no_run_starts(Store(store)):
+        _clean(Store(store), keep_runs, dry_run=dry_run)
+
+
+def _clean(store: Store, keep_runs: int | None, *, dry_run: bool) -> None:
+    old = older_runs(store, keep_runs) if keep_runs else []
+    slots = unused_slots(store, without={run.directory for run in old})
     verb = "would remove" if dry_run else "removed"
     for run in old:
         if not dry_run:

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from vfm.integrity import read_sealed, seal
 from vfm.permissions import check_writable, is_writable
 
 RUN_FILE, EVENTS_FILE, RECIPE_FILE = "run.json", "events.jsonl", "recipe.yaml"
+LIST_LOCK = ".lock"  # beside the runs; held while a run gets its number, and while runs are removed
 _FOLDER = re.compile(r"(?P<name>[^.].*)@(?P<number>\d{1,9})")
 
 
@@ -116,7 +117,7 @@ def open_run(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
     place = store.runs
     if is_writable(place):
         place.mkdir(parents=True, exist_ok=True)
-        with locked(place / ".lock", "the list of runs"):
+        with locked(place / LIST_LOCK, "the list of runs"):
             place = _numbered(recipe, steps, store)
             if is_writable(place):
                 _write_recipe(place, recipe)
@@ -194,12 +195,3 @@ def _link(place: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     temporary.replace(place)
-
-
-def older_runs(store: Store, keep: int) -> Iterator[KeptRun]:
-    """Yield the runs of each name but the `keep` ones with the highest numbers and the one that was started last."""
-    runs = kept_runs(store)
-    for name in dict.fromkeys(run.name for run in runs):
-        same = [run for run in runs if run.name == name]
-        last = os.path.realpath(store.run_directory(name))
-        yield from (run for run in same[: max(0, len(same) - keep)] if os.path.realpath(run.directory) != last)

@@ -1,0 +1,60 @@
+"""What a run is doing: whether a process works on it, and how it ended if none does."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from vfm.config import UserError
+from vfm.events import Event
+from vfm.flow.locks import is_locked
+from vfm.flow.runs import EVENTS_FILE, KeptRun
+from vfm.flow.store import LINKS, Slot
+
+State = Literal["running", "finished", "failed", "stopped"]
+TAIL_BYTES = 64 << 10  # at the end of a file of events, in which its last words are
+
+
+def is_running(directory: Path) -> bool:
+    """Return whether a process works on a run: it writes the run's events, or makes the artifact of a stage.
+
+    A training that `vfm run --prepare` has prepared is run by a process that writes no events of the run.
+
+    Raises:
+        UserError: the file of events, or a lock, is no regular file.
+    """
+    folder = directory / LINKS
+    links = [link for link in folder.iterdir() if link.is_symlink()] if folder.is_dir() else []
+    artifacts = (Path(os.path.realpath(link)) for link in links)
+    files = (directory / EVENTS_FILE, *(Slot(path.parent, path.name).lock_file for path in artifacts))
+    return any(is_locked(file) for file in files)
+
+
+def state_of(run: KeptRun) -> State:
+    """Return the state of a run; `stopped`: a signal ended it, or it waits for `vfm step`."""
+    with suppress(UserError):
+        if is_running(run.directory):
+            return "running"
+    if run.finished:
+        return "finished"
+    return "failed" if failure_of(run.directory) else "stopped"
+
+
+def failure_of(directory: Path) -> str:
+    """Return why a run failed in its last go; empty if it did not fail, or was interrupted."""
+    file = directory / EVENTS_FILE
+    if not file.is_file():
+        return ""
+    with file.open("rb") as stream:
+        stream.seek(-min(TAIL_BYTES, file.stat().st_size), os.SEEK_END)
+        lines = stream.read().splitlines()
+    for line in reversed(lines):
+        with suppress(ValueError):  # a line that a kill has cut off
+            event = Event.from_json(line.decode(errors="replace"))
+            if event.type == "run_failed":
+                return "" if event.data.get("interrupted") else str(event.data.get("message", ""))
+            if event.type == "run_started":
+                return ""
+    return ""

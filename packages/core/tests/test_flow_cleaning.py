@@ -1,0 +1,137 @@
+"""`vfm clean`: what runs that go on, that are kept and that failed need is never removed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cli_world import RECIPE, Outcome, run_here, toys
+from vfm.flow.runs import kept_runs
+from vfm.flow.store import Slot, Store
+
+__all__ = ["toys"]
+STORE = Store(Path("store"))
+FAILING = RECIPE + "  - {kind: toy.fail, name: bad, number: sum, how: user}\n"
+
+
+def ran(*words: str | Path) -> Outcome:
+    done = run_here("run", *words)
+    assert done.code == 0, done
+    return done
+
+
+def folders() -> list[str]:
+    return [run.directory.name for run in kept_runs(STORE)]
+
+
+def artifact(run: str, stage: str) -> Path:
+    return Path("store") / (STORE.run_directory(run) / "artifacts" / stage).readlink().name
+
+
+def two_runs_of_a_base() -> Path:
+    """Run a recipe twice, and return an artifact of the first run only."""
+    ran("r.yaml")
+    ran("r.yaml", "--set", "b.seed=6")
+    return artifact("r@1", "b")
+
+
+def test_a_run_that_goes_on_is_kept_with_what_it_reads(toys: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": f"{toys.parent / 'site'}:{Path(__file__).parent}"}
+    slow = [sys.executable, "-m", "vfm", "run", "r.yaml", "--set", "sum.pause=0.5"]
+    with subprocess.Popen(slow, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as first:
+        while first.poll() is None and not list(toys.glob("store/.toy.add-*.work/partial.txt")):
+            time.sleep(0.02)
+        first.send_signal(signal.SIGSTOP)  # so that it is still under way, however slow this machine is
+        ran("r.yaml", "--set", "b.seed=6")
+        said = run_here("clean", "--keep-runs", 1).out
+        first.send_signal(signal.SIGCONT)
+        assert "nothing to remove" in said
+        assert first.communicate(timeout=100)[0]
+    assert first.returncode == 0
+    assert ran("r.yaml", "--set", "sum.pause=0.5").out.count("cached") == 3
+    ran("r.yaml", "--set", "b.seed=6")
+    assert "removed run r@1" in run_here("clean", "--keep-runs", 1).out
+
+
+def test_a_run_whose_prepared_stage_is_running_is_kept(toys: Path) -> None:
+    run_here("run", "r.yaml", "--prepare", "sum")
+    ran("r.yaml", "--set", "b.seed=6")
+    with Slot(Path("store"), artifact("r@1", "sum").name).lock(lambda message: None):  # as `vfm step` does
+        assert "nothing to remove" in run_here("clean", "--keep-runs", 1).out
+    assert "removed run r@1" in run_here("clean", "--keep-runs", 1).out
+
+
+@pytest.mark.parametrize("form", ["path", "absolute path", "named folder", "through the run"])
+def test_an_input_that_a_kept_run_reads_by_its_path_is_kept(form: str, toys: Path) -> None:
+    read = two_runs_of_a_base()
+    address = {
+        "path": str(read),
+        "absolute path": str(read.absolute()),
+        "named folder": f"$there/{read.name}",
+        "through the run": "store/runs/r@1/artifacts/b",
+    }[form]
+    recipe = f"paths: {{there: store}}\nstages:\n  - {{kind: toy.add, name: more, inputs: [{address}]}}\n"
+    Path("other.yaml").write_text(recipe)
+    ran("other.yaml")
+    said = run_here("clean", "--keep-runs", 1).out
+    assert ("removed run r@1" in said) == (form != "through the run")
+    assert read.is_dir()
+    assert ran("other.yaml").out.count("cached") == 1
+    shutil.rmtree("store/runs/other@1")
+    assert f"removed {read.name}" in run_here("clean", "--keep-runs", 1).out
+
+
+def test_an_input_of_a_run_that_failed_is_kept(toys: Path) -> None:
+    read = two_runs_of_a_base()
+    Path("other.yaml").write_text(f"stages:\n  - {{kind: toy.fail, name: bad, number: {read}, how: user}}\n")
+    assert run_here("run", "other.yaml").code == 2
+    run_here("clean", "--keep-runs", 1)
+    assert read.is_dir()
+
+
+def test_partial_results_that_a_kept_run_reads_are_kept(toys: Path) -> None:
+    work = Path(run_here("run", "r.yaml", "--prepare", "sum").out.split()[-1])
+    checkpoint = work / "partial.txt"
+    checkpoint.write_text("1 0")
+    ran("r.yaml", "--set", "b.seed=6")
+    Path("other.yaml").write_text(f"stages:\n  - {{kind: toy.read, name: words, path: {checkpoint}}}\n")
+    ran("other.yaml")
+    assert run_here("clean", "--keep-runs", 1).out.splitlines()[0] == "removed run r@1"
+    assert checkpoint.is_file()
+    assert ran("other.yaml").out.count("cached") == 1
+
+
+def test_what_a_kept_input_refers_to_is_kept(toys: Path) -> None:
+    pool = two_runs_of_a_base()
+    Path("subset.yaml").write_text(f"stages:\n  - {{kind: toy.address, name: subset, path: ../{pool.name}}}\n")
+    ran("subset.yaml")
+    subset = artifact("subset@1", "subset")
+    Path("other.yaml").write_text(f"stages:\n  - {{kind: toy.read, name: words, path: {subset}/artifact.json}}\n")
+    ran("other.yaml")
+    shutil.rmtree("store/runs/subset@1")
+    run_here("clean", "--keep-runs", 1)
+    assert subset.is_dir()
+    assert pool.is_dir()
+
+
+def test_runs_that_failed_push_out_no_result(toys: Path) -> None:
+    two_runs_of_a_base()
+    Path("r.yaml").write_text(FAILING)
+    for seed in (7, 8):
+        assert run_here("run", "r.yaml", "--set", f"b.seed={seed}").code == 2
+    assert folders() == ["r@1", "r@2", "r@3", "r@4"]
+    assert "nothing to remove" in run_here("clean", "--keep-runs", 2).out
+    run_here("clean", "--keep-runs", 1)
+    assert folders() == ["r@2", "r@3", "r@4"]
+    assert artifact("r@2", "sum").is_dir()
+    Path("r.yaml").write_text(RECIPE)
+    ran("r.yaml", "--set", "b.seed=9")
+    run_here("clean", "--keep-runs", 1)
+    assert folders() == ["r@5"]
