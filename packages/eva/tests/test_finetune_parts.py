@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
@@ -124,3 +125,7 @@ def test_mistakes_are_one_line_in_the_preflight(tmp_path: Path, train: LabeledDa
     with pytest.raises(UserError, match="mixup and cutmix mix single classes"):
         stage(augmentation={"mixup": 0.8}).preflight(known)
     stage(freeze_blocks="all").preflight(known)
+    with pytest.raises(ValidationError, match="expected 0 or more blocks, or all; got true"):
+        stage(freeze_blocks=True)
+    with pytest.raises(ValidationError, match="expected 0 or more blocks, or all; got -1"):
+        stage(freeze_blocks=-1)

@@ -66,6 +66,8 @@ def test_preflight_skips_a_teacher_that_does_not_exist_yet():
         ({"image_size": 36}, "must be a multiple of the patch size 8, got 36"),
         ({"image_size": 4}, "4 pixels"),
         ({"model": "vit_pico_patch8_32", "image_size": 4}, "4 pixels"),
+        ({"model": {"architecture": STUDENT, "img_size": [32, 48]}}, "img_size must be square, got 32 x 48 pixels"),
+        ({"model": {"architecture": STUDENT, "in_chans": 1}}, "in_chans must be 3, the channels of the images; got 1"),
         ({"image_size": 8}, "masks need at least 2 x 2 patches, got 1 x 1 of 8 pixels"),
         ({"target": {"layer": 9}}, "layer 9 is not one of its 2 blocks"),
     ],

@@ -271,6 +271,7 @@ def test_stored_targets_of_two_teachers_train_as_the_teachers_do(tmp_path, teach
         (several({"targets": "a"}, augmentation={"flip": 0}), "augmentation is fixed by 'a'"),
         (several({"targets": "a", "class_weight": 1}), "targets hold features of patches only"),
         (several({"targets": "a", "target": {"layer": 0}}), "target is fixed by 'a'"),
+        (several({"teacher": "a", "statistics_images": 64}), "statistics_images has no effect with loss: cosine"),
     ],
 )
 def test_settings_that_contradict_one_another_are_refused(changes: dict[str, Any], line: str) -> None:

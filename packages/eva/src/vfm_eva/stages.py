@@ -242,11 +242,12 @@ class EvaFinetune(Training):
         description="decay of an average of the weights, which is exported; null: no average",
     )
 
-    @field_validator("freeze_blocks")
+    @field_validator("freeze_blocks", mode="before")
     @classmethod
-    def _not_negative(cls, freeze_blocks: int | str) -> int | str:
-        if isinstance(freeze_blocks, int) and freeze_blocks < 0:
-            raise ValueError(f"expected 0 or more blocks, or all; got {freeze_blocks}")
+    def _is_number_of_blocks(cls, freeze_blocks: Any) -> Any:
+        # pydantic would take true as 1
+        if isinstance(freeze_blocks, bool) or (isinstance(freeze_blocks, int) and freeze_blocks < 0):
+            raise ValueError(f"expected 0 or more blocks, or all; got {str(freeze_blocks).lower()}")
         return freeze_blocks
 
     @model_validator(mode="after")

@@ -52,6 +52,8 @@ class EvaTeacher(Config):
             raise ValueError(f"target is fixed by {self.targets!r}; set it in the stage that makes the targets")
         if self.targets and self.class_weight:
             raise ValueError("class_weight needs the teacher itself: targets hold features of patches only")
+        if self.loss != "phi_s" and self.statistics_images != EvaTeacher.model_fields["statistics_images"].default:
+            raise ValueError("statistics_images has no effect with loss: cosine; set loss: phi_s")
         return self
 
 

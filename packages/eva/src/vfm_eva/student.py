@@ -73,13 +73,17 @@ def student_grid(student: nn.Module, num_masked: int | None = None, *, visible_o
         visible_only: the student must also be able to encode some of its patches alone (`encode: visible`).
 
     Raises:
-        UserError: it is no vision transformer, its patches overlap, are dropped or do not fill the image, the mask
-            hides none or all of them, or it cannot encode some patches alone.
+        UserError: it is no vision transformer for square colour images, its patches overlap, are dropped or do not
+            fill the image, the mask hides none or all of them, or it cannot encode some patches alone.
     """
     rows, columns = grid_size(student)
     name, embed = type(student).__name__, student.patch_embed
     if not isinstance(embed, PatchEmbed):  # a convolutional stem sees beyond the patch
         raise UserError(f"{name}: expected a plain patch embedding; with overlapping patches, masked ones stay visible")
+    if embed.img_size[0] != embed.img_size[1]:
+        raise UserError(f"{name}: img_size must be square, got {embed.img_size[0]} x {embed.img_size[1]} pixels")
+    if embed.proj.in_channels != 3:
+        raise UserError(f"{name}: in_chans must be 3, the channels of the images; got {embed.proj.in_channels}")
     if not isinstance(getattr(student, "patch_drop", None), nn.Identity | None):
         raise UserError(f"{name}: patch_drop_rate must be 0: it would drop patches that are to be predicted")
     if visible_only and not hasattr(student, "patch_drop"):

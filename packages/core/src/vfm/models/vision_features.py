@@ -31,8 +31,8 @@ def vision_features(
 ) -> list[BlockTokens]:
     """Return the tokens of an encoder's blocks for images of any size, from one forward pass, with gradients.
 
-    This is the one way in which dense tasks, videos and probes read an encoder: any vision transformer of timm or
-    open_clip, with learned, rotary or no positions, with or without class and register tokens.
+    It reads any vision transformer of timm or open_clip, with learned, rotary or no positions, with or without class
+    and register tokens: for the dense probe, open-vocabulary segmentation, and models of other packages.
 
     Args:
         model: a CLIP model or a timm encoder; in evaluation mode if it has patch dropout.
