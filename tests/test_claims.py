@@ -54,7 +54,7 @@ TRAININGS = {
         "taught", "clip", "full_vision", "full_text", "full_both", "captioned", "captioned_4px", "prior", "full_prior",
         "words_prior", "feedback", "feedback_of_words",
     ],
-    "open_segmentation_tiny": ["clip", "lightweight", "genhancer", "dcr", "eva"],
+    "open_segmentation_tiny": ["clip", "lightweight", "genhancer", "genhancer_high_lr", "dcr", "eva"],
     "diva_retention": [
         "taught", "clip", "prior", "no_anchor", "cosine", "cosine_strong", "relational", "l2_sp", "lora", "last_block",
     ],
