@@ -145,22 +145,41 @@ def test_a_file_of_diva_gives_the_tuned_models_features(
         assert len(report.dropped) == 7
 
 
-@pytest.mark.parametrize("with_visual", [True, False])
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    ("backbone", "prefix"),
+    [
+        *((backbone, prefix) for backbone in BACKBONES for prefix in ("", "visual.")),
+        ("siglip", "visual.trunk."),
+    ],
+)
 def test_a_vision_tower_alone_is_completed_by_the_model_it_was_tuned_from(
-    backbone: str, with_visual: bool, architectures: dict[str, Any], tmp_path: Path
+    backbone: str, prefix: str, architectures: dict[str, Any], tmp_path: Path
 ) -> None:
     original = made(architectures[backbone], seed=0)
     expected = tuned(original)
-    prefix = "visual.trunk." if backbone == "siglip" else "visual."
     tower = {key: value for key, value in expected.module.state_dict().items() if key.startswith("visual.")}
-    torch.save(tower if with_visual else {key.removeprefix(prefix): v for key, v in tower.items()}, tmp_path / "v.pth")
+    torch.save({key.removeprefix(prefix): value for key, value in tower.items()}, tmp_path / "v.pth")
     loaded = import_clip(architectures[backbone], str(tmp_path / "v.pth"), ReadOptions(text_from=original))
     assert torch.equal(loaded.encode_images(IMAGES), expected.encode_images(IMAGES))
     assert torch.equal(loaded.encode_texts(["a red square"]), original.encode_texts(["a red square"]))
     with pytest.raises(UserError, match="has no text tower; set text_from") as caught:
         import_clip(architectures[backbone], str(tmp_path / "v.pth"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_file_without_a_logit_scale_is_one_line_and_read_with_that_of_another_model(
+    backbone: str, architectures: dict[str, Any], tmp_path: Path
+) -> None:
+    original = made(architectures[backbone], seed=0)
+    expected = tuned(original)
+    state = expected.module.state_dict()
+    torch.save({key: value for key, value in state.items() if not key.startswith("logit_")}, tmp_path / "v.pth")
+    with pytest.raises(UserError, match=r"v\.pth: has no logit_scale; set text_from to the CLIP model") as caught:
+        import_clip(architectures[backbone], str(tmp_path / "v.pth"))
+    assert "\n" not in str(caught.value)
+    loaded = import_clip(architectures[backbone], str(tmp_path / "v.pth"), ReadOptions(text_from=original))
+    assert all(torch.equal(value, state[key]) for key, value in loaded.module.state_dict().items())
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -17,7 +17,7 @@ from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError, did_you_mean
 from vfm.models import clip_config, eva_import, hugging_face
 from vfm.models.clip import ClipModel, blueprint, build_clip, load_clip, open_clip_incompatibility, save_clip
-from vfm.models.clip_layouts import clip_tensors, is_vision_only, tensors_with_text_of, with_text_of
+from vfm.models.clip_layouts import clip_tensors, missing_part, tensors_with_text_of, with_text_of
 from vfm.models.clip_module import load_weights
 from vfm.models.eva_import import DEFAULT_OPTIONS, ReadOptions
 from vfm.models.hugging_face_siglip_import import load_transformers_model, transformers_model_config
@@ -189,10 +189,10 @@ def _clip_with(
     if other:
         tensors = tensors_with_text_of(other, tensors, str(file))
         model.preprocess, model.folder = other.preprocess, other.folder
-    elif is_vision_only(tensors):
+    elif missing := missing_part(tensors):
         raise UserError(
-            f"{file}: has no text tower; set text_from to the CLIP model that it was trained from, or part: visual for"
-            " an untrained one"
+            f"{file}: has no {missing}; set text_from to the CLIP model that it was trained from, or part: visual for"
+            " an untrained text tower"
         )
     with TemporaryDirectory() as folder:  # open_clip's loader only takes a file
         copy = Path(folder) / file.with_suffix(".safetensors").name

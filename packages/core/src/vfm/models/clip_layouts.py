@@ -2,7 +2,7 @@
 
     DIVA       as released: the names of open_clip, which are OpenAI's. As its script saves: `class_model.model.` before
                them, and the weights of Stable Diffusion and of the adapter beside them
-    un2CLIP    the vision tower, with or without `visual.` before its keys
+    un2CLIP    the vision tower, with or without `visual.`, or of SigLIP `visual.trunk.`, before its keys
     GenHancer  a folder of transformers, see `hugging_face` and `hugging_face_siglip_import`
 
 Sources: the public repositories of DIVA (arXiv:2407.20171), un2CLIP (arXiv:2505.24517), GenHancer (arXiv:2503.19480).
@@ -24,9 +24,14 @@ PREFIXES = ("", "model.", "module.", "class_model.model.")
 OTHER_MODELS = ("unet.", "vae.", "text_encoder.", "visual_proj.", "final_fc.", "class_model.final_fc.")
 _TEXT = ("text.", "transformer.", "token_embedding.", "ln_final.")
 _TEXT_NAMES = ("positional_embedding", "text_projection")
-_SCALES = ("logit_scale", "logit_bias")
+LOGIT_SCALE = "logit_scale"
+_SCALES = (LOGIT_SCALE, "logit_bias")
 # A key of a vision tower that is saved without the rest of its CLIP model, and the prefix that it has in one.
-_LONE_TOWERS = {"class_embedding": VISUAL, "attn_pool.latent": f"{VISUAL}trunk."}
+_LONE_TOWERS = {
+    "class_embedding": VISUAL,  # open_clip's own
+    "trunk.patch_embed.proj.weight": VISUAL,  # timm's, in open_clip
+    "attn_pool.latent": f"{VISUAL}trunk.",  # SigLIP's, in timm
+}
 
 
 def clip_tensors(tensors: Mapping[str, Tensor], report: KeyReport) -> dict[str, Tensor]:
@@ -51,11 +56,15 @@ def clip_tensors(tensors: Mapping[str, Tensor], report: KeyReport) -> dict[str, 
     return _renamed(names, tensors, report)
 
 
-def is_vision_only(names: Iterable[str]) -> bool:
-    """Return whether keys are those of a vision tower without a text tower."""
-    names = list(names)
+def missing_part(names: Iterable[str]) -> str:
+    """Return what keys with a vision tower lack of a CLIP model: its text tower, its logit scale, or nothing ("")."""
+    names = set(names)
+    if not any(name.startswith(VISUAL) for name in names):  # another layout, which open_clip may know
+        return ""
     has_text = any(name.startswith(_TEXT) or name in _TEXT_NAMES for name in names)
-    return not has_text and any(name.startswith(VISUAL) for name in names)
+    if not has_text:
+        return "text tower"
+    return "" if LOGIT_SCALE in names else LOGIT_SCALE
 
 
 def with_text_of(other: ClipModel | None, model: ClipModel) -> ClipModel:
