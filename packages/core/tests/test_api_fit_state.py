@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import vfm
 from fit_world import QUIET, Labelled, fitted, loss
@@ -77,6 +79,40 @@ def test_draws_of_the_loss_from_numpy_are_those_of_the_step(tmp_path: Path) -> N
     np.random.seed(5)
     assert fitted(Labelled(), tmp_path, loss=mixed, steps=9, log_every=1).metrics == whole.metrics
     assert len({row["train/share"] for row in whole.metrics}) == 9
+
+
+class Recomputed(nn.Module):
+    """A model that counts its passes, and takes timm's call to recompute activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.passes, self.recomputes = nn.Linear(48, 3), 0, False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.recomputes = enable
+
+    def logits(self, images: Tensor) -> Tensor:
+        self.passes += 1
+        return self.head(images.flatten(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return checkpoint(self.logits, images, use_reentrant=False) if self.recomputes else self.logits(images)
+
+
+def test_activations_are_recomputed_where_the_model_can() -> None:
+    nets = [Recomputed(), Recomputed()]
+    nets[1].load_state_dict(nets[0].state_dict())
+    for net, recomputes in zip(nets, (False, True), strict=True):
+        given: dict[str, Any] = {"steps": 2, "global_batch_size": 8, "grad_checkpointing": recomputes, **QUIET}
+        vfm.fit(net, Labelled(), loss=loss, **given)
+    assert [net.passes for net in nets] == [2, 4]
+    assert torch.equal(nets[0].head.weight, nets[1].head.weight)
+
+
+def test_a_timm_model_without_it_is_refused() -> None:
+    net = timm.create_model("dla46x_c", num_classes=3)
+    with pytest.raises(vfm.UserError, match="fit: grad_checkpointing: DLA: gradient checkpointing not supported"):
+        vfm.fit(net, Labelled(), loss=loss, steps=1, grad_checkpointing=True, **QUIET)
 
 
 def test_the_first_sample_may_be_bad() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,18 @@ def test_wrong_data_are_one_line(data: Any, line: str) -> None:
         ({"optimzer": {"type": "sgd"}}, "fit: optimzer: unknown key; did you mean 'optimizer'?"),
         ({"batch_size": 4}, "fit: batch_size: unknown key; did you mean 'global_batch_size'?"),
         ({"device": "gpu"}, "fit: runtime.device: expected a string that matches"),
+        ({"epochs": 3}, "fit: epochs: unknown key; known: checkpoint, .*, device, .*, folder, .*, loss, .*, workers$"),
+        ({"devise": "cpu"}, "fit: devise: unknown key; did you mean 'device'"),
+        ({"runtime": {"processes": 2}}, "runtime.processes: .*, start it with torchrun --nproc-per-node=2: expected 1"),
+        ({"grad_checkpointing": True}, "grad_checkpointing: Sequential has no set_grad_checkpointing"),
+        (
+            {"loss": lambda net, batch: (net(batch[0]).mean(), {"loss": 99.0})},
+            "loss: metric 'loss': the training logs its own; give another name",
+        ),
+        (
+            {"loss": lambda net, batch: (net(batch[0]).mean(), {"train/loss": 99.0})},
+            "loss: metric 'train/loss': the training logs its own; give another name, without train/",
+        ),
         ({"evaluation": {}}, "fit: evaluation: only a training in a recipe has this setting"),
         ({"loss": None}, "fit: Sequential is no vfm.train.Task: give loss, a function of"),
         ({"loss": lambda net, batch: net(batch[0])}, "loss: expected a scalar tensor, .* got a tensor of shape"),
@@ -84,6 +97,15 @@ def test_wrong_settings_are_one_line(given: dict[str, Any], line: str) -> None:
     with pytest.raises(vfm.UserError, match=line) as caught:
         vfm.fit(model(), Labelled(), **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_the_keys_that_are_suggested_are_the_arguments_of_a_call() -> None:
+    parameters = set(signature(vfm.fit).parameters) - {"task", "data", "settings"}
+    with pytest.raises(vfm.UserError) as caught:
+        vfm.fit(model(), Labelled(), loss=loss, steps=1, epochs=3)
+    known = set(str(caught.value).partition("known: ")[2].split(", "))
+    assert parameters <= known
+    assert not known & {"evaluation", "kind", "name", "samples_seen"}
 
 
 def test_other_wrong_calls_are_one_line(tmp_path: Path) -> None:

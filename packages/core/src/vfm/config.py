@@ -32,6 +32,11 @@ class Config(BaseModel):
 
     moved: ClassVar[Mapping[str, str]] = {}  # old keys and where they are now, for the error message
 
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """Return the keys that error messages suggest."""
+        return list(cls.model_fields)
+
     def model_post_init(self, context: Any, /) -> None:
         """Count what says which class it is as given, so that what was given is enough to make it again."""
         self.model_fields_set.update({"kind", "type"} & set(type(self).model_fields))
@@ -179,17 +184,18 @@ def _better_key(key: str, owner: type[BaseModel] | None) -> str:
     """Return a hint for an unknown key: where it has moved, the group that has such a field, or a similar field."""
     if owner is None:
         return ""
+    known = owner.known_keys() if issubclass(owner, Config) else list(owner.model_fields)
     place = getattr(owner, "moved", {}).get(key) or next(
         (
             f"{name}.{key}"
             for name, field in owner.model_fields.items()
-            if isinstance(field.default, BaseModel)
+            if isinstance(field.default, BaseModel) and name in known
             for model in (type(field.default), *_choices(field.annotation))
             if key in model.model_fields and key != "type"
         ),
         None,
     )
-    return f"; did you mean '{place}'?" if place else did_you_mean(key, owner.model_fields)
+    return f"; did you mean '{place}'?" if place else did_you_mean(key, known)
 
 
 def _choices(annotation: object) -> Iterable[type[BaseModel]]:

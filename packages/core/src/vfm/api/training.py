@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -38,12 +39,18 @@ from vfm.train.module_task import LossFunction, ModuleTask
 CHECKPOINTS, WEIGHTS = "checkpoints", "model.safetensors"
 COLUMNS = {"step": pa.int64(), "samples": pa.int64(), "train/loss": pa.float64(), "train/lr": pa.float64()}
 NO_SETTINGS = ("kind", "name", "evaluation", "samples_seen")  # fields of a training that a call does not have
+ARGUMENTS = ("device", "folder", "loss", "progress", "workers")  # of a call, beside the fields that it has
 
 
 class Settings(Training):
     """The configuration of a training by `fit`."""
 
-    moved: ClassVar[Mapping[str, str]] = {**Training.moved, "batch_size": "global_batch_size"}
+    moved: ClassVar[Mapping[str, str]] = {"batch_size": "global_batch_size"}
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """Return the arguments that a call may have."""
+        return [name for name in (*super().known_keys(), *ARGUMENTS) if name not in NO_SETTINGS]
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,7 +59,8 @@ class Fit(Results):
 
     Attributes:
         model: the trained module, the one that was given, in evaluation mode.
-        metrics: what was logged every `log_every` steps, as in `metrics.jsonl`.
+        metrics: what was logged every `log_every` steps, as in `metrics.jsonl`; of several processes, the first has
+            it, and it is empty in the others.
         folder: with checkpoints, metrics and `model.safetensors`; None if none was named.
         skipped: number of bad samples by reason.
     """
@@ -64,8 +72,8 @@ class Fit(Results):
 
     @property
     def loss(self) -> float:
-        """Mean training loss since the last but one log line."""
-        return float(self.metrics[-1]["train/loss"])
+        """Mean training loss since the last but one log line; NaN where `metrics` is empty."""
+        return float(self.metrics[-1]["train/loss"]) if self.metrics else math.nan
 
     @property
     def title(self) -> str:
@@ -125,7 +133,8 @@ def fit(
         steps: optimizer steps; the data are repeated as often as needed.
         loss: `loss(model, batch)` returns a scalar tensor, or a scalar and other metrics by name.
         folder: for checkpoints, metrics and the trained weights (`model.safetensors`); None: nothing is kept.
-        global_batch_size: samples per step, by default 128; a DataLoader has its own.
+        global_batch_size: samples per step, by default 128; a DataLoader has its own. Of a loader without one, such as
+            webdataset's, the samples of its batches are counted.
         lr: peak learning rate.
         seed: seed of the order and of all random draws.
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -133,7 +142,8 @@ def fit(
         progress: show a progress bar and messages.
         settings: other fields of a training as in a recipe: `optimizer={"type": "sgd"}`, `schedule`, `ema_decay`,
             `precision`, `micro_batch_size`, `log_every`, `checkpoint={"every_steps": 100}`, ... (`vfm stages
-            clip.train` lists them).
+            clip.train` lists them). `grad_checkpointing` needs a model with `set_grad_checkpointing`, as timm's and
+            open_clip's have it. Several processes are those of torchrun.
 
     Returns:
         The trained model and its metrics.
@@ -147,6 +157,8 @@ def fit(
     size = batch_size(data, global_batch_size, settings.get("micro_batch_size"))
     given = {"steps": steps, "lr": lr, "seed": seed, **({} if size is None else {"global_batch_size": size})}
     config = _config({**settings, **given}, {"device": device, "workers": workers})
+    if config.grad_checkpointing:
+        _recompute_activations(_module(trained))
     inputs = {str(ref): Path(ref) for _, ref in refs(config)}
     shown = listener(progress and is_main())
     with open_folder(folder) as place, shown_by(shown, "fit", place, place / CHECKPOINTS, inputs) as ctx:
@@ -183,6 +195,24 @@ def _restored_generators(seed: int) -> Iterator[None]:
 
 def _module(trained: Task[Any]) -> nn.Module:
     return trained.model if isinstance(trained, ModuleTask) else trained
+
+
+def _recompute_activations(model: nn.Module) -> None:
+    """Make a model recompute its activations in the backward pass.
+
+    Raises:
+        UserError: it cannot.
+    """
+    name = type(model).__name__
+    if not callable(getattr(model, "set_grad_checkpointing", None)):
+        raise UserError(
+            f"fit: grad_checkpointing: {name} has no set_grad_checkpointing(), as timm's models have it; call"
+            " torch.utils.checkpoint in its forward instead"
+        )
+    try:
+        model.set_grad_checkpointing()  # type: ignore[operator]
+    except AssertionError as error:  # of a timm model without it
+        raise UserError(f"fit: grad_checkpointing: {name}: {error or 'not supported'}") from None
 
 
 def _check_start(place: Path, before: str, start: str, model: nn.Module, warn: Callable[[str], None]) -> None:
@@ -233,10 +263,16 @@ def _config(settings: Mapping[str, Any], runtime: Mapping[str, Any]) -> Settings
     own = settings.get("runtime", {})
     merged = {**runtime, **own} if isinstance(own, Mapping) else own
     try:
-        return Settings.model_validate({**settings, "kind": "vfm.fit", "name": "fit", "runtime": merged})
+        config = Settings.model_validate({**settings, "kind": "vfm.fit", "name": "fit", "runtime": merged})
     except ValidationError as error:
         lines = [": ".join(("fit", *_key(place), line)) for place, line in error_lines(error, Settings)]
         raise UserError("\n".join(lines)) from None
+    if (processes := config.runtime.processes) > 1:
+        start = f"start it with torchrun --nproc-per-node={processes}"
+        raise UserError(
+            f"fit: runtime.processes: a script does not start processes, {start}: expected 1, got {processes}"
+        )
+    return config
 
 
 def _key(place: tuple[str | int, ...]) -> list[str]:

@@ -16,7 +16,7 @@ from vfm.train.task import Metrics, Task
 
 LossFunction = Callable[[Any, Any], Tensor | tuple[Tensor, Mapping[str, Tensor | float]]]
 """`loss(model, batch)` returns a scalar, or a scalar and other metrics by name."""
-RESERVED = ("grad_norm", "lr")  # metrics that every training has
+RESERVED = ("loss", "grad_norm", "lr")  # metrics that every training has; it logs them as `train/loss`, ...
 
 
 class ModuleTask(Task[Any]):
@@ -75,8 +75,8 @@ def _is_fixed(part: nn.Module) -> bool:
 
 
 def _scalar(name: str, value: Tensor | float, device: torch.device) -> Tensor:
-    if name in RESERVED:
-        raise UserError(f"loss: metric {name!r}: the training logs its own; give another name")
+    if name in RESERVED or name.startswith("train/"):
+        raise UserError(f"loss: metric {name!r}: the training logs its own; give another name, without train/")
     if isinstance(value, Tensor) and not value.ndim:
         return value.detach().to(device)
     if isinstance(value, int | float | np.number):
