@@ -181,6 +181,7 @@ SECRETS = {
 def test_credentials_are_in_no_file_that_is_kept(toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["vfm", "run", "r.yaml", *(f"--set=b.path={url}" for url in SECRETS.values())])
     Path("r.yaml").write_text(
+        f"description: see {SECRETS['hunter2']} and aws_secret_access_key=ghp_abc\n"
         "stages:\n"
         + "".join(
             f"  - {{kind: toy.address, name: w{index}, path: '{url}'}}\n" for index, url in enumerate(SECRETS.values())
@@ -249,10 +250,10 @@ def test_report_is_not_written_over_a_folder(toys: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("a.password=hunter2", "--set a.password=***: a.password: unknown key; known: count"),
-        ("a.token=hunter2", "--set a.token=***: a.token: unknown key; known: count"),
-        ("z.token=hunter2", "--set z.token=***: no stage is named 'z'"),
-        ("a.count=https://me:hunter2@h/x", "--set a.count=https://me:***@h/x: a.count: expected an integer"),
+        ("a.password=hunter2", "set a.password=***: a.password: unknown key; known: count"),
+        ("a.token=hunter2", "set a.token=***: a.token: unknown key; known: count"),
+        ("z.token=hunter2", "set z.token=***: no stage is named 'z'"),
+        ("a.count=https://me:hunter2@h/x", "set a.count=https://me:***@h/x: a.count: expected an integer"),
     ],
 )
 def test_error_of_a_setting_hides_its_credential_and_nothing_else(setting: str, said: str, toys: Path) -> None:

@@ -115,6 +115,14 @@ def test_run_without_a_usable_output_succeeds(command: str, site: Path) -> None:
         assert b"report: store/runs/gr\\xf6\\xdfe/report.html" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["--help", "plan r.yaml", "run r.yaml"])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full")
+def test_output_that_cannot_be_written_is_one_line(command: str, site: Path) -> None:
+    done = shell(f"{VFM} {command} > /dev/full")
+    line = b"error: the standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, line)
+
+
 def test_commands_work_without_docstrings(site: Path) -> None:
     python = f"{sys.executable} -OO -m vfm"
     for command in ("run r.yaml", "stages"):

@@ -137,6 +137,7 @@ def test_changed_input_is_named_with_the_results_behind_it(toys: Path) -> None:
     done = verify_inputs()
     assert done.code == 2
     assert done.errors == [f"error: {Path('words.txt').resolve()}: changed; behind {artifact('w', 'w').name}"]
+    assert done.out.splitlines()[-1].startswith("1 input, 3 bytes in ")
     Path("words.txt").unlink()
     assert "words.txt: no such file or folder; behind toy.read-" in verify_inputs().err
 

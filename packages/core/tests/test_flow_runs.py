@@ -121,7 +121,8 @@ def test_names_are_safe_on_file_systems() -> None:
     assert run_name("my recipe.v2 [red]") == "my-recipe-v2-red-"
     assert run_name("a@2") == "a-2"  # a number of a run looks so
     assert run_name("..") == run_name("💥") == "recipe"
-    assert run_name("\udcff/x\x00y") == "-x-y"
+    assert run_name("\udcff/x\x00y") == "x-y"
+    assert run_name(".hidden") == run_name("--hidden") == "hidden"  # a command would take `-hidden` for an option
     long = run_name("é" * 300)
     assert len(long.encode()) == MAX_BYTES
     assert set(long) == {"é"}
@@ -163,13 +164,13 @@ def test_clean_keeps_what_any_run_links_and_removes_old_runs_when_asked(toys: Pa
         assert ran("r.yaml", "--set", f"b.seed={seed}").out.count("cached") == 3
 
 
-def test_interrupted_run_is_listed_and_has_no_report(toys: Path) -> None:
+def test_interrupted_run_is_listed_as_such_and_its_page_has_what_there_is(toys: Path) -> None:
     run_here("run", "r.yaml", "--prepare", "sum")
-    assert "not finished" in run_here("runs").out
-    assert "finished runs: none" in run_here("report", "r").err
+    assert "  stopped  " in run_here("runs").out
+    assert "r@1 has stopped; the page has its finished stages" in run_here("report", "r").err
     ran("r.yaml")
     assert folders() == ["r@1"]
-    assert "not finished" not in run_here("runs").out
+    assert "  stopped  " not in run_here("runs").out
 
 
 def test_page_is_drawn_again_by_what_changed_and_not_by_the_clock(toys: Path) -> None:

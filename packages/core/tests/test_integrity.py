@@ -118,6 +118,7 @@ def test_any_flipped_bit_of_a_sealed_record_is_noticed(tmp_path, last):
     written = seal(record)
     file.write_bytes(written)
     assert read_sealed(file, "identity") == record
+    assert b"\\udcff" in written
     for bit in range(8 * len(written) - 800, 8 * len(written)):
         file.write_bytes(written)
         flip(file, bit)
@@ -163,6 +164,29 @@ def test_loading_refuses_any_flipped_bit(tmp_path):
                 vfm.Artifact.load(folder)
             (folder / name).write_bytes(whole)
     vfm.Artifact.load(folder)
+
+
+def test_hidden_characters_of_a_sealed_record_are_escapes(tmp_path):
+    record = {"description": "photo\u202egpj.exe \x9b2J \x1b äß"}
+    (tmp_path / "run.json").write_bytes(seal(record))
+    text = (tmp_path / "run.json").read_text()
+    assert not set(text) & set("\u202e\x9b\x1b")
+    assert r"photo\u202egpj.exe \u009b2J \u001b äß" in text
+    assert read_sealed(tmp_path / "run.json") == record
+
+
+def test_cure_of_a_damaged_artifact_that_a_link_leads_to_cures_it(tmp_path):
+    step, _ = run(TEXT, tmp_path)
+    link = tmp_path / "runs/r/artifacts/a"
+    file = link / "artifact.json"
+    file.write_text(file.read_text().replace("39", "38"))
+    with pytest.raises(vfm.UserError, match=r"a/artifact\.json: not as it was written") as refused:
+        vfm.Artifact.load(link)
+    folder = str(refused.value).partition("; remove ")[2].removesuffix(" to make it again")
+    assert folder == str(step.slot.artifact)
+    shutil.rmtree(folder)
+    run(TEXT, tmp_path)
+    assert vfm.Artifact.load(link).values[-1] == 39
 
 
 def test_stage_refuses_a_damaged_input(tmp_path):

@@ -143,6 +143,7 @@ def test_killed_match_repeats_only_unfinished_shards(make_pool: Any, run_stage: 
     for name in [*after, "../counts.npy"]:
         assert (matches.path / FOLDER / name).read_bytes() == (unbroken.path / FOLDER / name).read_bytes()
     assert matches.model_dump() == unbroken.model_dump()
+    assert {path.name for path in matches.path.parent.iterdir()} == {"entries", "matches", "pool", "unbroken"}
 
 
 def test_bad_samples_are_counted_by_reason_also_after_a_resume(

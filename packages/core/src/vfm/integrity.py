@@ -24,6 +24,7 @@ from typing import Any
 
 from vfm.config import UserError
 from vfm.store_files import as_record, reading
+from vfm.visible import escaped_json
 
 FILES, SEAL = "files", "sha256"
 BLOCK = 1 << 20  # bytes read at a time
@@ -40,10 +41,7 @@ Known = Mapping[str, tuple[int, str]]
 def seal(record: Mapping[str, Any], indent: int | None = 1) -> bytes:
     """Return a record as JSON that ends with its own hash."""
     zeros = {**record, SEAL: _ZEROS.decode()}
-    try:
-        text = json.dumps(zeros, indent=indent, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # a file name that is not UTF-8
-        text = json.dumps(zeros, indent=indent).encode() + b"\n"
+    text = escaped_json(json.dumps(zeros, indent=indent, ensure_ascii=False)).encode() + b"\n"
     start, _, end = text.rpartition(_ZEROS)
     return start + hashlib.sha256(text).hexdigest().encode() + end
 
@@ -173,7 +171,8 @@ def check_folder(
     if (total := sum(size for size, _ in chosen.values())) >= MUCH:
         on_much(total)
     if lines := damage(folder, chosen):
-        raise UserError("\n".join(f"{line}; remove {folder} to make it again" for line in lines))
+        made = os.path.realpath(folder)  # the run has links to its artifacts: without one nothing is made again
+        raise UserError("\n".join(f"{line}; remove {made} to make it again" for line in lines))
     if state is not None:
         _checked[key] = state
 

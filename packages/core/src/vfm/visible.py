@@ -17,3 +17,8 @@ def visible(text: str) -> str:
     Tabs and newlines stay, and so do the joiners of Persian, of Indic scripts and of emoji.
     """
     return _HIDDEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def escaped_json(text: str) -> str:
+    r"""Return JSON with the same characters as escapes of JSON (`\u202e`), so that what it says stays the same."""
+    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -83,7 +83,8 @@ def match_texts(config: MatchTexts, ctx: Context) -> Matches:
     shards = range(num_shards(ctx.work))
     np.save(ctx.directory / COUNTS_FILE, total_counts(job.beside, shards, metadata.num_entries))
     drawn = SampledTexts.joined(SampledTexts.load(job.sample(shard)) for shard in shards)
-    drawn.save(ctx.directory / SAMPLE_FILE)
+    drawn.save(job.beside / SAMPLE_FILE)
+    (job.beside / SAMPLE_FILE).rename(ctx.directory / SAMPLE_FILE)
     values = {"curation/num_texts": total.num_texts, "curation/num_matched": total.num_matched}
     ctx.emit("metrics", step=1, samples=total.num_texts, values=values)
     job.folder.rename(ctx.directory / FOLDER)  # last: a crash before this loses no shard

@@ -91,9 +91,10 @@ def _arrow_schema(file: Path) -> pa.Schema:
 def whole_file(file: Path) -> Iterator[Path]:
     """Yield a path to write to; what was written appears at `file` by one rename, unless an error was raised.
 
-    The path is unique, so that two workers on one shard (one may be believed dead) cannot mix their files.
+    The path is unique, so that two workers on one shard (one may be believed dead) cannot mix their files. It is in a
+    folder beside the file's, which therefore must be inside the stage's work folder.
     """
-    # In a folder beside: parts that a kill leaves must not become part of the artifact.
+    # Parts that a kill leaves must not become part of the artifact.
     folder = file.parent.with_name(f"{file.parent.name}.parts")
     folder.mkdir(exist_ok=True)
     part = folder / f"{file.name}.{uuid.uuid4().hex}"

@@ -21,6 +21,8 @@ from vfm.data.indexing import Indexing
 from vfm.data.layout import find_layout
 from vfm.eval import load_encoder
 from vfm.models import ClipModel, PooledVision, import_clip, import_vision, is_vision_source, vision_preprocess
+from vfm.redaction import redacted
+from vfm.remote import is_remote
 from vfm.stage import Context, Runtime
 from vfm.train import prepare_device
 
@@ -105,6 +107,17 @@ def open_images(data: AnyPath | Artifact, folder: Path) -> Source:
     return Source(folder)
 
 
+def local_file(given: AnyPath) -> Path:
+    """Return the path of a local file.
+
+    Raises:
+        UserError: it is an address, of which a `Path` would make another one.
+    """
+    if is_remote(os.fspath(given)):
+        raise UserError(redacted(f"{os.fspath(given)}: expected a local file, got an address; download it first"))
+    return Path(given)
+
+
 def read_images(images: Sequence[AnyImage]) -> list[Image.Image]:
     """Return image files, and images that are already open, as RGB images.
 
@@ -118,7 +131,7 @@ def read_images(images: Sequence[AnyImage]) -> list[Image.Image]:
             continue
         if not isinstance(given, PATHS):
             raise UserError(f"expected an image or the path of one, got a {type(given).__name__}")
-        file = Path(given)
+        file = local_file(given)
         if file.is_dir():
             raise UserError(f"{file}: expected an image, got a folder; give the files in it")
         if not file.is_file():

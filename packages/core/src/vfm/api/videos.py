@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vfm.api.inputs import open_device
+from vfm.api.inputs import local_file, open_device
 from vfm.api.paths import PATHS, AnyPath, as_place
 from vfm.artifacts import FACTS_FILE, Artifact, VideoClassifier, VideoDataset
 from vfm.config import UserError
@@ -65,7 +65,7 @@ def embed(
 def _read_video(given: AnyPath) -> VideoSample:
     if not isinstance(given, PATHS):
         raise UserError(f"expected the path of a video, got a {type(given).__name__}")
-    path = Path(given)
+    path = local_file(given)
     if not path.exists():
         raise UserError(f"{path}: no such video")
     media = frame_folder(str(path)) if path.is_dir() else Media(str(path))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from vfm.cli.command import app
+from vfm.cli.command import app, note
 from vfm.cli.console import prepare_streams
+from vfm.config import UserError
 
 # isort: off
 from vfm.cli import recipe, finetune, distill, evaluation, models, search, data  # noqa: F401  (the order of `vfm --help`)
@@ -21,5 +22,9 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Run the command line (the entry point of the `vfm` script)."""
     prepare_streams()
-    app(prog_name="vfm")
+    try:
+        app(prog_name="vfm")
+    except UserError as error:  # of the output of `vfm --help`, which is no command
+        note(f"error: {error}")
+        sys.exit(2)
     sys.exit(0)

@@ -120,13 +120,13 @@ def error_messages(error: UserError | OSError | ModuleNotFoundError) -> list[str
 
 
 def show(line: str) -> None:
-    """Print a line as it is, without markup or wrapping."""
-    console.print(escape(line), highlight=False, soft_wrap=True)
+    """Print a line as it is but for credentials, without markup or wrapping."""
+    console.print(escape(redacted(line)), highlight=False, soft_wrap=True)
 
 
 def note(line: str) -> None:
-    """Print a line on standard error, as it is."""
-    errors.print(escape(line), highlight=False, soft_wrap=True)
+    """Print a line on standard error, as it is but for credentials."""
+    errors.print(escape(redacted(line)), highlight=False, soft_wrap=True)
 
 
 def show_results(directory: Path) -> None:

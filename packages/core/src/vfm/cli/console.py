@@ -1,10 +1,32 @@
-"""The standard streams of the command: closed, or not in UTF-8."""
+"""The standard streams of the command: closed, full, or not in UTF-8."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Any
+
+from vfm.config import UserError
+
+
+class Output(io.FileIO):
+    """The bytes of the standard output. What cannot be written is a mistake of the user, told from a full store."""
+
+    def write(self, data: Any) -> int:
+        """Write bytes.
+
+        Raises:
+            BrokenPipeError: the reader has ended.
+            UserError: they cannot be written.
+        """
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # for what is written when Python ends
+            raise UserError(f"the standard output cannot be written: {error.strerror}") from None
 
 
 def prepare_streams() -> None:
@@ -22,3 +44,7 @@ def prepare_streams() -> None:
         setattr(sys, name, stream)
         if hasattr(stream, "reconfigure"):  # tests put streams of their own in place
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        own, binary = sys.stdout, io.BufferedWriter(Output(1, "w", closefd=False))
+        options: dict[str, Any] = {"line_buffering": own.line_buffering, "write_through": own.write_through}
+        sys.stdout = io.TextIOWrapper(binary, own.encoding, own.errors, **options)

@@ -13,6 +13,7 @@ from vfm.config import UserError, load_function
 from vfm.events import Event
 from vfm.flow.listeners import ConsoleListener
 from vfm.plugins import load_plugins, stage_types
+from vfm.redaction import redacted
 
 NUM_PICTURES = 10
 NOT_SHOWN = ("type", "bad_samples")  # of an artifact's facts
@@ -36,7 +37,7 @@ def data(
     summarize = load_function("vfm.flow.dataset_summary:summarize_dataset")  # imports `vfm.data`
     listener = ConsoleListener(console)
     with TemporaryDirectory() as folder:
-        listener.vfm_event(Event("stage_started", "data", {"kind": path, "status": "new"}))
+        listener.vfm_event(Event("stage_started", "data", {"kind": redacted(path), "status": "new"}))
         try:
             found = summarize(
                 path, stage_types(load_plugins()), Path(folder), listener.vfm_event, kind=kind, num_samples=limit
@@ -45,12 +46,16 @@ def data(
             listener.close()
         if found.fields:
             show(f"in a recipe: {{{', '.join(f'{key}: {value}' for key, value in found.fields.items())}, name: NAME}}")
+        if found.passed_over:
+            show(f"not {found.passed_over}")
         for key, value in found.dataset.model_dump(mode="json").items():
             if key not in NOT_SHOWN and value not in (None, [], {}, ""):
                 show(f"{key}: {_words(value)}")
         for reason, count in found.skipped.most_common():
             first = f"; the first is {found.first[reason]}" if reason in found.first else ""
             show(f"skipped: {count:,} {reason}{first}")
+        if found.num_counted:
+            show(f"not checked: {found.num_counted:,} samples were only counted; a bad one is found when it is used")
         if sheet := found.sheet(NUM_PICTURES):
             out.parent.mkdir(parents=True, exist_ok=True)
             sheet.save(out)

@@ -18,10 +18,8 @@ from vfm.publishing import publish_folder
 ModelArgument = Annotated[
     str, typer.Argument(help="Folder of a checkpoint, or a model by name, file or hf-hub:org/model.")
 ]
-ImagesArgument = Annotated[list[Path], typer.Argument(readable=False, help="Image files.")]
-FilesArgument = Annotated[
-    list[Path], typer.Argument(readable=False, help="Image files; with a classifier of videos, video files.")
-]
+ImagesArgument = Annotated[list[str], typer.Argument(help="Image files.")]
+FilesArgument = Annotated[list[str], typer.Argument(help="Image files; with a classifier of videos, video files.")]
 PretrainedOption = Annotated[
     str | None, typer.Option(help="Pretrained tag of an open_clip name, or a file of weights, as in models.clip.")
 ]
@@ -103,10 +101,11 @@ def predict(
     picture of each image and, for a detector, `results.json` in COCO's format; its image_id is the number that a file's
     name is, else the image's place in the command, which all images have if two ids would be equal.
     """
-    from vfm.api.inputs import artifact_of
+    from vfm.api.inputs import artifact_of, local_file
     from vfm.api.prediction import TEMPLATE, Predictions
     from vfm.api.prediction import predict as predict_images
 
+    paths = [local_file(image) for image in images]
     dense = artifact_of(model, DenseCheckpoint)
     if draw and not dense:
         known = (Path(model) / FACTS_FILE).is_file()
@@ -114,11 +113,11 @@ def predict(
         raise UserError(f"{model}: --draw expects the folder of a model with a dense head, as eva.detect's, got {what}")
     if dense and not (classes or prompts or index or pretrained or template != TEMPLATE):
         predict_dense = load_function("vfm.cli.dense_prediction:predict_dense")  # needs vfm-core[dense]
-        predict_dense(dense, images, device, out=out if draw else None, min_score=min_score)
+        predict_dense(dense, paths, device, out=out if draw else None, min_score=min_score)
         return
     found = predict_images(
         model,
-        images,
+        paths,
         classes,
         index=index,
         template=template,
@@ -151,15 +150,16 @@ def view(
     """
     from PIL import Image
 
-    from vfm.api.inputs import open_device, open_encoder, read_images
+    from vfm.api.inputs import local_file, open_device, open_encoder, read_images
     from vfm.eval import compute_patch_maps
 
-    opened = read_images(images)
+    paths = [local_file(image) for image in images]
+    opened = read_images(paths)
     encoder = open_encoder(model, pretrained, open_device(device))
     out.mkdir(parents=True, exist_ok=True)
-    found = compute_patch_maps(encoder, opened, [str(file) for file in images], model)
-    for number, (file, maps) in enumerate(zip(images, found, strict=True)):
-        repeated = [other.stem for other in images].count(file.stem) > 1
+    found = compute_patch_maps(encoder, opened, [str(file) for file in paths], model)
+    for number, (file, maps) in enumerate(zip(paths, found, strict=True)):
+        repeated = [other.stem for other in paths].count(file.stem) > 1
         target = out / f"{file.stem}{f'-{number}' if repeated else ''}.png"
         Image.fromarray(maps.sheet()).save(target)
         show(str(target))

@@ -100,5 +100,5 @@ def _verify_inputs(store: Path) -> list[str]:
     if found:
         console.print(table)
     new = f"; of {check.recorded} large files the SHA-256 is recorded only now" if check.recorded else ""
-    show(f"{len(found):,} inputs, {read.rate}; {len(problems)} changed{new}")
+    show(f"{len(found):,} input{'' if len(found) == 1 else 's'}, {read.rate}; {len(problems)} changed{new}")
     return problems

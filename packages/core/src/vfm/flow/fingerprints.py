@@ -134,7 +134,7 @@ def _of_files(paths: dict[str, str], part: str, known: Entries, memory: Memory) 
     if not missing:
         return found
 
-    if (total := sum(_bytes_to_read(states[key][0]) for key in missing)) >= MUCH:
+    if (total := sum(bytes_to_read(states[key][0]) for key in missing)) >= MUCH:
         where = os.path.commonpath([os.path.dirname(paths[key]) or "." for key in missing])
         memory.announce(f"reading {total / 1e9:,.1f} GB in {where}, once, to identify the data by content")
 
@@ -151,7 +151,8 @@ def _of_files(paths: dict[str, str], part: str, known: Entries, memory: Memory) 
     return found
 
 
-def _bytes_to_read(size: int) -> int:
+def bytes_to_read(size: int) -> int:
+    """Return how many bytes of a file of this size its fingerprint reads."""
     return size if size <= WHOLE_FILE else NUM_BLOCKS * BLOCK
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from vfm import files
 from vfm.artifacts import MANIFEST_FILE
 from vfm.config import UserError
-from vfm.flow.fingerprints import WHOLE_FILE, Memory, contents, contents_names, fingerprint
+from vfm.flow.fingerprints import WHOLE_FILE, Memory, bytes_to_read, contents, contents_names, fingerprint
 from vfm.flow.remote_fingerprints import DIGITS
 from vfm.flow.store import SLOT_NAME
 from vfm.integrity import hash_file, read_sealed, seal
@@ -93,6 +93,7 @@ class InputCheck:
         except UserError as error:
             return str(error).removeprefix(f"{one.path}: ")
         if now != one.fingerprint:
+            on_bytes(sum(bytes_to_read(os.path.getsize(file)) for file in one.files))
             return "changed" + self._names(one.path)
         if files.is_remote(one.path):
             return ""

@@ -112,7 +112,7 @@ def parse_recipe(
     folder, chain = (file.parent, (file.resolve(),)) if file else (Path(), ())
     source = read_source(text, where, folder, chain)
     apply_overrides(source, overrides)
-    if source.bases or overrides or redacted(source.value) != source.value:
+    if source.bases or overrides or redacted([source.value, text]) != [source.value, text]:
         text = _resolved_text(source, overrides)
     mistakes = Mistakes(source)
     try:

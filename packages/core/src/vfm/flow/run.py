@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,13 +18,12 @@ from vfm.flow.manifest import read_manifest
 from vfm.flow.parallel import run_in_parallel
 from vfm.flow.plan import Step
 from vfm.flow.recipe import Recipe
-from vfm.flow.run_names import owner_of
-from vfm.flow.runs import RUN_FILE, open_run, write_run_file
+from vfm.flow.run_record import after_rerun, record_of
+from vfm.flow.runs import RUN_FILE, open_run, write_record
 from vfm.flow.store import Store
 from vfm.flow.subprocesses import Send
 from vfm.integrity import read_sealed
 from vfm.interfaces import Training
-from vfm.redaction import redacted_words
 from vfm.stage import Preempted, Preflight
 
 
@@ -166,28 +163,10 @@ def _finished(step: Step, **data: Any) -> Event:
 
 
 def _record(recipe: Recipe, outcome: Outcome, store: Store, started: float, *, made: bool) -> None:
-    """Write what the report needs to know about this run, so that it can be drawn again later.
-
-    If every step was cached and the recipe is unchanged, the record of the last time stays, and with it the report.
-    """
+    """Write what the report needs to know about this run, so that it can be drawn again later."""
     before = {}
     with suppress(UserError):  # a damaged file is replaced
         before = read_sealed(outcome.directory / RUN_FILE)
-    what = {
-        "recipe": recipe.name,
-        "file": owner_of(recipe.file, recipe.name, store.root),
-        "description": recipe.description,
-        "text": recipe.text,
-        "stages": [step.stage.name for step in outcome.steps],
-        "artifacts": [step.slot.name for step in outcome.steps],
-    }
-    if made or before.get("seconds") is None or any(before.get(key) != value for key, value in what.items()):
-        how = {"command": _command(), "started": started, "seconds": round(outcome.seconds, 2)}
-        write_run_file(outcome.directory, {**what, **how})
-
-
-def _command() -> str:
-    """Return the command line of this process, without credentials."""
-    program = Path(sys.argv[0]).name
-    words = ["vfm"] if program in ("vfm", "__main__.py") else ["python", program]
-    return shlex.join([*words, *redacted_words(sys.argv[1:])])
+    record = record_of(recipe, outcome.steps, store.root, started, round(outcome.seconds, 2))
+    if (record := after_rerun(record, before, made=made)) != before:
+        write_record(outcome.directory, record)

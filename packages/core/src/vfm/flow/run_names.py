@@ -16,12 +16,12 @@ MAX_BYTES = 200  # file systems allow 255, and a number follows
 def run_name(stem: str) -> str:
     """Return a recipe's file name without suffix as a name of runs: letters and digits of any script, `_` and `-`.
 
-    It is in Unicode's form NFC, since some file systems decompose what others keep.
+    It is in Unicode's form NFC, since some file systems decompose what others keep. It begins with no `-`, as an option
+    of a command does.
     """
     text = unicodedata.normalize("NFC", stem)
     kept = re.sub("\0+", "-", "".join(char if _is_kept(char) else "\0" for char in text))
-    name = kept.encode()[:MAX_BYTES].decode(errors="ignore")
-    return name if name.strip("-") else "recipe"
+    return kept.lstrip("-").encode()[:MAX_BYTES].decode(errors="ignore") or "recipe"
 
 
 def _is_kept(char: str) -> bool:

@@ -7,7 +7,9 @@ store/
   .clip.train-3f2a91c0.lock       the process that is making it
   captions/                       captions that `vfm.curate` was given as a list, one file each
   .fingerprints.json              cached fingerprints of outside files
-  runs/quickstart/                the last run: links from stage names to artifacts, run.json, events.jsonl, report.html
+  .whole-hashes.json              SHA-256 of large outside files, which `vfm verify --inputs` has recorded
+  runs/quickstart@2/              a run: links from stages to artifacts, recipe.yaml, run.json, events.jsonl, report.html
+  runs/quickstart                 a link to the run that was started last
 """
 
 from __future__ import annotations
