@@ -13,8 +13,9 @@ from torch.nn import functional as F
 import eva_toy
 from eva_toy import context, run, stage
 from vfm.data import decode_image, open_dataset
-from vfm.models import load_vision, read_masked_modelling
-from vfm.plugin import ClipCheckpoint, Event, Pool, Preflight, UserError
+from vfm.models import build_vision, load_vision, read_masked_modelling, save_vision
+from vfm.plugin import ClipCheckpoint, Event, Pool, Preflight, UserError, VisionCheckpoint
+from vfm_eva import EvaPretrain, EvaTargets
 from vfm_eva.held_out import Predictor, every_second_patch
 from vfm_eva.mean_score import MeanScore
 from vfm_eva.stages_evaluation import MaskedPatches
@@ -91,6 +92,60 @@ def test_models_without_a_head_or_a_teacher_are_refused(tmp_path: Path, pool: Po
     (made.path / "masked_modelling.safetensors").unlink()
     with pytest.raises(UserError, match="has no mask token and head"):
         evaluation(models=["eva"], teacher="teacher").preflight(Preflight({}, {"eva": made.path}))
+
+
+def narrow(folder: Path) -> VisionCheckpoint:
+    """Save an encoder whose features have half as many channels as the targets of the other tests."""
+    mapping = {"architecture": "vit_pico_patch8_32", "embed_dim": 32, "num_heads": 2}
+    return save_vision(build_vision(mapping, num_classes=0, seed=0), folder)
+
+
+def evaluated(task: dict[str, object], **changes: object) -> EvaPretrain:
+    """Return a training that is evaluated on other pictures, by a task of these settings."""
+    policy = {"tasks": [{"kind": "eval.masked_patches", "data": "other", **task}]}
+    settings = {**stage().model_dump(exclude_unset=True), "evaluation": policy, **changes}
+    return EvaPretrain.model_validate(settings, context={"eval.masked_patches": MaskedPatches})
+
+
+def test_a_training_of_stored_targets_needs_a_teacher_of_its_evaluation(
+    tmp_path: Path, pool: Pool, teacher: ClipCheckpoint
+) -> None:
+    config = evaluated({}, teacher=None, targets="stored")
+    with pytest.raises(UserError, match=r"^evaluation.tasks.masked_patches: the training has stored targets; set t"):
+        config.preflight(Preflight({}, {}))
+    makers = EvaTargets.model_validate({"name": "stored", "data": "pool", "teacher": "teacher", "grid": [4, 4]})
+    stored = makers.run(context(tmp_path, pool=pool, teacher=teacher))
+    known = Preflight({}, {"stored": stored.path, "pool": pool.path, "teacher": teacher.path})
+    evaluated({"teacher": "teacher"}, teacher=None, targets="stored").preflight(known)
+    known.artifacts["narrow"] = narrow(tmp_path / "narrow").path  # type: ignore[index]
+    other = evaluated({"teacher": "narrow", "target": {"projected": False}}, teacher=None, targets="stored")
+    with pytest.raises(UserError, match="its head predicts 64 channels, the features of teacher have 32"):
+        other.preflight(known)
+
+
+def test_a_teacher_of_another_width_is_refused_before_the_training(
+    tmp_path: Path, pool: Pool, other: Pool, teacher: ClipCheckpoint
+) -> None:
+    small = narrow(tmp_path / "small")
+    config = evaluated({"teacher": "small", "target": {"projected": False}})
+    line = r"^evaluation.tasks.masked_patches: its head predicts 64 channels, the features of teacher have 32"
+    with pytest.raises(UserError, match=line):
+        config.preflight(Preflight({}, {"teacher": teacher.path, "small": small.path}))
+    with pytest.raises(UserError, match=line):  # a teacher that did not exist in the preflight
+        config.run(context(tmp_path, pool=pool, teacher=teacher, other=other, small=small))
+    assert not (tmp_path / "artifact" / "metrics.jsonl").exists()
+    evaluated({"teacher": "same"}).preflight(Preflight({}, {"teacher": teacher.path, "same": teacher.path}))
+    made = run(tmp_path / "eva", {"steps": 1}, pool=pool, teacher=teacher)
+    known = Preflight({}, {"eva": made.path, "small": small.path})
+    with pytest.raises(UserError, match=r"^eva: its head predicts"):
+        evaluation(models=["eva"], teacher="small", target={"projected": False}).preflight(known)
+
+
+def test_a_student_of_visible_patches_is_refused_before_its_training() -> None:
+    student = stage(encode="visible", mask={"type": "random"})
+    with pytest.raises(UserError, match=r"^eva: has a decoder, .* expected an encoder of eva.pretrain with encode"):
+        evaluation(models=["eva"], teacher="teacher").preflight(Preflight({"eva": student}, {}))
+    evaluation(models=["eva"], teacher="teacher").preflight(Preflight({"eva": stage()}, {}))
 
 
 def test_models_of_one_name_are_refused() -> None:

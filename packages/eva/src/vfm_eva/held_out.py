@@ -21,15 +21,19 @@ from vfm.eval import data_hash, encode_dataset
 from vfm.models import PooledVision, Preprocess, read_masked_modelling
 from vfm.plugin import Context, Evaluated, ModelResult, Preflight, UserError
 from vfm.train import leave_to_first
+from vfm_eva.held_out_checks import check_width
 from vfm_eva.images import EvaInputs
 from vfm_eva.mean_score import MeanScore
 from vfm_eva.preflight import check_projection
+from vfm_eva.stages import EvaPretrain
 from vfm_eva.stages_evaluation import MaskedPatches
 from vfm_eva.task import EvaTask, TaskEncoder
 from vfm_eva.teacher import Teacher, load_teacher
 
 __all__ = ["check_masked_patches", "evaluate_masked_patches", "every_second_patch"]
 
+_HAS_DECODER = "has a decoder, which is evaluated in its training only"
+_EXPECTED = "expected an encoder of eva.pretrain with encode: all"
 MAX_LOSS = 0.02  # of the cosine, below the best so far
 
 
@@ -43,9 +47,16 @@ def check_masked_patches(config: MaskedPatches, ctx: Preflight) -> None:
         raise UserError("models need the teacher whose features they predict; set teacher")
     if config.teacher:
         check_projection(config.teacher, config.target, ctx)
+    checkpoint = ctx.artifact(config.teacher) if config.teacher and config.models else None
+    teacher = load_teacher(checkpoint, config.target) if checkpoint else None
     for ref in config.models:
-        if model := ctx.artifact(ref):
-            _kept(read_masked_modelling(model.path), ref)
+        model, maker = ctx.artifact(ref), ctx.stage(ref)
+        if model:
+            added = _kept(read_masked_modelling(model.path), ref)
+            if teacher:
+                check_width(len(added["head.weight"]), teacher.width, ref)
+        elif isinstance(maker, EvaPretrain) and maker.encode == "visible":
+            raise UserError(f"{ref}: {_HAS_DECODER}; {_EXPECTED}")
 
 
 def evaluate_masked_patches(config: MaskedPatches, ctx: Context, encoders: Mapping[str, Any]) -> Evaluated:
@@ -64,7 +75,9 @@ def evaluate_masked_patches(config: MaskedPatches, ctx: Context, encoders: Mappi
                 raise UserError(
                     f"{name}: eval.masked_patches evaluates a student in eva.pretrain, or models with a teacher"
                 )
-            task = _task_of(encoder, _kept(read_masked_modelling(paths[name]), name), teacher)
+            added = _kept(read_masked_modelling(paths[name]), name)
+            check_width(len(added["head.weight"]), teacher.width, name)
+            task = _task_of(encoder, added, teacher)
         predictors[name] = Predictor(task, teacher)
     data = ctx.load(config.data)
     images = encode_dataset(ctx, open_dataset(data), predictors, config.reading)
@@ -132,13 +145,11 @@ def _fitted(images: Sequence[Image.Image], preprocess: Preprocess) -> Tensor:
 
 def _task_of(encoder: PooledVision, added: Mapping[str, Tensor], teacher: Teacher) -> EvaTask:
     task = EvaTask(encoder.module, teacher)
-    if not task.load_masked_modelling(added):
-        raise UserError(f"its head predicts {len(added['head.weight'])} channels, the teacher has {teacher.width}")
+    task.load_masked_modelling(added)
     return task.to(next(encoder.module.parameters()).device)
 
 
 def _kept(added: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     if not added or any(key.startswith("decoder.") for key in added):
-        what = "a decoder, which is evaluated in its training only" if added else "no mask token and head"
-        raise UserError(f"{name}: has {what}; expected an encoder of eva.pretrain with encode: all")
+        raise UserError(f"{name}: {_HAS_DECODER if added else 'has no mask token and head'}; {_EXPECTED}")
     return {key: added[key] for key in ("mask_token", "head.weight", "head.bias")}  # those of the first teacher

@@ -8,6 +8,7 @@ import torch
 
 from vfm.models import build_vision, feature_width
 from vfm.plugin import ClipCheckpoint, Preflight, Ref, SampleCache, UserError, VisionCheckpoint
+from vfm_eva.held_out_checks import check_held_out
 from vfm_eva.images import EvaInputs, TeacherInputs
 from vfm_eva.pretrain import build_student, build_task, num_masked
 from vfm_eva.stages import EvaPretrain, EvaTargets
@@ -19,7 +20,7 @@ from vfm_eva.weight_init import check_init
 
 
 def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
-    """Check that the student can be masked, that known teachers have the target, and that known targets fit.
+    """Check that the student can be masked, that known teachers have the target, and that targets and evaluations fit.
 
     Raises:
         UserError: the first mistake.
@@ -27,6 +28,7 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
     for entry in config.taught_by:
         if entry.teacher:
             check_projection(entry.teacher, entry.target, ctx)
+    check_held_out(config, ctx.artifact)
     start = ctx.artifact(config.start) if config.start else None
     if config.start and not start:  # the encoder is only known after its stage has run
         return

@@ -25,17 +25,17 @@ from vfm.plugin import Context, ImageDataset, VisionCheckpoint
 from vfm.train import Make, TrainingData, fit, is_main, resolve_device, show_panels
 from vfm_eva.alarm import PretrainAlarm
 from vfm_eva.decoder import MaskDecoder
+from vfm_eva.held_out_checks import check_held_out
 from vfm_eva.images import EvaViews, MakeViews, MakeWithTargets, crop_transform
 from vfm_eva.masks import MaskedData, Masks
 from vfm_eva.objective import Objective
 from vfm_eva.panels import cosine_sheet
-from vfm_eva.pca import Pca
 from vfm_eva.phi_s import PhiS
 from vfm_eva.stages import EvaPretrain
 from vfm_eva.student import check_class_token, student_grid
 from vfm_eva.target_checks import check_data, check_grid, check_same_crops
 from vfm_eva.task import EvaTask
-from vfm_eva.teacher import StoredTargets, Teacher, load_teacher
+from vfm_eva.teacher import StoredTargets, Teacher, load_targets, load_teacher
 from vfm_eva.weight_init import init_weights
 
 _DROPPED = {"head.": "the encoder's own head", "attn_pool.": "the student pools by the mean over its patches"}
@@ -47,6 +47,7 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     data = ctx.load(config.data)
     stored = any(entry.targets for entry in config.taught_by)
     task, make = task_from_cache(config, ctx, data) if stored else task_from_teacher(config, ctx)
+    check_held_out(config, ctx.load)
     source, masks = open_dataset(data), Masks(config.mask, task.grid, task.num_masked)
     batches = MaskedData(TrainingData.of(config, source, make), masks)
     fit_statistics(task, batches, config, ctx)  # before weights of `start`, whose heads are standardised by it
@@ -99,11 +100,7 @@ def teacher_in_bf16(config: EvaPretrain) -> bool | None:
 def task_from_cache(config: EvaPretrain, ctx: Context, data: ImageDataset) -> tuple[EvaTask, Make[EvaViews]]:
     """Return the task with the stored targets of the stage, and what makes its inputs."""
     caches = [ctx.load(entry.targets) for entry in config.taught_by if entry.targets]
-    stored = []
-    for cache in caches:
-        pca = Pca.load(cache.path) if cache.basis else None
-        stored.append(StoredTargets(len(pca.mean) if pca else cache.shape[-1], pca))
-    task = build_task(config, build_student(config, _start(config, ctx)), *stored)
+    task = build_task(config, build_student(config, _start(config, ctx)), *map(load_targets, caches))
     for cache in caches:
         check_grid(cache.shape[:-1], task.grid)
         check_data(cache, data)

@@ -21,12 +21,13 @@ from vfm.models import (
     patch_features,
     vision_preprocess,
 )
-from vfm.plugin import ClipCheckpoint, UserError, VisionCheckpoint
+from vfm.plugin import ClipCheckpoint, SampleCache, UserError, VisionCheckpoint
 from vfm.train import Frozen
 from vfm_eva.images import EvaInputs
+from vfm_eva.pca import Pca
 from vfm_eva.stages_parts import Target
 
-__all__ = ["StoredTargets", "Teacher", "load_teacher", "resample_grid"]
+__all__ = ["StoredTargets", "Teacher", "load_targets", "load_teacher", "resample_grid"]
 
 # What autocast multiplies in bf16; norms stay in fp32.
 MATRICES = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
@@ -143,6 +144,12 @@ class StoredTargets(Frozen[nn.Module]):
         """Return the targets of a batch, (B, N, T)."""
         target: Tensor = self.module(inputs.targets)
         return target
+
+
+def load_targets(cache: SampleCache) -> StoredTargets:
+    """Return what decodes the stored targets of a cache."""
+    pca = Pca.load(cache.path) if cache.basis else None
+    return StoredTargets(len(pca.mean) if pca else cache.shape[-1], pca)
 
 
 def load_teacher(checkpoint: ClipCheckpoint | VisionCheckpoint, target: Target, *, bf16: bool | None = None) -> Teacher:
