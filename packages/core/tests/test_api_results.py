@@ -22,7 +22,15 @@ from test_cli_dense import FACTS
 from vfm.artifacts import AnnotatedImages
 from vfm.data import write_tar
 from vfm.eval import read_embeddings
-from vfm.models import PooledVision, build_vision, load_clip, save_vision, set_class_names, vision_preprocess
+from vfm.models import (
+    PooledVision,
+    build_vision,
+    load_clip,
+    load_vision,
+    save_vision,
+    set_class_names,
+    vision_preprocess,
+)
 
 WORLD = {"stages": [{"kind": "shapes.classes", "name": "val", "num_samples": 12}]}
 
@@ -85,7 +93,7 @@ def test_a_recipe_may_be_a_mapping_with_paths(toys: Path) -> None:  # noqa: F811
     ("call", "line"),
     [
         (lambda: vfm.run("nothing.yaml"), "no recipe 'nothing.yaml': neither a file nor a shipped recipe"),
-        (lambda: vfm.run("r.yaml", set={"a.cuont": 3}), "--set a.cuont=3: a.cuont: unknown key; did you mean 'count'?"),
+        (lambda: vfm.run("r.yaml", set={"a.cuont": 3}), "set a.cuont=3: a.cuont: unknown key; did you mean 'count'?"),
         (lambda: vfm.run("r.yaml", set={"a.count": "many"}), 'a.count="many": a.count: expected an integer, got'),
         (lambda: vfm.run("r.yaml", set={"a.count": object()}), "expected plain values in a recipe: <object object at"),
         (lambda: vfm.run({"stages": [{"kind": "toy.draw"}]}), "the recipe:2: stages"),
@@ -146,9 +154,9 @@ def test_an_evaluation_is_that_of_the_command(world: Path, tmp_path: Path, monke
     ("given", "line"),
     [
         ({"models": []}, "evaluate: expected at least one model, got none"),
-        ({"data": ()}, "no datasets: give --data PATH"),
+        ({"data": ()}, "no datasets: give data, or a suite"),
         ({"data": "no/where"}, "no/where: no such file or folder"),
-        ({"tasks": "retrival"}, "--tasks: no task 'retrival'; did you mean 'retrieval'?"),
+        ({"tasks": "retrival"}, "tasks: no task 'retrival'; did you mean 'retrieval'?"),
         ({"models": [5]}, "models: expected paths or artifacts, got a int"),
     ],
 )
@@ -240,6 +248,15 @@ def test_predictions_are_those_of_the_command(world: Path, tmp_path: Path) -> No
     own = vfm.predict(world / "classifier", [image, Image.open(image)])
     assert own.images == [str(image), "image 1"]
     assert torch.equal(own.scores[0], own.scores[1])
+    assert torch.allclose(own.scores.sum(1), torch.ones(2))
+
+
+def test_independent_labels_have_probabilities_of_their_own(world: Path, tmp_path: Path) -> None:
+    model, image = load_vision(world / "classifier"), world / "flat" / "red.png"
+    set_class_names(model, NAMES, independent=True)
+    save_vision(model, tmp_path / "tags")
+    logits = PooledVision(model, vision_preprocess(model)).logits([Image.open(image)])
+    torch.testing.assert_close(vfm.predict(tmp_path / "tags", image).scores, logits.sigmoid())
 
 
 def test_the_nearest_of_an_index_and_a_warning_of_another_model(world: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,9 +18,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eval_world import COLOURS, NAMES, ColourModel, labeled, png, pool, run_in, tiny_clip, write_rows
-from vfm.artifacts import LabeledDataset, Pool, Report, TaggedImages, VisionCheckpoint
+from vfm.artifacts import ImageDataset, LabeledDataset, Pool, Report, TaggedImages, VisionCheckpoint
 from vfm.config import UserError
-from vfm.data import DatasetSpec
+from vfm.data import DatasetSpec, open_dataset
 from vfm.data.caption_labels import Nouns, WordList
 from vfm.data.images import decode_image
 from vfm.data.tags import read_tags
@@ -38,6 +39,7 @@ from vfm.models import (
     set_class_names,
     vision_preprocess,
 )
+from vfm.models.vision import has_independent_labels
 from vfm.stage import Preflight
 from vfm.stages.data import CaptionLabels
 from vfm.stages.evaluation import AttentiveProbe, Classify, Knn, LinearProbe
@@ -426,6 +428,21 @@ def classifier(folder: Path, names: list[str] | None) -> VisionCheckpoint:
     return save_vision(model, folder)
 
 
+def test_independent_labels_are_kept_by_what_keeps_the_head(tmp_path: Path) -> None:
+    model = build_vision("vit_pico_patch8_32", num_classes=7, seed=0)
+    set_class_names(model, NAMES, independent=True)
+    save_vision(model, tmp_path)
+    loaded = load_vision(tmp_path)
+    assert has_independent_labels(loaded)
+    save_vision(loaded, tmp_path / "again")
+    assert has_independent_labels(load_vision(tmp_path / "again"))
+    assert not has_independent_labels(load_vision(tmp_path, num_classes=3))
+    timm.create_model(f"local-dir:{tmp_path}", pretrained=True)  # timm does not know the key
+    set_class_names(loaded, NAMES)
+    save_vision(loaded, tmp_path / "single")
+    assert not has_independent_labels(load_vision(tmp_path / "single"))
+
+
 def test_class_names_are_stored_where_timm_stores_them(tmp_path: Path) -> None:
     model = load_vision(classifier(tmp_path, NAMES))
     assert class_names_of(model) == NAMES
@@ -449,6 +466,21 @@ def test_a_head_is_evaluated_by_names_also_on_some_of_its_classes(tmp_path: Path
     found = run_stage(Classify(name="c", data="data"), tmp_path / "out2", {"m": encoder}, data=few)
     logits = encoder.logits([_picture_of(n, 4) for n in range(28)])[:, [6, 5, 4, 3]]
     assert found["m"].predictions["images"]["predicted"].tolist() == logits.argmax(dim=1).tolist()
+
+
+def test_a_head_of_several_labels_is_evaluated_by_their_average_precision(
+    tmp_path: Path, tags: dict[str, TaggedImages]
+) -> None:
+    data = tags["data"]
+    names = [*data.class_names, *NAMES[3:]]
+    encoder = load_encoder(classifier(tmp_path / "m", names), CPU)
+    config = Classify(name="c", data="data", models=["m"])
+    config.preflight(Preflight({}, {"data": data.path, "m": tmp_path / "m"}))
+    (score,) = run_stage(config, tmp_path / "out", {"m": encoder}, data=data)["m"].scores
+    assert score.metric == "mean_average_precision"
+    pictures = [decode_image(sample.image, "x") for sample in open_dataset(ImageDataset.load(data.linked(data.data)))]
+    logits = encoder.logits(pictures)[:, :3].numpy()
+    assert score.value == pytest.approx(average_precision_score(read_tags(data), logits))
 
 
 def _picture_of(n: int, classes: int = 7) -> object:

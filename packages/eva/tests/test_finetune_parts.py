@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.nn import functional as F
 
+from eva_toy import context
 from test_finetune import encoder, losses, run, stage
 from test_finetune import train as labelled_train  # noqa: F401  (a fixture)
+from vfm import stages
 from vfm.data.tags import write_tags
 from vfm.models import build_vision, load_vision
 from vfm.plugin import LabeledDataset, Preflight, TaggedImages, UserError
+from vfm_eva import EvaFinetune
 from vfm_eva.classifier import Classifier, LabeledImages, NormedHead
 from vfm_eva.labeled_images import seeded_global_generators
 
@@ -89,6 +93,7 @@ def test_several_labels_an_image_are_trained_by_binary_cross_entropy(tmp_path: P
     start = encoder(tmp_path / "encoder", num_classes=0)
     made = run(tmp_path / "run", {**PLAIN, "steps": 2}, encoder=start, train=tags)
     assert made.num_classes == 4
+    assert json.loads((made.path / "config.json").read_text())["problem_type"] == "multi_label_classification"
     assert losses(tmp_path / "run")[0] == pytest.approx(0.693, abs=0.02)  # of a head of nearly zero
     model = build_vision("vit_pico_patch8_32", num_classes=4, seed=0).eval()
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -99,6 +104,17 @@ def test_several_labels_an_image_are_trained_by_binary_cross_entropy(tmp_path: P
     own = -(labels * F.logsigmoid(logits) + ~labels * F.logsigmoid(-logits)).mean()
     torch.testing.assert_close(loss, own)
     assert metrics["label_accuracy"] == ((logits > 0) == labels).float().mean()
+
+
+def test_a_head_of_several_labels_is_scored_during_its_training(tmp_path: Path, train: LabeledDataset) -> None:
+    tags, start = tagged(tmp_path / "tags", train), encoder(tmp_path / "encoder", num_classes=0)
+    kinds = {kind.kind_name(): kind for kind in stages.EVALUATIONS}
+    evaluation = {"tasks": [{"kind": "eval.classify", "data": "train"}], "every_steps": 2}
+    settings = stage(**PLAIN, steps=2).model_dump() | {"evaluation": evaluation}
+    config = EvaFinetune.model_validate(settings, context=kinds)
+    config.run(context(tmp_path / "out", encoder=start, train=tags))
+    lines = [json.loads(line) for line in (tmp_path / "out/artifact/metrics.jsonl").read_text().splitlines()]
+    assert "val/mean_average_precision" in {key for line in lines for key in line}
 
 
 def test_erasing_is_timms_in_training_and_absent_in_evaluation() -> None:

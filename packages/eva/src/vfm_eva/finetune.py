@@ -82,7 +82,7 @@ def finetune_eva(config: EvaFinetune, ctx: Context) -> VisionCheckpoint:
 
 def _task(config: EvaFinetune, ctx: Context, data: LabeledDataset | TaggedImages) -> Classifier:
     checkpoint = ctx.load(config.encoder)
-    model = build_classifier(config, checkpoint, data.class_names)
+    model = build_classifier(config, checkpoint, data.class_names, independent=isinstance(data, TaggedImages))
     report = load_encoder_weights(checkpoint, model)
     if is_main():
         ctx.log(f"weights of the encoder: {report.summary}")
@@ -107,8 +107,12 @@ def classifier_task(config: EvaFinetune, model: nn.Module) -> Classifier:
     )
 
 
-def build_classifier(config: EvaFinetune, checkpoint: VisionCheckpoint, class_names: Sequence[str]) -> nn.Module:
+def build_classifier(
+    config: EvaFinetune, checkpoint: VisionCheckpoint, class_names: Sequence[str], *, independent: bool = False
+) -> nn.Module:
     """Build the architecture of a checkpoint with a new head of small weights; the encoder's weights are not loaded.
+
+    `independent`: an image can have several of the classes.
 
     Raises:
         UserError: it is no vision transformer, or cannot be built at this size.
@@ -129,7 +133,7 @@ def build_classifier(config: EvaFinetune, checkpoint: VisionCheckpoint, class_na
         raise UserError(
             f"freeze_blocks must be at most {depth}, the encoder's blocks, or all; got {config.freeze_blocks}"
         )
-    set_class_names(model, class_names)
+    set_class_names(model, class_names, independent=independent)
     model.pretrained_cfg = {**model.pretrained_cfg, "crop_pct": config.crop_pct}  # type: ignore[dict-item, assignment]
     init_head(model.head, config.head_init_scale, config.seed + 1)
     return model

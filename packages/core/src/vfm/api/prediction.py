@@ -40,6 +40,7 @@ from vfm.eval.embeddings import Embeddings
 from vfm.eval.zero_shot import sentence_classifier
 from vfm.interfaces.dense import Instances
 from vfm.models import PooledVision, class_names_of
+from vfm.models.vision import has_independent_labels
 from vfm.plugins import naming_extras
 from vfm.templates import read_sentences, sentences_of
 
@@ -216,7 +217,7 @@ def class_probabilities(
     template: str,
     sentences: list[list[str]],
 ) -> tuple[list[str], Tensor]:
-    """Return class names and their probabilities for each image, (B, K).
+    """Return class names and their probabilities for each image, (B, K); those of independent labels are sigmoids.
 
     Args:
         encoder: a CLIP model, or a vision model with a classification head.
@@ -237,7 +238,8 @@ def class_probabilities(
             raise UserError(f"{model}: it has no classification head; give an index, a file from `vfm embed`")
         known = names or class_names_of(encoder.module) or [f"class {number}" for number in range(num_classes)]
         columns_of(known, num_classes, known, model)
-        return known, encoder.logits(list(images)).softmax(dim=-1)
+        logits = encoder.logits(list(images))
+        return known, logits.sigmoid() if has_independent_labels(encoder.module) else logits.softmax(dim=-1)
     if not names:
         raise UserError(f"{model}: a CLIP model needs classes to choose from; give classes or an index")
     if sentences:

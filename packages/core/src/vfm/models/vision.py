@@ -24,6 +24,7 @@ from vfm.store_files import reading
 
 VISION_CONFIG_FILE = "config.json"
 VISION_WEIGHTS_FILE = "model.safetensors"
+MULTI_LABEL = "multi_label_classification"  # as transformers names it in config.json, where timm ignores it
 MASKED_MODELLING_FILE = "masked_modelling.safetensors"  # what predicts masked patches; no other library reads it
 
 
@@ -64,7 +65,10 @@ def build_vision(
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        return _create(name, pretrained, given)
+        built = _create(name, pretrained, given)
+    if name.startswith("local-dir:"):
+        _read_problem_type(built, Path(name.removeprefix("local-dir:")))
+    return built
 
 
 def load_vision(
@@ -95,6 +99,7 @@ def load_vision(
     if num_classes not in (None, model.num_classes):
         # After loading: given `num_classes` itself, timm no longer checks for missing weights.
         model.reset_classifier(num_classes)  # type: ignore[operator]
+        model.problem_type = ""  # type: ignore[assignment]
     return model.to(device)
 
 
@@ -116,7 +121,8 @@ def save_vision_config(model: nn.Module, directory: Path) -> VisionCheckpoint:
     size = get_model_input_config(model)["input_size"]
     # timm writes the size of its own weights for a model that takes images of any size, such as DINOv3.
     given = {"input_size": size} if size != model.pretrained_cfg["input_size"] else None  # type: ignore[index]
-    save_config_for_hf(model, directory / VISION_CONFIG_FILE, data_config=given)
+    kept = {"problem_type": MULTI_LABEL} if has_independent_labels(model) else None
+    save_config_for_hf(model, directory / VISION_CONFIG_FILE, model_config=kept, data_config=given)
     config = json.loads((directory / VISION_CONFIG_FILE).read_text(encoding="utf-8"))
     return VisionCheckpoint.create(
         directory,
@@ -145,13 +151,25 @@ def vision_preprocess(model: nn.Module) -> Preprocess:
     return Preprocess.from_timm({**resolve_model_data_config(model), "input_size": size})
 
 
-def set_class_names(model: nn.Module, names: Sequence[str]) -> None:
+def set_class_names(model: nn.Module, names: Sequence[str], *, independent: bool = False) -> None:
     """Set the names of a timm classifier's outputs, one each.
 
     They are stored as `label_names` in timm's configuration, which `save_vision` writes and `load_vision` reads.
+
+    Args:
+        model: the classifier.
+        names: of its outputs, in order.
+        independent: an image can have several of these labels, so that the probability of each is the sigmoid of its
+            output; stored as transformers' `problem_type`.
     """
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    model.problem_type = MULTI_LABEL if independent else ""  # type: ignore[assignment]
     model.pretrained_cfg = {**config, "num_classes": len(names), "label_names": list(names)}  # type: ignore[assignment]
+
+
+def has_independent_labels(model: nn.Module) -> bool:
+    """Return whether the probability of each of a classifier's outputs is its sigmoid; else they are a softmax."""
+    return getattr(model, "problem_type", "") == MULTI_LABEL
 
 
 def class_names_of(model: nn.Module) -> list[str]:
@@ -161,6 +179,13 @@ def class_names_of(model: nn.Module) -> list[str]:
     if isinstance(names, Mapping):  # timm lets ids have gaps
         names = [str(names.get(number, names.get(str(number), number))) for number in range(int(model.num_classes))]  # type: ignore[arg-type]
     return list(names) if len(names) == model.num_classes else []
+
+
+def _read_problem_type(model: nn.Module, folder: Path) -> None:
+    """Set what a folder's configuration says about the labels of its head, if the model has that head."""
+    config = json.loads((folder / VISION_CONFIG_FILE).read_text(encoding="utf-8"))
+    if config.get("problem_type") == MULTI_LABEL and config.get("num_classes") == model.num_classes:
+        model.problem_type = MULTI_LABEL  # type: ignore[assignment]
 
 
 def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vfm.artifacts import LabeledDataset, VisionCheckpoint
+from vfm.artifacts import LabeledDataset, TaggedImages, VisionCheckpoint
 from vfm.config import Config
 from vfm.stage import Ref, Seed
 from vfm.stages.evaluation.base import FeatureEvaluation, ModelEvaluation, Templates
@@ -140,7 +140,10 @@ class FewShot(FeatureEvaluation):
 
 
 class Classify(ModelEvaluation):
-    """Evaluate a classifier's own head: top-1, top-5 and mean per class recall, also on a subset of its classes."""
+    """Evaluate a classifier's own head, also on a subset of its classes.
+
+    Scores are top-1, top-5 and mean per class recall, or mean average precision of several labels per image.
+    """
 
     kind: Literal["eval.classify"] = "eval.classify"
     in_processes: ClassVar[bool] = True
@@ -151,7 +154,7 @@ class Classify(ModelEvaluation):
     models: list[Ref[VisionCheckpoint]] = Field(  # type: ignore[assignment]
         [], description="classifiers to evaluate; omitted in `evaluation.tasks`"
     )
-    data: Ref[LabeledDataset] = Field(
+    data: Ref[LabeledDataset | TaggedImages] = Field(
         description="labelled images; their classes must be among the head's, and only they can be predicted"
     )
     class_names: list[str] | None = Field(
