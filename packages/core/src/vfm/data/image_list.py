@@ -144,6 +144,10 @@ class ImageListShard:
         """Return the key of a row's sample."""
         return str(self.table["key"][row].as_py())
 
+    def image(self, row: int) -> str:
+        """Return the image file of a row; of a row of a table that could not be read, the address of that row."""
+        return str(self.table["image"][row].as_py())
+
     def read(self, row: int, *, with_image: bool = True) -> Sample:
         """Read the sample of a row.
 

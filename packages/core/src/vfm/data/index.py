@@ -151,6 +151,17 @@ class Index:
             sizes[shard] -= len(rows)
         return sizes
 
+    @property
+    def num_counted(self) -> int:
+        """Number of samples in shards that were not read for the index, since their number was known."""
+        counted = (
+            entry.num_samples
+            for shard, entry in enumerate(self.shards)
+            if entry.format == "parquet"
+            or (entry.format == "tar" and (self._packed is None or self._packed.segment(shard) is None))
+        )
+        return sum(counted)
+
 
 def listed_images(path: str) -> list[str]:
     """Return the image files that a shard of the format `files` lists."""

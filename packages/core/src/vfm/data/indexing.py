@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,6 +29,7 @@ from vfm.stages.data import ImageFiles
 MIN_SAMPLES_TO_CHECK = 1000  # with fewer samples, the fraction of bad ones is not meaningful yet
 PEEK = 50  # samples of a shard to try before a dataset is reported as unreadable
 PEEK_SHARDS = 3  # the first may be empty
+TAR_NAMES = "expected members KEY.EXTENSION, such as 000.jpg and 000.txt"
 
 
 @dataclass
@@ -82,8 +83,7 @@ class Indexing:
         self.check_labels()
         self._check_bad(1)
         if not self.good:
-            place = ", ".join(shard.path for shard in self.shards[:3]) or self.place
-            raise UserError(f"{self.ctx.stage}: no samples found in {place}")
+            raise UserError(f"{self.ctx.stage}: no samples found in {self._searched(directory)}")
         if self.repeated.example:
             key, one, other = self.repeated.example
             self.ctx.log(f"keys repeat ({key!r} is in {one} and in {other}), so each key begins with its shard's name")
@@ -119,11 +119,23 @@ class Indexing:
         self.bad += bad
         self.good += shard.num_samples - sum(row.row >= 0 for row in bad)
 
+    def _searched(self, directory: Path) -> str:
+        """Return what has no samples, for the error, and why: the bad ones, or how a tar names its members."""
+        theirs = [shard.path for shard in self.shards[:3] if not Path(shard.path).is_relative_to(directory)]
+        place = ", ".join(theirs) or self.place
+        if self.bad:
+            return f"{place}: {most_common(self.counts)}{self._first_bad}"
+        tar = any(shard.format == "tar" for shard in self.shards)
+        return f"{place}: {TAR_NAMES}" if tar else place
+
+    @property
+    def _first_bad(self) -> str:
+        return f"; the first is {self.bad[0].where} ({self.bad[0].reason})"
+
     def _check_bad(self, min_samples: int) -> None:
         seen = self.good + len(self.bad)
         if self.bad and seen >= min_samples:
-            first = f"; the first is {self.bad[0].where} ({self.bad[0].reason})"
-            check_bad(self.ctx.stage, self.counts, seen, self.max_bad_fraction, first)
+            check_bad(self.ctx.stage, self.counts, seen, self.max_bad_fraction, self._first_bad)
 
 
 def check_bad(stage: str, bad: Counter[str], seen: int, max_bad_fraction: float, more: str = "") -> None:
@@ -140,11 +152,15 @@ def check_bad(stage: str, bad: Counter[str], seen: int, max_bad_fraction: float,
         UserError: more samples are bad.
     """
     if bad.total() > max_bad_fraction * seen:
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in bad.most_common(3))
         raise UserError(
-            f"{stage}: {bad.total()} of {seen} samples are bad: {reasons}; more than max_bad_fraction:"
+            f"{stage}: {bad.total()} of {seen} samples are bad: {most_common(bad)}; more than max_bad_fraction:"
             f" {max_bad_fraction}{more}"
         )
+
+
+def most_common(bad: Counter[str]) -> str:
+    """Return the three most common reasons of bad samples, with their numbers."""
+    return ", ".join(f"{reason} ({count})" for reason, count in bad.most_common(3))
 
 
 def _cut(shard: Shard, bad: list[BadRow], limit: int) -> tuple[Shard, list[BadRow]]:
@@ -166,30 +182,46 @@ def first_sample(layout: Layout, spec: DatasetSpec) -> Sample:
     Raises:
         UserError: none of the first samples can be used.
     """
-    problem: BadSample | None = None
-    for read in _first_reads(layout, spec):
+    problems: dict[tuple[str, int], BadSample] = {}
+    for place, read in _first_reads(layout, spec):
         try:
             sample = read()
             decode_image(sample.image, sample.key)
             return sample
         except BadSample as bad:
-            problem = problem or bad
+            problems[place] = bad  # of a tar that is scanned again, in place of what its beginning lacked
+    raise UserError(f"{layout.paths[0]}: none of the first samples can be used{_why(problems, layout, spec)}")
+
+
+def _why(problems: Mapping[tuple[str, int], BadSample], layout: Layout, spec: DatasetSpec) -> str:
+    """Return why none of the first samples can be used, and what to do about the first one."""
+    if not problems:
+        return f": {TAR_NAMES}" if layout.kind == "webdataset" else ""
     places = ", ".join(f"{language} in {source}" for language, source in spec.texts.items())
     hints = {
         "missing_caption": f"; expected captions {places}: set texts to their location",
         "unsafe_path": "; paths must be relative to image_root; absolute ones and addresses need image_root: /",
     }
-    what = f": {problem}{hints.get(problem.reason, '')}" if problem else ""
-    raise UserError(f"{layout.paths[0]}: none of the first samples can be used{what}")
+    first = next(iter(problems.values()))
+    counts = most_common(Counter(bad.reason for bad in problems.values()))
+    return f": {counts}; the first is {first}{hints.get(first.reason, '')}"
 
 
-def _first_reads(layout: Layout, spec: DatasetSpec) -> Iterator[Callable[[], Sample]]:
+def _first_reads(layout: Layout, spec: DatasetSpec) -> Iterator[tuple[tuple[str, int], Callable[[], Sample]]]:
+    """Yield the file and the number of each of the first samples, and a function that reads it."""
     if layout.kind in ("folder", "table", "coco"):
-        yield from (partial(entry.read, spec) for entry in islice(layout.entries(spec), PEEK))
+        entries = enumerate(islice(layout.entries(spec), PEEK))
+        yield from ((("", number), partial(entry.read, spec)) for number, entry in entries)
         return
     for path in layout.paths[:PEEK_SHARDS]:
         for reader in _first_readers(path, layout, spec):
-            yield from (partial(reader.read, row) for row in range(min(PEEK, len(reader))))
+            yield from (((path, row), partial(reader.read, row)) for row in range(min(PEEK, len(reader))))
+            lost = enumerate(reader.lost[:PEEK] if isinstance(reader, TarShard) else (), start=1)
+            yield from (((path, -number), partial(_raise, BadSample(*one))) for number, one in lost)
+
+
+def _raise(problem: BadSample) -> Sample:
+    raise problem
 
 
 def _first_readers(path: str, layout: Layout, spec: DatasetSpec) -> Iterator[ShardReader]:

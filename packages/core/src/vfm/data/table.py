@@ -74,7 +74,8 @@ def table_columns(path: str) -> list[str]:
         with _open(path) as text:
             _, columns = header_of(_lines(text, path), tabs=kind == "tsv")
     if not any(columns):
-        raise UserError(f"{path}: the table is empty")
+        expected = "; expected a JSON object in each line" if kind == "jsonl" else ""
+        raise UserError(f"{path}: the table is empty{expected}")
     return columns
 
 

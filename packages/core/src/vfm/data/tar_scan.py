@@ -19,7 +19,8 @@ from vfm.data.tar_members import BLOCK, Gap, TarMembers
 # N samples of a tar, S slots (image, txt, json, ...) of a sample
 
 MAX_ROWS = 1 << 31
-MISSING, SPARSE = -1, -2  # in place of an offset
+MISSING, SPARSE, UNKNOWN = -1, -2, -3  # in place of an offset
+OTHER_IMAGES = ("heic", "heif", "avif", "jxl", "jp2", "jfif", "svg", "tga", "ico", "psd", "exr", "dng")  # not read
 NO_SAMPLES = ("", "md", "rst", "html", "pdf", "yaml", "yml", "py", "sh", "log")  # extensions of a tar's documentation
 
 Lost = tuple[Reason, str]
@@ -32,7 +33,8 @@ class TarScan:
 
     Attributes:
         keys: key of each sample.
-        places: (offset, size) of each slot; the offset is MISSING without such a member, and SPARSE if it is sparse.
+        places: (offset, size) of each slot; the offset is MISSING without such a member, SPARSE if it is sparse, and
+            UNKNOWN if an image of another extension is in place of one that is read.
         complete: False if the tar is truncated.
         damaged: rows that lost a member to a damaged header.
         lost: samples that are no rows, since their headers are damaged, their key is taken or no member is recognised.
@@ -72,6 +74,7 @@ def scan_tar(
             if len(found.rows) > limit:
                 found.rows.popitem()
                 break
+    found.mark_unknown()
     rows = found.rows
     places = np.array(list(rows.values()), dtype=np.int64).reshape(len(rows), len(slots), 2)
     damaged, lost = found.damage()
@@ -128,6 +131,14 @@ class _Found:
         elif slot or self.image_extension[key] == extension:  # an image in a second format is not another sample
             self.repeated[key, extension] += 1
 
+    def mark_unknown(self) -> None:
+        """Mark the rows without an image that have one of an extension that is not read."""
+        images = {*self.images, *OTHER_IMAGES}
+        for key, names in self.unknown.items():
+            row = self.rows.get(key)
+            if row and row[0][0] == MISSING and any(name.rpartition(".")[2].lower() in images for name in names):
+                row[0] = (UNKNOWN, -1)
+
     def duplicates(self) -> Iterator[Lost]:
         """Yield each sample whose key another sample has."""
         most: dict[str, int] = {}
@@ -144,7 +155,7 @@ class _Found:
                 continue
             dotted = [name for name in names if name.rpartition(".")[2].lower() in self.images]
             if key in self.rows:
-                dotted = dotted[1:]  # one is counted as the row's missing image
+                dotted = dotted[1:]  # one is counted as that of the row
             elif not dotted:
                 dotted = [name for name in names if split_name(name)[1] not in NO_SAMPLES][:1]
             for name in dotted:

@@ -28,7 +28,7 @@ from vfm.data.sample import BadSample, Sample, given_uid, uid_of
 from vfm.data.shards import Shard
 from vfm.data.spec import DatasetSpec
 from vfm.data.tar_members import BLOCK
-from vfm.data.tar_scan import MAX_ROWS, SPARSE, scan_tar
+from vfm.data.tar_scan import MAX_ROWS, SPARSE, UNKNOWN, scan_tar
 from vfm.data.texts import OnBad, Rows, texts_by_sample, texts_schema
 from vfm.remote import RemoteError, Span
 
@@ -85,7 +85,7 @@ class TarShard:
         return self._scan.keys
 
     def places(self, row: int) -> list[tuple[int, int]]:
-        """Return the (offset, size) of each slot of a row: MISSING or SPARSE in place of an offset, as in `TarScan`."""
+        """Return the (offset, size) of each slot of a row, with the marks in place of an offset that `TarScan` has."""
         return self._scan.places(row)
 
     def spans(self, row: int, *, with_image: bool = True) -> list[Span]:
@@ -157,7 +157,7 @@ class TarShard:
         if any(offset == SPARSE for offset, _ in places):
             raise BadSample("sparse_member", where)
         if places[0][0] < 0:
-            raise BadSample("missing_image", where)
+            raise BadSample("unknown_extension" if places[0][0] == UNKNOWN else "missing_image", where)
         members = self._members(_ranges(places, self._slots(with_image)), where)
         record = captions.decode_json(members["json"], where) if "json" in members else {}
         texts = {language: self._texts(source, members, record, where) for language, source in self.spec.texts.items()}

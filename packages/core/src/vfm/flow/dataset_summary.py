@@ -21,14 +21,17 @@ from vfm.artifacts import (
 )
 from vfm.config import UserError, did_you_mean, error_lines
 from vfm.data.contact_sheet import contact_sheet
+from vfm.data.index import read_index
 from vfm.data.layout import find_layout
 from vfm.events import Event
 from vfm.flow.evaluation.datasets import import_fields
 from vfm.flow.evaluation.inputs import Fields
 from vfm.panels import ImagesPanel, load_panels
 from vfm.stage import Context, Stage
+from vfm.stages.data import ImageFiles
 
 DATASETS = ImageDataset | TaggedImages | ChoiceDataset | QuestionDataset | VideoDataset
+NAME = "data"  # of the stage, in its errors
 FALLBACK = "data.images"  # pictures that have neither captions nor labels
 
 
@@ -41,12 +44,16 @@ class DatasetSummary:
         dataset: the artifact, in the folder that was given.
         skipped: number of samples that are left out, by reason.
         first: address of the first sample of each reason; empty for a saved artifact.
+        passed_over: the stage that fits the format, and why it cannot import the files; empty if it does.
+        num_counted: samples that were only counted, since their files have their number; a bad one is found in use.
     """
 
     fields: Fields
     dataset: Artifact
     skipped: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
+    passed_over: str = ""
+    num_counted: int = 0
 
     def sheet(self, count: int) -> Image.Image | None:
         """Return the first pictures with their captions as one; None if the stage shows none."""
@@ -91,11 +98,13 @@ def summarize_dataset(
         raise UserError(f"--limit: {fields['kind']} reads all samples; leave it out")
     try:
         return _imported(fields, known, folder, send, num_samples)
-    except UserError:
+    except UserError as error:
         if kind or fields["kind"] == FALLBACK:
             raise
         # None of the samples fits the stage, such as a folder without captions: what is left is the pictures.
-        return _imported({"kind": FALLBACK, "path": path}, known, folder, send, num_samples)
+        found = _imported({"kind": FALLBACK, "path": path}, known, folder, send, num_samples)
+        found.passed_over = f"{fields['kind']}: {str(error).removeprefix(f'{NAME}: ')}"
+        return found
 
 
 def _fields(path: str) -> Fields:
@@ -111,7 +120,7 @@ def _imported(
 ) -> DatasetSummary:
     allowed = known[fields["kind"]].model_fields
     settings = {"max_bad_fraction": 1.0, "num_samples": limit}
-    given = {**fields, "name": "data", **{key: value for key, value in settings.items() if key in allowed}}
+    given = {**fields, "name": NAME, **{key: value for key, value in settings.items() if key in allowed}}
     try:
         stage = known[fields["kind"]].model_validate(given)
     except ValidationError as error:  # a kind without a path, or with other required fields
@@ -125,5 +134,7 @@ def _imported(
             first.setdefault(event.data["reason"], event.data["where"])
         send(event)
 
-    context = Context("data", folder, folder, {}, remember)
-    return DatasetSummary(fields, stage.run(context), context.bad, first)
+    context = Context(NAME, folder, folder, {}, remember)
+    dataset = stage.run(context)
+    num_counted = read_index(dataset.path).num_counted if isinstance(stage, ImageFiles) else 0
+    return DatasetSummary(fields, dataset, context.bad, first, num_counted=num_counted)
