@@ -14,6 +14,7 @@ import pytest
 from fuzz.cases import Fuzz, forked
 from fuzz.mutations import Damage, damage
 from fuzz.oracle import lost_silently, records
+from fuzz.page import page
 from fuzz.targets import Target
 
 NUM_CASES = 300
@@ -28,6 +29,14 @@ def test_no_damage_is_a_traceback_a_hang_or_a_silent_loss(tmp_path: Path) -> Non
     outcomes = [json.loads(line) for line in (tmp_path / "outcomes.jsonl").read_text().splitlines()]
     assert len(outcomes) == NUM_CASES
     assert {one["outcome"] for one in outcomes} == {"good", "counted", "refused"}
+
+
+def test_page_keeps_the_sections_of_other_commands() -> None:
+    outcomes = [{"target": "csv", "damage": "flip", "outcome": "good", "seconds": 1.0}]
+    others = "\n## Flipped bits\n\nA table.\n\n## A store\n\nAnother one.\n"
+    before = page(outcomes, 0) + others
+    assert page([*outcomes, *outcomes], 0, before) == page([*outcomes, *outcomes], 0) + others
+    assert page(outcomes, 0, page([*outcomes, *outcomes], 0, before)) == before
 
 
 def spin() -> int:

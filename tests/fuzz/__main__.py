@@ -71,7 +71,8 @@ def main() -> int:
     counts = Counter(record["outcome"] for record in done.values())
     print(dict(counts), f"{cpu_seconds():.0f} s of CPU time", fuzz.folder if args.case is not None else "")
     if args.out and args.job is None:
-        args.out.write_text(page([done[case] for case in sorted(done)], args.seed))
+        before = args.out.read_text() if args.out.exists() else ""
+        args.out.write_text(page([done[case] for case in sorted(done)], args.seed, before))
         if args.resume:
             args.resume.unlink(missing_ok=True)
     return int(any(counts[kind] for kind in FORBIDDEN))

@@ -28,8 +28,15 @@ Bytes that no format protects, such as pixels of a JPEG or letters of a caption,
 """
 
 
-def page(records: list[dict[str, Any]], seed: int) -> str:
-    """Return the page: outcomes by target and by damage, and the number of all."""
+def page(records: list[dict[str, Any]], seed: int, before: str = "") -> str:
+    """Return the page: outcomes by target and by damage, and the number of all.
+
+    Args:
+        records: the outcomes.
+        seed: of the cases.
+        before: the page so far, whose sections, which other commands have measured, are kept behind these tables.
+    """
+    _, section, others = before.partition("\n## ")
     counts = Counter(record["outcome"] for record in records)
     seconds = sum(record["seconds"] for record in records)
     forbidden = sum(counts[kind] for kind in FORBIDDEN)
@@ -39,6 +46,8 @@ def page(records: list[dict[str, Any]], seed: int) -> str:
         + _table("target", records)
         + "\n"
         + _table("damage", records)
+        + section
+        + others
     )
 
 

@@ -52,8 +52,8 @@ def shown(world: Path, path: str, *words: str | Path) -> list[str]:
 
 def test_credentials_of_an_address_are_not_shown(world: Path) -> None:
     with serving(world / "pool") as server:
-        lines = shown(world, f"{server.url.replace('://', '://me:hunter2@')}/0.tar?X-Amz-Signature=hunter2")
-        place = f"{server.url.replace('://', '://me:***@')}/0.tar?X-Amz-Signature=***"
+        lines = shown(world, f"{server.url.replace('://', '://me:hunter2@')}/0.tar")
+        place = f"{server.url.replace('://', '://me:***@')}/0.tar"
     assert lines[0] == f"data {place}"
     assert f"in a recipe: {{kind: data.pairs, path: {place}, name: NAME}}" in lines
     assert "hunter2" not in "".join(lines)

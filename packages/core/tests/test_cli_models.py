@@ -184,6 +184,11 @@ def test_views_are_png_files_one_a_picture(world: Path, tmp_path: Path) -> None:
         ),
         (["predict", "{}/clip", "{}/flat/red.png", "--classes", "a,b", "--index", "i"], "not both"),
         (["predict", "vit_picoo_patch8_32", "{}/flat/red.png"], "did you mean 'vit_pico_patch8_32'"),
+        (
+            ["predict", "{}/clip", "https://u:hunter2@h/x.png?sig=hunter2", "--classes", "a,b"],
+            "error: https://u:***@h/x.png?sig=***: expected a local file, got an address; download it first",
+        ),
+        (["view", "{}/clip", "s3://k:hun/ter2@h/x.png", "--out", "o"], "error: s3://k:***@h/x.png: expected a local"),
         (["view", "ViT-Pico-8-32", "{}/flat/red.png", "--out", "o"], "pretrained is required"),
     ],
 )

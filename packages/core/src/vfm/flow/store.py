@@ -8,7 +8,7 @@ store/
   captions/                       captions that `vfm.curate` was given as a list, one file each
   .fingerprints.json              cached fingerprints of outside files
   .whole-hashes.json              SHA-256 of large outside files, which `vfm verify --inputs` has recorded
-  runs/quickstart@2/              a run: links from stages to artifacts, recipe.yaml, run.json, events.jsonl, report.html
+  runs/quickstart@2/              a run: links to the artifacts, recipe.yaml, run.json, events.jsonl, report.html
   runs/quickstart                 a link to the run that was started last
 """
 
