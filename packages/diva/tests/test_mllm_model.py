@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import diva_toy
@@ -88,6 +89,46 @@ def test_a_saved_model_is_one_of_transformers_and_loads_again(tmp_path: Path) ->
     likeliest = logits.argmax()
     loss = model.answer_losses(states[:1], torch.cat([asked, likeliest[None, None]], dim=1), _last(asked))
     torch.testing.assert_close(-loss[0], logits.log_softmax(-1)[likeliest])
+
+
+@pytest.mark.parametrize(("layer", "tokens", "pad"), [(-2, "patches", True), (-1, "all", False)])
+@pytest.mark.parametrize("size", [(16, 16), (32, 20)])
+def test_other_programs_read_the_model_by_its_processor(
+    tmp_path: Path, layer: int, tokens: str, pad: bool, size: tuple[int, int]
+) -> None:
+    model = made(layer=layer, tokens=tokens, pad=pad)
+    model.save(tmp_path)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path)
+    theirs = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path).eval()
+    pixels = torch.randint(256, (*size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = Image.fromarray(pixels.numpy())
+    content = [{"type": "image"}, {"type": "text", "text": "what colour is it ?"}]
+    asked = [{"role": "user", "content": content}]
+    text = processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert text == "USER: <image>\nwhat colour is it ? ASSISTANT:"
+    inputs = processor(images=[image], text=text, return_tensors="pt")
+    fitted = torch.from_numpy(model.preprocess.fit(image)).permute(2, 0, 1)[None]
+    far = (inputs["pixel_values"] - model.preprocess.pixels(fitted)).abs()
+    levels = 255 * far * torch.tensor(model.preprocess.std).view(3, 1, 1)
+    assert levels.max() < (0.01 if size == (16, 16) else 24)  # padded before it is resized, so that edges differ
+    assert levels.median() < 1.01
+    made_by_it = theirs.generate(
+        **inputs, max_new_tokens=2, do_sample=False, output_scores=True, return_dict_in_generate=True, eos_token_id=99
+    )
+    first = made_by_it.sequences[0, -2]
+    ids = torch.cat([inputs["input_ids"], first[None, None]], dim=1)
+    sequences = model.encoder.sequences([("what colour is it ?", "red")])
+    start = int(sequences.answers[0].nonzero()[0])
+    assert torch.equal(ids[:, :-1], sequences.ids[:, :start])
+    if size == (16, 16):
+        loss = model.answer_losses(model.image_states(fitted), ids, _last(ids[:, :-1]))
+        torch.testing.assert_close(-loss[0], made_by_it.scores[0][0].log_softmax(-1)[first])
+
+
+def test_a_model_of_the_class_token_has_no_processor(tmp_path: Path) -> None:
+    made(layer=-1, tokens="class").save(tmp_path)
+    assert (tmp_path / "tokenizer.json").is_file()
+    assert not list(tmp_path.glob("*processor_config.json"))
 
 
 def _last(asked: Tensor) -> Tensor:

@@ -31,10 +31,10 @@ from transformers.utils import logging
 
 from vfm.models import ClipModel, Preprocess, find_format, transformers_config
 from vfm.plugin import UserError
+from vfm_diva.mllm.processor import llava_processor, save_processor
 from vfm_diva.mllm.prompts import PromptEncoder
 from vfm_diva.stages_mllm import LanguageModel, MllmCheckpoint, Tokens
 
-PROCESSOR_FILE = "preprocessor_config.json"
 logging.disable_progress_bar()  # a run shows its own progress
 
 
@@ -66,14 +66,11 @@ class Mllm(nn.Module):
         llava: all weights.
         tokenizer: of the language model.
         facts: of its artifact.
-        processor: content of its `preprocessor_config.json`, for other programs.
     """
 
-    def __init__(
-        self, llava: LlavaForConditionalGeneration, tokenizer: Any, facts: MllmCheckpoint, processor: str = ""
-    ) -> None:
+    def __init__(self, llava: LlavaForConditionalGeneration, tokenizer: Any, facts: MllmCheckpoint) -> None:
         super().__init__()
-        self.llava, self.tokenizer, self.facts, self.processor = llava, tokenizer, facts, processor
+        self.llava, self.tokenizer, self.facts = llava, tokenizer, facts
         self.preprocess = Preprocess.model_validate(facts.preprocess)
         text = llava.config.text_config
         self.encoder = PromptEncoder(
@@ -115,12 +112,19 @@ class Mllm(nn.Module):
         return F.cross_entropy(logits.float(), ids[:, 1:][counted], reduction="none")
 
     def save(self, directory: Path) -> MllmCheckpoint:
-        """Write weights, configuration and tokenizer in transformers' layout, and the artifact's facts."""
+        """Write weights, configuration, tokenizer and processor in transformers' layout, and the artifact's facts.
+
+        There is no processor for `tokens: class`, which transformers' `LlavaProcessor` does not have.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         self.llava.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
-        if self.processor:
-            (directory / PROCESSOR_FILE).write_text(self.processor, encoding="utf-8")
+        if self.facts.tokens != "class":
+            class_token = has_class_token(self.llava.config.vision_config)
+            processor = llava_processor(
+                self.llava.config, self.tokenizer, self.preprocess, self.facts.prompt, class_token=class_token
+            )
+            save_processor(processor, directory)
         return MllmCheckpoint.create(directory, **self.facts.model_dump())
 
 
@@ -144,9 +148,9 @@ def build_mllm(clip: ClipModel, part: LanguageModel, texts: Iterable[str], readi
     Raises:
         UserError: transformers has no such tower, or it has no such layer or token.
     """
-    tower, processor = _vision_tower(clip)
+    tower = _vision_tower(clip)
     language_model, tokenizer = part.build([*texts, reading.prompt_words], seed)
-    return join_parts(clip, tower, language_model, tokenizer, reading, seed, processor)
+    return join_parts(clip, tower, language_model, tokenizer, reading, seed)
 
 
 def join_parts(
@@ -156,7 +160,6 @@ def join_parts(
     tokenizer: Any,
     reading: Reading,
     seed: int = 0,
-    processor: str = "",
 ) -> Mllm:
     """Return the model of a vision tower and a language model, with a new projector; arguments as in `build_mllm`."""
     vision = tower.config
@@ -187,7 +190,7 @@ def join_parts(
         prompt=reading.prompt,
         preprocess=_preprocess(clip.preprocess, pad=reading.pad).model_dump(mode="json"),
     )
-    return Mllm(llava, tokenizer, facts, processor).eval()
+    return Mllm(llava, tokenizer, facts).eval()
 
 
 def load_mllm(checkpoint: MllmCheckpoint) -> Mllm:
@@ -199,9 +202,7 @@ def load_mllm(checkpoint: MllmCheckpoint) -> Mllm:
     with _reading_llava(checkpoint):
         llava = LlavaForConditionalGeneration.from_pretrained(checkpoint.path, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
-    file = checkpoint.path / PROCESSOR_FILE
-    processor = file.read_text(encoding="utf-8") if file.is_file() else ""
-    return Mllm(llava, tokenizer, checkpoint, processor).eval()
+    return Mllm(llava, tokenizer, checkpoint).eval()
 
 
 def empty_mllm(checkpoint: MllmCheckpoint) -> Mllm:
@@ -223,15 +224,14 @@ def _reading_llava(checkpoint: MllmCheckpoint) -> Iterator[None]:
         raise UserError(f"{checkpoint.path}: no LLaVA model: {' '.join(str(error).split())[:300]}") from None
 
 
-def _vision_tower(clip: ClipModel) -> tuple[PreTrainedModel, str]:
-    """Return transformers' vision tower of a CLIP model, and the settings of its image processor."""
+def _vision_tower(clip: ClipModel) -> PreTrainedModel:
+    """Return transformers' vision tower of a CLIP model."""
     with TemporaryDirectory() as folder:
         find_format("hf", clip, clip.name).write(clip, Path(folder))
         whole = AutoModel.from_pretrained(folder)
-        processor = (Path(folder) / PROCESSOR_FILE).read_text(encoding="utf-8")
     tower = empty_tower(clip)
     getattr(tower, "vision_model", tower).load_state_dict(whole.vision_model.state_dict())  # transformers 4 and 5
-    return tower, processor
+    return tower
 
 
 def empty_tower(clip: ClipModel) -> PreTrainedModel:
@@ -258,5 +258,5 @@ def _check_reading(reading: Reading, vision: Any, name: str) -> None:
 def _preprocess(preprocess: Preprocess, *, pad: bool) -> Preprocess:
     if not pad:
         return preprocess
-    mean = tuple(round(255 * value) for value in preprocess.mean)
+    mean = tuple(int(255 * value) for value in preprocess.mean)  # rounded down, as LLaVA does
     return preprocess.model_copy(update={"resize_mode": "longest", "pad_color": mean, "crop_pct": 1.0})

@@ -1,0 +1,62 @@
+"""The files by which other programs prepare images and prompts as a model was trained with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import LlavaConfig, LlavaImageProcessor, LlavaProcessor
+
+from vfm.models import Preprocess
+
+RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
+
+
+def llava_processor(
+    config: LlavaConfig, tokenizer: Any, preprocess: Preprocess, prompt: str, *, class_token: bool
+) -> LlavaProcessor:
+    """Return the processor of a model, with its prompt as the chat template.
+
+    Args:
+        config: of the model.
+        tokenizer: of its language model.
+        preprocess: of its images.
+        prompt: text with `<image>` and `{question}`.
+        class_token: whether the first token of the tower is a class token.
+    """
+    return LlavaProcessor(
+        image_processor(preprocess),
+        tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=int(class_token),
+        chat_template=chat_template(prompt),
+    )
+
+
+def save_processor(processor: LlavaProcessor, directory: Path) -> None:
+    """Write a processor, and its image processor in a file of its own as well, which transformers 4 reads."""
+    processor.save_pretrained(directory)
+    processor.image_processor.save_pretrained(directory)
+
+
+def image_processor(preprocess: Preprocess) -> LlavaImageProcessor:
+    """Return transformers' image processor for a preprocessing; it pads an image before it resizes it."""
+    side, resized = preprocess.image_size, int(preprocess.image_size / preprocess.crop_pct)
+    squash = preprocess.resize_mode == "squash"
+    return LlavaImageProcessor(
+        do_pad=preprocess.resize_mode == "longest",
+        size={"height": resized, "width": resized} if squash else {"shortest_edge": resized},
+        resample=RESAMPLE[preprocess.interpolation],
+        crop_size={"height": side, "width": side},
+        image_mean=list(preprocess.mean),
+        image_std=list(preprocess.std),
+    )
+
+
+def chat_template(prompt: str) -> str:
+    """Return the template (Jinja) that makes the prompt of a message with an image and texts."""
+    before, after = ("{{ " + json.dumps(part) + " }}" for part in prompt.split("{question}"))
+    question = "{{ message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\\n') }}"
+    return "{% for message in messages %}" + before + question + after + "{% endfor %}"
