@@ -14,7 +14,7 @@ from PIL import Image
 
 import diva_toy
 from vfm.data import Questions
-from vfm.plugin import AnnotatedImages, UserError
+from vfm.plugin import AnnotatedImages, Preflight, UserError
 from vfm.shapes.world import World
 from vfm.stages.annotated import ShapesScenes
 from vfm_diva.mllm.pope import Asked, Split, draw_pope, question_about
@@ -134,11 +134,27 @@ def test_lines_become_questions_and_a_missing_image_takes_its_pair_along(tmp_pat
     assert found.items[2].options == ["a picture of noise"]
     assert found.image(found.items[1].image) == (tmp_path / "1.png").read_bytes()
     with pytest.raises(
-        UserError, match=r"3 of 7 questions cannot be used .*broken_json.*missing_image.*unreadable_row"
+        UserError,
+        match=r"4 of 7 questions cannot be used .*broken_json.*missing_image.*missing_partner.*unreadable_row",
     ):
         questions(file, tmp_path / "strict")
     with pytest.raises(UserError, match=r"expected a folder with Questions\.csv"):
         questions(tmp_path, tmp_path / "wrong")
+    file.write_text("{broken\n")
+    with pytest.raises(UserError, match=r"^no usable question in .*asked\.jsonl: .*line 1 \(broken_json\)"):
+        MllmQuestions(name="asked", path=str(file)).preflight(Preflight({}, {}))
+
+
+@pytest.mark.parametrize("change", [{"answer": 0.7}, {"answer": True}, {"pair": 0.7}, {"pair": 5}, {"answer": None}])
+def test_a_question_that_is_left_out_is_counted(tmp_path: Path, change: dict[str, Any]) -> None:
+    picture(tmp_path / "0.png")
+    line = {"image": "0.png", "question": "what ?", "options": ["red", "blue"], "answer": 1}
+    file = tmp_path / "asked.jsonl"
+    file.write_text("\n".join(map(json.dumps, [*3 * [line], {**line, **change}])))
+    assert len(questions(file, tmp_path / "made", max_bad_fraction=0.5)) == 3
+    reason = "missing_partner" if change == {"pair": 5} else "unreadable_row"
+    with pytest.raises(UserError, match=f"1 of 4 questions cannot be used .*{reason}.*"):
+        questions(file, tmp_path / "strict")
 
 
 def test_scores_by_hand() -> None:

@@ -149,15 +149,24 @@ def test_a_training_evaluates_on_its_way(
     assert "val/pair_accuracy" in (made.path / "metrics.jsonl").read_text()
 
 
-def test_yes_or_no_questions_have_f1(tmp_path: Path, clip: ClipCheckpoint, asked: QuestionDataset) -> None:
+@pytest.mark.parametrize("options", [["yes", "no"], ["No", "Yes"]])
+def test_yes_or_no_questions_have_f1(
+    tmp_path: Path, clip: ClipCheckpoint, asked: QuestionDataset, options: list[str]
+) -> None:
     source = Questions(asked)
-    items = [Question(f"q{n}", n // 2, "red ?", ["yes", "no"], n % 2) for n in range(24)]
+    items = [Question(f"q{n}", n // 2, "red ?", options, n % 2) for n in range(24)]
     yes_no = write_questions(tmp_path / "yes_no", [source.image(n) for n in range(12)], items)
     model = mllm_toy.train(tmp_path / "model", clip, yes_no, steps=1)
     report = mllm_toy.evaluate(tmp_path / "report", yes_no, {"model": model})
     found = mllm_toy.values(report, "model")
     assert set(found) == {"accuracy", "precision", "recall", "f1", "yes_share"}
     assert found["accuracy"] == 0.5  # the same question twice about each image, with either answer
+    table = pq.read_table(report.path / "predictions/questions.parquet").to_pylist()
+    said = [row["predicted"].lower() == "yes" for row in table]
+    assert found["yes_share"] == sum(said) / len(said)
+    assert (
+        found["recall"] == sum(yes for row, yes in zip(table, said, strict=True) if row["answer"].lower() == "yes") / 12
+    )
 
 
 def test_preflight_refuses_towers_that_transformers_has_no_layout_for(tmp_path: Path, clip: ClipCheckpoint) -> None:

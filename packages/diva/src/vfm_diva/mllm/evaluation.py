@@ -37,7 +37,7 @@ from vfm_diva.stages_mllm import EvalMllm, MllmCheckpoint
 
 GREY = 128
 PICTURES_SHOWN = 12
-YES_NO = {"yes", "no"}
+YES_NO = ["no", "yes"]
 
 
 def evaluate_checkpoints(config: EvalMllm, ctx: Context) -> Report:
@@ -159,11 +159,12 @@ def _scores(
     units = np.array([item.pair if item.pair >= 0 else len(items) + item.image for item in items])
     found: list[Score] = pair_scores(correct, pairs, num_options, families) if pairs else []
     found += question_scores(correct, units, num_options, [""] * len(items) if pairs else families)
-    if all(set(item.options) == YES_NO for item in items):
-        said = np.array([row[item.options.index("yes")] for row, item in zip(likelihoods, items, strict=True)])
-        other = np.array([row[item.options.index("no")] for row, item in zip(likelihoods, items, strict=True)])
-        is_yes = np.array([item.options[item.answer] == "yes" for item in items])
-        found += yes_no_scores(said > other, is_yes, images)
+    options = [[option.strip().lower() for option in item.options] for item in items]
+    if all(sorted(words) == YES_NO for words in options):
+        yes = np.array([words.index("yes") for words in options])
+        values, rows = np.array(likelihoods), np.arange(len(items))
+        is_yes = np.array([item.answer for item in items]) == yes
+        found += yes_no_scores(values[rows, yes] > values[rows, 1 - yes], is_yes, images)
     return found
 
 

@@ -36,13 +36,11 @@ class Row:
 
 
 def import_questions(config: MllmQuestions, ctx: Context) -> QuestionDataset:
-    """Copy the questions and their images; a question without an image that can be read is left out, with its pair."""
+    """Copy the questions and their images; one whose image cannot be read is left out, with its partner in a pair."""
     rows = list(read_rows(config, ctx.skip))
     total = len(rows) + ctx.bad.total()
-    good = _readable(rows, ctx.skip)
+    kept = _with_partner(_readable(rows, ctx.skip), config.path, ctx.skip)
     ReadSettings(max_bad_fraction=config.max_bad_fraction).check_bad(ctx.bad, total, "questions")
-    members = Counter(row.question.pair for row in good)
-    kept = [row for row in good if row.question.pair < 0 or members[row.question.pair] > 1]
     used = list(dict.fromkeys(row.image for row in kept))
     places = {path: place for place, path in enumerate(used)}
     numbered = [replace(row.question, image=places[row.image]) for row in kept]
@@ -126,10 +124,12 @@ def _row(record: dict[str, Any], number: str, folder: Path) -> Row:
     answer = record["answer"]
     options = record.get("options", [answer])
     texts = [record.get("question", ""), record.get("family", ""), *options]
-    if not isinstance(options, list) or not all(isinstance(text, str) for text in texts) or isinstance(answer, bool):
+    if not isinstance(options, list) or not all(isinstance(text, str) for text in texts):
         raise TypeError("expected texts")
-    place = options.index(answer) if isinstance(answer, str) else int(answer)
-    pair = int(record.get("pair", -1))
+    place = options.index(answer) if isinstance(answer, str) else answer
+    pair = record.get("pair", -1)
+    if type(place) is not int or type(pair) is not int:  # neither 0.7 nor true is a number of an option or a pair
+        raise TypeError("expected whole numbers")
     key = str(record.get("key", number))
     return Row(folder / record["image"], Question(key, 0, texts[0], options, place, texts[1], pair))
 
@@ -147,6 +147,18 @@ def _readable(rows: list[Row], on_bad: Callable[[str, str], None]) -> list[Row]:
         except BadSample as bad:
             on_bad(bad.reason, bad.where)
     return good
+
+
+def _with_partner(rows: list[Row], where: str, on_bad: Callable[[str, str], None]) -> list[Row]:
+    """Return the questions of whose pair both are there, and those of no pair."""
+    members = Counter(row.question.pair for row in rows)
+    kept = []
+    for row in rows:
+        if row.question.pair >= 0 and members[row.question.pair] == 1:
+            on_bad("missing_partner", f"{where}: {row.question.key}")
+        else:
+            kept.append(row)
+    return kept
 
 
 def _bytes(path: Path) -> bytes:
