@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from typing import Any
 Reply = Callable[[int, str], str]
 """The reply to an item, given its number and the right answer."""
 MME = [("existence", 4), ("count", 4), ("commonsense_reasoning", 2)]
+
+
+class RetryError(Exception):
+    """As that of `tenacity`: it only says that another one was raised."""
 
 
 def hash_of(text: str) -> str:
@@ -99,12 +105,36 @@ def write_log(folder: Path, task: str, rows: Sequence[dict[str, Any]], date: str
     return file
 
 
+def write_model(folder: Path, **changes: Any) -> Path:
+    """Write the files of a LLaVA model that are looked at before a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava", **changes}))
+    (folder / "processor_config.json").write_text("{}")
+    return folder
+
+
 def main(words: Sequence[str]) -> None:
-    """Behave as the command line: right answers to all but every seventh item."""
+    """Behave as the command line: settings are printed, and an exception, after which the exit code is 0."""
+    print({"token": os.environ.get("HF_TOKEN")}, flush=True)
+    try:
+        evaluate(words)
+    except Exception as error:
+        traceback.print_exc()
+        line = f"ERROR | cli_evaluate:614 - Error during evaluation: {error}. Please set `--verbosity=DEBUG`"
+        print(f"\x1b[31m{line} to get more information.\x1b[0m", flush=True)
+
+
+def evaluate(words: Sequence[str]) -> None:
+    """Give right answers to all but every seventh item."""
     given = dict(zip(words[::2], words[1::2], strict=False))
     settings = dict(one.split("=", 1) for one in words[words.index("--model_args") + 1].split(","))
-    if not (Path(settings["pretrained"]) / "config.json").is_file():
-        sys.exit("OSError: no config.json")
+    if "lost" in settings["pretrained"]:
+        print("\x1b[31mERROR | generate_until:99 - Error out of memory in generating\x1b[0m", flush=True)
+    if "broken" in settings["pretrained"]:
+        try:
+            raise ConnectionError(f"Couldn't reach {settings['device']}, {settings['device_map']}, {settings['dtype']}")
+        except ConnectionError as error:
+            raise RetryError("RetryError[<Future state=finished raised ConnectionError>]") from error
     task, out = words[words.index("--tasks") + 1], Path(words[words.index("--output_path") + 1])
     assert given["--model"] == "llava_hf"
     assert "--log_samples" in words

@@ -12,11 +12,13 @@ from pydantic import ValidationError
 
 import diva_toy
 import lmms_look_alike
+import mllm_toy
 from vfm.artifacts import ExportedModel
 from vfm.plugin import Artifact, Context, Preflight, Report, UserError
+from vfm.stages.models import Export
 from vfm_diva.mllm.lmms import lmms_command
 from vfm_diva.mllm.lmms_logs import letter_of, option_of, pope_says_yes, read_log, says
-from vfm_diva.stages_mllm import LMMS_VERSION, EvalLmms
+from vfm_diva.stages_mllm import LMMS_DATE, LMMS_VERSION, EvalLmms
 
 TASKS = list(lmms_look_alike.TASKS)
 
@@ -64,8 +66,7 @@ def test_logs_get_scores_and_paired_tests(tmp_path: Path) -> None:
 
 def test_the_program_runs_once_per_task_and_model(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
+        lmms_look_alike.write_model(tmp_path / name)
     command = [sys.executable, lmms_look_alike.__file__]
     stage = config(folders={name: str(tmp_path / name) for name in ("one", "two")}, command=command)
     report = run(stage, tmp_path / "report")
@@ -77,18 +78,46 @@ def test_the_program_runs_once_per_task_and_model(tmp_path: Path) -> None:
     run(stage, tmp_path / "report")  # after a crash, what is complete stays
     assert {file: file.stat().st_mtime_ns for file in files} == before
     failing = stage.model_copy(update={"command": [sys.executable, "-c", "import sys; sys.exit('OSError: full')"]})
-    with pytest.raises(UserError, match="one: lmms-eval ended with code 1 in mmvp: OSError: full"):
+    with pytest.raises(UserError, match="one: lmms-eval failed in mmvp: OSError: full"):
         run(failing, tmp_path / "again")
     (tmp_path / "one/config.json").unlink()
     with pytest.raises(UserError, match=r"one: .* has no config\.json"):
         run(stage, tmp_path / "again")
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        (
+            "broken",
+            r"a: lmms-eval failed in mmvp: ConnectionError: Couldn't reach cpu, cpu, float32 \(its output: .*log",
+        ),
+        ("lost", r"a: 1 items of mmvp got no reply: out of memory \(its output: .*lmms_eval\.log\)"),
+    ],
+)
+def test_an_error_is_reported_though_the_program_ends_with_0(
+    tmp_path: Path, name: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_mine")
+    folder = lmms_look_alike.write_model(tmp_path / name)
+    command = [sys.executable, lmms_look_alike.__file__]
+    stage = config(folders={"a": str(folder)}, tasks=["mmvp"], command=command, runtime={"device": "cpu"})
+    with pytest.raises(UserError, match=line):
+        run(stage, tmp_path / "report")
+    (output,) = tmp_path.rglob("lmms_eval.log")
+    assert "'token': '***'" in output.read_text()
+
+
 def test_the_command_pins_its_environment_and_names_the_folder(tmp_path: Path) -> None:
-    words = lmms_command(config(folders={"a": str(tmp_path)}, limit=8), tmp_path, "mmvp", tmp_path / "out")
-    assert words[:3] == ["uvx", "--from", f"lmms_eval[video-legacy]=={LMMS_VERSION}"]
-    assert words[words.index("--model_args") + 1] == f"pretrained={tmp_path},device=cpu,dtype=float32"
+    stage = config(folders={"a": str(tmp_path)}, limit=8, runtime={"device": "cpu"})
+    words = lmms_command(stage, tmp_path, "mmvp", tmp_path / "out")
+    assert words[:5] == ["uvx", "--exclude-newer", LMMS_DATE, "--from", f"lmms_eval[video-legacy]=={LMMS_VERSION}"]
+    assert words[words.index("--model_args") + 1] == f"pretrained={tmp_path},device=cpu,device_map=cpu,dtype=float32"
     assert words[-2:] == ["--limit", "8"]
+    stage = stage.model_copy(update={"arguments": {"device": "cuda:1", "attn_implementation": "sdpa"}})
+    words = lmms_command(stage, tmp_path, "mmvp", tmp_path / "out")
+    expected = f"pretrained={tmp_path},device=cuda:1,device_map=cuda:1,dtype=auto,attn_implementation=sdpa"
+    assert words[words.index("--model_args") + 1] == expected
     with pytest.raises(UserError, match="separates its arguments by commas"):
         lmms_command(config(folders={"a": "x"}), tmp_path / "a,b", "mmvp", tmp_path)
 
@@ -99,7 +128,8 @@ def test_preflight_says_in_a_line_what_is_missing(tmp_path: Path) -> None:
             config(**changes).preflight(Preflight({}, {}))
         return str(caught.value)
 
-    assert "uvx-is-absent is not installed" in line(folders={"a": str(tmp_path)}, command=["uvx-is-absent"])
+    absent = line(folders={"a": str(tmp_path)}, command=["uvx-is-absent"])
+    assert absent.startswith("uvx-is-absent is not installed")  # a run writes the stage's name before it
     assert "has no config.json" in line(folders={"a": str(tmp_path)}, command=[sys.executable])
     logs = logs_of(tmp_path / "logs", right, ["mmvp"])
     assert "has no *_samples_pope_adv.jsonl" in line(logs={"a": logs}, tasks=["mmvp", "pope_adv"])
@@ -107,6 +137,47 @@ def test_preflight_says_in_a_line_what_is_missing(tmp_path: Path) -> None:
     assert "'a' is named more than once" in line(logs={"a": logs}, folders={"a": logs}, tasks=["mmvp"])
     with pytest.raises(ValidationError, match="expected models, folders or logs"):
         config()
+
+
+def test_preflight_refuses_models_that_lmms_eval_cannot_read(tmp_path: Path) -> None:
+    command = [sys.executable, lmms_look_alike.__file__]
+    clip = lmms_look_alike.write_model(tmp_path / "clip", model_type="clip")
+    one_token = lmms_look_alike.write_model(tmp_path / "one", image_seq_length=1)
+    bare = lmms_look_alike.write_model(tmp_path / "bare")
+    (bare / "processor_config.json").unlink()
+    for folder, message in (
+        (clip, r"a: .*clip: expected a LLaVA model in transformers' layout \(llava, .*\), got model_type clip"),
+        (one_token, r"a: lmms-eval gives a model the patches .*\(tokens: class\)"),
+        (bare, r"a: .*bare has no processor_config\.json"),
+    ):
+        with pytest.raises(UserError, match=message):
+            config(folders={"a": str(folder)}, command=command).preflight(Preflight({}, {}))
+    artifact = ExportedModel.create(clip, format="hf")
+    stage = config(models=["a"], command=command)
+    with pytest.raises(UserError, match="got model_type clip"):
+        stage.preflight(Preflight({}, {"a": artifact.path}))
+    class_token = mllm_toy.train_config(tokens="class")
+    later = mllm_toy.train_config(init="first")
+    with pytest.raises(UserError, match="a: lmms-eval gives a model the patches"):
+        stage.preflight(Preflight({"a": later, "first": class_token}, {}))
+    with pytest.raises(UserError, match=r"a: expected a LLaVA model .* got format: hf"):
+        stage.preflight(Preflight({"a": Export(name="a", model="clip")}, {}))
+    stage.preflight(Preflight({"a": Export(name="a", model="clip", format="llava", base="LLAVA")}, {}))
+
+
+def test_preflight_asks_for_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = config(folders={"a": str(lmms_look_alike.write_model(tmp_path / "a"))})
+    uvx = tmp_path / "bin" / stage.command[0]
+    uvx.parent.mkdir()
+    uvx.write_text("#!/bin/sh\n")
+    uvx.chmod(0o755)
+    monkeypatch.setenv("PATH", str(uvx.parent))
+    monkeypatch.setenv("HF_TOKEN", "a token")
+    stage.preflight(Preflight({}, {}))
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"with a token: run `hf auth login`, or set HF_TOKEN"):
+        stage.preflight(Preflight({}, {}))
 
 
 def test_logs_of_other_items_or_damaged_ones_are_one_line(tmp_path: Path) -> None:
@@ -170,9 +241,7 @@ def test_words_of_a_reply() -> None:
 
 
 def test_a_model_of_an_earlier_stage_is_run(tmp_path: Path) -> None:
-    folder = tmp_path / "llava"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    folder = lmms_look_alike.write_model(tmp_path / "llava")
     made = ExportedModel.create(folder, format="llava")
     stage = config(models=["llava"], tasks=["mmvp"], command=[sys.executable, lmms_look_alike.__file__])
     context: Context = diva_toy.context(stage, tmp_path / "report", llava=made)

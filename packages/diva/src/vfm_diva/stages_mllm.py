@@ -181,6 +181,7 @@ class EvalMllm(ModelEvaluation):
 
 LmmsTask = Literal["mmvp", "pope_random", "pope_pop", "pope_adv", "mme", "mmbench_en_dev_static", "mmbench_en_dev"]
 LMMS_VERSION = "0.7.3"
+LMMS_DATE = "2026-08-29"  # the day after its release: packages of later days fit it less and less
 
 
 class EvalLmms(Evaluation):
@@ -202,12 +203,17 @@ class EvalLmms(Evaluation):
     )
     tasks: list[LmmsTask] = Field(["mmvp", "pope_adv"], min_length=1, description="names of lmms-eval's tasks")
     command: list[str] = Field(
-        ["uvx", "--from", f"lmms_eval[video-legacy]=={LMMS_VERSION}", "--with", "torch==2.10.*", "lmms-eval"],
+        [
+            *("uvx", "--exclude-newer", LMMS_DATE, "--from", f"lmms_eval[video-legacy]=={LMMS_VERSION}"),
+            *("--with", "torch==2.10.*", "lmms-eval"),
+        ],
         min_length=1,
         description="command that starts lmms-eval",
     )
     arguments: dict[str, str] = Field(
-        {"device": "cpu", "dtype": "float32"}, description="more arguments of its model `llava_hf`"
+        {},
+        description="more arguments of its model `llava_hf`; device is that of runtime, and dtype by default float32"
+        " on the CPU and that of the weights on other devices",
     )
     limit: int | None = Field(None, ge=1, description="evaluate only so many items of each task")
 

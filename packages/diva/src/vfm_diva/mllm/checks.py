@@ -6,8 +6,11 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
+from huggingface_hub import get_token
+
 from vfm.models import blueprint, find_format
 from vfm.plugin import AnnotatedImages, Preflight, UserError, how_to_install
+from vfm_diva.mllm.lmms_folders import check_folder, check_model
 from vfm_diva.mllm.lmms_logs import find_log
 from vfm_diva.mllm.question_files import read_rows
 from vfm_diva.stages_mllm import EvalLmms, EvalMllm, MllmPope, MllmQuestions, MllmTrain
@@ -40,7 +43,7 @@ def check_questions(config: MllmQuestions, ctx: Preflight) -> None:
     """
     bad: list[str] = []
     if next(read_rows(config, lambda reason, where: bad.append(f"{where} ({reason})")), None) is None:
-        raise UserError(f"{config.name}: no usable question in {config.path}{f': {bad[0]}' if bad else ''}")
+        raise UserError(f"no usable question in {config.path}{f': {bad[0]}' if bad else ''}")
 
 
 def check_pope(config: MllmPope, ctx: Preflight) -> None:
@@ -62,22 +65,37 @@ def check_exhaustive(data: AnnotatedImages, name: str) -> None:
 
 
 def check_lmms(config: EvalLmms, ctx: Preflight) -> None:
-    """Check that lmms-eval can be started, and that the folders of models and logs are there.
+    """Check that lmms-eval can be started, and what it would run and what it wrote elsewhere.
 
     Raises:
         UserError: one of these does not hold; it names what is missing.
     """
     if (config.models or config.folders) and not shutil.which(config.command[0]):
         raise UserError(
-            f"{config.name}: {config.command[0]} is not installed, which runs lmms-eval in an environment of its own:"
+            f"{config.command[0]} is not installed, which runs lmms-eval in an environment of its own:"
             " pip install uv, or set `command`, or run it elsewhere and give its `logs`"
         )
+    if config.models or config.folders:
+        check_token(config)
+    for ref in config.models:
+        check_model(ref, ctx)
     for name, folder in config.folders.items():
-        if not (Path(folder) / "config.json").is_file():
-            raise UserError(f"{name}: {folder} has no config.json; expected a LLaVA model in transformers' layout")
+        check_folder(Path(folder), name)
     for name, folder in config.logs.items():
         for task in config.tasks:
             find_log(Path(folder), task, name)
+
+
+def check_token(config: EvalLmms) -> None:
+    """Check that there is a Hugging Face token where lmms-eval runs here; another command may have one elsewhere.
+
+    Raises:
+        UserError: there is none.
+    """
+    if config.command == type(config).model_fields["command"].default and not get_token():
+        raise UserError(
+            "lmms-eval loads its benchmarks from Hugging Face with a token: run `hf auth login`, or set HF_TOKEN"
+        )
 
 
 def check_transformers(kind: str) -> None:

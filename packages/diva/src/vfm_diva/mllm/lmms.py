@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +13,10 @@ from typing import Any, cast
 
 from vfm.eval import Evaluated, ModelResult, Score, write_report
 from vfm.plugin import Context, Report, UserError
-from vfm_diva.mllm.lmms_logs import Item, check_same_items, find_log, judge, read_log
+from vfm.train import resolve_device
+from vfm_diva.mllm.lmms_folders import check_folder
+from vfm_diva.mllm.lmms_logs import Item, check_same_items, find_log, judge, newest_log, read_log
+from vfm_diva.mllm.lmms_output import last_error, read_output, unanswered
 from vfm_diva.stages_mllm import EvalLmms
 
 LOG_FILE = "lmms_eval.log"
@@ -36,17 +40,18 @@ def run_lmms(config: EvalLmms, ctx: Context, name: str, folder: Path) -> Path:
         The folder of the logs.
 
     Raises:
-        UserError: lmms-eval failed; the line has its last one.
+        UserError: lmms-eval failed; the line has its last error.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{name}: {folder} has no config.json; expected a LLaVA model in transformers' layout")
+    check_folder(folder, name)
     out = ctx.work / "lmms" / name
     for number, task in enumerate(config.tasks):
         ctx.progress(number, len(config.tasks), "tasks", model=name)
         if (out / task / "done").is_file():
             continue
-        (out / task).mkdir(parents=True, exist_ok=True)
-        with (out / task / LOG_FILE).open("wb") as log:
+        shutil.rmtree(out / task, ignore_errors=True)  # of a run that did not end
+        (out / task).mkdir(parents=True)
+        output = out / task / LOG_FILE
+        with output.open("wb") as log:
             done = subprocess.run(
                 lmms_command(config, folder, task, out / task),
                 stdout=log,
@@ -54,18 +59,25 @@ def run_lmms(config: EvalLmms, ctx: Context, name: str, folder: Path) -> Path:
                 env={name: value for name, value in os.environ.items() if name not in OWN_PATHS},
                 check=False,
             )
-        if done.returncode:
-            lines = (out / task / LOG_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
-            last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-            raise UserError(f"{name}: lmms-eval ended with code {done.returncode} in {task}: {last[-400:]}")
-        find_log(out / task, task, name)
+        text = read_output(output)
+        if done.returncode or not newest_log(out / task, task):  # it ends with 0 after an exception, too
+            raise UserError(f"{name}: lmms-eval failed in {task}: {last_error(text)} (its output: {output})")
+        if errors := unanswered(text):
+            raise UserError(f"{name}: {len(errors)} items of {task} got no reply: {errors[0]} (its output: {output})")
         (out / task / "done").touch()
     return out
 
 
 def lmms_command(config: EvalLmms, folder: Path, task: str, out: Path) -> list[str]:
-    """Return the command line that evaluates a folder on a task."""
-    arguments = {"pretrained": str(folder.resolve()), **config.arguments}
+    """Return the command line that evaluates a folder on a task.
+
+    Raises:
+        UserError: the device of runtime does not exist, or a comma is in an argument.
+    """
+    device = config.arguments.get("device") or str(resolve_device(config.runtime))
+    dtype = "float32" if device == "cpu" else "auto"  # LLaVA's float16 is slow on a CPU
+    arguments = {"pretrained": str(folder.resolve()), "device": device, "device_map": device, "dtype": dtype}
+    arguments |= config.arguments
     if unfit := [value for value in arguments.values() if "," in value]:
         raise UserError(f"lmms-eval separates its arguments by commas, so none may be in one: {unfit[0]}")
     limit = ["--limit", str(config.limit)] if config.limit else []

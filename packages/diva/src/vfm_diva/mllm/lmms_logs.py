@@ -53,10 +53,14 @@ def find_log(folder: Path, task: str, name: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    found = sorted(folder.rglob(f"*_samples_{task}.jsonl"), key=lambda file: file.name)
-    if not found:
-        raise UserError(f"{name}: {folder} has no *_samples_{task}.jsonl; run lmms-eval with --log_samples")
-    return found[-1]
+    if found := newest_log(folder, task):
+        return found
+    raise UserError(f"{name}: {folder} has no *_samples_{task}.jsonl; run lmms-eval with --log_samples")
+
+
+def newest_log(folder: Path, task: str) -> Path | None:
+    """Return the newest log of a task below a folder, if there is one."""
+    return max(folder.rglob(f"*_samples_{task}.jsonl"), key=lambda file: file.name, default=None)
 
 
 def read_log(file: Path) -> list[Item]:

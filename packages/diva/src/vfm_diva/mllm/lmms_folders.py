@@ -1,0 +1,47 @@
+"""Checks of the models that `eval.lmms` runs, since lmms-eval notices a wrong one only after minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vfm.plugin import Artifact, Preflight, Ref, UserError, store_files
+from vfm_diva.stages_mllm import MllmTrain
+
+CONFIG_FILE, PROCESSOR_FILE = "config.json", "processor_config.json"
+MODEL_TYPES = ("llava", "llava_next", "llava_onevision")  # of lmms-eval's `llava_hf`
+CLASS_TOKEN = "lmms-eval gives a model the patches of an image, but this one reads the class token (tokens: class)"
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Check that a folder has a LLaVA model in transformers' layout, with its processor.
+
+    Raises:
+        UserError: it has not.
+    """
+    expected = "expected a LLaVA model in transformers' layout"
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{name}: {folder} has no {CONFIG_FILE}; {expected}")
+    config = store_files.read_record(folder / CONFIG_FILE)
+    if (found := config.get("model_type")) not in MODEL_TYPES:
+        raise UserError(f"{name}: {folder}: {expected} ({', '.join(MODEL_TYPES)}), got model_type {found}")
+    if config.get("image_seq_length") == 1:
+        raise UserError(f"{name}: {CLASS_TOKEN}")
+    if not (folder / PROCESSOR_FILE).is_file():
+        raise UserError(f"{name}: {folder} has no {PROCESSOR_FILE}, without which images become no tokens")
+
+
+def check_model(ref: Ref[Artifact], ctx: Preflight) -> None:
+    """Check a model of an earlier stage, or the configuration of one that has not run.
+
+    Raises:
+        UserError: it is no LLaVA model.
+    """
+    if made := ctx.artifact(ref):
+        check_folder(made.path, ref)
+    stage = ctx.stage(ref)
+    while isinstance(stage, MllmTrain) and stage.init:
+        stage = ctx.stage(stage.init)
+    if isinstance(stage, MllmTrain) and stage.tokens == "class":
+        raise UserError(f"{ref}: {CLASS_TOKEN}")
+    if (written := getattr(stage, "format", "llava")) != "llava":
+        raise UserError(f"{ref}: expected a LLaVA model (format: llava), got format: {written}")
