@@ -81,8 +81,8 @@ def test_a_tracker_that_is_named_twice_is_one(tmp_path):
 
 
 def test_a_tracker_that_is_unknown_or_not_installed_is_one_line(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="--track: expected one of tensorboard, wandb, trackio, mlflow, got wandbb"):
+    with pytest.raises(UserError, match=r"^track: expected one of tensorboard, wandb, trackio, mlflow, got wandbb"):
         open_tracker("wandbb", tmp_path, "quickstart")
     monkeypatch.setattr(TRACKERS["wandb"], "module", "no_such_module")
-    with pytest.raises(UserError, match=r"--track wandb needs a package: uv pip install -e 'packages/core\[wandb\]'"):
+    with pytest.raises(UserError, match=r"^track wandb needs a package: uv pip install -e 'packages/core\[wandb\]'"):
         open_tracker("wandb", tmp_path, "quickstart")

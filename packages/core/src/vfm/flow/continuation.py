@@ -22,7 +22,7 @@ def check_continuation(stage: Training, known: Preflight) -> None:
     if folder and not folder.name.startswith("step-") and not any((folder / KEPT_FOLDER).glob("step-*")):
         raise UserError(
             f"continue_from: {name} kept no checkpoint ({folder}); set checkpoint.keep_state: true there, and run it"
-            " again with `--fresh`"
+            " again with `fresh`"
         )
     if earlier is None:
         return

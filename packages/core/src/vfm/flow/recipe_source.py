@@ -189,19 +189,19 @@ def apply_overrides(source: RecipeSource, overrides: Sequence[str]) -> None:
         elif head in TOP_LEVEL:
             target, path, rest = source.value, (), [head, *rest]
         elif head in names:
-            raise _refused(text, f"expected a field of '{head}': --set {head}.FIELD=VALUE")
+            raise _refused(text, f"expected a field of '{head}': {head}.FIELD=VALUE")
         else:
             raise _refused(text, f"no stage is named '{head}'{did_you_mean(head, names)}")
         for part in rest[:-1]:
             target = target.setdefault(part, {})
             if not isinstance(target, dict):
                 raise _refused(text, f"'{part}' is not a mapping with fields")
-        target[rest[-1]] = yaml_lines.parse_value(value, f"--set {text}")
+        target[rest[-1]] = yaml_lines.parse_value(value, f"set {text}")
         source.overridden[(*path, *rest)] = text
 
 
 def _refused(override: str, message: str) -> UserError:
-    return UserError(yaml_lines.one_line(f"--set {_shown(override)}: {message}"))
+    return UserError(yaml_lines.one_line(f"set {_shown(override)}: {message}"))
 
 
 def _shown(override: str) -> str:
@@ -225,7 +225,7 @@ class Mistakes:
             place = place[:-1]
         text = f"{key}: {message}" if key else message
         if option is not None:
-            self.lines.setdefault(f"--set {_shown(option)}: {text}", (True, 0))
+            self.lines.setdefault(f"set {_shown(option)}: {text}", (True, 0))
         else:
             file, line = source.places.get(place, (source.where, 1))
             self.lines.setdefault(f"{file}:{line}: {text}", (False, line))

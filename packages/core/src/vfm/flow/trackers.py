@@ -41,7 +41,7 @@ class Tracker(ABC):
             self.library: Any = import_module(self.module)
         except ImportError:
             raise UserError(
-                f"--track {self.extra} needs a package: {how_to_install(f'vfm-core[{self.extra}]')}"
+                f"track {self.extra} needs a package: {how_to_install(f'vfm-core[{self.extra}]')}"
             ) from None
 
     @hookimpl
@@ -170,5 +170,5 @@ def open_tracker(name: str, directory: Path, recipe: str) -> Tracker:
         UserError: there is no such tracker, or its package is not installed.
     """
     if name not in TRACKERS:
-        raise UserError(f"--track: expected one of {', '.join(TRACKERS)}, got {name}{did_you_mean(name, TRACKERS)}")
+        raise UserError(f"track: expected one of {', '.join(TRACKERS)}, got {name}{did_you_mean(name, TRACKERS)}")
     return TRACKERS[name](directory, recipe)

@@ -40,6 +40,7 @@ CONTENTS: dict[type[Artifact], str] = {
     VideoDataset: "videos with classes",
 }
 SUMMARY = "summary"  # name of the last stage
+ANOTHER_NAME = "give another name: NAME=PATH, from Python {NAME: PATH}"
 
 
 @dataclass
@@ -83,7 +84,7 @@ def evaluation_recipe(
     kinds = {kind.kind_name().removeprefix("eval.") for kind in on_data}
     for task in tasks:
         if task not in kinds:
-            raise UserError(f"--tasks: no task {task!r}{did_you_mean(task, kinds)}")
+            raise UserError(f"tasks: no task {task!r}{did_you_mean(task, kinds)}")
     inputs = [*plan.models, *(part for one in datasets for part in (one.data, one.train) if part)]
     for part in inputs:
         if part.stage and part.stage not in plan.stages:
@@ -165,7 +166,7 @@ def _fits(plan: EvaluationPlan, one: EvaluationDataset, task: str) -> bool:
 
 def _no_task(datasets: Iterable[EvaluationDataset]) -> str:
     names = ", ".join(f"{one.data.name} ({one.data.makes.__name__})" for one in datasets)
-    return f"no task fits {names or 'no data'}; choose with --tasks"
+    return f"no task fits {names or 'no data'}; give tasks to choose others"
 
 
 def _input_ref(kind: type[Stage], name: str) -> Ref[Artifact]:
@@ -183,6 +184,6 @@ def _title(one: EvaluationDataset, task: str) -> str:
 def _check_names(models: Sequence[Input], datasets: Sequence[EvaluationDataset]) -> None:
     names = [part.name for part in (*models, *(one.data for one in datasets))]
     if repeated := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"two of the models and datasets are named {repeated[0]!r}; rename one: NAME=...")
+        raise UserError(f"two of the models and datasets are named {repeated[0]!r}; {ANOTHER_NAME}")
     if SUMMARY in names:
-        raise UserError(f"{SUMMARY!r} is the name of the table of all results; choose another name: NAME=...")
+        raise UserError(f"{SUMMARY!r} is the name of the table of all results; {ANOTHER_NAME}")

@@ -54,7 +54,7 @@ def requested_recipe(request: EvaluationRequest, known: Mapping[str, type[Stage]
         UserError: there is no such model, dataset or task, or nothing fits.
     """
     if wrong := [mode for mode in request.resize if mode not in RESIZE_MODES]:
-        raise UserError(f"--resize: {wrong[0]!r} is not a valid mode{did_you_mean(wrong[0], RESIZE_MODES)}")
+        raise UserError(f"resize: {wrong[0]!r} is not a valid mode{did_you_mean(wrong[0], RESIZE_MODES)}")
     plan = EvaluationPlan(
         [model_input(word) for word in request.models],
         known,
@@ -68,12 +68,12 @@ def requested_recipe(request: EvaluationRequest, known: Mapping[str, type[Stage]
 
 
 def _datasets(request: EvaluationRequest, plan: EvaluationPlan) -> list[EvaluationDataset]:
-    """Return the datasets of --data and of the suite; those that the suite lacks are noted in the plan."""
+    """Return the datasets of the data and of the suite; those that the suite lacks are noted in the plan."""
     data, suite, root, train = request.data, request.suite, request.root, request.train or None
     if not data and not suite:
-        raise UserError("no datasets: give --data PATH, or --suite NAME --root DIR")
+        raise UserError("no datasets: give data, or a suite and its root")
     if train and (len(data) != 1 or suite):
-        raise UserError("--train needs exactly one --data and no --suite; other data have a folder `train` each")
+        raise UserError("train needs exactly one dataset as data, and no suite; other data have a folder `train` each")
     datasets = []
     for word in data:
         name, place = split_name(word)
@@ -81,7 +81,7 @@ def _datasets(request: EvaluationRequest, plan: EvaluationPlan) -> list[Evaluati
         shipped = None if exists or "{" in place else shipped_dataset(place, root, plan.known)
         if shipped is None and "/" not in place and not exists:
             raise UserError(
-                f"--data {place}: no such path, and no suite has such a dataset{did_you_mean(place, shipped_names())}"
+                f"data {place}: no such path, and no suite has such a dataset{did_you_mean(place, shipped_names())}"
             )
         datasets.append(
             replace(shipped, title=name or shipped.title) if shipped else dataset_at(word, plan.known, train)
