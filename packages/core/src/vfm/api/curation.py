@@ -114,7 +114,7 @@ def _stored(captions: Iterable[str], store: Path) -> Path:
     """Write captions into the store under a name that is a hash of them, and return the file.
 
     Raises:
-        UserError: there are none, or one of them is no text.
+        UserError: there are none, or one of them is no text, or one that UTF-8 cannot hold.
     """
     if hasattr(captions, "columns"):
         raise UserError("captions: expected one column of texts, got a table; give table['caption'], for example")
@@ -126,7 +126,10 @@ def _stored(captions: Iterable[str], store: Path) -> Path:
         raise UserError(f"captions[{wrong}]: expected a text, got a {type(listed[wrong]).__name__}")
     if not listed:
         raise UserError("captions: expected at least one text, got none")
-    digest = hashlib.sha256("\0".join(listed).encode("utf-8", "surrogatepass")).hexdigest()
+    broken = next((place for place, text in enumerate(listed) if not _is_unicode(text)), None)
+    if broken is not None:
+        raise UserError(f"captions[{broken}]: expected Unicode, got half a surrogate pair: {listed[broken]!a:.60}")
+    digest = hashlib.sha256("\0".join(listed).encode()).hexdigest()
     file = store / CAPTIONS / f"{digest[:16]}.parquet"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -134,3 +137,11 @@ def _stored(captions: Iterable[str], store: Path) -> Path:
         pq.write_table(pa.table({"caption": pa.array(listed, pa.string())}), part, write_page_checksum=True)
         publish_file(part, file)
     return file
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -33,10 +34,13 @@ from vfm.api.progress import Listener, listener, shown_by
 from vfm.api.results import Results, skipped_note
 from vfm.artifacts import Artifact, VideoClassifier
 from vfm.config import UserError, load_function
+from vfm.data.webdataset import IMAGE_EXTENSIONS
 from vfm.eval import ReadSettings, check_finite, embed_dataset, open_writer
 from vfm.eval.embeddings import Writer
 from vfm.models import PooledVision
 from vfm.plugins import naming_extras
+
+IMAGE_FILES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,8 +102,7 @@ def embed(
     Args:
         model: folder or artifact of a checkpoint, an open_clip or timm name, `hf-hub:org/model`, or a loaded model
             (`vfm.models.load_clip`, ...). Videos need a classifier of videos.
-        data: dataset artifact, its folder, a path as `data.pairs` takes it, a PIL image, or several images (paths, or
-            PIL).
+        data: dataset artifact, its folder, a path as `data.pairs` takes it, one image (path, or PIL), or several.
         texts: texts, for a CLIP model.
         pretrained: tag of an open_clip name, or a file of weights.
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -120,11 +123,11 @@ def embed(
     memory = _Memory()
     if texts is not None:
         skipped = _embed_texts(model, _listed("texts", texts), memory, pretrained, device, batch_size)
-    elif isinstance(data, (*PATHS, Artifact)):
+    elif isinstance(data, (*PATHS, Artifact)) and not _is_image_file(data):
         reading = ReadSettings(batch_size, max_bad_fraction)
         _, skipped = write_embeddings(model, data, memory, listener(progress), pretrained, device, reading)
     else:
-        given = [data] if isinstance(data, Image.Image) else _listed("data", data)
+        given = [data] if isinstance(data, (*PATHS, Image.Image)) else _listed("data", data)
         skipped = _embed_images(model, given, memory, pretrained, device, batch_size)
     return Embeddings(memory.keys, memory.texts, np.concatenate(memory.parts), full_name(model, pretrained), skipped)
 
@@ -158,6 +161,11 @@ def write_embeddings(
         with shown_by(shown, "embed", Path(folder)) as ctx, writer:
             bad = embed_dataset(ctx, source, encoder, writer, reading, full_name(model, pretrained))
         return len(source) - bad.total(), bad
+
+
+def _is_image_file(given: AnyPath | Artifact) -> bool:
+    """Return whether a path is that of one image, by its ending; other files have many."""
+    return not isinstance(given, Artifact) and os.fspath(given).lower().endswith(IMAGE_FILES) and os.path.isfile(given)
 
 
 def _embed_images(

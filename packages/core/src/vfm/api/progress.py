@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 from vfm.events import Event
@@ -34,10 +36,21 @@ class WarningListener:
     def vfm_event(self, event: Event) -> None:
         """Pass a warning on."""
         if event.type == "warning":
-            warnings.warn(f"{event.stage or 'vfm'}: {event.data['message']}", stacklevel=2)
+            warnings.warn(f"{event.stage or 'vfm'}: {event.data['message']}", stacklevel=_level_of_caller())
 
     def close(self) -> None:
         """Leave everything as it is."""
+
+
+def _level_of_caller() -> int:
+    """Return the `stacklevel` of the code that called vfm, for a warning of the function that calls this."""
+    frame: FrameType | None = sys._getframe(1)
+    level, found = 1, 1
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] == "vfm":
+            found = level + 1  # the caller of the outermost such frame, as far as it is known
+        frame, level = frame.f_back, level + 1
+    return found
 
 
 def listener(progress: bool) -> Listener:

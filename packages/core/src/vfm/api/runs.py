@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pluggy
 import pyarrow as pa
 from rich.table import Table
@@ -25,7 +26,7 @@ from vfm.flow.plan import make_plan
 from vfm.flow.recipe import Recipe, load_recipe, parse_recipe
 from vfm.flow.recipe_run import run_recipe
 from vfm.flow.result_tables import result_tables
-from vfm.flow.results import reports
+from vfm.flow.results import over_seeds, reports
 from vfm.flow.run_names import run_name
 from vfm.flow.runs import RUN_FILE
 from vfm.flow.store import LINKS, Store
@@ -78,12 +79,16 @@ class Run(Results):
         return reports(self.directory)
 
     def table(self) -> Any:
-        """Return an Arrow table with a row for each metric of each model.
+        """Return an Arrow table with a row for each metric of each model, and then one for its mean over seeds.
+
+        A report of one seed is named `zero_shot@0`; the mean over seeds is in `zero_shot`, with its t-interval, the
+        number of seeds as n, and Student's paired test over them.
 
         Columns: report, task, dataset, metric, model, value, low and high (95 % interval), n, chance, unit, baseline,
         difference, p_value (of this comparison alone; `shown` and the report correct it for the number of comparisons).
         """
-        return as_table([row for name, report in self.reports.items() for row in _rows(name, report)], COLUMNS)
+        rows = [row for name, report in self.reports.items() for row in _rows(name, report)]
+        return as_table([*rows, *_means(self.reports, rows)], COLUMNS)
 
     def preview(self) -> Any:
         """Return the metrics, or the artifact of each stage where nothing was evaluated."""
@@ -113,6 +118,27 @@ def _rows(name: str, report: Report) -> Iterable[dict[str, Any]]:
     for metric in report.metrics:
         about = {"report": name, "task": report.task, "dataset": report.dataset}
         yield {**about, **_numbers(metric, tests.get((metric.name, metric.model)))}
+
+
+def _means(found: Mapping[str, Report], rows: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Yield the rows of the means over seeds; rows of the seeds say what is measured."""
+    firsts: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in rows:
+        firsts.setdefault((row["report"].partition("@")[0], row["metric"]), row)
+    for one in over_seeds(dict(found)):
+        first = firsts[one.report, one.metric]
+        metric = Metric(
+            name=one.metric,
+            model=one.model,
+            value=one.mean,
+            low=one.low,
+            high=one.high,
+            n=len(one.values),
+            chance=first["chance"],
+            unit=one.unit,
+        )
+        dataset = first["dataset"].partition("@")[0]
+        yield {**first, "report": one.report, "dataset": dataset, **_numbers(metric, one.comparison)}
 
 
 def _numbers(metric: Metric, test: Comparison | None) -> dict[str, Any]:
@@ -224,7 +250,7 @@ def overrides(settings: Mapping[str, Any] | None) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as YAML has it: paths as texts, tuples as lists.
+    """Return a value as YAML has it: paths as texts, tuples as lists, NumPy's numbers as Python's.
 
     Raises:
         UserError: it is not plain data.
@@ -240,4 +266,6 @@ def _as_plain(value: Any) -> Any:
         return str(value.path)
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
     raise TypeError(f"{value!r:.60} is a {type(value).__name__}")
