@@ -198,10 +198,11 @@ class LeftToFirst(Exception):  # noqa: N818 (no error)
 
 @dataclass
 class Preflight:
-    """What is known before a run: the configurations of earlier stages and the artifacts that already exist."""
+    """What is known before a run: earlier stages, artifacts that exist, and identities of the stage's inputs."""
 
     stages: Mapping[str, Stage]
     artifacts: Mapping[str, Path]
+    identities: Mapping[str, str] = field(default_factory=dict)  # as the manifest will record them
 
     def artifact(self, ref: Ref[A]) -> A | None:
         """Return the artifact of an input if it already exists, else None."""

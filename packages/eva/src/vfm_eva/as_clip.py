@@ -38,13 +38,12 @@ def check_eva_clip(config: EvaClip, ctx: Preflight) -> None:
     Raises:
         UserError: it is not, or it cannot.
     """
-    encoder, clip, stage = ctx.artifact(config.encoder), ctx.artifact(config.clip), ctx.stage(config.encoder)
+    encoder, stage = ctx.artifact(config.encoder), ctx.stage(config.encoder)
     if isinstance(stage, EvaPretrain):
         _check_listed(config, stage)
     elif encoder:
         _class_head(encoder, config.teacher_number)
-        if clip:
-            _check_recorded(encoder, clip, config.teacher_number)
+        _check_recorded(config, encoder, ctx.identities.get(config.clip))
     student = _student(encoder, stage, ctx)
     if student is not None and (found := planned_clip_config(ctx, config.clip)):
         _check_tower(student, found, str(config.encoder))
@@ -52,9 +51,8 @@ def check_eva_clip(config: EvaClip, ctx: Preflight) -> None:
 
 def join_eva_clip(config: EvaClip, ctx: Context) -> ClipCheckpoint:
     """Save the student and the text tower as a CLIP model."""
-    encoder, clip = ctx.load(config.encoder), ctx.load(config.clip)
-    _check_recorded(encoder, clip, config.teacher_number)
-    return save_clip(clip_of_student(encoder, load_clip(clip), config.teacher_number), ctx.directory)
+    encoder, clip = ctx.load(config.encoder), load_clip(ctx.load(config.clip))
+    return save_clip(clip_of_student(encoder, clip, config.teacher_number), ctx.directory)
 
 
 def clip_of_student(encoder: VisionCheckpoint, clip: ClipModel, teacher_number: int = 0) -> ClipModel:
@@ -113,24 +111,24 @@ def _check_listed(config: EvaClip, student: EvaPretrain) -> None:
         )
 
 
-def _check_recorded(encoder: VisionCheckpoint, clip: ClipCheckpoint, teacher_number: int) -> None:
-    """Check by the manifests that a saved student was taught by a saved CLIP model, if both have one.
+def _check_recorded(config: EvaClip, encoder: VisionCheckpoint, identity: str | None) -> None:
+    """Check by the manifest of a saved student that the CLIP model of this identity taught its class token.
 
     Raises:
-        UserError: it was not.
+        UserError: another one did.
     """
-    files = [artifact.path / MANIFEST_FILE for artifact in (encoder, clip)]
-    if not all(file.is_file() for file in files):
+    file = encoder.path / MANIFEST_FILE
+    if identity is None or not file.is_file():
         return
-    training, made = (store_files.read_record(file, "config", "inputs", "identity") for file in files)
-    teachers = training["config"].get("teachers") or []
-    if teacher_number >= len(teachers):  # not the manifest of a training
+    training = store_files.read_record(file, "config", "inputs")
+    teachers, number = training["config"].get("teachers") or [], config.teacher_number
+    if number >= len(teachers):  # a copy that another stage has made
         return
-    name = teachers[teacher_number]["teacher"]
-    if training["inputs"].get(name) != made["identity"]:
+    name = teachers[number]["teacher"]
+    if training["inputs"].get(name) != identity:
         raise UserError(
-            f"clip: {clip.path} is not the model that taught the class token of {encoder.path}, which was"
-            f" {name!r} there, teacher {teacher_number}"
+            f"clip: {str(config.clip)!r} is not the model that taught the class token of {str(config.encoder)!r};"
+            f" that was {name!r} of its training, teacher {number}"
         )
 
 

@@ -100,7 +100,7 @@ def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
         tasks = step.stage.evaluation.tasks if isinstance(step.stage, Training) else []
         for prefix, stage in [("", step.stage), *((f"evaluation.tasks.{task.name}: ", task) for task in tasks)]:
             try:
-                before = Preflight(stages, known)
+                before = Preflight(stages, known, step.inputs)
                 if isinstance(stage, Training):
                     _check_training(stage)
                     check_continuation(stage, before)
