@@ -338,6 +338,11 @@ def annotated_pixels(data: AnnotatedImages) -> list[tuple[NDArray[np.uint8], NDA
         ({"rules": [{"type": "clip"}, {"type": "clip"}]}, "two are named 'clip'; give one a label"),
         ({"rules": [{"type": "nacilp"}]}, "did you mean 'naclip'"),
         ({"rules": [{"type": "proxyclip"}]}, "encoder"),
+        (
+            {"background": "sky", "threshold": 0.3, "thresholds": [0.1]},
+            "thresholds: candidates are for threshold: held_out; got threshold: 0.3",
+        ),
+        ({"window": "whole", "stride": 0.25}, "stride: with window: whole there are no windows to move, got 0.25"),
         ({"window": 4}, "expected 8 pixels or more, got 4"),
         ({"resize_mode": "squash"}, "images keep their aspect ratio here, got squash"),
     ],

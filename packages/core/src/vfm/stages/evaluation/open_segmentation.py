@@ -107,6 +107,10 @@ class OpenSegmentation(ModelEvaluation):
         wanting = {"as_background", "unlabelled_is_background", "threshold", "thresholds", "min_area"}
         if not has_background and (wrong := sorted(wanting & self.model_fields_set)):
             raise ValueError(f"{wrong[0]}: there is no background; name one by `background`")
+        if self.threshold != "held_out" and "thresholds" in self.model_fields_set:
+            raise ValueError(f"thresholds: candidates are for threshold: held_out; got threshold: {self.threshold}")
+        if self.window == "whole" and "stride" in self.model_fields_set:
+            raise ValueError(f"stride: with window: whole there are no windows to move, got {self.stride}")
         if self.resize_mode:
             raise ValueError(f"resize_mode: images keep their aspect ratio here, got {self.resize_mode}")
         if isinstance(self.window, int) and self.window < 8:
