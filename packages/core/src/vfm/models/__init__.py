@@ -18,7 +18,8 @@ from vfm.models.clip_import import import_clip
 from vfm.models.encoders import EncoderPrecision, ImageEncoder, PooledVision, TextImageEncoder, eval_mode
 from vfm.models.eva_layouts import to_timm
 from vfm.models.export_formats import find_format, open_model, transformers_config
-from vfm.models.generator_import import denoiser_folder, import_generator
+from vfm.models.generator_import import import_generator
+from vfm.models.generator_parts import denoiser_folder
 from vfm.models.low_rank import LowRank, check_low_rank, linear_layers
 from vfm.models.model_sources import is_vision_source
 from vfm.models.planned import planned_checkpoint, planned_clip, planned_clip_config, planned_encoder
