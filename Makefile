@@ -1,5 +1,5 @@
 # Shortcuts for people who work on vfm. The README's two commands need no make.
-.PHONY: test check format docs docs-serve packages kill-test flip-test fuzz kernels-wide gpu-tests gpu-first notebooks test-portable test-oldest test-newest test-torch-latest release
+.PHONY: test check format docs docs-serve packages kill-test flip-test oracle-test fuzz kernels-wide gpu-tests gpu-first notebooks test-portable test-oldest test-newest test-torch-latest release
 
 # `uv run` alone installs what vfm needs; its tests and tools are in the development group.
 RUN := uv run --dev
@@ -34,6 +34,9 @@ kill-test: ## SIGTERM, SIGINT and SIGKILL at random moments of a recipe with eve
 
 flip-test: ## a thousand flipped bits in checkpoints, models and files of a store, with a table (minutes)
 	VFM_NUM_FLIPS=1000 $(RUN) pytest packages/core/tests/test_bit_flips.py -s
+
+oracle-test: ## damage whose effect is known: samples put in = samples read + samples counted, with a table
+	$(RUN) pytest packages/core/tests/test_data_oracle.py -s
 
 fuzz: ## 5,000 damaged files of every kind and what became of them, docs/faults.md (half an hour; resumes what was stopped)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN) python -m fuzz --cases 5000 --jobs 2 --resume .fuzz.jsonl --out docs/faults.md

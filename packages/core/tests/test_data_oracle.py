@@ -6,8 +6,10 @@ import json
 import os
 import random
 import shutil
+import sys
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,6 +25,15 @@ from vfm.stages.labeled import Labeled
 
 NUM = 12
 BLOCK = 512
+SUMS: dict[str, Counter[str]] = {}  # by test: damaged inputs, samples that were read, samples that were counted as bad
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table() -> Iterator[None]:
+    """Print the sums; `make oracle-test` shows them."""
+    yield
+    for name, sums in {**SUMS, "all": sum(SUMS.values(), Counter())}.items():
+        sys.stdout.write(f"\n{name:82}{sums['inputs']:>6}{sums['read']:>8}{sums['counted']:>8}")
 
 
 def indexed(folder: Path, path: object, stage=Pairs, **fields) -> tuple[Source, Counter[str]]:
@@ -46,7 +57,10 @@ def indexed(folder: Path, path: object, stage=Pairs, **fields) -> tuple[Source, 
 def outcome(folder: Path, path: object, stage=Pairs, **fields) -> tuple[int, Counter[str]]:
     """Return the number of good samples, and that of the bad ones by reason."""
     source, bad = indexed(folder, path, stage, **fields)
-    return len(source) - (bad - Counter(dict(_of_index(source)))).total(), bad
+    good = len(source) - (bad - Counter(dict(_of_index(source)))).total()
+    name = os.environ["PYTEST_CURRENT_TEST"].rpartition("::test_")[2].split(" ")[0].partition("[")[0].replace("_", " ")
+    SUMS.setdefault(name, Counter()).update(inputs=1, read=good, counted=bad.total())
+    return good, bad
 
 
 def _of_index(source: Source) -> Counter[str]:
