@@ -119,9 +119,9 @@ def test_unknown_recipe(verb, toys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("run", "r.yaml", "--set", "a.cuont=3"), "--set a.cuont=3: a.cuont: unknown key; did you mean 'count'?"),
-        (("run", "r.yaml", "--set", "a.count"), "--set a.count: expected NAME.FIELD=VALUE"),
-        (("run", "r.yaml", "--set", "z.count=1"), "--set z.count=1: no stage is named 'z'; known: a, b, sum"),
+        (("run", "r.yaml", "--set", "a.cuont=3"), "set a.cuont=3: a.cuont: unknown key; did you mean 'count'?"),
+        (("run", "r.yaml", "--set", "a.count"), "set a.count: expected NAME.FIELD=VALUE"),
+        (("run", "r.yaml", "--set", "z.count=1"), "set z.count=1: no stage is named 'z'; known: a, b, sum"),
         (("run", "r.yaml", "--prepare", "z"), "--prepare z: no stage has this name; stages: a, b, sum"),
         (("stages", "toy.drow"), "unknown stage kind 'toy.drow'; did you mean 'toy.draw'?"),
         (("stages", "eva.pretrian"), "'eva.pretrian'"),
@@ -130,8 +130,8 @@ def test_unknown_recipe(verb, toys):
         (("step", ".", "--events", "jsn"), "--events: expected text or json, got jsn"),
         (("step", "."), ".: not a prepared step (step.json is missing)"),
         (("init", "r.yaml"), "r.yaml already exists; choose another name, or remove it first"),
-        (("init", "nowhere/r.yaml", "--like", "r.yaml"), "nowhere/r.yaml: No such file or directory"),
-        (("report", "r.yaml"), "no finished run 'r.yaml' in store; finished runs: none"),
+        (("init", "r.yaml/mine.yaml", "--like", "r.yaml"), "r.yaml: File exists"),
+        (("report", "r.yaml"), "no run 'r.yaml' in store; runs: none"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, tuple) else "",
 )
@@ -265,14 +265,14 @@ def test_show_prints_facts_provenance_and_files(toys):
     assert "artifact.json" in out
 
 
-def test_report_is_drawn_again_and_names_the_finished_runs(toys):
+def test_report_is_drawn_again_and_names_the_runs(toys):
     run_here("run", "r.yaml")
     page = Path("store/runs/r/report.html")
     page.unlink()
     assert run_here("report", "r").code == 0
     assert page.exists()
     (line,) = refused("report", "other")
-    assert line.endswith("finished runs: r")
+    assert line.endswith("; runs: r@1")
 
 
 def test_report_of_a_run_that_lacks_an_artifact_is_one_line(toys):

@@ -34,6 +34,7 @@ class Curve(vfm.Stage):
 
     kind: Literal["live.curve"] = "live.curve"
     fails: bool = False
+    lr: float = 1.0
 
     def run(self, ctx: vfm.Context) -> Drawn:
         with (ctx.work / "metrics.jsonl").open("w") as lines:

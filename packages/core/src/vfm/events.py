@@ -12,7 +12,7 @@ Types, and the keys of `data`:
     kernels         running (description of the kernels that a training's layers use)
     stage_finished  kind, id, seconds, cached, numbers (last or main values), units (of the main ones)
     run_finished    seconds, report
-    run_failed      message
+    run_failed      message, interrupted (by a signal, so that it can go on)
 """
 
 from __future__ import annotations

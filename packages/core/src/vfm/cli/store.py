@@ -12,11 +12,12 @@ import typer
 from rich.markup import escape
 
 from vfm.artifacts import MANIFEST_FILE, Artifact
-from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, show_results
+from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, note, show_results
 from vfm.cli.command import show as show_line
 from vfm.config import UserError
 from vfm.flow.cleaning import no_run_starts, older_runs, unused_slots
-from vfm.flow.report import REPORT_FILE, is_current, summary_of_run, write_report
+from vfm.flow.report import REPORT_FILE, is_current, present_summary, write_report
+from vfm.flow.run_states import failure_of, state_of
 from vfm.flow.runs import RUN_FILE, find_run, kept_runs
 from vfm.flow.store import Store
 from vfm.installation import how_to_install
@@ -25,6 +26,8 @@ from vfm.permissions import is_writable
 from vfm.plugins import load_plugins, stage_types
 from vfm.redaction import redacted
 from vfm.store_files import reading
+
+MAX_NAMES = 20  # of runs, in a message
 
 
 @command
@@ -46,16 +49,17 @@ def show(
 
 @command
 def runs(store: StoreOption = DEFAULT_STORE, debug: DebugOption = False) -> None:
-    """List the runs of a store, with their recipes and commands."""
+    """List the runs of a store: when each was started, its seconds or its state, its recipe and its command."""
     found = kept_runs(Store(store))
     width = max((len(run.directory.name) for run in found), default=0)
     for run in found:
         with reading(run.directory / RUN_FILE, "the record of a run"):
-            moment = datetime.fromtimestamp(run.record["started"]) if run.finished else None
-            seconds = f"{run.record['seconds']:,.0f} s" if run.finished else ""
-        started = f"{moment:%Y-%m-%d %H:%M}" if moment else "not finished"
+            known = "started" in run.record
+            started = f"{datetime.fromtimestamp(run.record['started']):%Y-%m-%d %H:%M}" if known else ""
+            state: str = state_of(run.directory, run.record)
+            state = f"{run.record['seconds']:,.0f} s" if state == "finished" else state
         about = f"{run.record.get('file', '')}  {run.record.get('command', '')}".rstrip()
-        show_line(f"{run.directory.name:<{width}}  {started:<16}  {seconds:>9}  {about}".rstrip())
+        show_line(f"{run.directory.name:<{width}}  {started:<16}  {state:>9}  {about}".rstrip())
     if not found:
         show_line(f"no runs in {store}")
 
@@ -76,20 +80,25 @@ def report(
     ] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Draw the report of a finished run again, and show its results. Of several runs, draw their comparison."""
+    """Draw the report of a run again, and show its results. Of several runs, draw their comparison.
+
+    Of a run that has not finished, the page has the finished stages and the curves of the others so far.
+    """
     stage_types(load_plugins())
     if watch:
         watch_run(run, store, out)
         return
-    directories = [_finished_run(word, store) for word in run]
+    directories = [_find(word, store) for word in run]
     directory, *others = directories
+    for folder in directories:
+        _note_state(folder)
     page = _page(out, Path("comparison.html") if others else directory / REPORT_FILE)
     if others:
         compare_runs([folder.resolve() for folder in directories], page)
         show_line(f"comparison: {page}")
         return
     if is_writable(page.parent):
-        write_report(summary_of_run(directory), page)
+        write_report(present_summary(directory), page)
     elif out or not is_current(directory):
         raise UserError(f"{page}: no permission to write; give another file with --out")
     show_results(directory)
@@ -128,17 +137,32 @@ def watch_run(words: list[str], store: Path, out: Path | None) -> None:
     show_line(f"report: {page}")
 
 
-def _finished_run(word: str, store: Path) -> Path:
-    """Return the folder of a finished run.
+def _find(word: str, store: Path) -> Path:
+    """Return the folder of a run.
 
     Raises:
         UserError: there is none.
     """
     directory = find_run(word, Store(store))
-    if directory is None or read_sealed(directory / RUN_FILE).get("seconds", 0) is None:
-        names = dict.fromkeys(kept.name for kept in kept_runs(Store(store)) if kept.finished)
-        raise UserError(f"no finished run {word!r} in {store}; finished runs: {', '.join(names) or 'none'}")
+    if directory is None:
+        names = [kept.directory.name for kept in kept_runs(Store(store))]
+        more = f" and {len(names) - MAX_NAMES} more, see vfm runs" if len(names) > MAX_NAMES else ""
+        raise UserError(f"no run {word!r} in {store}; runs: {', '.join(names[:MAX_NAMES]) or 'none'}{more}")
     return directory
+
+
+def _note_state(directory: Path) -> None:
+    """Say of a run that has not finished what its page shows.
+
+    Raises:
+        UserError: its record is damaged.
+    """
+    name, state = directory.resolve().name, state_of(directory, read_sealed(directory / RUN_FILE))
+    if state == "running":
+        note(f"{name} is running; vfm report {name} --watch draws its page until it ends")
+    elif state != "finished":
+        why = failure_of(directory)
+        note(f"{name} has {state}; the page has its finished stages and the curves so far{why and f' ({why})'}")
 
 
 def compare_runs(directories: list[Path], page: Path) -> None:
@@ -154,7 +178,7 @@ def compare_runs(directories: list[Path], page: Path) -> None:
         from vfm.flow.report.comparison import write_comparison  # needs matplotlib, an optional extra
     except ImportError as error:
         raise UserError(f"the report needs {error.name}: {how_to_install('vfm-core[report]')}") from None
-    write_comparison({folder.name: summary_of_run(folder) for folder in directories}, page)
+    write_comparison({folder.name: present_summary(folder) for folder in directories}, page)
 
 
 @command

@@ -61,11 +61,16 @@ def _record(name: str, runs: Sequence[KeptRun], store: Store) -> dict[str, Any] 
         with suppress(UserError):
             return read_sealed(slot.artifact / MANIFEST_FILE, "config", "inputs", "sources", "version")
         with suppress(UserError):
-            return _of_step(slot.work)
+            return record_of_step(slot.work)
     return None
 
 
-def _of_step(work: Path) -> dict[str, Any]:
+def record_of_step(work: Path) -> dict[str, Any]:
+    """Return how the artifact of a work folder is being made, with the keys of a manifest.
+
+    Raises:
+        UserError: the folder holds no prepared step.
+    """
     record = read_sealed(work / STEP_FILE, "stage", "inputs", "fingerprints")
     sources = {located(path): found for path, found in record["fingerprints"].items()}
     return {"config": record["stage"], "inputs": record["inputs"], "sources": sources}

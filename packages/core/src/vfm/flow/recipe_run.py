@@ -85,7 +85,8 @@ def reporting(
             yield send
         except BaseException as error:
             with suppress(OSError):  # on a full disk this event cannot be written either; raise the first error
-                send(Event("run_failed", None, {"message": str(error) or type(error).__name__}))
+                about = {"message": str(error) or type(error).__name__, "interrupted": not isinstance(error, Exception)}
+                send(Event("run_failed", None, about))
             raise
 
 

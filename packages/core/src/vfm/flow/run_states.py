@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vfm.config import UserError
 from vfm.events import Event
 from vfm.flow.locks import is_locked
-from vfm.flow.runs import EVENTS_FILE, KeptRun
+from vfm.flow.runs import EVENTS_FILE
 from vfm.flow.store import LINKS, Slot
 
 State = Literal["running", "finished", "failed", "stopped"]
-TAIL_BYTES = 64 << 10  # at the end of a file of events, in which its last words are
+TAIL_BYTES = 64 << 10  # at the end of a file of events; the event that ended the run is among its last lines
 
 
 def is_running(directory: Path) -> bool:
@@ -32,14 +33,19 @@ def is_running(directory: Path) -> bool:
     return any(is_locked(file) for file in files)
 
 
-def state_of(run: KeptRun) -> State:
-    """Return the state of a run; `stopped`: a signal ended it, or it waits for `vfm step`."""
+def state_of(directory: Path, record: Mapping[str, Any]) -> State:
+    """Return the state of a run; `stopped`: a signal ended it, or it waits for `vfm step`.
+
+    Args:
+        directory: its folder.
+        record: the content of its `run.json`.
+    """
     with suppress(UserError):
-        if is_running(run.directory):
+        if is_running(directory):
             return "running"
-    if run.finished:
+    if record.get("seconds") is not None:
         return "finished"
-    return "failed" if failure_of(run.directory) else "stopped"
+    return "failed" if failure_of(directory) else "stopped"
 
 
 def failure_of(directory: Path) -> str:

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from vfm.flow.locks import locked
 from vfm.flow.plan import Step
 from vfm.flow.recipe import Recipe
 from vfm.flow.run_names import own_name, owner_of
+from vfm.flow.run_record import record_of
 from vfm.flow.store import LINKS, Store
 from vfm.integrity import read_sealed, seal
 from vfm.permissions import check_writable, is_writable
@@ -120,7 +122,6 @@ def open_run(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
         with locked(place / LIST_LOCK, "the list of runs"):
             place = _numbered(recipe, steps, store)
             if is_writable(place):
-                _write_recipe(place, recipe)
                 _link(store.run_directory(place.name.rpartition("@")[0]), Path(place.name))
                 return place
     if any(step.status != "cached" for step in steps):
@@ -149,7 +150,10 @@ def _numbered(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
         return _numbered(recipe, steps, store)
     wanted = {step.stage.name: step.slot.name for step in steps}
     if same := [run for run in runs if run.links == wanted]:
-        return same[-1].directory
+        run = same[-1]
+        if not run.finished and is_writable(run.directory):
+            write_record(run.directory, _first_record(recipe, steps, store))
+        return run.directory
     part = store.runs / f".{following.name}.{os.getpid()}"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -163,27 +167,27 @@ def _owner(recipe: Recipe, store: Store) -> str:
 
 
 def _fill(directory: Path, recipe: Recipe, steps: Sequence[Step], store: Store, to_store: Path) -> None:
-    """Write a new run: its recipe, its links, and its record, which says that it has not finished."""
-    _write_recipe(directory, recipe)
+    """Write a new run: its links, its recipe, and its record, which says that it has not finished."""
     links = directory / LINKS
     links.mkdir()
     for step in steps:
         _link(links / step.stage.name, to_store / step.slot.name)
-    write_run_file(directory, {"recipe": recipe.name, "file": _owner(recipe, store), "seconds": None})
+    write_record(directory, _first_record(recipe, steps, store))
 
 
-def _write_recipe(directory: Path, recipe: Recipe) -> None:
-    file, text = directory / RECIPE_FILE, recipe.text.encode(errors="backslashreplace")
-    if not file.is_file() or file.read_bytes() != text:
-        _write(file, text)
+def _first_record(recipe: Recipe, steps: Sequence[Step], store: Store) -> dict[str, Any]:
+    return record_of(recipe, steps, store.root, started=time.time(), seconds=None)
 
 
-def write_run_file(directory: Path, record: Mapping[str, Any]) -> None:
-    """Write the `run.json` of a run, completely or not at all."""
+def write_record(directory: Path, record: Mapping[str, Any]) -> None:
+    """Write the `run.json` of a run and the resolved recipe in it, each completely or not at all."""
+    _write(directory / RECIPE_FILE, record["text"].encode(errors="backslashreplace"))
     _write(directory / RUN_FILE, seal(record))
 
 
 def _write(file: Path, content: bytes) -> None:
+    if file.is_file() and file.read_bytes() == content:
+        return
     part = file.with_name(f".{file.name}.{os.getpid()}")
     part.write_bytes(content)
     part.replace(file)

@@ -1,5 +1,6 @@
 """The report of a run: one HTML file, drawn from the files that the stages left."""
 
+from vfm.flow.report.live import present_summary
 from vfm.flow.report.page import REPORT_FILE, current_report, is_current, report_of_run, write_report
 from vfm.flow.report.run_summary import RunSummary, StageEntry, summary_of_run
 from vfm.flow.results import SeedSummary
@@ -11,6 +12,7 @@ __all__ = [
     "StageEntry",
     "current_report",
     "is_current",
+    "present_summary",
     "report_of_run",
     "summary_of_run",
     "write_report",

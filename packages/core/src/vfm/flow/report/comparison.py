@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 
 from vfm.artifacts import Artifact, Comparison, Report
 from vfm.config import UserError
-from vfm.flow.reasons import differences
+from vfm.flow.reasons import differences, record_of_step
 from vfm.flow.report.drawing import Drawing, draw
 from vfm.flow.report.page import Section, render
 from vfm.flow.report.result_table import Result, ResultTable, Row, corrected_tables
 from vfm.flow.report.run_summary import RunSummary, StageEntry
-from vfm.panels import LinesPanel, TablePanel, load_panels
+from vfm.flow.store import Slot
+from vfm.panels import LinesPanel, Panel, TablePanel, load_panels
 from vfm.scored_items import read_items
 from vfm.statistics import Accuracy, compare
 from vfm.store_files import read_json
@@ -130,12 +132,21 @@ def settings_table(stages: Mapping[str, Entries], runs: Sequence[str]) -> TableP
             rows.append([name, "", *("yes" if run in entries else "no such stage" for run in runs)])
             continue
         for part in ("config", "sources"):
-            found = {run: {part: entry.manifest.get(part, {})} for run, entry in entries.items()}
+            found = {run: {part: _made_with(entry).get(part, {})} for run, entry in entries.items()}
             for key, values in _differing(found).items():
                 name_of = key.removeprefix("config.")
                 rows.append([name, name_of, *(_shown(value) for value in values.values())])
     note = "Stages that differ only because an earlier one does have no row." if rows else "The settings are the same."
     return TablePanel(title="Settings", note=note, front=True, columns=["stage", "setting", *runs], rows=rows)
+
+
+def _made_with(entry: StageEntry) -> Mapping[str, Any]:
+    """Return how an artifact was made; of a stage that has not finished, how it is being made."""
+    if entry.manifest:
+        return entry.manifest
+    with suppress(UserError):
+        return record_of_step(Slot(entry.directory.parent, entry.id).work)
+    return {}
 
 
 def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -153,13 +164,12 @@ def _shown(value: Any) -> str:
 
 
 def overlaid_curves(entries: Entries) -> Iterator[Drawing]:
-    """Yield the charts that a stage left in several runs, with the curves of all runs in each."""
+    """Yield the charts that a stage left, or has drawn so far, in several runs, with the curves of all runs in each."""
     charts: dict[str, list[tuple[str, LinesPanel]]] = {}
     for run, entry in entries.items():
-        try:
-            panels = load_panels(entry.directory)
-        except UserError:
-            continue
+        panels: Sequence[Panel] = entry.charts
+        with suppress(UserError):
+            panels = panels or load_panels(entry.directory)
         for panel in panels:
             if isinstance(panel, LinesPanel):
                 charts.setdefault(panel.title, []).append((run, panel))

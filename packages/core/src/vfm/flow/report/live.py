@@ -1,7 +1,7 @@
-"""The page of a run that goes on: its events as they come, the curves of its trainings, and a page that reloads itself.
+"""The page of a run that goes on, failed or was stopped: its finished stages, and the curves of its trainings so far.
 
-A run writes its page when it ends. Until then another process, `vfm report --watch`, draws it from the files that the
-run writes anyway, so that a training does not wait for its page.
+A run writes its page when it ends. Until then another process, `vfm report`, draws it from the files that the run
+writes anyway, so that a training does not wait for its page; with `--watch` the page reloads itself.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from vfm.config import UserError
 from vfm.events import Event
-from vfm.flow.locks import is_locked
 from vfm.flow.manifest import read_manifest
 from vfm.flow.report.page import Drawn, is_current, write_report
 from vfm.flow.report.run_summary import RunSummary, StageEntry, summary_of_run
-from vfm.flow.runs import EVENTS_FILE, RECIPE_FILE, RUN_FILE
+from vfm.flow.run_states import is_running
+from vfm.flow.runs import EVENTS_FILE, RUN_FILE
 from vfm.flow.store import LINKS, Slot
 from vfm.integrity import read_sealed
 from vfm.panels import LinesPanel
@@ -38,6 +36,7 @@ class RunLog:
 
     Attributes:
         started: when it began; None: no event was written yet.
+        last: time of the last event.
         stages: what the run said about each stage at its start, by name.
         begun: the event with which a stage began, by name.
         seconds: of the stages that have ended, by name.
@@ -49,6 +48,7 @@ class RunLog:
     def __init__(self, file: Path) -> None:
         self.file, self.place, self.has_news = file, 0, False
         self.started: float | None = None
+        self.last = 0.0
         self._forget()
 
     def _forget(self) -> None:
@@ -70,7 +70,7 @@ class RunLog:
                 self._apply(Event.from_json(line.decode(errors="replace")))
 
     def _apply(self, event: Event) -> None:
-        stage = event.stage or ""
+        stage, self.last = event.stage or "", event.time
         match event.type:
             case "run_started":
                 self._forget()
@@ -84,11 +84,6 @@ class RunLog:
                 self.progress[stage] = f"{event.data['done']:,} of {event.data['total']:,} {event.data['unit']}"
             case "run_finished" | "run_failed":
                 self.end = event
-
-    @property
-    def running(self) -> list[str]:
-        """The stages that have begun and not ended."""
-        return [name for name in self.begun if name not in self.seconds]
 
 
 def watch(directory: Path, page: Path, *, seconds: float = SECONDS) -> None:
@@ -116,22 +111,21 @@ def watch(directory: Path, page: Path, *, seconds: float = SECONDS) -> None:
         if not is_current(directory) or page.parent.resolve() != directory.resolve():
             write_report(summary_of_run(directory), page, drawn)
         return
-    write_report(summary_so_far(directory, log), page, drawn)
+    write_report(summary_so_far(directory, log, alive=False), page, drawn)
     raise UserError(f"the run has stopped: {log.end.data['message'] if log.end else 'no process is running it'}")
 
 
 def _if_readable(directory: Path, log: RunLog, reload: int) -> RunSummary | None:
     """Return what is known about a run; None while one of its files is being written, or removed by `--fresh`."""
     try:
-        return summary_so_far(directory, log, reload=reload)
+        return summary_so_far(directory, log, alive=True, reload=reload)
     except UserError:
         return None
 
 
 def _is_killed(directory: Path, log: RunLog) -> bool:
-    """Return whether nobody works on the run: not the process that writes the events, nor those of a begun stage."""
-    files = [log.file, *(_slot(directory, name, log).lock_file for name in log.running)]
-    if any(is_locked(file) for file in files):
+    """Return whether no process works on the run, although it has not ended."""
+    if is_running(directory):
         return False
     log.update()  # the run may have ended meanwhile
     return not log.end
@@ -141,29 +135,47 @@ def _slot(directory: Path, stage: str, log: RunLog) -> Slot:
     return Slot(Path(os.path.realpath(directory / LINKS / stage)).parent, log.stages[stage]["id"])
 
 
-def summary_so_far(directory: Path, log: RunLog, *, reload: int = 0) -> RunSummary:
+def present_summary(directory: Path) -> RunSummary:
+    """Return what is known about a run at this moment, whether it goes on, has finished, failed or was stopped.
+
+    Raises:
+        UserError: it has not finished and has written no events, or a file is missing or damaged.
+    """
+    if read_sealed(directory / RUN_FILE).get("seconds", 0) is not None:
+        return summary_of_run(directory)
+    log = RunLog(directory / EVENTS_FILE)
+    if log.file.is_file():
+        log.update()
+    if log.started is None:
+        raise UserError(f"{directory}: the run has not finished, and has written no events")
+    return summary_so_far(directory, log, alive=is_running(directory))
+
+
+def summary_so_far(directory: Path, log: RunLog, *, alive: bool, reload: int = 0) -> RunSummary:
     """Return what is known about a run that has not finished.
 
     Args:
         directory: its folder.
         log: its events.
-        reload: seconds after which the page reloads itself; 0: the run has stopped.
+        alive: whether a process works on it.
+        reload: seconds after which the page reloads itself; 0: it does not.
 
     Raises:
         UserError: a file of the run or of a finished stage is missing or damaged.
     """
-    recipe: dict[str, Any] = {}
-    with suppress(OSError, yaml.YAMLError):
-        recipe = yaml.safe_load((directory / RECIPE_FILE).read_text(encoding="utf-8")) or {}
-    now, started = time.time(), log.started or time.time()
+    record = read_sealed(directory / RUN_FILE, "recipe", "description", "text", "command")
+    now = time.time() if alive else log.last
+    started = log.started or now
     return RunSummary(
-        recipe=read_sealed(directory / RUN_FILE, "recipe")["recipe"],
+        recipe=record["recipe"],
         started=datetime.fromtimestamp(started),
         seconds=max(0.0, now - started),
-        command="",
+        command=record["command"],
         versions={},
-        stages=[_entry(directory, name, log, now, reload > 0) for name in log.stages],
-        description=str(recipe.get("description") or ""),
+        stages=[_entry(directory, name, log, now, alive) for name in log.stages],
+        description=record["description"],
+        recipe_text=record["text"],
+        goes_on=alive,
         reload=reload,
     )
 

@@ -85,7 +85,8 @@ class RunSummary:
     description: str = ""
     recipe_text: str = ""
     record_hash: str = ""  # of the file of the run, by which a page is known to be current
-    reload: int = 0  # seconds after which the page of a run that goes on reloads itself; 0: the run has ended
+    goes_on: bool = False  # whether a process works on the run
+    reload: int = 0  # seconds after which the page of a run that goes on reloads itself; 0: it does not
 
 
 def summary_of_run(directory: Path) -> RunSummary:
@@ -138,9 +139,11 @@ def hash_of_record(directory: Path) -> str:
 class EventLog:
     """What the report uses of the events of a run's folder, which the run may have written in several goes.
 
+    It is that of the last go that made an artifact, as the record of the run is.
+
     Attributes:
-        status: status by stage, in the last go.
-        seconds: seconds by stage, in the last go.
+        status: status by stage.
+        seconds: seconds by stage.
     """
 
     status: dict[str, Any] = field(default_factory=dict)
@@ -149,13 +152,14 @@ class EventLog:
     @classmethod
     def read(cls, file: Path) -> EventLog:
         """Read a file of events."""
-        log = cls()
+        log, last_made = cls(), None
         for event in _events(file):
             if event.type == "run_started":
                 log = cls({one["name"]: one["status"] for one in event.data["stages"]})
             else:
                 log.seconds[event.stage or ""] = event.data["seconds"]
-        return log
+                last_made = last_made if event.data.get("cached") else log
+        return last_made or log
 
 
 def _events(file: Path) -> Iterator[Event]:
