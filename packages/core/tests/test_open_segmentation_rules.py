@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +37,7 @@ from vfm.stages.evaluation.last_block_rules import (
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 OPEN_CLIP = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "ls_init_value": 0.3}
+PACKAGE = Path(__file__).parents[1]
 NO_CROPS: Any = None
 NO_LOAD: Any = None
 
@@ -257,3 +262,18 @@ def test_refinement_is_the_formula_pixel_by_pixel() -> None:
     torch.testing.assert_close(refine_scores(scores, picture, steps=1).double(), expected, rtol=1e-3, atol=1e-4)
     flat = torch.full((2, 9, 11), 0.3)
     torch.testing.assert_close(refine_scores(flat, picture), flat)  # weights sum to 1
+
+
+def test_readme_says_what_the_comparison_with_naclips_code_found() -> None:
+    found = json.loads((PACKAGE / "benchmarks/results/open_segmentation_peer.json").read_text())
+    readme = " ".join((PACKAGE / "README.md").read_text().split())
+    assert f"features differ by {max(found['largest_difference_of_features'].values()):.1e} at most" in readme
+    assert f"cosines by {found['largest_difference_of_cosines']:.1e} at most" in readme
+    assert f"and {found['pixels_that_differ']} of {found['pixels']:,} pixels in their class" in readme
+
+
+def test_the_comparison_with_naclips_code_needs_a_checkout_of_it(tmp_path: Path) -> None:
+    command = [sys.executable, str(PACKAGE / "benchmarks/open_segmentation_peer.py"), "--naclip", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"{tmp_path}: expected a checkout of NACLIP's code; naclip.py is missing" in done.stderr
