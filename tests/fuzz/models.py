@@ -10,7 +10,7 @@ import torch
 
 import vfm.api.prediction  # with what commands import late: paid for once, before a process is forked
 import vfm.flow.report.charts  # noqa: F401
-from fuzz.data import NAMES, caption, encoded, images, tar
+from fuzz.data import CAPTIONS, NAMES, caption, encoded, images, table, tar
 from fuzz.targets import RUN, Target, recipe
 from fuzz.targets import vfm as run
 from vfm.models import build_clip, build_vision, save_clip, save_vision
@@ -21,6 +21,7 @@ CLIP = {
     "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
 }
 VIT = "eva02_pico_patch8_32"
+TABLES = ("lists/t.csv", "lists/t.jsonl", "lists/t.parquet")
 CLASSES = ("--classes", "cat,dog")
 
 
@@ -78,6 +79,9 @@ def use() -> None:
     clip()
     images("f")
     tar(txt=caption)
+    rows = [{"image": image, "caption": CAPTIONS[n]} for n, image in enumerate(images("lists", ""))]
+    for name in TABLES:
+        table(name, rows)
     Path("classes.txt").write_text("\n".join(NAMES))
     run("embed", "clip", "x.tar", "--out", "e.parquet")
     Path("suite.yaml").write_text(
@@ -101,7 +105,8 @@ MODELS = [
     Target("class names", use, ("classes.txt",), (predict("--classes", "classes.txt"),)),
     Target("index of embeddings", use, ("e.parquet",), (predict("--index", "e.parquet"),)),
     Target("images to predict", use, ("f/*.png", "f/*.jpg", "f/*.webp"), (predict(*CLASSES),)),
-    Target("data to embed", use, ("x.tar", "f/*"),
-           (("embed", "clip", "x.tar", "--out", "e.npy"), ("embed", "clip", "f", "--out", "e.parquet"))),
+    Target("data to embed", use, ("x.tar", "f/*", "lists/t.*", "lists/*"),
+           (("embed", "clip", "x.tar", "--out", "e.npy"), ("embed", "clip", "f", "--out", "e.parquet"),
+            *(("embed", "clip", name, "--out", "e.npy") for name in TABLES), *(("data", name) for name in TABLES))),
     Target("suite", use, ("suite.yaml",), (("eval", "clip", "--suite", "suite.yaml", "--root", ".", "--dry-run"),)),
 ]  # fmt: skip
