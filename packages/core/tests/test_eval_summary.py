@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import norm
 
 from eval_world import run_in
+from vfm import number_format
 from vfm.artifacts import Comparison, Metric, Report
 from vfm.config import UserError
 from vfm.eval.summary import Estimate, mean_over, score_of
@@ -28,6 +29,13 @@ def report(directory: Path, seed: int, n: int, **rates: float) -> Report:
     return Report.create(
         directory, task="zeroshot_classification", dataset=directory.name, metrics=metrics, comparisons=tests
     )
+
+
+def with_chance(made: Report, chance: float) -> Report:
+    """Write a report again with what a random guess has."""
+    metrics = [metric.model_copy(update={"chance": chance}) for metric in made.metrics]
+    facts = {"task": made.task, "dataset": made.dataset, "comparisons": made.comparisons}
+    return Report.create(made.path.with_name("with-chance"), metrics=metrics, **facts)
 
 
 def test_the_interval_of_a_mean_is_that_of_resampling_every_set(tmp_path: Path) -> None:
@@ -101,9 +109,23 @@ def test_means_state_their_number_of_sets_and_list_missing_ones(tmp_path: Path) 
     assert all(isinstance(test, Comparison) and test.baseline == "a" for test in made.comparisons)
     raw = [score_of(report(tmp_path / f"{k} again", k, 200, a=0.5, b=0.6), []).p_values["b"] for k in range(3)]
     fixed = holm([*raw, *(test.p_value for test in made.comparisons)])
-    written = [str(line[-1]).rpartition("\N{NO-BREAK SPACE}")[2] for line in table.rows if line[-1] != "–"]
-    assert written == [f"{p_value:.2g}" for p_value in fixed]
+    written = [str(line[-1]).rpartition(", p ")[2] for line in table.rows if line[-1] != "–"]
+    assert written == [number_format.p_value(p_value) for p_value in fixed]
     assert "corrected for the 6 comparisons of this table (Holm)" in table.note
+
+
+def test_numbers_are_written_as_in_the_tables_of_a_run(tmp_path: Path) -> None:
+    _, [table] = summary(tmp_path, scores=[row("one")])
+    (line,) = table.rows
+    metric = next(one for one in report(tmp_path / "again", 0, 200, a=0.5, b=0.6).metrics if one.model == "a")
+    shown = number_format.quantity(metric.value, "share"), number_format.interval(metric.low, metric.high, "share")
+    assert line[5] == "{} ({})".format(*shown)
+    assert str(line[5]).count("%") == 2
+    guess = report(tmp_path / "guess", 0, 200, a=0.5, b=0.6)
+    run = run_in(tmp_path / "guessed", one=with_chance(guess, 1 / 36))
+    Summary(kind="eval.summary", name="all", scores=[row("one")]).run(run.ctx)
+    [guessed] = [panel for panel in load_panels(tmp_path / "guessed") if isinstance(panel, TablePanel)]
+    assert guessed.rows[0][4] == number_format.quantity(1 / 36, "share") == "2.8\N{NO-BREAK SPACE}%"
 
 
 def test_each_way_has_its_own_mean_and_missing_sets(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from vfm import number_format
 from vfm.artifacts import Comparison, Metric, Report
-from vfm.flow import number_format
 from vfm.flow.conclusions import corrected, findings_of
 from vfm.flow.result_tables import _metrics_table, panel_tables
 from vfm.panels import TablePanel
@@ -67,3 +67,16 @@ def test_names_with_brackets_are_no_markup(tmp_path: Path) -> None:
     with console.capture() as captured:
         console.print(*panel_tables(tmp_path))
     assert [name for name in ("All [b]", "[i]", "clip[old]", "[red]") if name not in captured.get()] == []
+
+
+@pytest.mark.parametrize("width", [100, 120])
+def test_names_break_after_an_underscore_and_not_in_a_word(tmp_path: Path, width: int) -> None:
+    share = f"{number_format.quantity(0.367)} ({number_format.interval(0.338, 0.396, 'share')})"
+    columns = ["data set", "task", "metric", "n", "chance", "clip", "tuned", "tuned over clip"]
+    cells = ["val", "zeroshot_classification", "mean_per_class_recall", 360, "2.8 %", share, share, "+2.0, p = 0.2"]
+    TablePanel(title="All", columns=columns, rows=[cells]).save(tmp_path)
+    console = TerminalConsole(width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(*panel_tables(tmp_path))
+    words = re.findall("[a-z]+_?", captured.get())
+    assert {"zeroshot_", "classification"} <= set(words) or "zeroshot_classification" in captured.get()

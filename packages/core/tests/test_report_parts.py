@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from vfm import number_format
 from vfm.artifacts import Comparison
 from vfm.config import error_lines
-from vfm.flow import number_format
 from vfm.flow.report import theme
 from vfm.flow.report.result_table import Result, ResultTable, Row
 from vfm.flow.report.scale import Scale, calm_limits

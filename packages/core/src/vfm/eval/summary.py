@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 
 from vfm.artifacts import Comparison, Metric, Report
 from vfm.config import UserError, did_you_mean
+from vfm.number_format import change, interval, quantity
+from vfm.number_format import p_value as p_words
 from vfm.panels import TablePanel
 from vfm.stage import Context
 from vfm.stages.evaluation import SummarisedReport, Summary
@@ -195,7 +197,7 @@ def _table(
         values = [_value(scored.values[model]) if model in scored.values else "–" for model in models]
         on = "" if scored.baseline == first else f" on {scored.baseline}"
         gains = [_gain(scored.gains[m].value, scored.p_values[m], on) if m in scored.gains else "–" for m in others]
-        chance = None if scored.chance is None else round(100 * scored.chance, 1)
+        chance = None if scored.chance is None else quantity(scored.chance, "share")
         cells.append([title, task, scored.metric, scored.num_items, chance, *values, *gains])
     for name in dict.fromkeys(one.name for one in means):
         by_model = {one.model: _cell(one.value, one.low, one.high) for one in means if one.name == name}
@@ -208,7 +210,7 @@ def _table(
         cells.append(
             [name, "", "", n, None, *(by_model.get(m, "–") for m in models), *(by_gain.get(m, "–") for m in others)]
         )
-    note = "Per cent, with 95 % interval. A mean is over the models that were evaluated on all its data sets."
+    note = "With 95 % intervals. A mean is over the models that were evaluated on all its data sets."
     if others:
         note += (
             f" Differences from {first} on the same items in percentage points; their p-values are corrected for the"
@@ -240,8 +242,8 @@ def _value(one: Estimate) -> str:
 
 
 def _cell(value: float, low: float, high: float) -> str:
-    return f"{100 * value:.1f} ({100 * low:.1f}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{100 * high:.1f})"
+    return f"{quantity(value, 'share')} ({interval(low, high, 'share')})"
 
 
 def _gain(value: float, p_value: float, on: str = "") -> str:
-    return f"{100 * value:+.1f}{on}, p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{p_value:.2g}"
+    return f"{change(value, 'share')}{on}, p {p_words(p_value)}"

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from vfm import number_format
 from vfm.artifacts import Comparison, Report
-from vfm.flow import number_format
 from vfm.flow.results import SeedSummary
 
 ALPHA = 0.05

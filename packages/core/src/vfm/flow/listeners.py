@@ -17,9 +17,9 @@ from rich.progress import Progress, TaskID
 from vfm.config import UserError
 from vfm.events import Event, stamped
 from vfm.flow.locks import share_lock
-from vfm.flow.number_format import PERCENT_UNITS, quantity
 from vfm.flow.progress_bar import Pace, clock_time, progress_display
 from vfm.hookspecs import hookimpl
+from vfm.number_format import PERCENT_UNITS, quantity
 from vfm.redaction import redacted
 
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console, ConsoleOptions
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from vfm import number_format
 from vfm.artifacts import Comparison, Metric, Report
-from vfm.flow import number_format
 from vfm.flow.conclusions import conclusions, corrected, corrections, findings_of, findings_over_seeds
 from vfm.flow.results import SeedSummary, over_seeds, reports
 from vfm.panels import TablePanel, load_panels
@@ -26,7 +26,7 @@ Tests = Mapping[tuple[str, str, str], Comparison]  # by report, metric and model
 
 @dataclass(frozen=True)
 class MetricName:
-    """A metric's name in a cell, which breaks after `_` where it is narrow, so that its number stays whole."""
+    """A name in a cell, which breaks after `_` where it is narrow, so that the words and a number stay whole."""
 
     name: str
 
@@ -42,7 +42,12 @@ class MetricName:
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         """Return the smallest and the largest width."""
-        return Measurement(max(map(len, self._parts())), len(self.name))
+        return Measurement(self.longest_part, len(self.name))
+
+    @property
+    def longest_part(self) -> int:
+        """Width of the longest part that is kept whole."""
+        return max(map(len, self._parts()))
 
     def _parts(self) -> list[str]:
         return re.findall("[^_]*_|[^_]+$", self.name) or [self.name]
@@ -86,11 +91,19 @@ def panel_tables(artifact: Path) -> Iterator[Table]:
         if isinstance(panel, TablePanel):
             table = Table(title=escape(panel.title), title_justify="left", caption_justify="left", box=None)
             table.caption = escape(panel.note)
-            for column in panel.columns:
-                table.add_column(escape(column), overflow="fold")
-            for row in panel.rows:
-                table.add_row(*("" if cell is None else escape(number_format.number(cell)) for cell in row))
+            rows = [[_panel_cell(cell) for cell in row] for row in panel.rows]
+            for place, column in enumerate(panel.columns):
+                widths = [cell.longest_part for row in rows if isinstance(cell := row[place], MetricName)]
+                table.add_column(escape(column), overflow="fold", min_width=max(widths, default=None))
+            for row in rows:
+                table.add_row(*row)
             yield table
+
+
+def _panel_cell(cell: str | float | int | None) -> RenderableType:
+    if isinstance(cell, str) and re.fullmatch(r"\S*_\S*", cell):
+        return MetricName(cell)
+    return "" if cell is None else escape(number_format.number(cell))
 
 
 def _metrics_table(name: str, report: Report, tests: Tests) -> Table:

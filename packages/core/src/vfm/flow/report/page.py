@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from vfm import number_format
 from vfm.config import UserError
-from vfm.flow import number_format
 from vfm.flow.conclusions import Finding, conclusions, corrections
 from vfm.flow.report.joint import joint_panels
 from vfm.flow.report.result_table import ResultTable, corrected_tables, report_table, seed_tables

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from vfm import number_format
 from vfm.artifacts import Artifact, Comparison, Report
 from vfm.config import UserError
-from vfm.flow import number_format
 from vfm.flow.conclusions import ALPHA, Finding, corrected
 from vfm.flow.report.run_summary import RunSummary, StageEntry
 from vfm.flow.report.scale import Scale
