@@ -74,7 +74,7 @@ def test_embed_writes_a_file_of_texts_that_can_be_searched(world: Path, tmp_path
     assert known.keys == ["a red boat", "a blue boat", "ein Boot"]
     assert torch.equal(known.vectors, load_clip(world / "clip").encode_texts(known.keys))
     done = run_here("search", "a blue boat", "--index", out, "--top", "1")
-    assert done.out.splitlines()[1] == "   1.000  a blue boat  a blue boat"
+    assert done.out.splitlines()[1] == "   1.000  a blue boat"
     assert "give --data to draw them" in done.err
 
 

@@ -238,6 +238,7 @@ def init(
         raise UserError(f"{path} already exists; choose another name, or remove it first")
     text = read_text(find_recipe(like))
     schema = json.dumps(json_schema(stage_types(load_plugins())), indent=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{SCHEMA_LINE}{SCHEMA_FILE}\n{text}", encoding="utf-8")
     schema_file = path.with_name(SCHEMA_FILE)
     schema_file.write_text(schema + "\n", encoding="utf-8")

@@ -40,7 +40,8 @@ def search(
     for query, hits in zip(found.queries, found.hits, strict=True):
         show(query)
         for hit in hits:
-            show(f"  {hit.score:6.3f}  {hit.key}  {hit.text}".rstrip())
+            text = "" if hit.text == hit.key else hit.text  # in an index of texts, the key is the text
+            show(f"  {hit.score:6.3f}  {hit.key}  {text}".rstrip())
     if not (place := data or found.index.data):
         note(f"{index} does not have the path of its pictures: give --data to draw them")
         return
