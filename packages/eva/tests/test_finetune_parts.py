@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ from vfm.data.tags import write_tags
 from vfm.models import build_vision, load_vision
 from vfm.plugin import LabeledDataset, Preflight, TaggedImages, UserError
 from vfm_eva import EvaFinetune
-from vfm_eva.classifier import Classifier, LabeledImages, NormedHead
+from vfm_eva.classifier import Classifier, LabeledImages
 from vfm_eva.labeled_images import seeded_global_generators
+from vfm_eva.normed_head import NormedHead
 
 PLAIN = {"augmentation": {"rand_augment": None}, "ema_decay": None, "lr": 1e-2}
 
@@ -70,6 +73,66 @@ def test_a_batch_norm_before_the_head_is_part_of_the_exported_head(tmp_path: Pat
     for _ in range(30):
         head(features)
     torch.testing.assert_close(head.eval().folded()(features), head(features), rtol=1e-4, atol=1e-4)
+
+
+HEAD_ONLY = {"freeze_blocks": "all", "head_norm": "batch", "drop_path": 0.0, "optimizer": {"type": "sgd"}}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {**HEAD_ONLY, "global_pool": "token"},
+        {**HEAD_ONLY, "global_pool": "avg"},
+        {**HEAD_ONLY, "freeze_blocks": 1, "augmentation": {"rand_augment": None, "mixup": 0.8, "erasing": 1.0}},
+        {"drop_path": 0.0, "augmentation": {"rand_augment": None, "mixup": 0.8, "cutmix": 1.0}},
+        {"drop_path": 0.0, "augmentation": {"rand_augment": None, "erasing": 1.0}},
+    ],
+    ids=["linear probe", "probe of the mean", "normed, mixed and erased", "mixed", "erased"],
+)
+def test_the_size_of_a_micro_batch_changes_a_training_by_rounding_only(
+    settings: dict[str, Any], tmp_path: Path, train: LabeledDataset
+) -> None:
+    start = encoder(tmp_path / "encoder", num_classes=0)
+    common = {**PLAIN, "lr": 0.3, "head_init_scale": 0.5, "optimizer": {"type": "sgd"}, "steps": 4, **settings}
+    pairs = "mixup" in settings.get("augmentation", {})
+    found = []
+    for micro in (8, 2 if pairs else 3, 2 if pairs else 1):
+        made = run(tmp_path / str(micro), {**common, "micro_batch_size": micro}, encoder=start, train=train)
+        found.append(load_file(made.path / "model.safetensors"))
+    for other in found[1:]:
+        for name, value in found[0].items():
+            torch.testing.assert_close(
+                other[name], value, rtol=1e-3, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+            )
+
+
+PROCESS = """
+import sys, torch, torch.distributed as dist
+from vfm_eva.normed_head import NormedHead
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+torch.manual_seed(0)
+head, features = NormedHead(torch.nn.Linear(6, 3)), 5 + 3 * torch.randn(8, 6)
+share = features[4 * rank : 4 * rank + 4].clone().requires_grad_()
+(head.of_step(share)[:, 0] ** 2).sum().backward()
+torch.save([share.grad, head.norm.running_mean, head.norm.running_var], f"{sys.argv[2]}.{rank}")
+dist.destroy_process_group()
+"""
+
+
+def test_the_norm_of_two_processes_is_that_of_all_samples(tmp_path: Path) -> None:
+    meeting = tmp_path / "meeting"
+    children = [subprocess.Popen([sys.executable, "-c", PROCESS, str(rank), str(meeting)]) for rank in range(2)]
+    assert [child.wait() for child in children] == [0, 0]
+    torch.manual_seed(0)
+    head, features = NormedHead(torch.nn.Linear(6, 3)), 5 + 3 * torch.randn(8, 6)
+    features.requires_grad_()
+    (head(features)[:, 0] ** 2).sum().backward()
+    found = [torch.load(f"{meeting}.{rank}") for rank in range(2)]
+    torch.testing.assert_close(torch.cat([found[0][0], found[1][0]]), features.grad)
+    for _, mean, var in found:
+        torch.testing.assert_close(mean, head.norm.running_mean)
+        torch.testing.assert_close(var, head.norm.running_var)
 
 
 def tagged(folder: Path, images: LabeledDataset) -> TaggedImages:
@@ -121,13 +184,15 @@ def test_erasing_is_timms_in_training_and_absent_in_evaluation() -> None:
     model = build_vision("vit_pico_patch8_32", num_classes=2, seed=0)
     task = Classifier(model, erasing=1.0).train()
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    inputs = LabeledImages(images, torch.tensor([0, 1, 0, 1]))
-    torch.manual_seed(3)
+    inputs = LabeledImages(images, torch.tensor([0, 1, 0, 1]), torch.tensor([5, 6, 7, 8]))
+    before = torch.get_rng_state()
     loss, _ = task(inputs)
-    torch.manual_seed(3)
+    assert torch.equal(torch.get_rng_state(), before)
     pixels = task.preprocess.pixels(images)
-    with seeded_global_generators(int(torch.randint(2**62, ()))):
-        RandomErasing(1.0, mode="pixel", device="cpu")(pixels)
+    for image, seed in zip(pixels, (5, 6, 7, 8), strict=True):
+        torch.manual_seed(seed)
+        with seeded_global_generators(seed):
+            RandomErasing(1.0, mode="pixel", device="cpu")(image)
     torch.testing.assert_close(loss, F.cross_entropy(model(pixels), inputs.labels))
     plain = F.cross_entropy(model.eval()(task.preprocess.pixels(images)), inputs.labels)
     torch.testing.assert_close(task.eval()(inputs)[0], plain)

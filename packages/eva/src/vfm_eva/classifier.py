@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import Mixup
+import torch.distributed as dist
 from timm.data.random_erasing import RandomErasing
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -19,38 +19,15 @@ from torch.nn import functional as F
 
 from vfm.models import PooledVision, save_vision, vision_preprocess
 from vfm.plugin import VisionCheckpoint
-from vfm.train import Metrics, ParamGroup, Task
-from vfm_eva.labeled_images import LabeledImages, seeded_global_generators
+from vfm.train import Batch, Call, Metrics, ParamGroup, Task
+from vfm_eva.labeled_images import LabeledImages, erase
+from vfm_eva.mixing import StepMix
+from vfm_eva.normed_head import NormedHead
 from vfm_kernels import Kernels, accelerated, padded
 
 __all__ = ["Classifier", "LabeledImages", "layer_of", "layered_groups"]
 
 BEFORE_THE_BLOCKS = ("cls_token", "reg_token", "mask_token", "pos_embed", "patch_embed", "norm_pre")
-
-
-class NormedHead(nn.Module):
-    """A batch norm without parameters before a linear head; `folded` is one linear layer with the same outputs."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.norm, self.linear = nn.BatchNorm1d(linear.in_features, affine=False, eps=1e-6), linear
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the score of each class, (B, D) to (B, C)."""
-        scores: Tensor = self.linear(self.norm(features))
-        return scores
-
-    @torch.no_grad()
-    def folded(self) -> nn.Linear:
-        """Return the linear layer that computes the same in evaluation mode."""
-        linear = nn.Linear(self.linear.in_features, self.linear.out_features)
-        mean, var = self.norm.running_mean, self.norm.running_var
-        assert mean is not None
-        assert var is not None
-        weight = self.linear.weight / (var + self.norm.eps).sqrt()
-        linear.weight.copy_(weight)
-        linear.bias.copy_(self.linear.bias - weight @ mean)
-        return linear
 
 
 class Classifier(Task[LabeledImages]):
@@ -66,11 +43,13 @@ class Classifier(Task[LabeledImages]):
         freeze_patch_embed: do not train the patch embedding.
         freeze_blocks: number of first blocks that are not trained, with all that is before them; None: only the head
             and a new norm before it are trained.
-        batch_norm: put a batch norm without parameters before the head.
+        batch_norm: put a batch norm without parameters before the head, over all samples of a step.
+        seed: of mixing.
 
     Sources: Bao et al. 2021, BEiT (arXiv:2106.08254) for layer decay; Zhang et al. 2017 (arXiv:1710.09412) and Yun et
-    al. 2019 (arXiv:1905.04899) for mixing, as in timm, within each micro-batch; Zhong et al. 2017 (arXiv:1708.04896)
-    for erasing, as in timm; Fang et al. 2022 (arXiv:2211.07636) for the batch norm of a linear probe.
+    al. 2019 (arXiv:1905.04899) for mixing, as in timm, once for each step; Zhong et al. 2017 (arXiv:1708.04896) for
+    erasing, as in timm, from the seed of each sample; Fang et al. 2022 (arXiv:2211.07636) for the batch norm of a
+    linear probe.
     """
 
     def __init__(
@@ -85,13 +64,14 @@ class Classifier(Task[LabeledImages]):
         freeze_patch_embed: bool = False,
         freeze_blocks: int | None = 0,
         batch_norm: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.layer_decay, self.label_smoothing = model, layer_decay, label_smoothing
         self.preprocess = vision_preprocess(model)
         self.mix = None
         if mixup or cutmix:
-            self.mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=model.num_classes)
+            self.mix = StepMix(mixup, cutmix, label_smoothing, model.num_classes, seed)  # type: ignore[arg-type]
         if freeze_patch_embed:
             embed: Any = model.patch_embed
             embed.requires_grad_(False)
@@ -103,24 +83,86 @@ class Classifier(Task[LabeledImages]):
 
     def forward(self, inputs: LabeledImages) -> tuple[Tensor, Metrics]:
         """Return the loss of a batch and its accuracy (of mixed images: with respect to the first of the two)."""
-        pixels, labels = self.preprocess.pixels(inputs.images), inputs.labels
-        if self.erase and self.training:
-            self.erase.device = pixels.device
-            with seeded_global_generators(int(torch.randint(2**62, ()))):
-                self.erase(pixels)
-        if labels.ndim == 2:
-            logits = self.model(pixels).float()
-            return F.binary_cross_entropy_with_logits(logits, labels.float()), {
-                "label_accuracy": ((logits > 0) == labels).float().mean()
-            }
-        targets, smoothing = labels, self.label_smoothing
+        pixels, targets, labels = self._augmented(inputs)
+        return self._loss(self.model(pixels), targets, labels)
+
+    def encode(self, inputs: LabeledImages) -> tuple[Tensor, Metrics]:
+        """Return a zero, or NaN where features are not finite, and the head's inputs with their targets and labels."""
+        pixels, targets, labels = self._augmented(inputs)
+        features = self._features(pixels)
+        return features.sum() * 0, {"features": features, "targets": targets, "labels": labels}
+
+    def replay(
+        self, inputs: LabeledImages, of_head: Sequence[Tensor], of_features: Tensor | None
+    ) -> tuple[Tensor, Metrics]:
+        """Return a value with the given gradients with respect to the head's weights and, if given, to its inputs."""
+        head: Any = self.model.head
+        value = torch.stack([(w * grad).sum() for w, grad in zip(head.linear.parameters(), of_head, strict=True)]).sum()
+        if of_features is not None:
+            value = value + (self._features(self._augmented(inputs)[0]) * of_features).sum()
+        return value, {}
+
+    def accumulate(
+        self,
+        call: Call,
+        micro_batches: Sequence[Batch[LabeledImages]],
+        backward: Callable[[Tensor], None],
+        reseed: Callable[[int], None],
+    ) -> Metrics:
+        """Compute the gradients of a step; a batch norm before the head sees all of its samples.
+
+        For that, all micro-batches are encoded first, and encoded again for their gradients unless the encoder is
+        frozen.
+        """
+        head = self.model.head
+        if not isinstance(head, NormedHead) or (len(micro_batches) == 1 and not dist.is_initialized()):
+            return super().accumulate(call, micro_batches, backward, reseed)
+        parts = []
+        with torch.no_grad():
+            for index, batch in enumerate(micro_batches):
+                reseed(index)
+                parts.append(call(batch, self.encode)[1])
+        features, targets, labels = (torch.cat([part[name] for part in parts]) for name in parts[0])
+        features = features.float().requires_grad_()
+        loss, metrics = self._loss(head.of_step(features), targets, labels)
+        of_features, *of_head = torch.autograd.grad(loss, [features, *head.linear.parameters()])
+        in_head = set(head.parameters())
+        is_frozen = not any(weight.requires_grad for weight in self.parameters() if weight not in in_head)
+        shares = torch.split(of_features, [len(batch) for batch in micro_batches])
+        replayed = range(len(micro_batches))[-1:] if is_frozen else range(len(micro_batches))
+        for index in replayed:
+            reseed(index)
+            own = [grad / len(replayed) for grad in of_head]
+            backward(call(micro_batches[index], self.replay, own, None if is_frozen else shares[index])[0])
+        return {**metrics, "loss": loss.detach()}
+
+    def before_step(self, step: int) -> None:
+        """Set the step of which mixing is drawn."""
         if self.mix:
-            # Mixup draws from NumPy's generator; torch's is seeded by the step, so that a resumed training is exact.
-            with seeded_global_generators(int(torch.randint(2**62, ()))):
-                pixels, targets = self.mix(pixels, labels)
-            smoothing = 0.0  # the mixed targets are already smoothed
-        logits = self.model(pixels)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+            self.mix.step = step
+
+    def _augmented(self, inputs: LabeledImages) -> tuple[Tensor, Tensor, Tensor]:
+        """Return normalised, erased and mixed images, their targets and labels; mixing changes the order."""
+        pixels, labels = self.preprocess.pixels(inputs.images), inputs.labels
+        if self.erase and self.training and inputs.erasing_seeds is not None:
+            erase(pixels, inputs.erasing_seeds, self.erase)
+        if self.mix:
+            return self.mix(pixels, labels)
+        return pixels, labels, labels
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """Return the head's inputs, (B, D)."""
+        model: Any = self.model
+        features: Tensor = model.forward_head(model.forward_features(pixels), pre_logits=True)
+        return features
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
+        logits = logits.float()
+        if labels.ndim == 2:
+            loss = F.binary_cross_entropy_with_logits(logits, labels.float())
+            return loss, {"label_accuracy": ((logits > 0) == labels).float().mean()}
+        smoothing = 0.0 if self.mix else self.label_smoothing  # mixed targets are already smoothed
+        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
         return loss, {"accuracy": (logits.argmax(dim=-1) == labels).float().mean()}
 
     def parameter_groups(self) -> list[ParamGroup]:

@@ -104,6 +104,7 @@ def classifier_task(config: EvaFinetune, model: nn.Module) -> Classifier:
         freeze_patch_embed=config.freeze_patch_embed,
         freeze_blocks=None if config.freeze_blocks == "all" else config.freeze_blocks,
         batch_norm=config.head_norm == "batch",
+        seed=config.seed,
     )
 
 
@@ -128,6 +129,8 @@ def build_classifier(
     side, patch = vision_preprocess(model).image_size, vision_tower(model).patch_size[0]
     if side % patch:
         raise UserError(f"image_size must be a multiple of the encoder's patch size {patch}, got {side}")
+    if config.head_norm == "batch" and hasattr(model, "head_dist"):
+        raise UserError("head_norm: batch is for encoders with one head; a distilled DeiT has two")
     depth = len(model.blocks)  # type: ignore[arg-type]
     if config.freeze_blocks != "all" and config.freeze_blocks > depth:
         raise UserError(

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data.auto_augment import posterize, rand_augment_transform
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from vfm.data import FILTERS, BadSample, Interpolation, Sample, decode_image
@@ -24,7 +25,7 @@ from vfm.models import Preprocess
 from vfm.plugin import UserError
 from vfm.train import ImageTransform, SampleDraw, to_tensor
 
-__all__ = ["LabeledImages", "MakeLabeled", "check_rand_augment", "seeded_global_generators"]
+__all__ = ["LabeledImages", "MakeLabeled", "check_rand_augment", "erase", "seeded_global_generators"]
 
 _GENERATORS_LOCK = RLock()  # the loader's thread augments while the training's thread mixes
 
@@ -35,6 +36,7 @@ class LabeledImages:
 
     images: Tensor  # (B, 3, S, S) uint8
     labels: Tensor  # (B,), or (B, C) bool
+    erasing_seeds: Tensor | None = None  # (B,) int64, of random erasing, which needs normalised images; None: none
 
 
 @contextmanager
@@ -90,7 +92,24 @@ class MakeLabeled:
             with seeded_global_generators(draw.seed):
                 image = augment(image)
         label = torch.tensor(sample.label) if self.labels is None else torch.from_numpy(self.labels[draw.index])
-        return LabeledImages(to_tensor(image), label)
+        # Hashed again: RandAugment has drawn from the sample's seed itself.
+        seed = SampleDraw.of(draw.seed, draw.step, draw.index).seed
+        return LabeledImages(to_tensor(image), label, torch.tensor(seed))
+
+
+def erase(pixels: Tensor, seeds: Tensor, erasing: RandomErasing) -> None:
+    """Erase a rectangle of some normalised images in place, drawn from the seed of each, whatever batch it is in.
+
+    Args:
+        pixels: (B, 3, S, S).
+        seeds: (B,).
+        erasing: timm's, with `device="cpu"`, whose generator draws the noise: CUDA's are for the model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        for image, seed in zip(pixels, seeds.tolist(), strict=True):
+            torch.default_generator.manual_seed(seed)
+            with seeded_global_generators(seed):
+                erasing(image)
 
 
 @lru_cache

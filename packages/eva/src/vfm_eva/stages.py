@@ -218,8 +218,8 @@ class EvaFinetune(Training):
     )
     head_norm: Literal["none", "batch"] = Field(
         "none",
-        description="batch: a batch norm without parameters before the head, as in EVA's linear probe; it becomes part"
-        " of the exported head",
+        description="batch: a batch norm without parameters before the head, as in EVA's linear probe, over all samples"
+        " of a step; it becomes part of the exported head",
     )
     head_init_scale: float = Field(0.001, gt=0, description="factor of a new head's initial weights (std 0.02)")
     drop_path: float = Field(
@@ -249,6 +249,12 @@ class EvaFinetune(Training):
         if isinstance(freeze_blocks, bool) or (isinstance(freeze_blocks, int) and freeze_blocks < 0):
             raise ValueError(f"expected 0 or more blocks, or all; got {str(freeze_blocks).lower()}")
         return freeze_blocks
+
+    @model_validator(mode="after")
+    def _samples_to_norm(self) -> EvaFinetune:
+        if self.head_norm == "batch" and self.global_batch_size == 1:
+            raise ValueError("head_norm: batch needs the statistics of several images: expected global_batch_size >= 2")
+        return self
 
     @model_validator(mode="after")
     def _pairs_to_mix(self) -> EvaFinetune:

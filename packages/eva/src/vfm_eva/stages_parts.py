@@ -72,7 +72,7 @@ class FinetuneAugmentation(Augmentation):
         "rand-m9-mstd0.5-inc1", description="timm's RandAugment in timm's notation; null: none"
     )
     mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0: none")
-    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; with mixup, one of the two is drawn for each batch")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; with mixup, one of the two is drawn for each step")
     erasing: float = Field(
         0.0, ge=0, le=1, description="probability that a rectangle of an image becomes noise (timm's)"
     )

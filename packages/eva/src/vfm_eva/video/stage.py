@@ -79,6 +79,7 @@ def video_task(config: EvaVideo, model: VideoTransformer, class_names: list[str]
         cutmix=config.augmentation.cutmix,
         frozen=config.frozen,
         freeze_patch_embed=config.freeze_patch_embed,
+        seed=config.seed,
     )
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import torch
-from timm.data import Mixup
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,7 +14,7 @@ from vfm.models import vision_preprocess
 from vfm.plugin import VideoClassifier
 from vfm.train import Metrics, ParamGroup, Task
 from vfm_eva.classifier import layer_of, layered_groups
-from vfm_eva.labeled_images import seeded_global_generators
+from vfm_eva.mixing import StepMix
 from vfm_eva.stages_video import Clip
 from vfm_eva.video.checkpoint import save_classifier
 from vfm_eva.video.clips import VideoClips
@@ -38,6 +36,7 @@ class VideoTask(Task[VideoClips]):
         cutmix: alpha of CutMix; 0: none.
         frozen: train only the head, and a new norm before it.
         freeze_patch_embed: do not train the patch embedding.
+        seed: of mixing.
     """
 
     def __init__(
@@ -52,6 +51,7 @@ class VideoTask(Task[VideoClips]):
         cutmix: float = 0.0,
         frozen: bool = False,
         freeze_patch_embed: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.clip, self.class_names = model, clip, class_names
@@ -59,7 +59,7 @@ class VideoTask(Task[VideoClips]):
         self.preprocess = vision_preprocess(model.visual)
         self.mix = None
         if mixup or cutmix:
-            self.mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=len(class_names))
+            self.mix = StepMix(mixup, cutmix, label_smoothing, len(class_names), seed)
         for name, parameter in model.named_parameters():
             if _unused(name, model) or (frozen and not is_head(name)):
                 parameter.requires_grad_(False)
@@ -70,18 +70,22 @@ class VideoTask(Task[VideoClips]):
         """Return the loss of a batch and its accuracy (of mixed clips: with respect to the first of the two)."""
         repeats, frames = inputs.clips.shape[1:3]
         pixels = self.preprocess.pixels(inputs.clips.flatten(0, 2))  # (B R T, 3, S, S)
-        labels = inputs.labels.repeat_interleave(repeats)
-        targets, smoothing = labels, self.label_smoothing
+        targets = labels = inputs.labels
+        smoothing = self.label_smoothing
         if self.mix:
-            # The frames are channels here, so a box of CutMix is the same in all of them. Mixup draws from NumPy's
-            # generator; torch's is seeded by the step, so that a resumed training is exact.
+            # All frames of a video are channels here, so a box of CutMix is the same in all of them.
             stacked = pixels.view(len(labels), -1, *pixels.shape[-2:])
-            with seeded_global_generators(int(torch.randint(2**62, ()))):
-                stacked, targets = self.mix(stacked, labels)
+            stacked, targets, labels = self.mix(stacked, labels)
             pixels, smoothing = stacked.reshape(pixels.shape), 0.0  # the mixed targets are already smoothed
+        targets, labels = (values.repeat_interleave(repeats, dim=0) for values in (targets, labels))
         logits = self.model(pixels.view(-1, frames, *pixels.shape[1:])).float()
         loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
         return loss, {"accuracy": (logits.argmax(dim=-1) == labels).float().mean()}
+
+    def before_step(self, step: int) -> None:
+        """Set the step of which mixing is drawn."""
+        if self.mix:
+            self.mix.step = step
 
     def train(self, mode: bool = True) -> VideoTask:
         """Set the mode; a frozen encoder stays in evaluation mode, without drop path."""
