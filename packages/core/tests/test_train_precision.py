@@ -110,3 +110,18 @@ def test_only_trainings_round_fp32_products_to_tf32(monkeypatch):
         with tf32(world.device):
             assert torch.get_float32_matmul_precision() == "high"
         assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_frozen_matrices_are_rounded_once_and_come_back():
+    held = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(16, 2), nn.LayerNorm(2))
+    before = [param.clone() for param in held.parameters()]
+    x = torch.randn(2, 3, 3, 3)
+    plain = Numerics("amp_bf16", nn.Linear(1, 1), CPU)
+    with plain.autocast():
+        expected = held(x)
+    rounded = Numerics("amp_bf16", nn.Linear(1, 1), CPU, [held])
+    assert [param.dtype for param in held.parameters()] == [torch.bfloat16] * 4 + [torch.float32] * 2
+    with rounded.autocast():
+        assert torch.equal(held(x), expected)
+    rounded.end()
+    assert all(torch.equal(param, old) for param, old in zip(held.parameters(), before, strict=True))

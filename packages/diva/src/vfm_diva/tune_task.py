@@ -68,8 +68,9 @@ class TuneTask(Task[TuneInputs]):
         self.visual = cast("nn.Module", clip.module.visual)
         self.conditioner = Conditioner(clip, generator, feedback, prompt=prompt, seed=seed)
         self.condition: ImageCondition = feedback.condition.build(clip)
-        self.old_visual = Frozen(deepcopy(self.visual))  # before the update changes its modules
-        self.denoiser, self.space = Frozen(generator.denoiser), Frozen(generator.space)
+        self.old_visual = Frozen(deepcopy(self.visual), steps_only=True)  # before the update changes its modules
+        self.denoiser = Frozen(generator.denoiser, steps_only=True)
+        self.space = Frozen(generator.space, steps_only=True)
         self.anchored = feedback.anchor.compares
         self.anchor: Callable[[Any, Any], Tensor] | None = None
         if self.anchored != "nothing":

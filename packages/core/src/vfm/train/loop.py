@@ -77,7 +77,8 @@ def _fit(
         prepared(placed.task, config.runtime, ctx, world) as compiled,
         watched(world, partial(_end, ctx)),
     ):
-        numerics = Numerics(config.precision, placed.task, world.device)
+        steps_only = [held.module for held in placed.task.frozen() if held.steps_only]
+        numerics = Numerics(config.precision, placed.task, world.device, steps_only)
         placed.wrap()
         _Loop(placed, data, config, ctx, stop, numerics, compiled).run()
 
@@ -170,6 +171,7 @@ class _Loop(Generic[Inputs]):
         self.curves.waited += time.perf_counter() - started
         if micro_batches is None:
             raise UserError(f"{self.ctx.stage}: the data ends after step {self.done} of {self.plan.num_steps}")
+        self.curves.count(micro_batches)
         self.skipped.take(micro_batches)
         ready = [replace(batch, inputs=self.task.prepare(batch.inputs)) for batch in micro_batches]
         return [batch.to(self.world.device) for batch in ready]
@@ -209,7 +211,7 @@ class _Loop(Generic[Inputs]):
         stop, due = (value > 0 for value in agreed.tolist()) if look else (False, False)
         save = save or stop or due
         if log or save:
-            self.skipped.report(done)
+            self.skipped.report(done, self.curves.samples)
         if save:
             with self.numerics.full_weights():
                 self._save()
@@ -265,7 +267,7 @@ class _Loop(Generic[Inputs]):
         if self.ema:
             self.ema.load(as_stored(self.task, snapshot.tensors["ema"]))
         self.numerics.restore(snapshot.facts)
-        self.curves.restore(snapshot.facts["curves"])
+        self.curves.restore(snapshot.facts["curves"], snapshot.step)
         self.skipped.restore(snapshot.facts["skipped"])
         self.best.restore(snapshot.facts["best"], snapshot.tensors.get("best", {}))
         if verb == "resumes":  # another training may have other batches

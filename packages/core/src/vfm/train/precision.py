@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 Precision = Literal["auto", "fp32", "amp_bf16", "amp_fp16", "bf16"]
+MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 AUTOCAST = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -99,6 +100,30 @@ class FullWeights:
             param.data = value
 
 
+class RoundedMatrices:
+    """Frozen linear layers and convolutions in the type to which autocast would cast them at every pass.
+
+    The results are the same, bit for bit. The fp32 weights wait in the memory of the CPU.
+
+    Args:
+        modules: frozen models; layers whose weights are not in fp32 are left as they are.
+        dtype: the type of autocast.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
+        layers = [layer for module in modules for layer in module.modules() if isinstance(layer, MATRICES)]
+        params = {id(param): param for layer in layers for param in layer.parameters(recurse=False)}
+        self.params = [param for param in params.values() if param.dtype == torch.float32]
+        self.full = [param.data.cpu() for param in self.params]
+        for param in self.params:
+            param.data = param.data.to(dtype)
+
+    def end(self) -> None:
+        """Give the fp32 weights back."""
+        for param, full in zip(self.params, self.full, strict=True):
+            param.data = full.to(param.device)
+
+
 class Numerics:
     """The precision of a training's steps.
 
@@ -106,12 +131,16 @@ class Numerics:
         precision: the configured one.
         task: what is trained; with `bf16` its weights are rounded.
         device: its device.
+        frozen: models that only its steps use, and use without gradients of their own.
     """
 
-    def __init__(self, precision: Precision, task: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self, precision: Precision, task: nn.Module, device: torch.device, frozen: Iterable[nn.Module] = ()
+    ) -> None:
         self.precision, self.device = resolve_precision(precision, device), device
         self.scale = LossScale(device) if self.precision == "amp_fp16" else None
         self.full = FullWeights(task) if self.precision == "bf16" else None
+        self.frozen = RoundedMatrices(frozen, AUTOCAST[self.precision]) if self.is_half else None
 
     @property
     def is_half(self) -> bool:
@@ -132,9 +161,11 @@ class Numerics:
         return self.full.in_place() if self.full else nullcontext()
 
     def end(self) -> None:
-        """Leave the fp32 weights in the parameters."""
+        """Leave the fp32 weights in the parameters, also in those of frozen models."""
         if self.full:
             self.full.end()
+        if self.frozen:
+            self.frozen.end()
 
     def unscale(self, gradients: Sequence[Tensor]) -> None:
         """Divide fp16's gradients by their factor, in place."""

@@ -46,10 +46,16 @@ class Frozen(Generic[M]):
     A task that keeps such a model as `self.teacher = Frozen(model)` moves it to the device with itself, but does not
     register it: no checkpoint, average, optimizer or DDP bucket contains it. Its parameters take no gradient and it
     stays in eval mode; gradients still flow through it to its inputs.
+
+    Args:
+        module: the model.
+        steps_only: whether only the task's training steps use it, no evaluation. `fit` then stores its matrices in the
+            precision of the training, which autocast would otherwise compute at every pass.
     """
 
-    def __init__(self, module: M) -> None:
+    def __init__(self, module: M, *, steps_only: bool = False) -> None:
         self.module: M = module.requires_grad_(False).eval()
+        self.steps_only = steps_only
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the module's output."""
