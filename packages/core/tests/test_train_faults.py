@@ -207,10 +207,10 @@ def test_memory_of_bad_samples_is_bounded_and_their_counts_go_on(tmp_path):
     contexts = [Context("toy", tmp_path, tmp_path, {}) for _ in range(2)]
     first, second = map(skipped, contexts)
     first.pending = [("truncated", f"shard.tar:{number}") for number in range(REMEMBERED + 5)]
-    first.report(1)
+    first.report(1, 8)
     second.restore(json.loads(json.dumps(first.state())))
     second.pending = [("truncated", "shard.tar:0"), ("truncated", f"shard.tar:{REMEMBERED}")]
-    second.report(2)
+    second.report(2, 16)
     assert len(second.state()["samples"]) == REMEMBERED
     assert contexts[0].bad == {"truncated": REMEMBERED + 5}
     assert contexts[1].bad == {"truncated": REMEMBERED + 6}  # a sample that is not remembered counts at each read

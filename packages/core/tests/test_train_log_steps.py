@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from train_toy import Regression, Samples, plan, train
+from vfm.data.batch import Batch
 from vfm.panels import load_panels
 from vfm.stage import Context
 from vfm.train.curves import Curves
@@ -122,3 +124,17 @@ def test_sums_of_a_checkpoint_of_an_older_version_are_left_out(tmp_path):
     curves.write(4, 0.1)
     (line,) = map(json.loads, curves.file.read_text().splitlines())
     assert (line["train/loss"], line["train/grad_norm"]) == (1.0, 2.0)
+
+
+def test_speed_is_that_of_the_samples_that_were_read(tmp_path, monkeypatch):
+    events = []
+    ticks = iter([0.0, 2.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    made, world = plan(), World(torch.device("cpu"))
+    context = Context("toy", tmp_path, tmp_path, {}, events.append)
+    curves = Curves(context, made, world, Throughput(world.device, made.runtime, half=False))
+    curves.count([Batch(None, ["a", "b", "c"]), Batch(None, ["d"])])
+    curves.add(["loss"], torch.tensor([1.0]))
+    curves.write(1, 0.1)
+    (metrics,) = (event.data for event in events if event.type == "metrics")
+    assert (metrics["samples"], metrics["values"]["train/samples_per_second"]) == (4, 2.0)

@@ -37,12 +37,12 @@ def batch_size(data: Any, given: int | None, micro_batch_size: int | None) -> in
     Raises:
         UserError: the DataLoader has batches of another size, or should be split.
     """
-    own = getattr(data, "batch_size", None) if is_loader(data) else None
-    if isinstance(own, int) and given not in (None, own):
+    own = _own_size(data) if is_loader(data) else None
+    if own and given not in (None, own):
         raise UserError(f"fit: global_batch_size: the DataLoader's batches have {own} samples, got {given}")
     if is_loader(data) and micro_batch_size:
         raise UserError("fit: micro_batch_size: a DataLoader's batches are taken whole; give its Dataset instead")
-    return own if isinstance(own, int) else given
+    return own or given
 
 
 def training_data(data: Any, config: Training, log: Callable[[str], None]) -> tuple[Data[Any], dict[str, Any]]:
@@ -61,9 +61,17 @@ def training_data(data: Any, config: Training, log: Callable[[str], None]) -> tu
     if is_loader(data):
         if workers := config.runtime.workers:
             raise UserError(f"fit: workers: a DataLoader reads by its own num_workers: expected 0, got {workers}")
-        return LoaderData(data, config.seed, log), facts
+        given = config.global_batch_size if "global_batch_size" in config.model_fields_set else None
+        # A loader's own number, which `batch_size` has compared, is not that of a small first batch.
+        return LoaderData(data, config.seed, log, None if _own_size(data) else given), facts
     found, layout = dataset_data(data, config)
     return found, {**facts, "sample": layout}
+
+
+def _own_size(loader: Any) -> int | None:
+    """Return the batch size of a DataLoader; None: it has none, as with a `batch_sampler`."""
+    own = getattr(loader, "batch_size", None)
+    return own if isinstance(own, int) else None
 
 
 def _length(data: Any) -> int | None:

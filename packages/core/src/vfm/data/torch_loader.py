@@ -27,12 +27,14 @@ class LoaderData:
     Attributes:
         loader: yields batches; it can be iterated again.
         seed: seed of its random draws.
+        first_size: expected number of samples in the first batch; None: any.
         log: called with a line where batches are skipped.
     """
 
     loader: Iterable[Any]
     seed: int
     log: Callable[[str], None] = lambda line: None
+    first_size: int | None = None
 
     def steps(
         self, start_step: int, num_steps: int, *, rank: int, world_size: int, micro_batch_size: int
@@ -40,7 +42,7 @@ class LoaderData:
         """Yield the steps `start_step` to `num_steps - 1`, after reading those before again.
 
         Raises:
-            UserError: there are several processes, or the loader yields no batch.
+            UserError: there are several processes, the loader yields no batch, or the first has another size.
         """
         name = type(self.loader).__name__
         if world_size > 1:
@@ -50,8 +52,13 @@ class LoaderData:
         batches = self._endless(name)
         for step in range(num_steps):
             batch = next(batches)
-            if step >= start_step:
-                yield [_as_batch(batch, step, name)]
+            if step < start_step:
+                continue
+            made = _as_batch(batch, step, name)
+            if step == 0 and self.first_size not in (None, len(made)):
+                expected = f"expected {len(made)}, the samples of its first batch, got {self.first_size}"
+                raise UserError(f"{name}: global_batch_size: {expected}; leave it out")
+            yield [made]
 
     def _endless(self, name: str) -> Iterator[Any]:
         step = 0

@@ -74,9 +74,10 @@ def earlier_snapshot(config: Training, ctx: Context, checkpoints: Checkpoints) -
     lines = log.read_bytes()[: curves["file_bytes"]] if log else b""
     if checkpoints.world.is_main:
         (ctx.work / METRICS_FILE).write_bytes(lines)
+    samples = curves.get("samples", snapshot.step * config.global_batch_size)
     snapshot.facts |= {
-        "curves": {"names": [], "sums": [], "file_bytes": len(lines)},
-        "skipped": {"since": snapshot.step, "reads": 0, "counts": {}, "samples": []},
+        "curves": {"names": [], "sums": [], "samples": samples, "file_bytes": len(lines)},
+        "skipped": {"before": samples, "reads": 0, "counts": {}, "samples": []},
         "best": {"step": 0, "scores": []},
     }
     snapshot.tensors.pop("best", None)

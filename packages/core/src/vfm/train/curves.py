@@ -14,12 +14,13 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vfm.data.batch import Batch
 from vfm.interfaces import Evaluation, Training
 from vfm.stage import Context
 from vfm.train.dist import World
@@ -39,6 +40,7 @@ class Curves:
     def __init__(self, ctx: Context, plan: Training, world: World, throughput: Throughput) -> None:
         self.ctx, self.plan, self.world, self.throughput = ctx, plan, world, throughput
         self.file = ctx.work / METRICS_FILE
+        self.samples = 0  # read so far, by all processes; a DataLoader may have a smaller last batch
         self.names: list[str] = []  # in the lines so far
         self.sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}  # by what a step gave: the sum, and of how many steps
         self.waited = 0.0  # seconds without data since the last log line
@@ -56,6 +58,10 @@ class Curves:
                 return False
         return True
 
+    def count(self, micro_batches: Sequence[Batch[Any]]) -> None:
+        """Count the samples of a step, of which each process has an equal part."""
+        self.samples += self.world.size * sum(map(len, micro_batches))
+
     def add(self, names: list[str], values: Tensor) -> None:
         """Add one step's metrics, without a synchronisation with the device."""
         total, count = self.sums.get(tuple(names), (torch.zeros_like(values), 0))
@@ -70,12 +76,11 @@ class Curves:
         self.names, self.sums = sorted({*self.names, *means}), {}
         values = {_key(name): _finite(means.get(name)) for name in self.names}
         values["train/lr"] = lr
-        samples = step * self.plan.global_batch_size
         speed = self._speed()
         if not self.world.is_main:
             return
-        self._append({"step": step, "samples": samples, "split": "train", **values})
-        self.ctx.emit("metrics", step=step, samples=samples, values={**values, **speed})
+        self._append({"step": step, "samples": self.samples, "split": "train", **values})
+        self.ctx.emit("metrics", step=step, samples=self.samples, values={**values, **speed})
         shown = {"loss": values["train/loss"], "lr": lr, "samples_per_second": speed["train/samples_per_second"]}
         self.ctx.progress(step, self.plan.num_steps, **shown)
 
@@ -90,10 +95,9 @@ class Curves:
 
     def write_scores(self, step: int, evaluation: Evaluation, scores: Mapping[str, float]) -> dict[str, float]:
         """Append an evaluation's scores, send them to the listeners, and return them by the log's names."""
-        samples = step * self.plan.global_batch_size
         values = {f"val/{evaluation.log_prefix}{metric}": value for metric, value in scores.items()}
-        self._append({"step": step, "samples": samples, "split": "val", "eval": evaluation.name, **values})
-        self.ctx.emit("metrics", step=step, samples=samples, values=values)
+        self._append({"step": step, "samples": self.samples, "split": "val", "eval": evaluation.name, **values})
+        self.ctx.emit("metrics", step=step, samples=self.samples, values=values)
         return values
 
     def _append(self, line: Mapping[str, Any]) -> None:
@@ -102,16 +106,17 @@ class Curves:
 
     def restart_clock(self) -> None:
         """Restart the measurement of speed, after something other than training."""
-        self._since, self._steps, self.waited = time.perf_counter(), 0, 0.0
+        self._since, self._steps, self._samples, self.waited = time.perf_counter(), 0, self.samples, 0.0
 
     def _speed(self) -> dict[str, float]:
         now = time.perf_counter()
         seconds, self._since = max(now - self._since, 1e-9), now
         waited, self.waited = self.waited, 0.0
         steps, self._steps = self._steps, 0
+        samples, self._samples = self.samples - self._samples, self.samples
         by_rank = self.world.gather((waited / seconds, round(memory_gib(self.world.device), 3)))
         return {
-            "train/samples_per_second": round(steps * self.plan.global_batch_size / seconds, 2),
+            "train/samples_per_second": round(samples / seconds, 2),
             "train/data_wait_pct": round(100 * max(share for share, _ in by_rank), 1),
             **self.throughput.reached(steps, seconds),
             "sys/mem_gib": max(size for _, size in by_rank),
@@ -119,13 +124,13 @@ class Curves:
         }
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs: the sums since the last line, and the length of the file."""
+        """Return what a checkpoint needs: the sums since the last line, the samples, and the length of the file."""
         sums = [[names, total.tolist(), count] for names, (total, count) in self.sums.items()]
         size = self.file.stat().st_size if self.file.exists() else 0
-        return {"names": self.names, "sums": sums, "file_bytes": size}
+        return {"names": self.names, "sums": sums, "samples": self.samples, "file_bytes": size}
 
-    def restore(self, state: dict[str, Any] | None) -> None:
-        """Restore a checkpoint's state (None: the initial one); later lines are cut off."""
+    def restore(self, state: dict[str, Any] | None, step: int = 0) -> None:
+        """Restore the state of a checkpoint after a step (None: the initial one); later lines are cut off."""
         if self.world.is_main:
             self.file.touch()
             expected = state["file_bytes"] if state else 0
@@ -135,6 +140,8 @@ class Curves:
             os.truncate(self.file, size)
         if state:
             self.names = state["names"]
+            # A checkpoint of an older version has no samples.
+            self.samples = state.get("samples", step * self.plan.global_batch_size)
             for names, total, count in state.get("sums", []):  # a checkpoint of an older version has other sums
                 self.sums[tuple(names)] = (torch.tensor(total, device=self.world.device), count)
         self.restart_clock()

@@ -114,7 +114,7 @@ class SkippedSamples:
 
     def __init__(self, ctx: Context, plan: Training, world: World) -> None:
         self.ctx, self.plan, self.world = ctx, plan, world
-        self.since = 0  # steps of another training, which this one continues
+        self.before = 0  # samples of another training, which this one continues
         self.reads = 0  # that failed
         self.counts = Counter[str]()  # samples by reason
         self.samples: dict[tuple[str, str], None] = {}  # (reason, where) in the order they were met
@@ -125,8 +125,12 @@ class SkippedSamples:
         for batch in micro_batches:
             self.pending += batch.bad
 
-    def report(self, step: int) -> None:
+    def report(self, step: int, samples: int) -> None:
         """Report and count the bad samples since the last report; all processes call it together.
+
+        Args:
+            step: the last one, counted from 1.
+            samples: read so far, without the bad ones.
 
         Before the last step, the fraction must exceed `max_bad_fraction` beyond chance (by its 95 % interval): one bad
         sample among the first eight does not stop a training.
@@ -147,7 +151,7 @@ class SkippedSamples:
         self.reads += len(found)
         if not found:
             return
-        reads = self.reads + (step - self.since) * self.plan.global_batch_size
+        reads = self.reads + samples - self.before
         last = step >= self.plan.num_steps
         share = self.reads / reads if last else wilson_interval(self.reads, reads)[0]
         if share > self.plan.loading.max_bad_fraction:
@@ -162,15 +166,15 @@ class SkippedSamples:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""
         return {
-            "since": self.since,
+            "before": self.before,
             "reads": self.reads,
             "counts": dict(self.counts),
             "samples": list(self.samples),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore the state of a checkpoint; an older version has all samples, without counts and `since`."""
-        self.since = state.get("since", 0)
+        """Restore the state of a checkpoint; an older version has all samples, without counts, and steps `since`."""
+        self.before = state.get("before", state.get("since", 0) * self.plan.global_batch_size)
         self.reads = state["reads"]
         self.samples = dict.fromkeys((reason, where) for reason, where in state["samples"])
         self.counts = Counter(state.get("counts") or [reason for reason, _ in self.samples])
