@@ -32,7 +32,7 @@ def row(doc_id: int, target: str, reply: str, prompt: str, **metrics: Any) -> di
     return {
         "doc_id": doc_id,
         "target": target,
-        "filtered_resps": [reply],
+        "filtered_resps": reply,
         "token_counts": [{"output_tokens": 1}],
         "doc_hash": hash_of(prompt),
         **metrics,

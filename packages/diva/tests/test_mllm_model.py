@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 import diva_toy
-from vfm.models import build_clip
+from vfm.models import Preprocess, build_clip
 from vfm.plugin import UserError
 
 transformers = pytest.importorskip("transformers")
@@ -19,6 +19,7 @@ transformers = pytest.importorskip("transformers")
 from vfm_diva.mllm.evaluation import option_likelihoods  # noqa: E402
 from vfm_diva.mllm.language_models import planned_language_model  # noqa: E402
 from vfm_diva.mllm.model import Mllm, Reading, build_mllm, load_mllm  # noqa: E402
+from vfm_diva.mllm.processor import image_processor  # noqa: E402
 from vfm_diva.stages_mllm import MllmCheckpoint, PretrainedLanguageModel, SmallLlama  # noqa: E402
 
 LLAMA = SmallLlama(layers=2, width=32, heads=2)
@@ -123,6 +124,15 @@ def test_other_programs_read_the_model_by_its_processor(
     if size == (16, 16):
         loss = model.answer_losses(model.image_states(fitted), ids, _last(ids[:, :-1]))
         torch.testing.assert_close(-loss[0], made_by_it.scores[0][0].log_softmax(-1)[first])
+
+
+@pytest.mark.parametrize("changes", [{"resize_mode": "squash"}, {"crop_pct": 0.875, "interpolation": "bilinear"}])
+def test_the_image_processor_is_the_preprocessing(changes: dict[str, Any]) -> None:
+    preprocess = Preprocess(image_size=28, **changes)
+    pixels = torch.randint(256, (48, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    theirs = image_processor(preprocess)(Image.fromarray(pixels.numpy()), return_tensors="pt")["pixel_values"]
+    own = preprocess.inputs([pixels.numpy()], torch.device("cpu"))
+    torch.testing.assert_close(theirs, own, rtol=0, atol=2.5 / 255 / 0.26)  # levels of 255, rounded at other places
 
 
 def test_a_model_of_the_class_token_has_no_processor(tmp_path: Path) -> None:
