@@ -121,7 +121,7 @@ def world(folder: Path) -> dict[str, Kind]:
         return done.out
 
     def embeddings(file: Path) -> object:
-        found = read_embeddings(file if file.suffix == ".parquet" else folder / "index/e.npy")
+        found = read_embeddings(folder / "index" / ("e.parquet" if "parquet" in file.name else "e.npy"))
         return found.keys, found.texts, found.vectors.tolist(), found.model, found.data
 
     for suffix in SUFFIXES:
@@ -138,8 +138,7 @@ def world(folder: Path) -> dict[str, Kind]:
         "weights of models": Kind(weights, lambda file: Artifact.load(_artifact(file, artifacts)).path),
         "models": Kind(of_models, lambda file: Artifact.load(_artifact(file, artifacts)).path),
         "models to export": Kind(of_models, export),
-        "embeddings, npy": Kind([path for path in index if path.suffix != ".parquet"], embeddings),
-        "embeddings, Parquet": Kind([path for path in index if path.suffix == ".parquet"], embeddings, refuses=False),
+        "embeddings": Kind(index, embeddings),
         "datasets and reports": Kind(
             [path for path in published if path not in of_models and path.name != MANIFEST_FILE],
             lambda file: Artifact.load(_artifact(file, artifacts)).path,

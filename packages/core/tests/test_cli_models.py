@@ -57,8 +57,8 @@ def test_embeddings_are_the_encoders_in_order_without_the_bad(
     found = read_embeddings(out)
     assert found.keys == peer.keys
     assert torch.equal(found.vectors, peer.features["m"])
-    beside = {"e.keys.txt", "e.npy.json"} if suffix == ".npy" else set()
-    assert {file.name for file in tmp_path.glob("e*")} == {out.name} | beside
+    keys = {"e.keys.txt"} if suffix == ".npy" else set()
+    assert {file.name for file in tmp_path.glob("e*")} == {out.name, f"{out.name}.json"} | keys
     if suffix == ".npy":
         assert np.load(out).shape == found.vectors.shape
     else:
@@ -225,6 +225,15 @@ def test_an_npy_is_compared_with_its_record_also_under_another_name(tmp_path: Pa
         assert len(read_embeddings(tmp_path / "b.npy").keys) == 2  # as of older versions, without a record
         (tmp_path / "away").rename(tmp_path / "b.npy.json")
         file.write_bytes(before)
+
+
+def test_a_footer_of_parquet_is_compared_with_its_record(tmp_path: Path) -> None:
+    with ParquetWriter(tmp_path / "a.parquet", "the model") as writer:
+        writer.write(["one"], [None], np.ones((1, 2), np.float32))
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data.replace(b"the model", b"the nodel"))
+    with pytest.raises(UserError, match=r"a\.parquet: not as it was written: .* make it again with vfm embed"):
+        read_embeddings(tmp_path / "a.parquet")
 
 
 def test_the_type_of_a_model_follows_from_its_folder_file_or_name(world: Path, tmp_path: Path) -> None:

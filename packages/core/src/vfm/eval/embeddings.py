@@ -2,10 +2,10 @@
 
     FILE.parquet   key, text (the first caption or the class name, if any), embedding (list of D floats); the model's
                    full name and the dataset's path in the schema's metadata
-    FILE.npy       (N, D) float32, and beside it FILE.keys.txt with one key per line, and FILE.npy.json with the sizes
-                   and hashes of both, which are compared where it exists
+    FILE.npy       (N, D) float32, and beside it FILE.keys.txt with one key per line
 
-A file appears when it is complete.
+Beside both, FILE.parquet.json or FILE.npy.json has sizes and hashes, which are compared if it exists: an npy file has
+no checksum, and those of Parquet leave out its footer. A file appears when it is complete.
 """
 
 # N images, D width
@@ -171,6 +171,8 @@ class ParquetWriter:
         if self.writer is not None:
             self.writer.close()
             self.part.unlink() if kind else publish_file(self.part, self.file)
+            if not kind:
+                _write_record(self.file, self.file.suffix)
 
 
 class NpyWriter:
@@ -207,7 +209,7 @@ class NpyWriter:
             part = Path(stream.name)
             part.unlink() if kind or not self.rows else publish_file(part, target)
         if self.rows and not kind:
-            _write_record(self.file)
+            _write_record(self.file, self.file.suffix, KEYS)
 
     def _header(self, width: int) -> None:
         facts = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, width)}
@@ -218,9 +220,9 @@ def _record_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
 
-def _write_record(file: Path) -> None:
-    """Write sizes and hashes of an npy file and its keys, by suffix: they may be renamed together."""
-    files = {suffix: file.with_suffix(suffix) for suffix in (file.suffix, KEYS)}
+def _write_record(file: Path, *suffixes: str) -> None:
+    """Write sizes and hashes of a file and what is beside it, by suffix: they may be renamed together."""
+    files = {suffix: file.with_suffix(suffix) for suffix in suffixes}
     facts = {suffix: (one.stat().st_size, hash_file(one)) for suffix, one in files.items()}
     write_file(_record_of(file), seal({FILES: facts}))
 
@@ -245,6 +247,7 @@ def read_embeddings(file: Path) -> Embeddings:
     if file.suffix not in SUFFIXES:
         raise _wrong_suffix(file)
     with reading(file, "embeddings of vfm embed"):
+        _check_record(file)
         if file.suffix == ".parquet":
             table = read_parquet(file)
             flat = table["embedding"].combine_chunks().flatten().to_numpy()
@@ -253,7 +256,6 @@ def read_embeddings(file: Path) -> Embeddings:
             facts = table.schema.metadata or {}
             model, data = facts.get(MODEL, b"").decode(), facts.get(DATA, b"").decode()
             return Embeddings(table["key"].to_pylist(), texts, vectors, model, data)
-        _check_record(file)
         vectors = torch.from_numpy(read_npy(file))
         # `splitlines` would also split a key at a line separator of Unicode.
         keys = file.with_suffix(KEYS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
