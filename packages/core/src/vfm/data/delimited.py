@@ -36,7 +36,7 @@ def header_of(lines: Iterator[str], *, tabs: bool) -> tuple[type[csv.Dialect], l
     if marked := SEPARATOR.fullmatch(first):
         dialect = _separated(marked[1])
         return dialect, next(csv.reader([_next_line(lines)], dialect), [])
-    dialects = [csv.excel, _separated(";"), csv.excel_tab]
+    dialects: list[type[csv.Dialect]] = [csv.excel, _separated(";"), csv.excel_tab]
     split = [(dialect, next(csv.reader([first], dialect), [])) for dialect in dialects]
     return next((one for one in split if len(one[1]) > 1), split[0])
 

@@ -127,10 +127,11 @@ def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Ima
         return (row.get(image_column) if isinstance(row, dict) else None) or object()
 
     found = table_rows(path, columns if headless else None, image_column=image_column)
+    is_list = table_kind(path) == LIST_EXTENSION
     for name, rows in groupby(found, key=image_of):
         entry = entry_of_rows(name, list(rows), image_root, spec, path)
         yield entry
-        if table_kind(path) == LIST_EXTENSION and not entry.problem:
+        if is_list and not entry.problem:
             yield from _merged_with(entry, path)
 
 
