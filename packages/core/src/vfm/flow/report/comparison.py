@@ -131,8 +131,9 @@ def settings_table(stages: Mapping[str, Entries], runs: Sequence[str]) -> TableP
         if len(entries) < len(runs):
             rows.append([name, "", *("yes" if run in entries else "no such stage" for run in runs)])
             continue
-        for part in ("config", "sources"):
-            found = {run: {part: _made_with(entry).get(part, {})} for run, entry in entries.items()}
+        made = {run: _made_with(entry) for run, entry in entries.items()}
+        for part in ("config", "sources") if all(made.values()) else ():
+            found = {run: {part: record.get(part, {})} for run, record in made.items()}
             for key, values in _differing(found).items():
                 name_of = key.removeprefix("config.")
                 rows.append([name, name_of, *(_shown(value) for value in values.values())])
@@ -141,12 +142,15 @@ def settings_table(stages: Mapping[str, Entries], runs: Sequence[str]) -> TableP
 
 
 def _made_with(entry: StageEntry) -> Mapping[str, Any]:
-    """Return how an artifact was made; of a stage that has not finished, how it is being made."""
+    """Return how an artifact was made, or is being made; nothing of a stage that has not begun."""
     if entry.manifest:
         return entry.manifest
-    with suppress(UserError):
-        return record_of_step(Slot(entry.directory.parent, entry.id).work)
-    return {}
+    try:
+        record = record_of_step(Slot(entry.directory.parent, entry.id).work)
+    except UserError:
+        return {}
+    config = {key: value for key, value in record["config"].items() if key not in ("name", "kind", "runtime")}
+    return {**record, "config": config}
 
 
 def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
