@@ -11,7 +11,7 @@ from vfm.config import UserError
 
 
 class Output(io.FileIO):
-    """The bytes of the standard output. What cannot be written is a mistake of the user, told from a full store."""
+    """The bytes of the standard output, whose errors are not reported as those of a full store."""
 
     def write(self, data: Any) -> int:
         """Write bytes.
