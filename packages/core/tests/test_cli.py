@@ -338,6 +338,12 @@ def test_init_writes_the_shipped_recipe_with_its_comments(like, toys):
     assert "#" in written
 
 
+def test_init_makes_the_folder_of_its_file(toys):
+    assert run_here("init", "new/folder/mine.yaml", "--like", "r.yaml").code == 0
+    assert Path("new/folder/mine.yaml").read_text().endswith(Path("r.yaml").read_text())
+    assert Path("new/folder/vfm.schema.json").is_file()
+
+
 def test_plan_shows_the_resolved_recipe_of_one_with_a_base(toys):
     Path("mine.yaml").write_text("base: r.yaml\nstages: [{name: a, count: 9}]\n")
     out = run_here("plan", "mine.yaml").out
