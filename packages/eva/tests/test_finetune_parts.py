@@ -21,7 +21,7 @@ from test_finetune import encoder, losses, run, stage
 from test_finetune import train as labelled_train  # noqa: F401  (a fixture)
 from vfm import stages
 from vfm.data.tags import write_tags
-from vfm.models import build_vision, load_vision
+from vfm.models import build_vision, load_vision, save_vision
 from vfm.plugin import LabeledDataset, Preflight, TaggedImages, UserError
 from vfm_eva import EvaFinetune
 from vfm_eva.classifier import Classifier, LabeledImages
@@ -206,6 +206,12 @@ def test_mistakes_are_one_line_in_the_preflight(tmp_path: Path, train: LabeledDa
     with pytest.raises(UserError, match="mixup and cutmix mix single classes"):
         stage(augmentation={"mixup": 0.8}).preflight(known)
     stage(freeze_blocks="all").preflight(known)
+    with pytest.raises(ValidationError, match="expected global_batch_size >= 2"):
+        stage(head_norm="batch", global_batch_size=1)
+    two_heads = {"depth": 1, "image_size": 32, "embed_dim": 32, "num_heads": 2, "num_classes": 0}
+    distilled = save_vision(build_vision("deit_tiny_distilled_patch16_224", **two_heads), tmp_path / "distilled")
+    with pytest.raises(UserError, match="head_norm: batch is for encoders with one head"):
+        stage(head_norm="batch", global_pool="token").preflight(Preflight({}, {"encoder": distilled.path}))
     with pytest.raises(ValidationError, match="expected 0 or more blocks, or all; got true"):
         stage(freeze_blocks=True)
     with pytest.raises(ValidationError, match="expected 0 or more blocks, or all; got -1"):
