@@ -49,7 +49,10 @@ def show(
 
 @command
 def runs(store: StoreOption = DEFAULT_STORE, debug: DebugOption = False) -> None:
-    """List the runs of a store: when each was started, its seconds or its state, its recipe and its command."""
+    """List the runs of a store, with their state and command.
+
+    A line has the start, the seconds of a finished run or else its state, the recipe and the command.
+    """
     found = kept_runs(Store(store))
     width = max((len(run.directory.name) for run in found), default=0)
     for run in found:
@@ -195,7 +198,7 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Remove artifacts and partial results that no kept run links to or reads."""
+    """Remove artifacts and partial results that no run uses."""
     if not store.is_dir():
         raise UserError(f"{store}: no such folder; give the folder of artifacts and runs with --store")
     with nullcontext() if dry_run else no_run_starts(Store(store)):
