@@ -195,3 +195,4 @@ def test_any_flipped_bit_of_an_event_is_noticed() -> None:
         damaged = bytearray(whole[1])
         damaged[bit // 8] ^= 1 << bit % 8
         assert damaged_lines([whole[0], bytes(damaged)]) == [2]
+        assert damaged_lines([bytes(damaged), whole[0]]) == [1]  # also where an older version may have written it

@@ -27,6 +27,7 @@ from typing import Any
 
 CRC_KEY = "crc32"  # the last key of a line in a file: a checksum of the line without it
 _STAMP = re.compile(rb', "crc32": "([0-9a-f]{8})"\}\n?\Z')
+_DAMAGED_STAMP = re.compile(rb', "(crc32": "[^"]{8}|[^"]{5}": "[0-9a-f]{8})"\}\n?\Z')
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def damaged_lines(lines: Iterable[bytes]) -> list[int]:
             checked = True
             whole = line.endswith(b"\n") and b"%08x" % zlib.crc32(line[: found.start()] + b"}") == found[1]
         else:
-            whole = not checked and _is_json(line)
+            whole = not checked and not _DAMAGED_STAMP.search(line) and _is_json(line)
         if not whole:
             damaged.append(number)
     return damaged
