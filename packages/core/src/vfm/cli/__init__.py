@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 
 from vfm.cli.command import app, note
-from vfm.cli.console import prepare_streams
-from vfm.config import UserError
+from vfm.cli.console import OutputError, prepare_streams
 
 # isort: off
 from vfm.cli import recipe, finetune, distill, evaluation, models, search, data  # noqa: F401  (the order of `vfm --help`)
@@ -24,7 +23,7 @@ def main() -> None:
     prepare_streams()
     try:
         app(prog_name="vfm")
-    except UserError as error:  # of the output of `vfm --help`, which is no command
+    except OutputError as error:  # of `vfm --help`, which is no command
         note(f"error: {error}")
         sys.exit(2)
     sys.exit(0)

@@ -10,6 +10,10 @@ from typing import Any
 from vfm.config import UserError
 
 
+class OutputError(UserError):
+    """The standard output cannot be written."""
+
+
 class Output(io.FileIO):
     """The bytes of the standard output, whose errors are not reported as those of a full store."""
 
@@ -18,7 +22,7 @@ class Output(io.FileIO):
 
         Raises:
             BrokenPipeError: the reader has ended.
-            UserError: they cannot be written.
+            OutputError: they cannot be written.
         """
         try:
             return super().write(data)
@@ -26,7 +30,7 @@ class Output(io.FileIO):
             raise
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # for what is written when Python ends
-            raise UserError(f"the standard output cannot be written: {error.strerror}") from None
+            raise OutputError(f"the standard output cannot be written: {error.strerror}") from None
 
 
 def prepare_streams() -> None:
