@@ -72,6 +72,9 @@ def test_a_step_that_is_not_finite_stops_the_training_before_it_is_taken(tmp_pat
     ("algorithm", "options", "line"),
     [
         ("lion", {"momentums": 0.9}, r"optimizer\.options: timm's lion: .*momentums"),
+        ("lion", {"momentum": 0.3}, r"optimizer\.options: timm's lion: expected betas, .*, foreach, got momentum$"),
+        ("clion", {"eps": 1e-6}, r"optimizer\.options: timm's clion: expected betas, .*, foreach, got eps$"),
+        ("muon", {"layer_decay": 0.7, "weight_decay": 1.0}, "optimizer.options: .*, got layer_decay, weight_decay$"),
         ("lion", {"betas": [0.9]}, r"optimizer\.options: timm's lion: list index out of range"),
         (
             "muon",

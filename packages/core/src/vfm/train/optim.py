@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -43,8 +44,14 @@ def build_timm(config: TimmOptimizer, groups: Groups, lr: float) -> torch.optim.
     """Return an optimizer of timm's factory over the groups.
 
     Raises:
-        UserError: it does not have such an option.
+        UserError: it does not have such an option, or the option does not fit.
     """
+    takes = list(signature(get_optimizer_class(config.algorithm, bind_defaults=False)).parameters)
+    allowed = [name for name in takes if name not in ("params", "lr", "weight_decay")]
+    if unknown := [name for name in config.options if name not in allowed]:  # timm drops some of them
+        raise UserError(
+            f"optimizer.options: timm's {config.algorithm}: expected {', '.join(allowed)}, got {', '.join(unknown)}"
+        )
     try:
         made: torch.optim.Optimizer = create_optimizer_v2(groups, config.algorithm, lr=lr, **config.options)
     except (AssertionError, IndexError, TypeError, ValueError) as error:
