@@ -129,8 +129,15 @@ def test_a_training_checkpoint_of_open_clip_loads(clip: ClipModel, tmp_path: Pat
     """With optimizer and scaler; schedules that use numpy leave learning rates that are numpy's numbers."""
     optimizer = torch.optim.AdamW(clip.module.parameters())
     optimizer.param_groups[0]["lr"] = np.float64(1e-3)
+    optimizer.param_groups[0]["betas"] = (np.float32(0.9), np.float16(0.98))
     state = {f"module.{key}": value for key, value in clip.module.state_dict().items()}
-    record = {"epoch": 3, "name": "run", "state_dict": state, "optimizer": optimizer.state_dict()}
+    record = {
+        "epoch": np.int64(3),
+        "best": np.bool_(True),
+        "name": "run",
+        "state_dict": state,
+        "optimizer": optimizer.state_dict(),
+    }
     torch.save({**record, "scaler": torch.amp.GradScaler("cpu").state_dict()}, tmp_path / "epoch_3.pt")
     assert equal_features(import_clip(NAME, str(tmp_path / "epoch_3.pt")), clip)
 
@@ -387,6 +394,13 @@ def test_harmful_or_damaged_file_is_a_one_line_error_and_nothing_runs(content: s
     with pytest.raises(UserError, match=r"w\.pt") as caught:
         load_state_dict(file)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("thing", "name"), [(Harmful(), "exec"), (np.str_("a"), "numpy.dtypes.StrDType")])
+def test_the_class_that_a_checkpoint_must_not_hold_is_named(thing: object, name: str, tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(2), "more": thing}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=rf"holds objects other than tensors \(the first: {name}\), which could run"):
+        load_state_dict(tmp_path / "w.pt")
 
 
 def run(stage: ImportClip | ImportVision, folder: Path) -> Artifact:

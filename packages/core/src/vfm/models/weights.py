@@ -21,13 +21,13 @@ from torch import Tensor
 
 from vfm.config import UserError
 
-# What trainers save beside tensors: their `args`, and learning rates that are numpy's numbers. Files of numpy 1 have an
-# older name of the same function.
+# What trainers save beside tensors: their `args`, and rates and counts that are numpy's numbers. Files of numpy 1 have
+# an older name of the same function.
 _SCALAR: Any = np.float64(0).__reduce__()[0]
 _BESIDE_TENSORS: list[Any] = [
     argparse.Namespace,
     np.dtype,
-    type(np.dtype(np.float64)),
+    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"},
     _SCALAR,
     (_SCALAR, "numpy.core.multiarray.scalar"),
 ]
@@ -102,9 +102,11 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
         raise UserError(f"{file}: no such checkpoint file")
     try:
         content: Any = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
-    except UnpicklingError:
+    except UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)|got <class '([\w.]+)'>", str(error))
+        of = f" (the first: {found[1] or found[2]})" if found else ""
         raise UserError(
-            f"{file}: holds objects other than tensors, which could run code; save its state dict only"
+            f"{file}: holds objects other than tensors{of}, which could run code; save its state dict only"
         ) from None
     except UserError:
         raise
