@@ -23,10 +23,12 @@ def test_a_killed_process_ends_the_other_with_a_message(tmp_path: Path, parallel
     assert message.endswith("the next run resumes from the last checkpoint")
 
 
-def test_a_stopped_process_ends_the_other_with_a_message(tmp_path: Path) -> None:
+def test_a_stopped_process_is_killed_and_ends_the_other_with_a_message(tmp_path: Path) -> None:
     job = {"folder": "stopped", "plan": plan().model_dump(mode="json"), "ending": "SIGSTOP"}
     errors = in_processes(2, tmp_path, [job], code=1)
-    assert "process 0 ends: process 1 of 2 hangs: no sign of life for" in errors
+    assert (tmp_path / "stopped" / "stopped-0.txt").exists(), errors  # its collective has failed: nobody waits
+    message = (tmp_path / "stopped" / "stopped-0.txt").read_text()
+    assert message.startswith("process 1 of 2 hangs: no sign of life for")
 
 
 def watch(number: int, lost: list[str], silence: float) -> list[Heartbeat]:

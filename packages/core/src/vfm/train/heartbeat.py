@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -26,7 +27,8 @@ class Heartbeat:
     """A thread that writes signs of life into the store of the process group, and watches those of the next process.
 
     A process on the same machine is lost at once when it dies; one elsewhere, and one that is stopped or stuck with
-    Python's lock, after some silence. What a process waits for (data, a collective) is not watched.
+    Python's lock, after some silence, and is then killed where it is on this machine. What a process waits for (data, a
+    collective) is not watched.
 
     Args:
         store: of the process group, with keys of its own.
@@ -93,7 +95,15 @@ class Heartbeat:
         message = self._judge((self.rank + 1) % self.size)
         if message:
             self.store.set(LOST, message)
+            self._end_hung()
         return message
+
+    def _end_hung(self) -> None:
+        """Kill the lost process if it still lives on this machine: collectives fail then, and torchrun need not wait."""
+        _, place, _, pid = self._sign.split()
+        if place == _place() and int(pid) != os.getpid() and not _is_dead(pid):  # not where the ranks are threads
+            with suppress(OSError):
+                os.kill(int(pid), signal.SIGKILL)
 
     def _judge(self, rank: int) -> str:
         key = f"alive-{rank}"
