@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import train_toy
 from train_toy import BAD, NUM_BAD, Regression, Samples, killed_plan, plan, train
+from vfm.plugin import UserError
 from vfm.train import Preempted
 from vfm.train.state import load_model, model_tensors
 
@@ -221,3 +222,17 @@ def test_tied_weights_are_saved_once_and_loaded_tied():
     load_model(second, tensors, "here")
     assert torch.equal(second.head.weight, first.head.weight)
     assert second.head.weight is second.embed.weight
+
+
+@pytest.mark.parametrize(
+    ("saved", "line"),
+    [
+        ([torch.nn.Linear(3, 2)], "expected 1.weight, which it lacks"),
+        ([torch.nn.Linear(3, 2), torch.nn.Linear(4, 1)], r"expected 1.weight of shape \[1, 2\], got \[1, 4\]"),
+        ([torch.nn.Linear(3, 2), torch.nn.Linear(2, 1), torch.nn.Linear(1, 1)], "got 2.weight, which this model lacks"),
+    ],
+)
+def test_the_first_weight_that_differs_from_the_models_is_named(saved, line):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    with pytest.raises(UserError, match=f"^here: the state is of another model, or of another update of it: {line}$"):
+        load_model(model, model_tensors(torch.nn.Sequential(*saved)), "here")

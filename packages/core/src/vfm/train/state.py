@@ -28,16 +28,26 @@ def load_model(module: nn.Module, tensors: dict[str, Tensor], where: str) -> Non
     """Load what `model_tensors` returned, into all names of tied weights; every key must match.
 
     Raises:
-        UserError: it is the state of another model, as `continue_from` may name it; `where` is its place.
+        UserError: it is the state of another model, as `continue_from` may name it; `where` is its place. The line has
+            the first weight that differs.
     """
     first: dict[int, str] = {}
     state = module.state_dict(keep_vars=True)
     names = {name: first.setdefault(id(value), name) for name, value in state.items()}
-    try:
-        module.load_state_dict({name: tensors[key] for name, key in names.items() if key in tensors}, strict=True)
-    except RuntimeError as error:
-        what = " ".join(str(error).split())
-        raise UserError(f"{where}: the state is of another model, or of another update of it: {what:.200}") from None
+    expected = {key: state[key] for key in names.values()}
+    if differs := _difference({key: value.shape for key, value in expected.items()}, tensors):
+        raise UserError(f"{where}: the state is of another model, or of another update of it: {differs}")
+    module.load_state_dict({name: tensors[key] for name, key in names.items()}, strict=True)
+
+
+def _difference(expected: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> str:
+    """Return what the first weight is that a state has in another shape, lacks, or has in excess; empty if none."""
+    for name, shape in expected.items():
+        if name not in found:
+            return f"expected {name}, which it lacks"
+        if found[name].shape != shape:
+            return f"expected {name} of shape {list(shape)}, got {list(found[name].shape)}"
+    return next((f"got {name}, which this model lacks" for name in found if name not in expected), "")
 
 
 def as_whole(value: Tensor) -> Tensor:
