@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
 from clip_world import COLOURS, EVA, VIT, halves, make_pool
+from vfm.cli import app
 from vfm.config import error_lines
 from vfm.data import DatasetSpec, Shard, write_index, write_tar
 from vfm.models import build_clip, build_vision, save_clip, save_vision
@@ -257,3 +261,43 @@ def test_unknown_names_and_models_with_more_than_two_towers_are_refused() -> Non
     assert "did you mean 'ViT-Nano-4-32'" in misfit(stage(model="ViT-Nano-4-23"))
     assert "coca_ViT-B-32 also writes captions" in misfit(stage(model="coca_ViT-B-32"))
     assert "not a multiple of its patch size" in misfit(stage(image_size=33))
+
+
+COOLED = """\
+stages:
+  - {kind: shapes.pool, name: pool, num_samples: 16}
+  - {kind: clip.train, name: clip, data: pool, steps: 4, global_batch_size: 8, checkpoint: {keep_every: 2}}
+  - {kind: clip.train, name: cooled, data: pool, steps: 6, global_batch_size: 8, continue_from: {training: clip}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["cooled.continue_from.step=3"], "cooled: continue_from: clip keeps no checkpoint of step 3"),
+        (["cooled.continue_from.training=pool"], "cooled: continue_from: expected a clip.train, got pool, a shapes.po"),
+        (
+            ["cooled.skip_steps=[2,5]"],
+            "cooled: skip_steps: expected steps after 4, from which cooled continues, got [2]",
+        ),
+        (["cooled.skip_steps=[7]"], "cooled: skip_steps: expected some of the steps 1 to 6, got [7]"),
+        (["runtime.processes=3"], "clip: global_batch_size: expected a multiple of runtime.processes, 3, got 8"),
+    ],
+)
+def test_a_plan_shows_what_cannot_be_trained(
+    settings: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(COOLED)
+    assert CliRunner().invoke(app, ["plan", "r.yaml"]).exit_code == 0
+    done = CliRunner().invoke(app, ["plan", "r.yaml", *(word for each in settings for word in ("--set", each))])
+    assert done.exit_code == 2
+    assert line in done.stderr
+
+
+def test_a_plan_of_a_training_that_continues_imports_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(COOLED)
+    plan = "sys.argv = ['vfm', 'plan', 'r.yaml']; vfm.cli.main()"
+    program = f"import sys, vfm.cli\ntry: {plan}\nfinally: print('with torch:', 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.endswith("with torch: False\n"), done.stderr

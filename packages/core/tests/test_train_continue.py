@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 import train_toy
 from train_toy import Probe, Regression, Samples, plan
+from vfm.checkpoint_folders import checkpoint_folder
 from vfm.events import Event
 from vfm.flow.continuation import check_continuation
 from vfm.flow.manifest import EventNotes
@@ -22,7 +24,6 @@ from vfm.incidental import decisive_settings, incidental_settings
 from vfm.interfaces import WarmupStableDecay
 from vfm.plugin import Context, Preflight, UserError
 from vfm.train import fit
-from vfm.train.continuation import checkpoint_folder
 
 STEADY = {"schedule": "constant", "ema_decay": 0.9, "checkpoint": {"keep_state": True}}
 
@@ -185,8 +186,28 @@ def test_what_cannot_continue_is_known_before_the_run(tmp_path: Path) -> None:
         check(plan(name="first", optimizer="sgd", checkpoint={"keep_state": True}))
     with pytest.raises(UserError, match=r"expected a toy\.train, got first, a eval\.probe"):
         check(Probe(name="first"))
-    with pytest.raises(UserError, match="first kept no checkpoint"):
+    with pytest.raises(UserError, match=r"no checkpoint was kept there; set checkpoint.keep_state: true in that"):
         check(plan(name="first"), {"first": tmp_path})
+    with pytest.raises(UserError, match=r"expected a toy\.train, got first, a eval\.probe"):
+        check(Probe(name="first"), {"first": tmp_path})
+    for step in (5, 10):
+        (tmp_path / "training" / f"step-{step:08d}").mkdir(parents=True)
+    check(plan(name="first"), {"first": tmp_path}, step=5)
+    with pytest.raises(UserError, match=r"expected a step of 5, 10, got continue_from\.step: 7"):
+        check(plan(name="first"), {"first": tmp_path}, step=7)
+    with pytest.raises(UserError, match="first has 10 steps: expected more steps in all, got 9"):
+        check(plan(name="first"), {"first": tmp_path}, steps=9)
+
+
+def test_a_step_that_cannot_be_skipped_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"skip_steps: expected some of the steps 1 to 12, got \[13, 99\]"):
+        plan(skip_steps=[12, 13, 99])
+    stage = plan(steps=20, skip_steps=[13, 12, 5], continue_from={"training": "first"})
+    first = plan(name="first", checkpoint={"keep_state": True})
+    with pytest.raises(
+        UserError, match=r"skip_steps: expected steps after 12, from which toy continues, got \[12, 5\]"
+    ):
+        check_continuation(stage, Preflight({"first": first}, {}))
 
 
 def identity(store: Path, **settings: Any) -> str:

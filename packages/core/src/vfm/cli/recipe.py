@@ -42,7 +42,7 @@ from vfm.flow.reasons import reasons
 from vfm.flow.recipe import Recipe, load_recipe
 from vfm.flow.recipe_run import reporting, run_recipe
 from vfm.flow.recipe_source import find_recipe, read_text
-from vfm.flow.run import Outcome, preflight, run_plan
+from vfm.flow.run import Outcome, check_continuations, preflight, run_plan
 from vfm.flow.runs import open_run
 from vfm.flow.schema import json_schema
 from vfm.flow.store import Store
@@ -158,6 +158,7 @@ def plan(
         status = f"[{STATUS_COLOURS[step.status]}]{step.status}[/]"
         table.add_row(step.stage.name, step.stage.kind, step.slot.name, status, escape(", ".join(step.inputs)))
     console.print(table)
+    check_continuations(steps)
     for name, reason in reasons(loaded, steps, Store(store)).items():
         show(f"{name} is new: {reason}")
     if loaded.bases:

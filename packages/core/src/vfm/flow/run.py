@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,17 +90,11 @@ def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
     Raises:
         UserError: one line for each check that failed.
     """
-    stages = {step.stage.name: step.stage for step in steps}
     failures = []
-    for step in steps:
-        if step.status == "cached" and not fresh:
-            continue
-        gone = stages if fresh else ()
-        known = {ref: folder for ref, folder in step.folders.items() if ref not in gone and folder.is_dir()}
+    for step, before in _waiting(steps, fresh=fresh):
         tasks = step.stage.evaluation.tasks if isinstance(step.stage, Training) else []
         for prefix, stage in [("", step.stage), *((f"evaluation.tasks.{task.name}: ", task) for task in tasks)]:
             try:
-                before = Preflight(stages, known, step.inputs)
                 if isinstance(stage, Training):
                     _check_training(stage)
                     check_continuation(stage, before)
@@ -109,6 +103,33 @@ def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
                 failures.append(f"{step.stage.name}: {prefix}{error}")
     if failures:
         raise UserError("\n".join(failures))
+
+
+def check_continuations(steps: Sequence[Step]) -> None:
+    """Check `continue_from` of every training that would run: the part of `preflight` that needs no torch.
+
+    Raises:
+        UserError: one line for each that does not fit.
+    """
+    failures = []
+    for step, before in _waiting(steps):
+        try:
+            if isinstance(step.stage, Training):
+                check_continuation(step.stage, before)
+        except UserError as error:
+            failures.append(f"{step.stage.name}: {error}")
+    if failures:
+        raise UserError("\n".join(failures))
+
+
+def _waiting(steps: Sequence[Step], *, fresh: bool = False) -> Iterator[tuple[Step, Preflight]]:
+    """Yield the steps that will run, each with what is known before."""
+    stages = {step.stage.name: step.stage for step in steps}
+    gone = stages if fresh else ()
+    for step in steps:
+        if fresh or step.status != "cached":
+            known = {ref: folder for ref, folder in step.folders.items() if ref not in gone and folder.is_dir()}
+            yield step, Preflight(stages, known, step.inputs)
 
 
 def _check_training(stage: Training) -> None:

@@ -10,23 +10,20 @@ from vfm.interfaces.methods import (
     Portion,
     VisionPretraining,
 )
+from vfm.interfaces.schedules import ConstantSchedule, CosineSchedule, Schedule, WarmupStableDecay
 from vfm.interfaces.timm_optimizer import TimmOptimizer
 from vfm.interfaces.training import (
     AdamW,
     CheckpointPolicy,
-    ConstantSchedule,
     ContinueFrom,
-    CosineSchedule,
     Decay,
     EvaluationPolicy,
     Lamb,
     Loading,
     Optimizer,
-    Schedule,
     Sgd,
     Training,
     TrainingRuntime,
-    WarmupStableDecay,
 )
 
 __all__ = [

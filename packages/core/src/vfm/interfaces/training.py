@@ -12,10 +12,10 @@ from vfm.config import Config
 from vfm.incidental import INCIDENTAL, Incidental
 from vfm.interfaces.acceleration import LayerRuntime
 from vfm.interfaces.evaluation import AnyEvaluation, check_evaluations
+from vfm.interfaces.schedules import CosineSchedule, Schedule, WarmupStableDecay
 from vfm.parts import Part
 from vfm.stage import Ref, Seed, Stage
 
-KEPT_FOLDER = "training"  # of an artifact, with the checkpoints that are kept
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -62,31 +62,6 @@ class Sgd(Optimizer):
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum")
 
 
-class Schedule(Part):
-    """Base class of the learning-rate schedules.
-
-    `build(lr, num_steps)` returns a function from the step (from 0) to the rate. The rate rises linearly to `lr`
-    over `warmup_steps` before the schedule proper.
-    """
-
-    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises linearly to lr")
-
-
-class CosineSchedule(Schedule):
-    """Half a cosine from `lr` to `min_lr`, as in open_clip."""
-
-    type: Literal["cosine"] = Field("cosine", description="falls from lr to min_lr along half a cosine")
-    work: ClassVar[str] = "vfm.train.schedule:cosine"
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
-
-
-class ConstantSchedule(Schedule):
-    """`lr` to the end."""
-
-    type: Literal["constant"] = Field("constant", description="stays at lr")
-    work: ClassVar[str] = "vfm.train.schedule:constant"
-
-
 class Loading(Config):
     """How samples are read."""
 
@@ -103,18 +78,6 @@ class Loading(Config):
     cache_folder: Annotated[str, INCIDENTAL] = Field(
         "~/.cache/vfm/shards", min_length=1, description="folder of these copies, best on a local disk"
     )
-
-
-class WarmupStableDecay(Schedule):
-    """`lr` for most steps, then a decay to `min_lr` (arXiv:2405.18392); with `continue_from`, a cool-down."""
-
-    type: Literal["wsd"] = Field("wsd", description="stays at lr, and falls to min_lr over the last decay_steps")
-    work: ClassVar[str] = "vfm.train.schedule:warmup_stable_decay"
-    decay_steps: int = Field(ge=1, description="steps at the end over which the learning rate falls")
-    shape: Literal["linear", "sqrt", "cosine"] = Field(
-        "linear", description="of the decay after a share x of it: 1 - x, 1 - sqrt(x), or half a cosine"
-    )
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
 
 
 class CheckpointPolicy(Config):
@@ -257,6 +220,15 @@ class Training(Stage):
         return self
 
     @model_validator(mode="after")
+    def _batch_is_divisible(self) -> Training:
+        if self.global_batch_size % self.runtime.processes:
+            raise ValueError(
+                f"global_batch_size: expected a multiple of runtime.processes, {self.runtime.processes}, got"
+                f" {self.global_batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_be_sharded(self) -> Training:
         if self.runtime.parallel == "fsdp" and not self.can_shard:
             raise ValueError(f"runtime.parallel: expected ddp, got fsdp, which {self.kind} does not support")
@@ -273,9 +245,11 @@ class Training(Stage):
         return self
 
     @model_validator(mode="after")
-    def _profiled_steps_are_taken(self) -> Training:
+    def _named_steps_exist(self) -> Training:
         if (steps := self.runtime.profile) and steps[1] > self.num_steps:
             raise ValueError(f"runtime.profile: expected two of the steps 1 to {self.num_steps}, got {list(steps)}")
+        if above := [step for step in self.skip_steps if step > self.num_steps]:
+            raise ValueError(f"skip_steps: expected some of the steps 1 to {self.num_steps}, got {above}")
         return self
 
     @model_validator(mode="after")

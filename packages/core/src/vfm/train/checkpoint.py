@@ -30,6 +30,7 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from vfm.artifacts import TrainingState
+from vfm.checkpoint_folders import checkpoints_in, step_of
 from vfm.config import UserError
 from vfm.integrity import FILES, Known, damage, hash_file, hash_folder, known_files, read_sealed, seal, wrong_sizes
 from vfm.interfaces import CheckpointPolicy
@@ -94,24 +95,13 @@ class Checkpoints:
         """Return whether the checkpoint after this step is kept by `keep_every`."""
         return self.policy.keep_every is not None and step % self.policy.keep_every == 0
 
-    @staticmethod
-    def step_of(folder: Path) -> int:
-        """Return the step of a checkpoint's folder by its name."""
-        return int(folder.name.removeprefix("step-"))
-
     def due_by_time(self) -> bool:
         """Return whether the last checkpoint of this run is `every_minutes` old."""
         return time.monotonic() - self.saved_at >= self.policy.every_minutes * 60
 
-    @staticmethod
-    def in_folder(folder: Path) -> list[Path]:
-        """Return the checkpoints in a folder, oldest first; one that a user has renamed is left alone."""
-        numbered = [one for one in folder.glob("step-*") if one.name.removeprefix("step-").isdecimal()]
-        return sorted(numbered, key=Checkpoints.step_of)
-
     def found(self) -> list[Path]:
         """Return the checkpoints of the training, oldest first."""
-        return self.in_folder(self.folder)
+        return checkpoints_in(self.folder)
 
     def save(self, snapshot: Snapshot) -> None:
         """Begin to copy the tensors and to write them; afterwards, the oldest checkpoints are deleted.
@@ -153,7 +143,7 @@ class Checkpoints:
         Raises:
             UserError: some processes found no checkpoints, and others did.
         """
-        steps = self.world.gather([self.step_of(folder) for folder in self.found()])
+        steps = self.world.gather([step_of(folder) for folder in self.found()])
         if any(steps) and not all(steps):
             raise UserError(
                 f"the checkpoints in {self.folder} differ between processes: expected the same steps, got {steps} in"
@@ -256,15 +246,15 @@ class Checkpoints:
 
     def _delete_old(self, step: int) -> None:
         """Delete what the policy does not keep; checkpoints after this step are damaged, and none of those to keep."""
-        for old in [one for one in self.found() if self.step_of(one) <= step][: -self.policy.keep_last]:
-            if not self.is_kept(self.step_of(old)):
+        for old in [one for one in self.found() if step_of(one) <= step][: -self.policy.keep_last]:
+            if not self.is_kept(step_of(old)):
                 shutil.rmtree(old)
 
     def _read(self, folder: Path) -> Snapshot:
         facts = read_sealed(folder / META_FILE, "step")
         step, known = facts.pop("step"), known_files(facts, folder / META_FILE) or {}
         facts.pop(FILES, None)
-        if self.step_of(folder) != step:
+        if step_of(folder) != step:
             raise ValueError(f"{META_FILE} is that of step {step}")
         if problems := wrong_sizes(folder, known) or damage(folder, self._checked_here(known)):
             raise ValueError("; ".join(problems))

@@ -6,9 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
+from vfm.checkpoint_folders import KEPT_FOLDER, checkpoint_folder, step_of
 from vfm.config import UserError
 from vfm.interfaces import Training
-from vfm.interfaces.training import KEPT_FOLDER
 from vfm.stage import Context
 from vfm.train.checkpoint import Checkpoints, Snapshot
 from vfm.train.curves import METRICS_FILE
@@ -24,7 +24,7 @@ def keep_checkpoints(checkpoints: Checkpoints, directory: Path, last: int) -> No
     """
     policy = checkpoints.policy
     for folder in checkpoints.found():
-        step = checkpoints.step_of(folder)
+        step = step_of(folder)
         if checkpoints.is_kept(step) or (policy.keep_state and step == last):
             shutil.copytree(folder, directory / KEPT_FOLDER / folder.name, copy_function=_link, dirs_exist_ok=True)
 
@@ -82,29 +82,3 @@ def earlier_snapshot(config: Training, ctx: Context, checkpoints: Checkpoints) -
     }
     snapshot.tensors.pop("best", None)
     return snapshot
-
-
-def checkpoint_folder(place: Path, step: int | None) -> Path:
-    """Return the folder of a checkpoint.
-
-    Args:
-        place: an artifact with kept checkpoints, or a checkpoint.
-        step: the step; None: the last one that is kept.
-
-    Raises:
-        UserError: there is no such checkpoint.
-    """
-    if place.name.startswith("step-"):
-        kept = [one for one in Checkpoints.in_folder(place.parent) if one.name == place.name]
-        if not kept:
-            raise UserError(f"{place}: expected a folder step-NUMBER, as the training has named it")
-    else:
-        kept = Checkpoints.in_folder(place / KEPT_FOLDER)
-    steps = [Checkpoints.step_of(folder) for folder in kept]
-    if not kept:
-        raise UserError(
-            f"{place}: this training kept no checkpoint to continue from; set checkpoint.keep_state: true there"
-        )
-    if step is not None and step not in steps:
-        raise UserError(f"{place}: expected a step of {', '.join(map(str, steps))}, got continue_from.step: {step}")
-    return kept[-1] if step is None else kept[steps.index(step)]

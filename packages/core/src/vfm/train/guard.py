@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vfm.checkpoint_folders import checkpoints_in
 from vfm.config import UserError
 from vfm.data.batch import Batch
 from vfm.interfaces import Training
 from vfm.stage import Context
 from vfm.statistics import wilson_interval
-from vfm.train.checkpoint import Checkpoints
 from vfm.train.dist import World
 
 NAMED = 8  # samples that a message names; the others are in a file
@@ -79,7 +79,7 @@ class FiniteGuard:
     def _advice(self, step: int) -> str:
         """Return what the user can do about a step, counted from 1: the same command would stop there again."""
         skip = f"skip_steps: [{step}] leaves this step out"
-        saved = Checkpoints.in_folder(self.ctx.work)
+        saved = checkpoints_in(self.ctx.work)
         again = f", and continue_from: {{training: {saved[-1]}}} goes on from there" if saved else ""
         return f"a lower lr or optimizer.grad_clip_norm may help, {skip}{again}"
 

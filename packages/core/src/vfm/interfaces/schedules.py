@@ -1,0 +1,46 @@
+"""Learning-rate schedules of trainings."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from vfm.parts import Part
+
+
+class Schedule(Part):
+    """Base class of the learning-rate schedules.
+
+    `build(lr, num_steps)` returns a function from the step (from 0) to the rate. The rate rises linearly to `lr`
+    over `warmup_steps` before the schedule proper.
+    """
+
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises linearly to lr")
+
+
+class CosineSchedule(Schedule):
+    """Half a cosine from `lr` to `min_lr`, as in open_clip."""
+
+    type: Literal["cosine"] = Field("cosine", description="falls from lr to min_lr along half a cosine")
+    work: ClassVar[str] = "vfm.train.schedule:cosine"
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
+
+
+class ConstantSchedule(Schedule):
+    """`lr` to the end."""
+
+    type: Literal["constant"] = Field("constant", description="stays at lr")
+    work: ClassVar[str] = "vfm.train.schedule:constant"
+
+
+class WarmupStableDecay(Schedule):
+    """`lr` for most steps, then a decay to `min_lr` (arXiv:2405.18392); with `continue_from`, a cool-down."""
+
+    type: Literal["wsd"] = Field("wsd", description="stays at lr, and falls to min_lr over the last decay_steps")
+    work: ClassVar[str] = "vfm.train.schedule:warmup_stable_decay"
+    decay_steps: int = Field(ge=1, description="steps at the end over which the learning rate falls")
+    shape: Literal["linear", "sqrt", "cosine"] = Field(
+        "linear", description="of the decay after a share x of it: 1 - x, 1 - sqrt(x), or half a cosine"
+    )
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
