@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -75,6 +77,33 @@ def test_folders_and_tars_need_no_captions(world: Path, tmp_path: Path) -> None:
     captions = tmp_path / "pool.parquet"
     assert run_here("embed", world / "clip", world / "pool", "--out", captions).code == 0
     assert pq.read_table(captions)["text"][2].as_py().startswith("blue number")
+
+
+def pictures_with_captions(folder: Path) -> None:
+    """Write pictures in each format: one has a caption, one has none, and one has a caption that is not UTF-8."""
+    captions = {"a": b"a red boat", "b": None, "c": b"gr\xf6\xdfer"}
+    (folder / "flat").mkdir()
+    for name, caption in captions.items():
+        (folder / "flat" / f"{name}.png").write_bytes(png("red"))
+        if caption:
+            (folder / "flat" / f"{name}.txt").write_bytes(caption)
+    with tarfile.open(folder / "t.tar", "w") as out:
+        for file in sorted((folder / "flat").iterdir()):
+            out.add(file, file.name)
+    rows = b"".join(b"flat/%s.png,%s\n" % (name.encode(), caption or b"") for name, caption in captions.items())
+    (folder / "t.csv").write_bytes(b"image,caption\n" + rows)
+    texts = pa.array(captions.values(), pa.binary()).cast(pa.string(), safe=False)
+    pq.write_table(pa.table({"image": [png("red")] * 3, "caption": texts}), folder / "t.parquet")
+
+
+@pytest.mark.parametrize("data", ["flat", "t.tar", "t.csv", "t.parquet"])
+def test_captions_are_taken_along_and_pictures_without_one_are_kept(world: Path, tmp_path: Path, data: str) -> None:
+    pictures_with_captions(tmp_path)
+    done = run_here("embed", world / "clip", tmp_path / data, "--out", tmp_path / "e.parquet")
+    assert done.code == 0, done.err
+    assert pq.read_table(tmp_path / "e.parquet")["text"].to_pylist() == ["a red boat", None, None]
+    found = run_here("search", "boat", "--index", tmp_path / "e.parquet", "--out", tmp_path / "s.png")
+    assert "a red boat" in found.out
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:

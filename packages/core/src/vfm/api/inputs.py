@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -89,7 +90,7 @@ def full_name(model: AnyModel, pretrained: str | None) -> str:
 
 
 def open_images(data: AnyPath | Artifact, folder: Path) -> Source:
-    """Return the images of an artifact, or of a path as `data.pairs` takes it, with or without captions.
+    """Return the images of an artifact, or of a path as `data.pairs` takes it, with their captions, if they have any.
 
     Args:
         data: the artifact, its folder, or the path.
@@ -101,7 +102,10 @@ def open_images(data: AnyPath | Artifact, folder: Path) -> Source:
     place = as_place(data)
     if (Path(place) / FACTS_FILE).is_file():
         return open_dataset(ImageDataset.load(place))
-    layout, spec = find_layout(place, "auto", None), DatasetSpec()
+    layout = find_layout(place, "auto", None)
+    spec = DatasetSpec(captions_optional=True)
+    with suppress(UserError):  # a table without a column of captions, or a list of images
+        spec = layout.with_defaults(spec, labels=False)
     indexing = Indexing(Context("embed", folder, folder, {}), spec, 1.0, place, verify=False)
     indexing.run(folder, layout.shards(folder, spec))
     return Source(folder)

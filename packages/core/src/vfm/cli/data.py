@@ -56,6 +56,11 @@ def data(
             show(f"skipped: {count:,} {reason}{first}")
         if found.num_counted:
             show(f"not checked: {found.num_counted:,} samples were only counted; a bad one is found when it is used")
+        if found.not_taken:
+            example = f"data.pairs with texts: {{en: {found.not_taken[0]}}}"
+            show(f"text that is not read: {', '.join(found.not_taken)}; to read captions: {example}")
+        for caption in found.captions(NUM_PICTURES):
+            show(f"caption: {caption}")
         if sheet := found.sheet(NUM_PICTURES):
             out.parent.mkdir(parents=True, exist_ok=True)
             sheet.save(out)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vfm.data.sample import BadSample
+from vfm.data.spec import DatasetSpec
 
 MAX_CAPTION_BYTES = 64 << 10
 
@@ -98,13 +99,33 @@ def field_of(record: Mapping[str, Any], dotted: str) -> object:
     return value
 
 
-def require_captions(texts: dict[str, list[str]], where: str) -> dict[str, list[str]]:
+def captions_of(spec: DatasetSpec, read: Callable[[str], list[str]], where: str) -> dict[str, list[str]]:
+    """Return the captions of the languages of a spec that have any.
+
+    Args:
+        spec: says where the captions are, and whether a sample may have none.
+        read: returns the captions at a location.
+        where: address of the sample for errors.
+
+    Raises:
+        BadSample: no language has a caption, or one cannot be read, and the spec requires captions.
+    """
+    try:
+        found = {language: read(source) for language, source in spec.texts.items()}
+    except BadSample:
+        if not spec.captions_optional:
+            raise
+        return {}
+    return require_captions(spec, found, where)
+
+
+def require_captions(spec: DatasetSpec, texts: Mapping[str, list[str]], where: str) -> dict[str, list[str]]:
     """Return the captions of the languages that have any.
 
     Raises:
-        BadSample: no language has a caption.
+        BadSample: no language has a caption, and the spec requires one.
     """
     found = {language: captions for language, captions in texts.items() if captions}
-    if not found:
+    if spec.texts and not found and not spec.captions_optional:
         raise BadSample("missing_caption", where)
     return found

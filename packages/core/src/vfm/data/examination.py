@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TypeVar
 
+import numpy as np
+
 from vfm import files
 from vfm.config import UserError
 from vfm.data.images import open_image
@@ -25,6 +27,7 @@ from vfm.data.shards import Found, Shard, ShardReader
 from vfm.data.spec import DatasetSpec
 from vfm.data.webdataset import TarShard, find_tar, scan_shard, slots_of
 from vfm.remote import RemoteError
+from vfm.stages.data import Verify
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -49,10 +52,13 @@ class Examined:
 
 @dataclass(frozen=True)
 class Examination:
-    """Reads one shard: its offsets, and with `verify` every sample, of its image only the header."""
+    """Reads one shard: its offsets, and with `verify` every sample, of its image only the header.
+
+    A shard with a known count is read only if `verify` is `all`.
+    """
 
     spec: DatasetSpec
-    verify: bool
+    verify: Verify
 
     def __call__(self, found: Found) -> Examined:
         """Return what a shard has.
@@ -62,7 +68,7 @@ class Examination:
         """
         try:
             shard, counted = find_tar(found) if isinstance(found, str) else found
-            return self._counted(shard) if counted else self._read(shard)
+            return self._counted(shard) if counted and self.verify != "all" else self._read(shard)
         except RemoteError as error:
             raise UserError(str(error)) from None
 
@@ -78,7 +84,7 @@ class Examination:
             scan = PackedScan(offsets, slots_of(self.spec))
             reader = TarShard(shard.path, shard.size, self.spec, scan=scan)
         shard = replace(shard, num_samples=max(len(reader), shard.num_samples))
-        bad = list(_verify(reader, shard) if self.verify else _lost(reader))
+        bad = list(_verify(reader, shard, self.spec) if self.verify else _lost(reader))
         return Examined(shard, bad, KeySample.of(keys_of(shard, self.spec, reader), all_known=True), offsets)
 
 
@@ -135,15 +141,19 @@ def _in_order(executor: Executor, function: Callable[[S], T], items: Iterable[S]
             future.cancel()
 
 
-def _verify(reader: ShardReader, shard: Shard) -> Iterator[Problem]:
+def _verify(reader: ShardReader, shard: Shard, spec: DatasetSpec) -> Iterator[Problem]:
     """Read every sample of a shard, of its image only the header, and yield the bad ones and the lost ones."""
     cut_off = False
-    for row in range(shard.num_samples):  # more rows than the reader has if a tar is shorter than its known count
+    rows = np.arange(shard.num_samples)  # more than the reader has if a tar is shorter than its known count
+    if not spec.images:  # captions are read by whole columns, and only the rows without any one by one
+        rows = np.setdiff1d(rows, reader.texts(rows, lambda reason, where: None)["row"])
+    for row in rows.tolist():
         if isinstance(reader, TarShard) and row % READ_TOGETHER == 0:
             reader.read_ahead(range(row, min(row + READ_TOGETHER, shard.num_samples)))
         try:
             sample = reader.read(row)
-            open_image(sample.image, f"{shard.path}:{sample.key}")
+            if spec.images:
+                open_image(sample.image, reader.where(row))
         except BadSample as bad:
             cut_off |= bad.reason == "truncated_shard"
             yield row, bad.reason, bad.where

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from vfm import files
 from vfm.config import UserError
-from vfm.data.captions import captions_in, clean_captions, decode_json, field_of, require_captions
+from vfm.data.captions import captions_in, captions_of, clean_captions, decode_json, field_of
 from vfm.data.image_list import ImageEntry, printable
 from vfm.data.sample import BadSample
 from vfm.data.spec import DatasetSpec
@@ -33,11 +34,19 @@ def image_names(folder: str) -> list[str]:
     return names
 
 
-def image_folder(folder: str) -> Iterator[ImageEntry]:
-    """Yield the images below a folder, then the files with an unknown extension; the keys are the file names."""
+def image_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
+    """Yield the images below a folder, then the files with an unknown extension; the keys are the file names.
+
+    A spec with optional captions takes them from the text files beside the images.
+    """
+    visible = _visible(folder)
+    listed = set(visible)
     for name in image_names(folder):
-        yield ImageEntry(name, f"{folder.rstrip('/')}/{name}")
-    yield from _unknown(folder, _visible(folder))
+        path = f"{folder.rstrip('/')}/{name}"
+        beside = {f"{_stem(name)}.{source.partition('.')[0]}" for source in spec.texts.values()}
+        texts = {} if beside.isdisjoint(listed) else captions_of(spec, partial(_captions, path), path)
+        yield ImageEntry(name, path, texts)
+    yield from _unknown(folder, visible)
 
 
 def caption_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
@@ -49,13 +58,10 @@ def caption_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
     for name in image_names(folder):
         path = f"{folder.rstrip('/')}/{name}"
         stems.add(_stem(name))
-        texts, problem = {}, None
         try:
-            texts = {language: _captions(path, source) for language, source in spec.texts.items()}
-            texts = require_captions(texts, path)
-        except BadSample as bad:
-            problem = bad
-        yield ImageEntry(_stem(name), path, texts, problem=problem)
+            yield ImageEntry(_stem(name), path, captions_of(spec, partial(_captions, path), path))
+        except BadSample as bad:  # its address is that of the image, or of a caption that cannot be read
+            yield ImageEntry(_stem(name), bad.where, problem=bad)
     visible = _visible(folder)
     for entry in _unknown(folder, visible):
         stems.add(entry.key)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vfm import files
-from vfm.data.captions import clean_captions, field_of, is_unicode, require_captions
+from vfm.data.captions import captions_of, clean_captions, field_of, is_unicode, require_captions
 from vfm.data.sample import BadSample, Sample, uid_of
 from vfm.data.shards import Shard
 from vfm.data.spec import DatasetSpec
@@ -56,7 +56,7 @@ class ImageEntry:
             raise self.problem
         if self.reason:
             raise BadSample("wrong_encoding", printable(self.image))
-        texts = require_captions(self.texts, self.image) if spec.texts else {}
+        texts = require_captions(spec, self.texts, self.image)
         if spec.label_key and self.label is None:
             raise BadSample("missing_label", self.image)
         image = read_image_file(self.image) if with_image else b""
@@ -75,13 +75,12 @@ def entry_of_rows(
     image = files.join_inside(image_root, name)
     if image is None:
         return ImageEntry(name, name, problem=BadSample("unsafe_path", name))
+
+    def captions_at(source: str) -> list[str]:
+        return [text for row in rows for text in clean_captions(_checked(field_of(row, source), image), image)]
+
     try:
-        texts: dict[str, list[str]] = {
-            language: [text for row in rows for text in clean_captions(_checked(field_of(row, source), image), image)]
-            for language, source in spec.texts.items()
-        }
-        if spec.texts:
-            texts = require_captions(texts, image)
+        texts = captions_of(spec, captions_at, image)
         label = spec.label_of(field_of(rows[0], spec.label_key), image) if spec.label_key else None
     except BadSample as bad:
         return ImageEntry(name, image, problem=bad)
@@ -144,7 +143,7 @@ class ImageListShard:
         """Return the key of a row's sample."""
         return str(self.table["key"][row].as_py())
 
-    def image(self, row: int) -> str:
+    def where(self, row: int) -> str:
         """Return the image file of a row; of a row of a table that could not be read, the address of that row."""
         return str(self.table["image"][row].as_py())
 

@@ -203,7 +203,8 @@ def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, 
         "num_samples": pa.array([shard.num_samples for shard in shards], pa.int64()),
     }
     pq.write_table(pa.table(columns), directory / SHARDS_FILE, write_page_checksum=True)
-    usual = {name for name in ("keys_repeat", "image_root") if not getattr(spec, name)}  # left out: equal bytes as ever
+    left_out = ("keys_repeat", "image_root", "captions_optional")  # where they are the default: equal bytes as ever
+    usual = {name for name in left_out if not getattr(spec, name)}
     (directory / SPEC_FILE).write_text(spec.model_dump_json(indent=1, exclude=usual) + "\n", encoding="utf-8")
     if bad:
         rows = [{"shard": one.shard, "row": one.row, "reason": one.reason, "where": redacted(one.where)} for one in bad]

@@ -24,7 +24,7 @@ from vfm.data.spec import DatasetSpec
 from vfm.data.tar_scan import MAX_ROWS
 from vfm.data.webdataset import TarShard
 from vfm.stage import Context
-from vfm.stages.data import ImageFiles
+from vfm.stages.data import ImageFiles, Verify
 
 MIN_SAMPLES_TO_CHECK = 1000  # with fewer samples, the fraction of bad ones is not meaningful yet
 PEEK = 50  # samples of a shard to try before a dataset is reported as unreadable
@@ -41,7 +41,7 @@ class Indexing:
     max_bad_fraction: float
     place: str  # what is indexed, for errors
     num_samples: int | None = None  # upper limit
-    verify: bool = True  # read every sample of shards without a known count
+    verify: Verify = True  # read every sample of shards without a known count; all: of all shards
     workers: int = 0  # processes that read shards; remote ones are read several at a time in each
     shards: list[Shard] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)

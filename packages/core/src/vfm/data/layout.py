@@ -111,12 +111,12 @@ class Layout:
                 yield from coco_entries(path, self.image_root, spec)
             elif self.kind == "table":
                 yield from table_entries(path, self.image_root or path.rpartition("/")[0] or ".", spec)
-            elif spec.texts:
+            elif spec.texts and not spec.captions_optional:
                 yield from caption_folder(path, spec)
             elif spec.class_names:
                 yield from class_folders(path)[1]
             else:
-                yield from image_folder(path)
+                yield from image_folder(path, spec)
 
 
 def find_layout(

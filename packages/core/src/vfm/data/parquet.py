@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vfm import files
 from vfm.config import UserError
 from vfm.data.arrow_files import ArrowFile
-from vfm.data.captions import clean_captions, field_of, require_captions
+from vfm.data.captions import captions_of, clean_captions, field_of
 from vfm.data.image_list import read_image_file
 from vfm.data.sample import BadSample, Sample, given_uid, uid_of
 from vfm.data.spec import DatasetSpec
@@ -85,6 +85,10 @@ class ParquetShard:
             return str(key)
         return self._name(row)
 
+    def where(self, row: int) -> str:
+        """Return the sample's address for messages: the file and the key."""
+        return f"{self.path}:{self.key(row)}"
+
     def read(self, row: int, *, with_image: bool = True) -> Sample:
         """Read the sample of a row.
 
@@ -95,14 +99,18 @@ class ParquetShard:
         group, place = self._locate(row)
         table = self._group(group, with_image)
         record = {name: table[name][place] for name in table.column_names}
-        values = {name: _value(scalar, where) for name, scalar in record.items()}
-        texts = {lang: clean_captions(field_of(values, source), where) for lang, source in self.spec.texts.items()}
-        if self.spec.texts:
-            texts = require_captions(texts, where)
-        label = self.spec.label_of(field_of(values, self.spec.label_key), where) if self.spec.label_key else None
-        key, url = self.key(row), values.get("url")
-        image = _image_bytes(values[self.image] if self.image else None, self.root, where) if with_image else b""
-        uid = given_uid(values.get("uid")) or uid_of(key)
+
+        def value_at(source: str) -> object:
+            name = source.partition(".")[0]
+            return field_of({name: _value(record[name], where)}, source) if name in record else None
+
+        texts = captions_of(self.spec, lambda source: clean_captions(value_at(source), where), where)
+        label = self.spec.label_of(value_at(self.spec.label_key), where) if self.spec.label_key else None
+        uid, url, _ = (value_at(name) for name in ("uid", "url", "key"))  # the last: raises where `key` would not
+        key = self.key(row)
+        picture = _value(record[self.image], where) if self.image and with_image else None
+        image = _image_bytes(picture, self.root, where) if with_image else b""
+        uid = given_uid(uid) or uid_of(key)
         return Sample(key, uid, image, texts, label, url if isinstance(url, str) and url else None)
 
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:

@@ -94,6 +94,10 @@ class ShardReader(Protocol):
         """Return the key of a row's sample."""
         ...
 
+    def where(self, row: int) -> str:
+        """Return the address of a row's sample for messages."""
+        ...
+
     def read(self, row: int, *, with_image: bool = True) -> Sample:
         """Read the sample of a row; raises BadSample if it cannot be used."""
         ...

@@ -17,7 +17,6 @@ from vfm.artifacts import CuratedSubset, ImageDataset, Pool
 from vfm.config import UserError
 from vfm.data.balanced import BalancedEpochs
 from vfm.data.byte_ranges import Held, ReadAhead, read_together
-from vfm.data.image_list import ImageListShard
 from vfm.data.index import read_index
 from vfm.data.order import Epochs, Order, SameEpochs, SampleOrder
 from vfm.data.sample import Sample
@@ -204,10 +203,7 @@ class Source:
     def where(self, index: int) -> str:
         """Return the address of a sample for messages: its shard and its key, or the image file of a list."""
         shard, row = self.locate(index)
-        reader = self._open(shard)
-        if isinstance(reader, ImageListShard):
-            return reader.image(row)
-        return f"{self.index.shards[shard].path}:{reader.key(row)}"
+        return self._open(shard).where(row)
 
     @property
     def keys(self) -> list[str]:

@@ -20,6 +20,9 @@ class DatasetSpec(Config):
     texts: dict[str, str] = Field(
         default={}, description="language: location of its captions, `txt`, `txt.PART`, `json.FIELD` or a column"
     )
+    captions_optional: bool = Field(
+        False, description="keep samples without a caption, or with one that cannot be read, without it"
+    )
     label_key: str | None = Field(None, description="location of the class: `cls`, `json.FIELD` or a column")
     labels_key: str | None = Field(
         None, description="tars: location of several labels, `npy` (one flag per class) or `json.FIELD` (a list)"

@@ -24,6 +24,7 @@ from vfm.data.image_list import ImageEntry, Row, entry_of_rows
 from vfm.data.parquet import DAMAGE, open_parquet
 from vfm.data.sample import BadSample
 from vfm.data.spec import DatasetSpec
+from vfm.data.texts import is_text
 from vfm.data.webdataset import IMAGE_EXTENSIONS
 
 TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "parquet")
@@ -77,6 +78,15 @@ def table_columns(path: str) -> list[str]:
         expected = "; expected a JSON object in each line" if kind == "jsonl" else ""
         raise UserError(f"{path}: the table is empty{expected}")
     return columns
+
+
+def text_columns(path: str) -> list[str]:
+    """Return the columns of a table that have text; of a table without types, those with a word in the first row."""
+    if table_kind(path) == "parquet":
+        schema = open_parquet(path).schema_arrow
+        return [field.name for field in schema if is_text(getattr(field.type, "value_type", field.type))]
+    first = next((row for row in table_rows(path) if isinstance(row, dict)), {})
+    return [name for name, value in first.items() if isinstance(value, str) and any(map(str.isalpha, value))]
 
 
 def find_column(columns: list[str], name: str | None, defaults: tuple[str, ...], field: str, path: str) -> str:

@@ -160,9 +160,7 @@ class TarShard:
             raise BadSample("unknown_extension" if places[0][0] == UNKNOWN else "missing_image", where)
         members = self._members(_ranges(places, self._slots(with_image)), where)
         record = captions.decode_json(members["json"], where) if "json" in members else {}
-        texts = {language: self._texts(source, members, record, where) for language, source in self.spec.texts.items()}
-        if self.spec.texts:
-            texts = captions.require_captions(texts, where)
+        texts = captions.captions_of(self.spec, lambda source: self._texts(source, members, record, where), where)
         url = record.get("url")
         return Sample(
             key=key,

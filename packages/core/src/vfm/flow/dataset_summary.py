@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 from pydantic import ValidationError
 
+from vfm import files
 from vfm.artifacts import (
     FACTS_FILE,
     Artifact,
     ChoiceDataset,
     ImageDataset,
+    PairDataset,
     QuestionDataset,
     TaggedImages,
     VideoDataset,
@@ -23,6 +26,10 @@ from vfm.config import UserError, did_you_mean, error_lines
 from vfm.data.contact_sheet import contact_sheet
 from vfm.data.index import read_index
 from vfm.data.layout import find_layout
+from vfm.data.parquet import IMAGE_COLUMNS
+from vfm.data.sample import BadSample
+from vfm.data.source import open_dataset
+from vfm.data.table import CAPTION_COLUMNS, PATH_COLUMNS, text_columns
 from vfm.events import Event
 from vfm.flow.evaluation.datasets import import_fields
 from vfm.flow.evaluation.inputs import Fields
@@ -45,7 +52,9 @@ class DatasetSummary:
         skipped: number of samples that are left out, by reason.
         first: address of the first sample of each reason; empty for a saved artifact.
         passed_over: the stage that fits the format, and why it cannot import the files; empty if it does.
-        num_counted: samples that were only counted, since their files have their number; a bad one is found in use.
+        num_counted: samples of remote files that were only counted, since the files have their number; a bad one is
+            found in use.
+        not_taken: columns of text of a table that are neither captions nor labels of the dataset.
     """
 
     fields: Fields
@@ -54,6 +63,7 @@ class DatasetSummary:
     first: dict[str, str] = field(default_factory=dict)
     passed_over: str = ""
     num_counted: int = 0
+    not_taken: list[str] = field(default_factory=list)
 
     def sheet(self, count: int) -> Image.Image | None:
         """Return the first pictures with their captions as one; None if the stage shows none."""
@@ -61,6 +71,16 @@ class DatasetSummary:
         pictures = [picture for panel in panels for picture in panel.pictures][:count]
         opened = [(Image.open(self.dataset.path / picture.file), picture.caption) for picture in pictures]
         return contact_sheet(opened) if opened else None
+
+    def captions(self, count: int) -> list[str]:
+        """Return the first captions of a dataset without images."""
+        if not isinstance(self.dataset, PairDataset) or (source := open_dataset(self.dataset)).index.spec.images:
+            return []
+        found: list[str] = []
+        for number in range(min(len(source), 2 * count)):
+            with suppress(BadSample):  # possible in a saved dataset, whose captions were counted but not read
+                found += [text for texts in source.facts(number).texts.values() for text in texts]
+        return found[:count]
 
 
 def summarize_dataset(
@@ -119,7 +139,8 @@ def _imported(
     fields: Fields, known: Mapping[str, type[Stage]], folder: Path, send: Callable[[Event], None], limit: int | None
 ) -> DatasetSummary:
     allowed = known[fields["kind"]].model_fields
-    settings = {"max_bad_fraction": 1.0, "num_samples": limit}
+    remote = files.is_remote(fields["path"])  # its samples may be millions, so that a known count is trusted
+    settings = {"max_bad_fraction": 1.0, "num_samples": limit, "verify": True if remote else "all"}
     given = {**fields, "name": NAME, **{key: value for key, value in settings.items() if key in allowed}}
     try:
         stage = known[fields["kind"]].model_validate(given)
@@ -136,5 +157,19 @@ def _imported(
 
     context = Context(NAME, folder, folder, {}, remember)
     dataset = stage.run(context)
-    num_counted = read_index(dataset.path).num_counted if isinstance(stage, ImageFiles) else 0
-    return DatasetSummary(fields, dataset, context.bad, first, num_counted=num_counted)
+    found = DatasetSummary(fields, dataset, context.bad, first)
+    if isinstance(stage, ImageFiles) and isinstance(dataset, ImageDataset):
+        index = read_index(dataset.path)
+        found.num_counted = index.num_counted if remote else 0
+        layout = find_layout(fields["path"], "auto", None, fields.get("split"))
+        if layout.kind in ("table", "parquet"):
+            found.not_taken = _not_taken(layout.paths[0], isinstance(dataset, PairDataset), index.spec.label_key)
+    return found
+
+
+def _not_taken(path: str, has_captions: bool, label: str | None) -> list[str]:
+    """Return the columns of text of a table that are not those of its images, captions, labels and keys."""
+    columns = text_columns(path)
+    captions = [name for name in CAPTION_COLUMNS if name in columns][:has_captions]
+    taken = {*IMAGE_COLUMNS, *PATH_COLUMNS, *captions, label, "key", "uid", "url"}
+    return [name for name in columns if name not in taken]

@@ -11,6 +11,8 @@ from vfm.artifacts import Artifact, ChoiceDataset, ImageDataset, PairDataset, Po
 from vfm.files import expand_paths
 from vfm.stage import Ref, Stage
 
+Verify = bool | Literal["all"]
+
 
 class ImageFiles(Stage):
     """Base of all stages that index a user's images. The images stay where they are."""
@@ -33,8 +35,10 @@ class ImageFiles(Stage):
     )
     num_samples: int | None = Field(None, ge=1, description="use only the first N samples; default: all")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="tolerated fraction of bad samples")
-    verify: bool = Field(
-        True, description="read every sample of shards without a known count and leave bad ones out; false: only count"
+    verify: Verify = Field(
+        True,
+        description="read every sample of shards without a known count and leave bad ones out; all: also of parquet and"
+        " of tars beside img2dataset's statistics, which have a count; false: only count",
     )
 
     def sources(self) -> Iterable[str]:
