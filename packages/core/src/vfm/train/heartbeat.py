@@ -99,7 +99,7 @@ class Heartbeat:
         return message
 
     def _end_hung(self) -> None:
-        """Kill the lost process if it still lives on this machine: collectives fail then, and torchrun need not wait."""
+        """Kill the lost process if it still lives here: the collectives then fail, and torchrun need not wait."""
         _, place, _, pid = self._sign.split()
         if place == _place() and int(pid) != os.getpid() and not _is_dead(pid):  # not where the ranks are threads
             with suppress(OSError):
