@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from torch.distributed import HashStore
 
 from train_toy import in_processes, plan
-from vfm.train.heartbeat import Heartbeat
+from vfm.train.heartbeat import Heartbeat, _place
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -23,12 +25,26 @@ def test_a_killed_process_ends_the_other_with_a_message(tmp_path: Path, parallel
     assert message.endswith("the next run resumes from the last checkpoint")
 
 
-def test_a_stopped_process_is_killed_and_ends_the_other_with_a_message(tmp_path: Path) -> None:
+def test_a_stopped_process_ends_the_other_with_a_message(tmp_path: Path) -> None:
     job = {"folder": "stopped", "plan": plan().model_dump(mode="json"), "ending": "SIGSTOP"}
     errors = in_processes(2, tmp_path, [job], code=1)
-    assert (tmp_path / "stopped" / "stopped-0.txt").exists(), errors  # its collective has failed: nobody waits
-    message = (tmp_path / "stopped" / "stopped-0.txt").read_text()
-    assert message.startswith("process 1 of 2 hangs: no sign of life for")
+    assert "process 0 ends: process 1 of 2 hangs: no sign of life for" in errors
+
+
+def test_a_process_that_hangs_can_be_killed_by_the_one_that_watches_it() -> None:
+    store = HashStore()
+    lost: list[str] = []
+    with subprocess.Popen(["sleep", "600"]) as stopped:
+        stopped.send_signal(signal.SIGSTOP)
+        store.set("alive-1", f"0 {_place()} here {stopped.pid}")
+        beats = [Heartbeat(store, rank, 3, lost.append, silence=0.2, interval=0.05, grace=0.0) for rank in (2, 0)]
+        assert all(beat.lost(30).startswith("process 1 of 3 hangs") for beat in beats)
+        beats[0].kill_hung()  # watches process 0
+        assert stopped.poll() is None
+        beats[1].kill_hung()
+        assert stopped.wait(30) == -signal.SIGKILL
+    for beat in beats:
+        beat.end(done=True)
 
 
 def watch(number: int, lost: list[str], silence: float) -> list[Heartbeat]:

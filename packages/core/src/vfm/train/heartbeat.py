@@ -27,8 +27,7 @@ class Heartbeat:
     """A thread that writes signs of life into the store of the process group, and watches those of the next process.
 
     A process on the same machine is lost at once when it dies; one elsewhere, and one that is stopped or stuck with
-    Python's lock, after some silence, and is then killed where it is on this machine. What a process waits for (data, a
-    collective) is not watched.
+    Python's lock, after some silence. What a process waits for (data, a collective) is not watched.
 
     Args:
         store: of the process group, with keys of its own.
@@ -56,6 +55,7 @@ class Heartbeat:
         self.message = ""  # what was lost
         # The sign of the next process, and its age, counted in checks: no clock, which runs on while all are stopped.
         self._sign, self._age = "", 0.0
+        self._hung = 0  # id of the next process if it hangs on this machine
         self._found, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -72,6 +72,12 @@ class Heartbeat:
         if done:
             with suppress(RuntimeError):  # the process with the store may be gone by now
                 self.store.set(f"alive-{self.rank}", DONE)
+
+    def kill_hung(self) -> None:
+        """Kill the next process if it hangs on this machine: torchrun would wait half a minute for its end."""
+        if self._hung:
+            with suppress(OSError):
+                os.kill(self._hung, signal.SIGKILL)
 
     def _run(self) -> None:
         try:
@@ -95,15 +101,9 @@ class Heartbeat:
         message = self._judge((self.rank + 1) % self.size)
         if message:
             self.store.set(LOST, message)
-            self._end_hung()
+            _, place, _, pid = self._sign.split()
+            self._hung = int(pid) if place == _place() and not _is_dead(pid) else 0
         return message
-
-    def _end_hung(self) -> None:
-        """Kill the lost process if it still lives here: the collectives then fail, and torchrun need not wait."""
-        _, place, _, pid = self._sign.split()
-        if place == _place() and int(pid) != os.getpid() and not _is_dead(pid):  # not where the ranks are threads
-            with suppress(OSError):
-                os.kill(int(pid), signal.SIGKILL)
 
     def _judge(self, rank: int) -> str:
         key = f"alive-{rank}"
@@ -138,6 +138,7 @@ def watched(world: World, report: Callable[[str], None]) -> Iterator[None]:
     def end(message: str) -> None:
         report(message)
         print(f"process {world.rank} ends: {message}", file=sys.stderr, flush=True)
+        beat.kill_hung()  # last: torchrun then ends the others, before they could report
         os._exit(1)
 
     assert world.store
