@@ -13,7 +13,8 @@ import pytest
 
 from cli_world import run_here
 from eval_world import NAMES, png
-from vfm.data import Source
+from vfm.data import DatasetSpec, Shard, Source
+from vfm.data.examination import Examination
 from vfm.stage import Context
 from vfm.stages.data import Pairs
 
@@ -84,6 +85,20 @@ def test_verify_all_leaves_them_out_of_a_training(tmp_path: Path, write) -> None
     source = Source(tmp_path / "a")
     good = [number for number in range(NUM) if number not in (*NO_CAPTION, *NO_IMAGE)]
     assert [source[number].texts["en"] for number in range(len(source))] == [[f"boat {number}"] for number in good]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 6, 12, 13, 14])
+def test_with_a_limit_no_more_is_read_and_nothing_else_is_skipped(tmp_path: Path, limit: int) -> None:
+    path, bad = parquet(tmp_path), sorted((*NO_CAPTION, *NO_IMAGE))
+    good = [number for number in range(NUM) if number not in bad]
+    lines = shown(path, "--limit", str(limit))
+    assert f"num_samples: {min(limit, len(good))}" in lines
+    skipped = sum(int(line.split()[1]) for line in lines if line.startswith("skipped"))
+    assert skipped == (len(bad) if limit >= len(good) else sum(number < good[limit - 1] for number in bad))
+    examine = Examination(DatasetSpec(texts={"en": "caption"}), "all", limit)
+    found = examine((Shard.of(path, NUM, format="parquet"), True))
+    end = good[limit] if limit < len(good) else NUM  # one good sample more than the limit shows that the file has more
+    assert [row for row, _, _ in found.bad] == [number for number in bad if number < end]
 
 
 @pytest.mark.parametrize("name", ["c.parquet", "c.jsonl"])

@@ -54,11 +54,12 @@ class Examined:
 class Examination:
     """Reads one shard: its offsets, and with `verify` every sample, of its image only the header.
 
-    A shard with a known count is read only if `verify` is `all`.
+    A shard with a known count is read only if `verify` is `all`, and none further than `num_samples` need.
     """
 
     spec: DatasetSpec
     verify: Verify
+    num_samples: int | None = None
 
     def __call__(self, found: Found) -> Examined:
         """Return what a shard has.
@@ -84,8 +85,32 @@ class Examination:
             scan = PackedScan(offsets, slots_of(self.spec))
             reader = TarShard(shard.path, shard.size, self.spec, scan=scan)
         shard = replace(shard, num_samples=max(len(reader), shard.num_samples))
-        bad = list(_verify(reader, shard, self.spec) if self.verify else _lost(reader))
+        bad = list(self._verify(reader, shard) if self.verify else _lost(reader))
         return Examined(shard, bad, KeySample.of(keys_of(shard, self.spec, reader), all_known=True), offsets)
+
+    def _verify(self, reader: ShardReader, shard: Shard) -> Iterator[Problem]:
+        """Read every sample of a shard, of its image only the header, and yield the bad ones and the lost ones."""
+        cut_off, num_good = False, 0
+        rows = np.arange(shard.num_samples)  # more than the reader has if a tar is shorter than its known count
+        if not self.spec.images:  # captions are read by whole columns, and only the rows without any one by one
+            rows = np.setdiff1d(rows, reader.texts(rows, lambda reason, where: None)["row"])
+        for row in rows.tolist():
+            if isinstance(reader, TarShard) and row % READ_TOGETHER == 0:
+                reader.read_ahead(range(row, min(row + READ_TOGETHER, shard.num_samples)))
+            try:
+                sample = reader.read(row)
+                if self.spec.images:
+                    open_image(sample.image, reader.where(row))
+                num_good += 1
+            except BadSample as bad:
+                cut_off |= bad.reason == "truncated_shard"
+                yield row, bad.reason, bad.where
+            if self.num_samples and num_good > self.num_samples:  # one more, so that the index ends within this shard
+                return
+        yield from _lost(reader)
+        # A tar that ends between two samples has no bad row; row -1 represents the unknown number of lost samples.
+        if isinstance(reader, TarShard) and not reader.complete and not cut_off:
+            yield -1, "truncated_shard", shard.path
 
 
 def examine_all(examine: Examination, shards: Iterable[Found], workers: int) -> Generator[Examined, None, None]:
@@ -139,28 +164,6 @@ def _in_order(executor: Executor, function: Callable[[S], T], items: Iterable[S]
     finally:
         for future in coming:
             future.cancel()
-
-
-def _verify(reader: ShardReader, shard: Shard, spec: DatasetSpec) -> Iterator[Problem]:
-    """Read every sample of a shard, of its image only the header, and yield the bad ones and the lost ones."""
-    cut_off = False
-    rows = np.arange(shard.num_samples)  # more than the reader has if a tar is shorter than its known count
-    if not spec.images:  # captions are read by whole columns, and only the rows without any one by one
-        rows = np.setdiff1d(rows, reader.texts(rows, lambda reason, where: None)["row"])
-    for row in rows.tolist():
-        if isinstance(reader, TarShard) and row % READ_TOGETHER == 0:
-            reader.read_ahead(range(row, min(row + READ_TOGETHER, shard.num_samples)))
-        try:
-            sample = reader.read(row)
-            if spec.images:
-                open_image(sample.image, reader.where(row))
-        except BadSample as bad:
-            cut_off |= bad.reason == "truncated_shard"
-            yield row, bad.reason, bad.where
-    yield from _lost(reader)
-    # A tar that ends between two samples has no bad row; row -1 represents the unknown number of lost samples.
-    if isinstance(reader, TarShard) and not reader.complete and not cut_off:
-        yield -1, "truncated_shard", shard.path
 
 
 def _lost(reader: ShardReader) -> Iterator[Problem]:

@@ -70,7 +70,9 @@ class Indexing:
         """
         with (
             OffsetsWriter(directory / OFFSETS_FOLDER / PACKED_FILE) as offsets,
-            closing(examine_all(Examination(self.spec, self.verify), shards, self.workers)) as examined,
+            closing(
+                examine_all(Examination(self.spec, self.verify, self.num_samples), shards, self.workers)
+            ) as examined,
         ):
             for found in examined:
                 offsets.add(found.offsets)
