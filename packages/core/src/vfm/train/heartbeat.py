@@ -55,7 +55,7 @@ class Heartbeat:
         self.message = ""  # what was lost
         # The sign of the next process, and its age, counted in checks: no clock, which runs on while all are stopped.
         self._sign, self._age = "", 0.0
-        self._hung = 0  # id of the next process if it hangs on this machine
+        self._hung = 0  # id of the next process, if it is a hung one of this machine
         self._found, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -74,7 +74,7 @@ class Heartbeat:
                 self.store.set(f"alive-{self.rank}", DONE)
 
     def kill_hung(self) -> None:
-        """Kill the next process if it hangs on this machine: torchrun would wait half a minute for its end."""
+        """Kill the next process if it is a hung one of this machine: torchrun would wait half a minute for its end."""
         if self._hung:
             with suppress(OSError):
                 os.kill(self._hung, signal.SIGKILL)
