@@ -159,8 +159,9 @@ class Large(Task[Any]):
 @pytest.mark.parametrize("skipped", [[], [2]])
 def test_a_checkpoint_has_the_weights_of_its_step_though_the_training_goes_on_while_they_are_copied(tmp_path, skipped):
     def state(folder: Path, steps: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        settings = {"checkpoint": {"every_steps": 1, "keep_last": 9}, "skip_steps": skipped, "ema_decay": 0.5}
-        train(folder, plan(steps=steps, **settings), task=Large())
+        settings = {"checkpoint": {"every_steps": 1, "keep_last": 9}, "ema_decay": 0.5}
+        left_out = [step for step in skipped if step <= steps]
+        train(folder, plan(steps=steps, skip_steps=left_out, **settings), task=Large())
         files = ("model.safetensors", "state/ema.safetensors", "state/optimizer.safetensors")
         return tuple(load_file(folder / "work/step-00000001" / file) for file in files)
 
