@@ -194,8 +194,8 @@ def test_priors_that_cannot_be_built_are_rejected(changes: dict[str, Any], messa
         ({"timesteps": {"type": "stratified"}, "num_timesteps": 1}, "each image has one time here"),
         ({"control": "shuffled", "micro_batch_size": 1}, "at least 2 images per forward pass, got 1"),
         (
-            {"control": "shuffled", "global_batch_size": 2, "runtime": {"processes": 4}},
-            "at least 2 images per forward pass, got 0",
+            {"control": "shuffled", "global_batch_size": 4, "runtime": {"processes": 4}},
+            "at least 2 images per forward pass, got 1",
         ),
     ],
 )
