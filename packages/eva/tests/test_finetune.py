@@ -281,8 +281,8 @@ def test_preflight_accepts_valid_settings_and_refuses_others(tmp_path: Path, tra
     assert "\n" not in str(caught.value)
     with pytest.raises(ValidationError, match="expected even micro-batches, got 3"):
         stage(augmentation={"mixup": 0.8}, micro_batch_size=3)
-    with pytest.raises(ValidationError, match="expected even micro-batches, got 0"):
-        stage(augmentation={"mixup": 0.8}, global_batch_size=4, runtime={"processes": 8})
+    with pytest.raises(ValidationError, match="expected even micro-batches, got 1"):
+        stage(augmentation={"mixup": 0.8}, global_batch_size=8, runtime={"processes": 8})
     with pytest.raises(ValidationError, match="smaller value first"):
         stage(augmentation={"crop_scale": [1.0, 0.08]})
     with pytest.raises(ValidationError, match="greater than 0"):

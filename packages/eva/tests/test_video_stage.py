@@ -193,8 +193,8 @@ def test_every_trained_parameter_gets_a_gradient(encoder: VisionCheckpoint) -> N
         ({"video": {"time": "rope", "attention": "frame"}}, "needs attention: joint"),
         ({"augmentation": {"mixup": 0.8}, "global_batch_size": 3}, "expected even micro-batches, got 3"),
         (
-            {"augmentation": {"mixup": 0.8}, "global_batch_size": 2, "runtime": {"processes": 4}},
-            "expected even micro-batches, got 0",
+            {"augmentation": {"mixup": 0.8}, "global_batch_size": 4, "runtime": {"processes": 4}},
+            "expected even micro-batches, got 1",
         ),
     ],
 )

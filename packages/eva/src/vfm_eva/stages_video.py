@@ -133,6 +133,6 @@ class EvaVideo(Training):
         if self.augmentation.mixup or self.augmentation.cutmix:
             share = self.global_batch_size // self.runtime.processes
             micro = min(self.micro_batch_size or share, share)
-            if not micro or micro % 2 or share % micro % 2:
+            if micro % 2 or share % micro % 2:
                 raise ValueError(f"mixup and cutmix mix videos in pairs: expected even micro-batches, got {micro}")
         return self
