@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,14 @@ def run_alone(*words: str | Path, cwd: Path, path: Path | None = None) -> Outcom
     command = [sys.executable, "-m", "vfm", *map(str, words)]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt here: a job in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import vfm
-from cli_world import RECIPE, install, run_alone, run_here, toys
+from cli_world import RECIPE, install, interruptible, run_alone, run_here, toys
 from vfm.flow.recipe_source import SHIPPED
 
-__all__ = ["toys"]
+__all__ = ["interruptible", "toys"]
 HERE = Path(__file__).parent
 
 
@@ -216,14 +216,6 @@ def _started(toys: Path, *words: str) -> subprocess.Popen[str]:
         # A job in the background ignores Ctrl-C, and hands that down: this process must not.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-
-
-@pytest.fixture
-def interruptible():
-    """Let SIGINT raise KeyboardInterrupt here: a job in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def test_interrupt_that_a_library_turns_into_an_error_is_an_interrupt(toys, interruptible):

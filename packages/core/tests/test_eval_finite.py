@@ -163,6 +163,7 @@ def test_index_with_nan_is_refused_by_its_name(world, tmp_path):
     vectors = np.load(tmp_path / "e.npy")
     vectors[3, 0] = math.nan
     np.save(tmp_path / "e.npy", vectors)
+    (tmp_path / "e.npy.json").unlink()  # as a file that another program has made
     done = run_here("predict", tmp_path / "encoder", world / "blue.png", "--index", tmp_path / "e.npy")
     assert done.code == 2
     assert f"{tmp_path / 'e.npy'}: expected finite outputs, got NaN or infinity for '0003'" in done.err

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli_world import RECIPE, Outcome, run_here, toys
+from cli_world import RECIPE, Outcome, interruptible, run_here, toys
 from test_report_watch import World, ended, world
 from vfm.flow.run_states import state_of
 from vfm.flow.runs import kept_runs
@@ -15,7 +15,7 @@ from vfm.flow.store import Store
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
-__all__ = ["toys", "world"]
+__all__ = ["interruptible", "toys", "world"]
 STORE = Store(Path("store"))
 FAILING = RECIPE + "  - {kind: toy.fail, name: bad, number: sum, how: HOW}\n"
 
@@ -32,6 +32,7 @@ def failed(how: str, *words: str) -> Outcome:
     return done
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("how", "state"), [("user", "failed"), ("interrupted in exec", "stopped")])
 def test_a_run_that_did_not_finish_is_listed_with_start_and_command(
     how: str, state: str, toys: Path, monkeypatch: pytest.MonkeyPatch

@@ -116,7 +116,7 @@ def test_evaluations_run_once_and_change_neither_process(two):
 
 def test_bad_samples_of_any_process_are_counted(two):
     meta = json.loads((two / "whole" / "work" / "step-00000012" / "meta.json").read_text())
-    assert meta["skipped"] == {"since": 0, "reads": 1, "counts": {"truncated": 1}, "samples": [list(BAD[5][0])]}
+    assert meta["skipped"] == {"before": 0, "reads": 1, "counts": {"truncated": 1}, "samples": [list(BAD[5][0])]}
 
 
 def test_draws_differ_by_step_micro_batch_and_rank_and_repeat():
