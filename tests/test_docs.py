@@ -31,6 +31,7 @@ CPU_ONLY = (  # without PyTorch's own index, and nothing is installed
     f" && command uv pip install --dry-run -p {sys.executable} {LOCAL}"
 )
 MADE = f'set -- {{}} && shift && {sys.executable} -m "$@" --defaults'  # by the copier of this environment
+MADE_STORE = "echo 'stages: [{kind: shapes.pool, name: pool, num_samples: 8}]' > r.yaml && vfm run r.yaml"
 EXTRA = 'set -- {} && shift 4 && "$@"'  # an extra that is here already
 BENCHMARKS = ROOT / "packages/eva/benchmarks"
 CLAIM = 'set -- {} && shift 4 && vfm plan "$@"'  # tests/test_claims.py or README's test runs them
@@ -121,6 +122,9 @@ COMMANDS = {
     " --set locked.lr=5e-4 --set unlocked.lr=3e-4 --set runtime.threads=1": "mkdir -p photos/a photos/b"
     f" && cp photo.jpg photos/a && cp photo.jpg photos/b && {CLAIM} --set general.path=photos",
     "make fuzz": f"cd {ROOT} && make -n fuzz",  # tests/test_fuzz.py runs 300 of its 5,000 cases
+    "make flip-test": f"cd {ROOT} && make -n flip-test",  # core's tests flip fewer bits
+    "make oracle-test": f"cd {ROOT} && make -n oracle-test",  # these are core's tests
+    "uv run vfm verify store": f"{MADE_STORE} && {{}}",
     "make kill-test": f"cd {ROOT} && make -n kill-test",  # the test itself runs beside this one, with fewer kills
     "uv run vfm run curate --set pool.path=TRAIN.tar": "{} --set 'pool.texts={en: json.en}' --set entries.min_count=2",
     "uv run vfm embed store/runs/quickstart/artifacts/clip TRAIN.tar --out embeddings.parquet": AS_IT_STANDS,
