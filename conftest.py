@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Set what all tests share."""
 
 from hypothesis import HealthCheck, settings
 

@@ -39,7 +39,7 @@ from vfm_clip.text_tower_init import check_text
 
 @dataclass(frozen=True)
 class Encoder:
-    """A vision encoder on the meta device: its timm name, model, images, and the shapes of its weights."""
+    """Describe a vision encoder on the meta device: its timm name, model, images, and the shapes of its weights."""
 
     architecture: str
     model: nn.Module

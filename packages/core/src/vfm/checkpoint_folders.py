@@ -1,4 +1,4 @@
-"""The folders of a training's checkpoints, `step-NUMBER`: what can be known of them without torch."""
+"""Find the folders of a training's checkpoints, `step-NUMBER`, without torch."""
 
 from __future__ import annotations
 

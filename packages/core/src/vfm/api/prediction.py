@@ -158,15 +158,15 @@ def predict(
     Raises:
         UserError: there is no such model, image or class, or an output is not finite.
     """
-    _check_choices(classes is not None, index is not None, prompts is not None, template != TEMPLATE)
+    choices = (classes is not None, index is not None, prompts is not None, template != TEMPLATE)
+    _check_choices(*choices)
     if top < 1:
         raise UserError(f"top: must be at least 1, got {top}")
     given = [images] if isinstance(images, (*PATHS, Image.Image)) or not isinstance(images, Iterable) else list(images)
     if not given:
         raise UserError("images: expected at least one, got none")
-    has_choices = classes is not None or index is not None or prompts is not None or template != TEMPLATE
     if classifier := artifact_of(model, VideoClassifier):
-        if has_choices:
+        if any(choices):
             where = as_place(classifier)
             raise UserError(f"{where}: a video classifier has its own classes: no classes, template, prompts or index")
         with naming_extras("a classifier of videos"):
@@ -174,7 +174,7 @@ def predict(
         labels, scores = predict_videos(classifier, given, device)
         return Predictions(image_names(given), labels, scores, top)
     if dense := artifact_of(model, DenseCheckpoint):
-        if has_choices or pretrained:
+        if any(choices) or pretrained:
             where = as_place(dense)
             raise UserError(f"{where}: it has a dense head: no classes, template, prompts, index or pretrained tag")
         with naming_extras("a model with a dense head"):

@@ -1,4 +1,4 @@
-"""The standard streams of the command: closed, full, or not in UTF-8."""
+"""Prepare the standard streams of the command, which may be closed, full, or not in UTF-8."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vfm.config import UserError
 
 
 class OutputError(UserError):
-    """The standard output cannot be written."""
+    """Raised where the standard output cannot be written."""
 
 
 class Output(io.FileIO):
-    """The bytes of the standard output, whose errors are not reported as those of a full store."""
+    """Write the bytes of the standard output; its errors are not reported as those of a full store."""
 
     def write(self, data: Any) -> int:
         """Write bytes.

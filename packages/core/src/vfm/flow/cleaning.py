@@ -1,4 +1,4 @@
-"""What `vfm clean` may remove: old runs, and artifacts that no kept run links to or reads.
+"""Find what `vfm clean` may remove: old runs, and artifacts that no kept run links to or reads.
 
 A run keeps the artifacts of its stages by links. An input that its recipe names by a path into the store has no link:
 its folder is named by the recipe, or its identity by the manifest of what was made from it.

@@ -26,7 +26,7 @@ Tests = Mapping[tuple[str, str, str], Comparison]  # by report, metric and model
 
 @dataclass(frozen=True)
 class MetricName:
-    """A name in a cell, which breaks after `_` where it is narrow, so that the words and a number stay whole."""
+    """Show a name in a cell, which breaks after `_` where it is narrow, so that the words and a number stay whole."""
 
     name: str
 

@@ -1,4 +1,4 @@
-"""The record of a run, `run.json`: what it makes by which recipe, and how that was run."""
+"""Make the record of a run, `run.json`: what it makes by which recipe, and how that was run."""
 
 from __future__ import annotations
 

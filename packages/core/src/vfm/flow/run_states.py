@@ -1,4 +1,4 @@
-"""What a run is doing: whether a process works on it, and how it ended if none does."""
+"""Determine what a run is doing: whether a process works on it, and how it ended if none does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a diffusion model in diffusers' layout: whether each is whole and fits its configuration."""
+"""Check the parts of a diffusion model in diffusers' layout: each is whole and fits its configuration."""
 
 from __future__ import annotations
 

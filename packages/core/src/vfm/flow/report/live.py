@@ -1,4 +1,4 @@
-"""The page of a run that goes on, failed or was stopped: its finished stages, and the curves of its trainings so far.
+"""Draw the page of a run that goes on, failed or was stopped: finished stages, and curves of trainings so far.
 
 A run writes its page when it ends. Until then another process, `vfm report`, draws it from the files that the run
 writes anyway, so that a training does not wait for its page; with `--watch` the page reloads itself.
