@@ -12,10 +12,9 @@ from pathlib import Path
 import grimp
 import pytest
 
-from vfm.config import load_function
-from vfm.parts import Part
+from vfm.base import Part, load_function
+from vfm.interfaces import load_plugins, stage_types
 from vfm.plugin import Stage
-from vfm.plugins import load_plugins, stage_types
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("vfm", "vfm_kernels", "vfm_curation", "vfm_eva", "vfm_clip", "vfm_diva")

@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 import small
-from vfm.cli import app
-from vfm.stage import Context
-from vfm.stages.shapes import ShapesPool
+from vfm.cli.command import app
+from vfm.data.synthetic.stages import ShapesPool
+from vfm.interfaces import Context
 
 TRAININGS = {
     "metaclip_claim": [

@@ -22,18 +22,20 @@ from torch.overrides import TorchFunctionMode
 from outside import ROOT
 from small import QUICKSTART, words
 from vfm.cli import main
-from vfm.flow.recipe import Recipe, parse_recipe
+from vfm.data import Batch
+from vfm.flow.recipe.recipe import Recipe, parse_recipe
+from vfm.interfaces import load_plugins, stage_types
 from vfm.plugin import Cost, Preflight, Training, load_function
-from vfm.plugins import load_plugins, stage_types
-from vfm.train import Batch, Task, estimate
-from vfm.train.optimizer_step import OptimizerStep
+from vfm.train import Task
+from vfm.train.cost import estimate
+from vfm.train.loop.optimizer_step import OptimizerStep
 from vfm_kernels import use_kernels
 
 READS = {"item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "equal", "allclose"}
 SHAPES = {"nonzero", "masked_select", "unique"}  # the host must know how many there are
 COPIES = {"new_tensor", "tensor", "as_tensor"}  # of numbers of the host
 # The prior encodes captions of some samples and pictures of the others: it waits to learn which.
-KNOWN = {"vfm_diva/prior_task.py"}
+KNOWN = {"vfm_diva/prior/prior_task.py"}
 # The number of tokens in the answers depends on the texts.
 KNOWN |= {"mllm/model.py", "mllm/task.py"}
 # Queries are matched with segments on the host, and the number of a detector's boxes depends on their scores.

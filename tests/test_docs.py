@@ -16,7 +16,7 @@ from PIL import Image
 
 import small
 from outside import ROOT, checked, install
-from vfm.plugins import load_plugins, stage_types
+from vfm.interfaces import load_plugins, stage_types
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLE = ROOT / "examples/plugin"

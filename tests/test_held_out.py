@@ -6,11 +6,9 @@ from itertools import product
 
 import pytest
 
-from vfm.flow.recipe import load_recipe
-from vfm.flow.recipe_source import shipped_recipes
-from vfm.interfaces.training import Training
-from vfm.plugins import load_plugins, stage_types
-from vfm.stage import Stage, refs
+from vfm.flow.recipe.recipe import load_recipe
+from vfm.flow.recipe.recipe_source import shipped_recipes
+from vfm.interfaces import Stage, Training, load_plugins, refs, stage_types
 
 COUNTED = ("choices", "frequency_of")  # these fields of a training or an evaluation fit nothing to what they read
 

@@ -14,10 +14,10 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from vfm.flow.recipe_source import SHIPPED, read_source
-from vfm.parts import choices_of
+from vfm.base import choices_of
+from vfm.flow.recipe.recipe_source import SHIPPED, read_source
+from vfm.interfaces import load_plugins, stage_types
 from vfm.plugin import Stage
-from vfm.plugins import load_plugins, stage_types
 
 ROOT = Path(__file__).parent.parent
 

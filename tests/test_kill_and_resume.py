@@ -26,8 +26,8 @@ from PIL import Image
 
 from outside import ROOT, call, checked
 from vfm.data import write_tar
+from vfm.data.synthetic.videos import encode_video
 from vfm.models import build_vision
-from vfm.shapes.videos import encode_video
 
 RECIPES = Path(__file__).parent / "recipes"
 HAS_RED = b'{"has": ["red"]}'
@@ -145,8 +145,8 @@ def _videos(folder: Path) -> None:
 
 def _segmenter(file: Path) -> None:
     """UperNet on a small encoder under the names of EVA-02's released files, for the four classes of the scenes."""
-    from vfm_eva.segment.model import build_upernet
-    from vfm_eva.stages_segment import UperNetSegmentation
+    from vfm_eva.dense.segment.model import build_upernet
+    from vfm_eva.dense.segment.stages import UperNetSegmentation
 
     settings = UperNetSegmentation(layers=[0, 0, 1, 1], channels=8)
     model = build_upernet(settings, build_vision("eva02_pico_patch8_32", num_classes=0, seed=0), 4, frozen=False)
@@ -160,9 +160,9 @@ def _segmenter(file: Path) -> None:
 
 def _detector(file: Path) -> None:
     """A detector on a small encoder under the names of EVA-02's released files, for the four classes of the scenes."""
-    from vfm_eva.detect.checkpoint import build_detector
-    from vfm_eva.detect.eva_layout import official_name
-    from vfm_eva.detect.settings import DetectorSettings
+    from vfm_eva.dense.detect.checkpoint import build_detector
+    from vfm_eva.dense.detect.eva_layout import official_name
+    from vfm_eva.dense.detect.settings import DetectorSettings
 
     stages = yaml.safe_load((RECIPES / "every_stage.yaml").read_text())["stages"]
     (settings,) = [stage["detector"] for stage in stages if stage["kind"] == "eva.import_detector"]

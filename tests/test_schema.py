@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from vfm.flow.recipe_source import SHIPPED, read_source, read_text
-from vfm.flow.schema import json_schema
-from vfm.flow.yaml_lines import parse
-from vfm.plugins import load_plugins, stage_types
+from vfm.flow.recipe.recipe_source import SHIPPED, read_source, read_text
+from vfm.flow.recipe.schema import json_schema
+from vfm.flow.recipe.yaml_lines import parse
+from vfm.interfaces import load_plugins, stage_types
 
 TYPES = {
     "string": str,

@@ -29,7 +29,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from outside import ROOT, checked, made_once
 from test_architecture import PUBLIC, STAGES
-from vfm.flow.recipe_source import shipped_recipes
+from vfm.flow.recipe.recipe_source import shipped_recipes
 
 FETCHED = {"script": "src", "img": "src", "link": "href", "source": "src", "iframe": "src"}
 NOT_FETCHED = {"canonical", "next", "prev"}  # kinds of <link> that no browser loads

@@ -48,7 +48,7 @@ def test_shipped_recipes_and_the_files_of_the_page_are_in_the_wheel(wheels: Path
     with zipfile.ZipFile(wheel_of("core", wheels)) as wheel:
         names = set(wheel.namelist())
     assert {"vfm/recipes/quickstart.yaml", "vfm/recipes/pairs.yaml"} <= names
-    assert {f"vfm/flow/report/page.{ending}" for ending in ("js", "css", "html.j2")} <= names
+    assert {f"vfm/report/page.{ending}" for ending in ("js", "css", "html.j2")} <= names
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -10,7 +10,7 @@ from pathlib import Path
 import results
 from escaping import escaped
 
-from vfm.flow.recipe_source import SHIPPED, RecipeSource, read_source, read_text, shipped_recipes
+from vfm.flow.recipe.recipe_source import SHIPPED, RecipeSource, read_source, read_text, shipped_recipes
 
 INDEX = "recipes/index.md"
 

@@ -11,7 +11,7 @@ from escaping import escaped
 
 from vfm import plugin
 from vfm.cli.field_table import Row, field_rows
-from vfm.plugins import load_plugins, stage_types
+from vfm.interfaces import load_plugins, stage_types
 
 INDEX = "stages/index.md"
 HEADS = "| field | type | default | description |\n|---|---|---|---|"

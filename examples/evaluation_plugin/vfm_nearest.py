@@ -25,7 +25,8 @@ class NearestRecall(ModelEvaluation):
     data: Ref[LabeledDataset]
 
     def evaluate(self, ctx: Context, encoders: Mapping[str, Any]) -> Evaluated:
-        from vfm.eval import Accuracy, data_hash, encode_labeled  # imports torch, which `vfm plan` must not
+        from vfm.eval import data_hash, encode_labeled  # imports torch, which `vfm plan` must not
+        from vfm.statistics import Accuracy  # imports torch, which `vfm plan` must not
 
         data = ctx.load(self.data)
         images = encode_labeled(ctx, encoders, data, self.reading)

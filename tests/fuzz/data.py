@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from fuzz.targets import RUN, Target, digest, recipe
-from vfm.artifacts import Artifact, ImageDataset, Pool
 from vfm.data import BadSample, open_dataset, write_tar
+from vfm.interfaces import Artifact, ImageDataset, Pool
 
 NUM = 12
 KINDS = ("png", "jpg", "webp")

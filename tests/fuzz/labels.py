@@ -11,9 +11,9 @@ import numpy as np
 
 from fuzz.data import NAMES, NUM, encoded, images, indexed, table, tar, with_table
 from fuzz.targets import Target, digest, recipe
-from vfm.artifacts import AnnotatedImages, ChoiceDataset, ImageDataset, TaggedImages
 from vfm.data import BadSample, load_choices, open_dataset, read_tags, write_tar
 from vfm.data.annotated import AnnotatedSource
+from vfm.interfaces import AnnotatedImages, ChoiceDataset, ImageDataset, TaggedImages
 
 LABELED = [NAMES[n % 3] for n in range(NUM)]
 

@@ -9,7 +9,7 @@ import diffusers
 import torch
 
 import vfm.api.prediction  # with what commands import late: paid for once, before a process is forked
-import vfm.flow.report.charts  # noqa: F401
+import vfm.report.charts  # noqa: F401
 from fuzz.data import CAPTIONS, NAMES, caption, encoded, images, table, tar
 from fuzz.targets import RUN, Target, recipe
 from fuzz.targets import vfm as run

@@ -10,7 +10,7 @@ from fuzz.data import NAMES, caption, tar
 from fuzz.labels import label
 from fuzz.models import clip
 from fuzz.targets import PLAN, RUN, Target, recipe, vfm
-from vfm.flow.store import Slot
+from vfm.flow.plan.store import Slot
 
 MORE = ("run", "more.yaml", "--quiet")
 POOL: dict[str, Any] = {"kind": "data.pairs", "name": "pool", "path": "x.tar"}

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from vfm.data import write_tar
+from vfm.data.pairs.stages import Pairs
 from vfm.plugin import Artifact, Context, Pool
-from vfm.stages.data import Pairs
 
 RESULTS = Path(__file__).parent / "results"
 WORDS = [

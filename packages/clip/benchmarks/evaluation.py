@@ -23,13 +23,14 @@ from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_co
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 
 from vfm.data import write_tar
+from vfm.data.labeled.stages import Labeled
+from vfm.data.pairs.stages import Pairs
 from vfm.eval import load_encoder
-from vfm.integrity import seal
+from vfm.eval.classify.stages import ZeroShot
+from vfm.eval.retrieval.stages import Retrieval
 from vfm.models import build_clip, save_clip
 from vfm.plugin import Artifact, ClipCheckpoint
-from vfm.stages.data import Pairs
-from vfm.stages.evaluation import Retrieval, ZeroShot
-from vfm.stages.labeled import Labeled
+from vfm.storage.integrity import seal
 
 BATCH, CLASSES = 64, [f"{colour} {thing}" for colour in WORDS[4:6] for thing in WORDS[8:18]]
 WORDINGS = [

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from bench import context, in_turn, machine, options, ratio, write
 
+from vfm.data.synthetic.stages import ShapesPool
 from vfm.models import build_clip, save_clip
 from vfm.plugin import Artifact, Training
-from vfm.stages.shapes import ShapesPool
 from vfm_clip import ClipTrain
 from vfm_eva import EvaPretrain
 

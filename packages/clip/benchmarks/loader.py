@@ -23,9 +23,8 @@ from open_clip.transform import image_transform
 from open_clip_train.data import get_wds_dataset
 from PIL import Image
 
-from vfm.data import open_dataset
+from vfm.data import ImageTransform, TrainingData, open_dataset
 from vfm.models import Preprocess, WordTokenizer
-from vfm.train import ImageTransform, TrainingData
 from vfm_clip.data import MakePair
 
 CASES = {"128-px JPEG to 112": (128, 112), "500-px JPEG to 224": (500, 224)}  # side of the file, of the input

@@ -25,9 +25,9 @@ from open_clip.loss import ClipLoss
 from open_clip_train.scheduler import cosine_lr
 from open_clip_train.train import train_one_epoch
 
-from vfm.data import open_dataset
+from vfm.data import ImageTransform, TrainingData, open_dataset
 from vfm.models import build_clip
-from vfm.train import ImageTransform, TrainingData, fit
+from vfm.train import fit
 from vfm_clip import ClipTrain
 from vfm_clip.data import MakePair
 from vfm_clip.task import ClipTask

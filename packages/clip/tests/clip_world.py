@@ -20,11 +20,26 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clip_error_rule import assert_as_exact
-from vfm.data import DatasetSpec, Shard, write_index, write_tar
+from vfm.data import Batch, DatasetSpec, Shard, map_tensors, write_index, write_tar
 from vfm.models import ClipModel, build_clip
-from vfm.plugin import Artifact, ClipCheckpoint, Context, Event, Pool, Runtime
-from vfm.train import Batch, distributed, fit, map_tensors, seed_everything
-from vfm_clip import ClipTrain, Distillation, DistinctInfoNce, InfoNce, Lora, Siglip, Tower
+from vfm.plugin import (
+    Artifact,
+    ClipCheckpoint,
+    Context,
+    Event,
+    Pool,
+    Runtime,
+)
+from vfm.train import distributed, fit, seed_everything
+from vfm_clip import (
+    ClipTrain,
+    Distillation,
+    DistinctInfoNce,
+    InfoNce,
+    Lora,
+    Siglip,
+    Tower,
+)
 from vfm_clip.task import ClipInputs, ClipTask
 
 SIDE = 16

@@ -11,8 +11,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from clip_world import EVA, VIT, Random, plan, tiny_task, train
+from vfm.data import Batch
 from vfm.plugin import Preflight
-from vfm.train import Batch, LiveBytes
+from vfm.train import LiveBytes
 from vfm_clip.estimate import clip_train_cost
 
 LARGER = {**VIT, "vision_cfg": {**VIT["vision_cfg"], "image_size": 32, "width": 64, "layers": 4, "patch_size": 4}}

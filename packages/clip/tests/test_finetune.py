@@ -11,8 +11,8 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from vfm.artifacts import PairDataset, Report
-from vfm.cli import app
+from vfm.cli.command import app
+from vfm.interfaces import PairDataset, Report
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
 
 SMALL = ["--steps", "2", "--batch", "4", "--lr", "1e-3"]

@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 
 from clip_world import EVA, VIT, halves, make_pool, plan
-from vfm.data import BadSample, Sample, open_dataset
+from vfm.data import BadSample, ImageTransform, Sample, SampleDraw, TrainingData, open_dataset
 from vfm.models import Preprocess, build_clip
-from vfm.train import ImageTransform, SampleDraw, TrainingData
 from vfm_clip.data import EvalTransform, MakePair, training_data
 
 TOKENIZER = build_clip(VIT, seed=0).tokenizer

@@ -13,13 +13,21 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from clip_world import COLOURS, EVA, VIT, halves, make_pool
-from vfm.cli import app
-from vfm.config import error_lines
+from vfm.base import error_lines
+from vfm.cli.command import app
 from vfm.data import DatasetSpec, Shard, write_index, write_tar
+from vfm.data.pairs.stages import Pairs
 from vfm.models import build_clip, build_vision, save_clip, save_vision
-from vfm.plugin import Context, Pool, Preflight, Stage, UserError, VisionCheckpoint, VisionPretraining
-from vfm.stages.data import Pairs
-from vfm.stages.models import ImportClip, ImportVision
+from vfm.models.stages import ImportClip, ImportVision
+from vfm.plugin import (
+    Context,
+    Pool,
+    Preflight,
+    Stage,
+    UserError,
+    VisionCheckpoint,
+    VisionPretraining,
+)
 from vfm_clip import ClipTrain
 from vfm_clip.preflight import models_with_tower
 

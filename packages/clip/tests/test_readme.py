@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vfm import stages
-from vfm.flow.recipe import load_recipe
+from vfm import core as stages
+from vfm.flow.recipe.recipe import load_recipe
 from vfm_clip.plugin import vfm_stages
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

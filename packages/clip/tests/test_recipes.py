@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from vfm import stages
-from vfm.flow.recipe import load_recipe
+from vfm import core as stages
+from vfm.flow.recipe.recipe import load_recipe
 from vfm.models import ClipModel, blueprint
 from vfm.plugin import AdamW, Lamb, Preflight, Stage
 from vfm_clip import ClipTrain, Tower

@@ -10,9 +10,9 @@ import pytest
 
 from clip_world import make_pool, plan, run_stage
 from vfm.data import SampleOrder, open_balanced, open_dataset, subset_schema, write_subset
+from vfm.data.pairs.stages import Pairs
 from vfm.models import build_clip
 from vfm.plugin import CuratedSubset, Event, Pool, Preflight, UserError
-from vfm.stages.data import Pairs
 from vfm_clip.data import training_data
 
 

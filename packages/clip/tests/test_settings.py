@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from vfm.config import error_lines
+from vfm.base import error_lines
 from vfm.plugin import AdamW, Lamb
 from vfm_clip import ClipTrain, InfoNce
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from clip_world import COLOURS, EVA, VIT, halves, make_pool, plan, run_stage, tiny_task, train
 from vfm.data import open_dataset
 from vfm.eval import retrieval_ranks
+from vfm.eval.retrieval.stages import Retrieval
+from vfm.interfaces import load_panels
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
-from vfm.panels import load_panels
 from vfm.plugin import ClipCheckpoint, Context, Event, UserError, VisionCheckpoint
-from vfm.stages.evaluation import Retrieval
 from vfm_clip import Tower
 from vfm_clip.data import training_data
 from vfm_clip.towers import lock_towers

@@ -10,8 +10,8 @@ import torch
 
 from clip_world import EVA, SIDE, TEXT, VIT, make_pool, plan, run_stage
 from vfm.models import ClipModel, build_clip, load_clip, save_clip
+from vfm.models.stages import ImportClip
 from vfm.plugin import ClipCheckpoint, Context, Event, Preflight, UserError
-from vfm.stages.models import ImportClip
 from vfm_clip import ClipTrain
 from vfm_clip.train import initial_model
 

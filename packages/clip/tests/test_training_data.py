@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from clip_world import COLOURS, VIT, make_pool, plan, run_stage
+from vfm.eval.retrieval.stages import Retrieval
 from vfm.models import build_clip, load_clip, save_clip
 from vfm.plugin import ClipCheckpoint, Event
-from vfm.stages.evaluation import Retrieval
 from vfm_clip.data import training_data
 
 SIGLIP: dict[str, Any] = {"loss": {"type": "siglip"}}

@@ -16,7 +16,14 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vfm.models import ClipModel, build_clip, find_format, import_clip, load_clip, save_clip
+from vfm.models import (
+    ClipModel,
+    build_clip,
+    find_format,
+    import_clip,
+    load_clip,
+    save_clip,
+)
 from vfm.plugin import UserError
 
 transformers = pytest.importorskip("transformers")

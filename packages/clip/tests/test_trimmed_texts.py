@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import vfm_clip.task
 from clip_world import TEXT, VIT, Random, plan, tiny_task, train
+from vfm.data import Batch
 from vfm.models import encode_text, used_length
-from vfm.train import Batch
 from vfm_clip.data import ClipInputs
 from vfm_clip.feature_metrics import token_hash
 

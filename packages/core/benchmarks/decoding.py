@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vfm.data import jpeg
-from vfm.data.transforms import ImageTransform
+from vfm.data.loading.transforms import ImageTransform
+from vfm.data.samples import jpeg
 
 RESULT = Path(__file__).parent / "results/decoding.json"
 SIZE, MADE = 224, {500: 8, 1000: 4}  # side of the crop; number of made pictures by their longer side

@@ -24,13 +24,12 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vfm.artifacts import AnnotatedImages
 from vfm.data.annotated import AnnotatedSource
-from vfm.eval.detection_rules import Truth, match_all
-from vfm.eval.detection_scores import DetectionScores
-from vfm.eval.detections import read_results
-from vfm.stage import Context
-from vfm.stages.annotated import Annotated
+from vfm.data.annotated.stages import Annotated
+from vfm.eval.detection.detection_rules import Truth, match_all
+from vfm.eval.detection.detection_scores import DetectionScores
+from vfm.eval.detection.detections import read_results
+from vfm.interfaces import AnnotatedImages, Context
 
 CLASSES, WIDTH, HEIGHT = 80, 640, 480
 RESULTS = Path(__file__).parent / "results"

@@ -26,10 +26,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vfm.eval.open_segmentation.last_block_rules import Clip, LastBlockRule, NaClip, Sclip
 from vfm.eval.open_segmentation.segmenter import Segmenter, View
 from vfm.models import ClipModel, build_clip
-from vfm.models.last_block import last_block_reader, papers_positions
-from vfm.stages.evaluation.last_block_rules import Clip, LastBlockRule, NaClip, Sclip
+from vfm.models.vision.last_block import last_block_reader, papers_positions
 
 RESULTS = Path(__file__).parent / "results"
 NEEDED = ("naclip.py", "pamr.py", "clip/model.py")

@@ -33,14 +33,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vfm.data.indexing import Indexing
-from vfm.data.layout import find_layout
-from vfm.data.loader import TrainingData
-from vfm.data.sample import Sample
-from vfm.data.source import Source
-from vfm.data.spec import DatasetSpec
-from vfm.data.tar_writer import write_tar
-from vfm.stage import Context
+from vfm.data.index.source import Source
+from vfm.data.indexing.indexing import Indexing
+from vfm.data.layouts.layout import find_layout
+from vfm.data.loading.loader import TrainingData
+from vfm.data.samples.sample import Sample
+from vfm.data.samples.spec import DatasetSpec
+from vfm.data.tar.writer import write_tar
+from vfm.interfaces import Context
 
 SERVER = Path(__file__).parents[1] / "tests/range_server.py"
 RESULT = Path(__file__).parent / "results/remote.json"

@@ -31,7 +31,7 @@ def measure(num_images: int, width: int) -> dict[str, float]:
     import torch
 
     from vfm.eval import retrieval_ranks
-    from vfm.eval.ranking import hits_at
+    from vfm.eval.encode.ranking import hits_at
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)

@@ -25,8 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfm.data import Batch
 from vfm.plugin import Artifact, Context, Training
-from vfm.train import Batch, Task, fit
+from vfm.train import Task, fit
 
 
 class Plan(Training):

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vfm.artifacts import AnnotatedImages, Artifact
-from vfm.stage import Context, Stage
-from vfm.stages.annotated import Annotated
+from vfm.data.annotated.stages import Annotated
+from vfm.interfaces import AnnotatedImages, Artifact, Context, Stage
 
 
 def run(stage: Stage, folder: Path) -> AnnotatedImages:

@@ -14,11 +14,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vfm.artifacts import Pool
-from vfm.data import DatasetSpec, Sample, Shard, text_key, write_index, write_tar
-from vfm.data.images import decode_image
-from vfm.stage import Context
-from vfm.train import ImageTransform, SampleDraw
+from vfm.data import (
+    DatasetSpec,
+    ImageTransform,
+    Sample,
+    SampleDraw,
+    Shard,
+    text_key,
+    write_index,
+    write_tar,
+)
+from vfm.data.samples.images import decode_image
+from vfm.interfaces import Context, Pool
 
 EN = DatasetSpec(texts={"en": "txt"})
 

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vfm.artifacts import AnnotatedImages, DenseCheckpoint
-from vfm.interfaces.dense import DenseTask, Instances, PanopticMap
+from vfm.interfaces import AnnotatedImages, DenseCheckpoint, DenseTask, Instances, PanopticMap
 
 BRIGHT = 128
 

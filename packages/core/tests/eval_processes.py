@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from train_toy import fork, run_group
-from vfm.config import UserError
-from vfm.plugins import load_plugins, stage_types
-from vfm.stage import Context, LeftToFirst, Runtime
+from vfm.base import UserError
+from vfm.interfaces import Context, LeftToFirst, Runtime, load_plugins, stage_types
 from vfm.train import distributed
 
 

@@ -14,12 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfm.artifacts import Artifact, ChoiceDataset, ClipCheckpoint, LabeledDataset, Pool
 from vfm.data import DatasetSpec, Shard, write_index, write_tar
-from vfm.data.choices import Choice, write_choices
-from vfm.events import Event
+from vfm.data.choices.choices import Choice, write_choices
+from vfm.interfaces import Artifact, ChoiceDataset, ClipCheckpoint, Context, Event, LabeledDataset, Pool
 from vfm.models import build_clip, save_clip
-from vfm.stage import Context
 
 COLOURS = {
     "red": (255, 0, 0),

@@ -12,9 +12,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vfm.artifacts import Artifact, Comparison, CuratedSubset, Metric, Pool, Report
-from vfm.flow.report import RunSummary, StageEntry, write_report
-from vfm.panels import BarsPanel, ImagesPanel, LinesPanel, Picture, Series, TablePanel, TextPanel
+from vfm.interfaces import (
+    Artifact,
+    BarsPanel,
+    Comparison,
+    CuratedSubset,
+    ImagesPanel,
+    LinesPanel,
+    Metric,
+    Picture,
+    Pool,
+    Report,
+    Series,
+    TablePanel,
+    TextPanel,
+)
+from vfm.report import RunSummary, StageEntry, write_report
 
 ODD = [
     "</svg></style><script>alert(1)</script>",

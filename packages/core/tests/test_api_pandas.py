@@ -15,7 +15,7 @@ from dense_toy import checkpoint
 from eval_world import NAMES, labeled, png, tiny_clip
 from test_cli_dense import FACTS
 from vfm.api.results import Results
-from vfm.artifacts import AnnotatedImages
+from vfm.interfaces import AnnotatedImages
 
 
 @pytest.fixture(scope="module")

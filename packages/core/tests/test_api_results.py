@@ -19,9 +19,9 @@ from cli_world import run_here, toys  # noqa: F401  (a fixture)
 from dense_toy import checkpoint
 from eval_world import NAMES, labeled, png, tiny_clip
 from test_cli_dense import FACTS
-from vfm.artifacts import AnnotatedImages
 from vfm.data import write_tar
 from vfm.eval import read_embeddings
+from vfm.interfaces import AnnotatedImages
 from vfm.models import (
     PooledVision,
     build_vision,

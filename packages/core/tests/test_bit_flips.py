@@ -22,27 +22,26 @@ import torch
 from cli_world import run_here
 from eval_world import NAMES, labeled, run_in, tiny_clip
 from train_toy import Samples, plan, train
-from vfm.artifacts import MANIFEST_FILE, Artifact
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import open_dataset
-from vfm.eval import ReadSettings, encode_dataset, open_writer, read_embeddings
-from vfm.eval.embeddings import SUFFIXES
-from vfm.eval.encoders import load_encoder
-from vfm.events import Event
-from vfm.flow import fingerprints
-from vfm.flow.execution import read_step, write_step
-from vfm.flow.listeners import JsonLinesListener
-from vfm.flow.plan import make_plan
-from vfm.flow.recipe import parse_recipe
-from vfm.flow.report import summary_of_run
-from vfm.flow.results import reports
-from vfm.flow.run import run_plan
-from vfm.flow.runs import EVENTS_FILE, RUN_FILE
-from vfm.flow.store import Store
-from vfm.flow.verification import damaged_records
-from vfm.plugins import load_plugins, stage_types
-from vfm.train.checkpoint import Checkpoints
-from vfm.train.dist import World
+from vfm.eval import encode_dataset, open_writer, read_embeddings
+from vfm.eval.encode.embeddings import SUFFIXES
+from vfm.eval.encode.encoders import load_encoder
+from vfm.flow.execution.execution import read_step, write_step
+from vfm.flow.execution.run import run_plan
+from vfm.flow.listeners.listeners import JsonLinesListener
+from vfm.flow.plan.plan import make_plan
+from vfm.flow.plan.store import Store
+from vfm.flow.recipe.recipe import parse_recipe
+from vfm.flow.records.runs import EVENTS_FILE, RUN_FILE
+from vfm.flow.records.verification import damaged_records
+from vfm.interfaces import MANIFEST_FILE, Artifact, Event, load_plugins, stage_types
+from vfm.plugin import ReadSettings
+from vfm.report import summary_of_run
+from vfm.report.results import reports
+from vfm.storage import fingerprints
+from vfm.train.checkpoint.checkpoint import Checkpoints
+from vfm.train.parallel.dist import World
 
 REFUSED, SAME = "refused by name", "as it was"
 NUM_FLIPS = int(os.environ.get("VFM_NUM_FLIPS", "60"))

@@ -14,7 +14,7 @@ import pytest
 
 import vfm
 from cli_world import RECIPE, install, interruptible, run_alone, run_here, toys
-from vfm.flow.recipe_source import SHIPPED
+from vfm.flow.recipe.recipe_source import SHIPPED
 
 __all__ = ["interruptible", "toys"]
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ import open_clip
 import pytest
 
 from cli_world import run_here
-from vfm.flow.recipe_source import SHIPPED, shipped_recipes
+from vfm.flow.recipe.recipe_source import SHIPPED, shipped_recipes
 from vfm.models import build_vision, save_vision
 from vfm.models.catalogue import named_models
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli_world import RECIPE, run_alone, run_here, toys
-from vfm.integrity import SEAL, seal
+from vfm.storage.integrity import SEAL, seal
 
 __all__ = ["toys"]
 

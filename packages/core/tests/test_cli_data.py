@@ -19,10 +19,10 @@ from PIL import Image
 from cli_world import run_here
 from eval_world import COLOURS, NAMES, labeled, png, pool
 from range_server import serving
-from vfm.config import UserError
-from vfm.data.contact_sheet import GAP, SIDE, contact_sheet
+from vfm.base import UserError
+from vfm.data.pairs.stages import Pairs
+from vfm.data.samples.contact_sheet import GAP, SIDE, contact_sheet
 from vfm.models import build_vision, save_vision
-from vfm.stages.data import Pairs
 
 
 @pytest.fixture(scope="module")

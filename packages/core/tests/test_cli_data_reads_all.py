@@ -14,9 +14,9 @@ import pytest
 from cli_world import run_here
 from eval_world import NAMES, png
 from vfm.data import DatasetSpec, Shard, Source
-from vfm.data.examination import Examination
-from vfm.stage import Context
-from vfm.stages.data import Pairs
+from vfm.data.indexing.examination import Examination
+from vfm.data.pairs.stages import Pairs
+from vfm.interfaces import Context
 
 NUM = 20
 NO_CAPTION, NO_IMAGE = (1, 4, 7, 10, 13), (2, 19)

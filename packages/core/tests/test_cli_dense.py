@@ -11,8 +11,8 @@ from PIL import Image
 
 from cli_world import run_here
 from dense_toy import checkpoint
-from vfm.artifacts import AnnotatedImages
 from vfm.data.annotated import decode_mask
+from vfm.interfaces import AnnotatedImages
 
 FACTS = {
     "num_samples": 1, "format": "coco", "labels": ["boxes"], "class_names": ["bright", "dark"], "class_ids": [1, 2],

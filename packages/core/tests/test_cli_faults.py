@@ -14,8 +14,8 @@ import pytest
 
 import vfm
 from cli_world import install, run_here, toys
-from vfm.flow.locks import is_lock_of
-from vfm.flow.store import Slot, Store
+from vfm.flow.plan.store import Slot, Store
+from vfm.storage.locks import is_lock_of
 
 __all__ = ["toys"]
 SHAPES = """\
@@ -150,8 +150,8 @@ def test_kill_between_publishing_and_tidying_up_leaves_nothing_behind(toys):
 
 
 def test_metrics_and_warnings_before_a_crash_are_in_the_manifest(tmp_path):
-    from vfm.events import Event
-    from vfm.flow.manifest import EventNotes
+    from vfm.flow.records.manifest import EventNotes
+    from vfm.interfaces import Event
 
     notes = EventNotes(tmp_path / "notes.json")
     notes.add(Event("metrics", "s", {"values": {"train/loss": 0.1 + 0.2}}))

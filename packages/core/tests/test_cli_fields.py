@@ -9,11 +9,9 @@ from typing import Annotated, ClassVar, Literal
 import pytest
 from pydantic import Field
 
-from vfm.artifacts import ClipCheckpoint, Pool, VisionCheckpoint
+from vfm.base import Config, Part
 from vfm.cli.field_table import field_rows, value_words
-from vfm.config import Config
-from vfm.parts import Part
-from vfm.stage import Ref, Runtime
+from vfm.interfaces import ClipCheckpoint, Pool, Ref, Runtime, VisionCheckpoint
 
 
 class ToyLoss(Part):

@@ -15,13 +15,14 @@ from torch import nn
 
 from cli_world import run_here
 from eval_world import NAMES, labeled, png, pool, run_in, tiny_clip
-from vfm.artifacts import Artifact
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import open_dataset
-from vfm.data.images import decode_image
-from vfm.eval import ReadSettings, encode_dataset, load_encoder
-from vfm.eval.embeddings import NpyWriter, ParquetWriter, read_embeddings
+from vfm.data.samples.images import decode_image
+from vfm.eval import encode_dataset, load_encoder
+from vfm.eval.encode.embeddings import NpyWriter, ParquetWriter, read_embeddings
+from vfm.interfaces import Artifact
 from vfm.models import build_vision, load_clip, save_vision, set_class_names
+from vfm.plugin import ReadSettings
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ import toy_plugin
 import vfm
 from cli_world import RECIPE, run_here, toys
 from vfm.cli.written_recipe import run_written
-from vfm.flow import yaml_lines
-from vfm.flow.recipe import parse_recipe
-from vfm.flow.schema import json_schema
-from vfm.plugins import load_plugins, stage_types
+from vfm.flow.recipe import yaml_lines
+from vfm.flow.recipe.recipe import parse_recipe
+from vfm.flow.recipe.schema import json_schema
+from vfm.interfaces import load_plugins, stage_types
 
 __all__ = ["toys"]
 KNOWN = {stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}

@@ -12,8 +12,8 @@ from PIL import Image
 from cli_world import Outcome, run_here
 from eval_world import COLOURS, NAMES, labeled, png, pool, tiny_clip
 from vfm.api.search import kept_place
-from vfm.data.contact_sheet import GAP, SIDE
-from vfm.eval.embeddings import read_embeddings
+from vfm.data.samples.contact_sheet import GAP, SIDE
+from vfm.eval.encode.embeddings import read_embeddings
 from vfm.models import build_vision, load_clip, save_vision
 
 

@@ -15,9 +15,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from cli_world import RECIPE, Outcome, install, run_here, toys
-from vfm.config import UserError
-from vfm.flow.locks import is_locked, locked
-from vfm.flow.store import Slot, Store
+from vfm.base import UserError
+from vfm.flow.plan.store import Slot, Store
+from vfm.storage.locks import is_locked, locked
 
 __all__ = ["toys"]
 STORE = Path("store")

@@ -16,13 +16,12 @@ import noisy_plugin
 import toy_plugin
 import vfm
 from cli_world import RECIPE, install, run_here, toys
-from vfm.events import Event
-from vfm.flow.listeners import sender
-from vfm.flow.plan import make_plan
-from vfm.flow.recipe import parse_recipe
-from vfm.flow.run import run_plan
-from vfm.flow.store import Store
-from vfm.plugins import load_plugins
+from vfm.flow.execution.run import run_plan
+from vfm.flow.listeners.listeners import sender
+from vfm.flow.plan.plan import make_plan
+from vfm.flow.plan.store import Store
+from vfm.flow.recipe.recipe import parse_recipe
+from vfm.interfaces import Event, load_plugins
 
 __all__ = ["toys"]
 HERE = Path(__file__).parent

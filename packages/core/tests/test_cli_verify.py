@@ -11,11 +11,12 @@ import pytest
 
 from cli_world import Outcome, run_here, toys
 from train_toy import Samples, plan, train
-from vfm.events import Event, damaged_lines, stamped
-from vfm.flow import fingerprints, input_changes
-from vfm.flow.fingerprints import BLOCK, NUM_BLOCKS
-from vfm.flow.manifest import read_manifest
-from vfm.integrity import seal
+from vfm.flow.records import input_changes
+from vfm.flow.records.manifest import read_manifest
+from vfm.interfaces import Event, damaged_lines, stamped
+from vfm.storage import fingerprints
+from vfm.storage.fingerprints import BLOCK, NUM_BLOCKS
+from vfm.storage.integrity import seal
 
 __all__ = ["toys"]
 

@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 
 from annotated_world import coco, jpeg, read, run, write, write_map
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import open_dataset
 from vfm.data.annotated.coco import stream
 from vfm.data.annotated.source import AnnotatedSource
-from vfm.stage import Preflight
-from vfm.stages.annotated import Annotated
+from vfm.data.annotated.stages import Annotated
+from vfm.interfaces import Preflight
 
 BOX = {"bbox": [2, 1, 6, 4], "area": 11.5}
 SQUARE = [[2.0, 1.0, 8.0, 1.0, 8.0, 5.0, 2.0, 5.0]]

@@ -17,13 +17,21 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as oracle
 
 from annotated_world import jpeg, read, run
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import write_tar
-from vfm.data.annotated.masks import as_rle, decode_mask, encode_mask, encode_segmentation, mask_area, mask_box
+from vfm.data.annotated.masks import (
+    as_rle,
+    decode_mask,
+    encode_mask,
+    encode_segmentation,
+    mask_area,
+    mask_box,
+)
 from vfm.data.annotated.records import BadAnnotation
 from vfm.data.annotated.source import AnnotatedSource
-from vfm.shapes.world import World
-from vfm.stages.annotated import Annotated, ShapesScenes
+from vfm.data.annotated.stages import Annotated
+from vfm.data.synthetic.stages import ShapesScenes
+from vfm.data.synthetic.world import World
 
 SHARED = Path(__file__).parents[4] / "shared/data"
 OBJECT = {"bbox": [2, 1, 6, 4], "category": 1}

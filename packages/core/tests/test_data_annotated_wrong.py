@@ -13,7 +13,7 @@ from PIL import Image
 
 from annotated_world import bright_parts, coco, jpeg, read, write
 from data_samples import bomb
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data.annotated.object_records import class_names_in
 from vfm.data.annotated.source import AnnotatedSource
 

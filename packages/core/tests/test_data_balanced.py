@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_samples import drawn_texts, json_member, members
-from vfm.artifacts import CuratedSubset, Pool
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import (
     DatasetSpec,
     Shard,
+    TrainingData,
     open_balanced,
     subset_file,
     subset_schema,
@@ -23,8 +23,8 @@ from vfm.data import (
     write_subset,
     write_tar,
 )
-from vfm.data.order import SampleOrder
-from vfm.train import TrainingData
+from vfm.data.samples.order import SampleOrder
+from vfm.interfaces import CuratedSubset, Pool
 
 SIZES = [9, 0, 14, 7, 10]
 CHANCES = [1.0, 0.7, 0.3, 0.05, 0.0]

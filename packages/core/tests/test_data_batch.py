@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vfm.data.batch import stack
-from vfm.train import Ragged, map_tensors
+from vfm.data import Ragged, map_tensors
+from vfm.data.loading.batch import stack
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 from eval_world import NAMES, png, run_in
-from vfm.artifacts import ImageDataset, LabeledDataset, Pool, TaggedImages
-from vfm.clip_benchmark import names_and_templates
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import open_dataset, write_tar
-from vfm.data.tags import read_tags
-from vfm.stage import Preflight
-from vfm.stages.data import Pairs
-from vfm.stages.labeled import Digits, Labeled, Tagged
+from vfm.data.labeled.stages import Digits, Labeled, Tagged
+from vfm.data.labeled.tags import read_tags
+from vfm.data.pairs.stages import Pairs
+from vfm.data.prompts.clip_benchmark import names_and_templates
+from vfm.interfaces import ImageDataset, LabeledDataset, Pool, Preflight, TaggedImages
 
 NOTHING = Preflight({}, {})
 
@@ -188,7 +187,7 @@ def test_digits_equal_scikit_learns(tmp_path: Path) -> None:
     parts = [Digits(kind="data.digits", name="d", split=s).run(run_in(tmp_path / s).ctx) for s in ("train", "test")]
     found = [open_dataset(part)[n] for part in parts for n in range(part.num_samples)]
     assert [sample.label for sample in found] == load_digits().target.tolist()
-    from vfm.data.images import decode_image
+    from vfm.data.samples.images import decode_image
 
     grey = np.asarray(decode_image(found[900].image, "digit"))[..., 0]
     assert np.abs(grey / 255 * 16 - load_digits().images[900]).max() < 0.05

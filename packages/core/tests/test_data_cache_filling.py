@@ -10,16 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from vfm.artifacts import Pool
-from vfm.config import UserError
-from vfm.data.sample import BadSample
-from vfm.data.sample_cache import CACHE_FOLDER, CachedTensors, CacheWriter
-from vfm.data.source import open_dataset
-from vfm.data.transforms import ImageTransform
-from vfm.shapes.world import World
-from vfm.stage import Context
-from vfm.stages.shapes import ShapesPool
-from vfm.train import Crops, MakeCrops, SampleDraw, fill_cache
+from vfm.base import UserError
+from vfm.data import Crops, MakeCrops, SampleDraw, fill_cache
+from vfm.data.index.source import open_dataset
+from vfm.data.loading.sample_cache import CACHE_FOLDER, CachedTensors, CacheWriter
+from vfm.data.loading.transforms import ImageTransform
+from vfm.data.samples.sample import BadSample
+from vfm.data.synthetic.stages import ShapesPool
+from vfm.data.synthetic.world import World
+from vfm.interfaces import Context, Pool
 
 CROPS = MakeCrops(ImageTransform(8, scale=(0.2, 0.8), flip=0.5), 3, seed=4)
 

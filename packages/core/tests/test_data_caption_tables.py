@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from data_samples import context
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import BadSample, open_dataset, uid_of
-from vfm.stage import Context, Preflight
-from vfm.stages.data import Pairs
+from vfm.data.pairs.stages import Pairs
+from vfm.interfaces import Context, Preflight
 
 
 def pool_of(tmp_path, path, **settings):

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_samples import context, encoded
-from vfm.artifacts import ChoiceDataset
-from vfm.config import UserError
-from vfm.data.choices import Choice, load_choices, write_choices
-from vfm.stages.data import ChoiceFiles
+from vfm.base import UserError
+from vfm.data.choices.choices import Choice, load_choices, write_choices
+from vfm.data.choices.stages import ChoiceFiles
+from vfm.interfaces import ChoiceDataset
 
 
 @given(

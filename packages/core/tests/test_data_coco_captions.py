@@ -5,11 +5,11 @@ import json
 import pytest
 
 from data_samples import context, encoded
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import open_dataset
-from vfm.flow.evaluation.datasets import import_fields
-from vfm.stages.data import Pairs
-from vfm.stages.labeled import Labeled
+from vfm.data.labeled.stages import Labeled
+from vfm.data.pairs.stages import Pairs
+from vfm.flow.requests.datasets import import_fields
 
 IMAGES = [{"id": 7 + n, "file_name": f"{n:012d}.jpg", "height": 4, "width": 4} for n in range(3)]
 ANNOTATIONS = [

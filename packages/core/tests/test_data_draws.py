@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfm.data.draws import BLOCK, drawn, hash_strings, splitmix64, text_key, text_keys, uniform
+from vfm.data.samples.draws import (
+    BLOCK,
+    drawn,
+    hash_strings,
+    splitmix64,
+    text_key,
+    text_keys,
+    uniform,
+)
 
 NAMES = st.text(max_size=40).filter(lambda text: not any(0xD800 <= ord(sign) < 0xE000 for sign in text))
 TEXTS = st.lists(st.tuples(NAMES, st.sampled_from(["en", "de", "", "中文"]), st.integers(0, 2**31 - 1)), max_size=30)

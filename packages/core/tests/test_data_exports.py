@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_samples import context, encoded
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import Source, open_dataset
-from vfm.data.delimited import unquoted
-from vfm.stages.data import Images, Pairs
-from vfm.stages.labeled import Labeled
+from vfm.data.labeled.stages import Labeled
+from vfm.data.pairs.stages import Images, Pairs
+from vfm.data.tables.delimited import unquoted
 
 CAPTIONS = ["a cat, asleep", "ein Hund; größer", 'a "quoted" word']
 

@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_samples import EN, bomb, context, encoded, json_member, make_pool, members
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import BadSample, Source, open_dataset, write_tar
-from vfm.data.byte_ranges import OpenFile
-from vfm.data.images import decode_image, open_image
-from vfm.data.webdataset import TarShard
-from vfm.panels import load_panels
-from vfm.stages.data import Images, Pairs
+from vfm.data.pairs.stages import Images, Pairs
+from vfm.data.reading.byte_ranges import OpenFile
+from vfm.data.samples.images import decode_image, open_image
+from vfm.data.tar.webdataset import TarShard
+from vfm.interfaces import load_panels
 
 MEGABYTE_CAPTION = b"a very long caption " * 52_429
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfm import files
-from vfm.config import UserError
+from vfm.base import UserError
+from vfm.storage import files
 
 
 def test_brace_patterns_expand_as_in_bash_with_leading_zeros():

@@ -9,11 +9,10 @@ import torch
 
 from data_samples import context, draw_sample, encoded
 from vfm.api.inputs import open_images
-from vfm.artifacts import ImageDataset, PairDataset
-from vfm.config import UserError
-from vfm.data import Sample, open_dataset, write_tar
-from vfm.stages.data import Images
-from vfm.train import ImageTransform, SampleDraw, TrainingData
+from vfm.base import UserError
+from vfm.data import ImageTransform, Sample, SampleDraw, TrainingData, open_dataset, write_tar
+from vfm.data.pairs.stages import Images
+from vfm.interfaces import ImageDataset, PairDataset
 
 NUM = 6
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from data_samples import draw_sample, encoded
 from vfm.data import BadSample
-from vfm.data.images import decode_image, random_box, resize
-from vfm.data.transforms import ImageTransform, to_tensor
+from vfm.data.loading.transforms import ImageTransform, to_tensor
+from vfm.data.samples.images import decode_image, random_box, resize
 from vfm.models import Preprocess
 
 SIDES = st.integers(5, 60)

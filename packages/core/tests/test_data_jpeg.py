@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vfm.data import BadSample, decode_image, jpeg
-from vfm.data.images import decode_pixels, open_image
-from vfm.train import ImageTransform
+from vfm.data import BadSample, ImageTransform, decode_image
+from vfm.data.samples import jpeg
+from vfm.data.samples.images import decode_pixels, open_image
 
 
 def smooth(width: int, height: int, seed: int = 0, mode: str = "RGB") -> Image.Image:

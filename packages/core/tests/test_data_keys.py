@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from data_samples import context, encoded, members
 from vfm.data import Source, open_dataset, uid_of, write_tar
-from vfm.data.mixture import Mixture
-from vfm.data.repeated_keys import KeySample, RepeatedKeys
-from vfm.stage import Context
-from vfm.stages.data import Pairs
+from vfm.data.index.mixture import Mixture
+from vfm.data.indexing.repeated_keys import KeySample, RepeatedKeys
+from vfm.data.pairs.stages import Pairs
+from vfm.interfaces import Context
 
 
 def index(folder: Path, path: object, **fields: object) -> Source:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from data_samples import encoded, members
-from vfm import files
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import write_tar
+from vfm.storage import files
 
 MEMORY = 6 << 30  # of addresses, most of which are never used
 SECONDS = 1800

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from data_samples import make_pool, number_of
-from vfm.config import UserError
-from vfm.data import open_dataset
-from vfm.train import SampleDraw, TrainingData, eval_batches
+from vfm.base import UserError
+from vfm.data import SampleDraw, TrainingData, eval_batches, open_dataset
 
 SIZES = [7, 5, 8, 4]
 

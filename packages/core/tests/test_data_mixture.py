@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_samples import encoded, make_pool, number_of
-from vfm.config import UserError
-from vfm.data import Mixture, open_dataset
-from vfm.data.mixture import BLOCK, turns_of
-from vfm.stage import Context
-from vfm.stages.data import Pairs
-from vfm.train import TrainingData
+from vfm.base import UserError
+from vfm.data import Mixture, TrainingData, open_dataset
+from vfm.data.index.mixture import BLOCK, turns_of
+from vfm.data.pairs.stages import Pairs
+from vfm.interfaces import Context
 
 SIZES = ([7, 5], [9], [3, 3, 3])
 

@@ -17,11 +17,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_samples import context, encoded, members
-from vfm.config import UserError
-from vfm.data import REASONS, BadSample, Source, open_dataset, open_parquet, write_tar
-from vfm.data.choice_files import read_choices
-from vfm.stages.data import Images, Pairs
-from vfm.stages.labeled import Labeled
+from vfm.base import UserError
+from vfm.data import (
+    REASONS,
+    BadSample,
+    Source,
+    open_dataset,
+    open_parquet,
+    write_tar,
+)
+from vfm.data.choices.choice_files import read_choices
+from vfm.data.labeled.stages import Labeled
+from vfm.data.pairs.stages import Images, Pairs
 
 NUM = 12
 BLOCK = 512

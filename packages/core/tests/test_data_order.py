@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfm.data.order import SameEpochs, SampleOrder
+from vfm.data.samples.order import SameEpochs, SampleOrder
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any)
 WINDOWS = st.integers(1, 15)

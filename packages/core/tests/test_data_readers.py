@@ -10,11 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_samples import context, encoded, json_member, make_pool, members
-from vfm.config import UserError
-from vfm.data import BadSample, DatasetSpec, Source, open_dataset, uid_of, write_tar
-from vfm.panels import load_panels
-from vfm.stages.data import Pairs
-from vfm.stages.labeled import Labeled
+from vfm.base import UserError
+from vfm.data import (
+    BadSample,
+    DatasetSpec,
+    Source,
+    open_dataset,
+    uid_of,
+    write_tar,
+)
+from vfm.data.labeled.stages import Labeled
+from vfm.data.pairs.stages import Pairs
+from vfm.interfaces import load_panels
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
@@ -274,7 +281,7 @@ def test_torchvision_dataset_by_name(tmp_path):
     (raw / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, 300) + labels.tobytes())
     for split in ("train-images-idx3", "train-labels-idx1"):
         (raw / f"{split}-ubyte").write_bytes(b"")
-    from vfm.data.images import decode_image
+    from vfm.data.samples.images import decode_image
 
     dataset, samples = label(tmp_path, tmp_path, torchvision="FashionMNIST")
     assert dataset.class_names[:2] == ["T-shirt/top", "Trouser"]

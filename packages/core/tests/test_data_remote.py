@@ -18,19 +18,18 @@ from hypothesis import strategies as st
 
 from data_samples import context, encoded, make_pool, members, number_of
 from range_server import serving
-from vfm import remote
-from vfm.config import UserError
-from vfm.data import BadSample, Mixture, Source, open_dataset, write_tar
-from vfm.data.byte_ranges import MAX_GAP, RangeStream, merged
-from vfm.data.packed_offsets import OffsetsWriter, PackedOffsets, PackedScan, pack
-from vfm.data.shard_cache import CacheSettings, ShardCache
-from vfm.data.tar_members import TarMembers, plain_member
-from vfm.data.tar_scan import MISSING, SPARSE, TarScan, scan_tar
-from vfm.flow.remote_fingerprints import remote_fingerprints
-from vfm.remote import Span, read_spans
-from vfm.stages.data import Pairs
-from vfm.store_files import read_parquet
-from vfm.train import TrainingData
+from vfm.base import UserError
+from vfm.data import BadSample, Mixture, Source, TrainingData, open_dataset, write_tar
+from vfm.data.pairs.stages import Pairs
+from vfm.data.reading.byte_ranges import MAX_GAP, RangeStream, merged
+from vfm.data.reading.shard_cache import CacheSettings, ShardCache
+from vfm.data.tar.members import TarMembers, plain_member
+from vfm.data.tar.packed_offsets import OffsetsWriter, PackedOffsets, PackedScan, pack
+from vfm.data.tar.scan import MISSING, SPARSE, TarScan, scan_tar
+from vfm.storage import remote
+from vfm.storage.remote import Span, read_spans
+from vfm.storage.remote_fingerprints import remote_fingerprints
+from vfm.storage.store_files import read_parquet
 
 SLOTS = ["image", "json", "txt"]
 

@@ -13,11 +13,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vfm.artifacts import SampleCache
-from vfm.config import UserError
-from vfm.data.sample import BadSample
-from vfm.data.sample_cache import CACHE_FOLDER, SHARD_BYTES, CachedTensors, CacheWriter, decode, encode
-from vfm.train import SampleDraw
+from vfm.base import UserError
+from vfm.data import SampleDraw
+from vfm.data.loading.sample_cache import (
+    CACHE_FOLDER,
+    SHARD_BYTES,
+    CachedTensors,
+    CacheWriter,
+    decode,
+    encode,
+)
+from vfm.data.samples.sample import BadSample
+from vfm.interfaces import SampleCache
 
 FACTS = {"data": "../pool", "producer": "a test", "crop_scale": (0.2, 1.0), "flip": 0.5, "seed": 0}
 

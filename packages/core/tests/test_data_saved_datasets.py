@@ -6,11 +6,11 @@ import pyarrow as pa
 import pytest
 
 from data_samples import context, encoded
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import BadSample, open_dataset
-from vfm.flow.evaluation.datasets import import_fields
-from vfm.stages.data import Pairs
-from vfm.stages.labeled import Labeled
+from vfm.data.labeled.stages import Labeled
+from vfm.data.pairs.stages import Pairs
+from vfm.flow.requests.datasets import import_fields
 
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 FEATURES = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}

@@ -7,16 +7,17 @@ from typing import Annotated as Typed
 import pytest
 from pydantic import Field, ValidationError
 
-from vfm.config import Config, error_lines
-from vfm.stages.annotated import Annotated
-from vfm.stages.data import ChoiceFiles, Pairs
-from vfm.stages.labeled import Labeled
-from vfm.stages.videos import Videos
+from vfm.base import Config, error_lines
+from vfm.data.annotated.stages import Annotated
+from vfm.data.choices.stages import ChoiceFiles
+from vfm.data.labeled.stages import Labeled
+from vfm.data.pairs.stages import Pairs
+from vfm.data.videos.stages import Videos
 
 
 def test_data_stages_import_no_torch():
     code = (
-        "import sys, vfm.stages.labeled, vfm.stages.data as s\n"
+        "import sys, vfm.data.labeled.stages, vfm.data.pairs.stages as s\n"
         "stage = s.Pairs(kind='data.pairs', name='pool', path='{0..2}.tar')\n"
         "list(stage.sources()), s.Pairs.model_json_schema()\n"
         "print('torch' in sys.modules)"

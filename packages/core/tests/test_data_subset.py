@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_samples import json_member, members
-from vfm.artifacts import CuratedSubset, Pool
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import (
     SUBSET_INDEX,
     BadRow,
@@ -25,6 +24,7 @@ from vfm.data import (
     write_subset_index,
     write_tar,
 )
+from vfm.interfaces import CuratedSubset, Pool
 
 SPEC = DatasetSpec(texts={"en": "json.en", "de": "json.de"})
 SIZES = [4, 0, 3, 5]

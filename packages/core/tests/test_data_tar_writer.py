@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vfm.data import write_tar
-from vfm.data.tar_writer import tar_header
+from vfm.data.tar.writer import tar_header
 
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 

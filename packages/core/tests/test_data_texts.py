@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vfm.data import DatasetSpec
-from vfm.data.image_list import ImageEntry, ImageListShard, write_image_lists
-from vfm.data.parquet import ParquetShard
-from vfm.data.sample import BadSample
-from vfm.data.texts import texts_by_sample
+from vfm.data.samples.sample import BadSample
+from vfm.data.samples.texts import texts_by_sample
+from vfm.data.tables.image_list import ImageEntry, ImageListShard, write_image_lists
+from vfm.data.tables.parquet import ParquetShard
 
 LONG, LONG_IN_BYTES = b"x" * 65_537, "é".encode() * 32_769
 PIECES = [b"a dog", b" \t", "\u3000猫\x85".encode(), b"", b"\xff", b"\xed\xa0\x80", LONG, LONG_IN_BYTES, b"\x00"]

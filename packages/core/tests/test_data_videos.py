@@ -15,14 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vfm.artifacts import VideoDataset
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import BadSample, write_tar
-from vfm.data.videos import ClipSampling, Media, VideoSource, View, drawn_view, fixed_views, read_clips
+from vfm.data.videos import (
+    ClipSampling,
+    Media,
+    VideoSource,
+    View,
+    drawn_view,
+    fixed_views,
+    read_clips,
+)
 from vfm.data.videos.probing import probe
-from vfm.events import Event
-from vfm.stage import Context, Preflight, Runtime
-from vfm.stages.videos import Videos, VideoUnion
+from vfm.data.videos.stages import Videos, VideoUnion
+from vfm.interfaces import Context, Event, Preflight, Runtime, VideoDataset
 from video_files import CODECS, encode, grey_frames, number_of, rotated, sound_only, without_frames, write
 
 CLIP = encode(grey_frames(10))

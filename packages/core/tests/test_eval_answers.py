@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from eval_world import NAMES, ColourModel, labeled, pairs, pool, run_in
-from vfm.eval.choices import score_mmvp_vlm
-from vfm.eval.retrieval import score_retrieval
-from vfm.eval.zero_shot import score_zero_shot
-from vfm.panels import ImagesPanel, Picture, load_panels
+from vfm.eval.choices.choices import score_mmvp_vlm
+from vfm.eval.classify.zero_shot import score_zero_shot
+from vfm.eval.retrieval.retrieval import score_retrieval
+from vfm.interfaces import ImagesPanel, Picture, load_panels
 
 MODELS = {"other": ColourModel(-1.0), "model": ColourModel()}  # of opposites, and of colours
 OPPOSITE = {"red": "cyan", "green": "magenta", "blue": "yellow", "cyan": "red", "magenta": "green", "yellow": "blue"}

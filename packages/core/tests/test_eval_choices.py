@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vfm.data.choice_benchmarks import MMVP_PATTERNS, mmvp_patterns
-from vfm.eval.choice_rules import choose, mmvp_vlm
+from vfm.data.choices.benchmarks import MMVP_PATTERNS, mmvp_patterns
+from vfm.eval.choices.choice_rules import choose, mmvp_vlm
 
 IDS = np.arange(1, 271).reshape(135, 2)
 TRUTH = np.where(IDS % 2 == 1, 0, 1)

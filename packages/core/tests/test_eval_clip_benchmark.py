@@ -16,15 +16,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from eval_world import NAMES, labeled, pairs, pool, run_in, sugarcrepe, tiny_clip
-from vfm.artifacts import Artifact, LabeledDataset, TaggedImages
 from vfm.data import open_dataset
-from vfm.data.choices import load_choices
-from vfm.data.tags import TAGS_FILE, read_tags, write_tags
-from vfm.eval.choices import score_choices
-from vfm.eval.retrieval import score_retrieval
-from vfm.eval.zero_shot import Prompts, score_zero_shot
+from vfm.data.choices.choices import load_choices
+from vfm.data.labeled.tags import TAGS_FILE, read_tags, write_tags
+from vfm.eval.choices.choices import score_choices
+from vfm.eval.classify.zero_shot import Prompts, score_zero_shot
+from vfm.eval.retrieval.retrieval import score_retrieval
+from vfm.interfaces import Artifact, Evaluated, LabeledDataset, TaggedImages
 from vfm.models import load_clip
-from vfm.scores import Evaluated
 
 TEMPLATES = ["a {c} picture", "it is {c} .", "{c}"]
 WORDS = ["red on dark", "something green", "blue", "a yellow thing", "cyan sky", "magenta", "white snow"]

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from eval_world import tiny_clip
 from vfm import Context, UserError
-from vfm.eval.curves import TrainingCurves, loss_spikes, samples_to_reach
-from vfm.panels import load_panels
-from vfm.stage import Preflight
-from vfm.stages.evaluation import Curves
+from vfm.eval.compare.curves import TrainingCurves, loss_spikes, samples_to_reach
+from vfm.eval.compare.stages import Curves
+from vfm.interfaces import Preflight, load_panels
 
 
 @given(st.lists(st.floats(0, 10), max_size=60), st.integers(3, 9), st.floats(0.5, 5))

@@ -12,11 +12,9 @@ import pytest
 from annotated_world import bright_parts, read, write, write_map
 from cli_world import run_here
 from dense_toy import checkpoint
-from vfm.artifacts import AnnotatedImages, Artifact, Report
-from vfm.config import UserError
-from vfm.panels import load_panels
-from vfm.stage import Context, Preflight
-from vfm.stages.evaluation import Detection, Panoptic, Segmentation
+from vfm.base import UserError
+from vfm.eval.dense.stages import Detection, Panoptic, Segmentation
+from vfm.interfaces import AnnotatedImages, Artifact, Context, Preflight, Report, load_panels
 
 NAMES = ["bright", "dark"]
 

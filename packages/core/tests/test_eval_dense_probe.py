@@ -16,18 +16,25 @@ from torch.nn import functional as F
 
 from annotated_world import coco, read, run, write_map
 from cli_world import run_here
-from vfm.artifacts import AnnotatedImages, Artifact, ClipCheckpoint, Report, VisionCheckpoint
-from vfm.config import UserError
-from vfm.eval.dense_probe import encode_maps, folds_of
-from vfm.eval.encoders import load_encoder
-from vfm.eval.patch_head import HeadTraining, point_loss, predict_map, train_head
-from vfm.eval.sliding_windows import predict_labels, slide, window_starts
+from vfm.base import UserError
+from vfm.data.synthetic.stages import ShapesScenes
+from vfm.data.synthetic.world import World
+from vfm.eval.dense.stages import DenseProbe
+from vfm.eval.encode.encoders import load_encoder
+from vfm.eval.encode.sliding_windows import predict_labels, slide, window_starts
+from vfm.eval.segmentation.dense_probe import encode_maps, folds_of
+from vfm.eval.segmentation.patch_head import HeadTraining, point_loss, predict_map, train_head
+from vfm.interfaces import (
+    AnnotatedImages,
+    Artifact,
+    ClipCheckpoint,
+    Context,
+    Preflight,
+    Report,
+    VisionCheckpoint,
+    load_panels,
+)
 from vfm.models import build_clip, build_vision, save_clip, save_vision
-from vfm.panels import load_panels
-from vfm.shapes.world import World
-from vfm.stage import Context, Preflight
-from vfm.stages.annotated import ShapesScenes
-from vfm.stages.evaluation import DenseProbe
 
 CPU = torch.device("cpu")
 TINY = {

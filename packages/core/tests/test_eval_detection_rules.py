@@ -13,12 +13,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection_world import CLASSES, DetectionWorld, as_masks, make_world, silent
-from vfm.config import UserError
-from vfm.eval.detection_errors import classify_errors
-from vfm.eval.detection_rules import MAX_DETS, Rule, Shape, Truth, match_all
-from vfm.eval.detection_scores import DetectionScores
-from vfm.eval.detections import Detections, read_results, write_results_file
-from vfm.eval.soft_nms import IOU, soft_nms, soften
+from vfm.base import UserError
+from vfm.eval.detection.detection_errors import classify_errors
+from vfm.eval.detection.detection_rules import MAX_DETS, Rule, Shape, Truth, match_all
+from vfm.eval.detection.detection_scores import DetectionScores
+from vfm.eval.detection.detections import Detections, read_results, write_results_file
+from vfm.eval.detection.soft_nms import IOU, soft_nms, soften
 
 KINDS: dict[Shape, str] = {"boxes": "bbox", "masks": "segm"}
 METRICS = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l")

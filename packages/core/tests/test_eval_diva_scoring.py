@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional as F
 
 from eval_world import ColourModel, pairs, run_in, tiny_clip
-from vfm.config import UserError
-from vfm.data.choices import load_choices
-from vfm.data.images import decode_image
-from vfm.eval.choice_logits import ClassAndPatches
-from vfm.eval.choices import score_mmvp_vlm
+from vfm.base import UserError
+from vfm.data.choices.choices import load_choices
+from vfm.data.samples.images import decode_image
+from vfm.eval.choices.choice_logits import ClassAndPatches
+from vfm.eval.choices.choices import score_mmvp_vlm
 from vfm.models import ClipModel, load_clip
 
 

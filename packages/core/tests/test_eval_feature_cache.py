@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from eval_world import NAMES, labeled, png, pool, run_in, tiny_clip
-from vfm.artifacts import ClipCheckpoint, ImageDataset
 from vfm.data import BadSample, DatasetSpec, Sample, open_dataset, write_index
-from vfm.data.image_list import ImageEntry, write_image_lists
-from vfm.data.index import read_index
-from vfm.eval import Encoded, ReadSettings, encode_dataset, load_encoder
-from vfm.eval.feature_cache import FOLDER, PUBLISHED, FeatureCache
-from vfm.integrity import seal
+from vfm.data.index.index import read_index
+from vfm.data.tables.image_list import ImageEntry, write_image_lists
+from vfm.eval import Encoded, encode_dataset, load_encoder
+from vfm.eval.classify.stages import ZeroShot
+from vfm.eval.encode.feature_cache import FOLDER, PUBLISHED, FeatureCache
+from vfm.interfaces import ClipCheckpoint, ImageDataset
 from vfm.models import load_clip
-from vfm.stages.evaluation import ZeroShot
+from vfm.plugin import ReadSettings
+from vfm.storage.integrity import seal
 
 CPU = torch.device("cpu")
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from eval_world import ColourModel, labeled, run_in, tiny_clip
-from vfm.config import UserError
-from vfm.eval.few_shot import FewShotSettings, draw_shots, fit_few_shot, score_few_shot
-from vfm.stages.evaluation import FewShot
+from vfm.base import UserError
+from vfm.eval.classify.few_shot import FewShotSettings, draw_shots, fit_few_shot, score_few_shot
+from vfm.eval.classify.stages import FewShot
 
 ORACLES = {"right": ColourModel(), "wrong": ColourModel(-1.0)}
 

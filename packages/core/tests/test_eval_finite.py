@@ -14,22 +14,15 @@ from torch import Tensor, nn
 
 from cli_world import run_here
 from eval_world import NAMES, TINY_CLIP, ColourModel, labeled, pairs, png, pool, run_in
-from vfm.artifacts import Artifact
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import open_dataset
-from vfm.eval import ReadSettings, check_finite, encode_dataset, load_encoder
+from vfm.eval import check_finite, encode_dataset, load_encoder
+from vfm.eval.choices.stages import Choices, MmvpVlm
+from vfm.eval.classify.stages import AttentiveProbe, Classify, FewShot, Knn, LinearProbe, ZeroShot
+from vfm.eval.retrieval.stages import Retrieval
+from vfm.interfaces import Artifact
 from vfm.models import build_clip, build_vision, save_clip, save_vision, set_class_names
-from vfm.stages.evaluation import (
-    AttentiveProbe,
-    Choices,
-    Classify,
-    FewShot,
-    Knn,
-    LinearProbe,
-    MmvpVlm,
-    Retrieval,
-    ZeroShot,
-)
+from vfm.plugin import ReadSettings
 
 
 class Blind(ColourModel):

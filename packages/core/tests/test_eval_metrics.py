@@ -10,18 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from vfm.config import UserError
-from vfm.eval.knn import knn_votes
-from vfm.eval.linear_probe import fit_linear_probe
-from vfm.eval.ranking import best_ranks, hits_at
-from vfm.eval.retrieval_ranks import nearest, retrieval_ranks
-from vfm.eval.sweep import split_validation
-from vfm.eval.zero_shot import (
-    ensemble_templates,
-    fill_templates,
-    predicted_classes,
-    true_class_ranks,
-)
+from vfm.base import UserError
+from vfm.eval.classify.knn import knn_votes
+from vfm.eval.classify.linear_probe import fit_linear_probe
+from vfm.eval.classify.sweep import split_validation
+from vfm.eval.classify.zero_shot import ensemble_templates, fill_templates, predicted_classes, true_class_ranks
+from vfm.eval.encode.ranking import best_ranks, hits_at
+from vfm.eval.retrieval.retrieval_ranks import nearest, retrieval_ranks
 from vfm.statistics import stratified_mean
 
 

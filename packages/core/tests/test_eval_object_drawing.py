@@ -9,8 +9,8 @@ from PIL import Image
 
 from vfm.data.annotated import encode_mask
 from vfm.data.annotated.panels import palette
-from vfm.eval.dense_panels import with_legend
-from vfm.eval.object_drawing import SHOWN_SIDE, draw_objects
+from vfm.eval.dense.dense_panels import with_legend
+from vfm.eval.dense.object_drawing import SHOWN_SIDE, draw_objects
 
 NAMES = ["person", "a class with a very long name"]
 

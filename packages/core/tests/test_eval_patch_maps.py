@@ -11,10 +11,10 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from eval_world import labeled, tiny_clip
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import open_dataset
 from vfm.eval import load_encoder
-from vfm.eval.patch_maps import component_colours, compute_patch_maps, pca_sheet, similarity_maps
+from vfm.eval.encode.patch_maps import component_colours, compute_patch_maps, pca_sheet, similarity_maps
 from vfm.models import PooledVision, build_vision, vision_preprocess
 
 CPU = torch.device("cpu")

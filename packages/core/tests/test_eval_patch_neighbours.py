@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from test_eval_dense_probe import clip, encoder, evaluate, probe, scenes
-from vfm.eval.patch_head import predict_map
-from vfm.eval.patch_neighbours import PatchMemory, patch_shares, remember_patches
-from vfm.stages.evaluation.dense import PatchNeighbours
+from vfm.eval.dense.stages import PatchNeighbours
+from vfm.eval.segmentation.patch_head import predict_map
+from vfm.eval.segmentation.patch_neighbours import PatchMemory, patch_shares, remember_patches
 
 CPU = torch.device("cpu")
 CLASSES = 3

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vfm.eval.encoders import _features_key
+from vfm.eval.base import ModelEvaluation
+from vfm.eval.classify.stages import ZeroShot
+from vfm.eval.encode.encoders import _features_key
 from vfm.models import PooledVision, build_clip, build_vision, vision_preprocess
-from vfm.stages.evaluation.base import ModelEvaluation
-from vfm.stages.evaluation.text_image import ZeroShot
 
 IMAGES = [Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), np.uint8)) for seed in range(6)]
 
@@ -40,7 +40,7 @@ def test_features_of_an_encoder_are_rounded_and_have_a_key_of_their_own():
 
 
 def test_caches_of_features_are_kept_apart(monkeypatch):
-    monkeypatch.setattr("vfm.eval.encoders.checkpoint_hash", lambda checkpoint: "hash")
+    monkeypatch.setattr("vfm.eval.encode.encoders.checkpoint_hash", lambda checkpoint: "hash")
     preprocess = build_clip("ViT-Pico-8-32", seed=0).preprocess
     keys = {_features_key(SimpleNamespace(), preprocess, precision) for precision in ("fp32", "bf16")}
     assert len(keys) == 2

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eval_world import tiny_clip
-from vfm.config import UserError
-from vfm.eval.linear_probe import fit_linear_probe
-from vfm.eval.probe_features import ProbeFeatures, probe_features, with_probe_features
-from vfm.eval.sweep import LinearHead, Schedule, train_heads
+from vfm.base import UserError
+from vfm.eval.classify.linear_probe import fit_linear_probe
+from vfm.eval.classify.probe_features import ProbeFeatures, probe_features, with_probe_features
+from vfm.eval.classify.stages import LinearProbe, ProbeInput
+from vfm.eval.classify.sweep import LinearHead, Schedule, train_heads
 from vfm.models import PooledVision, build_clip, build_vision, load_clip, vision_preprocess
-from vfm.stages.evaluation import LinearProbe
-from vfm.stages.evaluation.features import ProbeInput
 
 VIT: dict[str, Any] = {"embed_dim": 32, "depth": 5, "num_heads": 2, "patch_size": 8, "image_size": 32}
 

@@ -18,18 +18,35 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eval_world import COLOURS, NAMES, ColourModel, labeled, png, pool, run_in, tiny_clip, write_rows
-from vfm.artifacts import ImageDataset, LabeledDataset, Pool, Report, TaggedImages, VisionCheckpoint
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import DatasetSpec, open_dataset
-from vfm.data.caption_labels import Nouns, WordList
-from vfm.data.images import decode_image
-from vfm.data.tags import read_tags
+from vfm.data.labeled.caption_labels import Nouns, WordList
+from vfm.data.labeled.stages import CaptionLabels
+from vfm.data.labeled.tags import read_tags
+from vfm.data.samples.images import decode_image
 from vfm.eval import load_encoder
-from vfm.eval.attentive_probe import AttentiveHead, PatchTokens, patch_tokens
-from vfm.eval.classify import columns_of
-from vfm.eval.knn import knn_votes
-from vfm.eval.row_files import row_files
-from vfm.eval.sweep import LinearHead, Schedule, head_scores, quality, sweep, train_heads
+from vfm.eval.classify.attentive_probe import AttentiveHead, PatchTokens, patch_tokens
+from vfm.eval.classify.classify import columns_of
+from vfm.eval.classify.knn import knn_votes
+from vfm.eval.classify.stages import AttentiveProbe, Classify, Knn, LinearProbe
+from vfm.eval.classify.sweep import (
+    LinearHead,
+    Schedule,
+    head_scores,
+    quality,
+    sweep,
+    train_heads,
+)
+from vfm.eval.encode.row_files import row_files
+from vfm.interfaces import (
+    ImageDataset,
+    LabeledDataset,
+    Pool,
+    Preflight,
+    Report,
+    TaggedImages,
+    VisionCheckpoint,
+)
 from vfm.models import (
     PooledVision,
     build_vision,
@@ -39,10 +56,7 @@ from vfm.models import (
     set_class_names,
     vision_preprocess,
 )
-from vfm.models.vision import has_independent_labels
-from vfm.stage import Preflight
-from vfm.stages.data import CaptionLabels
-from vfm.stages.evaluation import AttentiveProbe, Classify, Knn, LinearProbe
+from vfm.models.vision.vision import has_independent_labels
 from vfm.statistics import MeanAveragePrecision, average_precisions, compare, to_metric
 
 CPU = torch.device("cpu")

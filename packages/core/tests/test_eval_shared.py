@@ -15,12 +15,11 @@ from annotated_world import bright_parts, read
 from dense_toy import checkpoint
 from eval_processes import evaluate, evaluate_in
 from eval_world import NAMES, labeled, png, pool, tiny_clip
-from vfm.artifacts import AnnotatedImages
-from vfm.data.choices import Choice, write_choices
-from vfm.stage import Context
-from vfm.stages.videos import Videos
+from vfm.data.choices.choices import Choice, write_choices
+from vfm.data.videos.stages import Videos
+from vfm.interfaces import AnnotatedImages, Context
 from vfm.train import World
-from vfm.train.sharing import in_batches, leave_to_first, of_all, own_share, sharing
+from vfm.train.parallel.sharing import in_batches, leave_to_first, of_all, own_share, sharing
 from video_files import encode, grey_frames, write
 from video_predictor import make_classifier
 

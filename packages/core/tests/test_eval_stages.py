@@ -17,6 +17,7 @@ import timm
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from vfm.stages.evaluation import EVALUATIONS
 
 from eval_world import (
     NAMES,
@@ -30,27 +31,36 @@ from eval_world import (
     tiny_clip,
     write_rows,
 )
-from vfm.artifacts import Artifact, LabeledDataset, Pool, Report
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import DatasetSpec, open_dataset
-from vfm.data.choices import load_choices, write_choices
-from vfm.data.images import decode_image
-from vfm.eval import ReadSettings
-from vfm.eval.choice_logits import choice_logits
-from vfm.eval.choices import score_choices, score_mmvp_vlm
-from vfm.eval.hashes import checkpoint_hash
-from vfm.eval.knn import score_knn
-from vfm.eval.linear_probe import score_linear_probe
-from vfm.eval.retrieval import score_retrieval
-from vfm.eval.zero_shot import score_zero_shot
-from vfm.interfaces import Evaluation
+from vfm.data.choices.choices import load_choices, write_choices
+from vfm.data.labeled.stages import Labeled
+from vfm.data.samples.images import decode_image
+from vfm.eval.choices.choice_logits import choice_logits
+from vfm.eval.choices.choices import score_choices, score_mmvp_vlm
+from vfm.eval.choices.stages import Choices, MmvpVlm
+from vfm.eval.classify.knn import score_knn
+from vfm.eval.classify.linear_probe import score_linear_probe
+from vfm.eval.classify.stages import Knn, LinearProbe, ZeroShot
+from vfm.eval.classify.zero_shot import score_zero_shot
+from vfm.eval.encode.hashes import checkpoint_hash
+from vfm.eval.retrieval.retrieval import score_retrieval
+from vfm.eval.retrieval.stages import Retrieval
+from vfm.interfaces import (
+    Artifact,
+    Evaluation,
+    ImagesPanel,
+    LabeledDataset,
+    ModelResult,
+    Pool,
+    Preflight,
+    Ref,
+    Report,
+    TablePanel,
+    load_panels,
+)
 from vfm.models import build_vision, save_vision
-from vfm.panels import ImagesPanel, TablePanel, load_panels
-from vfm.scores import ModelResult
-from vfm.stage import Preflight, Ref
-from vfm.stages import EVALUATIONS
-from vfm.stages.evaluation import Choices, Knn, LinearProbe, MmvpVlm, Retrieval, ZeroShot
-from vfm.stages.labeled import Labeled
+from vfm.plugin import ReadSettings
 
 ORACLES = {"right": ColourModel(), "wrong": ColourModel(-1.0)}
 
@@ -98,7 +108,7 @@ def test_a_perfect_model_retrieves_every_caption_and_image(tmp_path: Path) -> No
 
 def test_chance_of_text_retrieval_is_the_mean_of_random_models(tmp_path: Path) -> None:
     from vfm.eval import retrieval_ranks
-    from vfm.eval.retrieval import recall_scores
+    from vfm.eval.retrieval.retrieval import recall_scores
 
     image_of_text = np.repeat(np.arange(12), [1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4])
     torch.manual_seed(0)
@@ -476,7 +486,7 @@ def test_probe_takes_a_vision_encoder_with_timms_own_pooled_features(tmp_path: P
 
 
 def test_stages_are_known_without_torch() -> None:
-    code = "import sys, vfm.stages as b; assert len(b.EVALUATIONS) == 17; sys.exit('torch' in sys.modules)"
+    code = "import sys, vfm.core as b; assert len(b.EVALUATIONS) == 17; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert len({stage.kind_name() for stage in EVALUATIONS}) == 17
 

@@ -9,12 +9,10 @@ import pytest
 from scipy.stats import norm
 
 from eval_world import run_in
-from vfm import number_format
-from vfm.artifacts import Comparison, Metric, Report
-from vfm.config import UserError
-from vfm.eval.summary import Estimate, mean_over, score_of
-from vfm.panels import TablePanel, load_panels
-from vfm.stages.evaluation import LeftOut, SummarisedReport, Summary
+from vfm.base import UserError, number_format
+from vfm.eval.compare.stages import LeftOut, SummarisedReport, Summary
+from vfm.eval.compare.summary import Estimate, mean_over, score_of
+from vfm.interfaces import Comparison, Metric, Report, TablePanel, load_panels
 from vfm.statistics import Accuracy, compare, holm, to_metric
 
 

@@ -11,14 +11,13 @@ import pytest
 from PIL import Image
 
 from cli_world import run_here
-from vfm.artifacts import Report, VideoDataset
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data.videos import ClipSampling, VideoSource
-from vfm.eval.video_views import TestViews, read_ahead, softmax
-from vfm.eval.videos import evaluate_predictors
-from vfm.stage import Context, Preflight
-from vfm.stages.evaluation import VideoEvaluation
-from vfm.stages.videos import Videos
+from vfm.data.videos.stages import Videos
+from vfm.eval.video.stages import VideoEvaluation
+from vfm.eval.video.video_views import TestViews, read_ahead, softmax
+from vfm.eval.video.videos import evaluate_predictors
+from vfm.interfaces import Context, Preflight, Report, VideoDataset
 from video_files import encode, grey_frames, write
 from video_predictor import CLASSES, Greys, make_classifier
 

@@ -11,16 +11,15 @@ import torch
 from pydantic import ValidationError
 
 from eval_world import NAMES, ColourModel, labeled, run_in, tiny_clip
-from vfm.artifacts import LabeledDataset, TaggedImages
-from vfm.config import UserError
-from vfm.data.tags import TAGS_FILE, write_tags
-from vfm.eval import ReadSettings
-from vfm.eval.zero_shot import Prompts, score_zero_shot, sentence_classifier
+from vfm.base import UserError
+from vfm.data.labeled.tags import TAGS_FILE, write_tags
+from vfm.data.prompts.templates import sentences_of
+from vfm.eval.classify.checks import check_zero_shot, check_zero_shot_classes
+from vfm.eval.classify.stages import ZeroShot
+from vfm.eval.classify.zero_shot import Prompts, score_zero_shot, sentence_classifier
+from vfm.interfaces import LabeledDataset, Preflight, TaggedImages
 from vfm.models import load_clip
-from vfm.stage import Preflight
-from vfm.stages.evaluation import ZeroShot
-from vfm.stages.evaluation.checks import check_zero_shot, check_zero_shot_classes
-from vfm.templates import sentences_of
+from vfm.plugin import ReadSettings
 
 ORACLE = {"right": ColourModel()}
 
@@ -52,7 +51,7 @@ def test_classes_without_an_image_cause_a_warning(tmp_path: Path) -> None:
 def test_numbers_as_class_names_cause_a_warning(
     tmp_path: Path, names: list[str], warned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vfm.eval.zero_shot.NUM_DIGITS", 6)
+    monkeypatch.setattr("vfm.eval.classify.zero_shot.NUM_DIGITS", 6)
     data, run = labeled(tmp_path / "data", 7), run_in(tmp_path / "out")
     model = {"clip": load_clip(tiny_clip(tmp_path / "clip", 0).path)}
     score_zero_shot(run.ctx, model, data, prompts=Prompts(class_names=names))

@@ -13,15 +13,15 @@ import pytest
 
 import toy_plugin
 import vfm
-from vfm.flow.estimate import known_artifacts
-from vfm.flow.fingerprints import cached_fingerprints
-from vfm.flow.manifest import read_manifest
-from vfm.flow.plan import make_plan, saved_identity
-from vfm.flow.recipe import parse_recipe
-from vfm.flow.run import run_plan
-from vfm.flow.store import Slot, Store
-from vfm.flow.subprocesses import signals_forwarded
-from vfm.integrity import read_sealed
+from vfm.flow.execution.run import run_plan
+from vfm.flow.execution.subprocesses import signals_forwarded
+from vfm.flow.plan.estimate import known_artifacts
+from vfm.flow.plan.plan import make_plan, saved_identity
+from vfm.flow.plan.store import Slot, Store
+from vfm.flow.recipe.recipe import parse_recipe
+from vfm.flow.records.manifest import read_manifest
+from vfm.storage.fingerprints import cached_fingerprints
+from vfm.storage.integrity import read_sealed
 
 KNOWN = {stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}
 TEXT = """\
@@ -144,10 +144,10 @@ def test_fresh_makes_everything_again(tmp_path):
 CHILD = """
 import sys; sys.path.insert(0, {here!r})
 import toy_plugin
-from vfm.flow.plan import make_plan
-from vfm.flow.recipe import parse_recipe
-from vfm.flow.run import run_plan
-from vfm.flow.store import Store
+from vfm.flow.plan.plan import make_plan
+from vfm.flow.recipe.recipe import parse_recipe
+from vfm.flow.execution.run import run_plan
+from vfm.flow.plan.store import Store
 known = {{stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}}
 recipe = parse_recipe({text!r}, known, name="r", where="r.yaml")
 def show(event): print(event.to_json(), flush=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cli_world import RECIPE, Outcome, run_here, toys
-from vfm.flow.runs import kept_runs
-from vfm.flow.store import Slot, Store
+from vfm.flow.plan.store import Slot, Store
+from vfm.flow.records.runs import kept_runs
 
 __all__ = ["toys"]
 STORE = Store(Path("store"))

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vfm.artifacts import Comparison
-from vfm.flow.conclusions import Finding, conclusions, corrected, corrections
+from vfm.interfaces import Comparison
+from vfm.report.conclusions import Finding, conclusions, corrected, corrections
 from vfm.statistics import holm
 
 shares = st.floats(0, 1)

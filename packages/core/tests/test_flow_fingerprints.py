@@ -12,9 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from vfm.config import UserError
-from vfm.flow import fingerprints
-from vfm.flow.fingerprints import BLOCK, FINGERPRINTS_FILE, NUM_BLOCKS, Memory, cached_fingerprints, fingerprint
+from vfm.base import UserError
+from vfm.storage import fingerprints
+from vfm.storage.fingerprints import (
+    BLOCK,
+    FINGERPRINTS_FILE,
+    NUM_BLOCKS,
+    Memory,
+    cached_fingerprints,
+    fingerprint,
+)
 
 OPENED: list[str] = []  # the names of the files that this process opens while the list is in use
 WATCHED: list[Path] = []

@@ -14,10 +14,10 @@ import pytest
 submitit = pytest.importorskip("submitit")
 
 from train_toy import plan  # noqa: E402
-from vfm.config import UserError  # noqa: E402
-from vfm.flow.execution import runs_in_several, torchrun_command, torchrun_lines  # noqa: E402
-from vfm.flow.jobs import Command, submit  # noqa: E402
-from vfm.stages.evaluation import ZeroShot  # noqa: E402
+from vfm.base import UserError  # noqa: E402
+from vfm.eval.classify.stages import ZeroShot  # noqa: E402
+from vfm.flow.execution.execution import runs_in_several, torchrun_command, torchrun_lines  # noqa: E402
+from vfm.flow.execution.jobs import Command, submit  # noqa: E402
 
 RESUMES = """
 import os, signal, sys, time

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from vfm.config import UserError
-from vfm.flow.parallel import run_in_parallel
-from vfm.stage import Runtime
+from vfm.base import UserError
+from vfm.flow.execution.parallel import run_in_parallel
+from vfm.interfaces import Runtime
 
 
 @dataclass
@@ -103,14 +103,14 @@ def test_jobs_take_gpus_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     run_in_parallel([several], record.run_one, lambda event: None, 2)
     assert "CUDA_VISIBLE_DEVICES" not in record.environments["several"]  # each of its processes takes one
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr("vfm.flow.parallel.GPUS", tmp_path / "none")
+    monkeypatch.setattr("vfm.flow.execution.parallel.GPUS", tmp_path / "none")
     run_in_parallel(steps()[:1], record.run_one, lambda event: None, 2)
     assert "CUDA_VISIBLE_DEVICES" not in record.environments["photos"]
 
 
 def test_the_cores_are_shared_by_the_jobs_and_the_processes_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("vfm.flow.parallel.os.cpu_count", lambda: 16)
+    monkeypatch.setattr("vfm.flow.execution.parallel.os.cpu_count", lambda: 16)
     record = Record()
     several = Step(Named("several", runtime=Runtime(processes=4)))
     run_in_parallel([*steps()[:1], several], record.run_one, lambda event: None, 2)

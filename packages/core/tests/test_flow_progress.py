@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.progress import Task
 
-from vfm.events import Event
-from vfm.flow.listeners import ConsoleListener
-from vfm.flow.progress_bar import Pace, ProgressLine, clock_time
+from vfm.flow.listeners.listeners import ConsoleListener
+from vfm.flow.listeners.progress_bar import Pace, ProgressLine, clock_time
+from vfm.interfaces import Event
 
 
 class Clock:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from test_flow import KNOWN
-from vfm.flow.plan import make_plan
-from vfm.flow.reasons import differences, reasons
-from vfm.flow.recipe import parse_recipe
-from vfm.flow.run import run_plan
-from vfm.flow.store import Store
+from vfm.flow.execution.run import run_plan
+from vfm.flow.plan.plan import make_plan
+from vfm.flow.plan.store import Store
+from vfm.flow.recipe.recipe import parse_recipe
+from vfm.flow.records.reasons import differences, reasons
 
 TEXT = """\
 stages:

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vfm import number_format
-from vfm.artifacts import Comparison, Metric, Report
-from vfm.flow.conclusions import corrected, findings_of
-from vfm.flow.result_tables import _metrics_table, panel_tables
-from vfm.panels import TablePanel
-from vfm.terminal import TerminalConsole
+from vfm.base import TerminalConsole, number_format
+from vfm.interfaces import Comparison, Metric, Report, TablePanel
+from vfm.report.conclusions import corrected, findings_of
+from vfm.report.result_tables import _metrics_table, panel_tables
 
 
 @pytest.fixture

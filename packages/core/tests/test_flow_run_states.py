@@ -9,9 +9,9 @@ import pytest
 
 from cli_world import RECIPE, Outcome, interruptible, run_here, toys
 from test_report_watch import World, ended, world
-from vfm.flow.run_states import state_of
-from vfm.flow.runs import kept_runs
-from vfm.flow.store import Store
+from vfm.flow.plan.store import Store
+from vfm.flow.records.run_states import state_of
+from vfm.flow.records.runs import kept_runs
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")

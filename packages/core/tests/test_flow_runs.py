@@ -12,9 +12,9 @@ import pytest
 
 import vfm
 from cli_world import RECIPE, Outcome, run_here, toys
-from vfm.flow.run_names import MAX_BYTES, run_name
-from vfm.flow.runs import kept_runs
-from vfm.flow.store import Store
+from vfm.flow.plan.store import Store
+from vfm.flow.recipe.run_names import MAX_BYTES, run_name
+from vfm.flow.records.runs import kept_runs
 
 __all__ = ["toys"]
 STORE = Store(Path("store"))

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from toy_plugin import Draw
-from vfm.config import UserError
-from vfm.flow.plan import Step
-from vfm.flow.store import Slot
-from vfm.flow.subprocesses import run_subprocess
+from vfm.base import UserError
+from vfm.flow.execution.subprocesses import run_subprocess
+from vfm.flow.plan.plan import Step
+from vfm.flow.plan.store import Slot
 
 FAILS_TWICE = """
 import json

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from vfm.api.progress import WarningListener
-from vfm.config import UserError
-from vfm.events import Event
-from vfm.flow.recipe import Recipe
-from vfm.flow.recipe_run import reporting
-from vfm.flow.store import Store
-from vfm.flow.trackers import TRACKERS, open_tracker
-from vfm.plugins import load_plugins
+from vfm.api.recipe_run import reporting
+from vfm.base import UserError
+from vfm.flow.listeners.trackers import TRACKERS, open_tracker
+from vfm.flow.plan.store import Store
+from vfm.flow.recipe.recipe import Recipe
+from vfm.interfaces import Event, load_plugins
 
 RUN = "clip-1a2b3c4d"
 

@@ -12,15 +12,15 @@ import pytest
 
 import toy_plugin
 import vfm
-from vfm.artifacts import MANIFEST_FILE
-from vfm.flow.execution import write_step
-from vfm.flow.manifest import read_manifest
-from vfm.flow.plan import Step, make_plan
-from vfm.flow.recipe import parse_recipe
-from vfm.flow.run import run_plan
-from vfm.flow.store import Slot, Store
-from vfm.integrity import FILES, hash_folder, read_sealed, seal
-from vfm.publishing import publish_file, publish_folder, write_file
+from vfm.flow.execution.execution import write_step
+from vfm.flow.execution.run import run_plan
+from vfm.flow.plan.plan import Step, make_plan
+from vfm.flow.plan.store import Slot, Store
+from vfm.flow.recipe.recipe import parse_recipe
+from vfm.flow.records.manifest import read_manifest
+from vfm.interfaces import MANIFEST_FILE
+from vfm.storage.integrity import FILES, hash_folder, read_sealed, seal
+from vfm.storage.publishing import publish_file, publish_folder, write_file
 
 KNOWN = {stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}
 TEXT = """\
@@ -272,7 +272,7 @@ def test_settings_that_are_no_paths_stay_in_the_identity(tmp_path, monkeypatch):
 
 
 def test_comparing_many_bytes_is_announced_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(vfm.integrity, "MUCH", 1)
+    monkeypatch.setattr(vfm.storage.integrity, "MUCH", 1)
     step = run(TEXT, tmp_path)[0]
     logged: list[str] = []
     ctx = vfm.Context(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vfm.flow import manifest
+from vfm.flow.records import manifest
 
 
 def git(folder: Path, *args: str) -> str:

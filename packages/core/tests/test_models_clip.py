@@ -14,8 +14,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch.nn import functional as F
 
-from vfm.artifacts import ClipCheckpoint
-from vfm.config import UserError
+from vfm.base import UserError
+from vfm.interfaces import ClipCheckpoint
 from vfm.models import (
     ClipModel,
     Preprocess,

@@ -11,7 +11,7 @@ import torch
 from timm.layers import PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.models import blueprint, build_clip
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

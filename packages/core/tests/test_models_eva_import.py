@@ -13,12 +13,12 @@ from timm.models import eva, vision_transformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfm.config import UserError
+from vfm.base import UserError
+from vfm.interfaces import Context
 from vfm.models import KeyReport, build_clip, build_vision, import_clip, import_vision
-from vfm.models.eva_import import ReadOptions, clip_architecture
-from vfm.models.eva_layouts import to_official
-from vfm.stage import Context
-from vfm.stages.models import ImportClip, ImportVision
+from vfm.models.interchange.eva_import import ReadOptions, clip_architecture
+from vfm.models.interchange.eva_layouts import to_official
+from vfm.models.stages import ImportClip, ImportVision
 
 WIDTH, DEPTH, PATCH, IMAGE, CLASSES, EMBED = 32, 2, 14, 56, 5, 24
 MINI = {"width": 192, "depth": 6, "patch": 16, "grid": 8}  # the encoder of EVA02-Mini-16-128

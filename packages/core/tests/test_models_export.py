@@ -33,8 +33,8 @@ from vfm.models import (
     save_clip,
     save_vision,
 )
-from vfm.models.hugging_face_siglip import save_siglip, siglip_mismatches
-from vfm.models.onnx_export import TOLERANCE, largest_difference
+from vfm.models.interchange.hugging_face_siglip import save_siglip, siglip_mismatches
+from vfm.models.interchange.onnx_export import TOLERANCE, largest_difference
 
 PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

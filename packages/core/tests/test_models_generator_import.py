@@ -12,11 +12,11 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
-from vfm.artifacts import Artifact, GeneratorCheckpoint
-from vfm.config import UserError
-from vfm.models import generator_import, generator_parts, import_generator
-from vfm.stage import Context, Preflight
-from vfm.stages.models import ImportGenerator
+from vfm.base import UserError
+from vfm.interfaces import Artifact, Context, GeneratorCheckpoint, Preflight
+from vfm.models import import_generator
+from vfm.models.generator import generator_import, generator_parts
+from vfm.models.stages import ImportGenerator
 
 diffusers = pytest.importorskip("diffusers")
 

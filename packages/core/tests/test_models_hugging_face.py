@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.models import ClipModel, build_clip
-from vfm.models.hugging_face import from_hugging_face, load_hugging_face, save_hugging_face, to_hugging_face
-from vfm.models.hugging_face_config import mlp_ratio, read_processor
+from vfm.models.interchange.hugging_face import from_hugging_face, load_hugging_face, save_hugging_face, to_hugging_face
+from vfm.models.interchange.hugging_face_config import mlp_ratio, read_processor
 
 TINY = {
     "embed_dim": 24,

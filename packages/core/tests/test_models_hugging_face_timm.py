@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.models import build_vision, find_format, load_vision, open_model, save_vision
 
 transformers = pytest.importorskip("transformers")

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from vfm.artifacts import Artifact, ClipCheckpoint, VisionCheckpoint
-from vfm.config import UserError
+from vfm.base import UserError
+from vfm.interfaces import Artifact, ClipCheckpoint, Context, Preflight, VisionCheckpoint
 from vfm.models import (
     ClipModel,
     build_clip,
@@ -31,11 +31,10 @@ from vfm.models import (
     save_state_dict,
     save_vision,
 )
-from vfm.models.clip_import import check_clip_source, check_import_clip
-from vfm.models.hugging_face import save_hugging_face
-from vfm.models.vision_import import check_vision_source
-from vfm.stage import Context, Preflight
-from vfm.stages.models import ImportClip, ImportVision
+from vfm.models.interchange.clip_import import check_clip_source, check_import_clip
+from vfm.models.interchange.hugging_face import save_hugging_face
+from vfm.models.interchange.vision_import import check_vision_source
+from vfm.models.stages import ImportClip, ImportVision
 
 NAME = "ViT-Pico-8-32"
 IMAGES = [np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)]

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from vfm import ClipCheckpoint, Context, UserError
+from vfm.data.synthetic.stages import ShapesClasses
+from vfm.data.synthetic.world import World
+from vfm.eval.classify.stages import ZeroShot
+from vfm.eval.interpolation.interpolation import interpolate
+from vfm.eval.interpolation.interpolation_line import Point, trade_off_panel
+from vfm.eval.interpolation.stages import Interpolate, LineEvaluation
+from vfm.interfaces import LinesPanel, load_panels
 from vfm.models import build_clip, load_clip, save_clip
-from vfm.models.interpolation import interpolate
-from vfm.models.interpolation_line import Point, trade_off_panel
-from vfm.panels import LinesPanel, load_panels
-from vfm.shapes.world import World
-from vfm.stages.evaluation import ZeroShot
-from vfm.stages.models import Interpolate, LineEvaluation
-from vfm.stages.shapes import ShapesClasses
 
 VIT: dict[str, Any] = {
     "embed_dim": 24,

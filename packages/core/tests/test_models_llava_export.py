@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli_world import run_here
-from vfm.config import UserError
+from vfm.base import UserError
+from vfm.interfaces import Preflight
 from vfm.models import ClipModel, build_clip, load_clip, save_clip
-from vfm.stage import Preflight
-from vfm.stages.models import Export
+from vfm.models.stages import Export
 
 transformers = pytest.importorskip("transformers")
 

@@ -16,18 +16,23 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vfm.artifacts import ClipCheckpoint
-from vfm.config import UserError
-from vfm.flow.recipe import load_recipe
-from vfm.models import ClipModel, KeyReport, build_clip, import_clip, load_clip, save_clip
-from vfm.models.eva_import import ReadOptions
-from vfm.models.hugging_face import save_hugging_face
-from vfm.models.hugging_face_siglip import save_siglip
-from vfm.models.hugging_face_siglip_import import load_siglip
-from vfm.plugins import load_plugins, stage_types
-from vfm.stage import Context
-from vfm.stages.evaluation import MmvpVlm
-from vfm.stages.models import ImportClip
+from vfm.base import UserError
+from vfm.eval.choices.stages import MmvpVlm
+from vfm.flow.recipe.recipe import load_recipe
+from vfm.interfaces import ClipCheckpoint, Context, load_plugins, stage_types
+from vfm.models import (
+    ClipModel,
+    KeyReport,
+    build_clip,
+    import_clip,
+    load_clip,
+    save_clip,
+)
+from vfm.models.interchange.eva_import import ReadOptions
+from vfm.models.interchange.hugging_face import save_hugging_face
+from vfm.models.interchange.hugging_face_siglip import save_siglip
+from vfm.models.interchange.hugging_face_siglip_import import load_siglip
+from vfm.models.stages import ImportClip
 
 IMAGES = [np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)]
 VISION = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.models import WordTokenizer, build_clip
-from vfm.models import text as text_module
-from vfm.models.text import check_tokenizer, encode_text, encode_unpadded
+from vfm.models.clip import text as text_module
+from vfm.models.clip.text import check_tokenizer, encode_text, encode_unpadded
 
 PEER = open_clip.SimpleTokenizer(context_length=16)
 OURS = WordTokenizer(PEER)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
-from vfm.artifacts import VisionCheckpoint
-from vfm.config import UserError
+from vfm.base import UserError
+from vfm.interfaces import VisionCheckpoint
 from vfm.models import build_vision, load_vision, save_vision, small_models, vision_preprocess
 
 

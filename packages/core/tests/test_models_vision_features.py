@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.models import (
     ClipModel,
     build_clip,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.models import build_clip, build_vision, patch_features, vision_features, vision_tower
 
 TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2, "image_size": 32, "num_classes": 0}

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vfm.artifacts import VisionCheckpoint
-from vfm.config import UserError
+from vfm.base import UserError
+from vfm.interfaces import VisionCheckpoint
 from vfm.models import (
     ClipModel,
     KeyReport,

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from annotated_world import coco, read, run, write_map
 from cli_world import run_here
-from vfm.artifacts import AnnotatedImages, Artifact, ClipCheckpoint, Report
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data.annotated import AnnotatedSource
+from vfm.data.synthetic.stages import ShapesScenes
+from vfm.data.synthetic.world import World
 from vfm.eval.open_segmentation.classes import evaluated_classes, short_side_of
 from vfm.eval.open_segmentation.decisions import (
     Guess,
@@ -32,15 +33,12 @@ from vfm.eval.open_segmentation.decisions import (
     halves,
 )
 from vfm.eval.open_segmentation.guesses import grid_map, guess_by_shares, one_class, uniform_guess
+from vfm.eval.open_segmentation.last_block_rules import Clip, NaClip
 from vfm.eval.open_segmentation.segmenter import Segmenter, View, padded_to_patches
+from vfm.eval.open_segmentation.stages import OpenSegmentation
+from vfm.interfaces import AnnotatedImages, Artifact, ClipCheckpoint, Context, Preflight, Report, load_panels
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
-from vfm.models.last_block import last_block_reader
-from vfm.panels import load_panels
-from vfm.shapes.world import World
-from vfm.stage import Context, Preflight
-from vfm.stages.annotated import ShapesScenes
-from vfm.stages.evaluation import OpenSegmentation
-from vfm.stages.evaluation.last_block_rules import Clip, NaClip
+from vfm.models.vision.last_block import last_block_reader
 from vfm.statistics.mean_iou import MeanIou, count_pixels
 
 WORLD = World(image_size=32, shapes=("square", "star"), colours=("red", "blue"), variety=0.0)

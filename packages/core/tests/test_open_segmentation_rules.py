@@ -17,14 +17,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfm.config import UserError
-from vfm.eval.open_segmentation.pamr import refine_scores
-from vfm.eval.open_segmentation.rules import neighbourhood, proxy_attention
-from vfm.models import ClipModel, PooledVision, build_clip, build_vision, patch_features, vision_features
-from vfm.models.last_block import last_block_reader, papers_positions
-from vfm.models.vision import vision_preprocess
-from vfm.stage import Ref
-from vfm.stages.evaluation.last_block_rules import (
+from vfm.base import UserError
+from vfm.eval.open_segmentation.last_block_rules import (
     ClearClip,
     Clip,
     LastBlockRule,
@@ -34,6 +28,19 @@ from vfm.stages.evaluation.last_block_rules import (
     ProxyClip,
     Sclip,
 )
+from vfm.eval.open_segmentation.pamr import refine_scores
+from vfm.eval.open_segmentation.rules import neighbourhood, proxy_attention
+from vfm.interfaces import Ref
+from vfm.models import (
+    ClipModel,
+    PooledVision,
+    build_clip,
+    build_vision,
+    patch_features,
+    vision_features,
+)
+from vfm.models.vision.last_block import last_block_reader, papers_positions
+from vfm.models.vision.vision import vision_preprocess
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 OPEN_CLIP = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "ls_init_value": 0.3}

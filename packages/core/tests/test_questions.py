@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from vfm.artifacts import QuestionDataset
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import Question, Questions, decode_image, pairs_of, write_questions
-from vfm.shapes.questions import ASKED, draw_questions
-from vfm.shapes.scene import PATTERNS
-from vfm.shapes.world import World
-from vfm.stage import Context
-from vfm.stages.shapes import ShapesQuestions
+from vfm.data.synthetic.questions import ASKED, draw_questions
+from vfm.data.synthetic.scene import PATTERNS
+from vfm.data.synthetic.stages import ShapesQuestions
+from vfm.data.synthetic.world import World
+from vfm.interfaces import Context, QuestionDataset
 
 WORLD = World(image_size=16, variety=0.0)
 

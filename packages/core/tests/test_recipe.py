@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 import toy_plugin
 import vfm
-from vfm.flow import yaml_lines
-from vfm.flow.recipe import Recipe, load_recipe, parse_recipe
-from vfm.flow.recipe_source import SHIPPED, read_source, read_text
-from vfm.plugins import load_plugins, stage_types
-from vfm.stages.data import Images
+from vfm.data.pairs.stages import Images
+from vfm.flow.recipe import yaml_lines
+from vfm.flow.recipe.recipe import Recipe, load_recipe, parse_recipe
+from vfm.flow.recipe.recipe_source import SHIPPED, read_source, read_text
+from vfm.interfaces import load_plugins, stage_types
 
 KNOWN = {stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}
 GOOD = """\

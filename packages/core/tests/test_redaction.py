@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vfm.redaction import redacted
+from vfm.base import redacted
 
 
 @pytest.mark.parametrize(

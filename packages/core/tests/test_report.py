@@ -16,12 +16,10 @@ from pathlib import Path
 import pytest
 
 from report_world import ODD, Elements, photo, run, written
-from vfm.artifacts import Metric, Report
-from vfm.config import UserError
-from vfm.flow.report import RunSummary, write_report
-from vfm.flow.results import over_seeds
-from vfm.panels import BarsPanel, ImagesPanel, LinesPanel, Picture, Series
-from vfm.visible import visible
+from vfm.base import UserError, visible
+from vfm.interfaces import BarsPanel, ImagesPanel, LinesPanel, Metric, Picture, Report, Series
+from vfm.report import RunSummary, write_report
+from vfm.report.results import over_seeds
 
 __all__ = ["run"]
 
@@ -194,11 +192,9 @@ def test_artifacts_that_are_gone_or_unknown_still_give_a_page(run: RunSummary, t
 def test_a_missing_extra_is_named(
     run: RunSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    for name in [
-        name for name in sys.modules if name.partition(".")[0] == missing or name.startswith("vfm.flow.report.")
-    ]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == missing or name.startswith("vfm.report.")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("vfm.flow.report.charts", raising=False)  # where `from vfm.flow.report import charts` finds it
+    monkeypatch.delattr("vfm.report.charts", raising=False)  # where `from vfm.report import charts` finds it
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=rf"{missing}: uv pip install -e 'packages/core\[report\]'"):
         write_report(run, tmp_path / "report.html")

@@ -10,8 +10,8 @@ import pytest
 
 from chromium import browser, click, section, seen
 from report_world import ODD, Elements, photo, run
-from vfm.flow.report import RunSummary, write_report
-from vfm.panels import ImagesPanel, Picture, TablePanel
+from vfm.interfaces import ImagesPanel, Picture, TablePanel
+from vfm.report import RunSummary, write_report
 
 __all__ = ["browser", "run"]
 

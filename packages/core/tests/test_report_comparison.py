@@ -14,23 +14,22 @@ from typer.testing import CliRunner
 
 import toy_plugin
 import vfm
-from vfm.artifacts import Report
 from vfm.cli import store as store_commands
-from vfm.flow.listeners import JsonLinesListener
-from vfm.flow.plan import make_plan
-from vfm.flow.recipe import parse_recipe
-from vfm.flow.report import is_current, summary_of_run
-from vfm.flow.run import run_plan
-from vfm.flow.runs import EVENTS_FILE, open_run
-from vfm.flow.store import Store
-from vfm.panels import LinesPanel, Series
+from vfm.eval.encode.scored_items import ITEMS_FILE, read_items, write_items
+from vfm.flow.execution.run import run_plan
+from vfm.flow.listeners.listeners import JsonLinesListener
+from vfm.flow.plan.plan import make_plan
+from vfm.flow.plan.store import Store
+from vfm.flow.recipe.recipe import parse_recipe
+from vfm.flow.records.runs import EVENTS_FILE, open_run
+from vfm.interfaces import LinesPanel, Report, Series
 from vfm.plugin import UserError
-from vfm.scored_items import ITEMS_FILE, read_items, write_items
+from vfm.report import is_current, summary_of_run
 from vfm.statistics import Accuracy, MeanAveragePrecision, compare, to_metric
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
-comparison = pytest.importorskip("vfm.flow.report.comparison")
+comparison = pytest.importorskip("vfm.report.comparison")
 
 
 class Guess(vfm.Stage):
@@ -99,11 +98,11 @@ def test_the_command_compares_and_refuses_a_run_twice(tmp_path: Path, monkeypatc
     folders = [go(tmp_path / "store"), go(tmp_path / "store", "g.skill=0.9")]
     with pytest.raises(UserError, match="expected different runs to compare, got r@1 twice"):
         store_commands.compare_runs([folders[0], folders[0]], tmp_path / "page.html")
-    done = CliRunner().invoke(vfm.cli.app, ["report", "r@1", "r@2"])
+    done = CliRunner().invoke(vfm.cli.command.app, ["report", "r@1", "r@2"])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "comparison.html").is_file()
     own = folders[0] / "report.html"
-    assert CliRunner().invoke(vfm.cli.app, ["report", "r@1", "r@2", "--out", str(own)]).exit_code == 0
+    assert CliRunner().invoke(vfm.cli.command.app, ["report", "r@1", "r@2", "--out", str(own)]).exit_code == 0
     assert not is_current(folders[0]), "a comparison is not the page of its first run"
 
 

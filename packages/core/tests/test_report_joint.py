@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vfm.flow.report.joint import joint_panels
-from vfm.panels import LinesPanel, Series
+from vfm.interfaces import LinesPanel, Series
+from vfm.report.joint import joint_panels
 from vfm.statistics import t_interval
 
 

@@ -9,14 +9,14 @@ import pytest
 
 import toy_plugin
 import vfm
-from vfm.artifacts import Metric, Report
-from vfm.flow.listeners import JsonLinesListener
-from vfm.flow.plan import make_plan
-from vfm.flow.recipe import parse_recipe
-from vfm.flow.report import RunSummary, report_of_run, summary_of_run
-from vfm.flow.run import run_plan
-from vfm.flow.runs import EVENTS_FILE, open_run
-from vfm.flow.store import Store
+from vfm.flow.execution.run import run_plan
+from vfm.flow.listeners.listeners import JsonLinesListener
+from vfm.flow.plan.plan import make_plan
+from vfm.flow.plan.store import Store
+from vfm.flow.recipe.recipe import parse_recipe
+from vfm.flow.records.runs import EVENTS_FILE, open_run
+from vfm.interfaces import Metric, Report
+from vfm.report import RunSummary, report_of_run, summary_of_run
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")

@@ -10,8 +10,8 @@ import pytest
 
 from chromium import browser, section
 from report_world import ODD, run
-from vfm.flow.report import RunSummary, write_report
-from vfm.panels import LinesPanel, Series
+from vfm.interfaces import LinesPanel, Series
+from vfm.report import RunSummary, write_report
 
 __all__ = ["browser", "run"]
 

@@ -13,15 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from vfm import number_format
-from vfm.artifacts import Comparison
-from vfm.config import error_lines
-from vfm.flow.report import theme
-from vfm.flow.report.result_table import Result, ResultTable, Row
-from vfm.flow.report.scale import Scale, calm_limits
-from vfm.panels import BarsPanel, LinesPanel, Series, TablePanel, load_panels
+from vfm.base import error_lines, number_format
+from vfm.interfaces import BarsPanel, Comparison, LinesPanel, Series, TablePanel, load_panels
+from vfm.report import theme
+from vfm.report.result_table import Result, ResultTable, Row
+from vfm.report.scale import Scale, calm_limits
 
-charts = pytest.importorskip("vfm.flow.report.charts", exc_type=ImportError)
+charts = pytest.importorskip("vfm.report.charts", exc_type=ImportError)
 
 finite = st.floats(-1e9, 1e9)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from cli_world import Outcome, install, run_here
-from vfm.events import Event
-from vfm.flow.listeners import JsonLinesListener
-from vfm.flow.locks import is_locked
-from vfm.flow.report import is_current
+from vfm.flow.listeners.listeners import JsonLinesListener
+from vfm.interfaces import Event
+from vfm.report import is_current
+from vfm.storage.locks import is_locked
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")

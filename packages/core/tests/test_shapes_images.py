@@ -15,13 +15,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vfm.data import write_tar
-from vfm.shapes.drawing import GROUPS, PALETTE, PLACES, draw
-from vfm.shapes.outline import EXTENT, distance_table, outline, signed_distance
-from vfm.shapes.pairs import sample_pair
-from vfm.shapes.render import class_names, render_labeled, render_shard
-from vfm.shapes.sampling import generator
-from vfm.shapes.scene import COLOURS, DIRECTED, PATTERNS, SHAPES, Nuisance, Scene, Shape
-from vfm.shapes.world import World
+from vfm.data.synthetic.drawing import GROUPS, PALETTE, PLACES, draw
+from vfm.data.synthetic.outline import EXTENT, distance_table, outline, signed_distance
+from vfm.data.synthetic.pairs import sample_pair
+from vfm.data.synthetic.render import class_names, render_labeled, render_shard
+from vfm.data.synthetic.sampling import generator
+from vfm.data.synthetic.scene import (
+    COLOURS,
+    DIRECTED,
+    PATTERNS,
+    SHAPES,
+    Nuisance,
+    Scene,
+    Shape,
+)
+from vfm.data.synthetic.world import World
 
 
 def plain(shape: Shape, **changes: object) -> Scene:
@@ -166,7 +174,8 @@ def test_samples_do_not_depend_on_how_the_pool_is_cut() -> None:
 
 def test_another_process_gives_the_same_bytes() -> None:
     code = (
-        "import hashlib; from vfm.shapes.render import render_shard; from vfm.shapes.world import World\n"
+        "import hashlib; from vfm.data.synthetic.render import render_shard\n"
+        "from vfm.data.synthetic.world import World\n"
         "h = hashlib.sha256()\n"
         "for s in render_shard(World(), 0, 5, 25): h.update(s.image + repr((s.texts, s.facts)).encode())\n"
         "print(h.hexdigest())"

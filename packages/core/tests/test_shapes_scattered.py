@@ -10,14 +10,14 @@ import pytest
 from pydantic import ValidationError
 
 from annotated_world import run
-from vfm.artifacts import AnnotatedImages
 from vfm.data import open_dataset
 from vfm.data.annotated.source import AnnotatedSource
-from vfm.shapes.federated import federate
-from vfm.shapes.sampling import Stream, generator
-from vfm.shapes.scattered import class_names, draw_scattered, label_of, sample_scattered
-from vfm.shapes.world import World
-from vfm.stages.annotated import ShapesScenes
+from vfm.data.synthetic.federated import federate
+from vfm.data.synthetic.sampling import Stream, generator
+from vfm.data.synthetic.scattered import class_names, draw_scattered, label_of, sample_scattered
+from vfm.data.synthetic.stages import ShapesScenes
+from vfm.data.synthetic.world import World
+from vfm.interfaces import AnnotatedImages
 
 PLAIN = World(image_size=64, variety=0.0)
 SMALL = World(image_size=48)

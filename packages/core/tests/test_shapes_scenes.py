@@ -10,12 +10,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from vfm.shapes.captions import ADJECTIVES, NUMBERS, PHRASES, describe, sample_caption, true_caption
-from vfm.shapes.languages import LEXICONS
-from vfm.shapes.pairs import Pair, sample_pair
-from vfm.shapes.sampling import SURFACE, combination_probabilities, generator, sample_combination, sample_scene
-from vfm.shapes.scene import ATTRIBUTES, COLOURS, DIRECTED, PATTERNS, SHAPES, VALUES, Attribute, Scene, Value
-from vfm.shapes.world import World
+from vfm.data.synthetic.captions import (
+    ADJECTIVES,
+    NUMBERS,
+    PHRASES,
+    describe,
+    sample_caption,
+    true_caption,
+)
+from vfm.data.synthetic.languages import LEXICONS
+from vfm.data.synthetic.pairs import Pair, sample_pair
+from vfm.data.synthetic.sampling import SURFACE, combination_probabilities, generator, sample_combination, sample_scene
+from vfm.data.synthetic.scene import (
+    ATTRIBUTES,
+    COLOURS,
+    DIRECTED,
+    PATTERNS,
+    SHAPES,
+    VALUES,
+    Attribute,
+    Scene,
+    Value,
+)
+from vfm.data.synthetic.world import World
 
 TRUE_WORLD = World(attribute_noise=0, noise_share=0, foreign_share=0)
 

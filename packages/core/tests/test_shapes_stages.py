@@ -13,17 +13,15 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from vfm.artifacts import Artifact, LabeledDataset, Pool
 from vfm.data import open_dataset
-from vfm.data.choices import load_choices
-from vfm.panels import load_panels
-from vfm.shapes.pairs import make_pairs
-from vfm.shapes.render import class_names, render_labeled, render_shard
-from vfm.shapes.sampling import generator, sample_scene
-from vfm.shapes.scene import Scene
-from vfm.shapes.world import World
-from vfm.stage import Context, Stage
-from vfm.stages.shapes import ShapesChoices, ShapesClasses, ShapesPool
+from vfm.data.choices.choices import load_choices
+from vfm.data.synthetic.pairs import make_pairs
+from vfm.data.synthetic.render import class_names, render_labeled, render_shard
+from vfm.data.synthetic.sampling import generator, sample_scene
+from vfm.data.synthetic.scene import Scene
+from vfm.data.synthetic.stages import ShapesChoices, ShapesClasses, ShapesPool
+from vfm.data.synthetic.world import World
+from vfm.interfaces import Artifact, Context, LabeledDataset, Pool, Stage, load_panels
 
 SMALL = World(image_size=32, shapes=("star", "moon"), colours=("red", "blue", "white"))
 
@@ -168,6 +166,6 @@ def test_patterns_that_do_not_vary_are_refused_by_the_configuration() -> None:
 
 
 def test_shape_stages_import_no_torch() -> None:
-    code = "import sys, vfm.stages.shapes; sys.exit('torch' in sys.modules)"
+    code = "import sys, vfm.data.synthetic.stages; sys.exit('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from vfm.artifacts import VideoDataset
+from vfm.data.synthetic.actions import ACTIONS, PAIRS, REVERSED, Action
+from vfm.data.synthetic.sampling import Stream, generator
+from vfm.data.synthetic.stages import ShapesVideos
+from vfm.data.synthetic.videos import draw_moving, sample_moving
+from vfm.data.synthetic.world import World
 from vfm.data.videos import VideoSource, read_clips
 from vfm.data.videos.views import View
-from vfm.shapes.actions import ACTIONS, PAIRS, REVERSED, Action
-from vfm.shapes.sampling import Stream, generator
-from vfm.shapes.videos import draw_moving, sample_moving
-from vfm.shapes.world import World
-from vfm.stage import Context
-from vfm.stages.videos import ShapesVideos
+from vfm.interfaces import Context, VideoDataset
 
 WORLD = World(image_size=32)
 

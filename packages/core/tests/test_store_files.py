@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from data_samples import encoded, make_pool
-from vfm.artifacts import CuratedSubset, SampleCache, TaggedImages
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import (
     SUBSET_INDEX,
     BadSample,
@@ -28,17 +27,17 @@ from vfm.data import (
     subset_schema,
     write_subset,
 )
-from vfm.data.image_list import ImageEntry, write_image_lists
-from vfm.data.index import BadRow, write_index
-from vfm.data.sample_cache import CachedTensors, CacheWriter
-from vfm.data.tags import TAGS_FILE, write_tags
-from vfm.eval.curves import TrainingCurves
-from vfm.flow.execution import read_step
-from vfm.flow.manifest import EventNotes
-from vfm.integrity import seal
-from vfm.stage import Stage
-from vfm.stages.data import Pairs
-from vfm.store_files import (
+from vfm.data.index.index import BadRow, write_index
+from vfm.data.labeled.tags import TAGS_FILE, write_tags
+from vfm.data.loading.sample_cache import CachedTensors, CacheWriter
+from vfm.data.pairs.stages import Pairs
+from vfm.data.tables.image_list import ImageEntry, write_image_lists
+from vfm.eval.compare.curves import TrainingCurves
+from vfm.flow.execution.execution import read_step
+from vfm.flow.records.manifest import EventNotes
+from vfm.interfaces import CuratedSubset, SampleCache, Stage, TaggedImages
+from vfm.storage.integrity import seal
+from vfm.storage.store_files import (
     naming,
     open_parquet_file,
     read_config,
@@ -91,7 +90,7 @@ def images(folder: Path) -> tuple[list[Path], Read]:
     spec = DatasetSpec(texts={"en": "txt"})
     shards = list(write_image_lists(folder / "pool", entries, spec))
     write_index(folder / "pool", shards, spec, bad_rows=[BadRow(0, 1, "missing_image", "x")])
-    from vfm.artifacts import Pool
+    from vfm.interfaces import Pool
 
     Pool.create(folder / "pool", num_samples=3)
 

@@ -8,11 +8,11 @@ import pytest
 import torchvision.datasets
 
 from test_data_benchmark import classes
-from vfm.clip_benchmark import names_and_templates
-from vfm.config import UserError
-from vfm.data.torchvision_sets import open_torchvision
-from vfm.flow.evaluation.suites import SHIPPED, find_datasets, load_suite
-from vfm.plugins import load_plugins, stage_types
+from vfm.base import UserError
+from vfm.data.layouts.torchvision_sets import open_torchvision
+from vfm.data.prompts.clip_benchmark import names_and_templates
+from vfm.flow.requests.suites import SHIPPED, find_datasets, load_suite
+from vfm.interfaces import load_plugins, stage_types
 
 KNOWN = stage_types(load_plugins())
 SUITES = sorted(file.stem for file in SHIPPED.glob("*.yaml"))

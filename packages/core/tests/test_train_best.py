@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from train_toy import Plan, Probe, Regression, Samples, plan, train
-from vfm.panels import load_panels
+from vfm.interfaces import load_panels
 from vfm.plugin import Context, UserError
 
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from train_toy import Regression, Samples, plan, train
-from vfm.integrity import read_sealed
 from vfm.plugin import UserError
+from vfm.storage.integrity import read_sealed
 from vfm.train import Task
-from vfm.train.checkpoint import Checkpoints
-from vfm.train.dist import World
+from vfm.train.checkpoint.checkpoint import Checkpoints
+from vfm.train.parallel.dist import World
 
 SETTINGS = {"checkpoint": {"every_steps": 3}, "ema_decay": 0.9}
 NEWEST = "step-00000009"

@@ -10,7 +10,7 @@ from torchvision.ops import nms
 
 from train_toy import Pairs, Probe, Regression, plan
 from vfm.train import estimate_training
-from vfm.train.contentless import contentless
+from vfm.train.cost.contentless import contentless
 
 
 def test_what_the_host_reads_is_zero() -> None:

@@ -13,17 +13,16 @@ from pydantic import ValidationError
 
 import train_toy
 from train_toy import Probe, Regression, Samples, plan
-from vfm.checkpoint_folders import checkpoint_folder
-from vfm.events import Event
-from vfm.flow.continuation import check_continuation
-from vfm.flow.manifest import EventNotes
-from vfm.flow.plan import make_plan
-from vfm.flow.recipe import parse_recipe
-from vfm.flow.store import Store
-from vfm.incidental import decisive_settings, incidental_settings
-from vfm.interfaces import WarmupStableDecay
+from vfm.base import decisive_settings, incidental_settings
+from vfm.flow.plan.continuation import check_continuation
+from vfm.flow.plan.plan import make_plan
+from vfm.flow.plan.store import Store
+from vfm.flow.recipe.recipe import parse_recipe
+from vfm.flow.records.manifest import EventNotes
+from vfm.interfaces import Event, WarmupStableDecay
 from vfm.plugin import Context, Preflight, UserError
 from vfm.train import fit
+from vfm.train.checkpoint.checkpoint_folders import checkpoint_folder
 
 STEADY = {"schedule": "constant", "ema_decay": 0.9, "checkpoint": {"keep_state": True}}
 

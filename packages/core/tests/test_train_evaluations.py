@@ -10,14 +10,20 @@ import pytest
 import torch
 
 from train_toy import Plan, Probe, Regression, Samples, plan, train
-from vfm.flow.plan import make_plan
-from vfm.flow.recipe import parse_recipe
-from vfm.flow.store import Store
-from vfm.plugin import ClipCheckpoint, Context, Evaluation, Report, Training, UserError
-from vfm.plugins import load_plugins, stage_types
-from vfm.stage import refs
-from vfm.stages.evaluation import ZeroShot
-from vfm.train.state import model_tensors
+from vfm.eval.classify.stages import ZeroShot
+from vfm.flow.plan.plan import make_plan
+from vfm.flow.plan.store import Store
+from vfm.flow.recipe.recipe import parse_recipe
+from vfm.interfaces import load_plugins, refs, stage_types
+from vfm.plugin import (
+    ClipCheckpoint,
+    Context,
+    Evaluation,
+    Report,
+    Training,
+    UserError,
+)
+from vfm.train.optim.state import model_tensors
 
 
 class ClipPlan(Training):

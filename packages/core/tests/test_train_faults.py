@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from train_toy import Regression, Samples, plan, train
-from vfm.panels import load_panels
+from vfm.interfaces import load_panels
 from vfm.plugin import Context, Runtime, UserError
-from vfm.train.dist import World, resolve_device
-from vfm.train.guard import REMEMBERED, FiniteGuard, SkippedSamples
+from vfm.train.loop.guard import REMEMBERED, FiniteGuard, SkippedSamples
+from vfm.train.parallel.dist import World, resolve_device
 
 
 def test_nan_stops_before_the_step_and_names_the_samples(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from torch.distributed import HashStore
 
 from train_toy import in_processes, plan
-from vfm.train.heartbeat import Heartbeat, _place
+from vfm.train.parallel.heartbeat import Heartbeat, _place
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

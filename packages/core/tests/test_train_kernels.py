@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from train_toy import Plan, Regression, Samples, plan, train
-from vfm.flow.manifest import read_manifest
-from vfm.flow.plan import make_plan
-from vfm.flow.recipe import parse_recipe
-from vfm.flow.run import run_plan
-from vfm.flow.store import Store
+from vfm.flow.execution.run import run_plan
+from vfm.flow.plan.plan import make_plan
+from vfm.flow.plan.store import Store
+from vfm.flow.recipe.recipe import parse_recipe
+from vfm.flow.records.manifest import read_manifest
 from vfm.plugin import Artifact, Context, UserError
 from vfm.train import fit
 

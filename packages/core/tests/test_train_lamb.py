@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from train_toy import Regression, Samples, plan, train
 from vfm import Event, UserError
-from vfm.train.lamb import Lamb
+from vfm.train.optim.lamb import Lamb
 
 SETTINGS = {"betas": (0.9, 0.999), "eps": 1e-8}
 

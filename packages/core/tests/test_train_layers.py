@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from train_toy import Pairs, Regression, plan, train
-from vfm.config import UserError
-from vfm.interfaces import TrainingRuntime
-from vfm.stage import Context
+from vfm.base import UserError
+from vfm.interfaces import Context, TrainingRuntime
 from vfm.train import Frozen, Task
-from vfm.train.dist import World
-from vfm.train.preparation import compiled, prepared, recomputed, to_channels_last
+from vfm.train.parallel.dist import World
+from vfm.train.parallel.preparation import compiled, prepared, recomputed, to_channels_last
 
 CPU = World(torch.device("cpu"))
 # Dynamo reads `.grad` of every tensor; pytest would make an error of torch's warning.

@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from train_toy import Regression, Samples, plan, train
-from vfm.data.batch import Batch
-from vfm.panels import load_panels
-from vfm.stage import Context
-from vfm.train.curves import Curves
-from vfm.train.dist import World
-from vfm.train.throughput import Throughput
+from vfm.data.loading.batch import Batch
+from vfm.interfaces import Context, load_panels
+from vfm.train.cost.throughput import Throughput
+from vfm.train.loop.curves import Curves
+from vfm.train.parallel.dist import World
 
 
 class Operations(TorchDispatchMode):

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from train_toy import Plan, Regression, Samples, plan, train
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.interfaces import TrainingRuntime
-from vfm.train.live_bytes import LiveBytes
-from vfm.train.memory import remedy
-from vfm.train.throughput import Throughput, peak_tflops
+from vfm.train.cost.live_bytes import LiveBytes
+from vfm.train.cost.throughput import Throughput, peak_tflops
+from vfm.train.loop.memory import remedy
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from torch import nn
 from train_toy import Plan, Regression, Samples, plan, train
 from vfm.plugin import AdamW, UserError
 from vfm.train import Ema, ParamGroup, build_optimizer, set_lr
-from vfm.train.dist import World, micro_batch_size
+from vfm.train.parallel.dist import World, micro_batch_size
 
 
 def lr_at(step: int, p: Plan) -> float:

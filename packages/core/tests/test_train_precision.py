@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from train_toy import Regression, Samples, plan, train
-from vfm.config import UserError
-from vfm.stage import Runtime
-from vfm.train.dist import distributed, tf32
-from vfm.train.precision import FullWeights, LossScale, Numerics, resolve_precision
+from vfm.base import UserError
+from vfm.interfaces import Runtime
+from vfm.train.optim.precision import FullWeights, LossScale, Numerics, resolve_precision
+from vfm.train.parallel.dist import distributed, tf32
 
 CPU = torch.device("cpu")
 

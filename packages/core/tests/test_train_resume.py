@@ -20,9 +20,8 @@ from safetensors.torch import load_file
 
 import train_toy
 from train_toy import BAD, NUM_BAD, Regression, Samples, killed_plan, plan, train
-from vfm.plugin import UserError
-from vfm.train import Preempted
-from vfm.train.state import load_model, model_tensors
+from vfm.plugin import Preempted, UserError
+from vfm.train.optim.state import load_model, model_tensors
 
 
 @pytest.fixture(autouse=True, scope="module")

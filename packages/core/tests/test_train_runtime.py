@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from train_toy import Plan, plan
-from vfm.incidental import decisive_settings
+from vfm.base import decisive_settings
 
 
 class Shardable(Plan):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from train_toy import Deep, Probe, Samples, in_processes, plan, train
 from vfm.plugin import Artifact, Context, Training, TrainingRuntime
-from vfm.train.parallel import blocks
-from vfm.train.shards import read_shards
+from vfm.train.checkpoint.shards import read_shards
+from vfm.train.parallel.parallel import blocks
 
 COMMON: dict[str, Any] = {
     "lr": 0.01,

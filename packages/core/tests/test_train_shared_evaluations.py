@@ -14,19 +14,16 @@ from annotated_world import bright_parts, read
 from dense_toy import BrightParts
 from eval_world import labeled, tiny_clip
 from train_toy import fork, run_group
-from vfm.artifacts import AnnotatedImages
 from vfm.data.annotated import AnnotatedSource
 from vfm.eval import load_encoder
-from vfm.eval.annotated_images import each_image
-from vfm.eval.detection import predict
-from vfm.interfaces import Evaluation
-from vfm.plugins import load_plugins, stage_types
-from vfm.stage import Context, Runtime
-from vfm.stages.evaluation.base import ReadSettings
-from vfm.stages.evaluation.dense import Detection
+from vfm.eval.base import ReadSettings
+from vfm.eval.dense.annotated_images import each_image
+from vfm.eval.dense.stages import Detection
+from vfm.eval.detection.detection import predict
+from vfm.interfaces import AnnotatedImages, Context, Evaluation, Runtime, load_plugins, stage_types
 from vfm.train import distributed
-from vfm.train.evaluations import run_evaluations, values_of
-from vfm.train.sharing import sharing
+from vfm.train.loop.evaluations import run_evaluations, values_of
+from vfm.train.parallel.sharing import sharing
 
 SCENES = {"data": "scenes", "num_resamples": 100, "max_bad_fraction": 0.4}
 DENSE: list[dict[str, Any]] = [{"kind": f"eval.{name}", **SCENES} for name in ("detection", "segmentation", "panoptic")]

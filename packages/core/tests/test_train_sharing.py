@@ -15,10 +15,17 @@ import torch
 from torch import Tensor
 
 from train_toy import fork, run_group
-from vfm.config import UserError
-from vfm.stage import LeftToFirst, Runtime
+from vfm.base import UserError
+from vfm.interfaces import LeftToFirst, Runtime
 from vfm.train import World, distributed
-from vfm.train.sharing import leave_to_first, of_all, of_first, own_share, sharing, without_values
+from vfm.train.parallel.sharing import (
+    leave_to_first,
+    of_all,
+    of_first,
+    own_share,
+    sharing,
+    without_values,
+)
 
 
 def evaluate(folder: Path) -> None:

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from train_toy import Regression, Samples, plan, train
+from vfm.data import Batch, map_tensors
 from vfm.plugin import AdamW, UserError
-from vfm.train import Batch, Frozen, ParamGroup, Task, build_optimizer, map_tensors
-from vfm.train.state import model_tensors
+from vfm.train import Frozen, ParamGroup, Task, build_optimizer
+from vfm.train.optim.state import model_tensors
 
 
 class Probe(Task):

@@ -9,15 +9,14 @@ import torch
 from timm.optim import create_optimizer_v2
 
 from train_toy import Regression, Samples, plan, train
-from vfm.config import UserError
-from vfm.flow.plan import Step
-from vfm.flow.run import preflight
-from vfm.flow.store import Slot
-from vfm.interfaces import AdamW, Lamb, Sgd
-from vfm.interfaces.timm_optimizer import Algorithm
+from vfm.base import UserError
+from vfm.flow.execution.run import preflight
+from vfm.flow.plan.plan import Step
+from vfm.flow.plan.store import Slot
+from vfm.interfaces import AdamW, Algorithm, Lamb, Sgd
 from vfm.plugin import TimmOptimizer
 from vfm.train import build_optimizer
-from vfm.train.optim import check_optimizer, step_if_finite
+from vfm.train.optim.optim import check_optimizer, step_if_finite
 
 ALGORITHMS = get_args(Algorithm)
 

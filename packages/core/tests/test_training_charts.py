@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vfm.config import UserError
-from vfm.training_charts import MAX_POINTS, charts_of, in_words, training_charts
+from vfm.base import UserError
+from vfm.train.loop.training_charts import MAX_POINTS, charts_of, in_words, training_charts
 
 
 def line(step: int, **values: float | None) -> dict[str, Any]:

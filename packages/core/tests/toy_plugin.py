@@ -12,8 +12,8 @@ from typing import Literal
 from pydantic import Field
 
 import vfm
-from vfm.config import Config
-from vfm.panels import TablePanel
+from vfm.base import Config
+from vfm.interfaces import TablePanel
 
 
 class Numbers(vfm.Artifact):

@@ -22,9 +22,21 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vfm.plugin import Artifact, Context, Evaluation, Event, Ref, Report, Runtime, Training, UserError
-from vfm.train import Batch, Frozen, Task, distributed, fit, heartbeat, map_tensors
-from vfm.train.sharing import of_all, own_share
+from vfm.data import Batch, map_tensors
+from vfm.plugin import (
+    Artifact,
+    Context,
+    Evaluation,
+    Event,
+    Ref,
+    Report,
+    Runtime,
+    Training,
+    UserError,
+)
+from vfm.train import Frozen, Task, distributed, fit
+from vfm.train.parallel import heartbeat
+from vfm.train.parallel.sharing import of_all, own_share
 
 
 class Plan(Training):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.artifacts import VideoClassifier
 from vfm.data.videos import ClipSampling
+from vfm.interfaces import VideoClassifier
 
 CLASSES = ["brighter", "darker", "still"]
 

@@ -14,12 +14,12 @@ import pyarrow as pa
 from repeats import NUM_RUNS, spread
 
 from vfm.data import drawn, text_keys
+from vfm_curation.balance.subset import BalanceJob, balance_shard, expected_size, write_balanced
+from vfm_curation.counts.matches import FOLDER, matches_file, read_shards
+from vfm_curation.counts.probabilities import count_ids, keep_probability, t_for_target_size, text_probability
 from vfm_curation.engine import run_shards
-from vfm_curation.matches import FOLDER, matches_file, read_shards
-from vfm_curation.probabilities import count_ids, keep_probability, t_for_target_size, text_probability
+from vfm_curation.runtime import CurationRuntime
 from vfm_curation.shard_files import write_shard_file
-from vfm_curation.stages import CurationRuntime
-from vfm_curation.subset import BalanceJob, balance_shard, expected_size, write_balanced
 
 NUM_TEXTS, NUM_ENTRIES, NUM_SHARDS, T = 1_000_000, 500_000, 10, 200
 

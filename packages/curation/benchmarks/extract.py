@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vfm_curation.extract import LINKS, ExtractJob, in_buckets, merge_bucket
-from vfm_curation.extract_links import Link
+from vfm_curation.crawl.extract import LINKS, ExtractJob, in_buckets, merge_bucket
+from vfm_curation.crawl.extract_links import Link
 from vfm_curation.shard_files import write_batches
 
 LINKS_A_FILE, QUICK_LINKS_A_FILE = 100_000, 1_000

@@ -28,9 +28,9 @@ import ahocorasick
 import pyarrow as pa
 from repeats import NUM_RUNS, described, machine, read_captions, spread
 
+from vfm_curation.match.token_table import TokenTable
 from vfm_curation.matching import match_plain, spacing, tokenize
 from vfm_curation.metadata import wordnet_entries
-from vfm_curation.token_table import TokenTable
 
 COMMON, RARE = 0.08, 20  # fraction of captions above which a name is left out; count up to which a word is rare
 Ids = list[list[int]]

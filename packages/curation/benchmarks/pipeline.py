@@ -29,10 +29,13 @@ import numpy as np
 from pools import run_stage, write_entries, write_pool
 from repeats import NUM_RUNS, described, machine, read_captions, spread
 
-from vfm_curation.matches import COUNTS_FILE, matches_file, num_shards, read_matches
-from vfm_curation.probabilities import keep_probability
-from vfm_curation.stages import BuildMetadata, CurationRuntime, MatchTexts, MetaclipBalance
-from vfm_curation.subset import balance_shard
+from vfm_curation.balance.stages import MetaclipBalance
+from vfm_curation.balance.subset import balance_shard
+from vfm_curation.counts.matches import COUNTS_FILE, matches_file, num_shards, read_matches
+from vfm_curation.counts.probabilities import keep_probability
+from vfm_curation.match.stages import MatchTexts
+from vfm_curation.metadata.stages import BuildMetadata
+from vfm_curation.runtime import CurationRuntime
 
 SMALL, TEXTS = 200_000, (2_000_000,)
 QUICK_SMALL, QUICK_TEXTS = 2_000, (4_000,)

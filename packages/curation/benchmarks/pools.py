@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from vfm.data import DatasetSpec, Shard, unpacked_uids, write_index
 from vfm.plugin import Context, Event, Pool, Stage
 from vfm_curation.engine import run_shards
-from vfm_curation.stages import CurationRuntime
+from vfm_curation.runtime import CurationRuntime
 
 NUM_COMMON = 200  # most frequent words, which are not entries: a text then has about 3.5 entries, as in the paper
 

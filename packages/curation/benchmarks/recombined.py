@@ -26,7 +26,10 @@ from pools import run_stage, write_entries, write_pool
 from repeats import described, machine, read_captions
 
 from vfm.data import open_dataset
-from vfm_curation.stages import BuildMetadata, CurationRuntime, MatchTexts, MetaclipBalance
+from vfm_curation.balance.stages import MetaclipBalance
+from vfm_curation.match.stages import MatchTexts
+from vfm_curation.metadata.stages import BuildMetadata
+from vfm_curation.runtime import CurationRuntime
 
 NUM_ENTRIES, SHARD_SIZE = 500_000, 100_000
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vfm.models import load_clip
 from vfm.plugin import ClipCheckpoint
-from vfm_curation.filters.clusters import nearest_centre, spherical_kmeans
+from vfm_curation.filters.copies.clusters import nearest_centre, spherical_kmeans
 
 CLUSTERS, COSINES = (4, 16, 64, 244), (0.99, 0.97, 0.95, 0.9)
 SIDE = 24

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vfm.plugin import UserError
-from vfm_curation.automaton import Automaton, bounded, needs_space
+from vfm_curation.match.automaton import Automaton, bounded, needs_space
 from vfm_curation.matching import Semantics, match_plain
 
 ALPHABET = [

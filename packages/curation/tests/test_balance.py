@@ -9,8 +9,8 @@ from hypothesis.extra import numpy as hnp
 
 from vfm.data import drawn, text_keys
 from vfm.plugin import UserError
-from vfm_curation import probabilities
-from vfm_curation.thresholds import EntryLanguages, by_reference
+from vfm_curation.balance.thresholds import EntryLanguages, by_reference
+from vfm_curation.counts import probabilities
 
 counts_arrays = hnp.arrays(np.int64, st.integers(1, 30), elements=st.integers(0, 10**12))
 

@@ -9,11 +9,14 @@ import pytest
 
 from vfm.data import read_subset, subset_file
 from vfm.plugin import Event
-from vfm_curation import sampled_texts
-from vfm_curation.matches import read_shards
-from vfm_curation.probabilities import text_probability
-from vfm_curation.stages import BuildMetadata, CurationRuntime, MatchTexts, MetaclipBalance
-from vfm_curation.subset import BalanceJob, expected_size
+from vfm_curation.balance.stages import MetaclipBalance
+from vfm_curation.balance.subset import BalanceJob, expected_size
+from vfm_curation.counts import sampled_texts
+from vfm_curation.counts.matches import read_shards
+from vfm_curation.counts.probabilities import text_probability
+from vfm_curation.match.stages import MatchTexts
+from vfm_curation.metadata.stages import BuildMetadata
+from vfm_curation.runtime import CurationRuntime
 
 WORDS = ["dog", "cat", "red car", "lighthouse", "okapi", "church", "glacier"]
 

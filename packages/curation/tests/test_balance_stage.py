@@ -13,13 +13,15 @@ from PIL import Image
 from pydantic import ValidationError
 
 from vfm.data import open_balanced, open_dataset, read_subset, text_key, uniform
-from vfm.panels import load_panels
+from vfm.interfaces import load_panels
 from vfm.plugin import Event, ImagesPanel, Metadata, Preflight, UserError
-from vfm_curation.matches import read_shards
+from vfm_curation.balance.stages import MetaclipBalance
+from vfm_curation.balance.thresholds import EntryLanguages, by_reference, by_tail_share, given
+from vfm_curation.counts.matches import read_shards
+from vfm_curation.counts.probabilities import tail_share
+from vfm_curation.match.stages import MatchTexts
 from vfm_curation.metadata.entries import entries_sha256, save_entries
-from vfm_curation.probabilities import tail_share
-from vfm_curation.stages import BuildMetadata, MatchTexts, MetaclipBalance
-from vfm_curation.thresholds import EntryLanguages, by_reference, by_tail_share, given
+from vfm_curation.metadata.stages import BuildMetadata
 
 WORDS = {
     "en": ["dog", "cat", "house", "piano", "okapi", "glacier"],

@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vfm.data.pairs.stages import Pairs
 from vfm.plugin import Event, UserError
-from vfm.stages.data import Pairs
 from vfm_curation.metadata.content_words import ContentWords, WordNetForms
 from vfm_curation.metadata.function_words import function_words, word_lists
+from vfm_curation.metadata.stages import BuildMetadata, Captions
 from vfm_curation.metadata.vocabulary import Vocabulary
-from vfm_curation.stages import BuildMetadata
-from vfm_curation.stages.metadata import Captions
 
 INDEX = {
     "noun": ["dog", "box", "church", "city", "woman", "child", "hydrant", "in", "grass", "a"],

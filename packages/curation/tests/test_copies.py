@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from vfm.data import read_subset
 from vfm.plugin import UserError
-from vfm_curation.stages import FilterPool
+from vfm_curation.filters.stages import FilterPool
 
 NUMBER = 20
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from vfm.data import open_dataset, read_subset, write_tar
-from vfm.panels import load_panels
+from vfm.interfaces import load_panels
 from vfm.plugin import CuratedSubset, Pool
 
 ENGLISH = ["dog", "cat", "house", "tree", "river", "mountain", "piano", "window", "bicycle", "glacier"]

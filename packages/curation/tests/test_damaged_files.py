@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from vfm.plugin import UserError
-from vfm_curation.export_tars import TarsJob, write_shard
+from vfm_curation.export.export_tars import TarsJob, write_shard
 from vfm_curation.filters.survivors import Survivors, shard_file
-from vfm_curation.matchers import FACTS_FILE, Matchers
+from vfm_curation.match.matchers import FACTS_FILE, Matchers
 from vfm_curation.metadata.vocabulary import STATE_FILE, _state
 from vfm_curation.shard_files import SUMMARY_KEY, finished_summary, write_shard_file
 

@@ -7,7 +7,11 @@ import pytest
 
 from vfm.data import open_dataset, read_subset
 from vfm.plugin import Event, UserError
-from vfm_curation.stages import BuildMetadata, ExportSubset, FilterPool, MatchTexts, MetaclipBalance
+from vfm_curation.balance.stages import MetaclipBalance
+from vfm_curation.export.stages import ExportSubset
+from vfm_curation.filters.stages import FilterPool
+from vfm_curation.match.stages import MatchTexts
+from vfm_curation.metadata.stages import BuildMetadata
 from vfm_curation.summaries import DAMAGED, NUM_BAD_SHOWN, Lost, Summary
 
 NUM_SHARDS, SIZE = 25, 4

@@ -30,9 +30,12 @@ sys.path.insert(0, HERE)
 import shard_tasks  # noqa: E402
 from vfm.data import read_subset  # noqa: E402
 from vfm.plugin import UserError  # noqa: E402
+from vfm_curation.balance.stages import MetaclipBalance  # noqa: E402
 from vfm_curation.engine import MAX_LOSSES, NUM_CORES, _run_while_short, connected_ray, run_shards  # noqa: E402
+from vfm_curation.match.stages import MatchTexts  # noqa: E402
+from vfm_curation.metadata.stages import BuildMetadata  # noqa: E402
+from vfm_curation.runtime import CurationRuntime  # noqa: E402
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file  # noqa: E402
-from vfm_curation.stages import BuildMetadata, CurationRuntime, MatchTexts, MetaclipBalance  # noqa: E402
 
 LOCAL, PROCESSES = CurationRuntime(workers=1), CurationRuntime(workers=2)
 RAY = CurationRuntime(engine="ray", workers=2)
@@ -112,7 +115,7 @@ def test_a_ray_that_does_not_come_up_is_one_line_at_once(tmp_path: Path) -> None
     pytest.importorskip("ray")
     addresses = ["127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:1", "auto"]
     script = (
-        "import sys\nfrom vfm_curation.engine import connected_ray\nfrom vfm_curation.stages import CurationRuntime\n"
+        "import sys\nfrom vfm_curation.engine import connected_ray\nfrom vfm_curation import CurationRuntime\n"
         "from vfm.plugin import UserError\nfor address in [*sys.argv[1:], None]:\n    try:\n"
         "        with connected_ray(CurationRuntime(engine='ray', ray_address=address)):\n            pass\n"
         "    except UserError as error:\n        print(error)\n"
@@ -162,7 +165,7 @@ SCRIPT = """
 import shard_tasks, signal, sys
 from pathlib import Path
 from vfm_curation.engine import run_shards
-from vfm_curation.stages import CurationRuntime
+from vfm_curation import CurationRuntime
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
@@ -276,7 +279,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from vfm.plugin import Context
-from vfm_curation.stages import MatchTexts
+from vfm_curation import MatchTexts
 
 def kill(event):
     if event.type == "progress" and event.data["done"] == 3:

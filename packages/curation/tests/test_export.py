@@ -13,9 +13,13 @@ from PIL import Image
 from pydantic import ValidationError
 
 from vfm.data import open_dataset, read_subset, uid_of
+from vfm.data.pairs.stages import Pairs
 from vfm.plugin import Event, Pool, UserError
-from vfm.stages.data import Pairs
-from vfm_curation.stages import BuildMetadata, ExportSubset, FilterPool, MatchTexts, MetaclipBalance
+from vfm_curation.balance.stages import MetaclipBalance
+from vfm_curation.export.stages import ExportSubset
+from vfm_curation.filters.stages import FilterPool
+from vfm_curation.match.stages import MatchTexts
+from vfm_curation.metadata.stages import BuildMetadata
 
 WORDS = ["dog", "cat", "okapi"]
 NUMBER = 90

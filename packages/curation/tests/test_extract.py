@@ -19,13 +19,16 @@ from hypothesis import strategies as st
 
 from vfm.data import BadSample, open_dataset
 from vfm.plugin import LinkTable, UserError
-from vfm_curation.extract import LINKS, ExtractJob, extract_file, in_buckets
-from vfm_curation.extract_links import Link, links_of_page, links_of_wat, resolve, url_hash
-from vfm_curation.extract_records import read_records
-from vfm_curation.image_address import is_placeholder, largest_size
-from vfm_curation.retry import RetryJob, retry_file
+from vfm_curation.balance.stages import MetaclipBalance
+from vfm_curation.crawl.extract import LINKS, ExtractJob, extract_file, in_buckets
+from vfm_curation.crawl.extract_links import Link, links_of_page, links_of_wat, resolve, url_hash
+from vfm_curation.crawl.extract_records import read_records
+from vfm_curation.crawl.image_address import is_placeholder, largest_size
+from vfm_curation.crawl.retry import RetryJob, retry_file
+from vfm_curation.crawl.stages import ExtractLinks, RetryLinks
+from vfm_curation.match.stages import MatchTexts
+from vfm_curation.metadata.stages import BuildMetadata
 from vfm_curation.shard_files import finished_summary, read_batch, write_batches
-from vfm_curation.stages import BuildMetadata, ExtractLinks, MatchTexts, MetaclipBalance, RetryLinks
 
 PAGE = "https://example.org/dogs/page.html"
 
@@ -248,7 +251,7 @@ def test_a_read_error_is_not_a_broken_record(tmp_path: Path, monkeypatch: pytest
 
     texts = random.Random(0).randbytes(400_000).hex()
     parts = [gzip.compress(wat([image("a.jpg", alt=texts[i : i + 4000])])) for i in range(0, len(texts), 4000)]
-    monkeypatch.setattr("vfm.files.open_binary", lambda path: BrokenStream(b"".join(parts)))
+    monkeypatch.setattr("vfm.storage.files.open_binary", lambda path: BrokenStream(b"".join(parts)))
     with pytest.raises(UserError, match=r"^https://crawl/0\.warc\.wat\.gz: cannot be read: "):
         list(read_records("https://crawl/0.warc.wat.gz", no_bad))
 

@@ -4,9 +4,12 @@ import random
 from typing import Any
 
 from vfm.data import open_dataset, read_subset
-from vfm.shapes.world import World
-from vfm.stages.shapes import ShapesPool
-from vfm_curation.stages import BuildMetadata, FilterPool, MatchTexts, MetaclipBalance
+from vfm.data.synthetic.stages import ShapesPool
+from vfm.data.synthetic.world import World
+from vfm_curation.balance.stages import MetaclipBalance
+from vfm_curation.filters.stages import FilterPool
+from vfm_curation.match.stages import MatchTexts
+from vfm_curation.metadata.stages import BuildMetadata
 
 
 def test_shapes_with_planted_duplicates_is_filtered_matched_and_balanced(make_pool: Any, run_stage: Any) -> None:

@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 from vfm.data import DatasetSpec, Shard, read_subset, write_index, write_tar
 from vfm.models import build_clip, load_clip, save_clip
 from vfm.plugin import ClipCheckpoint, LabeledDataset, Preflight, UserError
-from vfm_curation.filters import buckets
-from vfm_curation.filters.clusters import near_any, near_earlier, spherical_kmeans
-from vfm_curation.stages import FilterPool
+from vfm_curation.filters.copies import buckets
+from vfm_curation.filters.copies.clusters import near_any, near_earlier, spherical_kmeans
+from vfm_curation.filters.stages import FilterPool
 
 NUMBER = 70
 TEXTS = ["a red dog", "the house in snow", "two people", "a lighthouse at night", "okapi"]
@@ -182,7 +182,7 @@ def test_equal_vectors_are_near_at_a_cosine_of_one() -> None:
 
 
 def test_near_pairs_in_blocks_equal_a_comparison_of_all(monkeypatch: Any) -> None:
-    monkeypatch.setattr("vfm_curation.filters.clusters.BLOCK", 7)
+    monkeypatch.setattr("vfm_curation.filters.copies.clusters.BLOCK", 7)
     vectors = torch.nn.functional.normalize(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     near = vectors @ vectors.T >= 0.9
     assert (near_earlier(vectors, 0.9) == near.tril(-1).any(dim=1).numpy()).all()

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from vfm.models import build_clip, save_clip
 from vfm.plugin import UserError
-from vfm_curation.stages import FilterPool
+from vfm_curation.filters.stages import FilterPool
 
 
 def png(value: int) -> bytes:

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vfm.plugin import UserError
-from vfm_curation.filters import buckets
-from vfm_curation.filters.buckets import Buckets, Dropped
-from vfm_curation.filters.duplicates import first_of_each
+from vfm_curation.filters.copies import buckets
+from vfm_curation.filters.copies.buckets import Buckets, Dropped
+from vfm_curation.filters.copies.duplicates import first_of_each
+from vfm_curation.filters.copies.near_duplicates import near_better
 from vfm_curation.filters.hashes import NUM_VARIANTS, HashIndex, block_masks, phash, variant_hashes
 from vfm_curation.filters.linear_head import head_width
-from vfm_curation.filters.near_duplicates import near_better
 from vfm_curation.filters.scores import kth_largest, read_head
 
 bits64 = st.integers(0, 2**64 - 1)

@@ -19,13 +19,23 @@ from PIL import Image
 from pydantic import ValidationError
 
 from vfm.data import open_balanced, open_dataset, read_subset
-from vfm.panels import load_panels
-from vfm.plugin import Artifact, Context, Event, Pool, Preflight, UserError
-from vfm.stages.data import Pairs
-from vfm_curation.filters import buckets, near_duplicates
+from vfm.data.pairs.stages import Pairs
+from vfm.interfaces import load_panels
+from vfm.plugin import (
+    Artifact,
+    Context,
+    Event,
+    Pool,
+    Preflight,
+    UserError,
+)
+from vfm_curation.balance.stages import MetaclipBalance
+from vfm_curation.filters.copies import buckets, near_duplicates
 from vfm_curation.filters.hashes import phash
+from vfm_curation.filters.stages import Filter, FilterPool, RowFilter
 from vfm_curation.language import detect
-from vfm_curation.stages import BuildMetadata, Filter, FilterPool, MatchTexts, MetaclipBalance, RowFilter
+from vfm_curation.match.stages import MatchTexts
+from vfm_curation.metadata.stages import BuildMetadata
 
 Samples = list[tuple[str, dict[str, list[str]]]]
 

@@ -15,8 +15,9 @@ from vfm.data import read_subset
 from vfm.models import build_clip, load_clip, save_clip
 from vfm.plugin import ClipCheckpoint, Preflight, UserError
 from vfm_curation.engine import run_shards
+from vfm_curation.filters.head_filters import ImageClusters, MlpScore
 from vfm_curation.filters.head_layers import layers_of
-from vfm_curation.stages import FilterPool, ImageClusters, MlpScore
+from vfm_curation.filters.stages import FilterPool
 
 NUMBER = 30
 

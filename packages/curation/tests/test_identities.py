@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfm.data import drawn, open_dataset, text_keys, write_tar
+from vfm.data.pairs.stages import Pairs
 from vfm.plugin import Event
-from vfm.stages.data import Pairs
-from vfm_curation.repeated_texts import RepeatedTexts, smallest_keys
-from vfm_curation.stages import BuildMetadata, MatchTexts
+from vfm_curation.match.repeated_texts import RepeatedTexts, smallest_keys
+from vfm_curation.match.stages import MatchTexts
+from vfm_curation.metadata.stages import BuildMetadata
 
 SHARDS, SIZE, SEEDS = 20, 25, 400
 KEYS: dict[str, Callable[[int, int], str]] = {
@@ -108,7 +109,7 @@ def test_a_tenth_of_repeated_texts_is_found_in_large_shards_in_any_order(
 
 
 def test_memory_is_bounded_and_the_smallest_keys_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vfm_curation.repeated_texts.KEYS_IN_MEMORY", 64)
+    monkeypatch.setattr("vfm_curation.match.repeated_texts.KEYS_IN_MEMORY", 64)
     shards = [texts([f"{number}-{row}" for row in range(100)]) for number in range(20)]
     shards.append(shards[7])
     repeated = RepeatedTexts()

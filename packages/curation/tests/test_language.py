@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfm_curation.language import OTHER, detect_languages, detected, language_map
-from vfm_curation.matchers import Matchers
+from vfm_curation.match.matchers import Matchers
 from vfm_curation.matching import match_plain
 from vfm_curation.metadata.tokenizers import find_tokenizer, writes_spaces
 
@@ -70,7 +70,7 @@ words = ["dog", "Hund", "a dog", "猫", "写真", "the", "，", '"dog', "dog's",
 def test_each_text_is_matched_against_shared_entries_and_its_languages(
     tmp_path_factory: pytest.TempPathFactory, rows: Any, texts: Any, semantics: Any
 ) -> None:
-    from vfm_curation.automaton import bounded
+    from vfm_curation.match.automaton import bounded
 
     folder: Path = tmp_path_factory.mktemp("matchers")
     Matchers.build(folder, pa.table(list(zip(*rows, strict=True)), names=["language", "entry"]), semantics=semantics)

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 
 from vfm.data import read_subset, uid_of
+from vfm.data.pairs.stages import Pairs
 from vfm.plugin import Event, Preflight, UserError
-from vfm.stages.data import Pairs
-from vfm_curation.filters.lists import uid_passes, url_passes, word_passes
-from vfm_curation.filters.synsets import synset_passes
-from vfm_curation.stages import BlockedUrls, BlockedWords, FilterPool, NearDuplicateTexts, Synsets, Uids
+from vfm_curation.filters.list_filters import BlockedUrls, BlockedWords, NearDuplicateTexts, Synsets, Uids
+from vfm_curation.filters.lists.lists import uid_passes, url_passes, word_passes
+from vfm_curation.filters.lists.synsets import synset_passes
+from vfm_curation.filters.stages import FilterPool
 from vfm_curation.uids import uid_halves
 
 
@@ -175,7 +176,7 @@ WORDS = [f"word{i}" for i in range(300)]
 
 
 def test_near_duplicate_texts_equal_a_comparison_of_all(run_stage: Any, tmp_path: Path) -> None:
-    from vfm_curation.filters.near_texts import runs_of, similarity
+    from vfm_curation.filters.copies.near_texts import runs_of, similarity
 
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=12)) for _ in range(120)]
@@ -197,7 +198,7 @@ def test_near_duplicate_texts_equal_a_comparison_of_all(run_stage: Any, tmp_path
 
 
 def test_candidates_agree_on_a_band_as_often_as_the_formula_says() -> None:
-    from vfm_curation.filters.near_texts import bands_of, runs_of, similarity
+    from vfm_curation.filters.copies.near_texts import bands_of, runs_of, similarity
 
     rng, config = random.Random(1), NearDuplicateTexts(bands=4, rows=4, ngram=5)
     pairs = []

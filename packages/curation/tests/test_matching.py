@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vfm.plugin import UserError
-from vfm_curation.automaton import bounded
+from vfm_curation.match.automaton import bounded
 from vfm_curation.matching import (
     FIXED_BLANKS,
     FIXED_MARKS,

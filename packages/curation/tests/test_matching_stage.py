@@ -11,9 +11,10 @@ import pytest
 
 from vfm.data import DatasetSpec, Shard, write_index
 from vfm.plugin import Event, Metadata, Pool, UserError
-from vfm_curation.matches import COUNTS_FILE, read_shards
+from vfm_curation.counts.matches import COUNTS_FILE, read_shards
+from vfm_curation.match.stages import MatchTexts
 from vfm_curation.metadata import EntryList, entries_sha256, save_entries
-from vfm_curation.stages import BuildMetadata, MatchTexts
+from vfm_curation.metadata.stages import BuildMetadata
 
 ENTRIES = {
     "": ["OK", "2"],

@@ -15,13 +15,13 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from vfm.config import error_lines
+from vfm.base import error_lines
 from vfm.data import subset_schema, write_subset
-from vfm.panels import load_panels
+from vfm.interfaces import load_panels, refs
 from vfm.plugin import CuratedSubset, Event, Preflight, UserError
-from vfm.stage import refs
+from vfm_curation.match.stages import MatchTexts
 from vfm_curation.metadata import load_entries
-from vfm_curation.stages import BuildMetadata, MatchTexts
+from vfm_curation.metadata.stages import BuildMetadata
 
 GERMAN = ["ein Hund im Schnee", "ein Hund am See", "ein roter Hund"] * 4
 ENGLISH = ["a dog in the snow", "a dog by a lake", "a red dog"] * 4
@@ -218,7 +218,7 @@ def test_settings_of_captions_without_captions_are_rejected() -> None:
 
 def test_a_recipe_is_planned_without_arrow_numpy_or_the_extras() -> None:
     code = (
-        "import sys\nfrom vfm_curation.stages import BuildMetadata\n"
+        "import sys\nfrom vfm_curation import BuildMetadata\n"
         "BuildMetadata(name='e', merge=[{'type': 'wikipedia', 'dump': 'x'}]).model_dump()\n"
         "assert not {'pyarrow', 'numpy', 'mwparserfromhell', 'icu4py'} & set(sys.modules)"
     )

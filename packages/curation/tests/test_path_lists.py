@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vfm.plugin import UserError
-from vfm_curation import path_lists
+from vfm_curation.crawl import path_lists
 
 
 @pytest.mark.parametrize("name", ["wat.paths", "wat.paths.gz"])

@@ -8,8 +8,10 @@ from pydantic import ValidationError
 
 from vfm.data import read_subset
 from vfm.plugin import Preflight, UserError
-from vfm_curation.random_subset import kept_texts
-from vfm_curation.stages import BuildMetadata, MatchTexts, MetaclipBalance, RandomSubset
+from vfm_curation.balance.random_subset import kept_texts
+from vfm_curation.balance.stages import MetaclipBalance, RandomSubset
+from vfm_curation.match.stages import MatchTexts
+from vfm_curation.metadata.stages import BuildMetadata
 
 NUM_TEXTS = 4000
 

@@ -6,7 +6,7 @@ import pytest
 
 from vfm.plugin import UserError
 from vfm_curation.engine import run_shards
-from vfm_curation.stages import CurationRuntime
+from vfm_curation.runtime import CurationRuntime
 
 
 def done(folder: Path, shard: int) -> int:

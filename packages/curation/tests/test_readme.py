@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vfm import stages
-from vfm.flow.recipe import load_recipe
+from vfm import core as stages
+from vfm.flow.recipe.recipe import load_recipe
 from vfm_curation.plugin import vfm_stages
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from vfm_curation.matches import ShardMatches
-from vfm_curation.probabilities import count_ids, keep_probability, text_probability
-from vfm_curation.sampled_texts import MIN_SAMPLED, SampledTexts, siblings_of
+from vfm_curation.counts.matches import ShardMatches
+from vfm_curation.counts.probabilities import count_ids, keep_probability, text_probability
+from vfm_curation.counts.sampled_texts import MIN_SAMPLED, SampledTexts, siblings_of
 
 NUM_ENTRIES = 50
 

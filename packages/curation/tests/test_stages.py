@@ -13,13 +13,15 @@ import pytest
 from pydantic import ValidationError
 
 from vfm.data import open_dataset, read_subset, text_key, uniform
-from vfm.panels import load_panels
+from vfm.interfaces import load_panels
 from vfm.plugin import Context, Event, Pool, UserError
-from vfm_curation.matches import FOLDER, read_shards
+from vfm_curation.balance.stages import MetaclipBalance
+from vfm_curation.counts.matches import FOLDER, read_shards
+from vfm_curation.match.stages import MatchTexts
 from vfm_curation.matching import match_plain
 from vfm_curation.metadata import load_entries
+from vfm_curation.metadata.stages import BuildMetadata
 from vfm_curation.plugin import vfm_stages
-from vfm_curation.stages import BuildMetadata, MatchTexts, MetaclipBalance
 
 NOUNS = ["dog", "cat", "red car", "lighthouse", "okapi", "church", "piano", "glacier", "U.S."]
 
@@ -304,7 +306,8 @@ def test_plugin_has_its_stages_and_imports_no_torch() -> None:
     }
     code = (
         "import sys, vfm_curation.plugin; assert not {'torch', 'numpy', 'pyarrow'} & set(sys.modules)\n"
-        "import vfm_curation.match, vfm_curation.balance, vfm_curation.filter, vfm_curation.export\n"
-        "import vfm_curation.extract, vfm_curation.metadata.build; assert 'torch' not in sys.modules"
+        "import vfm_curation.match.match, vfm_curation.balance.balance, vfm_curation.filters.filter\n"
+        "import vfm_curation.export.export\n"
+        "import vfm_curation.crawl.extract, vfm_curation.metadata.build; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,12 +14,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vfm.plugin import UserError
-from vfm_curation.matchers import separate_fixed_marks
-from vfm_curation.matching import FIXED_BLANKS, FIXED_MARKS, MARKS, Matcher, match_plain, tokenize
+from vfm_curation.match.matchers import separate_fixed_marks
+from vfm_curation.match.text_ids import MAX_RANKED
+from vfm_curation.match.token_hash import BLOCK_BYTES, P, R, U
+from vfm_curation.match.token_table import TokenTable, tables_of, text_buffers
+from vfm_curation.matching import (
+    FIXED_BLANKS,
+    FIXED_MARKS,
+    MARKS,
+    Matcher,
+    match_plain,
+    tokenize,
+)
 from vfm_curation.metadata import Vocabulary
-from vfm_curation.text_ids import MAX_RANKED
-from vfm_curation.token_hash import BLOCK_BYTES, P, R, U
-from vfm_curation.token_table import TokenTable, tables_of, text_buffers
 
 CAPTIONS = Path(__file__).parents[4] / "shared" / "data" / "captions_en.tsv.gz"
 

@@ -6,8 +6,9 @@ import pytest
 from pydantic import Field, ValidationError
 
 from vfm_curation.metadata import load_entries, tokenizers
+from vfm_curation.metadata.stages import BuildMetadata
+from vfm_curation.metadata.tokenizer_parts import Tokenizer
 from vfm_curation.metadata.tokenizers import find_tokenizer
-from vfm_curation.stages import BuildMetadata, Tokenizer
 
 
 class Pieces(Tokenizer):

@@ -20,10 +20,11 @@ from true_formats import (
     wikipedia_dump,
 )
 from vfm.plugin import Event
+from vfm_curation.crawl.stages import ExtractLinks
 from vfm_curation.metadata import load_entries
+from vfm_curation.metadata.stages import BuildMetadata
 from vfm_curation.metadata.wikimedia import articles, views_of_hour
 from vfm_curation.metadata.wikipedia import plain_text
-from vfm_curation.stages import BuildMetadata, ExtractLinks
 
 
 def links(run_stage: Any, file: Path, content: bytes) -> tuple[list[tuple[str, str]], list[str]]:

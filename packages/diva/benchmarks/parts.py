@@ -10,15 +10,15 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from vfm.data import map_tensors
 from vfm.models import ClipModel, blueprint, build_clip
-from vfm.train import map_tensors
 from vfm_diva import Feedback
-from vfm_diva.conditioning import Conditioning
-from vfm_diva.denoiser import Denoiser
-from vfm_diva.generator import BETAS, Generator
-from vfm_diva.inputs import TuneInputs
-from vfm_diva.space import LatentSpace
-from vfm_diva.tune_task import TuneTask
+from vfm_diva.generator.conditioning import Conditioning
+from vfm_diva.generator.denoiser import Denoiser
+from vfm_diva.generator.generator import BETAS, Generator
+from vfm_diva.generator.inputs import TuneInputs
+from vfm_diva.generator.space import LatentSpace
+from vfm_diva.tune.tune_task import TuneTask
 
 PROMPT_LENGTH = 77
 NUM_TIMES = 2

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfm_diva.inputs import TuneInputs
+from vfm_diva.generator.inputs import TuneInputs
 
 
 class PlainLoop:

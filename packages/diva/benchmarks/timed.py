@@ -13,8 +13,8 @@ from counted import plain_of
 from parts import TOY, Parts, build
 from torch import nn
 
-from vfm_diva.inputs import TuneInputs
-from vfm_diva.tune_task import TuneTask
+from vfm_diva.generator.inputs import TuneInputs
+from vfm_diva.tune.tune_task import TuneTask
 
 WARM_UP = 1  # rounds before the measurement
 

@@ -10,18 +10,25 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from vfm.data import open_dataset
+from vfm.data import Batch, ImageTransform, SampleDraw, TrainingData, map_tensors, open_dataset
+from vfm.data.synthetic.stages import ShapesPool
+from vfm.data.synthetic.world import World
 from vfm.models import ClipModel, build_clip, import_generator, load_clip, save_clip
-from vfm.plugin import Artifact, ClipCheckpoint, Context, Event, GeneratorCheckpoint, Pool, Stage
-from vfm.shapes.world import World
-from vfm.stages.shapes import ShapesPool
-from vfm.train import Batch, ImageTransform, SampleDraw, TrainingData, map_tensors
+from vfm.plugin import (
+    Artifact,
+    ClipCheckpoint,
+    Context,
+    Event,
+    GeneratorCheckpoint,
+    Pool,
+    Stage,
+)
 from vfm_diva import DivaPrior, DivaTune, LogitNormal, Timesteps, UNet
-from vfm_diva.condition_map import ConditionMap
-from vfm_diva.generator import Generator, build_generator, load_generator
-from vfm_diva.inputs import MakeImageInputs, MakePriorInputs
-from vfm_diva.noise import NoiseSampler
-from vfm_diva.prior_task import PriorTask
+from vfm_diva.generator.condition_map import ConditionMap
+from vfm_diva.generator.generator import Generator, build_generator, load_generator
+from vfm_diva.generator.inputs import MakeImageInputs, MakePriorInputs
+from vfm_diva.generator.noise import NoiseSampler
+from vfm_diva.prior.prior_task import PriorTask
 
 CLIP = {
     "embed_dim": 32,

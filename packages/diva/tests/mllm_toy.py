@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import diva_toy
+from vfm.data.synthetic.stages import ShapesQuestions
+from vfm.data.synthetic.world import World
 from vfm.plugin import Artifact, ClipCheckpoint, QuestionDataset
-from vfm.shapes.world import World
-from vfm.stages.shapes import ShapesQuestions
-from vfm_diva.stages_mllm import EvalMllm, MllmCheckpoint, MllmTrain
+from vfm_diva.mllm.stages import EvalMllm, MllmCheckpoint, MllmTrain
 
 WORLD = World(image_size=16, attributes=(), variety=0.0, colours=("red", "green", "blue", "yellow"))
 LLAMA = {"type": "llama", "layers": 1, "width": 32, "heads": 2}

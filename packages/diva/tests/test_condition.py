@@ -14,17 +14,24 @@ from diffusers.models.embeddings import get_timestep_embedding
 
 from diva_families import CONTEXT, FAMILIES, WIDTH, add_text_encoder, family_clip, family_generator
 from diva_toy import batch_of, make_image_inputs
-from vfm.data import open_dataset
+from vfm.data import TrainingData, open_dataset
 from vfm.models import ClipModel, image_tokens, load_clip
 from vfm.plugin import Pool, UserError
-from vfm.train import TrainingData
-from vfm_diva import Cls, Embedding, LinearAdapter, MlpAdapter, Patches, PooledPatches, RasterPooled
-from vfm_diva.condition import ImageFeatures, pool_squares
-from vfm_diva.conditioner import class_vector
-from vfm_diva.conditioning import Conditioning, combine_with_prompt
-from vfm_diva.inputs import MakeTuneInputs
-from vfm_diva.networks import NetworkInputs
-from vfm_diva.prompt import encode_prompt
+from vfm_diva import (
+    Cls,
+    Embedding,
+    LinearAdapter,
+    MlpAdapter,
+    Patches,
+    PooledPatches,
+    RasterPooled,
+)
+from vfm_diva.generator.conditioning import Conditioning, combine_with_prompt
+from vfm_diva.generator.inputs import MakeTuneInputs
+from vfm_diva.generator.networks import NetworkInputs
+from vfm_diva.tune.condition import ImageFeatures, pool_squares
+from vfm_diva.tune.conditioner import class_vector
+from vfm_diva.tune.prompt import encode_prompt
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -9,11 +9,11 @@ import torch
 
 from diva_toy import run, same, tune_config, weights
 from test_tune import batch_for, gradients, make_task
-from vfm.panels import load_panels
+from vfm.interfaces import load_panels
 from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint, Pool
-from vfm_diva.conditioning import Conditioning
-from vfm_diva.generator import load_generator, randomize_weights
-from vfm_diva.panels import CONTROLS
+from vfm_diva.generator.conditioning import Conditioning
+from vfm_diva.generator.generator import load_generator, randomize_weights
+from vfm_diva.tune.panels import CONTROLS
 
 
 def test_shuffled_conditions_each_image_on_another_images_tokens(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vfm.plugin import GeneratorCheckpoint, UserError
-from vfm_diva.generator import load_generator
+from vfm_diva.generator.generator import load_generator
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "\xff"])

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from vfm_diva import UNet
-from vfm_diva.conditioning import Conditioning
-from vfm_diva.denoiser import Denoiser, error_over_times
-from vfm_diva.generator import build_generator
-from vfm_diva.space import LatentSpace, PixelSpace
+from vfm_diva.generator.conditioning import Conditioning
+from vfm_diva.generator.denoiser import Denoiser, error_over_times
+from vfm_diva.generator.generator import build_generator
+from vfm_diva.generator.space import LatentSpace, PixelSpace
 from vfm_kernels import diffusion_target, discrete_timesteps
-from vfm_kernels.diffusion import DiffusionKind
+from vfm_kernels.losses.diffusion import DiffusionKind
 
 KINDS = get_args(DiffusionKind)
 ALPHAS = torch.linspace(0.999, 0.001, 50)

@@ -13,7 +13,7 @@ from diva_toy import context, tune_config
 from test_tune import Fixed, batch_for, make_task
 from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint, Pool, UserError
 from vfm.train import fit
-from vfm_diva.divergence import WINDOW, DivergenceWatch
+from vfm_diva.tune.divergence import WINDOW, DivergenceWatch
 
 
 def watched(losses: list[float]) -> DivergenceWatch:

@@ -24,8 +24,9 @@ from vfm.plugin import (
     UserError,
 )
 from vfm.train import LiveBytes
-from vfm_diva.estimate import diva_prior_cost, diva_tune_cost, stable_diffusion
 from vfm_diva.mllm.estimate import mllm_train_cost
+from vfm_diva.prior.estimate import diva_prior_cost
+from vfm_diva.tune.estimate import diva_tune_cost, stable_diffusion
 
 
 def measured(config: Training, folder: Path, inputs: Mapping[str, Path]) -> int:

@@ -11,14 +11,14 @@ import torch
 from diva_families import CONTEXT, FAMILIES, GENERATORS, POOLED, PROMPT_LENGTH, family_clip, family_generator
 from diva_toy import same, weights
 from test_tune import train
+from vfm.data import Batch
 from vfm.models import load_clip
 from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint
-from vfm.train import Batch
 from vfm_diva import Feedback
-from vfm_diva.conditioning import Conditioning
-from vfm_diva.generator import load_generator
-from vfm_diva.inputs import TuneInputs
-from vfm_diva.tune_task import TuneTask
+from vfm_diva.generator.conditioning import Conditioning
+from vfm_diva.generator.generator import load_generator
+from vfm_diva.generator.inputs import TuneInputs
+from vfm_diva.tune.tune_task import TuneTask
 
 # Each generator has another choice of parts, so that every part is tested with every CLIP model.
 PARTS: dict[str, dict[str, Any]] = {

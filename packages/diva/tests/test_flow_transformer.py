@@ -12,15 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diva_toy import prior_config, run, tune_config, weights
-from vfm.artifacts import ImageDataset
+from vfm.data.pairs.stages import Images
+from vfm.interfaces import ImageDataset, ImagesPanel, TablePanel, load_panels
 from vfm.models import load_clip
-from vfm.panels import ImagesPanel, TablePanel, load_panels
 from vfm.plugin import ClipCheckpoint, Pool, UserError
-from vfm.stages.data import Images
 from vfm_diva import FlowTransformer
-from vfm_diva.conditioning import Conditioning
-from vfm_diva.generator import load_generator
-from vfm_diva.networks import predict
+from vfm_diva.generator.conditioning import Conditioning
+from vfm_diva.generator.generator import load_generator
+from vfm_diva.generator.networks import predict
 
 HEADS, WIDTH = 2, 16
 NETWORK = FlowTransformer(double_blocks=2, single_blocks=2, num_heads=HEADS, head_width=WIDTH, vector_width=12)

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diva_toy import context, tune_config
 from vfm.plugin import ClipCheckpoint, Pool
-from vfm.train.precision import Numerics
-from vfm_diva.tune import build_data, build_task
+from vfm.train.optim.precision import Numerics
+from vfm_diva.tune.tune import build_data, build_task
 
 
 class Casts(TorchDispatchMode):

@@ -15,9 +15,9 @@ from PIL import Image
 
 from diva_toy import prior_config, run, same, tune_config, weights
 from vfm.data import DatasetSpec, Shard, write_index, write_tar
+from vfm.data.pairs.stages import Images
 from vfm.models import load_clip
 from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint, Pool
-from vfm.stages.data import Images
 
 NUM_PICTURES = 10
 

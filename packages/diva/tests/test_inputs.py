@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 
 from diva_toy import draw_of
-from vfm.data import BadSample, Sample
+from vfm.data import BadSample, ImageTransform, Sample
 from vfm.models import Preprocess
-from vfm.train import ImageTransform
 from vfm_diva import LogitNormal
-from vfm_diva.inputs import MakeImageInputs, MakePriorInputs
-from vfm_diva.noise import NoiseSampler
+from vfm_diva.generator.inputs import MakeImageInputs, MakePriorInputs
+from vfm_diva.generator.noise import NoiseSampler
 
 
 def sample(width: int = 50, height: int = 40, **texts: list[str]) -> Sample:

@@ -13,17 +13,16 @@ import torch
 from diva_toy import context, make_prior, prior_config, run, same, tune_config, weights
 from test_stages import known, refusal
 from test_tune import make_task
-from vfm.data import Sample, open_dataset
+from vfm.data import ImageTransform, Sample, SampleDraw, TrainingData, open_dataset
 from vfm.models import load_clip
 from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint, Pool, SampleCache, UserError
-from vfm.train import ImageTransform, SampleDraw, TrainingData
 from vfm_diva import DivaLatents, LogitNormal
-from vfm_diva.inputs import MakeImageInputs, MakeTuneInputs, TuneInputs
-from vfm_diva.latents import check_latents, open_latents
-from vfm_diva.noise import NoiseSampler
-from vfm_diva.presets import PRESETS
-from vfm_diva.space import LatentSpace, load_latent_space
-from vfm_diva.stages import Crops
+from vfm_diva.generator.inputs import MakeImageInputs, MakeTuneInputs, TuneInputs
+from vfm_diva.generator.latents import check_latents, open_latents
+from vfm_diva.generator.noise import NoiseSampler
+from vfm_diva.generator.space import LatentSpace, load_latent_space
+from vfm_diva.generator.stages import Crops
+from vfm_diva.parts.presets import PRESETS
 
 LINEAR = {"type": "linear"}
 CROPS = {"crop_scale": (0.3, 0.6), "crop_ratio": (0.8, 1.2)}

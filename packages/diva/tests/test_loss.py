@@ -14,13 +14,20 @@ from torch import Tensor
 from diva_families import add_text_encoder, family_clip, family_generator
 from diva_toy import batch_of, make_image_inputs, run, same, tune_config, weights
 from test_tune import make_task, train
+from vfm.data import Batch
 from vfm.models import load_clip
-from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint, Pool, Preflight, SampleCache, UserError
-from vfm.train import Batch
+from vfm.plugin import (
+    ClipCheckpoint,
+    GeneratorCheckpoint,
+    Pool,
+    Preflight,
+    SampleCache,
+    UserError,
+)
 from vfm_diva import ContrastiveLoss, DivaLatents
-from vfm_diva.inputs import MakeTuneInputs, TuneInputs
-from vfm_diva.loss import contrast
-from vfm_diva.tune_task import TuneTask
+from vfm_diva.generator.inputs import MakeTuneInputs, TuneInputs
+from vfm_diva.tune.loss import contrast
+from vfm_diva.tune.tune_task import TuneTask
 
 CONTRASTIVE = {"type": "contrastive", "temperature": 0.1}
 LINEAR = {"type": "linear"}

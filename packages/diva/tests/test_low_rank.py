@@ -11,7 +11,7 @@ import torch
 from diva_families import FAMILIES, family_clip
 from diva_toy import same, weights
 from vfm.models import ClipModel, LowRank, linear_layers, load_clip, vision_tower
-from vfm_diva.condition import encode
+from vfm_diva.tune.condition import encode
 
 
 @pytest.fixture(params=FAMILIES)

@@ -13,12 +13,12 @@ from pydantic import ValidationError
 import diva_toy
 import lmms_look_alike
 import mllm_toy
-from vfm.artifacts import ExportedModel
+from vfm.interfaces import ExportedModel
+from vfm.models.stages import Export
 from vfm.plugin import Artifact, Context, Preflight, Report, UserError
-from vfm.stages.models import Export
 from vfm_diva.mllm.lmms import lmms_command
 from vfm_diva.mllm.lmms_logs import letter_of, option_of, pope_says_yes, read_log, says
-from vfm_diva.stages_mllm import LMMS_DATE, LMMS_VERSION, EvalLmms
+from vfm_diva.mllm.stages import LMMS_DATE, LMMS_VERSION, EvalLmms
 
 TASKS = list(lmms_look_alike.TASKS)
 

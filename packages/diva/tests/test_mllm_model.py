@@ -20,7 +20,7 @@ from vfm_diva.mllm.evaluation import option_likelihoods  # noqa: E402
 from vfm_diva.mllm.language_models import planned_language_model  # noqa: E402
 from vfm_diva.mllm.model import Mllm, Reading, build_mllm, load_mllm  # noqa: E402
 from vfm_diva.mllm.processor import image_processor  # noqa: E402
-from vfm_diva.stages_mllm import MllmCheckpoint, PretrainedLanguageModel, SmallLlama  # noqa: E402
+from vfm_diva.mllm.stages import MllmCheckpoint, PretrainedLanguageModel, SmallLlama  # noqa: E402
 
 LLAMA = SmallLlama(layers=2, width=32, heads=2)
 TEXTS = ["what colour is it ?", "red", "blue", "dark blue"]

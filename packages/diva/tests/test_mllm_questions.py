@@ -14,12 +14,19 @@ from PIL import Image
 
 import diva_toy
 from vfm.data import Questions
+from vfm.data.synthetic.stages import ShapesScenes
+from vfm.data.synthetic.world import World
 from vfm.plugin import AnnotatedImages, Preflight, UserError
-from vfm.shapes.world import World
-from vfm.stages.annotated import ShapesScenes
 from vfm_diva.mllm.pope import Asked, Split, draw_pope, question_about
-from vfm_diva.mllm.scores import chosen, f1, pair_scores, precision, recall, yes_no_scores
-from vfm_diva.stages_mllm import MllmPope, MllmQuestions
+from vfm_diva.mllm.scores import (
+    chosen,
+    f1,
+    pair_scores,
+    precision,
+    recall,
+    yes_no_scores,
+)
+from vfm_diva.mllm.stages import MllmPope, MllmQuestions
 
 NAMES = ["cat", "dog", "owl", "cow", "hen", "pig", "ant", "bee"]
 Pictures = st.lists(st.lists(st.sampled_from(NAMES), unique=True, max_size=8), min_size=1, max_size=12)

@@ -13,8 +13,8 @@ import torch
 
 import mllm_toy
 from two_processes import two_processes
+from vfm.interfaces import LeftToFirst
 from vfm.plugin import Artifact, ClipCheckpoint
-from vfm.stage import LeftToFirst
 
 
 def evaluate(folder: Path, inputs: dict[str, str]) -> None:

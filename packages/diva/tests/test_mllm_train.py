@@ -21,8 +21,8 @@ pytest.importorskip("transformers")
 
 from vfm_diva.mllm.batches import QuestionBatches
 from vfm_diva.mllm.model import Mllm, Reading, build_mllm, load_mllm
+from vfm_diva.mllm.stages import SmallLlama
 from vfm_diva.mllm.task import MllmTask
-from vfm_diva.stages_mllm import SmallLlama
 
 
 @pytest.fixture(scope="module")

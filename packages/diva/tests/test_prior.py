@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from diva_toy import batch_of, call, context, cut, make_clip, make_prior_inputs, prior_config, prior_task, same, weights
-from vfm.data import open_dataset
+from vfm.data import Batch, TrainingData, eval_batches, open_dataset
 from vfm.models import load_clip
 from vfm.plugin import Artifact, ClipCheckpoint, GeneratorCheckpoint, Pool
-from vfm.train import Batch, TrainingData, eval_batches, fit
-from vfm_diva.condition_map import ConditionMap
-from vfm_diva.generator import load_generator
-from vfm_diva.inputs import PriorInputs
-from vfm_diva.panels import condition_losses
-from vfm_diva.prior_task import PriorTask, measure_data
+from vfm.train import fit
+from vfm_diva.generator.condition_map import ConditionMap
+from vfm_diva.generator.generator import load_generator
+from vfm_diva.generator.inputs import PriorInputs
+from vfm_diva.prior.panels import condition_losses
+from vfm_diva.prior.prior_task import PriorTask, measure_data
 from vfm_kernels import DiffusionKind
 
 

@@ -16,7 +16,7 @@ from diva_toy import context, tune_config, weights
 from two_processes import two_processes
 from vfm.plugin import Artifact, ClipCheckpoint, GeneratorCheckpoint, Pool, TrainingRuntime
 from vfm.train import distributed, fit
-from vfm_diva.tune import build_data, build_task
+from vfm_diva.tune.tune import build_data, build_task
 
 PARTS: dict[str, Any] = {
     "adapter": {"type": "linear"},

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from diva_toy import tune_config
-from vfm.flow.recipe import load_recipe
-from vfm.plugins import load_plugins, stage_types
+from vfm.flow.recipe.recipe import load_recipe
+from vfm.interfaces import load_plugins, stage_types
 from vfm_diva import Anchor
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -22,11 +22,11 @@ from diva_families import CONTEXT, SIGLIP_TEXT, TEXT
 from diva_toy import make_stable_diffusion
 from vfm.models import ClipModel, build_clip
 from vfm.plugin import GeneratorCheckpoint
-from vfm_diva.conditioning import Conditioning
-from vfm_diva.generator import load_generator
-from vfm_diva.inputs import TuneInputs
-from vfm_diva.stages import DivaTune
-from vfm_diva.tune_task import TuneTask
+from vfm_diva.generator.conditioning import Conditioning
+from vfm_diva.generator.generator import load_generator
+from vfm_diva.generator.inputs import TuneInputs
+from vfm_diva.tune.stages import DivaTune
+from vfm_diva.tune.tune_task import TuneTask
 
 # backbone: preset, side of the grid, tokens beside the image token, patches per average (0: patches are drawn)
 BACKBONES: dict[str, tuple[str, int, int, int]] = {

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from diva_toy import make_prior_inputs, prior_config, prior_task, run
-from vfm.data import open_dataset
+from vfm.data import TrainingData, open_dataset
 from vfm.plugin import ClipCheckpoint, Pool, TrainingRuntime, UserError
-from vfm.train import TrainingData
-from vfm_diva.inputs import sample_batches, usable_samples
+from vfm_diva.generator.inputs import sample_batches, usable_samples
 
 CPU = torch.device("cpu")
 

@@ -12,13 +12,21 @@ import torch
 from PIL import Image
 
 from diva_toy import CLIP, make_clip, make_prior, prior_config, run, same, tune_config, weights
-from vfm.flow.recipe import load_recipe
+from vfm.flow.recipe.recipe import load_recipe
+from vfm.interfaces import ImagesPanel, TablePanel, load_panels
 from vfm.models import build_clip, load_clip, save_clip
-from vfm.panels import ImagesPanel, TablePanel, load_panels
-from vfm.plugin import Artifact, ClipCheckpoint, GeneratorCheckpoint, Pool, Preflight, Stage, UserError
+from vfm.plugin import (
+    Artifact,
+    ClipCheckpoint,
+    GeneratorCheckpoint,
+    Pool,
+    Preflight,
+    Stage,
+    UserError,
+)
 from vfm_diva import DivaPrior, DivaTune
-from vfm_diva.condition_map import ConditionMap
-from vfm_diva.generator import load_generator
+from vfm_diva.generator.condition_map import ConditionMap
+from vfm_diva.generator.generator import load_generator
 
 
 @pytest.mark.parametrize("condition", ["text", "image", "both"])
@@ -212,7 +220,7 @@ def test_recipes_can_use_the_kinds(tmp_path: Path) -> None:
         "  - {kind: diva.prior, name: prior, clip: clip, data: pool, steps: 10}\n"
         "  - {kind: diva.tune, name: diva, clip: clip, generator: prior, data: pool, steps: 10}\n"
     )
-    from vfm.plugins import load_plugins, stage_types
+    from vfm.interfaces import load_plugins, stage_types
 
     recipe = load_recipe(str(tmp_path / "recipe.yaml"), stage_types(load_plugins()))
     assert [type(stage) for stage in recipe.stages[2:]] == [DivaPrior, DivaTune]

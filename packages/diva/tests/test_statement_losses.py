@@ -12,17 +12,15 @@ import torch
 
 from diva_toy import WORLD, context, prior_config, prior_task, run, tune_config
 from test_stages import known, refusal
-from vfm.data import Choice, decode_image, load_choices, write_choices
-from vfm.events import Event
-from vfm.panels import load_panels
+from vfm.data import Choice, ImageTransform, SampleDraw, decode_image, load_choices, to_tensor, write_choices
+from vfm.data.synthetic.stages import ShapesChoices
+from vfm.interfaces import Event, load_panels
 from vfm.plugin import ChoiceDataset, ClipCheckpoint, Pool
-from vfm.stages.shapes import ShapesChoices
-from vfm.train import ImageTransform, SampleDraw, to_tensor
 from vfm_diva import LogitNormal
-from vfm_diva.generator import load_generator
-from vfm_diva.noise import NoiseSampler
-from vfm_diva.prior_task import PriorTask
-from vfm_diva.statement_losses import statement_losses, statement_pairs, statement_panel
+from vfm_diva.generator.generator import load_generator
+from vfm_diva.generator.noise import NoiseSampler
+from vfm_diva.prior.prior_task import PriorTask
+from vfm_diva.prior.statement_losses import statement_losses, statement_pairs, statement_panel
 
 TRANSFORM, SAMPLER = ImageTransform(8, "crop"), NoiseSampler((3, 8, 8), 3, LogitNormal())
 

@@ -17,10 +17,9 @@ import torch
 from diva_families import family_clip, family_generator
 from diva_toy import cut, make_image_inputs, same, tune_config, weights
 from test_tune import ANCHORS, batch_for, gradients, make_task, train
-from vfm.data import open_dataset
+from vfm.data import TrainingData, open_dataset
 from vfm.models import load_clip
 from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint, Pool
-from vfm.train import TrainingData
 
 
 def test_1_gradients_with_drawn_patches_do_not_depend_on_accumulation(

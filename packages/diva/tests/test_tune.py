@@ -22,13 +22,14 @@ from diva_toy import (
     tune_config,
     weights,
 )
+from vfm.data import Batch
 from vfm.models import load_clip
 from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint, Pool
-from vfm.train import Batch, fit
+from vfm.train import fit
 from vfm_diva import CosineAnchor, Feedback, L2SpAnchor, RelationalAnchor
-from vfm_diva.generator import load_generator
-from vfm_diva.inputs import MakeTuneInputs, TuneInputs
-from vfm_diva.tune_task import TuneTask
+from vfm_diva.generator.generator import load_generator
+from vfm_diva.generator.inputs import MakeTuneInputs, TuneInputs
+from vfm_diva.tune.tune_task import TuneTask
 
 ANCHORS: dict[str, Any] = {
     "none": {"type": "none"},

@@ -17,8 +17,8 @@ from diva_families import add_text_encoder, family_clip, family_generator
 from diva_toy import make_clip, run, same, tune_config, weights
 from test_stages import known, refusal
 from test_tune import batch_for, make_task, train
+from vfm.interfaces import LinesPanel, load_panels
 from vfm.models import build_clip, load_clip
-from vfm.panels import LinesPanel, load_panels
 from vfm.plugin import (
     AdamW,
     ClipCheckpoint,
@@ -29,9 +29,19 @@ from vfm.plugin import (
     Sgd,
     UserError,
 )
-from vfm_diva import CosineAnchor, Embedding, LogitNormal, Lora, MlpAdapter, NoAdapter, Patches, WholeTower
-from vfm_diva.presets import PRESETS
-from vfm_diva.stages import Crops, DivaTune, Prompt
+from vfm_diva import (
+    CosineAnchor,
+    Embedding,
+    LogitNormal,
+    Lora,
+    MlpAdapter,
+    NoAdapter,
+    Patches,
+    WholeTower,
+)
+from vfm_diva.generator.stages import Crops
+from vfm_diva.parts.presets import PRESETS
+from vfm_diva.tune.stages import DivaTune, Prompt
 
 LINEAR = {"type": "linear"}
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from vfm.data.synthetic.stages import ShapesPool
 from vfm.plugin import Artifact, ClipCheckpoint, Context, ImageDataset
-from vfm.stages.shapes import ShapesPool
 from vfm_eva import EvaPretrain
-from vfm_eva.pretrain import task_from_teacher
+from vfm_eva.pretrain.pretrain import task_from_teacher
 
 STUDENT, TEACHER, GRID = "eva02_pico_patch8_64", "ViT-Mini-14-112", (8, 8)
 CUDA = torch.cuda.is_available()

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from bench import GRID, Bench, clock, context, pretrain
 
-from vfm.data import CACHE_FOLDER, CachedTensors, open_dataset
+from vfm.data import CACHE_FOLDER, CachedTensors, TrainingData, open_dataset
 from vfm.plugin import Artifact, Event, SampleCache
-from vfm.train import TrainingData, fit
+from vfm.train import fit
 from vfm_eva import BlockMask, EvaTargets
-from vfm_eva.images import EvaInputs
-from vfm_eva.masks import MaskedData, Masks
-from vfm_eva.objective import Objective
-from vfm_eva.pca import Pca
-from vfm_eva.pretrain import task_from_cache
-from vfm_eva.teacher import StoredTargets
+from vfm_eva.pretrain.masks import MaskedData, Masks
+from vfm_eva.pretrain.objective import Objective
+from vfm_eva.pretrain.pretrain import task_from_cache
+from vfm_eva.targets.images import EvaInputs
+from vfm_eva.targets.pca import Pca
+from vfm_eva.targets.teacher import StoredTargets
 
 SCHEDULE = {"warmup_steps": 10, "min_lr": 1e-3}
 STORED = {

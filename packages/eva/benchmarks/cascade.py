@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from vfm_eva.detect.cascade import CascadeHeads, Truth
-from vfm_eva.detect.eva_layout import head_name
-from vfm_eva.detect.settings import Cascade, Selection
+from vfm_eva.dense.detect.cascade import CascadeHeads, Truth
+from vfm_eva.dense.detect.eva_layout import head_name
+from vfm_eva.dense.detect.settings import Cascade, Selection
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import detectron2_peer as peer

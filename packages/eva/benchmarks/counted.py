@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from vfm import stages
-from vfm.flow.recipe import load_recipe
+from vfm import core as stages
+from vfm.flow.recipe.recipe import load_recipe
 from vfm.models import blueprint
 from vfm_eva import EvaPretrain
-from vfm_eva.images import EvaInputs
 from vfm_eva.plugin import vfm_stages
-from vfm_eva.pretrain import build_student, build_task
-from vfm_eva.teacher import StoredTargets, Teacher
+from vfm_eva.pretrain.pretrain import build_student, build_task
+from vfm_eva.targets.images import EvaInputs
+from vfm_eva.targets.teacher import StoredTargets, Teacher
 
 RECIPES = ["eva_02_ti", "eva_02_s", "eva_02_b", "eva_02_l", "eva_l", "eva_g"]
 

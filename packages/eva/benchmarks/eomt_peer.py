@@ -11,7 +11,7 @@ from torch import nn
 from transformers import EomtConfig, EomtForUniversalSegmentation
 
 from vfm_eva.dense.encoder import DenseEncoder
-from vfm_eva.segment.queries import QueriesHead, QuerySegmenter
+from vfm_eva.dense.segment.queries import QueriesHead, QuerySegmenter
 
 _HEAD = {
     "queries": "query.weight",

@@ -16,10 +16,10 @@ import torch
 from vfm.models import load_vision
 from vfm.plugin import Preflight, UserError
 from vfm_eva import EvaPretrain
-from vfm_eva.pretrain import build_student, build_task
-from vfm_eva.task import EvaInputs
-from vfm_eva.teacher import StoredTargets
-from vfm_eva.weight_init import init_weights
+from vfm_eva.pretrain.pretrain import build_student, build_task
+from vfm_eva.pretrain.task import EvaInputs
+from vfm_eva.pretrain.weight_init import init_weights
+from vfm_eva.targets.teacher import StoredTargets
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 TARGET_WIDTH = 8

@@ -17,9 +17,8 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from vfm.data import decode_image
+from vfm.data import decode_image, to_tensor
 from vfm.data.annotated import Objects, decode_mask, encode_mask
-from vfm.train import to_tensor
 from vfm_eva.dense.augment import PAD, draw_placement, place_objects, place_picture
 
 NUM_OBJECTS = 7  # COCO has 7.3 a picture

@@ -20,11 +20,11 @@ import torch
 from bench import context
 from PIL import Image
 
+from vfm.data.annotated.stages import Annotated
+from vfm.eval.dense.stages import Detection
 from vfm.models import build_vision, save_vision
 from vfm.plugin import AnnotatedImages, Artifact, DenseCheckpoint, Event
-from vfm.stages.annotated import Annotated
-from vfm.stages.evaluation import Detection
-from vfm_eva.stages_detect import EvaDetect
+from vfm_eva.dense.detect.stages import EvaDetect
 
 SIDE = 128
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfm_eva.images import EvaInputs
+from vfm_eva.targets.images import EvaInputs
 
 Pixels = Callable[[Tensor], Tensor]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from vfm.models import build_vision
 from vfm_eva.dense.encoder import DenseEncoder
-from vfm_eva.segment.matching import LossWeights
-from vfm_eva.segment.set_loss import PointSettings, Totals, set_loss
+from vfm_eva.dense.segment.matching import LossWeights
+from vfm_eva.dense.segment.set_loss import PointSettings, Totals, set_loss
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"

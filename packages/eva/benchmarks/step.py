@@ -13,11 +13,11 @@ import torch
 from bench import CUDA, Bench, clock, context, pretrain
 from plain_loop import PlainLoop
 
-from vfm.data import open_dataset
-from vfm.train import Batch, TrainingData, fit
+from vfm.data import Batch, TrainingData, open_dataset
+from vfm.train import fit
 from vfm_eva import BlockMask
-from vfm_eva.images import EvaInputs, MakeViews, crop_transform
-from vfm_eva.masks import MaskedData, Masks
+from vfm_eva.pretrain.masks import MaskedData, Masks
+from vfm_eva.targets.images import EvaInputs, MakeViews, crop_transform
 
 WARM_UP = 3  # steps that are not counted
 

@@ -19,13 +19,13 @@ from counted import _by_block, _Kept
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vfm import stages
-from vfm.flow.recipe import load_recipe
+from vfm import core as stages
+from vfm.flow.recipe.recipe import load_recipe
 from vfm.models import build_vision
 from vfm_eva.plugin import vfm_stages
-from vfm_eva.stages_video import EvaVideo
 from vfm_eva.video.clips import VideoClips
 from vfm_eva.video.model import VideoTransformer
+from vfm_eva.video.stages import EvaVideo
 from vfm_eva.video.task import VideoTask
 
 RECIPES = {"eva_g_k722": 722, "eva_g_k400": 400, "eva_02_l_k400": 400}  # classes

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vfm.data import Batch
 from vfm.models import build_vision
 from vfm.plugin import Context
-from vfm.train import Batch, fit
-from vfm_eva.stages_video import EvaVideo
+from vfm.train import fit
 from vfm_eva.video.clips import VideoClips
 from vfm_eva.video.model import VideoTransformer
+from vfm_eva.video.stages import EvaVideo
 from vfm_eva.video.task import VideoTask
 
 FRAMES, CLASSES, WARM_UP = 8, 10, 2

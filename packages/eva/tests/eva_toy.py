@@ -15,13 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vfm.data import Batch
+from vfm.data.synthetic.stages import ShapesPool
 from vfm.models import build_clip, build_vision, save_clip
-from vfm.plugin import Artifact, ClipCheckpoint, Context, Event, Pool, VisionCheckpoint
-from vfm.stages.shapes import ShapesPool
-from vfm.train import Batch
+from vfm.plugin import (
+    Artifact,
+    ClipCheckpoint,
+    Context,
+    Event,
+    Pool,
+    VisionCheckpoint,
+)
 from vfm_eva import EvaPretrain
-from vfm_eva.task import EvaInputs, EvaTask
-from vfm_eva.teacher import Teacher
+from vfm_eva.pretrain.task import EvaInputs, EvaTask
+from vfm_eva.targets.teacher import Teacher
 from vfm_kernels import block_mask
 
 STUDENT = "eva02_pico_patch8_32"  # 4 x 4 patches

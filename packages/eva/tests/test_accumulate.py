@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from eva_toy import batch_of, losses, make_task, run, run_in_processes
+from vfm.data import Batch, map_tensors
 from vfm.models import load_clip
-from vfm.train import Batch, Task, map_tensors
-from vfm_eva.task import EvaInputs, EvaTask
-from vfm_eva.teacher import Teacher
+from vfm.train import Task
+from vfm_eva.pretrain.task import EvaInputs, EvaTask
+from vfm_eva.targets.teacher import Teacher
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from eva_toy import context, losses, stage
 from vfm.plugin import Context, Event
 from vfm_eva import EvaPretrain
-from vfm_eva.alarm import PretrainAlarm
+from vfm_eva.pretrain.alarm import PretrainAlarm
 
 
 def alarm_of(config: EvaPretrain, ctx: Context) -> PretrainAlarm:

@@ -12,8 +12,8 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes, Mask
 
+from vfm.data import to_tensor
 from vfm.data.annotated import Objects, encode_mask
-from vfm.train import to_tensor
 from vfm_eva.dense.augment import (
     MIN_SIDE,
     PAD,

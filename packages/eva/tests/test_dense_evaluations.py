@@ -10,13 +10,20 @@ import pytest
 import torch
 
 from eva_toy import context
-from vfm.config import UserError
+from vfm.base import UserError
+from vfm.data.synthetic.stages import ShapesScenes
+from vfm.eval.dense.stages import Detection, Panoptic, Segmentation
 from vfm.models import build_vision, load_state_dict, save_vision
-from vfm.plugin import AnnotatedImages, DenseCheckpoint, Preflight, Report, Training, VisionCheckpoint
-from vfm.stages.annotated import ShapesScenes
-from vfm.stages.evaluation.dense import Detection, Panoptic, Segmentation
-from vfm_eva.stages_detect import EvaDetect
-from vfm_eva.stages_segment import EvaSegment
+from vfm.plugin import (
+    AnnotatedImages,
+    DenseCheckpoint,
+    Preflight,
+    Report,
+    Training,
+    VisionCheckpoint,
+)
+from vfm_eva.dense.detect.stages import EvaDetect
+from vfm_eva.dense.segment.stages import EvaSegment
 
 CASCADE = {"num_rois": 16, "num_convs": 1, "hidden": 16, "mask_convs": 1}
 DETECTOR: dict[str, Any] = {

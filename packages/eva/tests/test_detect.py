@@ -13,24 +13,31 @@ from pydantic import ValidationError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
 
 from eva_toy import context
+from vfm.data import SampleDraw
 from vfm.data.annotated import AnnotatedSource, Objects
+from vfm.data.synthetic.stages import ShapesScenes
+from vfm.eval.dense.stages import Detection
 from vfm.models import build_vision, load_vision, save_state_dict, save_vision, vision_preprocess
-from vfm.plugin import AnnotatedImages, DenseCheckpoint, Event, Preflight, UserError, VisionCheckpoint
-from vfm.stages.annotated import ShapesScenes
-from vfm.stages.evaluation import Detection
-from vfm.train import SampleDraw
-from vfm_eva.detect.cascade import Truth
-from vfm_eva.detect.checkpoint import build_detector, read_detector
-from vfm_eva.detect.eva_layout import head_name, official_name
-from vfm_eva.detect.federated import draw_order, federated_mask
-from vfm_eva.detect.predict import load_detector, mean_inside, paste
-from vfm_eva.detect.released import load_released
-from vfm_eva.detect.repeat import RepeatedEpochs, repeat_factors
-from vfm_eva.detect.samples import MakeDetection
-from vfm_eva.detect.schedule import steps
-from vfm_eva.detect.settings import DetectorSettings
-from vfm_eva.detect.task import DetectTask
-from vfm_eva.stages_detect import DetectAugmentation, EvaDetect, ImportDetector, StepSchedule
+from vfm.plugin import (
+    AnnotatedImages,
+    DenseCheckpoint,
+    Event,
+    Preflight,
+    UserError,
+    VisionCheckpoint,
+)
+from vfm_eva.dense.detect.cascade import Truth
+from vfm_eva.dense.detect.checkpoint import build_detector, read_detector
+from vfm_eva.dense.detect.eva_layout import head_name, official_name
+from vfm_eva.dense.detect.federated import draw_order, federated_mask
+from vfm_eva.dense.detect.predict import load_detector, mean_inside, paste
+from vfm_eva.dense.detect.released import load_released
+from vfm_eva.dense.detect.repeat import RepeatedEpochs, repeat_factors
+from vfm_eva.dense.detect.samples import MakeDetection
+from vfm_eva.dense.detect.schedule import steps
+from vfm_eva.dense.detect.settings import DetectorSettings
+from vfm_eva.dense.detect.stages import DetectAugmentation, EvaDetect, ImportDetector, StepSchedule
+from vfm_eva.dense.detect.task import DetectTask
 
 ENCODER = "eva02_pico_patch8_32"
 WORLD = {"image_size": 32, "shapes": ["circle", "square", "star"], "colours": ["red", "blue"]}

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import detectron2_peer as peer
-from vfm_eva.detect.cascade import CascadeHeads, Truth
-from vfm_eva.detect.eva_layout import head_name
-from vfm_eva.detect.settings import Cascade, Selection
+from vfm_eva.dense.detect.cascade import CascadeHeads, Truth
+from vfm_eva.dense.detect.eva_layout import head_name
+from vfm_eva.dense.detect.settings import Cascade, Selection
 
 
 def expected(mode: str) -> dict[str, Any]:

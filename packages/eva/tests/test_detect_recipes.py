@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from vfm import stages
-from vfm.flow.recipe import load_recipe
+from vfm import core as stages
+from vfm.eval.dense.stages import Detection
+from vfm.flow.recipe.recipe import load_recipe
 from vfm.models import build_vision
 from vfm.plugin import Stage
-from vfm.stages.evaluation import Detection
-from vfm_eva.detect.checkpoint import build_detector
+from vfm_eva.dense.detect.checkpoint import build_detector
+from vfm_eva.dense.detect.stages import EvaDetect
 from vfm_eva.plugin import vfm_stages
-from vfm_eva.stages_detect import EvaDetect
 
 # recipe: side, window, number of global blocks, batch, steps, peak rate, layer decay, drop path, loss
 RELEASED = {

@@ -16,9 +16,9 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from vfm_eva.detect.cascade import CascadeHeads, Truth
-from vfm_eva.detect.proposals import build_proposals
-from vfm_eva.detect.settings import Cascade, Proposals, Selection
+from vfm_eva.dense.detect.cascade import CascadeHeads, Truth
+from vfm_eva.dense.detect.proposals import build_proposals
+from vfm_eva.dense.detect.settings import Cascade, Proposals, Selection
 
 CHANNELS, CLASSES, SIDE, STRIDES, HIDDEN = 16, 5, 64, (4, 8, 16, 32), 24
 SETTINGS = Cascade(ious=[0.5], num_rois=32, num_convs=2, hidden=HIDDEN, mask_convs=2)

@@ -11,8 +11,8 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from vfm.artifacts import Artifact, VisionCheckpoint
-from vfm.cli import app
+from vfm.cli.command import app
+from vfm.interfaces import Artifact, VisionCheckpoint
 from vfm.models import build_vision, save_vision
 
 TEACHER, STUDENT = "vit_pico_patch8_32", "eva02_pico_patch8_32"

@@ -8,16 +8,23 @@ from typing import Any
 import pytest
 
 from eva_toy import context, make_teacher, stage
+from vfm.data.synthetic.stages import ShapesClasses, ShapesScenes
 from vfm.models import build_vision, get_clip_config, save_vision
-from vfm.plugin import ClipCheckpoint, Event, Pool, Preflight, Training, VisionCheckpoint, load_function
-from vfm.stages.annotated import ShapesScenes
-from vfm.stages.shapes import ShapesClasses
+from vfm.plugin import (
+    ClipCheckpoint,
+    Event,
+    Pool,
+    Preflight,
+    Training,
+    VisionCheckpoint,
+    load_function,
+)
 from vfm.train import LiveBytes
 from vfm_eva import EvaFinetune
-from vfm_eva.estimate import eva_pretrain_cost
-from vfm_eva.stages_detect import EvaDetect
-from vfm_eva.stages_segment import EvaSegment
-from vfm_eva.stages_video import EvaVideo
+from vfm_eva.dense.detect.stages import EvaDetect
+from vfm_eva.dense.segment.stages import EvaSegment
+from vfm_eva.pretrain.estimate import eva_pretrain_cost
+from vfm_eva.video.stages import EvaVideo
 from video_toy import make_videos
 
 STUDENT_64 = {"architecture": "eva02_nano_patch4_32", "depth": 4, "img_size": 64}

@@ -12,9 +12,9 @@ from families import FAMILIES, MODES, configuration, refusal, step_and_reload
 from torch import nn
 
 from vfm.models import vision_preprocess
-from vfm_eva.pretrain import build_student, build_task
-from vfm_eva.student import masked, visible_only
-from vfm_eva.teacher import StoredTargets
+from vfm_eva.pretrain.pretrain import build_student, build_task
+from vfm_eva.pretrain.student import masked, visible_only
+from vfm_eva.targets.teacher import StoredTargets
 
 TABLE = (Path(families.__file__).parent / "results" / "families.md").read_text(encoding="utf-8")
 ROWS = {cells[1]: dict(zip(MODES, cells[3:5], strict=True)) for line in TABLE.splitlines()

@@ -19,17 +19,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from eva_toy import context
-from vfm import stages
-from vfm.data import FILTERS, BadSample, Sample
+from vfm import core as stages
+from vfm.data import FILTERS, BadSample, Sample, SampleDraw
+from vfm.data.synthetic.stages import ShapesClasses
+from vfm.interfaces import load_panels
 from vfm.models import build_vision, class_names_of, load_vision, save_vision, vision_preprocess
-from vfm.panels import load_panels
 from vfm.plugin import LabeledDataset, Preflight, UserError, VisionCheckpoint
-from vfm.stages.shapes import ShapesClasses
-from vfm.train import SampleDraw
 from vfm_eva import EvaFinetune
-from vfm_eva.classifier import Classifier, LabeledImages
-from vfm_eva.finetune import build_classifier, load_encoder_weights
-from vfm_eva.labeled_images import MakeLabeled, seeded_global_generators
+from vfm_eva.finetune.classifier import Classifier, LabeledImages
+from vfm_eva.finetune.finetune import build_classifier, load_encoder_weights
+from vfm_eva.finetune.labeled_images import MakeLabeled, seeded_global_generators
 
 WORLD = {"image_size": 32, "shapes": ["circle", "square"], "colours": ["red", "blue"]}
 ENCODERS = ["eva02_pico_patch8_32", "vit_pico_patch8_32", "eva02_mini_patch14_112"]

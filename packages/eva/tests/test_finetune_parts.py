@@ -19,14 +19,14 @@ from torch.nn import functional as F
 from eva_toy import context
 from test_finetune import encoder, losses, run, stage
 from test_finetune import train as labelled_train  # noqa: F401  (a fixture)
-from vfm import stages
-from vfm.data.tags import write_tags
+from vfm import core as stages
+from vfm.data.labeled.tags import write_tags
 from vfm.models import build_vision, load_vision, save_vision
 from vfm.plugin import LabeledDataset, Preflight, TaggedImages, UserError
 from vfm_eva import EvaFinetune
-from vfm_eva.classifier import Classifier, LabeledImages
-from vfm_eva.labeled_images import seeded_global_generators
-from vfm_eva.normed_head import NormedHead
+from vfm_eva.finetune.classifier import Classifier, LabeledImages
+from vfm_eva.finetune.labeled_images import seeded_global_generators
+from vfm_eva.finetune.normed_head import NormedHead
 
 PLAIN = {"augmentation": {"rand_augment": None}, "ema_decay": None, "lr": 1e-2}
 
@@ -108,7 +108,7 @@ def test_the_size_of_a_micro_batch_changes_a_training_by_rounding_only(
 
 PROCESS = """
 import sys, torch, torch.distributed as dist
-from vfm_eva.normed_head import NormedHead
+from vfm_eva.finetune.normed_head import NormedHead
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
 torch.manual_seed(0)

@@ -14,13 +14,20 @@ import eva_toy
 from eva_toy import context, run, stage
 from vfm.data import decode_image, open_dataset
 from vfm.models import build_vision, load_vision, read_masked_modelling, save_vision
-from vfm.plugin import ClipCheckpoint, Event, Pool, Preflight, UserError, VisionCheckpoint
+from vfm.plugin import (
+    ClipCheckpoint,
+    Event,
+    Pool,
+    Preflight,
+    UserError,
+    VisionCheckpoint,
+)
 from vfm_eva import EvaPretrain, EvaTargets
-from vfm_eva.held_out import Predictor, every_second_patch
-from vfm_eva.mean_score import MeanScore
-from vfm_eva.stages_evaluation import MaskedPatches
-from vfm_eva.student import masked
-from vfm_eva.teacher import load_teacher
+from vfm_eva.pretrain.held_out import Predictor, every_second_patch
+from vfm_eva.pretrain.held_out_stages import MaskedPatches
+from vfm_eva.pretrain.mean_score import MeanScore
+from vfm_eva.pretrain.student import masked
+from vfm_eva.targets.teacher import load_teacher
 
 
 @pytest.fixture(scope="module")

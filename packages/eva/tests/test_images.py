@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from vfm.data import open_dataset
+from vfm.data import ImageTransform, SampleDraw, TrainingData, open_dataset
 from vfm.plugin import UserError
-from vfm.train import ImageTransform, SampleDraw, TrainingData
 from vfm_eva import BlockExactMask, BlockMask, RandomMask
-from vfm_eva.images import MakeViews
-from vfm_eva.masks import MaskedData, Masks
+from vfm_eva.pretrain.masks import MaskedData, Masks
+from vfm_eva.targets.images import MakeViews
 
 CROP = ImageTransform(32, scale=(0.2, 1.0), flip=0.5)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from vfm.models import build_vision
-from vfm_eva.task import EvaInputs, EvaTask
-from vfm_eva.teacher import StoredTargets
-from vfm_eva.weight_init import init_weights
+from vfm_eva.pretrain.task import EvaInputs, EvaTask
+from vfm_eva.pretrain.weight_init import init_weights
+from vfm_eva.targets.teacher import StoredTargets
 
 CUT = 0.5396  # std of a standard normal truncated at one std
 

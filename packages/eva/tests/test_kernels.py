@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from eva_toy import context, losses, make_task, make_teacher, random_inputs, stage
+from vfm.data import map_tensors
 from vfm.models import build_vision
 from vfm.plugin import UserError
-from vfm.train import map_tensors
-from vfm_eva.classifier import Classifier
-from vfm_eva.teacher import load_teacher
+from vfm_eva.finetune.classifier import Classifier
+from vfm_eva.targets.teacher import load_teacher
 
 
 @pytest.mark.parametrize("choice", ["auto", "reference"])

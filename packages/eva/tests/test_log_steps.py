@@ -16,11 +16,11 @@ from eva_toy import STUDENT, make_task, random_inputs, run, stage
 from vfm.models import build_vision
 from vfm.plugin import ClipCheckpoint
 from vfm.train import Metrics
-from vfm_eva.images import EvaInputs, TeacherInputs
-from vfm_eva.objective import Objective
-from vfm_eva.phi_s import PhiS
-from vfm_eva.task import EvaTask
-from vfm_eva.teacher import load_teacher
+from vfm_eva.pretrain.objective import Objective
+from vfm_eva.pretrain.task import EvaTask
+from vfm_eva.targets.images import EvaInputs, TeacherInputs
+from vfm_eva.targets.phi_s import PhiS
+from vfm_eva.targets.teacher import load_teacher
 from vfm_kernels import gather_tokens, masked_cosine_loss, masked_index
 
 AT_LOG_STEPS = {"constant_loss", "mutual_cosine"}

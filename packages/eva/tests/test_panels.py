@@ -8,8 +8,8 @@ from PIL import Image
 
 from eva_toy import run
 from vfm.eval import MAP_GAP, MAP_SIDE
-from vfm.panels import ImagesPanel, load_panels
-from vfm_eva.panels import STRIPES, triptych
+from vfm.interfaces import ImagesPanel, load_panels
+from vfm_eva.pretrain.panels import STRIPES, triptych
 
 
 def test_a_triptych_has_image_mask_and_heat_map_side_by_side():

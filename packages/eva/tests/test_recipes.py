@@ -6,14 +6,14 @@ import pytest
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-from vfm import stages
-from vfm.flow.recipe import load_recipe
+from vfm import core as stages
+from vfm.flow.recipe.recipe import load_recipe
 from vfm.models import vision_preprocess
 from vfm.plugin import AdamW, Preflight, Stage
 from vfm_eva import EvaFinetune, EvaPretrain
 from vfm_eva.plugin import vfm_stages
-from vfm_eva.pretrain import build_student, num_masked
-from vfm_eva.stages_video import EvaVideo
+from vfm_eva.pretrain.pretrain import build_student, num_masked
+from vfm_eva.video.stages import EvaVideo
 
 IN_21K = 14_197_122
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eva_toy import context
+from vfm.data.synthetic.stages import ShapesScenes
 from vfm.models import build_vision, save_vision
 from vfm.plugin import AnnotatedImages, UserError
-from vfm.stages.annotated import ShapesScenes
-from vfm_eva.segment.maps import pixel_loss
-from vfm_eva.segment.model import build_linear, build_upernet
-from vfm_eva.segment.predict import load_segmenter
-from vfm_eva.segment.released import import_segmenter, load_released
-from vfm_eva.stages_segment import EvaSegment, ImportSegmenter, LinearSegmentation, UperNetSegmentation
+from vfm_eva.dense.segment.maps import pixel_loss
+from vfm_eva.dense.segment.model import build_linear, build_upernet
+from vfm_eva.dense.segment.predict import load_segmenter
+from vfm_eva.dense.segment.released import import_segmenter, load_released
+from vfm_eva.dense.segment.stages import EvaSegment, ImportSegmenter, LinearSegmentation, UperNetSegmentation
 
 pytest.importorskip("transformers.models.upernet")
 

@@ -14,16 +14,16 @@ from torch import Tensor
 
 import vit_adapter_peer as peer
 from eva_toy import context
+from vfm.data.synthetic.stages import ShapesScenes
 from vfm.models import build_vision
 from vfm.plugin import AnnotatedImages, UserError
-from vfm.stages.annotated import ShapesScenes
 from vfm_eva.dense.adapter import ViTAdapter
 from vfm_eva.dense.encoder import DenseEncoder
-from vfm_eva.segment.mask2former import Mask2FormerSegmenter, build_mask2former
-from vfm_eva.segment.post import semantic_scores
-from vfm_eva.segment.predict import load_segmenter
-from vfm_eva.segment.released import import_segmenter, load_released
-from vfm_eva.stages_segment import EvaSegment, ImportSegmenter, Mask2FormerSegmentation
+from vfm_eva.dense.segment.mask2former import Mask2FormerSegmenter, build_mask2former
+from vfm_eva.dense.segment.post import semantic_scores
+from vfm_eva.dense.segment.predict import load_segmenter
+from vfm_eva.dense.segment.released import import_segmenter, load_released
+from vfm_eva.dense.segment.stages import EvaSegment, ImportSegmenter, Mask2FormerSegmentation
 
 pytest.importorskip("transformers.models.mask2former")
 

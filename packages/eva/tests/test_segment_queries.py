@@ -14,10 +14,10 @@ from torch import Tensor
 from vfm.models import build_vision
 from vfm.plugin import UserError
 from vfm_eva.dense.encoder import DenseEncoder
-from vfm_eva.segment.matching import LossWeights, match
-from vfm_eva.segment.points import at_points, many_at_points
-from vfm_eva.segment.queries import Predictions, QueriesHead, QuerySegmenter, annealed
-from vfm_eva.segment.set_loss import PointSettings, Totals, set_loss
+from vfm_eva.dense.segment.matching import LossWeights, match
+from vfm_eva.dense.segment.points import at_points, many_at_points
+from vfm_eva.dense.segment.queries import Predictions, QueriesHead, QuerySegmenter, annealed
+from vfm_eva.dense.segment.set_loss import PointSettings, Totals, set_loss
 
 eomt = pytest.importorskip("transformers.models.eomt.modeling_eomt")
 peer = pytest.importorskip("eomt_peer")

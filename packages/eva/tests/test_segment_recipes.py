@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vfm import stages
-from vfm.flow.recipe import load_recipe
+from vfm import core as stages
+from vfm.flow.recipe.recipe import load_recipe
 from vfm.models import build_vision
 from vfm.plugin import AdamW
+from vfm_eva.dense.segment.model import build_segmenter
+from vfm_eva.dense.segment.stages import EvaSegment, PolySchedule
 from vfm_eva.plugin import vfm_stages
-from vfm_eva.segment.model import build_segmenter
-from vfm_eva.stages_segment import EvaSegment, PolySchedule
 
 ARCHITECTURES = {"b": "eva02_base_patch14_224", "l": "eva02_large_patch14_224"}
 

@@ -17,18 +17,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eva_toy import context
+from vfm.data import SampleDraw
 from vfm.data.annotated import AnnotatedSource
+from vfm.data.synthetic.stages import ShapesScenes
+from vfm.eval.dense.stages import Detection, Panoptic, Segmentation
 from vfm.models import build_clip, build_vision, load_vision, save_clip, save_vision
-from vfm.plugin import AnnotatedImages, DenseCheckpoint, Event, Preflight, UserError, VisionCheckpoint
-from vfm.stages.annotated import ShapesScenes
-from vfm.stages.evaluation.dense import Detection, Panoptic, Segmentation
-from vfm.train import SampleDraw
+from vfm.plugin import (
+    AnnotatedImages,
+    DenseCheckpoint,
+    Event,
+    Preflight,
+    UserError,
+    VisionCheckpoint,
+)
 from vfm_eva.dense.augment import Placement
 from vfm_eva.dense.crops import draw_crop, largest_share, place_labels
-from vfm_eva.segment.post import best_objects, maskness, panoptic_map, semantic_scores
-from vfm_eva.segment.predict import load_segmenter
-from vfm_eva.segment.samples import MakeSegments, count_crowded, largest, unpack_masks
-from vfm_eva.stages_segment import EvaSegment, SegmentAugmentation
+from vfm_eva.dense.segment.post import best_objects, maskness, panoptic_map, semantic_scores
+from vfm_eva.dense.segment.predict import load_segmenter
+from vfm_eva.dense.segment.samples import MakeSegments, count_crowded, largest, unpack_masks
+from vfm_eva.dense.segment.stages import EvaSegment, SegmentAugmentation
 
 SIDE = 32
 QUERIES = {"type": "queries", "num_queries": 8, "num_blocks": 1, "loss": {"num_points": 64}}

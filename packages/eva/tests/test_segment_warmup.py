@@ -10,14 +10,14 @@ import torch
 from pydantic import ValidationError
 
 from eva_toy import context
+from vfm.data.synthetic.stages import ShapesScenes
 from vfm.models import build_vision, load_state_dict, save_vision
 from vfm.plugin import AdamW, AnnotatedImages, VisionCheckpoint
-from vfm.stages.annotated import ShapesScenes
 from vfm.train import build_optimizer, set_lr
-from vfm_eva.segment.model import HeadRecord, build_segmenter
-from vfm_eva.segment.schedule import encoder_rate
-from vfm_eva.segment.task import SegmentTask
-from vfm_eva.stages_segment import EvaSegment
+from vfm_eva.dense.segment.model import HeadRecord, build_segmenter
+from vfm_eva.dense.segment.schedule import encoder_rate
+from vfm_eva.dense.segment.stages import EvaSegment
+from vfm_eva.dense.segment.task import SegmentTask
 
 ENCODER = "eva02_pico_patch8_32"
 HEAD = {"type": "queries", "num_queries": 4, "num_blocks": 1, "loss": {"num_points": 32}}

@@ -15,15 +15,29 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from eva_toy import STUDENT, context, losses, make_teacher, run, stage
-from vfm.data import open_dataset
-from vfm.models import build_clip, build_vision, init_vision_tower, load_clip, load_vision, save_vision
-from vfm.plugin import Artifact, Event, Pool, Preflight, UserError, VisionCheckpoint
-from vfm.train import ImageTransform, TrainingData, fit
+from vfm.data import ImageTransform, TrainingData, open_dataset
+from vfm.models import (
+    build_clip,
+    build_vision,
+    init_vision_tower,
+    load_clip,
+    load_vision,
+    save_vision,
+)
+from vfm.plugin import (
+    Artifact,
+    Event,
+    Pool,
+    Preflight,
+    UserError,
+    VisionCheckpoint,
+)
+from vfm.train import fit
 from vfm_eva import BlockMask, EvaPretrain
-from vfm_eva.images import MakeViews
-from vfm_eva.masks import MaskedData, Masks
-from vfm_eva.pretrain import build_student, build_task, teacher_in_bf16
-from vfm_eva.teacher import Teacher, load_teacher
+from vfm_eva.pretrain.masks import MaskedData, Masks
+from vfm_eva.pretrain.pretrain import build_student, build_task, teacher_in_bf16
+from vfm_eva.targets.images import MakeViews
+from vfm_eva.targets.teacher import Teacher, load_teacher
 
 
 def preflight(config: EvaPretrain, teacher: Artifact | None = None) -> None:

@@ -23,8 +23,8 @@ from vfm.models import (
     vision_features,
 )
 from vfm.plugin import Event, Preflight, UserError, VisionCheckpoint
-from vfm_eva.pretrain import build_student, build_task, start_from
-from vfm_eva.teacher import StoredTargets
+from vfm_eva.pretrain.pretrain import build_student, build_task, start_from
+from vfm_eva.targets.teacher import StoredTargets
 
 ADDED = "masked_modelling.safetensors"
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "image_size": 32, "num_classes": 0}

@@ -13,15 +13,21 @@ import torch
 from pydantic import ValidationError
 
 from eva_toy import STUDENT, context, losses, make_pool, make_teacher, run, stage
-from vfm.data import CACHE_FOLDER, CachedTensors, open_dataset
+from vfm.data import CACHE_FOLDER, CachedTensors, ImageTransform, SampleDraw, TrainingData, open_dataset
 from vfm.models import load_clip, save_clip
-from vfm.plugin import ClipCheckpoint, Event, Pool, Preflight, SampleCache, UserError
-from vfm.train import ImageTransform, SampleDraw, TrainingData
+from vfm.plugin import (
+    ClipCheckpoint,
+    Event,
+    Pool,
+    Preflight,
+    SampleCache,
+    UserError,
+)
 from vfm_eva import BlockMask, EvaTargets, Target
-from vfm_eva.images import EvaInputs, MakeViews, MakeWithTargets
-from vfm_eva.masks import MaskedData, Masks
-from vfm_eva.pca import Pca
-from vfm_eva.teacher import StoredTargets, load_teacher
+from vfm_eva.pretrain.masks import MaskedData, Masks
+from vfm_eva.targets.images import EvaInputs, MakeViews, MakeWithTargets
+from vfm_eva.targets.pca import Pca
+from vfm_eva.targets.teacher import StoredTargets, load_teacher
 
 CACHED = {"teacher": None, "targets": "targets"}
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eva_toy import NUM_MASKED, STUDENT, make_task, random_inputs
+from vfm.data import map_tensors
 from vfm.models import build_clip, build_vision, load_clip, vision_preprocess
 from vfm.plugin import AdamW, UserError
-from vfm.train import build_optimizer, map_tensors
-from vfm_eva.task import EvaTask
-from vfm_eva.teacher import Teacher, resample_grid
+from vfm.train import build_optimizer
+from vfm_eva.pretrain.task import EvaTask
+from vfm_eva.targets.teacher import Teacher, resample_grid
 from vfm_kernels import block_mask, block_mask_exact, random_mask
 
 MASKS = [block_mask, block_mask_exact, random_mask]

@@ -13,18 +13,33 @@ from torch.nn import functional as F
 
 import eva_toy
 from eva_toy import STUDENT, context, losses, random_inputs, run, stage
-from vfm.integrity import seal
-from vfm.models import build_vision, cls_and_patch_tokens, load_clip, load_vision, save_vision, vision_preprocess
-from vfm.plugin import ClipCheckpoint, Event, Pool, Preflight, SampleCache, UserError, VisionCheckpoint
+from vfm.models import (
+    build_vision,
+    cls_and_patch_tokens,
+    load_clip,
+    load_vision,
+    save_vision,
+    vision_preprocess,
+)
+from vfm.plugin import (
+    ClipCheckpoint,
+    Event,
+    Pool,
+    Preflight,
+    SampleCache,
+    UserError,
+    VisionCheckpoint,
+)
+from vfm.storage.integrity import seal
 from vfm_eva import EvaClip, EvaTargets
-from vfm_eva.images import EvaInputs, TeacherInputs
-from vfm_eva.objective import Objective, image_loss, squared_error
-from vfm_eva.phi_s import PhiS, equal_variances
-from vfm_eva.pretrain import build_task
-from vfm_eva.stages_evaluation import MaskedPatches
-from vfm_eva.student import masked
-from vfm_eva.task import EvaTask
-from vfm_eva.teacher import Teacher, load_teacher
+from vfm_eva.pretrain.held_out_stages import MaskedPatches
+from vfm_eva.pretrain.objective import Objective, image_loss, squared_error
+from vfm_eva.pretrain.pretrain import build_task
+from vfm_eva.pretrain.student import masked
+from vfm_eva.pretrain.task import EvaTask
+from vfm_eva.targets.images import EvaInputs, TeacherInputs
+from vfm_eva.targets.phi_s import PhiS, equal_variances
+from vfm_eva.targets.teacher import Teacher, load_teacher
 
 DENSE: dict[str, Any] = {"teacher": "dense", "target": {"projected": False}}
 

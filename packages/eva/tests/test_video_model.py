@@ -10,8 +10,8 @@ from torch import nn
 
 from vfm.models import build_vision
 from vfm.plugin import UserError
-from vfm_eva.stages_video import VideoModel
 from vfm_eva.video.model import VideoTransformer
+from vfm_eva.video.stages import VideoModel
 from vfm_eva.video.time import interpolate_positions, rotated_in_time
 
 EVA_01 = {"architecture": "eva02_pico_patch8_32", "swiglu_mlp": False, "use_rot_pos_emb": False}

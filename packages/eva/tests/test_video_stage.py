@@ -12,17 +12,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from vfm.data import SampleDraw, TrainingData
 from vfm.data.videos import VideoSource
-from vfm.eval import VideoPredictor
 from vfm.models import load_clip, load_state_dict, load_vision
-from vfm.plugin import ClipCheckpoint, Context, UserError, VideoDataset, VisionCheckpoint
-from vfm.train import SampleDraw, TrainingData
-from vfm_eva.classifier import layer_of
-from vfm_eva.stages_video import Clip, VideoAugmentation
+from vfm.plugin import ClipCheckpoint, Context, UserError, VideoDataset, VideoPredictor, VisionCheckpoint
+from vfm_eva.finetune.classifier import layer_of
 from vfm_eva.video.clips import MakeClips
 from vfm_eva.video.encoders import clip_tower
 from vfm_eva.video.predictor import load_predictor
 from vfm_eva.video.stage import build_model, load_weights
+from vfm_eva.video.stages import Clip, VideoAugmentation
 from vfm_eva.video.task import VideoTask, video_layer_name
 from video_toy import ACTIONS, make_clip, make_encoder, make_videos, settings, train
 

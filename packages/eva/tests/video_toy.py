@@ -5,10 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vfm.data.synthetic.stages import ShapesVideos
 from vfm.models import build_clip, build_vision, save_clip, save_vision
-from vfm.plugin import ClipCheckpoint, Context, Preflight, VideoClassifier, VideoDataset, VisionCheckpoint
-from vfm.stages.videos import ShapesVideos
-from vfm_eva.stages_video import EvaVideo
+from vfm.plugin import (
+    ClipCheckpoint,
+    Context,
+    Preflight,
+    VideoClassifier,
+    VideoDataset,
+    VisionCheckpoint,
+)
+from vfm_eva.video.stages import EvaVideo
 
 ACTIONS = ("left", "right", "grow", "shrink")
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE.parent / "src"))
 
 from records import Row, Table  # noqa: E402
 
-from vfm_kernels.measured import OURS, Measurement  # noqa: E402
+from vfm_kernels.dispatch.measured import OURS, Measurement  # noqa: E402
 
 TABLE = HERE.parent / "src/vfm_kernels/tuning/measured.json"
 MARGIN = 1.03  # of noise: two runs on one idle card must not choose differently

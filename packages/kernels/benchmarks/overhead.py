@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 import vfm_kernels as vk
-from vfm_kernels import dispatch
+from vfm_kernels.dispatch import dispatch
 
 SIZES = {"D": 16, "N": 16}  # so small that torch's own kernels take no time
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import vfm_kernels as vk
-from vfm_kernels.backends import BACKENDS
-from vfm_kernels.problem import problem_on
-from vfm_kernels.rope import rotate
+from vfm_kernels.multihead.backends import BACKENDS
+from vfm_kernels.multihead.problem import problem_on
+from vfm_kernels.multihead.rope import rotate
 
 Function = Callable[..., Any]
 # Implementations that must be right, and bit-equal on repeat, or the run fails.

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vfm_kernels import Acceleration, accelerate, measured, use_kernels
-from vfm_kernels.measured import Measurement
+from vfm_kernels import Acceleration, accelerate, use_kernels
+from vfm_kernels.dispatch import measured
+from vfm_kernels.dispatch.measured import Measurement
 
 timm = pytest.importorskip("timm")
 

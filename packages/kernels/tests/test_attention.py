@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfm_kernels import attention, attention_packed
-from vfm_kernels.attention_plain import attention_plain
+from vfm_kernels.multihead.attention_plain import attention_plain
+from vfm_kernels.multihead.rope import rotate
 from vfm_kernels.pattern import Pattern
-from vfm_kernels.rope import rotate
 
 OPS = torch.ops.vfm_kernels
 ENDS = torch.tensor([0, 2, 2, 7], dtype=torch.int32)

@@ -7,12 +7,12 @@ from timm.models.eva import EvaAttention
 from torch import nn
 
 from vfm_kernels import attention, attention_packed, explain
-from vfm_kernels.attention_plain import attention_plain
-from vfm_kernels.backends import BY_NAME, first_choice
-from vfm_kernels.explain import report
+from vfm_kernels.layers.timm_layers import FusedAttention, FusedEvaAttention
+from vfm_kernels.multihead.attention_plain import attention_plain
+from vfm_kernels.multihead.backends import BY_NAME, first_choice
+from vfm_kernels.multihead.explain import report
+from vfm_kernels.multihead.problem import hypothetical_problem
 from vfm_kernels.pattern import Pattern
-from vfm_kernels.problem import hypothetical_problem
-from vfm_kernels.timm_layers import FusedAttention, FusedEvaAttention
 
 ROUNDING = 1e-5
 

@@ -7,10 +7,11 @@ import sys
 import pytest
 import torch
 
-from vfm_kernels import attention, attention_packed, explain, libraries, use_kernels
+from vfm_kernels import attention, attention_packed, explain, use_kernels
 from vfm_kernels.__main__ import main
-from vfm_kernels.backends import BACKENDS, BY_NAME, first_choice
-from vfm_kernels.problem import Problem
+from vfm_kernels.multihead import libraries
+from vfm_kernels.multihead.backends import BACKENDS, BY_NAME, first_choice
+from vfm_kernels.multihead.problem import Problem
 
 HOPPER = Problem((8, 257, 16, 88), torch.bfloat16, "cuda", (9, 0), (), 257)
 

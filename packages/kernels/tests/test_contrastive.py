@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vfm_kernels import chunked, info_nce, siglip_loss, similarity_distillation
+from vfm_kernels import info_nce, siglip_loss, similarity_distillation
+from vfm_kernels.losses import chunked
 
 SCALE, BIAS = 14.3, -3.0
 LOSSES = pytest.mark.parametrize("loss", [info_nce, partial(siglip_loss, logit_bias=BIAS)], ids=["info_nce", "siglip"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vfm_kernels import not_supported_reasons, swiglu_subln, use_kernels
-from vfm_kernels.dispatch import constant_when_compiled
+from vfm_kernels.dispatch.dispatch import constant_when_compiled
 
 WITHOUT_TRITON = """
 import sys

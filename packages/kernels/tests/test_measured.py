@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from vfm_kernels import libraries, measured
-from vfm_kernels.backends import first_choice
-from vfm_kernels.measured import Measurement, is_measured_faster
-from vfm_kernels.problem import Problem
+from vfm_kernels.dispatch import measured
+from vfm_kernels.dispatch.measured import Measurement, is_measured_faster
+from vfm_kernels.multihead import libraries
+from vfm_kernels.multihead.backends import first_choice
+from vfm_kernels.multihead.problem import Problem
 
 HOPPER = Problem((8, 257, 16, 64), torch.bfloat16, "cuda", (9, 0), (), 257)
 ABOUT = {"card": "NVIDIA H100, sm_90, 80 GiB", "versions": "torch 2.10"}

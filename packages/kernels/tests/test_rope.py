@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vfm_kernels.rope import rotate
+from vfm_kernels.multihead.rope import rotate
 
 OP = torch.ops.vfm_kernels.rotate.default
 

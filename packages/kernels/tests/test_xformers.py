@@ -5,9 +5,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from xformers.ops import LowerTriangularMask, fmha, memory_efficient_attention
 
-from vfm_kernels import attention, libraries
-from vfm_kernels.backends import BY_NAME
-from vfm_kernels.problem import hypothetical_problem
+from vfm_kernels import attention
+from vfm_kernels.multihead import libraries
+from vfm_kernels.multihead.backends import BY_NAME
+from vfm_kernels.multihead.problem import hypothetical_problem
 
 
 def own_reasons(shape, dtype, capability, causal, monkeypatch):

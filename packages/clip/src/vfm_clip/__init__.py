@@ -5,7 +5,14 @@ The classes here are configurations and import no torch. As a library: `vfm_clip
 rates by layer.
 """
 
-from vfm_clip.loss_parts import ClipLoss, Distillation, DistinctInfoNce, InfoNce, LogitBias, Siglip
+from vfm_clip.loss_parts import (
+    ClipLoss,
+    Distillation,
+    DistinctInfoNce,
+    InfoNce,
+    LogitBias,
+    Siglip,
+)
 from vfm_clip.stages import (
     Augmentation,
     ClipLoading,

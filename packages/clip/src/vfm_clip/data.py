@@ -15,11 +15,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vfm.data import BadSample, Mixture, Sample, decode_image, open_balanced, open_dataset
+from vfm.data import (
+    BadSample,
+    ImageTransform,
+    Mixture,
+    Sample,
+    SampleDraw,
+    TrainingData,
+    decode_image,
+    open_balanced,
+    open_dataset,
+    to_tensor,
+)
 from vfm.eval import CaptionedImage, images_panel
 from vfm.models import ClipModel, Preprocess
 from vfm.plugin import ImagesPanel, PairDataset
-from vfm.train import ImageTransform, SampleDraw, TrainingData, to_tensor
 from vfm_clip.stages import Augmentation, ClipTrain
 
 __all__ = ["ClipInputs", "EvalTransform", "MakePair", "first_samples_panel", "language_weights", "training_data"]

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vfm.data import Batch
 from vfm.models import ClipModel, encode_text, save_clip, used_length
 from vfm.plugin import ClipCheckpoint, UserError
-from vfm.train import Batch, Call, Frozen, Metrics, ParamGroup, Task
+from vfm.train import Call, Frozen, Metrics, ParamGroup, Task
 from vfm_clip.data import ClipInputs
 from vfm_clip.feature_metrics import feature_spread, pair_similarity, repeated_fractions, token_hash
 from vfm_clip.loss_parts import ClipLoss, InfoNce

@@ -1,7 +1,45 @@
 """MetaCLIP data curation: match texts against metadata, count, and balance the long tail. Needs no torch.
 
-Configurations are in `vfm_curation.stages`, which is light. The mathematics is in `vfm_curation.probabilities`,
-`vfm_curation.matching`, `vfm_curation.token_table` and `vfm_curation.metadata`, and may be used without a recipe.
+The names here are configurations: the stages, and the slots `Filter`, `EntrySource` and `Tokenizer` for plugins. They do
+not import the work, which each names by its address. The mathematics is usable without a recipe: `counts.probabilities`,
+`matching`, `match.token_table` and `metadata`.
 """
 
-__all__: list[str] = []  # importing the package stays quick: `vfm plan` and `vfm stages` need only its configurations
+from vfm_curation.balance.stages import MetaclipBalance, RandomSubset
+from vfm_curation.crawl.stages import ExtractLinks, RetryLinks
+from vfm_curation.export.stages import ExportSubset
+from vfm_curation.filters.head_filters import ImageClusters, MlpScore
+from vfm_curation.filters.list_filters import BlockedUrls, BlockedWords, NearDuplicateTexts, Synsets, Uids
+from vfm_curation.filters.model_filters import ClipScore, Decontaminate, LinearScore, ScoreFilter, SemanticDuplicates
+from vfm_curation.filters.stages import (
+    CaptionLength,
+    Duplicates,
+    Filter,
+    FilterPool,
+    ImageSize,
+    Language,
+    NearDuplicates,
+    RowFilter,
+)
+from vfm_curation.match.stages import MatchTexts
+from vfm_curation.metadata.stages import (
+    BuildMetadata,
+    Captions,
+    EntrySource,
+    Lists,
+    Numbers,
+    Pageviews,
+    Wikipedia,
+    WordNet,
+    Words,
+)
+from vfm_curation.metadata.tokenizer_parts import Tokenizer
+from vfm_curation.runtime import CurationRuntime
+
+__all__ = [
+    "BlockedUrls", "BlockedWords", "BuildMetadata", "CaptionLength", "Captions", "ClipScore", "CurationRuntime",
+    "Decontaminate", "Duplicates", "EntrySource", "ExportSubset", "ExtractLinks", "Filter", "FilterPool",
+    "ImageClusters", "ImageSize", "Language", "LinearScore", "Lists", "MatchTexts", "MetaclipBalance", "MlpScore",
+    "NearDuplicateTexts", "NearDuplicates", "Numbers", "Pageviews", "RandomSubset", "RetryLinks", "RowFilter",
+    "ScoreFilter", "SemanticDuplicates", "Synsets", "Tokenizer", "Uids", "Wikipedia", "WordNet", "Words",
+]  # fmt: skip

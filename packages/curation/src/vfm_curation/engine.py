@@ -23,7 +23,7 @@ from multiprocessing.connection import wait as wait_for_any
 from typing import Any, TypeVar
 
 from vfm.plugin import UserError
-from vfm_curation.stages import CurationRuntime
+from vfm_curation.runtime import CurationRuntime
 
 J = TypeVar("J")
 S = TypeVar("S")

@@ -9,7 +9,7 @@ empty tokens kept, contains an entry exactly if the entry's own pieces are conse
 the length of the text, not on the number of entries. `TokenTable` is the compiled version, twenty times as fast;
 `Automaton` is for languages written without spaces between words.
 
-`semantics: metaclip` is the rule of MetaCLIP's paper; `vfm_curation.automaton` extends it to languages without spaces.
+`semantics: metaclip` is the rule of MetaCLIP's paper; `match.automaton` extends it to languages without spaces.
 `semantics: metaclip2` is the rule of MetaCLIP 2's released code in every language: an entry needs no space on a side
 where it ends in punctuation or in a script without spaces, so that only with `metaclip2` `x(dog)y` contains `(dog)`.
 `semantics: fixed` also puts spaces around full-width marks and double quotes of all kinds, and treats the ideographic
@@ -31,7 +31,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 from vfm.plugin import UserError
-from vfm_curation.stages.subset import Semantics
+from vfm_curation.runtime import Semantics
 
 __all__ = [
     "FIXED_BLANKS", "FIXED_MARKS", "MARKS", "Matcher", "Semantics", "between_spaces", "dead_entries", "dead_reason",

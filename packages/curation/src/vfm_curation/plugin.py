@@ -3,16 +3,12 @@
 from collections.abc import Iterable
 
 from vfm.plugin import Stage, hookimpl
-from vfm_curation.stages import (
-    BuildMetadata,
-    ExportSubset,
-    ExtractLinks,
-    FilterPool,
-    MatchTexts,
-    MetaclipBalance,
-    RandomSubset,
-    RetryLinks,
-)
+from vfm_curation.balance.stages import MetaclipBalance, RandomSubset
+from vfm_curation.crawl.stages import ExtractLinks, RetryLinks
+from vfm_curation.export.stages import ExportSubset
+from vfm_curation.filters.stages import FilterPool
+from vfm_curation.match.stages import MatchTexts
+from vfm_curation.metadata.stages import BuildMetadata
 
 
 @hookimpl

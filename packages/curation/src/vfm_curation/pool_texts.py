@@ -8,7 +8,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vfm.data import BadSample, ParquetShard, ShardReader, Source, is_text, texts_schema
+from vfm.data import (
+    BadSample,
+    ParquetShard,
+    ShardReader,
+    Source,
+    is_text,
+    texts_schema,
+)
 from vfm.plugin import UserError
 from vfm_curation.summaries import Summary
 

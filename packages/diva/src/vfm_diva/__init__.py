@@ -1,14 +1,14 @@
 """DIVA post-training for vfm.
 
-`stages` and `parts` hold the configurations, without torch. The work is in `prior`, `tune` and `latents`; the trainings
-as a library are in `prior_task` and `tune_task`. The parts of a tuning have a file each: `condition`, `adapter`,
-`noise`, `loss`, `update`, `anchor`. `generator` assembles a diffusion model from `denoiser`, `networks`, `space` and
-`condition_map`.
+The names here are configurations, without torch. `prior` trains a small diffusion model, `tune` uses the feedback of a
+frozen one, `generator` assembles one from `denoiser`, `networks`, `space` and `condition_map`, and `mllm` trains and
+evaluates multimodal models. As a library: `prior.prior_task` and `tune.tune_task`.
 """
 
-from vfm_diva.loss_parts import ContrastiveLoss, DenoisingLoss, Loss
-from vfm_diva.network_parts import DenoiserNetwork, FlowTransformer, UNet
-from vfm_diva.parts import (
+from vfm_diva.generator.stages import Crops, DivaLatents
+from vfm_diva.parts.loss_parts import ContrastiveLoss, DenoisingLoss, Loss
+from vfm_diva.parts.network_parts import DenoiserNetwork, FlowTransformer, UNet
+from vfm_diva.parts.parts import (
     Adapter,
     Anchor,
     Cls,
@@ -34,7 +34,8 @@ from vfm_diva.parts import (
     Update,
     WholeTower,
 )
-from vfm_diva.stages import Crops, DivaLatents, DivaPrior, DivaTune, Feedback, PriorCondition, Prompt
+from vfm_diva.prior.stages import DivaPrior, PriorCondition
+from vfm_diva.tune.stages import DivaTune, Feedback, Prompt
 
 __all__ = [
     "Adapter", "Anchor", "Cls", "Condition", "ContrastiveLoss", "CosineAnchor", "Crops", "DenoiserNetwork",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vfm.plugin import Stage, hookimpl
-from vfm_diva import stages_mllm
-from vfm_diva.stages import DivaLatents, DivaPrior, DivaTune
+from vfm_diva.generator.stages import DivaLatents
+from vfm_diva.mllm import stages as stages_mllm
+from vfm_diva.prior.stages import DivaPrior
+from vfm_diva.tune.stages import DivaTune
 
 
 @hookimpl

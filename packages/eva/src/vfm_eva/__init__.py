@@ -1,22 +1,21 @@
 """EVA for vfm: masked pre-training, its targets computed beforehand, and fine-tuning of the encoder.
 
-The classes here are configurations and import no torch. As a library: `vfm_eva.task` has the pre-training task,
-`vfm_eva.teacher` its targets, `vfm_eva.masks` the masks, `vfm_eva.classifier` the fine-tuning task.
+The classes here are configurations and import no torch. As a library: `pretrain.task` has the pre-training task,
+`targets.teacher` its targets, `pretrain.masks` the masks, `finetune.classifier` the fine-tuning task.
 """
 
-from vfm_eva.stages import EvaClip, EvaFinetune, EvaPretrain, EvaTargets
-from vfm_eva.stages_parts import (
-    Augmentation,
+from vfm_eva.finetune.stages import EvaFinetune, FinetuneAugmentation
+from vfm_eva.pretrain.parts import (
     BlockExactMask,
     BlockMask,
     Decoder,
-    EvaTeacher,
-    FinetuneAugmentation,
     Mask,
     RandomMask,
     Student,
-    Target,
 )
+from vfm_eva.pretrain.stages import EvaClip, EvaPretrain
+from vfm_eva.targets.parts import Augmentation, EvaTeacher, Target
+from vfm_eva.targets.stages import EvaTargets
 
 __all__ = [
     "Augmentation", "BlockExactMask", "BlockMask", "Decoder", "EvaClip", "EvaFinetune", "EvaPretrain", "EvaTargets",

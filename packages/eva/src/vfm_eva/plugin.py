@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vfm.plugin import Stage, hookimpl
-from vfm_eva.stages import EvaClip, EvaFinetune, EvaPretrain, EvaTargets
-from vfm_eva.stages_detect import STAGES as DETECTION
-from vfm_eva.stages_evaluation import MaskedPatches
-from vfm_eva.stages_segment import STAGES as SEGMENTATION
-from vfm_eva.stages_video import EvaVideo
+from vfm_eva.dense.detect.stages import STAGES as DETECTION
+from vfm_eva.dense.segment.stages import STAGES as SEGMENTATION
+from vfm_eva.finetune.stages import EvaFinetune
+from vfm_eva.pretrain.held_out_stages import MaskedPatches
+from vfm_eva.pretrain.stages import EvaClip, EvaPretrain
+from vfm_eva.targets.stages import EvaTargets
+from vfm_eva.video.stages import EvaVideo
 
 
 @hookimpl

@@ -1,11 +1,13 @@
 """Mathematics that vfm's methods share: masks, token operations, losses and kernels of vision transformers."""
 
-from vfm_kernels.accelerate import Acceleration, accelerate, accelerated, subset_drop_path
-from vfm_kernels.add_layer_norm import add_layer_norm
-from vfm_kernels.attention import attention, attention_packed
-from vfm_kernels.contrastive import info_nce, siglip_loss, similarity_distillation
-from vfm_kernels.cosine import masked_cosine_loss, resultant_length, token_cosine
-from vfm_kernels.diffusion import (
+from vfm_kernels.dispatch.dispatch import Kernels, not_supported_reasons, use_kernels
+from vfm_kernels.layers.accelerate import Acceleration, accelerate, accelerated, subset_drop_path
+from vfm_kernels.layers.add_layer_norm import add_layer_norm
+from vfm_kernels.layers.padding import pad_patch_embed, pad_swiglu, padded
+from vfm_kernels.layers.swiglu import swiglu_subln
+from vfm_kernels.losses.contrastive import info_nce, siglip_loss, similarity_distillation
+from vfm_kernels.losses.cosine import masked_cosine_loss, resultant_length, token_cosine
+from vfm_kernels.losses.diffusion import (
     DiffusionKind,
     TimeDistribution,
     add_noise,
@@ -15,15 +17,13 @@ from vfm_kernels.diffusion import (
     interpolate_noise,
     sample_times,
 )
-from vfm_kernels.dispatch import Kernels, not_supported_reasons, use_kernels
-from vfm_kernels.drop_path import residual_of_subset
-from vfm_kernels.embedding import mask_tokens
-from vfm_kernels.explain import explain
-from vfm_kernels.gather import gather_with_grad
-from vfm_kernels.masking import block_mask, block_mask_exact, random_mask
-from vfm_kernels.padding import pad_patch_embed, pad_swiglu, padded
-from vfm_kernels.swiglu import swiglu_subln
-from vfm_kernels.tokens import gather_tokens, masked_index, patch_dropout_index, scatter_tokens
+from vfm_kernels.losses.gather import gather_with_grad
+from vfm_kernels.multihead.attention import attention, attention_packed
+from vfm_kernels.multihead.explain import explain
+from vfm_kernels.tokens.drop_path import residual_of_subset
+from vfm_kernels.tokens.embedding import mask_tokens
+from vfm_kernels.tokens.masking import block_mask, block_mask_exact, random_mask
+from vfm_kernels.tokens.tokens import gather_tokens, masked_index, patch_dropout_index, scatter_tokens
 
 __all__ = [
     "Acceleration",

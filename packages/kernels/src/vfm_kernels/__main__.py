@@ -4,8 +4,8 @@ import argparse
 
 import torch
 
-from vfm_kernels.explain import report
-from vfm_kernels.problem import hypothetical_problem
+from vfm_kernels.multihead.explain import report
+from vfm_kernels.multihead.problem import hypothetical_problem
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 

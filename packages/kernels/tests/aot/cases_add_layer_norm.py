@@ -2,7 +2,7 @@
 
 import torch
 
-from vfm_kernels.add_layer_norm import backward_buffers, forward_buffers
+from vfm_kernels.layers.add_layer_norm import backward_buffers, forward_buffers
 from vfm_kernels.triton import add_layer_norm_backward, add_layer_norm_forward
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from vfm_kernels.attention_op import forward_buffers
+from vfm_kernels.multihead.attention_op import forward_buffers
 from vfm_kernels.pattern import Pattern
 from vfm_kernels.triton import attention_backward, attention_forward, launch
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from vfm_kernels.swiglu import backward_buffers, forward_buffers
+from vfm_kernels.layers.swiglu import backward_buffers, forward_buffers
 from vfm_kernels.triton import swiglu_backward, swiglu_forward
 
 

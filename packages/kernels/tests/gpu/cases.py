@@ -23,8 +23,8 @@ from vfm_kernels import (
     swiglu_subln,
     use_kernels,
 )
-from vfm_kernels.dispatch import SETTINGS
-from vfm_kernels.rope import rotate
+from vfm_kernels.dispatch.dispatch import SETTINGS
+from vfm_kernels.multihead.rope import rotate
 
 Function = Callable[..., Any]
 

@@ -10,7 +10,7 @@ from error_rule import assert_as_exact
 from vfm_kernels import accelerate, pad_swiglu
 
 timm = pytest.importorskip("timm")
-timm_layers = pytest.importorskip("vfm_kernels.timm_layers")
+timm_layers = pytest.importorskip("vfm_kernels.layers.timm_layers")
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -140,7 +140,7 @@ def test_a_block_computes_the_first_norm_of_the_next_one_with_its_last_sum(monke
 
 def test_open_clips_towers_hand_norms_over(monkeypatch):
     open_clip = pytest.importorskip("open_clip")
-    from vfm_kernels import open_clip_layers
+    from vfm_kernels.layers import open_clip_layers
 
     model = scrambled(open_clip.transformer.VisionTransformer(16, 8, 32, 2, 2, 2.0, ls_init_value=0.5, output_dim=4))
     with torch.no_grad():

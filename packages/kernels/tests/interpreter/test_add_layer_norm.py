@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vfm_kernels import add_layer_norm
-from vfm_kernels.add_layer_norm import add_layer_norm_plain
+from vfm_kernels.layers.add_layer_norm import add_layer_norm_plain
 
 OP = torch.ops.vfm_kernels.add_layer_norm.default
 

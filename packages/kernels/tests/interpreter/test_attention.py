@@ -8,7 +8,7 @@ from torch import Tensor
 
 from error_rule import evaluate
 from vfm_kernels import attention, attention_packed
-from vfm_kernels.attention_plain import attention_plain
+from vfm_kernels.multihead.attention_plain import attention_plain
 from vfm_kernels.pattern import Pattern
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

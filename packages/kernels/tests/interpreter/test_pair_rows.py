@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vfm_kernels import info_nce, siglip_loss, use_kernels
-from vfm_kernels.chunked import cross_entropy_rows, sigmoid_rows
+from vfm_kernels.losses.chunked import cross_entropy_rows, sigmoid_rows
 
 OPS = torch.ops.vfm_kernels
 

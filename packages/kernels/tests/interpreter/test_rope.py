@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vfm_kernels.rope import rotate, rotate_plain
+from vfm_kernels.multihead.rope import rotate, rotate_plain
 
 OP = torch.ops.vfm_kernels.rotate.default
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

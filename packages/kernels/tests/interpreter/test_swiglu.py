@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vfm_kernels import swiglu_subln
-from vfm_kernels.swiglu import swiglu_subln_plain
+from vfm_kernels.layers.swiglu import swiglu_subln_plain
 
 OP = torch.ops.vfm_kernels.swiglu_subln.default
 BACKWARD = torch.ops.vfm_kernels.swiglu_subln_backward.default

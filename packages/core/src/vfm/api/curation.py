@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from vfm.api.paths import PATHS, AnyPath, as_place
 from vfm.api.results import Results
 from vfm.api.runs import Run, run
-from vfm.artifacts import Artifact
-from vfm.config import UserError
-from vfm.publishing import publish_file
+from vfm.base import UserError
+from vfm.interfaces import Artifact
+from vfm.storage.publishing import publish_file
 
 RECIPE = "curate"
 SUBSET, EXPORT = "curated", "exported"  # stages of the recipe

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vfm.api.prediction import Regions
-from vfm.artifacts import DenseCheckpoint
 from vfm.data.annotated import encode_mask
 from vfm.data.annotated.panels import overlay, palette
-from vfm.eval.dense_models import load_predictor
-from vfm.eval.object_drawing import draw_objects
-from vfm.eval.sliding_windows import predict_labels
-from vfm.interfaces.dense import DensePredictor, Instances
+from vfm.eval.dense.dense_models import load_predictor
+from vfm.eval.dense.object_drawing import draw_objects
+from vfm.eval.encode.sliding_windows import predict_labels
+from vfm.interfaces import DenseCheckpoint, DensePredictor, Instances
 
 
 @dataclass(frozen=True)

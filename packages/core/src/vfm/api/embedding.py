@@ -32,13 +32,13 @@ from vfm.api.inputs import (
 from vfm.api.paths import PATHS, AnyPath
 from vfm.api.progress import Listener, listener, shown_by
 from vfm.api.results import Results, skipped_note
-from vfm.artifacts import Artifact, VideoClassifier
-from vfm.config import UserError, load_function
-from vfm.data.webdataset import IMAGE_EXTENSIONS
-from vfm.eval import ReadSettings, check_finite, embed_dataset, open_writer
-from vfm.eval.embeddings import Writer
+from vfm.base import UserError, load_function
+from vfm.data.samples.images import IMAGE_EXTENSIONS
+from vfm.eval import check_finite, embed_dataset, open_writer
+from vfm.eval.encode.embeddings import Writer
+from vfm.interfaces import Artifact, VideoClassifier, naming_extras
 from vfm.models import PooledVision
-from vfm.plugins import naming_extras
+from vfm.plugin import ReadSettings
 
 IMAGE_FILES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 

@@ -12,14 +12,13 @@ from rich.table import Table
 from vfm.api.paths import PATHS, AnyPath, as_place, as_words
 from vfm.api.progress import listener
 from vfm.api.runs import Run, check_not_a_worker, run_loaded, text_recipe
-from vfm.artifacts import Artifact
-from vfm.config import UserError
-from vfm.flow.evaluation.request import SUMMARY, EvaluationRequest, requested_recipe
-from vfm.flow.result_files import write_results
-from vfm.flow.result_tables import panel_tables
-from vfm.flow.runs import through_link
-from vfm.flow.store import LINKS
-from vfm.plugins import load_plugins, stage_types
+from vfm.base import UserError
+from vfm.flow.plan.store import LINKS
+from vfm.flow.records.runs import through_link
+from vfm.flow.requests.request import SUMMARY, EvaluationRequest, requested_recipe
+from vfm.interfaces import Artifact, load_plugins, stage_types
+from vfm.report.result_files import write_results
+from vfm.report.result_tables import panel_tables
 
 Named = AnyPath | Artifact | Iterable[AnyPath | Artifact] | Mapping[str, AnyPath | Artifact]
 

@@ -12,19 +12,24 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from vfm import files
 from vfm.api.paths import PATHS, AnyPath, as_place
-from vfm.artifacts import FACTS_FILE, Artifact, ClipCheckpoint, ImageDataset, VisionCheckpoint
-from vfm.config import UserError
+from vfm.base import UserError, redacted
 from vfm.data import BadSample, DatasetSpec, Source, decode_image, open_dataset
-from vfm.data.images import to_rgb
-from vfm.data.indexing import Indexing
-from vfm.data.layout import find_layout
+from vfm.data.indexing.indexing import Indexing
+from vfm.data.layouts.layout import find_layout
+from vfm.data.samples.images import to_rgb
 from vfm.eval import load_encoder
-from vfm.models import ClipModel, PooledVision, import_clip, import_vision, is_vision_source, vision_preprocess
-from vfm.redaction import redacted
-from vfm.remote import is_remote
-from vfm.stage import Context, Runtime
+from vfm.interfaces import FACTS_FILE, Artifact, ClipCheckpoint, Context, ImageDataset, Runtime, VisionCheckpoint
+from vfm.models import (
+    ClipModel,
+    PooledVision,
+    import_clip,
+    import_vision,
+    is_vision_source,
+    vision_preprocess,
+)
+from vfm.storage import files
+from vfm.storage.remote import is_remote
 from vfm.train import prepare_device
 
 A = TypeVar("A", bound=Artifact)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from vfm.artifacts import Artifact
-from vfm.config import UserError
+from vfm.base import UserError
+from vfm.interfaces import Artifact
 
 AnyPath = str | os.PathLike[str]
 PATHS = (str, os.PathLike)  # for `isinstance`

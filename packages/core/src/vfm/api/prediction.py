@@ -32,17 +32,15 @@ from vfm.api.inputs import (
 )
 from vfm.api.paths import PATHS, AnyPath, as_place
 from vfm.api.results import Results, as_table
-from vfm.artifacts import DenseCheckpoint, VideoClassifier
-from vfm.config import UserError, load_function
+from vfm.base import UserError, load_function
+from vfm.data.prompts.templates import read_sentences, sentences_of
 from vfm.eval import check_finite, logit_scale, read_embeddings, zero_shot_classifier
-from vfm.eval.classify import columns_of
-from vfm.eval.embeddings import Embeddings
-from vfm.eval.zero_shot import sentence_classifier
-from vfm.interfaces.dense import Instances
+from vfm.eval.classify.classify import columns_of
+from vfm.eval.classify.zero_shot import sentence_classifier
+from vfm.eval.encode.embeddings import Embeddings
+from vfm.interfaces import DenseCheckpoint, Instances, VideoClassifier, naming_extras
 from vfm.models import PooledVision, class_names_of
-from vfm.models.vision import has_independent_labels
-from vfm.plugins import naming_extras
-from vfm.templates import read_sentences, sentences_of
+from vfm.models.vision.vision import has_independent_labels
 
 TEMPLATE = "a photo of a {}."
 TEXTS_AT_A_TIME = 256

@@ -10,11 +10,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from vfm.events import Event
-from vfm.flow.listeners import ConsoleListener
-from vfm.hookspecs import hookimpl
-from vfm.stage import Context
-from vfm.terminal import TerminalConsole
+from vfm.base import TerminalConsole
+from vfm.flow.listeners.listeners import ConsoleListener
+from vfm.interfaces import Context, Event, hookimpl
 
 
 class Listener(Protocol):

@@ -14,10 +14,8 @@ import pyarrow as pa
 from rich.markup import escape
 from rich.table import Table
 
-from vfm.config import UserError
-from vfm.flow.listeners import number
-from vfm.terminal import TerminalConsole
-from vfm.visible import visible
+from vfm.base import TerminalConsole, UserError, visible
+from vfm.flow.listeners.listeners import number
 
 MAX_ROWS = 20  # that are shown; the table has all
 WIDTH = 120  # of a table that is not printed on a terminal

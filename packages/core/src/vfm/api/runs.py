@@ -18,22 +18,19 @@ from rich.table import Table
 
 from vfm.api.paths import AnyPath, as_place, as_words
 from vfm.api.progress import Listener, listener
+from vfm.api.recipe_run import run_recipe
 from vfm.api.results import Results, as_table
-from vfm.artifacts import Artifact, Comparison, Metric, Report
-from vfm.config import UserError, did_you_mean
-from vfm.events import Event
-from vfm.flow.plan import make_plan
-from vfm.flow.recipe import Recipe, load_recipe, parse_recipe
-from vfm.flow.recipe_run import run_recipe
-from vfm.flow.result_tables import result_tables
-from vfm.flow.results import over_seeds, reports
-from vfm.flow.run_names import run_name
-from vfm.flow.runs import RUN_FILE
-from vfm.flow.store import LINKS, Store
-from vfm.flow.yaml_lines import dump
-from vfm.integrity import read_sealed
-from vfm.plugins import load_plugins, naming_extras, stage_types
-from vfm.stage import Stage
+from vfm.base import UserError, did_you_mean
+from vfm.flow.plan.plan import make_plan
+from vfm.flow.plan.store import LINKS, Store
+from vfm.flow.recipe.recipe import Recipe, load_recipe, parse_recipe
+from vfm.flow.recipe.run_names import run_name
+from vfm.flow.recipe.yaml_lines import dump
+from vfm.flow.records.runs import RUN_FILE
+from vfm.interfaces import Artifact, Comparison, Event, Metric, Report, Stage, load_plugins, naming_extras, stage_types
+from vfm.report.result_tables import result_tables
+from vfm.report.results import over_seeds, reports
+from vfm.storage.integrity import read_sealed
 
 Known = Mapping[str, type[Stage]]
 

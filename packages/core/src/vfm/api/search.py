@@ -14,17 +14,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vfm import files
-from vfm.api.inputs import AnyEncoder, full_name, open_device, open_encoder, open_images, read_images
+from vfm.api.inputs import (
+    AnyEncoder,
+    full_name,
+    open_device,
+    open_encoder,
+    open_images,
+    read_images,
+)
 from vfm.api.prediction import similarities
-from vfm.config import UserError
+from vfm.base import UserError, redacted
 from vfm.data import BadSample, Source, decode_image
-from vfm.data.contact_sheet import SIDE, contact_sheet
-from vfm.data.webdataset import IMAGE_EXTENSIONS
+from vfm.data.samples.contact_sheet import SIDE, contact_sheet
+from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.eval import check_finite, read_embeddings
-from vfm.eval.embeddings import Embeddings
+from vfm.eval.encode.embeddings import Embeddings
 from vfm.models import PooledVision
-from vfm.redaction import redacted
+from vfm.storage import files
 
 Shown = tuple[Image.Image, str]
 """A picture of a sheet, and its caption."""

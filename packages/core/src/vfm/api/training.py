@@ -22,16 +22,13 @@ from vfm.api.results import MAX_ROWS, Results, as_table, skipped_note
 from vfm.api.runs import check_not_a_worker
 from vfm.api.training_data import batch_size, training_data
 from vfm.api.training_folder import START, open_folder, recorded
-from vfm.config import UserError, error_lines, load_function
-from vfm.data.torch_dataset import seeded
-from vfm.flow.listeners import number
-from vfm.incidental import decisive_settings
-from vfm.interfaces import Training
+from vfm.base import UserError, decisive_settings, error_lines, load_function
+from vfm.data.loading.torch_dataset import seeded
+from vfm.flow.listeners.listeners import number
+from vfm.interfaces import LinesPanel, Series, Training, refs
 from vfm.models import load_state_dict, save_state_dict
 from vfm.models.weights import weights_hash
-from vfm.panels import LinesPanel, Series
-from vfm.stage import refs
-from vfm.store_files import read_json_lines
+from vfm.storage.store_files import read_json_lines
 from vfm.train import METRICS_FILE, Task, is_main
 from vfm.train import fit as run_loop
 from vfm.train.module_task import LossFunction, ModuleTask
@@ -99,7 +96,7 @@ class Fit(Results):
         steps, losses = ([row[name] for row in self.metrics] for name in ("step", "train/loss"))
         curve = Series(name="loss", x=steps, y=losses)
         panel = LinesPanel(title="Training loss", series=[curve], x_label="step", y_label="loss")
-        svg = load_function("vfm.flow.report.charts:lines_svg")(panel, "fit")
+        svg = load_function("vfm.report.charts:lines_svg")(panel, "fit")
         return f'<div style="max-width:460px">{svg}</div>'
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from vfm.config import UserError
-from vfm.data.torch_dataset import dataset_data
-from vfm.data.torch_loader import LoaderData
+from vfm.base import UserError
+from vfm.data.loading.torch_dataset import dataset_data
+from vfm.data.loading.torch_loader import LoaderData
 from vfm.interfaces import Training
 from vfm.train import Data
 

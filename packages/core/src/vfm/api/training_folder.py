@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vfm.api.paths import AnyPath
-from vfm.config import UserError
-from vfm.flow.locks import locked
-from vfm.integrity import read_sealed, seal
-from vfm.publishing import publish_file
+from vfm.base import UserError
+from vfm.storage.integrity import read_sealed, seal
+from vfm.storage.locks import locked
+from vfm.storage.publishing import publish_file
 
 RECORD, LOCK = "training.json", ".lock"
 START = "initial_weights"  # key of their hash, which is compared with care: a module may be made without a seed

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from vfm.api.inputs import local_file, open_device
 from vfm.api.paths import PATHS, AnyPath, as_place
-from vfm.artifacts import FACTS_FILE, Artifact, VideoClassifier, VideoDataset
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data import BadSample
 from vfm.data.videos import Media, VideoSample, VideoSource
 from vfm.data.videos.indexing import index_videos
 from vfm.data.videos.media import frame_folder
 from vfm.data.videos.probing import probe
-from vfm.eval import ReadSettings, check_finite
-from vfm.eval.embeddings import Writer
-from vfm.eval.video_views import TestViews
-from vfm.eval.videos import embed_videos, load_video_predictor, predict_videos
-from vfm.stage import Context
-from vfm.stages.videos import Videos
+from vfm.data.videos.stages import Videos
+from vfm.eval import check_finite
+from vfm.eval.encode.embeddings import Writer
+from vfm.eval.video.video_views import TestViews
+from vfm.eval.video.videos import embed_videos, load_video_predictor, predict_videos
+from vfm.interfaces import FACTS_FILE, Artifact, Context, VideoClassifier, VideoDataset
+from vfm.plugin import ReadSettings
 
 
 def predict(model: VideoClassifier, paths: Sequence[AnyPath], device: str) -> tuple[list[str], Tensor]:

@@ -9,20 +9,28 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from vfm.artifacts import (
+from vfm.base import UserError, load_function
+from vfm.cli.command import (
+    DEFAULT_STORE,
+    DebugOption,
+    StoreOption,
+    command,
+    console,
+    show,
+)
+from vfm.flow.plan.store import LINKS, Store
+from vfm.flow.recipe.recipe_source import shipped_recipes
+from vfm.flow.records.runs import kept_runs
+from vfm.interfaces import (
     Artifact,
     ClipCheckpoint,
     DenseCheckpoint,
     GeneratorCheckpoint,
     VideoClassifier,
     VisionCheckpoint,
+    load_plugins,
+    stage_types,
 )
-from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, show
-from vfm.config import UserError, load_function
-from vfm.flow.recipe_source import shipped_recipes
-from vfm.flow.runs import kept_runs
-from vfm.flow.store import LINKS, Store
-from vfm.plugins import load_plugins, stage_types
 
 MODELS = ClipCheckpoint | VisionCheckpoint | DenseCheckpoint | VideoClassifier | GeneratorCheckpoint
 

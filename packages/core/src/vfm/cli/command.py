@@ -16,12 +16,9 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from vfm.config import UserError
-from vfm.flow.result_tables import result_tables
-from vfm.installation import how_to_install
-from vfm.plugins import extra_of
-from vfm.redaction import redacted
-from vfm.terminal import TerminalConsole
+from vfm.base import TerminalConsole, UserError, how_to_install, redacted
+from vfm.interfaces import extra_of
+from vfm.report.result_tables import result_tables
 
 app = typer.Typer(
     no_args_is_help=True,

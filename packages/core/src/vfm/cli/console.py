@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from vfm.config import UserError
+from vfm.base import UserError
 
 
 class OutputError(UserError):

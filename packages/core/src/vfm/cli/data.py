@@ -8,12 +8,10 @@ from typing import Annotated
 
 import typer
 
+from vfm.base import UserError, load_function, redacted
 from vfm.cli.command import DebugOption, command, console, show
-from vfm.config import UserError, load_function
-from vfm.events import Event
-from vfm.flow.listeners import ConsoleListener
-from vfm.plugins import load_plugins, stage_types
-from vfm.redaction import redacted
+from vfm.flow.listeners.listeners import ConsoleListener
+from vfm.interfaces import Event, load_plugins, stage_types
 
 NUM_PICTURES = 10
 NOT_SHOWN = ("type", "bad_samples")  # of an artifact's facts
@@ -34,7 +32,7 @@ def data(
     """Show the format of data, the samples, and which are skipped."""
     if out.suffix != ".png":
         raise UserError(f"--out {out}: expected a .png file, got {out.suffix or 'no suffix'}")
-    summarize = load_function("vfm.flow.dataset_summary:summarize_dataset")  # imports `vfm.data`
+    summarize = load_function("vfm.flow.requests.dataset_summary:summarize_dataset")  # imports `vfm.data`
     listener = ConsoleListener(console)
     with TemporaryDirectory() as folder:
         listener.vfm_event(Event("stage_started", "data", {"kind": redacted(path), "status": "new"}))

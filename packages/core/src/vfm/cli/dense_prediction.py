@@ -9,11 +9,10 @@ from typing import Any
 
 from vfm.api.dense import find
 from vfm.api.inputs import open_device, read_images
-from vfm.artifacts import DenseCheckpoint
+from vfm.base import UserError
 from vfm.cli.command import show
-from vfm.config import UserError
 from vfm.data.annotated import as_rle, encode_mask
-from vfm.interfaces.dense import Instances
+from vfm.interfaces import DenseCheckpoint, Instances
 
 RESULTS_FILE = "results.json"
 

@@ -9,9 +9,9 @@ import typer
 
 from vfm.cli.command import DEFAULT_STORE, DebugOption, SetOption, StoreOption, command
 from vfm.cli.written_recipe import RecipeOption, WriteOnlyOption, run_written
-from vfm.flow.distillation import Distillation, distillation_recipe
-from vfm.flow.evaluation.inputs import Input, model_input, saved_artifact, split_name
-from vfm.plugins import load_plugins, stage_types
+from vfm.flow.requests.distillation import Distillation, distillation_recipe
+from vfm.flow.requests.inputs import Input, model_input, saved_artifact, split_name
+from vfm.interfaces import load_plugins, stage_types
 
 
 @command

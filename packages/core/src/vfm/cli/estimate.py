@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich import box
 from rich.table import Table
 
-from vfm.costs import Cost, seconds
-from vfm.flow.recipe import Recipe
-from vfm.interfaces import Evaluation, Training
-from vfm.stage import Stage
+from vfm.flow.recipe.recipe import Recipe
+from vfm.interfaces import Cost, Evaluation, Stage, Training, seconds
 
 COLUMNS = ("params", "weights", "grads", "optim", "EMA", "activ.", "sum", "FLOP", "time", "disk")
 GIB = 2**30

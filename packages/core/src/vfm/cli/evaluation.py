@@ -7,18 +7,27 @@ from typing import Annotated
 
 import typer
 
-from vfm.cli.command import DEFAULT_STORE, DebugOption, SetOption, StoreOption, command, console, note, show
+from vfm.api.recipe_run import run_recipe
+from vfm.cli.command import (
+    DEFAULT_STORE,
+    DebugOption,
+    SetOption,
+    StoreOption,
+    command,
+    console,
+    note,
+    show,
+)
 from vfm.cli.recipe import show_outcome
-from vfm.flow.listeners import ConsoleListener
-from vfm.flow.plan import make_plan
-from vfm.flow.recipe import parse_recipe
-from vfm.flow.recipe_run import run_recipe
-from vfm.flow.result_files import write_results
-from vfm.flow.result_tables import panel_tables
-from vfm.flow.run_names import run_name
-from vfm.flow.runs import through_link
-from vfm.flow.store import LINKS, Store
-from vfm.plugins import load_plugins, stage_types
+from vfm.flow.listeners.listeners import ConsoleListener
+from vfm.flow.plan.plan import make_plan
+from vfm.flow.plan.store import LINKS, Store
+from vfm.flow.recipe.recipe import parse_recipe
+from vfm.flow.recipe.run_names import run_name
+from vfm.flow.records.runs import through_link
+from vfm.interfaces import load_plugins, stage_types
+from vfm.report.result_files import write_results
+from vfm.report.result_tables import panel_tables
 
 
 @command
@@ -72,7 +81,7 @@ def eval(  # noqa: A001
     debug: DebugOption = False,
 ) -> None:
     """Evaluate models on datasets. Finished evaluations are cached, and an interrupted run resumes."""
-    from vfm.flow.evaluation.request import SUMMARY, EvaluationRequest, requested_recipe  # imports `vfm.data`
+    from vfm.flow.requests.request import SUMMARY, EvaluationRequest, requested_recipe  # imports `vfm.data`
 
     manager = load_plugins()
     known = stage_types(manager)

@@ -14,9 +14,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from vfm.config import Config
-from vfm.parts import Part, choices_of
-from vfm.stage import Ref, Stage
+from vfm.base import Config, Part, choices_of
+from vfm.interfaces import Ref, Stage
 
 PLAIN = {type(None): "null", Any: "anything"}
 NOT_SET = object()  # the default of a required field

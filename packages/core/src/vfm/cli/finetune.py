@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 
+from vfm.base import UserError
 from vfm.cli.command import DEFAULT_STORE, DebugOption, SetOption, StoreOption, command
 from vfm.cli.written_recipe import RecipeOption, WriteOnlyOption, run_written
-from vfm.config import UserError
-from vfm.flow.evaluation.inputs import model_input
-from vfm.flow.finetuning import LOW_RANK_LR, LR, Finetuning, finetuning_recipe
-from vfm.interfaces import LowRankSettings
-from vfm.plugins import load_plugins, stage_types
+from vfm.flow.requests.finetuning import LOW_RANK_LR, LR, Finetuning, finetuning_recipe
+from vfm.flow.requests.inputs import model_input
+from vfm.interfaces import LowRankSettings, load_plugins, stage_types
 
 RANK: int = LowRankSettings.model_fields["rank"].default
 

@@ -9,12 +9,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from vfm.api.doctor import run_checks
+from vfm.base import UserError
 from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console
 from vfm.cli.field_table import field_rows
-from vfm.config import UserError
-from vfm.flow.doctor import run_checks
-from vfm.flow.schema import json_schema
-from vfm.plugins import load_plugins, origin_of, stage_types, unknown_kind
+from vfm.flow.recipe.schema import json_schema
+from vfm.interfaces import load_plugins, origin_of, stage_types, unknown_kind
 
 
 @command

@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 import yaml
 
+from vfm.base import UserError
 from vfm.cli.command import show
-from vfm.config import UserError
-from vfm.flow.jobs import Cluster, submit
+from vfm.flow.execution.jobs import Cluster, submit
 
 
 def submit_run(on: str | None, parameters: Sequence[str], store: Path) -> None:

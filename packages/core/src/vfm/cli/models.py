@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from vfm import files
-from vfm.artifacts import FACTS_FILE, DenseCheckpoint
+from vfm.base import UserError, load_function
 from vfm.cli.command import DebugOption, command, console, note, show
-from vfm.config import UserError, load_function
-from vfm.flow.listeners import ConsoleListener
-from vfm.publishing import publish_folder
+from vfm.flow.listeners.listeners import ConsoleListener
+from vfm.interfaces import FACTS_FILE, DenseCheckpoint
+from vfm.storage import files
+from vfm.storage.publishing import publish_folder
 
 ModelArgument = Annotated[
     str, typer.Argument(help="Folder of a checkpoint, or a model by name, file or hf-hub:org/model.")
@@ -55,7 +55,8 @@ def embed(
     from vfm.api.inputs import full_name
     from vfm.api.results import skipped_note
     from vfm.api.search import kept_place
-    from vfm.eval import ReadSettings, open_writer
+    from vfm.eval import open_writer
+    from vfm.plugin import ReadSettings
 
     writer = open_writer(out, full_name(model, pretrained), kept_place(data or ""))
     if texts is not None:

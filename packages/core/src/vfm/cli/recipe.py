@@ -18,6 +18,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from vfm.api.recipe_run import reporting, run_recipe
+from vfm.base import UserError
 from vfm.cli.command import (
     DEFAULT_STORE,
     DebugOption,
@@ -32,21 +34,18 @@ from vfm.cli.command import (
     show_results,
 )
 from vfm.cli.estimate import cost_table, notes
-from vfm.config import UserError
-from vfm.events import Event
-from vfm.flow.estimate import ABSENT, estimate_costs, known_artifacts
-from vfm.flow.execution import read_step, run_step, torchrun_lines, write_step
-from vfm.flow.listeners import ConsoleListener, PipeListener, sender
-from vfm.flow.plan import Step, make_plan
-from vfm.flow.reasons import reasons
-from vfm.flow.recipe import Recipe, load_recipe
-from vfm.flow.recipe_run import reporting, run_recipe
-from vfm.flow.recipe_source import find_recipe, read_text
-from vfm.flow.run import Outcome, check_continuations, preflight, run_plan
-from vfm.flow.runs import open_run
-from vfm.flow.schema import json_schema
-from vfm.flow.store import Store
-from vfm.plugins import load_plugins, stage_types
+from vfm.flow.execution.execution import read_step, run_step, torchrun_lines, write_step
+from vfm.flow.execution.run import Outcome, check_continuations, preflight, run_plan
+from vfm.flow.listeners.listeners import ConsoleListener, PipeListener, sender
+from vfm.flow.plan.estimate import ABSENT, estimate_costs, known_artifacts
+from vfm.flow.plan.plan import Step, make_plan
+from vfm.flow.plan.store import Store
+from vfm.flow.recipe.recipe import Recipe, load_recipe
+from vfm.flow.recipe.recipe_source import find_recipe, read_text
+from vfm.flow.recipe.schema import json_schema
+from vfm.flow.records.reasons import reasons
+from vfm.flow.records.runs import open_run
+from vfm.interfaces import Event, load_plugins, stage_types
 
 SCHEMA_FILE = "vfm.schema.json"
 SCHEMA_LINE = "# yaml-language-server: $schema="  # read by the YAML extension of VS Code and by other editors

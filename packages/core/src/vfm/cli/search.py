@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from vfm.base import UserError, load_function
 from vfm.cli.command import DebugOption, command, note, show
 from vfm.cli.models import DeviceOption, PretrainedOption
-from vfm.config import UserError, load_function
 
 
 @command

@@ -11,21 +11,26 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from vfm.artifacts import MANIFEST_FILE, Artifact
-from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, note, show_results
+from vfm.base import UserError, how_to_install, redacted
+from vfm.cli.command import (
+    DEFAULT_STORE,
+    DebugOption,
+    StoreOption,
+    command,
+    console,
+    note,
+    show_results,
+)
 from vfm.cli.command import show as show_line
-from vfm.config import UserError
-from vfm.flow.cleaning import no_run_starts, older_runs, unused_slots
-from vfm.flow.report import REPORT_FILE, is_current, present_summary, write_report
-from vfm.flow.run_states import failure_of, state_of
-from vfm.flow.runs import RUN_FILE, find_run, kept_runs
-from vfm.flow.store import Store
-from vfm.installation import how_to_install
-from vfm.integrity import read_sealed
-from vfm.permissions import is_writable
-from vfm.plugins import load_plugins, stage_types
-from vfm.redaction import redacted
-from vfm.store_files import reading
+from vfm.flow.plan.store import Store
+from vfm.flow.records.cleaning import no_run_starts, older_runs, unused_slots
+from vfm.flow.records.run_states import failure_of, state_of
+from vfm.flow.records.runs import RUN_FILE, find_run, kept_runs
+from vfm.interfaces import MANIFEST_FILE, Artifact, load_plugins, stage_types
+from vfm.report import REPORT_FILE, is_current, present_summary, write_report
+from vfm.storage.integrity import read_sealed
+from vfm.storage.permissions import is_writable
+from vfm.storage.store_files import reading
 
 MAX_NAMES = 20  # of runs, in a message
 
@@ -131,7 +136,7 @@ def watch_run(words: list[str], store: Path, out: Path | None) -> None:
     directory = find_run(words[0], Store(store))
     if directory is None:
         raise UserError(f"no run {words[0]!r} in {store}; start it in another terminal, then watch it")
-    from vfm.flow.report.live import watch
+    from vfm.report.live import watch
 
     page = _page(out, directory / REPORT_FILE)
     show_line(f"watching {directory.name}: open {page.absolute().as_uri()}; Ctrl-C ends")
@@ -178,7 +183,7 @@ def compare_runs(directories: list[Path], page: Path) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"expected different runs to compare, got {twice[0]} twice")
     try:
-        from vfm.flow.report.comparison import write_comparison  # needs matplotlib, an optional extra
+        from vfm.report.comparison import write_comparison  # needs matplotlib, an optional extra
     except ImportError as error:
         raise UserError(f"the report needs {error.name}: {how_to_install('vfm-core[report]')}") from None
     write_comparison({folder.name: present_summary(folder) for folder in directories}, page)

@@ -14,10 +14,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from vfm.base import UserError
 from vfm.cli.command import DEFAULT_STORE, DebugOption, command, console, show
-from vfm.config import UserError
-from vfm.flow.input_changes import InputCheck, behind, inputs_of
-from vfm.flow.verification import damaged_records, places
+from vfm.flow.records.input_changes import InputCheck, behind, inputs_of
+from vfm.flow.records.verification import damaged_records, places
 
 
 class Read:

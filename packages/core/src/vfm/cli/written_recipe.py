@@ -9,16 +9,16 @@ from typing import Annotated
 import pluggy
 import typer
 
+from vfm.api.recipe_run import run_recipe
+from vfm.base import UserError
 from vfm.cli.command import console, note, show, show_results
 from vfm.cli.recipe import show_outcome
-from vfm.config import UserError
-from vfm.flow.listeners import ConsoleListener
-from vfm.flow.plan import make_plan
-from vfm.flow.recipe import load_recipe
-from vfm.flow.recipe_run import run_recipe
-from vfm.flow.run import preflight
-from vfm.flow.store import Store
-from vfm.plugins import stage_types
+from vfm.flow.execution.run import preflight
+from vfm.flow.listeners.listeners import ConsoleListener
+from vfm.flow.plan.plan import make_plan
+from vfm.flow.plan.store import Store
+from vfm.flow.recipe.recipe import load_recipe
+from vfm.interfaces import stage_types
 
 RecipeOption = Annotated[
     Path,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.stage import Runtime
+from vfm.interfaces.stage import Runtime
 
 Step = Annotated[int, Field(ge=1)]
 

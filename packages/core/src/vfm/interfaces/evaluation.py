@@ -15,9 +15,9 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from vfm.artifacts import Artifact, ClipCheckpoint, Report
-from vfm.config import UserError, did_you_mean, readable
-from vfm.stage import Context, Preflight, Ref, Runtime, Stage
+from vfm.base import UserError, did_you_mean, readable
+from vfm.interfaces.artifacts import Artifact, ClipCheckpoint, Report
+from vfm.interfaces.stage import Context, Preflight, Ref, Runtime, Stage
 
 
 class Evaluation(Stage):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from vfm.config import Config
+from vfm.base import Config
 
 
 class LowRankSettings(Config):

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from vfm.artifacts import (
+from vfm.base import Config
+from vfm.interfaces.artifacts import (
     Artifact,
     ClipCheckpoint,
     CuratedSubset,
@@ -15,9 +16,8 @@ from vfm.artifacts import (
     PairDataset,
     VisionCheckpoint,
 )
-from vfm.config import Config
+from vfm.interfaces.stage import Ref, Seed, Stage
 from vfm.interfaces.training import Training
-from vfm.stage import Ref, Seed, Stage
 
 Share = Annotated[float, Field(gt=0, le=1)]
 

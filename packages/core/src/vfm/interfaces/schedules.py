@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vfm.parts import Part
+from vfm.base import Part
 
 
 class Schedule(Part):
@@ -23,7 +23,7 @@ class CosineSchedule(Schedule):
     """Half a cosine from `lr` to `min_lr`, as in open_clip."""
 
     type: Literal["cosine"] = Field("cosine", description="falls from lr to min_lr along half a cosine")
-    work: ClassVar[str] = "vfm.train.schedule:cosine"
+    work: ClassVar[str] = "vfm.train.optim.schedule:cosine"
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
 
 
@@ -31,14 +31,14 @@ class ConstantSchedule(Schedule):
     """`lr` to the end."""
 
     type: Literal["constant"] = Field("constant", description="stays at lr")
-    work: ClassVar[str] = "vfm.train.schedule:constant"
+    work: ClassVar[str] = "vfm.train.optim.schedule:constant"
 
 
 class WarmupStableDecay(Schedule):
     """`lr` for most steps, then a decay to `min_lr` (arXiv:2405.18392); with `continue_from`, a cool-down."""
 
     type: Literal["wsd"] = Field("wsd", description="stays at lr, and falls to min_lr over the last decay_steps")
-    work: ClassVar[str] = "vfm.train.schedule:warmup_stable_decay"
+    work: ClassVar[str] = "vfm.train.optim.schedule:warmup_stable_decay"
     decay_steps: int = Field(ge=1, description="steps at the end over which the learning rate falls")
     shape: Literal["linear", "sqrt", "cosine"] = Field(
         "linear", description="of the decay after a share x of it: 1 - x, 1 - sqrt(x), or half a cosine"

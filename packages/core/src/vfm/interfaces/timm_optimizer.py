@@ -26,7 +26,7 @@ class TimmOptimizer(Optimizer):
     """
 
     type: Literal["timm"] = Field("timm", description="an optimizer of timm's factory")
-    work: ClassVar[str] = "vfm.train.optim:build_timm"
+    work: ClassVar[str] = "vfm.train.optim.optim:build_timm"
     algorithm: Algorithm = Field(description="its name in timm")
     options: dict[str, float | bool | str | list[float]] = Field(
         {}, description="further arguments of its class in timm, such as {momentum: 0.95}"

@@ -7,14 +7,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.artifacts import Artifact
-from vfm.config import Config
-from vfm.incidental import INCIDENTAL, Incidental
+from vfm.base import INCIDENTAL, Config, Incidental, Part
 from vfm.interfaces.acceleration import LayerRuntime
+from vfm.interfaces.artifacts import Artifact
 from vfm.interfaces.evaluation import AnyEvaluation, check_evaluations
 from vfm.interfaces.schedules import CosineSchedule, Schedule, WarmupStableDecay
-from vfm.parts import Part
-from vfm.stage import Ref, Seed, Stage
+from vfm.interfaces.stage import Ref, Seed, Stage
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -40,7 +38,7 @@ class AdamW(Optimizer):
     """AdamW, torch's fused implementation."""
 
     type: Literal["adamw"] = Field("adamw", description="AdamW")
-    work: ClassVar[str] = "vfm.train.optim:build_adamw"
+    work: ClassVar[str] = "vfm.train.optim.optim:build_adamw"
     betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="decay rates of the two moment estimates")
     eps: float = Field(1e-6, gt=0, description="added to the denominator")
 
@@ -49,7 +47,7 @@ class Lamb(Optimizer):
     """LAMB, for batches of tens of thousands of samples (arXiv:1904.00962)."""
 
     type: Literal["lamb"] = Field("lamb", description="LAMB, for batches of tens of thousands of samples")
-    work: ClassVar[str] = "vfm.train.optim:build_lamb"
+    work: ClassVar[str] = "vfm.train.optim.optim:build_lamb"
     betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="decay rates of the two moment estimates")
     eps: float = Field(1e-6, gt=0, description="added to the denominator")
 
@@ -58,7 +56,7 @@ class Sgd(Optimizer):
     """SGD with momentum."""
 
     type: Literal["sgd"] = Field("sgd", description="SGD with momentum")
-    work: ClassVar[str] = "vfm.train.optim:build_sgd"
+    work: ClassVar[str] = "vfm.train.optim.optim:build_sgd"
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum")
 
 

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfm.config import UserError
-from vfm.installation import how_to_install
+from vfm.base import UserError, how_to_install
 
 M = TypeVar("M", bound=nn.Module)
 SEPARATE_BIAS = "qkv_bias_separate"  # with it, timm's EVA calls its fused projection and adds the bias afterwards

@@ -15,8 +15,8 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from vfm.config import Config
-from vfm.data.images import FILTERS, Interpolation
+from vfm.base import Config
+from vfm.data.samples.images import FILTERS, Interpolation
 
 Triple = tuple[float, float, float]
 

@@ -14,8 +14,8 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 from torch.nn import functional as F
 
-from vfm.config import UserError
-from vfm.panels import TablePanel
+from vfm.base import UserError
+from vfm.interfaces import TablePanel
 
 PatchResize = Literal["bicubic", "pinv"]
 TRUNK = "visual.trunk."  # prefix of a timm encoder inside an open_clip model

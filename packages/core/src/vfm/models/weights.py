@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vfm.config import UserError
+from vfm.base import UserError
 
 # What trainers save beside tensors: their `args`, and rates and counts that are numpy's numbers. Files of numpy 1 have
 # an older name of the same function.

@@ -15,9 +15,25 @@ from vfm.statistics.intervals import (
 )
 from vfm.statistics.multiple import holm
 from vfm.statistics.paired import mcnemar_exact, newcombe_interval, paired_t, sign_flip_p
+from vfm.statistics.resampling import ResampledScore, image_weights
 
 __all__ = [
-    "Accuracy", "MeanAveragePrecision", "average_precisions", "bootstrap_interval", "compare", "effective_size",
-    "holm", "mcnemar_exact", "mean_per_class_interval", "newcombe_interval", "paired_t", "sign_flip_p",
-    "stratified_mean", "t_interval", "to_metric", "wilson_interval",
+    "Accuracy",
+    "MeanAveragePrecision",
+    "ResampledScore",
+    "average_precisions",
+    "bootstrap_interval",
+    "compare",
+    "effective_size",
+    "holm",
+    "image_weights",
+    "mcnemar_exact",
+    "mean_per_class_interval",
+    "newcombe_interval",
+    "paired_t",
+    "sign_flip_p",
+    "stratified_mean",
+    "t_interval",
+    "to_metric",
+    "wilson_interval",
 ]  # fmt: skip

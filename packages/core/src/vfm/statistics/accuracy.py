@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.artifacts import Comparison, Metric
-from vfm.scores import Difference, Score
+from vfm.interfaces import Comparison, Difference, Metric, Score
 from vfm.statistics.intervals import grouped_interval, mean_per_class_interval, stratified_mean, wilson_interval
 from vfm.statistics.paired import mcnemar_exact, newcombe_interval, sign_flip_p
 

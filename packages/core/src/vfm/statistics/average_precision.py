@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.scores import Difference
+from vfm.interfaces import Difference
 from vfm.statistics.intervals import CONFIDENCE
 
 NUM_RESAMPLES = 1000  # each sums over all images of every label (the order is shared), so fewer than elsewhere

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from vfm.data.batch import Batch, Inputs
+from vfm.data.loading.batch import Batch, Inputs
 
 
 class Data(Protocol[Inputs]):

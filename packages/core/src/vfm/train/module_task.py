@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vfm.config import UserError
-from vfm.data.batch import SampleDraw
+from vfm.base import UserError
+from vfm.data.loading.batch import SampleDraw
 from vfm.train.task import Metrics, Task
 
 LossFunction = Callable[[Any, Any], Tensor | tuple[Tensor, Mapping[str, Tensor | float]]]

@@ -11,8 +11,8 @@ from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 from torch import Tensor, nn
 
-from vfm.artifacts import Artifact
-from vfm.data.batch import Batch, Inputs
+from vfm.data.loading.batch import Batch, Inputs
+from vfm.interfaces import Artifact
 
 Metrics = dict[str, Tensor]
 """Scalars on the device by name: `accuracy` is logged as `train/accuracy`, a name with a `/` unchanged."""

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vfm.plugin import UserError
+from vfm_curation.filters.head_filters import MlpScore
 from vfm_curation.filters.head_layers import layers_of
 from vfm_curation.filters.run import FilterRun
 from vfm_curation.filters.scores import cut
-from vfm_curation.stages import MlpScore
 
 ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU}
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vfm.data import SUBSET_FOLDER, stored_subset, subset_index_rows
+from vfm_curation.balance.subset import kept_languages, kept_samples
 from vfm_curation.filters.survivors import VERDICTS_FOLDER, Survivors, shard_file
 from vfm_curation.filters.texts import IDENTITY, digest
 from vfm_curation.shard_files import MADE_FROM_KEY, finished_summary, made_from, write_shard_file
-from vfm_curation.subset import kept_languages, kept_samples
 from vfm_curation.summaries import Summary
 
 NUM_EXAMPLES = 5  # for each reason

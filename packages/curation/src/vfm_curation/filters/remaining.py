@@ -13,9 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vfm_curation.filters.stages import RowFilter, Unit
 from vfm_curation.filters.survivors import Codes, Survivors, save_array, shard_file
-from vfm_curation.stages import RowFilter
-from vfm_curation.stages.filters import Unit
 from vfm_curation.summaries import Summary
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vfm_curation.stages import CaptionLength, ImageSize, Language
+from vfm_curation.filters.stages import CaptionLength, ImageSize, Language
 
 Bools = NDArray[np.bool_]
 

@@ -29,11 +29,11 @@ from vfm_curation.filters import images as image_tasks
 from vfm_curation.filters import texts as text_tasks
 from vfm_curation.filters.images import ImageJob, measure_images
 from vfm_curation.filters.remaining import CodesSummary, Remaining, RowJob, filter_rows, write_codes
+from vfm_curation.filters.stages import Filter, RowFilter, Unit
 from vfm_curation.filters.survivors import Codes, Survivors, shard_file
 from vfm_curation.filters.texts import TextJob, measure_texts, opened
+from vfm_curation.runtime import CurationRuntime
 from vfm_curation.shard_files import whole_file
-from vfm_curation.stages import CurationRuntime, Filter, RowFilter
-from vfm_curation.stages.filters import Unit
 from vfm_curation.summaries import Lost, Summary, with_progress
 
 

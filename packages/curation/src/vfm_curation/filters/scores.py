@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from vfm.plugin import UserError
 from vfm_curation.filters.linear_head import head_width
+from vfm_curation.filters.model_filters import ClipScore, LinearScore, ScoreFilter
 from vfm_curation.filters.run import FilterRun
-from vfm_curation.stages import ClipScore, LinearScore, ScoreFilter
 
 Bools = NDArray[np.bool_]
 Scores = NDArray[np.float32]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vfm.plugin import Context, Metadata, Preflight, UserError
 from vfm_curation.metadata.entries import EntryList, entries_sha256, save_entries
 from vfm_curation.metadata.lint import lint, metadata_panels, save_findings
-from vfm_curation.stages import BuildMetadata
+from vfm_curation.metadata.stages import BuildMetadata
 
 
 def check_metadata(config: BuildMetadata, ctx: Preflight) -> None:

@@ -18,13 +18,21 @@ from vfm_curation.metadata.content_words import ContentWords, WordNetForms
 from vfm_curation.metadata.counting import MAX_COUNTED, SpillingCounter
 from vfm_curation.metadata.files import read_lists
 from vfm_curation.metadata.function_words import base_language, function_words
+from vfm_curation.metadata.stages import (
+    Captions,
+    Lists,
+    Numbers,
+    Pageviews,
+    Wikipedia,
+    WordNet,
+    Words,
+)
 from vfm_curation.metadata.tokenizers import writes_spaces
 from vfm_curation.metadata.vocabulary import ABOVE_CHANCE, Vocabulary
 from vfm_curation.metadata.wikimedia import views_of_hour
 from vfm_curation.metadata.wikipedia import Corpus, check_wikitext_parser
 from vfm_curation.metadata.wordnet import NUMBERS, wordnet_entries
 from vfm_curation.pool_texts import texts_of
-from vfm_curation.stages import Captions, Lists, Numbers, Pageviews, Wikipedia, WordNet, Words
 
 Entries = tuple[str, Mapping[str, str]]
 CONTENT_PMI = 7.0  # bits: words that are together 128 times as often as by chance, such as "fire hydrant"

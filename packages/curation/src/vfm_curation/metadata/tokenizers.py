@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from vfm_curation.matching import tokenize
-from vfm_curation.stages.tokenizers import Tokenizer as TokenizerConfig
+from vfm_curation.metadata.tokenizer_parts import Tokenizer as TokenizerConfig
 
 Split = Callable[[str], list[str]]
 BREAK = ""

@@ -18,10 +18,10 @@ from typing import TypeVar
 
 from vfm.plugin import Context
 from vfm_curation.engine import map_in_order
+from vfm_curation.metadata.tokenizer_parts import AutoTokenizer, Tokenizer
 from vfm_curation.metadata.vocabulary import Vocabulary, count_words
 from vfm_curation.metadata.wikimedia import articles, lines
 from vfm_curation.shard_files import made_from
-from vfm_curation.stages.tokenizers import AutoTokenizer, Tokenizer
 
 TEXTS_A_TASK = 200  # articles or lines
 MEGABYTE = 1e6

@@ -9,10 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vfm.data import BadSample, Question, Questions, SameEpochs, SampleOrder, decode_image
+from vfm.data import (
+    BadSample,
+    Batch,
+    Question,
+    Questions,
+    SameEpochs,
+    SampleDraw,
+    SampleOrder,
+    decode_image,
+    to_tensor,
+)
 from vfm.models import Preprocess
 from vfm.plugin import UserError
-from vfm.train import Batch, SampleDraw, to_tensor
 from vfm_diva.mllm.prompts import PromptEncoder
 
 MAX_TRIES = 20

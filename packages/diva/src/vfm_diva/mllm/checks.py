@@ -13,7 +13,7 @@ from vfm.plugin import AnnotatedImages, Preflight, UserError, how_to_install
 from vfm_diva.mllm.lmms_folders import check_folder, check_model
 from vfm_diva.mllm.lmms_logs import find_log
 from vfm_diva.mllm.question_files import read_rows
-from vfm_diva.stages_mllm import EvalLmms, EvalMllm, MllmPope, MllmQuestions, MllmTrain
+from vfm_diva.mllm.stages import EvalLmms, EvalMllm, MllmPope, MllmQuestions, MllmTrain
 
 
 def check_train(config: MllmTrain, ctx: Preflight) -> None:

@@ -15,9 +15,9 @@ from vfm_diva.mllm.batches import MllmInputs
 from vfm_diva.mllm.checks import check_train
 from vfm_diva.mllm.language_models import planned_language_model
 from vfm_diva.mllm.model import Mllm, empty_mllm, empty_tower, join_parts
+from vfm_diva.mllm.stages import MllmTrain
 from vfm_diva.mllm.task import MllmTask
 from vfm_diva.mllm.train import checkpoint_blocks, reading_of, vocabulary
-from vfm_diva.stages_mllm import MllmTrain
 
 LOOKED_AT = 1000  # questions whose length is measured
 WORDS, QUESTION, ANSWER = 1000, 24, 8  # of questions that are not known yet: different words, and those of each

@@ -17,9 +17,6 @@ from torch import Tensor
 from vfm.data import BadSample, Question, Questions, decode_image, pairs_of
 from vfm.eval import (
     CaptionedImage,
-    Evaluated,
-    ModelResult,
-    Score,
     check_finite,
     data_hash,
     images_panel,
@@ -27,13 +24,13 @@ from vfm.eval import (
     report_models,
 )
 from vfm.models import eval_mode
-from vfm.plugin import Context, Report, UserError
+from vfm.plugin import Context, Evaluated, ModelResult, Report, Score, UserError
 from vfm.train import in_batches, leave_to_first, of_all, own_share
 from vfm_diva.mllm.batches import image_of
 from vfm_diva.mllm.model import Mllm, load_mllm
 from vfm_diva.mllm.scores import chosen, pair_scores, question_scores, yes_no_scores
+from vfm_diva.mllm.stages import EvalMllm, MllmCheckpoint
 from vfm_diva.mllm.task import row_sums
-from vfm_diva.stages_mllm import EvalMllm, MllmCheckpoint
 
 GREY = 128
 PICTURES_SHOWN = 12

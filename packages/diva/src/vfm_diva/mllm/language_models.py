@@ -21,7 +21,7 @@ from transformers import (
 
 from vfm.plugin import UserError
 from vfm_diva.mllm.prompts import IMAGE_TOKEN
-from vfm_diva.stages_mllm import LanguageModel, PretrainedLanguageModel, SmallLlama
+from vfm_diva.mllm.stages import LanguageModel, PretrainedLanguageModel, SmallLlama
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
 

@@ -11,13 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from vfm.eval import Evaluated, ModelResult, Score, write_report
-from vfm.plugin import Context, Report, UserError
+from vfm.eval import write_report
+from vfm.plugin import Context, Evaluated, ModelResult, Report, Score, UserError
 from vfm.train import resolve_device
 from vfm_diva.mllm.lmms_folders import check_folder
-from vfm_diva.mllm.lmms_logs import Item, check_same_items, find_log, judge, newest_log, read_log
+from vfm_diva.mllm.lmms_logs import (
+    Item,
+    check_same_items,
+    find_log,
+    judge,
+    newest_log,
+    read_log,
+)
 from vfm_diva.mllm.lmms_output import last_error, read_output, unanswered
-from vfm_diva.stages_mllm import EvalLmms
+from vfm_diva.mllm.stages import EvalLmms
 
 LOG_FILE = "lmms_eval.log"
 OWN_PATHS = ("PYTHONPATH", "PYTHONHOME")  # would bring this environment's packages into the other one

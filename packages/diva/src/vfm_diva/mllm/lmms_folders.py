@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vfm.plugin import Artifact, Preflight, Ref, UserError, store_files
-from vfm_diva.stages_mllm import MllmTrain
+from vfm_diva.mllm.stages import MllmTrain
 
 CONFIG_FILE, PROCESSOR_FILE = "config.json", "processor_config.json"
 MODEL_TYPES = ("llava", "llava_next", "llava_onevision")  # of lmms-eval's `llava_hf`

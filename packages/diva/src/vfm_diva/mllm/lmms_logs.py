@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from vfm.eval import Accuracy, Score
-from vfm.plugin import UserError
+from vfm.plugin import Score, UserError
+from vfm.statistics import Accuracy
 from vfm_diva.mllm.scores import pair_scores, yes_no_scores
 
 POPE_QUESTIONS_PER_IMAGE = 6

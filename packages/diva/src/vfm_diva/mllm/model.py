@@ -33,7 +33,7 @@ from vfm.models import ClipModel, Preprocess, find_format, transformers_config
 from vfm.plugin import UserError
 from vfm_diva.mllm.processor import llava_processor, save_processor
 from vfm_diva.mllm.prompts import PromptEncoder
-from vfm_diva.stages_mllm import LanguageModel, MllmCheckpoint, Tokens
+from vfm_diva.mllm.stages import LanguageModel, MllmCheckpoint, Tokens
 
 logging.disable_progress_bar()  # a run shows its own progress
 

@@ -15,10 +15,9 @@ import numpy as np
 
 from vfm.data import BadSample, Question, write_questions
 from vfm.data.annotated import AnnotatedSource
-from vfm.eval import ReadSettings
-from vfm.plugin import Context, ImagesPanel, Picture, QuestionDataset, UserError
+from vfm.plugin import Context, ImagesPanel, Picture, QuestionDataset, ReadSettings, UserError
 from vfm_diva.mllm.checks import check_exhaustive
-from vfm_diva.stages_mllm import MllmPope
+from vfm_diva.mllm.stages import MllmPope
 
 Split = Literal["random", "popular", "adversarial"]
 OPTIONS = ["yes", "no"]

@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vfm.data import BadSample, Question, decode_image, files, write_questions
-from vfm.eval import ReadSettings
-from vfm.plugin import Context, QuestionDataset, UserError
-from vfm_diva.stages_mllm import MllmQuestions
+from vfm.data import BadSample, Question, decode_image, write_questions
+from vfm.plugin import Context, QuestionDataset, ReadSettings, UserError, files
+from vfm_diva.mllm.stages import MllmQuestions
 
 MMVP_FILE, MMVP_COLUMNS = "Questions.csv", ("Index", "Question", "Options", "Correct Answer")
 MMVP_FOLDERS = ("MMVP Images", "MMVP_Images", "images")

@@ -13,7 +13,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vfm.eval import Accuracy, ResampledScore, Score, image_weights
+from vfm.plugin import Score
+from vfm.statistics import Accuracy, ResampledScore, image_weights
 
 Booleans = NDArray[np.bool_]
 Floats = NDArray[np.float64]

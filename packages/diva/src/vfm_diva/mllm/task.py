@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vfm.train import Batch, Frozen, Metrics, Task
+from vfm.data import Batch
+from vfm.train import Frozen, Metrics, Task
 from vfm_diva.mllm.batches import MllmInputs
 from vfm_diva.mllm.model import Mllm
-from vfm_diva.stages_mllm import MllmCheckpoint
+from vfm_diva.mllm.stages import MllmCheckpoint
 
 
 class MllmTask(Task[MllmInputs]):

@@ -8,8 +8,8 @@ from vfm.plugin import Context, UserError
 from vfm.train import fit, is_main
 from vfm_diva.mllm.batches import QuestionBatches
 from vfm_diva.mllm.model import Mllm, Reading, build_mllm, load_mllm
+from vfm_diva.mllm.stages import MllmCheckpoint, MllmTrain
 from vfm_diva.mllm.task import MllmTask
-from vfm_diva.stages_mllm import MllmCheckpoint, MllmTrain
 
 
 def train_mllm(config: MllmTrain, ctx: Context) -> MllmCheckpoint:

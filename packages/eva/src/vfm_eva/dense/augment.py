@@ -17,9 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from vfm.data import FILTERS, Interpolation
+from vfm.data import FILTERS, Interpolation, to_tensor
 from vfm.data.annotated import Objects, decode_mask
-from vfm.train import to_tensor
 
 __all__ = [
     "MIN_SIDE", "PAD", "Distortion", "Placement", "Targets", "distort", "draw_distortion", "draw_placement",

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vfm.models import load_state_dict, load_vision, save_state_dict, save_vision, set_class_names
 from vfm.plugin import UserError, VideoClassifier
-from vfm_eva.stages_video import Clip, VideoModel
 from vfm_eva.video.model import VideoTransformer
+from vfm_eva.video.stages import Clip, VideoModel
 
 VIDEO_WEIGHTS_FILE = "video.safetensors"
 ENCODER_FOLDER = "encoder"

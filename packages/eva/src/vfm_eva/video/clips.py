@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as pixels
 
-from vfm.data import BadSample, Sample
+from vfm.data import BadSample, Sample, SampleDraw
 from vfm.data.videos import ClipSampling, VideoSample, drawn_view, read_clips
-from vfm.train import SampleDraw
-from vfm_eva.stages_video import Clip, VideoAugmentation
+from vfm_eva.video.stages import Clip, VideoAugmentation
 
 
 @dataclass(frozen=True)

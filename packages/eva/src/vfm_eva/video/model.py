@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from vfm.eval import AttentiveHead
 from vfm.plugin import UserError
 from vfm_eva.dense.trunks import Trunk, unrotated_rows
-from vfm_eva.stages_video import VideoModel
+from vfm_eva.video.stages import VideoModel
 from vfm_eva.video.time import rotated_in_time
 
 

@@ -16,14 +16,14 @@ from torch.nn import functional as F
 from vfm.data.videos import ClipSampling
 from vfm.models import Preprocess, vision_preprocess
 from vfm.plugin import VideoClassifier
-from vfm_eva.stages_video import Clip
 from vfm_eva.video.checkpoint import load_classifier
 from vfm_eva.video.model import VideoTransformer
+from vfm_eva.video.stages import Clip
 
 
 @dataclass
 class Predictor:
-    """A `vfm.eval.VideoPredictor`."""
+    """A `vfm.plugin.VideoPredictor`."""
 
     module: VideoTransformer
     preprocess: Preprocess

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vfm.data import TrainingData
 from vfm.data.videos import VideoSource
 from vfm.models import KeyReport, build_vision, load_state_dict, set_class_names, vision_preprocess
 from vfm.plugin import (
@@ -21,13 +22,13 @@ from vfm.plugin import (
     VisionCheckpoint,
     check_class_names,
 )
-from vfm.train import TrainingData, fit, is_main
-from vfm_eva.finetune import init_head, load_encoder_weights
-from vfm_eva.stages_video import EvaVideo
+from vfm.train import fit, is_main
+from vfm_eva.finetune.finetune import init_head, load_encoder_weights
 from vfm_eva.video.checkpoint import VIDEO_WEIGHTS_FILE, video_state
 from vfm_eva.video.clips import MakeClips
 from vfm_eva.video.encoders import image_checkpoint
 from vfm_eva.video.model import VideoTransformer
+from vfm_eva.video.stages import EvaVideo
 from vfm_eva.video.task import VideoTask
 from vfm_eva.video.time import interpolate_positions
 

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from vfm.models import vision_preprocess
 from vfm.plugin import VideoClassifier
 from vfm.train import Metrics, ParamGroup, Task
-from vfm_eva.classifier import layer_of, layered_groups
-from vfm_eva.mixing import StepMix
-from vfm_eva.stages_video import Clip
+from vfm_eva.finetune.classifier import layer_of, layered_groups
+from vfm_eva.finetune.mixing import StepMix
 from vfm_eva.video.checkpoint import save_classifier
 from vfm_eva.video.clips import VideoClips
 from vfm_eva.video.model import VideoTransformer
 from vfm_eva.video.predictor import Predictor
+from vfm_eva.video.stages import Clip
 from vfm_kernels import Kernels, accelerated, padded
 
 

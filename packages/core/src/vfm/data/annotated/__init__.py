@@ -4,11 +4,6 @@ Needs `vfm-core[dense]` (faster-coco-eval for masks as run lengths, ijson for la
 artifact.
 """
 
-from vfm.data.annotated.masks import as_rle, decode_mask, encode_mask, mask_area, mask_box
-from vfm.data.annotated.records import IGNORED
-from vfm.data.annotated.source import AnnotatedSource
-from vfm.data.annotated.tables import Objects
+import lazy_loader
 
-__all__ = [
-    "IGNORED", "AnnotatedSource", "Objects", "as_rle", "decode_mask", "encode_mask", "mask_area", "mask_box",
-]  # fmt: skip
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -18,8 +18,7 @@ from typing import IO, Any, cast
 
 import ijson
 
-from vfm import files
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data.annotated.records import (
     Annotation,
     BadAnnotation,
@@ -31,6 +30,7 @@ from vfm.data.annotated.records import (
     check_ids,
     is_number,
 )
+from vfm.storage import files
 
 NUM_TRIED = 50  # pictures that are looked for to find the rule of their paths
 OBJECTS365 = "objects365"

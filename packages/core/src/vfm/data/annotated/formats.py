@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from vfm import files
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data.annotated.coco import CocoJson, stream
 from vfm.data.annotated.label_maps import ade20k, cityscapes, coco_stuff, folder_maps, voc_maps
 from vfm.data.annotated.panoptic import PanopticJson
 from vfm.data.annotated.records import AnnotationReader, Classes
 from vfm.data.annotated.sample_records import SampleRecords
+from vfm.data.annotated.stages import Annotated
 from vfm.data.annotated.voc import VocFolder
 from vfm.data.annotated.yolo import YoloFolder, read_names, read_yaml
-from vfm.data.layout import Kind, find_layout
-from vfm.stages.annotated import Annotated
+from vfm.data.layouts.layout import Kind, find_layout
+from vfm.storage import files
 
 LAYOUTS: dict[str, Kind] = {"hugging_face": "parquet", "webdataset": "webdataset"}
 DATA_YAML = "data.yaml"  # of a dataset in YOLO's layout

@@ -11,21 +11,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.artifacts import AnnotatedImages
-from vfm.config import UserError, did_you_mean
+from vfm.base import UserError, did_you_mean
 from vfm.data.annotated.cleaning import clean_annotations
 from vfm.data.annotated.formats import open_reader
 from vfm.data.annotated.label_files import check_map
 from vfm.data.annotated.panels import add_annotation_panels
 from vfm.data.annotated.records import IGNORED, AnnotationReader, BadAnnotation, Classes, Picture
+from vfm.data.annotated.stages import Annotated
 from vfm.data.annotated.tables import ImageRow, ObjectTable, write_images
-from vfm.data.images import open_image
-from vfm.data.index import BadRow, write_index
-from vfm.data.indexing import Indexing
-from vfm.data.sample import BadSample
-from vfm.data.source import Source
-from vfm.stage import Context, Preflight
-from vfm.stages.annotated import Annotated
+from vfm.data.index.index import BadRow, write_index
+from vfm.data.index.source import Source
+from vfm.data.indexing.indexing import Indexing
+from vfm.data.samples.images import open_image
+from vfm.data.samples.sample import BadSample
+from vfm.interfaces import AnnotatedImages, Context, Preflight
 
 ORIENTATION = 0x0112  # EXIF tag
 TURNED, SIDEWAYS = range(2, 9), range(5, 9)  # orientations; those that swap width and height

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm import files
 from vfm.data.annotated.records import NOT_ALLOWED
-from vfm.data.images import open_image
-from vfm.data.sample import BadSample
+from vfm.data.samples.images import open_image
+from vfm.data.samples.sample import BadSample
+from vfm.storage import files
 
 
 def read_map(path: str) -> NDArray[Any]:

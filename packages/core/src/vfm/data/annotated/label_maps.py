@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from vfm import files
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data.annotated.records import (
     IGNORED,
     NOT_ALLOWED,
@@ -23,7 +22,8 @@ from vfm.data.annotated.records import (
     Picture,
 )
 from vfm.data.annotated.voc import VOC_CLASSES, split_stems
-from vfm.data.folder import image_names
+from vfm.data.layouts.folder import image_names
+from vfm.storage import files
 
 VALUES = 256
 RIM = 255  # value of unlabelled pixels

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from vfm.config import UserError
-from vfm.data.annotated.records import Annotation, BadAnnotation, Box, Classes, box_of, is_number
-from vfm.data.spec import MAX_CLASSES
+from vfm.base import UserError
+from vfm.data.annotated.records import (
+    Annotation,
+    BadAnnotation,
+    Box,
+    Classes,
+    box_of,
+    is_number,
+)
+from vfm.data.samples.spec import MAX_CLASSES
 
 BoxFormat = Literal["xywh", "xyxy", "cxcywh"]
 CLASS_FIELDS = ("category_id", "category", "categories", "label", "labels", "class")

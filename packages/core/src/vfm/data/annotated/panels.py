@@ -8,11 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vfm.artifacts import AnnotatedImages
 from vfm.data.annotated.source import AnnotatedSource
-from vfm.data.sample import BadSample
-from vfm.panels import ImagesPanel, Picture, TablePanel
-from vfm.stage import Context
+from vfm.data.samples.sample import BadSample
+from vfm.interfaces import AnnotatedImages, Context, ImagesPanel, Picture, TablePanel
 
 NUM_PICTURES = 12
 SIDE = 256

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm import files
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data.annotated.coco import classes_of, listed_pictures, stream
 from vfm.data.annotated.masks import encode_mask
 from vfm.data.annotated.records import Annotation, BadAnnotation, Label, ListedImages
-from vfm.data.images import open_image
+from vfm.data.samples.images import open_image
+from vfm.storage import files
 
 
 @dataclass

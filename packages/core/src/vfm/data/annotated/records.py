@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeGuard
 
-from vfm.config import UserError
-from vfm.data.image_list import ImageEntry, write_image_lists
-from vfm.data.shards import Found
-from vfm.data.source import Source
-from vfm.data.spec import DatasetSpec
+from vfm.base import UserError
+from vfm.data.index.source import Source
+from vfm.data.samples.shards import Found
+from vfm.data.samples.spec import DatasetSpec
+from vfm.data.tables.image_list import ImageEntry, write_image_lists
 
 Box = tuple[float, float, float, float]
 Label = Literal["boxes", "masks", "semantic", "panoptic"]
@@ -127,7 +127,7 @@ class AnnotationReader(Protocol):
     spec: DatasetSpec
 
     def shards(self, directory: Path) -> Iterator[Found]:
-        """Yield the shards of the images, as `vfm.data.layout.Layout.shards` does."""
+        """Yield the shards of the images, as `vfm.data.layouts.layout.Layout.shards` does."""
         ...
 
     def pictures(self, source: Source | None) -> list[Picture]:

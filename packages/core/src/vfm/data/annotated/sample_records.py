@@ -12,19 +12,26 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vfm import files
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data.annotated.object_records import class_names_in, objects_in
-from vfm.data.annotated.records import Annotation, BadAnnotation, Classes, Label, Picture, check_ids
-from vfm.data.captions import decode_json
-from vfm.data.layout import Layout
-from vfm.data.parquet import ParquetShard, features_of, open_parquet
-from vfm.data.sample import BadSample
-from vfm.data.shards import Found, ShardReader
-from vfm.data.source import Source
-from vfm.data.spec import DatasetSpec
-from vfm.data.webdataset import TarShard
-from vfm.store_files import reading
+from vfm.data.annotated.records import (
+    Annotation,
+    BadAnnotation,
+    Classes,
+    Label,
+    Picture,
+    check_ids,
+)
+from vfm.data.index.source import Source
+from vfm.data.layouts.layout import Layout
+from vfm.data.samples.captions import decode_json
+from vfm.data.samples.sample import BadSample
+from vfm.data.samples.shards import Found, ShardReader
+from vfm.data.samples.spec import DatasetSpec
+from vfm.data.tables.parquet import ParquetShard, features_of, open_parquet
+from vfm.data.tar.webdataset import TarShard
+from vfm.storage import files
+from vfm.storage.store_files import reading
 
 NUM_READ = 200  # samples that are read for the kinds of labels
 OBJECTS = "objects"  # column of Hugging Face's tables

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from vfm.artifacts import AnnotatedImages
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data.annotated.label_files import read_map
 from vfm.data.annotated.masks import decode_mask
 from vfm.data.annotated.records import IGNORED
 from vfm.data.annotated.tables import Objects, Tables, read_tables
-from vfm.data.images import decode_image, open_image
-from vfm.data.source import Source, open_dataset
+from vfm.data.index.source import Source, open_dataset
+from vfm.data.samples.images import decode_image, open_image
+from vfm.interfaces import AnnotatedImages
 
 
 class AnnotatedSource:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.data.annotated.records import Box
-from vfm.store_files import read_parquet, reading
+from vfm.storage.store_files import read_parquet, reading
 
 IMAGES_FILE, OBJECTS_FILE = "images.parquet", "annotations.parquet"
 ROWS_AT_A_TIME = 50_000

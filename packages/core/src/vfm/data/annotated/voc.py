@@ -9,9 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from vfm import files
-from vfm.config import UserError
-from vfm.data.annotated.records import Annotation, BadAnnotation, Classes, Label, ListedImages, Picture
+from vfm.base import UserError
+from vfm.data.annotated.records import (
+    Annotation,
+    BadAnnotation,
+    Classes,
+    Label,
+    ListedImages,
+    Picture,
+)
+from vfm.storage import files
 
 VOC_CLASSES = [
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",

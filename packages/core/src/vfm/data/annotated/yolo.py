@@ -8,11 +8,19 @@ from typing import Any
 
 import yaml
 
-from vfm import files
-from vfm.config import UserError
-from vfm.data.annotated.records import Annotation, BadAnnotation, Classes, Label, ListedImages, Picture, box_of
-from vfm.data.folder import image_names
-from vfm.data.spec import MAX_CLASSES
+from vfm.base import UserError
+from vfm.data.annotated.records import (
+    Annotation,
+    BadAnnotation,
+    Classes,
+    Label,
+    ListedImages,
+    Picture,
+    box_of,
+)
+from vfm.data.layouts.folder import image_names
+from vfm.data.samples.spec import MAX_CLASSES
+from vfm.storage import files
 
 BOX, POLYGON = 5, 7  # numbers of a line with a box, and the fewest of one with a polygon
 

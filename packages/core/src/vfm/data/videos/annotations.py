@@ -13,13 +13,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from vfm import files
-from vfm.config import UserError
-from vfm.data.sample import BadSample
+from vfm.base import UserError
+from vfm.data.samples.images import VIDEO_EXTENSIONS
+from vfm.data.samples.sample import BadSample
 from vfm.data.videos.listing import Listed, Listing
 from vfm.data.videos.media import Media, frame_folder
-from vfm.data.webdataset import VIDEO_EXTENSIONS
-from vfm.stages.videos import Videos
+from vfm.data.videos.stages import Videos
+from vfm.storage import files
 
 UCF_CLASSES = "classInd.txt"
 HMDB_FILE = re.compile(r"(.+)_test_split(\d)\.txt")

@@ -15,8 +15,8 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from vfm.data.images import decode_image
-from vfm.data.sample import BadSample
+from vfm.data.samples.images import decode_image
+from vfm.data.samples.sample import BadSample
 from vfm.data.videos.media import Media, VideoFacts, read_frame
 from vfm.data.videos.views import View
 

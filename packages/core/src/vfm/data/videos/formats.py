@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from vfm import files
-from vfm.clip_benchmark import CLASS_NAMES_FILE, lines_beside
-from vfm.config import UserError
-from vfm.data.image_list import printable
-from vfm.data.sample import BadSample, Sample
-from vfm.data.shards import Shard
-from vfm.data.spec import DatasetSpec
+from vfm.base import UserError
+from vfm.data.prompts.clip_benchmark import CLASS_NAMES_FILE, lines_beside
+from vfm.data.samples.images import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from vfm.data.samples.sample import BadSample, Sample
+from vfm.data.samples.shards import Shard
+from vfm.data.samples.spec import DatasetSpec
+from vfm.data.tables.image_list import printable
+from vfm.data.tar.webdataset import TarShard
 from vfm.data.videos.annotations import ANNOTATION_READERS, recognise_annotations
 from vfm.data.videos.listing import Listed, Listing
 from vfm.data.videos.media import Media, frame_folder
-from vfm.data.webdataset import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, TarShard
-from vfm.stages.videos import Videos
+from vfm.data.videos.stages import Videos
+from vfm.storage import files
 
 EXPECTED = (
     "expected folders of videos by class, folders of frames by class, tars with mp4 and cls or json, or `annotations`:"

@@ -8,18 +8,17 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
-from vfm.artifacts import VideoDataset
-from vfm.config import UserError
-from vfm.data.indexing import check_bad
-from vfm.data.sample import BadSample
+from vfm.base import UserError
+from vfm.data.indexing.indexing import check_bad
+from vfm.data.samples.sample import BadSample
 from vfm.data.videos.formats import list_videos
 from vfm.data.videos.listing import Listed, Listing
 from vfm.data.videos.media import VideoFacts
 from vfm.data.videos.panels import add_video_panels
 from vfm.data.videos.probing import probe
 from vfm.data.videos.source import video_row, write_videos
-from vfm.stage import Context, Preflight
-from vfm.stages.videos import Videos
+from vfm.data.videos.stages import Videos
+from vfm.interfaces import Context, Preflight, VideoDataset
 
 CHUNK = 16  # videos that a process takes at a time
 PEEK = 20  # videos that a check tries before anything runs

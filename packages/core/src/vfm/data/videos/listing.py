@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vfm.config import UserError
-from vfm.data.sample import BadSample
-from vfm.data.spec import MAX_CLASSES
+from vfm.base import UserError
+from vfm.data.samples.sample import BadSample
+from vfm.data.samples.spec import MAX_CLASSES
 from vfm.data.videos.media import Media
 
 

@@ -6,9 +6,9 @@ import io
 from dataclasses import dataclass
 from typing import IO
 
-from vfm import files
-from vfm.data.sample import BadSample, Sample
-from vfm.data.webdataset import IMAGE_EXTENSIONS
+from vfm.data.samples.images import IMAGE_EXTENSIONS
+from vfm.data.samples.sample import BadSample, Sample
+from vfm.storage import files
 
 
 @dataclass(frozen=True)

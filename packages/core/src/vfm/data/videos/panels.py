@@ -9,15 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vfm.artifacts import VideoDataset
-from vfm.data.sample import BadSample
+from vfm.data.samples.sample import BadSample
 from vfm.data.videos.decoding import read_clips
 from vfm.data.videos.media import VideoSample
 from vfm.data.videos.sampling import ClipSampling
 from vfm.data.videos.source import VideoSource
 from vfm.data.videos.views import fixed_views
-from vfm.panels import ImagesPanel, Picture, TablePanel
-from vfm.stage import Context
+from vfm.interfaces import Context, ImagesPanel, Picture, TablePanel, VideoDataset
 
 NUM_STRIPS = 10
 STRIP_FRAMES = 8

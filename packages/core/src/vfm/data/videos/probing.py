@@ -10,8 +10,8 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from vfm.data.images import open_image
-from vfm.data.sample import BadSample
+from vfm.data.samples.images import open_image
+from vfm.data.samples.sample import BadSample
 from vfm.data.videos.decoding import open_container, video_stream
 from vfm.data.videos.media import Media, VideoFacts, read_frame
 

@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vfm.artifacts import VideoDataset
-from vfm.config import UserError
-from vfm.data.order import SameEpochs, SampleOrder
-from vfm.data.sample import uid_of
+from vfm.base import UserError
+from vfm.data.samples.order import SameEpochs, SampleOrder
+from vfm.data.samples.sample import uid_of
 from vfm.data.videos.media import Media, VideoFacts, VideoSample
-from vfm.store_files import read_parquet, reading
+from vfm.interfaces import VideoDataset
+from vfm.storage.store_files import read_parquet, reading
 
 VIDEOS_FILE = "videos.parquet"
 VIDEOS_PER_WINDOW = 64  # orders shuffle windows of shards; videos count as shards of so many

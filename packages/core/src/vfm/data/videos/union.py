@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from vfm.artifacts import VideoDataset
-from vfm.config import UserError
+from vfm.base import UserError
 from vfm.data.videos.panels import add_video_panels
 from vfm.data.videos.source import SCHEMA, VideoSource, write_videos
-from vfm.stage import Context, Preflight
-from vfm.stages.videos import VideoUnion
+from vfm.data.videos.stages import VideoUnion
+from vfm.interfaces import Context, Preflight, VideoDataset
 
 
 def join_videos(config: VideoUnion, ctx: Context) -> VideoDataset:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm import files
-from vfm.artifacts import AnnotatedImages
-from vfm.config import UserError, did_you_mean
+from vfm.base import UserError, did_you_mean
 from vfm.data.annotated.records import IGNORED
-from vfm.stages.evaluation.checks import check_class_names
-from vfm.stages.evaluation.open_segmentation import OpenSegmentation
+from vfm.eval.class_names import check_class_names
+from vfm.eval.open_segmentation.stages import OpenSegmentation
+from vfm.interfaces import AnnotatedImages
+from vfm.storage import files
 
 BACKGROUND = "background"
 

@@ -21,9 +21,11 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES
 from PIL import Image
 
 from vfm.data.annotated import AnnotatedSource
-from vfm.eval.annotated_images import each_image
-from vfm.eval.encoders import load_encoder
-from vfm.eval.hashes import data_hash, item_digest
+from vfm.eval.classify.zero_shot import zero_shot_classifier
+from vfm.eval.dense.annotated_images import each_image
+from vfm.eval.encode.encoders import load_encoder
+from vfm.eval.encode.hashes import data_hash, item_digest
+from vfm.eval.open_segmentation.checks import check_open_segmentation_data
 from vfm.eval.open_segmentation.classes import EvaluatedClasses, evaluated_classes, short_side_of
 from vfm.eval.open_segmentation.decisions import (
     Guess,
@@ -37,19 +39,16 @@ from vfm.eval.open_segmentation.decisions import (
 from vfm.eval.open_segmentation.guesses import ceiling_counts, class_shares, uniform_guess
 from vfm.eval.open_segmentation.panels import Pair, add_pictures, class_panel, rules_panel, scale_panel
 from vfm.eval.open_segmentation.segmenter import Segmenter, View
-from vfm.eval.segmentation import check_labelled, pixel_table
-from vfm.eval.zero_shot import zero_shot_classifier
+from vfm.eval.open_segmentation.stages import OpenSegmentation
+from vfm.eval.segmentation.segmentation import check_labelled, pixel_table
+from vfm.interfaces import Context, Evaluated, ModelResult, Ref
 from vfm.models import ClipModel, ImageEncoder
-from vfm.models.last_block import last_block_reader, papers_positions
-from vfm.models.vision_sizes import resample_positions
-from vfm.scores import Evaluated, ModelResult
-from vfm.stage import Context, Ref
-from vfm.stages.evaluation.checks import check_open_segmentation_data
-from vfm.stages.evaluation.open_segmentation import OpenSegmentation
+from vfm.models.vision.last_block import last_block_reader, papers_positions
+from vfm.models.vision.vision_sizes import resample_positions
 from vfm.statistics.mean_iou import MeanIou, PixelCounts
 from vfm.statistics.resampling import ResampledScore
 from vfm.train import resolve_device
-from vfm.train.sharing import leave_to_first
+from vfm.train.parallel.sharing import leave_to_first
 
 IMAGENET_TEMPLATES = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
 RESAMPLE = {"exact": resample_positions, "papers": papers_positions}

@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 
 from vfm.data.annotated import AnnotatedSource
 from vfm.data.annotated.panels import overlay, palette
-from vfm.eval.dense_panels import join, share_right
+from vfm.eval.dense.dense_panels import join, share_right
 from vfm.eval.open_segmentation.classes import EvaluatedClasses
 from vfm.eval.open_segmentation.guesses import class_shares, guess_by_shares, one_class, uniform_guess
-from vfm.eval.segmentation import iou_panel
-from vfm.panels import ImagesPanel, Picture, TablePanel
-from vfm.stage import Context
+from vfm.eval.segmentation.segmentation import iou_panel
+from vfm.interfaces import Context, ImagesPanel, Picture, TablePanel
 from vfm.statistics.mean_iou import MeanIou
 from vfm.statistics.resampling import mean_of_known
 

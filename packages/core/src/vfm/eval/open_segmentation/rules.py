@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from vfm.eval.open_segmentation.last_block_rules import LastBlockRule, NaClip, ProxyClip, Similarity
+from vfm.interfaces import Ref
 from vfm.models import ClipModel, vision_features, vision_tower
-from vfm.models.last_block import LastBlock
-from vfm.stage import Ref
-from vfm.stages.evaluation.last_block_rules import LastBlockRule, NaClip, ProxyClip, Similarity
+from vfm.models.vision.last_block import LastBlock
 
 Load = Callable[[Ref[Any]], Any]
 """Returns the encoder (`ClipModel` or `PooledVision`) of an input, in evaluation mode."""

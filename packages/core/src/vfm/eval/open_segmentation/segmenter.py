@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vfm.eval.finite import check_finite
+from vfm.eval.encode.finite import check_finite
+from vfm.eval.encode.sliding_windows import WindowMean, pad_to_window, window_places
 from vfm.eval.open_segmentation.pamr import refine_scores
 from vfm.eval.open_segmentation.rules import Rule
-from vfm.eval.sliding_windows import WindowMean, pad_to_window, window_places
 from vfm.models import ClipModel, eval_mode
-from vfm.models.last_block import LastBlockReader
+from vfm.models.vision.last_block import LastBlockReader
 
 
 @dataclass(frozen=True)

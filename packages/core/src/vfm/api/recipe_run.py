@@ -1,0 +1,108 @@
+"""A run with all that is kept and shown of it: listeners, trackers, events, and the report at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from vfm.base import UserError
+from vfm.flow.execution.run import Outcome, run_plan
+from vfm.flow.execution.subprocesses import Send
+from vfm.flow.listeners.listeners import JsonLinesListener, sender
+from vfm.flow.listeners.trackers import Tracker, open_tracker
+from vfm.flow.plan.plan import Step
+from vfm.flow.plan.store import Store
+from vfm.flow.recipe.recipe import Recipe
+from vfm.flow.records.runs import EVENTS_FILE, open_run, through_link
+from vfm.interfaces import Event
+from vfm.report import current_report
+
+
+def run_recipe(
+    manager: pluggy.PluginManager,
+    recipe: Recipe,
+    steps: list[Step],
+    store: Store,
+    listener: Any,
+    *,
+    fresh: bool = False,
+    track: Sequence[str] = (),
+    jobs: int = 1,
+) -> Outcome:
+    """Run a planned recipe and draw its report.
+
+    Args:
+        manager: the plugins, whose listeners receive every event.
+        recipe: the checked recipe.
+        steps: its plan.
+        store: the store that the artifacts are written to.
+        listener: shows the events to the user; its `close` is called at the end.
+        fresh: run every step again, cached or not.
+        track: names of trackers that metrics are sent to.
+        jobs: number of steps at a time.
+
+    Raises:
+        UserError: a check failed, or a stage reported a mistake that the user can correct.
+    """
+    directory = open_run(recipe, steps, store)
+    with reporting(manager, recipe, store, directory, listener, track) as send:
+        outcome = run_plan(recipe, steps, store, send, directory=directory, fresh=fresh, jobs=jobs)
+        try:
+            page = str(through_link(current_report(outcome.directory)))
+        except UserError as error:  # the results exist: a report that cannot be drawn is no failure of the run
+            page = f"not drawn ({error})"
+        send(Event("run_finished", None, {"seconds": round(outcome.seconds, 2), "report": page}))
+    return replace(outcome, page=page)
+
+
+@contextmanager
+def reporting(
+    manager: pluggy.PluginManager,
+    recipe: Recipe,
+    store: Store,
+    directory: Path,
+    listener: Any,
+    track: Sequence[str] = (),
+) -> Iterator[Send]:
+    """Yield the function that sends a run's events to all listeners; an error within the context is an event too."""
+    with ExitStack() as opened:
+        listeners = [listener, JsonLinesListener(directory / EVENTS_FILE)]
+        for one in listeners:
+            opened.callback(one.close)
+        send = sender(manager, listeners)
+        for name in dict.fromkeys(track):
+            tracker = open_tracker(name, directory, recipe.name)
+            manager.register(tracker, f"--track {name}")  # like a plugin's: if it fails, the run goes on without it
+            opened.callback(_close, tracker, name, send)
+        if note := _unusual_place(directory, recipe, store):
+            send(Event("log", None, {"message": note}))
+        try:
+            yield send
+        except BaseException as error:
+            with suppress(OSError):  # on a full disk this event cannot be written either; raise the first error
+                about = {"message": str(error) or type(error).__name__, "interrupted": not isinstance(error, Exception)}
+                send(Event("run_failed", None, about))
+            raise
+
+
+def _unusual_place(directory: Path, recipe: Recipe, store: Store) -> str:
+    """Return why a run is not where its recipe's name says; empty if it is there."""
+    name = directory.name.rpartition("@")[0]
+    if directory.parent != store.runs:
+        return f"{store.root} may not be written, and all artifacts exist: this run is kept in {directory} only"
+    return (
+        f"{store.runs / recipe.name} belongs to another recipe; see {store.runs / name}" if name != recipe.name else ""
+    )
+
+
+def _close(tracker: Tracker, name: str, send: Send) -> None:
+    try:
+        tracker.close()
+    except Exception as error:
+        why = f"its last metrics may be lost: {type(error).__name__}: {error}"
+        send(Event("warning", None, {"message": f"--track {name}: {why}"}))

@@ -1,0 +1,228 @@
+"""The base of every configuration, and its error messages: one readable line for each mistake."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from typing import Any, ClassVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from vfm.base.redaction import MASK, is_secret_name, redacted
+
+
+class UserError(ValueError):
+    """A mistake that the user can correct, described in one line: what, where, what is allowed.
+
+    The command line prints the line and exits with code 2. It shows a traceback only with `--debug`.
+    """
+
+
+class Config(BaseModel):
+    """A frozen record that rejects unknown keys: the base of stages, parts, groups of settings and artifacts' facts.
+
+    A mapping that is given for a field with a group or a part as its default changes that default: with
+    `optimizer: Optimizer = AdamW(weight_decay=0.2)`, the mapping `{betas: [0.9, 0.95]}` keeps the weight decay.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, arbitrary_types_allowed=False)
+
+    moved: ClassVar[Mapping[str, str]] = {}  # old keys and where they are now, for the error message
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """Return the keys that error messages suggest."""
+        return list(cls.model_fields)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Count what says which class it is as given, so that what was given is enough to make it again."""
+        self.model_fields_set.update({"kind", "type"} & set(type(self).model_fields))
+
+    def given_settings(self) -> dict[str, Any]:
+        """Return the settings that were given, as JSON; the class makes an equal object of them, in any process.
+
+        All settings would not do: a validator may refuse one beside another only where it was given.
+        """
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merge_into_defaults(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        merged = {
+            name: _merged(field.default, data[name])
+            for name, field in cls.model_fields.items()
+            if isinstance(field.default, BaseModel) and isinstance(data.get(name), Mapping)
+        }
+        return {**data, **merged} if merged else data
+
+
+def _merged(default: BaseModel, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what `default` sets with `given` laid over it; `given` alone if it is a part of another type."""
+    return merge_settings(default.model_dump(exclude_unset=True), given)
+
+
+def merge_settings(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with `given` laid over `base`; a part of another type replaces the whole part."""
+    if "type" in given and given["type"] != base.get("type"):
+        return dict(given)
+    merged = {**base, **given}
+    for key, value in base.items():
+        if isinstance(value, Mapping) and isinstance(given.get(key), Mapping):
+            merged[key] = merge_settings(value, given[key])
+    return merged
+
+
+def load_function(address: str) -> Callable[..., Any]:
+    """Import the function or class at `"package.module:name"`."""
+    module, _, name = address.partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a hint such as `; did you mean 'steps'?`, else the known words if they are few, else nothing."""
+    known = sorted(set(known))
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; known: {', '.join(known)}" if 0 < len(known) <= 30 else ""
+
+
+SENTENCE = "sentence"  # the type of an error whose line is already written
+BOUNDS = {  # by type of error
+    "greater_than": "greater than",
+    "greater_than_equal": "at least",
+    "less_than": "less than",
+    "less_than_equal": "at most",
+}
+KEY_ERRORS = {"extra_forbidden", "missing", SENTENCE}  # errors whose location ends in a key as the user wrote it
+
+
+def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tuple[str | int, ...], str]]:
+    """Return pydantic's errors as (location, line), without the noise of unions.
+
+    A union reports one error per branch. The branch is kept whose type the value has, if it is only out of bounds,
+    else the last one other than `None`, since a value that fits no branch was most likely meant for that one. None is
+    kept if there is an error within the value, which then was meant for the branch that has this part.
+    """
+    lines: dict[tuple[str | int, ...], str] = {}
+    out_of_bounds: set[tuple[str | int, ...]] = set()
+    for details in error.errors(include_url=False):
+        whole = details["loc"]
+        num_keys = 1 if details["type"] in KEY_ERRORS else 0
+        above, last = whole[: len(whole) - num_keys], whole[len(whole) - num_keys :]
+        location = (*(part for part in above if not _is_branch(part)), *last)
+        if details["type"] in BOUNDS:
+            out_of_bounds.add(location)
+        elif location in out_of_bounds:
+            continue
+        lines[location] = _sentence(details, location, model)
+    parts = {location[:end] for location in lines for end in range(len(location))}
+    return [(location, line) for location, line in lines.items() if location not in parts]
+
+
+def readable(error: ValidationError, model: type[BaseModel]) -> ValidationError:
+    """Return the error with its lines written out, for a value whose model is chosen during validation."""
+    written = [
+        InitErrorDetails(type=PydanticCustomError(SENTENCE, "{line}", {"line": line}), loc=location, input=None)
+        for location, line in error_lines(error, model)
+    ]
+    return ValidationError.from_exception_data(error.title, written)
+
+
+def _is_branch(part: str | int) -> bool:
+    """Return whether a part of pydantic's location is a branch of a union (`int`, `list[str]`, `Part`), not a key."""
+    return isinstance(part, str) and (
+        not part.isidentifier() or part in {"int", "float", "str", "bool"} or part[0].isupper()
+    )
+
+
+def _sentence(details: ErrorDetails, location: tuple[str | int, ...], model: type[BaseModel]) -> str:
+    given = details.get("input")
+    if given and any(is_secret_name(part) for part in location):  # a wrong value may be a secret nevertheless
+        shown = _line(details, location, model, MASK)
+        return re.sub(rf"(?<!\w){re.escape(str(given))}(?!\w)", MASK, shown)  # a validator may have written it
+    return _line(details, location, model, redacted(given))
+
+
+def _line(details: ErrorDetails, location: tuple[str | int, ...], model: type[BaseModel], given: object) -> str:
+    kind = details["type"]
+    context: Mapping[str, Any] = details.get("ctx", {})
+    if kind == "extra_forbidden":
+        return "unknown key" + _better_key(str(location[-1]), _model_at(model, location[:-1]))
+    if kind == "missing":
+        owner = _model_at(model, location[:-1])
+        field = owner.model_fields.get(str(location[-1])) if owner else None
+        return "is required" + (f" ({field.description})" if field and field.description else "")
+    if kind in ("literal_error", "union_tag_invalid", "enum"):
+        allowed = context.get("expected") or context.get("expected_tags", "")
+        return f"{_short(given)} is not a valid choice; choose from {allowed.replace(' or ', ', ')}"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind in ("model_type", "model_attributes_type"):
+        return f"expected a mapping of keys to values, got {_short(given)}"
+    if kind == SENTENCE:
+        return str(context["line"])
+    if kind in BOUNDS:
+        (bound,) = context.values()
+        return f"must be {BOUNDS[kind]} {bound:g}, got {_short(given)}"
+    message = details["msg"]
+    if message.startswith("Input should be "):
+        expected = re.split(", (?:unable|got)", message.removeprefix("Input should be "))[0]
+        return f"expected {expected.replace('a valid i', 'an i').replace('a valid ', 'a ')}, got {_short(given)}"
+    if kind == "string_pattern_mismatch":
+        return f"expected a string that matches {context['pattern']}, got {_short(given)}"
+    return f"{_short(given)}: {message[0].lower()}{message[1:]}"
+
+
+def _better_key(key: str, owner: type[BaseModel] | None) -> str:
+    """Return a hint for an unknown key: where it has moved, the group that has such a field, or a similar field."""
+    if owner is None:
+        return ""
+    known = owner.known_keys() if issubclass(owner, Config) else list(owner.model_fields)
+    place = getattr(owner, "moved", {}).get(key) or next(
+        (
+            f"{name}.{key}"
+            for name, field in owner.model_fields.items()
+            if isinstance(field.default, BaseModel) and name in known
+            for model in (type(field.default), *_choices(field.annotation))
+            if key in model.model_fields and key != "type"
+        ),
+        None,
+    )
+    return f"; did you mean '{place}'?" if place else did_you_mean(key, known)
+
+
+def _choices(annotation: object) -> Iterable[type[BaseModel]]:
+    model = _first_model(annotation)
+    choices: Mapping[str, type[BaseModel]] = getattr(model, "choices", {})
+    return choices.values()
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _model_at(model: type[BaseModel], location: tuple[str | int, ...]) -> type[BaseModel] | None:
+    """Return the model that the keys of `location` lead to, whose field names can be suggested."""
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        inner = field and _first_model(field.annotation)
+        if not inner:
+            return None
+        model = inner
+    return model
+
+
+def _first_model(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _first_model(part))), None)

@@ -1,0 +1,58 @@
+"""Configurations of the stages that make images with objects and label maps: `data.annotated`, `shapes.scenes`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated as Typed
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from vfm.interfaces import AnnotatedImages, Artifact, Stage
+from vfm.storage.files import expand_paths
+
+Format = Literal[
+    "auto", "coco", "coco_panoptic", "lvis", "objects365", "voc", "voc_maps", "yolo", "ade20k", "coco_stuff",
+    "cityscapes", "label_maps", "webdataset", "hugging_face",
+]  # fmt: skip
+Fraction = Typed[float, Field(ge=0, le=1)]
+
+
+class Annotated(Stage):
+    """Index your own images with boxes, masks or label maps: COCO, LVIS, VOC, YOLO, ADE20K, Cityscapes and others."""
+
+    kind: Literal["data.annotated"] = "data.annotated"
+    path: str | Typed[list[str], Field(min_length=1)] = Field(
+        description="root of the dataset or folder of its images; tars (`jpg + json`) or Parquet files with `objects`;"
+        " set it with --set 'NAME.path=...'"
+    )
+    annotations: str | None = Field(
+        None,
+        description="COCO, LVIS, Objects365, panoptic: the json file (also .gz); YOLO: folder of text files; label"
+        " maps: folder of PNG files; default: found in `path`",
+    )
+    format: Format = Field("auto", description="format of the annotations; auto: by the files")
+    split: str = Field("train", description="split of a dataset with several, such as val2017 or validation")
+    names: str | list[str] | None = Field(
+        None,
+        description="class names in the order of their numbers, or a yaml file with `names`; default: the dataset's",
+    )
+    classes: list[str] = Field([], description="names of the classes to keep, in the order of the labels; default: all")
+    box_format: Literal["xywh", "xyxy", "cxcywh"] = Field(
+        "xywh", description="numbers of a box in tars and Parquet files, in pixels"
+    )
+    keep_empty: bool = Field(True, description="keep images without objects; false suits training")
+    images: bool = Field(True, description="false: labels only, to score files of results; no image is looked for")
+    max_bad_fraction: Fraction = Field(0.05, description="tolerated fraction of bad images, and of bad annotations")
+
+    makes: ClassVar[type[Artifact]] = AnnotatedImages
+    work: ClassVar[str] = "vfm.data.annotated.indexing:index_annotated"
+    checks: ClassVar[str] = "vfm.data.annotated.indexing:check_annotated"
+
+    def sources(self) -> Iterable[str]:
+        """Return the files behind `path`, and those of the annotations."""
+        named = [self.names] if isinstance(self.names, str) else []
+        return [*expand_paths(self.path), *([self.annotations] if self.annotations else []), *named]
+
+
+STAGES: tuple[type[Stage], ...] = (Annotated,)

@@ -1,0 +1,1 @@
+"""Caption choice and questions about images: `data.choices`."""

@@ -1,0 +1,211 @@
+"""Readers of MMVP-VLM, SugarCrepe and Winoground as their authors publish them.
+
+MMVP-VLM: `Questions.csv` and a folder of images, laid out as `scripts/evaluate_vlm.py` of the authors expects.
+SugarCrepe: a JSON file per subset, {number: {filename, caption, negative_caption}}, with the images of COCO val2017.
+Winoground: `examples.jsonl` with a folder `images`, or the hub's parquet with the images inside.
+
+Source: Tong et al. 2024, Eyes Wide Shut? (arXiv:2401.06209); Hsieh et al. 2023, SugarCrepe (arXiv:2306.14610);
+Thrush et al. 2022, Winoground (arXiv:2204.03162).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vfm.base import UserError
+from vfm.data.choices.choices import Choice
+from vfm.data.samples.images import decode_image
+from vfm.data.samples.sample import BadSample
+from vfm.data.samples.texts import OnBad
+from vfm.data.tables.table import table_rows
+from vfm.storage import files
+
+QUESTIONS_FILE = "Questions.csv"
+MMVP_PATTERNS = (
+    "Orientation and Direction",
+    "Presence of Specific Features",
+    "State and Condition",
+    "Quantity and Count",
+    "Positional and Relational Context",
+    "Color and Appearance",
+    "Structural Characteristics",
+    "Texts",
+    "Viewpoint and Perspective",
+)
+MMVP_PAIRS_PER_PATTERN = 15
+IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")  # the authors', DIVA's, and some READMEs'
+SUGARCREPE, WINOGROUND = ("filename", "caption", "negative_caption"), ("image_0", "image_1", "caption_0", "caption_1")
+
+
+def read_mmvp(folder: Path, on_bad: OnBad) -> Iterator[Choice]:
+    """Yield the pairs of `Questions.csv`: two rows each; an odd question id belongs to the first image."""
+    file = folder / QUESTIONS_FILE
+    questions, root = _questions(file), _image_folder(folder)
+    patterns = _patterns(questions)
+    for pair, pattern in enumerate(patterns):
+        rows = questions[2 * pair : 2 * pair + 2]
+        try:
+            if not all(map(_is_question, rows)):
+                raise BadSample("unreadable_row", f"{file}: pair {pair + 1}")
+            images = [read_choice_image(str(root), f"{kind}/{number}.jpg") for number, kind, _ in rows]
+        except BadSample as bad:
+            on_bad(bad.reason, bad.where)
+            continue
+        truth = [0 if int(number) % 2 else 1 for number, _, _ in rows]
+        yield Choice("-".join(number for number, _, _ in rows), pattern, images, [row[2] for row in rows], truth)
+
+
+def _questions(path: Path) -> list[list[str]]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected MMVP-VLM's folder, {QUESTIONS_FILE} and a folder of images")
+    lines = list(csv.reader(io.StringIO(files.read_text(str(path)))))
+    rows = [[cell.strip() for cell in row] for row in lines[1:] if row]
+    if len(rows) % 2 or not rows:
+        raise UserError(f"{path}: expected pairs of questions, got {len(rows)} questions")
+    return rows
+
+
+def _is_question(row: list[str]) -> bool:
+    """Return whether a row has its three columns: question id, type, statement."""
+    return len(row) == 3 and row[0].isascii() and row[0].isdigit() and bool(row[2])
+
+
+def mmvp_patterns(num_pairs: int) -> list[str]:
+    """Return the pattern of each pair of the official set.
+
+    It depends on the *position* in the file: the file's Type column is not the pattern.
+
+    Raises:
+        ValueError: not the official number of pairs.
+    """
+    expected = len(MMVP_PATTERNS) * MMVP_PAIRS_PER_PATTERN
+    if num_pairs != expected:
+        raise ValueError(f"patterns by position: expected the official set of {expected} pairs, got {num_pairs}")
+    return [MMVP_PATTERNS[pair // MMVP_PAIRS_PER_PATTERN] for pair in range(num_pairs)]
+
+
+def _patterns(questions: list[list[str]]) -> list[str]:
+    """Return the pattern of each pair: by position in the official set, else from the file's Type column."""
+    pairs = len(questions) // 2
+    if pairs == len(MMVP_PATTERNS) * MMVP_PAIRS_PER_PATTERN:
+        return mmvp_patterns(pairs)
+    return [(row[1:2] or [""])[0] for row in questions[::2]]
+
+
+def _image_folder(folder: Path) -> Path:
+    root = next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), None)
+    if root is None:
+        raise UserError(f"{folder}: no folder of images; expected one of {', '.join(map(repr, IMAGE_FOLDERS))}")
+    return root
+
+
+def read_sugarcrepe(paths: list[Path], image_root: str | None, on_bad: OnBad) -> Iterator[Choice]:
+    """Yield items of one image, a right and a wrong caption; the pattern is the name of the subset's file.
+
+    Raises:
+        UserError: a file is not in SugarCrepe's format, or `image_root` is missing.
+    """
+    if image_root is None:
+        raise UserError(f"{paths[0]}: SugarCrepe uses COCO's images; give their folder (val2017) as image_root")
+    for path in paths:
+        for number, record in _records_by_number(path):
+            where = f"{path}: item {number}"
+            try:
+                filename, *captions = _strings(record, SUGARCREPE, where)
+                images = [read_choice_image(image_root, filename)]
+                yield Choice(f"{path.stem}/{number}", path.stem, images, captions, [0, -1])
+            except BadSample as bad:
+                on_bad(bad.reason, bad.where)
+
+
+def read_winoground(path: Path, image_root: str | None, on_bad: OnBad) -> Iterator[Choice]:
+    """Yield items of two images and two captions with the same words; the pattern is `collapsed_tag`."""
+    rows = table_rows(str(path)) if path.suffix == ".parquet" else _json_lines(path)
+    root = image_root or str(path.parent / "images")
+    for number, record in enumerate(rows):
+        if isinstance(record, BadSample):
+            on_bad(record.reason, record.where)
+            continue
+        where = f"{path}: item {record.get('id', number)}"
+        try:
+            if not all(record.get(name) for name in WINOGROUND[:2]):
+                raise BadSample("missing_image", where)
+            captions = _strings(record, WINOGROUND[2:], where)
+            images = [_winoground_image(record[name], root, where) for name in WINOGROUND[:2]]
+            yield Choice(
+                str(record.get("id", number)), str(record.get("collapsed_tag") or ""), images, captions, [0, 1]
+            )
+        except BadSample as bad:
+            on_bad(bad.reason, bad.where)
+
+
+def is_winoground(path: str) -> bool:
+    """Return True if the first of these JSON lines is in Winoground's format."""
+    first = files.read_text(path).lstrip().partition("\n")[0]
+    return f'"{WINOGROUND[0]}"' in first
+
+
+def read_choice_image(root: str, name: str) -> bytes:
+    """Return the bytes of an image file after checking that it can be decoded.
+
+    Raises:
+        BadSample: the path leaves `root`, or the file is missing or unreadable.
+    """
+    path = files.join_inside(root, name)
+    if path is None:
+        raise BadSample("unsafe_path", name)
+    try:
+        data = files.read_bytes(path)
+    except OSError:
+        raise BadSample("missing_image", path) from None
+    decode_image(data, path)
+    return data
+
+
+def _records_by_number(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        found = json.loads(files.read_text(str(path)))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected SugarCrepe's records by number, got a {type(found).__name__}")
+    yield from found.items()
+
+
+def _json_lines(path: Path) -> Iterator[Mapping[str, Any] | BadSample]:
+    for number, line in enumerate(files.read_text(str(path)).split("\n"), start=1):
+        if line.strip():
+            try:
+                yield dict(json.loads(line))
+            except (ValueError, TypeError, RecursionError):
+                for _ in range(max(1, line.count(f'"{WINOGROUND[0]}"'))):  # several, if a line break is damaged
+                    yield BadSample("broken_json", f"{path}: line {number}")
+
+
+def _strings(record: Any, names: tuple[str, ...], where: str) -> list[str]:
+    """Return the texts of a record.
+
+    Raises:
+        BadSample: one of them is missing or empty, or no text.
+    """
+    values = [record.get(name) for name in names] if isinstance(record, dict) else []
+    found = [value for value in values if isinstance(value, str) and value]
+    if len(found) < len(names):
+        raise BadSample("unreadable_row" if not isinstance(record, dict) else "missing_caption", where)
+    return found
+
+
+def _winoground_image(value: Any, root: str, where: str) -> bytes:
+    """Return the image of a parquet cell ({bytes, path}), or of a name, which Winoground writes without `.png`."""
+    if isinstance(value, str):
+        return read_choice_image(root, value if Path(value).suffix else f"{value}.png")
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes):
+        raise BadSample("missing_image", where)
+    decode_image(data, where)
+    return data

@@ -1,0 +1,94 @@
+"""Images x statements with the right pairing, on disk: MMVP's pairs, Winoground's, SugarCrepe's, synthetic ones.
+
+`choices.parquet` in the artifact's folder, one row per item: key, pattern, images (bytes), statements, truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vfm.base import UserError
+from vfm.interfaces import ChoiceDataset
+from vfm.storage.store_files import open_parquet_file, reading
+
+CHOICES_FILE = "choices.parquet"
+ROWS_PER_GROUP = 64
+SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "pattern": pa.string(),
+        "images": pa.list_(pa.binary()),
+        "statements": pa.list_(pa.string()),
+        "truth": pa.list_(pa.int32()),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One item.
+
+    Attributes:
+        key: name of the item.
+        pattern: what its images or statements differ in.
+        images: encoded, unchanged from the source file.
+        statements: any number.
+        truth: for each statement the place of its image, -1 if it belongs to none (SugarCrepe's wrong caption).
+
+    Raises:
+        ValueError: `truth` does not fit images and statements.
+    """
+
+    key: str
+    pattern: str
+    images: list[bytes]
+    statements: list[str]
+    truth: list[int]
+
+    def __post_init__(self) -> None:
+        fits = len(self.truth) == len(self.statements) and all(-1 <= place < len(self.images) for place in self.truth)
+        if not fits or not self.images or not self.statements:
+            raise ValueError(
+                f"{self.key}: truth {self.truth} does not fit {len(self.images)} images and {len(self.statements)}"
+                " statements; expected the index of an image, or -1, for each statement"
+            )
+
+
+def write_choices(directory: Path, choices: Iterable[Choice]) -> ChoiceDataset:
+    """Write the items, a few in memory at a time, and the artifact's facts."""
+    directory.mkdir(parents=True, exist_ok=True)
+    patterns: dict[str, None] = {}
+    count = 0
+    iterator = iter(choices)
+    with pq.ParquetWriter(directory / CHOICES_FILE, SCHEMA, write_page_checksum=True) as writer:
+        while rows := list(islice(iterator, ROWS_PER_GROUP)):
+            writer.write_table(pa.Table.from_pylist([vars(row) for row in rows], SCHEMA))
+            patterns |= dict.fromkeys(row.pattern for row in rows)
+            count += len(rows)
+    return ChoiceDataset.create(directory, num_pairs=count, patterns=list(patterns))
+
+
+def load_choices(artifact: ChoiceDataset) -> Iterator[Choice]:
+    """Yield the items of a dataset in order, a few in memory at a time.
+
+    Raises:
+        UserError: the artifact's folder has no items, or the file is damaged.
+    """
+    path = artifact.path / CHOICES_FILE
+    if not path.is_file():
+        raise UserError(f"{artifact.path}: {CHOICES_FILE} is missing; expected a dataset of choices")
+    with open_parquet_file(path) as file:
+        batches = file.iter_batches(ROWS_PER_GROUP)
+        while True:
+            with reading(path, "choices"):
+                batch = next(batches, None)
+                choices = [Choice(**row) for row in batch.to_pylist()] if batch else []
+            if batch is None:
+                return
+            yield from choices

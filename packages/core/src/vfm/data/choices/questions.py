@@ -1,0 +1,150 @@
+"""Questions about images, on disk: `questions.parquet`, one row per question, and `images.arrow`, each image once.
+
+The images are an Arrow file that is mapped into memory, so any of them is read without the others.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vfm.base import UserError
+from vfm.interfaces import QuestionDataset
+from vfm.storage.store_files import read_parquet, reading
+
+QUESTIONS_FILE, IMAGES_FILE = "questions.parquet", "images.arrow"
+IMAGES = pa.schema({"image": pa.large_binary()})
+QUESTIONS = pa.schema(
+    {
+        "key": pa.string(),
+        "image": pa.int64(),
+        "text": pa.string(),
+        "options": pa.list_(pa.string()),
+        "answer": pa.int32(),
+        "family": pa.string(),
+        "pair": pa.int64(),
+    }
+)
+IMAGES_AT_A_TIME = 256
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        key: name of the question.
+        image: number of its image in the dataset.
+        text: the question; it may be empty, if the only option is a caption.
+        options: possible answers, unlike each other.
+        answer: index of the right one.
+        family: what it is about.
+        pair: number of its pair, -1 without one.
+
+    Raises:
+        ValueError: there is no option, two are equal, or the answer is none of them.
+    """
+
+    key: str
+    image: int
+    text: str
+    options: list[str]
+    answer: int
+    family: str = ""
+    pair: int = -1
+
+    def __post_init__(self) -> None:
+        if not self.options or len(set(self.options)) < len(self.options) or not all(map(str.strip, self.options)):
+            raise ValueError(f"{self.key}: expected options unlike each other, got {self.options}")
+        if not 0 <= self.answer < len(self.options):
+            raise ValueError(f"{self.key}: expected the index of one of {len(self.options)} options, got {self.answer}")
+
+
+def write_questions(directory: Path, images: Iterable[bytes], questions: Sequence[Question]) -> QuestionDataset:
+    """Write encoded images, a few in memory at a time, the questions about them, and the artifact's facts.
+
+    Raises:
+        ValueError: a question is about an image that is not there, or two of a pair do not fit each other.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with pa.OSFile(str(directory / IMAGES_FILE), "wb") as sink, pa.ipc.new_file(sink, IMAGES) as writer:
+        part: list[bytes] = []
+        for image in images:
+            part.append(image)
+            count += 1
+            if len(part) == IMAGES_AT_A_TIME:
+                writer.write_batch(pa.record_batch([pa.array(part, pa.large_binary())], schema=IMAGES))
+                part = []
+        writer.write_batch(pa.record_batch([pa.array(part, pa.large_binary())], schema=IMAGES))
+    if outside := [one.key for one in questions if not 0 <= one.image < count]:
+        raise ValueError(f"{outside[0]}: expected one of {count} images")
+    table = pa.Table.from_pylist([vars(one) for one in questions], QUESTIONS)
+    pq.write_table(table, directory / QUESTIONS_FILE, write_page_checksum=True)
+    return QuestionDataset.create(
+        directory,
+        num_questions=len(questions),
+        num_images=count,
+        num_pairs=len(pairs_of(questions)),
+        families=list(dict.fromkeys(one.family for one in questions)),
+    )
+
+
+def pairs_of(questions: Sequence[Question]) -> list[tuple[int, int]]:
+    """Return the indices of the two questions of each pair, in order of appearance.
+
+    Raises:
+        ValueError: a pair has not two questions, or both ask the same and have the same answer.
+    """
+    places: defaultdict[int, list[int]] = defaultdict(list)
+    for place, one in enumerate(questions):
+        if one.pair >= 0:
+            places[one.pair].append(place)
+    found = []
+    for number, members in places.items():
+        if len(members) != 2:
+            raise ValueError(f"pair {number}: expected two questions, got {len(members)}")
+        first, second = (questions[place] for place in members)
+        if (first.text, first.options, first.answer) == (second.text, second.options, second.answer):
+            raise ValueError(f"pair {number}: expected different answers, got {first.options[first.answer]!r} twice")
+        found.append((members[0], members[1]))
+    return found
+
+
+class Questions:
+    """The questions of a dataset, with random access to the encoded images."""
+
+    def __init__(self, dataset: QuestionDataset) -> None:
+        """Read the questions.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        self.dataset = dataset
+        path = dataset.path / QUESTIONS_FILE
+        rows = read_parquet(path).to_pylist()
+        with reading(path, "questions"):
+            self.items = [Question(**row) for row in rows]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def image(self, number: int) -> bytes:
+        """Return the encoded image of a number."""
+        data: bytes = self._images[number].as_py()
+        return data
+
+    @cached_property
+    def _images(self) -> pa.ChunkedArray:
+        path = self.dataset.path / IMAGES_FILE
+        with reading(path, "images"):
+            images = pa.ipc.open_file(pa.memory_map(str(path))).read_all()["image"]
+        if len(images) != self.dataset.num_images:
+            raise UserError(f"{path}: expected {self.dataset.num_images} images, got {len(images)}")
+        return images

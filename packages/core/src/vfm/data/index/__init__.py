@@ -1,0 +1,1 @@
+"""The index of a dataset, and random access to its samples."""

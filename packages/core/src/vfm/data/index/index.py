@@ -1,0 +1,249 @@
+"""The index of a dataset: its shards, and the number of samples in each. Images stay where they are.
+
+The folder of an `ImageDataset` artifact holds
+
+    shards.parquet      path (absolute, remote, or relative to the folder), format, size in bytes, mtime in ns (of a
+                        remote file a hash of its ETag), num_samples
+    index.json          parts to read of each sample (`DatasetSpec`)
+    bad_samples.parquet shard, row, reason, where: found when the shards were read for the index, and left out;
+                        row is -1 for a sample that is no row: lost with a damaged header, of a key that another one
+                        has, or with the end of a truncated shard (once, since the number is unknown)
+    offsets/            member offsets of the tars: those scanned for the index in one file, `packed.offsets`, others in
+                        a file each when they are first opened
+    images-*.parquet    shards of the format `files`: a list of image files with their texts and labels
+
+`row` counts all samples of a shard, including bad ones. Formats: `tar`, `files`, `parquet` (image bytes in a column).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vfm.base import UserError, redacted
+from vfm.data.reading.byte_ranges import ReadAhead
+from vfm.data.samples.shards import Format, Shard, ShardReader, ShardTable
+from vfm.data.samples.spec import DatasetSpec
+from vfm.data.tables.image_list import ImageListShard
+from vfm.data.tables.parquet import ParquetShard
+from vfm.data.tar.packed_offsets import PACKED_FILE, PackedOffsets, PackedScan
+from vfm.data.tar.webdataset import TarShard, scan_shard, slots_of
+from vfm.storage import files
+from vfm.storage.store_files import read_config, read_parquet, reading
+
+OFFSETS_FOLDER = "offsets"
+SHARDS_FILE, SPEC_FILE, BAD_FILE = "shards.parquet", "index.json", "bad_samples.parquet"
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A bad sample that was found when its shard was indexed."""
+
+    shard: int
+    row: int
+    reason: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """The content of an index, as `write_index` wrote it."""
+
+    directory: Path
+    shards: ShardTable
+    spec: DatasetSpec
+    bad_rows: dict[int, NDArray[np.int64]]  # shard -> rows left out
+
+    def open(self, shard: int, ahead: ReadAhead | None = None) -> ShardReader:
+        """Open one shard.
+
+        Args:
+            shard: its number.
+            ahead: reads the bytes of remote tars.
+
+        Raises:
+            UserError: a local shard is missing, or its size changed.
+        """
+        entry, path = self.shards[shard], self._path(shard)
+        if not files.is_remote(path):  # a remote one is compared when a run is planned, not in each process
+            size, _ = files.size_and_time(path)
+            if size != entry.size:
+                raise UserError(
+                    f"{path}: changed since it was indexed ({entry.size} bytes then, {size} now); run it again"
+                )
+        name = entry.path.removeprefix(self._folder)
+        if entry.format != "tar":
+            return open_shard(path, entry.format, self.spec, size=entry.size, name=name)
+        scan = self._scan(shard, path, entry.size)
+        return TarShard(path, entry.size, self.spec, scan=scan, ahead=ahead, version=entry.mtime, name=name)
+
+    def _scan(self, shard: int, path: str, size: int) -> PackedScan:
+        """Return the offsets of a tar: those of the index, or saved by another process, else of a new scan."""
+        slots = slots_of(self.spec)
+        file = self.directory / OFFSETS_FOLDER / f"{shard:06d}.offsets"
+        segment = self._packed.segment(shard) if self._packed else None
+        if segment is not None:
+            with suppress(ValueError):
+                return PackedScan(segment, slots)
+        with suppress(OSError, ValueError):
+            return PackedScan(file.read_bytes(), slots)
+        data = scan_shard(path, self.spec, size)
+        with suppress(OSError):  # with a read-only artifact the tar is scanned again each time
+            file.parent.mkdir(exist_ok=True)
+            part = file.with_name(f"{file.name}.{os.getpid()}.part")
+            part.write_bytes(data)
+            part.replace(file)
+        return PackedScan(data, slots)
+
+    @cached_property
+    def _packed(self) -> PackedOffsets | None:
+        with suppress(OSError, ValueError):
+            return PackedOffsets(self.directory / OFFSETS_FOLDER / PACKED_FILE)
+        return None
+
+    def state(self) -> str:
+        """Return a hash that changes with the files behind the samples: sizes and times of shards and listed images."""
+        digest = hashlib.sha256()
+        for shard, entry in enumerate(self.shards):
+            path = self._path(shard)
+            for file in (path, *(listed_images(path) if entry.format == "files" else ())):
+                try:
+                    facts = files.size_and_time(file)
+                except UserError:
+                    facts = (-1, 0)  # the file is missing
+                digest.update(f"{file} {facts}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def _path(self, shard: int) -> str:
+        path = self.shards[shard].path
+        return path if files.is_remote(path) else str(self.directory / path)
+
+    @cached_property
+    def _folder(self) -> str:
+        """Common folder of all shards. Shards of one name in two folders differ in their path below it."""
+        return os.path.commonprefix(self.shards.first_and_last_path()).rpartition("/")[0] + "/"  # noqa: RUF071
+
+    def row(self, shard: int, place: int) -> int:
+        """Return the row of a shard's good sample by its place among them."""
+        return int(self.rows(shard)[place]) if shard in self.bad_rows else place
+
+    def rows(self, shard: int) -> NDArray[np.int64]:
+        """Return the good rows of a shard."""
+        rows = np.arange(self.shards[shard].num_samples)
+        return np.delete(rows, self.bad_rows[shard]) if shard in self.bad_rows else rows
+
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """Return the number of good samples of each shard."""
+        sizes = self.shards.num_samples.copy()
+        for shard, rows in self.bad_rows.items():
+            sizes[shard] -= len(rows)
+        return sizes
+
+    @property
+    def num_counted(self) -> int:
+        """Number of samples in shards that were not read for the index, since their number was known."""
+        counted = (
+            entry.num_samples
+            for shard, entry in enumerate(self.shards)
+            if entry.format == "parquet"
+            or (entry.format == "tar" and (self._packed is None or self._packed.segment(shard) is None))
+        )
+        return sum(counted)
+
+
+def listed_images(path: str) -> list[str]:
+    """Return the image files that a shard of the format `files` lists."""
+    return list(read_parquet(path, ["image"])["image"].to_pylist())
+
+
+def open_shard(
+    path: str,
+    format: Format,  # noqa: A002
+    spec: DatasetSpec,
+    *,
+    size: int,
+    name: str | None = None,
+) -> ShardReader:
+    """Open a shard of any format; `name` is unique to a tar or parquet file within its dataset."""
+    if format == "tar":
+        return TarShard(path, size, spec, name=name)
+    if format == "files":
+        return ImageListShard(path, spec)
+    return ParquetShard(path, spec, name)
+
+
+def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, bad_rows: Iterable[BadRow] = ()) -> int:
+    """Write the index of shards into an artifact's folder. Shards inside the folder get relative paths.
+
+    Returns:
+        number of usable samples.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    bad = list(bad_rows)
+    addresses = [_address(shard.path, directory) for shard in shards]
+    inside = [not files.is_remote(address) and not Path(address).is_absolute() for address in addresses]
+    columns = {
+        "path": pa.array(addresses, pa.string()),
+        "format": pa.array([shard.format for shard in shards], pa.string()),
+        "size": pa.array([shard.size for shard in shards], pa.int64()),
+        # Shards inside the artifact get no time, so that the same data give the same index bytes at any time.
+        "mtime": pa.array([0 if here else s.mtime for s, here in zip(shards, inside, strict=True)], pa.int64()),
+        "num_samples": pa.array([shard.num_samples for shard in shards], pa.int64()),
+    }
+    pq.write_table(pa.table(columns), directory / SHARDS_FILE, write_page_checksum=True)
+    left_out = ("keys_repeat", "image_root", "captions_optional")  # where they are the default: equal bytes as ever
+    usual = {name for name in left_out if not getattr(spec, name)}
+    (directory / SPEC_FILE).write_text(spec.model_dump_json(indent=1, exclude=usual) + "\n", encoding="utf-8")
+    if bad:
+        rows = [{"shard": one.shard, "row": one.row, "reason": one.reason, "where": redacted(one.where)} for one in bad]
+        pq.write_table(pa.Table.from_pylist(rows), directory / BAD_FILE, write_page_checksum=True)
+    return sum(shard.num_samples for shard in shards) - sum(one.row >= 0 for one in bad)
+
+
+def _address(path: str, directory: Path) -> str:
+    if files.is_remote(path):
+        return path
+    absolute = Path(path).resolve()
+    inside = absolute.is_relative_to(directory.resolve())
+    return str(absolute.relative_to(directory.resolve()) if inside else absolute)
+
+
+def read_index(directory: Path) -> Index:
+    """Read the index of an artifact's folder.
+
+    Raises:
+        UserError: there is no index, it is damaged, or it has an unknown shard format.
+    """
+    if not (directory / SHARDS_FILE).is_file():
+        raise UserError(f"{directory}: {SHARDS_FILE} is missing; expected a dataset of images")
+    table = read_parquet(directory / SHARDS_FILE, [field.name for field in fields(Shard)])
+    with reading(directory / SHARDS_FILE, "an index of shards"):
+        shards = ShardTable(table)
+    unknown = shards.formats - set(get_args(Format))
+    if unknown:
+        raise UserError(
+            f"{directory / SHARDS_FILE}: {unknown.pop()!r} is not a valid format; choose from"
+            f" {', '.join(get_args(Format))}"
+        )
+    spec = read_config(directory / SPEC_FILE, DatasetSpec)
+    bad: dict[int, list[int]] = {}
+    if (directory / BAD_FILE).is_file():
+        table = read_parquet(directory / BAD_FILE, ["shard", "row"])
+        with reading(directory / BAD_FILE, "a list of bad samples"):
+            for row in table.to_pylist():
+                if row["row"] >= (most := shards[row["shard"]].num_samples):
+                    raise ValueError(f"row {row['row']} of a shard with {most} samples")
+                if row["row"] >= 0:
+                    bad.setdefault(row["shard"], []).append(row["row"])
+    return Index(directory, shards, spec, {shard: np.array(rows) for shard, rows in bad.items()})

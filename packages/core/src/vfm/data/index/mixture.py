@@ -1,0 +1,147 @@
+"""Several datasets as one stream of training samples, by their weights: a pure function of (seed, position).
+
+Each dataset has its own endless shuffled stream (`SampleOrder`); the mixture chooses the dataset of each position. In
+every block of positions each dataset has the same number of them, in a random order, so that the stream can be entered
+anywhere at no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.base import UserError
+from vfm.data.index.source import Source
+from vfm.data.reading.byte_ranges import read_together
+from vfm.data.reading.shard_cache import ShardCache
+from vfm.data.samples.order import Order
+from vfm.data.samples.sample import Sample, uid_of
+
+BLOCK = 4096  # positions; also the resolution of the weights
+_STREAM = 3  # keeps the draws of the mixture apart from those of shards, and of windows but in epoch 3
+
+
+class Mixture:
+    """The samples of several sources, numbered one source after the other; used in training in place of a `Source`."""
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float]) -> None:
+        """Join the sources.
+
+        Raises:
+            UserError: a source is empty, or its weight is less than one in `BLOCK` of the sum.
+        """
+        self.sources, self.turns = list(sources), turns_of(weights)
+        for source, turns in zip(self.sources, self.turns, strict=True):
+            if not len(source):
+                raise UserError(f"{source.directory}: the dataset has no samples to train on")
+            if not turns:
+                raise UserError(f"{source.directory}: its weight must be at least 1/{BLOCK} of the sum of weights")
+        self.starts = np.cumsum([0, *map(len, self.sources)])
+
+    @property
+    def directory(self) -> Path:
+        """Folder of the first source."""
+        return self.sources[0].directory
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return the sample of a number; raises BadSample."""
+        source, number = self._locate(index)
+        return self._named(source[number], index)
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        """Return the sample with the texts of an epoch of its own source; raises BadSample."""
+        source, number = self._locate(index)
+        return self._named(source.sample(number, epoch), index)
+
+    def read_ahead(self, indices: Sequence[int], cache: ShardCache | None = None) -> None:
+        """Read the bytes of samples that are read next, those of all sources at once."""
+        found = map(self._locate, indices)
+        held = read_together([span for source, number in found for span in source.spans([number])], cache)
+        for source in self.sources:
+            source.hold(held)
+
+    def where(self, index: int) -> str:
+        """Return the address of a sample for messages: its shard and its key."""
+        source, number = self._locate(index)
+        return source.where(number)
+
+    def order(self, *, seed: int, shuffle_shards: int) -> Order:
+        """Return the stream of sample numbers; each source is shuffled on its own."""
+        orders = [source.order(seed=seed, shuffle_shards=shuffle_shards) for source in self.sources]
+        return _MixedOrder(orders, self.starts, self.turns, seed)
+
+    def another(self, epoch: int, index: int, number: int) -> int:
+        """Map any number to a sample of the same source and epoch, as a replacement for one that cannot be used."""
+        part = self._part(index)
+        source, start = self.sources[part], int(self.starts[part])
+        return start + source.another(epoch, index - start, number)
+
+    def _named(self, sample: Sample, index: int) -> Sample:
+        """Return the sample with a unique uid if its uid comes from its key: every crawl has a sample 000000."""
+        if sample.uid != uid_of(sample.key):
+            return sample
+        return replace(sample, uid=uid_of(f"{self._part(index)}/{sample.key}"))
+
+    def _part(self, index: int) -> int:
+        return int(np.searchsorted(self.starts, index, side="right")) - 1
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        part = self._part(index)
+        return self.sources[part], index - int(self.starts[part])
+
+
+def turns_of(weights: Sequence[float]) -> NDArray[np.int64]:
+    """Return the positions of each source in a block: its share, rounded by the largest-remainder method."""
+    exact = np.asarray(weights, dtype=np.float64) / np.sum(weights) * BLOCK
+    turns: NDArray[np.int64] = np.floor(exact).astype(np.int64)
+    left = BLOCK - int(turns.sum())
+    turns[np.argsort(turns - exact, kind="stable")[:left]] += 1
+    return turns
+
+
+class _MixedOrder:
+    """The `Order` of a mixture."""
+
+    def __init__(self, orders: Sequence[Order], starts: NDArray[np.int64], turns: NDArray[np.int64], seed: int) -> None:
+        self.orders, self.starts, self.turns, self.seed = orders, starts, turns, seed
+        self._block = lru_cache(4)(self._drawn)
+
+    def __call__(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Return the sample numbers at positions `start` to `stop` of the stream."""
+        return np.array([number for _, number in self.of_epochs(start, stop)], dtype=np.int64)
+
+    def of_epochs(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return the same, each as (epoch of its source, sample number)."""
+        found: list[tuple[int, int]] = []
+        while start < stop:
+            block, first = divmod(start, BLOCK)
+            last = min(BLOCK, first + stop - start)
+            parts = self._block(block)
+            # Each source's samples in this range, from its own stream, are then interleaved by the block's draw.
+            coming = [iter(self._of_part(part, block, parts, first, last)) for part in range(len(self.orders))]
+            found += [next(coming[part]) for part in parts[first:last].tolist()]
+            start += last - first
+        return found
+
+    def _of_part(self, part: int, block: int, parts: NDArray[np.int64], first: int, last: int) -> list[tuple[int, int]]:
+        """Return the samples of a source at positions `first` to `last` of a block."""
+        before = block * int(self.turns[part]) + int(np.count_nonzero(parts[:first] == part))
+        count = int(np.count_nonzero(parts[first:last] == part))
+        start = int(self.starts[part])
+        return [(epoch, start + number) for epoch, number in self.orders[part].of_epochs(before, before + count)]
+
+    def _drawn(self, block: int) -> NDArray[np.int64]:
+        """Draw the source of each position of a block."""
+        parts = np.repeat(np.arange(len(self.turns)), self.turns)
+        np.random.default_rng((self.seed, _STREAM, block + 1)).shuffle(parts)
+        return parts

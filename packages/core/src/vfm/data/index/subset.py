@@ -1,0 +1,142 @@
+"""A curated view of a pool: the texts of each sample that were kept, as the files of `subset_files` say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from vfm.base import UserError
+from vfm.data.index.subset_files import SUBSET_INDEX, read_subset_index, read_subset_shard, subset_file, subset_schema
+from vfm.data.samples.draws import Keys, drawn, text_keys
+from vfm.data.samples.sample import Sample
+
+SHARDS_IN_MEMORY = 1024  # about a quarter of a MB each with 10,000 texts
+
+
+@dataclass(frozen=True)
+class TextDraw:
+    """Settings of the draw with which each epoch chooses its texts, by their stored probabilities.
+
+    Attributes:
+        seed: seed of the draws, together with the epoch.
+        language: only texts of this language; None: all.
+        one_per_image: choose one text of each image before its probability decides (MetaCLIP 2).
+    """
+
+    seed: int
+    language: str | None = None
+    one_per_image: bool = False
+
+
+@dataclass(frozen=True)
+class ShardTexts:
+    """The texts of one shard in a view, as columns of (num_texts,) each."""
+
+    rows: NDArray[np.int32]
+    text_index: NDArray[np.int32]
+    language: NDArray[np.int16]  # indices into `languages`
+    languages: list[str]
+    keys: Keys | None = None
+    probability: NDArray[np.float32] | None = None
+
+    @cached_property
+    def samples(self) -> NDArray[np.int64]:
+        """Rows that have a text, ascending."""
+        return np.unique(self.rows).astype(np.int64)
+
+    def drawn(self, draw: TextDraw, epoch: int, part: slice = slice(None)) -> NDArray[np.bool_]:
+        """Return a mask of the texts that an epoch uses; `part` must contain whole samples."""
+        assert self.keys is not None
+        assert self.probability is not None
+        images = self.rows[part] if draw.one_per_image else None
+        return drawn(self.keys[part], self.probability[part], draw.seed, epoch, images=images)
+
+    def part(self, row: int) -> slice:
+        """Return the range of a row's texts."""
+        return slice(*np.searchsorted(self.rows, [row, row + 1]).tolist())
+
+
+class SubsetView:
+    """Reads a subset shard by shard, so that a subset of any size fits into memory.
+
+    Without a `draw` it contains the kept texts, with a `draw` all texts that an epoch may draw.
+    """
+
+    def __init__(self, directory: Path, num_shards: int, draw: TextDraw | None = None) -> None:
+        """Read the number of samples of each shard from the index; no shard is opened.
+
+        Raises:
+            UserError: the index is missing or damaged, or names a shard that the pool does not have.
+        """
+        self.path, self.draw = directory, draw
+        self.shard_sizes = np.zeros(num_shards, dtype=np.int64)
+        index = read_subset_index(directory)
+        language = draw.language if draw else None
+        chosen = pc.is_null(index["language"]) if language is None else pc.equal(index["language"], language)
+        index = index.filter(pc.fill_null(chosen, False))
+        shards = index["shard"].to_numpy()
+        if len(shards) and shards.max() >= num_shards:
+            raise UserError(
+                f"{directory / SUBSET_INDEX}: shard {shards.max()} is not in the pool of {num_shards} shards"
+            )
+        self.shard_sizes[shards] = index["samples" if draw else "kept_samples"].to_numpy()
+        self.shard = lru_cache(SHARDS_IN_MEMORY)(self.read)
+
+    def rows(self, shard: int) -> NDArray[np.int64]:
+        """Return the rows of the shard that have a text in the view, ascending."""
+        return self.shard(shard).samples
+
+    def texts(self, shard: int, row: int, epoch: int | None = None) -> dict[str, list[int]]:
+        """Return the indices of a sample's texts by language: all in the view, or those that an epoch uses."""
+        found = self.shard(shard)
+        part = found.part(row)
+        language, text_index = found.language[part], found.text_index[part]
+        if self.draw and epoch is not None:
+            used = found.drawn(self.draw, epoch, part)
+            language, text_index = language[used], text_index[used]
+        places: dict[str, list[int]] = {}
+        for code, place in zip(language.tolist(), text_index.tolist(), strict=True):
+            places.setdefault(found.languages[code], []).append(place)
+        return places
+
+    def narrow(self, sample: Sample, shard: int, row: int, epoch: int | None = None) -> dict[str, list[str]]:
+        """Return the texts of a sample that are in the view, or those that an epoch uses."""
+        return {
+            language: [sample.texts[language][place] for place in places]
+            for language, places in self.texts(shard, row, epoch).items()
+        }
+
+    def read(self, shard: int) -> ShardTexts:
+        """Read the texts of a shard.
+
+        Raises:
+            UserError: the file is missing or damaged, or has other samples than the index says.
+        """
+        columns = ["row", "language", "text_index", *(["uid", "probability"] if self.draw else ["kept"])]
+        table = (
+            read_subset_shard(self.path, shard, columns) if self.shard_sizes[shard] else subset_schema().empty_table()
+        )
+        if not self.draw:
+            table = table.filter(table["kept"])
+        elif self.draw.language is not None:
+            table = table.filter(pc.equal(table["language"], self.draw.language))
+        languages = table["language"].combine_chunks().dictionary_encode()
+        found = ShardTexts(
+            table["row"].to_numpy(),
+            table["text_index"].to_numpy(),
+            languages.indices.to_numpy(zero_copy_only=False).astype(np.int16),
+            languages.dictionary.to_pylist(),
+            text_keys(table["uid"], table["language"], table["text_index"]) if self.draw else None,
+            table["probability"].to_numpy() if self.draw else None,
+        )
+        if len(found.samples) != self.shard_sizes[shard]:
+            raise UserError(
+                f"{subset_file(self.path, shard)}: {len(found.samples)} samples, {SUBSET_INDEX} says"
+                f" {self.shard_sizes[shard]}; curate again"
+            )
+        return found

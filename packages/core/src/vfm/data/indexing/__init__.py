@@ -1,0 +1,1 @@
+"""Build the index of a user's files."""

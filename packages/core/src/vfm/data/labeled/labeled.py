@@ -1,0 +1,229 @@
+"""Work of `data.labeled`, `data.tagged` and `data.digits`: images with one or several labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from vfm.base import UserError
+from vfm.data.index.index import BadRow, write_index
+from vfm.data.index.source import Source
+from vfm.data.indexing.dataset_panels import add_dataset_panels
+from vfm.data.indexing.indexing import Indexing, check_bad, first_sample
+from vfm.data.labeled.stages import Digits, Labeled, NamedImages, Tagged
+from vfm.data.labeled.tags import TAGS_FILE, write_tags
+from vfm.data.layouts.folder import class_folders
+from vfm.data.layouts.layout import Layout, find_layout
+from vfm.data.layouts.torchvision_sets import (
+    PACKED,
+    open_torchvision,
+    pack_shards,
+    torchvision_classes,
+    torchvision_shards,
+)
+from vfm.data.prompts.clip_benchmark import CLASS_NAMES_FILE, TEMPLATES_FILE, lines_beside, names_and_templates
+from vfm.data.prompts.templates import check_templates
+from vfm.data.samples.captions import field_of, is_unicode
+from vfm.data.samples.sample import BadSample
+from vfm.data.samples.shards import Found
+from vfm.data.samples.spec import DatasetSpec
+from vfm.data.tables.parquet import features_of
+from vfm.data.tables.table import table_kind, table_values
+from vfm.interfaces import Context, ImageDataset, LabeledDataset, Preflight, TaggedImages
+
+DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+DIGIT_TEMPLATES = ["a photo of the number {}.", "a handwritten digit {}."]
+NUM_TRAIN_DIGITS = 898  # the first half, as in scikit-learn's own examples
+
+
+def index_labeled(config: Labeled, ctx: Context) -> LabeledDataset:
+    """Index the images and their labels."""
+    if config.torchvision:
+        dataset, spec = _torchvision(config, config.torchvision)
+        shards: Iterator[Found] = ((shard, True) for shard in torchvision_shards(dataset, ctx.directory))
+        num_shards, place = None, config.torchvision  # the number is unknown before the dataset is packed
+        templates = _names_and_templates(config, None)[1]
+    else:
+        layout = _layout(config)
+        spec = _labeled_spec(config, layout)
+        shards, num_shards, place = layout.shards(ctx.directory, spec), layout.num_shards, layout.paths[0]
+        templates = _names_and_templates(config, layout)[1]
+    indexing = Indexing.of(config, ctx, spec, place)
+    count = indexing.run(ctx.directory, shards, num_shards)
+    labeled = LabeledDataset.create(
+        ctx.directory,
+        num_samples=count,
+        bad_samples=dict(indexing.counts),
+        class_names=spec.class_names,
+        **({"templates": templates} if templates else {}),
+    )
+    add_dataset_panels(ctx, labeled, indexing.bad)
+    return labeled
+
+
+def check_labeled(config: Labeled, ctx: Preflight) -> None:
+    """Decode one sample and read the templates, or open the torchvision dataset."""
+    if config.torchvision:
+        _torchvision(config, config.torchvision)
+    else:
+        layout = _layout(config)
+        first_sample(layout, _labeled_spec(config, layout))
+
+
+def index_tagged(config: Tagged, ctx: Context) -> TaggedImages:
+    """Index the images in a subfolder of the artifact, and write the labels of each."""
+    layout = _layout(config)
+    spec, images = _tagged_spec(config, layout), ctx.directory / "images"
+    indexing = Indexing.of(config, ctx, spec, layout.paths[0])
+    count = indexing.run(images, layout.shards(images, spec), layout.num_shards)
+    dataset = ImageDataset.create(images, num_samples=count, bad_samples=dict(indexing.counts))
+    add_dataset_panels(ctx, dataset, indexing.bad)
+    tags = _tags(Source(images), indexing)
+    write_tags(ctx.directory / TAGS_FILE, tags)
+    templates = _names_and_templates(config, layout)[1]
+    return TaggedImages.create(
+        ctx.directory,
+        data="images",
+        num_samples=count,
+        class_names=spec.class_names,
+        num_images=[sum(label in row for row in tags) for label in range(len(spec.class_names))],
+        **({"templates": templates} if templates else {}),
+    )
+
+
+def _tags(source: Source, indexing: Indexing) -> list[tuple[int, ...]]:
+    """Return the labels of each sample, none of a bad one, which stays in shards that are not read for the index.
+
+    Raises:
+        UserError: too many are bad, or a label is not one of the classes.
+    """
+    tags: list[tuple[int, ...]] = []
+    bad: list[BadRow] = []
+    for number in range(len(source)):
+        try:
+            tags.append(source.facts(number).labels or ())
+        except BadSample as problem:
+            indexing.ctx.skip(problem.reason, problem.where)
+            bad.append(BadRow(*source.locate(number), problem.reason, problem.where))
+            tags.append(())
+    indexing.bad += bad
+    indexing.check_labels()
+    check_bad(indexing.ctx.stage, Counter(row.reason for row in bad), len(source), indexing.max_bad_fraction)
+    return tags
+
+
+def check_tagged(config: Tagged, ctx: Preflight) -> None:
+    """Decode one sample and read its labels."""
+    layout = _layout(config)
+    first_sample(layout, _tagged_spec(config, layout))
+
+
+def pack_digits(config: Digits, ctx: Context) -> LabeledDataset:
+    """Pack the digits as PNG."""
+    shards = list(pack_shards(load_digits(config.split), ctx.directory))
+    count = write_index(ctx.directory, shards, PACKED.model_copy(update={"class_names": DIGIT_NAMES}))
+    dataset = LabeledDataset.create(
+        ctx.directory, num_samples=count, class_names=DIGIT_NAMES, templates=DIGIT_TEMPLATES
+    )
+    add_dataset_panels(ctx, dataset)
+    return dataset
+
+
+def load_digits(split: Literal["train", "test"]) -> list[tuple[Image.Image, int]]:
+    """Return scikit-learn's handwritten digits as RGB images, 8 x 8 pixels, white on black, each with its label.
+
+    Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits (UCI); the part in scikit-learn.
+    """
+    import sklearn.datasets  # an optional extra
+
+    found = sklearn.datasets.load_digits()
+    rows = slice(None, NUM_TRAIN_DIGITS) if split == "train" else slice(NUM_TRAIN_DIGITS, None)
+    greys = np.rint(found.images[rows] * (255 / 16)).astype(np.uint8)  # (N, 8, 8), stored as 0 to 16
+    return [
+        (Image.fromarray(grey).convert("RGB"), int(label))
+        for grey, label in zip(greys, found.target[rows], strict=True)
+    ]
+
+
+def _layout(config: NamedImages) -> Layout:
+    return find_layout(config.path, config.format, config.image_root, config.split)
+
+
+def _names_and_templates(config: NamedImages, layout: Layout | None) -> tuple[list[str], list[str]]:
+    """Return class names (empty: the dataset's own) and templates (empty: the default), as far as they are given."""
+    names, templates = names_and_templates(config.names_of) if config.names_of else ([], [])
+    written = lines_beside(layout.paths[0], TEMPLATES_FILE) if layout else []
+    beside = check_templates([line for line in written if line], TEMPLATES_FILE)
+    return config.class_names or names, config.templates or templates or beside
+
+
+def _torchvision(config: Labeled, name: str) -> tuple[Any, DatasetSpec]:
+    """Open a torchvision dataset, and name its classes."""
+    dataset = open_torchvision(name, str(config.path), config.split)
+    names, _ = _names_and_templates(config, None)
+    if names:
+        own = getattr(dataset, "classes", None) or names
+        if len(names) != len(own):
+            raise UserError(f"expected {len(own)} class names for torchvision's {name}, got {len(names)}")
+    else:
+        names = torchvision_classes(dataset, name)
+    return dataset, PACKED.model_copy(update={"class_names": names})
+
+
+def _labeled_spec(config: Labeled, layout: Layout) -> DatasetSpec:
+    spec = layout.with_defaults(DatasetSpec(image_key=config.image_key, label_key=config.label_key), labels=True)
+    names, _ = _names_and_templates(config, layout)
+    if names and layout.kind == "folder":  # labels are positions among the class folders, so the counts must agree
+        own = _find_class_names(layout, None)
+        if len(names) != len(own):
+            raise UserError(f"{layout.paths[0]}: expected {len(own)} class names, one per folder, got {len(names)}")
+    return spec.model_copy(update={"class_names": names or _find_class_names(layout, spec.label_key)})
+
+
+def _tagged_spec(config: Tagged, layout: Layout) -> DatasetSpec:
+    if layout.kind != "webdataset":
+        raise UserError(f"{layout.paths[0]}: images with several labels can only be read from tars")
+    names, _ = _names_and_templates(config, layout)
+    names = names or _find_class_names(layout, None)
+    return DatasetSpec(image_key=config.image_key, labels_key=config.labels_key, class_names=names)
+
+
+def _find_class_names(layout: Layout, label_key: str | None) -> list[str]:
+    """Return the class names in the order of the labels.
+
+    Raises:
+        UserError: they are not given anywhere.
+    """
+    path = layout.paths[0]
+    if layout.kind == "folder":
+        return class_folders(path)[0]
+    if names := lines_beside(path, CLASS_NAMES_FILE):
+        if "" in names:
+            raise UserError(f"{CLASS_NAMES_FILE} beside {path}: the name of class {names.index('')} is empty")
+        return names
+    if layout.kind in ("table", "parquet") and label_key:
+        names = _from_schema(path, label_key) if table_kind(path) == "parquet" else []
+        return names or _from_values(layout, label_key)
+    raise UserError(f"{path}: no {CLASS_NAMES_FILE} beside it; give class_names, in the order of the labels")
+
+
+def _from_schema(path: str, label_key: str) -> list[str]:
+    """Return the names that Hugging Face's `datasets` writes into the schema."""
+    names = field_of(features_of(path), f"{label_key}.names")
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _from_values(layout: Layout, label_key: str) -> list[str]:
+    """Return the distinct values of a column, sorted; a value that is no text or number names no class."""
+    values = (value for path in layout.paths for value in table_values(path, label_key))
+    found = {value for value in values if isinstance(value, str | int | float) and is_unicode(str(value))}
+    words = {str(value) for value in found}
+    if all(value.isdigit() if isinstance(value, str) else not isinstance(value, bool) for value in found):
+        raise UserError(
+            f"{layout.paths[0]}: the labels in '{label_key}' are numbers; give class_names, in the order of the labels"
+        )
+    return sorted(words)

@@ -1,0 +1,1 @@
+"""Recognise how the files of a user's dataset are laid out."""

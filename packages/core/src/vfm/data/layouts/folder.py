@@ -1,0 +1,131 @@
+"""Folders of images: captions in text files of the same name, or one subfolder per class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from vfm.base import UserError
+from vfm.data.samples.captions import captions_in, captions_of, clean_captions, decode_json, field_of
+from vfm.data.samples.images import IMAGE_EXTENSIONS
+from vfm.data.samples.sample import BadSample
+from vfm.data.samples.spec import DatasetSpec
+from vfm.data.tables.image_list import ImageEntry, printable
+from vfm.storage import files
+
+# Names of text files, and extensions of files, that may be among images; a file with any other extension counts as an
+# image that is not supported.
+DOCUMENTATION = {"readme", "license", "notice", "classnames", "classes", "labels", "captions", "metadata", "index"}
+NOT_IMAGES = {
+    "txt", "json", "jsonl", "csv", "tsv", "parquet", "xml", "md", "rst", "html", "pdf", "yaml", "yml", "toml", "db",
+    "ini", "cfg", "log", "py", "ipynb", "sh", "npy", "npz", "pt", "mat", "tar", "gz", "zip", "lock", "tmp", "part",
+}  # fmt: skip
+
+
+def image_names(folder: str) -> list[str]:
+    """Return the paths of the images below a folder, relative to it, sorted, without hidden files.
+
+    Raises:
+        UserError: there are no images.
+    """
+    names = [name for name in _visible(folder) if _extension(name) in IMAGE_EXTENSIONS]
+    if not names:
+        raise UserError(f"{folder}: no images found ({', '.join(IMAGE_EXTENSIONS)})")
+    return names
+
+
+def image_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
+    """Yield the images below a folder, then the files with an unknown extension; the keys are the file names.
+
+    A spec with optional captions takes them from the text files beside the images.
+    """
+    visible = _visible(folder)
+    listed = set(visible)
+    for name in image_names(folder):
+        path = f"{folder.rstrip('/')}/{name}"
+        beside = {f"{_stem(name)}.{source.partition('.')[0]}" for source in spec.texts.values()}
+        texts = {} if beside.isdisjoint(listed) else captions_of(spec, partial(_captions, path), path)
+        yield ImageEntry(name, path, texts)
+    yield from _unknown(folder, visible)
+
+
+def caption_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
+    """Yield images with the captions beside them: `a.jpg` with `a.txt`, or with `a.json` if `texts` is `json.FIELD`.
+
+    Files with an unknown extension and captions without an image follow.
+    """
+    stems = set()
+    for name in image_names(folder):
+        path = f"{folder.rstrip('/')}/{name}"
+        stems.add(_stem(name))
+        try:
+            yield ImageEntry(_stem(name), path, captions_of(spec, partial(_captions, path), path))
+        except BadSample as bad:  # its address is that of the image, or of a caption that cannot be read
+            yield ImageEntry(_stem(name), bad.where, problem=bad)
+    visible = _visible(folder)
+    for entry in _unknown(folder, visible):
+        stems.add(entry.key)
+        yield entry
+    folders = {stem.rpartition("/")[0] for stem in stems}
+    extensions = {source.partition(".")[0] for source in spec.texts.values()}
+    for name in visible:
+        if _extension(name) in extensions and _stem(name) not in stems and _is_beside_images(_stem(name), folders):
+            stems.add(_stem(name))
+            path = f"{folder.rstrip('/')}/{name}"
+            yield ImageEntry(_stem(name), path, problem=BadSample("missing_image", path))
+
+
+def _is_beside_images(stem: str, folders: set[str]) -> bool:
+    """Return whether there are images in the folder of a text file, and its name is not that of a documentation."""
+    folder, _, name = stem.rpartition("/")
+    return folder in folders and name.lower() not in DOCUMENTATION
+
+
+def _unknown(folder: str, names: list[str]) -> Iterator[ImageEntry]:
+    for name in names:
+        if (extension := _extension(name)) and extension not in IMAGE_EXTENSIONS and extension not in NOT_IMAGES:
+            path = f"{folder.rstrip('/')}/{name}"
+            yield ImageEntry(_stem(name), path, problem=BadSample("unknown_extension", path))
+
+
+def _visible(folder: str) -> list[str]:
+    return [name for name in files.walk(folder) if "/." not in f"/{name}"]
+
+
+def _extension(name: str) -> str:
+    stem, dot, extension = name.rpartition(".")
+    return extension.lower() if dot and "/" not in extension and stem else ""
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _captions(image: str, source: str) -> list[str]:
+    extension, _, rest = source.partition(".")
+    path = f"{image.rpartition('.')[0]}.{extension}"
+    try:
+        data = files.read_bytes(path)
+    except OSError:
+        return []
+    if extension == "json":
+        return clean_captions(field_of(decode_json(data, path), rest), path)
+    return captions_in(data, rest, path)
+
+
+def class_folders(folder: str) -> tuple[list[str], list[ImageEntry]]:
+    """Return class names (the sorted subfolders) and images, as torchvision's ImageFolder reads them.
+
+    Raises:
+        UserError: an image is in no class folder.
+    """
+    names = image_names(folder)
+    if loose := [name for name in names if "/" not in name]:
+        raise UserError(f"{folder}: expected one folder per class, but {loose[0]} is in none")
+    classes = sorted({printable(name.partition("/")[0]) for name in names})
+    number = {name: index for index, name in enumerate(classes)}
+    root = folder.rstrip("/")
+    entries = [
+        ImageEntry(_stem(name), f"{root}/{name}", label=number[printable(name.partition("/")[0])]) for name in names
+    ]
+    return classes, [*entries, *_unknown(folder, [name for name in _visible(folder) if "/" in name])]

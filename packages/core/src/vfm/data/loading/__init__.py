@@ -1,0 +1,1 @@
+"""Batches of samples for training and evaluation. Imports torch."""

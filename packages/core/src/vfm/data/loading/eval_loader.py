@@ -1,0 +1,54 @@
+"""Batches for evaluation: every sample once, in order. They do not depend on the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from vfm.base import UserError
+from vfm.data.index.source import Source
+from vfm.data.loading.batch import Batch, Inputs, Make, SampleDraw, stack
+from vfm.data.loading.loader import Reader, read_batches
+from vfm.data.samples.sample import BadSample
+
+
+class _EvalReader(Reader[Inputs]):
+    """Skips samples that cannot be used."""
+
+    def read(self, planned: range) -> Batch[Inputs]:
+        bad: list[tuple[str, str]] = []
+        made = []
+        for index, sample in zip(planned, self.samples([(0, index) for index in planned]), strict=True):
+            try:
+                made.append(self.made(SampleDraw.of(0, 0, index), sample))
+            except BadSample as error:
+                bad.append((error.reason, error.where))
+        return stack(made, bad)
+
+
+def ordered_batches(
+    source: Source, make: Make[Inputs], plan: Iterable[range], *, workers: int = 0
+) -> Iterator[Batch[Inputs]]:
+    """Yield a batch for each range of samples, in order; samples that cannot be used are listed in `bad`."""
+    return read_batches(_EvalReader(source, make), plan, workers)
+
+
+def eval_batches(source: Source, make: Make[Inputs], batch_size: int, *, workers: int = 0) -> Iterator[Batch[Inputs]]:
+    """Yield all samples of a source once, in order; samples that cannot be used are skipped and listed in `bad`.
+
+    Raises:
+        UserError: no sample can be used.
+    """
+    plan = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
+    held: Batch[Inputs] | None = None  # yielded one step late, so that it can carry what was bad after it
+    bad: list[tuple[str, str]] = []
+    for batch in ordered_batches(source, make, plan, workers=workers):
+        bad += batch.bad
+        if batch.keys:
+            if held:
+                yield held
+            held, bad = replace(batch, bad=bad), []
+    if held is None:
+        first = f"; the first is {bad[0][1]}: {bad[0][0]}" if bad else ""
+        raise UserError(f"{source.directory}: no sample can be used{first}")
+    yield replace(held, bad=held.bad + bad)

@@ -1,0 +1,92 @@
+"""What a torch Dataset yields, as tensors in plain containers, and what each sample of a batch must agree on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vfm.base import UserError
+from vfm.data.loading.transforms import to_tensor
+from vfm.data.samples.images import to_rgb
+
+EXPECTED = "expected tensors, arrays, numbers, images or texts, in a dict, a tuple or a dataclass"
+
+
+def as_tensors(value: Any, where: str) -> Any:
+    """Return a sample with its arrays and numbers as tensors, and its images as float tensors (3, H, W) from 0 to 1.
+
+    Raises:
+        UserError: it holds something else, such as None, or no tensor at all; `where` is its address.
+    """
+    made = _converted(value, where)
+    if not any(isinstance(part, Tensor) for _, part in leaves(made)):
+        raise UserError(f"{where}: {EXPECTED}, at least one tensor among them; got {value!r:.60}")
+    return made
+
+
+def _converted(value: Any, where: str) -> Any:
+    if isinstance(value, Tensor | str):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(value.copy())  # a copy: torch warns of arrays that cannot be written
+    if isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):
+        return torch.tensor(value.item() if isinstance(value, np.generic) else value)
+    if isinstance(value, Image.Image):
+        if value.mode in ("I", "F"):  # depths or counts, which the conversion to RGB would cut off at 255
+            raise UserError(f"{where}: expected an image of 8 or 16 bits, got one of mode {value.mode}; give an array")
+        return to_tensor(to_rgb(value)).float() / 255
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        return value  # texts: the captions of a sample, or a text of each sample of a batch
+    if isinstance(value, Mapping):
+        return {str(key): _converted(part, f"{where}[{key!r}]") for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(_converted(part, f"{where}[{index}]") for index, part in enumerate(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [field.name for field in dataclasses.fields(value)]
+        return type(value)(**{name: _converted(getattr(value, name), f"{where}.{name}") for name in fields})
+    raise UserError(f"{where}: {EXPECTED}; got {'None' if value is None else f'a {type(value).__name__}'}")
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (path, value) of every tensor, text and list of texts in a converted sample or batch."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from leaves(part, f"{path}[{key!r}]")
+    elif isinstance(value, tuple):
+        for index, part in enumerate(value):
+            yield from leaves(part, f"{path}[{index}]")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from leaves(getattr(value, field.name), f"{path}.{field.name}")
+    else:
+        yield path, value
+
+
+def layout_of(value: Any) -> dict[str, str]:
+    """Return the type and shape of every part of a converted sample by its path: `float32 (3, 32, 32)`, `text`."""
+    return {
+        path: f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}" if isinstance(part, Tensor) else "text"
+        for path, part in leaves(value)
+    }
+
+
+def check_layout(value: Any, expected: Mapping[str, str], where: str, first: str) -> None:
+    """Check that a sample has the parts, types and shapes of the first one, so that a batch can be stacked.
+
+    Raises:
+        UserError: it has not; the line has the first part that differs.
+    """
+    found = layout_of(value)
+    if found == expected:
+        return
+    path = next(path for path in (*expected, *found) if found.get(path) != expected.get(path))
+    raise UserError(
+        f"{where}{path}: expected {expected.get(path, 'nothing')}, as {first} has, got {found.get(path, 'nothing')};"
+        " resize or pad in the dataset, or give a DataLoader with a collate_fn"
+    )

@@ -1,0 +1,1 @@
+"""Images alone, and image-text pairs: `data.images` and `data.pairs`."""

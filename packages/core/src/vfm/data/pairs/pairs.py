@@ -1,0 +1,63 @@
+"""Work of `data.pairs`: indexing image-text pairs, or tables of captions without images."""
+
+from __future__ import annotations
+
+from vfm.data.indexing.dataset_panels import add_dataset_panels
+from vfm.data.indexing.indexing import Indexing, first_sample
+from vfm.data.layouts.layout import Layout, find_layout
+from vfm.data.pairs.stages import Pairs
+from vfm.data.samples.spec import DatasetSpec
+from vfm.data.tables.caption_tables import caption_shards, caption_spec
+from vfm.data.tables.table import CAPTION_COLUMNS, LIST_EXTENSION, table_kind
+from vfm.interfaces import Context, Pool, Preflight
+from vfm.storage import files
+
+
+def index_pairs(config: Pairs, ctx: Context) -> Pool:
+    """Index the shards. Shards without a known count are read, and their bad samples are left out."""
+    num_shards = None
+    if (tables := _caption_tables(config)) is None:
+        layout, spec = _layout(config)
+        shards, num_shards, paths = layout.shards(ctx.directory, spec), layout.num_shards, layout.paths
+    else:
+        paths, spec, columns = tables
+        if config.images == "auto":
+            ctx.log(f"{paths[0]}: no column of images, so only its captions are read; no model can be trained on them")
+        spec, shards = caption_shards(ctx.directory, paths, spec, columns)
+    indexing = Indexing.of(config, ctx, spec, str(paths[0]))
+    count = indexing.run(ctx.directory, shards, num_shards)
+    pool = Pool.create(ctx.directory, num_samples=count, bad_samples=dict(indexing.counts), languages=list(spec.texts))
+    add_dataset_panels(ctx, pool, indexing.bad)
+    return pool
+
+
+def check_pairs(config: Pairs, ctx: Preflight) -> None:
+    """Decode one sample; without images, find the columns."""
+    if _caption_tables(config) is None:
+        first_sample(*_layout(config))
+
+
+def _layout(config: Pairs) -> tuple[Layout, DatasetSpec]:
+    layout = find_layout(config.path, config.format, config.image_root)
+    return layout, layout.with_defaults(DatasetSpec(image_key=config.image_key, texts=config.texts), labels=False)
+
+
+def _caption_tables(config: Pairs) -> tuple[list[str], DatasetSpec, list[str] | None] | None:
+    """Return tables of captions without images, the spec of their texts, and column names for tables without a header.
+
+    Return None if there are images.
+    """
+    paths = files.expand_paths(config.path)
+    if config.images == "auto" and not config.columns:
+        layout = find_layout(config.path, config.format, config.image_root)
+        if not layout.only_captions(config.image_key, config.texts):
+            return None
+        paths = layout.paths
+    elif config.images is True:
+        return None
+    for path in paths:
+        files.size_and_time(path)  # raises if the file is missing
+    columns = config.columns
+    if not columns and table_kind(paths[0]) == LIST_EXTENSION:
+        columns = [CAPTION_COLUMNS[0]]
+    return paths, caption_spec(paths, config.texts, columns), columns

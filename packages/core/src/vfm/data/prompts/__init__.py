@@ -1,0 +1,1 @@
+"""Class names and prompts of zero-shot classification."""

@@ -1,0 +1,84 @@
+"""Prompts of classes: templates with a place for the class name, or sentences of each class."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from vfm.base import UserError, did_you_mean
+from vfm.storage import files
+
+
+def check_templates(templates: Sequence[str], where: str = "") -> list[str]:
+    """Return the templates, each with `{}` for the class name; CLIP_benchmark's `{c}` is replaced by `{}`.
+
+    Args:
+        templates: as the user wrote them.
+        where: file with the templates, for the error.
+
+    Raises:
+        UserError: a template has no `{}`.
+    """
+    checked = [template.replace("{c}", "{}") for template in templates]
+    for template in checked:
+        if "{}" not in template:
+            raise UserError(f"{where and where + ': '}template {template!r} has no {{}} for the class name")
+    return checked
+
+
+def read_sentences(path: str) -> dict[str, list[str]]:
+    """Return the sentences of each class, from a JSON file of the form {class: [sentences]}.
+
+    Raises:
+        UserError: the file is missing or damaged, or a class has no sentence or is there twice.
+
+    Source: Pratt et al. 2023, What does a platypus look like? (CuPL, arXiv:2209.03320), whose files have this form.
+    """
+    text = files.read_text(path)
+    try:
+        record = json.loads(text, object_pairs_hook=_each_once)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(record, dict) or not record:
+        raise UserError(f"{path}: expected {{class: [sentences]}}, got {record!s:.60}")
+    for name, sentences in record.items():
+        listed = sentences if isinstance(sentences, list) else []
+        if not listed or not all(isinstance(one, str) and one.strip() for one in listed):
+            raise UserError(f"{path}: class {name!r}: expected a list of sentences, got {sentences!s:.60}")
+    return record
+
+
+def sentences_of(path: str, class_names: Sequence[str], *, others: bool = False) -> list[list[str]]:
+    """Return the sentences of each class in the order of the names.
+
+    Args:
+        path: as in `read_sentences`.
+        class_names: the classes.
+        others: the file may have more classes.
+
+    Raises:
+        UserError: a class has no sentences, or sentences belong to no class; the line names the first of them.
+    """
+    found, known = read_sentences(path), set(class_names)
+    missing = [name for name in class_names if name not in found]
+    if missing:
+        raise UserError(f"{path}: no sentences for {_listed(missing)}{did_you_mean(missing[0], found)}")
+    unknown = [name for name in found if name not in known]
+    if unknown and not others:
+        raise UserError(f"{path}: the dataset has no class {_listed(unknown)}{did_you_mean(unknown[0], known)}")
+    return [found[name] for name in class_names]
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; json itself would keep the last of several values."""
+    name, count = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 0)
+    if count > 1:
+        raise ValueError(f"{name!r} is there twice")
+    return dict(pairs)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - 1
+    return f"{names[0]!r}" + (f" and {more} other{'s' * (more > 1)}" if more else "")

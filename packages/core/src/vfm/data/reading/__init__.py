@@ -1,0 +1,1 @@
+"""Bytes of shards: local or remote, read ahead and cached."""

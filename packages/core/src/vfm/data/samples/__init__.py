@@ -1,0 +1,1 @@
+"""One sample: its image, captions, order and random draws."""

@@ -1,0 +1,131 @@
+"""Reading and checking the texts of a sample, from the locations that `texts: {en: json.en, de: txt.de}` names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vfm.data.samples.sample import BadSample
+from vfm.data.samples.spec import DatasetSpec
+
+MAX_CAPTION_BYTES = 64 << 10
+
+
+def decode_text(data: bytes, where: str) -> str:
+    """Decode bytes as UTF-8 text.
+
+    Raises:
+        BadSample: the text is too long, or not UTF-8.
+    """
+    if len(data) > MAX_CAPTION_BYTES:
+        raise BadSample("caption_too_long", where)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadSample("wrong_encoding", where) from None
+
+
+def decode_json(data: bytes, where: str) -> dict[str, Any]:
+    """Decode the `json` member of a sample.
+
+    Raises:
+        BadSample: the data are not UTF-8, or not a JSON object.
+    """
+    try:
+        record = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise BadSample("wrong_encoding", where) from None
+    except (ValueError, RecursionError):
+        raise BadSample("broken_json", where) from None
+    if not isinstance(record, dict):
+        raise BadSample("broken_json", where)
+    return record
+
+
+def clean_captions(value: object, where: str) -> list[str]:
+    """Return the captions of a field with one caption, a list or nothing: stripped, without empty ones.
+
+    Raises:
+        BadSample: a caption is longer than 64 KiB, or not valid text (half a surrogate pair, or a NUL, as in UTF-16).
+    """
+    values = value if isinstance(value, list) else [value]
+    captions = [text for item in values if isinstance(item, str) and (text := item.strip())]
+    for caption in captions:
+        try:
+            too_long = len(caption) > MAX_CAPTION_BYTES or len(caption.encode()) > MAX_CAPTION_BYTES
+        except UnicodeEncodeError:
+            raise BadSample("wrong_encoding", where) from None
+        if "\0" in caption:
+            raise BadSample("wrong_encoding", where)
+        if too_long:
+            raise BadSample("caption_too_long", where)
+    return captions
+
+
+def captions_in(data: bytes, part: str, where: str) -> list[str]:
+    """Return the captions of a text file, or of a part of it.
+
+    Args:
+        data: content of the file.
+        part: empty: the whole file; `lines`: one caption per line; `first`: the first line; another word: the text
+            after `WORD=` in each line that begins so.
+        where: address of the sample for errors.
+
+    Raises:
+        BadSample: as in `decode_text` and `clean_captions`.
+    """
+    text = decode_text(data, where)
+    if not part:
+        return clean_captions(text, where)
+    lines = text.splitlines()
+    if part == "first":
+        lines = lines[:1]
+    elif part != "lines":
+        lines = [line.removeprefix(f"{part}=") for line in lines if line.startswith(f"{part}=")]
+    return clean_captions(lines, where)
+
+
+def is_unicode(text: str) -> bool:
+    """Return False if bytes of the text were not UTF-8, which are read as half surrogates."""
+    return not any("\udc80" <= char <= "\udcff" for char in text)
+
+
+def field_of(record: Mapping[str, Any], dotted: str) -> object:
+    """Return the value at a dotted key of a JSON record (`meta.caption.en`), None if there is none."""
+    value: Any = record
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def captions_of(spec: DatasetSpec, read: Callable[[str], list[str]], where: str) -> dict[str, list[str]]:
+    """Return the captions of the languages of a spec that have any.
+
+    Args:
+        spec: says where the captions are, and whether a sample may have none.
+        read: returns the captions at a location.
+        where: address of the sample for errors.
+
+    Raises:
+        BadSample: no language has a caption, or one cannot be read, and the spec requires captions.
+    """
+    try:
+        found = {language: read(source) for language, source in spec.texts.items()}
+    except BadSample:
+        if not spec.captions_optional:
+            raise
+        return {}
+    return require_captions(spec, found, where)
+
+
+def require_captions(spec: DatasetSpec, texts: Mapping[str, list[str]], where: str) -> dict[str, list[str]]:
+    """Return the captions of the languages that have any.
+
+    Raises:
+        BadSample: no language has a caption, and the spec requires one.
+    """
+    found = {language: captions for language, captions in texts.items() if captions}
+    if spec.texts and not found and not spec.captions_optional:
+        raise BadSample("missing_caption", where)
+    return found

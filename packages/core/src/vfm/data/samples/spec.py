@@ -1,0 +1,54 @@
+"""Locations of a sample's parts in its shard; stored as `index.json` beside the index of shards."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from vfm.base import Config
+from vfm.data.samples.sample import BadSample
+
+MAX_CLASSES = 100_000  # a larger number is no class, and names of all numbers up to it would fill the memory
+
+
+class DatasetSpec(Config):
+    """Parts to read of each sample."""
+
+    image_key: str | None = Field(
+        None, description="tars: extensions of the image, `jpg,png`; tables: column of the image"
+    )
+    images: bool = Field(True, description="false: parquet with captions only")
+    texts: dict[str, str] = Field(
+        default={}, description="language: location of its captions, `txt`, `txt.PART`, `json.FIELD` or a column"
+    )
+    captions_optional: bool = Field(
+        False, description="keep samples without a caption, or with one that cannot be read, without it"
+    )
+    label_key: str | None = Field(None, description="location of the class: `cls`, `json.FIELD` or a column")
+    labels_key: str | None = Field(
+        None, description="tars: location of several labels, `npy` (one flag per class) or `json.FIELD` (a list)"
+    )
+    class_names: list[str] = Field(default=[], description="in the order of the labels")
+    image_root: str = Field(
+        "", description="folder of images that a column names by path; empty: that of the file with the column"
+    )
+    keys_repeat: bool = Field(
+        False, description="several shards have a sample of one key, so the name of its shard is part of each key"
+    )
+
+    def label_of(self, value: object, where: str) -> int:
+        """Return the label of a class, given its label or its name.
+
+        Raises:
+            BadSample: the value is neither, or is out of range.
+        """
+        if isinstance(value, str) and value in self.class_names:
+            return self.class_names.index(value)
+        try:
+            label = int(value)  # type: ignore[call-overload]
+        except (TypeError, ValueError, OverflowError):  # the last: infinity
+            raise BadSample("missing_label", where) from None
+        if isinstance(value, float) and value != label:
+            raise BadSample("missing_label", where)
+        if label < 0 or (self.class_names and label >= len(self.class_names)):
+            raise BadSample("unknown_label", f"{where} (label {label} of {len(self.class_names)} classes)")
+        return int(label)

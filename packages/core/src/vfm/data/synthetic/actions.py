@@ -1,0 +1,32 @@
+"""Actions of the moving world: a quantity that moves along a circle, forwards or backwards.
+
+The circle makes every state equally likely at every time, in both directions: an action cannot be read from any frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+from vfm.data.synthetic.scene import DIRECTED, Shape
+
+Action = Literal[
+    "left", "right", "up", "down", "grow", "shrink", "turn right", "turn left", "appear", "vanish"
+]  # fmt: skip
+ACTIONS: tuple[Action, ...] = get_args(Action)
+PAIRS: tuple[tuple[Action, Action], ...] = (
+    ("right", "left"), ("down", "up"), ("grow", "shrink"), ("turn right", "turn left"), ("appear", "vanish"),
+)  # fmt: skip
+"""Forwards and backwards along one circle."""
+REVERSED: dict[Action, Action] = {one: other for pair in PAIRS for one, other in (pair, pair[::-1])}
+
+
+def quantity_of(action: Action) -> tuple[int, int]:
+    """Return the number of an action's quantity in `PAIRS`, and its direction, 1 or -1."""
+    number = next(number for number, pair in enumerate(PAIRS) if action in pair)
+    return number, 1 if PAIRS[number][0] == action else -1
+
+
+def turning_shapes(shapes: Iterable[Shape]) -> tuple[Shape, ...]:
+    """Return the shapes whose turn is visible."""
+    return tuple(shape for shape in shapes if shape in DIRECTED)

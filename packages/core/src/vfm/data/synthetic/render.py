@@ -1,0 +1,113 @@
+"""Samples of the synthetic world as bytes: sample i of a seed does not depend on shard, process or order."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vfm.data.synthetic.captions import Caption, sample_caption
+from vfm.data.synthetic.drawing import draw
+from vfm.data.synthetic.sampling import Stream, generator, sample_scene
+from vfm.data.synthetic.scene import Pattern
+from vfm.data.synthetic.world import World
+
+
+@dataclass(frozen=True)
+class RenderedSample:
+    """One sample of a dataset.
+
+    Attributes:
+        key: name of its files in a tar.
+        image: JPEG bytes.
+        texts: captions by the language of their label.
+        label: class, an index into `class_names`.
+        facts: the scene and the content of the captions, JSON values.
+    """
+
+    key: str
+    image: bytes
+    texts: dict[str, list[str]]
+    label: int
+    facts: dict[str, Any]
+
+    def members(self) -> dict[str, bytes]:
+        """Return its files in a WebDataset tar: `jpg`, `txt` (the first caption), `json` (captions, label, facts)."""
+        text = next(iter(self.texts.values()))[0]
+        record = {**self.texts, "label": self.label, **self.facts}
+        return {"jpg": self.image, "txt": text.encode(), "json": json.dumps(record, ensure_ascii=False).encode()}
+
+
+def class_names(world: World) -> list[str]:
+    """Return the names of the zero-shot classes, "red star", in the order of `World.combinations`."""
+    return [f"{colour} {shape}" for shape, colour in world.combinations]
+
+
+def render_shard(world: World, seed: int, start: int, stop: int) -> Iterator[RenderedSample]:
+    """Yield samples `start` to `stop` of the pool of image-text pairs; each depends only on the seed and its number."""
+    for index in range(start, stop):
+        scene = sample_scene(world, generator(seed, Stream.POOL, index))
+        rng = generator(seed, Stream.CAPTIONS, index)
+        captions = {
+            label: [sample_caption(world, scene, rng, language=label) for _ in range(world.captions_per_image)]
+            for label in world.languages
+        }
+        yield RenderedSample(
+            key=f"{index:08d}",
+            image=encode(draw(scene, world.image_size)),
+            texts={label: [caption.text for caption in given] for label, given in captions.items()},
+            label=world.label(scene.shape, scene.colour),
+            facts={
+                "scene": scene.facts(),
+                "captions": {
+                    label: [_caption_facts(caption) for caption in given] for label, given in captions.items()
+                },
+            },
+        )
+
+
+def render_labeled(world: World, seed: int, start: int, stop: int) -> Iterator[RenderedSample]:
+    """Yield samples of the labelled dataset, cycling through the classes, so that all are equally common."""
+    combinations = world.combinations
+    names = class_names(world)
+    for index in range(start, stop):
+        label = index % len(combinations)
+        scene = sample_scene(world, generator(seed, Stream.CLASSES, index), combination=combinations[label])
+        image = encode(draw(scene, world.image_size))
+        yield RenderedSample(f"{index:08d}", image, {"en": [names[label]]}, label, {"scene": scene.facts()})
+
+
+def render_values(pattern: Pattern, world: World, seed: int, start: int, stop: int) -> Iterator[RenderedSample]:
+    """Yield samples of a labelled dataset whose classes are the values of one attribute, or the colours, in turn.
+
+    Other shapes and colours are uniform. Scenes are drawn until one has the value (rejection sampling), so that the
+    other attributes keep the distribution of a pool.
+    """
+    values = world.colours if pattern == "colour" else world.values(pattern)
+    for index in range(start, stop):
+        label = index % len(values)
+        rng = generator(seed, Stream.VALUES, index)
+        scene = None
+        while scene is None or scene.value(pattern) != values[label]:
+            combination = world.combinations[int(rng.random() * len(world.combinations))]
+            scene = sample_scene(world, rng, combination=combination)
+        image = encode(draw(scene, world.image_size))
+        yield RenderedSample(f"{index:08d}", image, {"en": [str(values[label])]}, label, {"scene": scene.facts()})
+
+
+def encode(pixels: NDArray[np.uint8]) -> bytes:
+    """Encode (S, S, 3) uint8 RGB as JPEG, without chroma subsampling, which would blur the edges of small shapes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def _caption_facts(caption: Caption) -> dict[str, Any]:
+    # The stored bytes of the synthetic datasets have this key, so it stays.
+    return {"kind": caption.kind, "language": caption.language, "told": dict(caption.named)}

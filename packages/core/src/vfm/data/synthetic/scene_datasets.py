@@ -1,0 +1,125 @@
+"""Work of `shapes.scenes`: scattered scenes written as WebDataset tars, each sample with its objects in `json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from vfm.data.annotated.indexing import Wanted, import_annotations
+from vfm.data.annotated.masks import as_rle, encode_mask, mask_box
+from vfm.data.annotated.records import Classes, Label
+from vfm.data.annotated.sample_records import SampleRecords
+from vfm.data.layouts.layout import Layout
+from vfm.data.synthetic.datasets import write_shards
+from vfm.data.synthetic.federated import Federated, federate
+from vfm.data.synthetic.render import encode
+from vfm.data.synthetic.sampling import Stream, generator
+from vfm.data.synthetic.scattered import (
+    MIN_VISIBLE,
+    Vocabulary,
+    class_names,
+    draw_scattered,
+    label_of,
+    sample_scattered,
+)
+from vfm.data.synthetic.stages import ShapesScenes
+from vfm.data.synthetic.world import World
+from vfm.interfaces import AnnotatedImages, Context
+
+GROUND = "ground"
+
+
+@dataclass(frozen=True)
+class RenderedScene:
+    """One sample: JPEG bytes, and its objects as a JSON value."""
+
+    key: str
+    image: bytes
+    record: dict[str, Any]
+
+    def members(self) -> dict[str, bytes]:
+        """Return its files in a WebDataset tar."""
+        return {"jpg": self.image, "json": json.dumps(self.record).encode()}
+
+
+def make_scenes(config: ShapesScenes, ctx: Context) -> AnnotatedImages:
+    """Draw the scenes and index them; the ground is the last class, which has no instances."""
+    render = partial(
+        render_scenes,
+        vocabulary=config.vocabulary,
+        zipf=config.zipf,
+        federated=config.federated,
+        max_objects=config.max_objects,
+        scale=config.scale,
+    )
+    shards = write_shards(config, ctx, render)
+    names = class_names(config.world, config.vocabulary)
+    count = len(names)
+    classes = Classes([*names, GROUND], list(range(count + 1)), [True] * count + [False])
+    labels: list[Label] = ["boxes", "masks"] if config.federated else ["boxes", "masks", "semantic", "panoptic"]
+    reader = SampleRecords(
+        Layout("webdataset", [shard.path for shard in shards], ""),
+        classes,
+        labels,
+        federated=config.federated,
+        background=None if config.federated else count,
+    )
+    return import_annotations(reader, ctx, Wanted(max_bad_fraction=0.0), "shapes.scenes")
+
+
+def render_scenes(
+    world: World,
+    seed: int,
+    start: int,
+    stop: int,
+    *,
+    vocabulary: Vocabulary,
+    zipf: float,
+    federated: bool,
+    max_objects: int,
+    scale: tuple[float, float],
+) -> Iterator[RenderedScene]:
+    """Yield samples `start` to `stop`; each depends only on the seed and its number."""
+    num_classes = len(class_names(world, vocabulary))
+    for index in range(start, stop):
+        rng = generator(seed, Stream.SCATTERED, index)
+        scene = sample_scattered(world, rng, zipf=zipf, max_objects=max_objects, scale=scale)
+        drawn = draw_scattered(scene, world.image_size)
+        objects = [
+            _object(label_of(world, vocabulary, one.look), drawn.owners == number)
+            for number, one in enumerate(scene.objects)
+        ]
+        objects = [one for one in objects if one["area"] > 0]
+        lists: dict[str, Any] = {}
+        if federated:
+            found = federate(
+                [one["category_id"] for one in objects], num_classes, generator(seed, Stream.FEDERATED, index)
+            )
+            objects, lists = [objects[n] for n in found.kept], _lists(found)
+        size = {"width": world.image_size, "height": world.image_size}
+        record = {"image_id": index, **size, "annotations": objects, **lists}
+        yield RenderedScene(f"{index:08d}", encode(drawn.pixels), record)
+
+
+def _object(label: int, mask: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
+    """Return an object of COCO's form; one of which too little is visible is ignored."""
+    height, width = mask.shape
+    counts, area = encode_mask(mask), int(mask.sum())
+    left, top, right, bottom = mask_box(counts, height, width)
+    return {
+        "category_id": label,
+        "bbox": [left, top, right - left, bottom - top],
+        "segmentation": {**as_rle(counts, height, width), "counts": counts.decode()},
+        "area": area,
+        "iscrowd": 0,
+        "ignore": int(area < MIN_VISIBLE),
+    }
+
+
+def _lists(found: Federated) -> dict[str, Any]:
+    return {"neg_category_ids": found.negatives, "not_exhaustive_category_ids": found.not_exhaustive}

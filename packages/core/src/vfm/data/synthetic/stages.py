@@ -1,0 +1,189 @@
+"""Configurations of the stages that draw the synthetic shapes: `shapes.pool`, `shapes.classes`, and pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from vfm.data.synthetic.actions import ACTIONS, Action, turning_shapes
+from vfm.data.synthetic.scene import Pattern
+from vfm.data.synthetic.world import World
+from vfm.interfaces import (
+    AnnotatedImages,
+    Artifact,
+    ChoiceDataset,
+    LabeledDataset,
+    Pool,
+    QuestionDataset,
+    Seed,
+    Stage,
+    VideoDataset,
+)
+
+
+class ShapeImages(Stage):
+    """Base of the stages that draw images from a world and a seed into tars in the artifact's folder."""
+
+    world: World = Field(World(), description="distribution of the images and captions")
+    num_samples: int = Field(20_000, ge=1, description="images to draw")
+    samples_per_shard: int = Field(1000, ge=1, description="samples per tar; does not change any sample")
+    seed: Seed = Field(0, description="seed of the draws; sample i depends only on it and i")
+
+
+class ShapesPool(ShapeImages):
+    """Draw shapes with web-like captions: a long tail, partly described attributes, noise, other languages."""
+
+    kind: Literal["shapes.pool"] = "shapes.pool"
+
+    makes: ClassVar[type[Artifact]] = Pool
+    work: ClassVar[str] = "vfm.data.synthetic.datasets:make_pool"
+
+
+class ShapesClasses(ShapeImages):
+    """Draw a balanced labelled dataset: every shape in every colour, with class names and prompts.
+
+    With `label` the classes are the values of that attribute instead, to probe which attributes features encode.
+    """
+
+    kind: Literal["shapes.classes"] = "shapes.classes"
+    num_samples: int = Field(2400, ge=1, description="images to draw")
+    label: Pattern | None = Field(
+        None, description="use the values of this attribute, or the colours, as classes; default: coloured shapes"
+    )
+
+    version: ClassVar[int] = 2
+    makes: ClassVar[type[Artifact]] = LabeledDataset
+    work: ClassVar[str] = "vfm.data.synthetic.datasets:make_classes"
+
+    @model_validator(mode="after")
+    def _possible(self) -> ShapesClasses:
+        if self.label:
+            check_patterns(self.world, [self.label])
+        return self
+
+
+class ShapesChoices(Stage):
+    """Draw pairs as in MMVP: two images that differ in one attribute, with one statement each."""
+
+    kind: Literal["shapes.choices"] = "shapes.choices"
+    world: World = Field(World(), description="distribution of the images and captions")
+    patterns: tuple[Pattern, ...] | None = Field(
+        None, min_length=1, description="attributes that a pair may differ in; default: all that vary in the world"
+    )
+    pairs_per_pattern: int = Field(100, ge=1, description="pairs for each pattern")
+    seed: Seed = Field(0, description="seed of the draws; pair i of a pattern depends only on it and i")
+
+    makes: ClassVar[type[Artifact]] = ChoiceDataset
+    work: ClassVar[str] = "vfm.data.synthetic.datasets:make_choices"
+
+    @model_validator(mode="after")
+    def _possible(self) -> ShapesChoices:
+        check_patterns(self.world, self.patterns or ())
+        if not self.world.patterns:
+            raise ValueError("nothing varies in this world: no attribute, and only one colour")
+        return self
+
+
+class ShapesQuestions(Stage):
+    """Draw questions as in MMVP: two images that differ in one attribute, one question about both, two options."""
+
+    kind: Literal["shapes.questions"] = "shapes.questions"
+    world: World = Field(World(), description="distribution of the images")
+    families: tuple[Pattern, ...] | None = Field(
+        None, min_length=1, description="attributes that the questions are about; default: all that vary in the world"
+    )
+    pairs_per_family: int = Field(200, ge=1, description="pairs of images for each attribute")
+    split: Literal["train", "test"] = Field("test", description="equal seeds draw other pairs for training and test")
+    seed: Seed = Field(0, description="seed of the draws; pair i of a family depends only on it, the split and i")
+
+    makes: ClassVar[type[Artifact]] = QuestionDataset
+    work: ClassVar[str] = "vfm.data.synthetic.questions:make_questions"
+
+    @model_validator(mode="after")
+    def _possible(self) -> ShapesQuestions:
+        check_patterns(self.world, self.families or ())
+        if not self.world.patterns:
+            raise ValueError("nothing varies in this world: no attribute, and only one colour")
+        return self
+
+
+def check_patterns(world: World, patterns: Iterable[Pattern]) -> None:
+    """Check that each pattern varies in a world.
+
+    Raises:
+        ValueError: one does not.
+    """
+    for pattern in patterns:
+        if pattern not in world.patterns:
+            raise ValueError(f"{pattern!r} does not vary in this world; choose from {', '.join(world.patterns)}")
+
+
+class ShapesScenes(ShapeImages):
+    """Draw scenes of one to six scattered shapes with boxes, silhouettes, semantic and panoptic maps."""
+
+    kind: Literal["shapes.scenes"] = "shapes.scenes"
+    num_samples: int = Field(4000, ge=1, description="images to draw")
+    vocabulary: Literal[12, 120, 1080] = Field(
+        12,
+        description="classes of the same images: 12 shapes, 120 with the colour, 1080 with texture and structure too"
+        " (fewer in a world with fewer of them)",
+    )
+    zipf: float = Field(0.0, ge=0, description="exponent of the long tail of the objects' looks; 0: uniform")
+    federated: bool = Field(
+        False, description="label each image for some classes only, as LVIS does; there are no label maps then"
+    )
+    max_objects: int = Field(6, ge=1, le=6, description="largest number of objects; all numbers are equally likely")
+    scale: tuple[float, float] = Field((0.07, 0.19), description="smallest and largest radius, in image widths")
+
+    makes: ClassVar[type[Artifact]] = AnnotatedImages
+    work: ClassVar[str] = "vfm.data.synthetic.scene_datasets:make_scenes"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ShapesScenes:
+        low, high = self.scale
+        if not 0 < low <= high <= 0.5:
+            raise ValueError(f"expected scale with 0 < smallest <= largest <= 0.5, got {low}, {high}")
+        return self
+
+
+class ShapesVideos(ShapeImages):
+    """Draw videos of one moving shape among still ones; each action is the time-reversal of another one.
+
+    Position, angle, size and opacity move along circles, so each frame alone, and any set of frames, is equally likely
+    in both actions of a pair: without the order nothing can be right more often than every second time within a pair.
+    """
+
+    kind: Literal["shapes.videos"] = "shapes.videos"
+    num_samples: int = Field(1000, ge=1, description="videos to draw; the actions take turns")
+    num_frames: int = Field(16, ge=4, le=256, description="frames of a video")
+    actions: tuple[Action, ...] = Field(ACTIONS, min_length=2, description="the classes, in this order")
+    num_still: int = Field(2, ge=0, le=4, description="largest number of still shapes")
+    speed: Annotated[float, Field(gt=0, le=4)] = Field(
+        0.75, description="part of its circle that the moving shape passes in a video"
+    )
+    rate: int = Field(8, ge=1, le=120, description="frames in a second of the files")
+
+    makes: ClassVar[type[Artifact]] = VideoDataset
+    work: ClassVar[str] = "vfm.data.synthetic.videos:make_videos"
+
+    @model_validator(mode="after")
+    def _possible(self) -> ShapesVideos:
+        if len(set(self.actions)) < len(self.actions):
+            raise ValueError(f"actions must not repeat one, got {', '.join(self.actions)}")
+        if self.world.image_size % 2:
+            raise ValueError(f"world.image_size must be even for videos, got {self.world.image_size}")
+        if not turning_shapes(self.world.shapes) and {"turn right", "turn left"} & set(self.actions):
+            raise ValueError("no shape of this world shows a turn; add one with a direction, such as arrow")
+        return self
+
+
+STAGES: tuple[type[Stage], ...] = (
+    ShapesPool,
+    ShapesClasses,
+    ShapesChoices,
+    ShapesQuestions,
+    ShapesScenes,
+    ShapesVideos,
+)

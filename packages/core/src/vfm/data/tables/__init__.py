@@ -1,0 +1,1 @@
+"""Tables and lists of images and captions: csv, jsonl, Parquet, Arrow."""

@@ -1,0 +1,142 @@
+"""Rows of csv and tsv tables, also where a stray quotation mark or a damaged line break has merged some."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from vfm.data.samples.images import IMAGE_EXTENSIONS
+from vfm.data.samples.sample import BadSample
+
+MAX_LINE = 16 << 20  # characters; a longer line is not a row of a table, and would fill the memory
+MAX_LINES = 1000  # lines of one row; more are swallowed by a quotation mark that is never closed
+
+
+SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # line with which Excel marks what separates the values
+
+
+class _RawTabs(csv.excel_tab):
+    """Tab-separated without quoting: such tables are mostly raw, and a caption may begin with a quotation mark."""
+
+    quoting = csv.QUOTE_NONE
+
+
+def header_of(lines: Iterator[str], *, tabs: bool) -> tuple[type[csv.Dialect], list[str]]:
+    """Read the first line that is not blank, and return the table's dialect and its values.
+
+    Args:
+        lines: of the table; after Excel's line `sep=;`, the next one is the header.
+        tabs: a tab stands between the values.
+    """
+    first = _next_line(lines)
+    if tabs:
+        return _RawTabs, [unquoted(value) for value in next(csv.reader([first], _RawTabs), [])]
+    if marked := SEPARATOR.fullmatch(first):
+        dialect = _separated(marked[1])
+        return dialect, next(csv.reader([_next_line(lines)], dialect), [])
+    dialects: list[type[csv.Dialect]] = [csv.excel, _separated(";"), csv.excel_tab]
+    split = [(dialect, next(csv.reader([first], dialect), [])) for dialect in dialects]
+    return next((one for one in split if len(one[1]) > 1), split[0])
+
+
+def _next_line(lines: Iterator[str]) -> str:
+    return next((line for line in lines if line.strip()), "")
+
+
+def _separated(mark: str) -> type[csv.Dialect]:
+    return type("Separated", (csv.excel,), {"delimiter": mark})
+
+
+def unquoted(value: str) -> str:
+    """Return a value of a raw table without the quoting of CSV, with which pandas and Excel write some values.
+
+    A value is quoted if it begins and ends with a quotation mark, and each one inside is doubled.
+    """
+    inside = value[1:-1]
+    quoted = len(value) > 1 and value[0] == value[-1] == '"' and '"' not in inside.replace('""', "")
+    return inside.replace('""', '"') if quoted else value
+
+
+def delimited_rows(
+    lines: Iterator[str], path: str, columns: list[str] | None, image_column: str | None, *, tabs: bool
+) -> Iterator[dict[str, Any] | BadSample]:
+    """Yield the rows, and a BadSample for each row that cannot be read.
+
+    Args:
+        lines: of the table.
+        path: of the table, for bad rows.
+        columns: column names of a table without a header.
+        image_column: column of image paths, by which rows are found that a damaged byte has merged.
+        tabs: the values stand between tabs, quoted one by one (`unquoted`) or raw; otherwise between commas, semicolons
+            or tabs, and may be quoted.
+    """
+    csv.field_size_limit(MAX_LINE)  # so that an overlong caption is one bad sample, and not an error of the table
+    supply = _Lines(lines)
+    dialect, header = header_of(supply, tabs=tabs)
+    if columns:
+        supply.unread(len(supply.taken) - 1)
+        dialect = csv.excel if len(columns) == 1 and not tabs else dialect
+    names = columns or header
+    image = names.index(image_column) if image_column in names else None
+    reader = csv.reader(supply, dialect)
+    while True:
+        supply.taken.clear()
+        values = next(reader, None)
+        if values is None:
+            return
+        if tabs:
+            values = [unquoted(value) for value in values]
+        if len(supply.taken) > 1 and _swallowed(supply.taken, dialect, len(names), image):
+            supply.unread(1)  # only the first line is lost, the others are rows
+            yield BadSample("unreadable_row", f"{path}: line {supply.number}")
+        elif not columns and any(values[len(names) :]):
+            # More values than columns: a line break or a quotation mark is damaged, and several rows may have merged.
+            merged = sum(map(is_image, values)) if image is not None else 1
+            for _ in range(max(1, merged)):
+                yield BadSample("unreadable_row", f"{path}: line {supply.number}")
+        elif values:
+            yield dict(zip(names, values + [None] * (len(names) - len(values)), strict=False))
+
+
+class _Lines:
+    """Iterates over lines, remembers those of the current row, and can yield them again."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self.lines = lines
+        self.taken: list[str] = []
+        self.again: list[str] = []  # in reverse order
+        self.number = 0  # of the last line
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        if len(self.taken) >= MAX_LINES:
+            raise StopIteration
+        line = self.again.pop() if self.again else next(self.lines)
+        self.taken.append(line)
+        self.number += 1
+        return line
+
+    def unread(self, first: int) -> None:
+        """Yield the lines of the current row again, beginning with the one of the number `first`."""
+        self.again += reversed(self.taken[first:])
+        self.number -= len(self.taken) - first
+        del self.taken[first:]
+
+
+def _swallowed(lines: list[str], dialect: type[csv.Dialect], num_columns: int, image: int | None) -> bool:
+    """Return whether lines after the first are rows of their own, which a stray quotation mark has merged."""
+    if len(lines) >= MAX_LINES:
+        return True
+    if image is None:
+        return False
+    parsed = (next(csv.reader([line], dialect), []) for line in lines[1:])
+    return any(len(values) == num_columns and is_image(values[image]) for values in parsed)
+
+
+def is_image(value: str) -> bool:
+    """Return whether a value ends as the name of an image file."""
+    return value.rpartition(".")[2].lower() in IMAGE_EXTENSIONS

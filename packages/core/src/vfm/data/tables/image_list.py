@@ -1,0 +1,186 @@
+"""Shards of the format `files`: lists of image files, with the texts and labels that were found for them.
+
+The content of a folder, a table or class folders is listed once, as parquet in the artifact; the images stay in place.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vfm.data.samples.captions import captions_of, clean_captions, field_of, is_unicode, require_captions
+from vfm.data.samples.sample import BadSample, Sample, uid_of
+from vfm.data.samples.shards import Shard
+from vfm.data.samples.spec import DatasetSpec
+from vfm.data.samples.texts import OnBad, Rows, texts_by_column, texts_by_sample, uids_of
+from vfm.storage import files
+from vfm.storage.store_files import read_parquet
+
+ROWS_PER_SHARD = 10_000
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image file with its texts and label. `problem` made it unusable, and is raised whenever it is read."""
+
+    key: str
+    image: str
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    label: int | None = None
+    problem: BadSample | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the image cannot be used. A name that is not UTF-8 cannot be listed, so its image cannot be used."""
+        if self.problem:
+            return self.problem.reason
+        return None if printable(self.key + self.image) == self.key + self.image else "wrong_encoding"
+
+    def read(self, spec: DatasetSpec, *, with_image: bool = True) -> Sample:
+        """Read the sample.
+
+        Raises:
+            BadSample: the image file is missing, or the sample was unusable when it was listed.
+        """
+        if self.problem:
+            raise self.problem
+        if self.reason:
+            raise BadSample("wrong_encoding", printable(self.image))
+        texts = require_captions(spec, self.texts, self.image)
+        if spec.label_key and self.label is None:
+            raise BadSample("missing_label", self.image)
+        image = read_image_file(self.image) if with_image else b""
+        return Sample(self.key, uid_of(self.key), image, texts, self.label, self.image)
+
+
+def entry_of_rows(
+    name: object, found: list[Row | BadSample], image_root: str, spec: DatasetSpec, path: str
+) -> ImageEntry:
+    """Return the entry of an image from the rows of a table that are about it; a row that is bad stands alone."""
+    if isinstance(problem := found[0], BadSample):
+        return ImageEntry("", problem.where, problem=problem)
+    rows = cast("list[Row]", found)
+    if not isinstance(name, str) or not name:
+        return ImageEntry("", path, problem=BadSample("missing_image", path))
+    image = files.join_inside(image_root, name)
+    if image is None:
+        return ImageEntry(name, name, problem=BadSample("unsafe_path", name))
+
+    def captions_at(source: str) -> list[str]:
+        return [text for row in rows for text in clean_captions(_checked(field_of(row, source), image), image)]
+
+    try:
+        texts = captions_of(spec, captions_at, image)
+        label = spec.label_of(field_of(rows[0], spec.label_key), image) if spec.label_key else None
+    except BadSample as bad:
+        return ImageEntry(name, image, problem=bad)
+    return ImageEntry(name, image, texts, label)
+
+
+def _checked(value: object, where: str) -> object:
+    """Return the value of a cell; raises BadSample if its bytes were not UTF-8, which were read as half surrogates."""
+    values = value if isinstance(value, list) else [value]
+    if not all(is_unicode(item) for item in values if isinstance(item, str)):
+        raise BadSample("wrong_encoding", where)
+    return value
+
+
+def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: DatasetSpec) -> Iterator[Shard]:
+    """Write entries as shards `images-00000.parquet`, ... of 10,000 each, and yield each when it is written."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for number, rows in enumerate(_chunks(distinct(entries))):
+        columns = {
+            "key": pa.array([printable(row.key) for row in rows], pa.string()),
+            "image": pa.array([printable(row.image) for row in rows], pa.string()),
+            "label": pa.array([row.label for row in rows], pa.int32()),
+            "reason": pa.array([row.reason for row in rows], pa.string()),
+        }
+        for language in spec.texts:
+            columns[f"texts.{language}"] = pa.array(
+                [[] if row.reason else row.texts.get(language, []) for row in rows], pa.list_(pa.string())
+            )
+        path = directory / f"images-{number:05d}.parquet"
+        pq.write_table(pa.table(columns), path, write_page_checksum=True)
+        yield Shard.of(path, len(rows), format="files")
+
+
+def distinct(entries: Iterable[ImageEntry]) -> Iterator[ImageEntry]:
+    """Yield entries with distinct keys: `a` of a second folder, or of a second place in a table, becomes `a#2`."""
+    seen: Counter[str] = Counter()
+    for entry in entries:
+        seen[entry.key] += not entry.problem
+        yield replace(entry, key=f"{entry.key}#{seen[entry.key]}") if seen[entry.key] > 1 else entry
+
+
+def _chunks(entries: Iterable[ImageEntry]) -> Iterator[list[ImageEntry]]:
+    iterator = iter(entries)
+    while chunk := list(islice(iterator, ROWS_PER_SHARD)):
+        yield chunk
+
+
+class ImageListShard:
+    """One list of image files. The list is in memory; an image is opened when its sample is read."""
+
+    def __init__(self, path: str, spec: DatasetSpec) -> None:
+        self.path, self.spec = path, spec
+        names = ["key", "image", "label", "reason", *(f"texts.{language}" for language in spec.texts)]
+        self.table = read_parquet(path, names)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def key(self, row: int) -> str:
+        """Return the key of a row's sample."""
+        return str(self.table["key"][row].as_py())
+
+    def where(self, row: int) -> str:
+        """Return the image file of a row; of a row of a table that could not be read, the address of that row."""
+        return str(self.table["image"][row].as_py())
+
+    def read(self, row: int, *, with_image: bool = True) -> Sample:
+        """Read the sample of a row.
+
+        Raises:
+            BadSample: the image file is missing, or the sample was unusable when it was listed.
+        """
+        key, image, label, reason = (self.table[name][row].as_py() for name in ("key", "image", "label", "reason"))
+        texts = {language: self.table[f"texts.{language}"][row].as_py() for language in self.spec.texts}
+        entry = ImageEntry(key, image, texts, label, BadSample(reason, image) if reason else None)
+        return entry.read(self.spec, with_image=with_image)
+
+    def texts(self, rows: Rows, on_bad: OnBad) -> pa.Table:
+        """Return the texts of ascending rows in the schema `texts_schema`; samples that are bad have none."""
+        read = partial(self.read, with_image=False)
+        if not self.spec.texts or self.spec.label_key:
+            return texts_by_sample(read, rows, on_bad)
+        # The captions were checked when the list was written, so all of them are plain columns.
+        table = self.table.take(rows)
+        columns = {language: table[f"texts.{language}"].combine_chunks() for language in self.spec.texts}
+        return texts_by_column(read, rows, columns, columns, lambda good: uids_of(table["key"].filter(good)), on_bad)
+
+
+def printable(name: str) -> str:
+    """Return a name as valid text: bytes of a file name that are not UTF-8 are written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode() if not name.isascii() else name
+
+
+def read_image_file(path: str) -> bytes:
+    """Return an image file's bytes; raises BadSample if it cannot be read."""
+    try:
+        return files.read_bytes(path)
+    except (OSError, ValueError):  # ValueError: a character that no path can have
+        raise BadSample("missing_image", path) from None
+    except Exception:
+        if not files.is_remote(path):
+            raise
+        raise BadSample("missing_image", path) from None  # file systems of fsspec raise errors of many types

@@ -1,0 +1,259 @@
+"""Tables of image paths and captions: csv, tsv, jsonl or parquet. Consecutive rows of one image are one sample.
+
+Text is UTF-8, or UTF-16 with a byte order mark, as Excel's "Unicode Text" has it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count, groupby, islice
+from typing import IO, Any, cast
+
+from vfm.base import UserError
+from vfm.data.samples.images import IMAGE_EXTENSIONS
+from vfm.data.samples.sample import BadSample
+from vfm.data.samples.spec import DatasetSpec
+from vfm.data.samples.texts import is_text
+from vfm.data.tables.delimited import MAX_LINE, delimited_rows, header_of, is_image
+from vfm.data.tables.image_list import ImageEntry, Row, entry_of_rows
+from vfm.data.tables.parquet import DAMAGE, open_parquet
+from vfm.storage import files
+
+TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "parquet")
+LIST_EXTENSION = "txt"  # the path of an image in each line, or a caption
+PATH_COLUMNS = ("image", "filepath", "file_name", "filename", "image_path", "path", "file", "img")
+CAPTION_COLUMNS = ("caption", "text", "title", "captions", "texts", "txt", "TEXT", "alt")
+ROWS_FOR_COLUMNS = 20  # JSON lines whose keys are the columns
+_EXTENSION = re.compile(rf"\.(?:{'|'.join(sorted(IMAGE_EXTENSIONS, key=len, reverse=True))})", re.IGNORECASE)
+
+
+def table_kind(path: str) -> str:
+    """Return the extension of a table's format, without the `.gz` of a gzipped one.
+
+    Arrow is read as parquet, and a text file with a tab in its first line, which Excel saves, as tsv.
+    """
+    kind = path.lower().removesuffix(".gz").rpartition(".")[2]
+    if kind == LIST_EXTENSION:
+        with _open(path) as text:
+            return "tsv" if "\t" in next(_lines(text, path), "") else kind
+    return "parquet" if kind == "arrow" else kind
+
+
+def lists_captions(path: str) -> bool:
+    """Return whether a text file has a caption in each line: none of its first lines is the path of an image."""
+    if table_kind(path) != LIST_EXTENSION:
+        return False
+    rows = islice(table_rows(path), ROWS_FOR_COLUMNS)
+    return not any(isinstance(row, dict) and is_image(row[PATH_COLUMNS[0]].strip()) for row in rows)
+
+
+def table_columns(path: str) -> list[str]:
+    """Return a table's column names: from the header, the first readable JSON lines, or the schema.
+
+    Raises:
+        UserError: the table is empty, or of an unknown format.
+    """
+    kind = table_kind(path)
+    if kind == "parquet":
+        return list(open_parquet(path).schema_arrow.names)
+    if kind == LIST_EXTENSION:
+        return [PATH_COLUMNS[0]]
+    if kind not in TABLE_EXTENSIONS:
+        raise UserError(f"{path}: expected a table with the extension {', '.join(TABLE_EXTENSIONS)}")
+    if kind == "jsonl":
+        readable = (row for row in table_rows(path) if isinstance(row, dict))
+        columns = list(dict.fromkeys(name for row in islice(readable, ROWS_FOR_COLUMNS) for name in row))
+    else:
+        with _open(path) as text:
+            _, columns = header_of(_lines(text, path), tabs=kind == "tsv")
+    if not any(columns):
+        expected = "; expected a JSON object in each line" if kind == "jsonl" else ""
+        raise UserError(f"{path}: the table is empty{expected}")
+    return columns
+
+
+def text_columns(path: str) -> list[str]:
+    """Return the columns of a table that have text; of a table without types, those with a word in the first row."""
+    if table_kind(path) == "parquet":
+        schema = open_parquet(path).schema_arrow
+        return [field.name for field in schema if is_text(getattr(field.type, "value_type", field.type))]
+    first = next((row for row in table_rows(path) if isinstance(row, dict)), {})
+    return [name for name, value in first.items() if isinstance(value, str) and any(map(str.isalpha, value))]
+
+
+def find_column(columns: list[str], name: str | None, defaults: tuple[str, ...], field: str, path: str) -> str:
+    """Return the column that the user named, else the first of the default names that exists.
+
+    Args:
+        columns: names of the table's columns.
+        name: column that the user named, or None.
+        defaults: usual names.
+        field: configuration field that names the column, for the error.
+        path: path of the table, for the error.
+
+    Raises:
+        UserError: there is no such column; the line lists the columns.
+    """
+    found = next((one for one in ([name] if name else defaults) if one in columns), None)
+    if found is None:
+        named = ", ".join(column for column in columns if column)  # pandas writes its index as a column without a name
+        raise UserError(f"{path}: no column '{name or defaults[0]}' ({field}); the columns are {named}")
+    return found
+
+
+def table_values(path: str, column: str) -> Iterator[object]:
+    """Yield the values of one column, without those of rows that cannot be read."""
+    for row in table_rows(path, only=[column]):
+        if isinstance(row, dict):
+            yield row.get(column)
+
+
+def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
+    """Yield the table's samples; image paths are relative to `image_root` and may not leave it.
+
+    Raises:
+        UserError: a column that the spec names is missing.
+    """
+    columns = table_columns(path)
+    first_image = next((place for place, value in enumerate(columns) if is_image(value)), None)
+    headless = first_image is not None and not (spec.image_key or spec.texts or spec.label_key)
+    if headless:  # a list of images without a header
+        columns = [f"column {place}" for place in range(len(columns))]
+        columns[first_image or 0] = PATH_COLUMNS[0]
+    image_column = find_column(columns, spec.image_key, PATH_COLUMNS, "image_key", path)
+    for source in [*spec.texts.values(), *([spec.label_key] if spec.label_key else [])]:
+        find_column(columns, source.partition(".")[0], (), "texts or label_key", path)
+
+    def image_of(row: Row | BadSample) -> object:
+        # Rows without an image or that cannot be read are samples of their own: each gets a unique object as its key.
+        return (row.get(image_column) if isinstance(row, dict) else None) or object()
+
+    found = table_rows(path, columns if headless else None, image_column=image_column)
+    is_list = table_kind(path) == LIST_EXTENSION
+    for name, rows in groupby(found, key=image_of):
+        entry = entry_of_rows(name, list(rows), image_root, spec, path)
+        yield entry
+        if is_list and not entry.problem:
+            yield from _merged_with(entry, path)
+
+
+def _merged_with(entry: ImageEntry, path: str) -> Iterator[ImageEntry]:
+    """Yield a bad sample for each further path in a line of a list, which a damaged line break has merged."""
+    more = len(_EXTENSION.findall(entry.key)) - 1
+    if more > 0 and not files.exists(entry.image):
+        for _ in range(more):
+            yield ImageEntry("", path, problem=BadSample("unreadable_row", entry.key))
+
+
+def table_rows(
+    path: str, columns: list[str] | None = None, *, image_column: str | None = None, only: Sequence[str] | None = None
+) -> Iterator[Row | BadSample]:
+    """Yield the rows, and a BadSample for each row that cannot be read.
+
+    Args:
+        path: the table.
+        columns: column names of a csv or tsv without a header, or the name of the lines of a text file.
+        image_column: column of image paths, by which rows are found that a damaged byte has merged.
+        only: columns to read, if the format allows it.
+
+    Raises:
+        UserError: the file is not readable as a table.
+    """
+    kind = table_kind(path)
+    if kind == "parquet":
+        yield from _parquet_rows(path, only)
+        return
+    with _open(path) as text:
+        lines = _lines(text, path)
+        if kind == LIST_EXTENSION:
+            column = columns[0] if columns else PATH_COLUMNS[0]
+            yield from ({column: line.strip("\r\n")} for line in lines if line.strip())
+            return
+        if kind == "jsonl":
+            yield from _json_rows(lines, path)
+        else:
+            yield from delimited_rows(lines, path, columns, image_column, tabs=kind == "tsv")
+
+
+@contextmanager
+def _open(path: str) -> Iterator[IO[str]]:
+    """Open the table's text, decompressed.
+
+    Raises:
+        UserError: they cannot be read, or the code in the `with` block finds that they are not a table.
+    """
+    try:
+        with files.open_binary(path) as stream:
+            raw = cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if path.lower().endswith(".gz") else stream
+            wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            raw.seek(0)
+            encoding, errors = ("utf-16", "surrogatepass") if wide else ("utf-8-sig", "surrogateescape")
+            with io.TextIOWrapper(raw, encoding=encoding, errors=errors, newline="") as text:
+                yield text
+    except (csv.Error, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:  # the last: half a character
+        raise UserError(f"{path}: not readable: {error}") from None
+
+
+def _lines(text: IO[str], path: str) -> Iterator[str]:
+    r"""Yield the lines of a table with their ends, which may be \n, \r\n or \r.
+
+    Raises:
+        UserError: a line is too long.
+    """
+    for number in count(1):
+        line = text.readline(MAX_LINE + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE:
+            raise UserError(f"{path}: line {number} is longer than {MAX_LINE >> 20} MiB; expected one row per line")
+        yield line
+
+
+def _parquet_rows(path: str, columns: Sequence[str] | None) -> Iterator[Row | BadSample]:
+    file = open_parquet(path)
+    for group in range(file.num_row_groups):
+        left = file.metadata.row_group(group).num_rows
+        try:
+            for batch in file.iter_batches(10_000, row_groups=[group], columns=columns):
+                left -= batch.num_rows
+                yield from _rows_of_batch(batch, path)
+        except DAMAGE:  # the other row groups are still readable
+            for _ in range(left):
+                yield BadSample("unreadable_row", f"{path}: row group {group}")
+
+
+def _rows_of_batch(batch: Any, path: str) -> Iterator[Row | BadSample]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # a text is not UTF-8: convert row by row, to lose only that row
+        for number in range(batch.num_rows):
+            try:
+                yield batch.slice(number, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield BadSample("wrong_encoding", path)
+
+
+def _json_rows(lines: Iterator[str], path: str) -> Iterator[Row | BadSample]:
+    start = None  # beginning of every row, as the first readable one has it
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            start = start or re.compile(r"\{\s*" + re.escape(json.dumps(next(iter(row), ""), ensure_ascii=False)))
+            yield row
+            continue
+        # A line holds several rows if the line break between them is damaged.
+        for _ in range(max(1, len(start.findall(line))) if start else 1):
+            yield BadSample("broken_json", f"{path}: line {number}")

@@ -1,0 +1,190 @@
+"""Offsets of the members of many tars in one file that all processes map: about 18 bytes a sample of three members.
+
+A segment holds the scan of one tar: each column of numbers as its smallest value and differences of 0, 1, 2, 4 or 8
+bytes, and the keys in compressed blocks. Offsets count blocks of 512 bytes; those of captions and records are relative
+to the image's. A segment begins with a checksum, which is compared when the shard is opened: a damaged segment counts
+as none, since the tar can be scanned again.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.data.samples.sample import Reason
+from vfm.data.tar.members import BLOCK
+from vfm.data.tar.scan import TarScan
+
+# N samples, S slots
+
+PACKED_FILE = "packed.offsets"
+KEYS_PER_BLOCK = 128
+_HEAD = struct.Struct("<4sII")  # mark, checksum of the rest, size of the header
+_FOOT = struct.Struct("<4sIQQ")  # mark, checksum of the table, number of shards, place of the table
+_MARK = b"vfm1"
+_WIDTHS = (0, 1, 2, 4, 8)
+
+
+class PackedScan:
+    """The scan of one tar, read in place from the bytes of its segment."""
+
+    def __init__(self, data: bytes | memoryview, slots: Sequence[str]) -> None:
+        """Open a segment.
+
+        Raises:
+            ValueError: it is damaged, or was made for other slots.
+        """
+        view = memoryview(data)
+        if len(view) < _HEAD.size:
+            raise ValueError("an empty segment")
+        mark, checksum, size = _HEAD.unpack_from(view)
+        if mark != _MARK or zlib.crc32(view[_HEAD.size :]) != checksum:
+            raise ValueError("a damaged segment")
+        header = json.loads(bytes(view[_HEAD.size : _HEAD.size + size]))
+        if header["slots"] != list(slots):
+            raise ValueError(f"expected the slots {list(slots)}, got {header['slots']}")
+        self.complete: bool = header["complete"]
+        self.damaged = frozenset[int](header["damaged"])
+        self.lost: tuple[tuple[Reason, str], ...] = tuple((reason, where) for reason, where in header["lost"])
+        self._len: int = header["samples"]
+        self._columns: list[tuple[int, NDArray[Any] | None]] = []
+        place = _HEAD.size + size
+        for base, width, count in header["columns"]:
+            values = np.frombuffer(view, f"<u{width}", count, place) if width else None
+            self._columns.append((base, values))
+            place += width * count
+        self._names = view[place:]
+        self._block: tuple[int, list[str]] = (-1, [])
+
+    def __len__(self) -> int:
+        return self._len
+
+    def key(self, row: int) -> str:
+        """Return the key of a row."""
+        wanted, place = divmod(row, KEYS_PER_BLOCK)
+        number, keys = self._block
+        if number != wanted:
+            keys = self._keys_of(wanted)
+            self._block = (wanted, keys)  # replaced as one, since two threads may read
+        return keys[place]
+
+    @property
+    def keys(self) -> list[str]:
+        """All keys."""
+        return [key for block in range(-(-len(self) // KEYS_PER_BLOCK)) for key in self._keys_of(block)]
+
+    def places(self, row: int) -> list[tuple[int, int]]:
+        """Return the (offset, size) of each slot of a row, as in `TarScan.places`."""
+        found, image = [], 0
+        for column in range(0, len(self._columns) - 1, 2):
+            code = self._value(column, row) + image
+            image = image if column else code
+            found.append((code * BLOCK if code >= 0 else code, self._value(column + 1, row)))
+        return found
+
+    def _value(self, column: int, row: int) -> int:
+        base, values = self._columns[column]
+        return base if values is None else base + int(values[row])
+
+    def _keys_of(self, block: int) -> list[str]:
+        start, stop = (self._value(-1, block + n) for n in range(2))
+        return zlib.decompress(self._names[start:stop]).decode().split("\0")
+
+
+def pack(scan: TarScan, slots: Sequence[str]) -> bytes:
+    """Return the segment of a scan."""
+    codes = np.where(scan.places[:, :, 0] >= 0, scan.places[:, :, 0] // BLOCK, scan.places[:, :, 0])
+    codes[:, 1:] -= codes[:, :1]
+    columns = [part for slot in range(len(slots)) for part in (codes[:, slot], scan.places[:, slot, 1])]
+    starts = range(0, len(scan.keys), KEYS_PER_BLOCK)
+    names = [zlib.compress("\0".join(scan.keys[start : start + KEYS_PER_BLOCK]).encode()) for start in starts]
+    columns.append(np.cumsum([0, *map(len, names)]))
+    packed = [_packed(column) for column in columns]
+    header = {
+        "slots": list(slots),
+        "samples": len(scan.keys),
+        "complete": scan.complete,
+        "damaged": list(scan.damaged),
+        "lost": list(scan.lost),
+        "columns": [[base, width, len(column)] for (base, width, _), column in zip(packed, columns, strict=True)],
+    }
+    head = json.dumps(header, separators=(",", ":")).encode()
+    rest = b"".join([head, *(data for _, _, data in packed), *names])
+    return _HEAD.pack(_MARK, zlib.crc32(rest), len(head)) + rest
+
+
+def _packed(column: NDArray[np.int64]) -> tuple[int, int, bytes]:
+    """Return the smallest value, the width of the differences to it in bytes, and the differences."""
+    if not len(column):
+        return 0, 0, b""
+    base, span = int(column.min()), int(column.max()) - int(column.min())
+    width = next(width for width in _WIDTHS if span < 1 << 8 * width)
+    return base, width, (column - base).astype(f"<u{width}").tobytes() if width else b""
+
+
+class OffsetsWriter:
+    """Writes the segments of many shards into one file, which gets its name when the `with` block ends well."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._part = path, path.with_name(f"{path.name}.{os.getpid()}.part")
+        self._places: list[tuple[int, int]] = []
+
+    def __enter__(self) -> OffsetsWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._part.open("wb")
+        return self
+
+    def add(self, segment: bytes | None) -> None:
+        """Add the segment of the next shard, None if it was not scanned."""
+        self._places.append((self._file.tell(), len(segment or b"")))
+        self._file.write(segment or b"")
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        """Write the table of places; where no shard was scanned, there is no file."""
+        table = np.array(self._places, dtype="<u8").reshape(-1, 2).tobytes()
+        place = self._file.tell()
+        with self._file:
+            self._file.write(table + _FOOT.pack(_MARK, zlib.crc32(table), len(self._places), place))
+        if kind is None and place:
+            os.replace(self._part, self.path)
+        else:
+            self._part.unlink()
+
+
+class PackedOffsets:
+    """The segments of the file that `OffsetsWriter` wrote, mapped, so that all processes share one copy in memory."""
+
+    def __init__(self, path: Path) -> None:
+        """Map the file.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it is damaged.
+        """
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if len(self._map) < _FOOT.size:
+            raise ValueError("a file without an end")
+        mark, checksum, count, place = _FOOT.unpack_from(self._map, len(self._map) - _FOOT.size)
+        if mark != _MARK or place + 16 * count + _FOOT.size != len(self._map):
+            raise ValueError("a damaged end")
+        table = memoryview(self._map)[place : place + 16 * count]
+        if zlib.crc32(table) != checksum:
+            raise ValueError("a damaged table")
+        self._places = np.frombuffer(table, "<u8").reshape(-1, 2)
+
+    def segment(self, shard: int) -> memoryview | None:
+        """Return the segment of a shard, None if it was not scanned."""
+        if shard >= len(self._places):
+            return None
+        start, size = (int(value) for value in self._places[shard])
+        return memoryview(self._map)[start : start + size] if size else None

@@ -1,0 +1,213 @@
+"""Offsets of the members of a tar, found in one pass over its headers; `packed_offsets` stores them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from tarfile import TarInfo
+from typing import IO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.data.reading.byte_ranges import RangeStream
+from vfm.data.samples.sample import Reason
+from vfm.data.tar.members import BLOCK, Gap, TarMembers
+from vfm.storage import files
+
+# N samples of a tar, S slots (image, txt, json, ...) of a sample
+
+MAX_ROWS = 1 << 31
+MISSING, SPARSE, UNKNOWN = -1, -2, -3  # in place of an offset
+OTHER_IMAGES = ("heic", "heif", "avif", "jxl", "jp2", "jfif", "svg", "tga", "ico", "psd", "exr", "dng")  # not read
+NO_SAMPLES = ("", "md", "rst", "html", "pdf", "yaml", "yml", "py", "sh", "log")  # extensions of a tar's documentation
+
+Lost = tuple[Reason, str]
+"""Why a sample of a tar is lost, and its address."""
+
+
+@dataclass(frozen=True)
+class TarScan:
+    """Content of a tar.
+
+    Attributes:
+        keys: key of each sample.
+        places: (offset, size) of each slot; the offset is MISSING without such a member, SPARSE if it is sparse, and
+            UNKNOWN if an image of another extension is in place of one that is read.
+        complete: False if the tar is truncated.
+        damaged: rows that lost a member to a damaged header.
+        lost: samples that are no rows, since their headers are damaged, their key is taken or no member is recognised.
+    """
+
+    keys: list[str]
+    places: NDArray[np.int64]  # (N, S, 2)
+    complete: bool
+    damaged: tuple[int, ...] = ()
+    lost: tuple[Lost, ...] = ()
+
+
+def scan_tar(
+    path: str,
+    slots: Sequence[str],
+    image_extensions: Iterable[str],
+    limit: int = MAX_ROWS,
+    size: int | None = None,
+) -> TarScan:
+    """Find the members of the slots: the first slot is for images, the others are named by their extension.
+
+    The members of a sample need not be adjacent. With a `limit`, the scan ends after that many samples. The `size` of a
+    remote tar saves a request.
+
+    Raises:
+        UserError: the file is not an uncompressed tar.
+    """
+    images = {extension.strip().lower() for extension in image_extensions}
+    found = _Found(path, slots, images)
+    with open_tar(path, size) as stream:
+        members = TarMembers(stream, path)
+        for member in members:
+            if isinstance(member, Gap):
+                found.gaps.append((member, found.last_key))
+            else:
+                found.add(member)
+            if len(found.rows) > limit:
+                found.rows.popitem()
+                break
+    found.mark_unknown()
+    rows = found.rows
+    places = np.array(list(rows.values()), dtype=np.int64).reshape(len(rows), len(slots), 2)
+    damaged, lost = found.damage()
+    return TarScan(list(rows), places, members.complete, damaged, (*lost, *found.duplicates(), *found.unrecognised()))
+
+
+def open_tar(path: str, size: int | None = None) -> IO[bytes]:
+    """Open a tar to read its headers: of a remote one, not much more than these is read."""
+    if files.is_remote(path):
+        return cast("IO[bytes]", RangeStream(path, files.size_and_time(path)[0] if size is None else size))
+    return files.open_binary(path)
+
+
+@dataclass
+class _Found:
+    """What has been found in a tar so far."""
+
+    path: str
+    slots: Sequence[str]
+    images: set[str]
+    rows: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    image_extension: dict[str, str] = field(default_factory=dict)  # by key
+    members: Counter[str] = field(default_factory=Counter)  # number by key
+    repeated: Counter[tuple[str, str]] = field(default_factory=Counter)  # by key and extension
+    unknown: dict[str, list[str]] = field(default_factory=dict)  # names of members without a slot, by key
+    gaps: list[tuple[Gap, str]] = field(default_factory=list)  # with the key before each
+    after: dict[str, str] = field(default_factory=dict)  # key before a gap -> key behind it
+    last_key: str = ""
+    end: int = 0  # of the last member
+
+    def __post_init__(self) -> None:
+        self.slot_of = {name: index for index, name in enumerate(self.slots) if index} | dict.fromkeys(self.images, 0)
+
+    def add(self, member: TarInfo) -> None:
+        """Add a member to its sample."""
+        key, extension = split_name(member.name)
+        if not key or not (member.isreg() or member.issym() or member.islnk()):
+            return
+        if self.gaps and self.gaps[-1][1] == self.last_key:
+            self.after.setdefault(self.last_key, key)
+        self.last_key, self.end = key, member.offset_data + member.size
+        self.members[key] += 1
+        slot = self.slot_of.get(extension)
+        if slot is None:
+            self.unknown.setdefault(key, []).append(member.name)
+            return
+        row = self.rows.setdefault(key, [(MISSING, -1)] * len(self.slots))
+        if not member.isreg():  # a link is not followed, so the sample lacks this member
+            return
+        if row[slot][0] == MISSING:
+            row[slot] = (SPARSE if member.issparse() else member.offset_data, member.size)
+            if slot == 0:
+                self.image_extension[key] = extension
+        elif slot or self.image_extension[key] == extension:  # an image in a second format is not another sample
+            self.repeated[key, extension] += 1
+
+    def mark_unknown(self) -> None:
+        """Mark the rows without an image that have one of an extension that is not read."""
+        images = {*self.images, *OTHER_IMAGES}
+        for key, names in self.unknown.items():
+            row = self.rows.get(key)
+            if row and row[0][0] == MISSING and any(name.rpartition(".")[2].lower() in images for name in names):
+                row[0] = (UNKNOWN, -1)
+
+    def duplicates(self) -> Iterator[Lost]:
+        """Yield each sample whose key another sample has."""
+        most: dict[str, int] = {}
+        for (key, _), count in self.repeated.items():
+            most[key] = max(count, most.get(key, 0))
+        for key, count in most.items():
+            for _ in range(count):
+                yield "duplicate_key", f"{self.path}:{key}"
+
+    def unrecognised(self) -> Iterator[Lost]:
+        """Yield each sample without a member that is read: of `a.1.png`, the key is `a` and the extension `1.png`."""
+        for key, names in self.unknown.items():
+            if key in self.image_extension:
+                continue
+            dotted = [name for name in names if name.rpartition(".")[2].lower() in self.images]
+            if key in self.rows:
+                dotted = dotted[1:]  # one is counted as that of the row
+            elif not dotted:
+                dotted = [name for name in names if split_name(name)[1] not in NO_SAMPLES][:1]
+            for name in dotted:
+                yield "unknown_extension", f"{self.path}:{name}"
+
+    def damage(self) -> tuple[tuple[int, ...], list[Lost]]:
+        """Return the rows that lost a member in a gap, and the samples that are lost as a whole.
+
+        A lost member belongs to the sample that its header names, else to a neighbour of the gap with fewer members
+        than usual, else to a sample of its own. Where sizes lead nowhere, samples are counted by their mean size, and
+        by the headers that are there: the larger number counts.
+        """
+        if not self.gaps:
+            return (), []
+        usual = Counter(self.members.values()).most_common(1)[0][0] if self.members else 1
+        inside = sum(gap.stop - gap.start for gap, _ in self.gaps if gap.stop <= self.end)
+        mean = max(BLOCK, (self.end - inside) / max(1, len(self.members)))
+        row_of = {key: row for row, key in enumerate(self.rows)}
+        damaged: set[int] = set()
+        lost: list[Lost] = []
+        for gap, before in self.gaps:
+            lacking = {key: usual - self.members[key] for key in {before, self.after.get(before, "")} if key in row_of}
+            lacking = {key: count for key, count in lacking.items() if count > 0}
+            names: set[str] = set()
+            members = 0
+            for name in gap.names:
+                key = split_name(name)[0]
+                if key in row_of and key not in lacking:
+                    damaged.add(row_of[key])
+                elif lacking:
+                    key = key if key in lacking else next(iter(lacking))
+                    damaged.add(row_of[key])
+                    lacking[key] -= 1
+                    lacking = {key: count for key, count in lacking.items() if count > 0}
+                else:
+                    names.add(key)
+                    members += 1
+            whole = len(names) if usual > 1 else members
+            if gap.rest:
+                damaged |= {row_of[key] for key in lacking}
+                by_size = round(gap.rest / mean - sum(lacking.values()) / usual)
+                shifted = {split_name(name)[0] for name in gap.shifted} - names - set(row_of)
+                whole += max(0 if lacking or gap.names else 1, by_size, len(shifted))
+            lost += [("damaged_header", f"{self.path}: byte {gap.start}")] * whole
+        return tuple(sorted(damaged)), lost
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return the key and the extension of a member: the parts before and after the first dot of its file name."""
+    folder, _, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    if not stem:
+        return "", ""
+    key = f"{folder}/{stem}" if folder else stem
+    return key.removeprefix("./"), extension.lower()

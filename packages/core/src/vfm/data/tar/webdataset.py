@@ -1,0 +1,283 @@
+"""WebDataset tars with random access: a shard is scanned once for its members' offsets, then a sample is one read.
+
+The members of a sample share the name up to the first dot of the file name (`a/000.jpg`, `a/000.txt`). Nothing is
+extracted or unpickled; names are keys, never paths. Rows count all samples of a tar in order of appearance, including
+bad ones, so that row numbers depend only on the tar.
+
+Source: the WebDataset format, github.com/webdataset/webdataset; img2dataset's output.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vfm.base import UserError
+from vfm.data.reading.byte_ranges import MAX_GAP, OpenFile, ReadAhead, read_together
+from vfm.data.samples import captions
+from vfm.data.samples.images import IMAGE_EXTENSIONS
+from vfm.data.samples.sample import BadSample, Sample, given_uid, uid_of
+from vfm.data.samples.shards import Shard
+from vfm.data.samples.spec import DatasetSpec
+from vfm.data.samples.texts import OnBad, Rows, texts_by_sample, texts_schema
+from vfm.data.tables.parquet import DAMAGE, open_parquet
+from vfm.data.tar.members import BLOCK
+from vfm.data.tar.packed_offsets import PackedScan, pack
+from vfm.data.tar.scan import MAX_ROWS, SPARSE, UNKNOWN, scan_tar
+from vfm.storage import files
+from vfm.storage.remote import RemoteError, Span
+
+TEXTS_TOGETHER = 1024  # samples of a remote tar whose texts are read with few requests
+
+
+class TarShard:
+    """One tar: keys, and for each sample the offset and size of each member that the spec needs."""
+
+    def __init__(
+        self,
+        path: str,
+        size: int,
+        spec: DatasetSpec,
+        *,
+        scan: PackedScan | None = None,
+        ahead: ReadAhead | None = None,
+        version: int = 0,
+        limit: int = MAX_ROWS,
+        name: str | None = None,
+    ) -> None:
+        """Open the tar at `path` of `size` bytes.
+
+        Args:
+            path: path of the tar.
+            size: its size in bytes.
+            spec: parts to read of each sample.
+            scan: its offsets for the spec; default: the tar is scanned.
+            ahead: reads the bytes of a remote tar; several may share it.
+            version: identifies the content of a remote tar, for caches.
+            limit: end the scan after this many samples.
+            name: unique name of the tar within its dataset, for keys that repeat; default: its file name.
+        """
+        self.path, self.size, self.spec = path, size, spec
+        self.prefix = f"{(name or path.rpartition('/')[2]).removesuffix('.tar')}/" if spec.keys_repeat else ""
+        self.slots = slots_of(spec)
+        self.version = version
+        self._ahead = (ahead or ReadAhead()) if files.is_remote(path) else None
+        self._read_bytes = partial(self._ahead, path) if self._ahead else OpenFile(path)
+        self._scan = PackedScan(scan_shard(path, spec, size, limit), self.slots) if scan is None else scan
+        self.complete, self.lost, self.damaged = self._scan.complete, self._scan.lost, self._scan.damaged
+
+    def __len__(self) -> int:
+        return len(self._scan)
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys in the tar, which may repeat in the dataset."""
+        return self._scan.keys
+
+    def places(self, row: int) -> list[tuple[int, int]]:
+        """Return the (offset, size) of each slot of a row, with the marks in place of an offset that `TarScan` has."""
+        return self._scan.places(row)
+
+    def spans(self, row: int, *, with_image: bool = True) -> list[Span]:
+        """Return the ranges of bytes that `read` takes for a row."""
+        if row >= len(self):
+            return []
+        ranges = _ranges(self.places(row), self._slots(with_image)).values()
+        return [Span(self.path, *one, self.size, self.version) for one in ranges if one[1] <= self.size]
+
+    def key(self, row: int) -> str:
+        """Return the key of a row's sample, behind the name of the tar if the keys of the dataset repeat."""
+        return f"{self.prefix}{self._own_key(row)}"
+
+    def _own_key(self, row: int) -> str:
+        return self._scan.key(row) if row < len(self) else f"row {row}"
+
+    def where(self, row: int) -> str:
+        """Return the sample's address for messages."""
+        return f"{self.path}:{self._own_key(row)}"
+
+    def read(self, row: int, *, with_image: bool = True) -> Sample:
+        """Read the sample of a row, in one read of the file, optionally without its image.
+
+        Raises:
+            BadSample: the sample is truncated, has no image or no caption, or a text is not readable.
+        """
+        where = self.where(row)
+        if row >= len(self):
+            raise BadSample("truncated_shard", where)
+        try:
+            return self._read(row, where, with_image)
+        except BadSample as bad:
+            if not bad.reason.startswith("missing_"):
+                raise
+            if row in self.damaged:
+                raise BadSample("damaged_header", where) from None
+            # In a truncated tar the last sample may lack members only because the tar ends before them.
+            if row == len(self) - 1 and not self.complete:
+                raise BadSample("truncated_shard", where) from None
+            raise
+
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        """Read the bytes of rows that are read next, of a remote tar with few requests."""
+        if self._ahead:
+            self._ahead.hold(read_together(span for row in rows for span in self.spans(row)))
+
+    def texts(self, rows: Rows, on_bad: OnBad) -> Any:
+        """Return the texts of ascending rows in the schema `texts_schema`."""
+        read = partial(self.read, with_image=False)
+        if self._ahead is None:
+            return texts_by_sample(read, rows, on_bad)
+        parts = [texts_schema().empty_table()]
+        for start in range(0, len(rows), TEXTS_TOGETHER):
+            some = rows[start : start + TEXTS_TOGETHER]
+            spans = (span for row in some.tolist() for span in self.spans(row, with_image=False))
+            self._ahead.hold(read_together(spans))
+            parts.append(texts_by_sample(read, some, on_bad))
+        return pa.concat_tables(parts)
+
+    def _slots(self, with_image: bool) -> dict[str, int]:
+        """Return the slots to read, by name."""
+        return {name: slot for slot, name in enumerate(self.slots) if slot or with_image}
+
+    def _read(self, row: int, where: str, with_image: bool) -> Sample:
+        key = self.key(row)
+        if not files.is_inside(self._own_key(row)):
+            raise BadSample("unsafe_path", where)
+        places = self.places(row)
+        if any(offset == SPARSE for offset, _ in places):
+            raise BadSample("sparse_member", where)
+        if places[0][0] < 0:
+            raise BadSample("unknown_extension" if places[0][0] == UNKNOWN else "missing_image", where)
+        members = self._members(_ranges(places, self._slots(with_image)), where)
+        record = captions.decode_json(members["json"], where) if "json" in members else {}
+        texts = captions.captions_of(self.spec, lambda source: self._texts(source, members, record, where), where)
+        url = record.get("url")
+        return Sample(
+            key=key,
+            uid=given_uid(record.get("uid")) or uid_of(key),
+            image=members.get("image", b""),
+            texts=texts,
+            label=self._label(members, record, where),
+            labels=self._labels(members, record, where),
+            url=url if isinstance(url, str) and url else None,
+        )
+
+    def _members(self, spans: dict[str, tuple[int, int]], where: str) -> dict[str, bytes]:
+        if not spans:
+            return {}
+        first, last = min(start for start, _ in spans.values()), max(stop for _, stop in spans.values())
+        if last > self.size:
+            raise BadSample("truncated_shard", where)
+        # Members are mostly adjacent: one read. An unsorted tar takes several.
+        try:
+            if last - first > MAX_GAP + sum(stop - start for start, stop in spans.values()):
+                return {name: self._read_bytes(*span) for name, span in spans.items()}
+            data = self._read_bytes(first, last)
+        except RemoteError:
+            raise BadSample("unreachable", where) from None
+        return {name: data[start - first : stop - first] for name, (start, stop) in spans.items()}
+
+    def _texts(self, source: str, members: dict[str, bytes], record: Mapping[str, Any], where: str) -> list[str]:
+        if source.startswith("json."):
+            return captions.clean_captions(captions.field_of(record, source.removeprefix("json.")), where)
+        extension, _, rest = source.partition(".")
+        return captions.captions_in(members.get(extension, b""), rest, where)
+
+    def _label(self, members: dict[str, bytes], record: Mapping[str, Any], where: str) -> int | None:
+        source = self.spec.label_key
+        if source is None:
+            return None
+        if source.startswith("json."):
+            value = captions.field_of(record, source.removeprefix("json."))
+        else:
+            value = captions.decode_text(members.get(source, b""), where).strip()
+        return self.spec.label_of(value, where)
+
+    def _labels(self, members: dict[str, bytes], record: Mapping[str, Any], where: str) -> tuple[int, ...] | None:
+        source = self.spec.labels_key
+        if source is None:
+            return None
+        if source.startswith("json."):
+            listed = captions.field_of(record, source.removeprefix("json."))
+        else:
+            listed = _places(members.get(source, b""), len(self.spec.class_names), where)
+        if not isinstance(listed, list):
+            raise BadSample("missing_label", where)
+        return tuple(sorted({self.spec.label_of(value, where) for value in listed}))
+
+
+def _places(data: bytes, num_classes: int, where: str) -> list[int]:
+    """Return the labels of an array of flags, one per class, (C,)."""
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+        flags = np.asarray(array > 0, dtype=bool)
+    except Exception:  # on damaged bytes, archives and texts numpy raises errors of many types
+        raise BadSample("missing_label", where) from None
+    if flags.ndim != 1 or (num_classes and len(flags) != num_classes):
+        raise BadSample("unknown_label", f"{where} (an array of {flags.shape} for {num_classes} classes)")
+    return [int(place) for place in np.flatnonzero(flags)]
+
+
+def _ranges(places: list[tuple[int, int]], slots: dict[str, int]) -> dict[str, tuple[int, int]]:
+    """Return the range of bytes of each member that a row has."""
+    members = {name: places[slot] for name, slot in slots.items()}
+    return {name: (offset, offset + size) for name, (offset, size) in members.items() if offset >= 0}
+
+
+def scan_shard(path: str, spec: DatasetSpec, size: int | None = None, limit: int = MAX_ROWS) -> bytes:
+    """Return the packed offsets of what a spec reads of a tar."""
+    extensions = spec.image_key.split(",") if spec.image_key else IMAGE_EXTENSIONS
+    slots = slots_of(spec)
+    return pack(scan_tar(path, slots, extensions, limit, size), slots)
+
+
+def slots_of(spec: DatasetSpec) -> list[str]:
+    """Return the members to find of each sample; always `json`, which may hold a uid."""
+    sources = [*spec.texts.values(), *(key for key in (spec.label_key, spec.labels_key) if key)]
+    return ["image", *sorted({"json", *(source.partition(".")[0] for source in sources)})]
+
+
+def find_tar(path: str) -> tuple[Shard, bool]:
+    """Return the shard at a path with a flag: True if its samples need not be counted.
+
+    A truncated tar has the number of samples that the file beside it gives, and is read.
+    """
+    count = sidecar_count(path)
+    return Shard.of(path, count or 0), count is not None and ends_with_mark(path)
+
+
+def ends_with_mark(path: str) -> bool:
+    """Return whether a tar ends with the mark of its end, a block of zeros, and so is not truncated."""
+    size, _ = files.size_and_time(path)
+    return size >= BLOCK and not any(files.read_bytes(path, size - BLOCK, size))
+
+
+def sidecar_count(path: str) -> int | None:
+    """Return the number of samples from img2dataset's files beside a tar: `00000_stats.json` or `00000.parquet`.
+
+    None if there is no such file, or it is not readable.
+    """
+    stem = path.removesuffix(".tar")
+    if "?" in stem and files.is_remote(stem):  # a signature is that of one file
+        return None
+    if files.exists(f"{stem}_stats.json"):
+        try:
+            count = json.loads(files.read_bytes(f"{stem}_stats.json"))["successes"]
+        except (ValueError, LookupError, TypeError, OSError, RecursionError):
+            count = None
+        if isinstance(count, int) and count >= 0:
+            return count
+    if files.exists(f"{stem}.parquet"):
+        try:
+            with open_parquet(f"{stem}.parquet") as parquet:
+                if "status" in parquet.schema_arrow.names:
+                    return int(parquet.read(["status"])["status"].to_pylist().count("success"))
+        except (UserError, UnicodeDecodeError, *DAMAGE):
+            return None
+    return None

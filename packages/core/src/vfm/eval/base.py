@@ -1,0 +1,134 @@
+"""Bases of evaluations: an own evaluation subclasses `ModelEvaluation`, or `FeatureEvaluation` for a probe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from vfm.base import INCIDENTAL, UserError, load_function
+from vfm.data.prompts.templates import check_templates
+from vfm.interfaces import (
+    ClipCheckpoint,
+    Context,
+    Evaluated,
+    Evaluation,
+    LabeledDataset,
+    Ref,
+    Score,
+    TaggedImages,
+    VisionCheckpoint,
+)
+
+ResizeMode = Literal["shortest", "longest", "squash"]
+Templates = Annotated[list[str], AfterValidator(check_templates)]
+"""Prompts with a `{}` for the class name."""
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """How an evaluation reads a dataset.
+
+    batch_size: images per forward pass.
+    max_bad_fraction: tolerated fraction of samples that cannot be used.
+    threads: threads that decode images.
+    """
+
+    batch_size: int = 64
+    max_bad_fraction: float = 0.05
+    threads: int = 1
+
+    def check_bad(self, bad: Counter[str], total: int, items: str = "samples", first: object = None) -> None:
+        """Check the number of bad samples of a dataset, counted by reason; the error names the first one if given.
+
+        Raises:
+            UserError: more than `max_bad_fraction` are bad, or all.
+        """
+        if bad.total() > self.max_bad_fraction * total or bad.total() == total:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(bad.items())) or "it is empty"
+            limit = f"max_bad_fraction is {self.max_bad_fraction}"
+            where = f"; the first is {first}" if first else ""
+            raise UserError(f"{bad.total()} of {total} {items} cannot be used ({limit}): {reasons}{where}")
+
+
+class ModelEvaluation(Evaluation):
+    """Evaluate models on one dataset: encode it with each model, score all on the same items, and report.
+
+    A subclass names its function in `evaluator`, or overrides `evaluate`. Scores, paired tests, predictions and result
+    files are written for it, and it can evaluate a model in training too (`evaluation.tasks` of a training). With
+    `in_processes` several processes share what `encode_dataset` and `encode_texts` encode, after which
+    `vfm.train.leave_to_first` leaves the scoring to the first one, which alone has the features of all images.
+    """
+
+    version: ClassVar[int] = 3  # since checkpoint_sha256 covers the configuration too
+    work: ClassVar[str] = "vfm.eval.encode.evaluation:evaluate_models"
+    evaluator: ClassVar[str] = ""  # "package.module:function", (config, Context, encoders by name) -> Evaluated
+    task: ClassVar[str] = ""  # its name in result files; default: the second half of `kind`
+
+    data: Ref[Any] = Field(description="dataset to evaluate on")
+    micro_batch_size: Annotated[int, INCIDENTAL] = Field(64, ge=1, description="images per forward pass")
+    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="tolerated fraction of samples that cannot be read")
+    resize_mode: ResizeMode | None = Field(
+        None,
+        description="how images that are not square are resized: shortest (then centre crop), longest (then padded),"
+        " squash; default: as each model was trained",
+    )
+
+    @property
+    def task_name(self) -> str:
+        """Name of the task in result files."""
+        return self.task or self.kind.rpartition(".")[2]
+
+    @property
+    def reading(self) -> ReadSettings:
+        """How `data` is read."""
+        return ReadSettings(self.micro_batch_size, self.max_bad_fraction, max(1, self.runtime.num_workers))
+
+    def evaluate(self, ctx: Context, encoders: Mapping[str, Any]) -> Evaluated:
+        """Evaluate loaded models by name, all on the same items, by the function that `evaluator` names.
+
+        Args:
+            ctx: loads the data (`ctx.load(self.data)`) and takes panels, progress and bad samples.
+            encoders: models with `encode_images` (`vfm.models.ImageEncoder`), CLIP models with `encode_texts` too.
+        """
+        evaluated: Evaluated = load_function(self.evaluator)(self, ctx, encoders)
+        return evaluated
+
+    def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
+        """Return the value of each metric, without intervals, of a model in training."""
+        return {score.metric: score.value for score in self.scored(ctx, encoder)}
+
+    def scored(self, ctx: Context, encoder: Any) -> Sequence[Score]:
+        """Return the scores of a model in training, which can be compared with those of another on the same items."""
+        return self.evaluate(ctx, {"model": encoder}).results["model"].scores
+
+
+class EncodedEvaluation(ModelEvaluation):
+    """Evaluate what a model's `encode_images` and `encode_texts` return, in fp32 or in bf16."""
+
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the models' forward pass; bf16 is quicker on devices that have it, and rounds features"
+    )
+
+    def scored(self, ctx: Context, encoder: Any) -> Sequence[Score]:
+        """Return the scores of a model in training."""
+        return super().scored(ctx, encoder if self.precision == "fp32" else replace(encoder, precision=self.precision))
+
+
+class FeatureEvaluation(EncodedEvaluation):
+    """Evaluate image features, with training images of the same classes; any vision encoder fits."""
+
+    version: ClassVar[int] = 4  # since LARS adapts its rates, and average precision has an unbiased chance and interval
+    checks: ClassVar[str] = "vfm.eval.classify.checks:check_feature_evaluation"
+
+    # Wider than Evaluation's: models without a text tower can be evaluated too.
+    models: list[Ref[ClipCheckpoint | VisionCheckpoint]] = Field(  # type: ignore[assignment]
+        [], description="models to evaluate; omitted in `evaluation.tasks`"
+    )
+    train: Ref[LabeledDataset | TaggedImages] = Field(
+        description="training images, with one class or several labels each, the same as in `data`"
+    )
+    data: Ref[LabeledDataset | TaggedImages] = Field(description="images to evaluate on")

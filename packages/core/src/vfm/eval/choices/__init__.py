@@ -1,0 +1,1 @@
+"""Caption choice: MMVP-VLM, Winoground, SugarCrepe."""

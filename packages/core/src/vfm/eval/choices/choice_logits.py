@@ -1,0 +1,199 @@
+"""Logits of all statements of an item for all its images, by each model."""
+
+# P items, S statements, I images, N images of a chunk, D width
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfm.base import UserError
+from vfm.data import BadSample
+from vfm.data.choices.choices import Choice, load_choices
+from vfm.data.samples.images import decode_image
+from vfm.eval.base import ReadSettings
+from vfm.eval.encode.bad_samples import BadSamples
+from vfm.eval.encode.encoders import encode_texts, logit_scale
+from vfm.eval.encode.finite import check_finite
+from vfm.eval.encode.hashes import item_digest
+from vfm.interfaces import ChoiceDataset, Context
+from vfm.models import ClipModel, TextImageEncoder, eval_mode, image_tokens
+from vfm.train.parallel.sharing import in_batches, leave_to_first, of_all, own_share
+
+
+@dataclass(frozen=True)
+class ChoiceLogits:
+    """The usable items of a dataset, and by model the logits of each item's statements for its images, (S, I).
+
+    numbers: index of each item in the dataset, to read its images again.
+    items: without the bytes of their images.
+    digests: hash of each item, images included (`item_digest`).
+    """
+
+    numbers: list[int]
+    items: list[Choice]
+    digests: list[bytes]
+    logits: dict[str, list[NDArray[np.float32]]]
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the items."""
+        return [item.key for item in self.items]
+
+    @property
+    def patterns(self) -> NDArray[np.int64]:
+        """Index of each item's pattern in `names`, (P,)."""
+        return np.array([self.names.index(item.pattern) for item in self.items])
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the patterns, in the order in which they occur."""
+        return list(dict.fromkeys(item.pattern for item in self.items))
+
+
+def choice_logits(
+    ctx: Context,
+    encoders: Mapping[str, TextImageEncoder],
+    data: ChoiceDataset,
+    prompt: str,
+    reading: ReadSettings,
+    check: Callable[[Choice], None] = lambda item: None,
+) -> ChoiceLogits:
+    """Compute the logits of all statements for all images of each item, with each model's own temperature.
+
+    Items with a bad image are skipped, counted and reported.
+
+    Raises:
+        UserError: too many bad items, a logit is not finite, or an error that `check` raises.
+    """
+    numbers: list[int] = []
+    items: list[Choice] = []
+    digests: list[bytes] = []
+    bad = BadSamples(ctx)
+    logits: dict[str, list[NDArray[np.float32]]] = {name: [] for name in encoders}
+
+    def compute(chunk: list[Choice]) -> _Chunk:
+        for item in chunk:
+            check(item)
+        decoded = [_decode(item) for item in chunk]
+        good = [(item, one) for item, one in zip(chunk, decoded, strict=True) if not isinstance(one, BadSample)]
+        scores = {
+            name: _chunk_logits(name, model, good, prompt, reading.batch_size) for name, model in encoders.items()
+        }
+        found = [one if isinstance(one, BadSample) else item for item, one in zip(chunk, decoded, strict=True)]
+        return _Chunk(found, scores)
+
+    chunks = in_batches(load_choices(data), reading.batch_size)
+    seen = 0
+    for chunk in of_all(map(compute, own_share(chunks)), for_others=_Chunk.without_images):
+        for number, item in enumerate(chunk.items, start=seen):
+            if isinstance(item, BadSample):
+                bad.skip(item)
+            else:
+                numbers.append(number)
+                items.append(_without_images(item))
+                digests.append(_digest(item))
+        for name in encoders:
+            logits[name] += chunk.logits[name]
+        seen += len(chunk.items)
+        ctx.progress(seen, data.num_pairs, "items")
+    bad.check(reading, data.num_pairs, "items")
+    leave_to_first()
+    return ChoiceLogits(numbers, items, digests, logits)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Items, or why they are bad, and by model the logits of the good ones."""
+
+    items: list[Choice | BadSample]
+    logits: dict[str, list[NDArray[np.float32]]]
+
+    def without_images(self) -> _Chunk:
+        """Return what counts and progress need."""
+        return _Chunk([one if isinstance(one, BadSample) else _without_images(one) for one in self.items], self.logits)
+
+
+def _without_images(item: Choice) -> Choice:
+    return replace(item, images=[b""] * len(item.images))
+
+
+def _decode(item: Choice) -> list[Image.Image] | BadSample:
+    try:
+        return [decode_image(image, item.key) for image in item.images]
+    except BadSample as problem:
+        return problem
+
+
+def _digest(item: Choice) -> bytes:
+    return item_digest([item.key, item.pattern, item.statements, item.truth], item.images)
+
+
+def _chunk_logits(
+    name: str,
+    model: TextImageEncoder,
+    chunk: Sequence[tuple[Choice, list[Image.Image]]],
+    prompt: str,
+    batch_size: int,
+) -> list[NDArray[np.float32]]:
+    """Return the logits of each item, (S, I); all images and statements of the chunk are encoded together."""
+    if not chunk:
+        return []
+    images = model.encode_images([image for _, pictures in chunk for image in pictures], batch_size)  # (N, D)
+    texts = encode_texts(model, [prompt + text for item, _ in chunk for text in item.statements], batch_size, name)
+    scale = logit_scale(model)
+    by_text = _split(texts, [len(item.statements) for item, _ in chunk])
+    by_image = _split(images, [len(pictures) for _, pictures in chunk])
+    logits = [scale * text @ image.T for text, image in zip(by_text, by_image, strict=True)]
+    for (item, _), scores in zip(chunk, logits, strict=True):
+        check_finite(scores[None], name, [item.key])
+    return [scores.numpy() for scores in logits]
+
+
+def _split(features: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Yield the rows item by item."""
+    ends = accumulate(sizes)
+    return (features[end - size : end] for size, end in zip(sizes, ends, strict=True))
+
+
+class ClassAndPatches:
+    """A CLIP model with the image feature of DIVA's authors: the class token plus the mean of the patch tokens.
+
+    The official rule uses the class token only. The authors' code draws 76 patches with replacement in every pass, so
+    its scores are random; here all patches are used, which is the expected value of their draws. Source: DIVA
+    (arXiv:2407.20171), `condition/OpenAICLIP_for_clip_model.py` of the authors' code.
+    """
+
+    def __init__(self, model: ClipModel) -> None:
+        self.model, self.module = model, model.module
+
+    def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
+        """Return unit vectors, float32 (N, D) on the CPU.
+
+        Raises:
+            UserError: the model has no patch tokens, or cannot project them into its joint space.
+        """
+        with eval_mode(self.module), torch.inference_mode():
+            starts = range(0, len(images), batch_size)
+            parts = [self._embed(images[start : start + batch_size]) for start in starts]
+        return torch.cat(parts).clone()
+
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Return the text features of the model itself."""
+        return self.model.encode_texts(texts, batch_size)
+
+    def _embed(self, images: Sequence[Image.Image]) -> Tensor:
+        tokens = image_tokens(self.model, self.model.preprocess.inputs(images, self.model.device))
+        if not tokens.are_projected:
+            raise UserError(
+                f"{self.model.name}: diva_scoring needs patch tokens in the joint space, which this model does not have"
+            )
+        return F.normalize((tokens.embeds + tokens.patches.mean(dim=1)).float(), dim=-1).cpu()

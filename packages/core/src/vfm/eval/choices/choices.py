@@ -1,0 +1,167 @@
+"""Caption choice: MMVP-VLM's pairs by the official rule, and items of any shape (Winoground, SugarCrepe)."""
+
+# P items, S statements, I images
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.base import UserError
+from vfm.data.choices.choices import Choice
+from vfm.eval.base import ReadSettings
+from vfm.eval.choices.choice_logits import ChoiceLogits, ClassAndPatches, choice_logits
+from vfm.eval.choices.choice_panels import flip_panels, pattern_panel
+from vfm.eval.choices.choice_rules import choose, mmvp_vlm
+from vfm.eval.choices.stages import Choices, MmvpVlm
+from vfm.eval.encode.hashes import data_hash
+from vfm.interfaces import ChoiceDataset, Context, Evaluated, ModelResult
+from vfm.models import ClipModel, TextImageEncoder
+from vfm.statistics import Accuracy, stratified_mean
+
+
+def evaluate_mmvp_vlm(config: MmvpVlm, ctx: Context, encoders: Mapping[str, TextImageEncoder]) -> Evaluated:
+    """Evaluate models by `score_mmvp_vlm`."""
+    data, prompt = ctx.load(config.data), config.prompt
+    return score_mmvp_vlm(ctx, encoders, data, prompt=prompt, diva_scoring=config.diva_scoring, reading=config.reading)
+
+
+def evaluate_choices(config: Choices, ctx: Context, encoders: Mapping[str, TextImageEncoder]) -> Evaluated:
+    """Evaluate models by `score_choices`."""
+    return score_choices(ctx, encoders, ctx.load(config.data), prompt=config.prompt, reading=config.reading)
+
+
+def score_mmvp_vlm(
+    ctx: Context,
+    encoders: Mapping[str, TextImageEncoder],
+    data: ChoiceDataset,
+    *,
+    prompt: str,
+    diva_scoring: bool = False,
+    reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
+) -> Evaluated:
+    """Score models on pairs by the official MMVP-VLM rule (`mmvp_vlm`).
+
+    With `diva_scoring` all of them are also scored with DIVA's image feature (`ClassAndPatches`), as
+    `diva_pair_accuracy`: its authors compared their models by that rule with others by the official one.
+
+    Raises:
+        UserError: an item is not two images and two statements, or diva_scoring is set for a model without patches.
+    """
+    # DIVA's features are further encoders of the same pass, so that each image is decoded once.
+    others = {_diva_name(name): ClassAndPatches(_clip(name, model)) for name, model in encoders.items() if diva_scoring}
+    choices = choice_logits(ctx, {**encoders, **others}, data, prompt, reading, partial(_check_pair, ctx.name_of(data)))
+    truth = np.array([item.truth for item in choices.items])  # (P, 2)
+    results, rights = {}, {}
+    for name in encoders:
+        result = mmvp_vlm(np.stack(choices.logits[name]), truth)
+        # Both statements of a pair share its images: for the single statements the pairs are the independent items.
+        single = Accuracy("statement_accuracy", result.right.ravel(), np.repeat(np.arange(len(truth)), 2), chance=0.5)
+        pairs = Accuracy("pair_accuracy", result.correct, chance=0.25)
+        aligned = Accuracy("aligned_pairs", result.aligned, chance=0.5)
+        parts = _by_pattern("pair_accuracy", result.correct, choices, np.full(len(truth), 0.25))
+        columns: dict[str, object] = {"key": choices.keys, "pattern": [item.pattern for item in choices.items]}
+        for side in (0, 1):
+            columns[f"truth_{side + 1}"] = truth[:, side] + 1
+            columns[f"predicted_{side + 1}"] = result.prediction[:, side] + 1
+            columns[f"probability_{side + 1}"] = result.probability[:, side]
+        columns["correct"] = result.correct
+        details = {"mean_over_patterns": stratified_mean(result.correct, choices.patterns), "prompt": prompt}
+        scores = [pairs, single, aligned, *parts]
+        if diva_scoring:
+            correct = mmvp_vlm(np.stack(choices.logits[_diva_name(name)]), truth).correct
+            scores.append(Accuracy("diva_pair_accuracy", correct, chance=0.25))
+            columns["diva_correct"] = correct
+        results[name] = ModelResult(scores, {"pairs": columns}, details)
+        rights[name] = result.right
+    pattern_panel(ctx, choices, {name: one.predictions["pairs"]["correct"] for name, one in results.items()})
+    flip_panels(ctx, data, choices, rights)
+    return Evaluated(data_hash(data, choices.digests), results)
+
+
+def _check_pair(data: str, item: Choice) -> None:
+    if (len(item.images), len(item.statements)) != (2, 2) or min(item.truth) < 0:
+        shape = f"{len(item.images)} images and {len(item.statements)} statements"
+        takes_any = "eval.choices takes any"
+        raise UserError(f"{data}: item {item.key}: expected two images and two statements, got {shape}; {takes_any}")
+    if item.truth[0] == item.truth[1]:
+        raise UserError(f"{data}: item {item.key}: expected one statement for each image, got two for one image")
+
+
+def score_choices(
+    ctx: Context,
+    encoders: Mapping[str, TextImageEncoder],
+    data: ChoiceDataset,
+    *,
+    prompt: str,
+    reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
+) -> Evaluated:
+    """Score models on items of any shape by Winoground's rule (`choose`)."""
+    choices = choice_logits(ctx, encoders, data, prompt, reading)
+    rights = [np.array(item.truth)[:, None] == np.arange(len(item.images)) for item in choices.items]  # (S, I) each
+    text_chance, image_chance, group_chance = np.array([_chances(right) for right in rights]).T
+    results, group_right = {}, {}
+    for name in encoders:
+        outcomes = [choose(scores[None], right) for scores, right in zip(choices.logits[name], rights, strict=True)]
+        text, image, group = (
+            np.array([getattr(outcome, part)[0] for outcome in outcomes]) for part in ("text", "image", "group")
+        )
+        scores = [
+            Accuracy("acc", group, chance=_mean(group_chance)),
+            Accuracy("text_acc", text, chance=_mean(text_chance)),
+        ]
+        if any(len(item.images) > 1 for item in choices.items):
+            scores.append(Accuracy("image_acc", image, chance=_mean(image_chance)))
+        scores += _by_pattern("acc", group, choices, group_chance)
+        columns = {
+            "key": choices.keys,
+            "pattern": [item.pattern for item in choices.items],
+            "text": text,
+            "image": image,
+            "correct": group,
+        }
+        results[name] = ModelResult(scores, {"items": columns}, {"prompt": prompt})
+        group_right[name] = group[:, None]
+    pattern_panel(ctx, choices, {name: one.predictions["items"]["correct"] for name, one in results.items()})
+    flip_panels(ctx, data, choices, group_right)
+    return Evaluated(data_hash(data, choices.digests), results)
+
+
+def _by_pattern(
+    metric: str, correct: NDArray[np.bool_], choices: ChoiceLogits, chance: NDArray[np.float64]
+) -> list[Accuracy]:
+    """Return the accuracy of each pattern's items, if there are several patterns; `chance` is per item, (P,)."""
+    if len(choices.names) < 2:
+        return []
+    members = [(name, choices.patterns == number) for number, name in enumerate(choices.names)]
+    return [Accuracy(f"{metric}/{name}", correct[those], chance=_mean(chance[those])) for name, those in members]
+
+
+def _diva_name(name: str) -> str:
+    return f"{name}, DIVA's scoring"
+
+
+def _clip(name: str, model: TextImageEncoder) -> ClipModel:
+    if not isinstance(model, ClipModel):
+        raise UserError(f"{name}: diva_scoring needs the patch tokens of a CLIP model, got {type(model).__name__}")
+    return model
+
+
+def _chances(right: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Return the chances of random scores on an item (S, I): text, image, and group, NaN where it has no closed form.
+
+    Each image's best statement is a right one with probability right / all; the images' draws are independent. For the
+    group of two images and two statements it is 1/6 (Winoground): one diagonal must hold the two highest scores.
+    """
+    text = float(np.prod([share for share in right.mean(axis=0) if share > 0]))
+    image = float(np.prod([share for share in right.mean(axis=1) if share > 0]))
+    group = text if right.shape[1] == 1 else 1 / 6 if right.shape == (2, 2) else np.nan
+    return text, image, group
+
+
+def _mean(chances: NDArray[np.float64]) -> float | None:
+    """Return the mean chance, None if one is unknown."""
+    return None if np.isnan(chances).any() else float(chances.mean())

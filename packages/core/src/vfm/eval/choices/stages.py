@@ -1,0 +1,46 @@
+"""Configurations of evaluations of caption choice."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from vfm.eval.base import EncodedEvaluation
+from vfm.interfaces import ChoiceDataset, Ref, Stage
+
+
+class MmvpVlm(EncodedEvaluation):
+    """Evaluate MMVP-VLM by its official rule: each statement picks one of two images, a pair counts if both are right.
+
+    `aligned_pairs` also counts the pairs whose right logits have the larger sum.
+    """
+
+    version: ClassVar[int] = 4  # since aligned_pairs is reported
+    kind: Literal["eval.mmvp_vlm"] = "eval.mmvp_vlm"
+    in_processes: ClassVar[bool] = True
+    evaluator: ClassVar[str] = "vfm.eval.choices.choices:evaluate_mmvp_vlm"
+    task: ClassVar[str] = "mmvp_vlm"
+
+    data: Ref[ChoiceDataset] = Field(description="pairs of two images and two statements")
+    prompt: str = Field("a photo of ", description="text before each statement; the default is the authors'")
+    diva_scoring: bool = Field(
+        False,
+        description="also score all models by DIVA's rule, the class token plus the mean of the patches: its authors"
+        " compared their models by this rule with others by the official one",
+    )
+
+
+class Choices(EncodedEvaluation):
+    """Evaluate caption choice of any shape by Winoground's rule, for one image SugarCrepe's; a tie is an error."""
+
+    kind: Literal["eval.choices"] = "eval.choices"
+    in_processes: ClassVar[bool] = True
+    evaluator: ClassVar[str] = "vfm.eval.choices.choices:evaluate_choices"
+    task: ClassVar[str] = "image_caption_selection"
+
+    data: Ref[ChoiceDataset] = Field(description="items of images and statements, of any shape")
+    prompt: str = Field("", description="text before each statement")
+
+
+STAGES: tuple[type[Stage], ...] = (MmvpVlm, Choices)

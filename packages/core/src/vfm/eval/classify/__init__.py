@@ -1,0 +1,1 @@
+"""Classification: zero-shot, probes, neighbours, few-shot and a model's own head."""

@@ -1,0 +1,129 @@
+"""Results of classification, of one class or several labels per image, for probes, neighbours, zero-shot and heads."""
+
+# N images, C classes or labels
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vfm.data import open_dataset
+from vfm.data.labeled.tags import read_tags
+from vfm.eval.base import ReadSettings
+from vfm.eval.encode.features import Encoded, encode_dataset, encode_labeled
+from vfm.eval.encode.ranking import hits_at, label_ranks
+from vfm.eval.encode.row_files import RowFile
+from vfm.interfaces import Context, ImageDataset, LabeledDataset, ModelResult, TaggedImages
+from vfm.models import ImageEncoder
+from vfm.statistics import Accuracy, MeanAveragePrecision
+
+ClassDataset = LabeledDataset | TaggedImages  # one class, or several labels per image
+EMPTY_NAMED = 5  # classes without an image that a warning names
+
+
+def encode_with_targets(
+    ctx: Context,
+    encoders: Mapping[str, ImageEncoder],
+    data: ClassDataset,
+    reading: ReadSettings,
+    files: Mapping[str, RowFile] | None = None,
+) -> tuple[Encoded, Tensor]:
+    """Encode a dataset, and return the target of each image: its class, (N,), or its labels, (N, C) bool.
+
+    Logs a warning for classes without any image.
+    """
+    if isinstance(data, LabeledDataset):
+        images = encode_labeled(ctx, encoders, data, reading, files)
+        targets = torch.from_numpy(images.labels)
+        present = torch.bincount(targets, minlength=len(data.class_names)) > 0
+    else:
+        source = open_dataset(ImageDataset.load(data.linked(data.data)))
+        images = encode_dataset(ctx, source, encoders, reading, files=files)
+        targets = torch.from_numpy(read_tags(data)[images.numbers])
+        present = targets.any(dim=0)
+    empty = [repr(name) for name, found in zip(data.class_names, present.tolist(), strict=True) if not found]
+    if empty:
+        some = ", ".join(empty[:EMPTY_NAMED]) + (", ..." if len(empty) > EMPTY_NAMED else "")
+        ctx.warn(f"{ctx.name_of(data)}: {len(empty)} of {len(data.class_names)} classes have no image: {some}")
+    return images, targets
+
+
+def result_from_scores(
+    scores: NDArray[np.floating],
+    targets: Tensor,
+    keys: Sequence[str],
+    data: ClassDataset,
+    prefix: str,
+    details: Mapping[str, object],
+) -> ModelResult:
+    """Return a model's result from its score of each class or label for each image, (N, C).
+
+    Args:
+        scores: (N, C).
+        targets: classes, (N,), or labels, (N, C) bool.
+        keys: of the images.
+        data: has the names of the classes.
+        prefix: of the metrics' names, such as `lp_`.
+        details: for the result file.
+    """
+    if isinstance(data, TaggedImages):
+        metric = f"{prefix}map" if prefix else "mean_average_precision"  # CLIP_benchmark's name
+        positives = targets.numpy()
+        means = [MeanAveragePrecision(metric, scores, positives)]
+        means += [
+            MeanAveragePrecision(f"{metric}/{group}", scores[:, those], positives[:, those])
+            for group, those in data.class_groups.items()
+            if positives[:, those].any()
+        ]
+        labels = [row.nonzero().flatten().tolist() for row in targets]
+        columns = {"key": list(keys), "labels": labels, "scores": list(scores.astype(np.float32))}
+        return ModelResult(means, {"images": columns}, details)
+    ranks = label_ranks(torch.from_numpy(scores), targets)
+    return result_from_ranks(ranks, scores.argmax(axis=1), targets.numpy(), keys, data, prefix, details)
+
+
+def result_from_ranks(
+    ranks: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    keys: Sequence[str],
+    data: LabeledDataset,
+    prefix: str,
+    details: Mapping[str, object],
+    *,
+    num_answers: int | None = None,
+) -> ModelResult:
+    """Return a model's result from the rank of each image's own class, (N,), and its predicted class, (N,).
+
+    `num_answers` is the number of classes that could be predicted, for the chance; default: all.
+    """
+    top1, among = hits_at(ranks, 1), num_answers or len(data.class_names)
+    scores = _class_scores(top1, hits_at(ranks, 5), labels, among, prefix)
+    scores += _group_scores(top1, labels, data, among, prefix)
+    columns = {"key": keys, "label": labels, "predicted": predicted, "rank": ranks}
+    return ModelResult(scores, {"images": columns}, details)
+
+
+def _class_scores(
+    top1: NDArray[np.bool_], top5: NDArray[np.bool_], labels: NDArray[np.int64], num_classes: int, prefix: str
+) -> list[Accuracy]:
+    """Return top-1, top-5 (of more than five classes) and mean per class recall."""
+    scores = [Accuracy(f"{prefix}acc1", top1, chance=1 / num_classes)]
+    if num_classes > 5:
+        scores.append(Accuracy(f"{prefix}acc5", top5, chance=5 / num_classes))
+    scores.append(Accuracy(f"{prefix}mean_per_class_recall", top1, classes=labels, chance=1 / num_classes))
+    return scores
+
+
+def _group_scores(
+    top1: NDArray[np.bool_], labels: NDArray[np.int64], data: LabeledDataset, num_classes: int, prefix: str
+) -> list[Accuracy]:
+    """Return top-1 of the images of each group of classes, such as the tail; all classes can be predicted."""
+    groups = [(group, np.isin(labels, members)) for group, members in data.class_groups.items()]
+    return [
+        Accuracy(f"{prefix}acc1/{group}", top1[those], chance=1 / num_classes) for group, those in groups if those.any()
+    ]

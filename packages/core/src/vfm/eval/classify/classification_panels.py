@@ -1,0 +1,88 @@
+"""Panels of a classification: the hardest classes or labels, and images that the last model gets right and wrong."""
+
+# N images, C labels
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vfm.data import open_dataset
+from vfm.data.samples.images import decode_image
+from vfm.eval.classify.classification import ClassDataset
+from vfm.eval.encode.features import Encoded
+from vfm.eval.encode.image_panels import CaptionedImage, first_of_each, images_panel
+from vfm.eval.encode.ranking import hits_at
+from vfm.interfaces import Context, LabeledDataset, ModelResult, TablePanel
+from vfm.statistics import average_precisions
+
+HARDEST = 12  # classes shown
+SHOWN = 8  # images of each outcome
+
+
+def add_class_panels(
+    ctx: Context, data: ClassDataset, images: Encoded, targets: Tensor, results: Mapping[str, ModelResult]
+) -> None:
+    """Add the table of the hardest classes or labels and, if each image has one class, the sheet of answers.
+
+    Args:
+        ctx: takes the panels.
+        data: the dataset.
+        images: its images, N.
+        targets: classes, (N,), or labels, (N, C) bool.
+        results: of `result_from_scores` or `result_from_ranks`, by model; the sheet is that of the last one.
+    """
+    ctx.panel(hardest_panel(data, targets, results))
+    if isinstance(data, LabeledDataset):
+        model, result = list(results.items())[-1]
+        title = f"Images that {model} classifies right and wrong"
+        note = "One image of a class; wrong ones by the rank of their own class, the last first."
+        answers = _answers(data, images.numbers, result)
+        ctx.panel(images_panel(ctx.directory, "answers", title, answers, note=note, order=50))
+
+
+def _answers(data: LabeledDataset, numbers: Sequence[int], result: ModelResult) -> Iterator[CaptionedImage]:
+    """Yield images that a model gets right, then those that it gets most wrong."""
+    table, source = result.predictions["images"], open_dataset(data)
+    labels, predicted, ranks = (np.asarray(table[column]) for column in ("label", "predicted", "rank"))
+    worst_first = np.argsort(-ranks, kind="stable")
+    right, wrong = np.flatnonzero(ranks == 0), worst_first[ranks[worst_first] > 0]
+    for place in [*first_of_each(right, labels, SHOWN), *first_of_each(wrong, labels, SHOWN)]:
+        label, guess, rank = data.class_names[labels[place]], data.class_names[predicted[place]], int(ranks[place])
+        taken = "" if guess == label else f", taken for {guess}"
+        sample = source[numbers[place]]
+        yield CaptionedImage(decode_image(sample.image, sample.key), f"{label}{taken} · rank {rank + 1}", rank == 0)
+
+
+def hardest_panel(data: ClassDataset, targets: Tensor, results: Mapping[str, ModelResult]) -> TablePanel:
+    """Return a table of the classes with the lowest recall by the last model, or of every label's precision."""
+    if isinstance(data, LabeledDataset):
+        return _hardest_classes(data.class_names, targets.numpy(), results)
+    positives = targets.numpy()
+    by_model = {
+        model: average_precisions(np.stack(result.predictions["images"]["scores"]), positives)
+        for model, result in results.items()
+    }
+    rows: list[list[str | float | int | None]] = [
+        [name, int(positives[:, c].sum()), *(round(100 * float(found[c]), 1) for found in by_model.values())]
+        for c, name in enumerate(data.class_names)
+        if positives[:, c].any()
+    ]
+    columns = ["label", "images", *(f"{model}, average precision, %" for model in by_model)]
+    return TablePanel(title="Average precision by label", order=40, columns=columns, rows=rows)
+
+
+def _hardest_classes(names: Sequence[str], labels: NDArray[np.int64], results: Mapping[str, ModelResult]) -> TablePanel:
+    present = np.unique(labels)
+    hits = {model: hits_at(np.asarray(result.predictions["images"]["rank"]), 1) for model, result in results.items()}
+    recall = {model: np.array([100 * hit[labels == c].mean() for c in present]) for model, hit in hits.items()}
+    worst = np.argsort(list(recall.values())[-1], kind="stable")[:HARDEST]
+    rows: list[list[str | float | int | None]] = []
+    for i in worst:
+        shares = [round(float(values[i]), 1) for values in recall.values()]
+        rows.append([names[present[i]], int((labels == present[i]).sum()), *shares])
+    columns = ["class", "images", *(f"{model}, % right" for model in recall)]
+    return TablePanel(title="Hardest classes", order=40, columns=columns, rows=rows)

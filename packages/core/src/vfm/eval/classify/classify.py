@@ -1,0 +1,91 @@
+"""Classification by a model's own head, on a labelled set of all its classes or a subset."""
+
+# N images, C classes of the dataset
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from vfm.base import UserError, did_you_mean
+from vfm.eval.class_names import check_class_names
+from vfm.eval.classify.classification import encode_with_targets, result_from_scores
+from vfm.eval.classify.classification_panels import add_class_panels
+from vfm.eval.classify.stages import Classify
+from vfm.eval.encode.hashes import data_hash
+from vfm.interfaces import Context, Evaluated
+from vfm.models import PooledVision, class_names_of
+from vfm.train.parallel.sharing import leave_to_first
+
+
+@dataclass(frozen=True)
+class HeadOutputs:
+    """An encoder whose features are the head's logits of some classes."""
+
+    encoder: PooledVision
+    columns: list[int]
+
+    def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
+        """Return logits, float32 (N, C) on the CPU."""
+        return self.encoder.logits(images, batch_size)[:, self.columns]
+
+
+def evaluate_classify(config: Classify, ctx: Context, encoders: Mapping[str, Any]) -> Evaluated:
+    """Evaluate classifiers; only the head's outputs of the dataset's classes can be predicted.
+
+    ImageNet-A and -R, for example, have 200 of a head's 1,000 classes, and their authors evaluate them in this way.
+
+    Raises:
+        UserError: a model has no head, or its head lacks a class of the dataset.
+    """
+    data = ctx.load(config.data)
+    check_class_names(data.class_names, str(config.data))
+    heads = {name: _outputs(name, model, data.class_names, config.class_names) for name, model in encoders.items()}
+    images, targets = encode_with_targets(ctx, heads, data, config.reading)
+    leave_to_first()
+    results = {}
+    for name, head in heads.items():
+        scores, details = images.features[name].numpy(), {"head": head.columns}
+        results[name] = result_from_scores(scores, targets, images.keys, data, "", details)
+    add_class_panels(ctx, data, images, targets, results)
+    return Evaluated(data_hash(data, images.digests), results)
+
+
+def _outputs(name: str, model: Any, classes: Sequence[str], given: Sequence[str] | None) -> HeadOutputs:
+    num_classes = int(getattr(model.module, "num_classes", 0)) if isinstance(model, PooledVision) else 0
+    if not num_classes:
+        raise UserError(
+            f"{name}: expected a model with a classification head; eval.linear_probe and eval.knn evaluate features"
+        )
+    return HeadOutputs(model, columns_of(list(given or class_names_of(model.module)), num_classes, classes, name))
+
+
+def columns_of(names: Sequence[str], num_classes: int, classes: Sequence[str], where: str) -> list[int]:
+    """Return the index of each class among a head's outputs, by name; without names the outputs are the classes.
+
+    Args:
+        names: of the head's outputs, in their order, or empty.
+        num_classes: number of the head's outputs.
+        classes: to look up.
+        where: the model's name, for errors.
+
+    Raises:
+        UserError: a class is not among the names, or the numbers of names, classes and outputs do not match.
+    """
+    if not names:
+        if len(classes) != num_classes:
+            raise UserError(
+                f"{where}: its head has {num_classes} outputs without names, the dataset {len(classes)} classes; "
+                "give class_names, those of the head's outputs in their order"
+            )
+        return list(range(num_classes))
+    if len(names) != num_classes:
+        raise UserError(f"{where}: expected class_names for {num_classes} outputs of its head, got {len(names)}")
+    columns = {name: column for column, name in reversed(list(enumerate(names)))}
+    if missing := [name for name in classes if name not in columns]:
+        raise UserError(f"{where}: its head has no class {missing[0]!r}{did_you_mean(missing[0], names)}")
+    return [columns[name] for name in classes]

@@ -1,0 +1,211 @@
+"""Learning rate sweep of probes on frozen features: one head per rate, all trained on the same batches.
+
+Source: EVA's linear probe (Fang et al. 2022, arXiv:2211.07636) has the head, batch norm without affine part and a
+linear layer, LARS or SGD without weight decay; the best of many
+rates is chosen on a validation split as in DINOv2 (Oquab et al. 2023, arXiv:2304.07193). Features are computed once, so
+nothing is augmented.
+"""
+
+# N images, D width, C classes
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.optim import Lars
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfm.base import UserError
+from vfm.statistics import average_precisions
+
+Solver = Literal["sgd", "lars", "adamw"]
+Rows = NDArray[np.int64]
+
+LRS: dict[Solver, tuple[float, ...]] = {
+    "sgd": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+    "lars": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+    "adamw": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+}
+
+
+def split_validation(labels: NDArray[np.integer], fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Return the indices of training and validation images; of each class `fraction` (rounded down) is held out.
+
+    At least one image is held out of a class with two or more; the single image of a class is used for training.
+
+    Raises:
+        UserError: no class has a second image.
+    """
+    generator = np.random.default_rng(seed)
+    held_out = []
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        held_out.append(members[: max(int(len(members) * fraction), int(len(members) > 1))])
+    validation = np.sort(np.concatenate(held_out))
+    if not len(validation):
+        raise UserError(
+            "validation_fraction: no image can be held out, since each class has one training image; expected a class"
+            " with two or more"
+        )
+    return np.setdiff1d(np.arange(len(labels)), validation), validation
+
+
+class LinearHead(nn.Module):
+    """Batch norm without affine parameters, then a linear layer with weights of std 0.01."""
+
+    def __init__(self, width: int, num_classes: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, num_classes)
+        nn.init.normal_(self.linear.weight, std=0.01, generator=generator)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the score of each class, (B, D) to (B, C)."""
+        scores: Tensor = self.linear(self.norm(features))
+        return scores
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Training of the heads: learning rates, epochs, images per step; warm-up over a tenth, then half a cosine."""
+
+    solver: Solver
+    lrs: tuple[float, ...]
+    epochs: int = 30
+    batch_size: int = 256
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The head of the best rate, retrained on all training images, and the validation score of each rate."""
+
+    head: nn.Module
+    lr: float
+    validation: dict[float, float]
+
+
+def sweep(
+    make_head: Callable[[torch.Generator], nn.Module],
+    features: Tensor,
+    targets: Tensor,
+    split: tuple[Rows, Rows],
+    schedule: Schedule,
+    device: torch.device,
+) -> Swept:
+    """Train a head per rate on the first part of `split`, choose the best rate on the second, and retrain on both.
+
+    Of equally good rates the smallest is chosen.
+
+    Args:
+        make_head: initialises a head from a generator.
+        features: (N, ...), also a memory map of a file: rows are read batch by batch.
+        targets: the class of each image, (N,), or its labels, (N, C) bool.
+        split: indices of the images to train on, and of those to choose the rate on.
+        schedule: rates, epochs and batch size.
+        device: where the heads are trained.
+    """
+    heads = [make_head(torch.Generator().manual_seed(schedule.seed)).to(device) for _ in schedule.lrs]
+    train_heads(heads, schedule.lrs, features, targets, split[0], schedule)
+    held_out = targets[torch.from_numpy(split[1])]
+    validation = {
+        lr: quality(head_scores(head, features, split[1]), held_out)
+        for lr, head in zip(schedule.lrs, heads, strict=True)
+    }
+    best = max(sorted(validation), key=validation.__getitem__)
+    final = make_head(torch.Generator().manual_seed(schedule.seed)).to(device)
+    train_heads([final], [best], features, targets, np.sort(np.concatenate(split)), schedule)
+    return Swept(final, best, validation)
+
+
+def train_heads(
+    heads: Sequence[nn.Module],
+    lrs: Sequence[float],
+    features: Tensor,
+    targets: Tensor,
+    rows: Rows,
+    schedule: Schedule,
+) -> None:
+    """Train each head at its own rate, in place; all get the same batches, and no gradient mixes two heads."""
+    optimizers = [_optimizer(schedule.solver, head) for head in heads]
+    device = next(heads[0].parameters()).device
+    generator = np.random.default_rng(schedule.seed)
+    per_epoch = max(1, min(math.ceil(len(rows) / schedule.batch_size), len(rows) // 2))  # batch norm needs two
+    for step in range(schedule.epochs * per_epoch):
+        if step % per_epoch == 0:
+            order = generator.permutation(rows)
+        batch = torch.from_numpy(np.sort(order[step % per_epoch :: per_epoch]))  # sorted, for reads from a file
+        x, y = features[batch].to(device).float(), targets[batch].to(device)
+        loss = torch.stack([objective(head(x), y) for head in heads]).sum()  # the gradients stay apart
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        factor = _rate_factor(step, schedule.epochs * per_epoch)
+        for optimizer, lr in zip(optimizers, lrs, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * factor
+            optimizer.step()
+
+
+@torch.no_grad()
+def head_scores(head: nn.Module, features: Tensor, rows: Rows, batch_size: int = 1024) -> NDArray[np.float32]:
+    """Return the head's score of each class for the images in `rows`, (len(rows), C)."""
+    head.eval()
+    device = next(head.parameters()).device
+    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    scores: NDArray[np.float32] = torch.cat(
+        [head(features[torch.from_numpy(part)].to(device).float()).float().cpu() for part in parts]
+    ).numpy()
+    return scores
+
+
+def objective(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return cross-entropy for one class per image, (B,), binary cross-entropy for several labels, (B, C)."""
+    if targets.ndim == 1:
+        return F.cross_entropy(scores, targets)
+    return F.binary_cross_entropy_with_logits(scores, targets.float())
+
+
+def quality(scores: NDArray[np.floating], targets: Tensor) -> float:
+    """Return the accuracy for one class per image, mean average precision for several labels."""
+    if targets.ndim == 1:
+        known = ~np.isnan(scores).any(axis=1)  # `argmax` takes NaN for the largest, as if it were an answer
+        return float(np.mean(known & (scores.argmax(axis=1) == targets.numpy())))
+    found = average_precisions(scores, targets.numpy())
+    return float(np.nanmean(found)) if not np.isnan(found).all() else 0.0
+
+
+def _optimizer(solver: Solver, head: nn.Module) -> torch.optim.Optimizer:
+    kinds: dict[Solver, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+        "sgd": lambda params: torch.optim.SGD(params, lr=0.0, momentum=0.9),
+        "lars": _lars,
+        "adamw": lambda params: torch.optim.AdamW(params, lr=0.0, weight_decay=0.0),
+    }
+    return kinds[solver](list(head.parameters()))
+
+
+def _lars(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return LARS: matrices step by lr * 0.001 * |w| / |g| * g, biases as in SGD."""
+    # By default timm adapts only parameters with weight decay, and there is none here.
+    groups = [
+        {"params": [p for p in params if p.ndim > 1], "always_adapt": True},
+        {"params": [p for p in params if p.ndim <= 1]},
+    ]
+    optimizer: torch.optim.Optimizer = Lars(groups, lr=0.0, momentum=0.9)
+    return optimizer
+
+
+def _rate_factor(step: int, num_steps: int) -> float:
+    """Return the fraction of the peak rate: linear over the first tenth, then half a cosine to 0."""
+    warmup = max(1, num_steps // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))

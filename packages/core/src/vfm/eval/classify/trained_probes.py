@@ -1,0 +1,149 @@
+"""Probes trained by gradient steps: linear on pooled features, attentive on patch tokens."""
+
+# N images, C classes
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vfm.base import UserError
+from vfm.eval.base import ReadSettings
+from vfm.eval.classify.attentive_probe import AttentiveHead, PatchTokens
+from vfm.eval.classify.checks import check_same_classes
+from vfm.eval.classify.classification import ClassDataset, encode_with_targets, result_from_scores
+from vfm.eval.classify.classification_panels import add_class_panels
+from vfm.eval.classify.stages import AttentiveProbe
+from vfm.eval.classify.sweep import (
+    LRS,
+    LinearHead,
+    Rows,
+    Schedule,
+    head_scores,
+    split_validation,
+    sweep,
+)
+from vfm.eval.encode.features import Encoded
+from vfm.eval.encode.finite import check_finite
+from vfm.eval.encode.hashes import data_hash
+from vfm.eval.encode.row_files import row_files
+from vfm.interfaces import Context, Evaluated, LinesPanel, Series
+from vfm.models import ImageEncoder
+from vfm.train import resolve_device
+from vfm.train.parallel.sharing import leave_to_first, writes_files
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """The kind of probe and its training.
+
+    validation_fraction: fraction of the training images (of each class, for one class per image) held out to choose the
+        learning rate.
+    max_cache_gib: largest temporary file of a model's patch tokens of one dataset, in GiB (attentive).
+    """
+
+    probe: Literal["linear", "attentive"]
+    schedule: Schedule
+    validation_fraction: float = 0.2
+    max_cache_gib: float = 20.0
+
+
+def evaluate_attentive_probe(config: AttentiveProbe, ctx: Context, encoders: Mapping[str, ImageEncoder]) -> Evaluated:
+    """Evaluate patch tokens by an attentive probe."""
+    train, data = ctx.load(config.train), ctx.load(config.data)
+    check_same_classes(config, train, data)
+    lrs = tuple(config.lrs or LRS["adamw"])
+    schedule = Schedule("adamw", lrs, config.epochs, config.train_batch_size, config.seed)
+    settings = ProbeSettings("attentive", schedule, config.validation_fraction, config.max_cache_gib)
+    device = resolve_device(config.runtime)
+    return score_trained_probe(ctx, encoders, train, data, settings, device=device, reading=config.reading)
+
+
+def score_trained_probe(
+    ctx: Context,
+    encoders: Mapping[str, ImageEncoder],
+    train: ClassDataset,
+    data: ClassDataset,
+    settings: ProbeSettings,
+    *,
+    device: torch.device,
+    reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
+) -> Evaluated:
+    """Score features by a probe; the split into training and validation is the same for all models.
+
+    Raises:
+        UserError: no image can be held out, a linear probe has one image to train on, the tokens need more disk than
+            `max_cache_gib`, or a score is not finite.
+    """
+    with ExitStack() as opened:
+        known, known_targets, features = _encode(ctx, encoders, train, settings, "train", reading, opened)
+        test, targets, test_features = _encode(ctx, encoders, data, settings, "test", reading, opened)
+        leave_to_first()
+        split = _split(known_targets, settings)
+        results, curves = {}, []
+        for name in encoders:
+            width = features[name].shape[-1]
+            head = LinearHead if settings.probe == "linear" else AttentiveHead
+            make = partial(head, width, len(data.class_names))
+            swept = sweep(make, features[name], known_targets, split, settings.schedule, device)
+            scores = head_scores(swept.head, test_features[name], np.arange(len(targets)))
+            check_finite(scores, f"{name}: the probe's scores", test.keys)
+            details = {
+                **asdict(settings.schedule),
+                "lr": swept.lr,
+                "validation": {str(lr): found for lr, found in swept.validation.items()},
+                "train_sha256": data_hash(train, known.digests),
+            }
+            prefix = "lp_" if settings.probe == "linear" else "attn_"
+            results[name] = result_from_scores(scores, targets, test.keys, data, prefix, details)
+            tried = sorted(swept.validation.items())
+            curves.append(Series(name=name, x=[lr for lr, _ in tried], y=[100 * found for _, found in tried]))
+        add_class_panels(ctx, data, test, targets, results)
+        ctx.panel(_chosen_panel(curves, several=targets.ndim > 1))
+        return Evaluated(data_hash(data, test.digests), results)
+
+
+def _encode(
+    ctx: Context,
+    encoders: Mapping[str, ImageEncoder],
+    data: ClassDataset,
+    settings: ProbeSettings,
+    part: str,
+    reading: ReadSettings,
+    opened: ExitStack,
+) -> tuple[Encoded, Tensor, dict[str, Tensor]]:
+    """Return the input of the probe: pooled features, or patch tokens mapped from a file that `opened` removes."""
+    if settings.probe == "linear":
+        images, targets = encode_with_targets(ctx, encoders, data, reading)
+        return images, targets, images.features
+    tokens = {name: PatchTokens(model, data.num_samples, settings.max_cache_gib) for name, model in encoders.items()}
+    files = opened.enter_context(row_files(ctx.work / f"tokens-{part}", encoders))
+    images, targets = encode_with_targets(ctx, tokens, data, reading, files)
+    return images, targets, {name: file.rows() for name, file in files.items()} if writes_files() else {}
+
+
+def _split(targets: Tensor, settings: ProbeSettings) -> tuple[Rows, Rows]:
+    fraction, seed = settings.validation_fraction, settings.schedule.seed
+    # Several labels cannot all be spread evenly: the split treats all images as one class.
+    one = targets if targets.ndim == 1 else torch.zeros(len(targets), dtype=torch.int64)
+    rows, held_out = split_validation(one.numpy(), fraction, seed)
+    if settings.probe == "linear" and len(rows) < 2:  # for batch norm
+        raise UserError(f"train: expected two or more images beside those that are held out, got {len(rows)}")
+    return rows, held_out
+
+
+def _chosen_panel(curves: list[Series], *, several: bool) -> LinesPanel:
+    return LinesPanel(
+        title="Learning rate chosen on validation",
+        series=curves,
+        x_label="learning rate",
+        y_label="mean average precision on validation, %" if several else "% right on validation",
+        x_log=True,
+    )

@@ -1,0 +1,192 @@
+"""Zero-shot classification by class names: the text tower writes a classifier for the features of the images.
+
+Source: Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision, section 3.1
+(arXiv:2103.00020); the ensemble is that of open_clip and CLIP_benchmark.
+"""
+
+# C classes, T templates, P sentences of all classes, N images, D width
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfm.base import UserError
+from vfm.data.prompts.templates import check_templates, sentences_of
+from vfm.eval.base import ReadSettings
+from vfm.eval.classify.checks import check_zero_shot_classes
+from vfm.eval.classify.classification import ClassDataset, encode_with_targets, result_from_ranks, result_from_scores
+from vfm.eval.classify.classification_panels import add_class_panels
+from vfm.eval.classify.stages import ZeroShot
+from vfm.eval.encode.encoders import encode_texts
+from vfm.eval.encode.hashes import data_hash
+from vfm.eval.encode.ranking import MAX_SCORES, best_ranks, row_blocks
+from vfm.interfaces import Context, Evaluated, LabeledDataset, TaggedImages
+from vfm.models import TextImageEncoder
+from vfm.train.parallel.sharing import leave_to_first
+
+# Numbers in place of names, as ImageNet's folders have (n01440764), mean nothing to a text tower. Up to ten classes may
+# be digits, which are words.
+NUMBERED, NUM_DIGITS = re.compile(r"n?\d+"), 10
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """How class names become texts.
+
+    templates: prompts with a {} for the class name; None: the dataset's own.
+    sentences: file with the sentences of each class, in place of templates (`read_sentences`).
+    class_names: by label, in place of the dataset's own, for example in another language.
+    only_present: only classes with images can be predicted. Of several labels those without images never count.
+    """
+
+    templates: Sequence[str] | None = None
+    sentences: str | None = None
+    class_names: Sequence[str] | None = None
+    only_present: bool = False
+
+
+def evaluate_zero_shot(config: ZeroShot, ctx: Context, encoders: Mapping[str, TextImageEncoder]) -> Evaluated:
+    """Evaluate models by `score_zero_shot` with the configured prompts."""
+    data = ctx.load(config.data)
+    check_zero_shot_classes(config, data)
+    prompts = Prompts(config.templates, config.prompts, config.class_names, config.answers == "present")
+    evaluated = score_zero_shot(ctx, encoders, data, prompts=prompts, reading=config.reading)
+    return replace(evaluated, language=config.language)
+
+
+def score_zero_shot(
+    ctx: Context,
+    encoders: Mapping[str, TextImageEncoder],
+    data: ClassDataset,
+    *,
+    prompts: Prompts = Prompts(),
+    reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
+) -> Evaluated:
+    """Score models by class names in prompts: the class of each image, or the ranking of the images by each label.
+
+    Raises:
+        UserError: there is not one class name per label, sentences do not fit the names, or all images that can be
+            predicted have one class.
+    """
+    names, templates = list(prompts.class_names or data.class_names), list(prompts.templates or data.templates)
+    if len(names) != len(data.class_names):
+        raise UserError(f"class_names: expected one per class, {len(data.class_names)}, got {len(names)}")
+    if len(names) > NUM_DIGITS and all(NUMBERED.fullmatch(name) for name in names):
+        fix = "give class_names here, or names_of in the stage of the dataset"
+        ctx.warn(f"class names {names[0]!r}, {names[1]!r}, ... are numbers, which mean nothing to a text tower: {fix}")
+    images, targets = encode_with_targets(ctx, encoders, data, reading)
+    only_present = prompts.only_present and isinstance(data, LabeledDataset)
+    candidates = torch.unique(targets) if only_present else torch.arange(len(names))
+    if len(candidates) < 2:
+        raise UserError(f"{ctx.name_of(data)}: expected images of two or more classes, got one class")
+    classes = [names[label] for label in candidates]
+    own = sentences_of(prompts.sentences, names) if prompts.sentences else None
+    classifiers = {
+        name: sentence_classifier(model, [own[label] for label in candidates], reading.batch_size, name)
+        if own
+        else zero_shot_classifier(model, classes, templates, reading.batch_size, name)
+        for name, model in encoders.items()
+    }
+    said = {"prompts": prompts.sentences} if prompts.sentences else {"templates": templates}
+    leave_to_first()
+    results = {}
+    for name, classifier in classifiers.items():
+        features = images.features[name]
+        details = {**said, **({"class_names": names} if prompts.class_names else {})}
+        if isinstance(data, TaggedImages):
+            scores = (features @ classifier.T).numpy()
+            results[name] = result_from_scores(scores, targets, images.keys, data, "", details)
+            continue
+        # The classifier's rows are the candidates: labels are mapped to rows, and predicted rows back to labels.
+        ranks = true_class_ranks(features, classifier, torch.searchsorted(candidates, targets))
+        predicted = candidates.numpy()[predicted_classes(features, classifier)]
+        results[name] = result_from_ranks(
+            ranks, predicted, targets.numpy(), images.keys, data, "", details, num_answers=len(candidates)
+        )
+    add_class_panels(ctx, data, images, targets, results)
+    return Evaluated(data_hash(data, images.digests), results)
+
+
+def zero_shot_classifier(
+    model: TextImageEncoder,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    batch_size: int,
+    name: str = "the model",
+) -> Tensor:
+    """Return one unit vector per class, (C, D): the ensemble of its prompts.
+
+    Raises:
+        UserError: a feature is not finite; the line has the model's `name`.
+    """
+    prompts = fill_templates(class_names, templates)
+    features = encode_texts(model, prompts, batch_size, name)
+    return ensemble_templates(features.view(len(class_names), len(templates), -1))
+
+
+def sentence_classifier(
+    model: TextImageEncoder, sentences: Sequence[Sequence[str]], batch_size: int, name: str = "the model"
+) -> Tensor:
+    """Return one unit vector per class, (C, D): the ensemble of its own sentences, any number of them.
+
+    Raises:
+        UserError: a feature is not finite; the line has the model's `name`.
+    """
+    features = encode_texts(model, [one for own in sentences for one in own], batch_size, name)
+    parts = features.split([len(own) for own in sentences])  # type: ignore[no-untyped-call]  # of (P, D)
+    return torch.cat([ensemble_templates(part[None]) for part in parts])
+
+
+def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Return every class name in every template, class by class: C x T prompts.
+
+    A template holds a `{}` or `{c}` (CLIP_benchmark's spelling).
+
+    Raises:
+        UserError: a template has no place for the class name.
+    """
+    spelled = check_templates(templates)
+    return [template.replace("{}", name) for name in class_names for template in spelled]
+
+
+def ensemble_templates(template_features: Tensor) -> Tensor:
+    """Return one unit vector per class from the text features of its prompts.
+
+    Each prompt's features are normalised first, so that none weighs more because its vector is longer.
+
+    Args:
+        template_features: (C, T, D), normalised or not.
+
+    Returns:
+        The classifier, (C, D).
+    """
+    return F.normalize(F.normalize(template_features, dim=-1).mean(dim=1), dim=-1)
+
+
+def true_class_ranks(
+    image_features: Tensor, classifier: Tensor, labels: Tensor, *, max_scores: int = MAX_SCORES
+) -> NDArray[np.int64]:
+    """Count the classes that score at least as high as the true one, for each image: 0 is right at top-1.
+
+    Args:
+        image_features: (N, D), normalised or not.
+        classifier: unit vectors, (C, D).
+        labels: (N,) integers in 0..C-1.
+        max_scores: scores held at once.
+    """
+    classes = torch.arange(len(classifier), device=labels.device)
+    return best_ranks(F.normalize(image_features, dim=-1), classifier, labels, classes, max_scores=max_scores)
+
+
+def predicted_classes(image_features: Tensor, classifier: Tensor, *, max_scores: int = MAX_SCORES) -> NDArray[np.int64]:
+    """Return the predicted class of each image, (N,); of equal scores the first class."""
+    blocks = row_blocks(len(image_features), len(classifier), max_scores)
+    return np.concatenate([(image_features[b] @ classifier.T).argmax(dim=1).cpu().numpy() for b in blocks])

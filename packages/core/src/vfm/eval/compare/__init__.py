@@ -1,0 +1,1 @@
+"""Comparisons of trainings by their curves, and tables over reports."""

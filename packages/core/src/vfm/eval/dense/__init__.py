@@ -1,0 +1,1 @@
+"""What dense evaluations share: annotated images, models and drawings."""

@@ -1,0 +1,54 @@
+"""The work that dense evaluations share: load the models, evaluate, write the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from vfm.base import load_function
+from vfm.data.annotated import AnnotatedSource
+from vfm.eval.dense.checks import check_dense_data, check_dense_model
+from vfm.eval.dense.stages import DenseEvaluation
+from vfm.eval.encode.evaluation import report_models
+from vfm.interfaces import AnnotatedImages, Context, DenseCheckpoint, DensePredictor, Evaluated, Report
+
+Predictors = Mapping[str, DensePredictor]
+
+
+def evaluate_dense(config: DenseEvaluation, ctx: Context) -> Report:
+    """Load the models, evaluate them and the files of predictions on the same images, and write the report."""
+    data = _load_data(config, ctx)
+
+    def load(name: str, checkpoint: DenseCheckpoint, device: torch.device) -> DensePredictor:
+        check_dense_model(config, checkpoint.tasks, checkpoint.class_names, data, name)
+        return load_predictor(checkpoint, device)
+
+    return report_models(config, ctx, load, lambda models: _evaluate(config, ctx, data, models))
+
+
+def evaluate_predictors(config: DenseEvaluation, ctx: Context, models: Predictors) -> Evaluated:
+    """Evaluate models that are loaded, such as one in training.
+
+    Raises:
+        UserError: the data have not the labels that are compared, or too many images cannot be read.
+    """
+    return _evaluate(config, ctx, _load_data(config, ctx), models)
+
+
+def load_predictor(checkpoint: DenseCheckpoint, device: torch.device) -> DensePredictor:
+    """Load a model by the function that its artifact names."""
+    predictor: Any = load_function(checkpoint.predictor)(checkpoint, device)
+    return predictor  # type: ignore[no-any-return]
+
+
+def _load_data(config: DenseEvaluation, ctx: Context) -> AnnotatedImages:
+    data = ctx.load(config.data)
+    check_dense_data(config, data)
+    return data
+
+
+def _evaluate(config: DenseEvaluation, ctx: Context, data: AnnotatedImages, models: Predictors) -> Evaluated:
+    evaluate: Callable[..., Evaluated] = load_function(config.evaluator)
+    return evaluate(config, ctx, AnnotatedSource(data), models)

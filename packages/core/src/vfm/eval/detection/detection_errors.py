@@ -1,0 +1,88 @@
+"""Where wrong detections come from: class, place, both, duplicates, background; and the objects that were missed.
+
+Source: Bolya et al. 2020, TIDE (arXiv:2008.08115), section 2: foreground from IoU 0.5, background below 0.1.
+"""
+
+# D detections and G objects of one image
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.eval.detection.detection_rules import Shape, Truth, group_places, ious_of
+from vfm.eval.detection.detections import Detections
+from vfm.interfaces import TablePanel
+
+FOREGROUND, BACKGROUND = 0.5, 0.1
+KINDS = ("right", "class", "place", "both", "duplicate", "background", "missed")
+MIN_SCORE = 0.3  # detections below it are seldom shown or used
+
+
+def errors_by_image(
+    detections: Detections, truth: Truth, shape: Shape, min_score: float = MIN_SCORE
+) -> dict[int, Counter[str]]:
+    """Count the detections of each kind, and the missed objects, in each image that has any."""
+    kept = detections[detections.scores >= min_score]
+    kept = kept[np.argsort(-kept.scores, kind="stable")]
+    of_detections, of_objects = group_places(kept.image), group_places(truth.objects.image)
+    nothing, found = np.empty(0, dtype=np.int64), {}
+    for image in sorted(of_detections.keys() | of_objects.keys()):
+        of_image, objects = kept[of_detections.get(image, nothing)], truth.objects[of_objects.get(image, nothing)]
+        width, height = truth.source.sizes[image]
+        ious = ious_of(of_image, objects, shape, height, width)
+        found[image] = classify_errors(ious, of_image.labels, objects.labels, objects.crowd | objects.ignored)
+    return found
+
+
+def classify_errors(
+    ious: NDArray[np.float64],
+    found_labels: NDArray[np.int64],
+    true_labels: NDArray[np.int64],
+    ignored: NDArray[np.bool_],
+) -> Counter[str]:
+    """Classify the detections of one image, best first, and count the objects that are missed.
+
+    Args:
+        ious: (D, G).
+        found_labels: (D,).
+        true_labels: (G,).
+        ignored: objects that do not count, (G,); detections on them are not counted either.
+    """
+    counts: Counter[str] = Counter()
+    free = ~ignored
+    for iou, label in zip(ious, found_labels.tolist(), strict=True):
+        same = np.where(true_labels == label, iou, 0.0)
+        right = np.where(free & (same >= FOREGROUND), same, 0.0)
+        if right.any():
+            free[int(np.argmax(right))] = False
+            counts["right"] += 1
+        elif ((iou >= FOREGROUND) & ignored).any():
+            continue
+        elif (same >= FOREGROUND).any():
+            counts["duplicate"] += 1
+        elif (same >= BACKGROUND).any():
+            counts["place"] += 1
+        elif (iou >= FOREGROUND).any():
+            counts["class"] += 1
+        else:
+            counts["both" if (iou >= BACKGROUND).any() else "background"] += 1
+    counts["missed"] += int(free.sum())
+    return counts
+
+
+def error_panel(errors: Mapping[str, Mapping[int, Counter[str]]]) -> TablePanel:
+    """Return the table of the kinds of errors by model, over all images."""
+    totals = {name: sum(one.values(), Counter()) for name, one in errors.items()}
+    rows: list[list[str | float | int | None]] = [
+        [name, *(one[kind] for kind in KINDS)] for name, one in totals.items()
+    ]
+    note = (
+        f"Detections with a score of {MIN_SCORE} or more. class: right place, another class; place: an IoU of 0.1 to"
+        " 0.5 with an object of the class; both: neither; duplicate: its object was found already; missed: objects"
+        " that were not found."
+    )
+    return TablePanel(title="Where errors come from", note=note, order=35, columns=["model", *KINDS], rows=rows)

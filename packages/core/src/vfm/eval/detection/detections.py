@@ -1,0 +1,165 @@
+"""Detections of a set of images, and files of them in COCO's results format.
+
+A results file is a JSON list of `{image_id, category_id, score, bbox: [x, y, width, height], segmentation}`, with
+`bbox`, a mask as `segmentation` (runs), or both. `maskness`, the mean probability inside the mask, is optional.
+"""
+
+# N detections
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.base import UserError
+from vfm.data.annotated.masks import as_rle, encode_segmentation, mask_box
+from vfm.data.annotated.records import BadAnnotation, box_of
+from vfm.data.annotated.source import AnnotatedSource
+from vfm.data.annotated.tables import as_places
+from vfm.storage.store_files import reading
+
+LARGEST = 1e9  # of a number in a file of results: the area of a larger box overflows
+SHOWN = 80  # characters of a wrong value in a message
+
+
+Row = tuple[int, int, float, Sequence[float], bytes | None, float]
+"""Image, label, score, box, counts and maskness of one object."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Objects that a model found.
+
+    Attributes:
+        image: number of the image of each, (N,).
+        labels: class, (N,).
+        scores: confidence, (N,).
+        boxes: left, top, right, bottom, (N, 4).
+        counts: masks as run lengths; None without one.
+        maskness: mean probability inside the mask, (N,); 1 where it is unknown.
+    """
+
+    image: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    boxes: NDArray[np.float64]
+    counts: Sequence[bytes | None]
+    maskness: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Detections:
+        at = as_places(rows, len(self))
+        counts = [self.counts[place] for place in at.tolist()]
+        return Detections(self.image[at], self.labels[at], self.scores[at], self.boxes[at], counts, self.maskness[at])
+
+    def with_scores(self, scores: NDArray[np.float64]) -> Detections:
+        """Return the same objects with other scores."""
+        return replace(self, scores=scores)
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> Detections:
+        """Collect rows."""
+        columns = list(zip(*rows, strict=True)) or [()] * 6
+        image, labels, scores, boxes, counts, maskness = columns
+        return cls(
+            np.array(image, dtype=np.int64),
+            np.array(labels, dtype=np.int64),
+            np.array(scores, dtype=np.float64),
+            np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            list(counts),
+            np.array(maskness, dtype=np.float64),
+        )
+
+
+def read_results(path: str | Path, source: AnnotatedSource) -> Detections:
+    """Read a results file for the images of a dataset.
+
+    Raises:
+        UserError: the file is not readable, or names an image or class that the dataset does not have, or an object has
+            no usable box, mask or score.
+    """
+    with reading(path, "a list of results"), open(path, "rb") as file:
+        found = json.load(file)
+    if not isinstance(found, list):
+        raise UserError(f"{path}: expected a list of results, got a {type(found).__name__}")
+    images = {number: place for place, number in enumerate(source.image_ids)}
+    labels = {number: place for place, number in enumerate(source.dataset.class_ids)}
+    return Detections.of(_row(one, place, images, labels, source, path) for place, one in enumerate(found))
+
+
+def write_results_file(path: Path, detections: Detections, source: AnnotatedSource) -> None:
+    """Write detections as a results file."""
+    records: list[dict[str, Any]] = []
+    for place in range(len(detections)):
+        image = int(detections.image[place])
+        left, top, right, bottom = detections.boxes[place].tolist()
+        record = {
+            "image_id": source.image_ids[image],
+            "category_id": source.dataset.class_ids[int(detections.labels[place])],
+            "score": float(detections.scores[place]),
+            "bbox": [left, top, right - left, bottom - top],
+        }
+        if (counts := detections.counts[place]) is not None:
+            width, height = source.sizes[image]
+            record["segmentation"] = {**as_rle(counts, height, width), "counts": counts.decode()}
+            record["maskness"] = float(detections.maskness[place])
+        records.append(record)
+    path.write_text(json.dumps(records) + "\n", encoding="utf-8")
+
+
+def _row(
+    one: Any,
+    place: int,
+    images: Mapping[int, int],
+    labels: Mapping[int, int],
+    source: AnnotatedSource,
+    path: str | Path,
+) -> Row:
+    where = f"{path}: result {place}"
+    if not isinstance(one, dict) or not _is_number(one.get("score")):
+        raise UserError(f"{where}: expected an object with a finite `score`")
+    if not _is_number(one.get("maskness", 1.0)):
+        raise UserError(f"{where}: expected a finite `maskness`, got {one['maskness']!r}")
+    image, label = _place(one.get("image_id"), images), _place(one.get("category_id"), labels)
+    if image is None:
+        raise UserError(f"{where}: the dataset has no image {one.get('image_id')!r}")
+    if label is None:
+        raise UserError(f"{where}: the dataset has no class {one.get('category_id')!r}")
+    width, height = source.sizes[image]
+    try:
+        given = one.get("segmentation")
+        counts = encode_segmentation(given, height, width, where) if given else None
+    except BadAnnotation as bad:
+        raise UserError(f"{where}: {bad.reason}: the mask does not fit an image of {width} x {height}") from None
+    numbers = one.get("bbox")
+    if _is_box(numbers):
+        box = box_of(*map(float, numbers))
+    elif counts is not None and not numbers:
+        box = mask_box(counts, height, width)
+    else:
+        raise UserError(
+            f"{where}: expected a `bbox` of four numbers, x, y, width and height, the last two not negative, or a"
+            f" `segmentation`, got {str(numbers)[:SHOWN]}"
+        )
+    return image, label, float(one["score"]), box, counts, float(one.get("maskness", 1.0))
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number of a usable size, which NaN and infinity are not."""
+    return isinstance(value, int | float) and abs(value) <= LARGEST
+
+
+def _is_box(value: Any) -> TypeGuard[list[float]]:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)) and min(value[2:]) >= 0
+
+
+def _place(identity: Any, places: Mapping[int, int]) -> int | None:
+    return places.get(identity) if isinstance(identity, int) else None

@@ -1,0 +1,1 @@
+"""What evaluations share: encoders, features, caches, hashes and reports."""

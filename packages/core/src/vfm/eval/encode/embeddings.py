@@ -1,0 +1,271 @@
+"""Embeddings of a dataset in a file, written batch by batch for any number of images, and read back for search.
+
+    FILE.parquet   key, text (the first caption or the class name, if any), embedding (list of D floats); the model's
+                   full name and the dataset's path in the schema's metadata
+    FILE.npy       (N, D) float32, and beside it FILE.keys.txt with one key per line
+
+Beside both, FILE.parquet.json or FILE.npy.json has sizes and hashes, which are compared if it exists: an npy file has
+no checksum, and those of Parquet leave out its footer. A file appears when it is complete.
+"""
+
+# N images, D width
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Protocol, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vfm.base import UserError
+from vfm.data import BadSample, Sample, Source
+from vfm.eval.base import ReadSettings
+from vfm.eval.encode.bad_samples import BadSamples
+from vfm.eval.encode.features import decoded_batches, preprocesses
+from vfm.eval.encode.finite import check_finite
+from vfm.interfaces import Context
+from vfm.models import ImageEncoder
+from vfm.storage.integrity import (
+    FILES,
+    damage,
+    hash_file,
+    known_files,
+    read_sealed,
+    seal,
+)
+from vfm.storage.publishing import publish_file, write_file
+from vfm.storage.store_files import read_npy, read_parquet, reading
+
+MODEL, DATA = b"vfm.model", b"vfm.data"  # in the schema's metadata
+SUFFIXES = (".parquet", ".npy")
+KEYS = ".keys.txt"  # suffix of the keys beside an npy file
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings that were read back, in the order of their dataset, without its bad samples.
+
+    Attributes:
+        keys: of the samples.
+        texts: their captions or classes; empty strings if there are none.
+        vectors: of unit length, (N, D).
+        model: full name of the model; empty if the file does not have it.
+        data: path of the dataset; empty if the file does not have it.
+    """
+
+    keys: list[str]
+    texts: list[str]
+    vectors: Tensor
+    model: str = ""
+    data: str = ""
+
+
+class Writer(Protocol):
+    """A writer of batches; the file appears when the `with` block ends without an error."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def write(self, keys: list[str], texts: list[str | None], vectors: NDArray[np.float32]) -> None:
+        """Append a batch."""
+        ...
+
+
+def embed_dataset(
+    ctx: Context, source: Source, encoder: ImageEncoder, writer: Writer, reading: ReadSettings, name: str = "the model"
+) -> Counter[str]:
+    """Write the embeddings of all images that can be read, in order; bad samples are reported.
+
+    Args:
+        ctx: takes progress and bad samples.
+        source: the dataset.
+        encoder: the model.
+        writer: of the file.
+        reading: how to read.
+        name: the model's name, for the error.
+
+    Returns:
+        The number of bad samples by reason.
+
+    Raises:
+        UserError: too many images cannot be read, or all; or an embedding is not finite.
+    """
+    bad, seen = BadSamples(ctx), 0
+    for batch in decoded_batches(source, reading, lambda sample: None, fits=preprocesses([encoder])):
+        good = [item for _, item in batch if not isinstance(item, BadSample)]
+        for number, item in ((number, item) for number, item in batch if isinstance(item, BadSample)):
+            bad.skip(item, source.where(number))
+        if good:
+            vectors = encoder.encode_images([image for _, image, _ in good], reading.batch_size).numpy()
+            samples = [sample for sample, *_ in good]
+            check_finite(vectors, name, [s.key for s in samples])
+            writer.write([s.key for s in samples], [_text(s, source.class_names) for s in samples], vectors)
+        seen += len(batch)
+        ctx.progress(seen, len(source), "images")
+    bad.check(reading, len(source))
+    return bad.counts
+
+
+def _text(sample: Sample, class_names: Sequence[str]) -> str | None:
+    if texts := next(iter(sample.texts.values()), None):
+        return texts[0]
+    return class_names[sample.label] if sample.label is not None and class_names else None
+
+
+def open_writer(file: Path, model: str, data: str = "") -> Writer:
+    """Return the writer for a file's suffix.
+
+    Args:
+        file: the file.
+        model: full name of the model, which only a Parquet file keeps, as the next.
+        data: path of the dataset.
+
+    Raises:
+        UserError: the suffix is neither .parquet nor .npy.
+    """
+    if file.suffix == ".parquet":
+        return ParquetWriter(file, model, data)
+    if file.suffix == ".npy":
+        return NpyWriter(file)
+    raise _wrong_suffix(file)
+
+
+def _wrong_suffix(file: Path) -> UserError:
+    return UserError(f"{file}: expected {' or '.join(SUFFIXES)}, got {file.suffix or 'no suffix'}")
+
+
+class ParquetWriter:
+    """Writes one row group per batch."""
+
+    def __init__(self, file: Path, model: str, data: str = "") -> None:
+        self.file, self.part = file, file.with_name(file.name + ".part")
+        self.facts = {MODEL: model.encode(), **({DATA: data.encode()} if data else {})}
+        self.writer: Any = None
+
+    def __enter__(self) -> Self:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def write(self, keys: list[str], texts: list[str | None], vectors: NDArray[np.float32]) -> None:
+        """Append a batch."""
+        flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
+        columns = {
+            "key": pa.array(keys, pa.string()),
+            "text": pa.array(texts, pa.string()),
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+        }
+        table = pa.table(columns).replace_schema_metadata(self.facts)
+        if self.writer is None:
+            self.writer = pq.ParquetWriter(self.part, table.schema, write_page_checksum=True)
+        self.writer.write_table(table)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.writer is not None:
+            self.writer.close()
+            self.part.unlink() if kind else publish_file(self.part, self.file)
+            if not kind:
+                _write_record(self.file, self.file.suffix)
+
+
+class NpyWriter:
+    """Writes rows behind a header; numpy pads headers, so the number of rows can be filled in at the end."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.part = file, file.with_name(file.name + ".part")
+        self.rows, self.keys = 0, file.with_suffix(KEYS)
+        self.stream: IO[bytes]
+        self.names: IO[str]
+
+    def __enter__(self) -> Self:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.stream = self.part.open("wb+")
+        self.names = self.keys.with_name(self.keys.name + ".part").open("w", encoding="utf-8")
+        return self
+
+    def write(self, keys: list[str], texts: list[str | None], vectors: NDArray[np.float32]) -> None:
+        """Append a batch."""
+        if not self.rows:
+            self._header(vectors.shape[1])
+        self.rows, self.width = self.rows + len(vectors), vectors.shape[1]
+        self.stream.write(np.ascontiguousarray(vectors, dtype=np.float32).tobytes())
+        self.names.writelines(f"{key}\n" for key in keys)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.rows and not kind:
+            self.stream.seek(0)
+            self._header(self.width)
+        for stream, target in ((self.stream, self.file), (self.names, self.keys)):
+            stream.close()
+            part = Path(stream.name)
+            part.unlink() if kind or not self.rows else publish_file(part, target)
+        if self.rows and not kind:
+            _write_record(self.file, self.file.suffix, KEYS)
+
+    def _header(self, width: int) -> None:
+        facts = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, width)}
+        npy.write_array_header_1_0(self.stream, facts)  # type: ignore[no-untyped-call]
+
+
+def _record_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.json")
+
+
+def _write_record(file: Path, *suffixes: str) -> None:
+    """Write sizes and hashes of a file and what is beside it, by suffix: they may be renamed together."""
+    files = {suffix: file.with_suffix(suffix) for suffix in suffixes}
+    facts = {suffix: (one.stat().st_size, hash_file(one)) for suffix, one in files.items()}
+    write_file(_record_of(file), seal({FILES: facts}))
+
+
+def _check_record(file: Path) -> None:
+    record = _record_of(file)
+    if not record.is_file():  # written by an older version, or by others
+        return
+    known = known_files(read_sealed(record, FILES), record) or {}
+    if lines := damage(file.parent, {file.with_suffix(suffix).name: facts for suffix, facts in known.items()}):
+        raise UserError("\n".join(f"{line}; make it again with vfm embed" for line in lines))
+
+
+def read_embeddings(file: Path) -> Embeddings:
+    """Read a file that `vfm embed` has written.
+
+    Raises:
+        UserError: the file does not exist, is not such a file, or is not as it was written.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; make one with vfm embed")
+    if file.suffix not in SUFFIXES:
+        raise _wrong_suffix(file)
+    with reading(file, "embeddings of vfm embed"):
+        _check_record(file)
+        if file.suffix == ".parquet":
+            table = read_parquet(file)
+            flat = table["embedding"].combine_chunks().flatten().to_numpy()
+            texts = [text or "" for text in table["text"].to_pylist()]
+            vectors = torch.from_numpy(flat.reshape(len(table), -1).copy())
+            facts = table.schema.metadata or {}
+            model, data = facts.get(MODEL, b"").decode(), facts.get(DATA, b"").decode()
+            return Embeddings(table["key"].to_pylist(), texts, vectors, model, data)
+        vectors = torch.from_numpy(read_npy(file))
+        # `splitlines` would also split a key at a line separator of Unicode.
+        keys = file.with_suffix(KEYS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        if vectors.ndim != 2 or len(keys) != len(vectors):
+            raise ValueError(f"{len(keys)} keys for an array of {tuple(vectors.shape)}")
+    return Embeddings(keys, [""] * len(keys), vectors)

@@ -1,0 +1,113 @@
+"""Checkpoints as encoders: loaded in evaluation mode, with the key of their features in the cache."""
+
+# M texts, D width
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from vfm.eval.base import ResizeMode
+from vfm.eval.encode.finite import check_finite
+from vfm.eval.encode.hashes import checkpoint_hash
+from vfm.interfaces import Artifact, ClipCheckpoint, VisionCheckpoint
+from vfm.models import (
+    ClipModel,
+    EncoderPrecision,
+    PooledVision,
+    Preprocess,
+    TextImageEncoder,
+    load_clip,
+    load_vision,
+    vision_preprocess,
+)
+from vfm.train.parallel.sharing import in_batches, of_all, own_share
+
+FEATURES_VERSION = 1  # raise by hand when a checkpoint's features of an image change
+
+
+@dataclass
+class LoadedClip(ClipModel):
+    """A CLIP model of a checkpoint; `features_key` identifies its image features in the cache."""
+
+    features_key: str = ""
+
+
+def load_encoder(
+    checkpoint: Artifact,
+    device: torch.device,
+    resize_mode: ResizeMode | None = None,
+    precision: EncoderPrecision = "fp32",
+) -> LoadedClip | PooledVision:
+    """Load the model of a ClipCheckpoint or a VisionCheckpoint, in evaluation mode.
+
+    Args:
+        checkpoint: the artifact.
+        device: device of the model.
+        resize_mode: how images that are not square are resized; default: as the model was trained.
+        precision: of the forward pass.
+    """
+    if isinstance(checkpoint, ClipCheckpoint):
+        clip = load_clip(checkpoint, device)
+        preprocess = _with_resize_mode(clip.preprocess, resize_mode)
+        parts = {part.name: getattr(clip, part.name) for part in fields(clip)}
+        changed = {**parts, "preprocess": preprocess, "precision": precision}
+        return LoadedClip(**changed, features_key=_features_key(checkpoint, preprocess, precision))
+    assert isinstance(checkpoint, VisionCheckpoint), checkpoint
+    module = load_vision(checkpoint, device=device).eval()
+    preprocess = _with_resize_mode(vision_preprocess(module), resize_mode)
+    return PooledVision(module, preprocess, _features_key(checkpoint, preprocess, precision), precision)
+
+
+def _with_resize_mode(preprocess: Preprocess, resize_mode: ResizeMode | None) -> Preprocess:
+    return preprocess.model_copy(update={"resize_mode": resize_mode}) if resize_mode else preprocess
+
+
+def _features_key(checkpoint: Artifact, preprocess: Preprocess, precision: EncoderPrecision) -> str:
+    """Return a key of everything that an image's features depend on, besides the image."""
+    facts = f"{FEATURES_VERSION} {checkpoint_hash(checkpoint)} {preprocess.model_dump_json()}"
+    facts += "" if precision == "fp32" else f" {precision}"
+    return hashlib.sha256(facts.encode()).hexdigest()[:32]
+
+
+def logit_scale(model: TextImageEncoder) -> float:
+    """Return the factor from cosines to logits."""
+    log_scale: Tensor = model.module.logit_scale  # type: ignore[assignment]
+    return float(log_scale.detach().exp())
+
+
+def encode_texts(model: TextImageEncoder, texts: Sequence[str], batch_size: int, name: str = "the model") -> Tensor:
+    """Return unit vectors, (M, D); repeated texts, which are common among web captions, are encoded once.
+
+    Several processes that share an evaluation encode a part each, and all get all of them.
+
+    Args:
+        model: the encoder.
+        texts: M texts.
+        batch_size: texts encoded at a time.
+        name: the model's name, for the error.
+
+    Raises:
+        UserError: a feature is not finite.
+    """
+    rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    encoded = (
+        _encode_finite(model, batch, batch_size, name) for batch in own_share(in_batches(list(rows), batch_size))
+    )
+    features, done = torch.empty(0, 0), 0
+    for part in of_all(encoded):
+        if not done:  # filled in place, since concatenating the parts would take twice the memory
+            features = torch.empty(len(rows), part.shape[1])
+        features[done : done + len(part)] = part
+        done += len(part)
+    return features if len(rows) == len(texts) else features[torch.tensor([rows[text] for text in texts])]
+
+
+def _encode_finite(model: TextImageEncoder, texts: Sequence[str], batch_size: int, name: str) -> Tensor:
+    features = model.encode_texts(texts, batch_size)
+    check_finite(features, name, texts)
+    return features

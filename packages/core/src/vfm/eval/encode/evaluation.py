@@ -1,0 +1,196 @@
+"""The work that all evaluations share: load the models, evaluate, and write the report.
+
+A report's folder holds its facts (scores and paired tests), predictions and scored items as parquet,
+CLIP_benchmark's JSON, and panels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from vfm.eval.base import EncodedEvaluation, ModelEvaluation
+from vfm.eval.encode.encoders import load_encoder
+from vfm.eval.encode.hashes import checkpoint_hash
+from vfm.eval.encode.scored_items import write_items
+from vfm.interfaces import (
+    Artifact,
+    Comparison,
+    Context,
+    Evaluated,
+    Metric,
+    ModelResult,
+    Ref,
+    Report,
+    Runtime,
+    short_name,
+)
+from vfm.models import ImageEncoder
+from vfm.statistics import compare, to_metric
+from vfm.train import distributed
+from vfm.train.parallel.sharing import leave_to_first, sharing
+
+M = TypeVar("M")
+
+
+class ReportSettings(Protocol):
+    """What a report takes from the configuration of its evaluation."""
+
+    @property
+    def data(self) -> str:
+        """Name of the dataset."""
+        ...
+
+    @property
+    def task_name(self) -> str:
+        """Name of the task in result files."""
+        ...
+
+    @property
+    def resize_mode(self) -> str | None:
+        """How images are resized; None: as each model was trained."""
+        ...
+
+
+class ReportedEvaluation(ReportSettings, Protocol):
+    """What loading and sharing take from it, besides."""
+
+    @property
+    def models(self) -> Sequence[Ref[Any]]:
+        """Artifacts of the models."""
+        ...
+
+    @property
+    def runtime(self) -> Runtime:
+        """Device, processes and threads."""
+        ...
+
+
+def evaluate_models(config: ModelEvaluation, ctx: Context) -> Report:
+    """Load the models, evaluate them, and write scores, paired tests, predictions and panels.
+
+    Several processes share the batches (`Stage.in_processes`); only the first one writes.
+
+    Raises:
+        LeftToFirst: in the others.
+    """
+    precision = config.precision if isinstance(config, EncodedEvaluation) else "fp32"
+
+    def load(name: str, checkpoint: Artifact, device: torch.device) -> ImageEncoder:
+        return load_encoder(checkpoint, device, config.resize_mode, precision)
+
+    return report_models(config, ctx, load, partial(config.evaluate, ctx))
+
+
+def report_models(
+    config: ReportedEvaluation,
+    ctx: Context,
+    load: Callable[[str, Any, torch.device], M],
+    evaluate: Callable[[Mapping[str, M]], Evaluated],
+) -> Report:
+    """Load the models of an evaluation, evaluate them, and write the report.
+
+    Args:
+        config: the evaluation.
+        ctx: of the running stage.
+        load: returns the model of a name and an artifact on a device.
+        evaluate: evaluates models by name; several processes share what it computes.
+
+    Raises:
+        LeftToFirst: in all processes but the first.
+    """
+    checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
+    with distributed(config.runtime) as world, sharing(world):
+        evaluated = evaluate({name: load(name, one, world.device) for name, one in checkpoints.items()})
+        leave_to_first()
+        return write_report(config, ctx, evaluated, checkpoints)
+
+
+def write_report(
+    config: ReportSettings,
+    ctx: Context,
+    evaluated: Evaluated,
+    checkpoints: Mapping[str, Artifact],
+) -> Report:
+    """Write an evaluation's results into `ctx.directory`; the first model is the baseline of the paired tests.
+
+    Args:
+        config: names the dataset, the task and the resizing.
+        ctx: of the running stage.
+        evaluated: results by the model's name, all on the same items in the same order.
+        checkpoints: the models' artifacts by the same names; a model of which only predictions are given has none.
+    """
+    results, dataset, task = evaluated.results, short_name(config.data), config.task_name
+    metrics = [to_metric(score, model=name) for name, result in results.items() for score in result.scores]
+    comparisons = _against_the_first(results)
+    _write_predictions(ctx.directory, results)
+    write_items(ctx.directory, ((name, score) for name, result in results.items() for score in result.scores))
+    for name in results:
+        own = [metric for metric in metrics if metric.model == name]
+        record = _record(config, evaluated, name, own, checkpoints.get(name))
+        file = ctx.directory / "results" / f"{dataset}_{name}_{task}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return Report.create(ctx.directory, task=task, dataset=dataset, metrics=metrics, comparisons=comparisons)
+
+
+def _against_the_first(results: Mapping[str, ModelResult]) -> list[Comparison]:
+    (baseline, first), *others = results.items()
+    return [
+        compare(before, after, baseline=baseline, model=name)
+        for name, result in others
+        for before, after in zip(first.scores, result.scores, strict=True)
+    ]
+
+
+def _write_predictions(directory: Path, results: Mapping[str, ModelResult]) -> None:
+    """Write one parquet file per table: the models' rows one after another, with the model's name first."""
+    for table in next(iter(results.values())).predictions:
+        parts = []
+        for model, result in results.items():
+            part = pa.table({key: pa.array(values) for key, values in result.predictions[table].items()})
+            parts.append(part.add_column(0, "model", pa.array([model] * part.num_rows)))
+        folder = directory / "predictions"
+        folder.mkdir(exist_ok=True)
+        pq.write_table(pa.concat_tables(parts), folder / f"{table}.parquet", write_page_checksum=True)
+
+
+def _record(
+    config: ReportSettings,
+    evaluated: Evaluated,
+    name: str,
+    metrics: Sequence[Metric],
+    checkpoint: Artifact | None,
+) -> dict[str, Any]:
+    """Return CLIP_benchmark's record, which its tools read, with what makes the number traceable added.
+
+    Times are in the manifest instead: this file is equal bit for bit however often and wherever the stage runs.
+    """
+    facts = checkpoint.model_dump() if checkpoint else {}
+    return {
+        "dataset": short_name(config.data),
+        "model": facts.get("model") or facts.get("architecture") or name,
+        "pretrained": checkpoint.path.resolve().name if checkpoint else "",
+        "task": config.task_name,
+        "language": evaluated.language,
+        "metrics": {m.name: m.value for m in metrics},
+        "main_metric": metrics[0].name,
+        "n": metrics[0].n,
+        "n_by_metric": {m.name: m.n for m in metrics},
+        "ci95": {m.name: [m.low, m.high] for m in metrics},
+        "name": name,
+        "precision": getattr(config, "precision", "fp32"),
+        "resize_mode": config.resize_mode or "model",
+        "vfm_version": version("vfm-core"),
+        "checkpoint_sha256": checkpoint_hash(checkpoint) if checkpoint else "",
+        "data_sha256": evaluated.data_sha256,
+        **evaluated.results[name].details,
+    }

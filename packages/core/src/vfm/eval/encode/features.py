@@ -1,0 +1,256 @@
+"""Features of a dataset's images by several models at once: each image is read and decoded once."""
+
+# N images, D width
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vfm.data import BadSample, Sample, Source, open_dataset
+from vfm.data.samples.images import decode_image
+from vfm.eval.base import ReadSettings
+from vfm.eval.encode.bad_samples import BadSamples
+from vfm.eval.encode.feature_cache import FeatureCache
+from vfm.eval.encode.finite import check_finite
+from vfm.eval.encode.hashes import item_digest
+from vfm.eval.encode.row_files import RowFile
+from vfm.interfaces import Context, LabeledDataset
+from vfm.models import ClipModel, ImageEncoder, PooledVision, Preprocess
+from vfm.models.preprocess import FittedImage
+from vfm.train.parallel.sharing import (
+    AT_ONCE,
+    in_batches,
+    of_all,
+    of_first,
+    own_share,
+    without_values,
+)
+
+Place = tuple[int, tuple[Sample, bytes] | BadSample]
+"""The number of a sample with the sample, without its image, and its digest; or why it is bad."""
+Features = dict[str, tuple[list[int], Tensor]]
+"""By model, the numbers of samples and their features."""
+Decoded = tuple[Sample, Any, bytes] | BadSample
+"""A sample, its image (PIL, or resized for models that have a `Preprocess`), and its digest; or why it is bad."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The usable samples of a dataset, in its order, and the features of their images.
+
+    numbers: index of each sample in the dataset, to read its image again.
+    samples: without their images.
+    digests: hash of each sample, image included (`item_digest`).
+    features: by the model's name, (N, D).
+    """
+
+    numbers: list[int]
+    samples: list[Sample]
+    digests: list[bytes]
+    features: dict[str, Tensor]
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the samples."""
+        return [sample.key for sample in self.samples]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class of each image, (N,), of a labelled dataset."""
+        return np.array([sample.label for sample in self.samples], dtype=np.int64)
+
+
+def encode_dataset(
+    ctx: Context,
+    source: Source,
+    encoders: Mapping[str, ImageEncoder],
+    reading: ReadSettings,
+    *,
+    check: Callable[[Sample], None] = lambda sample: None,
+    files: Mapping[str, RowFile] | None = None,
+) -> Encoded:
+    """Encode all images of a dataset; bad samples are skipped, counted and reported.
+
+    Several processes that share an evaluation encode a part each; the first one gets all features, the others tensors
+    of their shape without values (`leave_to_first`). Features that an earlier evaluation has cached for all models are
+    read from the cache (`FeatureCache`).
+
+    Args:
+        ctx: takes progress and bad samples.
+        source: the dataset.
+        encoders: models by name; all get the same images.
+        reading: how to read.
+        check: raises BadSample for a sample that this evaluation cannot use (no caption in its language).
+        files: by the model's name, where features in half precision are written, in the order of the dataset; those
+            that are returned have no columns.
+
+    Raises:
+        UserError: too many bad samples, or no good one; or a feature is not finite.
+    """
+    caches = _caches(source, encoders)
+    cached = {name: set(cache.numbers.tolist()) for name, cache in caches.items()}
+    cached_by_all = set.intersection(*cached.values()) if cached else set()
+    first = next(iter(caches.values()), FeatureCache())
+    found: dict[int, tuple[Sample, bytes]] = {}
+    bad = BadSamples(ctx)
+    for number in sorted(cached_by_all):
+        try:
+            check(sample := source.facts(number))
+            found[number] = (sample, first.digest(number))
+        except BadSample as problem:
+            bad.skip(problem, source.where(number))
+    new: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in encoders}
+    missing = [number for number in range(len(source)) if number not in cached_by_all]
+    own = [number for batch in own_share(in_batches(missing, reading.batch_size)) for number in batch]
+    decoded = decoded_batches(source, reading, check, own, fits=preprocesses(encoders.values()))
+    encoded = (_encode(batch, encoders, cached, reading.batch_size) for batch in decoded)
+    seen = len(cached_by_all)
+    for items, features_of_batch in of_all(encoded, for_others=_for_others, at_once=1 if files else AT_ONCE):
+        for number, item in items:
+            if isinstance(item, BadSample):
+                bad.skip(item, source.where(number))
+            else:
+                found[number] = item
+        for name, part in features_of_batch.items():
+            new[name].append(_write(files[name], *part) if files else part)
+        seen += len(items)
+        ctx.progress(seen, len(source), "images")
+    bad.check(reading, len(source))
+    for name, parts in new.items():
+        if parts:
+            new_numbers = [number for part, _ in parts for number in part]
+            caches[name].update(new_numbers, [found[n][1] for n in new_numbers], torch.cat([part for _, part in parts]))
+    numbers = sorted(found)
+    features = {name: cache.rows(numbers) for name, cache in caches.items()}
+
+    def check_rows() -> None:  # cached ones too, which an older version may have stored unchecked
+        for name, rows in features.items():
+            check_finite(rows, name, [found[n][0].key for n in numbers])
+
+    of_first(check_rows)
+    return Encoded(numbers, [found[n][0] for n in numbers], [found[n][1] for n in numbers], features)
+
+
+def _caches(source: Source, encoders: Mapping[str, ImageEncoder]) -> dict[str, FeatureCache]:
+    """Return the cached features of each model, as the first process finds them."""
+
+    def read() -> dict[str, FeatureCache]:
+        return {name: FeatureCache.of(source, getattr(one, "features_key", "")) for name, one in encoders.items()}
+
+    return of_first(read, for_others=lambda found: {name: cache.without_values() for name, cache in found.items()})
+
+
+def _encode(
+    batch: Sequence[tuple[int, Decoded]],
+    encoders: Mapping[str, ImageEncoder],
+    cached: Mapping[str, set[int]],
+    batch_size: int,
+) -> tuple[list[Place], Features]:
+    """Return a batch's samples, without their images, and by model the features that are not cached yet.
+
+    Raises:
+        UserError: a feature is not finite.
+    """
+    good = {number: item for number, item in batch if not isinstance(item, BadSample)}
+    features = {}
+    for name, encoder in encoders.items():
+        if images := {number: image for number, (_, image, _) in good.items() if number not in cached[name]}:
+            part = encoder.encode_images(list(images.values()), batch_size)
+            check_finite(part, name, [good[number][0].key for number in images])
+            features[name] = (list(images), part)
+    # The image files of all batches would not fit in memory.
+    items = [
+        (number, item if isinstance(item, BadSample) else (replace(item[0], image=b""), item[2]))
+        for number, item in batch
+    ]
+    return items, features
+
+
+def _for_others(encoded: tuple[list[Place], Features]) -> tuple[list[Place], Features]:
+    items, features = encoded
+    return items, {name: (numbers, without_values(part)) for name, (numbers, part) in features.items()}
+
+
+def _write(file: RowFile, numbers: list[int], part: Tensor) -> tuple[list[int], Tensor]:
+    """Write features to a file, and return them without columns."""
+    file.append(part)
+    return numbers, part.new_empty(len(part), 0)
+
+
+def encode_labeled(
+    ctx: Context,
+    encoders: Mapping[str, ImageEncoder],
+    data: LabeledDataset,
+    reading: ReadSettings,
+    files: Mapping[str, RowFile] | None = None,
+) -> Encoded:
+    """Encode all images of a labelled dataset, as `encode_dataset`; a sample without a label is a bad one."""
+
+    def check(sample: Sample) -> None:
+        if sample.label is None:
+            raise BadSample("missing_label", sample.key)
+
+    return encode_dataset(ctx, open_dataset(data), encoders, reading, check=check, files=files)
+
+
+def preprocesses(encoders: Iterable[ImageEncoder]) -> frozenset[Preprocess]:
+    """Return how images are resized for models, none if one of them wants the images themselves."""
+    models = list(encoders)
+    if all(isinstance(model, ClipModel | PooledVision) for model in models):
+        return frozenset(model.preprocess for model in models if isinstance(model, ClipModel | PooledVision))
+    return frozenset()
+
+
+def decoded_batches(
+    source: Source,
+    reading: ReadSettings,
+    check: Callable[[Sample], None],
+    numbers: Sequence[int] | None = None,
+    *,
+    fits: frozenset[Preprocess] = frozenset(),
+) -> Iterator[list[tuple[int, Decoded]]]:
+    """Yield batches of (number, (sample, image, digest)) of all samples, or of `numbers`.
+
+    The next batch is decoded while the caller works on the current one, and resized where `fits` says how.
+    """
+
+    def submit(number: int) -> Future[Decoded] | BadSample:
+        try:
+            sample = source[number]  # read here, in one thread: readers share file handles
+            check(sample)
+        except BadSample as bad:
+            return bad
+        return pool.submit(_decode, sample, fits)
+
+    def results(pending: Sequence[tuple[int, Future[Decoded] | BadSample]]) -> list[tuple[int, Decoded]]:
+        return [(number, item.result() if isinstance(item, Future) else item) for number, item in pending]
+
+    with ThreadPoolExecutor(max(1, reading.threads)) as pool:
+        waiting: list[tuple[int, Future[Decoded] | BadSample]] = []
+        chosen = range(len(source)) if numbers is None else numbers
+        for start in range(0, len(chosen), reading.batch_size):
+            source.read_ahead(chosen[start : start + reading.batch_size])
+            submitted = [(number, submit(number)) for number in chosen[start : start + reading.batch_size]]
+            if waiting:
+                yield results(waiting)
+            waiting = submitted
+        if waiting:
+            yield results(waiting)
+
+
+def _decode(sample: Sample, fits: frozenset[Preprocess]) -> Decoded:
+    try:
+        image: Any = decode_image(sample.image, sample.key)
+        if fits:
+            image = FittedImage({preprocess: preprocess.fit(image) for preprocess in fits})
+        return sample, image, item_digest([sample.key, sample.texts, sample.label], [sample.image])
+    except BadSample as bad:
+        return bad

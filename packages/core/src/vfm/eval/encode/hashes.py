@@ -1,0 +1,48 @@
+"""Hashes that make a number traceable: of the evaluated items, and of the checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from vfm.interfaces import Artifact
+
+
+def item_digest(facts: Any, images: Sequence[bytes]) -> bytes:
+    """Return the sha256 of one item: its facts (key, texts, label: anything JSON can hold) and its image files."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for image in images:
+        digest.update(hashlib.sha256(image).digest())
+    return digest.digest()
+
+
+def data_hash(dataset: Artifact, digests: Iterable[bytes]) -> str:
+    """Return the sha256 of a dataset's own facts and of its evaluated items, in their order."""
+    digest = hashlib.sha256(dataset.model_dump_json().encode())
+    for item in digests:
+        digest.update(item)
+    return digest.hexdigest()
+
+
+def checkpoint_hash(checkpoint: Artifact) -> str:
+    """Return the sha256 of a checkpoint's weights and configuration files, also in its folders, sorted by name.
+
+    The configuration counts since other normalisation of images changes every result.
+    """
+    digest = hashlib.sha256()
+    for pattern in ("*.safetensors", "*config.json"):
+        for file in sorted(checkpoint.path.rglob(pattern)):
+            status = file.stat()
+            digest.update(_file_hash(file, status.st_size, status.st_mtime_ns))
+    return digest.hexdigest()
+
+
+@lru_cache(1024)
+def _file_hash(file: Path, size: int, mtime: int) -> bytes:
+    """Return the sha256 of a file; cached by size and time, since every evaluation of a run needs it."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()

@@ -1,0 +1,229 @@
+"""Maps of an encoder's patches, to look at: principal components as colours, similarity to the image, attention.
+
+Source: the colouring by principal components is that of Oquab et al. 2023, DINOv2 (arXiv:2304.07193), figure 1.
+"""
+
+# B images, N patches, D width, S side of the image
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfm.base import UserError
+from vfm.data import BadSample, Source
+from vfm.data.samples.images import decode_image
+from vfm.eval.encode.finite import check_finite
+from vfm.interfaces import ImagesPanel, Picture
+from vfm.models import (
+    ClipModel,
+    attention_map,
+    attention_weights,
+    cls_and_patch_tokens,
+    eval_mode,
+    patch_features,
+    vision_tower,
+)
+
+MAP_SIDE = 96  # pixels of one map at least
+MAP_GAP = 8  # pixels between maps
+LABEL_TEXT, LABEL_HEIGHT = 13, 20  # pixels, of the names above the maps
+NUM_PICTURES = 9
+CUT = (0.02, 0.98)  # quantiles that become the ends of the colour scale, so that outliers do not flatten the rest
+
+
+@dataclass(frozen=True)
+class PatchMaps:
+    """One image as the model gets it, and its maps, uint8 (S', S', 3) each."""
+
+    image: NDArray[np.uint8]
+    components: NDArray[np.uint8]
+    similarity: NDArray[np.uint8]
+    attention: NDArray[np.uint8] | None  # None: the model's layers expose none
+
+    def sheet(self) -> NDArray[np.uint8]:
+        """Return all side by side, each under its name."""
+        parts = {
+            "image": self.image,
+            "components": self.components,
+            "similarity": self.similarity,
+            "attention": self.attention,
+        }
+        return side_by_side(*(labelled(part, name) for name, part in parts.items() if part is not None))
+
+
+def enlarge(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Enlarge an image (S, S, 3) by an integer factor to at least `MAP_SIDE` pixels, so that small ones can be seen."""
+    factor = -(-MAP_SIDE // len(picture))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def labelled(picture: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+    """Return an image (S, S, 3) under a white strip with its name, (S + LABEL_HEIGHT, S, 3)."""
+    strip = Image.new("RGB", (picture.shape[1], LABEL_HEIGHT), "white")
+    font = ImageFont.load_default(size=LABEL_TEXT)
+    ImageDraw.Draw(strip).text((picture.shape[1] / 2, LABEL_HEIGHT / 2), name, fill="black", font=font, anchor="mm")
+    return np.concatenate([np.asarray(strip), picture])
+
+
+def side_by_side(*parts: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Join images of one height, (H, S', 3) each, with a white gap between them."""
+    gap = np.full((len(parts[0]), MAP_GAP, 3), 255, np.uint8)
+    return np.concatenate([piece for part in parts for piece in (gap, part)][1:], axis=1)
+
+
+def component_colours(features: Tensor) -> Tensor:
+    """Return the first three principal components of patches as red, green and blue.
+
+    All images share the components, so a colour means the same in all of them. The sign of a component is arbitrary: it
+    is chosen so that the largest weight is positive.
+
+    Args:
+        features: (B, N, D).
+
+    Returns:
+        (B, N, 3), 0 to 1; features of fewer than three directions leave the rest at 0.5.
+    """
+    flat = features.flatten(0, 1).double()
+    centred = flat - flat.mean(dim=0)
+    _, singular_values, axes = torch.linalg.svd(centred, full_matrices=False)
+    colours = torch.full((len(flat), 3), 0.5, dtype=torch.float64)
+    for channel in range(min(3, len(singular_values))):
+        if singular_values[channel] <= 1e-6 * singular_values[0] or singular_values[0] == 0:
+            break
+        axis = axes[channel] * axes[channel][axes[channel].abs().argmax()].sign()
+        colours[:, channel] = _stretched(centred @ axis)
+    return colours.float().view(*features.shape[:2], 3)
+
+
+def similarity_maps(image_features: Tensor, patch_tokens: Tensor) -> Tensor:
+    """Return the cosine of each patch with the feature of the whole image, stretched to 0..1 per image.
+
+    Unlike attention it exists for any pooling; a similar patch need not have contributed to the feature.
+
+    Args:
+        image_features: (B, D).
+        patch_tokens: (B, N, D), in the same space.
+
+    Returns:
+        (B, N).
+    """
+    cosines = F.cosine_similarity(patch_tokens.double(), image_features.double()[:, None], dim=-1)
+    return torch.stack([_stretched(row) for row in cosines]).float()
+
+
+@torch.no_grad()
+def compute_patch_maps(
+    encoder: Any, images: Sequence[Image.Image], names: Sequence[str] = (), model_name: str = "the model"
+) -> list[PatchMaps]:
+    """Compute the maps of a few images, which share their colours.
+
+    Args:
+        encoder: a `ClipModel` or `PooledVision`.
+        images: RGB, of any size.
+        names: names of the images, for the error; default: their numbers.
+        model_name: name of the model, for the error.
+
+    Raises:
+        UserError: the encoder has no patch tokens, or a feature is not finite.
+    """
+    model = encoder if isinstance(encoder, ClipModel) else encoder.module
+    tower = vision_tower(model)
+    device = next(encoder.module.parameters()).device
+    fitted = [torch.from_numpy(encoder.preprocess.fit(image)) for image in images]
+    pixels = encoder.preprocess.pixels(torch.stack(fitted).to(device))
+    with eval_mode(encoder.module):
+        features = patch_features(model, pixels, projected=False).float().cpu()
+        whole, patches = _image_and_patches(model, pixels, features, projected=bool(tower.project) and model is encoder)
+        attention = _attention(model, pixels, features.shape[1])
+    for output in (features, whole, patches, *attention):
+        check_finite(output, model_name, names or [f"image {number}" for number in range(len(images))])
+    colours = component_colours(features)
+    heats = [similarity_maps(whole.float().cpu(), patches.float().cpu()), *attention]
+    from matplotlib import colormaps  # an extra, which no other function of `vfm.eval` needs
+
+    magma = colormaps["magma"]
+    views = []
+    for number, picture in enumerate(fitted):
+        shown = enlarge(picture.numpy())
+        maps = [colours[number].numpy(), *(magma(heat[number].numpy())[:, :3] for heat in heats)]
+        flat = [(255 * values).round().astype(np.uint8) for values in maps]
+        parts = [_on_pixels(values, tower.grid, len(shown)) for values in flat]
+        views.append(PatchMaps(shown, parts[0], parts[1], parts[2] if attention else None))
+    return views
+
+
+def pca_sheet(encoder: Any, source: Source, directory: Path, *, num_pictures: int = NUM_PICTURES) -> ImagesPanel:
+    """Write the first usable images of a dataset with their maps into `directory/pictures`, and return their panel."""
+    shown = list(_first(source, num_pictures))
+    folder = directory / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    views = compute_patch_maps(encoder, [image for _, image in shown], [key for key, _ in shown]) if shown else []
+    for number, view in enumerate(views):
+        file = f"pictures/semantic-{number}.png"
+        Image.fromarray(view.sheet()).save(directory / file)
+        pictures.append(Picture(file=file, caption=shown[number][0]))
+    note = (
+        "Each image as the model gets it; its patches coloured by the first three principal components of their "
+        "features, which all images share; the similarity of each patch to the feature of the whole image"
+    )
+    attends = bool(views) and views[0].attention is not None
+    note += (
+        "; and the attention of the last block's class token, or else of the patches on average." if attends else "."
+    )
+    width = (3 + attends) * (MAP_SIDE + MAP_GAP) - MAP_GAP
+    return ImagesPanel(title="Maps of the patches", note=note, order=45, pictures=pictures, width=width)
+
+
+def _first(source: Source, num_pictures: int) -> Iterator[tuple[str, Image.Image]]:
+    found = (decoded for number in range(len(source)) if (decoded := _decoded(source, number)))
+    return islice(found, num_pictures)
+
+
+def _decoded(source: Source, number: int) -> tuple[str, Image.Image] | None:
+    try:
+        sample = source[number]
+        return sample.key, decode_image(sample.image, sample.key)
+    except BadSample:
+        return None
+
+
+def _image_and_patches(model: Any, pixels: Tensor, features: Tensor, *, projected: bool) -> tuple[Tensor, Tensor]:
+    """Return the feature of the image and those of its patches in one space; the mean of the patches if they differ."""
+    try:
+        return cls_and_patch_tokens(model, pixels, projected=projected)
+    except UserError:
+        return features.mean(dim=1), features
+
+
+def _attention(model: Any, pixels: Tensor, num_patches: int) -> list[Tensor]:
+    """Return the last block's attention, (B, N), scaled to a maximum of 1 per image; [] if the layers expose none."""
+    try:
+        attention = attention_map(attention_weights(model, pixels), num_patches).float().cpu()
+    except UserError:
+        return []
+    return [attention / attention.amax(dim=1, keepdim=True).clamp(min=1e-12)]
+
+
+def _stretched(values: Tensor) -> Tensor:
+    low, high = torch.quantile(values, torch.tensor(CUT, dtype=values.dtype))
+    stretched: Tensor = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    return stretched
+
+
+def _on_pixels(flat: NDArray[np.uint8], grid: tuple[int, int], side: int) -> NDArray[np.uint8]:
+    """Return the values of patches, (N, 3), as an image (side, side, 3), each patch in one colour."""
+    rows, columns = (np.arange(side) * count // side for count in grid)
+    shown: NDArray[np.uint8] = flat.reshape(*grid, 3)[rows[:, None], columns]
+    return shown

@@ -1,0 +1,66 @@
+"""The items behind the accuracies of a report: right or wrong, one row per item, so that other runs can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vfm.interfaces import Score
+from vfm.statistics import Accuracy
+from vfm.storage.store_files import reading
+
+ITEMS_FILE = "scored_items.parquet"
+Key = tuple[str, str]  # name of the model, name of the metric
+
+
+def write_items(directory: Path, scores: Iterable[tuple[str, Score]]) -> None:
+    """Write the items of all accuracies among the scores, each given with its model's name; none: write no file."""
+    parts = []
+    for model, score in scores:
+        if isinstance(score, Accuracy):
+            count = len(score.correct)
+            optional = {"group": score.groups, "class": score.classes}
+            parts.append(
+                pa.table(
+                    {
+                        "model": pa.repeat(model, count).dictionary_encode(),
+                        "metric": pa.repeat(score.metric, count).dictionary_encode(),
+                        "correct": pa.array(score.correct),
+                        **{
+                            name: pa.nulls(count, pa.int64()) if values is None else pa.array(values, pa.int64())
+                            for name, values in optional.items()
+                        },
+                    }
+                )
+            )
+    if parts:
+        pq.write_table(pa.concat_tables(parts), directory / ITEMS_FILE, compression="zstd", write_page_checksum=True)
+
+
+def read_items(directory: Path) -> dict[Key, Accuracy]:
+    """Return the accuracies whose items a report has, by model and metric.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = directory / ITEMS_FILE
+    if not file.is_file():
+        return {}
+    with reading(file, "scored items"):
+        table = pq.read_table(file, page_checksum_verification=True)
+        names = list(zip(table["model"].to_pylist(), table["metric"].to_pylist(), strict=True))
+        found, start = {}, 0
+        for key, rows in groupby(names):
+            count = sum(1 for _ in rows)
+            found[key] = _accuracy(key[1], table.slice(start, count))
+            start += count
+        return found
+
+
+def _accuracy(metric: str, rows: pa.Table) -> Accuracy:
+    groups, classes = (None if rows[name].null_count else rows[name].to_numpy() for name in ("group", "class"))
+    return Accuracy(metric, rows["correct"].to_numpy(), groups, classes)

@@ -1,0 +1,1 @@
+"""Interpolation between two CLIP models, evaluated along the way."""

@@ -1,0 +1,109 @@
+"""Interpolation between the weights of two CLIP models of one architecture (WiSE-FT), with evaluations along the line.
+
+Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models (arXiv:2109.01903).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfm.base import UserError
+from vfm.eval.interpolation.interpolation_line import evaluate_line
+from vfm.eval.interpolation.stages import Interpolate
+from vfm.interfaces import ClipCheckpoint, Context, Preflight
+from vfm.models.clip.clip import ClipModel, blueprint, load_clip, save_clip
+
+# Keys of a configuration that a training may set without changing the trained function.
+_TRAINING_KEYS = {
+    "init_logit_scale",
+    "init_logit_bias",
+    "patch_dropout",
+    "timm_drop",
+    "timm_drop_path",
+    "ls_init_value",
+}
+
+
+def interpolate_checkpoints(config: Interpolate, ctx: Context) -> ClipCheckpoint:
+    """Run `models.interpolate`: evaluate models along the line if there are tasks, and save the one at `alpha`."""
+    start, end = load_clip(ctx.load(config.start)), load_clip(ctx.load(config.end))
+    if config.evaluation.tasks:
+        evaluate_line(config, ctx, lambda alpha: interpolate(start, end, alpha))
+    mixed = interpolate(start, end, config.alpha)
+    mixed.name = f"{start.name} to {end.name}, {config.alpha:g}" if end.name != start.name else start.name
+    return save_clip(mixed, ctx.directory)
+
+
+def check_interpolation(config: Interpolate, ctx: Preflight) -> None:
+    """Check that the two models have one architecture, if both exist already."""
+    start, end = ctx.artifact(config.start), ctx.artifact(config.end)
+    if start and end:
+        check_same_architecture(blueprint(start), blueprint(end))
+
+
+def interpolate(start: ClipModel, end: ClipModel, alpha: float) -> ClipModel:
+    """Return a model whose weights are `(1 - alpha) * start + alpha * end`; 0 and 1 give the two models bit for bit.
+
+    Args:
+        start: e.g. the pretrained model.
+        end: e.g. the fine-tuned model.
+        alpha: 0 to 1.
+
+    Returns:
+        A new model in evaluation mode, with the configuration of `start`.
+
+    Raises:
+        UserError: the models differ in architecture or preprocessing.
+    """
+    check_same_architecture(start, end)
+    mixed = ClipModel(deepcopy(start.module), start.config, start.preprocess, start.name, start.folder)
+    others = end.module.state_dict()
+    weights = {name: _mix(value, others[name], alpha) for name, value in start.module.state_dict().items()}
+    mixed.module.load_state_dict(weights)
+    mixed.module.eval()
+    return mixed
+
+
+def check_same_architecture(start: ClipModel, end: ClipModel) -> None:
+    """Check that two models can be interpolated; shapes are enough (`blueprint`).
+
+    Raises:
+        UserError: the first difference.
+    """
+    pair = f"{start.name} and {end.name} cannot be interpolated"
+    shapes = [{name: tuple(value.shape) for name, value in model.module.state_dict().items()} for model in (start, end)]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        first, second = (str(list(side[name])) if name in side else "absent" for side in shapes)
+        if first != second:
+            raise UserError(f"{pair}: {name} is {first} in the first, {second} in the second")
+    configs = [_flat_config(model.config) for model in (start, end)]
+    preprocessing = [model.preprocess.model_dump() for model in (start, end)]
+    for facts in (configs, preprocessing):
+        for key in sorted(facts[0].keys() | facts[1].keys()):
+            if facts[0].get(key) != facts[1].get(key):
+                raise UserError(
+                    f"{pair}: {key} is {facts[0].get(key)!r} in the first, {facts[1].get(key)!r} in the second"
+                )
+
+
+def _mix(start: Tensor, end: Tensor, alpha: float) -> Tensor:
+    """Interpolate floating-point tensors; for others (a count of batches) return the nearer model's."""
+    if alpha in (0, 1) or not start.is_floating_point():
+        return start if alpha < 0.5 else end
+    return torch.lerp(start.float(), end.float(), alpha).to(start.dtype)
+
+
+def _flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a configuration as flat keys, without those that only matter in training."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat_config(value, f"{prefix}{key}.")
+        elif key not in _TRAINING_KEYS and value is not None:
+            flat[f"{prefix}{key}"] = value
+    return flat

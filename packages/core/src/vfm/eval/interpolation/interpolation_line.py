@@ -1,0 +1,128 @@
+"""Scores of the models between two, each with its interval, and the charts of them."""
+
+# A models along the line
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vfm.eval.base import ModelEvaluation
+from vfm.eval.interpolation.stages import Interpolate
+from vfm.interfaces import Context, Evaluation, LinesPanel, Score, Series, short_name
+from vfm.models.clip.clip import ClipModel
+from vfm.train.loop.evaluations import run_evaluations
+from vfm.train.parallel.dist import World, prepare_device
+
+Scores = Mapping[str, Score | float]
+"""By metric, what one model got in one evaluation: a value alone if the evaluation keeps no items."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A score of a model, and its gain over the first model of the line: (difference, low, high), paired by items."""
+
+    value: float
+    gain: tuple[float, float, float] | None = None
+
+    @classmethod
+    def of(cls, score: Score | float, first: Score | float) -> Point:
+        """Return the point of a score."""
+        if isinstance(score, float | int) or isinstance(first, float | int):
+            return cls(float(score) if isinstance(score, float | int) else score.value)
+        if score is first:  # a test that knew no more than the items would leave room for a difference
+            return cls(score.value, (0.0, 0.0, 0.0))
+        found = score.difference(first)
+        return cls(score.value, (score.value - first.value, found.low, found.high))
+
+
+Line = Sequence[Mapping[str, Point]]
+"""The points of the A models by metric."""
+
+
+def evaluate_line(config: Interpolate, ctx: Context, mixed: Callable[[float], ClipModel]) -> None:
+    """Evaluate models along the line, and write `line.jsonl` and a panel of each evaluation.
+
+    Args:
+        config: of the stage.
+        ctx: of the stage.
+        mixed: returns the model at a position from 0 to 1.
+    """
+    device, alphas = prepare_device(config.runtime), sorted({*config.evaluation.alphas, config.alpha})
+    first: dict[str, Scores] = {}
+    lines: dict[str, list[Mapping[str, Point]]] = {evaluation.name: [] for evaluation in config.evaluation.tasks}
+    with (ctx.directory / "line.jsonl").open("w", encoding="utf-8") as file:
+        for place, alpha in enumerate(alphas):
+            model = mixed(alpha).to(device)
+            for evaluation, scores in run_evaluations(ctx, config.evaluation.tasks, model, World(device), _scores):
+                start = first.setdefault(evaluation.name, scores)
+                points = {name: Point.of(score, start[name]) for name, score in scores.items()}
+                lines[evaluation.name].append(points)
+                values = {name: point.value for name, point in points.items()}
+                gains = {name: point.gain for name, point in points.items() if point.gain}
+                record = {"alpha": alpha, "eval": evaluation.name, **values, "gains": gains}
+                file.write(json.dumps(record) + "\n")
+            ctx.progress(place + 1, len(alphas), "models")
+    bands = f"Bands: 95 % intervals of the difference from the model at {alphas[0]:g}, paired by items."
+    ends = f"From '{config.start}' (0) to '{config.end}' (1). This stage saves the model at {config.alpha:g}."
+    for order, (name, line) in enumerate(lines.items(), start=10):
+        series = [_series(score, alphas, line, score) for score in line[0] if "/" not in score]
+        title = f"Interpolated models: {name.replace('_', ' ')}"
+        note = f"{ends} {bands}" if any(one.low for one in series) else ends
+        ctx.panel(LinesPanel(title=title, note=note, order=order, series=series, x_label="alpha", y_label="score"))
+    if len(lines) > 1:
+        ctx.panel(trade_off_panel(lines, short_name(config.end), bands))
+
+
+def trade_off_panel(lines: Mapping[str, Line], curve: str, bands: str) -> LinesPanel:
+    """Plot the first score of each further evaluation over that of the first one, a point for each model.
+
+    Args:
+        lines: by evaluation.
+        curve: name of the line in the chart of all lines of a run.
+        bands: what the bands are.
+    """
+
+    def label(name: str) -> str:
+        return f"{name} {_main(lines[name])}".replace("_", " ")
+
+    base, *others = lines
+    x = [points[_main(lines[base])].value for points in lines[base]]
+    series = [_series(label(name), x, lines[name], _main(lines[name])) for name in others]
+    note = "Each point is one of the interpolated models, in the order of alpha."
+    return LinesPanel(
+        title="Trade-off between evaluations",
+        note=f"{note} {bands}" if any(one.low for one in series) else note,
+        order=9,
+        series=series,
+        x_label=label(base),
+        y_label="score" if len(others) > 1 else label(others[0]),
+        curve=curve,
+    )
+
+
+def _series(name: str, x: Sequence[float], line: Line, score: str) -> Series:
+    """Return the curve of a score, with a band around it where the items are known."""
+    points = [one[score] for one in line]
+    first, gains = points[0].value, [point.gain for point in points if point.gain]
+    paired = len(gains) == len(points)
+    return Series(
+        name=name,
+        x=[*x],
+        y=[point.value for point in points],
+        low=[first + low for _, low, _ in gains] if paired else None,
+        high=[first + high for _, _, high in gains] if paired else None,
+    )
+
+
+def _scores(evaluation: Evaluation, ctx: Context, encoder: Any) -> Scores:
+    if isinstance(evaluation, ModelEvaluation):
+        return {score.metric: score for score in evaluation.scored(ctx, encoder)}
+    return evaluation.scores(ctx, encoder)
+
+
+def _main(line: Line) -> str:
+    """Return the first metric of an evaluation."""
+    return next(iter(line[0]))

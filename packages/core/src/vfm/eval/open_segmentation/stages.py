@@ -1,0 +1,120 @@
+"""Configuration of `eval.open_segmentation`: semantic segmentation by class names alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from vfm.eval.base import ModelEvaluation, Templates
+from vfm.eval.open_segmentation.last_block_rules import (
+    ClearClip,
+    Clip,
+    LastBlockRule,
+    MaskClip,
+    MaskClipBare,
+    NaClip,
+    Sclip,
+)
+from vfm.interfaces import AnnotatedImages, Ref, Seed, Stage
+
+Convention = Literal["voc21", "voc20", "pc60", "pc59", "object", "stuff", "city", "ade"]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class OpenSegmentation(ModelEvaluation):
+    """Segment by class names with a CLIP model's patch tokens, without training; mean IoU by rule of the last block.
+
+    Several rules are scored on the same images, since they differ more than models do.
+    """
+
+    kind: Literal["eval.open_segmentation"] = "eval.open_segmentation"
+    in_processes: ClassVar[bool] = True
+    version: ClassVar[int] = 1
+    evaluator: ClassVar[str] = "vfm.eval.open_segmentation.evaluate:evaluate_open_segmentation"
+    checks: ClassVar[str] = "vfm.eval.open_segmentation.checks:check_open_segmentation"
+    task: ClassVar[str] = "open_segmentation"
+
+    data: Ref[AnnotatedImages] = Field(description="images with semantic labels to evaluate on")
+    rules: list[LastBlockRule] = Field(
+        [NaClip(), ClearClip(), Sclip(), MaskClipBare(), MaskClip(), Clip()],
+        min_length=1,
+        description="rules of the last block; the first gives the main metric",
+    )
+    convention: Convention | None = Field(
+        None, description="classes, background and short_side of a published set: which are evaluated, and how"
+    )
+    names: str | list[str] | None = Field(
+        None, description="words of the evaluated classes, in their order: a list, or a file with a line a class;"
+        " default: the dataset's class names"
+    )  # fmt: skip
+    separator: str = Field(", ", min_length=1, description="between the words of a class in `names`")
+    templates: Templates | None = Field(
+        None, min_length=1, description="prompts with a {} for the word; default: the 80 of ImageNet"
+    )
+    background: str | None = Field(
+        None, description="class that a pixel has whose best probability is below the threshold; one that the dataset"
+        " lacks is added as the first class; default: none, every class competes by its name"
+    )  # fmt: skip
+    as_background: list[str] = Field([], description="classes that count as background")
+    unlabelled_is_background: bool = Field(False, description="count unlabelled pixels as background")
+    ignore: list[str] = Field([], description="classes that are not evaluated: their pixels count as unlabelled")
+    threshold: Probability | Literal["held_out"] = Field(
+        "held_out", description="of the background: a number, or chosen from `thresholds` for each model and rule on"
+        " one half of the images and used on the other, both ways"
+    )  # fmt: skip
+    thresholds: list[Probability] = Field(
+        [0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99],
+        min_length=1,
+        description="candidates",
+    )
+    short_side: int | None = Field(
+        None, ge=8, description="pixels of the images' shorter side; default: 1.5 windows, or the convention's"
+    )
+    window: int | Literal["whole"] | None = Field(
+        None, description="side of the windows in pixels, or whole: each image at once; default: the model's own size"
+    )
+    stride: float = Field(0.5, gt=0, le=1, description="step of the windows, as a fraction of their side")
+    positions: Literal["exact", "papers"] = Field(
+        "exact", description="how learned positions are resampled to another grid; papers: with the factor (n+.1)/n0"
+    )
+    logit_scale: float = Field(40.0, gt=0, description="factor of the cosines before the softmax over all words")
+    min_area: Probability = Field(
+        0.0, description="classes with a smaller share of an image's foreground are not predicted (SCLIP: .1 on VOC21)"
+    )
+    refine: Literal["none", "pamr"] = Field(
+        "none", description="pamr: smooth the scores along the picture's edges, as NACLIP's tables do"
+    )
+    num_resamples: int = Field(500, ge=100, description="resamples of the images for intervals and comparisons")
+    seed: Seed = Field(0, description="of the halves that choose thresholds")
+
+    def sources(self) -> Iterable[str]:
+        """Return the file of the names."""
+        return [self.names] if isinstance(self.names, str) else []
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OpenSegmentation:
+        names = [rule.name for rule in self.rules]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"rules: two are named {twice!r}; give one a label")
+        chosen = {"background", "as_background", "unlabelled_is_background", "ignore"} & self.model_fields_set
+        if self.convention and chosen:
+            raise ValueError(f"convention sets {', '.join(sorted(chosen))}; leave one of them out")
+        has_background = self.background is not None or self.convention in ("voc21", "pc60", "object")
+        wanting = {"as_background", "unlabelled_is_background", "threshold", "thresholds", "min_area"}
+        if not has_background and (wrong := sorted(wanting & self.model_fields_set)):
+            raise ValueError(f"{wrong[0]}: there is no background; name one by `background`")
+        if self.threshold != "held_out" and "thresholds" in self.model_fields_set:
+            raise ValueError(f"thresholds: candidates are for threshold: held_out; got threshold: {self.threshold}")
+        if self.window == "whole" and "stride" in self.model_fields_set:
+            raise ValueError(f"stride: with window: whole there are no windows to move, got {self.stride}")
+        if self.resize_mode:
+            raise ValueError(f"resize_mode: images keep their aspect ratio here, got {self.resize_mode}")
+        if isinstance(self.window, int) and self.window < 8:
+            raise ValueError(f"window: expected 8 pixels or more, got {self.window}")
+        return self
+
+
+STAGES: tuple[type[Stage], ...] = (OpenSegmentation,)

@@ -1,0 +1,180 @@
+"""Retrieval both ways: recall at k, and the best and worst queries as images."""
+
+# N images, M texts, D width
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vfm.base import UserError
+from vfm.data import BadSample, Sample, Source, open_dataset
+from vfm.data.samples.images import decode_image
+from vfm.eval.base import ReadSettings
+from vfm.eval.encode.encoders import encode_texts
+from vfm.eval.encode.features import Encoded, encode_dataset
+from vfm.eval.encode.hashes import data_hash
+from vfm.eval.encode.image_panels import CaptionedImage, first_of_each, images_panel
+from vfm.eval.encode.ranking import hits_at
+from vfm.eval.retrieval.retrieval_ranks import RetrievalRanks, nearest, own_cosines, retrieval_ranks
+from vfm.eval.retrieval.stages import Retrieval
+from vfm.interfaces import Context, Evaluated, ImagesPanel, ModelResult, PairDataset
+from vfm.models import TextImageEncoder
+from vfm.statistics import Accuracy
+from vfm.train.parallel.sharing import leave_to_first
+
+SHOWN = 6  # queries per sheet
+
+
+def evaluate_retrieval(config: Retrieval, ctx: Context, encoders: Mapping[str, TextImageEncoder]) -> Evaluated:
+    """Evaluate models by `score_retrieval` in the configured language."""
+    data = ctx.load(config.data)
+    data.check_languages([config.language], config.data)
+    language = config.language or data.languages[0]
+    return score_retrieval(ctx, encoders, data, language=language, recall_k=config.recall_k, reading=config.reading)
+
+
+def score_retrieval(
+    ctx: Context,
+    encoders: Mapping[str, TextImageEncoder],
+    data: PairDataset,
+    *,
+    language: str = "en",
+    recall_k: Sequence[int] = (1, 5, 10),
+    reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
+) -> Evaluated:
+    """Score models by recall at k, images to captions and captions to images.
+
+    Raises:
+        UserError: all captions are the same.
+    """
+    source = open_dataset(data)
+
+    def check(sample: Sample) -> None:
+        if not sample.texts.get(language):
+            raise BadSample("missing_caption", sample.key)
+
+    images = encode_dataset(ctx, source, encoders, reading, check=check)
+    captions = Captions.of(images, language)
+    if len(images.samples) > 1 and len(set(captions.texts)) == 1:
+        found = f"got {captions.texts[0]!r} for all images"
+        raise UserError(f"{ctx.name_of(data)}: expected different captions, {found}")
+    texts_by_model = {
+        name: encode_texts(model, captions.texts, reading.batch_size, name) for name, model in encoders.items()
+    }
+    leave_to_first()
+    last = list(encoders)[-1]  # the model that the others lead to: its images are shown
+    results = {}
+    for name, texts in texts_by_model.items():
+        ranks = retrieval_ranks(images.features[name], texts, torch.from_numpy(captions.image))
+        scores = recall_scores(ranks, captions.image, recall_k)
+        results[name] = ModelResult(scores, _predictions(images, captions, ranks), _rank_facts(ranks))
+        if name == last:
+            for panel in _Examples(source, images, captions, images.features[name], texts, ranks).sheets(ctx, name):
+                ctx.panel(panel)
+    return Evaluated(data_hash(data, images.digests), results, language)
+
+
+@dataclass(frozen=True)
+class Captions:
+    """All captions in one list, and the index of the image that each describes, (M,)."""
+
+    texts: list[str]
+    image: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, images: Encoded, language: str) -> Captions:
+        """Return the captions of the encoded samples, image by image."""
+        counts = [len(sample.texts[language]) for sample in images.samples]
+        texts = [text for sample in images.samples for text in sample.texts[language]]
+        return cls(texts, np.repeat(np.arange(len(counts)), counts))
+
+
+def recall_scores(ranks: RetrievalRanks, image_of_text: NDArray[np.int64], recall_k: Sequence[int]) -> list[Accuracy]:
+    """Return recall at each k: of images by their captions, then of captions by their image, with their chance."""
+    counts = np.bincount(image_of_text)
+    num_images, num_texts = len(counts), len(image_of_text)
+    groups = image_of_text if num_texts > num_images else None
+    scores = []
+    for k in recall_k:
+        found = hits_at(ranks.image_retrieval, k)
+        chance = min(1.0, k / num_images)
+        scores.append(Accuracy(f"image_retrieval_recall@{k}", found, groups, chance=chance))
+    for k in recall_k:
+        # A blind draw of k captions misses all of an image's m captions with probability C(M - m, k) / C(M, k).
+        misses = {
+            int(m): comb(num_texts - int(m), k) / comb(num_texts, k) if k <= num_texts else 0.0 for m in set(counts)
+        }
+        chance = 1 - float(np.mean([misses[int(m)] for m in counts]))
+        scores.append(Accuracy(f"text_retrieval_recall@{k}", hits_at(ranks.text_retrieval, k), chance=chance))
+    return scores
+
+
+def _predictions(images: Encoded, captions: Captions, ranks: RetrievalRanks) -> dict[str, dict[str, object]]:
+    keys = images.keys
+    by_text = {"key": [keys[i] for i in captions.image], "text": captions.texts, "rank": ranks.image_retrieval}
+    return {"image_retrieval": by_text, "text_retrieval": {"key": keys, "rank": ranks.text_retrieval}}
+
+
+def _rank_facts(ranks: RetrievalRanks) -> dict[str, dict[str, float]]:
+    """Return mean and median rank, counted from 1 as open_clip does."""
+    pairs = {"image_retrieval": ranks.image_retrieval, "text_retrieval": ranks.text_retrieval}
+    return {
+        "mean_rank": {name: float(np.mean(r)) + 1 for name, r in pairs.items()},
+        "median_rank": {name: float(np.floor(np.median(r))) + 1 for name, r in pairs.items()},
+    }
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Images and captions that a model retrieves best and worst."""
+
+    source: Source
+    images: Encoded
+    captions: Captions
+    image_features: Tensor
+    text_features: Tensor
+    ranks: RetrievalRanks
+
+    def sheets(self, ctx: Context, model: str) -> list[ImagesPanel]:
+        """Return the sheets: captions that find their image, captions that miss it, images that miss their captions."""
+        image_of_text = torch.from_numpy(self.captions.image)
+        cosine = own_cosines(self.image_features, self.text_features, image_of_text).numpy()
+        by_rank = np.lexsort((-cosine, self.ranks.image_retrieval))  # best first
+        best, worst = (first_of_each(texts, self.captions.image, SHOWN) for texts in (by_rank, by_rank[::-1]))
+        lost = np.argsort(-self.ranks.text_retrieval, kind="stable")[:SHOWN]
+        found = [self._own_image(text) for text in best]
+        missed = [shown for text in worst for shown in (self._own_image(text), self._first_image(text))]
+        lost_images = [self._with_first_caption(image) for image in lost]
+        folder, note = ctx.directory, "Each caption's own image, then the image that came first instead."
+        return [
+            images_panel(folder, "found", f"Captions that find their image best ({model})", found, order=50),
+            images_panel(folder, "missed", f"Captions that miss their image ({model})", missed, note=note, order=51),
+            images_panel(folder, "lost", f"Images that miss their captions ({model})", lost_images, order=52),
+        ]
+
+    def _image(self, image: int) -> Image.Image:
+        sample = self.source[self.images.numbers[image]]
+        return decode_image(sample.image, sample.key)
+
+    def _own_image(self, text: int) -> CaptionedImage:
+        rank, image = int(self.ranks.image_retrieval[text]) + 1, int(self.captions.image[text])
+        return CaptionedImage(self._image(image), f"“{self.captions.texts[text]}” · rank {rank}", rank == 1)
+
+    def _first_image(self, text: int) -> CaptionedImage:
+        first = int(nearest(self.text_features[text : text + 1], self.image_features, 1)[0, 0])
+        return CaptionedImage(self._image(first), "came first", bool(self.ranks.image_retrieval[text] == 0))
+
+    def _with_first_caption(self, image: int) -> CaptionedImage:
+        first = int(nearest(self.image_features[image : image + 1], self.text_features, 1)[0, 0])
+        own = self.captions.texts[int(np.argmax(self.captions.image == image))]
+        rank = int(self.ranks.text_retrieval[image]) + 1
+        caption = f"“{self.captions.texts[first]}” · its own: “{own}”, best rank {rank}"
+        return CaptionedImage(self._image(image), caption, rank == 1)

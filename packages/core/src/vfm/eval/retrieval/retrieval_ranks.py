@@ -1,0 +1,107 @@
+"""Ranks of image-text retrieval both ways, with several captions per image, in bounded memory.
+
+A query is a hit at k if *any* of its right items is among the first k (the rule of CLIP, open_clip and CLIP_benchmark).
+"""
+
+# N images, M texts, D width
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfm.eval.encode.ranking import MAX_SCORES, row_blocks, tie_width
+
+TILE_SCORES = 1 << 19  # 256 x 2,048: a tile stays in the processor's cache for all operations on it
+TILE_ASPECT = 8  # texts per image of a tile
+
+
+@dataclass(frozen=True)
+class RetrievalRanks:
+    """Rank of the best right item of each query, counted from 0.
+
+    The names are CLIP_benchmark's: `text_retrieval` retrieves a text given an image, (N,); `image_retrieval` the image
+    given a text, (M,).
+    """
+
+    text_retrieval: NDArray[np.int64]
+    image_retrieval: NDArray[np.int64]
+
+
+def retrieval_ranks(
+    image_features: Tensor, text_features: Tensor, image_of_text: Tensor, *, max_scores: int = TILE_SCORES
+) -> RetrievalRanks:
+    """Return the rank of each image's best own caption and of each caption's image.
+
+    Ties count against the query and a NaN is ranked last, as in `ranking.best_ranks`, the plain implementation of one
+    direction. Here each score is computed once, in tiles, and counted in both directions: a query's own best score is
+    known beforehand from the M pairs, so a tile can be compared with it at once. Besides the features, memory is a few
+    numbers per query and a few times `max_scores`.
+
+    Args:
+        image_features: (N, D), normalised or not.
+        text_features: (M, D), on the same device.
+        image_of_text: index of the image that each text describes, (M,) in 0..N-1; every image has a text.
+        max_scores: scores held at once.
+
+    Raises:
+        ValueError: an image has no text.
+    """
+    missing = torch.bincount(image_of_text, minlength=len(image_features)) == 0
+    if bool(missing.any()):
+        raise ValueError(f"{int(missing.sum())} images have no text, the first is {int(missing.nonzero()[0])}")
+    num_images, tie = len(image_features), tie_width(image_features.shape[1])
+    own = own_cosines(image_features, text_features, image_of_text)  # (M,)
+    best = own.new_full((num_images,), -torch.inf).scatter_reduce(0, image_of_text, own, "amax")
+    lower_texts, lower_images = torch.zeros_like(best, dtype=torch.int64), torch.zeros_like(own, dtype=torch.int64)
+    rows = max(1, isqrt(max_scores // TILE_ASPECT))
+    for some_texts in _slices(len(own), max(1, max_scores // rows)):
+        texts, image = F.normalize(text_features[some_texts], dim=-1), image_of_text[some_texts]
+        for some_images in _slices(num_images, rows):
+            scores = F.normalize(image_features[some_images], dim=-1) @ texts.T
+            right = ((image >= some_images.start) & (image < some_images.stop)).nonzero()[:, 0]
+            scores[image[right] - some_images.start, right] = -torch.inf  # right items do not count against the query
+            lower_texts[some_images] += _count(scores < best[some_images, None] - tie, 1)
+            lower_images[some_texts] += _count(scores < own[some_texts] - tie, 0)
+    # "All but the lower" rather than "those at least as high": a NaN on either side counts against the query.
+    return RetrievalRanks(
+        text_retrieval=torch.where(best.isnan(), len(own), len(own) - lower_texts).cpu().numpy(),
+        image_retrieval=torch.where(own.isnan(), num_images, num_images - lower_images).cpu().numpy(),
+    )
+
+
+def own_cosines(
+    image_features: Tensor, text_features: Tensor, image_of_text: Tensor, *, max_numbers: int = TILE_SCORES
+) -> Tensor:
+    """Return the cosine of each text with its image, (M,), with a few times `max_numbers` numbers in memory."""
+    return torch.cat(
+        [
+            F.cosine_similarity(image_features[image_of_text[some]], text_features[some], dim=-1)
+            for some in row_blocks(len(text_features), text_features.shape[1], max_numbers)
+        ]
+    )
+
+
+def nearest(queries: Tensor, items: Tensor, k: int, *, max_scores: int = MAX_SCORES) -> NDArray[np.int64]:
+    """Return the `k` items of highest cosine for each query, (N, k), best first."""
+    length = items.norm(dim=-1).clamp_min(
+        torch.finfo(items.dtype).tiny
+    )  # instead of a normalised copy, which could be large
+    blocks = row_blocks(len(queries), len(items), max_scores)
+    cosines = (queries[b] @ items.T / length for b in blocks)  # up to a factor for each query
+    return np.concatenate([c.topk(min(k, len(items)), dim=1).indices.cpu().numpy() for c in cosines])
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _count(found: Tensor, dim: int) -> Tensor:
+    """Count the true values along `dim`; a sum of bools would first widen each to eight bytes."""
+    return found.view(torch.uint8).sum(dim, dtype=torch.int32)

@@ -1,0 +1,51 @@
+"""Configuration of `eval.video`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from vfm.base import load_function
+from vfm.eval.base import ReadSettings, ResizeMode
+from vfm.interfaces import Context, Evaluation, Ref, Seed, Stage, VideoClassifier, VideoDataset
+
+
+class VideoEvaluation(Evaluation):
+    """Evaluate classifiers of videos: the mean of the softmax over clips and crops; intervals are over videos.
+
+    The clips are the same in every run. Their frames can be reversed or shuffled, to see what a model gets from order.
+    """
+
+    kind: Literal["eval.video"] = "eval.video"
+    in_processes: ClassVar[bool] = True
+    work: ClassVar[str] = "vfm.eval.video.videos:evaluate_videos"
+    checks: ClassVar[str] = "vfm.eval.video.checks:check_video_evaluation"
+    task_name: ClassVar[str] = "video_classification"
+    resize_mode: ClassVar[ResizeMode | None] = None  # crops of the shorter side
+
+    models: list[Ref[VideoClassifier]] = Field(  # type: ignore[assignment]
+        [], description="models to evaluate; omitted in `evaluation.tasks`"
+    )
+    data: Ref[VideoDataset] = Field(description="videos to evaluate on; a model must have all of their classes")
+    num_clips: int = Field(4, ge=1, description="clips of each video, at fixed places")
+    num_crops: Literal[1, 3] = Field(3, description="1: the centre; 3: along the longer side")
+    order: Literal["forward", "reversed", "shuffled"] = Field(
+        "forward", description="order of the frames of each clip, as a control"
+    )
+    micro_batch_size: int = Field(8, ge=1, description="clips per forward pass")
+    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="tolerated fraction of videos that cannot be read")
+    seed: Seed = Field(0, description="of shuffled frames")
+
+    @property
+    def reading(self) -> ReadSettings:
+        """How `data` is read."""
+        return ReadSettings(self.micro_batch_size, self.max_bad_fraction, max(1, self.runtime.num_workers))
+
+    def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
+        """Return the value of each metric of a model in training."""
+        evaluated = load_function("vfm.eval.video.videos:evaluate_predictors")(self, ctx, {"model": encoder})
+        return {score.metric: score.value for score in evaluated.results["model"].scores}
+
+
+STAGES: tuple[type[Stage], ...] = (VideoEvaluation,)

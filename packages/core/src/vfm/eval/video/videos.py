@@ -1,0 +1,198 @@
+"""Work of `eval.video`, and embeddings of videos."""
+
+# N videos, V views of each, C classes
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vfm.base import load_function
+from vfm.data import BadSample
+from vfm.data.videos import VideoSource
+from vfm.eval.base import ReadSettings
+from vfm.eval.classify.classify import columns_of
+from vfm.eval.encode.bad_samples import BadSamples
+from vfm.eval.encode.embeddings import Writer
+from vfm.eval.encode.evaluation import report_models
+from vfm.eval.encode.finite import check_finite
+from vfm.eval.encode.hashes import data_hash, item_digest
+from vfm.eval.encode.ranking import hits_at, label_ranks
+from vfm.eval.video.stages import VideoEvaluation
+from vfm.eval.video.video_panels import add_class_panel, add_strips
+from vfm.eval.video.video_views import TestViews, read_ahead, softmax
+from vfm.interfaces import Context, Evaluated, ModelResult, Report, VideoClassifier, VideoDataset, VideoPredictor
+from vfm.statistics import Accuracy
+from vfm.train.parallel.sharing import leave_to_first, of_all, own_share
+
+
+@dataclass
+class _Scored:
+    """What a model says about all videos: probabilities of each view, (V, C) each."""
+
+    columns: list[int]
+    views: list[NDArray[np.float64]] = field(default_factory=list)
+
+
+def evaluate_videos(config: VideoEvaluation, ctx: Context) -> Report:
+    """Load the models, evaluate them on the same views of the same videos, and write the report.
+
+    Several processes share the videos; only the first one writes.
+
+    Raises:
+        LeftToFirst: in the others.
+    """
+
+    def load(name: str, checkpoint: VideoClassifier, device: torch.device) -> VideoPredictor:
+        return load_video_predictor(checkpoint, device)
+
+    return report_models(config, ctx, load, partial(evaluate_predictors, config, ctx))
+
+
+def load_video_predictor(checkpoint: VideoClassifier, device: torch.device) -> VideoPredictor:
+    """Load a model by the function that its artifact names."""
+    predictor: VideoPredictor = load_function(checkpoint.predictor)(checkpoint, device)
+    return predictor
+
+
+def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[str, VideoPredictor]) -> Evaluated:
+    """Evaluate loaded models.
+
+    Raises:
+        UserError: a model lacks a class of the dataset, or too many videos cannot be read.
+    """
+    data: VideoDataset = ctx.load(config.data)
+    source, names = VideoSource.of(data), data.class_names
+    views = TestViews(config.num_clips, config.num_crops, config.order, config.seed)
+    scored = {
+        name: _Scored(columns_of(model.class_names, len(model.class_names), names, name))
+        for name, model in models.items()
+    }
+    numbers: list[int] = []
+    bad = BadSamples(ctx)
+    at_once = max(1, config.micro_batch_size // (views.num_clips * views.num_crops))
+    own = list(own_share(range(len(source))))
+
+    def classify(name: str, number: int, clips: NDArray[np.uint8]) -> NDArray[np.float64]:
+        logits = _in_micro_batches(models[name], clips, config.micro_batch_size)
+        check_finite(logits, name, [source.where(number)] * len(logits))
+        return softmax(logits[:, scored[name].columns])
+
+    read = read_ahead(source, own, list(models.values()), views, config.reading.threads, at_once)
+    classified = (
+        (number, clips if isinstance(clips, BadSample) else list(map(classify, models, repeat(number), clips)))
+        for batch in read
+        for number, clips in batch
+    )
+    for number, found in of_all(classified, for_others=_without_views):  # a video is a batch of its own
+        if isinstance(found, BadSample):
+            bad.skip(found)
+        else:
+            for one, probabilities in zip(scored.values(), found, strict=True):
+                one.views.append(probabilities)
+            numbers.append(number)
+        ctx.progress(len(numbers) + bad.counts.total(), len(source), "videos")
+    bad.check(config.reading, len(source), "videos")
+    leave_to_first()
+    labels = np.array(source.labels)[numbers]
+    keys = [source.keys[number] for number in numbers]
+    results = {name: _result(one, labels, keys, data, views) for name, one in scored.items()}
+    if numbers and config.has_something_to_evaluate:
+        add_class_panel(ctx, data, labels, results)
+        add_strips(ctx, source, numbers, labels, data, *list(results.items())[-1])
+    rows = source.table.select(["key", "label", "num_frames"]).to_pylist()
+    return Evaluated(data_hash(data, [item_digest(rows[number], []) for number in numbers]), results)
+
+
+def _without_views(
+    classified: tuple[int, BadSample | list[NDArray[np.float64]]],
+) -> tuple[int, BadSample | list[NDArray[np.float64]]]:
+    """Return what counts and progress need."""
+    number, found = classified
+    return number, found if isinstance(found, BadSample) else [views[:0] for views in found]
+
+
+def _in_micro_batches(model: VideoPredictor, clips: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    return np.concatenate([model.logits(clips[start : start + size]) for start in range(0, len(clips), size)])
+
+
+def _result(
+    scored: _Scored, labels: NDArray[np.int64], keys: list[str], data: VideoDataset, views: TestViews
+) -> ModelResult:
+    by_view = np.stack(scored.views)  # (N, V, C)
+    mean = by_view.mean(axis=1)
+    ranks = label_ranks(torch.from_numpy(mean), torch.from_numpy(labels))
+    classes, predicted = len(data.class_names), mean.argmax(axis=1)
+    right = hits_at(ranks, 1)
+    scores = [Accuracy("acc1", right, chance=1 / classes)]
+    if classes > 5:
+        scores.append(Accuracy("acc5", hits_at(ranks, 5), chance=5 / classes))
+    scores.append(Accuracy("mean_per_class_recall", right, classes=labels, chance=1 / classes))
+    if (count := by_view.shape[1]) > 1:
+        each = (by_view.argmax(axis=2) == labels[:, None]).ravel()
+        videos = np.repeat(np.arange(len(labels)), count)
+        scores.append(Accuracy("acc1/single_view", each, groups=videos, chance=1 / classes))
+    scores += _reversal_scores(mean, predicted, labels, data)
+    columns = {"key": keys, "label": labels, "predicted": predicted, "rank": ranks, "probability": mean.max(axis=1)}
+    details = {"num_clips": views.num_clips, "num_crops": views.num_crops, "order": views.order}
+    return ModelResult(scores, {"videos": columns}, details)
+
+
+def _reversal_scores(
+    mean: NDArray[np.float64], predicted: NDArray[np.int64], labels: NDArray[np.int64], data: VideoDataset
+) -> list[Accuracy]:
+    """Return how often a class beats its time-reversal, and how often that is what a model predicts."""
+    names = data.class_names
+    partner = np.array([names.index(data.reversals[name]) if name in data.reversals else -1 for name in names])
+    paired = partner[labels] >= 0
+    if not paired.any():
+        return []
+    rows, mine, other = np.flatnonzero(paired), labels[paired], partner[labels[paired]]
+    return [
+        Accuracy("pair_accuracy", mean[rows, mine] > mean[rows, other], chance=0.5),
+        Accuracy("acc1/reversed_class", predicted[paired] == other, chance=1 / len(names)),
+    ]
+
+
+def embed_videos(
+    ctx: Context, source: VideoSource, class_names: list[str], model: VideoPredictor, writer: Writer,
+    reading: ReadSettings, views: TestViews,
+) -> Counter[str]:  # fmt: skip
+    """Write a unit vector for each video, the mean over its views; return the number of bad ones by reason.
+
+    Raises:
+        UserError: too many videos cannot be read, or all; or an embedding is not finite.
+    """
+    bad, done = BadSamples(ctx), 0
+    for batch in read_ahead(source, range(len(source)), [model], views, reading.threads, reading.batch_size):
+        keys, texts, vectors = [], [], []
+        for number, clips in batch:
+            if isinstance(clips, BadSample):
+                bad.skip(clips)
+                continue
+            mean = model.features(clips[0]).mean(axis=0)
+            keys.append(source[number].key)
+            texts.append(class_names[source.labels[number]] if class_names else None)
+            vectors.append(mean / max(float(np.linalg.norm(mean)), 1e-12))
+        if keys:
+            found = np.stack(vectors).astype(np.float32)
+            check_finite(found, "the model", keys)
+            writer.write(keys, texts, found)
+        done += len(batch)
+        ctx.progress(done, len(source), "videos")
+    bad.check(reading, len(source), "videos")
+    return bad.counts
+
+
+def predict_videos(model: VideoPredictor, samples: list[Any], views: TestViews) -> NDArray[np.float64]:
+    """Return the probability of each class for videos, (N, C), the mean over their views; raises BadSample."""
+    found = [softmax(model.logits(views.read(sample, n, model))).mean(axis=0) for n, sample in enumerate(samples)]
+    return np.stack(found)

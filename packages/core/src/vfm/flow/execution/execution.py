@@ -1,0 +1,182 @@
+"""Execution of one step: in this process, in a subprocess, or under torchrun if the stage needs several processes.
+
+The work folder of a step holds `step.json`: all that `vfm step DIR` needs, so a scheduler can start it on other
+machines.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from vfm.base import UserError
+from vfm.flow.execution.subprocesses import Send, run_subprocess
+from vfm.flow.plan.plan import Step, check_identity
+from vfm.flow.plan.store import STEP_FILE, Slot
+from vfm.flow.records.manifest import EventNotes, build_manifest
+from vfm.interfaces import Context, Evaluation, Event, LeftToFirst, Stage, unknown_kind
+from vfm.storage.integrity import read_sealed, seal
+from vfm.storage.publishing import write_file
+from vfm.storage.store_files import reading
+
+NOTES_FILE = "notes.json"
+
+
+def write_step(step: Step) -> Path:
+    """Prepare the work folder of a step, and return it."""
+    _check_work(step)
+    step.slot.begin()
+    record = {
+        "given": step.stage.given_settings(),  # what the stage is made of again
+        "stage": step.stage.model_dump(mode="json"),  # what `vfm plan` compares
+        "identity": step.identity,
+        "inputs": step.inputs,
+        "folders": {ref: str(path) for ref, path in step.folders.items()},
+        "fingerprints": step.fingerprints,
+        "slot": {"root": str(step.slot.root.resolve()), "name": step.slot.name},
+    }
+    write_file(step.slot.work / STEP_FILE, seal(record))
+    return step.slot.work
+
+
+def _check_work(step: Step) -> None:
+    """Check that a work folder of an earlier run is not another stage's: its name has eight digits of the identity.
+
+    Raises:
+        UserError: it is.
+    """
+    try:
+        record = read_sealed(step.slot.work / STEP_FILE, "identity")
+    except UserError:  # missing or damaged: it is written again
+        return
+    check_identity(step, str(record["identity"]), step.slot.work)
+
+
+def read_step(work: Path, known: Mapping[str, type[Stage]]) -> Step:
+    """Return the step that a work folder was prepared for.
+
+    Args:
+        work: the folder.
+        known: stage types by kind.
+
+    Raises:
+        UserError: the folder holds no prepared step, or its stage kind is not installed.
+    """
+    file = work / STEP_FILE
+    if not file.is_file():
+        raise UserError(f"{work}: not a prepared step ({STEP_FILE} is missing)")
+    record = read_sealed(file, "given", "identity", "inputs", "folders", "fingerprints", "slot")
+    with reading(file, "a prepared step"):
+        kind = record["given"]["kind"]
+        if kind not in known:
+            raise UserError(f"{work}: {unknown_kind(kind, dict(known))}")
+        return Step(
+            stage=known[kind].model_validate(record["given"], context=known),
+            identity=str(record["identity"]),
+            inputs=dict(record["inputs"]),
+            folders={ref: Path(path) for ref, path in record["folders"].items()},
+            fingerprints=dict(record["fingerprints"]),
+            slot=Slot(Path(record["slot"]["root"]), record["slot"]["name"]),
+        )
+
+
+def execute(step: Step, send: Send, lock_descriptor: int, environment: Mapping[str, str] | None = None) -> None:
+    """Run a step whose lock is held, and publish its artifact.
+
+    Args:
+        step: the step.
+        send: receives the events of the stage.
+        lock_descriptor: file descriptor of the lock, which subprocesses inherit.
+        environment: run in a subprocess with these additional environment variables; None: run in this process,
+            except a stage in several processes, which always runs under torchrun.
+    """
+    work = write_step(step)
+    if runs_in_several(step.stage):
+        processes = step.stage.runtime.processes
+        # torchrun sets OMP_NUM_THREADS to 1 unless it is set; use all cores instead, shared among the processes.
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+        run_subprocess(
+            torchrun_command(step, work), {**threads, **os.environ, **(environment or {})}, step, send, lock_descriptor
+        )
+    elif environment is not None:
+        command = [sys.executable, "-m", "vfm", "step", str(work), "--events", "json"]
+        run_subprocess(command, {**os.environ, **environment}, step, send, lock_descriptor)
+    else:
+        run_step(step, send)
+
+
+def runs_in_several(stage: Stage) -> bool:
+    """Return whether a stage runs in several processes, of all machines of a Slurm job.
+
+    An evaluation in one process runs on the first machine alone: it may take less time than torchrun's start.
+    """
+    several = stage.runtime.processes > 1 or (machines_of_job() > 1 and not isinstance(stage, Evaluation))
+    return stage.in_processes and several
+
+
+def torchrun_command(step: Step, work: Path) -> list[str]:
+    """Return the command that runs a prepared step in several processes: of this machine or of a Slurm job."""
+    words = ["-m", "vfm", "step", str(work), "--events", "json"]
+    python, machines = [sys.executable], machines_of_job()
+    if "SLURM_JOB_ID" in os.environ:
+        # Slurm sends the job's signal to torchrun too, which would end at once. The run passes it on as SIGTERM, after
+        # which the processes save.
+        python = ["env", "--ignore-signal=USR1", "--ignore-signal=USR2", *python]
+    if machines < 2:
+        return [*python, "-m", *_torchrun(step, "--standalone"), *words]
+    job = os.environ["SLURM_JOB_ID"]
+    port = 20_000 + int(job) % 10_000  # jobs that share a machine do not share it
+    where = [f"--nnodes={machines}", f"--rdzv-id={job}", "--rdzv-backend=c10d"]
+    srun = ["srun", f"--nodes={machines}", f"--ntasks={machines}", "--ntasks-per-node=1", "--overlap"]
+    return [*srun, *python, "-m", *_torchrun(step, *where, f"--rdzv-endpoint={socket.gethostname()}:{port}"), *words]
+
+
+def machines_of_job() -> int:
+    """Return the number of machines of the Slurm job that this process belongs to; 1 outside of one."""
+    return int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) if "SLURM_JOB_ID" in os.environ else 1
+
+
+def torchrun_lines(step: Step, work: Path) -> list[str]:
+    """Return the commands with which a user starts a prepared step: on one machine, and on each of several."""
+    several = ["--nnodes=MACHINES", f"--rdzv-id={work.name}", "--rdzv-backend=c10d", "--rdzv-endpoint=FIRST_HOST:29400"]
+    return [
+        shlex.join([sys.executable, "-m", *_torchrun(step, *where), "-m", "vfm", "step", str(work)])
+        for where in (["--standalone"], several)
+    ]
+
+
+def _torchrun(step: Step, *where: str) -> list[str]:
+    return ["torch.distributed.run", *where, f"--nproc-per-node={step.stage.runtime.processes}"]
+
+
+def run_step(step: Step, send: Send) -> None:
+    """Run a stage in this process; the first process of several publishes the artifact."""
+    stage, slot = step.stage, step.slot
+    if rank := int(
+        os.environ.get("RANK", "0")
+    ):  # only the first process publishes; the others write to a scratch folder
+        with tempfile.TemporaryDirectory(prefix=f"vfm-rank-{rank}-") as scratch, suppress(LeftToFirst):
+            stage.run(Context(stage.name, Path(scratch), slot.work, step.folders))
+        return
+    shutil.rmtree(slot.part, ignore_errors=True)  # left by an attempt that was killed
+    slot.part.mkdir()
+    notes = EventNotes(slot.work / NOTES_FILE)
+
+    def note_and_send(event: Event) -> None:
+        notes.add(event)
+        send(event)
+
+    context = Context(stage.name, slot.part, slot.work, step.folders, note_and_send)
+    begun = time.monotonic()
+    artifact = stage.run(context)
+    if not isinstance(artifact, type(stage).makes):
+        raise TypeError(f"{stage.kind}: expected a {type(stage).makes.__name__}, got a {type(artifact).__name__}")
+    slot.publish(build_manifest(step, artifact, context, notes, time.monotonic() - begun), without=artifact.caches)

@@ -1,0 +1,94 @@
+"""Runs as jobs of a scheduler, through submitit: `vfm run RECIPE --on slurm`. The job runs the same command.
+
+A job is queued again when its time is over or it is preempted: submitit's signal ends the command with a checkpoint,
+and the next start resumes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import submitit
+
+from vfm.base import UserError
+
+Cluster = Literal["slurm", "local"]
+QUEUED_AGAIN = signal.SIGUSR2  # submitit's; Slurm sends it to every process of a job
+
+
+@dataclass
+class Command:
+    """A command as a submitit job."""
+
+    words: list[str]
+    directory: str
+    process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> int:
+        """Run the command in the job's first process; return its exit code.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        if int(os.environ.get("SLURM_PROCID", "0")):  # the first machine starts the processes of the others
+            return 0
+        before = signal.signal(QUEUED_AGAIN, signal.SIG_IGN)  # inherited: the command is ended by SIGTERM only
+        self.process = subprocess.Popen(self.words, cwd=self.directory)
+        signal.signal(QUEUED_AGAIN, before)
+        if code := self.process.wait():
+            raise RuntimeError(f"exit code {code}: see the end of this job's error file")
+        return code
+
+    def checkpoint(self) -> Any:
+        """End the command with a checkpoint, and return what is submitted again."""
+        if self.process:
+            self.process.terminate()
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # `wait` is running below this handler
+        return submitit.helpers.DelayedSubmission(Command(self.words, self.directory))
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A submitted job: its number, and the files that it writes to."""
+
+    number: str
+    output: Path
+    errors: Path
+
+
+def submit(arguments: Sequence[str], folder: Path, cluster: Cluster, settings: Mapping[str, Any]) -> Submitted:
+    """Submit `vfm` with arguments.
+
+    Args:
+        arguments: of the command line.
+        folder: for submitit's files and the output; all machines share it.
+        cluster: slurm; or local, a process of this machine in the background.
+        settings: submitit's parameters, such as `nodes`, `gpus_per_node`, `timeout_min`, `slurm_partition`.
+
+    Raises:
+        UserError: there is no such scheduler here, or no such parameter.
+    """
+    words = [sys.executable, "-m", "vfm", *arguments]
+    try:
+        executor = submitit.AutoExecutor(folder.resolve(), cluster=cluster)
+        executor.update_parameters(**{"name": "vfm", "tasks_per_node": 1, **settings})
+        job = executor.submit(Command(words, os.getcwd()))
+    except (
+        RuntimeError,
+        NameError,
+        TypeError,
+        ValueError,
+        AssertionError,
+        submitit.core.utils.FailedJobError,
+    ) as error:
+        raise UserError(f"--on {cluster}: {' '.join(str(error).split())[:300]}") from None
+    if cluster == "local":
+        job._cancel_at_deletion = False
+    return Submitted(job.job_id, job.paths.stdout, job.paths.stderr)

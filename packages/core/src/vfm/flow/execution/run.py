@@ -1,0 +1,191 @@
+"""A run: preflight, then every step whose artifact is missing, then the run's file."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vfm.base import UserError
+from vfm.flow.execution.execution import execute
+from vfm.flow.execution.parallel import run_in_parallel
+from vfm.flow.execution.subprocesses import Send
+from vfm.flow.plan.continuation import check_continuation
+from vfm.flow.plan.plan import Step
+from vfm.flow.plan.store import Store
+from vfm.flow.recipe.recipe import Recipe
+from vfm.flow.records.manifest import read_manifest
+from vfm.flow.records.run_record import after_rerun, record_of
+from vfm.flow.records.runs import RUN_FILE, open_run, write_record
+from vfm.interfaces import Event, Preempted, Preflight, Training
+from vfm.storage.integrity import read_sealed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a run: its folder, its steps in order, its seconds, and the path of its report if it was drawn."""
+
+    directory: Path
+    steps: tuple[Step, ...]
+    seconds: float
+    page: str = ""
+
+
+def run_plan(
+    recipe: Recipe,
+    steps: Sequence[Step],
+    store: Store,
+    send: Send,
+    *,
+    directory: Path | None = None,
+    fresh: bool = False,
+    before: Step | None = None,
+    jobs: int = 1,
+) -> Outcome:
+    """Run the steps of a plan whose artifacts are missing.
+
+    Args:
+        recipe: the checked recipe.
+        steps: its plan.
+        store: the store that the artifacts are written to.
+        send: receives every event.
+        directory: folder of the run; None: the one that `open_run` returns.
+        fresh: run every step again, cached or not.
+        before: stop before this step of the plan.
+        jobs: number of steps at a time; if more than one, each runs in a subprocess.
+
+    Raises:
+        UserError: a check failed, an input is missing, or a stage reported a mistake that the user can correct.
+    """
+    started, begun = time.time(), time.monotonic()  # the clock may be set back while this runs
+    directory = directory or open_run(recipe, steps, store)
+    overview = [{"name": s.stage.name, "kind": s.stage.kind, "id": s.slot.name, "status": s.status} for s in steps]
+    send(Event("run_started", None, {"recipe": recipe.name, "directory": str(directory), "stages": overview}))
+    preflight(steps, fresh=fresh)
+    for step in steps if fresh else ():
+        step.slot.discard(_log_waiting(step, send))
+    made = run_in_parallel(steps, run_one, send, jobs) if jobs > 1 else False
+    for step in steps if jobs == 1 else ():
+        if step is before:
+            return Outcome(directory, tuple(steps), time.monotonic() - begun)
+        made |= run_one(step, send)
+    outcome = Outcome(directory, tuple(steps), time.monotonic() - begun)
+    _record(recipe, outcome, store, started, made=made)
+    return outcome
+
+
+def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
+    """Run the preflight checks of every stage that will run.
+
+    Args:
+        steps: the plan.
+        fresh: all of them will run again, so that none of their artifacts is known.
+
+    Raises:
+        UserError: one line for each check that failed.
+    """
+    failures = []
+    for step, before in _waiting(steps, fresh=fresh):
+        tasks = step.stage.evaluation.tasks if isinstance(step.stage, Training) else []
+        for prefix, stage in [("", step.stage), *((f"evaluation.tasks.{task.name}: ", task) for task in tasks)]:
+            try:
+                if isinstance(stage, Training):
+                    _check_training(stage)
+                    check_continuation(stage, before)
+                stage.preflight(before)
+            except UserError as error:
+                failures.append(f"{step.stage.name}: {prefix}{error}")
+    if failures:
+        raise UserError("\n".join(failures))
+
+
+def check_continuations(steps: Sequence[Step]) -> None:
+    """Check `continue_from` of every training that would run: the part of `preflight` that needs no torch.
+
+    Raises:
+        UserError: one line for each that does not fit.
+    """
+    failures = []
+    for step, before in _waiting(steps):
+        try:
+            if isinstance(step.stage, Training):
+                check_continuation(step.stage, before)
+        except UserError as error:
+            failures.append(f"{step.stage.name}: {error}")
+    if failures:
+        raise UserError("\n".join(failures))
+
+
+def _waiting(steps: Sequence[Step], *, fresh: bool = False) -> Iterator[tuple[Step, Preflight]]:
+    """Yield the steps that will run, each with what is known before."""
+    stages = {step.stage.name: step.stage for step in steps}
+    gone = stages if fresh else ()
+    for step in steps:
+        if fresh or step.status != "cached":
+            known = {ref: folder for ref, folder in step.folders.items() if ref not in gone and folder.is_dir()}
+            yield step, Preflight(stages, known, step.inputs)
+
+
+def _check_training(stage: Training) -> None:
+    from vfm.train.optim.optim import check_optimizer
+    from vfm.train.parallel.kernels import check_kernels  # imports torch, which a machine for curation lacks
+
+    check_kernels(stage.runtime)
+    check_optimizer(stage.optimizer)
+
+
+def run_one(step: Step, send: Send, environment: Mapping[str, str] | None = None) -> bool:
+    """Run one step under its lock, unless its artifact exists; return whether it had to run.
+
+    Args:
+        step: the step.
+        send: receives its events.
+        environment: as in `execute`.
+    """
+    name, kind, slot = step.stage.name, step.stage.kind, step.slot
+    begun = time.monotonic()
+    if step.status != "cached":
+        with slot.lock(_log_waiting(step, send)) as descriptor:
+            status = step.status  # another run may have finished it while this one waited for the lock
+            if status != "cached":
+                about = {"kind": kind, "id": slot.name, "status": status, "directory": str(slot.work)}
+                send(Event("stage_started", name, about))
+                try:
+                    execute(step, send, descriptor, environment)
+                except Preempted:
+                    raise
+                except (
+                    SystemExit
+                ) as stop:  # of a library: the run would end without a word, even as if it had succeeded
+                    raise RuntimeError(f"{name}: its code ended the process, with code {stop.code}") from stop
+                seconds = round(time.monotonic() - begun, 2)
+                send(_finished(step, seconds=seconds, cached=False))
+                return True
+    shutil.rmtree(slot.work, ignore_errors=True)  # left by a run that was killed between publishing and tidying up
+    send(_finished(step, seconds=0.0, cached=True))
+    return False
+
+
+def _log_waiting(step: Step, send: Send) -> Callable[[str], None]:
+    return lambda message: send(Event("log", step.stage.name, {"message": message}))
+
+
+def _finished(step: Step, **data: Any) -> Event:
+    manifest = read_manifest(step.slot.artifact)
+    numbers = {"numbers": manifest["numbers"], "units": manifest.get("units", {})}
+    about = {"kind": step.stage.kind, "id": step.slot.name, **numbers}
+    return Event("stage_finished", step.stage.name, {**about, **data})
+
+
+def _record(recipe: Recipe, outcome: Outcome, store: Store, started: float, *, made: bool) -> None:
+    """Write what the report needs to know about this run, so that it can be drawn again later."""
+    before = {}
+    with suppress(UserError):  # a damaged file is replaced
+        before = read_sealed(outcome.directory / RUN_FILE)
+    record = record_of(recipe, outcome.steps, store.root, started, round(outcome.seconds, 2))
+    if (record := after_rerun(record, before, made=made)) != before:
+        write_record(outcome.directory, record)

@@ -1,0 +1,1 @@
+"""Listeners of a run: console, progress, JSON lines and trackers."""

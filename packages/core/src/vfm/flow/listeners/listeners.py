@@ -1,0 +1,175 @@
+"""The listeners of vfm itself: the console and JSON lines (always on). `trackers` has others; a plugin may add more."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import pluggy
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, TaskID
+
+from vfm.base import PERCENT_UNITS, UserError, quantity, redacted
+from vfm.flow.listeners.progress_bar import Pace, clock_time, progress_display
+from vfm.interfaces import Event, hookimpl, stamped
+from vfm.storage.locks import share_lock
+
+
+def number(value: Any) -> str:
+    """Format a number with three significant digits and thousands separators."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.2g}" if abs(value) < 0.001 else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _with_unit(value: Any, unit: str) -> str:
+    """Format a measured value as tables do: shares as per cent."""
+    return quantity(value, unit) if unit in PERCENT_UNITS else f"{number(value)} {unit}".rstrip()
+
+
+class ConsoleListener:
+    """Progress bars with rate and ETA on a terminal; a plain line every ten seconds elsewhere."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self.console = console
+        self.quiet = quiet
+        self.bars: Progress | None = None
+        self.bar: dict[str, TaskID] = {}
+        self.pace: dict[str, Pace] = {}
+        self.running: set[str] = set()  # with `jobs` there are several, whose bars are shown together
+        self.last_line = -math.inf
+
+    @hookimpl
+    def vfm_event(self, event: Event) -> None:
+        """Show an event, if there is a method `on_TYPE` for its type."""
+        show = getattr(self, f"on_{event.type}", None)
+        if show:
+            show(event.stage, event.data)
+
+    def on_stage_started(self, stage: str, data: dict[str, Any]) -> None:
+        """Print the stage's name, and start the progress display."""
+        self.running.add(stage)
+        resumed = " (resumes)" if data["status"] == "resume" else ""
+        self.say(f"[bold]{stage}[/] [dim]{escape(data['kind'])}{resumed}[/]")
+        if self.console.is_terminal and not self.quiet and not self.bars:
+            self.bars = progress_display(self.console)
+            self.bars.start()
+
+    def on_progress(self, stage: str, data: dict[str, Any]) -> None:
+        """Move the bar, or print a line."""
+        words = [f"{key} {number(value)}" for key, value in data["shown"].items()]
+        pace = self.pace.setdefault(stage, Pace())
+        pace.update(data["done"])
+        if self.bars:
+            facts = {"total": data["total"], "unit": data["unit"], "shown": words}
+            if stage not in self.bar:
+                self.bar[stage] = self.bars.add_task(stage, pace=pace, **facts)
+            self.bars.update(self.bar[stage], completed=data["done"], refresh=True, **facts)
+        elif time.monotonic() - self.last_line > 10:
+            self.last_line = time.monotonic()
+            left = pace.remaining(data["total"])
+            eta = f"  ETA {clock_time(left)}" if left else ""
+            shown = escape("  ".join(words))
+            self.say(f"  {stage} {data['done']:,}/{data['total']:,} {data['unit']}{eta}  {shown}".rstrip())
+
+    def on_stage_finished(self, stage: str, data: dict[str, Any]) -> None:
+        """Remove the bar, and print the stage's time and first numbers."""
+        self.running.discard(stage)
+        self.pace.pop(stage, None)
+        if self.bars and stage in self.bar:
+            self.bars.remove_task(self.bar.pop(stage))
+        if not self.running:
+            self.close()
+        if data["cached"]:
+            self.say(f"[green]✓[/] [bold]{stage}[/] [dim]{data['id']}, cached[/]")
+            return
+        shown = [(key, value) for key, value in data["numbers"].items() if not key.startswith("sys/")][:4]
+        units = data.get("units", {})
+        words = (f"{key} {_with_unit(value, units.get(key, ''))}" for key, value in shown)
+        numbers = escape("  ".join(words))
+        self.say(f"[green]✓[/] [bold]{stage}[/] {data['seconds']:.1f} s [dim]{data['id']}[/]  {numbers}")
+
+    def on_log(self, stage: str, data: dict[str, Any]) -> None:
+        """Print a message."""
+        self.say(f"  [dim]{stage or ''}[/] {escape(str(data['message']))}")
+
+    def on_warning(self, stage: str, data: dict[str, Any]) -> None:
+        """Print a highlighted message."""
+        self.say(f"  [yellow]![/] {stage or ''}: {escape(str(data['message']))}")
+
+    def say(self, line: str) -> None:
+        """Print a line, unless this listener is quiet."""
+        if not self.quiet:
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Remove all bars."""
+        if self.bars:
+            self.bars.stop()
+        self.bars = None
+        self.bar.clear()
+
+
+class JsonLinesListener:
+    """Append every event to a file, one JSON object per line."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # opening a FIFO would wait for its reader
+            raise UserError(f"{path}: expected a regular file for the events, got a link or something else; remove it")
+        # Unbuffered: each line is one write, so that several runs can append, and none is lost when the disk is full.
+        self.stream = path.open("ab", buffering=0)
+        share_lock(self.stream.fileno())  # by which others know that the run goes on
+
+    @hookimpl
+    def vfm_event(self, event: Event) -> None:
+        """Write the event as a line."""
+        self.stream.write(stamped(event.to_json().encode(errors="backslashreplace")))
+
+    def close(self) -> None:
+        """Close the file."""
+        self.stream.close()
+
+
+class PipeListener:
+    """Write events as JSON lines into the pipe from which `vfm run` reads those of its subprocesses."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self.pipe = pipe
+
+    @hookimpl
+    def vfm_event(self, event: Event) -> None:
+        """Write the event as a line."""
+        self.pipe.write(event.to_json().encode(errors="backslashreplace") + b"\n")
+        self.pipe.flush()
+
+
+def sender(manager: pluggy.PluginManager, own: Sequence[Any]) -> Callable[[Event], None]:
+    """Return a function that sends an event to all listeners, without credentials.
+
+    An error in one of `own` ends the run (a full disk, for example). A plugin's listener that fails, or that wants to
+    end the process, is removed, with a warning.
+    """
+    for listener in own:
+        manager.register(listener)
+
+    def send(event: Event) -> None:
+        event = replace(event, data=redacted(event.data))
+        for hook in list(manager.hook.vfm_event.get_hookimpls()):
+            try:
+                hook.function(*(event for _ in hook.argnames))
+            except (Exception, SystemExit) as error:
+                if hook.plugin in own:
+                    raise
+                manager.unregister(name=hook.plugin_name)
+                failure = f"its listener failed and was removed: {type(error).__name__}: {error}"
+                send(Event("warning", None, {"message": f"plugin {hook.plugin_name!r}: {failure}"}))
+
+    return send

@@ -1,0 +1,172 @@
+"""Listeners that send metrics to a tracker of experiments: `vfm run --track NAME`. Each stage is a run of its own.
+
+A tracker reads its usual environment variables: `WANDB_MODE`, `WANDB_PROJECT`, `TRACKIO_DIR`, `MLFLOW_TRACKING_URI`.
+The run of a stage has the name of its artifact, so a training that resumes goes on in the same run.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+from vfm.base import UserError, did_you_mean, how_to_install
+from vfm.interfaces import Event, hookimpl
+
+
+class Tracker(ABC):
+    """A listener that starts a run for each stage that has metrics, and writes their finite values.
+
+    Args:
+        directory: folder of the run of vfm, for what the tracker writes on this machine.
+        recipe: the recipe's name.
+
+    Raises:
+        UserError: the tracker's package is not installed.
+    """
+
+    module: ClassVar[str]
+    extra: ClassVar[str]
+
+    def __init__(self, directory: Path, recipe: str) -> None:
+        self.directory, self.recipe = directory, recipe
+        self.names: dict[str, str] = {}
+        self.runs: dict[str, Any] = {}
+        try:
+            self.library: Any = import_module(self.module)
+        except ImportError:
+            raise UserError(
+                f"track {self.extra} needs a package: {how_to_install(f'vfm-core[{self.extra}]')}"
+            ) from None
+
+    @hookimpl
+    def vfm_event(self, event: Event) -> None:
+        """Write the values of a `metrics` event."""
+        if event.stage and event.type == "stage_started":
+            self.names[event.stage] = event.data["id"]
+        if event.stage is None or event.type != "metrics":
+            return
+        if event.stage not in self.runs:
+            self.runs[event.stage] = self.start(self.names.get(event.stage, event.stage))
+        values = {name: value for name, value in event.data["values"].items() if value is not None}
+        self.write(self.runs[event.stage], values, event.data["step"])
+
+    @abstractmethod
+    def start(self, name: str) -> Any:
+        """Return a new run, or that of the same name."""
+
+    @abstractmethod
+    def write(self, run: Any, values: Mapping[str, float], step: int) -> None:
+        """Write the metrics of a step."""
+
+    @abstractmethod
+    def end(self, run: Any) -> None:
+        """End a run."""
+
+    def close(self) -> None:
+        """End all runs."""
+        for run in self.runs.values():
+            self.end(run)
+
+
+class TensorBoard(Tracker):
+    """TensorBoard's files in the folder `tensorboard` of the run."""
+
+    module, extra = "torch.utils.tensorboard.writer", "tensorboard"
+
+    def start(self, name: str) -> Any:
+        """Return the writer of a folder."""
+        return self.library.SummaryWriter(str(self.directory / "tensorboard" / name))
+
+    def write(self, run: Any, values: Mapping[str, float], step: int) -> None:
+        """Write scalars."""
+        for name, value in values.items():
+            run.add_scalar(name, value, step)
+        run.flush()
+
+    def end(self, run: Any) -> None:
+        """Close the file."""
+        run.close()
+
+
+class Wandb(Tracker):
+    """Weights & Biases; `WANDB_MODE=offline` keeps everything in the folder of the run."""
+
+    module = extra = "wandb"
+
+    def start(self, name: str) -> Any:
+        """Return a run in the recipe's project."""
+        project = os.environ.get("WANDB_PROJECT", self.recipe)
+        return self.library.init(
+            project=project, id=name, name=name, resume="allow", dir=self.directory, reinit="create_new"
+        )
+
+    def write(self, run: Any, values: Mapping[str, float], step: int) -> None:
+        """Write a row."""
+        run.log(dict(values), step=step)
+
+    def end(self, run: Any) -> None:
+        """Finish the upload."""
+        run.finish()
+
+
+class Trackio(Tracker):
+    """Trackio, whose database is a local file; `trackio show` draws it."""
+
+    module = extra = "trackio"
+
+    def start(self, name: str) -> Any:
+        """Return a run in the recipe's project."""
+        return self.library.init(project=self.recipe, name=name, resume="allow", embed=False)
+
+    def write(self, run: Any, values: Mapping[str, float], step: int) -> None:
+        """Write a row."""
+        run.log(dict(values), step=step)
+
+    def end(self, run: Any) -> None:
+        """Write what is left."""
+        run.finish()
+
+
+class MLflow(Tracker):
+    """MLflow; without `MLFLOW_TRACKING_URI` in the folder `mlruns` of the run."""
+
+    module, extra = "mlflow", "mlflow"
+
+    def start(self, name: str) -> tuple[Any, str]:
+        """Return a client and the identifier of a run in the recipe's experiment."""
+        default = (self.directory / "mlruns").resolve().as_uri()
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # which needs no server and no database
+        client = self.library.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", default))
+        found = client.get_experiment_by_name(self.recipe)
+        experiment = found.experiment_id if found else client.create_experiment(self.recipe)
+        same = client.search_runs([experiment], f"attributes.run_name = '{name}'", max_results=1)
+        return client, (same[0] if same else client.create_run(experiment, run_name=name)).info.run_id
+
+    def write(self, run: tuple[Any, str], values: Mapping[str, float], step: int) -> None:
+        """Write metrics."""
+        client, run_id = run
+        for name, value in values.items():
+            client.log_metric(run_id, name.replace("@", "_at_"), value, step=step)  # it does not allow an @
+
+    def end(self, run: tuple[Any, str]) -> None:
+        """Mark the run as finished."""
+        client, run_id = run
+        client.set_terminated(run_id)
+
+
+TRACKERS: dict[str, type[Tracker]] = {each.extra: each for each in (TensorBoard, Wandb, Trackio, MLflow)}
+
+
+def open_tracker(name: str, directory: Path, recipe: str) -> Tracker:
+    """Return the tracker of a name.
+
+    Raises:
+        UserError: there is no such tracker, or its package is not installed.
+    """
+    if name not in TRACKERS:
+        raise UserError(f"track: expected one of {', '.join(TRACKERS)}, got {name}{did_you_mean(name, TRACKERS)}")
+    return TRACKERS[name](directory, recipe)

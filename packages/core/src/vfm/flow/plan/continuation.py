@@ -1,0 +1,56 @@
+"""What can be known of `continue_from` before a run: whether the earlier training keeps a state that fits."""
+
+from __future__ import annotations
+
+from vfm.base import UserError
+from vfm.interfaces import Preflight, Stage, Training
+from vfm.train.checkpoint.checkpoint_folders import checkpoint_folder, step_of
+
+
+def check_continuation(stage: Training, known: Preflight) -> None:
+    """Check that the training that another one continues from keeps the state, and that steps are left.
+
+    Raises:
+        UserError: it is no training of the same kind, has another optimizer, does not keep the state, or has as many
+            steps as this one or as one that is to be skipped.
+    """
+    if stage.continue_from is None:
+        return
+    name, step = stage.continue_from.training, stage.continue_from.step
+    folder, earlier = known.artifacts.get(name), known.stage(name)
+    planned = _same_training(stage, name, earlier) if earlier else None
+    if folder:
+        try:
+            begin = step_of(checkpoint_folder(folder, step))
+        except UserError as error:
+            raise UserError(f"continue_from: {error}") from None
+    elif planned:
+        begin = _planned_step(planned, name, step)
+    else:
+        return
+    if begin >= stage.num_steps:
+        raise UserError(f"continue_from: {name} has {begin} steps: expected more steps in all, got {stage.num_steps}")
+    if before := [skipped for skipped in stage.skip_steps if skipped <= begin]:
+        raise UserError(f"skip_steps: expected steps after {begin}, from which {stage.name} continues, got {before}")
+
+
+def _same_training(stage: Training, name: str, earlier: Stage) -> Training:
+    """Return the earlier stage, a training of the same kind with the same optimizer."""
+    if not isinstance(earlier, Training) or earlier.kind != stage.kind:
+        raise UserError(f"continue_from: expected a {stage.kind}, got {name}, a {earlier.kind}")
+    before, now = earlier.optimizer.algorithm_name, stage.optimizer.algorithm_name
+    if before != now:
+        raise UserError(f"continue_from: {name} trains with {before}: expected the same optimizer, got {now}")
+    return earlier
+
+
+def _planned_step(earlier: Training, name: str, step: int | None) -> int:
+    """Return the step of a training that has not run yet whose checkpoint will be read."""
+    policy, last = earlier.checkpoint, earlier.num_steps
+    kept = {*range(policy.keep_every, last + 1, policy.keep_every)} if policy.keep_every else set()
+    kept |= {last} if policy.keep_state else set()
+    if not kept:
+        raise UserError(f"continue_from: {name} keeps no checkpoint; set checkpoint.keep_state: true there")
+    if step is not None and step not in kept:
+        raise UserError(f"continue_from: {name} keeps no checkpoint of step {step}; see checkpoint.keep_every")
+    return step or max(kept)

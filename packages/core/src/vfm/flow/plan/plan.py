@@ -1,0 +1,199 @@
+"""The plan of a run: the identity of every stage's artifact, and whether it is in the store. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vfm.base import UserError, decisive_settings
+from vfm.flow.plan.store import Slot, Store
+from vfm.flow.recipe.recipe import Recipe
+from vfm.interfaces import MANIFEST_FILE, ImageDataset, Ref, Report, Stage, refs
+from vfm.storage import files
+from vfm.storage.fingerprints import cached_fingerprints, located
+from vfm.storage.integrity import known_files, read_sealed, wrong_sizes
+from vfm.storage.remote_fingerprints import remote_fingerprints
+
+PATTERN_MARKS = ("~", "*", "?", "{", "::")  # of `files.expand_paths`
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a plan: its identity, its inputs and its slot in the store."""
+
+    stage: Stage
+    identity: str
+    inputs: dict[str, str]  # ref as written -> identity of the artifact behind it
+    folders: dict[str, Path]  # ref as written -> folder of that artifact, which may not exist yet
+    fingerprints: dict[str, str]  # outside file -> fingerprint
+    slot: Slot
+
+    @property
+    def status(self) -> str:
+        """`cached`, `resume` or `new`, at this moment."""
+        return self.slot.status
+
+
+def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = lambda line: None) -> list[Step]:
+    """Return the steps of a recipe in order; `announce` is called with a line before many bytes are read.
+
+    The identity of a step is a hash of kind, version, configuration (without what is incidental), the identities of its
+    inputs and the contents of outside files; for a report also of the names of its inputs, which it shows. Equal
+    identities mean equal results, so a published artifact is never made again.
+
+    Raises:
+        UserError: an outside file is missing or cannot be read; or a published artifact lacks files, belongs to
+            another identity, or refers to images that were moved: one line each. Or the store is no folder.
+    """
+    store.check()
+    steps: dict[str, Step] = {}
+    problems: dict[str, None] = {}
+    with cached_fingerprints(store.root, announce) as fingerprint:
+        for stage in recipe.stages:
+            inputs: dict[str, str] = {}
+            folders: dict[str, Path] = {}
+            for _, ref in refs(stage):
+                earlier = steps.get(ref)
+                inputs[ref] = earlier.identity if earlier else saved_identity(Path(ref), fingerprint)
+                folders[ref] = Path(os.path.realpath(earlier.slot.artifact if earlier else ref))
+                if not earlier:
+                    problems |= dict.fromkeys(_wrong_files(Path(ref)))
+            try:
+                sources = _sources(stage)
+                remote = remote_fingerprints([path for path in sources if files.is_remote(path)])
+                fingerprints = {path: remote.get(path) or fingerprint(path) for path in sources}
+            except UserError as error:
+                of = f" of {os.path.basename(recipe.file)}" if recipe.file else ""
+                raise UserError(f"{error}; {stage.name}{of} reads it") from None
+            identity = _identity(stage, inputs, fingerprints)
+            slot = store.slot(stage.kind, identity)
+            steps[stage.name] = Step(stage, identity, inputs, folders, fingerprints, slot)
+            problems |= dict.fromkeys(_problems(steps[stage.name]))
+    if problems:
+        raise UserError("\n".join(problems))
+    return list(steps.values())
+
+
+def check_identity(step: Step, found: str, place: Path) -> None:
+    """Check that a folder belongs to a step: its name has only eight digits of the identity.
+
+    Args:
+        step: the step.
+        found: the identity in the folder's record.
+        place: the folder.
+
+    Raises:
+        UserError: the folder belongs to another identity.
+    """
+    if found != step.identity:
+        raise UserError(
+            f"{place}: expected the identity {step.identity} of {step.stage.name}, got {found}, which begins with the"
+            " same eight digits: use another store for this recipe"
+        )
+
+
+def _problems(step: Step) -> list[str]:
+    """Return why a published artifact cannot be the result of a step, one line each."""
+    folder = step.slot.artifact
+    if step.status != "cached":
+        return []
+    try:
+        manifest = read_sealed(folder / MANIFEST_FILE, "identity")
+        check_identity(step, str(manifest["identity"]), folder)
+    except UserError as error:
+        return [str(error)]
+    return [*_wrong_files(folder), *_moved(step, manifest.get("sources") or {})]
+
+
+def _wrong_files(folder: Path) -> list[str]:
+    """Return a line for each file of a saved artifact that is missing or has another size than in its manifest."""
+    file = folder / MANIFEST_FILE
+    if not file.is_file():
+        return []
+    lines = wrong_sizes(folder, known_files(read_sealed(file), file) or {})
+    return [f"{line}; remove {folder} to make it again" for line in lines]
+
+
+def _moved(step: Step, before: Mapping[str, str]) -> list[str]:
+    """Return a line if the images of an index are no longer where it refers to, but where the recipe refers to."""
+    here = {located(path) for path in step.fingerprints}
+    gone = [path for path in before if path not in here and not files.is_remote(path) and not os.path.exists(path)]
+    if not gone or not issubclass(step.stage.makes, ImageDataset):
+        return []
+    return [
+        f"{step.slot.artifact}: it refers to {gone[0]}, which was moved: remove the folder to index the images again"
+        " (results made from them stay)"
+    ]
+
+
+def _sources(stage: Stage) -> list[str]:
+    """Return the outside files of a stage, and of evaluations in it."""
+    return [path for one in (stage, *_tasks(stage)) for path in one.sources()]
+
+
+def _tasks(stage: Stage) -> list[Stage]:
+    """Return the evaluations in a training or in `models.interpolate`."""
+    tasks: list[Stage] = getattr(getattr(stage, "evaluation", None), "tasks", [])
+    return tasks
+
+
+def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str, str]) -> str:
+    # With a file's name, which may decide how it is read. A folder's own name decides nothing, nor does a signature.
+    named = {path: (_file_name(path), fingerprints[path]) for path in fingerprints}
+    record: dict[str, Any] = {
+        "kind": stage.kind,
+        "version": stage.version,
+        "sources": sorted(map(list, named.values())),
+    }
+    if hasattr(stage, "evaluation"):
+        record["evaluations"] = [task.version for task in _tasks(stage)]
+    if issubclass(stage.makes, Report):
+        record["names"] = [ref.rstrip("/").rpartition("/")[2] for _, ref in refs(stage)]
+    record["config"] = _with_identities(decisive_settings(stage), inputs, named)
+    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _file_name(path: str) -> str:
+    if files.is_directory(path):
+        return ""
+    return os.path.basename(path.partition("?")[0] if files.is_remote(path) else path)
+
+
+def _with_identities(value: Any, inputs: Mapping[str, str], named: Mapping[str, tuple[str, str]]) -> Any:
+    """Return a configuration with the identities of its inputs, and with names and fingerprints for outside paths."""
+    if isinstance(value, Ref):
+        return inputs[value]
+    if isinstance(value, str):
+        paths = _paths(value, named)
+        return [named[path] for path in paths] if paths else value
+    if isinstance(value, dict):
+        return {key: _with_identities(item, inputs, named) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_identities(item, inputs, named) for item in value]
+    return value
+
+
+def _paths(value: str, known: Mapping[str, Any]) -> list[str]:
+    """Return the outside files that a setting refers to, as a path or a pattern; none for any other setting."""
+    if value in known or not known or not any(mark in value for mark in PATTERN_MARKS):
+        return [value] if value in known else []
+    try:
+        paths = files.expand_paths(value)
+    except UserError:
+        return []
+    return paths if all(path in known for path in paths) else []
+
+
+def saved_identity(folder: Path, fingerprint: Callable[[str], str]) -> str:
+    """Return the identity of a saved artifact: that of its manifest, else a hash of its files' fingerprints."""
+    manifest = folder / MANIFEST_FILE
+    if manifest.is_file():
+        return str(read_sealed(manifest, "identity")["identity"])
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    listing = [(str(path.relative_to(folder)), fingerprint(str(path))) for path in found]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:32]

@@ -1,0 +1,175 @@
+"""The store: one readable folder for each artifact, published by one rename, guarded by a lock that names its holder.
+
+store/
+  clip.train-3f2a91c0/            a published artifact: facts, bulk, panels/, manifest.json
+  .clip.train-3f2a91c0.part/      the same while it is being written; renamed when complete
+  .clip.train-3f2a91c0.work/      checkpoints and partial results; they survive a crash and are removed after publishing
+  .clip.train-3f2a91c0.lock       the process that is making it
+  captions/                       captions that `vfm.curate` was given as a list, one file each
+  .fingerprints.json              cached fingerprints of outside files
+  .whole-hashes.json              SHA-256 of large outside files, which `vfm verify --inputs` has recorded
+  runs/quickstart@2/              a run: links to the artifacts, recipe.yaml, run.json, events.jsonl, report.html
+  runs/quickstart                 a link to the run that was started last
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vfm.base import UserError, redacted
+from vfm.interfaces import FACTS_FILE, MANIFEST_FILE
+from vfm.storage.integrity import FILES, hash_folder, seal
+from vfm.storage.locks import is_locked, locked
+from vfm.storage.publishing import publish_folder
+
+STEP_FILE = "step.json"
+
+
+LINKS = "artifacts"  # folder of a run with a link to the artifact of each stage
+SLOT_NAME = re.compile(r"[\w.-]+-[0-9a-f]{8}")  # `vfm clean` never removes anything with another name
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one artifact in a store: its published folder, the folders while it is being made, and its lock."""
+
+    root: Path
+    name: str
+
+    @property
+    def artifact(self) -> Path:
+        """Folder of the published artifact."""
+        return self.root / self.name
+
+    @property
+    def part(self) -> Path:
+        """Folder of the artifact while it is being written."""
+        return self.root / f".{self.name}.part"
+
+    @property
+    def work(self) -> Path:
+        """Folder of checkpoints and partial results."""
+        return self.root / f".{self.name}.work"
+
+    @property
+    def lock_file(self) -> Path:
+        """File whose lock is held while the artifact is being made."""
+        return self.root / f".{self.name}.lock"
+
+    @property
+    def status(self) -> str:
+        """`cached`, `resume` or `new`, at this moment."""
+        if self.artifact.is_dir():
+            return "cached"
+        return "resume" if self.work.is_dir() and any(self.work.iterdir()) else "new"
+
+    def begin(self) -> None:
+        """Create the work folder, and an empty folder for the artifact."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.part, ignore_errors=True)
+        self.part.mkdir()
+
+    def publish(self, manifest: dict[str, Any], *, without: Iterable[str] = ()) -> None:
+        """Write the manifest and publish the artifact by one rename: a crash never leaves a partial artifact.
+
+        Args:
+            manifest: how the artifact was made; sizes and hashes of its files are added.
+            without: files and folders that are not hashed, since they may change later.
+        """
+        files = hash_folder(self.part, without=(MANIFEST_FILE, *without))
+        (self.part / MANIFEST_FILE).write_bytes(seal({**redacted(manifest), FILES: files}))
+        publish_folder(self.part, self.artifact)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    @property
+    def folders(self) -> list[Path]:
+        """The existing folders of this slot, published or not. A link is no folder of vfm's, wherever it leads."""
+        places = (self.artifact, self.part, self.work)
+        return [folder for folder in places if folder.is_dir() and not folder.is_symlink()]
+
+    def discard(self, on_wait: Callable[[str], None] = lambda message: None) -> None:
+        """Remove the artifact and its partial results, under the lock."""
+        with self.lock(on_wait):
+            if self.artifact in self.folders:  # renamed first: another run's plan finds all of its files, or none
+                shutil.rmtree(self.part, ignore_errors=True)
+                self.artifact.rename(self.part)
+            for folder in self.folders:
+                shutil.rmtree(folder)
+            self.lock_file.unlink()
+
+    @contextmanager
+    def lock(self, on_wait: Callable[[str], None]) -> Iterator[int]:
+        """Hold the lock, after waiting for any other holder, and yield the lock's file descriptor.
+
+        Args:
+            on_wait: called with a message that names the other holder.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with locked(self.lock_file, self.name, on_wait) as descriptor:
+            yield descriptor
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of artifacts and runs."""
+
+    root: Path
+
+    def check(self) -> None:
+        """Check that the store is a folder, or can become one.
+
+        Raises:
+            UserError: its path belongs to something else, such as a file or a link to nothing.
+        """
+        if os.path.lexists(self.root) and not self.root.is_dir():
+            raise UserError(f"{self.root}: expected a folder of artifacts and runs, got a file or a broken link")
+
+    def slot(self, kind: str, identity: str) -> Slot:
+        """Return the slot of an identity (hex digits). Its path is absolute, for processes in other folders."""
+        return Slot(self.root.absolute(), f"{kind}-{identity[:8]}")
+
+    @property
+    def runs(self) -> Path:
+        """Folder of the runs, which `vfm.flow.records.runs` describes."""
+        return self.root / "runs"
+
+    def run_directory(self, name: str) -> Path:
+        """Return the folder of a run: by name the one that was started last, by `NAME@NUMBER` any."""
+        return self.runs / name
+
+    def artifacts(self) -> list[Path]:
+        """Return the folders of the published artifacts."""
+        folders = (path.parent for path in self.root.glob(f"*/{MANIFEST_FILE}"))
+        return sorted(path for path in folders if SLOT_NAME.fullmatch(path.name) and (path / FACTS_FILE).is_file())
+
+    def unlinked(self, without: Collection[Path] = ()) -> list[Slot]:
+        """Return the slots, published or left by a crash, that no run links to and no process holds.
+
+        Args:
+            without: folders of runs whose links do not count.
+        """
+        links = [link for run in _inside(self.runs) if run not in without for link in _inside(run / LINKS)]
+        ends = (end for link in links if link.is_symlink() for end in (link.readlink(), Path(os.path.realpath(link))))
+        linked = {end.name for end in ends}  # a link may lead to another run's link
+        partial = [path for path in self.root.glob(".*.*") if path.suffix in {".part", ".work"}]
+        left = {path.stem[1:] for path in partial if SLOT_NAME.fullmatch(path.stem[1:])}
+        names = ({path.name for path in self.artifacts()} | left) - linked
+        slots = [slot for name in sorted(names) if (slot := Slot(self.root, name)).folders]
+        return [slot for slot in slots if not is_locked(slot.lock_file)]
+
+
+def _inside(folder: Path) -> list[Path]:
+    """List a folder. Only a missing one is empty: `clean` must not remove artifacts whose links it cannot read."""
+    if folder.name in ("runs", LINKS) and os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder}: expected a folder of links to the artifacts in use, got a file or a broken link")
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -1,0 +1,1 @@
+"""Recipes: YAML, overrides, seeds and validation."""

@@ -1,0 +1,256 @@
+"""Recipes: an ordered list of stages in YAML, validated as a whole, with one error line for each mistake."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from vfm.base import Config, UserError, did_you_mean, error_lines, redacted, redacted_words
+from vfm.flow.recipe.recipe_source import (
+    Mistakes,
+    RecipeSource,
+    apply_overrides,
+    find_recipe,
+    read_source,
+    read_text,
+)
+from vfm.flow.recipe.run_names import run_name
+from vfm.flow.recipe.seeds import per_seed
+from vfm.flow.recipe.yaml_lines import KeyPath, dump, one_line
+from vfm.interfaces import FACTS_FILE, Artifact, Evaluation, Ref, Runtime, Stage, refs, unknown_kind
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe: every stage is valid, and every input is connected to an artifact of the right type.
+
+    Attributes:
+        name: name of the run.
+        description: what the recipe is for.
+        stages: the stages in order.
+        text: its YAML without credentials; with a base or `--set`, the resolved one.
+        bases: names of the files that the recipe is laid over.
+        file: its file, if it has one.
+    """
+
+    name: str
+    description: str
+    stages: tuple[Stage, ...]
+    text: str = ""
+    bases: tuple[str, ...] = ()
+    file: Path | None = None
+
+
+class RecipeKeys(Config):
+    """The keys of a recipe."""
+
+    description: str = Field("", description="what the recipe is for")
+    runtime: dict[str, Any] = Field({}, description="runtime of every stage, for the keys that it does not set itself")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        [], description="repeat the stages that draw random numbers, and all that depend on them, once per seed"
+    )
+    paths: dict[str, str] = Field(
+        {}, description="folders by name: `$NAME/` at the beginning of a value in a stage stands for the folder"
+    )
+    stages: list[dict[str, Any]] = Field(min_length=1, description="the stages in order")
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"expected distinct seeds, got {seeds}")
+        return seeds
+
+
+def load_recipe(
+    source: str, known: Mapping[str, type[Stage]], overrides: Sequence[str] = (), *, absent_path: str = ""
+) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        source: path of a YAML file, or the name of a shipped recipe.
+        known: stage types by kind.
+        overrides: `NAME.FIELD=VALUE` each, the value in YAML.
+        absent_path: stands for each `path` of data that the recipe leaves open; empty: that is a mistake.
+
+    Raises:
+        UserError: one line for each mistake: file and line, dotted key, what is allowed.
+    """
+    path = find_recipe(source)
+    name, text = run_name(path.stem), read_text(path)
+    return parse_recipe(text, known, overrides, name=name, where=path.name, file=path, absent_path=absent_path)
+
+
+def parse_recipe(
+    text: str,
+    known: Mapping[str, type[Stage]],
+    overrides: Sequence[str] = (),
+    *,
+    name: str,
+    where: str,
+    file: Path | None = None,
+    absent_path: str = "",
+) -> Recipe:
+    """Validate the text of a recipe, as `load_recipe` does.
+
+    Args:
+        text: the YAML.
+        known: stage types by kind.
+        overrides: `NAME.FIELD=VALUE` each, the value in YAML.
+        name: name of the recipe.
+        where: name of its file in error messages.
+        file: the file; a relative path in `base` starts from its folder.
+        absent_path: as in `load_recipe`.
+
+    Raises:
+        UserError: one line for each mistake.
+    """
+    folder, chain = (file.parent, (file.resolve(),)) if file else (Path(), ())
+    source = read_source(text, where, folder, chain)
+    apply_overrides(source, overrides)
+    if source.bases or overrides or redacted([source.value, text]) != [source.value, text]:
+        text = _resolved_text(source, overrides)
+    mistakes = Mistakes(source)
+    try:
+        keys = RecipeKeys(**source.value)
+    except ValidationError as error:
+        for place, message in error_lines(error, RecipeKeys):
+            mistakes.add(place, _dotted("", place).lstrip("."), message)
+        mistakes.raise_if_any()
+        raise
+    _check_runtime_keys(keys.runtime, known, mistakes)
+    items = [_with_path(item, known, absent_path) if absent_path else item for item in keys.stages]
+    stages = [stage for index, item in enumerate(items) if (stage := _stage(item, index, keys, known, mistakes))]
+    mistakes.raise_if_any()
+    _check_inputs(stages, mistakes)
+    mistakes.raise_if_any()
+    return Recipe(name, keys.description.strip(), tuple(per_seed(stages, keys.seeds)), text, tuple(source.bases), file)
+
+
+def _resolved_text(source: RecipeSource, overrides: Sequence[str]) -> str:
+    """Return a recipe, its bases and what `--set` changes as one YAML text, without credentials."""
+    value = redacted(source.value)
+    if isinstance(about := value.get("description"), str):
+        value = {**value, "description": about.strip()}
+    text = dump(value)
+    bases = f", laid over {', '.join(source.bases)}" if source.bases else ""
+    settings = "".join(f" --set {shlex.quote(word)}" for word in redacted_words(overrides))
+    return one_line(f"# {source.where}{bases}{settings and f', with{settings}'}") + f"\n{text}"
+
+
+def runtime_of(stage: type[Stage]) -> type[Runtime]:
+    """Return the class of a stage's `runtime`."""
+    annotation: Any = stage.model_fields["runtime"].annotation
+    runtime: type[Runtime] = annotation
+    return runtime
+
+
+def _check_runtime_keys(runtime: Mapping[str, Any], known: Mapping[str, type[Stage]], mistakes: Mistakes) -> None:
+    """Report the keys of a recipe's runtime that no installed stage type has."""
+    allowed = {key for stage in known.values() for key in runtime_of(stage).model_fields}
+    for key in runtime:
+        if key not in allowed:
+            mistakes.add(("runtime", key), f"runtime.{key}", f"unknown key{did_you_mean(str(key), allowed)}")
+
+
+def _stage(
+    item: dict[str, Any], index: int, keys: RecipeKeys, known: Mapping[str, type[Stage]], mistakes: Mistakes
+) -> Stage | None:
+    """Return the validated stage; None if it has mistakes, which are added to `mistakes`."""
+    place: KeyPath = ("stages", index)
+    name = item.get("name")
+    label = name if isinstance(name, str) and name else f"stages[{index}]"
+    kind = item.get("kind")
+    if not isinstance(kind, str) or kind not in known:
+        message = "is required (the kind of this stage)" if kind is None else unknown_kind(str(kind), dict(known))
+        mistakes.add((*place, "kind"), f"{label}.kind", message)
+        return None
+    try:
+        item = _with_folders(item, keys.paths)
+    except UserError as error:
+        mistakes.add(place, label, str(error))
+        return None
+    own = item.get("runtime") or {}
+    shared = {key: value for key, value in keys.runtime.items() if key in runtime_of(known[kind]).model_fields}
+    if shared and isinstance(own, dict):
+        item = {**item, "runtime": {**shared, **own}}
+    try:
+        return known[kind].model_validate(item, context=known)
+    except ValidationError as error:
+        for location, message in error_lines(error, known[kind]):
+            if location[:1] == ("runtime",) and shared and isinstance(own, dict) and _is_shared(location, own):
+                mistakes.add(location, _dotted("", location).lstrip("."), message)  # one line for all stages
+            else:
+                mistakes.add((*place, *location), _dotted(label, location), message)
+        return None
+
+
+def _with_path(item: dict[str, Any], known: Mapping[str, type[Stage]], absent_path: str) -> dict[str, Any]:
+    """Return a stage's settings, with a path if it needs one and has none."""
+    kind = item.get("kind")
+    field = known[kind].model_fields.get("path") if isinstance(kind, str) and kind in known else None
+    return {"path": absent_path, **item} if field and field.is_required() else item
+
+
+def _with_folders(value: Any, folders: Mapping[str, str]) -> Any:
+    """Return a value of a recipe with the named folders in place of `$NAME/`.
+
+    Raises:
+        UserError: a folder has no entry in `paths`.
+    """
+    if isinstance(value, dict):
+        return {key: _with_folders(item, folders) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_folders(item, folders) for item in value]
+    found = re.match(r"\$(\w+)/", value) if isinstance(value, str) else None
+    if not found:
+        return value
+    if found[1] not in folders:
+        raise UserError(f"{value}: paths has no folder {found[1]!r}{did_you_mean(found[1], folders)}")
+    return f"{folders[found[1]].rstrip('/')}/{value[found.end() :]}"
+
+
+def _is_shared(location: KeyPath, own: Mapping[str, Any]) -> bool:
+    """Return whether the runtime key at `location` comes from the recipe's `runtime`, not from the stage's own."""
+    return str(location[1]) not in own if len(location) > 1 else not own
+
+
+def _dotted(label: str, location: Iterable[str | int]) -> str:
+    return label + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+
+
+def _check_inputs(stages: Sequence[Stage], mistakes: Mistakes) -> None:
+    """Check that every input is an earlier stage or a saved artifact of the right type, and that names are unique."""
+    names = [stage.name for stage in stages]
+    made: dict[str, type[Artifact]] = {}
+    for index, stage in enumerate(stages):
+        place: KeyPath = ("stages", index)
+        for key, ref in refs(stage):
+            message = _misfit(ref, made, names)
+            if message:
+                path: KeyPath = tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", key))
+                mistakes.add((*place, *path), f"{stage.name}.{key}", message)
+        if isinstance(stage, Evaluation) and not stage.has_something_to_evaluate:
+            mistakes.add((*place, "models"), f"{stage.name}.models", "is required (the models to evaluate)")
+        if stage.name in made:
+            mistakes.add((*place, "name"), f"{stage.name}.name", "another stage has this name")
+        made[stage.name] = stage.makes
+
+
+def _misfit(ref: Ref[Any], made: Mapping[str, type[Artifact]], names: Sequence[str]) -> str | None:
+    """Return why an input does not fit, or None if it does."""
+    if ref in made:
+        return None if ref.accepts(made[ref]) else f"expected a {ref.expected}; '{ref}' makes a {made[ref].__name__}"
+    if ref in names:
+        return f"'{ref}' comes later; a stage can only use earlier ones"
+    if os.path.isfile(Path(ref) / FACTS_FILE):  # False for a name that is too long
+        found = type(Artifact.load(ref, verify=False))
+        return None if ref.accepts(found) else f"expected a {ref.expected}; {ref} holds a {found.__name__}"
+    return f"no earlier stage and no saved artifact is named '{ref}'{did_you_mean(ref, made)}"

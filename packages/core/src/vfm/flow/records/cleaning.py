@@ -1,0 +1,89 @@
+"""Find what `vfm clean` may remove: old runs, and artifacts that no kept run links to or reads.
+
+A run keeps the artifacts of its stages by links. An input that its recipe names by a path into the store has no link:
+its folder is named by the recipe, or its identity by the manifest of what was made from it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vfm.flow.plan.store import LINKS, SLOT_NAME, STEP_FILE, Slot, Store
+from vfm.flow.records.run_states import is_running
+from vfm.flow.records.runs import LIST_LOCK, RECIPE_FILE, KeptRun, kept_runs
+from vfm.interfaces import FACTS_FILE, MANIFEST_FILE
+from vfm.storage.locks import locked
+
+_RUN_IN_PATH = re.compile(rf"([^/\s'\"]+)/{LINKS}/")
+_IDENTITY = re.compile(r"\b[0-9a-f]{32}\b")
+
+
+@contextmanager
+def no_run_starts(store: Store) -> Iterator[None]:
+    """Let runs that start in the store wait, so that none begins to use what is about to be removed."""
+    if not store.runs.is_dir():
+        yield
+        return
+    with locked(store.runs / LIST_LOCK, "the list of runs"):
+        yield
+
+
+def older_runs(store: Store, keep: int) -> list[KeptRun]:
+    """Return the runs of each name that are older than its last `keep` finished ones.
+
+    Left out are the run of a name that was started last, runs on which a process works, and runs through whose folders
+    the recipe of a kept run reads an artifact.
+    """
+    runs = kept_runs(store)
+    old: list[KeptRun] = []
+    for name in dict.fromkeys(run.name for run in runs):
+        same = [run for run in runs if run.name == name]
+        last = os.path.realpath(store.run_directory(name))
+        finished = [index for index, run in enumerate(same) if run.finished]
+        older = same[: finished[-keep]] if len(finished) >= keep else []
+        old += [run for run in older if os.path.realpath(run.directory) != last and not is_running(run.directory)]
+    kept = [run for run in runs if run not in old]
+    while kept:
+        read = {name for run in kept for name in _RUN_IN_PATH.findall(_text(run.directory / RECIPE_FILE))}
+        kept = [run for run in old if run.directory.name in read]
+        old = [run for run in old if run not in kept]
+    return old
+
+
+def unused_slots(store: Store, without: Collection[Path] = ()) -> list[Slot]:
+    """Return the slots, published or left by a crash, that no kept run links to or reads, and no process holds.
+
+    Args:
+        store: the store.
+        without: folders of runs that are not kept.
+    """
+    slots = {slot.name: slot for slot in store.unlinked(without)}
+    kept = [run for run in kept_runs(store) if run.directory not in without] if slots else []
+    linked = [Slot(store.root, name) for name in {name for run in kept for name in run.links.values()}]
+    recipes = [run.directory / RECIPE_FILE for run in kept]
+    read = _named([*recipes, *(file for slot in linked for file in _records(slot))], slots)
+    while read:  # an artifact refers to others, such as a subset to its pool
+        facts = [slots.pop(name).artifact / FACTS_FILE for name in read]
+        read = _named(facts, slots)
+    return list(slots.values())
+
+
+def _records(slot: Slot) -> tuple[Path, Path]:
+    """Return the files that name the inputs of an artifact: when it is made, and while it is being made."""
+    return slot.artifact / MANIFEST_FILE, slot.work / STEP_FILE
+
+
+def _named(files: Iterable[Path], names: Collection[str]) -> list[str]:
+    """Return those of the slots' names that are in one of the files, by name or by the identity of the artifact."""
+    texts = [_text(file) for file in files]
+    found = {name.lstrip(".") for text in texts for name in SLOT_NAME.findall(text)}
+    digits = {identity[:8] for text in texts for identity in _IDENTITY.findall(text)}
+    return [name for name in names if name in found or name.rpartition("-")[2] in digits]
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""

@@ -1,0 +1,144 @@
+"""What has changed in the outside files behind the results of a store, found by reading every byte of them."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vfm.base import UserError
+from vfm.flow.plan.store import SLOT_NAME
+from vfm.interfaces import MANIFEST_FILE
+from vfm.storage import files
+from vfm.storage.fingerprints import (
+    WHOLE_FILE,
+    Memory,
+    bytes_to_read,
+    contents,
+    contents_names,
+    fingerprint,
+)
+from vfm.storage.integrity import hash_file, read_sealed, seal
+from vfm.storage.publishing import write_file
+from vfm.storage.remote_fingerprints import DIGITS
+
+WHOLE_FILE_HASHES = ".whole-hashes.json"  # in the store: SHA-256 of large files, by their fingerprints
+MAX_NAMES = 3  # files of a folder, and results, that a line names
+
+
+@dataclass(frozen=True)
+class Input:
+    """An outside file or folder, its fingerprint when artifacts were made from it, and those artifacts by name."""
+
+    path: str
+    fingerprint: str
+    results: tuple[str, ...]
+
+    @property
+    def files(self) -> list[str]:
+        """The local files to read."""
+        if files.is_remote(self.path):
+            return []
+        if os.path.isdir(self.path):
+            return [os.path.join(self.path, name) for name in contents_names(self.path)]
+        return [self.path] if os.path.isfile(self.path) else []
+
+
+def inputs_of(store: Path) -> list[Input]:
+    """Return the outside files behind the artifacts of a store, each with all results that were made from it."""
+    manifests: dict[str, Mapping[str, Any]] = {}
+    for folder in sorted(store.iterdir()):
+        if SLOT_NAME.fullmatch(folder.name):
+            with suppress(UserError):  # `vfm verify` reports damaged manifests
+                manifests[folder.name] = read_sealed(folder / MANIFEST_FILE, "identity", "inputs")
+    users: dict[str, list[str]] = defaultdict(list)  # identity -> artifacts that were made from it
+    for name, manifest in manifests.items():
+        for identity in manifest["inputs"].values():
+            users[identity].append(name)
+    found: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for name, manifest in manifests.items():
+        for path, known in (manifest.get("sources") or {}).items():
+            found[path, known] |= _results(name, manifests, users)
+    return [Input(path, known, tuple(results)) for (path, known), results in sorted(found.items())]
+
+
+def _results(name: str, manifests: Mapping[str, Mapping[str, Any]], users: Mapping[str, list[str]]) -> dict[str, None]:
+    """Return an artifact and all that were made from it, each once."""
+    found, pending = {name: None}, [name]
+    while pending:
+        new = [user for user in users.get(manifests[pending.pop()]["identity"], ()) if user not in found]
+        found |= dict.fromkeys(new)
+        pending += new
+    return found
+
+
+class InputCheck:
+    """Reads outside files and compares them with what results were made from."""
+
+    def __init__(self, store: Path) -> None:
+        self.store, self.before = store, Memory(store)
+        self.whole: dict[str, str] = {}  # fingerprint -> SHA-256 of large files
+        with suppress(UserError):
+            self.whole = dict(read_sealed(store / WHOLE_FILE_HASHES, "hashes")["hashes"])
+        self.recorded = 0  # large files whose SHA-256 was not known before
+
+    def check(self, one: Input, on_bytes: Callable[[int], None]) -> str:
+        """Return how an input has changed since, as one line; empty: not at all.
+
+        Args:
+            one: the input.
+            on_bytes: called with the number of bytes of each block that was read.
+        """
+        if len(one.fingerprint) != DIGITS:
+            return "its fingerprint is of an older version, by time and path; run the recipe again"
+        try:
+            now = fingerprint(one.path, Memory())
+        except UserError as error:
+            return str(error).removeprefix(f"{one.path}: ")
+        if now != one.fingerprint:
+            on_bytes(sum(bytes_to_read(os.path.getsize(file)) for file in one.files))
+            return "changed" + self._names(one.path)
+        if files.is_remote(one.path):
+            return ""
+        changed = [file for file in one.files if not self._same_bytes(file, on_bytes)]
+        return f"changed in bytes that its fingerprint leaves out: {_some(changed)}" if changed else ""
+
+    def save(self) -> None:
+        """Keep the hashes of large files, with which the next check compares theirs."""
+        if self.recorded:
+            write_file(self.store / WHOLE_FILE_HASHES, seal({"hashes": self.whole}))
+
+    def _same_bytes(self, file: str, on_bytes: Callable[[int], None]) -> bool:
+        size = os.path.getsize(file)
+        if size <= WHOLE_FILE:  # its fingerprint is of all bytes
+            on_bytes(size)
+            return True
+        found = hash_file(Path(file), on_bytes)
+        known = fingerprint(file, Memory())
+        self.recorded += known not in self.whole
+        return self.whole.setdefault(known, found) == found
+
+    def _names(self, path: str) -> str:
+        """Return the names of the files of a folder that differ from what an earlier plan remembered."""
+        if not os.path.isdir(path):
+            return ""
+        _, before = self.before.entries(path)
+        now = contents(path, Memory())
+        names = sorted(
+            name for name in before.keys() | now if name not in now or before.get(name, ([], ""))[1] != now[name]
+        )
+        return f": {_some(names)}" if before and names else ""
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
+
+
+def behind(one: Input) -> str:
+    """Return the results that were made from an input, for a line."""
+    return _some(list(one.results))

@@ -1,0 +1,144 @@
+"""The manifest of an artifact: how it was made, so that it can be traced and made again."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from functools import cache
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from vfm.base import UserError
+from vfm.flow.plan.plan import Step
+from vfm.interfaces import MANIFEST_FILE, Artifact, Context, Event, Report, refs
+from vfm.storage.fingerprints import located
+from vfm.storage.integrity import read_sealed, seal
+from vfm.storage.store_files import reading
+
+LIBRARIES = {"torch", "torchvision", "timm", "open-clip-torch", "diffusers", "numpy", "pillow", "pyarrow"}
+MAX_EXAMPLES = 3  # places of bad samples by reason
+
+
+class EventNotes:
+    """What a manifest keeps of a stage's events.
+
+    These are the last metrics, the warnings, the places of some bad samples, and the settings that changed on the way.
+    They are saved in the work folder, because a stage that resumes after a crash does not repeat its earlier events.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.numbers: dict[str, float] = {}
+        self.warnings: list[str] = []
+        self.bad_examples: dict[str, list[str]] = {}  # reason -> places
+        self.stretches: list[dict[str, Any]] = []  # {"step", "settings"} of a training, each time that they changed
+        self.kernels: str | None = None  # not saved: a resumed training sends this event again
+        if file.is_file():
+            try:
+                found = read_sealed(file, "numbers", "warnings", "bad_examples")
+                with reading(file, "metrics and warnings"):
+                    self.numbers, self.warnings = dict(found["numbers"]), list(found["warnings"])
+                    self.bad_examples = {reason: list(places) for reason, places in found["bad_examples"].items()}
+                    self.stretches = [dict(stretch) for stretch in found.get("stretches", ())]
+            except UserError as error:  # the result does not depend on them
+                self.warnings = [f"{error}; earlier metrics and warnings are lost"]
+
+    def add(self, event: Event) -> None:
+        """Keep what an event says, and save it."""
+        if event.type == "kernels":
+            self.kernels = event.data["running"]
+            return
+        if event.type == "metrics":
+            self.numbers.update(event.data["values"])
+        elif event.type == "warning" and event.data["message"] not in self.warnings:
+            self.warnings.append(event.data["message"])
+        elif event.type == "settings":
+            # A training that is resumed from an earlier step does the later ones again.
+            before = [stretch for stretch in self.stretches if stretch["step"] < event.data["step"]]
+            same = before and before[-1]["settings"] == event.data["settings"]
+            self.stretches = before if same else [*before, dict(event.data)]
+        elif event.type != "bad_sample" or not self._is_new_example(event.data["reason"], event.data["where"]):
+            return
+        part = self.file.with_suffix(".part")  # without fsync: it would cost more than these notes are worth
+        names = ("numbers", "warnings", "bad_examples", "stretches")
+        part.write_bytes(seal({name: getattr(self, name) for name in names}))
+        part.replace(self.file)
+
+    def _is_new_example(self, reason: str, where: str) -> bool:
+        """Keep the place of a bad sample if there are few for its reason; return whether it was kept."""
+        places = self.bad_examples.setdefault(reason, [])
+        if where in places or len(places) >= MAX_EXAMPLES:
+            return False
+        places.append(where)
+        return True
+
+
+def build_manifest(
+    step: Step, artifact: Artifact, context: Context, notes: EventNotes, seconds: float
+) -> dict[str, Any]:
+    """Return the manifest of an artifact that a step has just made in `seconds`."""
+    units: dict[str, str] = {}
+    if isinstance(artifact, Report):
+        named = {f"{metric.model} {metric.name}".strip(): metric for metric in artifact.metrics}
+        notes.numbers = {name: metric.value for name, metric in named.items()}
+        units = {name: metric.unit for name, metric in named.items()}
+    names = {ref for _, ref in refs(step.stage)}
+    return {
+        "kind": step.stage.kind,
+        "name": step.stage.name,
+        "version": step.stage.version,
+        "identity": step.identity,
+        "config": step.stage.model_dump(mode="json", exclude={"name", "kind", "runtime"}),
+        "runtime": step.stage.runtime.model_dump(),
+        "stretches": notes.stretches,
+        "kernels": notes.kernels,
+        "inputs": {name: step.inputs[name] for name in sorted(names)},
+        "sources": {located(path): found for path, found in step.fingerprints.items()},
+        "seed": getattr(step.stage, "seed", None),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seconds": round(seconds, 2),
+        "numbers": notes.numbers,
+        "units": units,
+        "bad_samples": dict(sorted(context.bad.items())),
+        "bad_examples": dict(sorted(notes.bad_examples.items())),
+        "warnings": notes.warnings,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "python": platform.python_version(),
+        "versions": library_versions(),
+        "commit": _commit(),
+    }
+
+
+def read_manifest(artifact: Path) -> dict[str, Any]:
+    """Return the manifest of a published artifact.
+
+    Raises:
+        UserError: the manifest is missing or damaged.
+    """
+    return read_sealed(artifact / MANIFEST_FILE, "kind", "identity", "inputs", "numbers", "finished")
+
+
+@cache  # reading the metadata of every installed package takes a third of a second
+def library_versions() -> dict[str, str]:
+    """Return the versions of vfm's packages and of the libraries that results depend on."""
+    found = {dist.metadata["Name"]: dist.version for dist in distributions() if dist.metadata["Name"]}
+    return {name: version for name, version in sorted(found.items()) if name in LIBRARIES or name.startswith("vfm-")}
+
+
+def _commit() -> str | None:
+    """Return the commit of the work tree that vfm runs from, with `-dirty` if a tracked file differs; else None."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commands = (
+        # A package installed inside somebody's work tree is not tracked by it, and its commit means nothing.
+        [*git, "ls-files", "--error-unmatch", "--", Path(__file__).name],
+        [*git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
+    )
+    try:
+        for command in commands:
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer

@@ -1,0 +1,95 @@
+"""Why a stage of a plan is new: what differs from the artifact of the same stage in the last run of the recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vfm.base import UserError, incidental_settings
+from vfm.flow.plan.plan import Step
+from vfm.flow.plan.store import STEP_FILE, Slot, Store
+from vfm.flow.recipe.recipe import Recipe
+from vfm.flow.recipe.run_names import owner_of
+from vfm.flow.records.runs import KeptRun, kept_runs
+from vfm.interfaces import MANIFEST_FILE
+from vfm.storage.fingerprints import located
+from vfm.storage.integrity import read_sealed
+
+MAX_CHANGES = 4  # that a line names
+MAX_CHARACTERS = 40  # of a value
+
+
+def reasons(recipe: Recipe, steps: Sequence[Step], store: Store) -> dict[str, str]:
+    """Return a line for each stage that is new in the recipe's plan, such as `lr 0.0005 -> 0.001`; else nothing."""
+    new = [step for step in steps if step.status == "new"]
+    owner = owner_of(recipe.file, recipe.name, store.root)
+    runs = [run for run in reversed(kept_runs(store)) if run.owner == owner] if new else []
+    lines = {}
+    for step in new:
+        if before := _record(step.stage.name, runs, store):
+            changes = list(_changes(step, before))
+            more = f" and {len(changes) - MAX_CHANGES} more" if len(changes) > MAX_CHANGES else ""
+            lines[step.stage.name] = ", ".join(changes[:MAX_CHANGES]) + more
+    return lines
+
+
+def differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted key, value before, value after) for each difference between two configurations.
+
+    A key that one of them lacks is None there. Of parts of different types only the type is compared.
+    """
+    if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
+        if before != after:
+            yield key, before, after
+        return
+    names = ["type"] if before.get("type") != after.get("type") else list(dict.fromkeys([*before, *after]))
+    for name in names:
+        yield from differences(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
+
+
+def _record(name: str, runs: Sequence[KeptRun], store: Store) -> dict[str, Any] | None:
+    """Return how the newest artifact of a stage was made, or is being made."""
+    for run in runs:
+        if name not in run.links:
+            continue
+        slot = Slot(store.root, run.links[name])
+        with suppress(UserError):
+            return read_sealed(slot.artifact / MANIFEST_FILE, "config", "inputs", "sources", "version")
+        with suppress(UserError):
+            return record_of_step(slot.work)
+    return None
+
+
+def record_of_step(work: Path) -> dict[str, Any]:
+    """Return how the artifact of a work folder is being made, with the keys of a manifest.
+
+    Raises:
+        UserError: the folder holds no prepared step.
+    """
+    record = read_sealed(work / STEP_FILE, "stage", "inputs", "fingerprints")
+    sources = {located(path): found for path, found in record["fingerprints"].items()}
+    return {"config": record["stage"], "inputs": record["inputs"], "sources": sources}
+
+
+def _changes(step: Step, before: Mapping[str, Any]) -> Iterator[str]:
+    after = step.stage.model_dump(mode="json")
+    left_out = {"name", "kind", *incidental_settings(step.stage)}
+    for key, old, new in differences(before["config"], after):
+        if not any(key == name or key.startswith(f"{name}.") for name in left_out):
+            yield f"{key} {_short(old)} -> {_short(new)}"
+    if before.get("version", step.stage.version) != step.stage.version:
+        yield f"version of {step.stage.kind} {before['version']} -> {step.stage.version}"
+    for ref, identity in step.inputs.items():
+        if before["inputs"].get(ref, identity) != identity:
+            yield f"{ref} is new"
+    for path, found in step.fingerprints.items():
+        if before["sources"].get(located(path), found) != found:
+            yield f"{path} has changed"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 3] + "..."

@@ -1,0 +1,59 @@
+"""Make the record of a run, `run.json`: what it makes by which recipe, and how that was run."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vfm.base import redacted, redacted_words
+from vfm.flow.plan.plan import Step
+from vfm.flow.recipe.recipe import Recipe
+from vfm.flow.recipe.run_names import owner_of
+
+HOW = ("text", "command", "started", "seconds")  # keys that say how the artifacts of a run were made
+
+
+def record_of(
+    recipe: Recipe, steps: Sequence[Step], store: Path, started: float, seconds: float | None
+) -> dict[str, Any]:
+    """Return the record of a run that this process runs, without credentials.
+
+    Args:
+        recipe: the recipe.
+        steps: its plan.
+        store: folder of the store.
+        started: time at which the run began.
+        seconds: how long it took; None: it has not finished.
+    """
+    what = {
+        "recipe": recipe.name,
+        "file": owner_of(recipe.file, recipe.name, store),
+        "description": recipe.description,
+        "text": recipe.text,
+        "stages": [step.stage.name for step in steps],
+        "artifacts": [step.slot.name for step in steps],
+    }
+    return {**redacted(what), "command": _command(), "started": started, "seconds": seconds}
+
+
+def after_rerun(record: Mapping[str, Any], before: Mapping[str, Any], *, made: bool) -> dict[str, Any]:
+    """Return the record of a run that has finished again: if it made nothing, what says how stays as it was.
+
+    Args:
+        record: of the run that has finished now.
+        before: of the last time; empty if there was none.
+        made: whether any artifact was made.
+    """
+    if made or before.get("seconds") is None:
+        return dict(record)
+    return {**record, **{key: before[key] for key in HOW if key in before}}
+
+
+def _command() -> str:
+    """Return the command line of this process, without credentials."""
+    program = Path(sys.argv[0]).name
+    words = ["vfm"] if program in ("vfm", "__main__.py") else ["python", program]
+    return shlex.join([*words, *redacted_words(sys.argv[1:])])

@@ -1,0 +1,66 @@
+"""Determine what a run is doing: whether a process works on it, and how it ended if none does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from vfm.base import UserError
+from vfm.flow.plan.store import LINKS, Slot
+from vfm.flow.records.runs import EVENTS_FILE
+from vfm.interfaces import Event
+from vfm.storage.locks import is_locked
+
+State = Literal["running", "finished", "failed", "stopped"]
+TAIL_BYTES = 64 << 10  # at the end of a file of events; the event that ended the run is among its last lines
+
+
+def is_running(directory: Path) -> bool:
+    """Return whether a process works on a run: it writes the run's events, or makes the artifact of a stage.
+
+    A training that `vfm run --prepare` has prepared is run by a process that writes no events of the run.
+
+    Raises:
+        UserError: the file of events, or a lock, is no regular file.
+    """
+    folder = directory / LINKS
+    links = [link for link in folder.iterdir() if link.is_symlink()] if folder.is_dir() else []
+    artifacts = (Path(os.path.realpath(link)) for link in links)
+    files = (directory / EVENTS_FILE, *(Slot(path.parent, path.name).lock_file for path in artifacts))
+    return any(is_locked(file) for file in files)
+
+
+def state_of(directory: Path, record: Mapping[str, Any]) -> State:
+    """Return the state of a run; `stopped`: a signal ended it, or it waits for `vfm step`.
+
+    Args:
+        directory: its folder.
+        record: the content of its `run.json`.
+    """
+    with suppress(UserError):
+        if is_running(directory):
+            return "running"
+    if record.get("seconds") is not None:
+        return "finished"
+    return "failed" if failure_of(directory) else "stopped"
+
+
+def failure_of(directory: Path) -> str:
+    """Return why a run failed in its last go; empty if it did not fail, or was interrupted."""
+    file = directory / EVENTS_FILE
+    if not file.is_file():
+        return ""
+    with file.open("rb") as stream:
+        stream.seek(-min(TAIL_BYTES, file.stat().st_size), os.SEEK_END)
+        lines = stream.read().splitlines()
+    for line in reversed(lines):
+        with suppress(ValueError):  # a line that a kill has cut off
+            event = Event.from_json(line.decode(errors="replace"))
+            if event.type == "run_failed":
+                return "" if event.data.get("interrupted") else str(event.data.get("message", ""))
+            if event.type == "run_started":
+                return ""
+    return ""

@@ -1,0 +1,201 @@
+"""The runs of a store. Each is kept in a folder of its own, under a name and a number.
+
+store/runs/
+  quickstart@1/    links from stage names to artifacts, recipe.yaml, run.json, events.jsonl, report.html
+  quickstart@2/    the same of a run with other settings, whose artifacts differ
+  quickstart       a link to the folder of the run that was started last
+
+The same plan again, after a crash or with everything cached, is the same run. A run belongs to its recipe's file: a
+second file of the same name gets another name (`quickstart-2`). Numbers, not times, order the runs of a name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vfm.base import UserError
+from vfm.flow.plan.plan import Step
+from vfm.flow.plan.store import LINKS, Store
+from vfm.flow.recipe.recipe import Recipe
+from vfm.flow.recipe.run_names import own_name, owner_of
+from vfm.flow.records.run_record import record_of
+from vfm.storage.integrity import read_sealed, seal
+from vfm.storage.locks import locked
+from vfm.storage.permissions import check_writable, is_writable
+
+RUN_FILE, EVENTS_FILE, RECIPE_FILE = "run.json", "events.jsonl", "recipe.yaml"
+LIST_LOCK = ".lock"  # beside the runs; held while a run gets its number, and while runs are removed
+_FOLDER = re.compile(r"(?P<name>[^.].*)@(?P<number>\d{1,9})")
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    """A run that a store keeps.
+
+    Attributes:
+        directory: its folder.
+        name: name that it shares with the other runs of its recipe.
+        number: its place among them, from 1.
+        record: the content of its `run.json`; empty if that is missing or damaged.
+    """
+
+    directory: Path
+    name: str
+    number: int
+    record: Mapping[str, Any]
+
+    @property
+    def owner(self) -> str | None:
+        """What identifies its recipe (`owner_of`); None if that is not known."""
+        file = self.record.get("file")
+        return file if isinstance(file, str) else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended."""
+        return self.record.get("seconds") is not None
+
+    @property
+    def links(self) -> dict[str, str]:
+        """Name of the artifact's folder by stage."""
+        folder = self.directory / LINKS
+        links = [link for link in folder.iterdir() if link.is_symlink()] if folder.is_dir() else []
+        return {link.name: link.readlink().name for link in links if not link.name.startswith(".")}
+
+
+def kept_runs(store: Store) -> list[KeptRun]:
+    """Return the runs of a store, those of a name together and in the order of their numbers.
+
+    Raises:
+        UserError: the store is no folder.
+    """
+    store.check()
+    found = []
+    for folder in store.runs.iterdir() if store.runs.is_dir() else ():
+        parts = _FOLDER.fullmatch(folder.name)
+        if parts and folder.is_dir() and not folder.is_symlink():
+            record: dict[str, Any] = {}
+            with suppress(UserError):
+                record = read_sealed(folder / RUN_FILE)
+            found.append(KeptRun(folder, parts["name"], int(parts["number"]), record))
+    return sorted(found, key=lambda run: (run.name, run.number))
+
+
+def find_run(word: str, store: Store) -> Path | None:
+    """Return the folder of a run; None if there is none.
+
+    Args:
+        word: the folder, `NAME@NUMBER`, `NAME` for the one started last, or a recipe as `vfm run` takes it.
+        store: the store.
+    """
+    path = Path(word)
+    names = [word, path.stem]
+    if path.is_file():
+        owner = owner_of(path, "", store.root)
+        names = [run.name for run in kept_runs(store) if run.owner == owner][:1]
+    places = [path, *map(store.run_directory, names)]
+    return next((place for place in places if (place / RUN_FILE).is_file()), None)
+
+
+def open_run(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
+    """Return the folder of a plan's run, with the resolved recipe and a link to the artifact of each stage.
+
+    The links exist from the start, so that `vfm clean` keeps the partial results of an interrupted run. A link dangles
+    until its artifact is published. Where the store may not be written and all artifacts exist, the folder is a
+    temporary one outside the store.
+
+    Raises:
+        UserError: the store may not be written, and an artifact is missing.
+    """
+    place = store.runs
+    if is_writable(place):
+        place.mkdir(parents=True, exist_ok=True)
+        with locked(place / LIST_LOCK, "the list of runs"):
+            place = _numbered(recipe, steps, store)
+            if is_writable(place):
+                _link(store.run_directory(place.name.rpartition("@")[0]), Path(place.name))
+                return place
+    if any(step.status != "cached" for step in steps):
+        check_writable(place)
+    directory = Path(tempfile.mkdtemp(prefix=f"vfm-{recipe.name}-"))
+    _fill(directory, recipe, steps, store, to_store=store.root.absolute())
+    return directory
+
+
+def through_link(file: Path) -> Path:
+    """Return the path of a run's file through the link to the run that was started last, if that is this run."""
+    folder = file.parent
+    latest = folder.with_name(folder.name.rpartition("@")[0] or folder.name)
+    return latest / file.name if latest.is_symlink() and latest.samefile(folder) else file
+
+
+def _numbered(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
+    """Return the folder of the run that has the plan's artifacts, else a new one with the next number."""
+    kept = kept_runs(store)
+    name = own_name(recipe.name, _owner(recipe, store), [(run.name, run.owner) for run in kept])
+    runs = [run for run in kept if run.name == name]
+    following = store.run_directory(f"{name}@{max((run.number for run in runs), default=0) + 1}")
+    older = store.run_directory(name)
+    if older.is_dir() and not older.is_symlink():  # versions without numbers kept the one run of a recipe there
+        older.rename(following)
+        return _numbered(recipe, steps, store)
+    wanted = {step.stage.name: step.slot.name for step in steps}
+    if same := [run for run in runs if run.links == wanted]:
+        run = same[-1]
+        if not run.finished and is_writable(run.directory):
+            write_record(run.directory, _first_record(recipe, steps, store))
+        return run.directory
+    part = store.runs / f".{following.name}.{os.getpid()}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    _fill(part, recipe, steps, store, to_store=Path("../../.."))
+    part.rename(following)
+    return following
+
+
+def _owner(recipe: Recipe, store: Store) -> str:
+    return owner_of(recipe.file, recipe.name, store.root)
+
+
+def _fill(directory: Path, recipe: Recipe, steps: Sequence[Step], store: Store, to_store: Path) -> None:
+    """Write a new run: its links, its recipe, and its record, which says that it has not finished."""
+    links = directory / LINKS
+    links.mkdir()
+    for step in steps:
+        _link(links / step.stage.name, to_store / step.slot.name)
+    write_record(directory, _first_record(recipe, steps, store))
+
+
+def _first_record(recipe: Recipe, steps: Sequence[Step], store: Store) -> dict[str, Any]:
+    return record_of(recipe, steps, store.root, started=time.time(), seconds=None)
+
+
+def write_record(directory: Path, record: Mapping[str, Any]) -> None:
+    """Write the `run.json` of a run and the resolved recipe in it, each completely or not at all."""
+    _write(directory / RECIPE_FILE, record["text"].encode(errors="backslashreplace"))
+    _write(directory / RUN_FILE, seal(record))
+
+
+def _write(file: Path, content: bytes) -> None:
+    if file.is_file() and file.read_bytes() == content:
+        return
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(file)
+
+
+def _link(place: Path, target: Path) -> None:
+    """Make a link, in place of an older one; atomic, since another run may do the same."""
+    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(place)

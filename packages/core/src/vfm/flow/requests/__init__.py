@@ -1,0 +1,1 @@
+"""Recipes written from a command: evaluation, fine-tuning, distillation."""

@@ -1,0 +1,177 @@
+"""What a path holds, as the stage that would import it finds: format, samples, what it leaves out, first pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+from pydantic import ValidationError
+
+from vfm.base import UserError, did_you_mean, error_lines
+from vfm.data.index.index import read_index
+from vfm.data.index.source import open_dataset
+from vfm.data.indexing.stages import ImageFiles
+from vfm.data.layouts.layout import find_layout
+from vfm.data.samples.contact_sheet import contact_sheet
+from vfm.data.samples.sample import BadSample
+from vfm.data.tables.parquet import IMAGE_COLUMNS
+from vfm.data.tables.table import CAPTION_COLUMNS, PATH_COLUMNS, text_columns
+from vfm.flow.requests.datasets import import_fields
+from vfm.flow.requests.inputs import Fields
+from vfm.interfaces import (
+    FACTS_FILE,
+    Artifact,
+    ChoiceDataset,
+    Context,
+    Event,
+    ImageDataset,
+    ImagesPanel,
+    PairDataset,
+    QuestionDataset,
+    Stage,
+    TaggedImages,
+    VideoDataset,
+    load_panels,
+)
+from vfm.storage import files
+
+DATASETS = ImageDataset | TaggedImages | ChoiceDataset | QuestionDataset | VideoDataset
+NAME = "data"  # of the stage, in its errors
+FALLBACK = "data.images"  # pictures that have neither captions nor labels
+
+
+@dataclass
+class DatasetSummary:
+    """A dataset as a stage imports it.
+
+    Attributes:
+        fields: fields of the stage; empty for a saved artifact.
+        dataset: the artifact, in the folder that was given.
+        skipped: number of samples that are left out, by reason.
+        first: address of the first sample of each reason; empty for a saved artifact.
+        passed_over: the stage that fits the format, and why it cannot import the files; empty if it does.
+        num_counted: samples of remote files that were only counted, since the files have their number; a bad one is
+            found in use.
+        not_taken: columns of text of a table that are neither captions nor labels of the dataset.
+    """
+
+    fields: Fields
+    dataset: Artifact
+    skipped: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    passed_over: str = ""
+    num_counted: int = 0
+    not_taken: list[str] = field(default_factory=list)
+
+    def sheet(self, count: int) -> Image.Image | None:
+        """Return the first pictures with their captions as one; None if the stage shows none."""
+        panels = [panel for panel in load_panels(self.dataset.path) if isinstance(panel, ImagesPanel)]
+        pictures = [picture for panel in panels for picture in panel.pictures][:count]
+        opened = [(Image.open(self.dataset.path / picture.file), picture.caption) for picture in pictures]
+        return contact_sheet(opened) if opened else None
+
+    def captions(self, count: int) -> list[str]:
+        """Return the first captions of a dataset without images."""
+        if not isinstance(self.dataset, PairDataset) or (source := open_dataset(self.dataset)).index.spec.images:
+            return []
+        found: list[str] = []
+        for number in range(min(len(source), 2 * count)):
+            with suppress(BadSample):  # possible in a saved dataset, whose captions were counted but not read
+                found += [text for texts in source.facts(number).texts.values() for text in texts]
+        return found[:count]
+
+
+def summarize_dataset(
+    path: str,
+    known: Mapping[str, type[Stage]],
+    folder: Path,
+    send: Callable[[Event], None],
+    *,
+    kind: str = "",
+    num_samples: int | None = None,
+) -> DatasetSummary:
+    """Import a dataset into a folder, however many of its samples are bad, and return what it has.
+
+    Args:
+        path: the user's files, or the folder of a saved artifact, which is not imported again.
+        known: stage types by kind.
+        folder: an empty folder for the index and the pictures.
+        send: takes progress.
+        kind: of the stage that imports it; empty: the one that fits the files.
+        num_samples: read the first samples only; None: all.
+
+    Raises:
+        UserError: the path does not exist, its format is not supported, or none of its samples can be used.
+    """
+    if (Path(path) / FACTS_FILE).is_file():
+        saved = Artifact.load(path)
+        if not isinstance(saved, DATASETS):
+            raise UserError(f"{path}: expected a dataset, got a {type(saved).__name__}")
+        return DatasetSummary({}, saved, Counter(getattr(saved, "bad_samples", {})))
+    if kind and not (kind in known and kind.startswith("data.")):
+        kinds = [name for name in known if name.startswith("data.")]
+        raise UserError(f"--kind: {kind!r} is not a kind of dataset{did_you_mean(kind, kinds)}")
+    fields = {"kind": kind, "path": path} if kind else _fields(path)
+    if num_samples is not None and "num_samples" not in known[fields["kind"]].model_fields:
+        raise UserError(f"--limit: {fields['kind']} reads all samples; leave it out")
+    try:
+        return _imported(fields, known, folder, send, num_samples)
+    except UserError as error:
+        if kind or fields["kind"] == FALLBACK:
+            raise
+        # None of the samples fits the stage, such as a folder without captions: what is left is the pictures.
+        found = _imported({"kind": FALLBACK, "path": path}, known, folder, send, num_samples)
+        found.passed_over = f"{fields['kind']}: {str(error).removeprefix(f'{NAME}: ')}"
+        return found
+
+
+def _fields(path: str) -> Fields:
+    try:
+        return import_fields(path)[0]
+    except UserError:
+        find_layout(path, "auto", None)  # raises if there are no pictures
+        return {"kind": FALLBACK, "path": path}
+
+
+def _imported(
+    fields: Fields, known: Mapping[str, type[Stage]], folder: Path, send: Callable[[Event], None], limit: int | None
+) -> DatasetSummary:
+    allowed = known[fields["kind"]].model_fields
+    remote = files.is_remote(fields["path"])  # its samples may be millions, so that a known count is trusted
+    settings = {"max_bad_fraction": 1.0, "num_samples": limit, "verify": True if remote else "all"}
+    given = {**fields, "name": NAME, **{key: value for key, value in settings.items() if key in allowed}}
+    try:
+        stage = known[fields["kind"]].model_validate(given)
+    except ValidationError as error:  # a kind without a path, or with other required fields
+        lines = error_lines(error, known[fields["kind"]])
+        where = f"--kind {fields['kind']}"
+        raise UserError("\n".join(f"{where}: {'.'.join(map(str, key))}: {line}" for key, line in lines)) from None
+    first: dict[str, str] = {}
+
+    def remember(event: Event) -> None:
+        if event.type == "bad_sample":
+            first.setdefault(event.data["reason"], event.data["where"])
+        send(event)
+
+    context = Context(NAME, folder, folder, {}, remember)
+    dataset = stage.run(context)
+    found = DatasetSummary(fields, dataset, context.bad, first)
+    if isinstance(stage, ImageFiles) and isinstance(dataset, ImageDataset):
+        index = read_index(dataset.path)
+        found.num_counted = index.num_counted if remote else 0
+        layout = find_layout(fields["path"], "auto", None, fields.get("split"))
+        if layout.kind in ("table", "parquet"):
+            found.not_taken = _not_taken(layout.paths[0], isinstance(dataset, PairDataset), index.spec.label_key)
+    return found
+
+
+def _not_taken(path: str, has_captions: bool, label: str | None) -> list[str]:
+    """Return the columns of text of a table that are not those of its images, captions, labels and keys."""
+    columns = text_columns(path)
+    captions = [name for name in CAPTION_COLUMNS if name in columns][:has_captions]
+    taken = {*IMAGE_COLUMNS, *PATH_COLUMNS, *captions, label, "key", "uid", "url"}
+    return [name for name in columns if name not in taken]

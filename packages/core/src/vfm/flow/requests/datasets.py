@@ -1,0 +1,185 @@
+"""Datasets of an evaluation, from a path alone: the stage that imports it, and the training images beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from vfm.base import UserError
+from vfm.data.choices.benchmarks import WINOGROUND
+from vfm.data.choices.choices import load_choices
+from vfm.data.layouts.coco_captions import is_coco_captions
+from vfm.data.layouts.folder import image_names
+from vfm.data.layouts.layout import LABEL_COLUMNS, find_layout
+from vfm.data.prompts.clip_benchmark import benchmark_shards, splits_of, type_beside
+from vfm.data.samples.images import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from vfm.data.tables.table import CAPTION_COLUMNS, table_columns
+from vfm.data.tar.scan import scan_tar
+from vfm.flow.requests.inputs import (
+    Fields,
+    Input,
+    dataset_input,
+    saved_artifact,
+    split_name,
+    stage_name,
+)
+from vfm.interfaces import ChoiceDataset, Stage
+from vfm.storage import files
+
+TEST_SPLITS = ("test", "val", "validation")
+FOLDER_KINDS = {"multilabel": "data.tagged", "retrieval": "data.pairs"}  # by clip_benchmark's dataset type
+CHOICES: Mapping[str, list[str]] = {"choices": []}
+
+
+@dataclass(frozen=True)
+class EvaluationDataset:
+    """A dataset, and the tasks and metrics of its evaluation.
+
+    Attributes:
+        data: the test images.
+        train: training images for probes and kNN.
+        languages: languages of the captions, each evaluated on its own; empty: the first.
+        title: name in tables; empty: that of the data.
+        group: datasets whose scores are averaged together.
+        scores: the metrics of each task whose mean is the score; empty: every task that fits, by its main metric.
+        settings: fields of its evaluation stages.
+    """
+
+    data: Input
+    train: Input | None = None
+    languages: tuple[str, ...] = ()
+    title: str = ""
+    group: str = ""
+    scores: Mapping[str, list[str]] = field(default_factory=dict)
+    settings: Fields = field(default_factory=dict)
+
+
+def dataset_at(word: str, known: Mapping[str, type[Stage]], train: str | None = None) -> EvaluationDataset:
+    """Return the dataset that a user names as `[NAME=]PATH`, a saved artifact or the user's files.
+
+    Args:
+        word: what the user gave.
+        known: stage types by kind.
+        train: path of training images; default: the folder or split `train` beside the data.
+
+    Raises:
+        UserError: the path does not exist, or has no supported format.
+    """
+    name, path = split_name(word)
+    training = _training_images(train, known) if train else None
+    if artifact := saved_artifact(path):
+        scores = _choice_scores(artifact) if isinstance(artifact, ChoiceDataset) else {}
+        return EvaluationDataset(Input(path, type(artifact), given_name=name or ""), training, scores=scores)
+    fields, train_fields = import_fields(path)
+    name = name or stage_name(Path(path.rstrip("/")).name.removesuffix(".tar"))
+    if training is None and train_fields:
+        training = dataset_input(f"{name}-train", train_fields, known)
+    scores = {} if fields["kind"] != "data.choices" or _is_mmvp(path) else CHOICES
+    return EvaluationDataset(dataset_input(name, fields, known), training, scores=scores)
+
+
+def _training_images(path: str, known: Mapping[str, type[Stage]]) -> Input:
+    """Return the training images that a user names; those of a folder with splits are its `train`, never its `test`."""
+    if found := saved_artifact(path):
+        return Input(path, type(found))
+    fields, train_fields = import_fields(path)
+    name = stage_name(Path(path.rstrip("/")).name.removesuffix(".tar"))
+    return dataset_input(f"{name}-train", train_fields or fields, known)
+
+
+def _is_mmvp(path: str) -> bool:
+    return files.exists(f"{path.rstrip('/')}/Questions.csv")
+
+
+def _choice_scores(data: ChoiceDataset) -> Mapping[str, list[str]]:
+    """Return the tasks of a saved dataset of choices.
+
+    The rule of MMVP-VLM applies to two images and two statements, one for each image; other items have their own rule.
+    """
+    first = next(load_choices(data), None)
+    return {} if first and (len(first.images), sorted(first.truth)) == (2, [0, 1]) else CHOICES
+
+
+def import_fields(path: str) -> tuple[Fields, Fields | None]:
+    """Return the fields of the stage that imports a path, and of the one that imports the training images beside it.
+
+    Raises:
+        UserError: the path does not exist, or has no supported format.
+    """
+    root = path.rstrip("/")
+    if files.is_directory(root):
+        splits = splits_of(root)
+        split = next((one for one in TEST_SPLITS if one in splits), splits[0] if splits else "test")
+        if shards := benchmark_shards(root, split):
+            fields: Fields = {"kind": FOLDER_KINDS.get(type_beside(shards[0]), "data.labeled"), "path": path}
+            if fields["kind"] == "data.pairs":
+                return {**fields, "path": f"{root}/{split}" if splits else path}, None
+            train = {**fields, "split": "train"} if "train" in splits and split != "train" else None
+            return {**fields, **({} if split == "test" else {"split": split})}, train
+        if _is_mmvp(root):
+            return {"kind": "data.choices", "path": path}, None
+        if test := next((one for one in TEST_SPLITS if files.is_directory(f"{root}/{one}")), None):
+            train = _fields(f"{root}/train") if files.is_directory(f"{root}/train") else None
+            return _fields(f"{root}/{test}"), train
+    return _fields(path), None
+
+
+def _fields(path: str) -> Fields:
+    """Return the fields of the stage that imports files without splits."""
+    if _holds_videos(path):
+        return {"kind": "data.videos", "path": path}
+    if _holds_choices(path):
+        return {"kind": "data.choices", "path": path}
+    layout = find_layout(path, "auto", None)
+    first = layout.paths[0]
+    if layout.kind == "folder":
+        kind = "data.labeled" if _in_class_folders(first) else "data.pairs"
+    elif layout.kind == "webdataset":
+        kind = _kind_of_tar(first)
+    elif layout.kind == "coco":
+        kind = "data.pairs"
+    else:
+        columns = table_columns(first)
+        captions = any(name in columns for name in CAPTION_COLUMNS)
+        kind = "data.labeled" if not captions and any(name in columns for name in LABEL_COLUMNS) else "data.pairs"
+    return {"kind": kind, "path": path}
+
+
+def _holds_videos(path: str) -> bool:
+    """Return whether a folder or a tar has videos among its first files."""
+    if path.endswith(".tar") and files.exists(path):
+        return bool((scan_tar(path, ["image"], VIDEO_EXTENSIONS, limit=3).places[:, 0, 0] >= 0).any())
+    if not files.is_directory(path):
+        return False
+    return any(name.lower().endswith(VIDEO_EXTENSIONS) for name in islice(files.walk(path), 8))
+
+
+def _holds_choices(path: str) -> bool:
+    """Return whether a path holds caption choices, in the format of SugarCrepe, Winoground or vfm."""
+    if path.endswith(".jsonl"):
+        first = files.read_bytes(path, 0, 1 << 16).decode(errors="replace").partition("\n")[0]
+        return '"statements"' in first or all(f'"{name}"' in first for name in WINOGROUND)
+    if path.endswith(".parquet"):
+        return set(WINOGROUND) <= set(table_columns(path))
+    if files.is_directory(path):
+        names = list(islice(files.walk(path), 8))
+        return bool(names) and all(name.endswith(".json") for name in names)
+    return path.endswith(".json") and not is_coco_captions(path)
+
+
+def _in_class_folders(folder: str) -> bool:
+    """Return whether the first image is in a subfolder, without a caption beside it."""
+    first = image_names(folder)[0]
+    return "/" in first and not files.exists(f"{folder.rstrip('/')}/{first.rpartition('.')[0]}.txt")
+
+
+def _kind_of_tar(path: str) -> str:
+    """Return the kind of stage that imports a WebDataset tar, from what is beside its first images."""
+    slots = {"image": "", "cls": "data.labeled", "npy": "data.tagged", "txt": "data.pairs", "json": "data.pairs"}
+    places = scan_tar(path, list(slots), IMAGE_EXTENSIONS, limit=3).places
+    found = [kind for slot, kind in enumerate(slots.values()) if kind and (places[:, slot, 0] >= 0).any()]
+    if not found:
+        raise UserError(f"{path}: its images have neither labels (cls, npy) nor captions (txt, json)")
+    return found[0]

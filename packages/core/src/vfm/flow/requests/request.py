@@ -1,0 +1,93 @@
+"""The recipe of an evaluation from what a user gives: models, datasets and tasks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from vfm.base import UserError, did_you_mean
+from vfm.flow.requests.datasets import EvaluationDataset, dataset_at
+from vfm.flow.requests.evaluation import SUMMARY, EvaluationPlan, evaluation_recipe
+from vfm.flow.requests.inputs import model_input, split_name
+from vfm.flow.requests.suites import find_datasets, load_suite, shipped_dataset, shipped_names
+from vfm.interfaces import Stage
+from vfm.storage import files
+
+__all__ = ["RESIZE_MODES", "SUMMARY", "EvaluationRequest", "requested_recipe"]
+
+RESIZE_MODES = ("model", "shortest", "longest", "squash")
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What a user gives.
+
+    Attributes:
+        models: `[NAME=]MODEL` each, as `model_input` takes them; the first is the baseline of the comparisons.
+        data: `[NAME=]PATH` of a dataset each, or the name of a dataset in a suite.
+        suite: a list of datasets: diva29, datacomp38, small, or a YAML file like them.
+        root: folder of a suite's datasets.
+        tasks: kinds of `eval.*` without the prefix; empty: those of the suite, or those that fit the data.
+        train: training images for probes and kNN; empty: `train` beside the data.
+        languages: languages of the captions; empty: those of the dataset.
+        resize: how images are resized to the model's size, each of `RESIZE_MODES`.
+    """
+
+    models: Sequence[str]
+    data: Sequence[str] = ()
+    suite: str = ""
+    root: str = "."
+    tasks: Sequence[str] = ()
+    train: str = ""
+    languages: Sequence[str] = ()
+    resize: Sequence[str] = ("model",)
+
+
+def requested_recipe(request: EvaluationRequest, known: Mapping[str, type[Stage]]) -> str:
+    """Return the recipe as YAML.
+
+    Args:
+        request: models, datasets and tasks.
+        known: stage types by kind.
+
+    Raises:
+        UserError: there is no such model, dataset or task, or nothing fits.
+    """
+    if wrong := [mode for mode in request.resize if mode not in RESIZE_MODES]:
+        raise UserError(f"resize: {wrong[0]!r} is not a valid mode{did_you_mean(wrong[0], RESIZE_MODES)}")
+    plan = EvaluationPlan(
+        [model_input(word) for word in request.models],
+        known,
+        list(dict.fromkeys(request.languages)),
+        [None if mode == "model" else mode for mode in dict.fromkeys(request.resize)],
+    )
+    datasets = _datasets(request, plan)
+    where = f" on {request.suite}" if request.suite else ""
+    about = f"Evaluation of {', '.join(model.name for model in plan.models)}{where}"
+    return evaluation_recipe(plan, datasets, list(dict.fromkeys(request.tasks)), about)
+
+
+def _datasets(request: EvaluationRequest, plan: EvaluationPlan) -> list[EvaluationDataset]:
+    """Return the datasets of the data and of the suite; those that the suite lacks are noted in the plan."""
+    data, suite, root, train = request.data, request.suite, request.root, request.train or None
+    if not data and not suite:
+        raise UserError("no datasets: give data, or a suite and its root")
+    if train and (len(data) != 1 or suite):
+        raise UserError("train needs exactly one dataset as data, and no suite; other data have a folder `train` each")
+    datasets = []
+    for word in data:
+        name, place = split_name(word)
+        exists = files.exists(place)
+        shipped = None if exists or "{" in place else shipped_dataset(place, root, plan.known)
+        if shipped is None and "/" not in place and not exists:
+            raise UserError(
+                f"data {place}: no such path, and no suite has such a dataset{did_you_mean(place, shipped_names())}"
+            )
+        datasets.append(
+            replace(shipped, title=name or shipped.title) if shipped else dataset_at(word, plan.known, train)
+        )
+    if suite:
+        found, left_out = find_datasets(load_suite(suite, plan.known), root, plan.known)
+        plan.left_out += left_out
+        datasets += found
+    return datasets

@@ -1,0 +1,23 @@
+"""The hooks that plugins implement. Everything vfm can do comes in through them, its own stages included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pluggy
+
+from vfm.interfaces.events import Event
+from vfm.interfaces.stage import Stage
+
+hookspec = pluggy.HookspecMarker("vfm")
+hookimpl = pluggy.HookimplMarker("vfm")
+
+
+@hookspec
+def vfm_stages() -> Iterable[type[Stage]]:  # type: ignore[empty-body]
+    """Return the stage types that this plugin adds. The plugin's module must not import torch."""
+
+
+@hookspec
+def vfm_event(event: Event) -> None:
+    """Receive an event of a run. Listeners cannot change the run."""

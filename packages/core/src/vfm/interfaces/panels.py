@@ -1,0 +1,171 @@
+"""Panels: tables, charts and images that a stage saves in `panels/` of its artifact, and the report draws."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import chain, count
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from vfm.base import Config, UserError, error_lines, redacted
+
+
+class _Titled(Config):
+    title: str
+    note: str = Field("", description="one or two sentences under the title that explain the panel")
+    order: int = Field(50, description="order among the panels of a stage, smallest first")
+    front: bool = Field(False, description="show at the top of the page, before all results")
+
+    def save(self, directory: Path) -> None:
+        """Write the panel into the artifact's folder, without credentials in its texts; one title is one panel."""
+        folder = directory / "panels"
+        folder.mkdir(parents=True, exist_ok=True)
+        slug = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+        panel = type(self).model_validate(redacted(self.model_dump(mode="python")))
+        stem = f"{self.order:02d}-{slug}"
+        files = (folder / f"{name}.json" for name in chain([stem], (f"{stem}-{number}" for number in count(2))))
+        file = next(file for file in files if _title_in(file) in (None, panel.title))
+        file.write_text(panel.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def _title_in(file: Path) -> str | None:
+    """Return the title of the panel in a file; None if there is none."""
+    try:
+        return load_panel(file).title
+    except UserError:
+        return None
+
+
+def _check_lengths(what: str, **parts: Sequence[object] | None) -> None:
+    lengths = {name: len(part) for name, part in parts.items() if part is not None}
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{length} {name}" for name, length in lengths.items())
+        raise ValueError(f"{what}: expected equal lengths, got {counts}")
+
+
+class TablePanel(_Titled):
+    """A table; numbers are right-aligned. A row may have fewer cells than there are columns, not more."""
+
+    type: Literal["table"] = "table"
+    columns: list[str]
+    rows: list[list[str | float | int | None]]
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> Self:
+        for row in self.rows:
+            if len(row) > len(self.columns):
+                raise ValueError(
+                    f"table '{self.title}': expected at most {len(self.columns)} cells in a row, got {len(row)}"
+                )
+        return self
+
+
+class Series(Config):
+    """One line of a chart, with a band if `low` and `high` are given. None is a gap; a file has it for NaN."""
+
+    name: str
+    x: list[float]
+    y: list[float | None]
+    low: list[float | None] | None = None
+    high: list[float | None] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        _check_lengths(f"series '{self.name}'", x=self.x, y=self.y, low=self.low, high=self.high)
+        return self
+
+
+class LinesPanel(_Titled):
+    """Curves over a common x axis, such as loss over steps."""
+
+    type: Literal["lines"] = "lines"
+    series: list[Series]
+    x_label: str
+    y_label: str
+    curve: str = Field(
+        "",
+        description="name of the first curve in one chart of all panels of this title, at the top of the page, where it"
+        " is the mean over the seeds",
+    )
+    x_log: bool = False
+    y_log: bool = False
+
+
+class BarsPanel(_Titled):
+    """Bars, such as a funnel; `low` and `high` draw an interval, `reference` a line (for example chance level).
+
+    A value that is None, which a file has for NaN, has a row without a bar.
+    """
+
+    type: Literal["bars"] = "bars"
+    labels: list[str]
+    values: list[float | None]
+    low: list[float | None] | None = None
+    high: list[float | None] | None = None
+    reference: float | None = None
+    x_label: str = ""
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        _check_lengths(f"panel '{self.title}'", labels=self.labels, values=self.values, low=self.low, high=self.high)
+        return self
+
+
+class Picture(Config):
+    """An image file in the artifact's folder, and its caption."""
+
+    file: str = Field(description="path relative to the artifact's folder; PNG or JPEG")
+    caption: str = ""
+    right: bool | None = Field(None, description="whether the model is right on it, by which readers filter; or None")
+
+
+class ImagesPanel(_Titled):
+    """A grid of images with captions."""
+
+    type: Literal["images"] = "images"
+    pictures: list[Picture]
+    width: int = Field(128, description="width of one image on the page, in CSS pixels")
+
+
+class TextPanel(_Titled):
+    """Plain text."""
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+Panel = TablePanel | LinesPanel | BarsPanel | ImagesPanel | TextPanel
+_ADAPTER: TypeAdapter[Panel] = TypeAdapter(Annotated[Panel, Field(discriminator="type")])
+
+
+def panel_files(directory: Path) -> list[Path]:
+    """Return the files of an artifact's panels, in order."""
+    return sorted((directory / "panels").glob("*.json"))
+
+
+def load_panel(file: Path) -> Panel:
+    """Load a panel.
+
+    Raises:
+        UserError: the file cannot be read, or is not a valid panel.
+    """
+    try:
+        return _ADAPTER.validate_json(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file.name}: {error.strerror}") from None
+    except ValidationError as error:
+        location, line = error_lines(error, _Titled)[0]
+        place = ".".join(map(str, location[1:]))  # the first part is the panel's type
+        raise UserError(": ".join(part for part in (file.name, place, line) if part)) from None
+
+
+def load_panels(directory: Path) -> list[Panel]:
+    """Load the panels of an artifact, in order.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    return [load_panel(file) for file in panel_files(directory)]

@@ -1,0 +1,101 @@
+"""Installed plugins: load those behind the entry points `vfm`, and list their stages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points, requires
+from typing import cast
+
+import pluggy
+
+from vfm.base import UserError, did_you_mean, how_to_install
+from vfm.interfaces import hookspecs
+from vfm.interfaces.stage import Stage
+
+PACKAGE_OF_MODULE = {"open_clip": "open-clip-torch", "sklearn": "scikit-learn"}  # where the names differ
+PACKAGES = {"curation": "vfm-curation", "eva": "vfm-eva", "clip": "vfm-clip", "diva": "vfm-diva"}
+
+
+def load_plugins() -> pluggy.PluginManager:
+    """Return the plugin manager with every installed plugin, core's own included.
+
+    Raises:
+        UserError: a plugin cannot be imported, implements an unknown hook, or has the name of another plugin.
+    """
+    manager = pluggy.PluginManager("vfm")
+    manager.add_hookspecs(hookspecs)
+    for entry in entry_points(group="vfm"):
+        origin = f"plugin {entry.name!r} of {entry.dist.name if entry.dist else 'an unknown package'}"
+        try:
+            manager.register(entry.load(), entry.name)
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise UserError(f"{origin}: {str(error).splitlines()[-1]}") from error
+        except Exception as error:
+            raise UserError(f"{origin} cannot be loaded: {type(error).__name__}: {error}") from error
+    return manager
+
+
+def origin_of(manager: pluggy.PluginManager, name: str) -> str:
+    """Return the name and version of the distribution that a plugin belongs to."""
+    for entry in entry_points(group="vfm"):
+        if entry.name == name and entry.dist:
+            return f"{entry.dist.name} {entry.dist.version}"
+    return "vfm-core"
+
+
+def stage_types(manager: pluggy.PluginManager) -> dict[str, type[Stage]]:
+    """Return every stage type by its kind.
+
+    Raises:
+        UserError: two plugins have the same kind, or the hook of a plugin fails.
+    """
+    found: dict[str, tuple[str, type[Stage]]] = {}
+    for implementation in manager.hook.vfm_stages.get_hookimpls():
+        plugin = implementation.plugin_name
+        try:
+            kinds = [(stage.kind_name(), stage) for stage in cast("Iterable[type[Stage]]", implementation.function())]
+        except Exception as error:
+            raise UserError(
+                f"plugin {plugin!r}: vfm_stages must return stage types, each with its kind as a Literal:"
+                f" {type(error).__name__}: {error}"
+            ) from error
+        for kind, stage in kinds:
+            if kind in found and found[kind][1] is not stage:
+                raise UserError(f"two plugins have stage kind {kind!r}: {found[kind][0]} and {plugin}")
+            found[kind] = (plugin, stage)
+    return {kind: stage for kind, (_, stage) in sorted(found.items())}
+
+
+def extra_of(module: str) -> str | None:
+    """Return the extra that installs a missing module, such as `vfm-core[torch]`, or None if there is none."""
+    top = module.partition(".")[0]
+    package_name = PACKAGE_OF_MODULE.get(top, top.replace("_", "-"))
+    plugins = {entry.dist.name for entry in entry_points(group="vfm") if entry.dist}
+    for package in ("vfm-core", *sorted(plugins)):
+        for requirement in requires(package) or ():
+            found = re.match(rf"{re.escape(package_name)}\b[^;]*; *extra == ['\"](.+)['\"]", requirement)
+            if found:
+                return f"{package}[{found[1]}]"
+    return None
+
+
+@contextmanager
+def naming_extras(what: str) -> Iterator[None]:
+    """Turn the absence of a module into a UserError with the extra that installs it; `what` needs the module."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if extra := extra_of(error.name or ""):
+            raise UserError(f"{what} needs {error.name}: {how_to_install(extra)}") from None
+        raise
+
+
+def unknown_kind(kind: str, known: dict[str, type[Stage]]) -> str:
+    """Return the error message for a kind that no installed plugin has."""
+    package = PACKAGES.get(kind.partition(".")[0])
+    if package and not any(other.partition(".")[0] == kind.partition(".")[0] for other in known):
+        return f"stage kind {kind!r} needs a package that is not installed: {how_to_install(package)}"
+    return f"unknown stage kind {kind!r}{did_you_mean(kind, known)}"

@@ -1,0 +1,85 @@
+"""What an evaluation returns: scores with intervals and paired tests, predictions, and a hash of the data.
+
+This module is light, so that a configuration can name these types; `vfm.statistics` has the scores themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+Columns = Mapping[str, Any]  # one array or list per column, all of one length
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference of two models: the 95 % interval, the p-value, and the name of the test."""
+
+    low: float
+    high: float
+    p_value: float
+    test: str
+
+
+class Score(Protocol):
+    """One metric of one model, with what its interval and its paired test need.
+
+    `vfm.statistics.Accuracy` (right or wrong items), `MeanAveragePrecision` and `ResampledScore` are scores.
+    """
+
+    @property
+    def metric(self) -> str:
+        """Name, such as `acc1`."""
+        ...
+
+    @property
+    def chance(self) -> float | None:
+        """Expected value of a blind guess; None where it is unknown."""
+        ...
+
+    @property
+    def value(self) -> float:
+        """The score, 0 to 1."""
+        ...
+
+    @property
+    def num_independent(self) -> int:
+        """Number of independent items: images, where an image has several items."""
+        ...
+
+    def interval(self, seed: int = 0) -> tuple[float, float]:
+        """Return the 95 % interval of the score."""
+        ...
+
+    def difference(self, baseline: Self, seed: int = 0) -> Difference:
+        """Return this score minus the baseline's, on the same items."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """Result of one model on the items of a dataset.
+
+    scores: one per metric; the first is the main one.
+    predictions: tables by name, one row per item; each is written as `predictions/NAME.parquet`.
+    details: what else belongs in the result file, such as the prompts or the chosen penalty.
+    """
+
+    scores: Sequence[Score]
+    predictions: Mapping[str, Columns]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Results of all models on one dataset.
+
+    data_sha256: hash of the evaluated items (`vfm.eval.data_hash`): equal numbers need equal data.
+    results: by the model's name, all on the same items in the same order.
+    language: of the captions or class names.
+    """
+
+    data_sha256: str
+    results: Mapping[str, ModelResult]
+    language: str = "en"

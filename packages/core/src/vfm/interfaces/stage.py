@@ -1,0 +1,268 @@
+"""Stages: frozen configurations with typed inputs (`Ref`), a typed result (`makes`) and the address of their work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import typing
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import core_schema
+
+from vfm.base import INCIDENTAL, Config, UserError, load_function
+from vfm.interfaces.artifacts import Artifact
+from vfm.interfaces.events import Event
+from vfm.interfaces.panels import Panel
+
+A = TypeVar("A", bound=Artifact)
+
+
+class Ref(str, Generic[A]):
+    """An input: an earlier stage's name or the path of a saved artifact. `Ref[Pool]` accepts a Pool or a subtype."""
+
+    target: Any  # the expected type, or a union of types
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        (target,) = get_args(source)
+
+        def build(value: str) -> Ref[A]:
+            ref: Ref[A] = cls(value)
+            ref.target = target
+            return ref
+
+        return core_schema.no_info_after_validator_function(build, core_schema.str_schema(min_length=1))
+
+    def accepts(self, made: type[Artifact]) -> bool:
+        """Return whether an artifact of type `made` is a valid input."""
+        return issubclass(made, self._types())
+
+    @property
+    def expected(self) -> str:
+        """Names of the expected types, for messages."""
+        return " or ".join(kind.__name__ for kind in self._types())
+
+    def _types(self) -> tuple[type[Artifact], ...]:
+        return get_args(self.target) if isinstance(self.target, UnionType) else (self.target,)
+
+
+MOST_WORKERS = 16  # of `workers: auto`, each of some hundred MB
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Runtime(Config):
+    """How a stage runs. It does not change the result, except for the order of floating-point operations.
+
+    Order, crops, masks and captions of samples do not depend on it. With several `processes`, draws within a model
+    (dropout, drop path) and statistics over a process' share of the batch (batch norm) do.
+    """
+
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA if available, else CPU"
+    )
+    processes: int = Field(
+        1,
+        ge=1,
+        description="processes on this machine that train or evaluate, started by torchrun; other stages run in one",
+    )
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="processes that read and decode samples, for each of `processes`; 0: one thread; auto: by the"
+        " number of cores",
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads for computation; default: one per core. 1 suits small models on a busy machine",
+    )
+
+    @model_validator(mode="after")
+    def _one_device_each(self) -> Runtime:
+        if self.processes > 1 and ":" in self.device:
+            raise ValueError(f"{self.processes} processes cannot share {self.device}; use cuda, one device per process")
+        return self
+
+    @property
+    def num_workers(self) -> int:
+        """Number of workers; `auto`: a training process' share of the cores, less one for itself, from 1 to 16."""
+        if self.workers != "auto":
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(MOST_WORKERS, max(1, cores // self.processes - 1))
+
+
+class Stage(Config):
+    """A step of a recipe. Plugins subclass it, or preferably an interface (`Training`, `Evaluation`, ...).
+
+    The class holds the configuration only. `work` and `checks` name functions as `"package.module:function"`; their
+    modules are imported when the stage runs, so configurations stay light and the modules of work import what they need
+    at their top. A small plugin may override `run` and `preflight` instead.
+
+    Class rules, checked at definition: `kind` is a `Literal["domain.verb"]`; `makes` is the type of artifact, taken
+    from the annotation of `run` where a subclass overrides it. `version` is raised by hand when the result for the
+    same configuration changes.
+    """
+
+    kind: str
+    name: Annotated[str, INCIDENTAL] = Field(
+        pattern=r"^[A-Za-z][A-Za-z0-9_-]*(@\d+)?$", description="name by which later stages refer to this one"
+    )
+    runtime: Annotated[Runtime, INCIDENTAL] = Field(Runtime(), description="device, processes, workers, threads")
+
+    version: ClassVar[int] = 1
+    makes: ClassVar[type[Artifact]] = Artifact
+    work: ClassVar[str] = ""  # (config, Context) -> artifact
+    checks: ClassVar[str] = ""  # (config, Preflight) -> None
+    costs: ClassVar[str] = ""  # (config, Preflight) -> vfm.interfaces.costs.Cost, for `vfm plan --estimate`
+    in_processes: ClassVar[bool] = False  # whether all of `runtime.processes` run it; else one
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        if "run" in cls.__dict__:
+            made = typing.get_type_hints(cls.run).get("return")
+            if not (isinstance(made, type) and issubclass(made, cls.makes)):
+                raise TypeError(f"expected {cls.__name__}.run to be annotated with a {cls.makes.__name__}, got {made}")
+            cls.makes = made
+        elif get_args(cls.model_fields["kind"].annotation) and not cls.work and cls.run is Stage.run:
+            raise TypeError(f"{cls.__name__} has a kind but no work: set `work`, or override `run`")
+
+    @classmethod
+    def kind_name(cls) -> str:
+        """Return the value of `kind`, e.g. "eva.pretrain"."""
+        (name,) = get_args(cls.model_fields["kind"].annotation)
+        return str(name)
+
+    def run(self, ctx: Context) -> Artifact:
+        """Make the artifact in `ctx.directory` by calling the function that `work` names."""
+        made: Artifact = load_function(self.work)(self, ctx)
+        return made
+
+    def sources(self) -> Iterable[str]:
+        """Return the external files that the result depends on; their fingerprints are part of the artifact's id."""
+        return ()
+
+    def preflight(self, ctx: Preflight) -> None:
+        """Check what can be known before anything runs: names exist, widths fit, one sample decodes.
+
+        Raises:
+            UserError: one line that says what does not fit and how to fix it.
+        """
+        if self.checks:
+            load_function(self.checks)(self, ctx)
+
+
+def refs(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Ref[Any]]]:
+    """Yield every input of a stage as (dotted key, ref), including those in nested parts and lists."""
+    for key in type(config).model_fields:
+        yield from _refs_in(getattr(config, key), f"{prefix}{key}")
+
+
+def _refs_in(value: object, key: str) -> Iterator[tuple[str, Ref[Any]]]:
+    if isinstance(value, Ref):
+        yield key, value
+    elif isinstance(value, BaseModel):
+        yield from refs(value, f"{key}.")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _refs_in(item, f"{key}[{index}]")
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _refs_in(item, f"{key}.{name}")
+
+
+class Preempted(SystemExit):
+    """Raised when a training stops on a signal, after it has saved a checkpoint; the next run resumes from it.
+
+    If not caught, it ends the process with the exit code that the signal would have caused: 143 for SIGTERM, 138 for
+    SIGUSR1, which schedulers send some time before a job's limit (Slurm: `--signal=USR1@120`).
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(128 + number)
+        self.message, self.number = message, number
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class LeftToFirst(Exception):  # noqa: N818 (no error)
+    """Raised in a process of several that leaves the rest of a stage to the first one."""
+
+
+@dataclass
+class Preflight:
+    """What is known before a run: earlier stages, artifacts that exist, and identities of the stage's inputs."""
+
+    stages: Mapping[str, Stage]
+    artifacts: Mapping[str, Path]
+    identities: Mapping[str, str] = field(default_factory=dict)  # as the manifest will record them
+
+    def artifact(self, ref: Ref[A]) -> A | None:
+        """Return the artifact of an input if it already exists, else None."""
+        path = self.artifacts.get(ref)
+        return typing.cast("A", Artifact.load(path)) if path else None
+
+    def stage(self, ref: str) -> Stage | None:
+        """Return the stage that makes an input if it is in this recipe, else None."""
+        return self.stages.get(ref)
+
+
+@dataclass
+class Context:
+    """What a running stage works with: its folders, its inputs, and methods that report to the listeners."""
+
+    stage: str
+    directory: Path  # what is written here becomes the artifact
+    work: Path  # kept after a crash, until the artifact is published: checkpoints, partial results
+    inputs: Mapping[str, Path]
+    send: Callable[[Event], None] = lambda event: None
+    bad: Counter[str] = field(default_factory=Counter)
+
+    def load(self, ref: Ref[A]) -> A:
+        """Return the artifact of an input.
+
+        Raises:
+            UserError: it has another type than the input expects, or a file is missing or damaged.
+        """
+        artifact = Artifact.load(self.inputs[ref], verify=False)
+        artifact.verify(lambda count: self.log(f"comparing the hashes of {ref}: {count / 1e9:,.1f} GB to read"))
+        if not ref.accepts(type(artifact)):
+            raise UserError(
+                f"{self.stage}: {ref}: expected a {ref.expected}, got a {type(artifact).__name__} ({self.inputs[ref]})"
+            )
+        return typing.cast("A", artifact)
+
+    def name_of(self, artifact: Artifact) -> str:
+        """Return the name of an input in the recipe, for messages; of another artifact that of its folder."""
+        return next((name for name, path in self.inputs.items() if path == artifact.path), artifact.path.name)
+
+    def emit(self, type: str, **data: Any) -> None:  # noqa: A002
+        """Send an event to the listeners (`vfm.interfaces.events` lists the types and their data)."""
+        self.send(Event(type, self.stage, data))
+
+    def progress(self, done: int, total: int, unit: str = "steps", /, **shown: Any) -> None:
+        """Report progress; the console shows it as a bar with rate and ETA."""
+        self.emit("progress", done=done, total=total, unit=unit, shown=shown)
+
+    def log(self, message: str) -> None:
+        """Report one line to the user."""
+        self.emit("log", message=message)
+
+    def warn(self, message: str) -> None:
+        """Report one line that the user should not miss; it is also kept in the report."""
+        self.emit("warning", message=message)
+
+    def skip(self, reason: str, where: str) -> None:
+        """Count a bad sample by reason; the counts are in the manifest and the report."""
+        self.bad[reason] += 1
+        self.emit("bad_sample", reason=reason, where=where)
+
+    def panel(self, panel: Panel) -> None:
+        """Save something to look at beside the artifact; the report draws it."""
+        panel.save(self.directory)

@@ -1,0 +1,256 @@
+"""CLIP models: open_clip builds them, and a ClipCheckpoint is a folder that open_clip itself loads by `local-dir:`."""
+
+# N items, B batch, S side of the image, L context length, D joint width
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfm.interfaces import ClipCheckpoint
+from vfm.models.clip.clip_config import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_keys,
+    clip_weights_file,
+    get_clip_config,
+    read_clip_config,
+)
+from vfm.models.clip.clip_module import build_module, load_weights, plain_config, set_image_size
+from vfm.models.clip.text import build_tokenizer, check_tokenizer, encode_unpadded
+from vfm.models.encoders import EncoderPrecision, autocast_encoder, eval_mode
+from vfm.models.preprocess import Preprocess
+from vfm.models.weights import save_state_dict
+from vfm.storage.store_files import naming
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class ClipModel:
+    """An open_clip model with its configuration, preprocessing and tokenizer."""
+
+    module: nn.Module
+    config: dict[str, Any]  # open_clip's `model_cfg`
+    preprocess: Preprocess
+    name: str = "custom"
+    folder: Path | None = None  # folder it was loaded from, which may hold a Hugging Face tokenizer
+    precision: EncoderPrecision = "fp32"  # of encode_images and encode_texts
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the joint space."""
+        return int(self.config["embed_dim"])
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a text."""
+        return int(self.config["text_cfg"].get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH))
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.module.parameters()).device
+
+    def to(self, device: str | torch.device) -> ClipModel:
+        """Move the weights in place and return the model."""
+        self.module.to(device)
+        return self
+
+    @cached_property
+    def tokenizer(self) -> Callable[..., Tensor]:
+        """open_clip's tokenizer of this model, or the faster `WordTokenizer` with the same result.
+
+        Raises:
+            UserError: it cannot be loaded, or its tokens do not fit the text tower.
+        """
+        tokenizer = build_tokenizer(self.config["text_cfg"], self.context_length, self.name, self.folder)
+        check_tokenizer(tokenizer, self.module, self.name)
+        return tokenizer
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Return token ids, (N, L); longer texts are cut before the end token."""
+        return self.tokenizer(list(texts))
+
+    def pixels(self, batch: NDArray[np.uint8] | Tensor) -> Tensor:
+        """Return normalised pixels of uint8 images, (B, 3, S, S) or (B, S, S, 3), on their device."""
+        return self.preprocess.pixels(batch)
+
+    def encode_images(self, images: Sequence[Image.Image | NDArray[np.uint8]], batch_size: int = 256) -> Tensor:
+        """Return image embeddings of unit length, float32 (N, D) on the CPU.
+
+        Args:
+            images: PIL images or uint8 (H, W, 3) arrays of any size.
+            batch_size: images encoded at a time.
+        """
+        encode: Callable[..., Tensor] = self.module.encode_image  # type: ignore[assignment]
+
+        def embed(chunk: Sequence[Image.Image | NDArray[np.uint8]]) -> Tensor:
+            return encode(self.preprocess.inputs(chunk, self.device))
+
+        return self._encode(images, batch_size, embed)
+
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Return text embeddings of unit length, float32 (N, D) on the CPU."""
+
+        def embed(chunk: Sequence[str]) -> Tensor:
+            return encode_unpadded(self.module, self.tokenize(chunk), self.device)
+
+        return self._encode(texts, batch_size, embed)
+
+    def _encode(self, items: Sequence[Item], batch_size: int, embed: Callable[[Sequence[Item]], Tensor]) -> Tensor:
+        # Filled in place, since concatenating chunks would take twice the memory. Allocated outside inference mode, so
+        # that the result can be used in a later backward pass.
+        embeddings = torch.empty(len(items), self.embed_dim)
+        with eval_mode(self.module), torch.inference_mode(), autocast_encoder(self.precision, self.device):
+            for start in range(0, len(items), batch_size):
+                chunk = slice(start, start + batch_size)
+                embeddings[chunk] = F.normalize(embed(items[chunk]).float(), dim=-1)
+        return embeddings
+
+
+def build_clip(
+    model: str | Mapping[str, Any],
+    *,
+    image_size: int | None = None,
+    context_length: int | None = None,
+    seed: int | None = None,
+    device: str | torch.device = "cpu",
+    noise: Mapping[str, float] | None = None,
+    **overrides: Any,
+) -> ClipModel:
+    """Build a CLIP model with random weights.
+
+    Args:
+        model: an open_clip name (`vfm.models.small_models` adds small ones); `hf-hub:` or `local-dir:` (the
+            configuration of that model, not its weights); or a custom model as a mapping in open_clip's form
+            (`embed_dim`, `vision_cfg`, `text_cfg`, ...), where `vision_cfg` may name any timm encoder as
+            `timm_model_name`.
+        image_size: side of the input in pixels; default: the configuration's.
+        context_length: tokens of a text; default: the configuration's.
+        seed: seed of the initial weights; torch's global generator is left unchanged.
+        device: device of the weights, which are drawn on the CPU.
+        noise: keys of `vision_cfg` that regularise training only (`patch_dropout`, `timm_drop_path`): the module is
+            built with them, but they are not in the configuration, which is saved.
+        overrides: further keys of the configuration (`init_logit_scale`, `init_logit_bias`, `quick_gelu`, ...).
+
+    Raises:
+        UserError: the name or a key of the configuration is unknown, or the image size does not fit the patches.
+    """
+    name = model if isinstance(model, str) else "custom"
+    config = deepcopy({**(get_clip_config(model) if isinstance(model, str) else model), **overrides})
+    check_keys(config, name)
+    if image_size is not None:
+        config["vision_cfg"]["image_size"] = image_size
+    if context_length is not None:
+        config["text_cfg"]["context_length"] = context_length
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        module = build_module({**config, "vision_cfg": {**config["vision_cfg"], **(noise or {})}}, name)
+    preprocess = Preprocess.from_open_clip({}, config["vision_cfg"].get("image_size", 224))
+    return ClipModel(module.to(device), config, preprocess, name)
+
+
+def blueprint(
+    model: str | Mapping[str, Any] | ClipCheckpoint,
+    image_size: int | None = None,
+    noise: Mapping[str, float] | None = None,
+) -> ClipModel:
+    """Build a CLIP model on the meta device: shapes without weights, so any size takes no memory and little time.
+
+    Args:
+        model: as in `build_clip`; or a checkpoint, of which only the configuration is read.
+        image_size: as in `build_clip`.
+        noise: as in `build_clip`.
+    """
+    config = read_clip_config(model.path)["model_cfg"] if isinstance(model, ClipCheckpoint) else model
+    with torch.device("meta"):
+        clip = build_clip(config, image_size=image_size, noise=noise, device="meta")
+    if isinstance(model, ClipCheckpoint):
+        clip.name, clip.folder = model.model, model.path
+    return clip
+
+
+def load_clip(
+    checkpoint: ClipCheckpoint | str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    image_size: int | None = None,
+    noise: Mapping[str, float] | None = None,
+) -> ClipModel:
+    """Load the model of a checkpoint folder, in evaluation mode.
+
+    Args:
+        checkpoint: the artifact, or any folder in open_clip's layout.
+        device: device of the weights.
+        image_size: side of the input in pixels; if it differs from the checkpoint's, learned position embeddings are
+            resampled by open_clip, or by timm in a timm tower, and rotary ones are computed for the new grid.
+        noise: as in `build_clip`.
+
+    Raises:
+        UserError: the folder is not in open_clip's layout, or its weights do not fit its configuration or the size.
+    """
+    folder = checkpoint.path if isinstance(checkpoint, ClipCheckpoint) else Path(checkpoint)
+    record = read_clip_config(folder)
+    # open_clip's loader resamples positions of its own tower; a timm tower is resized after its weights are loaded.
+    with naming(folder / CONFIG_FILE, "the configuration of a CLIP model"):
+        has_timm_tower = bool(record["model_cfg"]["vision_cfg"].get("timm_model_name"))
+        model = build_clip(record["model_cfg"], image_size=None if has_timm_tower else image_size, noise=noise)
+    model.name = checkpoint.model if isinstance(checkpoint, ClipCheckpoint) else folder.name
+    model.folder = folder
+    load_weights(model.module, clip_weights_file(folder), model.name)
+    vision = model.config["vision_cfg"]
+    if has_timm_tower and image_size:
+        vision["image_size"] = image_size
+        set_image_size(model.module, vision, model.name)
+    with naming(folder / CONFIG_FILE, "the configuration of a CLIP model"):
+        model.preprocess = Preprocess.from_open_clip(record.get("preprocess_cfg", {}), vision.get("image_size", 224))
+    model.module.eval()
+    return model.to(device)
+
+
+def save_clip(model: ClipModel, directory: Path) -> ClipCheckpoint:
+    """Save a model in open_clip's layout (`open_clip_config.json`, `open_clip_model.safetensors`).
+
+    `load_clip` reads it; open_clip itself does too, except in the case of `open_clip_incompatibility`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    facts = model.preprocess.model_dump(include={"mean", "std", "interpolation", "resize_mode"})
+    plain = plain_config(model.module, model.config, model.name)
+    record = {"model_cfg": plain or model.config, "preprocess_cfg": facts}
+    (directory / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    save_state_dict(model.module.state_dict(), directory / WEIGHTS_FILE)
+    if model.config["text_cfg"].get("hf_tokenizer_name"):
+        model.tokenizer.save_pretrained(directory)  # type: ignore[attr-defined]
+    return ClipCheckpoint.create(
+        directory,
+        model=model.name,
+        image_size=model.preprocess.image_size,
+        embed_dim=model.embed_dim,
+        context_length=model.context_length,
+    )
+
+
+def open_clip_incompatibility(model: ClipModel) -> str:
+    """Return why open_clip itself cannot load what `save_clip` writes, in one line; empty in nearly all cases."""
+    if plain_config(model.module, model.config, model.name):
+        return ""
+    encoder, size = model.config["vision_cfg"]["timm_model_name"], model.preprocess.image_size
+    return (
+        f"{model.name}: vfm can load this checkpoint, open_clip itself cannot: it builds {encoder} only at the size in"
+        f" its name, and timm has no equal encoder for {size} pixels"
+    )

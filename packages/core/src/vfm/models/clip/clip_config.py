@@ -1,0 +1,100 @@
+"""A CLIP model's configuration in open_clip's form: found by name, read from a folder, and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+
+from vfm.base import UserError, did_you_mean
+from vfm.models import small_models  # noqa: F401  (registers the small architectures)
+from vfm.models.weights import find_weights
+from vfm.storage.store_files import read_record
+
+CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+# The file that vfm writes, and the names used on the hub.
+WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+# A damaged number would build layers without end, or fill the memory.
+MAX_LAYERS, MAX_SIZE = 1_000, 4_000_000
+
+_UNSUPPORTED = re.compile(r"EVA.?CLIP.?(8B|18B)", re.IGNORECASE)
+
+
+def unsupported_eva_clip(where: str, size: str) -> UserError:
+    """Return the error for the two largest EVA-CLIP models, which neither timm nor open_clip has."""
+    return UserError(
+        f"{where}: neither timm nor open_clip has the architecture of EVA-CLIP-{size.upper()} (RMSNorm, no biases in"
+        " attention); the largest that can be loaded is EVA02-E-14-plus"
+    )
+
+
+def get_clip_config(name: str) -> dict[str, Any]:
+    """Return open_clip's configuration of a model name.
+
+    Raises:
+        UserError: open_clip does not have it, or it cannot be fetched.
+    """
+    if found := _UNSUPPORTED.search(name):
+        raise unsupported_eva_clip(name, found[1])
+    try:
+        config = open_clip.get_model_config(name.replace("/", "-") if ":" not in name else name)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"CLIP model {name!r}: {str(error).splitlines()[0]}") from None
+    if config is None:
+        raise UserError(f"CLIP model {name!r} is not in open_clip{did_you_mean(name, open_clip.list_models())}")
+    return dict(config)
+
+
+def read_clip_config(folder: Path) -> dict[str, Any]:
+    """Return the content of `open_clip_config.json`.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or has no `model_cfg`.
+    """
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise UserError(f"{folder}: no CLIP checkpoint ({CONFIG_FILE} is missing)")
+    return read_record(file, "model_cfg")
+
+
+def clip_weights_file(folder: Path) -> Path:
+    """Return the weights file of a folder in open_clip's layout.
+
+    Raises:
+        UserError: there is none.
+    """
+    return find_weights(folder, WEIGHTS_FILES)
+
+
+def check_keys(config: Mapping[str, Any], name: str) -> None:
+    """Check that a configuration has all required parts and no key that open_clip would not accept.
+
+    Raises:
+        UserError: the first such key.
+    """
+    model = f"CLIP model {name!r}"
+    for key in ("embed_dim", "vision_cfg", "text_cfg"):
+        if key not in config:
+            raise UserError(f"{model}: its configuration needs {key!r}")
+    known = {
+        *inspect.signature(open_clip.CLIP).parameters,
+        *inspect.signature(open_clip.CoCa).parameters,
+        "custom_text",
+    }
+    if other := next((key for key in config if key not in known), None):
+        raise UserError(f"{model}: {other}: unknown key{did_you_mean(other, known)}")
+    for part, kind in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
+        if not isinstance(config[part], Mapping):
+            raise UserError(f"{model}: {part}: expected a mapping of open_clip's keys to values, got {config[part]!r}")
+        fields = {field.name for field in dataclasses.fields(kind)}
+        if other := next((key for key in config[part] if key not in fields), None):
+            raise UserError(f"{model}: {part}.{other}: unknown key{did_you_mean(other, fields)}")
+        for key, value in config[part].items():
+            limit = MAX_LAYERS if key == "layers" else MAX_SIZE
+            if isinstance(value, int | float) and not abs(value) <= limit:
+                raise UserError(f"{model}: {part}.{key}: expected at most {limit:,}, got {value}")

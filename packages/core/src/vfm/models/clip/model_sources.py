@@ -1,0 +1,107 @@
+"""Names of pretrained models: `hf-hub:org/model`, `local-dir:folder`, a path, or a name of open_clip or timm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import open_clip
+import timm
+from huggingface_hub import hf_hub_download
+
+from vfm.base import UserError, did_you_mean
+from vfm.models import small_models  # noqa: F401  (registers the small architectures)
+from vfm.models.clip.clip_config import CONFIG_FILE
+from vfm.models.stages import FOLDER_PREFIX, HUB_PREFIX
+from vfm.models.weights import load_state_dict
+
+T = TypeVar("T")
+
+
+def local_folder(source: str) -> Path | None:
+    """Return the folder that a source names with `local-dir:` or by its path, or None.
+
+    Raises:
+        UserError: the folder after `local-dir:` does not exist.
+    """
+    folder = Path(source.removeprefix(FOLDER_PREFIX))
+    if source.startswith(FOLDER_PREFIX) and not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    return folder if folder.is_dir() else None
+
+
+def weights_file_as_source(source: str | Mapping[str, Any], pretrained: str | None) -> Path | None:
+    """Return the weights file that a source names without `pretrained`, or None."""
+    file = Path(source) if isinstance(source, str) and not pretrained else None
+    return file if file and file.is_file() else None
+
+
+def check_weights_file(name: str) -> None:
+    """Check that a file of weights exists.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not Path(name).is_file():
+        raise UserError(f"{name}: no such checkpoint file")
+
+
+def fetch(name: str, download: Callable[[], T]) -> T:
+    """Call `download` and return its result; any of the many errors of a download becomes one line.
+
+    Raises:
+        UserError: the download failed.
+    """
+    try:
+        return download()
+    except Exception as error:
+        raise UserError(f"{name}: not on this machine and cannot be downloaded: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's message, cut at 200 characters, to quote in an error of one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def is_vision_source(source: str, pretrained: str | None) -> bool:
+    """Return whether a source names a timm encoder rather than a CLIP model.
+
+    Where timm and open_clip share a name, a `pretrained` tag of open_clip's decides for the CLIP model.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if folder := local_folder(source):
+        return not (folder / CONFIG_FILE).is_file() and '"architecture"' in _text(folder / "config.json")
+    if source.startswith(HUB_PREFIX):
+        return _is_vision_repo(source.removeprefix(HUB_PREFIX))
+    if pretrained and open_clip.get_pretrained_cfg(source.replace("/", "-"), pretrained):
+        return False
+    if timm.is_model(source.removeprefix("timm/").split(".")[0]):
+        return True
+    if Path(source).is_file():
+        return not any(key.startswith(("visual.", "text")) for key in load_state_dict(source))
+    known = [*open_clip.list_models(), *timm.list_models()]
+    if source.replace("/", "-") not in known:
+        raise UserError(f"{source}: no such folder, file, or model of open_clip or timm{did_you_mean(source, known)}")
+    return False
+
+
+def _is_vision_repo(repo: str) -> bool:
+    """Return whether a repository of the hub has timm's layout and not open_clip's; False if it cannot be read.
+
+    `import_clip` then reports why the repository cannot be read.
+    """
+    try:
+        hf_hub_download(repo, CONFIG_FILE)
+    except Exception:  # no such file, or no network; each has several exception types
+        try:
+            return '"architecture"' in _text(Path(hf_hub_download(repo, "config.json")))
+        except Exception:
+            return False
+    return False
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.is_file() else ""

@@ -1,0 +1,141 @@
+"""Importing diffusion models: a folder in diffusers' layout becomes a GeneratorCheckpoint."""
+
+from __future__ import annotations
+
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+
+from vfm.base import UserError
+from vfm.interfaces import Context, GeneratorCheckpoint, Preflight
+from vfm.models.clip.model_sources import fetch, local_folder
+from vfm.models.generator.generator_parts import (
+    DENOISERS,
+    WEIGHTS,
+    check_parts,
+    denoiser_folder,
+    read_part,
+    repository,
+)
+from vfm.models.stages import HUB_PREFIX, ImportGenerator
+from vfm.models.weights import check_finite_weights
+from vfm.storage.store_files import naming, reading
+
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
+# The files that are copied or downloaded. Repositories also hold single-file copies of all parts, 5 GB each, weights in
+# other formats, and parts that are not used here (safety checkers, image encoders).
+NEEDED = (
+    "model_index.json",
+    *(
+        f"{part}/{file}"
+        for part in (*DENOISERS, "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+        for file in ("*.json", "diffusion_pytorch_model*.safetensors", "model*.safetensors")
+    ),
+    *(f"tokenizer{suffix}/*" for suffix in ("", "_2", "_3")),
+    "scheduler/*.json",
+    "condition/*",  # of a prior trained here
+    "pixels/*.json",
+)
+VARIANTS = ("*.fp16.*", "*.non_ema.*", "*.bin", "*.ckpt", "*/.*")  # never copied
+Prediction = Literal["epsilon", "v", "flow"]
+_PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "flow_prediction": "flow"}
+
+
+def import_generator_checkpoint(config: ImportGenerator, ctx: Context) -> GeneratorCheckpoint:
+    """Run `models.generator`: download the model if it is not local, and copy it."""
+    return import_generator(config.source, ctx.directory)
+
+
+def check_import_generator(config: ImportGenerator, ctx: Preflight) -> None:
+    """Check the parts of a local model, without reading weights; of a model of the hub only its name."""
+    if folder := _local_folder(config.source):
+        read_facts(folder)
+        check_parts(folder, config.source)
+
+
+def import_generator(source: str, directory: Path) -> GeneratorCheckpoint:
+    """Copy a diffusion model into `directory`: denoiser, scheduler and any other parts (VAE, text encoder).
+
+    Only the files in `NEEDED` are taken.
+
+    Args:
+        source: a folder in diffusers' layout, also as `local-dir:folder`; or `hf-hub:org/model`, with `@revision` for
+            one commit, branch or tag.
+        directory: folder of the copy.
+
+    Raises:
+        UserError: the model does not exist or is not in diffusers' layout; the weights of its denoiser, VAE or text
+            encoders are missing, pickled, of half precision only, not finite or do not fit their configuration; a
+            tokenizer is missing; or diffusers is not installed.
+    """
+    folder = _find_folder(source)
+    facts = read_facts(folder)
+    check_parts(folder, source)
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if file.is_file() and _is_needed(name):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, directory / name)
+            if WEIGHTS.fullmatch(file.name):
+                _check_finite(file)
+    return GeneratorCheckpoint.create(directory, **facts)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return the facts of a `GeneratorCheckpoint` for a folder in diffusers' layout.
+
+    Raises:
+        UserError: a part is missing, or the denoiser has no cross-attention.
+    """
+    file = folder / denoiser_folder(folder) / "config.json"
+    config = read_part(file)
+    with naming(file, "the configuration of a denoiser"):
+        size = int(config.get("sample_size") or 64)
+        width = config.get("cross_attention_dim") or config.get("joint_attention_dim")
+        condition = int((width[0] if isinstance(width, list) else width) or 0)
+    if not condition:
+        raise UserError(f"{folder}: its denoiser has no cross-attention, so it cannot be conditioned")
+    prediction = _prediction(read_part(folder / SCHEDULER_FILE), folder)
+    return {"sample_size": size, "condition_width": condition, "prediction": prediction}
+
+
+def _local_folder(source: str) -> Path | None:
+    folder = local_folder(source)
+    if not folder and not source.startswith(HUB_PREFIX):
+        raise UserError(f"{source}: no such folder; write a model of the hub as hf-hub:org/model")
+    return folder
+
+
+def _find_folder(source: str) -> Path:
+    if folder := _local_folder(source):
+        return folder
+    repo, revision = repository(source)
+    files: dict[str, Any] = {"allow_patterns": list(NEEDED), "ignore_patterns": list(VARIANTS), "revision": revision}
+    return Path(fetch(source, lambda: snapshot_download(repo, **files)))
+
+
+def _is_needed(name: str) -> bool:
+    wanted = any(fnmatch(name, pattern) for pattern in NEEDED)
+    return wanted and not any(fnmatch(name, pattern) for pattern in VARIANTS)
+
+
+def _check_finite(file: Path) -> None:
+    """Check a file's weights; tensors are read one by one, since together they may exceed the memory."""
+    with reading(file, "safetensors"), safe_open(file, framework="pt") as content:
+        for key in content.keys():  # noqa: SIM118
+            check_finite_weights({key: content.get_tensor(key)}, file)
+
+
+def _prediction(scheduler: dict[str, Any], folder: Path) -> Prediction:
+    if str(scheduler.get("_class_name", "")).startswith("FlowMatch"):  # these have no `prediction_type`
+        return "flow"
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if prediction not in _PREDICTIONS:
+        raise UserError(
+            f"{folder}: prediction_type of its scheduler: expected one of {', '.join(_PREDICTIONS)}, got {prediction!r}"
+        )
+    return _PREDICTIONS[prediction]

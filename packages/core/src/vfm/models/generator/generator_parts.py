@@ -1,0 +1,198 @@
+"""Check the parts of a diffusion model in diffusers' layout: each is whole and fits its configuration."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import list_repo_files
+from safetensors import safe_open
+
+from vfm.base import UserError, how_to_install
+from vfm.models.stages import HUB_PREFIX
+from vfm.storage.store_files import naming, read_record, reading
+
+DENOISERS = ("unet", "transformer")
+# Whole weights or shards; a suffix such as `.fp16` names another variant of the same weights.
+WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
+_SENTENCEPIECE = ("spiece.model",)
+_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), _SENTENCEPIECE)
+
+
+def denoiser_folder(folder: Path) -> str:
+    """Return the name of the denoiser's folder: `unet` or `transformer`.
+
+    Raises:
+        UserError: neither exists.
+    """
+    for name in DENOISERS:
+        if (folder / name / "config.json").is_file():
+            return name
+    raise UserError(f"{folder}: not in diffusers' layout (neither unet/config.json nor transformer/config.json exists)")
+
+
+def check_parts(folder: Path, source: str) -> None:
+    """Check denoiser, VAE, text encoders and tokenizers, without reading weights.
+
+    A part is expected if its folder exists or `model_index.json` names it.
+
+    Args:
+        folder: of the model.
+        source: from which the model comes, for errors.
+
+    Raises:
+        UserError: diffusers is not installed, a part is missing, or it does not fit its configuration.
+    """
+    try:
+        import diffusers
+    except ImportError:
+        raise UserError(f"models.generator needs diffusers: {how_to_install('vfm-diva')}") from None
+    try:
+        import transformers
+    except ImportError:  # an optional extra, which only prompts need
+        transformers = None
+    index_file = folder / "model_index.json"
+    index = read_part(index_file) if index_file.is_file() else {}
+    named = {
+        name: value[-1] for name, value in index.items() if isinstance(value, list) and value and None not in value
+    }
+
+    def expected(name: str) -> bool:
+        return name in named or (folder / name).is_dir()
+
+    _check_weights(folder / denoiser_folder(folder), diffusers, source)
+    if expected("vae"):
+        _check_weights(folder / "vae", diffusers, source)
+    for suffix in ("", "_2", "_3"):
+        if expected(f"text_encoder{suffix}"):
+            _check_text_encoder(folder / f"text_encoder{suffix}", transformers, source)
+            _check_tokenizer(folder / (name := f"tokenizer{suffix}"), transformers, str(named.get(name)))
+
+
+def _check_weights(folder: Path, diffusers: Any, source: str) -> None:
+    """Compare names and shapes of the weights with the configuration, without reading the weights."""
+    config = read_part(folder / "config.json")
+    model_class = getattr(diffusers, str(config.get("_class_name")), None)
+    if model_class is None:
+        raise UserError(f"{folder}: diffusers has no {config.get('_class_name')!r}")
+    found = _shapes(folder, source)
+    with naming(folder / "config.json", "the configuration of a part"), torch.device("meta"):
+        model = model_class.from_config(config)
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    _compare(folder, shapes, {_current(key, shapes): shape for key, shape in found.items()})
+
+
+# Names of a VAE's attention before diffusers 0.14, which diffusers converts when it reads them.
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def _current(key: str, expected: dict[str, list[int]]) -> str:
+    """Return the name that diffusers gives to a tensor with this name in a file."""
+    head, _, last = key.rpartition(".")
+    head, _, layer = head.rpartition(".")
+    new = f"{head}.{_OLD_NAMES.get(layer, layer)}.{last}"
+    return key if key in expected or new not in expected else new
+
+
+def _check_text_encoder(folder: Path, transformers: Any, source: str) -> None:
+    """Compare the weights of a text encoder with its configuration, if transformers is installed."""
+    config = read_part(folder / "config.json")
+    found = _shapes(folder, source)
+    if transformers is None:
+        return
+    name = next(iter(config.get("architectures") or []), None)
+    model_class: Any = getattr(transformers, str(name), None)
+    if model_class is None:
+        raise UserError(f"{folder}: transformers has no {name!r}")
+    with naming(folder / "config.json", "the configuration of a text encoder"), torch.device("meta"):
+        model = model_class(model_class.config_class.from_dict(config))
+    tied: dict[int, list[str]] = {}
+    for key, value in model.named_parameters(remove_duplicate=False):
+        tied.setdefault(id(value), []).append(key)
+    shapes = {key: list(value.shape) for key, value in model.named_parameters(remove_duplicate=False)}
+    bare = {_bare(key): shape for key, shape in found.items() if not key.endswith("position_ids")}
+    expected: dict[str, list[int]] = {}
+    for names in tied.values():  # one name of tied weights is enough in the file
+        present = [key for key in names if _bare(key) in bare] or names[:1]
+        expected.update({_bare(key): shapes[key] for key in present})
+    _compare(folder, expected, bare)
+
+
+def _bare(key: str) -> str:
+    """Return a text encoder's key without the prefix that some versions of transformers write."""
+    return key.removeprefix("text_model.")
+
+
+def _check_tokenizer(folder: Path, transformers: Any, class_name: str) -> None:
+    """Load a tokenizer by its class in transformers, if what reads it is installed."""
+    found = [names for names in _VOCABULARIES if all((folder / name).is_file() for name in names)]
+    # Without these files transformers makes an empty tokenizer, whose maximum length is no number of tokens.
+    if not found:
+        raise UserError(
+            f"{folder}: no tokenizer found: expected tokenizer.json, vocab.json with merges.txt, or spiece.model"
+        )
+    if transformers is None or found == [_SENTENCEPIECE]:  # the latter needs another library, too
+        return
+    tokenizer_class: Any = getattr(transformers, class_name, transformers.AutoTokenizer)
+    with naming(folder, "a tokenizer"), suppress(ImportError):
+        tokenizer_class.from_pretrained(folder, local_files_only=True)
+
+
+def _compare(folder: Path, expected: dict[str, list[int]], found: dict[str, list[int]]) -> None:
+    wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    if wrong:
+        key = wrong[0]
+        raise UserError(
+            f"{folder}: its weights do not fit its configuration: {len(wrong)} keys differ, first {key}: expected "
+            f"{expected.get(key, 'no such key')}, got {found.get(key, 'no such key')}"
+        )
+
+
+def _shapes(folder: Path, source: str) -> dict[str, list[int]]:
+    """Return the shape of every tensor in a folder's safetensors files, which may be several shards."""
+    files = [file for file in sorted(folder.glob("*.safetensors")) if WEIGHTS.fullmatch(file.name)]
+    if not files:
+        if half := _half_precision(folder, source):
+            raise UserError(f"{folder}: fp16 variant only ({half}); expected the weights without a variant's suffix")
+        raise UserError(f"{folder}: no safetensors; pickled weights are not read")
+    shapes: dict[str, list[int]] = {}
+    for file in files:
+        with reading(file, "safetensors"), safe_open(file, framework="pt") as content:
+            shapes.update({key: content.get_slice(key).get_shape() for key in content.keys()})  # noqa: SIM118
+    return shapes
+
+
+def _half_precision(folder: Path, source: str) -> str | None:
+    """Return the name of a part's fp16 weights, in its folder or, as they are not downloaded, on the hub."""
+    if local := sorted(folder.glob("*.fp16*.safetensors")):
+        return local[0].name
+    if not source.startswith(HUB_PREFIX):
+        return None
+    repo, revision = repository(source)
+    try:
+        names = list_repo_files(repo, revision=revision)
+    except Exception:  # only the reason in an error's line depends on it
+        return None
+    found = sorted(name for name in names if fnmatch(name, f"{folder.name}/*.fp16*.safetensors"))
+    return found[0].rpartition("/")[2] if found else None
+
+
+def repository(source: str) -> tuple[str, str | None]:
+    """Split `hf-hub:org/model@revision`; without a revision the hub's newest is read."""
+    repo, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
+    return repo, revision or None
+
+
+def read_part(file: Path) -> dict[str, Any]:
+    """Return the content of a part's JSON file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: missing, so this is not a model in diffusers' layout")
+    return read_record(file)

@@ -1,0 +1,293 @@
+"""Pretrained CLIP models: from open_clip's names, the hub, a folder, or a file of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import open_clip
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from torch import Tensor
+
+from vfm.base import UserError, did_you_mean
+from vfm.interfaces import ClipCheckpoint, Context, Preflight
+from vfm.models.clip import clip_config
+from vfm.models.clip.clip import (
+    ClipModel,
+    blueprint,
+    build_clip,
+    load_clip,
+    open_clip_incompatibility,
+    save_clip,
+)
+from vfm.models.clip.clip_module import load_weights
+from vfm.models.clip.model_sources import check_weights_file, fetch, first_line, local_folder, weights_file_as_source
+from vfm.models.clip.text import PROBES
+from vfm.models.interchange import eva_import, hugging_face
+from vfm.models.interchange.clip_layouts import clip_tensors, missing_part, tensors_with_text_of, with_text_of
+from vfm.models.interchange.eva_import import DEFAULT_OPTIONS, ReadOptions
+from vfm.models.interchange.hugging_face_siglip_import import load_transformers_model, transformers_model_config
+from vfm.models.interchange.vision_import import show_key_report
+from vfm.models.preprocess import Preprocess
+from vfm.models.stages import HUB_PREFIX, ImportClip
+from vfm.models.weight_transfer import KeyReport
+from vfm.models.weights import check_finite_weights, load_state_dict, save_state_dict
+
+# Entries of OpenAI's archives beside the weights; no other file has them.
+OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
+NUMPY_SUFFIXES = (".npz", ".npy")  # files of big_vision
+
+
+def import_clip_checkpoint(config: ImportClip, ctx: Context) -> ClipCheckpoint:
+    """Run `models.clip`: download the weights if they are not local, and save them in open_clip's layout."""
+    report, options = KeyReport(), _options(config)
+    if config.text_from:
+        options = replace(options, text_from=load_clip(ctx.load(config.text_from)))
+    model = import_clip(config.source, config.pretrained, options, report)
+    check_finite_weights(model.module.state_dict(), config.pretrained or config.source)
+    model.tokenize(PROBES)  # refuses a tokenizer that does not fit
+    show_key_report(ctx, report)
+    if reason := open_clip_incompatibility(model):
+        ctx.warn(reason)
+    return save_clip(model, ctx.directory)
+
+
+def check_import_clip(config: ImportClip, ctx: Preflight) -> None:
+    """Check names and tags of `models.clip`, and that the tokenizer fits the configuration where one is available."""
+    check_clip_source(config.source, config.pretrained, _options(config))
+    folder = local_folder(config.source) if isinstance(config.source, str) else None
+    if config.text_from or not (folder or isinstance(config.source, dict)):
+        return  # open_clip's own names have their tokenizer
+    try:
+        clip = blueprint(_folder_config(folder) if folder else config.source)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}" if folder else str(error)) from None
+    clip.name, clip.folder = folder.name if folder else clip.name, folder
+    clip.tokenize(PROBES)
+
+
+def _options(config: ImportClip) -> ReadOptions:
+    return ReadOptions(config.part, ema=config.weights == "ema", patch_resize=config.patch_resize)
+
+
+def import_clip(
+    source: str | Mapping[str, Any],
+    pretrained: str | None = None,
+    options: ReadOptions = DEFAULT_OPTIONS,
+    report: KeyReport | None = None,
+) -> ClipModel:
+    """Return a CLIP model with its pretrained weights, in evaluation mode.
+
+    Args:
+        source: an open_clip name or configuration, with `pretrained`; or without it `hf-hub:org/model`,
+            `local-dir:folder` or a folder, in open_clip's or Hugging Face's layout, or an EVA-CLIP file.
+        pretrained: a tag of open_clip's for the name, or a file: safetensors, or a `torch.save` file of open_clip,
+            OpenAI, EVA-CLIP, DIVA or un2CLIP, read with `weights_only`.
+        options: how a file is read.
+        report: filled with what became of every key of an EVA-CLIP file, of one tower's file, or of a file with more
+            than a CLIP model.
+
+    Raises:
+        UserError: a name is unknown, the weights are missing or do not fit, they were trained with QuickGELU and the
+            model has GELU, or the file has no text tower and none is given.
+    """
+    report = KeyReport() if report is None else report
+    if isinstance(source, str) and (folder := local_folder(source)):
+        return with_text_of(options.text_from, _loader_for(folder)(folder))
+    if isinstance(source, str) and source.startswith(HUB_PREFIX):
+        return with_text_of(options.text_from, _clip_from_hub(source.removeprefix(HUB_PREFIX)))
+    check_clip_source(source, pretrained, options)
+    if file := weights_file_as_source(source, pretrained):
+        return clip_from_file(None, file, options, report)
+    assert pretrained
+    if isinstance(source, str) and not _is_file_name(pretrained):
+        return _clip_by_tag(source, pretrained)
+    return clip_from_file(source, Path(pretrained), options, report)
+
+
+def check_clip_source(
+    source: str | Mapping[str, Any], pretrained: str | None, options: ReadOptions = DEFAULT_OPTIONS
+) -> None:
+    """Check what is known of a CLIP model's source without its weights: names, tags and files.
+
+    Raises:
+        UserError: as `import_clip`.
+    """
+    if options.part != "both" and not (pretrained and _is_file_name(pretrained)):
+        raise UserError(f"models.clip: part: {options.part} reads a tower from a file; set pretrained to that file")
+    if weights_file_as_source(source, pretrained):
+        return
+    if isinstance(source, str) and ((folder := local_folder(source)) or source.startswith(HUB_PREFIX)):
+        if pretrained:
+            raise UserError(f"models.clip: {source!r} has its own weights; leave pretrained out")
+        if folder:
+            _loader_for(folder)
+        return
+    if isinstance(source, str):
+        clip_config.get_clip_config(source)
+    else:
+        clip_config.check_keys(source, "custom")
+    if not pretrained:
+        raise UserError(f"models.clip: pretrained is required for {source!r}; {_tags(source)}, or the path of a file")
+    if _is_file_name(pretrained):
+        check_weights_file(pretrained)
+    elif isinstance(source, str):
+        _tag_record(source, pretrained)
+
+
+def clip_from_file(
+    source: str | Mapping[str, Any] | None, file: Path, options: ReadOptions, report: KeyReport
+) -> ClipModel:
+    """Return a CLIP model with a file's weights, in evaluation mode.
+
+    Args:
+        source: its architecture; None to find it from the shapes of an EVA-CLIP file.
+        file: the file of weights.
+        options: how the file is read.
+        report: as in `import_clip`.
+
+    Raises:
+        UserError: the file cannot be read, or does not fit.
+    """
+    if source is not None and file.suffix in NUMPY_SUFFIXES:  # open_clip reads these itself
+        model = build_clip(source)
+        load_weights(model.module, file, model.name)
+    else:
+        tensors = load_state_dict(file, ema=options.ema)
+        source = eva_import.clip_architecture(tensors, str(file)) if source is None else source
+        model = _clip_with(source, tensors, file, options, report)
+    model.name = f"{model.name}/{file.stem}"
+    model.module.eval()
+    return model
+
+
+def _clip_with(
+    source: str | Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    file: Path,
+    options: ReadOptions,
+    report: KeyReport,
+) -> ClipModel:
+    """Build a model and load a file's tensors.
+
+    `eva_import` loads EVA-CLIP's weights and single towers, open_clip's own loader all others.
+    """
+    tensors = clip_tensors(tensors, report)
+    by_eva_import = options.part != "both" or eva_import.is_official(tensors)
+    config = clip_config.get_clip_config(source) if isinstance(source, str) else source
+    if other := options.text_from:
+        config = {**config, "text_cfg": other.config["text_cfg"]}
+    model = build_clip({**config, "custom_text": True} if by_eva_import else config, seed=0)
+    model.name = source if isinstance(source, str) else model.name
+    is_openai = any(key in tensors for key in OPENAI_SIZES)
+    if (is_openai or file.name in _published_with_quick_gelu()) and not model.config.get("quick_gelu"):
+        raise UserError(
+            f"{file}: {'OpenAI' if is_openai else file.stem}'s weights were trained with QuickGELU, {model.name} has"
+            " GELU; choose a model with it, such as ViT-B-32-quickgelu"
+        )
+    tensors = {key: value for key, value in tensors.items() if key not in OPENAI_SIZES}
+    if by_eva_import:
+        eva_import.load_eva_clip(tensors, model, str(file), options, report)
+        return with_text_of(other, model)
+    if other:
+        tensors = tensors_with_text_of(other, tensors, str(file))
+        model.preprocess, model.folder = other.preprocess, other.folder
+    elif missing := missing_part(tensors):
+        raise UserError(
+            f"{file}: has no {missing}; set text_from to the CLIP model that it was trained from, or part: visual for"
+            " an untrained text tower"
+        )
+    with TemporaryDirectory() as folder:  # open_clip's loader only takes a file
+        copy = Path(folder) / file.with_suffix(".safetensors").name
+        save_state_dict(tensors, copy)
+        load_weights(model.module, copy, model.name, origin=file)
+    return model
+
+
+def _published_with_quick_gelu() -> set[str]:
+    """Return the names of files, such as MetaCLIP's, that open_clip lists as trained with QuickGELU."""
+    records = [open_clip.get_pretrained_cfg(name, tag) for name, tag in open_clip.list_pretrained()]
+    return {Path(record["url"]).name for record in records if record.get("quick_gelu") and record.get("url")}
+
+
+def _clip_by_tag(name: str, tag: str) -> ClipModel:
+    """Return a model with the weights of an open_clip tag, with QuickGELU if the tag was trained with it."""
+    record = _tag_record(name, tag)
+    file = Path(fetch(f"{name} {tag}", lambda: open_clip.download_pretrained(record)))
+    config = clip_config.get_clip_config(name)
+    config = {**config, "quick_gelu": True} if record.get("quick_gelu") else config
+    model = clip_from_file(config, file, DEFAULT_OPTIONS, KeyReport())
+    model.name = f"{name}/{tag}"
+    model.preprocess = Preprocess.from_open_clip(record, model.preprocess.image_size)
+    return model
+
+
+def _tag_record(name: str, tag: str) -> dict[str, Any]:
+    """Return open_clip's record of a tag: the address of its weights and its preprocessing."""
+    record = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag)
+    if not record:
+        clip_config.get_clip_config(name)  # an unknown name is the better error
+        known = open_clip.list_pretrained_tags_by_model(name)
+        raise UserError(f"models.clip: {tag!r} is not a tag of {name!r}{did_you_mean(tag, known)}")
+    return dict(record)
+
+
+def _loader_for(folder: Path) -> Callable[[Path], ClipModel]:
+    """Return the function that loads the CLIP model of a folder, by its layout."""
+    if (folder / clip_config.CONFIG_FILE).is_file():
+        return load_clip
+    if (folder / hugging_face.CONFIG_FILE).is_file():
+        return load_transformers_model
+    raise UserError(f"{folder}: no CLIP model (looked for {clip_config.CONFIG_FILE} and {hugging_face.CONFIG_FILE})")
+
+
+def _folder_config(folder: Path) -> dict[str, Any]:
+    """Return open_clip's configuration of a folder's model, in either layout."""
+    if (folder / clip_config.CONFIG_FILE).is_file():
+        return dict(clip_config.read_clip_config(folder)["model_cfg"])
+    return transformers_model_config(folder)
+
+
+def _clip_from_hub(repo: str) -> ClipModel:
+    """Return a model of the hub, in open_clip's layout if it has one, else in Hugging Face's."""
+    layouts = {
+        clip_config.CONFIG_FILE: clip_config.WEIGHTS_FILES,
+        hugging_face.CONFIG_FILE: (hugging_face.PROCESSOR_FILE, *hugging_face.WEIGHTS_FILES),
+    }
+    errors: list[Exception] = []
+    offline = False  # remembered after the first failure, since each further attempt takes half a minute
+    for config_file, other_files in layouts.items():
+        try:
+            folder = Path(hf_hub_download(repo, config_file, local_files_only=offline)).parent
+        except Exception as error:  # not in this layout, or no network
+            errors.append(error)
+            offline = isinstance(error, LocalEntryNotFoundError)
+            continue
+        for name in other_files:
+            try:
+                hf_hub_download(repo, name)
+            except Exception as error:  # a repository may have only one kind of weights
+                errors.append(error)
+                continue
+            if name != hugging_face.PROCESSOR_FILE:
+                break
+        model = _loader_for(folder)(folder)
+        model.name = f"{HUB_PREFIX}{repo}"
+        return model
+    # "Not in the cache and no network" explains more than a missing file.
+    cause = next((error for error in errors if isinstance(error, LocalEntryNotFoundError)), errors[-1])
+    raise UserError(f"{HUB_PREFIX}{repo}: cannot be downloaded: {first_line(cause)}")
+
+
+def _is_file_name(pretrained: str) -> bool:
+    """Return whether `pretrained` is a file rather than a tag: no tag of open_clip's has a suffix."""
+    return bool(Path(pretrained).suffix) or Path(pretrained).is_file()
+
+
+def _tags(source: str | Mapping[str, Any]) -> str:
+    known = open_clip.list_pretrained_tags_by_model(source) if isinstance(source, str) else []
+    return f"tags of open_clip: {', '.join(known)}" if known else "open_clip lists no tag for it"

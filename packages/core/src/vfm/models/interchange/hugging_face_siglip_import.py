@@ -1,0 +1,203 @@
+"""Reading Hugging Face's layout of SigLIP and SigLIP 2 as an open_clip model: the inverse of `hugging_face_siglip`.
+
+`SiglipModel` holds SigLIP and the SigLIP 2 models of one image size. `Siglip2Model` holds the SigLIP 2 models for
+images of any shape (NaFlex); they are read at the square size that their positions were learned for.
+
+Source: Zhai et al. 2023, SigLIP (arXiv:2303.15343); Tschannen et al. 2025, SigLIP 2 (arXiv:2502.14786); names and
+defaults are those of transformers' `SiglipModel` and `Siglip2Model`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from vfm.base import UserError
+from vfm.models.clip.clip import ClipModel, blueprint, build_clip
+from vfm.models.interchange.hugging_face import (
+    CONFIG_FILE,
+    PROCESSOR_FILE,
+    WEIGHTS_FILES,
+    load_hugging_face,
+    read_hugging_face_config,
+)
+from vfm.models.interchange.hugging_face_config import VOCAB_SIZE, mlp_ratio, read_processor
+from vfm.models.interchange.hugging_face_siglip import siglip_config, siglip_names
+from vfm.models.interchange.hugging_face_tokenizer import TOKENIZER_CONFIG_FILE
+from vfm.models.preprocess import Preprocess
+from vfm.models.weights import find_weights, load_state_dict
+from vfm.storage.store_files import read_record, reading
+
+_SHARED = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+_VISION: dict[str, Any] = {**_SHARED, "image_size": 224, "patch_size": 16}
+_TEXT: dict[str, Any] = {**_SHARED, "max_position_embeddings": 64, "vocab_size": 32000}
+# Tokenizers by the size of their vocabulary; another size, such as CLIP's, is that of open_clip's own.
+_TOKENIZERS = {
+    32000: "timm/ViT-B-16-SigLIP",
+    250000: "timm/ViT-B-16-SigLIP-i18n-256",
+    256000: "timm/ViT-B-16-SigLIP2",
+}
+SIGLIP_TYPES = ("siglip", "siglip2")
+_PATCHES = "visual.trunk.patch_embed.proj.weight"
+# SigLIP's preprocessing, if a folder has none of its own.
+_PREPROCESS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "resize_mode": "squash"}
+
+
+def load_transformers_model(folder: Path) -> ClipModel:
+    """Load the model of a folder in the layout of `CLIPModel`, `SiglipModel` or `Siglip2Model`.
+
+    Raises:
+        UserError: the folder holds a model of another type, or its weights do not fit its configuration.
+    """
+    is_siglip = read_record(folder / CONFIG_FILE).get("model_type") in SIGLIP_TYPES
+    return load_siglip(folder) if is_siglip else load_hugging_face(folder)
+
+
+def transformers_model_config(folder: Path) -> dict[str, Any]:
+    """Return open_clip's configuration of the model that `load_transformers_model` loads.
+
+    Raises:
+        UserError: the folder holds a model of another type.
+    """
+    record = read_record(folder / CONFIG_FILE)
+    if record.get("model_type") not in SIGLIP_TYPES:
+        return read_hugging_face_config(folder)
+    return open_clip_siglip_config(record, str(folder), folder if (folder / TOKENIZER_CONFIG_FILE).is_file() else None)
+
+
+def load_siglip(folder: Path) -> ClipModel:
+    """Load the model of a folder in the layout of `SiglipModel`; its tokenizer is that of the folder, if it has one.
+
+    Raises:
+        UserError: timm has no encoder of its shapes, or its weights do not fit its configuration.
+    """
+    weights = find_weights(folder, WEIGHTS_FILES)
+    model = build_clip(transformers_model_config(folder))
+    model.name, model.folder = folder.name, folder
+    try:
+        model.module.load_state_dict(from_siglip(load_state_dict(weights), model.module.state_dict()))
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"{weights}: does not fit its {CONFIG_FILE}: {' '.join(str(error).split())[:300]}") from None
+    model.preprocess = Preprocess.from_open_clip(_PREPROCESS, model.preprocess.image_size)
+    if (processor := folder / PROCESSOR_FILE).is_file():
+        with reading(processor, "the settings of an image processor"):
+            # SigLIP's own processors neither crop nor have a setting for it; that of NaFlex has no size.
+            side = {"height": model.preprocess.image_size, "width": model.preprocess.image_size}
+            record = {"do_center_crop": False, "size": side, **read_record(processor)}
+            model.preprocess = read_processor(record, model.preprocess.image_size)
+    model.module.eval()
+    return model
+
+
+def open_clip_siglip_config(record: Mapping[str, Any], where: str, tokenizer: Path | None = None) -> dict[str, Any]:
+    """Return open_clip's configuration of a `config.json`; missing keys have the defaults of `SiglipConfig`.
+
+    Args:
+        record: the content of the file.
+        where: its folder, for errors.
+        tokenizer: a folder with a tokenizer of Hugging Face; needed for vocabularies that are not known by their size.
+
+    Raises:
+        UserError: timm has no encoder of these shapes, or the towers differ in width.
+    """
+    vision = {**_VISION, **_known(record.get("vision_config"), _VISION)}
+    if record.get("model_type") == "siglip2":  # the grid of the learned positions
+        patches = (record.get("vision_config") or {}).get("num_patches", 256)
+        vision["image_size"] = math.isqrt(patches) * vision["patch_size"]
+    text = {**_TEXT, **_known(record.get("text_config"), _TEXT)}
+    width = text["hidden_size"]
+    text_cfg = {
+        "context_length": text["max_position_embeddings"],
+        "vocab_size": text["vocab_size"],
+        "width": width,
+        "heads": text["num_attention_heads"],
+        "layers": text["num_hidden_layers"],
+        "mlp_ratio": mlp_ratio(text["intermediate_size"], width),
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+        "norm_kwargs": {"eps": text["layer_norm_eps"]},
+        "act_kwargs": {"approximate": "tanh"} if text["hidden_act"] == "gelu_pytorch_tanh" else {},
+    }
+    if name := _TOKENIZERS.get(text["vocab_size"]):
+        text_cfg |= {"hf_tokenizer_name": name, "tokenizer_kwargs": {"clean": "canonicalize"}}
+    elif tokenizer and text["vocab_size"] != VOCAB_SIZE:
+        text_cfg["hf_tokenizer_name"] = tokenizer.name
+    for encoder in _encoders(vision):
+        config = {
+            "embed_dim": vision["hidden_size"],
+            "vision_cfg": {
+                "image_size": vision["image_size"],
+                "timm_model_name": encoder,
+                "timm_pool": "map",
+                "timm_proj": "none",
+            },
+            "text_cfg": text_cfg,
+            "custom_text": True,
+            "init_logit_bias": -10.0,
+        }
+        if _fits(config, vision):
+            return config
+    shape = ", ".join(f"{key} {value}" for key, value in vision.items())
+    raise UserError(f"{where}: timm has no SigLIP encoder of these shapes: {shape}")
+
+
+def from_siglip(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return Hugging Face's tensors under open_clip's names; the inverse of `to_siglip`.
+
+    Args:
+        tensors: of a `SiglipModel`.
+        like: state dict of the open_clip model.
+
+    Raises:
+        KeyError: a tensor is missing.
+        UserError: a tensor has no counterpart in open_clip's model.
+    """
+    left = {key for key in tensors if not key.endswith("position_ids")}  # constants, saved by older releases
+    out: dict[str, Tensor] = {}
+    for key, expected in like.items():
+        names, part = siglip_names(key)
+        joined = torch.cat([tensors[name] for name in names]) if len(names) > 1 else tensors[names[0]]
+        left -= set(names)
+        if part is not None:  # of the pooling's joint projection
+            width = len(joined) // 3
+            joined = joined[:width] if part == "q" else joined[width:]
+        if key == _PATCHES and joined.ndim == 2:  # NaFlex: a linear layer over pixels (P, P, 3)
+            width, _, *patch = expected.shape
+            joined = joined.reshape(width, *patch, -1).movedim(-1, 1)
+        out[key] = joined.reshape(expected.shape) if joined.numel() == expected.numel() else joined
+    if left:
+        raise UserError(f"{min(left)} has no counterpart in open_clip's SigLIP")
+    return out
+
+
+def _known(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in (given or {}).items() if key in defaults}
+
+
+def _encoders(vision: Mapping[str, Any]) -> list[str]:
+    """Return timm's SigLIP encoders with pooling by attention, those named after this image size first."""
+    names = [name for name in timm.list_models("*siglip*") if "_gap" not in name and not name.startswith("naflex")]
+    return sorted(names, key=lambda name: not name.endswith(f"_{vision['image_size']}"))
+
+
+def _fits(config: Mapping[str, Any], vision: Mapping[str, Any]) -> bool:
+    """Return whether the encoder has these shapes; only the shapes are computed."""
+    try:
+        found = siglip_config(blueprint(config))["vision_config"]
+    except UserError:  # the image size does not fit its patches
+        return False
+    return all(found[key] == value for key, value in vision.items())

@@ -1,0 +1,72 @@
+"""Tokenizer files of Hugging Face's layout, for `CLIPProcessor`, `SiglipProcessor` and pipelines.
+
+CLIP's own tokenizer is written from open_clip's vocabulary, so `transformers` is not needed for it. transformers cleans
+texts less than open_clip: it repairs no broken Unicode and leaves HTML entities as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vfm.models.clip.clip import ClipModel
+from vfm.models.clip.text import WordTokenizer
+from vfm.storage.store_files import read_record
+
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+_START, _END, _PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
+
+
+def tokenizer_mismatches(text: Mapping[str, Any]) -> list[str]:
+    """Return why transformers has no equal tokenizer for a `text_cfg` of open_clip; an empty list if it has."""
+    options = {key: value for key, value in (text.get("tokenizer_kwargs") or {}).items() if key != "context_length"}
+    if options and not text.get("hf_tokenizer_name"):
+        return [f"text_cfg.tokenizer_kwargs is {options}"]
+    return []
+
+
+def save_tokenizer(model: ClipModel, directory: Path, *, reads_padding: bool) -> None:
+    """Save a model's tokenizer for transformers.
+
+    Args:
+        model: with CLIP's own tokenizer or one of Hugging Face's.
+        directory: of the model's files.
+        reads_padding: the text tower has no causal mask, as in SigLIP, so the padding must be the model's own, and it
+            takes no attention mask.
+
+    Raises:
+        UserError: a tokenizer of Hugging Face cannot be loaded.
+    """
+    tokenizer: Any = model.tokenizer
+    changes: dict[str, Any] = {"model_max_length": model.context_length}
+    if reads_padding:
+        changes |= {"model_input_names": ["input_ids"], "padding_side": "right"}
+    file = directory / TOKENIZER_CONFIG_FILE
+    if isinstance(tokenizer, WordTokenizer):
+        changes |= _save_clip_tokenizer(tokenizer.tokenizer, directory, pads_with_zeros=reads_padding)
+    else:
+        tokenizer.save_pretrained(directory)
+        changes = {**read_record(file), **changes}
+    file.write_text(json.dumps(changes, indent=2) + "\n", encoding="utf-8")
+
+
+def _save_clip_tokenizer(tokenizer: Any, directory: Path, *, pads_with_zeros: bool) -> dict[str, Any]:
+    """Write vocabulary and merges of an `open_clip.SimpleTokenizer`; return its entries of the configuration."""
+    vocabulary = dict(tokenizer.encoder)
+    for name, number in ((_START, tokenizer.sot_token_id), (_END, tokenizer.eot_token_id)):
+        del vocabulary[tokenizer.decoder[number]]
+        vocabulary[name] = number
+    if pads_with_zeros:  # 0 is also the token of "!" within a word, and a padding token of that name would end words
+        vocabulary[_PAD] = 0
+    (directory / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n", encoding="utf-8")
+    merges = "\n".join(" ".join(pair) for pair in tokenizer.bpe_ranks)
+    (directory / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    return {
+        "tokenizer_class": "CLIPTokenizer",
+        "bos_token": _START,
+        "eos_token": _END,
+        "unk_token": _END,
+        "pad_token": _PAD if pads_with_zeros else _END,
+    }

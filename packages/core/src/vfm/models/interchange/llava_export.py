@@ -1,0 +1,200 @@
+"""Putting a tuned vision tower into a LLaVA checkpoint in transformers' layout; nothing else of it changes.
+
+On disk the tower is `vision_tower.vision_model.*` (transformers 4) or `vision_tower.*` (5). Release 5 reads both, so
+the names of 4 are written. `transformers` itself is not needed.
+
+Source: Liu et al. 2023, LLaVA-1.5 (arXiv:2310.03744); names as in transformers' `LlavaForConditionalGeneration`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vfm.base import UserError
+from vfm.models.clip.clip import ClipModel
+from vfm.models.interchange.hugging_face import CONFIG_FILE, PROCESSOR_FILE, hugging_face_mismatches, to_hugging_face
+from vfm.models.interchange.hugging_face_config import hugging_face_config
+from vfm.models.interchange.hugging_face_siglip import siglip_config, siglip_mismatches, to_siglip
+from vfm.models.weights import save_state_dict
+from vfm.storage.store_files import naming, read_record
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_TOWER = re.compile(r"((?:model\.)?vision_tower\.)(?:vision_model\.)?(.+)")
+_BLOCK = re.compile(r"encoder\.layers\.(\d+)\.")
+# Defaults of transformers' CLIPVisionConfig, which its files leave out, and of SiglipVisionConfig.
+_CLIP = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+_CLIP |= {"image_size": 224, "patch_size": 32}
+_SIGLIP = {**_CLIP, "patch_size": 16}
+DEFAULT_LAYER = -2  # of LLaVA: the output of the block before the last
+
+
+def llava_mismatch(model: Any, base: Path) -> str:
+    """Return why a model's vision tower cannot be put into a LLaVA checkpoint; empty if it can.
+
+    Raises:
+        UserError: the folder is not a LLaVA checkpoint in transformers' layout with safetensors.
+    """
+    if not isinstance(model, ClipModel):
+        return "it is a vision encoder without a text tower"
+    expected = _tower_config(base)
+    is_siglip = expected.get("model_type") == "siglip_vision_model"
+    if reasons := (siglip_mismatches if is_siglip else hugging_face_mismatches)(model):
+        return f"{base} has a {'SigLIP' if is_siglip else 'CLIP'} tower, and {', '.join(reasons)}"
+    found = (siglip_config if is_siglip else hugging_face_config)(model)["vision_config"]
+    defaults: dict[str, Any] = {**_SIGLIP, "hidden_act": "gelu_pytorch_tanh"} if is_siglip else {**_CLIP}
+    defaults = {"hidden_act": "quick_gelu", **defaults}
+    for key, default in defaults.items():
+        if found[key] != (wanted := expected.get(key, default)):
+            return f"the tower of {base} has {key} {wanted}, this model {found[key]}"
+    return ""
+
+
+def write_llava(model: Any, directory: Path, base: Path) -> list[str]:
+    """Write a copy of a LLaVA checkpoint with the model's vision tower.
+
+    Args:
+        model: that `llava_mismatch` accepts.
+        directory: folder of the copy.
+        base: folder of the checkpoint.
+
+    Returns:
+        Lines for the user: what was replaced, and whether LLaVA reads what differs.
+
+    Raises:
+        UserError: the checkpoint has a tensor in its tower that the model lacks, or one of another shape; its tower
+            lacks tensors; or a file of it is damaged.
+    """
+    assert isinstance(model, ClipModel)
+    is_siglip = _tower_config(base).get("model_type") == "siglip_vision_model"
+    tensors = (to_siglip if is_siglip else to_hugging_face)(model.module.state_dict())
+    tower = {key.removeprefix("vision_model."): value for key, value in tensors.items()}
+    directory.mkdir(parents=True, exist_ok=True)
+    shards = _shards(base)
+    _check_shards(base, shards, tower)
+    for file in sorted(base.iterdir()):
+        if file.is_file() and file.name not in (*shards, INDEX) and file.suffix not in (".bin", ".pt", ".pth"):
+            shutil.copyfile(file, directory / file.name)
+    renamed: dict[str, str] = {}
+    differing: list[str] = []
+    for name in shards:
+        with safe_open(base / name, framework="pt") as opened:
+            keys = [key for key in opened.keys() if _TOWER.match(key)]  # noqa: SIM118  (not a mapping)
+        if not keys:
+            shutil.copyfile(base / name, directory / name)
+            continue
+        shard = load_file(base / name)
+        for key in keys:
+            new, changed = _replace(shard, key, tower, str(base / name))
+            renamed[key] = new
+            differing += [changed] if changed else []
+        save_state_dict(shard, directory / name)
+    if (index := base / INDEX).is_file():
+        record = read_record(index, "weight_map")
+        record["weight_map"] = {renamed.get(key, key): name for key, name in record["weight_map"].items()}
+        (directory / INDEX).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return [
+        f"{len(renamed)} tensors of the vision tower, of which {len(differing)} differ",
+        *_notes(model, base, differing),
+    ]
+
+
+def _check_shards(base: Path, shards: list[str], tower: Mapping[str, Tensor]) -> None:
+    """Check that each file of weights is whole, and that the blocks of the tower are, which the copy would lack too."""
+    found = set[str]()
+    for name in shards:
+        try:
+            with safe_open(base / name, framework="pt") as opened:
+                found.update(key[2] for key in map(_TOWER.match, opened.keys()) if key)
+        except SafetensorError as error:
+            raise UserError(f"{base / name}: damaged; download it again: {error}") from None
+    if missing := sorted(name for name in tower.keys() - found if _BLOCK.match(name)):
+        raise UserError(f"{base}: its vision tower lacks {len(missing)} tensors, such as {missing[0]}")
+
+
+def _replace(shard: dict[str, Tensor], key: str, tower: Mapping[str, Tensor], where: str) -> tuple[str, str | None]:
+    """Replace a tensor of the tower in place; return its new key, and its name in the tower if its values differ."""
+    found = _TOWER.match(key)
+    assert found
+    prefix, name = found.groups()
+    old = shard.pop(key)
+    new = f"{prefix}vision_model.{name}"
+    if name.endswith("position_ids"):  # constants, saved by older releases
+        shard[new] = old
+        return new, None
+    if name not in tower or tower[name].shape != old.shape:
+        shape = tuple(tower[name].shape) if name in tower else "none"
+        raise UserError(f"{where}: {key} is {tuple(old.shape)}, the model's is {shape}")
+    shard[new] = tower[name].detach().cpu().to(old.dtype)
+    return new, None if torch.equal(shard[new], old) else name
+
+
+def _notes(model: ClipModel, base: Path, differing: list[str]) -> list[str]:
+    """Return what a user should know before a comparison."""
+    config, lines = read_record(base / CONFIG_FILE), []
+    depth = int(_tower_config(base).get("num_hidden_layers", _CLIP["num_hidden_layers"]))
+    layer = config.get("vision_feature_layer", DEFAULT_LAYER)
+    last = max(each if each >= 0 else depth + 1 + each for each in (layer if isinstance(layer, list) else [layer]))
+    if not [name for name in differing if _is_read(name, last)]:
+        lines.append(
+            f"nothing that LLaVA reads differs: vision_feature_layer {layer} is the output of block {last} of {depth},"
+            " and only later weights changed"
+        )
+    if (base / PROCESSOR_FILE).is_file():
+        theirs = read_record(base / PROCESSOR_FILE)
+        if tuple(theirs.get("image_mean", model.preprocess.mean)) != tuple(model.preprocess.mean):
+            lines.append(f"its {PROCESSOR_FILE} normalises with another mean than {model.name}")
+    lines.append("its projector was trained with the old tower: train LLaVA again before comparing the two")
+    return lines
+
+
+def _is_read(name: str, last: int) -> bool:
+    """Return whether a tensor of the tower comes before the output of block number `last`, counted from 1."""
+    if found := _BLOCK.match(name):
+        return int(found[1]) < last
+    return name.startswith(("embeddings.", "pre_layrnorm."))
+
+
+def _tower_config(base: Path) -> dict[str, Any]:
+    """Return the configuration of a LLaVA checkpoint's vision tower.
+
+    Raises:
+        UserError: the folder is not a LLaVA checkpoint in transformers' layout with safetensors.
+    """
+    if not (base / CONFIG_FILE).is_file():
+        raise UserError(f"{base}: no LLaVA checkpoint ({CONFIG_FILE} is missing)")
+    record = read_record(base / CONFIG_FILE)
+    if "mm_vision_tower" in record:
+        raise UserError(
+            f"{base}: a checkpoint of LLaVA's own code, which reads its tower from another folder: export with --format"
+            f" hf and set mm_vision_tower in {CONFIG_FILE} to that folder"
+        )
+    vision = record.get("vision_config")
+    if record.get("model_type") not in ("llava", "llava_next") or not isinstance(vision, dict):
+        raise UserError(f"{base}: expected a model of type llava or llava_next, got {record.get('model_type')!r}")
+    _shards(base)
+    return vision
+
+
+def _shards(base: Path) -> list[str]:
+    """Return the names of a checkpoint's files of weights, which exist."""
+    if (base / INDEX).is_file():
+        with naming(base / INDEX, "an index of weights"):
+            names = sorted(set(read_record(base / INDEX, "weight_map")["weight_map"].values()))
+            if outside := [name for name in names if Path(name).name != name]:
+                raise UserError(f"expected names of files in its folder, got {outside[0]}")
+        if missing := [name for name in names if not (base / name).is_file()]:
+            raise UserError(f"{base / missing[0]}: no such file, though {INDEX} names it; download it again")
+        return names
+    if (base / WEIGHTS).is_file():
+        return [WEIGHTS]
+    raise UserError(f"{base}: no weights as safetensors (looked for {INDEX} and {WEIGHTS})")

@@ -1,0 +1,166 @@
+"""Export to ONNX for any batch size; each file is run with onnxruntime and compared with the model."""
+
+# B batch, S side of the image, L context length, D width
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import onnxscript  # noqa: F401  (needed by torch's exporter: if it is missing, fail before any work)
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfm.base import UserError
+from vfm.models.clip.clip import ClipModel
+from vfm.models.clip.model_sources import first_line
+from vfm.models.encoders import eval_mode
+from vfm.models.vision.vision import vision_preprocess
+
+TOLERANCE = 1e-3  # of the largest value: float32 in another order of operations differs less, with a margin
+MAX_SINGLE_FILE = 1_800_000_000  # bytes; protobuf is limited to 2 GB, larger weights are stored in a second file
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """One ONNX file: a function of the model, the names of its input and outputs, and example inputs."""
+
+    name: str
+    function: Callable[[Any, Tensor], Any]
+    input_name: str
+    output_names: list[str]
+    examples: Tensor
+
+
+class _AsModule(nn.Module):
+    """A module whose `forward` is a function of another module, since the exporter only accepts modules."""
+
+    def __init__(self, module: nn.Module, function: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self.module, x)
+
+
+def write_onnx(model: ClipModel | nn.Module, directory: Path) -> list[str]:
+    """Export `image.onnx` and `text.onnx` of a CLIP model, or `vision.onnx` of an encoder, and `model.json`.
+
+        image.onnx    pixels float32 (B, 3, S, S), normalised   ->  embedding (B, D) of unit length
+        text.onnx     tokens int64 (B, L)                       ->  embedding (B, D) of unit length
+        vision.onnx   pixels float32 (B, 3, S, S), normalised   ->  features or logits (B, D), tokens as in timm
+
+    `model.json` holds the preprocessing, and the temperature of a CLIP model.
+
+    Returns:
+        A line for each file, with the largest difference between its outputs and the model's.
+
+    Raises:
+        UserError: torch cannot export the model, or onnxruntime's outputs differ.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, ClipModel):
+        facts: dict[str, Any] = {
+            "model": model.name,
+            "preprocess": model.preprocess.model_dump(),
+            "context_length": model.context_length,
+            "logit_scale": model.module.logit_scale.exp().item(),  # type: ignore[operator]
+        }
+        if (bias := getattr(model.module, "logit_bias", None)) is not None:
+            facts["logit_bias"] = bias.item()
+        texts = model.tokenize(["a photo", "a longer line of words", "!"])
+        graphs = [
+            _Graph("image", _image, "pixels", ["embedding"], _noise(model.preprocess.image_size)),
+            _Graph("text", _text, "tokens", ["embedding"], texts),
+        ]
+        module = model.module
+    else:
+        preprocess = vision_preprocess(model)
+        facts = {"model": model.pretrained_cfg["architecture"], "preprocess": preprocess.model_dump()}  # type: ignore[index]
+        outputs = ["logits" if model.num_classes else "features", "tokens"]
+        graphs = [_Graph("vision", _vision, "pixels", outputs, _noise(preprocess.image_size))]
+        module = model
+    (directory / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    with eval_mode(module):
+        return [_write(_AsModule(module, graph.function).eval(), directory, graph) for graph in graphs]
+
+
+def _image(module: Any, pixels: Tensor) -> Tensor:
+    return F.normalize(module.encode_image(pixels), dim=-1)
+
+
+def _text(module: Any, tokens: Tensor) -> Tensor:
+    return F.normalize(module.encode_text(tokens), dim=-1)
+
+
+def _vision(module: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    tokens = module.forward_features(pixels)
+    return module.forward_head(tokens), tokens
+
+
+def _noise(size: int) -> Tensor:
+    """Return three random images, (3, 3, size, size)."""
+    return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def _write(module: nn.Module, directory: Path, graph: _Graph) -> str:
+    """Export a module with a batch of two, and compare it with batches of one and three."""
+    file, x = directory / f"{graph.name}.onnx", graph.examples
+    num_bytes = sum(value.numel() * value.element_size() for value in module.state_dict().values())
+    try:
+        with _quiet():
+            torch.onnx.export(
+                module,
+                (x[:2],),
+                file,
+                input_names=[graph.input_name],
+                output_names=graph.output_names,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                external_data=num_bytes > MAX_SINGLE_FILE,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # tracing raises many types of exceptions
+        raise UserError(f"{file.name}: torch cannot export this model: {first_line(error)}") from None
+    worst = largest_difference(module, file, graph.input_name, [x[:1], x])
+    if not worst <= TOLERANCE:  # also true for NaN
+        raise UserError(
+            f"{file.name}: onnxruntime differs from torch by {worst:.1e} of the largest value, which is too much"
+        )
+    return f"{file.name}: onnxruntime differs from torch by at most {worst:.1e} of the largest value"
+
+
+def largest_difference(module: nn.Module, file: Path, input_name: str, batches: list[Tensor]) -> float:
+    """Return the largest difference between onnxruntime's and the module's outputs, relative to the largest value."""
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for x in batches:
+        with torch.inference_mode():
+            ours = module(x)
+        theirs = session.run(None, {input_name: x.numpy()})
+        for one, other in zip(ours if isinstance(ours, tuple) else (ours,), theirs, strict=True):
+            difference = float(np.abs(one.numpy() - other).max() / max(float(one.abs().max()), 1e-12))
+            worst = difference if np.isnan(difference) else max(worst, difference)  # `max` would drop NaN
+    return worst
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's own log and warnings."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,132 @@
+"""Pretrained vision encoders: from timm's names, the hub, a folder, or a file of weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from vfm.base import UserError, did_you_mean
+from vfm.interfaces import Context, Preflight, VisionCheckpoint
+from vfm.models.clip.model_sources import check_weights_file, local_folder, weights_file_as_source
+from vfm.models.interchange import eva_import
+from vfm.models.interchange.eva_import import DEFAULT_OPTIONS, ReadOptions
+from vfm.models.interchange.eva_layouts import masked_modelling_of
+from vfm.models.stages import FOLDER_PREFIX, HUB_PREFIX, ImportVision
+from vfm.models.vision.vision import VISION_CONFIG_FILE, build_vision, save_vision, vision_preprocess
+from vfm.models.weight_transfer import KeyReport
+from vfm.models.weights import check_finite_weights, load_state_dict
+from vfm.storage.store_files import naming
+
+
+def import_vision_checkpoint(config: ImportVision, ctx: Context) -> VisionCheckpoint:
+    """Run `models.vision`: download the weights if they are not local, and save them in timm's layout."""
+    options = ReadOptions(ema=config.weights == "ema", patch_resize=config.patch_resize)
+    report = KeyReport()
+    model = import_vision(config.source, config.pretrained, options, report)
+    check_finite_weights(model.state_dict(), config.pretrained or config.source)
+    show_key_report(ctx, report)
+    return save_vision(model, ctx.directory)
+
+
+def check_import_vision(config: ImportVision, ctx: Preflight) -> None:
+    """Check the names of `models.vision`."""
+    check_vision_source(config.source, config.pretrained)
+
+
+def show_key_report(ctx: Context, report: KeyReport) -> None:
+    """Log and show what became of every key of a file; nothing if timm or open_clip read the file."""
+    if report.taken or report.renamed:
+        ctx.log(f"keys of the file: {report.summary}")
+        ctx.panel(report.panel("Imported weights"))
+
+
+def import_vision(
+    source: str | Mapping[str, Any],
+    pretrained: str | None = None,
+    options: ReadOptions = DEFAULT_OPTIONS,
+    report: KeyReport | None = None,
+) -> nn.Module:
+    """Return a timm encoder with its pretrained weights, in evaluation mode.
+
+    Args:
+        source: a timm name, optionally with a tag (`vit_base_patch16_224.augreg_in21k`); `hf-hub:org/model`,
+            `local-dir:folder` or a folder in timm's layout; an EVA file; with `pretrained` the architecture, also as a
+            mapping.
+        pretrained: a file of weights for that architecture: of EVA in any of its layouts (of EVA-CLIP the vision
+            tower), or in any layout that timm's own filter reads. A head in the file is kept.
+        options: how a file is read.
+        report: filled with what became of every key of an EVA file.
+
+    Raises:
+        UserError: a name is unknown, or the weights are missing or do not fit.
+    """
+    report = KeyReport() if report is None else report
+    check_vision_source(source, pretrained)
+    if file := weights_file_as_source(source, pretrained):
+        return vision_from_file(None, file, options, report)
+    if pretrained:
+        return vision_from_file(source, Path(pretrained), options, report)
+    folder = local_folder(source) if isinstance(source, str) else None
+    model = build_vision(f"{FOLDER_PREFIX}{folder}" if folder else source, pretrained=True).eval()
+    if folder:
+        with naming(folder / VISION_CONFIG_FILE, "the configuration of an encoder"):
+            vision_preprocess(model)
+    return model
+
+
+def check_vision_source(source: str | Mapping[str, Any], pretrained: str | None) -> None:
+    """Check what is known of an encoder's source without its weights: names and files.
+
+    Raises:
+        UserError: as `import_vision`.
+    """
+    name = source.removeprefix("timm/") if isinstance(source, str) else str(source.get("architecture"))
+    is_folder_or_repo = isinstance(source, str) and (local_folder(source) or source.startswith(HUB_PREFIX))
+    if (is_folder_or_repo and not pretrained) or weights_file_as_source(source, pretrained):
+        return
+    if is_folder_or_repo or not timm.is_model(name.split(".")[0]):
+        hint = did_you_mean(name, timm.list_models())
+        raise UserError(f"models.vision: {name!r} is not an architecture of timm{hint}")
+    if pretrained:
+        check_weights_file(pretrained)
+    elif isinstance(source, Mapping) or not timm.is_model_pretrained(name):
+        raise UserError(f"models.vision: timm lists no weights for {name!r}; set pretrained to a file of weights")
+
+
+def vision_from_file(
+    source: str | Mapping[str, Any] | None, file: Path, options: ReadOptions, report: KeyReport
+) -> nn.Module:
+    """Return a timm encoder with a file's weights, in evaluation mode; a head in the file is kept.
+
+    Args:
+        source: its architecture; None to find it from the shapes of an EVA file.
+        file: the file of weights.
+        options: how the file is read.
+        report: filled with what became of every key of an EVA file.
+
+    Raises:
+        UserError: the file cannot be read, or does not fit.
+    """
+    tensors = load_state_dict(file, ema=options.ema)
+    source = eva_import.vision_architecture(tensors, str(file)) if source is None else source
+    name = source if isinstance(source, str) else str(source.get("architecture"))
+    if name.startswith("eva") or eva_import.is_official(tensors):
+        model = build_vision(source, **eva_import.vision_arguments(tensors))
+        eva_import.load_eva_vision(tensors, model, name, str(file), options, report)
+        if added := masked_modelling_of(tensors):
+            model.masked_modelling = added  # type: ignore[assignment]
+        return model.eval()
+    head = tensors.get("head.weight")
+    model = build_vision(source, num_classes=0 if head is None or "mask_token" in tensors else len(head))
+    module = sys.modules[type(model).__module__]  # timm defines a filter of foreign layouts beside each architecture
+    convert: Callable[..., dict[str, Tensor]] = getattr(module, "checkpoint_filter_fn", lambda tensors, model: tensors)
+    try:
+        model.load_state_dict(convert(tensors, model))
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"{file}: does not fit {source!r}: {' '.join(str(error).split())[:300]}") from None
+    return model.eval()

@@ -1,0 +1,134 @@
+"""Configurations of the stages that import, interpolate and export models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from vfm.interfaces import (
+    Artifact,
+    ClipCheckpoint,
+    ExportedModel,
+    GeneratorCheckpoint,
+    Ref,
+    Stage,
+    VisionCheckpoint,
+)
+
+HUB_PREFIX, FOLDER_PREFIX = "hf-hub:", "local-dir:"
+
+
+class _ImportFile(Stage):
+    """Options for reading a file of weights."""
+
+    weights: Literal["ema", "raw"] = Field(
+        "ema", description="of a file with both: the averaged weights, or those of the last step"
+    )
+    patch_resize: Literal["pinv", "bicubic"] = Field(
+        "pinv",
+        description="how patches and positions of an EVA file are resized: as in timm (pseudo-inverse), or as in the"
+        " official scripts",
+    )
+
+
+class ImportClip(_ImportFile):
+    """Import a pretrained CLIP model."""
+
+    kind: Literal["models.clip"] = "models.clip"
+    source: str | dict[str, Any] = Field(
+        description="open_clip name or configuration (with pretrained), hf-hub:org/model, a folder in the layout of "
+        "open_clip or Hugging Face, or an EVA-CLIP file"
+    )
+    pretrained: str | None = Field(None, description="open_clip's tag for the name, or a file of weights")
+    part: Literal["both", "visual", "text"] = Field(
+        "both", description="the tower to read from the file; the other one is initialised with seed 0"
+    )
+
+    text_from: Ref[ClipCheckpoint] | None = Field(
+        None,
+        description="model whose text tower, logit scale and preprocessing complete the vision tower that is read, such"
+        " as the model that a tuned one was trained from",
+    )
+
+    makes: ClassVar[type[Artifact]] = ClipCheckpoint
+    work: ClassVar[str] = "vfm.models.interchange.clip_import:import_clip_checkpoint"
+    checks: ClassVar[str] = "vfm.models.interchange.clip_import:check_import_clip"
+    costs: ClassVar[str] = "vfm.models.vision.planned:import_cost"
+
+    @model_validator(mode="after")
+    def _one_text_tower(self) -> ImportClip:
+        if self.text_from and self.part != "both":
+            raise ValueError(f"text_from replaces the text tower: leave part out, got part: {self.part}")
+        return self
+
+    def sources(self) -> Iterable[str]:
+        """Return the local folder and file that the names refer to."""
+        return _local_paths(self.source, self.pretrained)
+
+
+class ImportVision(_ImportFile):
+    """Import a pretrained vision encoder."""
+
+    kind: Literal["models.vision"] = "models.vision"
+    source: str | dict[str, Any] = Field(
+        description="timm name, optionally with a tag, hf-hub:org/model, a folder in timm's layout, or an EVA file; "
+        "with pretrained, the architecture"
+    )
+    pretrained: str | None = Field(None, description="a file of weights for the architecture")
+
+    makes: ClassVar[type[Artifact]] = VisionCheckpoint
+    work: ClassVar[str] = "vfm.models.interchange.vision_import:import_vision_checkpoint"
+    checks: ClassVar[str] = "vfm.models.interchange.vision_import:check_import_vision"
+    costs: ClassVar[str] = "vfm.models.vision.planned:import_cost"
+
+    def sources(self) -> Iterable[str]:
+        """Return the local folder and file that the names refer to."""
+        return _local_paths(self.source, self.pretrained)
+
+
+class ImportGenerator(Stage):
+    """Import a pretrained diffusion model."""
+
+    kind: Literal["models.generator"] = "models.generator"
+    source: str = Field(description="a folder in diffusers' layout, or hf-hub:org/model, optionally with @revision")
+
+    makes: ClassVar[type[Artifact]] = GeneratorCheckpoint
+    work: ClassVar[str] = "vfm.models.generator.generator_import:import_generator_checkpoint"
+    checks: ClassVar[str] = "vfm.models.generator.generator_import:check_import_generator"
+
+    def sources(self) -> Iterable[str]:
+        """Return the local folder."""
+        return _local_paths(self.source, None)
+
+
+class Export(Stage):
+    """Write a model in another library's layout, as `vfm export` does."""
+
+    kind: Literal["models.export"] = "models.export"
+    model: Ref[ClipCheckpoint | VisionCheckpoint] = Field(description="model to export")
+    format: str = Field(
+        "hf", description="timm, open_clip, hf (also the tower of LLaVA's own code), safetensors, onnx, eva or llava"
+    )
+    base: str | None = Field(
+        None, description="for llava: folder of the LLaVA checkpoint, in transformers' layout, whose tower is replaced"
+    )
+
+    makes: ClassVar[type[Artifact]] = ExportedModel
+    work: ClassVar[str] = "vfm.models.interchange.export_formats:export_checkpoint"
+    checks: ClassVar[str] = "vfm.models.interchange.export_formats:check_export"
+
+    def sources(self) -> Iterable[str]:
+        """Return the folder of the LLaVA checkpoint."""
+        return [self.base] if self.base else []
+
+
+def _local_paths(source: str | dict[str, Any], pretrained: str | None) -> list[str]:
+    """Return those of a stage's names that are files or folders on this machine."""
+    names = [source.removeprefix(FOLDER_PREFIX)] if isinstance(source, str) else []
+    return [name for name in (*names, pretrained) if name and Path(name).exists()]
+
+
+STAGES: tuple[type[Stage], ...] = (ImportClip, ImportVision, ImportGenerator, Export)

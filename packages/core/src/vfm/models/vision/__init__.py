@@ -1,0 +1,1 @@
+"""Vision encoders of timm, and one interface to the blocks of any vision transformer."""

@@ -1,0 +1,129 @@
+"""Running a vision transformer at another image size than its own, without a change of its weights."""
+
+# B batch, H and W pixels, P prefix tokens, N patches, D width
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+from open_clip.transformer import VisionTransformer as OpenClipViT
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vfm.base import UserError
+
+Sides = tuple[int, int]
+Resample = Callable[[Tensor, Sides, Sides], Tensor]
+"""Learned positions (1, P + N, D), their grid and another one, to the positions of that one; P prefix tokens stay."""
+
+
+def resample_positions(positions: Tensor, own: Sides, grid: Sides) -> Tensor:
+    """Return positions (1, P + N, D) for another grid, as timm does; prefix tokens keep theirs."""
+    num_prefix_tokens = positions.shape[1] - own[0] * own[1]
+    resampled: Tensor = resample_abs_pos_embed(
+        positions, new_size=list(grid), old_size=list(own), num_prefix_tokens=num_prefix_tokens
+    )
+    return resampled
+
+
+def patch_stride(embed: Any) -> Sides:
+    """Return the pixels between neighbouring patches of a timm embedding.
+
+    Its `patch_size` is that of the last convolution alone, which in MobileCLIP and ViTamin follows others.
+    """
+    stride: Sides = embed.feat_ratio(as_scalar=False)
+    return stride
+
+
+def intermediates_at_size(
+    visual: Any, pixels: Tensor, *, resample: Resample = resample_positions, **arguments: Any
+) -> Any:
+    """Return what `forward_intermediates` of a vision transformer returns, at the size of the pixels.
+
+    Learned positions are interpolated as timm does when it loads a checkpoint for another size (bicubic, antialiased),
+    in every call and with gradients, so that the stored ones can be trained at several sizes; rotary positions are
+    computed for the new grid. At the model's own size nothing is changed.
+
+    Args:
+        visual: open_clip's or timm's vision transformer.
+        pixels: (B, 3, H, W).
+        resample: how learned positions are interpolated.
+        arguments: of `forward_intermediates`.
+
+    Raises:
+        UserError: another size than the model's is not a multiple of the patch size, or the model's positions are for
+            one size only.
+    """
+    size: Sides = (pixels.shape[2], pixels.shape[3])
+    is_open_clip = isinstance(visual, OpenClipViT)
+    embed = visual if is_open_clip else visual.patch_embed
+    own, patch = (embed.image_size, embed.patch_size) if is_open_clip else (embed.img_size, patch_stride(embed))
+    if size == tuple(own):
+        return visual.forward_intermediates(pixels, **arguments)
+    if any(side % step for side, step in zip(size, patch, strict=True)):
+        raise UserError(
+            f"{type(visual).__name__}: images of another size than its own, {_sides(own)}, must have sides that are"
+            f" multiples of the patch size {_sides(patch)}; got {_sides(size)} pixels"
+        )
+    if getattr(visual, "dynamic_img_size", False):
+        return visual.forward_intermediates(pixels, **arguments)
+    grid = (size[0] // patch[0], size[1] // patch[1])
+    if is_open_clip:
+        positions = resample(visual.positional_embedding[None], visual.grid_size, grid)[0]
+        return _call_with({"positional_embedding": positions}, visual, pixels, arguments)
+    tensors = _timm_positions(visual, grid, resample)
+    with _input_size(embed, size):
+        return _call_with(tensors, visual, pixels, arguments)
+
+
+class _Intermediates(nn.Module):
+    """Makes `forward_intermediates` the `forward` that `functional_call` calls."""
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def forward(self, pixels: Tensor, **arguments: Any) -> Any:
+        return self.visual.forward_intermediates(pixels, **arguments)  # type: ignore[operator]
+
+
+def _call_with(tensors: dict[str, Tensor], visual: nn.Module, pixels: Tensor, arguments: dict[str, Any]) -> Any:
+    """Call `forward_intermediates` with other tensors under some of the names of its parameters and buffers."""
+    named = {f"visual.{name}": tensor for name, tensor in tensors.items()}
+    return functional_call(_Intermediates(visual), named, (pixels,), arguments)
+
+
+def _timm_positions(trunk: Any, grid: Sides, resample: Resample) -> dict[str, Tensor]:
+    """Return the learned and the rotary positions of a timm transformer for a grid, by name."""
+    if any("rel_pos" in name or "relative_position" in name for name, _ in trunk.named_parameters()):
+        raise UserError(
+            f"{type(trunk).__name__}: its relative positions are for {_sides(trunk.patch_embed.img_size)} pixels only;"
+            " load the encoder with another image_size"
+        )
+    tensors = {}
+    if getattr(trunk, "pos_embed", None) is not None:
+        tensors["pos_embed"] = resample(trunk.pos_embed, trunk.patch_embed.grid_size, grid)
+    if getattr(trunk, "rope", None) is not None:
+        rope = deepcopy(trunk.rope)
+        rope.update_feat_shape(grid)
+        tensors.update({f"rope.{name}": value for name, value in rope.named_buffers()})
+    return tensors
+
+
+@contextmanager
+def _input_size(embed: Any, size: Sides) -> Iterator[None]:
+    """Set the size that a timm patch embedding checks within the context."""
+    own = embed.img_size
+    embed.set_input_size(img_size=size)
+    try:
+        yield
+    finally:
+        embed.set_input_size(img_size=own)
+
+
+def _sides(size: Any) -> str:
+    return " x ".join(str(side) for side in size)

@@ -1,0 +1,176 @@
+"""Initialising the vision tower of a CLIP model from a pretrained vision encoder, with every key accounted for.
+
+Both sides have timm's layout, so most keys are the same. Rules cover the differences: the final norm comes before or
+after pooling (`norm`, `fc_norm`), position embeddings and patch kernels are resized to the tower's grid, the head is
+the CLIP projection and new, and so is the norm that EVA-CLIP adds inside the attention. Any other difference is an
+error.
+
+Source: Sun et al. 2023, EVA-CLIP (arXiv:2303.15389), section 2; the rules are those of its released trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.timm_model import TimmModel
+from torch import Tensor, nn
+
+from vfm.base import UserError
+from vfm.interfaces import VisionCheckpoint
+from vfm.models.clip.clip import ClipModel
+from vfm.models.preprocess import Preprocess, Triple
+from vfm.models.vision.vision import VISION_WEIGHTS_FILE, build_vision, vision_preprocess
+from vfm.models.weight_transfer import KeyReport, PatchResize, TransferRules, transfer_weights
+from vfm.models.weights import load_state_dict
+
+_DROPPED = {
+    "head.": "the encoder's own head; the CLIP projection replaces it",
+    "lm_head.": "predicts masked features, used in pre-training only",
+    "mask_token": "replaces masked patches, used in pre-training only",
+    "rope.": "recomputed from the grid",
+}
+_NEW = {
+    "head.": "the CLIP projection",
+    "attn.norm.": "EVA-CLIP's norm inside the attention, absent in pre-training",
+}
+
+
+def init_vision_tower(
+    vision: VisionCheckpoint | Path | Mapping[str, Tensor],
+    clip: ClipModel,
+    *,
+    patch_resize: PatchResize = "pinv",
+    take_normalization: bool = False,
+) -> KeyReport:
+    """Load a vision encoder's weights into the vision tower of a CLIP model, in place.
+
+    Weights show neither activation, attention heads and rotary positions nor the mean and std of the images, which a
+    checkpoint has: these are checked.
+
+    Args:
+        vision: a checkpoint in timm's layout, or its state dict.
+        clip: a CLIP model whose vision tower is a timm encoder (`visual.trunk`) of the same widths and depth.
+        patch_resize: how patch kernels and position embeddings are resized: `pinv` as in timm (FlexiViT's
+            pseudo-inverse, which keeps the response to a resized image, and antialiased positions), or `bicubic` as in
+            the official EVA scripts.
+        take_normalization: use the mean and std of the checkpoint's images instead of the CLIP model's.
+
+    Returns:
+        What became of every key of the checkpoint and of the tower.
+
+    Raises:
+        UserError: the tower is not a timm encoder, it computes something else with the same weights, mean or std
+            differs from the encoder's, or a key is missing, unknown or of another shape; nothing is loaded then.
+    """
+    visual, report = timm_vision_tower(clip), KeyReport()
+    if isinstance(vision, VisionCheckpoint):
+        with torch.device("meta"):  # only its configuration is needed
+            encoder = build_vision(f"local-dir:{vision.path}")
+        check_same_computation(vision.architecture, encoder, clip)
+        own = vision_preprocess(encoder)
+        if take_normalization:
+            clip.preprocess = clip.preprocess.model_copy(update={"mean": own.mean, "std": own.std})
+        check_normalization(vision.architecture, own, clip)
+    rules = TransferRules(_DROPPED, _NEW, patch_resize=patch_resize, where=clip.name)
+    transfer_weights(_read(vision), visual.trunk, rules, report)
+    report.new.update({f"visual.head.{key}": "the CLIP projection" for key in visual.head.state_dict()})
+    return report
+
+
+def timm_vision_tower(clip: ClipModel) -> TimmModel:
+    """Return the vision tower of a CLIP model, checked to be a timm encoder (its `trunk`).
+
+    Raises:
+        UserError: the vision tower is open_clip's own.
+    """
+    if not isinstance(clip.module.visual, TimmModel):
+        raise UserError(
+            f"{clip.name}: its vision tower is open_clip's own; expected a CLIP model whose tower is a timm encoder, "
+            "such as EVA02-Nano-4-32"
+        )
+    return clip.module.visual
+
+
+def check_same_computation(architecture: str, encoder: nn.Module, clip: ClipModel) -> None:
+    """Check that encoder and tower compute the same with equal weights, as far as weights do not show it.
+
+    Args:
+        architecture: the encoder's timm name, for the error.
+        encoder: a timm vision transformer, which may be on the meta device.
+        clip: the CLIP model, whose vision tower is a timm encoder.
+
+    Raises:
+        UserError: their activations, attention heads, kinds of blocks or rotary positions differ.
+    """
+    trunk: Any = timm_vision_tower(clip).trunk
+    tower = str(clip.config["vision_cfg"]["timm_model_name"])
+    one, other = _unseen(encoder), _unseen(trunk)
+    different = [what for what in one if one[what] != other[what]]
+    if not _same_function(_activation(encoder), _activation(trunk)):
+        different.insert(0, "activation")
+        one["activation"], other["activation"] = (type(_activation(model)).__name__ for model in (encoder, trunk))
+    if different:
+        what = different[0]
+        raise UserError(
+            f"{clip.name}: the encoder {architecture} was trained with {what} {one[what]}, the tower {tower} has"
+            f" {other[what]}"
+        )
+
+
+def _unseen(model: Any) -> dict[str, Any]:
+    """Return what decides a transformer's output beside its weights and its activation."""
+    block, rope = next(iter(getattr(model, "blocks", ())), None), getattr(model, "rope", None)
+    attention = getattr(block, "attn", None)
+    return {
+        "num_heads": getattr(attention, "num_heads", None),
+        "blocks of type": type(block).__name__,
+        "rotary positions of type": type(rope).__name__,
+        "rotary positions of temperature": getattr(rope, "temperature", None),
+        "rotary positions in order": getattr(rope, "grid_indexing", None),
+        "rotate_half": getattr(attention, "rotate_half", None),
+    }
+
+
+def _activation(model: Any) -> nn.Module | None:
+    """Return the activation of the first block's MLP, if it has one without weights."""
+    block = next(iter(getattr(model, "blocks", ())), None)
+    found: nn.Module | None = getattr(getattr(block, "mlp", None), "act", None)
+    return None if found is None or any(True for _ in found.parameters()) else found
+
+
+def _same_function(one: nn.Module | None, other: nn.Module | None) -> bool:
+    """Compare activations by their values: one function has several classes, and an approximation of GELU is GELU."""
+    if one is None or other is None:
+        return one is other
+    at = torch.linspace(-4, 4, 65)
+    return torch.allclose(one(at.clone()), other(at.clone()), rtol=0, atol=1e-3)
+
+
+def check_normalization(architecture: str, own: Preprocess, clip: ClipModel) -> None:
+    """Check that encoder and CLIP model normalise images by the same mean and std, which weights cannot show.
+
+    Raises:
+        UserError: they differ.
+    """
+    for name, expected, found in (
+        ("mean", own.mean, clip.preprocess.mean),
+        ("std", own.std, clip.preprocess.std),
+    ):
+        if any(abs(a - b) > 1e-3 for a, b in zip(expected, found, strict=True)):
+            raise UserError(
+                f"{clip.name}: the encoder {architecture} was trained on images of {name} {_triple(expected)}, the"
+                f" model has {_triple(found)}; set vision: {{normalization: encoder}} to take the encoder's"
+            )
+
+
+def _triple(values: Triple) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)
+
+
+def _read(vision: VisionCheckpoint | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if isinstance(vision, Mapping):
+        return dict(vision)
+    return load_state_dict((vision.path if isinstance(vision, VisionCheckpoint) else vision) / VISION_WEIGHTS_FILE)

@@ -1,0 +1,19 @@
+"""The report of a run: one HTML file, drawn from the files that the stages left."""
+
+from vfm.report.live import present_summary
+from vfm.report.page import REPORT_FILE, current_report, is_current, report_of_run, write_report
+from vfm.report.results import SeedSummary
+from vfm.report.run_summary import RunSummary, StageEntry, summary_of_run
+
+__all__ = [
+    "REPORT_FILE",
+    "RunSummary",
+    "SeedSummary",
+    "StageEntry",
+    "current_report",
+    "is_current",
+    "present_summary",
+    "report_of_run",
+    "summary_of_run",
+    "write_report",
+]

@@ -1,0 +1,190 @@
+"""The page that compares runs: results with paired tests, curves in one chart, and the differences of the settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.base import UserError
+from vfm.eval.encode.scored_items import read_items
+from vfm.flow.plan.store import Slot
+from vfm.flow.records.reasons import differences, record_of_step
+from vfm.interfaces import Artifact, Comparison, LinesPanel, Panel, Report, TablePanel, load_panels
+from vfm.report.drawing import Drawing, draw
+from vfm.report.page import Section, render
+from vfm.report.result_table import Result, ResultTable, Row, corrected_tables
+from vfm.report.run_summary import RunSummary, StageEntry
+from vfm.statistics import Accuracy, compare
+from vfm.storage.store_files import read_json
+
+NOTE = "Tests are paired on the same items. Stages of one artifact in all runs are left out."
+Entries = Mapping[str, StageEntry]  # by the name of the run
+
+
+def write_comparison(runs: Mapping[str, RunSummary], path: Path) -> None:
+    """Write the page that compares runs; the first is the one that the others are compared with.
+
+    Args:
+        runs: summaries by the names that the page shows.
+        path: the file.
+    """
+    names = list(dict.fromkeys(entry.name for run in runs.values() for entry in run.stages))
+    stages = {
+        name: {run: entry for run, summary in runs.items() for entry in summary.stages if entry.name == name}
+        for name in names
+    }
+    changed = {name: found for name, found in stages.items() if len({entry.id for entry in found.values()}) > 1}
+    tables, findings = corrected_tables(
+        [table for name, found in changed.items() if (table := result_table(name, found))]
+    )
+    settings = settings_table(stages, list(runs))
+    sections = [
+        Section(next(iter(found.values())), None, drawings, repeats=False)
+        for found in changed.values()
+        if (drawings := list(overlaid_curves(found)))
+    ]
+    first = next(iter(runs.values()))
+    everything = [_of_run(entry, run) for run, summary in runs.items() for entry in summary.stages]
+    summary = replace(
+        first,
+        recipe=" and ".join(runs),
+        description=NOTE,
+        command=f"vfm report {' '.join(runs)}",
+        seconds=sum(run.seconds for run in runs.values()),
+        stages=everything,
+        seeds=(),
+        recipe_text="",
+        record_hash="",  # it is not the page of the first run, wherever it is written
+    )
+    render(summary, tables, [draw(settings, path.parent, "settings")], sections, findings, path)
+
+
+def result_table(name: str, entries: Entries) -> ResultTable | None:
+    """Return the metrics of an evaluation in all runs, each model compared with that of the same name in the first."""
+    reports = {run: report for run, entry in entries.items() if (report := _report(entry))}
+    if len(reports) < 2:
+        return None
+    first, *_ = reports
+    items = {run: read_items(entries[run].directory) for run in reports}
+    data = {run: _data_hash(entries[run].directory) for run in reports}
+    results: dict[str, Result] = {}
+    for run, report in reports.items():
+        for metric in report.metrics:
+            result = results.setdefault(metric.name, Result(metric.name, metric.unit, metric.n, metric.chance, []))
+            test = None
+            if run != first and data[run] == data[first]:
+                key = (metric.model, metric.name)
+                test = _paired(items[first].get(key), items[run].get(key), first, f"{run}: {metric.model}")
+            row = Row(f"{run}: {metric.model}", metric.value, metric.low, metric.high, comparison=test)
+            result.rows.append(row)
+    same = all(data[run] == data[first] for run in reports)
+    subtitle = f"{reports[first].task} on {reports[first].dataset}" + ("" if same else ", on different data: no tests")
+    anchor = f"made-{_of_run(entries[first], first).anchor}"
+    return ResultTable(name, subtitle, anchor, list(results.values()), num_headline=len(results))
+
+
+def _of_run(entry: StageEntry, run: str) -> StageEntry:
+    """Return a stage under a name that is unique among the runs."""
+    return replace(entry, name=f"{entry.name}@{run}")
+
+
+def _report(entry: StageEntry) -> Report | None:
+    try:
+        artifact = Artifact.load(entry.directory, verify=False)
+    except UserError:
+        return None
+    return artifact if isinstance(artifact, Report) else None
+
+
+def _data_hash(directory: Path) -> str:
+    """Return the hash of the evaluated items; empty if the report has none."""
+    records = sorted((directory / "results").glob("*.json"))
+    return str(read_json(records[0]).get("data_sha256", "")) if records else ""
+
+
+def _paired(before: Accuracy | None, after: Accuracy | None, baseline: str, model: str) -> Comparison | None:
+    """Return the paired test of two scores; None if their items are not known, or not the same."""
+    if before is None or after is None or len(before.correct) != len(after.correct):
+        return None
+    pairs = ((before.groups, after.groups), (before.classes, after.classes))
+    if not all(np.array_equal(_known(a), _known(b)) for a, b in pairs):
+        return None
+    return compare(before, after, baseline=baseline, model=model)
+
+
+def _known(values: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    return np.empty(0, np.int64) if values is None else values
+
+
+def settings_table(stages: Mapping[str, Entries], runs: Sequence[str]) -> TablePanel:
+    """Return the settings that differ: a row for each, a column for each run."""
+    rows: list[list[str | float | int | None]] = []
+    for name, entries in stages.items():
+        if len(entries) < len(runs):
+            rows.append([name, "", *("yes" if run in entries else "no such stage" for run in runs)])
+            continue
+        made = {run: _made_with(entry) for run, entry in entries.items()}
+        for part in ("config", "sources") if all(made.values()) else ():
+            found = {run: {part: record.get(part, {})} for run, record in made.items()}
+            for key, values in _differing(found).items():
+                name_of = key.removeprefix("config.")
+                rows.append([name, name_of, *(_shown(value) for value in values.values())])
+    note = "Stages that differ only because an earlier one does have no row." if rows else "The settings are the same."
+    return TablePanel(title="Settings", note=note, front=True, columns=["stage", "setting", *runs], rows=rows)
+
+
+def _made_with(entry: StageEntry) -> Mapping[str, Any]:
+    """Return how an artifact was made, or is being made; nothing of a stage that has not begun."""
+    if entry.manifest:
+        return entry.manifest
+    try:
+        record = record_of_step(Slot(entry.directory.parent, entry.id).work)
+    except UserError:
+        return {}
+    config = {key: value for key, value in record["config"].items() if key not in ("name", "kind", "runtime")}
+    return {**record, "config": config}
+
+
+def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the settings that differ from the first run's: by dotted key, the value in each run."""
+    (_, before), *others = settings.items()
+    found: dict[str, dict[str, Any]] = {}
+    for run, after in others:
+        for key, old, new in differences(before, after):
+            found.setdefault(key, dict.fromkeys(settings, old))[run] = new
+    return found
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, default=str)
+
+
+def overlaid_curves(entries: Entries) -> Iterator[Drawing]:
+    """Yield the charts that a stage left, or has drawn so far, in several runs, with the curves of all runs in each."""
+    charts: dict[str, list[tuple[str, LinesPanel]]] = {}
+    for run, entry in entries.items():
+        panels: Sequence[Panel] = entry.charts
+        with suppress(UserError):
+            panels = panels or load_panels(entry.directory)
+        for panel in panels:
+            if isinstance(panel, LinesPanel):
+                charts.setdefault(panel.title, []).append((run, panel))
+    for title, found in charts.items():
+        if len(found) < 2:
+            continue
+        single = all(len(panel.series) == 1 for _, panel in found)
+        series = [
+            one.model_copy(update={"name": run if single else f"{run}: {one.name}"})
+            for run, panel in found
+            for one in panel.series
+        ]
+        merged = found[0][1].model_copy(update={"series": series})
+        anchor = next(iter(entries.values())).anchor
+        yield draw(merged, Path(), f"{anchor}-{title}")

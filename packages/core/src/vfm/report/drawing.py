@@ -1,0 +1,194 @@
+"""Panels prepared for the page: curves as SVG, bars on a scale, tables, and images embedded in the file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from PIL import Image
+
+from vfm.interfaces import (
+    BarsPanel,
+    ImagesPanel,
+    LinesPanel,
+    Panel,
+    Picture,
+    TablePanel,
+    load_panel,
+    panel_files,
+)
+from vfm.report import charts
+from vfm.report.scale import Scale
+from vfm.report.theme import color, dash
+
+MAX_IMAGE_BYTES = 40_000  # larger files are re-encoded at twice the size at which they are shown
+MAX_CAPTION = 240
+MAX_ROWS = 200
+
+
+@dataclass(frozen=True)
+class Curves:
+    """An `<svg>`, and the legend above it: (name, colour, dash) of each curve; empty if the title is its name."""
+
+    svg: str
+    legend: list[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Rows of (label, value, low, high), and the scale that they share."""
+
+    rows: list[tuple[str, float | None, float | None, float | None]]
+    scale: Scale
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns as (name, whether it holds numbers), the first rows, and the number of rows beyond them."""
+
+    columns: list[tuple[str, bool]]
+    rows: list[list[str | float | int | None]]
+    num_left_out: int
+
+
+@dataclass(frozen=True)
+class GridImage:
+    """An image of a grid.
+
+    url: data URL; empty if the file cannot be shown, which `title` then explains.
+    title: the file, or why it cannot be shown.
+    sharp: whether to enlarge it without smoothing.
+    right: as in `Picture`.
+    """
+
+    url: str
+    caption: str
+    title: str
+    sharp: bool
+    right: bool | None
+
+
+@dataclass(frozen=True)
+class ImageGrid:
+    """A grid of images."""
+
+    images: list[GridImage]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A panel with its prepared content, or the reason why it cannot be drawn."""
+
+    panel: Panel | None
+    content: Curves | Bars | Table | ImageGrid | None = None
+    problem: str = ""
+
+    @property
+    def front(self) -> bool:
+        """Whether the panel belongs to the top of the page."""
+        return self.panel is not None and self.panel.front
+
+
+def draw_panels(directory: Path, salt: str) -> Iterator[Drawing]:
+    """Yield the panels of an artifact, prepared for the page. A damaged panel yields a drawing with a problem.
+
+    Args:
+        directory: the artifact's folder.
+        salt: makes the ids inside the drawings unique on the page.
+    """
+    for index, file in enumerate(panel_files(directory)):
+        try:
+            panel = load_panel(file)
+        except ValueError as error:
+            yield Drawing(None, problem=_problem(error))
+            continue
+        yield draw(panel, directory, f"{salt}-{index}")
+
+
+def draw(panel: Panel, directory: Path, salt: str) -> Drawing:
+    """Return a panel prepared for the page; its pictures are in `directory`."""
+    try:
+        return Drawing(panel, _content(panel, directory, salt))
+    except ValueError as error:
+        return Drawing(panel, problem=_problem(error))
+
+
+def _problem(error: ValueError) -> str:
+    return f"this panel cannot be drawn: {str(error).splitlines()[0]}"
+
+
+def _content(panel: Panel, directory: Path, salt: str) -> Curves | Bars | Table | ImageGrid | None:
+    """Return the content of a panel; None for a text, and for an empty panel."""
+    match panel:
+        case LinesPanel() if any(value is not None for series in panel.series for value in series.y):
+            legend = [(series.name, color(i), dash(i)) for i, series in enumerate(panel.series)]
+            named = [name.lower() for name, _, _ in legend] == [panel.title.lower()]
+            return Curves(charts.lines_svg(panel, salt), [] if named else legend)
+        case BarsPanel() if panel.values:
+            return _bars(panel)
+        case TablePanel() if panel.rows:
+            return _table(panel)
+        case ImagesPanel() if panel.pictures:
+            return ImageGrid([_image(picture, directory, panel.width) for picture in panel.pictures])
+        case _:
+            return None
+
+
+def _bars(panel: BarsPanel) -> Bars:
+    none = [None] * len(panel.values)
+    rows = list(zip(panel.labels, panel.values, panel.low or none, panel.high or none, strict=True))
+    return Bars(rows, Scale.of([*panel.values, *(panel.low or ()), *(panel.high or ()), panel.reference]))
+
+
+def _table(panel: TablePanel) -> Table:
+    width = len(panel.columns)
+    rows = [[*row, *[None] * width][:width] for row in panel.rows]
+    columns = []
+    for name, cells in zip_longest(panel.columns, zip(*rows, strict=True), fillvalue=()):
+        known = [cell for cell in cells if cell is not None]
+        columns.append((str(name), bool(known) and all(isinstance(cell, (int, float)) for cell in known)))
+    return Table(columns, rows[:MAX_ROWS], max(0, len(rows) - MAX_ROWS))
+
+
+def _image(picture: Picture, directory: Path, width: int) -> GridImage:
+    caption = picture.caption if len(picture.caption) <= MAX_CAPTION else picture.caption[:MAX_CAPTION] + "\u2026"
+    try:
+        url, sharp = _embedded((directory / picture.file).resolve(), directory.resolve(), width)
+    except ValueError as error:
+        return GridImage("", caption, f"{picture.file} {error}", sharp=False, right=picture.right)
+    return GridImage(url, caption, picture.file, sharp, picture.right)
+
+
+def _embedded(file: Path, directory: Path, width: int) -> tuple[str, bool]:
+    """Return a picture as a data URL, and whether it is so small that its pixels should be seen, not a blur.
+
+    Raises:
+        ValueError: it cannot be shown; the message says why.
+    """
+    if not file.is_relative_to(directory):
+        raise ValueError("is outside the artifact's folder")
+    try:
+        with Image.open(file, formats=["PNG", "JPEG"]) as image:
+            sharp = 2 * image.width <= width  # synthetic images and masks
+            data, kind = file.read_bytes(), str(image.format).lower()
+            if len(data) > MAX_IMAGE_BYTES and image.width > 2 * width:
+                data, kind = _smaller(image, 2 * width), "jpeg"
+            else:
+                image.load()
+    except FileNotFoundError:
+        raise ValueError("is missing") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError):
+        raise ValueError("is not a readable PNG or JPEG") from None
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}", sharp
+
+
+def _smaller(image: Image.Image, width: int) -> bytes:
+    image = image.convert("RGB")
+    image.thumbnail((width, 4 * width))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

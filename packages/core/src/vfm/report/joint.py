@@ -1,0 +1,73 @@
+"""Charts of several stages in one: the first curve of each, or its mean over the seeds of a recipe."""
+
+# S seeds
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+from vfm.interfaces import LinesPanel, Series
+
+Key = tuple[str, str, str]
+"""Title and axes of a chart."""
+Parts = list[tuple[str, LinesPanel]]
+"""Panels whose curves have one name but for the seed, each with its stage."""
+
+
+def joint_panels(panels: Iterable[tuple[str, LinesPanel]]) -> list[LinesPanel]:
+    """Return a chart for each title of panels that name their `curve`, if there are two or more of them.
+
+    Panels whose curves differ in the seed only (`cosine@0`, `cosine@1`) become one curve: the mean of each point, with
+    the t-interval of y. Curves of one name get the name of their stage too.
+
+    Args:
+        panels: (stage, panel).
+    """
+    found: defaultdict[Key, defaultdict[str, Parts]] = defaultdict(lambda: defaultdict(list))
+    for stage, panel in panels:
+        if panel.curve and panel.series:
+            parts = found[panel.title, panel.x_label, panel.y_label][panel.curve.partition("@")[0]]
+            parts.append((stage, panel))
+    return [_joint(key, curves) for key, curves in found.items() if sum(map(len, curves.values())) > 1]
+
+
+def _joint(key: Key, curves: dict[str, Parts]) -> LinesPanel:
+    title, x_label, y_label = key
+    _, first = next(iter(curves.values()))[0]
+    series: list[Series] = []
+    num_seeds: dict[str, int] = {}  # of each mean curve
+    for name, parts in curves.items():
+        if mean := _mean(name, [panel for _, panel in parts]):
+            num_seeds[name] = len(parts)
+        series += [mean] if mean else _each(parts)
+    points = "Each point" if len(num_seeds) == len(curves) else f"Each point of {', '.join(num_seeds)}"
+    seeds = " or ".join(map(str, sorted(set(num_seeds.values()))))
+    note = f"{points} is a mean over {seeds} seeds; bands are 95 % t-intervals." if num_seeds else first.note
+    return LinesPanel(
+        title=f"{title}, all curves", note=note, front=True, order=first.order, series=series,
+        x_label=x_label, y_label=y_label, x_log=first.x_log, y_log=first.y_log,
+    )  # fmt: skip
+
+
+def _each(parts: Parts) -> list[Series]:
+    count = Counter(panel.curve for _, panel in parts)
+    names = [panel.curve if count[panel.curve] == 1 else f"{panel.curve} ({stage})" for stage, panel in parts]
+    return [panel.series[0].model_copy(update={"name": name}) for name, (_, panel) in zip(names, parts, strict=True)]
+
+
+def _mean(name: str, parts: Sequence[LinesPanel]) -> Series | None:
+    """Return the mean curve of several seeds; none if they have not the same points, or stages share a name."""
+    curves = [panel.series[0] for panel in parts]
+    y = [[value for value in curve.y if value is not None] for curve in curves]
+    same_points = len({len(curve.x) for curve in curves} | {len(values) for values in y}) == 1
+    if len(parts) == 1 or len({panel.curve for panel in parts}) < len(parts) or not same_points:
+        return None
+    from vfm.statistics import t_interval  # needs scipy, an optional extra
+
+    points = list(zip(*y, strict=True))  # of S values
+    intervals = [t_interval(values) for values in points]
+    mean_x = [statistics.fmean(values) for values in zip(*(curve.x for curve in curves), strict=True)]
+    low, high = ([interval[end] for interval in intervals] for end in (0, 1))
+    return Series(name=name, x=mean_x, y=[statistics.fmean(values) for values in points], low=low, high=high)

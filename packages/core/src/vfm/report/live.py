@@ -1,0 +1,201 @@
+"""Draw the page of a run that goes on, failed or was stopped: finished stages, and curves of trainings so far.
+
+A run writes its page when it ends. Until then another process, `vfm report`, draws it from the files that the run
+writes anyway, so that a training does not wait for its page; with `--watch` the page reloads itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from vfm.base import UserError
+from vfm.flow.plan.store import LINKS, Slot
+from vfm.flow.records.manifest import read_manifest
+from vfm.flow.records.run_states import is_running
+from vfm.flow.records.runs import EVENTS_FILE, RUN_FILE
+from vfm.interfaces import Event, LinesPanel
+from vfm.report.page import Drawn, is_current, write_report
+from vfm.report.run_summary import RunSummary, StageEntry, summary_of_run
+from vfm.storage.integrity import read_sealed
+from vfm.train.loop.training_charts import METRICS_FILE, charts_of
+
+SECONDS = 5  # between two pages
+RUNNING: Literal["running"] = "running"
+STOPPED: Literal["stopped"] = "stopped"
+
+
+class RunLog:
+    """The events of a run in its last go.
+
+    Attributes:
+        started: when it began; None: no event was written yet.
+        last: time of the last event.
+        stages: what the run said about each stage at its start, by name.
+        begun: the event with which a stage began, by name.
+        seconds: of the stages that have ended, by name.
+        progress: words on how far a stage is, by name.
+        end: the event that ended the run.
+        has_news: whether there were events since somebody set this to False.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.place, self.has_news = file, 0, False
+        self.started: float | None = None
+        self.last = 0.0
+        self._forget()
+
+    def _forget(self) -> None:
+        self.stages: dict[str, dict[str, Any]] = {}
+        self.begun: dict[str, Event] = {}
+        self.seconds: dict[str, float] = {}
+        self.progress: dict[str, str] = {}
+        self.end: Event | None = None
+
+    def update(self) -> None:
+        """Read the lines that were written since the last time."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.place)
+            lines = stream.read().rpartition(b"\n")[0]
+        self.place += len(lines) + bool(lines)
+        self.has_news |= bool(lines)
+        for line in lines.splitlines():
+            with suppress(ValueError, KeyError, TypeError):  # a line that a kill has cut off
+                self._apply(Event.from_json(line.decode(errors="replace")))
+
+    def _apply(self, event: Event) -> None:
+        stage, self.last = event.stage or "", event.time
+        match event.type:
+            case "run_started":
+                self._forget()
+                self.started = event.time
+                self.stages = {one["name"]: one for one in event.data["stages"]}
+            case "stage_started":
+                self.begun[stage] = event
+            case "stage_finished":
+                self.seconds[stage] = event.data["seconds"]
+            case "progress":
+                self.progress[stage] = f"{event.data['done']:,} of {event.data['total']:,} {event.data['unit']}"
+            case "run_finished" | "run_failed":
+                self.end = event
+
+
+def watch(directory: Path, page: Path, *, seconds: float = SECONDS) -> None:
+    """Draw the page of a run whenever the run has news, until it ends; the last page no longer reloads itself.
+
+    Args:
+        directory: folder of the run.
+        page: file to write.
+        seconds: time between two looks at the run.
+
+    Raises:
+        UserError: the run failed, has stopped or has written no events, or jinja2 or matplotlib is missing.
+    """
+    log, drawn = RunLog(directory / EVENTS_FILE), Drawn()
+    if not log.file.is_file():
+        raise UserError(f"{directory}: the run has written no events")
+    log.update()
+    while not log.end and not _is_killed(directory, log):
+        if log.has_news and log.started and (summary := _if_readable(directory, log, max(1, round(seconds)))):
+            log.has_news = False
+            write_report(summary, page, drawn)
+        time.sleep(seconds)
+        log.update()
+    if log.end and log.end.type == "run_finished":
+        if not is_current(directory) or page.parent.resolve() != directory.resolve():
+            write_report(summary_of_run(directory), page, drawn)
+        return
+    write_report(summary_so_far(directory, log, alive=False), page, drawn)
+    raise UserError(f"the run has stopped: {log.end.data['message'] if log.end else 'no process is running it'}")
+
+
+def _if_readable(directory: Path, log: RunLog, reload: int) -> RunSummary | None:
+    """Return what is known about a run; None while one of its files is being written, or removed by `--fresh`."""
+    try:
+        return summary_so_far(directory, log, alive=True, reload=reload)
+    except UserError:
+        return None
+
+
+def _is_killed(directory: Path, log: RunLog) -> bool:
+    """Return whether no process works on the run, although it has not ended."""
+    if is_running(directory):
+        return False
+    log.update()  # the run may have ended meanwhile
+    return not log.end
+
+
+def _slot(directory: Path, stage: str, log: RunLog) -> Slot:
+    return Slot(Path(os.path.realpath(directory / LINKS / stage)).parent, log.stages[stage]["id"])
+
+
+def present_summary(directory: Path) -> RunSummary:
+    """Return what is known about a run at this moment, whether it goes on, has finished, failed or was stopped.
+
+    Raises:
+        UserError: it has not finished and has written no events, or a file is missing or damaged.
+    """
+    if read_sealed(directory / RUN_FILE).get("seconds", 0) is not None:
+        return summary_of_run(directory)
+    log = RunLog(directory / EVENTS_FILE)
+    if log.file.is_file():
+        log.update()
+    if log.started is None:
+        raise UserError(f"{directory}: the run has not finished, and has written no events")
+    return summary_so_far(directory, log, alive=is_running(directory))
+
+
+def summary_so_far(directory: Path, log: RunLog, *, alive: bool, reload: int = 0) -> RunSummary:
+    """Return what is known about a run that has not finished.
+
+    Args:
+        directory: its folder.
+        log: its events.
+        alive: whether a process works on it.
+        reload: seconds after which the page reloads itself; 0: it does not.
+
+    Raises:
+        UserError: a file of the run or of a finished stage is missing or damaged.
+    """
+    record = read_sealed(directory / RUN_FILE, "recipe", "description", "text", "command")
+    now = time.time() if alive else log.last
+    started = log.started or now
+    return RunSummary(
+        recipe=record["recipe"],
+        started=datetime.fromtimestamp(started),
+        seconds=max(0.0, now - started),
+        command=record["command"],
+        versions={},
+        stages=[_entry(directory, name, log, now, alive) for name in log.stages],
+        description=record["description"],
+        recipe_text=record["text"],
+        goes_on=alive,
+        reload=reload,
+    )
+
+
+def _entry(directory: Path, name: str, log: RunLog, now: float, alive: bool) -> StageEntry:
+    about, slot = log.stages[name], _slot(directory, name, log)
+    is_cached = about["status"] == "cached"
+    if (name in log.seconds or is_cached) and slot.artifact.is_dir():
+        taken = log.seconds.get(name, 0.0)
+        manifest = read_manifest(slot.artifact)
+        return StageEntry(name, about["kind"], slot.name, about["status"], taken, slot.artifact, {}, manifest)
+    if name not in log.begun:
+        return StageEntry(name, about["kind"], slot.name, "waiting", 0.0, slot.artifact, {}, {})
+    taken, status = max(0.0, now - log.begun[name].time), RUNNING if alive else STOPPED
+    progress, charts = log.progress.get(name, ""), _charts(slot.work / METRICS_FILE)
+    return StageEntry(name, about["kind"], slot.name, status, taken, slot.artifact, {}, {}, progress, charts)
+
+
+def _charts(file: Path) -> list[LinesPanel]:
+    """Return the charts of a training that runs; none if it has written no complete line."""
+    try:
+        return charts_of([json.loads(line) for line in file.read_bytes().rpartition(b"\n")[0].splitlines()])
+    except (OSError, ValueError, KeyError):
+        return []

@@ -1,0 +1,196 @@
+"""The report of a run: one HTML file with the results and their intervals, the stages, and the panels they left.
+
+The page draws panels and evaluation reports of any plugin. It loads nothing, and is whole without its script, which
+sorts, filters, enlarges, overlays and folds. No other script can run: the page's policy has the hash of this one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from vfm.base import UserError, how_to_install, number_format, redacted
+from vfm.interfaces import ImagesPanel, LinesPanel
+from vfm.report.conclusions import Finding, conclusions, corrections
+from vfm.report.joint import joint_panels
+from vfm.report.result_table import ResultTable, corrected_tables, report_table, seed_tables
+from vfm.report.run_summary import RunSummary, StageEntry, hash_of_record, summary_of_run
+from vfm.report.text import shown
+from vfm.report.theme import DASHES, THEME, color
+
+if TYPE_CHECKING:  # `drawing` imports matplotlib, an optional extra
+    from vfm.report.drawing import Drawing
+
+REPORT_FILE = "report.html"
+FOLDER = Path(__file__).parent  # of the templates, the style and the script
+MAX_YAML_LINES = 300
+NOUNS = {"lines": "chart", "bars": "chart", "table": "table", "images": "picture", "text": "text"}
+HEAD_BYTES = 1000  # of a page, in which the hash of its run's record is
+
+
+@dataclass(frozen=True)
+class Section:
+    """The section of a stage: the results that the headline leaves out, and the panels."""
+
+    entry: StageEntry
+    table: ResultTable | None
+    drawings: list[Drawing]
+    repeats: bool  # an earlier section has the same stage with another seed
+
+    @property
+    def filled(self) -> bool:
+        """Whether the section has any content."""
+        return bool(self.drawings or (self.table and self.table.further))
+
+    @property
+    def contents(self) -> str:
+        """What the folded section holds: "4 charts, 1 table, 16 pictures"."""
+        counts = Counter({"table": int(bool(self.table and self.table.further))})
+        for panel in (drawing.panel for drawing in self.drawings if drawing.panel):
+            counts[NOUNS[panel.type]] += len(panel.pictures) if isinstance(panel, ImagesPanel) else 1
+        return ", ".join(f"{count} {noun}{'s' if count > 1 else ''}" for noun, count in counts.items() if count)
+
+
+def current_report(directory: Path) -> Path:
+    """Return the page of a finished run; draw it only if the run has changed since it was drawn."""
+    return directory / REPORT_FILE if is_current(directory) else report_of_run(directory)
+
+
+def is_current(directory: Path) -> bool:
+    """Return whether a run's folder has a page that was drawn from the present record, whatever the clock says."""
+    page = directory / REPORT_FILE
+    if not page.is_file():
+        return False
+    with page.open("rb") as stream:
+        return hash_of_record(directory).encode() in stream.read(HEAD_BYTES)
+
+
+def report_of_run(directory: Path) -> Path:
+    """Draw the report of a finished run into its folder, and return the page's path.
+
+    Raises:
+        UserError: an artifact is missing or its package is not installed, or jinja2 or matplotlib is missing.
+    """
+    page = directory / REPORT_FILE
+    write_report(summary_of_run(directory), page)
+    return page
+
+
+class Drawn(dict[str, "list[Drawing]"]):
+    """The drawings of finished stages by name, for a page that is drawn again and again."""
+
+
+def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> None:
+    """Write the report of a run to `path`, completely or not at all.
+
+    A panel that cannot be drawn is replaced by a note.
+
+    Args:
+        run: what the page is about.
+        path: the file.
+        known: drawings that are not drawn again; new ones are added.
+
+    Raises:
+        UserError: jinja2 or matplotlib is not installed.
+    """
+    try:
+        from vfm.report.drawing import draw, draw_panels  # imports matplotlib, an optional extra
+    except ImportError as error:
+        raise UserError(f"the report needs {error.name}: {how_to_install('vfm-core[report]')}") from None
+    over_seeds = seed_tables(run)
+    own = {entry.name: table for entry in run.stages if (table := report_table(entry, set(over_seeds)))}
+    fixed, findings = corrected_tables([*over_seeds.values(), *own.values()])
+    headline = [table for table in fixed if table.headline]
+    tables = dict(zip(own, fixed[len(over_seeds) :], strict=True))
+    bases = [entry.base_name for entry in run.stages]
+    known = Drawn() if known is None else known
+    for entry in run.stages:
+        if entry.manifest and entry.name not in known:
+            known[entry.name] = list(draw_panels(entry.directory, entry.anchor))
+    drawn = {
+        entry.name: known.get(entry.name)
+        or [draw(chart, entry.directory, f"{entry.anchor}-{index}") for index, chart in enumerate(entry.charts)]
+        for entry in run.stages
+    }
+    front = [drawing for drawings in drawn.values() for drawing in drawings if drawing.front]
+    panels = [(name, drawing.panel) for name, drawings in drawn.items() for drawing in drawings]
+    joint = joint_panels((name, panel) for name, panel in panels if isinstance(panel, LinesPanel))
+    front += [draw(panel, path.parent, f"joint-{i}") for i, panel in enumerate(joint)]
+    sections = [
+        Section(entry, tables.get(entry.name), [d for d in drawn[entry.name] if not d.front], base in bases[:index])
+        for index, (entry, base) in enumerate(zip(run.stages, bases, strict=True))
+    ]
+    render(run, headline, front, sections, findings, path)
+
+
+def render(
+    run: RunSummary,
+    headline: list[ResultTable],
+    front: list[Drawing],
+    sections: list[Section],
+    findings: list[Finding],
+    path: Path,
+) -> None:
+    """Write a page to `path`, completely or not at all.
+
+    Args:
+        run: what the page is about.
+        headline: results for the top of the page.
+        front: panels for the top of the page.
+        sections: one for each stage.
+        findings: the comparisons of the page, corrected for their number.
+        path: the file.
+
+    Raises:
+        UserError: jinja2 is not installed.
+    """
+    try:
+        import jinja2  # optional extra
+    except ImportError as error:
+        raise UserError(f"the report needs {error.name}: {how_to_install('vfm-core[report]')}") from None
+    linked = {section.entry.name: section.entry.anchor for section in sections if section.filled}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    style, *scripts = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "overlay.js", "page.js"))
+    script = "".join(scripts)
+    environment.globals.update(color=color, format=number_format)
+    page = environment.get_template("page.html.j2").render(
+        run=run,
+        headline=headline,
+        says=conclusions(findings),
+        corrections=corrections(findings),
+        tests=sorted({one.test.test for one in findings}),
+        front=front,
+        sections=[section for section in sections if section.filled],
+        anchors={entry.name: linked.get(entry.name, f"made-{entry.anchor}") for entry in run.stages},
+        bad=[(entry, *item) for entry in run.stages for item in entry.manifest.get("bad_samples", {}).items()],
+        warnings=[(entry, message) for entry in run.stages for message in entry.manifest.get("warnings", ())],
+        as_yaml=as_yaml,
+        theme=THEME,
+        dashes=DASHES,
+        style=style,
+        script=script,
+        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+    )
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # a run and `vfm report --watch` may write at a time
+    partial.write_text(page, encoding="utf-8", errors="replace")  # a path may contain bytes that are not valid text
+    partial.replace(path)
+
+
+def as_yaml(value: object) -> str:
+    """Return plain data as YAML, cut if it would fill the page (a pool of ten thousand shards)."""
+    plain = redacted(json.loads(json.dumps(value, default=str)))
+    lines = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100).splitlines()
+    more = len(lines) - MAX_YAML_LINES
+    cut = [f"# {more} more lines in manifest.json in the artifact's folder"] if more > 0 else []
+    return "\n".join(lines[:MAX_YAML_LINES] + cut)

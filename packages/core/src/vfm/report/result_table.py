@@ -1,0 +1,155 @@
+"""Result tables of the report: for each metric a row per model, for one evaluation or over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from vfm.base import UserError, number_format
+from vfm.interfaces import Artifact, Comparison, Report
+from vfm.report.conclusions import ALPHA, Finding, corrected
+from vfm.report.run_summary import RunSummary, StageEntry
+from vfm.report.scale import Scale
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model's value of a metric, with the values by seed if it is a mean, and the test against the first model."""
+
+    model: str
+    value: float
+    low: float
+    high: float
+    values: Sequence[float] = ()
+    comparison: Comparison | None = None
+
+    @property
+    def sign(self) -> str:
+        """The mark of a clear difference, by its corrected p-value: of two models, or over seeds its direction."""
+        if self.comparison is None or not self.comparison.p_value <= ALPHA:  # NaN is not clear
+            return ""
+        return ("▲" if self.comparison.difference > 0 else "▼") if self.values else "≠"
+
+    @property
+    def meaning(self) -> str:
+        """The mark in words."""
+        of_method = {"▲": "the method raises it", "▼": "the method lowers it"}
+        return {"≠": "these two models differ on these items", **of_method}.get(self.sign, "no clear difference")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A metric with a row for each model."""
+
+    metric: str
+    unit: str
+    n: int | None
+    chance: float | None
+    rows: list[Row]
+
+    @property
+    def facts(self) -> list[str]:
+        """The facts beside the metric's name: the number of items, and the score of a random guess."""
+        count = [] if self.n is None else [f"n = {number_format.number(self.n)}"]
+        guess = [] if self.chance is None else [f"chance {number_format.quantity(self.chance, self.unit)}"]
+        return [fact.replace(" ", number_format.NO_BREAK) for fact in count + guess]
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """The results of one evaluation, or of the evaluations that differ in their seed only."""
+
+    title: str
+    subtitle: str
+    anchor: str
+    results: list[Result]
+    num_headline: int = 6
+
+    @property
+    def headline(self) -> list[Result]:
+        """Results for the top of the page."""
+        return self.results[: self.num_headline]
+
+    @property
+    def further(self) -> list[Result]:
+        """Results for the stage's own section."""
+        return self.results[self.num_headline :]
+
+    @property
+    def beside(self) -> str:
+        """Heading of the last column: the baseline of the paired tests, and the values of the seeds."""
+        baselines = {row.comparison.baseline for result in self.results for row in result.rows if row.comparison}
+        tests = f"Against {baselines.pop()}" if len(baselines) == 1 else "Difference" if baselines else ""
+        if not any(row.values for result in self.results for row in result.rows):
+            return tests
+        return f"{tests}; each seed" if tests else "Each seed"
+
+    def scale(self, unit: str) -> Scale:
+        """Return one scale for all values of a unit, so that bars are comparable throughout the table."""
+        rows = [row for result in self.results if result.unit == unit for row in result.rows]
+        chances = [result.chance for result in self.results if result.unit == unit]
+        return Scale.of([*chances, *(end for row in rows for end in (row.value, row.low, row.high, *row.values))])
+
+
+def report_table(entry: StageEntry, seeded: set[str]) -> ResultTable | None:
+    """Return the metrics of a stage that made a Report, else None.
+
+    Args:
+        entry: the stage.
+        seeded: stages with a table over seeds, which replaces their own tables in the headline.
+    """
+    try:
+        report = Artifact.load(entry.directory, verify=False)
+    except UserError:  # its package is not installed, or its folder is gone: draw the rest of the page
+        return None
+    if not isinstance(report, Report):
+        return None
+    compared = {(c.metric, c.model): c for c in report.comparisons}
+    results: dict[str, Result] = {}
+    for m in report.metrics:
+        result = results.setdefault(m.name, Result(m.name, m.unit, m.n, m.chance, []))
+        result.rows.append(Row(m.model, m.value, m.low, m.high, comparison=compared.get((m.name, m.model))))
+    num_headline = 0 if entry.base_name in seeded else ResultTable.num_headline
+    subtitle = f"{report.task} on {report.dataset}"
+    return ResultTable(entry.name, subtitle, entry.anchor, list(results.values()), num_headline)
+
+
+def corrected_tables(tables: Sequence[ResultTable]) -> tuple[list[ResultTable], list[Finding]]:
+    """Return the tables of a page with p-values corrected for the number of its comparisons, and these."""
+    findings = corrected(
+        [
+            Finding(table.title, row.comparison, result.unit, len(row.values))
+            for table in tables
+            for result in table.results
+            for row in result.rows
+            if row.comparison
+        ]
+    )
+    tests = (one.test for one in findings)
+    fixed = [
+        replace(table, results=[replace(result, rows=_with_tests(result.rows, tests)) for result in table.results])
+        for table in tables
+    ]
+    return fixed, findings
+
+
+def _with_tests(rows: Sequence[Row], tests: Iterator[Comparison]) -> list[Row]:
+    return [replace(row, comparison=next(tests)) if row.comparison else row for row in rows]
+
+
+def seed_tables(run: RunSummary) -> dict[str, ResultTable]:
+    """Return the summaries over seeds, one table per report name; units and chance are those of the reports."""
+    tables: dict[str, ResultTable] = {}
+    for s in run.seeds:
+        entry = next(entry for entry in run.stages if entry.base_name == s.report)
+        subtitle = f"mean over {len(s.values)} seeds, 95 % t-interval"
+        table = tables.setdefault(s.report, ResultTable(s.report, subtitle, entry.anchor, []))
+        result = next((result for result in table.results if result.metric == s.metric), None)
+        if result is None:
+            single = report_table(entry, set())
+            known = {one.metric: one for one in single.results} if single else {}
+            like = known.get(s.metric, Result(s.metric, "", None, None, []))
+            result = replace(like, n=None, rows=[])
+            table.results.append(result)
+        result.rows.append(Row(s.model, s.mean, s.low, s.high, s.values, s.comparison))
+    return tables

@@ -1,0 +1,177 @@
+"""The facts of a run that its report shows, read from the run's file, its links, the manifests and the events."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from vfm.base import UserError
+from vfm.flow.plan.store import LINKS
+from vfm.flow.records.manifest import read_manifest
+from vfm.flow.records.runs import EVENTS_FILE, RUN_FILE
+from vfm.interfaces import MANIFEST_FILE, Event, Panel
+from vfm.report.results import SeedSummary, over_seeds, reports
+from vfm.storage.integrity import check_folder, read_sealed
+from vfm.storage.store_files import reading
+
+SHOWN_ELSEWHERE = {
+    "kind",
+    "name",
+    "config",
+    "inputs",
+    "warnings",
+    "bad_samples",
+    "bad_examples",
+    "files",
+}  # keys of a manifest
+EVENT_TYPES = {"run_started", "stage_finished"}  # the events that the report uses
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """A stage of a run: the folder of its artifact, and how the artifact was made."""
+
+    name: str
+    kind: str
+    id: str
+    status: Literal["cached", "resume", "new", "running", "stopped", "waiting"]  # the first three: before the run
+    seconds: float  # in this run; about zero if the artifact was cached
+    directory: Path
+    inputs: Mapping[str, str]  # name of a stage, or path of an artifact -> id
+    manifest: Mapping[str, Any]
+    progress: str = ""  # of a running stage
+    charts: Sequence[Panel] = ()  # of a running stage, which has no panels yet
+
+    @property
+    def bad_examples(self) -> Mapping[str, Sequence[str]]:
+        """The places of some bad samples, by reason."""
+        places: Mapping[str, Sequence[str]] = self.manifest.get("bad_examples", {})
+        return places
+
+    @property
+    def anchor(self) -> str:
+        """Id of the stage on the page. Names contain no dot, so the stage of a seed cannot collide with another."""
+        return "stage-" + self.name.replace("@", ".")
+
+    @property
+    def base_name(self) -> str:
+        """Name in the recipe, without the seed."""
+        return self.name.partition("@")[0]
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The keys of the manifest that the page does not show elsewhere: sources, seed, versions, commit, ..."""
+        return {key: value for key, value in self.manifest.items() if key not in SHOWN_ELSEWHERE}
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run: its recipe and command, and its stages in order."""
+
+    recipe: str
+    started: datetime
+    seconds: float
+    command: str
+    versions: Mapping[str, str]
+    stages: Sequence[StageEntry]
+    seeds: Sequence[SeedSummary] = ()
+    description: str = ""
+    recipe_text: str = ""
+    record_hash: str = ""  # of the file of the run, by which a page is known to be current
+    goes_on: bool = False  # whether a process works on the run
+    reload: int = 0  # seconds after which the page of a run that goes on reloads itself; 0: it does not
+
+
+def summary_of_run(directory: Path) -> RunSummary:
+    """Return the summary of a finished run, from its folder.
+
+    Raises:
+        UserError: an artifact is missing, or a file is damaged.
+    """
+    record_hash = hash_of_record(directory)  # read first: should the run go on meanwhile, the page is drawn again
+    record = read_sealed(
+        directory / RUN_FILE, "recipe", "description", "text", "stages", "command", "started", "seconds"
+    )
+    with reading(directory / RUN_FILE, "the record of a run"):
+        started, seconds = datetime.fromtimestamp(record["started"]), float(record["seconds"])
+    log = EventLog.read(directory / EVENTS_FILE)
+    folders = {name: Path(os.path.realpath(directory / LINKS / name)) for name in record["stages"]}
+    if missing := [name for name, folder in folders.items() if not folder.is_dir()]:
+        raise UserError(f"{directory}: no artifact of {', '.join(missing)}; finish the run of {record['recipe']} first")
+    manifests = {name: read_manifest(folder) for name, folder in folders.items()}
+    for folder in folders.values():
+        check_folder(folder, MANIFEST_FILE, "panels/")
+    names = {manifest["identity"]: name for name, manifest in manifests.items()}
+    stages = []
+    for name, folder in folders.items():
+        manifest = manifests[name]
+        inputs = {names.get(identity, ref): identity for ref, identity in manifest["inputs"].items()}
+        inputs = {ref: folders[ref].name if ref in folders else identity for ref, identity in inputs.items()}
+        status, taken = log.status.get(name, "cached"), log.seconds.get(name, 0.0)
+        stages.append(StageEntry(name, manifest["kind"], folder.name, status, taken, folder, inputs, manifest))
+    return RunSummary(
+        recipe=record["recipe"],
+        started=started,
+        seconds=seconds,
+        command=record["command"],
+        versions=list(manifests.values())[-1].get("versions", {}) if manifests else {},
+        stages=stages,
+        seeds=over_seeds(reports(directory)),
+        description=record["description"],
+        recipe_text=record["text"],
+        record_hash=record_hash,
+    )
+
+
+def hash_of_record(directory: Path) -> str:
+    """Return a hash of the record of a run."""
+    return hashlib.sha256((directory / RUN_FILE).read_bytes()).hexdigest()
+
+
+@dataclass
+class EventLog:
+    """What the report uses of the events of a run's folder, which the run may have written in several goes.
+
+    It is that of the last go that made an artifact, as the record of the run is.
+
+    Attributes:
+        status: status by stage.
+        seconds: seconds by stage.
+    """
+
+    status: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, file: Path) -> EventLog:
+        """Read a file of events."""
+        log, last_made = cls(), None
+        for event in _events(file):
+            if event.type == "run_started":
+                log = cls({one["name"]: one["status"] for one in event.data["stages"]})
+            else:
+                log.seconds[event.stage or ""] = event.data["seconds"]
+                last_made = last_made if event.data.get("cached") else log
+        return last_made or log
+
+
+def _events(file: Path) -> Iterator[Event]:
+    """Yield the events of the types that the report uses, without lines that are incomplete after a kill."""
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            # Decoding JSON is slow, and most lines are progress and metrics.
+            if not any(f'"type": "{name}"' in line for name in EVENT_TYPES):
+                continue
+            try:
+                event = Event.from_json(line)
+            except ValueError:
+                continue
+            if event.type in EVENT_TYPES:
+                yield event

@@ -1,0 +1,1 @@
+"""Files, local and remote: reading, publishing, locks, checksums and fingerprints."""

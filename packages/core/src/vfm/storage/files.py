@@ -1,0 +1,299 @@
+"""Local and remote files: brace patterns and lists of paths, and reading a range of bytes of one file.
+
+Local files are read with plain system calls; `s3://`, `gs://`, `http://`, `memory://` and others through fsspec.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import itertools
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import IO, cast
+
+from vfm.base import UserError
+from vfm.storage import remote
+from vfm.storage.remote import filesystem as filesystem
+from vfm.storage.remote import is_remote as is_remote
+
+MAX_NAMES = 1_000_000  # names of one brace pattern
+MAX_FILES = 20_000_000  # files below one folder; ImageNet-21k has 14 million
+FILE_ENDINGS = (".tar", ".parquet", ".csv", ".tsv", ".jsonl", ".json", ".txt", ".gz", ".tgz", ".zip")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Return all paths of a brace pattern, as bash expands it: `{000..009}.tar`, `{a,b}/{0..3}.tar`.
+
+    Raises:
+        UserError: a range is descending, or there are more than a million names.
+    """
+    pieces = _BRACES.split(pattern)  # text and the insides of braces, alternating
+    choices = [[piece] if place % 2 == 0 else _alternatives(piece, pattern) for place, piece in enumerate(pieces)]
+    count = math.prod(map(len, choices))
+    if count > MAX_NAMES:  # known before any name exists, so that a pattern cannot fill the memory
+        raise UserError(f"{pattern}: expected a pattern of at most {MAX_NAMES:,} names, got {count:,}")
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def _alternatives(inside: str, pattern: str) -> Sequence[str]:
+    span = _RANGE.fullmatch(inside)
+    if not span:
+        return inside.split(",")
+    first, last = span[1], span[2]
+    if int(first) > int(last):
+        raise UserError(f"{pattern}: expected an ascending range, got {{{inside}}}")
+    if (count := int(last) - int(first) + 1) > MAX_NAMES:
+        raise UserError(f"{pattern}: expected a pattern of at most {MAX_NAMES:,} names, got {count:,}")
+    width = len(first) if first.startswith("0") else 0
+    return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+
+
+def expand_paths(path: str | Sequence[str]) -> list[str]:
+    """Expand a path, a list of paths, brace patterns, wildcards, and several paths joined by `::`.
+
+    The files of a brace pattern need not exist; wildcards give the existing files, sorted.
+
+    Raises:
+        UserError: a wildcard pattern matches nothing.
+    """
+    parts = [path] if isinstance(path, str) else list(path)
+    found: list[str] = []
+    for pattern in (one for part in parts for one in part.split("::")):
+        for name in expand_braces(os.path.expanduser(pattern)):
+            wildcards = "*" if name.startswith(("http://", "https://")) else "*?"  # `?` begins a query there
+            hits = _wildcards(name) if any(wildcard in name for wildcard in wildcards) else [name]
+            if not hits:
+                raise UserError(f"{name}: no such file")
+            found += hits
+            if len(found) > MAX_NAMES:
+                raise UserError(f"{pattern}: expected at most {MAX_NAMES:,} files, got more")
+    return found
+
+
+def _wildcards(name: str) -> list[str]:
+    if not is_remote(name):
+        return sorted(glob.glob(name))
+    store, _ = filesystem(name)
+    return sorted(store.unstrip_protocol(hit) for hit in remote.ask(name, "glob"))
+
+
+def is_directory(path: str) -> bool:
+    """Return True if the path is a folder; a remote one that is named like a file is none, which asks nobody."""
+    if not is_remote(path):
+        return os.path.isdir(path)
+    if path.partition("?")[0].endswith(FILE_ENDINGS):  # behind it is a signature
+        return False
+    return bool(remote.ask(path, "isdir"))
+
+
+def exists(path: str) -> bool:
+    """Return True if the path exists."""
+    return not missing([path])
+
+
+def missing(paths: Sequence[str]) -> list[str]:
+    """Return the paths that do not exist; many remote ones are asked for at once.
+
+    Raises:
+        UserError: a server does not say.
+    """
+    addresses = [path for path in paths if is_remote(path)]
+    there = dict(zip(addresses, remote.exist(addresses), strict=True))
+    return [path for path in paths if not (there[path] if path in there else os.path.exists(path))]
+
+
+def check_regular(path: str) -> None:
+    """Check that a local path is not a FIFO, a device or a socket, since reading one of these may never end.
+
+    Raises:
+        UserError: it is.
+    """
+    if not is_remote(path) and os.path.exists(path):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise UserError(f"{path}: expected a regular file or a folder, got {_type_name(mode)}")
+
+
+def _type_name(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    if stat.S_ISFIFO(mode):
+        return "a FIFO"
+    return "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
+def size_and_time(path: str) -> tuple[int, int]:
+    """Return size in bytes and modification time in ns; of a remote file, a hash of the mark of its content (or 0).
+
+    Raises:
+        UserError: the file does not exist, is not a regular file, or may not be read.
+    """
+    try:
+        if not is_remote(path):
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{path}: expected a regular file, got {_type_name(status.st_mode)}")
+            return status.st_size, status.st_mtime_ns
+        facts = remote.facts(path)
+        return facts.size, facts.version
+    except remote.RemoteError as error:
+        raise UserError("no such file".join(str(error).rsplit(remote.NOT_FOUND, 1))) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file") from None
+    except PermissionError:
+        raise UserError(f"{path}: no permission to read") from None
+
+
+def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
+    """Open a regular file and return its descriptor; O_NONBLOCK, since opening a FIFO would wait for its writer.
+
+    Raises:
+        OSError: there is no such file, or it is not a regular one.
+    """
+    file = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(file).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, f"expected a regular file, got {_type_name(mode)}", path)
+    return file
+
+
+def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
+    """Return bytes `start` to `stop` of a file, fewer if it ends before. A remote file takes one request.
+
+    Raises:
+        OSError: the file does not exist, or is not a regular one.
+    """
+    if is_remote(path):
+        return remote.read_whole(path, start, stop)
+    file = open_regular(path)
+    if stop is None:
+        with open(file, "rb", buffering=0) as stream:
+            stream.seek(start)
+            return stream.read()
+    try:  # Python's file object would double the time to read a sample's few bytes
+        return os.pread(file, stop - start, start)
+    finally:
+        os.close(file)
+
+
+def read_text(path: str) -> str:
+    """Return the text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        UserError: the file does not exist, may not be read, is not a regular file, or is not UTF-8.
+    """
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: not readable: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8") from None
+
+
+def open_binary(path: str) -> IO[bytes]:
+    """Open a regular file as a seekable stream.
+
+    Raises:
+        OSError: there is no such file, or it is not a regular one.
+    """
+    if not is_remote(path):
+        return open(path, "rb", opener=open_regular)
+    store, inside = filesystem(path)
+    return cast("IO[bytes]", store.open(inside, "rb"))
+
+
+def walk(folder: str) -> Iterator[str]:
+    """Yield the paths of all files below a folder, relative to it, with forward slashes, sorted.
+
+    Links to folders are not followed, since they may form a circle. Links to files are listed, also broken ones, so
+    that they can be counted; FIFOs, devices and sockets are not.
+
+    Raises:
+        UserError: the folder is the root of the file system, has too many files, or may not be read.
+    """
+    if is_remote(folder):
+        _, inside = filesystem(folder)
+        yield from sorted(str(PurePosixPath(name).relative_to(inside)) for name in remote.ask(folder, "find"))
+        return
+    if os.path.realpath(folder) == os.path.sep:
+        raise UserError(f"{folder}: expected a folder of data, got the root of the file system")
+    count, pending = 0, [""]
+    while pending:
+        place = pending.pop()
+        names, folders = _listed(folder, place)
+        count += len(names)
+        if count > MAX_FILES:
+            raise UserError(f"{folder}: expected a folder of at most {MAX_FILES:,} files, got more")
+        yield from names
+        pending += reversed(folders)  # depth first, in sorted order
+
+
+def names_in(folder: str) -> list[str]:
+    """Return the names of the files directly in a folder, sorted, as `walk` lists them."""
+    if is_remote(folder):
+        return [name for name in walk(folder) if "/" not in name]
+    return _listed(folder, "")[0]
+
+
+def _listed(folder: str, place: str) -> tuple[list[str], list[str]]:
+    """Return the files and the folders in `folder/place`, relative to `folder`, each sorted by name."""
+    names, folders = [], []
+    try:
+        with os.scandir(os.path.join(folder, place)) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{place}{entry.name}/")
+                elif _is_file(entry):
+                    names.append(place + entry.name)
+    except PermissionError:
+        raise UserError(f"{os.path.join(folder, place)}: no permission to read") from None
+    except FileNotFoundError:  # removed meanwhile
+        pass
+    return sorted(names), sorted(folders, key=lambda name: name[:-1])
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Return True for a regular file, a link to one, and a broken link."""
+    if entry.is_file(follow_symlinks=False):
+        return True
+    if not entry.is_symlink():
+        return False
+    try:
+        return stat.S_ISREG(entry.stat().st_mode)
+    except OSError:  # the target is missing, or is the link itself
+        return True
+
+
+def is_inside(relative: str) -> bool:
+    """Return True if a relative path does not leave the folder that it starts from."""
+    if ".." not in relative and "\\" not in relative:  # fast path for nearly all names
+        return not relative.startswith("/")
+    path = PurePosixPath(relative.replace("\\", "/"))
+    depth = 0
+    for part in path.parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0:
+            return False
+    return not path.is_absolute()
+
+
+def join_inside(root: str, relative: str) -> str | None:
+    """Return `root/relative`, or None if that leaves the root. An absolute path is inside the root `/`.
+
+    A remote address is outside every other root, and a name with a NUL is outside all.
+    """
+    if "\0" in relative or (root != "/" and is_remote(relative)):
+        return None
+    if root == "/":
+        return relative
+    return f"{root.rstrip('/')}/{relative}" if is_inside(relative) else None

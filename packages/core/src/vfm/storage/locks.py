@@ -1,0 +1,131 @@
+"""Locks on files that name their holder. They are the kernel's (`flock`), so a lock is released when its holder dies.
+
+A lock file in a shared folder may be a link that somebody else has put there, so links are not followed, and only a
+regular file is locked: what a link leads to is never written.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vfm.base import UserError
+
+
+@contextmanager
+def locked(file: Path, name: str, on_wait: Callable[[str], None] = lambda message: None) -> Iterator[int]:
+    """Hold the lock of a file, after waiting for any other holder, and yield its descriptor.
+
+    Args:
+        file: the lock; created if it is missing. Its folder must exist.
+        name: what is locked, for messages.
+        on_wait: called with a message that names the other holder.
+
+    Raises:
+        UserError: the file is a link, or no regular file.
+    """
+    descriptor = _acquire(file, name, on_wait)
+    try:
+        if left := os.pread(descriptor, 400, 0).decode(errors="replace"):
+            on_wait(f"taking over {name}: it was {left}, which has ended")
+        _write(descriptor, f"held by process {os.getpid()} on {socket.gethostname()} since {_now()}")
+        yield descriptor
+    finally:
+        _write(descriptor, "")
+        os.close(descriptor)
+
+
+def share_lock(descriptor: int) -> None:
+    """Hold the lock of an open file together with others who share it, until it is closed."""
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
+def is_locked(file: Path) -> bool:
+    """Return whether a process holds the lock of a file, alone or shared.
+
+    Raises:
+        UserError: the file is a link, or no regular file.
+    """
+    try:
+        descriptor = _open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_lock_of(descriptor: int, file: Path) -> bool:
+    """Return whether a descriptor is of the file that others would lock; whoever cleans up removes the file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _acquire(file: Path, name: str, on_wait: Callable[[str], None]) -> int:
+    reported = ""
+    while True:
+        descriptor = _open(file, os.O_RDWR | os.O_CREAT)
+        if _try_lock(descriptor) and is_lock_of(descriptor, file):
+            return descriptor
+        holder = os.pread(descriptor, 400, 0).decode(errors="replace") or "held by another process"
+        os.close(descriptor)
+        if holder != reported:
+            on_wait(f"waiting for {name}: {holder}")
+            reported = holder
+        time.sleep(0.2)
+
+
+def _open(file: Path, flags: int) -> int:
+    """Open a lock file; O_NONBLOCK, since opening a FIFO would wait for its other end.
+
+    Raises:
+        UserError: it is a link, or no regular file.
+    """
+    safe = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(file, flags | safe, 0o666)
+    except PermissionError:  # another user's file: it can be locked, but cannot name its holder
+        if not os.path.lexists(file):
+            raise
+        descriptor = os.open(file, os.O_RDONLY | safe)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO):
+            raise
+        raise _refused(file) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _refused(file)
+    return descriptor
+
+
+def _refused(file: Path) -> UserError:
+    what = "a link" if file.is_symlink() else "something else"
+    return UserError(f"{file}: expected a regular file as the lock, got {what}; remove it if nobody needs it")
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write(descriptor: int, text: str) -> None:
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,66 @@
+"""Permissions: published files have those that the umask says, and a folder that may not be written is one line."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from vfm.base import UserError
+
+
+def share_as_umask_says(folder: Path) -> None:
+    """Give everything in a folder the permissions of new files.
+
+    safetensors and others write a temporary file that only its owner may read, and rename it, so that the models of a
+    shared store would be closed to everybody else. The folder must have been made by `mkdir`: its own permissions are
+    those that the umask and the parent's defaults left.
+
+    Args:
+        folder: the folder. Permissions are added, never taken away; links are not followed.
+    """
+    allowed = folder.stat().st_mode & 0o777
+    for place, folders, names in os.walk(folder):
+        for path in (os.path.join(place, name) for name in (*folders, *names)):
+            status = os.lstat(path)
+            wanted = stat.S_IMODE(status.st_mode) | (allowed if stat.S_ISDIR(status.st_mode) else allowed & 0o666)
+            shared_file = stat.S_ISREG(status.st_mode) and status.st_nlink > 1  # somebody else's file too
+            if wanted != stat.S_IMODE(status.st_mode) and not stat.S_ISLNK(status.st_mode) and not shared_file:
+                os.chmod(path, wanted)
+
+
+def is_writable(path: Path) -> bool:
+    """Return whether this user may write into a folder, or make it if it is missing."""
+    existing = _existing(path)
+    return not existing.is_dir() or os.access(existing, os.W_OK | os.X_OK)  # of a file, writing says what is wrong
+
+
+def check_writable(path: Path) -> None:
+    """Check that this user may write into a folder, or make it.
+
+    Raises:
+        UserError: the permissions or a read-only disk forbid it.
+    """
+    if is_writable(path):
+        return
+    existing = _existing(path)
+    status = existing.stat()
+    if os.statvfs(existing).f_flag & os.ST_RDONLY:
+        reason = "the disk is mounted read-only"
+    elif status.st_uid == os.geteuid():
+        reason = f"{existing} has the permissions {stat.S_IMODE(status.st_mode):o}"
+    else:
+        reason = f"{existing} belongs to {_user(status.st_uid)}, and this is {_user(os.geteuid())}"
+    raise UserError(f"{path}: no permission to write: {reason}; give another --store, or ask for the permission")
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"

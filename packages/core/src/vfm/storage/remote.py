@@ -1,0 +1,285 @@
+"""Remote files through fsspec: many ranges at a time, with retries and a time limit for each request.
+
+`http(s)://` needs the extra `remote`; `s3://`, `gs://`, `hf://` and others need the package that fsspec names. What
+cannot be read after the last try is a `RemoteError` with one of few reasons; its text has no credentials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Literal, TypeVar, cast
+from urllib.parse import urlsplit
+
+import fsspec
+from fsspec.asyn import get_loop, sync
+
+from vfm.base import UserError, redacted
+
+T = TypeVar("T")
+
+CONNECTIONS = 128  # requests at a time in one process
+TIMEOUT = 60.0  # seconds of one request
+PAUSES = (0.25, 0.5, 1.0, 2.0)  # seconds before each further try
+AFTER_FAILURE = 30.0  # seconds in which a file whose last try failed is tried once, so that many samples cost one wait
+NOT_FOUND = "not found"
+MARKS = (
+    "ETag", "etag", "md5Hash", "Content-MD5", "blob_id", "LastModified", "Last-Modified", "last_modified",
+    "mtime", "updated", "created",
+)  # fmt: skip
+"""What file systems call the mark of a file's content, the best first."""
+
+
+class RemoteError(OSError):
+    """A remote file, or a range of it, that cannot be read: its address without credentials, and the reason."""
+
+    def __init__(self, path: str, reason: str, *, final: bool = False) -> None:
+        super().__init__(f"{redacted(path)}: {reason}")
+        self.reason, self.final = reason, final
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (str(self), self.reason, self.final)
+
+
+def _restored(text: str, reason: str, final: bool) -> RemoteError:
+    return RemoteError(text.removesuffix(f": {reason}"), reason, final=final)
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """Bytes `start` to `stop` of a file; for caches, `size` and `version` identify its content."""
+
+    path: str
+    start: int
+    stop: int
+    size: int = 0
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class RemoteFacts:
+    """Size of a remote file in bytes, and the mark of its content: ETag, else the time of the last change, else ""."""
+
+    size: int
+    mark: str
+
+    @property
+    def version(self) -> int:
+        """A number that stands for the mark, 0 without one."""
+        return int.from_bytes(hashlib.blake2b(self.mark.encode(), digest_size=8).digest()) >> 1 if self.mark else 0
+
+
+_failed: dict[str, float] = {}  # when the last try of a file failed
+
+
+def is_remote(path: str) -> bool:
+    """Return True if the path is an address for fsspec."""
+    return "://" in path
+
+
+def filesystem(path: str) -> tuple[Any, str]:
+    """Return the fsspec filesystem of a remote address, and the path in it.
+
+    Raises:
+        UserError: the protocol is unknown, or its package is not installed.
+    """
+    try:
+        store = _store(urlsplit(path)[:2])
+    except ImportError as error:
+        raise UserError(f"{redacted(path)}: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{redacted(path)}: not a valid fsspec address: {error}") from None
+    return store, cast("str", store._strip_protocol(path))
+
+
+@lru_cache
+def _store(host: tuple[str, str]) -> Any:
+    """Return the file system of a protocol and a host, one for all threads, so that they share its connections."""
+    return fsspec.core.url_to_fs("://".join(host) + "/")[0]
+
+
+def read_spans(spans: Sequence[Span]) -> list[bytes | RemoteError]:
+    """Return the bytes of each span, up to `CONNECTIONS` at a time, or why it cannot be read."""
+
+    async def read(store: Any, inside: str, span: Span) -> bytes:
+        if store.async_impl:
+            data = await store._cat_file(inside, start=span.start, end=span.stop)
+        else:
+            data = await _in_thread(store.cat_file, inside, start=span.start, end=span.stop)
+        if len(data) > span.stop - span.start:
+            raise RemoteError(span.path, "the server does not support ranges", final=True)
+        if len(data) < span.stop - span.start:
+            raise RemoteError(span.path, "short read")
+        return bytes(data)
+
+    return _all([(span.path, partial(read, *filesystem(span.path), span)) for span in spans])
+
+
+def read_whole(path: str, start: int = 0, stop: int | None = None) -> bytes:
+    """Return the bytes of a file, or of a part of it, which may end before `stop`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RemoteError: it cannot be read.
+    """
+    store, inside = filesystem(path)
+
+    async def read() -> bytes:
+        if store.async_impl:
+            return bytes(await store._cat_file(inside, start=start or None, end=stop))
+        return bytes(await _in_thread(store.cat_file, inside, start=start or None, end=stop))
+
+    return _one(path, read)
+
+
+def facts_of(paths: Sequence[str]) -> list[RemoteFacts | RemoteError]:
+    """Return the facts of each file, or why they cannot be had."""
+
+    async def read(path: str, store: Any, inside: str) -> RemoteFacts:
+        info = await _info(store, inside)
+        if info.get("size") is None:
+            raise RemoteError(path, "the server gives no size", final=True)
+        return RemoteFacts(int(info["size"]), next((str(info[name]) for name in MARKS if info.get(name)), ""))
+
+    return _all([(path, partial(read, path, *filesystem(path))) for path in paths], absent_is_answer=True)
+
+
+def exist(paths: Sequence[str]) -> list[bool]:
+    """Return for each address whether there is a file or a folder.
+
+    Raises:
+        UserError: a server does not say.
+    """
+
+    async def read(store: Any, inside: str) -> bool:
+        if not _hides_errors(store):
+            return bool(await (store._exists(inside) if store.async_impl else _in_thread(store.exists, inside)))
+        return bool(await _info(store, inside))
+
+    found = _all([(path, partial(read, *filesystem(path))) for path in paths], absent_is_answer=True)
+    for one in found:
+        if isinstance(one, RemoteError) and one.reason != NOT_FOUND:
+            raise UserError(str(one))
+    return [one is True for one in found]
+
+
+def ask(path: str, question: Literal["isdir", "glob", "find"]) -> Any:
+    """Return what a file system says: if an address is a folder, the files of a pattern, or all files below a folder.
+
+    Raises:
+        UserError: its server does not answer.
+    """
+    store, inside = filesystem(path)
+    try:
+        return getattr(store, question)(inside)
+    except Exception as error:  # file systems raise errors of many types
+        raise UserError(str(_named(path, error))) from None
+
+
+async def _info(store: Any, inside: str) -> dict[str, Any]:
+    try:
+        return cast(
+            "dict[str, Any]", await (store._info(inside) if store.async_impl else _in_thread(store.info, inside))
+        )
+    except FileNotFoundError:
+        if not _hides_errors(store):
+            raise
+        await store._cat_file(inside, start=0, end=1)  # raises what was wrong
+        raise
+
+
+def _hides_errors(store: Any) -> bool:
+    """Return whether a store calls every file missing whose facts it cannot have, as fsspec's HTTP does."""
+    return "http" in store.protocol
+
+
+def facts(path: str) -> RemoteFacts:
+    """Return the facts of one file.
+
+    Raises:
+        RemoteError: they cannot be had.
+    """
+    (found,) = facts_of([path])
+    if isinstance(found, RemoteError):
+        raise found
+    return found
+
+
+def _one(path: str, read: Callable[[], Awaitable[T]]) -> T:
+    (found,) = _all([(path, read)], absent_is_answer=True)
+    if isinstance(found, RemoteError):
+        if found.reason == NOT_FOUND:
+            raise FileNotFoundError(2, "no such file", redacted(path)) from found
+        raise found
+    return found
+
+
+def _all(
+    requests: Sequence[tuple[str, Callable[[], Awaitable[T]]]], *, absent_is_answer: bool = False
+) -> list[T | RemoteError]:
+    """Make all requests on fsspec's own event loop, and wait for them.
+
+    Args:
+        requests: the address of each, for errors, and the request.
+        absent_is_answer: do not try a missing file again. Where a file was read before, its absence is a fault.
+    """
+
+    async def run() -> list[T | RemoteError]:
+        limit = asyncio.Semaphore(CONNECTIONS)
+        return list(await asyncio.gather(*(_tried(path, read, limit, absent_is_answer) for path, read in requests)))
+
+    return cast("list[T | RemoteError]", sync(get_loop(), run)) if requests else []
+
+
+async def _tried(
+    path: str, read: Callable[[], Awaitable[T]], limit: asyncio.Semaphore, absent_is_answer: bool
+) -> T | RemoteError:
+    """Make one request until it succeeds; pause after each failure, longer each time, without a connection."""
+    failed_lately = time.monotonic() - _failed.get(path, float("-inf")) < AFTER_FAILURE
+    for pause in (None,) if failed_lately else (*PAUSES, None):
+        try:
+            async with limit:
+                data = await asyncio.wait_for(read(), TIMEOUT)
+            _failed.pop(path, None)
+            return data
+        except Exception as error:  # file systems raise errors of many types
+            found = _named(path, error)
+        if absent_is_answer and found.reason == NOT_FOUND:
+            return found
+        if pause is None or found.final:
+            break
+        await asyncio.sleep(pause)
+    _failed[path] = time.monotonic()
+    return found
+
+
+def _named(path: str, error: Exception) -> RemoteError:
+    if isinstance(error, RemoteError):
+        return error
+    status = getattr(error, "status", None)
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return RemoteError(path, NOT_FOUND)
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return RemoteError(path, "no permission", final=True)
+    if isinstance(error, TimeoutError):
+        return RemoteError(path, "timeout")
+    if isinstance(status, int):
+        return RemoteError(path, f"status {status}")
+    if isinstance(error, ValueError):  # aiohttp's errors about addresses are among them
+        return RemoteError(path, "not a valid address", final=True)
+    return RemoteError(path, f"no connection ({type(error).__name__})")
+
+
+@lru_cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(32, thread_name_prefix="remote")
+
+
+async def _in_thread(function: Callable[..., T], *args: Any, **named: Any) -> T:
+    """Call a function of a file system that has no asynchronous form."""
+    return await asyncio.get_running_loop().run_in_executor(_threads(), partial(function, *args, **named))

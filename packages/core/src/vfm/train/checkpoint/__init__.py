@@ -1,0 +1,1 @@
+"""Checkpoints, whole and sharded."""

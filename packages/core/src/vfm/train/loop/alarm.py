@@ -1,0 +1,52 @@
+"""Warnings about a training's metrics: each is raised once, when the metrics are logged."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vfm.interfaces import Context, Event
+from vfm.storage.store_files import read_json_lines, reading
+from vfm.train.loop.curves import METRICS_FILE
+
+
+class Alarm(ABC):
+    """Watches the events of a training on their way to the listeners: `replace(ctx, send=MyAlarm(ctx, config))`.
+
+    Warnings that an interrupted training had raised are not repeated.
+    """
+
+    def __init__(self, ctx: Context) -> None:
+        self.ctx, self.raised, self.caught_up = ctx, set[str](), False
+
+    @abstractmethod
+    def check(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield the problems at a step, each as a name and a message.
+
+        Args:
+            step: optimizer steps so far.
+            values: the training's metrics by the names in the log; None if not finite.
+        """
+
+    def __call__(self, event: Event) -> None:
+        """Forward the event, and check it if it carries the training's metrics."""
+        self.ctx.send(event)
+        if event.type == "metrics" and "train/loss" in event.data["values"]:
+            step = event.data["step"]
+            if not self.caught_up:
+                self._catch_up(step)
+            for what, message in self.check(step, event.data["values"]):
+                if what not in self.raised:
+                    self.raised.add(what)
+                    self.ctx.warn(message)
+
+    def _catch_up(self, step: int) -> None:
+        """Check the metrics that an interrupted run logged before `step`: their warnings were raised then."""
+        self.caught_up = True
+        file = self.ctx.work / METRICS_FILE
+        lines = read_json_lines(file) if file.is_file() else []
+        with reading(file, "metrics"):
+            for line in lines:
+                if line["split"] == "train" and line["step"] < step:
+                    self.raised.update(what for what, _ in self.check(line["step"], line))

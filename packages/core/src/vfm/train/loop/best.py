@@ -1,0 +1,65 @@
+"""`keep_best`: exports the weights with the highest score of an evaluation instead of the last ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from vfm.base import UserError, did_you_mean
+from vfm.interfaces import Context, TextPanel, Training
+from vfm.train.optim.state import load_model, model_tensors
+
+
+class BestWeights:
+    """The weights with the highest score so far, kept in the first process' memory and in its checkpoints."""
+
+    def __init__(self, config: Training, ctx: Context) -> None:
+        self.metric, self.num_steps, self.ctx = config.evaluation.keep_best, config.num_steps, ctx
+        self.scores: dict[int, float] = {}  # by step
+        self.step = 0
+        self.tensors: dict[str, Tensor] = {}
+
+    def offer(self, step: int, scores: Mapping[str, float], module: nn.Module) -> None:
+        """Keep the model as evaluated after `step` (0: the initial weights) if it has the highest score so far.
+
+        Args:
+            step: optimizer steps so far.
+            scores: of all evaluations, by the names in the log.
+            module: the evaluated model.
+
+        Raises:
+            UserError: the metric is not among them.
+        """
+        if self.metric is None:
+            return
+        if self.metric not in scores:
+            hint = did_you_mean(self.metric, scores)
+            raise UserError(f"{self.ctx.stage}: keep_best: no evaluation measures {self.metric}{hint}")
+        self.scores[step] = scores[self.metric]
+        best = self.scores[self.step] if self.tensors else math.nan
+        if math.isnan(best) or self.scores[step] > best:  # NaN is no score
+            self.step = step
+            self.tensors = {name: value.to("cpu", copy=True) for name, value in model_tensors(module).items()}
+
+    def restore_best(self, module: nn.Module) -> None:
+        """Load the best weights into the module, and report which they are and what the last ones scored."""
+        if not self.tensors:
+            return
+        load_model(module, self.tensors, self.ctx.stage)
+        text = f"{self.metric} is highest after step {self.step} of {self.num_steps}, {self.scores[self.step]:.4g}: "
+        other = f"these weights are exported; the last ones have {self.scores[self.num_steps]:.4g}"
+        text += "the last weights are exported" if self.step == self.num_steps else other
+        self.ctx.log(f"keep_best: {text}")
+        note = "A score that selects weights is biased upwards; report scores on other data."
+        self.ctx.panel(TextPanel(title="Exported weights", order=15, text=text, note=note))
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs besides the tensors."""
+        return {"step": self.step, "scores": list(self.scores.items())}
+
+    def restore(self, state: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Restore the state of a checkpoint."""
+        self.step, self.scores, self.tensors = state["step"], dict(state["scores"]), tensors

@@ -1,0 +1,169 @@
+"""Metrics of a training: summed on the device, read every `log_every` steps, and stored as lines.
+
+`metrics.jsonl` contains only what the configuration determines, so a resumed training writes the same bytes as an
+uninterrupted one. Speed, data wait and memory are only in the `metrics` event.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfm.data.loading.batch import Batch
+from vfm.interfaces import Context, Evaluation, Training
+from vfm.train.cost.throughput import Throughput
+from vfm.train.loop.training_charts import METRICS_FILE as METRICS_FILE  # public in `vfm.train`
+from vfm.train.loop.training_charts import training_charts
+from vfm.train.parallel.dist import World
+
+
+class Curves:
+    """Metrics as means over the steps since the last log line; each over those steps that gave it.
+
+    So a metric that is computed at log steps only (`Task.is_log_step`) has the value of the last step. A line has all
+    names of earlier ones, with None for a metric that no step has given: a resumed training may have another
+    `log_every`, or skip the step at which the metric was due.
+    """
+
+    def __init__(self, ctx: Context, plan: Training, world: World, throughput: Throughput) -> None:
+        self.ctx, self.plan, self.world, self.throughput = ctx, plan, world, throughput
+        self.file = ctx.work / METRICS_FILE
+        self.samples = 0  # read so far, by all processes; a DataLoader may have a smaller last batch
+        self.names: list[str] = []  # in the lines so far
+        self.sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}  # by what a step gave: the sum, and of how many steps
+        self.waited = 0.0  # seconds without data since the last log line
+        self.restart_clock()
+
+    def due(self, step: int) -> bool:
+        """Return whether a line is due after this step, counted from 1."""
+        return step % self.plan.log_every == 0 or step == self.plan.num_steps
+
+    def is_last_before_line(self, step: int) -> bool:
+        """Return whether no later step is taken before the next line: all of them are in `skip_steps`."""
+        while not self.due(step):
+            step += 1
+            if step not in self.plan.skip_steps:
+                return False
+        return True
+
+    def count(self, micro_batches: Sequence[Batch[Any]]) -> None:
+        """Count the samples of a step, of which each process has an equal part."""
+        self.samples += self.world.size * sum(map(len, micro_batches))
+
+    def add(self, names: list[str], values: Tensor) -> None:
+        """Add one step's metrics, without a synchronisation with the device."""
+        total, count = self.sums.get(tuple(names), (torch.zeros_like(values), 0))
+        self.sums[tuple(names)] = (total + values, count + 1)
+        self._steps += 1
+
+    def write(self, step: int, lr: float) -> None:
+        """Read the means, append a line, and send them to the listeners."""
+        if not self.sums:  # all steps since the last line were skipped (`skip_steps`)
+            return
+        means = self._means()
+        self.names, self.sums = sorted({*self.names, *means}), {}
+        values = {_key(name): _finite(means.get(name)) for name in self.names}
+        values["train/lr"] = lr
+        speed = self._speed()
+        if not self.world.is_main:
+            return
+        self._append({"step": step, "samples": self.samples, "split": "train", **values})
+        self.ctx.emit("metrics", step=step, samples=self.samples, values={**values, **speed})
+        shown = {"loss": values["train/loss"], "lr": lr, "samples_per_second": speed["train/samples_per_second"]}
+        self.ctx.progress(step, self.plan.num_steps, **shown)
+
+    def _means(self) -> dict[str, float]:
+        """Return the mean of each metric."""
+        totals, counts = Counter[str](), Counter[str]()
+        for names, (total, count) in self.sums.items():
+            for name, value in zip(names, total.tolist(), strict=True):
+                totals[name] += value
+                counts[name] += count
+        return {name: totals[name] / counts[name] for name in totals}
+
+    def write_scores(self, step: int, evaluation: Evaluation, scores: Mapping[str, float]) -> dict[str, float]:
+        """Append an evaluation's scores, send them to the listeners, and return them by the log's names."""
+        values = {f"val/{evaluation.log_prefix}{metric}": value for metric, value in scores.items()}
+        self._append({"step": step, "samples": self.samples, "split": "val", "eval": evaluation.name, **values})
+        self.ctx.emit("metrics", step=step, samples=self.samples, values=values)
+        return values
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def restart_clock(self) -> None:
+        """Restart the measurement of speed, after something other than training."""
+        self._since, self._steps, self._samples, self.waited = time.perf_counter(), 0, self.samples, 0.0
+
+    def _speed(self) -> dict[str, float]:
+        now = time.perf_counter()
+        seconds, self._since = max(now - self._since, 1e-9), now
+        waited, self.waited = self.waited, 0.0
+        steps, self._steps = self._steps, 0
+        samples, self._samples = self.samples - self._samples, self.samples
+        by_rank = self.world.gather((waited / seconds, round(memory_gib(self.world.device), 3)))
+        return {
+            "train/samples_per_second": round(samples / seconds, 2),
+            "train/data_wait_pct": round(100 * max(share for share, _ in by_rank), 1),
+            **self.throughput.reached(steps, seconds),
+            "sys/mem_gib": max(size for _, size in by_rank),
+            **({f"sys/mem_gib/{rank}": size for rank, (_, size) in enumerate(by_rank)} if len(by_rank) > 1 else {}),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs: the sums since the last line, the samples, and the length of the file."""
+        sums = [[names, total.tolist(), count] for names, (total, count) in self.sums.items()]
+        size = self.file.stat().st_size if self.file.exists() else 0
+        return {"names": self.names, "sums": sums, "samples": self.samples, "file_bytes": size}
+
+    def restore(self, state: dict[str, Any] | None, step: int = 0) -> None:
+        """Restore the state of a checkpoint after a step (None: the initial one); later lines are cut off."""
+        if self.world.is_main:
+            self.file.touch()
+            expected = state["file_bytes"] if state else 0
+            size = self.file.read_bytes()[:expected].rfind(b"\n") + 1
+            if size < expected:
+                self.ctx.warn(f"{self.file}: expected {expected} bytes, got {size}: lines of earlier steps are lost")
+            os.truncate(self.file, size)
+        if state:
+            self.names = state["names"]
+            # A checkpoint of an older version has no samples.
+            self.samples = state.get("samples", step * self.plan.global_batch_size)
+            for names, total, count in state.get("sums", []):  # a checkpoint of an older version has other sums
+                self.sums[tuple(names)] = (torch.tensor(total, device=self.world.device), count)
+        self.restart_clock()
+
+    def finish(self) -> None:
+        """Copy the lines into the artifact and draw the curves as panels."""
+        self.ctx.directory.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.file, self.ctx.directory / METRICS_FILE)
+        for panel in training_charts(self.file):
+            self.ctx.panel(panel)
+
+
+def memory_gib(device: torch.device) -> float:
+    """Return the peak memory so far: of the CUDA device, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _key(name: str) -> str:
+    return name if "/" in name else f"train/{name}"

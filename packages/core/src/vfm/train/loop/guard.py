@@ -1,0 +1,180 @@
+"""Reasons to stop a training: a loss or gradient that is not finite, and too many samples that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vfm.base import UserError
+from vfm.data.loading.batch import Batch
+from vfm.interfaces import Context, Training
+from vfm.statistics import wilson_interval
+from vfm.train.checkpoint.checkpoint_folders import checkpoints_in
+from vfm.train.parallel.dist import World
+
+NAMED = 8  # samples that a message names; the others are in a file
+REMEMBERED = 10_000  # bad samples, about 1 MB in a checkpoint
+
+
+class FiniteGuard:
+    """Keeps a NaN or infinity out of the weights without a synchronisation with the device.
+
+    `found_inf` is passed to the fused optimizer, which leaves weights and state unchanged where it is 1. It stays 1
+    from the first such step on, so the weights are the last good ones whenever the host reads the flag.
+    """
+
+    def __init__(self, ctx: Context, world: World) -> None:
+        self.ctx, self.world = ctx, world
+        self.found_inf = torch.zeros((), device=world.device)
+        self.first = torch.full((), -1, dtype=torch.long, device=world.device)
+        self.unread: dict[int, list[tuple[list[str], Tensor]]] = {}
+
+    def check(self, step: int, values: Sequence[Tensor], losses: list[tuple[list[str], Tensor]]) -> Tensor:
+        """Return the flag for the optimizer; `losses` (keys, loss) identify the samples later."""
+        finite = torch.stack([torch.isfinite(value) for value in values]).all()
+        self.first = torch.where((self.found_inf == 0) & ~finite, torch.full_like(self.first, step), self.first)
+        self.found_inf = torch.maximum(self.found_inf, (~finite).float())
+        self.unread[step] = losses
+        return self.found_inf
+
+    def read(self, settle: Callable[[], None] = lambda: None) -> None:
+        """Read the flag, which synchronises with the device.
+
+        Args:
+            settle: called before the error names the newest checkpoint, to wait until it is written.
+
+        Raises:
+            UserError: a step since the last call was not finite; it and later ones were not taken.
+        """
+        step = int(self.first)
+        if step < 0:
+            self.unread.clear()
+            return
+        settle()
+        losses: dict[tuple[str, ...], Tensor] = {}
+        for names, loss in self.unread[step]:  # a replayed micro-batch comes twice; only its first loss is its own
+            losses.setdefault(tuple(names), loss)
+        guilty = [key for names, loss in losses.items() if not torch.isfinite(loss) for key in names]
+        rows = self.world.gather((guilty, [key for names in losses for key in names]))
+        bad_loss = any(guilty for guilty, _ in rows)
+        keys = list(dict.fromkeys(key for guilty, every in rows for key in (guilty if bad_loss else every)))
+        what = "the loss" if bad_loss else "the gradient"
+        where = ", ".join(keys[:NAMED])
+        if len(keys) > NAMED:
+            file = self.ctx.work / f"not-finite-{step + 1:08d}.json"
+            where += f" and {len(keys) - NAMED} more, listed in {file}"
+            if self.world.is_main:
+                file.write_text(json.dumps({"step": step + 1, "keys": keys}) + "\n", encoding="utf-8")
+        raise UserError(
+            f"{self.ctx.stage}: {what} is not finite at step {step + 1}; the step was not taken, the weights are"
+            f" those of step {step}; {self._advice(step + 1)}; samples: {where}"
+        )
+
+    def _advice(self, step: int) -> str:
+        """Return what the user can do about a step, counted from 1: the same command would stop there again."""
+        skip = f"skip_steps: [{step}] leaves this step out"
+        saved = checkpoints_in(self.ctx.work)
+        again = f", and continue_from: {{training: {saved[-1]}}} goes on from there" if saved else ""
+        return f"a lower lr or optimizer.grad_clip_norm may help, {skip}{again}"
+
+
+def check_weights(task: nn.Module, stage: str) -> None:
+    """Check that trained weights are finite, before they are exported.
+
+    A step that is not finite is never taken (`FiniteGuard`), but a finite step can overflow a weight, and so can an
+    average of them.
+
+    Raises:
+        UserError: a weight is NaN or infinite.
+    """
+    values = {name: value for name, value in task.state_dict().items() if value.is_floating_point()}
+    if not values:
+        return
+    finite = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
+    wrong = [name for name, is_finite in zip(values, finite, strict=True) if not is_finite]
+    if wrong:
+        raise UserError(
+            f"{stage}: {len(wrong)} of {len(values)} trained tensors contain NaN or infinity, the first is {wrong[0]};"
+            " they are not exported; a lower lr or optimizer.grad_clip_norm may help"
+        )
+
+
+class SkippedSamples:
+    """Counts the samples that could not be read, over all processes, and stops the training if there are too many.
+
+    A sample is reported once, however often it is read; the tolerated fraction is one of all reads. The first
+    `REMEMBERED` bad samples are remembered, in memory and in checkpoints; of the others, each read counts as a sample.
+    """
+
+    def __init__(self, ctx: Context, plan: Training, world: World) -> None:
+        self.ctx, self.plan, self.world = ctx, plan, world
+        self.before = 0  # samples of another training, which this one continues
+        self.reads = 0  # that failed
+        self.counts = Counter[str]()  # samples by reason
+        self.samples: dict[tuple[str, str], None] = {}  # (reason, where) in the order they were met
+        self.pending: list[tuple[str, str]] = []
+
+    def take(self, micro_batches: Sequence[Batch[Any]]) -> None:
+        """Add the bad samples of a step."""
+        for batch in micro_batches:
+            self.pending += batch.bad
+
+    def report(self, step: int, samples: int) -> None:
+        """Report and count the bad samples since the last report; all processes call it together.
+
+        Args:
+            step: the last one, counted from 1.
+            samples: read so far, without the bad ones.
+
+        Before the last step, the fraction must exceed `max_bad_fraction` beyond chance (by its 95 % interval): one bad
+        sample among the first eight does not stop a training.
+
+        Raises:
+            UserError: there are too many.
+        """
+        found = [item for items in self.world.gather(self.pending) for item in items]
+        self.pending = []
+        for sample in found:
+            if sample in self.samples:
+                continue
+            self.counts[sample[0]] += 1
+            if len(self.samples) < REMEMBERED:
+                self.samples[sample] = None
+            if self.world.is_main:
+                self.ctx.skip(*sample)
+        self.reads += len(found)
+        if not found:
+            return
+        reads = self.reads + samples - self.before
+        last = step >= self.plan.num_steps
+        share = self.reads / reads if last else wilson_interval(self.reads, reads)[0]
+        if share > self.plan.loading.max_bad_fraction:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in self.counts.most_common(3))
+            reason, where = found[-1]
+            raise UserError(
+                f"{self.ctx.stage}: {self.reads} of {reads} reads failed, of {self.counts.total()} samples: {reasons};"
+                f" more than loading.max_bad_fraction: {self.plan.loading.max_bad_fraction};"
+                f" the last is {where} ({reason})"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+        return {
+            "before": self.before,
+            "reads": self.reads,
+            "counts": dict(self.counts),
+            "samples": list(self.samples),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore the state of a checkpoint; an older version has all samples, without counts, and steps `since`."""
+        self.before = state.get("before", state.get("since", 0) * self.plan.global_batch_size)
+        self.reads = state["reads"]
+        self.samples = dict.fromkeys((reason, where) for reason, where in state["samples"])
+        self.counts = Counter(state.get("counts") or [reason for reason, _ in self.samples])
+        self.ctx.bad.update(self.counts)

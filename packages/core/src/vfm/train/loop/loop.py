@@ -1,0 +1,275 @@
+"""The training loop: any `Task`, on one device or several, resumed bit for bit after a crash."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from functools import partial
+from typing import Generic
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from vfm.base import UserError, incidental_settings
+from vfm.data.loading.batch import Batch, Inputs
+from vfm.interfaces import Context, Preempted, Training
+from vfm.train.checkpoint.checkpoint import Checkpoints, Snapshot
+from vfm.train.cost.throughput import Throughput
+from vfm.train.data import Data
+from vfm.train.loop.best import BestWeights
+from vfm.train.loop.continuation import earlier_snapshot, keep_checkpoints
+from vfm.train.loop.curves import Curves
+from vfm.train.loop.evaluations import Evaluations
+from vfm.train.loop.guard import FiniteGuard, SkippedSamples, check_weights
+from vfm.train.loop.memory import memory_explained
+from vfm.train.loop.optimizer_step import OptimizerStep
+from vfm.train.loop.profiling import StepProfiler
+from vfm.train.loop.termination import Termination, termination
+from vfm.train.optim.ema import Ema
+from vfm.train.optim.optim import build_optimizer, set_lr
+from vfm.train.optim.precision import Numerics
+from vfm.train.optim.state import (
+    as_saved,
+    as_stored,
+    load_model,
+    load_optimizer,
+    model_tensors,
+    optimizer_tensors,
+)
+from vfm.train.parallel.dist import World, distributed, micro_batch_size, reproducible, tf32
+from vfm.train.parallel.heartbeat import watched
+from vfm.train.parallel.kernels import chosen_kernels
+from vfm.train.parallel.parallel import Alone, in_processes
+from vfm.train.parallel.preparation import Compile, prepared, uncompiled
+from vfm.train.task import Task
+
+PATIENCE = 60.0  # seconds, after an error, for the checkpoint that is being written
+
+
+def fit(task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context) -> None:
+    """Train the task in place, resuming from the newest checkpoint in `ctx.work`.
+
+    Write `metrics.jsonl` and panels into `ctx.directory`, checkpoints into `ctx.work` (a stage that trains twice gives
+    each training its own folder). With `ema_decay` the task's weights are the averaged ones afterwards; with
+    `keep_best` they are, in the first process, those with the highest score.
+
+    Raises:
+        UserError: the configuration does not fit the processes, a loss or a trained weight is not finite, or too many
+            samples cannot be read.
+        OSError: a file cannot be written, e.g. the disk is full; earlier checkpoints are complete.
+        Preempted: the process received SIGTERM or SIGUSR1; a checkpoint has been saved.
+    """
+    with distributed(config.runtime) as world, tf32(world.device), reproducible(world.device), termination() as stop:
+        _fit(task, data, config, ctx, world, stop)
+
+
+def _fit(
+    task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context, world: World, stop: Termination
+) -> None:
+    placed = in_processes(task, config.runtime, world)
+    with (
+        chosen_kernels(placed.task, config.runtime, ctx, world),
+        prepared(placed.task, config.runtime, ctx, world) as compiled,
+        watched(world, partial(_end, ctx)),
+    ):
+        steps_only = [held.module for held in placed.task.frozen() if held.steps_only]
+        numerics = Numerics(config.precision, placed.task, world.device, steps_only)
+        placed.wrap()
+        _Loop(placed, data, config, ctx, stop, numerics, compiled).run()
+
+
+def _end(ctx: Context, message: str) -> None:
+    """Report why this process is about to end itself."""
+    ctx.emit("run_failed", message=f"{ctx.stage}: {message}; the next run resumes from the last checkpoint")
+
+
+class _Loop(Generic[Inputs]):
+    def __init__(
+        self,
+        placed: Alone[Inputs],
+        data: Data[Inputs],
+        plan: Training,
+        ctx: Context,
+        stop: Termination,
+        numerics: Numerics,
+        compiled: Compile,
+    ) -> None:
+        self.numerics = numerics
+        self.placed, self.data, self.plan, self.ctx, self.stop = placed, data, plan, ctx, stop
+        self.task, self.world = task, world = placed.task, placed.world
+        self.micro_batch_size = micro_batch_size(plan, world)
+        ctx.work.mkdir(parents=True, exist_ok=True)
+        task.train()
+        self.optimizer = build_optimizer(task, plan.optimizer, plan.lr)
+        self.lr_at: Callable[[int], float] = plan.schedule.build(plan.lr, plan.num_steps)
+        with numerics.full_weights():
+            self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None
+        self.throughput = Throughput(world.device, plan.runtime, half=numerics.is_half)
+        self.curves = Curves(ctx, plan, world, self.throughput)
+        self.evaluations, self.best = Evaluations(plan, ctx), BestWeights(plan, ctx)
+        self.guard = FiniteGuard(ctx, world)
+        self.skipped = SkippedSamples(ctx, plan, world)
+        sharded = {name: value for name, value in model_tensors(task).items() if isinstance(value, DTensor)}
+        self.checkpoints = Checkpoints(ctx.work, plan.checkpoint, ctx.warn, world, sharded)
+        with numerics.full_weights():
+            self.done = self._resume()
+        self.optimize = OptimizerStep(
+            placed, plan, numerics, compiled, self.optimizer, self.guard, self.curves, self.throughput,
+            self.checkpoints.wait_for_copy,
+        )  # fmt: skip
+        self.profiler = StepProfiler(plan.runtime.profile, ctx, world, self.done)
+        ctx.emit("settings", step=self.done, settings=incidental_settings(plan))
+
+    def run(self) -> None:
+        """Run all remaining steps."""
+        # The initial weights may be the best, and a missing metric fails early.
+        if self.best.metric and not self.best.scores:
+            self._evaluate()
+        steps = iter(
+            self.data.steps(
+                self.done,
+                self.plan.num_steps,
+                rank=self.world.rank,
+                world_size=self.world.size,
+                micro_batch_size=self.micro_batch_size,
+            )
+        )
+        try:
+            with memory_explained(self, self.plan, self.ctx, self.world):
+                while self.done < self.plan.num_steps:
+                    self.profiler.before(self.done + 1)
+                    self._advance(self._next(steps))
+                    self.profiler.after(self.done)
+            self.checkpoints.wait()
+        except BaseException:
+            with suppress(BaseException):  # the first error is the one to report
+                self.checkpoints.wait(PATIENCE)
+            raise
+        finally:
+            self.profiler.close()
+            if close := getattr(steps, "close", None):
+                close()
+        self.numerics.end()
+        if self.ema:
+            self.ema.copy_to_weights()
+        task = self.placed.finish()
+        if self.world.is_main:
+            self.best.restore_best(task)
+            self.curves.finish()
+            keep_checkpoints(self.checkpoints, self.ctx.directory, self.done)
+        check_weights(task, self.ctx.stage)
+        self.world.barrier()
+
+    def _next(self, steps: Iterator[list[Batch[Inputs]]]) -> list[Batch[Inputs]]:
+        started = time.perf_counter()
+        micro_batches = next(steps, None)
+        self.curves.waited += time.perf_counter() - started
+        if micro_batches is None:
+            raise UserError(f"{self.ctx.stage}: the data ends after step {self.done} of {self.plan.num_steps}")
+        self.curves.count(micro_batches)
+        self.skipped.take(micro_batches)
+        ready = [replace(batch, inputs=self.task.prepare(batch.inputs)) for batch in micro_batches]
+        return [batch.to(self.world.device) for batch in ready]
+
+    def _advance(self, micro_batches: Sequence[Batch[Inputs]]) -> None:
+        """Take one optimizer step; log, evaluate, save and stop where that is due.
+
+        The host synchronises with the device only every `log_every` steps, where a checkpoint is due, and on the CPU,
+        where it costs nothing. All processes agree on whether to stop (on a signal) and whether a checkpoint is due by
+        time: each contributes its wish to the one all-reduce of the step.
+        """
+        alone = self.world.size == 1
+        wishes = [float(self.stop.is_set()), float(self.checkpoints.due_by_time() and self.world.is_main)]
+        step, done = self.done, self.done + 1
+        log = self.curves.due(done)
+        save = done == self.plan.num_steps or self.checkpoints.due_by_step(done)
+        evaluate = self.evaluations.due(done)
+        look = log or save or evaluate or self.world.device.type == "cpu" or (alone and any(wishes))
+        lr = self.lr_at(step)
+        set_lr(self.optimizer, lr, step)
+        if done in self.plan.skip_steps:
+            self.checkpoints.wait_for_copy()
+            agreed = self.world.mean(torch.tensor(wishes, device=self.world.device))
+        else:
+            agreed = self.optimize(step, micro_batches, wishes)
+        if look:
+            self.guard.read(self.checkpoints.wait)
+        with self.numerics.full_weights():
+            self.task.after_step()
+            if self.ema:
+                self.ema.update(step)
+        self.done = done
+        if log:
+            self.curves.write(done, lr)
+        if evaluate:
+            self._evaluate()
+        stop, due = (value > 0 for value in agreed.tolist()) if look else (False, False)
+        save = save or stop or due
+        if log or save:
+            self.skipped.report(done, self.curves.samples)
+        if save:
+            with self.numerics.full_weights():
+                self._save()
+        if stop and done < self.plan.num_steps:
+            self.checkpoints.wait()
+            self.world.barrier()  # the end of one process ends the others
+            name = signal.Signals(self.stop.number).name
+            message = f"{self.ctx.stage}: stopped by {name} after step {done}; the next run resumes from there"
+            raise Preempted(message, self.stop.number)
+
+    def _evaluate(self) -> None:
+        """Run the evaluations in all processes, on the averaged weights if there are any; the first one has scores."""
+        averaged = self.ema.as_weights() if self.ema else nullcontext()
+        with self.numerics.full_weights(), averaged, self.placed.whole() as task, uncompiled(self.plan.runtime):
+            task.eval()
+            found: dict[str, float] = {}
+            for evaluation, scores in self.evaluations.run(task.encoder(), self.world):
+                found |= self.curves.write_scores(self.done, evaluation, scores)
+            if self.world.is_main:
+                self.best.offer(self.done, found, task)
+            task.train()
+        self.world.barrier()
+        self.curves.restart_clock()
+
+    def _save(self) -> None:
+        # The next forward pass may change buffers while the thread still copies.
+        buffers, model = dict(self.task.named_buffers()), model_tensors(self.task)
+        tensors = {
+            "model": {name: value.clone() if name in buffers else value for name, value in model.items()},
+            "optimizer": optimizer_tensors(self.optimizer, self.task),
+            **({"ema": as_saved(self.task, self.ema.average)} if self.ema else {}),
+            **({"best": self.best.tensors} if self.best.tensors else {}),
+        }
+        facts = {
+            "curves": self.curves.state(),
+            "skipped": self.skipped.state(),
+            "best": self.best.state(),
+            "optimizer": self.plan.optimizer.algorithm_name,
+            **self.numerics.state(),
+            "flops": self.throughput.flops * self.world.size,
+        }
+        self.checkpoints.save(Snapshot(self.done, tensors, facts, self.curves.file))
+
+    def _resume(self) -> int:
+        snapshot, verb = self.checkpoints.latest(), "resumes"
+        if snapshot is None:
+            snapshot, verb = earlier_snapshot(self.plan, self.ctx, self.checkpoints), "continues"
+        if snapshot is None:
+            self.curves.restore(None)
+            return 0
+        load_model(self.task, snapshot.tensors["model"], f"{self.ctx.stage}: {snapshot.folder}")
+        load_optimizer(self.optimizer, self.task, snapshot.tensors["optimizer"])
+        if self.ema:
+            self.ema.load(as_stored(self.task, snapshot.tensors["ema"]))
+        self.numerics.restore(snapshot.facts)
+        self.curves.restore(snapshot.facts["curves"], snapshot.step)
+        self.skipped.restore(snapshot.facts["skipped"])
+        self.best.restore(snapshot.facts["best"], snapshot.tensors.get("best", {}))
+        if verb == "resumes":  # another training may have other batches
+            self.throughput.flops = snapshot.facts.get("flops", 0) // self.world.size
+        if self.world.is_main:
+            self.ctx.log(f"{verb} after step {snapshot.step} of {self.plan.num_steps}")
+        return snapshot.step

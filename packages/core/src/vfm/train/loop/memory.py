@@ -1,0 +1,111 @@
+"""A training that runs out of memory: what took it, which setting frees how much, and a snapshot to look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from vfm.base import UserError
+from vfm.interfaces import Context, Training
+from vfm.train.loop.curves import memory_gib
+from vfm.train.optim.ema import Ema
+from vfm.train.parallel.dist import World
+from vfm.train.task import Task
+
+GIB = 2**30
+
+
+class Held(Protocol):
+    """What a training keeps in memory between two steps."""
+
+    optimizer: torch.optim.Optimizer
+    done: int
+    micro_batch_size: int
+    ema: Ema | None
+
+    @property
+    def task(self) -> Task[Any]:
+        """Return what is trained."""
+        ...
+
+
+@contextmanager
+def memory_explained(held: Held, plan: Training, ctx: Context, world: World) -> Iterator[None]:
+    """Turn an out-of-memory error within the context into a line with a remedy; write the snapshot that it names.
+
+    Raises:
+        UserError: the device has run out of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        parts = memory_parts(held, world)
+        file = ctx.work / f"out-of-memory-{world.rank}.json"
+        _write(file, {"step": held.done + 1, "gib": parts, "message": str(error)}, world)
+        shown = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+        raise UserError(
+            f"{ctx.stage}: out of memory on {world.device} at step {held.done + 1}, in GiB: {shown};"
+            f" {remedy(plan, parts, held.micro_batch_size, world.size)}; snapshot: {file}"
+        ) from error
+
+
+def memory_parts(held: Held, world: World) -> dict[str, float]:
+    """Return the GiB of each kind of tensor in this process; `activations` are the rest of the peak."""
+    params = list(held.task.parameters())
+    state = [value for values in held.optimizer.state.values() for value in values.values()]
+    frozen = [tensor for model in held.task.frozen() for tensor in model.module.parameters()]
+    parts = {
+        "weights": _gib([*params, *held.task.buffers(), *frozen]),
+        "gradients": _gib(param for param in params if param.requires_grad),
+        "optimizer": _gib(value for value in state if isinstance(value, Tensor)),
+        "averages": _gib(held.ema.average.values() if held.ema else ()),
+    }
+    return parts | {"activations": max(0.0, memory_gib(world.device) - sum(parts.values()))}
+
+
+def remedy(plan: Training, parts: dict[str, float], micro_batch_size: int, processes: int) -> str:
+    """Return the settings that free memory without a change of the result, with the GiB that each frees.
+
+    Args:
+        plan: the training.
+        parts: GiB by kind.
+        micro_batch_size: samples of a forward pass.
+        processes: of the training.
+    """
+    activations = parts["activations"]
+    ways: list[tuple[float, str]] = []
+    if micro_batch_size > 1:
+        smaller = micro_batch_size // 2
+        freed = activations * (1 - smaller / micro_batch_size)
+        ways.append((freed, f"--set {plan.name}.micro_batch_size={smaller} frees about {freed:.2f} GiB"))
+    if processes > 1 and plan.can_shard and plan.runtime.parallel == "ddp":
+        freed = sum(size for name, size in parts.items() if name != "activations") * (1 - 1 / processes)
+        ways.append((freed, f"--set {plan.name}.runtime.parallel=fsdp frees about {freed:.2f} GiB"))
+    lines = [line for _, line in sorted(ways, reverse=True)]
+    if not plan.grad_checkpointing:
+        lines.append(
+            f"--set {plan.name}.grad_checkpointing=true frees most of the {activations:.2f} GiB of activations"
+            " for a third more computation"
+        )
+    found = ", ".join(lines) or "a model or an image size that is smaller is needed"
+    return f"{found}; the same run then goes on from its last checkpoint"
+
+
+def _gib(tensors: Iterable[Tensor]) -> float:
+    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in local) / GIB
+
+
+def _write(file: Path, facts: dict[str, Any], world: World) -> None:
+    if world.device.type == "cuda":
+        facts["allocator"] = torch.cuda.memory_stats(world.device)
+        # For pytorch.org/memory_viz.
+        torch.cuda.memory._dump_snapshot(str(file.with_suffix(".pickle")))  # type: ignore[no-untyped-call]
+    file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Several processes: DDP, FSDP2, shared batches and the heartbeat."""

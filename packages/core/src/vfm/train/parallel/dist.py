@@ -1,0 +1,190 @@
+"""A process among the processes of a training: device, rank, seeds."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
+
+from vfm.base import UserError
+from vfm.interfaces import Runtime, Training
+
+_uses = count()
+TIMEOUT = timedelta(hours=2)  # for the first process, which the others wait for while it scores an evaluation
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the training, from torchrun's environment."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    store: Store | None = None  # of the process group, on a connection of its own, with keys of this training
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and logs."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the elementwise mean over the processes."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values = values / self.size
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in the order of their ranks."""
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def gather_to_first(self, value: Any) -> list[Any]:
+        """Return the values of all processes in the first one, in the order of their ranks; none in the others."""
+        values: list[Any] = [value] * self.size if self.is_main else []
+        if self.size > 1:
+            dist.gather_object(value, values if self.is_main else None)
+        return values
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors by those of the first process, bit for bit."""
+        for tensor in tensors if self.size > 1 else ():
+            value = tensor.detach().contiguous()
+            dist.broadcast(value, src=0)
+            tensor.detach().copy_(value)
+
+    def barrier(self) -> None:
+        """Wait for the other processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def micro_batch_size(plan: Training, world: World) -> int:
+    """Return the number of samples per forward pass of a process.
+
+    Raises:
+        UserError: the global batch is not divisible by the number of processes.
+    """
+    if plan.global_batch_size % world.size:
+        raise UserError(
+            f"{plan.name}: global_batch_size must be a multiple of the {world.size} processes,"
+            f" got {plan.global_batch_size}"
+        )
+    share = plan.global_batch_size // world.size
+    return min(plan.micro_batch_size or share, share)
+
+
+def is_main() -> bool:
+    """Return whether this process writes artifacts: the only one, or torchrun's rank 0."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def resolve_device(runtime: Runtime) -> torch.device:
+    """Return the device of this process.
+
+    Raises:
+        UserError: the device does not exist.
+    """
+    kind, _, index = runtime.device.partition(":")
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("runtime.device: no CUDA device is visible; use cpu or auto")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("runtime.device: mps is not available; use cpu or auto")
+    if kind != "cuda":
+        return torch.device(kind)
+    number = int(index or os.environ.get("LOCAL_RANK", "0"))
+    if number >= torch.cuda.device_count():
+        raise UserError(
+            f"runtime.device: cuda:{number} does not exist; this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    return torch.device("cuda", number)
+
+
+def prepare_device(runtime: Runtime) -> torch.device:
+    """Limit torch's CPU threads to those of the runtime, and return the device of this process."""
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    return resolve_device(runtime)
+
+
+@contextmanager
+def distributed(runtime: Runtime) -> Iterator[World]:
+    """Open the process group of torchrun's environment: nccl on CUDA, else gloo; none for a single process.
+
+    Nested uses share the outermost group.
+    """
+    device = prepare_device(runtime)
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    opened = size > 1 and not dist.is_initialized()
+    if opened:
+        backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        dist.init_process_group(backend, rank=rank, world_size=size, device_id=bound, timeout=TIMEOUT)
+    # Each use has keys of its own: torchrun's store outlives the process group.
+    store: Store | None = None
+    if size > 1:
+        own = _get_default_store().clone()  # type: ignore[attr-defined]
+        store = PrefixStore(f"use-{next(_uses)}", own)
+    try:
+        yield World(device, rank, size, store)
+    finally:
+        if opened:
+            # DDP's reducer holds the group too. If it were the last to let go, torch 2.10 would wait, with the
+            # interpreter's lock, for a thread of gloo that may wait for this lock: the process hung for ever.
+            gc.collect()
+            dist.destroy_process_group()
+
+
+def seed_everything(seed: int, step: int, micro_batch: int, rank: int) -> None:
+    """Seed torch's generators on all devices by the place in the training.
+
+    Dropout, drop path and noise then do not depend on what ran before, and a resumed training draws the same values as
+    an uninterrupted one.
+    """
+    state = np.random.SeedSequence([seed % 2**64, step, micro_batch, rank]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))
+
+
+@contextmanager
+def tf32(device: torch.device) -> Iterator[None]:
+    """Multiply fp32 matrices in TF32 on CUDA devices: what stays in fp32 under bf16 (losses) runs on tensor cores.
+
+    Evaluations of fp32 models keep all bits.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Use deterministic algorithms on the CPU, where they cost almost nothing; other devices are unchanged."""
+    before, filled = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

@@ -1,0 +1,52 @@
+"""Fused kernels and padded widths during a training: `runtime.kernels` and `runtime.pad_widths`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from vfm.base import UserError
+from vfm.interfaces import Context, TrainingRuntime
+from vfm.train.parallel.dist import World
+from vfm.train.task import Task
+
+
+def check_kernels(runtime: TrainingRuntime) -> None:
+    """Check that forced kernels can run on this device. The capability of a CUDA device is checked when it is used.
+
+    Raises:
+        UserError: `triton` on another device.
+    """
+    device = runtime.device.partition(":")[0]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if runtime.kernels == "triton" and device != "cuda":
+        raise UserError(f"runtime.kernels: triton needs a CUDA device, got {device}; use auto or reference")
+
+
+@contextmanager
+def chosen_kernels(task: Task[Any], runtime: TrainingRuntime, ctx: Context, world: World) -> Iterator[None]:
+    """Use the runtime's kernels and widths in the task within the context; the task is on its device.
+
+    Report what runs, which is kept in the manifest.
+
+    Raises:
+        UserError: `triton`, and the kernels cannot run.
+    """
+    pad = runtime.pad_widths
+    if pad == "auto":
+        pad = world.device.type == "cuda" and runtime.parallel == "ddp"
+    with ExitStack() as stack:
+        wider = f"; padded: {stack.enter_context(task.padded())}" if pad else ""
+        try:
+            running = stack.enter_context(task.kernels(runtime.kernels)) + wider
+        except ValueError as error:
+            raise UserError(f"{ctx.stage}: runtime.kernels: {error}") from None
+        if world.is_main:
+            ctx.emit("kernels", running=running)
+            if world.device.type == "cuda" or pad:
+                ctx.log(f"kernels: {running}")
+        yield

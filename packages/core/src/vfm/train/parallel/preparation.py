@@ -1,0 +1,139 @@
+"""How a task's layers run: compiled, channels-last, with common batch statistics, recomputed selectively."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache, partial
+from typing import Any
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from vfm.base import UserError
+from vfm.interfaces import Context, TrainingRuntime
+from vfm.train.parallel.dist import World
+from vfm.train.parallel.parallel import blocks
+from vfm.train.task import Metrics, Task
+
+Method = Callable[..., tuple[Tensor, Metrics]]
+Compile = Callable[[Method], Method]
+
+# Outputs that selective checkpointing keeps: those of matrix products, convolutions and attention. All else (norms,
+# activations, sums) is cheap to compute again, and has most of the bytes.
+KEPT = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
+    torch.ops.aten.convolution.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+}
+
+
+@contextmanager
+def prepared(task: Task[Any], runtime: TrainingRuntime, ctx: Context, world: World) -> Iterator[Compile]:
+    """Prepare the layers of a task, and of the models that it keeps frozen, as the runtime says.
+
+    Parameters, buffers and their names stay the same. After the context the layers run as before, except that batch
+    norms stay synchronised ones. Yield what compiles a method of the task where it is compiled as a whole.
+
+    Raises:
+        UserError: batch norms cannot be synchronised on this device, or there are no blocks to compile or recompute.
+    """
+    models: list[nn.Module] = [task, *(held.module for held in task.frozen())]
+    if runtime.sync_batch_norm and world.size > 1:
+        _synchronise(task, world)
+    if runtime.channels_last:
+        for model in models:
+            to_channels_last(model)
+    with ExitStack() as stack:
+        if runtime.selective_checkpointing:
+            stack.enter_context(recomputed(_blocks(task, ctx, "selective_checkpointing: true")))
+        if runtime.compile == "blocks":
+            stack.enter_context(compiled(_blocks(task, ctx, "compile: blocks", *models[1:])))
+        yield cache(_compiled_method) if runtime.compile == "whole" else _unchanged
+
+
+def _unchanged(method: Method) -> Method:
+    return method
+
+
+def _compiled_method(method: Method) -> Method:
+    made: Method = torch.compile(method.forward if isinstance(method, nn.Module) else method)
+    return made
+
+
+def _blocks(task: Task[Any], ctx: Context, setting: str, *frozen: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a task and of frozen models.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [block for model in (task, *frozen) for block in blocks(model) if list(block.children())]
+    if not found:
+        raise UserError(f"{ctx.stage}: runtime.{setting}: {type(task).__name__} has no list of equal blocks")
+    return found
+
+
+def _synchronise(task: Task[Any], world: World) -> None:
+    if world.device.type != "cuda":
+        raise UserError(
+            f"runtime.sync_batch_norm: torch synchronises batch norms on CUDA devices only, got {world.device.type}"
+        )
+    convert_sync_batchnorm(task)
+
+
+def to_channels_last(model: nn.Module) -> None:
+    """Store the weights of 2-D convolutions with the channels last, which their kernels on tensor cores prefer."""
+    for weight in model.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def compiled(modules: list[nn.Module]) -> Iterator[None]:
+    """Compile modules in place within the context: blocks of one class share their code, which is compiled once."""
+    try:
+        for module in modules:
+            module.compile()
+        yield
+    finally:
+        for module in modules:
+            module._compiled_call_impl = None
+
+
+def uncompiled(runtime: TrainingRuntime) -> AbstractContextManager[Any]:
+    """Return the context of evaluations: layers run as written, since compiled ones would be compiled again."""
+    return torch.compiler.set_stance("force_eager") if runtime.compile else nullcontext()
+
+
+@contextmanager
+def recomputed(modules: list[nn.Module]) -> Iterator[None]:
+    """Keep of the modules' activations only the outputs in `KEPT` within the context; compute the others again.
+
+    Source: Korthikanti et al. 2022, Reducing Activation Recomputation (arXiv:2205.05198), section 5.
+    """
+    try:
+        for module in modules:
+            module.forward = partial(_checkpointed, module, module.forward)
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _checkpointed(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not (module.training and torch.is_grad_enabled()):
+        return forward(*args, **kwargs)
+    contexts = partial(create_selective_checkpoint_contexts, _policy)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+
+def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,0 +1,1 @@
+"""Balance the long tail: thresholds, subsets and the data card."""

@@ -1,0 +1,184 @@
+"""Work of `curation.balance`: keep all texts of rare entries and about `t` of each frequent one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+
+from vfm.data import open_dataset
+from vfm.plugin import (
+    Context,
+    CuratedSubset,
+    Matches,
+    Metadata,
+    PairDataset,
+    Panel,
+    Preflight,
+    UserError,
+    store_files,
+)
+from vfm_curation.balance.card_panels import examples, panels
+from vfm_curation.balance.card_pictures import picture_panel
+from vfm_curation.balance.data_card import DataCard, FunnelStep, WhatIf, seconds_of
+from vfm_curation.balance.stages import MetaclipBalance
+from vfm_curation.balance.subset import (
+    BalancedShard,
+    BalanceJob,
+    SubsetTotals,
+    balance_shard,
+    create_subset,
+    expected_size,
+    write_subset_files,
+)
+from vfm_curation.balance.thresholds import EntryLanguages, by_reference, by_tail_share, check_languages, given
+from vfm_curation.counts.entry_counts import total_counts
+from vfm_curation.counts.matches import COUNTS_FILE, num_shards, read_shards, texts_by_language
+from vfm_curation.counts.probabilities import Floats, Integers, keep_probability, t_for_target_size, tail_share
+from vfm_curation.counts.sampled_texts import SAMPLE_FILE, SampledTexts
+from vfm_curation.match.match import texts_in
+from vfm_curation.metadata import load_entries
+
+FACTORS = (1 / 10, 1 / 3, 1, 3, 10)  # multiples of t that the report compares
+MAX_SHARDS_FOR_EXAMPLES = 8
+MAX_KEPT_FRACTION = 0.8  # of the matched texts; above it a warning says so
+MIN_KEPT_FRACTION = 0.005  # of a language's matches; below it a warning says so
+
+
+def check_balance(config: MetaclipBalance, ctx: Preflight) -> None:
+    """Check that enough texts matched, and that the languages with a t have entries."""
+    matches = ctx.artifact(config.matches)
+    if not matches:
+        return
+    if config.target_size and config.target_size > matches.num_matched:
+        raise UserError(f"target_size {config.target_size} is not possible: {matches.num_matched} texts matched")
+    languages = Metadata.load(matches.linked(matches.metadata)).languages
+    check_languages(config.t if isinstance(config.t, dict) else [], languages, "t")
+    if config.reference_language is not None:
+        check_languages([config.reference_language], languages, "reference_language")
+
+
+def balance_texts(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
+    """Write the subset, one row for each matched text, and the data card: counts of entries before and after."""
+    begun = time.monotonic()
+    matches = ctx.load(config.matches)
+    pairs = PairDataset.load(matches.linked(matches.pool))  # a pool or a subset of one
+    entries = load_entries(Metadata.load(matches.linked(matches.metadata)))
+    languages, counts = _entry_languages(entries), store_files.read_npy(matches.path / COUNTS_FILE).astype(np.int64)
+    thresholds = _thresholds(config, ctx, matches, languages, counts)
+    t = languages.t_of_entries(thresholds)
+    _warn_of_lost_languages(ctx, thresholds, languages, counts)
+    sampled = SampledTexts.load(matches.path / SAMPLE_FILE)
+    choices = _choices(config, sampled, counts, t)
+    expected = next(one.expected.size for one in choices if one.factor == 1)
+    named = ", ".join(f"t{f' of {name}' if name else ''} = {value:g}" for name, value in thresholds.items())
+    ctx.log(f"{named}: {expected:,.0f} of {matches.num_matched:,} matched texts are expected to be kept")
+    probability = keep_probability(counts, t)
+    made = _write_subset(config, ctx, matches, probability)
+    if not made.num_texts:
+        raise UserError(f"{config.name}: {named} keeps none of {matches.num_matched} matched texts; raise t")
+    ctx.log(f"kept {made.num_texts:,} texts of {made.num_samples:,} images")
+    funnel = [
+        FunnelStep("texts", matches.num_texts),
+        FunnelStep("matched", matches.num_matched, seconds_of(matches.path)),
+        FunnelStep("kept", made.num_texts, time.monotonic() - begun),
+    ]
+    texts_of = texts_by_language(matches.path)
+    card = DataCard(entries, languages, counts, probability, thresholds, made, funnel, choices, texts_of)
+    card.save(ctx.directory)
+    _warn_of_too_much(ctx, matches.num_matched, made.num_texts)
+    for panel in [*panels(card), *_examples(config, ctx, matches, pairs, card)]:
+        ctx.panel(panel)
+    numbers = {f"t/{name}" if name else "t": value for name, value in thresholds.items()}
+    return create_subset(ctx, made, matches, pairs, config.texts, numbers)
+
+
+def _warn_of_too_much(ctx: Context, num_matched: int, num_kept: int) -> None:
+    if num_kept > MAX_KEPT_FRACTION * num_matched:
+        ctx.warn(
+            f"{num_kept / num_matched:.1%} of the matched texts are kept, so balancing changes little: nearly each has"
+            " a rare entry; take fewer entries (words: content, a larger min_count), a smaller t or tail_share, or a"
+            " target_size"
+        )
+
+
+def _warn_of_lost_languages(
+    ctx: Context, thresholds: Mapping[str, float], languages: EntryLanguages, counts: Integers
+) -> None:
+    """Warn of each language of which nearly nothing is kept, as happens if one entry has almost all of its matches."""
+    for name, t in thresholds.items():
+        group = languages.of(counts, name)
+        kept = float((group * keep_probability(group, t)).sum()) / max(1, int(group.sum()))
+        if group.any() and kept < MIN_KEPT_FRACTION:
+            language = f"language '{name}'" if name else "the texts"
+            ctx.warn(f"t = {t:g} keeps {kept:.2%} of the matches of {language}; a larger t keeps more")
+
+
+def _thresholds(
+    config: MetaclipBalance, ctx: Context, matches: Matches, languages: EntryLanguages, counts: Integers
+) -> dict[str, float]:
+    """Return the t of each language of the entries."""
+    if config.tail_share:
+        return by_tail_share(languages, counts, config.tail_share)
+    reference = config.reference_language
+
+    def from_one(t: float) -> dict[str, float]:
+        return given(languages, t) if reference is None else by_reference(languages, counts, t, reference)
+
+    sampled = SampledTexts.load(matches.path / SAMPLE_FILE)
+
+    def size(t: float) -> float:
+        probability = keep_probability(counts, languages.t_of_entries(from_one(t)))
+        if sampled.complete:
+            return sampled.expectations([probability], config.texts)[0].size
+        job = BalanceJob.of(matches.path, ctx.work, probability, texts=config.texts)
+        found = expected_size(job, config.runtime)
+        job.probability.unlink()
+        return found
+
+    if config.target_size:
+        return from_one(t_for_target_size(size, config.target_size, counts))
+    assert config.t
+    return given(languages, config.t) if isinstance(config.t, dict) else from_one(config.t)
+
+
+def _write_subset(config: MetaclipBalance, ctx: Context, matches: Matches, probability: Floats) -> SubsetTotals:
+    """Write the files of the subset, and count its entries."""
+    job = BalanceJob.of(matches.path, ctx.work, probability, seed=config.seed, texts=config.texts)
+    made = write_subset_files(ctx, job, config.runtime)
+    made.counts = total_counts(job.kept_counts, range(num_shards(matches.path)), len(probability))
+    return made
+
+
+def _choices(config: MetaclipBalance, sampled: SampledTexts, counts: Integers, t: Floats) -> list[WhatIf]:
+    """Return what each multiple of t would keep, estimated from the sample of matched texts."""
+    found = sampled.expectations([keep_probability(counts, t * factor) for factor in FACTORS], config.texts)
+    return [
+        WhatIf(factor, tail_share(counts, t * factor), int((counts > t * factor).sum()), expected)
+        for factor, expected in zip(FACTORS, found, strict=True)
+    ]
+
+
+def _examples(
+    config: MetaclipBalance, ctx: Context, matches: Matches, pairs: PairDataset, card: DataCard
+) -> Iterator[Panel]:
+    """Yield the panels with texts of the first shards, kept and dropped, and with images of kept ones."""
+    source = open_dataset(pairs)
+
+    def shards() -> Iterator[tuple[BalancedShard, pa.Table]]:
+        found = (shard for shard in read_shards(matches.path) if len(shard.table))
+        for shard in islice(found, MAX_SHARDS_FOR_EXAMPLES):
+            texts = texts_in(source, shard.table["shard"][0].as_py(), shard.table["language"].unique().to_pylist())
+            yield balance_shard(shard, card.probability, config.seed, config.texts), texts
+
+    yield examples(card, shards())
+    if source.index.spec.images and (pictures := picture_panel(card, shards(), source, ctx.directory)):
+        yield pictures
+
+
+def _entry_languages(entries: pa.Table) -> EntryLanguages:
+    encoded = entries["language"].combine_chunks().dictionary_encode()
+    return EntryLanguages(encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype("int64"))

@@ -1,0 +1,235 @@
+"""Panels of the data card: funnel, counts, head and tail, thresholds, languages, top and lost entries, examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, product
+
+import numpy as np
+import pyarrow as pa
+
+from vfm.plugin import BarsPanel, LinesPanel, Panel, Series, TablePanel
+from vfm_curation.balance.data_card import DataCard
+from vfm_curation.balance.subset import BalancedShard
+from vfm_curation.counts.probabilities import Floats, Integers, cumulative_share, tail_share
+from vfm_curation.metadata.function_words import function_words
+from vfm_curation.pool_texts import shortened
+
+NUM_POINTS = 200  # of a curve
+NUM_SHOWN = 20
+MAX_THRESHOLDS = 5  # lines that mark t
+NUM_DECILES = 10
+EXAMPLES_A_DECILE = 2  # one that was kept and one that was dropped
+Row = list[str | float | int | None]
+
+
+def panels(card: DataCard) -> list[Panel]:
+    """Return all panels except the examples, which need the texts."""
+    shown = [_funnel(card), _seconds(card), _counts(card), _head_and_tail(card), _choices(card), _languages(card)]
+    return [*shown, _top(card), *([_lost(card)] if (_lost_ids(card)).size else [])]
+
+
+def _funnel(card: DataCard) -> Panel:
+    labels, values = [step.name for step in card.funnel], [float(step.texts) for step in card.funnel]
+    note = f"{values[-1] / values[0]:.1%} of all texts are kept, {values[-1] / values[1]:.1%} of the matched ones."
+    return BarsPanel(title="Curation funnel", note=note, order=10, labels=labels, values=values, x_label="texts")
+
+
+def _seconds(card: DataCard) -> Panel:
+    """Return the funnel as numbers with times. It is a panel of its own since its file differs between equal runs."""
+    rows: list[Row] = [[step.name, step.texts, step.seconds and round(step.seconds, 2)] for step in card.funnel]
+    note = f"Texts after each step. The kept ones belong to {card.made.num_samples:,} images."
+    columns = ["step", "texts", "seconds"]
+    return TablePanel(title="Curation seconds", note=note, order=11, columns=columns, rows=rows)
+
+
+def _counts(card: DataCard) -> Panel:
+    series = [_ranked("before balancing", card.matched), _ranked("after balancing", card.kept)]
+    for name, t in islice(card.thresholds.items(), MAX_THRESHOLDS):
+        number = max(1, int(np.count_nonzero(card.languages.of(card.matched, name))))
+        series.append(Series(name=f"t{f' of {name}' if name else ''}", x=[1.0, float(number)], y=[t, t]))
+    return LinesPanel(
+        title="Counts by rank", order=19, series=series, x_label="rank of the entry", y_label="texts with the entry",
+        x_log=True, y_log=True,
+        note="Texts with each entry, most frequent entries first. About t texts of an entry above t are drawn for it;"
+        " it keeps more, since texts are also kept for their rarer entries. Below t all are kept.",
+    )  # fmt: skip
+
+
+def _ranked(name: str, counts: Integers) -> Series:
+    """Return the counts that are not zero, in descending order, at log-spaced ranks."""
+    counts = np.sort(counts[counts > 0])[::-1]
+    ranks = np.unique(np.geomspace(1, max(1, len(counts)), NUM_POINTS).round().astype(np.int64))[: len(counts)]
+    return Series(name=name, x=ranks.astype(float).tolist(), y=counts[ranks - 1].astype(float).tolist())
+
+
+def _head_and_tail(card: DataCard) -> Panel:
+    t = card.languages.t_of_entries(card.thresholds)
+    note = (
+        f"Fraction of all matches in the most frequent entries. The tail, entries with fewer than t texts, has"
+        f" {tail_share(card.matched, t):.1%} before and {_share_of(card.kept, card.matched < t):.1%} after."
+        f" {(card.matched == 0).sum():,} of {len(t):,} entries match nothing. Texts are dropped at random; the curves"
+        " of other t are expectations."
+    )
+    series = [_curve("before balancing", card.matched), _curve("after balancing", card.kept)]
+    series += [_curve(_times(one.factor), one.expected.counts) for one in card.choices if one.factor != 1]
+    return LinesPanel(
+        title="Head and tail", note=note, order=20, series=series,
+        x_label="entries, most frequent first", y_label="cumulative fraction of matches", x_log=True,
+    )  # fmt: skip
+
+
+def _curve(name: str, counts: Integers | Floats) -> Series:
+    share = cumulative_share(counts)
+    ranks = np.unique(np.geomspace(1, len(counts), NUM_POINTS).round().astype(np.int64))
+    return Series(name=name, x=ranks.astype(float).tolist(), y=share[ranks - 1].round(6).tolist())
+
+
+def _times(factor: float) -> str:
+    return "t" if factor == 1 else f"t × {factor:g}" if factor > 1 else f"t / {1 / factor:g}"
+
+
+def _choices(card: DataCard) -> Panel:
+    rows: list[Row] = []
+    for one in card.choices:
+        counts, size = one.expected.counts, round(one.expected.size)
+        named = ", ".join(f"{_language(name)}{t * one.factor:.5g}" for name, t in card.thresholds.items())
+        top = float(counts.max() / max(1.0, counts.sum()))
+        rows.append([_times(one.factor), named, round(one.tail_share, 4), one.num_head, size, round(top, 4)])
+    return TablePanel(
+        title="Other choices of t", order=21,
+        note="Expected numbers for larger and smaller t; the numbers of an actual draw vary around them.",
+        columns=["", "t", "tail fraction of matches", "head entries", "expected texts", "fraction of the top entry"],
+        rows=rows,
+    )  # fmt: skip
+
+
+def _language(name: str) -> str:
+    return f"{name} " if name else ""
+
+
+def _languages(card: DataCard) -> Panel:
+    """Return entries, thresholds and matches by the language of the entries, texts by their own."""
+    rows: list[Row] = []
+    for language in dict.fromkeys([*card.languages.names, *sorted(card.texts_of)]):
+        row: Row = [language or "any"]
+        if language in card.languages.names:
+            counts, t = card.languages.of(card.matched, language), card.thresholds[language]
+            head = int((counts > t).sum())
+            row += [len(counts), float(f"{t:.6g}"), head, round(tail_share(counts, t), 4)]
+        else:
+            row += [None] * 4
+        if texts := card.texts_of.get(language):
+            kept = card.made.kept[language]
+            row += [texts, card.made.matched[language], kept, round(kept / texts, 4)]
+        rows.append(row)
+    return TablePanel(
+        title="Languages", order=22,
+        note="Tail share: the fraction of a language's matches in entries with fewer than its t texts.",
+        columns=["language", "entries", "t", "head entries", "tail share", "texts", "matched", "kept", "share kept"],
+        rows=rows,
+    )  # fmt: skip
+
+
+def _top(card: DataCard) -> Panel:
+    rows: list[Row] = [
+        [card.entry(i), int(card.matched[i]), int(card.kept[i]), round(float(card.probability[i]), 4)]
+        for i in islice(_with_content(card), NUM_SHOWN)
+    ]
+    note = (
+        "Texts with each entry before and after, without entries that contain a function word. t is not a cap: a text"
+        " may be kept for one of its rarer entries."
+    )
+    columns = ["entry", "before", "after", "own probability"]
+    return TablePanel(title="Most frequent entries", note=note, order=30, columns=columns, rows=rows)
+
+
+def _with_content(card: DataCard) -> Iterator[int]:
+    """Yield the entries without a function word of their language or, if they are for any, of the texts' languages."""
+    for number in np.argsort(-card.matched, kind="stable").tolist():
+        language, entry = (card.entries[name][number].as_py() for name in ("language", "entry"))
+        words = function_words(*([language] if language else card.texts_of))
+        if words.isdisjoint(entry.lower().split(" ")):
+            yield number
+
+
+def _lost_ids(card: DataCard) -> Integers:
+    return np.flatnonzero((card.matched > 0) & (card.kept == 0))
+
+
+def _lost(card: DataCard) -> Panel:
+    lost = _lost_ids(card)
+    by_count = lost[np.argsort(-card.matched[lost], kind="stable")]
+    rows: list[Row] = [[card.entry(i), int(card.matched[i])] for i in by_count[:NUM_SHOWN].tolist()]
+    note = f"{len(lost):,} entries matched but kept no text; those with most texts first. A larger t keeps them."
+    return TablePanel(title="Lost entries", note=note, order=31, columns=["entry", "before"], rows=rows)
+
+
+def _share_of(counts: Integers, chosen: np.ndarray) -> float:
+    return float(counts[chosen].sum() / max(1, counts.sum()))
+
+
+def deciles(matched: Integers) -> Integers:
+    """Return the tenth of all matches that each entry falls into, most frequent entries first: 0 head, 9 tail."""
+    order = np.argsort(-matched, kind="stable")
+    before = np.cumsum(matched[order]) - matched[order]
+    found = np.empty(len(matched), dtype=np.int64)
+    found[order] = np.minimum(NUM_DECILES - 1, NUM_DECILES * before // max(1, int(matched.sum())))
+    return found
+
+
+def rarest_tenths(decile: Integers, shard: BalancedShard) -> Integers:
+    """Return the tenth of the rarest entry of each text, (num_texts,), by the `deciles` of the entries."""
+    tenths: Integers = np.maximum.reduceat(decile[shard.matches.ids], shard.matches.offsets[:-1])
+    return tenths
+
+
+def examples(card: DataCard, shards: Iterable[tuple[BalancedShard, pa.Table]]) -> Panel:
+    """Return the panel with kept and dropped texts of each decile, from head to tail, by the rarest of their entries.
+
+    Args:
+        card: the counts.
+        shards: balanced shards, each with all its texts; read until every decile has its examples.
+    """
+    decile, rows = deciles(card.matched), [list[Row]() for _ in range(NUM_DECILES + 1)]
+    for shard, texts in shards:
+        _add_examples(card, decile, rows, shard, texts)
+        if all(len(found) >= EXAMPLES_A_DECILE for found in rows):
+            break
+    return TablePanel(
+        title="Examples", order=40,
+        note="By a text's rarest entry. Tenth 1: the most frequent entries, with a tenth of matches; 10: the rarest.",
+        columns=["tenth", "text", "outcome", "probability", "rarest entry", "its texts"],
+        rows=[row for found in rows for row in found],
+    )  # fmt: skip
+
+
+def _add_examples(
+    card: DataCard, decile: Integers, rows: Sequence[list[Row]], shard: BalancedShard, texts: pa.Table
+) -> None:
+    tenths = rarest_tenths(decile, shard)
+    for tenth, outcome in product(range(NUM_DECILES), ("kept", "dropped")):
+        found = np.flatnonzero((tenths == tenth) & (shard.kept == (outcome == "kept")))
+        if len(found) and outcome not in {row[2] for row in rows[tenth]}:
+            text = int(found[0])
+            rarest = min(shard.matches.ids_of(text), key=lambda entry: card.matched[entry])
+            chance = round(float(shard.probability[text]), 4)
+            caption = caption_of(texts, *identities(shard.matches.table.slice(text, 1)))
+            rows[tenth].append([tenth + 1, caption, outcome, chance, card.entry(rarest), int(card.matched[rarest])])
+    if num_missing := EXAMPLES_A_DECILE - len(rows[-1]):
+        matched = set(identities(shard.matches.table))
+        unmatched = (identity for identity in identities(texts) if identity not in matched)
+        for identity in islice(unmatched, num_missing):
+            rows[-1].append([None, caption_of(texts, identity), "no entry", 0.0, None, None])
+
+
+def identities(table: pa.Table) -> list[tuple[int, str, int]]:
+    """Return the (row, language, text_index) of each text."""
+    return list(zip(*(table[name].to_pylist() for name in ("row", "language", "text_index")), strict=True))
+
+
+def caption_of(texts: pa.Table, identity: tuple[int, str, int]) -> str:
+    """Return a text of a shard, shortened; the texts are sorted by row."""
+    first, stop = np.searchsorted(texts["row"].to_numpy(), [identity[0], identity[0] + 1]).tolist()
+    its_image = texts.slice(first, stop - first)
+    return shortened(its_image["text"][identities(its_image).index(identity)].as_py())

@@ -1,0 +1,51 @@
+"""Work of `curation.random`: matched texts at random, whatever their entries, as the control of a balanced subset."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vfm.data import read_subset_index
+from vfm.plugin import Context, CuratedSubset, PairDataset, Preflight, UserError
+from vfm_curation.balance.stages import RandomSubset
+from vfm_curation.balance.subset import BalanceJob, create_subset, write_subset_files
+
+
+def check_random(config: RandomSubset, ctx: Preflight) -> None:
+    """Check that enough texts matched."""
+    matches, like = ctx.artifact(config.matches), config.like and ctx.artifact(config.like)
+    if matches and (like or config.target_size):
+        _size(config, matches.num_matched, like or None)
+
+
+def random_texts(config: RandomSubset, ctx: Context) -> CuratedSubset:
+    """Write the subset: one row for each matched text, all with the same probability."""
+    matches, like = ctx.load(config.matches), ctx.load(config.like) if config.like else None
+    pairs = PairDataset.load(matches.linked(matches.pool))
+    size = _size(config, matches.num_matched, like)
+    # No dimension: the chance of a text, not of its entries.
+    job = BalanceJob.of(matches.path, ctx.work, np.array(size / matches.num_matched), seed=config.seed)
+    made = write_subset_files(ctx, job, config.runtime)
+    if not made.num_texts:
+        raise UserError(f"{config.name}: the draw kept none of {matches.num_matched} matched texts; raise the size")
+    ctx.log(f"kept {made.num_texts:,} of {matches.num_matched:,} matched texts; {size:,} were expected")
+    return create_subset(ctx, made, matches, pairs)
+
+
+def _size(config: RandomSubset, num_matched: int, like: CuratedSubset | None) -> int:
+    """Return the expected number of texts.
+
+    Raises:
+        UserError: fewer texts matched.
+    """
+    size = kept_texts(like) if like else config.target_size
+    assert size is not None
+    if size > num_matched:
+        what = f"'{config.like}' has {size} texts" if like else f"target_size {size} is not possible"
+        raise UserError(f"{config.name}: {what}, but {num_matched} texts matched")
+    return size
+
+
+def kept_texts(subset: CuratedSubset) -> int:
+    """Return the number of kept texts, from the subset's index."""
+    index = read_subset_index(subset.path).to_pylist()
+    return sum(row["kept_texts"] for row in index if row["language"] is None)

@@ -1,0 +1,278 @@
+"""Balances a pool shard by shard from its matches on disk: which texts are kept, and how many to expect.
+
+One shard is one task. It reads the shard's matches and writes the shard's file of the subset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vfm.data import (
+    SUBSET_FOLDER,
+    drawn,
+    stored_subset,
+    subset_index_rows,
+    subset_schema,
+    text_keys,
+    write_subset_index,
+)
+from vfm.plugin import (
+    Artifact,
+    Context,
+    CuratedSubset,
+    Matches,
+    PairDataset,
+    Pool,
+    store_files,
+)
+from vfm_curation.counts.entry_counts import write_counts
+from vfm_curation.counts.matches import ShardMatches, count_of_each, matches_file, num_shards, read_matches
+from vfm_curation.counts.probabilities import Floats, Integers, in_units, text_probability
+from vfm_curation.counts.sampled_texts import siblings_of
+from vfm_curation.engine import run_shards
+from vfm_curation.runtime import CurationRuntime, TextsOfImage
+from vfm_curation.shard_files import MADE_FROM_KEY, finished_summary, made_from, write_shard_file
+from vfm_curation.summaries import Summary, with_progress
+
+UNIT = 2.0**32  # sums of probabilities are in units of 2^-32
+VERSION = 1  # increase when the same matches and probabilities give another file
+
+
+@dataclass(frozen=True)
+class BalancedShard:
+    """The matched texts of one shard with the probability of keeping each, (num_texts,), and whether it is kept."""
+
+    matches: ShardMatches
+    probability: Floats
+    kept: NDArray[np.bool_]
+
+    def table(self, shard: int) -> pa.Table:
+        """Return the rows of the subset: sorted, kept or not, with the probability of each."""
+        columns = {name: self.matches.table[name] for name in ("row", "uid", "language", "text_index")}
+        columns |= {"shard": pa.array(np.full(len(self.kept), shard, np.int32))}
+        columns |= {"probability": pa.array(self.probability.astype(np.float32)), "kept": pa.array(self.kept)}
+        table = pa.table({name: columns[name] for name in subset_schema().names}).cast(subset_schema())
+        if len(self.matches.table["language"].unique()) < 2:
+            return table  # matching wrote it in order of row and text
+        return table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])
+
+
+def balance_shard(
+    matches: ShardMatches, entry_probability: Floats, seed: int, texts: TextsOfImage = "every"
+) -> BalancedShard:
+    """Draw for each text of a shard, from its identity and the seed.
+
+    `entry_probability` is (num_entries,), or without a dimension the probability of every matched text.
+    """
+    probability = _of_texts(matches, entry_probability)
+    keys = text_keys(*(matches.table[column] for column in ("uid", "language", "text_index")))
+    images = matches.table["row"].to_numpy() if texts == "one_per_image" else None
+    return BalancedShard(matches, probability, drawn(keys, probability, seed, images=images))
+
+
+def _of_texts(matches: ShardMatches, entry_probability: Floats) -> Floats:
+    """Return the probability of each text, (num_texts,)."""
+    if not entry_probability.ndim:
+        return np.full(len(matches.offsets) - 1, float(entry_probability))
+    return text_probability(matches.ids, matches.offsets, entry_probability)
+
+
+@dataclass(frozen=True)
+class BalanceJob:
+    """What the tasks over the shards of a `Matches` artifact share; the results go to `folder`."""
+
+    matches: Path
+    folder: Path
+    probability: Path  # an npy file, (num_entries,) or without a dimension, beside its hash
+    sha256: str
+    seed: int = 0
+    texts: TextsOfImage = "every"
+
+    @classmethod
+    def of(
+        cls, matches: Path, folder: Path, probability: Floats, *, seed: int = 0, texts: TextsOfImage = "every"
+    ) -> BalanceJob:
+        """Write the entries' probabilities, which may be too many to send with each task."""
+        sha256 = hashlib.sha256(probability.tobytes()).hexdigest()[:16]
+        file = folder / f"probability-{sha256}.npy"
+        np.save(file, probability)
+        return cls(matches, folder, file, sha256, seed, texts)
+
+    @property
+    def files(self) -> Path:
+        """The folder of the subset's files."""
+        return self.folder / SUBSET_FOLDER
+
+    @property
+    def kept_counts(self) -> Path:
+        """The folder of the counts of entries among the kept texts."""
+        return self.folder / "kept_counts"
+
+
+@lru_cache(maxsize=2)
+def _probabilities(file: Path) -> Floats:
+    """Map an array into memory, once in each process; processes share its pages."""
+    found: Floats = store_files.read_npy(file, mapped=True)
+    return found
+
+
+@dataclass
+class SizeSummary(Summary):
+    """The expected number of kept texts of a shard."""
+
+    units: int = 0
+
+
+def expected_of_shard(job: BalanceJob, shard: int) -> SizeSummary:
+    """Return the sum of the shard's probabilities; it writes nothing."""
+    matches = read_matches(matches_file(job.matches, shard), only_ids=job.texts == "every")
+    probability = _of_texts(matches, _probabilities(job.probability))
+    return SizeSummary(units=_units(matches, probability, job.texts))
+
+
+def _units(matches: ShardMatches, probability: Floats, texts: TextsOfImage) -> int:
+    """Return the expected number of kept texts; a text's chance includes that of being chosen as its image's text."""
+    if texts == "one_per_image":
+        probability = probability / siblings_of(matches.table["row"].to_numpy())
+    return int(in_units(probability[:, None])[0])
+
+
+def expected_size(job: BalanceJob, runtime: CurationRuntime) -> float:
+    """Return the expected number of kept texts of all shards, exactly and in any order of the shards."""
+    found = run_shards(expected_of_shard, job, range(num_shards(job.matches)), runtime)
+    return sum(summary.units for summary in found) / UNIT
+
+
+@dataclass
+class BalanceSummary(Summary):
+    """Counts of a balanced shard: `texts` are the matched ones, `units` their expected number, `index` as core's.
+
+    Matched and kept texts are also counted by language: the detected one if languages were detected, else the key.
+    """
+
+    num_kept: int = 0
+    units: int = 0
+    index: list[dict[str, Any]] = field(default_factory=list)
+    matched: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+
+
+def write_balanced(job: BalanceJob, shard: int) -> BalanceSummary:
+    """Write the shard's file of the subset, and the counts of entries among its kept texts."""
+    source, file = matches_file(job.matches, shard), job.files / f"{shard:08d}.parquet"
+    of_matches = pq.read_schema(source).metadata[MADE_FROM_KEY].decode()
+    made = made_from(of_matches, job.sha256, job.seed, job.texts, VERSION)
+    if record := finished_summary(file, made):
+        return BalanceSummary.of(record)
+    balanced = balance_shard(read_matches(source), _probabilities(job.probability), job.seed, job.texts)
+    matches, kept, table = balanced.matches, balanced.kept, balanced.table(shard)
+    languages = matches.languages
+    summary = BalanceSummary(
+        num_texts=len(kept),
+        num_kept=int(kept.sum()),
+        units=_units(matches, balanced.probability, job.texts),
+        index=subset_index_rows(shard, table),
+        matched=count_of_each(languages),
+        kept=count_of_each(languages.filter(pa.array(kept))),
+    )
+    write_counts(job.kept_counts, shard, matches.ids[np.repeat(kept, np.diff(matches.offsets))])
+    write_shard_file(file, stored_subset(table), made, vars(summary))  # last: it marks both as whole
+    return summary
+
+
+@dataclass
+class SubsetTotals:
+    """Totals of a subset: kept texts with each entry, kept texts and images, keys of the kept captions."""
+
+    counts: Integers
+    num_texts: int = 0
+    num_samples: int = 0
+    units: int = 0
+    keys: set[str] = field(default_factory=set)
+    matched: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def expected(self) -> float:
+        """The expected number of kept texts."""
+        return self.units / UNIT
+
+    def add(self, summary: BalanceSummary) -> None:
+        """Add the counts of a shard, except those of the entries."""
+        self.num_texts += summary.num_kept
+        self.units += summary.units
+        self.num_samples += kept_samples(summary.index)
+        self.keys |= kept_languages(summary.index)
+        self.matched.update(summary.matched)
+        self.kept.update(summary.kept)
+
+
+def write_subset_files(ctx: Context, job: BalanceJob, runtime: CurationRuntime) -> SubsetTotals:
+    """Write the files of a subset by tasks, and its index; the totals are without counts of entries."""
+    for folder in (job.files, job.kept_counts):
+        folder.mkdir(exist_ok=True)
+    total, made, index = num_shards(job.matches), SubsetTotals(np.zeros(0, np.int64)), []
+    found = run_shards(write_balanced, job, range(total), runtime)
+    for summary in with_progress(ctx, found, total, kept=lambda: made.num_texts):
+        made.add(summary)
+        index += summary.index
+    write_subset_index(ctx.directory, index)
+    job.files.rename(ctx.directory / SUBSET_FOLDER)  # last: a crash before this loses no shard
+    return made
+
+
+def create_subset(
+    ctx: Context,
+    made: SubsetTotals,
+    matches: Matches,
+    pairs: PairDataset,
+    texts: TextsOfImage = "every",
+    numbers: Mapping[str, float] | None = None,
+) -> CuratedSubset:
+    """Report the totals of a subset of matched texts, and write its facts.
+
+    Args:
+        ctx: of the stage that made the subset.
+        made: its totals.
+        matches: the matches that it was drawn from.
+        pairs: the dataset that was matched.
+        texts: as in `CuratedSubset`.
+        numbers: further numbers to report, by name.
+    """
+    values = {"expected_texts": made.expected, "kept_texts": made.num_texts, "kept_samples": made.num_samples}
+    values = {f"curation/{name}": value for name, value in {**values, **(numbers or {})}.items()}
+    ctx.emit("metrics", step=1, samples=made.num_samples, values=values)
+    return CuratedSubset.create(
+        ctx.directory,
+        num_samples=made.num_samples,
+        languages=[language for language in pairs.languages if language in made.keys],
+        pool=pool_of(pairs).reference(ctx.directory),
+        matches=matches.reference(ctx.directory),
+        texts=texts,
+    )
+
+
+def pool_of(pairs: PairDataset) -> Artifact:
+    """Return the pool that a subset is a view of, or the pool itself."""
+    return Pool.load(pairs.linked(pairs.pool)) if isinstance(pairs, CuratedSubset) else pairs
+
+
+def kept_samples(index: Iterable[Mapping[str, Any]]) -> int:
+    """Return the number of samples with a kept text, from rows of a subset's index."""
+    return sum(row["kept_samples"] for row in index if row["language"] is None)
+
+
+def kept_languages(index: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the languages of kept texts, from rows of a subset's index."""
+    return {row["language"] for row in index if row["language"] is not None and row["kept_texts"]}

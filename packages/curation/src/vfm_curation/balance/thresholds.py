@@ -1,0 +1,81 @@
+"""A `t` for each language: languages with entries of their own have their own head and tail.
+
+Source: Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062): the t of English gives a fraction of matches in the tail, and
+the same fraction gives every other language its t. In its code t may be 0, which loses a whole language; here it is
+at least 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.plugin import UserError, did_you_mean
+from vfm_curation.counts.probabilities import Floats, Integers, t_for_tail_share, tail_share
+
+Thresholds = Mapping[str, float]  # language of entries -> t
+
+
+@dataclass(frozen=True)
+class EntryLanguages:
+    """The languages of a metadata's entries, and the index of each entry's language, (num_entries,)."""
+
+    names: list[str]
+    places: NDArray[np.int64]
+
+    def of(self, values: Integers, language: str) -> Integers:
+        """Return the values of the entries of one language."""
+        chosen: Integers = values[self.places == self.names.index(language)]
+        return chosen
+
+    def t_of_entries(self, thresholds: Thresholds) -> Floats:
+        """Return the t of each entry, (num_entries,)."""
+        t: Floats = np.array([thresholds[name] for name in self.names])[self.places]
+        return t
+
+
+def given(languages: EntryLanguages, t: float | Mapping[str, float]) -> dict[str, float]:
+    """Return the t of each language: the same for all, or the one that the user gave.
+
+    Raises:
+        UserError: a language has no t, or a t is given for a language without entries.
+    """
+    if not isinstance(t, Mapping):
+        return dict.fromkeys(languages.names, t)
+    check_languages(t, languages.names, "t")
+    if missing := [name for name in languages.names if name not in t]:
+        raise UserError(f"t: give one for {', '.join(map(repr, missing))} too")
+    return dict(t)
+
+
+def by_tail_share(languages: EntryLanguages, counts: Integers, share: float) -> dict[str, float]:
+    """Return the t of each language below which `share` of its matches are; 1 if nothing matched."""
+    groups = {name: languages.of(counts, name) for name in languages.names}
+    return {name: t_for_tail_share(group, share) if group.any() else 1.0 for name, group in groups.items()}
+
+
+def by_reference(languages: EntryLanguages, counts: Integers, t: float, reference: str) -> dict[str, float]:
+    """Return `t` for the reference language, and for all others the t of the same tail share.
+
+    Raises:
+        UserError: the reference language has no entries.
+    """
+    check_languages([reference], languages.names, "reference_language")
+    share = tail_share(languages.of(counts, reference), t)
+    return by_tail_share(languages, counts, share) | {reference: t}
+
+
+def check_languages(languages: Mapping[str, float] | list[str], names: list[str], field: str) -> None:
+    """Check that languages have entries.
+
+    Raises:
+        UserError: one has none; the line names those that have.
+    """
+    for language in languages:
+        if language not in names:
+            hint = did_you_mean(language, [name for name in names if name]) if names != [""] else ""
+            kind = "one list for all languages" if names == [""] else "entries by language"
+            raise UserError(f"{field}: the metadata has no entries of {language!r}, it has {kind}{hint}")

@@ -1,0 +1,113 @@
+"""A sample of the matched texts of a pool, from which what other choices of t would keep is estimated.
+
+Each shard of `curation.match` draws a fixed number of its matched texts, so the sample does not grow with the pool. A
+text stands for as many texts as its shard has for each one drawn. Of a small pool it has all texts, and the estimates
+are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm_curation.counts.matches import ShardMatches
+from vfm_curation.counts.probabilities import (
+    Floats,
+    Ids,
+    Integers,
+    add_to_entries,
+    in_units,
+    text_probability,
+)
+from vfm_curation.runtime import TextsOfImage
+from vfm_curation.shard_files import whole_file
+
+SAMPLE_FILE = "sample.npz"
+NUM_SAMPLED = 1 << 18  # texts of a pool: the standard error of an estimated size is at most 0.2 % of the pool
+MIN_SAMPLED = 64  # texts of a shard
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """The expected number of kept texts, and of kept texts with each entry, (num_entries,)."""
+
+    size: float
+    counts: Floats
+
+
+@dataclass(frozen=True)
+class SampledTexts:
+    """Matched texts: the entries of text i are ids[offsets[i]:offsets[i + 1]].
+
+    `siblings` is the number of matched texts of a text's image, `weights` the number of texts that it stands for.
+    """
+
+    ids: Ids
+    offsets: Integers
+    siblings: NDArray[np.int64]
+    weights: Floats
+
+    @classmethod
+    def of_shard(cls, matches: ShardMatches, shard: int, num_shards: int) -> SampledTexts:
+        """Draw the sample of one shard; the draw depends on the number of the shard only."""
+        number, most = len(matches.table), max(MIN_SAMPLED, NUM_SAMPLED // max(1, num_shards))
+        chosen = np.arange(number)
+        if number > most:
+            chosen = np.sort(np.random.default_rng(shard).choice(number, most, replace=False, shuffle=False))
+        sizes = np.diff(matches.offsets)[chosen]
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        places = np.repeat(matches.offsets[chosen] - offsets[:-1], sizes) + np.arange(offsets[-1])
+        siblings = siblings_of(matches.table["row"].to_numpy())[chosen]
+        return cls(matches.ids[places], offsets, siblings, np.full(len(chosen), number / max(1, len(chosen))))
+
+    @classmethod
+    def joined(cls, parts: Iterable[SampledTexts]) -> SampledTexts:
+        """Return the texts of several samples, in their order."""
+        found = list(parts)
+        starts = np.cumsum([0, *(part.offsets[-1] for part in found)])
+        offsets = [start + part.offsets[1:] for start, part in zip(starts, found, strict=False)]
+        return cls(
+            np.concatenate([np.zeros(0, np.int32), *(part.ids for part in found)]),
+            np.concatenate([np.zeros(1, np.int64), *offsets]),
+            np.concatenate([np.zeros(0, np.int64), *(part.siblings for part in found)]),
+            np.concatenate([np.zeros(0), *(part.weights for part in found)]),
+        )
+
+    def save(self, file: Path) -> None:
+        """Write the file, whole or not at all."""
+        with whole_file(file) as part, part.open("wb") as stream:
+            np.savez(stream, **vars(self))
+
+    @classmethod
+    def load(cls, file: Path) -> SampledTexts:
+        """Read a saved sample."""
+        with np.load(file) as found:
+            return cls(**found)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has all matched texts of the pool."""
+        return bool((self.weights == 1).all())
+
+    def expectations(self, entry_probabilities: Sequence[Floats], texts: TextsOfImage) -> list[Expectation]:
+        """Return the expectations for several choices of the entries' probabilities."""
+        choices = np.stack(entry_probabilities, axis=1)
+        chances = text_probability(self.ids, self.offsets, choices)
+        if texts == "one_per_image":
+            chances /= self.siblings[:, None]
+        chances *= self.weights[:, None]
+        counts = np.zeros_like(choices)
+        add_to_entries(counts, self.ids, self.offsets, chances)
+        sizes = in_units(chances) / 2.0**32
+        return [Expectation(float(size), counts[:, choice]) for choice, size in enumerate(sizes)]
+
+
+def siblings_of(rows: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return for each text the number of texts with its row, (num_texts,)."""
+    _, image, sizes = np.unique(rows, return_inverse=True, return_counts=True)
+    found: NDArray[np.int64] = sizes[image]
+    return found

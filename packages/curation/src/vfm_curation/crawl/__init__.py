@@ -1,0 +1,1 @@
+"""Links of images with texts from crawl files."""

@@ -1,0 +1,203 @@
+"""Work of `curation.extract`: links of images with texts from crawl files, in two passes over shards.
+
+A shard of the first pass is a crawl file. Its links are written sorted by uid and cut into buckets, ranges of uids. A
+shard of the second pass is a bucket; it merges what all files contain of it and reads nothing else of them. Memory is
+therefore that of one file, then of one bucket, whatever the size of the crawl, and the table depends neither on the
+order of the files nor on the number of buckets.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vfm.plugin import Context, LinkTable, Preflight, UserError, files
+from vfm_curation.crawl.extract_links import Link, links_of_page, links_of_wat, url_hash
+from vfm_curation.crawl.extract_records import read_records
+from vfm_curation.crawl.link_table import publish_links, table_schema
+from vfm_curation.crawl.path_lists import expand_lists, is_path_list
+from vfm_curation.crawl.stages import ExtractLinks
+from vfm_curation.engine import run_shards
+from vfm_curation.shard_files import (
+    ARROW,
+    finished_summary,
+    made_from,
+    read_batch,
+    write_batches,
+    write_shard_file,
+)
+from vfm_curation.summaries import Summary, with_progress
+
+RULES = 5  # increase when the same file gives other links
+LINKS = pa.schema({"uid": pa.string(), "url": pa.string(), "field": pa.int8(), "text": pa.string()})
+ROWS_A_GROUP = 1 << 16
+PAGES = ("text/html", "application/xhtml+xml")
+
+
+def check_extract(config: ExtractLinks, ctx: Preflight) -> None:
+    """Check that local files exist, and that the packages that read remote ones are installed."""
+    paths = files.expand_paths(config.path)
+    for path in paths:
+        if not files.is_remote(path) and not files.exists(path):
+            raise UserError(f"{path}: no such file")
+    roots = [config.root] if any(map(is_path_list, paths)) else []
+    if remote := next(filter(files.is_remote, [*paths, *roots]), None):
+        files.filesystem(remote)
+
+
+def extract_links(config: ExtractLinks, ctx: Context) -> LinkTable:
+    """Write `links/00000.parquet`, ...: uid, url, caption, texts; sorted by uid, which is the hash of the URL."""
+    paths = expand_lists(files.expand_paths(config.path), config.root)[: config.num_files]
+    listed, source = ctx.work / "paths.txt", made_from(*map(fingerprint, paths))
+    job = ExtractJob(listed, source, ctx.work / "files", ctx.work / "table", config.buckets, config.unescape)
+    job.paths.write_text("\n".join(paths), encoding="utf-8")
+    for folder in (job.work, job.folder):
+        folder.mkdir(exist_ok=True)
+    num_pages = num_texts = 0
+    for found in with_progress(ctx, run_shards(extract_file, job, range(len(paths)), config.runtime), len(paths)):
+        num_pages, num_texts = num_pages + found.num_pages, num_texts + found.num_texts
+    if not num_texts:
+        raise UserError(f"{config.name}: no image with a text in {len(paths)} files, of which the first is {paths[0]}")
+    num_merged = 0
+    merging = run_shards(merge_bucket, job, range(config.buckets), config.runtime)
+    for bucket in with_progress(ctx, merging, config.buckets):
+        num_merged += bucket.num_texts
+    table = publish_links(ctx, job.folder, config.language)
+    values = {"pages": num_pages, "texts_found": num_texts, "texts": num_merged, "links": table.num_samples}
+    ctx.emit("metrics", step=1, samples=table.num_samples, values={f"curation/{k}": v for k, v in values.items()})
+    return table
+
+
+@dataclass(frozen=True)
+class ExtractJob:
+    """What all tasks of an extraction share."""
+
+    paths: Path  # a text file: the crawl files, one a line
+    source: str  # hash of the crawl files' fingerprints when the extraction began
+    work: Path  # where the first pass writes the links of each file
+    folder: Path  # where the second pass writes the table
+    num_buckets: int
+    unescape: bool
+
+    def links(self, file: int) -> Path:
+        """Return the file with the links of one crawl file."""
+        return self.work / f"{file:08d}{ARROW}"
+
+    def bucket(self, number: int) -> Path:
+        """Return the file of one bucket of the table."""
+        return self.folder / f"{number:05d}.parquet"
+
+
+@dataclass
+class ExtractSummary(Summary):
+    """Number of pages, and of texts of images, in a crawl file."""
+
+    num_pages: int = 0
+
+
+@dataclass
+class BucketSummary(Summary):
+    """Number of distinct texts and of distinct URLs in a bucket."""
+
+    num_links: int = 0
+
+
+@functools.lru_cache(maxsize=1)
+def _paths(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def fingerprint(path: str) -> list[Any]:
+    """Return what changes when a local crawl file does: path, size and time; of a remote file its address."""
+    return [path] if files.is_remote(path) else [path, *files.size_and_time(path)]
+
+
+def extract_file(job: ExtractJob, number: int) -> ExtractSummary:
+    """Write the links of one crawl file, each text of a URL once: a task of the first pass."""
+    path, file = _paths(job.paths)[number], job.links(number)
+    made = made_from(fingerprint(path), job.num_buckets, job.unescape, RULES)
+    if record := finished_summary(file, made):
+        return ExtractSummary.of(record)
+    summary = ExtractSummary()
+    links: dict[Link, None] = {}
+    for record, content in read_records(path, summary.skip):
+        links.update(dict.fromkeys(_links_of_record(record, content, path, summary, unescape=job.unescape)))
+    summary.num_texts = len(links)
+    write_batches(file, in_buckets(links, job.num_buckets), LINKS, made, vars(summary))
+    return summary
+
+
+def _links_of_record(
+    record: Any, content: bytes, path: str, summary: ExtractSummary, *, unescape: bool
+) -> Iterable[Link]:
+    what, kind, page = (
+        str(record.headers.get(name) or "") for name in ("WARC-Type", "Content-Type", "WARC-Target-URI")
+    )
+    if what == "metadata" and kind.startswith("application/json"):
+        try:
+            content_of_wat = json.loads(content)
+        except (ValueError, RecursionError):
+            summary.skip("broken_json", f"{path}: {page}")
+            return ()
+        summary.num_pages += 1
+        return links_of_wat(content_of_wat, summary.skip, unescape=unescape)
+    if what == "response" and kind.startswith("application/http"):
+        try:
+            record.set_bytes_content(content)
+            record.parse_http(auto_decode="all")
+            body = record.reader.read()
+        except (OSError, ValueError):
+            summary.skip("broken_http", f"{path}: {page}")
+            return ()
+        if record.http_headers.status_code == 200 and (record.http_content_type or "").lower() in PAGES:
+            summary.num_pages += 1
+            return links_of_page(body, page, record.http_charset, summary.skip)
+    return ()
+
+
+def in_buckets(links: Iterable[Link], num_buckets: int) -> Iterator[pa.Table]:
+    """Yield the links as one table for each bucket, sorted by uid: equal ranges of uids in order, some empty."""
+    rows = [{"uid": url_hash(link.url), **vars(link)} for link in links]
+    table = pa.Table.from_pylist(rows, schema=LINKS).sort_by([(name, "ascending") for name in LINKS.names])
+    uid = table["uid"].to_numpy(zero_copy_only=False).astype(str)
+    bounds = [f"{round(2**32 * bucket / num_buckets):08x}" for bucket in range(1, num_buckets)]
+    for low, high in pairwise([0, *np.searchsorted(uid, bounds).tolist(), len(uid)]):
+        yield table.slice(low, high - low)
+
+
+def merge_bucket(job: ExtractJob, number: int) -> BucketSummary:
+    """Merge the links of one bucket over all files: a task of the second pass.
+
+    The table has one row for each URL: uid, url, caption (the first text), texts. Texts are distinct, those of `alt`
+    before those of `title` before those of `data-image-title`, and then in alphabetical order.
+    """
+    file = job.bucket(number)
+    made = made_from(job.source, number, job.num_buckets, job.unescape, RULES)
+    if record := finished_summary(file, made):
+        return BucketSummary.of(record)
+    num_files = len(_paths(job.paths))
+    table = merged(pa.Table.from_batches(read_batch(job.links(file), number) for file in range(num_files)))
+    summary = BucketSummary(num_links=len(table), num_texts=len(table["texts"].combine_chunks().values))
+    write_shard_file(file, table, made, vars(summary), rows_a_group=ROWS_A_GROUP)
+    return summary
+
+
+def merged(links: pa.Table) -> pa.Table:
+    """Return one row for each URL from one row for each link, sorted by uid."""
+    links = links.group_by(["uid", "url", "text"], use_threads=False).aggregate([("field", "min")])
+    links = links.sort_by([(name, "ascending") for name in ("uid", "url", "field_min", "text")])
+    url = links["url"].to_numpy(zero_copy_only=False)
+    starts = np.flatnonzero(np.append(True, url[1:] != url[:-1])[: len(url)])
+    texts = pa.ListArray.from_arrays(
+        pa.array(np.append(starts, len(links)), pa.int32()), links["text"].combine_chunks()
+    )
+    firsts = links.take(starts)
+    return pa.table([firsts["uid"], firsts["url"], firsts["text"], texts], schema=table_schema())

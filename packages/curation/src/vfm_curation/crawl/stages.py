@@ -1,0 +1,64 @@
+"""Configurations of `curation.extract` and `curation.retry`: tables of image links."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from vfm.plugin import Artifact, LinkTable, files
+from vfm_curation.crawl.path_lists import is_path_list, paths_in
+from vfm_curation.runtime import CurationStage
+
+HOPELESS = r"HTTP Error (400|401|404|405|410|451)|[Nn]ame or service not known|unknown url type"
+
+
+class ExtractLinks(CurationStage):
+    """Find images with texts in crawled pages and merge them by URL. Nothing is downloaded."""
+
+    kind: Literal["curation.extract"] = "curation.extract"
+    path: str | list[str] = Field(
+        description="WAT or WARC files: `{000..009}.warc.wat.gz`, a pattern or a list, local or remote; or a list of"
+        " paths as Common Crawl publishes it, `wat.paths.gz`"
+    )
+    root: str = Field("https://data.commoncrawl.org/", description="prefix of the relative paths in a `.paths` list")
+    num_files: int | None = Field(None, ge=1, description="read at most this many files, the first; default: all")
+    language: str = Field("und", description="key of the texts in the dataset; und: undetermined")
+    buckets: int = Field(16, ge=1, le=4096, description="shards of the table; one must fit into memory")
+    unescape: bool = Field(
+        False, description="decode HTML entities of WAT files: Common Crawl did not decode them before August 2019"
+    )
+
+    makes: ClassVar[type[Artifact]] = LinkTable
+    version: ClassVar[int] = 2
+    work: ClassVar[str] = "vfm_curation.crawl.extract:extract_links"
+    checks: ClassVar[str] = "vfm_curation.crawl.extract:check_extract"
+
+    def sources(self) -> Iterable[str]:
+        """Return the given paths, and the local files that local lists contain."""
+        given = files.expand_paths(self.path)
+        lists = [path for path in given if is_path_list(path) and not files.is_remote(path)]
+        listed = [path for file in lists for path in paths_in(file, self.root)]
+        return [*given, *(path for path in listed[: self.num_files] if not files.is_remote(path))]
+
+
+class RetryLinks(CurationStage):
+    """List the links whose download failed and may still succeed, to download them again or to curate them."""
+
+    kind: Literal["curation.retry"] = "curation.retry"
+    path: str | list[str] = Field(
+        description="parquet files that the last run of img2dataset wrote beside its shards: `images/*.parquet`"
+    )
+    hopeless: str = Field(
+        HOPELESS, description="regular expression: failures whose error message matches it are not listed"
+    )
+    language: str = Field("und", description="key of the texts in the dataset; und: undetermined")
+
+    makes: ClassVar[type[Artifact]] = LinkTable
+    work: ClassVar[str] = "vfm_curation.crawl.retry:retry_links"
+    checks: ClassVar[str] = "vfm_curation.crawl.retry:check_retry"
+
+    def sources(self) -> Iterable[str]:
+        """Return the files."""
+        return files.expand_paths(self.path)

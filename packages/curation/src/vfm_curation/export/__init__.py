@@ -1,0 +1,1 @@
+"""A curated subset in the formats of other tools."""

@@ -1,0 +1,102 @@
+"""Tars of the kept samples: images byte for byte, kept texts, in a seeded order. One tar is one task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from vfm.data import (
+    IMAGE_EXTENSIONS,
+    BadSample,
+    Sample,
+    SampleOrder,
+    Source,
+    open_dataset,
+    open_image,
+    write_tar,
+)
+from vfm.plugin import CuratedSubset, store_files
+from vfm_curation.shard_files import whole_file
+from vfm_curation.summaries import Summary
+
+TARS_FOLDER = "tars"
+Member = tuple[str, Mapping[str, bytes]]
+JPEG = {"jpeg": "jpg", "mpo": "jpg"}  # an MPO, a format of cameras, begins with a whole JPEG
+
+
+@dataclass(frozen=True)
+class TarsJob:
+    """What all tars of an export share."""
+
+    subset: Path
+    folder: Path
+    samples_per_shard: int
+    shuffle_shards: int
+    seed: int
+
+    def file(self, shard: int) -> Path:
+        """Return the path of a tar."""
+        return self.folder / f"{shard:05d}.tar"
+
+
+@dataclass
+class TarSummary(Summary):
+    """Counts of a tar; stored beside it while the stage runs, so that a finished tar is not written again."""
+
+    shard: int = 0
+    num_samples: int = 0
+
+
+@lru_cache(maxsize=1)
+def _opened(job: TarsJob) -> tuple[Source, SampleOrder]:
+    source = open_dataset(CuratedSubset.load(job.subset))
+    return source, SampleOrder(source.epochs, seed=job.seed, shuffle_shards=job.shuffle_shards)
+
+
+def write_shard(job: TarsJob, shard: int) -> TarSummary:
+    """Write the samples of one tar, without images that cannot be read, which are counted."""
+    record = job.folder.parent / f"{job.folder.name}.summaries" / f"{shard:05d}.json"
+    if record.is_file() and job.file(shard).is_file():  # a run that ended later has moved the tars, not the records
+        with store_files.reading(record, "the summary of a tar"):
+            return TarSummary.of(store_files.read_record(record))
+    source, order = _opened(job)
+    start = shard * job.samples_per_shard
+    places = order(start, min(start + job.samples_per_shard, len(source))).tolist()
+    summary = TarSummary(shard=shard)
+    with whole_file(job.file(shard)) as part:
+        summary.num_samples = write_tar(part, _members(source, places, shard, summary))
+    record.parent.mkdir(exist_ok=True)
+    with whole_file(record) as part:
+        part.write_text(json.dumps(vars(summary)), encoding="utf-8")
+    return summary
+
+
+def _members(source: Source, places: list[int], shard: int, summary: TarSummary) -> Iterator[Member]:
+    """Yield members with keys like img2dataset's, the tar's number and the sample's; the uid is in the json."""
+    for number, index in enumerate(places):
+        try:
+            sample = source[index]
+            kind = str(open_image(sample.image, source.where(index)).format).lower()
+            extension = JPEG.get(kind, kind)
+            if extension not in IMAGE_EXTENSIONS:  # readers would treat it as a caption without an image
+                raise BadSample("unreadable_image", source.where(index))
+        except BadSample as bad:
+            summary.skip(bad.reason, bad.where)
+            continue
+        summary.num_texts += sum(map(len, sample.texts.values()))
+        first = next(texts[0] for texts in sample.texts.values())
+        yield (
+            f"{shard:05d}{number:06d}",
+            {extension: sample.image, "txt": first.encode(), "json": _record(sample, source, index)},
+        )
+
+
+def _record(sample: Sample, source: Source, index: int) -> bytes:
+    """Return the texts, and what joins the sample to the user's own files."""
+    shard, row = source.locate(index)
+    facts = {"uid": sample.uid, "key": sample.key, "shard": source.index.shards[shard].path, "row": row}
+    facts |= {"url": sample.url} if sample.url else {}
+    return json.dumps({**facts, **sample.texts}, ensure_ascii=False).encode()

@@ -1,0 +1,55 @@
+"""Filter of duplicates: equal URLs, texts or image files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vfm_curation.filters.copies.buckets import Buckets, Dropped, num_buckets
+from vfm_curation.filters.run import FilterRun
+from vfm_curation.filters.stages import Duplicates
+
+Bools = NDArray[np.bool_]
+# Orders in which the first of several copies is the one to keep. Texts of one sample keep their own order; shard and
+# row decide only if several samples have the same uid.
+BY_UID = (("uid", "ascending"), ("shard", "ascending"), ("unit", "ascending"))
+LARGEST_FIRST = (("pixels", "descending"), ("num_bytes", "descending"), *BY_UID)
+
+
+def first_copies(config: Duplicates, run: FilterRun) -> Iterator[Bools]:
+    """Yield which units have the smallest uid among equal ones.
+
+    Two passes: units into buckets by hash, so that equal ones meet, and the dropped ones back into the order of shards.
+    """
+
+    def units() -> Iterator[pa.Table]:
+        return run.texts() if config.unit == "text" else run.images()
+
+    number = num_buckets(run.num_units(config.unit))
+    buckets = Buckets(run.scratch / "by_hash", number)
+    dropped = Dropped(run.scratch / "dropped", number, run.num_shards)
+    high, low = f"{config.of}_high", f"{config.of}_low"
+    num_hashed = 0
+    for table in units():
+        known = table.select(["shard", "unit", "uid", high, low]).drop_null()
+        buckets.add(known, known[high].to_numpy() % number)
+        num_hashed += len(known)
+    if config.of == "url" and not num_hashed and run.num_units("image"):
+        run.warn_of_no_urls([config.reason])
+    for table in buckets:
+        dropped.add(first_of_each(table, [high, low])[1])
+    yield from dropped.passing(units())
+
+
+def first_of_each(
+    table: pa.Table, keys: list[str], order: Sequence[tuple[str, str]] = BY_UID
+) -> tuple[pa.Table, pa.Table]:
+    """Return of the rows with equal keys the first in an order, and the others; both sorted by keys and that order."""
+    table = table.sort_by([*((key, "ascending") for key in keys), *order])
+    columns = [table[key].to_numpy() for key in keys]
+    later = np.zeros(len(table), dtype=np.bool_)
+    later[1:] = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])
+    return table.filter(pa.array(~later)), table.filter(pa.array(later))

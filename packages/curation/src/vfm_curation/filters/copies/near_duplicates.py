@@ -1,0 +1,128 @@
+"""Filter of images that look like another one, by perceptual hashes of each image and of its variants.
+
+Two images are near if the hash of one, or of a variant of it, is within the distance of the other's own hash. Near
+hashes agree on some choice of their blocks (see `block_masks`), so each hash is written once for each choice into
+buckets on disk, in which rows that agree meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vfm.data import splitmix64
+from vfm_curation.filters.copies.buckets import Buckets, num_buckets
+from vfm_curation.filters.copies.duplicates import LARGEST_FIRST
+from vfm_curation.filters.hashes import NUM_VARIANTS, Hashes, block_masks
+from vfm_curation.filters.run import FilterRun
+from vfm_curation.filters.stages import NearDuplicates
+from vfm_curation.simd import compiled
+
+Bools = NDArray[np.bool_]
+MANY_ROWS = 1000  # rows for each image, above which the user is warned of the cost of the distance
+
+
+def distinct_images(config: NearDuplicates, run: FilterRun) -> Iterator[Bools]:
+    """Yield which images have no near image with more pixels, then with a larger file, then with a smaller uid."""
+    ranks = _ranks(run)
+    hashed = 1 + NUM_VARIANTS * config.variants
+    masks = block_masks(config.max_distance, hashed * len(ranks))
+    if len(masks) * hashed > MANY_ROWS:
+        run.ctx.warn(
+            f"near_duplicates: with max_distance {config.max_distance} each of {len(ranks)} images is written and"
+            f" sorted {hashed * len(masks)} times, with 4 and variants: false"
+            f" {len(block_masks(4, len(ranks)))} times"
+        )
+    agreeing = Buckets(run.scratch / "agreeing", num_buckets(len(ranks) * hashed * len(masks)))
+    start = 0
+    for table in run.images():
+        rank = ranks[start : start + len(table)]
+        start += len(table)
+        _add(agreeing, masks, table["phash"].to_numpy(), rank, plain=True)
+        if config.variants:
+            _add(agreeing, masks, _flat(table["variants"]), np.repeat(rank, NUM_VARIANTS), plain=False)
+    dropped = np.zeros(len(ranks), dtype=np.bool_)
+    for table in agreeing:
+        ordered = table.sort_by([("group", "ascending"), ("rank", "ascending")])
+        groups, hashes, rank, plain = (ordered[name].to_numpy() for name in ("group", "hash", "rank", "plain"))
+        dropped[rank[near_better(groups, hashes, rank, plain, config.max_distance)]] = True
+    start = 0
+    for table in run.identities():
+        yield ~dropped[ranks[start : start + len(table)]]
+        start += len(table)
+
+
+def _ranks(run: FilterRun) -> NDArray[np.int64]:
+    """Return the rank of each image in the order `LARGEST_FIRST`, 0 for the best, (num_images,)."""
+    columns = ["width", "height", "num_bytes", "uid", "shard", "unit"]
+    tables = [table.select(columns) for table in run.images()]
+    table = pa.concat_tables(tables)
+    pixels = table["width"].to_numpy().astype(np.int64) * table["height"].to_numpy()
+    found = np.empty(len(table), dtype=np.int64)
+    place = pa.array(np.arange(len(table)))
+    ordered = table.append_column("pixels", pa.array(pixels)).append_column("place", place).sort_by([*LARGEST_FIRST])
+    found[ordered["place"].to_numpy()] = np.arange(len(table))
+    return found
+
+
+def _flat(lists: pa.ChunkedArray) -> Hashes:
+    hashes: Hashes = lists.combine_chunks().flatten().to_numpy()
+    return hashes
+
+
+def _add(
+    buckets: Buckets, masks: Sequence[np.uint64], hashes: Hashes, ranks: NDArray[np.int64], *, plain: bool
+) -> None:
+    """Add the hashes once for each mask, to the bucket of the blocks that the mask chooses."""
+    for mask in masks:
+        group = splitmix64((hashes & mask) ^ splitmix64(mask.reshape(1)))  # identifies the blocks and their content
+        table = {"group": group, "hash": hashes, "rank": ranks, "plain": np.full(len(hashes), plain)}
+        buckets.add(pa.table(table), group % buckets.number)
+
+
+def near_better(groups: Hashes, hashes: Hashes, ranks: NDArray[np.int64], plain: Bools, distance: int) -> Bools:
+    """Return which rows are near to a row of their group with a smaller rank, (N,).
+
+    Args:
+        groups: ascending, (N,).
+        hashes: (N,).
+        ranks: of the images, ascending within a group, (N,).
+        plain: whether it is the hash of the image itself; two variants are not compared, (N,).
+        distance: bits that may differ.
+    """
+    return _near_better(groups, hashes, ranks, plain, np.uint64(distance))
+
+
+@compiled
+def _near_better(groups: Hashes, hashes: Hashes, ranks: NDArray[np.int64], plain: Bools, distance: np.uint64) -> Bools:
+    found = np.zeros(len(groups), np.bool_)
+    leaders = np.empty(len(groups), np.int64)  # the first row of each hash in the group
+    num_leaders = 0
+    for row in range(len(groups)):
+        if row and groups[row] != groups[row - 1]:
+            num_leaders = 0
+        is_new = True
+        for place in range(num_leaders):
+            leader = leaders[place]
+            if hashes[leader] == hashes[row] and plain[leader] == plain[row]:
+                is_new = False
+            if not (plain[row] or plain[leader]) or ranks[leader] == ranks[row]:
+                continue
+            if _num_bits(hashes[row] ^ hashes[leader]) <= distance:
+                found[row] = True
+        if is_new:
+            leaders[num_leaders] = row
+            num_leaders += 1
+    return found
+
+
+@compiled
+def _num_bits(word: np.uint64) -> np.uint64:
+    """Count the set bits of a word, many at a time."""
+    word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)

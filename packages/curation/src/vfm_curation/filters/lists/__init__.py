@@ -1,0 +1,1 @@
+"""Filters by lists of words, addresses, uids and synsets."""

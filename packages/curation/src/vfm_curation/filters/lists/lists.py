@@ -1,0 +1,118 @@
+"""Filters by lists of the user: hosts, words and uids. Each process reads a list once."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vfm.plugin import UserError
+from vfm_curation.filters.list_filters import BlockedUrls, BlockedWords, Uids
+from vfm_curation.uids import are_listed, read_uids
+
+Bools = NDArray[np.bool_]
+# Scripts that are written without spaces between words: CJK and kana, Thai, Lao, Tibetan, Burmese, Khmer.
+NO_SPACES = re.compile("[\u2e80-\u9fff\uf900-\ufaff\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\U00020000-\U0003ffff]")
+
+
+def read_list(path: str) -> list[str]:
+    """Return the items of a list: its lines without comments and empty ones.
+
+    Raises:
+        UserError: the file is missing, is not text, or has no items.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected text in UTF-8: {error}") from None
+    if not (found := [line for line in lines if line and not line.startswith("#")]):
+        raise UserError(f"{path}: expected one item a line, got an empty list")
+    return found
+
+
+def url_passes(config: BlockedUrls, table: pa.Table) -> Bools:
+    """Check the column `address`."""
+    hosts, folders = _blocked_urls(config.path)
+    return np.array([not (url and _is_blocked(url, hosts, folders)) for url in table["address"].to_pylist()], np.bool_)
+
+
+@functools.lru_cache(maxsize=4)
+def _blocked_urls(path: str) -> tuple[frozenset[str], dict[str, tuple[str, ...]]]:
+    """Return the blocked hosts, and the blocked beginnings of paths by host."""
+    hosts, folders = set[str](), dict[str, list[str]]()
+    for line in read_list(path):
+        first, *others = line.split("#")[0].split()
+        for word in others or [first]:  # a line of a hosts file is an address and one or more hosts
+            host, slash, folder = (word.partition("://")[2] or word).partition("/")
+            host = host.lower().lstrip("*.")
+            if folder:
+                folders.setdefault(host, []).append(slash + folder)
+            else:
+                hosts.add(host)
+    return frozenset(hosts), {host: tuple(found) for host, found in folders.items()}
+
+
+def _is_blocked(url: str, hosts: frozenset[str], folders: dict[str, tuple[str, ...]]) -> bool:
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").rstrip(".")
+    except ValueError:  # no URL at all
+        return False
+    return any(name in hosts or parts.path.startswith(folders.get(name, ("\0",))) for name in _parents(host))
+
+
+def _parents(host: str) -> Iterator[str]:
+    """Yield a host and the domains that it is in: a.b.org, b.org, org."""
+    yield host
+    while "." in host:
+        host = host.partition(".")[2]
+        yield host
+
+
+def word_passes(config: BlockedWords, table: pa.Table) -> Bools:
+    """Check the column `caption`."""
+    phrases, parts, longest = _blocked_words(config.path)
+
+    def passes(text: str) -> bool:
+        text = text.casefold()
+        found = {part for part in parts if part in text} | runs_in(words_of(text), phrases, longest)
+        return len(found) <= config.max_count
+
+    return np.array([passes(text) for text in table["caption"].to_pylist()], dtype=np.bool_)
+
+
+@functools.lru_cache(maxsize=4)
+def _blocked_words(path: str) -> tuple[frozenset[str], tuple[str, ...], int]:
+    """Return the phrases of words, the items that match anywhere, and the number of words of the longest phrase."""
+    items = [item.casefold() for item in read_list(path)]
+    phrases = {" ".join(words_of(item)) for item in items if not NO_SPACES.search(item)} - {""}
+    longest = max((phrase.count(" ") + 1 for phrase in phrases), default=0)
+    return frozenset(phrases), tuple(item for item in items if NO_SPACES.search(item)), longest
+
+
+def uid_passes(config: Uids, table: pa.Table) -> Bools:
+    """Check the column `uid`."""
+    return are_listed(table["uid"], read_uids(config.path))
+
+
+def words_of(text: str) -> list[str]:
+    """Return the runs of letters and digits of a text; an apostrophe within a word belongs to it."""
+    return re.findall(r"\w+(?:['’]\w+)*", text)
+
+
+def runs_in(words: list[str], phrases: frozenset[str], longest: int) -> set[str]:
+    """Return the phrases among the runs of up to `longest` words."""
+    runs = (
+        " ".join(words[start : start + length])
+        for length in range(1, longest + 1)
+        for start in range(len(words) - length + 1)
+    )
+    return {run for run in runs if run in phrases}

@@ -1,0 +1,1 @@
+"""Match texts against metadata."""

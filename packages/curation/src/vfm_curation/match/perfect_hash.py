@@ -1,0 +1,91 @@
+"""A perfect hash: every key of a fixed set has its own slot, so that a look-up reads one slot, hit or miss.
+
+Keys are divided into small buckets. Each bucket has a pilot, a small number that, mixed into its keys, maps all of them
+to free slots. The fullest buckets choose first, while most slots are free.
+
+Source: Pibiri and Trani 2021, PTHash (arXiv:2104.10402).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm_curation.match.token_hash import NO_ENTRY, ONE, Words, pilot_of, pilot_slot
+from vfm_curation.simd import compiled
+
+U = np.uint64
+RUNS_PER_PILOT = 4
+LOAD = 0.8  # fraction of slots that hold a run
+MAX_PILOT = 65_536
+
+
+def perfect_hash(keys: Words, values: Words, longer: NDArray[np.bool_]) -> tuple[Words, NDArray[np.uint16]]:
+    """Return slots with every run, and the pilots that map to them."""
+    num_slots, num_pilots = int(len(keys) / LOAD) + 1, len(keys) // RUNS_PER_PILOT + 1
+    buckets = _buckets(keys, num_pilots)
+    sizes, order = np.bincount(buckets, minlength=num_pilots), np.argsort(buckets, kind="stable")
+    ends, hardest = np.cumsum(sizes), np.argsort(-sizes, kind="stable")
+    while True:
+        slots, pilots, placed = _place(keys, values, longer, num_slots, order, sizes, ends, hardest)
+        if placed:
+            return slots, pilots
+        num_slots += num_slots // 8 + 1  # some bucket found no pilot: try a larger table
+
+
+@compiled
+def _buckets(keys: Words, num_pilots: int) -> NDArray[np.int64]:
+    buckets = np.empty(len(keys), np.int64)
+    for run in range(len(keys)):
+        buckets[run] = pilot_of(keys[run], num_pilots)
+    return buckets
+
+
+@compiled
+def _place(
+    keys: Words,
+    values: Words,
+    longer: NDArray[np.bool_],
+    num_slots: int,
+    order: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    hardest: NDArray[np.int64],
+) -> tuple[Words, NDArray[np.uint16], bool]:
+    """Find the smallest pilot of each bucket that maps all its runs to free slots, fullest buckets first.
+
+    Args:
+        keys: keys of the runs, (num_runs,).
+        values: values of their slots, (num_runs,).
+        longer: whether a longer run begins with each, (num_runs,).
+        num_slots: size of the table.
+        order: runs by bucket, (num_runs,).
+        sizes: number of runs in each bucket, (num_pilots,).
+        ends: end of each bucket's part of `order`, (num_pilots,).
+        hardest: buckets, those with most runs first, (num_pilots,).
+    """
+    pilots, slots = np.zeros(len(sizes), np.uint16), np.zeros(2 * num_slots, U)
+    for slot in range(num_slots):
+        slots[2 * slot + 1] = NO_ENTRY
+    taken = np.zeros(num_slots, np.bool_)
+    for bucket in hardest:
+        runs = order[ends[bucket] - sizes[bucket] : ends[bucket]]
+        for pilot in range(MAX_PILOT):
+            num_free = 0
+            for run in runs:
+                place = pilot_slot(keys[run], pilot, U(num_slots))
+                if taken[place]:
+                    break
+                taken[place] = True
+                num_free += 1
+            if num_free == len(runs):
+                break
+            for run in runs[:num_free]:
+                taken[pilot_slot(keys[run], pilot, U(num_slots))] = False
+        else:
+            return slots, pilots, False
+        pilots[bucket] = pilot
+        for run in runs:
+            word = pilot_slot(keys[run], pilot, U(num_slots)) * U(2)
+            slots[word], slots[word + ONE] = keys[run] | U(longer[run]), values[run]
+    return slots, pilots, True

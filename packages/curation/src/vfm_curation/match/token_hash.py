@@ -1,0 +1,251 @@
+"""The compiled kernel of matching: which entries each text contains, by hashes of its runs of tokens.
+
+A text is split like `vfm_curation.matching.tokenize` does, 64 bytes at a time, and every token is hashed once. The key
+of a run of tokens is computed from the key of the run without its last token and that token's hash. All runs of one
+token are looked up first, then longer runs, but only those whose shorter run begins a longer entry. Keys have 63 bits;
+the lowest bit of their word is a flag.
+
+Blocks of texts go through passes without data-dependent branches: a value is always written, and the position of the
+next write advances by 0 or 1. Slots are prefetched one whole pass before they are read, so that many cache misses are
+in flight at once.
+
+Source of the folded product as a hash: Wang Yi, wyhash; of pilots: Pibiri and Trani 2021, PTHash (arXiv:2104.10402).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm_curation.match.text_ids import append_sorted, group
+from vfm_curation.simd import (
+    byte_masks,
+    compiled,
+    folded_product,
+    high_product,
+    load8,
+    lowest_bit,
+    prefetch,
+)
+
+Bytes = NDArray[np.uint8]
+Integers = NDArray[np.signedinteger[Any]]
+Words = NDArray[np.uint64]
+
+PAD = 64  # bytes that wide loads may read beyond a text
+BLOCK_BYTES = 16_384  # texts that go through the passes together: they and their runs fit into the L2 cache
+BLOCK_TEXTS = 256
+
+U = np.uint64
+ZERO, ONE, SIX, EIGHT, SIXTEEN, LOW_SIX, WORD = U(0), U(1), U(6), U(8), U(16), U(63), U(64)
+KEY = ~ONE
+NO_ENTRY = ~ZERO
+SPACE = 32
+P, Q, R, S = U(0x9E3779B97F4A7C15), U(0xD6E8FEB86659FD93), U(0xA0761D6478BD642F), U(0xE7037ED1A0B428DB)
+FIRST = np.array([256 ** min(n, 8) - 1 for n in range(17)], U)  # the bytes of a token of n bytes in its first word
+SECOND = np.array([256 ** max(n - 8, 0) - 1 for n in range(17)], U)
+
+separators = byte_masks(b" \t\n\r", b",.;:?!`")  # blanks and marks, as in vfm_curation.matching
+
+
+class Tables(NamedTuple):
+    """The tables that matching reads; built by `vfm_curation.match.token_table`."""
+
+    slots: Words
+    """Two words for each slot: key | (1 if a longer entry begins with this run); entry << 32 | id, or NO_ENTRY."""
+    pilots: NDArray[np.uint16]
+    """A perfect hash: a key's pilot maps it to its own slot, so a look-up reads one cache line, hit or miss."""
+    bits: Words
+    """One bit for each key: most runs that begin no entry are rejected here, in the L2 cache."""
+    entry_data: Bytes
+    entry_offsets: NDArray[np.int64]
+
+
+@compiled
+def token_key(data: Bytes, start: U, stop: U) -> U:
+    """Return the key of the token from start to stop. Reads up to 16 bytes beyond."""
+    size = stop - start
+    state = size * R
+    while size > SIXTEEN:
+        state = folded_product(load8(data, start) ^ state, load8(data, start + EIGHT) ^ Q)
+        start += SIXTEEN
+        size -= SIXTEEN
+    first, second = load8(data, start) & FIRST[size], load8(data, start + EIGHT) & SECOND[size]
+    return folded_product(first ^ P ^ state, second ^ Q ^ state) & KEY
+
+
+@compiled
+def longer_key(key: U, token: U) -> U:
+    """Return the key of a run with one more token."""
+    return folded_product(key ^ S, token ^ R) & KEY
+
+
+@compiled
+def slot_of(key: U, pilots: NDArray[np.uint16], num_slots: U) -> U:
+    """Return the slot where a key would be."""
+    return pilot_slot(key, pilots[pilot_of(key, len(pilots))], num_slots)
+
+
+@compiled
+def pilot_of(key: U, num_pilots: int) -> U:
+    """Return the index of a key's pilot."""
+    return high_product(key, U(num_pilots))
+
+
+@compiled
+def pilot_slot(key: U, pilot: int, num_slots: U) -> U:
+    """Return the slot to which a pilot maps a key."""
+    return high_product((key ^ U(pilot)) * P, num_slots)
+
+
+@compiled
+def match_texts(
+    data: Bytes, offsets: Integers, tables: Tables, verify: bool
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the ids in all texts, ascending and distinct within a text, with the offsets of each text's.
+
+    Args:
+        data: bytes of all texts, UTF-8.
+        offsets: text i is data[offsets[i]:offsets[i + 1]], (num_texts + 1,).
+        tables: of the entries.
+        verify: compare the bytes of the entries that the keys found.
+    """
+    num_texts, longest = len(offsets) - 1, 0
+    for text in range(num_texts):
+        longest = max(longest, offsets[text + 1] - offsets[text])
+    room = max(longest, BLOCK_BYTES)
+    block, num_tokens = np.zeros(room + PAD, np.uint8), 2 * room + BLOCK_TEXTS + 1
+    tokens, owners = np.empty(num_tokens, U), np.empty(num_tokens, U)
+    spans = np.empty((num_tokens if verify else 0, 2), U)
+    # A run is its key; its head is the index of its first token.
+    runs, heads, slots = np.empty(num_tokens, U), np.empty(num_tokens, U), np.empty(num_tokens, U)
+    found, where = np.empty(num_tokens, U), np.empty(num_tokens, U)
+    grouped, cursor = np.empty(0, np.int32), np.empty(BLOCK_TEXTS + 2, U)
+    ids, ends, num_ids = np.empty(1024, np.int32), np.zeros(num_texts + 1, np.int64), ZERO
+    first = 0
+    while first < num_texts:
+        last = first + 1
+        while last < num_texts and last - first < BLOCK_TEXTS and offsets[last + 1] - offsets[first] <= BLOCK_BYTES:
+            last += 1
+        for place in range(offsets[last] - offsets[first]):
+            block[place] = data[offsets[first] + place]
+        num_runs, num_found, length = _tokenize(block, offsets[first : last + 1], tokens, owners, spans), ZERO, ONE
+        for run in range(num_runs):
+            runs[run], heads[run] = tokens[run], run
+        while num_runs > ZERO:
+            found, where = _with_room(found, num_found + num_runs), _with_room(where, num_found + num_runs)
+            old = num_found
+            num_found, num_runs = _look_up(runs, heads, num_runs, tables, slots, found, where, num_found)
+            if verify:
+                num_found = _verified(found, where, old, num_found, length, block, spans, tables)
+            num_runs = _lengthen(runs, heads, num_runs, length, tokens, tables.bits)
+            length += ONE
+        grouped = _with_room(grouped, num_found + SIXTEEN)
+        group(found, where, num_found, owners, grouped, cursor, last - first)
+        ids, start = _with_room(ids, num_ids + num_found), ZERO
+        for text in range(last - first):
+            num_ids = append_sorted(grouped, start, cursor[text], ids, num_ids)
+            start, ends[first + text + 1] = cursor[text], num_ids
+        first = last
+    return ids[: np.int64(num_ids)].copy(), ends
+
+
+@compiled
+def _with_room(array: Any, size: U) -> Any:
+    """Return the array itself, or a larger copy with room for `size` numbers."""
+    if size <= U(len(array)):
+        return array
+    bigger = np.empty(2 * np.int64(size), array.dtype)
+    for place in range(len(array)):  # a loop, since slices take seconds to compile
+        bigger[place] = array[place]
+    return bigger
+
+
+@compiled
+def _tokenize(block: Bytes, offsets: Integers, tokens: Words, owners: Words, spans: Words) -> U:
+    """Write the key of each token (flag: another follows in its text), its text, and its span if `spans` has room."""
+    num_tokens, with_spans = ZERO, len(spans) > 0
+    for text in range(len(offsets) - 1):
+        start, stop = U(offsets[text] - offsets[0]), U(offsets[text + 1] - offsets[0])
+        base = start
+        while base < stop:
+            blanks, marks = separators(block, base)
+            cuts = blanks | marks
+            if stop - base < WORD:
+                cuts &= (ONE << (stop - base)) - ONE
+            while cuts:
+                place = lowest_bit(cuts)
+                cut, is_mark = base + place, (marks >> place) & ONE
+                tokens[num_tokens], owners[num_tokens] = token_key(block, start, cut) | ONE, U(text)
+                if with_spans:
+                    spans[num_tokens, 0], spans[num_tokens, 1] = start, cut
+                num_tokens += ONE
+                tokens[num_tokens], owners[num_tokens] = token_key(block, cut, cut + ONE) | ONE, U(text)
+                if with_spans:
+                    spans[num_tokens, 0], spans[num_tokens, 1] = cut, cut + ONE
+                num_tokens += is_mark
+                start = cut + ONE
+                cuts &= cuts - ONE
+            base += WORD
+        tokens[num_tokens], owners[num_tokens] = token_key(block, start, stop), U(text)
+        if with_spans:
+            spans[num_tokens, 0], spans[num_tokens, 1] = start, stop
+        num_tokens += ONE
+    return num_tokens
+
+
+@compiled
+def _look_up(
+    runs: Words, heads: Words, num_runs: U, tables: Tables, places: Words, found: Words, where: Words, num_found: U
+) -> tuple[U, U]:
+    """Add the entries that are runs to `found`, and keep the runs that may begin a longer entry."""
+    slots, num_slots, num_kept = tables.slots, U(len(tables.slots) // 2), ZERO
+    for run in range(num_runs):
+        slot = slot_of(runs[run] & KEY, tables.pilots, num_slots) * U(2)
+        places[run] = slot
+        prefetch(slots, slot)
+    for run in range(num_runs):
+        key, head, slot = runs[run], heads[run], places[run]
+        stored, value = slots[slot], slots[slot + ONE]
+        hit = U((stored ^ key) <= ONE)  # equal but for the flag
+        found[num_found], where[num_found] = value, head
+        num_found += hit & U(value != NO_ENTRY)
+        runs[num_kept], heads[num_kept] = key, head
+        num_kept += hit & stored & key  # the flags: a longer entry exists, and the text has another token
+    return num_found, num_kept
+
+
+@compiled
+def _lengthen(runs: Words, heads: Words, num_runs: U, length: U, tokens: Words, bits: Words) -> U:
+    """Append the next token to each run, and keep the runs that may be in the tables."""
+    mask, num_kept = U(len(bits)) * WORD - ONE, ZERO
+    for run in range(num_runs):
+        head = heads[run]
+        token = tokens[head + length]
+        key = longer_key(runs[run] & KEY, token & KEY)
+        runs[num_kept], heads[num_kept] = key | (token & ONE), head
+        bit = (key >> ONE) & mask
+        num_kept += (bits[bit >> SIX] >> (bit & LOW_SIX)) & ONE
+    return num_kept
+
+
+@compiled
+def _verified(
+    found: Words, where: Words, old: U, num_found: U, length: U, block: Bytes, spans: Words, tables: Tables
+) -> U:
+    """Keep of the entries found from `old` on those whose bytes are the tokens with one space between them."""
+    num_kept = old
+    for one in range(old, num_found):
+        entry = found[one] >> U(32)
+        at, stop, same = tables.entry_offsets[entry], tables.entry_offsets[entry + ONE], True
+        for token in range(where[one], where[one] + length):
+            for byte in range(spans[token, 0], spans[token, 1]):
+                same &= at < stop and tables.entry_data[at] == block[byte]
+                at += 1
+            same &= at == stop or (at < stop and tables.entry_data[at] == SPACE)
+            at += 1
+        found[num_kept], where[num_kept] = found[one], where[one]
+        num_kept += U(same and at == stop + 1)
+    return num_kept

@@ -1,0 +1,200 @@
+"""The tables that texts of languages with spaces are matched with: built from entries, saved, memory-mapped.
+
+An entry of k pieces (split at single spaces, empty ones kept) is in a text exactly if its pieces are k consecutive
+tokens of it, so runs of tokens are looked up by a key of 63 bits. Building the tables checks that no two runs that
+begin entries share a key. A run of a text that is in no entry may still share the key of one, for each look-up with a
+probability of num_runs / 2^63: 0.01 false matches in 10^10 captions against 500,000 entries. `verify` compares bytes
+and leaves none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vfm.plugin import UserError, store_files
+from vfm_curation.match.perfect_hash import perfect_hash
+from vfm_curation.match.token_hash import (
+    LOW_SIX,
+    NO_ENTRY,
+    ONE,
+    PAD,
+    SIX,
+    SPACE,
+    ZERO,
+    Bytes,
+    Tables,
+    Words,
+    longer_key,
+    match_texts,
+    token_key,
+)
+from vfm_curation.simd import compiled, high_product
+
+__all__ = ["TokenTable", "text_buffers"]
+
+U = np.uint64
+BITS_PER_RUN = 4
+
+
+class TokenTable:
+    """Finds all entries in texts with spaces between words; the fast twin of `vfm_curation.matching.Matcher`."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+
+    @classmethod
+    def build(cls, entries: Sequence[str], ids: Sequence[int] | NDArray[np.integer[Any]] | None = None) -> TokenTable:
+        """Build the tables; 500,000 entries take less than a second and 23 MB.
+
+        Args:
+            entries: the metadata.
+            ids: id of each entry, from 0 to 2^31 - 1; default: its index.
+
+        Raises:
+            UserError: there are no entries, one occurs twice, or two share a key.
+        """
+        if not len(entries):
+            raise UserError("the metadata has no entries to match against")
+        numbers = np.arange(len(entries)) if ids is None else np.asarray(ids)
+        tables, clash = tables_of(*text_buffers(pa.array(entries, pa.large_string())), numbers.astype(np.int32))
+        if clash:
+            first, second = (entries[place] for place in clash)
+            if first == second:
+                raise UserError(f"metadata entry {first!r} occurs twice, at {clash[0]} and at {clash[1]}")
+            raise UserError(f"metadata entries {first!r} and {second!r} share a key of 63 bits; remove one")
+        return cls(tables)
+
+    def save(self, folder: Path) -> None:
+        """Write one `.npy` file for each table."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in self.tables._asdict().items():
+            np.save(folder / f"{name}.npy", table)
+
+    @classmethod
+    def load(cls, folder: Path) -> TokenTable:
+        """Memory-map saved tables, so that the processes of a machine share them."""
+        mapped = (store_files.read_npy(folder / f"{name}.npy", mapped=True) for name in Tables._fields)
+        return cls(_frozen(*mapped))
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tables."""
+        return sum(table.nbytes for table in self.tables)
+
+    def match(self, texts: pa.Array | pa.ChunkedArray, *, verify: bool = False) -> pa.ListArray:
+        """Return the ids of the entries in each text, list<int32>, ascending and distinct.
+
+        Args:
+            texts: strings; null matches nothing.
+            verify: compare the bytes of the entries that the keys found, so that no match is false.
+
+        Raises:
+            UserError: there are more than 2^31 - 1 matches.
+        """
+        if isinstance(texts, pa.ChunkedArray):
+            texts = texts.combine_chunks()
+        ids, ends = match_texts(*text_buffers(texts), self.tables, verify)
+        if len(ids) > np.iinfo(np.int32).max:
+            raise UserError(
+                f"{len(texts)} texts have {len(ids)} matches, more than an Arrow list can hold; use smaller shards"
+            )
+        return pa.ListArray.from_arrays(ends.astype(np.int32), ids)
+
+
+def text_buffers(texts: pa.Array) -> tuple[Bytes, NDArray[np.int64]]:
+    """Return the bytes of an array of strings, without a copy, and the offset of each, (num_texts + 1,)."""
+    if texts.null_count:
+        texts = texts.fill_null("")
+    _, offsets, data = texts.buffers()
+    kind = np.int64 if pa.types.is_large_string(texts.type) else np.int32
+    if not len(texts):
+        return np.zeros(0, np.uint8), np.zeros(1, np.int64)
+    found = np.frombuffer(offsets, kind)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
+    return np.frombuffer(data if data else b"", np.uint8), found
+
+
+def tables_of(data: Bytes, offsets: NDArray[np.int64], ids: NDArray[np.int32]) -> tuple[Tables, tuple[int, int] | None]:
+    """Return the tables of entries, and the indices of two that clash: equal ones, or ones that share a key."""
+    padded = np.concatenate([data, np.zeros(PAD, np.uint8)])
+    keys, values, longer, *clash = _runs(padded, offsets, ids)
+    slots, pilots = perfect_hash(keys, values, longer)
+    tables = _frozen(slots, pilots, _bits(keys), data, offsets)
+    return tables, (clash[0], clash[1]) if clash[0] >= 0 else None
+
+
+def _frozen(*arrays: NDArray[Any]) -> Tables:
+    """Return read-only plain arrays: one type for the compiler, whether built or memory-mapped."""
+    plain = [np.asarray(array) for array in arrays]
+    for array in plain:
+        array.setflags(write=False)
+    return Tables._make(plain)
+
+
+@compiled
+def _runs(
+    data: Bytes, offsets: NDArray[np.int64], ids: NDArray[np.int32]
+) -> tuple[Words, Words, NDArray[np.bool_], Any, Any]:
+    """Return all runs that begin entries: key, value of the slot, whether a longer one exists; and a clash, or -1, -1.
+
+    A clash is two equal entries, or two whose beginnings differ and share a key.
+    """
+    num_entries, most = len(offsets) - 1, len(offsets) - 1
+    for byte in data:
+        most += byte == SPACE
+    places = np.full(2 * most, -1, np.int32)  # open addressing: the run with a key, or -1
+    keys, values, longer = np.empty(most, U), np.full(most, NO_ENTRY, U), np.zeros(most, np.bool_)
+    owners, sizes = np.empty(most, np.int64), np.empty(most, np.int64)
+    num_runs = 0
+    for entry in range(num_entries):
+        start, stop = offsets[entry], offsets[entry + 1]
+        piece, run, key = start, -1, ZERO
+        while piece <= stop:
+            end = piece
+            while end < stop and data[end] != SPACE:
+                end += 1
+            token = token_key(data, U(piece), U(end))
+            if run >= 0:
+                longer[run] = True
+            key = token if run < 0 else longer_key(key, token)
+            place = np.int64(high_product(key, U(2 * most)))
+            while places[place] >= 0 and keys[places[place]] != key:
+                place = (place + 1) % (2 * most)
+            if places[place] < 0:
+                places[place] = num_runs
+                keys[num_runs], owners[num_runs], sizes[num_runs] = key, entry, end - start
+                num_runs += 1
+            run = places[place]
+            if not _same(data, offsets[owners[run]], sizes[run], start, end - start):
+                return keys[:0], values, longer, owners[run], entry
+            piece = end + 1
+        if values[run] != NO_ENTRY:
+            return keys[:0], values, longer, np.int64(values[run] >> U(32)), entry
+        values[run] = U(entry) << U(32) | U(ids[entry])
+    return keys[:num_runs], values[:num_runs], longer[:num_runs], -1, -1
+
+
+@compiled
+def _same(data: Bytes, first: int, first_size: int, second: int, second_size: int) -> bool:
+    same = first_size == second_size
+    for byte in range(first_size if same else 0):
+        same &= data[first + byte] == data[second + byte]
+    return same
+
+
+@compiled
+def _bits(keys: Words) -> Words:
+    """Set one bit for each key, in a power of two of at least BITS_PER_RUN times as many bits."""
+    size = 64
+    while size < BITS_PER_RUN * len(keys):
+        size *= 2
+    bits = np.zeros(size // 64, U)
+    for key in keys:
+        bit = (key >> ONE) & U(size - 1)
+        bits[bit >> SIX] |= ONE << (bit & LOW_SIX)
+    return bits

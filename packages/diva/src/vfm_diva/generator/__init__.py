@@ -1,0 +1,1 @@
+"""Diffusion models: denoisers, conditions, latent spaces and inputs."""

@@ -1,0 +1,97 @@
+"""A denoising network with its noise schedule and its objective."""
+
+# B batch, C channels, h side of the denoised sample, N times
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from vfm_diva.generator.conditioning import Conditioning
+from vfm_diva.generator.networks import predict
+from vfm_kernels import (
+    DiffusionKind,
+    add_noise,
+    denoising_error,
+    diffusion_target,
+    discrete_timesteps,
+    interpolate_noise,
+)
+
+
+class Denoiser(nn.Module):
+    """A network that predicts noise or velocity from a noisy sample, its time and a conditioning, and its error.
+
+    Args:
+        network: of a class in `vfm_diva.generator.networks.NETWORKS`.
+        prediction: the target that the network was trained with; its error is measured against the same target.
+        alphas_cumprod: share of signal at each timestep of the schedule, (T,); for `flow` only T is used.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(self, network: nn.Module, prediction: DiffusionKind, alphas_cumprod: Tensor) -> None:
+        super().__init__()
+        self.network: Any = network
+        self.prediction = prediction
+        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+
+    def forward(self, x0: Tensor, noise: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the mean squared error of each sample, fp32 (B,).
+
+        Args:
+            x0: clean samples, (B, C, h, h).
+            noise: unit normal, of the same shape.
+            times: in [0, 1), (B,); 0 is clean.
+            conditioning: of each sample.
+        """
+        predicted, alpha_bar = self._predict_noisy(x0, noise, times, conditioning)
+        return denoising_error(self.prediction, predicted, x0, noise, alpha_bar)
+
+    def predict_target(
+        self, x0: Tensor, noise: Tensor, times: Tensor, conditioning: Conditioning
+    ) -> tuple[Tensor, Tensor]:
+        """Return the prediction for samples with noise, and its target, like `x0` each; arguments as `forward`."""
+        predicted, alpha_bar = self._predict_noisy(x0, noise, times, conditioning)
+        return predicted, diffusion_target(self.prediction, x0, noise, alpha_bar)
+
+    def _predict_noisy(
+        self, x0: Tensor, noise: Tensor, times: Tensor, conditioning: Conditioning
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the prediction, and the share of signal at the times, (B,), except for `flow`."""
+        num_timesteps = len(self.alphas_cumprod)
+        if self.prediction == "flow":
+            alpha_bar, timesteps = None, times * num_timesteps
+            noisy = interpolate_noise(x0, noise, times)
+        else:
+            timesteps = discrete_timesteps(times, num_timesteps)
+            alpha_bar = self.alphas_cumprod[timesteps]
+            noisy = add_noise(x0, noise, alpha_bar)
+        return self.predict(noisy, timesteps, conditioning), alpha_bar
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the prediction for noisy samples (B, C, h, h) at timesteps of the schedule, (B,)."""
+        return predict(self.network, noisy, timesteps, conditioning)
+
+
+def error_over_times(
+    denoiser: Denoiser, x0: Tensor, noise: Tensor, times: Tensor, conditioning: Conditioning
+) -> Tensor:
+    """Return the error of each sample, averaged over its N times, (B,), from one pass of the network.
+
+    Args:
+        denoiser: called as a `Denoiser`.
+        x0: clean samples, (B, C, h, h).
+        noise: of each time, (B, N, C, h, h).
+        times: (B, N).
+        conditioning: of each sample, the same at all times, so its gradients add up; or of each of its times, (B N).
+    """
+    num_times = times.shape[1]
+    error: Tensor = denoiser(
+        x0.repeat_interleave(num_times, dim=0),  # (B N, C, h, h)
+        noise.flatten(0, 1),
+        times.flatten(),
+        conditioning.repeat_interleave(times.numel() // len(conditioning)),
+    )
+    return error.view(times.shape).mean(dim=1)

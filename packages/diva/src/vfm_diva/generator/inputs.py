@@ -1,0 +1,220 @@
+"""The inputs of the trainings: from a sample to tensors. Everything random is drawn from the sample's own seed.
+
+A step therefore has the same crops, noise, times and conditions with any micro-batches, workers and processes.
+"""
+
+# B batch, S side of CLIP's image, G side of the generator's image, C channels, h side of the denoised sample, N times
+# L context length, D width of the joint space
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vfm.data import BadSample, Batch, ImageTransform, Sample, SampleDraw, TrainingData, decode_image, to_tensor
+from vfm.models import Preprocess
+from vfm.train import Frozen
+from vfm_diva.generator.latents import StoredLatents
+from vfm_diva.generator.noise import NoiseSampler
+from vfm_diva.generator.space import Space
+
+Inputs = TypeVar("Inputs")
+
+# They separate the draws of conditions, patches and second crops from those of the crop, which has the same seed.
+CONDITION_STREAM = 0x636F6E64
+PATCH_STREAM = 0x70617463
+VIEW_STREAM = 0x76696577
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInputs:
+    """One crop of an image for CLIP and for the generator, with noise; of a sample, or of a batch (B, ...).
+
+    images: for CLIP, uint8 (3, S, S).
+    target_images: for the generator, uint8 (3, G, G); None with cached latents.
+    target_latents: cached latents of the generator's image, (C, h, h), or None.
+    noise: unit normal, (N, C, h, h).
+    times: in [0, 1), (N,).
+    """
+
+    images: Tensor
+    target_images: Tensor | None = None
+    target_latents: Tensor | None = None
+    noise: Tensor
+    times: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneInputs(ImageInputs):
+    """Inputs of `diva.tune`.
+
+    patch_draws: uniform numbers that choose the patches, (num_draws,), or as many for each time; None if nothing is
+        drawn.
+    views: a second crop for CLIP, uint8 (3, S, S); None unless the loss compares it.
+    """
+
+    patch_draws: Tensor | None = None
+    views: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorInputs(ImageInputs):
+    """Inputs of `diva.prior`.
+
+    tokens: a caption, (L,).
+    is_text: whether the caption is the condition, not the image; bool.
+    is_empty: whether the condition is dropped; bool.
+    condition_noise: unit normal, (D,).
+    """
+
+    tokens: Tensor
+    is_text: Tensor
+    is_empty: Tensor
+    condition_noise: Tensor
+
+
+@dataclass(frozen=True)
+class MakeImageInputs:
+    """Makes `ImageInputs`. Both images are resized from the decoded image with antialiasing, as in evaluation.
+
+    transform: makes the generator's image.
+    sampler: draws noise and times.
+    preprocess: CLIP's.
+    stored: cached latents, used instead of the generator's image; `transform` must then make their crops.
+    """
+
+    transform: ImageTransform
+    sampler: NoiseSampler
+    preprocess: Preprocess
+    stored: StoredLatents | None = None
+
+    def __call__(self, sample: Sample, draw: SampleDraw) -> ImageInputs:
+        """Return the inputs of one sample.
+
+        Raises:
+            BadSample: its image cannot be read, or could not be when latents were cached.
+        """
+        noise, times = self.sampler(draw.seed)
+        if self.stored:
+            crop_seed, latents = self.stored(draw)
+            image = decode_image(sample.image, sample.key)
+            return ImageInputs(
+                images=self._clip_image(image, crop_seed), target_latents=latents, noise=noise, times=times
+            )
+        image = decode_image(sample.image, sample.key)
+        target = to_tensor(self.transform.apply(image, draw.seed))
+        return ImageInputs(images=self._clip_image(image, draw.seed), target_images=target, noise=noise, times=times)
+
+    def view(self, sample: Sample, draw: SampleDraw) -> Tensor:
+        """Return another crop of a sample's image for CLIP, uint8 (3, S, S); errors as `__call__`."""
+        return self._clip_image(decode_image(sample.image, sample.key), draw.seed ^ VIEW_STREAM)
+
+    def _clip_image(self, image: Image.Image, seed: int) -> Tensor:
+        if not self.transform.scale:
+            return to_tensor(self.preprocess.fit(image))
+        transform = replace(
+            self.transform, size=self.preprocess.image_size, interpolation=self.preprocess.interpolation
+        )
+        return to_tensor(transform.apply(image, seed))
+
+
+@dataclass(frozen=True)
+class MakeTuneInputs:
+    """Makes `TuneInputs`, with `num_draws` random numbers for the choice of patches, and a second crop if needed."""
+
+    images: MakeImageInputs
+    num_draws: int = 0
+    with_view: bool = False
+
+    def __call__(self, sample: Sample, draw: SampleDraw) -> TuneInputs:
+        """Return the inputs of one sample; errors as `MakeImageInputs`."""
+        draws = None
+        if self.num_draws:
+            draws = torch.rand(self.num_draws, generator=torch.Generator().manual_seed(draw.seed ^ PATCH_STREAM))
+        views = self.images.view(sample, draw) if self.with_view else None
+        return TuneInputs(**vars(self.images(sample, draw)), patch_draws=draws, views=views)
+
+
+@dataclass(frozen=True)
+class MakePriorInputs:
+    """Makes `PriorInputs`. If an image has several captions, one is drawn; with `text_share` 0 it needs none.
+
+    images: makes the images.
+    tokenize: CLIP's tokenizer.
+    language: of the captions.
+    embed_dim: D.
+    text_share: probability that the caption is the condition.
+    dropout: probability that the condition is dropped.
+    """
+
+    images: MakeImageInputs
+    tokenize: Callable[[list[str]], Tensor]
+    language: str
+    embed_dim: int
+    text_share: float
+    dropout: float
+
+    def __call__(self, sample: Sample, draw: SampleDraw) -> PriorInputs:
+        """Return the inputs of one sample.
+
+        Raises:
+            BadSample: it has no caption in the language, or as `MakeImageInputs`.
+        """
+        captions = sample.texts.get(self.language) or ([] if self.text_share else [""])
+        if not captions:
+            raise BadSample("missing_caption", f"{sample.key} ({self.language})")
+        rng = np.random.default_rng([draw.seed, CONDITION_STREAM])
+        caption = captions[rng.integers(len(captions))]
+        noise = rng.standard_normal(self.embed_dim, np.float32)
+        return PriorInputs(
+            **vars(self.images(sample, draw)),
+            tokens=self.tokenize([caption])[0],
+            is_text=torch.tensor(rng.random() < self.text_share),
+            is_empty=torch.tensor(rng.random() < self.dropout),
+            condition_noise=torch.from_numpy(noise),
+        )
+
+
+def clean_targets(space: Frozen[Space], inputs: ImageInputs) -> Tensor:
+    """Return the samples to denoise before noise is added, (B, C, h, h): the cached latents if there are any."""
+    if inputs.target_latents is not None:
+        return inputs.target_latents.float()
+    x0: Tensor = space(inputs.target_images)
+    return x0
+
+
+def sample_batches(
+    data: TrainingData[Inputs], device: torch.device, *, num_batches: int, batch_size: int
+) -> Iterator[Batch[Inputs]]:
+    """Yield batches of distinct samples for measurements: the first in the training's shuffled order.
+
+    The order matters, since a dataset's shards may be sorted.
+
+    Args:
+        data: of the training.
+        device: of the batches.
+        num_batches: maximum number; fewer if the dataset is smaller.
+        batch_size: samples per batch; a smaller dataset gives one batch.
+    """
+    size = min(batch_size, len(data.source))
+    count = min(num_batches, len(data.source) // size)
+    for (batch,) in replace(data, global_batch_size=size).steps(0, count):
+        yield batch.to(device)
+
+
+def usable_samples(data: TrainingData[Inputs]) -> Iterator[tuple[Sample, Inputs]]:
+    """Yield the samples that can be used, in the training's shuffled order, with their inputs."""
+    order = data.order()
+    for place in range(len(data.source)):
+        index = int(order(place, place + 1)[0])
+        try:
+            sample = data.source[index]
+            yield sample, data.make(sample, SampleDraw.of(data.seed, 0, index))
+        except BadSample:
+            continue

@@ -1,0 +1,179 @@
+"""The kinds of diffusers' denoising networks: what each takes as input, and how it is called."""
+
+# B batch, C channels, h and w sides of the denoised sample, K context tokens, W their width, P width of the vector
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from torch import Tensor
+
+from vfm.plugin import UserError
+from vfm_diva.generator.conditioning import Conditioning
+from vfm_diva.parts.network_parts import FlowTransformer, UNet
+
+NETWORKS: dict[str, Any] = {
+    kind.__name__: kind for kind in (UNet2DConditionModel, SD3Transformer2DModel, FluxTransformer2DModel)
+}
+"""The known classes, by the name in a generator's folder. A class added here must be called as a UNet is."""
+
+# Further conditions that a UNet's configuration may name, and those that are supported.
+CONDITION_TYPES: dict[str, tuple[str, ...]] = {
+    "encoder_hid_dim_type": (),
+    "num_class_embeds": (),
+    "class_embed_type": ("projection",),
+    "addition_embed_type": ("text_time",),
+}
+SDXL_DOWNSCALE = 8  # of its VAE: its size conditions are in pixels
+FLUX_PATCH = 2  # a token of Flux is a square of 2 x 2 latents
+FLUX_GUIDANCE = 1.0  # the distilled guidance scale at which Flux follows the condition as strongly as the data do
+
+
+@dataclass(frozen=True)
+class NetworkInputs:
+    """The shapes of a network's inputs.
+
+    channels: C.
+    multiple: both sides of a sample must be multiples of it.
+    context_width: W.
+    pooled_width: P; 0 if the network takes no vector.
+    class_width: the part of P that is a class embedding (un-CLIP), else 0.
+    """
+
+    channels: int
+    multiple: int
+    context_width: int
+    pooled_width: int = 0
+    class_width: int = 0
+
+
+def network_inputs(network: Any) -> NetworkInputs:
+    """Return the shapes of a network's inputs, from its configuration; no weights are read.
+
+    Raises:
+        UserError: the network needs a condition that DIVA cannot give.
+    """
+    config = network.config
+    if isinstance(network, SD3Transformer2DModel):
+        width, pooled = config.joint_attention_dim, config.pooled_projection_dim
+        return NetworkInputs(config.in_channels, config.patch_size, width, pooled)
+    if isinstance(network, FluxTransformer2DModel):
+        width, pooled = config.joint_attention_dim, config.pooled_projection_dim
+        return NetworkInputs(config.in_channels // FLUX_PATCH**2, FLUX_PATCH, width, pooled)
+    multiple = 2 ** (len(config.block_out_channels) - 1)
+    return NetworkInputs(config.in_channels, multiple, _context_width(config), *_vector_widths(config))
+
+
+def _context_width(config: Any) -> int:
+    width = config.cross_attention_dim
+    widths = set(width) if isinstance(width, list | tuple) else {width}
+    if len(widths) > 1:
+        raise UserError(
+            f"the UNet's levels attend to contexts of several widths ({', '.join(map(str, sorted(widths)))})"
+        )
+    return int(widths.pop())
+
+
+def _vector_widths(config: Any) -> tuple[int, int]:
+    """Return the width of the vector that a UNet takes, and that of the class embedding in it."""
+    for key, supported in CONDITION_TYPES.items():
+        if (value := getattr(config, key)) and value not in supported:
+            raise UserError(f"the UNet needs a condition that diva does not support ({key} {value})")
+    if config.class_embed_type and config.addition_embed_type:
+        raise UserError("the UNet needs two vectors (class_embed_type, addition_embed_type); diva supports one")
+    width = config.projection_class_embeddings_input_dim
+    if config.class_embed_type:
+        return int(width), int(width)
+    return (int(width) - 6 * config.addition_time_embed_dim if config.addition_embed_type else 0), 0
+
+
+def build_unet(config: UNet, *, sample_size: int, channels: int, context_width: int) -> UNet2DConditionModel:
+    """Return a UNet with random weights from torch's generator.
+
+    The first levels only convolve and the last `attention_levels` attend: attention at full resolution costs most, and
+    a context that describes the whole image matters least there.
+    """
+    plain, attending = len(config.block_out_channels) - config.attention_levels, config.attention_levels
+    return UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=config.block_out_channels,
+        down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",) * attending,
+        up_block_types=("CrossAttnUpBlock2D",) * attending + ("UpBlock2D",) * plain,
+        layers_per_block=config.layers_per_block,
+        cross_attention_dim=context_width,
+        attention_head_dim=8,
+        norm_num_groups=4,
+    )
+
+
+def build_flow_transformer(
+    config: FlowTransformer, *, sample_size: int, channels: int, context_width: int
+) -> FluxTransformer2DModel:
+    """Return a flow transformer with random weights from torch's generator; it takes samples of any even side."""
+    return FluxTransformer2DModel(
+        patch_size=1,  # squares of latents become tokens before the network
+        in_channels=channels * FLUX_PATCH**2,
+        num_layers=config.double_blocks,
+        num_single_layers=config.single_blocks,
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.head_width,
+        joint_attention_dim=context_width,
+        pooled_projection_dim=config.vector_width,
+        guidance_embeds=False,
+        axes_dims_rope=config.rotary_widths,
+    )
+
+
+def predict(network: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    """Return a network's prediction for noisy samples, (B, C, h, w).
+
+    Args:
+        network: of a class in `NETWORKS`.
+        noisy: (B, C, h, w).
+        timesteps: from 0 to the length of the schedule, (B,).
+        conditioning: as `network_inputs` describes it.
+    """
+    if isinstance(network, SD3Transformer2DModel):
+        return torch.as_tensor(network(noisy, conditioning.tokens, conditioning.pooled, timesteps).sample)
+    if isinstance(network, FluxTransformer2DModel):
+        return _predict_flux(network, noisy, timesteps, conditioning)
+    more: dict[str, Any] = {}
+    config = getattr(network, "config", None)
+    if getattr(config, "class_embed_type", None):
+        more["class_labels"] = conditioning.pooled
+    if getattr(config, "addition_embed_type", None):
+        more["added_cond_kwargs"] = {"text_embeds": conditioning.pooled, "time_ids": _sdxl_sizes(noisy)}
+    return torch.as_tensor(network(noisy, timesteps, encoder_hidden_states=conditioning.tokens, **more).sample)
+
+
+def _sdxl_sizes(noisy: Tensor) -> Tensor:
+    """Return SDXL's size conditions of uncropped images, (B, 6): original size, offset 0, target size."""
+    height, width = (SDXL_DOWNSCALE * side for side in noisy.shape[2:])
+    sizes = torch.tensor([height, width, 0, 0, height, width], dtype=noisy.dtype)
+    return sizes.to(noisy.device, non_blocking=True).expand(len(noisy), 6)
+
+
+def _predict_flux(network: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    """Call Flux, which takes squares of latents as tokens, with their positions, and times from 0 to 1."""
+    count, channels, height, width = noisy.shape
+    rows, columns, patch = height // FLUX_PATCH, width // FLUX_PATCH, FLUX_PATCH
+    squares = noisy.view(count, channels, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
+    positions = torch.zeros(rows, columns, 3, device=noisy.device)
+    positions[..., 1] += torch.arange(rows, device=noisy.device)[:, None]
+    positions[..., 2] += torch.arange(columns, device=noisy.device)
+    predicted = network(
+        squares.reshape(count, rows * columns, -1),
+        encoder_hidden_states=conditioning.tokens,
+        pooled_projections=conditioning.pooled,
+        timestep=timesteps / 1000,
+        img_ids=positions.flatten(0, 1),
+        txt_ids=positions.new_zeros(conditioning.tokens.shape[1], 3),
+        guidance=noisy.new_full((count,), FLUX_GUIDANCE) if network.config.guidance_embeds else None,
+    ).sample
+    whole: Tensor = predicted.view(count, rows, columns, channels, patch, patch).permute(0, 3, 1, 4, 2, 5)
+    return whole.reshape(noisy.shape)

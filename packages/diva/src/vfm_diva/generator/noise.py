@@ -1,0 +1,51 @@
+"""The noise and the diffusion times of a sample, drawn from the sample's own seed."""
+
+# C channels, h side of the denoised sample, N times
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vfm_diva.parts.parts import LogitNormal, Stratified, Timesteps, Uniform
+from vfm_kernels import sample_times
+
+NOISE_STREAM = 0x6E6F6973  # separates the draws of noise and times from that of the crop, which has the same seed
+
+
+@dataclass(frozen=True)
+class NoiseSampler:
+    """Draws the noise and the times of a sample.
+
+    shape: (C, h, h).
+    num_times: N.
+    timesteps: distribution of the times.
+    """
+
+    shape: tuple[int, int, int]
+    num_times: int
+    timesteps: Timesteps
+
+    def __call__(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Return unit-normal noise, (N, C, h, h), and times in [0, 1), (N,)."""
+        generator = torch.Generator().manual_seed(seed ^ NOISE_STREAM)
+        noise = torch.randn(self.num_times, *self.shape, generator=generator)
+        times: Tensor = self.timesteps.build(self.num_times, generator)
+        return noise, times
+
+
+def uniform_times(config: Uniform, num_times: int, generator: torch.Generator) -> Tensor:
+    """Draw uniform times, (num_times,)."""
+    return sample_times("uniform", num_times, generator, shift=config.shift)
+
+
+def logit_normal_times(config: LogitNormal, num_times: int, generator: torch.Generator) -> Tensor:
+    """Draw times that are the sigmoid of a normal variable, (num_times,)."""
+    return sample_times("logit_normal", num_times, generator, mean=config.mean, std=config.std, shift=config.shift)
+
+
+def stratified_times(config: Stratified, num_times: int, generator: torch.Generator) -> Tensor:
+    """Draw one uniform time in each of `num_times` equal parts of [0, 1), in random order, (num_times,)."""
+    return sample_times("stratified", num_times, generator, shift=config.shift)

@@ -1,0 +1,1 @@
+"""Parts of DIVA's configurations: conditions, adapters, anchors, losses and networks."""

@@ -1,0 +1,44 @@
+"""The slot of the loss of `diva.tune` and its choices: configurations only, without torch."""
+
+# B images of a forward pass
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from vfm.plugin import Part
+
+
+class Loss(Part):
+    """Base class of the losses of a tuning on the denoised images.
+
+    `build()` returns a function of a denoiser and of the `Denoised` images of a batch (`tune.loss`), which returns
+    the loss and the denoising error of each image, (B,) each.
+    """
+
+    needs_view: ClassVar[bool] = False  # a second crop of each image for CLIP
+    compares_images: ClassVar[bool] = False  # those of a forward pass, at one time each
+
+
+class DenoisingLoss(Loss):
+    """The denoising error itself (DIVA, GenHancer, un2CLIP)."""
+
+    type: Literal["denoising"] = Field("denoising", description="the denoising error (DIVA, GenHancer, un2CLIP)")
+    work: ClassVar[str] = "vfm_diva.tune.loss:denoising_loss"
+
+
+class ContrastiveLoss(Loss):
+    """A contrast of what is predicted with an image's own tokens and with those of the others of the pass (DCR).
+
+    B images of a forward pass need B x B + B predictions, so the gradient depends on `micro_batch_size`.
+    """
+
+    type: Literal["contrastive"] = Field(
+        "contrastive", description="predictions with an image's own tokens against those with others' (DCR)"
+    )
+    temperature: float = Field(0.1, gt=0, description="divides the cosines of predictions")
+    work: ClassVar[str] = "vfm_diva.tune.loss:contrastive_loss"
+    needs_view: ClassVar[bool] = True
+    compares_images: ClassVar[bool] = True

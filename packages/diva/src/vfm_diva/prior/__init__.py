@@ -1,0 +1,1 @@
+"""Training of a small diffusion model: `diva.prior`."""

@@ -1,0 +1,46 @@
+"""The cost of `diva.prior` before it runs."""
+
+from __future__ import annotations
+
+import torch
+
+from vfm.models import planned_clip
+from vfm.plugin import Cost, Preflight
+from vfm.train import estimate_training
+from vfm_diva.generator.inputs import PriorInputs
+from vfm_diva.prior.prior import build_prior
+from vfm_diva.prior.prior_task import PriorTask
+from vfm_diva.prior.stages import DivaPrior
+
+
+def diva_prior_cost(config: DivaPrior, ctx: Preflight) -> Cost:
+    """Return the cost of a prior's training; unknown if its CLIP model or its VAE is not known yet.
+
+    All conditions are images, which take more than captions.
+    """
+    clip, vae = planned_clip(ctx, config.clip), ctx.artifact(config.vae) if config.vae else None
+    if clip is None or (config.vae and vae is None):
+        return Cost(unknown=(f"the model of {config.clip if clip is None else config.vae}",))
+    with torch.device("meta"):
+        generator = build_prior(config, clip, vae, weights=False)
+        task = PriorTask(clip, generator, condition_noise=config.condition.noise)
+    if config.grad_checkpointing:
+        generator.denoiser.network.enable_gradient_checkpointing()
+    side, size, shape = clip.preprocess.image_size, generator.image_size, generator.noise_shape
+
+    def inputs(number: int) -> PriorInputs:
+        images, target = (torch.zeros(number, 3, size, size, dtype=torch.uint8) for size in (side, size))
+        chosen = torch.zeros(number, dtype=torch.bool)
+        return PriorInputs(
+            images=images,
+            target_images=None if config.latents else target,
+            target_latents=torch.zeros(number, *shape) if config.latents else None,
+            noise=torch.zeros(number, 1, *shape),
+            times=torch.zeros(number, 1),
+            tokens=torch.zeros(number, clip.context_length, dtype=torch.int64),
+            is_text=chosen,
+            is_empty=chosen,
+            condition_noise=torch.zeros(number, clip.embed_dim),
+        )
+
+    return estimate_training(task, inputs, config)

@@ -1,0 +1,143 @@
+"""Panels of a prior: how much its loss depends on the condition, and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vfm.data import Batch, TrainingData
+from vfm.models import eval_mode
+from vfm.plugin import ImagesPanel, Picture, TablePanel
+from vfm_diva.generator.generator import Generator, sample_images
+from vfm_diva.generator.inputs import PriorInputs, sample_batches, usable_samples
+from vfm_diva.prior.prior_task import PriorTask
+
+NUM_BATCHES, BATCH_SIZE = 2, 128
+
+
+NUM_SAMPLES = 8
+
+
+SHOWN_SIDE = 96  # minimum side of a shown image, in pixels
+
+
+GAP = 4  # pixels between images side by side
+
+
+@torch.no_grad()
+def condition_panel(task: PriorTask, data: TrainingData[PriorInputs], *, with_texts: bool = True) -> TablePanel:
+    """Return a table of the loss with the image's own condition, with another image's, and with none.
+
+    A prior whose loss does not depend on the condition has nothing to teach. `with_texts` is False for images alone.
+    """
+    device = next(task.parameters()).device
+    batches = list(sample_batches(data, device, num_batches=NUM_BATCHES, batch_size=BATCH_SIZE))
+    count = sum(map(len, batches))
+    kinds = {"text embedding": True, "image embedding": False} if task.condition_map else {"caption's states": True}
+    kinds = {name: is_text for name, is_text in kinds.items() if with_texts or not is_text}
+    rows: list[list[str | float | int | None]] = []
+    for name, is_text in kinds.items():
+        own, other, empty = condition_losses(task, batches, is_text=is_text)
+        rows.append([name, round(own, 4), round(other, 4), round(empty, 4), round(100 * (other / own - 1), 1)])
+    return TablePanel(
+        title="Effect of the condition on the prior's loss",
+        note=f"Denoising loss on {count} images with the same noise, with their own condition, another's, or none.",
+        order=20,
+        columns=["condition", "own", "another's", "none", "rise with another's, %"],
+        rows=rows,
+    )
+
+
+@torch.no_grad()
+def condition_losses(
+    task: PriorTask, batches: Iterable[Batch[PriorInputs]], *, is_text: bool
+) -> tuple[float, float, float]:
+    """Return the mean losses with the own condition, with that of another image of the batch, and with none."""
+    sums, count = torch.zeros(3), 0
+    with eval_mode(task):
+        for batch in batches:
+            inputs = replace(batch.inputs, is_text=torch.full_like(batch.inputs.is_text, is_text))
+            own = task.condition(inputs)
+            losses = [task.errors(inputs, each).sum().cpu() for each in (own, own.mismatched(), task.empty(own))]
+            sums += torch.stack(losses)
+            count += len(own)
+    with_own, with_other, with_none = (sums / count).tolist()
+    return with_own, with_other, with_none
+
+
+@torch.no_grad()
+def samples_panel(
+    task: PriorTask, data: TrainingData[PriorInputs], language: str | None, directory: Path
+) -> ImagesPanel:
+    """Write images into `directory`: each of the dataset beside one that the prior generates.
+
+    They are generated from the image's first caption in a language, or from its embedding if `language` is None. An
+    image without a caption in the language is not shown.
+    """
+    usable = (one for one in usable_samples(data) if not language or one[0].texts.get(language))
+    shown = list(islice(usable, NUM_SAMPLES))
+    images = _target_images(
+        task.generator,
+        _stacked([inputs.target_images for _, inputs in shown]),
+        _stacked([inputs.target_latents for _, inputs in shown]),
+    )
+    captions = [sample.texts[language][0] if language else sample.key for sample, _ in shown]
+    device = next(task.denoiser.parameters()).device
+    with eval_mode(task):
+        if language:
+            conditioning = task.condition_on_texts(captions)
+        else:
+            conditioning = task.condition_on_images(torch.stack([inputs.images for _, inputs in shown]).to(device))
+        generated = sample_images(task.generator, conditioning, empty=task.empty(conditioning))
+    source = "caption" if language else "embedding"
+    return ImagesPanel(
+        title=f"Images generated from {source}s",
+        note=f"Left: an image of the dataset. Right: an image that the prior generates from its {source}.",
+        order=30,
+        pictures=_write_rows(f"drawn-from-{source}s", [images, generated], captions, directory),
+        width=200,
+    )
+
+
+def _target_images(generator: Generator, target_images: Tensor | None, target_latents: Tensor | None) -> Tensor:
+    """Return the generator's images, (B, 3, S, S), decoded from cached latents if necessary."""
+    if target_images is not None:
+        return target_images
+    assert target_latents is not None
+    weight = next(generator.denoiser.parameters())
+    return generator.space.decode(target_latents.to(weight))
+
+
+def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    return torch.stack([tensor for tensor in tensors if tensor is not None]) if tensors[0] is not None else None
+
+
+def _write_rows(name: str, columns: list[Tensor], captions: list[str], directory: Path) -> list[Picture]:
+    """Write a PNG for each caption, with the images of the columns, (B, 3, S, S) uint8, side by side."""
+    folder = directory / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index, caption in enumerate(captions):
+        file = f"pictures/{name}-{index}.png"
+        Image.fromarray(_side_by_side([column[index] for column in columns])).save(directory / file)
+        rows.append(Picture(file=file, caption=caption))
+    return rows
+
+
+def _side_by_side(images: list[Tensor]) -> NDArray[np.uint8]:
+    """Join (3, S, S) images in a row, enlarged by a whole factor, with white between them."""
+    arrays = [image.cpu().permute(1, 2, 0).numpy() for image in images]
+    side = arrays[0].shape[0]
+    factor = -(-SHOWN_SIDE // side)  # rounded up
+    large = [np.kron(array, np.ones((factor, factor, 1), np.uint8)) for array in arrays]
+    gap = np.full((side * factor, GAP, 3), 255, np.uint8)
+    parts = [part for array in large for part in (array, gap)]
+    return np.concatenate(parts[:-1], axis=1)

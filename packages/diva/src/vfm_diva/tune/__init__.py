@@ -1,0 +1,1 @@
+"""Feedback of a frozen diffusion model: `diva.tune`."""

@@ -1,0 +1,76 @@
+"""The adapters: layers from a tower's tokens to the context of a generator, and to the vector beside it."""
+
+# B batch, T tokens, E width of CLIP's tokens, D width of the joint space, W width of the context, P of the vector
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from vfm_diva.generator.condition_map import unit_rms
+from vfm_diva.generator.conditioning import Conditioning
+from vfm_diva.generator.networks import NetworkInputs
+from vfm_diva.parts.parts import LinearAdapter, MlpAdapter
+from vfm_diva.tune.condition import ImageFeatures
+
+Layers = Callable[[int, int], nn.Module]
+"""Makes the layers from an input width to an output width."""
+
+
+class AdapterNet(nn.Module):
+    """A map that is applied to each token, and one from the embedding to the vector, if the generator takes one.
+
+    tokens: (B, T, E) to (B, T, W).
+    pooled: (B, D) to (B, P), or None.
+    """
+
+    def __init__(self, tokens: nn.Module, pooled: nn.Module | None, *, unit_scale: bool = True) -> None:
+        super().__init__()
+        self.tokens, self.pooled, self.unit_scale = tokens, pooled, unit_scale
+
+    def forward(self, features: ImageFeatures) -> Conditioning:
+        """Return the conditioning; with `unit_scale` tokens and embeddings first get a root mean square of 1."""
+        inputs, embeds = features.tokens, features.embeds
+        if self.unit_scale:
+            inputs, embeds = unit_rms(inputs), unit_rms(embeds)
+        tokens = self.tokens(inputs)
+        if self.pooled is None:
+            return Conditioning(tokens)
+        repeats = len(tokens) // len(embeds)  # tokens may be drawn for each time
+        return Conditioning(tokens, self.pooled(embeds).repeat_interleave(repeats, dim=0))
+
+
+def build_linear(config: LinearAdapter, inputs: NetworkInputs, *, width: int, embed_dim: int, seed: int) -> AdapterNet:
+    """Return an adapter of one linear layer, as `build_adapter`."""
+    return build_adapter(nn.Linear, inputs, width=width, embed_dim=embed_dim, seed=seed, unit_scale=config.unit_scale)
+
+
+def build_mlp(config: MlpAdapter, inputs: NetworkInputs, *, width: int, embed_dim: int, seed: int) -> AdapterNet:
+    """Return an adapter of layer norm, linear layer, GELU and linear layer, as `build_adapter`."""
+
+    def layers(wide: int, out: int) -> nn.Module:
+        return nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, out), nn.GELU(), nn.Linear(out, out))
+
+    return build_adapter(layers, inputs, width=width, embed_dim=embed_dim, seed=seed, unit_scale=config.unit_scale)
+
+
+def build_adapter(
+    layers: Layers, inputs: NetworkInputs, *, width: int, embed_dim: int, seed: int, unit_scale: bool = True
+) -> AdapterNet:
+    """Return an adapter with random weights; torch's global generator does not change.
+
+    Args:
+        layers: makes the layers of each of the two maps.
+        inputs: of the generator's network.
+        width: E.
+        embed_dim: D.
+        seed: of the weights.
+        unit_scale: bring the inputs to a root mean square of 1.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokens = layers(width, inputs.context_width)
+        pooled = layers(embed_dim, inputs.pooled_width) if inputs.pooled_width else None
+        return AdapterNet(tokens, pooled, unit_scale=unit_scale)

@@ -1,0 +1,154 @@
+"""From a tower's features of images to the conditioning of a generator; and whether the parts of a tuning fit."""
+
+# B batch, D width of the joint space, W width of the context, P of the vector
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vfm.models import ClipModel, vision_tower
+from vfm.plugin import UserError
+from vfm.train import Frozen
+from vfm_diva.generator.condition_map import ConditionMap
+from vfm_diva.generator.conditioning import Conditioning, combine_with_prompt
+from vfm_diva.generator.generator import Generator
+from vfm_diva.parts.parts import Cls, Embedding, LastBlocks, NoAdapter
+from vfm_diva.tune.condition import ImageCondition, ImageFeatures
+from vfm_diva.tune.stages import Feedback
+
+
+class Conditioner(nn.Module):
+    """Conditions a generator on images: through an adapter, the generator's own map, or the tokens unchanged.
+
+    Args:
+        clip: the CLIP model of the tower.
+        generator: the model to condition.
+        feedback: the condition, adapter and prompt.
+        prompt: text states of the prompt (`encode_prompt`), if `needs_prompt`.
+        seed: of the adapter's initial weights.
+
+    Raises:
+        UserError: as `check_feedback`; the generator's map belongs to another CLIP model, or the prompt is missing.
+    """
+
+    prompt_tokens: Tensor | None
+    prompt_pooled: Tensor | None
+
+    def __init__(
+        self,
+        clip: ClipModel,
+        generator: Generator,
+        feedback: Feedback,
+        *,
+        prompt: Conditioning | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        condition = check_feedback(clip, generator, feedback)
+        if prompt is None and needs_prompt(clip, generator, feedback):
+            raise UserError(f"the generator needs the text states of the prompt {feedback.prompt.text!r}, got none")
+        self.combine, self.is_class = feedback.prompt.combine, takes_class(clip, generator)
+        self.context_width = generator.inputs.context_width
+        self.condition_map: Frozen[ConditionMap] | None = None
+        self.adapter: nn.Module | None = None
+        if not isinstance(feedback.adapter, NoAdapter):
+            self.adapter = feedback.adapter.build(
+                generator.inputs, width=condition.width, embed_dim=clip.embed_dim, seed=seed
+            )
+        elif generator.condition_map:
+            generator.condition_map.check_space(clip)
+            self.condition_map = Frozen(generator.condition_map)
+        self.register_buffer("prompt_tokens", prompt.tokens if prompt else None, persistent=False)
+        self.register_buffer("prompt_pooled", prompt.pooled if prompt else None, persistent=False)
+
+    @property
+    def prompt(self) -> Conditioning | None:
+        """The constant prompt, on the module's device."""
+        return None if self.prompt_tokens is None else Conditioning(self.prompt_tokens, self.prompt_pooled)
+
+    def forward(self, features: ImageFeatures) -> Conditioning:
+        """Return the conditioning on images, combined with the prompt."""
+        return combine_with_prompt(self.from_images(features), self.prompt, self.combine)
+
+    def from_images(self, features: ImageFeatures) -> Conditioning:
+        """Return the conditioning on images without the prompt."""
+        if self.adapter is not None:
+            conditioning: Conditioning = self.adapter(features)
+            return conditioning
+        embeds = features.embeds
+        if self.condition_map:
+            return self.condition_map.module.from_images(embeds)
+        if self.is_class:
+            return Conditioning(embeds.new_zeros(len(embeds), 0, self.context_width), class_vector(embeds))
+        return Conditioning(features.tokens)
+
+
+def class_vector(embeds: Tensor) -> Tensor:
+    """Return Stable unCLIP's class embedding, (B, 2 D), of image embeddings (B, D) without noise.
+
+    The second half is the sinusoidal code of noise level 0: ones, then zeros. The model's mean and deviation of
+    embeddings are used for the noise only, so they are not needed.
+    """
+    width = embeds.shape[1]
+    level = torch.cat([embeds.new_ones(width // 2), embeds.new_zeros(width - width // 2)])
+    return torch.cat([embeds, level.expand(len(embeds), width)], dim=1)
+
+
+def check_feedback(clip: ClipModel, generator: Generator, feedback: Feedback) -> ImageCondition:
+    """Check that a `TuneTask` can be built, and return its condition. Weights may be on the meta device.
+
+    Raises:
+        UserError: widths or sizes do not fit, or the CLIP model lacks the patch tokens or blocks that are needed.
+    """
+    generator.noise_shape_at(feedback.image_size or generator.image_size)
+    if feedback.prompt.combine == "broadcast" and not isinstance(feedback.condition, Embedding | Cls):
+        raise UserError(
+            f"prompt.combine: broadcast needs one token, of condition embedding or cls; got {feedback.condition.type}"
+        )
+    condition: ImageCondition = feedback.condition.build(clip)
+    if isinstance(feedback.adapter, NoAdapter):
+        _check_without_adapter(clip, generator, feedback, condition.width)
+    if feedback.update.needs_blocks:
+        depth = vision_tower(clip).depth
+        if isinstance(feedback.update, LastBlocks) and feedback.update.blocks > depth:
+            raise UserError(
+                f"update.blocks must be at most the number of blocks of {clip.name}, {depth}; "
+                f"got {feedback.update.blocks}"
+            )
+    return condition
+
+
+def _check_without_adapter(clip: ClipModel, generator: Generator, feedback: Feedback, width: int) -> None:
+    """Check that the generator has its own map from CLIP, or takes tokens of this width."""
+    inputs, is_class = generator.inputs, takes_class(clip, generator)
+    if generator.condition_map or is_class:
+        own = "a condition map" if generator.condition_map else "a class embedding"
+        if not isinstance(feedback.condition, Embedding):
+            raise UserError(f"the generator has {own}, which needs the embedding: set condition.type: embedding")
+        if generator.condition_map:
+            generator.condition_map.check_width(clip)
+    elif inputs.class_width:
+        raise UserError(
+            f"the generator's class embedding expects embeddings of width {inputs.class_width // 2}, got {clip.name} "
+            f"with {clip.embed_dim}: set adapter.type: linear"
+        )
+    elif width != inputs.context_width:
+        raise UserError(
+            f"the generator has no condition map from a CLIP's joint space, and its context expects width "
+            f"{inputs.context_width}, got tokens of {clip.name} with {width}: set adapter.type: linear"
+        )
+
+
+def takes_class(clip: ClipModel, generator: Generator) -> bool:
+    """Return whether the generator is an un-CLIP for embeddings of this CLIP model's width."""
+    return generator.inputs.class_width == 2 * clip.embed_dim
+
+
+def needs_prompt(clip: ClipModel, generator: Generator, feedback: Feedback) -> bool:
+    """Return whether the conditioning is incomplete without a prompt."""
+    if feedback.prompt.combine != "replace":
+        return True
+    if not isinstance(feedback.adapter, NoAdapter) or generator.condition_map:
+        return False
+    return takes_class(clip, generator) or generator.inputs.pooled_width > 0

@@ -1,0 +1,65 @@
+"""The text states of a text-to-image model's constant prompt, from its own text encoders."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from vfm.plugin import UserError, how_to_install, store_files
+from vfm_diva.generator.conditioning import Conditioning
+
+INDEX_FILE = "model_index.json"
+ENCODERS = ("text_encoder", "tokenizer")  # prefixes of the parts' names
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")  # one of them
+
+
+def check_encoder(folder: Path) -> None:
+    """Check that a generator's folder has its text encoders and the index that names its pipeline.
+
+    Raises:
+        UserError: one of them is missing.
+    """
+    for file in (INDEX_FILE, f"{ENCODERS[0]}/config.json"):
+        if not (folder / file).is_file():
+            raise UserError(f"{folder}: no {file} found, so the prompt cannot be encoded; prompt or combine needs it")
+    # Without these files transformers makes an empty tokenizer, whose maximum length is no number of tokens.
+    if not any((folder / ENCODERS[1] / file).is_file() for file in TOKENIZER_FILES):
+        raise UserError(f"{folder / ENCODERS[1]}: no tokenizer found, so the prompt cannot be encoded")
+    for name, part in store_files.read_record(folder / INDEX_FILE).items():
+        if name.startswith(ENCODERS) and isinstance(part, list) and None in part:  # SD 3 saved without T5
+            raise UserError(f"{folder}: {INDEX_FILE} has no {name}, so the prompt's text states would lack its part")
+
+
+@torch.no_grad()
+def encode_prompt(folder: Path, text: str) -> Conditioning:
+    """Return the text states of a prompt, B = 1, from the folder's pipeline; only its text encoders are loaded.
+
+    Raises:
+        UserError: there is no text encoder, transformers is not installed, or diffusers has no such pipeline.
+    """
+    check_encoder(folder)
+    index = store_files.read_record(folder / INDEX_FILE)
+    kind: Any = getattr(diffusers, str(index.get("_class_name")), None)
+    if kind is None:
+        raise UserError(f"{folder / INDEX_FILE}: diffusers has no {index.get('_class_name')!r}")
+    others = {name: None for name, value in index.items() if isinstance(value, list) and not name.startswith(ENCODERS)}
+    with store_files.naming(folder, "a text encoder"):
+        try:
+            pipeline = kind.from_pretrained(folder, **others)
+        except ImportError:  # diffusers has dummy classes if transformers is missing
+            raise UserError(f"a prompt needs transformers: {how_to_install('vfm-diva[prompt]')}") from None
+    known = inspect.signature(pipeline.encode_prompt).parameters
+    arguments = {
+        **dict.fromkeys(("prompt", "prompt_2", "prompt_3"), text),
+        "device": torch.device("cpu"),
+        "num_images_per_prompt": 1,
+        "do_classifier_free_guidance": False,
+    }
+    states, *rest = pipeline.encode_prompt(**{name: value for name, value in arguments.items() if name in known})
+    vectors = [value for value in rest if isinstance(value, Tensor) and value.ndim == 2 and len(value) == 1]
+    return Conditioning(states, vectors[0] if vectors else None).map(Tensor.float)

@@ -1,0 +1,106 @@
+"""The folder of a detector: the encoder in timm's layout, the head's weights and settings beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vfm.models import (
+    KeyReport,
+    TransferRules,
+    load_state_dict,
+    load_vision,
+    save_state_dict,
+    save_vision,
+    transfer_weights,
+)
+from vfm.plugin import DenseCheckpoint, DenseTask, UserError, store_files
+from vfm_eva.dense.detect.model import Detector
+from vfm_eva.dense.detect.settings import DetectorSettings
+
+ENCODER_FOLDER, SETTINGS_FILE, WEIGHTS_FILE = "encoder", "detector.json", "head.safetensors"
+PREDICTOR = "vfm_eva.dense.detect.predict:load_detector"
+OF_CLASSES = (".scores.", "cascade.mask_head.masks.")  # what depends on the classes
+_NEW = "new, for these classes"
+
+
+def build_detector(encoder: nn.Module, num_classes: int, settings: DetectorSettings, *, seed: int = 0) -> Detector:
+    """Build a detector on an encoder, with a head of random weights; torch's global generator is left unchanged.
+
+    Raises:
+        UserError: the encoder does not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Detector(encoder, num_classes, settings)
+
+
+def save_detector(model: Detector, directory: Path, class_names: Sequence[str]) -> DenseCheckpoint:
+    """Write a detector."""
+    save_vision(model.encoder.visual, directory / ENCODER_FOLDER)
+    save_state_dict(model.head.state_dict(), directory / WEIGHTS_FILE)
+    (directory / SETTINGS_FILE).write_text(model.settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return DenseCheckpoint.create(
+        directory,
+        encoder=ENCODER_FOLDER,
+        tasks=predicted(model.settings),
+        class_names=list(class_names),
+        image_size=model.settings.image_size,
+        predictor=PREDICTOR,
+    )
+
+
+def predicted(settings: DetectorSettings) -> list[DenseTask]:
+    """Return what a detector predicts."""
+    return ["boxes", "masks"] if settings.masks else ["boxes"]
+
+
+def read_settings(checkpoint: DenseCheckpoint) -> DetectorSettings:
+    """Read the settings of a detector.
+
+    Raises:
+        UserError: the checkpoint is no detector of this package, or its file is damaged.
+    """
+    file = checkpoint.path / SETTINGS_FILE
+    if checkpoint.predictor != PREDICTOR:
+        raise UserError(f"{checkpoint.path}: expected a detector of eva.detect, got a model of {checkpoint.predictor}")
+    with store_files.reading(file, "the settings of a detector"):
+        return DetectorSettings.model_validate_json(file.read_text(encoding="utf-8"))
+
+
+def read_detector(checkpoint: DenseCheckpoint) -> Detector:
+    """Load a detector in evaluation mode.
+
+    Raises:
+        UserError: a file is missing or does not fit.
+    """
+    encoder = load_vision(checkpoint.path / checkpoint.encoder)
+    model = build_detector(encoder, len(checkpoint.class_names), read_settings(checkpoint))
+    load_head(checkpoint, model, checkpoint.class_names)
+    return model.eval()
+
+
+def load_head(checkpoint: DenseCheckpoint, model: Detector, class_names: Sequence[str]) -> KeyReport:
+    """Load the head of a checkpoint; for other classes, what depends on them keeps its initial weights.
+
+    A head without masks leaves the mask head as it is.
+
+    Raises:
+        UserError: a weight is missing, unknown, or of another shape.
+    """
+    weights, report = load_state_dict(checkpoint.path / WEIGHTS_FILE), KeyReport()
+    new: dict[str, str] = {}
+    if list(class_names) != checkpoint.class_names:
+        for key in [key for key in weights if any(part in key for part in OF_CLASSES)]:
+            del weights[key]
+            new[key] = _NEW
+    if model.settings.masks and not any(".mask_head." in key for key in weights):
+        new["cascade.mask_head."] = "new, since the start has no masks"
+    dropped = {} if model.settings.masks else {"cascade.mask_head.": "this detector has no masks"}
+    where = str(checkpoint.path / WEIGHTS_FILE)
+    rules = TransferRules(dropped, new, where=where, source="the file", target="the detector")
+    transfer_weights(weights, model.head, rules, report)
+    return report

@@ -1,0 +1,54 @@
+"""The cost of `eva.detect` before it runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from vfm.plugin import Cost, Preflight, VisionCheckpoint
+from vfm_eva.dense.detect.checkpoint import build_detector
+from vfm_eva.dense.detect.samples import DetectionInputs
+from vfm_eva.dense.detect.stages import EvaDetect
+from vfm_eva.dense.detect.task import DetectTask
+from vfm_eva.dense.detect.train import build_visual
+from vfm_eva.finetune.estimate import OBJECTS, Planned, _ragged, estimate_with_encoder, images, known_classes, zeros
+
+POSITIVE = 0.25  # largest share of a detector's regions that are trained as objects
+
+
+def eva_detect_cost(config: EvaDetect, ctx: Preflight) -> Cost:
+    """Return the cost of a training with the mean number of objects in each crop.
+
+    It is unknown until the encoder, or the detector to start from, is known.
+    """
+    data, names = ctx.artifact(config.data), known_classes(ctx, config.data)
+    objects = -(-data.num_objects // data.num_samples) if data else OBJECTS
+    start = ctx.artifact(config.start) if config.start else None
+    if config.start and not start:
+        return Cost(unknown=(f"the detector {config.start}",))
+    detector, federated = config.detector, config.detector.cascade.loss == "federated"
+
+    def plan(encoder: VisionCheckpoint) -> Planned:
+        visual = build_visual(config, encoder.path)
+        if config.grad_checkpointing:
+            visual.set_grad_checkpointing()  # type: ignore[operator]
+        task = DetectTask(
+            build_detector(visual, len(names), detector),
+            names,
+            class_images=np.ones(len(names), np.int64) if federated else None,
+            layer_decay=config.layer_decay,
+            decay_vectors=config.decay_vectors,
+            freeze_patch_embed=config.freeze_patch_embed,
+        )
+        side = detector.image_size
+
+        def inputs(number: int) -> DetectionInputs:
+            labels = _ragged(number, objects, dtype=torch.int64)
+            boxes = _ragged(number, objects, 4, dtype=torch.float32)
+            masks = _ragged(number, objects, side, side, dtype=torch.bool) if detector.masks else None
+            return DetectionInputs(images(number, side), zeros(number, 2), labels, boxes, masks)
+
+        return task, inputs
+
+    own = VisionCheckpoint.load(start.path / start.encoder, verify=False) if start else None
+    return estimate_with_encoder(config, ctx, plan, own, selected=POSITIVE)

@@ -1,0 +1,66 @@
+"""Region proposals: torchvision's network with the anchors and the loss of detectron2."""
+
+# A anchors of a place, L levels
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+
+from vfm_eva.dense.detect.settings import Proposals
+
+
+class ExactAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
+    """Anchors whose corners are not rounded to whole pixels, as in detectron2."""
+
+    def generate_anchors(
+        self,
+        scales: list[int],
+        aspect_ratios: list[float],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 (the signature of torchvision)
+    ) -> Tensor:
+        """Return the anchors around a place, (A, 4)."""
+        ratios = torch.tensor(aspect_ratios, dtype=dtype, device=device).sqrt()
+        sides = torch.tensor(scales, dtype=dtype, device=device)
+        widths, heights = (sides / ratios[:, None]).flatten(), (sides * ratios[:, None]).flatten()
+        return torch.stack([-widths, -heights, widths, heights], dim=1) / 2
+
+
+class ProposalHead(RPNHead):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's head; boxes are computed in 32 bits whatever the precision of the maps."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return objectness and refinements of each level."""
+        objectness, deltas = super().forward(x)
+        return [one.float() for one in objectness], [one.float() for one in deltas]
+
+
+class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's network whose box loss is L1, and both losses are divided by the number of wanted samples."""
+
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of the objectness and that of the boxes."""
+        positive, negative = (torch.cat(one).bool() for one in self.fg_bg_sampler(labels))
+        number = self.fg_bg_sampler.batch_size_per_image * len(labels)
+        wanted, sampled = torch.cat(labels), positive | negative
+        deltas = F.l1_loss(pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], reduction="sum")
+        classes = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], wanted[sampled], reduction="sum")
+        return classes / number, deltas / number
+
+
+def build_proposals(settings: Proposals, channels: int, strides: tuple[int, ...]) -> ProposalNetwork:
+    """Build the network for maps of these strides."""
+    sides = tuple((settings.anchor_scale * stride,) for stride in strides)
+    ratios = (tuple(settings.aspect_ratios),) * len(strides)
+    anchors = ExactAnchors(sides, ratios)
+    head = ProposalHead(channels, len(settings.aspect_ratios), settings.num_convs)
+    # A test takes fewer candidates of a level than a training, as in detectron2.
+    before = {"training": settings.before_nms, "testing": max(1, settings.before_nms // 2)}
+    after = {"training": settings.num_proposals, "testing": settings.num_proposals}
+    return ProposalNetwork(anchors, head, 0.7, 0.3, settings.num_samples, 0.5, before, after, settings.nms)

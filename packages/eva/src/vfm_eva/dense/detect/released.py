@@ -1,0 +1,74 @@
+"""The work of `eva.import_detector`: EVA's released detection checkpoints, with every key accounted for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vfm.models import KeyReport, TransferRules, load_state_dict, to_timm, transfer_weights
+from vfm.plugin import AnnotatedImages, Context, DenseCheckpoint, Preflight, UserError
+from vfm_eva.dense.detect.checkpoint import build_detector, save_detector
+from vfm_eva.dense.detect.eva_layout import DROPPED, ENCODER, RELATIVE, head_name
+from vfm_eva.dense.detect.model import Detector
+from vfm_eva.dense.detect.stages import ImportDetector
+from vfm_eva.dense.released import build_released
+
+_UNUSED = dict.fromkeys(("cls_token", "reg_token", "norm.", "fc_norm.", "head."), "not read by a detector")
+
+
+def check_import_detector(config: ImportDetector, ctx: Preflight) -> None:
+    """Check that the encoder can be built and takes the head.
+
+    Raises:
+        UserError: it does not.
+    """
+    data = ctx.artifact(config.data)
+    with torch.device("meta"):
+        _build(config, data)
+
+
+def import_detector(config: ImportDetector, ctx: Context) -> DenseCheckpoint:
+    """Read the file into a detector.
+
+    Raises:
+        UserError: a key is missing, unknown or of another shape.
+    """
+    data = ctx.load(config.data)
+    model = _build(config, data)
+    report = load_released(load_state_dict(config.path), model, config.path)
+    ctx.log(f"weights: {report.summary}")
+    ctx.panel(report.panel("Imported weights"))
+    return save_detector(model, ctx.directory, data.class_names)
+
+
+def load_released(tensors: dict[str, Tensor], model: Detector, where: str) -> KeyReport:
+    """Load a state dict in the names of EVA's detection code.
+
+    Args:
+        tensors: the state dict.
+        model: the detector.
+        where: the file, for errors.
+
+    Raises:
+        UserError: a key is missing, unknown or of another shape; or only one of file and detector has
+            relative positions.
+    """
+    in_head = {key for key in tensors if not key.startswith(ENCODER) or RELATIVE.fullmatch(key)}
+    if any(RELATIVE.fullmatch(key) for key in tensors) != model.settings.windows.relative:
+        raise UserError(
+            f"{where}: it has {'no ' if model.settings.windows.relative else ''}relative positions, which EVA-01's"
+            f" detectors have; set detector.windows.relative: {str(not model.settings.windows.relative).lower()}"
+        )
+    report = KeyReport()
+    head = {key: value for key, value in tensors.items() if key in in_head}
+    to_head = TransferRules(DROPPED, {}, head_name, where=where, source="the file", target="the detector")
+    transfer_weights(head, model.head, to_head, report)
+    encoder = {key.removeprefix(ENCODER): value for key, value in tensors.items() if key not in in_head}
+    dropped = {"rope": "computed from the grid"}
+    to_encoder = TransferRules(dropped, _UNUSED, to_timm(encoder), where=where, source="the file", target="the encoder")
+    transfer_weights(encoder, model.encoder.visual, to_encoder, report)
+    return report
+
+
+def _build(config: ImportDetector, data: AnnotatedImages | None) -> Detector:
+    return build_detector(build_released(config.model), len(data.class_names) if data else 2, config.detector)

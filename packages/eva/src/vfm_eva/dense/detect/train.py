@@ -1,0 +1,156 @@
+"""The work of `eva.detect`: the model, its samples, the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from vfm.data import TrainingData
+from vfm.data.annotated import AnnotatedSource, Objects
+from vfm.models import (
+    KeyReport,
+    TransferRules,
+    build_vision,
+    load_vision,
+    transfer_weights,
+    vision_tower,
+)
+from vfm.plugin import (
+    AnnotatedImages,
+    Context,
+    DenseCheckpoint,
+    Preflight,
+    UserError,
+    check_dense_evaluations,
+)
+from vfm.train import fit, is_main
+from vfm_eva.dense.detect.checkpoint import build_detector, load_head, predicted, read_settings
+from vfm_eva.dense.detect.model import Detector
+from vfm_eva.dense.detect.panels import first_samples_panel
+from vfm_eva.dense.detect.repeat import RepeatedEpochs, repeat_factors
+from vfm_eva.dense.detect.samples import MakeDetection, things_of
+from vfm_eva.dense.detect.stages import EvaDetect
+from vfm_eva.dense.detect.task import DetectTask
+
+
+def check_eva_detect(config: EvaDetect, ctx: Preflight) -> None:
+    """Check that the data have boxes and masks as needed, and that a known encoder takes the head.
+
+    Raises:
+        UserError: the first mistake.
+    """
+    if data := ctx.artifact(config.data):
+        check_data(config, data)
+    names = data.class_names if data else None
+    check_dense_evaluations(config, predicted(config.detector), names, ctx.artifact)
+    start = ctx.artifact(config.start) if config.start else None
+    if start:
+        read_settings(start)
+    encoder = ctx.artifact(config.encoder) if config.encoder else None
+    folder = encoder.path if encoder else start.path / start.encoder if start else None
+    if folder:
+        with torch.device("meta"):
+            visual = build_visual(config, folder)
+            build_detector(visual, len(data.class_names) if data else 2, config.detector)
+
+
+def check_data(config: EvaDetect, data: AnnotatedImages) -> None:
+    """Check that a dataset has images, and boxes, and masks if the detector has them.
+
+    Raises:
+        UserError: it has not.
+    """
+    if not data.has_images:
+        raise UserError(f"{config.data}: made with images: false, so there is nothing to train on")
+    needed = ["boxes", *(["masks"] if config.detector.masks else [])]
+    if missing := [label for label in needed if label not in data.labels]:
+        hint = "; set detector.masks: false" if missing == ["masks"] else ""
+        found = ", ".join(data.labels)
+        raise UserError(f"{config.data}: eva.detect needs {missing[0]}, the dataset has {found}{hint}")
+    if not data.num_objects:
+        raise UserError(f"{config.data}: expected annotated objects, the dataset has none")
+
+
+def detect_eva(config: EvaDetect, ctx: Context) -> DenseCheckpoint:
+    """Train the detector."""
+    data = ctx.load(config.data)
+    check_data(config, data)
+    check_dense_evaluations(config, predicted(config.detector), data.class_names, ctx.load)
+    model = _model(config, ctx, data)
+    source = AnnotatedSource(data)
+    class_images = count_images(source)
+    if is_main() and (lacking := int((class_images == 0).sum() - (~np.array(data.things)).sum())):
+        ctx.warn(f"{config.data}: {lacking} of {len(data.class_names)} classes have no object")
+    task = DetectTask(
+        model,
+        data.class_names,
+        class_images=class_images if config.detector.cascade.loss == "federated" else None,
+        federated_power=config.federated_power,
+        layer_decay=config.layer_decay,
+        decay_vectors=config.decay_vectors,
+        freeze_patch_embed=config.freeze_patch_embed,
+        seed=config.seed,
+    )
+    red, green, blue = (round(255 * value) for value in task.preprocess.mean)
+    make = MakeDetection(
+        source, config.detector.image_size, config.augmentation, config.detector.masks, (red, green, blue)
+    )
+    images = source.source
+    if config.repeat_threshold:
+        factors = repeat_factors(_trained(source), len(source), len(data.class_names), config.repeat_threshold)
+        images.epochs = RepeatedEpochs(images, factors, config.seed)
+        if is_main():
+            ctx.log(f"repeat factors: {factors.sum():.0f} images an epoch instead of {len(source)}")
+    batches = TrainingData.of(config, images, make)
+    if is_main():
+        ctx.panel(first_samples_panel(batches, data.class_names, ctx.directory))
+    fit(task, batches, config, ctx)
+    return task.export(ctx.directory)
+
+
+def count_images(source: AnnotatedSource) -> NDArray[np.int64]:
+    """Return the number of images with each class."""
+    objects = _trained(source)
+    pairs = np.unique(np.stack([objects.image, objects.labels]), axis=1)
+    return np.bincount(pairs[1], minlength=len(source.dataset.class_names))
+
+
+def _trained(source: AnnotatedSource) -> Objects:
+    objects = things_of(source, source.tables.all)
+    return objects[~(objects.crowd | objects.ignored)]
+
+
+def _model(config: EvaDetect, ctx: Context, data: AnnotatedImages) -> Detector:
+    """Build the detector, with the weights of the encoder or of another detector."""
+    start = ctx.load(config.start) if config.start else None
+    encoder = ctx.load(config.encoder) if config.encoder else None
+    folder = encoder.path if encoder else start.path / start.encoder  # type: ignore[union-attr]
+    visual = build_visual(config, folder, load=True)
+    if config.grad_checkpointing:
+        visual.set_grad_checkpointing()  # type: ignore[operator]
+    model = build_detector(visual, len(data.class_names), config.detector, seed=config.seed)
+    if start:
+        report = load_head(start, model, data.class_names)
+        if is_main():
+            ctx.log(f"weights of the head: {report.summary}")
+            ctx.panel(report.panel("Weights of the head"))
+    return model
+
+
+def build_visual(config: EvaDetect, folder: Path, *, load: bool = False) -> nn.Module:
+    """Build an encoder, with its patches resampled if other ones are wanted; its grid stays the same."""
+    own = vision_tower(build_vision(f"local-dir:{folder}"))
+    size = config.patch_size or own.patch_size[0]
+    arguments: dict[str, Any] = {"drop_path_rate": config.drop_path}
+    if size == own.patch_size[0]:
+        return load_vision(folder, **arguments) if load else build_vision(f"local-dir:{folder}", **arguments)
+    made = build_vision(f"local-dir:{folder}", image_size=size * own.grid[0], patch_size=size, **arguments)
+    if load:
+        rules = TransferRules({}, {}, where="encoder", target="the encoder of the detector")
+        transfer_weights(load_vision(folder).state_dict(), made, rules, KeyReport())
+    return made

@@ -1,0 +1,205 @@
+"""The model of a segmentation: an encoder in timm's layout, a head, and the folder that holds both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from torch import nn
+
+from vfm.models import (
+    VISION_WEIGHTS_FILE,
+    KeyReport,
+    TransferRules,
+    build_vision,
+    load_clip,
+    load_state_dict,
+    load_vision,
+    save_state_dict,
+    save_vision,
+    transfer_weights,
+    vision_tower,
+)
+from vfm.plugin import ClipCheckpoint, DenseCheckpoint, DenseTask, UserError, VisionCheckpoint
+from vfm_eva.dense.encoder import DenseEncoder
+from vfm_eva.dense.segment.maps import LinearHead, MapSegmenter, UperNet
+from vfm_eva.dense.segment.mask2former import Mask2FormerSegmenter
+from vfm_eva.dense.segment.queries import QueriesHead, QuerySegmenter
+from vfm_eva.dense.segment.stages import (
+    EvaSegment,
+    LinearSegmentation,
+    QueriesSegmentation,
+    SegmentationHead,
+    UperNetSegmentation,
+)
+
+HEAD_WEIGHTS_FILE, HEAD_CONFIG_FILE = "head.safetensors", "head.json"
+ENCODER_FOLDER = "encoder"
+PREDICTOR = "vfm_eva.dense.segment.predict:load_segmenter"
+NOT_READ = ("head.", "attn_pool.")  # of an encoder
+PREDICTED: dict[str, list[DenseTask]] = {
+    "semantic": ["semantic"],
+    "instance": ["boxes", "masks"],
+    "panoptic": ["panoptic", "semantic", "boxes", "masks"],
+}
+Segmenter = QuerySegmenter | MapSegmenter | Mask2FormerSegmenter
+
+
+@dataclass(frozen=True)
+class HeadRecord:
+    """What a folder says about a head beside its weights.
+
+    Attributes:
+        head: the settings of the head.
+        task: semantic, instance or panoptic.
+        frozen: whether the encoder was frozen.
+        things: whether each class has instances.
+    """
+
+    head: dict[str, Any]
+    task: str
+    frozen: bool
+    things: list[bool]
+
+    @property
+    def settings(self) -> SegmentationHead:
+        """The settings of the head."""
+        choice = SegmentationHead.choices[self.head["type"]]
+        return choice.model_validate(self.head)  # type: ignore[return-value]
+
+
+def build_queries(
+    settings: QueriesSegmentation, encoder: nn.Module, num_classes: int, *, frozen: bool
+) -> QuerySegmenter:
+    """Return an encoder with queries in its last blocks."""
+    dense = DenseEncoder(encoder)
+    head = QueriesHead(dense.width, num_classes, settings.num_queries, dense.patch_size)
+    return QuerySegmenter(dense, head, settings.num_blocks, frozen=frozen)
+
+
+def build_linear(settings: LinearSegmentation, encoder: nn.Module, num_classes: int, *, frozen: bool) -> MapSegmenter:
+    """Return an encoder with a linear head."""
+    dense = DenseEncoder(encoder, layers=settings.layers)
+    return MapSegmenter(dense, LinearHead(dense.width, len(settings.layers), num_classes), frozen=frozen)
+
+
+def build_upernet(settings: UperNetSegmentation, encoder: nn.Module, num_classes: int, *, frozen: bool) -> MapSegmenter:
+    """Return an encoder with UperNet."""
+    dense = DenseEncoder(encoder, layers=settings.layers)
+    head = UperNet(dense.width, num_classes, settings.channels, auxiliary=settings.auxiliary > 0)
+    return MapSegmenter(dense, head, frozen=frozen)
+
+
+def build_segmenter(config: EvaSegment, encoder: nn.Module, num_classes: int) -> Segmenter:
+    """Return the model of a training, with a new head of the seed's random weights.
+
+    Raises:
+        UserError: the head does not fit the encoder.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model: Segmenter = config.head.build(encoder, num_classes, frozen=config.frozen)
+    check_side(config.image_size, model.encoder)
+    for name, parameter in model.encoder.visual.named_parameters():
+        if name.startswith(NOT_READ):
+            parameter.requires_grad_(False)
+    if config.frozen:  # frozen blocks are not skipped at random either
+        for module in model.encoder.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
+    return model
+
+
+def check_side(image_size: int | None, encoder: DenseEncoder) -> None:
+    """Check that images divide into patches.
+
+    Raises:
+        UserError: they do not.
+    """
+    side = image_size or encoder.trunk.grid[0] * encoder.patch_size
+    if side % encoder.patch_size:
+        raise UserError(f"image_size: expected a multiple of the patch size {encoder.patch_size}, got {side}")
+
+
+def build_encoder(config: EvaSegment, checkpoint: VisionCheckpoint | ClipCheckpoint) -> nn.Module:
+    """Build the architecture of an encoder without a head; its weights are not loaded.
+
+    Raises:
+        UserError: it cannot be built with these settings, or a CLIP model's image tower is not timm's.
+    """
+    arguments: dict[str, Any] = {"drop_path_rate": config.drop_path, "num_classes": 0}
+    if config.patch_size:
+        arguments["patch_size"] = config.patch_size
+    if isinstance(checkpoint, VisionCheckpoint):
+        size, name = config.image_size or checkpoint.image_size, f"local-dir:{checkpoint.path}"
+        with torch.device("meta"):
+            vision_tower(build_vision(name))  # encoders without patch tokens do not know the arguments below
+        return build_vision(name, image_size=size, **arguments)
+    clip_config = json.loads((checkpoint.path / "open_clip_config.json").read_text(encoding="utf-8"))
+    vision = clip_config["model_cfg"]["vision_cfg"]
+    if not vision.get("timm_model_name"):
+        raise UserError(
+            f"encoder: the image tower of {checkpoint.model} is open_clip's own, which timm's layout does not hold;"
+            " expected a CLIP model with a timm tower, such as EVA02-Nano-4-32, or a vision encoder"
+        )
+    size, pool = config.image_size or checkpoint.image_size, vision.get("timm_pool") or "avg"
+    return build_vision(vision["timm_model_name"], image_size=size, global_pool=pool, **arguments)
+
+
+def load_encoder(config: EvaSegment, checkpoint: VisionCheckpoint | ClipCheckpoint) -> tuple[nn.Module, KeyReport]:
+    """Return an encoder with its weights, positions and patches resampled to the settings, and what became of each.
+
+    Raises:
+        UserError: it cannot be built, or a weight does not fit.
+    """
+    model, report = build_encoder(config, checkpoint), KeyReport()
+    if isinstance(checkpoint, VisionCheckpoint):
+        weights = load_state_dict(checkpoint.path / VISION_WEIGHTS_FILE)
+    else:
+        visual: Any = load_clip(checkpoint).module.visual
+        weights = dict(visual.trunk.state_dict())
+    dropped = {"head.": "a head for images", "mask_token": "replaces masked patches, used in pre-training only"}
+    rules = TransferRules(dropped, {}, where="encoder", target="the encoder")
+    transfer_weights(weights, model, rules, report)
+    return model, report
+
+
+def save_segmenter(
+    model: Segmenter, record: HeadRecord, directory: Path, class_names: Sequence[str]
+) -> DenseCheckpoint:
+    """Write a model: the encoder in timm's layout in a folder of its own, the head's weights and settings beside it."""
+    encoder = save_vision(model.encoder.visual, directory / ENCODER_FOLDER)
+    weights = {key: value for key, value in model.state_dict().items() if not key.startswith("encoder.")}
+    save_state_dict(weights, directory / HEAD_WEIGHTS_FILE)
+    (directory / HEAD_CONFIG_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+    return DenseCheckpoint.create(
+        directory,
+        encoder=ENCODER_FOLDER,
+        tasks=PREDICTED[record.task],
+        class_names=list(class_names),
+        image_size=encoder.image_size,
+        predictor=PREDICTOR,
+    )
+
+
+def read_segmenter(checkpoint: DenseCheckpoint) -> tuple[Segmenter, HeadRecord]:
+    """Load what `save_segmenter` has written, in evaluation mode.
+
+    Raises:
+        UserError: a file is missing, or the head's weights do not fit.
+    """
+    record = HeadRecord(**json.loads((checkpoint.path / HEAD_CONFIG_FILE).read_text(encoding="utf-8")))
+    encoder = load_vision(checkpoint.path / checkpoint.encoder)
+    model: Segmenter = record.settings.build(encoder, len(checkpoint.class_names), frozen=record.frozen)
+    weights = load_state_dict(checkpoint.path / HEAD_WEIGHTS_FILE)
+    missing, unknown = model.load_state_dict(weights, strict=False)
+    lacking = [key for key in missing if not key.startswith("encoder.")]
+    if lacking or unknown:
+        key = (lacking or unknown)[0]
+        raise UserError(f"{checkpoint.path / HEAD_WEIGHTS_FILE}: {'misses' if lacking else 'has an unknown'} {key}")
+    return model.eval(), record

@@ -1,0 +1,121 @@
+"""A trained segmenter as evaluations and `vfm predict` call it."""
+
+# B batch, S side of a crop, K classes, H and W height and width of an image
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfm.models import vision_preprocess
+from vfm.plugin import DenseCheckpoint, DenseTask, Instances, PanopticMap
+from vfm_eva.dense.augment import Placement, boxes_of, place_picture, whole
+from vfm_eva.dense.segment.maps import MapSegmenter
+from vfm_eva.dense.segment.model import PREDICTED, HeadRecord, Segmenter, read_segmenter
+from vfm_eva.dense.segment.post import best_objects, maskness, panoptic_map, semantic_scores
+from vfm_eva.dense.segment.queries import Predictions
+from vfm_eva.dense.segment.stages import QueriesSegmentation
+
+
+class SegmentPredictor:
+    """A `DensePredictor` of a segmenter in evaluation mode.
+
+    It computes without inference mode, in which a model in training would keep tensors that its next step cannot use.
+    """
+
+    def __init__(self, model: Segmenter, record: HeadRecord) -> None:
+        self.model, self.record = model, record
+        self.preprocess = vision_preprocess(model.encoder.visual)
+
+    @property
+    def tasks(self) -> list[DenseTask]:
+        """What it predicts."""
+        return PREDICTED[self.record.task]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the input in pixels."""
+        return self.preprocess.image_size
+
+    @torch.no_grad()
+    def crop_logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return scores of the classes for square crops, (B, S, S, 3) to (B, K, h, w)."""
+        pixels = self._pixels(torch.tensor(crops))
+        if isinstance(self.model, MapSegmenter):
+            scores = self.model(pixels)[0]
+        else:
+            last = self.model(pixels)[-1]
+            scores = semantic_scores(last.classes.float(), last.masks.float())
+        found: NDArray[np.float32] = scores.float().cpu().numpy()
+        return found
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Image.Image]) -> list[Instances]:
+        """Return the objects of each image; the score is the class' probability times the mean inside the mask."""
+        found = []
+        for image, placement, last in self._whole(images):
+            best = best_objects(last.classes[0], self.record.things)
+            masks = _full_size(last.masks[0, best.queries], placement, image)
+            scores = best.scores * maskness(masks)
+            inside = (masks > 0).cpu().numpy()
+            rows = np.flatnonzero(inside.any(axis=(1, 2)))
+            found.append(
+                Instances(
+                    best.labels.cpu().numpy()[rows],
+                    scores.double().cpu().numpy()[rows],
+                    boxes_of(inside[rows]),
+                    inside[rows],
+                )
+            )
+        return found
+
+    @torch.no_grad()
+    def segment_all(self, images: Sequence[Image.Image]) -> list[PanopticMap]:
+        """Return the panoptic map of each image."""
+        settings = self.record.settings
+        assert isinstance(settings, QueriesSegmentation)
+        found = []
+        for image, placement, last in self._whole(images):
+            segments, labels = panoptic_map(
+                last.classes[0],
+                _full_size(last.masks[0], placement, image),
+                self.record.things,
+                score_threshold=settings.score_threshold,
+                overlap_threshold=settings.overlap_threshold,
+            )
+            found.append(PanopticMap(segments.cpu().numpy().astype(np.int64), labels.numpy()))
+        return found
+
+    def _whole(self, images: Sequence[Image.Image]) -> list[tuple[Image.Image, Placement, Predictions]]:
+        """Return each image with its place in the model's square, and the predictions for it."""
+        placements = [whole(image.size, self.image_size) for image in images]
+        crops = torch.stack([place_picture(image, at) for image, at in zip(images, placements, strict=True)])
+        last = self.model(self._pixels(crops))[-1]
+        parts = [
+            Predictions(last.classes[n : n + 1].float(), last.masks[n : n + 1].float()) for n in range(len(images))
+        ]
+        return list(zip(images, placements, parts, strict=True))
+
+    def _pixels(self, crops: Tensor) -> Tensor:
+        return self.preprocess.pixels(crops.to(next(self.model.parameters()).device))
+
+
+def load_segmenter(checkpoint: DenseCheckpoint, device: torch.device) -> SegmentPredictor:
+    """Load a segmenter from its folder."""
+    model, record = read_segmenter(checkpoint)
+    return SegmentPredictor(model.to(device), record)
+
+
+def _full_size(masks: Tensor, placement: Placement, image: Image.Image) -> Tensor:
+    """Return the scores of masks in the square as those in the image, (N, h, w) to (N, H, W)."""
+    side, (width, height) = placement.side, placement.covered
+    square = F.interpolate(masks[None], size=(side, side), mode="bilinear", align_corners=False)
+    part = square[..., :height, :width]
+    size = (image.height, image.width)
+    return F.interpolate(part, size=size, mode="bilinear", align_corners=False)[0]

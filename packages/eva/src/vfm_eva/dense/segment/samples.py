@@ -1,0 +1,172 @@
+"""Samples of a training of segmentation: a crop, and the masks and classes of its segments."""
+
+# M segments, S side of a crop
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vfm.data import BadSample, Ragged, Sample, SampleDraw
+from vfm.data.annotated import IGNORED, AnnotatedSource, Objects
+from vfm_eva.dense.augment import (
+    Placement,
+    distort,
+    draw_distortion,
+    draw_placement,
+    place_objects,
+    place_picture,
+)
+from vfm_eva.dense.crops import draw_crop, place_labels
+from vfm_eva.dense.segment.stages import SegmentAugmentation
+
+NUM_TRIES = 10  # crops of an image until one has a segment
+
+
+@dataclass(frozen=True)
+class SegmentInputs:
+    """One crop with its segments, or a batch.
+
+    Attributes:
+        images: uint8, (B, 3, S, S).
+        labels: class of each segment, (M,) for each crop.
+        masks: of the segments, eight pixels of a row in a byte, uint8 (M, S, S / 8) for each crop.
+        semantic: class of each pixel, -1 where it is unlabelled, int16 (B, S, S); None unless the task is semantic.
+    """
+
+    images: Tensor
+    labels: Ragged
+    masks: Ragged
+    semantic: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class MakeSegments:
+    """Makes the inputs of one sample; everything random is drawn from the draw's seed.
+
+    Attributes:
+        source: the labels.
+        task: semantic, instance or panoptic.
+        side: S.
+        augmentation: ranges of the draws.
+        max_segments: largest M; of more segments the largest are kept.
+        with_masks: whether masks are made; otherwise only the semantic map.
+    """
+
+    source: AnnotatedSource
+    task: str
+    side: int
+    augmentation: SegmentAugmentation
+    max_segments: int
+    with_masks: bool = True
+
+    def __call__(self, sample: Sample, draw: SampleDraw) -> SegmentInputs:
+        """Return the inputs of one sample; raises BadSample."""
+        rng = np.random.default_rng(draw.seed)
+        picture = self.source.decode(draw.index, sample.image)
+        semantic = None
+        if self.task == "semantic":
+            known = self.source.semantic(draw.index)
+            _check_size(picture, known.shape, sample.key)
+            settings = self.augmentation
+            placement = draw_crop(known, self.side, settings.scale, settings.flip, rng, max_share=settings.max_share)
+            semantic = place_labels(known, placement)
+            labels, masks = segments_of(semantic) if self.with_masks else _no_segments(self.side)
+        else:
+            placement, labels, masks = self._objects(draw.index, picture, sample.key, rng)
+        image = place_picture(picture, placement)
+        if self.augmentation.photometric:
+            image = distort(image, draw_distortion(rng))
+        rows = largest(masks, self.max_segments)
+        return SegmentInputs(
+            image,
+            Ragged((torch.from_numpy(labels[rows]),)),
+            Ragged((torch.from_numpy(np.packbits(masks[rows], axis=-1)),)),
+            None if semantic is None else torch.from_numpy(semantic.astype(np.int16)),
+        )
+
+    def _objects(
+        self, index: int, picture: Image.Image, key: str, rng: np.random.Generator
+    ) -> tuple[Placement, NDArray[np.int64], NDArray[np.bool_]]:
+        """Draw a crop that shows a segment; after ten without one, the last is taken."""
+        width, height = self.source.sizes[index]
+        _check_size(picture, (height, width), key)
+        objects, background = self.source.objects(index), self.source.dataset.background
+        if self.task == "instance":
+            objects = objects[np.array(self.source.dataset.things, dtype=bool)[objects.labels]]
+        for _ in range(NUM_TRIES):
+            placement = draw_placement((width, height), self.side, self.augmentation.scale, self.augmentation.flip, rng)
+            placed = place_objects(objects, placement, with_masks=True)
+            labels, masks = placed.labels, np.asarray(placed.masks)
+            if len(labels):
+                break
+        if self.task == "panoptic" and background is not None:
+            taken = np.concatenate([masks, _without_label(objects, placement)]).any(axis=0)
+            rest = np.zeros((1, self.side, self.side), dtype=bool)
+            across, down = placement.covered
+            rest[0, :down, :across] = ~np.asarray(taken)[:down, :across]
+            labels, masks = np.append(labels, background), np.concatenate([masks, rest])
+        return placement, labels, masks
+
+
+def _without_label(objects: Objects, placement: Placement) -> NDArray[np.bool_]:
+    """Return the masks of crowds and ignored objects, which are no targets and no background either."""
+    hidden = objects[objects.crowd | objects.ignored]
+    never = np.zeros(len(hidden), dtype=bool)
+    return np.asarray(place_objects(replace(hidden, crowd=never, ignored=never), placement, with_masks=True).masks)
+
+
+def segments_of(semantic: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the classes of a semantic map and the pixels of each, (M,) and (M, S, S)."""
+    labels = np.unique(semantic)
+    labels = labels[labels != IGNORED]
+    return labels, semantic == labels[:, None, None]
+
+
+def largest(masks: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
+    """Return the places of the `count` masks with the most pixels, in their order."""
+    if len(masks) <= count:
+        return np.arange(len(masks))
+    order = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")
+    return np.sort(order[:count])
+
+
+def unpack_masks(packed: Tensor, side: int) -> Tensor:
+    """Return masks of packed pixels as float32, (..., S, S / 8) to (..., S, S)."""
+    shifts = torch.arange(7, -1, -1, device=packed.device, dtype=torch.uint8)
+    return ((packed[..., None] >> shifts) & 1).flatten(-2)[..., :side].float()
+
+
+def count_crowded(source: AnnotatedSource, task: str, num_queries: int) -> int:
+    """Return the number of images with more segments than queries; label maps are not read for it."""
+    if task == "semantic":
+        return 0
+    objects = source.tables.all
+    known = ~(objects.crowd | objects.ignored)
+    if task == "instance":
+        known &= np.array(source.dataset.things, dtype=bool)[objects.labels]
+    counts = np.bincount(objects.image[known], minlength=len(source))
+    counts = counts + int(task == "panoptic" and source.dataset.background is not None)
+    return int((counts > num_queries).sum())
+
+
+def most_segments(source: AnnotatedSource, task: str) -> int:
+    """Return the largest number of segments that a crop can have."""
+    if task == "semantic":
+        return len(source.dataset.class_names)
+    counts = np.bincount(source.tables.all.image, minlength=1)
+    return int(counts.max()) + int(source.dataset.background is not None)
+
+
+def _no_segments(side: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    return np.zeros(0, dtype=np.int64), np.zeros((0, side, side), dtype=bool)
+
+
+def _check_size(picture: Image.Image, size: tuple[int, ...], key: str) -> None:
+    if (picture.height, picture.width) != tuple(size):
+        raise BadSample("wrong_size", key)

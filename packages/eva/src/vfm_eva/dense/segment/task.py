@@ -1,0 +1,176 @@
+"""Segmentation as a task for `vfm.train.fit`, with layer-wise learning-rate decay."""
+
+# B images, M segments of an image
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vfm.data import Batch
+from vfm.models import vision_preprocess
+from vfm.plugin import DenseCheckpoint
+from vfm.train import Call, Metrics, ParamGroup, Task
+from vfm_eva.dense.segment.maps import MapSegmenter, pixel_loss
+from vfm_eva.dense.segment.matching import LossWeights
+from vfm_eva.dense.segment.model import HeadRecord, Segmenter, save_segmenter
+from vfm_eva.dense.segment.predict import SegmentPredictor
+from vfm_eva.dense.segment.queries import QuerySegmenter, annealed
+from vfm_eva.dense.segment.samples import SegmentInputs, unpack_masks
+from vfm_eva.dense.segment.set_loss import PointSettings, Totals, set_loss
+from vfm_eva.dense.segment.stages import QueriesSegmentation, UperNetSegmentation
+from vfm_eva.finetune.classifier import layer_of, layered_groups
+from vfm_kernels import Kernels, accelerated, padded
+
+ENCODER = "model.encoder."
+IN_BLOCK = re.compile(r"copies\.(\d+)\.")
+
+
+class SegmentTask(Task[SegmentInputs]):
+    """The loss of a segmenter.
+
+    Sums over objects, queries or pixels are divided by their numbers in the whole step, so that a step does not depend
+    on how it is cut into micro-batches and processes.
+
+    Args:
+        model: the encoder and its head.
+        record: the head's settings.
+        class_names: of the data.
+        num_steps: of the training, over which attention masks are annealed away.
+        layer_decay: learning rate of a layer as a factor of that of the layer after it.
+        encoder_rate: learning rate of the encoder by step; None: that of the training.
+    """
+
+    def __init__(
+        self,
+        model: Segmenter,
+        record: HeadRecord,
+        class_names: Sequence[str],
+        *,
+        num_steps: int,
+        layer_decay: float,
+        encoder_rate: Callable[[int], float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.record, self.class_names = model, record, list(class_names)
+        self.num_steps, self.layer_decay = num_steps, layer_decay
+        self.rates = {ENCODER: encoder_rate} if encoder_rate else {}
+        self.settings = record.settings
+        self.preprocess = vision_preprocess(model.encoder.visual)
+        self.keep: list[float] | None = None
+
+    def forward(self, inputs: SegmentInputs) -> tuple[Tensor, Metrics]:
+        """Return the loss of a batch by itself."""
+        return self.step_loss(inputs, self.totals([inputs]))
+
+    def step_loss(self, inputs: SegmentInputs, totals: Totals) -> tuple[Tensor, Metrics]:
+        """Return a micro-batch's part of the loss of a step, and the parts of the loss by name."""
+        pixels = self.preprocess.pixels(inputs.images)
+        losses = (
+            self._of_queries(pixels, inputs, totals) if self._has_queries else self._of_pixels(pixels, inputs, totals)
+        )
+        return torch.stack(list(losses.values())).sum(), losses
+
+    def totals(self, parts: Sequence[SegmentInputs]) -> Totals:
+        """Return by what sums are divided: the numbers of a step, per process."""
+        if isinstance(self.settings, QueriesSegmentation):
+            counts = torch.tensor([len(one) for part in parts for one in part.labels.parts])
+            totals = Totals.of(counts, self.settings.num_queries, self.settings.loss.none)
+        else:
+            known = torch.stack([(part.semantic >= 0).sum() for part in parts if part.semantic is not None])
+            totals = Totals(known.sum(), known.sum())
+        values = torch.stack([totals.objects.float(), totals.weights.float()])
+        values = values.to(parts[0].images.device, non_blocking=True)
+        if dist.is_initialized():
+            dist.all_reduce(values)
+            values /= dist.get_world_size()
+        return Totals(*values)
+
+    def accumulate(
+        self,
+        call: Call,
+        micro_batches: Sequence[Batch[SegmentInputs]],
+        backward: Callable[[Tensor], None],
+        reseed: Callable[[int], None],
+    ) -> Metrics:
+        """Add up the losses of all micro-batches."""
+        totals = self.totals([batch.inputs for batch in micro_batches])
+        sums: Metrics = {}
+        for index, batch in enumerate(micro_batches):
+            reseed(index)
+            loss, metrics = call(batch, self.step_loss, totals)
+            backward(loss)
+            for name, value in {**metrics, "loss": loss}.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().float()
+        return sums
+
+    def before_step(self, step: int) -> None:
+        """Set the probabilities with which queries attend to their masks only."""
+        if isinstance(self.settings, QueriesSegmentation):
+            count = self.settings.num_blocks
+            self.keep = annealed(step, self.num_steps, count) if self.settings.annealing else [0.0] * count
+
+    def parameter_groups(self) -> list[ParamGroup]:
+        """Return one group per layer and per weight decay."""
+        depth = self.model.encoder.depth
+
+        def layer(name: str) -> int:
+            return _layer(name.removeprefix("model."), depth)
+
+        return layered_groups(self, depth, self.layer_decay, layer, rates=self.rates)
+
+    def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
+        """Use fused kernels in the encoder."""
+        return accelerated(choice, self)
+
+    def padded(self) -> AbstractContextManager[str]:
+        """Pad the widths of the encoder."""
+        return padded(self)
+
+    def encoder(self) -> SegmentPredictor:
+        """Return the segmenter, for evaluations."""
+        return SegmentPredictor(self.model, self.record)
+
+    def export(self, directory: Path) -> DenseCheckpoint:
+        """Write encoder and head."""
+        return save_segmenter(self.model, self.record, directory, self.class_names)
+
+    @property
+    def _has_queries(self) -> bool:
+        return isinstance(self.model, QuerySegmenter)
+
+    def _of_queries(self, pixels: Tensor, inputs: SegmentInputs, totals: Totals) -> Metrics:
+        assert isinstance(self.model, QuerySegmenter)
+        assert isinstance(self.settings, QueriesSegmentation)
+        found = self.model(pixels, self.keep or [0.0] * self.settings.num_blocks)
+        with torch.autocast(pixels.device.type, enabled=False):
+            masks = [unpack_masks(one, pixels.shape[-1]) for one in inputs.masks.parts]
+            loss = self.settings.loss
+            weights = LossWeights(loss.classes, loss.mask, loss.dice, loss.none)
+            points = PointSettings(loss.num_points, loss.oversample, loss.importance)
+            return set_loss(found, inputs.labels.parts, masks, totals, weights, points)
+
+    def _of_pixels(self, pixels: Tensor, inputs: SegmentInputs, totals: Totals) -> Metrics:
+        assert isinstance(self.model, MapSegmenter)
+        assert inputs.semantic is not None
+        scores = self.model(pixels)
+        known = totals.objects.clamp(min=1)
+        losses = {"pixel_loss": pixel_loss(scores[0], inputs.semantic) / known}
+        if len(scores) > 1:
+            assert isinstance(self.settings, UperNetSegmentation)
+            losses["auxiliary_loss"] = self.settings.auxiliary * pixel_loss(scores[1], inputs.semantic) / known
+        return losses
+
+
+def _layer(name: str, depth: int) -> int:
+    """Return a parameter's layer as `layer_of` does; copies of blocks are where the blocks are, a head comes last."""
+    if copied := IN_BLOCK.match(name):
+        return int(copied[1]) + 1
+    within = "encoder.visual."
+    return layer_of(name.removeprefix(within), depth) if name.startswith(within) else depth + 1

@@ -1,0 +1,104 @@
+"""The work of `eva.segment`: the model, its samples, the training."""
+
+from __future__ import annotations
+
+import torch
+
+from vfm.data import TrainingData
+from vfm.data.annotated import AnnotatedSource
+from vfm.plugin import (
+    AnnotatedImages,
+    Context,
+    DenseCheckpoint,
+    Preflight,
+    UserError,
+    check_dense_evaluations,
+)
+from vfm.train import fit, is_main
+from vfm_eva.dense.segment.model import PREDICTED, HeadRecord, build_encoder, build_segmenter, load_encoder
+from vfm_eva.dense.segment.samples import MakeSegments, count_crowded, most_segments
+from vfm_eva.dense.segment.schedule import encoder_rate
+from vfm_eva.dense.segment.stages import EvaSegment, QueriesSegmentation
+from vfm_eva.dense.segment.task import SegmentTask
+
+NEEDED = {"semantic": "semantic", "instance": "masks", "panoptic": "panoptic"}
+
+
+def check_eva_segment(config: EvaSegment, ctx: Preflight) -> None:
+    """Check that the data have the task's labels, and that a known encoder takes the head.
+
+    Raises:
+        UserError: the first mistake.
+    """
+    data, checkpoint = ctx.artifact(config.data), ctx.artifact(config.encoder)
+    if data:
+        check_data(config, data)
+    names = data.class_names if data else None
+    check_dense_evaluations(config, PREDICTED[config.task], names, ctx.artifact)
+    if checkpoint:
+        with torch.device("meta"):
+            build_segmenter(config, build_encoder(config, checkpoint), len(data.class_names) if data else 2)
+
+
+def check_data(config: EvaSegment, data: AnnotatedImages) -> None:
+    """Check that a dataset has images, and the labels of the task.
+
+    Raises:
+        UserError: it has not.
+    """
+    if not data.has_images:
+        raise UserError(f"{config.data}: made with images: false, so there is nothing to train on")
+    if NEEDED[config.task] not in data.labels:
+        raise UserError(
+            f"{config.data}: task {config.task} needs {NEEDED[config.task]}, the dataset has {', '.join(data.labels)}"
+        )
+
+
+def segment_eva(config: EvaSegment, ctx: Context) -> DenseCheckpoint:
+    """Train the segmenter."""
+    data = ctx.load(config.data)
+    check_data(config, data)
+    check_dense_evaluations(config, PREDICTED[config.task], data.class_names, ctx.load)
+    encoder, report = load_encoder(config, ctx.load(config.encoder))
+    if is_main():
+        ctx.log(f"weights of the encoder: {report.summary}")
+        ctx.panel(report.panel("Weights of the encoder"))
+    if config.grad_checkpointing:
+        encoder.set_grad_checkpointing()  # type: ignore[operator]
+    model = build_segmenter(config, encoder, len(data.class_names))
+    record = HeadRecord(config.head.model_dump(mode="json"), config.task, config.frozen, data.things)
+    task = SegmentTask(
+        model,
+        record,
+        data.class_names,
+        num_steps=config.num_steps,
+        layer_decay=config.layer_decay,
+        encoder_rate=encoder_rate(config),
+    )
+    source = AnnotatedSource(data)
+    make = make_segments(config, source, task.preprocess.image_size)
+    if isinstance(config.head, QueriesSegmentation) and is_main():
+        _report_crowded(config, config.head, source, ctx)
+    fit(task, TrainingData.of(config, source.source, make), config, ctx)
+    return task.export(ctx.directory)
+
+
+def make_segments(config: EvaSegment, source: AnnotatedSource, side: int) -> MakeSegments:
+    """Return what makes the samples of a training."""
+    queries = isinstance(config.head, QueriesSegmentation)
+    most = min(config.head.num_queries, most_segments(source, config.task)) if queries else 0  # type: ignore[attr-defined]
+    return MakeSegments(source, config.task, side, config.augmentation, most, with_masks=queries)
+
+
+def _report_crowded(config: EvaSegment, head: QueriesSegmentation, source: AnnotatedSource, ctx: Context) -> None:
+    """Warn about images with more segments than queries, whose smallest segments are left out of a crop."""
+    if config.task == "semantic" and len(source.dataset.class_names) > head.num_queries:
+        ctx.log(
+            f"a crop with more than {head.num_queries} classes, one for each query, loses those with the fewest pixels"
+        )
+    crowded = count_crowded(source, config.task, head.num_queries)
+    if crowded:
+        ctx.warn(
+            f"{config.data}: {crowded} of {len(source)} images have more segments than the {head.num_queries} queries;"
+            " the smallest ones of a crop are left out (head.num_queries)"
+        )

@@ -1,0 +1,251 @@
+"""Fine-tuning for classification as a task for `vfm.train.fit`, with layer-wise learning-rate decay."""
+
+# B batch, C classes, L blocks, S side of the image
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.data.random_erasing import RandomErasing
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfm.data import Batch
+from vfm.models import PooledVision, save_vision, vision_preprocess
+from vfm.plugin import VisionCheckpoint
+from vfm.train import Call, Metrics, ParamGroup, Task
+from vfm_eva.finetune.labeled_images import LabeledImages, erase
+from vfm_eva.finetune.mixing import StepMix
+from vfm_eva.finetune.normed_head import NormedHead
+from vfm_kernels import Kernels, accelerated, padded
+
+__all__ = ["Classifier", "LabeledImages", "layer_of", "layered_groups"]
+
+BEFORE_THE_BLOCKS = ("cls_token", "reg_token", "mask_token", "pos_embed", "patch_embed", "norm_pre")
+
+
+class Classifier(Task[LabeledImages]):
+    """Cross-entropy of a timm classifier, binary cross-entropy for several labels an image, with layer decay.
+
+    Args:
+        model: a timm vision transformer with a head.
+        layer_decay: learning rate of a layer as a factor of that of the layer after it.
+        label_smoothing: share of the target spread evenly over all classes.
+        mixup: alpha of mixup; 0: none.
+        cutmix: alpha of CutMix; 0: none.
+        erasing: probability that a rectangle of an image becomes noise.
+        freeze_patch_embed: do not train the patch embedding.
+        freeze_blocks: number of first blocks that are not trained, with all that is before them; None: only the head
+            and a new norm before it are trained.
+        batch_norm: put a batch norm without parameters before the head, over all samples of a step.
+        seed: of mixing.
+
+    Sources: Bao et al. 2021, BEiT (arXiv:2106.08254) for layer decay; Zhang et al. 2017 (arXiv:1710.09412) and Yun et
+    al. 2019 (arXiv:1905.04899) for mixing, as in timm, once for each step; Zhong et al. 2017 (arXiv:1708.04896) for
+    erasing, as in timm, from the seed of each sample; Fang et al. 2022 (arXiv:2211.07636) for the batch norm of a
+    linear probe.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layer_decay: float = 1.0,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        erasing: float = 0.0,
+        freeze_patch_embed: bool = False,
+        freeze_blocks: int | None = 0,
+        batch_norm: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model, self.layer_decay, self.label_smoothing = model, layer_decay, label_smoothing
+        self.preprocess = vision_preprocess(model)
+        self.mix = None
+        if mixup or cutmix:
+            self.mix = StepMix(mixup, cutmix, label_smoothing, model.num_classes, seed)  # type: ignore[arg-type]
+        if freeze_patch_embed:
+            embed: Any = model.patch_embed
+            embed.requires_grad_(False)
+        self.erase = RandomErasing(erasing, mode="pixel", device="cpu") if erasing else None
+        if batch_norm:
+            model.head = NormedHead(model.head)  # type: ignore[arg-type]
+        if freeze_blocks != 0:
+            self._freeze(freeze_blocks)
+
+    def forward(self, inputs: LabeledImages) -> tuple[Tensor, Metrics]:
+        """Return the loss of a batch and its accuracy (of mixed images: with respect to the first of the two)."""
+        pixels, targets, labels = self._augmented(inputs)
+        return self._loss(self.model(pixels), targets, labels)
+
+    def encode(self, inputs: LabeledImages) -> tuple[Tensor, Metrics]:
+        """Return a zero, or NaN where features are not finite, and the head's inputs with their targets and labels."""
+        pixels, targets, labels = self._augmented(inputs)
+        features = self._features(pixels)
+        return features.sum() * 0, {"features": features, "targets": targets, "labels": labels}
+
+    def replay(
+        self, inputs: LabeledImages, of_head: Sequence[Tensor], of_features: Tensor | None
+    ) -> tuple[Tensor, Metrics]:
+        """Return a value with the given gradients with respect to the head's weights and, if given, to its inputs."""
+        head: Any = self.model.head
+        value = torch.stack([(w * grad).sum() for w, grad in zip(head.linear.parameters(), of_head, strict=True)]).sum()
+        if of_features is not None:
+            value = value + (self._features(self._augmented(inputs)[0]) * of_features).sum()
+        return value, {}
+
+    def accumulate(
+        self,
+        call: Call,
+        micro_batches: Sequence[Batch[LabeledImages]],
+        backward: Callable[[Tensor], None],
+        reseed: Callable[[int], None],
+    ) -> Metrics:
+        """Compute the gradients of a step; a batch norm before the head sees all of its samples.
+
+        For that, all micro-batches are encoded first, and encoded again for their gradients unless the encoder is
+        frozen.
+        """
+        head = self.model.head
+        if not isinstance(head, NormedHead) or (len(micro_batches) == 1 and not dist.is_initialized()):
+            return super().accumulate(call, micro_batches, backward, reseed)
+        parts = []
+        with torch.no_grad():
+            for index, batch in enumerate(micro_batches):
+                reseed(index)
+                parts.append(call(batch, self.encode)[1])
+        features, targets, labels = (torch.cat([part[name] for part in parts]) for name in parts[0])
+        features = features.float().requires_grad_()
+        loss, metrics = self._loss(head.of_step(features), targets, labels)
+        of_features, *of_head = torch.autograd.grad(loss, [features, *head.linear.parameters()])
+        in_head = set(head.parameters())
+        is_frozen = not any(weight.requires_grad for weight in self.parameters() if weight not in in_head)
+        shares = torch.split(of_features, [len(batch) for batch in micro_batches])
+        replayed = range(len(micro_batches))[-1:] if is_frozen else range(len(micro_batches))
+        for index in replayed:
+            reseed(index)
+            own = [grad / len(replayed) for grad in of_head]
+            backward(call(micro_batches[index], self.replay, own, None if is_frozen else shares[index])[0])
+        return {**metrics, "loss": loss.detach()}
+
+    def before_step(self, step: int) -> None:
+        """Set the step of which mixing is drawn."""
+        if self.mix:
+            self.mix.step = step
+
+    def _augmented(self, inputs: LabeledImages) -> tuple[Tensor, Tensor, Tensor]:
+        """Return normalised, erased and mixed images, their targets and labels; mixing changes the order."""
+        pixels, labels = self.preprocess.pixels(inputs.images), inputs.labels
+        if self.erase and self.training and inputs.erasing_seeds is not None:
+            erase(pixels, inputs.erasing_seeds, self.erase)
+        if self.mix:
+            return self.mix(pixels, labels)
+        return pixels, labels, labels
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """Return the head's inputs, (B, D)."""
+        model: Any = self.model
+        features: Tensor = model.forward_head(model.forward_features(pixels), pre_logits=True)
+        return features
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
+        logits = logits.float()
+        if labels.ndim == 2:
+            loss = F.binary_cross_entropy_with_logits(logits, labels.float())
+            return loss, {"label_accuracy": ((logits > 0) == labels).float().mean()}
+        smoothing = 0.0 if self.mix else self.label_smoothing  # mixed targets are already smoothed
+        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        return loss, {"accuracy": (logits.argmax(dim=-1) == labels).float().mean()}
+
+    def parameter_groups(self) -> list[ParamGroup]:
+        """Return one group per layer and per weight decay."""
+        model: Any = self.model
+        depth = len(model.blocks)
+        return layered_groups(self, depth, self.layer_decay, lambda name: layer_of(name.removeprefix("model."), depth))
+
+    def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
+        """Use fused kernels in the classifier."""
+        return accelerated(choice, self)
+
+    def padded(self) -> AbstractContextManager[str]:
+        """Pad the widths of the classifier."""
+        return padded(self)
+
+    def encoder(self) -> PooledVision:
+        """Return the classifier, for evaluations of its features and of its head."""
+        return PooledVision(self.model, self.preprocess)
+
+    def export(self, directory: Path) -> VisionCheckpoint:
+        """Write the classifier in timm's layout, with its class names."""
+        if isinstance(self.model.head, NormedHead):
+            self.model.head = self.model.head.folded()
+        return save_vision(self.model, directory)
+
+    def _freeze(self, num_blocks: int | None) -> None:
+        """Exclude the first blocks and all before them from training; None: all but the head and a norm after pooling.
+
+        Frozen blocks are not skipped at random either.
+        """
+        model: Any = self.model
+        depth = len(model.blocks)
+        for name, parameter in model.named_parameters():
+            last = layer_of(name, depth) > depth
+            trained = name.startswith(("head.", "fc_norm.")) if num_blocks is None else last
+            if not trained and (num_blocks is None or layer_of(name, depth) <= num_blocks):
+                parameter.requires_grad_(False)
+        for block in model.blocks[:num_blocks]:
+            for module in block.modules():
+                if isinstance(module, DropPath):
+                    module.drop_prob = 0.0
+
+
+def layered_groups(
+    task: Task[Any],
+    depth: int,
+    layer_decay: float,
+    layer: Callable[[str], int],
+    *,
+    decay_vectors: bool = False,
+    rates: Mapping[str, Callable[[int], float]] | None = None,
+) -> list[ParamGroup]:
+    """Return the trained parameters of a task in one group per layer and per weight decay.
+
+    Args:
+        task: its `no_weight_decay()` and vectors are not decayed.
+        depth: number of blocks.
+        layer_decay: learning rate of a layer as a factor of that of the layer after it.
+        layer: returns the layer of a parameter by its name, 0 to depth + 1, as `layer_of` does.
+        decay_vectors: decay all parameters.
+        rates: schedules of the parameters whose names begin with a key, instead of the training's.
+    """
+    exempt = task.no_weight_decay()
+    groups: dict[tuple[int, bool, str], ParamGroup] = {}
+    for name, parameter in task.named_parameters():
+        if parameter.requires_grad:
+            number = layer(name)
+            decayed = decay_vectors or (parameter.ndim > 1 and name not in exempt)
+            scale = layer_decay ** (depth + 1 - number)
+            part = next((prefix for prefix in rates or () if name.startswith(prefix)), "")
+            new = ParamGroup([], scale, None if decayed else 0.0, (rates or {}).get(part))
+            groups.setdefault((number, decayed, part), new).params.append(parameter)
+    return list(groups.values())
+
+
+def layer_of(name: str, depth: int) -> int:
+    """Return a parameter's layer: 0 before the blocks, b + 1 for block b, depth + 1 for the head and the final norm.
+
+    This is the rule of EVA's code; timm counts a norm before pooling with the last block.
+    """
+    if name.startswith(BEFORE_THE_BLOCKS):
+        return 0
+    block = re.match(r"blocks\.(\d+)\.", name)
+    return int(block[1]) + 1 if block else depth + 1

@@ -1,0 +1,177 @@
+"""The work of `eva.finetune`: the classifier, its weights, the training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from vfm.data import TrainingData, open_dataset, read_tags
+from vfm.eval import pca_sheet
+from vfm.models import (
+    VISION_WEIGHTS_FILE,
+    KeyReport,
+    TransferRules,
+    build_vision,
+    class_names_of,
+    load_state_dict,
+    set_class_names,
+    transfer_weights,
+    vision_preprocess,
+    vision_tower,
+)
+from vfm.plugin import (
+    Context,
+    ImageDataset,
+    LabeledDataset,
+    Preflight,
+    TaggedImages,
+    UserError,
+    VisionCheckpoint,
+    check_class_names,
+)
+from vfm.train import fit, is_main, show_panels
+from vfm_eva.finetune.classifier import Classifier
+from vfm_eva.finetune.labeled_images import MakeLabeled, check_rand_augment
+from vfm_eva.finetune.stages import EvaFinetune
+
+_NEW = {"head.": "new, for these classes", "fc_norm.": "new, after the mean over patches"}
+
+
+def check_eva_finetune(config: EvaFinetune, ctx: Preflight) -> None:
+    """Check that timm has the augmentation, that the data have classes, and that a known encoder can be built.
+
+    Raises:
+        UserError: the first mistake.
+    """
+    check_rand_augment(config.augmentation.rand_augment)
+    data, checkpoint = ctx.artifact(config.data), ctx.artifact(config.encoder)
+    if data:
+        _check_data(config, data)
+    if checkpoint:
+        with torch.device("meta"):
+            build_classifier(config, checkpoint, data.class_names if data else ["a", "b"])
+
+
+def _check_data(config: EvaFinetune, data: LabeledDataset | TaggedImages) -> None:
+    check_class_names(data.class_names, config.data)
+    if isinstance(data, TaggedImages) and (config.augmentation.mixup or config.augmentation.cutmix):
+        raise UserError(
+            f"{config.data} has several labels an image: mixup and cutmix mix single classes; set both to 0"
+        )
+
+
+def finetune_eva(config: EvaFinetune, ctx: Context) -> VisionCheckpoint:
+    """Train the classifier, and leave a panel of its patch features."""
+    data = ctx.load(config.data)
+    _check_data(config, data)
+    tags = read_tags(data) if isinstance(data, TaggedImages) else None
+    images = ImageDataset.load(data.linked(data.data)) if isinstance(data, TaggedImages) else data
+    task, source = _task(config, ctx, data), open_dataset(images)
+    augmentation = config.augmentation
+    make = MakeLabeled.of(task.preprocess, augmentation.crop_scale, augmentation.flip, augmentation.rand_augment)
+    make = replace(make, labels=tags)
+    fit(task, TrainingData.of(config, source, make), config, ctx)
+    made = task.export(ctx.directory)
+    show_panels(ctx, lambda: pca_sheet(task.encoder(), source, ctx.directory))
+    return made
+
+
+def _task(config: EvaFinetune, ctx: Context, data: LabeledDataset | TaggedImages) -> Classifier:
+    checkpoint = ctx.load(config.encoder)
+    model = build_classifier(config, checkpoint, data.class_names, independent=isinstance(data, TaggedImages))
+    report = load_encoder_weights(checkpoint, model)
+    if is_main():
+        ctx.log(f"weights of the encoder: {report.summary}")
+        ctx.panel(report.panel("Weights of the encoder"))
+    return classifier_task(config, model)
+
+
+def classifier_task(config: EvaFinetune, model: nn.Module) -> Classifier:
+    """Return the training of a classifier that `build_classifier` built."""
+    if config.grad_checkpointing:
+        model.set_grad_checkpointing()  # type: ignore[operator]
+    return Classifier(
+        model,
+        layer_decay=config.layer_decay,
+        label_smoothing=config.label_smoothing,
+        mixup=config.augmentation.mixup,
+        cutmix=config.augmentation.cutmix,
+        erasing=config.augmentation.erasing,
+        freeze_patch_embed=config.freeze_patch_embed,
+        freeze_blocks=None if config.freeze_blocks == "all" else config.freeze_blocks,
+        batch_norm=config.head_norm == "batch",
+        seed=config.seed,
+    )
+
+
+def build_classifier(
+    config: EvaFinetune, checkpoint: VisionCheckpoint, class_names: Sequence[str], *, independent: bool = False
+) -> nn.Module:
+    """Build the architecture of a checkpoint with a new head of small weights; the encoder's weights are not loaded.
+
+    `independent`: an image can have several of the classes.
+
+    Raises:
+        UserError: it is no vision transformer, or cannot be built at this size.
+    """
+    model = build_vision(
+        f"local-dir:{checkpoint.path}",
+        image_size=config.image_size or checkpoint.image_size,
+        num_classes=len(class_names),
+        global_pool=config.global_pool,
+        drop_path_rate=config.drop_path,
+        seed=config.seed,
+    )
+    side, patch = vision_preprocess(model).image_size, vision_tower(model).patch_size[0]
+    if side % patch:
+        raise UserError(f"image_size must be a multiple of the encoder's patch size {patch}, got {side}")
+    if config.head_norm == "batch" and hasattr(model, "head_dist"):
+        raise UserError("head_norm: batch is for encoders with one head; a distilled DeiT has two")
+    depth = len(model.blocks)  # type: ignore[arg-type]
+    if config.freeze_blocks != "all" and config.freeze_blocks > depth:
+        raise UserError(
+            f"freeze_blocks must be at most {depth}, the encoder's blocks, or all; got {config.freeze_blocks}"
+        )
+    set_class_names(model, class_names, independent=independent)
+    model.pretrained_cfg = {**model.pretrained_cfg, "crop_pct": config.crop_pct}  # type: ignore[dict-item, assignment]
+    init_head(model.head, config.head_init_scale, config.seed + 1)
+    return model
+
+
+def init_head(head: Any, scale: float, seed: int) -> None:
+    """Give a linear head small weights, of standard deviation 0.02 times a scale, and no bias; nothing on `meta`."""
+    if not head.weight.is_meta:
+        nn.init.trunc_normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            head.weight.mul_(scale)
+        nn.init.zeros_(head.bias)
+
+
+def load_encoder_weights(checkpoint: VisionCheckpoint, model: nn.Module) -> KeyReport:
+    """Load a checkpoint's weights into a classifier; positions and patches are resampled to its size, as in timm.
+
+    The final norm of an encoder without a head was trained on single tokens: if the classifier has a norm after the
+    mean over patches, it is new (EVA's rule). A classifier's norm is kept, and so is its head for the same classes.
+
+    Raises:
+        UserError: a key is missing, unknown or of another shape.
+    """
+    weights, report = load_state_dict(checkpoint.path / VISION_WEIGHTS_FILE), KeyReport()
+    names: list[str] = []
+    if checkpoint.num_classes:
+        with torch.device("meta"):  # only its configuration is needed
+            names = class_names_of(build_vision(f"local-dir:{checkpoint.path}"))
+    dropped = {key: "the classifier pools differently" for key in weights if key.startswith("attn_pool.")}
+    if not names or names != class_names_of(model):
+        dropped |= {key: "a head for other classes" for key in weights if key.startswith("head.")}
+    if not checkpoint.num_classes and not isinstance(model.fc_norm, nn.Identity):
+        norm = (key for key in weights if key.startswith(("norm.", "fc_norm.")))
+        dropped |= dict.fromkeys(norm, "trained on single tokens, not on their mean")
+    kept = {key: value for key, value in weights.items() if key not in dropped}
+    transfer_weights(kept, model, TransferRules({}, _NEW, where="encoder", target="the classifier"), report)
+    report.dropped.update(dropped)
+    return report

@@ -1,0 +1,148 @@
+"""The samples of fine-tuning: a random crop with timm's RandAugment, and its label."""
+
+# B batch, S side of the image
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from threading import RLock
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data.auto_augment import posterize, rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+
+from vfm.data import FILTERS, BadSample, ImageTransform, Interpolation, Sample, SampleDraw, decode_image, to_tensor
+from vfm.models import Preprocess
+from vfm.plugin import UserError
+
+__all__ = ["LabeledImages", "MakeLabeled", "check_rand_augment", "erase", "seeded_global_generators"]
+
+_GENERATORS_LOCK = RLock()  # the loader's thread augments while the training's thread mixes
+
+
+@dataclass(frozen=True)
+class LabeledImages:
+    """One image with its label, or a batch."""
+
+    images: Tensor  # (B, 3, S, S) uint8
+    labels: Tensor  # (B,), or (B, C) bool
+    erasing_seeds: Tensor | None = None  # (B,) int64, of random erasing, which needs normalised images; None: none
+
+
+@contextmanager
+def seeded_global_generators(seed: int) -> Iterator[None]:
+    """Seed the global generators of Python and NumPy within the context, and restore their states after it.
+
+    timm's augmentations draw from no others. Only one thread at a time enters the context.
+    """
+    with _GENERATORS_LOCK:
+        before = random.getstate(), np.random.get_state()
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+
+@dataclass(frozen=True)
+class MakeLabeled:
+    """Makes the inputs of one sample; crop, flip and augmentation are drawn from the draw's seed.
+
+    transform: the random crop.
+    mean: grey, 0 to 255, that fills the areas an augmentation leaves empty.
+    rand_augment: in timm's notation; None: no augmentation.
+    labels: of all images of the dataset, (N, C), where they have several; None: a sample has one class.
+    """
+
+    transform: ImageTransform
+    mean: tuple[int, int, int]
+    rand_augment: str | None = None
+    labels: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def of(
+        cls, preprocess: Preprocess, crop_scale: tuple[float, float], flip: float, rand_augment: str | None
+    ) -> MakeLabeled:
+        """Return it for a model's image size, interpolation and mean."""
+        size, interpolation = preprocess.image_size, preprocess.interpolation
+        transform = ImageTransform(size, scale=crop_scale, flip=flip, interpolation=interpolation)
+        red, green, blue = (min(255, round(255 * value)) for value in preprocess.mean)
+        return cls(transform, (red, green, blue), rand_augment)
+
+    def __call__(self, sample: Sample, draw: SampleDraw) -> LabeledImages:
+        """Return the inputs of one sample; raises BadSample."""
+        if sample.label is None and self.labels is None:
+            raise BadSample("missing_label", sample.key)
+        image = decode_image(sample.image, sample.key, max_pixels=self.transform.max_pixels)
+        image = self.transform.apply(image, draw.seed)
+        if self.rand_augment:
+            augment = _rand_augment(self.rand_augment, image.width, self.mean, self.transform.interpolation)
+            with seeded_global_generators(draw.seed):
+                image = augment(image)
+        label = torch.tensor(sample.label) if self.labels is None else torch.from_numpy(self.labels[draw.index])
+        # Hashed again: RandAugment has drawn from the sample's seed itself.
+        seed = SampleDraw.of(draw.seed, draw.step, draw.index).seed
+        return LabeledImages(to_tensor(image), label, torch.tensor(seed))
+
+
+def erase(pixels: Tensor, seeds: Tensor, erasing: RandomErasing) -> None:
+    """Erase a rectangle of some normalised images in place, drawn from the seed of each, whatever batch it is in.
+
+    Args:
+        pixels: (B, 3, S, S).
+        seeds: (B,).
+        erasing: timm's, with `device="cpu"`, whose generator draws the noise: CUDA's are for the model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        for image, seed in zip(pixels, seeds.tolist(), strict=True):
+            torch.default_generator.manual_seed(seed)
+            with seeded_global_generators(seed):
+                erasing(image)
+
+
+@lru_cache
+def _rand_augment(
+    notation: str, size: int, mean: tuple[int, int, int], interpolation: Interpolation
+) -> Callable[[Image.Image], Image.Image]:
+    """Return RandAugment with the settings of timm's own training."""
+    settings = {"translate_const": int(size * 0.45), "img_mean": mean, "interpolation": FILTERS[interpolation]}
+    augment: Any = rand_augment_transform(notation, settings)
+    for operation in augment.ops:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+    made: Callable[[Image.Image], Image.Image] = augment
+    return made
+
+
+def _posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
+    """Posterize with at least one bit: timm's largest magnitude is zero bits (black), which Pillow now refuses."""
+    posterized: Image.Image = posterize(image, max(1, bits), **settings)
+    return posterized
+
+
+def check_rand_augment(notation: str | None) -> None:
+    """Check that timm can parse a RandAugment setting.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        if notation is not None:
+            _rand_augment(notation, 32, (0, 0, 0), "bicubic")
+    except (AssertionError, ValueError, KeyError, IndexError):
+        raise UserError(
+            f"augmentation.rand_augment: expected timm's notation, such as rand-m9-mstd0.5-inc1, got {notation!r}"
+            " (m: magnitude, n: number of operations, mstd: standard deviation of the magnitude, inc1: all operations"
+            " are stronger with larger magnitudes)"
+        ) from None

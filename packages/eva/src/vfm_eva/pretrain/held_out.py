@@ -1,0 +1,155 @@
+"""The work of `eval.masked_patches`: how well masked patches of pictures outside the training set are predicted.
+
+Source: EVA's released code validates with a fixed mask of every second patch (arXiv:2211.07636).
+"""
+
+# B batch, N patches, I images
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vfm.data import open_dataset
+from vfm.eval import data_hash, encode_dataset
+from vfm.models import PooledVision, Preprocess, read_masked_modelling
+from vfm.plugin import Context, Evaluated, ModelResult, Preflight, UserError
+from vfm.train import leave_to_first
+from vfm_eva.pretrain.held_out_checks import check_width
+from vfm_eva.pretrain.held_out_stages import MaskedPatches
+from vfm_eva.pretrain.mean_score import MeanScore
+from vfm_eva.pretrain.preflight import check_projection
+from vfm_eva.pretrain.stages import EvaPretrain
+from vfm_eva.pretrain.task import EvaTask, TaskEncoder
+from vfm_eva.targets.images import EvaInputs
+from vfm_eva.targets.teacher import Teacher, load_teacher
+
+__all__ = ["check_masked_patches", "evaluate_masked_patches", "every_second_patch"]
+
+_HAS_DECODER = "has a decoder, which is evaluated in its training only"
+_EXPECTED = "expected an encoder of eva.pretrain with encode: all"
+MAX_LOSS = 0.02  # of the cosine, below the best so far
+
+
+def check_masked_patches(config: MaskedPatches, ctx: Preflight) -> None:
+    """Check that a teacher has the target, that models to be evaluated on their own have one, and a head if they exist.
+
+    Raises:
+        UserError: the first mistake.
+    """
+    if config.models and not config.teacher:
+        raise UserError("models need the teacher whose features they predict; set teacher")
+    if config.teacher:
+        check_projection(config.teacher, config.target, ctx)
+    checkpoint = ctx.artifact(config.teacher) if config.teacher and config.models else None
+    teacher = load_teacher(checkpoint, config.target) if checkpoint else None
+    for ref in config.models:
+        model, maker = ctx.artifact(ref), ctx.stage(ref)
+        if model:
+            added = _kept(read_masked_modelling(model.path), ref)
+            if teacher:
+                check_width(len(added["head.weight"]), teacher.width, ref)
+        elif isinstance(maker, EvaPretrain) and maker.encode == "visible":
+            raise UserError(f"{ref}: {_HAS_DECODER}; {_EXPECTED}")
+
+
+def evaluate_masked_patches(config: MaskedPatches, ctx: Context, encoders: Mapping[str, Any]) -> Evaluated:
+    """Evaluate encoders by the mean cosine of prediction and target over masked patches.
+
+    Raises:
+        UserError: an encoder has no mask token and head, or there is no teacher.
+    """
+    teacher = load_teacher(ctx.load(config.teacher), config.target) if config.teacher else None
+    paths = {str(ref).rstrip("/").rpartition("/")[2]: ctx.load(ref).path for ref in config.models}
+    predictors = {}
+    for name, encoder in encoders.items():
+        task = encoder.task if isinstance(encoder, TaskEncoder) else None
+        if task is None:
+            if name not in paths or teacher is None:
+                raise UserError(
+                    f"{name}: eval.masked_patches evaluates a student in eva.pretrain, or models with a teacher"
+                )
+            added = _kept(read_masked_modelling(paths[name]), name)
+            check_width(len(added["head.weight"]), teacher.width, name)
+            task = _task_of(encoder, added, teacher)
+        predictors[name] = Predictor(task, teacher)
+    data = ctx.load(config.data)
+    images = encode_dataset(ctx, open_dataset(data), predictors, config.reading)
+    leave_to_first()
+    keys = [sample.key for sample in images.samples]
+    results = {}
+    for name, predictor in predictors.items():
+        cosines = images.features[name][:, 0].double().numpy()
+        score = MeanScore("masked_cosine", cosines)
+        predictor.warn_if_worse(ctx, score.value)
+        results[name] = ModelResult([score], {"images": {"key": keys, "masked_cosine": cosines}})
+    return Evaluated(data_hash(data, images.digests), results)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A student as an encoder of images whose one feature is the cosine of its masked patches."""
+
+    task: EvaTask
+    teacher: Teacher | None = None  # None: that of the task
+
+    def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
+        """Return the mean cosine of each image's masked patches, (I, 1) on the CPU."""
+        task, device = self.task, self.task.mask_token.device
+        teacher = self.teacher or task.teacher
+        if not isinstance(teacher, Teacher):
+            raise UserError(
+                "eval.masked_patches: the training has stored targets; set teacher, whose features they are"
+            )
+        teacher.module.to(device)
+        was_training = task.training
+        task.eval()
+        parts = []
+        for start in range(0, len(images), batch_size):
+            chunk = images[start : start + batch_size]
+            own, other = (_fitted(chunk, model.preprocess).to(device) for model in (task, teacher))
+            bool_mask = every_second_patch(task.grid).to(device).expand(len(chunk), -1)
+            inputs = EvaInputs(own, bool_mask, other)
+            parts.append(task.masked_cosines(inputs, teacher.targets(inputs, task.grid)).float().cpu())
+        task.train(was_training)
+        return torch.cat(parts)[:, None]
+
+    def warn_if_worse(self, ctx: Context, cosine: float) -> None:
+        """Warn once in a training if the cosine has fallen below its best."""
+        task = self.task
+        if cosine < task.best_held_out - MAX_LOSS and not task.held_out_warned:
+            ctx.warn(
+                f"held-out pictures: the masked cosine has fallen from {task.best_held_out:.3f} to {cosine:.3f}: the"
+                " student overfits its training images; fewer steps, more images, smaller crops"
+                " (augmentation.crop_scale) or student.drop_path may help, and evaluation.keep_best:"
+                " val/masked_cosine exports the best weights"
+            )
+            task.held_out_warned = True
+        task.best_held_out = max(task.best_held_out, cosine)
+
+
+def every_second_patch(grid: tuple[int, int]) -> Tensor:
+    """Return EVA's validation mask, (1, N): every second patch in the order of rows is masked."""
+    return (torch.arange(grid[0] * grid[1]) % 2 == 0)[None]
+
+
+def _fitted(images: Sequence[Image.Image], preprocess: Preprocess) -> Tensor:
+    return torch.from_numpy(np.stack([preprocess.fit(image) for image in images])).permute(0, 3, 1, 2).contiguous()
+
+
+def _task_of(encoder: PooledVision, added: Mapping[str, Tensor], teacher: Teacher) -> EvaTask:
+    task = EvaTask(encoder.module, teacher)
+    task.load_masked_modelling(added)
+    return task.to(next(encoder.module.parameters()).device)
+
+
+def _kept(added: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    if not added or any(key.startswith("decoder.") for key in added):
+        raise UserError(f"{name}: {_HAS_DECODER if added else 'has no mask token and head'}; {_EXPECTED}")
+    return {key: added[key] for key in ("mask_token", "head.weight", "head.bias")}  # those of the first teacher

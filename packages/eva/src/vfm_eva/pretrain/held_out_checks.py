@@ -1,0 +1,59 @@
+"""Checks that `eval.masked_patches` fits the training that it evaluates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vfm.plugin import Ref, UserError
+from vfm_eva.pretrain.held_out_stages import MaskedPatches
+from vfm_eva.pretrain.stages import EvaPretrain
+from vfm_eva.targets.parts import EvaTeacher
+from vfm_eva.targets.teacher import load_targets, load_teacher
+
+__all__ = ["check_held_out", "check_width"]
+
+Known = Callable[[Ref[Any]], Any]
+
+
+def check_held_out(config: EvaPretrain, known: Known) -> None:
+    """Check that evaluations of masked patches have a teacher, with as many channels as the student predicts.
+
+    Args:
+        config: the training.
+        known: returns an input, None if it does not exist yet: `Preflight.artifact` or `Context.load`.
+
+    Raises:
+        UserError: they have not.
+    """
+    first = config.taught_by[0]
+    for evaluation in config.evaluation.tasks:
+        if not isinstance(evaluation, MaskedPatches):
+            continue
+        where = f"evaluation.tasks.{evaluation.name}"
+        if evaluation.teacher is None:
+            if first.targets:
+                raise UserError(f"{where}: the training has stored targets; set teacher, whose features they are")
+        elif (evaluation.teacher, evaluation.target) != (first.teacher, first.target):
+            own = EvaTeacher(teacher=evaluation.teacher, target=evaluation.target)
+            predicted, width = (_width(entry, known) for entry in (first, own))
+            if predicted and width:
+                check_width(predicted, width, where)
+
+
+def check_width(predicted: int, width: int, where: str) -> None:
+    """Check that a head predicts as many channels as a teacher's features have.
+
+    Raises:
+        UserError: it does not.
+    """
+    if predicted != width:
+        raise UserError(f"{where}: its head predicts {predicted} channels, the features of teacher have {width}")
+
+
+def _width(entry: EvaTeacher, known: Known) -> int | None:
+    """Return the channels of a target; None if it does not exist yet."""
+    source = known(entry.teacher or entry.targets)  # type: ignore[arg-type]
+    if source is None:
+        return None
+    return load_teacher(source, entry.target).width if entry.teacher else load_targets(source).width

@@ -1,0 +1,118 @@
+"""Checks of `eva.pretrain` before anything runs, and of a teacher that is not known yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vfm.models import build_vision, feature_width
+from vfm.plugin import (
+    ClipCheckpoint,
+    Preflight,
+    Ref,
+    SampleCache,
+    UserError,
+    VisionCheckpoint,
+)
+from vfm_eva.pretrain.held_out_checks import check_held_out
+from vfm_eva.pretrain.pretrain import build_student, build_task, num_masked
+from vfm_eva.pretrain.stages import EvaPretrain
+from vfm_eva.pretrain.student import student_grid
+from vfm_eva.pretrain.weight_init import check_init
+from vfm_eva.targets.images import EvaInputs, TeacherInputs
+from vfm_eva.targets.parts import Target
+from vfm_eva.targets.stages import EvaTargets
+from vfm_eva.targets.target_checks import check_data, check_grid, check_same_crops
+from vfm_eva.targets.teacher import Teacher, load_teacher
+
+
+def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
+    """Check that the student can be masked, that known teachers have the target, and that targets and evaluations fit.
+
+    Raises:
+        UserError: the first mistake.
+    """
+    for entry in config.taught_by:
+        if entry.teacher:
+            check_projection(entry.teacher, entry.target, ctx)
+    check_held_out(config, ctx.artifact)
+    start = ctx.artifact(config.start) if config.start else None
+    if config.start and not start:  # the encoder is only known after its stage has run
+        return
+    with torch.device("meta"):  # shapes without weights, whatever the model's size
+        student = build_student(config, start)
+    grid = student_grid(student, num_masked(config, student), visible_only=config.encode == "visible")
+    check_init(student, config.student.init)
+    targets = [entry.targets for entry in config.taught_by if entry.targets]
+    for ref in targets:
+        _check_targets(config, ctx, ref, grid)
+    _check_crops(targets, ctx)
+    found = [(ctx.artifact(entry.teacher), entry.target) for entry in config.taught_by if entry.teacher]
+    teachers = [load_teacher(checkpoint, target) for checkpoint, target in found if checkpoint]
+    if teachers and len(teachers) == len(config.taught_by):
+        _run_once(config, student, teachers, grid)
+
+
+def check_projection(ref: Ref[ClipCheckpoint | VisionCheckpoint], target: Target, ctx: Preflight) -> None:
+    """Check that an encoder has the projection that a target asks for, also if its stage has not run yet.
+
+    Raises:
+        UserError: it has none.
+    """
+    checkpoint, stage = ctx.artifact(ref), ctx.stage(ref)
+    if not target.projected or isinstance(checkpoint, ClipCheckpoint):
+        return
+    source: Any = None
+    if checkpoint:
+        source = f"local-dir:{checkpoint.path}"
+    elif stage and issubclass(stage.makes, VisionCheckpoint):
+        source = getattr(stage, "model", None) or getattr(stage, "source", None)
+    if source is None:
+        return
+    try:
+        with torch.device("meta"):
+            encoder = build_vision(source, num_classes=0 if isinstance(stage, EvaPretrain) else None)
+    except UserError:  # a hub or a file, or a mistake that the other stage's preflight reports
+        return
+    try:
+        feature_width(encoder, projected=True)
+    except UserError as error:
+        raise UserError(f"teacher {str(ref)!r}: {error} (in target)") from None
+
+
+def _run_once(config: EvaPretrain, student: torch.nn.Module, teachers: list[Teacher], grid: tuple[int, int]) -> None:
+    """Run the task on one image without data, which shows every width that does not fit."""
+    task = build_task(config, student, *teachers).to("meta")
+    sizes = [task.preprocess.image_size, *(teacher.preprocess.image_size for teacher in teachers)]
+    own, first, *others = (torch.zeros(1, 3, size, size, dtype=torch.uint8, device="meta") for size in sizes)
+    bool_mask = torch.zeros(1, grid[0] * grid[1], dtype=torch.bool, device="meta")
+    task(EvaInputs(own, bool_mask, first, others=tuple(TeacherInputs(images) for images in others)))
+
+
+def _check_targets(config: EvaPretrain, ctx: Preflight, targets: Ref[SampleCache], grid: tuple[int, int]) -> None:
+    """Check targets by their facts if they exist, else by the configuration of the stage that makes them."""
+    cache, data, maker = ctx.artifact(targets), ctx.artifact(config.data), ctx.stage(targets)
+    if cache:
+        check_grid(cache.shape[:-1], grid)
+        if data:
+            check_data(cache, data)
+    elif isinstance(maker, EvaTargets):
+        check_grid(maker.grid, grid)
+        if maker.data != config.data:
+            raise UserError(f"targets {targets!r} are made from {maker.data!r}, expected data {config.data!r}")
+
+
+def _check_crops(targets: list[Ref[SampleCache]], ctx: Preflight) -> None:
+    """Check that all targets belong to the same crops, where they exist, or where all are made in this recipe."""
+    caches = [cache for ref in targets if (cache := ctx.artifact(ref))]
+    if len(caches) == len(targets) > 1:
+        check_same_crops(caches)
+    makers = [maker for ref in targets if isinstance(maker := ctx.stage(ref), EvaTargets)]
+    for maker in makers[1:]:
+        for name in ("augmentation", "seed", "num_crops"):
+            if getattr(maker, name) != getattr(makers[0], name):
+                raise UserError(
+                    f"targets of several teachers must have the same crops: set the {name} of {maker.name!r} to that of"
+                    f" {makers[0].name!r}"
+                )

@@ -1,0 +1,137 @@
+"""Configurations of `eva.targets`, `eva.pretrain` and `eva.finetune`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from vfm.plugin import (
+    AdamW,
+    Artifact,
+    ClipCheckpoint,
+    CosineSchedule,
+    Optimizer,
+    Ref,
+    SampleCache,
+    Schedule,
+    Stage,
+    VisionCheckpoint,
+    VisionPretraining,
+)
+from vfm_eva.pretrain.parts import BlockMask, Decoder, Mask, Student
+from vfm_eva.targets.parts import Augmentation, EvaTeacher, Target
+
+
+class EvaPretrain(VisionPretraining):
+    """Pre-train a vision transformer by masked feature modelling, from images alone (EVA, arXiv:2211.07636)."""
+
+    version: ClassVar[int] = 2  # since masks are drawn in lock-step and every masked patch of a step weighs the same
+    work: ClassVar[str] = "vfm_eva.pretrain.pretrain:pretrain_eva"
+    checks: ClassVar[str] = "vfm_eva.pretrain.preflight:check_eva_pretrain"
+    costs: ClassVar[str] = "vfm_eva.pretrain.estimate:eva_pretrain_cost"
+    can_shard: ClassVar[bool] = True
+
+    kind: Literal["eva.pretrain"] = "eva.pretrain"
+    model: str | dict[str, Any] = Field(
+        "eva02_nano_patch4_32",
+        description="timm name of an Eva or a plain ViT; or a mapping of architecture and its other arguments",
+    )
+    start: Ref[VisionCheckpoint] | None = Field(
+        None,
+        description="encoder to go on from, in place of model: of an earlier pre-training (with its mask token and"
+        " head, if they fit), or any other to be adapted to these images",
+    )
+    image_size: int | None = Field(
+        None, ge=1, description="pixels; default: the model's own. Positions of start are resampled to it"
+    )
+    teacher: Ref[ClipCheckpoint | VisionCheckpoint] | None = Field(
+        None, description="encoder whose features are the target; give this, targets or teachers"
+    )
+    targets: Ref[SampleCache] | None = Field(
+        None, description="features and crops stored by eva.targets; the teacher is not run"
+    )
+    teachers: list[EvaTeacher] = Field(
+        [], description="several teachers at once, each with its head and weight; or one that teaches the class token"
+    )
+    target: Target = Field(Target(), description="which of the teacher's features")
+    teacher_precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="of the teacher's forward pass; bf16 also stores its matrices in bf16; auto: bf16 on a GPU, else"
+        " that of the student",
+    )
+    mask: Mask = Field(BlockMask(), description="the masks")
+    encode: Literal["all", "visible"] = Field(
+        "all",
+        description="all: the encoder takes every patch, masked ones as a mask token (EVA); visible: the encoder takes"
+        " the visible patches, and a decoder predicts the others (EVA-L, MAE)",
+    )
+    decoder: Decoder = Field(Decoder(), description="the decoder of encode: visible")
+    student: Student = Field(Student(), description="how the student starts and is regularised")
+    augmentation: Augmentation = Field(Augmentation(), description="random crops and flips")
+    lr: float = Field(1.5e-3, ge=0, description="peak learning rate")
+    optimizer: Optimizer = Field(AdamW(grad_clip_norm=3.0), description="optimizer and its settings")
+    schedule: Schedule = Field(CosineSchedule(min_lr=1e-5), description="learning rate over the steps")
+
+    moved: ClassVar[Mapping[str, str]] = {**VisionPretraining.moved, "mask_ratio": "mask.ratio"}
+
+    @property
+    def taught_by(self) -> list[EvaTeacher]:
+        """The teachers, also if it is only one."""
+        if self.targets:
+            return [EvaTeacher(targets=self.targets)]
+        return self.teachers or [EvaTeacher(teacher=self.teacher, target=self.target)]
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EvaPretrain:
+        if [bool(self.teacher), bool(self.targets), bool(self.teachers)].count(True) != 1:
+            raise ValueError("give exactly one of teacher, targets and teachers")
+        stored = [str(entry.targets) for entry in self.taught_by if entry.targets]
+        if stored and len(stored) < len(self.taught_by):
+            raise ValueError(f"teachers: expected a teacher or targets in all of them; {stored[0]!r} are targets")
+        fields = EvaPretrain.model_fields
+        changed = [
+            name
+            for name in ("target", "teacher_precision", "augmentation")
+            if getattr(self, name) != fields[name].default
+        ]
+        if stored and changed:
+            raise ValueError(f"{changed[0]} is fixed by {stored[0]!r}; set it in the stage that makes the targets")
+        if self.teachers and self.target != Target():
+            raise ValueError("target has no effect with teachers: set it in each of them")
+        names = [str(entry.teacher or entry.targets) for entry in self.teachers]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"teachers: {repeated[0]!r} is listed twice; use its weight to change its share")
+        return self
+
+    @model_validator(mode="after")
+    def _one_start(self) -> EvaPretrain:
+        if self.start and "model" in self.model_fields_set:
+            raise ValueError("model and start exclude each other: the encoder of start has its own architecture")
+        if self.start and self.student.init != "timm":
+            raise ValueError(f"student.init: {self.student.init} would replace the weights of start; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _decodable(self) -> EvaPretrain:
+        if self.encode == "visible" and not self.mask.equal_counts:
+            raise ValueError(
+                f"encode: visible needs masks of equal counts; use random or block_exact, not {self.mask.type}"
+            )
+        if self.encode == "all" and self.decoder != Decoder():
+            raise ValueError("decoder has no effect with encode: all; set encode: visible")
+        return self
+
+
+class EvaClip(Stage):
+    """Join a student whose class token a CLIP model has taught with that model's text tower to a CLIP model."""
+
+    makes: ClassVar[type[Artifact]] = ClipCheckpoint
+    work: ClassVar[str] = "vfm_eva.pretrain.as_clip:join_eva_clip"
+    checks: ClassVar[str] = "vfm_eva.pretrain.as_clip:check_eva_clip"
+
+    kind: Literal["eva.clip"] = "eva.clip"
+    encoder: Ref[VisionCheckpoint] = Field(description="student of eva.pretrain, taught with class_weight")
+    clip: Ref[ClipCheckpoint] = Field(description="its CLIP teacher")
+    teacher_number: int = Field(0, ge=0, description="place of the CLIP model in the student's teachers, from 0")

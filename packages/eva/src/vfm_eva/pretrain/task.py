@@ -1,0 +1,286 @@
+"""Masked feature modelling: the student sees the visible patches and predicts the teacher's features of the masked."""
+
+# B batch, N patches, K masked patches at most, V visible patches, D student width, W decoder width, T target width,
+# S side of the image
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from vfm.data import Batch
+from vfm.models import PooledVision, save_vision, vision_preprocess
+from vfm.plugin import VisionCheckpoint
+from vfm.train import Frozen, Metrics, Task
+from vfm_eva.pretrain.decoder import MaskDecoder
+from vfm_eva.pretrain.objective import Objective, image_loss
+from vfm_eva.pretrain.student import check_class_token, masked, student_grid, visible_only
+from vfm_eva.targets.images import EvaInputs
+from vfm_eva.targets.phi_s import PhiS
+from vfm_eva.targets.teacher import StoredTargets, Teacher
+from vfm_kernels import (
+    Kernels,
+    accelerated,
+    gather_tokens,
+    masked_index,
+    padded,
+    token_cosine,
+)
+
+__all__ = ["EvaInputs", "EvaTask"]
+
+
+@dataclass(frozen=True)
+class TaskEncoder(PooledVision):
+    """The student of a training with its pooled features, and the task, whose head predicts masked patches."""
+
+    task: EvaTask | None = None
+
+
+class EvaTask(Task[EvaInputs]):
+    """EVA's pre-training: the negative cosine between prediction and target, on masked patches.
+
+    All tokens go through the encoder, masked patches as a mask token. With a `decoder` only visible patches do, and it
+    predicts the others (EVA-L). Shapes are static and nothing synchronises with the device, whatever the masks.
+    With several teachers the loss is the weighted sum of theirs, each with its own head.
+
+    Args:
+        student: a timm vision transformer (`Eva` or `VisionTransformer`) of fixed image size, without a head.
+        teacher: makes the target; frozen, and neither trained nor saved. Or what is learned from each of several.
+        num_masked: K, the most patches that a mask hides. K patches go through the head; those that the mask does not
+            hide do not count. Patches that a mask hides beyond K are left out of the loss. Default: all patches.
+        decoder: for a student of visible patches; masks must then hide exactly `num_masked` patches.
+        patch_embed_grad: factor of the patch embedding's gradient (EVA-02's `stop_grad_conv1`: 0.1).
+        seed: of the mask token and the head.
+
+    Raises:
+        UserError: the student cannot be masked, `num_masked` leaves nothing, or the teacher has no such target.
+
+    Source: Fang et al. 2022, EVA (arXiv:2211.07636), section 2.1: negative cosine between the prediction and the CLIP
+    feature of each masked patch, in fp32. Two departures: the mask token is not decayed, and the loss of a step is the
+    mean over all its masked patches, however it is cut into micro-batches and processes (`accumulate`).
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher | StoredTargets | Sequence[Objective],
+        *,
+        num_masked: int | None = None,
+        decoder: MaskDecoder | None = None,
+        patch_embed_grad: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.grid = student_grid(student, num_masked, visible_only=decoder is not None)
+        self.num_masked = num_masked or self.grid[0] * self.grid[1]
+        self.student, self.decoder = student, decoder
+        self.objectives = [*teacher] if isinstance(teacher, Sequence) else [Objective(teacher)]
+        self.preprocess = vision_preprocess(student)
+        width: Any = decoder.width if decoder else student.num_features
+        class_width: Any = student.num_features
+        first, *others = (objective.teacher.width for objective in self.objectives)
+        self.mask_token = nn.Parameter(torch.zeros(width))  # a vector, so that it is not decayed
+        self.head = nn.Linear(width, first)
+        self.other_heads = nn.ModuleList(nn.Linear(width, other) for other in others)
+        self.class_heads = nn.ModuleDict(
+            {
+                str(number): nn.Linear(class_width, objective.teacher.width)
+                for number, objective in enumerate(self.objectives)
+                if objective.class_weight
+            }
+        )
+        self.standardised = nn.ModuleDict(
+            {str(number): own.phi_s for number, own in enumerate(self.objectives) if own.phi_s}
+        )
+        if self.class_heads:
+            check_class_token(student)
+        generator = torch.Generator().manual_seed(seed + 1)  # not `seed`, from which the student may be drawn
+        nn.init.trunc_normal_(self.mask_token, std=0.02, generator=generator)
+        for head in self.all_heads():
+            nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)
+            nn.init.zeros_(head.bias)
+        self.best_held_out, self.held_out_warned = -1.0, False  # of `eval.masked_patches`
+        if pooling := getattr(student, "attn_pool", None):  # not used here, and DDP would wait for its gradient
+            pooling.requires_grad_(False)
+        if patch_embed_grad != 1:
+            embedding: Any = student.patch_embed
+            embedding.register_forward_hook(partial(_scale_gradient, patch_embed_grad))
+
+    @property
+    def teacher(self) -> Teacher | StoredTargets:
+        """The teacher; of several, the first."""
+        return self.objectives[0].teacher
+
+    def heads(self) -> list[nn.Linear]:
+        """Return the head of each teacher."""
+        return [self.head, *self.other_heads]
+
+    def all_heads(self) -> list[nn.Linear]:
+        """Return the heads of patches, then those of the class token."""
+        return [*self.heads(), *self.class_heads.values()]  # type: ignore[list-item]
+
+    def forward(self, inputs: EvaInputs) -> tuple[Tensor, Metrics]:
+        """Return the loss of a batch and metrics.
+
+        `masked_share` is the fraction of masked patches; at log steps only, `constant_loss` is the loss of the best
+        constant prediction and `mutual_cosine` the mean cosine of two predictions. If there are several losses, these
+        two and the losses are given for each teacher, ending in its name, and `class_loss` for its class token.
+        """
+        bool_mask = inputs.bool_mask
+        index = masked_index(bool_mask, self.num_masked)  # (B, K)
+        counted = bool_mask.gather(1, index)
+        # The teachers first: their temporary memory is free again before the student's activations are kept.
+        targets = [
+            objective.targets(inputs.of_teacher(number), self.grid, index)
+            for number, objective in enumerate(self.objectives)
+        ]
+        class_token, tokens = self.encode(inputs.images, bool_mask)
+        tokens = gather_tokens(tokens, index)
+        metrics: Metrics = {"masked_share": bool_mask.float().mean()}
+        losses = []
+        for number, (objective, head, target) in enumerate(zip(self.objectives, self.heads(), targets, strict=True)):
+            compared = (head(tokens), objective.standardised(target.patches), counted)
+            loss = objective.patch_loss(*compared)
+            own = objective.metrics(*compared) if self.is_log_step else {}
+            if target.image is not None:
+                own["class_loss"] = image_loss(self.class_heads[str(number)](class_token), target.image, counted)
+            if self.has_one_loss:
+                return loss, {**metrics, **own}
+            metrics |= {f"{name}_{objective.name}": value for name, value in {"loss": loss, **own}.items()}
+            losses.append(objective.weight * (loss + objective.class_weight * own.get("class_loss", 0.0)))
+        return torch.stack(losses).sum(), metrics
+
+    @property
+    def has_one_loss(self) -> bool:
+        """Whether the loss is one teacher's, of masked patches alone: EVA's."""
+        return len(self.objectives) == 1 and not self.class_heads and self.objectives[0].weight == 1
+
+    @torch.no_grad()
+    def masked_cosines(self, inputs: EvaInputs, target: Tensor) -> Tensor:
+        """Return the mean cosine of each image's masked patches, (B,); all masks hide equally many."""
+        bool_mask = inputs.bool_mask
+        num_masked = int(bool_mask[0].sum())
+        prediction = self.predictions(self.student_tokens(inputs.images, bool_mask, num_masked))
+        return (token_cosine(prediction, target) * bool_mask).sum(dim=1) / num_masked
+
+    def predictions(self, tokens: Tensor) -> Tensor:
+        """Return the predicted features of the (first) teacher, (..., T), of the head's inputs."""
+        predicted: Tensor = self.head(tokens)
+        phi_s = self.objectives[0].phi_s
+        return phi_s.inverse(predicted) if phi_s else predicted
+
+    def student_tokens(self, images: Tensor, bool_mask: Tensor, num_masked: int | None = None) -> Tensor:
+        """Return the head's input for every patch: the encoder's tokens, (B, N, D), or the decoder's, (B, N, W).
+
+        Args:
+            images: (B, 3, S, S) uint8.
+            bool_mask: (B, N), True = masked.
+            num_masked: patches that a mask hides, for a decoder; default: those of the training.
+        """
+        return self.encode(images, bool_mask, num_masked)[1]
+
+    def encode(self, images: Tensor, bool_mask: Tensor, num_masked: int | None = None) -> tuple[Tensor | None, Tensor]:
+        """Return the normed class token, (B, D), if a teacher teaches it, and the tokens of `student_tokens`."""
+        student: Any = self.student
+        pixels = self.preprocess.pixels(images)
+        if self.decoder:
+            num_visible = bool_mask.shape[1] - (num_masked or self.num_masked)
+            index = masked_index(~bool_mask, num_visible)  # (B, V)
+            with visible_only(student, index):
+                tokens = student.forward_features(pixels)
+            tokens = student.fc_norm(tokens)
+            return tokens[:, 0] if self.class_heads else None, self.decoder(tokens, index, self.mask_token)
+        with masked(student, self.mask_token, bool_mask):
+            tokens = student.forward_features(pixels)
+        class_token = student.fc_norm(tokens[:, 0]) if self.class_heads else None
+        return class_token, student.fc_norm(tokens[:, student.num_prefix_tokens :])
+
+    def micro_batch_weights(self, micro_batches: Sequence[Batch[EvaInputs]]) -> Tensor:
+        """Return the masked patches per sample of each micro-batch, relative to the mean of the step.
+
+        With these factors every masked patch of the step has the same weight in all processes, so that loss and
+        gradient are those of one large batch (to rounding, and except for the draws of drop path), although `block`
+        masks vary in size. EVA's code gives micro-batches and processes equal weights instead.
+        """
+        counts = torch.stack(
+            [batch.inputs.bool_mask.sum(dim=1).clamp(max=self.num_masked).float().mean() for batch in micro_batches]
+        )
+        sizes = [len(batch) for batch in micro_batches]
+        mean = torch.stack([count * size for count, size in zip(counts, sizes, strict=True)]).sum() / sum(sizes)
+        if dist.is_initialized():
+            dist.all_reduce(mean)
+            mean /= dist.get_world_size()
+        return counts / mean.clamp(min=1e-9)
+
+    @torch.no_grad()
+    def cosine_map(self, inputs: EvaInputs) -> Tensor:
+        """Return the cosine between prediction and target of every patch, (B, N), masked or not."""
+        prediction = self.predictions(self.student_tokens(inputs.images, inputs.bool_mask))
+        return token_cosine(prediction, self.teacher.targets(inputs, self.grid))
+
+    def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
+        """Use fused kernels in student and teacher."""
+        return accelerated(choice, self, *(held.module for held in self.frozen()))
+
+    def padded(self) -> AbstractContextManager[str]:
+        """Pad the widths of student and teacher."""
+        return padded(self, *(held.module for held in self.frozen()))
+
+    def encoder(self) -> TaskEncoder:
+        """Return the student with its pooled features."""
+        return TaskEncoder(self.student, self.preprocess, task=self)
+
+    def frozen(self) -> Iterator[Frozen[Any]]:
+        """Yield the teachers."""
+        yield from (objective.teacher for objective in self.objectives)
+
+    def masked_modelling(self) -> dict[str, Tensor]:
+        """Return the mask token, heads and decoder by name; every head predicts features as its teacher gives them."""
+        added = {
+            key: value for key, value in self.state_dict().items() if not key.startswith(("student.", "standardised."))
+        }
+        for name, phi_s in self._heads_of_standardised():
+            weight, bias = phi_s.to_features(added[f"{name}.weight"], added[f"{name}.bias"])
+            added |= {f"{name}.weight": weight, f"{name}.bias": bias}
+        return added
+
+    def load_masked_modelling(self, added: Mapping[str, Tensor]) -> bool:
+        """Load the mask token, head and decoder of an earlier training if all of them fit; return whether they did."""
+        own = self.masked_modelling()
+        fits = own.keys() == added.keys() and all(own[key].shape == value.shape for key, value in added.items())
+        if fits:
+            added = dict(added)
+            for name, phi_s in self._heads_of_standardised():
+                weight, bias = phi_s.from_features(added[f"{name}.weight"], added[f"{name}.bias"])
+                added |= {f"{name}.weight": weight, f"{name}.bias": bias}
+            self.load_state_dict(added, strict=False)
+        return fits
+
+    def _heads_of_standardised(self) -> Iterator[tuple[str, PhiS]]:
+        """Yield the name of each head that predicts standardised features, and what standardises them."""
+        for number, objective in enumerate(self.objectives):
+            if objective.phi_s:
+                yield "head" if number == 0 else f"other_heads.{number - 1}", objective.phi_s
+
+    def export(self, directory: Path) -> VisionCheckpoint:
+        """Write the student in timm's layout, and mask token, head and decoder in a file of their own."""
+        self.student.masked_modelling = self.masked_modelling()  # type: ignore[assignment]
+        return save_vision(self.student, directory)
+
+
+def _scale_gradient(factor: float, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    """Scale the gradient that reaches a layer, and so those of its weights; a forward hook.
+
+    Hooks of the weights themselves would be lost where they are replaced (FSDP).
+    """
+    if output.requires_grad:
+        output.register_hook(lambda grad: grad * factor)  # type: ignore[no-untyped-call]

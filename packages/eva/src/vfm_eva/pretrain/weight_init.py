@@ -1,0 +1,137 @@
+"""Initial weights as in the papers' code; `timm` keeps those that timm draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.init import normal_, trunc_normal_, xavier_normal_, xavier_uniform_, zeros_
+
+from vfm.plugin import UserError
+from vfm_eva.pretrain.decoder import sincos_positions
+from vfm_eva.pretrain.parts import Init
+from vfm_eva.pretrain.task import EvaTask
+
+__all__ = ["check_init", "init_weights"]
+
+
+def check_init(student: nn.Module, init: Init) -> None:
+    """Check that the initial weights of a paper are defined for a student's blocks.
+
+    Raises:
+        UserError: eva01 and eva02 scale `attn.proj` and the matrices of `mlp`, which the student's blocks do not have.
+    """
+    blocks: Any = student.blocks
+    if init in ("eva01", "eva02") and not all(hasattr(block, "attn") and hasattr(block, "mlp") for block in blocks):
+        raise UserError(
+            f"student.init: {init} is for blocks with one attention and one MLP after it, got"
+            f" {type(blocks[0]).__name__}; use timm or mae"
+        )
+
+
+def init_weights(task: EvaTask, init: Init, seed: int) -> None:
+    """Draw the weights of student, head, mask token and decoder again, in place; `timm` leaves them unchanged.
+
+    init:
+        eva01: every linear and the patch embedding from a normal of std 0.015 truncated at one std (so their std is
+            0.0081), as well as learned positions, class and mask token; a block's output matrices are divided by
+            sqrt(2 * its number).
+        eva02: linears from Xavier's normal, the patch embedding from Xavier's uniform distribution as a linear;
+            positions, class and mask token with std 0.02, truncated at one std. With sub-LN (a norm inside the MLP)
+            the MLP's matrices, the value and the output projection are multiplied by sqrt(ln(2 * depth)).
+        mae: linears and the patch embedding from Xavier's uniform distribution, class and mask token with std 0.02,
+            fixed sine-cosine positions in a student with learned ones. For EVA-L.
+
+    Sources: Fang et al. 2022 (arXiv:2211.07636), 2023 (arXiv:2303.11331) and their code; Wang et al. 2022, Foundation
+    Transformers (arXiv:2210.06423), for sub-LN; He et al. 2021, MAE (arXiv:2111.06377).
+    """
+    check_init(task.student, init)
+    with torch.no_grad():
+        if init != "timm":
+            _INITS[init](task, torch.Generator().manual_seed(seed))
+
+
+def _eva01(task: EvaTask, generator: Generator) -> None:
+    _draw_linears(task, lambda weight: _truncated_normal(weight, 0.015, generator))
+    _truncated_normal(_patch_weight(task), 0.015, generator)
+    if (bias := _embed(task).bias) is not None:  # CLIP's patch embeddings have none
+        zeros_(bias)
+    for tokens in _tokens(task):
+        _truncated_normal(tokens, 0.015, generator)
+    for number, block in enumerate(_blocks(task), start=1):
+        block.attn.proj.weight.div_(math.sqrt(2 * number))
+        block.mlp.fc2.weight.div_(math.sqrt(2 * number))
+
+
+def _eva02(task: EvaTask, generator: Generator) -> None:
+    _draw_linears(task, lambda weight: xavier_normal_(weight, generator=generator))
+    xavier_uniform_(_patch_weight(task), generator=generator)
+    for tokens in _tokens(task):
+        _truncated_normal(tokens, 0.02, generator)
+    blocks = _blocks(task)
+    for block in blocks:
+        if isinstance(getattr(block.mlp, "norm", None), nn.LayerNorm):
+            for weight in _sub_ln_weights(block):
+                weight.mul_(math.sqrt(math.log(2 * len(blocks))))
+
+
+def _mae(task: EvaTask, generator: Generator) -> None:
+    _draw_linears(task, lambda weight: xavier_uniform_(weight, generator=generator))
+    xavier_uniform_(_patch_weight(task), generator=generator)
+    for tokens in _tokens(task):
+        normal_(tokens, std=0.02, generator=generator)
+    student: Any = task.student
+    if getattr(student, "pos_embed", None) is None:  # rotary or relative positions only
+        return
+    positions = sincos_positions(task.grid, student.embed_dim, student.num_prefix_tokens)
+    student.pos_embed.copy_(positions[:, -student.pos_embed.shape[1] :])
+    student.pos_embed.requires_grad_(False)
+
+
+_INITS: dict[str, Callable[[EvaTask, Generator], None]] = {"eva01": _eva01, "eva02": _eva02, "mae": _mae}
+
+
+def _draw_linears(task: EvaTask, draw: Callable[[Tensor], Tensor]) -> None:
+    for module in task.modules():
+        if isinstance(module, nn.Linear):
+            draw(module.weight)
+            if module.bias is not None:
+                zeros_(module.bias)
+
+
+def _sub_ln_weights(block: Any) -> Iterator[Tensor]:
+    """Yield a block's matrices besides those of queries and keys."""
+    yield from (module.weight for module in block.mlp.modules() if isinstance(module, nn.Linear))
+    yield block.attn.proj.weight
+    if getattr(block.attn, "v_proj", None) is not None:
+        yield block.attn.v_proj.weight
+    else:
+        yield block.attn.qkv.weight[-block.attn.qkv.in_features :]
+
+
+def _tokens(task: EvaTask) -> Iterator[Tensor]:
+    names = ("pos_embed", "cls_token", "reg_token")
+    yield from (value for name in names if (value := getattr(task.student, name, None)) is not None)
+    yield task.mask_token
+
+
+def _embed(task: EvaTask) -> Any:
+    student: Any = task.student
+    return student.patch_embed.proj
+
+
+def _patch_weight(task: EvaTask) -> Tensor:
+    weight: Tensor = _embed(task).weight
+    return weight.view(len(weight), -1)  # as the matrix of a linear
+
+
+def _blocks(task: EvaTask) -> Any:
+    student: Any = task.student
+    return student.blocks
+
+
+def _truncated_normal(tensor: Tensor, std: float, generator: Generator) -> Tensor:
+    return trunc_normal_(tensor, std=std, a=-std, b=std, generator=generator)

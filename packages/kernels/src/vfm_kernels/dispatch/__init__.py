@@ -1,0 +1,1 @@
+"""Choice between the plain form of an op and its kernel."""

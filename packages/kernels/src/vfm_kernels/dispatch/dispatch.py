@@ -1,0 +1,152 @@
+"""Choice of implementation: the plain form, which is the specification of an op, or the Triton kernel.
+
+`auto` takes the kernel where it was measured to be faster on the GPU's architecture (`measured`) and the plain form
+elsewhere, so nothing changes on a CPU. `reference` never takes a kernel. `triton` takes it or raises with every reason
+why it cannot run.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor
+
+from vfm_kernels.dispatch.measured import is_measured_faster
+
+F = TypeVar("F", bound=Callable[..., Any])
+Kernels = Literal["auto", "reference", "triton"]
+
+OLDEST_CAPABILITY = (8, 0)  # Ampere: the oldest architecture that the tests compile the kernels for
+
+
+@dataclass
+class KernelSettings:
+    """Settings of the ops in this process, as `torch.backends` holds torch's; `use_kernels` changes them.
+
+    They belong to the process and not to a thread or a context variable: with activation checkpointing on a GPU the
+    forward is computed again in autograd's own thread, and must take the same implementation there.
+    """
+
+    choice: Kernels = "auto"
+
+
+SETTINGS = KernelSettings()
+
+
+@contextmanager
+def use_kernels(choice: Kernels) -> Iterator[None]:
+    """Set the implementation that all ops of this process take within the block.
+
+    Raises:
+        ValueError: `choice` is unknown.
+    """
+    if choice not in get_args(Kernels):
+        raise ValueError(f"{choice!r} is not a valid choice of kernels; choose from {', '.join(get_args(Kernels))}")
+    before, SETTINGS.choice = SETTINGS.choice, choice
+    try:
+        yield
+    finally:
+        SETTINGS.choice = before
+
+
+def fused(op: str, *tensors: Tensor) -> bool:
+    """Return whether an op of these tensors takes its kernel under the current choice.
+
+    Args:
+        op: name of the op in the table of measurements.
+        *tensors: inputs; the first has the op's width as its last size.
+
+    Raises:
+        ValueError: the choice is `triton` and the kernel cannot run; the message gives the reasons.
+    """
+    if not kernels_wanted(*tensors):
+        return False
+    if SETTINGS.choice == "triton":
+        return True
+    compiled = torch.compiler.is_compiling()
+    faster: bool = _measured_faster(op, tensors[0].device, int(tensors[0].shape[-1]), compiled)
+    return faster
+
+
+def kernels_wanted(*tensors: Tensor) -> bool:
+    """Return whether the current choice allows kernels and they can run on these tensors.
+
+    Raises:
+        ValueError: the choice is `triton` and kernels cannot run; the message gives the reasons.
+    """
+    choice = SETTINGS.choice
+    if choice == "reference" or (choice == "auto" and tensors[0].device.type != "cuda"):
+        return False
+    reasons = not_supported_reasons(*tensors)
+    if reasons and choice == "triton":
+        raise ValueError(f"kernels 'triton' cannot run here: {'; '.join(reasons)}")
+    return not reasons
+
+
+def not_supported_reasons(*tensors: Tensor) -> list[str]:
+    """Return why the kernels cannot take these tensors; empty if they can."""
+    reasons = list(_device_reasons(tensors[0].device))
+    reasons += [f"{tensor.dtype} is not supported" for tensor in tensors if tensor.dtype == torch.float64]
+    reasons += [f"inputs are on {tensors[0].device} and {t.device}" for t in tensors if t.device != tensors[0].device]
+    return reasons
+
+
+def runs_triton(*tensors: Tensor) -> bool:
+    """Return whether the op behind a public function launches its kernel: on a GPU or in Triton's interpreter."""
+    return not not_supported_reasons(*tensors)
+
+
+def launchers() -> ModuleType:
+    """Return the functions that launch the kernels.
+
+    Imported here because Triton is optional, and because a process that launches no kernel need not load it.
+    """
+    from vfm_kernels import triton
+
+    return triton
+
+
+def constant_when_compiled(function: F) -> F:
+    """Mark a function whose result `torch.compile` takes as a constant.
+
+    The mark is that of `torch.compiler.assume_constant_result`, which imports the compiler: as long again as torch.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+# `torch.compile` could not trace the look for an installed package.
+@constant_when_compiled
+def _device_reasons(device: torch.device) -> tuple[str, ...]:
+    return _cached_device_reasons(device)
+
+
+# `torch.compile` could not trace the table.
+@constant_when_compiled
+def _measured_faster(op: str, device: torch.device, width: int, compiled: bool) -> bool:
+    return is_measured_faster(op, device, width, compiled)
+
+
+# Cached because every call of every op needs it, and it never changes in a process.
+@cache
+def _cached_device_reasons(device: torch.device) -> tuple[str, ...]:
+    if importlib.util.find_spec("triton") is None:
+        return ("triton is not installed",)
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        return () if capability >= OLDEST_CAPABILITY else (f"compute capability {capability} is below 8.0",)
+    if device.type == "cpu" and _interpreted():
+        return ()
+    return (f"device is {device.type}; kernels need a CUDA device",)
+
+
+def _interpreted() -> bool:
+    """Return whether Triton interprets kernels on CPU tensors (TRITON_INTERPRET=1, for tests)."""
+    from triton import knobs  # type: ignore[import-untyped]
+
+    return bool(knobs.runtime.interpret)

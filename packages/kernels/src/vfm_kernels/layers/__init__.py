@@ -1,0 +1,1 @@
+"""Layers of timm and open_clip with fused ops."""

@@ -1,0 +1,1 @@
+"""Losses: contrastive, cosine, diffusion."""

@@ -1,0 +1,203 @@
+"""Contrastive losses of image-text training, plain or in bounded memory, on one process or many.
+
+`logit_scale` is the factor itself, already exponentiated, as open_clip's models return it. Features must be normalised.
+Logits and sums are fp32 under any autocast: in bf16 a logit of 100 has an error of 0.25. Where torch multiplies fp32
+matrices in TF32 (`torch.set_float32_matmul_precision("high")`, as vfm's trainings set it on CUDA devices), the factors
+are rounded to 11 bits and the sums stay fp32: logits up to 100 then have errors up to 0.005 (features of 512 channels).
+
+With many processes, pass the results of `gather_with_grad` and the rank: each process compares its own samples with all
+others (open_clip's `local_loss`), and the mean over processes is the loss of the whole batch.
+"""
+
+# n samples of this process, N of all processes, D width
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vfm_kernels.dispatch.precision import at_least_fp32
+from vfm_kernels.losses.chunked import (
+    chunked_pair_loss,
+    cross_entropy_rows,
+    distinct_cross_entropy_rows,
+    same_group,
+    sigmoid_rows,
+    soft_cross_entropy_rows,
+)
+
+
+def info_nce(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    all_image_features: Tensor | None = None,
+    all_text_features: Tensor | None = None,
+    all_groups: Tensor | None = None,
+    rank: int = 0,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Compute CLIP's symmetric loss: images classify their texts among all texts, texts their images; ln N at chance.
+
+    Args:
+        image_features: (n, D), normalised.
+        text_features: (n, D), normalised.
+        logit_scale: factor of the cosines; scalar.
+        all_image_features: (N, D) of all processes, rank by rank; this process alone by default.
+        all_text_features: (N, D), required together with the images.
+        all_groups: (N,) integers of all processes, such as hashes of the texts: samples of the same group are left out
+            of each other's softmax, where a repeated text would be both the right and a wrong answer. Default: every
+            other sample is a wrong answer.
+        rank: of this process among them; its samples start at rank * n.
+        chunk_size: rows of logits in memory at once. Loss and gradients are those of the plain form, in memory of
+            chunk_size x N logits instead of n x N; there is no second derivative.
+
+    Returns:
+        Scalar, fp32: the mean over this process's samples and both directions.
+
+    Raises:
+        ValueError: shapes, rank or chunk size do not fit.
+
+    Source: Radford et al. 2021, CLIP (arXiv:2103.00020), Figure 3.
+    """
+    if (all_image_features is None) != (all_text_features is None):
+        raise ValueError("all_image_features and all_text_features must be given together")
+    image, text, scale = (
+        at_least_fp32(image_features),
+        at_least_fp32(text_features),
+        _scalar(logit_scale, image_features),
+    )
+    all_image = image if all_image_features is None else at_least_fp32(all_image_features)
+    all_text = text if all_text_features is None else at_least_fp32(all_text_features)
+    first = _first_positive(image, text, all_text, rank, chunk_size)
+    if all_groups is not None and all_groups.shape != (len(all_text),):
+        raise ValueError(f"expected all_groups of shape ({len(all_text)},), got {tuple(all_groups.shape)}")
+
+    def direction(queries: Tensor, keys: Tensor) -> Tensor:
+        if chunk_size is not None:
+            rows = cross_entropy_rows if all_groups is None else distinct_cross_entropy_rows(all_groups)
+            total = chunked_pair_loss(queries, keys, scale, torch.zeros_like(scale), rows, first, chunk_size)
+            return total / len(queries)
+        labels = torch.arange(first, first + len(queries), device=queries.device)
+        logits = scale * queries @ keys.T
+        if all_groups is not None:
+            logits = logits.masked_fill(same_group(all_groups, first, len(logits)), -torch.inf)
+        return F.cross_entropy(logits, labels)
+
+    with torch.autocast(image.device.type, enabled=False):
+        return (direction(image, all_text) + direction(text, all_image)) / 2
+
+
+def similarity_distillation(
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor],
+    logit_scale: Tensor | float,
+    teacher_logit_scale: Tensor | float,
+    *,
+    all_student: tuple[Tensor, Tensor] | None = None,
+    all_teacher: tuple[Tensor, Tensor] | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Compute the cross-entropy of a student's image-text similarities with a teacher's, in both directions.
+
+    The teacher's features may have any width; they get no gradient.
+
+    Args:
+        student: image and text features, (n, D) each, normalised.
+        teacher: features of the same samples, (n, E) each, normalised.
+        logit_scale: factor of the student's cosines; scalar.
+        teacher_logit_scale: factor of the teacher's.
+        all_student: the features of all processes, (N, D) each; this process alone by default.
+        all_teacher: the teacher's, (N, E) each; required together with the student's.
+        chunk_size: rows of logits in memory at once, as in `info_nce`.
+
+    Returns:
+        Scalar, fp32: the mean over this process's samples and both directions.
+
+    Raises:
+        ValueError: shapes or chunk size do not fit.
+
+    Source: Hinton et al. 2015 (arXiv:1503.02531), over the rows of CLIP's logits as in open_clip.
+    """
+    if (all_student is None) != (all_teacher is None):
+        raise ValueError("all_student and all_teacher must be given together")
+    ours, theirs = [at_least_fp32(part) for part in student], [at_least_fp32(part.detach()) for part in teacher]
+    all_ours = [at_least_fp32(part) for part in all_student or student]
+    all_theirs = [at_least_fp32(part.detach()) for part in all_teacher or teacher]
+    scale, their_scale = _scalar(logit_scale, ours[0]), _scalar(teacher_logit_scale, theirs[0]).detach()
+    _first_positive(ours[0], ours[1], all_ours[1], 0, chunk_size)
+    if [len(part) for part in (*theirs, *all_theirs)] != [len(part) for part in (*ours, *all_ours)]:
+        counts = f"{len(ours[0])} of {len(all_ours[0])}, {len(theirs[0])} of {len(all_theirs[0])}"
+        raise ValueError(f"expected the same number of samples from student and teacher, got {counts}")
+
+    def direction(queries: Tensor, keys: Tensor, their_queries: Tensor, their_keys: Tensor) -> Tensor:
+        def distributions(rows: slice) -> Tensor:
+            return (their_scale * their_queries[rows] @ their_keys.T).softmax(dim=1)
+
+        if chunk_size is not None:
+            zero, rows = torch.zeros_like(scale), soft_cross_entropy_rows(distributions)
+            return chunked_pair_loss(queries, keys, scale, zero, rows, 0, chunk_size) / len(queries)
+        return F.cross_entropy(scale * queries @ keys.T, distributions(slice(None)))
+
+    with torch.autocast(ours[0].device.type, enabled=False):
+        of_images = direction(ours[0], all_ours[1], theirs[0], all_theirs[1])
+        return (of_images + direction(ours[1], all_ours[0], theirs[1], all_theirs[0])) / 2
+
+
+def siglip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float,
+    *,
+    all_text_features: Tensor | None = None,
+    rank: int = 0,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Compute SigLIP's loss: a binary classification of every image-text pair, without normalisation over the batch.
+
+    Args:
+        image_features: (n, D), normalised.
+        text_features: (n, D), normalised.
+        logit_scale: factor of the cosines; scalar.
+        logit_bias: added to every logit; the paper starts it at -10, as nearly all pairs are negatives.
+        all_text_features: (N, D) of all processes, rank by rank; this process alone by default.
+        rank: of this process among them; its samples start at rank * n.
+        chunk_size: rows of logits in memory at once, as in `info_nce`.
+
+    Returns:
+        Scalar, fp32: summed over the N texts, mean over this process's images.
+
+    Raises:
+        ValueError: shapes, rank or chunk size do not fit.
+
+    Source: Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training (arXiv:2303.15343), Algorithm 1.
+    """
+    image, text = at_least_fp32(image_features), at_least_fp32(text_features)
+    scale, bias = _scalar(logit_scale, image), _scalar(logit_bias, image)
+    all_text = text if all_text_features is None else at_least_fp32(all_text_features)
+    first = _first_positive(image, text, all_text, rank, chunk_size)
+    with torch.autocast(image.device.type, enabled=False):
+        if chunk_size is not None:
+            return chunked_pair_loss(image, all_text, scale, bias, sigmoid_rows, first, chunk_size) / len(image)
+        logits = scale * image @ all_text.T + bias
+        signs = -torch.ones_like(logits)
+        signs.diagonal(first).fill_(1.0)
+        return -F.logsigmoid(signs * logits).sum() / len(image)
+
+
+def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
+    return torch.as_tensor(value, device=like.device).to(at_least_fp32(like).dtype).reshape(())
+
+
+def _first_positive(image: Tensor, text: Tensor, all_text: Tensor, rank: int, chunk_size: int | None) -> int:
+    """Check shapes, and return the index of this process's first sample among all samples."""
+    if image.shape != text.shape or image.ndim != 2 or len(image) == 0:
+        shapes = f"{tuple(image.shape)} and {tuple(text.shape)}"
+        raise ValueError(f"expected image and text features of one shape (n, D), got {shapes}")
+    num_local, num_all = len(image), len(all_text)
+    if num_all % num_local or not 0 <= rank < num_all // num_local:
+        raise ValueError(f"rank {rank} with {num_local} samples does not fit {num_all} gathered samples")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    return rank * num_local

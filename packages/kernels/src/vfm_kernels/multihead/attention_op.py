@@ -1,0 +1,116 @@
+"""The ops behind our backends of attention, with their gradients: of three tensors of heads, or of a packed one."""
+
+# B batch, N tokens, H heads, D width of a head
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfm_kernels.dispatch.dispatch import launchers, runs_triton
+from vfm_kernels.dispatch.library import Op
+from vfm_kernels.multihead.attention_plain import attention_plain, attention_plain_backward
+from vfm_kernels.pattern import SCHEMA, Pattern
+
+Heads = tuple[Tensor, Tensor, Tensor]
+
+
+def forward_buffers(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return buffers of the output (B, N, H, D) and of the logarithms of the softmax's sums (B, H, N)."""
+    batch, num_tokens, num_heads, _ = q.shape
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape), q.new_empty((batch, num_heads, num_tokens), dtype=dtype)
+
+
+def _forward(heads: Heads, pattern: Pattern, short: bool) -> tuple[Tensor, Tensor]:
+    if runs_triton(heads[0]):
+        buffers = forward_buffers(heads[0])
+        launchers().attention_forward(*heads, *buffers, pattern, short=short)
+        return buffers
+    out, lse = attention_plain(*heads, pattern)
+    return out.contiguous(), lse
+
+
+def _backward(d_out: Tensor, out: Tensor, lse: Tensor, heads: Heads, pattern: Pattern, gradients: Heads) -> None:
+    """Write the gradients of the heads into their buffers."""
+    if runs_triton(d_out):
+        launchers().attention_backward(d_out, out, lse, *heads, *gradients, pattern)
+        return
+    plain = attention_plain_backward(d_out, out, lse, *heads, pattern)
+    for buffer, gradient in zip(gradients, plain, strict=True):
+        buffer.copy_(gradient)
+
+
+def _run(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _forward((q, k, v), Pattern(*rest[:-1]), rest[-1])
+
+
+def _run_packed(qkv: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    q, k, v = qkv.unbind(2)
+    return _forward((q, k, v), Pattern(*rest[:-1]), rest[-1])
+
+
+def _buffers(q: Tensor) -> Heads:
+    return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
+
+
+def _run_backward(d_out: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *pattern: Any) -> Heads:
+    gradients = _buffers(q)
+    _backward(d_out, out, lse, (q, k, v), Pattern(*pattern), gradients)
+    return gradients
+
+
+def _run_packed_backward(d_out: Tensor, out: Tensor, lse: Tensor, qkv: Tensor, *pattern: Any) -> Tensor:
+    packed = qkv.new_empty(qkv.shape)
+    q, k, v = qkv.unbind(2)
+    d_q, d_k, d_v = packed.unbind(2)
+    _backward(d_out, out, lse, (q, k, v), Pattern(*pattern), (d_q, d_k, d_v))
+    return packed
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    heads, pattern = inputs[: -len(Pattern._fields) - 1], Pattern(*inputs[-len(Pattern._fields) - 1 : -1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # nobody needs zeros as the gradient of the sums
+    # Only tensors may be saved for the backward; the numbers are kept beside them.
+    ctx.pattern = pattern._replace(sin=None, cos=None, positions=None, cu_seqlens=None)
+    ctx.save_for_backward(*output, pattern.sin, pattern.cos, pattern.positions, pattern.cu_seqlens, *heads)
+
+
+def _gradient(backward_op: Op) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Return the gradient that calls an op for the heads; pattern and kernel have none."""
+
+    def backward(ctx: Any, d_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        out, lse, sin, cos, positions, cu_seqlens, *heads = ctx.saved_tensors
+        pattern = ctx.pattern._replace(sin=sin, cos=cos, positions=positions, cu_seqlens=cu_seqlens)
+        gradients = backward_op(d_out, out, lse, *heads, *pattern)
+        gradients = (gradients,) if isinstance(gradients, Tensor) else gradients
+        return *gradients, *[None] * (len(Pattern._fields) + 1)
+
+    return backward
+
+
+SAVED = "Tensor d_out, Tensor out, Tensor lse"
+attention_op = Op(
+    f"attention(Tensor q, Tensor k, Tensor v, {SCHEMA}, bool short) -> (Tensor, Tensor)",
+    _run,
+    lambda q, *_: forward_buffers(q),
+)
+attention_packed_op = Op(
+    f"attention_packed(Tensor qkv, {SCHEMA}, bool short) -> (Tensor, Tensor)",
+    _run_packed,
+    lambda qkv, *_: forward_buffers(qkv[:, :, 0]),
+)
+_BACKWARD = Op(
+    f"attention_backward({SAVED}, Tensor q, Tensor k, Tensor v, {SCHEMA}) -> (Tensor, Tensor, Tensor)",
+    _run_backward,
+    lambda d_out, out, lse, q, *_: _buffers(q),
+)
+_PACKED_BACKWARD = Op(
+    f"attention_packed_backward({SAVED}, Tensor qkv, {SCHEMA}) -> Tensor",
+    _run_packed_backward,
+    lambda d_out, out, lse, qkv, *_: qkv.new_empty(qkv.shape),
+)
+attention_op.differentiate(_gradient(_BACKWARD), _keep)
+attention_packed_op.differentiate(_gradient(_PACKED_BACKWARD), _keep)

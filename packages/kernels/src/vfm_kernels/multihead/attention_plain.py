@@ -1,0 +1,78 @@
+"""Attention in plain torch and in closed form: the specification, and the op where no kernel runs."""
+
+# B batch, N tokens, H heads, D width of a head
+
+import math
+
+import torch
+from torch import Tensor
+
+from vfm_kernels.dispatch.precision import at_least_fp32
+from vfm_kernels.multihead.rope import rotate_plain
+from vfm_kernels.pattern import Pattern
+
+
+def attention_plain(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, visible: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute attention and the base-2 logarithms of the softmax's sums.
+
+    Args:
+        q: (B, N, H, D).
+        k: like `q`.
+        v: like `q`.
+        pattern: mask, scale and angles.
+        visible: True where a query (row) sees a key (column), to be broadcast to (B, H, N, N); None: see `pattern`.
+
+    Returns:
+        out: (B, N, H, D).
+        lse: (B, H, N), fp32 (fp64 for fp64): what the backward needs of the softmax.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        scores = _scores(_rotated(q, pattern), _rotated(k, pattern), pattern)
+        scores = scores if visible is None else scores.masked_fill(~visible, float("-inf"))
+        weights = scores.softmax(dim=-1).to(v.dtype)
+        out = torch.einsum("bhnm,bmhd->bnhd", weights, v)
+    return out, at_least_fp32(scores).logsumexp(dim=-1) / math.log(2)
+
+
+def attention_plain_backward(
+    d_out: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients of queries, keys and values from what the forward kept: (B, N, H, D) each."""
+    dtype = q.dtype
+    q, k = _rotated(q, pattern), _rotated(k, pattern)
+    weights = torch.exp2(at_least_fp32(_scores(q, k, pattern)) / math.log(2) - lse[..., None])  # (B, H, N, N)
+    d_out, out, q, k, v = (at_least_fp32(tensor) for tensor in (d_out, out, q, k, v))
+    d_weights = torch.einsum("bnhd,bmhd->bhnm", d_out, v)
+    delta = (d_out * out).sum(dim=-1).transpose(1, 2)[..., None]  # (B, H, N, 1)
+    d_scores = weights * (d_weights - delta) * pattern.scale
+    d_q = _rotated(torch.einsum("bhnm,bmhd->bnhd", d_scores, k), pattern, inverse=True)
+    d_k = _rotated(torch.einsum("bhnm,bnhd->bmhd", d_scores, q), pattern, inverse=True)
+    d_v = torch.einsum("bhnm,bnhd->bmhd", weights, d_out)
+    return d_q.to(dtype), d_k.to(dtype), d_v.to(dtype)
+
+
+def visible_keys(q: Tensor, pattern: Pattern) -> Tensor | None:
+    """Return the mask (N, N), True where a query (row) sees a key (column); None if every query sees every key."""
+    if pattern.cu_seqlens is None and not pattern.causal:
+        return None
+    tokens = torch.arange(q.shape[1], device=q.device)
+    visible = torch.ones(len(tokens), len(tokens), dtype=torch.bool, device=q.device)
+    if pattern.cu_seqlens is not None:
+        sequence = torch.searchsorted(pattern.cu_seqlens.to(tokens.dtype), tokens, right=True)
+        visible = sequence[:, None] == sequence[None, :]
+    return visible & (tokens[None, :] <= tokens[:, None]) if pattern.causal else visible
+
+
+def _scores(q: Tensor, k: Tensor, pattern: Pattern) -> Tensor:
+    scores = torch.einsum("bnhd,bmhd->bhnm", q * pattern.scale, k)
+    visible = visible_keys(q, pattern)
+    return scores if visible is None else scores.masked_fill(~visible, float("-inf"))
+
+
+def _rotated(heads: Tensor, pattern: Pattern, inverse: bool = False) -> Tensor:
+    """Rotate queries or keys (B, N, H, D) by the pattern's angles, if it has any."""
+    if pattern.sin is None or pattern.cos is None:
+        return heads
+    return rotate_plain(heads, pattern.sin, pattern.cos, pattern.num_prefix_tokens, pattern.positions, inverse)

@@ -1,0 +1,67 @@
+"""Report of the backend that an attention takes, and why the others cannot or are not preferred."""
+
+from typing import Any
+
+from torch import Tensor
+
+from vfm_kernels.dispatch.dispatch import SETTINGS
+from vfm_kernels.multihead.backends import BACKENDS, first_choice
+from vfm_kernels.multihead.problem import Problem, problem_on
+from vfm_kernels.pattern import Pattern
+
+
+def explain(q: Tensor, k: Tensor, v: Tensor, **pattern: Any) -> None:
+    """Print which backend `attention` would take for these tensors, and why it would not take each of the others.
+
+    Args:
+        q: (B, N, H, D).
+        k: like `q`.
+        v: like `q`.
+        **pattern: the keywords of `attention` except `backend`.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    masked = pattern.pop("visible", None) is not None
+    checked = Pattern.from_arguments(q, k, v, **pattern)
+    sizes = (*map(int, q.shape), int(checked.max_seqlen))
+    kind = (checked.causal, checked.cu_seqlens is not None, checked.sin is not None, masked)
+    print(report(problem_on(q.device, q.dtype, sizes, *kind)))
+
+
+def report(problem: Problem, device_exists: bool = True) -> str:
+    """Return the report as text, one line for each backend.
+
+    Args:
+        problem: the attention.
+        device_exists: whether this machine has the problem's device.
+    """
+    kind = ", ".join(
+        word
+        for word, is_set in (
+            ("causal", problem.causal),
+            ("variable length", problem.varlen),
+            ("boolean mask", problem.masked),
+        )
+        if is_set
+    )
+    where = f"sm_{problem.capability[0]}{problem.capability[1]}" if problem.device == "cuda" else problem.device
+    dtype = str(problem.dtype).removeprefix("torch.")
+    lines = [f"attention of {problem.shape} in {dtype} on {where}{f', {kind}' if kind else ''}"]
+    if not device_exists:
+        lines.append("this machine has no CUDA device: the list is what would be chosen there")
+    chosen = (
+        "sdpa" if problem.device != "cuda" and SETTINGS.choice != "triton" else first_choice(problem, SETTINGS.choice)
+    )
+    for backend in BACKENDS:
+        reasons = backend.not_supported_reasons(problem)
+        if backend.name == chosen:
+            status = "chosen"
+        elif reasons:
+            status = f"cannot run: {'; '.join(reasons)}"
+        elif backend.is_kernel and SETTINGS.choice == "auto":
+            status = "can run; no measurement says that it is the fastest here"
+        else:
+            status = "can run"
+        lines.append(f"  {backend.name:<15} {status}")
+    return "\n".join(lines)

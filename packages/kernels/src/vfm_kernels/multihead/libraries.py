@@ -1,0 +1,131 @@
+"""Calls of the attention backends: each maps q, k, v (B, N, H, D) and a pattern to (B, N, H, D)."""
+
+import importlib
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vfm_kernels.multihead.attention_op import attention_op
+from vfm_kernels.multihead.attention_plain import attention_plain, visible_keys
+from vfm_kernels.multihead.rope import rotate
+from vfm_kernels.pattern import Pattern
+
+
+@cache
+def import_reasons(module: str) -> tuple[str, ...]:
+    """Return why a library cannot be used: it is not installed, or its import fails; empty if it can.
+
+    The import is tried once in a process. A file that is found is not enough: a flash_attn without its own dependencies
+    is found too.
+    """
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as missing:
+        if missing.name is not None and module.startswith(missing.name):
+            return (f"{missing.name} is not installed",)
+        return (f"{module} needs {missing.name}, which is not installed",)
+    except Exception as error:  # a library built for another torch or CUDA fails in its own way
+        first_line = str(error).strip().partition(chr(10))[0]
+        return (f"the import of {module} fails: {type(error).__name__}: {first_line}",)
+    return ()
+
+
+def cudnn_version() -> int | None:
+    """Return the version of torch's cuDNN, 91501 for 9.15.1; None if torch has none."""
+    version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return version
+
+
+def run_triton_short(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run our kernel for few tokens."""
+    mixed: Tensor = attention_op(q, k, v, *pattern, True)[0]
+    return mixed
+
+
+def run_triton_stream(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run our kernel for any number of tokens."""
+    mixed: Tensor = attention_op(q, k, v, *pattern, False)[0]
+    return mixed
+
+
+def run_fa4(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run FlashAttention 4."""
+    from flash_attn import cute  # type: ignore[import-not-found]
+
+    return _flash_attention(cute, q, k, v, pattern)
+
+
+def run_fa3(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run FlashAttention 3."""
+    import flash_attn_interface  # type: ignore[import-not-found]
+
+    # By default it may split the keys of a head among programs, which was several times slower at 1000 tokens.
+    return _flash_attention(flash_attn_interface, q, k, v, pattern, num_splits=1)
+
+
+def run_sdpa(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, visible: Tensor | None = None) -> Tensor:
+    """Run torch's `scaled_dot_product_attention` with the kernel that torch chooses."""
+    q, k = _rotated(q, pattern), _rotated(k, pattern)
+    mask = visible if pattern.cu_seqlens is None else visible_keys(q, pattern)
+    q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
+    causal = pattern.causal and mask is None
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=pattern.scale)
+    return mixed.transpose(1, 2)
+
+
+def run_sdpa_cudnn(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run torch's `scaled_dot_product_attention` with cuDNN."""
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return run_sdpa(q, k, v, pattern)
+
+
+def run_sdpa_flash(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run torch's `scaled_dot_product_attention` with its FlashAttention 2."""
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return run_sdpa(q, k, v, pattern)
+
+
+def run_sdpa_efficient(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, visible: Tensor | None = None) -> Tensor:
+    """Run torch's `scaled_dot_product_attention` with its memory-efficient kernel."""
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+        return run_sdpa(q, k, v, pattern, visible)
+
+
+def run_xformers(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run xformers' memory-efficient attention."""
+    from xformers import ops
+
+    bias = ops.LowerTriangularMask() if pattern.causal else None
+    q, k = _rotated(q, pattern), _rotated(k, pattern)
+    mixed: Tensor = ops.memory_efficient_attention(q, k, v, attn_bias=bias, scale=pattern.scale)
+    return mixed
+
+
+def run_eager(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, visible: Tensor | None = None) -> Tensor:
+    """Run the plain form."""
+    return attention_plain(q, k, v, pattern, visible)[0]
+
+
+def _flash_attention(module: Any, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, **options: Any) -> Tensor:
+    q, k = _rotated(q, pattern), _rotated(k, pattern)
+    options |= {"softmax_scale": pattern.scale, "causal": pattern.causal}
+    if pattern.cu_seqlens is None:
+        mixed = module.flash_attn_func(q, k, v, **options)
+    else:
+        ends = {f"cu_seqlens_{side}": pattern.cu_seqlens for side in "qk"}
+        longest = {f"max_seqlen_{side}": pattern.max_seqlen for side in "qk"}
+        rows = (heads.squeeze(0) for heads in (q, k, v))
+        mixed = module.flash_attn_varlen_func(*rows, **ends, **longest, **options)
+    first: Tensor = mixed[0] if isinstance(mixed, tuple) else mixed  # some versions return the log-sum-exp too
+    return first.view(q.shape)
+
+
+def _rotated(heads: Tensor, pattern: Pattern) -> Tensor:
+    """Rotate queries or keys by the pattern's angles, if it has any."""
+    if pattern.sin is None or pattern.cos is None:
+        return heads
+    return rotate(heads, pattern.sin, pattern.cos, pattern.num_prefix_tokens, pattern.positions)
