@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from vfm_curation.filters.stages import RowFilter
+from vfm_curation import RowFilter
 
 
 class ShortCaptions(RowFilter):
