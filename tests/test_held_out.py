@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from vfm.flow.recipe.recipe import load_recipe
-from vfm.flow.recipe.recipe_source import shipped_recipes
+from vfm.flow.recipe.shipped import shipped_files
 from vfm.interfaces import Stage, Training, load_plugins, refs, stage_types
 
 COUNTED = ("choices", "frequency_of")  # these fields of a training or an evaluation fit nothing to what they read
@@ -33,7 +33,7 @@ def uses(stage: Stage) -> list[tuple[str, bool]]:
     return found
 
 
-@pytest.mark.parametrize("name", sorted(shipped_recipes().keys() - {"eva_claim_rates"}))  # it is for choosing
+@pytest.mark.parametrize("name", sorted(shipped_files("recipes").keys() - {"eva_claim_rates"}))  # it is for choosing
 def test_no_sample_that_is_scored_was_trained_on(name: str) -> None:
     recipe = load_recipe(name, stage_types(load_plugins()), absent_path="data")
     stages = {stage.name: stage for stage in recipe.stages}

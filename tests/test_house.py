@@ -15,7 +15,8 @@ import pytest
 from pydantic import BaseModel
 
 from vfm.base import choices_of
-from vfm.flow.recipe.recipe_source import SHIPPED, read_source
+from vfm.flow.recipe.recipe_source import read_source
+from vfm.flow.recipe.shipped import shipped_files
 from vfm.interfaces import load_plugins, stage_types
 from vfm.plugin import Stage
 
@@ -88,7 +89,7 @@ def test_every_setting_of_every_stage_says_what_it_is_for(kind: tuple[str, type[
     assert sorted(set(undescribed(kind[1], kind[0]))) == []
 
 
-RECIPES = [*sorted(SHIPPED.glob("*.yaml")), ROOT / "tests/recipes/every_stage.yaml"]
+RECIPES = [*shipped_files("recipes").values(), ROOT / "tests/recipes/every_stage.yaml"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)

@@ -38,7 +38,7 @@ WORDS = {
 }
 DOCUMENTS = sorted(
     file
-    for pattern in ("*.md", "docs/**/*.md", "packages/*/README.md", "packages/core/src/vfm/recipes/*.yaml")
+    for pattern in ("*.md", "docs/**/*.md", "packages/*/README.md", "packages/*/src/*/recipes/**/*.yaml")
     for file in ROOT.glob(pattern)
 )
 SOURCES = sorted(ROOT.glob("packages/*/src/**/*.py"))

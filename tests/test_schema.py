@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from vfm.flow.recipe.recipe_source import SHIPPED, read_source, read_text
+from vfm.flow.recipe.recipe_source import read_source, read_text
 from vfm.flow.recipe.schema import json_schema
+from vfm.flow.recipe.shipped import shipped_files
 from vfm.flow.recipe.yaml_lines import parse
 from vfm.interfaces import load_plugins, stage_types
 
@@ -22,7 +23,7 @@ TYPES = {
     "null": type(None),
 }
 SCHEMA = json_schema(stage_types(load_plugins()))
-FILES = {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+FILES = shipped_files("recipes")
 STAGES = SCHEMA["$defs"]["Recipe"]["properties"]["stages"]["items"]
 
 
@@ -74,7 +75,7 @@ def _in_bounds(value: float, schema: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("name", FILES)
 def test_shipped_recipe_fits_the_schema(name: str) -> None:
     known = stage_types(load_plugins())
-    recipe = read_source(read_text(FILES[name]), name, SHIPPED).value
+    recipe = read_source(read_text(FILES[name]), name, FILES[name].parent).value
     given = {"path": "x.tar"}  # by the user
     stages = [
         {**given, **stage}

@@ -29,7 +29,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from outside import ROOT, checked, made_once
 from test_architecture import PUBLIC, STAGES
-from vfm.flow.recipe.recipe_source import shipped_recipes
+from vfm.flow.recipe.shipped import shipped_files
 
 FETCHED = {"script": "src", "img": "src", "link": "href", "source": "src", "iframe": "src"}
 NOT_FETCHED = {"canonical", "next", "prev"}  # kinds of <link> that no browser loads
@@ -98,10 +98,10 @@ def test_nothing_is_loaded_from_elsewhere(html: Path, pages: dict[Path, Page]) -
 
 
 def test_every_recipe_has_its_page_with_all_of_its_lines(html: Path, pages: dict[Path, Page]) -> None:
-    for name in shipped_recipes():
+    for name, file in shipped_files("recipes").items():
         page = html / f"recipes/{name}.html"
         assert f"{name}.html" in pages[html / "recipes/index.html"].links
-        last = (ROOT / f"packages/core/src/vfm/recipes/{name}.yaml").read_text().splitlines()[-1]
+        last = file.read_text().splitlines()[-1]
         assert last.split()[-1] in text_of(page), name
 
 

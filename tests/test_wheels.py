@@ -45,9 +45,10 @@ def test_wheel_holds_all_of_the_source_and_nothing_else(package: str, wheels: Pa
 
 
 def test_shipped_recipes_and_the_files_of_the_page_are_in_the_wheel(wheels: Path) -> None:
+    with zipfile.ZipFile(wheel_of("diva", wheels)) as wheel:
+        assert {f"vfm_diva/recipes/start/{name}.yaml" for name in ("quickstart", "pairs")} <= set(wheel.namelist())
     with zipfile.ZipFile(wheel_of("core", wheels)) as wheel:
         names = set(wheel.namelist())
-    assert {"vfm/recipes/quickstart.yaml", "vfm/recipes/pairs.yaml"} <= names
     assert {f"vfm/report/page.{ending}" for ending in ("js", "css", "html.j2")} <= names
 
 

@@ -10,24 +10,33 @@ from pathlib import Path
 import results
 from escaping import escaped
 
-from vfm.flow.recipe.recipe_source import SHIPPED, RecipeSource, read_source, read_text, shipped_recipes
+from vfm.flow.recipe.recipe_source import RecipeSource, about_recipe, read_source, read_text
+from vfm.flow.recipe.shipped import PURPOSES, package_of, shipped_files
 
 INDEX = "recipes/index.md"
 
 
 def pages() -> Iterator[tuple[str, str]]:
     """Yield the path and the text of each page, the list first."""
-    recipes = shipped_recipes()
-    rows = [f"| [{name}]({name}.md) | {about} |" for name, about in recipes.items()]
-    yield INDEX, _INDEX.format(rows="\n".join(rows))
-    for name in recipes:
+    yield INDEX, _INDEX + "\n".join(map(_group, PURPOSES))
+    for name in shipped_files("recipes"):
         yield f"recipes/{name}.md", _page(name)
+
+
+def _group(purpose: str) -> str:
+    """Return the heading and the table of the recipes for a purpose."""
+    rows = [
+        f"| [{name}]({name}.md) | {package_of(file).replace('_', '-')} | {about_recipe(file)} |"
+        for name, file in shipped_files("recipes").items()
+        if file.parent.name == purpose
+    ]
+    return "\n".join((f"## {PURPOSES[purpose]}\n", "| recipe | package | about |", "|---|---|---|", *rows, ""))
 
 
 def recipes_by_kind() -> dict[str, list[str]]:
     """Return the names of the recipes that have a stage of a kind, by kind."""
     found: dict[str, list[str]] = {}
-    for name in shipped_recipes():
+    for name in shipped_files("recipes"):
         for kind in dict.fromkeys(stage["kind"] for stage in _source(name).value["stages"]):
             found.setdefault(kind, []).append(name)
     return found
@@ -35,7 +44,7 @@ def recipes_by_kind() -> dict[str, list[str]]:
 
 def _page(name: str) -> str:
     source = _source(name)
-    lines = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = shipped_files("recipes")[name].read_text(encoding="utf-8").splitlines()
     length = next(number for number, line in enumerate(lines) if not line.startswith("#"))
     stages = [(stage["name"], stage["kind"]) for stage in source.value["stages"]]
     base = Path(source.bases[0]).stem if source.bases else ""
@@ -52,8 +61,8 @@ def _page(name: str) -> str:
 
 def _source(name: str) -> RecipeSource:
     """Return the keys of a recipe, with those of its base."""
-    file = SHIPPED / f"{name}.yaml"
-    return read_source(read_text(file), file.name, SHIPPED)
+    file = shipped_files("recipes")[name]
+    return read_source(read_text(file), file.name, file.parent)
 
 
 def _prose(lines: list[str]) -> Iterator[str]:
@@ -66,7 +75,7 @@ def _prose(lines: list[str]) -> Iterator[str]:
 
 
 def _recipe_link(code: re.Match[str]) -> str:
-    return f"[{code[0]}]({code[1]}.md)" if (SHIPPED / f"{code[1]}.yaml").is_file() else code[0]
+    return f"[{code[0]}]({code[1]}.md)" if code[1] in shipped_files("recipes") else code[0]
 
 
 _INDEX = """# Recipes
@@ -74,9 +83,6 @@ _INDEX = """# Recipes
 The recipes that ship with vfm. `vfm run NAME` runs one, `vfm plan NAME` shows what it would do, and
 `vfm init my.yaml --like NAME` writes a copy to change.
 
-| recipe | about |
-|---|---|
-{rows}
 """
 
 _PAGE = """# {name}

@@ -47,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             lambda: vfm.run({"stages": [{"kind": "shapes.classes", "name": "q"}]}, set={"q.num_samples": 0}),
             "set q.num_samples=0: q.num_samples: must be at least 1, got 0",
         ),
-        (lambda: vfm.run("quickstart", set={"x.y": 3}), "set x.y=3: no stage is named 'x'"),
+        (lambda: vfm.run("diva_published", set={"x.y": 3}), "set x.y=3: no stage is named 'x'"),
         (
             lambda: vfm.curate(["a red boat", "\ud800 x"], progress=False),
             r"captions[1]: expected Unicode, got half a surrogate pair: '\ud800 x'",

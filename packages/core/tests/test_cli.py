@@ -14,7 +14,7 @@ import pytest
 
 import vfm
 from cli_world import RECIPE, install, interruptible, run_alone, run_here, toys
-from vfm.flow.recipe.recipe_source import SHIPPED
+from vfm.flow.recipe.shipped import shipped_files
 
 __all__ = ["interruptible", "toys"]
 HERE = Path(__file__).parent
@@ -318,7 +318,7 @@ def test_plugins_names_the_package_of_each(toys):
     assert "vfm_stages" in line
 
 
-@pytest.mark.parametrize("like", sorted(file.stem for file in SHIPPED.glob("*.yaml")))
+@pytest.mark.parametrize("like", shipped_files("recipes"))
 def test_init_writes_the_shipped_recipe_with_its_comments(like, toys):
     said = run_here("init", "mine.yaml", "--like", like)
     assert said.code == 0
@@ -326,7 +326,7 @@ def test_init_writes_the_shipped_recipe_with_its_comments(like, toys):
     first, _, written = Path("mine.yaml").read_text().partition("\n")
     assert first == "# yaml-language-server: $schema=vfm.schema.json"
     assert json.loads(Path("vfm.schema.json").read_text()) == json.loads(run_here("schema").out)
-    assert written == (SHIPPED / f"{like}.yaml").read_text()
+    assert written == shipped_files("recipes")[like].read_text()
     assert "#" in written
 
 
@@ -354,7 +354,10 @@ def test_recipe_for_packages_that_are_not_installed_names_them(toys):
     """With core alone, no plugin is installed; in the workspace all are, and the recipe is valid."""
     kinds = run_here("stages").out
     missing = [name for name in ("curation", "eva", "clip", "diva") if f" {name}." not in kinds]
-    done = run_here("plan", "quickstart")
+    kind = {"curation": "match", "eva": "pretrain", "clip": "train", "diva": "tune"}
+    stages = [f"  - {{kind: {name}.{kind[name]}, name: {name}}}\n" for name in missing]
+    Path("four.yaml").write_text("stages:\n  - {kind: toy.draw, name: a}\n" + "".join(stages))
+    done = run_here("plan", "four.yaml")
     assert done.code == (2 if missing else 0)
     for name in missing:
         assert f"needs a package that is not installed: uv pip install -e packages/{name} in a clone" in done.err

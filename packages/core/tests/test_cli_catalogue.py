@@ -8,16 +8,19 @@ import open_clip
 import pytest
 
 from cli_world import run_here
-from vfm.flow.recipe.recipe_source import SHIPPED, shipped_recipes
+from vfm.flow.recipe.recipe_source import about_recipe
+from vfm.flow.recipe.shipped import PURPOSES, shipped_files
 from vfm.models import build_vision, save_vision
 from vfm.models.catalogue import named_models
 
 
 def test_every_shipped_recipe_is_listed_with_a_sentence() -> None:
-    found = shipped_recipes()
-    assert set(found) == {file.stem for file in SHIPPED.glob("*.yaml")}
-    assert {name: text for name, text in found.items() if not 20 < len(text) < 250 or "\n" in text} == {}
-    assert "Fine-tune a pretrained CLIP model" in run_here("recipes").out
+    recipes = shipped_files("recipes")
+    about = {name: about_recipe(file) for name, file in recipes.items()}
+    assert {name: text for name, text in about.items() if not 20 < len(text) < 250 or "\n" in text} == {}
+    assert {file.parent.name for file in recipes.values()} <= set(PURPOSES)
+    listed = run_here("recipes").out
+    assert [name for name in recipes if f" {name} " not in listed] == []
 
 
 def test_models_of_the_libraries_are_found_by_a_part_of_their_name() -> None:

@@ -11,11 +11,12 @@ from test_data_benchmark import classes
 from vfm.base import UserError
 from vfm.data.layouts.torchvision_sets import open_torchvision
 from vfm.data.prompts.clip_benchmark import names_and_templates
-from vfm.flow.requests.suites import SHIPPED, find_datasets, load_suite
+from vfm.flow.recipe.shipped import shipped_files
+from vfm.flow.requests.suites import find_datasets, load_suite
 from vfm.interfaces import load_plugins, stage_types
 
 KNOWN = stage_types(load_plugins())
-SUITES = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+SUITES = sorted(shipped_files("suites"))
 
 
 @pytest.mark.parametrize("name", SUITES)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-import vfm
 from diva_families import add_text_encoder, family_clip, family_generator
 from diva_toy import make_clip, run, same, tune_config, weights
 from test_stages import known, refusal
 from test_tune import batch_for, make_task, train
+from vfm.flow.recipe.shipped import shipped_files
 from vfm.interfaces import LinesPanel, load_panels
 from vfm.models import build_clip, load_clip
 from vfm.plugin import (
@@ -122,9 +122,8 @@ def test_the_toys_settings_are_those_that_their_published_results_have() -> None
     assert (config.num_timesteps, config.timesteps) == (2, LogitNormal(mean=1.5, std=1.2))
     assert config.optimizer == AdamW(weight_decay=0.0, grad_clip_norm=1.0)
     assert DivaTune.model_fields["lr"].default == 1e-4
-    recipes = Path(vfm.__file__).parent / "recipes"
     for name in ("quickstart", "pairs", "diva_flickr", "diva_tiny", "diva_tiny_varied"):
-        text = (recipes / f"{name}.yaml").read_text(encoding="utf-8")
+        text = shipped_files("recipes")[name].read_text(encoding="utf-8")
         assert text.count("kind: diva.tune") == text.count("preset: toy-prior") > 0, name
 
 

@@ -19,7 +19,8 @@ from vfm.cli.command import (
     show,
 )
 from vfm.flow.plan.store import LINKS, Store
-from vfm.flow.recipe.recipe_source import shipped_recipes
+from vfm.flow.recipe.recipe_source import about_recipe
+from vfm.flow.recipe.shipped import PURPOSES, package_of, shipped_files
 from vfm.flow.records.runs import kept_runs
 from vfm.interfaces import (
     Artifact,
@@ -73,7 +74,15 @@ def _facts(model: Artifact) -> tuple[str, str]:
 @command
 def recipes(debug: DebugOption = False) -> None:
     """List the shipped recipes; copy one by `vfm init --like NAME`."""
-    _print_table(("recipe", "about"), list(shipped_recipes().items()))
+    for purpose, title in PURPOSES.items():
+        rows = [
+            (name, package_of(file).replace("_", "-"), about_recipe(file))
+            for name, file in shipped_files("recipes").items()
+            if file.parent.name == purpose
+        ]
+        if rows:
+            show(f"\n{title}")
+            _print_table(("recipe", "package", "about"), rows)
 
 
 def _print_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

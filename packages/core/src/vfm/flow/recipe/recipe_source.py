@@ -12,9 +12,9 @@ from typing import Any
 
 from vfm.base import UserError, did_you_mean, redacted_words
 from vfm.flow.recipe import yaml_lines
+from vfm.flow.recipe.shipped import shipped_files
 from vfm.flow.recipe.yaml_lines import KeyPath
 
-SHIPPED = Path(__file__).parents[2] / "recipes"
 TOP_LEVEL = {"runtime", "seeds", "description", "paths"}  # keys that --set can address beside the stages
 Place = tuple[str, int]  # name of a file, line from 1
 
@@ -46,20 +46,17 @@ def find_recipe(source: str) -> Path:
     """
     if os.path.isfile(source):  # False, not an error, for a name that is too long
         return Path(source)
-    shipped = {file.stem: file for file in SHIPPED.glob("*.yaml")}
+    shipped = shipped_files("recipes")
     if source in shipped:
         return shipped[source]
     raise UserError(f"no recipe {source!r}: neither a file nor a shipped recipe{did_you_mean(source, shipped)}")
 
 
-def shipped_recipes() -> dict[str, str]:
-    """Return the shipped recipes by name, each with the first sentence of the comment that it begins with."""
-    about = {}
-    for file in sorted(SHIPPED.glob("*.yaml")):
-        lines = takewhile(lambda line: line.strip(" #"), file.read_text(encoding="utf-8").splitlines())
-        text = " ".join(line.lstrip("# ").rstrip() for line in lines)
-        about[file.stem] = re.split(r"(?<!et al)\. ", text)[0].rstrip(".")  # "et al." ends no sentence
-    return about
+def about_recipe(file: Path) -> str:
+    """Return the first sentence of the comment that a recipe begins with."""
+    lines = takewhile(lambda line: line.strip(" #"), file.read_text(encoding="utf-8").splitlines())
+    text = " ".join(line.lstrip("# ").rstrip() for line in lines)
+    return re.split(r"(?<!et al)\. ", text)[0].rstrip(".")  # "et al." ends no sentence
 
 
 def read_text(file: Path) -> str:

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from vfm.flow.recipe.recipe_source import SHIPPED
+from vfm.flow.recipe.shipped import shipped_files
 
 MAX_BYTES = 200  # file systems allow 255, and a number follows
 
@@ -39,7 +39,8 @@ def owner_of(file: Path | None, name: str, store: Path) -> str:
     if file is None:
         return f"<{name}>"
     file = file.resolve()
-    return f"vfm:{file.stem}" if file.parent == SHIPPED.resolve() else os.path.relpath(file, store.resolve())
+    shipped = shipped_files("recipes").get(file.stem)
+    return f"vfm:{file.stem}" if shipped and file == shipped.resolve() else os.path.relpath(file, store.resolve())
 
 
 def own_name(name: str, owner: str, taken: Iterable[tuple[str, str | None]]) -> str:

@@ -12,12 +12,12 @@ from pydantic import Field, ValidationError
 
 from vfm.base import Config, UserError, did_you_mean, error_lines
 from vfm.data.prompts.clip_benchmark import splits_of
+from vfm.flow.recipe.shipped import shipped_files
 from vfm.flow.requests.datasets import EvaluationDataset, import_fields
 from vfm.flow.requests.inputs import Fields, dataset_input, stage_name
 from vfm.interfaces import Stage, unknown_kind
 from vfm.storage import files
 
-SHIPPED = Path(__file__).parents[2] / "suites"
 Scores = dict[str, list[str]]
 
 
@@ -94,7 +94,7 @@ def load_suite(source: str, known: Mapping[str, type[Stage]] | None = None) -> S
     Raises:
         UserError: there is no such suite, or it has a mistake.
     """
-    shipped = {file.stem: file for file in SHIPPED.glob("*.yaml")}
+    shipped = shipped_files("suites")
     file = Path(source) if Path(source).is_file() else shipped.get(source)
     if file is None:
         raise UserError(f"no suite {source!r}: neither a file nor a shipped suite{did_you_mean(source, shipped)}")
@@ -156,8 +156,7 @@ def shipped_dataset(name: str, root: str, known: Mapping[str, type[Stage]]) -> E
     Raises:
         UserError: a suite has it, but it is not under `root`.
     """
-    for file in sorted(SHIPPED.glob("*.yaml")):
-        suite = load_suite(file.stem)
+    for suite in map(load_suite, shipped_files("suites")):
         if matches := [one for one in suite.sets if name in (one.name, one.name.rpartition("/")[2])]:
             found, left_out = find_datasets(suite.model_copy(update={"sets": matches[:1]}), root, known)
             if left_out:
@@ -168,7 +167,7 @@ def shipped_dataset(name: str, root: str, known: Mapping[str, type[Stage]]) -> E
 
 def shipped_names() -> set[str]:
     """Return the names of all datasets of the shipped suites."""
-    return {one.name for file in SHIPPED.glob("*.yaml") for one in load_suite(file.stem).sets}
+    return {one.name for suite in map(load_suite, shipped_files("suites")) for one in suite.sets}
 
 
 def _fields(one: SuiteDataset, root: str) -> tuple[Fields, Fields | None] | None:
