@@ -1,4 +1,4 @@
-"""The pages on papers: what is in `papers/`, with results drawn from `docs/results.md`."""
+"""The pages on papers: what is in `papers/`, with results drawn from `docs/results/`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import results
 FOLDER = Path(__file__).parent / "papers"
 INDEX = "papers/index.md"
 ORDER = ("index", "metaclip", "eva", "clip", "diva")
-DRAWN = re.compile(r"^\{\{ (\w+): (.+) \}\}$", re.MULTILINE)  # {{ SECTION: first words of a line of a block }}
+DRAWN = re.compile(r"^\{\{ (\w+): (.+) \}\}$", re.MULTILINE)  # {{ PAGE: first words of a line of a block }}
 BLOCKS = re.compile(r"(?:^\{\{ .+ \}\}\n+)+", re.MULTILINE)  # one quotation
 
 
@@ -23,9 +23,9 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def _quotation(found: re.Match[str]) -> str:
-    """Return the blocks of the results that some lines name, and links to their sections, as a quotation."""
+    """Return the blocks of results that some lines name, and links to their pages, as a quotation."""
     drawn = DRAWN.findall(found[0])
-    blocks = [results.block(section, words) for section, words in drawn]
-    links = [str(results.section_link(section)) for section in dict.fromkeys(section for section, _ in drawn)]
+    blocks = [results.block(name, words) for name, words in drawn]
+    links = [str(results.page_link(name)) for name in dict.fromkeys(name for name, _ in drawn)]
     quoted = "\n\n".join([*blocks, "Results: " + ", ".join(links)])
     return "\n".join(f"> {line}" for line in quoted.splitlines()) + "\n\n"

@@ -48,7 +48,7 @@ def _page(name: str) -> str:
     length = next(number for number, line in enumerate(lines) if not line.startswith("#"))
     stages = [(stage["name"], stage["kind"]) for stage in source.value["stages"]]
     base = Path(source.bases[0]).stem if source.bases else ""
-    measured = results.section_link(name)
+    measured = results.page_link(name)
     return _PAGE.format(
         name=name,
         about="\n".join(_prose([line.removeprefix("#").removeprefix(" ") for line in lines[:length]])),
