@@ -12,7 +12,7 @@ HEAD = """\
 
 Files are damaged at random and read by the real command: bits are flipped, files cut off, ranges overwritten, removed,
 inserted, repeated or exchanged, numbers made huge, texts stored in other encodings, brackets nested a hundred thousand
-times, values of JSON and YAML replaced, and whole files replaced by others. Each case runs in a process of its own.
+times, values of JSON and YAML replaced, and whole files replaced by others. Each case runs in a separate process.
 
 ```sh
 make fuzz
@@ -21,7 +21,7 @@ make fuzz
 Allowed outcomes: *good* (the command succeeded, no sample was lost), *counted* (bad samples were skipped and counted),
 *refused* (lines that name the damaged file or its folder, exit code 2). Forbidden ones: *traceback* (or a signal),
 *nameless* (a line that names no file), *hang* (over 30 s of the processor, or 5 minutes of waiting), *memory* (over
-2 GiB), *silent* (samples were lost or changed unnoticed). What may change is known from the place of the damage:
+2 GiB), *silent* (samples were lost or changed unnoticed). The place of the damage determines the possible changes:
 samples put in = samples read + samples counted, and records outside the damaged range are read unchanged or counted.
 Bytes that no format protects, such as pixels of a JPEG or letters of a caption, may change unnoticed.
 
