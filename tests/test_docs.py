@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import re
 import shutil
@@ -9,16 +11,35 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 import small
 from outside import ROOT, checked, install
+from vfm.data import REASONS
+from vfm.flow.recipe.recipe import load_recipe
 from vfm.interfaces import load_plugins, stage_types
+from vfm_curation.filters.stages import Filter
+from vfm_diva import Anchor
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RESULTS = ROOT / "docs/results.md"
+CLAIMS = re.findall(r"\]\((results/\w+\.md)\)", RESULTS.read_text(encoding="utf-8"))  # in the order of its table
+USED_TOGETHER = (
+    "install", "data", "recipes", "runs", "models", "evaluation", "curation", "pretraining", "clip_training", "scaling"
+)  # fmt: skip
+# Documents whose commands run in one folder, in this order: later ones use the artifacts of earlier ones.
+GROUPS = {
+    "README.md": [ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in USED_TOGETHER)],
+    "results.md": [RESULTS, *(RESULTS.parent / page for page in CLAIMS)],
+}
+ALONE = {*ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"} - {page for pages in GROUPS.values() for page in pages}
+GROUPS |= {page.name: [page] for page in sorted(ALONE)}
+DOCUMENTS = [page for pages in GROUPS.values() for page in pages]
+PACKAGE_PAGES = sorted(ROOT.glob("packages/*/README.md"))
 EXAMPLE = ROOT / "examples/plugin"
 
 AS_IT_STANDS = "{}"
@@ -45,14 +66,21 @@ PLANNED = (  # the recipe of docs/scaling.md, over files that the reader has: no
     """ && set -- {} && shift 2 && vfm plan "$@" """
 )
 COCO128 = "mkdir -p coco128/images coco128/panoptic && touch coco128/panoptic/panoptic_train2017.json && "
-PLANNED_ENCODERS = (  # the recipe of docs/results.md, over files that the reader has
-    f"grep -A7 '^runtime: {{threads: 1}}' {ROOT}/docs/results.md | sed '/^```/,$d' > encoders.yaml"
+PLANNED_ENCODERS = (  # the recipe of docs/results/coco128.md, over files that the reader has
+    f"grep -A7 '^runtime: {{threads: 1}}' {ROOT}/docs/results/coco128.md | sed '/^```/,$d' > encoders.yaml"
     f" && touch flickr8k-train.tar && {COCO128}{CLAIM}"
 )
 WRITTEN = f"sed -n '/^# NAME.yaml$/,/^```/{{/^```/d;p}}' {ROOT}/docs/coming_from.md > NAME.yaml && "  # a recipe there
 PLAN = 'set -- {} && shift 2 && vfm plan "$@"'
+GIVEN = "mkdir IMAGES MMVP_VLM IMAGENET COCO SD && cp photo.jpg IMAGES"
 PHOTOS = "for a in imagenet/train imagenet/val cifar10; do mkdir -p $a/one && cp photo.jpg $a/one; done && "
-NOT_HERE = ": {}"  # starts or stops a cluster, or needs data that are not here
+MINE = "ln -sfn quickstart store/runs/mine && "  # the run of the reader
+RECIPE = (  # the recipe of README.md, over files that the reader has
+    f"sed -n '/^# recipe.yaml$/,/^```/{{/^```/d;p}}' {ROOT}/README.md > recipe.yaml"
+    f" && mkdir -p shards && touch shards/{{00000..00099}}.tar && {PHOTOS}"
+)
+LISTED = f"cd {ROOT} && make -n"
+NOT_HERE = ": {}"  # starts or stops a cluster, or needs data or an address that are not here
 PLANNED_STAGE = 'set -- {} && shift 2 && vfm plan "$1" $(printf "%s\\n" "$@" | grep -x -A1 -e --set)'
 TORCHRUN = 'set -- {} && shift && python -c "import sys, torch.distributed.run as t; t.parse_args(sys.argv[1:])" "$@"'
 
@@ -62,6 +90,34 @@ COMMANDS = {
     "pip install uv && uv run vfm run quickstart": SMALL_QUICKSTART,
     "uv run vfm run quickstart": SMALL_QUICKSTART,
     "uv run --dev pytest -n 3": COLLECT,
+    "git clone https://github.com/OWNER/vfm && cd vfm": NOT_HERE,
+    "pip install uv && uv sync --dev": f"cd {ROOT} && command uv lock --check",
+    "uvx pre-commit install": f"cd {ROOT} && command uvx -q pre-commit validate-config",
+    "uv run --dev pytest packages/clip -n 2": f"cd {ROOT} && pytest packages/clip --collect-only -q",
+    "uv run --dev pytest tests/test_language.py": f"cd {ROOT} && pytest tests/test_language.py --collect-only -q",
+    "make check": f"{LISTED} check",
+    "make test": f"{LISTED} test",
+    "make docs": f"{LISTED} docs",  # tests/test_site.py builds it
+    "uv run vfm plan recipe.yaml": f"{RECIPE}{{}}",
+    "uv run vfm plan recipe.yaml --estimate": f"{RECIPE}{{}}",
+    "uv run vfm run recipe.yaml --set clip.lr=1e-4": CLAIM,
+    "uv run vfm finetune ViT-B-32,openai TRAIN.tar --val VAL.tar": "{} --dry-run",
+    "uv run vfm distill PHOTOS --teacher vit_base_patch14_dinov2.lvd142m"
+    " --student vit_small_patch16_224": "mkdir -p PHOTOS && cp photo.jpg PHOTOS && {} --dry-run",
+    "uv run vfm eval ViT-B-32,openai store/runs/pairs/artifacts/clip --data VAL.tar": "{} --dry-run",
+    "uv run vfm eval ViT-B-32,openai store/runs/mine/artifacts/clip --suite diva29 --root CLIP_BENCHMARK": f"{MINE}"
+    f"{PHOTOS}mkdir -p CLIP_BENCHMARK && mv cifar10 CLIP_BENCHMARK && {{}} --dry-run",
+    "vfm eval ViT-B-32,openai store/runs/mine/artifacts/clip --suite diva29 --root CLIP_BENCHMARK": NOT_HERE,
+    "uv run vfm eval before=store/runs/mine/artifacts/teacher store/runs/mine/artifacts/clip --data imagenet/val"
+    " --tasks zero_shot,knn,few_shot --train imagenet/train": f"{MINE}{PHOTOS}{{}} --dry-run",
+    "uv run vfm eval store/runs/mine/artifacts/clip --suite small --root .": f"{MINE}{{}} --dry-run",
+    "python -m vfm_kernels explain --shape 8,257,16,88 --dtype bf16": AS_IT_STANDS,
+    "vfm run diva_openai_l14 --set clip.source=ViT-L-14-336-quickgelu --set pool.path=IMAGES"
+    " --set mmvp_vlm.path=MMVP_VLM --set imagenet.path=IMAGENET --set coco.path=COCO": f"{GIVEN} && {PLAN}"
+    " --set sd.source=SD",
+    # packages/diva/tests/test_path_to_llava.py exports look-alikes.
+    "vfm export store/runs/diva_openai_l14/artifacts/diva --format llava --base LLAVA --out llava-tuned": NOT_HERE,
+    "vfm export store/runs/diva_openai_l14/artifacts/diva --format hf --out tower": NOT_HERE,
     f"uv venv && uv pip install --torch-backend cpu {LOCAL}": CPU_ONLY,
     "uv sync --all-extras": f"cd {ROOT} && command uv lock --check",  # all extras are one resolution
     "uv run --extra onnx vfm doctor": EXTRA,
@@ -179,8 +235,7 @@ COMMANDS = {
     + PLAN,
     "vfm plan eva_02_b --set data.path=IMAGES.tar": "touch IMAGES.tar && {}",
     "vfm run diva_openai_l14 --set pool.path=IMAGES --set mmvp_vlm.path=MMVP_VLM --set imagenet.path=IMAGENET"
-    " --set coco.path=COCO --set sd.source=SD": "mkdir IMAGES MMVP_VLM IMAGENET COCO SD && cp photo.jpg IMAGES && "
-    + PLAN,
+    " --set coco.path=COCO --set sd.source=SD": f"{GIVEN} && {PLAN}",
     "vfm run diva_published --set paths.released=RELEASED": "mkdir -p RELEASED/MMVP_VLM && " + PLAN,
     # packages/core/tests/test_flow_jobs.py submits jobs.
     "vfm run my.yaml --on slurm --job nodes=4 --job gpus_per_node=8 --job timeout_min=1440"
@@ -201,7 +256,7 @@ class Block:
     @property
     def place(self) -> str:
         """Where it stands, for people."""
-        return f"{self.document.name}:{self.line}"
+        return f"{self.document.relative_to(ROOT)}:{self.line}"
 
 
 def blocks(document: Path, language: str) -> list[Block]:
@@ -212,8 +267,8 @@ def blocks(document: Path, language: str) -> list[Block]:
     ]
 
 
-def all_blocks(language: str) -> list[Block]:
-    return [block for document in DOCUMENTS for block in blocks(document, language)]
+def all_blocks(language: str, documents: list[Path] = DOCUMENTS) -> list[Block]:
+    return [block for document in documents for block in blocks(document, language)]
 
 
 def commands(block: Block) -> list[str]:
@@ -223,7 +278,8 @@ def commands(block: Block) -> list[str]:
 
 
 def test_every_command_has_a_rule_and_every_rule_a_command() -> None:
-    found = {command: block.place for block in all_blocks("sh") for command in commands(block)}
+    every = all_blocks("sh", DOCUMENTS + PACKAGE_PAGES)
+    found = {command: block.place for block in every for command in commands(block)}
     assert {command: place for command, place in found.items() if command not in COMMANDS} == {}
     assert sorted(set(COMMANDS) - set(found)) == []
 
@@ -233,12 +289,12 @@ def test_no_command_hides_in_a_fence_of_another_kind() -> None:
     assert languages <= {"", "sh", "python", "yaml", "toml"}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
-def test_commands_run(document: Path, wheels: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", GROUPS)
+def test_commands_run(group: str, wheels: Path, tmp_path: Path) -> None:
     """In order, in one folder, where `uv run` is this environment, and `pip install` fills one of its own."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    wanted = [command for block in blocks(document, "sh") for command in commands(block)]
-    if document.name != "README.md":  # which runs it
+    wanted = [command for block in all_blocks("sh", GROUPS[group]) for command in commands(block)]
+    if group != "README.md":  # which runs it
         wanted = [command for command in wanted if command != "uv run vfm run quickstart"]
     programs = Path(sys.executable).parent
     if any(command.startswith("pip install ./") for command in wanted):
@@ -255,6 +311,9 @@ def test_commands_run(document: Path, wheels: Path, tmp_path: Path) -> None:
         environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    for block in all_blocks("python", GROUPS[group]):
+        if OF_QUICKSTART in block.text:
+            run_python(block.text.replace(OF_QUICKSTART, SMALL_RUN), tmp_path)
 
 
 def _made_pairs(folder: Path, seeds: dict[str, int]) -> None:
@@ -267,7 +326,7 @@ def _made_pairs(folder: Path, seeds: dict[str, int]) -> None:
         shutil.copy(folder / "made/runs/made/artifacts/pool/00000.tar", folder / name)
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("packages/*/README.md")), ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", PACKAGE_PAGES, ids=lambda page: page.parent.name)
 def test_a_package_is_installed_by_the_line_on_its_page(page: Path, tmp_path: Path) -> None:
     """Only what the line names may come from this clone: the packages are on no index."""
     (words,) = re.findall(r"^    pip install (.*?)(?:  #.*)?$", page.read_text(encoding="utf-8"), re.MULTILINE)
@@ -277,14 +336,21 @@ def test_a_package_is_installed_by_the_line_on_its_page(page: Path, tmp_path: Pa
 
 
 EXAMPLES = {file.read_text(encoding="utf-8") for file in ROOT.glob("examples/**/*.py")}  # each has its own test
-EXECUTED = [block for block in all_blocks("python") if block.text not in EXAMPLES]
+OF_QUICKSTART = 'vfm.run("quickstart")'  # runs after the commands, in their folder
+SMALL_SETTINGS = {name: yaml.safe_load(value) for name, _, value in (s.partition("=") for s in small.QUICKSTART)}
+SMALL_RUN = f'vfm.run("quickstart", set={SMALL_SETTINGS})'
+EXECUTED = [block for block in all_blocks("python") if block.text not in EXAMPLES and OF_QUICKSTART not in block.text]
 
 
 @pytest.mark.parametrize("block", EXECUTED, ids=lambda block: block.place)
 def test_python_example_runs(block: Block, tmp_path: Path) -> None:
+    run_python(block.text, tmp_path)
+
+
+def run_python(code: str, folder: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning", "-c"]
-    checked(subprocess.run([*command, block.text], cwd=tmp_path, env=environment, capture_output=True, text=True))
+    checked(subprocess.run([*command, code], cwd=folder, env=environment, capture_output=True, text=True))
 
 
 DOCUMENTED = [*sorted(ROOT.glob("examples/*/*.py")), EXAMPLE / "pyproject.toml", EXAMPLE / "recipe.yaml"]
@@ -300,17 +366,74 @@ RECIPES = [block for block in all_blocks("yaml") if "words.count" not in block.t
 
 
 @pytest.mark.parametrize("block", RECIPES, ids=lambda block: block.place)
-def test_recipe_is_well_formed(block: Block) -> None:
-    """Kinds, keys and values are right, each stage by itself: files and artifacts that it names are the reader's."""
-    known = stage_types(load_plugins())
-    for stage in yaml.safe_load(block.text)["stages"]:
-        known[stage["kind"]].model_validate(stage)
+def test_recipe_loads(block: Block, tmp_path: Path) -> None:
+    """Kinds, keys and values are right, and every input is an earlier stage of the right type."""
+    (tmp_path / "recipe.yaml").write_text(block.text, encoding="utf-8")
+    assert load_recipe(str(tmp_path / "recipe.yaml"), stage_types(load_plugins())).stages
 
 
-@pytest.mark.parametrize(
-    "document", [*DOCUMENTS, *sorted(ROOT.glob("packages/*/README.md"))], ids=lambda d: str(d.parent.name)
-)
+def stages_of(page: str, kind: str) -> list[dict[str, Any]]:
+    """The stages of a kind in the recipes of a page."""
+    recipes = [yaml.safe_load(block.text) for block in blocks(ROOT / page, "yaml")]
+    return [stage for recipe in recipes for stage in recipe["stages"] if stage["kind"] == kind]
+
+
+def test_page_on_curation_shows_every_filter_and_the_paper_s_sources() -> None:
+    (stage,) = stages_of("docs/curation.md", "curation.filter")
+    ours = {name for name, choice in Filter.choices.items() if choice.__module__.startswith("vfm_curation.")}
+    assert {choice["type"] for choice in stage["filters"]} == ours
+    _, stage = stages_of("docs/curation.md", "curation.metadata")
+    assert {source["type"] for source in stage["merge"]} == {"wordnet", "wikipedia", "pageviews", "captions"}
+
+
+def test_page_on_data_lists_every_reason_of_a_bad_sample() -> None:
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    assert [reason for reason in REASONS if f"`{reason}`" not in text] == []
+
+
+def test_page_on_segmentation_has_the_numbers_of_the_comparison_with_naclips_code() -> None:
+    found = json.loads((ROOT / "packages/core/benchmarks/results/open_segmentation_peer.json").read_text())
+    text = " ".join((ROOT / "docs/detection.md").read_text(encoding="utf-8").split())
+    assert f"features differ by {max(found['largest_difference_of_features'].values()):.1e} at most" in text
+    assert f"cosines by {found['largest_difference_of_cosines']:.1e} at most" in text
+    assert f"and {found['pixels_that_differ']} of {found['pixels']:,} pixels in their class" in text
+
+
+def test_anchor_of_the_page_on_feedback_is_a_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = blocks(ROOT / "docs/feedback.md", "python")
+    (tmp_path / "my_anchor.py").write_text(block.text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("my_anchor")
+    try:
+        anchor = stage_types(load_plugins())["diva.tune"].model_validate(
+            {"name": "d", "clip": "c", "data": "p", "generator": "g", "steps": 1, "anchor": {"type": "distance"}}
+        )
+        new, old = torch.eye(3)[:2]
+        assert anchor.anchor.build(None)(new[None], old[None]).tolist() == [2.0]
+    finally:
+        del Anchor.choices["distance"]
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *PACKAGE_PAGES], ids=lambda d: str(d.relative_to(ROOT)))
 def test_links_lead_to_files_that_are_there(document: Path) -> None:
     text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def numbers(text: str) -> set[str]:
+    return set(re.findall(r"\d[\d,.]*\d|\d", text))
+
+
+def test_every_claim_has_a_row_whose_numbers_are_on_its_page() -> None:
+    assert sorted(CLAIMS) == sorted(f"results/{page.name}" for page in RESULTS.with_suffix("").glob("*.md"))
+    for row in RESULTS.read_text(encoding="utf-8").splitlines():
+        for page in re.findall(r"\]\((results/\w+\.md)\)", row):
+            answer = re.sub(r"`.*?`|\[.*", "", row)
+            assert numbers(answer) - numbers((RESULTS.parent / page).read_text(encoding="utf-8")) == set(), row
+
+
+@pytest.mark.parametrize(("pages", "longest"), [([ROOT / "README.md"], 130), (PACKAGE_PAGES, 60)])
+def test_first_pages_are_short(pages: list[Path], longest: int) -> None:
+    lengths = {page.parent.name: len(page.read_text(encoding="utf-8").splitlines()) for page in pages}
+    assert {name: length for name, length in lengths.items() if length > longest} == {}

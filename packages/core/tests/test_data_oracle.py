@@ -436,8 +436,3 @@ def test_a_choice_with_half_a_surrogate_pair_is_counted(tmp_path):
         found = list(read_choices(f"{folder}/c.jsonl", lambda *one, bad=bad: bad.append(one), str(folder)))
         assert len(found) == 1
         assert [reason for reason, _ in bad] == ["wrong_encoding"] * len(changes)
-
-
-def test_the_readme_lists_all_reasons():
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert [reason for reason in REASONS if f"`{reason}`" not in text] == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -269,14 +268,6 @@ def test_refinement_is_the_formula_pixel_by_pixel() -> None:
     torch.testing.assert_close(refine_scores(scores, picture, steps=1).double(), expected, rtol=1e-3, atol=1e-4)
     flat = torch.full((2, 9, 11), 0.3)
     torch.testing.assert_close(refine_scores(flat, picture), flat)  # weights sum to 1
-
-
-def test_readme_says_what_the_comparison_with_naclips_code_found() -> None:
-    found = json.loads((PACKAGE / "benchmarks/results/open_segmentation_peer.json").read_text())
-    readme = " ".join((PACKAGE / "README.md").read_text().split())
-    assert f"features differ by {max(found['largest_difference_of_features'].values()):.1e} at most" in readme
-    assert f"cosines by {found['largest_difference_of_cosines']:.1e} at most" in readme
-    assert f"and {found['pixels_that_differ']} of {found['pixels']:,} pixels in their class" in readme
 
 
 def test_the_comparison_with_naclips_code_needs_a_checkout_of_it(tmp_path: Path) -> None:

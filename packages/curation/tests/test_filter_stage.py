@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import random
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from PIL import Image
 from pydantic import ValidationError
 
@@ -32,7 +30,7 @@ from vfm.plugin import (
 from vfm_curation.balance.stages import MetaclipBalance
 from vfm_curation.filters.copies import buckets, near_duplicates
 from vfm_curation.filters.hashes import phash
-from vfm_curation.filters.stages import Filter, FilterPool, RowFilter
+from vfm_curation.filters.stages import FilterPool, RowFilter
 from vfm_curation.language import detect
 from vfm_curation.match.stages import MatchTexts
 from vfm_curation.metadata.stages import BuildMetadata
@@ -423,15 +421,6 @@ def test_no_passing_text_is_an_error_in_one_line(make_pool: Any, run_stage: Any)
 def test_invalid_configurations_are_rejected(filters: list[Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         FilterPool(name="f", pool="p", filters=filters)
-
-
-def test_filters_of_the_readme_are_valid() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    block = readme[readme.index("    - kind: curation.filter") :].partition("\n\n")[0]
-    (stage,) = yaml.safe_load(textwrap.dedent(block))
-    types = {one.type for one in FilterPool.model_validate(stage).filters}
-    ours = {name for name, choice in Filter.choices.items() if choice.__module__.startswith("vfm_curation.")}
-    assert types == ours
 
 
 def test_links_are_deduplicated_by_url_before_a_download(run_stage: Any, tmp_path: Path) -> None:

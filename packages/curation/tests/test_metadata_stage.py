@@ -2,17 +2,14 @@
 
 import bz2
 import random
-import re
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from pydantic import ValidationError
 
 from vfm.base import error_lines
@@ -157,18 +154,6 @@ def test_a_warning_reports_a_threshold_that_no_bigram_can_reach(run_stage: Any, 
     assert warning.startswith("no bigram has a PMI of 30 bits; 48 words can reach 5.6:")
     progress = [event.data for event in events if event.type == "progress"]
     assert progress[-1]["shown"]["pages"] == 12
-
-
-def test_sources_of_the_readme_are_valid() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"\n\n((?:    .*\n)*    - kind: curation\.metadata\n(?:    .*\n)+)", readme)
-    (stage,) = yaml.safe_load(textwrap.dedent(block))
-    assert {source.type for source in BuildMetadata(**stage).entry_sources} == {
-        "wordnet",
-        "wikipedia",
-        "pageviews",
-        "captions",
-    }
 
 
 def test_entries_may_be_written_in_the_recipe(run_stage: Any) -> None:
