@@ -25,8 +25,16 @@ from documents import ROOT, Pages
 
 HERE = Path(__file__).parent
 START, COMING, CHANGES = "README.md", "docs/coming_from.md", "CHANGELOG.md"
-FIRST_GUIDES = ["docs/python.md"]
-MEASURED = ["docs/results.md", "docs/performance.md", "docs/faults.md"]
+CONTRIBUTING = "CONTRIBUTING.md"
+USING, METHODS = (
+    [f"docs/{name}.md" for name in names.split()]
+    for names in (
+        "install data recipes runs models python scaling",
+        "curation pretraining clip_training feedback detection video language_models evaluation kernels",
+    )
+)
+RESULTS = "docs/results.md"
+MEASURED = ["docs/performance.md", "docs/faults.md"]
 PACKAGES = [f"packages/{name}/README.md" for name in ("core", "curation", "eva", "clip", "diva", "kernels")]
 NOTEBOOKS = "examples/notebooks"
 Navigation = list[tuple[str, "str | Navigation"]]
@@ -62,8 +70,8 @@ def collect() -> Pages:
         ValueError: a link, a name of `__all__` or the results that a page on a paper names do not exist.
     """
     pages = Pages(files={"extra.css": (HERE / "extra.css").read_bytes()})
-    pages.add_documents(ROOT / path for path in (START, CHANGES, *PACKAGES))
-    pages.add_documents(sorted((ROOT / "docs").glob("*.md")))
+    pages.add_documents(ROOT / path for path in (START, CONTRIBUTING, CHANGES, *PACKAGES))
+    pages.add_documents(sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/results").glob("*.md")]))
     pages.add_documents(sorted((ROOT / NOTEBOOKS).glob("*.ipynb")))
     for generated in (recipe_pages, stage_pages, api_pages, paper_pages):
         pages.texts.update(generated.pages())
@@ -84,20 +92,31 @@ def settings(pages: Pages) -> str:
 
 def navigation(pages: Pages) -> Navigation:
     """Return the tree of titles and pages."""
-    others = [p for p in pages.texts if Path(p).parent == Path("docs") and p not in (*FIRST_GUIDES, *MEASURED, COMING)]
+    elsewhere = {*USING, *METHODS, *MEASURED, RESULTS, COMING}
+    others = sorted(path for path in pages.texts if Path(path).parent == Path("docs") and path not in elsewhere)
     notebooks = sorted(path for path in pages.texts if Path(path).parent == Path(NOTEBOOKS))
-    guides = _titled(pages, [*FIRST_GUIDES, *sorted(others)])
+    claims = sorted(path for path in pages.texts if Path(path).parent == Path(RESULTS).with_suffix(""))
+    guides: Navigation = [("Using vfm", _titled(pages, USING)), ("Methods", _titled(pages, METHODS))]
     if notebooks:
         guides.append(("Notebooks", _titled(pages, notebooks)))
+    guides += [("Extending", _titled(pages, [*others, CONTRIBUTING])), ("Packages", _titled(pages, PACKAGES))]
     return [
         ("Start", START),
-        ("Guides", [*guides, ("Packages", _titled(pages, PACKAGES)), ("Changelog", CHANGES)]),
+        ("Guides", [*guides, ("Changelog", CHANGES)]),
         ("Recipes", _titled(pages, _under(pages, recipe_pages.INDEX))),
         ("Stages", [*_titled(pages, [stage_pages.INDEX]), *_stage_groups(pages)]),
         ("API", _titled(pages, _under(pages, api_pages.INDEX))),
         ("Papers", _titled(pages, _under(pages, paper_pages.INDEX))),
         ("Coming from", COMING),
-        ("Results & performance", [*_titled(pages, MEASURED), ("Benchmarks", list(_benchmarks(pages)))]),
+        (
+            "Results & performance",
+            [
+                *_titled(pages, [RESULTS]),
+                ("Claims", _titled(pages, claims)),
+                *_titled(pages, MEASURED),
+                ("Benchmarks", list(_benchmarks(pages))),
+            ],
+        ),
     ]
 
 
