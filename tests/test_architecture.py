@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import typing
+from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +28,7 @@ PUBLIC = (
     "vfm.models",
     "vfm.train",
     "vfm.eval",
+    "vfm.statistics",
     "vfm_kernels",
 )
 MAX_IMPORTS_IN_FUNCTIONS = 60  # optional extras, and what keeps `vfm plan` and `vfm --help` quick
@@ -86,6 +88,34 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     graph = grimp.build_graph(*PACKAGES, cache_dir=None)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     graphlib.TopologicalSorter(imports).prepare()  # raises CycleError with the circle
+
+
+def folder_of(module: str, folders: set[str]) -> str:
+    return module if module in folders else module.rpartition(".")[0]
+
+
+# The doors: they import the stages of every folder, and nothing but entry points and users imports them.
+DOORS = {"vfm.core", "vfm.plugin", "vfm_curation.plugin", "vfm_eva.plugin", "vfm_clip.plugin", "vfm_diva.plugin"}
+
+
+def test_no_folder_imports_itself_in_a_circle() -> None:
+    """An `__init__` only exports, so what it imports is not counted."""
+    graph = grimp.build_graph(*PACKAGES, cache_dir=None)
+    folders = {module for module in graph.modules if graph.find_children(module)}
+    imports: dict[str, set[str]] = {}
+    for module in graph.modules - folders - DOORS:
+        own = folder_of(module, folders)
+        used = {folder_of(other, folders) for other in graph.find_modules_directly_imported_by(module)}
+        imports.setdefault(own, set()).update(used - {own} - set(PACKAGES))
+    graphlib.TopologicalSorter(imports).prepare()
+
+
+MAX_FILES_IN_FOLDER = 20
+
+
+def test_a_folder_can_be_seen_at_a_glance() -> None:
+    counts = Counter(file.parent for file in sources("packages/*/src"))
+    assert {str(folder.relative_to(ROOT)): n for folder, n in counts.items() if n > MAX_FILES_IN_FOLDER} == {}
 
 
 def sources(*folders: str) -> list[Path]:
