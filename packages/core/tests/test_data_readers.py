@@ -1,5 +1,6 @@
 """Every format is read back unchanged, through the stage that indexes it and the Source that reads it."""
 
+import base64
 import csv
 import json
 from pathlib import Path
@@ -14,6 +15,8 @@ from vfm.base import UserError
 from vfm.data import (
     BadSample,
     DatasetSpec,
+    Sample,
+    ShardReader,
     Source,
     open_dataset,
     uid_of,
@@ -334,6 +337,42 @@ def test_unreadable_data_raise_one_line(tmp_path, make, message):
     with pytest.raises(UserError, match=message) as caught:
         index(tmp_path / "out", str(path))
     assert "\n" not in str(caught.value)
+
+
+class Base64Shard(ShardReader):
+    """A line for each sample: the image in base64, a tab, the caption."""
+
+    format = "base64"
+    extensions = ("b64",)
+
+    def __init__(self, path: str, spec: DatasetSpec, name: str | None = None) -> None:
+        super().__init__(path, spec, name)
+        self.lines = Path(path).read_text().splitlines()
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def key(self, row: int) -> str:
+        return f"{self.name}/{row}"
+
+    def read(self, row: int, *, with_image: bool = True) -> Sample:
+        image, _, caption = self.lines[row].partition("\t")
+        if not caption:
+            raise BadSample("missing_caption", self.where(row))
+        return Sample(self.key(row), uid_of(self.key(row)), base64.b64decode(image), {"en": [caption]})
+
+
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_a_format_of_a_plugin_is_one_class(tmp_path, in_folder):
+    lines = [f"{base64.b64encode(encoded(n)).decode()}\tcaption {n}" for n in range(6)]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a.b64").write_text("\n".join([*lines[:4], base64.b64encode(encoded(9)).decode()]))
+    (tmp_path / "raw/b.b64").write_text("\n".join(lines[4:]))
+    path = f"{tmp_path}/raw" if in_folder else [f"{tmp_path}/raw/a.b64", f"{tmp_path}/raw/b.b64"]
+    source = index(tmp_path, path, max_bad_fraction=0.2)
+    assert contents(source) == EXPECTED
+    assert source.shard_sizes.tolist() == [4, 2]
+    assert source.texts_of_shard(1)["text"].to_pylist() == ["caption 4", "caption 5"]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real pictures are not here")

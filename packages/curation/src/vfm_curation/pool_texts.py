@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from vfm.data import (
-    BadSample,
-    ParquetShard,
-    ShardReader,
     Source,
-    is_text,
     texts_schema,
 )
 from vfm.plugin import UserError
@@ -46,25 +40,6 @@ def texts_or_lost(source: Source, shard: int, summary: Summary) -> pa.Table:
     except UserError as error:
         summary.lose(int(source.shard_sizes[shard]), str(error))
         return texts_schema().empty_table()
-
-
-def urls_of_rows(source: Source, shard: int, rows: NDArray[np.integer]) -> pa.Array:
-    """Return the URLs of a shard's rows as strings, null where a row has none."""
-    reader = source.index.open(shard)
-    if not isinstance(reader, ParquetShard):
-        return pa.array(_urls_by_row(reader, rows), pa.string())
-    schema = reader.file.schema_arrow
-    if "url" not in schema.names or not is_text(schema.field("url").type):
-        return pa.nulls(len(rows), pa.string())
-    return reader.file.read(columns=["url"])["url"].combine_chunks().take(pa.array(rows)).cast(pa.string())
-
-
-def _urls_by_row(reader: ShardReader, rows: NDArray[np.integer]) -> Iterator[str | None]:
-    for row in rows.tolist():
-        try:
-            yield reader.read(row, with_image=False).url
-        except BadSample:
-            yield None
 
 
 def shortened(text: str) -> str:

@@ -19,7 +19,7 @@ from vfm.plugin import CuratedSubset, Matches, Metadata, Pool
 from vfm_curation.counts.matches import matches_file
 from vfm_curation.filters.survivors import VERDICTS_FOLDER, shard_file
 from vfm_curation.metadata import load_entries
-from vfm_curation.pool_texts import texts_of, urls_of_rows
+from vfm_curation.pool_texts import texts_of
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.summaries import Summary
 
@@ -113,7 +113,7 @@ def join_columns(source: Source, shard: int, rows: np.ndarray) -> pa.Table:
     return pa.table(
         {
             "key": pa.array([reader.key(row) for row in rows.tolist()], pa.string()),
-            "url": urls_of_rows(source, shard, rows),
+            "url": source.index.open(shard).urls(rows),
             "shard": pa.repeat(source.index.shards[shard].path, len(rows)),
             "row": pa.array(rows.astype(np.int32)),
         }

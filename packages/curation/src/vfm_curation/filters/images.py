@@ -13,7 +13,6 @@ from vfm.data import BadSample, Sample, decode_image, open_image
 from vfm_curation.filters.hashes import phash, variant_hashes
 from vfm_curation.filters.survivors import Survivors, shard_file
 from vfm_curation.filters.texts import VERSION, digest, halves, opened
-from vfm_curation.pool_texts import urls_of_rows
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.summaries import Summary
 
@@ -78,7 +77,7 @@ def _measured(job: ImageJob, shard: int, summary: Summary) -> Iterator[dict[str,
 def _urls(job: ImageJob, shard: int) -> Iterator[dict[str, Any]]:
     source = opened(job.dataset)
     rows = job.survivors.rows(shard) if job.survivors else source.index.rows(shard)
-    urls = urls_of_rows(source, shard, rows).cast(pa.binary()).to_pylist()  # as bytes: some are not valid UTF-8
+    urls = source.index.open(shard).urls(rows).cast(pa.binary()).to_pylist()  # as bytes: some are not valid UTF-8
     for row, url in zip(rows.tolist(), urls, strict=True):
         address = url.decode("utf-8", "replace") if url else None
         yield {"row": row, "url": digest(url) if url else None, "address": address}

@@ -24,17 +24,12 @@ from vfm.data.annotated.records import (
 )
 from vfm.data.index.source import Source
 from vfm.data.layouts.layout import Layout
-from vfm.data.samples.captions import decode_json
-from vfm.data.samples.sample import BadSample
-from vfm.data.samples.shards import Found, ShardReader
+from vfm.data.samples.shards import Found
 from vfm.data.samples.spec import DatasetSpec
-from vfm.data.tables.parquet import ParquetShard, features_of, open_parquet
-from vfm.data.tar.webdataset import TarShard
-from vfm.storage import files
-from vfm.storage.store_files import reading
+from vfm.data.tables.parquet import features_of
 
 NUM_READ = 200  # samples that are read for the kinds of labels
-OBJECTS = "objects"  # column of Hugging Face's tables
+FIELDS = ("objects", "width", "height", "image_id")  # columns of Hugging Face's tables, and keys of a json
 
 Record = dict[str, Any]
 
@@ -100,55 +95,22 @@ class SampleRecords:
         """Yield the record of each sample of the source, None if it is broken."""
         index = self._source.index
         for shard in range(len(index.shards)):
-            yield from _records(index.open(shard), index.rows(shard).tolist())
+            yield from index.open(shard).records(index.rows(shard).tolist(), FIELDS)
 
     def _all(self) -> Iterator[Record]:
+        assert self.layout.reader
         for path in self.layout.paths:
-            size, _ = files.size_and_time(path)
-            tar = self.format == "webdataset"
-            reader: ShardReader = TarShard(path, size, self.spec) if tar else ParquetShard(path, self.spec)
-            yield from (record for record in _records(reader, range(len(reader))) if record is not None)
-
-
-def _records(reader: ShardReader, rows: Sequence[int]) -> Iterator[Record | None]:
-    if isinstance(reader, ParquetShard):
-        yield from _table_records(reader.path, rows)
-        return
-    assert isinstance(reader, TarShard)
-    slot = reader.slots.index("json")
-    for row in rows:
-        if row >= len(reader):  # the tar is shorter than its known count
-            yield None
-            continue
-        offset, size = reader.places(row)[slot]
-        try:
-            yield (
-                decode_json(files.read_bytes(reader.path, offset, offset + size), reader.where(row)) if size > 0 else {}
-            )
-        except BadSample:
-            yield None
+            reader = self.layout.reader.open(self.layout.reader.find(path)[0], self.spec)
+            yield from (record for record in reader.records(range(len(reader)), FIELDS) if record is not None)
 
 
 def _numbers(value: Any) -> tuple[int, ...]:
     return tuple(one for one in value if isinstance(one, int)) if isinstance(value, list) else ()
 
 
-def _table_records(path: str, rows: Sequence[int]) -> Iterator[Record]:
-    file = open_parquet(path)
-    names = [name for name in file.schema_arrow.names if name in (OBJECTS, "width", "height", "image_id")]
-    if OBJECTS not in names:
-        raise UserError(f"{path}: no column '{OBJECTS}'; the columns are {', '.join(file.schema_arrow.names)}")
-    wanted, start = set(rows), 0
-    for group in range(file.metadata.num_row_groups):
-        with reading(path, "Parquet"):
-            found = file.read_row_group(group, columns=names).to_pylist()
-        yield from (record for row, record in enumerate(found, start) if row in wanted)
-        start += len(found)
-
-
 def _names_in_schema(path: str) -> list[str]:
     """Return the class names that Hugging Face's `datasets` stores in a table's metadata, if it has any."""
-    return next(_class_labels(features_of(path).get(OBJECTS)), [])
+    return next(_class_labels(features_of(path).get(FIELDS[0])), [])
 
 
 def _class_labels(features: Any) -> Iterator[list[str]]:

@@ -12,19 +12,19 @@ The folder of an `ImageDataset` artifact holds
                         a file each when they are first opened
     images-*.parquet    shards of the format `files`: a list of image files with their texts and labels
 
-`row` counts all samples of a shard, including bad ones. Formats: `tar`, `files`, `parquet` (image bytes in a column).
+`row` counts all samples of a shard, including bad ones. Formats: `tar`, `files`, `parquet` (image bytes in a column),
+and those of plugins (`vfm.data.samples.shards.ShardReader`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -32,13 +32,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.base import UserError, redacted
-from vfm.data.reading.byte_ranges import ReadAhead
-from vfm.data.samples.shards import Format, Shard, ShardReader, ShardTable
+from vfm.data.samples.shards import Opening, RemoteBytes, Shard, ShardReader, ShardTable, shard_format
 from vfm.data.samples.spec import DatasetSpec
-from vfm.data.tables.image_list import ImageListShard
-from vfm.data.tables.parquet import ParquetShard
-from vfm.data.tar.packed_offsets import PACKED_FILE, PackedOffsets, PackedScan
-from vfm.data.tar.webdataset import TarShard, scan_shard, slots_of
+from vfm.data.tar.packed_offsets import PACKED_FILE, PackedOffsets
 from vfm.storage import files
 from vfm.storage.store_files import read_config, read_parquet, reading
 
@@ -65,7 +61,7 @@ class Index:
     spec: DatasetSpec
     bad_rows: dict[int, NDArray[np.int64]]  # shard -> rows left out
 
-    def open(self, shard: int, ahead: ReadAhead | None = None) -> ShardReader:
+    def open(self, shard: int, ahead: RemoteBytes | None = None) -> ShardReader:
         """Open one shard.
 
         Args:
@@ -82,29 +78,21 @@ class Index:
                 raise UserError(
                     f"{path}: changed since it was indexed ({entry.size} bytes then, {size} now); run it again"
                 )
-        name = entry.path.removeprefix(self._folder)
-        if entry.format != "tar":
-            return open_shard(path, entry.format, self.spec, size=entry.size, name=name)
-        scan = self._scan(shard, path, entry.size)
-        return TarShard(path, entry.size, self.spec, scan=scan, ahead=ahead, version=entry.mtime, name=name)
-
-    def _scan(self, shard: int, path: str, size: int) -> PackedScan:
-        """Return the offsets of a tar: those of the index, or saved by another process, else of a new scan."""
-        slots = slots_of(self.spec)
         file = self.directory / OFFSETS_FOLDER / f"{shard:06d}.offsets"
-        segment = self._packed.segment(shard) if self._packed else None
-        if segment is not None:
-            with suppress(ValueError):
-                return PackedScan(segment, slots)
-        with suppress(OSError, ValueError):
-            return PackedScan(file.read_bytes(), slots)
-        data = scan_shard(path, self.spec, size)
-        with suppress(OSError):  # with a read-only artifact the tar is scanned again each time
-            file.parent.mkdir(exist_ok=True)
-            part = file.with_name(f"{file.name}.{os.getpid()}.part")
-            part.write_bytes(data)
-            part.replace(file)
-        return PackedScan(data, slots)
+        opening = Opening(
+            name=entry.path.removeprefix(self._folder),
+            offsets=self._offsets(shard, file),
+            save=partial(_save_offsets, file),
+            ahead=ahead,
+        )
+        return shard_format(entry.format).open(replace(entry, path=path), self.spec, opening)
+
+    def _offsets(self, shard: int, file: Path) -> Iterator[bytes | memoryview]:
+        """Yield the offsets of a shard that the index has, then those that another process saved."""
+        if self._packed and (segment := self._packed.segment(shard)) is not None:
+            yield segment
+        with suppress(OSError):
+            yield file.read_bytes()
 
     @cached_property
     def _packed(self) -> PackedOffsets | None:
@@ -117,7 +105,7 @@ class Index:
         digest = hashlib.sha256()
         for shard, entry in enumerate(self.shards):
             path = self._path(shard)
-            for file in (path, *(listed_images(path) if entry.format == "files" else ())):
+            for file in shard_format(entry.format).files_behind(path):
                 try:
                     facts = files.size_and_time(file)
                 except UserError:
@@ -156,31 +144,19 @@ class Index:
         counted = (
             entry.num_samples
             for shard, entry in enumerate(self.shards)
-            if entry.format == "parquet"
-            or (entry.format == "tar" and (self._packed is None or self._packed.segment(shard) is None))
+            if not shard_format(entry.format).is_read(
+                scanned=self._packed is not None and self._packed.segment(shard) is not None
+            )
         )
         return sum(counted)
 
 
-def listed_images(path: str) -> list[str]:
-    """Return the image files that a shard of the format `files` lists."""
-    return list(read_parquet(path, ["image"])["image"].to_pylist())
-
-
-def open_shard(
-    path: str,
-    format: Format,  # noqa: A002
-    spec: DatasetSpec,
-    *,
-    size: int,
-    name: str | None = None,
-) -> ShardReader:
-    """Open a shard of any format; `name` is unique to a tar or parquet file within its dataset."""
-    if format == "tar":
-        return TarShard(path, size, spec, name=name)
-    if format == "files":
-        return ImageListShard(path, spec)
-    return ParquetShard(path, spec, name)
+def _save_offsets(file: Path, data: bytes) -> None:
+    with suppress(OSError):  # with a read-only artifact the shard is scanned again each time
+        file.parent.mkdir(exist_ok=True)
+        part = file.with_name(f"{file.name}.{os.getpid()}.part")
+        part.write_bytes(data)
+        part.replace(file)
 
 
 def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, bad_rows: Iterable[BadRow] = ()) -> int:
@@ -230,12 +206,11 @@ def read_index(directory: Path) -> Index:
     table = read_parquet(directory / SHARDS_FILE, [field.name for field in fields(Shard)])
     with reading(directory / SHARDS_FILE, "an index of shards"):
         shards = ShardTable(table)
-    unknown = shards.formats - set(get_args(Format))
-    if unknown:
-        raise UserError(
-            f"{directory / SHARDS_FILE}: {unknown.pop()!r} is not a valid format; choose from"
-            f" {', '.join(get_args(Format))}"
-        )
+    for name in shards.formats:
+        try:
+            shard_format(name)
+        except UserError as error:
+            raise UserError(f"{directory / SHARDS_FILE}: {error}") from None
     spec = read_config(directory / SPEC_FILE, DatasetSpec)
     bad: dict[int, list[int]] = {}
     if (directory / BAD_FILE).is_file():

@@ -20,7 +20,6 @@ from vfm.data.reading.byte_ranges import Held, ReadAhead, read_together
 from vfm.data.reading.shard_cache import ShardCache
 from vfm.data.samples.order import Epochs, Order, SameEpochs, SampleOrder
 from vfm.data.samples.sample import Sample
-from vfm.data.tar.webdataset import TarShard
 from vfm.interfaces import CuratedSubset, ImageDataset, Pool
 from vfm.storage import files
 from vfm.storage.remote import Span
@@ -159,8 +158,8 @@ class Source:
         """Return the ranges of remote tars that the samples of these numbers take."""
         found = []
         for shard, row in map(self.locate, indices):
-            if files.is_remote(self.index.shards[shard].path) and isinstance(reader := self._open(shard), TarShard):
-                found += reader.spans(row)
+            if files.is_remote(self.index.shards[shard].path):
+                found += self._open(shard).spans(row)
         return found
 
     def read_ahead(self, indices: Sequence[int], cache: ShardCache | None = None) -> None:

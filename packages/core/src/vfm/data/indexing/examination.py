@@ -17,15 +17,12 @@ from typing import TypeVar
 import numpy as np
 
 from vfm.base import UserError
-from vfm.data.index.index import open_shard
-from vfm.data.indexing.repeated_keys import KeySample, keys_of
+from vfm.data.indexing.repeated_keys import KeySample, first_keys, own_keys
 from vfm.data.indexing.stages import Verify
 from vfm.data.samples.images import open_image
 from vfm.data.samples.sample import BadSample
-from vfm.data.samples.shards import Found, Shard, ShardReader
+from vfm.data.samples.shards import Found, Opening, Shard, ShardReader, UnreadShard, shard_format
 from vfm.data.samples.spec import DatasetSpec
-from vfm.data.tar.packed_offsets import PackedScan
-from vfm.data.tar.webdataset import TarShard, find_tar, scan_shard, slots_of
 from vfm.storage import files
 from vfm.storage.remote import RemoteError
 
@@ -35,7 +32,7 @@ T = TypeVar("T")
 Problem = tuple[int, str, str]
 """Row (-1: a sample that is no row), reason and address of a bad sample."""
 
-READ_TOGETHER = 256  # samples of a remote tar that are read with few requests
+READ_TOGETHER = 256  # samples of a remote shard that are read with few requests
 THREADS = 48  # remote shards that a process reads at a time
 REMOTE_TOGETHER = 2 * THREADS  # remote shards that are sent to a process at once
 
@@ -68,25 +65,21 @@ class Examination:
             UserError: the shard is missing or cannot be read, or has another format.
         """
         try:
-            shard, counted = find_tar(found) if isinstance(found, str) else found
+            shard, counted = found.reader.find(found.path) if isinstance(found, UnreadShard) else found
             return self._counted(shard) if counted and self.verify != "all" else self._read(shard)
         except RemoteError as error:
             raise UserError(str(error)) from None
 
     def _counted(self, shard: Shard) -> Examined:
-        return Examined(shard, [], KeySample.of(keys_of(shard, self.spec, None), all_known=False), None)
+        return Examined(shard, [], KeySample.of(first_keys(shard, self.spec), all_known=False), None)
 
     def _read(self, shard: Shard) -> Examined:
-        offsets = scan_shard(shard.path, self.spec, shard.size) if shard.format == "tar" else None
-        reader: ShardReader
-        if offsets is None:
-            reader = open_shard(shard.path, shard.format, self.spec, size=shard.size)
-        else:
-            scan = PackedScan(offsets, slots_of(self.spec))
-            reader = TarShard(shard.path, shard.size, self.spec, scan=scan)
+        form = shard_format(shard.format)
+        offsets = form.scan(shard, self.spec)
+        reader = form.open(shard, self.spec, Opening(offsets=[] if offsets is None else [offsets]))
         shard = replace(shard, num_samples=max(len(reader), shard.num_samples))
-        bad = list(self._verify(reader, shard) if self.verify else _lost(reader))
-        return Examined(shard, bad, KeySample.of(keys_of(shard, self.spec, reader), all_known=True), offsets)
+        bad = list(self._verify(reader, shard)) if self.verify else _lost(reader)
+        return Examined(shard, bad, KeySample.of(own_keys(reader), all_known=True), offsets)
 
     def _verify(self, reader: ShardReader, shard: Shard) -> Iterator[Problem]:
         """Read every sample of a shard, of its image only the header, and yield the bad ones and the lost ones."""
@@ -95,7 +88,7 @@ class Examination:
         if not self.spec.images:  # captions are read by whole columns, and only the rows without any one by one
             rows = np.setdiff1d(rows, reader.texts(rows, lambda reason, where: None)["row"])
         for row in rows.tolist():
-            if isinstance(reader, TarShard) and row % READ_TOGETHER == 0:
+            if row % READ_TOGETHER == 0:
                 reader.read_ahead(range(row, min(row + READ_TOGETHER, shard.num_samples)))
             try:
                 sample = reader.read(row)
@@ -109,7 +102,7 @@ class Examination:
                 return
         yield from _lost(reader)
         # A tar that ends between two samples has no bad row; row -1 represents the unknown number of lost samples.
-        if isinstance(reader, TarShard) and not reader.complete and not cut_off:
+        if not reader.complete and not cut_off:
             yield -1, "truncated_shard", shard.path
 
 
@@ -125,7 +118,7 @@ def examine_all(examine: Examination, shards: Iterable[Found], workers: int) -> 
     first = next(shards, None)
     if first is None:
         return
-    remote = files.is_remote(first if isinstance(first, str) else first[0].path)
+    remote = files.is_remote(first.path if isinstance(first, UnreadShard) else first[0].path)
     shards = chain([first], shards)  # an iterator still, from which both loops below take
     if workers < 2:
         yield from _in_threads(examine, shards) if remote else map(examine, shards)
@@ -166,7 +159,6 @@ def _in_order(executor: Executor, function: Callable[[S], T], items: Iterable[S]
             future.cancel()
 
 
-def _lost(reader: ShardReader) -> Iterator[Problem]:
-    """Yield the samples of a tar that are no rows of it."""
-    if isinstance(reader, TarShard):
-        yield from ((-1, reason, where) for reason, where in reader.lost)
+def _lost(reader: ShardReader) -> list[Problem]:
+    """Return the samples of a shard that are no rows of it."""
+    return [(-1, reason, where) for reason, where in reader.lost]

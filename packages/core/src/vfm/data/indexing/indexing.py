@@ -12,24 +12,21 @@ from pathlib import Path
 from typing import Self
 
 from vfm.base import UserError
-from vfm.data.index.index import OFFSETS_FOLDER, BadRow, open_shard, write_index
+from vfm.data.index.index import OFFSETS_FOLDER, BadRow, write_index
 from vfm.data.indexing.examination import Examination, Examined, examine_all
 from vfm.data.indexing.repeated_keys import RepeatedKeys
 from vfm.data.indexing.stages import ImageFiles, Verify
 from vfm.data.layouts.layout import Layout
 from vfm.data.samples.images import decode_image
 from vfm.data.samples.sample import BadSample, Sample
-from vfm.data.samples.shards import Found, Shard, ShardReader
+from vfm.data.samples.shards import Found, Opening, Shard, shard_format
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tar.packed_offsets import PACKED_FILE, OffsetsWriter
-from vfm.data.tar.scan import MAX_ROWS
-from vfm.data.tar.webdataset import TarShard
 from vfm.interfaces import Context
 
 MIN_SAMPLES_TO_CHECK = 1000  # with fewer samples, the fraction of bad ones is not meaningful yet
 PEEK = 50  # samples of a shard to try before a dataset is reported as unreadable
 PEEK_SHARDS = 3  # the first may be empty
-TAR_NAMES = "expected members KEY.EXTENSION, such as 000.jpg and 000.txt"
 
 
 @dataclass
@@ -59,7 +56,7 @@ class Indexing:
 
         Args:
             directory: the artifact's folder.
-            shards: each shard with a flag: True if its number of samples is known, False to read it; a tar as its path.
+            shards: each shard with a flag: True if its number of samples is known, False to read it; or a file.
             total: number of shards, if known.
 
         Returns:
@@ -127,8 +124,8 @@ class Indexing:
         place = ", ".join(theirs) or self.place
         if self.bad:
             return f"{place}: {most_common(self.counts)}{self._first_bad}"
-        tar = any(shard.format == "tar" for shard in self.shards)
-        return f"{place}: {TAR_NAMES}" if tar else place
+        names = next((known for shard in self.shards if (known := shard_format(shard.format).expected)), "")
+        return f"{place}: {names}" if names else place
 
     @property
     def _first_bad(self) -> str:
@@ -198,7 +195,7 @@ def first_sample(layout: Layout, spec: DatasetSpec) -> Sample:
 def _why(problems: Mapping[tuple[str, int], BadSample], layout: Layout, spec: DatasetSpec) -> str:
     """Return why none of the first samples can be used, and what to do about the first one."""
     if not problems:
-        return f": {TAR_NAMES}" if layout.kind == "webdataset" else ""
+        return f": {layout.reader.expected}" if layout.reader and layout.reader.expected else ""
     places = ", ".join(f"{language} in {source}" for language, source in spec.texts.items())
     hints = {
         "missing_caption": f"; expected captions {places}: set texts to their location",
@@ -211,23 +208,17 @@ def _why(problems: Mapping[tuple[str, int], BadSample], layout: Layout, spec: Da
 
 def _first_reads(layout: Layout, spec: DatasetSpec) -> Iterator[tuple[tuple[str, int], Callable[[], Sample]]]:
     """Yield the file and the number of each of the first samples, and a function that reads it."""
-    if layout.kind in ("folder", "table", "coco"):
+    if not layout.reader:
         entries = enumerate(islice(layout.entries(spec), PEEK))
         yield from ((("", number), partial(entry.read, spec)) for number, entry in entries)
         return
     for path in layout.paths[:PEEK_SHARDS]:
-        for reader in _first_readers(path, layout, spec):
+        for limit in (PEEK, None):  # the whole shard only if its beginning is not enough, as in an unsorted tar
+            reader = layout.reader.open(layout.reader.find(path)[0], spec, Opening(limit=limit))
             yield from (((path, row), partial(reader.read, row)) for row in range(min(PEEK, len(reader))))
-            lost = enumerate(reader.lost[:PEEK] if isinstance(reader, TarShard) else (), start=1)
+            lost = enumerate(reader.lost[:PEEK], start=1)
             yield from (((path, -number), partial(_raise, BadSample(*one))) for number, one in lost)
 
 
 def _raise(problem: BadSample) -> Sample:
     raise problem
-
-
-def _first_readers(path: str, layout: Layout, spec: DatasetSpec) -> Iterator[ShardReader]:
-    if layout.kind == "webdataset":  # the whole tar only if its beginning is not enough, as in an unsorted tar
-        yield from (TarShard(path, Shard.of(path, 0).size, spec, limit=limit) for limit in (PEEK, MAX_ROWS))
-    else:
-        yield open_shard(path, "parquet", spec, size=0)

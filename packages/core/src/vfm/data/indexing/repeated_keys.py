@@ -12,10 +12,9 @@ from heapq import nsmallest
 from itertools import chain
 
 from vfm.base import UserError
-from vfm.data.samples.shards import Shard, ShardReader
+from vfm.data.samples.shards import Opening, Shard, ShardReader, shard_format
 from vfm.data.samples.spec import DatasetSpec
-from vfm.data.tables.parquet import DAMAGE, ParquetShard
-from vfm.data.tar.webdataset import TarShard
+from vfm.data.tables.parquet import DAMAGE
 
 NUM_COMPARED = 16  # of the first keys of a shard, and of those with the smallest hashes
 
@@ -62,22 +61,20 @@ def _hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest())
 
 
-def keys_of(shard: Shard, spec: DatasetSpec, reader: ShardReader | None) -> Sequence[str]:
-    """Return all keys of a tar that was scanned, else the first keys of a shard; none if it makes no keys of its own.
+def own_keys(reader: ShardReader) -> Sequence[str]:
+    """Return all keys or the first ones of a shard that stores them.
 
-    Rows of parquet without a column `key` are named by their file, and lists of image files by their paths. What
-    cannot be read here is reported when the samples are read.
+    What cannot be read here is reported when the samples are read.
     """
     try:
-        if shard.format == "tar":
-            tar = reader if isinstance(reader, TarShard) else TarShard(shard.path, shard.size, spec, limit=NUM_COMPARED)
-            return tar.keys
-        if shard.format == "parquet":
-            parquet = reader if isinstance(reader, ParquetShard) else ParquetShard(shard.path, spec)
-            names = parquet.file.schema_arrow.names
-            if "key" in names and "uid" not in names:
-                batch = next(parquet.file.iter_batches(NUM_COMPARED, columns=["key"]), None)
-                return [str(key) for key in batch["key"].to_pylist() if key is not None] if batch else []
+        return reader.own_keys(NUM_COMPARED)
     except (UserError, *DAMAGE):
-        pass
-    return []
+        return []
+
+
+def first_keys(shard: Shard, spec: DatasetSpec) -> Sequence[str]:
+    """Return the first keys of a shard that is not read otherwise."""
+    try:
+        return own_keys(shard_format(shard.format).open(shard, spec, Opening(limit=NUM_COMPARED)))
+    except (UserError, *DAMAGE):
+        return []

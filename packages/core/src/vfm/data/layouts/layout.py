@@ -13,7 +13,7 @@ from vfm.base import UserError
 from vfm.data.layouts.coco_captions import CAPTION, captions_in_folder, coco_entries, is_coco_captions
 from vfm.data.layouts.folder import caption_folder, class_folders, image_folder, image_names
 from vfm.data.prompts.clip_benchmark import benchmark_shards, type_beside
-from vfm.data.samples.shards import Found, Shard
+from vfm.data.samples.shards import Found, ShardReader, UnreadShard, format_of_file, shard_format
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.arrow_files import saved_dataset
 from vfm.data.tables.image_list import ImageEntry, write_image_lists
@@ -40,14 +40,21 @@ LABEL_COLUMNS = ("label", "cls", "class", "category", "target")
 class Layout:
     """The files behind a path, and their kind."""
 
-    kind: Kind
+    kind: str  # a `Kind`, or the shard format of a plugin
     paths: list[str]
     image_root: str
 
     @property
+    def reader(self) -> type[ShardReader] | None:
+        """Format of the shards, if they are the user's own files."""
+        if self.kind in ("folder", "table", "coco"):
+            return None
+        return shard_format("tar" if self.kind == "webdataset" else self.kind)
+
+    @property
     def num_shards(self) -> int | None:
         """Number of shards, if they are the user's own files."""
-        return len(self.paths) if self.kind in ("webdataset", "parquet") else None
+        return len(self.paths) if self.reader else None
 
     def only_captions(self, image_key: str | None, texts: Mapping[str, str]) -> bool:
         """Return whether the files are tables with captions and without images or paths of images.
@@ -83,7 +90,7 @@ class Layout:
             if labels:
                 raise UserError(f"{path}: has captions and no labels: import it as data.pairs")
             return spec.model_copy(update={"texts": {"en": CAPTION}})
-        if self.kind in ("webdataset", "folder"):
+        if self.kind not in ("table", "parquet"):
             captions = "txt.lines" if self.kind == "webdataset" and type_beside(path) == "retrieval" else "txt"
             return spec.model_copy(update={"label_key": "cls"} if labels else {"texts": {"en": captions}})
         if labels:
@@ -95,12 +102,9 @@ class Layout:
         )
 
     def shards(self, directory: Path, spec: DatasetSpec) -> Iterator[Found]:
-        """Yield each shard with a flag: True if its samples need not be counted; of a tar, its path."""
-        if self.kind == "webdataset":
-            yield from self.paths
-        elif self.kind == "parquet":
-            for path in self.paths:
-                yield Shard.of(path, open_parquet(path).metadata.num_rows, format="parquet"), True
+        """Yield the user's own files as they are, and lists of images, whose samples are counted when they are read."""
+        if reader := self.reader:
+            yield from (UnreadShard(path, reader) for path in self.paths)
         else:
             yield from ((shard, False) for shard in write_image_lists(directory, self.entries(spec), spec))
 
@@ -141,11 +145,10 @@ def find_layout(
         files.check_regular(one)
     if len(paths) == 1 and files.is_directory(paths[0]) and kind != "folder":
         paths = _inside(paths[0], kind, split)
-    if kind == "auto":
-        kind = _guess(paths)
-    if kind != "folder" and (folders := [one for one in paths if files.is_directory(one)]):
-        raise UserError(f"{folders[0]}: expected files of the format {kind}, got a folder")
-    return Layout(kind, paths, image_root or "")
+    guessed = _guess(paths) if kind == "auto" else kind
+    if guessed != "folder" and (folders := [one for one in paths if files.is_directory(one)]):
+        raise UserError(f"{folders[0]}: expected files of the format {guessed}, got a folder")
+    return Layout(guessed, paths, image_root or "")
 
 
 def _inside(folder: str, kind: Kind | Literal["auto"], split: str | None) -> list[str]:
@@ -166,14 +169,18 @@ def _inside(folder: str, kind: Kind | Literal["auto"], split: str | None) -> lis
     if kind in ("auto", "parquet") and (arrows := saved_dataset(folder, names, split)):
         return arrows
     parquets = [f"{root}/{name}" for name in names if name.endswith(".parquet")]
-    return parquets if parquets and kind in ("auto", "parquet") else [folder]
+    if parquets and kind in ("auto", "parquet"):
+        return parquets
+    return [f"{root}/{name}" for name in names if kind == "auto" and format_of_file(name)] or [folder]
 
 
-def _guess(paths: Sequence[str]) -> Kind:
+def _guess(paths: Sequence[str]) -> str:
     first = paths[0]
     if files.is_directory(first):
         image_names(first)  # raises if there are no images
         return "folder"
+    if reader := format_of_file(first):
+        return reader.format
     extension = table_kind(first)
     if extension == "parquet":
         return "parquet" if _holds_bytes(first) else "table"

@@ -1,21 +1,39 @@
-"""A shard of a dataset, as a record of the index and as a reader."""
+"""A shard of a dataset, as a record of the index and as a reader.
+
+A shard format is one subclass of `ShardReader`. A plugin adds one by defining the class in a module that the module of
+its entry point imports.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, overload
+from typing import Any, ClassVar, Protocol, Self, overload
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vfm.data.samples.sample import Sample
-from vfm.data.samples.texts import OnBad, Rows
+from vfm.base import UserError, load_function
+from vfm.data.samples.sample import BadSample, Reason, Sample
+from vfm.data.samples.spec import DatasetSpec
+from vfm.data.samples.texts import OnBad, Rows, texts_by_sample
+from vfm.interfaces.plugins import load_plugins
 from vfm.storage import files
+from vfm.storage.remote import Span
 
-Format = Literal["tar", "files", "parquet"]
+FORMATS = {
+    "tar": "vfm.data.tar.webdataset:TarShard",
+    "files": "vfm.data.tables.image_list:ImageListShard",
+    "parquet": "vfm.data.tables.parquet:ParquetShard",
+}
+"""Core's formats, which are imported when they are needed."""
+
+Lost = tuple[Reason, str]
+"""Why a sample of a shard is lost, and its address."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +44,16 @@ class Shard:
     """
 
     path: str
-    format: Format
+    format: str
     size: int
     mtime: int
     num_samples: int
 
     @classmethod
-    def of(cls, path: str | Path, num_samples: int, *, format: Format = "tar") -> Shard:  # noqa: A002
+    def of(cls, path: str | Path, num_samples: int, *, format: str = "tar") -> Shard:  # noqa: A002
         """Return the shard at a path, with its current size and time."""
         size, mtime = files.size_and_time(str(path))
         return cls(str(path), format, size, mtime, num_samples)
-
-
-Found = tuple[Shard, bool] | str
-"""A shard with a flag: True if its samples need not be counted; or the path of a tar about which nothing is known."""
 
 
 class ShardTable(Sequence[Shard]):
@@ -85,23 +99,158 @@ class ShardTable(Sequence[Shard]):
         )
 
 
-class ShardReader(Protocol):
-    """Random access to the samples of one shard."""
+class RemoteBytes(Protocol):
+    """Bytes of remote files, of which some are read before they are needed (`vfm.data.reading.byte_ranges`)."""
 
+    def __call__(self, path: str, start: int, stop: int) -> bytes:
+        """Return bytes of a file."""
+        ...
+
+    def hold(self, held: Any) -> None:
+        """Use spans that were read."""
+        ...
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a dataset's index knows about a shard that is opened.
+
+    Attributes:
+        name: unique name of the shard within its dataset, for keys; default: its file name.
+        offsets: what `ShardReader.scan` returned before, the copies in the order in which to try them.
+        save: called with the result of a new scan.
+        ahead: reads the bytes of remote files; several shards may share it.
+        limit: number of samples that are needed; a format may scan only these.
+    """
+
+    name: str | None = None
+    offsets: Iterable[bytes | memoryview] = ()
+    save: Callable[[bytes], None] | None = None
+    ahead: RemoteBytes | None = None
+    limit: int | None = None
+
+
+class ShardReader(ABC):
+    """Random access to the samples of one shard; the base of all shard formats.
+
+    A subclass with a `format` becomes that format. It must define `__len__`, `key` and `read`; the other methods have
+    defaults, which a format replaces where it can do better.
+    """
+
+    format: ClassVar[str]
+    extensions: ClassVar[tuple[str, ...]] = ()  # of the files that a plugin's format reads, without a dot
+    expected: ClassVar[str] = ""  # how its samples are named, for the error if there are none
+    formats: ClassVar[dict[str, type[ShardReader]]] = {}
+
+    complete: bool = True  # False if the file ends too early
+    lost: Sequence[Lost] = ()  # samples that are no rows, since they cannot even be counted
+
+    def __init_subclass__(cls) -> None:
+        if "format" in vars(cls):
+            cls.formats[cls.format] = cls
+
+    def __init__(self, path: str, spec: DatasetSpec, name: str | None = None) -> None:
+        self.path, self.spec, self.name = path, spec, name or path.rpartition("/")[2]
+
+    @classmethod
+    def find(cls, path: str) -> tuple[Shard, bool]:
+        """Return the shard at a path with a flag: True if its samples need not be counted."""
+        return Shard.of(path, 0, format=cls.format), False
+
+    @classmethod
+    def scan(cls, shard: Shard, spec: DatasetSpec) -> bytes | None:
+        """Return what is worth storing in the index so that the shard is opened faster; None: nothing."""
+        return None
+
+    @classmethod
+    def open(cls, shard: Shard, spec: DatasetSpec, opening: Opening = Opening()) -> Self:
+        """Open a shard."""
+        return cls(shard.path, spec, opening.name)
+
+    @classmethod
+    def files_behind(cls, path: str) -> list[str]:
+        """Return the files behind a shard's samples."""
+        return [path]
+
+    @classmethod
+    def is_read(cls, *, scanned: bool) -> bool:
+        """Return whether the samples of a shard are read for its index, which may have a scan of it."""
+        return True
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def key(self, row: int) -> str:
         """Return the key of a row's sample."""
-        ...
+
+    @abstractmethod
+    def read(self, row: int, *, with_image: bool = True) -> Sample:
+        """Read the sample of a row; raises BadSample if it cannot be used."""
 
     def where(self, row: int) -> str:
         """Return the address of a row's sample for messages."""
-        ...
-
-    def read(self, row: int, *, with_image: bool = True) -> Sample:
-        """Read the sample of a row; raises BadSample if it cannot be used."""
-        ...
+        return f"{self.path}:{self.key(row)}"
 
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:
-        """Return the texts of ascending rows; equal to `texts_by_sample` of `read` without images, or faster."""
-        ...
+        """Return the texts of ascending rows in the schema `texts_schema`."""
+        return texts_by_sample(lambda row: self.read(row, with_image=False), rows, on_bad)
+
+    def urls(self, rows: NDArray[np.integer[Any]]) -> pa.Array:
+        """Return the URLs of rows as strings, null where a row has none."""
+
+        def url(row: int) -> str | None:
+            try:
+                return self.read(row, with_image=False).url
+            except BadSample:
+                return None
+
+        return pa.array(map(url, rows.tolist()), pa.string())
+
+    def records(self, rows: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+        """Yield the record of each row with these fields, of which the first is required; None: it is broken."""
+        raise UserError(f"{self.path}: shards of the format {self.format} have no records of annotated objects")
+
+    def own_keys(self, num_keys: int) -> Sequence[str]:
+        """Return all keys or the first ones if they are stored in the shard; none if its file name is part of them."""
+        return []
+
+    def spans(self, row: int) -> list[Span]:
+        """Return the ranges of bytes that `read` takes of a remote file for a row."""
+        return []
+
+    def read_ahead(self, rows: Sequence[int]) -> None:  # noqa: B027 (most formats read nothing ahead)
+        """Read the bytes of rows that are read next, of a remote file with few requests."""
+
+
+@dataclass(frozen=True)
+class UnreadShard:
+    """A file of which only the format is known."""
+
+    path: str
+    reader: type[ShardReader]
+
+
+Found = tuple[Shard, bool] | UnreadShard
+"""A shard with a flag: True if its samples need not be counted; or a file about which nothing else is known."""
+
+
+def shard_format(name: str) -> type[ShardReader]:
+    """Return the reader of a format, core's or a plugin's.
+
+    Raises:
+        UserError: no installed package has it.
+    """
+    if name in FORMATS:
+        load_function(FORMATS[name])
+    elif name not in ShardReader.formats:
+        load_plugins()  # in a worker process
+    if name not in ShardReader.formats:
+        raise UserError(f"{name!r} is not a valid format; choose from {', '.join({**FORMATS, **ShardReader.formats})}")
+    return ShardReader.formats[name]
+
+
+def format_of_file(path: str) -> type[ShardReader] | None:
+    """Return the plugin's format that reads files with the extension of a path, None if there is none."""
+    extension = path.rpartition(".")[2].lower()
+    return next((reader for reader in ShardReader.formats.values() if extension in reader.extensions), None)

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 
 from vfm.data.samples.captions import field_of
 from vfm.data.samples.sample import given_uid
-from vfm.data.samples.shards import Found, Shard
+from vfm.data.samples.shards import Found, Shard, UnreadShard
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.image_list import Row
-from vfm.data.tables.parquet import open_parquet
+from vfm.data.tables.parquet import ParquetShard
 from vfm.data.tables.table import CAPTION_COLUMNS, find_column, table_columns, table_kind, table_rows
 
 ROWS_PER_SHARD = 100_000
@@ -51,8 +51,7 @@ def caption_shards(
 ) -> tuple[DatasetSpec, Iterator[Found]]:
     """Return the spec of the shards, and the shards as `Indexing.run` takes them."""
     if table_kind(paths[0]) == "parquet":
-        shards = (Shard.of(path, open_parquet(path).metadata.num_rows, format="parquet") for path in paths)
-        return spec, ((shard, True) for shard in shards)
+        return spec, (UnreadShard(path, ParquetShard) for path in paths)
     # Converted once, since csv and jsonl have no random access, and gzip has none either.
     # A row that cannot be read has no caption, and is counted when the captions are read.
     rows = (row if isinstance(row, dict) else {} for path in paths for row in table_rows(path, columns))

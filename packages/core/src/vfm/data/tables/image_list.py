@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from vfm.data.samples.captions import captions_of, clean_captions, field_of, is_unicode, require_captions
 from vfm.data.samples.sample import BadSample, Sample, uid_of
-from vfm.data.samples.shards import Shard
+from vfm.data.samples.shards import Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import OnBad, Rows, texts_by_column, texts_by_sample, uids_of
 from vfm.storage import files
@@ -128,13 +128,20 @@ def _chunks(entries: Iterable[ImageEntry]) -> Iterator[list[ImageEntry]]:
         yield chunk
 
 
-class ImageListShard:
+class ImageListShard(ShardReader):
     """One list of image files. The list is in memory; an image is opened when its sample is read."""
 
-    def __init__(self, path: str, spec: DatasetSpec) -> None:
-        self.path, self.spec = path, spec
+    format = "files"
+
+    def __init__(self, path: str, spec: DatasetSpec, name: str | None = None) -> None:
+        super().__init__(path, spec, name)
         names = ["key", "image", "label", "reason", *(f"texts.{language}" for language in spec.texts)]
         self.table = read_parquet(path, names)
+
+    @classmethod
+    def files_behind(cls, path: str) -> list[str]:
+        """Return the list, and the image files in it."""
+        return [path, *read_parquet(path, ["image"])["image"].to_pylist()]
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

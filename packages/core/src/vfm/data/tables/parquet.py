@@ -7,7 +7,7 @@ row groups (about a hundred images) are fast at random access, large ones are no
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vfm.base import UserError
 from vfm.data.samples.captions import captions_of, clean_captions, field_of
 from vfm.data.samples.sample import BadSample, Sample, given_uid, uid_of
+from vfm.data.samples.shards import Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import (
     OnBad,
@@ -34,6 +35,7 @@ from vfm.data.samples.texts import (
 from vfm.data.tables.arrow_files import ArrowFile
 from vfm.data.tables.image_list import read_image_file
 from vfm.storage import files
+from vfm.storage.store_files import reading
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "img")
 GROUPS_IN_MEMORY = 4
@@ -41,8 +43,10 @@ ROWS_AT_A_TIME = 1 << 18  # rows of a row group whose texts are converted togeth
 DAMAGE = (OSError, pa.ArrowException)  # raised by a row group that is damaged
 
 
-class ParquetShard:
+class ParquetShard(ShardReader):
     """One parquet file with image bytes, or with captions only if the spec says so; then no image can be read."""
+
+    format = "parquet"
 
     def __init__(self, path: str, spec: DatasetSpec, name: str | None = None) -> None:
         """Read the file's footer.
@@ -55,8 +59,8 @@ class ParquetShard:
         Raises:
             UserError: the file is not parquet, or lacks a column that the spec names.
         """
-        self.path, self.spec = path, spec
-        self.name = (name or path.rpartition("/")[2]).removesuffix(".parquet").removesuffix(".arrow")
+        super().__init__(path, spec, name)
+        self.name = self.name.removesuffix(".parquet").removesuffix(".arrow")
         self.root = spec.image_root or path.rpartition("/")[0] or "."
         self.file = open_parquet(path)
         names = self.file.schema_arrow.names
@@ -75,8 +79,45 @@ class ParquetShard:
         self._group = lru_cache(GROUPS_IN_MEMORY)(self._read_group)
         self._damaged: set[tuple[int, bool]] = set()  # row groups that cannot be read, with the image or without it
 
+    @classmethod
+    def find(cls, path: str) -> tuple[Shard, bool]:
+        """Return the file at a path, whose footer has the number of samples."""
+        return Shard.of(path, open_parquet(path).metadata.num_rows, format=cls.format), True
+
+    @classmethod
+    def is_read(cls, *, scanned: bool) -> bool:
+        """Return False: the number of samples is known."""
+        return False
+
     def __len__(self) -> int:
         return int(self.file.metadata.num_rows)
+
+    def own_keys(self, num_keys: int) -> list[str]:
+        """Return the first keys; none if rows have a `uid`, or are named by their file."""
+        names = self.file.schema_arrow.names
+        if "key" not in names or "uid" in names:
+            return []
+        batch = next(self.file.iter_batches(num_keys, columns=["key"]), None)
+        return [str(key) for key in batch["key"].to_pylist() if key is not None] if batch else []
+
+    def urls(self, rows: NDArray[np.integer[Any]]) -> pa.Array:
+        """Return the column `url` of rows, null if it is missing or no text."""
+        schema = self.file.schema_arrow
+        if "url" not in schema.names or not is_text(schema.field("url").type):
+            return pa.nulls(len(rows), pa.string())
+        return self.file.read(columns=["url"])["url"].combine_chunks().take(pa.array(rows)).cast(pa.string())
+
+    def records(self, rows: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yield these columns of each row."""
+        columns = self.file.schema_arrow.names
+        if names[0] not in columns:
+            raise UserError(f"{self.path}: no column '{names[0]}'; the columns are {', '.join(columns)}")
+        wanted, start = set(rows), 0
+        for group in range(self.file.metadata.num_row_groups):
+            with reading(self.path, "Parquet"):
+                found = self.file.read_row_group(group, columns=[name for name in columns if name in names]).to_pylist()
+            yield from (record for row, record in enumerate(found, start) if row in wanted)
+            start += len(found)
 
     def key(self, row: int) -> str:
         """Return the value of the `key` column, else the file's name and the row, also in a damaged row group.

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from vfm.data.reading.byte_ranges import MAX_GAP, OpenFile, ReadAhead, read_toge
 from vfm.data.samples import captions
 from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.data.samples.sample import BadSample, Sample, given_uid, uid_of
-from vfm.data.samples.shards import Shard
+from vfm.data.samples.shards import Opening, RemoteBytes, Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import OnBad, Rows, texts_by_sample, texts_schema
 from vfm.data.tables.parquet import DAMAGE, open_parquet
@@ -36,8 +37,11 @@ from vfm.storage.remote import RemoteError, Span
 TEXTS_TOGETHER = 1024  # samples of a remote tar whose texts are read with few requests
 
 
-class TarShard:
+class TarShard(ShardReader):
     """One tar: keys, and for each sample the offset and size of each member that the spec needs."""
+
+    format = "tar"
+    expected = "expected members KEY.EXTENSION, such as 000.jpg and 000.txt"
 
     def __init__(
         self,
@@ -46,7 +50,7 @@ class TarShard:
         spec: DatasetSpec,
         *,
         scan: PackedScan | None = None,
-        ahead: ReadAhead | None = None,
+        ahead: RemoteBytes | None = None,
         version: int = 0,
         limit: int = MAX_ROWS,
         name: str | None = None,
@@ -63,8 +67,9 @@ class TarShard:
             limit: end the scan after this many samples.
             name: unique name of the tar within its dataset, for keys that repeat; default: its file name.
         """
-        self.path, self.size, self.spec = path, size, spec
-        self.prefix = f"{(name or path.rpartition('/')[2]).removesuffix('.tar')}/" if spec.keys_repeat else ""
+        super().__init__(path, spec, name)
+        self.size = size
+        self.prefix = f"{self.name.removesuffix('.tar')}/" if spec.keys_repeat else ""
         self.slots = slots_of(spec)
         self.version = version
         self._ahead = (ahead or ReadAhead()) if files.is_remote(path) else None
@@ -72,12 +77,43 @@ class TarShard:
         self._scan = PackedScan(scan_shard(path, spec, size, limit), self.slots) if scan is None else scan
         self.complete, self.lost, self.damaged = self._scan.complete, self._scan.lost, self._scan.damaged
 
+    @classmethod
+    def find(cls, path: str) -> tuple[Shard, bool]:
+        """Return the shard at a path with a flag: True if its samples need not be counted.
+
+        A truncated tar has the number of samples that the file beside it gives, and is read.
+        """
+        count = sidecar_count(path)
+        return Shard.of(path, count or 0), count is not None and ends_with_mark(path)
+
+    @classmethod
+    def scan(cls, shard: Shard, spec: DatasetSpec) -> bytes:
+        """Return the packed offsets of what a spec reads of a tar."""
+        return scan_shard(shard.path, spec, shard.size)
+
+    @classmethod
+    def open(cls, shard: Shard, spec: DatasetSpec, opening: Opening = Opening()) -> Self:  # noqa: B008 (frozen)
+        """Open a tar with stored offsets; if none are valid, it is scanned."""
+        given = partial(cls, shard.path, shard.size, spec, ahead=opening.ahead, version=shard.mtime, name=opening.name)
+        slots = slots_of(spec)
+        for stored in opening.offsets:
+            with suppress(ValueError):
+                return given(scan=PackedScan(stored, slots))
+        data = scan_shard(shard.path, spec, shard.size, MAX_ROWS if opening.limit is None else opening.limit)
+        if opening.save:
+            opening.save(data)
+        return given(scan=PackedScan(data, slots))
+
+    @classmethod
+    def is_read(cls, *, scanned: bool) -> bool:
+        """Return whether the samples are read for the index: those of a tar whose number is not known."""
+        return scanned
+
     def __len__(self) -> int:
         return len(self._scan)
 
-    @property
-    def keys(self) -> list[str]:
-        """The keys in the tar, which may repeat in the dataset."""
+    def own_keys(self, num_keys: int) -> list[str]:
+        """Return the keys in the tar, which may repeat in the dataset."""
         return self._scan.keys
 
     def places(self, row: int) -> list[tuple[int, int]]:
@@ -127,6 +163,20 @@ class TarShard:
         """Read the bytes of rows that are read next, of a remote tar with few requests."""
         if self._ahead:
             self._ahead.hold(read_together(span for row in rows for span in self.spans(row)))
+
+    def records(self, rows: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+        """Yield the whole `json` member of each row, None if it is broken; a sample without one has an empty record."""
+        slot = self.slots.index("json")
+        for row in rows:
+            if row >= len(self):  # the tar is shorter than its known count
+                yield None
+                continue
+            offset, size = self.places(row)[slot]
+            try:
+                data = files.read_bytes(self.path, offset, offset + size) if size > 0 else b"{}"
+                yield captions.decode_json(data, self.where(row))
+            except BadSample:
+                yield None
 
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:
         """Return the texts of ascending rows in the schema `texts_schema`."""
@@ -241,15 +291,6 @@ def slots_of(spec: DatasetSpec) -> list[str]:
     """Return the members to find of each sample; always `json`, which may hold a uid."""
     sources = [*spec.texts.values(), *(key for key in (spec.label_key, spec.labels_key) if key)]
     return ["image", *sorted({"json", *(source.partition(".")[0] for source in sources)})]
-
-
-def find_tar(path: str) -> tuple[Shard, bool]:
-    """Return the shard at a path with a flag: True if its samples need not be counted.
-
-    A truncated tar has the number of samples that the file beside it gives, and is read.
-    """
-    count = sidecar_count(path)
-    return Shard.of(path, count or 0), count is not None and ends_with_mark(path)
 
 
 def ends_with_mark(path: str) -> bool:
