@@ -25,12 +25,12 @@ from PIL import Image
 from torch import Tensor
 
 from vfm.data.loading.transforms import ImageTransform
-from vfm.data.samples import jpeg
+from vfm.data.samples import images
 
 RESULT = Path(__file__).parent / "results/decoding.json"
 SIZE, MADE = 224, {500: 8, 1000: 4}  # side of the crop; number of made pictures by their longer side
 EXACT = ImageTransform(SIZE, scale=(0.9, 1.0))
-SIMD = jpeg.decode_jpeg
+SIMD = images.decode_jpeg
 
 
 def photograph(seed: int, side: int) -> bytes:
@@ -61,7 +61,7 @@ def photographs(path: Path) -> list[bytes]:
 
 def made(pictures: Sequence[bytes], pixels: str, simd: bool) -> list[Tensor]:
     """Return the crops of one row."""
-    jpeg.decode_jpeg = SIMD if simd else None
+    images.decode_jpeg = SIMD if simd else None
     transform = replace(EXACT, pixels=pixels)
     return [transform(data, seed) for seed, data in enumerate(pictures)]
 

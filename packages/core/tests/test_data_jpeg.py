@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from vfm.data import BadSample, ImageTransform, decode_image
-from vfm.data.samples import jpeg
+from vfm.data.samples import images
 from vfm.data.samples.images import decode_pixels, open_image
 
 
@@ -40,9 +40,9 @@ JPEGS = [
 
 @pytest.mark.parametrize("data", JPEGS)
 def test_simplejpeg_gives_the_pixels_of_pillow(monkeypatch, data):
-    found = jpeg.jpeg_pixels(data, open_image(data, ""))
+    found = images.jpeg_pixels(data, open_image(data, ""))
     assert found is not None
-    monkeypatch.setattr(jpeg, "decode_jpeg", None)
+    monkeypatch.setattr(images, "decode_jpeg", None)
     assert (found == decode_pixels(data, open_image(data, ""), "")).all()
 
 
@@ -54,9 +54,9 @@ def test_what_simplejpeg_does_not_decode_is_left_to_pillow(monkeypatch):
     ]
     damaged = [JPEGS[0][:-3000], JPEGS[0][:5000] + bytes(2000) + JPEGS[0][7000:], JPEGS[0][:700]]
     for data in [*others, *damaged]:
-        assert jpeg.jpeg_pixels(data, open_image(data, "")) is None or data in damaged
+        assert images.jpeg_pixels(data, open_image(data, "")) is None or data in damaged
     with_extra = [outcome(data) for data in [*others, *damaged]]
-    monkeypatch.setattr(jpeg, "decode_jpeg", None)
+    monkeypatch.setattr(images, "decode_jpeg", None)
     assert with_extra == [outcome(data) for data in [*others, *damaged]]
 
 
@@ -80,7 +80,7 @@ def outcome(data: bytes) -> object:
 )
 def test_fast_pixels_are_close_to_exact_ones(monkeypatch, transform, simd):
     if not simd:
-        monkeypatch.setattr(jpeg, "decode_jpeg", None)
+        monkeypatch.setattr(images, "decode_jpeg", None)
     fast = replace(transform, pixels="fast")
     for seed, data in enumerate([*JPEGS[:2], encoded(smooth(900, 700, 9)), encoded(smooth(300, 200), "PNG")]):
         made, exact = fast(data, seed), transform(data, seed)

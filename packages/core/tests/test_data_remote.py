@@ -180,7 +180,7 @@ def test_packed_offsets_are_those_that_were_packed(found):
         keys, np.array(places, np.int64).reshape(-1, 3, 2), complete, tuple(damaged), (("damaged_header", "x"),)
     )
     packed = PackedScan(pack(scan, SLOTS), SLOTS)
-    assert (len(packed), packed.keys, packed.complete) == (len(keys), keys, complete)
+    assert (packed.num_rows, packed.keys, packed.complete) == (len(keys), keys, complete)
     assert [packed.key(row) for row in reversed(range(len(keys)))] == keys[::-1]
     assert (packed.damaged, packed.lost) == (frozenset(damaged), scan.lost)
     assert [packed.places(row) for row in range(len(keys))] == places

@@ -122,10 +122,6 @@ class Index:
         """Common folder of all shards. Shards of one name in two folders differ in their path below it."""
         return os.path.commonprefix(self.shards.first_and_last_path()).rpartition("/")[0] + "/"  # noqa: RUF071
 
-    def row(self, shard: int, place: int) -> int:
-        """Return the row of a shard's good sample by its place among them."""
-        return int(self.rows(shard)[place]) if shard in self.bad_rows else place
-
     def rows(self, shard: int) -> NDArray[np.int64]:
         """Return the good rows of a shard."""
         rows = np.arange(self.shards[shard].num_samples)

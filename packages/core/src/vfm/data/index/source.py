@@ -21,7 +21,6 @@ from vfm.data.reading.shard_cache import ShardCache
 from vfm.data.samples.order import Epochs, Order, SameEpochs, SampleOrder
 from vfm.data.samples.sample import Sample
 from vfm.interfaces import CuratedSubset, ImageDataset, Pool
-from vfm.storage import files
 from vfm.storage.remote import Span
 
 OPEN_SHARDS = 512  # shards that stay open; their offsets are mapped, so that this costs file descriptors only
@@ -127,15 +126,18 @@ class Source:
         self.shard_sizes: NDArray[np.int64] = self.view.shard_sizes if self.view else self.index.shard_sizes()
         self.epochs: Epochs = BalancedEpochs(self.view) if self.view and draw else SameEpochs(self.shard_sizes)
         self._ends = np.cumsum(self.shard_sizes)
+        self._len = int(self.shard_sizes.sum())
         self._ahead = ReadAhead()
         self._open = lru_cache(OPEN_SHARDS)(partial(self.index.open, ahead=self._ahead))
         self._rows_shown = lru_cache(OPEN_SHARDS)(self.view.rows) if self.view else None
+        self._remote = self.index.shards.remote
+        self._any_remote = bool(self._remote.any())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Source, (self.directory, self.subset, self.draw)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._len
 
     def __getitem__(self, index: int) -> Sample:
         """Read the sample of a number.
@@ -156,11 +158,10 @@ class Source:
 
     def spans(self, indices: Sequence[int]) -> list[Span]:
         """Return the ranges of remote tars that the samples of these numbers take."""
-        found = []
-        for shard, row in map(self.locate, indices):
-            if files.is_remote(self.index.shards[shard].path):
-                found += self._open(shard).spans(row)
-        return found
+        if not self._any_remote:
+            return []
+        places = map(self.locate, indices)
+        return [span for shard, row in places if self._remote[shard] for span in self._open(shard).spans(row)]
 
     def read_ahead(self, indices: Sequence[int], cache: ShardCache | None = None) -> None:
         """Read the bytes of samples that are read next: those of remote tars with few concurrent requests."""
@@ -172,11 +173,13 @@ class Source:
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return the (shard, row) of a sample."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
+        if not 0 <= index < self._len:
+            raise IndexError(f"sample {index} of {self._len}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
         place = index - int(self._ends[shard] - self.shard_sizes[shard])
-        return shard, int(self._rows_shown(shard)[place]) if self._rows_shown else self.index.row(shard, place)
+        if self._rows_shown:
+            return shard, int(self._rows_shown(shard)[place])
+        return shard, int(self.index.rows(shard)[place]) if shard in self.index.bad_rows else place
 
     def facts(self, index: int) -> Sample:
         """Read the sample of a number without its image.

@@ -99,6 +99,24 @@ def field_of(record: Mapping[str, Any], dotted: str) -> object:
     return value
 
 
+def captions_of_members(
+    spec: DatasetSpec, members: Mapping[str, bytes], record: Mapping[str, Any], where: str
+) -> dict[str, list[str]]:
+    """Return the captions of a sample whose parts are files: its members by extension, and its `json`, decoded.
+
+    Raises:
+        BadSample: as in `captions_of`.
+    """
+
+    def read(source: str) -> list[str]:
+        extension, _, rest = source.partition(".")
+        if extension == "json":
+            return clean_captions(field_of(record, rest), where)
+        return captions_in(members.get(extension, b""), rest, where)
+
+    return captions_of(spec, read, where)
+
+
 def captions_of(spec: DatasetSpec, read: Callable[[str], list[str]], where: str) -> dict[str, list[str]]:
     """Return the captions of the languages of a spec that have any.
 

@@ -60,6 +60,11 @@ class Sample:
     labels: tuple[int, ...] | None = None
 
 
+def uid_from(value: object, key: str) -> str:
+    """Return the uid that the data give, else that of the key."""
+    return given_uid(value) or uid_of(key)
+
+
 def given_uid(value: object) -> str | None:
     """Return a uid that the data give as text or integer, None if they give none."""
     whole = isinstance(value, int) and not isinstance(value, bool)

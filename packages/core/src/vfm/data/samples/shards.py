@@ -77,6 +77,12 @@ class ShardTable(Sequence[Shard]):
         """The formats of the shards."""
         return set(self._formats.unique().to_pylist())
 
+    @property
+    def remote(self) -> NDArray[np.bool_]:
+        """Whether each shard is a remote file, (num_shards,)."""
+        mask: NDArray[np.bool_] = pc.match_substring(self._paths, "://").to_numpy(zero_copy_only=False)
+        return mask
+
     def first_and_last_path(self) -> list[str]:
         """Return the paths that come first and last in alphabetical order; no path: none."""
         return list(pc.min_max(self._paths).as_py().values()) if len(self) else []

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vfm.base import UserError
 from vfm.data.samples.captions import captions_of, clean_captions, field_of
-from vfm.data.samples.sample import BadSample, Sample, given_uid, uid_of
+from vfm.data.samples.sample import BadSample, Sample, uid_from
 from vfm.data.samples.shards import Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import (
@@ -160,8 +160,7 @@ class ParquetShard(ShardReader):
         key = self.key(row)
         picture = _value(record[self.image], where) if self.image and with_image else None
         image = _image_bytes(picture, self.root, where) if with_image else b""
-        uid = given_uid(uid) or uid_of(key)
-        return Sample(key, uid, image, texts, label, url if isinstance(url, str) and url else None)
+        return Sample(key, uid_from(uid, key), image, texts, label, url if isinstance(url, str) and url else None)
 
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:
         """Return the texts of ascending rows in the schema `texts_schema`; by column if the types are plain."""

@@ -55,18 +55,16 @@ class PackedScan:
         self.complete: bool = header["complete"]
         self.damaged = frozenset[int](header["damaged"])
         self.lost: tuple[tuple[Reason, str], ...] = tuple((reason, where) for reason, where in header["lost"])
-        self._len: int = header["samples"]
+        self.num_rows: int = header["samples"]
         self._columns: list[tuple[int, NDArray[Any] | None]] = []
         place = _HEAD.size + size
         for base, width, count in header["columns"]:
             values = np.frombuffer(view, f"<u{width}", count, place) if width else None
             self._columns.append((base, values))
             place += width * count
+        self._ends = self._columns.pop()  # of the blocks of keys
         self._names = view[place:]
         self._block: tuple[int, list[str]] = (-1, [])
-
-    def __len__(self) -> int:
-        return self._len
 
     def key(self, row: int) -> str:
         """Return the key of a row."""
@@ -80,23 +78,18 @@ class PackedScan:
     @property
     def keys(self) -> list[str]:
         """All keys."""
-        return [key for block in range(-(-len(self) // KEYS_PER_BLOCK)) for key in self._keys_of(block)]
+        return [key for block in range(-(-self.num_rows // KEYS_PER_BLOCK)) for key in self._keys_of(block)]
 
     def places(self, row: int) -> list[tuple[int, int]]:
         """Return the (offset, size) of each slot of a row, as in `TarScan.places`."""
-        found, image = [], 0
-        for column in range(0, len(self._columns) - 1, 2):
-            code = self._value(column, row) + image
-            image = image if column else code
-            found.append((code * BLOCK if code >= 0 else code, self._value(column + 1, row)))
-        return found
-
-    def _value(self, column: int, row: int) -> int:
-        base, values = self._columns[column]
-        return base if values is None else base + int(values[row])
+        numbers = [base if values is None else base + int(values[row]) for base, values in self._columns]
+        image = numbers[0]
+        codes = [image, *(image + code for code in numbers[2::2])]
+        return [(code * BLOCK if code >= 0 else code, size) for code, size in zip(codes, numbers[1::2], strict=True)]
 
     def _keys_of(self, block: int) -> list[str]:
-        start, stop = (self._value(-1, block + n) for n in range(2))
+        base, values = self._ends
+        start, stop = (base if values is None else base + int(values[block + n]) for n in range(2))
         return zlib.decompress(self._names[start:stop]).decode().split("\0")
 
 

@@ -23,7 +23,7 @@ from vfm.base import UserError
 from vfm.data.reading.byte_ranges import MAX_GAP, OpenFile, ReadAhead, read_together
 from vfm.data.samples import captions
 from vfm.data.samples.images import IMAGE_EXTENSIONS
-from vfm.data.samples.sample import BadSample, Sample, given_uid, uid_of
+from vfm.data.samples.sample import BadSample, Sample, uid_from
 from vfm.data.samples.shards import Opening, RemoteBytes, Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import OnBad, Rows, texts_by_sample, texts_schema
@@ -76,6 +76,8 @@ class TarShard(ShardReader):
         self._read_bytes = partial(self._ahead, path) if self._ahead else OpenFile(path)
         self._scan = PackedScan(scan_shard(path, spec, size, limit), self.slots) if scan is None else scan
         self.complete, self.lost, self.damaged = self._scan.complete, self._scan.lost, self._scan.damaged
+        self._len = self._scan.num_rows
+        self._all_slots = list(enumerate(self.slots))
 
     @classmethod
     def find(cls, path: str) -> tuple[Shard, bool]:
@@ -110,7 +112,7 @@ class TarShard(ShardReader):
         return scanned
 
     def __len__(self) -> int:
-        return len(self._scan)
+        return self._len
 
     def own_keys(self, num_keys: int) -> list[str]:
         """Return the keys in the tar, which may repeat in the dataset."""
@@ -124,8 +126,8 @@ class TarShard(ShardReader):
         """Return the ranges of bytes that `read` takes for a row."""
         if row >= len(self):
             return []
-        ranges = _ranges(self.places(row), self._slots(with_image)).values()
-        return [Span(self.path, *one, self.size, self.version) for one in ranges if one[1] <= self.size]
+        ranges = self._ranges(self.places(row), with_image)
+        return [Span(self.path, start, stop, self.size, self.version) for _, start, stop in ranges if stop <= self.size]
 
     def key(self, row: int) -> str:
         """Return the key of a row's sample, behind the name of the tar if the keys of the dataset repeat."""
@@ -144,18 +146,19 @@ class TarShard(ShardReader):
         Raises:
             BadSample: the sample is truncated, has no image or no caption, or a text is not readable.
         """
-        where = self.where(row)
-        if row >= len(self):
-            raise BadSample("truncated_shard", where)
+        if row >= self._len:
+            raise BadSample("truncated_shard", self.where(row))
+        own_key = self._scan.key(row)
+        where = f"{self.path}:{own_key}"
         try:
-            return self._read(row, where, with_image)
+            return self._read(row, own_key, where, with_image)
         except BadSample as bad:
             if not bad.reason.startswith("missing_"):
                 raise
             if row in self.damaged:
                 raise BadSample("damaged_header", where) from None
             # In a truncated tar the last sample may lack members only because the tar ends before them.
-            if row == len(self) - 1 and not self.complete:
+            if row == self._len - 1 and not self.complete:
                 raise BadSample("truncated_shard", where) from None
             raise
 
@@ -191,26 +194,26 @@ class TarShard(ShardReader):
             parts.append(texts_by_sample(read, some, on_bad))
         return pa.concat_tables(parts)
 
-    def _slots(self, with_image: bool) -> dict[str, int]:
-        """Return the slots to read, by name."""
-        return {name: slot for slot, name in enumerate(self.slots) if slot or with_image}
+    def _ranges(self, places: list[tuple[int, int]], with_image: bool) -> list[tuple[str, int, int]]:
+        """Return name, start and stop of each member to read that a row has."""
+        slots = self._all_slots if with_image else self._all_slots[1:]
+        return [(name, start, start + places[slot][1]) for slot, name in slots if (start := places[slot][0]) >= 0]
 
-    def _read(self, row: int, where: str, with_image: bool) -> Sample:
-        key = self.key(row)
-        if not files.is_inside(self._own_key(row)):
+    def _read(self, row: int, own_key: str, where: str, with_image: bool) -> Sample:
+        if not files.is_inside(own_key):
             raise BadSample("unsafe_path", where)
-        places = self.places(row)
-        if any(offset == SPARSE for offset, _ in places):
+        places = self._scan.places(row)
+        if SPARSE in [offset for offset, _ in places]:
             raise BadSample("sparse_member", where)
         if places[0][0] < 0:
             raise BadSample("unknown_extension" if places[0][0] == UNKNOWN else "missing_image", where)
-        members = self._members(_ranges(places, self._slots(with_image)), where)
+        members = self._members(self._ranges(places, with_image), where)
         record = captions.decode_json(members["json"], where) if "json" in members else {}
-        texts = captions.captions_of(self.spec, lambda source: self._texts(source, members, record, where), where)
-        url = record.get("url")
+        texts = captions.captions_of_members(self.spec, members, record, where)
+        key, url = self.prefix + own_key, record.get("url")
         return Sample(
             key=key,
-            uid=given_uid(record.get("uid")) or uid_of(key),
+            uid=uid_from(record.get("uid"), key),
             image=members.get("image", b""),
             texts=texts,
             label=self._label(members, record, where),
@@ -218,26 +221,20 @@ class TarShard(ShardReader):
             url=url if isinstance(url, str) and url else None,
         )
 
-    def _members(self, spans: dict[str, tuple[int, int]], where: str) -> dict[str, bytes]:
-        if not spans:
+    def _members(self, ranges: list[tuple[str, int, int]], where: str) -> dict[str, bytes]:
+        if not ranges:
             return {}
-        first, last = min(start for start, _ in spans.values()), max(stop for _, stop in spans.values())
+        first, last = min([start for _, start, _ in ranges]), max([stop for _, _, stop in ranges])
         if last > self.size:
             raise BadSample("truncated_shard", where)
         # Members are mostly adjacent: one read. An unsorted tar takes several.
         try:
-            if last - first > MAX_GAP + sum(stop - start for start, stop in spans.values()):
-                return {name: self._read_bytes(*span) for name, span in spans.items()}
+            if last - first > MAX_GAP + sum([stop - start for _, start, stop in ranges]):
+                return {name: self._read_bytes(start, stop) for name, start, stop in ranges}
             data = self._read_bytes(first, last)
         except RemoteError:
             raise BadSample("unreachable", where) from None
-        return {name: data[start - first : stop - first] for name, (start, stop) in spans.items()}
-
-    def _texts(self, source: str, members: dict[str, bytes], record: Mapping[str, Any], where: str) -> list[str]:
-        if source.startswith("json."):
-            return captions.clean_captions(captions.field_of(record, source.removeprefix("json.")), where)
-        extension, _, rest = source.partition(".")
-        return captions.captions_in(members.get(extension, b""), rest, where)
+        return {name: data[start - first : stop - first] for name, start, stop in ranges}
 
     def _label(self, members: dict[str, bytes], record: Mapping[str, Any], where: str) -> int | None:
         source = self.spec.label_key
@@ -272,12 +269,6 @@ def _places(data: bytes, num_classes: int, where: str) -> list[int]:
     if flags.ndim != 1 or (num_classes and len(flags) != num_classes):
         raise BadSample("unknown_label", f"{where} (an array of {flags.shape} for {num_classes} classes)")
     return [int(place) for place in np.flatnonzero(flags)]
-
-
-def _ranges(places: list[tuple[int, int]], slots: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Return the range of bytes of each member that a row has."""
-    members = {name: places[slot] for name, slot in slots.items()}
-    return {name: (offset, offset + size) for name, (offset, size) in members.items() if offset >= 0}
 
 
 def scan_shard(path: str, spec: DatasetSpec, size: int | None = None, limit: int = MAX_ROWS) -> bytes:
