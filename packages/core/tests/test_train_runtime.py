@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from train_toy import Plan, plan
 from vfm.base import decisive_settings
+from vfm.interfaces import Runtime
+from vfm.train import distributed
 
 
 class Shardable(Plan):
@@ -40,3 +43,10 @@ def test_how_layers_run_is_no_part_of_a_trainings_identity():
     runtime = {"compile": "blocks", "channels_last": True, "sync_batch_norm": True, "selective_checkpointing": True}
     changed = plan(runtime={**runtime, "profile": [2, 3]})
     assert decisive_settings(changed) == decisive_settings(plan())
+
+
+def test_a_training_restores_the_number_of_threads():
+    before = torch.get_num_threads()
+    with distributed(Runtime(threads=before + 1, device="cpu")):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before

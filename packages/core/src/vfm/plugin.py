@@ -78,7 +78,15 @@ from vfm.interfaces import (
     check_evaluations,
     hookimpl,
 )
-from vfm.interfaces.dense import DensePredictor, DenseTask, Instances, PanopticMap
+from vfm.interfaces.dense import (
+    DensePredictor,
+    DenseTask,
+    Instances,
+    ObjectPredictor,
+    PanopticMap,
+    PanopticPredictor,
+    SemanticPredictor,
+)
 from vfm.interfaces.video import VideoPredictor
 from vfm.storage import files, store_files
 
@@ -129,10 +137,12 @@ __all__ = [
     "Metric",
     "ModelEvaluation",
     "ModelResult",
+    "ObjectPredictor",
     "Optimizer",
     "PairDataset",
     "Panel",
     "PanopticMap",
+    "PanopticPredictor",
     "Part",
     "Picture",
     "Pool",
@@ -148,6 +158,7 @@ __all__ = [
     "Schedule",
     "Score",
     "Seed",
+    "SemanticPredictor",
     "Series",
     "Sgd",
     "Stage",

@@ -19,7 +19,7 @@ from vfm.data.annotated.panels import overlay, palette
 from vfm.eval.dense.dense_models import load_predictor
 from vfm.eval.dense.object_drawing import draw_objects
 from vfm.eval.encode.sliding_windows import predict_labels
-from vfm.interfaces import DenseCheckpoint, DensePredictor, Instances
+from vfm.interfaces import DenseCheckpoint, Instances
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def find_regions(
     return Regions(names, rows, [one.objects or one.labels for one in found])
 
 
-def _label_map(checkpoint: DenseCheckpoint, predictor: DensePredictor, image: Image.Image) -> NDArray[np.int64]:
+def _label_map(checkpoint: DenseCheckpoint, predictor: Any, image: Image.Image) -> NDArray[np.int64]:
     if "semantic" in checkpoint.tasks:
         labels: NDArray[np.int64] = predict_labels(image, predictor.crop_logits, checkpoint.image_size)
         return labels

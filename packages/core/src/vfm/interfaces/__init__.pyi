@@ -92,7 +92,16 @@ from .dense import (
     Instances as Instances,
 )
 from .dense import (
+    ObjectPredictor as ObjectPredictor,
+)
+from .dense import (
     PanopticMap as PanopticMap,
+)
+from .dense import (
+    PanopticPredictor as PanopticPredictor,
+)
+from .dense import (
+    SemanticPredictor as SemanticPredictor,
 )
 from .evaluation import (
     AnyEvaluation as AnyEvaluation,

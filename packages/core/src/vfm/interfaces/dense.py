@@ -1,7 +1,7 @@
 """The interface of models with a dense head: what an evaluation calls, whatever made the model.
 
-`DenseCheckpoint.predictor` names a function `(checkpoint, device) -> DensePredictor`. A predictor has the methods of
-the tasks that its checkpoint lists; arrays go in and out, devices stay inside.
+`DenseCheckpoint.predictor` names a function `(checkpoint, device) -> DensePredictor`. It has the methods of the
+tasks that its checkpoint lists and no others; arrays go in and out, devices stay inside.
 """
 
 # N objects, H and W height and width of an image, S side of a crop, B batch, K classes
@@ -59,14 +59,26 @@ class DensePredictor(Protocol):
         """Side of the input in pixels, S."""
         ...
 
+
+class ObjectPredictor(DensePredictor, Protocol):
+    """A model that predicts objects (tasks `boxes` and `masks`)."""
+
     def detect(self, images: Sequence[Image.Image]) -> list[Instances]:
-        """Return the objects of each image (tasks `boxes` and `masks`)."""
+        """Return the objects of each image."""
         ...
+
+
+class SemanticPredictor(DensePredictor, Protocol):
+    """A model that predicts the class of each pixel (task `semantic`)."""
 
     def crop_logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return scores of the classes for square crops, (B, S, S, 3) to (B, K, h, w) of any stride (`semantic`)."""
+        """Return scores of the classes for square crops, (B, S, S, 3) to (B, K, h, w) of any stride."""
         ...
 
+
+class PanopticPredictor(DensePredictor, Protocol):
+    """A model that predicts segments (task `panoptic`)."""
+
     def segment_all(self, images: Sequence[Image.Image]) -> list[PanopticMap]:
-        """Return the panoptic map of each image (`panoptic`)."""
+        """Return the panoptic map of each image."""
         ...

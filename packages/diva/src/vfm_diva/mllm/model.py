@@ -35,7 +35,17 @@ from vfm_diva.mllm.processor import llava_processor, save_processor
 from vfm_diva.mllm.prompts import PromptEncoder
 from vfm_diva.mllm.stages import LanguageModel, MllmCheckpoint, Tokens
 
-logging.disable_progress_bar()  # a run shows its own progress
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Hide transformers' progress bars, since a run shows its own progress."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,7 @@ class Mllm(nn.Module):
         logits = self.llava.lm_head(hidden[:, :-1][counted])
         return F.cross_entropy(logits.float(), ids[:, 1:][counted], reduction="none")
 
+    @no_progress_bar()
     def save(self, directory: Path) -> MllmCheckpoint:
         """Write weights, configuration, tokenizer and processor in transformers' layout, and the artifact's facts.
 
@@ -133,6 +144,7 @@ def has_class_token(vision_config: Any) -> bool:
     return bool(vision_config.model_type == "clip_vision_model")
 
 
+@no_progress_bar()
 def build_mllm(clip: ClipModel, part: LanguageModel, texts: Iterable[str], reading: Reading, seed: int) -> Mllm:
     """Return a model over a CLIP's vision tower, with a projector of random weights.
 
@@ -193,6 +205,7 @@ def join_parts(
     return Mllm(llava, tokenizer, facts).eval()
 
 
+@no_progress_bar()
 def load_mllm(checkpoint: MllmCheckpoint) -> Mllm:
     """Load a model, in evaluation mode.
 

@@ -14,6 +14,25 @@ GRACE_FRACTION = 0.2  # of the steps, between these bounds
 MIN_GAIN = 0.02  # of the range between a constant and a perfect prediction
 MIN_VARIETY = 0.1  # of that of the targets
 KEPT_GAIN = 0.5  # of the best gain so far
+MAX_LOSS = 0.02  # of the cosine of held-out images, below the best so far
+
+
+class HeldOutAlarm:
+    """Warns once in a training if the masked cosine of held-out images has fallen below its best."""
+
+    def __init__(self) -> None:
+        self.best, self.raised = -1.0, False
+
+    def check(self, ctx: Context, cosine: float) -> None:
+        """Compare the cosine of one more evaluation."""
+        if cosine < self.best - MAX_LOSS and not self.raised:
+            ctx.warn(
+                f"held-out pictures: the masked cosine has fallen from {self.best:.3f} to {cosine:.3f}: the student"
+                " overfits its training images; fewer steps, more images, smaller crops (augmentation.crop_scale) or"
+                " student.drop_path may help, and evaluation.keep_best: val/masked_cosine exports the best weights"
+            )
+            self.raised = True
+        self.best = max(self.best, cosine)
 
 
 class PretrainAlarm(Alarm):

@@ -34,7 +34,6 @@ __all__ = ["check_masked_patches", "evaluate_masked_patches", "every_second_patc
 
 _HAS_DECODER = "has a decoder, which is evaluated in its training only"
 _EXPECTED = "expected an encoder of eva.pretrain with encode: all"
-MAX_LOSS = 0.02  # of the cosine, below the best so far
 
 
 def check_masked_patches(config: MaskedPatches, ctx: Preflight) -> None:
@@ -87,7 +86,7 @@ def evaluate_masked_patches(config: MaskedPatches, ctx: Context, encoders: Mappi
     for name, predictor in predictors.items():
         cosines = images.features[name][:, 0].double().numpy()
         score = MeanScore("masked_cosine", cosines)
-        predictor.warn_if_worse(ctx, score.value)
+        predictor.task.held_out_alarm.check(ctx, score.value)
         results[name] = ModelResult([score], {"images": {"key": keys, "masked_cosine": cosines}})
     return Evaluated(data_hash(data, images.digests), results)
 
@@ -119,19 +118,6 @@ class Predictor:
             parts.append(task.masked_cosines(inputs, teacher.targets(inputs, task.grid)).float().cpu())
         task.train(was_training)
         return torch.cat(parts)[:, None]
-
-    def warn_if_worse(self, ctx: Context, cosine: float) -> None:
-        """Warn once in a training if the cosine has fallen below its best."""
-        task = self.task
-        if cosine < task.best_held_out - MAX_LOSS and not task.held_out_warned:
-            ctx.warn(
-                f"held-out pictures: the masked cosine has fallen from {task.best_held_out:.3f} to {cosine:.3f}: the"
-                " student overfits its training images; fewer steps, more images, smaller crops"
-                " (augmentation.crop_scale) or student.drop_path may help, and evaluation.keep_best:"
-                " val/masked_cosine exports the best weights"
-            )
-            task.held_out_warned = True
-        task.best_held_out = max(task.best_held_out, cosine)
 
 
 def every_second_patch(grid: tuple[int, int]) -> Tensor:

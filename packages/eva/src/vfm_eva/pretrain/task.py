@@ -20,6 +20,7 @@ from vfm.data import Batch
 from vfm.models import PooledVision, save_vision, vision_preprocess
 from vfm.plugin import VisionCheckpoint
 from vfm.train import Frozen, Metrics, Task
+from vfm_eva.pretrain.alarm import HeldOutAlarm
 from vfm_eva.pretrain.decoder import MaskDecoder
 from vfm_eva.pretrain.objective import Objective, image_loss
 from vfm_eva.pretrain.student import check_class_token, masked, student_grid, visible_only
@@ -108,7 +109,7 @@ class EvaTask(Task[EvaInputs]):
         for head in self.all_heads():
             nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)
             nn.init.zeros_(head.bias)
-        self.best_held_out, self.held_out_warned = -1.0, False  # of `eval.masked_patches`
+        self.held_out_alarm = HeldOutAlarm()  # of `eval.masked_patches`, which is run again and again
         if pooling := getattr(student, "attn_pool", None):  # not used here, and DDP would wait for its gradient
             pooling.requires_grad_(False)
         if patch_embed_grad != 1:

@@ -12,16 +12,16 @@ from vfm.data.annotated import AnnotatedSource
 from vfm.eval.dense.checks import check_dense_data, check_dense_model
 from vfm.eval.dense.stages import DenseEvaluation
 from vfm.eval.encode.evaluation import report_models
-from vfm.interfaces import AnnotatedImages, Context, DenseCheckpoint, DensePredictor, Evaluated, Report
+from vfm.interfaces import AnnotatedImages, Context, DenseCheckpoint, Evaluated, Report
 
-Predictors = Mapping[str, DensePredictor]
+Predictors = Mapping[str, Any]  # each a predictor of the task
 
 
 def evaluate_dense(config: DenseEvaluation, ctx: Context) -> Report:
     """Load the models, evaluate them and the files of predictions on the same images, and write the report."""
     data = _load_data(config, ctx)
 
-    def load(name: str, checkpoint: DenseCheckpoint, device: torch.device) -> DensePredictor:
+    def load(name: str, checkpoint: DenseCheckpoint, device: torch.device) -> Any:
         check_dense_model(config, checkpoint.tasks, checkpoint.class_names, data, name)
         return load_predictor(checkpoint, device)
 
@@ -37,10 +37,9 @@ def evaluate_predictors(config: DenseEvaluation, ctx: Context, models: Predictor
     return _evaluate(config, ctx, _load_data(config, ctx), models)
 
 
-def load_predictor(checkpoint: DenseCheckpoint, device: torch.device) -> DensePredictor:
-    """Load a model by the function that its artifact names."""
-    predictor: Any = load_function(checkpoint.predictor)(checkpoint, device)
-    return predictor  # type: ignore[no-any-return]
+def load_predictor(checkpoint: DenseCheckpoint, device: torch.device) -> Any:
+    """Load a model by the function that its artifact names, as the predictor of each of the checkpoint's tasks."""
+    return load_function(checkpoint.predictor)(checkpoint, device)
 
 
 def _load_data(config: DenseEvaluation, ctx: Context) -> AnnotatedImages:

@@ -21,7 +21,7 @@ from vfm.eval.dense.dense_models import Predictors
 from vfm.eval.dense.dense_panels import NUM_PICTURES, add_map_panels
 from vfm.eval.dense.stages import Panoptic
 from vfm.eval.detection.detection import truth_hash
-from vfm.interfaces import Context, DensePredictor, Evaluated, ModelResult, TablePanel
+from vfm.interfaces import Context, Evaluated, ModelResult, PanopticPredictor, TablePanel
 from vfm.statistics.panoptic_quality import PanopticQuality, SegmentCounts, Segments, count_segments
 from vfm.storage.store_files import naming
 from vfm.train.parallel.sharing import leave_to_first
@@ -77,7 +77,7 @@ def true_segments(source: AnnotatedSource, number: int) -> Segments:
     return Segments(numbers, labels, crowd)
 
 
-def _by_model(model: DensePredictor) -> Predict:
+def _by_model(model: PanopticPredictor) -> Predict:
     def predict(number: int, picture: Image.Image | None) -> Segments:
         assert picture is not None
         (found,) = model.segment_all([picture])

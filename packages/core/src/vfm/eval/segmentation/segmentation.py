@@ -22,7 +22,7 @@ from vfm.eval.dense.stages import Segmentation
 from vfm.eval.encode.finite import check_finite
 from vfm.eval.encode.hashes import data_hash, item_digest
 from vfm.eval.encode.sliding_windows import predict_labels
-from vfm.interfaces import Context, DensePredictor, Evaluated, ModelResult, TablePanel
+from vfm.interfaces import Context, Evaluated, ModelResult, SemanticPredictor, TablePanel
 from vfm.statistics.mean_iou import MeanIou, PixelCounts, count_pixels
 from vfm.train.parallel.sharing import leave_to_first
 
@@ -101,7 +101,7 @@ def iou_panel(class_names: Sequence[str], scored: Mapping[str, MeanIou]) -> Tabl
     return TablePanel(title="Classes by IoU", note=note, order=30, columns=["class", *tables], rows=rows)
 
 
-def _by_model(config: Segmentation, name: str, model: DensePredictor, source: AnnotatedSource) -> Predict:
+def _by_model(config: Segmentation, name: str, model: SemanticPredictor, source: AnnotatedSource) -> Predict:
     def predict(number: int, picture: Image.Image | None) -> NDArray[np.integer]:
         assert picture is not None
 

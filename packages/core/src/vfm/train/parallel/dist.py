@@ -116,7 +116,7 @@ def resolve_device(runtime: Runtime) -> torch.device:
 
 
 def prepare_device(runtime: Runtime) -> torch.device:
-    """Limit torch's CPU threads to those of the runtime, and return the device of this process."""
+    """Limit torch's CPU threads to those of the runtime until the process ends, and return its device."""
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     return resolve_device(runtime)
@@ -126,8 +126,9 @@ def prepare_device(runtime: Runtime) -> torch.device:
 def distributed(runtime: Runtime) -> Iterator[World]:
     """Open the process group of torchrun's environment: nccl on CUDA, else gloo; none for a single process.
 
-    Nested uses share the outermost group.
+    Nested uses share the outermost group. The number of torch's CPU threads is that of the runtime within the context.
     """
+    threads = torch.get_num_threads()
     device = prepare_device(runtime)
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if device.type == "cuda":
@@ -149,6 +150,7 @@ def distributed(runtime: Runtime) -> Iterator[World]:
             # interpreter's lock, for a thread of gloo that may wait for this lock: the process hung for ever.
             gc.collect()
             dist.destroy_process_group()
+        torch.set_num_threads(threads)
 
 
 def seed_everything(seed: int, step: int, micro_batch: int, rank: int) -> None:

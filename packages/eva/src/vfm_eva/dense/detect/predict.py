@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vfm.models import vision_preprocess
-from vfm.plugin import DenseCheckpoint, DenseTask, Instances, PanopticMap
+from vfm.plugin import DenseCheckpoint, DenseTask, Instances
 from vfm_eva.dense.augment import Placement, place_picture, whole
 from vfm_eva.dense.detect.cascade import Found
 from vfm_eva.dense.detect.checkpoint import predicted, read_detector
@@ -24,7 +24,7 @@ INSIDE = 0.5  # probability from which a pixel belongs to a mask
 
 
 class DetectPredictor:
-    """A `DensePredictor` of a detector in evaluation mode."""
+    """A detector in evaluation mode, as an `ObjectPredictor`."""
 
     def __init__(self, model: Detector) -> None:
         self.model, self.preprocess = model, vision_preprocess(model.encoder.visual)
@@ -50,14 +50,6 @@ class DetectPredictor:
         for one, (height, width) in zip(pixels, sizes, strict=True):
             one[:, height:], one[:, :, width:] = 0.0, 0.0  # padding has the mean colour
         return [_instances(*one) for one in zip(self.model.detect(pixels, sizes), placements, strict=True)]
-
-    def crop_logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Fail: a detector has no label map."""
-        raise NotImplementedError("a detector predicts boxes and masks, no semantic map")
-
-    def segment_all(self, images: Sequence[Image.Image]) -> list[PanopticMap]:
-        """Fail: a detector has no panoptic map."""
-        raise NotImplementedError("a detector predicts boxes and masks, no panoptic map")
 
 
 def load_detector(checkpoint: DenseCheckpoint, device: torch.device) -> DetectPredictor:

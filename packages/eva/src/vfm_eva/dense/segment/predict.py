@@ -24,7 +24,7 @@ from vfm_eva.dense.segment.stages import QueriesSegmentation
 
 
 class SegmentPredictor:
-    """A `DensePredictor` of a segmenter in evaluation mode.
+    """A segmenter in evaluation mode, as the predictor of each of its tasks.
 
     It computes without inference mode, in which a model in training would keep tensors that its next step cannot use.
     """
