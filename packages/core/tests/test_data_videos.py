@@ -340,7 +340,9 @@ def test_frames_of_clips_are_ascending_and_inside(total: int, length: int, clips
 
 @given(width=st.integers(20, 300), height=st.integers(20, 300), seed=st.integers(0, 99), crops=st.sampled_from([1, 3]))
 def test_crops_lie_inside_the_resized_frame(width: int, height: int, seed: int, crops: int) -> None:
-    views = [drawn_view((0,), (width, height), 32, np.random.default_rng(seed))]
+    views = [
+        drawn_view((0,), (width, height), 32, np.random.default_rng(seed), scales=(1.0, 0.875, 0.75, 0.66), flip=0.5)
+    ]
     fixed = fixed_views((0,), (width, height), 32, crops)
     assert len(fixed) == crops
     for view in [*views, *fixed]:

@@ -30,7 +30,7 @@ def test_spikes_equal_a_loop(loss, window, num_mads):
 def test_planted_spikes_are_all_found():
     loss = 2 + 0.1 * np.sin(np.arange(200))
     loss[[120, 122, 124]] = 9.0
-    assert (np.flatnonzero(loss_spikes(loss)) + 51).tolist() == [120, 122, 124]
+    assert (np.flatnonzero(loss_spikes(loss, window=51, num_mads=3.0)) + 51).tolist() == [120, 122, 124]
 
 
 @pytest.mark.parametrize(("goal", "samples"), [(0.1, 100), (0.2, 200), (0.25, 250), (0.3, 300), (0.31, None)])

@@ -29,7 +29,7 @@ def score(
 ) -> DetectionScores:
     found, truth = read_results(file, world.source), Truth.of(world.source, rule)
     rows = list(match_all(found, truth, shape, limit or MAX_DETS[rule]))
-    return DetectionScores(shape, rows, len(world.source), world.source.dataset.frequency)
+    return DetectionScores(shape, rows, len(world.source), world.source.dataset.frequency, 500)
 
 
 def values(scores: DetectionScores) -> dict[str, float]:
@@ -117,7 +117,7 @@ def test_the_truth_has_a_score_of_one(tmp_path: Path) -> None:
     world = make_world(tmp_path, 2)
     for shape in KINDS:
         rows = list(match_all(truth_as_found(world), Truth.of(world.source, "coco"), shape, 100))
-        scores = DetectionScores(shape, rows, len(world.source))
+        scores = DetectionScores(shape, rows, len(world.source), (), 500)
         assert all(one.value == pytest.approx(1.0) for one in scores.scores() if "_ap" in one.metric)
 
 
@@ -128,7 +128,9 @@ def test_the_order_of_the_results_has_no_effect_beyond_ties(tmp_path: Path) -> N
     distinct = found.with_scores(rng.permutation(len(found)) / len(found))
     shuffled = distinct[rng.permutation(len(found))]
     truth = Truth.of(world.source, "coco")
-    one, other = (DetectionScores("boxes", list(match_all(f, truth, "boxes", 100)), 24) for f in (distinct, shuffled))
+    one, other = (
+        DetectionScores("boxes", list(match_all(f, truth, "boxes", 100)), 24, (), 500) for f in (distinct, shuffled)
+    )
     assert [s.value for s in one.scores()] == [s.value for s in other.scores()]
 
 
@@ -147,7 +149,7 @@ def test_all_classes_as_one_equal_pycocotools_without_categories(tmp_path: Path)
         )
     )
     # The order of equal scores differs: pycocotools sorts an image's detections by class first.
-    assert DetectionScores("boxes", rows, 24).scores()[0].value == pytest.approx(oracle.stats[0], abs=0.02)
+    assert DetectionScores("boxes", rows, 24, (), 500).scores()[0].value == pytest.approx(oracle.stats[0], abs=0.02)
 
 
 def test_intervals_and_differences_are_paired_over_images(tmp_path: Path) -> None:
@@ -155,10 +157,7 @@ def test_intervals_and_differences_are_paired_over_images(tmp_path: Path) -> Non
     found = read_results(world.results, world.source)
     worse = found[np.arange(len(found)) % 3 != 0]
     truth = Truth.of(world.source, "coco")
-    a, b = (
-        DetectionScores("boxes", list(match_all(one, truth, "boxes", 100)), 24, num_resamples=100)
-        for one in (worse, found)
-    )
+    a, b = (DetectionScores("boxes", list(match_all(one, truth, "boxes", 100)), 24, (), 100) for one in (worse, found))
     first, second = a.scores()[0], b.scores()[0]
     low, high = first.interval()
     assert 0 <= low <= first.value <= high <= 1

@@ -170,6 +170,7 @@ def test_knn_in_blocks_equals_a_plain_loop(k: int, max_scores: int, seed: int) -
         torch.from_numpy(test).float(),
         num_classes=3,
         k=k,
+        temperature=0.07,
         max_scores=max_scores,
     )
     for q, row in zip(test, votes.numpy(), strict=True):
@@ -181,7 +182,7 @@ def test_knn_in_blocks_equals_a_plain_loop(k: int, max_scores: int, seed: int) -
 
 
 def test_knn_weights_survive_a_tiny_temperature() -> None:
-    votes = knn_votes(torch.eye(3), torch.arange(3), torch.eye(3), num_classes=3, temperature=1e-4)
+    votes = knn_votes(torch.eye(3), torch.arange(3), torch.eye(3), num_classes=3, k=20, temperature=1e-4)
     assert votes.isfinite().all()
     assert votes.argmax(1).tolist() == [0, 1, 2]
 
@@ -195,13 +196,13 @@ def blobs(seed: int, size: int, shift: float = 3.0) -> tuple[np.ndarray, np.ndar
 
 
 def test_probe_fits_separable_features_in_any_unit() -> None:
-    probe = fit_linear_probe(blobs(0, 300, 6.0), blobs(1, 100, 6.0))
+    probe = fit_linear_probe(blobs(0, 300, 6.0), blobs(1, 100, 6.0), max_iter=1000)
     features, labels = blobs(2, 300, 6.0)
     scores = probe.scores(features, 3)
     assert (scores.argmax(1) == labels).mean() > 0.97
     assert probe.converged
     scaled = [(x * 1000 + 5, y) for x, y in (blobs(0, 300, 6.0), blobs(1, 100, 6.0))]
-    again = fit_linear_probe(*scaled).scores(features * 1000 + 5, 3)
+    again = fit_linear_probe(*scaled, max_iter=1000).scores(features * 1000 + 5, 3)
     np.testing.assert_allclose(again, scores, atol=1e-3)
 
 
@@ -209,7 +210,7 @@ def test_probe_chooses_the_best_penalty_on_validation() -> None:
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, size=60)
     features = generator.normal(size=(60, 200)) + 0.3 * labels[:, None]  # more columns than images: it must shrink
-    probe = fit_linear_probe((features[:40], labels[:40]), (features[40:], labels[40:]))
+    probe = fit_linear_probe((features[:40], labels[:40]), (features[40:], labels[40:]), max_iter=1000)
     best = max(probe.validation_accuracy.values())
     assert probe.validation_accuracy[probe.penalty] == best
     assert probe.penalty == max(p for p, a in probe.validation_accuracy.items() if a == best)
@@ -220,7 +221,7 @@ def test_probe_equals_scikit_learns_pipeline_at_its_penalty() -> None:
     from sklearn.preprocessing import StandardScaler
 
     train, validation = blobs(0, 200), blobs(1, 100)
-    probe = fit_linear_probe(train, validation, penalties=(0.01,))
+    probe = fit_linear_probe(train, validation, penalties=(0.01,), max_iter=1000)
     scaler = StandardScaler().fit(train[0])
     x, y = np.concatenate([train[0], validation[0]]), np.concatenate([train[1], validation[1]])
     peer = LogisticRegression(C=1 / (0.01 * 300), max_iter=1000).fit(scaler.transform(x), y)
@@ -231,7 +232,7 @@ def test_probe_equals_scikit_learns_pipeline_at_its_penalty() -> None:
 def test_probe_accepts_constant_columns_and_unseen_classes() -> None:
     features, labels = blobs(0, 100)
     features[:, 4] = 7.0
-    probe = fit_linear_probe((features, labels), (features, labels))
+    probe = fit_linear_probe((features, labels), (features, labels), max_iter=1000)
     scores = probe.scores(features, num_classes=5)
     assert np.isneginf(scores[:, 3:]).all()
     assert np.isfinite(scores[:, :3]).all()
@@ -239,7 +240,7 @@ def test_probe_accepts_constant_columns_and_unseen_classes() -> None:
 
 def test_probe_refuses_one_class() -> None:
     with pytest.raises(UserError, match="two or more classes"):
-        fit_linear_probe((np.ones((3, 2)), np.zeros(3, int)), (np.ones((3, 2)), np.zeros(3, int)))
+        fit_linear_probe((np.ones((3, 2)), np.zeros(3, int)), (np.ones((3, 2)), np.zeros(3, int)), max_iter=9)
 
 
 def test_probe_reports_missing_convergence() -> None:

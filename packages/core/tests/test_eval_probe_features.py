@@ -164,7 +164,7 @@ def test_lbfgs_probe_equals_clips_typed_again() -> None:
     fitted, held_out = np.arange(0, 45), np.arange(45, 60)
     penalties = (1e-3, 1e-2, 1e-1, 1.0)
     found = fit_linear_probe(
-        (features[fitted], labels[fitted]), (features[held_out], labels[held_out]), penalties=penalties
+        (features[fitted], labels[fitted]), (features[held_out], labels[held_out]), penalties=penalties, max_iter=1000
     )
     mean, std = features[fitted].mean(0, dtype=np.float64), features[fitted].std(0, dtype=np.float64)
     scaled = (features - mean) / std

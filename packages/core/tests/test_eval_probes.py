@@ -383,8 +383,10 @@ def test_solver_for_one_class_refuses_several_labels_before_the_run() -> None:
 
 def test_neighbours_vote_equally_for_a_class_and_for_a_single_label() -> None:
     train, test, labels = torch.randn(30, 4), torch.randn(9, 4), torch.randint(0, 3, (30,))
-    votes = knn_votes(train, labels, test, num_classes=3, k=4)
-    assert torch.allclose(votes, knn_votes(train, F.one_hot(labels, 3).bool(), test, num_classes=3, k=4))
+    votes = knn_votes(train, labels, test, num_classes=3, k=4, temperature=0.07)
+    assert torch.allclose(
+        votes, knn_votes(train, F.one_hot(labels, 3).bool(), test, num_classes=3, k=4, temperature=0.07)
+    )
 
 
 class LargestTensor(TorchDispatchMode):
@@ -403,7 +405,7 @@ class LargestTensor(TorchDispatchMode):
 
 def test_votes_for_many_labels_are_counted_in_bounded_memory() -> None:
     labels, test = torch.rand(5, 400) < 0.5, torch.randn(200, 4)
-    train, settings = torch.randn(5, 4), {"num_classes": 400, "k": 5}
+    train, settings = torch.randn(5, 4), {"num_classes": 400, "k": 5, "temperature": 0.07}
     whole = knn_votes(train, labels, test, **settings)
     with LargestTensor() as largest:
         found = knn_votes(train, labels, test, **settings, max_scores=4000)

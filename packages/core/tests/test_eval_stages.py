@@ -17,7 +17,6 @@ import timm
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from vfm.stages.evaluation import EVALUATIONS
 
 from eval_world import (
     NAMES,
@@ -32,6 +31,7 @@ from eval_world import (
     write_rows,
 )
 from vfm.base import UserError
+from vfm.core import vfm_stages
 from vfm.data import DatasetSpec, open_dataset
 from vfm.data.choices.choices import load_choices, write_choices
 from vfm.data.labeled.stages import Labeled
@@ -39,8 +39,8 @@ from vfm.data.samples.images import decode_image
 from vfm.eval.choices.choice_logits import choice_logits
 from vfm.eval.choices.choices import score_choices, score_mmvp_vlm
 from vfm.eval.choices.stages import Choices, MmvpVlm
-from vfm.eval.classify.knn import score_knn
-from vfm.eval.classify.linear_probe import score_linear_probe
+from vfm.eval.classify.knn import evaluate_knn
+from vfm.eval.classify.linear_probe import evaluate_linear_probe
 from vfm.eval.classify.stages import Knn, LinearProbe, ZeroShot
 from vfm.eval.classify.zero_shot import score_zero_shot
 from vfm.eval.encode.hashes import checkpoint_hash
@@ -62,7 +62,11 @@ from vfm.interfaces import (
 from vfm.models import build_vision, save_vision
 from vfm.plugin import ReadSettings
 
+EVALUATIONS = [stage for stage in vfm_stages() if stage.kind_name().startswith("eval.")]
 ORACLES = {"right": ColourModel(), "wrong": ColourModel(-1.0)}
+SETS = {"models": ["m"], "train": "train", "data": "test"}
+PROBE = LinearProbe.model_validate({"name": "probe", **SETS})
+NEIGHBOURS = Knn.model_validate({"name": "knn", **SETS, "k": 5})
 
 
 def values(results: Mapping[str, ModelResult], model: str) -> dict[str, float]:
@@ -162,9 +166,9 @@ def test_caption_choice_of_both_shapes(make: object, chance: float, tmp_path: Pa
 
 def test_probe_and_neighbours_classify_separable_features(tmp_path: Path) -> None:
     train, test = labeled(tmp_path / "train", 70), labeled(tmp_path / "test", 21)
-    run = run_in(tmp_path / "out")
-    probed = score_linear_probe(run.ctx, ORACLES, train, test).results
-    neighbours = score_knn(run.ctx, ORACLES, train, test, k=5).results
+    run = run_in(tmp_path / "out", train=train, test=test)
+    probed = evaluate_linear_probe(PROBE, run.ctx, ORACLES).results
+    neighbours = evaluate_knn(NEIGHBOURS, run.ctx, ORACLES).results
     for name in ORACLES:  # a probe does not use names: opposite colours are separable too
         assert values(probed, name)["lp_acc1"] == 1
         assert values(neighbours, name)["knn_acc1"] == 1
@@ -207,7 +211,7 @@ def test_too_many_bad_items_stop_a_caption_choice(evaluate: Callable, tmp_path: 
 def test_bad_samples_are_counted_per_data_set(tmp_path: Path) -> None:
     train, test = labeled(tmp_path / "train", 70, broken=[1]), labeled(tmp_path / "test", 14, broken=[0])
     with pytest.raises(UserError, match=r"1 of 14 samples cannot be used .*: 1 unread.*; the first is \S+ \(unread"):
-        score_knn(run_in(tmp_path / "out").ctx, ORACLES, train, test)
+        evaluate_knn(NEIGHBOURS, run_in(tmp_path / "out", train=train, test=test).ctx, ORACLES)
 
 
 def test_data_hash_covers_texts_labels_and_images_but_not_the_batch_size(tmp_path: Path) -> None:
@@ -258,16 +262,16 @@ def test_hash_of_choices_covers_statements_truth_and_images(tmp_path: Path) -> N
 
 def test_probe_on_few_images_per_class_holds_out_one_of_each(tmp_path: Path) -> None:
     train, test = labeled(tmp_path / "train", 28), labeled(tmp_path / "test", 14)
-    found = score_linear_probe(run_in(tmp_path / "out").ctx, ORACLES, train, test, validation_fraction=0.2).results
+    found = evaluate_linear_probe(PROBE, run_in(tmp_path / "out", train=train, test=test).ctx, ORACLES).results
     assert values(found, "right")["lp_acc1"] == 1
     assert set(found["right"].details["validation_accuracy"].values()) <= {n / 7 for n in range(8)}  # seven images
 
 
 def test_probe_on_one_image_per_class_is_refused_before_test_images_are_encoded(tmp_path: Path) -> None:
     train, test = labeled(tmp_path / "train", 7), labeled(tmp_path / "test", 14)
-    run = run_in(tmp_path / "out")
+    run = run_in(tmp_path / "out", train=train, test=test)
     with pytest.raises(UserError, match="validation_fraction: no image can be held out"):
-        score_linear_probe(run.ctx, ORACLES, train, test)
+        evaluate_linear_probe(PROBE, run.ctx, ORACLES)
     assert [event.data["total"] for event in run.events if event.type == "progress"] == [7]
 
 
@@ -486,7 +490,7 @@ def test_probe_takes_a_vision_encoder_with_timms_own_pooled_features(tmp_path: P
 
 
 def test_stages_are_known_without_torch() -> None:
-    code = "import sys, vfm.core as b; assert len(b.EVALUATIONS) == 17; sys.exit('torch' in sys.modules)"
+    code = "import sys, vfm.core as b; assert b.vfm_stages(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert len({stage.kind_name() for stage in EVALUATIONS}) == 17
 

@@ -217,8 +217,8 @@ def picture(height: int, width: int) -> Image.Image:
 
 def test_one_window_is_the_whole_picture_and_batches_do_not_matter(tmp_path: Path) -> None:
     square = picture(16, 16)
-    one = dict(segmenter(tmp_path / "a", View(16, 16)).cosines(square, "a"))
-    whole = dict(segmenter(tmp_path / "b", View(16, None)).cosines(square, "a"))
+    one = dict(segmenter(tmp_path / "a", View(16, 16, 0.5)).cosines(square, "a"))
+    whole = dict(segmenter(tmp_path / "b", View(16, None, 0.5)).cosines(square, "a"))
     for name in one:
         torch.testing.assert_close(one[name], whole[name], rtol=1e-4, atol=1e-5)
     wide = picture(20, 33)
@@ -252,7 +252,7 @@ def test_a_side_that_patches_do_not_fill_is_padded(tmp_path: Path) -> None:
     padded = padded_to_patches(np.zeros((9, 12, 3), np.uint8), (4, 4), (7, 8, 9))
     assert padded.shape == (12, 12, 3)
     assert padded[9:].reshape(-1, 3).tolist() == [[7, 8, 9]] * 36
-    whole = segmenter(tmp_path, View(18, None))
+    whole = segmenter(tmp_path, View(18, None, 0.5))
     assert dict(whole.cosines(picture(18, 21), "a"))["clip"].shape == (5, 18, 21)
     assert whole.grid(picture(18, 21)) == (5, 6)
 

@@ -19,6 +19,7 @@ from vfm.data.synthetic.stages import ShapesScenes
 from vfm.data.synthetic.world import World
 from vfm.interfaces import AnnotatedImages
 
+SCALE = (0.07, 0.19)
 PLAIN = World(image_size=64, variety=0.0)
 SMALL = World(image_size=48)
 
@@ -30,7 +31,7 @@ def scenes(folder: Path, **fields: object) -> AnnotatedImages:
 
 def test_pixels_outside_all_objects_are_ground() -> None:
     for index in range(20):
-        scene = sample_scattered(PLAIN, generator(0, Stream.SCATTERED, index))
+        scene = sample_scattered(PLAIN, generator(0, Stream.SCATTERED, index), scale=SCALE)
         drawn = draw_scattered(scene, 64)
         outside = drawn.owners < 0
         ground = np.median(drawn.pixels[outside], axis=0)
@@ -42,7 +43,7 @@ def test_pixels_outside_all_objects_are_ground() -> None:
 
 def test_every_object_is_in_the_picture_and_later_ones_cover_earlier_ones() -> None:
     for index in range(40):
-        scene = sample_scattered(PLAIN, generator(3, Stream.SCATTERED, index))
+        scene = sample_scattered(PLAIN, generator(3, Stream.SCATTERED, index), scale=SCALE)
         assert 1 <= len(scene.objects) <= 6
         whole = [draw_scattered(type(scene)((one,), scene.background), 64).owners == 0 for one in scene.objects]
         owners = draw_scattered(scene, 64).owners
@@ -66,7 +67,7 @@ def test_the_three_vocabularies_label_the_same_pictures(tmp_path: Path) -> None:
 
 
 def test_labels_are_places_in_the_names() -> None:
-    scene = sample_scattered(SMALL, generator(1, Stream.SCATTERED, 5))
+    scene = sample_scattered(SMALL, generator(1, Stream.SCATTERED, 5), scale=SCALE)
     for one in scene.objects:
         look = one.look
         assert class_names(SMALL, 12)[label_of(SMALL, 12, look)] == look.shape
@@ -106,7 +107,7 @@ def test_zipf_gives_a_long_tail() -> None:
     def shares(zipf: float) -> list[int]:
         found: Counter[int] = Counter()
         for index in range(600):
-            scene = sample_scattered(SMALL, generator(0, Stream.SCATTERED, index), zipf=zipf)
+            scene = sample_scattered(SMALL, generator(0, Stream.SCATTERED, index), zipf=zipf, scale=SCALE)
             found.update(label_of(SMALL, 120, one.look) for one in scene.objects)
         return [count for _, count in found.most_common()]
 

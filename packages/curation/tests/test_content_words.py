@@ -85,7 +85,7 @@ def test_every_list_has_the_commonest_words_in_lower_case() -> None:
 @given(st.lists(st.lists(st.sampled_from(["a", "the", "dog", "red", "Paris", "in", "x"]), max_size=6).map(" ".join)))
 def test_entries_are_those_of_all_words_that_are_content_words(captions: list[str]) -> None:
     words, vocabulary = ContentWords("en"), Vocabulary(captions)
-    options: Any = {"min_count": 1, "bigram_min_count": 1}
+    options: Any = {"min_count": 1, "bigram_min_count": 1, "bigram_share": 0.3}
     every, content = vocabulary.entries(**options), vocabulary.entries(**options, only=words)
     assert list(content.items()) == [(entry, source) for entry, source in every.items() if words(entry)]
     some = vocabulary.entries(4, **options, only=words)

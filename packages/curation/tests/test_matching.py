@@ -58,7 +58,7 @@ def test_trie_equals_the_definition_when_entries_are_cut_from_the_texts() -> Non
 def test_trie_equals_the_definition_on_real_captions() -> None:
     with gzip.open(CAPTIONS, "rt", encoding="utf-8") as lines:
         captions = [line.rstrip("\n").split("\t", 1)[1] for line in itertools.islice(lines, 0, 212_000, 106)]
-    entries = list(Vocabulary(captions).entries(4000, min_count=1, bigram_min_count=1))
+    entries = list(Vocabulary(captions).entries(4000, min_count=1, bigram_min_count=1, bigram_share=0.3))
     matcher = Matcher(entries)
     found = [matcher.match(caption) for caption in captions]
     assert found == [match_plain(caption, entries) for caption in captions]

@@ -96,7 +96,9 @@ def test_counts_spilled_to_disk_equal_those_in_memory(texts: list[str]) -> None:
         assert counted(spilled.pairs) == counted(plain.pairs)
         assert spilled.top_pairs() == plain.top_pairs()
         assert spilled.top_pairs(rank="score", limit=3) == plain.top_pairs(rank="score", limit=3)
-        assert spilled.entries(5, min_count=1, bigram_min_count=1) == plain.entries(5, min_count=1, bigram_min_count=1)
+        assert spilled.entries(5, min_count=1, bigram_min_count=1, bigram_share=0.3) == plain.entries(
+            5, min_count=1, bigram_min_count=1, bigram_share=0.3
+        )
 
 
 def test_top_strings_by_count_share_and_limit() -> None:
@@ -111,7 +113,10 @@ def test_top_strings_by_count_share_and_limit() -> None:
 def test_order_is_by_count_then_text_for_any_order_of_captions() -> None:
     shuffled = CAPTIONS.copy()
     random.Random(0).shuffle(shuffled)
-    orders = [list(Vocabulary(texts).entries(8, min_count=1, bigram_min_count=1)) for texts in (CAPTIONS, shuffled)]
+    orders = [
+        list(Vocabulary(texts).entries(8, min_count=1, bigram_min_count=1, bigram_share=0.3))
+        for texts in (CAPTIONS, shuffled)
+    ]
     assert orders[0] == orders[1]
     assert orders[0][:4] == ["red", "a", "fox", "car"]
 
@@ -119,7 +124,7 @@ def test_order_is_by_count_then_text_for_any_order_of_captions() -> None:
 def test_entries_do_not_change_with_the_hash_seed_of_python() -> None:
     code = (
         "from vfm_curation.metadata import Vocabulary, entries_sha256\n"
-        f"entries = Vocabulary({CAPTIONS!r}).entries(9, min_count=1, bigram_min_count=1)\n"
+        f"entries = Vocabulary({CAPTIONS!r}).entries(9, min_count=1, bigram_min_count=1, bigram_share=0.3)\n"
         "print(entries_sha256(('en', *pair) for pair in entries.items()))"
     )
     command = [sys.executable, "-c", code]
@@ -132,8 +137,8 @@ def test_size_is_reached_and_one_kind_fills_up_for_the_other() -> None:
     sources = vocabulary.entries(6, min_count=1, bigram_min_count=1, bigram_share=0.5)
     assert list(sources.values()).count("bigram") == 3
     assert len(sources) == 6
-    assert len(vocabulary.entries(6, min_count=1, bigram_min_count=99)) == 6
-    only_pairs = vocabulary.entries(3, min_count=99, bigram_min_count=1)
+    assert len(vocabulary.entries(6, min_count=1, bigram_min_count=99, bigram_share=0.3)) == 6
+    only_pairs = vocabulary.entries(3, min_count=99, bigram_min_count=1, bigram_share=0.3)
     assert set(only_pairs.values()) == {"bigram"}
     assert len(only_pairs) == 3
 

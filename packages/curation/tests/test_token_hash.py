@@ -174,7 +174,7 @@ def test_half_a_million_entries_take_little_memory() -> None:
 def test_table_equals_trie_and_definition_on_real_captions() -> None:
     with gzip.open(CAPTIONS, "rt", encoding="utf-8") as lines:
         captions = [line.rstrip("\n").split("\t", 1)[1] for line in itertools.islice(lines, 0, 212_000, 21)]
-    entries = list(Vocabulary(captions).entries(4000, min_count=1, bigram_min_count=1))
+    entries = list(Vocabulary(captions).entries(4000, min_count=1, bigram_min_count=1, bigram_share=0.3))
     matcher, ids = Matcher(entries), found(TokenTable.build(entries), captions)
     assert ids == [matcher.match(caption) for caption in captions]
     assert ids[:500] == [match_plain(caption, entries) for caption in captions[:500]]

@@ -70,7 +70,9 @@ def steps(sizes: Sizes, batch: int, rounds: int) -> dict[str, float]:
 
     def our_step() -> None:
         predictions = ours(pixels, [1.0] * sizes.blocks)
-        losses = set_loss(predictions, labels, masks, totals, LossWeights(), PointSettings(sizes.points))
+        losses = set_loss(
+            predictions, labels, masks, totals, LossWeights(2.0, 5.0, 5.0, 0.1), PointSettings(sizes.points)
+        )
         _update(updates["ours"], torch.stack(list(losses.values())).sum())
 
     def their_step() -> None:

@@ -24,6 +24,7 @@ peer = pytest.importorskip("eomt_peer")
 
 ROUNDING = 1e-5
 SIDE, PATCH, WIDTH, QUERIES, CLASSES, BLOCKS, POINTS = 32, 8, 32, 7, 5, 2, 64
+WEIGHTS = LossWeights(classes=2.0, mask=5.0, dice=5.0, none=0.1)
 SIZES = peer.Sizes(SIDE, PATCH, WIDTH, 3, 2, QUERIES, CLASSES, BLOCKS, POINTS)
 
 
@@ -88,8 +89,8 @@ def test_matching_and_losses_equal_transformers(monkeypatch: pytest.MonkeyPatch)
     predictions = ours(pictures(), [1.0] * BLOCKS)
     counts = torch.tensor([len(one) for one in labels])
     totals = Totals.of(counts, QUERIES, 0.1)
-    found = set_loss(predictions, labels, masks, totals, LossWeights(), PointSettings(POINTS), draw)
-    queries = match(predictions, labels, masks, draw.drawn[0], LossWeights())
+    found = set_loss(predictions, labels, masks, totals, WEIGHTS, PointSettings(POINTS), draw)
+    queries = match(predictions, labels, masks, draw.drawn[0], WEIGHTS)
     monkeypatch.setattr(eomt.torch, "rand", draw.replay(*queries.shape))
     monkeypatch.setattr(eomt, "is_accelerate_available", lambda: False)
     expected = theirs(pictures(), mask_labels=masks, class_labels=labels)
@@ -126,7 +127,7 @@ def test_losses_do_not_depend_on_how_a_batch_is_cut() -> None:
     def loss(part: slice) -> Tensor:
         predictions = [Predictions(classes[part], scores[part])]
         return torch.stack(
-            list(set_loss(predictions, labels[part], masks[part], totals, settings=everywhere, draw=grid).values())
+            list(set_loss(predictions, labels[part], masks[part], totals, WEIGHTS, everywhere, grid).values())
         )
 
     together = loss(slice(0, 3))
@@ -134,7 +135,7 @@ def test_losses_do_not_depend_on_how_a_batch_is_cut() -> None:
     assert difference(apart, together) < ROUNDING
     with pytest.raises(ValueError, match="at most 7 objects an image"):
         match([Predictions(classes[:1], scores[:1])], [torch.zeros(8, dtype=torch.int64)], [torch.zeros(8, 8, 8)],
-              centres[None], LossWeights())  # fmt: skip
+              centres[None], WEIGHTS)  # fmt: skip
 
 
 def test_masks_are_matched_to_the_queries_that_have_them() -> None:
@@ -143,7 +144,7 @@ def test_masks_are_matched_to_the_queries_that_have_them() -> None:
     scores = 20 * torch.stack([masks[0][1], masks[0][0], torch.zeros(8, 8)])[None] - 10
     classes = torch.zeros(1, 3, 4)
     points = torch.rand(1, 32, 2, generator=torch.Generator().manual_seed(5))
-    assert match([Predictions(classes, scores)], labels, masks, points, LossWeights()).tolist() == [[1, 0]]
+    assert match([Predictions(classes, scores)], labels, masks, points, WEIGHTS).tolist() == [[1, 0]]
 
 
 def test_points_are_sampled_as_one_mask_at_a_time() -> None:

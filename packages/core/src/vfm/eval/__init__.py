@@ -3,7 +3,7 @@
 An evaluation subclasses `vfm.plugin.ModelEvaluation`: it encodes a dataset (`encode_dataset`, `encode_labeled`) and
 returns an `Evaluated` with a `ModelResult` per model, whose scores are `Accuracy`, `MeanAveragePrecision` or
 `ResampledScore`. A model with a dense head is a `DensePredictor`, whose methods return `Instances` and `PanopticMap`.
-Importing this package imports torch; configurations are in `vfm.stages.evaluation`, statistics in `vfm.statistics`,
+Importing this package imports torch; configurations are in each topic's `stages`, statistics in `vfm.statistics`,
 without it.
 """
 

@@ -124,9 +124,9 @@ class Vocabulary:
         self,
         size: int | None = None,
         *,
-        min_count: int = 5,
-        bigram_min_count: int = 5,
-        bigram_share: float = 0.3,
+        min_count: int,
+        bigram_min_count: int,
+        bigram_share: float,
         min_pmi: float = ABOVE_CHANCE,
         only: Callable[[str], bool] | None = None,
     ) -> dict[str, str]:

@@ -25,7 +25,7 @@ def draw_crop(
     flip: float,
     rng: np.random.Generator,
     *,
-    max_share: float = 0.75,
+    max_share: float,
 ) -> Placement:
     """Draw a resize, a crop and a flip; the crop is drawn anew while one class has too much of it.
 

@@ -15,6 +15,8 @@ from vfm.data import BadSample, Sample, SampleDraw
 from vfm.data.videos import ClipSampling, VideoSample, drawn_view, read_clips
 from vfm_eva.video.stages import Clip, VideoAugmentation
 
+JITTER_SHARE = 0.8  # of the clips, whose colours are changed
+
 
 @dataclass(frozen=True)
 class VideoClips:
@@ -68,7 +70,7 @@ def to_frames(clip: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
 def recolored(clip: Tensor, augmentation: VideoAugmentation, rng: np.random.Generator) -> Tensor:
     """Change brightness, contrast and saturation of a whole clip, and make it grey, each with its probability."""
     jitter, grey, *strengths = rng.random(5)  # always the same number of draws
-    if augmentation.color_jitter and jitter < augmentation.color_jitter_probability:
+    if augmentation.color_jitter and jitter < JITTER_SHARE:
         changes = (pixels.adjust_brightness, pixels.adjust_contrast, pixels.adjust_saturation)
         for change, strength in zip(changes, strengths, strict=True):
             clip = change(clip, 1 + augmentation.color_jitter * (2 * strength - 1))

@@ -75,7 +75,6 @@ class VideoAugmentation(Config):
         0.5, ge=0, le=1, description="probability of a left-right flip; 0 where classes have a direction"
     )
     color_jitter: float = Field(0.4, ge=0, le=1, description="strength of changes of brightness, contrast, saturation")
-    color_jitter_probability: float = Field(0.8, ge=0, le=1, description="share of the clips with such changes")
     grey: float = Field(0.2, ge=0, le=1, description="probability that a clip becomes grey")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup over whole clips; 0: none")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; the same box in all frames of a clip")

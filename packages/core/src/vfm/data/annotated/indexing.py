@@ -55,10 +55,10 @@ class Wanted:
     max_bad_fraction: tolerated fraction of bad images, and of bad annotations.
     """
 
-    classes: Sequence[str] = ()
-    keep_empty: bool = True
-    images: bool = True
-    max_bad_fraction: float = 0.05
+    classes: Sequence[str]
+    keep_empty: bool
+    images: bool
+    max_bad_fraction: float
 
 
 def import_annotations(

@@ -80,7 +80,7 @@ def sample_scattered(
     *,
     zipf: float = 0.0,
     max_objects: int = MAX_OBJECTS,
-    scale: tuple[float, float] = (0.07, 0.19),
+    scale: tuple[float, float],
 ) -> ScatteredScene:
     """Draw a scene. The draws do not depend on any vocabulary, so all vocabularies label the same pictures.
 

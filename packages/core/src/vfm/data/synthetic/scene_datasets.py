@@ -69,7 +69,9 @@ def make_scenes(config: ShapesScenes, ctx: Context) -> AnnotatedImages:
         federated=config.federated,
         background=None if config.federated else count,
     )
-    return import_annotations(reader, ctx, Wanted(max_bad_fraction=0.0), "shapes.scenes")
+    return import_annotations(
+        reader, ctx, Wanted(classes=(), keep_empty=True, images=True, max_bad_fraction=0.0), "shapes.scenes"
+    )
 
 
 def render_scenes(

@@ -44,8 +44,8 @@ def drawn_view(
     side: int,
     rng: np.random.Generator,
     *,
-    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66),
-    flip: float = 0.5,
+    scales: tuple[float, ...],
+    flip: float,
 ) -> View:
     """Draw a training crop: of a scale of the shorter side, at a corner or the centre, resized to a square of S.
 

@@ -36,6 +36,8 @@ from vfm.train.parallel.sharing import leave_to_first
 
 Floats = NDArray[np.float64]
 
+MAX_ITER = 1000  # steps of L-BFGS
+
 
 @dataclass(frozen=True)
 class FewShotSettings:
@@ -195,8 +197,7 @@ def fit_few_shot(
     labels: NDArray[np.integer],
     start: NDArray[np.floating],
     *,
-    penalty: float = 0.1,
-    max_iter: int = 1000,
+    penalty: float,
 ) -> Floats:
     """Return the weights W (C, D) that minimise cross-entropy of softmax(x W^T) + penalty / (2 C) * ||W - start||^2.
 
@@ -208,7 +209,6 @@ def fit_few_shot(
         labels: (N,) integers in 0..C-1.
         start: (C, D); zeros make it plain logistic regression without an intercept.
         penalty: weight of the distance from the start.
-        max_iter: steps of L-BFGS.
     """
     x, origin = np.asarray(features, dtype=np.float64), np.asarray(start, dtype=np.float64)
     pull, rows = penalty / len(origin), np.arange(len(x))
@@ -222,7 +222,7 @@ def fit_few_shot(
         gradient = error.T @ x / len(x) + pull * moved
         return float(-logs[rows, labels].mean() + pull / 2 * np.square(moved).sum()), gradient.ravel()
 
-    options = {"maxiter": max_iter, "gtol": 1e-7 / len(origin), "ftol": 1e-13}
+    options = {"maxiter": MAX_ITER, "gtol": 1e-7 / len(origin), "ftol": 1e-13}
     found = minimize(loss_and_gradient, origin.ravel(), jac=True, method="L-BFGS-B", options=options)
     weights: Floats = found.x.reshape(origin.shape)
     return weights

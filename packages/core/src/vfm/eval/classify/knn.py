@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vfm.eval.base import ReadSettings
 from vfm.eval.classify.checks import check_same_classes
-from vfm.eval.classify.classification import ClassDataset, encode_with_targets, result_from_scores
+from vfm.eval.classify.classification import encode_with_targets, result_from_scores
 from vfm.eval.classify.classification_panels import add_class_panels
 from vfm.eval.classify.stages import Knn
 from vfm.eval.encode.hashes import data_hash
@@ -27,27 +26,13 @@ from vfm.train.parallel.sharing import leave_to_first
 
 
 def evaluate_knn(config: Knn, ctx: Context, encoders: Mapping[str, ImageEncoder]) -> Evaluated:
-    """Evaluate features by `score_knn`."""
+    """Evaluate features by the nearest training images, which vote for their class or for each of their labels."""
     train, data = ctx.load(config.train), ctx.load(config.data)
     check_same_classes(config, train, data)
-    return score_knn(ctx, encoders, train, data, k=config.k, temperature=config.temperature, reading=config.reading)
-
-
-def score_knn(
-    ctx: Context,
-    encoders: Mapping[str, ImageEncoder],
-    train: ClassDataset,
-    data: ClassDataset,
-    *,
-    k: int = 20,
-    temperature: float = 0.07,
-    reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
-) -> Evaluated:
-    """Score features by the nearest training images, which vote for their class or for each of their labels."""
-    known, known_targets = encode_with_targets(ctx, encoders, train, reading)
-    test, targets = encode_with_targets(ctx, encoders, data, reading)
+    known, known_targets = encode_with_targets(ctx, encoders, train, config.reading)
+    test, targets = encode_with_targets(ctx, encoders, data, config.reading)
     leave_to_first()
-    details = {"k": k, "temperature": temperature, "train_sha256": data_hash(train, known.digests)}
+    details = {"k": config.k, "temperature": config.temperature, "train_sha256": data_hash(train, known.digests)}
     results = {}
     for name in encoders:
         votes = knn_votes(
@@ -55,8 +40,8 @@ def score_knn(
             known_targets,
             test.features[name],
             num_classes=len(data.class_names),
-            k=k,
-            temperature=temperature,
+            k=config.k,
+            temperature=config.temperature,
         )
         results[name] = result_from_scores(votes.numpy(), targets, test.keys, data, "knn_", details)
     add_class_panels(ctx, data, test, targets, results)
@@ -69,8 +54,8 @@ def knn_votes(
     test_features: Tensor,
     *,
     num_classes: int,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int,
+    temperature: float,
     max_scores: int = MAX_SCORES,
 ) -> Tensor:
     """Return the votes of the `k` nearest training images for each class, (Q, num_classes).

@@ -9,7 +9,7 @@ refitted on training and validation together) with standardised features, so tha
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from vfm.base import UserError
-from vfm.eval.base import ReadSettings
 from vfm.eval.classify.checks import check_same_classes
 from vfm.eval.classify.classification import encode_with_targets, result_from_scores
 from vfm.eval.classify.classification_panels import add_class_panels
@@ -56,41 +55,26 @@ def evaluate_linear_probe(config: LinearProbe, ctx: Context, encoders: Mapping[s
         return score_trained_probe(ctx, encoders, train, data, settings, device=device, reading=config.reading)
     assert isinstance(train, LabeledDataset)
     assert isinstance(data, LabeledDataset)
-    return score_linear_probe(
-        ctx,
-        encoders,
-        train,
-        data,
-        validation_fraction=config.validation_fraction,
-        penalties=config.penalties,
-        max_iter=config.max_iter,
-        seed=config.seed,
-        reading=config.reading,
-    )
+    return _evaluate_lbfgs(config, ctx, encoders, train, data)
 
 
-def score_linear_probe(
+def _evaluate_lbfgs(
+    config: LinearProbe,
     ctx: Context,
     encoders: Mapping[str, ImageEncoder],
     train: LabeledDataset,
     data: LabeledDataset,
-    *,
-    validation_fraction: float = 0.2,
-    penalties: Sequence[float] | None = None,
-    max_iter: int = 1000,
-    seed: int = 0,
-    reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
 ) -> Evaluated:
-    """Score features by logistic regression; the split into training and validation is the same for all models.
+    """Evaluate by logistic regression; the split into training and validation is the same for all models.
 
     Raises:
         UserError: no class has an image to hold out.
     """
-    known, known_targets = encode_with_targets(ctx, encoders, train, reading)
+    known, known_targets = encode_with_targets(ctx, encoders, train, config.reading)
     known_labels = known_targets.numpy()
     # Split before the test images are encoded: a set that cannot be split is refused without that work.
-    fitted, held_out = split_validation(known_labels, validation_fraction, seed)
-    test, targets = encode_with_targets(ctx, encoders, data, reading)
+    fitted, held_out = split_validation(known_labels, config.validation_fraction, config.seed)
+    test, targets = encode_with_targets(ctx, encoders, data, config.reading)
     leave_to_first()
     train_hash = data_hash(train, known.digests)
     results, curves = {}, []
@@ -99,11 +83,11 @@ def score_linear_probe(
         probe = fit_linear_probe(
             (features[fitted], known_labels[fitted]),
             (features[held_out], known_labels[held_out]),
-            penalties=tuple(penalties or PENALTIES),
-            max_iter=max_iter,
+            penalties=tuple(config.penalties or PENALTIES),
+            max_iter=config.max_iter,
         )
         if not probe.converged:
-            ctx.warn(f"{name}: L-BFGS did not converge in {max_iter} steps; raise max_iter")
+            ctx.warn(f"{name}: L-BFGS did not converge in {config.max_iter} steps; raise max_iter")
         scores = probe.scores(test.features[name].numpy(), len(data.class_names))
         tried = sorted(probe.validation_accuracy.items())
         details = {
@@ -154,7 +138,7 @@ def fit_linear_probe(
     validation: tuple[Features, Labels],
     *,
     penalties: tuple[float, ...] = PENALTIES,
-    max_iter: int = 1000,
+    max_iter: int,
 ) -> FittedProbe:
     """Fit on `train` for each penalty, choose the best on `validation`, and refit on both.
 

@@ -79,8 +79,8 @@ class Schedule:
 
     solver: Solver
     lrs: tuple[float, ...]
-    epochs: int = 30
-    batch_size: int = 256
+    epochs: int
+    batch_size: int
     seed: int = 0
 
 

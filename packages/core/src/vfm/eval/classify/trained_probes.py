@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -51,8 +52,8 @@ class ProbeSettings:
 
     probe: Literal["linear", "attentive"]
     schedule: Schedule
-    validation_fraction: float = 0.2
-    max_cache_gib: float = 20.0
+    validation_fraction: float
+    max_cache_gib: float = math.inf
 
 
 def evaluate_attentive_probe(config: AttentiveProbe, ctx: Context, encoders: Mapping[str, ImageEncoder]) -> Evaluated:

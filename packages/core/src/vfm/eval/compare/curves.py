@@ -68,7 +68,7 @@ class TrainingCurves:
         return curves
 
 
-def loss_spikes(loss: ArrayLike, *, window: int = 51, num_mads: float = 3.0) -> NDArray[np.bool_]:
+def loss_spikes(loss: ArrayLike, *, window: int, num_mads: float) -> NDArray[np.bool_]:
     """Return True for steps whose loss exceeds the median of the `window` preceding steps by `num_mads` deviations.
 
     Medians are robust to the spikes themselves, so one spike does not hide the next.

@@ -43,8 +43,8 @@ class DetectionScores:
     shape: Shape
     classes: Sequence[ClassRows]
     num_images: int
-    frequency: Sequence[str] = ()
-    num_resamples: int = 500
+    frequency: Sequence[str]
+    num_resamples: int
     _resampled: dict[int, Tables] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

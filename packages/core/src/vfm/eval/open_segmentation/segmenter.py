@@ -35,7 +35,7 @@ class View:
 
     short_side: int
     window: int | None
-    stride: float = 0.5
+    stride: float
     batch_size: int = 8
     refine: bool = False
 

@@ -35,9 +35,9 @@ class Distillation:
     images: str
     teacher: Input
     student: str | Input
-    steps: int = 2000
-    batch: int = 64
-    lr: float = 1e-3
+    steps: int
+    batch: int
+    lr: float
     probe: str = ""
     train: str = ""
 

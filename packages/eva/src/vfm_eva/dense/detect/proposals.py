@@ -12,6 +12,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from vfm_eva.dense.detect.settings import Proposals
 
+ANCHOR_SCALE = 8.0  # side of a level's anchors, in strides of the level
+
 
 class ExactAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
     """Anchors whose corners are not rounded to whole pixels, as in detectron2."""
@@ -56,7 +58,7 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvisi
 
 def build_proposals(settings: Proposals, channels: int, strides: tuple[int, ...]) -> ProposalNetwork:
     """Build the network for maps of these strides."""
-    sides = tuple((settings.anchor_scale * stride,) for stride in strides)
+    sides = tuple((ANCHOR_SCALE * stride,) for stride in strides)
     ratios = (tuple(settings.aspect_ratios),) * len(strides)
     anchors = ExactAnchors(sides, ratios)
     head = ProposalHead(channels, len(settings.aspect_ratios), settings.num_convs)

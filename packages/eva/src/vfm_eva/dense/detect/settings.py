@@ -25,7 +25,6 @@ class Windows(Config):
 class Proposals(Config):
     """The region proposal network."""
 
-    anchor_scale: float = Field(8.0, gt=0, description="side of a level's anchors, in strides of the level")
     aspect_ratios: list[Positive] = Field([0.5, 1.0, 2.0], min_length=1, description="height by width of the anchors")
     num_convs: int = Field(2, ge=1, description="convolutions before the predictions")
     num_samples: int = Field(256, ge=1, description="anchors of an image that are trained")

@@ -28,10 +28,10 @@ from vfm_eva.dense.segment.queries import Predictions
 class LossWeights:
     """Weights of the costs and losses: cross-entropy of the class, of the mask, dice; and of the class `none`."""
 
-    classes: float = 2.0
-    mask: float = 5.0
-    dice: float = 5.0
-    none: float = 0.1
+    classes: float
+    mask: float
+    dice: float
+    none: float
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ def many_at_points(masks: Tensor, points: Tensor) -> Tensor:
 
 @torch.no_grad()
 def uncertain_points(
-    masks: Tensor, num_points: int, *, oversample: float = 3.0, importance: float = 0.75, draw: Draw = torch.rand
+    masks: Tensor, num_points: int, *, oversample: float, importance: float, draw: Draw = torch.rand
 ) -> tuple[Tensor, Tensor]:
     """Return one sample of points, and those that each mask takes: mostly where it is least certain, the rest uniform.
 

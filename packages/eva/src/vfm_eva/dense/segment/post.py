@@ -62,8 +62,8 @@ def panoptic_map(
     masks: Tensor,
     things: Sequence[bool],
     *,
-    score_threshold: float = 0.8,
-    overlap_threshold: float = 0.8,
+    score_threshold: float,
+    overlap_threshold: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the number of each pixel's segment, -1 for none, (H, W), and the class of each segment.
 

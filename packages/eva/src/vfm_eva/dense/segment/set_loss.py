@@ -23,7 +23,7 @@ from vfm_eva.dense.segment.queries import Predictions
 class PointSettings:
     """Points at which masks are compared; see `uncertain_points`."""
 
-    num_points: int = 12544
+    num_points: int
     oversample: float = 3.0
     importance: float = 0.75
 
@@ -47,8 +47,8 @@ def set_loss(
     labels: Sequence[Tensor],
     masks: Sequence[Tensor],
     totals: Totals,
-    weights: LossWeights = LossWeights(),  # noqa: B008 (frozen)
-    settings: PointSettings = PointSettings(),
+    weights: LossWeights,
+    settings: PointSettings,
     draw: Draw = torch.rand,
 ) -> dict[str, Tensor]:
     """Return the weighted losses `class_loss`, `mask_loss` and `dice_loss`, summed over the depths.

@@ -46,8 +46,6 @@ class SetLoss(Config):
     dice: float = Field(5.0, ge=0, description="weight of the mask's dice loss")
     none: float = Field(0.1, gt=0, description="weight of queries without an object, relative to the others")
     num_points: int = Field(12544, ge=1, description="points at which two masks are compared")
-    oversample: float = Field(3.0, ge=1, description="size of the sample from which uncertain points are chosen")
-    importance: float = Field(0.75, ge=0, le=1, description="share of the points that are uncertain ones")
 
 
 class QueriesSegmentation(SegmentationHead):
@@ -59,9 +57,6 @@ class QueriesSegmentation(SegmentationHead):
     type: Literal["queries"] = Field("queries", description="queries in the last blocks (EoMT)")
     num_queries: int = Field(100, ge=1, description="most segments that an image can have")
     num_blocks: int = Field(4, ge=1, description="last blocks that the queries run through")
-    annealing: bool = Field(
-        True, description="queries attend to their masks only, with a probability that falls to 0; false: never"
-    )
     loss: SetLoss = Field(SetLoss(), description="weights and points of the loss")
     score_threshold: float = Field(0.8, ge=0, le=1, description="panoptic: probability from which a query counts")
     overlap_threshold: float = Field(0.8, ge=0, le=1, description="panoptic: share of a mask that must be its own")

@@ -114,7 +114,7 @@ class SegmentTask(Task[SegmentInputs]):
         """Set the probabilities with which queries attend to their masks only."""
         if isinstance(self.settings, QueriesSegmentation):
             count = self.settings.num_blocks
-            self.keep = annealed(step, self.num_steps, count) if self.settings.annealing else [0.0] * count
+            self.keep = annealed(step, self.num_steps, count)
 
     def parameter_groups(self) -> list[ParamGroup]:
         """Return one group per layer and per weight decay."""
@@ -153,7 +153,7 @@ class SegmentTask(Task[SegmentInputs]):
             masks = [unpack_masks(one, pixels.shape[-1]) for one in inputs.masks.parts]
             loss = self.settings.loss
             weights = LossWeights(loss.classes, loss.mask, loss.dice, loss.none)
-            points = PointSettings(loss.num_points, loss.oversample, loss.importance)
+            points = PointSettings(loss.num_points)
             return set_loss(found, inputs.labels.parts, masks, totals, weights, points)
 
     def _of_pixels(self, pixels: Tensor, inputs: SegmentInputs, totals: Totals) -> Metrics:
