@@ -254,7 +254,7 @@ def test_an_interrupted_training_resumes_to_the_bit(
 
 
 def test_evaluations_score_the_head_during_training(tmp_path: Path, train: LabeledDataset) -> None:
-    kinds = {kind.kind_name(): kind for kind in stages.EVALUATIONS}
+    kinds = {kind.kind_name(): kind for kind in stages.vfm_stages()}
     evaluation = {"tasks": [{"kind": "eval.classify", "data": "train"}], "every_steps": 2}
     settings = stage().model_dump() | {"evaluation": evaluation}
     evaluated = EvaFinetune.model_validate(settings, context=kinds)

@@ -171,7 +171,7 @@ def test_several_labels_an_image_are_trained_by_binary_cross_entropy(tmp_path: P
 
 def test_a_head_of_several_labels_is_scored_during_its_training(tmp_path: Path, train: LabeledDataset) -> None:
     tags, start = tagged(tmp_path / "tags", train), encoder(tmp_path / "encoder", num_classes=0)
-    kinds = {kind.kind_name(): kind for kind in stages.EVALUATIONS}
+    kinds = {kind.kind_name(): kind for kind in stages.vfm_stages()}
     evaluation = {"tasks": [{"kind": "eval.classify", "data": "train"}], "every_steps": 2}
     settings = stage(**PLAIN, steps=2).model_dump() | {"evaluation": evaluation}
     config = EvaFinetune.model_validate(settings, context=kinds)
