@@ -24,9 +24,8 @@ from vfm.plugin import (
 )
 from vfm_eva import EvaPretrain, EvaTargets
 from vfm_eva.pretrain.alarm import HeldOutAlarm
-from vfm_eva.pretrain.held_out import every_second_patch
+from vfm_eva.pretrain.held_out import MeanScore, every_second_patch
 from vfm_eva.pretrain.held_out_stages import MaskedPatches
-from vfm_eva.pretrain.mean_score import MeanScore
 from vfm_eva.pretrain.student import masked
 from vfm_eva.targets.teacher import load_teacher
 

@@ -90,6 +90,7 @@ from .loading.cache_filling import fill_cache as fill_cache
 from .loading.eval_loader import eval_batches as eval_batches
 from .loading.eval_loader import ordered_batches as ordered_batches
 from .loading.loader import TrainingData as TrainingData
+from .loading.loader import prefetch as prefetch
 from .loading.sample_cache import (
     CACHE_FOLDER as CACHE_FOLDER,
 )
@@ -102,7 +103,6 @@ from .loading.sample_cache import (
 from .loading.transforms import ImageTransform as ImageTransform
 from .loading.transforms import to_tensor as to_tensor
 from .prompts.templates import check_templates as check_templates
-from .reading.prefetch import prefetch as prefetch
 from .samples.captions import clean_captions as clean_captions
 from .samples.captions import field_of as field_of
 from .samples.draws import (

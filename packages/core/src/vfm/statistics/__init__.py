@@ -13,8 +13,7 @@ from vfm.statistics.intervals import (
     t_interval,
     wilson_interval,
 )
-from vfm.statistics.multiple import holm
-from vfm.statistics.paired import mcnemar_exact, newcombe_interval, paired_t, sign_flip_p
+from vfm.statistics.paired import holm, mcnemar_exact, newcombe_interval, paired_t, sign_flip_p
 from vfm.statistics.resampling import ResampledScore, image_weights
 
 __all__ = [

@@ -1,7 +1,7 @@
 from .cost.estimate import estimate_training as estimate_training
 from .cost.live_bytes import LiveBytes as LiveBytes
-from .data import Data as Data
 from .loop.alarm import Alarm as Alarm
+from .loop.loop import Data as Data
 from .loop.loop import fit as fit
 from .loop.pictures import show_panels as show_panels
 from .loop.training_charts import METRICS_FILE as METRICS_FILE

@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from vfm.data import open_dataset
 from vfm.eval import data_hash, encode_dataset
 from vfm.models import PooledVision, Preprocess, read_masked_modelling
-from vfm.plugin import Context, Evaluated, ModelResult, Preflight, UserError
+from vfm.plugin import Context, Difference, Evaluated, ModelResult, Preflight, UserError
 from vfm.train import leave_to_first
 from vfm_eva.pretrain.held_out_checks import check_width
 from vfm_eva.pretrain.held_out_stages import MaskedPatches
-from vfm_eva.pretrain.mean_score import MeanScore
 from vfm_eva.pretrain.preflight import check_projection
 from vfm_eva.pretrain.stages import EvaPretrain
 from vfm_eva.pretrain.task import EvaTask, TaskEncoder
@@ -34,6 +34,8 @@ __all__ = ["check_masked_patches", "evaluate_masked_patches", "every_second_patc
 
 _HAS_DECODER = "has a decoder, which is evaluated in its training only"
 _EXPECTED = "expected an encoder of eva.pretrain with encode: all"
+NUM_RESAMPLES = 1000
+ENDS = (0.025, 0.975)
 
 
 def check_masked_patches(config: MaskedPatches, ctx: Preflight) -> None:
@@ -139,3 +141,40 @@ def _kept(added: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     if not added or any(key.startswith("decoder.") for key in added):
         raise UserError(f"{name}: {_HAS_DECODER if added else 'has no mask token and head'}; {_EXPECTED}")
     return {key: added[key] for key in ("mask_token", "head.weight", "head.bias")}  # those of the first teacher
+
+
+@dataclass(frozen=True)
+class MeanScore:
+    """One metric of one model: `values`, (I,), one per image; models are compared on the same images."""
+
+    metric: str
+    values: NDArray[np.float64]
+    chance: float | None = None
+
+    @property
+    def value(self) -> float:
+        """The mean."""
+        return float(self.values.mean())
+
+    @property
+    def num_independent(self) -> int:
+        """Number of images."""
+        return len(self.values)
+
+    def interval(self, seed: int = 0) -> tuple[float, float]:
+        """Return the 95 % interval, percentiles of the means of resampled images."""
+        low, high = np.quantile(_means(self.values, seed), ENDS).tolist()
+        return low, high
+
+    def difference(self, baseline: MeanScore, seed: int = 0) -> Difference:
+        """Return this minus the baseline's; p is twice the share of resamples on the wrong side of 0."""
+        gaps = _means(self.values - baseline.values, seed)
+        low, high = np.quantile(gaps, ENDS).tolist()
+        beyond = min(int((gaps <= 0).sum()), int((gaps >= 0).sum()))
+        return Difference(low, high, min(1.0, 2 * (1 + beyond) / (1 + len(gaps))), "paired bootstrap")
+
+
+def _means(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    rows = np.random.default_rng(seed).integers(0, len(values), (NUM_RESAMPLES, len(values)))
+    means: NDArray[np.float64] = values[rows].mean(axis=1)
+    return means

@@ -6,9 +6,11 @@ import math
 import os
 import signal
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -16,12 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from vfm.base import UserError
 from vfm.data.index.source import ReadsAhead, Samples
 from vfm.data.loading.batch import Batch, Inputs, Make, SampleDraw, stack
-from vfm.data.reading.prefetch import prefetch
 from vfm.data.reading.shard_cache import CacheSettings, ShardCache, cache_of
 from vfm.data.samples.order import Order
 from vfm.data.samples.sample import BadSample, Sample
 from vfm.interfaces import Training
 
+T = TypeVar("T")
 MAX_TRIES = 1000
 READ_AHEAD = 2  # micro-batches
 WAIT_TOGETHER = 256  # samples of remote shards that are requested at once: 25 MB of pictures of 100 kB
@@ -253,3 +255,16 @@ def _outlast_signals(worker: int) -> None:
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, lambda *_: os._exit(0)))
+
+
+def prefetch(items: Iterable[T], num_ahead: int, thread_name: str) -> Iterator[T]:
+    """Yield the same items (none of them None), computed in a thread while the caller uses the ones before.
+
+    Decoding and torch both release Python's lock.
+    """
+    remaining = iter(items)
+    with ThreadPoolExecutor(1, thread_name_prefix=thread_name) as thread:
+        coming = deque(thread.submit(next, remaining, None) for _ in range(num_ahead))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(thread.submit(next, remaining, None))
+            yield item

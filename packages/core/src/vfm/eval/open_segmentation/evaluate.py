@@ -25,7 +25,6 @@ from vfm.eval.classify.zero_shot import zero_shot_classifier
 from vfm.eval.dense.annotated_images import each_image
 from vfm.eval.encode.encoders import load_encoder
 from vfm.eval.encode.hashes import data_hash, item_digest
-from vfm.eval.open_segmentation.checks import check_open_segmentation_data
 from vfm.eval.open_segmentation.classes import EvaluatedClasses, evaluated_classes, short_side_of
 from vfm.eval.open_segmentation.decisions import (
     Guess,
@@ -39,7 +38,7 @@ from vfm.eval.open_segmentation.decisions import (
 from vfm.eval.open_segmentation.guesses import ceiling_counts, class_shares, uniform_guess
 from vfm.eval.open_segmentation.panels import Pair, add_pictures, class_panel, rules_panel, scale_panel
 from vfm.eval.open_segmentation.segmenter import Segmenter, View
-from vfm.eval.open_segmentation.stages import OpenSegmentation
+from vfm.eval.open_segmentation.stages import OpenSegmentation, check_open_segmentation_data
 from vfm.eval.segmentation.segmentation import check_labelled, pixel_table
 from vfm.interfaces import Context, Evaluated, ModelResult, Ref
 from vfm.models import ClipModel, ImageEncoder

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from vfm.base import UserError
 from vfm.eval.base import ModelEvaluation, Templates
 from vfm.eval.open_segmentation.last_block_rules import (
     ClearClip,
@@ -17,7 +18,7 @@ from vfm.eval.open_segmentation.last_block_rules import (
     NaClip,
     Sclip,
 )
-from vfm.interfaces import AnnotatedImages, Ref, Seed, Stage
+from vfm.interfaces import AnnotatedImages, Preflight, Ref, Seed, Stage
 
 Convention = Literal["voc21", "voc20", "pc60", "pc59", "object", "stuff", "city", "ade"]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -33,7 +34,7 @@ class OpenSegmentation(ModelEvaluation):
     in_processes: ClassVar[bool] = True
     version: ClassVar[int] = 1
     evaluator: ClassVar[str] = "vfm.eval.open_segmentation.evaluate:evaluate_open_segmentation"
-    checks: ClassVar[str] = "vfm.eval.open_segmentation.checks:check_open_segmentation"
+    checks: ClassVar[str] = "vfm.eval.open_segmentation.stages:check_open_segmentation"
     task: ClassVar[str] = "open_segmentation"
 
     data: Ref[AnnotatedImages] = Field(description="images with semantic labels to evaluate on")
@@ -118,3 +119,20 @@ class OpenSegmentation(ModelEvaluation):
 
 
 STAGES: tuple[type[Stage], ...] = (OpenSegmentation,)
+
+
+def check_open_segmentation(config: OpenSegmentation, ctx: Preflight) -> None:
+    """Check the labels of the data where it exists."""
+    if data := ctx.artifact(config.data):
+        check_open_segmentation_data(config, data)
+
+
+def check_open_segmentation_data(config: OpenSegmentation, data: AnnotatedImages) -> None:
+    """Check that a dataset has semantic labels and images.
+
+    Raises:
+        UserError: it has not.
+    """
+    if "semantic" not in data.labels or not data.has_images:
+        found = ", ".join(data.labels) if data.has_images else "labels only"
+        raise UserError(f"{config.data}: {config.kind} needs images with semantic labels, got {found}")

@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from vfm.base import Config, UserError, did_you_mean, error_lines, redacted, redacted_words
 from vfm.flow.recipe.recipe_source import (
@@ -22,7 +22,6 @@ from vfm.flow.recipe.recipe_source import (
     read_text,
 )
 from vfm.flow.recipe.run_names import run_name
-from vfm.flow.recipe.seeds import per_seed
 from vfm.flow.recipe.yaml_lines import KeyPath, dump, one_line
 from vfm.interfaces import FACTS_FILE, Artifact, Evaluation, Ref, Runtime, Stage, refs, unknown_kind
 
@@ -254,3 +253,44 @@ def _misfit(ref: Ref[Any], made: Mapping[str, type[Artifact]], names: Sequence[s
         found = type(Artifact.load(ref, verify=False))
         return None if ref.accepts(found) else f"expected a {ref.expected}; {ref} holds a {found.__name__}"
     return f"no earlier stage and no saved artifact is named '{ref}'{did_you_mean(ref, made)}"
+
+
+def per_seed(stages: Sequence[Stage], seeds: Sequence[int]) -> list[Stage]:
+    """Return the stages, with those that depend on a seed repeated for each seed.
+
+    These are the stages with a `seed` that the recipe does not set, and all stages that depend on one of them. The
+    stage `clip` becomes `clip@0`, `clip@1`, ...
+    """
+    if not seeds:
+        return list(stages)
+    repeated: set[str] = set()
+    result: list[Stage] = []
+    for stage in stages:
+        draws = "seed" in type(stage).model_fields and "seed" not in stage.model_fields_set
+        if not draws and not any(ref in repeated for _, ref in refs(stage)):
+            result.append(stage)
+            continue
+        repeated.add(stage.name)
+        for seed in seeds:
+            changed: dict[str, Any] = {"name": f"{stage.name}@{seed}"} | ({"seed": seed} if draws else {})
+            renamed = cast("Stage", _renamed(stage, {name: f"{name}@{seed}" for name in repeated}))
+            result.append(renamed.model_copy(update=changed))
+    return result
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """Return the value with every ref to a name in `names` replaced."""
+    if isinstance(value, Ref):
+        ref: Ref[Any] = Ref(names.get(value, value))
+        ref.target = value.target
+        return ref
+    if isinstance(value, BaseModel):
+        fields = {key: getattr(value, key) for key in type(value).model_fields}
+        renamed = {key: _renamed(item, names) for key, item in fields.items()}
+        # Only what has changed: `model_copy` marks a setting as given, which a default is not.
+        return value.model_copy(update={key: item for key, item in renamed.items() if item != fields[key]})
+    if isinstance(value, (list, tuple)):
+        return type(value)(_renamed(item, names) for item in value)
+    if isinstance(value, dict):
+        return {key: _renamed(item, names) for key, item in value.items()}
+    return value

@@ -22,8 +22,8 @@ from vfm.models.interchange import hugging_face, hugging_face_siglip
 from vfm.models.interchange.eva_layouts import official_masked_modelling, to_official
 from vfm.models.interchange.hugging_face_config import hugging_face_config
 from vfm.models.interchange.hugging_face_siglip_import import load_transformers_model
-from vfm.models.interchange.hugging_face_timm import save_timm_wrapper, timm_wrapper_mismatch
 from vfm.models.interchange.llava_export import llava_mismatch, write_llava
+from vfm.models.small_models import ENCODERS
 from vfm.models.stages import Export
 from vfm.models.vision.vision import (
     VISION_CONFIG_FILE,
@@ -260,3 +260,19 @@ FORMATS = {
     "onnx": Format("files for onnxruntime, for any batch size", _no_mismatch, _write_onnx),
     "eva": Format("a file in the layout of the official EVA code", _eva_mismatch, _write_eva),
 }
+
+
+def timm_wrapper_mismatch(model: nn.Module) -> str:
+    """Return why transformers cannot read an encoder; empty if it can."""
+    config: Any = model.pretrained_cfg
+    name = str(config.get("architecture"))
+    return f"its architecture {name} is vfm's own, and transformers knows timm's only" if name in ENCODERS else ""
+
+
+def save_timm_wrapper(model: nn.Module, directory: Path) -> None:
+    """Save an encoder for `AutoModel` and, with a head, `AutoModelForImageClassification`; timm reads it too."""
+    save_vision(model, directory)
+    file = directory / VISION_CONFIG_FILE
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["model_args"].pop("num_classes", None)  # transformers sets it itself, by the class of the model
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Generic
+from typing import Generic, Protocol
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -18,7 +18,6 @@ from vfm.data.loading.batch import Batch, Inputs
 from vfm.interfaces import Context, Preempted, Training
 from vfm.train.checkpoint.checkpoint import Checkpoints, Snapshot
 from vfm.train.cost.throughput import Throughput
-from vfm.train.data import Data
 from vfm.train.loop.best import BestWeights
 from vfm.train.loop.continuation import earlier_snapshot, keep_checkpoints
 from vfm.train.loop.curves import Curves
@@ -273,3 +272,16 @@ class _Loop(Generic[Inputs]):
         if self.world.is_main:
             self.ctx.log(f"{verb} after step {snapshot.step} of {self.plan.num_steps}")
         return snapshot.step
+
+
+class Data(Protocol[Inputs]):
+    """A source of batches."""
+
+    def steps(
+        self, start_step: int, num_steps: int, *, rank: int, world_size: int, micro_batch_size: int
+    ) -> Iterator[list[Batch[Inputs]]]:
+        """Yield the steps `start_step` to `num_steps - 1`, each as this process' micro-batches.
+
+        The content of a step depends only on its number, so it is the same wherever the iteration starts.
+        """
+        ...
