@@ -32,7 +32,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.base import UserError, redacted
-from vfm.data.samples.shards import Opening, RemoteBytes, Shard, ShardReader, ShardTable, shard_format
+from vfm.data.reading.byte_ranges import ReadAhead
+from vfm.data.samples.shards import Opening, Shard, ShardReader, ShardTable, shard_format
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tar.packed_offsets import PACKED_FILE, PackedOffsets
 from vfm.storage import files
@@ -61,7 +62,7 @@ class Index:
     spec: DatasetSpec
     bad_rows: dict[int, NDArray[np.int64]]  # shard -> rows left out
 
-    def open(self, shard: int, ahead: RemoteBytes | None = None) -> ShardReader:
+    def open(self, shard: int, ahead: ReadAhead | None = None) -> ShardReader:
         """Open one shard.
 
         Args:

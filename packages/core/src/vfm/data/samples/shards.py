@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, overload
+from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vfm.base import UserError, load_function
+from vfm.data.reading.byte_ranges import ReadAhead
 from vfm.data.samples.sample import BadSample, Reason, Sample
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import OnBad, Rows, texts_by_sample
@@ -105,18 +106,6 @@ class ShardTable(Sequence[Shard]):
         )
 
 
-class RemoteBytes(Protocol):
-    """Bytes of remote files, of which some are read before they are needed (`vfm.data.reading.byte_ranges`)."""
-
-    def __call__(self, path: str, start: int, stop: int) -> bytes:
-        """Return bytes of a file."""
-        ...
-
-    def hold(self, held: Any) -> None:
-        """Use spans that were read."""
-        ...
-
-
 @dataclass(frozen=True)
 class Opening:
     """What a dataset's index knows about a shard that is opened.
@@ -132,7 +121,7 @@ class Opening:
     name: str | None = None
     offsets: Iterable[bytes | memoryview] = ()
     save: Callable[[bytes], None] | None = None
-    ahead: RemoteBytes | None = None
+    ahead: ReadAhead | None = None
     limit: int | None = None
 
 

@@ -24,7 +24,7 @@ from vfm.data.reading.byte_ranges import MAX_GAP, OpenFile, ReadAhead, read_toge
 from vfm.data.samples import captions
 from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.data.samples.sample import BadSample, Sample, uid_from
-from vfm.data.samples.shards import Opening, RemoteBytes, Shard, ShardReader
+from vfm.data.samples.shards import Opening, Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import OnBad, Rows, texts_by_sample, texts_schema
 from vfm.data.tables.parquet import DAMAGE, open_parquet
@@ -50,9 +50,8 @@ class TarShard(ShardReader):
         spec: DatasetSpec,
         *,
         scan: PackedScan | None = None,
-        ahead: RemoteBytes | None = None,
+        ahead: ReadAhead | None = None,
         version: int = 0,
-        limit: int = MAX_ROWS,
         name: str | None = None,
     ) -> None:
         """Open the tar at `path` of `size` bytes.
@@ -64,7 +63,6 @@ class TarShard(ShardReader):
             scan: its offsets for the spec; default: the tar is scanned.
             ahead: reads the bytes of a remote tar; several may share it.
             version: identifies the content of a remote tar, for caches.
-            limit: end the scan after this many samples.
             name: unique name of the tar within its dataset, for keys that repeat; default: its file name.
         """
         super().__init__(path, spec, name)
@@ -74,7 +72,7 @@ class TarShard(ShardReader):
         self.version = version
         self._ahead = (ahead or ReadAhead()) if files.is_remote(path) else None
         self._read_bytes = partial(self._ahead, path) if self._ahead else OpenFile(path)
-        self._scan = PackedScan(scan_shard(path, spec, size, limit), self.slots) if scan is None else scan
+        self._scan = PackedScan(scan_shard(path, spec, size), self.slots) if scan is None else scan
         self.complete, self.lost, self.damaged = self._scan.complete, self._scan.lost, self._scan.damaged
         self._len = self._scan.num_rows
         self._all_slots = list(enumerate(self.slots))
