@@ -16,6 +16,7 @@ import vfm
 from vfm.data.pairs.stages import Images
 from vfm.flow.recipe import yaml_lines
 from vfm.flow.recipe.recipe import Recipe, load_recipe, parse_recipe
+from vfm.flow.recipe.recipe_source import read_source
 from vfm.interfaces import load_plugins, stage_types
 
 KNOWN = {stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}

@@ -1,8 +1,8 @@
 """MetaCLIP data curation: match texts against metadata, count, and balance the long tail. Needs no torch.
 
-The names here are configurations: the stages, and the slots `Filter`, `EntrySource` and `Tokenizer` for plugins. They do
-not import the work, which each names by its address. The mathematics is usable without a recipe: `counts.probabilities`,
-`matching`, `match.token_table` and `metadata`.
+The names here are configurations: the stages, and the slots `Filter`, `EntrySource` and `Tokenizer` for plugins. The
+work, which each configuration names by its address, is imported when a stage runs. The mathematics is usable without a
+recipe: `counts.probabilities`, `matching`, `match.token_table` and `metadata`.
 """
 
 from vfm_curation.balance.stages import MetaclipBalance, RandomSubset
