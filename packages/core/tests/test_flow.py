@@ -247,8 +247,9 @@ def test_a_saved_artifact_without_a_manifest_is_identified_by_its_contents(tmp_p
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_ends_the_training_processes_and_is_reported(number: int) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], text=True) as child:
-        with signals_forwarded(child) as stopped:
+        with signals_forwarded() as processes, processes.of(child):
             os.kill(os.getpid(), number)
             assert child.wait(timeout=1800) == -signal.SIGTERM
-        assert stopped == [number]
+        assert processes.stopped == [number]
+        assert not processes.running
     assert signal.getsignal(number) == signal.SIG_DFL

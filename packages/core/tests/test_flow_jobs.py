@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +111,9 @@ class Stage:
 class Step:
     stage = Stage
 
+    class slot:  # noqa: N801
+        name = "clip.train-3f2a91c0"
+
 
 def test_torchrun_spans_the_machines_of_a_slurm_job(tmp_path, monkeypatch):
     alone = torchrun_command(Step, tmp_path)
@@ -121,8 +125,10 @@ def test_torchrun_spans_the_machines_of_a_slurm_job(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
     spread = " ".join(torchrun_command(Step, tmp_path))
     assert spread.startswith("srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --overlap env --ignore-signal=USR1")
-    assert "--nnodes=4 --rdzv-id=4711 --rdzv-backend=c10d --rdzv-endpoint=" in spread
-    assert spread.endswith(f":24711 --nproc-per-node=8 -m vfm step {tmp_path} --events json")
+    assert "--nnodes=4 --rdzv-id=4711-clip.train-3f2a91c0 --rdzv-backend=c10d --rdzv-endpoint=" in spread
+    assert spread.endswith(f" --nproc-per-node=8 -m vfm step {tmp_path} --events json")
+    ports = {re.search(r"endpoint=\S+:(\d+) ", " ".join(torchrun_command(Step, tmp_path)))[1] for _ in range(3)}
+    assert len(ports) > 1  # steps that run at once in a job do not meet
 
 
 def test_an_evaluation_in_one_process_stays_on_one_machine(monkeypatch):

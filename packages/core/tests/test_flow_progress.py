@@ -108,7 +108,7 @@ def test_a_log_file_has_the_time_that_is_left() -> None:
     with console.capture() as captured:
         listener.vfm_event(Event("stage_started", "clip", {"kind": "clip.train", "status": "new"}))
         for done in (1, 2):
-            listener.last_line = float("-inf")
+            listener.last_line.clear()
             listener.vfm_event(Event("progress", "clip", {"done": done, "total": 2000, "unit": "steps", "shown": {}}))
         listener.close()
     assert re.search(r"clip 2/2,000 steps  ETA \d+:\d\d$", captured.get(), re.MULTILINE)

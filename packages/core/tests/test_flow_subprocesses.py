@@ -10,7 +10,7 @@ import pytest
 
 from toy_plugin import Draw
 from vfm.base import UserError
-from vfm.flow.execution.subprocesses import run_subprocess
+from vfm.flow.execution.subprocesses import Processes, run_subprocess
 from vfm.flow.plan.plan import Step
 from vfm.flow.plan.store import Slot
 
@@ -27,7 +27,8 @@ def test_the_first_failure_of_several_processes_is_shown(tmp_path: Path) -> None
     step.slot.work.mkdir(parents=True)
     descriptor = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
     try:
+        command = [sys.executable, "-c", FAILS_TWICE]
         with pytest.raises(UserError, match=r"^ckpt/model: no space left on the disk$"):
-            run_subprocess([sys.executable, "-c", FAILS_TWICE], dict(os.environ), step, lambda event: None, descriptor)
+            run_subprocess(command, dict(os.environ), step, lambda event: None, descriptor, Processes())
     finally:
         os.close(descriptor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -33,6 +33,12 @@ class CurationRuntime(Runtime):
         description="Ray cluster: `auto` for the one started here by `ray start`, or HOST:PORT;"
         " default: start one for this stage, with `workers` CPUs (0: all)",
     )
+
+    def among(self, jobs: int) -> Self:
+        """Return the runtime of one of several steps at a time: its share of the cores where that means all of them."""
+        shared = super().among(jobs)
+        own = self.workers or self.ray_address  # a cluster has cores of its own
+        return shared if own else shared.model_copy(update={"workers": self.share(jobs)})
 
 
 class CurationStage(Stage):

@@ -162,6 +162,7 @@ def run(
     name: str = "recipe",
     fresh: bool = False,
     track: str | Sequence[str] = (),
+    jobs: int = 1,
     progress: bool = True,
 ) -> Run:
     """Run a recipe. Finished stages are cached, interrupted ones resume.
@@ -173,6 +174,7 @@ def run(
         name: name of the run in the store, for a recipe without a file.
         fresh: run every stage again, cached or not.
         track: also send metrics to tensorboard, wandb, trackio or mlflow.
+        jobs: stages at a time, each in a process, on its share of the cores and a GPU, if any.
         progress: show progress bars and messages.
 
     Returns:
@@ -189,7 +191,8 @@ def run(
         loaded = text_recipe(text, known, set, name, "the recipe")
     else:
         loaded = load_recipe(as_place(recipe), known, overrides(set))
-    return run_loaded(manager, loaded, Path(store), listener(progress), fresh=fresh, track=as_words(track))
+    shown = listener(progress)
+    return run_loaded(manager, loaded, Path(store), shown, fresh=fresh, track=as_words(track), jobs=jobs)
 
 
 def check_not_a_worker(call: str) -> None:

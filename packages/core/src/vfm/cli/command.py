@@ -40,6 +40,9 @@ SetOption = Annotated[
     typer.Option("--set", metavar="NAME.FIELD=VALUE", help="Override a field of a stage; repeatable."),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+JobsOption = Annotated[
+    int, typer.Option(min=1, help="Stages at a time, each in a process, on its share of the cores and a GPU, if any.")
+]
 DEFAULT_STORE = Path("store")
 
 

@@ -11,6 +11,7 @@ from vfm.api.recipe_run import run_recipe
 from vfm.cli.command import (
     DEFAULT_STORE,
     DebugOption,
+    JobsOption,
     SetOption,
     StoreOption,
     command,
@@ -64,9 +65,7 @@ def eval(  # noqa: A001
             help="How images are resized to the model's size: model, shortest, longest, squash; comma-separated."
         ),
     ] = "model",
-    jobs: Annotated[
-        int, typer.Option(min=1, help="Evaluations at a time, each in a process and on one of the GPUs, if any.")
-    ] = 1,
+    jobs: JobsOption = 1,
     name: Annotated[str, typer.Option(help="Name of the run in the store.")] = "eval",
     out: Annotated[
         Path | None,

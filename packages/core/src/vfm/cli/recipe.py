@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 import pluggy
 import typer
@@ -23,6 +23,7 @@ from vfm.base import UserError
 from vfm.cli.command import (
     DEFAULT_STORE,
     DebugOption,
+    JobsOption,
     RecipeArgument,
     SetOption,
     StoreOption,
@@ -36,6 +37,7 @@ from vfm.cli.command import (
 from vfm.cli.estimate import cost_table, notes
 from vfm.flow.execution.execution import read_step, run_step, torchrun_lines, write_step
 from vfm.flow.execution.run import Outcome, check_continuations, preflight, run_plan
+from vfm.flow.execution.subprocesses import Send, end_without_reader
 from vfm.flow.listeners.listeners import ConsoleListener, PipeListener, sender
 from vfm.flow.plan.estimate import ABSENT, estimate_costs, known_artifacts
 from vfm.flow.plan.plan import Step, make_plan
@@ -67,6 +69,7 @@ def run(
     prepare: Annotated[
         str | None, typer.Option(help="Prepare this stage to be started by torchrun elsewhere, and stop before it.")
     ] = None,
+    jobs: JobsOption = 1,
     track: Annotated[
         list[str] | None,
         typer.Option(help="Also send metrics to tensorboard, wandb, trackio or mlflow; repeatable."),
@@ -87,10 +90,10 @@ def run(
         submit_run(on, job or (), store)
         return
     if prepare:
-        _prepare(manager, loaded, steps, Store(store), prepare, fresh=fresh, track=track or (), quiet=quiet)
+        _prepare(manager, loaded, steps, Store(store), prepare, fresh=fresh, track=track or (), jobs=jobs, quiet=quiet)
         return
     listener = ConsoleListener(console, quiet=quiet)
-    outcome = run_recipe(manager, loaded, steps, Store(store), listener, fresh=fresh, track=track or ())
+    outcome = run_recipe(manager, loaded, steps, Store(store), listener, fresh=fresh, track=track or (), jobs=jobs)
     if not quiet:
         show_results(outcome.directory)
         show_outcome(outcome)
@@ -110,6 +113,7 @@ def _prepare(
     *,
     fresh: bool,
     track: Sequence[str],
+    jobs: int,
     quiet: bool,
 ) -> None:
     """Run the stages before one, and prepare that one."""
@@ -120,7 +124,7 @@ def _prepare(
         raise UserError(f"--prepare {name}: {chosen.slot.name} is already finished")
     directory = open_run(recipe, steps, store)
     with reporting(manager, recipe, store, directory, ConsoleListener(console, quiet=quiet), track) as send:
-        run_plan(recipe, steps, store, send, directory=directory, fresh=fresh, before=chosen)
+        run_plan(recipe, steps, store, send, directory=directory, fresh=fresh, before=chosen, jobs=jobs)
         with chosen.slot.lock(partial(_log, send, name)):  # another process that is running it must not lose its files
             work = write_step(chosen)
     show("prepared; start it on one machine, or the second line on each of several:")
@@ -188,9 +192,8 @@ def step(
     """Run one prepared stage, under torchrun or a scheduler."""
     if events not in ("text", "json"):
         raise UserError(f"--events: expected text or json, got {events}")
-    listener = PipeListener(_pipe_of_events()) if events == "json" else ConsoleListener(console)
     manager = load_plugins()
-    send = sender(manager, [listener])
+    send: Send = _into_pipe() if events == "json" else sender(manager, [ConsoleListener(console)])
     loaded = read_step(directory, stage_types(manager))
     begun = time.monotonic()
     # With `--events json` the run that started this process holds the lock. Otherwise the first process takes it.
@@ -209,15 +212,17 @@ def step(
         show(f"{loaded.slot.name} after {time.monotonic() - begun:.0f} s")
 
 
-def _pipe_of_events() -> IO[bytes]:
-    """Return the standard output as a stream of events, and send what anything else prints to the standard error.
+def _into_pipe() -> Send:
+    """Return what writes events to the standard output, and send what anything else prints to the standard error.
 
-    A library's print, also that of a process that it starts, then cannot get in among the events.
+    A library's print, also that of a process that it starts, then cannot get in among the events. The listeners of
+    plugins receive them in the run's process.
     """
     sys.stdout.flush()
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    return pipe
+    end_without_reader(pipe.fileno())
+    return PipeListener(pipe).vfm_event
 
 
 def _log(send: Callable[[Event], None], stage: str, message: str) -> None:

@@ -24,6 +24,7 @@ class Evaluation(Stage):
     """Evaluate models on one dataset, all on the same items; a paired test compares each with the first."""
 
     makes: ClassVar[type[Artifact]] = Report
+    on_device: ClassVar[bool] = True
 
     models: list[Ref[ClipCheckpoint]] = Field([], description="models to evaluate; omitted in `evaluation.tasks`")
 

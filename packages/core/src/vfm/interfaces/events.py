@@ -11,6 +11,7 @@ Types, and the keys of `data`:
     settings        step (from which on), settings (incidental ones of a training, by dotted key)
     kernels         running (description of the kernels that a training's layers use)
     stage_finished  kind, id, seconds, cached, numbers (last or main values), units (of the main ones)
+    stage_failed    message; with several steps at a time, since the others go on
     run_finished    seconds, report
     run_failed      message, interrupted (by a signal, so that it can go on)
 """

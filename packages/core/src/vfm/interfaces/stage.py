@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import core_schema
@@ -93,8 +93,22 @@ class Runtime(Config):
         """Number of workers; `auto`: a training process' share of the cores, less one for itself, from 1 to 16."""
         if self.workers != "auto":
             return self.workers
+        return min(MOST_WORKERS, max(1, self.share() - 1))
+
+    def share(self, jobs: int = 1) -> int:
+        """Return the number of cores for each process of one of several steps at a time; at least 1."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(MOST_WORKERS, max(1, cores // self.processes - 1))
+        return max(1, cores // (jobs * self.processes))
+
+    def among(self, jobs: int) -> Self:
+        """Return the runtime of one of several steps at a time: where it leaves numbers open, its share of the cores.
+
+        Threads are those of `threads`, else of OMP_NUM_THREADS, else the share of each process.
+        """
+        share, outside = self.share(jobs), os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+        threads = self.threads or (int(outside) if outside.isdecimal() and int(outside) else share)
+        workers = min(MOST_WORKERS, max(1, share - 1)) if self.workers == "auto" else self.workers
+        return self.model_copy(update={"threads": threads, "workers": workers})
 
 
 class Stage(Config):
@@ -121,6 +135,7 @@ class Stage(Config):
     checks: ClassVar[str] = ""  # (config, Preflight) -> None
     costs: ClassVar[str] = ""  # (config, Preflight) -> vfm.interfaces.costs.Cost, for `vfm plan --estimate`
     in_processes: ClassVar[bool] = False  # whether all of `runtime.processes` run it; else one
+    on_device: ClassVar[bool] = False  # whether it computes on `runtime.device`: a GPU of its own, with `--jobs`
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -208,6 +208,7 @@ class Training(Stage):
     seed: Seed = Field(0, description="of all random draws")
 
     in_processes: ClassVar[bool] = True
+    on_device: ClassVar[bool] = True
     can_shard: ClassVar[bool] = False  # whether `runtime.parallel: fsdp` is known to train it as ddp does
     moved: ClassVar[Mapping[str, str]] = {"evals": "evaluation.tasks", "eval_every": "evaluation.every_steps"}
 

@@ -39,6 +39,7 @@ class RunLog:
         stages: what the run said about each stage at its start, by name.
         begun: the event with which a stage began, by name.
         seconds: of the stages that have ended, by name.
+        failed: names of the stages that have failed, while others go on.
         progress: words on how far a stage is, by name.
         end: the event that ended the run.
         has_news: whether there were events since somebody set this to False.
@@ -54,6 +55,7 @@ class RunLog:
         self.stages: dict[str, dict[str, Any]] = {}
         self.begun: dict[str, Event] = {}
         self.seconds: dict[str, float] = {}
+        self.failed: set[str] = set()
         self.progress: dict[str, str] = {}
         self.end: Event | None = None
 
@@ -79,6 +81,8 @@ class RunLog:
                 self.begun[stage] = event
             case "stage_finished":
                 self.seconds[stage] = event.data["seconds"]
+            case "stage_failed":
+                self.failed.add(stage)
             case "progress":
                 self.progress[stage] = f"{event.data['done']:,} of {event.data['total']:,} {event.data['unit']}"
             case "run_finished" | "run_failed":
@@ -188,7 +192,8 @@ def _entry(directory: Path, name: str, log: RunLog, now: float, alive: bool) -> 
         return StageEntry(name, about["kind"], slot.name, about["status"], taken, slot.artifact, {}, manifest)
     if name not in log.begun:
         return StageEntry(name, about["kind"], slot.name, "waiting", 0.0, slot.artifact, {}, {})
-    taken, status = max(0.0, now - log.begun[name].time), RUNNING if alive else STOPPED
+    taken, runs = max(0.0, now - log.begun[name].time), alive and name not in log.failed
+    status = RUNNING if runs else STOPPED
     progress, charts = log.progress.get(name, ""), _charts(slot.work / METRICS_FILE)
     return StageEntry(name, about["kind"], slot.name, status, taken, slot.artifact, {}, {}, progress, charts)
 

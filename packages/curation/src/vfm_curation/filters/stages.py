@@ -231,6 +231,7 @@ class FilterPool(CurationStage):
     version: ClassVar[int] = 3
     makes: ClassVar[type[Artifact]] = CuratedSubset
     work: ClassVar[str] = "vfm_curation.filters.filter:filter_pool"
+    on_device: ClassVar[bool] = True
     checks: ClassVar[str] = "vfm_curation.filters.filter:check_filters"
 
     def sources(self) -> Iterable[str]:

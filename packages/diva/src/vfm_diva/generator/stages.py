@@ -63,4 +63,5 @@ class DivaLatents(Stage):
 
     makes: ClassVar[type[Artifact]] = SampleCache
     work: ClassVar[str] = "vfm_diva.generator.latents:cache_latents"
+    on_device: ClassVar[bool] = True
     checks: ClassVar[str] = "vfm_diva.generator.latents:check_cache_latents"

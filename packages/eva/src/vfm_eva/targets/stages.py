@@ -28,6 +28,7 @@ class EvaTargets(Stage):
 
     makes: ClassVar[type[Artifact]] = SampleCache
     work: ClassVar[str] = "vfm_eva.targets.targets:compute_targets"
+    on_device: ClassVar[bool] = True
     checks: ClassVar[str] = "vfm_eva.targets.targets:check_eva_targets"
 
     kind: Literal["eva.targets"] = "eva.targets"

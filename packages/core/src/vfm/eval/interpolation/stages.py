@@ -41,6 +41,7 @@ class Interpolate(Stage):
     makes: ClassVar[type[Artifact]] = ClipCheckpoint
     work: ClassVar[str] = "vfm.eval.interpolation.interpolation:interpolate_checkpoints"
     checks: ClassVar[str] = "vfm.eval.interpolation.interpolation:check_interpolation"
+    on_device: ClassVar[bool] = True
     moved: ClassVar[Mapping[str, str]] = {"evals": "evaluation.tasks", "alphas": "evaluation.alphas"}
 
     @model_validator(mode="after")

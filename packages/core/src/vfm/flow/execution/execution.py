@@ -14,11 +14,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from vfm.base import UserError
-from vfm.flow.execution.subprocesses import Send, run_subprocess
+from vfm.flow.execution.subprocesses import Job, Send, run_subprocess, signals_forwarded
 from vfm.flow.plan.plan import Step, check_identity
 from vfm.flow.plan.store import STEP_FILE, Slot
 from vfm.flow.records.manifest import EventNotes, build_manifest
@@ -88,29 +88,27 @@ def read_step(work: Path, known: Mapping[str, type[Stage]]) -> Step:
         )
 
 
-def execute(step: Step, send: Send, lock_descriptor: int, environment: Mapping[str, str] | None = None) -> None:
+def execute(step: Step, send: Send, lock_descriptor: int, job: Job | None = None) -> None:
     """Run a step whose lock is held, and publish its artifact.
 
     Args:
         step: the step.
         send: receives the events of the stage.
         lock_descriptor: file descriptor of the lock, which subprocesses inherit.
-        environment: run in a subprocess with these additional environment variables; None: run in this process,
-            except a stage in several processes, which always runs under torchrun.
+        job: run in a subprocess beside others; None: run in this process, except a stage in several processes, which
+            always runs under torchrun.
     """
-    work = write_step(step)
-    if runs_in_several(step.stage):
-        processes = step.stage.runtime.processes
-        # torchrun sets OMP_NUM_THREADS to 1 unless it is set; use all cores instead, shared among the processes.
-        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
-        run_subprocess(
-            torchrun_command(step, work), {**threads, **os.environ, **(environment or {})}, step, send, lock_descriptor
-        )
-    elif environment is not None:
-        command = [sys.executable, "-m", "vfm", "step", str(work), "--events", "json"]
-        run_subprocess(command, {**os.environ, **environment}, step, send, lock_descriptor)
-    else:
+    work, several = write_step(step), runs_in_several(step.stage)
+    if not several and not job:
         run_step(step, send)
+        return
+    command = [sys.executable, "-m", "vfm", "step", str(work), "--events", "json"]
+    # torchrun sets OMP_NUM_THREADS to 1 unless it is set; use all cores instead, shared among the processes.
+    threads = {"OMP_NUM_THREADS": str(step.stage.runtime.share())}
+    environment = {**threads, **os.environ, **(job.environment if job else {})}
+    with nullcontext(job.processes) if job else signals_forwarded() as processes:
+        words = torchrun_command(step, work) if several else command
+        run_subprocess(words, environment, step, send, lock_descriptor, processes)
 
 
 def runs_in_several(stage: Stage) -> bool:
@@ -133,10 +131,16 @@ def torchrun_command(step: Step, work: Path) -> list[str]:
     if machines < 2:
         return [*python, "-m", *_torchrun(step, "--standalone"), *words]
     job = os.environ["SLURM_JOB_ID"]
-    port = 20_000 + int(job) % 10_000  # jobs that share a machine do not share it
-    where = [f"--nnodes={machines}", f"--rdzv-id={job}", "--rdzv-backend=c10d"]
+    where = [f"--nnodes={machines}", f"--rdzv-id={job}-{step.slot.name}", "--rdzv-backend=c10d"]
     srun = ["srun", f"--nodes={machines}", f"--ntasks={machines}", "--ntasks-per-node=1", "--overlap"]
-    return [*srun, *python, "-m", *_torchrun(step, *where, f"--rdzv-endpoint={socket.gethostname()}:{port}"), *words]
+    endpoint = f"--rdzv-endpoint={socket.gethostname()}:{_free_port()}"
+    return [*srun, *python, "-m", *_torchrun(step, *where, endpoint), *words]
+
+
+def _free_port() -> int:
+    """Return a port of this machine that nobody uses: several steps of a job may run at once."""
+    with socket.create_server(("", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def machines_of_job() -> int:

@@ -1,89 +1,183 @@
-"""Several steps at a time, each in a subprocess, as soon as its inputs exist.
+"""Several steps at a time, each in a subprocess, as soon as its inputs exist: `vfm run RECIPE --jobs 2`.
 
-The artifact of a step depends on its inputs only, so the results are those of one step after another.
+The artifact of a step depends on its inputs only, so the results are those of one step after another: the same bits,
+if `runtime.threads` says how many threads compute, since sums in another order are rounded otherwise. Where it does
+not, a step gets its share of the cores as `runtime.threads`, which the manifest records.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from pathlib import Path
-from threading import Lock
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+from queue import Empty, SimpleQueue
 
-from vfm.flow.execution.subprocesses import Send
+from vfm.base import UserError
+from vfm.flow.devices import Devices, environment_of
+from vfm.flow.durations import longest_paths
+from vfm.flow.execution.subprocesses import Job, Processes, Send, signals_forwarded, stopped_by
 from vfm.flow.plan.plan import Step
-from vfm.interfaces import Event
+from vfm.interfaces import Evaluation, Event
 
-RunOne = Callable[[Step, Send, Mapping[str, str]], bool]
-GPUS = Path("/proc/driver/nvidia/gpus")
+RunOne = Callable[[Step, Send, Job], bool]
+
+
+def check_jobs(jobs: int) -> None:
+    """Check a number of steps at a time.
+
+    Raises:
+        UserError: it is no positive integer.
+    """
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise UserError(f"jobs: expected an integer from 1 on, got {jobs!r}")
 
 
 def run_in_parallel(steps: Sequence[Step], run_one: RunOne, send: Send, jobs: int) -> bool:
     """Run all steps, at most `jobs` at a time, and return whether any of them had to run.
 
-    Two steps never read the same dataset at the same time, so that the second finds the image features that the first
-    has stored. After a failure, running steps finish, no further step starts, and the first error is raised.
+    If a step fails, those that do not need it still run. After SIGTERM, SIGUSR1 or Ctrl-C, running steps save and end.
 
     Args:
         steps: the steps in an order in which they could run one by one.
-        run_one: runs a step with additional environment variables; returns False if its artifact was cached.
+        run_one: runs a step as a job; returns False if its artifact was cached.
         send: receives all events, never two at once.
         jobs: number of steps at a time.
+
+    Raises:
+        Preempted: a signal stopped the steps.
+        UserError: all failures were mistakes of the user; one line each. Else the first other error is raised.
     """
-    lock = Lock()
-
-    def send_one(event: Event) -> None:
-        with lock:
-            send(event)
-
-    waiting, running, places = list(steps), dict[Future[bool], tuple[Step, int]](), list(range(jobs))
-    made, failure = False, None
-    with ThreadPoolExecutor(jobs) as pool:
-        while running or (waiting and not failure):
-            while places and not failure and (step := _next(waiting, [step for step, _ in running.values()])):
-                waiting.remove(step)
-                place = places.pop(0)
-                running[pool.submit(run_one, step, send_one, _environment(step, place, jobs))] = (step, place)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                places.append(running.pop(future)[1])
-                if error := future.exception():
-                    failure = failure or error
-                else:
-                    made |= future.result()
-    if failure:
-        raise failure
-    return made
+    with signals_forwarded() as processes:
+        return _Queue(steps, run_one, send, jobs, processes).run()
 
 
-def _next(waiting: Sequence[Step], running: Sequence[Step]) -> Step | None:
-    """Return the first step whose inputs are finished and whose datasets no running step reads."""
-    unfinished = {step.stage.name for step in (*waiting, *running)}
-    read = {name for step in running for name in _datasets(step)}
-    return next((step for step in waiting if not unfinished & set(step.inputs) and not read & _datasets(step)), None)
+class _Queue:
+    """The steps that wait, those that run in a thread each, and the failures."""
+
+    def __init__(self, steps: Sequence[Step], run_one: RunOne, send: Send, jobs: int, processes: Processes) -> None:
+        seconds = longest_paths(steps)
+        self.needs = _needs(steps)
+        self.waiting = sorted(steps, key=lambda step: -seconds[step.stage.name])  # of equal ones the first of the plan
+        self.running: dict[str, tuple[Step, list[str]]] = {}  # with its GPUs
+        self.unfinished = {step.stage.name for step in steps}
+        self.failures: dict[str, BaseException] = {}
+        self.made = False
+        self.devices, self.processes, self.jobs = Devices(), processes, jobs
+        self.run_one, self.send, self.lock = run_one, send, threading.Lock()
+        self.ended: SimpleQueue[tuple[str, bool | BaseException]] = SimpleQueue()
+
+    def run(self) -> bool:
+        try:
+            self._start_all()
+            while self.running and (end := self._next_end()):
+                self._finish(*end)
+                self._start_all()
+        except BaseException:  # Ctrl-C; a second one kills
+            self._end_processes()
+            raise
+        if self.processes.stopped:
+            raise stopped_by([step for step, _ in self.running.values()], self.processes.stopped[0])
+        if self.failures:
+            self._report_left()
+            raise _one_error(list(self.failures.values()))
+        return self.made
+
+    def _start_all(self) -> None:
+        """Start steps, those on the longest path first, until there are `jobs` or none can start."""
+        blocked = False  # a step waits for GPUs: none that is shorter may take them from it
+        for step in list(self.waiting):
+            if self.processes.stopped or len(self.running) == self.jobs:
+                return
+            if not self._is_ready(step) or (blocked and step.stage.on_device):
+                continue
+            gpus = [] if step.status == "cached" else self.devices.take(step.stage)
+            if gpus is None:
+                blocked = True
+                continue
+            self.waiting.remove(step)
+            self.running[step.stage.name] = (step, gpus)
+            # A daemon: waiting for another run's lock keeps no interpreter from ending.
+            threading.Thread(target=self._run, args=(step, gpus), name=step.stage.name, daemon=True).start()
+
+    def _is_ready(self, step: Step) -> bool:
+        """Return whether its inputs exist, and no running evaluation stores features that this one could read."""
+        mine = _features(step)
+        beside = any(mine & _features(other) for other, _ in self.running.values()) if mine else False
+        return not self.needs[step.stage.name] & self.unfinished and not beside
+
+    def _run(self, step: Step, gpus: list[str]) -> None:
+        runtime = step.stage.runtime.among(self.jobs)
+        shared = replace(step, stage=step.stage.model_copy(update={"runtime": runtime}))
+        variables = {"OMP_NUM_THREADS": str(runtime.threads), **environment_of(step.stage, gpus)}
+        end: bool | BaseException
+        try:
+            end = self.run_one(shared, self._send, Job(variables, self.processes))
+        except BaseException as error:
+            end = error
+        self.ended.put((step.stage.name, end))
+
+    def _send(self, event: Event) -> None:
+        with self.lock:
+            self.send(event)
+
+    def _next_end(self) -> tuple[str, bool | BaseException] | None:
+        """Return the next step that ends, and how; None if those that still run wait for locks, and may not start."""
+        while True:
+            try:
+                return self.ended.get(timeout=1)
+            except Empty:
+                if self.processes.stopped and not self.processes.running:
+                    return None
+
+    def _finish(self, name: str, end: bool | BaseException) -> None:
+        _, gpus = self.running.pop(name)
+        self.devices.give_back(gpus)
+        if not isinstance(end, BaseException):
+            self.unfinished.discard(name)
+            self.made |= end
+        elif not self.processes.stopped:
+            self.failures[name] = end
+            self._send(Event("stage_failed", name, {"message": str(end) or type(end).__name__}))
+
+    def _end_processes(self) -> None:
+        self.processes.stop(signal.SIGTERM)
+        try:
+            while self.processes.running:
+                time.sleep(0.05)
+        except BaseException:
+            for process in tuple(self.processes.running):
+                process.kill()
+            raise
+
+    def _report_left(self) -> None:
+        names = sorted(self.unfinished - set(self.failures))
+        if names:
+            self._send(Event("log", None, {"message": f"not run, since they need what failed: {', '.join(names)}"}))
 
 
-def _datasets(step: Step) -> set[str]:
-    """Return the datasets that a step reads: its `data`, one or several."""
-    data = getattr(step.stage, "data", None)
-    return {data} if isinstance(data, str) else set(data or ())
+def _needs(steps: Sequence[Step]) -> dict[str, set[str]]:
+    """Return the steps that must end before each: its inputs, and an earlier one that makes the same artifact."""
+    names = {step.stage.name for step in steps}
+    first: dict[str, str] = {}
+    needs = {}
+    for step in steps:
+        same = first.setdefault(step.slot.name, step.stage.name)
+        needs[step.stage.name] = ({*step.inputs, same} & names) - {step.stage.name}
+    return needs
 
 
-def _environment(step: Step, place: int, jobs: int) -> dict[str, str]:
-    """Return variables that give each process of a step its share of the cores, and the step one of the GPUs.
-
-    A step that names a device, or takes one for each of several processes, chooses among all of them.
-    """
-    runtime = step.stage.runtime
-    share = max(1, (os.cpu_count() or 1) // (jobs * runtime.processes))
-    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(share)}
-    gpus = _gpus() if runtime.device in ("auto", "cuda") and runtime.processes == 1 else []
-    return threads | ({"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {})
+def _features(step: Step) -> set[tuple[str, str]]:
+    """Return the pairs of model and dataset whose features an evaluation may store, or read if another has them."""
+    if not isinstance(step.stage, Evaluation):
+        return set()
+    models = set(step.stage.models)
+    return set(product(models, set(step.inputs) - models))
 
 
-def _gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [gpu for gpu in given.split(",") if gpu]
-    return [str(number) for number, _ in enumerate(GPUS.iterdir())] if GPUS.is_dir() else []
+def _one_error(errors: list[BaseException]) -> BaseException:
+    if all(isinstance(error, UserError) for error in errors):
+        return UserError("\n".join(map(str, errors)))
+    return next(error for error in errors if not isinstance(error, UserError))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,8 @@ from typing import Any
 
 from vfm.base import UserError
 from vfm.flow.execution.execution import execute
-from vfm.flow.execution.parallel import run_in_parallel
-from vfm.flow.execution.subprocesses import Send
+from vfm.flow.execution.parallel import check_jobs, run_in_parallel
+from vfm.flow.execution.subprocesses import Job, Send
 from vfm.flow.plan.continuation import check_continuation
 from vfm.flow.plan.plan import Step
 from vfm.flow.plan.store import Store
@@ -56,11 +56,12 @@ def run_plan(
         directory: folder of the run; None: the one that `open_run` returns.
         fresh: run every step again, cached or not.
         before: stop before this step of the plan.
-        jobs: number of steps at a time; if more than one, each runs in a subprocess.
+        jobs: number of steps at a time; if more than one, each runs in a subprocess (`vfm.flow.execution.parallel`).
 
     Raises:
         UserError: a check failed, an input is missing, or a stage reported a mistake that the user can correct.
     """
+    check_jobs(jobs)
     started, begun = time.time(), time.monotonic()  # the clock may be set back while this runs
     directory = directory or open_run(recipe, steps, store)
     overview = [{"name": s.stage.name, "kind": s.stage.kind, "id": s.slot.name, "status": s.status} for s in steps]
@@ -68,13 +69,11 @@ def run_plan(
     preflight(steps, fresh=fresh)
     for step in steps if fresh else ():
         step.slot.discard(_log_waiting(step, send))
-    made = run_in_parallel(steps, run_one, send, jobs) if jobs > 1 else False
-    for step in steps if jobs == 1 else ():
-        if step is before:
-            return Outcome(directory, tuple(steps), time.monotonic() - begun)
-        made |= run_one(step, send)
+    chosen = steps[: steps.index(before)] if before else steps
+    made = run_in_parallel(chosen, run_one, send, jobs) if jobs > 1 else sum(run_one(step, send) for step in chosen) > 0
     outcome = Outcome(directory, tuple(steps), time.monotonic() - begun)
-    _record(recipe, outcome, store, started, made=made)
+    if not before:
+        _record(recipe, outcome, store, started, made=made)
     return outcome
 
 
@@ -138,13 +137,13 @@ def _check_training(stage: Training) -> None:
     check_optimizer(stage.optimizer)
 
 
-def run_one(step: Step, send: Send, environment: Mapping[str, str] | None = None) -> bool:
+def run_one(step: Step, send: Send, job: Job | None = None) -> bool:
     """Run one step under its lock, unless its artifact exists; return whether it had to run.
 
     Args:
         step: the step.
         send: receives its events.
-        environment: as in `execute`.
+        job: as in `execute`.
     """
     name, kind, slot = step.stage.name, step.stage.kind, step.slot
     begun = time.monotonic()
@@ -155,7 +154,7 @@ def run_one(step: Step, send: Send, environment: Mapping[str, str] | None = None
                 about = {"kind": kind, "id": slot.name, "status": status, "directory": str(slot.work)}
                 send(Event("stage_started", name, about))
                 try:
-                    execute(step, send, descriptor, environment)
+                    execute(step, send, descriptor, job)
                 except Preempted:
                     raise
                 except (

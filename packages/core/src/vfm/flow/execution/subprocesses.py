@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import FrameType
 
 from vfm.base import UserError
@@ -17,14 +20,60 @@ Send = Callable[[Event], None]
 ERROR_LINES = 15  # lines of the processes' standard error that are shown after a failure
 
 
+@dataclass
+class Processes:
+    """The processes of the steps that run now; `stop` lets each of them save a checkpoint and end.
+
+    Attributes:
+        running: the processes; threads add theirs.
+        stopped: numbers of the signals that have come.
+    """
+
+    running: set[subprocess.Popen[str]] = field(default_factory=set)
+    stopped: list[int] = field(default_factory=list)
+
+    def stop(self, number: int, frame: FrameType | None = None) -> None:
+        """End all processes, those that start from now on too, by SIGTERM; SIGUSR1 would end torchrun at once."""
+        self.stopped.append(number)
+        for process in tuple(self.running):
+            process.terminate()
+
+    @contextmanager
+    def of(self, process: subprocess.Popen[str]) -> Iterator[None]:
+        """Have a process among those that `stop` ends."""
+        self.running.add(process)
+        if self.stopped:  # after it was started, and before it was added
+            process.terminate()
+        try:
+            yield
+        finally:
+            self.running.discard(process)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a step needs that runs beside others: additional environment variables, and the processes it belongs to."""
+
+    environment: Mapping[str, str]
+    processes: Processes
+
+
 def run_subprocess(
-    command: list[str], environment: dict[str, str], step: Step, send: Send, lock_descriptor: int
+    command: list[str], environment: dict[str, str], step: Step, send: Send, lock_descriptor: int, processes: Processes
 ) -> None:
     """Run the command of a prepared step and wait for its end.
 
+    Args:
+        command: the command.
+        environment: its environment variables.
+        step: the step.
+        send: receives the events that the command writes to its standard output.
+        lock_descriptor: file descriptor of the step's lock.
+        processes: the process is among them while it runs.
+
     Raises:
         UserError: the step reported a mistake of the user.
-        Preempted: SIGTERM or SIGUSR1 stopped the step.
+        Preempted: a signal stopped the step.
         RuntimeError: the step failed; the message ends with the last lines of its standard error.
     """
     # The subprocess inherits the lock: if this process is killed, the lock is held until the subprocess ends too.
@@ -33,14 +82,16 @@ def run_subprocess(
         errors.open("wb") as log,
         subprocess.Popen(
             command,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
             encoding="utf-8",
             errors="replace",
             env=environment,
             pass_fds=[lock_descriptor],
+            process_group=0,  # Ctrl-C in a terminal reaches this process alone, which then lets the others save
         ) as process,
-        signals_forwarded(process) as stopped,
+        processes.of(process),
     ):
         try:
             failure = _forward_events(process, send)
@@ -49,10 +100,8 @@ def run_subprocess(
             process.wait()
             raise
         process.wait()
-    if stopped:
-        name = signal.Signals(stopped[0]).name
-        message = f"{step.stage.name}: stopped by {name}; the next run resumes from its last checkpoint"
-        raise Preempted(message, stopped[0])
+    if processes.stopped:
+        raise stopped_by([step], processes.stopped[0])
     if process.returncode != 0:
         if failure:
             raise UserError(failure)
@@ -60,27 +109,38 @@ def run_subprocess(
         raise RuntimeError(f"{step.stage.name}: its process failed:\n" + "\n".join(tail))
 
 
+def stopped_by(steps: list[Step], number: int) -> Preempted:
+    """Return the error for steps that a signal has stopped."""
+    names = ", ".join(step.stage.name for step in steps)
+    by = f"stopped by {signal.Signals(number).name}; the next run resumes from the last checkpoint"
+    return Preempted(f"{names}: {by}" if names else by, number)
+
+
 @contextmanager
-def signals_forwarded(process: subprocess.Popen[str]) -> Iterator[list[int]]:
-    """Forward SIGTERM and SIGUSR1 to the process as SIGTERM; it saves a checkpoint. Yield the list of those that came.
-
-    SIGUSR1 would end torchrun at once.
-    """
-    stopped: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped.append(number)
-        process.terminate()
-
+def signals_forwarded() -> Iterator[Processes]:
+    """Yield processes that SIGTERM and SIGUSR1 stop, by which a training saves a checkpoint."""
+    processes = Processes()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield stopped
+        yield processes
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.signal(number, processes.stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        yield stopped
+        yield processes
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_without_reader(pipe: int) -> None:
+    """Send this process SIGTERM once nobody reads a pipe any more: the run that reads its events has been killed."""
+
+    def watch() -> None:
+        errors = select.poll()
+        errors.register(pipe, 0)  # that the other end is closed is always reported
+        errors.poll()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="vfm-reader", daemon=True).start()
 
 
 def _forward_events(process: subprocess.Popen[str], send: Send) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -44,7 +45,7 @@ class ConsoleListener:
         self.bar: dict[str, TaskID] = {}
         self.pace: dict[str, Pace] = {}
         self.running: set[str] = set()  # with `jobs` there are several, whose bars are shown together
-        self.last_line = -math.inf
+        self.last_line: dict[str, float] = {}  # time of the last line of progress of each
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:
@@ -72,8 +73,8 @@ class ConsoleListener:
             if stage not in self.bar:
                 self.bar[stage] = self.bars.add_task(stage, pace=pace, **facts)
             self.bars.update(self.bar[stage], completed=data["done"], refresh=True, **facts)
-        elif time.monotonic() - self.last_line > 10:
-            self.last_line = time.monotonic()
+        elif time.monotonic() - self.last_line.get(stage, -math.inf) > 10:
+            self.last_line[stage] = time.monotonic()
             left = pace.remaining(data["total"])
             eta = f"  ETA {clock_time(left)}" if left else ""
             shown = escape("  ".join(words))
@@ -81,12 +82,7 @@ class ConsoleListener:
 
     def on_stage_finished(self, stage: str, data: dict[str, Any]) -> None:
         """Remove the bar, and print the stage's time and first numbers."""
-        self.running.discard(stage)
-        self.pace.pop(stage, None)
-        if self.bars and stage in self.bar:
-            self.bars.remove_task(self.bar.pop(stage))
-        if not self.running:
-            self.close()
+        self._end(stage)
         if data["cached"]:
             self.say(f"[green]✓[/] [bold]{stage}[/] [dim]{data['id']}, cached[/]")
             return
@@ -96,13 +92,31 @@ class ConsoleListener:
         numbers = escape("  ".join(words))
         self.say(f"[green]✓[/] [bold]{stage}[/] {data['seconds']:.1f} s [dim]{data['id']}[/]  {numbers}")
 
+    def on_stage_failed(self, stage: str, data: dict[str, Any]) -> None:
+        """Remove the bar, and print why the stage failed."""
+        self._end(stage)
+        self._say_lines(f"[red]✗[/] [bold]{stage}[/]", data["message"])
+
     def on_log(self, stage: str, data: dict[str, Any]) -> None:
         """Print a message."""
-        self.say(f"  [dim]{stage or ''}[/] {escape(str(data['message']))}")
+        self._say_lines(f"  [dim]{stage or ''}[/]", data["message"])
 
     def on_warning(self, stage: str, data: dict[str, Any]) -> None:
         """Print a highlighted message."""
-        self.say(f"  [yellow]![/] {stage or ''}: {escape(str(data['message']))}")
+        self._say_lines(f"  [yellow]![/] {stage or ''}:", data["message"])
+
+    def _end(self, stage: str) -> None:
+        self.running.discard(stage)
+        self.pace.pop(stage, None)
+        if self.bars and stage in self.bar:
+            self.bars.remove_task(self.bar.pop(stage))
+        if not self.running:
+            self.close()
+
+    def _say_lines(self, prefix: str, message: Any) -> None:
+        """Print each line of a message behind the stage's name, since lines of other stages may come between."""
+        for line in str(message).splitlines() or [""]:
+            self.say(f"{prefix} {escape(line)}")
 
     def say(self, line: str) -> None:
         """Print a line, unless this listener is quiet."""
@@ -139,7 +153,10 @@ class JsonLinesListener:
 
 
 class PipeListener:
-    """Write events as JSON lines into the pipe from which `vfm run` reads those of its subprocesses."""
+    """Write events as JSON lines into the pipe from which `vfm run` reads those of its subprocesses.
+
+    If that run has been killed, nobody reads them, and the step may still save a checkpoint.
+    """
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self.pipe = pipe
@@ -147,8 +164,9 @@ class PipeListener:
     @hookimpl
     def vfm_event(self, event: Event) -> None:
         """Write the event as a line."""
-        self.pipe.write(event.to_json().encode(errors="backslashreplace") + b"\n")
-        self.pipe.flush()
+        with suppress(BrokenPipeError):
+            self.pipe.write(event.to_json().encode(errors="backslashreplace") + b"\n")
+            self.pipe.flush()
 
 
 def sender(manager: pluggy.PluginManager, own: Sequence[Any]) -> Callable[[Event], None]:

@@ -1,0 +1,54 @@
+"""GPUs as tokens: of the steps that run at a time, each takes as many as it has processes, and no two the same."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vfm.interfaces import Stage
+
+GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+@dataclass
+class Devices:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, and those that no step has taken."""
+
+    all: list[str] = field(default_factory=lambda: _visible_gpus())
+    free: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.free = list(self.all)
+
+    def take(self, stage: Stage) -> list[str] | None:
+        """Take the GPUs that a stage needs; None: they are not free yet.
+
+        A stage that names a GPU by number takes that one. One that needs more than exist takes all, and fails later.
+        """
+        kind, _, number = stage.runtime.device.partition(":")
+        if not self.all or not stage.on_device or kind not in ("auto", "cuda"):
+            return []
+        wanted = min(len(self.all), stage.runtime.processes if stage.in_processes else 1)
+        taken = self.all[int(number) : int(number) + 1] if number else self.free[:wanted]
+        if not set(taken) <= set(self.free) or (len(taken) < wanted and not number):
+            return None
+        self.free = [gpu for gpu in self.free if gpu not in taken]
+        return taken
+
+    def give_back(self, gpus: list[str]) -> None:
+        """Free what `take` returned."""
+        self.free = [gpu for gpu in self.all if gpu in {*self.free, *gpus}]
+
+
+def environment_of(stage: Stage, gpus: list[str]) -> dict[str, str]:
+    """Return the variables of a step that has taken some GPUs; a number in `runtime.device` counts all of them."""
+    named = ":" in stage.runtime.device
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus and not named else {}
+
+
+def _visible_gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu]
+    return [str(number) for number, _ in enumerate(GPUS.iterdir())] if GPUS.is_dir() else []
