@@ -203,6 +203,7 @@ COMMANDS = {
     "uv run vfm doctor": AS_IT_STANDS,
     # tests/test_kill_and_resume.py and core's test_train_dist.py train in two processes
     "uv run vfm run quickstart --set runtime.processes=2": CLAIM,
+    "uv run vfm run quickstart --jobs 2": SMALL_QUICKSTART,
     "uv run vfm run quickstart --prepare clip": f"{SMALL_QUICKSTART} --set clip.steps=3",
     "pip install ./examples/plugin": AS_IT_STANDS,
     "vfm plugins": AS_IT_STANDS,
@@ -241,6 +242,7 @@ COMMANDS = {
     "vfm run my.yaml --on slurm --job nodes=4 --job gpus_per_node=8 --job timeout_min=1440"
     " --job slurm_partition=gpu": NOT_HERE,
     "vfm run my.yaml --on local --job timeout_min=60": NOT_HERE,
+    "vfm run my.yaml --jobs 2": NOT_HERE,  # packages/core/tests/test_cli_jobs.py
 }
 
 

@@ -14,12 +14,14 @@ import pytest
 
 submitit = pytest.importorskip("submitit")
 
+from cli_world import run_here, toys  # noqa: E402
 from train_toy import plan  # noqa: E402
 from vfm.base import UserError  # noqa: E402
 from vfm.eval.classify.stages import ZeroShot  # noqa: E402
 from vfm.flow.execution.execution import runs_in_several, torchrun_command, torchrun_lines  # noqa: E402
 from vfm.flow.execution.jobs import Command, submit  # noqa: E402
 
+__all__ = ["toys"]
 RESUMES = """
 import os, signal, sys, time
 from pathlib import Path
@@ -152,3 +154,80 @@ def test_printed_commands_can_be_pasted(tmp_path):
 def test_unknown_schedulers_are_refused_by_the_library_too(tmp_path):
     with pytest.raises(UserError, match="--on local: "):
         submit(["--version"], tmp_path, "local", {"nodes": 2, "gpus_per_node": "many"})
+
+
+SBATCH = """#!/bin/sh
+echo "$@" >> "$FAKE_SLURM/calls"
+cp "$1" "$FAKE_SLURM/$(wc -l < "$FAKE_SLURM/calls").sh"
+echo "Submitted batch job $((100 + $(wc -l < "$FAKE_SLURM/calls")))"
+"""
+SUMS = """\
+stages:
+  - {kind: toy.draw, name: a}
+  - {kind: toy.draw, name: b, seed: 5}
+  - {kind: toy.add, name: sum, inputs: [a, b]}
+  - {kind: toy.add, name: other, inputs: [a]}
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A folder in which commands named as Slurm's keep the scripts that are submitted, and number them from 101."""
+    for name, text in {"sbatch": SBATCH, "srun": "#!/bin/sh\n"}.items():
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_SLURM", str(tmp_path))
+    return tmp_path
+
+
+def test_each_stage_is_a_job_that_starts_after_those_of_its_inputs(toys, slurm, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"{toys.parent / 'site'}:{Path(__file__).parent}")
+    Path("r.yaml").write_text(SUMS)
+    assert run_here("run", "r.yaml", "--until", "b").code == 0  # which needs no job then
+    done = vfm(toys, "run", "r.yaml", "--on", "slurm", "--job-per-stage", "--job", "timeout_min=9", "--job=mem_gb=2")
+    assert done.returncode == 0, done.stderr
+    names = [re.search(r"for (?:the )?(\w+);", line)[1] for line in done.stdout.splitlines()]
+    assert names == ["a", "sum", "other", "report"]
+    scripts = [(slurm / f"{number}.sh").read_text() for number in range(1, 5)]
+    after = [re.findall(r"--dependency=(\S+)", script) for script in scripts]
+    assert after == [[], ["afterok:101"], ["afterok:101"], ["afterok:101:102:103"]]
+    assert ["#SBATCH --kill-on-invalid-dep=yes" in script for script in scripts] == [False, True, True, True]
+    assert all("--time=9\n" in script and "--mem=2GB" in script for script in scripts)
+    pickles = sorted((toys / "store/jobs").glob("*_submitted.pkl"))
+    words = [submitit.core.utils.DelayedSubmission.load(file).function.words[3:] for file in pickles]
+    assert [one[-2:] for one in words] == [
+        ["--until", "a"],
+        ["--until", "sum"],
+        ["--until", "other"],
+        ["run", "r.yaml"],
+    ]
+    for one in words:  # what Slurm would start, in an order that it could choose
+        assert run_here(*one).code == 0
+    assert Path("store/runs/r/report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--on", "local", "--job-per-stage"),
+            "error: --job-per-stage: expected --on slurm, which starts jobs one after",
+        ),
+        (("--job-per-stage",), "error: --job-per-stage: expected --on slurm, which starts jobs one after"),
+        (("--on", "slurm", "--job-per-stage", "--fresh"), "error: --job-per-stage: expected no --fresh, with which"),
+    ],
+)
+def test_a_job_for_each_stage_needs_slurm(tmp_path, words, message):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    done = vfm(tmp_path, "run", "recipe.yaml", *words)
+    assert (done.returncode, done.stderr[: len(message)]) == (2, message)
+
+
+def test_until_runs_a_stage_with_what_it_needs_and_nothing_else(toys):
+    assert run_here("run", "r.yaml", "--until", "a").code == 0
+    assert [path.name.partition("-")[0] for path in Path("store").glob("toy.*")] == ["toy.draw"]
+    done = run_here("run", "r.yaml", "--until", "z")
+    assert (done.code, done.errors) == (2, ["error: no stage is named z; stages: a, b, sum"])
+    assert run_here("runs").out.split().count("finished") == 0

@@ -32,9 +32,10 @@ def run_recipe(
     *,
     fresh: bool = False,
     track: Sequence[str] = (),
+    only: Sequence[Step] | None = None,
     jobs: int = 1,
 ) -> Outcome:
-    """Run a planned recipe and draw its report.
+    """Run a planned recipe and draw its report, unless only a part of it runs.
 
     Args:
         manager: the plugins, whose listeners receive every event.
@@ -44,6 +45,7 @@ def run_recipe(
         listener: shows the events to the user; its `close` is called at the end.
         fresh: run every step again, cached or not.
         track: names of trackers that metrics are sent to.
+        only: run only these steps of the plan.
         jobs: number of steps at a time.
 
     Raises:
@@ -51,7 +53,9 @@ def run_recipe(
     """
     directory = open_run(recipe, steps, store)
     with reporting(manager, recipe, store, directory, listener, track) as send:
-        outcome = run_plan(recipe, steps, store, send, directory=directory, fresh=fresh, jobs=jobs)
+        outcome = run_plan(recipe, steps, store, send, directory=directory, fresh=fresh, only=only, jobs=jobs)
+        if only is not None:
+            return outcome
         try:
             page = str(through_link(current_report(outcome.directory)))
         except UserError as error:  # the results exist: a report that cannot be drawn is no failure of the run

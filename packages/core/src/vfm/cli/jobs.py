@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +11,8 @@ import yaml
 
 from vfm.base import UserError
 from vfm.cli.command import show
-from vfm.flow.execution.jobs import Cluster, submit
+from vfm.flow.execution.jobs import Cluster, Submitted, submit
+from vfm.flow.plan.plan import Step
 
 
 def submit_run(on: str | None, parameters: Sequence[str], store: Path) -> None:
@@ -25,8 +26,45 @@ def submit_run(on: str | None, parameters: Sequence[str], store: Path) -> None:
     if on not in get_args(Cluster):
         raise UserError(f"--on: expected {' or '.join(get_args(Cluster))}, got {on}")
     settings = dict(_parameter(each) for each in parameters)
-    job = submit(list(_without(sys.argv[1:], ("--on", "--job"))), store / "jobs", on, settings)  # type: ignore[arg-type]
+    job = submit(_words(), store / "jobs", on, settings)  # type: ignore[arg-type]
     show(f"submitted job {job.number} to {on}; its output: {job.output}, its errors: {job.errors}")
+
+
+def submit_stages(on: str | None, parameters: Sequence[str], store: Path, steps: Sequence[Step]) -> None:
+    """Submit the present command line for each stage whose artifact is missing, and for the report at the end.
+
+    A scheduler starts the job of a stage when those of its inputs have succeeded, and cancels it if one has failed.
+
+    Raises:
+        UserError: the scheduler is not Slurm, or a parameter does not exist.
+    """
+    if "--fresh" in sys.argv:
+        raise UserError("--job-per-stage: expected no --fresh, with which each job would make its inputs again")
+    if on != "slurm":
+        raise UserError(f"--job-per-stage: expected --on slurm, which starts jobs one after another, got --on {on}")
+    settings = dict(_parameter(each) for each in parameters)
+    jobs: dict[str, Submitted] = {}
+    for step in steps:
+        if step.status != "cached":
+            name, needed = step.stage.name, [jobs[ref].number for ref in step.inputs if ref in jobs]
+            own = {"name": f"vfm-{name}", **settings, **_after(needed, settings)}
+            jobs[name] = submit([*_words(), "--until", name], store / "jobs", "slurm", own)
+            show(f"submitted job {jobs[name].number} for {name}; its output: {jobs[name].output}")
+    last = submit(_words(), store / "jobs", "slurm", settings | _after([job.number for job in jobs.values()], settings))
+    show(f"submitted job {last.number} for the report; its output: {last.output}")
+
+
+def _after(numbers: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return submitit's parameters of a job that starts after others have succeeded."""
+    more = {**settings.get("slurm_additional_parameters", {}), "kill_on_invalid_dep": "yes"}
+    after = {"slurm_dependency": f"afterok:{':'.join(numbers)}", "slurm_additional_parameters": more}
+    return after if numbers else {}
+
+
+def _words() -> list[str]:
+    """Return the words of this command line without those that submit it."""
+    words = _without(sys.argv[1:], ("--on", "--job"))
+    return [word for word in words if word != "--job-per-stage"]
 
 
 def _parameter(text: str) -> tuple[str, Any]:

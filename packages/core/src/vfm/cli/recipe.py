@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from vfm.api.recipe_run import reporting, run_recipe
+from vfm.api.recipe_run import run_recipe
 from vfm.base import UserError
 from vfm.cli.command import (
     DEFAULT_STORE,
@@ -36,17 +36,16 @@ from vfm.cli.command import (
 )
 from vfm.cli.estimate import cost_table, notes
 from vfm.flow.execution.execution import read_step, run_step, torchrun_lines, write_step
-from vfm.flow.execution.run import Outcome, check_continuations, preflight, run_plan
+from vfm.flow.execution.run import Outcome, check_continuations, preflight
 from vfm.flow.execution.subprocesses import Send, end_without_reader
 from vfm.flow.listeners.listeners import ConsoleListener, PipeListener, sender
 from vfm.flow.plan.estimate import ABSENT, estimate_costs, known_artifacts
-from vfm.flow.plan.plan import Step, make_plan
+from vfm.flow.plan.plan import Step, make_plan, steps_until
 from vfm.flow.plan.store import Store
 from vfm.flow.recipe.recipe import Recipe, load_recipe
 from vfm.flow.recipe.recipe_source import find_recipe, read_text
 from vfm.flow.recipe.schema import json_schema
 from vfm.flow.records.reasons import reasons
-from vfm.flow.records.runs import open_run
 from vfm.interfaces import Event, load_plugins, stage_types
 
 SCHEMA_FILE = "vfm.schema.json"
@@ -70,11 +69,15 @@ def run(
         str | None, typer.Option(help="Prepare this stage to be started by torchrun elsewhere, and stop before it.")
     ] = None,
     jobs: JobsOption = 1,
+    until: Annotated[str | None, typer.Option(help="Run this stage and those that it needs, no others.")] = None,
     track: Annotated[
         list[str] | None,
         typer.Option(help="Also send metrics to tensorboard, wandb, trackio or mlflow; repeatable."),
     ] = None,
     on: Annotated[str | None, typer.Option(help="Submit the run as a job instead: slurm, or local.")] = None,
+    job_per_stage: Annotated[
+        bool, typer.Option("--job-per-stage", help="With --on slurm: a job for each stage, started after its inputs.")
+    ] = False,
     job: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A parameter of the job, of submitit's; repeatable.")
     ] = None,
@@ -83,18 +86,24 @@ def run(
 ) -> None:
     """Run a recipe. Finished stages are cached, interrupted ones resume."""
     manager, loaded, steps = _plan(recipe, store, set)
-    if on or job:
-        from vfm.cli.jobs import submit_run  # submitit is an extra
+    if on or job or job_per_stage:
+        from vfm.cli.jobs import submit_run, submit_stages  # submitit is an extra
 
         preflight(steps, fresh=fresh)
-        submit_run(on, job or (), store)
+        if job_per_stage:
+            submit_stages(on, job or (), store, steps)
+        else:
+            submit_run(on, job or (), store)
         return
-    if prepare:
-        _prepare(manager, loaded, steps, Store(store), prepare, fresh=fresh, track=track or (), jobs=jobs, quiet=quiet)
-        return
+    chosen = _chosen(steps, prepare, fresh=fresh) if prepare else None
+    only = steps[: steps.index(chosen)] if chosen else steps_until(steps, until) if until else None
     listener = ConsoleListener(console, quiet=quiet)
-    outcome = run_recipe(manager, loaded, steps, Store(store), listener, fresh=fresh, track=track or (), jobs=jobs)
-    if not quiet:
+    outcome = run_recipe(
+        manager, loaded, steps, Store(store), listener, fresh=fresh, track=track or (), only=only, jobs=jobs
+    )
+    if chosen:
+        _prepare(chosen, fresh=fresh)
+    elif not quiet and not until:
         show_results(outcome.directory)
         show_outcome(outcome)
 
@@ -104,29 +113,22 @@ def show_outcome(outcome: Outcome) -> None:
     show(f"{outcome.seconds:.0f} s   report: {outcome.page}")
 
 
-def _prepare(
-    manager: pluggy.PluginManager,
-    recipe: Recipe,
-    steps: list[Step],
-    store: Store,
-    name: str,
-    *,
-    fresh: bool,
-    track: Sequence[str],
-    jobs: int,
-    quiet: bool,
-) -> None:
-    """Run the stages before one, and prepare that one."""
+def _chosen(steps: list[Step], name: str, *, fresh: bool) -> Step:
+    """Return the step that is to be prepared."""
     chosen = next((step for step in steps if step.stage.name == name), None)
     if chosen is None:
         raise UserError(f"--prepare {name}: no stage has this name; stages: {', '.join(s.stage.name for s in steps)}")
     if chosen.status == "cached" and not fresh:
         raise UserError(f"--prepare {name}: {chosen.slot.name} is already finished")
-    directory = open_run(recipe, steps, store)
-    with reporting(manager, recipe, store, directory, ConsoleListener(console, quiet=quiet), track) as send:
-        run_plan(recipe, steps, store, send, directory=directory, fresh=fresh, before=chosen, jobs=jobs)
-        with chosen.slot.lock(partial(_log, send, name)):  # another process that is running it must not lose its files
-            work = write_step(chosen)
+    return chosen
+
+
+def _prepare(chosen: Step, *, fresh: bool) -> None:
+    """Prepare a step whose inputs exist, and print how it is started."""
+    if fresh:
+        chosen.slot.discard(note)
+    with chosen.slot.lock(note):  # another process that is running it must not lose its files
+        work = write_step(chosen)
     show("prepared; start it on one machine, or the second line on each of several:")
     for line in torchrun_lines(chosen, work):
         show(f"  {line}")

@@ -43,7 +43,7 @@ def run_plan(
     *,
     directory: Path | None = None,
     fresh: bool = False,
-    before: Step | None = None,
+    only: Sequence[Step] | None = None,
     jobs: int = 1,
 ) -> Outcome:
     """Run the steps of a plan whose artifacts are missing.
@@ -55,7 +55,7 @@ def run_plan(
         send: receives every event.
         directory: folder of the run; None: the one that `open_run` returns.
         fresh: run every step again, cached or not.
-        before: stop before this step of the plan.
+        only: run only these steps of the plan, and do not note that the run has finished.
         jobs: number of steps at a time; if more than one, each runs in a subprocess (`vfm.flow.execution.parallel`).
 
     Raises:
@@ -67,12 +67,12 @@ def run_plan(
     overview = [{"name": s.stage.name, "kind": s.stage.kind, "id": s.slot.name, "status": s.status} for s in steps]
     send(Event("run_started", None, {"recipe": recipe.name, "directory": str(directory), "stages": overview}))
     preflight(steps, fresh=fresh)
-    for step in steps if fresh else ():
+    chosen = steps if only is None else only
+    for step in chosen if fresh else ():
         step.slot.discard(_log_waiting(step, send))
-    chosen = steps[: steps.index(before)] if before else steps
     made = run_in_parallel(chosen, run_one, send, jobs) if jobs > 1 else sum(run_one(step, send) for step in chosen) > 0
     outcome = Outcome(directory, tuple(steps), time.monotonic() - begun)
-    if not before:
+    if only is None:
         _record(recipe, outcome, store, started, made=made)
     return outcome
 

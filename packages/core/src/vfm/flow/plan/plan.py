@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,22 @@ def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = la
     if problems:
         raise UserError("\n".join(problems))
     return list(steps.values())
+
+
+def steps_until(steps: Sequence[Step], name: str) -> list[Step]:
+    """Return the steps of a plan that a stage needs, and its own at the end.
+
+    Raises:
+        UserError: no stage has this name.
+    """
+    needed = {name}
+    for step in reversed(steps):
+        if step.stage.name in needed:
+            needed |= set(step.inputs)
+    chosen = [step for step in steps if step.stage.name in needed]
+    if not chosen or chosen[-1].stage.name != name:
+        raise UserError(f"no stage is named {name}; stages: {', '.join(step.stage.name for step in steps)}")
+    return chosen
 
 
 def check_identity(step: Step, found: str, place: Path) -> None:
