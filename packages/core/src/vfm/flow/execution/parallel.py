@@ -20,7 +20,7 @@ from vfm.flow.devices import Devices, environment_of
 from vfm.flow.durations import longest_paths
 from vfm.flow.execution.subprocesses import Job, Processes, Send, signals_forwarded, stopped_by
 from vfm.flow.plan.plan import Step
-from vfm.interfaces import Evaluation, Event
+from vfm.interfaces import Evaluation, Event, Preempted
 
 RunOne = Callable[[Step, Send, Job], bool]
 
@@ -64,6 +64,7 @@ class _Queue:
         self.running: dict[str, tuple[Step, list[str]]] = {}  # with its GPUs
         self.unfinished = {step.stage.name for step in steps}
         self.failures: dict[str, BaseException] = {}
+        self.stopped: list[Step] = []
         self.made = False
         self.devices, self.processes, self.jobs = Devices(), processes, jobs
         self.run_one, self.send, self.lock = run_one, send, threading.Lock()
@@ -79,7 +80,7 @@ class _Queue:
             self._end_processes()
             raise
         if self.processes.stopped:
-            raise stopped_by([step for step, _ in self.running.values()], self.processes.stopped[0])
+            raise stopped_by(self.stopped, self.processes.stopped[0])
         if self.failures:
             self._report_left()
             raise _one_error(list(self.failures.values()))
@@ -133,12 +134,14 @@ class _Queue:
                     return None
 
     def _finish(self, name: str, end: bool | BaseException) -> None:
-        _, gpus = self.running.pop(name)
+        step, gpus = self.running.pop(name)
         self.devices.give_back(gpus)
         if not isinstance(end, BaseException):
             self.unfinished.discard(name)
             self.made |= end
-        elif not self.processes.stopped:
+        elif isinstance(end, Preempted):
+            self.stopped.append(step)
+        else:
             self.failures[name] = end
             self._send(Event("stage_failed", name, {"message": str(end) or type(end).__name__}))
 
