@@ -24,7 +24,7 @@ stages:
     name: clip
     model: ViT-Pico-8-32
     data: pool
-    steps: 120
+    steps: 300
     global_batch_size: 16
     log_every: 1
     checkpoint: {every_steps: 1000}
