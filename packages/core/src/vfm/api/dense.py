@@ -94,5 +94,6 @@ def _label_map(checkpoint: DenseCheckpoint, predictor: Any, image: Image.Image) 
     if "semantic" in checkpoint.tasks:
         labels: NDArray[np.int64] = predict_labels(image, predictor.crop_logits, checkpoint.image_size)
         return labels
-    (found,) = predictor.segment_all([image])
-    return np.append(found.labels, -1)[found.segments]
+    (panoptic,) = predictor.segment_all([image])
+    classes: NDArray[np.int64] = np.append(panoptic.labels, -1)[panoptic.segments]
+    return classes
