@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from train_toy import Plan, Regression, Samples, plan, train
-from vfm.plugin import AdamW, UserError
+from vfm.plugin import AdamW, PolySchedule, StepSchedule, UserError
 from vfm.train import Ema, ParamGroup, build_optimizer, set_lr
 from vfm.train.parallel.dist import World, micro_batch_size
 
@@ -31,6 +31,26 @@ def test_constant_stays_after_the_warm_up_and_cosine_keeps_min_lr():
     constant = plan(steps=10, lr=1.0, warmup_steps=4, schedule="constant")
     assert [lr_at(step, constant) for step in range(10)] == [0.25, 0.5, 0.75] + [1.0] * 7
     assert lr_at(10, plan(steps=10, lr=1.0, min_lr=0.1)) == pytest.approx(0.1)
+
+
+def test_steps_divide_the_rate_by_10_after_shares_of_the_training():
+    rate = StepSchedule(warmup_steps=4).build(1.0, 100)
+    assert [rate(step) for step in (0, 3, 79, 80, 90)] == pytest.approx([0.25, 1.0, 1.0, 0.1, 0.01])
+
+
+def test_poly_equals_mmsegmentations_formula():
+    rate = PolySchedule(power=1.0, warmup_steps=10).build(2.0, 110)
+    assert rate(0) == pytest.approx(0.2)
+    assert rate(9) == rate(10) == 2.0
+    assert rate(60) == pytest.approx(1.0)
+    assert PolySchedule(power=0.9).build(1.0, 100)(50) == pytest.approx(0.5**0.9)
+
+
+@pytest.mark.parametrize("name", ["steps", "poly"])
+def test_a_training_takes_its_schedule_from_core_without_a_plugin(name):
+    training = Plan.model_validate({"name": "p", "steps": 9, "schedule": {"type": name, "warmup_steps": 2}})
+    assert type(training.schedule).__module__ == "vfm.interfaces.schedules"
+    assert 0 < lr_at(8, training) < training.lr
 
 
 @given(steps=st.integers(1, 500), warmup=st.integers(0, 600), fraction=st.floats(0, 1))

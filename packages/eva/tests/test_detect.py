@@ -34,9 +34,8 @@ from vfm_eva.dense.detect.predict import load_detector, mean_inside, paste
 from vfm_eva.dense.detect.released import load_released
 from vfm_eva.dense.detect.repeat import RepeatedEpochs, repeat_factors
 from vfm_eva.dense.detect.samples import MakeDetection
-from vfm_eva.dense.detect.schedule import steps
 from vfm_eva.dense.detect.settings import DetectorSettings
-from vfm_eva.dense.detect.stages import DetectAugmentation, EvaDetect, ImportDetector, StepSchedule
+from vfm_eva.dense.detect.stages import DetectAugmentation, EvaDetect, ImportDetector
 from vfm_eva.dense.detect.task import DetectTask
 
 ENCODER = "eva02_pico_patch8_32"
@@ -455,8 +454,3 @@ def test_contradicting_settings_are_refused():
     ):
         with pytest.raises(ValidationError, match=line):
             stage(**changes)
-
-
-def test_learning_rate_falls_in_steps_after_the_warm_up():
-    rate = steps(StepSchedule(warmup_steps=4), 1.0, 100)
-    assert [rate(step) for step in (0, 3, 79, 80, 90)] == pytest.approx([0.25, 1.0, 1.0, 0.1, 0.01])

@@ -8,9 +8,9 @@ import torch
 from vfm import core as stages
 from vfm.flow.recipe.recipe import load_recipe
 from vfm.models import build_vision
-from vfm.plugin import AdamW
+from vfm.plugin import AdamW, PolySchedule
 from vfm_eva.dense.segment.model import build_segmenter
-from vfm_eva.dense.segment.stages import EvaSegment, PolySchedule
+from vfm_eva.dense.segment.stages import EvaSegment
 from vfm_eva.plugin import vfm_stages
 
 ARCHITECTURES = {"b": "eva02_base_patch14_224", "l": "eva02_large_patch14_224"}
@@ -44,11 +44,3 @@ def test_values_are_those_of_the_released_files(name: str, tmp_path: object) -> 
         segmenter = build_segmenter(stage, model, 150)
     assert encoder.source.startswith(ARCHITECTURES[name[7]])  # type: ignore[attr-defined]
     assert segmenter.encoder.trunk.grid == (side // 16, side // 16)
-
-
-def test_the_schedule_is_mmsegmentations() -> None:
-    rate = PolySchedule(power=1.0, warmup_steps=10).build(2.0, 110)
-    assert rate(0) == pytest.approx(0.2)
-    assert rate(9) == rate(10) == 2.0
-    assert rate(60) == pytest.approx(1.0)
-    assert PolySchedule(power=0.9).build(1.0, 100)(50) == pytest.approx(0.5**0.9)

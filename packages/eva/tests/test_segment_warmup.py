@@ -15,9 +15,9 @@ from vfm.models import build_vision, load_state_dict, save_vision
 from vfm.plugin import AdamW, AnnotatedImages, VisionCheckpoint
 from vfm.train import build_optimizer, set_lr
 from vfm_eva.dense.segment.model import HeadRecord, build_segmenter
-from vfm_eva.dense.segment.schedule import encoder_rate
 from vfm_eva.dense.segment.stages import EvaSegment
 from vfm_eva.dense.segment.task import SegmentTask
+from vfm_eva.dense.segment.train import encoder_rate
 
 ENCODER = "eva02_pico_patch8_32"
 HEAD = {"type": "queries", "num_queries": 4, "num_blocks": 1, "loss": {"num_points": 32}}

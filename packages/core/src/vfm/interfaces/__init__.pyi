@@ -196,7 +196,13 @@ from .schedules import (
     CosineSchedule as CosineSchedule,
 )
 from .schedules import (
+    PolySchedule as PolySchedule,
+)
+from .schedules import (
     Schedule as Schedule,
+)
+from .schedules import (
+    StepSchedule as StepSchedule,
 )
 from .schedules import (
     WarmupStableDecay as WarmupStableDecay,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -44,3 +44,21 @@ class WarmupStableDecay(Schedule):
         "linear", description="of the decay after a share x of it: 1 - x, 1 - sqrt(x), or half a cosine"
     )
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
+
+
+class StepSchedule(Schedule):
+    """`lr`, a tenth of it, and so on, as in detectron2."""
+
+    type: Literal["steps"] = Field("steps", description="falls to a tenth at each of some shares of the steps")
+    work: ClassVar[str] = "vfm.train.optim.schedule:steps"
+    at: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.8, 0.9], min_length=1, description="shares of the steps after which the learning rate is divided by 10"
+    )
+
+
+class PolySchedule(Schedule):
+    """A power of the share of the steps that is left, as in mmsegmentation."""
+
+    type: Literal["poly"] = Field("poly", description="falls from lr to 0 as a power of what is left of the training")
+    work: ClassVar[str] = "vfm.train.optim.schedule:poly"
+    power: float = Field(0.9, gt=0, description="exponent")

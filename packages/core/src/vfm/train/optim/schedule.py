@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from vfm.interfaces import ConstantSchedule, CosineSchedule, Schedule, WarmupStableDecay
+from vfm.interfaces import (
+    ConstantSchedule,
+    CosineSchedule,
+    PolySchedule,
+    Schedule,
+    StepSchedule,
+    WarmupStableDecay,
+)
 
 Rate = Callable[[int], float]
 """Learning rate of an optimizer step; the first step is 0."""
@@ -35,6 +42,27 @@ def warmup_stable_decay(schedule: WarmupStableDecay, lr: float, num_steps: int) 
         done = max(0.0, (step - start) / schedule.decay_steps)
         left = {"linear": 1 - done, "sqrt": 1 - math.sqrt(done), "cosine": 0.5 * (1 + math.cos(math.pi * done))}
         return low + (lr - low) * left[schedule.shape]
+
+    return warmed_up(schedule, lr, rate)
+
+
+def steps(schedule: StepSchedule, lr: float, num_steps: int) -> Rate:
+    """Return `lr`, divided by 10 after each share of the steps in `at`, also during the warm-up."""
+    starts = [share * num_steps for share in schedule.at]
+
+    def rate(step: int) -> float:
+        warm = min(1.0, (step + 1) / schedule.warmup_steps) if schedule.warmup_steps else 1.0
+        return lr * warm * 0.1 ** sum(step >= start for start in starts)
+
+    return rate
+
+
+def poly(schedule: PolySchedule, lr: float, num_steps: int) -> Rate:
+    """Return `lr` times a power of the share of the steps after the warm-up that is left."""
+    start = schedule.warmup_steps
+
+    def rate(step: int) -> float:
+        return float(lr * (1 - (step - start) / max(1, num_steps - start)) ** schedule.power)
 
     return warmed_up(schedule, lr, rate)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,20 +17,11 @@ from vfm.plugin import (
     Ref,
     Schedule,
     Stage,
+    StepSchedule,
     Training,
     VisionCheckpoint,
 )
 from vfm_eva.dense.detect.settings import DetectorSettings
-
-
-class StepSchedule(Schedule):
-    """`lr`, a tenth of it, and so on, as detectron2's trainings."""
-
-    type: Literal["steps"] = Field("steps", description="falls to a tenth at each of some shares of the steps")
-    work: ClassVar[str] = "vfm_eva.dense.detect.schedule:steps"
-    at: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
-        [0.8, 0.9], min_length=1, description="shares of the steps after which the learning rate is divided by 10"
-    )
 
 
 class DetectAugmentation(Config):

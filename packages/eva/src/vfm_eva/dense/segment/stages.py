@@ -16,20 +16,13 @@ from vfm.plugin import (
     DenseCheckpoint,
     Optimizer,
     Part,
+    PolySchedule,
     Ref,
     Schedule,
     Stage,
     Training,
     VisionCheckpoint,
 )
-
-
-class PolySchedule(Schedule):
-    """A power of the share of the steps that is left."""
-
-    type: Literal["poly"] = Field("poly", description="falls from lr to 0 as a power of what is left of the training")
-    work: ClassVar[str] = "vfm_eva.dense.segment.schedule:poly"
-    power: float = Field(0.9, gt=0, description="exponent")
 
 
 class SegmentationHead(Part):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from vfm.data import TrainingData
@@ -17,7 +19,6 @@ from vfm.plugin import (
 from vfm.train import fit, is_main
 from vfm_eva.dense.segment.model import PREDICTED, HeadRecord, build_encoder, build_segmenter, load_encoder
 from vfm_eva.dense.segment.samples import MakeSegments, count_crowded, most_segments
-from vfm_eva.dense.segment.schedule import encoder_rate
 from vfm_eva.dense.segment.stages import EvaSegment, QueriesSegmentation
 from vfm_eva.dense.segment.task import SegmentTask
 
@@ -81,6 +82,21 @@ def segment_eva(config: EvaSegment, ctx: Context) -> DenseCheckpoint:
         _report_crowded(config, config.head, source, ctx)
     fit(task, TrainingData.of(config, source.source, make), config, ctx)
     return task.export(ctx.directory)
+
+
+def encoder_rate(config: EvaSegment) -> Callable[[int], float] | None:
+    """Return the encoder's learning rate before layer decay, if it has a warm-up of its own.
+
+    It is 0 while the head warms up; then the schedule of the training begins for it, over the steps that are left.
+
+    Source: Kerssies et al. 2025, EoMT (arXiv:2503.19108), whose code waits 500 steps and warms up over 1,000.
+    """
+    if config.encoder_warmup_steps is None:
+        return None
+    wait = config.schedule.warmup_steps
+    later = config.schedule.model_copy(update={"warmup_steps": config.encoder_warmup_steps})
+    rate: Callable[[int], float] = later.build(config.lr, config.num_steps - wait)
+    return lambda step: rate(step - wait) if step >= wait else 0.0
 
 
 def make_segments(config: EvaSegment, source: AnnotatedSource, side: int) -> MakeSegments:
