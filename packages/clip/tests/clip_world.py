@@ -27,20 +27,21 @@ from vfm.plugin import (
     ClipCheckpoint,
     Context,
     Event,
+    Lora,
     Pool,
     Runtime,
 )
-from vfm.train import distributed, fit, seed_everything
+from vfm.train import distributed, fit, prepare_towers, seed_everything
 from vfm_clip import (
     ClipTrain,
     Distillation,
     DistinctInfoNce,
     InfoNce,
-    Lora,
     Siglip,
     Tower,
 )
 from vfm_clip.task import ClipInputs, ClipTask
+from vfm_clip.towers import trained_towers
 
 SIDE = 16
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
@@ -125,8 +126,10 @@ def tiny_task(
     configured = LOSSES[loss].model_copy(update={"chunk_size": chunk_size})
     clip = build_clip(config, seed=0)
     if rank:
-        Lora(rank=rank).build(clip, vision=Tower(), text=Tower())
-    return ClipTask(clip, loss=configured, **options)
+        options["vision"] = options["text"] = Tower(trained=Lora(rank=rank))
+    towers = trained_towers(clip, options.pop("vision", Tower()), options.pop("text", Tower()))
+    prepare_towers(towers)
+    return ClipTask(clip, loss=configured, towers=towers, **options)
 
 
 def tiny_teacher(config: dict[str, Any]) -> ClipModel:

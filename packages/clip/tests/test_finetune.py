@@ -64,7 +64,7 @@ def test_without_other_data_nothing_is_evaluated_and_the_vision_tower_can_be_loc
     assert done.exit_code == 0, done.output
     stages = stages_of(here / "mine.yaml")
     assert list(stages) == ["pool", "tuned", "wise"]
-    assert stages["tuned"]["vision"] == {"lock": True}
+    assert stages["tuned"]["vision"] == {"trained": {"type": "frozen"}}
     assert not (here / "store").exists()
 
 
@@ -90,7 +90,7 @@ def test_a_saved_dataset_in_this_folder_is_not_imported_again(here: Path) -> Non
 def test_low_rank_changes_are_trained_and_merged(here: Path) -> None:
     done = finetune("model", "pairs", "--lora", "--rank", "2", "--lock", *SMALL)
     assert done.exit_code == 0, done.output
-    assert stages_of(here / "finetune.yaml")["tuned"]["update"] == {"type": "lora", "rank": 2}
+    assert stages_of(here / "finetune.yaml")["tuned"]["text"] == {"trained": {"type": "lora", "rank": 2}}
     start, tuned = (
         load_clip(f).module.state_dict() for f in (here / "model", here / "store/runs/finetune/artifacts/tuned")
     )
@@ -100,7 +100,7 @@ def test_low_rank_changes_are_trained_and_merged(here: Path) -> None:
     assert not [name for name in moved if name.startswith("visual.")]
     assert finetune("model", "pairs", "--lora", "--dry-run", "--recipe", "default.yaml").exit_code == 0
     assert stages_of(here / "default.yaml")["tuned"]["lr"] == 1e-4
-    assert stages_of(here / "default.yaml")["tuned"]["update"] == {"type": "lora", "rank": 16}
+    assert stages_of(here / "default.yaml")["tuned"]["vision"] == {"trained": {"type": "lora", "rank": 16}}
 
 
 @pytest.mark.parametrize(

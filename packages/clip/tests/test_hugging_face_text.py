@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from clip_world import VIT, make_pool, plan, run_stage, tiny_task
-from vfm.models import blueprint, build_clip, load_clip, save_clip
-from vfm.plugin import UserError
+from vfm.models import blueprint, build_clip, load_clip, save_clip, tower_layers
+from vfm.plugin import FrozenWeights, LastBlocks, UserError
+from vfm.train import prepare_towers
 from vfm_clip import Tower
-from vfm_clip.towers import lock_towers, tower_groups
+from vfm_clip.towers import trained_towers
 from weight_decay_rule import assert_decays
 
 transformers = pytest.importorskip("transformers")
@@ -64,12 +65,12 @@ def test_a_text_tower_is_built_saved_and_loaded_with_its_tokenizer(kind: str, tm
 @pytest.mark.parametrize("kind", SIZES)
 def test_a_lock_leaves_the_same_weights_free_as_open_clips(kind: str, unlocked: int, tmp_path: Path) -> None:
     ours, theirs = (build_clip(configuration(tmp_path, kind), seed=0) for _ in range(2))
-    lock_towers(ours, text=Tower(lock=True, unlocked=unlocked))
+    prepare_towers(trained_towers(ours, Tower(), Tower(trained=LastBlocks(blocks=unlocked))))
     theirs.module.lock_text_tower(unlocked_layers=unlocked)
     for (name, weight), peer in zip(ours.module.named_parameters(), theirs.module.parameters(), strict=True):
         assert weight.requires_grad == peer.requires_grad, name
-    assert len(tower_groups(ours, "text")) == 4  # embeddings and three blocks
-    lock_towers(ours, text=Tower(lock=True))
+    assert len(tower_layers(ours.module, "text")) == 4  # embeddings and three blocks
+    prepare_towers(trained_towers(ours, Tower(), Tower(trained=FrozenWeights())))
     assert not any(weight.requires_grad for weight in ours.module.text.parameters())
 
 
@@ -87,7 +88,7 @@ def test_it_is_trained_in_micro_batches_with_layer_decay_and_initialised_only_fr
 ) -> None:
     config = configuration(tmp_path / "text", "xlm-roberta")
     donor = save_clip(build_clip(config, seed=3), tmp_path / "donor")
-    locks = {"text": {"lock": True, "unlocked": 1, "layer_decay": 0.5}}
+    locks = {"text": {"trained": {"type": "last_blocks", "blocks": 1, "layer_decay": 0.5}}}
     stage = plan(model=config, init_text="donor", steps=2, micro_batch_size=6, **locks)
     trained, _ = run_stage(stage, tmp_path, pool=make_pool(tmp_path / "pool"), donor=donor)
     before, after = (load_file(each.path / "open_clip_model.safetensors") for each in (donor, trained))

@@ -253,8 +253,8 @@ def test_models_to_be_downloaded_are_checked_by_their_names() -> None:
     start = ImportClip(name="start", source="ViT-B-32", pretrained="openai")
     check(stage(init="start"), start)
     assert "drop_path is for timm's encoders" in misfit(stage(init="start", vision={"drop_path": 0.1}), start)
-    line = misfit(stage(init="start", vision={"lock": True, "unlocked": 20}), start)
-    assert line == "start: unlocked must be less than the 14 groups of the image tower, got 20"
+    line = misfit(stage(init="start", vision={"trained": {"type": "last_blocks", "blocks": 20}}), start)
+    assert line == "trained.blocks: expected 0 to 12, the blocks of CLIP; got 20"
     assert "image_size 230 is not a multiple" in misfit(stage(init="start", image_size=230), start)
     assert "start cannot use init_vision 'eva'" in misfit(stage(init="start", init_vision="eva"), Pretrain(), start)
     loss = {"type": "distillation", "teacher": "start"}

@@ -11,9 +11,10 @@ from vfm import core as stages
 from vfm.flow.recipe.recipe import load_recipe
 from vfm.models import ClipModel, blueprint
 from vfm.plugin import AdamW, Lamb, Preflight, Stage
-from vfm_clip import ClipTrain, Tower
-from vfm_clip.parameter_groups import TowerRates, parameter_groups
+from vfm_clip import ClipTrain
 from vfm_clip.plugin import vfm_stages
+from vfm_clip.task import ClipTask
+from vfm_clip.towers import trained_towers
 
 # recipe: model, parameters of both towers in millions, peak rate
 FROM_SCRATCH = {
@@ -71,21 +72,18 @@ def test_trainings_of_eva_clip_have_the_papers_values(name: str, tmp_path: Path)
     found = recipe_stages(name, tmp_path)
     stage = checked(found["clip"], found)
     assert (stage.model, stage.samples_seen, stage.global_batch_size) == (model, seen, batch)
-    assert tuple(tower.lr_scale * stage.lr for tower in (stage.vision, stage.text)) == rates
-    assert (stage.vision.layer_decay, stage.text.layer_decay, stage.vision.patch_dropout) == (*decays, dropped)
+    assert tuple(tower.trained.lr_scale * stage.lr for tower in (stage.vision, stage.text)) == rates
+    assert tuple(tower.trained.layer_decay for tower in (stage.vision, stage.text)) == decays
+    assert stage.vision.patch_dropout == dropped
     assert (stage.lr, stage.schedule.warmup_steps) == (5e-4, 2000)
     assert stage.optimizer == Lamb(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05, grad_clip_norm=5)
     clip = blueprint(model, noise=stage.vision.noise)
     assert millions(clip) == pytest.approx(parameters, rel=0.01)
-    groups = parameter_groups(clip, (), *(tower_rates(tower) for tower in (stage.vision, stage.text)))
+    groups = ClipTask(clip, towers=trained_towers(clip, stage.vision, stage.text)).parameter_groups()
     depth = len(clip.module.visual.trunk.blocks)
     assert min(group.lr_scale * stage.lr for group in groups) == pytest.approx(
         min(rates[0] * decays[0] ** (depth + 1), rates[1] * decays[1] ** (len_text(clip) + 1))
     )
-
-
-def tower_rates(tower: Tower) -> TowerRates:
-    return TowerRates(tower.lr_scale, tower.layer_decay, tower.weight_decay)
 
 
 def len_text(clip: ClipModel) -> int:
@@ -96,5 +94,5 @@ def test_eva_clip_l_has_a_second_training_at_336_pixels(tmp_path: Path) -> None:
     found = recipe_stages("eva_clip_l14", tmp_path)
     stage = checked(found["clip_336"], found)
     assert (stage.init, stage.image_size, stage.samples_seen, stage.global_batch_size) == ("clip", 336, 2e9, 61440)
-    assert (stage.vision.layer_decay, stage.text.layer_decay) == (0.75, 0.65)
+    assert (stage.vision.trained.layer_decay, stage.text.trained.layer_decay) == (0.75, 0.65)
     assert blueprint("EVA02-L-14", 336).module.visual.trunk.patch_embed.grid_size == (24, 24)

@@ -8,8 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from vfm.base import error_lines
-from vfm.plugin import AdamW, Lamb
+from vfm.plugin import AdamW, AllWeights, Lamb
 from vfm_clip import ClipTrain, InfoNce
+
+FROZEN = {"trained": {"type": "frozen"}}
 
 
 def stage(**changes: Any) -> ClipTrain:
@@ -19,17 +21,14 @@ def stage(**changes: Any) -> ClipTrain:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vision": {"lock": True}, "text": {"lock": True}, "init": "x"}, "leave nothing to train"),
-        ({"vision": {"lock": True}}, "vision.lock would keep random weights: give init or init_vision"),
-        ({"text": {"lock": True}, "init_vision": "x"}, "text.lock would keep random weights: give init or init_text"),
-        ({"vision": {"unlocked": 2}}, "vision.unlocked is an exception to vision.lock: give both"),
-        ({"text": {"unlocked": 2}}, "text.unlocked is an exception to text.lock: give both"),
+        ({"vision": FROZEN, "text": FROZEN, "init": "x"}, "frozen leaves nothing to train"),
+        ({"vision": FROZEN}, "vision.trained: frozen would keep random weights: give init or init_vision"),
+        ({"text": FROZEN, "init_vision": "x"}, "frozen would keep random weights: give init or init_text"),
+        ({"vision": {**FROZEN, "drop_path": 0.1}, "init": "x"}, "vision.drop_path has no effect, since vision.trained"),
         (
-            {"vision": {"lock": True, "drop_path": 0.1}, "init": "x"},
-            "vision.drop_path has no effect, since vision.lock",
+            {"text": {"trained": {"type": "frozen", "lr_scale": 0.1}}, "init": "x"},
+            "text.trained.lr_scale has no effect, since text.trained: frozen keeps",
         ),
-        ({"vision": {"lock": True, "layer_decay": 0.9}, "init": "x"}, "vision.layer_decay has no effect"),
-        ({"text": {"lock": True, "lr_scale": 0.1}, "init": "x"}, "text.lr_scale has no effect, since text.lock keeps"),
         ({"init": "x", "model": "ViT-Nano-4-32"}, "init has its own architecture: omit model"),
         ({"vision": {"unmasked_steps": 1}}, "vision.unmasked_steps ends vision.patch_dropout: give both"),
         ({"vision": {"unmasked_steps": 2, "patch_dropout": 0.5}}, "vision.unmasked_steps must be at most 1"),
@@ -53,10 +52,11 @@ def test_contradicting_settings_are_refused(changes: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("lock_image", "vision.lock"),
-        ("lock_text_unlocked_layers", "text.unlocked"),
-        ("image_lr", "vision.lr_scale"),
-        ("text_layer_decay", "text.layer_decay"),
+        ("lock_image", "vision.trained: {type: frozen}"),
+        ("lock_text_unlocked_layers", "text.trained: {type: last_blocks}"),
+        ("image_lr", "vision.trained.lr_scale"),
+        ("text_layer_decay", "text.trained.layer_decay"),
+        ("update", "vision.trained and text.trained"),
         ("patch_dropout", "vision.patch_dropout"),
         ("unmasked_steps", "vision.unmasked_steps"),
         ("logit_scale_max", "logit_scale.max"),
@@ -75,17 +75,28 @@ def test_an_old_flat_key_is_answered_with_its_new_place(old: str, new: str) -> N
     assert f"unknown key; did you mean '{new}'?" in [line for _, line in error_lines(caught.value, ClipTrain)]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [("lock", "{type: frozen}"), ("unlocked", "{type: last_blocks}"), ("lr_scale", None)]
+)
+def test_an_old_key_of_a_tower_is_answered_with_what_is_trained(old: str, new: str | None) -> None:
+    with pytest.raises(ValidationError) as caught:
+        stage(text={old: 1})
+    place = f"trained: {new}" if new else f"trained.{old}"
+    assert [line for _, line in error_lines(caught.value, ClipTrain)] == [f"unknown key; did you mean '{place}'?"]
+
+
 def test_a_group_keeps_the_defaults_that_are_not_given() -> None:
     assert stage(optimizer={"betas": (0.9, 0.95)}).optimizer == AdamW(betas=(0.9, 0.95), weight_decay=0.2)
     assert stage(optimizer={"type": "lamb"}).optimizer == Lamb()  # another type has its own defaults
     assert stage(schedule={"min_lr": 1e-5}).schedule.warmup_steps == 100
     assert stage(loss={"chunk_size": 5}).loss == InfoNce(chunk_size=5)
-    assert stage(vision={"lr_scale": 0.5}).vision.layer_decay == 1
+    assert stage(vision={"trained": {"lr_scale": 0.5}}).vision.trained == AllWeights(lr_scale=0.5)
 
 
 def test_noise_is_allowed_in_a_partly_locked_tower() -> None:
-    lock = {"lock": True, "patch_dropout": 0.5}
-    for changes in ({"init": "x", "vision": {**lock, "unlocked": 2}}, {"init_vision": "x", "vision": lock}):
+    lock = {**FROZEN, "patch_dropout": 0.5}
+    part = {"trained": {"type": "last_blocks", "blocks": 1}, "patch_dropout": 0.5}
+    for changes in ({"init": "x", "vision": part}, {"init_vision": "x", "vision": lock}):
         assert stage(**changes).vision.noise == {"patch_dropout": 0.5}
     assert stage(init="x", vision={**lock, "patch_dropout": 0}).vision.noise == {"patch_dropout": 0}
 

@@ -19,10 +19,9 @@ from vfm.eval import retrieval_ranks
 from vfm.eval.retrieval.stages import Retrieval
 from vfm.interfaces import load_panels
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
-from vfm.plugin import ClipCheckpoint, Context, Event, UserError, VisionCheckpoint
+from vfm.plugin import ClipCheckpoint, Context, Event, FrozenWeights, UserError, VisionCheckpoint
 from vfm_clip import Tower
 from vfm_clip.data import training_data
-from vfm_clip.towers import lock_towers
 from vfm_clip.train import initial_model
 
 RESNET: dict[str, Any] = {
@@ -109,7 +108,7 @@ def test_a_locked_tower_is_unchanged_to_the_bit_and_the_other_is_trained(
     assert same(parts(before, vision=True), parts(after, vision=True)) == (locked == "image")
     assert same(parts(before, vision=False), parts(after, vision=False)) == (locked == "text")
     assert not torch.equal(before["logit_scale"], after["logit_scale"])
-    lock_towers(task.model, vision=Tower(lock=locked == "image"), text=Tower(lock=locked == "text"))
+    task = tiny_task(VIT, **{"vision" if locked == "image" else "text": Tower(trained=FrozenWeights())})
     assert task.train().module.visual.training == (locked == "text")
 
 
@@ -118,11 +117,12 @@ def test_an_initialised_tower_has_the_encoders_features_and_locked_only_its_proj
 ) -> None:
     encoder = build_vision("eva02_pico_patch8_32", num_classes=0, seed=9).eval()
     vision = save_vision(encoder, tmp_path / "eva")
-    stage = plan(model=EVA, init_vision="eva", vision={"lock": True}, steps=3, lr=0.01, schedule={"warmup_steps": 0})
+    frozen = {"trained": {"type": "frozen"}}
+    stage = plan(model=EVA, init_vision="eva", vision=frozen, steps=3, lr=0.01, schedule={"warmup_steps": 0})
     pool = make_pool(tmp_path / "pool")
     images = torch.randn(4, 3, 32, 32)
     events: list[Event] = []
-    start, _ = initial_model(
+    start, *_ = initial_model(
         stage, Context("clip", tmp_path / "part", tmp_path / "work", {"eva": vision.path}, events.append)
     )
     start.module.eval()

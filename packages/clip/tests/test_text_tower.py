@@ -46,7 +46,8 @@ def test_another_joint_width_leaves_the_projection_new_and_locked_only_it_is_tra
     tmp_path: Path, config: dict[str, Any]
 ) -> None:
     checkpoint = donor(tmp_path / "donor", embed_dim=20)
-    stage = plan(model=config, init_text="donor", text={"lock": True}, steps=2, lr=0.01, schedule={"warmup_steps": 0})
+    frozen = {"trained": {"type": "frozen"}}
+    stage = plan(model=config, init_text="donor", text=frozen, steps=2, lr=0.01, schedule={"warmup_steps": 0})
     start, _ = started(stage, tmp_path, donor=checkpoint)
     trained, _ = run_stage(stage, tmp_path, pool=make_pool(tmp_path / "pool"), donor=checkpoint)
     before, after = start.module.state_dict(), load_clip(trained).module.state_dict()
@@ -110,8 +111,9 @@ def test_a_second_training_can_have_a_larger_image_size(tmp_path: Path, config: 
         bad.preflight(Preflight({}, {"small": small.path}))
 
 
-def test_too_many_unlocked_groups_are_refused_in_the_preflight(tmp_path: Path) -> None:
+def test_too_many_trained_blocks_are_refused_in_the_preflight(tmp_path: Path) -> None:
     small = donor(tmp_path)
-    stage = ClipTrain(name="c", data="p", steps=1, init="small", vision={"lock": True, "unlocked": 9})
-    with pytest.raises(UserError, match="unlocked must be less than the 4 groups of the image tower, got 9"):
+    many = {"trained": {"type": "last_blocks", "blocks": 9}}
+    stage = ClipTrain(name="c", data="p", steps=1, init="small", vision=many)
+    with pytest.raises(UserError, match=r"trained\.blocks: expected 0 to 2, the blocks of CLIP; got 9"):
         stage.preflight(Preflight({}, {"small": small.path}))

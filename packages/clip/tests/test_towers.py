@@ -11,18 +11,26 @@ from safetensors.torch import load_file
 from timm.optim import param_groups_layer_decay
 
 from clip_world import EVA, VIT, Random, gradients, make_pool, plan, run_stage, tiny_task, train
-from vfm.models import build_clip, save_clip
-from vfm.plugin import ClipCheckpoint, Event, Lamb, UserError
-from vfm.train import build_optimizer
+from vfm.models import ClipModel, build_clip, save_clip, tower_layers
+from vfm.plugin import AllWeights, ClipCheckpoint, Event, FrozenWeights, Lamb, LastBlocks, Trained, UserError
+from vfm.train import build_optimizer, prepare_towers
 from vfm_clip import Tower, VisionTower
-from vfm_clip.parameter_groups import TowerRates
-from vfm_clip.towers import lock_towers, patch_dropouts, tower_groups
+from vfm_clip.towers import patch_dropouts, trained_towers
 
 PROJECTED: dict[str, Any] = {
     **EVA,
     "vision_cfg": {**EVA["vision_cfg"], "timm_model_name": "vit_pico_patch8_32", "timm_proj": "linear"},
 }
 MODELS = {"open_clip": VIT, "timm": EVA, "timm_with_projection": PROJECTED}
+
+
+def trained(clip: ClipModel, vision: Trained = AllWeights(), text: Trained = AllWeights()) -> None:  # noqa: B008
+    prepare_towers(trained_towers(clip, Tower(trained=vision), Tower(trained=text)))
+
+
+def blocks(unlocked: int) -> Trained:
+    """Return the choice that trains as many groups as open_clip's lock leaves free."""
+    return LastBlocks(blocks=unlocked - 1) if unlocked else FrozenWeights()
 
 
 def learning(module: torch.nn.Module) -> set[str]:
@@ -33,7 +41,7 @@ def learning(module: torch.nn.Module) -> set[str]:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_lock_leaves_the_same_weights_free_as_open_clips(name: str, unlocked: int) -> None:
     ours, theirs = (build_clip(MODELS[name], seed=0) for _ in range(2))
-    lock_towers(ours, vision=Tower(lock=True, unlocked=unlocked))
+    trained(ours, vision=blocks(unlocked))
     theirs.module.lock_image_tower(unlocked_groups=unlocked)
     expected = learning(theirs.module)
     if name == "timm_with_projection" and not unlocked:  # open_clip locks only the encoder
@@ -46,18 +54,18 @@ def test_a_lock_leaves_the_same_weights_free_as_open_clips(name: str, unlocked: 
 @pytest.mark.parametrize("config", [VIT, EVA], ids=["together", "apart"])
 def test_a_text_towers_lock_is_open_clips(config: dict[str, Any], unlocked: int) -> None:
     ours, theirs = (build_clip(config, seed=0) for _ in range(2))
-    lock_towers(ours, text=Tower(lock=True, unlocked=unlocked))
+    trained(ours, text=blocks(unlocked))
     theirs.module.lock_text_tower(unlocked_layers=unlocked)
     assert learning(ours.module) == learning(theirs.module)
 
 
-def test_every_weight_is_in_one_group_and_too_many_unlocked_groups_are_refused() -> None:
+def test_every_weight_is_in_one_layer_and_too_many_blocks_are_refused() -> None:
     for config in MODELS.values():
         clip = build_clip(config, seed=0)
-        names = [name for tower in ("image", "text") for group in tower_groups(clip, tower) for name in group]
+        names = [name for tower in ("image", "text") for layer in tower_layers(clip.module, tower) for name in layer]
         assert sorted([*names, "logit_scale"]) == sorted(dict(clip.module.named_parameters()))
-    with pytest.raises(UserError, match="unlocked must be less than the 4 groups of the image tower, got 4"):
-        lock_towers(build_clip(VIT), vision=Tower(lock=True, unlocked=4))
+    with pytest.raises(UserError, match=r"trained\.blocks: expected 0 to 2, the blocks of CLIP; got 3"):
+        trained(build_clip(VIT), vision=LastBlocks(blocks=3))
 
 
 @pytest.mark.parametrize(("tower", "config"), [("image", VIT), ("image", EVA), ("text", EVA)])
@@ -67,21 +75,21 @@ def test_a_partly_locked_tower_changes_only_in_its_free_groups(
     start = build_clip(config, seed=5)
     save_clip(start, tmp_path / "start")
     before = {key: value.clone() for key, value in start.module.state_dict().items()}
-    group = {"vision" if tower == "image" else "text": {"lock": True, "unlocked": 2}}
+    group = {"vision" if tower == "image" else "text": {"trained": {"type": "last_blocks", "blocks": 1}}}
     settings = {"steps": 2, "ema_decay": 0.5, "lr": 0.01, "optimizer": {"weight_decay": 0.5}}
     stage = plan(model=None, init="start", **group, **settings)
     checkpoint, _ = run_stage(
         stage, tmp_path, pool=make_pool(tmp_path / "pool"), start=ClipCheckpoint.load(tmp_path / "start")
     )
     after = load_file(checkpoint.path / "open_clip_model.safetensors")
-    groups = tower_groups(start, tower)
+    groups = tower_layers(start.module, tower)
     same = [all(torch.equal(before[name], after[name]) for name in group) for group in groups]
     assert same == [True] * (len(groups) - 2) + [False] * 2
 
 
 @pytest.mark.parametrize("decay", [0.75, 1.0])
 def test_layer_decay_of_a_timm_encoder_is_timms(decay: float) -> None:
-    task = tiny_task(EVA, vision=TowerRates(0.4, decay))
+    task = tiny_task(EVA, vision=Tower(trained=AllWeights(lr_scale=0.4, layer_decay=decay)))
     trunk = task.module.visual.trunk
     peer = param_groups_layer_decay(trunk, 0.2, trunk.no_weight_decay(), layer_decay=decay)
     expected = {id(p): (0.4 * g["lr_scale"], g["weight_decay"] > 0) for g in peer for p in g["params"]}
@@ -92,8 +100,8 @@ def test_layer_decay_of_a_timm_encoder_is_timms(decay: float) -> None:
 
 def test_towers_have_rates_of_their_own_with_evas_decay_and_the_temperature_has_the_trainings() -> None:
     """Check EVA's rule: layer i of L blocks has decay ** (L + 1 - i); layer 0 is what precedes the blocks."""
-    rates = {"vision": TowerRates(0.4, 0.5, weight_decay=0.3), "text": TowerRates(0.04, 0.25)}
-    task = tiny_task(EVA, **rates)
+    vision = Tower(trained=AllWeights(lr_scale=0.4, layer_decay=0.5, weight_decay=0.3))
+    task = tiny_task(EVA, vision=vision, text=Tower(trained=AllWeights(lr_scale=0.04, layer_decay=0.25)))
     optimizer = build_optimizer(task, Lamb(weight_decay=0.1), 1e-3)
     names = {id(weight): name for name, weight in task.module.named_parameters()}
     found = {
@@ -175,7 +183,7 @@ def test_free_groups_of_locked_towers_have_equal_gradients_with_checkpointed_act
     found = []
     for saving in (False, True):
         task = tiny_task(config)
-        lock_towers(task.model, vision=Tower(lock=True, unlocked=2), text=Tower(lock=True, unlocked=2))
+        trained(task.model, vision=LastBlocks(blocks=1), text=LastBlocks(blocks=1))
         task.module.set_grad_checkpointing(saving)
         task.train()(Random(config, 6).batch(0).inputs)[0].backward()
         found.append(gradients(task))

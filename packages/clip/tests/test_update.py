@@ -20,16 +20,25 @@ from clip_world import EVA, VIT, Random, in_processes, make_pool, plan, run_stag
 from vfm.cli.estimate import notes
 from vfm.flow.recipe.recipe import Recipe
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
-from vfm.plugin import ClipCheckpoint, Event, Preflight, UserError
-from vfm_clip import ClipTrain, Lora, Tower
+from vfm.plugin import ClipCheckpoint, Event, Lora, Preflight, UserError
+from vfm.train import prepare_towers
+from vfm_clip import ClipTrain, Tower
 from vfm_clip.estimate import clip_train_cost
 from vfm_clip.task import ClipTask
+from vfm_clip.towers import trained_towers
 
 SMALL_TEXT = {"context_length": 8, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 MASKED = {**VIT, "custom_text": True, "text_cfg": {**SMALL_TEXT, "embed_cls": True}}  # a mask of each text
 POOLED = {**VIT, "vision_cfg": {**VIT["vision_cfg"], "attentional_pool": True, "attn_pooler_heads": 2}}
 RESNET = {**VIT, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64}}
+FROZEN = {"trained": {"type": "frozen"}}
 SGD = {"type": "sgd", "weight_decay": 0.0}  # Adam enlarges rounding of a gradient near zero
+
+
+def lora(**settings: Any) -> dict[str, Any]:
+    """Return the settings of LoRA in both towers."""
+    tower = {"trained": {"type": "lora", **settings}}
+    return {"vision": tower, "text": tower}
 
 
 def features(task: ClipTask, size: int = 4) -> Tensor:
@@ -84,14 +93,16 @@ def test_the_merged_model_is_that_of_a_twin_in_plain_torch(tmp_path: Path) -> No
     data, steps, rank, alpha, lr = Random(VIT, 12), 5, 3, 6, 0.1
     clip = build_clip(VIT, seed=0)
     plain = deepcopy(clip)
-    merge = Lora(rank=rank, alpha=alpha).build(clip, vision=Tower(), text=Tower(), seed=7)
+    tower = Tower(trained=Lora(rank=rank, alpha=alpha))
+    towers = trained_towers(clip, tower, tower)
+    merge = prepare_towers(towers, seed=7)
     own = {
         name.replace(".lora_A.default", "").replace(".attn.in_proj.", ".attn.in_proj_"): value.detach().clone()
         for name, value in clip.module.named_parameters()
         if "lora_A" in name
     }
     settings = {"steps": steps, "lr": lr, "schedule": {"type": "constant", "warmup_steps": 0}}
-    task = ClipTask(clip)
+    task = ClipTask(clip, towers=towers)
     train(tmp_path, plan(**settings, optimizer=SGD, micro_batch_size=5), task, data)
     merge()
     twin = twin_steps(plain, own, data, steps, lr, alpha / rank).state_dict()
@@ -111,7 +122,7 @@ def start(tmp_path: Path) -> ClipCheckpoint:
 
 def tuned(root: Path, start: ClipCheckpoint, **changes: Any) -> tuple[ClipCheckpoint, list[Event]]:
     pool, events = make_pool(root / "pool"), list[Event]()
-    given = {"model": None, "init": "start", "update": {"type": "lora", "rank": 4}, **changes}
+    given = {"model": None, "init": "start", **lora(rank=4), **changes}
     made, _ = run_stage(plan(**given), root, send=changes.pop("send", events.append), pool=pool, start=start)
     return made, events
 
@@ -128,7 +139,7 @@ def test_at_learning_rate_0_the_exported_model_is_the_initial_one_to_the_bit(
 def test_a_locked_tower_gets_no_changes_and_open_clip_loads_the_merged_model(
     tmp_path: Path, start: ClipCheckpoint, locked: str
 ) -> None:
-    made, _ = tuned(tmp_path, start, steps=2, lr=1e-2, grad_checkpointing=True, **{locked: {"lock": True}})
+    made, _ = tuned(tmp_path, start, steps=2, lr=1e-2, grad_checkpointing=True, **{locked: FROZEN})
     before, after = (load_file(folder / "open_clip_model.safetensors") for folder in (start.path, made.path))
     assert before.keys() == after.keys()
     moved = {name for name in before if not torch.equal(before[name], after[name])} - {"logit_scale"}
@@ -146,7 +157,7 @@ def test_a_locked_tower_gets_no_changes_and_open_clip_loads_the_merged_model(
 def test_weights_that_a_tower_leaves_new_are_trained_themselves(tmp_path: Path) -> None:
     encoder = save_vision(build_vision("eva02_pico_patch8_32", num_classes=0, seed=9), tmp_path / "eva")
     text = save_clip(build_clip(EVA, seed=3), tmp_path / "text")
-    stage = plan(model=EVA, init_vision="eva", init_text="words", update={"type": "lora"}, steps=1, lr=1e-2)
+    stage = plan(model=EVA, init_vision="eva", init_text="words", **lora(), steps=1, lr=1e-2)
     pool = make_pool(tmp_path / "pool")
     made, _ = run_stage(stage, tmp_path, pool=pool, eva=encoder, words=text)
     after, begin = load_file(made.path / "open_clip_model.safetensors"), build_clip(EVA, seed=0).module.state_dict()
@@ -157,7 +168,7 @@ def test_weights_that_a_tower_leaves_new_are_trained_themselves(tmp_path: Path) 
 
 
 def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path: Path, start: ClipCheckpoint) -> None:
-    settings: dict[str, Any] = {"model": None, "init": "start", "update": {"type": "lora", "rank": 4}, "steps": 7}
+    settings: dict[str, Any] = {"model": None, "init": "start", **lora(rank=4), "steps": 7}
     stage = plan(**settings, micro_batch_size=8, ema_decay=0.9, checkpoint={"every_steps": 3})
     inputs = {"pool": make_pool(tmp_path / "pool"), "start": start}
 
@@ -199,13 +210,13 @@ def test_two_processes_change_the_weights_as_one_does(tmp_path: Path) -> None:
 
 def test_it_learns_pairs_that_the_initial_model_does_not_know(tmp_path: Path, start: ClipCheckpoint) -> None:
     settings = {"steps": 80, "global_batch_size": 32, "lr": 2e-2, "schedule": {"warmup_steps": 10}, "log_every": 20}
-    _, events = tuned(tmp_path, start, update={"type": "lora", "rank": 8}, **settings)
+    _, events = tuned(tmp_path, start, **lora(rank=8), **settings)
     losses = [event.data["values"]["train/loss"] for event in events if event.type == "metrics"]
     assert losses[-1] < math.log(32) / 2
 
 
 def test_the_estimate_knows_what_is_trained() -> None:
-    start = plan(model=VIT, update={"type": "lora", "rank": 2}, init=None, init_vision="v", init_text="t")
+    start = plan(model=VIT, **lora(rank=2), init=None, init_vision="v", init_text="t")
     cost = clip_train_cost(start, Preflight({}, {}))
     widths = 2 * (32 + 96) + 2 * (32 + 32) + 2 * 2 * (32 + 128)  # in_proj, out_proj and both layers of the MLP, rank 2
     assert cost.trained == 3 * widths + 1  # two blocks of images, one of texts, and the temperature
@@ -221,17 +232,13 @@ def test_the_estimate_knows_what_is_trained() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({}, "update: lora would keep random weights of the vision tower: give init or init_vision"),
-        ({"init_vision": "x"}, "update: lora would keep random weights of the text tower: give init or init_text"),
-        (
-            {"init": "x", "vision": {"lock": True, "unlocked": 1}, "text": {"lock": True}},
-            "update: lora changes towers that are not locked: both are",
-        ),
+        ({}, "vision.trained: lora would keep random weights: give init or init_vision"),
+        ({"init_vision": "x"}, "text.trained: lora would keep random weights: give init or init_text"),
     ],
 )
-def test_random_weights_are_not_kept_and_some_tower_is_changed(changes: dict[str, Any], line: str) -> None:
+def test_random_weights_are_not_kept(changes: dict[str, Any], line: str) -> None:
     with pytest.raises(ValidationError, match=line):
-        ClipTrain(name="clip", data="pool", steps=1, update={"type": "lora"}, **changes)
+        ClipTrain(name="clip", data="pool", steps=1, **lora(), **changes)
 
 
 def test_what_cannot_be_changed_is_refused_before_anything_runs(
@@ -240,26 +247,24 @@ def test_what_cannot_be_changed_is_refused_before_anything_runs(
     save_clip(build_clip(RESNET, seed=0), tmp_path / "resnet")
 
     def line(**changes: Any) -> str:
-        settings = {"model": None, "init": "start", "update": {"type": "lora"}, **changes}
+        settings = {"model": None, "init": "start", **lora(), **changes}
         with pytest.raises(UserError) as caught:
             plan(**settings).preflight(Preflight({}, {"start": tmp_path / "resnet"}))
         return str(caught.value)
 
     assert line().endswith("ModifiedResNet has no patch tokens; expected a vision transformer")
-    plan(model=None, init="start", update={"type": "lora"}, vision={"lock": True}).preflight(
+    plan(model=None, init="start", **{**lora(), "vision": FROZEN}).preflight(
         Preflight({}, {"start": tmp_path / "resnet"})
     )
     monkeypatch.setattr("vfm.models.low_rank.find_spec", lambda name: None)
-    assert line(vision={"lock": True}).startswith(
-        "update: {type: lora} needs peft: uv pip install -e 'packages/core[lora]'"
-    )
+    assert line(vision=FROZEN).startswith("trained: {type: lora} needs peft: uv pip install -e 'packages/core[lora]'")
 
 
 def test_a_state_of_all_weights_is_not_continued_by_changes_of_them(tmp_path: Path, start: ClipCheckpoint) -> None:
     inputs = {"pool": make_pool(tmp_path / "pool"), "start": start}
     settings: dict[str, Any] = {"model": None, "init": "start"}
     before, _ = run_stage(plan(**settings, checkpoint={"keep_state": True}), tmp_path / "before", **inputs)
-    stage = plan(**settings, update={"type": "lora"}, steps=2, continue_from={"training": "before"})
+    stage = plan(**settings, **lora(), steps=2, continue_from={"training": "before"})
     with pytest.raises(UserError, match="the state is of another model, or of another update of it: ") as caught:
         run_stage(stage, tmp_path / "after", **inputs, before=before)
     assert "\n" not in str(caught.value)

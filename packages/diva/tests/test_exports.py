@@ -24,7 +24,7 @@ IMAGES = [Image.fromarray(np.random.default_rng(n).integers(0, 256, (20, 24, 3),
 def tuned(request: pytest.FixtureRequest, pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> ClipCheckpoint:
     folder = tmp_path_factory.mktemp(request.param)
     parts = {"clip": family_clip(request.param, folder / "clip"), "prior": family_generator("sd", folder / "sd")}
-    config = tune_config(adapter={"type": "linear"}, update={"type": "lora", "rank": 2}, steps=2, lr=1e-2)
+    config = tune_config(adapter={"type": "linear"}, trained={"type": "lora", "rank": 2}, steps=2, lr=1e-2)
     made: ClipCheckpoint = run(config, folder / "tuned", pool=pool, **parts)
     before, after = (load_clip(model).encode_images(IMAGES) for model in (parts["clip"], made))
     assert not torch.allclose(before, after, atol=1e-4)

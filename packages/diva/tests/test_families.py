@@ -26,11 +26,11 @@ PARTS: dict[str, dict[str, Any]] = {
     "sd_v": {
         "condition": {"type": "pooled_patches"},
         "adapter": {"type": "mlp"},
-        "update": {"type": "lora", "rank": 2},
+        "trained": {"type": "lora", "rank": 2},
     },
     "sdxl": {"condition": {"type": "patches"}, "prompt": {"combine": "concatenate"}, "adapter": {"type": "mlp"}},
-    "unclip": {"condition": {"type": "embedding"}, "update": {"type": "lora", "rank": 2}},
-    "sd3": {"condition": {"type": "cls"}, "adapter": {"type": "mlp"}, "update": {"type": "last_blocks", "blocks": 1}},
+    "unclip": {"condition": {"type": "embedding"}, "trained": {"type": "lora", "rank": 2}},
+    "sd3": {"condition": {"type": "cls"}, "adapter": {"type": "mlp"}, "trained": {"type": "last_blocks", "blocks": 1}},
     "flux": {
         "condition": {"type": "embedding"},
         "prompt": {"combine": "add"},
@@ -99,7 +99,7 @@ def test_every_pair_trains_ten_steps(
     moved = {name for name in source if not torch.equal(source[name], made[name])}
     assert moved
     assert all(name.startswith("visual.") for name in moved)
-    if "update" in PARTS[generator] and PARTS[generator]["update"]["type"] == "last_blocks":
+    if "trained" in PARTS[generator] and PARTS[generator]["trained"]["type"] == "last_blocks":
         last = {"openai": "resblocks.1", "dfn": "resblocks.2"}.get(clip, "blocks.1")
         assert not [name for name in moved if "blocks." in name and last not in name]
         assert not [name for name in moved if "embed" in name or "conv1" in name or "cls_token" in name]

@@ -15,7 +15,7 @@ import diva_toy
 import mllm_toy
 from vfm.data import Question, Questions, write_questions
 from vfm.models import build_clip, load_clip, save_clip
-from vfm.plugin import ClipCheckpoint, Preflight, QuestionDataset, UserError
+from vfm.plugin import AllWeights, ClipCheckpoint, Preflight, QuestionDataset, UserError
 
 pytest.importorskip("transformers")
 
@@ -66,7 +66,7 @@ def test_a_model_learns_colours_and_without_images_it_gets_no_pair_right(
 
 def test_only_what_is_named_changes(tmp_path: Path, clip: ClipCheckpoint, asked: QuestionDataset) -> None:
     start, _ = built(clip, asked)
-    aligned = mllm_toy.train(tmp_path / "aligned", clip, asked, trains="projector", layer=-2)
+    aligned = mllm_toy.train(tmp_path / "aligned", clip, asked, trained={"type": "frozen"}, layer=-2)
     first = load_mllm(aligned)
     config = mllm_toy.train_config(init="first")
     second = load_mllm(diva_toy.run(config, tmp_path / "second", first=aligned, asked=asked))
@@ -76,6 +76,17 @@ def test_only_what_is_named_changes(tmp_path: Path, clip: ClipCheckpoint, asked:
         parts = {name: name.removeprefix("model.").split(".")[0] for name in old}
         return {parts[name] for name in old if not torch.equal(old[name], new[name])}
 
+    for trained in ({"type": "last_blocks", "blocks": 1}, {"type": "lora", "rank": 2}):
+        if trained["type"] == "lora":
+            pytest.importorskip("peft")
+        config = mllm_toy.train_config(init="first", trained=trained)
+        part = load_mllm(diva_toy.run(config, tmp_path / str(trained["type"]), first=aligned, asked=asked))
+        names = {name for name, old in first.llava.state_dict().items() if not old.equal(part.llava.state_dict()[name])}
+        language = {name.removeprefix("model.language_model.") for name in names if "language_model" in name}
+        assert {name.split(".")[1] for name in language if name.startswith("layers.")} == (
+            {"1"} if trained["type"] == "last_blocks" else {"0", "1"}
+        )
+        assert not any(name.startswith("embed_tokens") for name in language)
     assert changed(start, first) == {"multi_modal_projector"}
     assert changed(first, second) == {"multi_modal_projector", "language_model", "lm_head"}
     assert second.facts.model_dump() == first.facts.model_dump()
@@ -86,7 +97,7 @@ def test_micro_batches_have_the_gradient_of_the_large_batch(clip: ClipCheckpoint
     model, data = built(clip, asked)
     uneven = [Question(f"q{n}", n, "red ?", ["red", "red or blue ?"], n % 5 == 0, pair=-1) for n in range(12)]
     data.questions.items[:12] = uneven
-    task = MllmTask(model, "language_model")
+    task = MllmTask(model, AllWeights())
     places = list(range(12))
 
     def gradient(parts: list[list[int]]) -> Any:

@@ -16,7 +16,7 @@ from vfm.train import fit
 
 
 @pytest.mark.parametrize(
-    ("anchor", "update"), [("l2_sp", {"type": "tower"}), ("cosine", {"type": "lora", "rank": 2})], ids=["tower", "lora"]
+    ("anchor", "update"), [("l2_sp", {"type": "all"}), ("cosine", {"type": "lora", "rank": 2})], ids=["tower", "lora"]
 )
 def test_the_tuned_model_does_not_depend_on_the_padding(
     anchor: str, update: dict[str, Any], pool: Pool, tmp_path: Path
@@ -25,7 +25,7 @@ def test_the_tuned_model_does_not_depend_on_the_padding(
     prior = make_prior(tmp_path / "prior", clip)
     tuned, events = [], []
     for pad_widths in (False, True):
-        task, folder = make_task(clip, prior, anchor, update=update), tmp_path / f"{pad_widths}"
+        task, folder = make_task(clip, prior, anchor, trained=update), tmp_path / f"{pad_widths}"
         config = tune_config(steps=3, runtime={"device": "cpu", "pad_widths": pad_widths})
         ctx = context(config, folder)
         ctx.send = events.append

@@ -191,7 +191,7 @@ def test_priors_that_cannot_be_built_are_rejected(changes: dict[str, Any], messa
     ("changes", "message"),
     [
         ({"anchor": {"type": "relational"}}, "prompts"),
-        ({"anchor": {"type": "l2_sp"}, "update": {"type": "lora"}}, "which lora does not train"),
+        ({"anchor": {"type": "l2_sp"}, "trained": {"type": "lora"}}, "which lora does not train"),
         ({"adapter": {"type": "mlp", "joint": False}}, "leaves the adapter random; set first_steps"),
         ({"augmentation": {"crop_scale": (-1, 5)}}, "crop_scale"),
         ({"augmentation": {"crop_scale": (1.0, 0.5)}}, "crop_scale"),

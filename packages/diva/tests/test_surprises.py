@@ -89,9 +89,7 @@ def test_7_ranks_see_different_samples_and_together_each_once(clip: ClipCheckpoi
     assert whole.keys == keys[0][:8] + keys[1][:8]
 
 
-@pytest.mark.parametrize(
-    "update", [{"type": "tower"}, {"type": "last_blocks", "blocks": 1}, {"type": "lora", "rank": 2}]
-)
+@pytest.mark.parametrize("update", [{"type": "all"}, {"type": "last_blocks", "blocks": 1}, {"type": "lora", "rank": 2}])
 @pytest.mark.parametrize("anchor", ["none", "relational"])
 def test_learning_rate_0_returns_the_source_model_bit_for_bit_with_every_update(
     update: dict[str, Any],
@@ -101,7 +99,7 @@ def test_learning_rate_0_returns_the_source_model_bit_for_bit_with_every_update(
     pool: Pool,
     tmp_path: Path,
 ) -> None:
-    task = make_task(clip, stable_diffusion, anchor, update=update, adapter={"type": "linear"})
+    task = make_task(clip, stable_diffusion, anchor, trained=update, adapter={"type": "linear"})
     train(task, batch_for(task, pool), tmp_path, lr=0.0, optimizer={"weight_decay": 0.1})
     made = task.export(tmp_path / "made")
     assert same(weights(load_clip(clip).module), weights(load_clip(made).module))

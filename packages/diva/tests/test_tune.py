@@ -130,12 +130,12 @@ def test_the_feedback_lowers_its_loss(
     assert task(batch.inputs)[0].item() < before
 
 
-@pytest.mark.parametrize("update", [{"type": "tower"}, {"type": "lora", "rank": 2}], ids=lambda part: part["type"])
+@pytest.mark.parametrize("update", [{"type": "all"}, {"type": "lora", "rank": 2}], ids=lambda part: part["type"])
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(
     update: dict[str, Any], clip: ClipCheckpoint, stable_diffusion: GeneratorCheckpoint, pool: Pool, tmp_path: Path
 ) -> None:
     def trained(folder: Path, stop: int | None = None) -> dict[str, Tensor]:
-        task = make_task(clip, stable_diffusion, "cosine", adapter=LINEAR, update=update)
+        task = make_task(clip, stable_diffusion, "cosine", adapter=LINEAR, trained=update)
         train(task, batch_for(task, pool), folder, stop=stop, steps=5, checkpoint={"every_steps": 2})
         return weights(task)
 

@@ -21,10 +21,12 @@ from vfm.interfaces import LinesPanel, load_panels
 from vfm.models import build_clip, load_clip
 from vfm.plugin import (
     AdamW,
+    AllWeights,
     ClipCheckpoint,
     ConstantSchedule,
     CosineSchedule,
     GeneratorCheckpoint,
+    Lora,
     Pool,
     Sgd,
     UserError,
@@ -33,11 +35,9 @@ from vfm_diva import (
     CosineAnchor,
     Embedding,
     LogitNormal,
-    Lora,
     MlpAdapter,
     NoAdapter,
     Patches,
-    WholeTower,
 )
 from vfm_diva.generator.stages import Crops
 from vfm_diva.parts.presets import PRESETS
@@ -53,7 +53,7 @@ def test_the_papers_preset_has_the_settings_of_its_code_and_a_recipe_overrides_t
     assert (config.num_steps, config.global_batch_size, config.num_timesteps) == (4600, 640, 2)
     assert config.augmentation == Crops(crop_scale=(0.9, 1.0), crop_ratio=(0.75, 4 / 3))
     assert (config.prompt, config.adapter.type) == (Prompt(text="a photo of a .", combine="add"), "linear")
-    assert (config.timesteps.type, config.update.type, config.anchor.type) == ("uniform", "tower", "none")
+    assert (config.timesteps.type, config.trained.type, config.anchor.type) == ("uniform", "all", "none")
     assert config.condition == Patches(count=76)
     assert tune_config(preset="diva-paper", anchor={"type": "cosine"}).anchor.type == "cosine"
     changed = tune_config(preset="diva-paper", optimizer={"momentum": 0.5}, condition={"share": 0.5})
@@ -107,7 +107,7 @@ def test_the_papers_presets_keep_the_codes_number_of_tokens(backbone: str, numbe
 def test_the_recommended_settings_suit_pretrained_generators() -> None:
     given = {"name": "diva", "clip": "clip", "data": "pool", "generator": "sd", "steps": 4}
     config = DivaTune.model_validate(given)
-    assert (config.preset, config.update.type, config.condition.type) == ("recommended", "lora", "embedding")
+    assert (config.preset, config.trained.type, config.condition.type) == ("recommended", "lora", "embedding")
     assert config.lr <= 1e-5
     assert isinstance(config.adapter, MlpAdapter)
     assert (config.adapter.first_steps, config.adapter.joint) == (2000, False)
@@ -118,7 +118,7 @@ def test_the_toys_settings_are_those_that_their_published_results_have() -> None
     config = tune_config(preset="toy-prior")
     assert PRESETS["toy-prior"] == {}
     assert (config.adapter, config.condition) == (NoAdapter(), Embedding())
-    assert (config.update, config.anchor) == (WholeTower(), CosineAnchor(weight=0.3))
+    assert (config.trained, config.anchor) == (AllWeights(), CosineAnchor(weight=0.3))
     assert (config.num_timesteps, config.timesteps) == (2, LogitNormal(mean=1.5, std=1.2))
     assert config.optimizer == AdamW(weight_decay=0.0, grad_clip_norm=1.0)
     assert DivaTune.model_fields["lr"].default == 1e-4
@@ -137,14 +137,14 @@ def test_the_followers_presets_have_their_published_settings() -> None:
         1e-4,
         False,
     )
-    assert genhancer.update == Lora(rank=16, alpha=16)
+    assert genhancer.trained == Lora(rank=16, alpha=16)
     assert genhancer.optimizer == AdamW(weight_decay=0.01, grad_clip_norm=1.0)
     assert genhancer.schedule == ConstantSchedule(warmup_steps=0)
     assert (genhancer.lr, genhancer.num_steps, genhancer.global_batch_size) == (1e-5, 10_000, 256)
     assert (genhancer.timesteps, genhancer.num_timesteps) == (LogitNormal(mean=0.0, std=1.0), 1)
     un2clip = DivaTune.model_validate({**given, "preset": "un2clip"})
     assert (un2clip.condition.type, un2clip.adapter.type, un2clip.anchor.type) == ("embedding", "none", "none")
-    assert (un2clip.update.type, un2clip.lr, un2clip.global_batch_size) == ("tower", 3e-7, 32)
+    assert (un2clip.trained.type, un2clip.lr, un2clip.global_batch_size) == ("all", 3e-7, 32)
     assert un2clip.prompt == Prompt(text="", combine="replace")
 
 
@@ -200,7 +200,7 @@ def test_the_adapter_is_trained_first_with_clip_frozen(
 def test_a_run_with_two_trainings_writes_both_curves_and_resumes_after_a_crash(
     clip: ClipCheckpoint, stable_diffusion: GeneratorCheckpoint, pool: Pool, tmp_path: Path
 ) -> None:
-    config = tune_config(adapter={"type": "linear", "first_steps": 2}, update={"type": "lora", "rank": 2}, steps=3)
+    config = tune_config(adapter={"type": "linear", "first_steps": 2}, trained={"type": "lora", "rank": 2}, steps=3)
     inputs = {"clip": clip, "prior": stable_diffusion, "pool": pool}
     tuned = run(config, tmp_path / "whole", **inputs)
     for folder, steps in ((tuned.path / "adapter", 2), (tuned.path, 3)):
@@ -217,7 +217,7 @@ def test_a_run_with_two_trainings_writes_both_curves_and_resumes_after_a_crash(
 def test_checkpointing_and_bf16_work_with_every_update(
     update: dict[str, Any], clip: ClipCheckpoint, stable_diffusion: GeneratorCheckpoint, pool: Pool, tmp_path: Path
 ) -> None:
-    config = tune_config(adapter=LINEAR, update=update, precision="amp_bf16", grad_checkpointing=True, steps=2)
+    config = tune_config(adapter=LINEAR, trained=update, precision="amp_bf16", grad_checkpointing=True, steps=2)
     tuned = run(config, tmp_path, clip=clip, prior=stable_diffusion, pool=pool)
     before, after = (weights(load_clip(model).module) for model in (clip, tuned))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -242,11 +242,11 @@ def test_parts_that_do_not_fit_are_reported_before_anything_runs(
     resnet = make_clip(tmp_path / "resnet", layers=[1, 1, 1, 1], width=8, image_size=32, patch_size=None)
     for part in (
         {"condition": {"type": "cls"}},
-        {"update": {"type": "lora"}},
+        {"trained": {"type": "lora"}},
         {"condition": {"type": "pooled_patches"}},
     ):
         assert "no patch tokens" in refusal(tune_config(adapter=LINEAR, **part), clip=resnet, prior=sd)
-    many = tune_config(adapter=LINEAR, update={"type": "last_blocks", "blocks": 3})
+    many = tune_config(adapter=LINEAR, trained={"type": "last_blocks", "blocks": 3})
     assert "update.blocks must be at most the number of blocks of custom, 2; got 3" in refusal(
         many, clip=clip, prior=sd
     )

@@ -69,7 +69,7 @@ def train_and_score(root: Path, data: AnnotatedImages, steps: int, start: Path |
         {
             "name": "detector", "start" if start else "encoder": "given", "data": "data", "steps": steps,
             "global_batch_size": 4,
-            "lr": 2e-3, "layer_decay": 1.0, "schedule": {"type": "steps", "warmup_steps": min(20, steps)},
+            "lr": 2e-3, "trained": {"layer_decay": 1.0}, "schedule": {"type": "steps", "warmup_steps": min(20, steps)},
             "optimizer": {"type": "adamw", "weight_decay": 0.0, "grad_clip_norm": 1.0}, "log_every": 50,
             "augmentation": {"scale": [1.0, 1.0], "flip": 0.0}, "runtime": {"threads": 1},
             "detector": {

@@ -88,7 +88,8 @@ def measure(model: str, batch_size: int, steps: int) -> dict[str, float]:
     config = EvaVideo.model_validate(
         {
             "kind": "eva.video", "name": "video", "encoder": "encoder", "data": "data", "clip": {"num_frames": FRAMES},
-            "steps": steps, "global_batch_size": batch_size, "log_every": steps - 1, "lr": 1e-3, "layer_decay": 1.0,
+            "steps": steps, "global_batch_size": batch_size, "log_every": steps - 1, "lr": 1e-3,
+            "trained": {"layer_decay": 1.0},
             "optimizer": {"type": "adamw", "betas": [0.9, 0.999], "eps": 1e-8, "grad_clip_norm": None},
             "schedule": {"type": "constant"}, "runtime": {"device": "cpu", "threads": 1},
         }

@@ -19,6 +19,7 @@ from vfm.data.synthetic.stages import ShapesScenes
 from vfm.eval.dense.stages import Detection
 from vfm.models import build_vision, load_vision, save_state_dict, save_vision, vision_preprocess
 from vfm.plugin import (
+    AllWeights,
     AnnotatedImages,
     DenseCheckpoint,
     Event,
@@ -241,6 +242,17 @@ def test_samples_are_pure_and_what_no_map_depends_on_is_not_trained(scenes, enco
     assert all(name.startswith(("norm.", "fc_norm.", "cls_token", "head.")) for name in frozen)
 
 
+@pytest.mark.parametrize("trained", ["frozen", "last_blocks", "lora"])
+def test_parts_of_the_encoder_are_trained_beside_the_heads(trained, scenes, encoder, tmp_path):
+    if trained == "lora":
+        pytest.importorskip("peft")
+    settings = {"type": trained, **({"blocks": 1} if trained == "last_blocks" else {})}
+    made = stage(steps=2, trained=settings).run(context(tmp_path, encoder=encoder, scenes=scenes))
+    start, end = (load_vision(model).state_dict() for model in (encoder, made.path / made.encoder))
+    changed = {name.rpartition("blocks.")[2][0] for name, value in start.items() if not value.equal(end[name])}
+    assert changed == {"frozen": set(), "last_blocks": {"1"}, "lora": {"0", "1"}}[trained]
+
+
 def test_boxes_have_32_bits_in_half_precision(scenes, encoder):
     model = build_detector(load_vision(encoder), len(scenes.class_names), DetectorSettings.model_validate(SMALL))
     dtypes: list[torch.dtype] = []
@@ -377,7 +389,7 @@ def test_relative_positions_are_trained_with_the_rate_of_their_block(tmp_path, s
     settings = {**SMALL, "windows": {"window": 2, "global_blocks": [1], "relative": True}}
     made = read_detector(stage(detector=settings, steps=2).run(context(tmp_path, scenes=scenes, encoder=encoder)))
     assert all(parameter.abs().max() > 0 for parameter in made.head.relative.parameters())
-    task = DetectTask(made, scenes.class_names, layer_decay=0.5)
+    task = DetectTask(made, scenes.class_names, trained=AllWeights(layer_decay=0.5))
     rates = {id(one): group.lr_scale for group in task.parameter_groups() for one in group.params}
     for number, relative in enumerate(made.head.relative):
         assert rates[id(relative.rows)] == rates[id(made.encoder.visual.blocks[number].mlp.fc2.weight)]

@@ -47,7 +47,7 @@ def test_values_are_the_released_ones_and_the_head_fits_the_encoder(name, tmp_pa
     head = stage.detector
     assert (head.image_size, head.windows.window, len(head.windows.global_blocks)) == (side, window, num_global)
     assert (stage.global_batch_size, stage.num_steps, stage.lr) == (batch, steps, lr)
-    assert (stage.layer_decay, stage.drop_path, head.cascade.loss) == (decay, drop_path, loss)
+    assert (stage.trained.layer_decay, stage.drop_path, head.cascade.loss) == (decay, drop_path, loss)
     assert (stage.optimizer.weight_decay, stage.decay_vectors, stage.patch_size) == (0.1, True, 16)
     assert stage.repeat_threshold == (0.001 if loss == "federated" else 0)
     assert ruler.max_dets == {"eva_g_lvis": 1000}.get(name, 300 if loss == "federated" else None)

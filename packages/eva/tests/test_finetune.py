@@ -24,7 +24,7 @@ from vfm.data import FILTERS, BadSample, Sample, SampleDraw
 from vfm.data.synthetic.stages import ShapesClasses
 from vfm.interfaces import load_panels
 from vfm.models import build_vision, class_names_of, load_vision, save_vision, vision_preprocess
-from vfm.plugin import LabeledDataset, Preflight, UserError, VisionCheckpoint
+from vfm.plugin import AllWeights, LabeledDataset, Preflight, UserError, VisionCheckpoint
 from vfm_eva import EvaFinetune
 from vfm_eva.finetune.classifier import Classifier, LabeledImages
 from vfm_eva.finetune.finetune import build_classifier, load_encoder_weights
@@ -82,7 +82,7 @@ def test_learning_rates_and_weight_decay_are_timms(name: str, global_pool: str) 
     )
     expected = {id(p): (g["lr_scale"], g["weight_decay"]) for g in peer for p in g["params"]}
     found = {}
-    for group in Classifier(model, layer_decay=0.7).parameter_groups():
+    for group in Classifier(model, trained=AllWeights(layer_decay=0.7)).parameter_groups():
         decay = 0.05 if group.weight_decay is None else group.weight_decay
         found |= {id(p): (group.lr_scale, decay) for p in group.params}
     for (
@@ -133,7 +133,7 @@ def test_positions_are_resampled_as_in_timm(tmp_path: Path) -> None:
 def test_the_stage_learns_and_keeps_names_size_and_crop(tmp_path: Path, train: LabeledDataset) -> None:
     settings = {"steps": 40, "lr": 3e-3, "ema_decay": 0.9}
     settings |= {"augmentation": {"rand_augment": None, "crop_scale": [0.8, 1.0]}}
-    settings |= {"crop_pct": 0.9, "freeze_patch_embed": False, "global_batch_size": 16}
+    settings |= {"crop_pct": 0.9, "trained": {"freeze_patch_embed": False}, "global_batch_size": 16}
     found = run(tmp_path / "out", settings, encoder=encoder(tmp_path / "encoder"), train=train)
     assert np.mean(losses(tmp_path / "out")[-5:]) < 0.8 * losses(tmp_path / "out")[0]
     model = load_vision(found)
@@ -146,7 +146,7 @@ def test_the_stage_learns_and_keeps_names_size_and_crop(tmp_path: Path, train: L
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_patch_embedding_is_frozen_only_if_set(tmp_path: Path, train: LabeledDataset, frozen: bool) -> None:
     checkpoint = encoder(tmp_path / "encoder")
-    settings = {"freeze_patch_embed": frozen, "lr": 1e-2, "ema_decay": None}
+    settings = {"trained": {"freeze_patch_embed": frozen}, "lr": 1e-2, "ema_decay": None}
     found = run(tmp_path / "out", settings, encoder=checkpoint, train=train)
     before, after = load_vision(checkpoint), load_vision(found)
     assert torch.equal(before.patch_embed.proj.weight, after.patch_embed.proj.weight) == frozen

@@ -20,6 +20,7 @@ from eva_toy import context
 from test_finetune import encoder, losses, run, stage
 from test_finetune import train as labelled_train  # noqa: F401  (a fixture)
 from vfm import core as stages
+from vfm.base import error_lines
 from vfm.data.labeled.tags import write_tags
 from vfm.models import build_vision, load_vision, save_vision
 from vfm.plugin import LabeledDataset, Preflight, TaggedImages, UserError
@@ -41,14 +42,18 @@ def trained_names(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[st
 
 
 @pytest.mark.parametrize(
-    ("frozen", "free"),
-    [("all", {"head.", "fc_norm."}), (1, {"blocks.1.", "head.", "fc_norm."}), (2, {"head.", "fc_norm."})],
+    ("trained", "free"),
+    [
+        ({"type": "frozen"}, {"head.", "fc_norm."}),
+        ({"type": "last_blocks", "blocks": 1}, {"blocks.1.", "head.", "fc_norm."}),
+        ({"type": "last_blocks", "blocks": 0}, {"head.", "fc_norm."}),
+    ],
 )
 def test_only_the_parts_behind_the_frozen_ones_change(
-    frozen: Any, free: set[str], tmp_path: Path, train: LabeledDataset
+    trained: Any, free: set[str], tmp_path: Path, train: LabeledDataset
 ) -> None:
     start = encoder(tmp_path / "encoder", num_classes=0)
-    settings = {**PLAIN, "freeze_blocks": frozen, "freeze_patch_embed": False}
+    settings = {**PLAIN, "trained": trained}
     made = run(tmp_path / "run", settings, encoder=start, train=train)
     before, after = load_file(start.path / "model.safetensors"), load_file(made.path / "model.safetensors")
     shared = {name: value for name, value in before.items() if name in after}
@@ -61,7 +66,7 @@ def test_only_the_parts_behind_the_frozen_ones_change(
 
 def test_a_batch_norm_before_the_head_is_part_of_the_exported_head(tmp_path: Path, train: LabeledDataset) -> None:
     start = encoder(tmp_path / "encoder", num_classes=0)
-    settings = {**PLAIN, "freeze_blocks": "all", "head_norm": "batch", "global_pool": "token", "steps": 40}
+    settings = {**PLAIN, "trained": {"type": "frozen"}, "head_norm": "batch", "global_pool": "token", "steps": 40}
     settings |= {"head_init_scale": 0.5, "label_smoothing": 0.0, "lr": 0.3, "drop_path": 0.0}
     settings |= {"optimizer": {"type": "sgd", "weight_decay": 0}, "global_batch_size": 32}
     made = run(tmp_path / "run", settings, encoder=start, train=train)
@@ -75,7 +80,9 @@ def test_a_batch_norm_before_the_head_is_part_of_the_exported_head(tmp_path: Pat
     torch.testing.assert_close(head.eval().folded()(features), head(features), rtol=1e-4, atol=1e-4)
 
 
-HEAD_ONLY = {"freeze_blocks": "all", "head_norm": "batch", "drop_path": 0.0, "optimizer": {"type": "sgd"}}
+LAST_BLOCK = {"type": "last_blocks", "blocks": 1}
+MIXED = {"rand_augment": None, "mixup": 0.8, "erasing": 1.0}
+HEAD_ONLY = {"trained": {"type": "frozen"}, "head_norm": "batch", "drop_path": 0.0, "optimizer": {"type": "sgd"}}
 
 
 @pytest.mark.parametrize(
@@ -83,7 +90,7 @@ HEAD_ONLY = {"freeze_blocks": "all", "head_norm": "batch", "drop_path": 0.0, "op
     [
         {**HEAD_ONLY, "global_pool": "token"},
         {**HEAD_ONLY, "global_pool": "avg"},
-        {**HEAD_ONLY, "freeze_blocks": 1, "augmentation": {"rand_augment": None, "mixup": 0.8, "erasing": 1.0}},
+        {**HEAD_ONLY, "trained": LAST_BLOCK, "augmentation": MIXED},
         {"drop_path": 0.0, "augmentation": {"rand_augment": None, "mixup": 0.8, "cutmix": 1.0}},
         {"drop_path": 0.0, "augmentation": {"rand_augment": None, "erasing": 1.0}},
     ],
@@ -201,18 +208,18 @@ def test_erasing_is_timms_in_training_and_absent_in_evaluation() -> None:
 def test_mistakes_are_one_line_in_the_preflight(tmp_path: Path, train: LabeledDataset) -> None:
     start, tags = encoder(tmp_path / "encoder", num_classes=0), tagged(tmp_path / "tags", train)
     known = Preflight({}, {"encoder": start.path, "train": tags.path})
-    with pytest.raises(UserError, match="at most 2, the encoder's blocks, or all; got 3"):
-        stage(freeze_blocks=3).preflight(known)
+    with pytest.raises(UserError, match=r"trained\.blocks: expected 0 to 2, the blocks of Eva; got 3"):
+        stage(trained={"type": "last_blocks", "blocks": 3}).preflight(known)
     with pytest.raises(UserError, match="mixup and cutmix mix single classes"):
         stage(augmentation={"mixup": 0.8}).preflight(known)
-    stage(freeze_blocks="all").preflight(known)
+    stage(trained={"type": "frozen"}).preflight(known)
     with pytest.raises(ValidationError, match="expected global_batch_size >= 2"):
         stage(head_norm="batch", global_batch_size=1)
     two_heads = {"depth": 1, "image_size": 32, "embed_dim": 32, "num_heads": 2, "num_classes": 0}
     distilled = save_vision(build_vision("deit_tiny_distilled_patch16_224", **two_heads), tmp_path / "distilled")
     with pytest.raises(UserError, match="head_norm: batch is for encoders with one head"):
         stage(head_norm="batch", global_pool="token").preflight(Preflight({}, {"encoder": distilled.path}))
-    with pytest.raises(ValidationError, match="expected 0 or more blocks, or all; got true"):
-        stage(freeze_blocks=True)
-    with pytest.raises(ValidationError, match="expected 0 or more blocks, or all; got -1"):
-        stage(freeze_blocks=-1)
+    with pytest.raises(ValidationError) as caught:
+        stage(freeze_blocks=1)
+    lines = [line for _, line in error_lines(caught.value, EvaFinetune)]
+    assert lines == ["unknown key; did you mean 'trained: {type: last_blocks}'?"]

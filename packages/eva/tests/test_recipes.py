@@ -69,7 +69,7 @@ def test_the_augmented_probe_trains_a_normed_head_for_ninety_epochs(tmp_path):
     (tmp_path / "a").mkdir()
     paths = [f"{name}.path={tmp_path / 'a'}" for name in ("train", "val")]
     (stage,) = [s for s in recipe_stages("eva_linear_probe", *paths) if isinstance(s, EvaFinetune)]
-    assert (stage.freeze_blocks, stage.head_norm, stage.global_pool) == ("all", "batch", "token")
+    assert (stage.trained.type, stage.head_norm, stage.global_pool) == ("frozen", "batch", "token")
     assert stage.num_steps == pytest.approx(90 * 1_281_167 / 16_000, abs=1)
 
 

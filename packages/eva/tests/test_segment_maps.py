@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from eva_toy import context
 from vfm.data.synthetic.stages import ShapesScenes
-from vfm.models import build_vision, save_vision
+from vfm.models import build_vision, load_state_dict, save_vision
 from vfm.plugin import AnnotatedImages, UserError
 from vfm_eva.dense.segment.maps import pixel_loss
 from vfm_eva.dense.segment.model import build_linear, build_upernet
@@ -92,12 +92,18 @@ def test_released_checkpoints_load_with_every_key_accounted_for(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("head", [UPERNET.model_dump(), {"type": "linear", "layers": [1, -1]}])
-@pytest.mark.parametrize("frozen", [False, True])
-def test_heads_on_maps_are_trained(head: dict[str, Any], frozen: bool, tmp_path: Path, scenes: AnnotatedImages) -> None:
+@pytest.mark.parametrize("trained", ["all", "frozen", "last_blocks", "lora"])
+def test_heads_on_maps_are_trained(head: dict[str, Any], trained: str, tmp_path: Path, scenes: AnnotatedImages) -> None:
+    if trained == "lora":
+        pytest.importorskip("peft")
     encoder = save_vision(build_vision(MODEL, num_classes=0), tmp_path / "encoder")
-    settings = {"name": "segment", "encoder": "encoder", "data": "scenes", "head": head, "frozen": frozen, "steps": 2,
-                "global_batch_size": 2, "log_every": 1, "runtime": {"device": "cpu"}, "lr": 1e-3}  # fmt: skip
+    settings = {"name": "segment", "encoder": "encoder", "data": "scenes", "head": head, "steps": 2, "log_every": 1,
+                "trained": {"type": trained}, "global_batch_size": 2, "runtime": {"device": "cpu"},
+                "lr": 1e-3}  # fmt: skip
     made = EvaSegment.model_validate(settings).run(context(tmp_path, encoder=encoder, scenes=scenes))
+    start, end = (load_state_dict(path / "model.safetensors") for path in (encoder.path, made.path / made.encoder))
+    assert start.keys() == end.keys()  # LoRA's changes are merged
+    assert any(not torch.equal(value, end[name]) for name, value in start.items()) == (trained != "frozen")
     scores = load_segmenter(made, torch.device("cpu")).crop_logits(np.zeros((2, 64, 64, 3), dtype=np.uint8))
     assert scores.shape == ((2, 3, 16, 16) if head["type"] == "upernet" else (2, 3, 4, 4))
 

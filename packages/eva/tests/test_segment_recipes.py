@@ -33,7 +33,7 @@ def test_values_are_those_of_the_released_files(name: str, tmp_path: object) -> 
     assert isinstance(stage, EvaSegment)
     side, batch, steps, lr, decay, drop_path, power = VALUES[name]
     assert (stage.image_size, stage.global_batch_size, stage.steps, stage.lr) == (side, batch, steps, lr)
-    assert (stage.layer_decay, stage.drop_path, stage.patch_size) == (decay, drop_path, 16)
+    assert (stage.trained.layer_decay, stage.drop_path, stage.patch_size) == (decay, drop_path, 16)
     assert stage.schedule == PolySchedule(power=power, warmup_steps=1500)
     assert stage.optimizer == AdamW(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05)
     augmentation = stage.augmentation

@@ -90,7 +90,7 @@ def test_queries_train_and_predict(
 
 
 def test_the_encoder_stays_in_timms_layout(tmp_path: Path, scenes: AnnotatedImages, encoder: VisionCheckpoint) -> None:
-    frozen = trained(tmp_path / "frozen", scenes, encoder, frozen=True)
+    frozen = trained(tmp_path / "frozen", scenes, encoder, trained={"type": "frozen"})
     tuned = trained(tmp_path / "tuned", scenes, encoder)
     start = load_vision(encoder).state_dict()
     kept = load_vision(frozen.path / frozen.encoder).state_dict()
@@ -207,7 +207,7 @@ def test_more_segments_than_queries_are_counted_and_reported(
 def test_the_tower_of_a_clip_model_is_an_encoder(tmp_path: Path, scenes: AnnotatedImages) -> None:
     clip = build_clip("EVA02-Pico-8-32", seed=0)
     tower: Any = clip.module.visual
-    made = trained(tmp_path, scenes, save_clip(clip, tmp_path / "clip"), frozen=True, steps=1)  # type: ignore[arg-type]
+    made = trained(tmp_path, scenes, save_clip(clip, tmp_path / "clip"), trained={"type": "frozen"}, steps=1)  # type: ignore[arg-type]
     kept = load_vision(made.path / made.encoder).state_dict()
     assert torch.equal(kept["blocks.1.mlp.fc2.weight"], tower.trunk.state_dict()["blocks.1.mlp.fc2.weight"])
 

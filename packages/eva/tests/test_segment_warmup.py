@@ -50,11 +50,12 @@ def plain_rate(step: int, steps: int, wait: int, warmup: int, lr: float, power: 
 
 
 def test_rates_are_those_of_two_plain_schedules_times_layer_decay() -> None:
-    config = stage(steps=60, lr=0.1, layer_decay=0.5, schedule={"type": "poly", "warmup_steps": 5, "power": 0.9},
-                   encoder_warmup_steps=10)  # fmt: skip
+    schedule = {"type": "poly", "warmup_steps": 5, "power": 0.9}
+    config = stage(steps=60, lr=0.1, trained={"layer_decay": 0.5}, schedule=schedule, encoder_warmup_steps=10)
     model = build_segmenter(config, build_vision(ENCODER, num_classes=0, seed=0), 3)
     record = HeadRecord(config.head.model_dump(mode="json"), "semantic", False, [True] * 3)
-    task = SegmentTask(model, record, ["a", "b", "c"], num_steps=60, layer_decay=0.5, encoder_rate=encoder_rate(config))
+    rate = encoder_rate(config)
+    task = SegmentTask(model, record, ["a", "b", "c"], num_steps=60, trained=config.trained, encoder_rate=rate)
     names = {id(parameter): name for name, parameter in task.named_parameters()}
     optimizer = build_optimizer(task, AdamW(), config.lr)
     scheduled = config.schedule.build(config.lr, 60)
@@ -96,7 +97,7 @@ def test_the_encoder_waits_while_the_head_warms_up(inputs: dict[str, Any], tmp_p
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"frozen": True, "steps": 90}, "encoder_warmup_steps: a frozen encoder has no rate; leave it out"),
+        ({"trained": {"type": "frozen"}, "steps": 90}, "encoder_warmup_steps: a frozen encoder has no rate"),
         ({"steps": 30}, r"expected a sum below the 30 steps, got 30"),
     ],
 )

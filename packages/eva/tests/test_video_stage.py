@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from vfm.data import SampleDraw, TrainingData
 from vfm.data.videos import VideoSource
 from vfm.models import load_clip, load_state_dict, load_vision
-from vfm.plugin import ClipCheckpoint, Context, UserError, VideoDataset, VideoPredictor, VisionCheckpoint
+from vfm.plugin import AllWeights, ClipCheckpoint, Context, UserError, VideoDataset, VideoPredictor, VisionCheckpoint
 from vfm_eva.finetune.classifier import layer_of
 from vfm_eva.video.clips import MakeClips
 from vfm_eva.video.encoders import clip_tower
@@ -48,14 +48,18 @@ def clips_of(count: int, frames: int, seed: int = 0) -> np.ndarray[Any, np.dtype
         {},
         {"video": {"attention": "divided", "time": "table"}, "grad_checkpointing": True},
         {"video": {"attention": "frame", "time": "none"}},
-        {"video": {"tubelet": 2, "time": "rope"}, "freeze_patch_embed": True},
+        {"video": {"tubelet": 2, "time": "rope"}, "trained": {"freeze_patch_embed": True}},
         {"video": {"pool": "token"}, "augmentation": {"mixup": 0.8, "cutmix": 1.0, "repeats": 2}},
-        {"video": {"pool": "attentive", "attention": "frame"}, "frozen": True, "ema_decay": 0.9},
+        {"video": {"pool": "attentive", "attention": "frame"}, "trained": {"type": "frozen"}, "ema_decay": 0.9},
+        {"video": {"attention": "divided"}, "trained": {"type": "lora", "rank": 2}},
+        {"trained": {"type": "last_blocks", "blocks": 1}},
     ],
 )  # fmt: skip
 def test_a_trained_classifier_is_the_same_when_it_is_loaded_and_its_encoder_takes_images(
     fields: dict[str, Any], videos: VideoDataset, encoder: VisionCheckpoint, tmp_path: Path
 ) -> None:
+    if fields.get("trained", {}).get("type") == "lora":
+        pytest.importorskip("peft")
     made = train(tmp_path / "made", encoder, videos, **fields)
     predictor: VideoPredictor = load_predictor(made, CPU)
     assert predictor.class_names == list(ACTIONS)
@@ -66,7 +70,7 @@ def test_a_trained_classifier_is_the_same_when_it_is_loaded_and_its_encoder_take
     np.testing.assert_allclose(np.linalg.norm(predictor.features(clips_of(2, 4)), axis=1), 1, rtol=1e-5)
     images = load_vision(made.path / made.encoder).eval()
     assert images(torch.zeros(1, 3, 32, 32)).shape[0] == 1
-    if fields.get("frozen"):
+    if fields.get("trained") == {"type": "frozen"}:
         before, after = (load_state_dict(one / "model.safetensors") for one in (encoder.path, made.path / "encoder"))
         assert all(torch.equal(before[name], value) for name, value in after.items() if "norm" not in name)
 
@@ -164,7 +168,7 @@ def test_a_second_training_takes_head_rows_by_class_name_and_interpolates_positi
 def test_layers_have_the_rates_of_the_blocks_they_belong_to(encoder: VisionCheckpoint) -> None:
     config = settings(video={"attention": "divided", "pool": "attentive"})
     model = build_model(config, encoder, ACTIONS)
-    task = VideoTask(model, config.clip, list(ACTIONS), layer_decay=0.5)
+    task = VideoTask(model, config.clip, list(ACTIONS), trained=AllWeights(layer_decay=0.5))
     scales = {id(p): group.lr_scale for group in task.parameter_groups() for p in group.params}
     names = {name.removeprefix("model."): scales[id(p)] for name, p in task.named_parameters() if p.requires_grad}
     assert names["positions"] == names["visual.patch_embed.proj.weight"] == 0.5**3

@@ -1,8 +1,7 @@
 """CLIP training for vfm: the stage `clip.train` and the losses that it can minimise.
 
-The classes here are configurations and import no torch. As a library: `vfm_clip.task` has the contrastive task,
-`vfm_clip.losses` the losses, `vfm_clip.towers` locks, `vfm_clip.update` LoRA and `vfm_clip.parameter_groups` learning
-rates by layer.
+The classes here are configurations and import no torch. As a library: `vfm_clip.task` has the contrastive task
+and `vfm_clip.losses` the losses.
 """
 
 from vfm_clip.loss_parts import (
@@ -17,15 +16,12 @@ from vfm_clip.stages import (
     Augmentation,
     ClipLoading,
     ClipTrain,
-    ClipUpdate,
     LogitScale,
-    Lora,
     Tower,
     VisionTower,
-    WholeTowers,
 )
 
 __all__ = [
-    "Augmentation", "ClipLoading", "ClipLoss", "ClipTrain", "ClipUpdate", "Distillation", "DistinctInfoNce",
-    "InfoNce", "LogitBias", "LogitScale", "Lora", "Siglip", "Tower", "VisionTower", "WholeTowers",
+    "Augmentation", "ClipLoading", "ClipLoss", "ClipTrain", "Distillation", "DistinctInfoNce",
+    "InfoNce", "LogitBias", "LogitScale", "Siglip", "Tower", "VisionTower",
 ]  # fmt: skip

@@ -6,10 +6,11 @@ import torch
 
 from vfm.models import blueprint, planned_clip
 from vfm.plugin import Cost, Preflight
-from vfm.train import estimate_training
+from vfm.train import estimate_training, prepare_towers
 from vfm_clip.data import ClipInputs
 from vfm_clip.stages import ClipTrain
 from vfm_clip.task import ClipTask
+from vfm_clip.towers import trained_towers
 from vfm_clip.train import init_logit_bias
 
 
@@ -28,7 +29,7 @@ def clip_train_cost(config: ClipTrain, ctx: Preflight) -> Cost:
     with torch.device("meta"):
         if config.grad_checkpointing:
             clip.module.set_grad_checkpointing()  # type: ignore[operator]
-        config.update.build(clip, vision=config.vision, text=config.text)
+        prepare_towers(trained_towers(clip, config.vision, config.text))
         if bias := config.loss.logit_bias:
             init_logit_bias(clip, bias)
         task = ClipTask(clip, loss=config.loss, teacher=teacher, train_logit_scale=not config.logit_scale.lock)

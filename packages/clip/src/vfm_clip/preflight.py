@@ -21,7 +21,6 @@ from vfm.models import (
     Preprocess,
     blueprint,
     build_vision,
-    check_low_rank,
     check_normalization,
     check_same_computation,
     init_vision_tower,
@@ -30,11 +29,13 @@ from vfm.models import (
     vision_preprocess,
 )
 from vfm.plugin import Preflight, Ref, UserError, VisionCheckpoint
+from vfm.train import prepare_towers
 from vfm_clip.dataset_checks import check_datasets, check_makers
-from vfm_clip.stages import ClipTrain, Lora
+from vfm_clip.stages import ClipTrain
 from vfm_clip.task import ClipTask
 from vfm_clip.teacher_check import check_teacher
 from vfm_clip.text_tower_init import check_text
+from vfm_clip.towers import trained_towers
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def check_clip_train(config: ClipTrain, ctx: Preflight) -> None:
     Raises:
         UserError: the first mistake.
     """
-    if isinstance(config.update, Lora):
-        check_low_rank()
+    for tower in (config.vision, config.text):
+        tower.trained.check()
     balanced = config.loading.sampler == "balanced"
     check_makers(config.portions, ctx, balanced=balanced)
     found = {str(each.data): ctx.artifact(each.data) for each in config.portions}
@@ -87,7 +88,7 @@ def check_towers(config: ClipTrain, ctx: Preflight) -> ClipModel | None:
             check_normalization(encoder.architecture, encoder.preprocess, clip)
     if config.init_text and (text := planned_clip_config(ctx, config.init_text)):
         check_text(text, clip, str(config.init_text))
-    config.update.build(clip, vision=config.vision, text=config.text)
+    prepare_towers(trained_towers(clip, config.vision, config.text))
     return clip
 
 

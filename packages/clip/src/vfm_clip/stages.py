@@ -9,17 +9,18 @@ from pydantic import Field, model_validator
 
 from vfm.plugin import (
     AdamW,
+    AllWeights,
     ClipCheckpoint,
     ClipTraining,
     Config,
     CosineSchedule,
     CropScale,
+    FrozenWeights,
     Loading,
-    LowRankSettings,
     Optimizer,
-    Part,
     Ref,
     Schedule,
+    Trained,
     VisionCheckpoint,
 )
 from vfm_clip.loss_parts import ClipLoss, InfoNce
@@ -30,20 +31,18 @@ LanguageWeights = Annotated[dict[str, Annotated[float, Field(gt=0, allow_inf_nan
 class Tower(Config):
     """How a tower is trained."""
 
-    lock: bool = Field(False, description="keep the initial weights (LiT); weights that init_* leaves new are trained")
-    unlocked: int = Field(
-        0, ge=0, description="last groups of a locked tower that are trained: 1, its projection; 2, also a block"
-    )
-    lr_scale: float = Field(1.0, ge=0, description="learning rate, as a factor of lr")
-    layer_decay: float = Field(
-        1.0, gt=0, le=1, description="learning rate of a group, as a factor of that of the group after it"
-    )
-    weight_decay: float | None = Field(None, ge=0, description="default: the optimizer's")
+    trained: Trained = Field(AllWeights(), description="weights that are trained, beside those that init_* leaves new")
+
+    moved: ClassVar[Mapping[str, str]] = {
+        "lock": "trained: {type: frozen}",
+        "unlocked": "trained: {type: last_blocks}",
+        "update": "trained",
+    }
 
     @property
-    def is_locked(self) -> bool:
-        """Whether no group of the tower is trained."""
-        return self.lock and not self.unlocked
+    def is_frozen(self) -> bool:
+        """Whether the initial weights of the tower stay as they are."""
+        return isinstance(self.trained, FrozenWeights)
 
 
 class VisionTower(Tower):
@@ -67,36 +66,6 @@ class VisionTower(Tower):
         """Patch dropout and drop path by open_clip's names, where they are not the model's own."""
         given = {"patch_dropout": self.patch_dropout, "timm_drop_path": self.drop_path}
         return {key: value for key, value in given.items() if value is not None}
-
-
-class ClipUpdate(Part):
-    """Base class of the choices of trained weights, in the towers that are not locked.
-
-    `build(clip, vision=..., text=..., new=..., seed=...)` prepares the model in place, the locks included, and returns
-    a function that makes it an ordinary model again, after the training (`vfm_clip.update`).
-    """
-
-    keeps_weights: ClassVar[bool] = False  # the initial weights are trained
-
-
-class WholeTowers(ClipUpdate):
-    """All weights."""
-
-    type: Literal["tower"] = Field("tower", description="all weights")
-    work: ClassVar[str] = "vfm_clip.update:train_towers"
-
-
-class Lora(LowRankSettings, ClipUpdate):
-    """Low-rank changes to the linear layers in the blocks, merged into the weights at the end.
-
-    Beside them are trained: the temperature, weights that init_* leaves new, and the last groups of a locked tower.
-    """
-
-    type: Literal["lora"] = Field(
-        "lora", description="low-rank changes to the blocks' linear layers, merged at the end; needs vfm-clip[lora]"
-    )
-    work: ClassVar[str] = "vfm_clip.update:train_low_rank"
-    keeps_weights: ClassVar[bool] = True
 
 
 class LogitScale(Config):
@@ -178,7 +147,6 @@ class ClipTrain(ClipTraining):
     )
     vision: VisionTower = Field(VisionTower(), description="how the vision tower is trained")
     text: Tower = Field(Tower(), description="how the text tower is trained")
-    update: ClipUpdate = Field(WholeTowers(), description="weights that are trained of the towers that are not locked")
     logit_scale: LogitScale = Field(LogitScale(), description="the inverse temperature")
     loss: ClipLoss = Field(InfoNce(), description="loss over the batch of all processes")
     augmentation: Augmentation = Field(Augmentation(), description="random crops")
@@ -194,16 +162,17 @@ class ClipTrain(ClipTraining):
 
     moved: ClassVar[Mapping[str, str]] = {
         **ClipTraining.moved,
-        "lock_image": "vision.lock",
-        "lock_image_unlocked_groups": "vision.unlocked",
-        "image_lr": "vision.lr_scale",
-        "image_layer_decay": "vision.layer_decay",
-        "image_weight_decay": "vision.weight_decay",
-        "lock_text": "text.lock",
-        "lock_text_unlocked_layers": "text.unlocked",
-        "text_lr": "text.lr_scale",
-        "text_layer_decay": "text.layer_decay",
-        "text_weight_decay": "text.weight_decay",
+        "lock_image": "vision.trained: {type: frozen}",
+        "lock_image_unlocked_groups": "vision.trained: {type: last_blocks}",
+        "image_lr": "vision.trained.lr_scale",
+        "image_layer_decay": "vision.trained.layer_decay",
+        "image_weight_decay": "vision.trained.weight_decay",
+        "lock_text": "text.trained: {type: frozen}",
+        "lock_text_unlocked_layers": "text.trained: {type: last_blocks}",
+        "text_lr": "text.trained.lr_scale",
+        "text_layer_decay": "text.trained.layer_decay",
+        "text_weight_decay": "text.trained.weight_decay",
+        "update": "vision.trained and text.trained",
         "logit_scale_init": "logit_scale.init",
         "logit_scale_max": "logit_scale.max",
         "lock_logit_scale": "logit_scale.lock",
@@ -217,16 +186,11 @@ class ClipTrain(ClipTraining):
 
     @model_validator(mode="after")
     def _towers_fit(self) -> ClipTrain:
-        if self.vision.is_locked and self.text.is_locked:
-            raise ValueError("vision.lock and text.lock leave nothing to train")
-        # A locked tower whose weights are handed over may still have a new projection that is trained.
+        if self.vision.is_frozen and self.text.is_frozen:
+            raise ValueError("vision.trained and text.trained: frozen leaves nothing to train")
+        # A frozen tower whose weights are handed over may still have a new projection that is trained.
         for name, tower, start in (("vision", self.vision, self.init_vision), ("text", self.text, self.init_text)):
-            _check_lock(name, tower, bool(self.init), bool(start))
-            if self.update.keeps_weights and not (tower.lock or self.init or start):
-                kept = f"update: {self.update.type} would keep random weights of the {name} tower"
-                raise ValueError(f"{kept}: give init or init_{name}")
-        if self.update.keeps_weights and self.vision.lock and self.text.lock:
-            raise ValueError(f"update: {self.update.type} changes towers that are not locked: both are")
+            _check_trained(name, tower, bool(self.init), bool(start))
         if self.init and "model" in self.model_fields_set:
             raise ValueError("init has its own architecture: omit model")
         unmasked = self.vision.unmasked_steps
@@ -246,18 +210,18 @@ class ClipTrain(ClipTraining):
         return self
 
 
-def _check_lock(name: str, tower: Tower, has_init: bool, has_tower_init: bool) -> None:
-    """Check a tower's lock against where its weights come from and against options without effect.
+def _check_trained(name: str, tower: Tower, has_init: bool, has_tower_init: bool) -> None:
+    """Check what is trained of a tower against where its weights come from and against options without effect.
 
     Raises:
-        ValueError: the lock keeps random weights, or an option has no effect.
+        ValueError: random weights would stay as they are, or an option has no effect.
     """
-    if tower.unlocked and not tower.lock:
-        raise ValueError(f"{name}.unlocked is an exception to {name}.lock: give both")
-    if tower.lock and not (has_init or has_tower_init):
-        raise ValueError(f"{name}.lock would keep random weights: give init or init_{name}")
-    if not tower.is_locked or has_tower_init:
+    if tower.trained.keeps_weights and not (has_init or has_tower_init):
+        raise ValueError(f"{name}.trained: {tower.trained.type} would keep random weights: give init or init_{name}")
+    if not tower.is_frozen or has_tower_init:
         return
-    for option, field in type(tower).model_fields.items():
-        if option not in ("lock", "unmasked_steps") and getattr(tower, option) not in (None, 0, field.default):
-            raise ValueError(f"{name}.{option} has no effect, since {name}.lock keeps the whole tower")
+    rates = {"trained." + key: getattr(tower.trained, key) for key in ("lr_scale", "layer_decay", "weight_decay")}
+    others = {key: getattr(tower, key) for key in type(tower).model_fields if key not in ("trained", "unmasked_steps")}
+    plain = (None, 0, 1, "model")  # as if the option were not given
+    if changed := [key for key, value in (rates | others).items() if value not in plain]:
+        raise ValueError(f"{name}.{changed[0]} has no effect, since {name}.trained: frozen keeps the whole tower")

@@ -17,22 +17,24 @@ from torch import Tensor, nn
 from vfm.data import Batch
 from vfm.models import ClipModel, encode_text, save_clip, used_length
 from vfm.plugin import ClipCheckpoint, UserError
-from vfm.train import Call, Frozen, Metrics, ParamGroup, Task
+from vfm.train import Call, Frozen, Metrics, Task, TrainedTower
 from vfm_clip.data import ClipInputs
 from vfm_clip.feature_metrics import feature_spread, pair_similarity, repeated_fractions, token_hash
 from vfm_clip.loss_parts import ClipLoss, InfoNce
 from vfm_clip.losses import ClipFeatures
-from vfm_clip.parameter_groups import TowerRates, parameter_groups
 from vfm_clip.towers import patch_dropouts
 from vfm_kernels import Kernels, accelerated, padded
 
 __all__ = ["ClipInputs", "ClipTask"]
 
+# Learned tables of positions and kinds of tokens.
+TABLES = ("position_embeddings", "token_type_embeddings", "relative_attention_bias", "embed_positions")
+
 
 class ClipTask(Task[ClipInputs]):
     """A contrastive loss over the batch of all processes.
 
-    The weights that take a gradient when the task is created are trained (`vfm_clip.update`).
+    The weights that take a gradient when the task is created are trained (`vfm.train.prepare_towers`).
 
     Args:
         clip: the model; its `logit_scale` parameter is the logarithm of the inverse temperature.
@@ -40,8 +42,7 @@ class ClipTask(Task[ClipInputs]):
         teacher: the model that the loss learns from; it is not trained.
         logit_scale_max: the inverse temperature is clamped to between 1 and this (the paper: 100).
         train_logit_scale: False keeps its initial value.
-        vision: learning rates of the vision tower.
-        text: learning rates of the text tower.
+        towers: learning rates of the towers by layer.
         unmasked_from: first step without patch dropout.
 
     Raises:
@@ -58,8 +59,7 @@ class ClipTask(Task[ClipInputs]):
         teacher: ClipModel | None = None,
         logit_scale_max: float = 100.0,
         train_logit_scale: bool = True,
-        vision: TowerRates = TowerRates(),  # noqa: B008 (frozen)
-        text: TowerRates = TowerRates(),  # noqa: B008 (frozen)
+        towers: Sequence[TrainedTower] = (),
         unmasked_from: int | None = None,
     ) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class ClipTask(Task[ClipInputs]):
         self.uses_bias = loss.logit_bias is not None
         self.teacher, self.frozen_teacher = teacher, Frozen(teacher.module) if teacher else None
         self.max_log_scale = math.log(logit_scale_max)
-        self.vision, self.text, self.unmasked_from = vision, text, unmasked_from
+        self.towers, self.unmasked_from = towers, unmasked_from
         self.log_scale.requires_grad_(train_logit_scale)
         if (bias := self.logit_bias) is not None:
             bias.requires_grad_(self.uses_bias)  # without a gradient, DDP would wait for it
@@ -92,15 +92,6 @@ class ClipTask(Task[ClipInputs]):
         """SigLIP's bias, if the model has one."""
         bias = getattr(self.module, "logit_bias", None)
         return bias if isinstance(bias, nn.Parameter) else None
-
-    def train(self, mode: bool = True) -> ClipTask:
-        """Set the mode; locked modules stay in evaluation mode, without drop path or new batch statistics."""
-        super().train(mode)
-        for layer in self.module.modules():
-            weights = list(layer.parameters())
-            if weights and not any(weight.requires_grad for weight in weights):
-                layer.eval()
-        return self
 
     def prepare(self, inputs: ClipInputs) -> ClipInputs:
         """Return the inputs with tokens up to the longest caption's end, to a multiple of 8, if only zeros follow.
@@ -160,10 +151,13 @@ class ClipTask(Task[ClipInputs]):
                 backward(call(batch, self.replay, gradients)[0])
         return {**metrics, **repeated_fractions([batch.inputs for batch in micro_batches])}
 
-    def parameter_groups(self) -> list[ParamGroup]:
-        """Return the trained parameters by tower and layer, as far as their rates differ."""
-        exempt = {name.removeprefix("module.") for name in self.no_weight_decay()}
-        return parameter_groups(self.model, exempt, self.vision, self.text)
+    def no_weight_decay(self) -> set[str]:
+        """Return the names that the towers exempt, and the tables of Hugging Face's text towers, which exempt nothing.
+
+        The rule is that of open_clip's main branch (4.2.0.dev0, `make_wd_exclude`). Release 3.3 decays all matrices.
+        """
+        tables = (name for name, _ in self.named_parameters() if any(table in name for table in TABLES))
+        return super().no_weight_decay() | set(tables)
 
     def before_step(self, step: int) -> None:
         """End patch dropout at the first unmasked step."""

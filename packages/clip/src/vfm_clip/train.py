@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,17 +19,16 @@ from vfm.models import (
     read_clip_config,
 )
 from vfm.plugin import ClipCheckpoint, Context
-from vfm.train import fit, is_main
+from vfm.train import TrainedTower, fit, is_main, prepare_towers
 from vfm_clip.data import first_samples_panel, language_weights, training_data
 from vfm_clip.dataset_checks import check_datasets
 from vfm_clip.diagnosis import Diagnosis
 from vfm_clip.loss_parts import LogitBias
-from vfm_clip.parameter_groups import TowerRates
-from vfm_clip.stages import ClipTrain, Tower
+from vfm_clip.stages import ClipTrain
 from vfm_clip.task import ClipTask
 from vfm_clip.teacher_check import check_teacher
 from vfm_clip.text_tower_init import init_text_tower, names_in_model, uses_quick_gelu
-from vfm_clip.towers import new_weights
+from vfm_clip.towers import new_weights, trained_towers
 
 
 def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
@@ -37,7 +36,7 @@ def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
     datasets = {str(each.data): ctx.load(each.data) for each in config.portions}
     balanced = config.loading.sampler == "balanced"
     check_datasets(datasets, config.portions, config.language, config.global_batch_size, balanced=balanced)
-    clip, merge = initial_model(config, ctx)
+    clip, towers, merge = initial_model(config, ctx)
     task = ClipTask(
         clip,
         loss=config.loss,
@@ -45,8 +44,7 @@ def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
         logit_scale_max=config.logit_scale.max,
         train_logit_scale=not config.logit_scale.lock,
         unmasked_from=config.unmasked_from,
-        vision=_rates(config.vision),
-        text=_rates(config.text),
+        towers=towers,
     )
     weights = language_weights(config.language, next(iter(datasets.values())))
     data, make = training_data(config, list(datasets.values()), clip, weights)
@@ -59,8 +57,8 @@ def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
     return task.export(ctx.directory)
 
 
-def initial_model(config: ClipTrain, ctx: Context) -> tuple[ClipModel, Callable[[], None]]:
-    """Return the model before its first step, with what is trained of it, and what makes it ordinary after the last.
+def initial_model(config: ClipTrain, ctx: Context) -> tuple[ClipModel, Sequence[TrainedTower], Callable[[], None]]:
+    """Return the initial model, what is trained of it, and a function that merges LoRA's changes after the last step.
 
     Raises:
         UserError: a model or tower that it starts from does not fit.
@@ -82,14 +80,15 @@ def initial_model(config: ClipTrain, ctx: Context) -> tuple[ClipModel, Callable[
         ctx.log(f"text tower from '{config.init_text}': {report.summary}")
         ctx.panel(report.panel("Weights of the text tower"))
         new |= names_in_model(clip, report.new)
-    merge = config.update.build(clip, vision=config.vision, text=config.text, new=new, seed=config.seed)
+    towers = trained_towers(clip, config.vision, config.text, new=new)
+    merge = prepare_towers(towers, seed=config.seed)
     if bias := config.loss.logit_bias:
         init_logit_bias(clip, bias)
     elif getattr(towers, "logit_bias", None) is not None:
         ctx.warn(f"{clip.name} was trained with SigLIP's sigmoid loss; loss {config.loss.type} does not use its bias")
     if config.logit_scale.init:
         towers.logit_scale.data.fill_(math.log(config.logit_scale.init))
-    return clip, merge
+    return clip, towers, merge
 
 
 def init_logit_bias(clip: ClipModel, bias: LogitBias) -> None:
@@ -137,10 +136,6 @@ def _teacher(config: ClipTrain, ctx: Context, clip: ClipModel) -> ClipModel | No
     teacher = load_clip(ctx.load(ref))
     check_teacher(clip, teacher)
     return teacher
-
-
-def _rates(tower: Tower) -> TowerRates:
-    return TowerRates(tower.lr_scale, tower.layer_decay, tower.weight_decay)
 
 
 def _diagnosis(config: ClipTrain, ctx: Context) -> Diagnosis:

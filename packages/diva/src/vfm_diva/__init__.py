@@ -16,10 +16,8 @@ from vfm_diva.parts.parts import (
     CosineAnchor,
     Embedding,
     L2SpAnchor,
-    LastBlocks,
     LinearAdapter,
     LogitNormal,
-    Lora,
     MlpAdapter,
     NoAdapter,
     NoAnchor,
@@ -31,8 +29,6 @@ from vfm_diva.parts.parts import (
     Timesteps,
     TrainedAdapter,
     Uniform,
-    Update,
-    WholeTower,
 )
 from vfm_diva.prior.stages import DivaPrior, PriorCondition
 from vfm_diva.tune.stages import DivaTune, Feedback, Prompt
@@ -40,7 +36,7 @@ from vfm_diva.tune.stages import DivaTune, Feedback, Prompt
 __all__ = [
     "Adapter", "Anchor", "Cls", "Condition", "ContrastiveLoss", "CosineAnchor", "Crops", "DenoiserNetwork",
     "DenoisingLoss", "DivaLatents", "DivaPrior", "DivaTune", "Embedding", "Feedback", "FlowTransformer", "L2SpAnchor",
-    "LastBlocks", "LinearAdapter", "LogitNormal", "Lora", "Loss", "MlpAdapter", "NoAdapter", "NoAnchor", "Patches",
+    "LinearAdapter", "LogitNormal", "Loss", "MlpAdapter", "NoAdapter", "NoAnchor", "Patches",
     "PooledPatches", "PriorCondition", "Prompt", "RasterPooled", "RelationalAnchor", "Stratified", "Timesteps",
-    "TrainedAdapter", "UNet", "Uniform", "Update", "WholeTower",
+    "TrainedAdapter", "UNet", "Uniform",
 ]  # fmt: skip

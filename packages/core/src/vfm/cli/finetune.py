@@ -12,9 +12,9 @@ from vfm.cli.command import DEFAULT_STORE, DebugOption, SetOption, StoreOption, 
 from vfm.cli.written_recipe import RecipeOption, WriteOnlyOption, run_written
 from vfm.flow.requests.finetuning import LOW_RANK_LR, LR, Finetuning, finetuning_recipe
 from vfm.flow.requests.inputs import model_input
-from vfm.interfaces import LowRankSettings, load_plugins, stage_types
+from vfm.interfaces import Lora, load_plugins, stage_types
 
-RANK: int = LowRankSettings.model_fields["rank"].default
+RANK: int = Lora.model_fields["rank"].default
 
 
 @command

@@ -119,7 +119,6 @@ from .events import Event as Event
 from .events import damaged_lines as damaged_lines
 from .events import stamped as stamped
 from .hookspecs import hookimpl as hookimpl
-from .low_rank import LowRankSettings as LowRankSettings
 from .methods import (
     ClipPostTraining as ClipPostTraining,
 )
@@ -239,6 +238,21 @@ from .stage import (
     refs as refs,
 )
 from .timm_optimizer import TimmOptimizer as TimmOptimizer
+from .trained import (
+    AllWeights as AllWeights,
+)
+from .trained import (
+    FrozenWeights as FrozenWeights,
+)
+from .trained import (
+    LastBlocks as LastBlocks,
+)
+from .trained import (
+    Lora as Lora,
+)
+from .trained import (
+    Trained as Trained,
+)
 from .training import (
     AdamW as AdamW,
 )

@@ -38,6 +38,27 @@ from .clip.text import (
 from .clip.text import (
     used_length as used_length,
 )
+from .clip.tower_layers import (
+    TowerName as TowerName,
+)
+from .clip.tower_layers import (
+    first_blocks as first_blocks,
+)
+from .clip.tower_layers import (
+    is_of_block as is_of_block,
+)
+from .clip.tower_layers import (
+    named_layers as named_layers,
+)
+from .clip.tower_layers import (
+    tower_blocks as tower_blocks,
+)
+from .clip.tower_layers import (
+    tower_layers as tower_layers,
+)
+from .clip.tower_layers import (
+    tower_of as tower_of,
+)
 from .encoders import (
     EncoderPrecision as EncoderPrecision,
 )
@@ -68,8 +89,6 @@ from .interchange.export_formats import (
 )
 from .interchange.vision_import import import_vision as import_vision
 from .low_rank import LowRank as LowRank
-from .low_rank import check_low_rank as check_low_rank
-from .low_rank import linear_layers as linear_layers
 from .preprocess import Preprocess as Preprocess
 from .vision.attention_maps import attention_map as attention_map
 from .vision.attention_maps import attention_weights as attention_weights

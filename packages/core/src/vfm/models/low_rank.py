@@ -55,51 +55,45 @@ class CalledAttention(nn.Module):
 
 
 class LowRank:
-    """Low-rank changes of every linear layer in blocks of a model; nothing else of the model is trained.
+    """Low-rank changes of every linear layer in blocks; nothing else in them is trained.
+
+    The first factors are drawn from torch's generator. The second ones are 0, so that the model is unchanged at first
+    (timm's EVA, whose bias is added separately, but for rounding).
 
     Args:
-        model: changed in place.
-        blocks: the parts of the model whose linear layers are changed.
+        blocks: parts of a model, changed in place.
         rank: of each change.
         alpha: a change is alpha / rank times the product of its factors.
-        seed: of the first factors; the second ones are 0, so that the model is unchanged at first (timm's EVA, whose
-            bias is added separately, but for rounding).
 
     Raises:
         UserError: peft is not installed.
     """
 
-    def __init__(self, model: nn.Module, blocks: Iterable[nn.Module], *, rank: int, alpha: int, seed: int = 0) -> None:
+    def __init__(self, blocks: Iterable[nn.Module], *, rank: int, alpha: int) -> None:
         check_low_rank()
         from peft import LoraConfig
         from peft.tuners.lora import LoraModel
 
-        self.model, blocks = model, list(blocks)
-        self.fused = [part for _, part in _in(blocks, model, nn.Module) if getattr(part, SEPARATE_BIAS, None) is False]
-        self.attentions = dict(_in(blocks, model, nn.MultiheadAttention))
+        self.blocks = nn.ModuleList(blocks)
+        self.fused = [part for part in self.blocks.modules() if getattr(part, SEPARATE_BIAS, None) is False]
+        self.attentions = dict(_parts(self.blocks, nn.MultiheadAttention))
         # peft sees only layers that are called, so both kinds of attention are changed before it looks for layers.
         for part in self.fused:
             setattr(part, SEPARATE_BIAS, True)
         for name, attention in self.attentions.items():
-            self._replace(name, CalledAttention(attention))
+            self.blocks.set_submodule(name, CalledAttention(attention))
         # As one pattern of whole names: peft takes the names of a list for endings of names.
-        pattern = "|".join(re.escape(name) for name in linear_layers(model, blocks))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.changed = LoraModel(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern), "default")
+        pattern = "|".join(re.escape(name) for name, _ in _parts(self.blocks, nn.Linear))
+        self.changed = LoraModel(self.blocks, LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern), "default")
         self.changed.eval()
 
     def merge(self) -> None:
-        """Add the changes to the model's weights, and restore its modules."""
+        """Add the changes to the blocks' weights, and restore their modules."""
         self.changed.merge_and_unload()
         for part in self.fused:
             setattr(part, SEPARATE_BIAS, False)
         for name, attention in self.attentions.items():  # it shares the merged weights
-            self._replace(name, attention)
-
-    def _replace(self, name: str, part: nn.Module) -> None:
-        parent, _, own = name.rpartition(".")
-        setattr(self.model.get_submodule(parent), own, part)
+            self.blocks.set_submodule(name, attention)
 
 
 def check_low_rank() -> None:
@@ -109,14 +103,8 @@ def check_low_rank() -> None:
         UserError: it is not.
     """
     if not find_spec("peft"):
-        raise UserError(f"update: {{type: lora}} needs peft: {how_to_install('vfm-core[lora]')}")
+        raise UserError(f"trained: {{type: lora}} needs peft: {how_to_install('vfm-core[lora]')}")
 
 
-def linear_layers(model: nn.Module, blocks: Iterable[nn.Module]) -> list[str]:
-    """Return the names of the linear layers in blocks of a model."""
-    return [name for name, _ in _in(blocks, model, nn.Linear)]
-
-
-def _in(blocks: Iterable[nn.Module], model: nn.Module, kind: type[M]) -> Iterator[tuple[str, M]]:
-    inside = {id(part) for block in blocks for part in block.modules()}
-    yield from ((name, part) for name, part in model.named_modules() if id(part) in inside and isinstance(part, kind))
+def _parts(blocks: nn.ModuleList, kind: type[M]) -> Iterator[tuple[str, M]]:
+    yield from ((name, part) for name, part in blocks.named_modules() if isinstance(part, kind))

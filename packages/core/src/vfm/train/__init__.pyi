@@ -42,5 +42,16 @@ from .parallel.sharing import (
 from .task import Call as Call
 from .task import Frozen as Frozen
 from .task import Metrics as Metrics
-from .task import ParamGroup as ParamGroup
 from .task import Task as Task
+from .trained import (
+    ParamGroup as ParamGroup,
+)
+from .trained import (
+    TrainedTower as TrainedTower,
+)
+from .trained import (
+    freeze_unused as freeze_unused,
+)
+from .trained import (
+    prepare_towers as prepare_towers,
+)

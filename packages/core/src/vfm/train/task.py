@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from vfm.data.loading.batch import Batch, Inputs
 from vfm.interfaces import Artifact
+from vfm.train.trained import ParamGroup, TrainedTower, keep_frozen_in_eval, parameter_groups
 
 Metrics = dict[str, Tensor]
 """Scalars on the device by name: `accuracy` is logged as `train/accuracy`, a name with a `/` unchanged."""
@@ -28,16 +28,6 @@ class Call(Protocol):
     ) -> tuple[Tensor, Metrics]:
         """Return `method(batch.inputs, *args)`, a loss and metrics; `forward` by default."""
         ...
-
-
-@dataclass
-class ParamGroup:
-    """Parameters that share a learning rate and a weight decay."""
-
-    params: list[nn.Parameter]
-    lr_scale: float = 1.0  # times the scheduled rate
-    weight_decay: float | None = None  # None: the optimizer's
-    rate: Callable[[int], float] | None = None  # from the step (from 0) to its own rate; None: the training's schedule
 
 
 class Frozen(Generic[M]):
@@ -87,9 +77,13 @@ class Task(nn.Module, Generic[Inputs]):
         is_log_step: whether this is the last step before a line of the log; `fit` sets it. A metric that costs time may
             be left out of the other steps: the log then has its value at this step. Losses, and metrics of every step,
             are logged as means over the steps.
+        towers: what is trained by layer; what of them is frozen stays in evaluation mode.
+        decay_vectors: decay biases, norms and positions too.
     """
 
     is_log_step: bool = True
+    towers: Sequence[TrainedTower] = ()
+    decay_vectors: bool = False
 
     @abstractmethod
     def forward(self, inputs: Inputs) -> tuple[Tensor, Metrics]:
@@ -159,13 +153,23 @@ class Task(nn.Module, Generic[Inputs]):
         }
 
     def parameter_groups(self) -> list[ParamGroup]:
-        """Return what is trained; by default everything, without decay of vectors, scalars and `no_weight_decay()`."""
+        """Return what is trained: towers by layer, all else at the full rate.
+
+        Vectors and scalars, such as biases and norms, and `no_weight_decay()` are not decayed.
+        """
         exempt = self.no_weight_decay()
-        trained = [(name, param) for name, param in self.named_parameters() if param.requires_grad]
-        decayed = [param for name, param in trained if param.ndim > 1 and name not in exempt]
-        plain = [param for name, param in trained if not (param.ndim > 1 and name not in exempt)]
-        groups = [ParamGroup(decayed), ParamGroup(plain, weight_decay=0.0)]
-        return [group for group in groups if group.params]
+        named = self.named_parameters()
+        return parameter_groups(
+            ((param, self.decay_vectors or (param.ndim > 1 and name not in exempt)) for name, param in named),
+            self.towers,
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; what is frozen of `towers` stays in evaluation mode, without drop path or new statistics."""
+        super().train(mode)
+        if self.towers:
+            keep_frozen_in_eval(self)
+        return self
 
     def encoder(self) -> Any:
         """Return the model in training (an `ImageEncoder`) for evaluations, which set and restore evaluation mode."""

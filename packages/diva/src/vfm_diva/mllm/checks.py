@@ -23,6 +23,7 @@ def check_train(config: MllmTrain, ctx: Preflight) -> None:
         UserError: one of these does not hold.
     """
     check_transformers(config.kind)
+    config.trained.check()
     if clip := ctx.artifact(config.vision) if config.vision else None:
         find_format("hf", blueprint(clip), str(config.vision))
     data = ctx.artifact(config.data)

@@ -38,7 +38,7 @@ def mllm_train_cost(config: MllmTrain, ctx: Preflight) -> Cost:
         if isinstance(model, str):
             return Cost(unknown=(model,))
         checkpoint_blocks(model, config)
-        task = MllmTask(model, config.trains)
+        task = MllmTask(model, config.trained)
     sequences = [model.encoder.sequence(*one) for one in texts.pairs]
     side, longest = model.preprocess.image_size, max(len(ids) for ids, _ in sequences)
 

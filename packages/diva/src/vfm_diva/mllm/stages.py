@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from vfm.plugin import (
+    AllWeights,
     AnnotatedImages,
     Artifact,
     ClipCheckpoint,
@@ -21,6 +22,7 @@ from vfm.plugin import (
     Schedule,
     Seed,
     Stage,
+    Trained,
     Training,
     files,
 )
@@ -76,7 +78,7 @@ class PretrainedLanguageModel(LanguageModel):
 class MllmTrain(Training):
     """Train a LLaVA-like model on questions about images; its vision tower is frozen.
 
-    LLaVA has two stages: `trains: projector` on captions, then `init` from that and `trains: language_model`. The loss
+    LLaVA has two stages: `trained: {type: frozen}`, the projector alone, on captions, then `init` from that. The loss
     is on the answers alone, as in LLaVA-1.5 (arXiv:2310.03744).
     """
 
@@ -86,9 +88,7 @@ class MllmTrain(Training):
         None, description="model of an earlier stage that the training begins with, instead of vision"
     )
     data: Ref[QuestionDataset] = Field(description="questions to train on")
-    trains: Literal["projector", "language_model"] = Field(
-        "language_model", description="trained weights: the projector alone, or the language model as well"
-    )
+    trained: Trained = Field(AllWeights(), description="weights of the language model that are trained")
     language_model: LanguageModel = Field(SmallLlama(), description="language model; with init, that of init")
     layer: int = Field(-2, description="hidden state of the tower that is read; -2: the last block but one, as LLaVA")
     tokens: Tokens = Field(
@@ -100,6 +100,7 @@ class MllmTrain(Training):
     pad: bool = Field(True, description="pad images to squares with the mean colour, as LLaVA-1.5, instead of a crop")
     schedule: Schedule = Field(CosineSchedule(), description="learning rate over the steps")
 
+    moved: ClassVar[Mapping[str, str]] = {**Training.moved, "trains": "trained"}
     makes: ClassVar[type[Artifact]] = MllmCheckpoint
     work: ClassVar[str] = "vfm_diva.mllm.train:train_mllm"
     checks: ClassVar[str] = "vfm_diva.mllm.checks:check_train"

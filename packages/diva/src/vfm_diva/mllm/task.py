@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from vfm.data import Batch
-from vfm.train import Frozen, Metrics, Task
+from vfm.models import first_blocks, named_layers
+from vfm.plugin import FrozenWeights, Trained
+from vfm.train import Frozen, Metrics, Task, TrainedTower, prepare_towers
 from vfm_diva.mllm.batches import MllmInputs
 from vfm_diva.mllm.model import Mllm
 from vfm_diva.mllm.stages import MllmCheckpoint
@@ -20,21 +21,25 @@ from vfm_diva.mllm.stages import MllmCheckpoint
 class MllmTask(Task[MllmInputs]):
     """Predicts the tokens of the answers, and the end after them.
 
-    Only what is trained is registered, so that checkpoints hold no vision tower.
+    Only what is trained, wholly or in parts, is registered, so that checkpoints hold no vision tower.
 
     Args:
         model: the model; its tower stays frozen.
-        trains: `projector`, or `language_model` with its head and the projector.
+        trained: what is trained of the language model beside the projector.
+        seed: of LoRA's changes.
     """
 
-    def __init__(self, model: Mllm, trains: Literal["projector", "language_model"]) -> None:
+    def __init__(self, model: Mllm, trained: Trained, *, seed: int = 0) -> None:
         super().__init__()
         self._model = [model]  # in a list, so that it is not registered
-        parts = {"language_model": model.llava.model.language_model, "head": model.llava.lm_head}
-        frozen = [model.llava.model.vision_tower, *(parts.values() if trains == "projector" else ())]
-        self.held = Frozen(nn.ModuleList(frozen))
-        trained = {"projector": model.projector, **(parts if trains == "language_model" else {})}
-        self.trained = nn.ModuleDict(trained).requires_grad_(True)
+        llava = model.llava
+        spoken = nn.ModuleDict({"language_model": llava.model.language_model, "head": llava.lm_head})
+        is_frozen = isinstance(trained, FrozenWeights)
+        self.held = Frozen(nn.ModuleList([llava.model.vision_tower, *(spoken.values() if is_frozen else ())]))
+        self.trained = nn.ModuleDict({"projector": model.projector, **({} if is_frozen else spoken)})
+        self.trained.requires_grad_(True)
+        self.towers = [] if is_frozen else [TrainedTower(trained, spoken, _layers, first_blocks)]
+        self.merge = prepare_towers(self.towers, seed=seed)
 
     @property
     def model(self) -> Mllm:
@@ -65,8 +70,13 @@ class MllmTask(Task[MllmInputs]):
         return self.model
 
     def export(self, directory: Path) -> MllmCheckpoint:
-        """Write the model in transformers' layout."""
+        """Write the model in transformers' layout, with LoRA's changes merged."""
+        self.merge()
         return self.model.save(directory)
+
+
+def _layers(spoken: nn.Module) -> list[list[str]]:
+    return named_layers([name for name, _ in spoken.named_parameters()], "language_model.")
 
 
 def row_sums(values: Tensor, answers: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def train_mllm(config: MllmTrain, ctx: Context) -> MllmCheckpoint:
         raise UserError(f"{config.data}: the dataset has no questions to train on")
     model = build(config, ctx, questions)
     checkpoint_blocks(model, config)
-    task = MllmTask(model, config.trains)
+    task = MllmTask(model, config.trained, seed=config.seed)
     data = QuestionBatches(questions, model.encoder, model.preprocess, config.seed, config.global_batch_size)
     fit(task, data, config, ctx)
     if is_main():

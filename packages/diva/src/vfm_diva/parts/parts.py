@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.plugin import LowRankSettings, Part
+from vfm.plugin import Part
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -178,42 +178,6 @@ def check_timesteps(timesteps: Timesteps, num_times: int) -> None:
         raise ValueError(
             f"timesteps: {timesteps.type} spreads the times of one image, and each image has one time here; use uniform"
         )
-
-
-class Update(Part):
-    """The weights of the vision tower that are trained.
-
-    `build(visual, seed=...)` prepares the tower in place and returns a `TowerUpdate` (`vfm_diva.tune.update`).
-    """
-
-    in_place: ClassVar[bool] = True  # the tower's own weights are trained, not additional ones
-    needs_blocks: ClassVar[bool] = True  # works only for transformers
-
-
-class WholeTower(Update):
-    """The whole vision tower (DIVA, un2CLIP)."""
-
-    type: Literal["tower"] = Field("tower", description="the whole vision tower (DIVA, un2CLIP)")
-    work: ClassVar[str] = "vfm_diva.tune.update:update_tower"
-    needs_blocks: ClassVar[bool] = False
-
-
-class LastBlocks(Update):
-    """The last blocks, and the layers after them."""
-
-    type: Literal["last_blocks"] = Field("last_blocks", description="the last blocks, and the layers after them")
-    blocks: int = Field(4, ge=1, description="number of blocks")
-    work: ClassVar[str] = "vfm_diva.tune.update:update_last_blocks"
-
-
-class Lora(LowRankSettings, Update):
-    """Low-rank changes to the linear layers in the blocks, merged into the weights at the end (GenHancer)."""
-
-    type: Literal["lora"] = Field(
-        "lora", description="low-rank changes to the blocks' linear layers, merged at the end (GenHancer)"
-    )
-    work: ClassVar[str] = "vfm_diva.tune.update:update_lora"
-    in_place: ClassVar[bool] = False
 
 
 class Anchor(Part):

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from vfm.models import ClipModel, vision_tower
-from vfm.plugin import UserError
+from vfm.plugin import LastBlocks, UserError
 from vfm.train import Frozen
 from vfm_diva.generator.condition_map import ConditionMap
 from vfm_diva.generator.conditioning import Conditioning, combine_with_prompt
 from vfm_diva.generator.generator import Generator
-from vfm_diva.parts.parts import Cls, Embedding, LastBlocks, NoAdapter
+from vfm_diva.parts.parts import Cls, Embedding, NoAdapter
 from vfm_diva.tune.condition import ImageCondition, ImageFeatures
 from vfm_diva.tune.stages import Feedback
 
@@ -109,12 +109,12 @@ def check_feedback(clip: ClipModel, generator: Generator, feedback: Feedback) ->
     condition: ImageCondition = feedback.condition.build(clip)
     if isinstance(feedback.adapter, NoAdapter):
         _check_without_adapter(clip, generator, feedback, condition.width)
-    if feedback.update.needs_blocks:
+    if feedback.trained.needs_blocks:
         depth = vision_tower(clip).depth
-        if isinstance(feedback.update, LastBlocks) and feedback.update.blocks > depth:
+        if isinstance(feedback.trained, LastBlocks) and feedback.trained.blocks > depth:
             raise UserError(
-                f"update.blocks must be at most the number of blocks of {clip.name}, {depth}; "
-                f"got {feedback.update.blocks}"
+                f"trained.blocks must be at most the number of blocks of {clip.name}, {depth}; "
+                f"got {feedback.trained.blocks}"
             )
     return condition
 

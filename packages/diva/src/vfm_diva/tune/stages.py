@@ -9,12 +9,15 @@ from pydantic import Field, model_validator
 
 from vfm.plugin import (
     AdamW,
+    AllWeights,
     ClipPostTraining,
     Config,
+    FrozenWeights,
     GeneratorCheckpoint,
     Optimizer,
     Ref,
     SampleCache,
+    Trained,
     UserError,
 )
 from vfm_diva.generator.stages import Crops
@@ -28,8 +31,6 @@ from vfm_diva.parts.parts import (
     LogitNormal,
     NoAdapter,
     Timesteps,
-    Update,
-    WholeTower,
     check_timesteps,
 )
 from vfm_diva.parts.presets import Preset, with_preset
@@ -69,7 +70,7 @@ class Feedback(Config):
     image_size: int | None = Field(
         None, ge=8, description="side of the denoised images, in pixels; default: the generator's own"
     )
-    update: Update = Field(WholeTower(), description="weights of the vision tower that are trained")
+    trained: Trained = Field(AllWeights(), description="weights of the vision tower that are trained")
     loss: Loss = Field(DenoisingLoss(), description="loss on the denoised images")
     anchor: Anchor = Field(CosineAnchor(), description="loss that keeps the tower near its initial state")
     control: Control | None = Field(
@@ -81,12 +82,16 @@ class Feedback(Config):
         2.0, gt=1, description="stop if the denoising loss rises to this multiple of its initial value; null: never"
     )
 
+    moved: ClassVar[Mapping[str, str]] = {"update": "trained"}
+
     @model_validator(mode="after")
     def _loss_trains_weights(self) -> Feedback:
-        if self.anchor.compares == "weights" and not self.update.in_place:
+        if isinstance(self.trained, FrozenWeights):
+            raise ValueError("trained: frozen leaves nothing to tune: expected all, last_blocks or lora")
+        if self.anchor.compares == "weights" and not self.trained.in_place:
             raise ValueError(
-                f"anchor: {self.anchor.type} compares the tower's own weights, which {self.update.type} does not train;"
-                " choose another anchor"
+                f"anchor: {self.anchor.type} compares the tower's own weights, which {self.trained.type} does not"
+                " train; choose another anchor"
             )
         if self.anchor.compares == "nothing" and self.control == "anchor_only":
             raise ValueError("control: anchor_only needs an anchor, got anchor: none")
@@ -116,6 +121,7 @@ class DivaTune(Feedback, ClipPostTraining):
     lr: float = Field(1e-4, ge=0, description="peak learning rate")
     optimizer: Optimizer = Field(AdamW(weight_decay=0.0, grad_clip_norm=1.0), description="optimizer and its settings")
 
+    moved: ClassVar[Mapping[str, str]] = {**ClipPostTraining.moved, **Feedback.moved}
     work: ClassVar[str] = "vfm_diva.tune.tune:tune_clip"
     checks: ClassVar[str] = "vfm_diva.tune.tune:check_tune"
     costs: ClassVar[str] = "vfm_diva.tune.estimate:diva_tune_cost"

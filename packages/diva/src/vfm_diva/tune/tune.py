@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vfm.data import BadSample, ImageTransform, TrainingData, decode_image, open_dataset
-from vfm.models import blueprint, check_low_rank, load_clip, open_clip_incompatibility
+from vfm.models import blueprint, load_clip, open_clip_incompatibility
 from vfm.plugin import (
     ClipCheckpoint,
     Context,
@@ -20,7 +20,7 @@ from vfm_diva.generator.inputs import MakeImageInputs, MakeTuneInputs, TuneInput
 from vfm_diva.generator.latents import check_latents, open_latents
 from vfm_diva.generator.noise import NoiseSampler
 from vfm_diva.generator.stages import Crops, DivaLatents
-from vfm_diva.parts.parts import Lora, TrainedAdapter
+from vfm_diva.parts.parts import TrainedAdapter
 from vfm_diva.tune.conditioner import check_feedback, needs_prompt
 from vfm_diva.tune.panels import before_after_panel, control_panel, image_samples_panel
 from vfm_diva.tune.prompt import check_encoder, encode_prompt
@@ -40,8 +40,7 @@ def check_tune(config: DivaTune, ctx: Preflight) -> None:
         UserError: one of these does not hold.
     """
     clip, generator, data = ctx.artifact(config.clip), ctx.artifact(config.generator), ctx.artifact(config.data)
-    if isinstance(config.update, Lora):
-        check_low_rank()
+    config.trained.check()
     if data:
         check_readable(data)
     if config.latents:

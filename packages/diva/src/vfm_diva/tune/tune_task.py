@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.data import Batch
-from vfm.models import ClipModel, save_clip
-from vfm.plugin import ClipCheckpoint
-from vfm.train import Call, Frozen, Metrics, ParamGroup, Task
+from vfm.models import ClipModel, save_clip, tower_blocks, tower_layers
+from vfm.plugin import AllWeights, ClipCheckpoint
+from vfm.train import Call, Frozen, Metrics, Task, TrainedTower, freeze_unused, prepare_towers
 from vfm_diva.generator.conditioning import Conditioning
 from vfm_diva.generator.denoiser import error_over_times
 from vfm_diva.generator.generator import Generator
@@ -28,7 +29,6 @@ from vfm_diva.tune.conditioner import Conditioner
 from vfm_diva.tune.divergence import CHECK_EVERY, DivergenceWatch
 from vfm_diva.tune.loss import Denoised, ImageLoss
 from vfm_diva.tune.stages import Feedback
-from vfm_diva.tune.update import TowerUpdate, freeze_unused
 from vfm_kernels import Kernels, accelerated, padded
 
 DEFAULTS = Feedback()
@@ -78,8 +78,11 @@ class TuneTask(Task[TuneInputs]):
             self.anchor = feedback.anchor.build(clip)
         self.loss: ImageLoss = feedback.loss.build()
         self.needs_view = feedback.loss.needs_view
-        self.update: TowerUpdate = feedback.update.build(self.visual, seed=seed)
-        freeze_unused(self, self._probe, start=self.update.start)
+        image: Any = {"tower": "image"}
+        layers, blocks = partial(tower_layers, **image), partial(tower_blocks, **image)
+        self.tower = TrainedTower(feedback.trained, clip.module, layers, blocks)
+        self.merge = prepare_towers([self.tower], seed=seed)
+        freeze_unused(self, self._probe)
         self.adapter_lr_scale = 1.0
         self._adapter_params: list[nn.Parameter] = []  # trained in the first training
         if isinstance(feedback.adapter, TrainedAdapter):
@@ -174,16 +177,11 @@ class TuneTask(Task[TuneInputs]):
             if self.watch:  # the loss of the first training is not a baseline for the second
                 self.watch.reset()
 
-    def parameter_groups(self) -> list[ParamGroup]:
-        """Return the groups of the tower and of the adapter, each with its learning rate."""
-        own = {id(param) for param in self.conditioner.parameters()}
-        groups = []
-        for group in super().parameter_groups():
-            for of_adapter in (False, True):
-                params = [param for param in group.params if (id(param) in own) == of_adapter]
-                scale = self.adapter_lr_scale if of_adapter else 1.0
-                groups.append(ParamGroup(params, scale, group.weight_decay))
-        return [group for group in groups if group.params]
+    @property
+    def towers(self) -> Sequence[TrainedTower]:  # type: ignore[override]
+        """The vision tower, and the adapter as one layer of its own."""
+        rate = AllWeights(lr_scale=self.adapter_lr_scale)
+        return self.tower, TrainedTower(rate, self.conditioner, _one_layer, nn.Module.children)
 
     def train(self, mode: bool = True) -> TuneTask:
         """Keep evaluation mode, so that dropout and batch statistics are those of the evaluated tower."""
@@ -207,8 +205,7 @@ class TuneTask(Task[TuneInputs]):
 
         LoRA's changes are merged, so the task cannot be trained further.
         """
-        self.update.merge()
-        self.update = TowerUpdate()
+        self.merge()
         return save_clip(self.clip, directory)
 
     def _probe(self) -> list[Tensor]:
@@ -222,6 +219,10 @@ class TuneTask(Task[TuneInputs]):
         conditioning: Conditioning = self.conditioner(features)
         pooled = [] if conditioning.pooled is None else [conditioning.pooled]
         return [conditioning.tokens, *pooled, *([features.embeds] if self.anchored == "embeddings" else [])]
+
+
+def _one_layer(module: nn.Module) -> list[list[str]]:
+    return [[name for name, _ in module.named_parameters()]]
 
 
 def _set_trained(params: Sequence[nn.Parameter], trained: bool) -> None:

@@ -5,29 +5,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from timm.data.random_erasing import RandomErasing
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.data import Batch
 from vfm.models import PooledVision, save_vision, vision_preprocess
-from vfm.plugin import VisionCheckpoint
-from vfm.train import Call, Metrics, ParamGroup, Task
+from vfm.plugin import AllWeights, Trained, VisionCheckpoint
+from vfm.train import Call, Metrics, Task, TrainedTower, prepare_towers
 from vfm_eva.finetune.labeled_images import LabeledImages, erase
 from vfm_eva.finetune.mixing import StepMix
 from vfm_eva.finetune.normed_head import NormedHead
 from vfm_kernels import Kernels, accelerated, padded
 
-__all__ = ["Classifier", "LabeledImages", "layer_of", "layered_groups"]
+__all__ = ["Classifier", "LabeledImages", "encoder_tower", "layer_of"]
 
+AFTER_THE_BLOCKS = sys.maxsize  # whatever their number
 BEFORE_THE_BLOCKS = ("cls_token", "reg_token", "mask_token", "pos_embed", "patch_embed", "norm_pre")
 
 
@@ -36,16 +39,13 @@ class Classifier(Task[LabeledImages]):
 
     Args:
         model: a timm vision transformer with a head.
-        layer_decay: learning rate of a layer as a factor of that of the layer after it.
+        trained: what is trained of the encoder, beside the head and a new norm before it.
         label_smoothing: share of the target spread evenly over all classes.
         mixup: alpha of mixup; 0: none.
         cutmix: alpha of CutMix; 0: none.
         erasing: probability that a rectangle of an image becomes noise.
-        freeze_patch_embed: do not train the patch embedding.
-        freeze_blocks: number of first blocks that are not trained, with all that is before them; None: only the head
-            and a new norm before it are trained.
         batch_norm: put a batch norm without parameters before the head, over all samples of a step.
-        seed: of mixing.
+        seed: of mixing, and of LoRA's changes.
 
     Sources: Bao et al. 2021, BEiT (arXiv:2106.08254) for layer decay; Zhang et al. 2017 (arXiv:1710.09412) and Yun et
     al. 2019 (arXiv:1905.04899) for mixing, as in timm, once for each step; Zhong et al. 2017 (arXiv:1708.04896) for
@@ -57,30 +57,25 @@ class Classifier(Task[LabeledImages]):
         self,
         model: nn.Module,
         *,
-        layer_decay: float = 1.0,
+        trained: Trained = AllWeights(),  # noqa: B008 (frozen)
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         erasing: float = 0.0,
-        freeze_patch_embed: bool = False,
-        freeze_blocks: int | None = 0,
         batch_norm: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.model, self.layer_decay, self.label_smoothing = model, layer_decay, label_smoothing
+        self.model, self.label_smoothing = model, label_smoothing
         self.preprocess = vision_preprocess(model)
         self.mix = None
         if mixup or cutmix:
             self.mix = StepMix(mixup, cutmix, label_smoothing, model.num_classes, seed)  # type: ignore[arg-type]
-        if freeze_patch_embed:
-            embed: Any = model.patch_embed
-            embed.requires_grad_(False)
         self.erase = RandomErasing(erasing, mode="pixel", device="cpu") if erasing else None
         if batch_norm:
             model.head = NormedHead(model.head)  # type: ignore[arg-type]
-        if freeze_blocks != 0:
-            self._freeze(freeze_blocks)
+        self.towers = [encoder_tower(trained, model, "blocks", layer_of_encoder)]
+        self.merge = prepare_towers(self.towers, seed=seed)
 
     def forward(self, inputs: LabeledImages) -> tuple[Tensor, Metrics]:
         """Return the loss of a batch and its accuracy (of mixed images: with respect to the first of the two)."""
@@ -166,12 +161,6 @@ class Classifier(Task[LabeledImages]):
         loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
         return loss, {"accuracy": (logits.argmax(dim=-1) == labels).float().mean()}
 
-    def parameter_groups(self) -> list[ParamGroup]:
-        """Return one group per layer and per weight decay."""
-        model: Any = self.model
-        depth = len(model.blocks)
-        return layered_groups(self, depth, self.layer_decay, lambda name: layer_of(name.removeprefix("model."), depth))
-
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
         """Use fused kernels in the classifier."""
         return accelerated(choice, self)
@@ -185,67 +174,63 @@ class Classifier(Task[LabeledImages]):
         return PooledVision(self.model, self.preprocess)
 
     def export(self, directory: Path) -> VisionCheckpoint:
-        """Write the classifier in timm's layout, with its class names."""
+        """Write the classifier in timm's layout, with its class names and LoRA's changes merged."""
+        self.merge()
         if isinstance(self.model.head, NormedHead):
             self.model.head = self.model.head.folded()
         return save_vision(self.model, directory)
 
-    def _freeze(self, num_blocks: int | None) -> None:
-        """Exclude the first blocks and all before them from training; None: all but the head and a norm after pooling.
 
-        Frozen blocks are not skipped at random either.
-        """
-        model: Any = self.model
-        depth = len(model.blocks)
-        for name, parameter in model.named_parameters():
-            last = layer_of(name, depth) > depth
-            trained = name.startswith(("head.", "fc_norm.")) if num_blocks is None else last
-            if not trained and (num_blocks is None or layer_of(name, depth) <= num_blocks):
-                parameter.requires_grad_(False)
-        for block in model.blocks[:num_blocks]:
-            for module in block.modules():
-                if isinstance(module, DropPath):
-                    module.drop_prob = 0.0
-
-
-def layered_groups(
-    task: Task[Any],
-    depth: int,
-    layer_decay: float,
-    layer: Callable[[str], int],
+def encoder_tower(
+    trained: Trained,
+    root: nn.Module,
+    blocks: str,
+    layer: Callable[[str], int | None],
     *,
-    decay_vectors: bool = False,
-    rates: Mapping[str, Callable[[int], float]] | None = None,
-) -> list[ParamGroup]:
-    """Return the trained parameters of a task in one group per layer and per weight decay.
+    new: Collection[str] = (),
+    rate: Callable[[int], float] | None = None,
+) -> TrainedTower:
+    """Return what is trained of a timm encoder; a head is not part of it, and has the full rate.
 
     Args:
-        task: its `no_weight_decay()` and vectors are not decayed.
-        depth: number of blocks.
-        layer_decay: learning rate of a layer as a factor of that of the layer after it.
-        layer: returns the layer of a parameter by its name, 0 to depth + 1, as `layer_of` does.
-        decay_vectors: decay all parameters.
-        rates: schedules of the parameters whose names begin with a key, instead of the training's.
+        trained: the choice.
+        root: the module that has the encoder.
+        blocks: name of the encoder's blocks in it.
+        layer: returns the layer of a weight by its name, as `layer_of` does; None: it is part of the head.
+        new: weights of layers that are not frozen.
+        rate: the encoder's own learning rate by step.
+
+    Source: Bao et al. 2021, BEiT (arXiv:2106.08254), for the groups.
     """
-    exempt = task.no_weight_decay()
-    groups: dict[tuple[int, bool, str], ParamGroup] = {}
-    for name, parameter in task.named_parameters():
-        if parameter.requires_grad:
-            number = layer(name)
-            decayed = decay_vectors or (parameter.ndim > 1 and name not in exempt)
-            scale = layer_decay ** (depth + 1 - number)
-            part = next((prefix for prefix in rates or () if name.startswith(prefix)), "")
-            new = ParamGroup([], scale, None if decayed else 0.0, (rates or {}).get(part))
-            groups.setdefault((number, decayed, part), new).params.append(parameter)
-    return list(groups.values())
+    depth = len(root.get_submodule(blocks))  # type: ignore[arg-type]
+    layers = partial(_by_layer, layer=layer, depth=depth)
+    return TrainedTower(trained, root, layers, attrgetter(blocks), new, rate, separate=True)
 
 
-def layer_of(name: str, depth: int) -> int:
-    """Return a parameter's layer: 0 before the blocks, b + 1 for block b, depth + 1 for the head and the final norm.
+def check_trained(trained: Trained, encoder: nn.Module) -> None:
+    """Check a choice against an encoder on the meta device, which is changed; raises UserError."""
+    prepare_towers([encoder_tower(trained, encoder, "blocks", layer_of_encoder)])
+
+
+def _by_layer(root: nn.Module, layer: Callable[[str], int | None], depth: int) -> list[list[str]]:
+    layers: list[list[str]] = [[] for _ in range(depth + 2)]
+    for name, _ in root.named_parameters():
+        if (number := layer(name)) is not None:
+            layers[min(number, depth + 1)].append(name)
+    return layers
+
+
+def layer_of(name: str) -> int:
+    """Return a parameter's layer: 0 before the blocks, b + 1 for block b, AFTER_THE_BLOCKS for the final norm.
 
     This is the rule of EVA's code; timm counts a norm before pooling with the last block.
     """
     if name.startswith(BEFORE_THE_BLOCKS):
         return 0
     block = re.match(r"blocks\.(\d+)\.", name)
-    return int(block[1]) + 1 if block else depth + 1
+    return int(block[1]) + 1 if block else AFTER_THE_BLOCKS
+
+
+def layer_of_encoder(name: str) -> int | None:
+    """Return `layer_of` a name; None for a head and the norm after pooling, which is new with it."""
+    return None if name.startswith(("head.", "fc_norm.")) else layer_of(name)

@@ -34,7 +34,7 @@ from vfm.plugin import (
     check_class_names,
 )
 from vfm.train import fit, is_main, show_panels
-from vfm_eva.finetune.classifier import Classifier
+from vfm_eva.finetune.classifier import Classifier, check_trained
 from vfm_eva.finetune.labeled_images import MakeLabeled, check_rand_augment
 from vfm_eva.finetune.stages import EvaFinetune
 
@@ -47,13 +47,15 @@ def check_eva_finetune(config: EvaFinetune, ctx: Preflight) -> None:
     Raises:
         UserError: the first mistake.
     """
+    config.trained.check()
     check_rand_augment(config.augmentation.rand_augment)
     data, checkpoint = ctx.artifact(config.data), ctx.artifact(config.encoder)
     if data:
         _check_data(config, data)
     if checkpoint:
         with torch.device("meta"):
-            build_classifier(config, checkpoint, data.class_names if data else ["a", "b"])
+            model = build_classifier(config, checkpoint, data.class_names if data else ["a", "b"])
+            check_trained(config.trained, model)
 
 
 def _check_data(config: EvaFinetune, data: LabeledDataset | TaggedImages) -> None:
@@ -96,13 +98,11 @@ def classifier_task(config: EvaFinetune, model: nn.Module) -> Classifier:
         model.set_grad_checkpointing()  # type: ignore[operator]
     return Classifier(
         model,
-        layer_decay=config.layer_decay,
+        trained=config.trained,
         label_smoothing=config.label_smoothing,
         mixup=config.augmentation.mixup,
         cutmix=config.augmentation.cutmix,
         erasing=config.augmentation.erasing,
-        freeze_patch_embed=config.freeze_patch_embed,
-        freeze_blocks=None if config.freeze_blocks == "all" else config.freeze_blocks,
         batch_norm=config.head_norm == "batch",
         seed=config.seed,
     )
@@ -131,11 +131,6 @@ def build_classifier(
         raise UserError(f"image_size must be a multiple of the encoder's patch size {patch}, got {side}")
     if config.head_norm == "batch" and hasattr(model, "head_dist"):
         raise UserError("head_norm: batch is for encoders with one head; a distilled DeiT has two")
-    depth = len(model.blocks)  # type: ignore[arg-type]
-    if config.freeze_blocks != "all" and config.freeze_blocks > depth:
-        raise UserError(
-            f"freeze_blocks must be at most {depth}, the encoder's blocks, or all; got {config.freeze_blocks}"
-        )
     set_class_names(model, class_names, independent=independent)
     model.pretrained_cfg = {**model.pretrained_cfg, "crop_pct": config.crop_pct}  # type: ignore[dict-item, assignment]
     init_head(model.head, config.head_init_scale, config.seed + 1)

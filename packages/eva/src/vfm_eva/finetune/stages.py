@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from vfm.plugin import (
     AdamW,
+    AllWeights,
     Artifact,
     CropScale,
     LabeledDataset,
     Optimizer,
     Ref,
     TaggedImages,
+    Trained,
     Training,
     VisionCheckpoint,
 )
@@ -58,12 +61,9 @@ class EvaFinetune(Training):
     global_pool: Literal["avg", "token"] = Field(
         "avg", description="avg: mean of the patch tokens, then a new norm; token: the class token"
     )
-    layer_decay: float = Field(
-        0.8, gt=0, le=1, description="learning rate of a layer, as a factor of that of the layer after it"
-    )
-    freeze_patch_embed: bool = Field(True, description="do not train the patch embedding, as in EVA's released code")
-    freeze_blocks: int | Literal["all"] = Field(
-        0, description="first blocks that are not trained, with all that is before them; all: only the head is trained"
+    trained: Trained = Field(
+        AllWeights(layer_decay=0.8, freeze_patch_embed=True),
+        description="weights of the encoder that are trained; the patch embedding is not in EVA's released code",
     )
     head_norm: Literal["none", "batch"] = Field(
         "none",
@@ -91,13 +91,7 @@ class EvaFinetune(Training):
         description="decay of an average of the weights, which is exported; null: no average",
     )
 
-    @field_validator("freeze_blocks", mode="before")
-    @classmethod
-    def _is_number_of_blocks(cls, freeze_blocks: Any) -> Any:
-        # pydantic would take true as 1
-        if isinstance(freeze_blocks, bool) or (isinstance(freeze_blocks, int) and freeze_blocks < 0):
-            raise ValueError(f"expected 0 or more blocks, or all; got {str(freeze_blocks).lower()}")
-        return freeze_blocks
+    moved: ClassVar[Mapping[str, str]] = {**Training.moved, "freeze_blocks": "trained: {type: last_blocks}"}
 
     @model_validator(mode="after")
     def _samples_to_norm(self) -> EvaFinetune:

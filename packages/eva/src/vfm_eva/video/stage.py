@@ -23,6 +23,7 @@ from vfm.plugin import (
     check_class_names,
 )
 from vfm.train import fit, is_main
+from vfm_eva.finetune.classifier import check_trained
 from vfm_eva.finetune.finetune import init_head, load_encoder_weights
 from vfm_eva.video.checkpoint import VIDEO_WEIGHTS_FILE, video_state
 from vfm_eva.video.clips import MakeClips
@@ -41,12 +42,14 @@ def check_eva_video(config: EvaVideo, ctx: Preflight) -> None:
     Raises:
         UserError: the first mistake.
     """
+    config.trained.check()
     data, source = ctx.artifact(config.data), ctx.artifact(config.encoder)
     if data:
         check_class_names(data.class_names, config.data)
     if source and not isinstance(source, ClipCheckpoint):
         with torch.device("meta"):
-            build_model(config, image_checkpoint(source, source.path), data.class_names if data else ["a", "b"])
+            model = build_model(config, image_checkpoint(source, source.path), data.class_names if data else ["a", "b"])
+            check_trained(config.trained, model.visual)
 
 
 def train_video(config: EvaVideo, ctx: Context) -> VideoClassifier:
@@ -74,12 +77,10 @@ def video_task(config: EvaVideo, model: VideoTransformer, class_names: list[str]
         model,
         config.clip,
         class_names,
-        layer_decay=config.layer_decay,
+        trained=config.trained,
         label_smoothing=config.label_smoothing,
         mixup=config.augmentation.mixup,
         cutmix=config.augmentation.cutmix,
-        frozen=config.frozen,
-        freeze_patch_embed=config.freeze_patch_embed,
         seed=config.seed,
     )
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from vfm.plugin import (
     AdamW,
+    AllWeights,
     Artifact,
     ClipCheckpoint,
     Config,
     Optimizer,
     Ref,
+    Trained,
     Training,
     VideoClassifier,
     VideoDataset,
@@ -103,12 +106,9 @@ class EvaVideo(Training):
     image_size: int | None = Field(None, ge=1, description="pixels of a frame; default: the encoder's")
     clip: Clip = Field(Clip(), description="the frames that the model sees at once")
     video: VideoModel = Field(VideoModel(), description="how the encoder reads a clip")
-    frozen: bool = Field(
-        False, description="train only the head, on a frozen encoder: a cheap probe, best with pool: attentive"
-    )
-    freeze_patch_embed: bool = Field(False, description="do not train the patch embedding")
-    layer_decay: float = Field(
-        0.9, gt=0, le=1, description="learning rate of a layer, as a factor of that of the layer after it"
+    trained: Trained = Field(
+        AllWeights(layer_decay=0.9),
+        description="weights that are trained beside the head; frozen: a cheap probe, best with pool: attentive",
     )
     head_init_scale: float = Field(0.001, gt=0, description="factor of new rows of the head (std 0.02)")
     drop_path: float = Field(
@@ -118,6 +118,8 @@ class EvaVideo(Training):
     augmentation: VideoAugmentation = Field(VideoAugmentation(), description="augmentation of the clips")
     lr: float = Field(1e-4, ge=0, description="peak learning rate, that of the head")
     optimizer: Optimizer = Field(AdamW(betas=(0.9, 0.999), eps=1e-8), description="optimizer and its settings")
+
+    moved: ClassVar[Mapping[str, str]] = {**Training.moved, "frozen": "trained: {type: frozen}"}
 
     @model_validator(mode="after")
     def _whole_tubelets(self) -> EvaVideo:

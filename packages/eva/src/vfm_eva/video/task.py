@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vfm.models import vision_preprocess
-from vfm.plugin import VideoClassifier
-from vfm.train import Metrics, ParamGroup, Task
-from vfm_eva.finetune.classifier import layer_of, layered_groups
+from vfm.plugin import AllWeights, Trained, VideoClassifier
+from vfm.train import Metrics, Task, prepare_towers
+from vfm_eva.finetune.classifier import encoder_tower, layer_of_encoder
 from vfm_eva.finetune.mixing import StepMix
 from vfm_eva.video.checkpoint import save_classifier
 from vfm_eva.video.clips import VideoClips
@@ -30,13 +30,11 @@ class VideoTask(Task[VideoClips]):
         model: the classifier.
         clip: number and sampling of its frames, for the export.
         class_names: of its outputs.
-        layer_decay: learning rate of a layer as a factor of that of the layer after it.
+        trained: what is trained, beside the head and a new norm before it.
         label_smoothing: share of the target spread evenly over all classes.
         mixup: alpha of mixup; 0: none.
         cutmix: alpha of CutMix; 0: none.
-        frozen: train only the head, and a new norm before it.
-        freeze_patch_embed: do not train the patch embedding.
-        seed: of mixing.
+        seed: of mixing, and of LoRA's changes.
     """
 
     def __init__(
@@ -45,26 +43,24 @@ class VideoTask(Task[VideoClips]):
         clip: Clip,
         class_names: list[str],
         *,
-        layer_decay: float = 1.0,
+        trained: Trained = AllWeights(),  # noqa: B008 (frozen)
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
-        frozen: bool = False,
-        freeze_patch_embed: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.clip, self.class_names = model, clip, class_names
-        self.layer_decay, self.label_smoothing, self.frozen_encoder = layer_decay, label_smoothing, frozen
+        self.label_smoothing = label_smoothing
         self.preprocess = vision_preprocess(model.visual)
         self.mix = None
         if mixup or cutmix:
             self.mix = StepMix(mixup, cutmix, label_smoothing, len(class_names), seed)
         for name, parameter in model.named_parameters():
-            if _unused(name, model) or (frozen and not is_head(name)):
+            if _unused(name, model):
                 parameter.requires_grad_(False)
-            if freeze_patch_embed and name.startswith(("visual.patch_embed.", "tubelets")):
-                parameter.requires_grad_(False)
+        self.towers = [encoder_tower(trained, model, "visual.blocks", _layer)]
+        self.merge = prepare_towers(self.towers, seed=seed)
 
     def forward(self, inputs: VideoClips) -> tuple[Tensor, Metrics]:
         """Return the loss of a batch and its accuracy (of mixed clips: with respect to the first of the two)."""
@@ -87,22 +83,6 @@ class VideoTask(Task[VideoClips]):
         if self.mix:
             self.mix.step = step
 
-    def train(self, mode: bool = True) -> VideoTask:
-        """Set the mode; a frozen encoder stays in evaluation mode, without drop path."""
-        super().train(mode)
-        if self.frozen_encoder:
-            self.model.visual.eval()
-        return self
-
-    def parameter_groups(self) -> list[ParamGroup]:
-        """Return one group per layer and per weight decay."""
-        depth = len(self.model.trunk.blocks)
-
-        def layer(name: str) -> int:
-            return layer_of(video_layer_name(name.removeprefix("model.")), depth)
-
-        return layered_groups(self, depth, self.layer_decay, layer)
-
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
         """Use fused kernels in the encoder."""
         return accelerated(choice, self)
@@ -116,13 +96,14 @@ class VideoTask(Task[VideoClips]):
         return Predictor(self.model, self.preprocess, self.class_names, self.clip)
 
     def export(self, directory: Path) -> VideoClassifier:
-        """Write the classifier: the encoder in timm's layout, and the video's part."""
+        """Write the classifier: the encoder in timm's layout, and the video's part, with LoRA's changes merged."""
+        self.merge()
         return save_classifier(self.model, self.clip, self.class_names, directory)
 
 
-def is_head(name: str) -> bool:
-    """Return whether a parameter belongs to the head or to the norm after pooling."""
-    return name.startswith(("visual.head.", "visual.fc_norm.", "attentive"))
+def _layer(name: str) -> int | None:
+    """Return the layer of a weight; None for the head and the norm after pooling."""
+    return None if name.startswith("attentive") else layer_of_encoder(video_layer_name(name))
 
 
 def video_layer_name(name: str) -> str:
@@ -131,7 +112,7 @@ def video_layer_name(name: str) -> str:
         return name.removeprefix("visual.")
     if name.startswith("temporal."):
         return "blocks." + name.removeprefix("temporal.")
-    return name if name.startswith("attentive") else "pos_embed"  # positions, time, tubelets
+    return "pos_embed"  # positions, time, tubelets
 
 
 def _unused(name: str, model: VideoTransformer) -> bool:

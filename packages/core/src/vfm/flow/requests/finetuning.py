@@ -65,14 +65,16 @@ def finetuning_recipe(given: Finetuning, known: Mapping[str, type[Stage]]) -> st
     tasks = [("own", "eval.retrieval", refs.get("val")), ("kept", "eval.zero_shot", refs.get("general"))]
     evaluations = [(name, kind, ref) for name, kind, ref in tasks if ref]
     start = model.ref
+    changes: Fields = {"type": "lora", "rank": given.rank} if given.rank else {}
+    vision: Fields = {"type": "frozen"} if given.lock else changes
     stages.append(
         {
             "kind": METHOD,
             "name": TUNED,
             "init": start,
             "data": refs["pool"],
-            **({"vision": {"lock": True}} if given.lock else {}),
-            **({"update": {"type": "lora", "rank": given.rank}} if given.rank else {}),
+            **({"vision": {"trained": vision}} if vision else {}),
+            **({"text": {"trained": changes}} if changes else {}),
             "global_batch_size": given.batch,
             "micro_batch_size": min(MICRO_BATCH, given.batch),
             "steps": given.steps,

@@ -36,9 +36,8 @@ def eva_detect_cost(config: EvaDetect, ctx: Preflight) -> Cost:
             build_detector(visual, len(names), detector),
             names,
             class_images=np.ones(len(names), np.int64) if federated else None,
-            layer_decay=config.layer_decay,
+            trained=config.trained,
             decay_vectors=config.decay_vectors,
-            freeze_patch_embed=config.freeze_patch_embed,
         )
         side = detector.image_size
 

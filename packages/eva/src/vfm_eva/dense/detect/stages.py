@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from vfm.plugin import (
     AdamW,
+    AllWeights,
     AnnotatedImages,
     Artifact,
     Config,
@@ -18,6 +19,7 @@ from vfm.plugin import (
     Schedule,
     Stage,
     StepSchedule,
+    Trained,
     Training,
     VisionCheckpoint,
 )
@@ -71,13 +73,10 @@ class EvaDetect(Training):
     federated_power: float = Field(
         0.5, ge=0, description="exponent of a class' number of images, in the chances of the federated loss' negatives"
     )
-    freeze_patch_embed: bool = Field(False, description="do not train the patch embedding, as EVA-01")
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="probability to skip the last block; falls linearly to 0 at the first"
     )
-    layer_decay: float = Field(
-        0.8, gt=0, le=1, description="learning rate of a layer, as a factor of that of the layer after it"
-    )
+    trained: Trained = Field(AllWeights(layer_decay=0.8), description="weights of the encoder that are trained")
     decay_vectors: bool = Field(True, description="decay biases, norms and positions too, as the released code does")
     lr: float = Field(1e-4, ge=0, description="peak learning rate, that of the heads")
     optimizer: Optimizer = Field(

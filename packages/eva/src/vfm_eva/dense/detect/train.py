@@ -36,6 +36,7 @@ from vfm_eva.dense.detect.repeat import RepeatedEpochs, repeat_factors
 from vfm_eva.dense.detect.samples import MakeDetection, things_of
 from vfm_eva.dense.detect.stages import EvaDetect
 from vfm_eva.dense.detect.task import DetectTask
+from vfm_eva.finetune.classifier import check_trained
 
 
 def check_eva_detect(config: EvaDetect, ctx: Preflight) -> None:
@@ -44,6 +45,7 @@ def check_eva_detect(config: EvaDetect, ctx: Preflight) -> None:
     Raises:
         UserError: the first mistake.
     """
+    config.trained.check()
     if data := ctx.artifact(config.data):
         check_data(config, data)
     names = data.class_names if data else None
@@ -57,6 +59,7 @@ def check_eva_detect(config: EvaDetect, ctx: Preflight) -> None:
         with torch.device("meta"):
             visual = build_visual(config, folder)
             build_detector(visual, len(data.class_names) if data else 2, config.detector)
+            check_trained(config.trained, visual)
 
 
 def check_data(config: EvaDetect, data: AnnotatedImages) -> None:
@@ -91,9 +94,8 @@ def detect_eva(config: EvaDetect, ctx: Context) -> DenseCheckpoint:
         data.class_names,
         class_images=class_images if config.detector.cascade.loss == "federated" else None,
         federated_power=config.federated_power,
-        layer_decay=config.layer_decay,
+        trained=config.trained,
         decay_vectors=config.decay_vectors,
-        freeze_patch_embed=config.freeze_patch_embed,
         seed=config.seed,
     )
     red, green, blue = (round(255 * value) for value in task.preprocess.mean)

@@ -29,8 +29,8 @@ def eva_segment_cost(config: EvaSegment, ctx: Preflight) -> Cost:
         if config.grad_checkpointing:
             visual.set_grad_checkpointing()  # type: ignore[operator]
         model = build_segmenter(config, visual, len(names))
-        record = HeadRecord(config.head.model_dump(mode="json"), config.task, config.frozen, [True] * len(names))
-        task = SegmentTask(model, record, names, num_steps=config.num_steps, layer_decay=config.layer_decay)
+        record = HeadRecord(config.head.model_dump(mode="json"), config.task, config.is_frozen, [True] * len(names))
+        task = SegmentTask(model, record, names, num_steps=config.num_steps, trained=config.trained)
         side = task.preprocess.image_size
 
         def inputs(number: int) -> SegmentInputs:

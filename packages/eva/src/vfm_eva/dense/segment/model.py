@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import DropPath
 from torch import nn
 
 from vfm.models import (
@@ -103,15 +102,11 @@ def build_segmenter(config: EvaSegment, encoder: nn.Module, num_classes: int) ->
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model: Segmenter = config.head.build(encoder, num_classes, frozen=config.frozen)
+        model: Segmenter = config.head.build(encoder, num_classes, frozen=config.is_frozen)
     check_side(config.image_size, model.encoder)
     for name, parameter in model.encoder.visual.named_parameters():
         if name.startswith(NOT_READ):
             parameter.requires_grad_(False)
-    if config.frozen:  # frozen blocks are not skipped at random either
-        for module in model.encoder.modules():
-            if isinstance(module, DropPath):
-                module.drop_prob = 0.0
     return model
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from vfm.plugin import (
     AdamW,
+    AllWeights,
     AnnotatedImages,
     Artifact,
     ClipCheckpoint,
     Config,
     DenseCheckpoint,
+    FrozenWeights,
     Optimizer,
     Part,
     PolySchedule,
     Ref,
     Schedule,
     Stage,
+    Trained,
     Training,
     VisionCheckpoint,
 )
@@ -131,8 +134,9 @@ class EvaSegment(Training):
     data: Ref[AnnotatedImages] = Field(description="images with labels of the task")
     task: Literal["semantic", "instance", "panoptic"] = Field("semantic", description="what is predicted")
     head: SegmentationHead = Field(QueriesSegmentation(), description="the head")
-    frozen: bool = Field(
-        False, description="do not train the encoder; with queries, copies of its last blocks are trained"
+    trained: Trained = Field(
+        AllWeights(layer_decay=0.8),
+        description="weights of the encoder that are trained; if none are, queries train copies of its last blocks",
     )
     image_size: int | None = Field(None, ge=1, description="side of a crop in pixels; default: the encoder's")
     patch_size: int | None = Field(
@@ -142,9 +146,6 @@ class EvaSegment(Training):
     )
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="probability to skip the last block; falls linearly to 0 at the first"
-    )
-    layer_decay: float = Field(
-        0.8, gt=0, le=1, description="learning rate of a layer, as a factor of that of the layer after it"
     )
     augmentation: SegmentAugmentation = Field(SegmentAugmentation(), description="crops, flips and colours")
     lr: float = Field(1e-4, ge=0, description="peak learning rate, that of the head")
@@ -158,11 +159,18 @@ class EvaSegment(Training):
     )
     global_batch_size: int = Field(16, ge=1, description="samples per optimizer step, over all processes")
 
+    moved: ClassVar[Mapping[str, str]] = {**Training.moved, "frozen": "trained: {type: frozen}"}
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the encoder keeps its weights."""
+        return isinstance(self.trained, FrozenWeights)
+
     @model_validator(mode="after")
     def _encoder_is_trained(self) -> EvaSegment:
         if self.encoder_warmup_steps is None:
             return self
-        if self.frozen:
+        if self.is_frozen:
             raise ValueError("encoder_warmup_steps: a frozen encoder has no rate; leave it out")
         warm = self.schedule.warmup_steps + self.encoder_warmup_steps
         if warm >= self.num_steps:

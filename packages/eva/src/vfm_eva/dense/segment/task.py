@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vfm.data import Batch
 from vfm.models import vision_preprocess
-from vfm.plugin import DenseCheckpoint
-from vfm.train import Call, Metrics, ParamGroup, Task
+from vfm.plugin import DenseCheckpoint, Trained
+from vfm.train import Call, Metrics, Task, prepare_towers
 from vfm_eva.dense.segment.maps import MapSegmenter, pixel_loss
 from vfm_eva.dense.segment.matching import LossWeights
 from vfm_eva.dense.segment.model import HeadRecord, Segmenter, save_segmenter
@@ -25,10 +25,10 @@ from vfm_eva.dense.segment.queries import QuerySegmenter, annealed
 from vfm_eva.dense.segment.samples import SegmentInputs, unpack_masks
 from vfm_eva.dense.segment.set_loss import PointSettings, Totals, set_loss
 from vfm_eva.dense.segment.stages import QueriesSegmentation, UperNetSegmentation
-from vfm_eva.finetune.classifier import layer_of, layered_groups
+from vfm_eva.finetune.classifier import encoder_tower, layer_of
 from vfm_kernels import Kernels, accelerated, padded
 
-ENCODER = "model.encoder."
+ENCODER = "encoder.visual."
 IN_BLOCK = re.compile(r"copies\.(\d+)\.")
 
 
@@ -43,8 +43,9 @@ class SegmentTask(Task[SegmentInputs]):
         record: the head's settings.
         class_names: of the data.
         num_steps: of the training, over which attention masks are annealed away.
-        layer_decay: learning rate of a layer as a factor of that of the layer after it.
+        trained: what is trained of the encoder.
         encoder_rate: learning rate of the encoder by step; None: that of the training.
+        seed: of LoRA's changes.
     """
 
     def __init__(
@@ -54,13 +55,16 @@ class SegmentTask(Task[SegmentInputs]):
         class_names: Sequence[str],
         *,
         num_steps: int,
-        layer_decay: float,
+        trained: Trained,
         encoder_rate: Callable[[int], float] | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.record, self.class_names = model, record, list(class_names)
-        self.num_steps, self.layer_decay = num_steps, layer_decay
-        self.rates = {ENCODER: encoder_rate} if encoder_rate else {}
+        self.num_steps = num_steps
+        copies = [name for name, _ in model.named_parameters() if IN_BLOCK.match(name)]
+        tower = encoder_tower(trained, model, "encoder.visual.blocks", _layer, new=copies, rate=encoder_rate)
+        self.towers, self.merge = [tower], prepare_towers([tower], seed=seed)
         self.settings = record.settings
         self.preprocess = vision_preprocess(model.encoder.visual)
         self.keep: list[float] | None = None
@@ -116,15 +120,6 @@ class SegmentTask(Task[SegmentInputs]):
             count = self.settings.num_blocks
             self.keep = annealed(step, self.num_steps, count)
 
-    def parameter_groups(self) -> list[ParamGroup]:
-        """Return one group per layer and per weight decay."""
-        depth = self.model.encoder.depth
-
-        def layer(name: str) -> int:
-            return _layer(name.removeprefix("model."), depth)
-
-        return layered_groups(self, depth, self.layer_decay, layer, rates=self.rates)
-
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
         """Use fused kernels in the encoder."""
         return accelerated(choice, self)
@@ -138,7 +133,8 @@ class SegmentTask(Task[SegmentInputs]):
         return SegmentPredictor(self.model, self.record)
 
     def export(self, directory: Path) -> DenseCheckpoint:
-        """Write encoder and head."""
+        """Write encoder and head, with LoRA's changes merged."""
+        self.merge()
         return save_segmenter(self.model, self.record, directory, self.class_names)
 
     @property
@@ -168,9 +164,8 @@ class SegmentTask(Task[SegmentInputs]):
         return losses
 
 
-def _layer(name: str, depth: int) -> int:
-    """Return a parameter's layer as `layer_of` does; copies of blocks are where the blocks are, a head comes last."""
+def _layer(name: str) -> int | None:
+    """Return the layer of a weight of the encoder; copies of blocks are where the blocks are."""
     if copied := IN_BLOCK.match(name):
         return int(copied[1]) + 1
-    within = "encoder.visual."
-    return layer_of(name.removeprefix(within), depth) if name.startswith(within) else depth + 1
+    return layer_of(name.removeprefix(ENCODER)) if name.startswith(ENCODER) else None

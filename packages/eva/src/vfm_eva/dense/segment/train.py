@@ -21,6 +21,7 @@ from vfm_eva.dense.segment.model import PREDICTED, HeadRecord, build_encoder, bu
 from vfm_eva.dense.segment.samples import MakeSegments, count_crowded, most_segments
 from vfm_eva.dense.segment.stages import EvaSegment, QueriesSegmentation
 from vfm_eva.dense.segment.task import SegmentTask
+from vfm_eva.finetune.classifier import check_trained
 
 NEEDED = {"semantic": "semantic", "instance": "masks", "panoptic": "panoptic"}
 
@@ -31,6 +32,7 @@ def check_eva_segment(config: EvaSegment, ctx: Preflight) -> None:
     Raises:
         UserError: the first mistake.
     """
+    config.trained.check()
     data, checkpoint = ctx.artifact(config.data), ctx.artifact(config.encoder)
     if data:
         check_data(config, data)
@@ -38,7 +40,8 @@ def check_eva_segment(config: EvaSegment, ctx: Preflight) -> None:
     check_dense_evaluations(config, PREDICTED[config.task], names, ctx.artifact)
     if checkpoint:
         with torch.device("meta"):
-            build_segmenter(config, build_encoder(config, checkpoint), len(data.class_names) if data else 2)
+            model = build_segmenter(config, build_encoder(config, checkpoint), len(data.class_names) if data else 2)
+            check_trained(config.trained, model.encoder.visual)
 
 
 def check_data(config: EvaSegment, data: AnnotatedImages) -> None:
@@ -67,14 +70,15 @@ def segment_eva(config: EvaSegment, ctx: Context) -> DenseCheckpoint:
     if config.grad_checkpointing:
         encoder.set_grad_checkpointing()  # type: ignore[operator]
     model = build_segmenter(config, encoder, len(data.class_names))
-    record = HeadRecord(config.head.model_dump(mode="json"), config.task, config.frozen, data.things)
+    record = HeadRecord(config.head.model_dump(mode="json"), config.task, config.is_frozen, data.things)
     task = SegmentTask(
         model,
         record,
         data.class_names,
         num_steps=config.num_steps,
-        layer_decay=config.layer_decay,
+        trained=config.trained,
         encoder_rate=encoder_rate(config),
+        seed=config.seed,
     )
     source = AnnotatedSource(data)
     make = make_segments(config, source, task.preprocess.image_size)

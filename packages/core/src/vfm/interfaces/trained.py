@@ -1,0 +1,77 @@
+"""What is trained of a model: one vocabulary for CLIP's towers, encoders with a new head, and language models."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from vfm.base import Part, load_function
+
+
+class Trained(Part):
+    """Base class of the choices of weights that are trained; new weights, such as a head's, always are.
+
+    `build(tower)` freezes the other weights of a `vfm.train.TrainedTower` in place. It returns a function that merges
+    what it has added into the weights after the last step, or None.
+    """
+
+    in_place: ClassVar[bool] = True  # weights of the model itself are trained
+    keeps_weights: ClassVar[bool] = True  # weights stay as they are, so they must not be random
+    needs_blocks: ClassVar[bool] = False  # only transformers
+
+    checks: ClassVar[str] = ""  # names the function that `check` calls
+
+    lr_scale: float = Field(1.0, ge=0, description="learning rate, as a factor of lr")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="learning rate of a layer, as a factor of that of the layer after it"
+    )
+    weight_decay: float | None = Field(None, ge=0, description="default: the optimizer's")
+
+    def check(self) -> None:
+        """Check before a run that what it needs is installed; raises UserError."""
+        if self.checks:
+            load_function(self.checks)()
+
+
+class AllWeights(Trained):
+    """All weights."""
+
+    type: Literal["all"] = Field("all", description="all weights")
+    work: ClassVar[str] = "vfm.train.trained:train_all"
+    keeps_weights: ClassVar[bool] = False
+    freeze_patch_embed: bool = Field(False, description="do not train the patch embedding, as EVA-01")
+
+
+class LastBlocks(Trained):
+    """The last blocks, and the layers after them."""
+
+    type: Literal["last_blocks"] = Field("last_blocks", description="the last blocks, and the layers after them")
+    work: ClassVar[str] = "vfm.train.trained:train_last_blocks"
+    needs_blocks: ClassVar[bool] = True
+    blocks: int = Field(4, ge=0, description="number of blocks; 0: only the layers after them")
+
+
+class Lora(Trained):
+    """Low-rank changes to the linear layers in the blocks, merged into the weights at the end.
+
+    Source: Hu et al. 2021, LoRA (arXiv:2106.09685).
+    """
+
+    type: Literal["lora"] = Field(
+        "lora", description="low-rank changes to the blocks' linear layers, merged at the end; needs vfm-core[lora]"
+    )
+    work: ClassVar[str] = "vfm.train.trained:train_low_rank"
+    checks: ClassVar[str] = "vfm.models.low_rank:check_low_rank"
+    in_place: ClassVar[bool] = False
+    needs_blocks: ClassVar[bool] = True
+    rank: int = Field(16, ge=1, description="rank of each change")
+    alpha: int = Field(16, ge=1, description="a change is alpha / rank times the product of its two factors")
+
+
+class FrozenWeights(Trained):
+    """No weights but new ones."""
+
+    type: Literal["frozen"] = Field("frozen", description="no weights but new ones, such as a head's")
+    work: ClassVar[str] = "vfm.train.trained:freeze_all"
+    in_place: ClassVar[bool] = False
