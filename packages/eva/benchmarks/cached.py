@@ -13,7 +13,6 @@ from vfm.plugin import Artifact, Event, SampleCache
 from vfm.train import fit
 from vfm_eva import BlockMask, EvaTargets
 from vfm_eva.pretrain.masks import MaskedData, Masks
-from vfm_eva.pretrain.objective import Objective
 from vfm_eva.pretrain.pretrain import task_from_cache
 from vfm_eva.targets.images import EvaInputs
 from vfm_eva.targets.pca import Pca
@@ -101,7 +100,7 @@ class Cached(Bench):
         masks = Masks(BlockMask(), task.grid, task.num_masked)
         fit(task, MaskedData(TrainingData.of(config, open_dataset(self.pool), make), masks), config, ctx)
         task.eval()
-        task.objectives = [Objective(StoredTargets(exact.cache.shape[-1]))]
+        task.objectives[0].teacher = StoredTargets(exact.cache.shape[-1])
         device = task.mask_token.device
         task.to(device)
         evaluated = TrainingData(open_dataset(self.pool), _with(exact, make), seed=1, global_batch_size=self.batch)

@@ -80,7 +80,7 @@ class Step(Bench):
         visual = task.teacher.module
         visual.output_tokens = True
         pixels = (task.preprocess.pixels, task.teacher.preprocess.pixels)
-        return PlainLoop(task.student.train(), task.head, task.mask_token, visual, pixels)
+        return PlainLoop(task.student.train(), task.objectives[0].head, task.mask_token, visual, pixels)
 
     def _batches(self, task: Any, count: int) -> list[Batch[EvaInputs]]:
         make = MakeViews(*(crop_transform((0.2, 1.0), 0.5, model.preprocess) for model in (task, task.teacher)))

@@ -36,7 +36,7 @@ def test_eva01_is_a_truncated_normal_with_smaller_outputs_of_deeper_blocks():
         student.patch_embed.proj.weight,
         student.blocks[2].attn.qkv.weight,
         student.pos_embed,
-        task.head.weight,
+        task.objectives[0].head.weight,
     ):
         assert std(tensor) == about(0.015 * CUT)
         assert tensor.abs().max() <= 0.015
@@ -60,7 +60,7 @@ def test_eva02_is_xaviers_and_sub_ln_scales_all_but_queries_and_keys(model, sub_
         if weight.ndim == 2:
             outside = any(part in name for part in ("mlp", "attn.proj", "v_proj"))
             assert std(weight) == about(xavier(weight) * (scale if outside else 1)), name
-    assert std(task.head.weight) == about(xavier(task.head.weight))
+    assert std(task.objectives[0].head.weight) == about(xavier(task.objectives[0].head.weight))
     patch = student.patch_embed.proj.weight.flatten(1)
     assert std(patch) == about(xavier(patch))
     assert patch.abs().max() <= math.sqrt(6 / sum(patch.shape))

@@ -50,7 +50,7 @@ class Plain(EvaTask):
         index = masked_index(inputs.bool_mask, self.num_masked)
         counted = inputs.bool_mask.gather(1, index)
         target = gather_tokens(self.teacher.targets(inputs, self.grid), index)
-        prediction = self.head(gather_tokens(self.student_tokens(inputs.images, inputs.bool_mask), index))
+        prediction = self.objectives[0].head(gather_tokens(self.student_tokens(inputs.images, inputs.bool_mask), index))
         return masked_cosine_loss(prediction, target, counted), {"masked_share": inputs.bool_mask.float().mean()}
 
 

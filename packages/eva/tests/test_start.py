@@ -100,9 +100,9 @@ def test_a_head_for_other_targets_is_new(tmp_path, pool, teacher):
     first = run(tmp_path / "first", {"steps": 1}, pool=pool, teacher=teacher)
     config = start_stage()
     task = build_task(config, build_student(config, first), StoredTargets(9))
-    before = task.head.weight.clone()
+    before = task.objectives[0].head.weight.clone()
     start_from(task, first, context(tmp_path / "ctx"))
-    assert torch.equal(task.head.weight, before)
+    assert torch.equal(task.objectives[0].head.weight, before)
 
 
 def test_settings_that_contradict_start_are_refused() -> None:

@@ -23,7 +23,7 @@ from vfm.plugin import (
     SampleCache,
     UserError,
 )
-from vfm_eva import BlockMask, EvaTargets, Target
+from vfm_eva import BlockMask, EvaTargets, Features
 from vfm_eva.pretrain.masks import MaskedData, Masks
 from vfm_eva.targets.images import EvaInputs, MakeViews, MakeWithTargets
 from vfm_eva.targets.pca import Pca
@@ -161,7 +161,7 @@ def test_a_teacher_with_weights_that_are_not_finite_is_refused_in_the_preflight(
 
 def test_epochs_take_the_crops_in_turn_with_new_masks(tmp_path, eight, teacher):
     cache = make_targets(tmp_path, eight, teacher, num_crops=2, seed=3)
-    held = load_teacher(teacher, Target())
+    held = load_teacher(teacher, Features())
     make = MakeViews(ImageTransform(32, scale=cache.crop_scale, flip=cache.flip))
     plain = TrainingData(open_dataset(eight), MakeWithTargets(make, CachedTensors(cache), 8), global_batch_size=8)
     data = MaskedData(plain, Masks(BlockMask(), (4, 4), 7))

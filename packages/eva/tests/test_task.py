@@ -39,7 +39,7 @@ def restated_loss(task: EvaTask, images: Tensor, bool_mask: Tensor) -> Tensor:
     for block in student.blocks:
         tokens = block(tokens, **rope)
     tokens = student.fc_norm(student.norm(tokens))[:, 1:]
-    prediction = task.head(tokens[bool_mask])
+    prediction = task.objectives[0].head(tokens[bool_mask])
     visual: Any = task.teacher.module
     visual.output_tokens = True  # open_clip's own: all patch tokens after the final norm
     _, patch_tokens = visual(task.teacher.preprocess.pixels(images))
@@ -195,7 +195,7 @@ def test_vectors_positions_and_the_mask_token_are_not_decayed(clip_teacher):
 def test_head_and_mask_token_depend_only_on_the_seed(clip_teacher):
     def fresh(seed: int) -> tuple[Tensor, Tensor]:
         task = EvaTask(build_vision(STUDENT, num_classes=0, seed=0), clip_teacher, seed=seed)
-        return task.head.weight, task.mask_token
+        return task.objectives[0].head.weight, task.mask_token
 
     first = fresh(3)
     torch.rand(5)  # another state of the global generator
@@ -207,7 +207,7 @@ def test_a_student_that_is_its_own_teacher_has_cosines_of_one(clip_teacher):
     """Check that cosine_map is 1 for equal predictions and targets: the student is its own teacher, unmasked."""
     encoder = make_task(clip_teacher).student
     task = EvaTask(encoder, Teacher(encoder, vision_preprocess(encoder), projected=False))
-    torch.nn.init.eye_(task.head.weight)
+    torch.nn.init.eye_(task.objectives[0].head.weight)
     nothing = torch.zeros(4, 16, dtype=torch.bool)
     cosines = task.eval().cosine_map(replace(random_inputs(), bool_mask=nothing))
     torch.testing.assert_close(cosines, torch.ones(4, 16))

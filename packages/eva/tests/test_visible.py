@@ -56,7 +56,7 @@ def restated_loss(task: EvaTask, images: Tensor, bool_mask: Tensor) -> Tensor:
         whole = whole[None] + decoder.pos_embed
         for block in decoder.blocks:
             whole = block(whole)
-        prediction = task.head(decoder.norm(whole)[0, prefix:][hidden])
+        prediction = task.objectives[0].head(decoder.norm(whole)[0, prefix:][hidden])
         target = task.teacher.features(image, task.grid)[0][hidden]
         cosines.append(torch.nn.CosineSimilarity(dim=-1)(prediction, target))
     return -torch.cat(cosines).mean()

@@ -14,10 +14,11 @@ from vfm_eva.pretrain.parts import (
     Student,
 )
 from vfm_eva.pretrain.stages import EvaClip, EvaPretrain
-from vfm_eva.targets.parts import Augmentation, EvaTeacher, Target
+from vfm_eva.targets.parts import Augmentation, Codes, EvaTeacher, Features, Pixels, Target
 from vfm_eva.targets.stages import EvaTargets
 
 __all__ = [
-    "Augmentation", "BlockExactMask", "BlockMask", "Decoder", "EvaClip", "EvaFinetune", "EvaPretrain", "EvaTargets",
-    "EvaTeacher", "FinetuneAugmentation", "Mask", "RandomMask", "Student", "Target",
+    "Augmentation", "BlockExactMask", "BlockMask", "Codes", "Decoder", "EvaClip", "EvaFinetune", "EvaPretrain",
+    "EvaTargets", "EvaTeacher", "Features", "FinetuneAugmentation", "Mask", "Pixels", "RandomMask", "Student",
+    "Target",
 ]  # fmt: skip

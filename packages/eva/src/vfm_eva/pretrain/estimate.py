@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from vfm.models import ClipModel, planned_encoder, vision_preprocess
+from vfm.models import planned_encoder
 from vfm.plugin import Cost, Preflight, Ref, SampleCache
 from vfm.train import estimate_training
 from vfm_eva.pretrain.pretrain import build_student, build_task, num_masked
@@ -15,7 +13,7 @@ from vfm_eva.pretrain.stages import EvaPretrain
 from vfm_eva.targets.images import EvaInputs, TeacherInputs
 from vfm_eva.targets.parts import EvaTeacher
 from vfm_eva.targets.stages import EvaTargets
-from vfm_eva.targets.teacher import StoredTargets, Teacher
+from vfm_eva.targets.teacher import PatchTarget, StoredTargets, Teacher
 
 
 def eva_pretrain_cost(config: EvaPretrain, ctx: Preflight) -> Cost:
@@ -25,24 +23,24 @@ def eva_pretrain_cost(config: EvaPretrain, ctx: Preflight) -> Cost:
         return Cost(unknown=(f"the encoder of {config.start}",))
     on_cpu = config.runtime.device == "cpu"
     in_bf16 = config.teacher_precision == "bf16" or (config.teacher_precision == "auto" and not on_cpu)
-    teachers = []
-    for entry in config.taught_by:
-        teacher = _teacher(entry, ctx)
-        if teacher is None:
-            return Cost(unknown=(f"the teacher {entry.teacher or entry.targets}",))
-        teachers.append(teacher)
     with torch.device("meta"):
         student = build_student(config, start)
+        teachers: list[PatchTarget] = []
+        for entry in config.taught_by:
+            teacher = _teacher(entry, student, ctx)
+            if teacher is None:
+                return Cost(unknown=(f"the teacher {entry.source}",))
+            teachers.append(teacher)
         task = build_task(config, student, *teachers)
         for teacher in teachers:  # only now: the meta device, on which widths are found, has no autocast
             if isinstance(teacher, Teacher) and in_bf16:
                 teacher.use_bf16()
     size, grid, masked = task.preprocess.image_size, task.grid, num_masked(config, student)
 
-    def seen(teacher: Teacher | StoredTargets, number: int) -> tuple[Tensor | None, Tensor | None]:
+    def seen(teacher: PatchTarget, number: int) -> tuple[Tensor | None, Tensor | None]:
         if isinstance(teacher, StoredTargets):
             return None, torch.zeros(number, grid[0] * grid[1], teacher.width, dtype=torch.float16)
-        own = teacher.preprocess.image_size
+        own = (teacher.preprocess or task.preprocess).image_size
         return (None if own == size else torch.zeros(number, 3, own, own, dtype=torch.uint8)), None
 
     def inputs(number: int) -> EvaInputs:
@@ -55,13 +53,15 @@ def eva_pretrain_cost(config: EvaPretrain, ctx: Preflight) -> Cost:
     return estimate_training(task, inputs, config)
 
 
-def _teacher(entry: EvaTeacher, ctx: Preflight) -> Teacher | StoredTargets | None:
+def _teacher(entry: EvaTeacher, student: nn.Module, ctx: Preflight) -> PatchTarget | None:
     """Return a teacher without weights, or the targets that an earlier stage stores; None if it is not known."""
     if entry.targets:
         return _stored(entry.targets, ctx)
-    assert entry.teacher
-    model = planned_encoder(ctx, entry.teacher)
-    return Teacher(model, _preprocess(model), **entry.target.model_dump()) if model is not None else None
+    model = planned_encoder(ctx, entry.teacher) if entry.teacher else None
+    if model is None and entry.teacher:
+        return None
+    target: PatchTarget = entry.target.build(student, model)
+    return target
 
 
 def _stored(ref: Ref[SampleCache], ctx: Preflight) -> StoredTargets | None:
@@ -70,8 +70,4 @@ def _stored(ref: Ref[SampleCache], ctx: Preflight) -> StoredTargets | None:
     stage = ctx.stage(ref)
     if not isinstance(stage, EvaTargets) or (model := planned_encoder(ctx, stage.teacher)) is None:
         return None
-    return StoredTargets(stage.components or Teacher(model, _preprocess(model), **stage.target.model_dump()).width)
-
-
-def _preprocess(model: ClipModel | nn.Module) -> Any:
-    return model.preprocess if isinstance(model, ClipModel) else vision_preprocess(model)
+    return StoredTargets(stage.components or stage.target.build(None, model).width)

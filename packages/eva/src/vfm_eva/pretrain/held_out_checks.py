@@ -32,6 +32,8 @@ def check_held_out(config: EvaPretrain, known: Known) -> None:
             continue
         where = f"evaluation.tasks.{evaluation.name}"
         if evaluation.teacher is None:
+            if not first.target.has_features:
+                raise UserError(f"{where}: expected a target of a teacher's features, got {first.target.type}")
             if first.targets:
                 raise UserError(f"{where}: the training has stored targets; set teacher, whose features they are")
         elif (evaluation.teacher, evaluation.target) != (first.teacher, first.target):
@@ -53,7 +55,7 @@ def check_width(predicted: int, width: int, where: str) -> None:
 
 def _width(entry: EvaTeacher, known: Known) -> int | None:
     """Return the channels of a target; None if it does not exist yet."""
-    source = known(entry.teacher or entry.targets)  # type: ignore[arg-type]
+    source = known(entry.teacher or entry.targets) if entry.target.has_features else None  # type: ignore[arg-type]
     if source is None:
         return None
-    return load_teacher(source, entry.target).width if entry.teacher else load_targets(source).width
+    return load_teacher(source, entry.target).width if entry.teacher else load_targets(source).width  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from vfm.plugin import ClipCheckpoint, ImageDataset, ModelEvaluation, Ref, VisionCheckpoint
-from vfm_eva.targets.parts import Target
+from vfm_eva.targets.parts import Features
 
 
 class MaskedPatches(ModelEvaluation):
@@ -31,4 +31,4 @@ class MaskedPatches(ModelEvaluation):
     teacher: Ref[ClipCheckpoint | VisionCheckpoint] | None = Field(
         None, description="encoder whose features are the target; default: that of the training, if it runs one"
     )
-    target: Target = Field(Target(), description="which of the teacher's features")
+    target: Features = Field(Features(), description="which of the teacher's features")

@@ -7,13 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vfm.train import Metrics
 from vfm_eva.targets.images import EvaInputs
-from vfm_eva.targets.phi_s import PhiS
-from vfm_eva.targets.teacher import StoredTargets, Teacher
-from vfm_kernels import gather_tokens, masked_cosine_loss, resultant_length, token_cosine
+from vfm_eva.targets.phi_s import PhiS, Statistics
+from vfm_eva.targets.teacher import PatchTarget, Teacher, mean_target, squared_error
+from vfm_kernels import gather_tokens, resultant_length, token_cosine
 
 
 @dataclass(frozen=True)
@@ -24,26 +24,49 @@ class Targets:
     image: Tensor | None = None  # (B, T)
 
 
-@dataclass(frozen=True)
-class Objective:
-    """What a student learns from one teacher.
+class Objective(nn.Module):
+    """What a student learns from one teacher, with the heads that predict it.
 
-    Attributes:
+    Args:
         teacher: makes the targets.
         weight: of this teacher's loss.
         class_weight: weight of the class token's loss relative to the masked patches; 0: it is not taught.
-        phi_s: standardises the targets, whose squared error is then the loss; None: the negative cosine is (EVA).
+        phi_s: standardises the targets, whose squared error is then the loss; None: the target's own loss.
         name: ends the names of its metrics if the student has several losses.
 
     Source: EVA (arXiv:2211.07636) for the cosine; AM-RADIO (arXiv:2312.06709) for several teachers with a head each and
     for the summary, whose loss is the cosine; PHI-S (arXiv:2410.01680) for the squared error.
     """
 
-    teacher: Teacher | StoredTargets
-    weight: float = 1.0
-    class_weight: float = 0.0
-    phi_s: PhiS | None = None
-    name: str = ""
+    head: nn.Linear
+    class_head: nn.Linear | None
+
+    def __init__(
+        self,
+        teacher: PatchTarget,
+        weight: float = 1.0,
+        class_weight: float = 0.0,
+        phi_s: PhiS | None = None,
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        self.teacher, self.weight, self.class_weight, self.name = teacher, weight, class_weight, name
+        self.phi_s = phi_s
+
+    def add_heads(self, width: int, class_width: int) -> None:
+        """Add the heads of patches and, if it is taught, of the class token, for a student of these channels."""
+        self.head = nn.Linear(width, self.teacher.width)
+        self.class_head = nn.Linear(class_width, self.teacher.width) if self.class_weight else None
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """What is fitted to features before the training."""
+        return self.phi_s or self.teacher.statistics
+
+    @property
+    def is_cosine(self) -> bool:
+        """Whether the loss of patches is a negative cosine."""
+        return self.phi_s is None and self.teacher.is_cosine
 
     def targets(self, inputs: EvaInputs, grid: tuple[int, int], index: Tensor) -> Targets:
         """Return the targets of a batch at `index`, (B, K)."""
@@ -63,32 +86,19 @@ class Objective:
         return standardised
 
     def patch_loss(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-        """Return the mean loss over the counted patches.
-
-        Args:
-            prediction: (B, K, T).
-            target: (B, K, T), `standardised`.
-            counted: (B, K) booleans.
-        """
-        compare = masked_cosine_loss if self.phi_s is None else squared_error
+        """Return the mean loss over the counted patches, for the arguments of `PatchTarget.patch_loss`."""
+        compare = self.teacher.patch_loss if self.phi_s is None else squared_error
         return compare(prediction, target, counted)
 
     def metrics(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Metrics:
-        """Return metrics beside the loss, for the arguments of `patch_loss`; each is a pass over all features.
-
-        `constant_loss` is the loss of the best constant prediction, `mutual_cosine` the mean cosine of two predictions.
-        """
-        mutual = resultant_length(prediction.detach(), counted) ** 2
+        """Return metrics beside the loss, as `PatchTarget.metrics` does."""
         if self.phi_s is None:
-            return {"constant_loss": -resultant_length(target, counted), "mutual_cosine": mutual}
-        mean = (target * counted[..., None]).sum(dim=(0, 1)) / counted.sum().clamp(min=1)  # (T,)
-        return {"constant_loss": squared_error(mean.expand_as(target), target, counted), "mutual_cosine": mutual}
-
-
-def squared_error(prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Return the squared error, in fp32, of the counted tokens, a mean over these and the channels."""
-    error = (prediction.float() - target.float()).square().mean(dim=-1)  # (B, K)
-    return torch.where(counted, error, 0.0).sum() / counted.sum().clamp(min=1)
+            return self.teacher.metrics(prediction, target, counted)
+        mutual = resultant_length(prediction.detach(), counted) ** 2
+        return {
+            "constant_loss": squared_error(mean_target(target, counted), target, counted),
+            "mutual_cosine": mutual,
+        }
 
 
 def image_loss(prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:

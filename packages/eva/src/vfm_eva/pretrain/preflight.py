@@ -24,7 +24,7 @@ from vfm_eva.targets.images import EvaInputs, TeacherInputs
 from vfm_eva.targets.parts import Target
 from vfm_eva.targets.stages import EvaTargets
 from vfm_eva.targets.target_checks import check_data, check_grid, check_same_crops
-from vfm_eva.targets.teacher import Teacher, load_teacher
+from vfm_eva.targets.teacher import PatchTarget, load_encoder
 
 
 def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
@@ -48,10 +48,10 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
     for ref in targets:
         _check_targets(config, ctx, ref, grid)
     _check_crops(targets, ctx)
-    found = [(ctx.artifact(entry.teacher), entry.target) for entry in config.taught_by if entry.teacher]
-    teachers = [load_teacher(checkpoint, target) for checkpoint, target in found if checkpoint]
-    if teachers and len(teachers) == len(config.taught_by):
-        _run_once(config, student, teachers, grid)
+    found = [(ctx.artifact(entry.teacher) if entry.teacher else None, entry.target) for entry in config.taught_by]
+    if not targets and all(checkpoint or not target.needs_teacher for checkpoint, target in found):
+        encoders = [(target, load_encoder(checkpoint) if checkpoint else None) for checkpoint, target in found]
+        _run_once(config, student, [target.build(student, encoder) for target, encoder in encoders], grid)
 
 
 def check_projection(ref: Ref[ClipCheckpoint | VisionCheckpoint], target: Target, ctx: Preflight) -> None:
@@ -61,7 +61,7 @@ def check_projection(ref: Ref[ClipCheckpoint | VisionCheckpoint], target: Target
         UserError: it has none.
     """
     checkpoint, stage = ctx.artifact(ref), ctx.stage(ref)
-    if not target.projected or isinstance(checkpoint, ClipCheckpoint):
+    if not getattr(target, "projected", False) or isinstance(checkpoint, ClipCheckpoint):
         return
     source: Any = None
     if checkpoint:
@@ -81,10 +81,13 @@ def check_projection(ref: Ref[ClipCheckpoint | VisionCheckpoint], target: Target
         raise UserError(f"teacher {str(ref)!r}: {error} (in target)") from None
 
 
-def _run_once(config: EvaPretrain, student: torch.nn.Module, teachers: list[Teacher], grid: tuple[int, int]) -> None:
+def _run_once(
+    config: EvaPretrain, student: torch.nn.Module, teachers: list[PatchTarget], grid: tuple[int, int]
+) -> None:
     """Run the task on one image without data, which shows every width that does not fit."""
     task = build_task(config, student, *teachers).to("meta")
-    sizes = [task.preprocess.image_size, *(teacher.preprocess.image_size for teacher in teachers)]
+    preprocesses = [task.preprocess, *(teacher.preprocess or task.preprocess for teacher in teachers)]
+    sizes = [preprocess.image_size for preprocess in preprocesses]
     own, first, *others = (torch.zeros(1, 3, size, size, dtype=torch.uint8, device="meta") for size in sizes)
     bool_mask = torch.zeros(1, grid[0] * grid[1], dtype=torch.bool, device="meta")
     task(EvaInputs(own, bool_mask, first, others=tuple(TeacherInputs(images) for images in others)))

@@ -36,7 +36,7 @@ from vfm_eva.pretrain.weight_init import init_weights
 from vfm_eva.targets.images import EvaViews, MakeViews, MakeWithTargets, crop_transform
 from vfm_eva.targets.phi_s import PhiS
 from vfm_eva.targets.target_checks import check_data, check_grid, check_same_crops
-from vfm_eva.targets.teacher import StoredTargets, Teacher, load_targets, load_teacher
+from vfm_eva.targets.teacher import PatchTarget, load_encoder, load_targets
 
 _DROPPED = {"head.": "the encoder's own head", "attn_pool.": "the student pools by the mean over its patches"}
 _NEW = {"fc_norm.": "new, after the mean over patches"}
@@ -58,7 +58,7 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     made = task.export(ctx.directory)
     show_panels(
         ctx,
-        lambda: cosine_sheet(task, source, make, masks, ctx.directory),
+        *([lambda: cosine_sheet(task, source, make, masks, ctx.directory)] if task.teacher.is_cosine else []),
         lambda: pca_sheet(task.encoder(), source, ctx.directory),
     )
     return made
@@ -67,7 +67,7 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
 def with_alarms(task: EvaTask, config: EvaPretrain, ctx: Context) -> Context:
     """Return the context whose listeners also get the warnings about each loss that is a cosine."""
     for objective in task.objectives:
-        if objective.phi_s is None:
+        if objective.is_cosine:
             name = "" if task.has_one_loss else objective.name
             alarm = PretrainAlarm(
                 ctx, warmup_steps=config.schedule.warmup_steps, num_steps=config.num_steps, teacher=name
@@ -78,14 +78,14 @@ def with_alarms(task: EvaTask, config: EvaPretrain, ctx: Context) -> Context:
 
 def task_from_teacher(config: EvaPretrain, ctx: Context) -> tuple[EvaTask, Make[EvaViews]]:
     """Return the task with the teachers of the stage, and what makes its inputs."""
+    student, bf16 = build_student(config, _start(config, ctx)), teacher_in_bf16(config)
     teachers = [
-        load_teacher(ctx.load(entry.teacher), entry.target, bf16=teacher_in_bf16(config))
+        entry.target.build(student, load_encoder(ctx.load(entry.teacher)) if entry.teacher else None, bf16=bf16)
         for entry in config.taught_by
-        if entry.teacher
     ]
-    task = build_task(config, build_student(config, _start(config, ctx)), *teachers)
+    task = build_task(config, student, *teachers)
     crop_scale, flip = config.augmentation.crop_scale, config.augmentation.flip
-    preprocesses = [task.preprocess, *(teacher.preprocess for teacher in teachers)]
+    preprocesses = [task.preprocess, *(teacher.preprocess or task.preprocess for teacher in teachers)]
     own, first, *others = (crop_transform(crop_scale, flip, preprocess) for preprocess in preprocesses)
     return task, MakeViews(own, first, tuple(others))
 
@@ -110,9 +110,9 @@ def task_from_cache(config: EvaPretrain, ctx: Context, data: ImageDataset) -> tu
     return task, MakeWithTargets(make, first, config.global_batch_size, tuple(others))
 
 
-def build_task(config: EvaPretrain, student: nn.Module, *teachers: Teacher | StoredTargets) -> EvaTask:
+def build_task(config: EvaPretrain, student: nn.Module, *teachers: PatchTarget) -> EvaTask:
     """Return the task of a student and its teachers, one for each of `config.taught_by`."""
-    names = [_short_name(str(entry.teacher or entry.targets)) for entry in config.taught_by]
+    names = [_short_name(entry.source) for entry in config.taught_by]
     objectives = [
         Objective(
             teacher,
@@ -139,22 +139,22 @@ def _short_name(ref: str) -> str:
 
 
 def fit_statistics(task: EvaTask, data: MaskedData, config: EvaPretrain, ctx: Context) -> None:
-    """Fit what standardises targets to the first images of the training, or load what an interrupted run has fitted."""
+    """Fit statistics of targets to the first images of the training, or load what an interrupted run has fitted."""
     for number, (objective, entry) in enumerate(zip(task.objectives, config.taught_by, strict=True)):
-        if objective.phi_s is None:
+        if objective.statistics is None:
             continue
-        file = ctx.work / f"phi_s_{number}.safetensors"
+        file = ctx.work / f"statistics_{number}.safetensors"
         if file.is_file():
-            objective.phi_s.load_state_dict(PhiS.load(file).state_dict())
+            objective.statistics.load_state_dict(objective.statistics.load(file).state_dict())
             continue
         num_steps = -(-entry.statistics_images // config.global_batch_size)
-        fitted = PhiS.fit(_first_targets(task, number, data, config, num_steps))
-        objective.phi_s.load_state_dict(fitted.state_dict())
+        fitted = objective.statistics.fitted(_first_features(task, number, data, config, num_steps))
+        objective.statistics.load_state_dict(fitted.state_dict())
         if is_main():
             fitted.save(file)
 
 
-def _first_targets(
+def _first_features(
     task: EvaTask, number: int, data: MaskedData, config: EvaPretrain, num_steps: int
 ) -> Iterator[Tensor]:
     """Yield one teacher's features of the images of the first steps, (B, N, T)."""
@@ -162,7 +162,8 @@ def _first_targets(
     teacher.module.to(device)
     batch_size = config.micro_batch_size or config.global_batch_size
     for step in data.steps(0, min(num_steps, config.num_steps), micro_batch_size=batch_size):
-        yield from (teacher.targets(batch.to(device).inputs.of_teacher(number), task.grid) for batch in step if batch)
+        for inputs in (batch.to(device).inputs for batch in step if batch):
+            yield teacher.features_to_fit(inputs.of_teacher(number), task.grid)
 
 
 def _decoder(config: EvaPretrain, student: Any) -> MaskDecoder:

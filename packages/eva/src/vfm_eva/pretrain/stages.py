@@ -21,7 +21,7 @@ from vfm.plugin import (
     VisionPretraining,
 )
 from vfm_eva.pretrain.parts import BlockMask, Decoder, Mask, Student
-from vfm_eva.targets.parts import Augmentation, EvaTeacher, Target
+from vfm_eva.targets.parts import Augmentation, EvaTeacher, Features, Target
 
 
 class EvaPretrain(VisionPretraining):
@@ -47,7 +47,7 @@ class EvaPretrain(VisionPretraining):
         None, ge=1, description="pixels; default: the model's own. Positions of start are resampled to it"
     )
     teacher: Ref[ClipCheckpoint | VisionCheckpoint] | None = Field(
-        None, description="encoder whose features are the target; give this, targets or teachers"
+        None, description="encoder that makes the target; give this, targets or teachers, unless the target needs none"
     )
     targets: Ref[SampleCache] | None = Field(
         None, description="features and crops stored by eva.targets; the teacher is not run"
@@ -55,7 +55,9 @@ class EvaPretrain(VisionPretraining):
     teachers: list[EvaTeacher] = Field(
         [], description="several teachers at once, each with its head and weight; or one that teaches the class token"
     )
-    target: Target = Field(Target(), description="which of the teacher's features")
+    target: Target = Field(
+        Features(), description="what is predicted of masked patches: by default the teacher's features"
+    )
     teacher_precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="of the teacher's forward pass; bf16 also stores its matrices in bf16; auto: bf16 on a GPU, else"
@@ -80,13 +82,16 @@ class EvaPretrain(VisionPretraining):
     def taught_by(self) -> list[EvaTeacher]:
         """The teachers, also if it is only one."""
         if self.targets:
-            return [EvaTeacher(targets=self.targets)]
+            return [EvaTeacher(targets=self.targets, target=self.target)]
         return self.teachers or [EvaTeacher(teacher=self.teacher, target=self.target)]
 
     @model_validator(mode="after")
     def _one_source(self) -> EvaPretrain:
-        if [bool(self.teacher), bool(self.targets), bool(self.teachers)].count(True) != 1:
+        given = [bool(self.teacher), bool(self.targets), bool(self.teachers)].count(True)
+        if given != 1 and (self.target.needs_teacher or given):
             raise ValueError("give exactly one of teacher, targets and teachers")
+        if self.teachers and self.target != Features():
+            raise ValueError("target has no effect with teachers: set it in each of them")
         stored = [str(entry.targets) for entry in self.taught_by if entry.targets]
         if stored and len(stored) < len(self.taught_by):
             raise ValueError(f"teachers: expected a teacher or targets in all of them; {stored[0]!r} are targets")
@@ -98,9 +103,7 @@ class EvaPretrain(VisionPretraining):
         ]
         if stored and changed:
             raise ValueError(f"{changed[0]} is fixed by {stored[0]!r}; set it in the stage that makes the targets")
-        if self.teachers and self.target != Target():
-            raise ValueError("target has no effect with teachers: set it in each of them")
-        names = [str(entry.teacher or entry.targets) for entry in self.teachers]
+        names = [entry.source for entry in self.teachers]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"teachers: {repeated[0]!r} is listed twice; use its weight to change its share")
         return self

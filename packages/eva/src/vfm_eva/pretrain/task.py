@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from vfm.data import Batch
 from vfm.models import PooledVision, save_vision, vision_preprocess
 from vfm.plugin import VisionCheckpoint
-from vfm.train import Frozen, Metrics, Task
+from vfm.train import Metrics, Task
 from vfm_eva.pretrain.alarm import HeldOutAlarm
 from vfm_eva.pretrain.decoder import MaskDecoder
 from vfm_eva.pretrain.objective import Objective, image_loss
 from vfm_eva.pretrain.student import check_class_token, masked, student_grid, visible_only
 from vfm_eva.targets.images import EvaInputs
 from vfm_eva.targets.phi_s import PhiS
-from vfm_eva.targets.teacher import StoredTargets, Teacher
+from vfm_eva.targets.teacher import PatchTarget
 from vfm_kernels import (
     Kernels,
     accelerated,
@@ -73,7 +73,7 @@ class EvaTask(Task[EvaInputs]):
     def __init__(
         self,
         student: nn.Module,
-        teacher: Teacher | StoredTargets | Sequence[Objective],
+        teacher: PatchTarget | Sequence[Objective],
         *,
         num_masked: int | None = None,
         decoder: MaskDecoder | None = None,
@@ -84,29 +84,19 @@ class EvaTask(Task[EvaInputs]):
         self.grid = student_grid(student, num_masked, visible_only=decoder is not None)
         self.num_masked = num_masked or self.grid[0] * self.grid[1]
         self.student, self.decoder = student, decoder
-        self.objectives = [*teacher] if isinstance(teacher, Sequence) else [Objective(teacher)]
+        objectives = teacher if isinstance(teacher, Sequence) else [Objective(teacher)]
+        self.objectives: Any = nn.ModuleList(objectives)
         self.preprocess = vision_preprocess(student)
         width: Any = decoder.width if decoder else student.num_features
         class_width: Any = student.num_features
-        first, *others = (objective.teacher.width for objective in self.objectives)
         self.mask_token = nn.Parameter(torch.zeros(width))  # a vector, so that it is not decayed
-        self.head = nn.Linear(width, first)
-        self.other_heads = nn.ModuleList(nn.Linear(width, other) for other in others)
-        self.class_heads = nn.ModuleDict(
-            {
-                str(number): nn.Linear(class_width, objective.teacher.width)
-                for number, objective in enumerate(self.objectives)
-                if objective.class_weight
-            }
-        )
-        self.standardised = nn.ModuleDict(
-            {str(number): own.phi_s for number, own in enumerate(self.objectives) if own.phi_s}
-        )
-        if self.class_heads:
+        for objective in self.objectives:
+            objective.add_heads(width, class_width)
+        if self.teaches_class_token:
             check_class_token(student)
         generator = torch.Generator().manual_seed(seed + 1)  # not `seed`, from which the student may be drawn
         nn.init.trunc_normal_(self.mask_token, std=0.02, generator=generator)
-        for head in self.all_heads():
+        for head in dict(self._heads()).values():
             nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)
             nn.init.zeros_(head.bias)
         self.held_out_alarm = HeldOutAlarm()  # of `eval.masked_patches`, which is run again and again
@@ -117,17 +107,23 @@ class EvaTask(Task[EvaInputs]):
             embedding.register_forward_hook(partial(_scale_gradient, patch_embed_grad))
 
     @property
-    def teacher(self) -> Teacher | StoredTargets:
+    def teacher(self) -> PatchTarget:
         """The teacher; of several, the first."""
-        return self.objectives[0].teacher
+        teacher: PatchTarget = self.objectives[0].teacher
+        return teacher
 
-    def heads(self) -> list[nn.Linear]:
-        """Return the head of each teacher."""
-        return [self.head, *self.other_heads]
+    @property
+    def teaches_class_token(self) -> bool:
+        """Whether a teacher teaches the class token."""
+        return any(objective.class_weight for objective in self.objectives)
 
-    def all_heads(self) -> list[nn.Linear]:
-        """Return the heads of patches, then those of the class token."""
-        return [*self.heads(), *self.class_heads.values()]  # type: ignore[list-item]
+    def _heads(self) -> Iterator[tuple[str, nn.Linear]]:
+        """Yield the heads of patches, then those of the class token, with their names in files."""
+        for number, objective in enumerate(self.objectives):
+            yield f"other_heads.{number - 1}" if number else "head", objective.head
+        for number, objective in enumerate(self.objectives):
+            if objective.class_head is not None:
+                yield f"class_heads.{number}", objective.class_head
 
     def forward(self, inputs: EvaInputs) -> tuple[Tensor, Metrics]:
         """Return the loss of a batch and metrics.
@@ -148,12 +144,12 @@ class EvaTask(Task[EvaInputs]):
         tokens = gather_tokens(tokens, index)
         metrics: Metrics = {"masked_share": bool_mask.float().mean()}
         losses = []
-        for number, (objective, head, target) in enumerate(zip(self.objectives, self.heads(), targets, strict=True)):
-            compared = (head(tokens), objective.standardised(target.patches), counted)
+        for objective, target in zip(self.objectives, targets, strict=True):
+            compared = (objective.head(tokens), objective.standardised(target.patches), counted)
             loss = objective.patch_loss(*compared)
             own = objective.metrics(*compared) if self.is_log_step else {}
             if target.image is not None:
-                own["class_loss"] = image_loss(self.class_heads[str(number)](class_token), target.image, counted)
+                own["class_loss"] = image_loss(objective.class_head(class_token), target.image, counted)
             if self.has_one_loss:
                 return loss, {**metrics, **own}
             metrics |= {f"{name}_{objective.name}": value for name, value in {"loss": loss, **own}.items()}
@@ -163,7 +159,7 @@ class EvaTask(Task[EvaInputs]):
     @property
     def has_one_loss(self) -> bool:
         """Whether the loss is one teacher's, of masked patches alone: EVA's."""
-        return len(self.objectives) == 1 and not self.class_heads and self.objectives[0].weight == 1
+        return len(self.objectives) == 1 and not self.teaches_class_token and self.objectives[0].weight == 1
 
     @torch.no_grad()
     def masked_cosines(self, inputs: EvaInputs, target: Tensor) -> Tensor:
@@ -175,7 +171,7 @@ class EvaTask(Task[EvaInputs]):
 
     def predictions(self, tokens: Tensor) -> Tensor:
         """Return the predicted features of the (first) teacher, (..., T), of the head's inputs."""
-        predicted: Tensor = self.head(tokens)
+        predicted: Tensor = self.objectives[0].head(tokens)
         phi_s = self.objectives[0].phi_s
         return phi_s.inverse(predicted) if phi_s else predicted
 
@@ -199,10 +195,10 @@ class EvaTask(Task[EvaInputs]):
             with visible_only(student, index):
                 tokens = student.forward_features(pixels)
             tokens = student.fc_norm(tokens)
-            return tokens[:, 0] if self.class_heads else None, self.decoder(tokens, index, self.mask_token)
+            return tokens[:, 0] if self.teaches_class_token else None, self.decoder(tokens, index, self.mask_token)
         with masked(student, self.mask_token, bool_mask):
             tokens = student.forward_features(pixels)
-        class_token = student.fc_norm(tokens[:, 0]) if self.class_heads else None
+        class_token = student.fc_norm(tokens[:, 0]) if self.teaches_class_token else None
         return class_token, student.fc_norm(tokens[:, student.num_prefix_tokens :])
 
     def micro_batch_weights(self, micro_batches: Sequence[Batch[EvaInputs]]) -> Tensor:
@@ -240,15 +236,12 @@ class EvaTask(Task[EvaInputs]):
         """Return the student with its pooled features."""
         return TaskEncoder(self.student, self.preprocess, task=self)
 
-    def frozen(self) -> Iterator[Frozen[Any]]:
-        """Yield the teachers."""
-        yield from (objective.teacher for objective in self.objectives)
-
     def masked_modelling(self) -> dict[str, Tensor]:
         """Return the mask token, heads and decoder by name; every head predicts features as its teacher gives them."""
-        added = {
-            key: value for key, value in self.state_dict().items() if not key.startswith(("student.", "standardised."))
-        }
+        own = self.state_dict()
+        added = {key: value for key, value in own.items() if not key.startswith(("student.", "objectives."))}
+        for name, head in self._heads():
+            added |= {f"{name}.weight": head.weight.detach(), f"{name}.bias": head.bias.detach()}
         for name, phi_s in self._heads_of_standardised():
             weight, bias = phi_s.to_features(added[f"{name}.weight"], added[f"{name}.bias"])
             added |= {f"{name}.weight": weight, f"{name}.bias": bias}
@@ -263,14 +256,16 @@ class EvaTask(Task[EvaInputs]):
             for name, phi_s in self._heads_of_standardised():
                 weight, bias = phi_s.from_features(added[f"{name}.weight"], added[f"{name}.bias"])
                 added |= {f"{name}.weight": weight, f"{name}.bias": bias}
+            for name, head in self._heads():
+                head.load_state_dict({key: added.pop(f"{name}.{key}") for key in ("weight", "bias")})
             self.load_state_dict(added, strict=False)
         return fits
 
     def _heads_of_standardised(self) -> Iterator[tuple[str, PhiS]]:
         """Yield the name of each head that predicts standardised features, and what standardises them."""
-        for number, objective in enumerate(self.objectives):
+        for (name, _), objective in zip(self._heads(), self.objectives, strict=False):
             if objective.phi_s:
-                yield "head" if number == 0 else f"other_heads.{number - 1}", objective.phi_s
+                yield name, objective.phi_s
 
     def export(self, directory: Path) -> VisionCheckpoint:
         """Write the student in timm's layout, and mask token, head and decoder in a file of their own."""

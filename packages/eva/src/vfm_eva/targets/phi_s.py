@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors.torch import save_file
@@ -15,7 +16,26 @@ from torch import Tensor, nn
 from vfm.plugin import UserError, store_files
 
 
-class PhiS(nn.Module):
+class Statistics(nn.Module):
+    """Buffers that are fitted to a target's features before a training, and saved for its next run."""
+
+    def fitted(self, parts: Iterable[Tensor]) -> Statistics:
+        """Return statistics of features (..., T) that come in parts."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """Load them from a file."""
+        return cls(**store_files.read_safetensors(file))
+
+    def save(self, file: Path) -> None:
+        """Write them; a crash leaves no incomplete file under that name."""
+        part = file.with_suffix(".part")
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, part)
+        part.rename(file)
+
+
+class PhiS(Statistics):
     """An invertible map to features of mean 0 whose channels all have variance 1, with one factor for all directions.
 
     `rotation @ (features - mean) / scale`. One factor keeps the shape of the distribution, which whitening does not,
@@ -62,16 +82,9 @@ class PhiS(nn.Module):
             raise UserError("phi_s: the teacher's features are equal everywhere: nothing can be learned from them")
         return cls(mean.float(), equal_variances(covariance).float(), scale.float())
 
-    @classmethod
-    def load(cls, file: Path) -> PhiS:
-        """Load the map from a file."""
-        return cls(**store_files.read_safetensors(file))
-
-    def save(self, file: Path) -> None:
-        """Write the map; a crash leaves no incomplete file under that name."""
-        part = file.with_suffix(".part")
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, part)
-        part.rename(file)
+    def fitted(self, parts: Iterable[Tensor]) -> PhiS:
+        """Return `PhiS.fit` of features that come in parts."""
+        return PhiS.fit(parts)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the standardised features, (..., T)."""

@@ -18,7 +18,7 @@ from vfm.plugin import (
     Stage,
     VisionCheckpoint,
 )
-from vfm_eva.targets.parts import Augmentation, Target
+from vfm_eva.targets.parts import Augmentation, Features
 
 Side = Annotated[int, Field(ge=1)]
 
@@ -34,7 +34,7 @@ class EvaTargets(Stage):
     kind: Literal["eva.targets"] = "eva.targets"
     data: Ref[ImageDataset] = Field(description="images to train on later")
     teacher: Ref[ClipCheckpoint | VisionCheckpoint] = Field(description="encoder whose features are the target")
-    target: Target = Field(Target(), description="which of the teacher's features")
+    target: Features = Field(Features(), description="which of the teacher's features")
     grid: tuple[Side, Side] = Field(description="rows and columns of the student's patches")
     num_crops: int = Field(1, ge=1, description="crops of each image; epochs take them in turn")
     augmentation: Augmentation = Field(Augmentation(), description="random crops and flips")

@@ -1,0 +1,45 @@
+"""The target `pixels`: a masked patch itself."""
+
+# B batch, N patches, K masked patches at most, T numbers of a patch
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfm_eva.targets.images import EvaInputs
+from vfm_eva.targets.parts import Pixels
+from vfm_eva.targets.teacher import PatchTarget, mean_target, squared_error
+
+
+class PixelTarget(PatchTarget):
+    """Each patch of the student's image, of mean 0 and variance 1, by the squared error.
+
+    Source: He et al. 2022, MAE (arXiv:2111.06377), section 4.1 for normalised pixels.
+    """
+
+    is_cosine = False
+
+    def __init__(self, target: Pixels, student: nn.Module, encoder: None, *, bf16: bool | None = None) -> None:
+        super().__init__(nn.Identity())
+        embedding: Any = student.patch_embed
+        self.size: int = embedding.patch_size[0]
+        self.width = 3 * self.size**2
+
+    @torch.no_grad()
+    def targets(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
+        """Return the normalised patches, (B, N, T)."""
+        patches = F.unfold(inputs.images.float(), self.size, stride=self.size).transpose(1, 2)
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        return (patches - mean) / (variance + 1e-6).sqrt()
+
+    def patch_loss(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+        """Return the squared error, a mean over counted patches and their numbers."""
+        return squared_error(prediction, target, counted)
+
+    def constant_loss(self, target: Tensor, counted: Tensor) -> Tensor:
+        """Return the loss of the mean patch."""
+        return squared_error(mean_target(target, counted), target, counted)
