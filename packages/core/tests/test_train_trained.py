@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import pytest
 import torch
 from pydantic import BaseModel
 from torch import nn
 
+import only_norms
 from vfm.models import first_blocks, named_layers
 from vfm.plugin import AllWeights, FrozenWeights, LastBlocks, Lora, Trained, UserError
 from vfm.train import Metrics, Task, TrainedTower, prepare_towers
@@ -48,17 +47,6 @@ def trained_parts(task: nn.Module) -> set[str]:
     return {name.rpartition(".")[0] for name, weight in task.named_parameters() if weight.requires_grad}
 
 
-class OnlyNorms(Trained):
-    """A choice of a plugin."""
-
-    type: Literal["only_norms"] = "only_norms"
-    work: ClassVar[str] = "test_train_trained:train_norms"
-
-
-def train_norms(trained: OnlyNorms, tower: TrainedTower) -> None:
-    tower.freeze([name for name in layer if "norm" not in name] for layer in tower.layers(tower.root))
-
-
 BLOCKS = [f"tower.blocks.{number}.0" for number in range(3)]
 
 
@@ -80,6 +68,7 @@ def test_what_is_not_named_is_frozen_and_stays_in_evaluation_mode(
         trained: Trained
 
     task = Regression(Settings.model_validate({"trained": {"type": "all", **trained}}).trained)
+    assert isinstance(task.towers[0].trained, only_norms.OnlyNorms) == (trained.get("type") == "only_norms")
     assert trained_parts(task) == {*expected, "head"}
     assert [block.training for block in task.train().tower.blocks] == [name in expected for name in BLOCKS]
     assert not any(block.training for block in task.eval().tower.blocks)
