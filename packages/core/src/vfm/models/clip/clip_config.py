@@ -21,6 +21,15 @@ CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensor
 WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 # A damaged number would build layers without end, or fill the memory.
 MAX_LAYERS, MAX_SIZE = 1_000, 4_000_000
+# What a configuration may say about its tokenizer. Any other option would reach a loader of transformers, some of whose
+# arguments run code (`trust_remote_code`) or read other files (`bpe_path`, `cache_dir`).
+TOKENIZER_OPTIONS: Mapping[str, type] = {
+    "clean": str,
+    "context_length": int,
+    "language": str,
+    "reduction_mask": str,
+    "strip_sep_token": bool,
+}
 
 _UNSUPPORTED = re.compile(r"EVA.?CLIP.?(8B|18B)", re.IGNORECASE)
 
@@ -98,3 +107,21 @@ def check_keys(config: Mapping[str, Any], name: str) -> None:
             limit = MAX_LAYERS if key == "layers" else MAX_SIZE
             if isinstance(value, int | float) and not abs(value) <= limit:
                 raise UserError(f"{model}: {part}.{key}: expected at most {limit:,}, got {value}")
+    check_tokenizer_options(config["text_cfg"], name)
+
+
+def check_tokenizer_options(text: Mapping[str, Any], name: str) -> None:
+    """Check the `tokenizer_kwargs` of a text tower's configuration, whose author need not be trusted.
+
+    Raises:
+        UserError: an option is not one of `TOKENIZER_OPTIONS`, or of another type.
+    """
+    options = text.get("tokenizer_kwargs") or {}
+    place = f"CLIP model {name!r}: text_cfg.tokenizer_kwargs"
+    if not isinstance(options, Mapping):
+        raise UserError(f"{place}: expected a mapping, got {options!r}")
+    for key, value in options.items():
+        if key not in TOKENIZER_OPTIONS:
+            raise UserError(f"{place}.{key}: not allowed; allowed: {', '.join(TOKENIZER_OPTIONS)}")
+        if type(value) is not TOKENIZER_OPTIONS[key]:
+            raise UserError(f"{place}.{key}: expected {TOKENIZER_OPTIONS[key].__name__}, got {value!r}")

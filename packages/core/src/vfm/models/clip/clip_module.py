@@ -17,6 +17,7 @@ from torch import nn
 
 from vfm.base import UserError
 from vfm.models.clip.model_sources import first_line
+from vfm.models.custom_code import without_custom_code
 
 
 def build_module(config: Mapping[str, Any], name: str) -> nn.Module:
@@ -114,7 +115,8 @@ def _construct(config: Mapping[str, Any], name: str) -> nn.Module:
     for part, key in (("vision_cfg", "timm_model_pretrained"), ("text_cfg", "hf_model_pretrained")):
         arguments[part][key] = False  # never download weights on the side: they come from a checkpoint or training
     try:
-        module: nn.Module = kind(**arguments)
+        with without_custom_code(f"CLIP model {name!r}"):
+            module: nn.Module = kind(**arguments)
     except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError, ImportError, OSError) as error:
         reason = first_line(error)
         for theirs, ours in (("patch_drop_rate", "patch_dropout"), ("drop_path_rate", "drop_path")):

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vfm.base import UserError
+from vfm.models.clip.clip_config import check_tokenizer_options
 from vfm.models.clip.model_sources import first_line
+from vfm.models.custom_code import without_custom_code
 
 MAX_WORDS = 200_000  # size of the cache: without a limit, the words of the web would fill each worker's memory
 PROBES = [
@@ -86,20 +88,24 @@ def build_tokenizer(
         folder: folder of the loaded model; a Hugging Face tokenizer saved there is preferred to that of the hub.
 
     Raises:
-        UserError: it cannot be loaded, or transformers is not installed.
+        UserError: it cannot be loaded, its options are not allowed, or transformers is not installed.
     """
+    check_tokenizer_options(text, model)
     options = {"context_length": context_length, **(text.get("tokenizer_kwargs") or {})}
-    if not (name := text.get("hf_tokenizer_name")):
-        return WordTokenizer(open_clip.SimpleTokenizer(**options))
+    name = text.get("hf_tokenizer_name")
     source = folder if folder and (folder / "tokenizer_config.json").is_file() else name
+    tokenizer: Callable[..., Tensor]
     try:
-        tokenizer: Callable[..., Tensor] = open_clip.tokenizer.HFTokenizer(
-            str(source), tokenizer_mode=text.get("tokenizer_mode"), **options
-        )
+        if not name:
+            return WordTokenizer(open_clip.SimpleTokenizer(**options))
+        with without_custom_code(f"{model}: tokenizer {name!r}"):
+            tokenizer = open_clip.tokenizer.HFTokenizer(
+                str(source), tokenizer_mode=text.get("tokenizer_mode"), **options
+            )
     except ImportError as error:
         raise UserError(f"{model}: its tokenizer {name!r} needs transformers: {first_line(error)}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model}: cannot load its tokenizer {name!r}: {first_line(error)}") from None
+    except (OSError, ValueError, TypeError, AssertionError, AttributeError) as error:
+        raise UserError(f"{model}: cannot load its tokenizer {name or ''!r}: {first_line(error)}") from None
     return tokenizer
 
 

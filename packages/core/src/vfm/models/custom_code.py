@@ -1,0 +1,43 @@
+"""Loading models of Hugging Face's libraries without the Python code that their files may name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vfm.base import UserError
+
+try:
+    from transformers import dynamic_module_utils
+except ImportError:  # an optional extra: without transformers, none of its models is loaded
+    dynamic_module_utils = None
+
+
+@contextmanager
+def without_custom_code(where: object) -> Iterator[None]:
+    """Refuse a model whose files need Python code of their own (`auto_map`), where transformers would offer to run it.
+
+    Without an answer to `trust_remote_code`, which a part of a model never has, transformers reads one from the
+    standard input. A waiting time of zero turns the question into an error. Callers leave `trust_remote_code` out.
+
+    Args:
+        where: the model, for the error.
+
+    Raises:
+        UserError: the model cannot be loaded with the classes of transformers alone.
+    """
+    if dynamic_module_utils is None:
+        yield
+        return
+    seconds, dynamic_module_utils.TIME_OUT_REMOTE_CODE = dynamic_module_utils.TIME_OUT_REMOTE_CODE, 0
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(
+            f"{where}: its files name Python code of their own (auto_map), which vfm never runs; use a model of a type"
+            " that transformers has"
+        ) from None
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
