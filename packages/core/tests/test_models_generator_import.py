@@ -123,7 +123,8 @@ def pipeline(folder: Path) -> Path:
     (source / "tokenizer/vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
     (source / "tokenizer/merges.txt").write_text("#version: 0.2\n")
     parts = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
-    index = {name: ["library", value] for name, value in parts.items()} | {"tokenizer": ["library", "CLIPTokenizer"]}
+    index = {name: ["diffusers", value] for name, value in parts.items()}
+    index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
     (source / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline", **index}))
     return source
 

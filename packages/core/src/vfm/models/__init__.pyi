@@ -59,6 +59,7 @@ from .clip.tower_layers import (
 from .clip.tower_layers import (
     tower_of as tower_of,
 )
+from .custom_code import without_custom_code as without_custom_code
 from .encoders import (
     EncoderPrecision as EncoderPrecision,
 )
@@ -75,7 +76,12 @@ from .encoders import (
     eval_mode as eval_mode,
 )
 from .generator.generator_import import import_generator as import_generator
-from .generator.generator_parts import denoiser_folder as denoiser_folder
+from .generator.generator_parts import (
+    check_encoder_classes as check_encoder_classes,
+)
+from .generator.generator_parts import (
+    denoiser_folder as denoiser_folder,
+)
 from .interchange.clip_import import import_clip as import_clip
 from .interchange.eva_layouts import to_timm as to_timm
 from .interchange.export_formats import (

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from vfm.models import without_custom_code
 from vfm.plugin import UserError
 from vfm_diva.mllm.prompts import IMAGE_TOKEN
 from vfm_diva.mllm.stages import LanguageModel, PretrainedLanguageModel, SmallLlama
@@ -99,7 +100,10 @@ def planned_language_model(part: LanguageModel, texts: Iterable[str]) -> tuple[P
 def _loading(source: str) -> Iterator[None]:
     """Turn what transformers raises for a model that it cannot load into one line."""
     try:
-        yield
+        with without_custom_code(source):
+            yield
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: no language model: {' '.join(str(error).split())[:300]}") from None
 

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils import logging
 
-from vfm.models import ClipModel, Preprocess, find_format, transformers_config
+from vfm.models import ClipModel, Preprocess, find_format, transformers_config, without_custom_code
 from vfm.plugin import UserError
 from vfm_diva.mllm.processor import llava_processor, save_processor
 from vfm_diva.mllm.prompts import PromptEncoder
@@ -232,7 +232,10 @@ def empty_mllm(checkpoint: MllmCheckpoint) -> Mllm:
 @contextmanager
 def _reading_llava(checkpoint: MllmCheckpoint) -> Iterator[None]:
     try:
-        yield
+        with without_custom_code(checkpoint.path):
+            yield
+    except UserError:
+        raise
     except Exception as error:  # the libraries raise errors of many types on damaged files
         raise UserError(f"{checkpoint.path}: no LLaVA model: {' '.join(str(error).split())[:300]}") from None
 

@@ -10,6 +10,7 @@ import diffusers
 import torch
 from torch import Tensor
 
+from vfm.models import check_encoder_classes, without_custom_code
 from vfm.plugin import UserError, how_to_install, store_files
 from vfm_diva.generator.conditioning import Conditioning
 
@@ -22,7 +23,7 @@ def check_encoder(folder: Path) -> None:
     """Check that a generator's folder has its text encoders and the index that names its pipeline.
 
     Raises:
-        UserError: one of them is missing.
+        UserError: one of them is missing, or of another library than transformers.
     """
     for file in (INDEX_FILE, f"{ENCODERS[0]}/config.json"):
         if not (folder / file).is_file():
@@ -30,7 +31,9 @@ def check_encoder(folder: Path) -> None:
     # Without these files transformers makes an empty tokenizer, whose maximum length is no number of tokens.
     if not any((folder / ENCODERS[1] / file).is_file() for file in TOKENIZER_FILES):
         raise UserError(f"{folder / ENCODERS[1]}: no tokenizer found, so the prompt cannot be encoded")
-    for name, part in store_files.read_record(folder / INDEX_FILE).items():
+    index = store_files.read_record(folder / INDEX_FILE)
+    check_encoder_classes(index, folder / INDEX_FILE)
+    for name, part in index.items():
         if name.startswith(ENCODERS) and isinstance(part, list) and None in part:  # SD 3 saved without T5
             raise UserError(f"{folder}: {INDEX_FILE} has no {name}, so the prompt's text states would lack its part")
 
@@ -45,12 +48,12 @@ def encode_prompt(folder: Path, text: str) -> Conditioning:
     check_encoder(folder)
     index = store_files.read_record(folder / INDEX_FILE)
     kind: Any = getattr(diffusers, str(index.get("_class_name")), None)
-    if kind is None:
-        raise UserError(f"{folder / INDEX_FILE}: diffusers has no {index.get('_class_name')!r}")
+    if not inspect.isclass(kind) or not issubclass(kind, diffusers.DiffusionPipeline):
+        raise UserError(f"{folder / INDEX_FILE}: diffusers has no pipeline {index.get('_class_name')!r}")
     others = {name: None for name, value in index.items() if isinstance(value, list) and not name.startswith(ENCODERS)}
-    with store_files.naming(folder, "a text encoder"):
+    with store_files.naming(folder, "a text encoder"), without_custom_code(folder):
         try:
-            pipeline = kind.from_pretrained(folder, **others)
+            pipeline: Any = kind.from_pretrained(folder, **others)  # type: ignore[attr-defined]
         except ImportError:  # diffusers has dummy classes if transformers is missing
             raise UserError(f"a prompt needs transformers: {how_to_install('vfm-diva[prompt]')}") from None
     known = inspect.signature(pipeline.encode_prompt).parameters

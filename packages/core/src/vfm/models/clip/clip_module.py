@@ -117,6 +117,8 @@ def _construct(config: Mapping[str, Any], name: str) -> nn.Module:
     try:
         with without_custom_code(f"CLIP model {name!r}"):
             module: nn.Module = kind(**arguments)
+    except UserError:
+        raise
     except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError, ImportError, OSError) as error:
         reason = first_line(error)
         for theirs, ours in (("patch_drop_rate", "patch_dropout"), ("drop_path_rate", "drop_path")):

@@ -102,6 +102,8 @@ def build_tokenizer(
             tokenizer = open_clip.tokenizer.HFTokenizer(
                 str(source), tokenizer_mode=text.get("tokenizer_mode"), **options
             )
+    except UserError:
+        raise
     except ImportError as error:
         raise UserError(f"{model}: its tokenizer {name!r} needs transformers: {first_line(error)}") from None
     except (OSError, ValueError, TypeError, AssertionError, AttributeError) as error:

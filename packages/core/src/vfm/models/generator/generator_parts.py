@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,12 +15,16 @@ from huggingface_hub import list_repo_files
 from safetensors import safe_open
 
 from vfm.base import UserError, how_to_install
+from vfm.models.custom_code import without_custom_code
 from vfm.models.stages import HUB_PREFIX
 from vfm.storage.store_files import naming, read_record, reading
 
 DENOISERS = ("unet", "transformer")
+INDEX_FILE = "model_index.json"
+ENCODERS = ("text_encoder", "tokenizer")  # prefixes of the names of parts that transformers has
 # Whole weights or shards; a suffix such as `.fp16` names another variant of the same weights.
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
+TRANSFORMERS = "transformers"
 _SENTENCEPIECE = ("spiece.model",)
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), _SENTENCEPIECE)
 
@@ -55,8 +61,9 @@ def check_parts(folder: Path, source: str) -> None:
         import transformers
     except ImportError:  # an optional extra, which only prompts need
         transformers = None
-    index_file = folder / "model_index.json"
+    index_file = folder / INDEX_FILE
     index = read_part(index_file) if index_file.is_file() else {}
+    check_encoder_classes(index, index_file)
     named = {
         name: value[-1] for name, value in index.items() if isinstance(value, list) and value and None not in value
     }
@@ -73,12 +80,37 @@ def check_parts(folder: Path, source: str) -> None:
             _check_tokenizer(folder / (name := f"tokenizer{suffix}"), transformers, str(named.get(name)))
 
 
+def check_encoder_classes(index: Mapping[str, Any], file: Path) -> None:
+    """Check that text encoders and tokenizers are classes of transformers.
+
+    The index may name any module, which diffusers would import, or a Python file in the part's folder.
+
+    Args:
+        index: content of `model_index.json`.
+        file: its path, for the error.
+
+    Raises:
+        UserError: a part is of another library.
+    """
+    for name, value in index.items():
+        if name.startswith(ENCODERS) and isinstance(value, list) and None not in value and value[:1] != [TRANSFORMERS]:
+            raise UserError(
+                f"{file}: {name}: expected a class of {TRANSFORMERS}, got {value}; code of a model's files is never run"
+            )
+
+
+def _class_of(library: Any, name: object, base: type, folder: Path) -> Any:
+    """Return the class of a library that a part's configuration names; it may name anything, such as a function."""
+    found = getattr(library, str(name), None)
+    if not inspect.isclass(found) or not issubclass(found, base):
+        raise UserError(f"{folder}: {library.__name__} has no {base.__name__} {name!r}")
+    return found
+
+
 def _check_weights(folder: Path, diffusers: Any, source: str) -> None:
     """Compare names and shapes of the weights with the configuration, without reading the weights."""
     config = read_part(folder / "config.json")
-    model_class = getattr(diffusers, str(config.get("_class_name")), None)
-    if model_class is None:
-        raise UserError(f"{folder}: diffusers has no {config.get('_class_name')!r}")
+    model_class = _class_of(diffusers, config.get("_class_name"), diffusers.ModelMixin, folder)
     found = _shapes(folder, source)
     with naming(folder / "config.json", "the configuration of a part"), torch.device("meta"):
         model = model_class.from_config(config)
@@ -105,10 +137,9 @@ def _check_text_encoder(folder: Path, transformers: Any, source: str) -> None:
     if transformers is None:
         return
     name = next(iter(config.get("architectures") or []), None)
-    model_class: Any = getattr(transformers, str(name), None)
-    if model_class is None:
-        raise UserError(f"{folder}: transformers has no {name!r}")
-    with naming(folder / "config.json", "the configuration of a text encoder"), torch.device("meta"):
+    model_class = _class_of(transformers, name, transformers.PreTrainedModel, folder)
+    form = "the configuration of a text encoder"
+    with naming(folder / "config.json", form), without_custom_code(folder), torch.device("meta"):
         model = model_class(model_class.config_class.from_dict(config))
     tied: dict[int, list[str]] = {}
     for key, value in model.named_parameters(remove_duplicate=False):
@@ -137,8 +168,10 @@ def _check_tokenizer(folder: Path, transformers: Any, class_name: str) -> None:
         )
     if transformers is None or found == [_SENTENCEPIECE]:  # the latter needs another library, too
         return
-    tokenizer_class: Any = getattr(transformers, class_name, transformers.AutoTokenizer)
-    with naming(folder, "a tokenizer"), suppress(ImportError):
+    tokenizer_class: Any = transformers.AutoTokenizer
+    if hasattr(transformers, class_name):
+        tokenizer_class = _class_of(transformers, class_name, transformers.PreTrainedTokenizerBase, folder)
+    with naming(folder, "a tokenizer"), without_custom_code(folder), suppress(ImportError):
         tokenizer_class.from_pretrained(folder, local_files_only=True)
 
 
