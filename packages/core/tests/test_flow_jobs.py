@@ -119,11 +119,12 @@ class Step:
 
 def test_torchrun_spans_the_machines_of_a_slurm_job(tmp_path, monkeypatch):
     alone = torchrun_command(Step, tmp_path)
-    assert alone[1:] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=8", "-m", "vfm", "step",
+    assert alone[:3] == ["env", "PYTHONSAFEPATH=1", sys.executable]
+    assert alone[3:] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=8", "-m", "vfm", "step",
                          str(tmp_path), "--events", "json"]  # fmt: skip
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     in_job = torchrun_command(Step, tmp_path)  # a job of one machine
-    assert in_job == ["env", "--ignore-signal=USR1", "--ignore-signal=USR2", *alone]
+    assert in_job == ["env", "--ignore-signal=USR1", "--ignore-signal=USR2", *alone[1:]]
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
     spread = " ".join(torchrun_command(Step, tmp_path))
     assert spread.startswith("srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --overlap env --ignore-signal=USR1")
@@ -147,6 +148,8 @@ def test_an_evaluation_in_one_process_stays_on_one_machine(monkeypatch):
 
 def test_printed_commands_can_be_pasted(tmp_path):
     one, several = torchrun_lines(Step, tmp_path / "a folder")
+    assert one.startswith(several.split(" --nnodes")[0])
+    assert one.startswith(f"env PYTHONSAFEPATH=1 {sys.executable} -m torch.distributed.run")
     assert one.endswith(f"--standalone --nproc-per-node=8 -m vfm step '{tmp_path}/a folder'")
     assert "--nnodes=MACHINES '--rdzv-id=a folder' --rdzv-backend=c10d" in several
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from vfm.cli.command import app, note
@@ -20,6 +21,7 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run the command line (the entry point of the `vfm` script)."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # workers and jobs import nothing from the working folder
     prepare_streams()
     try:
         app(prog_name="vfm")

@@ -29,7 +29,7 @@ from vfm_diva.mllm.lmms_logs import (
 from vfm_diva.mllm.stages import EvalLmms
 
 LOG_FILE = "lmms_eval.log"
-OWN_PATHS = ("PYTHONPATH", "PYTHONHOME")  # would bring this environment's packages into the other one
+OWN_PATHS = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH")  # of this environment, not of the other one
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|NotFound|Interrupt|Exit)\b(?::.*)?$")
 _NO_CAUSE = "RetryError"  # it says that others were raised before it

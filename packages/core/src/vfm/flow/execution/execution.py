@@ -10,7 +10,6 @@ import os
 import shlex
 import shutil
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from vfm.base import UserError
-from vfm.flow.execution.subprocesses import Job, Send, run_subprocess, signals_forwarded
+from vfm.flow.execution.subprocesses import Job, Send, python_command, run_subprocess, signals_forwarded
 from vfm.flow.plan.plan import Step, check_identity
 from vfm.flow.plan.store import STEP_FILE, Slot
 from vfm.flow.records.manifest import EventNotes, build_manifest
@@ -102,7 +101,7 @@ def execute(step: Step, send: Send, lock_descriptor: int, job: Job | None = None
     if not several and not job:
         run_step(step, send)
         return
-    command = [sys.executable, "-m", "vfm", "step", str(work), "--events", "json"]
+    command = [*python_command(), "-m", "vfm", "step", str(work), "--events", "json"]
     # torchrun sets OMP_NUM_THREADS to 1 unless it is set; use all cores instead, shared among the processes.
     threads = {"OMP_NUM_THREADS": str(step.stage.runtime.share())}
     environment = {**threads, **os.environ, **(job.environment if job else {})}
@@ -123,11 +122,11 @@ def runs_in_several(stage: Stage) -> bool:
 def torchrun_command(step: Step, work: Path) -> list[str]:
     """Return the command that runs a prepared step in several processes: of this machine or of a Slurm job."""
     words = ["-m", "vfm", "step", str(work), "--events", "json"]
-    python, machines = [sys.executable], machines_of_job()
+    python, machines = python_command(), machines_of_job()
     if "SLURM_JOB_ID" in os.environ:
         # Slurm sends the job's signal to torchrun too, which would end at once. The run passes it on as SIGTERM, after
         # which the processes save.
-        python = ["env", "--ignore-signal=USR1", "--ignore-signal=USR2", *python]
+        python = python_command("--ignore-signal=USR1", "--ignore-signal=USR2")
     if machines < 2:
         return [*python, "-m", *_torchrun(step, "--standalone"), *words]
     job = os.environ["SLURM_JOB_ID"]
@@ -152,7 +151,7 @@ def torchrun_lines(step: Step, work: Path) -> list[str]:
     """Return the commands with which a user starts a prepared step: on one machine, and on each of several."""
     several = ["--nnodes=MACHINES", f"--rdzv-id={work.name}", "--rdzv-backend=c10d", "--rdzv-endpoint=FIRST_HOST:29400"]
     return [
-        shlex.join([sys.executable, "-m", *_torchrun(step, *where), "-m", "vfm", "step", str(work)])
+        shlex.join([*python_command(), "-m", *_torchrun(step, *where), "-m", "vfm", "step", str(work)])
         for where in (["--standalone"], several)
     ]
 

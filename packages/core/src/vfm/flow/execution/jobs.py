@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Literal
 import submitit
 
 from vfm.base import UserError
+from vfm.flow.execution.subprocesses import python_command
 
 Cluster = Literal["slurm", "local"]
 QUEUED_AGAIN = signal.SIGUSR2  # submitit's; Slurm sends it to every process of a job
@@ -75,7 +75,7 @@ def submit(arguments: Sequence[str], folder: Path, cluster: Cluster, settings: M
     Raises:
         UserError: there is no such scheduler here, or no such parameter.
     """
-    words = [sys.executable, "-m", "vfm", *arguments]
+    words = [*python_command(), "-m", "vfm", *arguments]
     try:
         executor = submitit.AutoExecutor(folder.resolve(), cluster=cluster)
         executor.update_parameters(**{"name": "vfm", "tasks_per_node": 1, **settings})

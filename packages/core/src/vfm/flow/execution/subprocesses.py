@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -56,6 +57,17 @@ class Job:
 
     environment: Mapping[str, str]
     processes: Processes
+
+
+def python_command(*options: str) -> list[str]:
+    """Return the words that start Python without the working folder on its path, where a stray `torch.py` may lie.
+
+    A variable, unlike `-P`, also reaches the processes that this one starts, such as torchrun's.
+
+    Args:
+        options: of `env`.
+    """
+    return ["env", *options, "PYTHONSAFEPATH=1", sys.executable]
 
 
 def run_subprocess(
