@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vfm.interfaces import AnnotatedImages, DenseCheckpoint, DenseTask, Instances, PanopticMap
+from vfm.interfaces import AnnotatedImages, Artifact, DenseCheckpoint, DenseTask, Instances, PanopticMap, Stage
 
 BRIGHT = 128
 
@@ -46,6 +46,15 @@ class BrightParts:
         return Instances(np.zeros(1, dtype=np.int64), 0.9 * one, np.array(box, dtype=float), mask[None], 0.5 * one)
 
 
+class Painter(Stage):
+    """Declares the predictor, as a plugin's stage does."""
+
+    kind: Literal["toy.painter"] = "toy.painter"
+    makes: ClassVar[type[Artifact]] = DenseCheckpoint
+    work: ClassVar[str] = "dense_toy:load"
+    predictor: ClassVar[str] = "dense_toy:load"
+
+
 def load(checkpoint: DenseCheckpoint, device: torch.device) -> Any:
     return BrightParts(checkpoint.image_size, checkpoint.tasks)
 
@@ -55,6 +64,6 @@ def checkpoint(directory: Path, data: AnnotatedImages, **facts: Any) -> DenseChe
         "tasks": ["boxes", "masks", "semantic", "panoptic"],
         "class_names": data.class_names,
         "image_size": 8,
-        "predictor": "dense_toy:load",
+        "predictor": Painter.predictor,
     }
     return DenseCheckpoint.create(directory, **{**settings, **facts})

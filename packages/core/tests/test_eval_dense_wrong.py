@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from annotated_world import coco, read, write, write_map
-from dense_toy import BrightParts, checkpoint
+from dense_toy import BrightParts, Painter, checkpoint
 from test_eval_dense import evaluate
 from vfm.base import UserError
 from vfm.data.annotated import AnnotatedSource
@@ -118,13 +118,18 @@ class Overflowing(BrightParts):
         return np.full((len(crops), 2, 2, 2), np.nan, dtype=np.float32)
 
 
+class Overflow(Painter):
+    kind: Literal["toy.overflow"] = "toy.overflow"  # type: ignore[assignment]
+    predictor: ClassVar[str] = f"{__name__}:load"
+
+
 def load(checkpoint: DenseCheckpoint, device: torch.device) -> DensePredictor:
     return Overflowing(checkpoint.image_size, checkpoint.tasks)
 
 
 @pytest.mark.parametrize("stage", [Detection, Segmentation])
 def test_scores_that_are_not_finite_are_refused(data: AnnotatedImages, tmp_path: Path, stage: Any) -> None:
-    model = checkpoint(tmp_path / "model", data, predictor=f"{__name__}:load")
+    model = checkpoint(tmp_path / "model", data, predictor=Overflow.predictor)
     kind = stage.model_fields["kind"].default
     with pytest.raises(UserError, match="model: expected finite outputs, got NaN or infinity for '1'"):
         evaluate(stage(kind=kind, name="e", models=["model"], data="data"), tmp_path, model=model, data=data)

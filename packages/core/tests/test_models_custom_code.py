@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, dynamic_module_utils
 
+import dense_toy  # noqa: F401  (declares a predictor)
 from cli_world import run_here
 from eval_world import png, tiny_clip
 from vfm.base import UserError
+from vfm.eval.video.videos import load_video_predictor
+from vfm.interfaces import DenseCheckpoint
 from vfm.models.custom_code import without_custom_code
+from video_predictor import make_classifier
 
 
 @pytest.fixture
@@ -87,3 +93,22 @@ def test_a_callers_waiting_time_of_transformers_is_restored(world: Path) -> None
     assert before == dynamic_module_utils.TIME_OUT_REMOTE_CODE
     with pytest.raises(ValueError, match="other"), without_custom_code("m"):
         raise ValueError("other")
+
+
+@pytest.mark.parametrize("address", ["os:system", "hostile:load", "no_such_module:load", "", "dense_toy:checkpoint"])
+def test_only_a_predictor_that_a_stage_declares_is_called(
+    world: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (world / "path").mkdir()
+    (world / "path" / "hostile.py").write_text((world / "model" / "tok.py").read_text())
+    monkeypatch.syspath_prepend(world / "path")
+    expected = "predictor: expected one that an installed stage declares (dense_toy:load"
+    facts: dict[str, Any] = {"tasks": ["boxes"], "class_names": ["a"], "image_size": 8, "predictor": address}
+    dense = DenseCheckpoint.create(world / "dense", **facts)
+    done = run_here("predict", dense.path, world / "photo.png", "--out", world / "out")
+    assert (done.code, len(done.errors)) == (2, 1), done.err
+    assert f"{dense.path}: {expected}" in done.err
+    video = make_classifier(world / "video").model_copy(update={"predictor": address})
+    with pytest.raises(UserError, match=re.escape(expected)):
+        load_video_predictor(video, torch.device("cpu"))
+    assert not (world / "executed").exists()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vfm.data.videos import ClipSampling
-from vfm.interfaces import VideoClassifier
+from vfm.interfaces import Artifact, Stage, VideoClassifier
 
 CLASSES = ["brighter", "darker", "still"]
 
@@ -35,6 +35,15 @@ class Greys:
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
+class Greyness(Stage):
+    """Declares the predictor, as a plugin's stage does."""
+
+    kind: Literal["toy.greyness"] = "toy.greyness"
+    makes: ClassVar[type[Artifact]] = VideoClassifier
+    work: ClassVar[str] = "video_predictor:load"
+    predictor: ClassVar[str] = "video_predictor:load"
+
+
 def load(checkpoint: VideoClassifier, device: Any) -> Greys:
     sampling = ClipSampling(checkpoint.num_frames, checkpoint.sampling, checkpoint.stride)
     return Greys(checkpoint.class_names, sampling, checkpoint.image_size, bool(checkpoint.model.get("nan")))
@@ -43,5 +52,5 @@ def load(checkpoint: VideoClassifier, device: Any) -> Greys:
 def make_classifier(folder: Path, names: list[str] = CLASSES, **model: Any) -> VideoClassifier:
     return VideoClassifier.create(
         folder, class_names=names, image_size=16, num_frames=4, sampling="segments", stride=1, model=model,
-        predictor="video_predictor:load",
+        predictor=Greyness.predictor,
     )  # fmt: skip

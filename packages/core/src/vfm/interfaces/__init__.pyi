@@ -174,6 +174,9 @@ from .plugins import (
     extra_of as extra_of,
 )
 from .plugins import (
+    find_predictor as find_predictor,
+)
+from .plugins import (
     load_plugins as load_plugins,
 )
 from .plugins import (

@@ -1,7 +1,8 @@
 """The interface of models with a dense head: what an evaluation calls, whatever made the model.
 
-`DenseCheckpoint.predictor` names a function `(checkpoint, device) -> DensePredictor`. It has the methods of the
-tasks that its checkpoint lists and no others; arrays go in and out, devices stay inside.
+`DenseCheckpoint.predictor` names a function `(checkpoint, device) -> DensePredictor` that the stage which makes it
+declares (`Stage.predictor`), and no other is called. A predictor has the methods of the tasks that its checkpoint lists
+and no others. Arrays go in and out, devices stay inside.
 """
 
 # N objects, H and W height and width of an image, S side of a crop, B batch, K classes

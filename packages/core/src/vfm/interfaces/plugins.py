@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points, requires
-from typing import cast
+from typing import Any, cast
 
 import pluggy
 
-from vfm.base import UserError, did_you_mean, how_to_install
+from vfm.base import UserError, did_you_mean, how_to_install, load_function
 from vfm.interfaces import hookspecs
-from vfm.interfaces.stage import Stage
+from vfm.interfaces.artifacts import DenseCheckpoint, VideoClassifier
+from vfm.interfaces.stage import PREDICTORS, Stage
 
 PACKAGE_OF_MODULE = {"open_clip": "open-clip-torch", "sklearn": "scikit-learn"}  # where the names differ
 PACKAGES = {"curation": "vfm-curation", "eva": "vfm-eva", "clip": "vfm-clip", "diva": "vfm-diva"}
@@ -67,6 +68,22 @@ def stage_types(manager: pluggy.PluginManager) -> dict[str, type[Stage]]:
                 raise UserError(f"two plugins have stage kind {kind!r}: {found[kind][0]} and {plugin}")
             found[kind] = (plugin, stage)
     return {kind: stage for kind, (_, stage) in sorted(found.items())}
+
+
+def find_predictor(artifact: DenseCheckpoint | VideoClassifier) -> Callable[..., Any]:
+    """Return the function (checkpoint, device) that loads a model.
+
+    Raises:
+        UserError: its artifact, whose author need not be trusted, names a function that no installed stage declares.
+    """
+    load_plugins()  # defines their stages
+    if artifact.predictor not in PREDICTORS:
+        raise UserError(
+            f"{artifact.path}: predictor: expected one that an installed stage declares"
+            f" ({', '.join(sorted(PREDICTORS)) or 'there is none'}), got {artifact.predictor!r}; install the plugin"
+            " that made the model"
+        )
+    return load_function(artifact.predictor)
 
 
 def extra_of(module: str) -> str | None:

@@ -111,6 +111,9 @@ class Runtime(Config):
         return self.model_copy(update={"threads": threads, "workers": workers})
 
 
+PREDICTORS: set[str] = set()  # what stages declare; an artifact may name no other function
+
+
 class Stage(Config):
     """A step of a recipe. Plugins subclass it, or preferably an interface (`Training`, `Evaluation`, ...).
 
@@ -134,11 +137,14 @@ class Stage(Config):
     work: ClassVar[str] = ""  # (config, Context) -> artifact
     checks: ClassVar[str] = ""  # (config, Preflight) -> None
     costs: ClassVar[str] = ""  # (config, Preflight) -> vfm.interfaces.costs.Cost, for `vfm plan --estimate`
+    predictor: ClassVar[str] = ""  # (checkpoint, device) -> predictor, of the dense or video model that it makes
     in_processes: ClassVar[bool] = False  # whether all of `runtime.processes` run it; else one
     on_device: ClassVar[bool] = False  # whether it computes on `runtime.device`: a GPU of its own, with `--jobs`
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        if cls.predictor:
+            PREDICTORS.add(cls.predictor)
         if "run" in cls.__dict__:
             made = typing.get_type_hints(cls.run).get("return")
             if not (isinstance(made, type) and issubclass(made, cls.makes)):

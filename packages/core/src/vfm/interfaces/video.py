@@ -1,6 +1,7 @@
 """The interface of classifiers of videos: what an evaluation calls, whatever made the model.
 
-`VideoClassifier.predictor` names a function `(checkpoint, device) -> VideoPredictor`.
+`VideoClassifier.predictor` names a function `(checkpoint, device) -> VideoPredictor` that the stage which makes it
+declares (`Stage.predictor`); no other is called.
 """
 
 # B clips, T frames, S side, C classes, D width

@@ -10,7 +10,7 @@ from torch import Tensor
 from vfm.models import load_state_dict, load_vision, save_state_dict, save_vision, set_class_names
 from vfm.plugin import UserError, VideoClassifier
 from vfm_eva.video.model import VideoTransformer
-from vfm_eva.video.stages import Clip, VideoModel
+from vfm_eva.video.stages import Clip, EvaVideo, VideoModel
 
 VIDEO_WEIGHTS_FILE = "video.safetensors"
 ENCODER_FOLDER = "encoder"
@@ -33,7 +33,7 @@ def save_classifier(model: VideoTransformer, clip: Clip, class_names: list[str],
         sampling=clip.sampling,
         stride=clip.stride,
         model=model.settings.model_dump(mode="json"),
-        predictor="vfm_eva.video.predictor:load_predictor",
+        predictor=EvaVideo.predictor,
     )
 
 

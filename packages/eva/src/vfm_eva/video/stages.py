@@ -95,6 +95,7 @@ class EvaVideo(Training):
 
     makes: ClassVar[type[Artifact]] = VideoClassifier
     work: ClassVar[str] = "vfm_eva.video.stage:train_video"
+    predictor: ClassVar[str] = "vfm_eva.video.predictor:load_predictor"
     checks: ClassVar[str] = "vfm_eva.video.stage:check_eva_video"
     costs: ClassVar[str] = "vfm_eva.video.estimate:eva_video_cost"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 
@@ -12,7 +11,7 @@ from vfm.data.annotated import AnnotatedSource
 from vfm.eval.dense.checks import check_dense_data, check_dense_model
 from vfm.eval.dense.stages import DenseEvaluation
 from vfm.eval.encode.evaluation import report_models
-from vfm.interfaces import AnnotatedImages, Context, DenseCheckpoint, Evaluated, Report
+from vfm.interfaces import AnnotatedImages, Context, DenseCheckpoint, Evaluated, Report, find_predictor
 
 Predictors = Mapping[str, Any]  # each a predictor of the task
 
@@ -38,8 +37,12 @@ def evaluate_predictors(config: DenseEvaluation, ctx: Context, models: Predictor
 
 
 def load_predictor(checkpoint: DenseCheckpoint, device: torch.device) -> Any:
-    """Load a model by the function that its artifact names, as the predictor of each of the checkpoint's tasks."""
-    return load_function(checkpoint.predictor)(checkpoint, device)
+    """Load a model by the function that its artifact names, as the predictor of each of the checkpoint's tasks.
+
+    Raises:
+        UserError: no installed stage declares that function.
+    """
+    return find_predictor(checkpoint)(checkpoint, device)
 
 
 def _load_data(config: DenseEvaluation, ctx: Context) -> AnnotatedImages:

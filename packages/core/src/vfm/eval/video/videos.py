@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vfm.base import load_function
 from vfm.data import BadSample
 from vfm.data.videos import VideoSource
 from vfm.eval.base import ReadSettings
@@ -29,7 +28,16 @@ from vfm.eval.encode.ranking import hits_at, label_ranks
 from vfm.eval.video.stages import VideoEvaluation
 from vfm.eval.video.video_panels import add_class_panel, add_strips
 from vfm.eval.video.video_views import TestViews, read_ahead, softmax
-from vfm.interfaces import Context, Evaluated, ModelResult, Report, VideoClassifier, VideoDataset, VideoPredictor
+from vfm.interfaces import (
+    Context,
+    Evaluated,
+    ModelResult,
+    Report,
+    VideoClassifier,
+    VideoDataset,
+    VideoPredictor,
+    find_predictor,
+)
 from vfm.statistics import Accuracy
 from vfm.train.parallel.sharing import leave_to_first, of_all, own_share
 
@@ -58,8 +66,12 @@ def evaluate_videos(config: VideoEvaluation, ctx: Context) -> Report:
 
 
 def load_video_predictor(checkpoint: VideoClassifier, device: torch.device) -> VideoPredictor:
-    """Load a model by the function that its artifact names."""
-    predictor: VideoPredictor = load_function(checkpoint.predictor)(checkpoint, device)
+    """Load a model by the function that its artifact names.
+
+    Raises:
+        UserError: no installed stage declares that function.
+    """
+    predictor: VideoPredictor = find_predictor(checkpoint)(checkpoint, device)
     return predictor
 
 

@@ -20,9 +20,9 @@ from vfm.models import (
 from vfm.plugin import DenseCheckpoint, DenseTask, UserError, store_files
 from vfm_eva.dense.detect.model import Detector
 from vfm_eva.dense.detect.settings import DetectorSettings
+from vfm_eva.dense.detect.stages import EvaDetect
 
 ENCODER_FOLDER, SETTINGS_FILE, WEIGHTS_FILE = "encoder", "detector.json", "head.safetensors"
-PREDICTOR = "vfm_eva.dense.detect.predict:load_detector"
 OF_CLASSES = (".scores.", "cascade.mask_head.masks.")  # what depends on the classes
 _NEW = "new, for these classes"
 
@@ -49,7 +49,7 @@ def save_detector(model: Detector, directory: Path, class_names: Sequence[str]) 
         tasks=predicted(model.settings),
         class_names=list(class_names),
         image_size=model.settings.image_size,
-        predictor=PREDICTOR,
+        predictor=EvaDetect.predictor,
     )
 
 
@@ -65,7 +65,7 @@ def read_settings(checkpoint: DenseCheckpoint) -> DetectorSettings:
         UserError: the checkpoint is no detector of this package, or its file is damaged.
     """
     file = checkpoint.path / SETTINGS_FILE
-    if checkpoint.predictor != PREDICTOR:
+    if checkpoint.predictor != EvaDetect.predictor:
         raise UserError(f"{checkpoint.path}: expected a detector of eva.detect, got a model of {checkpoint.predictor}")
     with store_files.reading(file, "the settings of a detector"):
         return DetectorSettings.model_validate_json(file.read_text(encoding="utf-8"))

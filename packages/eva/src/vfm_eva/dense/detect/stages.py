@@ -47,6 +47,7 @@ class EvaDetect(Training):
 
     makes: ClassVar[type[Artifact]] = DenseCheckpoint
     work: ClassVar[str] = "vfm_eva.dense.detect.train:detect_eva"
+    predictor: ClassVar[str] = "vfm_eva.dense.detect.predict:load_detector"
     checks: ClassVar[str] = "vfm_eva.dense.detect.train:check_eva_detect"
     costs: ClassVar[str] = "vfm_eva.dense.detect.estimate:eva_detect_cost"
 

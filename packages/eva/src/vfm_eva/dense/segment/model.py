@@ -39,7 +39,6 @@ from vfm_eva.dense.segment.stages import (
 
 HEAD_WEIGHTS_FILE, HEAD_CONFIG_FILE = "head.safetensors", "head.json"
 ENCODER_FOLDER = "encoder"
-PREDICTOR = "vfm_eva.dense.segment.predict:load_segmenter"
 NOT_READ = ("head.", "attn_pool.")  # of an encoder
 PREDICTED: dict[str, list[DenseTask]] = {
     "semantic": ["semantic"],
@@ -178,7 +177,7 @@ def save_segmenter(
         tasks=PREDICTED[record.task],
         class_names=list(class_names),
         image_size=encoder.image_size,
-        predictor=PREDICTOR,
+        predictor=EvaSegment.predictor,
     )
 
 

@@ -124,6 +124,7 @@ class EvaSegment(Training):
 
     makes: ClassVar[type[Artifact]] = DenseCheckpoint
     work: ClassVar[str] = "vfm_eva.dense.segment.train:segment_eva"
+    predictor: ClassVar[str] = "vfm_eva.dense.segment.predict:load_segmenter"
     checks: ClassVar[str] = "vfm_eva.dense.segment.train:check_eva_segment"
     costs: ClassVar[str] = "vfm_eva.dense.segment.estimate:eva_segment_cost"
 
