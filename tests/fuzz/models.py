@@ -11,8 +11,7 @@ import torch
 import vfm.api.prediction  # with what commands import late: paid for once, before a process is forked
 import vfm.report.charts  # noqa: F401
 from fuzz.data import CAPTIONS, NAMES, caption, encoded, images, table, tar
-from fuzz.targets import RUN, Target, recipe
-from fuzz.targets import vfm as run
+from fuzz.targets import RUN, Target, recipe, vfm as run
 from vfm.models import build_clip, build_vision, save_clip, save_vision
 
 CLIP = {

@@ -2,8 +2,7 @@
 
 import fsspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from vfm.base import UserError
 from vfm.storage import files

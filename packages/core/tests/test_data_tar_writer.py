@@ -4,8 +4,7 @@ import io
 import tarfile
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from vfm.data import write_tar
 from vfm.data.tar.writer import tar_header

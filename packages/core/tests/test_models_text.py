@@ -5,8 +5,7 @@ import pickle
 import open_clip
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from vfm.base import UserError
 from vfm.models import WordTokenizer, build_clip

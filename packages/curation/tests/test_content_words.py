@@ -5,8 +5,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from vfm.data.pairs.stages import Pairs
 from vfm.plugin import Event, UserError

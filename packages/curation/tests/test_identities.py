@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from vfm.data import drawn, open_dataset, text_keys, write_tar
 from vfm.data.pairs.stages import Pairs

@@ -6,8 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from vfm_curation.language import OTHER, detect_languages, detected, language_map
 from vfm_curation.match.matchers import Matchers

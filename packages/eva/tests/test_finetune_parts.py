@@ -17,8 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eva_toy import context
-from test_finetune import encoder, losses, run, stage
-from test_finetune import train as labelled_train  # noqa: F401  (a fixture)
+from test_finetune import (
+    encoder,
+    losses,
+    run,
+    stage,
+    train as labelled_train,  # noqa: F401  (a fixture)
+)
 from vfm import core as stages
 from vfm.base import error_lines
 from vfm.data.labeled.tags import write_tags

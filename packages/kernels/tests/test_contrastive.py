@@ -9,8 +9,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from vfm_kernels import info_nce, siglip_loss, similarity_distillation
 from vfm_kernels.losses import chunked

@@ -8,8 +8,7 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from vfm_kernels import block_mask, block_mask_exact, random_mask
 

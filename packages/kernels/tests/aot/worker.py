@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
-from triton.compiler import ASTSource
-from triton.compiler import compile as compile_kernel
+from triton.compiler import ASTSource, compile as compile_kernel
 from triton.runtime.jit import JITFunction
 
 from vfm_kernels.triton import launch

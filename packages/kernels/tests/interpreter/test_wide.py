@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from vfm_kernels import add_layer_norm, mask_tokens, masked_cosine_loss, swiglu_subln
-from vfm_kernels import use_kernels as choose
+from vfm_kernels import add_layer_norm, mask_tokens, masked_cosine_loss, swiglu_subln, use_kernels as choose
 from vfm_kernels.multihead.rope import rotate, rotate_plain
 
 pytestmark = pytest.mark.slow

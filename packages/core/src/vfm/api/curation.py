@@ -17,7 +17,7 @@ from vfm.api.results import Results
 from vfm.api.runs import Run, run
 from vfm.base import UserError
 from vfm.interfaces import Artifact
-from vfm.storage.publishing import publish_file
+from vfm.storage.publishing import new_file
 
 RECIPE = "curate"
 SUBSET, EXPORT = "curated", "exported"  # stages of the recipe
@@ -133,9 +133,8 @@ def _stored(captions: Iterable[str], store: Path) -> Path:
     file = store / CAPTIONS / f"{digest[:16]}.parquet"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        pq.write_table(pa.table({"caption": pa.array(listed, pa.string())}), part, write_page_checksum=True)
-        publish_file(part, file)
+        with new_file(file) as stream:
+            pq.write_table(pa.table({"caption": pa.array(listed, pa.string())}), stream, write_page_checksum=True)
     return file
 
 

@@ -29,8 +29,7 @@ from vfm.interfaces import LinesPanel, Series, Training, refs
 from vfm.models import load_state_dict, save_state_dict
 from vfm.models.weights import weights_hash
 from vfm.storage.store_files import read_json_lines
-from vfm.train import METRICS_FILE, Task, is_main
-from vfm.train import fit as run_loop
+from vfm.train import METRICS_FILE, Task, fit as run_loop, is_main
 from vfm.train.module_task import LossFunction, ModuleTask
 
 CHECKPOINTS, WEIGHTS = "checkpoints", "model.safetensors"

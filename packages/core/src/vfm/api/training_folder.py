@@ -13,7 +13,7 @@ from vfm.api.paths import AnyPath
 from vfm.base import UserError
 from vfm.storage.integrity import read_sealed, seal
 from vfm.storage.locks import locked
-from vfm.storage.publishing import publish_file
+from vfm.storage.publishing import write_file
 
 RECORD, LOCK = "training.json", ".lock"
 START = "initial_weights"  # key of their hash, which is compared with care: a module may be made without a seed
@@ -55,9 +55,7 @@ def recorded(place: Path, record: Mapping[str, Any], log: Callable[[str], None])
             found = {START: given[START], **read_sealed(place / RECORD)}  # an older version did not have it
             _compare(place, found, given)
         else:
-            part = place / f".{RECORD}.part"
-            part.write_bytes(seal(given))
-            publish_file(part, place / RECORD)
+            write_file(place / RECORD, seal(given))
         yield found
 
 

@@ -50,8 +50,7 @@ def embed(
     """
     if (data is None) == (texts is None):
         raise UserError("give either DATA (a dataset of images or videos) or --texts (a file with a text per line)")
-    from vfm.api.embedding import embed as embed_all
-    from vfm.api.embedding import write_embeddings
+    from vfm.api.embedding import embed as embed_all, write_embeddings
     from vfm.api.inputs import full_name
     from vfm.api.results import skipped_note
     from vfm.api.search import kept_place
@@ -103,8 +102,7 @@ def predict(
     name is, else the image's place in the command, which all images have if two ids would be equal.
     """
     from vfm.api.inputs import artifact_of, local_file
-    from vfm.api.prediction import TEMPLATE, Predictions
-    from vfm.api.prediction import predict as predict_images
+    from vfm.api.prediction import TEMPLATE, Predictions, predict as predict_images
 
     paths = [local_file(image) for image in images]
     dense = artifact_of(model, DenseCheckpoint)

@@ -19,9 +19,9 @@ from vfm.cli.command import (
     command,
     console,
     note,
+    show as show_line,
     show_results,
 )
-from vfm.cli.command import show as show_line
 from vfm.flow.plan.store import Store
 from vfm.flow.records.cleaning import no_run_starts, older_runs, unused_slots
 from vfm.flow.records.run_states import failure_of, state_of

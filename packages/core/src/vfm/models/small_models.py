@@ -20,10 +20,8 @@ from typing import Any
 
 import open_clip
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.eva import Eva
-from timm.models.eva import checkpoint_filter_fn as eva_filter
-from timm.models.vision_transformer import VisionTransformer
-from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
+from timm.models.eva import Eva, checkpoint_filter_fn as eva_filter
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn as vit_filter
 from torch import nn
 
 _PICO = {"embed_dim": 64, "depth": 2, "num_heads": 2}

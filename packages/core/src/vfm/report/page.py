@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from vfm.report.result_table import ResultTable, corrected_tables, report_table,
 from vfm.report.run_summary import RunSummary, StageEntry, hash_of_record, summary_of_run
 from vfm.report.text import shown
 from vfm.report.theme import DASHES, THEME, color
+from vfm.storage.publishing import write_file
 
 if TYPE_CHECKING:  # `drawing` imports matplotlib, an optional extra
     from vfm.report.drawing import Drawing
@@ -182,9 +182,7 @@ def render(
         script=script,
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
     )
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # a run and `vfm report --watch` may write at a time
-    partial.write_text(page, encoding="utf-8", errors="replace")  # a path may contain bytes that are not valid text
-    partial.replace(path)
+    write_file(path, page.encode(errors="replace"), durable=False)  # a path may contain bytes that are not valid text
 
 
 def as_yaml(value: object) -> str:

@@ -6,6 +6,7 @@ The records and the table are those of `clip_benchmark eval` and `clip_benchmark
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from vfm.base import redacted
 from vfm.flow.plan.store import LINKS
 from vfm.flow.records.manifest import read_manifest
 from vfm.report.results import reports
+from vfm.storage.publishing import write_file
 from vfm.storage.store_files import read_record
 
 CSV_FILE = "results.csv"
@@ -53,12 +55,11 @@ def write_csv(records: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Write one row per record, with sorted columns. Each metric has a column, and two for the ends of its interval."""
     rows = [_row(record) for record in records]
     columns = sorted({column for row in rows for column in row})
-    part = file.with_name(f".{file.name}.part")
-    with part.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(file)
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(file, stream.getvalue().encode(), durable=False)
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:

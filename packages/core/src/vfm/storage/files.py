@@ -18,8 +18,7 @@ from typing import IO, cast
 
 from vfm.base import UserError
 from vfm.storage import remote
-from vfm.storage.remote import filesystem as filesystem
-from vfm.storage.remote import is_remote as is_remote
+from vfm.storage.remote import filesystem as filesystem, is_remote as is_remote
 
 MAX_NAMES = 1_000_000  # names of one brace pattern
 MAX_FILES = 20_000_000  # files below one folder; ImageNet-21k has 14 million

@@ -19,6 +19,7 @@ from pathlib import Path
 from vfm.base import UserError
 from vfm.storage import files
 from vfm.storage.integrity import MUCH, hash_file, read_sealed, seal
+from vfm.storage.publishing import write_file
 from vfm.storage.remote_fingerprints import DIGITS, remote_fingerprints
 from vfm.storage.store_files import reading
 
@@ -59,11 +60,9 @@ class Memory:
         """Write what was added. A store that cannot be written costs time only."""
         for name in self.changed if self.store else ():
             assert self.store
-            part = self.store / f"{name}.{os.getpid()}"
             with suppress(OSError):
                 self.store.mkdir(parents=True, exist_ok=True)
-                part.write_bytes(seal({"entries": self.parts[name]}, indent=None))
-                part.replace(self.store / name)
+                write_file(self.store / name, seal({"entries": self.parts[name]}, indent=None), durable=False)
 
 
 @contextmanager

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from vfm.storage.permissions import share_as_umask_says
 
@@ -31,14 +35,47 @@ def publish_folder(part: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def write_file(target: Path, data: bytes) -> None:
-    """Write a file under another name and publish it."""
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+@contextmanager
+def new_file(target: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """Yield a new file that gets its name at the end of the `with` block, unless an error was raised.
+
+    Its name until then cannot be guessed, and it must not exist: a link that somebody has put there is not followed.
+
+    Args:
+        target: its name at the end; an earlier file, or a link, is replaced.
+        durable: write it to the disk before it gets its name; not worth the time for what can be made again.
+    """
+    part = part_name(target)
     try:
-        part.write_bytes(data)
-        publish_file(part, target)
+        with open(part, "xb", opener=_open_new) as stream:
+            yield stream
+        if durable:
+            publish_file(part, target)
+        else:
+            os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def part_name(target: Path) -> Path:
+    """Return a random name beside `target`, of what will be renamed to it."""
+    return target.with_name(f".{target.name.lstrip('.')}.{secrets.token_hex(8)}.part")
+
+
+def open_part(part: Path) -> IO[bytes]:
+    """Open a new file that may be large, in place of one that a crash has left; a link there is not followed."""
+    part.unlink(missing_ok=True)
+    return open(part, "xb+", opener=_open_new)
+
+
+def _open_new(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+
+
+def write_file(target: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a whole file; the arguments are those of `new_file`."""
+    with new_file(target, durable=durable) as stream:
+        stream.write(data)
 
 
 def sync(path: Path) -> None:

@@ -35,8 +35,7 @@ from vfm.plugin import (
     TablePanel,
     UserError,
 )
-from vfm_curation.crawl.link_table import FOLDER as LINKS_FOLDER
-from vfm_curation.crawl.link_table import table_schema
+from vfm_curation.crawl.link_table import FOLDER as LINKS_FOLDER, table_schema
 from vfm_curation.engine import run_shards
 from vfm_curation.export.export_pairs import PAIRS_FOLDER, PairsJob, join_columns, write_pairs
 from vfm_curation.export.export_tars import TARS_FOLDER, TarsJob, write_shard

@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from vfm.data import REASONS
 from vfm.plugin import ClipCheckpoint, Context, ImageDataset, Ref, store_files
 from vfm_curation.engine import run_shards
-from vfm_curation.filters import images as image_tasks
-from vfm_curation.filters import texts as text_tasks
+from vfm_curation.filters import images as image_tasks, texts as text_tasks
 from vfm_curation.filters.images import ImageJob, measure_images
 from vfm_curation.filters.remaining import CodesSummary, Remaining, RowJob, filter_rows, write_codes
 from vfm_curation.filters.stages import Filter, RowFilter, Unit

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated as Typed
-from typing import ClassVar, Literal
+from typing import Annotated as Typed, ClassVar, Literal
 
 from pydantic import Field
 

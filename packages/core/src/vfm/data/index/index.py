@@ -37,6 +37,7 @@ from vfm.data.samples.shards import Opening, Shard, ShardReader, ShardTable, sha
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tar.packed_offsets import PACKED_FILE, PackedOffsets
 from vfm.storage import files
+from vfm.storage.publishing import write_file
 from vfm.storage.store_files import read_config, read_parquet, reading
 
 OFFSETS_FOLDER = "offsets"
@@ -151,9 +152,7 @@ class Index:
 def _save_offsets(file: Path, data: bytes) -> None:
     with suppress(OSError):  # with a read-only artifact the shard is scanned again each time
         file.parent.mkdir(exist_ok=True)
-        part = file.with_name(f"{file.name}.{os.getpid()}.part")
-        part.write_bytes(data)
-        part.replace(file)
+        write_file(file, data, durable=False)
 
 
 def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, bad_rows: Iterable[BadRow] = ()) -> int:

@@ -81,7 +81,7 @@ class ShardCache:
         """Make a copy; False if there is no room, another process makes it, or the file cannot be read."""
         self.folder.mkdir(parents=True, exist_ok=True)
         part = copy.with_suffix(PART_SUFFIX)
-        with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b") as file:
+        with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from vfm.data.samples.sample import Reason
 from vfm.data.tar.members import BLOCK
 from vfm.data.tar.scan import TarScan
+from vfm.storage.publishing import part_name
 
 # N samples, S slots
 
@@ -128,12 +129,12 @@ class OffsetsWriter:
     """Writes the segments of many shards into one file, which gets its name when the `with` block ends well."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._part = path, path.with_name(f"{path.name}.{os.getpid()}.part")
+        self.path, self._part = path, part_name(path)
         self._places: list[tuple[int, int]] = []
 
     def __enter__(self) -> OffsetsWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._part.open("wb")
+        self._file = self._part.open("xb")
         return self
 
     def add(self, segment: bytes | None) -> None:

@@ -1,10 +1,5 @@
 from .decoding import read_clips as read_clips
-from .media import Media as Media
-from .media import VideoFacts as VideoFacts
-from .media import VideoSample as VideoSample
+from .media import Media as Media, VideoFacts as VideoFacts, VideoSample as VideoSample
 from .sampling import ClipSampling as ClipSampling
 from .source import VideoSource as VideoSource
-from .views import View as View
-from .views import center_box as center_box
-from .views import drawn_view as drawn_view
-from .views import fixed_views as fixed_views
+from .views import View as View, center_box as center_box, drawn_view as drawn_view, fixed_views as fixed_views

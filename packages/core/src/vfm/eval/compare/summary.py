@@ -18,8 +18,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vfm.base import UserError, change, did_you_mean, interval, quantity
-from vfm.base import p_value as p_words
+from vfm.base import UserError, change, did_you_mean, interval, p_value as p_words, quantity
 from vfm.eval.compare.stages import SummarisedReport, Summary
 from vfm.interfaces import Comparison, Context, Metric, Report, TablePanel
 from vfm.statistics import holm

@@ -43,7 +43,7 @@ from vfm.storage.integrity import (
     read_sealed,
     seal,
 )
-from vfm.storage.publishing import publish_file, write_file
+from vfm.storage.publishing import open_part, publish_file, write_file
 from vfm.storage.store_files import read_npy, read_parquet, reading
 
 MODEL, DATA = b"vfm.model", b"vfm.data"  # in the schema's metadata
@@ -154,6 +154,7 @@ class ParquetWriter:
         self.file, self.part = file, file.with_name(file.name + ".part")
         self.facts = {MODEL: model.encode(), **({DATA: data.encode()} if data else {})}
         self.writer: Any = None
+        self.stream: IO[bytes]
 
     def __enter__(self) -> Self:
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +170,8 @@ class ParquetWriter:
         }
         table = pa.table(columns).replace_schema_metadata(self.facts)
         if self.writer is None:
-            self.writer = pq.ParquetWriter(self.part, table.schema, write_page_checksum=True)
+            self.stream = open_part(self.part)
+            self.writer = pq.ParquetWriter(self.stream, table.schema, write_page_checksum=True)
         self.writer.write_table(table)
 
     def __exit__(
@@ -177,6 +179,7 @@ class ParquetWriter:
     ) -> None:
         if self.writer is not None:
             self.writer.close()
+            self.stream.close()
             self.part.unlink() if kind else publish_file(self.part, self.file)
             if not kind:
                 _write_record(self.file, self.file.suffix)
@@ -189,12 +192,12 @@ class NpyWriter:
         self.file, self.part = file, file.with_name(file.name + ".part")
         self.rows, self.keys = 0, file.with_suffix(KEYS)
         self.stream: IO[bytes]
-        self.names: IO[str]
+        self.names: IO[bytes]
 
     def __enter__(self) -> Self:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.stream = self.part.open("wb+")
-        self.names = self.keys.with_name(self.keys.name + ".part").open("w", encoding="utf-8")
+        self.stream = open_part(self.part)
+        self.names = open_part(self.keys.with_name(self.keys.name + ".part"))
         return self
 
     def write(self, keys: list[str], texts: list[str | None], vectors: NDArray[np.float32]) -> None:
@@ -203,7 +206,7 @@ class NpyWriter:
             self._header(vectors.shape[1])
         self.rows, self.width = self.rows + len(vectors), vectors.shape[1]
         self.stream.write(np.ascontiguousarray(vectors, dtype=np.float32).tobytes())
-        self.names.writelines(f"{key}\n" for key in keys)
+        self.names.writelines(f"{key}\n".encode() for key in keys)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

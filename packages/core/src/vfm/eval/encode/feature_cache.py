@@ -11,7 +11,6 @@ again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vfm.data import Source
+from vfm.storage.publishing import new_file
 from vfm.train.parallel.sharing import without_values
 
 FOLDER = "features"
@@ -81,10 +81,5 @@ class FeatureCache:
 
     def _save(self, file: Path) -> None:
         file.parent.mkdir(exist_ok=True)
-        part = file.with_name(f".{file.stem}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as stream:
-                np.savez(stream, numbers=self.numbers, digests=self.digests, vectors=self.vectors.numpy())
-            part.replace(file)  # at once, so that no reader meets half a file
-        finally:
-            part.unlink(missing_ok=True)
+        with new_file(file, durable=False) as stream:
+            np.savez(stream, numbers=self.numbers, digests=self.digests, vectors=self.vectors.numpy())

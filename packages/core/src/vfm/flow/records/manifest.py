@@ -16,6 +16,7 @@ from vfm.flow.plan.plan import Step
 from vfm.interfaces import MANIFEST_FILE, Artifact, Context, Event, Report, refs
 from vfm.storage.fingerprints import located
 from vfm.storage.integrity import read_sealed, seal
+from vfm.storage.publishing import write_file
 from vfm.storage.store_files import reading
 
 LIBRARIES = {"torch", "torchvision", "timm", "open-clip-torch", "diffusers", "numpy", "pillow", "pyarrow"}
@@ -62,10 +63,8 @@ class EventNotes:
             self.stretches = before if same else [*before, dict(event.data)]
         elif event.type != "bad_sample" or not self._is_new_example(event.data["reason"], event.data["where"]):
             return
-        part = self.file.with_suffix(".part")  # without fsync: it would cost more than these notes are worth
         names = ("numbers", "warnings", "bad_examples", "stretches")
-        part.write_bytes(seal({name: getattr(self, name) for name in names}))
-        part.replace(self.file)
+        write_file(self.file, seal({name: getattr(self, name) for name in names}), durable=False)
 
     def _is_new_example(self, reason: str, where: str) -> bool:
         """Keep the place of a bad sample if there are few for its reason; return whether it was kept."""

@@ -11,9 +11,7 @@ second file of the same name gets another name (`quickstart-2`). Numbers, not ti
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +29,7 @@ from vfm.flow.records.run_record import record_of
 from vfm.storage.integrity import read_sealed, seal
 from vfm.storage.locks import locked
 from vfm.storage.permissions import check_writable, is_writable
+from vfm.storage.publishing import part_name, write_file
 
 RUN_FILE, EVENTS_FILE, RECIPE_FILE = "run.json", "events.jsonl", "recipe.yaml"
 LIST_LOCK = ".lock"  # beside the runs; held while a run gets its number, and while runs are removed
@@ -154,8 +153,7 @@ def _numbered(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
         if not run.finished and is_writable(run.directory):
             write_record(run.directory, _first_record(recipe, steps, store))
         return run.directory
-    part = store.runs / f".{following.name}.{os.getpid()}"
-    shutil.rmtree(part, ignore_errors=True)
+    part = part_name(following)
     part.mkdir()
     _fill(part, recipe, steps, store, to_store=Path("../../.."))
     part.rename(following)
@@ -186,16 +184,12 @@ def write_record(directory: Path, record: Mapping[str, Any]) -> None:
 
 
 def _write(file: Path, content: bytes) -> None:
-    if file.is_file() and file.read_bytes() == content:
-        return
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(file)
+    if not (file.is_file() and file.read_bytes() == content):
+        write_file(file, content, durable=False)
 
 
 def _link(place: Path, target: Path) -> None:
     """Make a link, in place of an older one; atomic, since another run may do the same."""
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
+    temporary = part_name(place)
     temporary.symlink_to(target)
     temporary.replace(place)

@@ -23,8 +23,10 @@ from torch import Tensor
 from vfm.data.loading.batch import Batch
 from vfm.interfaces import Context, Evaluation, Training
 from vfm.train.cost.throughput import Throughput
-from vfm.train.loop.training_charts import METRICS_FILE as METRICS_FILE  # public in `vfm.train`
-from vfm.train.loop.training_charts import training_charts
+from vfm.train.loop.training_charts import (
+    METRICS_FILE as METRICS_FILE,  # public in `vfm.train`
+    training_charts,
+)
 from vfm.train.parallel.dist import World
 
 
