@@ -90,7 +90,7 @@ COMMANDS = {
     "pip install uv && uv run vfm run quickstart": SMALL_QUICKSTART,
     "uv run vfm run quickstart": SMALL_QUICKSTART,
     "uv run --dev pytest -n 3": COLLECT,
-    "git clone https://github.com/OWNER/vfm && cd vfm": NOT_HERE,
+    "git clone https://github.com/OWNER/vfm && cd vfm": "mkdir vfm && : {}",
     "pip install uv && uv sync --dev": f"cd {ROOT} && command uv lock --check",
     "uvx pre-commit install": f"cd {ROOT} && command uvx -q pre-commit validate-config",
     "uv run --dev pytest packages/clip -n 2": f"cd {ROOT} && pytest packages/clip --collect-only -q",

@@ -18,9 +18,9 @@ Preset = Literal[
 # toy-prior: for a small diva.prior, which has its own map from CLIP's joint space and needs no adapter; these are the
 # stage's own defaults.
 # genhancer: Ma et al. 2025 (arXiv:2503.19480), un2clip: Li et al. 2025 (arXiv:2505.24517), dcr: Han et al. 2026
-# (arXiv:2603.04803), as far as their settings are known; the README lists what is missing.
-# Wang et al. 2024 (arXiv:2407.20171), as the released code trains OpenAI's ViT-L-14 at 224 pixels. The
-# README lists the differences between code and paper, and what is corrected here.
+# (arXiv:2603.04803), as far as their settings are known. docs/feedback.md lists the unknown ones.
+# Wang et al. 2024 (arXiv:2407.20171), as the released code trains OpenAI's ViT-L-14 at 224 pixels. docs/feedback.md
+# lists the differences between code and paper, and the corrections here.
 _DIVA: dict[str, Any] = {
     "prompt": {"text": "a photo of a .", "combine": "add"},
     "adapter": {"type": "linear"},
