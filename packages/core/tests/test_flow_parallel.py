@@ -14,7 +14,7 @@ import pytest
 import toy_plugin
 from train_toy import Plan, Probe, plan
 from vfm.base import UserError
-from vfm.flow.durations import longest_paths
+from vfm.flow.execution.durations import longest_paths
 from vfm.flow.execution.parallel import run_in_parallel
 from vfm.flow.execution.run import run_plan
 from vfm.flow.execution.subprocesses import Job
@@ -205,7 +205,7 @@ def test_a_step_that_names_a_gpu_has_it_alone_and_counts_among_all(monkeypatch: 
 
 def test_without_gpus_nothing_is_said_about_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("vfm.flow.devices.GPUS", tmp_path / "none")
+    monkeypatch.setattr("vfm.flow.execution.devices.GPUS", tmp_path / "none")
     record = Record()
     record.run([training("t", runtime={"device": "auto"})], 2)
     assert "CUDA_VISIBLE_DEVICES" not in record.environments["t"]

@@ -18,15 +18,6 @@ from .clip.text import (
     encode_text as encode_text,
     used_length as used_length,
 )
-from .clip.tower_layers import (
-    TowerName as TowerName,
-    first_blocks as first_blocks,
-    is_of_block as is_of_block,
-    named_layers as named_layers,
-    tower_blocks as tower_blocks,
-    tower_layers as tower_layers,
-    tower_of as tower_of,
-)
 from .custom_code import without_custom_code as without_custom_code
 from .encoders import (
     EncoderPrecision as EncoderPrecision,
@@ -56,6 +47,15 @@ from .vision.planned import (
     planned_clip as planned_clip,
     planned_clip_config as planned_clip_config,
     planned_encoder as planned_encoder,
+)
+from .vision.tower_layers import (
+    TowerName as TowerName,
+    first_blocks as first_blocks,
+    is_of_block as is_of_block,
+    named_layers as named_layers,
+    tower_blocks as tower_blocks,
+    tower_layers as tower_layers,
+    tower_of as tower_of,
 )
 from .vision.vision import (
     VISION_WEIGHTS_FILE as VISION_WEIGHTS_FILE,

@@ -90,7 +90,7 @@ class EvaTask(Task[EvaInputs]):
         width: Any = decoder.width if decoder else student.num_features
         class_width: Any = student.num_features
         self.mask_token = nn.Parameter(torch.zeros(width))  # a vector, so that it is not decayed
-        for objective in self.objectives:
+        for objective in objectives:
             objective.add_heads(width, class_width)
         if self.teaches_class_token:
             check_class_token(student)

@@ -84,7 +84,8 @@ class CodeTarget(PatchTarget):
     def constant_loss(self, target: Tensor, counted: Tensor) -> Tensor:
         """Return the entropy of the counted codes."""
         counts = (F.one_hot(target[..., 0], self.width) * counted[..., None]).sum(dim=(0, 1))
-        return torch.special.entr(counts / counted.sum().clamp(min=1)).sum()
+        entropy: Tensor = torch.special.entr(counts / counted.sum().clamp(min=1)).sum()
+        return entropy
 
 
 def codes_of(

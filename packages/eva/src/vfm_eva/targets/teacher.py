@@ -100,6 +100,8 @@ class Teacher(PatchTarget):
             False computes in fp32 whatever the student's autocast. None: fp32 weights, and the caller's autocast.
     """
 
+    preprocess: Preprocess
+
     def __init__(
         self,
         model: ClipModel | nn.Module,

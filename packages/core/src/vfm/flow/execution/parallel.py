@@ -16,8 +16,8 @@ from itertools import product
 from queue import Empty, SimpleQueue
 
 from vfm.base import UserError
-from vfm.flow.devices import Devices, environment_of
-from vfm.flow.durations import longest_paths
+from vfm.flow.execution.devices import Devices, environment_of
+from vfm.flow.execution.durations import longest_paths
 from vfm.flow.execution.subprocesses import Job, Processes, Send, signals_forwarded, stopped_by
 from vfm.flow.plan.plan import Step
 from vfm.interfaces import Evaluation, Event, Preempted
