@@ -7,7 +7,7 @@ evaluates multimodal models. As a library: `prior.prior_task` and `tune.tune_tas
 
 from vfm_diva.generator.stages import Crops, DivaLatents
 from vfm_diva.parts.loss_parts import ContrastiveLoss, DenoisingLoss, Loss
-from vfm_diva.parts.network_parts import DenoiserNetwork, FlowTransformer, UNet
+from vfm_diva.parts.network_parts import DenoiserNetwork, FlowTransformer, Mlp, UNet
 from vfm_diva.parts.parts import (
     Adapter,
     Anchor,
@@ -36,7 +36,7 @@ from vfm_diva.tune.stages import DivaTune, Feedback, Prompt
 __all__ = [
     "Adapter", "Anchor", "Cls", "Condition", "ContrastiveLoss", "CosineAnchor", "Crops", "DenoiserNetwork",
     "DenoisingLoss", "DivaLatents", "DivaPrior", "DivaTune", "Embedding", "Feedback", "FlowTransformer", "L2SpAnchor",
-    "LinearAdapter", "LogitNormal", "Loss", "MlpAdapter", "NoAdapter", "NoAnchor", "Patches",
+    "LinearAdapter", "LogitNormal", "Loss", "Mlp", "MlpAdapter", "NoAdapter", "NoAnchor", "Patches",
     "PooledPatches", "PriorCondition", "Prompt", "RasterPooled", "RelationalAnchor", "Stratified", "Timesteps",
     "TrainedAdapter", "UNet", "Uniform",
 ]  # fmt: skip

@@ -67,12 +67,14 @@ class Generator:
         """Return (C, h, h) for images of another size.
 
         Raises:
-            UserError: the VAE and the network cannot halve this size as often as they do.
+            UserError: the VAE and the network cannot halve this size as often as they do, or the network takes one size.
         """
         multiple = self.space.downscale * self.inputs.multiple
         if image_size % multiple:
             raise UserError(f"image_size must be a multiple of {multiple} for this generator, got {image_size}")
         side = image_size // self.space.downscale
+        if self.inputs.side not in (None, side):
+            raise UserError(f"image_size must be {self.image_size}, the only size of this generator, got {image_size}")
         return self.space.channels, side, side
 
     def save(self, directory: Path) -> GeneratorCheckpoint:

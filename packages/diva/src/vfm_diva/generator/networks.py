@@ -13,10 +13,11 @@ from torch import Tensor
 
 from vfm.plugin import UserError
 from vfm_diva.generator.conditioning import Conditioning
-from vfm_diva.parts.network_parts import FlowTransformer, UNet
+from vfm_diva.mlp_denoiser import MlpDenoiser
+from vfm_diva.parts.network_parts import FlowTransformer, Mlp, UNet
 
 NETWORKS: dict[str, Any] = {
-    kind.__name__: kind for kind in (UNet2DConditionModel, SD3Transformer2DModel, FluxTransformer2DModel)
+    kind.__name__: kind for kind in (UNet2DConditionModel, SD3Transformer2DModel, FluxTransformer2DModel, MlpDenoiser)
 }
 """The known classes, by the name in a generator's folder. A class added here must be called as a UNet is."""
 
@@ -41,6 +42,7 @@ class NetworkInputs:
     context_width: W.
     pooled_width: P; 0 if the network takes no vector.
     class_width: the part of P that is a class embedding (un-CLIP), else 0.
+    side: the only side of a sample that fits; None if every multiple does.
     """
 
     channels: int
@@ -48,6 +50,7 @@ class NetworkInputs:
     context_width: int
     pooled_width: int = 0
     class_width: int = 0
+    side: int | None = None
 
 
 def network_inputs(network: Any) -> NetworkInputs:
@@ -63,6 +66,8 @@ def network_inputs(network: Any) -> NetworkInputs:
     if isinstance(network, FluxTransformer2DModel):
         width, pooled = config.joint_attention_dim, config.pooled_projection_dim
         return NetworkInputs(config.in_channels // FLUX_PATCH**2, FLUX_PATCH, width, pooled)
+    if isinstance(network, MlpDenoiser):
+        return NetworkInputs(config.in_channels, 1, config.cross_attention_dim, side=config.sample_size)
     multiple = 2 ** (len(config.block_out_channels) - 1)
     return NetworkInputs(config.in_channels, multiple, _context_width(config), *_vector_widths(config))
 
@@ -109,6 +114,11 @@ def build_unet(config: UNet, *, sample_size: int, channels: int, context_width: 
         attention_head_dim=8,
         norm_num_groups=4,
     )
+
+
+def build_mlp(config: Mlp, *, sample_size: int, channels: int, context_width: int) -> MlpDenoiser:
+    """Return an MLP with random weights from torch's generator."""
+    return MlpDenoiser(sample_size, channels, context_width, config.width, config.num_blocks)
 
 
 def build_flow_transformer(

@@ -52,6 +52,15 @@ class UNet(DenoiserNetwork):
         return self
 
 
+class Mlp(DenoiserNetwork):
+    """Linear layers on all pixels of a small image; ten times as quick as a UNet at 16 pixels on a CPU."""
+
+    type: Literal["mlp"] = Field("mlp", description="linear layers on all pixels, for images of about 16 pixels")
+    width: int = Field(512, ge=1, description="width of the hidden layers")
+    num_blocks: int = Field(2, ge=1, description="residual blocks")
+    work: ClassVar[str] = "vfm_diva.generator.networks:build_mlp"
+
+
 class FlowTransformer(DenoiserNetwork):
     """A transformer as in Flux: image and context tokens in double blocks, then in single blocks, with a vector.
 

@@ -11,13 +11,21 @@ from typing import Protocol
 
 from vfm.data.choices.choices import Choice, write_choices
 from vfm.data.index.index import write_index
+from vfm.data.index.source import open_dataset
 from vfm.data.indexing.dataset_panels import add_dataset_panels
 from vfm.data.samples.shards import Shard
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.synthetic.captions import CLASS_TEMPLATES
 from vfm.data.synthetic.drawing import draw
 from vfm.data.synthetic.pairs import make_pairs
-from vfm.data.synthetic.render import class_names, encode, render_labeled, render_shard, render_values
+from vfm.data.synthetic.render import (
+    RenderedSample,
+    class_names,
+    encode,
+    render_labeled,
+    render_shard,
+    render_values,
+)
 from vfm.data.synthetic.sampling import class_groups, combination_probabilities
 from vfm.data.synthetic.scene import Pattern
 from vfm.data.synthetic.stages import ShapeImages, ShapesChoices, ShapesClasses, ShapesPool
@@ -48,11 +56,21 @@ PAIRS_SHOWN = 2  # per pattern
 def make_pool(config: ShapesPool, ctx: Context) -> Pool:
     """Draw the images and write them as WebDataset tars."""
     texts = {language: f"json.{language}" for language in config.world.languages}
-    count = write_index(ctx.directory, write_shards(config, ctx, render_shard), DatasetSpec(texts=texts))
+    render = partial(render_captions, ctx.load(config.images).path) if config.images else render_shard
+    count = write_index(ctx.directory, write_shards(config, ctx, render), DatasetSpec(texts=texts))
     pool = Pool.create(ctx.directory, num_samples=count, languages=list(texts))
     add_dataset_panels(ctx, pool)
     ctx.panel(_tail_panel(config.world, config.num_samples))
     return pool
+
+
+def render_captions(images: Path, world: World, seed: int, start: int, stop: int) -> Iterator[RenderedSample]:
+    """Yield samples of a pool with the images of another one, which are not drawn again; errors as `render_shard`."""
+    source = open_dataset(Pool.load(images, verify=False))
+    first = source[0].key
+    offset = start - int(first) if first.isdigit() else 0
+    samples = [source[place] for place in range(max(0, offset), min(offset + stop - start, len(source)))]
+    yield from render_shard(world, seed, start, stop, drawn={sample.key: sample.image for sample in samples})
 
 
 def make_classes(config: ShapesClasses, ctx: Context) -> LabeledDataset:
@@ -78,14 +96,15 @@ def make_classes(config: ShapesClasses, ctx: Context) -> LabeledDataset:
 def make_choices(config: ShapesChoices, ctx: Context) -> ChoiceDataset:
     """Draw the pairs, pattern by pattern."""
     patterns = config.patterns or config.world.patterns
-    choices = _choices(config.world, config.seed, patterns, config.pairs_per_pattern)
+    choices = _choices(config, patterns)
     return write_choices(ctx.directory, _with_panel(ctx, choices))
 
 
-def _choices(world: World, seed: int, patterns: Sequence[Pattern], pairs_per_pattern: int) -> Iterator[Choice]:
+def _choices(config: ShapesChoices, patterns: Sequence[Pattern]) -> Iterator[Choice]:
     for pattern in patterns:
-        for number, pair in enumerate(make_pairs(world, seed, pattern, pairs_per_pattern)):
-            images = [encode(draw(scene, world.image_size)) for scene in pair.scenes]
+        pairs = make_pairs(config.world, config.seed, pattern, config.pairs_per_pattern, config.start)
+        for number, pair in enumerate(pairs, start=config.start):
+            images = [encode(draw(scene, config.world.image_size)) for scene in pair.scenes]
             yield Choice(f"{pattern}-{number:05d}", pattern, images, list(pair.statements), [0, 1])
 
 
@@ -94,8 +113,8 @@ def write_shards(config: ShapeImages, ctx: Context, render: Render) -> list[Shar
 
     The tars are made in the work folder, so that a run after a crash reuses the complete ones.
     """
-    total, size = config.num_samples, config.samples_per_shard
-    bounds = [(start, min(start + size, total)) for start in range(0, total, size)]
+    first, total, size = config.start, config.num_samples, config.samples_per_shard
+    bounds = [(first + start, first + min(start + size, total)) for start in range(0, total, size)]
     tasks = [
         (ctx.work / f"{number:05d}.tar", render, config.world, config.seed, *bound)
         for number, bound in enumerate(bounds)
@@ -103,7 +122,7 @@ def write_shards(config: ShapeImages, ctx: Context, render: Render) -> list[Shar
     made = []
     for (start, stop), path in zip(bounds, _map(_make_shard, tasks, config.runtime.num_workers), strict=True):
         made.append((path, stop - start))
-        ctx.progress(stop, total, "samples")
+        ctx.progress(stop - first, total, "samples")
     return [Shard.of(path.rename(ctx.directory / path.name), count) for path, count in made]
 
 

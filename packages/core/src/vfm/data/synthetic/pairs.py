@@ -34,10 +34,10 @@ class Pair:
     statements: tuple[str, str]
 
 
-def make_pairs(world: World, seed: int, pattern: Pattern, count: int) -> Iterator[Pair]:
-    """Yield pairs 0 to `count` of a pattern; each depends only on the seed, the pattern and its number."""
+def make_pairs(world: World, seed: int, pattern: Pattern, count: int, start: int = 0) -> Iterator[Pair]:
+    """Yield `count` pairs of a pattern from `start` on; each depends only on the seed, the pattern and its number."""
     place = PATTERNS.index(pattern)
-    for index in range(count):
+    for index in range(start, start + count):
         yield sample_pair(world, generator(seed, Stream.PAIRS, place, index), pattern)
 
 

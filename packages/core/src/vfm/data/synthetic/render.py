@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vfm.base import UserError
 from vfm.data.synthetic.captions import Caption, sample_caption
 from vfm.data.synthetic.drawing import draw
 from vfm.data.synthetic.sampling import Stream, generator, sample_scene
@@ -49,18 +50,36 @@ def class_names(world: World) -> list[str]:
     return [f"{colour} {shape}" for shape, colour in world.combinations]
 
 
-def render_shard(world: World, seed: int, start: int, stop: int) -> Iterator[RenderedSample]:
-    """Yield samples `start` to `stop` of the pool of image-text pairs; each depends only on the seed and its number."""
+def render_shard(
+    world: World, seed: int, start: int, stop: int, *, drawn: Mapping[str, bytes] | None = None
+) -> Iterator[RenderedSample]:
+    """Yield samples `start` to `stop` of the pool of image-text pairs; each depends only on the seed and its number.
+
+    Args:
+        world: of the samples.
+        seed: of the samples.
+        start: number of the first sample.
+        stop: number after the last one.
+        drawn: images of this seed and world by key, which are not drawn again.
+
+    Raises:
+        UserError: an image is missing in `drawn`, or the first one is not that of this seed and world.
+    """
     for index in range(start, stop):
-        scene = sample_scene(world, generator(seed, Stream.POOL, index))
+        scene, key = sample_scene(world, generator(seed, Stream.POOL, index)), f"{index:08d}"
+        image = encode(draw(scene, world.image_size)) if drawn is None else drawn.get(key)
+        is_checked = drawn is not None and index == start
+        if image is None or (is_checked and image != encode(draw(scene, world.image_size))):
+            got = "none" if image is None else "another image"
+            raise UserError(f"images: expected sample {key} of the same world and seed, got {got}")
         rng = generator(seed, Stream.CAPTIONS, index)
         captions = {
             label: [sample_caption(world, scene, rng, language=label) for _ in range(world.captions_per_image)]
             for label in world.languages
         }
         yield RenderedSample(
-            key=f"{index:08d}",
-            image=encode(draw(scene, world.image_size)),
+            key=key,
+            image=image,
             texts={label: [caption.text for caption in given] for label, given in captions.items()},
             label=world.label(scene.shape, scene.colour),
             facts={

@@ -17,6 +17,7 @@ from vfm.interfaces import (
     LabeledDataset,
     Pool,
     QuestionDataset,
+    Ref,
     Seed,
     Stage,
     VideoDataset,
@@ -28,6 +29,7 @@ class ShapeImages(Stage):
 
     world: World = Field(World(), description="distribution of the images and captions")
     num_samples: int = Field(20_000, ge=1, description="images to draw")
+    start: int = Field(0, ge=0, description="number of the first sample; others are other samples of the same seed")
     samples_per_shard: int = Field(1000, ge=1, description="samples per tar; does not change any sample")
     seed: Seed = Field(0, description="seed of the draws; sample i depends only on it and i")
 
@@ -36,6 +38,11 @@ class ShapesPool(ShapeImages):
     """Draw shapes with web-like captions: a long tail, partly described attributes, noise, other languages."""
 
     kind: Literal["shapes.pool"] = "shapes.pool"
+    images: Ref[Pool] | None = Field(
+        None,
+        description="pool of the same seed and world but for the captions, whose images are taken over: drawing them"
+        " takes most of the time",
+    )
 
     makes: ClassVar[type[Artifact]] = Pool
     work: ClassVar[str] = "vfm.data.synthetic.datasets:make_pool"
@@ -73,6 +80,7 @@ class ShapesChoices(Stage):
         None, min_length=1, description="attributes that a pair may differ in; default: all that vary in the world"
     )
     pairs_per_pattern: int = Field(100, ge=1, description="pairs for each pattern")
+    start: int = Field(0, ge=0, description="number of a pattern's first pair; others are other pairs of the same seed")
     seed: Seed = Field(0, description="seed of the draws; pair i of a pattern depends only on it and i")
 
     makes: ClassVar[type[Artifact]] = ChoiceDataset
