@@ -31,6 +31,10 @@ class ClipLoss(Part):
     The module has no parameters. The learned temperature and bias belong to the model.
     """
 
+    without_logits: ClassVar[bool] = (
+        False  # no other pairs either, so that only a locked text tower prevents a collapse
+    )
+
     @property
     def logit_bias(self) -> LogitBias | None:
         """The bias that the logits need; None: the loss has no bias."""
@@ -94,6 +98,16 @@ class Distillation(_ChunkedLoss):
     def chance_level(self, batch_size: int) -> tuple[float, str]:
         """Return the contrastive part's loss of uniform logits."""
         return math.log(batch_size), f"ln {batch_size}"
+
+
+class CosineLoss(ClipLoss):
+    """1 - cosine of each pair, without other pairs: the text embeddings are targets, so their tower must be locked."""
+
+    type: Literal["cosine"] = Field(
+        "cosine", description="1 - cosine of each image to its caption, for a locked text tower"
+    )
+    work: ClassVar[str] = "vfm_clip.losses:PairCosineLoss"
+    without_logits: ClassVar[bool] = True
 
 
 class Siglip(_ChunkedLoss):

@@ -10,10 +10,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vfm.train import Metrics
-from vfm_clip.loss_parts import Distillation, DistinctInfoNce, InfoNce, Siglip
+from vfm_clip.loss_parts import CosineLoss, Distillation, DistinctInfoNce, InfoNce, Siglip
 from vfm_kernels import gather_with_grad, info_nce, siglip_loss, similarity_distillation
 
-__all__ = ["ClipFeatures", "DistillationLoss", "DistinctInfoNceLoss", "InfoNceLoss", "SiglipLoss"]
+__all__ = ["ClipFeatures", "DistillationLoss", "DistinctInfoNceLoss", "InfoNceLoss", "PairCosineLoss", "SiglipLoss"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,18 @@ class DistillationLoss(nn.Module):
             chunk_size=self.chunk_size,
         )
         return hard + self.weight * soft, {"contrastive_loss": hard.detach(), "distill_loss": soft.detach()}
+
+
+class PairCosineLoss(nn.Module):
+    """1 - cosine of each image to its own caption."""
+
+    def __init__(self, config: CosineLoss = CosineLoss()) -> None:  # noqa: B008 (frozen)
+        super().__init__()
+
+    def forward(self, features: ClipFeatures) -> tuple[Tensor, Metrics]:
+        """Return the mean over this process' samples; the logit scale takes no part."""
+        loss = 1 - (features.image * features.text).sum(dim=-1).mean()
+        return loss, {"cosine_loss": loss.detach()}
 
 
 class SiglipLoss(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vfm.plugin import Stage, hookimpl
+from vfm_diva import stages_law
 from vfm_diva.generator.stages import DivaLatents
 from vfm_diva.mllm import stages as stages_mllm
 from vfm_diva.prior.stages import DivaPrior
@@ -13,5 +14,5 @@ from vfm_diva.tune.stages import DivaTune
 
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
-    """Return the stages of DIVA (cached latents, prior, tuning) and of the language models that read its towers."""
-    return [DivaLatents, DivaPrior, DivaTune, *stages_mllm.STAGES]
+    """Return the stages of DIVA: cached latents, prior, tuning, predicted gains, language models that read its towers."""
+    return [DivaLatents, DivaPrior, DivaTune, *stages_law.STAGES, *stages_mllm.STAGES]

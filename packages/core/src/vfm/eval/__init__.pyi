@@ -1,3 +1,4 @@
+from .choices.choices import score_mmvp_vlm as score_mmvp_vlm
 from .classify.attentive_probe import AttentiveHead as AttentiveHead
 from .classify.classification import (
     encode_with_targets as encode_with_targets,

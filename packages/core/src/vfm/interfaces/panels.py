@@ -71,6 +71,7 @@ class Series(Config):
     y: list[float | None]
     low: list[float | None] | None = None
     high: list[float | None] | None = None
+    marks: bool = Field(False, description="draw a mark for each point instead of a line, and a bar instead of a band")
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:

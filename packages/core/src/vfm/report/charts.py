@@ -63,15 +63,19 @@ def lines_svg(panel: LinesPanel, salt: str) -> str:
 
 def _draw(axes: Axes, series: Series, index: int) -> None:
     style = (0, [float(part) for part in dash(index).split()]) if dash(index) else "-"
-    marker = "o" if len(series.x) <= 12 else ""
+    marker = "o" if len(series.x) <= 12 or series.marks else ""
     hue = light(f"series-{index % len(SERIES)}")
     y = _with_gaps(series.y)
+    style = "" if series.marks else style
     axes.plot(
         series.x, y, color=hue, linestyle=style, marker=marker, markersize=4, markeredgewidth=0, gid=f"curve{index}"
     )
     if series.low and series.high:
         low, high = _with_gaps(series.low), _with_gaps(series.high)
-        axes.fill_between(series.x, low, high, color=hue, alpha=0.15, linewidth=0, gid=f"curve{index}")
+        if series.marks:
+            axes.vlines(series.x, low, high, color=hue, alpha=0.4, linewidth=1, gid=f"curve{index}")
+        else:
+            axes.fill_between(series.x, low, high, color=hue, alpha=0.15, linewidth=0, gid=f"curve{index}")
 
 
 def _with_gaps(values: Sequence[float | None]) -> list[float]:

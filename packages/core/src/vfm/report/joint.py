@@ -19,6 +19,8 @@ Parts = list[tuple[str, LinesPanel]]
 def joint_panels(panels: Iterable[tuple[str, LinesPanel]]) -> list[LinesPanel]:
     """Return a chart for each title of panels that name their `curve`, if there are two or more of them.
 
+    A further curve that is the same in all of them, such as a diagonal, is drawn once.
+
     Panels whose curves differ in the seed only (`cosine@0`, `cosine@1`) become one curve: the mean of each point, with
     the t-interval of y. Curves of one name get the name of their stage too.
 
@@ -42,6 +44,8 @@ def _joint(key: Key, curves: dict[str, Parts]) -> LinesPanel:
         if mean := _mean(name, [panel for _, panel in parts]):
             num_seeds[name] = len(parts)
         series += [mean] if mean else _each(parts)
+    panels = [panel for parts in curves.values() for _, panel in parts]
+    series += [common for common in first.series[1:] if all(common in panel.series for panel in panels)]
     points = "Each point" if len(num_seeds) == len(curves) else f"Each point of {', '.join(num_seeds)}"
     seeds = " or ".join(map(str, sorted(set(num_seeds.values()))))
     note = f"{points} is a mean over {seeds} seeds; bands are 95 % t-intervals." if num_seeds else first.note
@@ -70,4 +74,5 @@ def _mean(name: str, parts: Sequence[LinesPanel]) -> Series | None:
     intervals = [t_interval(values) for values in points]
     mean_x = [statistics.fmean(values) for values in zip(*(curve.x for curve in curves), strict=True)]
     low, high = ([interval[end] for interval in intervals] for end in (0, 1))
-    return Series(name=name, x=mean_x, y=[statistics.fmean(values) for values in points], low=low, high=high)
+    y_mean = [statistics.fmean(values) for values in points]
+    return Series(name=name, x=mean_x, y=y_mean, low=low, high=high, marks=curves[0].marks)

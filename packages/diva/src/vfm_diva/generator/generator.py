@@ -67,7 +67,7 @@ class Generator:
         """Return (C, h, h) for images of another size.
 
         Raises:
-            UserError: the VAE and the network cannot halve this size as often as they do, or the network takes one size.
+            UserError: the VAE and the network cannot halve this size that often, or the network takes one size.
         """
         multiple = self.space.downscale * self.inputs.multiple
         if image_size % multiple:

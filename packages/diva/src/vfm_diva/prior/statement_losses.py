@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from vfm.data import Choice, ImageTransform, SampleDraw, decode_image, to_tensor
 from vfm.models import eval_mode
 from vfm.plugin import TablePanel
 from vfm.statistics import bootstrap_interval
+from vfm_diva.generator.conditioning import Conditioning
 from vfm_diva.generator.denoiser import error_over_times
 from vfm_diva.generator.noise import NoiseSampler
 from vfm_diva.prior.prior_task import PriorTask
@@ -34,6 +36,24 @@ class StatementPair:
     wrong: str
 
 
+class StatementSource(Protocol):
+    """A module with a denoiser that statements condition."""
+
+    @property
+    def denoiser(self) -> Any:
+        """The denoiser."""
+        ...
+
+    @property
+    def space(self) -> Any:
+        """The space in which it denoises."""
+        ...
+
+    def condition_on_texts(self, texts: Sequence[str]) -> Conditioning:
+        """Return the conditioning on statements."""
+        ...
+
+
 def statement_pairs(choices: Iterable[Choice]) -> Iterator[StatementPair]:
     """Yield a pair for each image that has both a statement of its own and another one."""
     for choice in choices:
@@ -47,7 +67,7 @@ def statement_pairs(choices: Iterable[Choice]) -> Iterator[StatementPair]:
 
 @torch.no_grad()
 def statement_losses(
-    task: PriorTask,
+    task: StatementSource,
     pairs: Sequence[StatementPair],
     transform: ImageTransform,
     sampler: NoiseSampler,
@@ -57,7 +77,7 @@ def statement_losses(
     """Return the loss of each image with its own and with the other statement, averaged over the same times, (P, 2).
 
     Args:
-        task: after training.
+        task: conditions a denoiser on statements, such as a `PriorTask` after training.
         pairs: P images.
         transform: makes the generator's image.
         sampler: draws noise and N times for each image.
@@ -82,6 +102,16 @@ def statement_losses(
     return np.concatenate(rows)
 
 
+def rises(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return whether each image's loss rises with the other statement, (P,); ties, e.g. of equal statements, are 1/2.
+
+    Args:
+        losses: with the own and with the other statement, (P, 2).
+    """
+    right, wrong = losses.T
+    return np.asarray((wrong > right) + 0.5 * (wrong == right))
+
+
 def statement_panel(
     task: PriorTask, choices: Iterable[Choice], transform: ImageTransform, sampler: NoiseSampler, *, seed: int = 0
 ) -> TablePanel:
@@ -102,10 +132,10 @@ def statement_panel(
     for name in (*dict.fromkeys(patterns.tolist()), "all"):
         here = (patterns == name) | (name == "all")
         right, wrong = losses[here].T
-        rises = (wrong > right) + 0.5 * (wrong == right)  # ties, e.g. of equal statements, count half
-        low, high = bootstrap_interval(rises, items[here], seed=seed)
+        prefers = rises(losses[here])
+        low, high = bootstrap_interval(prefers, items[here], seed=seed)
         rise = 100 * (wrong.mean() / right.mean() - 1)
-        share = (round(100 * float(value), 1) for value in (rises.mean(), low, high))
+        share = (round(100 * float(value), 1) for value in (prefers.mean(), low, high))
         rows.append([name, int(here.sum()), round(float(right.mean()), 4), round(float(rise), 2), *share])
     return TablePanel(
         title="Effect of a wrong statement on the prior's loss",

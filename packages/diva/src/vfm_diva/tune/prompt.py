@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,31 +39,44 @@ def check_encoder(folder: Path) -> None:
             raise UserError(f"{folder}: {INDEX_FILE} has no {name}, so the prompt's text states would lack its part")
 
 
-@torch.no_grad()
 def encode_prompt(folder: Path, text: str) -> Conditioning:
-    """Return the text states of a prompt, B = 1, from the folder's pipeline; only its text encoders are loaded.
+    """Return the text states of a prompt, B = 1; errors as `PromptEncoder`."""
+    return PromptEncoder(folder)([text])
+
+
+class PromptEncoder:
+    """Encodes prompts as the pipeline of a generator's folder does; only its text encoders are loaded.
 
     Raises:
         UserError: there is no text encoder, transformers is not installed, or diffusers has no such pipeline.
     """
-    check_encoder(folder)
-    index = store_files.read_record(folder / INDEX_FILE)
-    kind: Any = getattr(diffusers, str(index.get("_class_name")), None)
-    if not inspect.isclass(kind) or not issubclass(kind, diffusers.DiffusionPipeline):
-        raise UserError(f"{folder / INDEX_FILE}: diffusers has no pipeline {index.get('_class_name')!r}")
-    others = {name: None for name, value in index.items() if isinstance(value, list) and not name.startswith(ENCODERS)}
-    with store_files.naming(folder, "a text encoder"), without_custom_code(folder):
-        try:
-            pipeline: Any = kind.from_pretrained(folder, **others)  # type: ignore[attr-defined]
-        except ImportError:  # diffusers has dummy classes if transformers is missing
-            raise UserError(f"a prompt needs transformers: {how_to_install('vfm-diva[prompt]')}") from None
-    known = inspect.signature(pipeline.encode_prompt).parameters
-    arguments = {
-        **dict.fromkeys(("prompt", "prompt_2", "prompt_3"), text),
-        "device": torch.device("cpu"),
-        "num_images_per_prompt": 1,
-        "do_classifier_free_guidance": False,
-    }
-    states, *rest = pipeline.encode_prompt(**{name: value for name, value in arguments.items() if name in known})
-    vectors = [value for value in rest if isinstance(value, Tensor) and value.ndim == 2 and len(value) == 1]
-    return Conditioning(states, vectors[0] if vectors else None).map(Tensor.float)
+
+    def __init__(self, folder: Path) -> None:
+        check_encoder(folder)
+        index = store_files.read_record(folder / INDEX_FILE)
+        kind: Any = getattr(diffusers, str(index.get("_class_name")), None)
+        if not inspect.isclass(kind) or not issubclass(kind, diffusers.DiffusionPipeline):
+            raise UserError(f"{folder / INDEX_FILE}: diffusers has no pipeline {index.get('_class_name')!r}")
+        parts = [name for name, value in index.items() if isinstance(value, list)]
+        others = {name: None for name in parts if not name.startswith(ENCODERS)}
+        with store_files.naming(folder, "a text encoder"), without_custom_code(folder):
+            try:
+                self.pipeline = kind.from_pretrained(folder, **others)  # type: ignore[attr-defined]
+            except ImportError:  # diffusers has dummy classes if transformers is missing
+                raise UserError(f"a prompt needs transformers: {how_to_install('vfm-diva[prompt]')}") from None
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Conditioning:
+        """Return the text states of B prompts."""
+        known = inspect.signature(self.pipeline.encode_prompt).parameters
+        arguments = {
+            **dict.fromkeys(("prompt", "prompt_2", "prompt_3"), list(texts)),
+            "device": torch.device("cpu"),
+            "num_images_per_prompt": 1,
+            "do_classifier_free_guidance": False,
+        }
+        states, *rest = self.pipeline.encode_prompt(**{key: value for key, value in arguments.items() if key in known})
+        vectors = [
+            value for value in rest if isinstance(value, Tensor) and value.ndim == 2 and len(value) == len(texts)
+        ]
+        return Conditioning(states, vectors[0] if vectors else None).map(Tensor.float)
