@@ -64,3 +64,17 @@ def test_two_stages_with_one_name_are_no_seeds() -> None:
     (chart,) = joint_panels([panel("cosine@0", [0.1], [0.9]), panel("cosine@1", [0.1, 0.2], [0.9, None]), *seeds])
     assert [one.name for one in chart.series] == ["cosine@0", "cosine@1", "other"]
     assert chart.note == "Each point of other is a mean over 2 seeds; bands are 95 % t-intervals."
+
+
+def test_marks_stay_marks_and_a_curve_that_all_share_is_drawn_once() -> None:
+    diagonal = Series(name="equal", x=[0, 1], y=[0, 1])
+
+    def chart(seed: int, y: list[float | None]) -> tuple[str, LinesPanel]:
+        own = Series(name="further", x=[0.2], y=[seed])
+        series = [Series(name="cells", x=[0.5, 0.1], y=y, marks=True), diagonal, own]
+        return "law", LinesPanel(title="Law", series=series, x_label="x", y_label="y", curve=f"law@{seed}")
+
+    (found,) = joint_panels([chart(0, [0.1, 0.2]), chart(1, [0.3, 0.4])])
+    assert [series.name for series in found.series] == ["law", "equal"]
+    assert found.series[0].marks
+    assert found.series[1] == diagonal

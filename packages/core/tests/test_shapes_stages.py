@@ -10,15 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
+from vfm.base import UserError
 from vfm.data import open_dataset
 from vfm.data.choices.choices import load_choices
+from vfm.data.synthetic.captions import sample_caption
 from vfm.data.synthetic.pairs import make_pairs
 from vfm.data.synthetic.render import class_names, render_labeled, render_shard
 from vfm.data.synthetic.sampling import generator, sample_scene
-from vfm.data.synthetic.scene import Scene
+from vfm.data.synthetic.scene import Attribute, Scene
 from vfm.data.synthetic.stages import ShapesChoices, ShapesClasses, ShapesPool
 from vfm.data.synthetic.world import World
 from vfm.interfaces import Artifact, Context, LabeledDataset, Pool, Stage, load_panels
@@ -169,3 +173,64 @@ def test_shape_stages_import_no_torch() -> None:
     code = "import sys, vfm.data.synthetic.stages; sys.exit('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+
+
+def make_with_images(folder: Path, images: Artifact, **changes: object) -> Artifact:
+    stage = ShapesPool(name="pool", images="images", **changes)  # type: ignore[arg-type]
+    for part in ("artifact", "work"):
+        (folder / part).mkdir(parents=True)
+    stage.run(Context("pool", folder / "artifact", folder / "work", {"images": images.path}))
+    return Artifact.load(folder / "artifact")
+
+
+def test_pool_with_the_images_of_another_equals_one_that_is_drawn(tmp_path: Path) -> None:
+    size = {"num_samples": 5, "start": 2, "samples_per_shard": 3}
+    other = SMALL.model_copy(update={"attribute_share": 1.0})
+    images = make(ShapesPool(name="images", num_samples=9, world=SMALL, seed=4), tmp_path / "images")
+    made = make_with_images(tmp_path / "made", images, world=other, seed=4, **size)
+    drawn = make(ShapesPool(name="pool", world=other, seed=4, **size), tmp_path / "drawn")
+    assert contents(made.path) == contents(drawn.path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "got"),
+    [({"seed": 5}, "another image"), ({"num_samples": 10}, "none"), ({"start": 9, "num_samples": 1}, "none")],
+)
+def test_pool_with_images_of_another_seed_or_too_few_is_refused(
+    changes: dict[str, int], got: str, tmp_path: Path
+) -> None:
+    images = make(ShapesPool(name="images", num_samples=9, world=SMALL, seed=4), tmp_path / "images")
+    with pytest.raises(UserError, match=f"of the same world and seed, got {got}"):
+        make_with_images(tmp_path / "made", images, **{"world": SMALL, "seed": 4, "num_samples": 9, **changes})
+
+
+def test_start_gives_the_samples_and_pairs_of_a_longer_dataset(tmp_path: Path) -> None:
+    whole = open_dataset(make(ShapesPool(name="pool", num_samples=6, world=SMALL), tmp_path / "whole"))
+    part = open_dataset(make(ShapesPool(name="pool", num_samples=2, start=4, world=SMALL), tmp_path / "part"))
+    assert [part[k].image for k in range(2)] == [whole[k].image for k in (4, 5)]
+    settings = {"world": SMALL, "patterns": ("colour",)}
+    long = list(load_choices(make(ShapesChoices(name="pairs", pairs_per_pattern=4, **settings), tmp_path / "long")))
+    late = make(ShapesChoices(name="pairs", pairs_per_pattern=2, start=2, **settings), tmp_path / "late")
+    assert list(load_choices(late)) == long[2:]
+
+
+@given(seed=st.integers(0, 2**16), withheld=st.sampled_from(["count", "orientation", "size"]))
+def test_captions_lack_a_withheld_attribute_and_name_all_others(seed: int, withheld: Attribute) -> None:
+    world = SMALL.model_copy(
+        update={"attribute_share": 1.0, "attribute_share_of": {withheld: 0.0}, "noise_share": 0.0, "foreign_share": 0.0}
+    )
+    full = world.model_copy(update={"attribute_share_of": {}})
+    scene = sample_scene(world, generator(seed))
+    named, all_named = (set(sample_caption(each, scene, generator(seed, 1)).named) for each in (world, full))
+    assert named == all_named - {withheld}
+
+
+@given(seed=st.integers(0, 2**16), shares=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_a_larger_share_of_details_keeps_those_of_a_smaller_one(seed: int, shares: tuple[float, float]) -> None:
+    clean = SMALL.model_copy(update={"attribute_noise": 0.0, "noise_share": 0.0, "foreign_share": 0.0})
+    scene = sample_scene(clean, generator(seed))
+    few, many = (
+        sample_caption(clean.model_copy(update={"attribute_share": share}), scene, generator(seed, 1)).named
+        for share in sorted(shares)
+    )
+    assert few.items() <= many.items()

@@ -10,6 +10,7 @@ one of their pair, 1/2 by chance. The accuracy is that of CLIP on pairs, before 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,10 @@ def predict_held_out(exposures: ArrayLike, gains: ArrayLike, in_first: ArrayLike
 
 
 def explained_share(predicted: ArrayLike, gains: ArrayLike) -> float:
-    """Return the share of the gains' variance that predictions explain, at most 1; 0 is as good as their mean."""
+    """Return the share of the gains' variance that predictions explain, at most 1; 0 is as good as their mean.
+
+    NaN if all gains are equal.
+    """
     y = np.asarray(gains, dtype=np.float64)
-    return float(1 - np.sum((y - np.asarray(predicted)) ** 2) / np.sum((y - y.mean()) ** 2))
+    squares = float(np.sum((y - y.mean()) ** 2))
+    return float(1 - np.sum((y - np.asarray(predicted)) ** 2) / squares) if squares else math.nan

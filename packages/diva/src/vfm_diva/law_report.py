@@ -94,7 +94,7 @@ def _error(model: str, predicted: Floats, gains: Floats) -> Metric:
 def _explained(predicted: Floats, gains: Floats) -> Metric:
     """Return the share of the gains' variance that held-out predictions explain, with a bootstrap over the cells."""
     draws = np.random.default_rng(0).integers(0, len(gains), (NUM_RESAMPLES, len(gains)))
-    low, high = np.quantile([explained_share(predicted[draw], gains[draw]) for draw in draws], [0.025, 0.975])
+    low, high = np.nanquantile([explained_share(predicted[draw], gains[draw]) for draw in draws], [0.025, 0.975])
     value = explained_share(predicted, gains)
     return Metric(name="explained", value=value, n=len(gains), low=float(low), high=float(high), model="law")
 

@@ -14,5 +14,5 @@ from vfm_diva.tune.stages import DivaTune
 
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
-    """Return the stages of DIVA: cached latents, prior, tuning, predicted gains, language models that read its towers."""
+    """Return the stages of DIVA: latents, prior, tuning, predicted gains, language models."""
     return [DivaLatents, DivaPrior, DivaTune, *stages_law.STAGES, *stages_mllm.STAGES]

@@ -70,7 +70,7 @@ class PromptEncoder:
         """Return the text states of B prompts."""
         known = inspect.signature(self.pipeline.encode_prompt).parameters
         arguments = {
-            **dict.fromkeys(("prompt", "prompt_2", "prompt_3"), list(texts)),
+            **{key: list(texts) for key in ("prompt", "prompt_2", "prompt_3")},
             "device": torch.device("cpu"),
             "num_images_per_prompt": 1,
             "do_classifier_free_guidance": False,
