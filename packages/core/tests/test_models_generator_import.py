@@ -87,8 +87,15 @@ def test_wrong_weights_pickles_and_missing_parts_are_one_line_errors(tmp_path: P
     weights.rename(weights.with_suffix(".bin"))
     assert "pickled weights are not read" in error_line()
     scheduler = source / "scheduler" / "scheduler_config.json"
-    scheduler.write_text(json.dumps({"prediction_type": "sample"}))
+    config = json.loads(scheduler.read_text())
+    scheduler.write_text(json.dumps({**config, "prediction_type": "sample"}))
     assert "'sample'" in error_line()
+    # Playground-2.5's: its noise does not follow from betas, and diffusers' DDIM would take default ones in silence.
+    scheduler.write_text(json.dumps({"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_max": 80.0}))
+    assert "its scheduler: expected one of DDIMScheduler, " in (line := error_line())
+    assert line.endswith("got EDMDPMSolverMultistepScheduler")
+    scheduler.write_text(json.dumps({key: value for key, value in config.items() if key != "beta_end"}))
+    assert "expected beta_start, beta_end, beta_schedule, got no beta_end" in error_line()
     scheduler.unlink()
     assert "scheduler_config.json: missing" in error_line()
     (source / "unet" / "config.json").unlink()

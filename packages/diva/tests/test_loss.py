@@ -130,7 +130,13 @@ def test_settings_that_leave_nothing_to_compare_are_refused() -> None:
             tune_config(loss=CONTRASTIVE, **changes)
 
 
-@pytest.mark.parametrize("changes", [{"preset": "genhancer"}, {"preset": "dcr", "augmentation": {"crop_scale": None}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preset": "genhancer", "augmentation": {"crop_scale": None}},
+        {"preset": "dcr", "augmentation": {"crop_scale": None}},
+    ],
+)
 def test_two_crops_that_are_not_random_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"contrastive compares two random crops: .* got null"):
         tune_config(loss=CONTRASTIVE, **changes)

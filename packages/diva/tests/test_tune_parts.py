@@ -105,10 +105,11 @@ def test_the_papers_presets_keep_the_codes_number_of_tokens(backbone: str, numbe
 
 
 def test_the_recommended_settings_suit_pretrained_generators() -> None:
-    given = {"name": "diva", "clip": "clip", "data": "pool", "generator": "sd", "steps": 4}
+    given = {"name": "diva", "clip": "clip", "data": "pool", "generator": "sd"}
     config = DivaTune.model_validate(given)
-    assert (config.preset, config.trained.type, config.condition.type) == ("recommended", "lora", "embedding")
-    assert config.lr <= 1e-5
+    # The whole tower needs no package beyond the ones of the default install.
+    assert (config.preset, config.trained, config.condition.type) == ("recommended", AllWeights(), "embedding")
+    assert (config.lr, config.num_steps) == (1e-6, 5000)
     assert isinstance(config.adapter, MlpAdapter)
     assert (config.adapter.first_steps, config.adapter.joint) == (2000, False)
     assert (config.anchor.type, config.timesteps) == ("cosine", LogitNormal(mean=0.0, std=1.0))
@@ -116,7 +117,7 @@ def test_the_recommended_settings_suit_pretrained_generators() -> None:
 
 def test_the_toys_settings_are_those_that_their_published_results_have() -> None:
     config = tune_config(preset="toy-prior")
-    assert PRESETS["toy-prior"] == {}
+    assert PRESETS["toy-prior"] == {"steps": 200}
     assert (config.adapter, config.condition) == (NoAdapter(), Embedding())
     assert (config.trained, config.anchor) == (AllWeights(), CosineAnchor(weight=0.3))
     assert (config.num_timesteps, config.timesteps) == (2, LogitNormal(mean=1.5, std=1.2))
@@ -151,7 +152,7 @@ def test_the_followers_presets_have_their_published_settings() -> None:
 @pytest.mark.parametrize(("preset", "generator"), [("recommended", "sd"), ("genhancer", "sd"), ("un2clip", "unclip")])
 def test_the_other_presets_run(preset: str, generator: str, pool: Pool, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    if preset != "un2clip":
+    if preset == "genhancer":
         pytest.importorskip("peft")
     clip, prior = family_clip("openai", tmp_path / "clip"), family_generator(generator, tmp_path / "generator")
     if preset == "un2clip":
@@ -258,12 +259,22 @@ def test_parts_that_do_not_fit_are_reported_before_anything_runs(
     assert (
         "expected scaling_factor 0.13025 of SDXL, like the denoiser; got 0.18215, that of Stable Diffusion" in message
     )
+    unknown_scale = family_generator("sdxl", tmp_path / "unknown", scale=0.5)
+    assert "got 0.5, that of no known family" in refusal(tune_config(adapter=LINEAR), clip=clip, prior=unknown_scale)
     unclip = family_generator("unclip", tmp_path / "unclip")
     message = refusal(tune_config(), clip=clip, prior=unclip)
     assert "embeddings of width 64, got custom with 32: set adapter.type: linear" in message
     wide = family_clip("openai", tmp_path / "wide")
     assert "set condition.type: embedding" in refusal(tune_config(condition={"type": "cls"}), clip=wide, prior=unclip)
     assert "so the prompt cannot be encoded" in refusal(tune_config(), clip=wide, prior=unclip)
+
+
+@pytest.mark.parametrize("key", ["latents_mean", "latents_std"])
+def test_a_vae_with_statistics_of_its_latents_is_refused(key: str, clip: ClipCheckpoint, tmp_path: Path) -> None:
+    generator = family_generator("sdxl", tmp_path)
+    file = generator.path / "vae" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: [0.1, 0.2, 0.3, 0.4]}))
+    assert f"got {key}, which is not supported" in refusal(tune_config(adapter=LINEAR), clip=clip, prior=generator)
 
 
 def test_a_dataset_without_a_readable_image_is_rejected(pool: Pool, tmp_path: Path) -> None:

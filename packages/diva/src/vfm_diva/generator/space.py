@@ -158,14 +158,21 @@ def load_latent_space(folder: Path, *, weights: bool = True) -> LatentSpace:
     """Return the latents of the VAE in a generator's folder.
 
     Raises:
-        UserError: there is no VAE, or one of an unknown class.
+        UserError: there is no VAE, or one of an unknown class or with statistics of its latents.
     """
     file = folder / VAE / "config.json"
     if not file.is_file():
         raise UserError(f"{folder / VAE}: no VAE found")
-    name = store_files.read_record(file).get("_class_name")
+    record = store_files.read_record(file)
+    name = record.get("_class_name")
     if name not in VAES:
         raise UserError(f"{folder / VAE}: expected a VAE of class {', '.join(VAES)}; got {name}")
+    for key in ("latents_mean", "latents_std"):
+        if record.get(key) is not None:
+            raise UserError(
+                f"{folder / VAE}: expected latents that are shifted and scaled by shift_factor and scaling_factor, got"
+                f" {key}, which is not supported"
+            )
     return LatentSpace(load_model(VAES[name], folder / VAE, weights=weights))
 
 
@@ -175,22 +182,22 @@ SCALES = {"Stable Diffusion": 0.18215, "SDXL": 0.13025, "SD3": 1.5305, "Flux": 0
 def check_scale(space: Space, network: Any, folder: Path) -> None:
     """Check that a pretrained denoiser is not combined with the VAE of another family.
 
-    Nothing else would reveal it: SD's VAE has the shape of SDXL's, but its latents have another spread. A scale of no
-    known family is accepted: it may be the model's own.
+    Nothing else would reveal it: SD's VAE has the shape of SDXL's, but its latents have another spread. The latents of
+    an `AutoencoderTiny` are scaled already.
 
     Raises:
-        UserError: the scale is that of another family.
+        UserError: the scale is that of another family, or of none.
     """
     family = {"SD3Transformer2DModel": "SD3", "FluxTransformer2DModel": "Flux"}.get(type(network).__name__)
     if family is None:
         family = "SDXL" if network.config.addition_embed_type == "text_time" else "Stable Diffusion"
-    if not isinstance(space, LatentSpace) or space.scale == SCALES[family]:
+    if not isinstance(space, LatentSpace) or isinstance(space.vae, AutoencoderTiny) or space.scale == SCALES[family]:
         return
-    if other := [name for name, scale in SCALES.items() if scale == space.scale]:
-        raise UserError(
-            f"{folder / VAE}: expected scaling_factor {SCALES[family]} of {family}, like the denoiser; got "
-            f"{space.scale}, that of {other[0]}"
-        )
+    other = [name for name, scale in SCALES.items() if scale == space.scale]
+    raise UserError(
+        f"{folder / VAE}: expected scaling_factor {SCALES[family]} of {family}, like the denoiser; got "
+        f"{space.scale}, that of {other[0] if other else 'no known family'}"
+    )
 
 
 def load_model(kind: Any, folder: Path, *, weights: bool) -> nn.Module:

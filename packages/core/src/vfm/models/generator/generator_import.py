@@ -42,6 +42,15 @@ NEEDED = (
 )
 VARIANTS = ("*.fp16.*", "*.non_ema.*", "*.bin", "*.ckpt", "*/.*")  # never copied
 Prediction = Literal["epsilon", "v", "flow"]
+# Schedulers whose noise follows from betas; of others, such as EDM's, the shares of signal differ.
+BETA_SCHEDULERS = (
+    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
+    "UniPCMultistepScheduler",
+)  # fmt: skip
+BETAS = ("beta_start", "beta_end", "beta_schedule")
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "flow_prediction": "flow"}
 
 
@@ -131,8 +140,14 @@ def _check_finite(file: Path) -> None:
 
 
 def _prediction(scheduler: dict[str, Any], folder: Path) -> Prediction:
-    if str(scheduler.get("_class_name", "")).startswith("FlowMatch"):  # these have no `prediction_type`
+    name = scheduler.get("_class_name")
+    if name in FLOW_SCHEDULERS:  # these have no `prediction_type`
         return "flow"
+    if name not in BETA_SCHEDULERS:
+        known = ", ".join((*BETA_SCHEDULERS, *FLOW_SCHEDULERS))
+        raise UserError(f"{folder}: its scheduler: expected one of {known}, got {name}")
+    if missing := [key for key in BETAS if key not in scheduler and scheduler.get("trained_betas") is None]:
+        raise UserError(f"{folder}: its scheduler's configuration: expected {', '.join(BETAS)}, got no {missing[0]}")
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS:
         raise UserError(
