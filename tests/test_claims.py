@@ -50,6 +50,12 @@ TRAININGS = {
         "taught", "clip", "prior_0", "feedback_0",
         *(f"{arm}_{number}" for arm in ("direct", "prior", "feedback") for number in (500, 2000, 20000)),
     ],
+    "diva_law": [
+        *(f"{kind}{text}" for kind in ("sighted", "clip") for text in ("", "_6", "_25")),
+        *(f"prior{dial}" for dial in ("", "_images", "_500", "_5000", "_no_position", "_6", "_25", "_seeing")),
+        "feedback", "direct", "distilled", "shuffled", "random_prior", "anchor_only", "no_rate", "by_images", "by_500",
+        "by_5000", "no_position", "text_6", "text_25", "seeing",
+    ],
     "diva_probes": [
         "taught", "clip", "full_vision", "full_text", "full_both", "captioned", "captioned_4px", "prior", "full_prior",
         "words_prior", "feedback", "feedback_of_words",
@@ -123,6 +129,14 @@ DATA = {  # the others': MADE
         *(f"{name}.{setting}" for name in ("prior", "full_prior", "words_prior") for setting in SMALL_PRIOR),
         *(one for one in PROBES if one.startswith(("orientation", "position", "size"))),
     ],
+    "diva_law": [
+        *(f"{name}.num_samples=150" for name in ("seen", "plain", "seen_6", "seen_25", "others", "others_5000")),
+        "others_500.num_samples=100", "others_no_position.num_samples=150", "val.num_samples=36",
+        *(f"{name}.pairs_per_pattern=4" for name in ("pairs", "known_pairs")),
+        *(f"{arm}.global_batch_size=16" for arm in TRAININGS["diva_law"]),
+        *(f"{arm}.image_size=8" for arm in TRAININGS["diva_law"] if arm.startswith("prior")),
+        *(f"{arm}.denoiser.width=16" for arm in TRAININGS["diva_law"] if arm.startswith("prior")),
+    ],
     "open_segmentation_tiny": [
         *MADE, "pairs.pairs_per_pattern=4", "scenes.num_samples=6", "objects.num_resamples=100",
         "with_ground.num_resamples=100",
@@ -154,6 +168,7 @@ SCORES = {
     "diva_tiny_varied": "mmvp_without_forgetting",
     "diva_sweep": "pair_accuracy/orientation",
     "diva_probes": "pair_accuracy/orientation",
+    "diva_law": "explained",
     "open_segmentation_tiny": "naclip_miou",
     "diva_retention": "pair_accuracy/orientation",
     "mllm_tiny": "pair_accuracy",

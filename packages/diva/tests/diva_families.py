@@ -155,6 +155,7 @@ def family_generator(name: str, folder: Path, *, scale: float | None = None) -> 
 OTHER_PARTS = {
     "StableDiffusionPipeline": ("vae", "scheduler", "safety_checker", "feature_extractor"),
     "StableDiffusionXLPipeline": ("vae", "scheduler"),
+    "StableDiffusion3Pipeline": ("vae", "scheduler"),
     "StableUnCLIPImg2ImgPipeline": (
         "vae", "scheduler", "feature_extractor", "image_encoder", "image_normalizer", "image_noising_scheduler"
     ),
@@ -172,10 +173,12 @@ def add_text_encoder(folder: Path, pipeline: str, *, second: bool = False) -> No
     (files / "vocab.json").write_text(json.dumps(vocabulary))
     (files / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer(str(files / "vocab.json"), str(files / "merges.txt"), model_max_length=12)
-    index: dict[str, Any] = {"_class_name": pipeline, "unet": ["diffusers", "UNet2DConditionModel"]}
+    is_sd3 = pipeline == "StableDiffusion3Pipeline"
+    index: dict[str, Any] = {"_class_name": pipeline, "transformer" if is_sd3 else "unet": ["diffusers", "none"]}
     torch.manual_seed(0)
     half = CONTEXT // 2 if second else CONTEXT
-    for suffix, kind in (("", CLIPTextModel), ("_2", CLIPTextModelWithProjection))[: 1 + second]:
+    first_kind = CLIPTextModelWithProjection if is_sd3 else CLIPTextModel
+    for suffix, kind in (("", first_kind), ("_2", CLIPTextModelWithProjection))[: 1 + second]:
         config = CLIPTextConfig(
             vocab_size=len(vocabulary),
             hidden_size=half,

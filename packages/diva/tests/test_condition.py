@@ -192,9 +192,9 @@ def test_the_prompts_states_are_its_text_encoders(tmp_path: Path) -> None:
     add_text_encoder(folder, "StableDiffusionPipeline")
     index = folder / "model_index.json"
     whole = index.read_text()
-    index.write_text(json.dumps(json.loads(whole) | {"text_encoder_3": [None, None]}))
+    index.write_text(json.dumps(json.loads(whole) | {"text_encoder_2": [None, None]}))
     with pytest.raises(
-        UserError, match=r"model_index.json has no text_encoder_3, so the prompt's text states would lack"
+        UserError, match=r"model_index.json has no text_encoder_2, so the prompt's text states would lack"
     ):
         encode_prompt(folder, "a photo of a .")
     index.write_text(whole)
@@ -248,3 +248,18 @@ def test_sdxls_prompt_has_two_encoders_states_and_a_vector(tmp_path: Path) -> No
     assert conditioning.tokens.shape == (1, 12, CONTEXT)
     assert conditioning.pooled is not None
     assert conditioning.pooled.shape == (1, 20)
+
+
+def test_sd3_without_t5_has_zeros_in_its_place_as_in_diffusers(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    folder = family_generator("sd3", tmp_path).path
+    add_text_encoder(folder, "StableDiffusion3Pipeline", second=True)
+    index = folder / "model_index.json"
+    absent = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    index.write_text(json.dumps(json.loads(index.read_text()) | absent))
+    conditioning = encode_prompt(folder, "a photo of a .")
+    of_clip, of_t5 = conditioning.tokens[:, :12], conditioning.tokens[:, 12:]
+    assert of_clip.any()
+    assert of_t5.shape[1] > 0
+    assert not of_t5.any()
+    assert conditioning.pooled is not None

@@ -11,9 +11,18 @@ from torch import nn
 
 from vfm.data import ImageTransform, load_choices
 from vfm.eval import score_mmvp_vlm
-from vfm.interfaces import short_name
+from vfm.interfaces import seconds, short_name
 from vfm.models import ClipModel, load_clip
-from vfm.plugin import BarsPanel, Context, Metric, Report, Score, TablePanel
+from vfm.plugin import (
+    BarsPanel,
+    Context,
+    Metric,
+    Preflight,
+    Report,
+    Score,
+    TablePanel,
+    TextPanel,
+)
 from vfm.statistics import bootstrap_interval, to_metric
 from vfm.train import prepare_device
 from vfm_diva.generator.conditioning import Conditioning
@@ -23,9 +32,12 @@ from vfm_diva.law import LAW, Floats, exposure
 from vfm_diva.prior.prior_task import PriorTask
 from vfm_diva.prior.statement_losses import NUM_TIMES, rises, statement_losses, statement_pairs
 from vfm_diva.stages_law import DivaPredict
+from vfm_diva.tune.estimate import diva_tune_cost
 from vfm_diva.tune.prompt import PromptEncoder
+from vfm_diva.tune.stages import DivaTune
 
 PARTS = ("pattern", "item")
+PEAK_FLOPS, UTILISATION = 312e12, 0.4  # of an A100 in bf16, as in `vfm plan --estimate`
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,31 @@ def predict_gains(config: DivaPredict, ctx: Context) -> Report:
         low, high = bootstrap_interval(prefers[here], items[here], seed=config.seed)
         score = by_metric.get(f"pair_accuracy/{pattern}", by_metric["pair_accuracy"])
         known.append(Knowledge(pattern, float(prefers[here].mean()), low, high, int(here.sum()), score))
+    if unknown := [each.pattern for each in known if each.low <= 0.5]:
+        ctx.log(f"the generator knows nothing of {', '.join(unknown)}: the interval of its preference includes 50 %")
+    if config.preset:
+        ctx.panel(_hours_panel(config, ctx, config.preset))
     return _report(config, ctx, known)
+
+
+def _hours_panel(config: DivaPredict, ctx: Context, preset: str) -> TextPanel:
+    """Return the GPU hours of the tuning by a preset, as `vfm plan --estimate` computes them."""
+    settings = {
+        "name": "tune",
+        "clip": config.clip,
+        "generator": config.generator,
+        "data": config.data,
+        "preset": preset,
+    }
+    cost = diva_tune_cost(DivaTune.model_validate(settings), Preflight({}, ctx.inputs))
+    time = seconds(cost, 1, PEAK_FLOPS, UTILISATION)
+    assert time is not None  # both models are known
+    hours = f"{time / 3600:,.3g} GPU hours for {cost.flops:.3g} floating-point operations"
+    assumed = f"{PEAK_FLOPS / 1e12:g} TFLOP/s, of which {100 * UTILISATION:g} % are reached"
+    ctx.log(f"diva.tune with preset {preset}: {hours}")
+    return TextPanel(
+        title="What the feedback costs", order=12, text=f"diva.tune, preset {preset}: {hours} ({assumed})."
+    )
 
 
 def _statement_source(clip: ClipModel, generator: Generator, prompt: str) -> PriorTask | PromptedGenerator:

@@ -18,6 +18,7 @@ from vfm.plugin import (
     Stage,
 )
 from vfm_diva.parts.parts import LogitNormal, Timesteps
+from vfm_diva.parts.presets import Preset
 
 
 class DivaPredict(Stage):
@@ -32,6 +33,9 @@ class DivaPredict(Stage):
     generator: Ref[GeneratorCheckpoint] = Field(description="a diva.prior, or a pretrained model with text encoders")
     data: Ref[ChoiceDataset] = Field(description="pairs of two images and two statements")
     prompt: str = Field("a photo of ", description="text before each statement, for CLIP and for pretrained generators")
+    preset: Preset | None = Field(
+        None, description="preset of the diva.tune whose GPU hours are computed; default: they are not"
+    )
     timesteps: Timesteps = Field(LogitNormal(), description="times at which images are noised, 8 for each image")
     seed: Seed = Field(0, description="seed of noise and times")
 

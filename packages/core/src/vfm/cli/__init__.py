@@ -12,7 +12,7 @@ from vfm.cli.command import app, note
 from vfm.cli.console import OutputError, prepare_streams
 
 # isort: off
-from vfm.cli import recipe, finetune, distill, evaluation, models, search, data  # noqa: F401  (the order of `vfm --help`)
+from vfm.cli import recipe, finetune, distill, forecast, evaluation, models, search, data  # noqa: F401  (the order of `vfm --help`)
 from vfm.cli import catalogue, installation, store, verification  # noqa: F401
 # isort: on
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -35,7 +36,8 @@ def check_encoder(folder: Path) -> None:
     index = store_files.read_record(folder / INDEX_FILE)
     check_encoder_classes(index, folder / INDEX_FILE)
     for name, part in index.items():
-        if name.startswith(ENCODERS) and isinstance(part, list) and None in part:  # SD 3 saved without T5
+        # SD 3 is often saved without T5, whose states are then zeros, as in diffusers.
+        if name.startswith(ENCODERS) and not name.endswith("_3") and isinstance(part, list) and None in part:
             raise UserError(f"{folder}: {INDEX_FILE} has no {name}, so the prompt's text states would lack its part")
 
 
@@ -64,6 +66,10 @@ class PromptEncoder:
                 self.pipeline = kind.from_pretrained(folder, **others)  # type: ignore[attr-defined]
             except ImportError:  # diffusers has dummy classes if transformers is missing
                 raise UserError(f"a prompt needs transformers: {how_to_install('vfm-diva[prompt]')}") from None
+
+        if getattr(self.pipeline, "text_encoder_3", self) is None:  # the zeros have the width of the denoiser's context
+            config = store_files.read_record(folder / "transformer" / "config.json")
+            self.pipeline.transformer = SimpleNamespace(config=SimpleNamespace(**config))
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Conditioning:

@@ -1,0 +1,53 @@
+"""The recipe of `vfm forecast`: a CLIP model, a generator and pairs, and the gain to expect of the generator's feedback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vfm.base import UserError, how_to_install
+from vfm.flow.recipe.yaml_lines import dump
+from vfm.flow.requests.inputs import Fields, Input, saved_artifact
+from vfm.interfaces import ChoiceDataset, ClipCheckpoint, GeneratorCheckpoint, Stage
+
+METHOD = "diva.predict"
+
+
+def forecast_recipe(clip: Input, generator: str, pairs: str, preset: str, known: Mapping[str, type[Stage]]) -> str:
+    """Return the recipe as YAML.
+
+    Args:
+        clip: the CLIP model.
+        generator: a saved artifact, a folder in diffusers' layout, or hf-hub:org/model.
+        pairs: a saved artifact, or a path as `data.choices` takes it.
+        preset: of the tuning whose GPU hours are computed.
+        known: stage types by kind.
+
+    Raises:
+        UserError: the package with the method is not installed, or an input is of another type.
+    """
+    if METHOD not in known:
+        raise UserError(f"vfm forecast needs the stage {METHOD}: {how_to_install('vfm-diva')}")
+    if not issubclass(clip.makes, ClipCheckpoint):
+        raise UserError(f"{clip.name}: expected a CLIP model, got an encoder without texts")
+    stages: list[Fields] = [clip.stage] if clip.stage else []
+    refs = {}
+    for name, word, makes, kind, field in (
+        ("generator", generator, GeneratorCheckpoint, "models.generator", "source"),
+        ("pairs", pairs, ChoiceDataset, "data.choices", "path"),
+    ):
+        artifact = saved_artifact(word)
+        if artifact and not isinstance(artifact, makes):
+            raise UserError(f"{word}: expected a {makes.__name__}, got a {type(artifact).__name__}")
+        refs[name] = word if artifact else name
+        stages += [] if artifact else [{"kind": kind, "name": name, field: word}]
+    stages.append(
+        {
+            "kind": METHOD,
+            "name": "forecast",
+            "clip": clip.ref,
+            "generator": refs["generator"],
+            "data": refs["pairs"],
+            "preset": preset,
+        }
+    )
+    return dump({"description": f"The gain to expect of feedback on {clip.name}.", "stages": stages})

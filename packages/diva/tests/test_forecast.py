@@ -1,0 +1,58 @@
+"""`vfm forecast`: a CLIP model, a generator and pairs become a recipe, a table of gains and the GPU hours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from diva_families import add_text_encoder, family_clip, family_generator
+from diva_toy import WORLD, run
+from vfm.cli.command import app
+from vfm.data.synthetic.stages import ShapesChoices
+from vfm.plugin import ChoiceDataset, ClipCheckpoint, GeneratorCheckpoint
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> ChoiceDataset:
+    return run(ShapesChoices(name="pairs", world=WORLD, pairs_per_pattern=8), tmp_path_factory.mktemp("pairs"))
+
+
+def forecast(folder: Path, clip: Path, generator: Path, pairs: Path, *more: str) -> tuple[int, str]:
+    words = ["forecast", str(clip), "--generator", str(generator), "--pairs", str(pairs)]
+    words += ["--store", str(folder / "store"), "--recipe", str(folder / "forecast.yaml"), *more]
+    done = CliRunner().invoke(app, words)
+    return done.exit_code, done.output
+
+
+def test_forecast_of_a_prior_lists_gains_and_hours(
+    tmp_path: Path, clip: ClipCheckpoint, prior: GeneratorCheckpoint, pairs: ChoiceDataset
+) -> None:
+    code, output = forecast(tmp_path, clip.path, prior.path, pairs.path, "--preset", "toy-prior")
+    assert code == 0, output
+    assert "gain/colour" in output
+    assert "preference/colour" in output
+    assert "diva.tune with preset toy-prior" in output
+    assert "GPU hours" in output
+
+
+def test_forecast_of_random_stable_diffusion_says_that_it_knows_nothing(tmp_path: Path, pairs: ChoiceDataset) -> None:
+    pytest.importorskip("transformers")
+    clip, sd = family_clip("openai", tmp_path / "clip"), family_generator("sd", tmp_path / "sd")
+    add_text_encoder(sd.path, "StableDiffusionPipeline")
+    code, output = forecast(tmp_path, clip.path, sd.path, pairs.path)
+    assert code == 0, output
+    assert "knows nothing of colour" in output
+
+
+@pytest.mark.parametrize("swapped", ["generator", "pairs"])
+def test_input_of_another_type_is_one_line(
+    swapped: str, tmp_path: Path, clip: ClipCheckpoint, prior: GeneratorCheckpoint, pairs: ChoiceDataset
+) -> None:
+    places = {"generator": prior.path, "pairs": pairs.path, swapped: clip.path}
+    code, output = forecast(tmp_path, clip.path, places["generator"], places["pairs"])
+    expected = {"generator": "GeneratorCheckpoint", "pairs": "ChoiceDataset"}[swapped]
+    assert code == 2
+    assert f"expected a {expected}, got a ClipCheckpoint" in output
+    assert "Traceback" not in output
