@@ -1,4 +1,4 @@
-"""The law of feedback: an exact law is recovered, held-out predictions use the other half only, and the stages agree."""
+"""The law of feedback: an exact law is recovered, held-out predictions use the other half, the stages agree."""
 
 from __future__ import annotations
 

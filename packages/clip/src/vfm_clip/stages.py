@@ -207,7 +207,7 @@ class ClipTrain(ClipTraining):
             raise ValueError(f"logit_scale.init must be at most logit_scale.max, {scale.max:g}; got {scale.init:g}")
         if self.loss.without_logits and not (self.text.is_locked and scale.lock):
             raise ValueError(
-                f"loss: {self.loss.type} has neither negatives nor logits: freeze text and set logit_scale.lock"
+                f"loss: {self.loss.type} has no negatives and no logits: freeze text and set logit_scale.lock"
             )
         if self.loading.sampler == "balanced" and isinstance(self.language, dict):
             raise ValueError("loading.sampler: balanced draws texts by their own probabilities: give one language")

@@ -83,6 +83,8 @@ from vfm.interfaces import (
     WarmupStableDecay,
     check_evaluations,
     hookimpl,
+    seconds,
+    short_name,
 )
 from vfm.interfaces.dense import (
     DensePredictor,
@@ -197,5 +199,7 @@ __all__ = [
     "how_to_install",
     "load_function",
     "merge_settings",
+    "seconds",
+    "short_name",
     "store_files",
 ]  # fmt: skip

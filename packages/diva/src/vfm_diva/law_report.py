@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vfm.interfaces import short_name
 from vfm.plugin import (
     Context,
     LinesPanel,
@@ -19,6 +18,7 @@ from vfm.plugin import (
     Series,
     TablePanel,
     UserError,
+    short_name,
 )
 from vfm.statistics import bootstrap_interval
 from vfm_diva.law import Floats, explained_share, exposure, fit_law, predict_held_out

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from vfm.data import ImageTransform, load_choices
-from vfm.eval import score_mmvp_vlm
-from vfm.interfaces import seconds, short_name
+from vfm.eval import score_mmvp_vlm, to_metric
 from vfm.models import ClipModel, load_clip
 from vfm.plugin import (
     BarsPanel,
@@ -22,8 +21,10 @@ from vfm.plugin import (
     Score,
     TablePanel,
     TextPanel,
+    seconds,
+    short_name,
 )
-from vfm.statistics import bootstrap_interval, to_metric
+from vfm.statistics import bootstrap_interval
 from vfm.train import prepare_device
 from vfm_diva.generator.conditioning import Conditioning
 from vfm_diva.generator.generator import Generator, load_generator
@@ -152,11 +153,13 @@ def _report(config: DivaPredict, ctx: Context, known: Sequence[Knowledge]) -> Re
         float(share @ gains),
         float(np.linalg.norm(share * widths)),
     )  # deviations from the law are independent
-    model, metrics = short_name(config.generator), []
+    model, metrics = short_name(config.generator), list[Metric]()
     for each, gain, half in zip(known, gains.tolist(), widths.tolist(), strict=True):
         accuracy = to_metric(each.pairs, model=model)
         metrics += [
-            Metric(name=f"gain/{each.pattern}", value=gain, n=accuracy.n, low=gain - half, high=gain + half, model=model),
+            Metric(
+                name=f"gain/{each.pattern}", value=gain, n=accuracy.n, low=gain - half, high=gain + half, model=model
+            ),
             Metric(
                 name=f"preference/{each.pattern}", value=each.preference, n=each.images, low=each.low, high=each.high,
                 model=model, chance=0.5,

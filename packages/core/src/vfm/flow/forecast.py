@@ -1,4 +1,4 @@
-"""The recipe of `vfm forecast`: a CLIP model, a generator and pairs, and the gain to expect of the generator's feedback."""
+"""The recipe of `vfm forecast`: a CLIP model, a generator, pairs, and the gain to expect of the feedback."""
 
 from __future__ import annotations
 

@@ -14,8 +14,9 @@ Preset = Literal[
 ]  # fmt: skip
 
 # recommended: for pretrained generators of latents. As in DIVA's followers, a first stage trains the adapter with CLIP
-# frozen, and a second one changes CLIP at a low rate; a random adapter trained jointly harms CLIP at first. The whole tower
-# with a cosine anchor lost less zero-shot accuracy for a point of pairs than LoRA or the last block (diva_retention).
+# frozen, and a second one changes CLIP at a low rate; a random adapter trained jointly harms CLIP at first. The whole
+# tower with a cosine anchor lost less zero-shot accuracy for a point of pairs than LoRA or the last block did
+# (diva_retention).
 # toy-prior: for a small diva.prior, which has its own map from CLIP's joint space and needs no adapter; these are the
 # stage's own defaults.
 # genhancer: Ma et al. 2025 (arXiv:2503.19480), un2clip: Li et al. 2025 (arXiv:2505.24517), dcr: Han et al. 2026
