@@ -59,11 +59,12 @@ class PromptEncoder:
         kind: Any = getattr(diffusers, str(index.get("_class_name")), None)
         if not inspect.isclass(kind) or not issubclass(kind, diffusers.DiffusionPipeline):
             raise UserError(f"{folder / INDEX_FILE}: diffusers has no pipeline {index.get('_class_name')!r}")
-        parts = [name for name, value in index.items() if isinstance(value, list)]
-        others = {name: None for name in parts if not name.startswith(ENCODERS)}
+        parts = [name for name, value in index.items() if isinstance(value, list) and not name.startswith(ENCODERS)]
+        third = [f"{part}_3" for part in ENCODERS if f"{part}_3" in inspect.signature(kind.__init__).parameters]
+        absent = dict.fromkeys([*parts, *(name for name in third if not (folder / name).is_dir())])
         with store_files.naming(folder, "a text encoder"), without_custom_code(folder):
             try:
-                self.pipeline = kind.from_pretrained(folder, **others)  # type: ignore[attr-defined]
+                self.pipeline = kind.from_pretrained(folder, **absent)  # type: ignore[attr-defined]
             except ImportError:  # diffusers has dummy classes if transformers is missing
                 raise UserError(f"a prompt needs transformers: {how_to_install('vfm-diva[prompt]')}") from None
 
