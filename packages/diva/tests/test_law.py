@@ -23,8 +23,8 @@ from vfm.plugin import (
     Report,
     UserError,
 )
-from vfm_diva.law import explained_share, exposure, fit_law, predict_held_out
-from vfm_diva.stages_law import DivaLaw, DivaPredict
+from vfm_diva.forecast.law import explained_share, exposure, fit_law, predict_held_out
+from vfm_diva.forecast.stages import DivaLaw, DivaPredict
 
 shares = st.floats(0, 1)
 cells = st.lists(st.tuples(shares, shares), min_size=2, max_size=20)
@@ -92,7 +92,7 @@ def by_name(report: Report) -> dict[str, Metric]:
 def test_prediction_is_the_law_of_what_is_reported(
     tmp_path: Path, clip: ClipCheckpoint, prior: GeneratorCheckpoint, pairs: ChoiceDataset
 ) -> None:
-    from vfm_diva.law import LAW
+    from vfm_diva.forecast.law import LAW
 
     report = by_name(predicted(tmp_path, clip, prior, pairs))
     for pattern in ("size", "colour"):

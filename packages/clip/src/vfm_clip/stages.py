@@ -205,7 +205,7 @@ class ClipTrain(ClipTraining):
         scale = self.logit_scale
         if scale.init and scale.init > scale.max:
             raise ValueError(f"logit_scale.init must be at most logit_scale.max, {scale.max:g}; got {scale.init:g}")
-        if self.loss.without_logits and not (self.text.is_locked and scale.lock):
+        if self.loss.without_logits and not (self.text.is_frozen and scale.lock):
             raise ValueError(
                 f"loss: {self.loss.type} has no negatives and no logits: freeze text and set logit_scale.lock"
             )

@@ -9,7 +9,7 @@ import typer
 
 from vfm.cli.command import DEFAULT_STORE, DebugOption, SetOption, StoreOption, command
 from vfm.cli.written_recipe import RecipeOption, WriteOnlyOption, run_written
-from vfm.flow.forecast import forecast_recipe
+from vfm.flow.requests.forecast import forecast_recipe
 from vfm.flow.requests.inputs import model_input
 from vfm.interfaces import load_plugins, stage_types
 

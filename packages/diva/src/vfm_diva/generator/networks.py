@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vfm.plugin import UserError
 from vfm_diva.generator.conditioning import Conditioning
-from vfm_diva.mlp_denoiser import MlpDenoiser
+from vfm_diva.generator.mlp_denoiser import MlpDenoiser
 from vfm_diva.parts.network_parts import FlowTransformer, Mlp, UNet
 
 NETWORKS: dict[str, Any] = {
@@ -118,7 +118,8 @@ def build_unet(config: UNet, *, sample_size: int, channels: int, context_width: 
 
 def build_mlp(config: Mlp, *, sample_size: int, channels: int, context_width: int) -> MlpDenoiser:
     """Return an MLP with random weights from torch's generator."""
-    return MlpDenoiser(sample_size, channels, context_width, config.width, config.num_blocks)
+    network: MlpDenoiser = MlpDenoiser(sample_size, channels, context_width, config.width, config.num_blocks)
+    return network
 
 
 def build_flow_transformer(

@@ -67,7 +67,7 @@ def statement_pairs(choices: Iterable[Choice]) -> Iterator[StatementPair]:
 
 @torch.no_grad()
 def statement_losses(
-    task: StatementSource,
+    task: Any,
     pairs: Sequence[StatementPair],
     transform: ImageTransform,
     sampler: NoiseSampler,
@@ -77,7 +77,7 @@ def statement_losses(
     """Return the loss of each image with its own and with the other statement, averaged over the same times, (P, 2).
 
     Args:
-        task: conditions a denoiser on statements, such as a `PriorTask` after training.
+        task: a `StatementSource` and a module, such as a `PriorTask` after training.
         pairs: P images.
         transform: makes the generator's image.
         sampler: draws noise and N times for each image.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vfm.data import ImageTransform, load_choices
-from vfm.eval import score_mmvp_vlm, to_metric
+from vfm.eval import score_mmvp_vlm
 from vfm.models import ClipModel, load_clip
 from vfm.plugin import (
     BarsPanel,
@@ -24,15 +24,15 @@ from vfm.plugin import (
     seconds,
     short_name,
 )
-from vfm.statistics import bootstrap_interval
+from vfm.statistics import bootstrap_interval, to_metric
 from vfm.train import prepare_device
+from vfm_diva.forecast.law import LAW, Floats, exposure
+from vfm_diva.forecast.stages import DivaPredict
 from vfm_diva.generator.conditioning import Conditioning
 from vfm_diva.generator.generator import Generator, load_generator
 from vfm_diva.generator.noise import NoiseSampler
-from vfm_diva.law import LAW, Floats, exposure
 from vfm_diva.prior.prior_task import PriorTask
 from vfm_diva.prior.statement_losses import NUM_TIMES, rises, statement_losses, statement_pairs
-from vfm_diva.stages_law import DivaPredict
 from vfm_diva.tune.estimate import diva_tune_cost
 from vfm_diva.tune.prompt import PromptEncoder
 from vfm_diva.tune.stages import DivaTune

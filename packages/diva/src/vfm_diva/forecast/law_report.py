@@ -21,8 +21,8 @@ from vfm.plugin import (
     short_name,
 )
 from vfm.statistics import bootstrap_interval
-from vfm_diva.law import Floats, explained_share, exposure, fit_law, predict_held_out
-from vfm_diva.stages_law import DivaLaw, LawArm
+from vfm_diva.forecast.law import Floats, explained_share, exposure, fit_law, predict_held_out
+from vfm_diva.forecast.stages import DivaLaw, LawArm
 
 NUM_RESAMPLES = 2000
 DIAGONAL = (-0.2, 0.8)  # gains that the chart shows

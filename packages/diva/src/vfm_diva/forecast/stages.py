@@ -40,7 +40,7 @@ class DivaPredict(Stage):
     seed: Seed = Field(0, description="seed of noise and times")
 
     makes: ClassVar[type[Artifact]] = Report
-    work: ClassVar[str] = "vfm_diva.predict:predict_gains"
+    work: ClassVar[str] = "vfm_diva.forecast.predict:predict_gains"
 
 
 class LawArm(Config):
@@ -63,7 +63,7 @@ class DivaLaw(Stage):
     arms: list[LawArm] = Field(min_length=2, description="feedbacks with different priors or CLIP models")
 
     makes: ClassVar[type[Artifact]] = Report
-    work: ClassVar[str] = "vfm_diva.law_report:compare_law"
+    work: ClassVar[str] = "vfm_diva.forecast.law_report:compare_law"
 
     @model_validator(mode="after")
     def _different_arms(self) -> DivaLaw:
