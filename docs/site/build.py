@@ -36,7 +36,7 @@ USING, METHODS = (
 RESULTS = "docs/results.md"
 MEASURED = ["docs/performance.md", "docs/faults.md"]
 PACKAGES = [f"packages/{name}/README.md" for name in ("core", "curation", "eva", "clip", "diva", "kernels")]
-NOTEBOOKS = "examples/notebooks"
+NOTEBOOKS, PLAIN = "examples/notebooks", "examples/plain"
 Navigation = list[tuple[str, "str | Navigation"]]
 
 
@@ -103,6 +103,10 @@ def navigation(pages: Pages) -> Navigation:
     return [
         ("Start", START),
         ("Guides", [*guides, ("Changelog", CHANGES)]),
+        (
+            "In one file",
+            _titled(pages, [f"{PLAIN}/README.md", *(f"{PLAIN}/{name}.py.md" for name in paper_pages.METHODS)]),
+        ),
         ("Recipes", _titled(pages, _under(pages, recipe_pages.INDEX))),
         ("Stages", [*_titled(pages, [stage_pages.INDEX]), *_stage_groups(pages)]),
         ("API", _titled(pages, _under(pages, api_pages.INDEX))),

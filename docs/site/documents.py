@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import beside
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +93,7 @@ class Pages:
             queue.append(target)
             return target.with_suffix(".md")
         if _suffix(target) in SHOWN:
-            self.texts[f"{path}.md"] = f"# {path}\n\n{_fenced(target)}"
+            self.texts[f"{path}.md"] = _page(target, path)
             return target.with_name(f"{target.name}.md")
         self.files[path] = target.read_bytes()
         return target
@@ -101,6 +102,11 @@ class Pages:
 def _suffix(file: Path) -> str:
     """Return the end of a file's name, that of what a template makes."""
     return Path(file.name.removesuffix(".jinja")).suffix
+
+
+def _page(file: Path, path: str) -> str:
+    """Return the page of a file's text, with equations if it has some."""
+    return beside.page(file) if beside.has_equations(file) else f"# {path}\n\n{_fenced(file)}"
 
 
 def _fenced(file: Path) -> str:

@@ -10,14 +10,14 @@ import results
 
 FOLDER = Path(__file__).parent / "papers"
 INDEX = "papers/index.md"
-ORDER = ("index", "metaclip", "eva", "clip", "diva")
+METHODS = ("metaclip", "eva", "clip", "diva")
 DRAWN = re.compile(r"^\{\{ (\w+): (.+) \}\}$", re.MULTILINE)  # {{ PAGE: first words of a line of a block }}
 BLOCKS = re.compile(r"(?:^\{\{ .+ \}\}\n+)+", re.MULTILINE)  # one quotation
 
 
 def pages() -> Iterator[tuple[str, str]]:
     """Yield the path and the text of each page, the list first."""
-    for name in ORDER:
+    for name in ("index", *METHODS):
         text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
         yield f"papers/{name}.md", BLOCKS.sub(_quotation, text)
 
