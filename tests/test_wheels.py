@@ -52,6 +52,7 @@ def test_shipped_recipes_and_the_files_of_the_page_are_in_the_wheel(wheels: Path
     assert {f"vfm/report/page.{ending}" for ending in ("js", "css", "html.j2")} <= names
 
 
+@pytest.mark.needs("git")
 @pytest.mark.parametrize("package", PACKAGES)
 def test_sdist_holds_sources_and_tests_and_nothing_that_git_ignores(package: str, wheels: Path) -> None:
     (sdist,) = wheels.glob(f"vfm_{package}-*.tar.gz")

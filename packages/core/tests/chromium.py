@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+needs_chromium = pytest.mark.needs("chromium or google-chrome", "chromedriver")
+
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Headless Chromium that logs its console and its requests. Where it is absent: a skip here, a failure in CI."""
-    binary, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    try:
-        from selenium import webdriver
-    except ImportError:
-        binary = None
-    if not (binary and driver):
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(
-            "no chromium with chromedriver and selenium here"
-        )
+    """Headless Chromium that logs its console and its requests, for tests that have the mark below."""
+    webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
-    options.binary_location = binary
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome")
     for flag in (
         "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
         "disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('profile')}",
     ):  # fmt: skip
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
     yield chromium
     chromium.quit()
 

@@ -9,6 +9,8 @@ import pytest
 
 from vfm.flow.records import manifest
 
+pytestmark = pytest.mark.needs("git")
+
 
 def git(folder: Path, *args: str) -> str:
     command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *args]

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from chromium import browser, click, section, seen
+from chromium import browser, click, needs_chromium, section, seen
 from report_world import ODD, Elements, photo, run
 from vfm.interfaces import ImagesPanel, Picture, TablePanel
 from vfm.report import RunSummary, write_report
 
 __all__ = ["browser", "run"]
+pytestmark = needs_chromium
 
 
 @pytest.fixture

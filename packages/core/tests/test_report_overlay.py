@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from chromium import browser, section
+from chromium import browser, needs_chromium, section
 from report_world import ODD, run
 from vfm.interfaces import LinesPanel, Series
 from vfm.report import RunSummary, write_report
 
 __all__ = ["browser", "run"]
+pytestmark = needs_chromium
 
 
 def test_curves_of_other_charts_are_added_to_an_enlarged_one(run: RunSummary, tmp_path: Path, browser: Any) -> None:

@@ -56,6 +56,7 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["train/loss"] for line in (folder / "part" / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.needs("g++")
 @pytest.mark.parametrize("choice", ["blocks", "whole"])
 def test_compiled_layers_give_the_losses_of_plain_ones(tmp_path, choice):
     settings: dict[str, Any] = {"steps": 6, "log_every": 1, "micro_batch_size": 4}
@@ -130,6 +131,7 @@ def test_weights_of_convolutions_are_stored_with_channels_last_and_saved_as_befo
             assert torch.equal(value, state[name])
 
 
+@pytest.mark.needs("g++")
 def test_compiled_blocks_of_one_class_share_their_code():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

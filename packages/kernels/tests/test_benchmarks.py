@@ -52,6 +52,7 @@ ALL = SOME | {
 
 
 @pytest.mark.slow
+@pytest.mark.needs("g++")
 @pytest.mark.parametrize("ops", [ALL if "VFM_WIDE" in os.environ else SOME], ids=len)
 def test_ops_and_training_steps_run_at_tiny_sizes_with_inductor(tmp_path, ops):
     """Each row of the real run, compiled by inductor as on a GPU: its backward is walked many times."""
