@@ -3,9 +3,10 @@
 
 # `uv run` alone installs what vfm needs; its tests and tools are in the development group.
 RUN := uv run --dev
+ALL_OF := $(RUN) pytest -m "" # pytest alone leaves out slow tests
 
 test: ## all that CI runs
-	$(RUN) pytest -n 3
+	$(ALL_OF) -n 3
 
 check: ## style, types, architecture
 	$(RUN) ruff format --check . && $(RUN) ruff check . && $(RUN) mypy && $(RUN) lint-imports
@@ -21,29 +22,29 @@ docs-serve: ## the same at localhost:8000, where its search works
 
 packages: ## every package's own tests, alone in an environment of its own
 	for package in core kernels curation eva clip diva; do \
-		uv run --isolated --package vfm-$$package pytest packages/$$package || exit 1; done
+		uv run --isolated --package vfm-$$package pytest -m "" packages/$$package || exit 1; done
 
 release: ## six wheels and six sdists in dist/, checked by twine and in clean environments; uploads nothing
 	rm -rf dist
 	uv build --all-packages --out-dir dist
-	VFM_RELEASE=dist $(RUN) pytest tests/test_wheels.py
+	VFM_RELEASE=dist $(ALL_OF) tests/test_wheels.py
 
 VFM_NUM_KILLS ?= 20
 kill-test: ## SIGTERM, SIGINT and SIGKILL at random moments of a recipe with every kind of stage, in 1 and in 2 processes
-	VFM_NUM_KILLS=$(VFM_NUM_KILLS) $(RUN) pytest tests/test_kill_and_resume.py -s
+	VFM_NUM_KILLS=$(VFM_NUM_KILLS) $(ALL_OF) tests/test_kill_and_resume.py -s
 
 flip-test: ## a thousand flipped bits in checkpoints, models and files of a store, with a table (minutes)
-	VFM_NUM_FLIPS=1000 $(RUN) pytest packages/core/tests/test_bit_flips.py -s
+	VFM_NUM_FLIPS=1000 $(ALL_OF) packages/core/tests/test_bit_flips.py -s
 
 oracle-test: ## damage whose effect is known: samples put in = samples read + samples counted, with a table
-	$(RUN) pytest packages/core/tests/test_data_oracle.py -s
+	$(ALL_OF) packages/core/tests/test_data_oracle.py -s
 
 fuzz: ## 5,000 damaged files of every kind and what became of them, docs/faults.md (half an hour; resumes what was stopped)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN) python -m fuzz --cases 5000 --jobs 2 --resume .fuzz.jsonl --out docs/faults.md
 
 kernels-wide: ## Triton's interpreter at real shapes, five architectures, every op and training step by inductor (minutes)
 	TRITON_INTERPRET=1 $(RUN) pytest packages/kernels/tests/interpreter -m slow -n 2
-	VFM_WIDE=1 $(RUN) pytest packages/kernels/tests/test_aot.py packages/kernels/tests/test_benchmarks.py -n 2
+	VFM_WIDE=1 $(ALL_OF) packages/kernels/tests/test_aot.py packages/kernels/tests/test_benchmarks.py -n 2
 
 gpu-tests: ## the kernels' tests on a GPU, also under compute-sanitizer (needs the CUDA toolkit; an hour)
 	$(RUN) pytest packages/kernels/tests/gpu
@@ -71,11 +72,11 @@ test-portable: ## numerical tests as on other processors: three vector widths, 1
 	failed=0; for capability in default avx2 avx512; do for threads in 1 4; do \
 		for tests in "$(NUMERICAL_kernels)" "$(NUMERICAL_core)" "$(NUMERICAL_clip)" "$(NUMERICAL_eva)" "$(NUMERICAL_diva)"; do \
 			echo "ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads"; \
-			OMP_WAIT_POLICY=passive ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads $(RUN) pytest $$tests || failed=1; \
+			OMP_WAIT_POLICY=passive ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads $(ALL_OF) $$tests || failed=1; \
 	done; done; done; exit $$failed
 
 notebooks: ## run the notebooks and save what they show
-	VFM_SAVE_NOTEBOOKS=1 $(RUN) pytest tests/test_notebooks.py
+	VFM_SAVE_NOTEBOOKS=1 $(ALL_OF) tests/test_notebooks.py
 
 # Another resolution would rewrite uv.lock, so these work in a copy, in an environment of its own (some GB in uv's cache).
 PACKAGE ?= core
@@ -86,16 +87,16 @@ build/%: FORCE
 FORCE:
 
 test-oldest: build/oldest ## tests of a package with the oldest dependencies that it allows: PACKAGE=clip, TESTS=packages/clip/tests/test_losses.py
-	cd $< && uv run --isolated --resolution lowest-direct --package vfm-$(PACKAGE) pytest $(TESTS)
+	cd $< && uv run --isolated --resolution lowest-direct --package vfm-$(PACKAGE) pytest -m "" $(TESTS)
 
 test-newest: build/newest ## the same with the newest; but for torch and NumPy, whose pins [tool.uv] in pyproject.toml explains
 	sed -i '/^exclude-newer/d' $</pyproject.toml
-	cd $< && uv run --isolated --package vfm-$(PACKAGE) pytest $(TESTS)
+	cd $< && uv run --isolated --package vfm-$(PACKAGE) pytest -m "" $(TESTS)
 
 test-torch-latest: ## the kernels' tests on the newest torch and Triton, in an environment of their own (some GB)
 	uv run --isolated --no-project --no-config --with torch --with triton --with pytest --with pytest-xdist --with hypothesis \
 		--with-editable "packages/core[torch,report]" --with-editable packages/kernels \
 		--with-editable packages/eva --with-editable packages/clip \
-		pytest -n 2 -rx packages/kernels --ignore packages/kernels/tests/test_xformers.py packages/core/tests/test_train_kernels.py \
+		pytest -m "" -n 2 -rx packages/kernels --ignore packages/kernels/tests/test_xformers.py packages/core/tests/test_train_kernels.py \
 		packages/eva/tests/test_kernels.py packages/eva/tests/test_padding.py \
 		packages/clip/tests/test_kernels.py packages/clip/tests/test_padding.py

@@ -28,6 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[:] = slow_first(items, workers, lambda item: item.name)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the tests of each package say at their end, of which pytest shows nothing where they pass."""
+    for report in terminalreporter.getreports("passed"):
+        for summary in dict(report.user_properties).values():
+            terminalreporter.write(summary)
+
+
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheels of all six packages and the sdists that they were built from.

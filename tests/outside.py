@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def install(folder: Path, wheels: Path, *wanted: str | Path) -> Installed:
     """Makes an environment with some packages, ours from `wheels`, the others as the workspace fixes them."""
     made = Installed(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    checked(call("uv", "venv", "--quiet", "--python", "3.11", folder / "venv", cwd=folder))
+    checked(call("uv", "venv", "--quiet", "--python", sys.executable, folder / "venv", cwd=folder))
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]
     constraints = folder / "constraints.txt"
     constraints.write_text("\n".join(settings["constraint-dependencies"]) + "\n")

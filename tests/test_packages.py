@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from outside import PACKAGES, ROOT
+
+SPEEDS = {"quick": "not slow", "slow": "slow"}
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +33,17 @@ def uv(*arguments: str, package: str, box: Path) -> subprocess.CompletedProcess[
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize("package", ["core", "kernels", "curation", "eva", "clip", "diva"])
-def test_package_passes_its_tests_alone(package: str, box: Path) -> None:
-    command = ("python", "-m", "pytest", f"packages/{package}", "-p", "no:cacheprovider")
+@pytest.mark.parametrize("speed", ["quick", pytest.param("slow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_passes_its_tests_alone(
+    package: str, speed: str, box: Path, record_property: Callable[[str, object], None]
+) -> None:
+    command = ("python", "-m", "pytest", f"packages/{package}", "-p", "no:cacheprovider", "-m", SPEEDS[speed])
     done = uv(*command, package=f"vfm-{package}", box=box)
-    print(done.stdout[-3000:])
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert re.search(r"\d+ passed", done.stdout)
+    summary = re.split(r"\[100%\]\n|=+ short test summary info =+\n", done.stdout)[-1]
+    assert re.search(r"\d+ passed", summary)
+    record_property("alone", f"{package}, {speed} tests:\n{summary}")
 
 
 def test_nothing_but_a_package_and_what_it_declares_is_installed(box: Path) -> None:
