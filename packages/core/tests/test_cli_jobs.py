@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import toy_plugin
 import vfm
 from cli_world import install, run_here, toys
 from vfm.storage.locks import is_locked
@@ -38,6 +39,7 @@ stages:
   - {kind: hold.count, name: second, number: b, silent: false}
 """
 KEEPER = """
+import toy_plugin
 import vfm
 @vfm.hookimpl
 def vfm_event(event):
@@ -99,7 +101,7 @@ def test_two_jobs_make_the_artifacts_of_one_and_listeners_receive_each_event_onc
     assert (done.returncode, done.stderr) == (0, "")
     assert run_here("run", "r.yaml", "--store", "other").code == 0
     for name in ("a", "b", "first", "second", "both"):
-        two, one = (vfm.Artifact.load(Path(store, "runs/r/artifacts", name)) for store in ("store", "other"))
+        two, one = (toy_plugin.Numbers.load(Path(store, "runs/r/artifacts", name)) for store in ("store", "other"))
         assert two.values == one.values
     kept = Path("kept.txt").read_text().splitlines()
     assert [kept.count(f"{kind} first") for kind in ("stage_started", "metrics", "stage_finished")] == [1, 1, 1]
@@ -116,7 +118,7 @@ def test_a_failing_stage_leaves_the_others_to_finish_and_the_next_run_makes_only
     assert done.stderr.splitlines() == ["error: f: the numbers do not add up"]
     assert "✗ f f: the numbers do not add up" in done.stdout
     assert "not run, since they need what failed: more" in done.stdout
-    assert vfm.Artifact.load(Path("store/runs/r/artifacts/both")).values
+    assert toy_plugin.Numbers.load(Path("store/runs/r/artifacts/both")).values
     Path("r.yaml").write_text(SUMS)
     assert finished().returncode == 0
     cached = [event["stage"] for event in events() if event["type"] == "stage_finished" and event["cached"]]
@@ -147,7 +149,9 @@ def test_after_any_signal_all_stages_end_and_the_next_run_goes_on(silent: bool, 
     assert finished().returncode == 0
     begun = [event["status"] for event in events() if event["type"] == "stage_started" and event["stage"] == "first"]
     assert begun == ["new", "resume", "resume", "resume"]
-    assert all(vfm.Artifact.load(Path("store/runs/r/artifacts", name)).values[0] >= 3 for name in ("first", "second"))
+    assert all(
+        toy_plugin.Numbers.load(Path("store/runs/r/artifacts", name)).values[0] >= 3 for name in ("first", "second")
+    )
 
 
 def test_a_signal_ends_a_run_that_waits_for_another_runs_lock(site: Path) -> None:
@@ -158,12 +162,13 @@ def test_a_signal_ends_a_run_that_waits_for_another_runs_lock(site: Path) -> Non
     waiting = start("--quiet")
     wait_for(lambda: any("waiting for" in event.get("message", "") for event in events()))
     waiting.terminate()
-    assert waiting.wait(timeout=600) == 143
+    waiting.communicate(timeout=600)
+    assert waiting.returncode == 143
     holder.terminate()
     holder.communicate(timeout=600)
 
 
-@pytest.mark.parametrize(("word", "reason"), [("0", "x>=1"), ("two", "valid int")])
+@pytest.mark.parametrize(("word", "reason"), [("0", "greater than or equal to 1"), ("two", "valid int")])
 def test_jobs_that_are_no_number_are_refused(word: str, reason: str, toys: Path) -> None:
     done = run_here("run", "r.yaml", "--jobs", word)
     assert done.code == 2
