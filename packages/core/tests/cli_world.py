@@ -45,9 +45,9 @@ def install(folder: Path, name: str, module: str) -> None:
     (info / "entry_points.txt").write_text(f"[vfm]\n{name} = {module}\n")
 
 
-def run_here(*words: str | Path) -> Outcome:
-    """The command in this process, which is quick."""
-    done = CliRunner().invoke(app, [str(word) for word in words], prog_name="vfm")
+def run_here(*words: str | Path, answers: str = "") -> Outcome:
+    """The command in this process, which is quick; `answers` are the lines of its standard input."""
+    done = CliRunner().invoke(app, [str(word) for word in words], prog_name="vfm", input=answers)
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     return Outcome(done.exit_code, done.stdout, done.stderr)

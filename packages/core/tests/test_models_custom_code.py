@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, dynamic_module_utils
 
 import dense_toy  # noqa: F401  (declares a predictor)
 from cli_world import run_here
@@ -21,15 +19,16 @@ from vfm.interfaces import DenseCheckpoint
 from vfm.models.custom_code import without_custom_code
 from video_predictor import make_classifier
 
+transformers = pytest.importorskip("transformers")
+
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A CLIP folder with a Python file beside its weights, an image, and a user who answers yes to every question."""
+def world(tmp_path: Path) -> Path:
+    """A CLIP folder with a Python file beside its weights, and an image."""
     tiny_clip(tmp_path / "model", 0)
     (tmp_path / "photo.png").write_bytes(png("red", 1))
     mark = f"from pathlib import Path\nPath({str(tmp_path / 'executed')!r}).touch()\n"
     (tmp_path / "model" / "tok.py").write_text(f"{mark}class Tok: pass\nclass Config: pass\n")
-    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
     return tmp_path
 
 
@@ -51,7 +50,7 @@ def test_a_tokenizers_own_code_is_refused_in_one_line(world: Path, options: dict
     model = world / "model"
     change_text(model, hf_tokenizer_name="x", tokenizer_kwargs=options)
     (model / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["tok.Tok", None]}}))
-    done = run_here("predict", model, world / "photo.png", "--classes", "a,b")
+    done = run_here("predict", model, world / "photo.png", "--classes", "a,b", answers="y\n" * 9)
     assert not (world / "executed").exists()
     assert (done.code, len(done.errors)) == (2, 1), done.err
     assert reason in done.err
@@ -61,7 +60,7 @@ def test_a_text_towers_own_code_is_refused_in_one_line(world: Path) -> None:
     model = world / "model"
     change_text(model, hf_model_name=str(model))
     (model / "config.json").write_text(json.dumps({"model_type": "new", "auto_map": {"AutoConfig": "tok.Config"}}))
-    done = run_here("predict", model, world / "photo.png", "--classes", "a,b")
+    done = run_here("predict", model, world / "photo.png", "--classes", "a,b", answers="y\n" * 9)
     assert not (world / "executed").exists()
     assert (done.code, len(done.errors)) == (2, 1), done.err
     assert "Python code of their own" in done.err
@@ -80,17 +79,18 @@ def test_a_text_towers_own_code_is_refused_in_one_line(world: Path) -> None:
 )
 def test_other_options_of_a_tokenizer_are_refused_by_name(world: Path, options: Any, reason: str) -> None:
     change_text(world / "model", tokenizer_kwargs=options)
-    done = run_here("predict", world / "model", world / "photo.png", "--classes", "a,b")
+    done = run_here("predict", world / "model", world / "photo.png", "--classes", "a,b", answers="y\n" * 9)
     assert (done.code, len(done.errors)) == (2, 1), done.err
     assert reason in done.err
 
 
 def test_a_callers_waiting_time_of_transformers_is_restored(world: Path) -> None:
     (world / "model" / "config.json").write_text(json.dumps({"auto_map": {"AutoConfig": "tok.Config"}}))
-    before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    waits = transformers.dynamic_module_utils
+    before = waits.TIME_OUT_REMOTE_CODE
     with pytest.raises(UserError, match="Python code of their own"), without_custom_code("m"):
-        AutoConfig.from_pretrained(world / "model")
-    assert before == dynamic_module_utils.TIME_OUT_REMOTE_CODE
+        transformers.AutoConfig.from_pretrained(world / "model")
+    assert before == waits.TIME_OUT_REMOTE_CODE
     with pytest.raises(ValueError, match="other"), without_custom_code("m"):
         raise ValueError("other")
 
