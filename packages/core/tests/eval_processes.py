@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+import dense_toy  # noqa: F401  its stage declares the predictor
+import video_predictor  # noqa: F401  likewise
 from train_toy import fork, run_group
 from vfm.base import UserError
 from vfm.interfaces import Context, LeftToFirst, Runtime, load_plugins, stage_types

@@ -199,7 +199,8 @@ def test_each_stage_is_a_job_that_starts_after_those_of_its_inputs(toys, slurm, 
     assert ["#SBATCH --kill-on-invalid-dep=yes" in script for script in scripts] == [False, True, True, True]
     assert all("--time=9\n" in script and "--mem=2GB" in script for script in scripts)
     pickles = sorted((toys / "store/jobs").glob("*_submitted.pkl"))
-    words = [submitit.core.utils.DelayedSubmission.load(file).function.words[3:] for file in pickles]
+    commands = [submitit.core.utils.DelayedSubmission.load(file).function.words for file in pickles]
+    words = [command[command.index("vfm") + 1 :] for command in commands]
     assert [one[-2:] for one in words] == [
         ["--until", "a"],
         ["--until", "sum"],

@@ -13,7 +13,8 @@ from vfm.base import UserError
 from vfm.flow.execution.run import preflight
 from vfm.flow.plan.plan import Step
 from vfm.flow.plan.store import Slot
-from vfm.interfaces import AdamW, Algorithm, Lamb, Sgd
+from vfm.interfaces import AdamW, Lamb, Sgd
+from vfm.interfaces.timm_optimizer import Algorithm
 from vfm.plugin import TimmOptimizer
 from vfm.train import build_optimizer
 from vfm.train.optim.optim import check_optimizer, step_if_finite

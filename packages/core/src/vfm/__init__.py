@@ -19,6 +19,8 @@ def __getattr__(name: str) -> Any:
         AttributeError: there is no such name.
         UserError: it needs a package that is not installed.
     """
+    if name not in __all__:  # lazy_loader would say it in words of its own
+        raise AttributeError(f"module 'vfm' has no attribute {name!r}")
     from vfm.interfaces.plugins import naming_extras
 
     with naming_extras(f"vfm.{name}"):

@@ -27,7 +27,7 @@ def load_plugins() -> pluggy.PluginManager:
     """
     manager = pluggy.PluginManager("vfm")
     manager.add_hookspecs(hookspecs)
-    for entry in entry_points(group="vfm"):
+    for entry in sorted(entry_points(group="vfm"), key=lambda entry: entry.name != "core"):  # core first
         origin = f"plugin {entry.name!r} of {entry.dist.name if entry.dist else 'an unknown package'}"
         try:
             manager.register(entry.load(), entry.name)
