@@ -95,7 +95,7 @@ def test_kmeans_finds_clusters_and_refuses_too_few_patches() -> None:
 def test_a_plugins_target_is_known_by_its_type_and_mistakes_are_one_line() -> None:
     assert isinstance(settings("colour").target, colour_target.Colour)
     for changes, line in (
-        ({"target": {"type": "pixels"}}, "target: pixels needs no teacher|give exactly one of teacher"),
+        ({"target": {"type": "pixels"}}, "target: pixels needs no teacher: leave out"),
         ({"target": {"type": "color"}}, "type 'color' is not known; did you mean 'colour'"),
         ({"target": {"type": "codes"}, "teacher": None}, "give exactly one of teacher, targets and teachers"),
         ({"teacher": None, "teachers": [{"target": {"type": "pixels"}, "loss": "phi_s"}]}, "loss has no effect"),

@@ -25,12 +25,13 @@ def eva_pretrain_cost(config: EvaPretrain, ctx: Preflight) -> Cost:
     in_bf16 = config.teacher_precision == "bf16" or (config.teacher_precision == "auto" and not on_cpu)
     with torch.device("meta"):
         student = build_student(config, start)
-        teachers: list[PatchTarget] = []
-        for entry in config.taught_by:
-            teacher = _teacher(entry, student, ctx)
-            if teacher is None:
-                return Cost(unknown=(f"the teacher {entry.source}",))
-            teachers.append(teacher)
+    teachers: list[PatchTarget] = []
+    for entry in config.taught_by:
+        teacher = _teacher(entry, student, ctx)
+        if teacher is None:
+            return Cost(unknown=(f"the teacher {entry.source}",))
+        teachers.append(teacher)
+    with torch.device("meta"):
         task = build_task(config, student, *teachers)
         for teacher in teachers:  # only now: the meta device, on which widths are found, has no autocast
             if isinstance(teacher, Teacher) and in_bf16:
@@ -60,7 +61,8 @@ def _teacher(entry: EvaTeacher, student: nn.Module, ctx: Preflight) -> PatchTarg
     model = planned_encoder(ctx, entry.teacher) if entry.teacher else None
     if model is None and entry.teacher:
         return None
-    target: PatchTarget = entry.target.build(student, model)
+    with torch.device("meta"):
+        target: PatchTarget = entry.target.build(student, model)
     return target
 
 

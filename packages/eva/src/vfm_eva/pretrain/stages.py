@@ -82,13 +82,15 @@ class EvaPretrain(VisionPretraining):
     def taught_by(self) -> list[EvaTeacher]:
         """The teachers, also if it is only one."""
         if self.targets:
-            return [EvaTeacher(targets=self.targets, target=self.target)]
+            return [EvaTeacher(targets=self.targets)]
         return self.teachers or [EvaTeacher(teacher=self.teacher, target=self.target)]
 
     @model_validator(mode="after")
     def _one_source(self) -> EvaPretrain:
         given = [bool(self.teacher), bool(self.targets), bool(self.teachers)].count(True)
-        if given != 1 and (self.target.needs_teacher or given):
+        if given and not self.target.needs_teacher:
+            raise ValueError(f"target: {self.target.type} needs no teacher: leave out teacher, targets and teachers")
+        if given != 1 and self.target.needs_teacher:
             raise ValueError("give exactly one of teacher, targets and teachers")
         if self.teachers and self.target != Features():
             raise ValueError("target has no effect with teachers: set it in each of them")
