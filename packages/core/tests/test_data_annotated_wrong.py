@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,6 @@ def test_a_wrong_object_is_counted(tmp_path: Path, change: dict[str, Any], reaso
         ("annotations", None, "expected objects in `annotations`, got None"),
         ("annotations", "x", "expected objects in `annotations`, got x"),
         ("images", None, "expected objects in `images`, got None"),
-        ("images", {"width": "x"}, "expected `width` and `height` as numbers"),
-        ("images", {"neg_category_ids": 5}, "expected neg_category_ids and .* as lists"),
     ],
 )
 def test_a_wrong_entry_of_a_file_is_one_line(tmp_path: Path, name: str, change: Any, line: str) -> None:
@@ -54,6 +53,33 @@ def test_a_wrong_entry_of_a_file_is_one_line(tmp_path: Path, name: str, change: 
     write(file, json.dumps(record))
     with pytest.raises(UserError, match=rf"instances_train\.json: {line}"):
         read(tmp_path / "data", folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"width": "64"}, "wrong_size"),
+        ({"width": -1}, "wrong_size"),
+        ({"height": math.inf}, "wrong_size"),
+        ({"neg_category_ids": 5}, "unknown_label"),
+        ({"neg_category_ids": [[]]}, "unknown_label"),
+        ({"not_exhaustive_category_ids": ["1"]}, "unknown_label"),
+    ],
+)
+def test_a_wrong_image_is_counted(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    folder = coco(tmp_path / "set", [GOOD])
+    file = folder / "annotations/instances_train.json"
+    record = json.loads(file.read_text())
+    first = record["images"][0]
+    (folder / "train/copy.jpg").write_bytes((folder / "train" / first["file_name"]).read_bytes())
+    record["images"].append({**first, "id": 777, "file_name": "copy.jpg", **change})
+    record["annotations"].append(
+        {**record["annotations"][0], "id": 778, "image_id": 777, "segmentation": [[1, 1, 5, 1, 5, 5]]}
+    )
+    write(file, json.dumps(record).replace("Infinity", "1e999"))
+    made = read(tmp_path / "data", folder, max_bad_fraction=0.6)
+    assert made.bad_samples == {reason: 1}
+    assert made.num_samples == len(record["images"]) - 1
 
 
 def test_images_without_any_object_make_a_dataset(tmp_path: Path) -> None:

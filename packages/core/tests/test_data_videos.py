@@ -100,6 +100,7 @@ def test_what_cannot_be_used_is_counted_by_reason_and_what_is_unusual_is_used(tm
         "text": b"no video",
         "playlist": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n/etc/hostname\n#EXT-X-ENDLIST\n",
         "no_frames": without_frames(),
+        "codec": CLIP.replace(b"avc1", b"zzzz"),
     }
     good = {
         "plain": CLIP,
@@ -112,9 +113,9 @@ def test_what_cannot_be_used_is_counted_by_reason_and_what_is_unusual_is_used(tm
         write(tmp_path / "root" / "one" / f"{name}.{EXTENSIONS.get(name, 'mp4')}", data)
     dataset = indexed(tmp_path, path=str(tmp_path / "root"), max_bad_fraction=0.9)
     assert sorted(VideoSource.of(dataset).keys) == sorted(f"one/{name}" for name in good)
-    assert dataset.bad_samples == {"truncated_video": 1, "unreadable_video": 4, "no_video_stream": 1, "no_frames": 1}
+    assert dataset.bad_samples == {"truncated_video": 1, "unreadable_video": 5, "no_video_stream": 1, "no_frames": 1}
     assert dataset.unusual == {"rotated": 1, "variable_rate": 1}
-    with pytest.raises(UserError, match=r"7 of 12 samples are bad.*max_bad_fraction: 0.05"):
+    with pytest.raises(UserError, match=r"8 of 13 samples are bad.*max_bad_fraction: 0.05"):
         indexed(tmp_path, "strict", path=str(tmp_path / "root"))
 
 

@@ -30,6 +30,7 @@ from vfm.data.annotated.records import (
     check_ids,
     is_number,
 )
+from vfm.data.samples.sample import BadSample, Reason
 from vfm.storage import files
 
 NUM_TRIED = 50  # pictures that are looked for to find the rule of their paths
@@ -139,24 +140,25 @@ def listed_pictures(
         names = _names(one)
         if not names or not isinstance(one.get("id"), int):
             raise UserError(f"{path}: expected images with `id` and `file_name` or `coco_url`, got {str(one)[:SHOWN]}")
-        if not all(is_number(one.get(key) or 0) for key in ("width", "height")):
-            raise UserError(f"{path}: expected `width` and `height` as numbers, got {str(one)[:SHOWN]}")
-        if not all(isinstance(one.get(key, []), list) for key in ID_LISTS):
-            raise UserError(f"{path}: expected {' and '.join(ID_LISTS)} as lists, got {str(one)[:SHOWN]}")
-        size = (int(one["width"]), int(one["height"])) if one.get("width") and one.get("height") else None
         name = names[min(rule, len(names) - 1)]
-        pictures.append(
-            Picture(
-                name.rpartition(".")[0],
-                f"{image_root}/{name}" if has_images else "",
-                one["id"],
-                size,
-                negatives=tuple(one.get(ID_LISTS[0], ())),
-                not_exhaustive=tuple(one.get(ID_LISTS[1], ())),
-            )
-        )
+        key, image = name.rpartition(".")[0], f"{image_root}/{name}" if has_images else ""
+        if reason := _problem(one):
+            pictures.append(Picture(key, image, one["id"], problem=BadSample(reason, f"{path}: image {one['id']}")))
+            continue
+        size = (int(one["width"]), int(one["height"])) if one.get("width") and one.get("height") else None
+        negatives, not_exhaustive = (tuple(one.get(key) or ()) for key in ID_LISTS)
+        pictures.append(Picture(key, image, one["id"], size, negatives=negatives, not_exhaustive=not_exhaustive))
     check_ids(pictures, path)
     return pictures
+
+
+def _problem(image: dict[str, Any]) -> Reason | None:
+    """Return why the size of an entry or its lists of classes cannot be used, or None."""
+    if not all(is_number(side := image.get(key) or 0) and side >= 0 for key in ("width", "height")):
+        return "wrong_size"
+    lists = [image.get(key) or [] for key in ID_LISTS]
+    fit = all(isinstance(ids, list) and all(isinstance(one, int) for one in ids) for ids in lists)
+    return None if fit else "unknown_label"
 
 
 def _names(image: dict[str, Any]) -> list[str]:

@@ -212,6 +212,8 @@ def _check_picture(
     reader: AnnotationReader, picture: Picture, source: Source | None, number: int
 ) -> tuple[tuple[int, int], bool]:
     """Return the size that a picture's annotations refer to, and whether that is after its EXIF turn."""
+    if picture.problem:
+        raise picture.problem
     declared = picture.size
     if picture.label_map:
         declared = check_map(picture.label_map, reader.map_classes)

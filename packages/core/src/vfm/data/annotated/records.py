@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeGuard
 
 from vfm.base import UserError
 from vfm.data.index.source import Source
+from vfm.data.samples.sample import BadSample
 from vfm.data.samples.shards import Found
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.image_list import ImageEntry, write_image_lists
@@ -51,6 +52,7 @@ class Picture:
         negatives: ids of classes that were checked and are absent (LVIS).
         not_exhaustive: ids of classes of which only some instances are annotated (LVIS).
         label_map: path of the picture's label map.
+        problem: why its entry cannot be used.
     """
 
     key: str
@@ -60,6 +62,7 @@ class Picture:
     negatives: tuple[int, ...] = ()
     not_exhaustive: tuple[int, ...] = ()
     label_map: str = ""
+    problem: BadSample | None = None
 
 
 @dataclass(frozen=True)

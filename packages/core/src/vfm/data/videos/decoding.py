@@ -90,10 +90,12 @@ def video_stream(container: Any, where: str) -> Any:
     """Return the first stream that is a video and not the picture of an album, set to decode in one thread.
 
     Raises:
-        BadSample: there is none.
+        BadSample: there is none, or its codec is unknown.
     """
     for stream in container.streams.video:
         if "attached_pic" not in str(stream.disposition).lower():
+            if not stream.codec_context:  # FFmpeg has no decoder of this codec
+                raise BadSample("unreadable_video", where)
             stream.thread_type = "NONE"  # one process decodes one video: threads would compete
             stream.codec_context.thread_count = 1
             return stream
