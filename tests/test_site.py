@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 from base64 import b64encode
 from dataclasses import dataclass, field
 from functools import partial
@@ -111,6 +112,20 @@ def test_every_notebook_has_its_page(html: Path, pages: dict[Path, Page]) -> Non
         assert f"examples/notebooks/{file.stem}.html" in pages[html / "index.html"].links
 
 
+@pytest.mark.parametrize("name", ["metaclip", "eva", "clip", "diva"])
+def test_each_method_in_one_file_has_its_page_with_all_of_its_lines_and_equations(
+    name: str, html: Path, pages: dict[Path, Page]
+) -> None:
+    page = html / f"examples/plain/{name}.py.html"
+    text = text_of(page)
+    lines = (ROOT / f"examples/plain/{name}.py").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line not in text] == []
+    equations = tomllib.loads((ROOT / "docs/site/equations.toml").read_text(encoding="utf-8"))[name]
+    assert page.read_text(encoding="utf-8").count("<math") == sum(len(entry["latex"]) for entry in equations.values())
+    for source in ("examples/plain/README", f"papers/{name}"):
+        assert any(link.endswith(f"{name}.py.html") for link in pages[html / f"{source}.html"].links), source
+
+
 @pytest.mark.parametrize("kind", STAGES)
 def test_every_stage_has_its_page_with_all_of_its_fields(kind: str, html: Path) -> None:
     text = text_of(html / f"stages/{kind}.html")
@@ -208,7 +223,7 @@ def test_results_that_are_not_there_cannot_be_drawn(monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(ROOT / "docs/site")
     results = import_module("results")
     assert results.block("metaclip_claim", "| matched - raw").count("\n") == 6
-    with pytest.raises(ValueError, match=r"one block of 'metaclip_claim' .* begins with 'Better than', got 0"):
+    with pytest.raises(ValueError, match=r"metaclip_claim.md: expected one block .* begins with 'Better than', got 0"):
         results.block("metaclip_claim", "Better than")
 
 

@@ -38,7 +38,10 @@ def stage(**changes: Any) -> ClipTrain:
         ({"augmentation": {"crop_ratio": (1, 1), "crop_scale": None}}, "has no effect with crop_scale: null: omit it"),
         ({"loading": {"sampler": "balanced"}, "language": {"en": 1, "de": 1}}, "give one language"),
         ({"loss": {"chunk_size": 0}}, "chunk_size"),
-        ({"loss": {"type": "focal"}}, "'focal' is not known; known: distillation, distinct_info_nce, info_nce, siglip"),
+        (
+            {"loss": {"type": "focal"}},
+            "'focal' is not known; known: cosine, distillation, distinct_info_nce, info_nce, siglip",
+        ),
         ({"loss": "siglip"}, "write {type: siglip}"),
     ],
 )

@@ -101,7 +101,7 @@ def test_a_locked_tower_is_unchanged_to_the_bit_and_the_other_is_trained(
         init="start",
         steps=2,
         micro_batch_size=4,
-        **{"vision" if locked == "image" else "text": {"lock": True}},
+        **{"vision" if locked == "image" else "text": {"trained": {"type": "frozen"}}},
     )
     checkpoint, _ = run_stage(stage, tmp_path, pool=pool, start=ClipCheckpoint.load(tmp_path / "start"))
     after = weights(checkpoint.path)

@@ -27,7 +27,7 @@ def started(stage: ClipTrain, root: Path, **inputs: ClipCheckpoint) -> tuple[Cli
     events: list[Event] = []
     (root / "part").mkdir(exist_ok=True)
     folders = {name: each.path for name, each in inputs.items()}
-    clip, _ = initial_model(stage, Context("clip", root / "part", root / "work", folders, events.append))
+    clip, *_ = initial_model(stage, Context("clip", root / "part", root / "work", folders, events.append))
     clip.module.eval()
     return clip, [event.data["message"] for event in events if "message" in event.data]
 

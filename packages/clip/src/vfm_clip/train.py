@@ -65,9 +65,9 @@ def initial_model(config: ClipTrain, ctx: Context) -> tuple[ClipModel, Sequence[
     """
     # The order matters: weights first, then what is trained of them (new ones always), then what makes logits.
     clip = _loaded(config, ctx) if config.init else _built(config, ctx)
-    towers: Any = clip.module
+    module: Any = clip.module
     if config.grad_checkpointing:
-        towers.set_grad_checkpointing()
+        module.set_grad_checkpointing()
     new: set[str] = set()
     if config.init_vision:
         take = config.vision.normalization == "encoder"
@@ -84,10 +84,10 @@ def initial_model(config: ClipTrain, ctx: Context) -> tuple[ClipModel, Sequence[
     merge = prepare_towers(towers, seed=config.seed)
     if bias := config.loss.logit_bias:
         init_logit_bias(clip, bias)
-    elif getattr(towers, "logit_bias", None) is not None:
+    elif getattr(module, "logit_bias", None) is not None:
         ctx.warn(f"{clip.name} was trained with SigLIP's sigmoid loss; loss {config.loss.type} does not use its bias")
     if config.logit_scale.init:
-        towers.logit_scale.data.fill_(math.log(config.logit_scale.init))
+        module.logit_scale.data.fill_(math.log(config.logit_scale.init))
     return clip, towers, merge
 
 

@@ -175,5 +175,5 @@ def model_libraries() -> list[ModuleType]:
     libraries = []
     for library in ("timm", "open_clip"):
         if importlib.util.find_spec(library) is not None:
-            libraries.append(importlib.import_module(f"vfm_kernels.{library}_layers"))
+            libraries.append(importlib.import_module(f"vfm_kernels.layers.{library}_layers"))
     return libraries
