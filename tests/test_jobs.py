@@ -48,7 +48,8 @@ def start(folder: Path, store: str, *words: str) -> subprocess.Popen[str]:
 
 def events(folder: Path) -> list[dict[str, Any]]:
     file = folder / "two/runs/r/events.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    whole = file.read_text().rpartition("\n")[0] if file.exists() else ""  # the last line may be under way
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def newest(folder: Path) -> list[int]:

@@ -78,7 +78,8 @@ def finished(*words: str) -> subprocess.CompletedProcess[str]:
 
 def events(run: str = "r") -> list[dict[str, Any]]:
     file = Path(f"store/runs/{run}/events.jsonl")
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    whole = file.read_text().rpartition("\n")[0] if file.exists() else ""  # the last line may be under way
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 600) -> None:
