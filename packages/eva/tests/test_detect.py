@@ -329,7 +329,7 @@ def test_released_layout_is_read_with_every_key_accounted_for(tmp_path, scenes):
     handled = {*report.taken, *report.renamed, *report.resized, *report.dropped}
     assert {key.removeprefix("backbone.net.") for key in theirs} == handled
     for key, value in ours.head.state_dict().items():
-        assert torch.equal(value, other.objectives[0].head.state_dict()[key]), key
+        assert torch.equal(value, other.head.state_dict()[key]), key
     for key, value in ours.encoder.visual.state_dict().items():
         if not key.startswith(("cls_token", "norm.", "fc_norm.", "head.")):
             assert torch.equal(value, other.encoder.visual.state_dict()[key]), key

@@ -162,7 +162,7 @@ def test_a_second_fine_tuning_keeps_the_head_only_for_the_same_classes(tmp_path:
     assert torch.equal(same.fc_norm.weight, weights.fc_norm.weight), "a classifier's norm is kept"
     other = build_classifier(stage(), first, ["w", "x", "y", "z"])
     assert load_encoder_weights(first, other).dropped.keys() == {"head.weight", "head.bias"}
-    assert other.objectives[0].head.weight.std() < 1e-4
+    assert other.head.weight.std() < 1e-4
 
 
 def test_mixing_is_timms_of_neighbours_and_restores_global_generators() -> None:

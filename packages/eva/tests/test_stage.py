@@ -166,7 +166,7 @@ def test_the_teacher_is_unchanged_to_the_bit(tmp_path, pool, teacher):
     assert all(torch.equal(value, weights[name]) for name, value in held.module.state_dict().items())
     assert {file.name: file.read_bytes() for file in teacher.path.iterdir()} == before
     saved = load_file(next((tmp_path / "work").glob("step-*")) / "model.safetensors")
-    assert {name.split(".")[0] for name in saved} == {"student", "head", "mask_token"}
+    assert {name.split(".")[0] for name in saved} == {"student", "objectives", "mask_token"}
 
 
 @pytest.mark.parametrize("cut", [2, 5])

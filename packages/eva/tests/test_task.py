@@ -176,7 +176,7 @@ def test_the_teacher_is_neither_trained_nor_saved(clip_teacher):
     groups = build_optimizer(task, AdamW(), 1e-3).param_groups
     assert not owned & {id(param) for group in groups for param in group["params"]}
     assert not owned & {id(value) for value in task.state_dict(keep_vars=True).values()}
-    assert {name.split(".")[0] for name in task.state_dict()} == {"student", "head", "mask_token"}
+    assert {name.split(".")[0] for name in task.state_dict()} == {"student", "objectives", "mask_token"}
     loss, _ = task.train()(random_inputs())
     loss.backward()
     assert all(param.grad is None for param in clip_teacher.module.parameters())
@@ -188,8 +188,8 @@ def test_vectors_positions_and_the_mask_token_are_not_decayed(clip_teacher):
     names = {id(param): name for name, param in task.named_parameters()}
     groups = [(group.weight_decay, [names[id(param)] for param in group.params]) for group in task.parameter_groups()]
     plain = {name for decay, members in groups if decay == 0.0 for name in members}
-    assert {"mask_token", "head.bias", "student.pos_embed", "student.cls_token"} <= plain
-    assert not {"head.weight", "student.blocks.0.attn.qkv.weight"} & plain
+    assert {"mask_token", "objectives.0.head.bias", "student.pos_embed", "student.cls_token"} <= plain
+    assert not {"objectives.0.head.weight", "student.blocks.0.attn.qkv.weight"} & plain
 
 
 def test_head_and_mask_token_depend_only_on_the_seed(clip_teacher):

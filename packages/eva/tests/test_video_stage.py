@@ -174,7 +174,7 @@ def test_layers_have_the_rates_of_the_blocks_they_belong_to(encoder: VisionCheck
     assert names["positions"] == names["visual.patch_embed.proj.weight"] == 0.5**3
     assert names["temporal.0.attn.proj.weight"] == names["visual.blocks.0.attn.proj.weight"] == 0.5**2
     assert names["attentive.linear.weight"] == names["attentive_time"] == 1
-    assert layer_of(video_layer_name("temporal.1.out.weight"), 2) == 2
+    assert layer_of(video_layer_name("temporal.1.out.weight")) == 2
     assert {"model.positions", "model.attentive_time", "model.visual.pos_embed"} <= task.no_weight_decay()
 
 
