@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vfm.interfaces import AnnotatedImages, Artifact, DenseCheckpoint, DenseTask, Instances, PanopticMap, Stage
+from vfm.eval import DenseTask, Instances, PanopticMap
+from vfm.interfaces import AnnotatedImages, Artifact, DenseCheckpoint, Stage
 
 BRIGHT = 128
 

@@ -21,13 +21,13 @@ from dense_toy import BrightParts, Painter, checkpoint
 from test_eval_dense import evaluate
 from vfm.base import UserError
 from vfm.data.annotated import AnnotatedSource
+from vfm.eval import DensePredictor, Instances
 from vfm.eval.dense.dense_panels import SIDE, join
 from vfm.eval.dense.object_drawing import SHOWN_SIDE, draw_objects
 from vfm.eval.dense.stages import Detection, Panoptic, Segmentation
 from vfm.eval.detection.detections import read_results
 from vfm.eval.segmentation.panoptic import _by_file
 from vfm.interfaces import AnnotatedImages, DenseCheckpoint
-from vfm.plugin import DensePredictor, Instances
 
 GOOD: dict[str, Any] = {"image_id": 1, "category_id": 10, "bbox": [3, 2, 6, 3], "score": 0.9}
 SEGMENT = {"id": 1, "category_id": 10}

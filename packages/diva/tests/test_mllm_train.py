@@ -35,9 +35,9 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> QuestionDataset:
     return mllm_toy.make_questions(tmp_path_factory.mktemp("held_out"), split="test")
 
 
-def built(clip: ClipCheckpoint, asked: QuestionDataset, seed: int = 0) -> tuple[Mllm, QuestionBatches]:
+def built(clip: ClipCheckpoint, asked: QuestionDataset, seed: int = 0, layers: int = 1) -> tuple[Mllm, QuestionBatches]:
     texts = {text for item in Questions(asked).items for text in (item.text, *item.options)}
-    llama = SmallLlama(layers=1, width=32, heads=2)
+    llama = SmallLlama(layers=layers, width=32, heads=2)
     model = build_mllm(load_clip(clip), llama, sorted(texts), Reading(prompt=mllm_toy.PROMPT), seed)
     return model, QuestionBatches(Questions(asked), model.encoder, model.preprocess, seed, 12)
 
@@ -65,8 +65,11 @@ def test_a_model_learns_colours_and_without_images_it_gets_no_pair_right(
 
 
 def test_only_what_is_named_changes(tmp_path: Path, clip: ClipCheckpoint, asked: QuestionDataset) -> None:
-    start, _ = built(clip, asked)
-    aligned = mllm_toy.train(tmp_path / "aligned", clip, asked, trained={"type": "frozen"}, layer=-2)
+    start, _ = built(clip, asked, layers=2)
+    two_blocks = {**mllm_toy.LLAMA, "layers": 2}
+    aligned = mllm_toy.train(
+        tmp_path / "aligned", clip, asked, trained={"type": "frozen"}, layer=-2, language_model=two_blocks
+    )
     first = load_mllm(aligned)
     config = mllm_toy.train_config(init="first")
     second = load_mllm(diva_toy.run(config, tmp_path / "second", first=aligned, asked=asked))

@@ -248,7 +248,7 @@ def test_parts_that_do_not_fit_are_reported_before_anything_runs(
     ):
         assert "no patch tokens" in refusal(tune_config(adapter=LINEAR, **part), clip=resnet, prior=sd)
     many = tune_config(adapter=LINEAR, trained={"type": "last_blocks", "blocks": 3})
-    assert "update.blocks must be at most the number of blocks of custom, 2; got 3" in refusal(
+    assert "trained.blocks must be at most the number of blocks of custom, 2; got 3" in refusal(
         many, clip=clip, prior=sd
     )
     assert "no model_index.json found" in refusal(

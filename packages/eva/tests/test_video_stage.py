@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from vfm.data import SampleDraw, TrainingData
 from vfm.data.videos import VideoSource
+from vfm.eval import VideoPredictor
 from vfm.models import load_clip, load_state_dict, load_vision
-from vfm.plugin import AllWeights, ClipCheckpoint, Context, UserError, VideoDataset, VideoPredictor, VisionCheckpoint
+from vfm.plugin import AllWeights, ClipCheckpoint, Context, UserError, VideoDataset, VisionCheckpoint
 from vfm_eva.finetune.classifier import layer_of
 from vfm_eva.video.clips import MakeClips
 from vfm_eva.video.encoders import clip_tower

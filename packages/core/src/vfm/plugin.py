@@ -86,16 +86,6 @@ from vfm.interfaces import (
     seconds,
     short_name,
 )
-from vfm.interfaces.dense import (
-    DensePredictor,
-    DenseTask,
-    Instances,
-    ObjectPredictor,
-    PanopticMap,
-    PanopticPredictor,
-    SemanticPredictor,
-)
-from vfm.interfaces.video import VideoPredictor
 from vfm.storage import files, store_files
 
 __all__ = [
@@ -123,8 +113,6 @@ __all__ = [
     "Curation",
     "Decay",
     "DenseCheckpoint",
-    "DensePredictor",
-    "DenseTask",
     "Difference",
     "Evaluated",
     "Evaluation",
@@ -135,7 +123,6 @@ __all__ = [
     "GeneratorCheckpoint",
     "ImageDataset",
     "ImagesPanel",
-    "Instances",
     "LabeledDataset",
     "Lamb",
     "LastBlocks",
@@ -148,12 +135,9 @@ __all__ = [
     "Metric",
     "ModelEvaluation",
     "ModelResult",
-    "ObjectPredictor",
     "Optimizer",
     "PairDataset",
     "Panel",
-    "PanopticMap",
-    "PanopticPredictor",
     "Part",
     "Picture",
     "PolySchedule",
@@ -170,7 +154,6 @@ __all__ = [
     "Schedule",
     "Score",
     "Seed",
-    "SemanticPredictor",
     "Series",
     "Sgd",
     "Stage",
@@ -186,7 +169,6 @@ __all__ = [
     "UserError",
     "VideoClassifier",
     "VideoDataset",
-    "VideoPredictor",
     "VisionCheckpoint",
     "VisionPretraining",
     "WarmupStableDecay",

@@ -18,8 +18,9 @@ from vfm.data.annotated import encode_mask
 from vfm.data.annotated.panels import overlay, palette
 from vfm.eval.dense.dense_models import load_predictor
 from vfm.eval.dense.object_drawing import draw_objects
+from vfm.eval.dense.predictor import Instances
 from vfm.eval.encode.sliding_windows import predict_labels
-from vfm.interfaces import DenseCheckpoint, Instances
+from vfm.interfaces import DenseCheckpoint
 
 
 @dataclass(frozen=True)

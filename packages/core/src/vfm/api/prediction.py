@@ -37,8 +37,9 @@ from vfm.data.prompts.templates import read_sentences, sentences_of
 from vfm.eval import check_finite, logit_scale, read_embeddings, zero_shot_classifier
 from vfm.eval.classify.classify import columns_of
 from vfm.eval.classify.zero_shot import sentence_classifier
+from vfm.eval.dense.predictor import Instances
 from vfm.eval.encode.embeddings import Embeddings
-from vfm.interfaces import DenseCheckpoint, Instances, VideoClassifier, naming_extras
+from vfm.interfaces import DenseCheckpoint, VideoClassifier, naming_extras
 from vfm.models import PooledVision, class_names_of
 from vfm.models.vision.vision import has_independent_labels
 

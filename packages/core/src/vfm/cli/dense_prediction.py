@@ -12,7 +12,8 @@ from vfm.api.inputs import open_device, read_images
 from vfm.base import UserError
 from vfm.cli.command import show
 from vfm.data.annotated import as_rle, encode_mask
-from vfm.interfaces import DenseCheckpoint, Instances
+from vfm.eval.dense.predictor import Instances
+from vfm.interfaces import DenseCheckpoint
 
 RESULTS_FILE = "results.json"
 

@@ -11,6 +11,15 @@ from .classify.zero_shot import (
     fill_templates as fill_templates,
     zero_shot_classifier as zero_shot_classifier,
 )
+from .dense.predictor import (
+    DensePredictor as DensePredictor,
+    DenseTask as DenseTask,
+    Instances as Instances,
+    ObjectPredictor as ObjectPredictor,
+    PanopticMap as PanopticMap,
+    PanopticPredictor as PanopticPredictor,
+    SemanticPredictor as SemanticPredictor,
+)
 from .encode.embeddings import (
     embed_dataset as embed_dataset,
     open_writer as open_writer,
@@ -33,3 +42,4 @@ from .encode.patch_maps import (
 )
 from .encode.ranking import best_ranks as best_ranks, hits_at as hits_at, label_ranks as label_ranks
 from .retrieval.retrieval_ranks import nearest as nearest, retrieval_ranks as retrieval_ranks
+from .video.predictor import VideoPredictor as VideoPredictor

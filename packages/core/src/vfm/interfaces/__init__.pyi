@@ -28,15 +28,6 @@ from .artifacts import (
     VisionCheckpoint as VisionCheckpoint,
 )
 from .costs import Cost as Cost, Memory as Memory, seconds as seconds
-from .dense import (
-    DensePredictor as DensePredictor,
-    DenseTask as DenseTask,
-    Instances as Instances,
-    ObjectPredictor as ObjectPredictor,
-    PanopticMap as PanopticMap,
-    PanopticPredictor as PanopticPredictor,
-    SemanticPredictor as SemanticPredictor,
-)
 from .evaluation import (
     AnyEvaluation as AnyEvaluation,
     Evaluation as Evaluation,
@@ -116,4 +107,3 @@ from .training import (
     Training as Training,
     TrainingRuntime as TrainingRuntime,
 )
-from .video import VideoPredictor as VideoPredictor

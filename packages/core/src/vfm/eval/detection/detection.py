@@ -18,6 +18,7 @@ from vfm.eval.dense.annotated_images import each_result
 from vfm.eval.dense.dense_models import Predictors
 from vfm.eval.dense.dense_panels import GAP, NUM_PICTURES, join
 from vfm.eval.dense.object_drawing import SHOWN_SIDE, draw_objects
+from vfm.eval.dense.predictor import Instances
 from vfm.eval.dense.stages import Detection
 from vfm.eval.detection.detection_errors import KINDS, MIN_SCORE, error_panel, errors_by_image
 from vfm.eval.detection.detection_rules import MAX_DETS, Rule, Shape, Truth, match_all
@@ -26,7 +27,7 @@ from vfm.eval.detection.detections import Detections, Row, read_results, write_r
 from vfm.eval.detection.soft_nms import soften
 from vfm.eval.encode.finite import check_finite
 from vfm.eval.encode.hashes import data_hash
-from vfm.interfaces import AnnotatedImages, Context, Evaluated, ImagesPanel, Instances, ModelResult, Picture, TablePanel
+from vfm.interfaces import AnnotatedImages, Context, Evaluated, ImagesPanel, ModelResult, Picture, TablePanel
 from vfm.train.parallel.sharing import leave_to_first
 
 SHAPES: tuple[Shape, ...] = ("boxes", "masks")

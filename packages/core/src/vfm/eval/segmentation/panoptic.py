@@ -19,9 +19,10 @@ from vfm.data.annotated.records import BadAnnotation
 from vfm.eval.dense.annotated_images import check_size, each_image
 from vfm.eval.dense.dense_models import Predictors
 from vfm.eval.dense.dense_panels import NUM_PICTURES, add_map_panels
+from vfm.eval.dense.predictor import PanopticPredictor
 from vfm.eval.dense.stages import Panoptic
 from vfm.eval.detection.detection import truth_hash
-from vfm.interfaces import Context, Evaluated, ModelResult, PanopticPredictor, TablePanel
+from vfm.interfaces import Context, Evaluated, ModelResult, TablePanel
 from vfm.statistics.panoptic_quality import PanopticQuality, SegmentCounts, Segments, count_segments
 from vfm.storage.store_files import naming
 from vfm.train.parallel.sharing import leave_to_first

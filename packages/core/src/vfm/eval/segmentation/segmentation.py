@@ -18,11 +18,12 @@ from vfm.data.annotated.label_files import read_map
 from vfm.eval.dense.annotated_images import check_size, each_image
 from vfm.eval.dense.dense_models import Predictors
 from vfm.eval.dense.dense_panels import NUM_PICTURES, add_map_panels
+from vfm.eval.dense.predictor import SemanticPredictor
 from vfm.eval.dense.stages import Segmentation
 from vfm.eval.encode.finite import check_finite
 from vfm.eval.encode.hashes import data_hash, item_digest
 from vfm.eval.encode.sliding_windows import predict_labels
-from vfm.interfaces import Context, Evaluated, ModelResult, SemanticPredictor, TablePanel
+from vfm.interfaces import Context, Evaluated, ModelResult, TablePanel
 from vfm.statistics.mean_iou import MeanIou, PixelCounts, count_pixels
 from vfm.train.parallel.sharing import leave_to_first
 

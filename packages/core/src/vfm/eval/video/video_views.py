@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vfm.data import BadSample
 from vfm.data.videos import VideoSample, VideoSource, fixed_views, read_clips
-from vfm.interfaces import VideoPredictor
+from vfm.eval.video.predictor import VideoPredictor
 
 Order = Literal["forward", "reversed", "shuffled"]
 

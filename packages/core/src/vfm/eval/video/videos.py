@@ -25,19 +25,11 @@ from vfm.eval.encode.evaluation import report_models
 from vfm.eval.encode.finite import check_finite
 from vfm.eval.encode.hashes import data_hash, item_digest
 from vfm.eval.encode.ranking import hits_at, label_ranks
+from vfm.eval.video.predictor import VideoPredictor
 from vfm.eval.video.stages import VideoEvaluation
 from vfm.eval.video.video_panels import add_class_panel, add_strips
 from vfm.eval.video.video_views import TestViews, read_ahead, softmax
-from vfm.interfaces import (
-    Context,
-    Evaluated,
-    ModelResult,
-    Report,
-    VideoClassifier,
-    VideoDataset,
-    VideoPredictor,
-    find_predictor,
-)
+from vfm.interfaces import Context, Evaluated, ModelResult, Report, VideoClassifier, VideoDataset, find_predictor
 from vfm.statistics import Accuracy
 from vfm.train.parallel.sharing import leave_to_first, of_all, own_share
 

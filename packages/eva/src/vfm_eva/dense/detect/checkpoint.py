@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from vfm.eval import DenseTask
 from vfm.models import (
     KeyReport,
     TransferRules,
@@ -17,7 +18,7 @@ from vfm.models import (
     save_vision,
     transfer_weights,
 )
-from vfm.plugin import DenseCheckpoint, DenseTask, UserError, store_files
+from vfm.plugin import DenseCheckpoint, UserError, store_files
 from vfm_eva.dense.detect.model import Detector
 from vfm_eva.dense.detect.settings import DetectorSettings
 from vfm_eva.dense.detect.stages import EvaDetect

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from vfm.eval import DenseTask, Instances
 from vfm.models import vision_preprocess
-from vfm.plugin import DenseCheckpoint, DenseTask, Instances
+from vfm.plugin import DenseCheckpoint
 from vfm_eva.dense.augment import Placement, place_picture, whole
 from vfm_eva.dense.detect.cascade import Found
 from vfm_eva.dense.detect.checkpoint import predicted, read_detector

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vfm.eval import DenseTask
 from vfm.models import (
     VISION_WEIGHTS_FILE,
     KeyReport,
@@ -24,7 +25,7 @@ from vfm.models import (
     transfer_weights,
     vision_tower,
 )
-from vfm.plugin import ClipCheckpoint, DenseCheckpoint, DenseTask, UserError, VisionCheckpoint
+from vfm.plugin import ClipCheckpoint, DenseCheckpoint, UserError, VisionCheckpoint
 from vfm_eva.dense.encoder import DenseEncoder
 from vfm_eva.dense.segment.maps import LinearHead, MapSegmenter, UperNet
 from vfm_eva.dense.segment.mask2former import Mask2FormerSegmenter

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from vfm.eval import DenseTask, Instances, PanopticMap
 from vfm.models import vision_preprocess
-from vfm.plugin import DenseCheckpoint, DenseTask, Instances, PanopticMap
+from vfm.plugin import DenseCheckpoint
 from vfm_eva.dense.augment import Placement, boxes_of, place_picture, whole
 from vfm_eva.dense.segment.maps import MapSegmenter
 from vfm_eva.dense.segment.model import PREDICTED, HeadRecord, Segmenter, read_segmenter
