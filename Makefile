@@ -61,12 +61,12 @@ NUMERICAL_kernels := $(wildcard packages/kernels/tests/test_*.py)
 NUMERICAL_kernels := $(filter-out %test_aot.py %test_interpreter.py %test_benchmarks.py, $(NUMERICAL_kernels))
 NUMERICAL_core := $(wildcard $(addprefix packages/core/tests/test_, models_*.py train_dist.py train_lamb.py train_optim.py \
 	train_task.py train_kernels.py eval_metrics.py eval_probes.py data_images.py))
-NUMERICAL_clip := $(wildcard $(addprefix packages/clip/tests/test_, accumulation.py losses.py kernels.py padding.py open_clip.py \
+NUMERICAL_clip := $(wildcard $(addprefix packages/clip/tests/test_, accumulation.py losses.py clip_kernels.py clip_padding.py open_clip.py \
 	towers.py text_tower.py diagnosis.py training_data.py))
-NUMERICAL_eva := $(wildcard $(addprefix packages/eva/tests/test_, accumul*.py kernels.py padding.py targets.py task.py visible.py \
-	init.py finetune.py))
-NUMERICAL_diva := $(wildcard $(addprefix packages/diva/tests/test_, condition.py control.py denoiser.py export*.py families.py \
-	latents.py low_rank.py padding.py prior.py processes.py surprises.py tune.py))
+NUMERICAL_eva := $(wildcard $(addprefix packages/eva/tests/test_, accumul*.py eva_kernels.py eva_padding.py targets.py task.py visible.py \
+	init.py eva_finetune.py))
+NUMERICAL_diva := $(wildcard $(addprefix packages/diva/tests/test_, condition.py control.py denoiser.py export*.py diva_families.py \
+	latents.py low_rank.py diva_padding.py prior.py processes.py surprises.py tune.py))
 
 test-portable: ## numerical tests as on other processors: three vector widths, 1 and 4 threads (about an hour)
 	failed=0; for capability in default avx2 avx512; do for threads in 1 4; do \
@@ -98,5 +98,5 @@ test-torch-latest: ## the kernels' tests on the newest torch and Triton, in an e
 		--with-editable "packages/core[torch,report]" --with-editable packages/kernels \
 		--with-editable packages/eva --with-editable packages/clip \
 		pytest -m "" -n 2 -rx packages/kernels --ignore packages/kernels/tests/test_xformers.py packages/core/tests/test_train_kernels.py \
-		packages/eva/tests/test_kernels.py packages/eva/tests/test_padding.py \
-		packages/clip/tests/test_kernels.py packages/clip/tests/test_padding.py
+		packages/eva/tests/test_eva_kernels.py packages/eva/tests/test_eva_padding.py \
+		packages/clip/tests/test_clip_kernels.py packages/clip/tests/test_clip_padding.py

@@ -193,6 +193,7 @@ def small_claim(recipe: str, folder: Path) -> list[str]:
     return [*own, *others, *OWN.get(recipe, [])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", TRAININGS)
 def test_claim_runs_at_two_steps_and_ends_in_a_table_of_scores(recipe: str, tmp_path: Path) -> None:
     short = [f"{name}.{key}" for name in TRAININGS[recipe] for key in ("steps=2", "schedule.warmup_steps=0")]

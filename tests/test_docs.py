@@ -293,7 +293,10 @@ def test_no_command_hides_in_a_fence_of_another_kind() -> None:
     assert languages <= {"", "sh", "python", "yaml", "toml"}
 
 
-@pytest.mark.parametrize("group", GROUPS)
+SLOW = {"README.md", "results.md"}
+
+
+@pytest.mark.parametrize("group", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in GROUPS])
 def test_commands_run(group: str, wheels: Path, tmp_path: Path) -> None:
     """In order, in one folder, where `uv run` is this environment, and `pip install` fills one of its own."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")

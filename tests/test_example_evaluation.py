@@ -33,6 +33,7 @@ def run(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return box.folder / "store/runs/recipe"
 
 
+@pytest.mark.slow
 def test_report_has_the_score_with_its_interval_and_the_predictions(run: Path) -> None:
     made = run / "artifacts/nearest"
     report = json.loads((made / "artifact.json").read_text())
@@ -43,6 +44,7 @@ def test_report_has_the_score_with_its_interval_and_the_predictions(run: Path) -
     assert json.loads((made / "results/val_clip_recall.json").read_text())["metrics"] == {"recall@1": metric["value"]}
 
 
+@pytest.mark.slow
 def test_training_logs_the_same_score_after_its_last_step(run: Path) -> None:
     lines = [json.loads(line) for line in (run / "artifacts/clip/metrics.jsonl").read_text().splitlines()]
     logged = {line["step"]: line["val/recall@1"] for line in lines if "val/recall@1" in line}

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from outside import ROOT, checked
 
 SCRIPT = ROOT / "examples/from_python.py"
@@ -18,6 +20,7 @@ def test_it_has_at_most_forty_lines_and_is_the_documented_one() -> None:
     assert f"```python\n{text}```" in (ROOT / "docs/python.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_it_curates_trains_embeds_predicts_and_evaluates_and_caches_the_second_time(tmp_path: Path) -> None:
     small = tmp_path / "small.py"
     text = SCRIPT.read_text(encoding="utf-8")

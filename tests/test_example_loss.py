@@ -24,6 +24,7 @@ def test_example_is_short() -> None:
     assert sum(len(file.read_text().splitlines()) for file in EXAMPLE.glob("*.py")) < 40
 
 
+@pytest.mark.slow
 def test_clip_train_minimises_the_plugins_loss(installed: Installed) -> None:
     checked(installed.vfm("run", "plugin/recipe.yaml"))
     file = installed.folder / "store/runs/recipe/artifacts/clip/metrics.jsonl"
@@ -32,6 +33,7 @@ def test_clip_train_minimises_the_plugins_loss(installed: Installed) -> None:
     assert all(row["train/smoothed_loss"] == row["train/loss"] for row in rows)
 
 
+@pytest.mark.slow
 def test_mistakes_in_the_plugins_settings_are_one_line(installed: Installed) -> None:
     done = installed.vfm("plan", "plugin/recipe.yaml", "--set", "clip.loss.smoothing=1")
     assert done.returncode == 2

@@ -21,6 +21,7 @@ NUM_CASES = 300
 ROOT = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_no_damage_is_a_traceback_a_hang_or_a_silent_loss(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fuzz", "--cases", str(NUM_CASES), "--resume", str(tmp_path / "outcomes.jsonl")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
     [
         ("ruff", "format", "--check", "."),
         ("ruff", "check", "."),
-        ("mypy",),
+        pytest.param(("mypy",), marks=pytest.mark.slow),
         ("lint-imports",),
     ],
     ids=lambda command: " ".join(command),
@@ -57,8 +57,9 @@ def test_what_a_message_or_a_page_wants_installed_exists() -> None:
     for file in ROOT.glob("packages/*/pyproject.toml"):
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
         extras[project["name"]] = {"", *project.get("optional-dependencies", {})}
-    sources, pages = [*ROOT.glob("packages/*/src/**/*.py")], [*ROOT.glob("**/README.md"), *ROOT.glob("docs/**/*.md")]
-    texts = {file: file.read_text(encoding="utf-8") for file in [*sources, *pages] if ".venv" not in file.parts}
+    pages = [page for folder in ("docs", "examples", "packages") for page in (ROOT / folder).glob("**/*.md")]
+    files = [*ROOT.glob("packages/*/src/**/*.py"), ROOT / "README.md", *pages]
+    texts = {file: file.read_text(encoding="utf-8") for file in files}
     assert [file for file, text in texts.items() if re.search(r"install '?vfm-", text)] == []
     named = {
         found for text in texts.values() for found in re.findall(r"[`'\"](vfm-[a-z]+)(?:\[([a-z-]+)\])?[`'\"]", text)

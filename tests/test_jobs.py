@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from test_kill_and_resume import contents, finish, output
 from vfm.storage.locks import is_locked
 
@@ -58,6 +60,7 @@ def newest(folder: Path) -> list[int]:
     return [max((int(path.name.removeprefix("step-")) for path in work.glob("step-*")), default=0) for work in works]
 
 
+@pytest.mark.slow
 def test_trainings_at_once_are_the_same_bits_whatever_signals_come(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(RECIPE)
     finish(start(tmp_path, "one"))

@@ -323,6 +323,7 @@ def test_every_kind_of_stage_is_in_the_recipe() -> None:
     assert kinds == used
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=LONG)])
 def test_runs_stopped_at_random_moments_and_finished_by_two_at_once_are_bit_identical(
     folder: Path, processes: int

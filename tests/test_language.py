@@ -147,7 +147,7 @@ def docstring_prose(text: str) -> str:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     texts = [ast.get_docstring(node) or "" for node in nodes if isinstance(node, documented)]
     keywords = [node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == "description"]
-    texts += [f"description: {value.value}" for value in keywords if isinstance(value, ast.Constant)]
+    texts += [f"description: {value.value!s}" for value in keywords if isinstance(value, ast.Constant)]
     return re.sub(r"`[^`]*`", "code", "\n".join(texts))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,16 @@ SPEEDS = {"quick": "not slow", "slow": "slow"}
 
 
 @pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def box() -> Iterator[Path]:
     """The environment in which each package in turn is installed, with nothing else.
 
-    It is one for all, since bytecode of what they share is then compiled once: ten seconds of the processor a package.
+    Each worker has one, and keeps it for the next time, since compiling bytecode takes half a minute of a core.
     """
-    return tmp_path_factory.mktemp("box") / "venv"
+    box = ROOT / "build" / f"box-{os.environ.get('PYTEST_XDIST_WORKER', 'gw0')}"
+    box.parent.mkdir(exist_ok=True)
+    with box.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield box
 
 
 def uv(*arguments: str, package: str, box: Path) -> subprocess.CompletedProcess[str]:

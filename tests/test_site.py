@@ -143,7 +143,7 @@ def test_every_public_name_is_described(module: str, html: Path, pages: dict[Pat
 @pytest.mark.needs("chromium", "chromedriver")
 def test_the_search_finds_a_field_without_a_network(html: Path, tmp_path: Path) -> None:
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
+    options.binary_location = shutil.which("chromium") or ""
     for flag in (
         "headless", "no-sandbox", "disable-gpu", "no-first-run", "window-size=1280,900", f"user-data-dir={tmp_path}",
         "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
@@ -231,6 +231,6 @@ def text_of(page: Path) -> str:
     """The words of a page, those of its code included."""
     words: list[str] = []
     parser = HTMLParser()
-    parser.handle_data = words.append  # type: ignore[method-assign]
+    parser.handle_data = words.append  # type: ignore[assignment]
     parser.feed(page.read_text(encoding="utf-8"))
     return unescape("".join(words))

@@ -85,6 +85,7 @@ def test_curation_box_has_no_torch(curation_box: Installed) -> None:
     assert installed & HEAVY == set()
 
 
+@pytest.mark.slow
 def test_curation_box_lists_plans_and_runs_a_recipe_up_to_its_report(curation_box: Installed) -> None:
     listed = checked(curation_box.vfm("stages")).stdout
     assert "curation.balance" in listed
@@ -123,6 +124,7 @@ def test_sdists_install_as_the_wheels_do(wheels: Path, tmp_path: Path) -> None:
     assert "curation.balance" in checked(box.vfm("stages")).stdout
 
 
+@pytest.mark.slow
 def test_all_six_run_the_whole_chain_outside_the_workspace(
     wheels: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

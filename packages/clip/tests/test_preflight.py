@@ -118,7 +118,7 @@ def test_an_encoder_on_disk_is_checked_by_its_weights(tmp_path: Path) -> None:
 
 def test_an_encoder_of_otherwise_normalised_images_needs_a_word(tmp_path: Path) -> None:
     vision = build_vision("eva02_pico_patch8_32", num_classes=0, seed=0)
-    vision.pretrained_cfg = {**vision.pretrained_cfg, "mean": (0.5, 0.5, 0.5)}
+    vision.pretrained_cfg = {**vision.pretrained_cfg, "mean": (0.5, 0.5, 0.5)}  # type: ignore[assignment]
     save_vision(vision, tmp_path)
     line = misfit(stage(model=EVA, init_vision="eva"), eva=tmp_path)
     assert "images of mean 0.5, 0.5, 0.5, the model has 0.481, 0.458, 0.408" in line

@@ -16,7 +16,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Headless Chromium that logs its console and its requests, for tests that have the mark below."""
     webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome")
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
     for flag in (
         "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
         "disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('profile')}",

@@ -104,10 +104,10 @@ def check_wrappers() -> None:
     """End this process if DDP's wrapper is left when the process group is destroyed: torch may then hang for ever."""
     destroy = distributed.destroy_process_group
 
-    def checked() -> None:
+    def checked(group: Any = None) -> None:
         if any(isinstance(one, DistributedDataParallel) for one in gc.get_objects()):
             os._exit(1)
-        destroy()
+        destroy(group)
 
     distributed.destroy_process_group = checked
 

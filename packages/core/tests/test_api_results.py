@@ -202,8 +202,8 @@ def test_arrays_generators_and_a_single_image_are_embedded_in_order(world: Path)
     assert vfm.embed(world / "clip", map(Image.open, files), batch_size=3).keys[-1] == f"image {len(files) - 1}"
     words = ["a red one", "a blue one"]
     by_words = vfm.embed(world / "clip", texts=words).vectors
-    for given in (iter(words), np.array(words)):
-        assert np.array_equal(vfm.embed(world / "clip", texts=given).vectors, by_words)
+    for several in (iter(words), np.array(words)):
+        assert np.array_equal(vfm.embed(world / "clip", texts=several).vectors, by_words)
 
 
 def test_an_open_image_is_seen_as_its_file(world: Path, tmp_path: Path) -> None:

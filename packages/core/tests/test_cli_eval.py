@@ -96,6 +96,7 @@ def test_a_second_model_does_not_evaluate_the_first_again(here: Path) -> None:
     assert len(list((here / "shared").glob("data.labeled-*/features/*.npz"))) == 2
 
 
+@pytest.mark.slow
 def test_several_jobs_give_the_same_results_as_one(here: Path) -> None:
     words = ("old", "new", "--data", "photos", "--data", "root/wds_imagenetv2", "--tasks", "zero_shot,knn")
     found = []

@@ -49,7 +49,7 @@ def batches(source: Source | Mixture, **fields) -> list[tuple[list[str], bytes, 
     return [(one.keys, one.inputs.image.numpy().tobytes(), one.bad) for step in data.steps(0, 5) for one in step]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_batches_over_http_are_those_from_the_disk(tmp_path, workers):
     make_pool(tmp_path / "t", [12, 3, 9, 20])
     with serving(tmp_path / "t") as server:
@@ -310,7 +310,7 @@ def test_credentials_are_in_no_message_and_no_kept_file(tmp_path):
         assert kept == [f"{server.url.replace('://', '://me:***@')}/000.tar:000002"]
         server.fault = lambda path, count: "status 500"
         (found,) = read_spans([Span(f"{secret}/000.tar", 0, 100)])
-        assert "hunter2" not in f"{found} {found!r} {pickle.loads(pickle.dumps(found))}"
+        assert "hunter2" not in f"{found!s} {found!r} {pickle.loads(pickle.dumps(found))}"
         assert str(found).endswith("/000.tar: status 500")
 
 

@@ -25,7 +25,7 @@ from vfm.data.videos import (
     fixed_views,
     read_clips,
 )
-from vfm.data.videos.probing import probe
+from vfm.data.videos.probing import VideoFacts, probe
 from vfm.data.videos.stages import Videos, VideoUnion
 from vfm.interfaces import Context, Event, Preflight, Runtime, VideoDataset
 from video_files import CODECS, encode, grey_frames, number_of, rotated, sound_only, without_frames, write
@@ -60,6 +60,9 @@ def test_every_frame_of_every_codec_is_found_by_its_number(codec: str, tmp_path:
     frames = (0, 3, 3, 13, 14, 29)
     (clip,) = read_clips(media, facts, [whole((64, 48), frames)])
     assert [number_of(frame) for frame in clip] == list(frames)
+
+
+SOUGHT: tuple[Media, VideoFacts]  # set below, since hypothesis takes no fixture that is made for each test
 
 
 @given(frames=st.lists(st.integers(0, 39), min_size=1, max_size=6).map(sorted))

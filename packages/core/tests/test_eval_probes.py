@@ -42,7 +42,6 @@ from vfm.interfaces import (
     LabeledDataset,
     Pool,
     Preflight,
-    Report,
     TaggedImages,
     VisionCheckpoint,
 )
@@ -506,7 +505,7 @@ def test_classifiers_are_compared_and_models_without_a_head_refused(tmp_path: Pa
     inputs = {"a": classifier(tmp_path / "a", None), "b": classifier(tmp_path / "b", NAMES[::-1])}
     data = labeled(tmp_path / "data", 28)
     run = run_in(tmp_path / "out", data=data, **inputs)
-    report: Report = Classify(name="c", models=["a", "b"], data="data").run(run.ctx)
+    report = Classify(name="c", models=["a", "b"], data="data").run(run.ctx)
     assert {m.name for m in report.metrics} == {"acc1", "acc5", "mean_per_class_recall"}
     assert len(report.comparisons) == 3
     headless = save_vision(build_vision("vit_pico_patch8_32", seed=0), tmp_path / "headless")

@@ -101,6 +101,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [3])
 @pytest.mark.parametrize("stage", [stage["name"] for stage in STAGES])
 def test_the_files_of_an_evaluation_are_those_of_one_process(root: Path, stage: str, number: int) -> None:
@@ -110,6 +111,7 @@ def test_the_files_of_an_evaluation_are_those_of_one_process(root: Path, stage: 
     assert [name for name in expected if expected[name] != found[name]] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 3])
 def test_bad_samples_of_any_process_are_counted_once(root: Path, number: int) -> None:
     def bad(stage: str) -> Any:
@@ -123,6 +125,7 @@ def test_bad_samples_of_any_process_are_counted_once(root: Path, number: int) ->
         assert bad(stage) == {"unreadable_image": 1}, stage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [3])
 @pytest.mark.parametrize("stage", ["bad", "nan", "large", "broken"])
 def test_all_processes_end_with_the_message_of_one(root: Path, stage: str, number: int) -> None:

@@ -497,7 +497,9 @@ def test_stages_are_known_without_torch() -> None:
 
 @pytest.mark.parametrize("evaluation", [stage for stage in EVALUATIONS if issubclass(stage, Evaluation)])
 def test_models_of_one_name_are_refused(evaluation: type[Evaluation]) -> None:
-    stage = evaluation.model_construct(name="e", models=[Ref("one/clip"), Ref("two/clip/")])
+    stage = evaluation.model_construct(
+        kind=evaluation.kind_name(), name="e", models=[Ref("one/clip"), Ref("two/clip/")]
+    )
     with pytest.raises(UserError, match="models: 'clip' is named more than once"):
         stage.preflight(Preflight({}, {}))
 

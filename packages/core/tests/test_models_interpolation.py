@@ -81,7 +81,9 @@ def test_stage_evaluates_along_the_line_and_saves_the_model_at_alpha(tmp_path: P
     directory.mkdir()
     checkpoint = stage.run(Context("wise", directory, tmp_path / "work", inputs))
     assert isinstance(checkpoint, ClipCheckpoint)
-    models = {alpha: interpolate(*(load_clip(inputs[n]) for n in ("start", "end")), alpha) for alpha in (0, 0.4, 1)}
+    models = {
+        alpha: interpolate(*(load_clip(inputs[n]) for n in ("start", "end")), alpha=alpha) for alpha in (0, 0.4, 1)
+    }
     weights = load_clip(checkpoint).module.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in models[0.4].module.state_dict().items())
     rows = [json.loads(line) for line in (directory / "line.jsonl").read_text().splitlines()]

@@ -104,9 +104,11 @@ def tuned(original: ClipModel) -> ClipModel:
 
 def diva_script(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return what DIVA's script saves: the CLIP model under a prefix, and everything else of its module."""
-    others = ("class_model.final_fc.weight", "visual_proj.weight", "visual_proj.bias", "unet.conv_in.weight")
-    others += ("unet.mid_block.attentions.0.proj_in.weight", "vae.encoder.conv_in.weight")
-    others += ("text_encoder.text_model.final_layer_norm.weight",)
+    others = [
+        "class_model.final_fc.weight", "visual_proj.weight", "visual_proj.bias", "unet.conv_in.weight",
+        "unet.mid_block.attentions.0.proj_in.weight", "vae.encoder.conv_in.weight",
+        "text_encoder.text_model.final_layer_norm.weight",
+    ]  # fmt: skip
     return {f"class_model.model.{key}": value for key, value in state.items()} | {key: torch.ones(2) for key in others}
 
 
@@ -249,7 +251,8 @@ def test_a_stage_reports_what_it_takes_and_a_wrong_text_tower_is_one_line(
     events: list[Any] = []
     (tmp_path / "out").mkdir()
     ctx = Context("diva", tmp_path / "out", tmp_path, {"original": tmp_path / "original"}, events.append)
-    checkpoint: ClipCheckpoint = stage.run(ctx)
+    checkpoint = stage.run(ctx)
+    assert isinstance(checkpoint, ClipCheckpoint)
     assert torch.equal(load_clip(checkpoint).module.visual.proj, tuned(original).module.visual.proj)
     assert any("7 dropped" in str(event) for event in events)
     with pytest.raises(UserError, match=r"its visual.positional_embedding is .*, that of text_from") as caught:

@@ -66,7 +66,7 @@ def test_images_are_normalised_as_for_the_encoder(tmp_path: Path) -> None:
     """Check that embeddings of a photograph start from the encoder's own features of it."""
     vision, model = encoder("vit_pico_patch8_32", global_pool="token", num_classes=0), clip("vit_pico_patch8_32")
     imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-    vision.pretrained_cfg = {**vision.pretrained_cfg, **imagenet}
+    vision.pretrained_cfg = {**vision.pretrained_cfg, **imagenet}  # type: ignore[assignment]
     checkpoint = save_vision(vision, tmp_path / "encoder")
     before = {key: value.clone() for key, value in model.module.state_dict().items()}
     with pytest.raises(UserError, match=r"images of mean 0\.485, 0\.456, 0\.406, .* has 0\.481, .*normalization"):

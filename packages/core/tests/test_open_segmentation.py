@@ -51,7 +51,11 @@ def stage(**fields: Any) -> OpenSegmentation:
 def dataset(names: list[str], labels: tuple[str, ...] = ("semantic",)) -> AnnotatedImages:
     ids = list(range(len(names)))
     return AnnotatedImages.model_construct(
-        class_names=names, class_ids=ids, labels=list(labels), has_images=True, path=Path("set")
+        class_names=names,
+        class_ids=ids,
+        labels=list(labels),
+        has_images=True,
+        path=Path("set"),  # type: ignore[call-arg]
     )
 
 

@@ -136,7 +136,7 @@ class FastRuntime(vfm.Runtime):
 class FastDraw(toy_plugin.Draw):
     """Draw numbers fast."""
 
-    kind: Literal["toy.fast"] = "toy.fast"
+    kind: Literal["toy.fast"] = "toy.fast"  # type: ignore[assignment]
     runtime: FastRuntime = FastRuntime()
 
 

@@ -89,7 +89,7 @@ def test_weights_count_images_as_often_as_they_are_drawn(seed: int) -> None:
         hits = int((copies[1] & ~copies[2]).sum())
         if hits > total:  # copies of an image have as many more objects in real data; here they are drawn apart
             continue
-        assert found.precision[number, 0, 0] == pytest.approx(precision_plain(*copies, total), abs=1e-12)  # type: ignore[arg-type]
+        assert found.precision[number, 0, 0] == pytest.approx(precision_plain(*copies, total=total), abs=1e-12)
         assert found.recall[number, 0, 0] == pytest.approx(hits / total, abs=1e-12)
 
 

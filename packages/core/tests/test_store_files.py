@@ -215,8 +215,8 @@ def test_damaged_offsets_of_a_tar_are_found_again(tmp_path):
 
 
 def test_damaged_notes_of_a_resumed_stage_are_a_warning(tmp_path):
-    notes = {"numbers": {"a": 1}, "warnings": 3, "bad_examples": {}}
-    for damaged in (b"", b"3", b"{}", b"[1]", b'[{"a": 1}, null]', seal(notes)):
+    wrong = {"numbers": {"a": 1}, "warnings": 3, "bad_examples": {}}
+    for damaged in (b"", b"3", b"{}", b"[1]", b'[{"a": 1}, null]', seal(wrong)):
         (tmp_path / "notes.json").write_bytes(damaged)
         notes = EventNotes(tmp_path / "notes.json")
         assert notes.numbers == {}

@@ -149,6 +149,7 @@ class Large(Task[Any]):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(4_000_000))
+        self.passes: torch.Tensor
         self.register_buffer("passes", torch.zeros(1_000_000))
 
     def forward(self, inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

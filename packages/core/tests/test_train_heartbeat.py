@@ -14,6 +14,7 @@ from train_toy import in_processes, plan
 from vfm.train.parallel.heartbeat import Heartbeat, _place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_killed_process_ends_the_other_with_a_message(tmp_path: Path, parallel: str) -> None:
     runtime = {"device": "cpu", "parallel": parallel}
@@ -25,6 +26,7 @@ def test_a_killed_process_ends_the_other_with_a_message(tmp_path: Path, parallel
     assert message.endswith("the next run resumes from the last checkpoint")
 
 
+@pytest.mark.slow
 def test_a_stopped_process_ends_the_other_with_a_message(tmp_path: Path) -> None:
     job = {"folder": "stopped", "plan": plan().model_dump(mode="json"), "ending": "SIGSTOP"}
     errors = in_processes(2, tmp_path, [job], code=1)

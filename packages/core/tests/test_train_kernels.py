@@ -38,7 +38,7 @@ class Fused(Regression):
 
 
 class TrainFused(Plan):
-    kind: Literal["toy.fused"] = "toy.fused"
+    kind: Literal["toy.fused"] = "toy.fused"  # type: ignore[assignment]
 
     def run(self, ctx: Context) -> Artifact:
         fit(Fused(), Samples(self.global_batch_size), self, ctx)

@@ -98,6 +98,7 @@ def newest(folder: Path) -> str:
     return max((path.name for path in (folder / "work").glob("step-*")), default="")
 
 
+@pytest.mark.slow
 def test_training_killed_at_random_moments_ends_as_the_uninterrupted_one(tmp_path, uninterrupted):
     for seed in range(2):
         before = newest(tmp_path)

@@ -115,6 +115,7 @@ def final(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "final.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -133,6 +134,7 @@ def test_sharded_processes_give_the_losses_scores_and_weights_of_one(root, name,
     assert_same_training(root / name, root / expected)
 
 
+@pytest.mark.slow
 def test_resuming_is_exact_also_past_a_checkpoint_that_one_process_finds_damaged(root):
     first, second = ((root / "cut" / f"stopped-{rank}.txt").read_text() for rank in range(2))
     assert first == second
@@ -143,12 +145,14 @@ def test_resuming_is_exact_also_past_a_checkpoint_that_one_process_finds_damaged
             assert (root / folder / file).read_bytes() == (expected / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_one_process_ends_all_with_the_folder_in_the_message(root):
     for rank in range(2):
         message = (root / "full" / f"stopped-{rank}.txt").read_text()
         assert message == f"[Errno 27] File too large: '{root}/full/work/unfinished-step-00000006/shards'"
 
 
+@pytest.mark.slow
 def test_each_process_writes_a_part_of_every_weight_and_of_its_state(root):
     folder = root / "fsdp2-plain" / "work" / "step-00000012"
     assert sorted(path.name for path in folder.iterdir()) == ["artifact.json", "meta.json", "shards", "state"]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from annotated_world import bright_parts, read
@@ -56,6 +57,7 @@ def evaluate(root: Path, folder: str) -> None:
             (root / folder / "scores.json").write_text(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_a_model_in_training_as_one(tmp_path: Path) -> None:
     bright_parts(tmp_path)
     labeled(tmp_path / "data/photos", 16, classes=2)

@@ -48,6 +48,7 @@ def evaluate(folder: Path) -> None:
             (folder / "gone").touch()
 
 
+@pytest.mark.slow
 def test_the_first_process_computes_alone_what_follows_and_the_other_goes_on(tmp_path: Path) -> None:
     run_group(__file__, str(tmp_path))
     for rank in (0, 1):  # the other process knows the shapes

@@ -84,8 +84,8 @@ def test_rates_fall_from_layer_to_layer_and_the_head_has_the_full_rate() -> None
     assert groups["tower.blocks.2.0.weight"] == (pytest.approx(0.05), 0.3)
     assert groups["tower.patch_embed.weight"] == (pytest.approx(5e-5), 0.3)
     assert groups["tower.embed_norm.weight"] == (pytest.approx(5e-5), 0.0)
-    assert groups["head.weight"] == (1.0, None)
     assert [group.weight_decay == 0.0 for group in task.parameter_groups()] == [False] * 6 + [True] * 6
+    assert groups["head.weight"] == (1.0, None)
 
 
 def test_lora_is_drawn_from_the_seed_trains_only_its_changes_and_is_merged() -> None:

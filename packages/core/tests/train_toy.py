@@ -53,7 +53,7 @@ class Probe(Evaluation):
 
     kind: Literal["eval.probe"] = "eval.probe"
     in_processes: ClassVar[bool] = True
-    models: list[Ref[Artifact]] = []
+    models: list[Ref[Artifact]] = []  # type: ignore[assignment]
     at: float = 1.0
 
     def run(self, ctx: Context) -> Report:

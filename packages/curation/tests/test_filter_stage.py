@@ -460,10 +460,10 @@ def test_bad_samples_beyond_those_shown_are_counted(make_pool: Any) -> None:
     samples, images, _ = world(60)
     images = {uid: b"?" if number < 40 else image for number, (uid, image) in enumerate(images.items())}
     pool = make_pool("pool", samples, shard_size=1000, images=images)
-    folders = [pool.path.parent / name for name in ("out", "work")]
-    for folder in folders:
-        folder.mkdir()
-    context = Context("f", *folders, {"p": pool.path})
+    out, work = (pool.path.parent / name for name in ("out", "work"))
+    out.mkdir()
+    work.mkdir()
+    context = Context("f", out, work, {"p": pool.path})
     FilterPool(name="f", pool="p", filters=[{"type": "image_size", "min_side": 1}]).run(context)
     assert context.bad == {"unreadable_image": 40}
 

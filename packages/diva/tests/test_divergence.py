@@ -60,7 +60,7 @@ def test_a_diverging_training_stops_and_keeps_the_checkpoint_before(
         error: torch.Tensor = denoise(*args)
         return error * (1 + max(0, calls - 25))
 
-    task.denoiser.module.forward = rising
+    task.denoiser.module.forward = rising  # type: ignore[method-assign, assignment]
     with pytest.raises(UserError, match=r"the training diverges: .* earlier checkpoints are kept"):
         fit(task, Fixed(batch), config, context(config, tmp_path))
     assert 25 < calls < 32

@@ -125,8 +125,8 @@ class PlainFlow:
         scale, shift = self.modulation("norm_out.linear", vector, 2)
         out = self.linear("proj_out", self.norm(both[split:], shift, scale))
         whole = torch.empty_like(noisy)
-        for (_, row, column), token in zip(rows, out, strict=True):
-            row, column = int(row), int(column)
+        for place, token in zip(rows, out, strict=True):
+            row, column = int(place[1]), int(place[2])
             whole[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = token.view(channels, 2, 2)
         return whole
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diva_toy import context, make_prior, prior_config, run, same, tune_config, weights
-from test_stages import known, refusal
+from test_diva_stages import known, refusal
 from test_tune import make_task
 from vfm.data import ImageTransform, Sample, SampleDraw, TrainingData, open_dataset
 from vfm.models import load_clip
@@ -87,6 +87,7 @@ def test_a_step_from_cached_latents_equals_the_step_with_the_vae_on_the_cached_c
     torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
 def test_a_training_from_cached_latents_ends_as_the_training_with_the_vae(
     dtype: str, clip: ClipCheckpoint, pool: Pool, stable_diffusion: GeneratorCheckpoint, tmp_path: Path
@@ -105,6 +106,7 @@ def test_a_training_from_cached_latents_ends_as_the_training_with_the_vae(
     torch.testing.assert_close(made[0], made[1], atol=tolerance, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_prior_trains_from_cached_latents(
     clip: ClipCheckpoint, pool: Pool, stable_diffusion: GeneratorCheckpoint, tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ def test_its_training_lowers_it_and_changes_only_the_tower(
     assert all(same(old, weights(part)) for old, part in zip(frozen, held, strict=True))
 
 
+@pytest.mark.slow
 def test_the_preset_of_dcr_runs(pool: Pool, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("peft")

@@ -42,6 +42,7 @@ def built(clip: ClipCheckpoint, asked: QuestionDataset, seed: int = 0, layers: i
     return model, QuestionBatches(Questions(asked), model.encoder, model.preprocess, seed, 12)
 
 
+@pytest.mark.slow
 def test_a_model_learns_colours_and_without_images_it_gets_no_pair_right(
     tmp_path: Path, clip: ClipCheckpoint, asked: QuestionDataset, held_out: QuestionDataset
 ) -> None:

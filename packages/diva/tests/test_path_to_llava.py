@@ -68,6 +68,7 @@ def vfm(*words: str | Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_images_alone_become_a_llava_with_a_tuned_tower(tmp_path: Path) -> None:
     at = make_folders(tmp_path)
     paths = {"pool.path": at["images"], "mmvp_vlm.path": at["mmvp"], "imagenet.path": at["imagenet"]}

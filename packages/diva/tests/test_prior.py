@@ -72,6 +72,7 @@ def flat_colours(task: PriorTask, pool: Pool) -> Batch[PriorInputs]:
     return replace(batch, inputs=inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", get_args(DiffusionKind))
 def test_the_loss_of_a_trained_prior_depends_on_the_condition(
     kind: DiffusionKind, clip: ClipCheckpoint, pool: Pool, tmp_path: Path
@@ -144,7 +145,7 @@ def test_a_saved_prior_is_restored_exactly_and_diffusers_reads_it(clip: ClipChec
     for kind, scheduler in (("v", "DDIMScheduler"), ("flow", "FlowMatchEulerDiscreteScheduler")):
         task = prior_task(clip, prediction=kind)
         task.condition_map.gap.normal_()
-        task.generator.space.scale = 2.5
+        task.generator.space.scale = 2.5  # type: ignore[assignment]
         made = Artifact.load(task.export(tmp_path / kind).path)
         assert isinstance(made, GeneratorCheckpoint)
         assert (made.sample_size, made.condition_width, made.prediction) == (8, 16, kind)

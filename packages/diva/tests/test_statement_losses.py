@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diva_toy import WORLD, context, prior_config, prior_task, run, tune_config
-from test_stages import known, refusal
+from test_diva_stages import known, refusal
 from vfm.data import Choice, ImageTransform, SampleDraw, decode_image, load_choices, to_tensor, write_choices
 from vfm.data.synthetic.stages import ShapesChoices
 from vfm.interfaces import Event, load_panels

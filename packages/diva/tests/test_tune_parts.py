@@ -14,7 +14,7 @@ import torch
 
 from diva_families import add_text_encoder, family_clip, family_generator
 from diva_toy import make_clip, run, same, tune_config, weights
-from test_stages import known, refusal
+from test_diva_stages import known, refusal
 from test_tune import batch_for, make_task, train
 from vfm.flow.recipe.shipped import shipped_files
 from vfm.interfaces import LinesPanel, load_panels

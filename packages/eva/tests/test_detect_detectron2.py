@@ -52,8 +52,8 @@ def test_losses_of_all_stages_and_detections_equal_detectron2s(mode):
     for ours, theirs in names.items():
         assert losses[ours].item() == pytest.approx(given["losses"][theirs], rel=1e-5, abs=1e-6), ours
     torch.stack(list(losses.values())).sum().backward()
-    for one, size in zip(maps, given["gradients"], strict=True):  # those of the stages are averaged, not added
-        assert one.grad.abs().sum().item() == pytest.approx(size, rel=1e-4)
+    for each, size in zip(maps, given["gradients"], strict=True):  # those of the stages are averaged, not added
+        assert each.grad.abs().sum().item() == pytest.approx(size, rel=1e-4)
     selection = Selection(score=peer.SCORE, max_detections=peer.MAX_DETECTIONS)
     with torch.no_grad():
         found = heads.eval().detect(maps, proposals, peer.SIZES, selection)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eva_toy import context
-from test_finetune import (
+from test_eva_finetune import (
     encoder,
     losses,
     run,

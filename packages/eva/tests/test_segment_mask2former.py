@@ -178,6 +178,7 @@ def test_widths_that_do_not_divide_and_other_uses_are_refused() -> None:
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> AnnotatedImages:
     world = {"image_size": 64, "shapes": ["circle", "square", "triangle", "cross"]}
     stage = ShapesScenes.model_validate({"name": "scenes", "num_samples": 6, "max_objects": 2, "world": world})
-    made: AnnotatedImages = stage.run(context(tmp_path_factory.mktemp("scenes")))
+    made = stage.run(context(tmp_path_factory.mktemp("scenes")))
+    assert isinstance(made, AnnotatedImages)
     assert len(made.class_names) == peer.CLASSES
     return made

@@ -32,9 +32,8 @@ def test_a_dropped_sample_keeps_its_stream():
 
 @pytest.mark.parametrize("scaled", [True, False])
 def test_the_closed_form_gradient_is_that_of_the_plain_form(agrees, scaled):
-    leaves, drop_scale = inputs(), torch.tensor([0.0, 2.0, 1.0])
-    if not scaled:
-        leaves, drop_scale = leaves[:4], None
+    leaves = inputs() if scaled else inputs()[:4]
+    drop_scale = torch.tensor([0.0, 2.0, 1.0]) if scaled else None
 
     def op(residual, branch, weight, bias, layer_scale=None):
         return OP(residual, branch, weight, bias, layer_scale, drop_scale, 1e-6)[:2]

@@ -24,11 +24,14 @@ TABLES_ARE_OF = (3, 6)  # version of Triton for which the settings were chosen
 SHARED_KIB = {"sm_80": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
 
 
+SLOW = {"attention": pytest.mark.slow}
 ARCHITECTURES = [("sm_90",), ("sm_80", "sm_89", "sm_100", "sm_120")][: 2 if "VFM_WIDE" in os.environ else 1]
 
 
 @pytest.mark.parametrize("architectures", ARCHITECTURES, ids=" ".join)
-@pytest.mark.parametrize("file", FILES.values(), ids=FILES)
+@pytest.mark.parametrize(
+    "file", [pytest.param(file, id=name, marks=SLOW.get(name, ())) for name, file in FILES.items()]
+)
 def test_kernels_compile_within_their_limits(file: Path, architectures: tuple[str, ...]) -> None:
     triton = pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

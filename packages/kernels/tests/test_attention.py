@@ -47,7 +47,7 @@ def test_angles_rotate_queries_and_keys_only(backend):
     tables = (angles.sin(), angles.cos())
     ours = attention(q, k, v, sin=tables[0], cos=tables[1], num_prefix_tokens=1, backend=backend)
     expanded = [table.expand(2, -1, -1) for table in tables]
-    q, k = (rotate(each, *expanded, 1, None) for each in (q, k))
+    q, k = (rotate(each, *expanded, num_prefix_tokens=1, positions=None) for each in (q, k))
     torch.testing.assert_close(ours, torchs(q, k, v))
 
 

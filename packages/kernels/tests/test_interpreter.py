@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-WIDE = HERE / "interpreter/test_wide.py"  # real shapes, run by `make kernels-wide`
+FILES = {file.stem.removeprefix("test_interpreted_"): file for file in (HERE / "interpreter").glob("test_inter*.py")}
+QUICK = ["add_layer_norm", "pair_rows"]
 
 
-def test_kernels_agree_with_their_plain_forms_in_the_interpreter(request: pytest.FixtureRequest) -> None:
-    run(request, str(HERE / "interpreter"), "--ignore", str(WIDE), "-m", "not slow")
+@pytest.mark.parametrize("names", [QUICK, pytest.param(sorted({*FILES} - {*QUICK}), marks=pytest.mark.slow)], ids=len)
+def test_kernels_agree_with_their_plain_forms_in_the_interpreter(
+    request: pytest.FixtureRequest, names: list[str]
+) -> None:
+    run(request, *(str(FILES[name]) for name in names))
 
 
+@pytest.mark.slow
 def test_the_tests_for_a_gpu_run_in_the_interpreter(request: pytest.FixtureRequest) -> None:
     """Three ops stand for all, so that a mistake in those tests does not cost time on a GPU."""
     run(request, str(HERE / "gpu"), "-k", "add_layer_norm or gather_tokens or info_nce")

@@ -42,7 +42,7 @@ def test_the_ops_gradient_is_that_of_the_plain_form(agrees):
     tables = (angles.sin(), angles.cos())
     agrees(
         lambda x: OP(x, *tables, 0, positions, False),
-        lambda x: rotate(x, *(table.to(x.dtype) for table in tables), 0, positions),
+        lambda x: rotate(x, *(table.to(x.dtype) for table in tables), num_prefix_tokens=0, positions=positions),
         [torch.randn(2, 5, 3, 8)],
     )
 

@@ -33,7 +33,7 @@ def gradients(batch: dict[str, np.ndarray], rank: int = 0, world_size: int = 1) 
         torch.from_numpy(batch[name]).requires_grad_() for name in ("image_weight", "text_weight", "log_scale")
     ]
     result = {}
-    for name, loss in losses(images, texts, *parameters, rank, world_size):
+    for name, loss in losses(images, texts, *parameters, rank=rank, world_size=world_size):
         grads = torch.autograd.grad(loss, parameters, retain_graph=True)
         for value, label in zip([loss.detach(), *grads], ("loss", "image", "text", "scale"), strict=True):
             averaged = value.clone()

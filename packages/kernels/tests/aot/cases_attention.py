@@ -21,7 +21,7 @@ def run(
     odd: bool = False,
     rope: bool = False,
     positions: bool = False,
-    **kind: bool,
+    **kind: Any,
 ) -> None:
     if kernel == "short" and launch.architecture(CPU) != "sm90":
         return  # the backend supports Hopper only
@@ -37,10 +37,10 @@ def run(
     pattern = Pattern.from_arguments(*qkv.unbind(2), num_prefix_tokens=int(rope), **kind)
     out, lse = forward_buffers(qkv[:, :, 0])
     if kernel != "backward":
-        attention_forward(*qkv.unbind(2), out, lse, pattern, short=kernel == "short")
+        attention_forward(*qkv.unbind(2), out, lse, pattern, short=kernel == "short")  # type: ignore[call-arg]
         return
     gradients = torch.empty(qkv.shape, dtype=dtype, device="meta")
-    attention_backward(out, out, lse, *qkv.unbind(2), *gradients.unbind(2), pattern)
+    attention_backward(out, out, lse, *qkv.unbind(2), *gradients.unbind(2), pattern)  # type: ignore[call-arg]
 
 
 def cases(kernel: str, *widths: int, name: str = "", **kind: Any) -> dict:

@@ -92,7 +92,7 @@ def main(file: str, *capabilities: str) -> None:
     JITFunction.run = intercept
     for capability in map(int, capabilities):
         table = launch.TABLES[max(first for first in launch.TABLES if first <= divmod(capability, 10))]
-        launch.architecture = lambda device, name=table: name  # no device of it is needed
+        launch.architecture = lambda device, name=table: name  # type: ignore[assignment]  # no device of it is needed
         forget_settings()
         for name, (op, width, run) in cases.CASES.items():
             launches.clear()

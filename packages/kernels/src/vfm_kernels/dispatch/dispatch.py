@@ -147,6 +147,6 @@ def _cached_device_reasons(device: torch.device) -> tuple[str, ...]:
 
 def _interpreted() -> bool:
     """Return whether Triton interprets kernels on CPU tensors (TRITON_INTERPRET=1, for tests)."""
-    from triton import knobs  # type: ignore[import-untyped]
+    from triton import knobs
 
     return bool(knobs.runtime.interpret)

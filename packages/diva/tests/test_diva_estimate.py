@@ -45,6 +45,7 @@ def measured(config: Training, folder: Path, inputs: Mapping[str, Path]) -> int:
     return peaks[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"micro_batch_size": 8, "precision": "amp_bf16"}], ids=["plain", "bf16"])
 def test_memory_is_within_15_percent_of_what_a_tuning_takes(
     settings: dict[str, Any], tmp_path: Path, pool: Pool, clip: ClipCheckpoint, prior: GeneratorCheckpoint
@@ -59,6 +60,7 @@ def test_memory_is_within_15_percent_of_what_a_tuning_takes(
     assert cost.memory.total == pytest.approx(peak - text, rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_first_training_of_an_adapter_is_counted(
     clip: ClipCheckpoint, stable_diffusion: GeneratorCheckpoint
 ) -> None:
@@ -74,6 +76,7 @@ def test_the_first_training_of_an_adapter_is_counted(
     assert none.memory == some.memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["image", "both"])
 def test_memory_is_within_15_percent_of_what_a_prior_takes(
     source: str, tmp_path: Path, pool: Pool, clip: ClipCheckpoint

@@ -12,6 +12,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+@pytest.mark.slow
 def test_the_compared_steps_have_equal_losses(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     command = [sys.executable, str(BENCHMARKS / "speed.py"), "--quick", "--out", str(tmp_path / "found")]

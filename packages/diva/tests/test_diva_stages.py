@@ -28,8 +28,10 @@ from vfm_diva import DivaPrior, DivaTune
 from vfm_diva.generator.condition_map import ConditionMap
 from vfm_diva.generator.generator import load_generator
 
+SLOW = pytest.mark.slow
 
-@pytest.mark.parametrize("condition", ["text", "image", "both"])
+
+@pytest.mark.parametrize("condition", ["text", pytest.param("image", marks=SLOW), pytest.param("both", marks=SLOW)])
 def test_a_prior_and_the_tuning_by_its_feedback_run_as_stages(
     condition: str, clip: ClipCheckpoint, pool: Pool, tmp_path: Path
 ) -> None:

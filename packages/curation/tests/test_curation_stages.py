@@ -277,7 +277,7 @@ def test_panels_show_funnel_curve_entries_and_examples(make_pool: Any, run_stage
     assert [one.name for one in ranks.series] == ["before balancing", "after balancing", "t"]
     before, after, *others = curve.series
     assert [one.name for one in others] == ["t / 10", "t / 3", "t × 3", "t × 10"]
-    sizes = [row[4] for row in choices.rows]
+    sizes = [float(row[4]) for row in choices.rows]
     assert sizes == sorted(sizes)
     assert abs(sizes[2] - funnel.values[2]) < 4 * sizes[2] ** 0.5
     assert languages.rows[0][:3] == ["any", len(NOUNS) + 1, 20]
