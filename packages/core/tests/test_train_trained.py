@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import BaseModel
@@ -77,7 +79,7 @@ def test_what_is_not_named_is_frozen_and_stays_in_evaluation_mode(
 def test_rates_fall_from_layer_to_layer_and_the_head_has_the_full_rate() -> None:
     task = Regression(AllWeights(lr_scale=0.5, layer_decay=0.1, weight_decay=0.3))
     names = {id(weight): name for name, weight in task.named_parameters()}
-    groups = {
+    groups: dict[str, Any] = {
         names[id(p)]: (group.lr_scale, group.weight_decay) for group in task.parameter_groups() for p in group.params
     }
     assert groups["tower.projection.weight"] == (0.5, 0.3)
