@@ -3,7 +3,8 @@
 Each library loads every case of its layout as its documentation shows, in a process of its own that starts in the
 case's folder. The outcome is read from a file that the case's code leaves: `executed`, `executed after a question`
 (transformers asks on the terminal whether to run a model's code; here the answer is yes), `refused` (an error), or
-`loaded`. Writes `hostile.json` and `hostile.md` into `results/`. About two CPU minutes.
+`loaded`. The unchanged folders come first, which all must load. Writes `hostile.json` and `hostile.md` into `results/`.
+About three CPU minutes.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def measure() -> list[dict[str, str]]:
     rows = []
     with tempfile.TemporaryDirectory() as root:
         hostile.make_layouts(Path(root, "layouts"))
-        for number, case in enumerate(hostile.CASES):
+        for number, case in enumerate([*hostile.UNCHANGED, *hostile.CASES], 1 - len(hostile.UNCHANGED)):
             ours = {"vfm": lambda target, case=case: hostile.load_with_vfm(case, target)}
             for library, load in (ours | PEERS.get(case.layout, {})).items():
                 folder = Path(root, f"{number}-{library}")
@@ -122,7 +123,7 @@ def measure() -> list[dict[str, str]]:
                 rows.append(
                     {"kind": case.kind, "layout": case.layout, "case": case.title, "library": library, "outcome": found}
                 )
-                print(f"{number + 1:2d}  {case.layout:12} {case.title:50} {library:12} {found}", flush=True)
+                print(f"{number:2d}  {case.layout:12} {case.title:50} {library:12} {found}", flush=True)
     return rows
 
 

@@ -38,7 +38,7 @@ from vfm.models import (
     set_class_names,
 )
 
-Kind = Literal["auto_map", "options", "predictor", "pipeline", "pickle", "data", "working folder"]
+Kind = Literal["none", "auto_map", "options", "predictor", "pipeline", "pickle", "data", "working folder"]
 Layout = Literal["open_clip", "transformers", "timm", "diffusers", "dense", "video", "weights", "data", "index"]
 
 MARK = "executed"
@@ -408,6 +408,9 @@ CASES = [
 ]
 
 
+UNCHANGED = [Case("none", "unchanged", layout, {}) for layout in ("open_clip", "transformers", "timm", "diffusers")]
+
+
 def make_layouts(folder: Path) -> None:
     """Write the harmless folders that cases change, of the libraries that are installed."""
     clip = build_clip(CLIP, seed=0)
@@ -429,7 +432,7 @@ def make_layouts(folder: Path) -> None:
 
 def make_generator(folder: Path) -> None:
     """Write a tiny Stable Diffusion with its text encoder."""
-    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     unet = UNet2DConditionModel(
@@ -438,6 +441,7 @@ def make_generator(folder: Path) -> None:
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )  # fmt: skip
     unet.save_pretrained(folder / "unet")
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4).save_pretrained(folder / "vae")
     DDIMScheduler().save_pretrained(folder / "scheduler")
     sizes = CLIPTextConfig(
         vocab_size=4, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
@@ -454,7 +458,7 @@ def make_generator(folder: Path) -> None:
         "scheduler": ["diffusers", "DDIMScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
-        "vae": [None, None],
+        "vae": ["diffusers", "AutoencoderKL"],
         "safety_checker": [None, None],
         "feature_extractor": [None, None],
     }

@@ -46,11 +46,10 @@ def test_the_corpus_has_fifty_different_cases() -> None:
     assert min(Counter(case.kind for case in CASES).values()) >= 2
 
 
-@pytest.mark.parametrize("layout", ["open_clip", "transformers", "timm", "diffusers"])
+@pytest.mark.parametrize("case", hostile.UNCHANGED, ids=lambda case: case.layout)
 def test_the_folders_load_without_what_is_hostile(
-    layout: hostile.Layout, layouts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: Case, layouts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = Case("data", "none", layout, {})
     target = make_case(case, layouts, tmp_path / "case")
     monkeypatch.chdir(tmp_path / "case")
     assert load_with_vfm(case, target) == ""
