@@ -52,7 +52,7 @@ class Law:
 
 
 LAW = Law(slope=1.0, spread=0.1, squares=1.0, degrees=39)
-"""The law that the recipe `diva_law` measures."""
+"""An assumption, not a measurement: the recipe `diva_law`, which measures the law, has not been run yet."""
 
 
 def exposure(preference: ArrayLike, accuracy: ArrayLike) -> Floats:

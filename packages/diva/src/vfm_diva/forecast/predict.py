@@ -146,6 +146,10 @@ def _statement_source(clip: ClipModel, generator: Generator, prompt: str) -> Pri
 
 def _report(config: DivaPredict, ctx: Context, known: Sequence[Knowledge]) -> Report:
     """Write the report and its panels."""
+    ctx.warn(
+        f"gains assume a slope of {LAW.slope:g} and a spread of {100 * LAW.spread:g} points: the recipe diva_law, which"
+        " measures both, has not been run yet"
+    )
     gains, widths = LAW.predict([each.exposure for each in known])
     counts = np.array([each.pairs.num_independent for each in known])
     share = counts / counts.sum()

@@ -48,7 +48,7 @@ def tower_layers(module: nn.Module, tower: TowerName) -> list[list[str]]:
 
 
 def named_layers(names: Sequence[str], prefix: str, *, has_end: bool = True) -> list[list[str]]:
-    """Return the names of weights by layer, as the names tell.
+    """Return the names of weights by layer.
 
     Args:
         names: of the weights.
