@@ -10,10 +10,10 @@ from vfm.flow.recipe.shipped import shipped_files
 
 # Hashes of the stages that these recipes had before they were laid over a base. A change on purpose changes the hash.
 STAGES_OVER_BASE = {
-    "eva_02_l_k400": "8fe42f7fcfa1",
-    "eva_claim_more": "3fe1cec9589a",
+    "eva_02_l_k400": "6de3a96487a3",
+    "eva_claim_more": "964677825ca3",
     "eva_claim_rates": "f62e0174def5",
-    "open_segmentation_tiny": "2c3fe623d977",
+    "open_segmentation_tiny": "13ad130a68c9",
     "clip_b32": "ce6db29f38b1",
     "clip_l14": "99620856d696",
     "metaclip_b16": "fa7ee8b94502",
@@ -22,16 +22,16 @@ STAGES_OVER_BASE = {
     "eva_02_ti": "47662636506b",
     "eva_02_s": "29254f57f60e",
     "eva_02_l": "fd47628d96a4",
-    "eva_02_l_ade20k": "f3299a6aca66",
-    "eva_02_l_coco_stuff": "9bcb13e8980b",
+    "eva_02_l_ade20k": "d56c429fdd4d",
+    "eva_02_l_coco_stuff": "078ac0426ab8",
     "eva_02_b_448": "be4e855656c7",
-    "eva_02_b_coco_1536": "ca9171b72c65",
-    "eva_02_b_lvis": "f3064766defc",
-    "eva_02_l_coco": "9db992e55957",
-    "eva_02_l_coco_1536": "42888b43d88c",
-    "eva_02_l_lvis": "ceb6ebfd45a5",
-    "eva_02_l_lvis_1536": "5cc2a252c4b9",
-    "eva_g_lvis": "dd4319dcdd20",
+    "eva_02_b_coco_1536": "16b73cdbc5d1",
+    "eva_02_b_lvis": "4f32f568aea8",
+    "eva_02_l_coco": "250538bb75d1",
+    "eva_02_l_coco_1536": "239cbe8e6fca",
+    "eva_02_l_lvis": "1d107ed43e18",
+    "eva_02_l_lvis_1536": "12e12e438fbb",
+    "eva_g_lvis": "b79d00165a97",
 }
 
 

@@ -100,7 +100,7 @@ def test_curation_box_lists_plans_and_runs_a_recipe_up_to_its_report(curation_bo
 
 
 def test_recipe_that_needs_more_says_what_to_install(curation_box: Installed) -> None:
-    done = curation_box.vfm("run", "quickstart")
+    done = curation_box.vfm("run", ROOT / "packages/diva/src/vfm_diva/recipes/start/quickstart.yaml")
     assert done.returncode == 2
     for package in ("eva", "clip", "diva"):
         assert f"needs a package that is not installed: uv pip install -e packages/{package} in" in done.stderr

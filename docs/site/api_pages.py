@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 
 import griffe
 from documents import ROOT
@@ -10,7 +11,7 @@ from escaping import escaped
 
 PUBLIC = (
     "vfm", "vfm.plugin", "vfm.data", "vfm.data.annotated", "vfm.data.videos", "vfm.models", "vfm.train", "vfm.eval",
-    "vfm_kernels",
+    "vfm.statistics", "vfm_kernels",
 )  # fmt: skip
 SOURCES = [str(ROOT / f"packages/{package}/src") for package in ("core", "kernels")]
 INDEX = "reference/index.md"
@@ -39,7 +40,7 @@ def pages() -> Iterator[tuple[str, str]]:
 
 def _page(name: str, module: griffe.Module, described: dict[str, str]) -> str:
     """Return the page of a module; `described` has the page and anchor of each object so far, and gets its own."""
-    members = {str(export): _member(name, module, str(export)) for export in module.exports or ()}
+    members = {str(export): _member(name, module, str(export)) for export in import_module(name).__all__}
     parts = [f"# {name}\n", module.docstring.value if module.docstring else ""]
     for kind, title in KINDS.items():
         chosen = {member: found for member, found in members.items() if found.kind.value == kind}

@@ -58,7 +58,8 @@ def compare_law(config: DivaLaw, ctx: Context) -> Report:
         raise UserError(f"arms: {error}") from None
     by_mean = np.where(in_first, gains[~in_first].mean(), gains[in_first].mean())
     table = pa.Table.from_pylist([{**vars(cell), "exposure": e} for cell, e in zip(cells, x.tolist(), strict=True)])
-    pq.write_table(table.append_column("predicted", pa.array(predicted)), ctx.directory / "cells.parquet")
+    table = table.append_column("predicted", pa.array(predicted))
+    pq.write_table(table, ctx.directory / "cells.parquet", write_page_checksum=True)
     metrics = [
         _error("mean", by_mean, gains), _error("law", predicted, gains), _explained(predicted, gains), _slope(x, gains),
     ]  # fmt: skip
