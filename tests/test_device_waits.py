@@ -35,13 +35,13 @@ READS = {"item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "
 SHAPES = {"nonzero", "masked_select", "unique"}  # the host must know how many there are
 COPIES = {"new_tensor", "tensor", "as_tensor"}  # of numbers of the host
 # The prior encodes captions of some samples and pictures of the others: it waits to learn which.
-KNOWN = {"vfm_diva/prior/prior_task.py"}
+KNOWN = {"prior/prior_task.py"}
 # The number of tokens in the answers depends on the texts.
 KNOWN |= {"mllm/model.py", "mllm/task.py"}
 # Queries are matched with segments on the host, and the number of a detector's boxes depends on their scores.
 KNOWN |= {"segment/matching.py"}
 KNOWN |= {f"detect/{file}.py" for file in ("cascade", "federated", "losses", "proposals", "model", "samples", "task")}
-FOLDERS = ("train", "models", "dense", "detect", "segment", "video", "mllm")
+FOLDERS = ("train", "models", "prior", "dense", "detect", "segment", "video", "mllm")
 
 
 class Waits(TorchFunctionMode):
