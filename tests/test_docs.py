@@ -103,7 +103,7 @@ COMMANDS = {
     "uv run vfm plan recipe.yaml": f"{RECIPE}{{}}",
     "uv run vfm plan recipe.yaml --estimate": f"{RECIPE}{{}}",
     "uv run vfm run recipe.yaml --set clip.lr=1e-4": CLAIM,
-    "uv run vfm run recipe.yaml --jobs 2": CLAIM,
+    "uv run vfm run recipe.yaml --jobs 2": 'set -- {} && shift 4 && vfm plan "$1"',
     "uv run vfm finetune ViT-B-32,openai TRAIN.tar --val VAL.tar": "{} --dry-run",
     "uv run vfm distill PHOTOS --teacher vit_base_patch14_dinov2.lvd142m"
     " --student vit_small_patch16_224": "mkdir -p PHOTOS && cp photo.jpg PHOTOS && {} --dry-run",
