@@ -206,7 +206,6 @@ COMMANDS = {
     "uv run vfm doctor": AS_IT_STANDS,
     # tests/test_kill_and_resume.py and core's test_train_dist.py train in two processes
     "uv run vfm run quickstart --set runtime.processes=2": CLAIM,
-    "uv run vfm run quickstart --jobs 2": SMALL_QUICKSTART,
     "uv run vfm run quickstart --prepare clip": f"{SMALL_QUICKSTART} --set clip.steps=3",
     "pip install ./examples/plugin": AS_IT_STANDS,
     "vfm plugins": AS_IT_STANDS,
