@@ -31,7 +31,7 @@ def page(file: Path) -> str:
     parts = [*_parts(lines, set(equations))]
     if missing := set(equations) - {name for name, _ in parts}:
         raise ValueError(f"equations.toml: {file.name} has no {', '.join(sorted(missing))}")
-    rows = [_ROW.format(code="\n".join(code), notes=_notes(equations.get(name))) for name, code in parts]
+    rows = [_ROW.format(code="\n".join(code).strip("\n"), notes=_notes(equations.get(name))) for name, code in parts]
     return _PAGE.format(name=file.name, length=len(lines), rows="\n".join(rows))
 
 
@@ -41,7 +41,10 @@ def _parts(lines: list[str], names: set[str]) -> Iterator[tuple[str, list[str]]]
     for node in ast.parse("\n".join(lines)).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in names:
             start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1
-            yield "", lines[begin:start]
+            while start > begin and (not lines[start - 1] or lines[start - 1].startswith("# ")):  # a heading before it
+                start -= 1
+            if start > begin:
+                yield "", lines[begin:start]
             yield node.name, lines[start : node.end_lineno]
             begin = node.end_lineno or 0
     yield "", lines[begin:]
