@@ -5,7 +5,7 @@
 `pairs.tar` is a WebDataset: the files `000.jpg` and `000.txt` are one pair; `--kept` leaves the pairs that metaclip.py
 keeps. The model is saved in open_clip's layout: `open_clip.create_model("local-dir:clip")` loads it.
 
-The stage `clip.train` of vfm computes the same, on any number of devices and resumable: tests/test_plain.py runs both
+The stage `clip.train` of vfm computes the same, in several processes and resumable: tests/test_plain.py runs both
 on one tar and compares the losses of all steps and the weights.
 
 Paper: Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision (arXiv:2103.00020).

@@ -6,7 +6,7 @@
 saved; the generator is Stable Diffusion 1 or 2, a folder as diffusers saves it or a name on the hub. The output is the
 state dict of the CLIP model with the new vision tower.
 
-The stage `diva.tune` of vfm with `preset: diva-paper` computes the same, on any number of devices and resumable:
+The stage `diva.tune` of vfm with `preset: diva-paper` computes the same, in several processes and resumable:
 tests/test_plain.py runs both on one tar and compares the losses of all steps and the weights.
 
 Papers: Wang et al. 2024, Diffusion Feedback Helps CLIP See Better (arXiv:2407.20171); for the loss Ho et al. 2020, DDPM

@@ -4,7 +4,7 @@
 
 `images.tar` is any tar of images, and the teacher one of open_clip's own CLIP models, here the one that clip.py saved.
 
-The stage `eva.pretrain` of vfm computes the same, on any number of devices and resumable: tests/test_plain.py runs both
+The stage `eva.pretrain` of vfm computes the same, in several processes and resumable: tests/test_plain.py runs both
 on one tar and compares the masks, the losses of all steps and the weights.
 
 Papers: Fang et al. 2022, EVA (arXiv:2211.07636); 2023, EVA-02 (arXiv:2303.11331); for the masks Bao et al. 2021, BEiT
