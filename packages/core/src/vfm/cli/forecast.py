@@ -34,7 +34,7 @@ def forecast(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Predict what a generator's feedback would gain on pairs, by attribute, before it is paid for."""
+    """Predict the gain of a generator's feedback on pairs."""
     manager = load_plugins()
     text = forecast_recipe(model_input(clip), generator, pairs, preset, stage_types(manager))
     run_written(manager, recipe, text, set or (), store, dry_run=dry_run, quiet=quiet)
