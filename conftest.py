@@ -23,6 +23,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"not installed: {', '.join(missing)}")
 
 
+def pytest_runtest_teardown() -> None:
+    """Remove the variable that the command line sets: without it, a script that a later test starts finds its neighbours."""
+    os.environ.pop("PYTHONSAFEPATH", None)
+
+
 def pytest_deselected(items: list[pytest.Item]) -> None:
     """Count the slow tests that are left out; a worker of pytest-xdist passes the number on."""
     config = items[0].config
