@@ -39,7 +39,7 @@ def read_objects() -> dict[str, Any]:
     items, bad = [], sum(source.dataset.bad_samples.values())
     for n in range(len(source)):
         try:
-            pixels = source.picture(n).tobytes()
+            pixels = source.image(n).tobytes()
         except BadSample:
             bad += 1
             continue

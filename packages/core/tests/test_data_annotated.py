@@ -151,7 +151,7 @@ def test_an_exif_turn_applies_where_the_annotations_have_it(
     folder = coco(tmp_path / "coco", [{"bbox": [0, 0, width, height]}], images=listed)
     write(folder / "train/1.jpg", jpeg(20, 10, exif=exif))
     source = AnnotatedSource(read(tmp_path, folder))
-    assert source.picture(0).size == source.sizes[0] == declared
+    assert source.image(0).size == source.sizes[0] == declared
     assert source.objects(0).boxes.tolist() == [[0, 0, width, height]]
     assert source.tables.column("upright") == [upright]
 
@@ -207,7 +207,7 @@ def test_labels_alone_need_no_pictures(tmp_path: Path) -> None:
     source = AnnotatedSource(data)
     assert (len(source), source.image_ids, len(source.objects(0))) == (1, [1], 1)
     with pytest.raises(UserError, match="made with images: false"):
-        source.picture(0)
+        source.image(0)
 
 
 def peak_of(path: Path) -> tuple[int, int]:

@@ -197,4 +197,4 @@ def test_an_orientation_that_exif_does_not_have_turns_nothing(tmp_path: Path, or
     write(tmp_path / "set/labels/train/a.txt", "0 .5 .5 1 1\n")
     write(tmp_path / "set/data.yaml", "names: [a]\n")
     source = AnnotatedSource(read(tmp_path / "data", tmp_path / "set"))
-    assert source.picture(0).size == source.sizes[0] == (20, 10)
+    assert source.image(0).size == source.sizes[0] == (20, 10)

@@ -18,9 +18,9 @@ from vfm.base import UserError
 from vfm.data import BadSample, write_tar
 from vfm.data.videos import (
     ClipSampling,
+    ClipView,
     Media,
     VideoSource,
-    View,
     drawn_view,
     fixed_views,
     read_clips,
@@ -47,8 +47,8 @@ def labels_of(dataset: VideoDataset) -> dict[str, str]:
     return {key: dataset.class_names[label] for key, label in zip(source.keys, source.labels, strict=True)}
 
 
-def whole(facts_size: tuple[int, int], frames: tuple[int, ...]) -> View:
-    return View(frames, facts_size, (0, 0, *facts_size))
+def whole(facts_size: tuple[int, int], frames: tuple[int, ...]) -> ClipView:
+    return ClipView(frames, facts_size, (0, 0, *facts_size))
 
 
 @pytest.mark.parametrize("codec", CODECS)

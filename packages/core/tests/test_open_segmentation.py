@@ -327,7 +327,7 @@ def test_scores_are_those_of_its_maps(tmp_path: Path) -> None:
 
 def annotated_pixels(data: AnnotatedImages) -> list[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     source = AnnotatedSource(data)
-    return [(np.array(source.picture(n)), source.semantic(n).astype(np.int64)) for n in range(len(source))]
+    return [(np.array(source.image(n)), source.semantic(n).astype(np.int64)) for n in range(len(source))]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from vfm.data.synthetic.stages import ShapesVideos
 from vfm.data.synthetic.videos import draw_moving, sample_moving
 from vfm.data.synthetic.world import World
 from vfm.data.videos import VideoSource, read_clips
-from vfm.data.videos.views import View
+from vfm.data.videos.views import ClipView
 from vfm.interfaces import Context, VideoDataset
 
 WORLD = World(image_size=32)
@@ -60,7 +60,7 @@ def test_videos_are_drawn_alike_by_any_number_of_processes_and_read_back(tmp_pat
         clips = []
         for source in (one, two):
             sample = source[number]
-            view = View(tuple(range(8)), (32, 32), (0, 0, 32, 32))
+            view = ClipView(tuple(range(8)), (32, 32), (0, 0, 32, 32))
             clips.append(read_clips(sample.media, sample.facts, [view])[0])
         assert np.array_equal(*clips)
         drawn = frames_of(ACTIONS[number % 10], number)

@@ -18,14 +18,14 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from vfm.data import decode_image, to_tensor
-from vfm.data.annotated import Objects, decode_mask, encode_mask
+from vfm.data.annotated import ObjectArrays, decode_mask, encode_mask
 from vfm_eva.dense.augment import PAD, draw_placement, place_objects, place_picture
 
 NUM_OBJECTS = 7  # COCO has 7.3 a picture
 SCALE = (0.1, 2.0)
 
 
-def sample(seed: int, width: int = 640, height: int = 480) -> tuple[bytes, Objects]:
+def sample(seed: int, width: int = 640, height: int = 480) -> tuple[bytes, ObjectArrays]:
     """Return a smooth random picture of COCO's size as JPEG, and ellipses of all sizes on it."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8))
@@ -39,10 +39,10 @@ def sample(seed: int, width: int = 640, height: int = 480) -> tuple[bytes, Objec
     none = np.zeros(NUM_OBJECTS, dtype=bool)
     labels, areas = np.arange(NUM_OBJECTS), np.array([mask.sum() for mask in masks], dtype=float)
     counts = [encode_mask(mask) for mask in masks]
-    return file.getvalue(), Objects(np.zeros_like(labels), labels, boxes, counts, areas, none, none)
+    return file.getvalue(), ObjectArrays(np.zeros_like(labels), labels, boxes, counts, areas, none, none)
 
 
-def ours(data: bytes, objects: Objects, side: int, seed: int) -> Any:
+def ours(data: bytes, objects: ObjectArrays, side: int, seed: int) -> Any:
     image = decode_image(data, "")
     placement = draw_placement(image.size, side, SCALE, 0.5, np.random.default_rng(seed))
     return place_picture(image, placement), place_objects(objects, placement, with_masks=True)
@@ -60,7 +60,7 @@ def torchvisions(side: int, *, tensors: bool) -> Any:
         ]
     )
 
-    def apply(data: bytes, objects: Objects, _side: int, seed: int) -> Any:
+    def apply(data: bytes, objects: ObjectArrays, _side: int, seed: int) -> Any:
         torch.manual_seed(seed)
         image = decode_image(data, "")
         height, width = image.height, image.width

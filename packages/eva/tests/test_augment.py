@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes, Mask
 
 from vfm.data import to_tensor
-from vfm.data.annotated import Objects, encode_mask
+from vfm.data.annotated import ObjectArrays, encode_mask
 from vfm_eva.dense.augment import (
     MIN_SIDE,
     PAD,
@@ -40,7 +40,7 @@ def discs(width: int, height: int, seed: int, count: int = 4) -> NDArray[np.bool
     return np.stack([(x - cx) ** 2 + (y - cy) ** 2 <= r * r for (cx, cy), r in zip(centre, radius, strict=True)])
 
 
-def objects_of(masks: NDArray[np.bool_], **flags: NDArray[np.bool_]) -> Objects:
+def objects_of(masks: NDArray[np.bool_], **flags: NDArray[np.bool_]) -> ObjectArrays:
     masks = masks[masks.any(axis=(1, 2))]
     count = len(masks)
     boxes = np.zeros((count, 4))
@@ -48,7 +48,7 @@ def objects_of(masks: NDArray[np.bool_], **flags: NDArray[np.bool_]) -> Objects:
         rows, columns = np.nonzero(mask)
         boxes[place] = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
     none = np.zeros(count, dtype=bool)
-    return Objects(
+    return ObjectArrays(
         np.zeros(count, dtype=np.int64), np.arange(count), boxes, [encode_mask(mask) for mask in masks],
         masks.sum(axis=(1, 2)).astype(float), flags.get("crowd", none), flags.get("ignored", none),
     )  # fmt: skip
@@ -118,7 +118,7 @@ def test_crowds_ignored_and_small_objects_are_no_targets():
 
 def test_object_without_mask_gets_its_box():
     objects = objects_of(discs(30, 30, 3, 1))
-    bare = Objects(
+    bare = ObjectArrays(
         objects.image, objects.labels, np.array([[3.0, 4.0, 13.0, 24.0]]), [None], objects.areas, objects.crowd,
         objects.ignored,
     )  # fmt: skip

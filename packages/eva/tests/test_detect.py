@@ -14,7 +14,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN
 
 from eva_toy import context
 from vfm.data import SampleDraw
-from vfm.data.annotated import AnnotatedSource, Objects
+from vfm.data.annotated import AnnotatedSource, ObjectArrays
 from vfm.data.synthetic.stages import ShapesScenes
 from vfm.eval.dense.stages import Detection
 from vfm.models import build_vision, load_vision, save_state_dict, save_vision, vision_preprocess
@@ -104,10 +104,10 @@ def test_federated_loss_keeps_all_classes_of_the_batch_and_fills_up():
     assert many.tolist() == [True, True, True, False, True]
 
 
-def objects(pairs: list[tuple[int, int]]) -> Objects:
+def objects(pairs: list[tuple[int, int]]) -> ObjectArrays:
     image, labels = (np.array(one, dtype=np.int64) for one in zip(*pairs, strict=True))
     none, count = np.zeros(len(pairs), dtype=bool), len(pairs)
-    return Objects(image, labels, np.zeros((count, 4)), [None] * count, np.zeros(count), none, none)
+    return ObjectArrays(image, labels, np.zeros((count, 4)), [None] * count, np.zeros(count), none, none)
 
 
 def test_repeat_factors_are_those_of_the_formula():

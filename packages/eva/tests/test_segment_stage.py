@@ -75,7 +75,7 @@ def test_queries_train_and_predict(
     parts = ("train/class_loss", "train/mask_loss", "train/dice_loss")
     assert all(sum(line[part] for part in parts) == pytest.approx(line["train/loss"], rel=1e-5) for line in lines)
     predictor = load_segmenter(made, torch.device("cpu"))
-    picture = AnnotatedSource(scenes).picture(0)
+    picture = AnnotatedSource(scenes).image(0)
     if "semantic" in made.tasks:
         assert predictor.crop_logits(np.asarray(picture)[None]).shape == (1, 4, 8, 8)
     if "boxes" in made.tasks:
@@ -229,7 +229,7 @@ def test_samples_are_the_labels_of_their_pixels(task: str, scenes: AnnotatedImag
                 assert (semantic[mask] == -1).all()  # these do not overlap
                 semantic[mask] = label
         assert (semantic == source.semantic(number)).all()
-        assert (made.images.permute(1, 2, 0).numpy() == np.asarray(source.picture(number))).all()
+        assert (made.images.permute(1, 2, 0).numpy() == np.asarray(source.image(number))).all()
 
 
 def test_crowds_and_ignored_objects_are_no_background(scenes: AnnotatedImages, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from .loading.batch import (
     SampleDraw as SampleDraw,
     map_tensors as map_tensors,
 )
-from .loading.cache_filling import Crops as Crops, MakeCrops as MakeCrops, fill_cache as fill_cache
+from .loading.cache_filling import MakeCrops as MakeCrops, SampleCrops as SampleCrops, fill_cache as fill_cache
 from .loading.eval_loader import eval_batches as eval_batches, ordered_batches as ordered_batches
 from .loading.loader import TrainingData as TrainingData, prefetch as prefetch
 from .loading.sample_cache import (

@@ -127,7 +127,7 @@ def _readable(config: MllmPope, ctx: Context, source: AnnotatedSource, objects: 
     good = []
     for number in wanted:
         try:
-            source.picture(number)
+            source.image(number)
             good.append(number)
         except BadSample as bad:
             ctx.skip(bad.reason, bad.where)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from vfm.data import FILTERS, Interpolation, to_tensor
-from vfm.data.annotated import Objects, decode_mask
+from vfm.data.annotated import ObjectArrays, decode_mask
 
 __all__ = [
     "MIN_SIDE", "PAD", "Distortion", "Placement", "Targets", "distort", "draw_distortion", "draw_placement",
@@ -135,7 +135,7 @@ def place_picture(
     return to_tensor(canvas)
 
 
-def place_objects(objects: Objects, placement: Placement, *, with_masks: bool) -> Targets:
+def place_objects(objects: ObjectArrays, placement: Placement, *, with_masks: bool) -> Targets:
     """Return the objects that the crop shows; crowds and ignored ones are no targets.
 
     Args:

@@ -10,7 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfm.data import CACHE_FOLDER, CacheWriter, Crops, MakeCrops, Source, fill_cache, open_dataset, ordered_batches
+from vfm.data import (
+    CACHE_FOLDER,
+    CacheWriter,
+    MakeCrops,
+    SampleCrops,
+    Source,
+    fill_cache,
+    open_dataset,
+    ordered_batches,
+)
 from vfm.plugin import Context, Preflight, SampleCache, UserError
 from vfm.train import prepare_device
 from vfm_eva.targets.images import crop_transform
@@ -44,7 +53,7 @@ def compute_targets(config: EvaTargets, ctx: Context) -> SampleCache:
     crop_scale, flip = config.augmentation.crop_scale, config.augmentation.flip
     make = MakeCrops(crop_transform(crop_scale, flip, teacher.preprocess), config.num_crops, config.seed)
 
-    def features(crops: Crops) -> Tensor:
+    def features(crops: SampleCrops) -> Tensor:
         """Return (samples * C, N, T)."""
         parts = torch.split(crops.images.flatten(0, 1), config.micro_batch_size)
         return torch.cat([teacher.features(part.to(device), config.grid) for part in parts])
@@ -81,7 +90,9 @@ def compute_targets(config: EvaTargets, ctx: Context) -> SampleCache:
     )
 
 
-def _pca(config: EvaTargets, ctx: Context, source: Source, make: MakeCrops, features: Callable[[Crops], Tensor]) -> Pca:
+def _pca(
+    config: EvaTargets, ctx: Context, source: Source, make: MakeCrops, features: Callable[[SampleCrops], Tensor]
+) -> Pca:
     """Return a PCA of the features of some images; the one in the work folder if an interrupted run has left it.
 
     Raises:

@@ -7,4 +7,4 @@ from .masks import (
 )
 from .records import IGNORED as IGNORED
 from .source import AnnotatedSource as AnnotatedSource
-from .tables import Objects as Objects
+from .tables import ObjectArrays as ObjectArrays

@@ -20,12 +20,12 @@ import ijson
 
 from vfm.base import UserError
 from vfm.data.annotated.records import (
+    AnnotatedImage,
     Annotation,
     BadAnnotation,
     Classes,
     Label,
     ListedImages,
-    Picture,
     box_of,
     check_ids,
     is_number,
@@ -54,7 +54,7 @@ class CocoJson(ListedImages):
             raise UserError(f"{self.path}: no categories found; expected COCO's json")
         self.classes = classes_of(categories, self.path)
         images = list(stream(self.path, "images"))
-        self.listed = listed_pictures(images, self.image_root, self.path, self.has_images)
+        self.listed = parse_images(images, self.image_root, self.path, self.has_images)
         self.federated = bool(images) and "neg_category_ids" in images[0]
         name = str(images[0].get("file_name", "")) if images else ""
         self.format = "lvis" if self.federated else OBJECTS365 if OBJECTS365 in name else "coco"
@@ -118,9 +118,9 @@ def classes_of(categories: Sequence[dict[str, Any]], path: str) -> Classes:
     return Classes(names, ids, [bool(one.get("isthing", 1)) for one in found], frequency)
 
 
-def listed_pictures(
+def parse_images(
     images: Sequence[dict[str, Any]], image_root: str, path: str, has_images: bool = True
-) -> list[Picture]:
+) -> list[AnnotatedImage]:
     """Return the pictures of COCO's `images`; their paths follow the rule by which the first ones are found.
 
     Raises:
@@ -143,11 +143,13 @@ def listed_pictures(
         name = names[min(rule, len(names) - 1)]
         key, image = name.rpartition(".")[0], f"{image_root}/{name}" if has_images else ""
         if reason := _problem(one):
-            pictures.append(Picture(key, image, one["id"], problem=BadSample(reason, f"{path}: image {one['id']}")))
+            pictures.append(
+                AnnotatedImage(key, image, one["id"], problem=BadSample(reason, f"{path}: image {one['id']}"))
+            )
             continue
         size = (int(one["width"]), int(one["height"])) if one.get("width") and one.get("height") else None
         negatives, not_exhaustive = (tuple(one.get(key) or ()) for key in ID_LISTS)
-        pictures.append(Picture(key, image, one["id"], size, negatives=negatives, not_exhaustive=not_exhaustive))
+        pictures.append(AnnotatedImage(key, image, one["id"], size, negatives=negatives, not_exhaustive=not_exhaustive))
     check_ids(pictures, path)
     return pictures
 

@@ -16,7 +16,7 @@ from vfm.data.annotated.cleaning import clean_annotations
 from vfm.data.annotated.formats import open_reader
 from vfm.data.annotated.label_files import check_map
 from vfm.data.annotated.panels import add_annotation_panels
-from vfm.data.annotated.records import IGNORED, AnnotationReader, BadAnnotation, Classes, Picture
+from vfm.data.annotated.records import IGNORED, AnnotatedImage, AnnotationReader, BadAnnotation, Classes
 from vfm.data.annotated.stages import Annotated
 from vfm.data.annotated.tables import ImageRow, ObjectTable, write_images
 from vfm.data.index.index import BadRow, write_index
@@ -175,7 +175,7 @@ class _Checked:
         return [BadRow(*self.source.locate(n), bad.reason, bad.where) for n, bad in sorted(self.problems.items())]
 
 
-def _check_pictures(reader: AnnotationReader, ctx: Context, wanted: Wanted) -> tuple[list[Picture], _Checked]:
+def _check_pictures(reader: AnnotationReader, ctx: Context, wanted: Wanted) -> tuple[list[AnnotatedImage], _Checked]:
     indexing = source = None
     if wanted.images:
         indexing = Indexing(
@@ -183,7 +183,7 @@ def _check_pictures(reader: AnnotationReader, ctx: Context, wanted: Wanted) -> t
         )
         indexing.run(ctx.directory, reader.shards(ctx.directory))
         source = Source(ctx.directory.resolve())
-    pictures = reader.pictures(source)
+    pictures = reader.list_images(source)
     checked = _Checked([], [], indexing, source)
     for number, picture in enumerate(pictures):
         try:
@@ -209,7 +209,7 @@ def _check_pictures(reader: AnnotationReader, ctx: Context, wanted: Wanted) -> t
 
 
 def _check_picture(
-    reader: AnnotationReader, picture: Picture, source: Source | None, number: int
+    reader: AnnotationReader, picture: AnnotatedImage, source: Source | None, number: int
 ) -> tuple[tuple[int, int], bool]:
     """Return the size that a picture's annotations refer to, and whether that is after its EXIF turn."""
     if picture.problem:
@@ -232,7 +232,7 @@ def _check_picture(
 
 
 def _image_rows(
-    pictures: Sequence[Picture], checked: _Checked, numbers: NDArray[np.int64], labels: Mapping[int, int]
+    pictures: Sequence[AnnotatedImage], checked: _Checked, numbers: NDArray[np.int64], labels: Mapping[int, int]
 ) -> list[ImageRow]:
     def known(ids: Sequence[int]) -> tuple[int, ...]:
         return tuple(sorted(labels[one] for one in ids if labels.get(one, -1) >= 0))

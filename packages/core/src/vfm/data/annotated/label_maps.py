@@ -14,12 +14,12 @@ from vfm.base import UserError
 from vfm.data.annotated.records import (
     IGNORED,
     NOT_ALLOWED,
+    AnnotatedImage,
     Annotation,
     BadAnnotation,
     Classes,
     Label,
     ListedImages,
-    Picture,
 )
 from vfm.data.annotated.voc import VOC_CLASSES, split_stems
 from vfm.data.layouts.folder import image_names
@@ -86,7 +86,7 @@ def cityscapes(root: str, split: str) -> LabelMaps:
     for number, name in enumerate(image_names(images)):
         stem = name.rpartition("_leftImg8bit")[0]
         path = f"{root}/gtFine/{split}/{stem}_gtFine_labelIds.png"
-        listed.append(Picture(stem, f"{images}/{name}", number, label_map=path))
+        listed.append(AnnotatedImage(stem, f"{images}/{name}", number, label_map=path))
     trained = list(CITYSCAPES)
     values = [trained.index(value) if value in CITYSCAPES else IGNORED for value in range(CITYSCAPES_IDS)]
     return LabelMaps(listed, map_classes=_padded(values), names=list(CITYSCAPES.values()), format="cityscapes")
@@ -96,7 +96,7 @@ def voc_maps(root: str, split: str) -> LabelMaps:
     """Return the reader of VOC's `SegmentationClass`: palette images, 0 is the background, 255 the rim of objects."""
     stems = split_stems(root, "Segmentation", split)
     listed = [
-        Picture(stem, f"{root}/JPEGImages/{stem}.jpg", number, label_map=f"{root}/SegmentationClass/{stem}.png")
+        AnnotatedImage(stem, f"{root}/JPEGImages/{stem}.jpg", number, label_map=f"{root}/SegmentationClass/{stem}.png")
         for number, stem in enumerate(stems)
     ]
     names = ["background", *VOC_CLASSES]
@@ -118,7 +118,7 @@ def _paired(images: str, maps: str, names: Sequence[str], values: Sequence[int],
         first = ", ".join(islice(stems, 2))
         raise UserError(f"{maps}: no PNG file has the name of a picture in {images} ({first}, ...)")
     pictures = [
-        Picture(stem, f"{images}/{stems[stem]}", number, label_map=f"{maps}/{stem}.png")
+        AnnotatedImage(stem, f"{images}/{stems[stem]}", number, label_map=f"{maps}/{stem}.png")
         for number, stem in enumerate(listed)
     ]
     return LabelMaps(pictures, map_classes=_padded(values), names=list(names), format=form)

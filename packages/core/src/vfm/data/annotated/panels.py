@@ -12,7 +12,7 @@ from vfm.data.annotated.source import AnnotatedSource
 from vfm.data.samples.sample import BadSample
 from vfm.interfaces import AnnotatedImages, Context, ImagesPanel, Picture, TablePanel
 
-NUM_PICTURES = 12
+NUM_IMAGES = 12
 SIDE = 256
 CLASSES_SHOWN = 30
 OPACITY = 0.5
@@ -75,9 +75,9 @@ def _add_pictures(ctx: Context, source: AnnotatedSource) -> None:
     folder = ctx.directory / "panels"
     folder.mkdir(parents=True, exist_ok=True)
     colours, pictures = palette(64), []
-    for number in range(min(len(source), NUM_PICTURES)):
+    for number in range(min(len(source), NUM_IMAGES)):
         try:
-            shown = overlay(source.picture(number), _segments(source, number), colours)
+            shown = overlay(source.image(number), _segments(source, number), colours)
         except BadSample:
             continue
         shown.thumbnail((SIDE, SIDE))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm.base import UserError
-from vfm.data.annotated.coco import classes_of, listed_pictures, stream
+from vfm.data.annotated.coco import classes_of, parse_images, stream
 from vfm.data.annotated.masks import encode_mask
 from vfm.data.annotated.records import Annotation, BadAnnotation, Label, ListedImages
 from vfm.data.samples.images import open_image
@@ -36,7 +36,7 @@ class PanopticJson(ListedImages):
         self.labels: list[Label] = ["boxes", "masks", "semantic", "panoptic"]
         annotated = {_number(one, "image_id") for one in stream(self.path, "annotations")} | {None}
         images = [one for one in stream(self.path, "images") if _number(one, "id") in annotated]
-        self.listed = listed_pictures(images, self.image_root, self.path, self.has_images)
+        self.listed = parse_images(images, self.image_root, self.path, self.has_images)
         self.maps = map_folder(self.path)
 
     def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:

@@ -41,7 +41,7 @@ class BadAnnotation(Exception):  # noqa: N818 (a property of the data, counted a
 
 
 @dataclass(frozen=True)
-class Picture:
+class AnnotatedImage:
     """One picture of an annotated dataset.
 
     Attributes:
@@ -107,7 +107,7 @@ class Classes:
         return cls(list(names), list(range(len(names))))
 
 
-def check_ids(pictures: Sequence[Picture], place: str) -> None:
+def check_ids(pictures: Sequence[AnnotatedImage], place: str) -> None:
     """Check that each picture of a file has an id of its own.
 
     Raises:
@@ -133,7 +133,7 @@ class AnnotationReader(Protocol):
         """Yield the shards of the images, as `vfm.data.layouts.layout.Layout.shards` does."""
         ...
 
-    def pictures(self, source: Source | None) -> list[Picture]:
+    def list_images(self, source: Source | None) -> list[AnnotatedImage]:
         """Return the pictures in the order of the source's samples; without a source, those that the files list."""
         ...
 
@@ -146,7 +146,7 @@ class AnnotationReader(Protocol):
 class ListedImages:
     """Base of the readers whose pictures are files."""
 
-    listed: list[Picture] = field(default_factory=list)
+    listed: list[AnnotatedImage] = field(default_factory=list)
     spec: DatasetSpec = field(default_factory=DatasetSpec)
     federated: bool = False
     map_classes: list[int] = field(default_factory=list)
@@ -157,7 +157,7 @@ class ListedImages:
         entries = (ImageEntry(one.key, one.image) for one in self.listed)
         yield from ((shard, True) for shard in write_image_lists(directory, entries, self.spec))
 
-    def pictures(self, source: Source | None) -> list[Picture]:
+    def list_images(self, source: Source | None) -> list[AnnotatedImage]:
         """Return the pictures."""
         return self.listed
 

@@ -15,11 +15,11 @@ from typing import Any
 from vfm.base import UserError
 from vfm.data.annotated.object_records import class_names_in, objects_in
 from vfm.data.annotated.records import (
+    AnnotatedImage,
     Annotation,
     BadAnnotation,
     Classes,
     Label,
-    Picture,
     check_ids,
 )
 from vfm.data.index.source import Source
@@ -67,7 +67,7 @@ class SampleRecords:
         """Yield the user's files."""
         yield from self.layout.shards(directory, self.spec)
 
-    def pictures(self, source: Source | None) -> list[Picture]:
+    def list_images(self, source: Source | None) -> list[AnnotatedImage]:
         """Return the samples; a picture's id is that of its record, else its number."""
         if source is None:
             raise UserError(f"{self.layout.paths[0]}: images: false needs annotations in files of their own")
@@ -83,13 +83,13 @@ class SampleRecords:
             if record is not None:  # else the sample is a bad one
                 yield from objects_in(record, self.classes, number, self._source.where(number), self.box_format)
 
-    def _picture(self, number: int, key: str, record: Record | None) -> Picture:
+    def _picture(self, number: int, key: str, record: Record | None) -> AnnotatedImage:
         facts = record or {}
         width, height = facts.get("width"), facts.get("height")
         size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
         given = facts.get("image_id")
         negatives, partly = (_numbers(facts.get(f"{name}_category_ids")) for name in ("neg", "not_exhaustive"))
-        return Picture(key, "", given if isinstance(given, int) else number, size, negatives, partly)
+        return AnnotatedImage(key, "", given if isinstance(given, int) else number, size, negatives, partly)
 
     def _of_samples(self) -> Iterator[Record | None]:
         """Yield the record of each sample of the source, None if it is broken."""

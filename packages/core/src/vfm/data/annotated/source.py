@@ -15,7 +15,7 @@ from vfm.base import UserError
 from vfm.data.annotated.label_files import read_map
 from vfm.data.annotated.masks import decode_mask
 from vfm.data.annotated.records import IGNORED
-from vfm.data.annotated.tables import Objects, Tables, read_tables
+from vfm.data.annotated.tables import AnnotationTables, ObjectArrays, read_tables
 from vfm.data.index.source import Source, open_dataset
 from vfm.data.samples.images import decode_image, open_image
 from vfm.interfaces import AnnotatedImages
@@ -31,7 +31,7 @@ class AnnotatedSource:
             UserError: a table is missing, damaged, or does not fit the images.
         """
         self.dataset = dataset
-        self.tables: Tables = read_tables(dataset.path)
+        self.tables: AnnotationTables = read_tables(dataset.path)
         if dataset.has_images and len(self.source) != len(self):
             raise UserError(f"{dataset.path}: {len(self.source)} images, {len(self)} in its annotations")
 
@@ -63,7 +63,7 @@ class AnnotatedSource:
         """Width and height of each image."""
         return list(zip(self.tables.column("width"), self.tables.column("height"), strict=True))
 
-    def picture(self, number: int) -> Image.Image:
+    def image(self, number: int) -> Image.Image:
         """Decode an image to RGB, turned by its EXIF orientation if its annotations are.
 
         Raises:
@@ -80,11 +80,11 @@ class AnnotatedSource:
         image.getexif().update(open_image(data, where).getexif())
         return ImageOps.exif_transpose(image)
 
-    def objects(self, number: int) -> Objects:
+    def objects(self, number: int) -> ObjectArrays:
         """Return the objects of an image."""
         return self.tables.of_image(number)
 
-    def masks(self, number: int, objects: Objects | None = None) -> NDArray[np.bool_]:
+    def masks(self, number: int, objects: ObjectArrays | None = None) -> NDArray[np.bool_]:
         """Decode the masks of an image's objects, or of some of them, (N, H, W); an object without one has its box."""
         width, height = self.sizes[number]
         found = self.objects(number) if objects is None else objects
@@ -115,7 +115,7 @@ class AnnotatedSource:
         # A crowd is a region of one class, so it counts in the semantic map.
         return np.asarray(np.append(objects.labels, ground).astype(np.int16)[segments])
 
-    def panoptic(self, number: int) -> tuple[NDArray[np.int16], Objects]:
+    def panoptic(self, number: int) -> tuple[NDArray[np.int16], ObjectArrays]:
         """Return the number of each pixel's segment, -1 where it is unlabelled, (H, W), and the segments.
 
         Raises:
@@ -125,7 +125,7 @@ class AnnotatedSource:
             raise UserError(f"{self.dataset.path}: no panoptic labels; it has {', '.join(self.dataset.labels)}")
         return self._painted(number)
 
-    def _painted(self, number: int) -> tuple[NDArray[np.int16], Objects]:
+    def _painted(self, number: int) -> tuple[NDArray[np.int16], ObjectArrays]:
         objects = self.objects(number)
         width, height = self.sizes[number]
         segments = np.full((height, width), -1, dtype=np.int16)

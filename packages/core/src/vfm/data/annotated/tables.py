@@ -83,7 +83,7 @@ def as_places(rows: NDArray[np.int64] | NDArray[np.bool_] | slice, length: int) 
 
 
 @dataclass(frozen=True)
-class Objects:
+class ObjectArrays:
     """Objects of one image, or of several."""
 
     image: NDArray[np.int64]  # (N,)
@@ -97,36 +97,36 @@ class Objects:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Objects:
+    def __getitem__(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> ObjectArrays:
         at = as_places(rows, len(self))
         counts = [self.counts[place] for place in at.tolist()]
-        return Objects(
+        return ObjectArrays(
             self.image[at], self.labels[at], self.boxes[at], counts, self.areas[at], self.crowd[at], self.ignored[at]
         )
 
 
 @dataclass(frozen=True)
-class Tables:
+class AnnotationTables:
     """Both tables of a dataset, in memory."""
 
     images: Any  # pyarrow Table
     objects: Any
 
     @cached_property
-    def all(self) -> Objects:
+    def all(self) -> ObjectArrays:
         """All objects, sorted by image."""
         table = self.objects.combine_chunks()
         numbers = {name: table[name].to_numpy() for name in ("image", "label", "area", "crowd", "ignored")}
         boxes = np.asarray(table["box"].combine_chunks().flatten()).reshape(-1, 4)
         image, label = numbers["image"].astype(np.int64), numbers["label"].astype(np.int64)
         counts = table["counts"].to_pylist()
-        return Objects(image, label, boxes, counts, numbers["area"], numbers["crowd"], numbers["ignored"])
+        return ObjectArrays(image, label, boxes, counts, numbers["area"], numbers["crowd"], numbers["ignored"])
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
         return np.searchsorted(self.objects["image"].to_numpy(), np.arange(len(self.images) + 1))
 
-    def of_image(self, number: int) -> Objects:
+    def of_image(self, number: int) -> ObjectArrays:
         """Return the objects of an image."""
         return self.all[slice(int(self._ends[number]), int(self._ends[number + 1]))]
 
@@ -184,7 +184,7 @@ class ObjectTable:
         )
 
 
-def read_tables(directory: Path) -> Tables:
+def read_tables(directory: Path) -> AnnotationTables:
     """Read both tables.
 
     Raises:
@@ -197,7 +197,7 @@ def read_tables(directory: Path) -> Tables:
         image = objects["image"].to_numpy()
         if len(image) and (image.min() < 0 or image.max() >= len(images) or (np.diff(image) < 0).any()):
             raise ValueError("objects are not sorted by image, or belong to no image")
-    return Tables(images, objects)
+    return AnnotationTables(images, objects)
 
 
 def _chunks(rows: Iterable[ObjectRow]) -> Iterator[list[dict[str, Any]]]:

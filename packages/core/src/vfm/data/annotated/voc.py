@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 
 from vfm.base import UserError
 from vfm.data.annotated.records import (
+    AnnotatedImage,
     Annotation,
     BadAnnotation,
     Classes,
     Label,
     ListedImages,
-    Picture,
 )
 from vfm.storage import files
 
@@ -38,7 +38,9 @@ class VocFolder(ListedImages):
     def __post_init__(self) -> None:
         self.labels: list[Label] = ["boxes"]
         stems = split_stems(self.root, "Main", self.split)
-        self.listed = [Picture(stem, f"{self.root}/JPEGImages/{stem}.jpg", number) for number, stem in enumerate(stems)]
+        self.listed = [
+            AnnotatedImage(stem, f"{self.root}/JPEGImages/{stem}.jpg", number) for number, stem in enumerate(stems)
+        ]
         self.classes = Classes.numbered(self.names or self._found_names())
 
     def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
@@ -59,7 +61,7 @@ class VocFolder(ListedImages):
             found |= {name.text.strip() for one in objects if (name := one.find("name")) is not None and name.text}
         return VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
 
-    def _xml(self, picture: Picture) -> str:
+    def _xml(self, picture: AnnotatedImage) -> str:
         return f"{self.root}/Annotations/{picture.key}.xml"
 
 

@@ -10,12 +10,12 @@ import yaml
 
 from vfm.base import UserError
 from vfm.data.annotated.records import (
+    AnnotatedImage,
     Annotation,
     BadAnnotation,
     Classes,
     Label,
     ListedImages,
-    Picture,
     box_of,
 )
 from vfm.data.layouts.folder import image_names
@@ -38,7 +38,8 @@ class YoloFolder(ListedImages):
         self.classes = Classes.numbered(self.names)
         found = image_names(self.images)
         self.listed = [
-            Picture(name.rpartition(".")[0], f"{self.images}/{name}", number) for number, name in enumerate(found)
+            AnnotatedImage(name.rpartition(".")[0], f"{self.images}/{name}", number)
+            for number, name in enumerate(found)
         ]
         lengths = {len(line.split()) for one in self.listed[:50] for line in self._lines(one)}
         self.labels: list[Label] = ["boxes", "masks"] if any(length >= POLYGON for length in lengths) else ["boxes"]
@@ -49,10 +50,10 @@ class YoloFolder(ListedImages):
             for row, line in enumerate(self._lines(picture), 1):
                 yield _object(line, number, size, f"{self._path(picture)}: line {row}")
 
-    def _path(self, picture: Picture) -> str:
+    def _path(self, picture: AnnotatedImage) -> str:
         return f"{self.texts}/{picture.key}.txt"
 
-    def _lines(self, picture: Picture) -> list[str]:
+    def _lines(self, picture: AnnotatedImage) -> list[str]:
         path = self._path(picture)
         return [line for line in files.read_text(path).splitlines() if line.strip()] if files.exists(path) else []
 

@@ -22,7 +22,7 @@ from vfm.interfaces import Context
 
 
 @dataclass(frozen=True)
-class Crops:
+class SampleCrops:
     """The crops of samples."""
 
     images: Tensor  # (C, 3, S, S) uint8
@@ -42,7 +42,7 @@ class MakeCrops:
     num_crops: int
     seed: int
 
-    def __call__(self, sample: Sample, draw: SampleDraw) -> Crops:
+    def __call__(self, sample: Sample, draw: SampleDraw) -> SampleCrops:
         """Return the crops of one sample.
 
         Raises:
@@ -51,7 +51,7 @@ class MakeCrops:
         image = decode_image(sample.image, sample.key, max_pixels=self.transform.max_pixels)
         seeds = (SampleDraw.of(self.seed, crop, draw.index).seed for crop in range(self.num_crops))
         crops = [to_tensor(self.transform.apply(image, crop_seed)) for crop_seed in seeds]
-        return Crops(torch.stack(crops), torch.tensor(draw.index))
+        return SampleCrops(torch.stack(crops), torch.tensor(draw.index))
 
 
 def fill_cache(
@@ -59,7 +59,7 @@ def fill_cache(
     ctx: Context,
     source: Source,
     make: MakeCrops,
-    compute: Callable[[Crops], Tensor],
+    compute: Callable[[SampleCrops], Tensor],
     *,
     batch_size: int,
     workers: int,

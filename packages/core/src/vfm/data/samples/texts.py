@@ -70,9 +70,9 @@ def texts_by_column(
     """
     # 1. Rows that are clearly good: all text is UTF-8, no caption is too long or has a NUL, and one at least is left.
     good = np.ones(len(rows), bool)
-    for column in map(_Texts.of, columns.values()):
+    for column in map(_TextColumn.of, columns.values()):
         good[column.parents[_not_utf8(column.values)]] = False
-    found = {language: _Texts.of(column).of_rows(good).trimmed() for language, column in texts.items()}
+    found = {language: _TextColumn.of(column).of_rows(good).trimmed() for language, column in texts.items()}
     for column in found.values():
         good[column.parents[(column.sizes > MAX_CAPTION_BYTES) | _with_nul(column.values)]] = False
     found = {language: column.of_rows(good) for language, column in found.items()}
@@ -116,14 +116,14 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 @dataclass(frozen=True)
-class _Texts:
+class _TextColumn:
     """The texts of a column, (M,), and the index of each one's row, (M,), ascending."""
 
     values: pa.Array
     parents: Rows
 
     @classmethod
-    def of(cls, column: pa.Array) -> _Texts:
+    def of(cls, column: pa.Array) -> _TextColumn:
         if _is_list(column.type):
             values, parents = pc.list_flatten(column), pc.list_parent_indices(column).to_numpy()
         elif is_text(column.type):
@@ -141,13 +141,13 @@ class _Texts:
         sizes: Rows = pc.binary_length(self.values).to_numpy()
         return sizes
 
-    def of_rows(self, good: NDArray[np.bool_]) -> _Texts:
+    def of_rows(self, good: NDArray[np.bool_]) -> _TextColumn:
         """Return the texts of the rows in a mask."""
         return self._filter(good[self.parents])
 
-    def trimmed(self) -> _Texts:
+    def trimmed(self) -> _TextColumn:
         """Return the texts without surrounding whitespace, and without empty ones."""
-        trimmed = _Texts(pc.utf8_trim_whitespace(self.values), self.parents)
+        trimmed = _TextColumn(pc.utf8_trim_whitespace(self.values), self.parents)
         return trimmed._filter(trimmed.sizes > 0)
 
     def places(self) -> NDArray[np.int32]:
@@ -156,8 +156,8 @@ class _Texts:
         counts = np.diff(starts, append=len(self.parents))
         return (np.arange(len(self.parents)) - np.repeat(starts, counts)).astype(np.int32)
 
-    def _filter(self, mask: NDArray[np.bool_]) -> _Texts:
-        return self if mask.all() else _Texts(self.values.filter(pa.array(mask)), self.parents[mask])
+    def _filter(self, mask: NDArray[np.bool_]) -> _TextColumn:
+        return self if mask.all() else _TextColumn(self.values.filter(pa.array(mask)), self.parents[mask])
 
 
 def _not_utf8(values: pa.Array) -> list[int]:

@@ -18,7 +18,7 @@ from PIL import Image
 from vfm.data.samples.images import decode_image
 from vfm.data.samples.sample import BadSample
 from vfm.data.videos.media import Media, VideoFacts, read_frame
-from vfm.data.videos.views import View
+from vfm.data.videos.views import ClipView
 
 # Playlists and scripts can make FFmpeg read other files and addresses, so only these formats are opened.
 FORMATS = "mov,mp4,m4a,3gp,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg"
@@ -33,7 +33,7 @@ class Frame(Protocol):
         ...
 
 
-def read_clips(media: Media, facts: VideoFacts, views: Sequence[View]) -> list[Pixels]:
+def read_clips(media: Media, facts: VideoFacts, views: Sequence[ClipView]) -> list[Pixels]:
     """Read clips of one video in one pass.
 
     Args:

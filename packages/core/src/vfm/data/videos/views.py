@@ -18,7 +18,7 @@ PLACES = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))
 
 
 @dataclass(frozen=True)
-class View:
+class ClipView:
     """One clip: its frames, the size to which they are resized, the part that is kept, and whether it is mirrored."""
 
     frames: tuple[int, ...]
@@ -46,7 +46,7 @@ def drawn_view(
     *,
     scales: tuple[float, ...],
     flip: float,
-) -> View:
+) -> ClipView:
     """Draw a training crop: of a scale of the shorter side, at a corner or the centre, resized to a square of S.
 
     Width and height may differ by one step of the scales, as in the code of EVA's video models.
@@ -66,10 +66,10 @@ def drawn_view(
     resized = (_scaled(size[0], side, across * short), _scaled(size[1], side, down * short))
     x, y = PLACES[int(where * len(PLACES))]
     box = (round(x * (resized[0] - side)), round(y * (resized[1] - side)), side, side)
-    return View(frames, resized, box, bool(turn < flip))
+    return ClipView(frames, resized, box, bool(turn < flip))
 
 
-def fixed_views(frames: tuple[int, ...], size: tuple[int, int], side: int, num_crops: int) -> list[View]:
+def fixed_views(frames: tuple[int, ...], size: tuple[int, int], side: int, num_crops: int) -> list[ClipView]:
     """Return the test views of a clip: its shorter side is resized to S; crops are spread along the longer side.
 
     Args:
@@ -80,7 +80,7 @@ def fixed_views(frames: tuple[int, ...], size: tuple[int, int], side: int, num_c
     """
     places = [0.5] if num_crops == 1 else [number / (num_crops - 1) for number in range(num_crops)]
     resized = (_scaled(size[0], side, min(size)), _scaled(size[1], side, min(size)))
-    return [View(frames, resized, center_box(resized, side, place)) for place in places]
+    return [ClipView(frames, resized, center_box(resized, side, place)) for place in places]
 
 
 def center_box(size: tuple[int, int], side: int, place: float = 0.5) -> tuple[int, int, int, int]:

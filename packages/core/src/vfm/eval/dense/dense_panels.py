@@ -34,7 +34,7 @@ def add_map_panels(
     colours = palette(len(source.dataset.class_names))
     pictures: list[Picture] = []
     for place in np.argsort(shares, kind="stable")[:NUM_PICTURES].tolist():
-        picture = source.picture(numbers[place])
+        picture = source.image(numbers[place])
         maps = [truth[place], *(found[place] for found in predicted.values())]
         sheet = join([picture, *(overlay(picture, one, colours) for one in maps)])
         shown = with_legend(sheet, np.unique(np.concatenate([one.ravel() for one in maps])), source, colours)

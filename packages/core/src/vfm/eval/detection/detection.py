@@ -246,7 +246,7 @@ def add_detection_panels(
     pictures: list[Picture] = []
     for number in worst_images(errors)[:NUM_PICTURES]:
         try:
-            picture = source.picture(number)
+            picture = source.image(number)
         except BadSample:
             continue
         objects = source.objects(number)

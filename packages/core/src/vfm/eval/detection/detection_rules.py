@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vfm.data.annotated.masks import as_rle, mask_area
 from vfm.data.annotated.source import AnnotatedSource
-from vfm.data.annotated.tables import Objects
+from vfm.data.annotated.tables import ObjectArrays
 from vfm.eval.detection.detections import Detections
 from vfm.statistics.matching import THRESHOLDS, match_detections
 from vfm.statistics.precision_recall import ClassRows
@@ -37,7 +37,7 @@ class Truth:
     """What an evaluation compares with: the instances of a dataset, and what is known of each image's labels."""
 
     source: AnnotatedSource
-    objects: Objects
+    objects: ObjectArrays
     num_classes: int
     rule: Rule
     order_of_images: NDArray[np.int64]  # by their ids in the source
@@ -53,7 +53,7 @@ class Truth:
         objects = objects[things[objects.labels]]
         if agnostic:
             labels = np.zeros_like(objects.labels)
-            objects = Objects(
+            objects = ObjectArrays(
                 objects.image, labels, objects.boxes, objects.counts, objects.areas, objects.crowd, objects.ignored
             )
         order = np.argsort(np.argsort(source.image_ids, kind="stable"), kind="stable")
@@ -108,7 +108,7 @@ def match_all(detections: Detections, truth: Truth, shape: Shape, max_dets: int)
 
 
 def _match_class(
-    found: Detections, areas: NDArray[np.float64], objects: Objects, label: int, truth: Truth, shape: Shape
+    found: Detections, areas: NDArray[np.float64], objects: ObjectArrays, label: int, truth: Truth, shape: Shape
 ) -> ClassRows:
     """Match the detections of one class, by falling score, with its objects, image by image."""
     low, high = np.array(list(AREAS.values())).T[:, :, None]  # (A, 1) each
@@ -136,7 +136,7 @@ def _match_class(
 
 
 def ious_of(
-    found: Detections | Objects, objects: Objects, shape: Shape, height: int, width: int
+    found: Detections | ObjectArrays, objects: ObjectArrays, shape: Shape, height: int, width: int
 ) -> NDArray[np.float64]:
     """Return the IoU of each detection with each object, (D, G); with a crowd, the part of the detection inside it."""
     if not len(found) or not len(objects):

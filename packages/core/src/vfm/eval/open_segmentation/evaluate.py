@@ -133,7 +133,7 @@ class _Counted:
 
 def _count(method: Method, source: AnnotatedSource, number: int) -> _Counted:
     """Count the pixels of an image; raises BadSample."""
-    picture, key, classes = source.picture(number), source.keys[number], method.classes
+    picture, key, classes = source.image(number), source.keys[number], method.classes
     truth = classes.truth(source.semantic(number))
     found = _Counted(item_digest(key, [picture.tobytes(), truth.tobytes()]), {}, {})
     for name, segmenter in method.segmenters.items():
@@ -226,7 +226,7 @@ def _add_panels(
     for row in rows:
         number = numbers[row]
         for model in method.segmenters:
-            for rule, guess in method.guesses(model, source.picture(number), source.keys[number]):
+            for rule, guess in method.guesses(model, source.image(number), source.keys[number]):
                 threshold = method.thresholds[scored[model, rule].places[row]]
                 maps[model, rule].append(guess.at(threshold, method.classes.background))
     add_pictures(ctx, source, [numbers[row] for row in rows], method.classes, maps)

@@ -69,7 +69,7 @@ def add_pictures(
     pictures: list[Picture] = []
     (ctx.directory / "panels").mkdir(parents=True, exist_ok=True)
     for place, number in enumerate(numbers):
-        picture, truth = source.picture(number), classes.truth(source.semantic(number))
+        picture, truth = source.image(number), classes.truth(source.semantic(number))
         for model in models:
             found = [maps[model, rule][place] for rule in rules]
             drawn: list[NDArray[np.integer]] = [truth, *found]

@@ -226,7 +226,7 @@ def _read(
     files = opened.enter_context(row_files(ctx.work / f"maps-{part}", encoders))
 
     def read(number: int) -> tuple[Image.Image, bytes]:
-        picture = source.picture(number)
+        picture = source.image(number)
         return picture, item_digest(source.keys[number], [picture.tobytes(), source.semantic(number).tobytes()])
 
     def encode(batch: list[tuple[int, tuple[Image.Image, bytes]]]) -> list[_EncodedImage]:

@@ -44,7 +44,7 @@ def evaluate_panoptic(config: Panoptic, ctx: Context, source: AnnotatedSource, m
     numbers = []
 
     def count(number: int) -> dict[str, SegmentCounts]:
-        picture, truth = source.picture(number) if with_pictures else None, true_segments(source, number)
+        picture, truth = source.image(number) if with_pictures else None, true_segments(source, number)
         return {name: count_segments(truth, segments(number, picture), classes) for name, segments in predict.items()}
 
     for number, found in each_image(source, config.reading, ctx, count, lambda _: {}):
@@ -152,9 +152,7 @@ def _add_worst(
     size = np.maximum(1, (counts.true + counts.wrong + counts.missed).sum(axis=1))
     worst = [numbers[n] for n in np.argsort(counts.iou.sum(axis=1) / size, kind="stable")[:NUM_PICTURES].tolist()]
     truth = [class_map(true_segments(source, number)) for number in worst]
-    maps = {
-        name: [class_map(call(number, source.picture(number))) for number in worst] for name, call in predict.items()
-    }
+    maps = {name: [class_map(call(number, source.image(number))) for number in worst] for name, call in predict.items()}
     add_map_panels(ctx, source, worst, truth, maps)
 
 

@@ -45,7 +45,7 @@ def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedS
     numbers, digests = [], []
 
     def count(number: int) -> tuple[bytes, dict[str, PixelCounts]]:
-        picture, truth = source.picture(number) if with_pictures else None, source.semantic(number)
+        picture, truth = source.image(number) if with_pictures else None, source.semantic(number)
         found = {name: count_pixels(truth, labels(number, picture), classes) for name, labels in predict.items()}
         return item_digest(source.keys[number], [truth.tobytes()]), found
 
@@ -149,5 +149,5 @@ def _add_worst(
     """Draw the worst pictures; their maps are computed again, since all maps do not fit in memory."""
     shares = [one.right.sum() / max(1, one.true.sum()) for one in counts]
     worst = [numbers[place] for place in np.argsort(shares, kind="stable")[:NUM_PICTURES].tolist()]
-    maps = {name: [function(number, source.picture(number)) for number in worst] for name, function in predict.items()}
+    maps = {name: [function(number, source.image(number)) for number in worst] for name, function in predict.items()}
     add_map_panels(ctx, source, worst, [source.semantic(number) for number in worst], maps)

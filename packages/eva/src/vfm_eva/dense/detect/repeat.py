@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm.data import Source
-from vfm.data.annotated import Objects
+from vfm.data.annotated import ObjectArrays
 
 Integers = NDArray[np.int64]
 
 
-def repeat_factors(objects: Objects, num_images: int, num_classes: int, threshold: float) -> NDArray[np.float64]:
+def repeat_factors(objects: ObjectArrays, num_images: int, num_classes: int, threshold: float) -> NDArray[np.float64]:
     """Return how often an epoch has each image on average, (N,), at least 1.
 
     Args:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vfm.data import BadSample, Ragged, Sample, SampleDraw
-from vfm.data.annotated import AnnotatedSource, Objects
+from vfm.data.annotated import AnnotatedSource, ObjectArrays
 from vfm_eva.dense.augment import distort, draw_distortion, draw_placement, place_objects, place_picture
 from vfm_eva.dense.detect.cascade import Size, Truth
 from vfm_eva.dense.detect.stages import DetectAugmentation
@@ -86,6 +86,6 @@ class MakeDetection:
         )
 
 
-def things_of(source: AnnotatedSource, objects: Objects) -> Objects:
+def things_of(source: AnnotatedSource, objects: ObjectArrays) -> ObjectArrays:
     """Return the objects whose classes have instances."""
     return objects[np.array(source.dataset.things, dtype=bool)[objects.labels]]

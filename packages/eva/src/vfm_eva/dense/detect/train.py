@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vfm.data import TrainingData
-from vfm.data.annotated import AnnotatedSource, Objects
+from vfm.data.annotated import AnnotatedSource, ObjectArrays
 from vfm.models import (
     KeyReport,
     TransferRules,
@@ -122,7 +122,7 @@ def count_images(source: AnnotatedSource) -> NDArray[np.int64]:
     return np.bincount(pairs[1], minlength=len(source.dataset.class_names))
 
 
-def _trained(source: AnnotatedSource) -> Objects:
+def _trained(source: AnnotatedSource) -> ObjectArrays:
     objects = things_of(source, source.tables.all)
     return objects[~(objects.crowd | objects.ignored)]
 

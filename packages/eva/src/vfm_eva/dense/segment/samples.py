@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vfm.data import BadSample, Ragged, Sample, SampleDraw
-from vfm.data.annotated import IGNORED, AnnotatedSource, Objects
+from vfm.data.annotated import IGNORED, AnnotatedSource, ObjectArrays
 from vfm_eva.dense.augment import (
     Placement,
     distort,
@@ -114,7 +114,7 @@ class MakeSegments:
         return placement, labels, masks
 
 
-def _without_label(objects: Objects, placement: Placement) -> NDArray[np.bool_]:
+def _without_label(objects: ObjectArrays, placement: Placement) -> NDArray[np.bool_]:
     """Return the masks of crowds and ignored objects, which are no targets and no background either."""
     hidden = objects[objects.crowd | objects.ignored]
     never = np.zeros(len(hidden), dtype=bool)
