@@ -10,7 +10,7 @@ import recipe_pages
 from escaping import escaped
 
 from vfm import plugin
-from vfm.cli.field_table import Row, field_rows
+from vfm.cli.field_table import FieldRow, field_rows
 from vfm.interfaces import load_plugins, stage_types
 
 INDEX = "stages/index.md"
@@ -59,7 +59,7 @@ def _artifact(kind: type[plugin.Artifact]) -> str:
     return f"`{kind.__name__}`"
 
 
-def _group(row: Row) -> str:
+def _group(row: FieldRow) -> str:
     """Return the heading of a group of fields and of its table.
 
     The fields of a base class stand under its name; a mapping or a slot has a row of its own.
@@ -70,7 +70,7 @@ def _group(row: Row) -> str:
     return f"\n### {name}\n\n{HEADS}\n{_line(row)}"
 
 
-def _line(row: Row) -> str:
+def _line(row: FieldRow) -> str:
     name, kind, default, about = row.cells
     cells = [f"`{cell}`" if cell else "" for cell in (name, kind, default)]
     return "| " + " | ".join([*cells, escaped(about)]) + " |"

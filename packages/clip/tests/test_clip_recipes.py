@@ -10,7 +10,7 @@ import pytest
 from vfm import core as stages
 from vfm.flow.recipe.recipe import load_recipe
 from vfm.models import ClipModel, blueprint
-from vfm.plugin import AdamW, Lamb, Preflight, Stage
+from vfm.plugin import AdamW, LambConfig, Preflight, Stage
 from vfm_clip import ClipTrain
 from vfm_clip.plugin import vfm_stages
 from vfm_clip.task import ClipTask
@@ -76,7 +76,7 @@ def test_trainings_of_eva_clip_have_the_papers_values(name: str, tmp_path: Path)
     assert tuple(tower.trained.layer_decay for tower in (stage.vision, stage.text)) == decays
     assert stage.vision.patch_dropout == dropped
     assert (stage.lr, stage.schedule.warmup_steps) == (5e-4, 2000)
-    assert stage.optimizer == Lamb(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05, grad_clip_norm=5)
+    assert stage.optimizer == LambConfig(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05, grad_clip_norm=5)
     clip = blueprint(model, noise=stage.vision.noise)
     assert millions(clip) == pytest.approx(parameters, rel=0.01)
     groups = ClipTask(clip, towers=trained_towers(clip, stage.vision, stage.text)).parameter_groups()

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from vfm.base import error_lines
-from vfm.plugin import AdamW, AllWeights, Lamb
+from vfm.plugin import AdamW, AllWeights, LambConfig
 from vfm_clip import ClipTrain, InfoNce
 
 FROZEN = {"trained": {"type": "frozen"}}
@@ -90,7 +90,7 @@ def test_an_old_key_of_a_tower_is_answered_with_what_is_trained(old: str, new: s
 
 def test_a_group_keeps_the_defaults_that_are_not_given() -> None:
     assert stage(optimizer={"betas": (0.9, 0.95)}).optimizer == AdamW(betas=(0.9, 0.95), weight_decay=0.2)
-    assert stage(optimizer={"type": "lamb"}).optimizer == Lamb()  # another type has its own defaults
+    assert stage(optimizer={"type": "lamb"}).optimizer == LambConfig()  # another type has its own defaults
     assert stage(schedule={"min_lr": 1e-5}).schedule.warmup_steps == 100
     assert stage(loss={"chunk_size": 5}).loss == InfoNce(chunk_size=5)
     assert stage(vision={"trained": {"lr_scale": 0.5}}).vision.trained == AllWeights(lr_scale=0.5)

@@ -12,7 +12,7 @@ from timm.optim import param_groups_layer_decay
 
 from clip_world import EVA, VIT, Random, gradients, make_pool, plan, run_stage, tiny_task, train
 from vfm.models import ClipModel, build_clip, save_clip, tower_layers
-from vfm.plugin import AllWeights, ClipCheckpoint, Event, FrozenWeights, Lamb, LastBlocks, Trained, UserError
+from vfm.plugin import AllWeights, ClipCheckpoint, Event, FrozenWeights, LambConfig, LastBlocks, Trained, UserError
 from vfm.train import build_optimizer, prepare_towers
 from vfm_clip import Tower, VisionTower
 from vfm_clip.towers import patch_dropouts, trained_towers
@@ -103,7 +103,7 @@ def test_towers_have_rates_of_their_own_with_evas_decay_and_the_temperature_has_
     """Check EVA's rule: layer i of L blocks has decay ** (L + 1 - i); layer 0 is what precedes the blocks."""
     vision = Tower(trained=AllWeights(lr_scale=0.4, layer_decay=0.5, weight_decay=0.3))
     task = tiny_task(EVA, vision=vision, text=Tower(trained=AllWeights(lr_scale=0.04, layer_decay=0.25)))
-    optimizer = build_optimizer(task, Lamb(weight_decay=0.1), 1e-3)
+    optimizer = build_optimizer(task, LambConfig(weight_decay=0.1), 1e-3)
     names = {id(weight): name for name, weight in task.module.named_parameters()}
     found = {
         names[id(weight)]: (1e-3 * group["lr_scale"], group["weight_decay"])

@@ -20,7 +20,7 @@ from vfm.interfaces import (
     ImagesPanel,
     LinesPanel,
     Metric,
-    Picture,
+    PanelImage,
     Pool,
     Report,
     Series,
@@ -96,10 +96,10 @@ def save_every_panel(directory: Path) -> None:
     photo(directory / "pictures/small.png", 32, 32)
     photo(directory / "pictures/wide.jpg", 900, 300, "JPEG")
     pictures = [
-        Picture(file="pictures/small.png", caption=ODD[0]),
-        Picture(file="pictures/wide.jpg", caption=ODD[4] * 50),
+        PanelImage(file="pictures/small.png", caption=ODD[0]),
+        PanelImage(file="pictures/wide.jpg", caption=ODD[4] * 50),
     ]
-    ImagesPanel(title=ODD[1], note=ODD[3], pictures=[*pictures, Picture(file="pictures/small.png")]).save(directory)
+    ImagesPanel(title=ODD[1], note=ODD[3], pictures=[*pictures, PanelImage(file="pictures/small.png")]).save(directory)
     ImagesPanel(title="No pictures", pictures=[]).save(directory)
     TextPanel(title="Text", text="\n".join(ODD)).save(directory)
 

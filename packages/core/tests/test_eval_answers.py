@@ -10,13 +10,13 @@ from eval_world import NAMES, ColourModel, labeled, pairs, pool, run_in
 from vfm.eval.choices.choices import score_mmvp_vlm
 from vfm.eval.classify.zero_shot import score_zero_shot
 from vfm.eval.retrieval.retrieval import score_retrieval
-from vfm.interfaces import ImagesPanel, Picture, load_panels
+from vfm.interfaces import ImagesPanel, PanelImage, load_panels
 
 MODELS = {"other": ColourModel(-1.0), "model": ColourModel()}  # of opposites, and of colours
 OPPOSITE = {"red": "cyan", "green": "magenta", "blue": "yellow", "cyan": "red", "magenta": "green", "yellow": "blue"}
 
 
-def pictures(directory: Path, title: str) -> list[Picture]:
+def pictures(directory: Path, title: str) -> list[PanelImage]:
     """Return the pictures of the only sheet whose title begins so."""
     (sheet,) = (
         panel for panel in load_panels(directory) if isinstance(panel, ImagesPanel) and panel.title.startswith(title)

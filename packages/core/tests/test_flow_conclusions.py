@@ -8,17 +8,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from vfm.interfaces import Comparison
-from vfm.report.conclusions import Finding, conclusions, corrected, corrections
+from vfm.report.conclusions import ReportedComparison, conclusions, corrected, corrections
 from vfm.statistics import holm
 
 shares = st.floats(0, 1)
 
 
-def finding(p_value: float, metric: str = "acc1", report: str = "zero_shot", num_seeds: int = 0) -> Finding:
+def finding(p_value: float, metric: str = "acc1", report: str = "zero_shot", num_seeds: int = 0) -> ReportedComparison:
     test = Comparison(
         metric=metric, model="diva", baseline="clip", difference=0.021, low=0.0, high=0.04, p_value=p_value, test="t"
     )
-    return Finding(report, test, num_seeds=num_seeds)
+    return ReportedComparison(report, test, num_seeds=num_seeds)
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine stalls within an example

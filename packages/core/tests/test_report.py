@@ -17,7 +17,7 @@ import pytest
 
 from report_world import ODD, Elements, photo, run, written
 from vfm.base import UserError, visible
-from vfm.interfaces import BarsPanel, ImagesPanel, LinesPanel, Metric, Picture, Report, Series
+from vfm.interfaces import BarsPanel, ImagesPanel, LinesPanel, Metric, PanelImage, Report, Series
 from vfm.report import RunSummary, write_report
 from vfm.report.results import over_seeds
 
@@ -143,7 +143,7 @@ def test_a_bad_panel_costs_only_itself(run: RunSummary, tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(photo(tmp_path / "s.png", 8, 8).read_bytes())
     (directory / "torn.png").write_bytes((tmp_path / "s.png").read_bytes()[:60])
     files = ["gone.png", "../secret.png", "torn.png", "artifact.json"]
-    ImagesPanel(title="Lost pictures", pictures=[Picture(file=file, caption="kept words") for file in files]).save(
+    ImagesPanel(title="Lost pictures", pictures=[PanelImage(file=file, caption="kept words") for file in files]).save(
         directory
     )
     curves = LinesPanel(title="Curve", series=[Series(name="a", x=[1, 2], y=[1, 2])], x_label="", y_label="")
@@ -169,7 +169,9 @@ def test_a_bad_panel_costs_only_itself(run: RunSummary, tmp_path: Path) -> None:
 def test_photographs_are_shrunk_so_that_the_page_stays_small(run: RunSummary, tmp_path: Path) -> None:
     directory = run.stages[0].directory
     large = [photo(directory / f"{i}.png", 1000, 800).stat().st_size for i in range(4)]
-    ImagesPanel(title="Photographs", pictures=[Picture(file=f"{i}.png") for i in range(4)], width=128).save(directory)
+    ImagesPanel(title="Photographs", pictures=[PanelImage(file=f"{i}.png") for i in range(4)], width=128).save(
+        directory
+    )
     assert sum(large) > 4_000_000
     assert len(written(run, tmp_path / "report.html")) < 1_000_000
 
@@ -210,7 +212,7 @@ def test_every_stage_is_folded_under_a_line_that_says_what_it_holds(run: RunSumm
 def test_outcomes_of_answers_are_on_the_page(run: RunSummary, tmp_path: Path) -> None:
     directory = run.stages[0].directory
     photo(directory / "a.png", 8, 8)
-    pictures = [Picture(file="a.png", caption=str(right), right=right) for right in (True, False, None)]
+    pictures = [PanelImage(file="a.png", caption=str(right), right=right) for right in (True, False, None)]
     ImagesPanel(title="Answers", pictures=pictures).save(directory)
     page = Elements(written(run, tmp_path / "report.html"))
     figures = [attributes.get("data-outcome") for tag, attributes in page.tags if tag == "figure"]

@@ -10,7 +10,7 @@ import pytest
 
 from chromium import browser, click, needs_chromium, section, seen
 from report_world import ODD, Elements, photo, run
-from vfm.interfaces import ImagesPanel, Picture, TablePanel
+from vfm.interfaces import ImagesPanel, PanelImage, TablePanel
 from vfm.report import RunSummary, write_report
 
 __all__ = ["browser", "run"]
@@ -29,7 +29,8 @@ def page(run: RunSummary, tmp_path: Path) -> Path:
     photo(directory / "answer.png", 32, 32)
     names = ["zero", "one", "two", "three", "four", "five"]
     pictures = [
-        Picture(file="answer.png", caption=f"{name} {place}", right=place % 2 == 0) for place, name in enumerate(names)
+        PanelImage(file="answer.png", caption=f"{name} {place}", right=place % 2 == 0)
+        for place, name in enumerate(names)
     ]
     ImagesPanel(title="Answers", pictures=pictures).save(directory)
     path = tmp_path / "report.html"

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from vfm.base import error_lines, number_format
 from vfm.interfaces import BarsPanel, Comparison, LinesPanel, Series, TablePanel, load_panels
 from vfm.report import theme
-from vfm.report.result_table import Result, ResultTable, Row
+from vfm.report.result_table import Result, ResultRow, ResultTable
 from vfm.report.scale import Scale, calm_limits
 
 charts = pytest.importorskip("vfm.report.charts", exc_type=ImportError)
@@ -158,11 +158,11 @@ def test_only_several_seeds_have_a_direction(values, p_value, difference, sign) 
     test = Comparison(
         metric="m", model="b", baseline="a", difference=difference, low=0, high=0, p_value=p_value, test="t"
     )
-    assert Row("b", 0.5, 0.4, 0.6, values, test).sign == sign
+    assert ResultRow("b", 0.5, 0.4, 0.6, values, test).sign == sign
 
 
 def test_a_value_whose_interval_is_unknown_has_its_place() -> None:
-    rows = [Row("a", 0.5, math.nan, math.nan), Row("b", 0.25, math.nan, math.nan)]
+    rows = [ResultRow("a", 0.5, math.nan, math.nan), ResultRow("b", 0.25, math.nan, math.nan)]
     scale = ResultTable("t", "", "t", [Result("m", "share", 3, 0.1, rows)]).scale("share")
     assert scale(0.5) > scale(0.25) > scale(0.1) > scale(0.0)
 

@@ -13,7 +13,7 @@ from vfm.base import UserError
 from vfm.flow.execution.run import preflight
 from vfm.flow.plan.plan import Step
 from vfm.flow.plan.store import Slot
-from vfm.interfaces import AdamW, Lamb, Sgd
+from vfm.interfaces import AdamW, LambConfig, Sgd
 from vfm.interfaces.timm_optimizer import Algorithm
 from vfm.plugin import TimmOptimizer
 from vfm.train import build_optimizer
@@ -92,6 +92,8 @@ def test_an_option_that_does_not_fit_is_one_line_before_anything_runs(tmp_path, 
         preflight([Step(stage, identity="0" * 64, inputs={}, folders={}, fingerprints={}, slot=slot)])
 
 
-@pytest.mark.parametrize("optimizer", [AdamW(), Lamb(), Sgd(), *(TimmOptimizer(algorithm=name) for name in ALGORITHMS)])
+@pytest.mark.parametrize(
+    "optimizer", [AdamW(), LambConfig(), Sgd(), *(TimmOptimizer(algorithm=name) for name in ALGORITHMS)]
+)
 def test_optimizers_pass_their_check(optimizer):
     check_optimizer(optimizer)

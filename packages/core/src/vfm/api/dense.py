@@ -24,7 +24,7 @@ from vfm.interfaces import DenseCheckpoint
 
 
 @dataclass(frozen=True)
-class Found:
+class DensePrediction:
     """What a model found in one image.
 
     Attributes:
@@ -68,14 +68,14 @@ class Found:
         )
 
 
-def find(checkpoint: DenseCheckpoint, images: Sequence[Image.Image], device: torch.device) -> Iterator[Found]:
+def find(checkpoint: DenseCheckpoint, images: Sequence[Image.Image], device: torch.device) -> Iterator[DensePrediction]:
     """Yield what a model finds in each image."""
     predictor, names = load_predictor(checkpoint, device), checkpoint.class_names
     for image in images:
         if "boxes" in checkpoint.tasks:
-            yield Found(names, objects=predictor.detect([image])[0])
+            yield DensePrediction(names, objects=predictor.detect([image])[0])
         else:
-            yield Found(names, labels=_label_map(checkpoint, predictor, image))
+            yield DensePrediction(names, labels=_label_map(checkpoint, predictor, image))
 
 
 def find_regions(

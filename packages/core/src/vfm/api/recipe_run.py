@@ -11,7 +11,7 @@ from typing import Any
 import pluggy
 
 from vfm.base import UserError
-from vfm.flow.execution.run import Outcome, run_plan
+from vfm.flow.execution.run import RunResult, run_plan
 from vfm.flow.execution.subprocesses import Send
 from vfm.flow.listeners.listeners import JsonLinesListener, sender
 from vfm.flow.listeners.trackers import Tracker, open_tracker
@@ -34,7 +34,7 @@ def run_recipe(
     track: Sequence[str] = (),
     only: Sequence[Step] | None = None,
     jobs: int = 1,
-) -> Outcome:
+) -> RunResult:
     """Run a planned recipe and draw its report, unless only a part of it runs.
 
     Args:

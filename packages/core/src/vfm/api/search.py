@@ -47,7 +47,7 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search found.
 
     Attributes:
@@ -88,7 +88,7 @@ def search(
     top: int = 9,
     device: str = "auto",
     warn: Callable[[str], None],
-) -> Found:
+) -> SearchResult:
     """Find the entries of an index that are most similar to texts or pictures.
 
     Args:
@@ -117,7 +117,7 @@ def search(
         [Hit(row, known.keys[row], known.texts[row], score) for row, score in zip(rows, scores, strict=True)]
         for rows, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
-    return Found(list(queries), hits, known)
+    return SearchResult(list(queries), hits, known)
 
 
 def kept_place(data: str) -> str:

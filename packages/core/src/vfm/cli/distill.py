@@ -9,7 +9,7 @@ import typer
 
 from vfm.cli.command import DEFAULT_STORE, DebugOption, SetOption, StoreOption, command
 from vfm.cli.written_recipe import RecipeOption, WriteOnlyOption, run_written
-from vfm.flow.requests.distillation import Distillation, distillation_recipe
+from vfm.flow.requests.distillation import DistillationRequest, distillation_recipe
 from vfm.flow.requests.inputs import Input, model_input, saved_artifact, split_name
 from vfm.interfaces import load_plugins, stage_types
 
@@ -43,7 +43,7 @@ def distill(
     """Teach an encoder another model's features on your own pictures. An interrupted run resumes."""
     manager = load_plugins()
     known = stage_types(manager)
-    given = Distillation(images, model_input(teacher), _student(student), steps, batch, lr, probe, train)
+    given = DistillationRequest(images, model_input(teacher), _student(student), steps, batch, lr, probe, train)
     text = distillation_recipe(given, known)
     run_written(manager, recipe, text, set or (), store, dry_run=dry_run, quiet=quiet)
 

@@ -22,7 +22,7 @@ NOT_SET = object()  # the default of a required field
 
 
 @dataclass(frozen=True)
-class Row:
+class FieldRow:
     """A row of the table.
 
     Attributes:
@@ -36,7 +36,7 @@ class Row:
     heading: bool = False
 
 
-def field_rows(model: type[BaseModel]) -> Iterator[Row]:
+def field_rows(model: type[BaseModel]) -> Iterator[FieldRow]:
     """Yield the fields of a stage: plain ones by the class that defines them, its own first; then each group and slot.
 
     `runtime` is last.
@@ -46,11 +46,13 @@ def field_rows(model: type[BaseModel]) -> Iterator[Row]:
     for base in model.__mro__:
         names = [name for name in fields if name not in groups and _defined_in(model, name) is base]
         if names and base is not model:
-            yield Row((f"({base.__name__})", "", "", (base.__doc__ or "").strip().partition("\n")[0]), heading=True)
+            yield FieldRow(
+                (f"({base.__name__})", "", "", (base.__doc__ or "").strip().partition("\n")[0]), heading=True
+            )
         yield from (_row(name, fields[name], _default(fields[name])) for name in names)
     for name, field in sorted(groups.items(), key=lambda item: item[0] == "runtime"):
         first, *rest = _field(name, field, _default(field))
-        yield Row(first.cells, heading=True)
+        yield FieldRow(first.cells, heading=True)
         yield from rest
 
 
@@ -59,7 +61,7 @@ def _defined_in(model: type[BaseModel], name: str) -> type:
     return next(base for base in model.__mro__ if name in inspect.get_annotations(base))
 
 
-def _rows(model: type[BaseModel], prefix: str, defaults: object) -> Iterator[Row]:
+def _rows(model: type[BaseModel], prefix: str, defaults: object) -> Iterator[FieldRow]:
     """Yield the rows of a model's fields; their defaults are those of `defaults`, an instance, if it has them."""
     for name, field in model.model_fields.items():
         if name not in ("kind", "type"):
@@ -67,7 +69,7 @@ def _rows(model: type[BaseModel], prefix: str, defaults: object) -> Iterator[Row
             yield from _field(prefix + name, field, default)
 
 
-def _field(name: str, field: FieldInfo, default: Any) -> Iterator[Row]:
+def _field(name: str, field: FieldInfo, default: Any) -> Iterator[FieldRow]:
     """Yield the row of a field, and those of the fields within it."""
     yield _row(name, field, default)
     for model, in_list in _models(field.annotation):
@@ -79,7 +81,7 @@ def _field(name: str, field: FieldInfo, default: Any) -> Iterator[Row]:
             yield from _slot_rows(choices, inner, default)
 
 
-def _slot_rows(choices: Sequence[type[BaseModel]], prefix: str, default: Any) -> Iterator[Row]:
+def _slot_rows(choices: Sequence[type[BaseModel]], prefix: str, default: Any) -> Iterator[FieldRow]:
     """Yield the fields that all choices of a slot share, then each type with its own fields.
 
     A shared field is listed again under a type whose default for it differs.
@@ -95,17 +97,17 @@ def _slot_rows(choices: Sequence[type[BaseModel]], prefix: str, default: Any) ->
     for choice in choices:
         (tag,) = _tags(choice)
         about = choice.model_fields["type"].description or (choice.__doc__ or "").strip().partition("\n")[0]
-        yield Row((f"{prefix}type: {tag}", "", "", about))
+        yield FieldRow((f"{prefix}type: {tag}", "", "", about))
         yield from (row for row in by_type[tag] if row not in shared)
 
 
-def _same_field(row: Row, other: Row) -> bool:
+def _same_field(row: FieldRow, other: FieldRow) -> bool:
     """Return whether two rows differ at most in their default."""
     (name, words, _, about), (other_name, other_words, _, other_about) = row.cells, other.cells
     return (name, words, about) == (other_name, other_words, other_about)
 
 
-def _row(name: str, field: FieldInfo, default: Any) -> Row:
+def _row(name: str, field: FieldInfo, default: Any) -> FieldRow:
     """Return the row of a field; fields within it have rows of their own for their defaults."""
     if default is NOT_SET:
         words = "required"
@@ -116,7 +118,7 @@ def _row(name: str, field: FieldInfo, default: Any) -> Row:
     else:
         words = value_words(default)
     is_group = isinstance(default, BaseModel) and not isinstance(default, Part)
-    return Row((name, "mapping" if is_group else type_words(field.annotation), words, field.description or ""))
+    return FieldRow((name, "mapping" if is_group else type_words(field.annotation), words, field.description or ""))
 
 
 def _default(field: FieldInfo) -> Any:

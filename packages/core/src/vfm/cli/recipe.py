@@ -36,7 +36,7 @@ from vfm.cli.command import (
 )
 from vfm.cli.estimate import cost_table, notes
 from vfm.flow.execution.execution import read_step, run_step, torchrun_lines, write_step
-from vfm.flow.execution.run import Outcome, check_continuations, preflight
+from vfm.flow.execution.run import RunResult, check_continuations, preflight
 from vfm.flow.execution.subprocesses import Send, end_without_reader
 from vfm.flow.listeners.listeners import ConsoleListener, PipeListener, sender
 from vfm.flow.plan.estimate import ABSENT, estimate_costs, known_artifacts
@@ -108,7 +108,7 @@ def run(
         show_outcome(outcome)
 
 
-def show_outcome(outcome: Outcome) -> None:
+def show_outcome(outcome: RunResult) -> None:
     """Print the line below a run's results."""
     show(f"{outcome.seconds:.0f} s   report: {outcome.page}")
 

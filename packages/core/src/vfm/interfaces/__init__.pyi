@@ -27,7 +27,7 @@ from .artifacts import (
     VideoDataset as VideoDataset,
     VisionCheckpoint as VisionCheckpoint,
 )
-from .costs import Cost as Cost, Memory as Memory, seconds as seconds
+from .costs import Cost as Cost, PeakMemory as PeakMemory, seconds as seconds
 from .evaluation import (
     AnyEvaluation as AnyEvaluation,
     Evaluation as Evaluation,
@@ -40,7 +40,7 @@ from .methods import (
     ClipPostTraining as ClipPostTraining,
     ClipTraining as ClipTraining,
     CropScale as CropScale,
-    Curation as Curation,
+    PoolCuration as PoolCuration,
     Portion as Portion,
     VisionPretraining as VisionPretraining,
 )
@@ -49,7 +49,7 @@ from .panels import (
     ImagesPanel as ImagesPanel,
     LinesPanel as LinesPanel,
     Panel as Panel,
-    Picture as Picture,
+    PanelImage as PanelImage,
     Series as Series,
     TablePanel as TablePanel,
     TextPanel as TextPanel,
@@ -100,7 +100,7 @@ from .training import (
     ContinueFrom as ContinueFrom,
     Decay as Decay,
     EvaluationPolicy as EvaluationPolicy,
-    Lamb as Lamb,
+    LambConfig as LambConfig,
     Loading as Loading,
     Optimizer as Optimizer,
     Sgd as Sgd,

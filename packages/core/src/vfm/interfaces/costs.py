@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Memory:
+class PeakMemory:
     """Bytes of one process at the peak, by part.
 
     Attributes:
@@ -44,7 +44,7 @@ class Cost:
 
     parameters: int | None = None
     trained: int = 0
-    memory: Memory | None = None
+    memory: PeakMemory | None = None
     flops: float | None = None
     disk: int | None = None
     unknown: tuple[str, ...] = ()

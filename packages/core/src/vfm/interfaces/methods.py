@@ -32,7 +32,7 @@ CropScale = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
 """Smallest and largest share of an image's area that a random crop keeps."""
 
 
-class Curation(Stage):
+class PoolCuration(Stage):
     """Choose pairs of a pool by the metadata entries that their texts match."""
 
     makes: ClassVar[type[Artifact]] = CuratedSubset

@@ -115,7 +115,7 @@ class BarsPanel(_Titled):
         return self
 
 
-class Picture(Config):
+class PanelImage(Config):
     """An image file in the artifact's folder, and its caption."""
 
     file: str = Field(description="path relative to the artifact's folder; PNG or JPEG")
@@ -127,7 +127,7 @@ class ImagesPanel(_Titled):
     """A grid of images with captions."""
 
     type: Literal["images"] = "images"
-    pictures: list[Picture]
+    pictures: list[PanelImage]
     width: int = Field(128, description="width of one image on the page, in CSS pixels")
 
 

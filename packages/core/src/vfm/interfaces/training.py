@@ -43,7 +43,7 @@ class AdamW(Optimizer):
     eps: float = Field(1e-6, gt=0, description="added to the denominator")
 
 
-class Lamb(Optimizer):
+class LambConfig(Optimizer):
     """LAMB, for batches of tens of thousands of samples (arXiv:1904.00962)."""
 
     type: Literal["lamb"] = Field("lamb", description="LAMB, for batches of tens of thousands of samples")

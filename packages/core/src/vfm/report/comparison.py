@@ -19,7 +19,7 @@ from vfm.flow.records.reasons import differences, record_of_step
 from vfm.interfaces import Artifact, Comparison, LinesPanel, Panel, Report, TablePanel, load_panels
 from vfm.report.drawing import Drawing, draw
 from vfm.report.page import Section, render
-from vfm.report.result_table import Result, ResultTable, Row, corrected_tables
+from vfm.report.result_table import Result, ResultRow, ResultTable, corrected_tables
 from vfm.report.run_summary import RunSummary, StageEntry
 from vfm.statistics import Accuracy, compare
 from vfm.storage.store_files import read_json
@@ -82,7 +82,7 @@ def result_table(name: str, entries: Entries) -> ResultTable | None:
             if run != first and data[run] == data[first]:
                 key = (metric.model, metric.name)
                 test = _paired(items[first].get(key), items[run].get(key), first, f"{run}: {metric.model}")
-            row = Row(f"{run}: {metric.model}", metric.value, metric.low, metric.high, comparison=test)
+            row = ResultRow(f"{run}: {metric.model}", metric.value, metric.low, metric.high, comparison=test)
             result.rows.append(row)
     same = all(data[run] == data[first] for run in reports)
     subtitle = f"{reports[first].task} on {reports[first].dataset}" + ("" if same else ", on different data: no tests")

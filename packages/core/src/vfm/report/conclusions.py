@@ -19,7 +19,7 @@ MAX_NAMED = 4  # metrics of one pair of models in a sentence
 
 
 @dataclass(frozen=True)
-class Finding:
+class ReportedComparison:
     """A comparison of a report, with the unit of its metric and, if it is one over seeds, their number."""
 
     report: str
@@ -33,22 +33,24 @@ class Finding:
         return self.test.p_value <= ALPHA
 
 
-def findings_of(reports: Mapping[str, Report]) -> list[Finding]:
+def findings_of(reports: Mapping[str, Report]) -> list[ReportedComparison]:
     """Return the comparisons on the same items of reports by name."""
     units = {(name, metric.name): metric.unit for name, report in reports.items() for metric in report.metrics}
     return [
-        Finding(name, test, units.get((name, test.metric), "share"))
+        ReportedComparison(name, test, units.get((name, test.metric), "share"))
         for name, report in reports.items()
         for test in report.comparisons
     ]
 
 
-def findings_over_seeds(summaries: Sequence[SeedSummary]) -> list[Finding]:
+def findings_over_seeds(summaries: Sequence[SeedSummary]) -> list[ReportedComparison]:
     """Return the comparisons over seeds."""
-    return [Finding(one.report, one.comparison, one.unit, len(one.values)) for one in summaries if one.comparison]
+    return [
+        ReportedComparison(one.report, one.comparison, one.unit, len(one.values)) for one in summaries if one.comparison
+    ]
 
 
-def corrected(findings: Sequence[Finding]) -> list[Finding]:
+def corrected(findings: Sequence[ReportedComparison]) -> list[ReportedComparison]:
     """Return comparisons with p-values corrected by Holm's procedure, those on items and those over seeds apart."""
     if not findings:
         return []
@@ -64,7 +66,7 @@ def corrected(findings: Sequence[Finding]) -> list[Finding]:
     ]
 
 
-def corrections(findings: Sequence[Finding]) -> list[str]:
+def corrections(findings: Sequence[ReportedComparison]) -> list[str]:
     """Return the sentence on the correction, if there are comparisons."""
     made = _made(findings)
     over_seeds = sum(bool(one.num_seeds) for one in made)
@@ -75,12 +77,12 @@ def corrections(findings: Sequence[Finding]) -> list[str]:
     return [f"p-values are corrected for {' and for '.join(named)} (Holm); the intervals of differences are not."]
 
 
-def _made(findings: Sequence[Finding]) -> list[Finding]:
+def _made(findings: Sequence[ReportedComparison]) -> list[ReportedComparison]:
     """Return the comparisons that could be made: of scores that are NaN the p-value is NaN too."""
     return [one for one in findings if not math.isnan(one.test.p_value)]
 
 
-def conclusions(findings: Sequence[Finding]) -> list[str]:
+def conclusions(findings: Sequence[ReportedComparison]) -> list[str]:
     """Return sentences on what the comparisons say, whose p-values are corrected.
 
     With several seeds that is what a method does, and the comparisons of single seeds are left out. With one seed it is
@@ -98,7 +100,7 @@ def conclusions(findings: Sequence[Finding]) -> list[str]:
     return lines
 
 
-def _of_family(findings: Sequence[Finding], kind: str, otherwise: str) -> Iterator[str]:
+def _of_family(findings: Sequence[ReportedComparison], kind: str, otherwise: str) -> Iterator[str]:
     clear = [one for one in findings if one.is_clear]
     if not clear:
         which = "The only comparison" if len(findings) == 1 else f"Of {len(findings)} comparisons"

@@ -16,7 +16,7 @@ from vfm.interfaces import (
     ImagesPanel,
     LinesPanel,
     Panel,
-    Picture,
+    PanelImage,
     TablePanel,
     load_panel,
     panel_files,
@@ -31,7 +31,7 @@ MAX_ROWS = 200
 
 
 @dataclass(frozen=True)
-class Curves:
+class CurvesChart:
     """An `<svg>`, and the legend above it: (name, colour, dash) of each curve; empty if the title is its name."""
 
     svg: str
@@ -62,7 +62,7 @@ class GridImage:
     url: data URL; empty if the file cannot be shown, which `title` then explains.
     title: the file, or why it cannot be shown.
     sharp: whether to enlarge it without smoothing.
-    right: as in `Picture`.
+    right: as in `PanelImage`.
     """
 
     url: str
@@ -84,7 +84,7 @@ class Drawing:
     """A panel with its prepared content, or the reason why it cannot be drawn."""
 
     panel: Panel | None
-    content: Curves | Bars | Table | ImageGrid | None = None
+    content: CurvesChart | Bars | Table | ImageGrid | None = None
     problem: str = ""
 
     @property
@@ -121,13 +121,13 @@ def _problem(error: ValueError) -> str:
     return f"this panel cannot be drawn: {str(error).splitlines()[0]}"
 
 
-def _content(panel: Panel, directory: Path, salt: str) -> Curves | Bars | Table | ImageGrid | None:
+def _content(panel: Panel, directory: Path, salt: str) -> CurvesChart | Bars | Table | ImageGrid | None:
     """Return the content of a panel; None for a text, and for an empty panel."""
     match panel:
         case LinesPanel() if any(value is not None for series in panel.series for value in series.y):
             legend = [(series.name, color(i), dash(i)) for i, series in enumerate(panel.series)]
             named = [name.lower() for name, _, _ in legend] == [panel.title.lower()]
-            return Curves(charts.lines_svg(panel, salt), [] if named else legend)
+            return CurvesChart(charts.lines_svg(panel, salt), [] if named else legend)
         case BarsPanel() if panel.values:
             return _bars(panel)
         case TablePanel() if panel.rows:
@@ -154,7 +154,7 @@ def _table(panel: TablePanel) -> Table:
     return Table(columns, rows[:MAX_ROWS], max(0, len(rows) - MAX_ROWS))
 
 
-def _image(picture: Picture, directory: Path, width: int) -> GridImage:
+def _image(picture: PanelImage, directory: Path, width: int) -> GridImage:
     caption = picture.caption if len(picture.caption) <= MAX_CAPTION else picture.caption[:MAX_CAPTION] + "\u2026"
     try:
         url, sharp = _embedded((directory / picture.file).resolve(), directory.resolve(), width)

@@ -18,7 +18,7 @@ import yaml
 
 from vfm.base import UserError, how_to_install, number_format, redacted
 from vfm.interfaces import ImagesPanel, LinesPanel
-from vfm.report.conclusions import Finding, conclusions, corrections
+from vfm.report.conclusions import ReportedComparison, conclusions, corrections
 from vfm.report.joint import joint_panels
 from vfm.report.result_table import ResultTable, corrected_tables, report_table, seed_tables
 from vfm.report.run_summary import RunSummary, StageEntry, hash_of_record, summary_of_run
@@ -136,7 +136,7 @@ def render(
     headline: list[ResultTable],
     front: list[Drawing],
     sections: list[Section],
-    findings: list[Finding],
+    findings: list[ReportedComparison],
     path: Path,
 ) -> None:
     """Write a page to `path`, completely or not at all.

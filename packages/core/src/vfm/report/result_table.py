@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from vfm.base import UserError, number_format
 from vfm.interfaces import Artifact, Comparison, Report
-from vfm.report.conclusions import ALPHA, Finding, corrected
+from vfm.report.conclusions import ALPHA, ReportedComparison, corrected
 from vfm.report.run_summary import RunSummary, StageEntry
 from vfm.report.scale import Scale
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """A model's value of a metric, with the values by seed if it is a mean, and the test against the first model."""
 
     model: str
@@ -45,7 +45,7 @@ class Result:
     unit: str
     n: int | None
     chance: float | None
-    rows: list[Row]
+    rows: list[ResultRow]
 
     @property
     def facts(self) -> list[str]:
@@ -108,17 +108,17 @@ def report_table(entry: StageEntry, seeded: set[str]) -> ResultTable | None:
     results: dict[str, Result] = {}
     for m in report.metrics:
         result = results.setdefault(m.name, Result(m.name, m.unit, m.n, m.chance, []))
-        result.rows.append(Row(m.model, m.value, m.low, m.high, comparison=compared.get((m.name, m.model))))
+        result.rows.append(ResultRow(m.model, m.value, m.low, m.high, comparison=compared.get((m.name, m.model))))
     num_headline = 0 if entry.base_name in seeded else ResultTable.num_headline
     subtitle = f"{report.task} on {report.dataset}"
     return ResultTable(entry.name, subtitle, entry.anchor, list(results.values()), num_headline)
 
 
-def corrected_tables(tables: Sequence[ResultTable]) -> tuple[list[ResultTable], list[Finding]]:
+def corrected_tables(tables: Sequence[ResultTable]) -> tuple[list[ResultTable], list[ReportedComparison]]:
     """Return the tables of a page with p-values corrected for the number of its comparisons, and these."""
     findings = corrected(
         [
-            Finding(table.title, row.comparison, result.unit, len(row.values))
+            ReportedComparison(table.title, row.comparison, result.unit, len(row.values))
             for table in tables
             for result in table.results
             for row in result.rows
@@ -133,7 +133,7 @@ def corrected_tables(tables: Sequence[ResultTable]) -> tuple[list[ResultTable], 
     return fixed, findings
 
 
-def _with_tests(rows: Sequence[Row], tests: Iterator[Comparison]) -> list[Row]:
+def _with_tests(rows: Sequence[ResultRow], tests: Iterator[Comparison]) -> list[ResultRow]:
     return [replace(row, comparison=next(tests)) if row.comparison else row for row in rows]
 
 
@@ -151,5 +151,5 @@ def seed_tables(run: RunSummary) -> dict[str, ResultTable]:
             like = known.get(s.metric, Result(s.metric, "", None, None, []))
             result = replace(like, n=None, rows=[])
             table.results.append(result)
-        result.rows.append(Row(s.model, s.mean, s.low, s.high, s.values, s.comparison))
+        result.rows.append(ResultRow(s.model, s.mean, s.low, s.high, s.values, s.comparison))
     return tables

@@ -19,7 +19,7 @@ from vfm.plugin import (
     Metadata,
     PairDataset,
     Panel,
-    Picture,
+    PanelImage,
     Preflight,
     UserError,
     store_files,
@@ -201,7 +201,7 @@ def picture_panel(
         directory: folder of the artifact.
     """
     decile = deciles(card.matched)
-    found: dict[str, list[Picture]] = {name: [] for name, _, _ in GROUPS}
+    found: dict[str, list[PanelImage]] = {name: [] for name, _, _ in GROUPS}
     (directory / "panels").mkdir(parents=True, exist_ok=True)
     for shard, texts in shards:
         reader, tenths = source.index.open(shard.matches.table["shard"][0].as_py()), rarest_tenths(decile, shard)
@@ -219,7 +219,7 @@ def picture_panel(
                 image.thumbnail((SIDE, SIDE))
                 file = f"panels/{name}-{len(found[name])}.jpg"
                 image.save(directory / file, quality=90)
-                found[name].append(Picture(file=file, caption=f"{name}: {caption_of(texts, identity)}"))
+                found[name].append(PanelImage(file=file, caption=f"{name}: {caption_of(texts, identity)}"))
         if all(len(pictures) == NUM_PICTURES for pictures in found.values()):
             break
     pictures = [picture for group in found.values() for picture in group]

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from vfm.plugin import (
     CuratedSubset,
-    Curation,
+    PoolCuration,
     Ref,
 )
 from vfm_curation.runtime import CurationRuntime, TextsOfImage
@@ -16,7 +16,7 @@ from vfm_curation.runtime import CurationRuntime, TextsOfImage
 Positive = Annotated[float, Field(gt=0)]
 
 
-class MetaclipBalance(Curation):
+class MetaclipBalance(PoolCuration):
     """Keep all texts of rare entries and about `t` texts of each frequent one."""
 
     kind: Literal["curation.balance"] = "curation.balance"
@@ -57,7 +57,7 @@ class MetaclipBalance(Curation):
         return self
 
 
-class RandomSubset(Curation):
+class RandomSubset(PoolCuration):
     """Keep matched texts at random, whatever their entries: the control of a balanced subset of the same size."""
 
     kind: Literal["curation.random"] = "curation.random"

@@ -15,7 +15,7 @@ import numpy as np
 
 from vfm.data import BadSample, Question, write_questions
 from vfm.data.annotated import AnnotatedSource
-from vfm.plugin import Context, ImagesPanel, Picture, QuestionDataset, ReadSettings, UserError
+from vfm.plugin import Context, ImagesPanel, PanelImage, QuestionDataset, ReadSettings, UserError
 from vfm_diva.mllm.checks import check_exhaustive
 from vfm_diva.mllm.stages import MllmPope
 
@@ -143,5 +143,5 @@ def _add_panel(ctx: Context, images: Sequence[bytes], questions: Sequence[Questi
     for number, question in enumerate(questions[:SHOWN]):
         file = f"panels/question-{number}.jpg"
         (ctx.directory / file).write_bytes(images[question.image])
-        pictures.append(Picture(file=file, caption=f"{question.text} {question.options[question.answer]}"))
+        pictures.append(PanelImage(file=file, caption=f"{question.text} {question.options[question.answer]}"))
     ctx.panel(ImagesPanel(title="Questions", note="The first ones.", order=30, pictures=pictures))

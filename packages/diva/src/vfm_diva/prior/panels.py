@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vfm.data import Batch, TrainingData
 from vfm.models import eval_mode
-from vfm.plugin import ImagesPanel, Picture, TablePanel
+from vfm.plugin import ImagesPanel, PanelImage, TablePanel
 from vfm_diva.generator.generator import Generator, sample_images
 from vfm_diva.generator.inputs import PriorInputs, sample_batches, usable_samples
 from vfm_diva.prior.prior_task import PriorTask
@@ -120,7 +120,7 @@ def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack([tensor for tensor in tensors if tensor is not None]) if tensors[0] is not None else None
 
 
-def _write_rows(name: str, columns: list[Tensor], captions: list[str], directory: Path) -> list[Picture]:
+def _write_rows(name: str, columns: list[Tensor], captions: list[str], directory: Path) -> list[PanelImage]:
     """Write a PNG for each caption, with the images of the columns, (B, 3, S, S) uint8, side by side."""
     folder = directory / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def _write_rows(name: str, columns: list[Tensor], captions: list[str], directory
     for index, caption in enumerate(captions):
         file = f"pictures/{name}-{index}.png"
         Image.fromarray(_side_by_side([column[index] for column in columns])).save(directory / file)
-        rows.append(Picture(file=file, caption=caption))
+        rows.append(PanelImage(file=file, caption=caption))
     return rows
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vfm.data import Make, Source, eval_batches, map_tensors
 from vfm.eval import MAP_GAP, MAP_SIDE, NUM_PICTURES, enlarge, side_by_side
-from vfm.plugin import ImagesPanel, Picture
+from vfm.plugin import ImagesPanel, PanelImage
 from vfm_eva.pretrain.masks import Masks
 from vfm_eva.pretrain.task import EvaTask
 from vfm_eva.targets.images import EvaViews
@@ -35,7 +35,7 @@ def cosine_sheet(task: EvaTask, source: Source, make: Make[EvaViews], masks: Mas
     for number, (image, bool_mask, cosine) in enumerate(zip(inputs.images, inputs.bool_mask, cosines, strict=True)):
         drawn = triptych(image, bool_mask, (cosine - low) / (high - low), task.grid)
         caption = f"mean cosine {cosine[bool_mask].mean():.2f} of masked patches"
-        pictures.append(Picture(file=_saved(drawn, directory, f"cosine-{number}"), caption=caption))
+        pictures.append(PanelImage(file=_saved(drawn, directory, f"cosine-{number}"), caption=caption))
     note = (
         "The student's input, its mask (striped), and the cosine between prediction and target of every patch:"
         f" {low:.1f} is black, {high:.1f} is pale yellow."

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vfm.data.annotated.source import AnnotatedSource
 from vfm.data.samples.sample import BadSample
-from vfm.interfaces import AnnotatedImages, Context, ImagesPanel, Picture, TablePanel
+from vfm.interfaces import AnnotatedImages, Context, ImagesPanel, PanelImage, TablePanel
 
 NUM_IMAGES = 12
 SIDE = 256
@@ -84,7 +84,7 @@ def _add_pictures(ctx: Context, source: AnnotatedSource) -> None:
         file = f"panels/annotated-{number:02d}.jpg"
         shown.save(ctx.directory / file, quality=90)
         names = [source.dataset.class_names[label] for label in dict.fromkeys(source.objects(number).labels.tolist())]
-        pictures.append(Picture(file=file, caption=", ".join(names[:6])))
+        pictures.append(PanelImage(file=file, caption=", ".join(names[:6])))
     if pictures:
         ctx.panel(ImagesPanel(title="First samples with their labels", order=30, pictures=pictures, width=192))
 

@@ -9,7 +9,7 @@ from vfm.data.index.index import BadRow
 from vfm.data.index.source import Source, open_dataset
 from vfm.data.samples.images import decode_image
 from vfm.data.samples.sample import BadSample, Sample
-from vfm.interfaces import Context, ImageDataset, ImagesPanel, Picture, TablePanel
+from vfm.interfaces import Context, ImageDataset, ImagesPanel, PanelImage, TablePanel
 
 NUM_IMAGES = 12
 IMAGE_SIDE = 192
@@ -47,11 +47,11 @@ def _bad_panel(bad: Sequence[BadRow], total: int) -> TablePanel:
     )
 
 
-def _first_images(ctx: Context, source: Source) -> list[Picture]:
+def _first_images(ctx: Context, source: Source) -> list[PanelImage]:
     """Save small copies of the first images in the artifact's folder, each with its first caption or its class."""
     folder = ctx.directory / "panels"
     folder.mkdir(parents=True, exist_ok=True)
-    pictures: list[Picture] = []
+    pictures: list[PanelImage] = []
     for index in range(min(len(source), 2 * NUM_IMAGES)):
         try:
             sample = source[index]
@@ -61,7 +61,7 @@ def _first_images(ctx: Context, source: Source) -> list[Picture]:
         image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
         file = f"panels/sample-{len(pictures):02d}.jpg"
         image.save(ctx.directory / file, quality=90)
-        pictures.append(Picture(file=file, caption=_caption(sample, source)))
+        pictures.append(PanelImage(file=file, caption=_caption(sample, source)))
         if len(pictures) == NUM_IMAGES:
             break
     return pictures

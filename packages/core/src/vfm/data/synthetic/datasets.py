@@ -31,7 +31,7 @@ from vfm.data.synthetic.scene import Pattern
 from vfm.data.synthetic.stages import ShapeImages, ShapesChoices, ShapesClasses, ShapesPool
 from vfm.data.synthetic.world import World
 from vfm.data.tar.writer import write_tar
-from vfm.interfaces import ChoiceDataset, Context, ImagesPanel, LabeledDataset, LinesPanel, Picture, Pool, Series
+from vfm.interfaces import ChoiceDataset, Context, ImagesPanel, LabeledDataset, LinesPanel, PanelImage, Pool, Series
 from vfm.storage.publishing import publish_file
 
 
@@ -161,7 +161,7 @@ def _tail_panel(world: World, num_samples: int) -> LinesPanel:
 
 def _with_panel(ctx: Context, choices: Iterable[Choice]) -> Iterator[Choice]:
     """Yield the items unchanged, and add a panel with the first pairs of each pattern."""
-    pictures: list[Picture] = []
+    pictures: list[PanelImage] = []
     shown: dict[str, int] = {}
     folder = ctx.directory / "panels"
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,5 +173,5 @@ def _with_panel(ctx: Context, choices: Iterable[Choice]) -> Iterator[Choice]:
         for number, (image, statement) in enumerate(zip(choice.images, choice.statements, strict=True)):
             file = f"panels/{choice.key}-{number}.jpg"
             (ctx.directory / file).write_bytes(image)
-            pictures.append(Picture(file=file, caption=statement))
+            pictures.append(PanelImage(file=file, caption=statement))
     ctx.panel(ImagesPanel(title="Pairs", note="Two images with one difference.", order=30, pictures=pictures))

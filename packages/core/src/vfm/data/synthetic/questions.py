@@ -18,7 +18,7 @@ from vfm.data.synthetic.render import encode
 from vfm.data.synthetic.sampling import Stream, generator
 from vfm.data.synthetic.scene import PATTERNS, Pattern, Value
 from vfm.data.synthetic.stages import ShapesQuestions
-from vfm.interfaces import Context, ImagesPanel, Picture, QuestionDataset
+from vfm.interfaces import Context, ImagesPanel, PanelImage, QuestionDataset
 
 ASKED: dict[Pattern, str] = {
     "orientation": "which way does it point",
@@ -87,5 +87,5 @@ def _add_panel(ctx: Context, images: list[bytes], questions: list[Question]) -> 
         if int(question.key.split("-")[1]) < PAIRS_SHOWN:
             file = f"panels/{question.key}.jpg"
             (ctx.directory / file).write_bytes(images[question.image])
-            pictures.append(Picture(file=file, caption=f"{question.text} {question.options[question.answer]}"))
+            pictures.append(PanelImage(file=file, caption=f"{question.text} {question.options[question.answer]}"))
     ctx.panel(ImagesPanel(title="Questions", note="Pairs with one question.", order=30, pictures=pictures))

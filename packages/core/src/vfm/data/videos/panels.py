@@ -15,7 +15,7 @@ from vfm.data.videos.media import VideoSample
 from vfm.data.videos.sampling import ClipSampling
 from vfm.data.videos.source import VideoSource
 from vfm.data.videos.views import fixed_views
-from vfm.interfaces import Context, ImagesPanel, Picture, TablePanel, VideoDataset
+from vfm.interfaces import Context, ImagesPanel, PanelImage, TablePanel, VideoDataset
 
 NUM_STRIPS = 10
 STRIP_FRAMES = 8
@@ -51,7 +51,7 @@ def strips_panel(
     for number, (strip, caption) in enumerate(strips):
         file = f"panels/{slug}-{number:02d}.jpg"
         strip.save(ctx.directory / file, quality=90)
-        pictures.append(Picture(file=file, caption=caption))
+        pictures.append(PanelImage(file=file, caption=caption))
     width = strips[0][0].width if strips else 0
     return ImagesPanel(title=title, note=note, order=order, pictures=pictures, width=min(600, width))
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vfm.data.annotated import AnnotatedSource
 from vfm.data.annotated.panels import overlay, palette
 from vfm.eval.dense.picture_text import text_size, write_name
-from vfm.interfaces import Context, ImagesPanel, Picture
+from vfm.interfaces import Context, ImagesPanel, PanelImage
 
 NUM_PICTURES = 8
 SIDE = 224
@@ -32,7 +32,7 @@ def add_map_panels(
     first = next(iter(predicted.values()))
     shares = [share_right(true, found) for true, found in zip(truth, first, strict=True)]
     colours = palette(len(source.dataset.class_names))
-    pictures: list[Picture] = []
+    pictures: list[PanelImage] = []
     for place in np.argsort(shares, kind="stable")[:NUM_PICTURES].tolist():
         picture = source.image(numbers[place])
         maps = [truth[place], *(found[place] for found in predicted.values())]
@@ -41,7 +41,9 @@ def add_map_panels(
         file = f"panels/map-{len(pictures)}.jpg"
         (ctx.directory / "panels").mkdir(parents=True, exist_ok=True)
         shown.save(ctx.directory / file, quality=90)
-        pictures.append(Picture(file=file, caption=f"{source.keys[numbers[place]]}: {100 * shares[place]:.0f} % right"))
+        pictures.append(
+            PanelImage(file=file, caption=f"{source.keys[numbers[place]]}: {100 * shares[place]:.0f} % right")
+        )
     names = ", ".join(predicted)
     ctx.panel(
         ImagesPanel(

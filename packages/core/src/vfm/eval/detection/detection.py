@@ -27,7 +27,7 @@ from vfm.eval.detection.detections import Detections, Row, read_results, write_r
 from vfm.eval.detection.soft_nms import soften
 from vfm.eval.encode.finite import check_finite
 from vfm.eval.encode.hashes import data_hash
-from vfm.interfaces import AnnotatedImages, Context, Evaluated, ImagesPanel, ModelResult, Picture, TablePanel
+from vfm.interfaces import AnnotatedImages, Context, Evaluated, ImagesPanel, ModelResult, PanelImage, TablePanel
 from vfm.train.parallel.sharing import leave_to_first
 
 SHAPES: tuple[Shape, ...] = ("boxes", "masks")
@@ -243,7 +243,7 @@ def add_detection_panels(
     ctx: Context, source: AnnotatedSource, found: Mapping[str, Detections], errors: Mapping[int, Counter[str]]
 ) -> None:
     """Write the pictures with the most errors (those of the first model): true objects, then each model's."""
-    pictures: list[Picture] = []
+    pictures: list[PanelImage] = []
     for number in worst_images(errors)[:NUM_PICTURES]:
         try:
             picture = source.image(number)
@@ -260,7 +260,7 @@ def add_detection_panels(
         (ctx.directory / "panels").mkdir(parents=True, exist_ok=True)
         join(shown, SHOWN_SIDE).save(ctx.directory / file, quality=90)
         kinds = ", ".join(f"{errors[number][kind]} {kind}" for kind in KINDS if errors[number][kind])
-        pictures.append(Picture(file=file, caption=f"{source.keys[number]}: {kinds}"))
+        pictures.append(PanelImage(file=file, caption=f"{source.keys[number]}: {kinds}"))
     note = (
         f"True objects, then those of {', '.join(found)} with a score of {MIN_SCORE} or more; the numbers are those of"
         f" {next(iter(found))}."

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vfm.interfaces import ImagesPanel, Picture
+from vfm.interfaces import ImagesPanel, PanelImage
 
 SIDE = 256  # pixels of the longer side on disk, at most
 WIDTH = 128  # CSS pixels on the page: six in a row
@@ -37,7 +37,7 @@ def images_panel(
         small.thumbnail((SIDE, SIDE))
         file = folder / f"{slug}-{number:02d}.jpg"
         small.save(file, quality=88)
-        pictures.append(Picture(file=str(file.relative_to(directory)), caption=item.caption, right=item.right))
+        pictures.append(PanelImage(file=str(file.relative_to(directory)), caption=item.caption, right=item.right))
     return ImagesPanel(title=title, note=note, order=order, pictures=pictures, width=WIDTH)
 
 

@@ -24,7 +24,7 @@ from vfm.base import UserError
 from vfm.data import BadSample, Source
 from vfm.data.samples.images import decode_image
 from vfm.eval.encode.finite import check_finite
-from vfm.interfaces import ImagesPanel, Picture
+from vfm.interfaces import ImagesPanel, PanelImage
 from vfm.models import (
     ClipModel,
     attention_map,
@@ -173,7 +173,7 @@ def pca_sheet(encoder: Any, source: Source, directory: Path, *, num_pictures: in
     for number, view in enumerate(views):
         file = f"pictures/semantic-{number}.png"
         Image.fromarray(view.sheet()).save(directory / file)
-        pictures.append(Picture(file=file, caption=shown[number][0]))
+        pictures.append(PanelImage(file=file, caption=shown[number][0]))
     note = (
         "Each image as the model gets it; its patches coloured by the first three principal components of their "
         "features, which all images share; the similarity of each patch to the feature of the whole image"

@@ -13,7 +13,7 @@ from vfm.eval.dense.dense_panels import join, share_right
 from vfm.eval.open_segmentation.classes import EvaluatedClasses
 from vfm.eval.open_segmentation.guesses import class_shares, guess_by_shares, one_class, uniform_guess
 from vfm.eval.segmentation.segmentation import iou_panel
-from vfm.interfaces import Context, ImagesPanel, Picture, TablePanel
+from vfm.interfaces import Context, ImagesPanel, PanelImage, TablePanel
 from vfm.statistics.mean_iou import MeanIou
 from vfm.statistics.resampling import mean_of_known
 
@@ -66,7 +66,7 @@ def add_pictures(
     """Write some pictures with their labels and the maps of every rule, one row for each model."""
     colours = palette(len(classes.names))
     models, rules = list(dict.fromkeys(pair[0] for pair in maps)), list(dict.fromkeys(pair[1] for pair in maps))
-    pictures: list[Picture] = []
+    pictures: list[PanelImage] = []
     (ctx.directory / "panels").mkdir(parents=True, exist_ok=True)
     for place, number in enumerate(numbers):
         picture, truth = source.image(number), classes.truth(source.semantic(number))
@@ -77,7 +77,7 @@ def add_pictures(
             file = f"panels/open-{len(pictures)}.jpg"
             shown.save(ctx.directory / file, quality=90)
             right = ", ".join(f"{100 * share_right(truth, one):.0f}" for one in found)
-            pictures.append(Picture(file=file, caption=f"{source.keys[number]}, {model}: {right} % right"))
+            pictures.append(PanelImage(file=file, caption=f"{source.keys[number]}, {model}: {right} % right"))
     note = (
         f"Picture, labels, and the maps of {', '.join(rules)}; from the worst to the best of the first rule and model."
     )

@@ -26,7 +26,7 @@ from vfm.storage.integrity import read_sealed
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """The result of a run: its folder, its steps in order, its seconds, and the path of its report if it was drawn."""
 
     directory: Path
@@ -45,7 +45,7 @@ def run_plan(
     fresh: bool = False,
     only: Sequence[Step] | None = None,
     jobs: int = 1,
-) -> Outcome:
+) -> RunResult:
     """Run the steps of a plan whose artifacts are missing.
 
     Args:
@@ -71,7 +71,7 @@ def run_plan(
     for step in chosen if fresh else ():
         step.slot.discard(_log_waiting(step, send))
     made = run_in_parallel(chosen, run_one, send, jobs) if jobs > 1 else sum(run_one(step, send) for step in chosen) > 0
-    outcome = Outcome(directory, tuple(steps), time.monotonic() - begun)
+    outcome = RunResult(directory, tuple(steps), time.monotonic() - begun)
     if only is None:
         _record(recipe, outcome, store, started, made=made)
     return outcome
@@ -180,7 +180,7 @@ def _finished(step: Step, **data: Any) -> Event:
     return Event("stage_finished", step.stage.name, {**about, **data})
 
 
-def _record(recipe: Recipe, outcome: Outcome, store: Store, started: float, *, made: bool) -> None:
+def _record(recipe: Recipe, outcome: RunResult, store: Store, started: float, *, made: bool) -> None:
     """Write what the report needs to know about this run, so that it can be drawn again later."""
     before = {}
     with suppress(UserError):  # a damaged file is replaced

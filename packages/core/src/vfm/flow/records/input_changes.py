@@ -31,7 +31,7 @@ MAX_NAMES = 3  # files of a folder, and results, that a line names
 
 
 @dataclass(frozen=True)
-class Input:
+class OutsideInput:
     """An outside file or folder, its fingerprint when artifacts were made from it, and those artifacts by name."""
 
     path: str
@@ -48,7 +48,7 @@ class Input:
         return [self.path] if os.path.isfile(self.path) else []
 
 
-def inputs_of(store: Path) -> list[Input]:
+def inputs_of(store: Path) -> list[OutsideInput]:
     """Return the outside files behind the artifacts of a store, each with all results that were made from it."""
     manifests: dict[str, Mapping[str, Any]] = {}
     for folder in sorted(store.iterdir()):
@@ -63,7 +63,7 @@ def inputs_of(store: Path) -> list[Input]:
     for name, manifest in manifests.items():
         for path, known in (manifest.get("sources") or {}).items():
             found[path, known] |= _results(name, manifests, users)
-    return [Input(path, known, tuple(results)) for (path, known), results in sorted(found.items())]
+    return [OutsideInput(path, known, tuple(results)) for (path, known), results in sorted(found.items())]
 
 
 def _results(name: str, manifests: Mapping[str, Mapping[str, Any]], users: Mapping[str, list[str]]) -> dict[str, None]:
@@ -86,7 +86,7 @@ class InputCheck:
             self.whole = dict(read_sealed(store / WHOLE_FILE_HASHES, "hashes")["hashes"])
         self.recorded = 0  # large files whose SHA-256 was not known before
 
-    def check(self, one: Input, on_bytes: Callable[[int], None]) -> str:
+    def check(self, one: OutsideInput, on_bytes: Callable[[int], None]) -> str:
         """Return how an input has changed since, as one line; empty: not at all.
 
         Args:
@@ -139,6 +139,6 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:MAX_NAMES]) + more
 
 
-def behind(one: Input) -> str:
+def behind(one: OutsideInput) -> str:
     """Return the results that were made from an input, for a line."""
     return _some(list(one.results))

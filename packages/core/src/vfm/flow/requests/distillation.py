@@ -18,7 +18,7 @@ EVALUATIONS = ("eval.linear_probe", "eval.knn")
 
 
 @dataclass(frozen=True)
-class Distillation:
+class DistillationRequest:
     """What a user gives.
 
     Attributes:
@@ -42,7 +42,7 @@ class Distillation:
     train: str = ""
 
 
-def distillation_recipe(given: Distillation, known: Mapping[str, type[Stage]]) -> str:
+def distillation_recipe(given: DistillationRequest, known: Mapping[str, type[Stage]]) -> str:
     """Return the recipe as YAML.
 
     Raises:

@@ -12,7 +12,7 @@ from vfm.base import UserError, did_you_mean
 from vfm.flow.recipe.yaml_lines import dump
 from vfm.flow.requests.datasets import EvaluationDataset
 from vfm.flow.requests.inputs import Fields, Input, stage_name
-from vfm.flow.requests.suites import LeftOut
+from vfm.flow.requests.suites import SkippedDataset
 from vfm.interfaces import (
     AnnotatedImages,
     Artifact,
@@ -64,7 +64,7 @@ class EvaluationPlan:
     resize_modes: Sequence[str | None] = (None,)
     stages: list[Fields] = field(default_factory=list)
     scores: list[dict[str, Any]] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[SkippedDataset] = field(default_factory=list)
 
 
 def evaluation_recipe(
@@ -118,7 +118,7 @@ def _evaluations(plan: EvaluationPlan, one: EvaluationDataset, task: str) -> Ite
         for language, mode in variants
     ]
     if why := _misfit(one, kind):
-        plan.left_out.append(LeftOut(_title(one, task), one.group, why, tuple(ways)))
+        plan.left_out.append(SkippedDataset(_title(one, task), one.group, why, tuple(ways)))
         return
     fitting = [model for model in plan.models if _input_ref(kind, "models").accepts(model.makes)]
     for model in plan.models:
@@ -127,7 +127,7 @@ def _evaluations(plan: EvaluationPlan, one: EvaluationDataset, task: str) -> Ite
             if VideoClassifier is model.makes or _input_ref(kind, "models").accepts(VideoClassifier):
                 tower = f"{task} needs a {_input_ref(kind, 'models').expected}"
             why = f"{model.name} is a {model.makes.__name__}, {tower}: {task} does not apply"
-            plan.left_out.append(LeftOut(_title(one, task), "", why))
+            plan.left_out.append(SkippedDataset(_title(one, task), "", why))
     if not fitting:
         return
     fields: Fields = {"models": [model.ref for model in fitting], "data": one.data.ref, **one.settings}

@@ -68,7 +68,7 @@ class Suite(Config):
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedDataset:
     """A dataset, or a task on one, that is not evaluated.
 
     Attributes:
@@ -125,13 +125,13 @@ def _check_kinds(suite: Suite, file: Path, known: Mapping[str, type[Stage]]) -> 
 
 def find_datasets(
     suite: Suite, root: str, known: Mapping[str, type[Stage]]
-) -> tuple[list[EvaluationDataset], list[LeftOut]]:
+) -> tuple[list[EvaluationDataset], list[SkippedDataset]]:
     """Return the datasets of a suite that are under `root`, and those that are not, with how to download them."""
     found, left_out = [], []
     for one in suite.sets:
         title = one.title or one.name
         if one.not_measured:
-            left_out.append(LeftOut(title, one.group, one.not_measured))
+            left_out.append(SkippedDataset(title, one.group, one.not_measured))
         elif fields := _fields(one, root):
             name, (data_fields, train_fields) = stage_name(one.name.replace("/", "-")), fields
             train = dataset_input(f"{name}-train", train_fields, known) if train_fields else None
@@ -140,7 +140,7 @@ def find_datasets(
             found.append(EvaluationDataset(data, train, tuple(one.languages), title, one.group, scores, one.settings))
         else:
             where = one.data["path"] if one.data and "path" in one.data else f"{one.folders[0]} (or {one.folders[-1]})"
-            left_out.append(LeftOut(title, one.group, f"no {where} under {root}{_how_to_get(one, suite.hub)}"))
+            left_out.append(SkippedDataset(title, one.group, f"no {where} under {root}{_how_to_get(one, suite.hub)}"))
     return found, left_out
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vfm.data.loading.batch import Batch
-from vfm.interfaces import Cost, Memory, Training
+from vfm.interfaces import Cost, PeakMemory, Training
 from vfm.train.cost.contentless import contentless
 from vfm.train.cost.live_bytes import LiveBytes
 from vfm.train.optim.ema import Ema
@@ -80,7 +80,7 @@ class _Step:
         gradients = sum(parameter.nbytes for parameter in trained)
         fixed = weights + gradients + state + averaged
         shards = (config.runtime.shard_degree or config.runtime.processes) if config.runtime.parallel == "fsdp" else 1
-        memory = Memory(
+        memory = PeakMemory(
             weights // shards, gradients // shards, state // shards, averaged // shards, max(0, counter.peak - fixed)
         )
         numbers = {id(parameter): parameter.numel() for parameter in held if isinstance(parameter, torch.nn.Parameter)}

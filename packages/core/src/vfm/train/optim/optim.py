@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from vfm.base import UserError
-from vfm.interfaces import AdamW, Lamb as LambConfig, Optimizer, Sgd, TimmOptimizer
+from vfm.interfaces import AdamW, LambConfig, Optimizer, Sgd, TimmOptimizer
 from vfm.train.optim.lamb import Lamb
 from vfm.train.task import Task
 
