@@ -18,7 +18,7 @@ from vfm.storage.fingerprints import (
     BLOCK,
     FINGERPRINTS_FILE,
     NUM_BLOCKS,
-    Memory,
+    FingerprintCache,
     cached_fingerprints,
     fingerprint,
 )
@@ -64,7 +64,7 @@ def find(store: Path, paths: list[str]) -> list[str]:
 
 
 def test_second_plan_opens_no_file_and_finds_the_same(shards, tmp_path, opened):
-    afresh = [fingerprint(path, Memory()) for path in shards]
+    afresh = [fingerprint(path, FingerprintCache()) for path in shards]
     opened.clear()
     assert find(tmp_path / "store", shards) == afresh
     assert opened == ["0.tar", "1.tar", "2.tar"]
@@ -105,18 +105,18 @@ def test_every_byte_of_a_file_counts_up_to_the_limit_and_sampled_blocks_above_it
     def changes(size: int, place: int) -> bool:
         with file.open("wb") as stream:
             stream.truncate(size)
-        before = fingerprint(str(file), Memory())
+        before = fingerprint(str(file), FingerprintCache())
         with file.open("r+b") as stream:
             stream.seek(place)
             stream.write(b"x")
-        return fingerprint(str(file), Memory()) != before
+        return fingerprint(str(file), FingerprintCache()) != before
 
     whole, above = 4 * BLOCK * NUM_BLOCKS, 4 * BLOCK * NUM_BLOCKS + 1
     assert all(changes(whole, place) for place in (0, BLOCK, 2 * BLOCK, whole - 1))
     assert [changes(above, place) for place in (0, BLOCK - 1, 2 * BLOCK, above - 1)] == [True, True, False, True]
-    sizes = [fingerprint(str(file), Memory())]
+    sizes = [fingerprint(str(file), FingerprintCache())]
     os.truncate(file, above + 1)
-    assert fingerprint(str(file), Memory()) not in sizes
+    assert fingerprint(str(file), FingerprintCache()) not in sizes
 
 
 def test_changed_file_alone_is_read_again(shards, tmp_path, opened):
@@ -155,7 +155,7 @@ def test_memory_that_is_torn_costs_only_time(text, shards, tmp_path, opened):
     store = tmp_path / "store"
     store.mkdir()
     (store / FINGERPRINTS_FILE).write_text(text.replace("PLACE", shards[0]))
-    assert find(store, shards) == [fingerprint(path, Memory()) for path in shards]
+    assert find(store, shards) == [fingerprint(path, FingerprintCache()) for path in shards]
     opened.clear()
     find(store, shards)
     assert opened == []
@@ -165,7 +165,7 @@ def test_memory_that_is_torn_costs_only_time(text, shards, tmp_path, opened):
 
 def test_store_that_cannot_be_written_costs_only_time(shards, tmp_path):
     (tmp_path / "file").write_text("")
-    assert find(tmp_path / "file" / "store", shards) == [fingerprint(path, Memory()) for path in shards]
+    assert find(tmp_path / "file" / "store", shards) == [fingerprint(path, FingerprintCache()) for path in shards]
 
 
 def test_what_was_read_before_a_missing_file_is_remembered(shards, tmp_path, opened):

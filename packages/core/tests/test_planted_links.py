@@ -14,7 +14,7 @@ from vfm.flow.records.manifest import EventNotes
 from vfm.flow.records.runs import _link, _write
 from vfm.interfaces import Event
 from vfm.report.result_files import write_csv
-from vfm.storage.fingerprints import FINGERPRINTS_FILE, Memory, fingerprint
+from vfm.storage.fingerprints import FINGERPRINTS_FILE, FingerprintCache, fingerprint
 from vfm.storage.publishing import new_file, write_file
 
 PID = os.getpid()
@@ -23,7 +23,7 @@ PID = os.getpid()
 def remember(folder: Path) -> None:
     (folder / "data.bin").write_bytes(b"x")
     os.utime(folder / "data.bin", ns=(0, 0))
-    memory = Memory(folder)
+    memory = FingerprintCache(folder)
     fingerprint(str(folder / "data.bin"), memory)
     memory.changed.add(FINGERPRINTS_FILE)
     memory.save()

@@ -1,6 +1,6 @@
-"""The plugin of core: the stages of its rooms, registered through the same hook as every plugin's.
+"""The plugin of core: its stages, registered through the same hook as the stages of every other plugin.
 
-Stages are light: what one does is in the module that its `work` names, and is imported when the stage runs.
+Stages are light. The code that a stage runs is in the module that its `work` names, imported when the stage runs.
 """
 
 from __future__ import annotations
@@ -32,5 +32,8 @@ ROOMS = (
 
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
-    """Return core's stage types: data, synthetic shapes, pretrained models and evaluations."""
-    return [stage for room in ROOMS for stage in room.STAGES]
+    """List core's stage types: data, synthetic shapes, pretrained models and evaluations."""
+    stages: list[type[Stage]] = []
+    for room in ROOMS:
+        stages += room.STAGES
+    return stages

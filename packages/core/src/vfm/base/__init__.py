@@ -1,4 +1,4 @@
-"""What every other room builds on: configurations with readable errors, parts, and text for people."""
+"""The base of all other packages: configurations with readable errors, parts, and text for people."""
 
 import lazy_loader
 

@@ -22,9 +22,9 @@ class UserError(ValueError):
 
 
 class Config(BaseModel):
-    """A frozen record that rejects unknown keys: the base of stages, parts, groups of settings and artifacts' facts.
+    """A frozen record that rejects unknown keys: the base of stages, parts, groups of settings and artifact records.
 
-    A mapping that is given for a field with a group or a part as its default changes that default: with
+    If the default of a field is a group or a part, a mapping given for this field updates the default: with
     `optimizer: Optimizer = AdamW(weight_decay=0.2)`, the mapping `{betas: [0.9, 0.95]}` keeps the weight decay.
     """
 
@@ -34,17 +34,17 @@ class Config(BaseModel):
 
     @classmethod
     def known_keys(cls) -> list[str]:
-        """Return the keys that error messages suggest."""
+        """List the keys that error messages suggest."""
         return list(cls.model_fields)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Count what says which class it is as given, so that what was given is enough to make it again."""
+        """Mark `kind` and `type` as set, so that the given settings suffice to build the object again."""
         self.model_fields_set.update({"kind", "type"} & set(type(self).model_fields))
 
     def given_settings(self) -> dict[str, Any]:
-        """Return the settings that were given, as JSON; the class makes an equal object of them, in any process.
+        """Dump the settings that were given, as JSON values. Any process can build an equal object from them.
 
-        All settings would not do: a validator may refuse one beside another only where it was given.
+        Dumping all settings would not work: some validators reject a combination only if both settings were given.
         """
         return self.model_dump(mode="json", exclude_unset=True)
 
@@ -62,12 +62,12 @@ class Config(BaseModel):
 
 
 def _merged(default: BaseModel, given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what `default` sets with `given` laid over it; `given` alone if it is a part of another type."""
+    """Update the settings of `default` with `given`. A part of another type replaces the default."""
     return merge_settings(default.model_dump(exclude_unset=True), given)
 
 
 def merge_settings(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with `given` laid over `base`; a part of another type replaces the whole part."""
+    """Merge nested settings: `given` overrides `base`. A part of another type replaces the whole part."""
     if "type" in given and given["type"] != base.get("type"):
         return dict(given)
     merged = {**base, **given}
@@ -85,7 +85,7 @@ def load_function(address: str) -> Callable[..., Any]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a hint such as `; did you mean 'steps'?`, else the known words if they are few, else nothing."""
+    """Suggest a similar word, such as `; did you mean 'steps'?`, or list the known words if they are few."""
     known = sorted(set(known))
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
@@ -104,11 +104,11 @@ KEY_ERRORS = {"extra_forbidden", "missing", SENTENCE}  # errors whose location e
 
 
 def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tuple[str | int, ...], str]]:
-    """Return pydantic's errors as (location, line), without the noise of unions.
+    """List pydantic's errors as (location, line), without the noise of unions.
 
-    A union reports one error per branch. The branch is kept whose type the value has, if it is only out of bounds,
-    else the last one other than `None`, since a value that fits no branch was most likely meant for that one. None is
-    kept if there is an error within the value, which then was meant for the branch that has this part.
+    A union reports one error per branch. If the value has the type of a branch and is only out of bounds, the error of
+    this branch is used. Otherwise it is the error of the last branch other than `None`, the most likely intention. If
+    there is an error within the value, the value was meant as a part, so the errors of the branches are dropped.
     """
     lines: dict[tuple[str | int, ...], str] = {}
     out_of_bounds: set[tuple[str | int, ...]] = set()
@@ -127,7 +127,7 @@ def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tu
 
 
 def readable(error: ValidationError, model: type[BaseModel]) -> ValidationError:
-    """Return the error with its lines written out, for a value whose model is chosen during validation."""
+    """Write out the lines of an error, for a value whose model is chosen during validation."""
     written = [
         InitErrorDetails(type=PydanticCustomError(SENTENCE, "{line}", {"line": line}), loc=location, input=None)
         for location, line in error_lines(error, model)
@@ -136,7 +136,7 @@ def readable(error: ValidationError, model: type[BaseModel]) -> ValidationError:
 
 
 def _is_branch(part: str | int) -> bool:
-    """Return whether a part of pydantic's location is a branch of a union (`int`, `list[str]`, `Part`), not a key."""
+    """Check whether a part of pydantic's location is a branch of a union (`int`, `list[str]`, `Part`), not a key."""
     return isinstance(part, str) and (
         not part.isidentifier() or part in {"int", "float", "str", "bool"} or part[0].isupper()
     )
@@ -144,7 +144,7 @@ def _is_branch(part: str | int) -> bool:
 
 def _sentence(details: ErrorDetails, location: tuple[str | int, ...], model: type[BaseModel]) -> str:
     given = details.get("input")
-    if given and any(is_secret_name(part) for part in location):  # a wrong value may be a secret nevertheless
+    if given and any(is_secret_name(part) for part in location):  # an invalid value may be a secret nevertheless
         shown = _line(details, location, model, MASK)
         return re.sub(rf"(?<!\w){re.escape(str(given))}(?!\w)", MASK, shown)  # a validator may have written it
     return _line(details, location, model, redacted(given))
@@ -181,21 +181,23 @@ def _line(details: ErrorDetails, location: tuple[str | int, ...], model: type[Ba
 
 
 def _better_key(key: str, owner: type[BaseModel] | None) -> str:
-    """Return a hint for an unknown key: where it has moved, the group that has such a field, or a similar field."""
+    """Suggest a key for an unknown one: its new name, the group that has such a field, or a similar field."""
     if owner is None:
         return ""
     known = owner.known_keys() if issubclass(owner, Config) else list(owner.model_fields)
-    place = getattr(owner, "moved", {}).get(key) or next(
-        (
-            f"{name}.{key}"
-            for name, field in owner.model_fields.items()
-            if isinstance(field.default, BaseModel) and name in known
-            for model in (type(field.default), *_choices(field.annotation))
-            if key in model.model_fields and key != "type"
-        ),
-        None,
-    )
-    return f"; did you mean '{place}'?" if place else did_you_mean(key, known)
+    suggestion = getattr(owner, "moved", {}).get(key) or _grouped_key(key, owner, known)
+    return f"; did you mean '{suggestion}'?" if suggestion else did_you_mean(key, known)
+
+
+def _grouped_key(key: str, owner: type[BaseModel], known: list[str]) -> str | None:
+    """Find a group of settings in `owner` that has the field `key`, and return the dotted key."""
+    for name, field in owner.model_fields.items():
+        if key == "type" or name not in known or not isinstance(field.default, BaseModel):
+            continue
+        for model in (type(field.default), *_choices(field.annotation)):
+            if key in model.model_fields:
+                return f"{name}.{key}"
+    return None
 
 
 def _choices(annotation: object) -> Iterable[type[BaseModel]]:
@@ -210,7 +212,7 @@ def _short(value: object) -> str:
 
 
 def _model_at(model: type[BaseModel], location: tuple[str | int, ...]) -> type[BaseModel] | None:
-    """Return the model that the keys of `location` lead to, whose field names can be suggested."""
+    """Find the model at `location`, whose field names can be suggested."""
     for part in location:
         if isinstance(part, int):
             continue
@@ -225,4 +227,8 @@ def _model_at(model: type[BaseModel], location: tuple[str | int, ...]) -> type[B
 def _first_model(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in get_args(annotation) if (found := _first_model(part))), None)
+    for part in get_args(annotation):
+        model = _first_model(part)
+        if model:
+            return model
+    return None

@@ -1,7 +1,7 @@
-"""Settings that do not change a result but for rounding, such as the size of a micro-batch.
+"""Settings that change a result only by rounding, such as the size of a micro-batch.
 
-They are no part of a stage's identity: a training that ran out of memory goes on from its checkpoint with a smaller
-micro-batch. Manifests list which of them were in force from which step on.
+They are not part of a stage's identity: a training run that ran out of memory resumes from its checkpoint with a
+smaller micro-batch. Manifests list these settings and the step from which they applied.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pydantic import BaseModel
 
 @dataclass(frozen=True)
 class Incidental:
-    """The mark of such a field: `log_every: Annotated[int, INCIDENTAL]`. Redefinitions in subclasses inherit it.
+    """Marks an incidental field: `log_every: Annotated[int, INCIDENTAL]`. Redefinitions in subclasses inherit it.
 
     Attributes:
-        unless: another field of the same record; while that is set, this one decides the result.
+        unless: another field of the same record. While it is set, the marked field does change the result.
     """
 
     unless: str = ""
@@ -28,14 +28,13 @@ INCIDENTAL = Incidental()
 
 
 def decisive_settings(config: BaseModel) -> dict[str, Any]:
-    """Return a configuration as nested values, without its incidental fields."""
-    return {
-        name: _decisive(getattr(config, name)) for name in type(config).model_fields if not _is_incidental(config, name)
-    }
+    """Dump a configuration as nested values, without its incidental fields."""
+    names = [name for name in type(config).model_fields if not _is_incidental(config, name)]
+    return {name: _decisive(getattr(config, name)) for name in names}
 
 
 def incidental_settings(config: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """Return the incidental fields of a configuration by their dotted keys, as JSON values."""
+    """Collect the incidental fields of a configuration by their dotted keys, as JSON values."""
     return dict(_incidental(config, prefix))
 
 
@@ -64,7 +63,10 @@ def _incidental(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _is_incidental(config: BaseModel, name: str) -> bool:
-    models = [model for model in type(config).__mro__ if issubclass(model, BaseModel)]
-    fields = [model.model_fields[name] for model in models if name in model.model_fields]
-    marks = [mark for field in fields for mark in field.metadata if isinstance(mark, Incidental)]
-    return any(not mark.unless or not getattr(config, mark.unless) for mark in marks)
+    for model in type(config).__mro__:  # all base classes, since a redefined field loses its metadata
+        if not issubclass(model, BaseModel) or name not in model.model_fields:
+            continue
+        marks = [mark for mark in model.model_fields[name].metadata if isinstance(mark, Incidental)]
+        if any(not mark.unless or not getattr(config, mark.unless) for mark in marks):
+            return True
+    return False

@@ -1,10 +1,10 @@
-"""How to install what is missing: vfm is on no package index yet."""
+"""Instructions for installing missing packages, for errors. vfm is not on a package index yet."""
 
 from __future__ import annotations
 
 
 def how_to_install(requirement: str) -> str:
-    """Return the words of an error that say how to install a requirement such as `vfm-eva` or `vfm-core[torch]`."""
+    """Format the command that installs a requirement such as `vfm-eva` or `vfm-core[torch]`, for an error."""
     quoted = f"'{requirement}'" if "[" in requirement else requirement
     if not requirement.startswith("vfm-"):
         return f"pip install {quoted}"

@@ -1,4 +1,4 @@
-"""Formats of numbers in reports and tables of the terminal: units, intervals, differences, p-values and durations."""
+"""Number formats for reports and terminal tables: units, intervals, differences, p-values and durations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def number(value: object) -> str:
 
 
 def quantity(value: float, unit: str = "") -> str:
-    """Format a value with its unit; shares as percentages."""
+    """Format a value with its unit. Shares become percentages."""
     return f"{_bare(value, unit)}{NO_BREAK}{'%' if unit in PERCENT_UNITS else unit}".rstrip(NO_BREAK)
 
 
@@ -48,7 +48,7 @@ def _bare(value: float, unit: str) -> str:
 
 
 def change(value: float, unit: str = "") -> str:
-    """Format a difference with its sign; that of percentages in percentage points."""
+    """Format a difference with its sign. Differences of percentages are in percentage points."""
     if unit in PERCENT_UNITS:
         return f"{value * PERCENT_UNITS[unit]:+.1f}".replace("-", MINUS)
     return ("+" if value >= 0 else "") + number(float(value))

@@ -21,8 +21,8 @@ def _is_slot(cls: type) -> bool:
 class Part(Config):
     """The configuration of a component that is chosen by its `type`.
 
-    A direct subclass is a *slot*; its subclasses are the choices. Defining a choice registers it, so that a plugin adds
-    one by importing its class in the module of its entry point::
+    A direct subclass is a *slot*, and its subclasses are the choices. Defining a choice registers it, so a plugin adds
+    a choice by importing its class in the module of its entry point::
 
         class ClipLoss(Part):  # the slot
             "Loss of `clip.train`."
@@ -32,23 +32,24 @@ class Part(Config):
             work: ClassVar[str] = "vfm_clip.losses:InfoNceLoss"
 
         class ClipTrain(Training):
-            loss: ClipLoss = Field(InfoNce(), description="what is minimised")
+            loss: ClipLoss = Field(InfoNce(), description="the loss")
 
     The slot itself is the field's annotation: a mapping becomes the choice that its `type` names. `build` constructs
-    what the part configures.
+    the configured object.
     """
 
     type: str
 
-    work: ClassVar[str] = ""  # what `build` calls with the part and its arguments
-    choices: ClassVar[dict[str, PartType]] = {}  # of the slot, by type
+    work: ClassVar[str] = ""  # address of the function that `build` calls with the part and its arguments
+    choices: ClassVar[dict[str, PartType]] = {}  # the choices of the slot, by type
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         if _is_slot(cls):
             cls.choices = {}
             return
-        if not (tag := get_args(cls.model_fields["type"].annotation)):
+        tag = get_args(cls.model_fields["type"].annotation)
+        if not tag:
             return
         other = cls.choices.setdefault(tag[0], cls)
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -59,7 +60,7 @@ class Part(Config):
         cls.choices[tag[0]] = cls
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what this part configures: `work` called with the part and the arguments."""
+        """Construct the configured object: call `work` with the part and the arguments."""
         return load_function(self.work)(self, *args, **kwargs)
 
     @classmethod
@@ -77,11 +78,12 @@ class Part(Config):
 
     @classmethod
     def _choose(cls, value: Any, info: ValidationInfo) -> Any:
-        """Return the choice that a mapping describes."""
+        """Build the choice that a mapping describes."""
         if isinstance(value, cls):
             return value
         if not isinstance(value, Mapping):
-            hint = f"; write {{type: {value}}}" if isinstance(value, str) and value in cls.choices else ""
+            is_type = isinstance(value, str) and value in cls.choices
+            hint = f"; write {{type: {value}}}" if is_type else ""
             raise ValueError(f"expected a mapping with a 'type', got {value!r}{hint}")
         if "type" not in value:
             raise ValueError(f"'type' is required; choose from {', '.join(cls.choices)}")
@@ -95,5 +97,5 @@ class Part(Config):
 
 
 def choices_of(model: type[BaseModel]) -> list[type[BaseModel]]:
-    """Return the configurations that a field of type `model` can hold: a slot's choices, or `model` itself."""
+    """List the configurations that a field of type `model` can hold: a slot's choices, or `model` itself."""
     return list(model.choices.values()) if issubclass(model, Part) and _is_slot(model) else [model]

@@ -1,4 +1,4 @@
-"""A console that every text for a terminal goes through: control characters as escapes, output that is cut off."""
+"""A console for all terminal output: it escapes control characters and tolerates a closed pipe."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from vfm.base.visible import visible
 
 PLAIN = str.maketrans(
     {"✓": "+", "✗": "x", "…": "~", "\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{NO-BREAK SPACE}": " "}
-)  # of the characters that vfm itself prints
+)  # replacements for the non-ASCII characters that vfm itself prints
 
 
 class TerminalConsole(Console):
-    """A console that shows control and bidirectional characters as escapes, and outlives the reader of its output."""
+    """A console that shows control and bidirectional characters as escapes, and tolerates a closed pipe."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Yield the segments of a renderable, all of whose text can be printed."""
+        """Yield the segments of a renderable, with unprintable text as escapes."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(self._printable(segment.text), segment.style)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return a string as rich's text, which would leave some control characters out."""
+        """Convert a string to rich's text. Escaping comes first, since rich would drop some control characters."""
         return super().render_str(visible(text), **options)
 
     def _printable(self, text: str) -> str:
@@ -36,6 +36,6 @@ class TerminalConsole(Console):
         return text.translate(PLAIN).encode(self.encoding, "backslashreplace").decode(self.encoding)
 
     def on_broken_pipe(self) -> None:
-        """Print nothing from now on: the reader has ended (`vfm run | head`), and the command goes on without it."""
+        """Print nothing from now on: the reader has ended (`vfm run | head`), but the command continues."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())

@@ -1,24 +1,24 @@
-r"""Control and bidirectional characters, written as escapes wherever text of a user's data is shown.
+r"""Control and bidirectional characters, shown as escapes in all output that contains user data.
 
-A file name or caption can hold them. Raw, they move a terminal's cursor, rename its window or reverse what is read.
+File names and captions can hold them. Unescaped, they move a terminal's cursor, rename its window or reverse text.
 """
 
 from __future__ import annotations
 
 import re
 
-# C0 without tab and newline, C1, marks and overrides of direction, line and paragraph separators, half surrogates.
+# C0 without tab and newline, C1, direction marks and overrides, line and paragraph separators, unpaired surrogates.
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    r"""Return the text with control and bidirectional characters as escapes: `\x1b`, `\u202e`.
+    r"""Escape control and bidirectional characters: `\x1b`, `\u202e`.
 
-    Tabs and newlines stay, and so do the joiners of Persian, of Indic scripts and of emoji.
+    Tabs and newlines stay, as do the joiners of Persian, Indic scripts and emoji.
     """
-    return _HIDDEN.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _HIDDEN.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def escaped_json(text: str) -> str:
-    r"""Return JSON with the same characters as escapes of JSON (`\u202e`), so that what it says stays the same."""
-    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    r"""Replace the same characters in JSON text by JSON escapes (`\u202e`), which does not change its value."""
+    return _HIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -28,15 +28,15 @@ _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return all paths of a brace pattern, as bash expands it: `{000..009}.tar`, `{a,b}/{0..3}.tar`.
+    """List all paths of a brace pattern, expanded as in bash: `{000..009}.tar`, `{a,b}/{0..3}.tar`.
 
     Raises:
         UserError: a range is descending, or there are more than a million names.
     """
-    pieces = _BRACES.split(pattern)  # text and the insides of braces, alternating
-    choices = [[piece] if place % 2 == 0 else _alternatives(piece, pattern) for place, piece in enumerate(pieces)]
+    pieces = _BRACES.split(pattern)  # text and the contents of braces, alternating
+    choices = [[piece] if index % 2 == 0 else _alternatives(piece, pattern) for index, piece in enumerate(pieces)]
     count = math.prod(map(len, choices))
-    if count > MAX_NAMES:  # known before any name exists, so that a pattern cannot fill the memory
+    if count > MAX_NAMES:  # checked before any name is built, so that a pattern cannot fill the memory
         raise UserError(f"{pattern}: expected a pattern of at most {MAX_NAMES:,} names, got {count:,}")
     return ["".join(parts) for parts in itertools.product(*choices)]
 
@@ -48,7 +48,8 @@ def _alternatives(inside: str, pattern: str) -> Sequence[str]:
     first, last = span[1], span[2]
     if int(first) > int(last):
         raise UserError(f"{pattern}: expected an ascending range, got {{{inside}}}")
-    if (count := int(last) - int(first) + 1) > MAX_NAMES:
+    count = int(last) - int(first) + 1
+    if count > MAX_NAMES:
         raise UserError(f"{pattern}: expected a pattern of at most {MAX_NAMES:,} names, got {count:,}")
     width = len(first) if first.startswith("0") else 0
     return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
@@ -57,62 +58,71 @@ def _alternatives(inside: str, pattern: str) -> Sequence[str]:
 def expand_paths(path: str | Sequence[str]) -> list[str]:
     """Expand a path, a list of paths, brace patterns, wildcards, and several paths joined by `::`.
 
-    The files of a brace pattern need not exist; wildcards give the existing files, sorted.
+    The files of a brace pattern need not exist. Wildcards give the existing files, sorted.
 
     Raises:
         UserError: a wildcard pattern matches nothing.
     """
     parts = [path] if isinstance(path, str) else list(path)
-    found: list[str] = []
-    for pattern in (one for part in parts for one in part.split("::")):
+    patterns: list[str] = []
+    for part in parts:
+        patterns += part.split("::")
+    files: list[str] = []
+    for pattern in patterns:
         for name in expand_braces(os.path.expanduser(pattern)):
-            wildcards = "*" if name.startswith(("http://", "https://")) else "*?"  # `?` begins a query there
-            hits = _wildcards(name) if any(wildcard in name for wildcard in wildcards) else [name]
-            if not hits:
+            wildcards = "*" if name.startswith(("http://", "https://")) else "*?"  # in a URL, `?` begins a query
+            is_pattern = any(wildcard in name for wildcard in wildcards)
+            matches = _wildcards(name) if is_pattern else [name]
+            if not matches:
                 raise UserError(f"{name}: no such file")
-            found += hits
-            if len(found) > MAX_NAMES:
+            files += matches
+            if len(files) > MAX_NAMES:
                 raise UserError(f"{pattern}: expected at most {MAX_NAMES:,} files, got more")
-    return found
+    return files
 
 
 def _wildcards(name: str) -> list[str]:
     if not is_remote(name):
         return sorted(glob.glob(name))
     store, _ = filesystem(name)
-    return sorted(store.unstrip_protocol(hit) for hit in remote.ask(name, "glob"))
+    return sorted(store.unstrip_protocol(match) for match in remote.ask(name, "glob"))
 
 
 def is_directory(path: str) -> bool:
-    """Return True if the path is a folder; a remote one that is named like a file is none, which asks nobody."""
+    """Check whether the path is a folder. A remote path with the ending of a file is not, which needs no request."""
     if not is_remote(path):
         return os.path.isdir(path)
-    if path.partition("?")[0].endswith(FILE_ENDINGS):  # behind it is a signature
+    if path.partition("?")[0].endswith(FILE_ENDINGS):  # a signature may follow `?`
         return False
     return bool(remote.ask(path, "isdir"))
 
 
 def exists(path: str) -> bool:
-    """Return True if the path exists."""
+    """Check whether the path exists."""
     return not missing([path])
 
 
 def missing(paths: Sequence[str]) -> list[str]:
-    """Return the paths that do not exist; many remote ones are asked for at once.
+    """Select the paths that do not exist. Remote paths are checked concurrently.
 
     Raises:
-        UserError: a server does not say.
+        UserError: a server does not answer.
     """
     addresses = [path for path in paths if is_remote(path)]
-    there = dict(zip(addresses, remote.exist(addresses), strict=True))
-    return [path for path in paths if not (there[path] if path in there else os.path.exists(path))]
+    remote_exists = dict(zip(addresses, remote.exist(addresses), strict=True))
+    absent = []
+    for path in paths:
+        there = remote_exists[path] if path in remote_exists else os.path.exists(path)
+        if not there:
+            absent.append(path)
+    return absent
 
 
 def check_regular(path: str) -> None:
     """Check that a local path is not a FIFO, a device or a socket, since reading one of these may never end.
 
     Raises:
-        UserError: it is.
+        UserError: it is a FIFO, a device or a socket.
     """
     if not is_remote(path) and os.path.exists(path):
         mode = os.stat(path).st_mode
@@ -129,7 +139,7 @@ def _type_name(mode: int) -> str:
 
 
 def size_and_time(path: str) -> tuple[int, int]:
-    """Return size in bytes and modification time in ns; of a remote file, a hash of the mark of its content (or 0).
+    """Read size in bytes and modification time in ns. For a remote file, the time is a hash of its ETag (or 0).
 
     Raises:
         UserError: the file does not exist, is not a regular file, or may not be read.
@@ -151,10 +161,10 @@ def size_and_time(path: str) -> tuple[int, int]:
 
 
 def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
-    """Open a regular file and return its descriptor; O_NONBLOCK, since opening a FIFO would wait for its writer.
+    """Open a regular file and return its descriptor. O_NONBLOCK, since opening a FIFO would wait for its writer.
 
     Raises:
-        OSError: there is no such file, or it is not a regular one.
+        OSError: there is no such file, or it is not a regular file.
     """
     file = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(file).st_mode
@@ -165,10 +175,10 @@ def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
 
 
 def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
-    """Return bytes `start` to `stop` of a file, fewer if it ends before. A remote file takes one request.
+    """Read bytes `start` to `stop` of a file, fewer if it ends before. A remote file takes one request.
 
     Raises:
-        OSError: the file does not exist, or is not a regular one.
+        OSError: the file does not exist, or is not a regular file.
     """
     if is_remote(path):
         return remote.read_whole(path, start, stop)
@@ -177,14 +187,14 @@ def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
         with open(file, "rb", buffering=0) as stream:
             stream.seek(start)
             return stream.read()
-    try:  # Python's file object would double the time to read a sample's few bytes
+    try:  # Python's file object would double the time to read the few bytes of a sample
         return os.pread(file, stop - start, start)
     finally:
         os.close(file)
 
 
 def read_text(path: str) -> str:
-    """Return the text of a UTF-8 file, without a byte order mark.
+    """Read a UTF-8 file, without its byte order mark.
 
     Raises:
         UserError: the file does not exist, may not be read, is not a regular file, or is not UTF-8.
@@ -203,7 +213,7 @@ def open_binary(path: str) -> IO[bytes]:
     """Open a regular file as a seekable stream.
 
     Raises:
-        OSError: there is no such file, or it is not a regular one.
+        OSError: there is no such file, or it is not a regular file.
     """
     if not is_remote(path):
         return open(path, "rb", opener=open_regular)
@@ -214,8 +224,8 @@ def open_binary(path: str) -> IO[bytes]:
 def walk(folder: str) -> Iterator[str]:
     """Yield the paths of all files below a folder, relative to it, with forward slashes, sorted.
 
-    Links to folders are not followed, since they may form a circle. Links to files are listed, also broken ones, so
-    that they can be counted; FIFOs, devices and sockets are not.
+    Links to folders are not followed, since they may form a circle. Links to files are listed, including broken ones,
+    so that they can be counted. FIFOs, devices and sockets are not listed.
 
     Raises:
         UserError: the folder is the root of the file system, has too many files, or may not be read.
@@ -228,8 +238,8 @@ def walk(folder: str) -> Iterator[str]:
         raise UserError(f"{folder}: expected a folder of data, got the root of the file system")
     count, pending = 0, [""]
     while pending:
-        place = pending.pop()
-        names, folders = _listed(folder, place)
+        subfolder = pending.pop()
+        names, folders = _listed(folder, subfolder)
         count += len(names)
         if count > MAX_FILES:
             raise UserError(f"{folder}: expected a folder of at most {MAX_FILES:,} files, got more")
@@ -238,31 +248,31 @@ def walk(folder: str) -> Iterator[str]:
 
 
 def names_in(folder: str) -> list[str]:
-    """Return the names of the files directly in a folder, sorted, as `walk` lists them."""
+    """List the files directly in a folder, sorted, as `walk` does."""
     if is_remote(folder):
         return [name for name in walk(folder) if "/" not in name]
     return _listed(folder, "")[0]
 
 
-def _listed(folder: str, place: str) -> tuple[list[str], list[str]]:
-    """Return the files and the folders in `folder/place`, relative to `folder`, each sorted by name."""
+def _listed(folder: str, subfolder: str) -> tuple[list[str], list[str]]:
+    """List the files and the folders in `folder/subfolder`, relative to `folder`, each sorted by name."""
     names, folders = [], []
     try:
-        with os.scandir(os.path.join(folder, place)) as entries:
+        with os.scandir(os.path.join(folder, subfolder)) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{place}{entry.name}/")
+                    folders.append(f"{subfolder}{entry.name}/")
                 elif _is_file(entry):
-                    names.append(place + entry.name)
+                    names.append(subfolder + entry.name)
     except PermissionError:
-        raise UserError(f"{os.path.join(folder, place)}: no permission to read") from None
+        raise UserError(f"{os.path.join(folder, subfolder)}: no permission to read") from None
     except FileNotFoundError:  # removed meanwhile
         pass
     return sorted(names), sorted(folders, key=lambda name: name[:-1])
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Return True for a regular file, a link to one, and a broken link."""
+    """Check whether an entry is a regular file, a link to one, or a broken link."""
     if entry.is_file(follow_symlinks=False):
         return True
     if not entry.is_symlink():
@@ -274,7 +284,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def is_inside(relative: str) -> bool:
-    """Return True if a relative path does not leave the folder that it starts from."""
+    """Check whether a relative path stays in the folder that it starts from."""
     if ".." not in relative and "\\" not in relative:  # fast path for nearly all names
         return not relative.startswith("/")
     path = PurePosixPath(relative.replace("\\", "/"))
@@ -287,9 +297,10 @@ def is_inside(relative: str) -> bool:
 
 
 def join_inside(root: str, relative: str) -> str | None:
-    """Return `root/relative`, or None if that leaves the root. An absolute path is inside the root `/`.
+    """Join `root` and `relative`, or return None if the result leaves the root.
 
-    A remote address is outside every other root, and a name with a NUL is outside all.
+    An absolute path is inside the root `/`. A remote address is outside every other root, and a name with a NUL is
+    outside all.
     """
     if "\0" in relative or (root != "/" and is_remote(relative)):
         return None

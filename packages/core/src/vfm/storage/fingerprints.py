@@ -1,8 +1,8 @@
-"""Fingerprints of outside files by content, remembered in the store: an unchanged file costs a `stat`, not a read.
+"""Fingerprints of outside files by content, cached in the store: an unchanged file costs a `stat`, not a read.
 
-A path, a link to it and a copy have one fingerprint. Files up to 64 MiB are hashed whole; of larger ones, the size and
-64 blocks, evenly spaced from the first to the last (`vfm verify --inputs` reads every byte). A folder's fingerprint is
-that of the names and the contents of its files. `remote_fingerprints` has those of addresses (`s3://...`).
+A path, a link to it and a copy have the same fingerprint. Files up to 64 MiB are hashed whole. Of larger ones, the
+size and 64 evenly spaced blocks are hashed (`vfm verify --inputs` reads every byte). The fingerprint of a folder hashes
+the names and contents of its files. For addresses (`s3://...`), see `remote_fingerprints`.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from vfm.storage.publishing import write_file
 from vfm.storage.remote_fingerprints import DIGITS, remote_fingerprints
 from vfm.storage.store_files import reading
 
-FINGERPRINTS_FILE = ".fingerprints.json"  # in the store; a folder of files has a file of its own
+FINGERPRINTS_FILE = ".fingerprints.json"  # in the store, for single files; a folder of files has a separate file
 FINGERPRINTS_PATTERN = ".fingerprints*.json"
-WHOLE_FILE = 64 << 20  # bytes of the largest file that is hashed whole
-NUM_BLOCKS, BLOCK = 64, 64 << 10  # number of blocks that are read of a larger file, and their bytes
-THREADS = 8  # files of a folder that are read at a time
+WHOLE_FILE = 64 << 20  # size in bytes up to which a file is hashed whole
+NUM_BLOCKS, BLOCK = 64, 64 << 10  # number of blocks read of a larger file, and bytes per block
+THREADS = 8  # files of a folder read concurrently
 # On a file system with a coarse clock, a file can change twice within one tick. So fingerprints of files that changed
-# in the last two seconds are not remembered.
+# in the last two seconds are not cached.
 SETTLED = 2 * 10**9  # nanoseconds
 
 State = list[int]
-"""Size, modification time, time of change and inode. The time of change differs where `cp -p` makes the rest equal."""
+"""Size, modification time, time of change and inode. The time of change differs after `cp -p`, when the rest agrees."""
 
 Entries = dict[str, tuple[State, str]]
-"""State and fingerprint of files: by their resolved paths, or by their paths in a folder."""
+"""State and fingerprint of files, by resolved path or by path in a folder."""
 
 
-class Memory:
-    """Fingerprints that are known from earlier plans; without a store, nothing is known and nothing is kept."""
+class FingerprintCache:
+    """Fingerprints from earlier plans. Without a store it starts empty and saves nothing."""
 
     def __init__(self, store: Path | None = None, announce: Callable[[str], None] = lambda line: None) -> None:
-        """Open the memory of a store; `announce` is called with a line before many bytes are read."""
+        """Open the cache of a store. `announce` is called with a line before many bytes are read."""
         self.store, self.announce = store, announce
-        self.parts: dict[str, Entries] = {}
-        self.changed: set[str] = set()
+        self.parts: dict[str, Entries] = {}  # by the name of their file in the store
+        self.changed: set[str] = set()  # names of files with new entries
 
     def entries(self, folder: str = "") -> tuple[str, Entries]:
-        """Return the entries of a folder's files, empty: those of single files, and the name of their own file."""
+        """Look up the file name and the entries for the files of a folder (empty: for single files)."""
         stem = hashlib.sha256(os.path.realpath(folder).encode(errors="surrogateescape")).hexdigest()[:16]
         name = f".fingerprints-{stem}.json" if folder else FINGERPRINTS_FILE
         if name not in self.parts:
@@ -57,7 +57,7 @@ class Memory:
         return name, self.parts[name]
 
     def save(self) -> None:
-        """Write what was added. A store that cannot be written costs time only."""
+        """Write the new entries. If the store is not writable, this only costs time in the next plan."""
         for name in self.changed if self.store else ():
             assert self.store
             with suppress(OSError):
@@ -69,25 +69,25 @@ class Memory:
 def cached_fingerprints(
     store: Path, announce: Callable[[str], None] = lambda line: None
 ) -> Iterator[Callable[[str], str]]:
-    """Yield a `fingerprint` function that uses the store's memory, and save the memory at the end.
+    """Yield a `fingerprint` function that uses the store's cache, and save the cache at the end.
 
     Args:
         store: the store.
         announce: called with a line before many bytes are read.
     """
-    memory = Memory(store, announce)
+    cache = FingerprintCache(store, announce)
     try:
-        yield lambda path: fingerprint(path, memory)
+        yield lambda path: fingerprint(path, cache)
     finally:
-        memory.save()
+        cache.save()
 
 
-def fingerprint(path: str, memory: Memory) -> str:
-    """Return a hash of the content of an outside file or folder.
+def fingerprint(path: str, cache: FingerprintCache) -> str:
+    """Hash the content of an outside file or folder.
 
     Args:
         path: the file, folder or address.
-        memory: known fingerprints of files; new ones are added.
+        cache: known fingerprints of files. New ones are added.
 
     Raises:
         UserError: the path is empty, does not exist, may not be read, or is neither a regular file nor a folder.
@@ -99,64 +99,66 @@ def fingerprint(path: str, memory: Memory) -> str:
     files.check_regular(path)
     try:
         if os.path.isdir(path):
-            return hashlib.sha256(json.dumps(sorted(contents(path, memory).items())).encode()).hexdigest()[:DIGITS]
-        place = os.path.realpath(path)
-        return _of_files({place: place}, *memory.entries(), memory)[place]
+            fingerprints = sorted(contents(path, cache).items())
+            return hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()[:DIGITS]
+        resolved = os.path.realpath(path)
+        return _of_files({resolved: resolved}, *cache.entries(), cache)[resolved]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file or folder") from None
     except PermissionError:
         raise UserError(f"{path}: no permission to read") from None
 
 
-def contents(folder: str, memory: Memory) -> dict[str, str]:
-    """Return the fingerprints of the files below a folder whose content counts, by relative path."""
+def contents(folder: str, cache: FingerprintCache) -> dict[str, str]:
+    """Compute the fingerprints of all files of `contents_names`, by relative path."""
     paths = {name: os.path.join(folder, name) for name in contents_names(folder)}
-    return _of_files(paths, *memory.entries(folder), memory)
+    return _of_files(paths, *cache.entries(folder), cache)
 
 
 def contents_names(folder: str) -> list[str]:
-    """Return the files below a folder whose content counts, without hidden ones and broken links, by relative path."""
+    """List the files below a folder that its fingerprint covers, by relative path: no hidden files, no broken links."""
     inside = (name for name in files.walk(folder) if "/." not in f"/{name}")
     return [name for name in inside if os.path.isfile(os.path.join(folder, name))]
 
 
 def located(path: str) -> str:
-    """Return a local path as an absolute one without links, for records that are read from other folders."""
+    """Resolve a local path to an absolute one without links, for records that are read from other folders."""
     return path if files.is_remote(path) else os.path.realpath(path)
 
 
-def _of_files(paths: dict[str, str], part: str, known: Entries, memory: Memory) -> dict[str, str]:
-    """Return the fingerprints of files by their keys in `known`; those that are new or have changed are read."""
+def _of_files(paths: dict[str, str], part: str, known: Entries, cache: FingerprintCache) -> dict[str, str]:
+    """Find the fingerprints of files by their keys in `known`. New and changed files are read."""
     states = {key: _state(path) for key, path in paths.items()}
-    found = {key: known[key][1] for key in paths if key in known and known[key][0] == states[key]}
-    missing = [key for key in paths if key not in found]
+    fingerprints = {key: known[key][1] for key in paths if key in known and known[key][0] == states[key]}
+    missing = [key for key in paths if key not in fingerprints]
     if not missing:
-        return found
+        return fingerprints
 
-    if (total := sum(bytes_to_read(states[key][0]) for key in missing)) >= MUCH:
+    total = sum(bytes_to_read(states[key][0]) for key in missing)
+    if total >= MUCH:
         where = os.path.commonpath([os.path.dirname(paths[key]) or "." for key in missing])
-        memory.announce(f"reading {total / 1e9:,.1f} GB in {where}, once, to identify the data by content")
+        cache.announce(f"reading {total / 1e9:,.1f} GB in {where}, once, to identify the data by content")
 
     def read(key: str) -> str:
         return content_hash(paths[key], states[key][0])
 
     with ThreadPoolExecutor(min(THREADS, len(missing))) as threads:
-        found |= zip(missing, threads.map(read, missing), strict=True)
+        fingerprints |= zip(missing, threads.map(read, missing), strict=True)
     now = time.time_ns()
-    settled = {key: (states[key], found[key]) for key in missing if now - states[key][2] > SETTLED}
+    settled = {key: (states[key], fingerprints[key]) for key in missing if now - states[key][2] > SETTLED}
     if settled:
         known |= settled
-        memory.changed.add(part)
-    return found
+        cache.changed.add(part)
+    return fingerprints
 
 
 def bytes_to_read(size: int) -> int:
-    """Return how many bytes of a file of this size its fingerprint reads."""
+    """Count the bytes that the fingerprint of a file of this size reads."""
     return size if size <= WHOLE_FILE else NUM_BLOCKS * BLOCK
 
 
 def content_hash(path: str, size: int) -> str:
-    """Return the fingerprint of one file: a hash of all its bytes, or of its size and evenly spaced blocks."""
+    """Compute the fingerprint of one file: a hash of all its bytes, or of its size and evenly spaced blocks."""
     if size <= WHOLE_FILE:
         return hash_file(Path(path))[:DIGITS]
     digest = hashlib.sha256(str(size).encode())
@@ -176,5 +178,5 @@ def _read(file: Path) -> Entries:
     with suppress(UserError):  # missing or damaged: the files are read again
         record = read_sealed(file, "entries")
         with reading(file, "fingerprints"):
-            return {key: (list(state), str(found)) for key, (state, found) in record["entries"].items()}
+            return {key: (list(state), str(digest)) for key, (state, digest) in record["entries"].items()}
     return {}

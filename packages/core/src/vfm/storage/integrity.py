@@ -1,13 +1,13 @@
-"""Sizes and hashes of files: whether a folder still contains what was written into it.
+"""Sizes and hashes of files: check whether a folder still contains the files that were written into it.
 
 One JSON file describes the other files of a folder: `manifest.json` of an artifact, `meta.json` of a checkpoint. It is
 written last and is *sealed*:
 
     "files": {"model.safetensors": [size in bytes, SHA-256], ...}
-    "sha256": hash of the file itself, with zeros in place of this value; the last key
+    "sha256": hash of the file itself, with zeros in place of this value. This is the last key.
 
-Older records have neither key and are read as they are. Sizes are compared when a run is planned, hashes when a folder
-is loaded, and both by `vfm verify`.
+Older records have neither key and are read without checks. Sizes are compared when a run is planned, hashes when a
+folder is loaded, and both by `vfm verify`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vfm.storage.store_files import as_record, reading
 FILES, SEAL = "files", "sha256"
 BLOCK = 1 << 20  # bytes read at a time
 IN_THREADS = 1 << 24  # bytes from which files are hashed in several threads: SHA-256 takes a second per 2 GB
-MUCH = 1 << 32  # bytes whose reading takes long enough to be announced
+MUCH = 1 << 32  # bytes that take long enough to read to be announced
 _SEAL_AT_END = re.compile(rb'"(?P<key>[^"]*)": "(?P<hash>[0-9a-f]{64})"\s*\}\s*\Z')
 _ZEROS = b"0" * 64
 _checked: dict[str, int] = {}  # folder -> hash of the state of its files when their hashes were last compared
@@ -38,7 +38,7 @@ Known = Mapping[str, tuple[int, str]]
 
 
 def seal(record: Mapping[str, Any], indent: int | None = 1) -> bytes:
-    """Return a record as JSON that ends with its own hash."""
+    """Serialize a record as JSON that ends with its own hash."""
     zeros = {**record, SEAL: _ZEROS.decode()}
     text = escaped_json(json.dumps(zeros, indent=indent, ensure_ascii=False)).encode() + b"\n"
     start, _, end = text.rpartition(_ZEROS)
@@ -46,7 +46,7 @@ def seal(record: Mapping[str, Any], indent: int | None = 1) -> bytes:
 
 
 def read_sealed(file: Path, *keys: str) -> dict[str, Any]:
-    """Return a record that `seal` wrote, without its hash; one of an older version has none.
+    """Read a record that `seal` wrote, and check its hash. Records of older versions have no hash.
 
     Args:
         file: the file.
@@ -59,11 +59,12 @@ def read_sealed(file: Path, *keys: str) -> dict[str, Any]:
         data = file.read_bytes()
     record = as_record(file, data, *keys)
     if not record:
-        raise UserError(f"{file}: not as it was written: it is an empty object")  # which no version wrote
-    if found := _SEAL_AT_END.search(data):
-        start, end = found.span("hash")
+        raise UserError(f"{file}: not as it was written: it is an empty object")  # no version wrote an empty object
+    match = _SEAL_AT_END.search(data)
+    if match:
+        start, end = match.span("hash")
         expected = hashlib.sha256(data[:start] + _ZEROS + data[end:]).hexdigest().encode()
-        if (SEAL.encode(), expected) != (found["key"], found["hash"]):  # a flip may also be in the key
+        if (SEAL.encode(), expected) != (match["key"], match["hash"]):  # a flipped bit may also be in the key
             raise UserError(f"{file}: not as it was written: its SHA-256 has changed")
     elif FILES in record or SEAL in record:
         raise UserError(f"{file}: not as it was written: expected its SHA-256 at the end")
@@ -72,7 +73,7 @@ def read_sealed(file: Path, *keys: str) -> dict[str, Any]:
 
 
 def known_files(record: Mapping[str, Any], file: Path) -> Known | None:
-    """Return the files that a record describes; None for a record of an older version.
+    """Parse the sizes and hashes of files in a record. A record of an older version has none: None.
 
     Raises:
         UserError: the entries are not of the right form.
@@ -84,11 +85,11 @@ def known_files(record: Mapping[str, Any], file: Path) -> Known | None:
 
 
 def hash_file(file: Path, on_bytes: Callable[[int], None] = lambda count: None) -> str:
-    """Return the SHA-256 of a file.
+    """Compute the SHA-256 of a file.
 
     Args:
         file: the file.
-        on_bytes: called with the number of bytes of each block that was read.
+        on_bytes: called with the number of bytes of each block read.
     """
     digest, block = hashlib.sha256(), bytearray(BLOCK)
     view = memoryview(block)
@@ -100,54 +101,57 @@ def hash_file(file: Path, on_bytes: Callable[[int], None] = lambda count: None) 
 
 
 def hash_folder(folder: Path, *, without: Iterable[str] = ()) -> dict[str, tuple[int, str]]:
-    """Return size and SHA-256 of all files below a folder, sorted by name.
+    """Compute size and SHA-256 of all files below a folder, sorted by name.
 
     Args:
         folder: the folder.
-        without: files, and folders with all their files, that are left out.
+        without: files, and folders with all their files, to leave out.
     """
     left_out = {Path(name) for name in without}
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    kept = [name for name in names if not left_out & {name, *name.parents}]
-    sizes = [(folder / name).stat().st_size for name in kept]
-    digests = _map(lambda name: hash_file(folder / name), kept, sum(sizes))
-    return dict(zip((name.as_posix() for name in kept), zip(sizes, digests, strict=True), strict=True))
+    chosen = [name for name in names if not left_out & {name, *name.parents}]
+    sizes = [(folder / name).stat().st_size for name in chosen]
+    digests = _map(lambda name: hash_file(folder / name), chosen, sum(sizes))
+    return dict(zip((name.as_posix() for name in chosen), zip(sizes, digests, strict=True), strict=True))
 
 
 def wrong_sizes(folder: Path, known: Known) -> list[str]:
-    """Return a line for each file that is missing or has another size."""
-    return [line for name, (size, _) in known.items() if (line := _size_problem(folder / name, size))]
+    """Describe each file that is missing or has another size, in one line each."""
+    problems = (_size_problem(folder / name, size) for name, (size, _) in known.items())
+    return [problem for problem in problems if problem]
 
 
 def damage(folder: Path, known: Known, on_bytes: Callable[[int], None] = lambda count: None) -> list[str]:
-    """Return a line for each file that is not as it was written; this reads all files.
+    """Describe each file that is not as it was written, in one line each. This reads all files.
 
     Args:
         folder: the folder.
-        known: its files.
-        on_bytes: as in `hash_file`; called from several threads.
+        known: sizes and hashes of its files.
+        on_bytes: as in `hash_file`. It is called from several threads.
     """
 
     def problem(name: str) -> str:
         size, digest = known[name]
         try:
-            if line := _size_problem(folder / name, size):
-                return line
+            size_problem = _size_problem(folder / name, size)
+            if size_problem:
+                return size_problem
             same = hash_file(folder / name, on_bytes) == digest
         except OSError as error:
             return f"{folder / name}: not readable: {error.strerror or error}"
         return "" if same else f"{folder / name}: not as it was written: its SHA-256 has changed"
 
-    return [line for line in _map(problem, list(known), sum(size for size, _ in known.values())) if line]
+    total = sum(size for size, _ in known.values())
+    return [line for line in _map(problem, list(known), total) if line]
 
 
 def check_folder(
     folder: Path, record_file: str, below: str = "", on_much: Callable[[int], None] = lambda count: None
 ) -> None:
-    """Compare the hashes of a folder's files, unless this process has compared them in their present state.
+    """Compare the hashes of a folder's files, unless this process already did so and the files have not changed.
 
-    Nothing is compared for a folder without a record, and in worker processes (`multiprocessing`), which read what the
-    process that started them has checked.
+    Nothing is compared for a folder without a record, nor in worker processes (`multiprocessing`), since the process
+    that started them has checked the files.
 
     Args:
         folder: the folder.
@@ -163,34 +167,40 @@ def check_folder(
     known = known_files(read_sealed(folder / record_file), folder / record_file)
     if not known:
         return
-    chosen = {name: facts for name, facts in known.items() if name.startswith(below)}
+    chosen = {name: entry for name, entry in known.items() if name.startswith(below)}
     key, state = f"{folder.resolve()} {below}", _state(folder, chosen)
     if state is not None and _checked.get(key) == state:
         return
-    if (total := sum(size for size, _ in chosen.values())) >= MUCH:
+    total = sum(size for size, _ in chosen.values())
+    if total >= MUCH:
         on_much(total)
-    if lines := damage(folder, chosen):
-        made = os.path.realpath(folder)  # the run has links to its artifacts: without one nothing is made again
-        raise UserError("\n".join(f"{line}; remove {made} to make it again" for line in lines))
+    lines = damage(folder, chosen)
+    if lines:
+        # The run's folder has links to artifacts, and removing a link does not make the artifact again.
+        artifact = os.path.realpath(folder)
+        raise UserError("\n".join(f"{line}; remove {artifact} to make it again" for line in lines))
     if state is not None:
         _checked[key] = state
 
 
 def _state(folder: Path, known: Known) -> int | None:
-    """Return a hash of what changes when a file is written: sizes, times and inodes; None if a file is missing."""
+    """Hash everything that changes when a file is written: sizes, times and inodes. None if a file is missing."""
+    states = []
     try:
-        found = [os.stat(folder / name) for name in known]
+        for name in known:
+            status = os.stat(folder / name)
+            states.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
     except OSError:
         return None
-    return hash((*known.items(), *((one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino) for one in found)))
+    return hash((*known.items(), *states))
 
 
 def _size_problem(file: Path, size: int) -> str:
     try:
-        found = file.stat().st_size
+        actual = file.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         return f"{file}: missing; expected a file of {size:,} bytes"
-    return "" if found == size else f"{file}: expected {size:,} bytes, got {found:,}"
+    return "" if actual == size else f"{file}: expected {size:,} bytes, got {actual:,}"
 
 
 def _map(function: Callable[[Any], str], names: list[Any], num_bytes: int) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Locks on files that name their holder. They are the kernel's (`flock`), so a lock is released when its holder dies.
+"""Locks on files that name their holder. The kernel releases such a lock (`flock`) when its holder dies.
 
-A lock file in a shared folder may be a link that somebody else has put there, so links are not followed, and only a
-regular file is locked: what a link leads to is never written.
+In a shared folder, another user may have put a link in place of a lock file. So links are not followed, and only a
+regular file is locked: the target of a link is never written.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ def locked(file: Path, name: str, on_wait: Callable[[str], None] = lambda messag
         on_wait: called with a message that names the other holder.
 
     Raises:
-        UserError: the file is a link, or no regular file.
+        UserError: the file is a link, or not a regular file.
     """
     descriptor = _acquire(file, name, on_wait)
     try:
-        if left := os.pread(descriptor, 400, 0).decode(errors="replace"):
+        left = os.pread(descriptor, 400, 0).decode(errors="replace")  # a holder that ended normally empties the file
+        if left:
             on_wait(f"taking over {name}: it was {left}, which has ended")
         _write(descriptor, f"held by process {os.getpid()} on {socket.gethostname()} since {_now()}")
         yield descriptor
@@ -43,15 +44,15 @@ def locked(file: Path, name: str, on_wait: Callable[[str], None] = lambda messag
 
 
 def share_lock(descriptor: int) -> None:
-    """Hold the lock of an open file together with others who share it, until it is closed."""
+    """Hold the lock of an open file together with other sharers, until the file is closed."""
     fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 
 def is_locked(file: Path) -> bool:
-    """Return whether a process holds the lock of a file, alone or shared.
+    """Check whether a process holds the lock of a file, alone or shared.
 
     Raises:
-        UserError: the file is a link, or no regular file.
+        UserError: the file is a link, or not a regular file.
     """
     try:
         descriptor = _open(file, os.O_RDONLY)
@@ -64,7 +65,7 @@ def is_locked(file: Path) -> bool:
 
 
 def is_lock_of(descriptor: int, file: Path) -> bool:
-    """Return whether a descriptor is of the file that others would lock; whoever cleans up removes the file."""
+    """Check whether a descriptor is of the current lock file: a cleanup may have removed and replaced the file."""
     try:
         return os.path.samestat(os.fstat(descriptor), file.lstat())
     except FileNotFoundError:
@@ -86,15 +87,15 @@ def _acquire(file: Path, name: str, on_wait: Callable[[str], None]) -> int:
 
 
 def _open(file: Path, flags: int) -> int:
-    """Open a lock file; O_NONBLOCK, since opening a FIFO would wait for its other end.
+    """Open a lock file. O_NONBLOCK, since opening a FIFO would wait for its other end.
 
     Raises:
-        UserError: it is a link, or no regular file.
+        UserError: it is a link, or not a regular file.
     """
     safe = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(file, flags | safe, 0o666)
-    except PermissionError:  # another user's file: it can be locked, but cannot name its holder
+    except PermissionError:  # another user's file: it can be locked, but not written
         if not os.path.lexists(file):
             raise
         descriptor = os.open(file, os.O_RDONLY | safe)
@@ -109,8 +110,8 @@ def _open(file: Path, flags: int) -> int:
 
 
 def _refused(file: Path) -> UserError:
-    what = "a link" if file.is_symlink() else "something else"
-    return UserError(f"{file}: expected a regular file as the lock, got {what}; remove it if nobody needs it")
+    kind = "a link" if file.is_symlink() else "something else"
+    return UserError(f"{file}: expected a regular file as the lock, got {kind}; remove it if nobody needs it")
 
 
 def _try_lock(descriptor: int) -> bool:

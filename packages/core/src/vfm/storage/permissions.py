@@ -1,4 +1,4 @@
-"""Permissions: published files have those that the umask says, and a folder that may not be written is one line."""
+"""Permissions: published files get those of new files, and an unwritable folder is reported in one line."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from vfm.base import UserError
 def share_as_umask_says(folder: Path) -> None:
     """Give everything in a folder the permissions of new files.
 
-    safetensors and others write a temporary file that only its owner may read, and rename it, so that the models of a
-    shared store would be closed to everybody else. The folder must have been made by `mkdir`: its own permissions are
-    those that the umask and the parent's defaults left.
+    safetensors and others write a temporary file that only its owner may read, and rename it. In a shared store, nobody
+    else could then read the models. The folder must have been created by `mkdir`, so that its permissions follow the
+    umask and the defaults of the parent.
 
     Args:
-        folder: the folder. Permissions are added, never taken away; links are not followed.
+        folder: the folder. Permissions are added, never removed. Links are not followed.
     """
     allowed = folder.stat().st_mode & 0o777
-    for place, folders, names in os.walk(folder):
-        for path in (os.path.join(place, name) for name in (*folders, *names)):
+    for parent, folders, names in os.walk(folder):
+        for path in (os.path.join(parent, name) for name in (*folders, *names)):
             status = os.lstat(path)
-            wanted = stat.S_IMODE(status.st_mode) | (allowed if stat.S_ISDIR(status.st_mode) else allowed & 0o666)
-            shared_file = stat.S_ISREG(status.st_mode) and status.st_nlink > 1  # somebody else's file too
+            permissions = allowed if stat.S_ISDIR(status.st_mode) else allowed & 0o666  # no file becomes executable
+            wanted = stat.S_IMODE(status.st_mode) | permissions
+            shared_file = stat.S_ISREG(status.st_mode) and status.st_nlink > 1  # a hard link to another user's file
             if wanted != stat.S_IMODE(status.st_mode) and not stat.S_ISLNK(status.st_mode) and not shared_file:
                 os.chmod(path, wanted)
 
 
 def is_writable(path: Path) -> bool:
-    """Return whether this user may write into a folder, or make it if it is missing."""
+    """Check whether this user may write into a folder, or create it if it is missing."""
     existing = _existing(path)
-    return not existing.is_dir() or os.access(existing, os.W_OK | os.X_OK)  # of a file, writing says what is wrong
+    return not existing.is_dir() or os.access(existing, os.W_OK | os.X_OK)  # if it is a file, writing will report that
 
 
 def check_writable(path: Path) -> None:
-    """Check that this user may write into a folder, or make it.
+    """Check that this user may write into a folder, or create it.
 
     Raises:
         UserError: the permissions or a read-only disk forbid it.
@@ -56,7 +57,7 @@ def check_writable(path: Path) -> None:
 
 
 def _existing(path: Path) -> Path:
-    return next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    return next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
 
 
 def _user(number: int) -> str:

@@ -43,7 +43,7 @@ def new_file(target: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
 
     Args:
         target: its name at the end; an earlier file, or a link, is replaced.
-        durable: write it to the disk before it gets its name; not worth the time for what can be made again.
+        durable: flush it to the disk before the rename. Not worth the time for files that can be made again.
     """
     part = part_name(target)
     try:
@@ -58,12 +58,12 @@ def new_file(target: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
 
 
 def part_name(target: Path) -> Path:
-    """Return a random name beside `target`, of what will be renamed to it."""
+    """Choose a random name next to `target` for a file or folder that will be renamed to `target`."""
     return target.with_name(f".{target.name.lstrip('.')}.{secrets.token_hex(8)}.part")
 
 
 def open_part(part: Path) -> IO[bytes]:
-    """Open a new file that may be large, in place of one that a crash has left; a link there is not followed."""
+    """Open a new file that may be large, replacing one left by a crash. A link there is not followed."""
     part.unlink(missing_ok=True)
     return open(part, "xb+", opener=_open_new)
 
@@ -73,7 +73,7 @@ def _open_new(path: str, flags: int) -> int:
 
 
 def write_file(target: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write a whole file; the arguments are those of `new_file`."""
+    """Write a whole file, with the arguments of `new_file`."""
     with new_file(target, durable=durable) as stream:
         stream.write(data)
 

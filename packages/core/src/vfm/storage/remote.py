@@ -1,7 +1,7 @@
 """Remote files through fsspec: many ranges at a time, with retries and a time limit for each request.
 
-`http(s)://` needs the extra `remote`; `s3://`, `gs://`, `hf://` and others need the package that fsspec names. What
-cannot be read after the last try is a `RemoteError` with one of few reasons; its text has no credentials.
+`http(s)://` needs the extra `remote`. `s3://`, `gs://`, `hf://` and others need the package that fsspec names. A read
+that fails after the last try gives a `RemoteError` with one of few reasons. Its text has no credentials.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ T = TypeVar("T")
 CONNECTIONS = 128  # requests at a time in one process
 TIMEOUT = 60.0  # seconds of one request
 PAUSES = (0.25, 0.5, 1.0, 2.0)  # seconds before each further try
-AFTER_FAILURE = 30.0  # seconds in which a file whose last try failed is tried once, so that many samples cost one wait
+AFTER_FAILURE = 30.0  # seconds in which a failed file is tried only once, so that many of its samples wait only once
 NOT_FOUND = "not found"
 MARKS = (
     "ETag", "etag", "md5Hash", "Content-MD5", "blob_id", "LastModified", "Last-Modified", "last_modified",
     "mtime", "updated", "created",
 )  # fmt: skip
-"""What file systems call the mark of a file's content, the best first."""
+"""Names under which file systems report the version of a file's content, best first."""
 
 
 class RemoteError(OSError):
-    """A remote file, or a range of it, that cannot be read: its address without credentials, and the reason."""
+    """A remote file or range that cannot be read: its address without credentials, and the reason."""
 
     def __init__(self, path: str, reason: str, *, final: bool = False) -> None:
         super().__init__(f"{redacted(path)}: {reason}")
@@ -52,7 +52,7 @@ def _restored(text: str, reason: str, final: bool) -> RemoteError:
 
 @dataclass(frozen=True, order=True)
 class Span:
-    """Bytes `start` to `stop` of a file; for caches, `size` and `version` identify its content."""
+    """Bytes `start` to `stop` of a file. For caches, `size` and `version` identify its content."""
 
     path: str
     start: int
@@ -63,27 +63,29 @@ class Span:
 
 @dataclass(frozen=True)
 class RemoteFacts:
-    """Size of a remote file in bytes, and the mark of its content: ETag, else the time of the last change, else ""."""
+    """Size of a remote file in bytes, and a mark of its content: ETag, else the time of the last change, else ""."""
 
     size: int
     mark: str
 
     @property
     def version(self) -> int:
-        """A number that stands for the mark, 0 without one."""
-        return int.from_bytes(hashlib.blake2b(self.mark.encode(), digest_size=8).digest()) >> 1 if self.mark else 0
+        """A number derived from the mark, 0 without a mark."""
+        if not self.mark:
+            return 0
+        return int.from_bytes(hashlib.blake2b(self.mark.encode(), digest_size=8).digest()) >> 1
 
 
-_failed: dict[str, float] = {}  # when the last try of a file failed
+_failed: dict[str, float] = {}  # time of the last failed try, by address
 
 
 def is_remote(path: str) -> bool:
-    """Return True if the path is an address for fsspec."""
+    """Check whether the path is an address for fsspec."""
     return "://" in path
 
 
 def filesystem(path: str) -> tuple[Any, str]:
-    """Return the fsspec filesystem of a remote address, and the path in it.
+    """Look up the fsspec filesystem of a remote address, and the path in it.
 
     Raises:
         UserError: the protocol is unknown, or its package is not installed.
@@ -99,12 +101,12 @@ def filesystem(path: str) -> tuple[Any, str]:
 
 @lru_cache
 def _store(host: tuple[str, str]) -> Any:
-    """Return the file system of a protocol and a host, one for all threads, so that they share its connections."""
+    """Open the file system of a protocol and a host. All threads share it, and so its connections."""
     return fsspec.core.url_to_fs("://".join(host) + "/")[0]
 
 
 def read_spans(spans: Sequence[Span]) -> list[bytes | RemoteError]:
-    """Return the bytes of each span, up to `CONNECTIONS` at a time, or why it cannot be read."""
+    """Read the bytes of each span, up to `CONNECTIONS` at a time. A span that cannot be read gives its error."""
 
     async def read(store: Any, inside: str, span: Span) -> bytes:
         if store.async_impl:
@@ -121,7 +123,7 @@ def read_spans(spans: Sequence[Span]) -> list[bytes | RemoteError]:
 
 
 def read_whole(path: str, start: int = 0, stop: int | None = None) -> bytes:
-    """Return the bytes of a file, or of a part of it, which may end before `stop`.
+    """Read a file, or a part of it, which may end before `stop`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -138,38 +140,41 @@ def read_whole(path: str, start: int = 0, stop: int | None = None) -> bytes:
 
 
 def facts_of(paths: Sequence[str]) -> list[RemoteFacts | RemoteError]:
-    """Return the facts of each file, or why they cannot be had."""
+    """Look up size and mark of each file. A file without an answer gives its error."""
 
     async def read(path: str, store: Any, inside: str) -> RemoteFacts:
         info = await _info(store, inside)
         if info.get("size") is None:
             raise RemoteError(path, "the server gives no size", final=True)
-        return RemoteFacts(int(info["size"]), next((str(info[name]) for name in MARKS if info.get(name)), ""))
+        mark = next((str(info[name]) for name in MARKS if info.get(name)), "")
+        return RemoteFacts(int(info["size"]), mark)
 
     return _all([(path, partial(read, path, *filesystem(path))) for path in paths], absent_is_answer=True)
 
 
 def exist(paths: Sequence[str]) -> list[bool]:
-    """Return for each address whether there is a file or a folder.
+    """Check for each address whether it is a file or a folder.
 
     Raises:
-        UserError: a server does not say.
+        UserError: a server does not answer.
     """
 
     async def read(store: Any, inside: str) -> bool:
         if not _hides_errors(store):
-            return bool(await (store._exists(inside) if store.async_impl else _in_thread(store.exists, inside)))
+            if store.async_impl:
+                return bool(await store._exists(inside))
+            return bool(await _in_thread(store.exists, inside))
         return bool(await _info(store, inside))
 
-    found = _all([(path, partial(read, *filesystem(path))) for path in paths], absent_is_answer=True)
-    for one in found:
-        if isinstance(one, RemoteError) and one.reason != NOT_FOUND:
-            raise UserError(str(one))
-    return [one is True for one in found]
+    answers = _all([(path, partial(read, *filesystem(path))) for path in paths], absent_is_answer=True)
+    for answer in answers:
+        if isinstance(answer, RemoteError) and answer.reason != NOT_FOUND:
+            raise UserError(str(answer))
+    return [answer is True for answer in answers]
 
 
 def ask(path: str, question: Literal["isdir", "glob", "find"]) -> Any:
-    """Return what a file system says: if an address is a folder, the files of a pattern, or all files below a folder.
+    """Query a file system: whether an address is a folder, the files of a pattern, or all files below a folder.
 
     Raises:
         UserError: its server does not answer.
@@ -183,40 +188,39 @@ def ask(path: str, question: Literal["isdir", "glob", "find"]) -> Any:
 
 async def _info(store: Any, inside: str) -> dict[str, Any]:
     try:
-        return cast(
-            "dict[str, Any]", await (store._info(inside) if store.async_impl else _in_thread(store.info, inside))
-        )
+        info = await (store._info(inside) if store.async_impl else _in_thread(store.info, inside))
     except FileNotFoundError:
         if not _hides_errors(store):
             raise
-        await store._cat_file(inside, start=0, end=1)  # raises what was wrong
+        await store._cat_file(inside, start=0, end=1)  # raises the actual error
         raise
+    return cast("dict[str, Any]", info)
 
 
 def _hides_errors(store: Any) -> bool:
-    """Return whether a store calls every file missing whose facts it cannot have, as fsspec's HTTP does."""
+    """Check whether a store reports other errors as a missing file, as fsspec's HTTP does."""
     return "http" in store.protocol
 
 
 def facts(path: str) -> RemoteFacts:
-    """Return the facts of one file.
+    """Look up size and mark of one file.
 
     Raises:
-        RemoteError: they cannot be had.
+        RemoteError: the server does not give them.
     """
-    (found,) = facts_of([path])
-    if isinstance(found, RemoteError):
-        raise found
-    return found
+    (answer,) = facts_of([path])
+    if isinstance(answer, RemoteError):
+        raise answer
+    return answer
 
 
 def _one(path: str, read: Callable[[], Awaitable[T]]) -> T:
-    (found,) = _all([(path, read)], absent_is_answer=True)
-    if isinstance(found, RemoteError):
-        if found.reason == NOT_FOUND:
-            raise FileNotFoundError(2, "no such file", redacted(path)) from found
-        raise found
-    return found
+    (answer,) = _all([(path, read)], absent_is_answer=True)
+    if isinstance(answer, RemoteError):
+        if answer.reason == NOT_FOUND:
+            raise FileNotFoundError(2, "no such file", redacted(path)) from answer
+        raise answer
+    return answer
 
 
 def _all(
@@ -225,13 +229,14 @@ def _all(
     """Make all requests on fsspec's own event loop, and wait for them.
 
     Args:
-        requests: the address of each, for errors, and the request.
+        requests: address of each request, for errors, and the request.
         absent_is_answer: do not try a missing file again. Where a file was read before, its absence is a fault.
     """
 
     async def run() -> list[T | RemoteError]:
         limit = asyncio.Semaphore(CONNECTIONS)
-        return list(await asyncio.gather(*(_tried(path, read, limit, absent_is_answer) for path, read in requests)))
+        answers = (_tried(path, read, limit, absent_is_answer) for path, read in requests)
+        return list(await asyncio.gather(*answers))
 
     return cast("list[T | RemoteError]", sync(get_loop(), run)) if requests else []
 
@@ -239,7 +244,7 @@ def _all(
 async def _tried(
     path: str, read: Callable[[], Awaitable[T]], limit: asyncio.Semaphore, absent_is_answer: bool
 ) -> T | RemoteError:
-    """Make one request until it succeeds; pause after each failure, longer each time, without a connection."""
+    """Try a request until it succeeds. The pauses after failures grow, and hold no connection."""
     failed_lately = time.monotonic() - _failed.get(path, float("-inf")) < AFTER_FAILURE
     for pause in (None,) if failed_lately else (*PAUSES, None):
         try:
@@ -248,14 +253,14 @@ async def _tried(
             _failed.pop(path, None)
             return data
         except Exception as error:  # file systems raise errors of many types
-            found = _named(path, error)
-        if absent_is_answer and found.reason == NOT_FOUND:
-            return found
-        if pause is None or found.final:
+            failure = _named(path, error)
+        if absent_is_answer and failure.reason == NOT_FOUND:
+            return failure
+        if pause is None or failure.final:
             break
         await asyncio.sleep(pause)
     _failed[path] = time.monotonic()
-    return found
+    return failure
 
 
 def _named(path: str, error: Exception) -> RemoteError:
@@ -270,7 +275,7 @@ def _named(path: str, error: Exception) -> RemoteError:
         return RemoteError(path, "timeout")
     if isinstance(status, int):
         return RemoteError(path, f"status {status}")
-    if isinstance(error, ValueError):  # aiohttp's errors about addresses are among them
+    if isinstance(error, ValueError):  # aiohttp's errors about addresses are ValueErrors
         return RemoteError(path, "not a valid address", final=True)
     return RemoteError(path, f"no connection ({type(error).__name__})")
 
@@ -281,5 +286,5 @@ def _threads() -> ThreadPoolExecutor:
 
 
 async def _in_thread(function: Callable[..., T], *args: Any, **named: Any) -> T:
-    """Call a function of a file system that has no asynchronous form."""
+    """Call a blocking file system function in a thread."""
     return await asyncio.get_running_loop().run_in_executor(_threads(), partial(function, *args, **named))

@@ -1,8 +1,8 @@
-"""Fingerprints of remote files: their size and the mark that the store keeps of their content, such as an ETag.
+"""Fingerprints of remote files: their size and the mark of their content that the store keeps, such as an ETag.
 
-Without a mark, 16 blocks of the file are read, evenly spaced from the first byte to the last. A folder's
-fingerprint is that of its files' names and fingerprints. No path and no host is part of it, so a mirror that keeps the
-marks has the same.
+Without a mark, 16 evenly spaced blocks of the file are read, from the first byte to the last. The fingerprint of a
+folder hashes the names and fingerprints of its files. Paths and hosts are not included, so a mirror with the same marks
+has the same fingerprint.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from vfm.storage import files
 from vfm.storage.remote import RemoteError, RemoteFacts, Span, facts_of, read_spans
 
 DIGITS = 32
-NUM_BLOCKS, BLOCK = 16, 64 << 10  # number of blocks that are read of a file without a mark, and their bytes
+NUM_BLOCKS, BLOCK = 16, 64 << 10  # number of blocks read of a file without a mark, and bytes per block
 
 
 def remote_fingerprints(paths: Sequence[str]) -> dict[str, str]:
-    """Return the fingerprint of each remote file or folder; all are asked for at once.
+    """Compute the fingerprint of each remote file or folder. The files are queried concurrently.
 
     Raises:
-        UserError: one does not exist, or its server does not answer.
+        UserError: a file or folder does not exist, or its server does not answer.
     """
     folders = [path for path in paths if files.is_directory(path)]
     singles = [path for path in paths if path not in set(folders)]
@@ -32,21 +32,20 @@ def remote_fingerprints(paths: Sequence[str]) -> dict[str, str]:
 
 def _of_folder(path: str) -> str:
     inside = list(files.walk(path))
-    found = _of_files([f"{path.rstrip('/')}/{name}" for name in inside])
-    return _hashed(sorted(zip(inside, found.values(), strict=True)))
+    fingerprints = _of_files([f"{path.rstrip('/')}/{name}" for name in inside])
+    return _hashed(sorted(zip(inside, fingerprints.values(), strict=True)))
 
 
 def _of_files(paths: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    fingerprints: dict[str, str] = {}
     for path, facts in zip(paths, facts_of(paths), strict=True):
         if isinstance(facts, RemoteError):
             raise UserError(str(facts))
-        found[path] = _hashed([facts.size, facts.mark or _sampled(path, facts)])
-    return found
+        fingerprints[path] = _hashed([facts.size, facts.mark or _sampled(path, facts)])
+    return fingerprints
 
 
 def _sampled(path: str, facts: RemoteFacts) -> str:
-    """Return a hash of blocks of a file."""
     last = max(0, facts.size - BLOCK)
     starts = sorted({last * number // (NUM_BLOCKS - 1) for number in range(NUM_BLOCKS)})
     digest = hashlib.sha256()

@@ -1,6 +1,6 @@
-"""Reading the files of a store and of artifacts: what cannot be read is one line that names the file.
+"""Reading the files of a store and of artifacts: a file that cannot be read gives one line that names it.
 
-The module is light. Libraries are imported by the function that needs them, since planning reads JSON only.
+The module is light. Each function imports the libraries that it needs, since planning only reads JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def reading(file: str | Path, form: str) -> Iterator[None]:
         form: its format, for the line.
 
     Raises:
-        UserError: the file is a FIFO or a device, which may never end; or the code in the `with` block raised an error.
+        UserError: the file is a FIFO or a device, which may never end, or the code in the `with` block raised an error.
     """
     _check_never_ending(file)
     try:
@@ -42,17 +42,17 @@ def reading(file: str | Path, form: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror if error.errno else _line(error)
         raise UserError(f"{file}: not readable as {form}: {reason}") from None
-    except Exception as error:  # on damaged bytes the libraries raise errors of many types
+    except Exception as error:  # on damaged bytes, the libraries raise errors of many types
         raise UserError(f"{file}: not readable as {form}: {_line(error)}") from None
 
 
 @contextmanager
 def naming(file: str | Path, form: str) -> Iterator[None]:
-    """Turn every error of using a file's content into lines that name it, also a `UserError` that lacks the name.
+    """Turn every error of using a file's content into lines that name it, including a `UserError` without the name.
 
     Args:
         file: the file.
-        form: what its content is, for the line.
+        form: kind of content, for the line.
 
     Raises:
         UserError: the code in the `with` block raised an error.
@@ -61,12 +61,13 @@ def naming(file: str | Path, form: str) -> Iterator[None]:
         with reading(file, form):
             yield
     except UserError as error:
-        lines = [line if Path(file).name in line else f"{file}: {line}" for line in str(error).splitlines()]
+        name = Path(file).name
+        lines = [line if name in line else f"{file}: {line}" for line in str(error).splitlines()]
         raise UserError("\n".join(lines)) from None
 
 
 def read_json(file: Path) -> Any:
-    """Return the content of a JSON file.
+    """Read a JSON file.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -76,7 +77,7 @@ def read_json(file: Path) -> Any:
 
 
 def read_record(file: Path, *keys: str) -> dict[str, Any]:
-    """Return the JSON object of a file.
+    """Read a JSON file that contains an object.
 
     Args:
         file: the file.
@@ -91,7 +92,7 @@ def read_record(file: Path, *keys: str) -> dict[str, Any]:
 
 
 def as_record(file: Path, data: bytes, *keys: str) -> dict[str, Any]:
-    """Return the JSON object in the bytes that a file had.
+    """Parse the bytes of a file as a JSON object.
 
     Args:
         file: the file, for errors.
@@ -105,13 +106,14 @@ def as_record(file: Path, data: bytes, *keys: str) -> dict[str, Any]:
         record = json.loads(data.decode("utf-8"))
     if not isinstance(record, dict):
         raise UserError(f"{file}: expected a JSON object, got a {type(record).__name__}")
-    if missing := [key for key in keys if key not in record]:
+    missing = [key for key in keys if key not in record]
+    if missing:
         raise UserError(f"{file}: expected {', '.join(map(repr, keys))}; {missing[0]!r} is missing")
     return record
 
 
 def read_config(file: Path, model: type[C]) -> C:
-    """Return the configuration in a JSON file.
+    """Read a JSON file and validate it as a configuration.
 
     Raises:
         UserError: the file is missing or damaged, or its values are not valid.
@@ -125,22 +127,22 @@ def read_config(file: Path, model: type[C]) -> C:
 
 
 def read_json_lines(file: Path) -> list[Any]:
-    """Return the records of a file with one JSON value per line.
+    """Read a file with one JSON value per line.
 
     Raises:
-        UserError: the file is missing, or a line is damaged; the error has its number.
+        UserError: the file is missing, or a line is damaged. The error has its number.
     """
     with reading(file, "JSON lines"):
         lines = file.read_bytes().decode("utf-8").splitlines()
-    found = []
+    records = []
     for number, line in enumerate(lines, start=1):
         with reading(f"{file}: line {number}", "JSON"):
-            found.append(json.loads(line))
-    return found
+            records.append(json.loads(line))
+    return records
 
 
 def read_parquet(file: str | Path, columns: Sequence[str] | None = None) -> Any:
-    """Return the table of a Parquet file; page checksums are verified if it has any.
+    """Read the table of a Parquet file. Page checksums are verified if it has any.
 
     Args:
         file: the file.
@@ -151,13 +153,14 @@ def read_parquet(file: str | Path, columns: Sequence[str] | None = None) -> Any:
     """
     parquet = open_parquet_file(file)
     with parquet, reading(file, "Parquet"):
-        if missing := [name for name in columns or () if name not in parquet.schema_arrow.names]:
+        missing = [name for name in columns or () if name not in parquet.schema_arrow.names]
+        if missing:
             raise UserError(f"{file}: expected the columns {', '.join(columns or ())}; {missing[0]!r} is missing")
         return parquet.read(columns=columns)
 
 
 def open_parquet_file(file: str | Path) -> Any:
-    """Return the open `pyarrow.parquet.ParquetFile`; read its row groups within `reading`.
+    """Open a Parquet file as a `pyarrow.parquet.ParquetFile`. Read its row groups within `reading`.
 
     Raises:
         UserError: the file is missing, or its footer is damaged.
@@ -169,7 +172,7 @@ def open_parquet_file(file: str | Path) -> Any:
 
 
 def read_npy(file: str | Path, *, mapped: bool = False) -> Any:
-    """Return the array of an npy file, optionally memory-mapped.
+    """Load the array of an npy file, optionally memory-mapped.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -177,14 +180,14 @@ def read_npy(file: str | Path, *, mapped: bool = False) -> Any:
     import numpy as np
 
     with reading(file, "npy"):
-        with open(file, "rb") as stream:  # numpy takes any other file for a pickle, and recommends to load it as one
+        with open(file, "rb") as stream:  # numpy assumes that any other file is a pickle, and recommends allow_pickle
             if stream.read(len(NPY_MAGIC)) != NPY_MAGIC:
                 raise ValueError("it does not begin as an npy file")
         return np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
 
 
 def read_safetensors(file: str | Path) -> dict[str, Any]:
-    """Return the tensors of a safetensors file.
+    """Load the tensors of a safetensors file.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -197,14 +200,14 @@ def read_safetensors(file: str | Path) -> dict[str, Any]:
 
 def _check_never_ending(file: str | Path) -> None:
     mode = stat.S_IFREG
-    with suppress(OSError, ValueError):  # missing, an address, or a name with a NUL: opening it says so
+    with suppress(OSError, ValueError):  # missing, an address, or a name with a NUL: opening it reports that
         mode = os.stat(file).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise UserError(f"{file}: expected a regular file, got a FIFO, a socket or a device")
 
 
 def _line(error: Exception) -> str:
-    """Return an error as one line, or the name of its type if it has no text."""
+    """Format an error as one line, or the name of its type if it has no text."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         return ".".join(map(str, first["loc"])) + f": {first['msg']}"

@@ -16,7 +16,7 @@ from vfm.interfaces import MANIFEST_FILE
 from vfm.storage import files
 from vfm.storage.fingerprints import (
     WHOLE_FILE,
-    Memory,
+    FingerprintCache,
     bytes_to_read,
     contents,
     contents_names,
@@ -80,7 +80,7 @@ class InputCheck:
     """Reads outside files and compares them with what results were made from."""
 
     def __init__(self, store: Path) -> None:
-        self.store, self.before = store, Memory(store)
+        self.store, self.before = store, FingerprintCache(store)
         self.whole: dict[str, str] = {}  # fingerprint -> SHA-256 of large files
         with suppress(UserError):
             self.whole = dict(read_sealed(store / WHOLE_FILE_HASHES, "hashes")["hashes"])
@@ -96,7 +96,7 @@ class InputCheck:
         if len(one.fingerprint) != DIGITS:
             return "its fingerprint is of an older version, by time and path; run the recipe again"
         try:
-            now = fingerprint(one.path, Memory())
+            now = fingerprint(one.path, FingerprintCache())
         except UserError as error:
             return str(error).removeprefix(f"{one.path}: ")
         if now != one.fingerprint:
@@ -118,7 +118,7 @@ class InputCheck:
             on_bytes(size)
             return True
         found = hash_file(Path(file), on_bytes)
-        known = fingerprint(file, Memory())
+        known = fingerprint(file, FingerprintCache())
         self.recorded += known not in self.whole
         return self.whole.setdefault(known, found) == found
 
@@ -127,7 +127,7 @@ class InputCheck:
         if not os.path.isdir(path):
             return ""
         _, before = self.before.entries(path)
-        now = contents(path, Memory())
+        now = contents(path, FingerprintCache())
         names = sorted(
             name for name in before.keys() | now if name not in now or before.get(name, ([], ""))[1] != now[name]
         )
