@@ -1,4 +1,4 @@
-"""The public names for plugin authors: stages, parts, artifacts, panels, events, hooks. It imports no torch."""
+"""The public names for plugin authors: stages, parts, artifacts, panels, events, hooks. It does not import torch."""
 
 from vfm.base import INCIDENTAL, Config, Part, UserError, did_you_mean, how_to_install, load_function, merge_settings
 from vfm.eval.base import FeatureEvaluation, ModelEvaluation, ReadSettings

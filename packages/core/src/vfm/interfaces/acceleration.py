@@ -1,4 +1,4 @@
-"""How the layers of a training run, and which of its steps are profiled."""
+"""How the layers of a training run, and which steps are profiled."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class LayerRuntime(Runtime):
 
     compile: Literal["blocks", "whole"] | None = Field(
         None,
-        description="torch.compile of the layers, those of frozen models too: blocks: each block of a model, which"
+        description="torch.compile of all layers, including frozen models. blocks: each block of a model, which"
         " compiles in seconds; whole: model and loss together; null: not compiled",
     )
     selective_checkpointing: bool = Field(
         False,
-        description="keep of each block's activations only the outputs of matrix products, convolutions and attention,"
-        " and compute the others again in the backward pass; grad_checkpointing keeps none",
+        description="keep only the outputs of matrix products, convolutions and attention of each block, and compute"
+        " the other activations again in the backward pass; grad_checkpointing keeps none",
     )
     channels_last: bool = Field(
         False, description="store weights of convolutions with channels last, for networks such as ResNet and ConvNeXt"
     )
-    sync_batch_norm: bool = Field(False, description="batch norms take statistics over all processes; on CUDA devices")
+    sync_batch_norm: bool = Field(False, description="batch norm statistics over all processes; on CUDA devices")
     profile: tuple[Step, Step] | None = Field(
         None, description="first and last step that torch's profiler records, [20, 22] for example"
     )

@@ -1,7 +1,7 @@
 """Artifacts: typed folders on disk, the only way to pass data from one stage to the next.
 
-`artifact.json` holds the facts (the fields below), other files the bulk: safetensors, parquet, npy. Never pickle.
-This module is light; `vfm.data` and `vfm.models` read the bulk.
+`artifact.json` holds the facts (the fields below), and other files the bulk of the data: safetensors, parquet or npy,
+never pickle. This module is light. `vfm.data` and `vfm.models` read the bulk.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Artifact(Config):
     """A typed folder: its fields are the facts, `path` is the folder."""
 
     types: ClassVar[dict[str, type[Artifact]]] = {}
-    caches: ClassVar[tuple[str, ...]] = ()  # folders with what can be made again; they change after publishing
+    caches: ClassVar[tuple[str, ...]] = ()  # folders that can be rebuilt, so they may change after publishing
     _path: Path = PrivateAttr(default=Path())
 
     @classmethod
@@ -44,7 +44,7 @@ class Artifact(Config):
 
     @classmethod
     def create(cls, directory: Path, **facts: Any) -> Self:
-        """Write the facts into `directory` and return the artifact. The caller writes the bulk."""
+        """Write the facts into `directory` and build the artifact. The caller writes the bulk."""
         artifact = cls(**facts)
         artifact._path = directory
         directory.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class Artifact(Config):
             verify: compare the hashes of its files with those of its manifest.
 
         Raises:
-            UserError: the folder has no artifact, one of another type, or one of a package that is not installed; or a
+            UserError: the folder has no artifact, has one of another type or of a package that is not installed, or a
                 file is missing or damaged.
         """
         directory = Path(directory)
@@ -71,15 +71,15 @@ class Artifact(Config):
         name = record.pop("type", None) if isinstance(record, dict) else None
         if not isinstance(name, str):
             raise UserError(f"{directory / FACTS_FILE}: expected the facts of an artifact, got no 'type'")
-        found = Artifact.types.get(name)
-        if found is None:
+        artifact_type = Artifact.types.get(name)
+        if artifact_type is None:
             raise UserError(f"{directory}: unknown artifact type {name!r}; is the package that makes it installed?")
-        if not issubclass(found, cls):
+        if not issubclass(artifact_type, cls):
             raise UserError(f"{directory}: expected {cls.__name__}, got {name}")
         try:
-            artifact = found(**record)
+            artifact = artifact_type(**record)
         except ValidationError as error:
-            where, line = error_lines(error, found)[0]
+            where, line = error_lines(error, artifact_type)[0]
             raise UserError(f"{directory / FACTS_FILE}: {'.'.join(map(str, where))}: {line}") from None
         artifact._path = directory
         if verify:
@@ -87,7 +87,7 @@ class Artifact(Config):
         return artifact
 
     def verify(self, on_much: Callable[[int], None] = lambda count: None) -> None:
-        """Compare the hashes of the files with those of the manifest, unless this process has done so.
+        """Compare the hashes of the files with the manifest, unless this process has done so.
 
         Args:
             on_much: called with the number of bytes to read if there are many.
@@ -98,19 +98,19 @@ class Artifact(Config):
         check_folder(self.path, MANIFEST_FILE, on_much=on_much)
 
     def reference(self, base: Path) -> str:
-        """Return this artifact's address for the facts of another one in `base`: relative in a store, else absolute."""
+        """Build an address for the facts of another artifact in `base`: relative in the same store, else absolute."""
         same_store = self.path.resolve().parent == base.resolve().parent
         return f"../{self.path.name}" if same_store else str(self.path.resolve())
 
     def linked(self, address: str) -> Path:
-        """Return the folder of an address that `reference` made for this artifact."""
+        """Resolve an address that `reference` built for this artifact to its folder."""
         return self.path / address  # an absolute address replaces the path
 
 
 class ImageDataset(Artifact):
-    """Images with random access through an index over shards. The images stay where the user has them."""
+    """Images with random access through an index over shards. The images stay where the user stores them."""
 
-    caches: ClassVar[tuple[str, ...]] = ("offsets", "features")  # each file is checked by its own reader
+    caches: ClassVar[tuple[str, ...]] = ("offsets", "features")  # the reader of each checks it
 
     num_samples: int = Field(ge=0, description="number of usable images")
     bad_samples: dict[str, int] = Field(default={}, description="number of samples left out when indexing, by reason")
@@ -142,7 +142,7 @@ class Pool(PairDataset):
 
 
 class LinkTable(Pool):
-    """URLs of images with their texts: a pool to curate before the images are downloaded. It has no images."""
+    """URLs of images with their texts: a pool to curate before the images are downloaded. It contains no images."""
 
 
 class CuratedSubset(PairDataset):
@@ -170,29 +170,29 @@ class LabeledDataset(ImageDataset):
 class AnnotatedImages(ImageDataset):
     """Images with objects (boxes, masks) or label maps: `images.parquet`, one row per image, `annotations.parquet`.
 
-    The order of the rows of `images.parquet` is that of the samples. `vfm.data.annotated` reads and writes them.
+    The samples have the order of the rows of `images.parquet`. `vfm.data.annotated` reads and writes the files.
     """
 
-    format: str = Field(description="format of the annotations that were read")
+    format: str = Field(description="source format of the annotations")
     labels: list[Literal["boxes", "masks", "semantic", "panoptic"]] = Field(description="kinds of labels")
     class_names: list[str] = Field(description="class names in the order of the labels")
-    class_ids: list[int] = Field(description="id of each class in the source, as files of results name it")
+    class_ids: list[int] = Field(description="id of each class in the source, also used in result files")
     things: list[bool] = Field(description="whether each class has instances; the others are regions, such as sky")
     background: int | None = Field(None, description="class of the pixels outside all masks; None: unlabelled")
     frequency: list[Literal["r", "c", "f"]] = Field(
-        [], description="LVIS' group of each class: in up to 10, up to 100, or more training images"
+        [], description="frequency group of each class in LVIS: in up to 10, up to 100, or more training images"
     )
     federated: bool = Field(False, description="each image is labelled for some classes only, as in LVIS")
     map_classes: list[int] = Field(
         [], description="class of each value of a label map, -1: ignored, -2: not allowed; empty: no label maps"
     )
-    has_images: bool = Field(True, description="false: labels only, to score files of results")
+    has_images: bool = Field(True, description="false: labels only, to score result files")
     num_objects: int = Field(0, ge=0, description="number of annotated objects")
     bad_annotations: dict[str, int] = Field(default={}, description="number of annotations left out, by reason")
 
 
 class VideoDataset(Artifact):
-    """Videos with one class each: `videos.parquet`, one row per usable video. The videos stay where the user has them.
+    """Videos with one class each: `videos.parquet`, one row per usable video. The videos stay where they are.
 
     `vfm.data.videos` reads and writes it.
     """
@@ -200,14 +200,12 @@ class VideoDataset(Artifact):
     num_samples: int = Field(ge=0, description="number of usable videos")
     bad_samples: dict[str, int] = Field(default={}, description="number of videos left out, by reason")
     unusual: dict[str, int] = Field(
-        default={}, description="number of videos that are rotated, or have a variable rate; they are used"
+        default={}, description="number of usable videos that are rotated or have a variable frame rate, by property"
     )
-    left_out: dict[str, int] = Field(default={}, description="usable videos that a union left out, by reason")
+    left_out: dict[str, int] = Field(default={}, description="number of usable videos that a union left out, by reason")
     format: str = Field(description="layout of the files")
     class_names: list[str] = Field(description="class names in the order of the labels")
-    reversals: dict[str, str] = Field(
-        default={}, description="class that a video of each class becomes when it is played backwards, where known"
-    )
+    reversals: dict[str, str] = Field(default={}, description="class of the reversed video for each class, where known")
 
 
 class TaggedImages(Artifact):
@@ -224,23 +222,23 @@ class TaggedImages(Artifact):
 
 
 class ChoiceDataset(Artifact):
-    """Images x statements with the right pairing, grouped by pattern (MMVP, Winoground, synthetic pairs)."""
+    """Images x statements with the correct pairing, grouped by pattern (MMVP, Winoground, synthetic pairs)."""
 
     num_pairs: int = Field(ge=0, description="number of items")
     patterns: list[str] = Field(description="patterns that the items test, in order of appearance")
 
 
 class QuestionDataset(Artifact):
-    """Questions about images, each with options of which one is right: `questions.parquet` and `images.arrow`."""
+    """Multiple-choice questions about images: `questions.parquet` and `images.arrow`."""
 
     num_questions: int = Field(ge=0, description="number of questions")
-    num_images: int = Field(ge=0, description="number of images; one may have several questions")
-    num_pairs: int = Field(0, ge=0, description="pairs of one question about two images, with different answers")
-    families: list[str] = Field(default=[], description="what the questions are about, in order of appearance")
+    num_images: int = Field(ge=0, description="number of images; an image may have several questions")
+    num_pairs: int = Field(0, ge=0, description="number of pairs: a question about two images, with different answers")
+    families: list[str] = Field(default=[], description="topics of the questions, in order of appearance")
 
 
 class Metadata(Artifact):
-    """Entries that captions are matched against; an entry's id is its index, in one numbering over all languages."""
+    """Entries that captions are matched against. The id of an entry is its index, numbered over all languages."""
 
     num_entries: int = Field(ge=1, description="number of entries")
     sha256: str = Field(description="hash of the ordered entries and their languages")
@@ -268,8 +266,8 @@ class VisionCheckpoint(Artifact):
 class DenseCheckpoint(Artifact):
     """A model with a dense head.
 
-    Its encoder is a `VisionCheckpoint` in a folder of its own, in timm's layout unchanged, so that it stays usable for
-    anything else; the head's files are beside that folder.
+    Its encoder is a `VisionCheckpoint` in a subfolder, in timm's unchanged layout, so that it stays usable on its own.
+    The files of the head are next to that folder.
     """
 
     encoder: str = Field("encoder", description="folder of the VisionCheckpoint, in this artifact")
@@ -280,10 +278,10 @@ class DenseCheckpoint(Artifact):
 
 
 class VideoClassifier(Artifact):
-    """A classifier of videos: a `VisionCheckpoint` in a folder of its own, in timm's layout, and the video's part.
+    """A classifier of videos: a `VisionCheckpoint` in a subfolder, in timm's layout, and the video weights.
 
-    The encoder classifies single frames, and can go back to anything else; `video.safetensors` has the positions of
-    the frames and what the video model adds.
+    The encoder classifies single frames, and stays usable on its own. `video.safetensors` has the position embeddings
+    of the frames and all other weights that the video model adds.
     """
 
     encoder: str = Field("encoder", description="folder of the VisionCheckpoint, in this artifact")
@@ -291,7 +289,7 @@ class VideoClassifier(Artifact):
     image_size: int = Field(description="pixels along a side of a frame")
     num_frames: int = Field(ge=1, description="frames of a clip")
     sampling: Literal["segments", "dense"] = Field(description="how clips are taken from a video")
-    stride: int = Field(ge=1, description="distance of the frames of dense clips")
+    stride: int = Field(ge=1, description="distance between the frames of dense clips")
     model: dict[str, Any] = Field(description="settings of the video model")
     predictor: str = Field(description="function (checkpoint, device) that loads it: 'package.module:function'")
 
@@ -306,7 +304,7 @@ class ClipCheckpoint(Artifact):
 
 
 class TrainingState(Artifact):
-    """A checkpoint of a training: weights, averages and optimizer state (`vfm.train.checkpoint`)."""
+    """A checkpoint of a training run: weights, averages and optimizer state (`vfm.train.checkpoint`)."""
 
     step: int = Field(description="optimizer steps so far")
 
@@ -326,10 +324,10 @@ class ExportedModel(Artifact):
 
 
 class SampleCache(Artifact):
-    """Tensors by (sample, crop), in the order of a dataset, all from one producer: a teacher's features, or latents."""
+    """Tensors by (sample, crop), in the order of a dataset, from one producer: features of a teacher, or latents."""
 
     data: str = Field(description="address of the dataset")
-    producer: str = Field(description="origin of the tensors: address of a model and its settings")
+    producer: str = Field(description="origin of the tensors: address of a model, and its settings")
     num_samples: int = Field(ge=0, description="samples of the dataset, including those without tensors")
     num_crops: int = Field(ge=1, description="crops of each sample")
     shape: tuple[int, ...] = Field(description="shape of one tensor")
@@ -359,7 +357,7 @@ class Metric(Config):
 
 
 class Comparison(Config):
-    """Compare a model with the first one, on the same items or over the same seeds."""
+    """Difference between a model and the first one, on the same items or over the same seeds."""
 
     metric: str = Field(description="name of the compared metric")
     model: str = Field(description="name of the compared model")
@@ -374,7 +372,7 @@ class Comparison(Config):
 
 
 class Report(Artifact):
-    """Result of an evaluation: metrics with n and interval, and paired tests; predictions are in parquet files."""
+    """Result of an evaluation: metrics with n and interval, and paired tests. Predictions are in parquet files."""
 
     task: str = Field(description="name of the task in results, such as zeroshot_classification")
     dataset: str = Field(description="name of the dataset's stage")

@@ -1,4 +1,4 @@
-"""What a stage would cost, computed before it runs: parameters, memory, operations, disk."""
+"""The cost of a stage, computed before it runs: parameters, memory, operations, disk."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Bytes of one process at the peak, by part.
+    """Peak memory of one process in bytes, by part.
 
     Attributes:
-        weights: of the trained and the frozen models, with buffers.
-        gradients: of the trained weights.
-        optimizer: its state.
-        average: of the weights (EMA).
-        activations: everything else: what the backward pass keeps, inputs, temporaries.
+        weights: trained and frozen models, with buffers.
+        gradients: gradients of the trained weights.
+        optimizer: optimizer state.
+        average: average of the weights (EMA).
+        activations: everything else: tensors kept for the backward pass, inputs, temporaries.
     """
 
     weights: int = 0
@@ -31,15 +31,15 @@ class PeakMemory:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a stage; zero is "nothing worth a number", None is "unknown".
+    """The cost of a stage. 0 means negligible, None means unknown.
 
     Attributes:
-        parameters: of all models that the stage holds.
-        trained: those of them that it trains.
-        memory: of one process; None if it is not computed.
+        parameters: number of parameters of all models that the stage holds.
+        trained: number of parameters that it trains.
+        memory: peak memory of one process.
         flops: floating-point operations of all steps and processes (a multiplication and an addition are two).
         disk: bytes of the artifact, and of the checkpoints while the stage runs.
-        unknown: what is not in the numbers, a few words each.
+        unknown: parts that are not included, a few words each.
     """
 
     parameters: int | None = None
@@ -51,12 +51,14 @@ class Cost:
 
 
 def seconds(cost: Cost, processes: int, peak_flops: float, utilisation: float) -> float | None:
-    """Return the seconds of a stage's operations.
+    """Estimate the seconds that the operations of a stage take. None if they are unknown.
 
     Args:
-        cost: of the stage.
-        processes: devices that share its operations.
-        peak_flops: of one device, in operations per second.
-        utilisation: share of the peak that is reached (MFU), 0 to 1.
+        cost: cost of the stage.
+        processes: number of devices that share the operations.
+        peak_flops: peak of one device, in operations per second.
+        utilisation: fraction of the peak that is reached (MFU), 0 to 1.
     """
-    return None if cost.flops is None else cost.flops / (processes * peak_flops * utilisation)
+    if cost.flops is None:
+        return None
+    return cost.flops / (processes * peak_flops * utilisation)

@@ -1,4 +1,4 @@
-"""The interface of evaluations, and evaluations as a field of a training."""
+"""The interface of evaluations, and evaluations as a field of a training stage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vfm.interfaces.stage import Context, Preflight, Ref, Runtime, Stage
 
 
 class Evaluation(Stage):
-    """Evaluate models on one dataset, all on the same items; a paired test compares each with the first."""
+    """Evaluate models on one dataset, all on the same items. A paired test compares each with the first."""
 
     makes: ClassVar[type[Artifact]] = Report
     on_device: ClassVar[bool] = True
@@ -29,38 +29,39 @@ class Evaluation(Stage):
     models: list[Ref[ClipCheckpoint]] = Field([], description="models to evaluate; omitted in `evaluation.tasks`")
 
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
-        """Return the value of each metric for `encoder`, a model in training (`Task.encoder`)."""
+        """Compute each metric for `encoder`, a model in training (`Task.encoder`)."""
         raise NotImplementedError(f"{self.kind} does not evaluate models in training")
 
     @property
     def has_something_to_evaluate(self) -> bool:
-        """Whether it can run as a stage of its own; without models it is an entry of `evaluation.tasks`."""
+        """Whether it can run as a separate stage. Without models, it is an entry of `evaluation.tasks`."""
         return bool(self.models)
 
     @property
     def result_names(self) -> list[str]:
-        """Name in the results of each model, and of whatever else is evaluated in place of one."""
+        """Names in the results: of each model, and of anything else that is evaluated in place of a model."""
         return [short_name(ref) for ref in self.models]
 
     def preflight(self, ctx: Preflight) -> None:
-        """Check that no name is used twice, which would drop a model from the results, and then what `checks` checks.
+        """Check that no name is used twice, which would drop a model from the results, then run `checks`.
 
         Raises:
-            UserError: the first mistake.
+            UserError: describes the first mistake.
         """
         names = self.result_names
-        if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        twice = [name for number, name in enumerate(names) if name in names[:number]]
+        if twice:
             raise UserError(f"models: {twice[0]!r} is named more than once")
         super().preflight(ctx)
 
     @property
     def log_prefix(self) -> str:
-        """Prefix of its metrics' names in a training's log; empty unless it was given a name of its own."""
+        """Prefix of its metrics in the log of a training run. Empty unless the evaluation was given a name."""
         return "" if self.name == _verb(self.kind) else f"{self.name}/"
 
 
 def short_name(ref: str) -> str:
-    """Return the name of an input in results: a stage's name, or the last part of a path."""
+    """Shorten an input for results: to the name of a stage, or the last part of a path."""
     return ref.rstrip("/").rpartition("/")[2]
 
 
@@ -69,7 +70,7 @@ def _verb(kind: str) -> str:
 
 
 def _of_its_kind(value: Any, info: ValidationInfo) -> Any:
-    """Return the evaluation that a mapping describes; the validation's context holds the installed kinds."""
+    """Build the evaluation that a mapping describes. The context of the validation holds the installed kinds."""
     if not isinstance(value, Mapping):
         return value
     kinds = {kind: stage for kind, stage in (info.context or {}).items() if issubclass(stage, Evaluation)}
@@ -91,7 +92,10 @@ AnyEvaluation = Annotated[
 
 
 def check_evaluations(evaluations: Sequence[Evaluation], stage: Stage) -> None:
-    """Check that evaluations can evaluate the model that a stage makes, on the way to it.
+    """Check that evaluations can evaluate the model that a stage trains, during training.
+
+    Raises:
+        ValueError: an evaluation cannot. The error describes the first mistake.
 
     Raises:
         ValueError: for the first one that cannot.

@@ -4,16 +4,16 @@ Types, and the keys of `data`:
 
     run_started     recipe, directory, stages (list of {name, kind, id, status})
     stage_started   kind, id, status ("new" or "resume"), directory
-    progress        done, total, unit, shown (numbers to print beside the progress bar)
+    progress        done, total, unit, shown (numbers to print next to the progress bar)
     metrics         step, samples, values (flat {"train/loss": 0.7, ...})
     bad_sample      reason, where
     log, warning    message
-    settings        step (from which on), settings (incidental ones of a training, by dotted key)
-    kernels         running (description of the kernels that a training's layers use)
-    stage_finished  kind, id, seconds, cached, numbers (last or main values), units (of the main ones)
-    stage_failed    message; with several steps at a time, since the others go on
+    settings        step (the first with these settings), settings (incidental ones of a training run, by dotted key)
+    kernels         running (description of the kernels that the layers of a training run use)
+    stage_finished  kind, id, seconds, cached, numbers (last or main values), units (of the main values)
+    stage_failed    message. Sent if several steps run at a time, since the other steps continue
     run_finished    seconds, report
-    run_failed      message, interrupted (by a signal, so that it can go on)
+    run_failed      message, interrupted (by a signal, so that the run can be resumed)
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-CRC_KEY = "crc32"  # the last key of a line in a file: a checksum of the line without it
+CRC_KEY = "crc32"  # last key of a line in a file: a checksum of the rest of the line
 _STAMP = re.compile(rb', "crc32": "([0-9a-f]{8})"\}\n?\Z')
 _DAMAGED_STAMP = re.compile(rb', "(crc32": "[^"]{8}|[^"]{5}": "[0-9a-f]{8})"\}\n?\Z')
 
 
 @dataclass(frozen=True)
 class Event:
-    """One event, with its time and its stage (None: the run itself)."""
+    """An event, with its time and its stage (None: the run itself)."""
 
     type: str
     stage: str | None
@@ -41,17 +41,17 @@ class Event:
     time: float = field(default_factory=time.time)
 
     def to_json(self) -> str:
-        """Return the event as one line of JSON."""
+        """Serialize the event as one line of JSON."""
         return json.dumps(
             {"t": round(self.time, 3), "type": self.type, "stage": self.stage, **self.data}, ensure_ascii=False
         )
 
     @classmethod
     def from_json(cls, line: str) -> Event:
-        """Return the event of a line made by `to_json`.
+        """Parse a line written by `to_json`.
 
         Raises:
-            ValueError: the line is no event.
+            ValueError: the line is not an event.
         """
         try:
             record = json.loads(line)
@@ -63,20 +63,21 @@ class Event:
 
 
 def stamped(line: bytes) -> bytes:
-    """Return a line of `to_json` as it is written to a file: with its CRC-32, and a newline."""
+    """Convert a line of `to_json` to the form used in files: with its CRC-32 and a newline."""
     return b'%s, "%s": "%08x"}\n' % (line[:-1], CRC_KEY.encode(), zlib.crc32(line))
 
 
 def damaged_lines(lines: Iterable[bytes]) -> list[int]:
-    """Return the numbers, from 1, of the lines of a file that are not as `stamped` made them.
+    """Find the lines of a file that `stamped` did not write, and return their numbers, from 1.
 
-    The first lines may be of an older version, without a checksum; they must be JSON.
+    The first lines may be of an older version without checksums. They must be JSON.
     """
     damaged, checked = [], False
     for number, line in enumerate(lines, start=1):
-        if found := _STAMP.search(line):
+        stamp = _STAMP.search(line)
+        if stamp:
             checked = True
-            whole = line.endswith(b"\n") and b"%08x" % zlib.crc32(line[: found.start()] + b"}") == found[1]
+            whole = line.endswith(b"\n") and b"%08x" % zlib.crc32(line[: stamp.start()] + b"}") == stamp[1]
         else:
             whole = not checked and not _DAMAGED_STAMP.search(line) and _is_json(line)
         if not whole:

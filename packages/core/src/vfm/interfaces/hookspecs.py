@@ -1,4 +1,4 @@
-"""The hooks that plugins implement. Everything vfm can do comes in through them, its own stages included."""
+"""The hooks that plugins implement. All stages come in through them, including vfm's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ hookimpl = pluggy.HookimplMarker("vfm")
 
 @hookspec
 def vfm_stages() -> Iterable[type[Stage]]:  # type: ignore[empty-body]
-    """Return the stage types that this plugin adds. The plugin's module must not import torch."""
+    """List the stage types that this plugin adds. The plugin's module must not import torch."""
 
 
 @hookspec

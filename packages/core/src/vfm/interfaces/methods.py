@@ -29,7 +29,7 @@ def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
 
 
 CropScale = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
-"""Smallest and largest share of an image's area that a random crop keeps."""
+"""Smallest and largest fraction of an image's area that a random crop keeps."""
 
 
 class PoolCuration(Stage):
@@ -37,8 +37,8 @@ class PoolCuration(Stage):
 
     makes: ClassVar[type[Artifact]] = CuratedSubset
 
-    matches: Ref[Matches] = Field(description="the pool's texts with their matched entries")
-    seed: Seed = Field(0, description="of the draws that keep or drop a text")
+    matches: Ref[Matches] = Field(description="texts of the pool with their matched entries")
+    seed: Seed = Field(0, description="seed of the random draws that keep or drop texts")
 
 
 class VisionPretraining(Training):
@@ -50,11 +50,11 @@ class VisionPretraining(Training):
 
 
 class Portion(Config):
-    """One of the datasets that a training mixes."""
+    """One of the datasets that a training stage mixes."""
 
     data: Ref[PairDataset] = Field(description="training pairs")
     weight: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="share of the samples, relative to the other weights"
+        1.0, gt=0, allow_inf_nan=False, description="fraction of the samples, relative to the other weights"
     )
 
 
@@ -64,18 +64,19 @@ class ClipTraining(Training):
     makes: ClassVar[type[Artifact]] = ClipCheckpoint
 
     data: Ref[PairDataset] | Annotated[list[Portion], Field(min_length=1)] = Field(
-        description="training pairs; or several datasets with weights, mixed in every batch"
+        description="training pairs, or several datasets with weights, mixed in every batch"
     )
 
     @property
     def portions(self) -> list[Portion]:
-        """The datasets: one, or those of a mixture."""
+        """The datasets: a single one, or the parts of a mixture."""
         return self.data if isinstance(self.data, list) else [Portion(data=self.data)]
 
     @model_validator(mode="after")
     def _each_once(self) -> ClipTraining:
         names = [portion.data for portion in self.portions]
-        if repeated := [name for name in names if names.count(name) > 1]:
+        repeated = [name for name in names if names.count(name) > 1]
+        if repeated:
             raise ValueError(f"data: '{repeated[0]}' is listed twice; use its weight to change its share")
         return self
 

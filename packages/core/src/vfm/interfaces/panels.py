@@ -1,4 +1,4 @@
-"""Panels: tables, charts and images that a stage saves in `panels/` of its artifact, and the report draws."""
+"""Panels: tables, charts and images that a stage saves in `panels/` of its artifact, for the report."""
 
 from __future__ import annotations
 
@@ -20,34 +20,35 @@ class _Titled(Config):
     front: bool = Field(False, description="show at the top of the page, before all results")
 
     def save(self, directory: Path) -> None:
-        """Write the panel into the artifact's folder, without credentials in its texts; one title is one panel."""
+        """Write the panel into the artifact's folder, without credentials. A panel of the same title is replaced."""
         folder = directory / "panels"
         folder.mkdir(parents=True, exist_ok=True)
         slug = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
         panel = type(self).model_validate(redacted(self.model_dump(mode="python")))
         stem = f"{self.order:02d}-{slug}"
-        files = (folder / f"{name}.json" for name in chain([stem], (f"{stem}-{number}" for number in count(2))))
+        numbered = (f"{stem}-{number}" for number in count(2))  # different titles may have the same slug
+        files = (folder / f"{name}.json" for name in chain([stem], numbered))
         file = next(file for file in files if _title_in(file) in (None, panel.title))
         file.write_text(panel.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def _title_in(file: Path) -> str | None:
-    """Return the title of the panel in a file; None if there is none."""
+    """Read the title of the panel in a file. None if there is no panel."""
     try:
         return load_panel(file).title
     except UserError:
         return None
 
 
-def _check_lengths(what: str, **parts: Sequence[object] | None) -> None:
+def _check_lengths(owner: str, **parts: Sequence[object] | None) -> None:
     lengths = {name: len(part) for name, part in parts.items() if part is not None}
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{length} {name}" for name, length in lengths.items())
-        raise ValueError(f"{what}: expected equal lengths, got {counts}")
+        raise ValueError(f"{owner}: expected equal lengths, got {counts}")
 
 
 class TablePanel(_Titled):
-    """A table; numbers are right-aligned. A row may have fewer cells than there are columns, not more."""
+    """A table. Numbers are right-aligned. A row may have fewer cells than there are columns, but not more."""
 
     type: Literal["table"] = "table"
     columns: list[str]
@@ -64,7 +65,7 @@ class TablePanel(_Titled):
 
 
 class Series(Config):
-    """One line of a chart, with a band if `low` and `high` are given. None is a gap; a file has it for NaN."""
+    """One line of a chart, with a band if `low` and `high` are given. None is a gap, which files store for NaN."""
 
     name: str
     x: list[float]
@@ -88,17 +89,17 @@ class LinesPanel(_Titled):
     y_label: str
     curve: str = Field(
         "",
-        description="name of the first curve in one chart of all panels of this title, at the top of the page, where it"
-        " is the mean over the seeds",
+        description="name of the first curve in a chart that combines all panels of this title, at the top of the page,"
+        " where it is the mean over the seeds",
     )
     x_log: bool = False
     y_log: bool = False
 
 
 class BarsPanel(_Titled):
-    """Bars, such as a funnel; `low` and `high` draw an interval, `reference` a line (for example chance level).
+    """Bars, such as a funnel. `low` and `high` draw an interval, `reference` a line (for example chance level).
 
-    A value that is None, which a file has for NaN, has a row without a bar.
+    A value of None, which files store for NaN, has a row without a bar.
     """
 
     type: Literal["bars"] = "bars"
@@ -120,7 +121,7 @@ class PanelImage(Config):
 
     file: str = Field(description="path relative to the artifact's folder; PNG or JPEG")
     caption: str = ""
-    right: bool | None = Field(None, description="whether the model is right on it, by which readers filter; or None")
+    right: bool | None = Field(None, description="whether the model is right on it, which readers can filter by")
 
 
 class ImagesPanel(_Titled):
@@ -143,7 +144,7 @@ _ADAPTER: TypeAdapter[Panel] = TypeAdapter(Annotated[Panel, Field(discriminator=
 
 
 def panel_files(directory: Path) -> list[Path]:
-    """Return the files of an artifact's panels, in order."""
+    """List the panel files of an artifact, in order."""
     return sorted((directory / "panels").glob("*.json"))
 
 
@@ -159,14 +160,14 @@ def load_panel(file: Path) -> Panel:
         raise UserError(f"{file.name}: {error.strerror}") from None
     except ValidationError as error:
         location, line = error_lines(error, _Titled)[0]
-        place = ".".join(map(str, location[1:]))  # the first part is the panel's type
-        raise UserError(": ".join(part for part in (file.name, place, line) if part)) from None
+        key = ".".join(map(str, location[1:]))  # the first part is the panel's type
+        raise UserError(": ".join(part for part in (file.name, key, line) if part)) from None
 
 
 def load_panels(directory: Path) -> list[Panel]:
     """Load the panels of an artifact, in order.
 
     Raises:
-        UserError: one of them cannot be read.
+        UserError: a panel cannot be read.
     """
     return [load_panel(file) for file in panel_files(directory)]

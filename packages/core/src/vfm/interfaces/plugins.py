@@ -1,4 +1,4 @@
-"""Installed plugins: load those behind the entry points `vfm`, and list their stages."""
+"""Installed plugins: load them from the entry points `vfm`, and list their stages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = {"curation": "vfm-curation", "eva": "vfm-eva", "clip": "vfm-clip", "d
 
 
 def load_plugins() -> pluggy.PluginManager:
-    """Return the plugin manager with every installed plugin, core's own included.
+    """Load every installed plugin, including core's, into a plugin manager.
 
     Raises:
         UserError: a plugin cannot be imported, implements an unknown hook, or has the name of another plugin.
@@ -28,7 +28,8 @@ def load_plugins() -> pluggy.PluginManager:
     manager = pluggy.PluginManager("vfm")
     manager.add_hookspecs(hookspecs)
     for entry in sorted(entry_points(group="vfm"), key=lambda entry: entry.name != "core"):  # core first
-        origin = f"plugin {entry.name!r} of {entry.dist.name if entry.dist else 'an unknown package'}"
+        package = entry.dist.name if entry.dist else "an unknown package"
+        origin = f"plugin {entry.name!r} of {package}"
         try:
             manager.register(entry.load(), entry.name)
             manager.check_pending()
@@ -40,7 +41,7 @@ def load_plugins() -> pluggy.PluginManager:
 
 
 def origin_of(manager: pluggy.PluginManager, name: str) -> str:
-    """Return the name and version of the distribution that a plugin belongs to."""
+    """Format name and version of the distribution that a plugin belongs to."""
     for entry in entry_points(group="vfm"):
         if entry.name == name and entry.dist:
             return f"{entry.dist.name} {entry.dist.version}"
@@ -48,35 +49,36 @@ def origin_of(manager: pluggy.PluginManager, name: str) -> str:
 
 
 def stage_types(manager: pluggy.PluginManager) -> dict[str, type[Stage]]:
-    """Return every stage type by its kind.
+    """Collect every stage type by its kind.
 
     Raises:
         UserError: two plugins have the same kind, or the hook of a plugin fails.
     """
-    found: dict[str, tuple[str, type[Stage]]] = {}
+    owners: dict[str, tuple[str, type[Stage]]] = {}
     for implementation in manager.hook.vfm_stages.get_hookimpls():
         plugin = implementation.plugin_name
         try:
-            kinds = [(stage.kind_name(), stage) for stage in cast("Iterable[type[Stage]]", implementation.function())]
+            types = cast("Iterable[type[Stage]]", implementation.function())
+            kinds = [(stage.kind_name(), stage) for stage in types]
         except Exception as error:
             raise UserError(
                 f"plugin {plugin!r}: vfm_stages must return stage types, each with its kind as a Literal:"
                 f" {type(error).__name__}: {error}"
             ) from error
         for kind, stage in kinds:
-            if kind in found and found[kind][1] is not stage:
-                raise UserError(f"two plugins have stage kind {kind!r}: {found[kind][0]} and {plugin}")
-            found[kind] = (plugin, stage)
-    return {kind: stage for kind, (_, stage) in sorted(found.items())}
+            if kind in owners and owners[kind][1] is not stage:
+                raise UserError(f"two plugins have stage kind {kind!r}: {owners[kind][0]} and {plugin}")
+            owners[kind] = (plugin, stage)
+    return {kind: stage for kind, (_, stage) in sorted(owners.items())}
 
 
 def find_predictor(artifact: DenseCheckpoint | VideoClassifier) -> Callable[..., Any]:
-    """Return the function (checkpoint, device) that loads a model.
+    """Import the function (checkpoint, device) that loads a model.
 
     Raises:
-        UserError: its artifact, whose author need not be trusted, names a function that no installed stage declares.
+        UserError: the artifact, whose author need not be trusted, names a function that no installed stage declares.
     """
-    load_plugins()  # defines their stages
+    load_plugins()  # defines the stages, which fills PREDICTORS
     if artifact.predictor not in PREDICTORS:
         raise UserError(
             f"{artifact.path}: predictor: expected one that an installed stage declares"
@@ -87,32 +89,34 @@ def find_predictor(artifact: DenseCheckpoint | VideoClassifier) -> Callable[...,
 
 
 def extra_of(module: str) -> str | None:
-    """Return the extra that installs a missing module, such as `vfm-core[torch]`, or None if there is none."""
+    """Find the extra that installs a missing module, such as `vfm-core[torch]`, or None if there is none."""
     top = module.partition(".")[0]
     package_name = PACKAGE_OF_MODULE.get(top, top.replace("_", "-"))
     plugins = {entry.dist.name for entry in entry_points(group="vfm") if entry.dist}
     for package in ("vfm-core", *sorted(plugins)):
         for requirement in requires(package) or ():
-            found = re.match(rf"{re.escape(package_name)}\b[^;]*; *extra == ['\"](.+)['\"]", requirement)
-            if found:
-                return f"{package}[{found[1]}]"
+            match = re.match(rf"{re.escape(package_name)}\b[^;]*; *extra == ['\"](.+)['\"]", requirement)
+            if match:
+                return f"{package}[{match[1]}]"
     return None
 
 
 @contextmanager
 def naming_extras(what: str) -> Iterator[None]:
-    """Turn the absence of a module into a UserError with the extra that installs it; `what` needs the module."""
+    """Turn a missing module into a UserError with the extra that installs it. `what` needs the module."""
     try:
         yield
     except ModuleNotFoundError as error:
-        if extra := extra_of(error.name or ""):
+        extra = extra_of(error.name or "")
+        if extra:
             raise UserError(f"{what} needs {error.name}: {how_to_install(extra)}") from None
         raise
 
 
 def unknown_kind(kind: str, known: dict[str, type[Stage]]) -> str:
-    """Return the error message for a kind that no installed plugin has."""
-    package = PACKAGES.get(kind.partition(".")[0])
-    if package and not any(other.partition(".")[0] == kind.partition(".")[0] for other in known):
+    """Write the error message for a kind that no installed plugin has."""
+    domain = kind.partition(".")[0]
+    package = PACKAGES.get(domain)
+    if package and not any(other.partition(".")[0] == domain for other in known):
         return f"stage kind {kind!r} needs a package that is not installed: {how_to_install(package)}"
     return f"unknown stage kind {kind!r}{did_you_mean(kind, known)}"

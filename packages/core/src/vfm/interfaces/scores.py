@@ -1,6 +1,6 @@
-"""What an evaluation returns: scores with intervals and paired tests, predictions, and a hash of the data.
+"""Results of evaluations: scores with intervals and paired tests, predictions, and a hash of the data.
 
-This module is light, so that a configuration can name these types; `vfm.statistics` has the scores themselves.
+This module is light, so that a configuration can name these types. `vfm.statistics` implements the scores.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
-Columns = Mapping[str, Any]  # one array or list per column, all of one length
+Columns = Mapping[str, Any]  # one array or list per column, all of the same length
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference of two models: the 95 % interval, the p-value, and the name of the test."""
+    """Difference between two models: the 95 % interval, the p-value, and the name of the test."""
 
     low: float
     high: float
@@ -23,19 +23,19 @@ class Difference:
 
 
 class Score(Protocol):
-    """One metric of one model, with what its interval and its paired test need.
+    """One metric of one model, with all data that its interval and its paired test need.
 
-    `vfm.statistics.Accuracy` (right or wrong items), `MeanAveragePrecision` and `ResampledScore` are scores.
+    `vfm.statistics.Accuracy` (correct or wrong items), `MeanAveragePrecision` and `ResampledScore` are scores.
     """
 
     @property
     def metric(self) -> str:
-        """Name, such as `acc1`."""
+        """Name of the metric, such as `acc1`."""
         ...
 
     @property
     def chance(self) -> float | None:
-        """Expected value of a blind guess; None where it is unknown."""
+        """Expected value of a random guess. None if unknown."""
         ...
 
     @property
@@ -45,15 +45,15 @@ class Score(Protocol):
 
     @property
     def num_independent(self) -> int:
-        """Number of independent items: images, where an image has several items."""
+        """Number of independent items, which are images if an image has several items."""
         ...
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
-        """Return the 95 % interval of the score."""
+        """Compute the 95 % interval of the score."""
         ...
 
     def difference(self, baseline: Self, seed: int = 0) -> Difference:
-        """Return this score minus the baseline's, on the same items."""
+        """Compute this score minus the baseline's, on the same items."""
         ...
 
 
@@ -61,9 +61,10 @@ class Score(Protocol):
 class ModelResult:
     """Result of one model on the items of a dataset.
 
-    scores: one per metric; the first is the main one.
-    predictions: tables by name, one row per item; each is written as `predictions/NAME.parquet`.
-    details: what else belongs in the result file, such as the prompts or the chosen penalty.
+    Attributes:
+        scores: one per metric. The first is the main one.
+        predictions: tables by name, one row per item. Each is written as `predictions/NAME.parquet`.
+        details: further content of the result file, such as the prompts or the chosen penalty.
     """
 
     scores: Sequence[Score]
@@ -75,9 +76,10 @@ class ModelResult:
 class Evaluated:
     """Results of all models on one dataset.
 
-    data_sha256: hash of the evaluated items (`vfm.eval.data_hash`): equal numbers need equal data.
-    results: by the model's name, all on the same items in the same order.
-    language: of the captions or class names.
+    Attributes:
+        data_sha256: hash of the evaluated items (`vfm.eval.data_hash`). Results can agree only on equal data.
+        results: by name of the model, all on the same items in the same order.
+        language: language of the captions or class names.
     """
 
     data_sha256: str

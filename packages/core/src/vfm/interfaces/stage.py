@@ -1,4 +1,4 @@
-"""Stages: frozen configurations with typed inputs (`Ref`), a typed result (`makes`) and the address of their work."""
+"""Stages: frozen configurations with typed inputs (`Ref`), a typed result (`makes`) and the address of their code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ A = TypeVar("A", bound=Artifact)
 
 
 class Ref(str, Generic[A]):
-    """An input: an earlier stage's name or the path of a saved artifact. `Ref[Pool]` accepts a Pool or a subtype."""
+    """An input: name of an earlier stage or path of a saved artifact. `Ref[Pool]` accepts a Pool or a subtype."""
 
     target: Any  # the expected type, or a union of types
 
@@ -39,9 +39,9 @@ class Ref(str, Generic[A]):
 
         return core_schema.no_info_after_validator_function(build, core_schema.str_schema(min_length=1))
 
-    def accepts(self, made: type[Artifact]) -> bool:
-        """Return whether an artifact of type `made` is a valid input."""
-        return issubclass(made, self._types())
+    def accepts(self, artifact_type: type[Artifact]) -> bool:
+        """Check whether an artifact of this type is a valid input."""
+        return issubclass(artifact_type, self._types())
 
     @property
     def expected(self) -> str:
@@ -49,18 +49,20 @@ class Ref(str, Generic[A]):
         return " or ".join(kind.__name__ for kind in self._types())
 
     def _types(self) -> tuple[type[Artifact], ...]:
-        return get_args(self.target) if isinstance(self.target, UnionType) else (self.target,)
+        if isinstance(self.target, UnionType):
+            return get_args(self.target)
+        return (self.target,)
 
 
-MOST_WORKERS = 16  # of `workers: auto`, each of some hundred MB
+MOST_WORKERS = 16  # limit of `workers: auto`, since each takes some hundred MB
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Runtime(Config):
-    """How a stage runs. It does not change the result, except for the order of floating-point operations.
+    """How a stage runs. This does not change the result, except for the order of floating-point operations.
 
-    Order, crops, masks and captions of samples do not depend on it. With several `processes`, draws within a model
-    (dropout, drop path) and statistics over a process' share of the batch (batch norm) do.
+    Order, crops, masks and captions of samples do not depend on it. With several `processes`, random draws within a
+    model (dropout, drop path) do, as well as statistics over the part of the batch in a process (batch norm).
     """
 
     device: str = Field(
@@ -73,8 +75,8 @@ class Runtime(Config):
     )
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
         0,
-        description="processes that read and decode samples, for each of `processes`; 0: one thread; auto: by the"
-        " number of cores",
+        description="processes that read and decode samples, for each of `processes`; 0: one thread; auto: chosen by"
+        " the number of cores",
     )
     threads: int | None = Field(
         None,
@@ -90,40 +92,43 @@ class Runtime(Config):
 
     @property
     def num_workers(self) -> int:
-        """Number of workers; `auto`: a training process' share of the cores, less one for itself, from 1 to 16."""
+        """Number of workers. `auto`: the cores of a training process, minus one for itself, from 1 to 16."""
         if self.workers != "auto":
             return self.workers
         return min(MOST_WORKERS, max(1, self.share() - 1))
 
     def share(self, jobs: int = 1) -> int:
-        """Return the number of cores for each process of one of several steps at a time; at least 1."""
+        """Compute the number of cores of each process of a step while `jobs` steps run; at least 1."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, cores // (jobs * self.processes))
 
     def among(self, jobs: int) -> Self:
-        """Return the runtime of one of several steps at a time: where it leaves numbers open, its share of the cores.
+        """Set the open numbers of a runtime for one of `jobs` concurrent steps, by its share of the cores.
 
-        Threads are those of `threads`, else of OMP_NUM_THREADS, else the share of each process.
+        The number of threads is `threads`, else OMP_NUM_THREADS, else the cores of each process.
         """
         share, outside = self.share(jobs), os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-        threads = self.threads or (int(outside) if outside.isdecimal() and int(outside) else share)
-        workers = min(MOST_WORKERS, max(1, share - 1)) if self.workers == "auto" else self.workers
+        from_environment = int(outside) if outside.isdecimal() else 0
+        threads = self.threads or from_environment or share
+        workers = self.workers
+        if workers == "auto":
+            workers = min(MOST_WORKERS, max(1, share - 1))
         return self.model_copy(update={"threads": threads, "workers": workers})
 
 
-PREDICTORS: set[str] = set()  # what stages declare; an artifact may name no other function
+PREDICTORS: set[str] = set()  # functions that stages declare; an artifact may name no other function
 
 
 class Stage(Config):
     """A step of a recipe. Plugins subclass it, or preferably an interface (`Training`, `Evaluation`, ...).
 
-    The class holds the configuration only. `work` and `checks` name functions as `"package.module:function"`; their
-    modules are imported when the stage runs, so configurations stay light and the modules of work import what they need
-    at their top. A small plugin may override `run` and `preflight` instead.
+    The class only holds the configuration. `work` and `checks` name functions as `"package.module:function"`. Their
+    modules are imported when the stage runs, so configurations stay light, and the modules with the work can import
+    everything at the top. A small plugin may override `run` and `preflight` instead.
 
-    Class rules, checked at definition: `kind` is a `Literal["domain.verb"]`; `makes` is the type of artifact, taken
-    from the annotation of `run` where a subclass overrides it. `version` is raised by hand when the result for the
-    same configuration changes.
+    Rules that are checked when the class is defined: `kind` is a `Literal["domain.verb"]`. `makes` is the type of the
+    artifact, taken from the annotation of `run` if a subclass overrides it. Authors raise `version` when the result for
+    the same configuration changes.
     """
 
     kind: str
@@ -137,42 +142,44 @@ class Stage(Config):
     work: ClassVar[str] = ""  # (config, Context) -> artifact
     checks: ClassVar[str] = ""  # (config, Preflight) -> None
     costs: ClassVar[str] = ""  # (config, Preflight) -> vfm.interfaces.costs.Cost, for `vfm plan --estimate`
-    predictor: ClassVar[str] = ""  # (checkpoint, device) -> predictor, of the dense or video model that it makes
-    in_processes: ClassVar[bool] = False  # whether all of `runtime.processes` run it; else one
-    on_device: ClassVar[bool] = False  # whether it computes on `runtime.device`: a GPU of its own, with `--jobs`
+    predictor: ClassVar[str] = ""  # (checkpoint, device) -> predictor, for the dense or video model that it makes
+    in_processes: ClassVar[bool] = False  # whether all of `runtime.processes` run it, instead of one
+    on_device: ClassVar[bool] = False  # whether it computes on `runtime.device`; with `--jobs`, it gets a whole GPU
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         if cls.predictor:
             PREDICTORS.add(cls.predictor)
         if "run" in cls.__dict__:
-            made = typing.get_type_hints(cls.run).get("return")
-            if not (isinstance(made, type) and issubclass(made, cls.makes)):
-                raise TypeError(f"expected {cls.__name__}.run to be annotated with a {cls.makes.__name__}, got {made}")
-            cls.makes = made
+            returned = typing.get_type_hints(cls.run).get("return")
+            if not (isinstance(returned, type) and issubclass(returned, cls.makes)):
+                raise TypeError(
+                    f"expected {cls.__name__}.run to be annotated with a {cls.makes.__name__}, got {returned}"
+                )
+            cls.makes = returned
         elif get_args(cls.model_fields["kind"].annotation) and not cls.work and cls.run is Stage.run:
             raise TypeError(f"{cls.__name__} has a kind but no work: set `work`, or override `run`")
 
     @classmethod
     def kind_name(cls) -> str:
-        """Return the value of `kind`, e.g. "eva.pretrain"."""
+        """Look up the value of `kind`, e.g. "eva.pretrain"."""
         (name,) = get_args(cls.model_fields["kind"].annotation)
         return str(name)
 
     def run(self, ctx: Context) -> Artifact:
-        """Make the artifact in `ctx.directory` by calling the function that `work` names."""
-        made: Artifact = load_function(self.work)(self, ctx)
-        return made
+        """Make the artifact in `ctx.directory` by calling the function `work`."""
+        artifact: Artifact = load_function(self.work)(self, ctx)
+        return artifact
 
     def sources(self) -> Iterable[str]:
-        """Return the external files that the result depends on; their fingerprints are part of the artifact's id."""
+        """List the outside files that the result depends on. Their fingerprints are part of the artifact's id."""
         return ()
 
     def preflight(self, ctx: Preflight) -> None:
-        """Check what can be known before anything runs: names exist, widths fit, one sample decodes.
+        """Check before anything runs that names exist, widths fit, one sample decodes, and so on.
 
         Raises:
-            UserError: one line that says what does not fit and how to fix it.
+            UserError: one line that describes the mistake and how to fix it.
         """
         if self.checks:
             load_function(self.checks)(self, ctx)
@@ -198,7 +205,7 @@ def _refs_in(value: object, key: str) -> Iterator[tuple[str, Ref[Any]]]:
 
 
 class Preempted(SystemExit):
-    """Raised when a training stops on a signal, after it has saved a checkpoint; the next run resumes from it.
+    """Raised when a training run stops on a signal, after it has saved a checkpoint. The next run resumes from it.
 
     If not caught, it ends the process with the exit code that the signal would have caused: 143 for SIGTERM, 138 for
     SIGUSR1, which schedulers send some time before a job's limit (Slurm: `--signal=USR1@120`).
@@ -213,40 +220,40 @@ class Preempted(SystemExit):
 
 
 class LeftToFirst(Exception):  # noqa: N818 (no error)
-    """Raised in a process of several that leaves the rest of a stage to the first one."""
+    """Raised in all processes of a stage but the first, which does the rest alone."""
 
 
 @dataclass
 class Preflight:
-    """What is known before a run: earlier stages, artifacts that exist, and identities of the stage's inputs."""
+    """Facts known before a run: earlier stages, artifacts that exist, and identities of the stage's inputs."""
 
     stages: Mapping[str, Stage]
     artifacts: Mapping[str, Path]
-    identities: Mapping[str, str] = field(default_factory=dict)  # as the manifest will record them
+    identities: Mapping[str, str] = field(default_factory=dict)  # as recorded later in the manifest
 
     def artifact(self, ref: Ref[A]) -> A | None:
-        """Return the artifact of an input if it already exists, else None."""
+        """Load the artifact of an input if it already exists, else return None."""
         path = self.artifacts.get(ref)
         return typing.cast("A", Artifact.load(path)) if path else None
 
     def stage(self, ref: str) -> Stage | None:
-        """Return the stage that makes an input if it is in this recipe, else None."""
+        """Look up the stage that makes an input if it is in this recipe, else return None."""
         return self.stages.get(ref)
 
 
 @dataclass
 class Context:
-    """What a running stage works with: its folders, its inputs, and methods that report to the listeners."""
+    """The environment of a running stage: its folders, its inputs, and methods that report to the listeners."""
 
     stage: str
-    directory: Path  # what is written here becomes the artifact
-    work: Path  # kept after a crash, until the artifact is published: checkpoints, partial results
+    directory: Path  # becomes the artifact
+    work: Path  # kept after a crash until the artifact is published: checkpoints, partial results
     inputs: Mapping[str, Path]
     send: Callable[[Event], None] = lambda event: None
     bad: Counter[str] = field(default_factory=Counter)
 
     def load(self, ref: Ref[A]) -> A:
-        """Return the artifact of an input.
+        """Load the artifact of an input.
 
         Raises:
             UserError: it has another type than the input expects, or a file is missing or damaged.
@@ -260,15 +267,16 @@ class Context:
         return typing.cast("A", artifact)
 
     def name_of(self, artifact: Artifact) -> str:
-        """Return the name of an input in the recipe, for messages; of another artifact that of its folder."""
-        return next((name for name, path in self.inputs.items() if path == artifact.path), artifact.path.name)
+        """Look up the name of an input in the recipe, for messages. Other artifacts have the name of their folder."""
+        names = (name for name, path in self.inputs.items() if path == artifact.path)
+        return next(names, artifact.path.name)
 
     def emit(self, type: str, **data: Any) -> None:  # noqa: A002
         """Send an event to the listeners (`vfm.interfaces.events` lists the types and their data)."""
         self.send(Event(type, self.stage, data))
 
     def progress(self, done: int, total: int, unit: str = "steps", /, **shown: Any) -> None:
-        """Report progress; the console shows it as a bar with rate and ETA."""
+        """Report progress, which the console shows as a bar with rate and ETA."""
         self.emit("progress", done=done, total=total, unit=unit, shown=shown)
 
     def log(self, message: str) -> None:
@@ -276,14 +284,14 @@ class Context:
         self.emit("log", message=message)
 
     def warn(self, message: str) -> None:
-        """Report one line that the user should not miss; it is also kept in the report."""
+        """Report one line that the user should not miss. It is also part of the report."""
         self.emit("warning", message=message)
 
     def skip(self, reason: str, where: str) -> None:
-        """Count a bad sample by reason; the counts are in the manifest and the report."""
+        """Count a bad sample by reason. The counts are in the manifest and the report."""
         self.bad[reason] += 1
         self.emit("bad_sample", reason=reason, where=where)
 
     def panel(self, panel: Panel) -> None:
-        """Save something to look at beside the artifact; the report draws it."""
+        """Save a panel with the artifact, for the report."""
         panel.save(self.directory)

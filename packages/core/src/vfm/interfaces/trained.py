@@ -1,4 +1,4 @@
-"""What is trained of a model: one vocabulary for CLIP's towers, encoders with a new head, and language models."""
+"""The choice of trained weights: one vocabulary for CLIP's towers, encoders with a new head, and language models."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from vfm.base import Part, load_function
 
 
 class Trained(Part):
-    """Base class of the choices of weights that are trained; new weights, such as a head's, always are.
+    """Base class of the choices of trained weights. New weights, such as a head's, are always trained.
 
-    `build(tower)` freezes the other weights of a `vfm.train.TrainedTower` in place. It returns a function that merges
-    what it has added into the weights after the last step, or None.
+    `build(tower)` freezes the other weights of a `vfm.train.TrainedTower` in place. It returns None, or a function that
+    merges added weights into the model after the last step.
     """
 
-    in_place: ClassVar[bool] = True  # weights of the model itself are trained
-    keeps_weights: ClassVar[bool] = True  # weights stay as they are, so they must not be random
-    needs_blocks: ClassVar[bool] = False  # only transformers
+    in_place: ClassVar[bool] = True  # whether weights of the model itself are trained
+    keeps_weights: ClassVar[bool] = True  # whether some weights stay fixed, so that they must not be random
+    needs_blocks: ClassVar[bool] = False  # whether it requires a transformer
 
-    checks: ClassVar[str] = ""  # names the function that `check` calls
+    checks: ClassVar[str] = ""  # address of the function that `check` calls
 
     lr_scale: float = Field(1.0, ge=0, description="learning rate, as a factor of lr")
     layer_decay: float = Field(
-        1.0, gt=0, le=1, description="learning rate of a layer, as a factor of that of the layer after it"
+        1.0, gt=0, le=1, description="learning rate of a layer, as a factor of the learning rate of the next layer"
     )
     weight_decay: float | None = Field(None, ge=0, description="default: the optimizer's")
 
     def check(self) -> None:
-        """Check before a run that what it needs is installed; raises UserError."""
+        """Check before a run that the required package is installed, or raise UserError."""
         if self.checks:
             load_function(self.checks)()
 
@@ -53,25 +53,25 @@ class LastBlocks(Trained):
 
 
 class Lora(Trained):
-    """Low-rank changes to the linear layers in the blocks, merged into the weights at the end.
+    """Low-rank updates of the linear layers in the blocks, merged into the weights at the end.
 
     Source: Hu et al. 2021, LoRA (arXiv:2106.09685).
     """
 
     type: Literal["lora"] = Field(
-        "lora", description="low-rank changes to the blocks' linear layers, merged at the end; needs vfm-core[lora]"
+        "lora", description="low-rank updates of linear layers in the blocks, merged at the end; needs vfm-core[lora]"
     )
     work: ClassVar[str] = "vfm.train.trained:train_low_rank"
     checks: ClassVar[str] = "vfm.models.low_rank:check_low_rank"
     in_place: ClassVar[bool] = False
     needs_blocks: ClassVar[bool] = True
-    rank: int = Field(16, ge=1, description="rank of each change")
-    alpha: int = Field(16, ge=1, description="a change is alpha / rank times the product of its two factors")
+    rank: int = Field(16, ge=1, description="rank of each update")
+    alpha: int = Field(16, ge=1, description="an update is alpha / rank times the product of its two factors")
 
 
 class FrozenWeights(Trained):
-    """No weights but new ones."""
+    """Only new weights are trained."""
 
-    type: Literal["frozen"] = Field("frozen", description="no weights but new ones, such as a head's")
+    type: Literal["frozen"] = Field("frozen", description="only new weights are trained, such as a head's")
     work: ClassVar[str] = "vfm.train.trained:freeze_all"
     in_place: ClassVar[bool] = False

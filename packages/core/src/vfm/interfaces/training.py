@@ -1,4 +1,4 @@
-"""The interface of trainings: what all of them share, grouped by what a setting belongs to."""
+"""The interface of training stages: their common settings, in groups."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class Optimizer(Part):
     """Base class of the optimizers. `build(groups, lr)` returns a `torch.optim.Optimizer`."""
 
-    weight_decay: float = Field(0.05, ge=0, description="decoupled; biases, norms and other vectors are not decayed")
+    weight_decay: float = Field(0.05, ge=0, description="decoupled; not applied to biases, norms and other vectors")
     grad_clip_norm: float | None = Field(None, gt=0, description="maximum gradient norm; null: no clipping")
 
     @property
     def algorithm_name(self) -> str:
-        """Name of the algorithm; a training continues from the state of the same one only."""
+        """Name of the algorithm. A training run can only continue from a state of the same algorithm."""
         return self.type
 
     @property
     def can_shard(self) -> bool:
-        """Whether its step is the same where each process stores a part of every weight (`runtime.parallel: fsdp`)."""
+        """Whether its step is the same if each process stores a part of every weight (`runtime.parallel: fsdp`)."""
         return True
 
 
@@ -65,7 +65,7 @@ class Loading(Config):
 
     shuffle_shards: int = Field(1000, ge=1, description="number of shards whose samples are shuffled together")
     max_bad_fraction: Annotated[float, INCIDENTAL] = Field(
-        0.05, ge=0, le=1, description="tolerated fraction of samples that cannot be read; above it the training stops"
+        0.05, ge=0, le=1, description="maximum fraction of samples that cannot be read before the training stops"
     )
     cache_gb: Annotated[float, INCIDENTAL] = Field(
         0.0,
@@ -74,31 +74,31 @@ class Loading(Config):
         description="size of local copies of remote tars in GB, shared by all processes of a machine; 0: none",
     )
     cache_folder: Annotated[str, INCIDENTAL] = Field(
-        "~/.cache/vfm/shards", min_length=1, description="folder of these copies, best on a local disk"
+        "~/.cache/vfm/shards", min_length=1, description="folder of the local copies, best on a local disk"
     )
 
 
 class CheckpointPolicy(Config):
-    """When a training saves its state. Resuming is exact wherever a training is cut off."""
+    """When a training run saves its state. Resuming is exact wherever the run was interrupted."""
 
     every_steps: int | None = Field(None, ge=1, description="steps between checkpoints")
     every_minutes: float = Field(5.0, gt=0, description="maximum minutes between checkpoints")
-    keep_last: int = Field(2, ge=1, description="number of checkpoints to keep while training: more allow a rewind")
+    keep_last: int = Field(2, ge=1, description="number of checkpoints to keep while training; more allow a rewind")
     keep_every: int | None = Field(
         None, ge=1, description="keep the checkpoints of all multiples of this, also in the artifact"
     )
     keep_state: bool = Field(
-        False, description="keep the last checkpoint in the artifact, so that another training can continue from it"
+        False, description="keep the last checkpoint in the artifact, so that another training run can continue from it"
     )
 
 
 class ContinueFrom(Config):
-    """The state that a training starts from: weights, averages, and the optimizer's."""
+    """The state that training starts from: weights, averages, and optimizer state."""
 
     training: Ref[Artifact] = Field(
-        description="an earlier training, its artifact (see checkpoint.keep_state), or the folder of a checkpoint"
+        description="an earlier training stage, its artifact (see checkpoint.keep_state), or a checkpoint folder"
     )
-    step: int | None = Field(None, ge=1, description="the step whose checkpoint is used; default: the last kept one")
+    step: int | None = Field(None, ge=1, description="step of the checkpoint to use; default: the last one kept")
 
 
 class EvaluationPolicy(Config):
@@ -110,7 +110,7 @@ class EvaluationPolicy(Config):
     )
     keep_best: str | None = Field(
         None,
-        description="metric of the tasks, such as val/image_retrieval_recall@1: the weights with its highest value are"
+        description="metric of the tasks, such as val/image_retrieval_recall@1. The weights with its highest value are"
         " exported, and the initial weights are evaluated too; default: the last weights",
     )
 
@@ -129,11 +129,11 @@ class EvaluationPolicy(Config):
 
 
 class TrainingRuntime(LayerRuntime):
-    """How a training runs."""
+    """How a training stage runs."""
 
     kernels: Literal["auto", "reference", "triton"] = Field(
         "auto",
-        description="auto: fused Triton kernels on CUDA devices, where they were measured to be faster;"
+        description="auto: fused Triton kernels on CUDA devices, where measured to be faster;"
         " reference: plain torch; triton: the kernels or an error",
     )
     pad_widths: bool | Literal["auto"] = Field(
@@ -143,13 +143,13 @@ class TrainingRuntime(LayerRuntime):
     )
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
-        description="what each of several processes stores: ddp: the whole model; fsdp: a part of the weights,"
+        description="ddp: each process stores the whole model; fsdp: each process stores a part of the weights,"
         " gradients, averages and optimizer state (FSDP2)",
     )
     shard_degree: int | None = Field(
         None,
         ge=2,
-        description="with fsdp: processes that share one copy of the model, a divisor of their number; default: all",
+        description="with fsdp: number of processes that share one copy of the model, a divisor of all; default: all",
     )
 
     @model_validator(mode="after")
@@ -168,7 +168,7 @@ class TrainingRuntime(LayerRuntime):
 
 
 class Training(Stage):
-    """What all trainings share. An optimizer step takes `global_batch_size` samples, in micro-batches if necessary."""
+    """Base class of training stages. An optimizer step takes `global_batch_size` samples, maybe in micro-batches."""
 
     steps: int | None = Field(None, ge=1, description="optimizer steps; give either steps or samples_seen")
     samples_seen: int | None = Field(None, ge=1, description="total number of samples; give either this or steps")
@@ -179,8 +179,8 @@ class Training(Stage):
     lr: float = Field(1e-3, ge=0, description="peak learning rate")
     precision: Literal["auto", "fp32", "amp_bf16", "amp_fp16", "bf16"] = Field(
         "auto",
-        description="of the forward pass; weights stay in fp32, with bf16 those that the model computes with are"
-        " rounded too; auto: amp_bf16 on CUDA devices that have it, else fp32",
+        description="forward-pass precision. Master weights stay in fp32; with bf16, the working copy is bf16;"
+        " auto: amp_bf16 on CUDA devices that support it, else fp32",
     )
     optimizer: Optimizer = Field(AdamW(), description="optimizer and its settings")
     schedule: Schedule = Field(CosineSchedule(), description="learning rate over the steps")
@@ -189,11 +189,11 @@ class Training(Stage):
     )
     continue_from: ContinueFrom | None = Field(
         None,
-        description="start from the state of another training, which counts as the first steps of this one; the other"
-        " settings, such as lr, schedule, steps or data, may differ",
+        description="start from the state of another training run, whose steps count as the first steps of this one."
+        " Other settings, such as lr, schedule, steps or data, may differ",
     )
     skip_steps: list[Annotated[int, Field(ge=1)]] = Field(
-        [], description="steps, counted from 1 as in messages, that are not taken, such as one that was not finite"
+        [], description="steps to skip, counted from 1 as in messages, such as a step that was not finite"
     )
     grad_checkpointing: Annotated[bool, INCIDENTAL] = Field(
         False, description="recompute activations in the backward pass to save memory"
@@ -201,15 +201,15 @@ class Training(Stage):
     loading: Loading = Field(Loading(), description="how samples are read")
     log_every: Annotated[int, INCIDENTAL] = Field(10, ge=1, description="steps between log lines")
     checkpoint: Annotated[CheckpointPolicy, INCIDENTAL] = Field(
-        CheckpointPolicy(), description="when the training's state is saved"
+        CheckpointPolicy(), description="when the training state is saved"
     )
     evaluation: EvaluationPolicy = Field(EvaluationPolicy(), description="evaluations during training")
     runtime: TrainingRuntime = Field(TrainingRuntime(), description="device, processes, workers, threads, kernels")
-    seed: Seed = Field(0, description="of all random draws")
+    seed: Seed = Field(0, description="seed of all random draws")
 
     in_processes: ClassVar[bool] = True
     on_device: ClassVar[bool] = True
-    can_shard: ClassVar[bool] = False  # whether `runtime.parallel: fsdp` is known to train it as ddp does
+    can_shard: ClassVar[bool] = False  # whether `runtime.parallel: fsdp` is known to give the same result as ddp
     moved: ClassVar[Mapping[str, str]] = {"evals": "evaluation.tasks", "eval_every": "evaluation.every_steps"}
 
     @model_validator(mode="after")
@@ -245,9 +245,11 @@ class Training(Stage):
 
     @model_validator(mode="after")
     def _named_steps_exist(self) -> Training:
-        if (steps := self.runtime.profile) and steps[1] > self.num_steps:
-            raise ValueError(f"runtime.profile: expected two of the steps 1 to {self.num_steps}, got {list(steps)}")
-        if above := [step for step in self.skip_steps if step > self.num_steps]:
+        profiled = self.runtime.profile
+        if profiled and profiled[1] > self.num_steps:
+            raise ValueError(f"runtime.profile: expected two of the steps 1 to {self.num_steps}, got {list(profiled)}")
+        above = [step for step in self.skip_steps if step > self.num_steps]
+        if above:
             raise ValueError(f"skip_steps: expected some of the steps 1 to {self.num_steps}, got {above}")
         return self
 
