@@ -127,7 +127,7 @@ def test_lists_nested_a_hundred_thousand_times_are_one_line(tmp_path: Path) -> N
 
 def test_two_pictures_with_one_id_are_an_error(tmp_path: Path) -> None:
     one = {"id": 1, "file_name": "1.jpg", "width": 20, "height": 10}
-    with pytest.raises(UserError, match=r"instances_train\.json: 2 pictures have the id 1"):
+    with pytest.raises(UserError, match=r"instances_train\.json: 2 images have the id 1"):
         read(tmp_path, coco(tmp_path / "coco", [BOX], images=[one, {**one, "file_name": "2.jpg"}]))
 
 
@@ -197,7 +197,7 @@ def test_objects365_pictures_are_found_below_their_patch(tmp_path: Path) -> None
 
 def test_missing_pictures_are_one_line(tmp_path: Path) -> None:
     folder = coco(tmp_path / "coco", [BOX], images=[{"id": 1, "file_name": "a.jpg", "width": 20, "height": 10}])
-    with pytest.raises(UserError, match=r"none of the first pictures is in .*a\.jpg"):
+    with pytest.raises(UserError, match=r"none of the first images is in .*a\.jpg"):
         read(tmp_path, folder)
 
 
@@ -374,5 +374,5 @@ def test_every_sample_of_a_broken_dataset_is_bad(tmp_path: Path) -> None:
     folder = coco(tmp_path / "coco", [BOX], pictures=1)
     write(folder / "train/1.jpg", b"no picture")
     stage = Annotated(kind="data.annotated", name="set", path=str(folder), max_bad_fraction=1.0)
-    with pytest.raises(UserError, match=r"1 of 1 pictures cannot be used .*: 1 unreadable_image"):
+    with pytest.raises(UserError, match=r"1 of 1 images cannot be used .*: 1 unreadable_image"):
         run(stage, tmp_path)

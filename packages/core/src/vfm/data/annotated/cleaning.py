@@ -1,4 +1,4 @@
-"""Checks of single annotations: what cannot be used is one of a few reasons, what can is clipped and measured."""
+"""Check single annotations: unusable ones are reported with a reason, usable ones are clipped and measured."""
 
 from __future__ import annotations
 
@@ -18,54 +18,58 @@ def clean_annotations(
     labels: Mapping[int, int],
     skip: Skip,
 ) -> Iterator[ObjectRow]:
-    """Yield the usable annotations as rows; classes that the user left out are passed over.
+    """Yield the usable annotations as rows. Annotations of classes that the user left out are skipped.
 
     Args:
-        annotations: of all pictures, in any order.
-        sizes: width and height of each picture.
-        labels: label of each class id of the source; -1: the class was left out.
-        skip: called with each annotation that cannot be used.
+        annotations: annotations of all images, in any order.
+        sizes: width and height of each image.
+        labels: label of each class id of the source. -1 marks a class that was left out.
+        skip: called with each unusable annotation.
     """
-    for one in annotations:
+    for annotation in annotations:
         try:
-            if isinstance(one, BadAnnotation):
-                raise one
-            if one.class_id not in labels:
-                raise BadAnnotation("unknown_class", f"{one.where} (class {one.class_id})")
-            if (label := labels[one.class_id]) >= 0:
-                yield clean(one, label, *sizes[one.picture])
+            if isinstance(annotation, BadAnnotation):
+                raise annotation
+            if annotation.class_id not in labels:
+                raise BadAnnotation("unknown_class", f"{annotation.where} (class {annotation.class_id})")
+            label = labels[annotation.class_id]
+            if label >= 0:
+                yield clean(annotation, label, *sizes[annotation.image_index])
         except BadAnnotation as bad:
             skip(bad)
 
 
-def clean(one: Annotation, label: int, width: int, height: int) -> ObjectRow:
-    """Return an annotation as a row: its mask encoded, its box within the picture, its area that of the source.
+def clean(annotation: Annotation, label: int, width: int, height: int) -> ObjectRow:
+    """Convert an annotation to a row: encode its mask, clip its box to the image, and take or compute its area.
 
     Raises:
-        BadAnnotation: the box is empty, not finite or outside the picture, or the mask does not fit.
+        BadAnnotation: the box is empty, not finite or outside the image, or the mask does not fit.
     """
     counts = None
-    if one.segmentation is not None:
-        given = one.segmentation
-        counts = given if isinstance(given, bytes) else encode_segmentation(given, height, width, one.where)
-    box = one.box
+    if isinstance(annotation.segmentation, bytes):
+        counts = annotation.segmentation
+    elif annotation.segmentation is not None:
+        counts = encode_segmentation(annotation.segmentation, height, width, annotation.where)
+    box = annotation.box
     if box is None:
         if counts is None:
-            raise BadAnnotation("bad_box", one.where)
+            raise BadAnnotation("bad_box", annotation.where)
         box = mask_box(counts, height, width)
-    box = clip_box(box, width, height, one.where)
-    area = one.area
+    box = clip_box(box, width, height, annotation.where)
+    area = annotation.area
     if area is None or not math.isfinite(area) or area < 0:
-        # COCO's small, medium and large refer to the mask's area.
+        # The area of the mask and not of the box, because COCO's small, medium and large refer to it.
         area = mask_area(counts, height, width) if counts else (box[2] - box[0]) * (box[3] - box[1])
-    return ObjectRow(one.picture, label, box, counts, area, one.crowd, one.ignored, one.identity)
+    return ObjectRow(
+        annotation.image_index, label, box, counts, area, annotation.crowd, annotation.ignored, annotation.identity
+    )
 
 
 def clip_box(box: Box, width: int, height: int, where: str) -> Box:
-    """Return a box without its part outside the picture.
+    """Clip a box to the image.
 
     Raises:
-        BadAnnotation: the box has no area, numbers that are not finite, or no part inside.
+        BadAnnotation: the box has no area, has numbers that are not finite, or is outside the image.
     """
     left, top, right, bottom = box
     if not all(map(math.isfinite, box)) or right <= left or bottom <= top:

@@ -1,4 +1,4 @@
-"""The format of annotated images: given, or recognised by the files."""
+"""Choose the reader for annotated images: by the configured format, or by the files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXPECTED = (
 
 
 def open_reader(config: Annotated) -> AnnotationReader:
-    """Return the reader of the annotations.
+    """Open the annotations with the reader for their format.
 
     Raises:
         UserError: the format is not recognised, or its files are missing.
@@ -37,10 +37,10 @@ def open_reader(config: Annotated) -> AnnotationReader:
 
 
 def recognise(config: Annotated) -> str:
-    """Return the format of the files.
+    """Recognise the format of the files.
 
     Raises:
-        UserError: they have none of the formats.
+        UserError: the files have none of the formats.
     """
     root = _root(config)
     if not files.is_directory(root):
@@ -53,11 +53,14 @@ def recognise(config: Annotated) -> str:
     for kind, has in MARKS.items():
         if has(root):
             return kind
-    if path := _json_in(root, config.split):
+    path = _json_in(root, config.split)
+    if path:
         return _kind_of_json(path)
-    tars = next((name for name in files.names_in(root) if name.endswith((".tar", ".parquet"))), None)
-    if tars:
-        return "webdataset" if tars.endswith(".tar") else "hugging_face"
+    for name in files.names_in(root):
+        if name.endswith(".tar"):
+            return "webdataset"
+        if name.endswith(".parquet"):
+            return "hugging_face"
     raise UserError(f"{root}: unknown format of annotations; {EXPECTED}")
 
 
@@ -99,28 +102,33 @@ def _kind_of_json(path: str) -> str:
 
 
 def _json_in(root: str, split: str) -> str | None:
-    """Return the json file of a split in a folder: `annotations/instances_SPLIT.json`, `lvis_v1_SPLIT.json`, ..."""
+    """Find the JSON file of a split in a folder: `annotations/instances_SPLIT.json`, `lvis_v1_SPLIT.json`, ..."""
     for folder in (f"{root}/annotations", root):
         names = sorted(files.names_in(folder)) if files.is_directory(folder) else []
-        listed = [name for name in names if name.endswith((".json", ".json.gz")) and "caption" not in name]
-        fitting = [name for name in listed if split in name and "keypoints" not in name] or listed[: len(listed) == 1]
-        if fitting:
-            return f"{folder}/{min(fitting, key=lambda name: ('instances' not in name, name))}"
+        jsons = [name for name in names if name.endswith((".json", ".json.gz")) and "caption" not in name]
+        candidates = [name for name in jsons if split in name and "keypoints" not in name]
+        if not candidates and len(jsons) == 1:
+            candidates = jsons
+        if candidates:
+            best = min(candidates, key=lambda name: ("instances" not in name, name))
+            return f"{folder}/{best}"
     return None
 
 
 def _root(config: Annotated) -> str:
-    found = files.expand_paths(config.path)
-    if not found or not files.exists(found[0]):
-        raise UserError(f"{found[0] if found else config.path}: no such file or folder")
-    return found[0].rstrip("/")
+    paths = files.expand_paths(config.path)
+    if not paths:
+        raise UserError(f"{config.path}: no such file or folder")
+    if not files.exists(paths[0]):
+        raise UserError(f"{paths[0]}: no such file or folder")
+    return paths[0].rstrip("/")
 
 
 def _names(config: Annotated, *candidates: str) -> list[str]:
-    """Return the class names: given, those of a yaml file, or of the first of some files that exists."""
+    """Read the class names: from the configuration, a YAML file, or the first existing candidate file."""
     if isinstance(config.names, list):
         return config.names
-    path = config.names or next((one for one in candidates if files.exists(one)), None)
+    path = config.names or next(filter(files.exists, candidates), None)
     if path is None:
         raise UserError(
             f"{_root(config)}: the classes have no names; set names to a list, or to a yaml file with `names`"
@@ -138,13 +146,13 @@ def _json_path(config: Annotated) -> str:
 def _image_root(config: Annotated) -> str:
     root = _root(config)
     folders = [f"{root}/{config.split}", f"{root}/images/{config.split}", f"{root}/images"]
-    return next((one for one in folders if files.is_directory(one)), root)
+    return next(filter(files.is_directory, folders), root)
 
 
 def _coco(config: Annotated) -> CocoJson:
     roots = dict.fromkeys((_image_root(config), _root(config)))
     problem: UserError | None = None
-    for root in roots:  # LVIS' pictures are named with COCO's folder, others are in the split's folder
+    for root in roots:  # LVIS names its images with COCO's folder, the images of others are in the split's folder
         try:
             return CocoJson(path=_json_path(config), image_root=root, has_images=config.images)
         except UserError as error:
@@ -158,8 +166,8 @@ def _panoptic(config: Annotated) -> PanopticJson:
 
 
 def _voc(config: Annotated) -> VocFolder:
-    given = _names(config) if config.names else []
-    return VocFolder(root=_root(config), split=config.split, names=given)
+    names = _names(config) if config.names else []
+    return VocFolder(root=_root(config), split=config.split, names=names)
 
 
 def _yolo(config: Annotated) -> YoloFolder:
@@ -168,7 +176,7 @@ def _yolo(config: Annotated) -> YoloFolder:
     names = _names(config, *yamls)
     if config.annotations:
         return YoloFolder(images=root, texts=config.annotations.rstrip("/"), names=names)
-    split = next((read_yaml(one).get(config.split) for one in yamls), None)
+    split = read_yaml(yamls[0]).get(config.split) if yamls else None
     images = f"{root}/{split}".rstrip("/") if isinstance(split, str) else _image_root(config)
     if not files.is_directory(images):
         raise UserError(f"{images}: no such folder; set split, or path to the folder of images and annotations")
@@ -177,7 +185,7 @@ def _yolo(config: Annotated) -> YoloFolder:
 
 
 def _yamls(root: str) -> Iterator[str]:
-    """Yield the yaml files with class names in a folder and in the one above; those of other things are passed over."""
+    """Yield the YAML files with class names in a folder and its parent. Other YAML files are skipped."""
     for folder in (root, root.rpartition("/")[0] or "."):
         for name in sorted(files.names_in(folder)):
             path = f"{folder}/{name}"
@@ -200,9 +208,8 @@ def _ade20k(config: Annotated) -> AnnotationReader:
 def _coco_stuff(config: Annotated) -> AnnotationReader:
     root = _root(config)
     maps = config.annotations or f"{root}/stuffthingmaps/{config.split}"
-    labels = next(
-        (one for one in (f"{root}/labels.txt", f"{root}/stuffthingmaps/labels.txt") if files.exists(one)), None
-    )
+    label_files = [f"{root}/labels.txt", f"{root}/stuffthingmaps/labels.txt"]
+    labels = next(filter(files.exists, label_files), None)
     return coco_stuff(_image_root(config), maps.rstrip("/"), labels)
 
 
@@ -214,8 +221,8 @@ def _label_maps(config: Annotated) -> AnnotationReader:
 
 def _samples(config: Annotated) -> SampleRecords:
     layout = find_layout(config.path, LAYOUTS.get(config.format, "auto"), None)
-    given = Classes.numbered(_names(config)) if config.names else Classes([], [])
-    return SampleRecords(layout, given, box_format=config.box_format)
+    classes = Classes.numbered(_names(config)) if config.names else Classes([], [])
+    return SampleRecords(layout, classes, box_format=config.box_format)
 
 
 READERS: dict[str, Callable[[Annotated], AnnotationReader]] = {

@@ -1,4 +1,4 @@
-"""Work of `data.annotated`: pictures and annotations are checked and written, what is broken is counted by reason."""
+"""Work of `data.annotated`: check and write images and annotations, and count the unusable ones by reason."""
 
 # I images, C classes
 
@@ -27,8 +27,8 @@ from vfm.data.samples.sample import BadSample
 from vfm.interfaces import AnnotatedImages, Context, Preflight
 
 ORIENTATION = 0x0112  # EXIF tag
-TURNED, SIDEWAYS = range(2, 9), range(5, 9)  # orientations; those that swap width and height
-RARE, COMMON = 10, 100  # LVIS' groups: classes in up to so many images
+TURNED, SIDEWAYS = range(2, 9), range(5, 9)  # orientations other than upright, and the ones that swap width and height
+RARE, COMMON = 10, 100  # LVIS' frequency groups: classes in up to this many images
 
 
 def index_annotated(config: Annotated, ctx: Context) -> AnnotatedImages:
@@ -47,12 +47,13 @@ def check_annotated(config: Annotated, ctx: Preflight) -> None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is kept of a dataset.
+    """The parts of a dataset to keep.
 
-    classes: names of the classes to keep, in the order of their labels; empty: all.
-    keep_empty: keep images without objects.
-    images: index the images; false: labels only.
-    max_bad_fraction: tolerated fraction of bad images, and of bad annotations.
+    Attributes:
+        classes: names of the classes to keep, in the order of their labels. Empty: all classes.
+        keep_empty: keep images without objects.
+        images: index the images. False: labels only.
+        max_bad_fraction: tolerated fraction of bad images, and of bad annotations.
     """
 
     classes: Sequence[str]
@@ -64,19 +65,19 @@ class Wanted:
 def import_annotations(
     reader: AnnotationReader, ctx: Context, wanted: Wanted, name: str | None = None
 ) -> AnnotatedImages:
-    """Check the pictures and the annotations of a reader, and write them into `ctx.directory`.
+    """Check the images and annotations of a reader, and write them to `ctx.directory`.
 
     Args:
-        reader: of the annotations.
-        ctx: of the running stage.
-        wanted: what is kept.
-        name: name of the format; default: the reader's.
+        reader: reads the annotations.
+        ctx: context of the running stage.
+        wanted: the parts to keep.
+        name: name of the format. Default: the reader's format.
 
     Raises:
-        UserError: too many are bad, none is good, or two pictures have one id.
+        UserError: too many images or annotations are bad, no image is good, or two images have the same id.
     """
-    kept, labels = choose_classes(reader.classes, wanted.classes)
-    pictures, checked = _check_pictures(reader, ctx, wanted)
+    kept_classes, labels = choose_classes(reader.classes, wanted.classes)
+    images, checked = _check_images(reader, ctx, wanted)
     bad: Counter[str] = Counter()
 
     def skip(problem: BadAnnotation) -> None:
@@ -91,27 +92,28 @@ def import_annotations(
         limit = f"max_bad_fraction is {wanted.max_bad_fraction}"
         raise UserError(f"{ctx.stage}: {bad.total()} annotations cannot be used ({limit}): {reasons}")
     if not wanted.keep_empty:
-        for number in np.flatnonzero(np.bincount(table.image, minlength=len(pictures)) == 0).tolist():
-            checked.problems.setdefault(number, BadSample("no_objects", pictures[number].key))
-    numbers = checked.numbers(len(pictures))
+        objects_per_image = np.bincount(table.image, minlength=len(images))
+        for number in np.flatnonzero(objects_per_image == 0).tolist():
+            checked.problems.setdefault(number, BadSample("no_objects", images[number].key))
+    numbers = checked.numbers(len(images))
     table = table.renumbered(numbers)
     table.write(ctx.directory)
-    rows = _image_rows(pictures, checked, numbers, labels)
+    rows = _image_rows(images, checked, numbers, labels)
     write_images(ctx.directory, rows)
     if checked.indexing:
-        found = checked.bad_rows()
-        write_index(ctx.directory, checked.indexing.shards, reader.spec, bad_rows=[*checked.indexing.bad, *found])
+        bad_rows = [*checked.indexing.bad, *checked.bad_rows()]
+        write_index(ctx.directory, checked.indexing.shards, reader.spec, bad_rows=bad_rows)
     dataset = AnnotatedImages.create(
         ctx.directory,
         num_samples=len(rows),
         bad_samples=checked.reasons,
         format=name or reader.format,
         labels=reader.labels,
-        class_names=kept.names,
-        class_ids=kept.ids,
-        things=kept.things,
+        class_names=kept_classes.names,
+        class_ids=kept_classes.ids,
+        things=kept_classes.things,
         background=reader.background,
-        frequency=kept.frequency or _frequency(table, len(kept.names)),
+        frequency=kept_classes.frequency or _frequency(table, len(kept_classes.names)),
         federated=reader.federated,
         map_classes=[number if number < 0 else labels[reader.classes.ids[number]] for number in reader.map_classes],
         has_images=wanted.images,
@@ -123,34 +125,33 @@ def import_annotations(
 
 
 def choose_classes(classes: Classes, names: Sequence[str]) -> tuple[Classes, dict[int, int]]:
-    """Return the classes to keep, and the label of each class id, -1 for a class that is left out.
+    """Select the classes to keep, and map each class id to its label, or to -1 if the class is left out.
 
     Raises:
         UserError: a name is unknown or repeated.
     """
-    places = list(range(len(classes.names)))
+    indices = list(range(len(classes.names)))
     if names:
-        if unknown := [name for name in names if name not in classes.names]:
-            raise UserError(
-                f"classes: the dataset has no class {unknown[0]!r}{did_you_mean(unknown[0], classes.names)}"
-            )
+        for name in names:
+            if name not in classes.names:
+                raise UserError(f"classes: the dataset has no class {name!r}{did_you_mean(name, classes.names)}")
         if len(set(names)) < len(names):
             raise UserError("classes: a name is repeated")
-        places = [classes.names.index(name) for name in names]
-    labels = dict.fromkeys(classes.ids, IGNORED) | {classes.ids[place]: label for label, place in enumerate(places)}
+        indices = [classes.names.index(name) for name in names]
+    labels = dict.fromkeys(classes.ids, IGNORED) | {classes.ids[index]: label for label, index in enumerate(indices)}
     things, frequency = classes.things or [True] * len(classes.names), classes.frequency
-    kept = Classes(
-        [classes.names[place] for place in places],
-        [classes.ids[place] for place in places],
-        [things[place] for place in places],
-        [frequency[place] for place in places] if frequency else [],
+    kept_classes = Classes(
+        [classes.names[index] for index in indices],
+        [classes.ids[index] for index in indices],
+        [things[index] for index in indices],
+        [frequency[index] for index in indices] if frequency else [],
     )
-    return kept, labels
+    return kept_classes, labels
 
 
 @dataclass
 class _Checked:
-    """The pictures after a look at each file."""
+    """Result of checking each image file."""
 
     sizes: list[tuple[int, int]]
     upright: list[bool]
@@ -159,23 +160,29 @@ class _Checked:
     problems: dict[int, BadSample] = field(default_factory=dict)
 
     def numbers(self, count: int) -> NDArray[np.int64]:
-        """Return the new number of each picture, -1 for a bad one."""
+        """Renumber the images, with -1 for bad ones."""
         good = np.array([number not in self.problems for number in range(count)], dtype=bool)
         return np.where(good, np.cumsum(good) - 1, -1)
 
     @property
     def reasons(self) -> dict[str, int]:
-        """Number of bad pictures by reason."""
-        found: Counter[str] = Counter(bad.reason for bad in self.problems.values())
-        return dict(found + (self.indexing.counts if self.indexing else Counter()))
+        """Number of bad images by reason."""
+        counts: Counter[str] = Counter(bad.reason for bad in self.problems.values())
+        if self.indexing:
+            counts += self.indexing.counts
+        return dict(counts)
 
     def bad_rows(self) -> list[BadRow]:
-        """Return the bad pictures as rows of their shards."""
+        """List the bad images as rows of their shards."""
         assert self.source
-        return [BadRow(*self.source.locate(n), bad.reason, bad.where) for n, bad in sorted(self.problems.items())]
+        rows = []
+        for number, bad in sorted(self.problems.items()):
+            shard, row = self.source.locate(number)
+            rows.append(BadRow(shard, row, bad.reason, bad.where))
+        return rows
 
 
-def _check_pictures(reader: AnnotationReader, ctx: Context, wanted: Wanted) -> tuple[list[AnnotatedImage], _Checked]:
+def _check_images(reader: AnnotationReader, ctx: Context, wanted: Wanted) -> tuple[list[AnnotatedImage], _Checked]:
     indexing = source = None
     if wanted.images:
         indexing = Indexing(
@@ -183,70 +190,74 @@ def _check_pictures(reader: AnnotationReader, ctx: Context, wanted: Wanted) -> t
         )
         indexing.run(ctx.directory, reader.shards(ctx.directory))
         source = Source(ctx.directory.resolve())
-    pictures = reader.list_images(source)
+    images = reader.list_images(source)
     checked = _Checked([], [], indexing, source)
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         try:
-            size, upright = _check_picture(reader, picture, source, number)
+            size, upright = _check_image(reader, image, source, number)
         except BadSample as bad:
             checked.problems[number] = bad
             ctx.skip(bad.reason, bad.where)
-            size, upright = picture.size or (1, 1), False
+            size, upright = image.size or (1, 1), False
         checked.sizes.append(size)
         checked.upright.append(upright)
         if number % 1000 == 0:
-            ctx.progress(number, len(pictures), "images")
-    if len(checked.problems) > wanted.max_bad_fraction * len(pictures) or len(checked.problems) == len(pictures):
+            ctx.progress(number, len(images), "images")
+    if len(checked.problems) > wanted.max_bad_fraction * len(images) or len(checked.problems) == len(images):
         reasons = Counter(bad.reason for bad in checked.problems.values())
         first = next(iter(checked.problems.values()), "there is none")
         listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         limit = f"max_bad_fraction is {wanted.max_bad_fraction}"
         raise UserError(
-            f"{ctx.stage}: {len(checked.problems)} of {len(pictures)} pictures cannot be used ({limit}): {listed};"
+            f"{ctx.stage}: {len(checked.problems)} of {len(images)} images cannot be used ({limit}): {listed};"
             f" the first is {first}"
         )
-    return pictures, checked
+    return images, checked
 
 
-def _check_picture(
-    reader: AnnotationReader, picture: AnnotatedImage, source: Source | None, number: int
+def _check_image(
+    reader: AnnotationReader, image: AnnotatedImage, source: Source | None, number: int
 ) -> tuple[tuple[int, int], bool]:
-    """Return the size that a picture's annotations refer to, and whether that is after its EXIF turn."""
-    if picture.problem:
-        raise picture.problem
-    declared = picture.size
-    if picture.label_map:
-        declared = check_map(picture.label_map, reader.map_classes)
+    """Find the size that an image's annotations refer to, and whether it is the size after EXIF rotation."""
+    if image.problem:
+        raise image.problem
+    declared = image.size
+    if image.label_map:
+        declared = check_map(image.label_map, reader.map_classes)
     if source is None:
         if declared is None:
-            raise BadSample("wrong_size", f"{picture.key}: labels alone need the picture's size")
+            raise BadSample("wrong_size", f"{image.key}: labels alone need the image's size")
         return declared, False
-    image = open_image(source[number].image, source.where(number))
-    orientation = image.getexif().get(ORIENTATION)
-    turned = image.size[::-1] if orientation in SIDEWAYS else image.size
+    opened = open_image(source[number].image, source.where(number))
+    orientation = opened.getexif().get(ORIENTATION)
+    turned = opened.size[::-1] if orientation in SIDEWAYS else opened.size
     if declared in (None, turned):
         return turned, orientation in TURNED
-    if declared == image.size:
+    if declared == opened.size:
         return declared, False
-    raise BadSample("wrong_size", f"{source.where(number)}: {image.size} pixels, {declared} in its annotations")
+    raise BadSample("wrong_size", f"{source.where(number)}: {opened.size} pixels, {declared} in its annotations")
 
 
 def _image_rows(
-    pictures: Sequence[AnnotatedImage], checked: _Checked, numbers: NDArray[np.int64], labels: Mapping[int, int]
+    images: Sequence[AnnotatedImage], checked: _Checked, numbers: NDArray[np.int64], labels: Mapping[int, int]
 ) -> list[ImageRow]:
-    def known(ids: Sequence[int]) -> tuple[int, ...]:
-        return tuple(sorted(labels[one] for one in ids if labels.get(one, -1) >= 0))
+    def labels_of(class_ids: Sequence[int]) -> tuple[int, ...]:
+        return tuple(sorted(labels[class_id] for class_id in class_ids if labels.get(class_id, -1) >= 0))
 
-    return [
-        ImageRow(one.key, one.image_id, *size, upright, one.label_map, known(one.negatives), known(one.not_exhaustive))
-        for one, size, upright, number in zip(pictures, checked.sizes, checked.upright, numbers, strict=True)
-        if number >= 0
-    ]
+    rows = []
+    for image, (width, height), upright, number in zip(images, checked.sizes, checked.upright, numbers, strict=True):
+        if number >= 0:
+            negatives, not_exhaustive = labels_of(image.negatives), labels_of(image.not_exhaustive)
+            rows.append(
+                ImageRow(image.key, image.image_id, width, height, upright, image.label_map, negatives, not_exhaustive)
+            )
+    return rows
 
 
 def _frequency(table: ObjectTable, num_classes: int) -> list[str]:
-    """Return LVIS' group of each class by the number of its images; none for label maps."""
+    """Assign each class to LVIS' frequency group by its number of images. Label maps have no groups."""
     if not len(table.table):
         return []
-    counts = table.images_by_label(num_classes).tolist()
-    return ["r" if count <= RARE else "c" if count <= COMMON else "f" for count in counts]
+    counts = table.images_by_label(num_classes)
+    groups = np.digitize(counts, (RARE, COMMON), right=True)
+    return ["rcf"[group] for group in groups.tolist()]

@@ -17,19 +17,21 @@ from vfm.storage import files
 
 
 def read_map(path: str) -> NDArray[Any]:
-    """Return the values of a label map, (H, W): of a palette image the indices, not the colours.
+    """Read the values of a label map, (H, W). For a palette image these are the indices, not the colours.
 
     Raises:
-        BadSample: the file is missing, or is no image of one channel.
+        BadSample: the file is missing, or is not an image with a single channel.
     """
     try:
         image = open_image(files.read_bytes(path), path)
         values = np.asarray(image)
-    except Exception:  # the file is missing or too large, or Pillow's many types of errors on broken bytes
+    except Exception:  # a missing file, one that is too large, or any of Pillow's errors on broken bytes
         raise BadSample("missing_label", path) from None
     if values.ndim != 2:
         raise BadSample("missing_label", f"{path}: expected one channel, got {image.mode}")
-    return values.astype(np.uint8) if values.dtype == bool else values  # of one bit: an index, and not a mask
+    if values.dtype == bool:  # one bit per pixel: the values are class indices, not a mask
+        return values.astype(np.uint8)
+    return values
 
 
 def check_map(path: str, classes: Sequence[int]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Folders of label maps, PNG files whose values are classes: ADE20K, COCO-Stuff, Cityscapes, VOC, and any other.
+"""Readers of label maps, PNG files whose pixel values are classes: ADE20K, COCO-Stuff, Cityscapes, VOC, and others.
 
 Sources: Zhou et al. 2017 (ADE20K), 150 classes of SceneParse150; Caesar et al. 2018 (COCO-Stuff), 171 of 182 ids;
 Cordts et al. 2016 (Cityscapes), 19 of 34 ids.
@@ -40,7 +40,7 @@ CITYSCAPES_IDS = 34
 
 @dataclass
 class LabelMaps(ListedImages):
-    """Reader of pictures with a label map each."""
+    """Reader of images with a label map each."""
 
     names: Sequence[str] = ()
     format: str = "label_maps"
@@ -50,61 +50,70 @@ class LabelMaps(ListedImages):
         self.classes = Classes.numbered(self.names)
 
     def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
-        """Yield nothing: the maps are read when they are needed."""
+        """Yield nothing, because the maps are read when they are needed."""
         return iter(())
 
 
 def ade20k(root: str, split: str) -> LabelMaps:
-    """Return the reader of ADEChallengeData2016: value 0 is other and is ignored, 1 to 150 are the classes."""
+    """Open ADEChallengeData2016. Value 0 stands for other pixels and is ignored, 1 to 150 are the classes."""
     table = f"{root}/objectInfo150.txt"
-    rows = [line.split("\t") for line in files.read_text(table).splitlines()[1:]] if files.exists(table) else []
-    names = [row[-1].strip() for row in rows] or [f"class {number}" for number in range(1, ADE20K_CLASSES + 1)]
+    lines = files.read_text(table).splitlines()[1:] if files.exists(table) else []
+    names = [line.split("\t")[-1].strip() for line in lines]
+    if not names:
+        names = [f"class {number}" for number in range(1, ADE20K_CLASSES + 1)]
     values = [IGNORED, *range(len(names))]
     return _paired(f"{root}/images/{split}", f"{root}/annotations/{split}", names, values, "ade20k")
 
 
 def coco_stuff(images: str, maps: str, labels: str | None) -> LabelMaps:
-    """Return the reader of COCO-Stuff's maps: value v is id v + 1; 11 of the ids do not exist, 255 is ignored.
+    """Open COCO-Stuff's maps. Value v is id v + 1, 11 of the ids do not exist, and 255 is ignored.
 
     Args:
-        images: folder of the pictures.
+        images: folder of the images.
         maps: folder of the PNG files.
-        labels: COCO-Stuff's `labels.txt`, "1: person" in each line; None: classes are named by their ids.
+        labels: COCO-Stuff's `labels.txt` with lines such as "1: person". None: classes are named by their ids.
     """
-    lines = [line.partition(":") for line in files.read_text(labels).splitlines()] if labels else []
-    given = {int(number): name.strip() for number, _, name in lines if number.strip().isdigit()}
-    ids = [number for number in range(1, STUFF_IDS + 1) if number not in STUFF_HOLES]
-    values = [ids.index(value + 1) if value + 1 in ids else NOT_ALLOWED for value in range(STUFF_IDS)]
-    names = [given.get(number, f"id {number}") for number in ids]
+    name_of: dict[int, str] = {}
+    for line in files.read_text(labels).splitlines() if labels else []:
+        number, _, name = line.partition(":")
+        if number.strip().isdigit():
+            name_of[int(number)] = name.strip()
+    ids = [class_id for class_id in range(1, STUFF_IDS + 1) if class_id not in STUFF_HOLES]
+    label_of = {class_id: label for label, class_id in enumerate(ids)}
+    values = [label_of.get(value + 1, NOT_ALLOWED) for value in range(STUFF_IDS)]
+    names = [name_of.get(class_id, f"id {class_id}") for class_id in ids]
     return _paired(images, maps, names, values, "coco_stuff")
 
 
 def cityscapes(root: str, split: str) -> LabelMaps:
-    """Return the reader of Cityscapes' `labelIds`: 19 of the 34 ids are evaluated, the others are ignored."""
+    """Open Cityscapes' `labelIds`. Of the 34 ids, 19 are evaluated and the others are ignored."""
     images = f"{root}/leftImg8bit/{split}"
     listed = []
     for number, name in enumerate(image_names(images)):
         stem = name.rpartition("_leftImg8bit")[0]
         path = f"{root}/gtFine/{split}/{stem}_gtFine_labelIds.png"
         listed.append(AnnotatedImage(stem, f"{images}/{name}", number, label_map=path))
-    trained = list(CITYSCAPES)
-    values = [trained.index(value) if value in CITYSCAPES else IGNORED for value in range(CITYSCAPES_IDS)]
+    label_of = {class_id: label for label, class_id in enumerate(CITYSCAPES)}
+    values = [label_of.get(value, IGNORED) for value in range(CITYSCAPES_IDS)]
     return LabelMaps(listed, map_classes=_padded(values), names=list(CITYSCAPES.values()), format="cityscapes")
 
 
 def voc_maps(root: str, split: str) -> LabelMaps:
-    """Return the reader of VOC's `SegmentationClass`: palette images, 0 is the background, 255 the rim of objects."""
+    """Open VOC's `SegmentationClass`: palette images, where 0 is the background and 255 the rim of objects."""
     stems = split_stems(root, "Segmentation", split)
-    listed = [
-        AnnotatedImage(stem, f"{root}/JPEGImages/{stem}.jpg", number, label_map=f"{root}/SegmentationClass/{stem}.png")
-        for number, stem in enumerate(stems)
-    ]
+    listed = []
+    for number, stem in enumerate(stems):
+        label_map = f"{root}/SegmentationClass/{stem}.png"
+        listed.append(AnnotatedImage(stem, f"{root}/JPEGImages/{stem}.jpg", number, label_map=label_map))
     names = ["background", *VOC_CLASSES]
     return LabelMaps(listed, map_classes=_padded(range(len(names))), names=names, format="voc_maps")
 
 
 def folder_maps(images: str, maps: str, names: Sequence[str]) -> LabelMaps:
-    """Return the reader of any two folders: a value is its class, 255 is ignored; only pictures with a map count."""
+    """Open a folder of images and a folder of maps. Values are classes, and 255 is ignored.
+
+    Skips images without a map.
+    """
     return _paired(images, maps, names, range(len(names)), "label_maps")
 
 
@@ -112,18 +121,18 @@ def _paired(images: str, maps: str, names: Sequence[str], values: Sequence[int],
     if len(values) > RIM:
         raise UserError(f"{maps}: expected at most {RIM} classes in maps of 8 bits, got {len(values)}")
     stems = {name.rpartition(".")[0]: name for name in image_names(images)}
-    found = {name.removesuffix(".png") for name in files.walk(maps) if name.endswith(".png")}
-    listed = [stem for stem in stems if stem in found]
+    map_stems = {name.removesuffix(".png") for name in files.walk(maps) if name.endswith(".png")}
+    listed = []
+    for stem, name in stems.items():
+        if stem in map_stems:
+            label_map = f"{maps}/{stem}.png"
+            listed.append(AnnotatedImage(stem, f"{images}/{name}", len(listed), label_map=label_map))
     if not listed:
         first = ", ".join(islice(stems, 2))
-        raise UserError(f"{maps}: no PNG file has the name of a picture in {images} ({first}, ...)")
-    pictures = [
-        AnnotatedImage(stem, f"{images}/{stems[stem]}", number, label_map=f"{maps}/{stem}.png")
-        for number, stem in enumerate(listed)
-    ]
-    return LabelMaps(pictures, map_classes=_padded(values), names=list(names), format=form)
+        raise UserError(f"{maps}: no PNG file has the name of an image in {images} ({first}, ...)")
+    return LabelMaps(listed, map_classes=_padded(values), names=list(names), format=form)
 
 
 def _padded(values: Sequence[int]) -> list[int]:
-    """Return the class of each value of 8 bits: 255 is ignored, others without a class are not allowed."""
+    """Extend the classes to all 8-bit values: 255 is ignored, other values without a class are not allowed."""
     return [*values, *[NOT_ALLOWED] * (RIM - len(values)), IGNORED]

@@ -1,8 +1,8 @@
-"""Masks as COCO's compressed run lengths: read from polygons and runs, decoded, measured.
+"""Encode, decode and measure masks as COCO's compressed run lengths.
 
-A mask is the `counts` of COCO's run-length string, as bytes; its height and width are those of its image.
+A mask is the `counts` of COCO's run-length string, as bytes. It has the height and width of its image.
 
-Source: the COCO API, github.com/cocodataset/cocoapi, by faster-coco-eval.
+Source: the COCO API, github.com/cocodataset/cocoapi, called through faster-coco-eval.
 """
 
 # H, W height and width of the image, N masks
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vfm.data.annotated.records import BadAnnotation
 
 MIN_COORDINATES = 6  # three points; with two, a polygon has no area
-# No picture is as wide; the library walks along each edge, and at 1e7 it takes seconds and a gigabyte.
+# No image is this wide. The library walks along each edge, which at 1e7 takes seconds and a gigabyte.
 MAX_COORDINATE = 100_000
 
 
@@ -34,17 +34,17 @@ def decode_mask(counts: bytes, height: int, width: int) -> NDArray[np.bool_]:
 
 
 def as_rle(counts: bytes, height: int, width: int) -> dict[str, Any]:
-    """Return a mask as the dictionary that COCO's functions take."""
+    """Wrap a mask in the dictionary that COCO's functions take."""
     return {"size": [height, width], "counts": counts}
 
 
 def mask_area(counts: bytes, height: int, width: int) -> float:
-    """Return the number of pixels of a mask."""
+    """Count the pixels of a mask."""
     return float(coco_mask.area(as_rle(counts, height, width)))
 
 
 def mask_box(counts: bytes, height: int, width: int) -> tuple[float, float, float, float]:
-    """Return the smallest box around a mask, (left, top, right, bottom)."""
+    """Compute the smallest box around a mask, (left, top, right, bottom)."""
     left, top, w, h = np.asarray(coco_mask.toBbox(as_rle(counts, height, width))).tolist()
     return left, top, left + w, top + h
 
@@ -52,7 +52,7 @@ def mask_box(counts: bytes, height: int, width: int) -> tuple[float, float, floa
 def encode_segmentation(value: Any, height: int, width: int, where: str) -> bytes:
     """Encode a COCO `segmentation`: polygons, run lengths as a list, or a run-length string.
 
-    Polygons with fewer than three points are dropped.
+    Drops polygons with fewer than three points.
 
     Raises:
         BadAnnotation: no polygon is left, or the runs do not fit the image.
@@ -81,7 +81,8 @@ def _encode_runs(value: dict[str, Any], height: int, width: int, where: str) -> 
     if isinstance(counts, str | bytes):
         encoded = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
         runs = _runs_of(encoded)
-        if runs is None or sum(runs) != height * width or min(runs) < 0:  # the library reads past the image's end
+        # The library does not check the runs, and would read past the end of the image.
+        if runs is None or sum(runs) != height * width or min(runs) < 0:
             raise BadAnnotation("bad_mask", where)
         return encoded
     if not isinstance(counts, list) or not all(isinstance(run, int) and run >= 0 for run in counts):
@@ -92,9 +93,9 @@ def _encode_runs(value: dict[str, Any], height: int, width: int, where: str) -> 
 
 
 def _runs_of(counts: bytes) -> list[int] | None:
-    """Return the runs of a run-length string, None if it is broken.
+    """Decode the runs of a run-length string, None if it is broken.
 
-    Each character has five bits; from the fourth run on, differences to the run before the last are stored.
+    Each character has five bits. From the fourth run on, the string stores differences to the run before the last.
     """
     runs: list[int] = []
     number = shift = 0
@@ -108,6 +109,8 @@ def _runs_of(counts: bytes) -> list[int] | None:
             continue
         if bits & 16:
             number -= 1 << shift
-        runs.append(number + runs[-2] if len(runs) > 2 else number)
+        if len(runs) > 2:
+            number += runs[-2]
+        runs.append(number)
         number = shift = 0
     return runs if runs and not shift else None

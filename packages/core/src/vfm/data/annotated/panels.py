@@ -1,4 +1,4 @@
-"""Panels of annotated images: the classes with their objects, and the first pictures with their outlines."""
+"""Panels for annotated images: object counts by class, and the first images with their labels."""
 
 # H, W height and width
 
@@ -16,32 +16,32 @@ NUM_IMAGES = 12
 SIDE = 256
 CLASSES_SHOWN = 30
 OPACITY = 0.5
+Row = list[str | float | int | None]  # cells of a table
 
 
 def add_annotation_panels(ctx: Context, dataset: AnnotatedImages) -> None:
-    """Write the panels of a dataset that has just been made."""
+    """Write the panels of a new dataset."""
     source = AnnotatedSource(dataset)
     if dataset.map_classes:
-        ctx.panel(
-            TablePanel(title="Classes", order=20, columns=["class"], rows=[[name] for name in dataset.class_names])
-        )
+        names: list[Row] = [[name] for name in dataset.class_names]
+        ctx.panel(TablePanel(title="Classes", order=20, columns=["class"], rows=names))
     else:
         _add_classes(ctx, source)
     if dataset.has_images:
-        _add_pictures(ctx, source)
+        _add_images(ctx, source)
 
 
 def palette(count: int) -> NDArray[np.uint8]:
-    """Return distinct colours, (count, 3): hues by the golden ratio, in two lightnesses."""
+    """Create distinct colours, (count, 3), with hues spaced by the golden ratio and two lightnesses."""
     number = np.arange(count)
     hue = (0.1 + 0.618034 * number) % 1
     channels = np.clip(np.abs((hue[:, None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     return np.asarray((255 * channels * np.where(number % 2, 0.65, 1.0)[:, None]).astype(np.uint8))
 
 
-def overlay(picture: Image.Image, segments: NDArray[np.integer], colours: NDArray[np.uint8]) -> Image.Image:
-    """Tint a picture by the segment of each pixel, (H, W); negative numbers stay untinted."""
-    pixels = np.asarray(picture, dtype=np.float32).copy()
+def overlay(image: Image.Image, segments: NDArray[np.integer], colours: NDArray[np.uint8]) -> Image.Image:
+    """Tint an image by the segment of each pixel, (H, W). Pixels with a negative number stay untinted."""
+    pixels = np.asarray(image, dtype=np.float32).copy()
     inside = segments >= 0
     pixels[inside] += OPACITY * (colours[segments[inside] % len(colours)] - pixels[inside])
     return Image.fromarray(pixels.astype(np.uint8))
@@ -53,46 +53,42 @@ def _add_classes(ctx: Context, source: AnnotatedSource) -> None:
     pairs = np.unique(np.stack([objects.image, objects.labels]), axis=1)[1]
     images = np.bincount(pairs, minlength=len(counts))
     order = np.argsort(-counts, kind="stable")[:CLASSES_SHOWN].tolist()
-    frequency = [str(group) for group in dataset.frequency] or [""] * len(counts)  # none where no object is left
+    frequency = [str(group) for group in dataset.frequency]
+    if not frequency:  # no object is left
+        frequency = [""] * len(counts)
     note = f"{len(objects)} objects of {len(counts)} classes in {len(source)} images; format: {dataset.format}"
-    rows: list[list[str | float | int | None]] = [
-        [dataset.class_names[n], int(counts[n]), int(images[n]), frequency[n]] for n in order
-    ]
+    rows: list[Row] = [[dataset.class_names[n], int(counts[n]), int(images[n]), frequency[n]] for n in order]
     columns = ["class", "objects", "images", "frequency"]
     ctx.panel(TablePanel(title="Classes", note=note, order=20, columns=columns, rows=rows))
     if dataset.bad_annotations:
-        ctx.panel(
-            TablePanel(
-                title="Annotations left out",
-                order=25,
-                columns=["reason", "annotations"],
-                rows=[[reason, count] for reason, count in sorted(dataset.bad_annotations.items())],
-            )
-        )
+        reasons: list[Row] = [[reason, count] for reason, count in sorted(dataset.bad_annotations.items())]
+        ctx.panel(TablePanel(title="Annotations left out", order=25, columns=["reason", "annotations"], rows=reasons))
 
 
-def _add_pictures(ctx: Context, source: AnnotatedSource) -> None:
+def _add_images(ctx: Context, source: AnnotatedSource) -> None:
     folder = ctx.directory / "panels"
     folder.mkdir(parents=True, exist_ok=True)
-    colours, pictures = palette(64), []
+    colours = palette(64)
+    shown = []
     for number in range(min(len(source), NUM_IMAGES)):
         try:
-            shown = overlay(source.image(number), _segments(source, number), colours)
+            tinted = overlay(source.image(number), _segments(source, number), colours)
         except BadSample:
             continue
-        shown.thumbnail((SIDE, SIDE))
+        tinted.thumbnail((SIDE, SIDE))
         file = f"panels/annotated-{number:02d}.jpg"
-        shown.save(ctx.directory / file, quality=90)
-        names = [source.dataset.class_names[label] for label in dict.fromkeys(source.objects(number).labels.tolist())]
-        pictures.append(PanelImage(file=file, caption=", ".join(names[:6])))
-    if pictures:
-        ctx.panel(ImagesPanel(title="First samples with their labels", order=30, pictures=pictures, width=192))
+        tinted.save(ctx.directory / file, quality=90)
+        labels = dict.fromkeys(source.objects(number).labels.tolist())
+        names = [source.dataset.class_names[label] for label in labels]
+        shown.append(PanelImage(file=file, caption=", ".join(names[:6])))
+    if shown:
+        ctx.panel(ImagesPanel(title="First samples with their labels", order=30, pictures=shown, width=192))
 
 
 def _segments(source: AnnotatedSource, number: int) -> NDArray[np.integer]:
     if source.dataset.map_classes:
         return source.semantic(number)
     segments = np.full(source.sizes[number][::-1], -1, dtype=np.int64)
-    for place, mask in enumerate(source.masks(number)):
-        segments[mask] = place
+    for index, mask in enumerate(source.masks(number)):
+        segments[mask] = index
     return segments

@@ -1,6 +1,6 @@
-"""COCO's panoptic annotations: a json file with the segments of each picture, and a PNG with their ids as colours.
+"""COCO's panoptic annotations: a JSON file with the segments of each image, and a PNG with their ids as colours.
 
-Source: Kirillov et al. 2019, Panoptic segmentation (arXiv:1801.00868); the format at cocodataset.org.
+Source: Kirillov et al. 2019, Panoptic segmentation (arXiv:1801.00868), and the format at cocodataset.org.
 """
 
 # H, W height and width
@@ -24,7 +24,7 @@ from vfm.storage import files
 
 @dataclass
 class PanopticJson(ListedImages):
-    """Reader of a panoptic json file; each segment becomes a mask that overlaps no other."""
+    """Reader of a panoptic JSON file. Segments become masks that do not overlap."""
 
     path: str = ""
     image_root: str = ""
@@ -34,18 +34,19 @@ class PanopticJson(ListedImages):
     def __post_init__(self) -> None:
         self.classes = classes_of(list(stream(self.path, "categories")), self.path)
         self.labels: list[Label] = ["boxes", "masks", "semantic", "panoptic"]
-        annotated = {_number(one, "image_id") for one in stream(self.path, "annotations")} | {None}
-        images = [one for one in stream(self.path, "images") if _number(one, "id") in annotated]
+        annotated = {_number(entry, "image_id") for entry in stream(self.path, "annotations")}
+        annotated.add(None)  # keep images without an id, which `parse_images` reports
+        images = [entry for entry in stream(self.path, "images") if _number(entry, "id") in annotated]
         self.listed = parse_images(images, self.image_root, self.path, self.has_images)
         self.maps = map_folder(self.path)
 
     def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
-        """Yield the segments, picture by picture."""
-        places = {picture.image_id: place for place, picture in enumerate(self.listed)}
-        for one in stream(self.path, "annotations"):
-            where = f"{self.maps}/{one.get('file_name')}"
-            image = _number(one, "image_id")
-            if image is None or (picture := places.get(image)) is None:
+        """Yield the segments, image by image."""
+        index_of = {image.image_id: index for index, image in enumerate(self.listed)}
+        for entry in stream(self.path, "annotations"):
+            where = f"{self.maps}/{entry.get('file_name')}"
+            image_id = _number(entry, "image_id")
+            if image_id is None or image_id not in index_of:
                 yield BadAnnotation("unknown_image", where)
                 continue
             try:
@@ -53,20 +54,19 @@ class PanopticJson(ListedImages):
             except BadAnnotation as bad:
                 yield bad
                 continue
-            if ids.shape[::-1] != sizes[picture]:
+            image_index = index_of[image_id]
+            segments = entry.get("segments_info")
+            if ids.shape[::-1] != sizes[image_index] or not isinstance(segments, list):
                 yield BadAnnotation("bad_mask", where)
                 continue
-            if not isinstance(segments := one.get("segments_info"), list):
-                yield BadAnnotation("bad_mask", where)
-                continue
-            yield from _segments(segments, ids, picture, where)
+            yield from _segments(segments, ids, image_index, where)
 
 
 def read_segment_ids(path: str) -> NDArray[np.int32]:
-    """Return the id of each pixel's segment, R + 256 G + 65536 B; 0: unlabelled, (H, W).
+    """Read the id of each pixel's segment, R + 256 G + 65536 B, (H, W). 0 is unlabelled.
 
     Raises:
-        BadAnnotation: the file is missing, or is no image.
+        BadAnnotation: the file is missing, or is not an image.
     """
     try:
         image = np.asarray(open_image(files.read_bytes(path), path).convert("RGB"), dtype=np.int32)
@@ -75,37 +75,37 @@ def read_segment_ids(path: str) -> NDArray[np.int32]:
     return np.asarray(image[..., 0] | image[..., 1] << 8 | image[..., 2] << 16)
 
 
-def _number(one: Any, key: str) -> int | None:
-    """Return the whole number at a key of an entry, None if there is none."""
-    value = one.get(key) if isinstance(one, dict) else None
+def _number(entry: Any, key: str) -> int | None:
+    """Look up an integer in an entry."""
+    value = entry.get(key) if isinstance(entry, dict) else None
     return value if isinstance(value, int) else None
 
 
 def _segments(
-    segments: Sequence[Any], ids: NDArray[np.int32], picture: int, where: str
+    segments: Sequence[Any], ids: NDArray[np.int32], image_index: int, where: str
 ) -> Iterator[Annotation | BadAnnotation]:
-    found = set(np.unique(ids).tolist()) - {0}
+    remaining = set(np.unique(ids).tolist()) - {0}
     for segment in segments:
         number, category = _number(segment, "id"), _number(segment, "category_id")
-        place = f"{where}: segment {number}"
-        if number not in found:
-            yield BadAnnotation("bad_mask", place)
+        address = f"{where}: segment {number}"
+        if number not in remaining:
+            yield BadAnnotation("bad_mask", address)
             continue
-        found.remove(number)
+        remaining.remove(number)
         if category is None:
-            yield BadAnnotation("unknown_class", place)
+            yield BadAnnotation("unknown_class", address)
             continue
         counts, crowd = encode_mask(ids == number), bool(segment.get("iscrowd"))
-        yield Annotation(picture, category, place, segmentation=counts, crowd=crowd)
-    for number in sorted(found):  # pixels that no segment describes
+        yield Annotation(image_index, category, address, segmentation=counts, crowd=crowd)
+    for number in sorted(remaining):  # pixels that no segment describes
         yield BadAnnotation("unknown_class", f"{where}: segment {number}")
 
 
 def map_folder(path: str) -> str:
-    """Return the folder of the PNG files: named as the json, `masks` beside it, or its own folder.
+    """Find the folder of the PNG files: one named as the JSON file, `masks` next to it, or the folder it is in.
 
     Raises:
-        UserError: none of them has the first file, or the json names none.
+        UserError: none of these folders has the first file, or the JSON file names none.
     """
     parent, _, name = path.rpartition("/")
     folders = [f"{parent or '.'}/{name.split('.')[0]}", f"{parent or '.'}/masks", parent or "."]

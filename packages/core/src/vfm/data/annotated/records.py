@@ -1,4 +1,4 @@
-"""What the readers of annotation formats yield: pictures, classes and annotations as their files give them."""
+"""Images, classes and annotations as the readers of annotation formats yield them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NOT_ALLOWED = -2  # class of a value that a label map must not have
 
 
 class BadAnnotation(Exception):  # noqa: N818 (a property of the data, counted and skipped)
-    """An annotation that cannot be used: the reason, one of a fixed set, and its address."""
+    """An annotation that cannot be used: its address, and the reason from a fixed set."""
 
     def __init__(self, reason: Reason, where: str) -> None:
         super().__init__(reason, where)
@@ -42,17 +42,17 @@ class BadAnnotation(Exception):  # noqa: N818 (a property of the data, counted a
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """One picture of an annotated dataset.
+    """An image of an annotated dataset.
 
     Attributes:
         key: unique name.
-        image: path of the file; empty where the images are in shards.
-        image_id: the source's id, by which files of results name the picture.
-        size: width and height that the annotations refer to; None: those of the file.
+        image: path of the file. Empty if the images are in shards.
+        image_id: the source's id of the image, which result files use.
+        size: width and height that the annotations refer to. None: the size of the file.
         negatives: ids of classes that were checked and are absent (LVIS).
-        not_exhaustive: ids of classes of which only some instances are annotated (LVIS).
-        label_map: path of the picture's label map.
-        problem: why its entry cannot be used.
+        not_exhaustive: ids of classes with only some instances annotated (LVIS).
+        label_map: path of the image's label map.
+        problem: why the image's entry cannot be used.
     """
 
     key: str
@@ -67,21 +67,21 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class Annotation:
-    """One object as its file gives it.
+    """An object as its file describes it.
 
     Attributes:
-        picture: index among the reader's pictures.
+        image_index: index among the reader's images.
         class_id: the source's id of the class.
         where: address, for messages.
-        box: (left, top, right, bottom) in pixels; None: that of the mask.
-        segmentation: COCO's polygons or runs, or encoded counts (`bytes`); None: no mask.
-        area: in pixels; None: the mask's, else the box's.
+        box: (left, top, right, bottom) in pixels. None: the box of the mask.
+        segmentation: COCO's polygons or runs, or encoded counts (`bytes`). None: no mask.
+        area: area in pixels. None: the area of the mask, or of the box without a mask.
         crowd: a region with several objects, which is never a target.
         ignored: too difficult to count as a mistake.
-        identity: the source's id of the annotation, which must be unique; None: it has none.
+        identity: the source's id of the annotation, which must be unique. None: no id.
     """
 
-    picture: int
+    image_index: int
     class_id: int
     where: str
     box: Box | None = None
@@ -98,34 +98,35 @@ class Classes:
 
     names: list[str]
     ids: list[int]
-    things: list[bool] = field(default_factory=list)  # empty: all
+    things: list[bool] = field(default_factory=list)  # empty: all classes are things
     frequency: list[str] = field(default_factory=list)
 
     @classmethod
     def numbered(cls, names: Sequence[str]) -> Classes:
-        """Return classes whose ids are 0, 1, ..."""
+        """Create classes with the ids 0, 1, ..."""
         return cls(list(names), list(range(len(names))))
 
 
-def check_ids(pictures: Sequence[AnnotatedImage], place: str) -> None:
-    """Check that each picture of a file has an id of its own.
+def check_ids(images: Sequence[AnnotatedImage], path: str) -> None:
+    """Check that the images of a file have unique ids.
 
     Raises:
         UserError: an id is repeated.
     """
-    ids = Counter(one.image_id for one in pictures)
-    if ids and (most := ids.most_common(1)[0])[1] > 1:
-        raise UserError(f"{place}: {most[1]} pictures have the id {most[0]}; expected each id once")
+    counts = Counter(image.image_id for image in images)
+    for image_id, count in counts.most_common(1):
+        if count > 1:
+            raise UserError(f"{path}: {count} images have the id {image_id}; expected each id once")
 
 
 class AnnotationReader(Protocol):
-    """Reader of one format."""
+    """Reader of an annotation format."""
 
     format: str
     labels: list[Label]
     classes: Classes
     federated: bool
-    map_classes: list[int]  # class of each value of a label map; empty: there are none
+    map_classes: list[int]  # class of each value of a label map, empty without label maps
     background: int | None  # class of the pixels outside all masks
     spec: DatasetSpec
 
@@ -134,17 +135,17 @@ class AnnotationReader(Protocol):
         ...
 
     def list_images(self, source: Source | None) -> list[AnnotatedImage]:
-        """Return the pictures in the order of the source's samples; without a source, those that the files list."""
+        """List the images in the order of the source's samples, or in the order of the files without a source."""
         ...
 
     def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
-        """Yield the objects in any order, given width and height of each picture."""
+        """Yield the objects in any order, given width and height of each image."""
         ...
 
 
 @dataclass
 class ListedImages:
-    """Base of the readers whose pictures are files."""
+    """Base of the readers for datasets with image files."""
 
     listed: list[AnnotatedImage] = field(default_factory=list)
     spec: DatasetSpec = field(default_factory=DatasetSpec)
@@ -153,20 +154,20 @@ class ListedImages:
     background: int | None = None
 
     def shards(self, directory: Path) -> Iterator[Found]:
-        """Yield lists of the image files, whose number is known."""
-        entries = (ImageEntry(one.key, one.image) for one in self.listed)
+        """Yield lists of the image files, with a known number of samples."""
+        entries = (ImageEntry(image.key, image.image) for image in self.listed)
         yield from ((shard, True) for shard in write_image_lists(directory, entries, self.spec))
 
     def list_images(self, source: Source | None) -> list[AnnotatedImage]:
-        """Return the pictures."""
+        """List the images."""
         return self.listed
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Return whether a value is a finite number that fits into 64 bits."""
+    """Check whether a value is a finite number that fits into 64 bits."""
     return isinstance(value, int | float) and abs(value) < 2**63
 
 
 def box_of(left: float, top: float, width: float, height: float) -> Box:
-    """Return the corners of a box of COCO's form."""
+    """Convert a box from COCO's left, top, width and height to corners."""
     return left, top, left + width, top + height

@@ -1,7 +1,7 @@
-"""Samples with objects in their own record: WebDataset's `jpg + json`, and Hugging Face's tables with `objects`.
+"""Samples whose records contain the objects: WebDataset's `jpg + json`, and Hugging Face's tables with `objects`.
 
-A record has COCO's `annotations`, or `objects`, a list by field; also `width`, `height`, `image_id` and LVIS' lists if
-they are known.
+A record has COCO's `annotations`, or `objects` with a list for each field. It may also have `width`, `height`,
+`image_id` and LVIS' lists.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vfm.data.samples.shards import Found
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.parquet import features_of
 
-NUM_READ = 200  # samples that are read for the kinds of labels
+NUM_READ = 200  # samples to read to find the kinds of labels
 FIELDS = ("objects", "width", "height", "image_id")  # columns of Hugging Face's tables, and keys of a json
 
 Record = dict[str, Any]
@@ -36,7 +36,7 @@ Record = dict[str, Any]
 
 @dataclass
 class SampleRecords:
-    """Reader of tars and of Parquet files; classes that are not given are the names or numbers that occur."""
+    """Reader of tars and Parquet files. By default the classes are the names or numbers that occur."""
 
     layout: Layout
     classes: Classes = field(default_factory=lambda: Classes([], []))
@@ -53,46 +53,52 @@ class SampleRecords:
             names = _names_in_schema(self.layout.paths[0]) if self.format == "hugging_face" else []
             self.classes = Classes.numbered(names or class_names_in(self._all(), self.layout.paths[0]))
         if not self.labels:
-            first = [
-                one
-                for record in islice(self._all(), NUM_READ)
-                for one in objects_in(record, self.classes, 0, "", self.box_format)
-            ]
-            if not first:
-                raise UserError(f"{self.layout.paths[0]}: no objects found; expected `annotations` or `objects`")
-            masks = any(isinstance(one, Annotation) and one.segmentation is not None for one in first)
-            self.labels = ["boxes", "masks"] if masks else ["boxes"]
+            self.labels = self._kinds_of_labels()
+
+    def _kinds_of_labels(self) -> list[Label]:
+        """Find out from the first samples whether the objects have masks."""
+        first: list[Annotation | BadAnnotation] = []
+        for record in islice(self._all(), NUM_READ):
+            first += objects_in(record, self.classes, 0, "", self.box_format)
+        if not first:
+            raise UserError(f"{self.layout.paths[0]}: no objects found; expected `annotations` or `objects`")
+        if any(isinstance(entry, Annotation) and entry.segmentation is not None for entry in first):
+            return ["boxes", "masks"]
+        return ["boxes"]
 
     def shards(self, directory: Path) -> Iterator[Found]:
         """Yield the user's files."""
         yield from self.layout.shards(directory, self.spec)
 
     def list_images(self, source: Source | None) -> list[AnnotatedImage]:
-        """Return the samples; a picture's id is that of its record, else its number."""
+        """List the samples. The id of an image is taken from its record, or else is its number."""
         if source is None:
             raise UserError(f"{self.layout.paths[0]}: images: false needs annotations in files of their own")
         self._source = source
         keys = source.keys
-        found = [self._picture(number, keys[number], record) for number, record in enumerate(self._of_samples())]
-        check_ids(found, self.layout.paths[0])
-        return found
+        images = [self._image(number, keys[number], record) for number, record in enumerate(self._of_samples())]
+        check_ids(images, self.layout.paths[0])
+        return images
 
     def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
         """Yield the objects of all samples."""
         for number, record in enumerate(self._of_samples()):
-            if record is not None:  # else the sample is a bad one
+            if record is not None:  # bad samples have no record
                 yield from objects_in(record, self.classes, number, self._source.where(number), self.box_format)
 
-    def _picture(self, number: int, key: str, record: Record | None) -> AnnotatedImage:
+    def _image(self, number: int, key: str, record: Record | None) -> AnnotatedImage:
         facts = record or {}
         width, height = facts.get("width"), facts.get("height")
         size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
-        given = facts.get("image_id")
-        negatives, partly = (_numbers(facts.get(f"{name}_category_ids")) for name in ("neg", "not_exhaustive"))
-        return AnnotatedImage(key, "", given if isinstance(given, int) else number, size, negatives, partly)
+        image_id = facts.get("image_id")
+        if not isinstance(image_id, int):
+            image_id = number
+        negatives = _numbers(facts.get("neg_category_ids"))
+        not_exhaustive = _numbers(facts.get("not_exhaustive_category_ids"))
+        return AnnotatedImage(key, "", image_id, size, negatives, not_exhaustive)
 
     def _of_samples(self) -> Iterator[Record | None]:
-        """Yield the record of each sample of the source, None if it is broken."""
+        """Yield the record of each sample of the source, or None if it is broken."""
         index = self._source.index
         for shard in range(len(index.shards)):
             yield from index.open(shard).records(index.rows(shard).tolist(), FIELDS)
@@ -101,15 +107,19 @@ class SampleRecords:
         assert self.layout.reader
         for path in self.layout.paths:
             reader = self.layout.reader.open(self.layout.reader.find(path)[0], self.spec)
-            yield from (record for record in reader.records(range(len(reader)), FIELDS) if record is not None)
+            for record in reader.records(range(len(reader)), FIELDS):
+                if record is not None:
+                    yield record
 
 
 def _numbers(value: Any) -> tuple[int, ...]:
-    return tuple(one for one in value if isinstance(one, int)) if isinstance(value, list) else ()
+    if not isinstance(value, list):
+        return ()
+    return tuple(number for number in value if isinstance(number, int))
 
 
 def _names_in_schema(path: str) -> list[str]:
-    """Return the class names that Hugging Face's `datasets` stores in a table's metadata, if it has any."""
+    """Read the class names that Hugging Face's `datasets` stores in a table's metadata, if it has any."""
     return next(_class_labels(features_of(path).get(FIELDS[0])), [])
 
 

@@ -1,4 +1,4 @@
-"""Random access to the pictures, objects and label maps of an `AnnotatedImages`."""
+"""Random access to the images, objects and label maps of an `AnnotatedImages`."""
 
 # H, W height and width, N objects
 
@@ -22,7 +22,7 @@ from vfm.interfaces import AnnotatedImages
 
 
 class AnnotatedSource:
-    """The samples of a dataset, numbered as `open_dataset` numbers them. Masks are decoded when they are needed."""
+    """Samples of a dataset, numbered as by `open_dataset`. Masks are decoded when they are needed."""
 
     def __init__(self, dataset: AnnotatedImages) -> None:
         """Read the tables.
@@ -36,7 +36,7 @@ class AnnotatedSource:
             raise UserError(f"{dataset.path}: {len(self.source)} images, {len(self)} in its annotations")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return AnnotatedSource, (self.dataset,)  # a worker process reads the tables again, which may be large
+        return AnnotatedSource, (self.dataset,)  # worker processes read the tables again, as these may be large
 
     def __len__(self) -> int:
         return len(self.tables.images)
@@ -55,7 +55,7 @@ class AnnotatedSource:
 
     @cached_property
     def image_ids(self) -> list[int]:
-        """Id of each image in its source, as files of results name it."""
+        """Id of each image in its source, as used by result files."""
         return self.tables.column("image_id")
 
     @cached_property
@@ -64,7 +64,7 @@ class AnnotatedSource:
         return list(zip(self.tables.column("width"), self.tables.column("height"), strict=True))
 
     def image(self, number: int) -> Image.Image:
-        """Decode an image to RGB, turned by its EXIF orientation if its annotations are.
+        """Decode an image to RGB, and apply its EXIF orientation if the annotations refer to the rotated image.
 
         Raises:
             BadSample: the image cannot be used.
@@ -72,7 +72,7 @@ class AnnotatedSource:
         return self.decode(number, self.source[number].image)
 
     def decode(self, number: int, data: bytes) -> Image.Image:
-        """Decode the bytes of an image, which a loader has read, as `picture` does."""
+        """Decode an image as `image` does, from bytes that a loader has already read."""
         where = self.source.where(number)
         image = decode_image(data, where)
         if not self.tables.images["upright"][number].as_py():
@@ -81,24 +81,28 @@ class AnnotatedSource:
         return ImageOps.exif_transpose(image)
 
     def objects(self, number: int) -> ObjectArrays:
-        """Return the objects of an image."""
+        """Look up the objects of an image."""
         return self.tables.of_image(number)
 
     def masks(self, number: int, objects: ObjectArrays | None = None) -> NDArray[np.bool_]:
-        """Decode the masks of an image's objects, or of some of them, (N, H, W); an object without one has its box."""
+        """Decode the masks of an image's objects, or of the given ones, (N, H, W).
+
+        For an object without a mask, its box is filled.
+        """
         width, height = self.sizes[number]
-        found = self.objects(number) if objects is None else objects
-        masks = np.zeros((len(found), height, width), dtype=bool)
-        for place, (counts, box) in enumerate(zip(found.counts, found.boxes, strict=True)):
+        if objects is None:
+            objects = self.objects(number)
+        masks = np.zeros((len(objects), height, width), dtype=bool)
+        for index, (counts, box) in enumerate(zip(objects.counts, objects.boxes, strict=True)):
             if counts is not None:
-                masks[place] = decode_mask(counts, height, width)
+                masks[index] = decode_mask(counts, height, width)
             else:
                 left, top, right, bottom = np.rint(box).astype(int).tolist()
-                masks[place, top:bottom, left:right] = True
+                masks[index, top:bottom, left:right] = True
         return masks
 
     def semantic(self, number: int) -> NDArray[np.int16]:
-        """Return the class of each pixel, -1 where it is unlabelled, (H, W).
+        """Read the class of each pixel, (H, W), with -1 for unlabelled pixels.
 
         Raises:
             UserError: the dataset has no semantic labels.
@@ -116,7 +120,7 @@ class AnnotatedSource:
         return np.asarray(np.append(objects.labels, ground).astype(np.int16)[segments])
 
     def panoptic(self, number: int) -> tuple[NDArray[np.int16], ObjectArrays]:
-        """Return the number of each pixel's segment, -1 where it is unlabelled, (H, W), and the segments.
+        """Read the segment number of each pixel, (H, W), with -1 for unlabelled pixels, and the segments.
 
         Raises:
             UserError: the dataset has no panoptic labels.
@@ -129,6 +133,6 @@ class AnnotatedSource:
         objects = self.objects(number)
         width, height = self.sizes[number]
         segments = np.full((height, width), -1, dtype=np.int16)
-        for place, mask in enumerate(self.masks(number, objects)):
-            segments[mask] = place
+        for index, mask in enumerate(self.masks(number, objects)):
+            segments[mask] = index
         return segments, objects

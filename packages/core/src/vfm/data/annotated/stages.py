@@ -1,4 +1,4 @@
-"""Configurations of the stages that make images with objects and label maps: `data.annotated`, `shapes.scenes`."""
+"""Configuration of `data.annotated`, the stage that indexes images with objects and label maps."""
 
 from __future__ import annotations
 
@@ -22,26 +22,28 @@ class Annotated(Stage):
 
     kind: Literal["data.annotated"] = "data.annotated"
     path: str | Typed[list[str], Field(min_length=1)] = Field(
-        description="root of the dataset or folder of its images; tars (`jpg + json`) or Parquet files with `objects`;"
-        " set it with --set 'NAME.path=...'"
+        description="root of the dataset, folder of its images, tars (`jpg + json`), or Parquet files with `objects`."
+        " Set it with --set 'NAME.path=...'"
     )
     annotations: str | None = Field(
         None,
-        description="COCO, LVIS, Objects365, panoptic: the json file (also .gz); YOLO: folder of text files; label"
-        " maps: folder of PNG files; default: found in `path`",
+        description="JSON file of COCO, LVIS, Objects365 or panoptic annotations (also .gz), folder of YOLO's text"
+        " files, or folder of label maps as PNG files (default: found in `path`)",
     )
-    format: Format = Field("auto", description="format of the annotations; auto: by the files")
+    format: Format = Field("auto", description="format of the annotations (auto: by the files)")
     split: str = Field("train", description="split of a dataset with several, such as val2017 or validation")
     names: str | list[str] | None = Field(
         None,
-        description="class names in the order of their numbers, or a yaml file with `names`; default: the dataset's",
+        description="class names in the order of their numbers, or a YAML file with `names` (default: the dataset's)",
     )
-    classes: list[str] = Field([], description="names of the classes to keep, in the order of the labels; default: all")
+    classes: list[str] = Field(
+        [], description="names of the classes to keep, in the order of the labels (default: all)"
+    )
     box_format: Literal["xywh", "xyxy", "cxcywh"] = Field(
         "xywh", description="numbers of a box in tars and Parquet files, in pixels"
     )
-    keep_empty: bool = Field(True, description="keep images without objects; false suits training")
-    images: bool = Field(True, description="false: labels only, to score files of results; no image is looked for")
+    keep_empty: bool = Field(True, description="keep images without objects. For training, use false")
+    images: bool = Field(True, description="false: labels only, to score result files without the images")
     max_bad_fraction: Fraction = Field(0.05, description="tolerated fraction of bad images, and of bad annotations")
 
     makes: ClassVar[type[Artifact]] = AnnotatedImages
@@ -49,9 +51,13 @@ class Annotated(Stage):
     checks: ClassVar[str] = "vfm.data.annotated.indexing:check_annotated"
 
     def sources(self) -> Iterable[str]:
-        """Return the files behind `path`, and those of the annotations."""
-        named = [self.names] if isinstance(self.names, str) else []
-        return [*expand_paths(self.path), *([self.annotations] if self.annotations else []), *named]
+        """List the files behind `path`, the annotations and the file of class names."""
+        paths = list(expand_paths(self.path))
+        if self.annotations:
+            paths.append(self.annotations)
+        if isinstance(self.names, str):
+            paths.append(self.names)
+        return paths
 
 
 STAGES: tuple[type[Stage], ...] = (Annotated,)

@@ -27,7 +27,7 @@ IMAGES = pa.schema(
         "image_id": pa.int64(),
         "width": pa.int32(),
         "height": pa.int32(),
-        "upright": pa.bool_(),  # the annotations refer to the picture turned by its EXIF orientation
+        "upright": pa.bool_(),  # the annotations refer to the image after EXIF rotation
         "label_map": pa.string(),
         "negatives": pa.list_(pa.int32()),
         "not_exhaustive": pa.list_(pa.int32()),
@@ -49,7 +49,7 @@ OBJECTS = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ObjectRow:
-    """One object as it is stored. Boxes have 64 bits, so that scores equal those of the source's own tools."""
+    """An object as it is stored. Boxes have 64 bits, so that scores equal the scores of the source's tools."""
 
     image: int
     label: int
@@ -63,7 +63,7 @@ class ObjectRow:
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """One image as it is stored; `negatives` and `not_exhaustive` are labels."""
+    """An image as it is stored. `negatives` and `not_exhaustive` contain labels."""
 
     key: str
     image_id: int
@@ -75,16 +75,18 @@ class ImageRow:
     not_exhaustive: tuple[int, ...] = ()
 
 
-def as_places(rows: NDArray[np.int64] | NDArray[np.bool_] | slice, length: int) -> NDArray[np.int64]:
-    """Return a selection of rows as their places."""
+def as_indices(rows: NDArray[np.int64] | NDArray[np.bool_] | slice, length: int) -> NDArray[np.int64]:
+    """Convert a selection of rows to row indices."""
     if isinstance(rows, slice):
         return np.arange(*rows.indices(length))
-    return np.flatnonzero(rows) if rows.dtype == np.bool_ else rows.astype(np.int64, copy=False)
+    if rows.dtype == np.bool_:
+        return np.flatnonzero(rows)
+    return rows.astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True)
 class ObjectArrays:
-    """Objects of one image, or of several."""
+    """Objects of an image or of several, as an array for each field."""
 
     image: NDArray[np.int64]  # (N,)
     labels: NDArray[np.int64]  # (N,)
@@ -98,8 +100,8 @@ class ObjectArrays:
         return len(self.labels)
 
     def __getitem__(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> ObjectArrays:
-        at = as_places(rows, len(self))
-        counts = [self.counts[place] for place in at.tolist()]
+        at = as_indices(rows, len(self))
+        counts = [self.counts[index] for index in at.tolist()]
         return ObjectArrays(
             self.image[at], self.labels[at], self.boxes[at], counts, self.areas[at], self.crowd[at], self.ignored[at]
         )
@@ -107,7 +109,7 @@ class ObjectArrays:
 
 @dataclass(frozen=True)
 class AnnotationTables:
-    """Both tables of a dataset, in memory."""
+    """The tables of images and objects of a dataset, in memory."""
 
     images: Any  # pyarrow Table
     objects: Any
@@ -127,39 +129,39 @@ class AnnotationTables:
         return np.searchsorted(self.objects["image"].to_numpy(), np.arange(len(self.images) + 1))
 
     def of_image(self, number: int) -> ObjectArrays:
-        """Return the objects of an image."""
+        """Select the objects of an image."""
         return self.all[slice(int(self._ends[number]), int(self._ends[number + 1]))]
 
     def column(self, name: str) -> list[Any]:
-        """Return a column of the images."""
+        """List the values in a column of the images."""
         return list(self.images[name].to_pylist())
 
 
 def write_images(directory: Path, rows: Iterable[ImageRow]) -> None:
     """Write `images.parquet`."""
-    table = pa.Table.from_pylist([{name: getattr(row, name) for name in IMAGES.names} for row in rows], IMAGES)
-    pq.write_table(table, directory / IMAGES_FILE, write_page_checksum=True)
+    records = [_record(row, IMAGES) for row in rows]
+    pq.write_table(pa.Table.from_pylist(records, IMAGES), directory / IMAGES_FILE, write_page_checksum=True)
 
 
 @dataclass(frozen=True)
 class ObjectTable:
-    """Objects of all images before they are written; `repeated` has the identities that occur more than once."""
+    """Objects of all images before they are written. `repeated` lists the identities that occur more than once."""
 
     table: Any
     repeated: list[int]
 
     @classmethod
     def of(cls, rows: Iterable[ObjectRow]) -> ObjectTable:
-        """Collect objects in any order; of several with one identity the first is kept."""
+        """Collect objects in any order. If several have the same identity, only the first is kept."""
         parts = [pa.Table.from_pylist(chunk, OBJECTS) for chunk in _chunks(rows)]
         table = pa.concat_tables(parts) if parts else OBJECTS.empty_table()
         known = ~np.asarray(table["identity"].is_null())
         identity = table["identity"].filter(pa.array(known)).to_numpy()
-        first = np.zeros(len(identity), dtype=bool)
-        first[np.unique(identity, return_index=True)[1]] = True
-        kept = np.ones(len(table), dtype=bool)
-        kept[np.flatnonzero(known)[~first]] = False
-        return cls(table.filter(pa.array(kept)), [int(number) for number in identity[~first]])
+        is_first = np.zeros(len(identity), dtype=bool)
+        is_first[np.unique(identity, return_index=True)[1]] = True
+        kept_mask = np.ones(len(table), dtype=bool)
+        kept_mask[np.flatnonzero(known)[~is_first]] = False
+        return cls(table.filter(pa.array(kept_mask)), [int(number) for number in identity[~is_first]])
 
     @property
     def image(self) -> NDArray[np.int64]:
@@ -167,21 +169,20 @@ class ObjectTable:
         return np.asarray(self.table["image"].to_numpy(), dtype=np.int64)
 
     def images_by_label(self, num_classes: int) -> NDArray[np.int64]:
-        """Return the number of images with each class, (num_classes,)."""
+        """Count the images with each class, (num_classes,)."""
         pairs = np.unique(np.stack([self.image, self.table["label"].to_numpy()]), axis=1)
         return np.bincount(pairs[1], minlength=num_classes)
 
     def renumbered(self, numbers: NDArray[np.int64]) -> ObjectTable:
-        """Return the objects with new numbers of their images, (I,); those of images with -1 are left out."""
+        """Replace the image numbers by `numbers`, (I,), and drop the objects of images with -1."""
         image = numbers[self.image] if len(self.table) else self.image
         table = self.table.set_column(0, OBJECTS.field("image"), pa.array(image, pa.int32()))
         return ObjectTable(table.filter(pa.array(image >= 0)), self.repeated)
 
     def write(self, directory: Path) -> None:
         """Write `annotations.parquet`, sorted by image."""
-        pq.write_table(
-            self.table.take(np.argsort(self.image, kind="stable")), directory / OBJECTS_FILE, write_page_checksum=True
-        )
+        ordered = self.table.take(np.argsort(self.image, kind="stable"))
+        pq.write_table(ordered, directory / OBJECTS_FILE, write_page_checksum=True)
 
 
 def read_tables(directory: Path) -> AnnotationTables:
@@ -190,9 +191,8 @@ def read_tables(directory: Path) -> AnnotationTables:
     Raises:
         UserError: a file is missing or damaged, or an object belongs to no image.
     """
-    images, objects = (
-        read_parquet(directory / f, s.names) for f, s in ((IMAGES_FILE, IMAGES), (OBJECTS_FILE, OBJECTS))
-    )
+    images = read_parquet(directory / IMAGES_FILE, IMAGES.names)
+    objects = read_parquet(directory / OBJECTS_FILE, OBJECTS.names)
     with reading(directory / OBJECTS_FILE, "annotations"):
         image = objects["image"].to_numpy()
         if len(image) and (image.min() < 0 or image.max() >= len(images) or (np.diff(image) < 0).any()):
@@ -203,4 +203,8 @@ def read_tables(directory: Path) -> AnnotationTables:
 def _chunks(rows: Iterable[ObjectRow]) -> Iterator[list[dict[str, Any]]]:
     iterator = iter(rows)
     while chunk := list(islice(iterator, ROWS_AT_A_TIME)):
-        yield [{name: getattr(row, name) for name in OBJECTS.names} for row in chunk]
+        yield [_record(row, OBJECTS) for row in chunk]
+
+
+def _record(row: ImageRow | ObjectRow, schema: Any) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in schema.names}

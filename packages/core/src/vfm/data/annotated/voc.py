@@ -1,6 +1,6 @@
-"""PASCAL VOC: one xml file per picture.
+"""PASCAL VOC: one XML file per image.
 
-Source: Everingham et al. 2010, The PASCAL visual object classes challenge; corners count from 1 and belong to the box.
+Source: Everingham et al. 2010, The PASCAL visual object classes challenge. Corners count from 1 and belong to the box.
 """
 
 from __future__ import annotations
@@ -41,35 +41,38 @@ class VocFolder(ListedImages):
         self.listed = [
             AnnotatedImage(stem, f"{self.root}/JPEGImages/{stem}.jpg", number) for number, stem in enumerate(stems)
         ]
-        self.classes = Classes.numbered(self.names or self._found_names())
+        self.classes = Classes.numbered(self.names or self._names_in_files())
 
     def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
-        """Yield the objects, picture by picture; difficult ones are ignored."""
+        """Yield the objects, image by image. Difficult objects are marked as ignored."""
         ids = {name: number for number, name in enumerate(self.classes.names)}
-        for number, picture in enumerate(self.listed):
-            path = self._xml(picture)
-            if (tree := _tree(path)) is None:
+        for number, image in enumerate(self.listed):
+            path = self._xml(image)
+            tree = _tree(path)
+            if tree is None:
                 yield BadAnnotation("broken_file", path)
             else:
                 yield from _objects(tree, ids, number, path)
 
-    def _found_names(self) -> list[str]:
-        found: set[str] = set()
-        for picture in self.listed:
-            tree = _tree(self._xml(picture))
-            objects = () if tree is None else tree.iter("object")
-            found |= {name.text.strip() for one in objects if (name := one.find("name")) is not None and name.text}
-        return VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
+    def _names_in_files(self) -> list[str]:
+        names: set[str] = set()
+        for image in self.listed:
+            tree = _tree(self._xml(image))
+            for element in () if tree is None else tree.iter("object"):
+                name = element.findtext("name")
+                if name:
+                    names.add(name.strip())
+        return VOC_CLASSES if names <= set(VOC_CLASSES) else sorted(names)
 
-    def _xml(self, picture: AnnotatedImage) -> str:
-        return f"{self.root}/Annotations/{picture.key}.xml"
+    def _xml(self, image: AnnotatedImage) -> str:
+        return f"{self.root}/Annotations/{image.key}.xml"
 
 
 def split_stems(root: str, task: str, split: str) -> list[str]:
-    """Return the names of a split's pictures; all pictures if there are no lists.
+    """List the names of a split's images, or of all images if there are no lists.
 
     Raises:
-        UserError: there are lists, but not of this split.
+        UserError: there are lists, but none for this split.
     """
     lists = f"{root}/ImageSets/{task}"
     if not files.is_directory(lists):
@@ -81,7 +84,7 @@ def split_stems(root: str, task: str, split: str) -> list[str]:
 
 
 def _tree(path: str) -> ElementTree.Element | None:
-    """Return the content of an xml file; None if it is missing or damaged, or has an encoding that is not known."""
+    """Parse an XML file. None if it is missing or damaged, or has an unknown encoding."""
     try:
         return ElementTree.fromstring(files.read_bytes(path))
     except (OSError, ElementTree.ParseError, LookupError, ValueError):
@@ -89,20 +92,19 @@ def _tree(path: str) -> ElementTree.Element | None:
 
 
 def _objects(
-    tree: ElementTree.Element, ids: dict[str, int], picture: int, path: str
+    tree: ElementTree.Element, ids: dict[str, int], image_index: int, path: str
 ) -> Iterator[Annotation | BadAnnotation]:
-    for number, one in enumerate(tree.iter("object")):
+    for number, element in enumerate(tree.iter("object")):
         where = f"{path}: object {number}"
-        name = (one.findtext("name") or "").strip()
+        name = (element.findtext("name") or "").strip()
         if name not in ids:
             yield BadAnnotation("unknown_class", f"{where} ({name!r})")
             continue
         try:
-            left, top, right, bottom = (
-                float(one.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")
-            )
+            corners = [float(element.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
         except ValueError:
             yield BadAnnotation("bad_box", where)
             continue
-        difficult = one.findtext("difficult", "0").strip() == "1"
-        yield Annotation(picture, ids[name], where, (left - 1, top - 1, right, bottom), ignored=difficult)
+        difficult = element.findtext("difficult", "0").strip() == "1"
+        left, top, right, bottom = corners
+        yield Annotation(image_index, ids[name], where, (left - 1, top - 1, right, bottom), ignored=difficult)

@@ -21,7 +21,7 @@ from vfm.base import UserError
 from vfm.data.annotated.masks import as_rle, encode_segmentation, mask_box
 from vfm.data.annotated.records import BadAnnotation, box_of
 from vfm.data.annotated.source import AnnotatedSource
-from vfm.data.annotated.tables import as_places
+from vfm.data.annotated.tables import as_indices
 from vfm.storage.store_files import reading
 
 LARGEST = 1e9  # of a number in a file of results: the area of a larger box overflows
@@ -56,7 +56,7 @@ class Detections:
         return len(self.scores)
 
     def __getitem__(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Detections:
-        at = as_places(rows, len(self))
+        at = as_indices(rows, len(self))
         counts = [self.counts[place] for place in at.tolist()]
         return Detections(self.image[at], self.labels[at], self.scores[at], self.boxes[at], counts, self.maskness[at])
 
