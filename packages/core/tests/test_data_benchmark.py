@@ -149,7 +149,7 @@ def test_one_label_out_of_range_stops_the_stage(tmp_path: Path) -> None:
         (lambda p: (p / "test/nshards.txt").write_text("two"), "expected a number of shards, got 'two'"),
         (lambda p: (p / "test").rename(p / "train"), "no split 'test'; choose from train"),
         (lambda p: (p / "classnames.txt").write_text("red\n\nblue\n"), "the name of class 1 is empty"),
-        (lambda p: (p / "classnames.txt").unlink(), "no classnames.txt beside it; give class_names"),
+        (lambda p: (p / "classnames.txt").unlink(), "no classnames.txt next to it; give class_names"),
         (lambda p: (p / "zeroshot_classification_templates.txt").write_text("a\n"), "has no {} for the class name"),
     ],
 )

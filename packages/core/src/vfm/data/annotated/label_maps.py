@@ -121,8 +121,8 @@ def _paired(images: str, maps: str, names: Sequence[str], values: Sequence[int],
     if len(values) > RIM:
         raise UserError(f"{maps}: expected at most {RIM} classes in maps of 8 bits, got {len(values)}")
     stems = {name.rpartition(".")[0]: name for name in image_names(images)}
+    listed: list[AnnotatedImage] = []
     map_stems = {name.removesuffix(".png") for name in files.walk(maps) if name.endswith(".png")}
-    listed = []
     for stem, name in stems.items():
         if stem in map_stems:
             label_map = f"{maps}/{stem}.png"

@@ -43,7 +43,7 @@ SUGARCREPE, WINOGROUND = ("filename", "caption", "negative_caption"), ("image_0"
 
 
 def read_mmvp(folder: Path, on_bad: OnBad) -> Iterator[Choice]:
-    """Yield the pairs of `Questions.csv`: two rows each; an odd question id belongs to the first image."""
+    """Yield the pairs of `Questions.csv`, two rows each. Odd question ids belong to the first image."""
     file = folder / QUESTIONS_FILE
     questions, root = _questions(file), _image_folder(folder)
     patterns = _patterns(questions)
@@ -56,8 +56,9 @@ def read_mmvp(folder: Path, on_bad: OnBad) -> Iterator[Choice]:
         except BadSample as bad:
             on_bad(bad.reason, bad.where)
             continue
-        truth = [0 if int(number) % 2 else 1 for number, _, _ in rows]
-        yield Choice("-".join(number for number, _, _ in rows), pattern, images, [row[2] for row in rows], truth)
+        key = "-".join(number for number, _, _ in rows)
+        truth = [1 - int(number) % 2 for number, _, _ in rows]
+        yield Choice(key, pattern, images, [row[2] for row in rows], truth)
 
 
 def _questions(path: Path) -> list[list[str]]:
@@ -71,17 +72,17 @@ def _questions(path: Path) -> list[list[str]]:
 
 
 def _is_question(row: list[str]) -> bool:
-    """Return whether a row has its three columns: question id, type, statement."""
+    """Check that a row has its three columns: question id, type, statement."""
     return len(row) == 3 and row[0].isascii() and row[0].isdigit() and bool(row[2])
 
 
 def mmvp_patterns(num_pairs: int) -> list[str]:
-    """Return the pattern of each pair of the official set.
+    """List the pattern of each pair in the official set.
 
-    It depends on the *position* in the file: the file's Type column is not the pattern.
+    The pattern depends on the *position* in the file. The file's Type column is not the pattern.
 
     Raises:
-        ValueError: not the official number of pairs.
+        ValueError: `num_pairs` is not the official number of pairs.
     """
     expected = len(MMVP_PATTERNS) * MMVP_PAIRS_PER_PATTERN
     if num_pairs != expected:
@@ -90,22 +91,22 @@ def mmvp_patterns(num_pairs: int) -> list[str]:
 
 
 def _patterns(questions: list[list[str]]) -> list[str]:
-    """Return the pattern of each pair: by position in the official set, else from the file's Type column."""
+    """List the pattern of each pair: by position in the official set, otherwise from the file's Type column."""
     pairs = len(questions) // 2
     if pairs == len(MMVP_PATTERNS) * MMVP_PAIRS_PER_PATTERN:
         return mmvp_patterns(pairs)
-    return [(row[1:2] or [""])[0] for row in questions[::2]]
+    return [row[1] if len(row) > 1 else "" for row in questions[::2]]
 
 
 def _image_folder(folder: Path) -> Path:
-    root = next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), None)
-    if root is None:
-        raise UserError(f"{folder}: no folder of images; expected one of {', '.join(map(repr, IMAGE_FOLDERS))}")
-    return root
+    for name in IMAGE_FOLDERS:
+        if (folder / name).is_dir():
+            return folder / name
+    raise UserError(f"{folder}: no folder of images; expected one of {', '.join(map(repr, IMAGE_FOLDERS))}")
 
 
 def read_sugarcrepe(paths: list[Path], image_root: str | None, on_bad: OnBad) -> Iterator[Choice]:
-    """Yield items of one image, a right and a wrong caption; the pattern is the name of the subset's file.
+    """Yield items with an image, a right and a wrong caption. The pattern is the name of the subset's file.
 
     Raises:
         UserError: a file is not in SugarCrepe's format, or `image_root` is missing.
@@ -124,7 +125,7 @@ def read_sugarcrepe(paths: list[Path], image_root: str | None, on_bad: OnBad) ->
 
 
 def read_winoground(path: Path, image_root: str | None, on_bad: OnBad) -> Iterator[Choice]:
-    """Yield items of two images and two captions with the same words; the pattern is `collapsed_tag`."""
+    """Yield items with two images, and two captions that have the same words. The pattern is `collapsed_tag`."""
     rows = table_rows(str(path)) if path.suffix == ".parquet" else _json_lines(path)
     root = image_root or str(path.parent / "images")
     for number, record in enumerate(rows):
@@ -137,21 +138,20 @@ def read_winoground(path: Path, image_root: str | None, on_bad: OnBad) -> Iterat
                 raise BadSample("missing_image", where)
             captions = _strings(record, WINOGROUND[2:], where)
             images = [_winoground_image(record[name], root, where) for name in WINOGROUND[:2]]
-            yield Choice(
-                str(record.get("id", number)), str(record.get("collapsed_tag") or ""), images, captions, [0, 1]
-            )
+            key, pattern = str(record.get("id", number)), str(record.get("collapsed_tag") or "")
+            yield Choice(key, pattern, images, captions, [0, 1])
         except BadSample as bad:
             on_bad(bad.reason, bad.where)
 
 
 def is_winoground(path: str) -> bool:
-    """Return True if the first of these JSON lines is in Winoground's format."""
+    """Check whether the first JSON line of a file is in Winoground's format."""
     first = files.read_text(path).lstrip().partition("\n")[0]
     return f'"{WINOGROUND[0]}"' in first
 
 
 def read_choice_image(root: str, name: str) -> bytes:
-    """Return the bytes of an image file after checking that it can be decoded.
+    """Read the bytes of an image file, and check that it can be decoded.
 
     Raises:
         BadSample: the path leaves `root`, or the file is missing or unreadable.
@@ -169,12 +169,12 @@ def read_choice_image(root: str, name: str) -> bytes:
 
 def _records_by_number(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        found = json.loads(files.read_text(str(path)))
+        records = json.loads(files.read_text(str(path)))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected SugarCrepe's records by number, got a {type(found).__name__}")
-    yield from found.items()
+    if not isinstance(records, dict):
+        raise UserError(f"{path}: expected SugarCrepe's records by number, got a {type(records).__name__}")
+    yield from records.items()
 
 
 def _json_lines(path: Path) -> Iterator[Mapping[str, Any] | BadSample]:
@@ -188,20 +188,24 @@ def _json_lines(path: Path) -> Iterator[Mapping[str, Any] | BadSample]:
 
 
 def _strings(record: Any, names: tuple[str, ...], where: str) -> list[str]:
-    """Return the texts of a record.
+    """Get the texts of a record.
 
     Raises:
-        BadSample: one of them is missing or empty, or no text.
+        BadSample: a text is missing or empty, or is not a string.
     """
-    values = [record.get(name) for name in names] if isinstance(record, dict) else []
-    found = [value for value in values if isinstance(value, str) and value]
-    if len(found) < len(names):
-        raise BadSample("unreadable_row" if not isinstance(record, dict) else "missing_caption", where)
-    return found
+    if not isinstance(record, dict):
+        raise BadSample("unreadable_row", where)
+    texts = []
+    for name in names:
+        text = record.get(name)
+        if not isinstance(text, str) or not text:
+            raise BadSample("missing_caption", where)
+        texts.append(text)
+    return texts
 
 
 def _winoground_image(value: Any, root: str, where: str) -> bytes:
-    """Return the image of a parquet cell ({bytes, path}), or of a name, which Winoground writes without `.png`."""
+    """Read the image in a parquet cell ({bytes, path}), or by its name, which Winoground writes without `.png`."""
     if isinstance(value, str):
         return read_choice_image(root, value if Path(value).suffix else f"{value}.png")
     data = value.get("bytes") if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Work of `data.choices`: importing a caption-choice benchmark, from its authors' files or from JSON lines."""
+"""Work of `data.choices`: import a caption-choice benchmark, from its authors' files or from JSON lines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vfm.storage import files
 
 
 def import_choices(config: ChoiceFiles, ctx: Context) -> ChoiceDataset:
-    """Copy the items, with their images, into one small file."""
+    """Copy the items with their images into one small file."""
     first: list[str] = []
 
     def skip(reason: str, where: str) -> None:
@@ -47,15 +47,16 @@ def check_choices(config: ChoiceFiles, ctx: Preflight) -> None:
     bad: list[tuple[str, str]] = []
     items = read_choices(config.path, lambda reason, where: bad.append((reason, where)), config.image_root)
     if next(items, None) is None:
-        raise UserError(f"{config.name}: no usable item in {config.path}{f': {bad[0]}' if bad else ''}")
+        first = f": {bad[0]}" if bad else ""
+        raise UserError(f"{config.name}: no usable item in {config.path}{first}")
 
 
 def read_choices(path: str, on_bad: OnBad, image_root: str | None = None) -> Iterator[Choice]:
-    """Yield the items of a benchmark, without those that have a bad image.
+    """Yield the items of a benchmark, except for items with a bad image.
 
     Args:
-        path: MMVP-VLM's folder; SugarCrepe's JSON file, or a folder of them; Winoground's `examples.jsonl` or its
-            parquet; or items in JSON lines.
+        path: MMVP-VLM's folder, SugarCrepe's JSON file or a folder of such files, Winoground's `examples.jsonl` or
+            parquet file, or items in JSON lines.
         on_bad: called with (reason, where) of each bad item.
         image_root: folder of SugarCrepe's or Winoground's images.
 
@@ -72,14 +73,16 @@ def read_choices(path: str, on_bad: OnBad, image_root: str | None = None) -> Ite
 
 
 def _read(path: str, on_bad: OnBad, image_root: str | None) -> Iterator[Choice]:
-    if path.endswith(".jsonl"):
-        return read_winoground(Path(path), image_root, on_bad) if is_winoground(path) else _read_jsonl(path, on_bad)
-    if path.endswith(".parquet"):
+    if path.endswith(".parquet") or (path.endswith(".jsonl") and is_winoground(path)):
         return read_winoground(Path(path), image_root, on_bad)
+    if path.endswith(".jsonl"):
+        return _read_jsonl(path, on_bad)
     if path.endswith(".json"):
         return read_sugarcrepe([Path(path)], image_root, on_bad)
-    if subsets := [] if (Path(path) / QUESTIONS_FILE).is_file() else sorted(Path(path).glob("*.json")):
-        return read_sugarcrepe(subsets, image_root, on_bad)
+    if not (Path(path) / QUESTIONS_FILE).is_file():
+        subsets = sorted(Path(path).glob("*.json"))
+        if subsets:
+            return read_sugarcrepe(subsets, image_root, on_bad)
     return read_mmvp(Path(path), on_bad)
 
 
@@ -92,8 +95,10 @@ def _read_jsonl(path: str, on_bad: OnBad) -> Iterator[Choice]:
         try:
             yield _choice(line, str(number), where, Path(path).parent)
         except BadSample as bad:
-            # A line holds several items if the line break between them is damaged.
-            for _ in range(max(1, line.count('"statements"')) if bad.reason == "broken_json" else 1):
+            count = 1
+            if bad.reason == "broken_json":  # a line holds several items if the line break between them is damaged
+                count = max(1, line.count('"statements"'))
+            for _ in range(count):
                 on_bad(bad.reason, bad.where)
 
 
@@ -106,9 +111,9 @@ def _choice(line: str, number: str, where: str, folder: Path) -> Choice:
         key, pattern, statements = str(item.get("key", number)), item.get("pattern", ""), item["statements"]
         if not isinstance(statements, list) or not all(isinstance(text, str) for text in (pattern, *statements)):
             raise TypeError("expected texts")
-        if not all(type(place) is int for place in item["truth"]):
-            raise TypeError("expected places of images")
+        if not all(type(index) is int for index in item["truth"]):
+            raise TypeError("expected indices of images")
         images = [read_choice_image(str(folder), name) for name in item["images"]]
         return Choice(key, pattern, images, statements, item["truth"])
-    except (ValueError, KeyError, TypeError, AttributeError):  # not images, statements and a truth that fits them
+    except (ValueError, KeyError, TypeError, AttributeError):  # the fields are missing or do not fit together
         raise BadSample("unreadable_row", where) from None

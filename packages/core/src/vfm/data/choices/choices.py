@@ -1,6 +1,6 @@
-"""Images x statements with the right pairing, on disk: MMVP's pairs, Winoground's, SugarCrepe's, synthetic ones.
+"""Caption-choice items on disk: images and statements with the right pairing, from MMVP, Winoground or SugarCrepe.
 
-`choices.parquet` in the artifact's folder, one row per item: key, pattern, images (bytes), statements, truth.
+`choices.parquet` in the artifact's folder has one row per item: key, pattern, images (bytes), statements, truth.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Choice:
-    """One item.
+    """An item of a caption-choice benchmark.
 
     Attributes:
         key: name of the item.
-        pattern: what its images or statements differ in.
-        images: encoded, unchanged from the source file.
-        statements: any number.
-        truth: for each statement the place of its image, -1 if it belongs to none (SugarCrepe's wrong caption).
+        pattern: the aspect in which its images or statements differ.
+        images: encoded images, unchanged from the source file.
+        statements: any number of statements.
+        truth: index of each statement's image, -1 if it belongs to no image (SugarCrepe's wrong caption).
 
     Raises:
         ValueError: `truth` does not fit images and statements.
@@ -52,7 +52,7 @@ class Choice:
     truth: list[int]
 
     def __post_init__(self) -> None:
-        fits = len(self.truth) == len(self.statements) and all(-1 <= place < len(self.images) for place in self.truth)
+        fits = len(self.truth) == len(self.statements) and all(-1 <= index < len(self.images) for index in self.truth)
         if not fits or not self.images or not self.statements:
             raise ValueError(
                 f"{self.key}: truth {self.truth} does not fit {len(self.images)} images and {len(self.statements)}"
@@ -88,7 +88,9 @@ def load_choices(artifact: ChoiceDataset) -> Iterator[Choice]:
         while True:
             with reading(path, "choices"):
                 batch = next(batches, None)
-                choices = [Choice(**row) for row in batch.to_pylist()] if batch else []
+                choices = []
+                if batch:
+                    choices = [Choice(**row) for row in batch.to_pylist()]
             if batch is None:
                 return
             yield from choices

@@ -1,6 +1,7 @@
-"""Questions about images, on disk: `questions.parquet`, one row per question, and `images.arrow`, each image once.
+"""Questions about images on disk.
 
-The images are an Arrow file that is mapped into memory, so any of them is read without the others.
+`questions.parquet` has one row per question, and `images.arrow` has each image once. The Arrow file is mapped into
+memory, so that any image can be read without the others.
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ IMAGES_AT_A_TIME = 256
 
 @dataclass(frozen=True)
 class Question:
-    """One question.
+    """A multiple-choice question about an image.
 
     Attributes:
         key: name of the question.
         image: number of its image in the dataset.
-        text: the question; it may be empty, if the only option is a caption.
-        options: possible answers, unlike each other.
-        answer: index of the right one.
-        family: what it is about.
-        pair: number of its pair, -1 without one.
+        text: the question. It may be empty if the only option is a caption.
+        options: distinct possible answers.
+        answer: index of the right option.
+        family: topic of the question.
+        pair: number of its pair, -1 without a pair.
 
     Raises:
-        ValueError: there is no option, two are equal, or the answer is none of them.
+        ValueError: there is no option, two options are equal, or the answer is not an option.
     """
 
     key: str
@@ -70,7 +71,7 @@ def write_questions(directory: Path, images: Iterable[bytes], questions: Sequenc
     """Write encoded images, a few in memory at a time, the questions about them, and the artifact's facts.
 
     Raises:
-        ValueError: a question is about an image that is not there, or two of a pair do not fit each other.
+        ValueError: a question is about a missing image, or the questions of a pair do not fit each other.
     """
     directory.mkdir(parents=True, exist_ok=True)
     count = 0
@@ -83,38 +84,39 @@ def write_questions(directory: Path, images: Iterable[bytes], questions: Sequenc
                 writer.write_batch(pa.record_batch([pa.array(part, pa.large_binary())], schema=IMAGES))
                 part = []
         writer.write_batch(pa.record_batch([pa.array(part, pa.large_binary())], schema=IMAGES))
-    if outside := [one.key for one in questions if not 0 <= one.image < count]:
-        raise ValueError(f"{outside[0]}: expected one of {count} images")
-    table = pa.Table.from_pylist([vars(one) for one in questions], QUESTIONS)
+    for question in questions:
+        if not 0 <= question.image < count:
+            raise ValueError(f"{question.key}: expected one of {count} images")
+    table = pa.Table.from_pylist([vars(question) for question in questions], QUESTIONS)
     pq.write_table(table, directory / QUESTIONS_FILE, write_page_checksum=True)
     return QuestionDataset.create(
         directory,
         num_questions=len(questions),
         num_images=count,
         num_pairs=len(pairs_of(questions)),
-        families=list(dict.fromkeys(one.family for one in questions)),
+        families=list(dict.fromkeys(question.family for question in questions)),
     )
 
 
 def pairs_of(questions: Sequence[Question]) -> list[tuple[int, int]]:
-    """Return the indices of the two questions of each pair, in order of appearance.
+    """Find the indices of the two questions of each pair, in order of appearance.
 
     Raises:
-        ValueError: a pair has not two questions, or both ask the same and have the same answer.
+        ValueError: a pair does not have two questions, or both ask the same and have the same answer.
     """
-    places: defaultdict[int, list[int]] = defaultdict(list)
-    for place, one in enumerate(questions):
-        if one.pair >= 0:
-            places[one.pair].append(place)
-    found = []
-    for number, members in places.items():
+    members_of: defaultdict[int, list[int]] = defaultdict(list)
+    for index, question in enumerate(questions):
+        if question.pair >= 0:
+            members_of[question.pair].append(index)
+    pairs = []
+    for number, members in members_of.items():
         if len(members) != 2:
             raise ValueError(f"pair {number}: expected two questions, got {len(members)}")
-        first, second = (questions[place] for place in members)
+        first, second = questions[members[0]], questions[members[1]]
         if (first.text, first.options, first.answer) == (second.text, second.options, second.answer):
             raise ValueError(f"pair {number}: expected different answers, got {first.options[first.answer]!r} twice")
-        found.append((members[0], members[1]))
-    return found
+        pairs.append((members[0], members[1]))
+    return pairs
 
 
 class Questions:
@@ -136,7 +138,7 @@ class Questions:
         return len(self.items)
 
     def image(self, number: int) -> bytes:
-        """Return the encoded image of a number."""
+        """Look up an encoded image by its number."""
         data: bytes = self._images[number].as_py()
         return data
 

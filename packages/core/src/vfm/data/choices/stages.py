@@ -19,11 +19,13 @@ class ChoiceFiles(Stage):
 
     kind: Literal["data.choices"] = "data.choices"
     path: str = Field(
-        description="MMVP-VLM folder (Questions.csv and its images); SugarCrepe .json file or a folder of them;"
-        " Winoground examples.jsonl or .parquet; your own .jsonl; set it with --set 'NAME.path=...'"
+        description="MMVP-VLM folder (Questions.csv and its images), SugarCrepe .json file or a folder of them,"
+        " Winoground examples.jsonl or .parquet, or your own .jsonl. Set it with --set 'NAME.path=...'"
     )
     image_root: str | None = Field(
-        None, description="folder of the images: COCO val2017 for SugarCrepe; Winoground defaults to `images` beside it"
+        None,
+        description="folder of the images, COCO val2017 for SugarCrepe. For Winoground the default is the folder"
+        " `images` next to the file",
     )
     max_bad_fraction: float = Field(0.0, ge=0, le=1, description="tolerated fraction of bad items")
 
@@ -32,8 +34,8 @@ class ChoiceFiles(Stage):
     checks: ClassVar[str] = "vfm.data.choices.choice_files:check_choices"
 
     def sources(self) -> Iterable[str]:
-        """Return the folder or file, and the folder of its images."""
-        return [self.path, *([self.image_root] if self.image_root else [])]
+        """List the folder or file, and the folder of its images."""
+        return [self.path, self.image_root] if self.image_root else [self.path]
 
 
 STAGES: tuple[type[Stage], ...] = (ChoiceFiles,)

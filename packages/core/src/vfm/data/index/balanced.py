@@ -1,9 +1,9 @@
-"""Balanced epochs: each epoch draws again which texts of a curated subset it uses, by their stored probabilities.
+"""Balanced epochs: each epoch redraws the texts of a curated subset that it uses, by their stored probabilities.
 
-An image without a drawn text is left out of the epoch. The draw depends only on the text, the seed and the epoch. The
-length of an epoch is known after one streaming pass over the subset; only the counts per shard stay in memory.
+Images without a drawn text are left out of the epoch. The draw depends only on the text, the seed and the epoch. The
+length of an epoch is known after one streaming pass over the subset. Only the counts per shard stay in memory.
 
-Source: online curation, Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062); drawn by a hash instead of a generator.
+Source: online curation, Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062), with a hash instead of a generator.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from vfm.base import UserError
 from vfm.data.index.subset import SubsetView
 from vfm.data.samples.draws import splitmix64
 
-EPOCHS_PER_PASS = 16  # drawn together in one pass over the subset, when a training resumes late in the stream
+EPOCHS_PER_PASS = 16  # epochs drawn in one pass over the subset when a training run resumes late in the stream
 EPOCHS_IN_MEMORY = 2 * EPOCHS_PER_PASS
 
 
 class BalancedEpochs:
-    """`Epochs` of a subset whose texts are drawn again. Samples are numbered over all that may be drawn, by shard."""
+    """`Epochs` of a subset whose texts are redrawn. Numbers count all samples that may be drawn, shard by shard."""
 
     def __init__(self, view: SubsetView) -> None:
         assert view.draw
@@ -32,25 +32,25 @@ class BalancedEpochs:
         self._ends: list[int] = []  # end of each epoch in the stream
         self._sizes: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
 
-    def at(self, place: int) -> tuple[int, int]:
-        """Return the epoch at a position of the stream, and the position where the epoch begins.
+    def at(self, position: int) -> tuple[int, int]:
+        """Find the epoch at a position of the stream, and the position where the epoch begins.
 
         Raises:
             UserError: the probabilities are so small that epochs have no samples.
         """
-        while not self._ends or self._ends[-1] <= place:
-            self._lengthen(place)
-        epoch = bisect_right(self._ends, place)
+        while not self._ends or self._ends[-1] <= position:
+            self._lengthen(position)
+        epoch = bisect_right(self._ends, position)
         return epoch, self._ends[epoch - 1] if epoch else 0
 
     def sizes(self, epoch: int) -> NDArray[np.int64]:
-        """Return the number of samples with a drawn text in each shard, (num_shards,)."""
+        """Count the samples with a drawn text in each shard, (num_shards,)."""
         if epoch not in self._sizes:
             self._count(range(epoch, epoch + 1))
         return self._sizes[epoch]
 
     def samples(self, epoch: int, shard: int) -> NDArray[np.int64]:
-        """Return the numbers of the samples of one shard, ascending."""
+        """List the numbers of a shard's samples in the epoch, ascending."""
         texts = self.view.read(shard)
         used = np.unique(texts.rows[texts.drawn(self.draw, epoch)])
         samples: NDArray[np.int64] = np.searchsorted(texts.samples, used)
@@ -58,19 +58,21 @@ class BalancedEpochs:
         return samples
 
     def sample(self, epoch: int, number: int) -> int:
-        """Map any number to a sample of the epoch, from the shard it falls into or the next shard with a sample."""
+        """Map any number to a sample of the epoch, in the shard that it falls into or the next shard with a sample."""
         shard = int(np.searchsorted(self._stops, number % int(self._stops[-1]), side="right"))
         # Not uniform over samples, but cheap: only one shard's texts are drawn, and only bad samples are replaced.
-        while not len(samples := self.samples(epoch, shard)):
+        samples = self.samples(epoch, shard)
+        while not len(samples):
             shard = (shard + 1) % len(self._stops)
+            samples = self.samples(epoch, shard)
         return int(samples[int(splitmix64(np.array([number], dtype=np.uint64))[0]) % len(samples)])
 
-    def _lengthen(self, place: int) -> None:
-        """Find the ends of further epochs, of several at once if the position is far ahead."""
+    def _lengthen(self, position: int) -> None:
+        """Find the ends of further epochs, several at once if the position is far ahead."""
         end = self._ends[-1] if self._ends else 0
         # Epochs have about equal lengths, so the mean length gives how many more are needed to reach the position.
         mean = end / max(1, len(self._ends))
-        number = min(EPOCHS_PER_PASS, 1 + int((place - end) / mean)) if mean else 1
+        number = min(EPOCHS_PER_PASS, 1 + int((position - end) / mean)) if mean else 1
         epochs = range(len(self._ends), len(self._ends) + number)
         self._count(epochs)
         for epoch in epochs:

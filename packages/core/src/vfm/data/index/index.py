@@ -1,19 +1,20 @@
-"""The index of a dataset: its shards, and the number of samples in each. Images stay where they are.
+"""The index of a dataset: its shards, and the number of samples in each. Images are not copied.
 
-The folder of an `ImageDataset` artifact holds
+The folder of an `ImageDataset` artifact contains
 
-    shards.parquet      path (absolute, remote, or relative to the folder), format, size in bytes, mtime in ns (of a
-                        remote file a hash of its ETag), num_samples
+    shards.parquet      path (absolute, remote, or relative to the folder), format, size in bytes, mtime in ns (for
+                        remote files a hash of the ETag), num_samples
     index.json          parts to read of each sample (`DatasetSpec`)
-    bad_samples.parquet shard, row, reason, where: found when the shards were read for the index, and left out;
-                        row is -1 for a sample that is no row: lost with a damaged header, of a key that another one
-                        has, or with the end of a truncated shard (once, since the number is unknown)
-    offsets/            member offsets of the tars: those scanned for the index in one file, `packed.offsets`, others in
-                        a file each when they are first opened
+    bad_samples.parquet shard, row, reason and where of the samples that were found to be bad when the shards were read,
+                        and are left out. row is -1 for samples that are not rows: lost with a damaged header, with the
+                        key of another sample, or lost with the end of a truncated shard (a single entry, since the
+                        number is unknown)
+    offsets/            member offsets of the tars: one file `packed.offsets` for the tars that were scanned for the
+                        index, and a file for each other tar, written when it is first opened
     images-*.parquet    shards of the format `files`: a list of image files with their texts and labels
 
 `row` counts all samples of a shard, including bad ones. Formats: `tar`, `files`, `parquet` (image bytes in a column),
-and those of plugins (`vfm.data.samples.shards.ShardReader`).
+and the formats of plugins (`vfm.data.samples.shards.ShardReader`).
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Index:
-    """The content of an index, as `write_index` wrote it."""
+    """The content of an index that `write_index` wrote."""
 
     directory: Path
     shards: ShardTable
@@ -64,17 +65,17 @@ class Index:
     bad_rows: dict[int, NDArray[np.int64]]  # shard -> rows left out
 
     def open(self, shard: int, ahead: ReadAhead | None = None) -> ShardReader:
-        """Open one shard.
+        """Open a shard.
 
         Args:
-            shard: its number.
+            shard: number of the shard.
             ahead: reads the bytes of remote tars.
 
         Raises:
             UserError: a local shard is missing, or its size changed.
         """
         entry, path = self.shards[shard], self._path(shard)
-        if not files.is_remote(path):  # a remote one is compared when a run is planned, not in each process
+        if not files.is_remote(path):  # remote shards are compared when a run is planned, not in each process
             size, _ = files.size_and_time(path)
             if size != entry.size:
                 raise UserError(
@@ -90,8 +91,9 @@ class Index:
         return shard_format(entry.format).open(replace(entry, path=path), self.spec, opening)
 
     def _offsets(self, shard: int, file: Path) -> Iterator[bytes | memoryview]:
-        """Yield the offsets of a shard that the index has, then those that another process saved."""
-        if self._packed and (segment := self._packed.segment(shard)) is not None:
+        """Yield the offsets of a shard from the index, then the offsets that another process saved."""
+        segment = self._packed.segment(shard) if self._packed else None
+        if segment is not None:
             yield segment
         with suppress(OSError):
             yield file.read_bytes()
@@ -103,7 +105,7 @@ class Index:
         return None
 
     def state(self) -> str:
-        """Return a hash that changes with the files behind the samples: sizes and times of shards and listed images."""
+        """Compute a hash of the sizes and times of shards and listed images, which changes when these files change."""
         digest = hashlib.sha256()
         for shard, entry in enumerate(self.shards):
             path = self._path(shard)
@@ -121,16 +123,16 @@ class Index:
 
     @cached_property
     def _folder(self) -> str:
-        """Common folder of all shards. Shards of one name in two folders differ in their path below it."""
+        """Common folder of all shards. Shards with equal names in different folders differ in their path below it."""
         return os.path.commonprefix(self.shards.first_and_last_path()).rpartition("/")[0] + "/"  # noqa: RUF071
 
     def rows(self, shard: int) -> NDArray[np.int64]:
-        """Return the good rows of a shard."""
+        """List the good rows of a shard."""
         rows = np.arange(self.shards[shard].num_samples)
         return np.delete(rows, self.bad_rows[shard]) if shard in self.bad_rows else rows
 
     def shard_sizes(self) -> NDArray[np.int64]:
-        """Return the number of good samples of each shard."""
+        """Count the good samples of each shard."""
         sizes = self.shards.num_samples.copy()
         for shard, rows in self.bad_rows.items():
             sizes[shard] -= len(rows)
@@ -138,19 +140,17 @@ class Index:
 
     @property
     def num_counted(self) -> int:
-        """Number of samples in shards that were not read for the index, since their number was known."""
-        counted = (
-            entry.num_samples
-            for shard, entry in enumerate(self.shards)
-            if not shard_format(entry.format).is_read(
-                scanned=self._packed is not None and self._packed.segment(shard) is not None
-            )
-        )
-        return sum(counted)
+        """Number of samples in shards that were not read for the index, because their number was known."""
+        total = 0
+        for shard, entry in enumerate(self.shards):
+            scanned = self._packed is not None and self._packed.segment(shard) is not None
+            if not shard_format(entry.format).is_read(scanned=scanned):
+                total += entry.num_samples
+        return total
 
 
 def _save_offsets(file: Path, data: bytes) -> None:
-    with suppress(OSError):  # with a read-only artifact the shard is scanned again each time
+    with suppress(OSError):  # in a read-only artifact, the shard is scanned again each time
         file.parent.mkdir(exist_ok=True)
         write_file(file, data, durable=False)
 
@@ -159,28 +159,31 @@ def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, 
     """Write the index of shards into an artifact's folder. Shards inside the folder get relative paths.
 
     Returns:
-        number of usable samples.
+        The number of usable samples.
     """
     directory.mkdir(parents=True, exist_ok=True)
     bad = list(bad_rows)
     addresses = [_address(shard.path, directory) for shard in shards]
     inside = [not files.is_remote(address) and not Path(address).is_absolute() for address in addresses]
+    # Shards inside the artifact get no time, so that the same data give the same index bytes at any time.
+    mtimes = [0 if is_inside else shard.mtime for shard, is_inside in zip(shards, inside, strict=True)]
     columns = {
         "path": pa.array(addresses, pa.string()),
         "format": pa.array([shard.format for shard in shards], pa.string()),
         "size": pa.array([shard.size for shard in shards], pa.int64()),
-        # Shards inside the artifact get no time, so that the same data give the same index bytes at any time.
-        "mtime": pa.array([0 if here else s.mtime for s, here in zip(shards, inside, strict=True)], pa.int64()),
+        "mtime": pa.array(mtimes, pa.int64()),
         "num_samples": pa.array([shard.num_samples for shard in shards], pa.int64()),
     }
     pq.write_table(pa.table(columns), directory / SHARDS_FILE, write_page_checksum=True)
-    left_out = ("keys_repeat", "image_root", "captions_optional")  # where they are the default: equal bytes as ever
-    usual = {name for name in left_out if not getattr(spec, name)}
+    # These fields came later. Without their defaults, the bytes of an index are the same as before.
+    later_fields = ("keys_repeat", "image_root", "captions_optional")
+    usual = {name for name in later_fields if not getattr(spec, name)}
     (directory / SPEC_FILE).write_text(spec.model_dump_json(indent=1, exclude=usual) + "\n", encoding="utf-8")
     if bad:
-        rows = [{"shard": one.shard, "row": one.row, "reason": one.reason, "where": redacted(one.where)} for one in bad]
+        rows = [{**vars(entry), "where": redacted(entry.where)} for entry in bad]
         pq.write_table(pa.Table.from_pylist(rows), directory / BAD_FILE, write_page_checksum=True)
-    return sum(shard.num_samples for shard in shards) - sum(one.row >= 0 for one in bad)
+    num_bad = sum(entry.row >= 0 for entry in bad)
+    return sum(shard.num_samples for shard in shards) - num_bad
 
 
 def _address(path: str, directory: Path) -> str:
@@ -213,8 +216,9 @@ def read_index(directory: Path) -> Index:
         table = read_parquet(directory / BAD_FILE, ["shard", "row"])
         with reading(directory / BAD_FILE, "a list of bad samples"):
             for row in table.to_pylist():
-                if row["row"] >= (most := shards[row["shard"]].num_samples):
-                    raise ValueError(f"row {row['row']} of a shard with {most} samples")
+                num_samples = shards[row["shard"]].num_samples
+                if row["row"] >= num_samples:
+                    raise ValueError(f"row {row['row']} of a shard with {num_samples} samples")
                 if row["row"] >= 0:
                     bad.setdefault(row["shard"], []).append(row["row"])
     return Index(directory, shards, spec, {shard: np.array(rows) for shard, rows in bad.items()})

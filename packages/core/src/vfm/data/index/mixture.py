@@ -1,8 +1,8 @@
-"""Several datasets as one stream of training samples, by their weights: a pure function of (seed, position).
+"""Mix several datasets into one stream of training samples by weight, as a pure function of (seed, position).
 
-Each dataset has its own endless shuffled stream (`SampleOrder`); the mixture chooses the dataset of each position. In
-every block of positions each dataset has the same number of them, in a random order, so that the stream can be entered
-anywhere at no cost.
+Each dataset has its own endless shuffled stream (`SampleOrder`), and the mixture chooses the dataset of each position.
+A dataset has the same number of positions in every block, in random order, so that the stream can be entered anywhere
+at no cost.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from vfm.data.samples.order import Order
 from vfm.data.samples.sample import Sample, uid_of
 
 BLOCK = 4096  # positions; also the resolution of the weights
-_STREAM = 3  # keeps the draws of the mixture apart from those of shards, and of windows but in epoch 3
+_STREAM = 3  # separates the draws of the mixture from the draws of shards, and of windows except in epoch 3
 
 
 class Mixture:
-    """The samples of several sources, numbered one source after the other; used in training in place of a `Source`."""
+    """The samples of several sources, numbered one source after the other. Replaces a `Source` in training."""
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]) -> None:
         """Join the sources.
@@ -52,40 +52,50 @@ class Mixture:
         return int(self.starts[-1])
 
     def __getitem__(self, index: int) -> Sample:
-        """Return the sample of a number; raises BadSample."""
+        """Read a sample by its number.
+
+        Raises:
+            BadSample: the sample cannot be used.
+        """
         source, number = self._locate(index)
         return self._named(source[number], index)
 
     def sample(self, index: int, epoch: int) -> Sample:
-        """Return the sample with the texts of an epoch of its own source; raises BadSample."""
+        """Read a sample with the texts that an epoch of its source uses.
+
+        Raises:
+            BadSample: the sample cannot be used.
+        """
         source, number = self._locate(index)
         return self._named(source.sample(number, epoch), index)
 
     def read_ahead(self, indices: Sequence[int], cache: ShardCache | None = None) -> None:
-        """Read the bytes of samples that are read next, those of all sources at once."""
-        found = map(self._locate, indices)
-        held = read_together([span for source, number in found for span in source.spans([number])], cache)
+        """Read ahead the bytes of the given samples, from all sources at once."""
+        spans = []
+        for source, number in map(self._locate, indices):
+            spans += source.spans([number])
+        held = read_together(spans, cache)
         for source in self.sources:
             source.hold(held)
 
     def where(self, index: int) -> str:
-        """Return the address of a sample for messages: its shard and its key."""
+        """Format the address of a sample for messages: its shard and its key."""
         source, number = self._locate(index)
         return source.where(number)
 
     def order(self, *, seed: int, shuffle_shards: int) -> Order:
-        """Return the stream of sample numbers; each source is shuffled on its own."""
+        """Create the stream of sample numbers. Each source is shuffled separately."""
         orders = [source.order(seed=seed, shuffle_shards=shuffle_shards) for source in self.sources]
         return _MixedOrder(orders, self.starts, self.turns, seed)
 
     def another(self, epoch: int, index: int, number: int) -> int:
-        """Map any number to a sample of the same source and epoch, as a replacement for one that cannot be used."""
+        """Map any number to a sample of the same source and epoch, as a replacement for an unusable sample."""
         part = self._part(index)
         source, start = self.sources[part], int(self.starts[part])
         return start + source.another(epoch, index - start, number)
 
     def _named(self, sample: Sample, index: int) -> Sample:
-        """Return the sample with a unique uid if its uid comes from its key: every crawl has a sample 000000."""
+        """Give the sample a unique uid if its uid comes from its key, because every crawl has a sample 000000."""
         if sample.uid != uid_of(sample.key):
             return sample
         return replace(sample, uid=uid_of(f"{self._part(index)}/{sample.key}"))
@@ -101,7 +111,7 @@ class Mixture:
 
 
 def turns_of(weights: Sequence[float]) -> NDArray[np.int64]:
-    """Return the positions of each source in a block: its share, rounded by the largest-remainder method."""
+    """Compute the number of positions of each source in a block, rounded by the largest-remainder method."""
     exact = np.asarray(weights, dtype=np.float64) / np.sum(weights) * BLOCK
     turns: NDArray[np.int64] = np.floor(exact).astype(np.int64)
     left = BLOCK - int(turns.sum())
@@ -117,24 +127,24 @@ class _MixedOrder:
         self._block = lru_cache(4)(self._drawn)
 
     def __call__(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Return the sample numbers at positions `start` to `stop` of the stream."""
+        """List the sample numbers at positions `start` to `stop` of the stream."""
         return np.array([number for _, number in self.of_epochs(start, stop)], dtype=np.int64)
 
     def of_epochs(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Return the same, each as (epoch of its source, sample number)."""
-        found: list[tuple[int, int]] = []
+        """List the samples at positions `start` to `stop` as (epoch of the source, sample number)."""
+        samples: list[tuple[int, int]] = []
         while start < stop:
             block, first = divmod(start, BLOCK)
             last = min(BLOCK, first + stop - start)
             parts = self._block(block)
-            # Each source's samples in this range, from its own stream, are then interleaved by the block's draw.
-            coming = [iter(self._of_part(part, block, parts, first, last)) for part in range(len(self.orders))]
-            found += [next(coming[part]) for part in parts[first:last].tolist()]
+            # Take each source's samples in this range from its own stream, and interleave them by the block's draw.
+            streams = [iter(self._of_part(part, block, parts, first, last)) for part in range(len(self.orders))]
+            samples += [next(streams[part]) for part in parts[first:last].tolist()]
             start += last - first
-        return found
+        return samples
 
     def _of_part(self, part: int, block: int, parts: NDArray[np.int64], first: int, last: int) -> list[tuple[int, int]]:
-        """Return the samples of a source at positions `first` to `last` of a block."""
+        """List the samples of a source at positions `first` to `last` of a block."""
         before = block * int(self.turns[part]) + int(np.count_nonzero(parts[:first] == part))
         count = int(np.count_nonzero(parts[first:last] == part))
         start = int(self.starts[part])

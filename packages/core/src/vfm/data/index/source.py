@@ -1,4 +1,4 @@
-"""Random access to the samples of any dataset artifact: a Pool, a curated view of one, a labelled dataset."""
+"""Random access to the samples of any dataset artifact: a pool, a curated subset, or a labelled dataset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vfm.data.samples.sample import Sample
 from vfm.interfaces import CuratedSubset, ImageDataset, Pool
 from vfm.storage.remote import Span
 
-OPEN_SHARDS = 512  # shards that stay open; their offsets are mapped, so that this costs file descriptors only
+OPEN_SHARDS = 512  # shards that stay open. Their offsets are mapped, so this costs only file descriptors
 
 
 def open_dataset(artifact: ImageDataset) -> Source:
@@ -39,12 +39,12 @@ def open_dataset(artifact: ImageDataset) -> Source:
 
 
 def open_balanced(artifact: ImageDataset, *, seed: int, language: str | None = None) -> Source:
-    """Open a curated subset whose texts each epoch draws again, by their stored probabilities.
+    """Open a curated subset whose texts are redrawn in each epoch, by their stored probabilities.
 
     Args:
         artifact: the subset.
         seed: seed of the draws, together with the epoch.
-        language: draw only from the texts of this language; None: all.
+        language: draw only from the texts of this language. None: all languages.
 
     Raises:
         UserError: the artifact is not a CuratedSubset, so there are no probabilities.
@@ -68,7 +68,7 @@ def check_balanced(artifact: ImageDataset) -> None:
 
 
 class Samples(Protocol):
-    """The samples of a training: a `Source`, a `Mixture` or a `VideoSource`."""
+    """Training samples: a `Source`, a `Mixture` or a `VideoSource`."""
 
     @property
     def directory(self) -> Path:
@@ -78,47 +78,55 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample:
-        """Return the sample of a number; raises BadSample."""
+        """Read a sample by its number.
+
+        Raises:
+            BadSample: the sample cannot be used.
+        """
         ...
 
     def sample(self, index: int, epoch: int) -> Sample:
-        """Return the sample of a number as an epoch uses it; raises BadSample."""
+        """Read a sample as an epoch uses it.
+
+        Raises:
+            BadSample: the sample cannot be used.
+        """
         ...
 
     def order(self, *, seed: int, shuffle_shards: int) -> Order:
-        """Return the endless stream of sample numbers."""
+        """Create the endless stream of sample numbers."""
         ...
 
     def another(self, epoch: int, index: int, number: int) -> int:
-        """Map any number to a sample of the epoch, as a replacement for one that cannot be used."""
+        """Map any number to a sample of the epoch, as a replacement for an unusable sample."""
         ...
 
     def where(self, index: int) -> str:
-        """Return the address of a sample for messages."""
+        """Format the address of a sample for messages."""
         ...
 
 
 @runtime_checkable
 class ReadsAhead(Protocol):
-    """Samples whose bytes can be read before their use, many with one wait."""
+    """Samples whose bytes can be read ahead, many at once."""
 
     def read_ahead(self, indices: Sequence[int], cache: ShardCache | None = None) -> None:
-        """Read the bytes of samples that are read next."""
+        """Read the bytes of the samples that are needed next."""
         ...
 
 
 class Source:
     """The good samples of a dataset, numbered shard by shard.
 
-    `shard_sizes` is the number of samples of each shard, so that an order can be made without reading any. `epochs`
-    defines the samples of each epoch of a training. A Source can be pickled for worker processes, which read the index
-    again.
+    `shard_sizes` is the number of samples of each shard, so that an order can be computed without reading any sample.
+    `epochs` defines the samples of each training epoch. A Source can be pickled for worker processes, which read the
+    index again.
     """
 
     def __init__(self, directory: Path, subset: Path | None = None, draw: TextDraw | None = None) -> None:
-        """Open the index in `directory`, restricted to the curated `subset` if one is given.
+        """Open the index in `directory`, restricted to the curated `subset` if given.
 
-        With a `draw`, the samples are all those with a text that an epoch may draw.
+        With a `draw`, the source has all samples with a text that an epoch may draw.
         """
         self.directory, self.subset, self.draw = directory, subset, draw
         self.index = read_index(directory)
@@ -140,7 +148,7 @@ class Source:
         return self._len
 
     def __getitem__(self, index: int) -> Sample:
-        """Read the sample of a number.
+        """Read a sample by its number.
 
         Raises:
             BadSample: the sample cannot be used.
@@ -149,7 +157,7 @@ class Source:
         return self._read(*self.locate(index))
 
     def sample(self, index: int, epoch: int) -> Sample:
-        """Read the sample with the texts that an epoch uses: all, or those that it draws.
+        """Read a sample with the texts that an epoch uses: all, or the ones that it draws.
 
         Raises:
             BadSample: the sample cannot be used.
@@ -157,32 +165,37 @@ class Source:
         return self._read(*self.locate(index), epoch)
 
     def spans(self, indices: Sequence[int]) -> list[Span]:
-        """Return the ranges of remote tars that the samples of these numbers take."""
+        """List the byte ranges of the given samples in remote tars."""
         if not self._any_remote:
             return []
-        places = map(self.locate, indices)
-        return [span for shard, row in places if self._remote[shard] for span in self._open(shard).spans(row)]
+        spans = []
+        for shard, row in map(self.locate, indices):
+            if self._remote[shard]:
+                spans += self._open(shard).spans(row)
+        return spans
 
     def read_ahead(self, indices: Sequence[int], cache: ShardCache | None = None) -> None:
-        """Read the bytes of samples that are read next: those of remote tars with few concurrent requests."""
+        """Read the bytes of the samples that are needed next, from remote tars with few concurrent requests."""
         self.hold(read_together(self.spans(indices), cache))
 
     def hold(self, held: Held) -> None:
-        """Use spans that were read when their samples are read."""
+        """Keep spans that have been read until their samples are read."""
         self._ahead.hold(held)
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Return the (shard, row) of a sample."""
+        """Find the (shard, row) of a sample."""
         if not 0 <= index < self._len:
             raise IndexError(f"sample {index} of {self._len}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        place = index - int(self._ends[shard] - self.shard_sizes[shard])
+        offset = index - int(self._ends[shard] - self.shard_sizes[shard])
         if self._rows_shown:
-            return shard, int(self._rows_shown(shard)[place])
-        return shard, int(self.index.rows(shard)[place]) if shard in self.index.bad_rows else place
+            return shard, int(self._rows_shown(shard)[offset])
+        if shard in self.index.bad_rows:
+            return shard, int(self.index.rows(shard)[offset])
+        return shard, offset
 
     def facts(self, index: int) -> Sample:
-        """Read the sample of a number without its image.
+        """Read a sample without its image.
 
         Raises:
             BadSample: the sample cannot be used.
@@ -190,29 +203,32 @@ class Source:
         return self._read(*self.locate(index), with_image=False)
 
     def order(self, *, seed: int, shuffle_shards: int) -> SampleOrder:
-        """Return the endless stream of sample numbers for a training."""
+        """Create the endless stream of sample numbers for training."""
         return SampleOrder(self.epochs, seed=seed, shuffle_shards=shuffle_shards)
 
     def another(self, epoch: int, index: int, number: int) -> int:
-        """Map any number to a sample of the epoch, as a replacement for one that cannot be used."""
+        """Map any number to a sample of the epoch, as a replacement for an unusable sample."""
         return self.epochs.sample(epoch, number)
 
     def key(self, index: int) -> str:
-        """Return the key of a sample, without reading it."""
+        """Look up the key of a sample without reading it."""
         shard, row = self.locate(index)
         return self._open(shard).key(row)
 
     def where(self, index: int) -> str:
-        """Return the address of a sample for messages: its shard and its key, or the image file of a list."""
+        """Format the address of a sample for messages: its shard and its key, or the path of a listed image."""
         shard, row = self.locate(index)
         return self._open(shard).where(row)
 
     @property
     def keys(self) -> list[str]:
-        """Keys of all samples; opens every shard."""
-        shards = np.flatnonzero(self.shard_sizes).tolist()
-        rows = self._rows_shown or self.index.rows
-        return [self._open(shard).key(int(row)) for shard in shards for row in rows(shard)]
+        """Keys of all samples. Opens every shard."""
+        rows_of = self._rows_shown or self.index.rows
+        keys = []
+        for shard in np.flatnonzero(self.shard_sizes).tolist():
+            reader = self._open(shard)
+            keys += [reader.key(int(row)) for row in rows_of(shard)]
+        return keys
 
     @property
     def class_names(self) -> list[str]:
@@ -220,17 +236,17 @@ class Source:
         return self.index.spec.class_names
 
     def texts_of_shard(self, shard: int, on_bad: Callable[[str, str], None] | None = None) -> Any:
-        """Return all texts of a shard, without the images, for streaming over a pool's captions.
+        """Read all texts of a shard, without the images, to stream over a pool's captions.
 
         Args:
             shard: number of the shard.
-            on_bad: called with (reason, where) of each sample that cannot be used, such as `ctx.skip`.
+            on_bad: called with (reason, where) of each unusable sample, such as `ctx.skip`.
 
         Returns:
-            pyarrow Table in the schema `texts_schema`: row, uid, language, text_index (index among the sample's texts
-            of that language), text; ordered by row, the spec's languages, text_index.
+            A pyarrow Table in the schema `texts_schema`: row, uid, language, text_index (index among the sample's texts
+            in that language), text. It is ordered by row, the spec's languages, text_index.
         """
-        # The readers are not cached: streaming opens each shard once, and rows and keys of all shards would add up.
+        # The readers are not cached: streaming opens each shard once, and the rows and keys of all shards are large.
         shown = self.view.read(shard) if self.view else None
         rows = shown.samples if shown else self.index.rows(shard)
         texts = self.index.open(shard).texts(rows, on_bad or (lambda reason, where: None))
@@ -238,11 +254,13 @@ class Source:
 
     def _read(self, shard: int, row: int, epoch: int | None = None, *, with_image: bool = True) -> Sample:
         sample = self._open(shard).read(row, with_image=with_image)
-        return replace(sample, texts=self.view.narrow(sample, shard, row, epoch)) if self.view else sample
+        if not self.view:
+            return sample
+        return replace(sample, texts=self.view.narrow(sample, shard, row, epoch))
 
 
 def _narrowed(texts: Any, view: ShardTexts) -> Any:
-    """Return the texts of a shard that a view contains."""
+    """Select the texts of a shard that a view contains."""
     shown = pa.table(
         {
             "row": view.rows,
@@ -250,7 +268,7 @@ def _narrowed(texts: Any, view: ShardTexts) -> Any:
             "text_index": view.text_index,
         }
     )
-    # Arrow's join does not keep the order of rows, so the rows are numbered before and sorted after it.
-    places = texts.select(shown.column_names).append_column("place", pa.array(np.arange(len(texts))))
-    found = places.join(shown, keys=shown.column_names, join_type="left semi")
-    return texts.take(found["place"].sort())
+    # Arrow's join does not keep the order of rows, so the rows are numbered before the join and sorted after it.
+    numbered = texts.select(shown.column_names).append_column("place", pa.array(np.arange(len(texts))))
+    matches = numbered.join(shown, keys=shown.column_names, join_type="left semi")
+    return texts.take(matches["place"].sort())

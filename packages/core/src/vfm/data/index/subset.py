@@ -1,4 +1,4 @@
-"""A curated view of a pool: the texts of each sample that were kept, as the files of `subset_files` say."""
+"""A curated view of a pool: the kept texts of each sample, read from the files of `subset_files`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SHARDS_IN_MEMORY = 1024  # about a quarter of a MB each with 10,000 texts
 
 @dataclass(frozen=True)
 class TextDraw:
-    """Settings of the draw with which each epoch chooses its texts, by their stored probabilities.
+    """Settings for drawing the texts of each epoch by their stored probabilities.
 
     Attributes:
         seed: seed of the draws, together with the epoch.
-        language: only texts of this language; None: all.
-        one_per_image: choose one text of each image before its probability decides (MetaCLIP 2).
+        language: only texts of this language. None: all languages.
+        one_per_image: choose one text for each image before applying its probability (MetaCLIP 2).
     """
 
     seed: int
@@ -35,7 +35,7 @@ class TextDraw:
 
 @dataclass(frozen=True)
 class ShardTexts:
-    """The texts of one shard in a view, as columns of (num_texts,) each."""
+    """The texts of a shard in a view, as columns of (num_texts,) each."""
 
     rows: NDArray[np.int32]
     text_index: NDArray[np.int32]
@@ -50,14 +50,14 @@ class ShardTexts:
         return np.unique(self.rows).astype(np.int64)
 
     def drawn(self, draw: TextDraw, epoch: int, part: slice = slice(None)) -> NDArray[np.bool_]:
-        """Return a mask of the texts that an epoch uses; `part` must contain whole samples."""
+        """Compute a mask of the texts that an epoch uses. `part` must contain whole samples."""
         assert self.keys is not None
         assert self.probability is not None
         images = self.rows[part] if draw.one_per_image else None
         return drawn(self.keys[part], self.probability[part], draw.seed, epoch, images=images)
 
     def part(self, row: int) -> slice:
-        """Return the range of a row's texts."""
+        """Find the range of a row's texts."""
         return slice(*np.searchsorted(self.rows, [row, row + 1]).tolist())
 
 
@@ -88,45 +88,45 @@ class SubsetView:
         self.shard = lru_cache(SHARDS_IN_MEMORY)(self.read)
 
     def rows(self, shard: int) -> NDArray[np.int64]:
-        """Return the rows of the shard that have a text in the view, ascending."""
+        """List the rows of the shard that have a text in the view, ascending."""
         return self.shard(shard).samples
 
     def texts(self, shard: int, row: int, epoch: int | None = None) -> dict[str, list[int]]:
-        """Return the indices of a sample's texts by language: all in the view, or those that an epoch uses."""
-        found = self.shard(shard)
-        part = found.part(row)
-        language, text_index = found.language[part], found.text_index[part]
+        """Find the indices of a sample's texts by language: all texts in the view, or the ones that an epoch uses."""
+        shard_texts = self.shard(shard)
+        part = shard_texts.part(row)
+        language, text_index = shard_texts.language[part], shard_texts.text_index[part]
         if self.draw and epoch is not None:
-            used = found.drawn(self.draw, epoch, part)
+            used = shard_texts.drawn(self.draw, epoch, part)
             language, text_index = language[used], text_index[used]
-        places: dict[str, list[int]] = {}
-        for code, place in zip(language.tolist(), text_index.tolist(), strict=True):
-            places.setdefault(found.languages[code], []).append(place)
-        return places
+        indices: dict[str, list[int]] = {}
+        for code, index in zip(language.tolist(), text_index.tolist(), strict=True):
+            indices.setdefault(shard_texts.languages[code], []).append(index)
+        return indices
 
     def narrow(self, sample: Sample, shard: int, row: int, epoch: int | None = None) -> dict[str, list[str]]:
-        """Return the texts of a sample that are in the view, or those that an epoch uses."""
-        return {
-            language: [sample.texts[language][place] for place in places]
-            for language, places in self.texts(shard, row, epoch).items()
-        }
+        """Select the texts of a sample that are in the view, or the ones that an epoch uses."""
+        texts = {}
+        for language, indices in self.texts(shard, row, epoch).items():
+            texts[language] = [sample.texts[language][index] for index in indices]
+        return texts
 
     def read(self, shard: int) -> ShardTexts:
         """Read the texts of a shard.
 
         Raises:
-            UserError: the file is missing or damaged, or has other samples than the index says.
+            UserError: the file is missing or damaged, or does not have the samples of the index.
         """
         columns = ["row", "language", "text_index", *(["uid", "probability"] if self.draw else ["kept"])]
-        table = (
-            read_subset_shard(self.path, shard, columns) if self.shard_sizes[shard] else subset_schema().empty_table()
-        )
+        table = subset_schema().empty_table()
+        if self.shard_sizes[shard]:
+            table = read_subset_shard(self.path, shard, columns)
         if not self.draw:
             table = table.filter(table["kept"])
         elif self.draw.language is not None:
             table = table.filter(pc.equal(table["language"], self.draw.language))
         languages = table["language"].combine_chunks().dictionary_encode()
-        found = ShardTexts(
+        texts = ShardTexts(
             table["row"].to_numpy(),
             table["text_index"].to_numpy(),
             languages.indices.to_numpy(zero_copy_only=False).astype(np.int16),
@@ -134,9 +134,9 @@ class SubsetView:
             text_keys(table["uid"], table["language"], table["text_index"]) if self.draw else None,
             table["probability"].to_numpy() if self.draw else None,
         )
-        if len(found.samples) != self.shard_sizes[shard]:
+        if len(texts.samples) != self.shard_sizes[shard]:
             raise UserError(
-                f"{subset_file(self.path, shard)}: {len(found.samples)} samples, {SUBSET_INDEX} says"
+                f"{subset_file(self.path, shard)}: {len(texts.samples)} samples, {SUBSET_INDEX} says"
                 f" {self.shard_sizes[shard]}; curate again"
             )
-        return found
+        return texts

@@ -1,12 +1,12 @@
-"""The files of a curated subset: one parquet file for each shard of its pool, and a small index of them.
+"""The files of a curated subset: one parquet file for each shard of its pool, and a small index.
 
     subset/NNNNNNNN.parquet   a row for each text of the shard that matched or passed, kept or not
     subset_index.parquet      shard, language, samples, kept_samples, texts, kept_texts
 
-The index has a row for each shard that has a text, with a null language, and one for each language of its texts. A
-reader that has the index opens only the shards that it needs.
+For each shard with a text, the index has a row with a null language, and a row for each language of its texts. With the
+index, a reader opens only the shards that it needs.
 
-A uid of 32 hexadecimal digits is stored as 16 bytes if all uids of the file are such; other uids are stored as text.
+If all uids of a file have 32 hexadecimal digits, they are stored as 16 bytes. Otherwise, uids are stored as text.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _UID_BYTES = 16
 
 
 def subset_schema() -> Any:
-    """Return the schema of a subset in memory: one row for each text that matched or passed, kept or not.
+    """Define the schema of a subset in memory: one row for each text that matched or passed, kept or not.
 
     Rows are sorted by (shard, row, language, text_index). shard and row locate the sample in the pool's index, uid
-    identifies it, language and text_index select one of its texts, probability is the chance with which the text is
-    kept, and kept is the result of the draw: a fixed subset uses the kept rows, `sampler: balanced` draws again from
+    identifies it, language and text_index select a text of the sample, and probability is the probability of keeping
+    the text. kept is the result of the draw. A fixed subset uses the kept rows, and `sampler: balanced` redraws from
     all rows.
     """
     return pa.schema(
@@ -51,55 +51,59 @@ def subset_schema() -> Any:
 
 
 def index_schema() -> Any:
-    """Return the schema of `subset_index.parquet`; the first row of a shard, with a null language, is its total."""
+    """Define the schema of `subset_index.parquet`. The first row of a shard, with a null language, is its total."""
     counts = dict.fromkeys(("samples", "kept_samples", "texts", "kept_texts"), pa.int64())
     return pa.schema({"shard": pa.int32(), "language": pa.string(), **counts})
 
 
 def stored_subset(table: Any) -> Any:
-    """Return the rows of one shard as its file has them: without the column `shard`, with packed uids."""
+    """Convert the rows of a shard to the form of its file: without the column `shard`, with packed uids."""
     table = table.select(subset_schema().names[1:])
     return table.set_column(table.schema.get_field_index("uid"), "uid", packed_uids(table["uid"]))
 
 
 def subset_index_rows(shard: int, table: Any) -> list[dict[str, Any]]:
-    """Return the rows of the index for one shard's table: none if it has no text."""
+    """Compute the rows of the index for a shard's table. A table without texts has no rows."""
     if not len(table):
         return []
     languages = sorted(table["language"].unique().to_pylist())
     if len(languages) == 1:
         total = _counted(shard, None, table)
         return [total, total | {"language": languages[0]}]
-    parts = (table.filter(pc.equal(table["language"], language)) for language in languages)
-    named = [_counted(shard, language, part) for language, part in zip(languages, parts, strict=True)]
-    return [_counted(shard, None, table), *named]
+    rows = [_counted(shard, None, table)]
+    for language in languages:
+        part = table.filter(pc.equal(table["language"], language))
+        rows.append(_counted(shard, language, part))
+    return rows
 
 
 def _counted(shard: int, language: str | None, table: Any) -> dict[str, Any]:
-    rows, kept = table["row"].to_numpy(), table["kept"].to_numpy()
+    rows, is_kept = table["row"].to_numpy(), table["kept"].to_numpy()
     return {
         "shard": shard,
         "language": language,
         "samples": _distinct(rows),
-        "kept_samples": _distinct(rows[kept]),
+        "kept_samples": _distinct(rows[is_kept]),
         "texts": len(rows),
-        "kept_texts": int(kept.sum()),
+        "kept_texts": int(is_kept.sum()),
     }
 
 
 def _distinct(ascending: Any) -> int:
-    return int(np.count_nonzero(np.diff(ascending))) + 1 if len(ascending) else 0
+    if not len(ascending):
+        return 0
+    return int(np.count_nonzero(np.diff(ascending))) + 1
 
 
 def write_subset_index(directory: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write the index of the shards' files: the `subset_index_rows` of all shards, in any order."""
+    """Write the index of the shards' files from the `subset_index_rows` of all shards, in any order."""
     ordered = sorted(rows, key=lambda row: (row["shard"], row["language"] or ""))
     table = pa.Table.from_pylist(ordered, index_schema())
     pq.write_table(table, directory / SUBSET_INDEX, compression="zstd", write_page_checksum=True)
 
 
 def write_subset(directory: Path, table: Any) -> None:
-    """Write a subset from one table in `subset_schema`, sorted by shard."""
+    """Write a subset from a table in `subset_schema`, sorted by shard."""
     (directory / SUBSET_FOLDER).mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for shard in table["shard"].unique().to_pylist():
@@ -116,15 +120,15 @@ def write_subset(directory: Path, table: Any) -> None:
 
 
 def subset_file(directory: Path, shard: int) -> Path:
-    """Return the path of a shard's file in the folder of a subset."""
+    """Build the path of a shard's file in the folder of a subset."""
     return directory / SUBSET_FOLDER / f"{shard:08d}.parquet"
 
 
 def read_subset_index(directory: Path) -> Any:
-    """Return the index of a subset, in `index_schema`.
+    """Read the index of a subset, in `index_schema`.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: the index is missing or damaged.
     """
     file = directory / SUBSET_INDEX
     if (directory / "subset.parquet").is_file() and not file.is_file():
@@ -135,14 +139,16 @@ def read_subset_index(directory: Path) -> Any:
 
 
 def read_subset_shard(directory: Path, shard: int, columns: Sequence[str] | None = None) -> Any:
-    """Return rows of one shard in `subset_schema`, or some of its columns; the uids are text again.
+    """Read the rows of a shard in `subset_schema`, or some of the columns, with the uids as text.
 
     Raises:
         UserError: the file is missing or damaged, lacks a column, or is not sorted by row.
     """
-    path, names = subset_file(directory, shard), [name for name in columns or subset_schema().names if name != "shard"]
+    path = subset_file(directory, shard)
+    names = [name for name in columns or subset_schema().names if name != "shard"]
     with open_parquet_file(path) as file, reading(path, "a curated subset"):
-        if missing := set(names) - set(file.schema_arrow.names):
+        missing = set(names) - set(file.schema_arrow.names)
+        if missing:
             raise UserError(f"{path}: no column '{min(missing)}'; curate again with this version of vfm")
         table = file.read(names)
     if "uid" in names:
@@ -155,7 +161,7 @@ def read_subset_shard(directory: Path, shard: int, columns: Sequence[str] | None
 
 
 def read_subset(directory: Path, columns: Sequence[str] | None = None) -> Any:
-    """Return all rows of a subset as one table; for a subset that fits into memory.
+    """Read all rows of a subset into one table. The subset must fit into memory.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -170,7 +176,7 @@ def _shards(directory: Path, columns: Sequence[str] | None) -> Iterator[Any]:
 
 
 def packed_uids(uids: Any) -> Any:
-    """Return uids as 16 bytes each if all are 32 lower-case hexadecimal digits, else the strings unchanged."""
+    """Pack uids into 16 bytes each if all are 32 lower-case hexadecimal digits, otherwise keep the strings."""
     uids = uids.combine_chunks() if isinstance(uids, pa.ChunkedArray) else uids
     sizes = pc.min_max(pc.binary_length(uids)).as_py().values()
     if uids.null_count or uids.type != pa.string() or set(sizes) != {2 * _UID_BYTES}:
@@ -188,7 +194,7 @@ def packed_uids(uids: Any) -> Any:
 
 
 def unpacked_uids(uids: Any) -> Any:
-    """Return the strings of `packed_uids`."""
+    """Convert the result of `packed_uids` back to strings."""
     uids = uids.combine_chunks() if isinstance(uids, pa.ChunkedArray) else uids
     if not pa.types.is_fixed_size_binary(uids.type):
         return uids

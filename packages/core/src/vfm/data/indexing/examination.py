@@ -1,7 +1,7 @@
-"""Reading shards for an index: what one shard has, as a pure function, in several processes and threads.
+"""Examine the shards of a dataset for its index, in several processes and threads.
 
-The results come in the order of the shards. A process reads one local shard at a time, and many remote ones, since
-these are mostly waited for.
+The examination of a shard is a pure function, and the results come in the order of the shards. A process reads one
+local shard at a time, but many remote shards, because most of their time is spent waiting.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 Problem = tuple[int, str, str]
-"""Row (-1: a sample that is no row), reason and address of a bad sample."""
+"""Row (-1 for a sample that is not a row), reason and address of a bad sample."""
 
-READ_TOGETHER = 256  # samples of a remote shard that are read with few requests
+READ_TOGETHER = 256  # samples of a remote shard that are requested together
 THREADS = 48  # remote shards that a process reads at a time
 REMOTE_TOGETHER = 2 * THREADS  # remote shards that are sent to a process at once
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What the index needs to know about a shard; `offsets` is None if a tar was not scanned, or the shard is none."""
+    """The facts about a shard for the index. `offsets` is None if the shard is not a tar, or was not scanned."""
 
     shard: Shard
     bad: list[Problem]
@@ -49,9 +49,9 @@ class Examined:
 
 @dataclass(frozen=True)
 class Examination:
-    """Reads one shard: its offsets, and with `verify` every sample, of its image only the header.
+    """Read a shard: its offsets, and with `verify` every sample, but only the header of its image.
 
-    A shard with a known count is read only if `verify` is `all`, and none further than `num_samples` need.
+    Shards with a known count are read only if `verify` is `all`, and no shard is read further than `num_samples` need.
     """
 
     spec: DatasetSpec
@@ -59,14 +59,16 @@ class Examination:
     num_samples: int | None = None
 
     def __call__(self, found: Found) -> Examined:
-        """Return what a shard has.
+        """Examine a shard.
 
         Raises:
             UserError: the shard is missing or cannot be read, or has another format.
         """
         try:
             shard, counted = found.reader.find(found.path) if isinstance(found, UnreadShard) else found
-            return self._counted(shard) if counted and self.verify != "all" else self._read(shard)
+            if counted and self.verify != "all":
+                return self._counted(shard)
+            return self._read(shard)
         except RemoteError as error:
             raise UserError(str(error)) from None
 
@@ -82,10 +84,10 @@ class Examination:
         return Examined(shard, bad, KeySample.of(own_keys(reader), all_known=True), offsets)
 
     def _verify(self, reader: ShardReader, shard: Shard) -> Iterator[Problem]:
-        """Read every sample of a shard, of its image only the header, and yield the bad ones and the lost ones."""
+        """Read every sample of a shard, but only the header of its image, and yield the bad and lost samples."""
         cut_off, num_good = False, 0
         rows = np.arange(shard.num_samples)  # more than the reader has if a tar is shorter than its known count
-        if not self.spec.images:  # captions are read by whole columns, and only the rows without any one by one
+        if not self.spec.images:  # captions are read as whole columns, and rows without a caption one at a time
             rows = np.setdiff1d(rows, reader.texts(rows, lambda reason, where: None)["row"])
         for row in rows.tolist():
             if row % READ_TOGETHER == 0:
@@ -98,7 +100,8 @@ class Examination:
             except BadSample as bad:
                 cut_off |= bad.reason == "truncated_shard"
                 yield row, bad.reason, bad.where
-            if self.num_samples and num_good > self.num_samples:  # one more, so that the index ends within this shard
+            # Read one more sample than needed, so that the index ends within this shard.
+            if self.num_samples and num_good > self.num_samples:
                 return
         yield from _lost(reader)
         # A tar that ends between two samples has no bad row; row -1 represents the unknown number of lost samples.
@@ -107,36 +110,40 @@ class Examination:
 
 
 def examine_all(examine: Examination, shards: Iterable[Found], workers: int) -> Generator[Examined, None, None]:
-    """Examine shards, and yield the results in their order.
+    """Examine shards, and yield the results in the order of the shards.
 
     Args:
-        examine: what to read of each.
+        examine: examines a shard.
         shards: the shards.
-        workers: processes; with fewer than two, this one.
+        workers: number of processes. With fewer than two, this process does the work.
     """
     shards = iter(shards)
     first = next(shards, None)
     if first is None:
         return
-    remote = files.is_remote(first.path if isinstance(first, UnreadShard) else first[0].path)
-    shards = chain([first], shards)  # an iterator still, from which both loops below take
+    first_path = first.path if isinstance(first, UnreadShard) else first[0].path
+    remote = files.is_remote(first_path)
+    shards = chain([first], shards)  # still an iterator, which the tasks below consume
     if workers < 2:
         yield from _in_threads(examine, shards) if remote else map(examine, shards)
         return
-    tasks = iter(lambda: tuple(islice(shards, REMOTE_TOGETHER if remote else 1)), ())
+    shards_per_task = REMOTE_TOGETHER if remote else 1
+    tasks = iter(lambda: tuple(islice(shards, shards_per_task)), ())
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as processes:
-        for found in _in_order(processes, _Together(examine), tasks, 2 * workers):
-            yield from found
+        for results in _in_order(processes, _Together(examine), tasks, 2 * workers):
+            yield from results
 
 
 @dataclass(frozen=True)
 class _Together:
-    """Examines some shards in a process."""
+    """Examine several shards in a process."""
 
     examine: Examination
 
     def __call__(self, shards: tuple[Found, ...]) -> list[Examined]:
-        return list(_in_threads(self.examine, shards) if len(shards) > 1 else map(self.examine, shards))
+        if len(shards) > 1:
+            return list(_in_threads(self.examine, shards))
+        return [self.examine(shard) for shard in shards]
 
 
 def _in_threads(examine: Examination, shards: Iterable[Found]) -> Iterator[Examined]:
@@ -145,20 +152,20 @@ def _in_threads(examine: Examination, shards: Iterable[Found]) -> Iterator[Exami
 
 
 def _in_order(executor: Executor, function: Callable[[S], T], items: Iterable[S], num_ahead: int) -> Iterator[T]:
-    """Yield the results in the order of the items, of which at most `num_ahead` are taken before their turn."""
-    coming = deque[Future[T]]()
+    """Yield the results in the order of the items. At most `num_ahead` items are taken in advance."""
+    pending = deque[Future[T]]()
     try:
         for item in items:
-            coming.append(executor.submit(function, item))
-            if len(coming) > num_ahead:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+            pending.append(executor.submit(function, item))
+            if len(pending) > num_ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
-        for future in coming:
+        for future in pending:
             future.cancel()
 
 
 def _lost(reader: ShardReader) -> list[Problem]:
-    """Return the samples of a shard that are no rows of it."""
+    """List the samples of a shard that are not rows."""
     return [(-1, reason, where) for reason, where in reader.lost]

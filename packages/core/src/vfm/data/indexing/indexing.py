@@ -1,4 +1,4 @@
-"""Building the index of a user's data: counting samples, and reading shards without a known count."""
+"""Build the index of a user's data: count samples, and read shards without a known count."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tar.packed_offsets import PACKED_FILE, OffsetsWriter
 from vfm.interfaces import Context
 
-MIN_SAMPLES_TO_CHECK = 1000  # with fewer samples, the fraction of bad ones is not meaningful yet
+MIN_SAMPLES_TO_CHECK = 1000  # with fewer samples, the fraction of bad samples is not meaningful yet
 PEEK = 50  # samples of a shard to try before a dataset is reported as unreadable
 PEEK_SHARDS = 3  # the first may be empty
 
 
 @dataclass
 class Indexing:
-    """One pass over a dataset's shards. Bad samples are reported, counted and left out."""
+    """A pass over the shards of a dataset. Bad samples are reported, counted and left out."""
 
     ctx: Context
     spec: DatasetSpec
     max_bad_fraction: float
-    place: str  # what is indexed, for errors
+    place: str  # path or name of the data, for errors
     num_samples: int | None = None  # upper limit
-    verify: Verify = True  # read every sample of shards without a known count; all: of all shards
-    workers: int = 0  # processes that read shards; remote ones are read several at a time in each
+    verify: Verify = True  # read every sample of shards without a known count, or of all shards ("all")
+    workers: int = 0  # processes that read shards. Each reads several remote shards at a time
     shards: list[Shard] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     good: int = 0
@@ -47,7 +47,7 @@ class Indexing:
 
     @classmethod
     def of(cls, config: ImageFiles, ctx: Context, spec: DatasetSpec, place: str) -> Self:
-        """Return the indexing that a stage describes."""
+        """Create the indexing pass that a stage configures."""
         workers = config.runtime.num_workers
         return cls(ctx, spec, config.max_bad_fraction, place, config.num_samples, config.verify, workers)
 
@@ -56,24 +56,23 @@ class Indexing:
 
         Args:
             directory: the artifact's folder.
-            shards: each shard with a flag: True if its number of samples is known, False to read it; or a file.
+            shards: each shard with a flag, True if its number of samples is known and False to read it, or a file.
             total: number of shards, if known.
 
         Returns:
-            number of usable samples.
+            The number of usable samples.
 
         Raises:
             UserError: there are no usable samples, or too many bad ones.
         """
+        examination = Examination(self.spec, self.verify, self.num_samples)
         with (
             OffsetsWriter(directory / OFFSETS_FOLDER / PACKED_FILE) as offsets,
-            closing(
-                examine_all(Examination(self.spec, self.verify, self.num_samples), shards, self.workers)
-            ) as examined,
+            closing(examine_all(examination, shards, self.workers)) as results,
         ):
-            for found in examined:
-                offsets.add(found.offsets)
-                self._add(found)
+            for examined in results:
+                offsets.add(examined.offsets)
+                self._add(examined)
                 if total:
                     self.ctx.progress(len(self.shards), total, "shards", samples=self.good)
                 self._check_bad(MIN_SAMPLES_TO_CHECK)
@@ -84,8 +83,10 @@ class Indexing:
         if not self.good:
             raise UserError(f"{self.ctx.stage}: no samples found in {self._searched(directory)}")
         if self.repeated.example:
-            key, one, other = self.repeated.example
-            self.ctx.log(f"keys repeat ({key!r} is in {one} and in {other}), so each key begins with its shard's name")
+            key, first, second = self.repeated.example
+            self.ctx.log(
+                f"keys repeat ({key!r} is in {first} and in {second}), so each key begins with its shard's name"
+            )
             self.spec = self.spec.model_copy(update={"keys_repeat": True})
         return write_index(directory, self.shards, self.spec, bad_rows=self.bad)
 
@@ -95,21 +96,22 @@ class Indexing:
         return Counter(row.reason for row in self.bad)
 
     def check_labels(self) -> None:
-        """Check that every label is one of the classes: a single unknown label means wrong class names.
+        """Check that every label is one of the classes. A single unknown label means wrong class names.
 
         Raises:
-            UserError: there are unknown labels; the line names the first.
+            UserError: there are unknown labels. The error names the first.
         """
-        if unknown := [row for row in self.bad if row.reason == "unknown_label"]:
+        unknown = [row for row in self.bad if row.reason == "unknown_label"]
+        if unknown:
             raise UserError(
                 f"{self.ctx.stage}: {len(unknown)} labels do not fit the {len(self.spec.class_names)} class names; the"
-                f" first is {unknown[0].where}; correct class_names, or classnames.txt beside the data"
+                f" first is {unknown[0].where}; correct class_names, or classnames.txt next to the data"
             )
 
-    def _add(self, found: Examined) -> None:
-        shard, number = found.shard, len(self.shards)
-        bad = [BadRow(number, *row) for row in found.bad]
-        self.repeated.add(shard.path, found.keys)
+    def _add(self, examined: Examined) -> None:
+        shard, number = examined.shard, len(self.shards)
+        bad = [BadRow(number, *row) for row in examined.bad]
+        self.repeated.add(shard.path, examined.keys)
         if self.num_samples:
             shard, bad = _cut(shard, bad, self.num_samples - self.good)
         for row in bad:
@@ -119,13 +121,16 @@ class Indexing:
         self.good += shard.num_samples - sum(row.row >= 0 for row in bad)
 
     def _searched(self, directory: Path) -> str:
-        """Return what has no samples, for the error, and why: the bad ones, or how a tar names its members."""
-        theirs = [shard.path for shard in self.shards[:3] if not Path(shard.path).is_relative_to(directory)]
-        place = ", ".join(theirs) or self.place
+        """Describe the data without samples for the error, and the reason: bad samples, or the expected names."""
+        user_files = [shard.path for shard in self.shards[:3] if not Path(shard.path).is_relative_to(directory)]
+        searched = ", ".join(user_files) or self.place
         if self.bad:
-            return f"{place}: {most_common(self.counts)}{self._first_bad}"
-        names = next((known for shard in self.shards if (known := shard_format(shard.format).expected)), "")
-        return f"{place}: {names}" if names else place
+            return f"{searched}: {most_common(self.counts)}{self._first_bad}"
+        for shard in self.shards:
+            expected = shard_format(shard.format).expected
+            if expected:
+                return f"{searched}: {expected}"
+        return searched
 
     @property
     def _first_bad(self) -> str:
@@ -158,7 +163,7 @@ def check_bad(stage: str, bad: Counter[str], seen: int, max_bad_fraction: float,
 
 
 def most_common(bad: Counter[str]) -> str:
-    """Return the three most common reasons of bad samples, with their numbers."""
+    """Format the three most common reasons for bad samples, with their numbers."""
     return ", ".join(f"{reason} ({count})" for reason, count in bad.most_common(3))
 
 
@@ -171,34 +176,35 @@ def _cut(shard: Shard, bad: list[BadRow], limit: int) -> tuple[Shard, list[BadRo
     for row in range(shard.num_samples):
         good += row not in bad_rows
         if good == limit:
-            return replace(shard, num_samples=row + 1), [one for one in bad if 0 <= one.row <= row]
+            return replace(shard, num_samples=row + 1), [bad_row for bad_row in bad if 0 <= bad_row.row <= row]
     return shard, bad
 
 
 def first_sample(layout: Layout, spec: DatasetSpec) -> Sample:
-    """Return the first usable sample of a layout, after decoding its image; a check before anything runs.
+    """Find the first usable sample of a layout, and decode its image. Checks the data before anything runs.
 
     Raises:
         UserError: none of the first samples can be used.
     """
     problems: dict[tuple[str, int], BadSample] = {}
-    for place, read in _first_reads(layout, spec):
+    for address, read in _first_reads(layout, spec):
         try:
             sample = read()
             decode_image(sample.image, sample.key)
             return sample
         except BadSample as bad:
-            problems[place] = bad  # of a tar that is scanned again, in place of what its beginning lacked
+            problems[address] = bad  # when a whole tar is scanned, this replaces a problem found in its beginning
     raise UserError(f"{layout.paths[0]}: none of the first samples can be used{_why(problems, layout, spec)}")
 
 
 def _why(problems: Mapping[tuple[str, int], BadSample], layout: Layout, spec: DatasetSpec) -> str:
-    """Return why none of the first samples can be used, and what to do about the first one."""
+    """Explain why none of the first samples can be used, with a hint for the first problem."""
     if not problems:
-        return f": {layout.reader.expected}" if layout.reader and layout.reader.expected else ""
-    places = ", ".join(f"{language} in {source}" for language, source in spec.texts.items())
+        expected = layout.reader.expected if layout.reader else ""
+        return f": {expected}" if expected else ""
+    locations = ", ".join(f"{language} in {source}" for language, source in spec.texts.items())
     hints = {
-        "missing_caption": f"; expected captions {places}: set texts to their location",
+        "missing_caption": f"; expected captions {locations}: set texts to their location",
         "unsafe_path": "; paths must be relative to image_root; absolute ones and addresses need image_root: /",
     }
     first = next(iter(problems.values()))
@@ -207,17 +213,18 @@ def _why(problems: Mapping[tuple[str, int], BadSample], layout: Layout, spec: Da
 
 
 def _first_reads(layout: Layout, spec: DatasetSpec) -> Iterator[tuple[tuple[str, int], Callable[[], Sample]]]:
-    """Yield the file and the number of each of the first samples, and a function that reads it."""
+    """Yield the first samples: the file and number of each, and a function that reads it."""
     if not layout.reader:
-        entries = enumerate(islice(layout.entries(spec), PEEK))
-        yield from ((("", number), partial(entry.read, spec)) for number, entry in entries)
+        for number, entry in enumerate(islice(layout.entries(spec), PEEK)):
+            yield ("", number), partial(entry.read, spec)
         return
     for path in layout.paths[:PEEK_SHARDS]:
-        for limit in (PEEK, None):  # the whole shard only if its beginning is not enough, as in an unsorted tar
+        for limit in (PEEK, None):  # the whole shard is scanned only if its beginning is not enough (unsorted tars)
             reader = layout.reader.open(layout.reader.find(path)[0], spec, Opening(limit=limit))
-            yield from (((path, row), partial(reader.read, row)) for row in range(min(PEEK, len(reader))))
-            lost = enumerate(reader.lost[:PEEK], start=1)
-            yield from (((path, -number), partial(_raise, BadSample(*one))) for number, one in lost)
+            for row in range(min(PEEK, len(reader))):
+                yield (path, row), partial(reader.read, row)
+            for number, (reason, where) in enumerate(reader.lost[:PEEK], start=1):
+                yield (path, -number), partial(_raise, BadSample(reason, where))
 
 
 def _raise(problem: BadSample) -> Sample:

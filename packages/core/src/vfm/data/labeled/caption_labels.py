@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from vfm.base import UserError
-from vfm.data.index.source import open_dataset
+from vfm.data.index.source import Source, open_dataset
 from vfm.data.labeled.stages import CaptionLabels
 from vfm.data.labeled.tags import TAGS_FILE, write_tags
 from vfm.interfaces import Context, Preflight, TaggedImages
@@ -24,38 +24,36 @@ ENDINGS = (
     ("s", ""),
 )
 FUNCTION_WORDS = frozenset(["can", "may", "might", "mine", "must", "while", "will"])  # WordNet lists them as nouns
-GERUND = 0.25  # a word in -ing counts as a noun if it is one at least this often relative to its verb
+GERUND = 0.25  # a word in -ing counts as a noun if it is used as a noun at least this often, relative to its verb
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 
 
 def label_captions(config: CaptionLabels, ctx: Context) -> TaggedImages:
-    """Count words over all captions, and write which of the most common ones each image has."""
+    """Count the words in all captions, and label each image with the most common words that it has."""
     data = ctx.load(config.data)
     data.check_languages([config.language], config.data)
     language, source = config.language or data.languages[0], open_dataset(data)
     like = ctx.load(config.like) if config.like else None
     noun = Nouns(Path(config.wordnet)) if config.wordnet else WordList(config.words)
-    words_of_image: list[set[str]] = [set() for _ in range(len(source))]
-    places = {source.locate(number): number for number in range(len(source))}
-    for shard in range(len(source.shard_sizes)):
-        for text in source.texts_of_shard(shard, ctx.skip).to_pylist():
-            if text["language"] == language:
-                found = (noun(word) for word in words_of(text["text"]))
-                words_of_image[places[shard, text["row"]]].update(word for word in found if word)
-        ctx.progress(shard + 1, len(source.shard_sizes), "shards")
-    counts = Counter(word for words in words_of_image for word in words)
+    words_of_image = _words_of_images(source, language, noun, ctx)
+    counts: Counter[str] = Counter()
+    for words in words_of_image:
+        counts.update(words)
     most_common = sorted(counts, key=lambda word: (-counts[word], word))  # ties by name: sets have no fixed order
     names = like.class_names if like else most_common[: config.num_labels]
     if len(names) < 2:
         raise UserError(
             f"{config.name}: expected at least 2 of the words in the captions of {config.data}, got {len(names)}"
         )
-    groups = like.class_groups if like else _thirds(len(names)) if config.thirds else {}
-    label = {name: place for place, name in enumerate(names)}
+    groups: dict[str, list[int]] = {}
+    if like:
+        groups = like.class_groups
+    elif config.thirds:
+        groups = _thirds(len(names))
+    label_of = {name: label for label, name in enumerate(names)}
+    tags = [sorted(label_of[word] for word in words if word in label_of) for words in words_of_image]
     ctx.directory.mkdir(parents=True, exist_ok=True)
-    write_tags(
-        ctx.directory / TAGS_FILE, [sorted(label[word] for word in words if word in label) for words in words_of_image]
-    )
+    write_tags(ctx.directory / TAGS_FILE, tags)
     return TaggedImages.create(
         ctx.directory,
         data=data.reference(ctx.directory),
@@ -66,34 +64,51 @@ def label_captions(config: CaptionLabels, ctx: Context) -> TaggedImages:
     )
 
 
+def _words_of_images(source: Source, language: str, noun: Callable[[str], str | None], ctx: Context) -> list[set[str]]:
+    """Collect the nouns in the captions of each image."""
+    words_of_image: list[set[str]] = [set() for _ in range(len(source))]
+    number_of = {source.locate(number): number for number in range(len(source))}
+    for shard in range(len(source.shard_sizes)):
+        for text in source.texts_of_shard(shard, ctx.skip).to_pylist():
+            if text["language"] == language:
+                nouns = map(noun, words_of(text["text"]))
+                words_of_image[number_of[shard, text["row"]]].update(word for word in nouns if word)
+        ctx.progress(shard + 1, len(source.shard_sizes), "shards")
+    return words_of_image
+
+
 def _thirds(num_labels: int) -> dict[str, list[int]]:
-    """Return a third of the labels, most common first, for each of head, middle and tail; empty ones are left out."""
+    """Split the labels, most common first, into head, middle and tail. Empty groups are left out."""
     cuts = [round(num_labels * part / 3) for part in range(4)]
-    parts = zip(("head", "middle", "tail"), cuts, cuts[1:], strict=False)
-    return {name: list(range(start, stop)) for name, start, stop in parts if stop > start}
+    groups = {}
+    for name, start, stop in zip(("head", "middle", "tail"), cuts, cuts[1:], strict=False):
+        if stop > start:
+            groups[name] = list(range(start, stop))
+    return groups
 
 
 def check_caption_labels(config: CaptionLabels, ctx: Preflight) -> None:
     """Check the language if the data exist."""
-    if data := ctx.artifact(config.data):
+    data = ctx.artifact(config.data)
+    if data:
         data.check_languages([config.language], config.data)
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text in lower case."""
+    """Split a text into words in lower case."""
     return _WORD.findall(text.lower())
 
 
 class Nouns:
-    """Reduces words to nouns in the singular, with the files of a WordNet folder.
+    """Reduces words to singular nouns, with the files of a WordNet folder.
 
-    Many words are nouns occasionally (`white`, `two`, `in`). A word counts as a noun only if WordNet's counts over
-    tagged texts have it as a noun more often than as anything else; a word in -ing, if it is a noun at least a quarter
-    as often as its verb (`building`, not `playing`). Function words (`while`, `will`) and words shorter than three
-    letters are left out.
+    Many words are occasionally nouns (`white`, `two`, `in`). A word counts as a noun only if WordNet's tagged texts use
+    it more often as a noun than as anything else, and a word in -ing only if it is used as a noun at least a quarter as
+    often as its verb (`building`, not `playing`). Function words (`while`, `will`) and words shorter than three letters
+    are left out.
 
     Args:
-        folder: with `index.noun`, `noun.exc` and `verb.exc` (irregular forms) and `cntlist.rev` (counts).
+        folder: folder with `index.noun`, `noun.exc` and `verb.exc` (irregular forms), and `cntlist.rev` (counts).
 
     Raises:
         UserError: a file is missing.
@@ -105,13 +120,12 @@ class Nouns:
         counts = {kind: Counter[str]() for kind in ("noun", "verb", "other")}
         for sense, _, count, *_ in _words(folder / "cntlist.rev", 3):
             lemma, _, rest = sense.partition("%")
-            counts[{"1": "noun", "2": "verb"}.get(rest[:1], "other")][lemma] += (
-                int(count) if count.isdecimal() and len(count) < 19 else 0
-            )
+            kind = {"1": "noun", "2": "verb"}.get(rest[:1], "other")
+            # A longer number is damaged, and would not fit into 64 bits.
+            counts[kind][lemma] += int(count) if count.isdecimal() and len(count) < 19 else 0
         listed = {line.split(" ", 1)[0] for line in _lines(folder / "index.noun") if not line.startswith(" ")}
-        self.irregular, irregular_verbs = (
-            {form: base for form, base, *_ in _words(folder / file, 2)} for file in ("noun.exc", "verb.exc")
-        )
+        self.irregular = {form: base for form, base, *_ in _words(folder / "noun.exc", 2)}
+        irregular_verbs = {form: base for form, base, *_ in _words(folder / "verb.exc", 2)}
 
         def count_of_verb(word: str) -> int:
             stem = word.removesuffix("ing")
@@ -129,25 +143,28 @@ class Nouns:
         }
 
     def __call__(self, word: str) -> str | None:
-        """Return the singular of a word if it is a noun, else None."""
-        if (known := self.irregular.get(word)) in self.nouns:
-            return known
+        """Find the singular of a word, None if it is not a noun."""
+        singular = self.irregular.get(word)
+        if singular in self.nouns:
+            return singular
         if word in self.nouns:
             return word
         for ending, replacement in ENDINGS:
-            if word.endswith(ending) and (stem := word.removesuffix(ending) + replacement) in self.nouns:
-                return stem
+            if word.endswith(ending):
+                singular = word.removesuffix(ending) + replacement
+                if singular in self.nouns:
+                    return singular
         return None
 
 
 class WordList:
-    """Finds the words of a list, also with a plural ending `s` or `es`."""
+    """Recognises the words of a list, also with a plural ending `s` or `es`."""
 
     def __init__(self, words: Iterable[str]) -> None:
         self.forms = {word.lower() + ending: word for ending in ("es", "s", "") for word in words}
 
     def __call__(self, word: str) -> str | None:
-        """Return the listed word, or None."""
+        """Find the listed word, None if the word is not listed."""
         return self.forms.get(word)
 
 
@@ -160,10 +177,10 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _words(file: Path, count: int) -> Iterator[list[str]]:
-    """Yield the words of each line, at least `count`.
+    """Split each line into at least `count` words.
 
     Raises:
-        UserError: the file is missing, or a line has fewer.
+        UserError: the file is missing, or a line has fewer words.
     """
     for number, line in enumerate(_lines(file), start=1):
         words = line.split()

@@ -75,7 +75,7 @@ def check_labeled(config: Labeled, ctx: Preflight) -> None:
 
 
 def index_tagged(config: Tagged, ctx: Context) -> TaggedImages:
-    """Index the images in a subfolder of the artifact, and write the labels of each."""
+    """Index the images in a subfolder of the artifact, and write their labels."""
     layout = _layout(config)
     spec, images = _tagged_spec(config, layout), ctx.directory / "images"
     indexing = Indexing.of(config, ctx, spec, layout.paths[0])
@@ -96,10 +96,10 @@ def index_tagged(config: Tagged, ctx: Context) -> TaggedImages:
 
 
 def _tags(source: Source, indexing: Indexing) -> list[tuple[int, ...]]:
-    """Return the labels of each sample, none of a bad one, which stays in shards that are not read for the index.
+    """Read the labels of each sample. Bad samples, found in shards that were not read for the index, have no labels.
 
     Raises:
-        UserError: too many are bad, or a label is not one of the classes.
+        UserError: too many samples are bad, or a label is not one of the classes.
     """
     tags: list[tuple[int, ...]] = []
     bad: list[BadRow] = []
@@ -134,19 +134,19 @@ def pack_digits(config: Digits, ctx: Context) -> LabeledDataset:
 
 
 def load_digits(split: Literal["train", "test"]) -> list[tuple[Image.Image, int]]:
-    """Return scikit-learn's handwritten digits as RGB images, 8 x 8 pixels, white on black, each with its label.
+    """Load scikit-learn's handwritten digits as RGB images with labels, 8 x 8 pixels, white on black.
 
     Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits (UCI); the part in scikit-learn.
     """
     import sklearn.datasets  # an optional extra
 
-    found = sklearn.datasets.load_digits()
+    digits = sklearn.datasets.load_digits()
     rows = slice(None, NUM_TRAIN_DIGITS) if split == "train" else slice(NUM_TRAIN_DIGITS, None)
-    greys = np.rint(found.images[rows] * (255 / 16)).astype(np.uint8)  # (N, 8, 8), stored as 0 to 16
-    return [
-        (Image.fromarray(grey).convert("RGB"), int(label))
-        for grey, label in zip(greys, found.target[rows], strict=True)
-    ]
+    greys = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)  # (N, 8, 8), stored as 0 to 16
+    samples = []
+    for grey, label in zip(greys, digits.target[rows], strict=True):
+        samples.append((Image.fromarray(grey).convert("RGB"), int(label)))
+    return samples
 
 
 def _layout(config: NamedImages) -> Layout:
@@ -154,11 +154,11 @@ def _layout(config: NamedImages) -> Layout:
 
 
 def _names_and_templates(config: NamedImages, layout: Layout | None) -> tuple[list[str], list[str]]:
-    """Return class names (empty: the dataset's own) and templates (empty: the default), as far as they are given."""
+    """Collect the configured class names (empty: the dataset's) and templates (empty: the default)."""
     names, templates = names_and_templates(config.names_of) if config.names_of else ([], [])
-    written = lines_beside(layout.paths[0], TEMPLATES_FILE) if layout else []
-    beside = check_templates([line for line in written if line], TEMPLATES_FILE)
-    return config.class_names or names, config.templates or templates or beside
+    lines = lines_beside(layout.paths[0], TEMPLATES_FILE) if layout else []
+    from_file = check_templates([line for line in lines if line], TEMPLATES_FILE)
+    return config.class_names or names, config.templates or templates or from_file
 
 
 def _torchvision(config: Labeled, name: str) -> tuple[Any, DatasetSpec]:
@@ -166,9 +166,9 @@ def _torchvision(config: Labeled, name: str) -> tuple[Any, DatasetSpec]:
     dataset = open_torchvision(name, str(config.path), config.split)
     names, _ = _names_and_templates(config, None)
     if names:
-        own = getattr(dataset, "classes", None) or names
-        if len(names) != len(own):
-            raise UserError(f"expected {len(own)} class names for torchvision's {name}, got {len(names)}")
+        classes = getattr(dataset, "classes", None) or names
+        if len(names) != len(classes):
+            raise UserError(f"expected {len(classes)} class names for torchvision's {name}, got {len(names)}")
     else:
         names = torchvision_classes(dataset, name)
     return dataset, PACKED.model_copy(update={"class_names": names})
@@ -178,9 +178,11 @@ def _labeled_spec(config: Labeled, layout: Layout) -> DatasetSpec:
     spec = layout.with_defaults(DatasetSpec(image_key=config.image_key, label_key=config.label_key), labels=True)
     names, _ = _names_and_templates(config, layout)
     if names and layout.kind == "folder":  # labels are positions among the class folders, so the counts must agree
-        own = _find_class_names(layout, None)
-        if len(names) != len(own):
-            raise UserError(f"{layout.paths[0]}: expected {len(own)} class names, one per folder, got {len(names)}")
+        folder_names = _find_class_names(layout, None)
+        if len(names) != len(folder_names):
+            raise UserError(
+                f"{layout.paths[0]}: expected {len(folder_names)} class names, one per folder, got {len(names)}"
+            )
     return spec.model_copy(update={"class_names": names or _find_class_names(layout, spec.label_key)})
 
 
@@ -193,37 +195,45 @@ def _tagged_spec(config: Tagged, layout: Layout) -> DatasetSpec:
 
 
 def _find_class_names(layout: Layout, label_key: str | None) -> list[str]:
-    """Return the class names in the order of the labels.
+    """Find the class names in the order of the labels.
 
     Raises:
-        UserError: they are not given anywhere.
+        UserError: there are no class names.
     """
     path = layout.paths[0]
     if layout.kind == "folder":
         return class_folders(path)[0]
-    if names := lines_beside(path, CLASS_NAMES_FILE):
+    names = lines_beside(path, CLASS_NAMES_FILE)
+    if names:
         if "" in names:
-            raise UserError(f"{CLASS_NAMES_FILE} beside {path}: the name of class {names.index('')} is empty")
+            raise UserError(f"{CLASS_NAMES_FILE} next to {path}: the name of class {names.index('')} is empty")
         return names
     if layout.kind in ("table", "parquet") and label_key:
-        names = _from_schema(path, label_key) if table_kind(path) == "parquet" else []
+        if table_kind(path) == "parquet":
+            names = _from_schema(path, label_key)
         return names or _from_values(layout, label_key)
-    raise UserError(f"{path}: no {CLASS_NAMES_FILE} beside it; give class_names, in the order of the labels")
+    raise UserError(f"{path}: no {CLASS_NAMES_FILE} next to it; give class_names, in the order of the labels")
 
 
 def _from_schema(path: str, label_key: str) -> list[str]:
-    """Return the names that Hugging Face's `datasets` writes into the schema."""
+    """Read the names that Hugging Face's `datasets` writes into the schema."""
     names = field_of(features_of(path), f"{label_key}.names")
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _from_values(layout: Layout, label_key: str) -> list[str]:
-    """Return the distinct values of a column, sorted; a value that is no text or number names no class."""
-    values = (value for path in layout.paths for value in table_values(path, label_key))
-    found = {value for value in values if isinstance(value, str | int | float) and is_unicode(str(value))}
-    words = {str(value) for value in found}
-    if all(value.isdigit() if isinstance(value, str) else not isinstance(value, bool) for value in found):
+    """Collect the distinct values of a column, sorted. Only texts and numbers can be class names."""
+    values: set[str | float] = set()
+    for path in layout.paths:
+        for value in table_values(path, label_key):
+            if isinstance(value, str | int | float) and is_unicode(str(value)):
+                values.add(value)
+    if all(map(_is_number, values)):
         raise UserError(
             f"{layout.paths[0]}: the labels in '{label_key}' are numbers; give class_names, in the order of the labels"
         )
-    return sorted(words)
+    return sorted({str(value) for value in values})
+
+
+def _is_number(value: str | float) -> bool:
+    return value.isdigit() if isinstance(value, str) else not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Configurations of the stages that bring labelled images into a recipe."""
+"""Configurations of the stages that import labelled images."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class NamedImages(ImageFiles):
 
     split: str = Field("test", description="split of a CLIP_benchmark folder, or of the torchvision dataset")
     class_names: list[str] = Field(
-        default=[], description="class names in the order of the labels; default: the folders', the table's, or"
-        " classnames.txt",
+        default=[], description="class names in the order of the labels (default: from the folders, the table or"
+        " classnames.txt)",
     )  # fmt: skip
     templates: list[str] = Field(
         default=[],
-        description="prompts with a `{}`; default: those of zeroshot_classification_templates.txt, else"
-        " `a photo of a {}.`",
+        description="prompts with a `{}` (default: the lines of zeroshot_classification_templates.txt, otherwise"
+        " `a photo of a {}.`)",
     )
     names_of: str | None = Field(
         None,
         description="default class names and templates from the clip_benchmark package for this dataset: `mnist`, or in"
-        " another language `imagenet1k/ar`; needs the extra `clip-benchmark` of vfm-core",
+        " another language `imagenet1k/ar`. Needs the extra `clip-benchmark` of vfm-core",
     )
 
     @field_validator("templates")
@@ -45,10 +45,16 @@ class NamedImages(ImageFiles):
         return check_templates(templates)
 
     def sources(self) -> Iterable[str]:
-        """Return the files behind `path`, the files beside them that name the classes, and the package's lists."""
-        found = [*super().sources()]
-        beside = [file_beside(found[0], name) for name in (CLASS_NAMES_FILE, TEMPLATES_FILE)]
-        return [*found, *(file for file in beside if file), *(list_files(self.names_of) if self.names_of else ())]
+        """List the files behind `path`, the files next to them that name the classes, and the package's lists."""
+        paths = list(super().sources())
+        data = paths[0]
+        for name in (CLASS_NAMES_FILE, TEMPLATES_FILE):
+            file = file_beside(data, name)
+            if file:
+                paths.append(file)
+        if self.names_of:
+            paths += list_files(self.names_of)
+        return paths
 
 
 class Labeled(NamedImages):
@@ -59,7 +65,7 @@ class Labeled(NamedImages):
         None, description="name of a torchvision dataset (FashionMNIST, EuroSAT, ...) whose files are in `path`"
     )
     label_key: str | None = Field(
-        None, description="location of the class: `cls`, `json.FIELD` or a column; class folders need none"
+        None, description="location of the class: `cls`, `json.FIELD` or a column (class folders need none)"
     )
 
     makes: ClassVar[type[Artifact]] = LabeledDataset
@@ -100,8 +106,10 @@ class CaptionLabels(Stage):
     """Label images with the most common nouns of their captions, several per image, for probing."""
 
     kind: Literal["data.caption_labels"] = "data.caption_labels"
-    data: Ref[PairDataset] = Field(description="images with captions; an image has each word that any caption contains")
-    language: str | None = Field(None, description="language of the captions; default: the dataset's first")
+    data: Ref[PairDataset] = Field(
+        description="images with captions. An image has each word that any of its captions contains"
+    )
+    language: str | None = Field(None, description="language of the captions (default: the dataset's first)")
     num_labels: int = Field(20, ge=1, description="number of labels: the words that occur for most images")
     wordnet: str | None = Field(
         None, description="folder of WordNet's index.noun, noun.exc, verb.exc and cntlist.rev: nouns, in the singular"
@@ -113,7 +121,7 @@ class CaptionLabels(Stage):
     thirds: bool = Field(
         False,
         description="also evaluate the most frequent third of the labels (head), the middle and the rarest (tail)"
-        " as groups; `like` takes over those of its artifact",
+        " as groups. With `like`, its groups are reused",
     )
 
     version: ClassVar[int] = 2
@@ -130,7 +138,7 @@ class CaptionLabels(Stage):
         return self
 
     def sources(self) -> Iterable[str]:
-        """Return WordNet's folder."""
+        """List WordNet's folder."""
         return [self.wordnet] if self.wordnet else []
 
 

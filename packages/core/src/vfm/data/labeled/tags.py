@@ -1,4 +1,4 @@
-"""Labels of images, several each, as `tags.parquet`: one row per image, in the order of the dataset."""
+"""Multiple labels per image, stored as `tags.parquet`: one row per image, in the order of the dataset."""
 
 # N images, C labels
 
@@ -25,7 +25,7 @@ def write_tags(file: Path, rows: Sequence[Sequence[int]]) -> None:
 
 
 def read_tags(tags: TaggedImages) -> NDArray[np.bool_]:
-    """Return a mask of the labels of each image, (N, C).
+    """Read a mask of the labels of each image, (N, C).
 
     Raises:
         UserError: the file is missing or damaged.
@@ -34,7 +34,7 @@ def read_tags(tags: TaggedImages) -> NDArray[np.bool_]:
     if not file.is_file():
         raise UserError(f"{tags.path}: {TAGS_FILE} is missing")
     column = read_parquet(file, ["tags"])["tags"].combine_chunks()
-    found = np.zeros((len(column), len(tags.class_names)), dtype=bool)
+    mask = np.zeros((len(column), len(tags.class_names)), dtype=bool)
     with reading(file, f"labels of {len(tags.class_names)} classes"):
-        found[column.value_parent_indices().to_numpy(), column.flatten().to_numpy()] = True
-    return found
+        mask[column.value_parent_indices().to_numpy(), column.flatten().to_numpy()] = True
+    return mask
