@@ -31,7 +31,7 @@ def test_auto_replaces_layers_whose_kernel_was_measured_to_win(monkeypatch):
         model = nn.Sequential(timm.models.vision_transformer.Block(192, 3))
         with accelerate(model) as done:
             assert done.replaced == {}
-            assert "no measurement on this architecture says that attention of width 64" in done.kept["0.attn"]
+            assert "no measurement on this architecture says that attention of width 64" in done.skipped["0.attn"]
         row = Measurement("attention", "sm_90", 64, "triton_short", "triton_short", 1.2, "H100", "", num_tokens=197)
         monkeypatch.setattr(measured, "measurements", lambda: (row,))
         with accelerate(model) as done:

@@ -120,7 +120,7 @@ def test_layers_of_other_classes_than_torchs_are_skipped():
     torch.nn.utils.parametrizations.weight_norm(model.blocks[1].mlp.fc2)
     done = pad_swiglu(model)
     assert list(done.replaced) == ["blocks.0.mlp"]
-    assert done.kept == {"blocks.1.mlp": "its linear layers are not torch's own"}
+    assert done.skipped == {"blocks.1.mlp": "its linear layers are not torch's own"}
     with padded(model.blocks[1]) as description:
         assert description == "nothing, its linear layers are not torch's own"
     with padded(torch.nn.Linear(2, 2)) as description:

@@ -1,4 +1,4 @@
-"""Mathematics that vfm's methods share: masks, token operations, losses and kernels of vision transformers."""
+"""Mathematics that vfm's methods share: masks, token operations, losses and kernels for vision transformers."""
 
 from vfm_kernels.dispatch.dispatch import Kernels, not_supported_reasons, use_kernels
 from vfm_kernels.layers.accelerate import Acceleration, accelerate, accelerated, subset_drop_path

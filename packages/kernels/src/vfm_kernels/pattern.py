@@ -1,6 +1,6 @@
-"""Description of an attention apart from its heads: mask, scale and rotary angles."""
+"""Mask, scale and rotary angles of an attention, without its heads."""
 
-# B batch, N tokens, H heads, D width of a head, P positions of the table, S sequences in one long row
+# B batch, N tokens, H heads, D width of a head, P positions of the table
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ SCHEMA = (
 
 
 class Pattern(NamedTuple):
-    """Mask, scale and angles in the order of the ops' arguments; `attention` documents each."""
+    """Mask, scale and angles in the order of the ops' arguments. `attention` documents each of them."""
 
     sin: Tensor | None  # (B, P, D / 2), stride 0 over the batch where all samples share a table
     cos: Tensor | None
@@ -32,7 +32,7 @@ class Pattern(NamedTuple):
         """Check the arguments of `attention` and fill in their defaults.
 
         Raises:
-            ValueError: shapes, dtypes, devices or numbers do not fit.
+            ValueError: shapes, dtypes, devices or numbers are inconsistent.
         """
         if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (q, k, v))
@@ -81,5 +81,5 @@ class Pattern(NamedTuple):
         return cls(sin, cos, positions, num_prefix_tokens, cu_seqlens, longest, causal, scale)
 
     def without_rope(self) -> "Pattern":
-        """Return the pattern without angles, for queries and keys that are already rotated."""
+        """Drop the angles, for queries and keys that are already rotated."""
         return self._replace(sin=None, cos=None, positions=None, num_prefix_tokens=0)

@@ -229,7 +229,7 @@ def test_layers_that_are_kept_have_reasons():
     options = {"swiglu_mlp": False, "norm_layer": timm.layers.RmsNorm}
     with accelerate(eva(**options)) as done:
         assert set(done.replaced.values()) == {"attention"}
-        assert done.kept["blocks.1"] == "its second norm is RmsNorm"
+        assert done.skipped["blocks.1"] == "its second norm is RmsNorm"
         assert str(done) == "attention in 2 layers"
     with pytest.raises(ValueError, match=r"blocks.0.attn: its model has rotary positions for each head"):
         accelerate(eva(rope_type="mixed", **options))

@@ -1,7 +1,7 @@
-"""Choice of implementation: the plain form, which is the specification of an op, or the Triton kernel.
+"""Choice between the plain form of an op, which is its specification, and the Triton kernel.
 
 `auto` takes the kernel where it was measured to be faster on the GPU's architecture (`measured`) and the plain form
-elsewhere, so nothing changes on a CPU. `reference` never takes a kernel. `triton` takes it or raises with every reason
+elsewhere, so nothing changes on a CPU. `reference` never takes a kernel. `triton` takes it, or raises with every reason
 why it cannot run.
 """
 
@@ -26,9 +26,9 @@ OLDEST_CAPABILITY = (8, 0)  # Ampere: the oldest architecture that the tests com
 
 @dataclass
 class KernelSettings:
-    """Settings of the ops in this process, as `torch.backends` holds torch's; `use_kernels` changes them.
+    """Settings of the ops in this process, as `torch.backends` holds torch's. `use_kernels` changes them.
 
-    They belong to the process and not to a thread or a context variable: with activation checkpointing on a GPU the
+    They belong to the process and not to a thread or a context variable. With activation checkpointing on a GPU, the
     forward is computed again in autograd's own thread, and must take the same implementation there.
     """
 
@@ -40,7 +40,7 @@ SETTINGS = KernelSettings()
 
 @contextmanager
 def use_kernels(choice: Kernels) -> Iterator[None]:
-    """Set the implementation that all ops of this process take within the block.
+    """Set the implementation of all ops in this process within the block.
 
     Raises:
         ValueError: `choice` is unknown.
@@ -55,14 +55,14 @@ def use_kernels(choice: Kernels) -> Iterator[None]:
 
 
 def fused(op: str, *tensors: Tensor) -> bool:
-    """Return whether an op of these tensors takes its kernel under the current choice.
+    """Check whether an op on these tensors takes its kernel under the current choice.
 
     Args:
         op: name of the op in the table of measurements.
-        *tensors: inputs; the first has the op's width as its last size.
+        *tensors: inputs. The last dimension of the first is the op's width.
 
     Raises:
-        ValueError: the choice is `triton` and the kernel cannot run; the message gives the reasons.
+        ValueError: the choice is `triton` and the kernel cannot run. The message gives the reasons.
     """
     if not kernels_wanted(*tensors):
         return False
@@ -74,10 +74,10 @@ def fused(op: str, *tensors: Tensor) -> bool:
 
 
 def kernels_wanted(*tensors: Tensor) -> bool:
-    """Return whether the current choice allows kernels and they can run on these tensors.
+    """Check whether the current choice allows kernels, and whether they can run on these tensors.
 
     Raises:
-        ValueError: the choice is `triton` and kernels cannot run; the message gives the reasons.
+        ValueError: the choice is `triton` and kernels cannot run. The message gives the reasons.
     """
     choice = SETTINGS.choice
     if choice == "reference" or (choice == "auto" and tensors[0].device.type != "cuda"):
@@ -89,7 +89,7 @@ def kernels_wanted(*tensors: Tensor) -> bool:
 
 
 def not_supported_reasons(*tensors: Tensor) -> list[str]:
-    """Return why the kernels cannot take these tensors; empty if they can."""
+    """List the reasons why the kernels cannot take these tensors; empty if they can."""
     reasons = list(_device_reasons(tensors[0].device))
     reasons += [f"{tensor.dtype} is not supported" for tensor in tensors if tensor.dtype == torch.float64]
     reasons += [f"inputs are on {tensors[0].device} and {t.device}" for t in tensors if t.device != tensors[0].device]
@@ -97,14 +97,14 @@ def not_supported_reasons(*tensors: Tensor) -> list[str]:
 
 
 def runs_triton(*tensors: Tensor) -> bool:
-    """Return whether the op behind a public function launches its kernel: on a GPU or in Triton's interpreter."""
+    """Check whether the op behind a public function launches its kernel: on a GPU or in Triton's interpreter."""
     return not not_supported_reasons(*tensors)
 
 
 def launchers() -> ModuleType:
-    """Return the functions that launch the kernels.
+    """Import the functions that launch the kernels.
 
-    Imported here because Triton is optional, and because a process that launches no kernel need not load it.
+    The import is here because Triton is optional, and because a process that launches no kernel need not load it.
     """
     from vfm_kernels import triton
 
@@ -114,13 +114,14 @@ def launchers() -> ModuleType:
 def constant_when_compiled(function: F) -> F:
     """Mark a function whose result `torch.compile` takes as a constant.
 
-    The mark is that of `torch.compiler.assume_constant_result`, which imports the compiler: as long again as torch.
+    It sets the same mark as `torch.compiler.assume_constant_result`, without importing the compiler, which takes as
+    long as importing torch.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
-# `torch.compile` could not trace the look for an installed package.
+# `torch.compile` could not trace the search for an installed package.
 @constant_when_compiled
 def _device_reasons(device: torch.device) -> tuple[str, ...]:
     return _cached_device_reasons(device)
@@ -146,7 +147,7 @@ def _cached_device_reasons(device: torch.device) -> tuple[str, ...]:
 
 
 def _interpreted() -> bool:
-    """Return whether Triton interprets kernels on CPU tensors (TRITON_INTERPRET=1, for tests)."""
+    """Check whether Triton interprets kernels on CPU tensors (TRITON_INTERPRET=1, for tests)."""
     from triton import knobs
 
     return bool(knobs.runtime.interpret)

@@ -1,8 +1,8 @@
 """Registration of ops: opaque to `torch.compile`, known to autograd, with shapes on meta tensors.
 
 It uses `torch.library.Library` rather than `custom_op`, whose calls cost the CPU twice as much: a ViT makes about 240
-of them per step. Even so torch's dispatcher costs 20 microseconds a call in Python and as many in the backward, so an
-eager call on plain tensors, which needs nothing of it, goes past it.
+of them per step. Even so, torch's dispatcher costs 20 microseconds a call in Python and as many in the backward.
+Therefore an eager call on plain tensors, which does not need the dispatcher, bypasses it.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,9 @@ class Op:
     """An op, `torch.ops.vfm_kernels.NAME`, called by the shortest way.
 
     Args:
-        schema: name, arguments and results, such as `twice(Tensor x) -> Tensor`; the first argument is a tensor.
+        schema: name, arguments and results, such as `twice(Tensor x) -> Tensor`. The first argument must be a tensor.
         run: the op on tensors of any device, without autograd.
-        fake: results of the right shapes, strides and dtypes, without values.
+        fake: computes results of the right shapes, strides and dtypes, without values.
     """
 
     def __init__(self, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -37,9 +37,9 @@ class Op:
         """Register the gradient.
 
         Args:
-            backward: maps the context and the gradients of the results to those of the arguments. It must call ops or
+            backward: maps the context and the results' gradients to the arguments' gradients. It must call ops or
                 differentiable torch, because `torch.compile` traces it.
-            keep: saves in the context what `backward` needs, from the arguments and the results.
+            keep: saves the arguments and results that `backward` needs in the context.
         """
         torch.library.register_autograd(f"{NAMESPACE}::{self.name}", backward, setup_context=keep, lib=_library)
         run = self._eager
@@ -54,11 +54,12 @@ class Op:
 
     def __call__(self, *arguments: Any) -> Any:
         """Run the op."""
-        return (self._eager if _needs_no_dispatcher(arguments[0]) else self.registered)(*arguments)
+        run = self._eager if _needs_no_dispatcher(arguments[0]) else self.registered
+        return run(*arguments)
 
 
 def _needs_no_dispatcher(tensor: Tensor) -> bool:
-    """Return whether neither a compiler, a mode (fake tensors), a subclass of tensors nor `torch.func` is to see it."""
+    """Check that no compiler, mode (fake tensors), tensor subclass or `torch.func` transform must see the call."""
     return not (
         torch.compiler.is_compiling()
         or type(tensor) not in (Tensor, torch.nn.Parameter)

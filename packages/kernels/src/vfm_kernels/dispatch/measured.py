@@ -1,6 +1,6 @@
-"""Measurements that choose an implementation: `auto` takes a kernel of ours only where it was measured to win.
+"""Measurements that choose an implementation: `auto` takes one of our kernels only where it was measured to win.
 
-The rows are data, `tuning/measured.json`, which `benchmarks/fill_table.py` writes from the results of a GPU. Until a
+The rows are data in `tuning/measured.json`, which `benchmarks/fill_table.py` writes from the results of a GPU. Until a
 card of an architecture has been measured, `auto` takes torch's own operations there.
 """
 
@@ -12,23 +12,23 @@ from importlib import resources
 import torch
 
 OURS = ("ours", "triton_short", "triton_stream")
-TILE = 16  # tokens: what was measured at 257 tokens holds for 257 to 272, which need as many tiles
+TILE = 16  # tokens: a measurement at 257 tokens holds for 257 to 272, which need as many tiles
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The fastest implementation of one op at one size, forward and backward together.
+    """The fastest implementation of an op at one size, forward and backward together.
 
     Attributes:
         op: name of the op.
-        architecture: of the card, such as `sm_90`.
+        architecture: architecture of the card, such as `sm_90`.
         width: channels of a head for attention, of a row for other ops.
         fastest: a backend of attention, or `ours` or `torch`.
         fastest_compiled: like `fastest`, where the plain form is compiled by inductor.
-        ratio: time of the best other implementation over the time of ours.
+        ratio: time of the best other implementation divided by the time of ours.
         card: name of the card.
-        versions: of torch and triton.
-        num_tokens: of a sequence, for attention.
+        versions: versions of torch and triton.
+        num_tokens: tokens of a sequence, for attention.
         causal: see `Problem`.
         varlen: see `Problem`.
         rope: see `Problem`.
@@ -50,38 +50,41 @@ class Measurement:
 
 @cache
 def measurements() -> tuple[Measurement, ...]:
-    """Return all rows of the table."""
+    """Read all rows of the table."""
     text = resources.files("vfm_kernels").joinpath("tuning", "measured.json").read_text()
     return tuple(Measurement(**row) for row in json.loads(text))
 
 
 def architecture_of(capability: tuple[int, int]) -> str:
-    """Return the name of an architecture: `sm_90` for (9, 0)."""
+    """Format the name of an architecture: `sm_90` for (9, 0)."""
     return f"sm_{capability[0]}{capability[1]}"
 
 
 def is_measured_faster(op: str, device: torch.device, width: int, compiled: bool) -> bool:
-    """Return whether a kernel of ours for an op won on this device's architecture at this width, at any length.
+    """Check whether our kernel for an op won on this device's architecture at this width, at any length.
 
     Args:
         op: name of the op.
         device: a CUDA device.
         width: channels of a head for attention, of a row for other ops.
-        compiled: whether inductor compiles the plain form, against which ours must win.
+        compiled: whether our kernel must win against a plain form that inductor compiles.
     """
     architecture = architecture_of(torch.cuda.get_device_capability(device))
-    return any(
-        (row.op, row.architecture) == (op, architecture)
-        and (row.width == width if op == "attention" else _bucket(row.width) == _bucket(width))
-        and (row.fastest_compiled if compiled else row.fastest) in OURS
-        for row in measurements()
-    )
+    for row in measurements():
+        if (row.op, row.architecture) != (op, architecture):
+            continue
+        # Other ops pad a row to a power of two, so their measurements hold for all widths of the same block.
+        same_width = row.width == width if op == "attention" else _bucket(row.width) == _bucket(width)
+        fastest = row.fastest_compiled if compiled else row.fastest
+        if same_width and fastest in OURS:
+            return True
+    return False
 
 
 def fastest_attention(
     architecture: str, width: int, num_tokens: int, causal: bool, varlen: bool, rope: bool
 ) -> str | None:
-    """Return the backend that was measured to be the fastest; None if no row is of this size and kind."""
+    """Look up the backend that was measured to be the fastest; None if no row has this size and kind."""
     for row in measurements():
         if (row.op, row.architecture, row.width) != ("attention", architecture, width):
             continue
@@ -92,5 +95,5 @@ def fastest_attention(
 
 
 def _bucket(width: int) -> int:
-    """Return the power of two that holds a row, as the kernels' blocks do."""
+    """Compute the exponent of the power of two that holds a row, as the kernels' blocks do."""
     return max(width - 1, 0).bit_length()

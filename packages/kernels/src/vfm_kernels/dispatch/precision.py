@@ -5,5 +5,5 @@ from torch import Tensor
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
-    """Return the tensor in fp32, or unchanged if it is wider: half precision is for activations, not for losses."""
+    """Convert to fp32, unless the dtype is wider: half precision is for activations, not for losses."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Replacement of layers of timm and open_clip by subclasses that run our ops, and its reversal."""
+"""Replacement of timm's and open_clip's layers by subclasses that run our ops, and its reversal."""
 
 import importlib.util
 import itertools
@@ -19,19 +19,26 @@ from vfm_kernels.layers.next_norm import NextNorm
 
 @dataclass
 class Acceleration:
-    """Layers of a model that were replaced, and what reverses it: `undo`, or the end of a `with` block.
+    """Record of the layers of a model that were replaced. `undo`, or the end of a `with` block, restores them.
 
     Attributes:
-        replaced: name of a layer -> the op that it runs, or how its weights are stored.
-        kept: name of a layer of a known class -> why it was not replaced.
+        replaced: maps the name of a layer to the op that it runs, or to how its weights are stored.
+        skipped: maps the name of a layer of a known class to the reason why it was not replaced.
     """
 
     replaced: dict[str, str] = field(default_factory=dict)
-    kept: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
     _undo: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def replace(self, model: nn.Module, name: str, new_class: type[nn.Module], description: str) -> nn.Module:
-        """Replace a layer of a model by a module of another class with the same state, and return that module."""
+        """Replace a layer of a model by a module of another class with the same state.
+
+        Returns:
+            The module that is now in the model.
+
+        Raises:
+            ValueError: `name` is empty, so the layer has no parent.
+        """
         if not name:
             raise ValueError(f"expected a model that contains the layer, got the {type(model).__name__} itself")
         parent_name, _, child_name = name.rpartition(".")
@@ -43,7 +50,7 @@ class Acceleration:
         return replacement
 
     def on_undo(self, call: Callable[..., Any], *arguments: Any) -> None:
-        """Register a call that reverses a change; the last change is reversed first."""
+        """Register a call that reverses a change. The last change is reversed first."""
         self._undo.callback(call, *arguments)
 
     def undo(self) -> None:
@@ -65,9 +72,9 @@ class Acceleration:
 
 
 def with_state_of(layer: nn.Module, new_class: type[nn.Module]) -> nn.Module:
-    """Return a module of `new_class` that shares all state with `layer`: parameters, children, hooks and mode.
+    """Create a module of `new_class` that shares all state with `layer`: parameters, children, hooks and mode.
 
-    Sharing the dictionary itself, rather than a copy, keeps both the same when either changes: what was registered on
+    Both use the same dictionary rather than copies, so they always change together. Everything registered on
     the layer stays registered, and the layer returns to the model up to date.
     """
     module = new_class.__new__(new_class)
@@ -79,28 +86,28 @@ def accelerate(model: nn.Module) -> Acceleration:
     """Make attention, SwiGLU and residual sums of a model's layers run in one kernel each, where kernels run.
 
     Each layer is replaced in its parent by a module of a subclass that shares its state and has another forward.
-    Parameters, hooks and names, and so optimisers, checkpoints, DDP and copies, are unaffected; only hooks on a block's
-    second norm no longer run. What is replaced follows `use_kernels` and the model's device: `auto` replaces layers
-    whose kernel was measured to be faster on this GPU's architecture, and on a CPU nothing.
+    Parameters, hooks and names, and so optimisers, checkpoints, DDP and copies, are unaffected. Only hooks on a block's
+    second norm no longer run. `use_kernels` and the model's device decide which layers are replaced: `auto` replaces
+    layers whose kernel was measured to be faster on this GPU's architecture, and none on a CPU.
 
     Args:
-        model: holds layers of timm (`Eva`, `VisionTransformer`) or open_clip, on its device.
+        model: model on its device, with layers of timm (`Eva`, `VisionTransformer`) or open_clip.
 
     Returns:
-        What was replaced, and what was not and why; as a context manager it reverses itself.
+        The replaced layers, and the reasons why others were skipped. As a context manager it reverses itself.
 
     Raises:
         ValueError: kernels are forced and cannot run here, or no layer can take one.
     """
-    done = Acceleration()
+    acceleration = Acceleration()
     parameter = next(model.parameters())
     if not kernels_wanted(parameter):
-        return done
+        return acceleration
     for library in model_libraries():
         known = dict(library.FUSED.values())
         for name, layer in list(model.named_modules()):
             if type(layer) in known:  # widened by `pad_swiglu`, or replaced before
-                done.replaced[name] = known[type(layer)]
+                acceleration.replaced[name] = known[type(layer)]
             if type(layer) not in library.FUSED:
                 continue
             new_class, op = library.FUSED[type(layer)]
@@ -108,28 +115,30 @@ def accelerate(model: nn.Module) -> Acceleration:
             if reason is None and SETTINGS.choice == "auto":
                 reason = _reason_against_speed(op, library.width_of(layer), parameter.device)
             if reason is None:
-                done.replace(model, name, new_class, op)
+                acceleration.replace(model, name, new_class, op)
             else:
-                done.kept[name] = reason
-        _join_blocks(library, model, done)
-    if SETTINGS.choice == "triton" and not done.replaced:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in done.kept.items())
+                acceleration.skipped[name] = reason
+        _join_blocks(library, model, acceleration)
+    if SETTINGS.choice == "triton" and not acceleration.replaced:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in acceleration.skipped.items())
         raise ValueError(f"{type(model).__name__} has no layer that takes a kernel ({reasons or 'none is known'})")
-    return done
+    return acceleration
 
 
-def _join_blocks(library: ModuleType, model: nn.Module, done: Acceleration) -> None:
-    """Let each block of a sequence compute the first norm of the next one with its own last sum."""
-    for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)):
+def _join_blocks(library: ModuleType, model: nn.Module, acceleration: Acceleration) -> None:
+    """Let each block of a sequence compute the first norm of the next block in one pass with its last residual sum."""
+    for blocks in model.modules():
+        if not isinstance(blocks, nn.ModuleList | nn.Sequential):
+            continue
         for block, after in itertools.pairwise(blocks):
             norm = library.following_norm(after)
             if norm is not None and library.following_norm(block) is not None:
                 block.__dict__["following"] = NextNorm(norm)
-                done.on_undo(block.__dict__.pop, "following", None)
+                acceleration.on_undo(block.__dict__.pop, "following", None)
 
 
 def _reason_against_speed(op: str, width: int, device: torch.device) -> str | None:
-    """Return why `auto` does not take a kernel for a layer of some width; None if the kernel was measured to win."""
+    """Explain why `auto` does not take a kernel for a layer of some width; None if the kernel was measured to win."""
     if is_measured_faster(op, device, width, compiled=False):
         return None
     return f"no measurement on this architecture says that {op} of width {width} is faster"
@@ -137,41 +146,41 @@ def _reason_against_speed(op: str, width: int, device: torch.device) -> str | No
 
 @contextmanager
 def accelerated(choice: Kernels, *models: nn.Module) -> Iterator[str]:
-    """Apply `use_kernels` and `accelerate` for the duration of a training; yield a description of what runs.
+    """Apply `use_kernels` and `accelerate` within the block, and yield a description of the ops in use.
 
     With `auto`, layers without a kernel that is measured to be faster keep their forward.
 
     Raises:
         ValueError: `choice` is `triton` and it cannot run, or no layer can take a kernel.
     """
-    with use_kernels(choice), accelerate(nn.ModuleList(models)) as done:
-        yield str(done)
+    with use_kernels(choice), accelerate(nn.ModuleList(models)) as acceleration:
+        yield str(acceleration)
 
 
 def subset_drop_path(model: nn.Module) -> Acceleration:
     """Make timm's blocks drop paths by running each branch on part of the batch, on any device.
 
-    It saves the dropped fraction of the branches' time, forward and backward. It is an option because its distribution
-    differs from that of drop path (see `residual_of_subset`), and because such a block keeps the rest of its forward:
+    This saves the dropped fraction of the branches' time, forward and backward. It is an option for two reasons: its
+    distribution differs from drop path's (see `residual_of_subset`), and such a block keeps the rest of its forward, so
     `accelerate` does not fuse its residual sums.
 
     Raises:
-        ValueError: the model has no block of timm's with a drop path rate above 0.
+        ValueError: the model has no timm block with a drop path rate above 0.
     """
     # timm is optional
     from vfm_kernels.layers.timm_layers import SUBSET
 
-    done = Acceleration()
+    acceleration = Acceleration()
     for name, layer in list(model.named_modules()):
         if type(layer) in SUBSET and getattr(layer.drop_path1, "drop_prob", 0) > 0:
-            done.replace(model, name, SUBSET[type(layer)], "residual_of_subset")
-    if not done.replaced:
+            acceleration.replace(model, name, SUBSET[type(layer)], "residual_of_subset")
+    if not acceleration.replaced:
         raise ValueError(f"{type(model).__name__} has no block with drop path")
-    return done
+    return acceleration
 
 
 def model_libraries() -> list[ModuleType]:
-    """Return our layers for the model libraries that are installed."""
+    """Import our layers for each model library that is installed."""
     libraries = []
     for library in ("timm", "open_clip"):
         if importlib.util.find_spec(library) is not None:

@@ -26,10 +26,10 @@ def add_layer_norm(
     """Compute `summed = residual + drop_scale * layer_scale * branch` and its layer norm.
 
     Args:
-        residual: (B, ..., D), the residual stream; often fp32 where the branch is bf16.
-        branch: (B, ..., D), output of attention or an MLP that is added to it.
-        weight: (D,) of the norm.
-        bias: (D,) of the norm.
+        residual: (B, ..., D), the residual stream, often fp32 where the branch is bf16.
+        branch: (B, ..., D), output of attention or an MLP, to be added to the residual.
+        weight: (D,), weight of the norm.
+        bias: (D,), bias of the norm.
         eps: added to the variance.
         layer_scale: (D,), a factor per channel.
         drop_scale: (B,), a factor per sample: drop path's 0 or 1 / (1 - rate). With factor 0 the branch is not
@@ -37,17 +37,16 @@ def add_layer_norm(
 
     Returns:
         summed: (B, ..., D) in the dtype that torch's sum would have.
-        normed: (B, ..., D) in the dtype of `branch`; statistics are fp32 (fp64 for fp64).
+        normed: (B, ..., D) in the dtype of `branch`. Statistics are fp32 (fp64 for fp64).
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes are inconsistent.
 
-    Source: Touvron et al. 2021 (arXiv:2103.17239) for layer scale; Huang et al. 2016 (arXiv:1603.09382) for drop path.
+    Source: layer scale by Touvron et al. 2021 (arXiv:2103.17239), drop path by Huang et al. 2016 (arXiv:1603.09382).
     """
     width = residual.shape[-1]
-    if residual.shape != branch.shape or any(
-        parameter is not None and parameter.shape != (width,) for parameter in (weight, bias, layer_scale)
-    ):
+    parameters = [parameter for parameter in (weight, bias, layer_scale) if parameter is not None]
+    if residual.shape != branch.shape or any(parameter.shape != (width,) for parameter in parameters):
         raise ValueError(
             f"expected residual and branch of one shape and parameters of shape ({width},),"
             f" got residual {tuple(residual.shape)}, branch {tuple(branch.shape)}"
@@ -70,7 +69,7 @@ def add_layer_norm_plain(
     layer_scale: Tensor | None,
     drop_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the same in plain torch."""
+    """Compute `add_layer_norm` in plain torch."""
     update = branch if layer_scale is None else branch * layer_scale
     if drop_scale is not None:
         factor = drop_scale.to(update.dtype).view(-1, *[1] * (branch.ndim - 1))
@@ -113,7 +112,7 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute the gradients of residual, branch, weight, bias and layer scale in closed form.
 
-    The last is empty without a layer scale, the second where it equals the first.
+    Layer scale's gradient is empty without a layer scale, and the branch's is empty where it equals the residual's.
     """
     inputs = (d_summed, d_normed, summed, branch, weight, layer_scale, drop_scale, mean, rstd)
     buffers = backward_buffers(*inputs)
@@ -138,8 +137,10 @@ def _run_backward(
 
 
 def _per_row(drop_scale: Tensor | None, num_rows: int) -> Tensor | None:
-    """Repeat a factor of each sample (B,) for its rows: (R,)."""
-    return None if drop_scale is None else drop_scale.repeat_interleave(num_rows // max(len(drop_scale), 1))
+    """Repeat a factor per sample, (B,), for the sample's rows, (R,)."""
+    if drop_scale is None:
+        return None
+    return drop_scale.repeat_interleave(num_rows // max(len(drop_scale), 1))
 
 
 def forward_buffers(
@@ -151,7 +152,7 @@ def forward_buffers(
     drop_scale: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return buffers of the sum, its norm, and the norm's statistics (R,): mean and inverse standard deviation."""
+    """Allocate the sum, its norm, and the norm's statistics (R,): mean and inverse standard deviation."""
     dtype = torch.promote_types(residual.dtype, branch.dtype)
     if layer_scale is not None:
         dtype = torch.promote_types(dtype, layer_scale.dtype)
@@ -171,7 +172,7 @@ def backward_buffers(
     mean: Tensor,
     rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return buffers of the five gradients."""
+    """Allocate the five gradients."""
     # A plain sum has one gradient for both of its terms, which is not written twice.
     same = layer_scale is None and drop_scale is None and branch.dtype == summed.dtype
     d_branch = branch.new_empty(0 if same else branch.shape)
@@ -198,8 +199,9 @@ def _backward(ctx: Any, d_summed: Tensor, d_normed: Tensor, *_: Tensor) -> tuple
     d_residual, d_branch, d_weight, d_bias, d_scale = _ADD_BACKWARD(d_summed, d_normed, *saved)
     if not d_branch.shape[0]:
         d_branch = d_residual
-    has_scale = saved[3] is not None
-    return d_residual.to(ctx.residual_dtype), d_branch, d_weight, d_bias, d_scale if has_scale else None, None, None
+    if saved[3] is None:  # no layer scale
+        d_scale = None
+    return d_residual.to(ctx.residual_dtype), d_branch, d_weight, d_bias, d_scale, None, None
 
 
 _ADD = Op(

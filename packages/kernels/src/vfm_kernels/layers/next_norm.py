@@ -1,7 +1,7 @@
-"""The residual sum at the end of a transformer block with the first norm of the next block, in one pass.
+"""The residual sum at the end of a transformer block and the first norm of the next block, in one pass.
 
-A block's second sum feeds another block's norm, and models call blocks one by one. So a block hands the norm over on
-its result, and the next block takes it if it gets that very result.
+A block's second sum is the input of the next block's norm, but models call blocks one by one. So a block attaches the
+norm to its result, and the next block uses it if its input is that very tensor.
 """
 
 # B batch, N tokens, D width
@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-HANDED = "_vfm_handed"  # attribute of a block's result
+HANDED = "_vfm_handed"  # attribute of a block's result that holds the norm
 
 
 class NextNorm:
-    """The norm that follows a block; it is neither copied nor saved with the block.
+    """The norm that follows a block. It is neither copied nor saved with the block.
 
     Attributes:
-        wanted: whether the last norm that was handed over was taken. Windows, for one, reorder tokens between blocks.
+        wanted: whether the last norm was used. Windows, for example, reorder tokens between blocks.
     """
 
     def __init__(self, norm: nn.Module | None = None) -> None:
@@ -33,10 +33,14 @@ class NextNorm:
     def get(self) -> Any:
         """Return the norm where one pass may compute it, else None.
 
-        Not under hooks of saved tensors: with activation checkpointing the next block would not find the norm when it
-        is computed again. Nor where the norm's parameters are not plain tensors (FSDP gathers them when the next block
-        begins), where the norm has hooks and must be called, where tensors do not know whether they were changed, or
-        where the last one was not taken.
+        It is None in these cases:
+
+        - Hooks of saved tensors are active: with activation checkpointing, the next block would not find the norm when
+          it is computed again.
+        - The norm's parameters are not plain tensors: FSDP gathers them when the next block begins.
+        - The norm has hooks, so it must be called.
+        - Inference mode is on, where tensors do not record changes.
+        - The next block did not use the last norm.
         """
         norm: Any = None if self._norm is None else self._norm()
         if norm is None or not self.wanted or type(norm.weight) is not nn.Parameter:
@@ -52,7 +56,7 @@ class _Handed(NamedTuple):
     following: NextNorm
     norm: nn.Module
     normed: Tensor
-    version: int  # of the sum when it was normed
+    version: int  # version counter of the sum when it was normed
 
 
 def sum_for_next(
@@ -60,7 +64,7 @@ def sum_for_next(
     plain: Callable[[], Tensor],
     sum_and_norm: Callable[[nn.Module], tuple[Tensor, Tensor]],
 ) -> Tensor:
-    """Return a block's residual sum, and hand the next block's norm of it over where it is known.
+    """Compute a block's residual sum, and attach the next block's norm of it if that norm is known.
 
     Args:
         following: the next block's norm; None for the last block.
@@ -68,7 +72,9 @@ def sum_for_next(
         sum_and_norm: computes the sum and its norm.
     """
     # The compiler comes first, because it cannot trace a weak reference.
-    norm = None if following is None or torch.compiler.is_compiling() else following.get()
+    norm = None
+    if following is not None and not torch.compiler.is_compiling():
+        norm = following.get()
     if following is None or norm is None:
         return plain()
     summed, normed = sum_and_norm(norm)
@@ -78,8 +84,10 @@ def sum_for_next(
 
 
 def first_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """Return a block's first norm of its input: what the block before handed over, or computed here."""
-    handed: _Handed | None = None if torch.compiler.is_compiling() else x.__dict__.pop(HANDED, None)
+    """Compute a block's first norm of its input, unless the block before has already attached it."""
+    handed: _Handed | None = None
+    if not torch.compiler.is_compiling():
+        handed = x.__dict__.pop(HANDED, None)
     if handed is not None and handed.norm is norm and handed.version == x._version:
         handed.following.wanted = True
         return handed.normed

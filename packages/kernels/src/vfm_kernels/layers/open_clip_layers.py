@@ -1,4 +1,4 @@
-"""open_clip's blocks with our ops in their forward; parameters and checkpoints are those of open_clip."""
+"""open_clip's blocks with our ops in their forward. Parameters and checkpoints are open_clip's."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +23,7 @@ NORMS = (nn.LayerNorm, LayerNorm, LayerNormFp32)
 
 
 class FusedResidualAttentionBlock(ResidualAttentionBlock):  # type: ignore[misc]
-    """Each residual sum and the norm that follows it in one pass."""
+    """open_clip's block with each residual sum and the norm that follows it in one pass."""
 
     following: NextNorm | None = None
 
@@ -41,7 +41,7 @@ class FusedResidualAttentionBlock(ResidualAttentionBlock):  # type: ignore[misc]
 
 
 class FusedCustomResidualAttentionBlock(CustomResidualAttentionBlock):  # type: ignore[misc]
-    """Each residual sum and the norm that follows it in one pass."""
+    """open_clip's custom block with each residual sum and the norm that follows it in one pass."""
 
     following: NextNorm | None = None
 
@@ -51,12 +51,12 @@ class FusedCustomResidualAttentionBlock(CustomResidualAttentionBlock):  # type: 
 
 
 class FusedMultiheadAttention(nn.MultiheadAttention):
-    """Self-attention in one pass over the heads where the linear layer wrote them, as the image towers call it."""
+    """Self-attention in one pass over the heads, without copying them, for calls as in open_clip's image towers."""
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Compute the same as torch's layer; calls with a mask, as in text towers, run torch's code."""
+        """Compute the same as torch's layer. Calls with a mask, as in text towers, run torch's code."""
         plain = not args and not kwargs.get("need_weights", True) and not self._masked(kwargs)
         if not (plain and query is key and key is value and not (self.training and self.dropout > 0)):
             return super().forward(query, key, value, *args, **kwargs)
@@ -68,9 +68,8 @@ class FusedMultiheadAttention(nn.MultiheadAttention):
 
     @staticmethod
     def _masked(kwargs: dict[str, Any]) -> bool:
-        return any(kwargs.get(name) is not None for name in ("attn_mask", "key_padding_mask")) or bool(
-            kwargs.get("is_causal")
-        )
+        has_mask = any(kwargs.get(name) is not None for name in ("attn_mask", "key_padding_mask"))
+        return has_mask or bool(kwargs.get("is_causal"))
 
 
 def _rest(block: Any, x: Tensor, branch: Tensor) -> Tensor:
@@ -88,13 +87,13 @@ def _rest(block: Any, x: Tensor, branch: Tensor) -> Tensor:
 
 
 def following_norm(block: Any) -> Any:
-    """Return the first norm of a block of ours, for the block before it; None if it is not fused."""
+    """Return the first norm of a fused block, for the block before it; None if the block is not fused."""
     fused = type(block) in (FusedResidualAttentionBlock, FusedCustomResidualAttentionBlock)
     return block.ln_1 if fused and type(block.ln_1) in NORMS else None
 
 
 def reason_against(block: Any, model: nn.Module) -> str | None:
-    """Return why a layer of a known class keeps its forward in this model; None if it can be replaced."""
+    """Explain why a layer of a known class keeps its forward in this model; None if it can be replaced."""
     if isinstance(block, nn.MultiheadAttention):
         return _reason_against_attention(block)
     if type(block.ln_2) not in NORMS:
@@ -111,12 +110,12 @@ def _reason_against_attention(layer: nn.MultiheadAttention) -> str | None:
 
 
 def width_of(block: Any) -> int:
-    """Return the width by which the measurements of a layer's op are known: of a head, or of the norm."""
+    """Return the width that identifies a layer's op in the measurements: the width of a head or of the norm."""
     return int(block.head_dim) if isinstance(block, nn.MultiheadAttention) else len(block.ln_2.weight)
 
 
 def patch_projections(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    """Yield the convolutions of patches that do not overlap, which are matrix products, with their names."""
+    """Yield the names and layers of convolutions over adjacent patches, which are matrix products."""
     for name, layer in model.named_modules():
         if isinstance(layer, VisionTransformer) and is_of_patches(layer.conv1):
             yield f"{name}.conv1" if name else "conv1", layer.conv1

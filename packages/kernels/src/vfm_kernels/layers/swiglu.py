@@ -14,26 +14,26 @@ from vfm_kernels.dispatch.precision import at_least_fp32
 
 
 def swiglu_subln(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
-    """Compute `layer_norm(silu(gate) * value)` over the first W columns; the other columns of the result are zero.
+    """Compute `layer_norm(silu(gate) * value)` over the first W columns. The other columns of the result are zero.
 
     W is the width of the norm's weight, so linear layers may be padded to a width that suits tensor cores (2730 to
-    2752) without a change of the result: see `pad_swiglu`. Without padding it is timm's `SwiGLU` between its linear
+    2752) without a change of the result (see `pad_swiglu`). Without padding it is timm's `SwiGLU` between its linear
     layers.
 
     Args:
-        gate: (..., P); its columns from W on are ignored.
+        gate: (..., P). Columns from W on are ignored.
         value: (..., P).
         weight: (W,), W <= P, any float dtype.
         bias: (W,).
         eps: added to the variance.
 
     Returns:
-        (..., P) in the dtype of `gate`; statistics are fp32 (fp64 for fp64).
+        (..., P) in the dtype of `gate`. Statistics are fp32 (fp64 for fp64).
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes are inconsistent.
 
-    Source: Fang et al. 2023, EVA-02 (arXiv:2303.11331), section 2.1; Shazeer 2020, GLU variants (arXiv:2002.05202).
+    Source: Fang et al. 2023, EVA-02 (arXiv:2303.11331), section 2.1, and Shazeer 2020, GLU variants (arXiv:2002.05202).
     """
     if gate.shape != value.shape or weight.shape != bias.shape or len(weight) > gate.shape[-1]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (gate, value, weight, bias))
@@ -47,7 +47,7 @@ def swiglu_subln(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps:
 
 
 def swiglu_subln_plain(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Compute the same in plain torch."""
+    """Compute `swiglu_subln` in plain torch."""
     width = len(weight)
     hidden = at_least_fp32(F.silu(at_least_fp32(gate[..., :width])) * value[..., :width])
     with torch.autocast(gate.device.type, enabled=False):
@@ -92,7 +92,7 @@ def _hidden(gate: Tensor, value: Tensor, width: int) -> Tensor:
 def forward_buffers(
     gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return buffers of the result (R, P) and of the norm's statistics (R,): mean and inverse standard deviation."""
+    """Allocate the result (R, P) and the norm's statistics (R,): mean and inverse standard deviation."""
     statistics = torch.promote_types(gate.dtype, torch.float32)
     mean, rstd = (torch.empty(len(gate), dtype=statistics, device=gate.device) for _ in range(2))
     return torch.empty_like(gate, memory_format=torch.contiguous_format), mean, rstd
@@ -101,7 +101,7 @@ def forward_buffers(
 def backward_buffers(
     d_out: Tensor, gate: Tensor, value: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return buffers of the four gradients."""
+    """Allocate the four gradients."""
     d_gate, d_value = (torch.empty_like(gate, memory_format=torch.contiguous_format) for _ in range(2))
     return d_gate, d_value, weight.new_empty(len(weight)), weight.new_empty(len(weight))
 

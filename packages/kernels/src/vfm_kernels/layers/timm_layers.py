@@ -1,4 +1,4 @@
-"""timm's layers with our ops in their forward; parameters and checkpoints are those of timm."""
+"""timm's layers with our ops in their forward. Parameters and checkpoints are timm's."""
 
 # B batch, N tokens, H heads, D width of a head
 
@@ -21,7 +21,7 @@ from vfm_kernels.tokens.drop_path import residual_of_subset
 
 
 class FusedSwiGLU(SwiGLU):  # type: ignore[misc]
-    """SwiGLU and its norm in one pass, over the norm's width; the linear layers may be wider (`pad_swiglu`)."""
+    """SwiGLU and its norm in one pass, over the norm's width. The linear layers may be wider (`pad_swiglu`)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the same as timm's layer."""
@@ -32,7 +32,7 @@ class FusedSwiGLU(SwiGLU):  # type: ignore[misc]
 
 
 class FusedEvaAttention(EvaAttention):  # type: ignore[misc]
-    """Attention and rotary positions in one pass over the heads where the linear layers wrote them."""
+    """Attention and rotary positions in one pass over the heads, which are read where the linear layers wrote them."""
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -43,7 +43,8 @@ class FusedEvaAttention(EvaAttention):  # type: ignore[misc]
         pattern: dict[str, Any] = {"causal": is_causal, "visible": attn_mask}
         if rope is not None:
             # (N, 2 D), or (B, 1, N, 2 D) with patch dropout; timm repeats each angle for both channels of a pair.
-            sin, cos = (half[..., ::2] for half in (rope if rope.ndim == 2 else rope.squeeze(1)).chunk(2, dim=-1))
+            table = rope if rope.ndim == 2 else rope.squeeze(1)
+            sin, cos = (half[..., ::2] for half in table.chunk(2, dim=-1))
             pattern |= {"sin": sin, "cos": cos, "num_prefix_tokens": self.num_prefix_tokens}
         batch, num_tokens, _ = x.shape
         if self.qkv is not None:
@@ -58,7 +59,7 @@ class FusedEvaAttention(EvaAttention):  # type: ignore[misc]
 
 
 class FusedAttention(Attention):  # type: ignore[misc]
-    """Attention in one pass over the heads where the linear layer wrote them."""
+    """Attention in one pass over the heads, which are read where the linear layer wrote them."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Compute the same as timm's layer."""
@@ -75,7 +76,7 @@ class FusedAttention(Attention):  # type: ignore[misc]
 
 
 class FusedEvaBlock(EvaBlock):  # type: ignore[misc]
-    """Each residual sum and the norm that follows it in one pass."""
+    """timm's `EvaBlock` with each residual sum and the norm that follows it in one pass."""
 
     following: NextNorm | None = None
 
@@ -94,7 +95,7 @@ class FusedEvaBlock(EvaBlock):  # type: ignore[misc]
 
 
 class FusedBlock(Block):  # type: ignore[misc]
-    """Each residual sum and the norm that follows it in one pass."""
+    """timm's `Block` with each residual sum and the norm that follows it in one pass."""
 
     following: NextNorm | None = None
 
@@ -111,22 +112,22 @@ class FusedBlock(Block):  # type: ignore[misc]
 
 
 class SubsetEvaBlock(EvaBlock):  # type: ignore[misc]
-    """Drop path by running branches on a subset of the batch in training."""
+    """timm's `EvaBlock` that drops paths in training by running branches on a subset of the batch."""
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """Compute the same as timm's block but for which samples drop a branch."""
+        """Compute the same as timm's block, except for the choice of samples that drop a branch."""
         if not self.training:
             return super().forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
 
-        def attend(kept: Tensor, index: Tensor) -> Tensor:
-            of_kept = {"rope": _of(rope, index, len(x)), "attn_mask": _of(attn_mask, index, len(x))}
-            branch: Tensor = self.attn(self.norm1(kept), is_causal=is_causal, **of_kept)
+        def attend(subset: Tensor, index: Tensor) -> Tensor:
+            selected = {"rope": _of(rope, index, len(x)), "attn_mask": _of(attn_mask, index, len(x))}
+            branch: Tensor = self.attn(self.norm1(subset), is_causal=is_causal, **selected)
             return branch if self.gamma_1 is None else self.gamma_1 * branch
 
-        def mlp(kept: Tensor, _: Tensor) -> Tensor:
-            branch: Tensor = self.mlp(self.norm2(kept))
+        def mlp(subset: Tensor, _: Tensor) -> Tensor:
+            branch: Tensor = self.mlp(self.norm2(subset))
             return branch if self.gamma_2 is None else self.gamma_2 * branch
 
         x = residual_of_subset(x, attend, self.drop_path1.drop_prob)
@@ -134,54 +135,63 @@ class SubsetEvaBlock(EvaBlock):  # type: ignore[misc]
 
 
 class SubsetBlock(Block):  # type: ignore[misc]
-    """Drop path by running branches on a subset of the batch in training."""
+    """timm's `Block` that drops paths in training by running branches on a subset of the batch."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Compute the same as timm's block but for which samples drop a branch."""
+        """Compute the same as timm's block, except for the choice of samples that drop a branch."""
         if not self.training:
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
 
-        def attend(kept: Tensor, index: Tensor) -> Tensor:
-            of_kept = _of(attn_mask, index, len(x))
-            branch: Tensor = self.ls1(self.attn(self.norm1(kept), attn_mask=of_kept, is_causal=is_causal))
+        def attend(subset: Tensor, index: Tensor) -> Tensor:
+            selected_mask = _of(attn_mask, index, len(x))
+            branch: Tensor = self.ls1(self.attn(self.norm1(subset), attn_mask=selected_mask, is_causal=is_causal))
+            return branch
+
+        def mlp(subset: Tensor, _: Tensor) -> Tensor:
+            branch: Tensor = self.ls2(self.mlp(self.norm2(subset)))
             return branch
 
         x = residual_of_subset(x, attend, self.drop_path1.drop_prob)
-        return residual_of_subset(x, lambda kept, _: self.ls2(self.mlp(self.norm2(kept))), self.drop_path2.drop_prob)
+        return residual_of_subset(x, mlp, self.drop_path2.drop_prob)
 
 
 SUBSET: dict[type[nn.Module], type[nn.Module]] = {EvaBlock: SubsetEvaBlock, Block: SubsetBlock}
 
 
 def _of(tensor: Tensor | None, index: Tensor, batch: int) -> Tensor | None:
-    """Select the angles or masks of some samples; those that all samples share are returned unchanged."""
-    return tensor[index] if tensor is not None and tensor.ndim == 4 and len(tensor) == batch else tensor
+    """Select the angles or masks of some samples. A tensor that all samples share is returned unchanged."""
+    if tensor is None or tensor.ndim != 4 or len(tensor) != batch:
+        return tensor
+    return tensor[index]
 
 
 def is_plain(layer: Any, attn_mask: Tensor | None) -> bool:
-    """Return whether our ops support this call of an attention: no mask but booleans, no dropout."""
+    """Check whether our ops support this call of an attention: no mask except booleans, and no dropout."""
     masked = attn_mask is not None and (attn_mask.dtype != torch.bool or attn_mask.ndim != 4)
     return not masked and layer.fused_attn and not (layer.training and layer.attn_drop.p > 0)
 
 
 def backend_of(heads: Tensor, visible: Tensor | None = None) -> str | None:
-    """Return torch's backend where our kernels cannot run: fp32 on a GPU, and a boolean mask; None elsewhere."""
+    """Choose torch's backend where our kernels cannot run (fp32 on a GPU, or a boolean mask); None elsewhere."""
+    on_gpu = heads.device.type == "cuda"
     if visible is not None:
-        return "sdpa_efficient" if heads.device.type == "cuda" else "sdpa"
-    return "sdpa_efficient" if heads.device.type == "cuda" and heads.dtype not in HALF else None
+        return "sdpa_efficient" if on_gpu else "sdpa"
+    return "sdpa_efficient" if on_gpu and heads.dtype not in HALF else None
 
 
 def projected(layer: Any, x: Tensor, mixed: Tensor) -> Tensor:
     """Apply the rest of an attention of `x` to its mixed heads (B, N, H, D): norm, gate, linear layer, dropout."""
     mixed = layer.norm(mixed.flatten(2))
-    result: Tensor = layer.proj_drop(layer.proj(mixed if layer.gate is None else mixed * layer.gate(x).sigmoid()))
+    if layer.gate is not None:
+        mixed = mixed * layer.gate(x).sigmoid()
+    result: Tensor = layer.proj_drop(layer.proj(mixed))
     return result
 
 
 def sum_and_norm(
     x: Tensor, branch: Tensor, norm: Any, layer_scale: Tensor | None, drop_path: nn.Module
 ) -> tuple[Tensor, Tensor]:
-    """Call `add_layer_norm` with a block's modules; drop path draws the same numbers as timm's."""
+    """Call `add_layer_norm` with a block's modules. Drop path draws the same numbers as timm's."""
     drop_scale = None
     if isinstance(drop_path, DropPath) and drop_path.training and drop_path.drop_prob > 0:
         keep = 1 - drop_path.drop_prob
@@ -192,24 +202,29 @@ def sum_and_norm(
 
 
 def is_layer_norm(norm: Any) -> bool:
-    """Return whether a norm is a layer norm with weight and bias over the last dimension."""
+    """Check whether a norm is a layer norm with weight and bias over the last dimension."""
     is_layer_norm_class = type(norm) in (nn.LayerNorm, LayerNorm, LayerNormFp32)
     return is_layer_norm_class and isinstance(norm.weight, Tensor) and isinstance(norm.bias, Tensor)
 
 
 def following_norm(block: Any) -> Any:
-    """Return the first norm of a block of ours, for the block before it; None if it is not fused."""
-    return block.norm1 if type(block) in (FusedEvaBlock, FusedBlock) and is_layer_norm(block.norm1) else None
+    """Return the first norm of a fused block, for the block before it; None if the block is not fused."""
+    is_fused = type(block) in (FusedEvaBlock, FusedBlock) and is_layer_norm(block.norm1)
+    return block.norm1 if is_fused else None
 
 
 def known_attentions(model: nn.Module) -> set[nn.Module]:
-    """Return the attentions whose `Eva` gives them no angles or angles that all heads share."""
-    owners: list[Any] = [module for module in model.modules() if isinstance(module, Eva)]
-    return {block.attn for owner in owners if not getattr(owner, "rope_mixed", False) for block in owner.blocks}
+    """Collect the attentions whose `Eva` passes no angles, or angles that all heads share."""
+    attentions: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, Eva) and not getattr(module, "rope_mixed", False):
+            blocks: Any = module.blocks
+            attentions.update(block.attn for block in blocks)
+    return attentions
 
 
 def reason_against(module: Any, model: nn.Module) -> str | None:
-    """Return why a layer of a known class keeps its forward in this model; None if it can be replaced."""
+    """Explain why a layer of a known class keeps its forward in this model; None if it can be replaced."""
     if isinstance(module, SwiGLU):
         if not is_layer_norm(module.norm):
             return "it has no layer norm"
@@ -236,7 +251,7 @@ def _reason_against_attention(module: Any, model: nn.Module) -> str | None:
 
 
 def width_of(layer: Any) -> int:
-    """Return the width by which the measurements of a layer's op are known: of a head, or of the norm."""
+    """Return the width that identifies a layer's op in the measurements: the width of a head or of the norm."""
     if isinstance(layer, SwiGLU):
         return len(layer.norm.weight)
     width: int = layer.head_dim if isinstance(layer, Attention | EvaAttention) else len(layer.norm2.weight)
@@ -244,14 +259,14 @@ def width_of(layer: Any) -> int:
 
 
 def patch_projections(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    """Yield the convolutions of patches that do not overlap, which are matrix products, with their names."""
+    """Yield the names and layers of convolutions over adjacent patches, which are matrix products."""
     for name, layer in model.named_modules():
         if isinstance(layer, PatchEmbed) and is_of_patches(layer.proj):
             yield f"{name}.proj" if name else "proj", layer.proj
 
 
 def is_of_patches(convolution: Any) -> bool:
-    """Return whether a layer is a plain convolution of adjacent patches."""
+    """Check whether a layer is a plain convolution of adjacent patches."""
     plain = type(convolution) is nn.Conv2d and convolution.groups == 1 and not any(convolution.padding)
     return plain and convolution.kernel_size == convolution.stride
 

@@ -1,8 +1,8 @@
-"""Losses over all pairs of two sets in the memory of a few rows of logits: loss and gradients in one pass.
+"""Losses over all pairs of two sets, with only a few rows of logits in memory: loss and gradients in one pass.
 
 The gradient of a sum over rows of logits with respect to some rows depends only on those rows. So each chunk of rows is
-computed, turned into loss and gradient (on GPUs in place, by one kernel) and discarded; what is kept for the backward
-is as large as the inputs. This costs the same three matrix products as the plain loss with its backward.
+computed, turned into loss and gradient (on GPUs in place, by one kernel) and discarded. The tensors saved for the
+backward are as large as the inputs. This costs the same three matrix products as the plain loss with its backward.
 """
 
 # n queries, N keys, D width, c rows of a chunk
@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from vfm_kernels.dispatch.dispatch import fused, launchers, runs_triton
 from vfm_kernels.dispatch.library import Op
 
-# (logits (c, N), index of the first row's positive key) -> summed loss, its gradient with respect to the logits (c, N).
-# The positive key of each further row is the next one. The logits may be overwritten.
+# Maps (logits (c, N), index of the first row's positive key) to the summed loss and its gradient with respect to the
+# logits (c, N). The positive key of each further row is the next one. The logits may be overwritten.
 RowLoss = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
@@ -54,7 +54,7 @@ def chunked_pair_loss(
 
 
 def cross_entropy_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
-    """Compute the softmax cross-entropy of rows; its gradient is the probabilities, less 1 at the positive key."""
+    """Compute the softmax cross-entropy of rows. Its gradient is the probabilities, less 1 at the positive key."""
     if fused("info_nce", logits):
         return _ROW_OPS["cross_entropy_rows"](logits, first_positive), logits
     labels = torch.arange(first_positive, first_positive + len(logits), device=logits.device)
@@ -64,22 +64,21 @@ def cross_entropy_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Ten
 
 
 def distinct_cross_entropy_rows(all_groups: Tensor) -> RowLoss:
-    """Return `cross_entropy_rows` without the other keys of a row's own group.
+    """Build a variant of `cross_entropy_rows` that ignores the other keys of a row's group.
 
     Args:
-        all_groups: group of each key, (N,); that of a row is its positive key's.
+        all_groups: group of each key, (N,). A row has the group of its positive key.
     """
 
     def row_loss(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
-        return cross_entropy_rows(
-            logits.masked_fill_(same_group(all_groups, first_positive, len(logits)), -torch.inf), first_positive
-        )
+        ignored = same_group(all_groups, first_positive, len(logits))
+        return cross_entropy_rows(logits.masked_fill_(ignored, -torch.inf), first_positive)
 
     return row_loss
 
 
 def same_group(all_groups: Tensor, first: int, num_rows: int) -> Tensor:
-    """Return the keys of each row's own group, without its positive key, (num_rows, N) bool.
+    """Compute a mask of the keys in each row's group, without its positive key, (num_rows, N) bool.
 
     The positive key of row i is `first` + i.
     """
@@ -89,7 +88,7 @@ def same_group(all_groups: Tensor, first: int, num_rows: int) -> Tensor:
 
 
 def sigmoid_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
-    """Compute the binary cross-entropy of every pair; its gradient is the probability of a wrong answer, signed."""
+    """Compute the binary cross-entropy of every pair. Its gradient is the signed probability of a wrong answer."""
     if fused("siglip_loss", logits):
         return _ROW_OPS["sigmoid_rows"](logits, first_positive), logits
     # The logits of positive keys change sign; softplus(x) - x would cancel for confident pairs. logsigmoid, because
@@ -101,10 +100,10 @@ def sigmoid_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
 
 
 def soft_cross_entropy_rows(distributions: Callable[[slice], Tensor]) -> RowLoss:
-    """Return the cross-entropy of each row with a target distribution over all keys; its gradient is the difference.
+    """Build the cross-entropy of each row with a target distribution over all keys. Its gradient is the difference.
 
     Args:
-        distributions: target distributions (c, N) of a slice of rows; use `first_positive` 0.
+        distributions: maps a slice of rows to their target distributions (c, N). Use `first_positive` 0.
     """
 
     def row_loss(logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
@@ -149,7 +148,7 @@ class _ChunkedPairLoss(torch.autograd.Function):
 
 
 def _run_rows(logits: Tensor, first_positive: int, name: str) -> Tensor:
-    """Replace logits by their gradients in place and return the summed loss, by the kernel or the plain form `name`."""
+    """Replace logits by their gradients in place and sum the losses, by the kernel or the plain form `name`."""
     if runs_triton(logits):
         losses: Tensor = getattr(launchers(), name)(logits, first_positive)
         return losses.sum()

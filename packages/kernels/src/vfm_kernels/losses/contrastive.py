@@ -2,10 +2,10 @@
 
 `logit_scale` is the factor itself, already exponentiated, as open_clip's models return it. Features must be normalised.
 Logits and sums are fp32 under any autocast: in bf16 a logit of 100 has an error of 0.25. Where torch multiplies fp32
-matrices in TF32 (`torch.set_float32_matmul_precision("high")`, as vfm's trainings set it on CUDA devices), the factors
-are rounded to 11 bits and the sums stay fp32: logits up to 100 then have errors up to 0.005 (features of 512 channels).
+matrices in TF32 (`torch.set_float32_matmul_precision("high")`, which vfm sets on CUDA devices), the factors are
+rounded to 11 bits and the sums stay fp32. Logits up to 100 then have errors up to 0.005 (features of 512 channels).
 
-With many processes, pass the results of `gather_with_grad` and the rank: each process compares its own samples with all
+With many processes, pass the results of `gather_with_grad` and the rank. Each process compares its own samples with all
 others (open_clip's `local_loss`), and the mean over processes is the loss of the whole batch.
 """
 
@@ -37,36 +37,35 @@ def info_nce(
     rank: int = 0,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Compute CLIP's symmetric loss: images classify their texts among all texts, texts their images; ln N at chance.
+    """Compute CLIP's symmetric loss: images classify their texts among all texts, and texts their images.
+
+    The loss is ln N at chance.
 
     Args:
         image_features: (n, D), normalised.
         text_features: (n, D), normalised.
-        logit_scale: factor of the cosines; scalar.
-        all_image_features: (N, D) of all processes, rank by rank; this process alone by default.
+        logit_scale: factor of the cosines, a scalar.
+        all_image_features: (N, D), the features of all processes, rank by rank. Default: this process alone.
         all_text_features: (N, D), required together with the images.
-        all_groups: (N,) integers of all processes, such as hashes of the texts: samples of the same group are left out
+        all_groups: (N,) integers of all processes, such as hashes of the texts. Samples of the same group are left out
             of each other's softmax, where a repeated text would be both the right and a wrong answer. Default: every
             other sample is a wrong answer.
-        rank: of this process among them; its samples start at rank * n.
-        chunk_size: rows of logits in memory at once. Loss and gradients are those of the plain form, in memory of
-            chunk_size x N logits instead of n x N; there is no second derivative.
+        rank: rank of this process, whose samples start at rank * n.
+        chunk_size: rows of logits in memory at once. Loss and gradients equal the plain form, but memory holds
+            chunk_size x N logits instead of n x N. No second derivative is available.
 
     Returns:
         Scalar, fp32: the mean over this process's samples and both directions.
 
     Raises:
-        ValueError: shapes, rank or chunk size do not fit.
+        ValueError: shapes, rank or chunk size are inconsistent.
 
     Source: Radford et al. 2021, CLIP (arXiv:2103.00020), Figure 3.
     """
     if (all_image_features is None) != (all_text_features is None):
         raise ValueError("all_image_features and all_text_features must be given together")
-    image, text, scale = (
-        at_least_fp32(image_features),
-        at_least_fp32(text_features),
-        _scalar(logit_scale, image_features),
-    )
+    image, text = at_least_fp32(image_features), at_least_fp32(text_features)
+    scale = _scalar(logit_scale, image_features)
     all_image = image if all_image_features is None else at_least_fp32(all_image_features)
     all_text = text if all_text_features is None else at_least_fp32(all_text_features)
     first = _first_positive(image, text, all_text, rank, chunk_size)
@@ -100,28 +99,29 @@ def similarity_distillation(
 ) -> Tensor:
     """Compute the cross-entropy of a student's image-text similarities with a teacher's, in both directions.
 
-    The teacher's features may have any width; they get no gradient.
+    The teacher's features may have any width, and they get no gradient.
 
     Args:
         student: image and text features, (n, D) each, normalised.
         teacher: features of the same samples, (n, E) each, normalised.
-        logit_scale: factor of the student's cosines; scalar.
-        teacher_logit_scale: factor of the teacher's.
-        all_student: the features of all processes, (N, D) each; this process alone by default.
-        all_teacher: the teacher's, (N, E) each; required together with the student's.
+        logit_scale: factor of the student's cosines, a scalar.
+        teacher_logit_scale: factor of the teacher's cosines, a scalar.
+        all_student: features of all processes, (N, D) each. Default: this process alone.
+        all_teacher: the teacher's features, (N, E) each, required together with the student's.
         chunk_size: rows of logits in memory at once, as in `info_nce`.
 
     Returns:
         Scalar, fp32: the mean over this process's samples and both directions.
 
     Raises:
-        ValueError: shapes or chunk size do not fit.
+        ValueError: shapes or chunk size are inconsistent.
 
     Source: Hinton et al. 2015 (arXiv:1503.02531), over the rows of CLIP's logits as in open_clip.
     """
     if (all_student is None) != (all_teacher is None):
         raise ValueError("all_student and all_teacher must be given together")
-    ours, theirs = [at_least_fp32(part) for part in student], [at_least_fp32(part.detach()) for part in teacher]
+    ours = [at_least_fp32(part) for part in student]
+    theirs = [at_least_fp32(part.detach()) for part in teacher]
     all_ours = [at_least_fp32(part) for part in all_student or student]
     all_theirs = [at_least_fp32(part.detach()) for part in all_teacher or teacher]
     scale, their_scale = _scalar(logit_scale, ours[0]), _scalar(teacher_logit_scale, theirs[0]).detach()
@@ -140,8 +140,8 @@ def similarity_distillation(
         return F.cross_entropy(scale * queries @ keys.T, distributions(slice(None)))
 
     with torch.autocast(ours[0].device.type, enabled=False):
-        of_images = direction(ours[0], all_ours[1], theirs[0], all_theirs[1])
-        return (of_images + direction(ours[1], all_ours[0], theirs[1], all_theirs[0])) / 2
+        images_to_texts = direction(ours[0], all_ours[1], theirs[0], all_theirs[1])
+        return (images_to_texts + direction(ours[1], all_ours[0], theirs[1], all_theirs[0])) / 2
 
 
 def siglip_loss(
@@ -159,17 +159,17 @@ def siglip_loss(
     Args:
         image_features: (n, D), normalised.
         text_features: (n, D), normalised.
-        logit_scale: factor of the cosines; scalar.
-        logit_bias: added to every logit; the paper starts it at -10, as nearly all pairs are negatives.
-        all_text_features: (N, D) of all processes, rank by rank; this process alone by default.
-        rank: of this process among them; its samples start at rank * n.
+        logit_scale: factor of the cosines, a scalar.
+        logit_bias: added to every logit. The paper starts it at -10, as nearly all pairs are negatives.
+        all_text_features: (N, D), the features of all processes, rank by rank. Default: this process alone.
+        rank: rank of this process, whose samples start at rank * n.
         chunk_size: rows of logits in memory at once, as in `info_nce`.
 
     Returns:
-        Scalar, fp32: summed over the N texts, mean over this process's images.
+        Scalar, fp32: summed over the N texts, averaged over this process's images.
 
     Raises:
-        ValueError: shapes, rank or chunk size do not fit.
+        ValueError: shapes, rank or chunk size are inconsistent.
 
     Source: Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training (arXiv:2303.15343), Algorithm 1.
     """
@@ -191,7 +191,7 @@ def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
 
 
 def _first_positive(image: Tensor, text: Tensor, all_text: Tensor, rank: int, chunk_size: int | None) -> int:
-    """Check shapes, and return the index of this process's first sample among all samples."""
+    """Check shapes, and compute the index of this process's first sample among all samples."""
     if image.shape != text.shape or image.ndim != 2 or len(image) == 0:
         shapes = f"{tuple(image.shape)} and {tuple(text.shape)}"
         raise ValueError(f"expected image and text features of one shape (n, D), got {shapes}")

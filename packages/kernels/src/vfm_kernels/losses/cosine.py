@@ -16,7 +16,7 @@ EPS = 1e-8  # lower bound of a feature's length, as in torch's cosine
 
 
 def token_cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    """Compute the cosine of each predicted token with its target, for the loss and the per-patch maps of a report.
+    """Compute the cosine of each predicted token with its target, for the loss and for a report's maps of patches.
 
     Args:
         prediction: (..., D), any float dtype.
@@ -29,22 +29,22 @@ def token_cosine(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def masked_cosine_loss(prediction: Tensor, target: Tensor, bool_mask: Tensor | None = None) -> Tensor:
-    """Compute the negative mean cosine over the masked tokens of the batch; -1 is perfect, 0 that of an untrained head.
+    """Compute the negative mean cosine over the masked tokens of the batch: -1 is perfect, an untrained head is at 0.
 
-    Every masked token has the same weight, so samples with more masked tokens weigh more, as in EVA. On GPUs loss and
-    gradient are one pass each over the features; a target that requires a gradient takes the plain form.
+    Every masked token has the same weight, so samples with more masked tokens weigh more, as in EVA. On GPUs, loss and
+    gradient are one pass each over the features. A target that requires a gradient takes the plain form.
 
     Args:
-        prediction: (B, N, D) with `bool_mask`; or the masked tokens alone, (..., D), without.
+        prediction: (B, N, D) with `bool_mask`. Without it, only the masked tokens, (..., D).
         target: like `prediction`.
-        bool_mask: (B, N), True = masked; it selects by weights, so shapes stay static. A batch without masked tokens
+        bool_mask: (B, N), True = masked. It selects by weights, so shapes stay static. A batch without masked tokens
             has loss 0 and zero gradients.
 
     Returns:
         Scalar, fp32.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes are inconsistent.
 
     Source: Fang et al. 2022, EVA (arXiv:2211.07636), section 2.1.
     """
@@ -64,11 +64,11 @@ def masked_cosine_loss(prediction: Tensor, target: Tensor, bool_mask: Tensor | N
 def resultant_length(features: Tensor, bool_mask: Tensor | None = None) -> Tensor:
     """Compute the length of the mean of the features' unit vectors: 1 where all features are alike.
 
-    It is the mean cosine of the best constant prediction with them; its square is their mean mutual cosine.
+    It is the mean cosine of the features with the best constant prediction. Its square is their mean mutual cosine.
 
     Args:
-        features: (B, N, D) with `bool_mask`; or (..., D) without.
-        bool_mask: (B, N), True = counted; an empty mask gives 0.
+        features: (B, N, D) with `bool_mask`, otherwise (..., D).
+        bool_mask: (B, N), True = counted. An empty mask gives 0.
 
     Returns:
         Scalar, fp32 (fp64 for fp64).
@@ -82,24 +82,27 @@ def resultant_length(features: Tensor, bool_mask: Tensor | None = None) -> Tenso
 
 
 def _mean(cosine: Tensor, masked: Tensor | None) -> Tensor:
-    """Return the loss from the cosine of each token."""
+    """Average the cosines of the counted tokens, and negate the mean."""
     if masked is None:
         return -cosine.mean()
     return -torch.where(masked, cosine, 0.0).sum() / masked.sum().clamp(min=1)
 
 
 def _run(prediction: Tensor, target: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the loss, and the factor that makes d cosine / d prediction the gradient of the loss."""
+    """Compute the loss, and the factor that makes d cosine / d prediction the gradient of the loss."""
     if runs_triton(prediction, target):
         cosine = launchers().masked_cosine(prediction, target, masked, EPS)
     else:
         cosine = token_cosine(prediction, target)
-    count = cosine.new_full((), len(cosine)) if masked is None else masked.sum().clamp(min=1).to(cosine.dtype)
+    if masked is None:
+        count = cosine.new_full((), len(cosine))
+    else:
+        count = masked.sum().clamp(min=1).to(cosine.dtype)
     return _mean(cosine, masked), -1 / count
 
 
 def _run_backward(factor: Tensor, prediction: Tensor, target: Tensor, masked: Tensor | None) -> Tensor:
-    """Return factor * d cosine / d prediction, (R, D), in closed form.
+    """Compute factor * d cosine / d prediction, (R, D), in closed form.
 
     The factor is applied in fp32, before the gradient is rounded: 1 / count alone may be too small for fp16.
     """

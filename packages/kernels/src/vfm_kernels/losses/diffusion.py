@@ -1,8 +1,9 @@
-"""Training objectives of denoisers: each kind of model has its own target.
+"""Training objectives of denoisers, with one target for each kind of model.
 
-There are three kinds: `epsilon` predicts the noise (SD 1.5, SD 2.1-base), `v` the velocity of a variance-preserving
-path (SD 2.1 at 768), `flow` that of the straight path from data to noise (FLUX, GenHancer). The two velocities differ
-in sign and scale; a model trained against the target of another kind learns nothing, and its loss does not show it.
+There are three kinds. `epsilon` predicts the noise (SD 1.5, SD 2.1-base), `v` the velocity of a variance-preserving
+path (SD 2.1 at 768), and `flow` the velocity of the straight path from data to noise (FLUX, GenHancer). The two
+velocities differ in sign and scale. A model trained against the target of another kind learns nothing, and its loss
+does not show it.
 """
 
 # B batch; x0, noise and noisy are (B, ...) of any equal shape
@@ -24,8 +25,8 @@ def add_noise(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     Args:
         x0: clean data or latents, (B, ...).
         noise: unit normal, like `x0`.
-        alpha_bar: remaining fraction of the signal's variance, (B,), in [0, 1]; `alphas_cumprod[timesteps]` of a
-            scheduler.
+        alpha_bar: remaining fraction of the signal's variance, (B,), in [0, 1], such as `alphas_cumprod[timesteps]`
+            in a scheduler.
 
     Returns:
         Like `x0`.
@@ -42,28 +43,28 @@ def interpolate_noise(x0: Tensor, noise: Tensor, times: Tensor) -> Tensor:
     Args:
         x0: clean data or latents, (B, ...).
         noise: unit normal, like `x0`.
-        times: fraction of noise, (B,), in [0, 1]; 1 is pure noise.
+        times: fraction of noise, (B,), in [0, 1], where 1 is pure noise.
 
     Returns:
         Like `x0`.
 
-    Source: Liu et al. 2022, Rectified Flow (arXiv:2209.03003); time runs from data to noise as in SD 3 and FLUX.
+    Source: Liu et al. 2022, Rectified Flow (arXiv:2209.03003). Time runs from data to noise as in SD 3 and FLUX.
     """
     times = _per_sample(times, x0)
     return ((1 - times) * x0 + times * noise).to(x0.dtype)
 
 
 def diffusion_target(kind: DiffusionKind, x0: Tensor, noise: Tensor, alpha_bar: Tensor | None = None) -> Tensor:
-    """Return the tensor that a denoiser of this kind must predict.
+    """Compute the tensor that a denoiser of this kind must predict.
 
     Args:
         kind: `epsilon`: noise; `v`: sqrt(a) noise - sqrt(1 - a) x0; `flow`: noise - x0.
         x0: clean data or latents, (B, ...).
-        noise: the noise added to it.
-        alpha_bar: as in `add_noise`, (B,); only `v` needs it.
+        noise: noise that was added to `x0`.
+        alpha_bar: as in `add_noise`, (B,), needed by `v` only.
 
     Returns:
-        Like `x0`; for `v` in the wider dtype of `x0` and `alpha_bar`.
+        Like `x0`. For `v`, in the wider dtype of `x0` and `alpha_bar`.
 
     Raises:
         ValueError: the kind is unknown, or it is `v` and `alpha_bar` is missing.
@@ -91,14 +92,14 @@ def denoising_error(
         kind: see `diffusion_target`.
         prediction: the denoiser's output, (B, ...).
         x0: clean data or latents, like `prediction`.
-        noise: the noise added to it.
-        alpha_bar: (B,); only `v` needs it.
+        noise: noise that was added to `x0`.
+        alpha_bar: (B,), needed by `v` only.
 
     Returns:
         (B,) in fp32: the loss before its mean, so that samples can be weighted (min-SNR) or plotted over timesteps.
 
     Raises:
-        ValueError: shapes do not fit, or as for `diffusion_target`.
+        ValueError: shapes are inconsistent, or as for `diffusion_target`.
     """
     target = diffusion_target(kind, x0, noise, alpha_bar)
     if prediction.shape != target.shape:
@@ -118,18 +119,18 @@ def sample_times(
     shift: float = 1.0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Draw random times in [0, 1) for noising samples; 0 is clean.
+    """Draw random times in [0, 1) for noising samples, where 0 is clean.
 
     Args:
         distribution: `uniform` (DIVA); `logit_normal`, the sigmoid of a normal (GenHancer, SD 3: a condition matters
             most in the middle); `stratified`, uniform with one draw in each of `num_samples` equal parts of [0, 1) in
             random order, which lowers the variance of the batch's mean loss.
         num_samples: number of times.
-        generator: on `device`; torch's global one by default.
-        mean: of the normal.
-        std: of the normal; GenHancer finds 1 best among 0.1 to 10.
+        generator: generator on `device`. Default: torch's global one.
+        mean: mean of the normal distribution.
+        std: standard deviation of the normal distribution. GenHancer finds 1 best among 0.1 to 10.
         shift: above 1 moves times towards noise, t' = s t / (1 + (s - 1) t), as larger images need.
-        device: of the times; the generator's own by default.
+        device: device of the times. Default: the generator's.
 
     Returns:
         (num_samples,) fp32.
@@ -159,12 +160,12 @@ def sample_times(
 
 
 def discrete_timesteps(times: Tensor, num_train_timesteps: int) -> Tensor:
-    """Return the entries, 0 to num_train_timesteps - 1, of a discrete schedule for times in [0, 1), int64."""
+    """Convert times in [0, 1) to entries of a discrete schedule, 0 to num_train_timesteps - 1, int64."""
     return (times * num_train_timesteps).long().clamp(0, num_train_timesteps - 1)
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """Reshape (B,) to (B, 1, ..., 1); the dtype stays, because in bf16 1 - a rounds to 0 for a above 0.998."""
+    """Reshape (B,) to (B, 1, ..., 1). The dtype stays, because in bf16 1 - a rounds to 0 for a above 0.998."""
     if values.shape != like.shape[:1]:
         raise ValueError(f"expected one value per sample, ({like.shape[0]},), got {tuple(values.shape)}")
     return values.to(like.device).reshape(-1, *[1] * (like.ndim - 1))

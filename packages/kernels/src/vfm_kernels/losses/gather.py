@@ -1,4 +1,4 @@
-"""Gathering of features from every rank with gradients, for contrastive losses over the batch of all processes."""
+"""Gathering of features from every rank, with gradients, for contrastive losses over the batch of all processes."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 
 def gather_with_grad(features: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Gather the features of all ranks, rank by rank; gradients flow back to the rank that computed them.
+    """Gather the features of all ranks, rank by rank. Gradients flow back to the rank that computed the features.
 
     Each rank receives the sum of the gradients of all ranks' losses for its features. So if every rank takes the mean
     loss over its own samples and gradients are averaged over ranks (as DDP does), parameters get the gradient of the
@@ -17,7 +17,7 @@ def gather_with_grad(features: Tensor, group: dist.ProcessGroup | None = None) -
 
     Args:
         features: (n, ...), the same shape on every rank.
-        group: the processes to gather from; all of them by default.
+        group: processes to gather from. Default: all of them.
 
     Returns:
         (world_size * n, ...).

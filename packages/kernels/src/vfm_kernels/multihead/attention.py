@@ -1,4 +1,4 @@
-"""Attention of queries to keys, in one pass over the heads, by the fastest implementation that can take it."""
+"""Attention in one pass over the heads, by the fastest implementation that can take it."""
 
 # B batch, N tokens, H heads, D width of a head, S sequences in one long row
 
@@ -28,7 +28,7 @@ def attention(
     visible: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Compute `softmax(q k^T scale) v` for each head; rotary positions may rotate queries and keys first.
+    """Compute `softmax(q k^T scale) v` for each head. Rotary positions may rotate queries and keys first.
 
     Any strides are accepted if the channels of a head are adjacent. Pass heads that torch lays out as (B, H, N, D) as
     `q.transpose(1, 2)`. On a CPU this is torch's own `scaled_dot_product_attention`.
@@ -38,27 +38,28 @@ def attention(
         k: like `q`.
         v: like `q`.
         causal: a token sees only itself and earlier tokens.
-        scale: factor of the scores; 1 / sqrt(D) by default.
+        scale: factor of the scores. Default: 1 / sqrt(D).
         sin: (P, D / 2) or, with angles for each sample, (B, P, D / 2). Channel pairs (0, 1), (2, 3), ... are rotated as
             in timm's `Eva`. Not differentiated.
         cos: like `sin`.
-        num_prefix_tokens: leading tokens without a position (CLS, registers); token n has row n - num_prefix_tokens.
-        positions: (B, N) integers below P: each token's row of the table, for dropped patches; negative means none.
+        num_prefix_tokens: leading tokens without a position (CLS, registers). Token n has row n - num_prefix_tokens.
+        positions: (B, N) integers below P: each token's row of the table, for dropped patches. Negative: no position.
         cu_seqlens: (S + 1,) int32, from 0 to N: boundaries of sequences that are concatenated in a batch of 1 and do
-            not see each other; a sequence may be empty.
-        max_seqlen: length of the longest sequence, which `cu_seqlens` gives only after a wait for the GPU; default N.
-        visible: booleans that are broadcast to (B, H, N, N), True where a query (row) sees a key (column); every query
-            must see a key. Not with `causal` or `cu_seqlens`.
-        backend: name of the backend to use, as `explain` lists them; by default the first that can run and is expected
+            not see each other. A sequence may be empty.
+        max_seqlen: length of the longest sequence, which avoids waiting for the GPU to read it from `cu_seqlens`.
+            Default: N.
+        visible: booleans that are broadcast to (B, H, N, N), True where a query (row) sees a key (column). Every query
+            must see a key. Not allowed with `causal` or `cu_seqlens`.
+        backend: name of the backend to use, as `explain` lists them. Default: the first that can run and is expected
             to be fastest.
 
     Returns:
         (B, N, H, D), in the dtype of `q`.
 
     Raises:
-        ValueError: shapes do not fit, or a forced backend (or `use_kernels("triton")`) cannot run.
+        ValueError: shapes are inconsistent, or a forced backend (or `use_kernels("triton")`) cannot run.
 
-    Source: Dao et al. 2022, FlashAttention (arXiv:2205.14135); Dao 2023, FlashAttention-2 (arXiv:2307.08691).
+    Source: Dao et al. 2022, FlashAttention (arXiv:2205.14135). Dao 2023, FlashAttention-2 (arXiv:2307.08691).
     """
     pattern = Pattern.from_arguments(
         q, k, v, causal, scale, sin, cos, num_prefix_tokens, positions, cu_seqlens, max_seqlen
@@ -71,7 +72,7 @@ def attention(
 def _check_visible(visible: Tensor, q: Tensor, pattern: Pattern) -> None:
     batch, num_tokens, num_heads, _ = q.shape
     full = (batch, num_heads, num_tokens, num_tokens)
-    fits = visible.ndim == 4 and all(one in (1, size) for one, size in zip(visible.shape, full, strict=True))
+    fits = visible.ndim == 4 and all(actual in (1, size) for actual, size in zip(visible.shape, full, strict=True))
     if visible.dtype != torch.bool or not fits:
         raise ValueError(
             f"expected visible as booleans that are broadcast to {full}, got {visible.dtype} {tuple(visible.shape)}"
@@ -83,9 +84,9 @@ def _check_visible(visible: Tensor, q: Tensor, pattern: Pattern) -> None:
 def attention_packed(
     qkv: Tensor, *, visible: Tensor | None = None, backend: str | None = None, **pattern: Any
 ) -> Tensor:
-    """Compute `attention` of queries, keys and values that one linear layer wrote; their gradient is one buffer too.
+    """Compute `attention` of queries, keys and values in a single tensor. Their gradient is a single tensor, too.
 
-    With three separate tensors, autograd would copy their gradients into one.
+    With three separate inputs, autograd would copy their gradients into a common tensor.
 
     Args:
         qkv: (B, N, 3, H, D).

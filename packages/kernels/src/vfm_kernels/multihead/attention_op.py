@@ -1,4 +1,4 @@
-"""The ops behind our backends of attention, with their gradients: of three tensors of heads, or of a packed one."""
+"""The ops behind our backends of attention, with their gradients, for separate or packed tensors of heads."""
 
 # B batch, N tokens, H heads, D width of a head
 
@@ -17,7 +17,7 @@ Heads = tuple[Tensor, Tensor, Tensor]
 
 
 def forward_buffers(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Return buffers of the output (B, N, H, D) and of the logarithms of the softmax's sums (B, H, N)."""
+    """Allocate the output (B, N, H, D) and the logarithms of the softmax's sums (B, H, N)."""
     batch, num_tokens, num_heads, _ = q.shape
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty(q.shape), q.new_empty((batch, num_heads, num_tokens), dtype=dtype)
@@ -72,20 +72,21 @@ def _run_packed_backward(d_out: Tensor, out: Tensor, lse: Tensor, qkv: Tensor, *
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     heads, pattern = inputs[: -len(Pattern._fields) - 1], Pattern(*inputs[-len(Pattern._fields) - 1 : -1])
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # nobody needs zeros as the gradient of the sums
-    # Only tensors may be saved for the backward; the numbers are kept beside them.
+    ctx.set_materialize_grads(False)  # zeros as the gradient of the sums would be unused
+    # Only tensors may be saved for the backward; the numbers are kept next to them.
     ctx.pattern = pattern._replace(sin=None, cos=None, positions=None, cu_seqlens=None)
     ctx.save_for_backward(*output, pattern.sin, pattern.cos, pattern.positions, pattern.cu_seqlens, *heads)
 
 
 def _gradient(backward_op: Op) -> Callable[..., tuple[Tensor | None, ...]]:
-    """Return the gradient that calls an op for the heads; pattern and kernel have none."""
+    """Build a gradient that calls an op for the heads. Pattern and kernel have no gradient."""
 
     def backward(ctx: Any, d_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         out, lse, sin, cos, positions, cu_seqlens, *heads = ctx.saved_tensors
         pattern = ctx.pattern._replace(sin=sin, cos=cos, positions=positions, cu_seqlens=cu_seqlens)
         gradients = backward_op(d_out, out, lse, *heads, *pattern)
-        gradients = (gradients,) if isinstance(gradients, Tensor) else gradients
+        if isinstance(gradients, Tensor):
+            gradients = (gradients,)
         return *gradients, *[None] * (len(Pattern._fields) + 1)
 
     return backward

@@ -1,4 +1,4 @@
-"""Attention in plain torch and in closed form: the specification, and the op where no kernel runs."""
+"""Attention in plain torch and in closed form. It is the specification, and the op where no kernel runs."""
 
 # B batch, N tokens, H heads, D width of a head
 
@@ -22,15 +22,16 @@ def attention_plain(
         k: like `q`.
         v: like `q`.
         pattern: mask, scale and angles.
-        visible: True where a query (row) sees a key (column), to be broadcast to (B, H, N, N); None: see `pattern`.
+        visible: True where a query (row) sees a key (column), broadcast to (B, H, N, N). None: see `pattern`.
 
     Returns:
         out: (B, N, H, D).
-        lse: (B, H, N), fp32 (fp64 for fp64): what the backward needs of the softmax.
+        lse: (B, H, N), fp32 (fp64 for fp64): base-2 logarithms of the softmax's sums, for the backward.
     """
     with torch.autocast(q.device.type, enabled=False):
         scores = _scores(_rotated(q, pattern), _rotated(k, pattern), pattern)
-        scores = scores if visible is None else scores.masked_fill(~visible, float("-inf"))
+        if visible is not None:
+            scores = scores.masked_fill(~visible, float("-inf"))
         weights = scores.softmax(dim=-1).to(v.dtype)
         out = torch.einsum("bhnm,bmhd->bnhd", weights, v)
     return out, at_least_fp32(scores).logsumexp(dim=-1) / math.log(2)
@@ -39,7 +40,7 @@ def attention_plain(
 def attention_plain_backward(
     d_out: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of queries, keys and values from what the forward kept: (B, N, H, D) each."""
+    """Compute the gradients of queries, keys and values from the saved results of the forward: (B, N, H, D) each."""
     dtype = q.dtype
     q, k = _rotated(q, pattern), _rotated(k, pattern)
     weights = torch.exp2(at_least_fp32(_scores(q, k, pattern)) / math.log(2) - lse[..., None])  # (B, H, N, N)
@@ -54,7 +55,7 @@ def attention_plain_backward(
 
 
 def visible_keys(q: Tensor, pattern: Pattern) -> Tensor | None:
-    """Return the mask (N, N), True where a query (row) sees a key (column); None if every query sees every key."""
+    """Build the mask (N, N), True where a query (row) sees a key (column); None if every query sees every key."""
     if pattern.cu_seqlens is None and not pattern.causal:
         return None
     tokens = torch.arange(q.shape[1], device=q.device)
@@ -62,7 +63,9 @@ def visible_keys(q: Tensor, pattern: Pattern) -> Tensor | None:
     if pattern.cu_seqlens is not None:
         sequence = torch.searchsorted(pattern.cu_seqlens.to(tokens.dtype), tokens, right=True)
         visible = sequence[:, None] == sequence[None, :]
-    return visible & (tokens[None, :] <= tokens[:, None]) if pattern.causal else visible
+    if pattern.causal:
+        visible = visible & (tokens[None, :] <= tokens[:, None])
+    return visible
 
 
 def _scores(q: Tensor, k: Tensor, pattern: Pattern) -> Tensor:

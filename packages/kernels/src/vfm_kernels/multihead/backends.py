@@ -1,7 +1,7 @@
 """Backends of attention, each with its limits, and the choice among them.
 
 Where an attention of this architecture, head width and length was measured (`measured`), `auto` takes the fastest
-backend; elsewhere the first library in the order below, which is an estimate from published timings.
+backend. Elsewhere it takes the first library in the order below, which is an estimate from published timings.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from vfm_kernels.multihead.problem import Problem, problem_on
 from vfm_kernels.pattern import Pattern
 
 HALF = (torch.float16, torch.bfloat16)
-SHORT_TOKENS = 272  # 256 and a tail of 16: scores of more keys do not fit into registers
+SHORT_TOKENS = 272  # 256 and a tail of 16: the scores of more keys do not fit into registers
 SHORT_WIDTH = 88
 WIDEST = 128
 CUDNN_WITHOUT_BUG = 91501  # older versions read beyond the end where 128 does not divide N (pytorch #169849)
@@ -27,13 +27,13 @@ CUDNN_WITHOUT_BUG = 91501  # older versions read beyond the end where 128 does n
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation.
+    """An implementation of attention.
 
     Attributes:
         name: value of `attention`'s `backend`.
-        reasons: why it cannot take a problem; none if it can.
-        run: maps q, k, v (B, N, H, D) and the pattern to (B, N, H, D); a boolean mask follows if there is one.
-        is_kernel: whether it is a kernel of ours, which `auto` takes only where it was measured to be the fastest.
+        reasons: yields the reasons why the backend cannot take a problem; none if it can.
+        run: maps q, k, v (B, N, H, D) and the pattern to (B, N, H, D). A boolean mask follows if there is one.
+        is_kernel: whether it is one of our kernels, which `auto` takes only where it was measured to be the fastest.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Backend:
     is_kernel: bool = False
 
     def not_supported_reasons(self, problem: Problem) -> list[str]:
-        """Return why it cannot take the problem; empty if it can."""
+        """List the reasons why it cannot take the problem; empty if it can."""
         return list(self.reasons(problem))
 
 
@@ -153,27 +153,30 @@ BY_NAME = {backend.name: backend for backend in BACKENDS}
 def attend(
     q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, name: str | None, visible: Tensor | None = None
 ) -> Tensor:
-    """Compute `attention` by the named backend, or by the one that `choose` returns.
+    """Compute `attention` by the named backend, or by the one that `choose` selects.
 
     Raises:
-        ValueError: it cannot run; the message gives the reasons.
+        ValueError: the backend cannot run. The message gives the reasons.
     """
     run = BY_NAME[choose(q, q.shape, pattern, name, masked=visible is not None)].run
     return run(q, k, v, pattern) if visible is None else run(q, k, v, pattern, visible)
 
 
 def choose(heads: Tensor, shape: Sequence[int], pattern: Pattern, name: str | None, *, masked: bool = False) -> str:
-    """Return the name of the backend for an attention: `name` if it is given, else by the choice of kernels.
+    """Choose the backend for an attention by its name if it is forced, otherwise by the choice of kernels.
 
     Args:
         heads: queries, or a tensor of their dtype on their device.
         shape: (B, N, H, D) of the queries.
-        pattern: of the attention.
-        name: of the backend, if it is forced.
+        pattern: mask, scale and angles of the attention.
+        name: name of a forced backend.
         masked: whether there is a boolean mask.
 
+    Returns:
+        The backend's name.
+
     Raises:
-        ValueError: the backend is unknown or cannot run; the message gives the reasons.
+        ValueError: the backend is unknown or cannot run. The message gives the reasons.
     """
     choice = SETTINGS.choice
     if name is None and heads.device.type != "cuda" and choice != "triton":
@@ -203,19 +206,20 @@ def _cached_choice(
     if name is not None:
         if name not in BY_NAME:
             raise ValueError(f"{name!r} is not a valid backend; choose from {', '.join(BY_NAME)}")
-        if reasons := BY_NAME[name].not_supported_reasons(problem):
+        reasons = BY_NAME[name].not_supported_reasons(problem)
+        if reasons:
             raise ValueError(f"backend {name} cannot run here: {'; '.join(reasons)}")
         return name
     chosen = first_choice(problem, choice)
     if chosen is None:
         kernels = [backend for backend in BACKENDS if backend.is_kernel]
-        of_each = "; ".join(f"{each.name}: {', '.join(each.not_supported_reasons(problem))}" for each in kernels)
-        raise ValueError(f"kernels 'triton' cannot run here: {of_each}")
+        reasons = [f"{kernel.name}: {', '.join(kernel.not_supported_reasons(problem))}" for kernel in kernels]
+        raise ValueError(f"kernels 'triton' cannot run here: {'; '.join(reasons)}")
     return chosen
 
 
 def first_choice(problem: Problem, choice: Kernels) -> str | None:
-    """Return the backend for a problem under a choice of kernels; None if kernels are forced and cannot run."""
+    """Choose the backend for a problem under a choice of kernels; None if kernels are forced and cannot run."""
     if choice == "auto" and problem.device == "cuda" and not problem.masked:
         kind = (problem.causal, problem.varlen, problem.rope)
         measured = fastest_attention(architecture_of(problem.capability), problem.width, problem.longest, *kind)

@@ -1,4 +1,4 @@
-"""Report of the backend that an attention takes, and why the others cannot or are not preferred."""
+"""Report of the backend that an attention takes, and why the others cannot run or are not preferred."""
 
 from typing import Any
 
@@ -30,29 +30,24 @@ def explain(q: Tensor, k: Tensor, v: Tensor, **pattern: Any) -> None:
 
 
 def report(problem: Problem, device_exists: bool = True) -> str:
-    """Return the report as text, one line for each backend.
+    """Format the report, one line for each backend.
 
     Args:
         problem: the attention.
         device_exists: whether this machine has the problem's device.
     """
-    kind = ", ".join(
-        word
-        for word, is_set in (
-            ("causal", problem.causal),
-            ("variable length", problem.varlen),
-            ("boolean mask", problem.masked),
-        )
-        if is_set
-    )
-    where = f"sm_{problem.capability[0]}{problem.capability[1]}" if problem.device == "cuda" else problem.device
+    flags = {"causal": problem.causal, "variable length": problem.varlen, "boolean mask": problem.masked}
+    kind = "".join(f", {word}" for word, is_set in flags.items() if is_set)
+    on_gpu = problem.device == "cuda"
+    where = f"sm_{problem.capability[0]}{problem.capability[1]}" if on_gpu else problem.device
     dtype = str(problem.dtype).removeprefix("torch.")
-    lines = [f"attention of {problem.shape} in {dtype} on {where}{f', {kind}' if kind else ''}"]
+    lines = [f"attention of {problem.shape} in {dtype} on {where}{kind}"]
     if not device_exists:
         lines.append("this machine has no CUDA device: the list is what would be chosen there")
-    chosen = (
-        "sdpa" if problem.device != "cuda" and SETTINGS.choice != "triton" else first_choice(problem, SETTINGS.choice)
-    )
+    if not on_gpu and SETTINGS.choice != "triton":
+        chosen: str | None = "sdpa"  # as in `backends.choose`
+    else:
+        chosen = first_choice(problem, SETTINGS.choice)
     for backend in BACKENDS:
         reasons = backend.not_supported_reasons(problem)
         if backend.name == chosen:

@@ -1,4 +1,4 @@
-"""Calls of the attention backends: each maps q, k, v (B, N, H, D) and a pattern to (B, N, H, D)."""
+"""Calls of the attention backends. Each maps q, k, v (B, N, H, D) and a pattern to (B, N, H, D)."""
 
 import importlib
 from functools import cache
@@ -17,10 +17,10 @@ from vfm_kernels.pattern import Pattern
 
 @cache
 def import_reasons(module: str) -> tuple[str, ...]:
-    """Return why a library cannot be used: it is not installed, or its import fails; empty if it can.
+    """Explain why a library cannot be used (it is not installed, or its import fails); empty if it can.
 
-    The import is tried once in a process. A file that is found is not enough: a flash_attn without its own dependencies
-    is found too.
+    The import is tried once in a process. Finding the module's file is not enough: a flash_attn without its
+    dependencies has one too.
     """
     try:
         importlib.import_module(module)
@@ -120,7 +120,8 @@ def _flash_attention(module: Any, q: Tensor, k: Tensor, v: Tensor, pattern: Patt
         longest = {f"max_seqlen_{side}": pattern.max_seqlen for side in "qk"}
         rows = (heads.squeeze(0) for heads in (q, k, v))
         mixed = module.flash_attn_varlen_func(*rows, **ends, **longest, **options)
-    first: Tensor = mixed[0] if isinstance(mixed, tuple) else mixed  # some versions return the log-sum-exp too
+    # Some versions return the log-sum-exp too.
+    first: Tensor = mixed[0] if isinstance(mixed, tuple) else mixed
     return first.view(q.shape)
 
 

@@ -1,4 +1,4 @@
-"""An attention problem, by which backends are chosen: sizes and device, no values."""
+"""An attention problem, by which backends are chosen: sizes and device, without values."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class Problem:
 
     Attributes:
         shape: (B, N, H, D).
-        dtype: of queries, keys and values.
+        dtype: dtype of queries, keys and values.
         device: `cuda`, `cpu`, ...
-        capability: of the CUDA device, (0, 0) elsewhere.
-        no_kernels: why Triton kernels cannot run on this device and dtype at all; empty if they can.
+        capability: compute capability of the CUDA device, (0, 0) elsewhere.
+        no_kernels: reasons why Triton kernels cannot run on this device and dtype at all; empty if they can.
         longest: tokens of the longest sequence.
         causal: a token sees only itself and earlier tokens.
         varlen: sequences of several lengths are concatenated in one row.
@@ -56,7 +56,7 @@ def problem_on(
     rope: bool,
     masked: bool = False,
 ) -> Problem:
-    """Return the problem of (B, N, H, D, longest sequence) on a device of this machine."""
+    """Describe the problem of (B, N, H, D, longest sequence) on a device of this machine."""
     no_kernels = tuple(not_supported_reasons(torch.empty(0, dtype=dtype, device=device)))
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     batch, num_tokens, num_heads, width, longest = shape
@@ -67,6 +67,6 @@ def problem_on(
 def hypothetical_problem(
     shape: tuple[int, int, int, int], dtype: torch.dtype, capability: tuple[int, int], **kind: bool
 ) -> Problem:
-    """Return a problem on a CUDA device that this machine need not have; kernels still need Triton."""
+    """Describe a problem on a CUDA device that this machine need not have. Kernels still need Triton."""
     no_kernels = () if importlib.util.find_spec("triton") else ("triton is not installed",)
     return Problem(shape, dtype, "cuda", capability, no_kernels, shape[1], **kind)

@@ -1,4 +1,4 @@
-"""Two-dimensional rotary position embedding (EVA-02) of queries and keys, for attention without angles of its own."""
+"""Two-dimensional rotary position embedding (EVA-02) of queries and keys, for attention that takes no angles."""
 
 # B batch, N tokens, H heads, D width of a head, P positions of the table
 
@@ -14,19 +14,19 @@ from vfm_kernels.dispatch.library import Op
 def rotate(heads: Tensor, sin: Tensor, cos: Tensor, num_prefix_tokens: int, positions: Tensor | None) -> Tensor:
     """Rotate the channel pairs (0, 1), (2, 3), ... of each head by its token's angles.
 
-    It is the rotation of timm's `Eva` for interleaved pairs. The gradient is rotated back.
+    This is the rotation of timm's `Eva` for interleaved pairs. The gradient is rotated back.
 
     Args:
         heads: (B, N, H, D), D even.
-        sin: (B, P, D / 2), stride 0 over the batch where all samples share a table; not differentiated.
+        sin: (B, P, D / 2), stride 0 over the batch where all samples share a table. Not differentiated.
         cos: like `sin`.
-        num_prefix_tokens: leading tokens without a position (CLS, registers); token n has row n - num_prefix_tokens.
-        positions: (B, N) integers below P: each token's row of the table, for dropped patches; negative means none.
+        num_prefix_tokens: leading tokens without a position (CLS, registers). Token n has row n - num_prefix_tokens.
+        positions: (B, N) integers below P: each token's row of the table, for dropped patches. Negative: no position.
 
     Returns:
         (B, N, H, D) in the dtype of `heads`.
 
-    Source: Fang et al. 2023, EVA-02 (arXiv:2303.11331); Su et al. 2021, RoFormer (arXiv:2104.09864).
+    Source: Fang et al. 2023, EVA-02 (arXiv:2303.11331). Su et al. 2021, RoFormer (arXiv:2104.09864).
     """
     if not fused("rotate", heads):
         return rotate_plain(heads, sin, cos, num_prefix_tokens, positions)
@@ -37,7 +37,7 @@ def rotate(heads: Tensor, sin: Tensor, cos: Tensor, num_prefix_tokens: int, posi
 def rotate_plain(
     heads: Tensor, sin: Tensor, cos: Tensor, num_prefix_tokens: int, positions: Tensor | None, inverse: bool = False
 ) -> Tensor:
-    """Rotate heads in plain torch; arguments as for `rotate`."""
+    """Rotate heads in plain torch. Arguments are as for `rotate`."""
     batch, num_tokens, _, width = heads.shape
     if positions is None:
         positions = torch.arange(-num_prefix_tokens, num_tokens - num_prefix_tokens, device=heads.device)

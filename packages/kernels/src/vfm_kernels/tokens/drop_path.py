@@ -14,14 +14,14 @@ def residual_of_subset(
 ) -> Tensor:
     """Compute `x + branch(x)` with the branch on a random subset of the samples, scaled to the same mean.
 
-    Drop path draws for each sample; here a fixed number is kept, round(B (1 - drop_rate)) and at least one, so shapes
-    are static. It is an option because its distribution differs from that of drop path.
+    Drop path draws for each sample. Here a fixed number is kept, round(B (1 - drop_rate)) and at least one, so shapes
+    are static. It is an option because its distribution differs from drop path's.
 
     Args:
         x: (B, ..., D).
         branch: maps kept samples (K, ..., D) and their indices (K,) to (K, ..., D): norm, attention, layer scale.
         drop_rate: fraction of the samples to drop, in [0, 1).
-        generator: on the CPU or the device of `x`; torch's global one by default.
+        generator: generator on the CPU or the device of `x`. Default: torch's global one.
 
     Returns:
         (B, ..., D) in the dtype of `x`.
@@ -34,9 +34,9 @@ def residual_of_subset(
     if not 0 <= drop_rate < 1:
         raise ValueError(f"drop_rate must be in [0, 1), got {drop_rate}")
     batch = len(x)
-    kept = max(1, round(batch * (1 - drop_rate)))
-    if kept == batch:
+    num_kept = max(1, round(batch * (1 - drop_rate)))
+    if num_kept == batch:
         return x + branch(x, torch.arange(batch, device=x.device)).to(x.dtype)
     device = x.device if generator is None else generator.device
-    index = torch.randperm(batch, generator=generator, device=device)[:kept].to(x.device)
-    return x.index_add(0, index, branch(x[index], index).to(x.dtype), alpha=batch / kept)
+    index = torch.randperm(batch, generator=generator, device=device)[:num_kept].to(x.device)
+    return x.index_add(0, index, branch(x[index], index).to(x.dtype), alpha=batch / num_kept)

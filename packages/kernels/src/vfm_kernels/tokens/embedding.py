@@ -1,4 +1,4 @@
-"""Input of a masked student: patch tokens, the mask token at masked patches, CLS before them, positions added."""
+"""Input of a masked student: patch tokens with the mask token at masked patches, after CLS, plus positions."""
 
 # B batch, N patches, D width
 
@@ -22,20 +22,20 @@ def mask_tokens(
 ) -> Tensor:
     """Put the learned mask token where patches are masked (EVA, BEiT, SimMIM).
 
-    All shapes are static: nothing depends on how many patches are masked.
+    All shapes are static: they do not depend on the number of masked patches.
 
     Args:
         patch_tokens: (B, N, D), without CLS and before position embeddings.
-        mask_token: D values in any shape, such as (1, 1, D); cast to the tokens' dtype.
+        mask_token: D values in any shape, such as (1, 1, D), cast to the tokens' dtype.
         bool_mask: (B, N), True = masked.
         cls_token: D values in any shape, put before the patches.
-        pos_embed: (N, D), or (N + 1, D) with CLS, with any leading dimensions of 1; added last.
+        pos_embed: (N, D), or (N + 1, D) with CLS, with any leading dimensions of 1. Added last.
 
     Returns:
         (B, N, D), or (B, N + 1, D) with CLS, in the tokens' dtype.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes are inconsistent.
     """
     if bool_mask.shape != patch_tokens.shape[:2]:
         raise ValueError(f"expected bool_mask of shape {tuple(patch_tokens.shape[:2])}, got {tuple(bool_mask.shape)}")
@@ -58,12 +58,14 @@ def mask_tokens(
 def mask_tokens_plain(
     patch_tokens: Tensor, mask_token: Tensor, bool_mask: Tensor, cls_token: Tensor | None, pos_embed: Tensor | None
 ) -> Tensor:
-    """Compute the same in plain torch: tokens are (D,), positions (N + 1, D)."""
+    """Compute `mask_tokens` in plain torch, with tokens of shape (D,) and positions of shape (N + 1, D)."""
     dtype = patch_tokens.dtype
     tokens = torch.where(bool_mask.unsqueeze(-1), mask_token.to(dtype), patch_tokens)
     if cls_token is not None:
         tokens = torch.cat([cls_token.to(dtype).expand(len(tokens), 1, -1), tokens], dim=1)
-    return tokens if pos_embed is None else (at_least_fp32(tokens) + pos_embed).to(dtype)
+    if pos_embed is None:
+        return tokens
+    return (at_least_fp32(tokens) + pos_embed).to(dtype)
 
 
 def _run(
@@ -76,7 +78,7 @@ def _run(
 
 
 def _run_backward(d_out: Tensor, bool_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of patch tokens, mask token and positions (the first is that of CLS) in closed form."""
+    """Compute the gradients of patch tokens, mask token and positions in closed form. CLS has the first position's."""
     if runs_triton(d_out):
         d_patches, d_token, d_positions = launchers().mask_tokens_backward(d_out, bool_mask)
         return d_patches, d_token, d_positions
@@ -101,15 +103,16 @@ def _fake_backward(d_out: Tensor, bool_mask: Tensor) -> tuple[Tensor, Tensor, Te
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, mask_token, bool_mask, cls_token, pos_embed = inputs
     ctx.save_for_backward(bool_mask)
-    ctx.dtypes = [None if each is None else each.dtype for each in (mask_token, cls_token, pos_embed)]
+    ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (mask_token, cls_token, pos_embed)]
 
 
 def _backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
     (bool_mask,) = ctx.saved_tensors
     d_patches, d_token, d_positions = _MASK_BACKWARD(d_out, bool_mask)
-    of_token, of_cls, of_positions = ctx.dtypes
-    d_cls = None if of_cls is None else d_positions[0].to(of_cls)
-    return d_patches, d_token.to(of_token), None, d_cls, None if of_positions is None else d_positions.to(of_positions)
+    token_dtype, cls_dtype, positions_dtype = ctx.dtypes
+    d_cls = None if cls_dtype is None else d_positions[0].to(cls_dtype)
+    d_positions = None if positions_dtype is None else d_positions.to(positions_dtype)
+    return d_patches, d_token.to(token_dtype), None, d_cls, d_positions
 
 
 _MASK = Op(

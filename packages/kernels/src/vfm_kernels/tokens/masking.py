@@ -1,8 +1,8 @@
-"""Masks of the patches that a student does not see: EVA's block-wise masks, the same with an exact count, uniform ones.
+"""Masks of the patches that a student does not see: EVA's block-wise masks, also with exact count, and uniform masks.
 
-Each mask is a pure function of its own integer seed, so a sample keeps its mask in any batch, worker or rank. The three
+Each mask is a pure function of its integer seed, so a sample keeps its mask in any batch, worker or rank. The three
 functions share one signature, `(seeds, grid, num_masked) -> bool_mask`, True = masked. All masks of a batch are drawn
-in lock-step, one block of each at a time, so pass many seeds at once.
+in lock-step, block by block, so pass many seeds at once.
 
 Source: the block-wise algorithm of BEiT (Bao et al. 2021, arXiv:2106.08254, Algorithm 1) with EVA's parameters
 (Fang et al. 2022, arXiv:2211.07636): 105 of 16 x 16 patches, blocks of at least 16, ten attempts per block.
@@ -35,16 +35,16 @@ PART = 256  # masks drawn at once: their state, about 64 KiB of booleans, stays 
 def block_mask(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: int | None = None) -> Tensor:
     """Draw EVA's masks: random rectangles until `num_masked` patches are covered or ten draws in a row fail.
 
-    The count is ragged: at most `num_masked` (104.45 on average, and 105 in 65 % of the masks, for 105 of 16 x 16).
+    The counts vary: at most `num_masked` (104.45 on average, and 105 in 65 % of the masks, for 105 of 16 x 16).
 
     Args:
         seeds: one integer per sample, (B,).
         grid: rows and columns of the patch grid, each at least 2.
         num_masked: patches to mask, 0 to N.
-        min_block: area of the smallest block in patches; default EVA's 16 of 256, in proportion to the grid.
+        min_block: area of the smallest block in patches. Default: EVA's 16 of 256, in proportion to the grid.
 
     Returns:
-        bool_mask, (B, N), True = masked; on the device of the seeds where these are a tensor.
+        bool_mask, (B, N), True = masked, on the device of the seeds if they are a tensor.
 
     Raises:
         ValueError: grid, count or block size is outside these bounds.
@@ -55,11 +55,11 @@ def block_mask(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: int | No
 def block_mask_exact(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: int | None = None) -> Tensor:
     """Draw EVA's masks with exactly `num_masked` patches each, for static shapes and whole-graph compilation.
 
-    They differ from EVA's only where EVA stops short (the `block_mask` of the same seed is a subset): the missing
-    patches come from further blocks of the same distribution, of which the last is cut to the count at its top or its
+    They differ from EVA's only where EVA stops short (the `block_mask` of the same seed is a subset). The missing
+    patches come from further blocks of the same distribution, the last of which is cut to the count at its top or its
     bottom. Where ten draws in a row find no free patch, as in nearly full masks, all free patches replace the block.
 
-    Arguments, result and errors are those of `block_mask`.
+    Arguments, result and errors are as for `block_mask`.
     """
     return _drawn(seeds, grid, num_masked, min_block, exact=True)
 
@@ -67,7 +67,7 @@ def block_mask_exact(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: in
 def random_mask(seeds: Seeds, grid: Grid, num_masked: int) -> Tensor:
     """Draw uniform masks with exactly `num_masked` patches each, every set equally likely (SimMIM, MAE).
 
-    Arguments, result and errors are those of `block_mask`.
+    Arguments, result and errors are as for `block_mask`.
     """
     _check(grid, num_masked)
     keys = random_word(keys_of(seeds)[:, None], np.arange(grid[0] * grid[1], dtype=np.uint64))
@@ -97,7 +97,7 @@ def _as_tensor(mask: Bools, seeds: Seeds) -> Tensor:
 
 
 class _Masks:
-    """Unfinished masks, in `bool_mask` (B, N); each numbered attempt draws from the seed and its number alone."""
+    """Unfinished masks, in `bool_mask` (B, N). Each numbered attempt depends only on the seed and its number."""
 
     def __init__(self, keys: Words, grid: Grid, num_masked: int, min_block: int, bool_mask: Bools) -> None:
         self.keys, self.grid, self.min_block, self.bool_mask = keys, grid, min_block, bool_mask
@@ -119,13 +119,13 @@ class _Masks:
             active = active[taken & (missing > 0)]
 
     def fill(self) -> None:
-        """Bring every mask to its count with blocks of the same distribution, of which the last is cut."""
+        """Bring every mask to its count with blocks of the same distribution, the last of which is cut."""
         active = np.flatnonzero(self.missing)
         while len(active):
             masks, missing = self.bool_mask[active], self.missing[active]
             blocks = self._attempts(active)
-            found, which = self._chosen(active, self._free_in(blocks, masks) > 0)
-            free = (self._patches(blocks[which]) | ~found[:, None]) & ~masks
+            has_block, which = self._chosen(active, self._free_in(blocks, masks) > 0)
+            free = (self._patches(blocks[which]) | ~has_block[:, None]) & ~masks
             coin = _uniforms(self.keys[active], self.attempts[active] - 1, COIN)
             new = _first(free, missing, from_top=coin < 0.5)
             self.bool_mask[active] = masks | new
@@ -133,9 +133,9 @@ class _Masks:
             active = active[missing > 0]
 
     def _attempts(self, active: Ints) -> Ints:
-        """Draw the next ten attempts at a block of each active mask.
+        """Draw the next ten attempts at a block for each active mask.
 
-        All ten can be drawn at once because a mask does not change until one of them is taken. A block as high or as
+        All ten can be drawn at once because a mask does not change until an attempt succeeds. A block as high or as
         wide as the grid gets no patches, because EVA rejects it.
 
         Returns:
@@ -166,29 +166,30 @@ class _Masks:
         return free
 
     def _chosen(self, active: Ints, usable: Bools) -> tuple[Bools, tuple[Any, ...]]:
-        """Return whether each mask has a usable attempt (A, T), and the index of the first one, else of the last."""
-        found: Bools = np.logical_or.reduce(usable, axis=1)
-        which = np.where(found, usable.argmax(axis=1), ATTEMPTS_PER_BLOCK - 1)
+        """Find the first usable attempt (A, T) of each mask, else its last, and whether a usable one exists, (A,)."""
+        has_usable: Bools = np.logical_or.reduce(usable, axis=1)
+        which = np.where(has_usable, usable.argmax(axis=1), ATTEMPTS_PER_BLOCK - 1)
         self.attempts[active] += which + 1
-        return found, (slice(None), np.arange(len(which)), which)
+        return has_usable, (slice(None), np.arange(len(which)), which)
 
     def _patches(self, block: Ints) -> Bools:
-        """Return the patches (A, N) of one block for each mask (4, A)."""
+        """Mark the patches (A, N) of each mask's block, (4, A)."""
         (rows, columns), (top, height, left, width) = self.grid, block[..., None]
-        of_rows, of_columns = _span(top, height, rows), _span(left, width, columns)
-        return of_rows.repeat(columns, axis=1) & np.tile(of_columns, rows)
+        in_rows, in_columns = _span(top, height, rows), _span(left, width, columns)
+        return in_rows.repeat(columns, axis=1) & np.tile(in_columns, rows)
 
 
 def keys_of(seeds: Seeds) -> Words:
-    """Map seeds to unrelated keys, also neighbouring ones; hashes kept in int64 tensors may be negative."""
+    """Map seeds to unrelated keys, even for neighbouring seeds. Hashes kept in int64 tensors may be negative."""
     if isinstance(seeds, Tensor):
         seeds = seeds.cpu().numpy()
-    values = seeds if isinstance(seeds, np.ndarray) else np.array([int(seed) % 2**64 for seed in seeds], np.uint64)
-    return _scrambled(values.astype(np.uint64))
+    if not isinstance(seeds, np.ndarray):
+        seeds = np.array([int(seed) % 2**64 for seed in seeds], np.uint64)
+    return _scrambled(seeds.astype(np.uint64))
 
 
 def random_word(key: Words, number: Words) -> Words:
-    """Return the random word of a number in a key's stream by SplitMix64 (Steele et al. 2014).
+    """Compute the random word at a number in a key's stream by SplitMix64 (Steele et al. 2014).
 
     The stream can be read at any number, so a draw does not depend on the order of drawing.
     """
@@ -202,21 +203,21 @@ def _scrambled(words: Words) -> Words:
 
 
 def _uniforms(keys: Words, attempts: Ints, number: Ints | int) -> NDArray[np.floating[Any]]:
-    """Return the uniform of a number within each attempt, in [0, 1) with 53 bits."""
+    """Draw the uniform with a number within each attempt, in [0, 1) with 53 bits."""
     words = random_word(keys, (attempts * UNIFORMS_PER_ATTEMPT + number).astype(np.uint64))
     uniforms: NDArray[np.floating[Any]] = (words >> np.uint64(11)) * 2.0**-53
     return uniforms
 
 
 def _span(start: Ints, length: Ints, size: int) -> Bools:
-    """Return which of `size` places are within each row's span, given as (A, 1): (A, size)."""
-    places = np.arange(size)
-    within: Bools = (places >= start) & (places < start + length)
+    """Mark which of `size` positions are within each row's span, given as (A, 1): (A, size)."""
+    positions = np.arange(size)
+    within: Bools = (positions >= start) & (positions < start + length)
     return within
 
 
 def _first(mask: Bools, count: Ints, *, from_top: Bools) -> Bools:
-    """Return at most `count` patches of each mask: the last ones where it is cut from the top, else the first."""
+    """Select at most `count` patches of each mask: the last ones where it is cut from the top, else the first ones."""
     rank = np.cumsum(mask, axis=1)
     beyond = np.where(from_top, rank[:, -1] - count, 0)[:, None]
     return mask & (rank > beyond) & (rank <= np.where(from_top, rank[:, -1], count)[:, None])

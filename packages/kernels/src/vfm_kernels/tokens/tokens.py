@@ -1,4 +1,4 @@
-"""Token selection for masked and dropped patches: static shapes, no synchronisation with the host."""
+"""Selection of tokens for masked and dropped patches: static shapes, no synchronisation with the host."""
 
 # B batch, N tokens, K kept tokens, D width
 
@@ -12,7 +12,7 @@ from vfm_kernels.dispatch.library import Op
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """Select tokens of each sample by index, in its order: visible tokens of MAE, kept tokens of FLIP.
+    """Select tokens of each sample by index, in the index's order: visible tokens of MAE, kept tokens of FLIP.
 
     Args:
         tokens: (B, N, D).
@@ -28,13 +28,13 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def scatter_tokens(tokens: Tensor, index: Tensor, num_tokens: int, fill: Tensor | None = None) -> Tensor:
-    """Put tokens back where `gather_tokens` took them from, `fill` (MAE's mask token) everywhere else.
+    """Put tokens back where `gather_tokens` took them from, and `fill` (MAE's mask token) everywhere else.
 
     Args:
         tokens: (B, K, D).
         index: (B, K) integers in [0, num_tokens), distinct within a sample.
         num_tokens: N of the result.
-        fill: broadcasts to (B, N, D), cast to the tokens' dtype; zeros by default.
+        fill: broadcasts to (B, N, D), cast to the tokens' dtype. Default: zeros.
 
     Returns:
         (B, N, D).
@@ -64,11 +64,11 @@ def patch_dropout_index(
     Args:
         batch: B.
         num_tokens: tokens of a sample, prefix tokens (CLS, registers) and patches.
-        keep: patches kept, without prefix tokens. On GPUs, a total just below a multiple of 64 (127 + CLS of 256) fills
-            attention tiles; one just above wastes them.
-        generator: on `device`; torch's global one by default.
+        keep: patches to keep, without prefix tokens. On GPUs, a total just below a multiple of 64 (127 + CLS of 256)
+            fills attention tiles, while one just above wastes them.
+        generator: generator on `device`. Default: torch's global one.
         num_prefix_tokens: leading tokens that are always kept.
-        device: of the index; the generator's own by default.
+        device: device of the index. Default: the generator's.
 
     Returns:
         (B, num_prefix_tokens + keep) int64, for `gather_tokens`.
@@ -84,16 +84,16 @@ def patch_dropout_index(
     if device is None and generator is not None:
         device = generator.device
     keys = torch.rand(batch, num_patches, generator=generator, device=device)
-    kept = keys.topk(keep, dim=1, sorted=False).indices.sort(dim=1).values + num_prefix_tokens
-    prefix = torch.arange(num_prefix_tokens, device=kept.device).expand(batch, -1)
-    return torch.cat([prefix, kept], dim=1)
+    kept_patches = keys.topk(keep, dim=1, sorted=False).indices.sort(dim=1).values + num_prefix_tokens
+    prefix = torch.arange(num_prefix_tokens, device=kept_patches.device).expand(batch, -1)
+    return torch.cat([prefix, kept_patches], dim=1)
 
 
 def masked_index(bool_mask: Tensor, num_masked: int) -> Tensor:
-    """Return the positions of the masked tokens in ascending order, for masks of equal count (`block_mask_exact`).
+    """Find the positions of the masked tokens in ascending order, for masks of equal count (`block_mask_exact`).
 
     `gather_tokens` with this index is `tokens[bool_mask]` with a static shape, without the host synchronisation of
-    `nonzero`. A mask with more than `num_masked` tokens is cut to the first ones; one with fewer is filled up with
+    `nonzero`. A mask with more than `num_masked` tokens is cut to the first ones. A mask with fewer is filled up with
     unmasked positions.
 
     Args:
@@ -119,12 +119,15 @@ def _run_gather(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def _run_scatter(tokens: Tensor, index: Tensor, num_tokens: int, fill: Tensor | None) -> Tensor:
-    """Scatter tokens; a position that the index holds twice gets the sum, as gathering's gradient needs it."""
+    """Scatter tokens. A position that the index holds twice gets the sum, as the gradient of gathering needs it."""
     if runs_triton(tokens):
         scattered: Tensor = launchers().scatter_tokens(tokens, index, num_tokens, fill)
         return scattered
     rows = _rows(index, tokens)
-    base = tokens.new_zeros(len(tokens), num_tokens, tokens.shape[-1]) if fill is None else fill.scatter(1, rows, 0.0)
+    if fill is None:
+        base = tokens.new_zeros(len(tokens), num_tokens, tokens.shape[-1])
+    else:
+        base = fill.scatter(1, rows, 0.0)
     return base.scatter_add(1, rows, tokens)
 
 

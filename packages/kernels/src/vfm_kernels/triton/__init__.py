@@ -1,4 +1,4 @@
-"""Triton kernels and the functions that launch them, one op a file; imported when the first kernel runs."""
+"""Triton kernels and the functions that launch them, one op per file. Imported when the first kernel runs."""
 
 from vfm_kernels.triton.add_layer_norm import add_layer_norm_backward, add_layer_norm_forward
 from vfm_kernels.triton.attention import attention_backward, attention_forward

@@ -1,4 +1,4 @@
-"""Residual sum with layer scale and drop path and the layer norm after it: kernels and their launch."""
+"""Residual sum with layer scale and drop path, and the layer norm after it: kernels and their launch."""
 
 # R rows (tokens of all samples), D width, B samples
 # mypy: ignore-errors
@@ -34,7 +34,7 @@ def add_layer_norm_forward_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Loop over rows in each program, so that parameters are read once; a dropped sample's branch is not read."""
+    """Loop over rows in each program, so that parameters are read once. A dropped sample's branch is not read."""
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
@@ -45,9 +45,9 @@ def add_layer_norm_forward_kernel(
     for row in tl.range(tl.program_id(0).to(tl.int64), num_rows, tl.num_programs(0), num_stages=STAGES):
         x = tl.load(residual + row * residual_row + columns, mask=inside, other=0.0).to(tl.float32)
         if HAS_DROP:
-            kept = tl.load(drop_scale + row // rows_per_sample).to(tl.float32)
-            read = tl.where(kept != 0.0, inside, False)
-            update = tl.load(branch + row * branch_row + columns, mask=read, other=0.0).to(tl.float32) * kept
+            factor = tl.load(drop_scale + row // rows_per_sample).to(tl.float32)
+            read = tl.where(factor != 0.0, inside, False)
+            update = tl.load(branch + row * branch_row + columns, mask=read, other=0.0).to(tl.float32) * factor
         else:
             update = tl.load(branch + row * branch_row + columns, mask=inside, other=0.0).to(tl.float32)
         if HAS_SCALE:
@@ -94,7 +94,7 @@ def add_layer_norm_backward_kernel(
 ):
     """Store each program's sums for weight, bias and layer scale as one row of `d_weights`, `d_biases`, `d_scales`.
 
-    The rows are added afterwards in a fixed order; atomics would add them in another order each time.
+    The rows are added afterwards in a fixed order. Atomics would add them in another order each time.
     """
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -116,12 +116,12 @@ def add_layer_norm_backward_kernel(
         dx += (dy - tl.sum(dy, axis=0) / width - xhat * (tl.sum(dy * xhat, axis=0) / width)) * rstd
         tl.store(d_residual + row * width + columns, dx.to(d_residual.dtype.element_ty), mask=inside)
         if HAS_DROP:
-            kept = tl.load(drop_scale + row // rows_per_sample).to(tl.float32)
-            dx *= kept
+            factor = tl.load(drop_scale + row // rows_per_sample).to(tl.float32)
+            dx *= factor
         if HAS_SCALE:
             read = inside
             if HAS_DROP:
-                read = tl.where(kept != 0.0, inside, False)
+                read = tl.where(factor != 0.0, inside, False)
             update = tl.load(branch + row * branch_row + columns, mask=read, other=0.0).to(tl.float32)
             d_scale += dx * update
             dx *= scale
@@ -194,7 +194,7 @@ def add_layer_norm_backward(
     d_bias: Tensor,
     d_scale: Tensor,
 ) -> None:
-    """Write the gradients; those of the parameters are summed over programs in a fixed order."""
+    """Write the gradients. The parameters' gradients are summed over programs in a fixed order."""
     d_summed, d_normed, branch = (with_adjacent_columns(rows) for rows in (d_summed, d_normed, branch))
     num_rows, width = summed.shape
     chosen = settings("add_layer_norm_backward", width, summed.device)

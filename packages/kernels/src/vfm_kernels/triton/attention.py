@@ -1,6 +1,6 @@
 """Launch of attention, forward and backward.
 
-The kernels are in files of their own: `attention_short`, `attention_stream` and `attention_backward`.
+The kernels are in separate files: `attention_short`, `attention_stream` and `attention_backward`.
 """
 
 # B batch, N tokens, H heads, D width of a head
@@ -19,23 +19,23 @@ from vfm_kernels.triton.attention_stream import attention_stream_kernel
 from vfm_kernels.triton.launch import block_of, launch, settings, with_adjacent_columns
 from vfm_kernels.triton.rope import rotate_into
 
-# EVA-02's width. With angles, kernels of wider heads spill registers, so another kernel rotates those heads before.
+# EVA-02's width. With angles, kernels of wider heads spill registers, so another kernel rotates such heads before.
 WIDEST_ROTATED = 64
-TAIL = 16  # keys beyond a power of two that the short kernel handles in a block of their own
+TAIL = 16  # keys beyond a power of two that the short kernel handles in a separate block
 
 
-class Layout(NamedTuple):
-    """All that a launch depends on but the addresses, so that its grid and numbers are computed once.
+class LaunchLayout(NamedTuple):
+    """Everything that a launch depends on except addresses, so that its grid and numbers are computed once.
 
     Attributes:
         shape: (B, N, H, D) of the heads.
-        dtype: of the heads.
-        device: of all tensors.
-        strides: of batch, token and head, for each tensor of heads.
+        dtype: dtype of the heads.
+        device: device of all tensors.
+        strides: strides over batch, token and head, for each tensor of heads.
         table: strides of the angles; None without angles.
-        positions: whether the rows of the angles are given.
+        positions: whether each token's row of the angles is given.
         sequences: number of sequences in one row; None for a batch.
-        num_prefix_tokens: see `Pattern`, as are the others.
+        num_prefix_tokens: see `Pattern`.
         max_seqlen: see `Pattern`.
         causal: see `Pattern`.
         scale: see `Pattern`.
@@ -54,8 +54,8 @@ class Layout(NamedTuple):
     scale: float
 
     @classmethod
-    def of(cls, pattern: Pattern, *heads: Tensor) -> "Layout":
-        """Return the layout of a launch with these tensors of heads, the queries first."""
+    def of(cls, pattern: Pattern, *heads: Tensor) -> "LaunchLayout":
+        """Collect the layout of a launch with these tensors of heads, the queries first."""
         q, sin, cos, cu_seqlens = heads[0], pattern.sin, pattern.cos, pattern.cu_seqlens
         if sin is not None and cos is not None and sin.stride() != cos.stride():
             raise ValueError(f"expected sin and cos of equal strides, got {sin.stride()} and {cos.stride()}")
@@ -74,12 +74,12 @@ class Layout(NamedTuple):
         )
 
     def grid(self, block: int) -> tuple[int, int, int]:
-        """Return the programs: blocks of the longest sequence, heads, sequences."""
+        """Compute the grid of programs: blocks of the longest sequence, heads, sequences."""
         sequences = self.shape[0] if self.sequences is None else self.sequences
         return -(-self.max_seqlen // block), self.shape[2], sequences
 
     def sizes(self) -> dict[str, Any]:
-        """Return the constants of the kernels with products."""
+        """Collect the constants of the kernels with products."""
         first, second = split(self.shape[3])
         return {
             "NUM_HEADS": self.shape[2],
@@ -93,27 +93,27 @@ class Layout(NamedTuple):
         }
 
     def rope(self) -> dict[str, bool]:
-        """Return the constants of the kernels that rotate."""
+        """Collect the constants of the kernels that rotate."""
         return {"ROPE": self.table is not None, "HAS_POSITIONS": self.positions}
 
     def alignment(self) -> int:
-        """Return what divides all strides: 8 or 1."""
+        """Find a common divisor of all strides: 8 or 1."""
         return 8 if all(stride % 8 == 0 for stride in self.strides) else 1
 
 
 # Grid, numbers and constants of a launch.
 Launch = tuple[tuple[int, ...], tuple[int | float, ...], dict[str, Any]]
-MOST_LAYOUTS = 1024  # that are kept; sizes that never come again must not fill the memory
+MOST_LAYOUTS = 1024  # kept launches; sizes that never come again must not fill the memory
 
 
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: Pattern, *, short: bool
 ) -> None:
-    """Write the output (B, N, H, D) and the softmax's sums (B, H, N) by the kernel for few tokens or that for many."""
+    """Write the output (B, N, H, D) and the softmax's sums (B, H, N) by the kernel for few or for many tokens."""
     q, k, v = with_adjacent_columns(q), with_adjacent_columns(k), with_adjacent_columns(v)
     if pattern.sin is not None and (not short or q.shape[3] > WIDEST_ROTATED):
         q, k, pattern = _rotated(q, pattern), _rotated(k, pattern), pattern.without_rope()
-    layout = Layout.of(pattern, q, k, v)
+    layout = LaunchLayout.of(pattern, q, k, v)
     if short:
         grid, numbers, constants = _short(layout)
         launch(attention_short_kernel, grid, q.device, q, k, v, out, lse, *_table(q, pattern), *numbers, **constants)
@@ -140,7 +140,7 @@ def attention_backward(
     if pattern.sin is not None:
         q, k = _rotated(q, pattern), _rotated(k, pattern)
         in_kernel = pattern if q.shape[3] <= WIDEST_ROTATED else pattern.without_rope()
-    layout, delta = Layout.of(in_kernel, q, k, v, d_out, d_q), torch.empty_like(lse)
+    layout, delta = LaunchLayout.of(in_kernel, q, k, v, d_out, d_q), torch.empty_like(lse)
     grid, numbers, constants = _delta(layout)
     launch(attention_delta_kernel, grid, q.device, out, d_out, delta, *numbers, **constants)
     grid, numbers, constants = _backward(layout)
@@ -152,7 +152,7 @@ def attention_backward(
 
 
 @lru_cache(MOST_LAYOUTS)
-def _short(layout: Layout) -> Launch:
+def _short(layout: LaunchLayout) -> Launch:
     batch, num_tokens, num_heads, width = layout.shape
     num_keys, has_tail = short_keys(num_tokens)
     numbers = (num_tokens, layout.num_prefix_tokens, layout.scale / math.log(2))
@@ -162,7 +162,7 @@ def _short(layout: Layout) -> Launch:
 
 
 @lru_cache(MOST_LAYOUTS)
-def _stream(layout: Layout) -> Launch:
+def _stream(layout: LaunchLayout) -> Launch:
     chosen = settings("attention_stream", layout.shape[3], layout.device)
     constants = {"CAUSAL": layout.causal, "VARLEN": layout.sequences is not None, **layout.sizes()}
     numbers = (layout.shape[1], layout.scale / math.log(2), *layout.strides)
@@ -170,7 +170,7 @@ def _stream(layout: Layout) -> Launch:
 
 
 @lru_cache(MOST_LAYOUTS)
-def _delta(layout: Layout) -> Launch:
+def _delta(layout: LaunchLayout) -> Launch:
     batch, num_tokens, num_heads, width = layout.shape
     chosen = settings("attention_delta", width, layout.device)
     grid = (-(-num_tokens // chosen["BLOCK_ROWS"]), num_heads, batch)
@@ -179,7 +179,7 @@ def _delta(layout: Layout) -> Launch:
 
 
 @lru_cache(MOST_LAYOUTS)
-def _backward(layout: Layout) -> Launch:
+def _backward(layout: LaunchLayout) -> Launch:
     chosen = settings("attention_backward", layout.shape[3], layout.device)
     numbers = (layout.shape[1], layout.num_prefix_tokens, layout.scale, *layout.strides, *(layout.table or (0, 0, 0)))
     constants = {"CAUSAL": layout.causal, "VARLEN": layout.sequences is not None, **layout.rope(), **layout.sizes()}
@@ -187,13 +187,13 @@ def _backward(layout: Layout) -> Launch:
 
 
 def forget_settings() -> None:
-    """Forget what was computed from the tables of settings, after one of them changed."""
+    """Clear the cached launches, after a table of settings has changed."""
     for launch_of in (_short, _stream, _delta, _backward):
         launch_of.cache_clear()
 
 
 def short_keys(num_tokens: int) -> tuple[int, bool]:
-    """Return the keys in the block of the short kernel, and whether up to 16 more are in its tail."""
+    """Compute the number of keys in the short kernel's block, and whether up to 16 more are in its tail."""
     whole = 1 << max(num_tokens.bit_length() - 1, 0)
     if whole >= TAIL and 0 < num_tokens - whole <= TAIL:
         return whole, True
@@ -201,7 +201,7 @@ def short_keys(num_tokens: int) -> tuple[int, bool]:
 
 
 def _rotated(heads: Tensor, pattern: Pattern) -> Tensor:
-    """Return queries or keys rotated into a new buffer, or unchanged if the pattern has no angles."""
+    """Rotate queries or keys into a new buffer; without angles they are returned unchanged."""
     if pattern.sin is None:
         return heads
     buffer = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
@@ -216,13 +216,15 @@ def _rotate(target: Tensor, heads: Tensor, pattern: Pattern, *, inverse: bool = 
 
 
 def _table(q: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
-    """Return angles and positions; missing ones are replaced by a tensor that the kernel does not read."""
+    """Collect angles and positions. Missing ones are replaced by a tensor that the kernel does not read."""
+    sin = q if pattern.sin is None else pattern.sin
+    cos = q if pattern.cos is None else pattern.cos
     positions = q if pattern.positions is None else pattern.positions.contiguous()
-    return q if pattern.sin is None else pattern.sin, q if pattern.cos is None else pattern.cos, positions
+    return sin, cos, positions
 
 
 def split(width: int) -> tuple[int, int]:
-    """Return the widths of the one or two parts of a head: powers of two, as Triton needs, with the least padding."""
+    """Split a head's width into one or two parts: powers of two, as Triton needs, with the least padding."""
     for second in (16, 32):
         if 64 < width <= 64 + second:
             return 64, second

@@ -1,4 +1,4 @@
-"""Gradients of attention without atomics: one program sums each block of them, always in the same order."""
+"""Gradients of attention without atomics: one program sums each block of gradients, always in the same order."""
 # mypy: ignore-errors
 
 import triton
@@ -93,8 +93,8 @@ def attention_backward_kernel(
 ):
     """Compute a block of tokens in each program: as keys, whose gradients sum over all queries, then as queries.
 
-    The weights are computed twice, seven products instead of five; in return no two programs add to one gradient. With
-    RoPE, `q` and `k` are already rotated, and their gradients are rotated back before they are stored.
+    The weights are computed twice, with seven products instead of five. In return, no two programs add to the same
+    gradient. With RoPE, `q` and `k` are already rotated, and their gradients are rotated back before they are stored.
     """
     LOG2_E: tl.constexpr = 1.4426950408889634
     block, head = tl.program_id(0), tl.program_id(1)

@@ -1,7 +1,7 @@
 """Functions that the attention kernels share: sequences, rows of heads, products over a split width, RoPE.
 
-A head of 72, 80 or 88 channels is split into two parts of 64 and 16 or 32: padded to 128, the next power of two, a
-third of the products and of the shared memory would be wasted. `WIDTH_2` is 0 for a head in one part.
+A head of 72, 80 or 88 channels is split into two parts of 64 and 16 or 32. Padded to 128, the next power of two, it
+would waste a third of the products and of the shared memory. `WIDTH_2` is 0 for a head in one part.
 """
 # mypy: ignore-errors
 
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def sequence(cu_seqlens, sample, num_tokens, VARLEN: tl.constexpr):
-    """Return batch index, first token and length of a sample in a batch or in one long row of sequences."""
+    """Locate a sample in a batch or in one long row of sequences: its batch index, first token and length."""
     if VARLEN:
         first = tl.load(cu_seqlens + sample).to(tl.int32)
         batch, length = sample * 0, tl.load(cu_seqlens + sample + 1).to(tl.int32) - first
@@ -22,7 +22,7 @@ def sequence(cu_seqlens, sample, num_tokens, VARLEN: tl.constexpr):
 
 @triton.jit
 def head_at(heads, batch, first, head, of_batch, of_token, of_head):
-    """Return the address of a sample's first token in (B, N, H, D)."""
+    """Compute the address of a sample's first token in (B, N, H, D)."""
     return heads + batch * of_batch + first * of_token + head * of_head
 
 
@@ -30,7 +30,7 @@ def head_at(heads, batch, first, head, of_batch, of_token, of_head):
 def load_rows(
     at, rows, of_row, length, FROM: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr, UPCAST: tl.constexpr
 ):
-    """Load channels [FROM, FROM + PART) of rows; zero beyond the length and the width."""
+    """Load channels [FROM, FROM + PART) of rows, with zeros beyond the length and the width."""
     channels = FROM + tl.arange(0, PART)
     inside = (rows < length)[:, None] & (channels < WIDTH)[None, :]
     x = tl.load(at + rows[:, None] * of_row + channels[None, :], mask=inside, other=0.0)
@@ -47,7 +47,7 @@ def store_rows(at, x, rows, of_row, length, FROM: tl.constexpr, PART: tl.constex
 
 @triton.jit
 def table_rows(positions, batch, tokens, num_tokens, num_prefix_tokens, HAS_POSITIONS: tl.constexpr):
-    """Return each token's row of the table of angles; negative for none."""
+    """Look up each token's row of the table of angles; negative for none."""
     if HAS_POSITIONS:
         return tl.load(positions + batch * num_tokens + tokens, mask=tokens < num_tokens, other=-1).to(tl.int32)
     else:

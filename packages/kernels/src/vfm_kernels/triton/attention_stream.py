@@ -38,7 +38,7 @@ def attention_stream_kernel(
     BLOCK_QUERIES: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
 ):
-    """Compute a block of queries of one head of a sample in each program, as in FlashAttention-2."""
+    """Compute a block of queries of a sample's head in each program, as in FlashAttention-2."""
     block, head = tl.program_id(0), tl.program_id(1)
     batch, first, length = sequence(cu_seqlens, tl.program_id(2), num_tokens, VARLEN)
     if block * BLOCK_QUERIES >= length:

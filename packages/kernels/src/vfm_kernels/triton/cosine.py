@@ -15,7 +15,7 @@ from vfm_kernels.triton.launch import block_of, launch, settings, with_adjacent_
 def load_token(
     prediction, target, bool_mask, width, prediction_row, target_row, eps, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Load one token; return its prediction, that of length 1 of its target, the prediction's length and its inverse.
+    """Load a token: its prediction, its target scaled to length 1, the prediction's length and its inverse.
 
     The features of a token that is not masked are not read: 59 % of the reads with EVA's masks.
     """
@@ -44,7 +44,7 @@ def masked_cosine_kernel(
     HAS_MASK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Compute one token's cosine in each program; 0 for a token that is not masked."""
+    """Compute a token's cosine in each program, or 0 for a token that is not masked."""
     p, t, _, p_inverse = load_token(
         prediction, target, bool_mask, width, prediction_row, target_row, eps, HAS_MASK, BLOCK
     )
@@ -65,7 +65,7 @@ def masked_cosine_backward_kernel(
     HAS_MASK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Compute factor * d cosine / d prediction of one token in each program; zeros for one that is not masked."""
+    """Compute factor * d cosine / d prediction of a token in each program, or zeros for a token that is not masked."""
     p, t, length, p_inverse = load_token(
         prediction, target, bool_mask, width, prediction_row, target_row, eps, HAS_MASK, BLOCK
     )
@@ -78,7 +78,7 @@ def masked_cosine_backward_kernel(
 
 
 def masked_cosine(prediction: Tensor, target: Tensor, bool_mask: Tensor | None, eps: float) -> Tensor:
-    """Return each token's cosine (R,), zero where the mask (R,) is false."""
+    """Compute each token's cosine (R,), with zero where the mask (R,) is false."""
     cosines = torch.empty(len(prediction), device=prediction.device)
     _launch(masked_cosine_kernel, (), prediction, target, bool_mask, cosines, eps)
     return cosines
@@ -87,7 +87,7 @@ def masked_cosine(prediction: Tensor, target: Tensor, bool_mask: Tensor | None, 
 def masked_cosine_backward(
     factor: Tensor, prediction: Tensor, target: Tensor, bool_mask: Tensor | None, eps: float
 ) -> Tensor:
-    """Return the gradient of the cosines for the prediction (R, D), times a factor on the device."""
+    """Compute the gradient of the cosines for the prediction (R, D), times a factor on the device."""
     d_prediction = prediction.new_empty(prediction.shape)
     _launch(masked_cosine_backward_kernel, (factor,), prediction, target, bool_mask, d_prediction, eps)
     return d_prediction

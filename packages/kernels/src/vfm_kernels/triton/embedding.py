@@ -27,7 +27,7 @@ def mask_tokens_kernel(
     HAS_POSITIONS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write one token of the result in each program; a masked patch is not read."""
+    """Write one token of the result in each program. A masked patch is not read."""
     token, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -61,7 +61,7 @@ def mask_tokens_backward_kernel(
     HAS_CLS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sum one token's block of channels over all samples in each program: no atomics, so the order is fixed.
+    """Sum one token's block of channels over all samples in each program. Without atomics, the order is fixed.
 
     One warp with 256 channels gives 257 x 4 programs for a width of 1024, enough for all multiprocessors.
     """
@@ -87,7 +87,7 @@ def mask_tokens_backward_kernel(
 def mask_tokens(
     patch_tokens: Tensor, mask_token: Tensor, bool_mask: Tensor, cls_token: Tensor | None, pos_embed: Tensor | None
 ) -> Tensor:
-    """Return (B, N or N + 1, D) from patches (B, N, D), a token (D,), a mask (B, N), CLS (D,), positions (N + 1, D)."""
+    """Build (B, N or N + 1, D) from patches (B, N, D), a token (D,), a mask (B, N), CLS (D,), positions (N + 1, D)."""
     patch_tokens = with_adjacent_columns(patch_tokens)
     batch, num_patches, width = patch_tokens.shape
     num_tokens = num_patches + int(cls_token is not None)
@@ -114,7 +114,7 @@ def mask_tokens(
 
 
 def mask_tokens_backward(d_out: Tensor, bool_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of patches (B, N, D), mask token (D,) and positions (N or N + 1, D), these two in fp32."""
+    """Compute the gradients of patches (B, N, D), and in fp32 of mask token (D,) and positions (N or N + 1, D)."""
     batch, num_tokens, width = d_out.shape
     num_patches = bool_mask.shape[1]
     d_patches = d_out.new_empty(batch, num_patches, width)

@@ -15,10 +15,10 @@ from vfm_kernels.triton.launch import launch, settings
 
 @triton.jit
 def cross_entropy_rows_kernel(logits, losses, num_keys, row_stride, first_positive, BLOCK: tl.constexpr):
-    """Compute the loss of one row in each program, and overwrite the row's logits with their gradient."""
+    """Compute the loss of a row in each program, and overwrite the row's logits with their gradient."""
     row = tl.program_id(0).to(tl.int64)
     at, places = logits + row * row_stride, tl.arange(0, BLOCK)
-    # A running maximum for each place; the places are joined once, after the loop. It begins at -1e30 and not at -inf,
+    # A running maximum for each place in the block, joined once after the loop. It begins at -1e30 and not at -inf,
     # because a place without a key, or with logits of -inf alone, would compute -inf - (-inf) = NaN.
     largest = tl.full((BLOCK,), -1e30, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -41,7 +41,7 @@ def cross_entropy_rows_kernel(logits, losses, num_keys, row_stride, first_positi
 
 @triton.jit
 def sigmoid_rows_kernel(logits, losses, num_keys, row_stride, first_positive, BLOCK: tl.constexpr):
-    """Sum the losses of one row's pairs in each program, and overwrite their logits with the gradients."""
+    """Sum the losses of a row's pairs in each program, and overwrite their logits with the gradients."""
     row = tl.program_id(0).to(tl.int64)
     at, places = logits + row * row_stride, tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -60,12 +60,12 @@ def sigmoid_rows_kernel(logits, losses, num_keys, row_stride, first_positive, BL
 
 
 def cross_entropy_rows(logits: Tensor, first_positive: int) -> Tensor:
-    """Return losses (c,) of rows of logits (c, N), and overwrite the logits with their gradients."""
+    """Compute the losses (c,) of rows of logits (c, N), and overwrite the logits with their gradients."""
     return _launch_rows(cross_entropy_rows_kernel, logits, first_positive)
 
 
 def sigmoid_rows(logits: Tensor, first_positive: int) -> Tensor:
-    """Return losses (c,) of rows of logits (c, N), and overwrite the logits with their gradients."""
+    """Compute the losses (c,) of rows of logits (c, N), and overwrite the logits with their gradients."""
     return _launch_rows(sigmoid_rows_kernel, logits, first_positive)
 
 

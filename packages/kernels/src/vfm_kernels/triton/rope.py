@@ -40,7 +40,7 @@ def rope_kernel(
 ):
     """Rotate each pair (x0, x1) of a head to (x0 cos - x1 sin, x1 cos + x0 sin).
 
-    A program takes several heads of a token, which share its angles.
+    A program handles several heads of a token, which share its angles.
     """
     batch = tl.program_id(2).to(tl.int64)
     tokens = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)

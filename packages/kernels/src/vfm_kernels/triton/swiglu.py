@@ -29,7 +29,7 @@ def swiglu_subln_forward_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Loop over rows in each program, so that weight and bias are read once; columns beyond the width become zero."""
+    """Loop over rows in each program, so that weight and bias are read once. Columns beyond the width become zero."""
     columns = tl.arange(0, BLOCK)
     # Rows are read and written over the padded width, a multiple of 16: a mask at 2730 would prevent 16-byte accesses.
     inside, stored = columns < width, columns < padded_width
@@ -71,7 +71,7 @@ def swiglu_subln_backward_kernel(
 ):
     """Recompute the hidden layer, and store a program's sums for weight and bias as one row of `d_weights`, `d_biases`.
 
-    Keeping the hidden layer would cost R x P values of memory and one more read; recomputing it costs a sigmoid.
+    Keeping the hidden layer would cost R x P values of memory and one more read. Recomputing it costs a sigmoid.
     """
     columns = tl.arange(0, BLOCK)
     inside, stored = columns < width, columns < padded_width
@@ -104,7 +104,7 @@ def swiglu_subln_backward_kernel(
 def swiglu_forward(
     gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor, mean: Tensor, rstd: Tensor
 ) -> None:
-    """Write the result (R, P) and the norm's statistics (R,); weight and bias are (W,)."""
+    """Write the result (R, P) and the norm's statistics (R,). Weight and bias are (W,)."""
     gate, value = with_adjacent_columns(gate), with_adjacent_columns(value)
     num_rows, padded_width = gate.shape
     chosen = settings("swiglu_subln_forward", len(weight), gate.device)
@@ -143,7 +143,7 @@ def swiglu_backward(
     d_weight: Tensor,
     d_bias: Tensor,
 ) -> None:
-    """Write the gradients; those of weight and bias are summed over programs in a fixed order."""
+    """Write the gradients. The parameters' gradients are summed over programs in a fixed order."""
     d_out, gate, value = (with_adjacent_columns(tensor) for tensor in (d_out, gate, value))
     num_rows, padded_width = gate.shape
     chosen = settings("swiglu_subln_backward", len(weight), gate.device)

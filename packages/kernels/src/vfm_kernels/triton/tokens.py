@@ -13,10 +13,10 @@ from vfm_kernels.triton.launch import block_of, launch, settings, with_adjacent_
 @triton.jit
 def gather_tokens_kernel(tokens, index, out, num_kept, width, tokens_batch, tokens_token, BLOCK: tl.constexpr):
     """Copy one kept token in each program."""
-    kept, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    position, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
-    row = batch * num_kept + kept
+    row = batch * num_kept + position
     token = tl.load(index + row)
     x = tl.load(tokens + batch * tokens_batch + token * tokens_token + columns, mask=inside, other=0.0)
     tl.store(out + row * width + columns, x, mask=inside)
@@ -42,14 +42,14 @@ def scatter_tokens_kernel(
 ):
     """Write one token of the result in each program: the sum of its tokens in the index's order, or the fill.
 
-    Each program searches the index for its own token, so no output is zeroed first, no inverse index is built and no
+    Each program searches the index for its token, so no output is zeroed first, no inverse index is built and no
     atomics are needed. The search reads K indices, 2 KiB for 256, from the L2 cache.
     """
     token, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    columns, kept = tl.arange(0, BLOCK), tl.arange(0, BLOCK_KEPT)
+    columns, positions = tl.arange(0, BLOCK), tl.arange(0, BLOCK_KEPT)
     inside = columns < width
-    place = tl.load(index + batch * num_kept + kept, mask=kept < num_kept, other=-1)
-    sources = tl.where(place == token, kept, BLOCK_KEPT)
+    indices = tl.load(index + batch * num_kept + positions, mask=positions < num_kept, other=-1)
+    sources = tl.where(indices == token, positions, BLOCK_KEPT)
     source = tl.min(sources, axis=0)
     x = tl.zeros((BLOCK,), tl.float32)
     if HAS_FILL:  # noqa: SIM102  (decided at compile time, the inner condition at run time)
@@ -65,7 +65,7 @@ def scatter_tokens_kernel(
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """Return tokens (B, K, D) of (B, N, D) by an index (B, K)."""
+    """Gather tokens (B, K, D) of (B, N, D) by an index (B, K)."""
     tokens = with_adjacent_columns(tokens)
     (batch, num_kept), width = index.shape, tokens.shape[-1]
     out = tokens.new_empty(batch, num_kept, width)
@@ -86,7 +86,7 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def scatter_tokens(tokens: Tensor, index: Tensor, num_tokens: int, fill: Tensor | None) -> Tensor:
-    """Return (B, N, D) from tokens (B, K, D), an index (B, K) and a fill (B, N, D) of any strides."""
+    """Scatter tokens (B, K, D) by an index (B, K) into a fill (B, N, D) of any strides, or into zeros."""
     tokens = with_adjacent_columns(tokens)
     (batch, num_kept), width = index.shape, tokens.shape[-1]
     out = tokens.new_empty(batch, num_tokens, width)
