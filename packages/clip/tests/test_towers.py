@@ -14,7 +14,7 @@ from clip_world import EVA, VIT, Random, gradients, make_pool, plan, run_stage, 
 from vfm.models import ClipModel, build_clip, save_clip, tower_layers
 from vfm.plugin import AllWeights, ClipCheckpoint, Event, FrozenWeights, LambConfig, LastBlocks, Trained, UserError
 from vfm.train import build_optimizer, prepare_towers
-from vfm_clip import Tower, VisionTower
+from vfm_clip import Tower, VisionTowerTraining
 from vfm_clip.towers import patch_dropouts, trained_towers
 
 PROJECTED: dict[str, Any] = {
@@ -130,7 +130,7 @@ def test_towers_have_rates_of_their_own_with_evas_decay_and_the_temperature_has_
 def test_the_last_steps_see_all_patches_also_when_resumed(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool")
     settings = {"steps": 7, "micro_batch_size": 6, "optimizer": {"type": "lamb"}, "checkpoint": {"every_steps": 3}}
-    vision = VisionTower(patch_dropout=0.5, drop_path=0.3, unmasked_steps=3)
+    vision = VisionTowerTraining(patch_dropout=0.5, drop_path=0.3, unmasked_steps=3)
     stage = plan(model=EVA, vision=vision, **settings)
 
     def cut(at: int) -> Any:

@@ -13,15 +13,15 @@ from vfm_clip.loss_parts import (
     Siglip,
 )
 from vfm_clip.stages import (
-    Augmentation,
     ClipLoading,
     ClipTrain,
+    CropAugmentation,
     LogitScale,
     Tower,
-    VisionTower,
+    VisionTowerTraining,
 )
 
 __all__ = [
-    "Augmentation", "ClipLoading", "ClipLoss", "ClipTrain", "Distillation", "DistinctInfoNce",
-    "InfoNce", "LogitBias", "LogitScale", "Siglip", "Tower", "VisionTower",
+    "ClipLoading", "ClipLoss", "ClipTrain", "CropAugmentation", "Distillation", "DistinctInfoNce",
+    "InfoNce", "LogitBias", "LogitScale", "Siglip", "Tower", "VisionTowerTraining",
 ]  # fmt: skip

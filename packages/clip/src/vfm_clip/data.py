@@ -1,4 +1,4 @@
-"""The samples of a CLIP training: an image at the model's size and one of its captions as tokens."""
+"""Training samples of CLIP: an image at the model's size, and one of its captions as tokens."""
 
 # n samples, S side of the image, L context length
 
@@ -30,18 +30,18 @@ from vfm.data import (
 from vfm.eval import CaptionedImage, images_panel
 from vfm.models import ClipModel, Preprocess
 from vfm.plugin import ImagesPanel, PairDataset
-from vfm_clip.stages import Augmentation, ClipTrain
+from vfm_clip.stages import ClipTrain, CropAugmentation
 
 __all__ = ["ClipInputs", "EvalTransform", "MakePair", "first_samples_panel", "language_weights", "training_data"]
 
-_CAPTION_STREAM = 1  # separates the draw of a sample's caption from that of its crop
+_CAPTION_STREAM = 1  # separates the random stream of a sample's caption from the stream of its crop
 NUM_IMAGES = 16  # in the report
 MAX_CAPTION = 160  # characters in the report
 
 
 @dataclass(frozen=True)
 class ClipInputs:
-    """Image-caption pairs: one as `MakePair` returns it, or a batch of n."""
+    """Image-caption pairs: a single pair from `MakePair` (without the n), or a batch of n."""
 
     images: Tensor  # (n, 3, S, S) uint8
     tokens: Tensor  # (n, L)
@@ -50,23 +50,27 @@ class ClipInputs:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Preprocesses images as for evaluation, without random draws."""
+    """Preprocesses images as in evaluation, without random draws."""
 
     preprocess: Preprocess
 
     def __call__(self, data: bytes, seed: int, where: str = "") -> Tensor:
-        """Return the image as uint8 (3, S, S); raises BadSample."""
+        """Decode and preprocess an image to uint8, (3, S, S).
+
+        Raises:
+            BadSample: the image cannot be decoded.
+        """
         return to_tensor(self.preprocess.fit(decode_image(data, where)))
 
 
 @dataclass(frozen=True)
 class MakePair:
-    """Makes the inputs of one sample; its crop and its caption are drawn from the draw's seed.
+    """Makes the inputs of a sample, with a crop and a caption drawn from the draw's seed.
 
     transform: an `ImageTransform` or an `EvalTransform`.
     tokenize: the model's tokenizer.
-    weights: the languages that captions are drawn from, by weight; a sample without captions in one of them takes a
-        caption of the others.
+    weights: languages to draw captions from, with their weights. If a sample has no caption in a language, it is drawn
+        from the others.
     """
 
     transform: Callable[[bytes, int, str], Tensor]
@@ -74,27 +78,27 @@ class MakePair:
     weights: Mapping[str, float]
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> ClipInputs:
-        """Return the inputs of one sample.
+        """Crop the image, draw a caption and tokenize it.
 
         Raises:
-            BadSample: it has no caption in these languages, or its image cannot be read.
+            BadSample: the sample has no caption in these languages, or its image cannot be read.
         """
         tokens = self.tokenize([self.caption(sample, draw.seed)])[0]
         image = self.transform(sample.image, draw.seed, sample.key)
         return ClipInputs(image, tokens, torch.full((), _uid_hash(sample.uid)))
 
     def caption(self, sample: Sample, seed: int) -> str:
-        """Draw one of the sample's captions: a language by its weight, then uniformly among its captions.
+        """Draw a caption: first a language by its weight, then one of its captions uniformly.
 
         Raises:
-            BadSample: it has none in these languages.
+            BadSample: the sample has no caption in these languages.
         """
         languages = [language for language in self.weights if sample.texts.get(language)]
         if not languages:
             raise BadSample("missing_caption", f"{sample.key} ({', '.join(self.weights)})")
         captions = sample.texts[languages[0]]
         if len(languages) == len(captions) == 1:
-            return captions[0]  # the usual case; creating a generator would take more time than all the rest
+            return captions[0]  # the usual case; creating a generator would take longer than everything else
         draw = np.random.default_rng([seed, _CAPTION_STREAM])
         if len(languages) > 1:
             weights = np.array([self.weights[language] for language in languages])
@@ -103,12 +107,12 @@ class MakePair:
 
 
 def _uid_hash(uid: str) -> int:
-    """Return 63 bits of a uid's hash, which fit a tensor."""
+    # One bit less than the digest, so that the number fits a signed int64.
     return int.from_bytes(hashlib.blake2b(uid.encode(), digest_size=8).digest()) >> 1
 
 
 def language_weights(language: str | Mapping[str, float] | None, first: PairDataset) -> dict[str, float]:
-    """Return the languages that captions are drawn from, by weight; by default the first language of `first`."""
+    """Choose the languages to draw captions from, with their weights. Default: the first language of `first`."""
     if isinstance(language, Mapping):
         return dict(language)
     return {language or first.languages[0]: 1.0}
@@ -117,13 +121,13 @@ def language_weights(language: str | Mapping[str, float] | None, first: PairData
 def training_data(
     config: ClipTrain, datasets: Sequence[PairDataset], clip: ClipModel, weights: Mapping[str, float]
 ) -> tuple[TrainingData[ClipInputs], MakePair]:
-    """Return the batches of a training, and what makes their inputs.
+    """Build the batches of a training run, and the function that makes their inputs.
 
     Args:
-        config: the training.
-        datasets: one for each of `config.portions`.
-        clip: the model, whose image size, resizing and tokenizer are used.
-        weights: the languages that captions are drawn from.
+        config: configuration of the training.
+        datasets: one dataset for each of `config.portions`.
+        clip: the model, for its image size, resizing and tokenizer.
+        weights: languages to draw captions from, with their weights.
     """
     make = MakePair(_transform(config.augmentation, clip.preprocess), clip.tokenizer, weights)
     if config.loading.sampler == "balanced":
@@ -132,10 +136,11 @@ def training_data(
     else:
         sources = [open_dataset(data) for data in datasets]
     shares = [portion.weight for portion in config.portions]
-    return TrainingData.of(config, sources[0] if len(sources) == 1 else Mixture(sources, shares), make), make
+    source = sources[0] if len(sources) == 1 else Mixture(sources, shares)
+    return TrainingData.of(config, source, make), make
 
 
-def _transform(augmentation: Augmentation, preprocess: Preprocess) -> ImageTransform | EvalTransform:
+def _transform(augmentation: CropAugmentation, preprocess: Preprocess) -> ImageTransform | EvalTransform:
     if not augmentation.crop_scale:
         return EvalTransform(preprocess)
     return ImageTransform(
@@ -148,14 +153,14 @@ def _transform(augmentation: Augmentation, preprocess: Preprocess) -> ImageTrans
 
 
 def first_samples_panel(data: TrainingData[ClipInputs], make: MakePair, directory: Path) -> ImagesPanel:
-    """Write the first step's samples, cropped and captioned as for the model, into `directory`; return their panel."""
+    """Write the first step's samples into `directory`, cropped and captioned as in training, and build their panel."""
     shown = list(islice(_first_samples(data, make), NUM_IMAGES))
     note = f"The first {len(shown)} samples of the first step, after augmentation, with the caption drawn for each."
     return images_panel(directory, "seen", "First training samples", shown, order=5, note=note)
 
 
 def _first_samples(data: TrainingData[ClipInputs], make: MakePair) -> Iterator[CaptionedImage]:
-    """Yield the samples of step 0 in the training's order; bad ones are left out here, the training reports them."""
+    """Yield the samples of step 0 in training order. Bad samples are skipped, as the training reports them."""
     for epoch, index in data.order().of_epochs(0, data.global_batch_size):
         seed = SampleDraw.of(data.seed, 0, index).seed
         try:

@@ -1,4 +1,4 @@
-"""Checks of the datasets of a CLIP training: they have images, and captions in the language that differ."""
+"""Checks of the datasets of a CLIP training run: they have images, and different captions in the right language."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vfm.plugin import (
 )
 from vfm_clip.data import language_weights
 
-NUM_SHARDS_READ = 8  # in search of captions that differ
+NUM_SHARDS_READ = 8  # shards to search for captions that differ
 
 
 def check_datasets(
@@ -35,14 +35,14 @@ def check_datasets(
     """Check datasets by their facts, their index and their first captions.
 
     Args:
-        datasets: by the names in the recipe; a preflight may not have all of them.
-        portions: all of the training's datasets.
-        language: as in the configuration.
+        datasets: datasets by their names in the recipe. A preflight may not have all of them.
+        portions: all portions of the training data.
+        language: language or languages of the captions, as in the configuration.
         global_batch_size: samples per step.
-        balanced: texts are drawn by a curated subset's probabilities.
+        balanced: whether texts are drawn by a curated subset's probabilities.
 
     Raises:
-        UserError: too few pairs for a batch, no captions, none in the language, no images, or all captions equal.
+        UserError: too few pairs for a batch, no captions, no caption in the language, no images, or all captions equal.
     """
     for name, data in datasets.items():
         if not data.languages:
@@ -53,7 +53,8 @@ def check_datasets(
         if isinstance(data, LinkTable) or not source.index.spec.images:
             raise UserError(f"'{name}' has captions but no images to train on")
         first = datasets.get(str(portions[0].data), data)  # its first language is the default for all
-        _check_captions(source, _languages(list(language_weights(language, first)), name, data), name)
+        languages = _languages(list(language_weights(language, first)), name, data)
+        _check_captions(source, languages, name)
     num_samples = sum(data.num_samples for data in datasets.values())
     if len(datasets) == len(portions) and num_samples < global_batch_size:
         names = ", ".join(f"'{name}'" for name in datasets)
@@ -63,28 +64,29 @@ def check_datasets(
 
 
 def check_makers(portions: Sequence[Portion], ctx: Preflight, *, balanced: bool) -> None:
-    """Check datasets that stages of the recipe will make, by what their configurations say.
+    """Check datasets that stages of the recipe will produce, using the configurations of those stages.
 
     Raises:
         UserError: a dataset will have no images, or no probabilities for `sampler: balanced`.
     """
     for portion in portions:
-        made: Stage | None = ctx.stage(portion.data)
-        if not made:
+        maker: Stage | None = ctx.stage(portion.data)
+        if not maker:
             continue
-        if balanced and not issubclass(made.makes, CuratedSubset):
+        if balanced and not issubclass(maker.makes, CuratedSubset):
             raise UserError(
                 f"loading.sampler: balanced needs a CuratedSubset with probabilities, '{portion.data}' is a"
-                f" {made.makes.__name__}"
+                f" {maker.makes.__name__}"
             )
-        if issubclass(made.makes, LinkTable) or getattr(made, "images", True) is False:
+        if issubclass(maker.makes, LinkTable) or getattr(maker, "images", True) is False:
             raise UserError(f"'{portion.data}' will have captions but no images to train on")
 
 
 def _languages(expected: Sequence[str], name: str, data: PairDataset) -> list[str]:
-    """Return those of the expected languages that a dataset has."""
-    if found := [language for language in expected if language in data.languages]:
-        return found
+    """Select the expected languages that a dataset has, and fail if it has none."""
+    available = [language for language in expected if language in data.languages]
+    if available:
+        return available
     if len(expected) == 1:
         data.check_languages(expected, name)
     listed = ", ".join(map(repr, expected))
@@ -96,13 +98,15 @@ def _check_captions(source: Source, languages: Sequence[str], name: str) -> None
     seen: set[str] = set()
     number = 0
     shards = np.flatnonzero(source.shard_sizes)
-    read = shards[np.unique(np.linspace(0, len(shards) - 1, NUM_SHARDS_READ, dtype=int))] if len(shards) else []
+    read = shards
+    if len(shards):
+        read = shards[np.unique(np.linspace(0, len(shards) - 1, NUM_SHARDS_READ, dtype=int))]
     for shard in map(int, read):
         texts = source.texts_of_shard(shard)
         texts = texts.filter(pc.is_in(texts["language"], value_set=pa.array(languages, pa.string())))["text"]
         number += len(texts)
         seen.update(text.strip() for text in texts.slice(0, 2).to_pylist())
-        if len(seen) < 2:
+        if len(seen) < 2:  # the first two are equal: look for other values, which takes longer
             seen.update(text.strip() for text in pc.unique(texts).slice(0, 3).to_pylist())
         if len(seen) > 1:
             return

@@ -1,4 +1,4 @@
-"""Warnings about a contrastive training that goes wrong, with what to try; each is raised once."""
+"""Warnings about a contrastive training run that goes wrong, each with what to try and each raised once."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 from vfm.plugin import Context
 from vfm.train import Alarm
 
-GRACE = (100, 2000)  # fewest and most steps after the warm-up in which nothing is reported
-GRACE_FRACTION = 0.1  # of the steps, between these bounds
-MIN_GAIN = 0.02  # of the loss of random guesses
+GRACE = (100, 2000)  # bounds in steps of the grace period after the warm-up, in which nothing is reported
+GRACE_FRACTION = 0.1  # grace period as a fraction of the steps, within these bounds
+MIN_GAIN = 0.02  # smallest gain that counts as learning, relative to the loss of random guesses
 MAX_COSINE = 0.98  # mean cosine of two features; in trained models about 0.5 for images, less for texts
 MIN_RANK = 1.5
 MAX_REPEATED = {"captions": 0.05, "samples": 0.02}  # fractions of a batch
-LIMIT_TOLERANCE = 1e-3  # of the inverse temperature
+LIMIT_TOLERANCE = 1e-3  # relative to the inverse temperature
 
 
 class Diagnosis(Alarm):
-    """Reports a loss at chance level, a temperature at its limit, repeated pairs and collapsed features.
+    """Alarm for a loss at chance level, a temperature at its limit, repeated pairs and collapsed features.
 
     Args:
         ctx: the stage's context.
-        num_steps: steps of the training.
-        warmup_steps: steps of its warm-up.
+        num_steps: steps of the training run.
+        warmup_steps: steps of the warm-up.
         global_batch_size: pairs per step.
-        chance_level: contrastive loss of random guesses, and its formula; None: unknown.
-        logit_scale_max: largest inverse temperature; None: the temperature is not trained.
+        chance_level: contrastive loss of random guesses, with its formula. None: unknown.
+        logit_scale_max: largest inverse temperature. None: the temperature is fixed.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class Diagnosis(Alarm):
         self.first_scale: float | None = None
 
     def check(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Yield problems: those of the data at once, those of what is learned after the grace period."""
-        given = {name: value for name, value in values.items() if value is not None}
+        """Yield problems. Repeated pairs are reported at once, failures to learn only after the grace period."""
+        present = {name: value for name, value in values.items() if value is not None}
         if self.first_scale is None:
-            self.first_scale = given.get("train/logit_scale")
-        yield from self._repeated(step, given)
+            self.first_scale = present.get("train/logit_scale")
+        yield from self._repeated(step, present)
         if step > self.grace:
-            yield from self._flat(step, given)
-            yield from self._collapsed(step, given)
-            yield from self._at_limit(step, given)
+            yield from self._flat(step, present)
+            yield from self._collapsed(step, present)
+            yield from self._at_limit(step, present)
 
     def _flat(self, step: int, values: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         if not self.chance_level:
@@ -102,7 +102,8 @@ class Diagnosis(Alarm):
             )
 
     def _repeated(self, step: int, values: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-        captions, samples = (values.get(f"train/repeated/{what}", 0.0) for what in MAX_REPEATED)
+        captions = values.get("train/repeated/captions", 0.0)
+        samples = values.get("train/repeated/samples", 0.0)
         if samples > MAX_REPEATED["samples"]:
             yield (
                 "repeated samples",

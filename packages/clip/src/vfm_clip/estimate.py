@@ -15,22 +15,23 @@ from vfm_clip.train import init_logit_bias
 
 
 def clip_train_cost(config: ClipTrain, ctx: Preflight) -> Cost:
-    """Return the cost of a training; unknown if it starts from a model that is not known yet."""
+    """Estimate the cost of a training run. It is unknown if the initial model is not known yet."""
     teacher_ref = config.loss.teacher_ref
     noise = config.vision.noise
-    clip = (
-        planned_clip(ctx, config.init, config.image_size, noise)
-        if config.init
-        else blueprint(config.model, config.image_size, noise=noise)
-    )
+    if config.init:
+        clip = planned_clip(ctx, config.init, config.image_size, noise)
+    else:
+        clip = blueprint(config.model, config.image_size, noise=noise)
     teacher = planned_clip(ctx, teacher_ref) if teacher_ref else None
     if clip is None or (teacher_ref and teacher is None):
-        return Cost(unknown=(f"the model of {config.init if clip is None else teacher_ref}",))
+        unknown_ref = config.init if clip is None else teacher_ref
+        return Cost(unknown=(f"the model of {unknown_ref}",))
     with torch.device("meta"):
         if config.grad_checkpointing:
             clip.module.set_grad_checkpointing()  # type: ignore[operator]
         prepare_towers(trained_towers(clip, config.vision, config.text))
-        if bias := config.loss.logit_bias:
+        bias = config.loss.logit_bias
+        if bias:
             init_logit_bias(clip, bias)
         task = ClipTask(clip, loss=config.loss, teacher=teacher, train_logit_scale=not config.logit_scale.lock)
     side, length = clip.preprocess.image_size, clip.context_length

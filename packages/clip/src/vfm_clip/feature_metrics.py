@@ -1,4 +1,4 @@
-"""Metrics of a step: how much features differ, how similar pairs are, and how many pairs of the batch are repeated."""
+"""Metrics of a step: how much features differ, how similar pairs are, and how many pairs of a batch are repeated."""
 
 # n samples of this process, N of all processes, D width, L context length
 
@@ -15,20 +15,20 @@ from vfm_kernels import gather_with_grad
 
 
 def feature_spread(image: Tensor, text: Tensor) -> Metrics:
-    """Return how much the features of each tower, (n, D), differ from one another."""
+    """Measure how much the features of each tower, (n, D), differ from one another."""
     towers = {"image": image, "text": text}
     cosines = {f"train/mutual_cosine/{tower}": mutual_cosine(features) for tower, features in towers.items()}
     return cosines | {f"train/effective_rank/{tower}": effective_rank(features) for tower, features in towers.items()}
 
 
 def pair_similarity(image: Tensor, text: Tensor) -> Metrics:
-    """Return the mean cosine of right pairs and of wrong ones: an image with its own text, and with every other text.
+    """Compute the mean cosine of right pairs (an image and its text) and of wrong pairs (an image and another's text).
 
-    Both are unit vectors (n, D) of this process' samples. A text that is repeated is a wrong one, too.
+    Both inputs are unit vectors (n, D) of this process' samples. Another copy of the same text counts as wrong.
     """
     images, texts, num = image.detach().float(), text.detach().float(), len(image)
     right = (images * texts).sum()
-    wrong = (images.sum(dim=0) * texts.sum(dim=0)).sum() - right  # of all pairs, without their matrix
+    wrong = (images.sum(dim=0) * texts.sum(dim=0)).sum() - right  # over all pairs without the (n, n) matrix
     return {
         "train/similarity/right_pairs": right / num,
         "train/similarity/wrong_pairs": wrong / max(1, num * (num - 1)),
@@ -36,19 +36,19 @@ def pair_similarity(image: Tensor, text: Tensor) -> Metrics:
 
 
 def repeated_fractions(micro_batches: Sequence[ClipInputs]) -> Metrics:
-    """Return the fractions of this process' pairs whose caption, or whose sample, the whole batch holds again.
+    """Measure which fractions of this process' pairs have a caption, or a sample, that the global batch repeats.
 
     Samples are compared by `uid`, if the inputs have one.
     """
-    hashes = {"captions": torch.cat([token_hash(inputs.tokens) for inputs in micro_batches])}
+    keys = {"captions": torch.cat([token_hash(inputs.tokens) for inputs in micro_batches])}
     uids = [inputs.uid for inputs in micro_batches if inputs.uid is not None]
     if uids:
-        hashes["samples"] = torch.cat(uids)
-    return {f"train/repeated/{what}": repeated(own, gather_with_grad(own)) for what, own in hashes.items()}
+        keys["samples"] = torch.cat(uids)
+    return {f"train/repeated/{what}": repeated(local, gather_with_grad(local)) for what, local in keys.items()}
 
 
 def mutual_cosine(features: Tensor) -> Tensor:
-    """Return the mean cosine of two different unit vectors of (n, D): 0 for random ones, 1 if all are equal.
+    """Compute the mean cosine of two different unit vectors of (n, D): 0 for random vectors, 1 if all are equal.
 
     A single vector gives 0.
     """
@@ -57,7 +57,7 @@ def mutual_cosine(features: Tensor) -> Tensor:
 
 
 def effective_rank(features: Tensor) -> Tensor:
-    """Return the number of directions in which features (n, D) differ: the participation ratio of their covariance.
+    """Compute in how many directions features (n, D) differ, as the participation ratio of their covariance.
 
     It is at most min(n - 1, D), for equal variance in all directions, and 0 if all features are equal.
     """
@@ -69,16 +69,16 @@ def effective_rank(features: Tensor) -> Tensor:
         return gram.diagonal().sum().square() / gram.square().sum().clamp(min=torch.finfo(gram.dtype).tiny)
 
 
-def repeated(own: Tensor, every: Tensor) -> Tensor:
-    """Return the fraction of `own`, (n,), that occurs more than once in `every`, (N,), which includes `own`."""
+def repeated(local: Tensor, every: Tensor) -> Tensor:
+    """Compute the fraction of `local`, (n,), that occurs more than once in `every`, (N,), which includes `local`."""
     # Counted by two searches in sorted values: unlike `torch.unique` it needs no synchronisation with the device.
     ordered = every.sort().values
-    count = torch.searchsorted(ordered, own, right=True) - torch.searchsorted(ordered, own)
+    count = torch.searchsorted(ordered, local, right=True) - torch.searchsorted(ordered, local)
     return (count > 1).float().mean()
 
 
 def token_hash(tokens: Tensor) -> Tensor:
-    """Return an int64 hash of each text, (n, L) to (n,)."""
+    """Hash each text to an int64, (n, L) to (n,)."""
     draw = torch.Generator().manual_seed(0)
     weights = torch.randint(2**62, (tokens.shape[1],), generator=draw).to(tokens.device)
     return (tokens.long() * weights).sum(dim=1)

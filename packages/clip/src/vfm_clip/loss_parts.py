@@ -15,9 +15,9 @@ from vfm.plugin import ClipCheckpoint, Part, Ref
 class LogitBias:
     """How a loss initialises the bias of the logits.
 
-    init: initial bias; None: the model's own, or `new` if the model has none.
-    new: bias of a model that has none.
-    new_scale: inverse temperature that comes with a new bias.
+    init: initial bias. None: the model's bias, or `new` if the model has none.
+    new: initial bias for a model without a bias.
+    new_scale: inverse temperature that goes with a new bias.
     """
 
     init: float | None = None
@@ -31,13 +31,12 @@ class ClipLoss(Part):
     The module has no parameters. The learned temperature and bias belong to the model.
     """
 
-    without_logits: ClassVar[bool] = (
-        False  # no other pairs either, so that only a locked text tower prevents a collapse
-    )
+    # A loss without logits has no negatives either, so that only a locked text tower prevents a collapse.
+    without_logits: ClassVar[bool] = False
 
     @property
     def logit_bias(self) -> LogitBias | None:
-        """The bias that the logits need; None: the loss has no bias."""
+        """The bias that the logits need. None: the loss has no bias."""
         return None
 
     @property
@@ -46,13 +45,13 @@ class ClipLoss(Part):
         return None
 
     def chance_level(self, batch_size: int) -> tuple[float, str] | None:
-        """Return the value of the metric `contrastive_loss` for random guesses, and its formula; None: unknown."""
+        """Compute the metric `contrastive_loss` of random guesses, and its formula. None: unknown."""
         return None
 
 
 class _ChunkedLoss(ClipLoss):
     chunk_size: int | None = Field(
-        None, ge=1, description="rows of logits in memory at once, if all of them do not fit; the result is the same"
+        None, ge=1, description="rows of logits in memory at once, if not all of them fit, with the same result"
     )
 
 
@@ -63,32 +62,32 @@ class InfoNce(_ChunkedLoss):
     work: ClassVar[str] = "vfm_clip.losses:InfoNceLoss"
 
     def chance_level(self, batch_size: int) -> tuple[float, str]:
-        """Return the loss of uniform logits."""
+        """Compute the loss of uniform logits."""
         return math.log(batch_size), f"ln {batch_size}"
 
 
 class DistinctInfoNce(_ChunkedLoss):
-    """CLIP's softmax without the other pairs of the batch that have the same caption."""
+    """CLIP's softmax, except that pairs with the same caption are not negatives of each other."""
 
     type: Literal["distinct_info_nce"] = Field(
-        "distinct_info_nce", description="CLIP's, but pairs with equal captions are no wrong answers to each other"
+        "distinct_info_nce", description="CLIP's softmax in which pairs with equal captions are not negatives"
     )
     work: ClassVar[str] = "vfm_clip.losses:DistinctInfoNceLoss"
 
     def chance_level(self, batch_size: int) -> tuple[float, str]:
-        """Return the loss of uniform logits where no caption is repeated; repeated ones lower it."""
+        """Compute the loss of uniform logits without repeated captions, which would lower it."""
         return math.log(batch_size), f"ln {batch_size}"
 
 
 class Distillation(_ChunkedLoss):
     """CLIP's softmax over all pairs, plus the cross-entropy with a teacher's softmax."""
 
-    type: Literal["distillation"] = Field("distillation", description="CLIP's, plus the distance to a teacher's logits")
-    work: ClassVar[str] = "vfm_clip.losses:DistillationLoss"
-    teacher: Ref[ClipCheckpoint] = Field(
-        description="model to learn from; its image size and tokenizer must be the student's"
+    type: Literal["distillation"] = Field(
+        "distillation", description="CLIP's softmax, plus the cross-entropy with a teacher's softmax"
     )
-    weight: float = Field(1.0, gt=0, description="weight of the teacher's part; the contrastive part has 1")
+    work: ClassVar[str] = "vfm_clip.losses:DistillationLoss"
+    teacher: Ref[ClipCheckpoint] = Field(description="model to learn from, with the student's image size and tokenizer")
+    weight: float = Field(1.0, gt=0, description="weight of the teacher's part, relative to the contrastive part")
 
     @property
     def teacher_ref(self) -> Ref[ClipCheckpoint]:
@@ -96,15 +95,15 @@ class Distillation(_ChunkedLoss):
         return self.teacher
 
     def chance_level(self, batch_size: int) -> tuple[float, str]:
-        """Return the contrastive part's loss of uniform logits."""
+        """Compute the contrastive part's loss of uniform logits."""
         return math.log(batch_size), f"ln {batch_size}"
 
 
 class CosineLoss(ClipLoss):
-    """1 - cosine of each pair, without other pairs: the text embeddings are targets, so their tower must be locked."""
+    """1 - cosine of each pair, without other pairs. The text tower must be locked: its embeddings are the targets."""
 
     type: Literal["cosine"] = Field(
-        "cosine", description="1 - cosine of each image to its caption, for a locked text tower"
+        "cosine", description="1 - cosine of each image and its caption, for a locked text tower"
     )
     work: ClassVar[str] = "vfm_clip.losses:PairCosineLoss"
     without_logits: ClassVar[bool] = True
@@ -113,11 +112,11 @@ class CosineLoss(ClipLoss):
 class Siglip(_ChunkedLoss):
     """SigLIP's sigmoid for every image with every text."""
 
-    type: Literal["siglip"] = Field("siglip", description="SigLIP's sigmoid for every image with every text")
+    type: Literal["siglip"] = Field("siglip", description="SigLIP's sigmoid of every image with every text")
     work: ClassVar[str] = "vfm_clip.losses:SiglipLoss"
     logit_bias_init: float | None = Field(
         None,
-        description="initial bias of the logits; default: the model's own. A model without one gets"
+        description="initial bias of the logits (default: the model's bias). A model without a bias gets"
         f" {LogitBias.new:g}, and an inverse temperature of {LogitBias.new_scale:g}",
     )
 
@@ -127,7 +126,7 @@ class Siglip(_ChunkedLoss):
         return LogitBias(self.logit_bias_init)
 
     def chance_level(self, batch_size: int) -> tuple[float, str]:
-        """Return the loss of the best constant logit, that of a probability of 1/N."""
+        """Compute the loss of the best constant logit, which corresponds to a probability of 1/N."""
         size = batch_size
         rest = (size - 1) * math.log1p(1 / (size - 1)) if size > 1 else 0.0
         return math.log(size) + rest, f"ln {size} + 1"

@@ -1,4 +1,4 @@
-"""The losses of `clip.train`: modules built from their configurations, applied to the features of a whole step."""
+"""The losses of `clip.train`: modules built from their configurations and applied to the features of a whole step."""
 
 # n samples of this process, N of all processes, D width of the joint space
 
@@ -18,7 +18,7 @@ __all__ = ["ClipFeatures", "DistillationLoss", "DistinctInfoNceLoss", "InfoNceLo
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """The inputs of a loss: unit vectors of this process' samples, and what turns their cosines into logits.
+    """Inputs of a loss: unit vectors of this process' samples, and the scalars that turn their cosines into logits.
 
     A loss over the batch of all processes gathers the features itself (`vfm_kernels.gather_with_grad`).
     """
@@ -27,14 +27,14 @@ class ClipFeatures:
     text: Tensor  # (n, D)
     logit_scale: Tensor  # scalar
     logit_bias: Tensor | None = None  # scalar, if the loss' configuration has a `logit_bias`
-    teacher: ClipFeatures | None = None  # of the same samples, without gradient
+    teacher: ClipFeatures | None = None  # the teacher's features of the same samples, without gradient
     caption_hash: Tensor | None = None  # (n,) int64, equal for equal captions
 
 
 class InfoNceLoss(nn.Module):
     """Mean cross-entropy of each image with all texts and of each text with all images.
 
-    Source: Radford et al. 2021, CLIP (arXiv:2103.00020); local loss with gathered features as in open_clip.
+    Source: Radford et al. 2021, CLIP (arXiv:2103.00020). Local loss with gathered features as in open_clip.
     """
 
     def __init__(self, config: InfoNce = InfoNce()) -> None:  # noqa: B008 (frozen)
@@ -42,7 +42,7 @@ class InfoNceLoss(nn.Module):
         self.chunk_size = config.chunk_size
 
     def forward(self, features: ClipFeatures) -> tuple[Tensor, Metrics]:
-        """Return the loss of this process' samples against those of all processes."""
+        """Compute the loss of this process' samples against the global batch."""
         loss = _contrastive(features, self.chunk_size)
         return loss, {"contrastive_loss": loss.detach()}
 
@@ -50,7 +50,7 @@ class InfoNceLoss(nn.Module):
 class DistinctInfoNceLoss(nn.Module):
     """InfoNCE in which pairs with equal captions are left out of each other's softmax.
 
-    In a batch of web captions the same text may occur many times, and each is then also a wrong answer to the others.
+    In a batch of web captions the same text may occur many times, and plain InfoNCE takes each copy for a negative.
     """
 
     def __init__(self, config: DistinctInfoNce = DistinctInfoNce()) -> None:  # noqa: B008 (frozen)
@@ -58,7 +58,7 @@ class DistinctInfoNceLoss(nn.Module):
         self.chunk_size = config.chunk_size
 
     def forward(self, features: ClipFeatures) -> tuple[Tensor, Metrics]:
-        """Return the loss of this process' samples against those of all processes with other captions."""
+        """Compute the loss of this process' samples against the samples of the global batch with other captions."""
         assert features.caption_hash is not None
         loss = _contrastive(features, self.chunk_size, all_groups=gather_with_grad(features.caption_hash))
         return loss, {"contrastive_loss": loss.detach()}
@@ -72,7 +72,7 @@ class DistillationLoss(nn.Module):
         self.chunk_size, self.weight = config.chunk_size, config.weight
 
     def forward(self, features: ClipFeatures) -> tuple[Tensor, Metrics]:
-        """Return the weighted sum of both parts; the teacher's features take no gradient."""
+        """Compute the weighted sum of both parts, without a gradient of the teacher's features."""
         teacher = features.teacher
         assert teacher
         hard = _contrastive(features, self.chunk_size)
@@ -95,7 +95,7 @@ class PairCosineLoss(nn.Module):
         super().__init__()
 
     def forward(self, features: ClipFeatures) -> tuple[Tensor, Metrics]:
-        """Return the mean over this process' samples; the logit scale takes no part."""
+        """Compute the mean over this process' samples. The logit scale has no effect."""
         loss = 1 - (features.image * features.text).sum(dim=-1).mean()
         return loss, {"cosine_loss": loss.detach()}
 
@@ -111,7 +111,7 @@ class SiglipLoss(nn.Module):
         self.chunk_size = config.chunk_size
 
     def forward(self, features: ClipFeatures) -> tuple[Tensor, Metrics]:
-        """Return the loss of this process' images with the texts of all processes."""
+        """Compute the loss of this process' images with the texts of all processes."""
         bias = features.logit_bias
         assert bias is not None
         loss = siglip_loss(

@@ -10,5 +10,5 @@ from vfm_clip.stages import ClipTrain
 
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
-    """Return the stage of CLIP training."""
+    """Register the stage of CLIP training."""
     return [ClipTrain]

@@ -1,6 +1,6 @@
-"""Checks of `clip.train` before it runs: the data suit it, the model exists, its towers fit what initialises them.
+"""Checks of `clip.train` before it runs: suitable data, a known model, and towers that fit their initial weights.
 
-Models are built on the meta device, where one of any size costs neither memory nor time.
+Models are built on the meta device, where even a large one costs neither memory nor time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from vfm_clip.towers import trained_towers
 
 @dataclass(frozen=True)
 class Encoder:
-    """Describe a vision encoder on the meta device: its timm name, model, images, and the shapes of its weights."""
+    """A vision encoder on the meta device: its timm name, model, image preprocessing, and weight shapes."""
 
     architecture: str
     model: nn.Module
@@ -58,23 +58,26 @@ def check_clip_train(config: ClipTrain, ctx: Preflight) -> None:
         tower.trained.check()
     balanced = config.loading.sampler == "balanced"
     check_makers(config.portions, ctx, balanced=balanced)
-    found = {str(each.data): ctx.artifact(each.data) for each in config.portions}
-    datasets = {name: data for name, data in found.items() if data}
+    artifacts = {str(portion.data): ctx.artifact(portion.data) for portion in config.portions}
+    datasets = {name: data for name, data in artifacts.items() if data}
     check_datasets(datasets, config.portions, config.language, config.global_batch_size, balanced=balanced)
-    if clip := check_towers(config, ctx):
-        clip.tokenize(PROBES)  # refuses a tokenizer that does not fit the text tower
-        ClipTask(clip, loss=config.loss)  # refuses models that are more than two towers
-        if (ref := config.loss.teacher_ref) and (teacher := planned_clip(ctx, ref)):
-            check_teacher(clip, teacher)
+    clip = check_towers(config, ctx)
+    if not clip:
+        return
+    clip.tokenize(PROBES)  # refuses a tokenizer that does not fit the text tower
+    ClipTask(clip, loss=config.loss)  # refuses models that are more than two towers
+    teacher = planned_clip(ctx, config.loss.teacher_ref) if config.loss.teacher_ref else None
+    if teacher:
+        check_teacher(clip, teacher)
 
 
 def check_towers(config: ClipTrain, ctx: Preflight) -> ClipModel | None:
-    """Compare a model's towers with what initialises them; return the model as a blueprint.
+    """Check that a model's towers fit their initial weights, and build the model as a blueprint.
 
-    Return None if it starts from a checkpoint that is not known yet.
+    The result is None if the model starts from a checkpoint that is not known yet.
 
     Raises:
-        UserError: a name is not known, or a tower does not fit.
+        UserError: a name is unknown, or a tower does not fit.
     """
     if config.init:
         clip = planned_clip(ctx, config.init, config.image_size, config.vision.noise)
@@ -82,27 +85,31 @@ def check_towers(config: ClipTrain, ctx: Preflight) -> ClipModel | None:
         clip = blueprint(config.model, config.image_size, noise=config.vision.noise)
     if not clip:
         return None
-    if config.init_vision and (encoder := find_encoder(ctx, config.init_vision)):
+    encoder = find_encoder(ctx, config.init_vision) if config.init_vision else None
+    if encoder:
         check_vision(clip, encoder, str(config.init_vision))
         if config.vision.normalization == "model":
             check_normalization(encoder.architecture, encoder.preprocess, clip)
-    if config.init_text and (text := planned_clip_config(ctx, config.init_text)):
-        check_text(text, clip, str(config.init_text))
+    text_config = planned_clip_config(ctx, config.init_text) if config.init_text else None
+    if text_config:
+        check_text(text_config, clip, str(config.init_text))
     prepare_towers(trained_towers(clip, config.vision, config.text))
     return clip
 
 
 def find_encoder(ctx: Preflight, ref: Ref[VisionCheckpoint]) -> Encoder | None:
-    """Return the encoder of an input; None if it is only known after its stage has run.
+    """Find the encoder that an input refers to, or None if it is only known after its stage has run.
 
-    It is the artifact's; else that of the field `model` or `source` of the stage that makes it, at its `image_size`.
+    An existing artifact is read. Otherwise the encoder is built from the field `model` or `source` of the stage that
+    makes it, at that stage's `image_size`.
     """
-    if checkpoint := ctx.artifact(ref):
+    checkpoint = ctx.artifact(ref)
+    if checkpoint:
         with safe_open(checkpoint.path / VISION_WEIGHTS_FILE, framework="pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no mapping)
         with torch.device("meta"):
             encoder = build_vision(f"local-dir:{checkpoint.path}")
-        tensors = {k: torch.empty(s, device="meta") for k, s in shapes.items()}
+        tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
         return Encoder(checkpoint.architecture, encoder, vision_preprocess(encoder), tensors)
     stage = ctx.stage(ref)
     model: Any = getattr(stage, "model", None) or getattr(stage, "source", None)
@@ -118,14 +125,13 @@ def find_encoder(ctx: Preflight, ref: Ref[VisionCheckpoint]) -> Encoder | None:
 
 
 def check_vision(clip: ClipModel, encoder: Encoder, ref: str) -> None:
-    """Check that an encoder fits a model's vision tower; if not, name CLIP models that it fits.
+    """Check that an encoder fits a model's vision tower. If it does not, the error suggests CLIP models that it fits.
 
     Raises:
         UserError: it does not fit.
     """
     try:
-        init_vision_tower(encoder.shapes, clip)
-        check_same_computation(encoder.architecture, encoder.model, clip)
+        _check_fit(clip, encoder)
     except UserError as error:
         names = [name for name in models_with_tower(encoder.architecture) if _fits(name, encoder)]
         hint = f"use model {' or '.join(names)}" if names else str(error).removeprefix(f"{clip.name}: ")
@@ -135,7 +141,7 @@ def check_vision(clip: ClipModel, encoder: Encoder, ref: str) -> None:
 
 
 def models_with_tower(architecture: str) -> list[str]:
-    """Return the names of open_clip's models whose vision tower is this timm encoder."""
+    """List open_clip's models whose vision tower is this timm encoder."""
     name = architecture.removeprefix("timm/").split(".")[0]
     configs = {model: open_clip.get_model_config(model) for model in open_clip.list_models()}
     return [model for model, config in configs.items() if config["vision_cfg"].get("timm_model_name") == name]
@@ -143,9 +149,12 @@ def models_with_tower(architecture: str) -> list[str]:
 
 def _fits(model: str, encoder: Encoder) -> bool:
     try:
-        clip = blueprint(model)
-        init_vision_tower(encoder.shapes, clip)
-        check_same_computation(encoder.architecture, encoder.model, clip)
+        _check_fit(blueprint(model), encoder)
     except UserError:
         return False
     return True
+
+
+def _check_fit(clip: ClipModel, encoder: Encoder) -> None:
+    init_vision_tower(encoder.shapes, clip)
+    check_same_computation(encoder.architecture, encoder.model, clip)

@@ -31,7 +31,9 @@ LanguageWeights = Annotated[dict[str, Annotated[float, Field(gt=0, allow_inf_nan
 class Tower(Config):
     """How a tower is trained."""
 
-    trained: Trained = Field(AllWeights(), description="weights that are trained, beside those that init_* leaves new")
+    trained: Trained = Field(
+        AllWeights(), description="weights to train, in addition to the new ones that init_* cannot set"
+    )
 
     moved: ClassVar[Mapping[str, str]] = {
         "lock": "trained: {type: frozen}",
@@ -45,57 +47,57 @@ class Tower(Config):
         return isinstance(self.trained, FrozenWeights)
 
 
-class VisionTower(Tower):
-    """How the vision tower is trained."""
+class VisionTowerTraining(Tower):
+    """How the vision tower is trained, with its regularization and normalization."""
 
     patch_dropout: float | None = Field(
-        None, ge=0, lt=1, description="fraction of the patches dropped in training; default: the model's own"
+        None, ge=0, lt=1, description="fraction of the patches dropped in training (default: the model's value)"
     )
     drop_path: float | None = Field(
-        None, ge=0, lt=1, description="stochastic depth of a timm vision tower; default: the model's own"
+        None, ge=0, lt=1, description="stochastic depth of a timm vision tower (default: the model's value)"
     )
-    unmasked_steps: int = Field(0, ge=0, description="number of last steps without patch_dropout")
+    unmasked_steps: int = Field(0, ge=0, description="number of steps without patch_dropout, at the end")
     normalization: Literal["model", "encoder"] = Field(
         "model",
-        description="mean and std of the images: the model's, which must be those of init_vision; or encoder: take over"
-        " those of init_vision",
+        description="mean and std of the images. model: keep the model's values, which must equal init_vision's."
+        " encoder: use init_vision's",
     )
 
     @property
     def noise(self) -> dict[str, float]:
-        """Patch dropout and drop path by open_clip's names, where they are not the model's own."""
-        given = {"patch_dropout": self.patch_dropout, "timm_drop_path": self.drop_path}
-        return {key: value for key, value in given.items() if value is not None}
+        """Patch dropout and drop path under open_clip's names. A missing one keeps the model's value."""
+        rates = {"patch_dropout": self.patch_dropout, "timm_drop_path": self.drop_path}
+        return {key: value for key, value in rates.items() if value is not None}
 
 
 class LogitScale(Config):
     """The inverse temperature of the logits."""
 
     init: float | None = Field(
-        None, ge=1, description="initial inverse temperature; default: the model's own, 1/0.07 from scratch"
+        None, ge=1, description="initial inverse temperature (default: the model's value, 1/0.07 from scratch)"
     )
-    max: float = Field(100.0, ge=1, description="largest inverse temperature; the smallest is 1")
-    lock: bool = Field(False, description="keep the initial inverse temperature")
+    max: float = Field(100.0, ge=1, description="largest inverse temperature (the smallest is 1)")
+    lock: bool = Field(False, description="keep the initial inverse temperature fixed")
 
 
-class Augmentation(Config):
-    """Random crops of the images."""
+class CropAugmentation(Config):
+    """Random crops of the training images."""
 
     crop_scale: CropScale | None = Field(
         (0.9, 1.0),
-        description="share of the area that a random crop keeps; null: the evaluation's preprocessing, nothing random",
+        description="fraction of the area that a random crop keeps (null: preprocess as in evaluation, without crops)",
     )
     crop_ratio: tuple[float, float] = Field(
         (3 / 4, 4 / 3), description="smallest and largest aspect ratio of a random crop"
     )
     pixels: Literal["exact", "fast"] = Field(
         "exact",
-        description="exact: as Pillow, and so open_clip, resizes; fast: as torch does, of whose values 0.4 % differ, by"
-        " at most 2 of 255",
+        description="exact: resize like Pillow (and open_clip). fast: resize like torch, where 0.4 % of the values"
+        " differ by at most 2 of 255",
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> Augmentation:
+    def _consistent(self) -> CropAugmentation:
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(
                 f"crop_ratio: expected two positive ratios, the smaller one first, got {list(self.crop_ratio)}"
@@ -108,11 +110,11 @@ class Augmentation(Config):
 
 
 class ClipLoading(Loading):
-    """How pairs are read."""
+    """How image-text pairs are read."""
 
     sampler: Literal["shuffled", "balanced"] = Field(
         "shuffled",
-        description="shuffled: every epoch has all samples; balanced: each epoch draws the texts of a curated subset by"
+        description="shuffled: every epoch has all samples. balanced: each epoch draws the texts of a curated subset by"
         " their probabilities",
     )
 
@@ -120,7 +122,7 @@ class ClipLoading(Loading):
 class ClipTrain(ClipTraining):
     """Train a CLIP model on image-text pairs: from scratch, from a CLIP model, or from pretrained towers."""
 
-    version: ClassVar[int] = 4  # since patch dropout draws on the device
+    version: ClassVar[int] = 4  # patch dropout has drawn on the device since 4
     work: ClassVar[str] = "vfm_clip.train:train_clip"
     checks: ClassVar[str] = "vfm_clip.preflight:check_clip_train"
     costs: ClassVar[str] = "vfm_clip.estimate:clip_train_cost"
@@ -128,36 +130,37 @@ class ClipTrain(ClipTraining):
 
     kind: Literal["clip.train"] = "clip.train"
     model: str | dict[str, Any] = Field(
-        "ViT-Nano-4-32", description="an open_clip name (vfm adds small ones), or a configuration in its form"
+        "ViT-Nano-4-32", description="open_clip name (vfm adds small ones), or a configuration in open_clip's form"
     )
     image_size: int | None = Field(
-        None, ge=1, description="pixels; default: the model's own. Positions of `init` are resampled to it"
+        None, ge=1, description="pixels (default: the model's size). Positions of `init` are resampled to it"
     )
-    init: Ref[ClipCheckpoint] | None = Field(None, description="initial CLIP model; default: from scratch")
+    init: Ref[ClipCheckpoint] | None = Field(None, description="initial CLIP model (default: from scratch)")
     init_vision: Ref[VisionCheckpoint] | None = Field(
-        None, description="initial vision tower; its architecture must be that of the model's tower"
+        None, description="initial vision tower, with the architecture of the model's vision tower"
     )
     init_text: Ref[ClipCheckpoint] | None = Field(
-        None, description="model whose text tower is the initial one; its architecture must be that of the model's"
+        None, description="CLIP model with the initial text tower, which needs the architecture of the model's"
     )
     language: str | LanguageWeights | None = Field(
         None,
-        description="language or source of the captions; or several by weight, as {alt: 3, synthetic: 1}; default: the"
-        " dataset's first",
+        description="language or source of the captions, or several with weights, such as {alt: 3, synthetic: 1}"
+        " (default: the dataset's first)",
     )
-    vision: VisionTower = Field(VisionTower(), description="how the vision tower is trained")
+    vision: VisionTowerTraining = Field(VisionTowerTraining(), description="how the vision tower is trained")
     text: Tower = Field(Tower(), description="how the text tower is trained")
     logit_scale: LogitScale = Field(LogitScale(), description="the inverse temperature")
     loss: ClipLoss = Field(InfoNce(), description="loss over the batch of all processes")
-    augmentation: Augmentation = Field(Augmentation(), description="random crops")
+    augmentation: CropAugmentation = Field(CropAugmentation(), description="random crops")
     loading: ClipLoading = Field(ClipLoading(), description="how pairs are read")
     lr: float = Field(5e-4, ge=0, description="peak learning rate")
     optimizer: Optimizer = Field(
-        AdamW(weight_decay=0.2), description="optimizer; gains, biases, positions and class tokens are not decayed"
+        AdamW(weight_decay=0.2),
+        description="optimizer (gains, biases, positions and class tokens have no weight decay)",
     )
     schedule: Schedule = Field(
         CosineSchedule(warmup_steps=100),
-        description="learning rate over the steps; without a warm-up features may collapse at once (loss at ln N)",
+        description="learning rate over the steps. Without a warm-up, features may collapse at once (loss at ln N)",
     )
 
     moved: ClassVar[Mapping[str, str]] = {
@@ -188,7 +191,7 @@ class ClipTrain(ClipTraining):
     def _towers_fit(self) -> ClipTrain:
         if self.vision.is_frozen and self.text.is_frozen:
             raise ValueError("vision.trained and text.trained: frozen leaves nothing to train")
-        # A frozen tower whose weights are handed over may still have a new projection that is trained.
+        # A frozen tower that is initialised from another model may still have a new projection, which is trained.
         for name, tower, start in (("vision", self.vision, self.init_vision), ("text", self.text, self.init_text)):
             _check_trained(name, tower, bool(self.init), bool(start))
         if self.init and "model" in self.model_fields_set:
@@ -215,7 +218,7 @@ class ClipTrain(ClipTraining):
 
 
 def _check_trained(name: str, tower: Tower, has_init: bool, has_tower_init: bool) -> None:
-    """Check what is trained of a tower against where its weights come from and against options without effect.
+    """Check a tower's `trained` against its initial weights, and reject options without effect.
 
     Raises:
         ValueError: random weights would stay as they are, or an option has no effect.
@@ -226,6 +229,7 @@ def _check_trained(name: str, tower: Tower, has_init: bool, has_tower_init: bool
         return
     rates = {"trained." + key: getattr(tower.trained, key) for key in ("lr_scale", "layer_decay", "weight_decay")}
     others = {key: getattr(tower, key) for key in type(tower).model_fields if key not in ("trained", "unmasked_steps")}
-    plain = (None, 0, 1, "model")  # as if the option were not given
-    if changed := [key for key, value in (rates | others).items() if value not in plain]:
-        raise ValueError(f"{name}.{changed[0]} has no effect, since {name}.trained: frozen keeps the whole tower")
+    neutral = (None, 0, 1, "model")  # values with the same effect as omitting the option
+    for key, value in (rates | others).items():
+        if value not in neutral:
+            raise ValueError(f"{name}.{key} has no effect, since {name}.trained: frozen keeps the whole tower")

@@ -1,4 +1,4 @@
-"""Contrastive training of a CLIP model as a task for `vfm.train.fit`; micro-batches have the whole batch's gradient."""
+"""Contrastive training of a CLIP model as a task for `vfm.train.fit`. Micro-batches give the batch's gradient."""
 
 # n samples of this process, D width of the joint space
 
@@ -27,28 +27,28 @@ from vfm_kernels import Kernels, accelerated, padded
 
 __all__ = ["ClipInputs", "ClipTask"]
 
-# Learned tables of positions and kinds of tokens.
+# Learned embedding tables (positions and token types) in Hugging Face's text towers.
 TABLES = ("position_embeddings", "token_type_embeddings", "relative_attention_bias", "embed_positions")
 
 
 class ClipTask(Task[ClipInputs]):
-    """A contrastive loss over the batch of all processes.
+    """Contrastive loss over the batch of all processes.
 
-    The weights that take a gradient when the task is created are trained (`vfm.train.prepare_towers`).
+    The task trains the weights that require a gradient when it is created (`vfm.train.prepare_towers`).
 
     Args:
-        clip: the model; its `logit_scale` parameter is the logarithm of the inverse temperature.
-        loss: the loss; one with a `logit_bias` needs a model with that parameter.
-        teacher: the model that the loss learns from; it is not trained.
-        logit_scale_max: the inverse temperature is clamped to between 1 and this (the paper: 100).
-        train_logit_scale: False keeps its initial value.
+        clip: the model. Its `logit_scale` parameter is the logarithm of the inverse temperature.
+        loss: configuration of the loss. A loss with a `logit_bias` needs a model with that parameter.
+        teacher: frozen model that the loss learns from.
+        logit_scale_max: upper bound of the inverse temperature, whose lower bound is 1 (the paper: 100).
+        train_logit_scale: False keeps the initial temperature.
         towers: learning rates of the towers by layer.
         unmasked_from: first step without patch dropout.
 
     Raises:
         UserError: the model has more than two towers (CoCa's captioner would not be trained).
 
-    Source: Radford et al. 2021, CLIP (arXiv:2103.00020); accumulation: Gao et al. 2021 (arXiv:2101.06983).
+    Source: Radford et al. 2021, CLIP (arXiv:2103.00020). Accumulation: Gao et al. 2021 (arXiv:2101.06983).
     """
 
     def __init__(
@@ -68,12 +68,14 @@ class ClipTask(Task[ClipInputs]):
         self.model, self.module = clip, clip.module
         self.loss: nn.Module = loss.build()
         self.uses_bias = loss.logit_bias is not None
-        self.teacher, self.frozen_teacher = teacher, Frozen(teacher.module) if teacher else None
+        self.teacher = teacher
+        self.frozen_teacher = Frozen(teacher.module) if teacher else None
         self.max_log_scale = math.log(logit_scale_max)
         self.towers, self.unmasked_from = towers, unmasked_from
         self.log_scale.requires_grad_(train_logit_scale)
-        if (bias := self.logit_bias) is not None:
-            bias.requires_grad_(self.uses_bias)  # without a gradient, DDP would wait for it
+        bias = self.logit_bias
+        if bias is not None:
+            bias.requires_grad_(self.uses_bias)  # DDP would wait for the gradient of an unused bias
 
     @property
     def log_scale(self) -> nn.Parameter:
@@ -94,9 +96,9 @@ class ClipTask(Task[ClipInputs]):
         return bias if isinstance(bias, nn.Parameter) else None
 
     def prepare(self, inputs: ClipInputs) -> ClipInputs:
-        """Return the inputs with tokens up to the longest caption's end, to a multiple of 8, if only zeros follow.
+        """Shorten the tokens to the longest caption, rounded up to a multiple of 8, if only zeros follow.
 
-        Features are equal up to rounding, and so are the hashes of captions, to which zeros add nothing.
+        Features stay equal up to rounding. Caption hashes stay the same, because zeros add nothing to them.
         """
         tokens = inputs.tokens
         models = [self.module, *(held.module for held in self.frozen())]
@@ -104,23 +106,25 @@ class ClipTask(Task[ClipInputs]):
         if length >= tokens.shape[1] or tokens[:, length:].any():
             return inputs
         shorter = tokens[:, :length].contiguous()
-        return replace(inputs, tokens=shorter.pin_memory() if tokens.is_pinned() else shorter)
+        if tokens.is_pinned():
+            shorter = shorter.pin_memory()
+        return replace(inputs, tokens=shorter)
 
     def forward(self, inputs: ClipInputs) -> tuple[Tensor, Metrics]:
-        """Return the loss of this process' samples against those of all processes."""
+        """Compute the loss of this process' samples against all samples of the global batch."""
         image, text = _encode(self.model, inputs)
         return self._loss({"image": image, "text": text, **self._scalars()}, self._targets(inputs))
 
     def encode(self, inputs: ClipInputs) -> tuple[Tensor, Metrics]:
-        """Return a zero and the features of the samples; not a zero but NaN where the features are not finite.
+        """Encode the samples. The first value is 0, or NaN if a feature is not finite.
 
-        The loop reports the samples of a micro-batch whose value is not finite.
+        The training loop reports the samples of a micro-batch whose value is not finite.
         """
         image, text = _encode(self.model, inputs)
         return (image.sum() + text.sum()) * 0, {"image": image, "text": text, **self._targets(inputs)}
 
     def replay(self, inputs: ClipInputs, gradients: Mapping[str, Tensor]) -> tuple[Tensor, Metrics]:
-        """Return a value whose gradients with respect to features and scalars are the given ones."""
+        """Compute a value whose gradients with respect to features and scalars are the given ones."""
         image, text = _encode(self.model, inputs)
         values = {"image": image, "text": text, **self._scalars()}
         return torch.stack([(values[name] * gradient).sum() for name, gradient in gradients.items()]).sum(), {}
@@ -135,7 +139,7 @@ class ClipTask(Task[ClipInputs]):
         """Compute the whole batch's gradient in the memory of a micro-batch: encode all, take the loss, replay each.
 
         Each micro-batch is encoded twice with the same random draws, so that dropout and drop path are the same in
-        both passes; a teacher encodes it once.
+        both passes. A teacher encodes it once.
         """
         if len(micro_batches) == 1:
             metrics = super().accumulate(call, micro_batches, backward, reseed)
@@ -152,12 +156,14 @@ class ClipTask(Task[ClipInputs]):
         return {**metrics, **repeated_fractions([batch.inputs for batch in micro_batches])}
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names that the towers exempt, and the tables of Hugging Face's text towers, which exempt nothing.
+        """List the weights without decay: the towers' own exemptions, and embedding tables of Hugging Face text towers.
 
-        The rule is that of open_clip's main branch (4.2.0.dev0, `make_wd_exclude`). Release 3.3 decays all matrices.
+        Hugging Face's towers exempt nothing themselves. The rule follows open_clip's main branch (4.2.0.dev0,
+        `make_wd_exclude`). Release 3.3 decays all matrices.
         """
-        tables = (name for name, _ in self.named_parameters() if any(table in name for table in TABLES))
-        return super().no_weight_decay() | set(tables)
+        names = [name for name, _ in self.named_parameters()]
+        tables = {name for name in names if any(table in name for table in TABLES)}
+        return super().no_weight_decay() | tables
 
     def before_step(self, step: int) -> None:
         """End patch dropout at the first unmasked step."""
@@ -172,7 +178,7 @@ class ClipTask(Task[ClipInputs]):
                 self.log_scale.clamp_(0, self.max_log_scale)
 
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
-        """Use fused kernels in both towers, and in those of a teacher."""
+        """Use fused kernels in the towers of the model and of a teacher."""
         return accelerated(choice, self, *(held.module for held in self.frozen()))
 
     def padded(self) -> AbstractContextManager[str]:
@@ -188,13 +194,16 @@ class ClipTask(Task[ClipInputs]):
         return save_clip(self.model, directory)
 
     def _scalars(self) -> dict[str, Tensor]:
-        """Return what turns cosines into logits."""
+        """Collect the scalars that turn cosines into logits."""
+        scalars = {"logit_scale": self.logit_scale}
         bias = self.logit_bias if self.uses_bias else None
-        return {"logit_scale": self.logit_scale, **({} if bias is None else {"logit_bias": bias.reshape(())})}
+        if bias is not None:
+            scalars["logit_bias"] = bias.reshape(())
+        return scalars
 
     @torch.no_grad()
     def _targets(self, inputs: ClipInputs) -> Metrics:
-        """Return what the loss compares the features with: hashes of the captions, and a teacher's features."""
+        """Collect the loss' targets: caption hashes, and a teacher's features."""
         targets = {"caption_hash": token_hash(inputs.tokens)}
         if not self.teacher:
             return targets
@@ -202,9 +211,9 @@ class ClipTask(Task[ClipInputs]):
         return {**targets, "teacher_image": image, "teacher_text": text}
 
     def _gradients(self, features: Sequence[Metrics]) -> tuple[list[Metrics], Metrics]:
-        """Return the gradients of the whole step's loss for each micro-batch, and the step's metrics.
+        """Compute the gradients of the whole step's loss for each micro-batch, and the step's metrics.
 
-        The scalars' gradients are divided evenly, since every micro-batch adds its share to them.
+        The scalars' gradients are divided evenly, because every micro-batch adds its share to them.
         """
         joined = {name: torch.cat([part[name] for part in features]) for name in features[0]}
         values = {"image": joined.pop("image"), "text": joined.pop("text"), **self._scalars()}
@@ -212,8 +221,11 @@ class ClipTask(Task[ClipInputs]):
         loss, metrics = self._loss(values, joined)
         grads = torch.autograd.grad(loss, list(values.values()))
         sizes = [len(part["image"]) for part in features]
-        cut = [torch.split(grad, sizes) if grad.ndim else [grad / len(sizes)] * len(sizes) for grad in grads]
-        shares = [dict(zip(values, share, strict=True)) for share in zip(*cut, strict=True)]
+        split_grads: list[Sequence[Tensor]] = []
+        for grad in grads:
+            is_scalar = grad.ndim == 0
+            split_grads.append([grad / len(sizes)] * len(sizes) if is_scalar else torch.split(grad, sizes))
+        shares = [dict(zip(values, share, strict=True)) for share in zip(*split_grads, strict=True)]
         return shares, {**metrics, "loss": loss.detach()}
 
     def _loss(self, values: Mapping[str, Tensor], targets: Metrics) -> tuple[Tensor, Metrics]:
@@ -223,7 +235,7 @@ class ClipTask(Task[ClipInputs]):
             teacher = ClipFeatures(targets["teacher_image"], targets["teacher_text"], scale.detach().exp().reshape(()))
         loss, metrics = self.loss(ClipFeatures(**values, teacher=teacher, caption_hash=targets["caption_hash"]))
         scalars = [values[name] for name in self._scalars()]
-        loss = loss + 0 * torch.stack(scalars).sum()  # DDP and micro-batches need a gradient of those not used, too
+        loss = loss + 0 * torch.stack(scalars).sum()  # DDP and micro-batches need a gradient of unused scalars, too
         metrics = {**metrics, "logit_scale": values["logit_scale"].detach()}
         if self.is_log_step:
             metrics |= feature_spread(values["image"], values["text"])
@@ -232,7 +244,7 @@ class ClipTask(Task[ClipInputs]):
 
 
 def _encode(clip: ClipModel, inputs: ClipInputs) -> tuple[Tensor, Tensor]:
-    """Return unit features of images and texts, (n, D) each."""
+    """Encode images and texts to unit features, (n, D) each."""
     towers: Any = clip.module
     image: Tensor = towers.encode_image(clip.pixels(inputs.images), normalize=True)
     return image, encode_text(clip.module, inputs.tokens, normalize=True)

@@ -1,4 +1,4 @@
-"""The check of a teacher's inputs against its student's."""
+"""Check of a teacher's inputs against its student's."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from vfm.plugin import UserError
 
 
 def check_teacher(clip: ClipModel, teacher: ClipModel) -> None:
-    """Check that a teacher's inputs are its student's: the same image size and the same tokens.
+    """Check that a teacher and its student have the same inputs: equal image size and equal tokens.
 
     Raises:
-        UserError: the first difference, with both values.
+        UserError: an input differs. The message has both values.
     """
     sizes = clip.preprocess.image_size, teacher.preprocess.image_size
     what = f"{teacher.name} cannot teach {clip.name}"

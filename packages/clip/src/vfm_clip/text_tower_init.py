@@ -1,4 +1,4 @@
-"""Initialises a CLIP model's text tower from another CLIP model's: every key is accounted for, activations compared."""
+"""Initialises a CLIP model's text tower from another CLIP model, with checks of every key and of the activation."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from vfm.models import (
 )
 from vfm.plugin import ClipCheckpoint, UserError
 
-_NOT_COMPARED = ("hf_model_pretrained", "output_tokens")  # they do not change the tower
+_NOT_COMPARED = ("hf_model_pretrained", "output_tokens")  # settings that do not change the tower
 _SCALARS = ("logit_scale", "logit_bias")
 
 
 def init_text_tower(checkpoint: ClipCheckpoint, clip: ClipModel, ref: str) -> KeyReport:
-    """Load a checkpoint's text tower into that of a CLIP model, in place.
+    """Load a checkpoint's text tower into a CLIP model, in place.
 
-    Its projection is loaded too if both joint spaces have the same width; otherwise it stays random.
+    The projection is loaded too if both joint spaces have the same width. Otherwise it stays random.
 
     Args:
         checkpoint: the model to load from.
@@ -35,19 +35,20 @@ def init_text_tower(checkpoint: ClipCheckpoint, clip: ClipModel, ref: str) -> Ke
         ref: name of the checkpoint, for messages.
 
     Returns:
-        What happened to every key; names are those of the text tower alone.
+        The fate of every key, by its name within the text tower.
 
     Raises:
-        UserError: the towers differ in architecture or activation, or a key is missing, unknown or of another shape;
-            nothing is loaded.
+        UserError: the towers differ in architecture or activation, or a key is missing, unknown or of another shape.
+            Nothing is loaded then.
     """
     config = read_clip_config(checkpoint.path)["model_cfg"]
     check_text(config, clip, ref)
-    if uses_quick_gelu(config) != uses_quick_gelu(clip.config):
+    source_gelu, model_gelu = uses_quick_gelu(config), uses_quick_gelu(clip.config)
+    if source_gelu != model_gelu:
         names = {True: "QuickGELU", False: "GELU"}
         raise UserError(
             f"model {clip.name} cannot use the text tower of init_text '{ref}': it was trained with"
-            f" {names[bool(uses_quick_gelu(config))]}, the model has {names[bool(uses_quick_gelu(clip.config))]}"
+            f" {names[bool(source_gelu)]}, the model has {names[bool(model_gelu)]}"
         )
     weights, report = load_state_dict(clip_weights_file(checkpoint.path)), KeyReport()
     widths = f"embed_dim of '{ref}' is {config['embed_dim']}, here {clip.embed_dim}"
@@ -58,17 +59,18 @@ def init_text_tower(checkpoint: ClipCheckpoint, clip: ClipModel, ref: str) -> Ke
 
 
 def check_text(config: Mapping[str, Any], clip: ClipModel, ref: str) -> None:
-    """Check that a text tower has the model's widths, heads, pooling, tokenizer and so on.
+    """Check that a text tower has the model's widths, heads, pooling, tokenizer and all other settings.
 
     Args:
-        config: open_clip's `model_cfg` of the model that the tower comes from.
-        clip: the model that it goes into.
-        ref: name of the former, for messages.
+        config: open_clip's `model_cfg` of the model that the tower is taken from.
+        clip: the model that receives the tower.
+        ref: name of the source model, for messages.
 
     Raises:
-        UserError: the first difference.
+        UserError: a setting differs. The message names the first one.
     """
-    theirs, ours = (dataclasses.asdict(open_clip.CLIPTextCfg(**of["text_cfg"])) for of in (config, clip.config))
+    theirs = dataclasses.asdict(open_clip.CLIPTextCfg(**config["text_cfg"]))
+    ours = dataclasses.asdict(open_clip.CLIPTextCfg(**clip.config["text_cfg"]))
     for key in ours:
         if key not in _NOT_COMPARED and theirs[key] != ours[key]:
             raise UserError(
@@ -78,20 +80,22 @@ def check_text(config: Mapping[str, Any], clip: ClipModel, ref: str) -> None:
 
 
 def uses_quick_gelu(config: Mapping[str, Any]) -> bool | None:
-    """Return whether a text tower has QuickGELU; None for Hugging Face's, which have activations of their own."""
+    """Check whether a text tower uses QuickGELU; None for Hugging Face towers, which define their activation."""
     return None if config["text_cfg"].get("hf_model_name") else bool(config.get("quick_gelu"))
 
 
 def names_in_model(clip: ClipModel, names: Mapping[str, str]) -> set[str]:
-    """Return the names of a text tower's weights in the whole model."""
-    return {f"text.{name}" if hasattr(clip.module, "text") else name for name in names}
+    """Convert weight names within the text tower to names within the whole model."""
+    prefix = "text." if hasattr(clip.module, "text") else ""
+    return {prefix + name for name in names}
 
 
 def _text_tower(module: nn.Module) -> nn.Module:
-    """Return the text tower as a module; its weights are the model's own."""
-    if isinstance(text := getattr(module, "text", None), nn.Module):
+    """Extract the text tower as a module that shares the model's weights."""
+    text = getattr(module, "text", None)
+    if isinstance(text, nn.Module):
         return text
-    # open_clip's `CLIP` has the text tower's layers at its top, beside `visual`.
+    # open_clip's `CLIP` has the text tower's layers at its top, next to `visual`.
     tower = nn.Module()
     for name, child in module.named_children():
         if name != "visual":
@@ -103,7 +107,7 @@ def _text_tower(module: nn.Module) -> nn.Module:
 
 
 def _text_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the text tower's part of a state dict in open_clip's older layout (at the top) or newer one (`text.`)."""
+    """Select the text tower's part of a state dict in open_clip's older layout (at the top) or newer one (`text.`)."""
     if any(key.startswith("text.") for key in weights):
         return {key.removeprefix("text."): value for key, value in weights.items() if key.startswith("text.")}
     return {key: value for key, value in weights.items() if not key.startswith("visual.") and key not in _SCALARS}

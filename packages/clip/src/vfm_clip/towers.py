@@ -1,4 +1,4 @@
-"""The towers of a CLIP model: what is trained of them, which weights are new, and the patches that they drop."""
+"""The towers of a CLIP model: their trained weights, their new weights, and their layers that drop patches."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["new_weights", "patch_dropouts", "trained_towers"]
 def trained_towers(
     clip: ClipModel, vision: Tower, text: Tower, *, new: Collection[str] = ()
 ) -> tuple[TrainedTower, TrainedTower]:
-    """Return what is trained of both towers; the temperature and the bias belong to neither.
+    """Set up the training of both towers. The temperature and the bias belong to neither.
 
     Args:
         clip: the model.
-        vision: what is trained of the vision tower.
-        text: the same for the text tower.
+        vision: how the vision tower is trained.
+        text: how the text tower is trained.
         new: names of weights with random values, which are trained even in a frozen tower.
     """
 
@@ -35,10 +35,10 @@ def trained_towers(
 
 
 def new_weights(report: KeyReport) -> set[str]:
-    """Return the names in the CLIP model of weights left at random: the projection, EVA-CLIP's attention norms."""
+    """List the weights left at random, by name in the CLIP model: the projection, and EVA-CLIP's attention norms."""
     return {key if key.startswith("visual.") else f"visual.trunk.{key}" for key in report.new}
 
 
 def patch_dropouts(module: nn.Module) -> Iterator[PatchDropout | PatchDropoutWithIndices]:
-    """Yield the layers that drop patches; `prob` is the fraction they drop."""
+    """Yield the layers that drop patches. Their `prob` is the fraction that they drop."""
     return (layer for layer in module.modules() if isinstance(layer, PatchDropout | PatchDropoutWithIndices))

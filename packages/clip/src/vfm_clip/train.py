@@ -1,4 +1,4 @@
-"""The work of `clip.train`: the initial model, its task and data, the training."""
+"""The work of `clip.train`: build the initial model, its task and its data, and train it."""
 
 from __future__ import annotations
 
@@ -52,18 +52,20 @@ def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
         ctx.panel(first_samples_panel(data, make, ctx.directory))
     fit(task, data, config, replace(ctx, send=_diagnosis(config, ctx)))
     merge()
-    if is_main() and (why := open_clip_incompatibility(clip)):
-        ctx.warn(why)
+    if is_main():
+        incompatibility = open_clip_incompatibility(clip)
+        if incompatibility:
+            ctx.warn(incompatibility)
     return task.export(ctx.directory)
 
 
 def initial_model(config: ClipTrain, ctx: Context) -> tuple[ClipModel, Sequence[TrainedTower], Callable[[], None]]:
-    """Return the initial model, what is trained of it, and a function that merges LoRA's changes after the last step.
+    """Build the initial model, set up for training, and a function that merges LoRA weights after the last step.
 
     Raises:
         UserError: a model or tower that it starts from does not fit.
     """
-    # The order matters: weights first, then what is trained of them (new ones always), then what makes logits.
+    # The order matters: first the weights, then the choice of trained weights (new ones always are), then the logits.
     clip = _loaded(config, ctx) if config.init else _built(config, ctx)
     module: Any = clip.module
     if config.grad_checkpointing:
@@ -82,7 +84,8 @@ def initial_model(config: ClipTrain, ctx: Context) -> tuple[ClipModel, Sequence[
         new |= names_in_model(clip, report.new)
     towers = trained_towers(clip, config.vision, config.text, new=new)
     merge = prepare_towers(towers, seed=config.seed)
-    if bias := config.loss.logit_bias:
+    bias = config.loss.logit_bias
+    if bias:
         init_logit_bias(clip, bias)
     elif getattr(module, "logit_bias", None) is not None:
         ctx.warn(f"{clip.name} was trained with SigLIP's sigmoid loss; loss {config.loss.type} does not use its bias")
@@ -92,7 +95,12 @@ def initial_model(config: ClipTrain, ctx: Context) -> tuple[ClipModel, Sequence[
 
 
 def init_logit_bias(clip: ClipModel, bias: LogitBias) -> None:
-    """Set the bias of a model's logits, in place; a model without one gets one, with the temperature that suits it."""
+    """Set the logit bias of a model, in place. A model without a bias gets one, and the temperature that goes with it.
+
+    Args:
+        clip: the model.
+        bias: initial values.
+    """
     module: Any = clip.module
     if getattr(module, "logit_bias", None) is None:
         initial = bias.new if bias.init is None else bias.init
@@ -104,7 +112,7 @@ def init_logit_bias(clip: ClipModel, bias: LogitBias) -> None:
 
 
 def _loaded(config: ClipTrain, ctx: Context) -> ClipModel:
-    """Return the model of `init`, at the configured image size."""
+    """Load the model of `init`, at the configured image size."""
     assert config.init
     checkpoint = ctx.load(config.init)
     clip = load_clip(checkpoint, image_size=config.image_size, noise=config.vision.noise)
@@ -115,14 +123,15 @@ def _loaded(config: ClipTrain, ctx: Context) -> ClipModel:
 
 
 def _built(config: ClipTrain, ctx: Context) -> ClipModel:
-    """Return a model from scratch, with the activation with which its initial text tower was trained."""
+    """Build a model from scratch, with the activation that its initial text tower was trained with."""
     model = get_clip_config(config.model) if isinstance(config.model, str) else config.model
     overrides: dict[str, Any] = {}
     if config.init_text:
         expected = uses_quick_gelu(read_clip_config(ctx.load(config.init_text).path)["model_cfg"])
         if expected not in (None, uses_quick_gelu(model)):
+            activation = "QuickGELU" if expected else "GELU"
             ctx.warn(
-                f"'{config.init_text}' was trained with {'QuickGELU' if expected else 'GELU'}: the model is built with"
+                f"'{config.init_text}' was trained with {activation}: the model is built with"
                 " it, in the towers that are open_clip's own"
             )
             overrides["quick_gelu"] = expected
@@ -131,7 +140,8 @@ def _built(config: ClipTrain, ctx: Context) -> ClipModel:
 
 
 def _teacher(config: ClipTrain, ctx: Context, clip: ClipModel) -> ClipModel | None:
-    if not (ref := config.loss.teacher_ref):
+    ref = config.loss.teacher_ref
+    if not ref:
         return None
     teacher = load_clip(ctx.load(ref))
     check_teacher(clip, teacher)
