@@ -1,4 +1,4 @@
-"""Loading models of Hugging Face's libraries without the Python code that their files may name."""
+"""Loading of models from Hugging Face's libraries without the Python code that their files may name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ except ImportError:  # an optional extra: without transformers, none of its mode
 
 @contextmanager
 def without_custom_code(where: object) -> Iterator[None]:
-    """Refuse a model whose files need Python code of their own (`auto_map`), where transformers would offer to run it.
+    """Refuse a model whose files need their own Python code (`auto_map`), which transformers would offer to run.
 
-    Without an answer to `trust_remote_code`, which a part of a model never has, transformers reads one from the
+    Without an answer to `trust_remote_code`, which a part of a model never has, transformers asks for it on the
     standard input. A waiting time of zero turns the question into an error. Callers leave `trust_remote_code` out.
 
     Args:

@@ -1,4 +1,4 @@
-"""Encoders: the protocols that evaluations and trainings share, and a timm model as one."""
+"""Encoders: the protocols that evaluation and training share, and a timm model as an encoder."""
 
 # B batch, N images, C classes, D width
 
@@ -17,29 +17,29 @@ from torch.nn import functional as F
 from vfm.models.preprocess import Preprocess
 
 EncoderPrecision = Literal["fp32", "bf16"]
-"""Of an encoder's forward pass in evaluations; weights and features are in fp32."""
+"""Precision of an encoder's forward pass in evaluations. Weights and features are in fp32."""
 
 
 def autocast_encoder(precision: EncoderPrecision, device: torch.device) -> torch.autocast:
-    """Return the context of an encoder's forward pass."""
+    """Create the autocast context of an encoder's forward pass."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 class ImageEncoder(Protocol):
-    """A model that returns one vector for each image."""
+    """A model that encodes each image as one vector."""
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
-        """Return unit vectors, float32 (N, D) on the CPU."""
+        """Encode images to unit vectors, float32 (N, D) on the CPU."""
         ...
 
 
 class TextImageEncoder(ImageEncoder, Protocol):
-    """A model that also returns one vector for each text, in the same space: `ClipModel`."""
+    """A model that also encodes each text as one vector in the same space, such as `ClipModel`."""
 
     module: nn.Module
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Return unit vectors, float32 (N, D) on the CPU."""
+        """Encode texts to unit vectors, float32 (N, D) on the CPU."""
         ...
 
 
@@ -61,8 +61,8 @@ class PooledVision:
 
     module: the timm model.
     preprocess: resizing and normalisation of its input.
-    features_key: identifies its features in the feature cache (`vfm.eval`); empty: they are not cached.
-    precision: of the forward pass.
+    features_key: identifies its features in the feature cache (`vfm.eval`). Empty: features are not cached.
+    precision: precision of the forward pass.
     """
 
     module: nn.Module
@@ -71,7 +71,7 @@ class PooledVision:
     precision: EncoderPrecision = "fp32"
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
-        """Return unit vectors, float32 (N, D) on the CPU."""
+        """Encode images to unit vectors, float32 (N, D) on the CPU."""
 
         def embed(pixels: Tensor) -> Tensor:
             tokens = self.module.forward_features(pixels)  # type: ignore[operator]
@@ -81,7 +81,7 @@ class PooledVision:
         return self._in_batches(images, batch_size, embed)
 
     def logits(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
-        """Return the outputs of the model's own head, float32 (N, C) on the CPU."""
+        """Compute the outputs of the model's head, float32 (N, C) on the CPU."""
         return self._in_batches(images, batch_size, lambda pixels: self.module(pixels).float())
 
     def _in_batches(

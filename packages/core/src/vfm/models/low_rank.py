@@ -1,10 +1,9 @@
 """LoRA: low-rank changes of the linear layers in a model's blocks, trained in place of its weights, then merged.
 
-LoRA comes from peft: added before training, merged after it. peft changes linear layers that are called. Two
+LoRA comes from peft: added before training, merged after it. peft changes only linear layers that are called. Two
 attentions do not call theirs: torch's own, in open_clip's towers, and timm's EVA. Both are made to call them during
 training. (peft 0.21's own wrapper of torch's attention adds the output projection's change twice and counts it once in
 the gradient.)
-
 Source: Hu et al. 2021, LoRA (arXiv:2106.09685).
 """
 
@@ -28,7 +27,7 @@ SEPARATE_BIAS = "qkv_bias_separate"  # with it, timm's EVA calls its fused proje
 
 
 class CalledAttention(nn.Module):
-    """torch's self-attention with projections that are called as linear layers; it shares `attention`'s weights."""
+    """torch's self-attention with projections that are called as linear layers. It shares `attention`'s weights."""
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -41,28 +40,28 @@ class CalledAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """Return tokens (B, N, D) after self-attention, and no weights: open_clip's blocks need none.
+        """Compute tokens (B, N, D) after self-attention, and no weights, as open_clip's blocks need none.
 
-        The order of the tokens in memory is that of torch's own layer, so that the result is the same to the bit.
+        The tokens have the same order in memory as in torch's own layer, so that the result is the same to the bit.
         """
         packed = self.in_proj(query.transpose(0, 1))  # (N, B, 3 * D)
         packed = packed.unflatten(-1, (3, self.num_heads, -1))  # (N, B, 3, H, D / H)
         q, k, v = packed.permute(2, 1, 3, 0, 4)
-        if attn_mask is not None and attn_mask.ndim == 3:  # (B * H, N, N), a mask of each text
+        if attn_mask is not None and attn_mask.ndim == 3:  # (B * H, N, N), with a mask for each text
             attn_mask = attn_mask.view(-1, self.num_heads, *attn_mask.shape[1:])
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         return self.out_proj(mixed.permute(2, 0, 1, 3).flatten(2)).transpose(0, 1), None
 
 
 class LowRank:
-    """Low-rank changes of every linear layer in blocks; nothing else in them is trained.
+    """Low-rank changes of every linear layer in blocks. Nothing else in the blocks is trained.
 
-    The first factors are drawn from torch's generator. The second ones are 0, so that the model is unchanged at first
-    (timm's EVA, whose bias is added separately, but for rounding).
+    The first factors are drawn from torch's generator. The second factors are 0, so that the model is unchanged at
+    first (except for rounding in timm's EVA, whose bias is added separately).
 
     Args:
         blocks: parts of a model, changed in place.
-        rank: of each change.
+        rank: rank of each change.
         alpha: a change is alpha / rank times the product of its factors.
 
     Raises:
@@ -82,7 +81,7 @@ class LowRank:
             setattr(part, SEPARATE_BIAS, True)
         for name, attention in self.attentions.items():
             self.blocks.set_submodule(name, CalledAttention(attention))
-        # As one pattern of whole names: peft takes the names of a list for endings of names.
+        # One pattern of whole names, because peft matches the names in a list with the endings of layer names.
         pattern = "|".join(re.escape(name) for name, _ in _parts(self.blocks, nn.Linear))
         self.changed = LoraModel(self.blocks, LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern), "default")
         self.changed.eval()
@@ -100,7 +99,7 @@ def check_low_rank() -> None:
     """Check that LoRA's library is installed.
 
     Raises:
-        UserError: it is not.
+        UserError: peft is not installed.
     """
     if not find_spec("peft"):
         raise UserError(f"trained: {{type: lora}} needs peft: {how_to_install('vfm-core[lora]')}")

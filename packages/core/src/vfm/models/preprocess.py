@@ -23,7 +23,7 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class FittedImage:
-    """An image that threads which decode have resized before the model runs: uint8 (S, S, 3) by preprocessing."""
+    """An image resized in a decoding thread before the model runs: uint8 (S, S, 3) for each preprocessing."""
 
     pixels: Mapping[Preprocess, NDArray[np.uint8]]
 
@@ -40,7 +40,7 @@ class Preprocess(Config):
     interpolation: Interpolation = "bicubic"
     resize_mode: Literal["shortest", "longest", "squash"] = Field(
         "shortest",
-        description="side that becomes image_size: shortest (then cropped), longest (then padded), squash: both",
+        description="side that becomes image_size: shortest (then cropped), longest (then padded), or both (squash)",
     )
     pad_color: tuple[int, int, int] = (0, 0, 0)
     crop_pct: float = Field(1.0, gt=0, le=1, description="fraction of the resized side that the centre crop keeps")
@@ -49,7 +49,7 @@ class Preprocess(Config):
         """Resize and crop or pad an image to the model's size, as open_clip's and timm's evaluation transforms do.
 
         Args:
-            image: a PIL image, uint8 (H, W, 3), or one that was fitted for this preprocessing before.
+            image: a PIL image, uint8 (H, W, 3), or an image already fitted for this preprocessing.
 
         Returns:
             uint8 (S, S, 3).
@@ -83,16 +83,16 @@ class Preprocess(Config):
             )
         if images.shape[1] != 3:
             images = images.permute(0, 3, 1, 2)
-        # Copied without a wait for the device, where `torch.tensor(..., device=)` would stop the host in every step.
+        # Copied without waiting for the device, where `torch.tensor(..., device=)` would stop the host in every step.
         mean, std = torch.tensor((self.mean, self.std)).to(images.device, non_blocking=True).view(2, 3, 1, 1)
         return images.float().div_(255.0).sub_(mean).div_(std).contiguous()
 
     def inputs(self, images: Sequence[AnyImage], device: torch.device) -> Tensor:
-        """Return images of any size as the model's input, float32 (B, 3, S, S) on the device."""
+        """Convert images of any size to the model's input, float32 (B, 3, S, S) on the device."""
         return self.pixels(torch.from_numpy(np.stack([self.fit(image) for image in images])).to(device))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """Return width and height before the crop, rounded as in torchvision (shortest) and timm (longest)."""
+        """Compute width and height before the crop, rounded as in torchvision (shortest) and timm (longest)."""
         side = int(self.image_size / self.crop_pct)
         if self.resize_mode == "squash":
             return side, side
@@ -104,7 +104,7 @@ class Preprocess(Config):
 
     @classmethod
     def from_open_clip(cls, cfg: dict[str, Any], image_size: int) -> Preprocess:
-        """Return the preprocessing of an open_clip `preprocess_cfg`; missing keys have OpenAI CLIP's values."""
+        """Convert an open_clip `preprocess_cfg`. Missing keys get OpenAI CLIP's values."""
         known = {key: cfg[key] for key in ("mean", "std", "interpolation", "resize_mode") if cfg.get(key) is not None}
         if known.get("interpolation") == "random":  # open_clip: bicubic, except in training
             known["interpolation"] = "bicubic"
@@ -112,7 +112,7 @@ class Preprocess(Config):
 
     @classmethod
     def from_timm(cls, cfg: dict[str, Any]) -> Preprocess:
-        """Return the preprocessing of timm's data configuration (`timm.data.resolve_model_data_config`)."""
+        """Convert timm's data configuration (`timm.data.resolve_model_data_config`)."""
         return cls(
             image_size=cfg["input_size"][-1],
             mean=cfg["mean"],
@@ -125,7 +125,7 @@ class Preprocess(Config):
 
 
 def _offset(side: int, length: int) -> int:
-    """Return where a resized side begins on the canvas.
+    """Compute where a resized side begins on the canvas.
 
     Half pixels are rounded as in the other libraries: torchvision rounds in a crop, timm floors in a pad.
     """

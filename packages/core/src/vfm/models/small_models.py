@@ -1,15 +1,15 @@
-"""Architectures small enough for a laptop; importing this module registers them with timm and open_clip.
+"""Architectures small enough for a laptop. Importing this module registers them with timm and open_clip.
 
 Vision encoders (timm): `eva02_*` have EVA-02's blocks (SwiGLU, rotary and learned positions), `vit_*` are plain ViTs.
-Pico and nano follow EVA-02 Ti/S (fused qkv, no norm inside the MLP), mini follows B/L (separate q, k, v; sub-LN); the
-`clip` variant has EVA-CLIP's second norm, inside the attention.
+Pico and nano follow EVA-02 Ti/S (fused qkv, no norm inside the MLP). Mini follows B/L (separate q, k, v, and sub-LN).
+The `clip` variant has EVA-CLIP's second norm, inside the attention.
 
     pico  width  64, depth 2, 2 heads      nano  width 128, depth 4, 4 heads      mini  width 192, depth 6, 3 heads
 
 CLIP models (open_clip, `configs/*.json`): `ViT-*` with open_clip's own vision tower, `EVA02-*` with the timm encoder of
 the same name, as in EVA-CLIP (class token, the encoder's head as projection, separate text tower).
 
-Source: Fang et al. 2023, EVA-02 (arXiv:2303.11331) for the blocks; the sizes are vfm's own.
+Source: Fang et al. 2023, EVA-02 (arXiv:2303.11331) for the blocks. The sizes are vfm's own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _EVA02 = {"mlp_ratio": 4 * 2 / 3, "swiglu_mlp": True, "use_rot_pos_emb": True}
 _SUB_LN = {"qkv_fused": False, "scale_mlp": True}
 
 _SIZES: dict[str, dict[str, int]] = {"pico": _PICO, "nano": _NANO, "mini": _MINI}
-# (size, patch size, image size) of the plain and the EVA-02 encoders; cost is proportional to the patches.
+# (size, patch size, image size) of the plain and the EVA-02 encoders. Cost is proportional to the number of patches.
 _GRIDS = [
     ("pico", 8, 32),  # 16 patches
     ("pico", 8, 64),  # 64
@@ -45,7 +45,7 @@ _GRIDS = [
 
 
 def _encoders() -> dict[str, dict[str, Any]]:
-    """Return the arguments of every encoder, by timm name."""
+    """Collect the arguments of every encoder, by timm name."""
     encoders: dict[str, dict[str, Any]] = {}
     for size, patch, image in _GRIDS:
         arguments = {"img_size": image, "patch_size": patch, **_SIZES[size]}
@@ -61,7 +61,7 @@ ENCODERS = _encoders()
 
 
 def _default_cfg(image_size: int) -> dict[str, Any]:
-    """Return timm's record of a model without weights, with the image statistics of CLIP, the teacher of EVA."""
+    """Build timm's record of a model without weights, with the image statistics of CLIP, which is EVA's teacher."""
     return {
         "num_classes": 0,
         "input_size": (3, image_size, image_size),
@@ -81,7 +81,7 @@ default_cfgs = generate_default_cfgs({name: _default_cfg(size["img_size"]) for n
 
 
 def _entry_point(name: str, arguments: dict[str, Any]) -> Callable[..., nn.Module]:
-    """Return the function that timm calls to build `name`; its keyword arguments override the defaults."""
+    """Build the function that timm calls to build `name`. Its keyword arguments override the defaults."""
     if name.startswith("eva02"):
         model_class, keys, grid = Eva, eva_filter, arguments["img_size"] // arguments["patch_size"]
         arguments = {"ref_feat_shape": (grid, grid), **arguments}

@@ -1,4 +1,4 @@
-"""Configurations of the stages that import, interpolate and export models."""
+"""Configurations of the stages that import and export models."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ HUB_PREFIX, FOLDER_PREFIX = "hf-hub:", "local-dir:"
 
 
 class _ImportFile(Stage):
-    """Options for reading a file of weights."""
+    """Base of the stages that read a file of weights."""
 
     weights: Literal["ema", "raw"] = Field(
-        "ema", description="of a file with both: the averaged weights, or those of the last step"
+        "ema", description="weights to read from a file with both: averaged (ema) or of the last step (raw)"
     )
     patch_resize: Literal["pinv", "bicubic"] = Field(
         "pinv",
-        description="how patches and positions of an EVA file are resized: as in timm (pseudo-inverse), or as in the"
-        " official scripts",
+        description="how patches and positions of an EVA file are resized: as in timm (pinv, pseudo-inverse), or as in"
+        " the official scripts (bicubic)",
     )
 
 
@@ -44,13 +44,13 @@ class ImportClip(_ImportFile):
     )
     pretrained: str | None = Field(None, description="open_clip's tag for the name, or a file of weights")
     part: Literal["both", "visual", "text"] = Field(
-        "both", description="the tower to read from the file; the other one is initialised with seed 0"
+        "both", description="tower to read from the file, while the other tower is initialised with seed 0"
     )
 
     text_from: Ref[ClipCheckpoint] | None = Field(
         None,
-        description="model whose text tower, logit scale and preprocessing complete the vision tower that is read, such"
-        " as the model that a tuned one was trained from",
+        description="model whose text tower, logit scale and preprocessing complete the vision tower from the file,"
+        " such as the model that a tuned one was trained from",
     )
 
     makes: ClassVar[type[Artifact]] = ClipCheckpoint
@@ -65,7 +65,7 @@ class ImportClip(_ImportFile):
         return self
 
     def sources(self) -> Iterable[str]:
-        """Return the local folder and file that the names refer to."""
+        """List the local folder and file that the names refer to."""
         return _local_paths(self.source, self.pretrained)
 
 
@@ -74,8 +74,8 @@ class ImportVision(_ImportFile):
 
     kind: Literal["models.vision"] = "models.vision"
     source: str | dict[str, Any] = Field(
-        description="timm name, optionally with a tag, hf-hub:org/model, a folder in timm's layout, or an EVA file; "
-        "with pretrained, the architecture"
+        description="timm name, optionally with a tag, hf-hub:org/model, a folder in timm's layout, or an EVA file. "
+        "With pretrained, the architecture"
     )
     pretrained: str | None = Field(None, description="a file of weights for the architecture")
 
@@ -85,7 +85,7 @@ class ImportVision(_ImportFile):
     costs: ClassVar[str] = "vfm.models.vision.planned:import_cost"
 
     def sources(self) -> Iterable[str]:
-        """Return the local folder and file that the names refer to."""
+        """List the local folder and file that the names refer to."""
         return _local_paths(self.source, self.pretrained)
 
 
@@ -100,7 +100,7 @@ class ImportGenerator(Stage):
     checks: ClassVar[str] = "vfm.models.generator.generator_import:check_import_generator"
 
     def sources(self) -> Iterable[str]:
-        """Return the local folder."""
+        """List the local folder."""
         return _local_paths(self.source, None)
 
 
@@ -113,7 +113,7 @@ class Export(Stage):
         "hf", description="timm, open_clip, hf (also the tower of LLaVA's own code), safetensors, onnx, eva or llava"
     )
     base: str | None = Field(
-        None, description="for llava: folder of the LLaVA checkpoint, in transformers' layout, whose tower is replaced"
+        None, description="for llava: folder of a LLaVA checkpoint in transformers' layout, whose tower is replaced"
     )
 
     makes: ClassVar[type[Artifact]] = ExportedModel
@@ -121,12 +121,12 @@ class Export(Stage):
     checks: ClassVar[str] = "vfm.models.interchange.export_formats:check_export"
 
     def sources(self) -> Iterable[str]:
-        """Return the folder of the LLaVA checkpoint."""
+        """List the folder of the LLaVA checkpoint."""
         return [self.base] if self.base else []
 
 
 def _local_paths(source: str | dict[str, Any], pretrained: str | None) -> list[str]:
-    """Return those of a stage's names that are files or folders on this machine."""
+    """List the names of a stage that are files or folders on this machine."""
     names = [source.removeprefix(FOLDER_PREFIX)] if isinstance(source, str) else []
     return [name for name in (*names, pretrained) if name and Path(name).exists()]
 

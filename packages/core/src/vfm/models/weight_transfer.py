@@ -1,7 +1,7 @@
-"""Loading a state dict into a module whose keys or shapes differ, with a record of what became of every key.
+"""Loading of a state dict into a module whose keys or shapes differ, with a report on every key.
 
-Used to initialise a vision tower from an encoder (`vision_tower_init`), to read the official EVA files (`eva_import`)
-and by the plugin packages.
+It is used to initialise a vision tower from an encoder (`vision_tower_init`), to read the official EVA files
+(`eva_import`), and by the plugin packages.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from vfm.interfaces import TablePanel
 
 PatchResize = Literal["bicubic", "pinv"]
 TRUNK = "visual.trunk."  # prefix of a timm encoder inside an open_clip model
-SHOWN = 8  # keys in a report that are new or dropped for the same reason
-_NORMS = {"norm.": "fc_norm."}  # the final norm before pooling: the one after pooling
+SHOWN = 8  # keys per reason that a report lists as new or dropped
+_NORMS = {"norm.": "fc_norm."}  # the final norm before pooling -> the norm after pooling
 
 
 @dataclass
 class KeyReport:
-    """What became of every key of a state dict.
+    """Report on every key of a state dict.
 
-    `renamed` and `resized` map a key to its new name or shape, `new` and `dropped` map a key to the reason.
+    `renamed` and `resized` map a key to its new name or shape. `new` and `dropped` map a key to the reason.
     """
 
     taken: list[str] = field(default_factory=list)
@@ -43,7 +43,7 @@ class KeyReport:
         return ", ".join(f"{len(getattr(self, part))} {part}" for part in parts)
 
     def panel(self, title: str = "Transferred weights") -> TablePanel:
-        """Return a table for the report: the number of unchanged keys, and the changed ones (of many, the first)."""
+        """Build a table for the report: the number of unchanged keys, and the changed keys (the first of many)."""
         rows: list[list[str | float | int | None]] = [["taken", f"{len(self.taken)} keys", "unchanged"]]
         for status in ("renamed", "resized"):
             rows += [[status, key, note] for key, note in getattr(self, status).items()]
@@ -53,7 +53,8 @@ class KeyReport:
                 by_reason.setdefault(reason, []).append(key)
             for reason, keys in by_reason.items():
                 rows += [[status, key, reason] for key in keys[:SHOWN]]
-                rows += [[status, f"{len(keys) - SHOWN} more keys", reason]] if len(keys) > SHOWN else []
+                if len(keys) > SHOWN:
+                    rows.append([status, f"{len(keys) - SHOWN} more keys", reason])
         return TablePanel(title=title, columns=["status", "key", "new name, shape or reason"], rows=rows)
 
 
@@ -64,33 +65,36 @@ class TransferRules:
     The keys of `dropped` and `new` match the beginning of a key, or the part of a key after a block's number.
     """
 
-    dropped: Mapping[str, str]  # keys of the state dict that are left out, and the reason
-    new: Mapping[str, str]  # keys of the module that the state dict may lack, and the reason
+    dropped: Mapping[str, str]  # keys of the state dict to leave out, with the reason
+    new: Mapping[str, str]  # keys of the module that the state dict may lack, with the reason
     rename: Callable[[str], str] = str  # key of the state dict -> key of the module
     patch_resize: PatchResize = "pinv"
     where: str = ""  # first words of an error
-    source: str = "the encoder"  # what errors call the state dict
-    target: str = "its vision tower"  # what errors call the module
+    source: str = "the encoder"  # name of the state dict in errors
+    target: str = "its vision tower"  # name of the module in errors
 
 
 def transfer_weights(state_dict: Mapping[str, Tensor], module: Any, rules: TransferRules, report: KeyReport) -> None:
     """Load a state dict into a module in place and fill the report.
 
-    Besides the renaming of the rules, the final norm before pooling (`norm`) and the one after pooling (`fc_norm`) are
-    exchanged where only the other one exists in the module.
+    Besides the renaming by the rules, the final norm before pooling (`norm`) and the norm after pooling (`fc_norm`)
+    are exchanged where the module has only the other one.
 
     Args:
         state_dict: tensors by key.
         module: a timm encoder, or the module of an open_clip model.
         rules: allowed differences.
-        report: filled with what became of every key.
+        report: filled in place with the fate of every key.
 
     Raises:
-        UserError: a key is missing, unknown or of another shape; nothing is loaded then.
+        UserError: a key is missing, unknown or of another shape. Nothing is loaded then.
     """
     expected: dict[str, Tensor] = module.state_dict()
     trunk = module.visual.trunk if hasattr(module, "visual") and hasattr(module.visual, "trunk") else module
-    report.dropped.update({key: reason for key in state_dict if (reason := _reason(key, rules.dropped))})
+    for key in state_dict:
+        reason = _reason(key, rules.dropped)
+        if reason:
+            report.dropped[key] = reason
     renamed = {key: rules.rename(key) for key in state_dict if key not in report.dropped}
     loaded: dict[str, Tensor] = {}
     for key, name in renamed.items():
@@ -111,8 +115,11 @@ def transfer_weights(state_dict: Mapping[str, Tensor], module: Any, rules: Trans
             report.resized[key] = f"{list(tensor.shape)} to {list(loaded[target].shape)}"
         elif target == key:
             report.taken.append(key)
-    for key in (key for key in expected if key not in loaded):
-        if not (reason := _reason(key, rules.new)):
+    for key in expected:
+        if key in loaded:
+            continue
+        reason = _reason(key, rules.new)
+        if not reason:
             raise UserError(
                 f"{rules.where}: {rules.target} has {key}, {rules.source} does not; do depth and block type agree?"
             )
@@ -121,7 +128,7 @@ def transfer_weights(state_dict: Mapping[str, Tensor], module: Any, rules: Trans
 
 
 def _resize(key: str, tensor: Tensor, expected: Tensor, trunk: Any, method: PatchResize) -> Tensor:
-    """Resize position embeddings or a patch kernel of a timm encoder; return any other tensor unchanged."""
+    """Resize position embeddings or a patch kernel of a timm encoder. Any other tensor is returned unchanged."""
     key = key.removeprefix(TRUNK)
     if tensor.shape == expected.shape:
         return tensor
@@ -154,13 +161,17 @@ def resize_patch_kernel(kernel: Tensor, size: tuple[int, int], method: PatchResi
 
 
 def _reason(key: str, rules: Mapping[str, str]) -> str:
-    """Return the reason of the first rule that matches a key, or an empty string."""
-    return next((reason for rule, reason in rules.items() if key.startswith(rule) or f".{rule}" in key), "")
+    """Look up the reason of the first rule that matches a key; empty if none does."""
+    for rule, reason in rules.items():
+        if key.startswith(rule) or f".{rule}" in key:
+            return reason
+    return ""
 
 
 def _other_norm(key: str) -> str:
-    """Return the key of the norm after pooling for the one before it, and vice versa; any other key unchanged."""
-    prefix, name = (TRUNK, key.removeprefix(TRUNK)) if key.startswith(TRUNK) else ("", key)
+    """Convert the key of the norm before pooling to the norm after it, and vice versa. Other keys stay unchanged."""
+    prefix = TRUNK if key.startswith(TRUNK) else ""
+    name = key.removeprefix(prefix)
     for before, after in _NORMS.items():
         for old, new in ((before, after), (after, before)):
             if name.startswith(old):

@@ -1,4 +1,4 @@
-"""State dicts on disk: written as safetensors, read from safetensors or from pickles of tensors only."""
+"""State dicts on disk: written as safetensors, read from safetensors or from pickles that hold only tensors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from vfm.base import UserError
 
-# What trainers save beside tensors: their `args`, and rates and counts that are numpy's numbers. Files of numpy 1 have
-# an older name of the same function.
+# Objects that trainers save next to tensors: their `args`, and rates and counts that are numpy's numbers. Files of
+# numpy 1 have an older name of the same function.
 _SCALAR: Any = np.float64(0).__reduce__()[0]
-_BESIDE_TENSORS: list[Any] = [
+_ALLOWED_OBJECTS: list[Any] = [
     argparse.Namespace,
     np.dtype,
     *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"},
@@ -34,10 +34,10 @@ _BESIDE_TENSORS: list[Any] = [
 
 
 def find_weights(folder: Path, names: Sequence[str]) -> Path:
-    """Return the first of the named files that a folder has.
+    """Find the first of the named files that a folder has.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder has none of them.
     """
     for name in names:
         if (folder / name).is_file():
@@ -46,7 +46,7 @@ def find_weights(folder: Path, names: Sequence[str]) -> Path:
 
 
 def weights_hash(state_dict: Mapping[str, Tensor]) -> str:
-    """Return the sha256 of tensors with their names, types and shapes, on whatever device they are."""
+    """Compute the sha256 of tensors with their names, types and shapes, independent of their device."""
     digest = hashlib.sha256()
     for name in sorted(state_dict):
         value = state_dict[name].detach().to("cpu").contiguous()
@@ -67,23 +67,24 @@ def save_state_dict(state_dict: Mapping[str, Tensor], file: Path) -> None:
     for key, value in state_dict.items():
         tensor = value.detach().to("cpu").contiguous()
         storage = tensor.untyped_storage()
-        # safetensors refuses tensors that share memory; a copy of all others would double a checkpoint's memory.
+        # safetensors refuses tensors that share memory. Copying all others too would double a checkpoint's memory.
         if storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes:
             tensor = tensor.clone()
         storages.add(storage.data_ptr())
         tensors[key] = tensor
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
-    permissions = file.stat().st_mode  # as the umask says; safetensors' own file may only be read by its owner
+    permissions = file.stat().st_mode  # as the umask says; only the owner could read safetensors' own file
     try:
         save_file(tensors, file, metadata={"format": "pt"})
         file.chmod(permissions)
     except SafetensorError as error:
         # safetensors hides the cause in its message; callers handle OSError (a full disk) by its code.
-        if found := re.search(r"os error (\d+)", str(error)):
-            code = int(found[1])
-            raise OSError(code, os.strerror(code), str(file)) from None
-        raise
+        match = re.search(r"os error (\d+)", str(error))
+        if not match:
+            raise
+        code = int(match[1])
+        raise OSError(code, os.strerror(code), str(file)) from None
 
 
 def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
@@ -91,11 +92,11 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
 
     Args:
         file: `.safetensors`, or a `torch.save` file, read with `weights_only` so that no code in it can run.
-            TorchScript archives contain a program and are refused, except those published by OpenAI (known by hash).
+            TorchScript archives contain a program and are refused, except OpenAI's own (known by hash).
         ema: prefer averaged weights (`model_ema`) to `model` if the file has both.
 
     Raises:
-        UserError: the file is missing or damaged, holds objects other than tensors, or no tensors.
+        UserError: the file is missing or damaged, holds objects other than tensors, or has no tensors.
     """
     file = Path(file)
     if not file.is_file():
@@ -103,10 +104,10 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
     try:
         content: Any = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
     except UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)|got <class '([\w.]+)'>", str(error))
-        of = f" (the first: {found[1] or found[2]})" if found else ""
+        match = re.search(r"GLOBAL ([\w.]+)|got <class '([\w.]+)'>", str(error))
+        first = f" (the first: {match[1] or match[2]})" if match else ""
         raise UserError(
-            f"{file}: holds objects other than tensors{of}, which could run code; save its state dict only"
+            f"{file}: holds objects other than tensors{first}, which could run code; save its state dict only"
         ) from None
     except UserError:
         raise
@@ -116,7 +117,7 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
     tensors = {key: value for key, value in _unwrap(content, ema).items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{file}: holds no tensors")
-    for wrapper in ("module.", "_orig_mod."):  # of DistributedDataParallel, and of torch.compile inside it
+    for wrapper in ("module.", "_orig_mod."):  # added by DistributedDataParallel, and by torch.compile inside it
         if all(key.startswith(wrapper) for key in tensors):
             tensors = {key.removeprefix(wrapper): value for key, value in tensors.items()}
     return tensors
@@ -130,7 +131,7 @@ def check_finite_weights(state_dict: Mapping[str, Tensor], where: object) -> Non
         where: their origin, for the error.
 
     Raises:
-        UserError: a tensor is not finite; the line has the first.
+        UserError: a tensor is not finite. The message names the first.
     """
     wrong = [key for key, value in state_dict.items() if not torch.isfinite(value).all()]
     if wrong:
@@ -140,7 +141,7 @@ def check_finite_weights(state_dict: Mapping[str, Tensor], where: object) -> Non
 
 def _load_pickle(file: Path) -> Any:
     if not _is_torchscript(file):
-        with torch.serialization.safe_globals(_BESIDE_TENSORS):
+        with torch.serialization.safe_globals(_ALLOWED_OBJECTS):
             return torch.load(file, map_location="cpu", weights_only=True)
     if _sha256(file) not in _published_by_openai():
         raise UserError(f"{file}: a TorchScript archive, which could run code; save its state dict only")
@@ -149,7 +150,7 @@ def _load_pickle(file: Path) -> Any:
 
 
 def _is_torchscript(file: Path) -> bool:
-    """Return whether the file is a zip archive with a program's constants, the same test as in torch."""
+    """Check whether the file is a zip archive with a program's constants, by the same test as in torch."""
     try:
         with ZipFile(file) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
@@ -158,7 +159,7 @@ def _is_torchscript(file: Path) -> bool:
 
 
 def _published_by_openai() -> set[str]:
-    """Return the SHA-256 hashes of OpenAI's archives, which are part of the URLs that open_clip lists."""
+    """Collect the SHA-256 hashes of OpenAI's archives, which are part of the URLs that open_clip lists."""
     urls = (open_clip.get_pretrained_url(name, "openai") for name in open_clip.list_openai_models())
     return {url.split("/")[-2] for url in urls if url.count("/") > 1}
 
@@ -169,7 +170,7 @@ def _sha256(file: Path) -> str:
 
 
 def _unwrap(content: Any, ema: bool) -> dict[str, Any]:
-    """Return the innermost dictionary under the names in which open_clip, timm, EVA and DeepSpeed wrap a state dict."""
+    """Unwrap the innermost dictionary under the names that open_clip, timm, EVA and DeepSpeed use for a state dict."""
     wrappers = ("model_ema", "state_dict_ema", "model", "module", "state_dict")
     for name in wrappers if ema else wrappers[2:]:
         if isinstance(content, dict) and isinstance(content.get(name), dict):

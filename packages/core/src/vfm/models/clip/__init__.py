@@ -1,1 +1,1 @@
-"""CLIP models: open_clip builds them, and a folder that open_clip loads holds them."""
+"""CLIP models: built by open_clip, and saved in folders that open_clip loads."""

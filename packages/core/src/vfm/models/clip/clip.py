@@ -1,4 +1,4 @@
-"""CLIP models: open_clip builds them, and a ClipCheckpoint is a folder that open_clip itself loads by `local-dir:`."""
+"""CLIP models: built by open_clip, and saved as a ClipCheckpoint, a folder that open_clip loads by `local-dir:`."""
 
 # N items, B batch, S side of the image, L context length, D joint width
 
@@ -48,7 +48,7 @@ class ClipModel:
     preprocess: Preprocess
     name: str = "custom"
     folder: Path | None = None  # folder it was loaded from, which may hold a Hugging Face tokenizer
-    precision: EncoderPrecision = "fp32"  # of encode_images and encode_texts
+    precision: EncoderPrecision = "fp32"  # precision of encode_images and encode_texts
 
     @property
     def embed_dim(self) -> int:
@@ -75,22 +75,22 @@ class ClipModel:
         """open_clip's tokenizer of this model, or the faster `WordTokenizer` with the same result.
 
         Raises:
-            UserError: it cannot be loaded, or its tokens do not fit the text tower.
+            UserError: the tokenizer cannot be loaded, or its tokens do not fit the text tower.
         """
         tokenizer = build_tokenizer(self.config["text_cfg"], self.context_length, self.name, self.folder)
         check_tokenizer(tokenizer, self.module, self.name)
         return tokenizer
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Return token ids, (N, L); longer texts are cut before the end token."""
+        """Convert texts to token ids, (N, L). Longer texts are cut before the end token."""
         return self.tokenizer(list(texts))
 
     def pixels(self, batch: NDArray[np.uint8] | Tensor) -> Tensor:
-        """Return normalised pixels of uint8 images, (B, 3, S, S) or (B, S, S, 3), on their device."""
+        """Normalise the pixels of uint8 images, (B, 3, S, S) or (B, S, S, 3), on their device."""
         return self.preprocess.pixels(batch)
 
     def encode_images(self, images: Sequence[Image.Image | NDArray[np.uint8]], batch_size: int = 256) -> Tensor:
-        """Return image embeddings of unit length, float32 (N, D) on the CPU.
+        """Encode images as embeddings of unit length, float32 (N, D) on the CPU.
 
         Args:
             images: PIL images or uint8 (H, W, 3) arrays of any size.
@@ -104,7 +104,7 @@ class ClipModel:
         return self._encode(images, batch_size, embed)
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Return text embeddings of unit length, float32 (N, D) on the CPU."""
+        """Encode texts as embeddings of unit length, float32 (N, D) on the CPU."""
 
         def embed(chunk: Sequence[str]) -> Tensor:
             return encode_unpadded(self.module, self.tokenize(chunk), self.device)
@@ -135,23 +135,25 @@ def build_clip(
     """Build a CLIP model with random weights.
 
     Args:
-        model: an open_clip name (`vfm.models.small_models` adds small ones); `hf-hub:` or `local-dir:` (the
-            configuration of that model, not its weights); or a custom model as a mapping in open_clip's form
-            (`embed_dim`, `vision_cfg`, `text_cfg`, ...), where `vision_cfg` may name any timm encoder as
-            `timm_model_name`.
-        image_size: side of the input in pixels; default: the configuration's.
-        context_length: tokens of a text; default: the configuration's.
-        seed: seed of the initial weights; torch's global generator is left unchanged.
+        model: an open_clip name (`vfm.models.small_models` adds small ones), or a model as `hf-hub:` or `local-dir:`,
+            which provides the configuration but no weights. A mapping in open_clip's form (`embed_dim`, `vision_cfg`,
+            `text_cfg`, ...) builds a custom model, whose `vision_cfg` may name any timm encoder as `timm_model_name`.
+        image_size: side of the input in pixels. Default: the configuration's.
+        context_length: tokens of a text. Default: the configuration's.
+        seed: seed of the initial weights. torch's global generator is left unchanged.
         device: device of the weights, which are drawn on the CPU.
-        noise: keys of `vision_cfg` that regularise training only (`patch_dropout`, `timm_drop_path`): the module is
-            built with them, but they are not in the configuration, which is saved.
+        noise: keys of `vision_cfg` that regularise training only (`patch_dropout`, `timm_drop_path`). The module is
+            built with them, but the saved configuration does not contain them.
         overrides: further keys of the configuration (`init_logit_scale`, `init_logit_bias`, `quick_gelu`, ...).
 
     Raises:
         UserError: the name or a key of the configuration is unknown, or the image size does not fit the patches.
     """
-    name = model if isinstance(model, str) else "custom"
-    config = deepcopy({**(get_clip_config(model) if isinstance(model, str) else model), **overrides})
+    if isinstance(model, str):
+        name, base = model, get_clip_config(model)
+    else:
+        name, base = "custom", dict(model)
+    config = deepcopy({**base, **overrides})
     check_keys(config, name)
     if image_size is not None:
         config["vision_cfg"]["image_size"] = image_size
@@ -160,7 +162,8 @@ def build_clip(
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        module = build_module({**config, "vision_cfg": {**config["vision_cfg"], **(noise or {})}}, name)
+        vision = {**config["vision_cfg"], **(noise or {})}
+        module = build_module({**config, "vision_cfg": vision}, name)
     preprocess = Preprocess.from_open_clip({}, config["vision_cfg"].get("image_size", 224))
     return ClipModel(module.to(device), config, preprocess, name)
 
@@ -170,14 +173,17 @@ def blueprint(
     image_size: int | None = None,
     noise: Mapping[str, float] | None = None,
 ) -> ClipModel:
-    """Build a CLIP model on the meta device: shapes without weights, so any size takes no memory and little time.
+    """Build a CLIP model on the meta device: only shapes, no weights, so any size takes no memory and little time.
 
     Args:
-        model: as in `build_clip`; or a checkpoint, of which only the configuration is read.
+        model: as in `build_clip`, or a checkpoint, of which only the configuration is read.
         image_size: as in `build_clip`.
         noise: as in `build_clip`.
     """
-    config = read_clip_config(model.path)["model_cfg"] if isinstance(model, ClipCheckpoint) else model
+    if isinstance(model, ClipCheckpoint):
+        config = read_clip_config(model.path)["model_cfg"]
+    else:
+        config = model
     with torch.device("meta"):
         clip = build_clip(config, image_size=image_size, noise=noise, device="meta")
     if isinstance(model, ClipCheckpoint):
@@ -197,8 +203,8 @@ def load_clip(
     Args:
         checkpoint: the artifact, or any folder in open_clip's layout.
         device: device of the weights.
-        image_size: side of the input in pixels; if it differs from the checkpoint's, learned position embeddings are
-            resampled by open_clip, or by timm in a timm tower, and rotary ones are computed for the new grid.
+        image_size: side of the input in pixels. If it differs from the checkpoint's, learned position embeddings are
+            resampled by open_clip (by timm in a timm tower), and rotary positions are computed for the new grid.
         noise: as in `build_clip`.
 
     Raises:
@@ -226,7 +232,7 @@ def load_clip(
 def save_clip(model: ClipModel, directory: Path) -> ClipCheckpoint:
     """Save a model in open_clip's layout (`open_clip_config.json`, `open_clip_model.safetensors`).
 
-    `load_clip` reads it; open_clip itself does too, except in the case of `open_clip_incompatibility`.
+    `load_clip` reads the folder. So does open_clip itself, except in the case of `open_clip_incompatibility`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     facts = model.preprocess.model_dump(include={"mean", "std", "interpolation", "resize_mode"})
@@ -246,7 +252,7 @@ def save_clip(model: ClipModel, directory: Path) -> ClipCheckpoint:
 
 
 def open_clip_incompatibility(model: ClipModel) -> str:
-    """Return why open_clip itself cannot load what `save_clip` writes, in one line; empty in nearly all cases."""
+    """Explain in one line why open_clip itself cannot load the result of `save_clip`; empty in nearly all cases."""
     if plain_config(model.module, model.config, model.name):
         return ""
     encoder, size = model.config["vision_cfg"]["timm_model_name"], model.preprocess.image_size

@@ -1,4 +1,4 @@
-"""A CLIP model's configuration in open_clip's form: found by name, read from a folder, and checked."""
+"""A CLIP model's configuration in open_clip's form: looked up by name, read from a folder, and checked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensor
 WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 # A damaged number would build layers without end, or fill the memory.
 MAX_LAYERS, MAX_SIZE = 1_000, 4_000_000
-# What a configuration may say about its tokenizer. Any other option would reach a loader of transformers, some of whose
+# Allowed options of a configuration's tokenizer. Any other option would reach a loader of transformers, some of whose
 # arguments run code (`trust_remote_code`) or read other files (`bpe_path`, `cache_dir`).
 TOKENIZER_OPTIONS: Mapping[str, type] = {
     "clean": str,
@@ -35,7 +35,7 @@ _UNSUPPORTED = re.compile(r"EVA.?CLIP.?(8B|18B)", re.IGNORECASE)
 
 
 def unsupported_eva_clip(where: str, size: str) -> UserError:
-    """Return the error for the two largest EVA-CLIP models, which neither timm nor open_clip has."""
+    """Create the error for the two largest EVA-CLIP models, which neither timm nor open_clip has."""
     return UserError(
         f"{where}: neither timm nor open_clip has the architecture of EVA-CLIP-{size.upper()} (RMSNorm, no biases in"
         " attention); the largest that can be loaded is EVA02-E-14-plus"
@@ -43,13 +43,14 @@ def unsupported_eva_clip(where: str, size: str) -> UserError:
 
 
 def get_clip_config(name: str) -> dict[str, Any]:
-    """Return open_clip's configuration of a model name.
+    """Look up open_clip's configuration of a model name.
 
     Raises:
         UserError: open_clip does not have it, or it cannot be fetched.
     """
-    if found := _UNSUPPORTED.search(name):
-        raise unsupported_eva_clip(name, found[1])
+    unsupported = _UNSUPPORTED.search(name)
+    if unsupported:
+        raise unsupported_eva_clip(name, unsupported[1])
     try:
         config = open_clip.get_model_config(name.replace("/", "-") if ":" not in name else name)
     except (OSError, RuntimeError, ValueError) as error:
@@ -60,7 +61,7 @@ def get_clip_config(name: str) -> dict[str, Any]:
 
 
 def read_clip_config(folder: Path) -> dict[str, Any]:
-    """Return the content of `open_clip_config.json`.
+    """Read `open_clip_config.json`.
 
     Raises:
         UserError: the file is missing, is not JSON, or has no `model_cfg`.
@@ -72,10 +73,10 @@ def read_clip_config(folder: Path) -> dict[str, Any]:
 
 
 def clip_weights_file(folder: Path) -> Path:
-    """Return the weights file of a folder in open_clip's layout.
+    """Find the weights file of a folder in open_clip's layout.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder has none.
     """
     return find_weights(folder, WEIGHTS_FILES)
 
@@ -84,7 +85,7 @@ def check_keys(config: Mapping[str, Any], name: str) -> None:
     """Check that a configuration has all required parts and no key that open_clip would not accept.
 
     Raises:
-        UserError: the first such key.
+        UserError: a part is missing, or a key or value is not accepted. The message names the first.
     """
     model = f"CLIP model {name!r}"
     for key in ("embed_dim", "vision_cfg", "text_cfg"):
@@ -95,14 +96,16 @@ def check_keys(config: Mapping[str, Any], name: str) -> None:
         *inspect.signature(open_clip.CoCa).parameters,
         "custom_text",
     }
-    if other := next((key for key in config if key not in known), None):
-        raise UserError(f"{model}: {other}: unknown key{did_you_mean(other, known)}")
+    unknown = [key for key in config if key not in known]
+    if unknown:
+        raise UserError(f"{model}: {unknown[0]}: unknown key{did_you_mean(unknown[0], known)}")
     for part, kind in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
         if not isinstance(config[part], Mapping):
             raise UserError(f"{model}: {part}: expected a mapping of open_clip's keys to values, got {config[part]!r}")
         fields = {field.name for field in dataclasses.fields(kind)}
-        if other := next((key for key in config[part] if key not in fields), None):
-            raise UserError(f"{model}: {part}.{other}: unknown key{did_you_mean(other, fields)}")
+        unknown = [key for key in config[part] if key not in fields]
+        if unknown:
+            raise UserError(f"{model}: {part}.{unknown[0]}: unknown key{did_you_mean(unknown[0], fields)}")
         for key, value in config[part].items():
             limit = MAX_LAYERS if key == "layers" else MAX_SIZE
             if isinstance(value, int | float) and not abs(value) <= limit:
@@ -114,14 +117,14 @@ def check_tokenizer_options(text: Mapping[str, Any], name: str) -> None:
     """Check the `tokenizer_kwargs` of a text tower's configuration, whose author need not be trusted.
 
     Raises:
-        UserError: an option is not one of `TOKENIZER_OPTIONS`, or of another type.
+        UserError: an option is not in `TOKENIZER_OPTIONS`, or has another type.
     """
     options = text.get("tokenizer_kwargs") or {}
-    place = f"CLIP model {name!r}: text_cfg.tokenizer_kwargs"
+    location = f"CLIP model {name!r}: text_cfg.tokenizer_kwargs"
     if not isinstance(options, Mapping):
-        raise UserError(f"{place}: expected a mapping, got {options!r}")
+        raise UserError(f"{location}: expected a mapping, got {options!r}")
     for key, value in options.items():
         if key not in TOKENIZER_OPTIONS:
-            raise UserError(f"{place}.{key}: not allowed; allowed: {', '.join(TOKENIZER_OPTIONS)}")
+            raise UserError(f"{location}.{key}: not allowed; allowed: {', '.join(TOKENIZER_OPTIONS)}")
         if type(value) is not TOKENIZER_OPTIONS[key]:
-            raise UserError(f"{place}.{key}: expected {TOKENIZER_OPTIONS[key].__name__}, got {value!r}")
+            raise UserError(f"{location}.{key}: expected {TOKENIZER_OPTIONS[key].__name__}, got {value!r}")

@@ -30,15 +30,17 @@ def build_module(config: Mapping[str, Any], name: str) -> nn.Module:
     module = _construct(config, name)
     set_image_size(module, config["vision_cfg"], name)
     _init_projection(module)
-    if isinstance(visual := module.visual, VisionTransformer) and (rate := config["vision_cfg"].get("patch_dropout")):
+    visual, rate = module.visual, config["vision_cfg"].get("patch_dropout")
+    if isinstance(visual, VisionTransformer) and rate:
         visual.patch_dropout = PatchDropout(rate)  # open_clip's own draws on the CPU and synchronises the device
     return module
 
 
 def set_image_size(module: nn.Module, vision: Mapping[str, Any], name: str) -> None:
-    """Check the image size against the patches, and resize a timm encoder to it (open_clip builds it at its own size).
+    """Check the image size against the patches, and resize a timm encoder to it.
 
-    Its learned position embeddings are resampled, rotary ones are recomputed.
+    open_clip builds a timm encoder at the encoder's default size. Learned position embeddings are resampled, and rotary
+    positions are recomputed.
 
     Raises:
         UserError: the size does not fit.
@@ -48,26 +50,26 @@ def set_image_size(module: nn.Module, vision: Mapping[str, Any], name: str) -> N
         raise UserError(f"CLIP model {name!r}: image_size: expected one number (images are square), got {size}")
     trunk = getattr(visual, "trunk", None)
     embed = getattr(trunk, "patch_embed", None)
-    patch = getattr(embed, "patch_size", None) if trunk is not None else getattr(visual, "patch_size", None)
-    if (
-        patch and size % patch[0] and size != _timm_size(vision.get("timm_model_name"))
-    ):  # timm's own size may leave a rest: SigLIP's 384
+    patch_owner = visual if trunk is None else embed
+    patch = getattr(patch_owner, "patch_size", None)
+    # At timm's default size the patches need not cover the image: SigLIP's 384.
+    if patch and size % patch[0] and size != _timm_size(vision.get("timm_model_name")):
         raise UserError(f"CLIP model {name!r}: image_size {size} is not a multiple of its patch size {patch[0]}")
     if getattr(embed, "img_size", None) not in (None, (size, size)):
         visual.set_input_size(size)  # type: ignore[union-attr,operator]
 
 
 def load_weights(module: nn.Module, file: Path, name: str, *, origin: Path | None = None) -> None:
-    """Load a whole state dict, strictly, with open_clip's own loader, which also reads its older layouts.
+    """Load a complete state dict with open_clip's own strict loader, which also reads its older layouts.
 
     Args:
-        module: of an open_clip model.
-        file: with the weights.
+        module: module of an open_clip model.
+        file: file of the weights.
         name: the model's name, for errors.
-        origin: the user's file, if `file` is a temporary copy of it; errors name it.
+        origin: the user's file, for errors, if `file` is a temporary copy of it.
 
     Raises:
-        UserError: it cannot be read, or does not fit.
+        UserError: the file cannot be read, or does not fit.
     """
     try:
         open_clip.load_checkpoint(module, str(file), strict=True, weights_only=True)
@@ -77,16 +79,17 @@ def load_weights(module: nn.Module, file: Path, name: str, *, origin: Path | Non
 
 
 def plain_config(module: nn.Module, config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """Return the configuration with which open_clip itself builds this module and can load its weights, or None.
+    """Adapt a configuration so that open_clip itself builds this module and can load its weights; None if impossible.
 
     open_clip builds a timm tower at the image size in its name and ignores `image_size`. At another size, the name must
-    be that of the same encoder at that size (`vit_base_patch16_384` for `vit_base_patch16_224`); None if timm has no
-    such encoder. Whether it is the same encoder is checked on the features of a random image.
+    refer to the same encoder at that size (`vit_base_patch16_384` for `vit_base_patch16_224`). The result is None if
+    timm has no such encoder. Whether it is the same encoder is checked on the features of a random image.
     """
     plain = deepcopy(dict(config))
     vision = plain["vision_cfg"]
     default_size = _timm_size(vision.get("timm_model_name"))
-    size = getattr(getattr(getattr(module.visual, "trunk", None), "patch_embed", None), "img_size", None)
+    trunk = getattr(module.visual, "trunk", None)
+    size = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
     if not default_size or size in (None, (default_size, default_size)):
         return plain
     stem = vision["timm_model_name"].partition(".")[0].removesuffix(f"_{default_size}")
@@ -106,14 +109,14 @@ def plain_config(module: nn.Module, config: Mapping[str, Any], name: str) -> dic
 
 
 def _construct(config: Mapping[str, Any], name: str) -> nn.Module:
-    """Build a module as open_clip's factory does; the factory itself takes a name, not a configuration."""
+    """Build a module as open_clip's factory does. The factory itself takes a name, not a configuration."""
     arguments = deepcopy(dict(config))
     custom_text = arguments.pop("custom_text", False) or "hf_model_name" in arguments["text_cfg"]
     kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
     if custom_text and "multimodal_cfg" in arguments:
         kind = open_clip.CoCa
     for part, key in (("vision_cfg", "timm_model_pretrained"), ("text_cfg", "hf_model_pretrained")):
-        arguments[part][key] = False  # never download weights on the side: they come from a checkpoint or training
+        arguments[part][key] = False  # never download weights here: they come from a checkpoint or from training
     try:
         with without_custom_code(f"CLIP model {name!r}"):
             module: nn.Module = kind(**arguments)
@@ -145,7 +148,9 @@ def _init_projection(module: nn.Module) -> None:
     small long after. Trained from scratch on the synthetic shapes, EVA02-Nano-8-32 leaves a loss of ln N after 40 steps
     instead of 100.
     """
-    head = getattr(module.visual.trunk, "head", None) if isinstance(module.visual, TimmModel) else None
+    head = None
+    if isinstance(module.visual, TimmModel):
+        head = getattr(module.visual.trunk, "head", None)
     if isinstance(head, nn.Linear):
         nn.init.normal_(head.weight, std=head.in_features**-0.5)
         if head.bias is not None:
@@ -153,6 +158,8 @@ def _init_projection(module: nn.Module) -> None:
 
 
 def _timm_size(name: str | None) -> int | None:
-    """Return the image size of timm's encoder of this name, or None if timm has no such encoder."""
-    size = timm.get_pretrained_cfg_value(name, "input_size") if name and timm.is_model(name.partition(".")[0]) else None
+    """Look up the image size of timm's encoder of this name; None if timm has no such encoder."""
+    if not name or not timm.is_model(name.partition(".")[0]):
+        return None
+    size = timm.get_pretrained_cfg_value(name, "input_size")
     return int(size[-1]) if size else None

@@ -1,4 +1,4 @@
-"""Names of pretrained models: `hf-hub:org/model`, `local-dir:folder`, a path, or a name of open_clip or timm."""
+"""Sources of pretrained models: `hf-hub:org/model`, `local-dir:folder`, a path, or a name in open_clip or timm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def local_folder(source: str) -> Path | None:
-    """Return the folder that a source names with `local-dir:` or by its path, or None.
+    """Find the folder that a source names with `local-dir:` or by its path; None if it names none.
 
     Raises:
         UserError: the folder after `local-dir:` does not exist.
@@ -32,7 +32,7 @@ def local_folder(source: str) -> Path | None:
 
 
 def weights_file_as_source(source: str | Mapping[str, Any], pretrained: str | None) -> Path | None:
-    """Return the weights file that a source names without `pretrained`, or None."""
+    """Find the weights file that a source names without `pretrained`; None if it names none."""
     file = Path(source) if isinstance(source, str) and not pretrained else None
     return file if file and file.is_file() else None
 
@@ -41,14 +41,14 @@ def check_weights_file(name: str) -> None:
     """Check that a file of weights exists.
 
     Raises:
-        UserError: it does not.
+        UserError: the file does not exist.
     """
     if not Path(name).is_file():
         raise UserError(f"{name}: no such checkpoint file")
 
 
 def fetch(name: str, download: Callable[[], T]) -> T:
-    """Call `download` and return its result; any of the many errors of a download becomes one line.
+    """Call `download`, and convert any of its many possible errors to a single line.
 
     Raises:
         UserError: the download failed.
@@ -60,19 +60,20 @@ def fetch(name: str, download: Callable[[], T]) -> T:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an exception's message, cut at 200 characters, to quote in an error of one line."""
+    """Extract the first line of an exception's message, cut at 200 characters, to quote in a one-line error."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def is_vision_source(source: str, pretrained: str | None) -> bool:
-    """Return whether a source names a timm encoder rather than a CLIP model.
+    """Check whether a source names a timm encoder rather than a CLIP model.
 
-    Where timm and open_clip share a name, a `pretrained` tag of open_clip's decides for the CLIP model.
+    Where timm and open_clip share a name, a `pretrained` tag of open_clip decides for the CLIP model.
 
     Raises:
-        UserError: there is no such model.
+        UserError: the model does not exist.
     """
-    if folder := local_folder(source):
+    folder = local_folder(source)
+    if folder:
         return not (folder / CONFIG_FILE).is_file() and '"architecture"' in _text(folder / "config.json")
     if source.startswith(HUB_PREFIX):
         return _is_vision_repo(source.removeprefix(HUB_PREFIX))
@@ -89,7 +90,7 @@ def is_vision_source(source: str, pretrained: str | None) -> bool:
 
 
 def _is_vision_repo(repo: str) -> bool:
-    """Return whether a repository of the hub has timm's layout and not open_clip's; False if it cannot be read.
+    """Check whether a repository of the hub has timm's layout and not open_clip's; False if it cannot be read.
 
     `import_clip` then reports why the repository cannot be read.
     """

@@ -31,8 +31,8 @@ PROBES = [
 class WordTokenizer:
     """open_clip's `SimpleTokenizer` with a cache of each word's tokens: the same result in a fifth of the time.
 
-    Cleaning takes most of the tokenizer's time. A plain text can be split into words first, and each word is cleaned
-    once.
+    Cleaning takes most of the tokenizer's time. A plain text can be split into words first, so that each word is
+    cleaned only once.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -41,8 +41,9 @@ class WordTokenizer:
         self.special = dict(tokenizer.cache)
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
-        """Return token ids, int64 (N, L); longer texts are cut before the end token, shorter ones padded with zeros."""
-        texts = [texts] if isinstance(texts, str) else texts
+        """Convert texts to token ids, int64 (N, L), cut before the end token or padded with zeros."""
+        if isinstance(texts, str):
+            texts = [texts]
         if self.tokenizer.reduction_fn:  # CLIPA shortens texts with draws from torch's generator: keep the same draws
             reduced: Tensor = self.tokenizer(texts, context_length)
             return reduced
@@ -60,35 +61,38 @@ class WordTokenizer:
         if max(len(self.words), len(self.tokenizer.cache)) >= MAX_WORDS:
             self.words.clear()
             self.tokenizer.cache = dict(self.special)  # open_clip's tokenizer has a cache of its own
-        pieces = self._pieces(word) if _is_plain(word) else [word]  # a word that is not plain is a piece already
-        spelled = ["".join(self.tokenizer.byte_encoder[byte] for byte in piece.encode()) for piece in pieces]
-        merged = [part for piece in spelled for part in self.tokenizer.bpe(piece).split(" ")]
+        # A word that is not plain is a piece already.
+        pieces = self._pieces(word) if _is_plain(word) else [word]
+        merged: list[str] = []
+        for piece in pieces:
+            spelled = "".join(self.tokenizer.byte_encoder[byte] for byte in piece.encode())
+            merged += self.tokenizer.bpe(spelled).split(" ")
         ids = self.words[word] = [self.tokenizer.encoder[part] for part in merged]
         return ids
 
     def _pieces(self, text: str) -> list[str]:
-        found: list[str] = self.tokenizer.pat.findall(self.tokenizer.clean_fn(text))
-        return found
+        pieces: list[str] = self.tokenizer.pat.findall(self.tokenizer.clean_fn(text))
+        return pieces
 
 
 def _is_plain(text: str) -> bool:
-    """Return whether words can be cleaned one by one: no entity, no Unicode to repair, no control character."""
+    """Check whether words can be cleaned one by one: no entity, no Unicode to repair, no control character."""
     return text.isascii() and text.isprintable() and "&" not in text
 
 
 def build_tokenizer(
     text: Mapping[str, Any], context_length: int, model: str, folder: Path | None
 ) -> Callable[..., Tensor]:
-    """Build the tokenizer of a text tower: CLIP's own or one of Hugging Face's.
+    """Build the tokenizer of a text tower: CLIP's own, or a Hugging Face tokenizer.
 
     Args:
         text: open_clip's `text_cfg`.
         context_length: tokens of a text.
         model: the model's name, for errors.
-        folder: folder of the loaded model; a Hugging Face tokenizer saved there is preferred to that of the hub.
+        folder: folder of the loaded model. A Hugging Face tokenizer saved there is preferred to the hub's.
 
     Raises:
-        UserError: it cannot be loaded, its options are not allowed, or transformers is not installed.
+        UserError: the tokenizer cannot be loaded, its options are not allowed, or transformers is not installed.
     """
     check_tokenizer_options(text, model)
     options = {"context_length": context_length, **(text.get("tokenizer_kwargs") or {})}
@@ -115,12 +119,12 @@ def check_tokenizer(tokenizer: Callable[..., Tensor], module: nn.Module, model: 
     """Check that a text tower has an embedding and a position for every token of a few texts, in many scripts.
 
     Args:
-        tokenizer: of the model.
-        module: of an open_clip model; shapes without weights will do.
+        tokenizer: tokenizer of the model.
+        module: module of an open_clip model, possibly on the meta device.
         model: the model's name, for errors.
 
     Raises:
-        UserError: the tokenizer is another model's, or its context is not that of the text tower.
+        UserError: the tokenizer is another model's, or its context length differs from the text tower's.
     """
     tower: Any = getattr(module, "text", module)
     tokens = tokenizer(PROBES)
@@ -133,21 +137,21 @@ def check_tokenizer(tokenizer: Callable[..., Tensor], module: nn.Module, model: 
     if getattr(tower, "positional_embedding", None) is None:
         return
     # open_clip.CLIP itself adds all positions; its other towers add as many as there are tokens.
-    places = _num_places(tower)
-    if tokens.shape[1] > places or (tower is module and tokens.shape[1] != places):
+    num_positions = _num_positions(tower)
+    if tokens.shape[1] > num_positions or (tower is module and tokens.shape[1] != num_positions):
         raise UserError(
-            f"{model}: the tokenizer returns {tokens.shape[1]} tokens per text, the text tower has {places} positions"
-            " (text_cfg: context_length, tokenizer_kwargs)"
+            f"{model}: the tokenizer returns {tokens.shape[1]} tokens per text, the text tower has {num_positions}"
+            " positions (text_cfg: context_length, tokenizer_kwargs)"
         )
 
 
-def _num_places(tower: Any) -> int:
-    """Return the number of tokens that an open_clip text tower has positions for; a class token takes one."""
+def _num_positions(tower: Any) -> int:
+    """Count the tokens that an open_clip text tower has positions for. A class token takes one position."""
     return len(tower.positional_embedding) - (getattr(tower, "cls_emb", None) is not None)
 
 
 def encode_unpadded(module: nn.Module, tokens: Tensor, device: torch.device) -> Tensor:
-    """Return `module.encode_text(tokens)` computed without the padding, equal up to rounding.
+    """Compute `module.encode_text(tokens)` without the padding, equal up to rounding.
 
     Args:
         module: the module of an open_clip model.
@@ -158,10 +162,10 @@ def encode_unpadded(module: nn.Module, tokens: Tensor, device: torch.device) -> 
 
 
 def used_length(module: nn.Module, tokens: Tensor) -> int:
-    """Return the number of positions that matter for texts, at most L.
+    """Count the positions that matter for texts, at most L.
 
     In towers like CLIP's own, attention is causal and only the position of the end token is read, so the positions
-    after the longest text do not matter. In any other tower all do.
+    after the longest text do not matter. In any other tower all positions do.
 
     Args:
         module: the module of an open_clip model.
@@ -172,18 +176,18 @@ def used_length(module: nn.Module, tokens: Tensor) -> int:
 
 
 def encode_text(module: nn.Module, tokens: Tensor, *, normalize: bool = False) -> Tensor:
-    """Return `module.encode_text(tokens)`, with gradients, of tokens that may be cut to their `used_length`.
+    """Compute `module.encode_text(tokens)`, with gradients, for tokens that may be cut to their `used_length`.
 
     Args:
         module: the module of an open_clip model.
-        tokens: (N, L) or fewer columns, on the module's device.
+        tokens: (N, L), or fewer columns after a cut, on the module's device.
         normalize: scale each embedding to unit length.
     """
     tower: Any = getattr(module, "text", module)
     table, shorter = getattr(tower, "positional_embedding", None), dict[str, Tensor]()
-    if table is not None and _num_places(tower) > tokens.shape[1]:
+    if table is not None and _num_positions(tower) > tokens.shape[1]:
         prefix = "module." if tower is module else "module.text."
-        used = slice(len(table) - _num_places(tower) + tokens.shape[1])
+        used = slice(len(table) - _num_positions(tower) + tokens.shape[1])
         # open_clip's tower adds the whole table of positions, so the shorter one is passed in its place.
         shorter[f"{prefix}positional_embedding"] = table[used]
         if tower.attn_mask is not None:
@@ -204,7 +208,7 @@ class _EncodeText(nn.Module):
 
 
 def _end_positions(tower: Any, tokens: Tensor) -> Tensor | None:
-    """Return the position that is pooled in each text, (N,); None if later positions matter or pooling differs."""
+    """Find the position that is pooled in each text, (N,); None if later positions matter or pooling differs."""
     if type(tower) is open_clip.CLIP:
         pooling, end_token = tower.text_pool_type, tower.text_eos_id
     elif type(tower) is TextTransformer and tower.cls_emb is None and not tower.output_tokens:
@@ -213,4 +217,6 @@ def _end_positions(tower: Any, tokens: Tensor) -> Tensor | None:
         return None
     if tower.attn_mask is None or pooling not in ("argmax", "eos"):
         return None
-    return (tokens if pooling == "argmax" else (tokens == end_token).int()).argmax(dim=-1)
+    if pooling == "eos":
+        tokens = (tokens == end_token).int()
+    return tokens.argmax(dim=-1)

@@ -1,4 +1,4 @@
-"""Importing diffusion models: a folder in diffusers' layout becomes a GeneratorCheckpoint."""
+"""Import of diffusion models: a folder in diffusers' layout becomes a GeneratorCheckpoint."""
 
 from __future__ import annotations
 
@@ -28,21 +28,19 @@ from vfm.storage.store_files import naming, reading
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
 # The files that are copied or downloaded. Repositories also hold single-file copies of all parts, 5 GB each, weights in
 # other formats, and parts that are not used here (safety checkers, image encoders).
+_PARTS = (*DENOISERS, "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+_PART_FILES = ("*.json", "diffusion_pytorch_model*.safetensors", "model*.safetensors")
 NEEDED = (
     "model_index.json",
-    *(
-        f"{part}/{file}"
-        for part in (*DENOISERS, "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
-        for file in ("*.json", "diffusion_pytorch_model*.safetensors", "model*.safetensors")
-    ),
+    *(f"{part}/{file}" for part in _PARTS for file in _PART_FILES),
     *(f"tokenizer{suffix}/*" for suffix in ("", "_2", "_3")),
     "scheduler/*.json",
-    "condition/*",  # of a prior trained here
+    "condition/*",  # in a prior trained here
     "pixels/*.json",
 )
 VARIANTS = ("*.fp16.*", "*.non_ema.*", "*.bin", "*.ckpt", "*/.*")  # never copied
 Prediction = Literal["epsilon", "v", "flow"]
-# Schedulers whose noise follows from betas; of others, such as EDM's, the shares of signal differ.
+# Schedulers whose noise follows from betas. Others, such as EDM's, have different fractions of signal.
 BETA_SCHEDULERS = (
     "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
@@ -60,8 +58,9 @@ def import_generator_checkpoint(config: ImportGenerator, ctx: Context) -> Genera
 
 
 def check_import_generator(config: ImportGenerator, ctx: Preflight) -> None:
-    """Check the parts of a local model, without reading weights; of a model of the hub only its name."""
-    if folder := _local_folder(config.source):
+    """Check the parts of a local model without reading weights. For a model on the hub, only its name is checked."""
+    folder = _local_folder(config.source)
+    if folder:
         read_facts(folder)
         check_parts(folder, config.source)
 
@@ -69,17 +68,17 @@ def check_import_generator(config: ImportGenerator, ctx: Preflight) -> None:
 def import_generator(source: str, directory: Path) -> GeneratorCheckpoint:
     """Copy a diffusion model into `directory`: denoiser, scheduler and any other parts (VAE, text encoder).
 
-    Only the files in `NEEDED` are taken.
+    Only the files in `NEEDED` are copied.
 
     Args:
-        source: a folder in diffusers' layout, also as `local-dir:folder`; or `hf-hub:org/model`, with `@revision` for
-            one commit, branch or tag.
+        source: a folder in diffusers' layout, also as `local-dir:folder`, or `hf-hub:org/model`, with `@revision` for
+            a commit, branch or tag.
         directory: folder of the copy.
 
     Raises:
-        UserError: the model does not exist or is not in diffusers' layout; the weights of its denoiser, VAE or text
-            encoders are missing, pickled, of half precision only, not finite or do not fit their configuration; a
-            tokenizer is missing; or diffusers is not installed.
+        UserError: diffusers is not installed, the model does not exist or is not in diffusers' layout, or a tokenizer
+            is missing. It is also raised if the weights of the denoiser, VAE or text encoders are missing, pickled, of
+            half precision only, not finite, or do not fit their configuration.
     """
     folder = _find_folder(source)
     facts = read_facts(folder)
@@ -95,7 +94,7 @@ def import_generator(source: str, directory: Path) -> GeneratorCheckpoint:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Return the facts of a `GeneratorCheckpoint` for a folder in diffusers' layout.
+    """Read the facts of a `GeneratorCheckpoint` from a folder in diffusers' layout.
 
     Raises:
         UserError: a part is missing, or the denoiser has no cross-attention.
@@ -105,7 +104,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
     with naming(file, "the configuration of a denoiser"):
         size = int(config.get("sample_size") or 64)
         width = config.get("cross_attention_dim") or config.get("joint_attention_dim")
-        condition = int((width[0] if isinstance(width, list) else width) or 0)
+        if isinstance(width, list):  # a width for each block of the U-Net
+            width = width[0]
+        condition = int(width or 0)
     if not condition:
         raise UserError(f"{folder}: its denoiser has no cross-attention, so it cannot be conditioned")
     prediction = _prediction(read_part(folder / SCHEDULER_FILE), folder)
@@ -120,7 +121,8 @@ def _local_folder(source: str) -> Path | None:
 
 
 def _find_folder(source: str) -> Path:
-    if folder := _local_folder(source):
+    folder = _local_folder(source)
+    if folder:
         return folder
     repo, revision = repository(source)
     files: dict[str, Any] = {"allow_patterns": list(NEEDED), "ignore_patterns": list(VARIANTS), "revision": revision}
@@ -133,7 +135,7 @@ def _is_needed(name: str) -> bool:
 
 
 def _check_finite(file: Path) -> None:
-    """Check a file's weights; tensors are read one by one, since together they may exceed the memory."""
+    """Check a file's weights one tensor at a time, since together they may exceed the memory."""
     with reading(file, "safetensors"), safe_open(file, framework="pt") as content:
         for key in content.keys():  # noqa: SIM118
             check_finite_weights({key: content.get_tensor(key)}, file)
@@ -146,7 +148,8 @@ def _prediction(scheduler: dict[str, Any], folder: Path) -> Prediction:
     if name not in BETA_SCHEDULERS:
         known = ", ".join((*BETA_SCHEDULERS, *FLOW_SCHEDULERS))
         raise UserError(f"{folder}: its scheduler: expected one of {known}, got {name}")
-    if missing := [key for key in BETAS if key not in scheduler and scheduler.get("trained_betas") is None]:
+    missing = [key for key in BETAS if key not in scheduler]
+    if missing and scheduler.get("trained_betas") is None:
         raise UserError(f"{folder}: its scheduler's configuration: expected {', '.join(BETAS)}, got no {missing[0]}")
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS:

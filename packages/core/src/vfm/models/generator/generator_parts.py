@@ -1,4 +1,4 @@
-"""Check the parts of a diffusion model in diffusers' layout: each is whole and fits its configuration."""
+"""Checks of the parts of a diffusion model in diffusers' layout: each is complete and fits its configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vfm.storage.store_files import naming, read_record, reading
 DENOISERS = ("unet", "transformer")
 INDEX_FILE = "model_index.json"
 ENCODERS = ("text_encoder", "tokenizer")  # prefixes of the names of parts that transformers has
-# Whole weights or shards; a suffix such as `.fp16` names another variant of the same weights.
+# Complete weights or shards. A suffix such as `.fp16` names another variant of the same weights.
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
 TRANSFORMERS = "transformers"
 _SENTENCEPIECE = ("spiece.model",)
@@ -30,7 +30,7 @@ _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), _SENTENCEPIE
 
 
 def denoiser_folder(folder: Path) -> str:
-    """Return the name of the denoiser's folder: `unet` or `transformer`.
+    """Find the name of the denoiser's folder: `unet` or `transformer`.
 
     Raises:
         UserError: neither exists.
@@ -42,13 +42,13 @@ def denoiser_folder(folder: Path) -> str:
 
 
 def check_parts(folder: Path, source: str) -> None:
-    """Check denoiser, VAE, text encoders and tokenizers, without reading weights.
+    """Check denoiser, VAE, text encoders and tokenizers without reading weights.
 
     A part is expected if its folder exists or `model_index.json` names it.
 
     Args:
-        folder: of the model.
-        source: from which the model comes, for errors.
+        folder: folder of the model.
+        source: origin of the model, for errors.
 
     Raises:
         UserError: diffusers is not installed, a part is missing, or it does not fit its configuration.
@@ -64,12 +64,13 @@ def check_parts(folder: Path, source: str) -> None:
     index_file = folder / INDEX_FILE
     index = read_part(index_file) if index_file.is_file() else {}
     check_encoder_classes(index, index_file)
-    named = {
-        name: value[-1] for name, value in index.items() if isinstance(value, list) and value and None not in value
-    }
+    class_names: dict[str, Any] = {}
+    for name, value in index.items():
+        if isinstance(value, list) and value and None not in value:  # [library, class], with null for a missing part
+            class_names[name] = value[-1]
 
     def expected(name: str) -> bool:
-        return name in named or (folder / name).is_dir()
+        return name in class_names or (folder / name).is_dir()
 
     _check_weights(folder / denoiser_folder(folder), diffusers, source)
     if expected("vae"):
@@ -77,7 +78,8 @@ def check_parts(folder: Path, source: str) -> None:
     for suffix in ("", "_2", "_3"):
         if expected(f"text_encoder{suffix}"):
             _check_text_encoder(folder / f"text_encoder{suffix}", transformers, source)
-            _check_tokenizer(folder / (name := f"tokenizer{suffix}"), transformers, str(named.get(name)))
+            name = f"tokenizer{suffix}"
+            _check_tokenizer(folder / name, transformers, str(class_names.get(name)))
 
 
 def check_encoder_classes(index: Mapping[str, Any], file: Path) -> None:
@@ -87,10 +89,10 @@ def check_encoder_classes(index: Mapping[str, Any], file: Path) -> None:
 
     Args:
         index: content of `model_index.json`.
-        file: its path, for the error.
+        file: path of the index, for the error.
 
     Raises:
-        UserError: a part is of another library.
+        UserError: a part belongs to another library.
     """
     for name, value in index.items():
         if name.startswith(ENCODERS) and isinstance(value, list) and None not in value and value[:1] != [TRANSFORMERS]:
@@ -100,30 +102,30 @@ def check_encoder_classes(index: Mapping[str, Any], file: Path) -> None:
 
 
 def _class_of(library: Any, name: object, base: type, folder: Path) -> Any:
-    """Return the class of a library that a part's configuration names; it may name anything, such as a function."""
-    found = getattr(library, str(name), None)
-    if not inspect.isclass(found) or not issubclass(found, base):
+    """Look up the class of a library that a part's configuration names, which may also name e.g. a function."""
+    named_class = getattr(library, str(name), None)
+    if not inspect.isclass(named_class) or not issubclass(named_class, base):
         raise UserError(f"{folder}: {library.__name__} has no {base.__name__} {name!r}")
-    return found
+    return named_class
 
 
 def _check_weights(folder: Path, diffusers: Any, source: str) -> None:
     """Compare names and shapes of the weights with the configuration, without reading the weights."""
     config = read_part(folder / "config.json")
     model_class = _class_of(diffusers, config.get("_class_name"), diffusers.ModelMixin, folder)
-    found = _shapes(folder, source)
+    stored_shapes = _shapes(folder, source)
     with naming(folder / "config.json", "the configuration of a part"), torch.device("meta"):
         model = model_class.from_config(config)
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
-    _compare(folder, shapes, {_current(key, shapes): shape for key, shape in found.items()})
+    _compare(folder, shapes, {_current(key, shapes): shape for key, shape in stored_shapes.items()})
 
 
-# Names of a VAE's attention before diffusers 0.14, which diffusers converts when it reads them.
+# Names in a VAE's attention before diffusers 0.14, which diffusers converts when it reads them.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def _current(key: str, expected: dict[str, list[int]]) -> str:
-    """Return the name that diffusers gives to a tensor with this name in a file."""
+    """Convert a tensor's name in a file to the name that diffusers gives to it."""
     head, _, last = key.rpartition(".")
     head, _, layer = head.rpartition(".")
     new = f"{head}.{_OLD_NAMES.get(layer, layer)}.{last}"
@@ -133,7 +135,7 @@ def _current(key: str, expected: dict[str, list[int]]) -> str:
 def _check_text_encoder(folder: Path, transformers: Any, source: str) -> None:
     """Compare the weights of a text encoder with its configuration, if transformers is installed."""
     config = read_part(folder / "config.json")
-    found = _shapes(folder, source)
+    stored_shapes = _shapes(folder, source)
     if transformers is None:
         return
     name = next(iter(config.get("architectures") or []), None)
@@ -145,7 +147,7 @@ def _check_text_encoder(folder: Path, transformers: Any, source: str) -> None:
     for key, value in model.named_parameters(remove_duplicate=False):
         tied.setdefault(id(value), []).append(key)
     shapes = {key: list(value.shape) for key, value in model.named_parameters(remove_duplicate=False)}
-    bare = {_bare(key): shape for key, shape in found.items() if not key.endswith("position_ids")}
+    bare = {_bare(key): shape for key, shape in stored_shapes.items() if not key.endswith("position_ids")}
     expected: dict[str, list[int]] = {}
     for names in tied.values():  # one name of tied weights is enough in the file
         present = [key for key in names if _bare(key) in bare] or names[:1]
@@ -154,19 +156,19 @@ def _check_text_encoder(folder: Path, transformers: Any, source: str) -> None:
 
 
 def _bare(key: str) -> str:
-    """Return a text encoder's key without the prefix that some versions of transformers write."""
+    """Remove the prefix that some versions of transformers write before a text encoder's keys."""
     return key.removeprefix("text_model.")
 
 
 def _check_tokenizer(folder: Path, transformers: Any, class_name: str) -> None:
-    """Load a tokenizer by its class in transformers, if what reads it is installed."""
-    found = [names for names in _VOCABULARIES if all((folder / name).is_file() for name in names)]
+    """Load a tokenizer by its class in transformers, if the required libraries are installed."""
+    vocabularies = [names for names in _VOCABULARIES if all((folder / name).is_file() for name in names)]
     # Without these files transformers makes an empty tokenizer, whose maximum length is no number of tokens.
-    if not found:
+    if not vocabularies:
         raise UserError(
             f"{folder}: no tokenizer found: expected tokenizer.json, vocab.json with merges.txt, or spiece.model"
         )
-    if transformers is None or found == [_SENTENCEPIECE]:  # the latter needs another library, too
+    if transformers is None or vocabularies == [_SENTENCEPIECE]:  # SentencePiece needs another library, too
         return
     tokenizer_class: Any = transformers.AutoTokenizer
     if hasattr(transformers, class_name):
@@ -175,21 +177,22 @@ def _check_tokenizer(folder: Path, transformers: Any, class_name: str) -> None:
         tokenizer_class.from_pretrained(folder, local_files_only=True)
 
 
-def _compare(folder: Path, expected: dict[str, list[int]], found: dict[str, list[int]]) -> None:
-    wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+def _compare(folder: Path, expected: dict[str, list[int]], stored: dict[str, list[int]]) -> None:
+    wrong = sorted(key for key in expected.keys() | stored.keys() if expected.get(key) != stored.get(key))
     if wrong:
         key = wrong[0]
         raise UserError(
             f"{folder}: its weights do not fit its configuration: {len(wrong)} keys differ, first {key}: expected "
-            f"{expected.get(key, 'no such key')}, got {found.get(key, 'no such key')}"
+            f"{expected.get(key, 'no such key')}, got {stored.get(key, 'no such key')}"
         )
 
 
 def _shapes(folder: Path, source: str) -> dict[str, list[int]]:
-    """Return the shape of every tensor in a folder's safetensors files, which may be several shards."""
+    """Read the shape of every tensor in a folder's safetensors files, which may be several shards."""
     files = [file for file in sorted(folder.glob("*.safetensors")) if WEIGHTS.fullmatch(file.name)]
     if not files:
-        if half := _half_precision(folder, source):
+        half = _half_precision(folder, source)
+        if half:
             raise UserError(f"{folder}: fp16 variant only ({half}); expected the weights without a variant's suffix")
         raise UserError(f"{folder}: no safetensors; pickled weights are not read")
     shapes: dict[str, list[int]] = {}
@@ -200,8 +203,9 @@ def _shapes(folder: Path, source: str) -> dict[str, list[int]]:
 
 
 def _half_precision(folder: Path, source: str) -> str | None:
-    """Return the name of a part's fp16 weights, in its folder or, as they are not downloaded, on the hub."""
-    if local := sorted(folder.glob("*.fp16*.safetensors")):
+    """Find the name of a part's fp16 weights in its folder or, as they are not downloaded, on the hub."""
+    local = sorted(folder.glob("*.fp16*.safetensors"))
+    if local:
         return local[0].name
     if not source.startswith(HUB_PREFIX):
         return None
@@ -210,18 +214,18 @@ def _half_precision(folder: Path, source: str) -> str | None:
         names = list_repo_files(repo, revision=revision)
     except Exception:  # only the reason in an error's line depends on it
         return None
-    found = sorted(name for name in names if fnmatch(name, f"{folder.name}/*.fp16*.safetensors"))
-    return found[0].rpartition("/")[2] if found else None
+    halves = sorted(name for name in names if fnmatch(name, f"{folder.name}/*.fp16*.safetensors"))
+    return halves[0].rpartition("/")[2] if halves else None
 
 
 def repository(source: str) -> tuple[str, str | None]:
-    """Split `hf-hub:org/model@revision`; without a revision the hub's newest is read."""
+    """Split `hf-hub:org/model@revision` into repository and revision. None means the hub's newest."""
     repo, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
     return repo, revision or None
 
 
 def read_part(file: Path) -> dict[str, Any]:
-    """Return the content of a part's JSON file.
+    """Read the content of a part's JSON file.
 
     Raises:
         UserError: the file is missing or damaged.

@@ -37,7 +37,7 @@ from vfm.models.stages import HUB_PREFIX, ImportClip
 from vfm.models.weight_transfer import KeyReport
 from vfm.models.weights import check_finite_weights, load_state_dict, save_state_dict
 
-# Entries of OpenAI's archives beside the weights; no other file has them.
+# Entries of OpenAI's archives next to the weights; no other file has them.
 OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
 NUMPY_SUFFIXES = (".npz", ".npy")  # files of big_vision
 
@@ -51,8 +51,9 @@ def import_clip_checkpoint(config: ImportClip, ctx: Context) -> ClipCheckpoint:
     check_finite_weights(model.module.state_dict(), config.pretrained or config.source)
     model.tokenize(PROBES)  # refuses a tokenizer that does not fit
     show_key_report(ctx, report)
-    if reason := open_clip_incompatibility(model):
-        ctx.warn(reason)
+    incompatibility = open_clip_incompatibility(model)
+    if incompatibility:
+        ctx.warn(incompatibility)
     return save_clip(model, ctx.directory)
 
 
@@ -62,11 +63,14 @@ def check_import_clip(config: ImportClip, ctx: Preflight) -> None:
     folder = local_folder(config.source) if isinstance(config.source, str) else None
     if config.text_from or not (folder or isinstance(config.source, dict)):
         return  # open_clip's own names have their tokenizer
-    try:
-        clip = blueprint(_folder_config(folder) if folder else config.source)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}" if folder else str(error)) from None
-    clip.name, clip.folder = folder.name if folder else clip.name, folder
+    if folder:
+        try:
+            clip = blueprint(_folder_config(folder))
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
+        clip.name, clip.folder = folder.name, folder
+    else:
+        clip = blueprint(config.source)
     clip.tokenize(PROBES)
 
 
@@ -80,28 +84,30 @@ def import_clip(
     options: ReadOptions = DEFAULT_OPTIONS,
     report: KeyReport | None = None,
 ) -> ClipModel:
-    """Return a CLIP model with its pretrained weights, in evaluation mode.
+    """Load a CLIP model with its pretrained weights, in evaluation mode.
 
     Args:
-        source: an open_clip name or configuration, with `pretrained`; or without it `hf-hub:org/model`,
+        source: an open_clip name or configuration, with `pretrained`. Without it, `hf-hub:org/model`,
             `local-dir:folder` or a folder, in open_clip's or Hugging Face's layout, or an EVA-CLIP file.
-        pretrained: a tag of open_clip's for the name, or a file: safetensors, or a `torch.save` file of open_clip,
+        pretrained: a tag that open_clip has for the name, or a file: safetensors, or a `torch.save` file of open_clip,
             OpenAI, EVA-CLIP, DIVA or un2CLIP, read with `weights_only`.
         options: how a file is read.
-        report: filled with what became of every key of an EVA-CLIP file, of one tower's file, or of a file with more
-            than a CLIP model.
+        report: filled with the fate of every key of an EVA-CLIP file, of a file with a single tower, or of a file with
+            more than a CLIP model.
 
     Raises:
         UserError: a name is unknown, the weights are missing or do not fit, they were trained with QuickGELU and the
-            model has GELU, or the file has no text tower and none is given.
+            model has GELU, or the file has no text tower and `options` has none either.
     """
     report = KeyReport() if report is None else report
-    if isinstance(source, str) and (folder := local_folder(source)):
+    folder = local_folder(source) if isinstance(source, str) else None
+    if folder:
         return with_text_of(options.text_from, _loader_for(folder)(folder))
     if isinstance(source, str) and source.startswith(HUB_PREFIX):
         return with_text_of(options.text_from, _clip_from_hub(source.removeprefix(HUB_PREFIX)))
     check_clip_source(source, pretrained, options)
-    if file := weights_file_as_source(source, pretrained):
+    file = weights_file_as_source(source, pretrained)
+    if file:
         return clip_from_file(None, file, options, report)
     assert pretrained
     if isinstance(source, str) and not _is_file_name(pretrained):
@@ -112,16 +118,17 @@ def import_clip(
 def check_clip_source(
     source: str | Mapping[str, Any], pretrained: str | None, options: ReadOptions = DEFAULT_OPTIONS
 ) -> None:
-    """Check what is known of a CLIP model's source without its weights: names, tags and files.
+    """Check the names, tags and files of a CLIP model's source without reading its weights.
 
     Raises:
-        UserError: as `import_clip`.
+        UserError: as for `import_clip`.
     """
     if options.part != "both" and not (pretrained and _is_file_name(pretrained)):
         raise UserError(f"models.clip: part: {options.part} reads a tower from a file; set pretrained to that file")
     if weights_file_as_source(source, pretrained):
         return
-    if isinstance(source, str) and ((folder := local_folder(source)) or source.startswith(HUB_PREFIX)):
+    folder = local_folder(source) if isinstance(source, str) else None
+    if folder or (isinstance(source, str) and source.startswith(HUB_PREFIX)):
         if pretrained:
             raise UserError(f"models.clip: {source!r} has its own weights; leave pretrained out")
         if folder:
@@ -142,10 +149,10 @@ def check_clip_source(
 def clip_from_file(
     source: str | Mapping[str, Any] | None, file: Path, options: ReadOptions, report: KeyReport
 ) -> ClipModel:
-    """Return a CLIP model with a file's weights, in evaluation mode.
+    """Load a CLIP model with a file's weights, in evaluation mode.
 
     Args:
-        source: its architecture; None to find it from the shapes of an EVA-CLIP file.
+        source: its architecture; None to find it from the shapes in an EVA-CLIP file.
         file: the file of weights.
         options: how the file is read.
         report: as in `import_clip`.
@@ -158,7 +165,8 @@ def clip_from_file(
         load_weights(model.module, file, model.name)
     else:
         tensors = load_state_dict(file, ema=options.ema)
-        source = eva_import.clip_architecture(tensors, str(file)) if source is None else source
+        if source is None:
+            source = eva_import.clip_architecture(tensors, str(file))
         model = _clip_with(source, tensors, file, options, report)
     model.name = f"{model.name}/{file.stem}"
     model.module.eval()
@@ -174,14 +182,17 @@ def _clip_with(
 ) -> ClipModel:
     """Build a model and load a file's tensors.
 
-    `eva_import` loads EVA-CLIP's weights and single towers, open_clip's own loader all others.
+    `eva_import` loads EVA-CLIP's weights and single towers, and open_clip's own loader all others.
     """
     tensors = clip_tensors(tensors, report)
     by_eva_import = options.part != "both" or eva_import.is_official(tensors)
     config = clip_config.get_clip_config(source) if isinstance(source, str) else source
-    if other := options.text_from:
-        config = {**config, "text_cfg": other.config["text_cfg"]}
-    model = build_clip({**config, "custom_text": True} if by_eva_import else config, seed=0)
+    text_source = options.text_from
+    if text_source:
+        config = {**config, "text_cfg": text_source.config["text_cfg"]}
+    if by_eva_import:
+        config = {**config, "custom_text": True}
+    model = build_clip(config, seed=0)
     model.name = source if isinstance(source, str) else model.name
     is_openai = any(key in tensors for key in OPENAI_SIZES)
     if (is_openai or file.name in _published_with_quick_gelu()) and not model.config.get("quick_gelu"):
@@ -192,11 +203,12 @@ def _clip_with(
     tensors = {key: value for key, value in tensors.items() if key not in OPENAI_SIZES}
     if by_eva_import:
         eva_import.load_eva_clip(tensors, model, str(file), options, report)
-        return with_text_of(other, model)
-    if other:
-        tensors = tensors_with_text_of(other, tensors, str(file))
-        model.preprocess, model.folder = other.preprocess, other.folder
-    elif missing := missing_part(tensors):
+        return with_text_of(text_source, model)
+    missing = missing_part(tensors)
+    if text_source:
+        tensors = tensors_with_text_of(text_source, tensors, str(file))
+        model.preprocess, model.folder = text_source.preprocess, text_source.folder
+    elif missing:
         raise UserError(
             f"{file}: has no {missing}; set text_from to the CLIP model that it was trained from, or part: visual for"
             " an untrained text tower"
@@ -209,17 +221,18 @@ def _clip_with(
 
 
 def _published_with_quick_gelu() -> set[str]:
-    """Return the names of files, such as MetaCLIP's, that open_clip lists as trained with QuickGELU."""
+    """Collect the names of files, such as MetaCLIP's, that open_clip lists as trained with QuickGELU."""
     records = [open_clip.get_pretrained_cfg(name, tag) for name, tag in open_clip.list_pretrained()]
     return {Path(record["url"]).name for record in records if record.get("quick_gelu") and record.get("url")}
 
 
 def _clip_by_tag(name: str, tag: str) -> ClipModel:
-    """Return a model with the weights of an open_clip tag, with QuickGELU if the tag was trained with it."""
+    """Load a model with the weights of an open_clip tag, with QuickGELU if the tag was trained with it."""
     record = _tag_record(name, tag)
     file = Path(fetch(f"{name} {tag}", lambda: open_clip.download_pretrained(record)))
     config = clip_config.get_clip_config(name)
-    config = {**config, "quick_gelu": True} if record.get("quick_gelu") else config
+    if record.get("quick_gelu"):
+        config = {**config, "quick_gelu": True}
     model = clip_from_file(config, file, DEFAULT_OPTIONS, KeyReport())
     model.name = f"{name}/{tag}"
     model.preprocess = Preprocess.from_open_clip(record, model.preprocess.image_size)
@@ -227,7 +240,7 @@ def _clip_by_tag(name: str, tag: str) -> ClipModel:
 
 
 def _tag_record(name: str, tag: str) -> dict[str, Any]:
-    """Return open_clip's record of a tag: the address of its weights and its preprocessing."""
+    """Look up open_clip's record of a tag: the address of its weights and its preprocessing."""
     record = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag)
     if not record:
         clip_config.get_clip_config(name)  # an unknown name is the better error
@@ -237,7 +250,7 @@ def _tag_record(name: str, tag: str) -> dict[str, Any]:
 
 
 def _loader_for(folder: Path) -> Callable[[Path], ClipModel]:
-    """Return the function that loads the CLIP model of a folder, by its layout."""
+    """Choose the function that loads the CLIP model of a folder, by the folder's layout."""
     if (folder / clip_config.CONFIG_FILE).is_file():
         return load_clip
     if (folder / hugging_face.CONFIG_FILE).is_file():
@@ -246,14 +259,14 @@ def _loader_for(folder: Path) -> Callable[[Path], ClipModel]:
 
 
 def _folder_config(folder: Path) -> dict[str, Any]:
-    """Return open_clip's configuration of a folder's model, in either layout."""
+    """Read open_clip's configuration of a folder's model, in either layout."""
     if (folder / clip_config.CONFIG_FILE).is_file():
         return dict(clip_config.read_clip_config(folder)["model_cfg"])
     return transformers_model_config(folder)
 
 
 def _clip_from_hub(repo: str) -> ClipModel:
-    """Return a model of the hub, in open_clip's layout if it has one, else in Hugging Face's."""
+    """Load a model from the hub, in open_clip's layout if it has one, otherwise in Hugging Face's."""
     layouts = {
         clip_config.CONFIG_FILE: clip_config.WEIGHTS_FILES,
         hugging_face.CONFIG_FILE: (hugging_face.PROCESSOR_FILE, *hugging_face.WEIGHTS_FILES),
@@ -279,12 +292,13 @@ def _clip_from_hub(repo: str) -> ClipModel:
         model.name = f"{HUB_PREFIX}{repo}"
         return model
     # "Not in the cache and no network" explains more than a missing file.
-    cause = next((error for error in errors if isinstance(error, LocalEntryNotFoundError)), errors[-1])
+    offline_errors = [error for error in errors if isinstance(error, LocalEntryNotFoundError)]
+    cause = offline_errors[0] if offline_errors else errors[-1]
     raise UserError(f"{HUB_PREFIX}{repo}: cannot be downloaded: {first_line(cause)}")
 
 
 def _is_file_name(pretrained: str) -> bool:
-    """Return whether `pretrained` is a file rather than a tag: no tag of open_clip's has a suffix."""
+    """Check whether `pretrained` is a file rather than a tag: no tag of open_clip has a suffix."""
     return bool(Path(pretrained).suffix) or Path(pretrained).is_file()
 
 

@@ -1,8 +1,8 @@
-"""Released CLIP checkpoints with more or less than a CLIP model in them: other models, a prefix, one tower only.
+"""Released CLIP checkpoints that hold more or less than a CLIP model: other models, a prefix, or a single tower.
 
-    DIVA       as released: the names of open_clip, which are OpenAI's. As its script saves: `class_model.model.` before
-               them, and the weights of Stable Diffusion and of the adapter beside them
-    un2CLIP    the vision tower, with or without `visual.`, or of SigLIP `visual.trunk.`, before its keys
+    DIVA       as released: the names of open_clip, which are OpenAI's. As its script saves: with the prefix
+               `class_model.model.`, and next to the weights of Stable Diffusion and of the adapter
+    un2CLIP    the vision tower, with or without `visual.` (for SigLIP `visual.trunk.`) before its keys
     GenHancer  a folder of transformers, see `hugging_face` and `hugging_face_siglip_import`
 
 Sources: the public repositories of DIVA (arXiv:2407.20171), un2CLIP (arXiv:2505.24517), GenHancer (arXiv:2503.19480).
@@ -26,7 +26,7 @@ _TEXT = ("text.", "transformer.", "token_embedding.", "ln_final.")
 _TEXT_NAMES = ("positional_embedding", "text_projection")
 LOGIT_SCALE = "logit_scale"
 _SCALES = (LOGIT_SCALE, "logit_bias")
-# A key of a vision tower that is saved without the rest of its CLIP model, and the prefix that it has in one.
+# A key of a vision tower that is saved without the rest of its CLIP model -> the prefix that it has in one.
 _LONE_TOWERS = {
     "class_embedding": VISUAL,  # open_clip's own
     "trunk.patch_embed.proj.weight": VISUAL,  # timm's, in open_clip
@@ -35,18 +35,18 @@ _LONE_TOWERS = {
 
 
 def clip_tensors(tensors: Mapping[str, Tensor], report: KeyReport) -> dict[str, Tensor]:
-    """Return the tensors of the CLIP model in a file, under their names in open_clip.
+    """Select the tensors of the CLIP model in a file, under their names in open_clip.
 
     A file that holds nothing else is returned unchanged, without a report.
 
     Args:
-        tensors: of the file.
-        report: filled with the keys that are taken, and those that are left out because they are of other models.
+        tensors: tensors of the file.
+        report: filled with the keys that are taken, and with the other models' keys, which are left out.
     """
     for key, prefix in _LONE_TOWERS.items():
         if key in tensors:
             return _renamed({name: f"{prefix}{name}" for name in tensors}, tensors, report)
-    prefix = max(PREFIXES, key=lambda each: sum(_is_clip(name) for name in _under(each, tensors)))
+    prefix = max(PREFIXES, key=lambda candidate: sum(_is_clip(name) for name in _under(candidate, tensors)))
     if prefix:
         names = {f"{prefix}{name}": name for name in _under(prefix, tensors)}
     else:
@@ -57,7 +57,7 @@ def clip_tensors(tensors: Mapping[str, Tensor], report: KeyReport) -> dict[str, 
 
 
 def missing_part(names: Iterable[str]) -> str:
-    """Return what keys with a vision tower lack of a CLIP model: its text tower, its logit scale, or nothing ("")."""
+    """Find the missing part of a CLIP model with a vision tower: text tower, logit scale, or nothing ("")."""
     names = set(names)
     if not any(name.startswith(VISUAL) for name in names):  # another layout, which open_clip may know
         return ""
@@ -68,28 +68,28 @@ def missing_part(names: Iterable[str]) -> str:
 
 
 def with_text_of(other: ClipModel | None, model: ClipModel) -> ClipModel:
-    """Return a model with the text tower, logit scale and preprocessing of another one, or unchanged without one.
+    """Combine a model with the text tower, logit scale and preprocessing of another model, if there is one.
 
     Raises:
-        UserError: as `tensors_with_text_of`, or the text towers have other keys.
+        UserError: as for `tensors_with_text_of`, or the text towers have other keys.
     """
     if other is None:
         return model
-    made = build_clip({**model.config, "text_cfg": other.config["text_cfg"]})
-    made.name, made.preprocess, made.folder = model.name, other.preprocess, other.folder
+    combined = build_clip({**model.config, "text_cfg": other.config["text_cfg"]})
+    combined.name, combined.preprocess, combined.folder = model.name, other.preprocess, other.folder
     try:
-        made.module.load_state_dict(tensors_with_text_of(other, model.module.state_dict(), model.name))
+        combined.module.load_state_dict(tensors_with_text_of(other, model.module.state_dict(), model.name))
     except RuntimeError:
         raise UserError(f"text_from: the towers of {other.name} and {model.name} do not fit together") from None
-    made.module.eval()
-    return made
+    combined.module.eval()
+    return combined
 
 
 def tensors_with_text_of(other: ClipModel, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Return the vision tower of `tensors` with everything else of another model.
+    """Combine the vision tower of `tensors` with everything else of another model.
 
     Raises:
-        UserError: the vision towers of the two have other shapes.
+        UserError: the vision towers of the two models have different shapes.
     """
     theirs: dict[str, Tensor] = other.module.state_dict()
     towers = {key: value for key, value in tensors.items() if key.startswith(VISUAL)}

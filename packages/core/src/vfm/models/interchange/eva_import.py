@@ -1,7 +1,7 @@
-"""Loading the official EVA checkpoint files into timm's encoders and open_clip's models, with every key accounted for.
+"""Loading of the official EVA checkpoint files into timm's encoders and open_clip's models, with a report on every key.
 
-One tower can be loaded without the other, position embeddings and patch kernels are resized to the model's, and if the
-source names no architecture, it is the one of timm or open_clip with the file's shapes.
+One tower can be loaded without the other, and position embeddings and patch kernels are resized to the model's. If the
+source names no architecture, the model in timm or open_clip with the file's shapes is used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from vfm.models.weight_transfer import TRUNK, KeyReport, PatchResize, TransferRu
 class ReadOptions:
     """How a file of weights is read."""
 
-    part: Literal["both", "visual", "text"] = "both"  # of a CLIP model; the other tower is initialised with seed 0
+    part: Literal["both", "visual", "text"] = "both"  # tower to read; the other one is initialised with seed 0
     ema: bool = True  # use averaged weights if the file has them
     patch_resize: PatchResize = "pinv"  # how patches and positions of an EVA file are resized
     text_from: ClipModel | None = None  # replaces the text tower, the logit scale and the preprocessing
@@ -52,7 +52,7 @@ _OFFICIAL_PREFIXES = ("lm_head.", "decoder_", "visual.blocks.", "visual.cls_toke
 
 
 def is_official(tensors: Tensors) -> bool:
-    """Return whether the names are those of the official EVA code and not also timm's.
+    """Check whether the names belong to the official EVA code and not also to timm.
 
     EVA-01's names in the classification layout are the same as timm's.
     """
@@ -60,12 +60,13 @@ def is_official(tensors: Tensors) -> bool:
 
 
 def vision_arguments(tensors: Tensors) -> dict[str, Any]:
-    """Return arguments of the encoder that follow from the file: the head's outputs and the pooling."""
+    """Infer arguments of the encoder from the file: the head's outputs and the pooling."""
     prefix = _prefix(tensors)
     head = tensors.get(f"{prefix}head.weight")
     if head is None or "mask_token" in tensors:
         return {"num_classes": 0}
-    return {"num_classes": len(head), "global_pool": "avg" if f"{prefix}fc_norm.weight" in tensors else "token"}
+    pooling = "avg" if f"{prefix}fc_norm.weight" in tensors else "token"
+    return {"num_classes": len(head), "global_pool": pooling}
 
 
 def load_eva_vision(
@@ -79,13 +80,15 @@ def load_eva_vision(
         name: name of the encoder, for errors.
         where: the file, for errors.
         options: how the file is read.
-        report: filled with what became of every key.
+        report: filled with the fate of every key.
 
     Raises:
-        UserError: a key is missing, unknown or of another shape; nothing is loaded then.
+        UserError: a key is missing, unknown or of another shape. Nothing is loaded then.
     """
     rename = to_timm(tensors)
-    dropped = {**PRE_TRAINING, **ROPE, **(_OTHER_TOWER["visual"] if layout_of(tensors) == "clip" else {})}
+    dropped = {**PRE_TRAINING, **ROPE}
+    if layout_of(tensors) == "clip":
+        dropped.update(_OTHER_TOWER["visual"])
 
     def to_encoder(key: str) -> str:
         return rename(key).removeprefix(TRUNK)
@@ -96,17 +99,17 @@ def load_eva_vision(
 
 
 def load_eva_clip(tensors: Tensors, model: ClipModel, where: str, options: ReadOptions, report: KeyReport) -> None:
-    """Load a file's CLIP model, or one tower of it, into a model with a separate text tower (`custom_text`).
+    """Load a file's CLIP model, or one of its towers, into a model with a separate text tower (`custom_text`).
 
     Args:
         tensors: the state dict of the file.
         model: the CLIP model.
         where: the file, for errors.
-        options: how the file is read, and which tower of it.
-        report: filled with what became of every key.
+        options: how the file is read, and which tower.
+        report: filled with the fate of every key.
 
     Raises:
-        UserError: as `load_eva_vision`.
+        UserError: as for `load_eva_vision`.
     """
     tensors = convert_to_custom_text_state_dict(dict(tensors))  # older files have no `text.` before their keys
     other = _OTHER_TOWER.get(options.part, {})
@@ -118,7 +121,7 @@ def load_eva_clip(tensors: Tensors, model: ClipModel, where: str, options: ReadO
 
 
 def vision_architecture(tensors: Tensors, where: str) -> str:
-    """Return the timm name of a file's encoder.
+    """Find the timm name of a file's encoder.
 
     Raises:
         UserError: timm has no encoder of its shapes, or more than one.
@@ -130,20 +133,21 @@ def vision_architecture(tensors: Tensors, where: str) -> str:
         load_eva_vision(_on_meta(tensors), model, name, where, DEFAULT_OPTIONS, KeyReport())
 
     names = [name for name in _of_its_size(tensors, timm.list_models("eva*"), where) if _fits(load, name)]
-    # Some encoders exist twice in timm, also as the tower of a CLIP model; the file's layout decides.
+    # Some encoders exist twice in timm, also as the tower of a CLIP model. The file's layout decides.
     as_clip = [name for name in names if ("_clip_" in name) == (layout_of(tensors) == "clip")]
     return _only(as_clip or names, where, "timm")
 
 
 def clip_architecture(tensors: Tensors, where: str) -> str:
-    """Return the open_clip name of a file's CLIP model.
+    """Find the open_clip name of a file's CLIP model.
 
     Raises:
         UserError: open_clip has no model of its shapes, or more than one.
     """
-    towers = {
-        name: str(open_clip.get_model_config(name)["vision_cfg"].get("timm_model_name")) for name in _eva_clip_names()
-    }
+    towers: dict[str, str] = {}
+    for name in _eva_clip_names():
+        config = open_clip.get_model_config(name)
+        towers[name] = str(config["vision_cfg"].get("timm_model_name"))
 
     def load(name: str) -> None:
         load_eva_clip(_on_meta(tensors), blueprint(name), where, DEFAULT_OPTIONS, KeyReport())
@@ -166,12 +170,13 @@ def _on_meta(tensors: Tensors) -> Tensors:
 
 
 def _of_its_size(tensors: Tensors, names: Iterable[str], where: str) -> list[str]:
-    """Return the encoders whose names end in the file's patch size and image size."""
+    """Select the encoders whose names end in the file's patch size and image size."""
     prefix = _prefix(tensors)
     kernel, positions = (tensors.get(f"{prefix}{key}") for key in ("patch_embed.proj.weight", "pos_embed"))
     if kernel is None or positions is None:
         raise UserError(f"{where}: not an EVA checkpoint; set source to the architecture and pretrained to the file")
-    if size := {4096: "8B", 5120: "18B"}.get(positions.shape[-1]):  # by width
+    size = {4096: "8B", 5120: "18B"}.get(positions.shape[-1])  # by width
+    if size:
         raise unsupported_eva_clip(where, size)
     patch = kernel.shape[-1]
     side = patch * isqrt(positions.shape[1] - 1)
@@ -189,5 +194,5 @@ def _fits(load: Callable[[str], None], name: str) -> bool:
 def _only(names: list[str], where: str, library: str) -> str:
     if len(names) == 1:
         return names[0]
-    found = f"fits several models of {library}: {', '.join(names)}" if names else f"fits no EVA model of {library}"
-    raise UserError(f"{where}: {found}; set source to the architecture and pretrained to the file")
+    problem = f"fits several models of {library}: {', '.join(names)}" if names else f"fits no EVA model of {library}"
+    raise UserError(f"{where}: {problem}; set source to the architecture and pretrained to the file")

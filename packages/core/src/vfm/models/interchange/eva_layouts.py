@@ -1,6 +1,6 @@
 """Key layouts of the official EVA checkpoints and timm's names for the same tensors: one table for both directions.
 
-    mim             cls_token, pos_embed, patch_embed.*, blocks.N.*, norm.*; mask_token and lm_head.* of pre-training
+    mim             cls_token, pos_embed, patch_embed.*, blocks.N.*, norm.*; from pre-training: mask_token, lm_head.*
     classification  the same with fc_norm.* (or norm.* for the class token) and head.*
     clip            visual.* as classification, its head the projection; text.*, logit_scale
 
@@ -11,7 +11,7 @@
     EVA-02-CLIP      the same, and attn.inner_attn_ln         the same
     EVA-L (MAE)      attn.qkv.weight, attn.qkv.bias           mlp.fc1, mlp.fc2; decoder_* of pre-training
 
-Tables of rotary positions are left out when a file is read, since timm computes them from the grid, and are written to
+Tables of rotary positions are left out when a file is read, since timm computes them from the grid. They are written to
 exported files, since the official classes expect them.
 
 Source: the key layouts of the public EVA repository (arXiv:2211.07636, 2303.11331, 2303.15389).
@@ -56,20 +56,19 @@ class Rename:
 
 
 def _split_attention(tensors: Tensors) -> bool:
-    """Return whether q, k and v have separate weights; their names are the same in both layouts."""
+    """Check whether q, k and v have separate weights, whose names are the same in both layouts."""
     return any(key.endswith("blocks.0.attn.q_proj.weight") for key in tensors)
 
 
 def _split_gate(tensors: Tensors) -> bool:
-    """Return whether timm's SwiGLU has separate weights for gate and value."""
+    """Check whether timm's SwiGLU has separate weights for gate and value."""
     return any(key.endswith("blocks.0.mlp.fc1_g.weight") for key in tensors)
 
 
 def _packed_gate(tensors: Tensors) -> bool:
-    """Return whether timm's SwiGLU has one weight for gate and value, i.e. twice the channels that `fc2` takes."""
-    shapes = {
-        key.partition("blocks.0.mlp.")[2]: value.shape for key, value in tensors.items() if "blocks.0.mlp." in key
-    }
+    """Check whether timm's SwiGLU has one weight for gate and value, with twice the channels that `fc2` takes."""
+    marker = "blocks.0.mlp."
+    shapes = {key.partition(marker)[2]: value.shape for key, value in tensors.items() if marker in key}
     return "fc1.weight" in shapes and shapes["fc1.weight"][0] == 2 * shapes["fc2.weight"][1]
 
 
@@ -98,14 +97,14 @@ _TEXT = re.compile(
 
 
 def layout_of(tensors: Tensors) -> Layout:
-    """Return the layout of a state dict, in official or timm's names."""
+    """Determine the layout of a state dict, in official or timm's names."""
     if any(key.startswith(VISUAL) for key in tensors):
         return "clip"
     return "classification" if "head.weight" in tensors else "mim"
 
 
 def to_timm(tensors: Tensors) -> Callable[[str], str]:
-    """Return a function from a key of an official state dict to timm's name (in the clip layout: open_clip's).
+    """Build a function from a key of an official state dict to timm's name (in the clip layout: open_clip's).
 
     Keys that are timm's or open_clip's already are returned unchanged.
     """
@@ -115,21 +114,23 @@ def to_timm(tensors: Tensors) -> Callable[[str], str]:
         if key == "text.logit_scale":  # in older files
             return "logit_scale"
         prefix, name = _split(key)
-        return f"{TRUNK if prefix else ''}{_replaced(name, rules)}" if prefix is not None else key
+        if prefix is None:
+            return key
+        return f"{TRUNK if prefix else ''}{_replaced(name, rules)}"
 
     return rename
 
 
 def to_official(tensors: Tensors, trunk: Any, report: KeyReport) -> dict[str, Tensor]:
-    """Return the state dict of an encoder or a CLIP model in the official layout; the inverse of `to_timm`.
+    """Convert the state dict of an encoder or a CLIP model to the official layout, as the inverse of `to_timm`.
 
     Args:
-        tensors: of a timm encoder, or of an open_clip model whose vision tower is one.
+        tensors: tensors of a timm encoder, or of an open_clip model whose vision tower is a timm encoder.
         trunk: that encoder, whose rotary positions are added.
-        report: filled with what became of every key.
+        report: filled with the fate of every key.
 
     Raises:
-        UserError: the official layouts have no place for a key.
+        UserError: the official layouts have no entry for a key.
     """
     layout = layout_of(tensors)
     rules = [(rule.timm, rule.official) for rule in RENAMES if rule.on_export(tensors)]
@@ -139,7 +140,8 @@ def to_official(tensors: Tensors, trunk: Any, report: KeyReport) -> dict[str, Te
     for key, tensor in tensors.items():
         prefix, name = _split(key)
         official = _replaced(name, rules)
-        if not (_TEXT.fullmatch(key) if prefix is None else _VISION.fullmatch(official)):
+        is_known = _TEXT.fullmatch(key) if prefix is None else _VISION.fullmatch(official)
+        if not is_known:
             raise UserError(f"it has {key}, which the official EVA layouts lack")
         target = key if prefix is None else f"{VISUAL if prefix else ''}{official}"
         out[target] = tensor
@@ -153,24 +155,30 @@ def to_official(tensors: Tensors, trunk: Any, report: KeyReport) -> dict[str, Te
 
 
 def official_masked_modelling(added: Tensors) -> dict[str, Tensor]:
-    """Return mask token, head and decoder (`vision.masked_modelling`) under the names of EVA's pre-training classes."""
+    """Rename mask token, head and decoder (`vision.masked_modelling`) as in EVA's pre-training classes."""
     head = "decoder_pred." if any(key.startswith("decoder.") for key in added) else "lm_head."
-    out = {key.replace("head.", head, 1).replace("decoder.", "decoder_", 1): value for key, value in added.items()}
-    return {key: value.reshape(1, 1, -1) if key == "mask_token" else value for key, value in out.items()}
+    out: dict[str, Tensor] = {}
+    for key, value in added.items():
+        official = key.replace("head.", head, 1).replace("decoder.", "decoder_", 1)
+        out[official] = value.reshape(1, 1, -1) if official == "mask_token" else value
+    return out
 
 
 def masked_modelling_of(tensors: Tensors) -> dict[str, Tensor]:
-    """Return mask token, head and decoder of an official pre-training file; the inverse of the names above."""
+    """Select and rename mask token, head and decoder of an official pre-training file."""
+    # The order matters: `decoder_` is also a prefix of `decoder_pred.`.
     names = {"lm_head.": "head.", "decoder_pred.": "head.", "decoder_": "decoder.", "mask_token": "mask_token"}
     out: dict[str, Tensor] = {}
     for key, value in tensors.items():
-        if official := next((name for name in names if key.startswith(name)), None):
-            out[key.replace(official, names[official], 1)] = value.flatten() if key == "mask_token" else value
+        for official, ours in names.items():
+            if key.startswith(official):
+                out[key.replace(official, ours, 1)] = value.flatten() if key == "mask_token" else value
+                break
     return out
 
 
 def _split(key: str) -> tuple[str | None, str]:
-    """Split a key into prefix and rest; the prefix is empty in a lone encoder, and None outside the vision tower."""
+    """Split a key into prefix and rest. The prefix is empty in an encoder alone, and None outside the vision tower."""
     for prefix in (TRUNK, VISUAL):
         if key.startswith(prefix):
             return prefix, key.removeprefix(prefix)
@@ -186,7 +194,7 @@ def _replaced(name: str, rules: list[tuple[str, str]]) -> str:
 
 
 def _rotary_tables(trunk: Any, prefix: str) -> dict[str, Tensor]:
-    """Return cos and sin of the rotary positions, (N, head width) each, for the encoder and again for each block."""
+    """Compute cos and sin of the rotary positions, (N, head width) each, for the encoder and again for each block."""
     rope = getattr(trunk, "rope", None)
     if rope is None:
         return {}
@@ -194,4 +202,8 @@ def _rotary_tables(trunk: Any, prefix: str) -> dict[str, Tensor]:
         raise UserError("its rotary positions are not EVA-02's")
     sin, cos = rope.get_embed().float().chunk(2, dim=-1)
     prefixes = ["rope.", *(f"blocks.{block}.attn.rope." for block in range(len(trunk.blocks)))]
-    return {f"{prefix}{owner}freqs_{name}": table for owner in prefixes for name, table in (("cos", cos), ("sin", sin))}
+    out: dict[str, Tensor] = {}
+    for owner in prefixes:
+        out[f"{prefix}{owner}freqs_cos"] = cos
+        out[f"{prefix}{owner}freqs_sin"] = sin
+    return out

@@ -1,4 +1,4 @@
-"""The formats of `vfm export`: layouts of a model that other libraries read, and which models each can hold."""
+"""The formats of `vfm export`: layouts that other libraries read, and the models that each can hold."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Format:
     """A layout in which a model can be exported."""
 
     description: str
-    mismatch: Callable[[Model], str]  # why a model cannot have this layout; empty if it can
-    write: Callable[[Model, Path], list[str]]  # returns lines for the user
+    mismatch: Callable[[Model], str]  # explains why a model cannot have this layout; empty if it can
+    write: Callable[[Model, Path], list[str]]  # writes the files and returns lines for the user
 
 
 def open_model(folder: Path) -> Model:
@@ -72,10 +72,12 @@ def open_model(folder: Path) -> Model:
 def _load_model(folder: Path) -> Model:
     if (folder / clip_config.CONFIG_FILE).is_file():
         return load_clip(folder)
-    if (config := folder / VISION_CONFIG_FILE).is_file():
-        record = read_record(config)
-        # timm and Hugging Face use the same file name; only timm's has an `architecture`.
-        return _with_masked_modelling(folder) if "architecture" in record else load_transformers_model(folder)
+    config = folder / VISION_CONFIG_FILE
+    if config.is_file():
+        # timm and Hugging Face use the same file name. Only timm's has an `architecture`.
+        if "architecture" in read_record(config):
+            return _with_masked_modelling(folder)
+        return load_transformers_model(folder)
     raise UserError(f"{folder}: no model (looked for {clip_config.CONFIG_FILE} and {VISION_CONFIG_FILE})")
 
 
@@ -85,33 +87,35 @@ def _module(model: Model) -> nn.Module:
 
 def _with_masked_modelling(folder: Path) -> nn.Module:
     model = load_vision(folder).eval()
-    if added := read_masked_modelling(folder):
+    added = read_masked_modelling(folder)
+    if added:
         model.masked_modelling = added  # type: ignore[assignment]
     return model
 
 
 def find_format(name: str, model: Model, where: str, base: Path | None = None) -> Format:
-    """Return the format of a name, checked to be able to hold the model.
+    """Look up a format by name, and check that it can hold the model.
 
     Args:
-        name: of the format.
-        model: to be exported.
-        where: the model's place, for errors.
-        base: folder of the checkpoint that the model becomes a part of; for `llava`.
+        name: name of the format.
+        model: model to be exported.
+        where: location of the model, for errors.
+        base: for `llava`, the folder of the checkpoint that the model becomes a part of.
 
     Raises:
-        UserError: there is no such format, or it cannot hold the model; the line names those that can.
+        UserError: the format does not exist, or it cannot hold the model. The message names the formats that can.
     """
     check_format(name, base)
     form = _llava(base) if base else FORMATS[name]
-    if reason := form.mismatch(model):
+    reason = form.mismatch(model)
+    if reason:
         possible = ", ".join(other for other, form in FORMATS.items() if not form.mismatch(model))
         raise UserError(f"{where}: cannot be exported as {name}: {reason}; possible formats: {possible}")
     return form
 
 
 def check_format(name: str, base: Path | None) -> None:
-    """Check that a format exists, and that there is a base exactly for `llava`.
+    """Check that a format exists, and that there is a base for `llava` and only for it.
 
     Raises:
         UserError: one of these does not hold.
@@ -136,7 +140,8 @@ def _llava(base: Path) -> Format:
 def export_checkpoint(config: Export, ctx: Context) -> ExportedModel:
     """Run `models.export`: write a model in another library's layout."""
     model = open_model(ctx.load(config.model).path)
-    form = find_format(config.format, model, str(config.model), Path(config.base) if config.base else None)
+    base = Path(config.base) if config.base else None
+    form = find_format(config.format, model, str(config.model), base)
     for line in form.write(model, ctx.directory):
         ctx.log(line)
     return ExportedModel.create(ctx.directory, format=config.format)
@@ -146,7 +151,8 @@ def check_export(config: Export, ctx: Preflight) -> None:
     """Check the format's name, and whether it can hold the model if the model exists."""
     base = Path(config.base) if config.base else None
     check_format(config.format, base)
-    if checkpoint := ctx.artifact(config.model):
+    checkpoint = ctx.artifact(config.model)
+    if checkpoint:
         find_format(config.format, open_model(checkpoint.path), str(config.model), base)
 
 
@@ -177,7 +183,8 @@ def _clip_mismatch(model: Model) -> str:
 def _write_open_clip(model: Model, directory: Path) -> list[str]:
     assert isinstance(model, ClipModel)
     save_clip(model, directory)
-    return [reason] if (reason := open_clip_incompatibility(model)) else []
+    incompatibility = open_clip_incompatibility(model)
+    return [incompatibility] if incompatibility else []
 
 
 def _hugging_face_mismatch(model: Model) -> str:
@@ -201,10 +208,10 @@ def _write_hugging_face(model: Model, directory: Path) -> list[str]:
 
 
 def transformers_config(model: ClipModel, where: str) -> dict[str, Any]:
-    """Return the content of `config.json` of a CLIP model in Hugging Face's layout; it needs no weights.
+    """Build the `config.json` of a CLIP model in Hugging Face's layout, without reading weights.
 
     Raises:
-        UserError: that layout cannot hold the model, whose place is `where`.
+        UserError: that layout cannot hold the model, which the message calls `where`.
     """
     find_format("hf", model, where)
     is_siglip = bool(hugging_face.hugging_face_mismatches(model))
@@ -213,17 +220,20 @@ def transformers_config(model: ClipModel, where: str) -> dict[str, Any]:
 
 def _write_safetensors(model: Model, directory: Path) -> list[str]:
     save_state_dict(_module(model).state_dict(), directory / "model.safetensors")
-    return ["only the weights, under the names of " + ("open_clip" if isinstance(model, ClipModel) else "timm")]
+    library = "open_clip" if isinstance(model, ClipModel) else "timm"
+    return [f"only the weights, under the names of {library}"]
 
 
 def _to_eva(model: Model, report: KeyReport) -> dict[str, Any]:
     if isinstance(model, ClipModel):
-        if reason := _timm_mismatch(model):
+        reason = _timm_mismatch(model)
+        if reason:
             raise UserError(reason)
         visual: Any = model.module.visual
         return to_official(model.module.state_dict(), visual.trunk, report)
     tensors = to_official(model.state_dict(), model, report)
-    if "head.weight" in tensors or not (added := official_masked_modelling(masked_modelling(model))):
+    added = official_masked_modelling(masked_modelling(model))
+    if "head.weight" in tensors or not added:
         return tensors
     report.new.update(dict.fromkeys(added, "mask token and head, with which the official code goes on"))
     return {**tensors, **added}
@@ -263,14 +273,14 @@ FORMATS = {
 
 
 def timm_wrapper_mismatch(model: nn.Module) -> str:
-    """Return why transformers cannot read an encoder; empty if it can."""
+    """Explain why transformers cannot read an encoder; empty if it can."""
     config: Any = model.pretrained_cfg
     name = str(config.get("architecture"))
     return f"its architecture {name} is vfm's own, and transformers knows timm's only" if name in ENCODERS else ""
 
 
 def save_timm_wrapper(model: nn.Module, directory: Path) -> None:
-    """Save an encoder for `AutoModel` and, with a head, `AutoModelForImageClassification`; timm reads it too."""
+    """Save an encoder for `AutoModel` and, with a head, `AutoModelForImageClassification`. timm reads it too."""
     save_vision(model, directory)
     file = directory / VISION_CONFIG_FILE
     config = json.loads(file.read_text(encoding="utf-8"))

@@ -34,7 +34,7 @@ PROCESSOR_FILE = "preprocessor_config.json"
 K = TypeVar("K")
 V = TypeVar("V")
 
-# open_clip's name: Hugging Face's name, for keys outside the blocks.
+# open_clip's name -> Hugging Face's name, for keys outside the blocks.
 _NAMES = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
@@ -65,7 +65,7 @@ _QKV = ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj.")
 
 
 def hugging_face_mismatches(model: ClipModel) -> list[str]:
-    """Return the reasons why a model cannot be a `CLIPModel`; an empty list if it can."""
+    """List the reasons why a model cannot be a `CLIPModel`; empty if it can."""
     vision, text = model.config["vision_cfg"], model.config["text_cfg"]
     reasons = tokenizer_mismatches(text)
     if not isinstance(model.module.visual, VisionTransformer):
@@ -90,7 +90,7 @@ def hugging_face_mismatches(model: ClipModel) -> list[str]:
 
 
 def to_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return open_clip's tensors under Hugging Face's names, with the fused qkv split in three.
+    """Convert open_clip's tensors to Hugging Face's names, with the fused qkv split in three.
 
     Raises:
         UserError: a key has no counterpart in the other layout.
@@ -100,20 +100,24 @@ def to_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         key = name.removeprefix("text.")
         if key in _NAMES:
             out[_NAMES[key]] = tensor
-        elif key in _TRANSPOSED:
+            continue
+        if key in _TRANSPOSED:
             out[_TRANSPOSED[key]] = tensor.T
-        elif (block := _rename_prefix(key, _BLOCKS)) is None:
+            continue
+        block = _rename_prefix(key, _BLOCKS)
+        if block is None:
             raise UserError(f"{name} has no counterpart in Hugging Face's CLIPModel")
-        elif ".attn.in_proj_" in key:
+        if ".attn.in_proj_" in key:
             stem, kind = block.split("attn.in_proj_")
-            out.update({f"{stem}{part}{kind}": third for part, third in zip(_QKV, tensor.chunk(3), strict=True)})
+            for part, third in zip(_QKV, tensor.chunk(3), strict=True):
+                out[f"{stem}{part}{kind}"] = third
         else:
             out[_rename_part(block, _PARTS)] = tensor
     return out
 
 
 def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return Hugging Face's tensors under open_clip's names; the inverse of `to_hugging_face`.
+    """Convert Hugging Face's tensors to open_clip's names, as the inverse of `to_hugging_face`.
 
     Raises:
         UserError: a key has no counterpart in the other layout.
@@ -123,13 +127,16 @@ def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in state_dict.items():
         if key in names:
             out[names[key]] = tensor
-        elif key in transposed:
-            out[transposed[key]] = tensor.T
-        elif key.endswith("position_ids"):  # the constants 0, 1, 2, ..., saved by older releases
             continue
-        elif (block := _rename_prefix(key, blocks)) is None:
+        if key in transposed:
+            out[transposed[key]] = tensor.T
+            continue
+        if key.endswith("position_ids"):  # the constants 0, 1, 2, ..., saved by older releases
+            continue
+        block = _rename_prefix(key, blocks)
+        if block is None:
             raise UserError(f"{key} has no counterpart in open_clip's CLIP")
-        elif _QKV[0] in block:
+        if _QKV[0] in block:
             stem, kind = block.split(_QKV[0])
             thirds = [state_dict[key.replace(_QKV[0], part)] for part in _QKV]
             out[f"{stem}attn.in_proj_{kind}"] = torch.cat(thirds)
@@ -139,12 +146,13 @@ def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_hugging_face(model: ClipModel, directory: Path) -> None:
-    """Save a `CLIPModel` with what `CLIPProcessor` reads: configuration, weights, image settings and tokenizer.
+    """Save a `CLIPModel` and the files of `CLIPProcessor`: configuration, weights, image settings and tokenizer.
 
     Raises:
         UserError: `CLIPModel` does not support the architecture.
     """
-    if reasons := hugging_face_mismatches(model):
+    reasons = hugging_face_mismatches(model)
+    if reasons:
         raise UserError(
             f"{model.name}: cannot be a Hugging Face CLIPModel: {', '.join(reasons)}; use open_clip's layout"
         )
@@ -173,7 +181,8 @@ def load_hugging_face(folder: Path) -> ClipModel:
         model.module.load_state_dict(from_hugging_face(load_state_dict(weights)))
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{weights}: does not fit its {CONFIG_FILE}: {' '.join(str(error).split())[:300]}") from None
-    if (processor := folder / PROCESSOR_FILE).is_file():
+    processor = folder / PROCESSOR_FILE
+    if processor.is_file():
         with reading(processor, "the settings of an image processor"):
             model.preprocess = read_processor(read_record(processor), model.preprocess.image_size)
     model.module.eval()
@@ -181,7 +190,7 @@ def load_hugging_face(folder: Path) -> ClipModel:
 
 
 def read_hugging_face_config(folder: Path) -> dict[str, Any]:
-    """Return open_clip's configuration of a folder in the layout of `CLIPModel`.
+    """Read open_clip's configuration of a folder in the layout of `CLIPModel`.
 
     Raises:
         UserError: the folder holds a model of another type.
@@ -196,8 +205,11 @@ def read_hugging_face_config(folder: Path) -> dict[str, Any]:
 
 
 def _rename_prefix(key: str, prefixes: Mapping[str, str]) -> str | None:
-    """Return a block's key with its prefix renamed, or None for a key outside the blocks."""
-    return next((new + key.removeprefix(old) for old, new in prefixes.items() if key.startswith(old)), None)
+    """Rename the prefix of a block's key; None for a key outside the blocks."""
+    for old, new in prefixes.items():
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return None
 
 
 def _rename_part(block: str, parts: Mapping[str, str]) -> str:

@@ -9,12 +9,12 @@ from vfm.base import UserError
 from vfm.models.clip.clip import ClipModel
 from vfm.models.preprocess import Preprocess
 
-VOCAB_SIZE, START_OF_TEXT, END_OF_TEXT = 49408, 49406, 49407  # of CLIP's own tokenizer
+VOCAB_SIZE, START_OF_TEXT, END_OF_TEXT = 49408, 49406, 49407  # CLIP's own tokenizer
 RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 
 
 def hugging_face_config(model: ClipModel) -> dict[str, Any]:
-    """Return the content of `config.json` for a model."""
+    """Build the `config.json` of a model."""
     vision, text = model.config["vision_cfg"], model.config["text_cfg"]
     width, text_width = vision.get("width", 768), text.get("width", 512)
     shared = {
@@ -53,7 +53,7 @@ def hugging_face_config(model: ClipModel) -> dict[str, Any]:
 
 
 def open_clip_config(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return open_clip's configuration of a `config.json`; missing keys have the defaults of `CLIPConfig`."""
+    """Convert a `config.json` to open_clip's configuration. Missing keys have the defaults of `CLIPConfig`."""
     text, vision = record.get("text_config") or {}, record.get("vision_config") or {}
     act, text_act = (part.get("hidden_act", "quick_gelu") for part in (vision, text))
     if act not in ("quick_gelu", "gelu") or text_act != act:
@@ -82,13 +82,13 @@ def open_clip_config(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
-    """Return the ratio with which open_clip computes `hidden` as `int(width * ratio)`, which may round down by one."""
+    """Find the ratio with which open_clip computes `hidden` as `int(width * ratio)`, which may round down by one."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
 def processor_config(preprocess: Preprocess) -> dict[str, Any]:
-    """Return the content of `preprocessor_config.json` for CLIPImageProcessor."""
+    """Build `preprocessor_config.json` for CLIPImageProcessor."""
     side = preprocess.image_size
     squash = preprocess.resize_mode == "squash"
     return {
@@ -106,7 +106,7 @@ def processor_config(preprocess: Preprocess) -> dict[str, Any]:
 
 
 def read_processor(facts: Mapping[str, Any], image_size: int) -> Preprocess:
-    """Return the preprocessing of a `preprocessor_config.json`; missing keys have OpenAI CLIP's values."""
+    """Read the preprocessing in a `preprocessor_config.json`. Missing keys have OpenAI CLIP's values."""
     size = facts.get("size")
     squash = isinstance(size, dict) and "height" in size  # both sides are resized; a crop of the same size keeps all
     interpolations = {number: name for name, number in RESAMPLE.items()}

@@ -1,10 +1,10 @@
-"""Conversion of CLIP models with SigLIP's architecture to Hugging Face's layout (`SiglipModel`): tensors are renamed.
+"""Conversion of CLIP models with SigLIP's architecture to Hugging Face's layout (`SiglipModel`), by renaming tensors.
 
-The architecture: a timm ViT without a class token, pooled by attention, a text tower without a causal mask that ends in
-a linear layer, and a bias on the logits. `transformers` itself is not needed. `hugging_face_siglip_import` reads what
-is written here.
+The architecture has a timm ViT without a class token, pooled by attention, a text tower without a causal mask that ends
+in a linear layer, and a bias on the logits. `transformers` itself is not needed. `hugging_face_siglip_import` reads the
+files that are written here.
 
-Source: Zhai et al. 2023, SigLIP (arXiv:2303.15343); the names are those of transformers' `SiglipModel`.
+Source: Zhai et al. 2023, SigLIP (arXiv:2303.15343). The names are from transformers' `SiglipModel`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _QKV = re.compile(r"(?<=\d\.)attn\.(qkv\.|in_proj_)")
 
 
 def siglip_mismatches(model: ClipModel) -> list[str]:
-    """Return the reasons why a model cannot be a `SiglipModel`; an empty list if it can."""
+    """List the reasons why a model cannot be a `SiglipModel`; empty if it can."""
     visual, text = model.module.visual, model.config["text_cfg"]
     if not isinstance(visual, TimmModel) or not isinstance(visual.trunk, VisionTransformer):
         return ["its vision tower is not timm's ViT"]
@@ -82,9 +82,9 @@ def siglip_mismatches(model: ClipModel) -> list[str]:
 
 
 def to_siglip(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return open_clip's tensors under Hugging Face's names.
+    """Convert open_clip's tensors to Hugging Face's names.
 
-    The fused q, k, v of the blocks are split, and those of the pooling are joined.
+    The blocks' fused q, k, v are split, and the pooling's separate projections are joined.
 
     Raises:
         UserError: a key has no counterpart in `SiglipModel`.
@@ -96,34 +96,38 @@ def to_siglip(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             out[names[0]] = torch.cat([tensor, state_dict[key.replace(".q.", ".kv.")]])
         elif len(names) > 1:
             out.update(zip(names, tensor.chunk(len(names)), strict=True))
+        elif key in _LOGITS:
+            out[names[0]] = tensor.reshape(1)
         elif part is None:
-            out[names[0]] = tensor.reshape(1) if key in _LOGITS else tensor[0] if key == _POSITIONS else tensor
+            out[names[0]] = tensor[0] if key == _POSITIONS else tensor
     return out
 
 
 def siglip_names(key: str) -> tuple[list[str], str | None]:
-    """Return Hugging Face's names of the tensor, or of the parts, that one of open_clip's keys has.
+    """Convert an open_clip key to the Hugging Face names of its tensor, or of the tensor's parts.
 
     Returns:
-        The names, which are three for the fused q, k, v of a block; and for a part of the pooling's joint projection,
-        which part it is, `q` or `kv`, else None.
+        names: a single name, or three for the fused q, k, v of a block.
+        part: `q` or `kv` for a part of the pooling's joint projection, else None.
 
     Raises:
         UserError: the key has no counterpart in `SiglipModel`.
     """
     if key in _LOGITS:
         return [key], None
-    if found := _POOL.match(key):
-        return [f"vision_model.head.attention.in_proj_{found[2]}"], found[1]
+    pooled = _POOL.match(key)
+    if pooled:
+        return [f"vision_model.head.attention.in_proj_{pooled[2]}"], pooled[1]
     name = _rename(key)
-    if found := _QKV.search(name):
-        start, kind = name[: found.start()], name[found.end() :]
+    fused = _QKV.search(name)
+    if fused:
+        start, kind = name[: fused.start()], name[fused.end() :]
         return [f"{start}self_attn.{part}_proj.{kind}" for part in "qkv"], None
     return [name], None
 
 
 def siglip_config(model: ClipModel) -> dict[str, Any]:
-    """Return the content of `config.json` for a model."""
+    """Build the `config.json` of a model."""
     trunk: Any = model.module.visual.trunk  # type: ignore[union-attr]
     tower: Any = model.module.text
     text, block = model.config["text_cfg"], tower.transformer.resblocks[0]
@@ -157,12 +161,13 @@ def siglip_config(model: ClipModel) -> dict[str, Any]:
 
 
 def save_siglip(model: ClipModel, directory: Path) -> None:
-    """Save a `SiglipModel` with what `SiglipProcessor` reads: configuration, weights, image settings and tokenizer.
+    """Save a `SiglipModel` and the files of `SiglipProcessor`: configuration, weights, image settings and tokenizer.
 
     Raises:
         UserError: `SiglipModel` does not support the architecture, or the tokenizer cannot be loaded.
     """
-    if reasons := siglip_mismatches(model):
+    reasons = siglip_mismatches(model)
+    if reasons:
         raise UserError(f"{model.name}: cannot be a Hugging Face SiglipModel: {', '.join(reasons)}")
     directory.mkdir(parents=True, exist_ok=True)
     save_tokenizer(model, directory, reads_padding=True)
@@ -175,10 +180,10 @@ def save_siglip(model: ClipModel, directory: Path) -> None:
 
 
 def _rename(key: str) -> str:
-    """Return the new name of a key, except for the fused q, k, v of a block, which `siglip_names` splits."""
+    """Rename a key, except for the fused q, k, v of a block, which `siglip_names` splits."""
     for old, new in _NAMES:
-        name, found = re.subn(f"^{old}", new, key)
-        if found:
+        name, num_replaced = re.subn(f"^{old}", new, key)
+        if num_replaced:
             for ours, theirs in _PARTS:
                 name = re.sub(ours, theirs, name)
             return name
@@ -186,6 +191,6 @@ def _rename(key: str) -> str:
 
 
 def _activation(act: nn.Module) -> str:
-    """Return Hugging Face's name of a GELU, exact or approximated by tanh."""
+    """Find Hugging Face's name of a GELU, exact or approximated by tanh."""
     is_tanh = getattr(act, "approximate", "none") == "tanh" or type(act).__name__ == "GELUTanh"
     return "gelu_pytorch_tanh" if is_tanh else "gelu"

@@ -1,10 +1,10 @@
-"""Reading Hugging Face's layout of SigLIP and SigLIP 2 as an open_clip model: the inverse of `hugging_face_siglip`.
+"""Import of SigLIP and SigLIP 2 from Hugging Face's layout as an open_clip model, the inverse of `hugging_face_siglip`.
 
-`SiglipModel` holds SigLIP and the SigLIP 2 models of one image size. `Siglip2Model` holds the SigLIP 2 models for
-images of any shape (NaFlex); they are read at the square size that their positions were learned for.
+`SiglipModel` holds SigLIP and the SigLIP 2 models with a fixed image size. `Siglip2Model` holds the SigLIP 2 models for
+images of any shape (NaFlex), which are read at the square size that their positions were learned for.
 
-Source: Zhai et al. 2023, SigLIP (arXiv:2303.15343); Tschannen et al. 2025, SigLIP 2 (arXiv:2502.14786); names and
-defaults are those of transformers' `SiglipModel` and `Siglip2Model`.
+Source: Zhai et al. 2023, SigLIP (arXiv:2303.15343). Tschannen et al. 2025, SigLIP 2 (arXiv:2502.14786). Names and
+defaults are from transformers' `SiglipModel` and `Siglip2Model`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SHARED = {
 }
 _VISION: dict[str, Any] = {**_SHARED, "image_size": 224, "patch_size": 16}
 _TEXT: dict[str, Any] = {**_SHARED, "max_position_embeddings": 64, "vocab_size": 32000}
-# Tokenizers by the size of their vocabulary; another size, such as CLIP's, is that of open_clip's own.
+# Tokenizers by the size of their vocabulary. Another size, such as CLIP's, means open_clip's own tokenizer.
 _TOKENIZERS = {
     32000: "timm/ViT-B-16-SigLIP",
     250000: "timm/ViT-B-16-SigLIP-i18n-256",
@@ -52,7 +52,7 @@ _TOKENIZERS = {
 }
 SIGLIP_TYPES = ("siglip", "siglip2")
 _PATCHES = "visual.trunk.patch_embed.proj.weight"
-# SigLIP's preprocessing, if a folder has none of its own.
+# SigLIP's preprocessing, for a folder without a preprocessing file.
 _PREPROCESS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "resize_mode": "squash"}
 
 
@@ -67,7 +67,7 @@ def load_transformers_model(folder: Path) -> ClipModel:
 
 
 def transformers_model_config(folder: Path) -> dict[str, Any]:
-    """Return open_clip's configuration of the model that `load_transformers_model` loads.
+    """Read open_clip's configuration of the model that `load_transformers_model` loads.
 
     Raises:
         UserError: the folder holds a model of another type.
@@ -75,11 +75,12 @@ def transformers_model_config(folder: Path) -> dict[str, Any]:
     record = read_record(folder / CONFIG_FILE)
     if record.get("model_type") not in SIGLIP_TYPES:
         return read_hugging_face_config(folder)
-    return open_clip_siglip_config(record, str(folder), folder if (folder / TOKENIZER_CONFIG_FILE).is_file() else None)
+    has_tokenizer = (folder / TOKENIZER_CONFIG_FILE).is_file()
+    return open_clip_siglip_config(record, str(folder), folder if has_tokenizer else None)
 
 
 def load_siglip(folder: Path) -> ClipModel:
-    """Load the model of a folder in the layout of `SiglipModel`; its tokenizer is that of the folder, if it has one.
+    """Load the model of a folder in the layout of `SiglipModel`, with the folder's tokenizer if it has one.
 
     Raises:
         UserError: timm has no encoder of its shapes, or its weights do not fit its configuration.
@@ -92,9 +93,10 @@ def load_siglip(folder: Path) -> ClipModel:
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{weights}: does not fit its {CONFIG_FILE}: {' '.join(str(error).split())[:300]}") from None
     model.preprocess = Preprocess.from_open_clip(_PREPROCESS, model.preprocess.image_size)
-    if (processor := folder / PROCESSOR_FILE).is_file():
+    processor = folder / PROCESSOR_FILE
+    if processor.is_file():
         with reading(processor, "the settings of an image processor"):
-            # SigLIP's own processors neither crop nor have a setting for it; that of NaFlex has no size.
+            # SigLIP's own processors neither crop nor have a setting for it, and NaFlex's has no size.
             side = {"height": model.preprocess.image_size, "width": model.preprocess.image_size}
             record = {"do_center_crop": False, "size": side, **read_record(processor)}
             model.preprocess = read_processor(record, model.preprocess.image_size)
@@ -103,12 +105,12 @@ def load_siglip(folder: Path) -> ClipModel:
 
 
 def open_clip_siglip_config(record: Mapping[str, Any], where: str, tokenizer: Path | None = None) -> dict[str, Any]:
-    """Return open_clip's configuration of a `config.json`; missing keys have the defaults of `SiglipConfig`.
+    """Convert a `config.json` to open_clip's configuration. Missing keys have the defaults of `SiglipConfig`.
 
     Args:
         record: the content of the file.
         where: its folder, for errors.
-        tokenizer: a folder with a tokenizer of Hugging Face; needed for vocabularies that are not known by their size.
+        tokenizer: a folder with a Hugging Face tokenizer, for vocabularies that are not known by their size.
 
     Raises:
         UserError: timm has no encoder of these shapes, or the towers differ in width.
@@ -132,7 +134,8 @@ def open_clip_siglip_config(record: Mapping[str, Any], where: str, tokenizer: Pa
         "norm_kwargs": {"eps": text["layer_norm_eps"]},
         "act_kwargs": {"approximate": "tanh"} if text["hidden_act"] == "gelu_pytorch_tanh" else {},
     }
-    if name := _TOKENIZERS.get(text["vocab_size"]):
+    name = _TOKENIZERS.get(text["vocab_size"])
+    if name:
         text_cfg |= {"hf_tokenizer_name": name, "tokenizer_kwargs": {"clean": "canonicalize"}}
     elif tokenizer and text["vocab_size"] != VOCAB_SIZE:
         text_cfg["hf_tokenizer_name"] = tokenizer.name
@@ -156,48 +159,48 @@ def open_clip_siglip_config(record: Mapping[str, Any], where: str, tokenizer: Pa
 
 
 def from_siglip(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return Hugging Face's tensors under open_clip's names; the inverse of `to_siglip`.
+    """Convert Hugging Face's tensors to open_clip's names, as the inverse of `to_siglip`.
 
     Args:
-        tensors: of a `SiglipModel`.
+        tensors: tensors of a `SiglipModel`.
         like: state dict of the open_clip model.
 
     Raises:
         KeyError: a tensor is missing.
         UserError: a tensor has no counterpart in open_clip's model.
     """
-    left = {key for key in tensors if not key.endswith("position_ids")}  # constants, saved by older releases
+    unused = {key for key in tensors if not key.endswith("position_ids")}  # constants, saved by older releases
     out: dict[str, Tensor] = {}
     for key, expected in like.items():
         names, part = siglip_names(key)
         joined = torch.cat([tensors[name] for name in names]) if len(names) > 1 else tensors[names[0]]
-        left -= set(names)
-        if part is not None:  # of the pooling's joint projection
+        unused -= set(names)
+        if part is not None:  # a part of the pooling's joint projection
             width = len(joined) // 3
             joined = joined[:width] if part == "q" else joined[width:]
         if key == _PATCHES and joined.ndim == 2:  # NaFlex: a linear layer over pixels (P, P, 3)
             width, _, *patch = expected.shape
             joined = joined.reshape(width, *patch, -1).movedim(-1, 1)
         out[key] = joined.reshape(expected.shape) if joined.numel() == expected.numel() else joined
-    if left:
-        raise UserError(f"{min(left)} has no counterpart in open_clip's SigLIP")
+    if unused:
+        raise UserError(f"{min(unused)} has no counterpart in open_clip's SigLIP")
     return out
 
 
-def _known(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in (given or {}).items() if key in defaults}
+def _known(values: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in (values or {}).items() if key in defaults}
 
 
 def _encoders(vision: Mapping[str, Any]) -> list[str]:
-    """Return timm's SigLIP encoders with pooling by attention, those named after this image size first."""
+    """List timm's SigLIP encoders with pooling by attention, starting with the ones named after this image size."""
     names = [name for name in timm.list_models("*siglip*") if "_gap" not in name and not name.startswith("naflex")]
     return sorted(names, key=lambda name: not name.endswith(f"_{vision['image_size']}"))
 
 
 def _fits(config: Mapping[str, Any], vision: Mapping[str, Any]) -> bool:
-    """Return whether the encoder has these shapes; only the shapes are computed."""
+    """Check whether the encoder has these shapes, which are computed without weights."""
     try:
-        found = siglip_config(blueprint(config))["vision_config"]
+        built = siglip_config(blueprint(config))["vision_config"]
     except UserError:  # the image size does not fit its patches
         return False
-    return all(found[key] == value for key, value in vision.items())
+    return all(built[key] == value for key, value in vision.items())

@@ -20,7 +20,7 @@ _START, _END, _PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 
 
 def tokenizer_mismatches(text: Mapping[str, Any]) -> list[str]:
-    """Return why transformers has no equal tokenizer for a `text_cfg` of open_clip; an empty list if it has."""
+    """Explain why transformers has no equal tokenizer for a `text_cfg` of open_clip; empty if it has one."""
     options = {key: value for key, value in (text.get("tokenizer_kwargs") or {}).items() if key != "context_length"}
     if options and not text.get("hf_tokenizer_name"):
         return [f"text_cfg.tokenizer_kwargs is {options}"]
@@ -31,13 +31,13 @@ def save_tokenizer(model: ClipModel, directory: Path, *, reads_padding: bool) ->
     """Save a model's tokenizer for transformers.
 
     Args:
-        model: with CLIP's own tokenizer or one of Hugging Face's.
-        directory: of the model's files.
+        model: model with CLIP's own tokenizer or a Hugging Face tokenizer.
+        directory: folder of the model's files.
         reads_padding: the text tower has no causal mask, as in SigLIP, so the padding must be the model's own, and it
             takes no attention mask.
 
     Raises:
-        UserError: a tokenizer of Hugging Face cannot be loaded.
+        UserError: a Hugging Face tokenizer cannot be loaded.
     """
     tokenizer: Any = model.tokenizer
     changes: dict[str, Any] = {"model_max_length": model.context_length}
@@ -53,7 +53,7 @@ def save_tokenizer(model: ClipModel, directory: Path, *, reads_padding: bool) ->
 
 
 def _save_clip_tokenizer(tokenizer: Any, directory: Path, *, pads_with_zeros: bool) -> dict[str, Any]:
-    """Write vocabulary and merges of an `open_clip.SimpleTokenizer`; return its entries of the configuration."""
+    """Write vocabulary and merges of an `open_clip.SimpleTokenizer`, and return its entries of the configuration."""
     vocabulary = dict(tokenizer.encoder)
     for name, number in ((_START, tokenizer.sot_token_id), (_END, tokenizer.eot_token_id)):
         del vocabulary[tokenizer.decoder[number]]

@@ -1,9 +1,9 @@
-"""Putting a tuned vision tower into a LLaVA checkpoint in transformers' layout; nothing else of it changes.
+"""Replacement of the vision tower in a LLaVA checkpoint in transformers' layout. Everything else stays the same.
 
 On disk the tower is `vision_tower.vision_model.*` (transformers 4) or `vision_tower.*` (5). Release 5 reads both, so
-the names of 4 are written. `transformers` itself is not needed.
+the names of release 4 are written. `transformers` itself is not needed.
 
-Source: Liu et al. 2023, LLaVA-1.5 (arXiv:2310.03744); names as in transformers' `LlavaForConditionalGeneration`.
+Source: Liu et al. 2023, LLaVA-1.5 (arXiv:2310.03744). Names as in transformers' `LlavaForConditionalGeneration`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _BLOCK = re.compile(r"encoder\.layers\.(\d+)\.")
 _CLIP = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 _CLIP |= {"image_size": 224, "patch_size": 32}
 _SIGLIP = {**_CLIP, "patch_size": 16}
-DEFAULT_LAYER = -2  # of LLaVA: the output of the block before the last
+DEFAULT_LAYER = -2  # LLaVA's default: the output of the block before the last
 
 
 def llava_mismatch(model: Any, base: Path) -> str:
-    """Return why a model's vision tower cannot be put into a LLaVA checkpoint; empty if it can.
+    """Explain why a model's vision tower cannot be put into a LLaVA checkpoint; empty if it can.
 
     Raises:
         UserError: the folder is not a LLaVA checkpoint in transformers' layout with safetensors.
@@ -48,14 +48,17 @@ def llava_mismatch(model: Any, base: Path) -> str:
         return "it is a vision encoder without a text tower"
     expected = _tower_config(base)
     is_siglip = expected.get("model_type") == "siglip_vision_model"
-    if reasons := (siglip_mismatches if is_siglip else hugging_face_mismatches)(model):
+    reasons = siglip_mismatches(model) if is_siglip else hugging_face_mismatches(model)
+    if reasons:
         return f"{base} has a {'SigLIP' if is_siglip else 'CLIP'} tower, and {', '.join(reasons)}"
-    found = (siglip_config if is_siglip else hugging_face_config)(model)["vision_config"]
+    config = siglip_config(model) if is_siglip else hugging_face_config(model)
+    actual = config["vision_config"]
     defaults: dict[str, Any] = {**_SIGLIP, "hidden_act": "gelu_pytorch_tanh"} if is_siglip else {**_CLIP}
     defaults = {"hidden_act": "quick_gelu", **defaults}
     for key, default in defaults.items():
-        if found[key] != (wanted := expected.get(key, default)):
-            return f"the tower of {base} has {key} {wanted}, this model {found[key]}"
+        wanted = expected.get(key, default)
+        if actual[key] != wanted:
+            return f"the tower of {base} has {key} {wanted}, this model {actual[key]}"
     return ""
 
 
@@ -63,20 +66,21 @@ def write_llava(model: Any, directory: Path, base: Path) -> list[str]:
     """Write a copy of a LLaVA checkpoint with the model's vision tower.
 
     Args:
-        model: that `llava_mismatch` accepts.
+        model: a model that `llava_mismatch` accepts.
         directory: folder of the copy.
         base: folder of the checkpoint.
 
     Returns:
-        Lines for the user: what was replaced, and whether LLaVA reads what differs.
+        Lines for the user: the number of replaced tensors, and whether LLaVA reads the ones that differ.
 
     Raises:
-        UserError: the checkpoint has a tensor in its tower that the model lacks, or one of another shape; its tower
-            lacks tensors; or a file of it is damaged.
+        UserError: the checkpoint's tower has a tensor that the model lacks or that has another shape, its tower lacks
+            tensors, or one of its files is damaged.
     """
     assert isinstance(model, ClipModel)
     is_siglip = _tower_config(base).get("model_type") == "siglip_vision_model"
-    tensors = (to_siglip if is_siglip else to_hugging_face)(model.module.state_dict())
+    state_dict = model.module.state_dict()
+    tensors = to_siglip(state_dict) if is_siglip else to_hugging_face(state_dict)
     tower = {key.removeprefix("vision_model."): value for key, value in tensors.items()}
     directory.mkdir(parents=True, exist_ok=True)
     shards = _shards(base)
@@ -96,9 +100,11 @@ def write_llava(model: Any, directory: Path, base: Path) -> list[str]:
         for key in keys:
             new, changed = _replace(shard, key, tower, str(base / name))
             renamed[key] = new
-            differing += [changed] if changed else []
+            if changed:
+                differing.append(changed)
         save_state_dict(shard, directory / name)
-    if (index := base / INDEX).is_file():
+    index = base / INDEX
+    if index.is_file():
         record = read_record(index, "weight_map")
         record["weight_map"] = {renamed.get(key, key): name for key, name in record["weight_map"].items()}
         (directory / INDEX).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -109,23 +115,24 @@ def write_llava(model: Any, directory: Path, base: Path) -> list[str]:
 
 
 def _check_shards(base: Path, shards: list[str], tower: Mapping[str, Tensor]) -> None:
-    """Check that each file of weights is whole, and that the blocks of the tower are, which the copy would lack too."""
-    found = set[str]()
+    """Check that each file of weights is intact and that the tower has all blocks, since the copy keeps any gap."""
+    stored_names = set[str]()
     for name in shards:
         try:
             with safe_open(base / name, framework="pt") as opened:
-                found.update(key[2] for key in map(_TOWER.match, opened.keys()) if key)
+                stored_names.update(key[2] for key in map(_TOWER.match, opened.keys()) if key)
         except SafetensorError as error:
             raise UserError(f"{base / name}: damaged; download it again: {error}") from None
-    if missing := sorted(name for name in tower.keys() - found if _BLOCK.match(name)):
+    missing = sorted(name for name in tower.keys() - stored_names if _BLOCK.match(name))
+    if missing:
         raise UserError(f"{base}: its vision tower lacks {len(missing)} tensors, such as {missing[0]}")
 
 
 def _replace(shard: dict[str, Tensor], key: str, tower: Mapping[str, Tensor], where: str) -> tuple[str, str | None]:
-    """Replace a tensor of the tower in place; return its new key, and its name in the tower if its values differ."""
-    found = _TOWER.match(key)
-    assert found
-    prefix, name = found.groups()
+    """Replace a tensor of the tower in place. Return its new key, and its name in the tower if its values differ."""
+    match = _TOWER.match(key)
+    assert match
+    prefix, name = match.groups()
     old = shard.pop(key)
     new = f"{prefix}vision_model.{name}"
     if name.endswith("position_ids"):  # constants, saved by older releases
@@ -139,12 +146,13 @@ def _replace(shard: dict[str, Tensor], key: str, tower: Mapping[str, Tensor], wh
 
 
 def _notes(model: ClipModel, base: Path, differing: list[str]) -> list[str]:
-    """Return what a user should know before a comparison."""
+    """Collect the notes that a user should know before a comparison."""
     config, lines = read_record(base / CONFIG_FILE), []
     depth = int(_tower_config(base).get("num_hidden_layers", _CLIP["num_hidden_layers"]))
     layer = config.get("vision_feature_layer", DEFAULT_LAYER)
-    last = max(each if each >= 0 else depth + 1 + each for each in (layer if isinstance(layer, list) else [layer]))
-    if not [name for name in differing if _is_read(name, last)]:
+    layers = layer if isinstance(layer, list) else [layer]
+    last = max(number if number >= 0 else depth + 1 + number for number in layers)
+    if not any(_is_read(name, last) for name in differing):
         lines.append(
             f"nothing that LLaVA reads differs: vision_feature_layer {layer} is the output of block {last} of {depth},"
             " and only later weights changed"
@@ -158,14 +166,15 @@ def _notes(model: ClipModel, base: Path, differing: list[str]) -> list[str]:
 
 
 def _is_read(name: str, last: int) -> bool:
-    """Return whether a tensor of the tower comes before the output of block number `last`, counted from 1."""
-    if found := _BLOCK.match(name):
-        return int(found[1]) < last
+    """Check whether a tensor of the tower comes before the output of block number `last`, counted from 1."""
+    block = _BLOCK.match(name)
+    if block:
+        return int(block[1]) < last
     return name.startswith(("embeddings.", "pre_layrnorm."))
 
 
 def _tower_config(base: Path) -> dict[str, Any]:
-    """Return the configuration of a LLaVA checkpoint's vision tower.
+    """Read the configuration of a LLaVA checkpoint's vision tower.
 
     Raises:
         UserError: the folder is not a LLaVA checkpoint in transformers' layout with safetensors.
@@ -186,13 +195,15 @@ def _tower_config(base: Path) -> dict[str, Any]:
 
 
 def _shards(base: Path) -> list[str]:
-    """Return the names of a checkpoint's files of weights, which exist."""
+    """List the names of a checkpoint's files of weights, and check that they exist."""
     if (base / INDEX).is_file():
         with naming(base / INDEX, "an index of weights"):
             names = sorted(set(read_record(base / INDEX, "weight_map")["weight_map"].values()))
-            if outside := [name for name in names if Path(name).name != name]:
+            outside = [name for name in names if Path(name).name != name]
+            if outside:
                 raise UserError(f"expected names of files in its folder, got {outside[0]}")
-        if missing := [name for name in names if not (base / name).is_file()]:
+        missing = [name for name in names if not (base / name).is_file()]
+        if missing:
             raise UserError(f"{base / missing[0]}: no such file, though {INDEX} names it; download it again")
         return names
     if (base / WEIGHTS).is_file():

@@ -1,4 +1,4 @@
-"""Export to ONNX for any batch size; each file is run with onnxruntime and compared with the model."""
+"""Export to ONNX for any batch size. Each file is run with onnxruntime and compared with the model."""
 
 # B batch, S side of the image, L context length, D width
 
@@ -26,13 +26,13 @@ from vfm.models.clip.model_sources import first_line
 from vfm.models.encoders import eval_mode
 from vfm.models.vision.vision import vision_preprocess
 
-TOLERANCE = 1e-3  # of the largest value: float32 in another order of operations differs less, with a margin
-MAX_SINGLE_FILE = 1_800_000_000  # bytes; protobuf is limited to 2 GB, larger weights are stored in a second file
+TOLERANCE = 1e-3  # relative to the largest value: float32 in another order of operations differs less, with a margin
+MAX_SINGLE_FILE = 1_800_000_000  # bytes; protobuf is limited to 2 GB, so larger weights are stored in a second file
 
 
 @dataclass(frozen=True)
 class _Graph:
-    """One ONNX file: a function of the model, the names of its input and outputs, and example inputs."""
+    """Description of an ONNX file: a function of the model, the names of its input and outputs, and example inputs."""
 
     name: str
     function: Callable[[Any, Tensor], Any]
@@ -75,7 +75,8 @@ def write_onnx(model: ClipModel | nn.Module, directory: Path) -> list[str]:
             "context_length": model.context_length,
             "logit_scale": model.module.logit_scale.exp().item(),  # type: ignore[operator]
         }
-        if (bias := getattr(model.module, "logit_bias", None)) is not None:
+        bias = getattr(model.module, "logit_bias", None)
+        if bias is not None:
             facts["logit_bias"] = bias.item()
         texts = model.tokenize(["a photo", "a longer line of words", "!"])
         graphs = [
@@ -108,12 +109,12 @@ def _vision(module: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _noise(size: int) -> Tensor:
-    """Return three random images, (3, 3, size, size)."""
+    """Draw three random images, (3, 3, size, size)."""
     return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def _write(module: nn.Module, directory: Path, graph: _Graph) -> str:
-    """Export a module with a batch of two, and compare it with batches of one and three."""
+    """Export a module with two examples, and compare it on batches of 1 and 3."""
     file, x = directory / f"{graph.name}.onnx", graph.examples
     num_bytes = sum(value.numel() * value.element_size() for value in module.state_dict().values())
     try:
@@ -140,22 +141,24 @@ def _write(module: nn.Module, directory: Path, graph: _Graph) -> str:
 
 
 def largest_difference(module: nn.Module, file: Path, input_name: str, batches: list[Tensor]) -> float:
-    """Return the largest difference between onnxruntime's and the module's outputs, relative to the largest value."""
+    """Compute the largest difference between onnxruntime's and the module's outputs, relative to the largest value."""
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     worst = 0.0
     for x in batches:
         with torch.inference_mode():
             ours = module(x)
         theirs = session.run(None, {input_name: x.numpy()})
-        for one, other in zip(ours if isinstance(ours, tuple) else (ours,), theirs, strict=True):
-            difference = float(np.abs(one.numpy() - other).max() / max(float(one.abs().max()), 1e-12))
+        outputs = ours if isinstance(ours, tuple) else (ours,)
+        for expected, actual in zip(outputs, theirs, strict=True):
+            largest = max(float(expected.abs().max()), 1e-12)
+            difference = float(np.abs(expected.numpy() - actual).max() / largest)
             worst = difference if np.isnan(difference) else max(worst, difference)  # `max` would drop NaN
     return worst
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's own log and warnings."""
+    """Silence the exporter's log and warnings within the block."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

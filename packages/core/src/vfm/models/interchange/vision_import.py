@@ -39,7 +39,7 @@ def check_import_vision(config: ImportVision, ctx: Preflight) -> None:
 
 
 def show_key_report(ctx: Context, report: KeyReport) -> None:
-    """Log and show what became of every key of a file; nothing if timm or open_clip read the file."""
+    """Log and show the fate of every key of a file, unless timm or open_clip read the file."""
     if report.taken or report.renamed:
         ctx.log(f"keys of the file: {report.summary}")
         ctx.panel(report.panel("Imported weights"))
@@ -51,23 +51,24 @@ def import_vision(
     options: ReadOptions = DEFAULT_OPTIONS,
     report: KeyReport | None = None,
 ) -> nn.Module:
-    """Return a timm encoder with its pretrained weights, in evaluation mode.
+    """Load a timm encoder with its pretrained weights, in evaluation mode.
 
     Args:
-        source: a timm name, optionally with a tag (`vit_base_patch16_224.augreg_in21k`); `hf-hub:org/model`,
-            `local-dir:folder` or a folder in timm's layout; an EVA file; with `pretrained` the architecture, also as a
-            mapping.
-        pretrained: a file of weights for that architecture: of EVA in any of its layouts (of EVA-CLIP the vision
-            tower), or in any layout that timm's own filter reads. A head in the file is kept.
+        source: a timm name, optionally with a tag (`vit_base_patch16_224.augreg_in21k`), `hf-hub:org/model`,
+            `local-dir:folder`, a folder in timm's layout, or an EVA file. With `pretrained`, the architecture as a name
+            or a mapping.
+        pretrained: a file of weights for that architecture: an EVA file in any of its layouts (for EVA-CLIP, the vision
+            tower is read), or any layout that timm's own filter reads. A head in the file is kept.
         options: how a file is read.
-        report: filled with what became of every key of an EVA file.
+        report: filled with the fate of every key of an EVA file.
 
     Raises:
         UserError: a name is unknown, or the weights are missing or do not fit.
     """
     report = KeyReport() if report is None else report
     check_vision_source(source, pretrained)
-    if file := weights_file_as_source(source, pretrained):
+    file = weights_file_as_source(source, pretrained)
+    if file:
         return vision_from_file(None, file, options, report)
     if pretrained:
         return vision_from_file(source, Path(pretrained), options, report)
@@ -80,10 +81,10 @@ def import_vision(
 
 
 def check_vision_source(source: str | Mapping[str, Any], pretrained: str | None) -> None:
-    """Check what is known of an encoder's source without its weights: names and files.
+    """Check the names and files of an encoder's source without reading its weights.
 
     Raises:
-        UserError: as `import_vision`.
+        UserError: as for `import_vision`.
     """
     name = source.removeprefix("timm/") if isinstance(source, str) else str(source.get("architecture"))
     is_folder_or_repo = isinstance(source, str) and (local_folder(source) or source.startswith(HUB_PREFIX))
@@ -101,29 +102,31 @@ def check_vision_source(source: str | Mapping[str, Any], pretrained: str | None)
 def vision_from_file(
     source: str | Mapping[str, Any] | None, file: Path, options: ReadOptions, report: KeyReport
 ) -> nn.Module:
-    """Return a timm encoder with a file's weights, in evaluation mode; a head in the file is kept.
+    """Load a timm encoder with a file's weights, in evaluation mode. A head in the file is kept.
 
     Args:
-        source: its architecture; None to find it from the shapes of an EVA file.
+        source: its architecture; None to find it from the shapes in an EVA file.
         file: the file of weights.
         options: how the file is read.
-        report: filled with what became of every key of an EVA file.
+        report: filled with the fate of every key of an EVA file.
 
     Raises:
         UserError: the file cannot be read, or does not fit.
     """
     tensors = load_state_dict(file, ema=options.ema)
-    source = eva_import.vision_architecture(tensors, str(file)) if source is None else source
+    if source is None:
+        source = eva_import.vision_architecture(tensors, str(file))
     name = source if isinstance(source, str) else str(source.get("architecture"))
     if name.startswith("eva") or eva_import.is_official(tensors):
         model = build_vision(source, **eva_import.vision_arguments(tensors))
         eva_import.load_eva_vision(tensors, model, name, str(file), options, report)
-        if added := masked_modelling_of(tensors):
+        added = masked_modelling_of(tensors)
+        if added:
             model.masked_modelling = added  # type: ignore[assignment]
         return model.eval()
     head = tensors.get("head.weight")
     model = build_vision(source, num_classes=0 if head is None or "mask_token" in tensors else len(head))
-    module = sys.modules[type(model).__module__]  # timm defines a filter of foreign layouts beside each architecture
+    module = sys.modules[type(model).__module__]  # timm defines a filter of foreign layouts next to each architecture
     convert: Callable[..., dict[str, Tensor]] = getattr(module, "checkpoint_filter_fn", lambda tensors, model: tensors)
     try:
         model.load_state_dict(convert(tensors, model))

@@ -1,1 +1,1 @@
-"""Vision encoders of timm, and one interface to the blocks of any vision transformer."""
+"""Vision encoders of timm, and an interface to the blocks of any vision transformer."""

@@ -18,18 +18,18 @@ from vfm.models.vision.vision_towers import read_tokens, vision_tower
 
 @torch.no_grad()
 def attention_weights(model: ClipModel | nn.Module, pixels: Tensor, *, layer: int = -1) -> Tensor:
-    """Return the attention weights of one block, with rotary positions if it has them.
+    """Compute the attention weights of a block, with rotary positions if it has them.
 
-    Fused kernels do not return weights, so this block runs on the module's own unfused path; its output is the same up
+    Fused kernels do not return weights, so this block runs on the module's own unfused path. Its output is the same up
     to rounding.
 
     Args:
         model: a CLIP model or a timm encoder, in evaluation mode.
         pixels: normalised images, (B, 3, S, S).
-        layer: index of the block; negative indices count from the end.
+        layer: index of the block. Negative indices count from the end.
 
     Returns:
-        (B, H, L, L): weight of each token (column) in the output of each token (row); rows sum to 1.
+        (B, H, L, L): weight of each token (column) in the output of each token (row). Rows sum to 1.
 
     Raises:
         UserError: the model has no patch tokens or no such block, or an attention layer of an unsupported kind.
@@ -48,11 +48,11 @@ def attention_weights(model: ClipModel | nn.Module, pixels: Tensor, *, layer: in
 
 
 def attention_map(weights: Tensor, num_patches: int) -> Tensor:
-    """Return the attention from the class token to each patch, or the mean over all patches if there is none.
+    """Compute the attention from the class token to each patch, or the mean over all patches without a class token.
 
     Args:
         weights: (B, H, L, L).
-        num_patches: N; the prefix, if any, begins with the class token.
+        num_patches: N. The prefix, if any, begins with the class token.
 
     Returns:
         (B, N), the mean over heads.

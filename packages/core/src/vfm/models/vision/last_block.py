@@ -1,7 +1,7 @@
-"""The last block of any vision transformer in parts: what training-free segmentation puts together in its own way.
+"""The parts of the last block of any vision transformer, which training-free segmentation combines differently.
 
 The tokens before the block are read with their rotary positions as the encoder computes them, so every image size and
-every kind of positions works. With the block's own attention the parts give its own output, which a test compares.
+every kind of positions works. With the block's own attention, the parts give the block's output, which a test compares.
 """
 
 # B images, L tokens (the prefix: class and register tokens, then N patches), D width, H heads of width d
@@ -33,13 +33,13 @@ class LastBlock:
     """The tokens before the last block, its projections of them, and its other parts."""
 
     tokens: Tensor  # x, (B, L, D)
-    queries: Tensor  # (B, H, L, d), as are keys and values; normalised if the block does so, without rotary positions
+    queries: Tensor  # (B, H, L, d), like keys and values; normalised if the block does so, without rotary positions
     keys: Tensor
     values: Tensor
     grid: tuple[int, int]  # rows and columns of the patches
-    rotate: TensorMap  # rotary positions of queries or keys; the identity in a block without
-    project: TensorMap  # P: heads (B, H, L, d) -> what the block adds to its input, (B, L, D)
-    feed_forward: TensorMap  # F: z -> z + MLP(norm(z)), (B, L, D)
+    rotate: TensorMap  # applies rotary positions to queries or keys; the identity in a block without them
+    project: TensorMap  # heads (B, H, L, d) -> the block's change of its input, (B, L, D)
+    feed_forward: TensorMap  # z -> z + MLP(norm(z)), (B, L, D)
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -52,20 +52,20 @@ class LastBlock:
         return float(self.queries.shape[-1] ** -0.5)
 
     def patch_maps(self, tokens: Tensor) -> Tensor:
-        """Return the patches of (B, L, D) in their places, (B, rows, columns, D)."""
+        """Arrange the patches of (B, L, D) on their grid, (B, rows, columns, D)."""
         return tokens[:, self.num_prefix_tokens :].reshape(len(tokens), *self.grid, -1)
 
 
 @dataclass(frozen=True)
 class LastBlockReader:
-    """Reads the last block of one model; made by `last_block_reader`."""
+    """Reader of a model's last block, created by `last_block_reader`."""
 
     tower: VisionTower
     split: Callable[[Tensor, Tensor | None, tuple[int, int]], LastBlock]  # tokens, rotary positions, grid
     embed: TensorMap  # tokens after the block, (..., D) -> features in the joint space, (..., E)
 
     def read(self, pixels: Tensor) -> LastBlock:
-        """Return the last block of normalised images, (B, 3, height, width); see `vision_features` for sizes."""
+        """Read the last block for normalised images, (B, 3, height, width). See `vision_features` for sizes."""
         caught: list[tuple[Tensor, Tensor | None]] = []
 
         def catch(block: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
@@ -81,14 +81,14 @@ class LastBlockReader:
 
 
 def last_block_reader(model: ClipModel | nn.Module, resample: Resample = resample_positions) -> LastBlockReader:
-    """Return the reader of a model's last block.
+    """Create the reader of a model's last block.
 
     Args:
         model: a CLIP model.
         resample: how learned positions are interpolated for images of another size than the encoder's.
 
     Raises:
-        UserError: its tower has no patch tokens, no way from one patch to the joint space, or a block of another kind.
+        UserError: its tower has no patch tokens, no map from a patch to the joint space, or a block of another kind.
     """
     tower = vision_tower(model, resample)
     block: Any = tower.blocks[-1]
@@ -103,20 +103,20 @@ def last_block_reader(model: ClipModel | nn.Module, resample: Resample = resampl
     return LastBlockReader(tower, split, _patch_embedding(tower, model))
 
 
-def papers_positions(positions: Tensor, own: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Return positions for another grid by bicubic interpolation with the factor (n + 0.1) / n0 of the papers' code.
+def papers_positions(positions: Tensor, old_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Interpolate positions to another grid (bicubic), with the factor (n + 0.1) / n0 of the papers' code.
 
-    The factor came from DINO's, where it kept the size from being rounded down; it also shifts where positions are
-    read. Source: the published code of SCLIP, NACLIP and ProxyCLIP.
+    The factor comes from DINO's code, where it kept the size from being rounded down. It also shifts the points at
+    which positions are read. Source: the published code of SCLIP, NACLIP and ProxyCLIP.
 
     Args:
         positions: (1, P + N, D), P prefix tokens first.
-        own: rows and columns of the N positions.
+        old_grid: rows and columns of the N positions.
         grid: wanted rows and columns.
     """
-    num_prefix = positions.shape[1] - own[0] * own[1]
-    maps = positions[:, num_prefix:].transpose(1, 2).reshape(1, -1, *own)
-    factors = ((grid[0] + 0.1) / own[0], (grid[1] + 0.1) / own[1])
+    num_prefix = positions.shape[1] - old_grid[0] * old_grid[1]
+    maps = positions[:, num_prefix:].transpose(1, 2).reshape(1, -1, *old_grid)
+    factors = ((grid[0] + 0.1) / old_grid[0], (grid[1] + 0.1) / old_grid[1])
     resized = F.interpolate(
         maps, scale_factor=factors, mode="bicubic", align_corners=False, recompute_scale_factor=False
     )
@@ -187,9 +187,9 @@ def _timm_projections(attention: Any, y: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def _patch_embedding(tower: VisionTower, model: ClipModel | nn.Module) -> TensorMap:
-    """Return the way from a token after the block to the joint space.
+    """Build the map from a token after the block to the joint space.
 
-    A pooling head with one query (SigLIP's) is applied to each patch as if its attention were on that patch alone.
+    A pooling head with a single query (SigLIP's) is applied to each patch as if it attended to that patch alone.
     """
     if tower.project is not None:
         project = tower.project
@@ -202,7 +202,8 @@ def _patch_embedding(tower: VisionTower, model: ClipModel | nn.Module) -> Tensor
     def embed(tokens: Tensor) -> Tensor:
         values = pool.kv(trunk.norm(tokens)).chunk(2, dim=-1)[1]
         u = pool.proj(values)
-        u = u if pool.mlp is None else u + pool.mlp(pool.norm(u))
+        if pool.mlp is not None:
+            u = u + pool.mlp(pool.norm(u))
         return tower.embed(trunk.fc_norm(u))
 
     return embed

@@ -1,4 +1,4 @@
-"""Models of a plan: what is known of an input before its stage has run, on the meta device."""
+"""Models of a plan: the known facts about an input before its stage has run, built on the meta device."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from vfm.base import UserError
-from vfm.interfaces import ClipCheckpoint, Cost, Preflight, Ref, Stage, VisionCheckpoint
+from vfm.interfaces import Artifact, ClipCheckpoint, Cost, Preflight, Ref, Stage, VisionCheckpoint
 from vfm.models.clip.clip import ClipModel, blueprint
 from vfm.models.clip.clip_config import get_clip_config, read_clip_config
 from vfm.models.vision.vision import build_vision, save_vision_config
 
-STARTS = ("init", "clip", "start")  # fields of the model that a stage starts from
+STARTS = ("init", "clip", "start")  # fields of a stage that refer to the model it starts from
 
 
 def planned_clip(
@@ -24,37 +24,47 @@ def planned_clip(
     image_size: int | None = None,
     noise: Mapping[str, float] | None = None,
 ) -> ClipModel | None:
-    """Return the model of an input as a `blueprint`; None if it is only known after its stage has run."""
+    """Build the model of an input as a `blueprint`; None if it is only known after its stage has run."""
     checkpoint = ctx.artifact(ref)
-    found = checkpoint or planned_clip_config(ctx, ref)
-    if not found:
+    source = checkpoint or planned_clip_config(ctx, ref)
+    if not source:
         return None
-    clip = blueprint(found, image_size, noise=noise)
-    clip.name = clip.name if checkpoint else str(ref)
+    clip = blueprint(source, image_size, noise=noise)
+    if not checkpoint:
+        clip.name = str(ref)
     return clip
 
 
 def planned_clip_config(ctx: Preflight, ref: Ref[ClipCheckpoint]) -> Mapping[str, Any] | None:
-    """Return open_clip's configuration of an input; None if it is only known after its stage has run.
+    """Find open_clip's configuration of an input; None if it is only known after its stage has run.
 
-    It is the artifact's; else that of the field `model` or `source` of the stage that makes it, or of the model that
-    the stage starts from, at the stage's `image_size`.
+    An existing artifact is read. Otherwise the configuration follows from the stage that makes it: from its field
+    `model` or `source`, or from the model that it starts from, at the stage's `image_size`.
     """
-    if checkpoint := ctx.artifact(ref):
+    checkpoint = ctx.artifact(ref)
+    if checkpoint:
         config: Mapping[str, Any] = read_clip_config(checkpoint.path)["model_cfg"]
         return config
     stage = ctx.stage(ref)
-    start = next((value for name in STARTS if (value := getattr(stage, name, None))), None)
-    size = getattr(stage, "image_size", None) if not hasattr(stage, "clip") else None  # of diva.tune: the generator's
-    found = planned_clip_config(ctx, start) if start else _named_config(stage)
-    return {**found, "vision_cfg": {**found["vision_cfg"], "image_size": size}} if found and size else found
+    starts = [getattr(stage, name, None) for name in STARTS]
+    start = next((value for value in starts if value), None)
+    planned = planned_clip_config(ctx, start) if start else _named_config(stage)
+    # The `image_size` of a stage with `clip` (diva.tune) is the generator's.
+    size = None if hasattr(stage, "clip") else getattr(stage, "image_size", None)
+    if planned and size:
+        return {**planned, "vision_cfg": {**planned["vision_cfg"], "image_size": size}}
+    return planned
 
 
 def planned_encoder(ctx: Preflight, ref: Ref[ClipCheckpoint | VisionCheckpoint]) -> ClipModel | nn.Module | None:
-    """Return the CLIP model or timm encoder of an input, without weights; None if it is not known yet."""
+    """Build the CLIP model or timm encoder of an input, without weights; None if it is not known yet."""
     checkpoint, stage = ctx.artifact(ref), ctx.stage(ref)
-    made = type(checkpoint) if checkpoint else stage.makes if stage else None
-    if made and issubclass(made, ClipCheckpoint):
+    artifact_class: type[Artifact] | None = None
+    if checkpoint:
+        artifact_class = type(checkpoint)
+    elif stage:
+        artifact_class = stage.makes
+    if artifact_class and issubclass(artifact_class, ClipCheckpoint):
         return planned_clip(ctx, ref)  # type: ignore[arg-type]
     source, size = _encoder_source(ctx, ref)
     if source is None:
@@ -67,18 +77,19 @@ def planned_encoder(ctx: Preflight, ref: Ref[ClipCheckpoint | VisionCheckpoint])
 
 
 def planned_checkpoint(ctx: Preflight, ref: Ref[Any], folder: Path) -> VisionCheckpoint | None:
-    """Return the encoder of an input; where it is not made yet, its configuration without weights, in a folder.
+    """Find the encoder of an input, or save its planned configuration, without weights, in a folder.
 
-    None if it is no vision encoder, or not known yet.
+    The result is None if the input is no vision encoder, or not known yet.
     """
-    if checkpoint := ctx.artifact(ref):
+    checkpoint = ctx.artifact(ref)
+    if checkpoint:
         return checkpoint if isinstance(checkpoint, VisionCheckpoint) else None
     model = planned_encoder(ctx, ref)
     return save_vision_config(model, folder) if isinstance(model, nn.Module) else None
 
 
 def import_cost(config: Stage, ctx: Preflight) -> Cost:
-    """Return the parameters and the disk of `models.clip` and `models.vision`."""
+    """Estimate the parameters and the disk space of `models.clip` and `models.vision`."""
     model = planned_encoder(Preflight({config.name: config}, {}), Ref(config.name))
     if model is None:
         return Cost(unknown=("the model, which is read when the stage runs",))
@@ -89,8 +100,10 @@ def import_cost(config: Stage, ctx: Preflight) -> Cost:
 
 def _named_config(stage: Stage | None) -> Mapping[str, Any] | None:
     model: Any = getattr(stage, "model", None) or getattr(stage, "source", None)
-    if isinstance(model, Mapping) or not isinstance(model, str) or ":" in model:  # a hub or folder is read at run time
-        return model if isinstance(model, Mapping) else None
+    if isinstance(model, Mapping):
+        return model
+    if not isinstance(model, str) or ":" in model:  # a hub or folder is read at run time
+        return None
     try:
         return get_clip_config(model)
     except UserError:  # a folder or file, or a mistake that the other stage's preflight reports
@@ -98,13 +111,17 @@ def _named_config(stage: Stage | None) -> Mapping[str, Any] | None:
 
 
 def _encoder_source(ctx: Preflight, ref: Ref[Any]) -> tuple[str | Mapping[str, Any] | None, int | None]:
-    """Return what `build_vision` builds an input's encoder of, and its image size; None for what is not known yet."""
-    if checkpoint := ctx.artifact(ref):
+    """Find the argument with which `build_vision` builds an input's encoder, and its image size; None if unknown."""
+    checkpoint = ctx.artifact(ref)
+    if checkpoint:
         return f"local-dir:{checkpoint.path}", None
     stage = ctx.stage(ref)
-    size, start = getattr(stage, "image_size", None), getattr(stage, "start", None) or getattr(stage, "encoder", None)
-    if start:  # its model is that of the stage which it starts from
-        model, own = _encoder_source(ctx, start)
-        return model, size or own
+    size = getattr(stage, "image_size", None)
+    start = getattr(stage, "start", None) or getattr(stage, "encoder", None)
+    if start:  # the stage keeps the architecture of the model that it starts from
+        model, start_size = _encoder_source(ctx, start)
+        return model, size or start_size
     model = getattr(stage, "model", None) or getattr(stage, "source", None)
-    return (None if isinstance(model, str) and ":" in model else model), size  # a hub or folder is read at run time
+    if isinstance(model, str) and ":" in model:  # a hub or folder is read at run time
+        model = None
+    return model, size

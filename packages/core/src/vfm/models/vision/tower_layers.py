@@ -1,8 +1,8 @@
 """The layers of a CLIP model's towers, from the stem to the projection, and their blocks.
 
-The layers are timm's groups for a timm encoder, and otherwise those of open_clip's own locks: what precedes the blocks,
-each block (the last one with the final norm), the projection. EVA-CLIP's code (arXiv:2303.15389) counts the final norm
-with the projection instead.
+For a timm encoder the layers are timm's groups. Otherwise they follow open_clip's own locks: the layers before the
+blocks, each block (the last one with the final norm), and the projection. EVA-CLIP's code (arXiv:2303.15389) counts the
+final norm with the projection instead.
 """
 
 from __future__ import annotations
@@ -26,62 +26,69 @@ _FINAL_NORM = ("ln_post.", "ln_final.")
 
 
 def is_of_block(name: str) -> bool:
-    """Return whether a weight belongs to a block, by its name."""
+    """Check by its name whether a weight belongs to a block."""
     return bool(_BLOCK.search(name))
 
 
 def tower_of(name: str) -> TowerName | None:
-    """Return the tower of a weight of `ClipModel.module`; None for the temperature and SigLIP's bias."""
+    """Find the tower of a weight in `ClipModel.module`; None for the temperature and SigLIP's bias."""
     if name in ("logit_scale", "logit_bias"):
         return None
     return "image" if name.startswith("visual.") else "text"
 
 
 def tower_layers(module: nn.Module, tower: TowerName) -> list[list[str]]:
-    """Return the names of a tower's weights in `ClipModel.module`, by layer."""
+    """Group the names of a tower's weights in `ClipModel.module` by layer."""
     names = [name for name, _ in module.named_parameters() if tower_of(name) == tower]
     if tower == "image" and isinstance(module.visual, TimmModel):
         return _timm_layers(module.visual, names)
-    prefix, text = ("visual.", None) if tower == "image" else ("text.", getattr(module, "text", None))
+    if tower == "image":
+        prefix, text = "visual.", None
+    else:
+        prefix, text = "text.", getattr(module, "text", None)
     # open_clip has no group for the projection after Hugging Face's encoders: it belongs to the last block's.
     return named_layers(names, prefix, has_end=not isinstance(text, HFTextEncoder))
 
 
 def named_layers(names: Sequence[str], prefix: str, *, has_end: bool = True) -> list[list[str]]:
-    """Return the names of weights by layer.
+    """Group the names of weights by layer.
 
     Args:
-        names: of the weights.
-        prefix: what names may begin with, and is not looked at.
-        has_end: False counts what follows the last block to it.
+        names: names of the weights.
+        prefix: optional beginning of a name, which is ignored.
+        has_end: whether weights after the last block are a separate layer. False counts them to the last block.
     """
     inner = {name: name.removeprefix(prefix) for name in names}
-    last = max((int(found[1]) + 1 for name in inner.values() if (found := _BLOCK.search(name))), default=0)
+    last = 0
+    for inner_name in inner.values():
+        block = _BLOCK.search(inner_name)
+        if block:
+            last = max(last, int(block[1]) + 1)
     layers: dict[int, list[str]] = {}
-    for name, own in inner.items():
-        layers.setdefault(_layer(own, last, last + has_end), []).append(name)
+    for name, inner_name in inner.items():
+        layers.setdefault(_layer(inner_name, last, last + has_end), []).append(name)
     return [layers[number] for number in sorted(layers)]
 
 
 def tower_blocks(module: nn.Module, tower: TowerName) -> Sequence[nn.Module]:
-    """Return the blocks of a tower of `ClipModel.module`.
+    """List the blocks of a tower of `ClipModel.module`.
 
     Raises:
         UserError: the vision tower is not a transformer.
     """
     if tower == "image":
         return vision_tower(module).blocks
-    text: Any = getattr(module, "text", module)  # open_clip's own tower, or one of Hugging Face
+    text: Any = getattr(module, "text", module)  # open_clip's own tower, or a Hugging Face encoder
     return first_blocks(text.transformer)
 
 
 def first_blocks(module: nn.Module) -> list[nn.Module]:
-    """Return the parts of a model's first list of modules: the blocks of a transformer."""
+    """List the parts of a model's first list of modules: the blocks of a transformer."""
     return list(next(part for part in module.modules() if isinstance(part, nn.ModuleList)))
 
 
 def _timm_layers(visual: TimmModel, names: list[str]) -> list[list[str]]:
-    """Return timm's own groups; what open_clip adds after the encoder belongs to the last one."""
+    """Group names as timm does. Layers that open_clip adds after the encoder belong to the last group."""
     trunk: Any = visual.trunk
     by_number: dict[int, list[str]] = group_parameters(trunk, trunk.group_matcher())
     layers = [[f"visual.trunk.{name}" for name in by_number[number]] for number in sorted(by_number)]
@@ -90,8 +97,9 @@ def _timm_layers(visual: TimmModel, names: list[str]) -> list[list[str]]:
 
 
 def _layer(name: str, last: int, end: int) -> int:
-    if found := _BLOCK.search(name):
-        return int(found[1]) + 1
+    block = _BLOCK.search(name)
+    if block:
+        return int(block[1]) + 1
     if _STEM.match(name):
         return 0
     return last if name.startswith(_FINAL_NORM) else end

@@ -1,4 +1,4 @@
-"""Vision encoders: timm builds them, and a VisionCheckpoint is a folder that timm itself loads by `local-dir:`."""
+"""Vision encoders: built by timm, and saved as a VisionCheckpoint, a folder that timm loads by `local-dir:`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vfm.storage.store_files import reading
 VISION_CONFIG_FILE = "config.json"
 VISION_WEIGHTS_FILE = "model.safetensors"
 MULTI_LABEL = "multi_label_classification"  # as transformers names it in config.json, where timm ignores it
-MASKED_MODELLING_FILE = "masked_modelling.safetensors"  # what predicts masked patches; no other library reads it
+MASKED_MODELLING_FILE = "masked_modelling.safetensors"  # layers that predict masked patches; only vfm reads it
 
 
 def build_vision(
@@ -41,12 +41,12 @@ def build_vision(
 
     Args:
         model: a timm name (`vfm.models.small_models` adds small ones), optionally with the prefix `timm/`, `hf-hub:` or
-            `local-dir:`; or a custom encoder as a mapping of `architecture` (a timm name) and the arguments that
+            `local-dir:`. A mapping builds a custom encoder from an `architecture` (a timm name) and the arguments that
             differ, such as `{"architecture": "eva02_nano_patch4_32", "depth": 6}`.
-        image_size: side of the input in pixels; default: the architecture's own.
-        num_classes: outputs of the head, 0 for none; default: the architecture's own.
+        image_size: side of the input in pixels. Default: the architecture's.
+        num_classes: outputs of the head, 0 for none. Default: the architecture's.
         pretrained: load the weights that timm lists for the name.
-        seed: seed of the initial weights; torch's global generator is left unchanged.
+        seed: seed of the initial weights. torch's global generator is left unchanged.
         arguments: arguments of timm's model (`drop_path_rate`, `global_pool`, ...).
 
     Raises:
@@ -60,12 +60,12 @@ def build_vision(
     name = name.removeprefix("timm/")
     if ":" not in name and not timm.is_model(name.split(".")[0]):
         raise UserError(f"vision model {name!r} is not in timm{did_you_mean(name, timm.list_models())}")
-    given = {"img_size": image_size, "num_classes": num_classes, **arguments}
-    given = {key: value for key, value in given.items() if value is not None}
+    settings = {"img_size": image_size, "num_classes": num_classes, **arguments}
+    settings = {key: value for key, value in settings.items() if value is not None}
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        built = _create(name, pretrained, given)
+        built = _create(name, pretrained, settings)
     if name.startswith("local-dir:"):
         _read_problem_type(built, Path(name.removeprefix("local-dir:")))
     return built
@@ -79,12 +79,12 @@ def load_vision(
     device: str | torch.device = "cpu",
     **arguments: Any,
 ) -> nn.Module:
-    """Load the encoder of a checkpoint folder; for another image size, timm resamples its position embeddings.
+    """Load the encoder of a checkpoint folder. For another image size, timm resamples its position embeddings.
 
     Args:
         checkpoint: the artifact, or any folder in timm's layout.
-        image_size: side of the input in pixels; default: the checkpoint's.
-        num_classes: a number other than the checkpoint's gives a new head.
+        image_size: side of the input in pixels. Default: the checkpoint's.
+        num_classes: outputs of the head. A number other than the checkpoint's gives a new head.
         device: device of the weights.
         arguments: arguments of timm's model that differ from the checkpoint (`drop_path_rate`, `global_pool`, ...).
 
@@ -106,23 +106,24 @@ def load_vision(
 def save_vision(model: nn.Module, directory: Path) -> VisionCheckpoint:
     """Save an encoder in timm's layout (`config.json` with its `model_args`, `model.safetensors`).
 
-    What masked pre-training adds to an encoder, its attribute `masked_modelling` if it has one (`mask_token`, `head.*`,
-    `decoder.*`), is saved in a file of its own, so that a training can go on.
+    The attribute `masked_modelling`, if the encoder has one, holds the additions of masked pre-training (`mask_token`,
+    `head.*`, `decoder.*`). They are saved in a separate file, so that the training can be resumed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     save_state_dict(model.state_dict(), directory / VISION_WEIGHTS_FILE)
-    if added := masked_modelling(model):
+    added = masked_modelling(model)
+    if added:
         save_state_dict(added, directory / MASKED_MODELLING_FILE)
     return save_vision_config(model, directory)
 
 
 def save_vision_config(model: nn.Module, directory: Path) -> VisionCheckpoint:
-    """Save an encoder's configuration alone; `build_vision` reads it by `local-dir:`."""
+    """Save only an encoder's configuration, which `build_vision` reads by `local-dir:`."""
     size = get_model_input_config(model)["input_size"]
     # timm writes the size of its own weights for a model that takes images of any size, such as DINOv3.
-    given = {"input_size": size} if size != model.pretrained_cfg["input_size"] else None  # type: ignore[index]
-    kept = {"problem_type": MULTI_LABEL} if has_independent_labels(model) else None
-    save_config_for_hf(model, directory / VISION_CONFIG_FILE, model_config=kept, data_config=given)
+    data_config = {"input_size": size} if size != model.pretrained_cfg["input_size"] else None  # type: ignore[index]
+    model_config = {"problem_type": MULTI_LABEL} if has_independent_labels(model) else None
+    save_config_for_hf(model, directory / VISION_CONFIG_FILE, model_config=model_config, data_config=data_config)
     config = json.loads((directory / VISION_CONFIG_FILE).read_text(encoding="utf-8"))
     return VisionCheckpoint.create(
         directory,
@@ -134,33 +135,33 @@ def save_vision_config(model: nn.Module, directory: Path) -> VisionCheckpoint:
 
 
 def masked_modelling(model: nn.Module) -> dict[str, Tensor]:
-    """Return the mask token, head and decoder of an encoder's masked pre-training by name; empty if it has none."""
+    """Get the mask token, head and decoder of an encoder's masked pre-training by name; empty if it has none."""
     added: dict[str, Tensor] = getattr(model, "masked_modelling", {})
     return added
 
 
 def read_masked_modelling(directory: Path) -> dict[str, Tensor]:
-    """Return what `save_vision` has kept of an encoder's masked pre-training in a folder; empty if nothing."""
+    """Load the mask token, head and decoder that `save_vision` has saved in a folder; empty if it has none."""
     file = directory / MASKED_MODELLING_FILE
     return load_state_dict(file) if file.is_file() else {}
 
 
 def vision_preprocess(model: nn.Module) -> Preprocess:
-    """Return the preprocessing of a timm encoder, at its current image size."""
+    """Find the preprocessing of a timm encoder, at its current image size."""
     size = get_model_input_config(model)["input_size"]
     return Preprocess.from_timm({**resolve_model_data_config(model), "input_size": size})
 
 
 def set_class_names(model: nn.Module, names: Sequence[str], *, independent: bool = False) -> None:
-    """Set the names of a timm classifier's outputs, one each.
+    """Set the names of a timm classifier's outputs, one for each output.
 
     They are stored as `label_names` in timm's configuration, which `save_vision` writes and `load_vision` reads.
 
     Args:
         model: the classifier.
-        names: of its outputs, in order.
+        names: names of its outputs, in order.
         independent: an image can have several of these labels, so that the probability of each is the sigmoid of its
-            output; stored as transformers' `problem_type`.
+            output. Stored as transformers' `problem_type`.
     """
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     model.problem_type = MULTI_LABEL if independent else ""  # type: ignore[assignment]
@@ -168,21 +169,22 @@ def set_class_names(model: nn.Module, names: Sequence[str], *, independent: bool
 
 
 def has_independent_labels(model: nn.Module) -> bool:
-    """Return whether the probability of each of a classifier's outputs is its sigmoid; else they are a softmax."""
+    """Check whether the probability of each output of a classifier is its sigmoid, not part of a softmax."""
     return getattr(model, "problem_type", "") == MULTI_LABEL
 
 
 def class_names_of(model: nn.Module) -> list[str]:
-    """Return the names of a timm classifier's outputs in order; an empty list if its configuration has none."""
+    """List the names of a timm classifier's outputs in order; empty if its configuration has none."""
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     names = config.get("label_names") or ()
     if isinstance(names, Mapping):  # timm lets ids have gaps
-        names = [str(names.get(number, names.get(str(number), number))) for number in range(int(model.num_classes))]  # type: ignore[arg-type]
+        numbers = range(int(model.num_classes))  # type: ignore[arg-type]
+        names = [str(names.get(number, names.get(str(number), number))) for number in numbers]
     return list(names) if len(names) == model.num_classes else []
 
 
 def _read_problem_type(model: nn.Module, folder: Path) -> None:
-    """Set what a folder's configuration says about the labels of its head, if the model has that head."""
+    """Set the problem type that a folder's configuration has for its head, if the model has that head."""
     config = json.loads((folder / VISION_CONFIG_FILE).read_text(encoding="utf-8"))
     if config.get("problem_type") == MULTI_LABEL and config.get("num_classes") == model.num_classes:
         model.problem_type = MULTI_LABEL  # type: ignore[assignment]

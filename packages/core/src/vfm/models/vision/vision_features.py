@@ -1,9 +1,9 @@
 """Features of images and their patches from any vision transformer, as used by EVA, DIVA and the evaluations.
 
-EVA's teacher target and DIVA's condition are the same computation: the tokens of a block, through the final norm and,
+EVA's teacher target and DIVA's condition are the same computation: the tokens of a block, after the final norm and,
 if the model has one, the projection into the joint space.
 
-Sources: EVA (arXiv:2211.07636), section 2.1, for the target; DIVA (arXiv:2407.20171), section 3.2, for the condition.
+Sources: EVA (arXiv:2211.07636), section 2.1, for the target. DIVA (arXiv:2407.20171), section 3.2, for the condition.
 """
 
 # B batch, N patches, D width of the tower, E width of the joint space
@@ -36,21 +36,21 @@ def vision_features(
     size: tuple[int, int] | None = None,
     norm: bool = True,
 ) -> list[BlockTokens]:
-    """Return the tokens of an encoder's blocks for images of any size, from one forward pass, with gradients.
+    """Compute the tokens of an encoder's blocks for images of any size, in one forward pass, with gradients.
 
-    It reads any vision transformer of timm or open_clip, with learned, rotary or no positions, with or without class
-    and register tokens: for the dense probe, open-vocabulary segmentation, and models of other packages.
+    It supports any vision transformer of timm or open_clip, with learned, rotary or no positions, with or without class
+    and register tokens. The dense probe, open-vocabulary segmentation and models of other packages use it.
 
     Args:
-        model: a CLIP model or a timm encoder; in evaluation mode if it has patch dropout.
-        images: normalised, (B, 3, H, W). H and W need not be equal, nor those of the encoder; if they are not, they
-            must be multiples of the patch size, and positions are resampled to them.
-        layers: indices of the blocks; negative ones count from the end.
-        size: rows and columns, in pixels, to which the images are resized first (bicubic); default: as they are.
+        model: a CLIP model or a timm encoder, in evaluation mode if it has patch dropout.
+        images: normalised images, (B, 3, H, W). H and W may differ from each other and from the encoder's size. If
+            they do, they must be multiples of the patch size, and positions are resampled.
+        layers: indices of the blocks. Negative indices count from the end.
+        size: rows and columns, in pixels, to which the images are resized first (bicubic). Default: no resizing.
         norm: apply the final norm to the tokens of every layer.
 
     Returns:
-        The tokens of each layer, in the order of `layers`; `BlockTokens.maps` are (B, D, rows, columns).
+        The tokens of each layer, in the order of `layers`. `BlockTokens.maps` are (B, D, rows, columns).
 
     Raises:
         UserError: the model has no patch tokens or no such layer, or cannot take images of this size.
@@ -67,17 +67,17 @@ def vision_features(
 def patch_features(
     model: ClipModel | nn.Module, pixels: Tensor, *, layer: int = -1, projected: bool = True, normalize: bool = False
 ) -> Tensor:
-    """Return the feature of each patch, in the model's joint space or before the projection, with gradients.
+    """Compute the feature of each patch, in the model's joint space or before the projection, with gradients.
 
     Args:
-        model: a CLIP model or a timm encoder; in evaluation mode if it has patch dropout.
+        model: a CLIP model or a timm encoder, in evaluation mode if it has patch dropout.
         pixels: normalised images, (B, 3, H, W).
-        layer: index of the block whose tokens are taken; negative indices count from the end.
-        projected: apply the final norm and the projection, else the final norm only.
+        layer: index of the block to read. Negative indices count from the end.
+        projected: apply the final norm and the projection, or only the final norm.
         normalize: scale each feature to unit length.
 
     Returns:
-        (B, N, E), or (B, N, D) without the projection; patches row by row.
+        (B, N, E), or (B, N, D) without the projection, with the patches row by row.
 
     Raises:
         UserError: the model has no patch tokens, no such layer, or no projection of patches.
@@ -91,16 +91,16 @@ def patch_features(
 def cls_and_patch_tokens(
     model: ClipModel | nn.Module, pixels: Tensor, *, projected: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Return the features of the image and of its patches from one forward pass, with gradients.
+    """Compute the features of the image and of its patches in one forward pass, with gradients.
 
     The image feature is the model's own: `encode_image` before the L2 norm if `projected`. It is the class token in a
-    model that pools by it, else the pooled feature.
+    model that pools by it, otherwise the pooled feature.
 
     Returns:
         (B, E) and (B, N, E), or (B, D) and (B, N, D) without the projection.
 
     Raises:
-        UserError: as `patch_features`.
+        UserError: as for `patch_features`.
     """
     tower = vision_tower(model)
     project = _projection(tower, projected)
@@ -124,7 +124,7 @@ class ImageTokens:
 
 
 def image_tokens(model: ClipModel | nn.Module, pixels: Tensor) -> ImageTokens:
-    """Return the tokens of the images and of their patches from one forward pass, with gradients.
+    """Compute the tokens of the images and of their patches in one forward pass, with gradients.
 
     Args:
         model: as in `patch_features`.
@@ -141,12 +141,12 @@ def image_tokens(model: ClipModel | nn.Module, pixels: Tensor) -> ImageTokens:
 
 
 def grid_size(model: ClipModel | nn.Module) -> tuple[int, int]:
-    """Return the rows and columns of patches at the model's own image size."""
+    """Count the rows and columns of patches at the model's own image size."""
     return vision_tower(model).grid
 
 
 def feature_width(model: ClipModel | nn.Module, *, projected: bool = True) -> int:
-    """Return the width of `patch_features`.
+    """Compute the width of `patch_features`.
 
     Raises:
         UserError: `projected`, and the model has no projection of patches.

@@ -1,4 +1,4 @@
-"""Running a vision transformer at another image size than its own, without a change of its weights."""
+"""Running a vision transformer at another image size than its own, without changing its weights."""
 
 # B batch, H and W pixels, P prefix tokens, N patches, D width
 
@@ -18,22 +18,22 @@ from vfm.base import UserError
 
 Sides = tuple[int, int]
 Resample = Callable[[Tensor, Sides, Sides], Tensor]
-"""Learned positions (1, P + N, D), their grid and another one, to the positions of that one; P prefix tokens stay."""
+"""Maps learned positions (1, P + N, D), their grid and another grid to positions for it. P prefix tokens stay."""
 
 
-def resample_positions(positions: Tensor, own: Sides, grid: Sides) -> Tensor:
-    """Return positions (1, P + N, D) for another grid, as timm does; prefix tokens keep theirs."""
-    num_prefix_tokens = positions.shape[1] - own[0] * own[1]
+def resample_positions(positions: Tensor, old_grid: Sides, grid: Sides) -> Tensor:
+    """Interpolate positions (1, P + N, D) to another grid, as timm does. Prefix tokens keep their positions."""
+    num_prefix_tokens = positions.shape[1] - old_grid[0] * old_grid[1]
     resampled: Tensor = resample_abs_pos_embed(
-        positions, new_size=list(grid), old_size=list(own), num_prefix_tokens=num_prefix_tokens
+        positions, new_size=list(grid), old_size=list(old_grid), num_prefix_tokens=num_prefix_tokens
     )
     return resampled
 
 
 def patch_stride(embed: Any) -> Sides:
-    """Return the pixels between neighbouring patches of a timm embedding.
+    """Compute the pixels between neighbouring patches of a timm embedding.
 
-    Its `patch_size` is that of the last convolution alone, which in MobileCLIP and ViTamin follows others.
+    Its `patch_size` describes only the last convolution, which in MobileCLIP and ViTamin follows others.
     """
     stride: Sides = embed.feat_ratio(as_scalar=False)
     return stride
@@ -42,32 +42,35 @@ def patch_stride(embed: Any) -> Sides:
 def intermediates_at_size(
     visual: Any, pixels: Tensor, *, resample: Resample = resample_positions, **arguments: Any
 ) -> Any:
-    """Return what `forward_intermediates` of a vision transformer returns, at the size of the pixels.
+    """Call `forward_intermediates` of a vision transformer at the size of the pixels.
 
     Learned positions are interpolated as timm does when it loads a checkpoint for another size (bicubic, antialiased),
-    in every call and with gradients, so that the stored ones can be trained at several sizes; rotary positions are
+    in every call and with gradients, so that the stored positions can be trained at several sizes. Rotary positions are
     computed for the new grid. At the model's own size nothing is changed.
 
     Args:
         visual: open_clip's or timm's vision transformer.
         pixels: (B, 3, H, W).
         resample: how learned positions are interpolated.
-        arguments: of `forward_intermediates`.
+        arguments: arguments of `forward_intermediates`.
 
     Raises:
-        UserError: another size than the model's is not a multiple of the patch size, or the model's positions are for
-            one size only.
+        UserError: a size other than the model's is not a multiple of the patch size, or the model's positions work for
+            a single size only.
     """
     size: Sides = (pixels.shape[2], pixels.shape[3])
     is_open_clip = isinstance(visual, OpenClipViT)
     embed = visual if is_open_clip else visual.patch_embed
-    own, patch = (embed.image_size, embed.patch_size) if is_open_clip else (embed.img_size, patch_stride(embed))
-    if size == tuple(own):
+    if is_open_clip:
+        own_size, patch = embed.image_size, embed.patch_size
+    else:
+        own_size, patch = embed.img_size, patch_stride(embed)
+    if size == tuple(own_size):
         return visual.forward_intermediates(pixels, **arguments)
     if any(side % step for side, step in zip(size, patch, strict=True)):
         raise UserError(
-            f"{type(visual).__name__}: images of another size than its own, {_sides(own)}, must have sides that are"
-            f" multiples of the patch size {_sides(patch)}; got {_sides(size)} pixels"
+            f"{type(visual).__name__}: images of another size than its own, {_sides(own_size)}, must have sides that"
+            f" are multiples of the patch size {_sides(patch)}; got {_sides(size)} pixels"
         )
     if getattr(visual, "dynamic_img_size", False):
         return visual.forward_intermediates(pixels, **arguments)
@@ -81,7 +84,7 @@ def intermediates_at_size(
 
 
 class _Intermediates(nn.Module):
-    """Makes `forward_intermediates` the `forward` that `functional_call` calls."""
+    """A module whose `forward` is `forward_intermediates`, since `functional_call` can only call `forward`."""
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
@@ -92,13 +95,13 @@ class _Intermediates(nn.Module):
 
 
 def _call_with(tensors: dict[str, Tensor], visual: nn.Module, pixels: Tensor, arguments: dict[str, Any]) -> Any:
-    """Call `forward_intermediates` with other tensors under some of the names of its parameters and buffers."""
+    """Call `forward_intermediates` with other tensors in place of some of its parameters and buffers."""
     named = {f"visual.{name}": tensor for name, tensor in tensors.items()}
     return functional_call(_Intermediates(visual), named, (pixels,), arguments)
 
 
 def _timm_positions(trunk: Any, grid: Sides, resample: Resample) -> dict[str, Tensor]:
-    """Return the learned and the rotary positions of a timm transformer for a grid, by name."""
+    """Compute the learned and the rotary positions of a timm transformer for a grid, by name."""
     if any("rel_pos" in name or "relative_position" in name for name, _ in trunk.named_parameters()):
         raise UserError(
             f"{type(trunk).__name__}: its relative positions are for {_sides(trunk.patch_embed.img_size)} pixels only;"
@@ -116,13 +119,13 @@ def _timm_positions(trunk: Any, grid: Sides, resample: Resample) -> dict[str, Te
 
 @contextmanager
 def _input_size(embed: Any, size: Sides) -> Iterator[None]:
-    """Set the size that a timm patch embedding checks within the context."""
-    own = embed.img_size
+    """Set the size that a timm patch embedding checks within the block."""
+    before = embed.img_size
     embed.set_input_size(img_size=size)
     try:
         yield
     finally:
-        embed.set_input_size(img_size=own)
+        embed.set_input_size(img_size=before)
 
 
 def _sides(size: Any) -> str:

@@ -1,11 +1,11 @@
-"""Initialising the vision tower of a CLIP model from a pretrained vision encoder, with every key accounted for.
+"""Initialisation of a CLIP model's vision tower from a pretrained vision encoder, with a report on every key.
 
-Both sides have timm's layout, so most keys are the same. Rules cover the differences: the final norm comes before or
-after pooling (`norm`, `fc_norm`), position embeddings and patch kernels are resized to the tower's grid, the head is
+Both sides have timm's layout, so most keys are the same. Rules cover the differences. The final norm comes before or
+after pooling (`norm`, `fc_norm`). Position embeddings and patch kernels are resized to the tower's grid. The head is
 the CLIP projection and new, and so is the norm that EVA-CLIP adds inside the attention. Any other difference is an
 error.
 
-Source: Sun et al. 2023, EVA-CLIP (arXiv:2303.15389), section 2; the rules are those of its released trainer.
+Source: Sun et al. 2023, EVA-CLIP (arXiv:2303.15389), section 2. The rules follow its released trainer.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def init_vision_tower(
 ) -> KeyReport:
     """Load a vision encoder's weights into the vision tower of a CLIP model, in place.
 
-    Weights show neither activation, attention heads and rotary positions nor the mean and std of the images, which a
-    checkpoint has: these are checked.
+    Activation, attention heads, rotary positions, and the mean and std of the images do not show in the weights. A
+    checkpoint has them, and they are checked.
 
     Args:
         vision: a checkpoint in timm's layout, or its state dict.
@@ -59,21 +59,21 @@ def init_vision_tower(
         take_normalization: use the mean and std of the checkpoint's images instead of the CLIP model's.
 
     Returns:
-        What became of every key of the checkpoint and of the tower.
+        The fate of every key of the checkpoint and of the tower.
 
     Raises:
-        UserError: the tower is not a timm encoder, it computes something else with the same weights, mean or std
-            differs from the encoder's, or a key is missing, unknown or of another shape; nothing is loaded then.
+        UserError: the tower is not a timm encoder, it computes something else with the same weights, its mean or std
+            differs from the encoder's, or a key is missing, unknown or of another shape. Nothing is loaded then.
     """
     visual, report = timm_vision_tower(clip), KeyReport()
     if isinstance(vision, VisionCheckpoint):
         with torch.device("meta"):  # only its configuration is needed
             encoder = build_vision(f"local-dir:{vision.path}")
         check_same_computation(vision.architecture, encoder, clip)
-        own = vision_preprocess(encoder)
+        preprocess = vision_preprocess(encoder)
         if take_normalization:
-            clip.preprocess = clip.preprocess.model_copy(update={"mean": own.mean, "std": own.std})
-        check_normalization(vision.architecture, own, clip)
+            clip.preprocess = clip.preprocess.model_copy(update={"mean": preprocess.mean, "std": preprocess.std})
+        check_normalization(vision.architecture, preprocess, clip)
     rules = TransferRules(_DROPPED, _NEW, patch_resize=patch_resize, where=clip.name)
     transfer_weights(_read(vision), visual.trunk, rules, report)
     report.new.update({f"visual.head.{key}": "the CLIP projection" for key in visual.head.state_dict()})
@@ -81,7 +81,7 @@ def init_vision_tower(
 
 
 def timm_vision_tower(clip: ClipModel) -> TimmModel:
-    """Return the vision tower of a CLIP model, checked to be a timm encoder (its `trunk`).
+    """Get the vision tower of a CLIP model, and check that it is a timm encoder (its `trunk`).
 
     Raises:
         UserError: the vision tower is open_clip's own.
@@ -95,7 +95,7 @@ def timm_vision_tower(clip: ClipModel) -> TimmModel:
 
 
 def check_same_computation(architecture: str, encoder: nn.Module, clip: ClipModel) -> None:
-    """Check that encoder and tower compute the same with equal weights, as far as weights do not show it.
+    """Check that encoder and tower compute the same with equal weights, as far as the weights do not show it.
 
     Args:
         architecture: the encoder's timm name, for the error.
@@ -107,21 +107,22 @@ def check_same_computation(architecture: str, encoder: nn.Module, clip: ClipMode
     """
     trunk: Any = timm_vision_tower(clip).trunk
     tower = str(clip.config["vision_cfg"]["timm_model_name"])
-    one, other = _unseen(encoder), _unseen(trunk)
-    different = [what for what in one if one[what] != other[what]]
+    encoder_facts, tower_facts = _hidden_facts(encoder), _hidden_facts(trunk)
+    different = [name for name in encoder_facts if encoder_facts[name] != tower_facts[name]]
     if not _same_function(_activation(encoder), _activation(trunk)):
         different.insert(0, "activation")
-        one["activation"], other["activation"] = (type(_activation(model)).__name__ for model in (encoder, trunk))
+        encoder_facts["activation"] = type(_activation(encoder)).__name__
+        tower_facts["activation"] = type(_activation(trunk)).__name__
     if different:
-        what = different[0]
+        name = different[0]
         raise UserError(
-            f"{clip.name}: the encoder {architecture} was trained with {what} {one[what]}, the tower {tower} has"
-            f" {other[what]}"
+            f"{clip.name}: the encoder {architecture} was trained with {name} {encoder_facts[name]}, the tower {tower}"
+            f" has {tower_facts[name]}"
         )
 
 
-def _unseen(model: Any) -> dict[str, Any]:
-    """Return what decides a transformer's output beside its weights and its activation."""
+def _hidden_facts(model: Any) -> dict[str, Any]:
+    """Collect the facts that decide a transformer's output in addition to its weights and its activation."""
     block, rope = next(iter(getattr(model, "blocks", ())), None), getattr(model, "rope", None)
     attention = getattr(block, "attn", None)
     return {
@@ -135,34 +136,41 @@ def _unseen(model: Any) -> dict[str, Any]:
 
 
 def _activation(model: Any) -> nn.Module | None:
-    """Return the activation of the first block's MLP, if it has one without weights."""
+    """Find the activation of the first block's MLP; None if it has none, or one with weights."""
     block = next(iter(getattr(model, "blocks", ())), None)
-    found: nn.Module | None = getattr(getattr(block, "mlp", None), "act", None)
-    return None if found is None or any(True for _ in found.parameters()) else found
+    activation: nn.Module | None = getattr(getattr(block, "mlp", None), "act", None)
+    if activation is None or any(True for _ in activation.parameters()):
+        return None
+    return activation
 
 
-def _same_function(one: nn.Module | None, other: nn.Module | None) -> bool:
-    """Compare activations by their values: one function has several classes, and an approximation of GELU is GELU."""
-    if one is None or other is None:
-        return one is other
-    at = torch.linspace(-4, 4, 65)
-    return torch.allclose(one(at.clone()), other(at.clone()), rtol=0, atol=1e-3)
+def _same_function(first: nn.Module | None, second: nn.Module | None) -> bool:
+    """Compare activations by their values: a function has several classes, and an approximation of GELU is GELU."""
+    if first is None or second is None:
+        return first is second
+    x = torch.linspace(-4, 4, 65)
+    return torch.allclose(first(x.clone()), second(x.clone()), rtol=0, atol=1e-3)
 
 
-def check_normalization(architecture: str, own: Preprocess, clip: ClipModel) -> None:
+def check_normalization(architecture: str, preprocess: Preprocess, clip: ClipModel) -> None:
     """Check that encoder and CLIP model normalise images by the same mean and std, which weights cannot show.
 
+    Args:
+        architecture: the encoder's timm name, for the error.
+        preprocess: the encoder's preprocessing.
+        clip: the CLIP model.
+
     Raises:
-        UserError: they differ.
+        UserError: mean or std differ.
     """
-    for name, expected, found in (
-        ("mean", own.mean, clip.preprocess.mean),
-        ("std", own.std, clip.preprocess.std),
+    for name, expected, actual in (
+        ("mean", preprocess.mean, clip.preprocess.mean),
+        ("std", preprocess.std, clip.preprocess.std),
     ):
-        if any(abs(a - b) > 1e-3 for a, b in zip(expected, found, strict=True)):
+        if any(abs(a - b) > 1e-3 for a, b in zip(expected, actual, strict=True)):
             raise UserError(
                 f"{clip.name}: the encoder {architecture} was trained on images of {name} {_triple(expected)}, the"
-                f" model has {_triple(found)}; set vision: {{normalization: encoder}} to take the encoder's"
+                f" model has {_triple(actual)}; set vision: {{normalization: encoder}} to take the encoder's"
             )
 
 
@@ -173,4 +181,5 @@ def _triple(values: Triple) -> str:
 def _read(vision: VisionCheckpoint | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
     if isinstance(vision, Mapping):
         return dict(vision)
-    return load_state_dict((vision.path if isinstance(vision, VisionCheckpoint) else vision) / VISION_WEIGHTS_FILE)
+    folder = vision.path if isinstance(vision, VisionCheckpoint) else vision
+    return load_state_dict(folder / VISION_WEIGHTS_FILE)

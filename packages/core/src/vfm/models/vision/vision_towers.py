@@ -1,4 +1,4 @@
-"""One interface to all vision transformers: open_clip's own, timm's, and timm's inside a CLIP model.
+"""A common interface to all vision transformers: open_clip's own, timm's, and timm's inside a CLIP model.
 
 Only public methods of the two libraries are used (`forward_intermediates`, `forward_head`).
 """
@@ -25,7 +25,7 @@ TensorMap = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class BlockTokens:
-    """Tokens of the images of a batch after one block."""
+    """Tokens of a batch of images after a block."""
 
     prefix: Tensor  # (B, P, D): the class token if the encoder has one, then its other tokens, such as registers
     patches: Tensor  # (B, N, D), row by row
@@ -39,17 +39,17 @@ class BlockTokens:
 
 @dataclass(frozen=True)
 class VisionTower:
-    """A vision transformer behind one interface; made by `vision_tower`."""
+    """A vision transformer behind a common interface, created by `vision_tower`."""
 
     visual: nn.Module
     name: str
     blocks: Sequence[nn.Module]
     width: int
-    patch_size: tuple[int, int]  # pixels from one patch to the next, with whatever stem is before the patches
+    patch_size: tuple[int, int]  # pixels from a patch to the next, including any stem before the patches
     image_size: tuple[int, int]
     has_class_token: bool
-    read: Callable[[Tensor, list[int]], list[tuple[Tensor, Tensor]]]  # prefix and patches of blocks, by their indices
-    norm: TensorMap  # the final norm, as applied to one token on its way to the projection
+    read: Callable[[Tensor, list[int]], list[tuple[Tensor, Tensor]]]  # prefix and patches after blocks, by index
+    norm: TensorMap  # the final norm, as applied to a token before the projection
     pool: Callable[[BlockTokens], Tensor]  # last block's tokens -> image feature before the projection, (B, D)
     embed: TensorMap  # image feature, (B, D) -> embedding in the joint space, (B, E)
     project: TensorMap | None  # patch features, (B, N, D) -> (B, N, E)
@@ -61,10 +61,10 @@ class VisionTower:
         return len(self.blocks)
 
     def block_index(self, layer: int) -> int:
-        """Return the index of a block, from 0; a negative one counts from the end.
+        """Convert the index of a block to count from 0. A negative index counts from the end.
 
         Raises:
-            UserError: there is no such block.
+            UserError: the block does not exist.
         """
         index = layer + self.depth if layer < 0 else layer
         if not 0 <= index < self.depth:
@@ -78,17 +78,19 @@ class VisionTower:
 
 
 def vision_tower(model: ClipModel | nn.Module, resample: Resample = resample_positions) -> VisionTower:
-    """Return the vision transformer of a CLIP model or a timm encoder as a `VisionTower`.
+    """Wrap the vision transformer of a CLIP model or a timm encoder as a `VisionTower`.
 
     Args:
         model: a CLIP model or a timm encoder.
         resample: how learned positions are interpolated for images of another size than the encoder's.
 
     Raises:
-        UserError: it is not a transformer over patches.
+        UserError: the model is not a transformer over patches.
     """
-    name = model.name if isinstance(model, ClipModel) else type(model).__name__
-    module = model.module if isinstance(model, ClipModel) else model
+    if isinstance(model, ClipModel):
+        name, module = model.name, model.module
+    else:
+        name, module = type(model).__name__, model
     visual = getattr(module, "visual", module)
     if isinstance(visual, OpenClipViT):
         return _open_clip_tower(visual, name, resample)
@@ -99,33 +101,33 @@ def vision_tower(model: ClipModel | nn.Module, resample: Resample = resample_pos
 
 
 def read_tokens(tower: VisionTower, pixels: Tensor, layer: int) -> BlockTokens:
-    """Return the tokens of one block, as `read_layers` does."""
+    """Compute the tokens after a block, as `read_layers` does."""
     return read_layers(tower, pixels, [layer])[0]
 
 
 def read_layers(tower: VisionTower, pixels: Tensor, layers: Sequence[int]) -> list[BlockTokens]:
-    """Return the tokens of several blocks from one forward pass, in the order given.
+    """Compute the tokens after several blocks in one forward pass, in the order of `layers`.
 
     Args:
         tower: the encoder.
-        pixels: (B, 3, H, W); at another size than the encoder's, positions are resampled (`intermediates_at_size`).
-        layers: indices of blocks; negative ones count from the end.
+        pixels: (B, 3, H, W). At another size than the encoder's, positions are resampled (`intermediates_at_size`).
+        layers: indices of blocks. Negative indices count from the end.
 
     Raises:
-        UserError: there is no such block, or the encoder cannot take images of this size.
-        ValueError: patch dropout removed patches, so the rest cannot be assigned to places.
+        UserError: a block does not exist, or the encoder cannot take images of this size.
+        ValueError: patch dropout removed patches, so the positions of the others are unknown.
     """
     indices = [tower.block_index(layer) for layer in layers]
     read = sorted(set(indices))
     grid = (pixels.shape[2] // tower.patch_size[0], pixels.shape[3] // tower.patch_size[1])
-    found: dict[int, BlockTokens] = {}
+    tokens: dict[int, BlockTokens] = {}
     for index, (prefix, patches) in zip(read, tower.read(pixels, read), strict=True):
         if patches.shape[1] != grid[0] * grid[1]:
             raise ValueError(
                 f"{tower.name}: expected {grid[0] * grid[1]} patches, got {patches.shape[1]}; call eval() first"
             )
-        found[index] = BlockTokens(prefix, patches, grid)
-    return [found[index] for index in indices]
+        tokens[index] = BlockTokens(prefix, patches, grid)
+    return [tokens[index] for index in indices]
 
 
 def _open_clip_tower(visual: OpenClipViT, name: str, resample: Resample) -> VisionTower:
@@ -178,7 +180,8 @@ def _open_clip_tower(visual: OpenClipViT, name: str, resample: Resample) -> Visi
 
 def _timm_tower(trunk: Any, head: nn.Module, name: str, resample: Resample) -> VisionTower:
     parts = [part for part in (trunk.head, *head.children()) if not isinstance(part, nn.Identity | nn.Dropout)]
-    embed, why, pools_outside = nn.Sequential(*parts), "it has no projection", "pool" in dict(head.named_children())
+    embed, why = nn.Sequential(*parts), "it has no projection"
+    pools_outside = "pool" in dict(head.named_children())
     if getattr(trunk, "attn_pool", None) is not None or pools_outside:
         parts, why = [], "its pooling head projects the image, not the patches"
 
@@ -194,7 +197,9 @@ def _timm_tower(trunk: Any, head: nn.Module, name: str, resample: Resample) -> V
             output_fmt="NLC",
             return_prefix_tokens=has_prefix,
         )
-        return [(prefix, patches) for patches, prefix in out] if has_prefix else [(part[:, :0], part) for part in out]
+        if has_prefix:
+            return [(prefix, patches) for patches, prefix in out]
+        return [(patches[:, :0], patches) for patches in out]
 
     def pool(tokens: BlockTokens) -> Tensor:
         if pools_outside:
