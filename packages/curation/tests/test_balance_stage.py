@@ -16,7 +16,7 @@ from vfm.data import open_balanced, open_dataset, read_subset, text_key, uniform
 from vfm.interfaces import load_panels
 from vfm.plugin import Event, ImagesPanel, Metadata, Preflight, UserError
 from vfm_curation.balance.stages import MetaclipBalance
-from vfm_curation.balance.thresholds import EntryLanguages, by_reference, by_tail_share, given
+from vfm_curation.balance.thresholds import EntryLanguages, by_reference, by_tail_share, t_by_language
 from vfm_curation.counts.matches import read_shards
 from vfm_curation.counts.probabilities import tail_share
 from vfm_curation.match.stages import MatchTexts
@@ -215,7 +215,7 @@ def test_a_language_with_huge_counts_has_no_nan_and_keeps_something() -> None:
         assert np.isfinite(probability).all()
         assert (probability > 0).all()
         assert thresholds["de"] == 100
-    assert given(languages, 5.0) == {"en": 5, "de": 5, "xx": 5}
+    assert t_by_language(languages, 5.0) == {"en": 5, "de": 5, "xx": 5}
 
 
 @pytest.mark.parametrize(

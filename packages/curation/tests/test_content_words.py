@@ -11,7 +11,7 @@ from vfm.data.pairs.stages import Pairs
 from vfm.plugin import Event, UserError
 from vfm_curation.metadata.content_words import ContentWords, WordNetForms
 from vfm_curation.metadata.function_words import function_words, word_lists
-from vfm_curation.metadata.stages import BuildMetadata, Captions
+from vfm_curation.metadata.stages import BuildMetadata, CaptionWords
 from vfm_curation.metadata.vocabulary import Vocabulary
 
 INDEX = {
@@ -128,10 +128,10 @@ def test_a_pair_of_words_needs_to_be_more_frequent_than_by_chance(run_stage: Any
 
 
 def test_wordnets_files_are_inputs_of_the_stage(wordnet: Path) -> None:
-    source = Captions(pool="p", words="content", wordnet=str(wordnet))
+    source = CaptionWords(pool="p", words="content", wordnet=str(wordnet))
     assert sorted(source.files()) == sorted(map(str, wordnet.iterdir()))
-    assert not list(Captions(pool="p", words="content", wordnet=None).files())
-    assert not list(Captions(pool="p").files())
+    assert not list(CaptionWords(pool="p", words="content", wordnet=None).files())
+    assert not list(CaptionWords(pool="p").files())
 
 
 def test_a_folder_without_wordnet_is_an_error_in_one_line(run_stage: Any, make_pool: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from vfm_curation.export.stages import ExportSubset
 from vfm_curation.filters.stages import FilterPool
 from vfm_curation.match.stages import MatchTexts
 from vfm_curation.metadata.stages import BuildMetadata
-from vfm_curation.summaries import DAMAGED, NUM_BAD_SHOWN, Lost, Summary
+from vfm_curation.summaries import DAMAGED, NUM_BAD_SHOWN, Lost, TaskSummary
 
 NUM_SHARDS, SIZE = 25, 4
 FAULTS = {"missing": Path.unlink, "cut": lambda file: file.write_bytes(file.read_bytes()[:700])}
@@ -68,7 +68,7 @@ def test_more_than_the_allowed_fraction_stops_and_names_the_shard(run_stage: Any
 
 
 def test_a_shard_with_many_bad_samples_before_its_damage_is_named() -> None:
-    summary = Summary()
+    summary = TaskSummary()
     for number in range(NUM_BAD_SHOWN + 5):
         summary.skip("broken_json", f"a.parquet: row {number}")
     summary.lose(100, "a.parquet: damaged")

@@ -128,7 +128,7 @@ def test_a_killed_count_resumes_after_what_is_on_disk_with_the_same_counts(tmp_p
                 raise KilledError
 
         ctx = Context("entries", tmp_path, tmp_path, {}, send)
-        vocabulary = Vocabulary(folder=tmp_path / folder / corpus.made, max_counted=250, resume=True)
+        vocabulary = Vocabulary(folder=tmp_path / folder / corpus.source_hash, max_counted=250, resume=True)
         corpus.count(vocabulary, ctx, workers)
         first.append(next(event.data["shown"]["pages"] for event in events if event.type == "progress"))
         return vocabulary.num_words, counted(vocabulary.words), counted(vocabulary.pairs), ctx.bad
@@ -145,10 +145,10 @@ def test_a_killed_count_resumes_after_what_is_on_disk_with_the_same_counts(tmp_p
 def test_counts_of_other_files_are_not_resumed(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes(b"red fox\n")
-    before = Corpus((file,), wikitext=False).made
-    assert Corpus((file,), wikitext=False, language="de").made != before
+    before = Corpus((file,), wikitext=False).source_hash
+    assert Corpus((file,), wikitext=False, language="de").source_hash != before
     file.write_bytes(b"red fox, again\n")
-    assert Corpus((file,), wikitext=False).made != before
+    assert Corpus((file,), wikitext=False).source_hash != before
 
 
 def test_items_come_back_in_order_from_any_number_of_processes() -> None:

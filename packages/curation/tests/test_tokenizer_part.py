@@ -20,8 +20,8 @@ class Pieces(Tokenizer):
     work: ClassVar[str] = f"{__name__}:pieces"
 
 
-def pieces(config: Pieces, language: str, *, prose: bool) -> tokenizers.Tokenizer:
-    return tokenizers.Tokenizer(lambda text: text.split(config.at), joiner=config.at)
+def pieces(config: Pieces, language: str, *, prose: bool) -> tokenizers.WordSplitter:
+    return tokenizers.WordSplitter(lambda text: text.split(config.at), joiner=config.at)
 
 
 def build(run_stage: Any, pool: Any, **settings: Any) -> list[str]:

@@ -21,7 +21,7 @@ from vfm_diva.generator.inputs import MakeImageInputs, MakeTuneInputs, TuneInput
 from vfm_diva.generator.latents import check_latents, open_latents
 from vfm_diva.generator.noise import NoiseSampler
 from vfm_diva.generator.space import LatentSpace, load_latent_space
-from vfm_diva.generator.stages import Crops
+from vfm_diva.generator.stages import CropSettings
 from vfm_diva.parts.presets import PRESETS
 
 LINEAR = {"type": "linear"}
@@ -163,7 +163,7 @@ def test_latents_of_other_data_sizes_or_crops_are_rejected(
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_cached_crops_replace_those_of_a_preset(preset: str) -> None:
-    assert tune_config(preset=preset, latents="latents").augmentation == Crops()
+    assert tune_config(preset=preset, latents="latents").augmentation == CropSettings()
     with pytest.raises(ValueError, match="the crops are those of 'latents'"):
         tune_config(preset=preset, latents="latents", augmentation={"crop_scale": (0.5, 1.0)})
 

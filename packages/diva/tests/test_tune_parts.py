@@ -39,7 +39,7 @@ from vfm_diva import (
     NoAdapter,
     Patches,
 )
-from vfm_diva.generator.stages import Crops
+from vfm_diva.generator.stages import CropSettings
 from vfm_diva.parts.presets import PRESETS
 from vfm_diva.tune.stages import DivaTune, Prompt
 
@@ -51,7 +51,7 @@ def test_the_papers_preset_has_the_settings_of_its_code_and_a_recipe_overrides_t
     assert config.optimizer == Sgd(momentum=0.9, weight_decay=0.0, grad_clip_norm=1.0)
     assert (config.lr, config.schedule) == (1e-4, CosineSchedule(warmup_steps=23))
     assert (config.num_steps, config.global_batch_size, config.num_timesteps) == (4600, 640, 2)
-    assert config.augmentation == Crops(crop_scale=(0.9, 1.0), crop_ratio=(0.75, 4 / 3))
+    assert config.augmentation == CropSettings(crop_scale=(0.9, 1.0), crop_ratio=(0.75, 4 / 3))
     assert (config.prompt, config.adapter.type) == (Prompt(text="a photo of a .", combine="add"), "linear")
     assert (config.timesteps.type, config.trained.type, config.anchor.type) == ("uniform", "all", "none")
     assert config.condition == Patches(count=76)

@@ -1,8 +1,8 @@
 """MetaCLIP data curation: match texts against metadata, count, and balance the long tail. Needs no torch.
 
-The names here are configurations: the stages, and the slots `Filter`, `EntrySource` and `Tokenizer` for plugins. The
-work, which each configuration names by its address, is imported when a stage runs. The mathematics is usable without a
-recipe: `counts.probabilities`, `matching`, `match.token_table` and `metadata`.
+The names here are configurations: the stages, and the slots `Filter`, `EntrySource` and `Tokenizer` for plugins. Each
+configuration gives the address of the code that does the work, which is imported when a stage runs. The mathematics is
+usable without a recipe: `counts.probabilities`, `matching`, `match.token_table` and `metadata`.
 """
 
 from vfm_curation.balance.stages import MetaclipBalance, RandomSubset
@@ -24,7 +24,7 @@ from vfm_curation.filters.stages import (
 from vfm_curation.match.stages import MatchTexts
 from vfm_curation.metadata.stages import (
     BuildMetadata,
-    Captions,
+    CaptionWords,
     EntrySource,
     Lists,
     Numbers,
@@ -37,7 +37,7 @@ from vfm_curation.metadata.tokenizer_parts import Tokenizer
 from vfm_curation.runtime import CurationRuntime
 
 __all__ = [
-    "BlockedUrls", "BlockedWords", "BuildMetadata", "CaptionLength", "Captions", "ClipScore", "CurationRuntime",
+    "BlockedUrls", "BlockedWords", "BuildMetadata", "CaptionLength", "CaptionWords", "ClipScore", "CurationRuntime",
     "Decontaminate", "Duplicates", "EntrySource", "ExportSubset", "ExtractLinks", "Filter", "FilterPool",
     "ImageClusters", "ImageSize", "Language", "LinearScore", "Lists", "MatchTexts", "MetaclipBalance", "MlpScore",
     "NearDuplicateTexts", "NearDuplicates", "Numbers", "Pageviews", "RandomSubset", "RetryLinks", "RowFilter",

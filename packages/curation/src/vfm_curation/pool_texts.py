@@ -11,14 +11,14 @@ from vfm.data import (
     texts_schema,
 )
 from vfm.plugin import UserError
-from vfm_curation.summaries import Summary
+from vfm_curation.summaries import TaskSummary
 
 OnBad = Callable[[str, str], None]  # called with (reason, where) for a sample that cannot be used
 MAX_SHOWN = 120  # characters of an example
 
 
 def texts_of(source: Source, shard: int, *, on_bad: OnBad | None = None) -> pa.Table:
-    """Return the texts of a shard as `Source.texts_of_shard` does: row, uid, language, text_index, text.
+    """Read the texts of a shard as `Source.texts_of_shard` does: row, uid, language, text_index, text.
 
     Raises:
         UserError: the shard's parquet file was damaged after its pool was made. (A file whose footer is damaged is
@@ -33,8 +33,8 @@ def texts_of(source: Source, shard: int, *, on_bad: OnBad | None = None) -> pa.T
         raise UserError(f"{path}: damaged; write it again or make the pool without it: {reason}") from None
 
 
-def texts_or_lost(source: Source, shard: int, summary: Summary) -> pa.Table:
-    """Return the texts of a shard; none if it cannot be read, and then its samples are counted as lost."""
+def texts_or_lost(source: Source, shard: int, summary: TaskSummary) -> pa.Table:
+    """Read the texts of a shard. If it cannot be read, count its samples as lost and return an empty table."""
     try:
         return texts_of(source, shard, on_bad=summary.skip)
     except UserError as error:
@@ -43,5 +43,5 @@ def texts_or_lost(source: Source, shard: int, summary: Summary) -> pa.Table:
 
 
 def shortened(text: str) -> str:
-    """Return the text, cut with dots if it is too long to show."""
+    """Cut a text with dots if it is too long to show."""
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."

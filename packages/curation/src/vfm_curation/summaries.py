@@ -1,4 +1,4 @@
-"""What tasks report: the summary of each shard, with its bad samples, and the progress of a stage."""
+"""Reports of tasks: the summary of each shard with its bad samples, and the progress of a stage."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ NUM_BAD_SHOWN = 20  # bad samples of a shard that are reported one by one
 
 
 @dataclass
-class Summary:
-    """What a task over texts returns for its shard."""
+class TaskSummary:
+    """Result that a task over texts returns for its shard."""
 
     num_texts: int = 0
     num_lost: int = 0  # samples of the shard if it cannot be read
     bad: Counter[str] = field(default_factory=Counter)  # bad samples by reason
-    bad_shown: list[tuple[str, str]] = field(default_factory=list)  # (reason, where) of the first of them
+    bad_shown: list[tuple[str, str]] = field(default_factory=list)  # (reason, where) of the first bad samples
 
     def skip(self, reason: str, where: str) -> None:
         """Count a bad sample."""
@@ -30,34 +30,34 @@ class Summary:
             self.bad_shown.append((reason, where))
 
     def lose(self, num_samples: int, line: str) -> None:
-        """Count a shard that cannot be read, and its samples. It is shown first, however many bad samples are."""
+        """Count an unreadable shard and its samples. It is listed first, however many bad samples there are."""
         self.num_lost += num_samples
         self.bad[DAMAGED] += 1
         self.bad_shown.insert(0, (DAMAGED, line))
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
-        """Return the summary whose `vars` were written as JSON."""
+        """Restore a summary whose `vars` were written as JSON."""
         shown = [(reason, where) for reason, where in record["bad_shown"]]
         return cls(**{**record, "bad": Counter(record["bad"]), "bad_shown": shown})
 
 
-B = TypeVar("B", bound=Summary)
+B = TypeVar("B", bound=TaskSummary)
 
 
 @dataclass
 class Lost:
-    """How many samples of shards that cannot be read are tolerated."""
+    """Limit of the samples lost in unreadable shards."""
 
     total: int
     max_bad_fraction: float
     count: int = 0
 
-    def add(self, summary: Summary) -> None:
+    def add(self, summary: TaskSummary) -> None:
         """Add the samples of a shard.
 
         Raises:
-            UserError: there are too many; the line names the shard.
+            UserError: too many samples are lost. The line names the shard.
         """
         self.count += summary.num_lost
         if self.count > self.max_bad_fraction * self.total:
@@ -77,11 +77,11 @@ def with_progress(
     """Yield the summaries, and report shards, texts a second, time left and bad samples to the context.
 
     Args:
-        ctx: of the running stage.
-        summaries: what `run_shards` yields.
+        ctx: context of the running stage.
+        summaries: summaries that `run_shards` yields.
         num_shards: number of summaries to come.
-        lost: the limit of samples in shards that cannot be read.
-        shown: further numbers to show, called after the consumer has processed a summary.
+        lost: limit of the samples lost in unreadable shards.
+        shown: functions that return further numbers to show, called after the consumer has processed a summary.
     """
     num_texts, begun = 0, time.monotonic()
     for done, summary in enumerate(summaries, 1):
@@ -90,11 +90,13 @@ def with_progress(
         yield summary
         for reason, where in summary.bad_shown:
             ctx.skip(reason, where)
-        ctx.bad.update(summary.bad - Counter(reason for reason, _ in summary.bad_shown))
+        num_shown = Counter(reason for reason, _ in summary.bad_shown)
+        ctx.bad.update(summary.bad - num_shown)
         num_texts += summary.num_texts
         seconds = max(1e-9, time.monotonic() - begun)
         times = {
             "texts_per_second": round(num_texts / seconds),
             "eta_seconds": round(seconds * (num_shards / done - 1)),
         }
-        ctx.progress(done, num_shards, "shards", **times, **{name: value() for name, value in shown.items()})
+        extra = {name: value() for name, value in shown.items()}
+        ctx.progress(done, num_shards, "shards", **times, **extra)

@@ -5,7 +5,7 @@ frozen one, `generator` assembles one from `denoiser`, `networks`, `space` and `
 evaluates multimodal models. As a library: `prior.prior_task` and `tune.tune_task`.
 """
 
-from vfm_diva.generator.stages import Crops, DivaLatents
+from vfm_diva.generator.stages import CropSettings, DivaLatents
 from vfm_diva.parts.loss_parts import ContrastiveLoss, DenoisingLoss, Loss
 from vfm_diva.parts.network_parts import DenoiserNetwork, FlowTransformer, Mlp, UNet
 from vfm_diva.parts.parts import (
@@ -34,7 +34,7 @@ from vfm_diva.prior.stages import DivaPrior, PriorCondition
 from vfm_diva.tune.stages import DivaTune, Feedback, Prompt
 
 __all__ = [
-    "Adapter", "Anchor", "Cls", "Condition", "ContrastiveLoss", "CosineAnchor", "Crops", "DenoiserNetwork",
+    "Adapter", "Anchor", "Cls", "Condition", "ContrastiveLoss", "CosineAnchor", "CropSettings", "DenoiserNetwork",
     "DenoisingLoss", "DivaLatents", "DivaPrior", "DivaTune", "Embedding", "Feedback", "FlowTransformer", "L2SpAnchor",
     "LinearAdapter", "LogitNormal", "Loss", "Mlp", "MlpAdapter", "NoAdapter", "NoAnchor", "Patches",
     "PooledPatches", "PriorCondition", "Prompt", "RasterPooled", "RelationalAnchor", "Stratified", "Timesteps",

@@ -20,7 +20,7 @@ from vfm.plugin import (
 )
 
 
-class Crops(Config):
+class CropSettings(Config):
     """The random crop of an image, which CLIP and the generator both see."""
 
     crop_scale: CropScale | None = Field(
@@ -31,7 +31,7 @@ class Crops(Config):
     )
 
     @model_validator(mode="after")
-    def _ascending(self) -> Crops:
+    def _ascending(self) -> CropSettings:
         if self.crop_ratio[0] > self.crop_ratio[1]:
             raise ValueError(f"crop_ratio: expected the smaller ratio first, got {list(self.crop_ratio)}")
         return self
@@ -49,7 +49,7 @@ class DivaLatents(Stage):
     image_size: int | None = Field(
         None, ge=8, description="side of the generator's images, in pixels; default: the generator's own"
     )
-    augmentation: Crops = Field(Crops(), description="the cached crops")
+    augmentation: CropSettings = Field(CropSettings(), description="the cached crops")
     num_crops: int = Field(1, ge=1, description="crops of each image; epochs cycle through them")
     dtype: Literal["fp16", "fp32"] = Field("fp16", description="stored type of the latents")
     micro_batch_size: Annotated[int, INCIDENTAL] = Field(16, ge=1, description="crops per forward pass of the VAE")

@@ -22,7 +22,7 @@ from vfm.data import (
 )
 from vfm.models import Preprocess
 from vfm.plugin import UserError
-from vfm_diva.mllm.prompts import PromptEncoder
+from vfm_diva.mllm.prompts import QuestionTokenizer
 
 MAX_TRIES = 20
 
@@ -46,7 +46,7 @@ class QuestionBatches:
     """The questions of a dataset, shuffled anew in each epoch, as `vfm.train.fit` takes them."""
 
     questions: Questions
-    encoder: PromptEncoder
+    encoder: QuestionTokenizer
     preprocess: Preprocess
     seed: int
     global_batch_size: int

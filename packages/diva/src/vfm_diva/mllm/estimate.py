@@ -32,7 +32,7 @@ def mllm_train_cost(config: MllmTrain, ctx: Preflight) -> Cost:
         UserError: `check_train` finds a mistake, such as data without questions.
     """
     check_train(config, ctx)
-    texts, known = _Texts.of(config.data, ctx), ctx.artifact(config.data) is not None
+    texts, known = _QuestionTexts.of(config.data, ctx), ctx.artifact(config.data) is not None
     with torch.device("meta"):
         model = _planned(config, ctx)
         if isinstance(model, str):
@@ -54,14 +54,14 @@ def mllm_train_cost(config: MllmTrain, ctx: Preflight) -> Cost:
 
 
 @dataclass(frozen=True)
-class _Texts:
+class _QuestionTexts:
     """Texts that a vocabulary is made from, and some pairs of a question and its answer."""
 
     words: Sequence[str]
     pairs: Sequence[tuple[str, str]]
 
     @classmethod
-    def of(cls, ref: Ref[QuestionDataset], ctx: Preflight) -> _Texts:
+    def of(cls, ref: Ref[QuestionDataset], ctx: Preflight) -> _QuestionTexts:
         """Return those of a dataset, or as many as are assumed."""
         if data := ctx.artifact(ref):
             questions = Questions(data)
@@ -82,7 +82,7 @@ def _planned(config: MllmTrain, ctx: Preflight) -> Mllm | str:
     clip, reading = planned_clip(ctx, config.vision), reading_of(config)
     if clip is None:
         return f"the model {config.vision}"
-    texts = [*_Texts.of(config.data, ctx).words, reading.prompt_words]
+    texts = [*_QuestionTexts.of(config.data, ctx).words, reading.prompt_words]
     found = planned_language_model(config.language_model, texts)
     if found is None:
         return f"the language model {config.language_model.source}"  # type: ignore[attr-defined]

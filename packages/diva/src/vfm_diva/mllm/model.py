@@ -32,7 +32,7 @@ from transformers.utils import logging
 from vfm.models import ClipModel, Preprocess, find_format, transformers_config, without_custom_code
 from vfm.plugin import UserError
 from vfm_diva.mllm.processor import llava_processor, save_processor
-from vfm_diva.mllm.prompts import PromptEncoder
+from vfm_diva.mllm.prompts import QuestionTokenizer
 from vfm_diva.mllm.stages import LanguageModel, MllmCheckpoint, Tokens
 
 
@@ -83,7 +83,7 @@ class Mllm(nn.Module):
         self.llava, self.tokenizer, self.facts = llava, tokenizer, facts
         self.preprocess = Preprocess.model_validate(facts.preprocess)
         text = llava.config.text_config
-        self.encoder = PromptEncoder(
+        self.encoder = QuestionTokenizer(
             tokenizer, facts.prompt, llava.config.image_seq_length, text.max_position_embeddings
         )
 

@@ -30,7 +30,7 @@ class Sequences:
     answers: Tensor
 
 
-class PromptEncoder:
+class QuestionTokenizer:
     """Turns questions and answers into tokens.
 
     Args:

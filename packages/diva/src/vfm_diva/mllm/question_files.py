@@ -27,7 +27,7 @@ MMVP_CORRECTED = {99: "(b)", 100: "(a)", 279: "(b)", 280: "(a)"}
 
 
 @dataclass(frozen=True)
-class Row:
+class QuestionRow:
     """A question before it has its image: the address of the image, and the question with the image number 0."""
 
     image: Path
@@ -49,7 +49,7 @@ def import_questions(config: MllmQuestions, ctx: Context) -> QuestionDataset:
         raise UserError(f"{config.path}: {error}") from None
 
 
-def read_rows(config: MllmQuestions, on_bad: Callable[[str, str], None]) -> Iterator[Row]:
+def read_rows(config: MllmQuestions, on_bad: Callable[[str, str], None]) -> Iterator[QuestionRow]:
     """Yield the questions of a folder or file; `on_bad` gets (reason, where) of each that cannot be used.
 
     Raises:
@@ -64,7 +64,7 @@ def read_rows(config: MllmQuestions, on_bad: Callable[[str, str], None]) -> Iter
         raise UserError(f"{path}: expected a folder with {MMVP_FILE}, or a file of JSON lines (.jsonl)")
 
 
-def _read_mmvp(folder: Path, labels: str, on_bad: Callable[[str, str], None]) -> Iterator[Row]:
+def _read_mmvp(folder: Path, labels: str, on_bad: Callable[[str, str], None]) -> Iterator[QuestionRow]:
     file = folder / MMVP_FILE
     try:
         table = list(csv.DictReader(io.StringIO(files.read_text(str(file)))))
@@ -95,7 +95,7 @@ def _read_mmvp(folder: Path, labels: str, on_bad: Callable[[str, str], None]) ->
         except (ValueError, AttributeError, TypeError):
             on_bad("unreadable_row", where)
             continue
-        yield Row(images / f"{number}.jpg", question)
+        yield QuestionRow(images / f"{number}.jpg", question)
 
 
 def missing(row: dict[str, Any]) -> list[str]:
@@ -103,7 +103,7 @@ def missing(row: dict[str, Any]) -> list[str]:
     return [name for name in MMVP_COLUMNS if name not in row]
 
 
-def _read_lines(path: Path, on_bad: Callable[[str, str], None]) -> Iterator[Row]:
+def _read_lines(path: Path, on_bad: Callable[[str, str], None]) -> Iterator[QuestionRow]:
     for number, line in enumerate(files.read_text(str(path)).split("\n"), start=1):
         if not line.strip():
             continue
@@ -119,7 +119,7 @@ def _read_lines(path: Path, on_bad: Callable[[str, str], None]) -> Iterator[Row]
             on_bad("unreadable_row", where)
 
 
-def _row(record: dict[str, Any], number: str, folder: Path) -> Row:
+def _row(record: dict[str, Any], number: str, folder: Path) -> QuestionRow:
     answer = record["answer"]
     options = record.get("options", [answer])
     texts = [record.get("question", ""), record.get("family", ""), *options]
@@ -130,10 +130,10 @@ def _row(record: dict[str, Any], number: str, folder: Path) -> Row:
     if type(place) is not int or type(pair) is not int:  # neither 0.7 nor true is a number of an option or a pair
         raise TypeError("expected whole numbers")
     key = str(record.get("key", number))
-    return Row(folder / record["image"], Question(key, 0, texts[0], options, place, texts[1], pair))
+    return QuestionRow(folder / record["image"], Question(key, 0, texts[0], options, place, texts[1], pair))
 
 
-def _readable(rows: list[Row], on_bad: Callable[[str, str], None]) -> list[Row]:
+def _readable(rows: list[QuestionRow], on_bad: Callable[[str, str], None]) -> list[QuestionRow]:
     """Return the questions whose image can be read; images are read again when they are written, not held."""
     known: set[Path] = set()
     good = []
@@ -148,7 +148,7 @@ def _readable(rows: list[Row], on_bad: Callable[[str, str], None]) -> list[Row]:
     return good
 
 
-def _with_partner(rows: list[Row], where: str, on_bad: Callable[[str, str], None]) -> list[Row]:
+def _with_partner(rows: list[QuestionRow], where: str, on_bad: Callable[[str, str], None]) -> list[QuestionRow]:
     """Return the questions of whose pair both are there, and those of no pair."""
     members = Counter(row.question.pair for row in rows)
     kept = []

@@ -20,7 +20,7 @@ from vfm.plugin import (
     Trained,
     UserError,
 )
-from vfm_diva.generator.stages import Crops
+from vfm_diva.generator.stages import CropSettings
 from vfm_diva.parts.loss_parts import DenoisingLoss, Loss
 from vfm_diva.parts.parts import (
     Adapter,
@@ -36,7 +36,7 @@ from vfm_diva.parts.parts import (
 from vfm_diva.parts.presets import Preset, with_preset
 
 
-def check_random_crops(loss: Loss, crops: Crops | SampleCache, where: str) -> None:
+def check_random_crops(loss: Loss, crops: CropSettings | SampleCache, where: str) -> None:
     """Check that crops are random if a loss compares two of them.
 
     Raises:
@@ -115,7 +115,7 @@ class DivaTune(Feedback, ClipPostTraining):
     latents: Ref[SampleCache] | None = Field(
         None, description="cached latents and crops of the images, made by diva.latents: the VAE is not run"
     )
-    augmentation: Crops = Field(Crops(), description="random crops of the images")
+    augmentation: CropSettings = Field(CropSettings(), description="random crops of the images")
     num_timesteps: int = Field(2, ge=1, description="times at which each image is denoised per step, in one pass")
     timesteps: Timesteps = Field(LogitNormal(mean=1.5), description="times at which images are noised")
     lr: float = Field(1e-4, ge=0, description="peak learning rate")
@@ -137,7 +137,7 @@ class DivaTune(Feedback, ClipPostTraining):
         check_timesteps(self.timesteps, self.num_timesteps)
         if self.runtime.parallel == "fsdp" and self.anchor.compares == "weights":
             raise ValueError(f"anchor: {self.anchor.type} compares whole weights: set runtime.parallel: ddp")
-        if self.latents and self.augmentation != Crops():
+        if self.latents and self.augmentation != CropSettings():
             raise ValueError(f"the crops are those of {self.latents!r}: set augmentation there")
         check_random_crops(self.loss, self.augmentation, "augmentation")
         share = self.global_batch_size // self.runtime.processes

@@ -19,7 +19,7 @@ from vfm_diva.generator.generator import load_generator, randomize_weights
 from vfm_diva.generator.inputs import MakeImageInputs, MakeTuneInputs, TuneInputs
 from vfm_diva.generator.latents import check_latents, open_latents
 from vfm_diva.generator.noise import NoiseSampler
-from vfm_diva.generator.stages import Crops, DivaLatents
+from vfm_diva.generator.stages import CropSettings, DivaLatents
 from vfm_diva.parts.parts import TrainedAdapter
 from vfm_diva.tune.conditioner import check_feedback, needs_prompt
 from vfm_diva.tune.panels import before_after_panel, control_panel, image_samples_panel
@@ -45,7 +45,9 @@ def check_tune(config: DivaTune, ctx: Preflight) -> None:
         check_readable(data)
     if config.latents:
         stage = ctx.stage(config.latents)
-        crops = ctx.artifact(config.latents) or (stage.augmentation if isinstance(stage, DivaLatents) else Crops())
+        crops = ctx.artifact(config.latents) or (
+            stage.augmentation if isinstance(stage, DivaLatents) else CropSettings()
+        )
         check_random_crops(config.loss, crops, f"the augmentation of {config.latents!r}")
     if clip and generator:
         model, loaded = blueprint(clip), load_generator(generator, weights=False)
