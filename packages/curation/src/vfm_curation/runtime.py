@@ -15,12 +15,12 @@ TextsOfImage = Literal["every", "one_per_image"]
 
 
 MAX_BAD_FRACTION: Any = Field(
-    0.05, ge=0, le=1, description="tolerated fraction of samples in shards that cannot be read; these are skipped"
+    0.05, ge=0, le=1, description="tolerated fraction of samples in unreadable shards, which are skipped"
 )
 
 
 class CurationRuntime(Runtime):
-    """How a stage of curation runs. The result does not depend on it."""
+    """Settings that decide where a stage of curation runs. The result does not depend on them."""
 
     engine: Literal["local", "ray"] = Field(
         "local", description="what runs the tasks, one for each shard: `workers` processes of this machine, or Ray"
@@ -35,10 +35,11 @@ class CurationRuntime(Runtime):
     )
 
     def among(self, jobs: int) -> Self:
-        """Return the runtime of one of several steps at a time: its share of the cores where that means all of them."""
+        """Return the settings for a step that runs together with others: it gets its share of the local cores."""
         shared = super().among(jobs)
-        own = self.workers or self.ray_address  # a cluster has cores of its own
-        return shared if own else shared.model_copy(update={"workers": self.share(jobs)})
+        # A fixed number of workers stays, and a cluster's cores are not those of this machine.
+        has_workers = self.workers or self.ray_address
+        return shared if has_workers else shared.model_copy(update={"workers": self.share(jobs)})
 
 
 class CurationStage(Stage):

@@ -1,6 +1,6 @@
-"""The file that a task writes for its shard: parquet, written whole or not at all, with its source and a summary.
+"""Files that tasks write for their shards: parquet, written whole or not at all.
 
-Both are in the file's own metadata, so that a file cannot be separated from its description.
+A file's own metadata holds the hash of its source and its summary, so that a file cannot be separated from them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ SUMMARY_KEY, MADE_FROM_KEY = b"vfm.summary", b"vfm.made_from"
 
 
 def made_from(*parts: Any) -> str:
-    """Return a hash of what a shard's file is made from: its input's fingerprint, hashes, versions; JSON values."""
+    """Hash the inputs of a shard's file: fingerprint of its input, hashes, versions. All are JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_shard_file(
     file: Path, table: pa.Table, source: str, summary: Mapping[str, Any], *, rows_a_group: int | None = None
 ) -> None:
-    """Write a table with its summary (JSON values); `source` is the `made_from` of its input."""
+    """Write a table with its summary (JSON values). `source` is the `made_from` of its input."""
     with whole_file(file) as part:
         pq.write_table(
             table.replace_schema_metadata(_facts(source, summary)),
@@ -44,9 +44,9 @@ def write_shard_file(
 
 
 def write_batches(file: Path, parts: Iterable[pa.Table], schema: pa.Schema, source: str, summary: Any) -> None:
-    """Write tables as the batches of one Arrow file, of which `read_batch` reads any without the others.
+    """Write tables as the batches of an Arrow file. `read_batch` can read each of them without the others.
 
-    Finding a part costs a tenth of what it costs in parquet, whose footer is always read as a whole.
+    Finding a batch costs a tenth of the time it takes in parquet, whose footer is always read as a whole.
     """
     options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
     schema = schema.with_metadata(_facts(source, summary))
@@ -57,7 +57,7 @@ def write_batches(file: Path, parts: Iterable[pa.Table], schema: pa.Schema, sour
 
 
 def read_batch(file: Path, number: int) -> pa.RecordBatch:
-    """Return one part of a file by `write_batches`."""
+    """Read one batch of a file written by `write_batches`."""
     with pa.OSFile(str(file)) as opened:
         return pa.ipc.open_file(opened).get_batch(number)
 
@@ -67,7 +67,7 @@ def _facts(source: str, summary: Mapping[str, Any]) -> dict[bytes | str, bytes |
 
 
 def finished_summary(file: Path, source: str | None = None) -> dict[str, Any] | None:
-    """Return the summary in a shard's file; None if there is no readable file, or it was made from another source."""
+    """Read the summary in a shard's file, or return None if the file is unreadable or made from another source."""
     try:
         schema = _arrow_schema(file) if file.suffix == ARROW else pq.read_schema(file)
     except (pa.ArrowInvalid, OSError):  # after a power cut a file may be renamed although its bytes were never written
@@ -89,10 +89,10 @@ def _arrow_schema(file: Path) -> pa.Schema:
 
 @contextmanager
 def whole_file(file: Path) -> Iterator[Path]:
-    """Yield a path to write to; what was written appears at `file` by one rename, unless an error was raised.
+    """Yield a path to write to. The written file is renamed to `file` at the end, unless an error was raised.
 
     The path is unique, so that two workers on one shard (one may be believed dead) cannot mix their files. It is in a
-    folder beside the file's, which therefore must be inside the stage's work folder.
+    folder next to the file's, which therefore must be inside the stage's work folder.
     """
     # Parts that a kill leaves must not become part of the artifact.
     folder = file.parent.with_name(f"{file.parent.name}.parts")

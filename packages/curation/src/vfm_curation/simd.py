@@ -1,7 +1,7 @@
 """Machine instructions that Python lacks, as functions for numba: wide loads, bit counts, prefetch.
 
 Each is one portable LLVM operation, which compiles on every processor that numba supports. They read without bounds
-checks (`load8` 8 bytes, `byte_masks` 64, `count_less` 16 numbers): the caller must pad its data.
+checks (`load8` reads 8 bytes, `byte_masks` 64, `count_less` 16 numbers), so the caller must pad its data.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _BIT, _BYTE, _INT32, _WORD, _WIDE = (ir.IntType(bits) for bits in (1, 8, 32, 64,
 def compiled(function: Function) -> Function:
     """Compile a function at its first call, and cache the machine code for later processes.
 
-    The cache is beside the source, or in the user's cache folder if that is read-only (NUMBA_CACHE_DIR sets another
-    folder). If nothing can be written, each process compiles again, which takes some seconds.
+    The cache is next to the source, or in the user's cache folder if the source is read-only (NUMBA_CACHE_DIR sets
+    another folder). If nothing can be written, each process compiles again, which takes some seconds.
     """
     options = {"nogil": True, "error_model": "numpy"}
     try:
@@ -44,7 +44,7 @@ def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any, pointee
 
 
 def _product(builder: Any, args: Any) -> tuple[Any, Any]:
-    """Return the low and high half of the 128-bit product of two words."""
+    """Compute the low and high half of the 128-bit product of two words."""
     wide = builder.mul(builder.zext(args[0], _WIDE), builder.zext(args[1], _WIDE))
     return builder.trunc(wide, _WORD), builder.trunc(builder.lshr(wide, ir.Constant(_WIDE, 64)), _WORD)
 
@@ -61,7 +61,7 @@ def load8(typing: Any, data: Any, at: Any) -> Any:
 
 @_instruction
 def high_product(typing: Any, a: Any, b: Any) -> Any:
-    """Return the high half of a * b, which scales a hash `a` to 0..b-1 without a division."""
+    """Compute the high half of a * b, which scales a hash `a` to 0..b-1 without a division."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _product(builder, args)[1]
@@ -71,7 +71,7 @@ def high_product(typing: Any, a: Any, b: Any) -> Any:
 
 @_instruction
 def folded_product(typing: Any, a: Any, b: Any) -> Any:
-    """Combine both halves of a * b by exclusive or: every bit depends on all of a and b."""
+    """Combine both halves of a * b by exclusive or, so that every bit depends on all of a and b."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.xor(*_product(builder, args))
@@ -81,7 +81,7 @@ def folded_product(typing: Any, a: Any, b: Any) -> Any:
 
 @_instruction
 def lowest_bit(typing: Any, word: Any) -> Any:
-    """Return the index of the lowest set bit of a word that is not 0."""
+    """Find the index of the lowest set bit of a word that is not 0."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.cttz(args[0], ir.Constant(_BIT, 1))
@@ -90,7 +90,7 @@ def lowest_bit(typing: Any, word: Any) -> Any:
 
 
 def byte_masks(*sets: bytes) -> Callable[..., tuple[np.uint64, ...]]:
-    """Return the function (data, at) -> words, one for each set: bit i is 1 if byte at + i is in the set."""
+    """Create a function (data, at) -> words, one for each set: bit i is 1 if byte at + i is in the set."""
     vector = ir.VectorType(_BYTE, 64)
 
     @_instruction
@@ -99,11 +99,11 @@ def byte_masks(*sets: bytes) -> Callable[..., tuple[np.uint64, ...]]:
             block = builder.load(_pointer(context, builder, signature.args[0], args[0], args[1], vector), align=1)
 
             def mask(characters: bytes) -> Any:
-                found = ir.Constant(ir.VectorType(_BIT, 64), [0] * 64)
+                matches = ir.Constant(ir.VectorType(_BIT, 64), [0] * 64)
                 for character in characters:
                     equal = builder.icmp_unsigned("==", block, ir.Constant(vector, [character] * 64))
-                    found = builder.or_(found, equal)
-                return builder.bitcast(found, _WORD)
+                    matches = builder.or_(matches, equal)
+                return builder.bitcast(matches, _WORD)
 
             return context.make_tuple(builder, signature.return_type, [mask(characters) for characters in sets])
 
@@ -120,8 +120,8 @@ def count_less(typing: Any, data: Any, at: Any, value: Any, count: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         numbers = builder.load(_pointer(context, builder, signature.args[0], args[0], args[1], vector), align=1)
         undefined = ir.Constant(vector, ir.Undefined)
-        one = builder.insert_element(undefined, args[2], _INT32(0))
-        same = builder.shuffle_vector(one, undefined, ir.Constant(vector, [0] * 16))
+        first_lane = builder.insert_element(undefined, args[2], _INT32(0))
+        same = builder.shuffle_vector(first_lane, undefined, ir.Constant(vector, [0] * 16))
         less = builder.zext(builder.bitcast(builder.icmp_signed("<", numbers, same), half), _WORD)
         counted = builder.sub(builder.shl(_WORD(1), args[3]), _WORD(1))  # a mask of the first `count` numbers
         return builder.ctpop(builder.and_(less, counted))
@@ -134,10 +134,10 @@ def prefetch(typing: Any, data: Any, at: Any) -> Any:
     """Request the cache line of `data[at]` without waiting for it."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = _pointer(context, builder, signature.args[0], args[0], args[1], _BYTE)
-        kind = ir.FunctionType(ir.VoidType(), [place.type, _INT32, _INT32, _INT32])
+        address = _pointer(context, builder, signature.args[0], args[0], args[1], _BYTE)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, _INT32, _INT32, _INT32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(function, [place, _INT32(0), _INT32(3), _INT32(1)])  # for reading, into all cache levels, data
+        builder.call(function, [address, _INT32(0), _INT32(3), _INT32(1)])  # for reading, into all cache levels, data
         return context.get_dummy_value()
 
     return types.void(data, types.uint64), generate

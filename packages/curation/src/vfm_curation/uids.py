@@ -1,4 +1,4 @@
-"""Lists of uids as DataComp's tools write and read them: a sorted npy of 128-bit uids, as two 64-bit halves each.
+"""Lists of uids as DataComp's tools write and read them: a sorted npy of 128-bit uids, each as two 64-bit halves.
 
 Source: DataComp's subset files and resharder, github.com/mlfoundations/datacomp.
 """
@@ -21,7 +21,7 @@ Halves = NDArray[np.void]
 
 
 def uid_halves(uids: pa.ChunkedArray) -> Halves:
-    """Return 128-bit uids as (high, low) halves, (num_uids,): 32 hexadecimal digits unchanged, other uids hashed."""
+    """Convert uids to (high, low) halves, (num_uids,). 32 hexadecimal digits are used as they are, others hashed."""
     packed = packed_uids(uids)
     if not pa.types.is_fixed_size_binary(packed.type):
         hexadecimal = pc.match_substring_regex(uids, r"^[0-9a-fA-F]{32}$").to_pylist()
@@ -34,10 +34,10 @@ def uid_halves(uids: pa.ChunkedArray) -> Halves:
 
 @functools.lru_cache(maxsize=2)
 def read_uids(path: str) -> Halves:
-    """Return a list of uids, ascending, as it is mapped into memory if it is sorted.
+    """Read a list of uids in ascending order. A list that is sorted on disk is mapped into memory.
 
     Raises:
-        UserError: the file is missing or damaged, has other numbers, or none.
+        UserError: the file is missing, damaged or empty, or its numbers are not pairs of 64-bit halves.
     """
     listed = store_files.read_npy(path, mapped=True)
     if listed.ndim != 1 or [listed.dtype[n].str[1:] for n in range(len(listed.dtype))] != ["u8", "u8"]:
@@ -46,19 +46,19 @@ def read_uids(path: str) -> Halves:
         raise UserError(f"{path}: expected uids, got an empty list")
     high = listed[listed.dtype.names[0]]
     if listed.dtype == UID_DTYPE and bool((high[1:] >= high[:-1]).all()):
-        found: Halves = listed
-        return found
+        uids: Halves = listed
+        return uids
     return np.sort(listed.astype(UID_DTYPE))
 
 
 def are_listed(uids: pa.ChunkedArray, listed: Halves) -> NDArray[np.bool_]:
-    """Return whether each uid is in a list whose high halves ascend, (num_uids,)."""
+    """Check whether each uid is in a list whose high halves ascend, (num_uids,)."""
     wanted, high, low = uid_halves(uids), listed["f0"], listed["f1"]
-    found = np.zeros(len(wanted), np.bool_)
-    place, end = (np.searchsorted(high, wanted["f0"], side=side) for side in ("left", "right"))
-    # Uids with one high half stand together: nearly always one or none.
-    while (left := np.flatnonzero(place < end)).size:
-        equal = low[place[left]] == wanted["f1"][left]
-        found[left[equal]] = True
-        place[left] = np.where(equal, end[left], place[left] + 1)
-    return found
+    in_list = np.zeros(len(wanted), np.bool_)
+    position, end = (np.searchsorted(high, wanted["f0"], side=side) for side in ("left", "right"))
+    # Uids with the same high half are adjacent: nearly always there is one or none.
+    while (left := np.flatnonzero(position < end)).size:
+        equal = low[position[left]] == wanted["f1"][left]
+        in_list[left[equal]] = True
+        position[left] = np.where(equal, end[left], position[left] + 1)
+    return in_list

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,13 @@ from vfm_curation.balance.subset import (
     expected_size,
     write_subset_files,
 )
-from vfm_curation.balance.thresholds import EntryLanguages, by_reference, by_tail_share, check_languages, given
+from vfm_curation.balance.thresholds import (
+    EntryLanguages,
+    by_reference,
+    by_tail_share,
+    check_languages,
+    t_by_language,
+)
 from vfm_curation.counts.entry_counts import total_counts
 from vfm_curation.counts.matches import COUNTS_FILE, num_shards, read_shards, texts_by_language
 from vfm_curation.counts.probabilities import Floats, Integers, keep_probability, t_for_target_size, tail_share
@@ -46,10 +52,10 @@ from vfm_curation.metadata import load_entries
 
 FACTORS = (1 / 10, 1 / 3, 1, 3, 10)  # multiples of t that the report compares
 MAX_SHARDS_FOR_EXAMPLES = 8
-MAX_KEPT_FRACTION = 0.8  # of the matched texts; above it a warning says so
-MIN_KEPT_FRACTION = 0.005  # of a language's matches; below it a warning says so
+MAX_KEPT_FRACTION = 0.8  # of the matched texts. A larger fraction gives a warning
+MIN_KEPT_FRACTION = 0.005  # of a language's matches. A smaller fraction gives a warning
 GROUPS = (("head", 0, 3), ("middle", 3, 7), ("tail", 7, 10))  # tenths of all matches, most frequent entries first
-NUM_PICTURES, NUM_TRIED = 4, 20  # for each group; images tried in each shard
+NUM_IMAGES, NUM_TRIED = 4, 20  # images of each group, and images tried in each shard
 SIDE = 160  # pixels of the longer side
 
 
@@ -67,7 +73,7 @@ def check_balance(config: MetaclipBalance, ctx: Preflight) -> None:
 
 
 def balance_texts(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
-    """Write the subset, one row for each matched text, and the data card: counts of entries before and after."""
+    """Write the subset, a row for each matched text, and the data card with counts of entries before and after."""
     begun = time.monotonic()
     matches = ctx.load(config.matches)
     pairs = PairDataset.load(matches.linked(matches.pool))  # a pool or a subset of one
@@ -78,27 +84,28 @@ def balance_texts(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
     _warn_of_lost_languages(ctx, thresholds, languages, counts)
     sampled = SampledTexts.load(matches.path / SAMPLE_FILE)
     choices = _choices(config, sampled, counts, t)
-    expected = next(one.expected.size for one in choices if one.factor == 1)
-    named = ", ".join(f"t{f' of {name}' if name else ''} = {value:g}" for name, value in thresholds.items())
+    expected = next(choice.expected.size for choice in choices if choice.factor == 1)
+    t_of_languages = [f"t{f' of {name}' if name else ''} = {value:g}" for name, value in thresholds.items()]
+    named = ", ".join(t_of_languages)
     ctx.log(f"{named}: {expected:,.0f} of {matches.num_matched:,} matched texts are expected to be kept")
     probability = keep_probability(counts, t)
-    made = _write_subset(config, ctx, matches, probability)
-    if not made.num_texts:
+    totals = _write_subset(config, ctx, matches, probability)
+    if not totals.num_texts:
         raise UserError(f"{config.name}: {named} keeps none of {matches.num_matched} matched texts; raise t")
-    ctx.log(f"kept {made.num_texts:,} texts of {made.num_samples:,} images")
+    ctx.log(f"kept {totals.num_texts:,} texts of {totals.num_samples:,} images")
     funnel = [
         FunnelStep("texts", matches.num_texts),
         FunnelStep("matched", matches.num_matched, seconds_of(matches.path)),
-        FunnelStep("kept", made.num_texts, time.monotonic() - begun),
+        FunnelStep("kept", totals.num_texts, time.monotonic() - begun),
     ]
     texts_of = texts_by_language(matches.path)
-    card = DataCard(entries, languages, counts, probability, thresholds, made, funnel, choices, texts_of)
+    card = DataCard(entries, languages, counts, probability, thresholds, totals, funnel, choices, texts_of)
     card.save(ctx.directory)
-    _warn_of_too_much(ctx, matches.num_matched, made.num_texts)
+    _warn_of_too_much(ctx, matches.num_matched, totals.num_texts)
     for panel in [*panels(card), *_examples(config, ctx, matches, pairs, card)]:
         ctx.panel(panel)
     numbers = {f"t/{name}" if name else "t": value for name, value in thresholds.items()}
-    return create_subset(ctx, made, matches, pairs, config.texts, numbers)
+    return create_subset(ctx, totals, matches, pairs, config.texts, numbers)
 
 
 def _warn_of_too_much(ctx: Context, num_matched: int, num_kept: int) -> None:
@@ -113,75 +120,80 @@ def _warn_of_too_much(ctx: Context, num_matched: int, num_kept: int) -> None:
 def _warn_of_lost_languages(
     ctx: Context, thresholds: Mapping[str, float], languages: EntryLanguages, counts: Integers
 ) -> None:
-    """Warn of each language of which nearly nothing is kept, as happens if one entry has almost all of its matches."""
+    """Warn of each language that keeps almost nothing, which happens if an entry has almost all of its matches."""
     for name, t in thresholds.items():
         group = languages.of(counts, name)
-        kept = float((group * keep_probability(group, t)).sum()) / max(1, int(group.sum()))
-        if group.any() and kept < MIN_KEPT_FRACTION:
+        kept_fraction = float((group * keep_probability(group, t)).sum()) / max(1, int(group.sum()))
+        if group.any() and kept_fraction < MIN_KEPT_FRACTION:
             language = f"language '{name}'" if name else "the texts"
-            ctx.warn(f"t = {t:g} keeps {kept:.2%} of the matches of {language}; a larger t keeps more")
+            ctx.warn(f"t = {t:g} keeps {kept_fraction:.2%} of the matches of {language}; a larger t keeps more")
 
 
 def _thresholds(
     config: MetaclipBalance, ctx: Context, matches: Matches, languages: EntryLanguages, counts: Integers
 ) -> dict[str, float]:
-    """Return the t of each language of the entries."""
+    """Find the t of each language of the entries."""
     if config.tail_share:
         return by_tail_share(languages, counts, config.tail_share)
     reference = config.reference_language
 
-    def from_one(t: float) -> dict[str, float]:
-        return given(languages, t) if reference is None else by_reference(languages, counts, t, reference)
+    def from_single_t(t: float) -> dict[str, float]:
+        if reference is None:
+            return t_by_language(languages, t)
+        return by_reference(languages, counts, t, reference)
 
     sampled = SampledTexts.load(matches.path / SAMPLE_FILE)
 
     def size(t: float) -> float:
-        probability = keep_probability(counts, languages.t_of_entries(from_one(t)))
+        probability = keep_probability(counts, languages.t_of_entries(from_single_t(t)))
         if sampled.complete:
             return sampled.expectations([probability], config.texts)[0].size
         job = BalanceJob.of(matches.path, ctx.work, probability, texts=config.texts)
-        found = expected_size(job, config.runtime)
+        num_expected = expected_size(job, config.runtime)
         job.probability.unlink()
-        return found
+        return num_expected
 
     if config.target_size:
-        return from_one(t_for_target_size(size, config.target_size, counts))
+        return from_single_t(t_for_target_size(size, config.target_size, counts))
     assert config.t
-    return given(languages, config.t) if isinstance(config.t, dict) else from_one(config.t)
+    return t_by_language(languages, config.t) if isinstance(config.t, dict) else from_single_t(config.t)
 
 
 def _write_subset(config: MetaclipBalance, ctx: Context, matches: Matches, probability: Floats) -> SubsetTotals:
     """Write the files of the subset, and count its entries."""
     job = BalanceJob.of(matches.path, ctx.work, probability, seed=config.seed, texts=config.texts)
-    made = write_subset_files(ctx, job, config.runtime)
-    made.counts = total_counts(job.kept_counts, range(num_shards(matches.path)), len(probability))
-    return made
+    totals = write_subset_files(ctx, job, config.runtime)
+    totals.counts = total_counts(job.kept_counts, range(num_shards(matches.path)), len(probability))
+    return totals
 
 
 def _choices(config: MetaclipBalance, sampled: SampledTexts, counts: Integers, t: Floats) -> list[WhatIf]:
-    """Return what each multiple of t would keep, estimated from the sample of matched texts."""
-    found = sampled.expectations([keep_probability(counts, t * factor) for factor in FACTORS], config.texts)
+    """Estimate the result of each multiple of t from the sample of matched texts."""
+    probabilities = [keep_probability(counts, t * factor) for factor in FACTORS]
+    expectations = sampled.expectations(probabilities, config.texts)
     return [
         WhatIf(factor, tail_share(counts, t * factor), int((counts > t * factor).sum()), expected)
-        for factor, expected in zip(FACTORS, found, strict=True)
+        for factor, expected in zip(FACTORS, expectations, strict=True)
     ]
 
 
 def _examples(
     config: MetaclipBalance, ctx: Context, matches: Matches, pairs: PairDataset, card: DataCard
 ) -> Iterator[Panel]:
-    """Yield the panels with texts of the first shards, kept and dropped, and with images of kept ones."""
+    """Yield the panels with kept and dropped texts of the first shards, and with images of kept texts."""
     source = open_dataset(pairs)
 
     def shards() -> Iterator[tuple[BalancedShard, pa.Table]]:
-        found = (shard for shard in read_shards(matches.path) if len(shard.table))
-        for shard in islice(found, MAX_SHARDS_FOR_EXAMPLES):
+        with_texts = (shard for shard in read_shards(matches.path) if len(shard.table))
+        for shard in islice(with_texts, MAX_SHARDS_FOR_EXAMPLES):
             texts = texts_in(source, shard.table["shard"][0].as_py(), shard.table["language"].unique().to_pylist())
             yield balance_shard(shard, card.probability, config.seed, config.texts), texts
 
     yield examples(card, shards())
-    if source.index.spec.images and (pictures := picture_panel(card, shards(), source, ctx.directory)):
-        yield pictures
+    if source.index.spec.images:
+        panel = image_panel(card, shards(), source, ctx.directory)
+        if panel:
+            yield panel
 
 
 def _entry_languages(entries: pa.Table) -> EntryLanguages:
@@ -189,19 +201,19 @@ def _entry_languages(entries: pa.Table) -> EntryLanguages:
     return EntryLanguages(encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype("int64"))
 
 
-def picture_panel(
+def image_panel(
     card: DataCard, shards: Iterable[tuple[BalancedShard, pa.Table]], source: Source, directory: Path
 ) -> ImagesPanel | None:
-    """Save small copies of images with kept texts in an artifact's folder; None if no image can be read.
+    """Save small copies of images with kept texts in an artifact's folder. Return None if no image is readable.
 
     Args:
         card: the counts.
-        shards: balanced shards, each with all its texts; read until every group has its pictures.
+        shards: balanced shards, each with all its texts. They are read until every group has its images.
         source: the pool or subset.
         directory: folder of the artifact.
     """
     decile = deciles(card.matched)
-    found: dict[str, list[PanelImage]] = {name: [] for name, _, _ in GROUPS}
+    images: dict[str, list[PanelImage]] = {name: [] for name, _, _ in GROUPS}
     (directory / "panels").mkdir(parents=True, exist_ok=True)
     for shard, texts in shards:
         reader, tenths = source.index.open(shard.matches.table["shard"][0].as_py()), rarest_tenths(decile, shard)
@@ -209,7 +221,7 @@ def picture_panel(
             chosen = np.flatnonzero(shard.kept & (first <= tenths) & (tenths < stop))
             rows = shard.matches.table["row"].to_numpy()[chosen]
             for text in chosen[np.unique(rows, return_index=True)[1]][:NUM_TRIED].tolist():
-                if len(found[name]) == NUM_PICTURES:
+                if len(images[name]) == NUM_IMAGES:
                     break
                 (identity,) = identities(shard.matches.table.slice(text, 1))
                 try:
@@ -217,12 +229,12 @@ def picture_panel(
                 except BadSample:  # matching read only the texts
                     continue
                 image.thumbnail((SIDE, SIDE))
-                file = f"panels/{name}-{len(found[name])}.jpg"
+                file = f"panels/{name}-{len(images[name])}.jpg"
                 image.save(directory / file, quality=90)
-                found[name].append(PanelImage(file=file, caption=f"{name}: {caption_of(texts, identity)}"))
-        if all(len(pictures) == NUM_PICTURES for pictures in found.values()):
+                images[name].append(PanelImage(file=file, caption=f"{name}: {caption_of(texts, identity)}"))
+        if all(len(group) == NUM_IMAGES for group in images.values()):
             break
-    pictures = [picture for group in found.values() for picture in group]
+    shown = list(chain.from_iterable(images.values()))
     note = "Images of kept texts, by a text's rarest entry: in the first three, the middle four, the last three tenths."
-    title = "Pictures of head, middle and tail"
-    return ImagesPanel(title=title, note=note, order=41, pictures=pictures) if pictures else None
+    title = "Images of head, middle and tail"
+    return ImagesPanel(title=title, note=note, order=41, pictures=shown) if shown else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, product
+from itertools import chain, islice, product
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,12 @@ Row = list[str | float | int | None]
 
 
 def panels(card: DataCard) -> list[Panel]:
-    """Return all panels except the examples, which need the texts."""
-    shown = [_funnel(card), _seconds(card), _counts(card), _head_and_tail(card), _choices(card), _languages(card)]
-    return [*shown, _top(card), *([_lost(card)] if (_lost_ids(card)).size else [])]
+    """Build all panels except the examples, which need the texts."""
+    built = [_funnel(card), _seconds(card), _counts(card), _head_and_tail(card), _choices(card), _languages(card)]
+    built.append(_top(card))
+    if _lost_ids(card).size:
+        built.append(_lost(card))
+    return built
 
 
 def _funnel(card: DataCard) -> Panel:
@@ -36,9 +39,9 @@ def _funnel(card: DataCard) -> Panel:
 
 
 def _seconds(card: DataCard) -> Panel:
-    """Return the funnel as numbers with times. It is a panel of its own since its file differs between equal runs."""
+    """Build the table of the funnel with times. It is a separate panel because its file differs between equal runs."""
     rows: list[Row] = [[step.name, step.texts, step.seconds and round(step.seconds, 2)] for step in card.funnel]
-    note = f"Texts after each step. The kept ones belong to {card.made.num_samples:,} images."
+    note = f"Texts after each step. The kept ones belong to {card.totals.num_samples:,} images."
     columns = ["step", "texts", "seconds"]
     return TablePanel(title="Curation seconds", note=note, order=11, columns=columns, rows=rows)
 
@@ -57,7 +60,7 @@ def _counts(card: DataCard) -> Panel:
 
 
 def _ranked(name: str, counts: Integers) -> Series:
-    """Return the counts that are not zero, in descending order, at log-spaced ranks."""
+    """Sort the counts that are not zero in descending order, and take them at log-spaced ranks."""
     counts = np.sort(counts[counts > 0])[::-1]
     ranks = np.unique(np.geomspace(1, max(1, len(counts)), NUM_POINTS).round().astype(np.int64))[: len(counts)]
     return Series(name=name, x=ranks.astype(float).tolist(), y=counts[ranks - 1].astype(float).tolist())
@@ -72,7 +75,8 @@ def _head_and_tail(card: DataCard) -> Panel:
         " of other t are expectations."
     )
     series = [_curve("before balancing", card.matched), _curve("after balancing", card.kept)]
-    series += [_curve(_times(one.factor), one.expected.counts) for one in card.choices if one.factor != 1]
+    other_choices = [choice for choice in card.choices if choice.factor != 1]
+    series += [_curve(_times(choice.factor), choice.expected.counts) for choice in other_choices]
     return LinesPanel(
         title="Head and tail", note=note, order=20, series=series,
         x_label="entries, most frequent first", y_label="cumulative fraction of matches", x_log=True,
@@ -86,16 +90,19 @@ def _curve(name: str, counts: Integers | Floats) -> Series:
 
 
 def _times(factor: float) -> str:
-    return "t" if factor == 1 else f"t × {factor:g}" if factor > 1 else f"t / {1 / factor:g}"
+    if factor == 1:
+        return "t"
+    return f"t × {factor:g}" if factor > 1 else f"t / {1 / factor:g}"
 
 
 def _choices(card: DataCard) -> Panel:
     rows: list[Row] = []
-    for one in card.choices:
-        counts, size = one.expected.counts, round(one.expected.size)
-        named = ", ".join(f"{_language(name)}{t * one.factor:.5g}" for name, t in card.thresholds.items())
-        top = float(counts.max() / max(1.0, counts.sum()))
-        rows.append([_times(one.factor), named, round(one.tail_share, 4), one.num_head, size, round(top, 4)])
+    for choice in card.choices:
+        counts, size = choice.expected.counts, round(choice.expected.size)
+        t_of_languages = [f"{_language(name)}{t * choice.factor:.5g}" for name, t in card.thresholds.items()]
+        top = round(float(counts.max() / max(1.0, counts.sum())), 4)
+        label, tail_fraction = _times(choice.factor), round(choice.tail_share, 4)
+        rows.append([label, ", ".join(t_of_languages), tail_fraction, choice.num_head, size, top])
     return TablePanel(
         title="Other choices of t", order=21,
         note="Expected numbers for larger and smaller t; the numbers of an actual draw vary around them.",
@@ -109,7 +116,7 @@ def _language(name: str) -> str:
 
 
 def _languages(card: DataCard) -> Panel:
-    """Return entries, thresholds and matches by the language of the entries, texts by their own."""
+    """Build the table of entries, thresholds and matches by language of the entries, and texts by their language."""
     rows: list[Row] = []
     for language in dict.fromkeys([*card.languages.names, *sorted(card.texts_of)]):
         row: Row = [language or "any"]
@@ -119,9 +126,10 @@ def _languages(card: DataCard) -> Panel:
             row += [len(counts), float(f"{t:.6g}"), head, round(tail_share(counts, t), 4)]
         else:
             row += [None] * 4
-        if texts := card.texts_of.get(language):
-            kept = card.made.kept[language]
-            row += [texts, card.made.matched[language], kept, round(kept / texts, 4)]
+        texts = card.texts_of.get(language)
+        if texts:
+            kept = card.totals.kept[language]
+            row += [texts, card.totals.matched[language], kept, round(kept / texts, 4)]
         rows.append(row)
     return TablePanel(
         title="Languages", order=22,
@@ -132,10 +140,10 @@ def _languages(card: DataCard) -> Panel:
 
 
 def _top(card: DataCard) -> Panel:
-    rows: list[Row] = [
-        [card.entry(i), int(card.matched[i]), int(card.kept[i]), round(float(card.probability[i]), 4)]
-        for i in islice(_with_content(card), NUM_SHOWN)
-    ]
+    rows: list[Row] = []
+    for i in islice(_with_content(card), NUM_SHOWN):
+        probability = round(float(card.probability[i]), 4)
+        rows.append([card.entry(i), int(card.matched[i]), int(card.kept[i]), probability])
     note = (
         "Texts with each entry before and after, without entries that contain a function word. t is not a cap: a text"
         " may be kept for one of its rarer entries."
@@ -170,37 +178,37 @@ def _share_of(counts: Integers, chosen: np.ndarray) -> float:
 
 
 def deciles(matched: Integers) -> Integers:
-    """Return the tenth of all matches that each entry falls into, most frequent entries first: 0 head, 9 tail."""
+    """Compute the tenth of all matches that each entry falls into, most frequent entries first: 0 head, 9 tail."""
     order = np.argsort(-matched, kind="stable")
     before = np.cumsum(matched[order]) - matched[order]
-    found = np.empty(len(matched), dtype=np.int64)
-    found[order] = np.minimum(NUM_DECILES - 1, NUM_DECILES * before // max(1, int(matched.sum())))
-    return found
+    tenths = np.empty(len(matched), dtype=np.int64)
+    tenths[order] = np.minimum(NUM_DECILES - 1, NUM_DECILES * before // max(1, int(matched.sum())))
+    return tenths
 
 
 def rarest_tenths(decile: Integers, shard: BalancedShard) -> Integers:
-    """Return the tenth of the rarest entry of each text, (num_texts,), by the `deciles` of the entries."""
+    """Compute the tenth of the rarest entry of each text, (num_texts,), by the `deciles` of the entries."""
     tenths: Integers = np.maximum.reduceat(decile[shard.matches.ids], shard.matches.offsets[:-1])
     return tenths
 
 
 def examples(card: DataCard, shards: Iterable[tuple[BalancedShard, pa.Table]]) -> Panel:
-    """Return the panel with kept and dropped texts of each decile, from head to tail, by the rarest of their entries.
+    """Build the panel with kept and dropped texts of each decile, from head to tail, by the rarest of their entries.
 
     Args:
         card: the counts.
-        shards: balanced shards, each with all its texts; read until every decile has its examples.
+        shards: balanced shards, each with all its texts. They are read until every decile has its examples.
     """
     decile, rows = deciles(card.matched), [list[Row]() for _ in range(NUM_DECILES + 1)]
     for shard, texts in shards:
         _add_examples(card, decile, rows, shard, texts)
-        if all(len(found) >= EXAMPLES_A_DECILE for found in rows):
+        if all(len(rows_of_tenth) >= EXAMPLES_A_DECILE for rows_of_tenth in rows):
             break
     return TablePanel(
         title="Examples", order=40,
         note="By a text's rarest entry. Tenth 1: the most frequent entries, with a tenth of matches; 10: the rarest.",
         columns=["tenth", "text", "outcome", "probability", "rarest entry", "its texts"],
-        rows=[row for found in rows for row in found],
+        rows=list(chain.from_iterable(rows)),
     )  # fmt: skip
 
 
@@ -209,14 +217,15 @@ def _add_examples(
 ) -> None:
     tenths = rarest_tenths(decile, shard)
     for tenth, outcome in product(range(NUM_DECILES), ("kept", "dropped")):
-        found = np.flatnonzero((tenths == tenth) & (shard.kept == (outcome == "kept")))
-        if len(found) and outcome not in {row[2] for row in rows[tenth]}:
-            text = int(found[0])
+        candidates = np.flatnonzero((tenths == tenth) & (shard.kept == (outcome == "kept")))
+        if len(candidates) and outcome not in {row[2] for row in rows[tenth]}:
+            text = int(candidates[0])
             rarest = min(shard.matches.ids_of(text), key=lambda entry: card.matched[entry])
             chance = round(float(shard.probability[text]), 4)
             caption = caption_of(texts, *identities(shard.matches.table.slice(text, 1)))
             rows[tenth].append([tenth + 1, caption, outcome, chance, card.entry(rarest), int(card.matched[rarest])])
-    if num_missing := EXAMPLES_A_DECILE - len(rows[-1]):
+    num_missing = EXAMPLES_A_DECILE - len(rows[-1])
+    if num_missing:
         matched = set(identities(shard.matches.table))
         unmatched = (identity for identity in identities(texts) if identity not in matched)
         for identity in islice(unmatched, num_missing):
@@ -224,12 +233,13 @@ def _add_examples(
 
 
 def identities(table: pa.Table) -> list[tuple[int, str, int]]:
-    """Return the (row, language, text_index) of each text."""
-    return list(zip(*(table[name].to_pylist() for name in ("row", "language", "text_index")), strict=True))
+    """List the (row, language, text_index) of each text."""
+    columns = (table[name].to_pylist() for name in ("row", "language", "text_index"))
+    return list(zip(*columns, strict=True))
 
 
 def caption_of(texts: pa.Table, identity: tuple[int, str, int]) -> str:
-    """Return a text of a shard, shortened; the texts are sorted by row."""
+    """Look up a text of a shard and shorten it. The texts must be sorted by row."""
     first, stop = np.searchsorted(texts["row"].to_numpy(), [identity[0], identity[0] + 1]).tolist()
     its_image = texts.slice(first, stop - first)
     return shortened(its_image["text"][identities(its_image).index(identity)].as_py())

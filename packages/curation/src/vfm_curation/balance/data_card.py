@@ -1,4 +1,4 @@
-"""The data card: counts of entries and texts before and after balancing, as tables on disk; `card_panels` draws it."""
+"""The data card: counts of entries and texts before and after balancing, as tables on disk. `card_panels` plots it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CARD_FILE, CARD_JSON = "entry_counts.parquet", "entry_counts.json"
 
 @dataclass(frozen=True)
 class FunnelStep:
-    """The number of texts after a step, and how long it took, if that is known."""
+    """Number of texts after a step, and its time in seconds if that is known."""
 
     name: str
     texts: int
@@ -31,7 +31,7 @@ class FunnelStep:
 
 @dataclass(frozen=True)
 class WhatIf:
-    """What a multiple of the chosen t would keep."""
+    """Expected result of a multiple of the chosen t."""
 
     factor: float
     tail_share: float
@@ -48,7 +48,7 @@ class DataCard:
     matched: Integers
     probability: Floats
     thresholds: Thresholds
-    made: SubsetTotals
+    totals: SubsetTotals
     funnel: Sequence[FunnelStep]
     choices: Sequence[WhatIf]
     texts_of: Mapping[str, int]  # language -> texts, matched or not
@@ -56,15 +56,18 @@ class DataCard:
     @property
     def kept(self) -> Integers:
         """Kept texts with each entry."""
-        return self.made.counts
+        return self.totals.counts
 
     def entry(self, number: int) -> str:
-        """Return an entry by its id, with its language if it has one."""
+        """Format an entry by its id, with its language if it has one."""
         language, entry = (self.entries[name][number].as_py() for name in ("language", "entry"))
         return f"{entry} ({language})" if language else str(entry)
 
     def save(self, directory: Path) -> None:
-        """Write the counts: one row for each entry, and as JSON: {language: {"matched" or "kept": {entry: texts}}}."""
+        """Write the counts as parquet with a row for each entry, and as JSON.
+
+        The JSON is {language: {"matched" or "kept": {entry: texts}}}.
+        """
         columns = {"matched": self.matched, "kept": self.kept, "probability": self.probability}
         table = self.entries.select(["language", "entry"])
         for name, values in columns.items():
@@ -77,14 +80,15 @@ class DataCard:
                 # Each entry is encoded once for both counts: json.dumps of the two mappings takes four times as long.
                 names = list(map(encode_basestring, self.entries["entry"].take(pa.array(ids)).to_pylist()))
                 for name, counts in (("matched", self.matched), ("kept", self.kept)):
-                    found = (f"{entry}: {count}" for entry, count in zip(names, counts[ids].tolist(), strict=True))
-                    file.write(f"{',' if name == 'kept' else ''}\n {json.dumps(name)}: {{{', '.join(found)}}}")
+                    pairs = zip(names, counts[ids].tolist(), strict=True)
+                    members = ", ".join(f"{entry}: {count}" for entry, count in pairs)
+                    file.write(f"{',' if name == 'kept' else ''}\n {json.dumps(name)}: {{{members}}}")
                 file.write("\n}")
             file.write("\n}\n")
 
 
 def seconds_of(directory: Path) -> float | None:
-    """Return how long the stage that made an artifact took, by its manifest; None if it has none."""
+    """Read the duration of the stage that made an artifact from its manifest, or None if it is unknown."""
     try:
         seconds = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["seconds"]
     except (OSError, ValueError, KeyError):

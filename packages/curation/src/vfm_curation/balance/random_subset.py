@@ -1,4 +1,4 @@
-"""Work of `curation.random`: matched texts at random, whatever their entries, as the control of a balanced subset."""
+"""Work of `curation.random`: draw matched texts regardless of their entries, as the control of a balanced subset."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ def check_random(config: RandomSubset, ctx: Preflight) -> None:
 
 
 def random_texts(config: RandomSubset, ctx: Context) -> CuratedSubset:
-    """Write the subset: one row for each matched text, all with the same probability."""
+    """Write the subset: one row for each matched text, all with equal probability."""
     matches, like = ctx.load(config.matches), ctx.load(config.like) if config.like else None
     pairs = PairDataset.load(matches.linked(matches.pool))
     size = _size(config, matches.num_matched, like)
     # No dimension: the chance of a text, not of its entries.
     job = BalanceJob.of(matches.path, ctx.work, np.array(size / matches.num_matched), seed=config.seed)
-    made = write_subset_files(ctx, job, config.runtime)
-    if not made.num_texts:
+    totals = write_subset_files(ctx, job, config.runtime)
+    if not totals.num_texts:
         raise UserError(f"{config.name}: the draw kept none of {matches.num_matched} matched texts; raise the size")
-    ctx.log(f"kept {made.num_texts:,} of {matches.num_matched:,} matched texts; {size:,} were expected")
-    return create_subset(ctx, made, matches, pairs)
+    ctx.log(f"kept {totals.num_texts:,} of {matches.num_matched:,} matched texts; {size:,} were expected")
+    return create_subset(ctx, totals, matches, pairs)
 
 
 def _size(config: RandomSubset, num_matched: int, like: CuratedSubset | None) -> int:
-    """Return the expected number of texts.
+    """Compute the expected number of texts.
 
     Raises:
-        UserError: fewer texts matched.
+        UserError: fewer texts matched than are expected.
     """
     size = kept_texts(like) if like else config.target_size
     assert size is not None
     if size > num_matched:
-        what = f"'{config.like}' has {size} texts" if like else f"target_size {size} is not possible"
-        raise UserError(f"{config.name}: {what}, but {num_matched} texts matched")
+        reason = f"'{config.like}' has {size} texts" if like else f"target_size {size} is not possible"
+        raise UserError(f"{config.name}: {reason}, but {num_matched} texts matched")
     return size
 
 
 def kept_texts(subset: CuratedSubset) -> int:
-    """Return the number of kept texts, from the subset's index."""
+    """Read the number of kept texts from the subset's index."""
     index = read_subset_index(subset.path).to_pylist()
     return sum(row["kept_texts"] for row in index if row["language"] is None)

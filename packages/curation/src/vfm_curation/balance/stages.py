@@ -63,7 +63,7 @@ class RandomSubset(PoolCuration):
     kind: Literal["curation.random"] = "curation.random"
     target_size: int | None = Field(None, ge=1, description="expected number of kept texts")
     like: Ref[CuratedSubset] | None = Field(
-        None, description="subset whose number of kept texts is expected, such as that of curation.balance"
+        None, description="subset whose number of kept texts is expected, such as a result of curation.balance"
     )
     runtime: CurationRuntime = Field(CurationRuntime(), description="how it runs: engine, workers, device, threads")
 

@@ -1,4 +1,4 @@
-"""Balances a pool shard by shard from its matches on disk: which texts are kept, and how many to expect.
+"""Balance a pool shard by shard from its matches on disk: choose the kept texts, and compute how many to expect.
 
 One shard is one task. It reads the shard's matches and writes the shard's file of the subset.
 """
@@ -43,7 +43,7 @@ from vfm_curation.counts.sampled_texts import siblings_of
 from vfm_curation.engine import run_shards
 from vfm_curation.runtime import CurationRuntime, TextsOfImage
 from vfm_curation.shard_files import MADE_FROM_KEY, finished_summary, made_from, write_shard_file
-from vfm_curation.summaries import Summary, with_progress
+from vfm_curation.summaries import TaskSummary, with_progress
 
 UNIT = 2.0**32  # sums of probabilities are in units of 2^-32
 VERSION = 1  # increase when the same matches and probabilities give another file
@@ -51,14 +51,14 @@ VERSION = 1  # increase when the same matches and probabilities give another fil
 
 @dataclass(frozen=True)
 class BalancedShard:
-    """The matched texts of one shard with the probability of keeping each, (num_texts,), and whether it is kept."""
+    """The matched texts of a shard with the probability of keeping each, (num_texts,), and whether it is kept."""
 
     matches: ShardMatches
     probability: Floats
     kept: NDArray[np.bool_]
 
     def table(self, shard: int) -> pa.Table:
-        """Return the rows of the subset: sorted, kept or not, with the probability of each."""
+        """Build the rows of the subset: sorted, kept or not, with the probability of each."""
         columns = {name: self.matches.table[name] for name in ("row", "uid", "language", "text_index")}
         columns |= {"shard": pa.array(np.full(len(self.kept), shard, np.int32))}
         columns |= {"probability": pa.array(self.probability.astype(np.float32)), "kept": pa.array(self.kept)}
@@ -82,7 +82,7 @@ def balance_shard(
 
 
 def _of_texts(matches: ShardMatches, entry_probability: Floats) -> Floats:
-    """Return the probability of each text, (num_texts,)."""
+    """Compute the probability of each text, (num_texts,)."""
     if not entry_probability.ndim:
         return np.full(len(matches.offsets) - 1, float(entry_probability))
     return text_probability(matches.ids, matches.offsets, entry_probability)
@@ -90,11 +90,11 @@ def _of_texts(matches: ShardMatches, entry_probability: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class BalanceJob:
-    """What the tasks over the shards of a `Matches` artifact share; the results go to `folder`."""
+    """Settings that the tasks over the shards of a `Matches` artifact share. The results go to `folder`."""
 
     matches: Path
     folder: Path
-    probability: Path  # an npy file, (num_entries,) or without a dimension, beside its hash
+    probability: Path  # an npy file, (num_entries,) or without a dimension
     sha256: str
     seed: int = 0
     texts: TextsOfImage = "every"
@@ -111,54 +111,54 @@ class BalanceJob:
 
     @property
     def files(self) -> Path:
-        """The folder of the subset's files."""
+        """Folder of the subset's files."""
         return self.folder / SUBSET_FOLDER
 
     @property
     def kept_counts(self) -> Path:
-        """The folder of the counts of entries among the kept texts."""
+        """Folder of the counts of entries among the kept texts."""
         return self.folder / "kept_counts"
 
 
 @lru_cache(maxsize=2)
 def _probabilities(file: Path) -> Floats:
-    """Map an array into memory, once in each process; processes share its pages."""
-    found: Floats = store_files.read_npy(file, mapped=True)
-    return found
+    """Map an array into memory, once in each process. Processes share its pages."""
+    probabilities: Floats = store_files.read_npy(file, mapped=True)
+    return probabilities
 
 
 @dataclass
-class SizeSummary(Summary):
+class SizeSummary(TaskSummary):
     """The expected number of kept texts of a shard."""
 
     units: int = 0
 
 
 def expected_of_shard(job: BalanceJob, shard: int) -> SizeSummary:
-    """Return the sum of the shard's probabilities; it writes nothing."""
+    """Sum the shard's probabilities. Nothing is written."""
     matches = read_matches(matches_file(job.matches, shard), only_ids=job.texts == "every")
     probability = _of_texts(matches, _probabilities(job.probability))
     return SizeSummary(units=_units(matches, probability, job.texts))
 
 
 def _units(matches: ShardMatches, probability: Floats, texts: TextsOfImage) -> int:
-    """Return the expected number of kept texts; a text's chance includes that of being chosen as its image's text."""
+    """Compute the expected number of kept texts, including the chance to be chosen as the text of an image."""
     if texts == "one_per_image":
         probability = probability / siblings_of(matches.table["row"].to_numpy())
     return int(in_units(probability[:, None])[0])
 
 
 def expected_size(job: BalanceJob, runtime: CurationRuntime) -> float:
-    """Return the expected number of kept texts of all shards, exactly and in any order of the shards."""
-    found = run_shards(expected_of_shard, job, range(num_shards(job.matches)), runtime)
-    return sum(summary.units for summary in found) / UNIT
+    """Compute the expected number of kept texts of all shards. It is exact and independent of the shards' order."""
+    summaries = run_shards(expected_of_shard, job, range(num_shards(job.matches)), runtime)
+    return sum(summary.units for summary in summaries) / UNIT
 
 
 @dataclass
-class BalanceSummary(Summary):
-    """Counts of a balanced shard: `texts` are the matched ones, `units` their expected number, `index` as core's.
+class BalanceSummary(TaskSummary):
+    """Counts of a balanced shard: `texts` are the matched ones, `units` their expected number, `index` as in core.
 
-    Matched and kept texts are also counted by language: the detected one if languages were detected, else the key.
+    Matched and kept texts are also counted by language: the detected language if languages were detected, else the key.
     """
 
     num_kept: int = 0
@@ -171,9 +171,10 @@ class BalanceSummary(Summary):
 def write_balanced(job: BalanceJob, shard: int) -> BalanceSummary:
     """Write the shard's file of the subset, and the counts of entries among its kept texts."""
     source, file = matches_file(job.matches, shard), job.files / f"{shard:08d}.parquet"
-    of_matches = pq.read_schema(source).metadata[MADE_FROM_KEY].decode()
-    made = made_from(of_matches, job.sha256, job.seed, job.texts, VERSION)
-    if record := finished_summary(file, made):
+    hash_of_matches = pq.read_schema(source).metadata[MADE_FROM_KEY].decode()
+    source_hash = made_from(hash_of_matches, job.sha256, job.seed, job.texts, VERSION)
+    record = finished_summary(file, source_hash)
+    if record:
         return BalanceSummary.of(record)
     balanced = balance_shard(read_matches(source), _probabilities(job.probability), job.seed, job.texts)
     matches, kept, table = balanced.matches, balanced.kept, balanced.table(shard)
@@ -187,7 +188,7 @@ def write_balanced(job: BalanceJob, shard: int) -> BalanceSummary:
         kept=count_of_each(languages.filter(pa.array(kept))),
     )
     write_counts(job.kept_counts, shard, matches.ids[np.repeat(kept, np.diff(matches.offsets))])
-    write_shard_file(file, stored_subset(table), made, vars(summary))  # last: it marks both as whole
+    write_shard_file(file, stored_subset(table), source_hash, vars(summary))  # last: it marks both as whole
     return summary
 
 
@@ -205,11 +206,11 @@ class SubsetTotals:
 
     @property
     def expected(self) -> float:
-        """The expected number of kept texts."""
+        """Expected number of kept texts."""
         return self.units / UNIT
 
     def add(self, summary: BalanceSummary) -> None:
-        """Add the counts of a shard, except those of the entries."""
+        """Add the counts of a shard, except its counts of entries."""
         self.num_texts += summary.num_kept
         self.units += summary.units
         self.num_samples += kept_samples(summary.index)
@@ -219,22 +220,22 @@ class SubsetTotals:
 
 
 def write_subset_files(ctx: Context, job: BalanceJob, runtime: CurationRuntime) -> SubsetTotals:
-    """Write the files of a subset by tasks, and its index; the totals are without counts of entries."""
+    """Write the files of a subset by tasks, and its index. The totals are without counts of entries."""
     for folder in (job.files, job.kept_counts):
         folder.mkdir(exist_ok=True)
-    total, made, index = num_shards(job.matches), SubsetTotals(np.zeros(0, np.int64)), []
-    found = run_shards(write_balanced, job, range(total), runtime)
-    for summary in with_progress(ctx, found, total, kept=lambda: made.num_texts):
-        made.add(summary)
+    total, totals, index = num_shards(job.matches), SubsetTotals(np.zeros(0, np.int64)), []
+    summaries = run_shards(write_balanced, job, range(total), runtime)
+    for summary in with_progress(ctx, summaries, total, kept=lambda: totals.num_texts):
+        totals.add(summary)
         index += summary.index
     write_subset_index(ctx.directory, index)
     job.files.rename(ctx.directory / SUBSET_FOLDER)  # last: a crash before this loses no shard
-    return made
+    return totals
 
 
 def create_subset(
     ctx: Context,
-    made: SubsetTotals,
+    totals: SubsetTotals,
     matches: Matches,
     pairs: PairDataset,
     texts: TextsOfImage = "every",
@@ -243,20 +244,20 @@ def create_subset(
     """Report the totals of a subset of matched texts, and write its facts.
 
     Args:
-        ctx: of the stage that made the subset.
-        made: its totals.
-        matches: the matches that it was drawn from.
+        ctx: context of the stage that made the subset.
+        totals: totals of the subset.
+        matches: matches that it was drawn from.
         pairs: the dataset that was matched.
-        texts: as in `CuratedSubset`.
+        texts: how texts were drawn, as in `CuratedSubset`.
         numbers: further numbers to report, by name.
     """
-    values = {"expected_texts": made.expected, "kept_texts": made.num_texts, "kept_samples": made.num_samples}
+    values = {"expected_texts": totals.expected, "kept_texts": totals.num_texts, "kept_samples": totals.num_samples}
     values = {f"curation/{name}": value for name, value in {**values, **(numbers or {})}.items()}
-    ctx.emit("metrics", step=1, samples=made.num_samples, values=values)
+    ctx.emit("metrics", step=1, samples=totals.num_samples, values=values)
     return CuratedSubset.create(
         ctx.directory,
-        num_samples=made.num_samples,
-        languages=[language for language in pairs.languages if language in made.keys],
+        num_samples=totals.num_samples,
+        languages=[language for language in pairs.languages if language in totals.keys],
         pool=pool_of(pairs).reference(ctx.directory),
         matches=matches.reference(ctx.directory),
         texts=texts,
@@ -264,15 +265,15 @@ def create_subset(
 
 
 def pool_of(pairs: PairDataset) -> Artifact:
-    """Return the pool that a subset is a view of, or the pool itself."""
+    """Load the pool that a subset is a view of. A pool is returned as it is."""
     return Pool.load(pairs.linked(pairs.pool)) if isinstance(pairs, CuratedSubset) else pairs
 
 
 def kept_samples(index: Iterable[Mapping[str, Any]]) -> int:
-    """Return the number of samples with a kept text, from rows of a subset's index."""
+    """Sum the samples with a kept text over rows of a subset's index."""
     return sum(row["kept_samples"] for row in index if row["language"] is None)
 
 
 def kept_languages(index: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Return the languages of kept texts, from rows of a subset's index."""
+    """Collect the languages of kept texts from rows of a subset's index."""
     return {row["language"] for row in index if row["language"] is not None and row["kept_texts"]}

@@ -1,8 +1,8 @@
-"""A `t` for each language: languages with entries of their own have their own head and tail.
+"""Choose a `t` for each language: languages with separate entries have separate heads and tails.
 
 Source: Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062): the t of English gives a fraction of matches in the tail, and
-the same fraction gives every other language its t. In its code t may be 0, which loses a whole language; here it is
-at least 1.
+the same fraction gives every other language its t. In its code t may be 0, which loses a whole language. Here it is at
+least 1.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ class EntryLanguages:
     places: NDArray[np.int64]
 
     def of(self, values: Integers, language: str) -> Integers:
-        """Return the values of the entries of one language."""
+        """Select the values of the entries of a language."""
         chosen: Integers = values[self.places == self.names.index(language)]
         return chosen
 
     def t_of_entries(self, thresholds: Thresholds) -> Floats:
-        """Return the t of each entry, (num_entries,)."""
+        """Look up the t of each entry, (num_entries,)."""
         t: Floats = np.array([thresholds[name] for name in self.names])[self.places]
         return t
 
 
-def given(languages: EntryLanguages, t: float | Mapping[str, float]) -> dict[str, float]:
-    """Return the t of each language: the same for all, or the one that the user gave.
+def t_by_language(languages: EntryLanguages, t: float | Mapping[str, float]) -> dict[str, float]:
+    """Complete a user's setting to the t of each language. A single number is for all languages.
 
     Raises:
         UserError: a language has no t, or a t is given for a language without entries.
@@ -46,19 +46,20 @@ def given(languages: EntryLanguages, t: float | Mapping[str, float]) -> dict[str
     if not isinstance(t, Mapping):
         return dict.fromkeys(languages.names, t)
     check_languages(t, languages.names, "t")
-    if missing := [name for name in languages.names if name not in t]:
+    missing = [name for name in languages.names if name not in t]
+    if missing:
         raise UserError(f"t: give one for {', '.join(map(repr, missing))} too")
     return dict(t)
 
 
 def by_tail_share(languages: EntryLanguages, counts: Integers, share: float) -> dict[str, float]:
-    """Return the t of each language below which `share` of its matches are; 1 if nothing matched."""
+    """Compute the t of each language below which `share` of its matches are. It is 1 if nothing matched."""
     groups = {name: languages.of(counts, name) for name in languages.names}
     return {name: t_for_tail_share(group, share) if group.any() else 1.0 for name, group in groups.items()}
 
 
 def by_reference(languages: EntryLanguages, counts: Integers, t: float, reference: str) -> dict[str, float]:
-    """Return `t` for the reference language, and for all others the t of the same tail share.
+    """Use `t` for the reference language, and for all others the t of the same tail share.
 
     Raises:
         UserError: the reference language has no entries.
@@ -72,7 +73,7 @@ def check_languages(languages: Mapping[str, float] | list[str], names: list[str]
     """Check that languages have entries.
 
     Raises:
-        UserError: one has none; the line names those that have.
+        UserError: a language has none. The line names the languages that have entries.
     """
     for language in languages:
         if language not in names:

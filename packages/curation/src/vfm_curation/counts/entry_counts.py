@@ -1,4 +1,4 @@
-"""Counts of entries by the tasks of a pass: a small file for each shard, added up when all shards are finished."""
+"""Counts of entries by the tasks of a pass: a small file for each shard, summed when all shards are finished."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vfm_curation.shard_files import whole_file
 
 
 def counts_file(folder: Path, shard: int) -> Path:
-    """Return the path of a shard's counts."""
+    """Build the path of a shard's counts."""
     return folder / f"{shard:08d}.npy"
 
 
@@ -25,7 +25,7 @@ def write_counts(folder: Path, shard: int, ids: Ids) -> None:
 
 
 def total_counts(folder: Path, shards: Iterable[int], num_entries: int) -> Integers:
-    """Return the sum of the shards' counts, (num_entries,)."""
+    """Sum the counts of shards, (num_entries,)."""
     totals = np.zeros(num_entries, dtype=np.int64)
     for shard in shards:
         entries, counts = np.load(counts_file(folder, shard))

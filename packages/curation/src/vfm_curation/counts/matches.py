@@ -1,4 +1,4 @@
-"""The files of a `Matches` artifact, one for each shard, and what is read from them."""
+"""Read the files of a `Matches` artifact, one for each shard."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ COUNTS_FILE = "counts.npy"  # texts of each entry
 
 @dataclass(frozen=True)
 class ShardMatches:
-    """The matched texts of one shard: the columns of its file, and all entry ids with the offsets of each text's."""
+    """The matched texts of a shard: the columns of its file, and all entry ids with an offset for each text."""
 
     table: pa.Table  # shard, row, uid, language, text_index, perhaps detected
     ids: NDArray[np.int32]
     offsets: NDArray[np.int64]  # text i has ids[offsets[i]:offsets[i + 1]]
 
     def ids_of(self, text: int) -> list[int]:
-        """Return the entries in one text."""
+        """List the entries in one text."""
         ids: list[int] = self.ids[self.offsets[text] : self.offsets[text + 1]].tolist()
         return ids
 
@@ -39,21 +39,22 @@ class ShardMatches:
 
 
 def matches_file(directory: Path, shard: int) -> Path:
-    """Return the path of the matches of one shard."""
+    """Build the path of the matches of a shard."""
     return directory / FOLDER / f"{shard:08d}.parquet"
 
 
 def num_shards(directory: Path) -> int:
-    """Return the number of shards of a `Matches` artifact."""
+    """Count the shards of a `Matches` artifact."""
     return sum(1 for _ in (directory / FOLDER).glob("*.parquet"))
 
 
 def texts_by_language(directory: Path) -> Counter[str]:
-    """Count the texts of each language that were matched, with or without success, for a `Matches` artifact."""
-    found = Counter[str]()
+    """Count the texts of each language in a `Matches` artifact, whether they contain an entry or not."""
+    counts = Counter[str]()
     for file in sorted((directory / FOLDER).glob("*.parquet")):
-        found.update((finished_summary(file) or {}).get("texts_of", {}))
-    return found
+        summary = finished_summary(file) or {}
+        counts.update(summary.get("texts_of", {}))
+    return counts
 
 
 def read_shards(directory: Path, *, only_ids: bool = False) -> Iterator[ShardMatches]:
@@ -63,7 +64,7 @@ def read_shards(directory: Path, *, only_ids: bool = False) -> Iterator[ShardMat
 
 
 def read_matches(file: Path, *, only_ids: bool = False) -> ShardMatches:
-    """Read the matches of one shard."""
+    """Read the matches of a shard."""
     with pq.ParquetFile(file, read_dictionary=["language"], page_checksum_verification=True) as parquet:
         table = parquet.read(["ids"] if only_ids else None)
     if not only_ids:
@@ -72,12 +73,12 @@ def read_matches(file: Path, *, only_ids: bool = False) -> ShardMatches:
 
 
 def of_table(table: pa.Table) -> ShardMatches:
-    """Return the matches in a table with the column `ids`."""
+    """Extract the matches from a table with the column `ids`."""
     lists = table["ids"].combine_chunks()
     offsets = lists.offsets.to_numpy().astype(np.int64)
     return ShardMatches(table.drop_columns("ids"), lists.values.to_numpy(), offsets)
 
 
 def count_of_each(languages: pa.ChunkedArray) -> dict[str, int]:
-    """Return how often each value occurs in a column."""
-    return {one["values"]: one["counts"] for one in languages.value_counts().to_pylist()}
+    """Count the occurrences of each value in a column."""
+    return {item["values"]: item["counts"] for item in languages.value_counts().to_pylist()}

@@ -2,8 +2,8 @@
 
 Pure functions: arrays in, arrays out. The draw itself is `vfm.data.drawn`, from the text's identity and the seed.
 
-Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.4 and Algorithm 1; the closed form and the
-tail share: Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062).
+Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.4 and Algorithm 1. The closed form and the
+tail share are from Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ __all__ = [
 
 
 def keep_probability(counts: Integers, t: float | Floats) -> Floats:
-    """Return the probability that an entry keeps a text that it matches.
+    """Compute the probability that an entry keeps a text that it matches.
 
-    Entries matched at most `t` times keep all their texts; more frequent ones keep `t` on average by their own draw.
+    Entries matched at most `t` times keep all their texts. More frequent ones keep `t` on average by their own draw.
 
     Args:
         counts: texts matched by each entry, (num_entries,).
-        t: texts per entry above which an entry is "head"; 20_000 for 400M pairs, 170_000 for 2.5B. One for all, or
-            one for each entry, (num_entries,), if languages have their own.
+        t: texts per entry above which an entry is "head", such as 20_000 for 400M pairs or 170_000 for 2.5B. Either
+            one value for all entries, or one for each, (num_entries,), if languages have different values.
 
     Returns:
-        min(1, t / count), (num_entries,), each in (0, 1]; 1 for an entry that nothing matched.
+        min(1, t / count), (num_entries,), each in (0, 1]. It is 1 for an entry that nothing matched.
 
     Raises:
         UserError: `t` is not positive.
@@ -53,7 +53,7 @@ def keep_probability(counts: Integers, t: float | Floats) -> Floats:
 
 
 def text_probability(ids: Ids, offsets: Integers, entry_probability: Floats) -> Floats:
-    """Return the probability that a text is kept when each of its entries draws once and any success keeps it.
+    """Compute the probability that a text is kept, if each of its entries draws once and any success keeps it.
 
     Args:
         ids: entry ids of all texts, one text after the other, (num_ids,).
@@ -61,7 +61,7 @@ def text_probability(ids: Ids, offsets: Integers, entry_probability: Floats) -> 
         entry_probability: (num_entries,), or (num_entries, K) for K choices at once.
 
     Returns:
-        1 - prod(1 - p), (num_texts,) or (num_texts, K), each in [0, 1]; 0 for a text without entries.
+        1 - prod(1 - p), (num_texts,) or (num_texts, K), each in [0, 1]. It is 0 for a text without entries.
 
     Raises:
         UserError: an id or an offset is out of range.
@@ -109,8 +109,8 @@ def _chances(ids: Ids, offsets: Integers, entry_probability: Floats) -> Floats:
     for text in range(chances.shape[0]):
         for choice in range(chances.shape[1]):
             missed = 1.0
-            for place in range(offsets[text], offsets[text + 1]):
-                missed *= 1.0 - entry_probability[ids[place], choice]
+            for index in range(offsets[text], offsets[text + 1]):
+                missed *= 1.0 - entry_probability[ids[index], choice]
             chances[text, choice] = 1.0 - missed
     return chances
 
@@ -118,13 +118,13 @@ def _chances(ids: Ids, offsets: Integers, entry_probability: Floats) -> Floats:
 @compiled
 def _scatter(totals: NDArray[Any], ids: Ids, offsets: Integers, weights: NDArray[Any]) -> None:
     for text in range(len(weights)):
-        for place in range(offsets[text], offsets[text + 1]):
+        for index in range(offsets[text], offsets[text + 1]):
             for choice in range(totals.shape[1]):
-                totals[ids[place], choice] += weights[text, choice]
+                totals[ids[index], choice] += weights[text, choice]
 
 
 def count_ids(batches: Iterable[Ids], num_entries: int) -> Integers:
-    """Count the texts matched by each entry, (num_entries,); an entry occurs at most once among the ids of a text."""
+    """Count the texts matched by each entry, (num_entries,). A text has each entry at most once among its ids."""
     counts = np.zeros(num_entries, dtype=np.int64)
     for ids in batches:
         counts += np.bincount(ids, minlength=num_entries)
@@ -132,7 +132,7 @@ def count_ids(batches: Iterable[Ids], num_entries: int) -> Integers:
 
 
 def t_for_target_size(expected_size: Callable[[float], float], target_size: int, counts: Integers) -> float:
-    """Return a `t` whose expected number of kept texts is `target_size`, to within half a text.
+    """Find a `t` whose expected number of kept texts is `target_size`, to within half a text.
 
     The expected size, the sum of `text_probability`, is known before any draw and grows with `t`. A bracketed secant
     method (Illinois) finds `t` in about ten evaluations, each a pass over the matches. (The sum of min(count, t) over
@@ -142,11 +142,11 @@ def t_for_target_size(expected_size: Callable[[float], float], target_size: int,
         expected_size: expected number of kept texts at a given `t`. If it jumps over the target, which happens when
             other languages follow `t` in steps, the `t` above the jump is returned.
         target_size: number of texts to keep.
-        counts: texts matched by each entry; above the largest count every matched text is kept. (At the count itself
+        counts: texts matched by each entry. Above the largest count every matched text is kept. (At the count itself
             the entry is outside the tail, and languages that follow that tail's share drop texts.)
 
     Raises:
-        UserError: fewer texts matched than that, or every `t` keeps more.
+        UserError: fewer than `target_size` texts matched, or every `t` keeps more.
     """
     high = float(max(1, counts.max())) + 1.0
     # An entry keeps at most t texts on average, so this t cannot reach the target.
@@ -178,15 +178,15 @@ def t_for_target_size(expected_size: Callable[[float], float], target_size: int,
 
 
 def tail_share(counts: Integers, t: float | Floats) -> float:
-    """Return the fraction of matches in entries matched fewer than `t` times; about 6 % in the paper's sets.
+    """Compute the fraction of matches in entries matched fewer than `t` times, about 6 % in the paper's sets.
 
-    `t` is one for all entries or one for each, (num_entries,).
+    `t` is one value for all entries or one for each, (num_entries,).
     """
     return float(counts[counts < t].sum() / max(1, counts.sum()))
 
 
 def t_for_tail_share(counts: Integers, share: float) -> float:
-    """Return the `t` below which about `share` of all matches are, interpolated between the entries' counts.
+    """Find the `t` below which about `share` of all matches are, interpolated between the entries' counts.
 
     Between two counts far apart, such as 1 and 100000, the nearer one would lose almost all texts of a language.
 
@@ -205,6 +205,6 @@ def t_for_tail_share(counts: Integers, share: float) -> float:
 
 
 def cumulative_share(counts: Integers | Floats) -> Floats:
-    """Return the fraction of matches in the k most frequent entries, for k = 1 to num_entries: the head/tail curve."""
+    """Compute the fraction of matches in the k most frequent entries, k = 1 to num_entries: the head/tail curve."""
     share: Floats = np.cumsum(np.sort(counts)[::-1]) / max(1, counts.sum())
     return share

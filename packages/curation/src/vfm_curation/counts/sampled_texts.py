@@ -1,8 +1,8 @@
-"""A sample of the matched texts of a pool, from which what other choices of t would keep is estimated.
+"""Sample of the matched texts of a pool, used to estimate how many texts other choices of t would keep.
 
 Each shard of `curation.match` draws a fixed number of its matched texts, so the sample does not grow with the pool. A
-text stands for as many texts as its shard has for each one drawn. Of a small pool it has all texts, and the estimates
-are exact.
+drawn text stands for several texts: the number of texts of its shard divided by the number drawn. The sample of a small
+pool has all texts, and the estimates are exact.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Expectation:
 
 @dataclass(frozen=True)
 class SampledTexts:
-    """Matched texts: the entries of text i are ids[offsets[i]:offsets[i + 1]].
+    """Sample of matched texts. The entries of text i are ids[offsets[i]:offsets[i + 1]].
 
-    `siblings` is the number of matched texts of a text's image, `weights` the number of texts that it stands for.
+    `siblings` is the number of matched texts of a text's image, `weights` the number of texts that a text stands for.
     """
 
     ids: Ids
@@ -53,28 +53,28 @@ class SampledTexts:
 
     @classmethod
     def of_shard(cls, matches: ShardMatches, shard: int, num_shards: int) -> SampledTexts:
-        """Draw the sample of one shard; the draw depends on the number of the shard only."""
+        """Draw the sample of a shard. The draw depends on the number of the shard only."""
         number, most = len(matches.table), max(MIN_SAMPLED, NUM_SAMPLED // max(1, num_shards))
         chosen = np.arange(number)
         if number > most:
             chosen = np.sort(np.random.default_rng(shard).choice(number, most, replace=False, shuffle=False))
         sizes = np.diff(matches.offsets)[chosen]
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        places = np.repeat(matches.offsets[chosen] - offsets[:-1], sizes) + np.arange(offsets[-1])
+        positions = np.repeat(matches.offsets[chosen] - offsets[:-1], sizes) + np.arange(offsets[-1])
         siblings = siblings_of(matches.table["row"].to_numpy())[chosen]
-        return cls(matches.ids[places], offsets, siblings, np.full(len(chosen), number / max(1, len(chosen))))
+        return cls(matches.ids[positions], offsets, siblings, np.full(len(chosen), number / max(1, len(chosen))))
 
     @classmethod
     def joined(cls, parts: Iterable[SampledTexts]) -> SampledTexts:
-        """Return the texts of several samples, in their order."""
-        found = list(parts)
-        starts = np.cumsum([0, *(part.offsets[-1] for part in found)])
-        offsets = [start + part.offsets[1:] for start, part in zip(starts, found, strict=False)]
+        """Concatenate several samples in their order."""
+        samples = list(parts)
+        starts = np.cumsum([0, *(sample.offsets[-1] for sample in samples)])
+        offsets = [start + sample.offsets[1:] for start, sample in zip(starts, samples, strict=False)]
         return cls(
-            np.concatenate([np.zeros(0, np.int32), *(part.ids for part in found)]),
+            np.concatenate([np.zeros(0, np.int32), *(sample.ids for sample in samples)]),
             np.concatenate([np.zeros(1, np.int64), *offsets]),
-            np.concatenate([np.zeros(0, np.int64), *(part.siblings for part in found)]),
-            np.concatenate([np.zeros(0), *(part.weights for part in found)]),
+            np.concatenate([np.zeros(0, np.int64), *(sample.siblings for sample in samples)]),
+            np.concatenate([np.zeros(0), *(sample.weights for sample in samples)]),
         )
 
     def save(self, file: Path) -> None:
@@ -85,16 +85,16 @@ class SampledTexts:
     @classmethod
     def load(cls, file: Path) -> SampledTexts:
         """Read a saved sample."""
-        with np.load(file) as found:
-            return cls(**found)
+        with np.load(file) as arrays:
+            return cls(**arrays)
 
     @property
     def complete(self) -> bool:
-        """Whether it has all matched texts of the pool."""
+        """Whether the sample has all matched texts of the pool."""
         return bool((self.weights == 1).all())
 
     def expectations(self, entry_probabilities: Sequence[Floats], texts: TextsOfImage) -> list[Expectation]:
-        """Return the expectations for several choices of the entries' probabilities."""
+        """Estimate the kept texts for several choices of the entries' probabilities."""
         choices = np.stack(entry_probabilities, axis=1)
         chances = text_probability(self.ids, self.offsets, choices)
         if texts == "one_per_image":
@@ -107,7 +107,7 @@ class SampledTexts:
 
 
 def siblings_of(rows: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Return for each text the number of texts with its row, (num_texts,)."""
+    """Count for each text the texts with the same row, (num_texts,)."""
     _, image, sizes = np.unique(rows, return_inverse=True, return_counts=True)
-    found: NDArray[np.int64] = sizes[image]
-    return found
+    siblings: NDArray[np.int64] = sizes[image]
+    return siblings

@@ -1,9 +1,9 @@
-"""Work of `curation.extract`: links of images with texts from crawl files, in two passes over shards.
+"""Work of `curation.extract`: find links of images with texts in crawl files, in two passes over shards.
 
 A shard of the first pass is a crawl file. Its links are written sorted by uid and cut into buckets, ranges of uids. A
-shard of the second pass is a bucket; it merges what all files contain of it and reads nothing else of them. Memory is
-therefore that of one file, then of one bucket, whatever the size of the crawl, and the table depends neither on the
-order of the files nor on the number of buckets.
+shard of the second pass is a bucket. It merges the links of this bucket from all files and reads nothing else of them.
+Memory is therefore bounded by a single file, then by a single bucket, whatever the size of the crawl, and the table
+depends neither on the order of the files nor on the number of buckets.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vfm_curation.shard_files import (
     write_batches,
     write_shard_file,
 )
-from vfm_curation.summaries import Summary, with_progress
+from vfm_curation.summaries import TaskSummary, with_progress
 
 RULES = 5  # increase when the same file gives other links
 LINKS = pa.schema({"uid": pa.string(), "url": pa.string(), "field": pa.int8(), "text": pa.string()})
@@ -49,12 +49,13 @@ def check_extract(config: ExtractLinks, ctx: Preflight) -> None:
         if not files.is_remote(path) and not files.exists(path):
             raise UserError(f"{path}: no such file")
     roots = [config.root] if any(map(is_path_list, paths)) else []
-    if remote := next(filter(files.is_remote, [*paths, *roots]), None):
+    remote = next(filter(files.is_remote, [*paths, *roots]), None)
+    if remote:
         files.filesystem(remote)
 
 
 def extract_links(config: ExtractLinks, ctx: Context) -> LinkTable:
-    """Write `links/00000.parquet`, ...: uid, url, caption, texts; sorted by uid, which is the hash of the URL."""
+    """Write `links/00000.parquet`, ...: uid, url, caption, texts, sorted by uid, which is the hash of the URL."""
     paths = expand_lists(files.expand_paths(config.path), config.root)[: config.num_files]
     listed, source = ctx.work / "paths.txt", made_from(*map(fingerprint, paths))
     job = ExtractJob(listed, source, ctx.work / "files", ctx.work / "table", config.buckets, config.unescape)
@@ -62,8 +63,9 @@ def extract_links(config: ExtractLinks, ctx: Context) -> LinkTable:
     for folder in (job.work, job.folder):
         folder.mkdir(exist_ok=True)
     num_pages = num_texts = 0
-    for found in with_progress(ctx, run_shards(extract_file, job, range(len(paths)), config.runtime), len(paths)):
-        num_pages, num_texts = num_pages + found.num_pages, num_texts + found.num_texts
+    extracting = run_shards(extract_file, job, range(len(paths)), config.runtime)
+    for summary in with_progress(ctx, extracting, len(paths)):
+        num_pages, num_texts = num_pages + summary.num_pages, num_texts + summary.num_texts
     if not num_texts:
         raise UserError(f"{config.name}: no image with a text in {len(paths)} files, of which the first is {paths[0]}")
     num_merged = 0
@@ -72,13 +74,14 @@ def extract_links(config: ExtractLinks, ctx: Context) -> LinkTable:
         num_merged += bucket.num_texts
     table = publish_links(ctx, job.folder, config.language)
     values = {"pages": num_pages, "texts_found": num_texts, "texts": num_merged, "links": table.num_samples}
-    ctx.emit("metrics", step=1, samples=table.num_samples, values={f"curation/{k}": v for k, v in values.items()})
+    named_values = {f"curation/{name}": value for name, value in values.items()}
+    ctx.emit("metrics", step=1, samples=table.num_samples, values=named_values)
     return table
 
 
 @dataclass(frozen=True)
 class ExtractJob:
-    """What all tasks of an extraction share."""
+    """Settings that all tasks of an extraction share."""
 
     paths: Path  # a text file: the crawl files, one a line
     source: str  # hash of the crawl files' fingerprints when the extraction began
@@ -88,23 +91,23 @@ class ExtractJob:
     unescape: bool
 
     def links(self, file: int) -> Path:
-        """Return the file with the links of one crawl file."""
+        """Build the path of the links of a crawl file."""
         return self.work / f"{file:08d}{ARROW}"
 
     def bucket(self, number: int) -> Path:
-        """Return the file of one bucket of the table."""
+        """Build the path of a bucket of the table."""
         return self.folder / f"{number:05d}.parquet"
 
 
 @dataclass
-class ExtractSummary(Summary):
+class ExtractSummary(TaskSummary):
     """Number of pages, and of texts of images, in a crawl file."""
 
     num_pages: int = 0
 
 
 @dataclass
-class BucketSummary(Summary):
+class BucketSummary(TaskSummary):
     """Number of distinct texts and of distinct URLs in a bucket."""
 
     num_links: int = 0
@@ -116,32 +119,33 @@ def _paths(file: Path) -> list[str]:
 
 
 def fingerprint(path: str) -> list[Any]:
-    """Return what changes when a local crawl file does: path, size and time; of a remote file its address."""
+    """Identify the state of a crawl file: path, size and time of a local file, address of a remote file."""
     return [path] if files.is_remote(path) else [path, *files.size_and_time(path)]
 
 
 def extract_file(job: ExtractJob, number: int) -> ExtractSummary:
-    """Write the links of one crawl file, each text of a URL once: a task of the first pass."""
+    """Write the links of a crawl file, each text of a URL once: a task of the first pass."""
     path, file = _paths(job.paths)[number], job.links(number)
-    made = made_from(fingerprint(path), job.num_buckets, job.unescape, RULES)
-    if record := finished_summary(file, made):
-        return ExtractSummary.of(record)
+    source_hash = made_from(fingerprint(path), job.num_buckets, job.unescape, RULES)
+    finished = finished_summary(file, source_hash)
+    if finished:
+        return ExtractSummary.of(finished)
     summary = ExtractSummary()
     links: dict[Link, None] = {}
     for record, content in read_records(path, summary.skip):
         links.update(dict.fromkeys(_links_of_record(record, content, path, summary, unescape=job.unescape)))
     summary.num_texts = len(links)
-    write_batches(file, in_buckets(links, job.num_buckets), LINKS, made, vars(summary))
+    write_batches(file, in_buckets(links, job.num_buckets), LINKS, source_hash, vars(summary))
     return summary
 
 
 def _links_of_record(
     record: Any, content: bytes, path: str, summary: ExtractSummary, *, unescape: bool
 ) -> Iterable[Link]:
-    what, kind, page = (
+    record_type, content_type, page = (
         str(record.headers.get(name) or "") for name in ("WARC-Type", "Content-Type", "WARC-Target-URI")
     )
-    if what == "metadata" and kind.startswith("application/json"):
+    if record_type == "metadata" and content_type.startswith("application/json"):
         try:
             content_of_wat = json.loads(content)
         except (ValueError, RecursionError):
@@ -149,7 +153,7 @@ def _links_of_record(
             return ()
         summary.num_pages += 1
         return links_of_wat(content_of_wat, summary.skip, unescape=unescape)
-    if what == "response" and kind.startswith("application/http"):
+    if record_type == "response" and content_type.startswith("application/http"):
         try:
             record.set_bytes_content(content)
             record.parse_http(auto_decode="all")
@@ -174,24 +178,25 @@ def in_buckets(links: Iterable[Link], num_buckets: int) -> Iterator[pa.Table]:
 
 
 def merge_bucket(job: ExtractJob, number: int) -> BucketSummary:
-    """Merge the links of one bucket over all files: a task of the second pass.
+    """Merge the links of a bucket over all files: a task of the second pass.
 
-    The table has one row for each URL: uid, url, caption (the first text), texts. Texts are distinct, those of `alt`
-    before those of `title` before those of `data-image-title`, and then in alphabetical order.
+    The table has one row for each URL: uid, url, caption (the first text), texts. Texts are distinct. Texts of `alt`
+    come first, then texts of `title`, then texts of `data-image-title`, each in alphabetical order.
     """
     file = job.bucket(number)
-    made = made_from(job.source, number, job.num_buckets, job.unescape, RULES)
-    if record := finished_summary(file, made):
-        return BucketSummary.of(record)
+    source_hash = made_from(job.source, number, job.num_buckets, job.unescape, RULES)
+    finished = finished_summary(file, source_hash)
+    if finished:
+        return BucketSummary.of(finished)
     num_files = len(_paths(job.paths))
     table = merged(pa.Table.from_batches(read_batch(job.links(file), number) for file in range(num_files)))
     summary = BucketSummary(num_links=len(table), num_texts=len(table["texts"].combine_chunks().values))
-    write_shard_file(file, table, made, vars(summary), rows_a_group=ROWS_A_GROUP)
+    write_shard_file(file, table, source_hash, vars(summary), rows_a_group=ROWS_A_GROUP)
     return summary
 
 
 def merged(links: pa.Table) -> pa.Table:
-    """Return one row for each URL from one row for each link, sorted by uid."""
+    """Merge the rows of links to one row for each URL, sorted by uid."""
     links = links.group_by(["uid", "url", "text"], use_threads=False).aggregate([("field", "min")])
     links = links.sort_by([(name, "ascending") for name in ("uid", "url", "field_min", "text")])
     url = links["url"].to_numpy(zero_copy_only=False)

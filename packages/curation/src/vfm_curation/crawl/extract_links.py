@@ -1,10 +1,10 @@
-"""Images with texts on a web page: from the page itself, or from its record in a WAT file.
+"""Find images with texts on a web page: from the page itself, or from its record in a WAT file.
 
-Texts of both are treated alike: HTML entities are decoded, each run of line breaks becomes one space, and surrounding
-space is removed; nothing else is changed. (The released curation code does the same for WAT files; for pages it joins
-the words around a line break.)
+Both kinds of text are treated alike: HTML entities are decoded, each run of line breaks becomes one space, and
+surrounding space is removed. Nothing else is changed. (The released curation code does the same for WAT files. For
+pages it joins the words around a line break.)
 
-Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.2; the WAT format: Common Crawl.
+Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.2. The WAT format: Common Crawl.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class Link:
 
 
 def url_hash(url: str) -> str:
-    """Return the first 24 hex digits of SHA-224, which the paper uses as the name of an image."""
+    """Compute the first 24 hex digits of SHA-224, which the paper uses as the name of an image."""
     return hashlib.sha224(url.encode()).hexdigest()[:24]
 
 
 def resolve(base: str, address: str) -> str | None:
-    """Return the absolute http(s) URL of an image's `src` on the page `base`, without fragment; None if it has none."""
+    """Resolve an image's `src` on the page `base` to an http(s) URL without fragment, or None if it has none."""
     address = _NOT_IN_URLS.sub("", address.strip()).partition("#")[0]
     if not address:
         return None
@@ -72,10 +72,10 @@ def resolve(base: str, address: str) -> str | None:
 
 
 def links_of_wat(record: Mapping[str, Any], on_bad: OnBad, *, unescape: bool = False) -> Iterator[Link]:
-    """Yield the images with texts of one page, from its record in a WAT file; nothing for a page with an error status.
+    """Yield the images with texts of a page from its record in a WAT file. A page with an error status has none.
 
     Args:
-        record: the JSON of the record.
+        record: record as parsed JSON.
         on_bad: called with (reason, where) for texts that cannot be used.
         unescape: decode HTML entities, which Common Crawl left in its WAT files until August 2019.
     """
@@ -98,9 +98,9 @@ def links_of_page(body: bytes, page: str, charset: str | None, on_bad: OnBad) ->
 
     Args:
         body: the page, without transfer or content encoding.
-        page: its URL.
-        charset: the encoding in the HTTP header. A byte order mark goes before it, as in browsers; without both, the
-            page's own declaration or its bytes decide.
+        page: URL of the page.
+        charset: encoding in the HTTP header. A byte order mark goes before it, as in browsers. Without both, the page's
+            own declaration or its bytes decide.
         on_bad: called with (reason, where) for texts that cannot be used.
     """
     # The extra `crawl`.
@@ -109,13 +109,13 @@ def links_of_page(body: bytes, page: str, charset: str | None, on_bad: OnBad) ->
 
     encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if body.startswith(mark)), None)
     # Parsing is the cost of this pass, and many pages have no image.
-    if not HAS_IMAGE.search(body if encoding in (None, "utf-8") else body.replace(b"\0", b"")):
+    searched = body if encoding in (None, "utf-8") else body.replace(b"\0", b"")
+    if not HAS_IMAGE.search(searched):
         return
     if encoding is None and charset:
         encoding = map_encoding_to_html5(charset, fallback_utf8=False)
-    document: Any = HTMLTree.parse_from_bytes(
-        body, encoding or detect_encoding(body, from_html_meta=True) or "utf-8"
-    ).document
+    encoding = encoding or detect_encoding(body, from_html_meta=True) or "utf-8"
+    document: Any = HTMLTree.parse_from_bytes(body, encoding).document
     first = document.query_selector("base[href]")
     base = (first and resolve(page, first.getattr("href"))) or page
     for image in document.query_selector_all("img"):

@@ -1,4 +1,4 @@
-"""Reads the records of a WARC or WAT file. A broken member or a gap loses its own record; reading resumes after it."""
+"""Read the records of a WARC or WAT file. A broken member or a gap loses its own record, then reading goes on."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def read_records(path: str, on_bad: OnBad) -> Iterator[tuple[Any, bytes]]:
     """Yield the records of a file, each with its content.
 
     Args:
-        path: a file, compressed record by record as Common Crawl's are, or plain; local or remote.
-        on_bad: called with (reason, where) for each break: everything between two whole records counts once.
+        path: local or remote file, compressed record by record like Common Crawl's files, or plain.
+        on_bad: called with (reason, where) for each break. Everything between two whole records counts once.
 
     Yields:
-        (fastwarc's record, its content); the record's own reader is at its end. The content of a compressed record
+        (fastwarc's record, its content). The record's own reader is at its end. The content of a compressed record
         agrees with its checksum.
 
     Raises:
-        UserError: reading fails, for instance because a connection is lost; a part of the file must not be published.
+        UserError: reading fails, for instance because a connection is lost. A part of the file must not be published.
     """
     with files.open_binary(path) as opened:
         stream = _Reads(opened, path)
@@ -75,15 +75,16 @@ class _Reads:
 
 
 class _Plain:
-    """One record of a plain stream. Nothing but its own structure shows whether it is whole.
+    """One record of a plain stream. Only its structure shows whether it is whole.
 
-    A record that is cut goes on with the next one's bytes: cut within its header, both make up one header; cut within
-    its content, the length takes in the beginning of the next record. So a header must not hold another version line,
-    and a content must be followed by line breaks, or where these are lost by the next record or the end of the file.
+    A record that is cut continues with the bytes of the next record. If it is cut within its header, the two headers
+    become one. If it is cut within its content, the length includes the beginning of the next record. So a header must
+    not hold another version line, and content must be followed by line breaks or, where these are lost, by the next
+    record or the end of the file.
 
     Attributes:
-        start: where the record starts.
-        end: where it ends, once it is read; None at the end of the file.
+        start: position where the record starts.
+        end: position where it ends, set once it is read. None at the end of the file.
     """
 
     def __init__(self, stream: _Reads, start: int) -> None:
@@ -91,7 +92,7 @@ class _Plain:
         self.end: int | None = None
 
     def records(self) -> Iterator[tuple[Any, bytes]]:
-        """Yield the record with its content; nothing at the end of the file."""
+        """Yield the record with its content. At the end of the file there is none."""
         header = self._header()
         if not header:
             return
@@ -104,7 +105,8 @@ class _Plain:
         rest = after.lstrip(b"\r\n")
         if len(content) < int(length[1]) or not (after.startswith(RECORD_END) or rest[: len(PLAIN)] in (b"", PLAIN)):
             raise EOFError
-        if _VERSION_LINE.match(last := content[content.rfind(PLAIN) :]) and not _HEADER_END.search(last):
+        last = content[content.rfind(PLAIN) :]
+        if _VERSION_LINE.match(last) and not _HEADER_END.search(last):
             raise EOFError  # cut so that the length ends with the next record's header
         end = self.start + len(header) + len(content) + len(after) - len(rest)
         for record in _archive(io.BytesIO(header + content + RECORD_END)):
@@ -112,23 +114,23 @@ class _Plain:
         self.end = end if self.stream.read_from(end) else None
 
     def _header(self) -> bytes:
-        """Return the version line and the fields up to the empty line."""
+        """Read the version line and the fields up to the empty line."""
         self.stream.seek(self.start)
-        found = b""
-        while not (end := _HEADER_END.search(found)):
+        header = b""
+        while not (end := _HEADER_END.search(header)):
             more = self.stream.read(HEADER_CHUNK)
-            if not more and not found:
+            if not more and not header:
                 return b""
-            lines = (found + more).lstrip(b"\r\n")  # more empty lines than the two behind a record
-            self.start += len(found) + len(more) - len(lines)
-            found = lines
-            if not more or len(found) > MAX_HEADER or found[: len(PLAIN)] != PLAIN[: len(found)]:
+            lines = (header + more).lstrip(b"\r\n")  # more empty lines than the two behind a record
+            self.start += len(header) + len(more) - len(lines)
+            header = lines
+            if not more or len(header) > MAX_HEADER or header[: len(PLAIN)] != PLAIN[: len(header)]:
                 raise EOFError
-        return found[: end.end()]
+        return header[: end.end()]
 
 
 def _is_merged(header: bytes) -> bool:
-    """Return whether a header goes on with that of another record: it holds a second version line.
+    """Check whether a header continues with another record's header, which shows in a second version line.
 
     The line may be glued to a field that was cut. A field whose value only ends like a version line, such as an
     address, does not occur again behind it.
@@ -141,14 +143,14 @@ def _is_merged(header: bytes) -> bool:
 
 
 class _Member:
-    """The records of one gzip member, and the stream of its inflated bytes that fastwarc reads.
+    """The records of a gzip member, and the stream of its inflated bytes that fastwarc reads.
 
-    fastwarc can inflate, but its reader does not compare the checksum at a member's end. Without that, a member that is
-    cut may go on with the bytes of the next one, up to a record of full length with wrong content.
+    fastwarc can inflate, but its reader does not compare the checksum at a member's end. A cut member could then
+    continue with the bytes of the next member, up to a record of full length with wrong content.
 
     Attributes:
-        start: where the member starts.
-        end: where it ends, once its records are read; None at the end of the file.
+        start: position where the member starts.
+        end: position where it ends, set once its records are read. None at the end of the file.
     """
 
     def __init__(self, stream: _Reads, start: int) -> None:
@@ -158,7 +160,7 @@ class _Member:
         self.num_read = self.num_inflated = 0
 
     def records(self) -> Iterator[tuple[Any, bytes]]:
-        """Yield each record with its content; the last one when the checksum is verified."""
+        """Yield each record with its content, the last one only after the checksum is verified."""
         self.stream.seek(self.start)
         held = None
         for record in _archive(self):
@@ -175,7 +177,7 @@ class _Member:
         self.end = end if self.stream.read_from(end) else None
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to `size` inflated bytes; none at the member's end."""
+        """Read up to `size` inflated bytes. At the member's end there are none."""
         while not self.inflate.eof:
             chunk = self.inflate.unconsumed_tail or self.stream.read(COMPRESSED_CHUNK)
             if not self.inflate.unconsumed_tail:
@@ -189,7 +191,7 @@ class _Member:
         return b""
 
     def tell(self) -> int:
-        """Return the position in the inflated bytes."""
+        """Count the inflated bytes that were read."""
         return self.num_inflated
 
 
@@ -208,12 +210,13 @@ def _content(record: Any) -> bytes:
 
 
 def _find(stream: _Reads, mark: bytes, start: int) -> int | None:
-    """Return the position of the next mark, or None."""
+    """Find the position of the next mark, or None."""
     while True:
         stream.seek(start)
         chunk = stream.read(CHUNK)
-        if (place := chunk.find(mark)) >= 0:
-            return start + place
+        offset = chunk.find(mark)
+        if offset >= 0:
+            return start + offset
         if len(chunk) < CHUNK:
             return None
         start += CHUNK - len(mark) + 1  # a mark may cross the end of the chunk

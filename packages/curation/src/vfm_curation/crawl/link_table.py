@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ NUM_EXAMPLES = 12
 
 
 def table_schema() -> pa.Schema:
-    """Return the columns: uid (hash of the URL), url, caption (the first text, for tools that take one), texts."""
+    """Define the columns: uid (hash of the URL), url, caption (the first text, for tools that take one), texts."""
     return pa.schema({"uid": pa.string(), "url": pa.string(), "caption": pa.string(), "texts": pa.list_(pa.string())})
 
 
@@ -26,11 +27,9 @@ def publish_links(ctx: Context, folder: Path, language: str) -> LinkTable:
     shards = [Shard.of(part, pq.read_metadata(part).num_rows, format="parquet") for part in parts]
     spec = DatasetSpec(images=False, texts={language: "texts"})
     num_samples = write_index(ctx.directory, shards, spec)
-    first = next(
-        batch
-        for part in parts
-        for batch in pq.ParquetFile(part, page_checksum_verification=True).iter_batches(NUM_EXAMPLES)
-    )
+    readers = (pq.ParquetFile(part, page_checksum_verification=True) for part in parts)
+    batches = chain.from_iterable(reader.iter_batches(NUM_EXAMPLES) for reader in readers)
+    first = next(batches)
     rows = [[link["url"], " | ".join(link["texts"])] for link in first.to_pylist()]
     ctx.panel(
         TablePanel(title="Links", note="The first ones, by the hash of the URL.", columns=["url", "texts"], rows=rows)

@@ -13,12 +13,12 @@ MAX_BYTES = 1 << 28  # of a list when unpacked; a crawl's is 15 MB, and a few MB
 
 
 def is_path_list(path: str) -> bool:
-    """Return whether a path is that of a list of paths."""
+    """Check by its suffix whether a path is a list of paths."""
     return path.endswith((".paths", ".paths.gz"))
 
 
 def paths_in(file: str, root: str) -> list[str]:
-    """Return the paths in a list, relative ones with `root` before them.
+    """Read the paths in a list, with `root` before relative ones.
 
     Raises:
         UserError: the file does not exist or is not a readable list.
@@ -38,13 +38,13 @@ def paths_in(file: str, root: str) -> list[str]:
         raise UserError(f"{file}: not a readable list of paths: {error}") from None
     if not lines:
         raise UserError(f"{file}: expected a list of paths, got an empty file")
-    whole = (files.is_remote(line) or os.path.isabs(line) for line in lines)
-    return [line if is_whole else f"{root.rstrip('/')}/{line}" for line, is_whole in zip(lines, whole, strict=True)]
+    absolute = (files.is_remote(line) or os.path.isabs(line) for line in lines)
+    return [line if is_whole else f"{root.rstrip('/')}/{line}" for line, is_whole in zip(lines, absolute, strict=True)]
 
 
 def expand_lists(paths: list[str], root: str) -> list[str]:
-    """Return the crawl files among the paths and in those of them that are lists."""
-    found: list[str] = []
+    """Replace the lists among the paths by the crawl files that they contain."""
+    expanded: list[str] = []
     for path in paths:
-        found += paths_in(path, root) if is_path_list(path) else [path]
-    return found
+        expanded += paths_in(path, root) if is_path_list(path) else [path]
+    return expanded

@@ -1,4 +1,4 @@
-"""Work of `curation.retry`: which failed downloads of img2dataset to try again. One of its shards is one task.
+"""Work of `curation.retry`: choose the failed downloads of img2dataset to try again. Each of its shards is a task.
 
 Source: img2dataset's output, github.com/rom1504/img2dataset: a parquet file for each shard with `url`, `status`
 ("success" or the failure), `error_message`, the caption and the columns that it was configured to save.
@@ -23,7 +23,7 @@ from vfm_curation.crawl.stages import RetryLinks
 from vfm_curation.engine import run_shards
 from vfm_curation.pool_texts import OnBad
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
-from vfm_curation.summaries import Summary, with_progress
+from vfm_curation.summaries import TaskSummary, with_progress
 
 COLUMNS = ("url", "status", "error_message")
 RULES = 1  # increase when the same outcomes give other links
@@ -42,7 +42,8 @@ def retry_links(config: RetryLinks, ctx: Context) -> LinkTable:
     job = RetryJob(paths, config.hopeless, ctx.work / "table")
     job.folder.mkdir(exist_ok=True)
     outcomes: Counter[str] = Counter()
-    for summary in with_progress(ctx, run_shards(retry_file, job, range(len(paths)), config.runtime), len(paths)):
+    summaries = run_shards(retry_file, job, range(len(paths)), config.runtime)
+    for summary in with_progress(ctx, summaries, len(paths)):
         outcomes.update(summary.outcomes)
     if not outcomes["to_try_again"]:
         raise UserError(f"{paths[0]}: no download to try again in {len(paths)} files: {dict(outcomes)}")
@@ -53,7 +54,7 @@ def retry_links(config: RetryLinks, ctx: Context) -> LinkTable:
 
 @dataclass(frozen=True)
 class RetryJob:
-    """What all tasks share."""
+    """Settings that all tasks share."""
 
     paths: tuple[str, ...]
     hopeless: str
@@ -61,7 +62,7 @@ class RetryJob:
 
 
 @dataclass
-class RetrySummary(Summary):
+class RetrySummary(TaskSummary):
     """Number of links by outcome: success, hopeless, to_try_again."""
 
     outcomes: dict[str, int] = field(default_factory=dict)
@@ -83,28 +84,31 @@ def open_outcomes(path: str) -> Any:
     """Open the parquet file that img2dataset wrote for a shard.
 
     Raises:
-        UserError: it lacks a column.
+        UserError: the file lacks a column, or a column has a wrong type.
     """
     parquet = open_parquet(path)
     names = parquet.schema_arrow.names
-    if missing := [name for name in COLUMNS if name not in names]:
+    missing = [name for name in COLUMNS if name not in names]
+    if missing:
         raise UserError(f"{path}: expected img2dataset's output with a column '{missing[0]}', got {', '.join(names)}")
     for name in {"url", "status", "caption"} & set(names):
-        if not (is_text(kind := parquet.schema_arrow.field(name).type) or pa.types.is_null(kind)):
+        kind = parquet.schema_arrow.field(name).type
+        if not (is_text(kind) or pa.types.is_null(kind)):
             raise UserError(f"{path}: expected texts in the column '{name}', got {kind}")
     return parquet
 
 
 def retry_file(job: RetryJob, number: int) -> RetrySummary:
-    """Write the links of one shard that are worth another try, as a table of `table_schema`."""
+    """Write the links of a shard that are worth another try, as a table of `table_schema`."""
     path, file = job.paths[number], job.folder / f"{number:05d}.parquet"
-    made = made_from(path, job.hopeless, RULES)
-    if record := finished_summary(file, made):
-        return RetrySummary.of(record)
+    source_hash = made_from(path, job.hopeless, RULES)
+    finished = finished_summary(file, source_hash)
+    if finished:
+        return RetrySummary.of(finished)
     parquet = open_outcomes(path)
-    kept = [name for name in ("uid", "caption", "texts") if name in parquet.schema_arrow.names]
+    optional = [name for name in ("uid", "caption", "texts") if name in parquet.schema_arrow.names]
     summary = RetrySummary()
-    outcomes = _readable(parquet, [*COLUMNS, *kept], path, summary.skip)
+    outcomes = _readable(parquet, [*COLUMNS, *optional], path, summary.skip)
     failed = outcomes.filter(pc.not_equal(pc.fill_null(outcomes["status"], "none"), "success"))
     message = pc.fill_null(failed["error_message"].cast(pa.string()), "")
     again = failed.filter(pc.invert(pc.match_substring_regex(message, job.hopeless)))
@@ -115,12 +119,12 @@ def retry_file(job: RetryJob, number: int) -> RetrySummary:
         "hopeless": len(failed) - len(again),
         "to_try_again": len(links),
     }
-    write_shard_file(file, pa.Table.from_pylist(links, schema=table_schema()), made, vars(summary))
+    write_shard_file(file, pa.Table.from_pylist(links, schema=table_schema()), source_hash, vars(summary))
     return summary
 
 
 def _readable(parquet: Any, columns: list[str], path: str, on_bad: OnBad) -> pa.Table:
-    """Return the rows of the row groups that can be read; those of the others are counted."""
+    """Read the rows of all readable row groups. Each row of the others is counted as bad."""
     tables = [pa.table(parquet.schema_arrow.empty_table().select(columns))]
     for group in range(parquet.num_row_groups):
         try:
@@ -132,7 +136,7 @@ def _readable(parquet: Any, columns: list[str], path: str, on_bad: OnBad) -> pa.
 
 
 def _rows(table: pa.Table, path: str, on_bad: OnBad) -> Iterator[dict[str, Any]]:
-    """Yield the rows with a URL whose texts are UTF-8; the others are counted."""
+    """Yield the rows with a URL whose texts are UTF-8. The others are counted as bad."""
     for number in range(len(table)):
         try:
             (row,) = table.slice(number, 1).to_pylist()

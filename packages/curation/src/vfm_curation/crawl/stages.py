@@ -19,13 +19,13 @@ class ExtractLinks(CurationStage):
 
     kind: Literal["curation.extract"] = "curation.extract"
     path: str | list[str] = Field(
-        description="WAT or WARC files: `{000..009}.warc.wat.gz`, a pattern or a list, local or remote; or a list of"
+        description="WAT or WARC files, local or remote: `{000..009}.warc.wat.gz`, a pattern or a list, or a list of"
         " paths as Common Crawl publishes it, `wat.paths.gz`"
     )
     root: str = Field("https://data.commoncrawl.org/", description="prefix of the relative paths in a `.paths` list")
     num_files: int | None = Field(None, ge=1, description="read at most this many files, the first; default: all")
     language: str = Field("und", description="key of the texts in the dataset; und: undetermined")
-    buckets: int = Field(16, ge=1, le=4096, description="shards of the table; one must fit into memory")
+    buckets: int = Field(16, ge=1, le=4096, description="shards of the table, each of which must fit into memory")
     unescape: bool = Field(
         False, description="decode HTML entities of WAT files: Common Crawl did not decode them before August 2019"
     )
@@ -36,11 +36,13 @@ class ExtractLinks(CurationStage):
     checks: ClassVar[str] = "vfm_curation.crawl.extract:check_extract"
 
     def sources(self) -> Iterable[str]:
-        """Return the given paths, and the local files that local lists contain."""
-        given = files.expand_paths(self.path)
-        lists = [path for path in given if is_path_list(path) and not files.is_remote(path)]
-        listed = [path for file in lists for path in paths_in(file, self.root)]
-        return [*given, *(path for path in listed[: self.num_files] if not files.is_remote(path))]
+        """List the paths of the recipe, and the local files that local lists contain."""
+        paths = files.expand_paths(self.path)
+        listed: list[str] = []
+        for path in paths:
+            if is_path_list(path) and not files.is_remote(path):
+                listed += paths_in(path, self.root)
+        return [*paths, *(path for path in listed[: self.num_files] if not files.is_remote(path))]
 
 
 class RetryLinks(CurationStage):
@@ -48,7 +50,7 @@ class RetryLinks(CurationStage):
 
     kind: Literal["curation.retry"] = "curation.retry"
     path: str | list[str] = Field(
-        description="parquet files that the last run of img2dataset wrote beside its shards: `images/*.parquet`"
+        description="parquet files that the last run of img2dataset wrote next to its shards: `images/*.parquet`"
     )
     hopeless: str = Field(
         HOPELESS, description="regular expression: failures whose error message matches it are not listed"
@@ -60,5 +62,5 @@ class RetryLinks(CurationStage):
     checks: ClassVar[str] = "vfm_curation.crawl.retry:check_retry"
 
     def sources(self) -> Iterable[str]:
-        """Return the files."""
+        """List the files."""
         return files.expand_paths(self.path)

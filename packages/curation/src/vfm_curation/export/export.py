@@ -1,8 +1,8 @@
-"""Work of `curation.export`: a curated subset in the formats of other tools.
+"""Work of `curation.export`: write a curated subset in the formats of other tools.
 
-A table of pairs, DataComp's uids, links for img2dataset, and tars (`export_tars`).
+It writes a table of pairs, DataComp's uids, links for img2dataset, and tars (`export_tars`).
 
-Sources: DataComp's subset files (`vfm_curation.uids`); img2dataset's input, github.com/rom1504/img2dataset (parquet
+Sources: DataComp's subset files (`vfm_curation.uids`) and img2dataset's input, github.com/rom1504/img2dataset (parquet
 with `url` and `caption`).
 """
 
@@ -42,7 +42,7 @@ from vfm_curation.export.export_tars import TARS_FOLDER, TarsJob, write_shard
 from vfm_curation.export.stages import ExportSubset
 from vfm_curation.pool_texts import texts_of
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
-from vfm_curation.summaries import Summary, with_progress
+from vfm_curation.summaries import TaskSummary, with_progress
 from vfm_curation.uids import UID_DTYPE, uid_halves
 
 UIDS_FILE = "uids.npy"
@@ -50,12 +50,13 @@ UIDS_FILE = "uids.npy"
 
 def check_export(config: ExportSubset, ctx: Preflight) -> None:
     """Check that the pool has images if tars are to be written."""
-    if subset := ctx.artifact(config.subset):
+    subset = ctx.artifact(config.subset)
+    if subset:
         _check_images(config, subset)
 
 
 def export_subset(config: ExportSubset, ctx: Context) -> Pool:
-    """Write the chosen files, and the index of the tars."""
+    """Write the files chosen in the recipe, and the index of the tars."""
     subset = ctx.load(config.subset)
     _check_images(config, subset)
     rows: list[list[str | float | int | None]] = []
@@ -84,12 +85,13 @@ def _write_all_links(config: ExportSubset, ctx: Context, subset: CuratedSubset) 
     job = LinksJob(subset.path, ctx.work / LINKS_FOLDER)
     job.folder.mkdir(exist_ok=True)
     shards = [shard for shard, size in enumerate(opened(subset.path).shard_sizes) if size]
-    found = list(with_progress(ctx, run_shards(write_links, job, shards, config.runtime), len(shards)))
-    num_links = sum(one.num_links for one in found)
+    summaries = list(with_progress(ctx, run_shards(write_links, job, shards, config.runtime), len(shards)))
+    num_links = sum(summary.num_links for summary in summaries)
     if not num_links:
         raise UserError(f"{config.name}: no sample of '{config.subset}' has a URL (json.url, or a column url)")
-    if missing := sum(one.num_without for one in found):
-        ctx.warn(f"{missing:,} samples have no URL and are not in the links")
+    num_missing = sum(summary.num_without for summary in summaries)
+    if num_missing:
+        ctx.warn(f"{num_missing:,} samples have no URL and are not in the links")
     job.folder.rename(ctx.directory / LINKS_FOLDER)
     return num_links
 
@@ -99,8 +101,8 @@ def _write_tars(config: ExportSubset, ctx: Context, subset: CuratedSubset) -> li
     job = TarsJob(subset.path, folder, config.samples_per_shard, config.shuffle_shards, config.seed)
     job.folder.mkdir(exist_ok=True)
     number = -(-subset.num_samples // config.samples_per_shard)
-    found = with_progress(ctx, run_shards(write_shard, job, range(number), config.runtime), number)
-    sizes = {one.shard: one.num_samples for one in found}
+    summaries = with_progress(ctx, run_shards(write_shard, job, range(number), config.runtime), number)
+    sizes = {summary.shard: summary.num_samples for summary in summaries}
     folder = job.folder.rename(ctx.directory / TARS_FOLDER)
     return [Shard.of(folder / job.file(shard).name, sizes[shard]) for shard in range(number)]
 
@@ -109,43 +111,43 @@ def _write_all_pairs(config: ExportSubset, ctx: Context, subset: CuratedSubset) 
     job = PairsJob(subset.path, ctx.work / PAIRS_FOLDER)
     job.folder.mkdir(exist_ok=True)
     shards = shards_of(subset) if subset.matches else range(len(opened(subset.path).shard_sizes))
-    found = with_progress(ctx, run_shards(write_pairs, job, shards, config.runtime), len(shards))
-    number = sum(one.num_texts for one in found)
+    summaries = with_progress(ctx, run_shards(write_pairs, job, shards, config.runtime), len(shards))
+    number = sum(summary.num_texts for summary in summaries)
     job.folder.rename(ctx.directory / PAIRS_FOLDER)
     return number
 
 
 def shards_of(subset: CuratedSubset) -> list[int]:
-    """Return the shards that have a text in the subset, kept or not."""
+    """List the shards that have a text in the subset, kept or not."""
     shards: list[int] = read_subset_index(subset.path)["shard"].unique().to_pylist()
     return shards
 
 
 def write_uids(subset: CuratedSubset, directory: Path) -> None:
     """Write `uids.npy`, the kept samples' uids as two 64-bit halves, sorted. They are sorted on disk, 16 bytes each."""
-    found = open_memmap(directory / UIDS_FILE, "w+", UID_DTYPE, (subset.num_samples,))  # type: ignore[no-untyped-call]
-    place = 0
+    uids = open_memmap(directory / UIDS_FILE, "w+", UID_DTYPE, (subset.num_samples,))  # type: ignore[no-untyped-call]
+    start = 0
     for shard in shards_of(subset):
         table = read_subset_shard(subset.path, shard, ["row", "uid", "kept"])
-        kept = table.filter(table["kept"])
-        firsts = np.flatnonzero(np.diff(kept["row"].to_numpy(), prepend=-1))
-        halves = uid_halves(kept["uid"].take(pa.array(firsts)))
-        found[place : place + len(halves)] = halves
-        place += len(halves)
-    found.sort()
-    found.flush()
+        kept_rows = table.filter(table["kept"])
+        firsts = np.flatnonzero(np.diff(kept_rows["row"].to_numpy(), prepend=-1))
+        halves = uid_halves(kept_rows["uid"].take(pa.array(firsts)))
+        uids[start : start + len(halves)] = halves
+        start += len(halves)
+    uids.sort()
+    uids.flush()
 
 
 @dataclass(frozen=True)
 class LinksJob:
-    """What all shards of a list of links share."""
+    """Settings that all shards of a list of links share."""
 
     subset: Path
     folder: Path
 
 
 @dataclass
-class LinksSummary(Summary):
+class LinksSummary(TaskSummary):
     """Number of links of a shard, and of samples without a URL."""
 
     num_links: int = 0
@@ -159,7 +161,7 @@ def opened(subset: Path) -> Source:
 
 
 def links_schema() -> pa.Schema:
-    """Return the columns of a table of links, and those that join it to the user's own files."""
+    """Define the columns of a table of links, including the columns that join it to the user's own files."""
     schema = table_schema()
     for name, kind in {"key": pa.string(), "shard": pa.string(), "row": pa.int32()}.items():
         schema = schema.append(pa.field(name, kind))
@@ -167,11 +169,12 @@ def links_schema() -> pa.Schema:
 
 
 def write_links(job: LinksJob, shard: int) -> LinksSummary:
-    """Write the kept samples of one shard that have a URL, in the schema `links_schema`."""
+    """Write the kept samples of a shard that have a URL, in the schema `links_schema`."""
     source = opened(job.subset)
-    file, made = job.folder / f"{shard:08d}.parquet", made_from("links", 2)
-    if record := finished_summary(file, made):
-        return LinksSummary.of(record)
+    file, source_hash = job.folder / f"{shard:08d}.parquet", made_from("links", 2)
+    finished = finished_summary(file, source_hash)
+    if finished:
+        return LinksSummary.of(finished)
     summary = LinksSummary()
     texts = texts_of(source, shard, on_bad=summary.skip)
     rows = texts["row"].to_numpy()
@@ -183,8 +186,8 @@ def write_links(job: LinksJob, shard: int) -> LinksSummary:
     joined = join_columns(source, shard, rows[firsts])
     columns |= {name: joined[name] for name in joined.column_names}
     table = pa.table({name: columns[name] for name in links_schema().names}, schema=links_schema())
-    found = table.filter(pc.fill_null(pc.greater(pc.utf8_length(table["url"]), 0), False))
-    summary.num_texts, summary.num_links = len(texts), len(found)
-    summary.num_without = len(table) - len(found)
-    write_shard_file(file, found, made, vars(summary))
+    with_url = table.filter(pc.fill_null(pc.greater(pc.utf8_length(table["url"]), 0), False))
+    summary.num_texts, summary.num_links = len(texts), len(with_url)
+    summary.num_without = len(table) - len(with_url)
+    write_shard_file(file, with_url, source_hash, vars(summary))
     return summary

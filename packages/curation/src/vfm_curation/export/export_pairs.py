@@ -1,6 +1,6 @@
-"""The table of pairs of an export: every text that was matched or filtered, with what joins it to the user's own files.
+"""Table of pairs of an export: every text that was matched or filtered, with keys that join it to the user's own files.
 
-One shard is one task, and one file in the folder `pairs.parquet`, which readers of parquet take for one table.
+One shard is one task and a file in the folder `pairs.parquet`. Readers of parquet take the folder for one table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vfm_curation.filters.survivors import VERDICTS_FOLDER, shard_file
 from vfm_curation.metadata import load_entries
 from vfm_curation.pool_texts import texts_of
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
-from vfm_curation.summaries import Summary
+from vfm_curation.summaries import TaskSummary
 
 PAIRS_FOLDER = "pairs.parquet"
 PLACE = ["row", "language", "text_index"]  # of a text in its shard
@@ -32,21 +32,21 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class PairsJob:
-    """What the tasks share; the files go to `folder`."""
+    """Settings that the tasks share. The files go to `folder`."""
 
     subset: Path
     folder: Path
 
 
 def pairs_schema() -> pa.Schema:
-    """Return the schema; entries are null from a filter, reason is '' if the text is kept.
+    """Define the schema. Entries are null if the subset is from a filter. Reason is '' if the text is kept.
 
     uid, key, url and text are the sample's own, shard is the path of its file and row its number there.
     """
     join = dict.fromkeys(("uid", "key", "url", "shard"), pa.string())
     text = {"row": pa.int32(), "language": pa.string(), "text_index": pa.int32(), "text": pa.string()}
-    found = {"entries": pa.list_(pa.string()), "probability": pa.float32(), "kept": pa.bool_(), "reason": pa.string()}
-    return pa.schema({**join, **text, **found})
+    outcome = {"entries": pa.list_(pa.string()), "probability": pa.float32(), "kept": pa.bool_(), "reason": pa.string()}
+    return pa.schema({**join, **text, **outcome})
 
 
 @lru_cache(maxsize=1)
@@ -61,31 +61,33 @@ def _opened(path: Path) -> tuple[CuratedSubset, Source, Path | None, pa.Array | 
     return subset, source, matches.path, entries
 
 
-def write_pairs(job: PairsJob, shard: int) -> Summary:
-    """Write the pairs of one shard."""
+def write_pairs(job: PairsJob, shard: int) -> TaskSummary:
+    """Write the pairs of a shard."""
     subset, source, matches, entries = _opened(job.subset)
-    file, made = shard_file(job.folder, shard), made_from("pairs", shard, VERSION)
-    if record := finished_summary(file, made):
-        return Summary.of(record)
+    file, source_hash = shard_file(job.folder, shard), made_from("pairs", shard, VERSION)
+    finished = finished_summary(file, source_hash)
+    if finished:
+        return TaskSummary.of(finished)
     table = _filtered(subset.path, shard) if matches is None else _matched(subset.path, matches, entries, shard)
     table = _joined(source, shard, table).select(pairs_schema().names).cast(pairs_schema())
-    write_shard_file(file, table, made, vars(summary := Summary(num_texts=len(table))))
+    summary = TaskSummary(num_texts=len(table))
+    write_shard_file(file, table, source_hash, vars(summary))
     return summary
 
 
 def _matched(subset: Path, matches: Path, entries: pa.Array, shard: int) -> pa.Table:
-    """Return the balanced texts of a shard with their entries; the order of texts is that of the subset."""
+    """Read the balanced texts of a shard with their entries. They are in the order of the subset."""
     table = read_subset_shard(subset, shard)
-    lists = pq.read_table(
+    in_shard = pq.read_table(
         matches_file(matches, shard), columns=[*PLACE, "ids"], page_checksum_verification=True
-    ).sort_by(TEXT_ORDER)["ids"]
-    lists = lists.combine_chunks()
+    ).sort_by(TEXT_ORDER)
+    lists = in_shard["ids"].combine_chunks()
     words = pa.ListArray.from_arrays(lists.offsets, entries.take(lists.values))
     return table.append_column("entries", words).append_column("reason", pc.if_else(table["kept"], "", BALANCED))
 
 
 def _filtered(subset: Path, shard: int) -> pa.Table:
-    """Return all texts of a shard that a filter saw, with its reason; the probability is 1 or 0."""
+    """Read all texts of a shard that a filter saw, with its reason. The probability is 1 or 0."""
     table = pq.read_table(shard_file(subset / VERDICTS_FOLDER, shard), page_checksum_verification=True)
     kept = pc.equal(table["reason"], "")
     table = table.append_column("kept", kept).append_column("probability", kept.cast(pa.float32()))
@@ -103,12 +105,12 @@ def _joined(source: Source, shard: int, table: pa.Table) -> pa.Table:
     rows, image = np.unique(table["row"].to_numpy(), return_inverse=True)
     of_image = join_columns(source, shard, rows)
     columns = {name: of_image[name].take(pa.array(image)) for name in of_image.column_names}
-    kept = {name: table[name] for name in table.column_names if name not in columns}
-    return pa.table({**kept, **columns, "text": joined["text"]})
+    own_columns = {name: table[name] for name in table.column_names if name not in columns}
+    return pa.table({**own_columns, **columns, "text": joined["text"]})
 
 
 def join_columns(source: Source, shard: int, rows: np.ndarray) -> pa.Table:
-    """Return for samples of a shard what joins them to the user's files: key, url, shard (its path) and row."""
+    """Build the columns that join samples of a shard to the user's files: key, url, shard (its path) and row."""
     reader = source.index.open(shard)
     return pa.table(
         {

@@ -1,4 +1,4 @@
-"""Tars of the kept samples: images byte for byte, kept texts, in a seeded order. One tar is one task."""
+"""Write tars of the kept samples: images byte for byte, kept texts, in a seeded order. Each tar is a task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vfm.data import (
 )
 from vfm.plugin import CuratedSubset, store_files
 from vfm_curation.shard_files import whole_file
-from vfm_curation.summaries import Summary
+from vfm_curation.summaries import TaskSummary
 
 TARS_FOLDER = "tars"
 Member = tuple[str, Mapping[str, bytes]]
@@ -29,7 +29,7 @@ JPEG = {"jpeg": "jpg", "mpo": "jpg"}  # an MPO, a format of cameras, begins with
 
 @dataclass(frozen=True)
 class TarsJob:
-    """What all tars of an export share."""
+    """Settings that all tars of an export share."""
 
     subset: Path
     folder: Path
@@ -38,13 +38,13 @@ class TarsJob:
     seed: int
 
     def file(self, shard: int) -> Path:
-        """Return the path of a tar."""
+        """Build the path of a tar."""
         return self.folder / f"{shard:05d}.tar"
 
 
 @dataclass
-class TarSummary(Summary):
-    """Counts of a tar; stored beside it while the stage runs, so that a finished tar is not written again."""
+class TarSummary(TaskSummary):
+    """Counts of a tar, stored next to it while the stage runs, so that a finished tar is not written again."""
 
     shard: int = 0
     num_samples: int = 0
@@ -57,26 +57,26 @@ def _opened(job: TarsJob) -> tuple[Source, SampleOrder]:
 
 
 def write_shard(job: TarsJob, shard: int) -> TarSummary:
-    """Write the samples of one tar, without images that cannot be read, which are counted."""
+    """Write the samples of a tar. Images that cannot be read are left out and counted."""
     record = job.folder.parent / f"{job.folder.name}.summaries" / f"{shard:05d}.json"
     if record.is_file() and job.file(shard).is_file():  # a run that ended later has moved the tars, not the records
         with store_files.reading(record, "the summary of a tar"):
             return TarSummary.of(store_files.read_record(record))
     source, order = _opened(job)
     start = shard * job.samples_per_shard
-    places = order(start, min(start + job.samples_per_shard, len(source))).tolist()
+    indices = order(start, min(start + job.samples_per_shard, len(source))).tolist()
     summary = TarSummary(shard=shard)
     with whole_file(job.file(shard)) as part:
-        summary.num_samples = write_tar(part, _members(source, places, shard, summary))
+        summary.num_samples = write_tar(part, _members(source, indices, shard, summary))
     record.parent.mkdir(exist_ok=True)
     with whole_file(record) as part:
         part.write_text(json.dumps(vars(summary)), encoding="utf-8")
     return summary
 
 
-def _members(source: Source, places: list[int], shard: int, summary: TarSummary) -> Iterator[Member]:
-    """Yield members with keys like img2dataset's, the tar's number and the sample's; the uid is in the json."""
-    for number, index in enumerate(places):
+def _members(source: Source, indices: list[int], shard: int, summary: TarSummary) -> Iterator[Member]:
+    """Yield members with keys like img2dataset's: number of the tar, then of the sample. The uid is in the json."""
+    for number, index in enumerate(indices):
         try:
             sample = source[index]
             kind = str(open_image(sample.image, source.where(index)).format).lower()
@@ -95,7 +95,7 @@ def _members(source: Source, places: list[int], shard: int, summary: TarSummary)
 
 
 def _record(sample: Sample, source: Source, index: int) -> bytes:
-    """Return the texts, and what joins the sample to the user's own files."""
+    """Encode the texts, and the fields that join the sample to the user's own files, as JSON."""
     shard, row = source.locate(index)
     facts = {"uid": sample.uid, "key": sample.key, "shard": source.index.shards[shard].path, "row": row}
     facts |= {"url": sample.url} if sample.url else {}

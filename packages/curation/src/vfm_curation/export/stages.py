@@ -17,7 +17,7 @@ from vfm_curation.runtime import CurationStage
 
 
 class ExportSubset(CurationStage):
-    """Write a curated subset as files for other tools. The result is the pool of the tars; without tars it is empty."""
+    """Write a curated subset as files for other tools. The result is the pool of the tars, which is empty without."""
 
     kind: Literal["curation.export"] = "curation.export"
     subset: Ref[CuratedSubset] = Field(description="subset to write")

@@ -1,4 +1,4 @@
-"""Embeddings and scores by a CLIP model: one shard is one task; embeddings are stored in fp16, scores in parquet."""
+"""Embeddings and scores by a CLIP model. One shard is a task. Embeddings are stored in fp16, scores in parquet."""
 
 # N images or texts, D joint width
 
@@ -26,15 +26,15 @@ from vfm_curation.filters.survivors import Survivors, save_array, shard_file
 from vfm_curation.filters.texts import IDENTITY, VERSION, opened
 from vfm_curation.pool_texts import texts_of
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
-from vfm_curation.summaries import Summary
+from vfm_curation.summaries import TaskSummary
 
-NAME = IDENTITY[1:]  # what identifies a text within its shard
+NAME = IDENTITY[1:]  # columns that identify a text within its shard
 BATCH = 64  # images decoded, or texts encoded, at a time
 
 
 @dataclass(frozen=True)
 class ClipJob:
-    """What the tasks with one CLIP model share; scores read the embeddings in `embedded`, results go to `folder`."""
+    """Settings that the tasks with a CLIP model share. Scores read embeddings in `embedded`, results go to `folder`."""
 
     dataset: Path
     folder: Path
@@ -50,14 +50,15 @@ def loaded(clip: Path, runtime: Runtime) -> ClipModel:
     return load_clip(ClipCheckpoint.load(clip), prepare_device(runtime))
 
 
-def embed_images(job: ClipJob, shard: int) -> Summary:
-    """Write unit vectors, fp16 (N, D), and beside them their rows, with the reason if an image is `bad`."""
+def embed_images(job: ClipJob, shard: int) -> TaskSummary:
+    """Write unit vectors, fp16 (N, D), and a file with their rows, and with the reason if an image is `bad`."""
     file, entry = shard_file(job.folder, shard), opened(job.dataset).index.shards[shard]
-    made = made_from(asdict(entry), VERSION)
-    if record := finished_summary(file, made):
-        return Summary.of(record)
-    summary = Summary()
-    found: list[dict[str, Any]] = []
+    source_hash = made_from(asdict(entry), VERSION)
+    finished = finished_summary(file, source_hash)
+    if finished:
+        return TaskSummary.of(finished)
+    summary = TaskSummary()
+    rows: list[dict[str, Any]] = []
     names: list[str] = []
 
     def images() -> Iterator[Any]:
@@ -68,20 +69,20 @@ def embed_images(job: ClipJob, shard: int) -> Summary:
                 name = f"{entry.path}:{sample.key}"
                 yield decode_image(sample.image, name)
                 names.append(name)
-                found.append({"row": row})
+                rows.append({"row": row})
             except BadSample as bad:
                 summary.skip(bad.reason, bad.where)
-                found.append({"row": row, "bad": bad.reason})
+                rows.append({"row": row, "bad": bad.reason})
 
     model = loaded(job.clip, job.runtime)
     parts = [model.encode_images(batch, BATCH).numpy() for batch in _batches(images())]
     vectors = np.concatenate(parts) if parts else np.zeros((0, model.embed_dim))
     if names:
         check_finite(vectors, job.clip.name, names)
-    summary.num_texts = len(found)
+    summary.num_texts = len(rows)
     save_array(shard_file(job.folder, shard, "npy"), vectors.astype(np.float16))
-    table = pa.Table.from_pylist(found, pa.schema({"row": pa.int32(), "bad": pa.string()}))
-    write_shard_file(file, table, made, vars(summary))  # last: it marks both as whole
+    table = pa.Table.from_pylist(rows, pa.schema({"row": pa.int32(), "bad": pa.string()}))
+    write_shard_file(file, table, source_hash, vars(summary))  # last: it marks both as whole
     return summary
 
 
@@ -91,43 +92,43 @@ def _batches(items: Iterator[Any]) -> Iterator[list[Any]]:
 
 
 def read_embeddings(folder: Path, shard: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Return rows, ascending, and unit vectors, (N, D), of the usable images of a shard."""
+    """Read rows, ascending, and unit vectors, (N, D), of the usable images of a shard."""
     table = pq.read_table(shard_file(folder, shard), page_checksum_verification=True)
     vectors = np.load(shard_file(folder, shard, "npy")).astype(np.float32)
     rows = table["row"].to_numpy()[table["bad"].is_null().to_numpy()]
     return rows, vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
 
 
-def score_texts(job: ClipJob, shard: int) -> Summary:
-    """Write the cosine of each remaining text with its image: `unit`, the text's index in its shard, and `score`."""
+def score_texts(job: ClipJob, shard: int) -> TaskSummary:
+    """Write each remaining text's cosine with its image as `score`, and its index in the shard as `unit`."""
     file, entry = shard_file(job.folder, shard), opened(job.dataset).index.shards[shard]
-    made = made_from(asdict(entry), VERSION)
-    if record := finished_summary(file, made):
-        return Summary.of(record)
+    source_hash = made_from(asdict(entry), VERSION)
+    finished = finished_summary(file, source_hash)
+    if finished:
+        return TaskSummary.of(finished)
     assert job.survivors
     places = job.survivors.places(shard)
     identity = pq.read_table(
         shard_file(job.survivors.texts, shard), columns=IDENTITY, page_checksum_verification=True
     ).take(places)
     texts = texts_of(opened(job.dataset), shard) if len(places) else texts_schema().empty_table()
-    named = dict(
-        zip(zip(*(texts[name].to_pylist() for name in NAME), strict=True), texts["text"].to_pylist(), strict=True)
-    )
-    remaining = [named[key] for key in zip(*(identity[name].to_pylist() for name in NAME), strict=True)]
+    text_names = zip(*(texts[name].to_pylist() for name in NAME), strict=True)
+    text_of_name = dict(zip(text_names, texts["text"].to_pylist(), strict=True))
+    remaining_names = zip(*(identity[name].to_pylist() for name in NAME), strict=True)
+    remaining = [text_of_name[name] for name in remaining_names]
     rows, vectors = read_embeddings(job.embedded, shard)
     of_text = vectors[np.searchsorted(rows, identity["row"].to_numpy())]
     model = loaded(job.clip, job.runtime)
-    scores = [
-        (model.encode_texts(remaining[start : start + BATCH], BATCH).numpy() * of_text[start : start + BATCH]).sum(
-            axis=1
-        )
-        for start in range(0, len(remaining), BATCH)
-    ]
-    for part, start in zip(scores, range(0, len(remaining), BATCH), strict=True):
+    starts = range(0, len(remaining), BATCH)
+    scores = []
+    for start in starts:
+        text_vectors = model.encode_texts(remaining[start : start + BATCH], BATCH).numpy()
+        scores.append((text_vectors * of_text[start : start + BATCH]).sum(axis=1))
+    for part, start in zip(scores, starts, strict=True):
         check_finite(part, job.clip.name, remaining[start : start + BATCH])
     table = pa.table(
         {"unit": pa.array(places, pa.int32()), "score": pa.array(np.concatenate([*scores, []]), pa.float32())}
     )
-    summary = Summary(num_texts=len(remaining))
-    write_shard_file(file, table, made, vars(summary))
+    summary = TaskSummary(num_texts=len(remaining))
+    write_shard_file(file, table, source_hash, vars(summary))
     return summary

@@ -1,4 +1,4 @@
-"""Work of `curation.filter`: a pool through its filters; what remains, the reason of every other text, and panels."""
+"""Work of `curation.filter`: apply filters to a pool, and write the subset, the reason of every other text, panels."""
 
 from __future__ import annotations
 
@@ -37,29 +37,31 @@ def check_filters(config: FilterPool, ctx: Preflight) -> None:
     """
     no_images = _has_no_images(config, ctx)
     lines = []
-    for number, one in enumerate(config.filters):
-        errors = list(one.errors(ctx, config.pool))
-        if one.package and not find_spec(one.package[0]):
-            errors.append(f"needs {one.package[0]}: {how_to_install(f'vfm-curation[{one.package[1]}]')}")
-        if one.reads_images and no_images:
+    for number, pool_filter in enumerate(config.filters):
+        errors = list(pool_filter.errors(ctx, config.pool))
+        if pool_filter.package and not find_spec(pool_filter.package[0]):
+            module, extra = pool_filter.package
+            errors.append(f"needs {module}: {how_to_install(f'vfm-curation[{extra}]')}")
+        if pool_filter.reads_images and no_images:
             errors.append(f"reads images, but '{config.pool}' has only texts")
-        lines += [f"filters[{number}] {one.type}: {line}" for line in errors]
+        lines += [f"filters[{number}] {pool_filter.type}: {line}" for line in errors]
     if lines:
         raise UserError("\n".join(lines))
 
 
 def _has_no_images(config: FilterPool, ctx: Preflight) -> bool:
-    """Return whether the pool has no images, as far as that is known."""
-    if pool := ctx.artifact(config.pool):
+    """Check whether the pool has no images. Return False if that is unknown."""
+    pool = ctx.artifact(config.pool)
+    if pool:
         return not open_dataset(pool).index.spec.images
     stage = ctx.stage(config.pool)
     return stage is not None and (issubclass(stage.makes, LinkTable) or getattr(stage, "images", True) is False)
 
 
 def filter_pool(config: FilterPool, ctx: Context) -> CuratedSubset:
-    """Write the subset of the texts that pass, and `verdicts/`, every text with its reason."""
+    """Write the subset of the texts that pass, and `verdicts/` with the reason of every text."""
     dataset = ctx.load(config.pool)
-    reading = [one.reason for one in config.filters if one.reads_images]
+    reading = [pool_filter.reason for pool_filter in config.filters if pool_filter.reads_images]
     if reading and not open_dataset(dataset).index.spec.images:
         raise UserError(f"{config.name}: {', '.join(reading)}: reads images, but '{config.pool}' has only texts")
     run = FilterRun(ctx, config.pool, config.filters, config.runtime, config.max_bad_fraction)
@@ -87,8 +89,8 @@ def _write_outcome(run: FilterRun, ctx: Context) -> Outcome:
     job, outcome = OutcomeJob(run.survivors, run.reasons, ctx.work), Outcome()
     for folder in (SUBSET_FOLDER, VERDICTS_FOLDER):
         (ctx.work / folder).mkdir(exist_ok=True)
-    found = run_shards(write_outcome, job, range(run.num_shards), run.runtime)
-    for summary in with_progress(ctx, found, run.num_shards):
+    summaries = run_shards(write_outcome, job, range(run.num_shards), run.runtime)
+    for summary in with_progress(ctx, summaries, run.num_shards):
         outcome.add(summary)
     if outcome.num_texts:
         write_subset_index(ctx.directory, outcome.index)
@@ -101,14 +103,14 @@ def _funnel(passes: Sequence[Pass]) -> Panel:
     first, last = passes[0], passes[-1]
     share = last.num_texts / max(1, first.num_texts)
     note = f"Texts that remain after each filter; {share:.1%} of them, with {last.num_images:,} images, pass all."
-    labels, values = [one.name for one in passes], [float(one.num_texts) for one in passes]
+    labels, values = [step.name for step in passes], [float(step.num_texts) for step in passes]
     return BarsPanel(title="Filter funnel", note=note, order=10, labels=labels, values=values, x_label="texts")
 
 
 def _seconds(passes: Sequence[Pass]) -> Panel:
-    """Return the funnel as numbers with times. It is a panel of its own since its file differs between equal runs."""
+    """Build the table of the funnel with times. It is a separate panel because its file differs between equal runs."""
     rows: list[list[str | float | int | None]] = [
-        [one.name, one.num_texts, one.num_images, round(one.seconds, 2)] for one in passes
+        [step.name, step.num_texts, step.num_images, round(step.seconds, 2)] for step in passes
     ]
     return TablePanel(
         title="Filter seconds", note="What remains after each filter, and how long it took, measuring included.",
@@ -119,10 +121,12 @@ def _seconds(passes: Sequence[Pass]) -> Panel:
 def _examples(run: FilterRun, outcome: Outcome) -> Panel:
     source = opened(run.dataset)
     rows_of = functools.lru_cache(1)(lambda shard: texts_of(source, shard).to_pylist())
-    places = sorted((shard, place, reason) for reason, found in outcome.examples.items() for shard, *place in found)
+    examples = []
+    for reason, places in outcome.examples.items():
+        examples += [(shard, identity, reason) for shard, *identity in places]
     rows: list[list[str | float | int | None]] = []
-    for shard, place, reason in places:
-        text = next(one for one in rows_of(shard) if [one["row"], one["language"], one["text_index"]] == place)
+    for shard, identity, reason in sorted(examples):
+        text = next(row for row in rows_of(shard) if [row["row"], row["language"], row["text_index"]] == identity)
         rows.append([reason, outcome.dropped[reason], text["language"], shortened(text["text"]), text["uid"]])
     return TablePanel(
         title="Dropped texts", note="The first texts that were dropped for each reason.", order=30,

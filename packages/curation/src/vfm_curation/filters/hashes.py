@@ -24,8 +24,8 @@ Floats = NDArray[np.float64]
 BITS = 64
 ROW_COST = 30  # cost of writing and sorting a row, in comparisons of two hashes
 SIDE, LOW = 32, 8
-# Margins to cut, as fractions of the width and height: left, top, right, bottom. A crop, or the picture within a frame,
-# and the picture above a caption; the fractions are between those of `benchmarks/copies.py`, which measures them.
+# Margins to cut, as fractions of the width and height: left, top, right, bottom. A crop, or the image within a frame,
+# and the image above a caption. The fractions lie between the ones in `benchmarks/copies.py`, which measures them.
 CUTS = (*((cut, cut, cut, cut) for cut in (0.04, 0.08, 0.12)), *((0.0, 0.0, 0.0, cut) for cut in (0.07, 0.11, 0.15)))
 NUM_VARIANTS = 7 + len(CUTS)
 # The first LOW rows of the DCT-II matrix: the lowest frequencies.
@@ -33,33 +33,32 @@ WAVES = np.cos(np.pi / SIDE * np.outer(np.arange(LOW), np.arange(SIDE) + 0.5))
 
 
 def phash(image: Image.Image) -> int:
-    """Return which of an image's 64 lowest frequencies are above their median, as 64 bits; the lowest is the first.
+    """Compute 64 bits of an image: whether each of its lowest frequencies is above their median, lowest first.
 
-    Images that look alike differ in few bits; all images of a single colour have the same hash. The bits are those of
-    the package `imagehash`.
+    Images that look alike differ in few bits. All images of a single colour have the same hash. The bits are equal to
+    the ones from the package `imagehash`.
     """
     return _bits(_waves(image.convert("L")))
 
 
 def variant_hashes(image: Image.Image) -> list[int]:
-    """Return the hashes of what a copy may show: the image turned or mirrored (7), or cut (6).
+    """Hash the forms that a copy may have: the image turned or mirrored (7), or cut (6).
 
     A flip of the image changes the signs of half of its frequencies and a transposition exchanges their axes, so the
     eight orientations need one transform.
     """
     grey = image.convert("L")
     waves, signs = _waves(grey), (-1.0) ** np.arange(LOW)
-    turned = [
-        axes * down * across
-        for axes in (waves, waves.T)
-        for down in (1.0, signs[:, None])
-        for across in (1.0, signs[None, :])
-    ]
-    return [_bits(one) for one in (*turned[1:], *(_waves(grey, cut) for cut in CUTS))]
+    turned: list[Floats] = []
+    for axes in (waves, waves.T):
+        for down in (1.0, signs[:, None]):
+            turned += [axes * down * across for across in (1.0, signs[None, :])]
+    cut_waves = [_waves(grey, cut) for cut in CUTS]
+    return [_bits(variant) for variant in (*turned[1:], *cut_waves)]  # the first is the image itself
 
 
 def _waves(grey: Image.Image, cut: Sequence[float] = (0, 0, 0, 0)) -> Floats:
-    """Return the lowest frequencies of a grey image without some of its margins, (LOW, LOW)."""
+    """Compute the lowest frequencies of a grey image without some of its margins, (LOW, LOW)."""
     left, top, right, bottom = cut
     box = (left * grey.width, top * grey.height, (1 - right) * grey.width, (1 - bottom) * grey.height)
     small = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.LANCZOS, box), dtype=np.float64)
@@ -72,10 +71,10 @@ def _bits(waves: Floats) -> int:
 
 
 def block_masks(distance: int, num_hashes: int) -> list[np.uint64]:
-    """Return masks such that any two hashes within `distance` agree on all bits of at least one.
+    """Choose masks such that any two hashes within `distance` agree on all bits of at least one mask.
 
     With m blocks there is a mask for each choice of m - distance of them. More blocks mean more masks, each of more
-    bits; m is chosen to minimise the total cost for this many uniformly distributed hashes.
+    bits. m is chosen to minimise the total cost for this many uniformly distributed hashes.
     """
 
     def cost(blocks: int) -> float:
@@ -89,7 +88,7 @@ def block_masks(distance: int, num_hashes: int) -> list[np.uint64]:
 
 
 class HashIndex:
-    """Finds hashes that are near to any of some references. Memory holds 4 bytes for each reference and mask."""
+    """Index that finds hashes near to any of some references. It takes 4 bytes for each reference and mask."""
 
     def __init__(self, references: Hashes, distance: int) -> None:
         """Sort the references by each choice of their blocks."""
@@ -98,16 +97,16 @@ class HashIndex:
         self.orders = [np.argsort(references & mask).astype(np.uint32) for mask in self.masks]
 
     def near(self, hashes: Hashes) -> Bools:
-        """Return whether each hash is within the distance of any reference, (N,)."""
-        found = np.zeros(len(hashes), dtype=np.bool_)
+        """Check whether each hash is within the distance of any reference, (N,)."""
+        is_near = np.zeros(len(hashes), dtype=np.bool_)
         for mask, order in zip(self.masks, self.orders, strict=True):
-            keys, rows = (self.references & mask)[order], np.flatnonzero(~found)
+            keys, rows = (self.references & mask)[order], np.flatnonzero(~is_near)
             # The references that agree on the mask's bits are order[low:high]; each round compares one of them.
             low, high = (np.searchsorted(keys, hashes[rows] & mask, side) for side in ("left", "right"))
             while len(rows):
                 left = low < high
                 rows, low, high = rows[left], low[left], high[left]
                 near = np.bitwise_count(hashes[rows] ^ self.references[order[low]]) <= self.distance
-                found[rows[near]] = True
+                is_near[rows[near]] = True
                 rows, low, high = rows[~near], low[~near] + 1, high[~near]
-        return found
+        return is_near

@@ -1,4 +1,4 @@
-"""Configurations of filters by heads and clusters that the user has, on image embeddings of a CLIP model."""
+"""Configurations of filters by the user's own heads and clusters, on image embeddings of a CLIP model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vfm_curation.filters.stages import Filter, Measure, Unit
 class MlpScore(HeadScore):
     """Keep images by a small network on their embeddings, which have unit length.
 
-    LAION's improved aesthetic predictor is such a head without activations between its layers; its NSFW detectors have
+    LAION's improved aesthetic predictor is such a head, without activations between its layers. Its NSFW detectors have
     ReLU between the layers and a sigmoid at the end.
     """
 
@@ -25,20 +25,20 @@ class MlpScore(HeadScore):
     head: str = Field(
         min_length=1,
         description="safetensors file with `NAME.weight`, (out, in), and `NAME.bias` of each layer, in the order of the"
-        " numbers in their names; the last has one output",
+        " numbers in their names, the last with one output",
     )
-    activation: Literal["none", "relu", "gelu"] = Field("none", description="between the layers")
+    activation: Literal["none", "relu", "gelu"] = Field("none", description="activation between the layers")
     sigmoid: bool = Field(False, description="apply a sigmoid at the end, as for a probability")
 
     work: ClassVar[str] = "vfm_curation.filters.mlp_head:mlp_score_passes"
 
     def head_width(self) -> int:
-        """Return the width of the embeddings that the network takes."""
+        """Read the width of the embeddings that the network takes."""
         return layers_of(Path(self.head))[0].width
 
 
 class ImageClusters(Filter):
-    """Keep images in clusters that contain an image of a given set, such as ImageNet's, or in listed clusters.
+    """Keep images in listed clusters, or in clusters that contain an image of a reference set such as ImageNet.
 
     An image's cluster is the centroid with the largest cosine.
 
@@ -63,12 +63,12 @@ class ImageClusters(Filter):
 
     @property
     def model(self) -> Ref[ClipCheckpoint]:
-        """The model of the centroids."""
+        """Model of the centroids."""
         return self.clip
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The centroids, and the list of clusters."""
+        """Files of the centroids and of the list of clusters."""
         return (self.centroids, *([self.clusters] if self.clusters else []))
 
     def errors(self, ctx: Preflight, pool: Ref[Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Reads the shapes of a network's layers in a safetensors file, without torch or numpy, for checks before a run."""
+"""Read the shapes of a network's layers in a safetensors file, without torch or numpy, for checks before a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vfm_curation.filters.linear_head import shapes_in
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer of a file: the names of its tensors, and the number of features that it takes and gives."""
+    """A linear layer of a file: names of its tensors, and numbers of input and output features."""
 
     weight: str
     bias: str | None
@@ -21,10 +21,10 @@ class Layer:
 
 
 def layers_of(file: Path) -> list[Layer]:
-    """Return the layers of a network in the order of the numbers in their names.
+    """List the layers of a network in the order of the numbers in their names.
 
     Raises:
-        UserError: the file does not exist, is not safetensors, or its layers do not follow one another to one output.
+        UserError: the file does not exist, is not safetensors, or its layers do not fit together and end in one output.
     """
     shapes, layers = shapes_in(file), list[Layer]()
     names = [name for name in shapes if name.endswith("weight") and len(shapes[name]) == 2]

@@ -1,4 +1,4 @@
-"""Measures the images of a dataset: one shard is one task, a parquet file with a row for each image."""
+"""Measure the images of a dataset. One shard is a task and a parquet file with a row for each image."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vfm_curation.filters.hashes import phash, variant_hashes
 from vfm_curation.filters.survivors import Survivors, shard_file
 from vfm_curation.filters.texts import VERSION, digest, halves, opened
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
-from vfm_curation.summaries import Summary
+from vfm_curation.summaries import TaskSummary
 
 OPTIONAL_COLUMNS = frozenset({"image", "url", "phash", "variants", "address"})  # measured only if a filter reads them
 
 
 @dataclass(frozen=True)
 class ImageJob:
-    """What the tasks over a dataset's images share; without `survivors` all images are measured."""
+    """Settings that the tasks over a dataset's images share. Without `survivors` all images are measured."""
 
     dataset: Path
     folder: Path
@@ -32,7 +32,7 @@ class ImageJob:
 def remaining_samples(
     dataset: Path, survivors: Survivors | None, shard: int
 ) -> Iterator[tuple[int, Sample | BadSample]]:
-    """Yield the samples of a shard with their rows, ascending: those with a remaining text, or all."""
+    """Yield the samples of a shard with their rows, ascending: samples with a remaining text, or all."""
     source = opened(dataset)
     end = int(source.shard_sizes[: shard + 1].sum())
     remaining = set(survivors.rows(shard).tolist()) if survivors else None
@@ -45,26 +45,27 @@ def remaining_samples(
                 yield row, bad
 
 
-def measure_images(job: ImageJob, shard: int) -> Summary:
+def measure_images(job: ImageJob, shard: int) -> TaskSummary:
     """Write for each image: row, `bad` (the reason if unusable), `width` and `height` from its header, `num_bytes`.
 
-    And the further columns of the job: `image` and `url` stand for two halves each of a hash of the file and of the
-    URL; `address` is the URL itself; `phash` and `variants`, hashes of what a copy may show, decode the image. If the
-    pool has no images, only the URL is measured.
+    The job may list further columns. `image` and `url` stand for two halves each of a hash of the file and of the URL.
+    `address` is the URL itself. `phash` and `variants`, hashes of the forms that a copy may have, decode the image. If
+    the pool has no images, only the URL is measured.
     """
     file, entry = shard_file(job.folder, shard), opened(job.dataset).index.shards[shard]
-    made = made_from(asdict(entry), sorted(job.columns), VERSION)
-    if record := finished_summary(file, made):
-        return Summary.of(record)
-    summary = Summary()
+    source_hash = made_from(asdict(entry), sorted(job.columns), VERSION)
+    finished = finished_summary(file, source_hash)
+    if finished:
+        return TaskSummary.of(finished)
+    summary = TaskSummary()
     has_images = opened(job.dataset).index.spec.images
-    found = list(_measured(job, shard, summary) if has_images else _urls(job, shard))
-    summary.num_texts = len(found)
-    write_shard_file(file, _table(found, job.columns), made, vars(summary))
+    measurements = list(_measured(job, shard, summary) if has_images else _urls(job, shard))
+    summary.num_texts = len(measurements)
+    write_shard_file(file, _table(measurements, job.columns), source_hash, vars(summary))
     return summary
 
 
-def _measured(job: ImageJob, shard: int, summary: Summary) -> Iterator[dict[str, Any]]:
+def _measured(job: ImageJob, shard: int, summary: TaskSummary) -> Iterator[dict[str, Any]]:
     path = opened(job.dataset).index.shards[shard].path
     for row, sample in remaining_samples(job.dataset, job.survivors, shard):
         try:
@@ -84,14 +85,15 @@ def _urls(job: ImageJob, shard: int) -> Iterator[dict[str, Any]]:
 
 
 def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> dict[str, Any]:
-    """Return the measurements of one image.
+    """Measure an image.
 
     Raises:
-        BadSample: it cannot be used.
+        BadSample: the image is unusable.
     """
     if isinstance(sample, BadSample):
         raise sample
-    image = (decode_image if "phash" in columns else open_image)(sample.image, f"{shard}:{sample.key}")
+    read_image = decode_image if "phash" in columns else open_image
+    image = read_image(sample.image, f"{shard}:{sample.key}")
     values: dict[str, Any] = {"width": image.width, "height": image.height, "num_bytes": len(sample.image)}
     if "image" in columns:
         values["image"] = digest(sample.image)
@@ -106,12 +108,17 @@ def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> 
     return values
 
 
-def _table(found: Sequence[dict[str, Any]], columns: frozenset[str]) -> pa.Table:
+def _table(measurements: Sequence[dict[str, Any]], columns: frozenset[str]) -> pa.Table:
     kinds = {"row": pa.int32(), "bad": pa.string(), "width": pa.int32(), "height": pa.int32(), "num_bytes": pa.int64()}
-    kinds |= {"phash": pa.uint64()} if "phash" in columns else {}
-    kinds |= {"address": pa.string()} if "address" in columns else {}
-    kinds |= {"variants": pa.list_(pa.uint64())} if "variants" in columns else {}
-    made = {name: pa.array([one.get(name) for one in found], kind) for name, kind in kinds.items()}
+    if "phash" in columns:
+        kinds["phash"] = pa.uint64()
+    if "address" in columns:
+        kinds["address"] = pa.string()
+    if "variants" in columns:
+        kinds["variants"] = pa.list_(pa.uint64())
+    arrays = {}
+    for name, kind in kinds.items():
+        arrays[name] = pa.array([measured.get(name) for measured in measurements], kind)
     for name in sorted(columns & {"image", "url"}):
-        made |= halves(name, [one.get(name) for one in found])
-    return pa.table(made)
+        arrays |= halves(name, [measured.get(name) for measured in measurements])
+    return pa.table(arrays)

@@ -1,4 +1,4 @@
-"""Reads the header of a linear head in a safetensors file, without torch or numpy, for checks before a run."""
+"""Read the header of a linear head in a safetensors file, without torch or numpy, for checks before a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vfm.plugin import UserError
 
 
 def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a file's tensors, from its header.
+    """Read the shapes of a file's tensors from its header.
 
     Raises:
         UserError: the file does not exist or is not safetensors.
@@ -32,10 +32,10 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def head_width(file: Path) -> int:
-    """Return the number of features that a head takes, from the file's header.
+    """Read the number of features that a head takes from the file's header.
 
     Raises:
-        UserError: the file does not exist, is not safetensors, or has not the tensors of a head with one output.
+        UserError: the file does not exist, is not safetensors, or lacks the tensors of a head with one output.
     """
     shapes = shapes_in(file)
     weight = shapes.get("weight", ())

@@ -1,4 +1,4 @@
-"""Configurations of filters with lists that the user has, and of the filter of texts that are nearly the same."""
+"""Configurations of filters by the user's own lists, and of the filter of texts that are nearly the same."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MINHASH_SEED = 1
 
 
 class ListFilter(RowFilter):
-    """Filter with a list in a text file: one item a line; empty lines and those that begin with # are ignored."""
+    """Filter by a list in a text file with one item a line. Empty lines and lines that begin with # are ignored."""
 
-    path: str = Field(min_length=1, description="text file with one item a line; # begins a comment")
+    path: str = Field(min_length=1, description="text file with one item a line (# begins a comment)")
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The list."""
+        """File of the list."""
         return (self.path,)
 
     def errors(self, ctx: Preflight, pool: Ref[Any]) -> Iterator[str]:
@@ -46,14 +46,14 @@ class BlockedUrls(ListFilter):
 
     @property
     def reads_images(self) -> bool:
-        """A URL is known without its image."""
+        """False: a URL is known without its image."""
         return False
 
 
 class BlockedWords(ListFilter):
     """Drop texts with a word or phrase of a list, whatever its case.
 
-    Words are runs of letters and digits; an item in a script without spaces between words matches anywhere.
+    Words are runs of letters and digits. An item in a script without spaces between words matches anywhere.
     """
 
     type: Literal["blocked_words"] = Field("blocked_words", description="a blocked word or phrase")
@@ -64,24 +64,24 @@ class BlockedWords(ListFilter):
 
 
 class Uids(ListFilter):
-    """Keep the samples whose uid is in a list, such as one of DataComp's subsets, or that of `curation.export`.
+    """Keep the samples whose uid is in a list, such as a subset of DataComp or the `uids.npy` of `curation.export`.
 
     Source: Gadre et al. 2023, DataComp (arXiv:2304.14108).
     """
 
     type: Literal["uids"] = Field("uids", description="a uid that is not in the list")
-    path: str = Field(min_length=1, description="npy file of uids as pairs of 64-bit halves (u8, u8), as DataComp's")
+    path: str = Field(min_length=1, description="npy file of uids as pairs of 64-bit halves (u8, u8), like DataComp's")
 
     work: ClassVar[str] = "vfm_curation.filters.lists.lists:uid_passes"
 
 
 class Synsets(ListFilter):
-    """Keep texts with a noun whose first sense in WordNet is among given synsets, such as ImageNet-21k's.
+    """Keep texts with a noun whose first sense in WordNet is in a list of synsets, such as ImageNet-21k's.
 
     Source: Gadre et al. 2023, DataComp (arXiv:2304.14108), text-based filtering.
     """
 
-    type: Literal["synsets"] = Field("synsets", description="no noun among the given synsets")
+    type: Literal["synsets"] = Field("synsets", description="no noun among the listed synsets")
     path: str = Field(min_length=1, description="text file with one WordNet ID a line, such as n02084071")
     wordnet: str = Field(
         "/usr/share/wordnet", description="folder with index.noun of the WordNet that the IDs are from"
@@ -92,7 +92,7 @@ class Synsets(ListFilter):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The list, and WordNet's index of nouns."""
+        """Files of the list and of WordNet's index of nouns."""
         return (self.path, str(Path(self.wordnet) / "index.noun"))
 
     def errors(self, ctx: Preflight, pool: Ref[Any]) -> Iterator[str]:
@@ -103,9 +103,9 @@ class Synsets(ListFilter):
 class NearDuplicateTexts(Filter):
     """Drop a text that is nearly the same as a text with a smaller uid, by MinHash.
 
-    Texts are sets of runs of characters. Candidates agree on all rows of some band of their MinHash: of texts with
-    Jaccard similarity s, a share 1 - (1 - s^rows)^bands is compared, 95 % at s = 0.8 with the defaults. A candidate is
-    dropped if its exact similarity with the first of them is at least `min_similarity`.
+    Texts are sets of runs of characters. Candidates agree on all rows of some band of their MinHash. At a Jaccard
+    similarity of s, a share 1 - (1 - s^rows)^bands of pairs is compared, 95 % at s = 0.8 with the defaults. A candidate
+    is dropped if its exact similarity with the first of them is at least `min_similarity`.
 
     Source: Broder 1997, On the resemblance and containment of documents.
     """
@@ -121,5 +121,5 @@ class NearDuplicateTexts(Filter):
 
     @property
     def package(self) -> tuple[str, str]:
-        """The package with MinHash."""
+        """Package with MinHash, and its extra."""
         return "datasketch", "minhash"

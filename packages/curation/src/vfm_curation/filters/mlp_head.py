@@ -1,4 +1,4 @@
-"""Filter by a small network on image embeddings, from a file of the user."""
+"""Filter by a small network of the user on image embeddings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU}
 
 
 def mlp_score_passes(config: MlpScore, run: FilterRun) -> Iterator[NDArray[np.bool_]]:
-    """Yield which images pass by the network's score.
+    """Yield a mask for each batch: the images that pass by the network's score.
 
     Raises:
         UserError: the network does not fit the model's embeddings, or a score is not finite.
@@ -35,24 +35,24 @@ def mlp_score_passes(config: MlpScore, run: FilterRun) -> Iterator[NDArray[np.bo
 
 
 def network_scores(network: nn.Sequential, vectors: Tensor, head: str) -> NDArray[np.float32]:
-    """Return the score of each embedding, (N,)."""
+    """Compute the score of each embedding, (N,)."""
     first = network[0]
     assert isinstance(first, nn.Linear)
     if vectors.shape[1] != first.in_features:
         raise UserError(f"{head}: takes embeddings of width {first.in_features}, got {vectors.shape[1]}")
     with torch.no_grad():
-        found = network(vectors).squeeze(1)
-    if not found.isfinite().all():
-        raise UserError(f"{head}: expected finite scores, got {found[~found.isfinite()][0]}")
-    values: NDArray[np.float32] = found.numpy()
+        scores = network(vectors).squeeze(1)
+    if not scores.isfinite().all():
+        raise UserError(f"{head}: expected finite scores, got {scores[~scores.isfinite()][0]}")
+    values: NDArray[np.float32] = scores.numpy()
     return values
 
 
 def read_network(config: MlpScore) -> nn.Sequential:
-    """Return the network in fp32.
+    """Build the network in fp32 from its file.
 
     Raises:
-        UserError: as `layers_of`.
+        UserError: the file is no such network, as for `layers_of`.
     """
     from safetensors.torch import load_file  # of the extra `clip`
 
@@ -61,7 +61,12 @@ def read_network(config: MlpScore) -> nn.Sequential:
     modules: list[nn.Module] = []
     for layer in layers:
         linear = nn.Linear(layer.width, layer.outputs, bias=layer.bias is not None)
-        named = {"weight": tensors[layer.weight], **({"bias": tensors[layer.bias]} if layer.bias else {})}
-        linear.load_state_dict({name: tensor.float() for name, tensor in named.items()})
+        state = {"weight": tensors[layer.weight].float()}
+        if layer.bias:
+            state["bias"] = tensors[layer.bias].float()
+        linear.load_state_dict(state)
         modules += [linear, ACTIVATIONS[config.activation]()]
-    return nn.Sequential(*modules[:-1], *([nn.Sigmoid()] if config.sigmoid else []))
+    modules.pop()  # no activation after the last layer
+    if config.sigmoid:
+        modules.append(nn.Sigmoid())
+    return nn.Sequential(*modules)

@@ -33,7 +33,7 @@ MAX_CLUSTERS = 4096  # k-means holds a sample of each in memory
 
 
 class ScoreFilter(Filter):
-    """Filter by one number for each unit, cut by exactly one rule. Scores equal to the cut pass."""
+    """Filter by one number for each unit, with exactly one rule for the cut. Scores equal to the cut pass."""
 
     min_score: float | None = Field(None, allow_inf_nan=False, description="smallest score that passes")
     max_score: float | None = Field(None, allow_inf_nan=False, description="largest score that passes")
@@ -51,25 +51,25 @@ class SemanticDuplicates(Filter):
     """Drop an image whose cosine with an image of a smaller uid in its cluster is at least `min_cosine`.
 
     The other image need not be kept itself. Pairs in different clusters are not compared, so a few duplicates remain if
-    there are several clusters; no image is dropped without a near one of a smaller uid. One cluster finds all pairs.
-    The clusters come from k-means on a sample drawn by uid and seed, independent of the order of shards and samples.
+    there are several clusters. Every dropped image has a near one of smaller uid. A single cluster finds all pairs. The
+    clusters come from k-means on a sample drawn by uid and seed, independent of the order of shards and samples.
 
-    Source: Abbas et al. 2023, SemDeDup (arXiv:2303.09540), whose epsilon is 1 - min_cosine; it keeps by distance to the
+    Source: Abbas et al. 2023, SemDeDup (arXiv:2303.09540), whose epsilon is 1 - min_cosine. It keeps by distance to the
     centroid, this filter by uid.
     """
 
     type: Literal["semantic_duplicates"] = Field("semantic_duplicates", description="an image with the same content")
     clip: Ref[ClipCheckpoint] = Field(description="model whose image embeddings are compared")
     min_cosine: float = Field(
-        gt=0, le=1, description="smallest cosine of duplicates; it depends on the model: try 0.95"
+        gt=0, le=1, description="smallest cosine of duplicates, which depends on the model: try 0.95"
     )
     clusters: int | None = Field(
         None,
         ge=1,
         le=1 << 16,
-        description=f"default: one for each {IMAGES_PER_CLUSTER} images, at most {MAX_CLUSTERS}",
+        description=f"number of clusters, by default one for each {IMAGES_PER_CLUSTER} images, at most {MAX_CLUSTERS}",
     )
-    seed: Seed = Field(0, description="seed of the sample that k-means learns from, and of its first centroids")
+    seed: Seed = Field(0, description="seed of the sample that k-means learns from and of its first centroids")
 
     unit: ClassVar[Unit] = "image"
     measures: ClassVar[tuple[Measure, ...]] = ("embeddings",)
@@ -77,17 +77,17 @@ class SemanticDuplicates(Filter):
 
     @property
     def model(self) -> Ref[ClipCheckpoint]:
-        """The model whose embeddings are compared."""
+        """Model whose embeddings are compared."""
         return self.clip
 
 
 class ClipScore(ScoreFilter):
-    """Keep texts by their cosine with the image. Cosines depend on the model; a fraction is comparable across models.
+    """Keep texts by their cosine with the image. Cosines depend on the model, fractions are comparable across models.
 
-    LAION-5B kept cosines of at least 0.28 (English, OpenAI's ViT-B/32), LAION-400M 0.3; DataComp's best single filter
+    LAION-5B kept cosines of at least 0.28 (English, OpenAI's ViT-B/32), LAION-400M 0.3. DataComp's best single filter
     is the top 0.3 by OpenAI's ViT-L/14.
 
-    Source: Schuhmann et al. 2022, LAION-5B (arXiv:2210.08402); Gadre et al. 2023, DataComp (arXiv:2304.14108).
+    Sources: Schuhmann et al. 2022, LAION-5B (arXiv:2210.08402), and Gadre et al. 2023, DataComp (arXiv:2304.14108).
     """
 
     type: Literal["clip_score"] = Field("clip_score", description="a text that does not fit its image")
@@ -98,7 +98,7 @@ class ClipScore(ScoreFilter):
 
     @property
     def model(self) -> Ref[ClipCheckpoint]:
-        """The model that scores."""
+        """Model that computes the scores."""
         return self.clip
 
     def errors(self, ctx: Preflight, pool: Ref[Any]) -> Iterator[str]:
@@ -109,7 +109,7 @@ class ClipScore(ScoreFilter):
 
 
 class HeadScore(ScoreFilter):
-    """Filter by a head of the user's on image embeddings of unit length; a subclass says how wide they must be."""
+    """Filter by a head of the user on image embeddings of unit length. A subclass reads the width that it takes."""
 
     clip: Ref[ClipCheckpoint] = Field(description="model whose image embeddings the head takes")
     head: str = Field(min_length=1, description="safetensors file of the head")
@@ -124,25 +124,25 @@ class HeadScore(ScoreFilter):
 
     @property
     def reason(self) -> str:
-        """Reason code: on which side of the cut the score was."""
+        """Reason code with the side of the cut on which the score is."""
         keeps_high = self.min_score is not None or self.top_fraction is not None
         return f"{'low' if keeps_high else 'high'}_{self.label}"
 
     @property
     def model(self) -> Ref[ClipCheckpoint]:
-        """The model whose embeddings the head takes."""
+        """Model whose embeddings the head takes."""
         return self.clip
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The head."""
+        """File of the head."""
         return (self.head,)
 
     def head_width(self) -> int:
-        """Return the width of the embeddings that the head takes.
+        """Read the width of the embeddings that the head takes.
 
         Raises:
-            UserError: the file cannot be read, or holds no such head.
+            UserError: the file cannot be read, or has no such head.
         """
         raise NotImplementedError
 
@@ -171,14 +171,14 @@ class LinearScore(HeadScore):
     work: ClassVar[str] = "vfm_curation.filters.scores:linear_score_passes"
 
     def head_width(self) -> int:
-        """Return the width of the embeddings that the head takes."""
+        """Read the width of the embeddings that the head takes."""
         return head_width(Path(self.head))
 
 
 class Decontaminate(Filter):
-    """Drop images that are near to an image of the given sets: by perceptual hash, and by cosine if `clip` is given.
+    """Drop images near to an image of the reference sets: by perceptual hash, and by cosine if `clip` is given.
 
-    The hash of one image, or of a variant of it (mirrored, turned by 90 degrees, or cut), is near that of the other.
+    The hash of an image, or of a variant (mirrored, turned by 90 degrees, or cut), is near to the other image's hash.
     Memory holds about 2 kB for each image of the sets, and its embedding if `clip` is given.
     """
 
@@ -194,7 +194,7 @@ class Decontaminate(Filter):
 
     @property
     def columns(self) -> frozenset[str]:  # type: ignore[override]
-        """The hashes."""
+        """Columns of the hashes."""
         return hash_columns(self.variants)
 
     @model_validator(mode="after")
@@ -205,12 +205,12 @@ class Decontaminate(Filter):
 
     @property
     def measures(self) -> tuple[Measure, ...]:  # type: ignore[override]
-        """Images for their hashes, and embeddings if a model is given."""
+        """Measurements to make: images for their hashes, and embeddings if a model is given."""
         return ("images", "embeddings") if self.clip else ("images",)
 
     @property
     def model(self) -> Ref[ClipCheckpoint] | None:
-        """The model whose embeddings are compared."""
+        """Model whose embeddings are compared."""
         return self.clip
 
     def errors(self, ctx: Preflight, pool: Ref[Any]) -> Iterator[str]:

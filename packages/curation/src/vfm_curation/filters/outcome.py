@@ -1,4 +1,4 @@
-"""The outcome of all filters: the subset of what passed, and the verdict on every text. One shard is one task."""
+"""Outcome of all filters: the subset of texts that passed, and the verdict on every text. One shard is one task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vfm_curation.balance.subset import kept_languages, kept_samples
 from vfm_curation.filters.survivors import VERDICTS_FOLDER, Survivors, shard_file
 from vfm_curation.filters.texts import IDENTITY, digest
 from vfm_curation.shard_files import MADE_FROM_KEY, finished_summary, made_from, write_shard_file
-from vfm_curation.summaries import Summary
+from vfm_curation.summaries import TaskSummary
 
 NUM_EXAMPLES = 5  # for each reason
 VERSION = 1
@@ -26,7 +26,7 @@ Place = tuple[int, int, str, int]  # shard, row, language, text_index
 
 @dataclass(frozen=True)
 class OutcomeJob:
-    """What the tasks share; a code is an index into `reasons`, and the results go to `folder`."""
+    """Settings that the tasks share. A code is an index into `reasons`, and the results go to `folder`."""
 
     survivors: Survivors
     reasons: tuple[str, ...]
@@ -34,8 +34,8 @@ class OutcomeJob:
 
 
 @dataclass
-class OutcomeSummary(Summary):
-    """Counts of a shard: `texts` are all texts, `index` is of core's index of the subset."""
+class OutcomeSummary(TaskSummary):
+    """Counts of a shard: `texts` are all texts, `index` holds rows of core's index of the subset."""
 
     num_kept: int = 0
     index: list[dict[str, Any]] = field(default_factory=list)
@@ -48,14 +48,15 @@ def write_outcome(job: OutcomeJob, shard: int) -> OutcomeSummary:
 
     Texts that pass have probability 1. Of a balanced subset only the kept texts were filtered, and a sampler that draws
     by the probabilities must not draw these a second time. The verdicts are shard, row, uid, language, text_index and
-    `reason` of every text: '' for those that pass.
+    `reason` of every text, where '' means that it passed.
     """
     file, codes = shard_file(job.folder / SUBSET_FOLDER, shard), job.survivors.codes_of(shard)
     texts = shard_file(job.survivors.texts, shard)
-    of_texts = pq.read_schema(texts).metadata[MADE_FROM_KEY].decode()
-    made = made_from(of_texts, digest(codes.tobytes()).hex(), job.reasons, VERSION)
-    if record := finished_summary(file, made):
-        return OutcomeSummary.of(record)
+    hash_of_texts = pq.read_schema(texts).metadata[MADE_FROM_KEY].decode()
+    source_hash = made_from(hash_of_texts, digest(codes.tobytes()).hex(), job.reasons, VERSION)
+    finished = finished_summary(file, source_hash)
+    if finished:
+        return OutcomeSummary.of(finished)
     table = pq.read_table(texts, columns=IDENTITY, page_checksum_verification=True)
     names = pa.array(job.reasons, pa.string())
     verdicts = table.append_column("reason", names.take(pa.array(codes.astype(np.int32))))
@@ -70,8 +71,8 @@ def write_outcome(job: OutcomeJob, shard: int) -> OutcomeSummary:
             rows = verdicts.take(np.flatnonzero(codes == code)[:NUM_EXAMPLES])
             places = [rows[name].to_pylist() for name in ("shard", "row", "language", "text_index")]
             summary.examples[reason] = list(zip(*places, strict=True))
-    write_shard_file(shard_file(job.folder / VERDICTS_FOLDER, shard), verdicts, made, {})
-    write_shard_file(file, stored_subset(passed), made, vars(summary))  # last: it marks both as whole
+    write_shard_file(shard_file(job.folder / VERDICTS_FOLDER, shard), verdicts, source_hash, {})
+    write_shard_file(file, stored_subset(passed), source_hash, vars(summary))  # last: it marks both as whole
     return summary
 
 
@@ -98,6 +99,6 @@ class Outcome:
 
 
 def first_places(places: Iterable[Place]) -> list[Place]:
-    """Return the first examples in the order of the pool."""
+    """Select the first examples in the order of the pool."""
     # Places read from JSON are lists.
     return sorted((shard, row, language, index) for shard, row, language, index in places)[:NUM_EXAMPLES]

@@ -1,4 +1,4 @@
-"""What remains of a pool between two filters, shard by shard, and the codes that a filter gives to it.
+"""State of a pool between two filters, shard by shard, and the codes that a filter gives to it.
 
 It has only paths, so it can be sent to any process: a `RowFilter` runs as one task for each shard.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vfm_curation.filters.stages import RowFilter, Unit
 from vfm_curation.filters.survivors import Codes, Survivors, save_array, shard_file
-from vfm_curation.summaries import Summary
+from vfm_curation.summaries import TaskSummary
 
 
 @dataclass(frozen=True)
@@ -26,23 +26,21 @@ class Remaining:
     measured: Path  # the folder of the images' measurements
 
     def texts(self, shard: int) -> pa.Table:
-        """Return the remaining texts with their measurements; `unit` is a text's index in its shard."""
+        """Read the remaining texts with their measurements. `unit` is a text's index in its shard."""
         places = self.survivors.places(shard)
         table = pq.read_table(shard_file(self.survivors.texts, shard), page_checksum_verification=True).take(places)
         return table.append_column("unit", pa.array(places, pa.int32()))
 
     def identities(self, shard: int) -> pa.Table:
-        """Return the remaining images: shard, unit, uid."""
+        """Read the remaining images: shard, unit, uid."""
         table = self.texts(shard)
         rows, first = np.unique(table["row"].to_numpy(), return_index=True)
         return table.select(["shard", "uid"]).take(first).append_column("unit", pa.array(rows, pa.int32()))
 
     def images(self, shard: int) -> pa.Table:
-        """Return the remaining images with their measurements; `unit` is the image's row."""
-        table, measured = (
-            self.identities(shard),
-            pq.read_table(shard_file(self.measured, shard), page_checksum_verification=True),
-        )
+        """Read the remaining images with their measurements. `unit` is the image's row."""
+        table = self.identities(shard)
+        measured = pq.read_table(shard_file(self.measured, shard), page_checksum_verification=True)
         chosen = measured.take(np.searchsorted(measured["row"].to_numpy(), table["unit"].to_numpy()))
         return pa.table({**_columns(table), **_columns(chosen.drop_columns(["row", "bad"]))})
 
@@ -53,7 +51,7 @@ def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
 
 @dataclass(frozen=True)
 class RowJob:
-    """What the tasks of a filter over rows share; `code` is that of the units it drops."""
+    """Settings that the tasks of a filter over rows share. `code` is given to the units that it drops."""
 
     config: RowFilter
     remaining: Remaining
@@ -62,8 +60,8 @@ class RowJob:
 
 
 @dataclass
-class CodesSummary(Summary):
-    """What remains of a shard."""
+class CodesSummary(TaskSummary):
+    """Counts of the texts and images that remain in a shard."""
 
     num_images: int = 0
 
@@ -76,13 +74,13 @@ def filter_rows(job: RowJob, shard: int) -> CodesSummary:
     return write_codes(remaining.survivors, job.folder, shard, unit, ~passes * np.uint8(job.code))
 
 
-def write_codes(survivors: Survivors, folder: Path, shard: int, unit: Unit, found: Codes) -> CodesSummary:
+def write_codes(survivors: Survivors, folder: Path, shard: int, unit: Unit, codes_of_units: Codes) -> CodesSummary:
     """Give each remaining unit of a shard its code, and write the codes of all texts of the shard."""
     codes, places = survivors.codes_of(shard), survivors.places(shard)
-    rows: NDArray[np.int32] = pq.read_table(
-        shard_file(survivors.texts, shard), columns=["row"], page_checksum_verification=True
-    )["row"].to_numpy()
-    # If the units are images, each text gets the code of its row's image.
-    codes[places] = found if unit == "text" else found[np.unique(rows[places], return_inverse=True)[1]]
+    table = pq.read_table(shard_file(survivors.texts, shard), columns=["row"], page_checksum_verification=True)
+    rows: NDArray[np.int32] = table["row"].to_numpy()
+    if unit == "image":  # each text gets the code of its row's image
+        codes_of_units = codes_of_units[np.unique(rows[places], return_inverse=True)[1]]
+    codes[places] = codes_of_units
     save_array(shard_file(folder, shard, "npy"), codes)
     return CodesSummary(num_texts=int((codes == 0).sum()), num_images=len(np.unique(rows[codes == 0])))

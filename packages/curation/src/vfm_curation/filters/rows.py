@@ -1,4 +1,4 @@
-"""Filters that need only the row of a text or image: functions from a shard's table to a mask of the rows that pass."""
+"""Filters that need only the row of a text or image. They compute a mask of a shard's table: the rows that pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Bools = NDArray[np.bool_]
 
 
 def length_passes(config: CaptionLength, table: pa.Table) -> Bools:
-    """Check the columns `characters` and `words`."""
+    """Compare the columns `characters` and `words` with their bounds."""
     characters, words = table["characters"].to_numpy(), table["words"].to_numpy()
     long_enough = (characters >= config.min_characters) & (words >= config.min_words)
     short_enough = (characters <= (config.max_characters or characters)) & (words <= (config.max_words or words))
@@ -22,7 +22,7 @@ def length_passes(config: CaptionLength, table: pa.Table) -> Bools:
 
 
 def size_passes(config: ImageSize, table: pa.Table) -> Bools:
-    """Check the columns `width` and `height`."""
+    """Compare the columns `width` and `height` with their bounds."""
     width, height = table["width"].to_numpy(), table["height"].to_numpy()
     short, long = np.minimum(width, height), np.maximum(width, height)
     passes: Bools = (short >= config.min_side) & (long <= config.max_aspect * short)
@@ -32,8 +32,9 @@ def size_passes(config: ImageSize, table: pa.Table) -> Bools:
 def language_passes(config: Language, table: pa.Table) -> Bools:
     """Check the columns `detected` and `detected_score`."""
     detected = table["detected"]
-    right = (
-        pc.is_in(detected, pa.array(config.languages)) if config.languages else pc.equal(detected, table["language"])
-    )
+    if config.languages:
+        right = pc.is_in(detected, pa.array(config.languages))
+    else:
+        right = pc.equal(detected, table["language"])
     passes: Bools = right.to_numpy() & (table["detected_score"].to_numpy() >= np.float32(config.min_score))
     return passes

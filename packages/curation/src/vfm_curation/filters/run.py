@@ -1,8 +1,8 @@
-"""A pool on its way through filters. Measurements and verdicts are on disk; memory holds one shard.
+"""Apply filters to a pool in turn. Measurements and verdicts are on disk, and memory holds one shard.
 
 The work folder has `texts/`, `images/`, `embeddings-CLIP/`, `scores-CLIP/` (a file for each shard, measured by tasks)
-and `NN-NAME/` with the codes of a shard's texts after each pass; its `pass.json` marks it as whole. After a crash only
-unfinished shards are measured, and only the unfinished pass is repeated.
+and `NN-NAME/` with the codes of a shard's texts after each pass, which is whole if it has a `pass.json`. After a crash
+only unfinished shards are measured, and only the unfinished pass is repeated.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from vfm_curation.filters.survivors import Codes, Survivors, shard_file
 from vfm_curation.filters.texts import TextJob, measure_texts, opened
 from vfm_curation.runtime import CurationRuntime
 from vfm_curation.shard_files import whole_file
-from vfm_curation.summaries import Lost, Summary, with_progress
+from vfm_curation.summaries import Lost, TaskSummary, with_progress
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What remained after a filter, or after unreadable images were dropped, and the seconds since the last pass."""
+    """Counts after a filter, or after unreadable images were dropped, and the seconds since the last pass."""
 
     name: str
     num_texts: int
@@ -47,13 +47,13 @@ class Pass:
 
 
 class FilterRun:
-    """Applies filters in turn. Their functions read what remains: `texts`, `images`, `scores`, `embeddings`.
+    """Applies filters in turn. They read the remaining units by `texts`, `images`, `scores` and `embeddings`.
 
     Attributes:
-        ctx: of the running stage.
-        runtime: how it runs.
-        num_shards: shards of the pool.
-        scratch: a folder for the files of one filter, such as `Buckets`; it is emptied before and after each.
+        ctx: context of the running stage.
+        runtime: settings for running the tasks.
+        num_shards: number of shards of the pool.
+        scratch: folder for the files of a filter, such as `Buckets`. It is emptied before and after each filter.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class FilterRun:
         self.ctx, self.filters, self.runtime = ctx, filters, runtime
         self.dataset = ctx.load(pool).path.resolve()
         self.num_shards = len(opened(self.dataset).shard_sizes)
-        self.reasons = ("", *REASONS, *(one.reason for one in filters))
-        self.columns: frozenset[str] = frozenset().union(*(one.columns for one in filters))
+        self.reasons = ("", *REASONS, *(pool_filter.reason for pool_filter in filters))
+        self.columns: frozenset[str] = frozenset().union(*(pool_filter.columns for pool_filter in filters))
         self.survivors = Survivors(self._folder("texts"))
         self.passes: list[Pass] = []
         self.scratch = ctx.work / "scratch"
@@ -83,28 +83,28 @@ class FilterRun:
         everything = (np.zeros(len(table), np.uint8) for table in self.texts())
         self._pass("texts", partial(self._codes, "text", everything))
         measured: set[tuple[str, str]] = set()
-        for number, one in enumerate(self.filters):
-            for measure in one.measures:
-                if (measure, one.model or "") not in measured:
-                    measured.add((measure, one.model or ""))
-                    self._measure(measure, one.model)
+        for number, pool_filter in enumerate(self.filters):
+            for measure in pool_filter.measures:
+                if (measure, pool_filter.model or "") not in measured:
+                    measured.add((measure, pool_filter.model or ""))
+                    self._measure(measure, pool_filter.model)
             code = len(self.reasons) - len(self.filters) + number
-            if isinstance(one, RowFilter):
-                self._pass(one.reason, partial(self._rows, one, code))
+            if isinstance(pool_filter, RowFilter):
+                self._pass(pool_filter.reason, partial(self._rows, pool_filter, code))
             else:
-                self._pass(one.reason, partial(self._masks, one, code))
+                self._pass(pool_filter.reason, partial(self._masks, pool_filter, code))
 
     def num_units(self, unit: Unit) -> int:
-        """Return how many texts, or images, remain."""
+        """Count the texts, or images, that remain."""
         return self.passes[-1].num_texts if unit == "text" else self.passes[-1].num_images
 
     @property
     def remaining(self) -> Remaining:
-        """What remains now."""
+        """Remaining texts and images after the last pass."""
         return Remaining(self.survivors, self.ctx.work / "images")
 
     def texts(self) -> Iterator[pa.Table]:
-        """Yield for each shard the remaining texts with their measurements; `unit` is a text's index in its shard."""
+        """Yield for each shard the remaining texts with their measurements. `unit` is a text's index in its shard."""
         return map(self.remaining.texts, range(self.num_shards))
 
     def identities(self) -> Iterator[pa.Table]:
@@ -112,7 +112,7 @@ class FilterRun:
         return map(self.remaining.identities, range(self.num_shards))
 
     def images(self) -> Iterator[pa.Table]:
-        """Yield for each shard the remaining images with their measurements; `unit` is the image's row."""
+        """Yield for each shard the remaining images with their measurements. `unit` is the image's row."""
         return map(self.remaining.images, range(self.num_shards))
 
     def embeddings(self, clip: Ref[ClipCheckpoint]) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
@@ -132,7 +132,7 @@ class FilterRun:
             yield table["score"].to_numpy()[at]
 
     def hashes_of(self, dataset: Ref[ImageDataset], columns: frozenset[str]) -> pa.Table:
-        """Return the perceptual hashes, some `columns`, of all usable images of another dataset."""
+        """Measure the perceptual hashes, some `columns`, of all usable images of another dataset."""
         folder, path = self._folder(f"against-{_slug(dataset)}"), self._path(dataset)
         count = self._measure_other(dataset, measure_images, ImageJob(path, folder, None, columns), self.runtime)
         tables = [
@@ -142,7 +142,7 @@ class FilterRun:
         return pa.concat_tables(tables).drop_null()
 
     def embeddings_of(self, dataset: Ref[ImageDataset], clip: Ref[ClipCheckpoint]) -> NDArray[np.float32]:
-        """Return the unit vectors of all usable images of another dataset, (N, D)."""
+        """Compute the unit vectors of all usable images of another dataset, (N, D)."""
         tasks = _clip_tasks()
         folder, path = self._folder(f"against-{_slug(dataset)}-{_slug(clip)}"), self._path(dataset)
         job = tasks.ClipJob(path, folder, None, self._path(clip), runtime=self.runtime)
@@ -152,11 +152,11 @@ class FilterRun:
 
     @property
     def _alone(self) -> CurationRuntime:
-        """How tasks with a model run: several processes would each load it, perhaps onto one GPU."""
+        """Runtime for tasks with a model: several processes would each load it, perhaps onto one GPU."""
         return self.runtime.model_copy(update={"workers": max(1, self.runtime.workers)})
 
     def _measure(self, measure: str, clip: Ref[ClipCheckpoint] | None) -> None:
-        """Measure what remains, and drop the images that cannot be used."""
+        """Measure the remaining units, and drop the images that cannot be used."""
         if measure == "images":
             folder, columns = self._folder("images"), self.columns & image_tasks.OPTIONAL_COLUMNS
             self._tasks(measure_images, ImageJob(self.dataset, folder, self.survivors, columns), self.runtime)
@@ -177,7 +177,7 @@ class FilterRun:
             self._pass("readable images", partial(self._codes, "image", self._unusable(folder)))
 
     def _unusable(self, folder: Path) -> Iterator[Codes]:
-        """Yield for each shard the codes of its images: the reader's reason if an image cannot be used, else 0."""
+        """Yield for each shard the codes of its images: the reader's reason if an image is unusable, else 0."""
         for shard, table in enumerate(self.identities()):
             measured = pq.read_table(shard_file(folder, shard), columns=["row", "bad"], page_checksum_verification=True)
             at = np.searchsorted(measured["row"].to_numpy(), table["unit"].to_numpy())
@@ -185,33 +185,33 @@ class FilterRun:
             yield np.array([self.reasons.index(reason or "") for reason in reasons], dtype=np.uint8)
 
     def _warn_without_urls(self, folder: Path) -> None:
-        """Warn if filters read URLs and no image has one: then all images pass them."""
-        reading = [one.reason for one in self.filters if "address" in one.columns]
+        """Warn if filters read URLs and no image has one, because all images pass these filters."""
+        reading = [pool_filter.reason for pool_filter in self.filters if "address" in pool_filter.columns]
         files = (shard_file(folder, shard) for shard in range(self.num_shards if reading else 0))
         tables = (pq.read_table(file, columns=["address"], page_checksum_verification=True) for file in files)
         if reading and not any(table["address"].null_count < len(table) for table in tables):
             self.warn_of_no_urls(reading)
 
     def warn_of_no_urls(self, reading: Sequence[str]) -> None:
-        """Warn that filters, `reading`, drop nothing, since no image has the URL that they read."""
+        """Warn that filters, `reading`, drop nothing because no image has the URL that they read."""
         self.ctx.warn(
             f"no image of '{self.pool}' has a URL, so {', '.join(reading)} drops nothing; expected a column `url`,"
             " or a field `url` in the samples' json"
         )
 
-    def _rows(self, one: RowFilter, code: int, folder: Path) -> Iterator[CodesSummary]:
-        """Give codes by a filter that needs only the row of a unit: one task for each shard."""
-        yield from run_shards(
-            filter_rows, RowJob(one, self.remaining, folder, code), range(self.num_shards), self.runtime
-        )
+    def _rows(self, row_filter: RowFilter, code: int, folder: Path) -> Iterator[CodesSummary]:
+        """Write codes by a filter that needs only the row of a unit, with one task for each shard."""
+        job = RowJob(row_filter, self.remaining, folder, code)
+        yield from run_shards(filter_rows, job, range(self.num_shards), self.runtime)
 
-    def _masks(self, one: Filter, code: int, folder: Path) -> Iterator[CodesSummary]:
-        """Give codes by a filter that compares rows."""
-        return self._codes(one.unit, (~passes * np.uint8(code) for passes in one.build(self)), folder)
+    def _masks(self, pool_filter: Filter, code: int, folder: Path) -> Iterator[CodesSummary]:
+        """Write codes by a filter that compares rows."""
+        codes_of_units = (~passes * np.uint8(code) for passes in pool_filter.build(self))
+        return self._codes(pool_filter.unit, codes_of_units, folder)
 
     def _codes(self, unit: Unit, codes_of_units: Iterable[Codes], folder: Path) -> Iterator[CodesSummary]:
-        for shard, found in enumerate(codes_of_units):
-            yield write_codes(self.survivors, folder, shard, unit, found)
+        for shard, codes in enumerate(codes_of_units):
+            yield write_codes(self.survivors, folder, shard, unit, codes)
 
     def _pass(self, name: str, apply: Callable[[Path], Iterator[CodesSummary]]) -> None:
         """Write the codes of all shards. A pass that is whole on disk is not repeated."""
@@ -220,29 +220,29 @@ class FilterRun:
         if not record.exists():
             shutil.rmtree(self.scratch, ignore_errors=True)
             num_texts, num_images = 0, 0
-            for done, found in enumerate(apply(folder), 1):
-                num_texts += found.num_texts
-                num_images += found.num_images
+            for done, summary in enumerate(apply(folder), 1):
+                num_texts += summary.num_texts
+                num_images += summary.num_images
                 self.ctx.progress(done, self.num_shards, "shards", filter=name, remaining=num_texts)
-            made = Pass(name, num_texts, num_images, time.monotonic() - self._last)
+            finished = Pass(name, num_texts, num_images, time.monotonic() - self._last)
             with whole_file(record) as part:
-                part.write_text(json.dumps(asdict(made)), encoding="utf-8")
+                part.write_text(json.dumps(asdict(finished)), encoding="utf-8")
             shutil.rmtree(self.scratch, ignore_errors=True)
         with store_files.reading(record, "the record of a pass"):
             self.passes.append(Pass(**store_files.read_record(record)))
         self.survivors, self._last = Survivors(self.survivors.texts, folder), time.monotonic()
 
     def _tasks(
-        self, task: Callable[[Any, int], Summary], job: Any, runtime: CurationRuntime, lost: Lost | None = None
+        self, task: Callable[[Any, int], TaskSummary], job: Any, runtime: CurationRuntime, lost: Lost | None = None
     ) -> None:
-        found = run_shards(task, job, range(self.num_shards), runtime)
-        for _ in with_progress(self.ctx, found, self.num_shards, lost):
+        summaries = run_shards(task, job, range(self.num_shards), runtime)
+        for _ in with_progress(self.ctx, summaries, self.num_shards, lost):
             pass
 
     def _measure_other(
-        self, dataset: Ref[ImageDataset], task: Callable[[Any, int], Summary], job: Any, runtime: CurationRuntime
+        self, dataset: Ref[ImageDataset], task: Callable[[Any, int], TaskSummary], job: Any, runtime: CurationRuntime
     ) -> int:
-        """Run a task over another dataset and return its number of shards; its bad images are not the pool's."""
+        """Run a task over another dataset and count its shards. Its bad images are not counted for the pool."""
         count = len(opened(job.dataset).shard_sizes)
         num_bad = sum(summary.bad.total() for summary in run_shards(task, job, range(count), runtime))
         if num_bad:
@@ -260,12 +260,12 @@ class FilterRun:
 
 
 def _clip_tasks() -> ModuleType:
-    """Return the module of the tasks with a CLIP model, which imports torch: the extra `clip`."""
+    """Import the tasks with a CLIP model only when needed, since they import torch: the extra `clip`."""
     from vfm_curation.filters import embeddings
 
     return embeddings
 
 
 def _slug(ref: str) -> str:
-    """Return a ref, which may be a path, as part of a file name."""
+    """Convert a ref, which may be a path, to a part of a file name."""
     return ref.replace("/", "+")

@@ -1,4 +1,4 @@
-"""Filters by a score: CLIP's cosine of text and image, or a linear head on image embeddings; and where to cut."""
+"""Filters by a score, and the choice of the cut: CLIP's cosine of text and image, or a linear head on embeddings."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Scores = NDArray[np.float32]
 
 
 def clip_score_passes(config: ClipScore, run: FilterRun) -> Iterator[Bools]:
-    """Yield which texts pass by their cosine with the image."""
+    """Yield a mask for each batch: the texts that pass by their cosine with the image."""
     return cut(config, lambda: run.scores(config.clip), run.num_units("text"))
 
 
 def linear_score_passes(config: LinearScore, run: FilterRun) -> Iterator[Bools]:
-    """Yield which images pass by the head's score.
+    """Yield a mask for each batch: the images that pass by the head's score.
 
     Raises:
         UserError: the head does not fit the model's embeddings, or a score is not finite.
@@ -37,20 +37,22 @@ def linear_score_passes(config: LinearScore, run: FilterRun) -> Iterator[Bools]:
                     f"{config.head}: takes embeddings of width {len(weight)}; '{config.clip}' has {vectors.shape[1]}"
                 )
             with np.errstate(invalid="ignore"):
-                found = vectors @ weight + bias
-            if not np.isfinite(found).all():
-                first = int(np.flatnonzero(~np.isfinite(found))[0])
-                raise UserError(f"{config.head}: expected finite scores, got {found[first]} (image {first} of a batch)")
-            yield found
+                head_scores = vectors @ weight + bias
+            if not np.isfinite(head_scores).all():
+                first = int(np.flatnonzero(~np.isfinite(head_scores))[0])
+                raise UserError(
+                    f"{config.head}: expected finite scores, got {head_scores[first]} (image {first} of a batch)"
+                )
+            yield head_scores
 
     return cut(config, scores, run.num_units("image"))
 
 
 def read_head(file: Path) -> tuple[NDArray[np.float32], np.float32]:
-    """Return the weight, (D,), and the bias of a head.
+    """Read the weight, (D,), and the bias of a head.
 
     Raises:
-        UserError: as `head_width`.
+        UserError: the file is no such head, as for `head_width`.
     """
     from safetensors.torch import load_file  # of the extra `clip`; numpy's reader has no bf16
 
@@ -61,13 +63,13 @@ def read_head(file: Path) -> tuple[NDArray[np.float32], np.float32]:
 
 
 def cut(config: ScoreFilter, scores: Callable[[], Iterable[Scores]], total: int) -> Iterator[Bools]:
-    """Yield which units of each batch pass.
+    """Yield a mask for each batch: the units that pass.
 
     Args:
-        config: the rule.
-        scores: returns all scores, in batches; it is called several times. NaN never passes.
+        config: rule of the cut.
+        scores: returns all scores, in batches. It is called several times. NaN never passes.
         total: number of scores. A fraction keeps round(fraction * total), at least one, and all that tie with the last
-            of them, so that the order of units does not matter.
+            kept score, so that the order of units does not matter.
     """
     lowest = config.max_score is not None or config.bottom_fraction is not None
     sign = np.float32(-1 if lowest else 1)
@@ -86,13 +88,14 @@ def cut(config: ScoreFilter, scores: Callable[[], Iterable[Scores]], total: int)
 
 
 def kth_largest(batches: Callable[[], Iterable[Scores]], k: int) -> float:
-    """Return the k-th largest of any number of scores, exactly and in fixed memory.
+    """Find the k-th largest of any number of scores, exactly and in fixed memory.
 
-    The scores are counted by the upper half of their bits, then those in the bin of the k-th by the lower half.
+    The scores are counted by the upper half of their bits. The scores in the bin of the k-th are then counted by the
+    lower half.
 
     Args:
-        batches: returns all scores, in batches of any size and order, without NaN; it is called twice.
-        k: 1 for the largest.
+        batches: returns all scores, in batches of any size and order, without NaN. It is called twice.
+        k: rank of the score, 1 for the largest.
     """
     upper, above = _bin_of(batches, k, lambda bits: bits >> np.uint32(16))
     lower, _ = _bin_of(batches, k - above, lambda bits: bits[bits >> np.uint32(16) == upper] & np.uint32(0xFFFF))
@@ -102,22 +105,23 @@ def kth_largest(batches: Callable[[], Iterable[Scores]], k: int) -> float:
 def _bin_of(
     batches: Callable[[], Iterable[Scores]], k: int, part: Callable[[NDArray[np.uint32]], NDArray[np.uint32]]
 ) -> tuple[int, int]:
-    """Return the value of `part` for the k-th largest score, and the number of scores with a larger value."""
+    """Find the value of `part` for the k-th largest score, and the number of scores with a larger value."""
     counts = np.zeros(1 << 16, dtype=np.int64)
     for scores in batches():
         counts += np.bincount(part(_ordered_bits(scores)), minlength=len(counts))
     from_above = np.cumsum(counts[::-1])
-    place = int(np.searchsorted(from_above, k))
-    return len(counts) - 1 - place, int(from_above[place - 1]) if place else 0
+    index = int(np.searchsorted(from_above, k))
+    num_larger = int(from_above[index - 1]) if index else 0
+    return len(counts) - 1 - index, num_larger
 
 
 def _ordered_bits(scores: Scores) -> NDArray[np.uint32]:
-    """Return integers in the order of the scores: the bits of a float, inverted if it is negative."""
+    """Convert scores to integers of the same order: the bits of a float, inverted if it is negative."""
     bits = (scores + np.float32(0)).view(np.uint32)  # -0 becomes 0
     return np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(1 << 31))
 
 
 def _scores(ordered: NDArray[np.uint32]) -> Scores:
-    """Return the scores of `_ordered_bits`."""
+    """Invert `_ordered_bits`."""
     bits = np.where(ordered >> np.uint32(31), ordered & np.uint32(0x7FFFFFFF), ~ordered)
     return bits.view(np.float32)

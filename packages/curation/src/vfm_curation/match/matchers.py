@@ -1,8 +1,8 @@
-"""The matchers of a metadata's languages, built once in a folder from which every process loads what it needs.
+"""Matchers of a metadata's languages. They are built once in a folder, and every process loads the ones it needs.
 
-Texts of a language are matched against the shared entries (language "") and that language's own. Entries of languages
-written without spaces have an automaton, all others a table of token runs; with `semantics: metaclip2` those that need
-no space on one side, which no token run finds, have an automaton beside the table.
+Texts of a language are matched against the shared entries (language "") and the entries of that language. Entries of
+languages written without spaces have an automaton, all others a table of token runs. With `semantics: metaclip2` an
+additional automaton holds entries that need no space on one side, because no token run finds them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Matchers:
     """Matches texts of several languages, each against its entries.
 
     Args:
-        folder: made by `Matchers.build`; a language's matcher is loaded at its first text.
-        verify: compare the bytes of what a table's keys found; an automaton is exact without.
+        folder: folder written by `Matchers.build`. A language's matcher is loaded at its first text.
+        verify: compare the bytes of entries that a table's keys match. An automaton is exact without.
     """
 
     def __init__(self, folder: Path, *, verify: bool = False) -> None:
@@ -47,41 +47,43 @@ class Matchers:
     def build(
         cls, folder: Path, entries: pa.Table, *, semantics: Semantics, languages: Iterable[str] | None = None
     ) -> None:
-        """Build the matchers of the shared entries and of those languages that have entries.
+        """Build the matchers of the shared entries and of the languages that have entries.
 
         Args:
-            folder: where they are saved; FACTS_FILE is written last.
-            entries: columns language and entry; an entry's id is its row.
+            folder: folder to save them in. FACTS_FILE is written last.
+            entries: columns language and entry. An entry's id is its row number.
             semantics: how texts are split.
-            languages: languages of the texts; default: all.
+            languages: languages of the texts. The default is all.
 
         Raises:
             UserError: an entry occurs twice in a language.
         """
-        made = entries["language"].unique().to_pylist()
+        built = entries["language"].unique().to_pylist()
         if languages is not None:
-            made = [language for language in made if language in {SHARED, *languages}]
-        for number, language in enumerate(made):
+            built = [language for language in built if language in {SHARED, *languages}]
+        for number, language in enumerate(built):
             ids = np.flatnonzero(pc.equal(entries["language"], language).to_numpy())
-            own = entries["entry"].take(ids).to_pylist()
-            in_table = _between_spaces(own, language, semantics)
+            of_language = entries["entry"].take(ids).to_pylist()
+            in_table = _between_spaces(of_language, language, semantics)
             if in_table.any():
-                TokenTable.build(_chosen(own, in_table), ids[in_table]).save(folder / str(number) / TABLE)
+                TokenTable.build(_chosen(of_language, in_table), ids[in_table]).save(folder / str(number) / TABLE)
             if not in_table.all():
-                automaton = Automaton.build(_chosen(own, ~in_table), ids[~in_table], semantics=semantics)
+                automaton = Automaton.build(_chosen(of_language, ~in_table), ids[~in_table], semantics=semantics)
                 automaton.save(folder / str(number) / AUTOMATON)
         folder.mkdir(parents=True, exist_ok=True)
-        facts = {"semantics": semantics, "languages": made}
+        facts = {"semantics": semantics, "languages": built}
         (folder / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
 
     def match(self, texts: pa.ChunkedArray, languages: pa.ChunkedArray) -> pa.ListArray:
-        """Return the ids of the entries in each text, list<int32>, ascending and distinct, given its language."""
-        places = np.arange(len(texts))
-        parts = [(places, found) for found in self._match(texts, SHARED)] if SHARED in self.languages else []
+        """Find the ids of the entries in each text, list<int32>, ascending and distinct, by the text's language."""
+        indices = np.arange(len(texts))
+        parts: list[tuple[NDArray[np.int64], pa.ListArray]] = []
+        if SHARED in self.languages:
+            parts += [(indices, ids) for ids in self._match(texts, SHARED)]
         for language in languages.unique().to_pylist():
             if language != SHARED and language in self.languages:
                 chosen = pc.equal(languages, language)
-                parts += [(places[chosen.to_numpy()], found) for found in self._match(texts.filter(chosen), language)]
+                parts += [(indices[chosen.to_numpy()], ids) for ids in self._match(texts.filter(chosen), language)]
         return _merged(parts, len(texts))
 
     def _match(self, texts: pa.ChunkedArray, language: str) -> Iterator[pa.ListArray]:
@@ -99,27 +101,27 @@ class Matchers:
 
 
 def _between_spaces(entries: Sequence[str], language: str, semantics: Semantics) -> NDArray[np.bool_]:
-    """Return whether each entry of a language matches between two spaces, and so as a run of tokens."""
+    """Check which entries of a language match between two spaces, and so as a run of tokens."""
     if semantics != "metaclip2" or not writes_spaces(language):
         return np.full(len(entries), writes_spaces(language))
     return np.array([bounded(entry, semantics) == between_spaces(entry) for entry in entries], dtype=np.bool_)
 
 
 def _chosen(entries: Sequence[str], chosen: NDArray[np.bool_]) -> list[str]:
-    return [entries[place] for place in np.flatnonzero(chosen)]
+    return [entries[index] for index in np.flatnonzero(chosen)]
 
 
 def separate_fixed_marks(texts: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Put spaces around the marks that only `semantics: fixed` splits at; `TokenTable` splits at the others itself."""
+    """Put spaces around the marks that only `semantics: fixed` splits at. `TokenTable` splits at the others itself."""
     texts = pc.replace_substring_regex(texts, f"([{re.escape(FIXED_MARKS)}])", r" \1 ")
     return pc.replace_substring_regex(texts, f"[{FIXED_BLANKS}]", " ")
 
 
 def _merged(parts: Sequence[tuple[NDArray[np.int64], pa.ListArray]], num_texts: int) -> pa.ListArray:
-    """Return the ids of each text from parts, each of some of the texts: (indices of its texts, their ids)."""
+    """Merge the ids of each text. A part has some of the texts: (indices of its texts, their ids)."""
     if len(parts) == 1 and len(parts[0][0]) == num_texts:
         return parts[0][1]
-    numbers = [np.repeat(places, np.diff(ids.offsets.to_numpy())) for places, ids in parts]
+    numbers = [np.repeat(indices, np.diff(ids.offsets.to_numpy())) for indices, ids in parts]
     texts = np.concatenate([np.zeros(0, np.int64), *numbers])
     values = np.concatenate([np.zeros(0, np.int32), *(ids.values.to_numpy() for _, ids in parts)])
     offsets = np.concatenate([[0], np.cumsum(np.bincount(texts, minlength=num_texts))]).astype(np.int32)

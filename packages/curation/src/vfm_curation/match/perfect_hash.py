@@ -21,7 +21,7 @@ MAX_PILOT = 65_536
 
 
 def perfect_hash(keys: Words, values: Words, longer: NDArray[np.bool_]) -> tuple[Words, NDArray[np.uint16]]:
-    """Return slots with every run, and the pilots that map to them."""
+    """Choose slots for all runs, and the pilots that map to them."""
     num_slots, num_pilots = int(len(keys) / LOAD) + 1, len(keys) // RUNS_PER_PILOT + 1
     buckets = _buckets(keys, num_pilots)
     sizes, order = np.bincount(buckets, minlength=num_pilots), np.argsort(buckets, kind="stable")
@@ -57,12 +57,12 @@ def _place(
     Args:
         keys: keys of the runs, (num_runs,).
         values: values of their slots, (num_runs,).
-        longer: whether a longer run begins with each, (num_runs,).
+        longer: whether a longer run begins with each run, (num_runs,).
         num_slots: size of the table.
         order: runs by bucket, (num_runs,).
         sizes: number of runs in each bucket, (num_pilots,).
         ends: end of each bucket's part of `order`, (num_pilots,).
-        hardest: buckets, those with most runs first, (num_pilots,).
+        hardest: buckets in descending order of their number of runs, (num_pilots,).
     """
     pilots, slots = np.zeros(len(sizes), np.uint16), np.zeros(2 * num_slots, U)
     for slot in range(num_slots):
@@ -73,10 +73,10 @@ def _place(
         for pilot in range(MAX_PILOT):
             num_free = 0
             for run in runs:
-                place = pilot_slot(keys[run], pilot, U(num_slots))
-                if taken[place]:
+                slot_index = pilot_slot(keys[run], pilot, U(num_slots))
+                if taken[slot_index]:
                     break
-                taken[place] = True
+                taken[slot_index] = True
                 num_free += 1
             if num_free == len(runs):
                 break

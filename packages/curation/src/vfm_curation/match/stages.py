@@ -29,7 +29,7 @@ class MatchTexts(CurationStage):
     semantics: Semantics = Field(
         "metaclip",
         description="metaclip: whole words, and MetaCLIP 2's rule only in languages without spaces; metaclip2: its rule"
-        " in every language, so no space is needed beside punctuation and CJK; fixed: also splits at full-width marks"
+        " in every language, so no space is needed next to punctuation and CJK; fixed: also splits at full-width marks"
         " and double quotes, and treats kana as a script without spaces",
     )
     detect_language: bool = Field(
@@ -37,8 +37,8 @@ class MatchTexts(CurationStage):
     )
     verify: bool = Field(
         False,
-        description="compare bytes where hash keys are equal: half the speed; without it, about 0.01 false matches are"
-        " expected in 10^10 texts",
+        description="compare bytes where hash keys are equal, at half the speed (about 0.01 false matches are expected"
+        " in 10^10 texts without it)",
     )
     max_bad_fraction: float = MAX_BAD_FRACTION
 

@@ -1,15 +1,16 @@
-"""The compiled kernel of matching: which entries each text contains, by hashes of its runs of tokens.
+"""Compiled kernel of matching: find the entries that each text contains by hashes of its runs of tokens.
 
 A text is split like `vfm_curation.matching.tokenize` does, 64 bytes at a time, and every token is hashed once. The key
 of a run of tokens is computed from the key of the run without its last token and that token's hash. All runs of one
-token are looked up first, then longer runs, but only those whose shorter run begins a longer entry. Keys have 63 bits;
+token are looked up first, then longer runs, but only if the shorter run begins a longer entry. Keys have 63 bits, and
 the lowest bit of their word is a flag.
 
 Blocks of texts go through passes without data-dependent branches: a value is always written, and the position of the
 next write advances by 0 or 1. Slots are prefetched one whole pass before they are read, so that many cache misses are
 in flight at once.
 
-Source of the folded product as a hash: Wang Yi, wyhash; of pilots: Pibiri and Trani 2021, PTHash (arXiv:2104.10402).
+Sources: Wang Yi, wyhash, for the folded product as a hash, and Pibiri and Trani 2021, PTHash (arXiv:2104.10402), for
+pilots.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ SECOND = np.array([256 ** max(n - 8, 0) - 1 for n in range(17)], U)
 separators = byte_masks(b" \t\n\r", b",.;:?!`")  # blanks and marks, as in vfm_curation.matching
 
 
-class Tables(NamedTuple):
-    """The tables that matching reads; built by `vfm_curation.match.token_table`."""
+class HashTables(NamedTuple):
+    """Tables that matching reads, built by `vfm_curation.match.token_table`."""
 
     slots: Words
     """Two words for each slot: key | (1 if a longer entry begins with this run); entry << 32 | id, or NO_ENTRY."""
@@ -65,7 +66,7 @@ class Tables(NamedTuple):
 
 @compiled
 def token_key(data: Bytes, start: U, stop: U) -> U:
-    """Return the key of the token from start to stop. Reads up to 16 bytes beyond."""
+    """Compute the key of the token from start to stop. This reads up to 16 bytes beyond."""
     size = stop - start
     state = size * R
     while size > SIXTEEN:
@@ -78,39 +79,39 @@ def token_key(data: Bytes, start: U, stop: U) -> U:
 
 @compiled
 def longer_key(key: U, token: U) -> U:
-    """Return the key of a run with one more token."""
+    """Compute the key of a run with one more token."""
     return folded_product(key ^ S, token ^ R) & KEY
 
 
 @compiled
 def slot_of(key: U, pilots: NDArray[np.uint16], num_slots: U) -> U:
-    """Return the slot where a key would be."""
+    """Find the slot where a key would be."""
     return pilot_slot(key, pilots[pilot_of(key, len(pilots))], num_slots)
 
 
 @compiled
 def pilot_of(key: U, num_pilots: int) -> U:
-    """Return the index of a key's pilot."""
+    """Find the index of a key's pilot."""
     return high_product(key, U(num_pilots))
 
 
 @compiled
 def pilot_slot(key: U, pilot: int, num_slots: U) -> U:
-    """Return the slot to which a pilot maps a key."""
+    """Find the slot to which a pilot maps a key."""
     return high_product((key ^ U(pilot)) * P, num_slots)
 
 
 @compiled
 def match_texts(
-    data: Bytes, offsets: Integers, tables: Tables, verify: bool
+    data: Bytes, offsets: Integers, tables: HashTables, verify: bool
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return the ids in all texts, ascending and distinct within a text, with the offsets of each text's.
+    """Find the ids in all texts, ascending and distinct within a text, with the offsets of each text's.
 
     Args:
         data: bytes of all texts, UTF-8.
         offsets: text i is data[offsets[i]:offsets[i + 1]], (num_texts + 1,).
-        tables: of the entries.
-        verify: compare the bytes of the entries that the keys found.
+        tables: tables of the entries.
+        verify: compare the bytes of the entries that the keys match.
     """
     num_texts, longest = len(offsets) - 1, 0
     for text in range(num_texts):
@@ -121,7 +122,7 @@ def match_texts(
     spans = np.empty((num_tokens if verify else 0, 2), U)
     # A run is its key; its head is the index of its first token.
     runs, heads, slots = np.empty(num_tokens, U), np.empty(num_tokens, U), np.empty(num_tokens, U)
-    found, where = np.empty(num_tokens, U), np.empty(num_tokens, U)
+    hits, hit_heads = np.empty(num_tokens, U), np.empty(num_tokens, U)
     grouped, cursor = np.empty(0, np.int32), np.empty(BLOCK_TEXTS + 2, U)
     ids, ends, num_ids = np.empty(1024, np.int32), np.zeros(num_texts + 1, np.int64), ZERO
     first = 0
@@ -129,22 +130,22 @@ def match_texts(
         last = first + 1
         while last < num_texts and last - first < BLOCK_TEXTS and offsets[last + 1] - offsets[first] <= BLOCK_BYTES:
             last += 1
-        for place in range(offsets[last] - offsets[first]):
-            block[place] = data[offsets[first] + place]
-        num_runs, num_found, length = _tokenize(block, offsets[first : last + 1], tokens, owners, spans), ZERO, ONE
+        for byte in range(offsets[last] - offsets[first]):
+            block[byte] = data[offsets[first] + byte]
+        num_runs, num_hits, length = _tokenize(block, offsets[first : last + 1], tokens, owners, spans), ZERO, ONE
         for run in range(num_runs):
             runs[run], heads[run] = tokens[run], run
         while num_runs > ZERO:
-            found, where = _with_room(found, num_found + num_runs), _with_room(where, num_found + num_runs)
-            old = num_found
-            num_found, num_runs = _look_up(runs, heads, num_runs, tables, slots, found, where, num_found)
+            hits, hit_heads = _with_room(hits, num_hits + num_runs), _with_room(hit_heads, num_hits + num_runs)
+            old = num_hits
+            num_hits, num_runs = _look_up(runs, heads, num_runs, tables, slots, hits, hit_heads, num_hits)
             if verify:
-                num_found = _verified(found, where, old, num_found, length, block, spans, tables)
+                num_hits = _verified(hits, hit_heads, old, num_hits, length, block, spans, tables)
             num_runs = _lengthen(runs, heads, num_runs, length, tokens, tables.bits)
             length += ONE
-        grouped = _with_room(grouped, num_found + SIXTEEN)
-        group(found, where, num_found, owners, grouped, cursor, last - first)
-        ids, start = _with_room(ids, num_ids + num_found), ZERO
+        grouped = _with_room(grouped, num_hits + SIXTEEN)
+        group(hits, hit_heads, num_hits, owners, grouped, cursor, last - first)
+        ids, start = _with_room(ids, num_ids + num_hits), ZERO
         for text in range(last - first):
             num_ids = append_sorted(grouped, start, cursor[text], ids, num_ids)
             start, ends[first + text + 1] = cursor[text], num_ids
@@ -154,12 +155,12 @@ def match_texts(
 
 @compiled
 def _with_room(array: Any, size: U) -> Any:
-    """Return the array itself, or a larger copy with room for `size` numbers."""
+    """Return the array, or a larger copy with room for `size` numbers."""
     if size <= U(len(array)):
         return array
     bigger = np.empty(2 * np.int64(size), array.dtype)
-    for place in range(len(array)):  # a loop, since slices take seconds to compile
-        bigger[place] = array[place]
+    for index in range(len(array)):  # a loop, since slices take seconds to compile
+        bigger[index] = array[index]
     return bigger
 
 
@@ -176,8 +177,8 @@ def _tokenize(block: Bytes, offsets: Integers, tokens: Words, owners: Words, spa
             if stop - base < WORD:
                 cuts &= (ONE << (stop - base)) - ONE
             while cuts:
-                place = lowest_bit(cuts)
-                cut, is_mark = base + place, (marks >> place) & ONE
+                bit = lowest_bit(cuts)
+                cut, is_mark = base + bit, (marks >> bit) & ONE
                 tokens[num_tokens], owners[num_tokens] = token_key(block, start, cut) | ONE, U(text)
                 if with_spans:
                     spans[num_tokens, 0], spans[num_tokens, 1] = start, cut
@@ -198,9 +199,16 @@ def _tokenize(block: Bytes, offsets: Integers, tokens: Words, owners: Words, spa
 
 @compiled
 def _look_up(
-    runs: Words, heads: Words, num_runs: U, tables: Tables, places: Words, found: Words, where: Words, num_found: U
+    runs: Words,
+    heads: Words,
+    num_runs: U,
+    tables: HashTables,
+    places: Words,
+    hits: Words,
+    hit_heads: Words,
+    num_hits: U,
 ) -> tuple[U, U]:
-    """Add the entries that are runs to `found`, and keep the runs that may begin a longer entry."""
+    """Add the entries that are runs to `hits`, and keep the runs that may begin a longer entry."""
     slots, num_slots, num_kept = tables.slots, U(len(tables.slots) // 2), ZERO
     for run in range(num_runs):
         slot = slot_of(runs[run] & KEY, tables.pilots, num_slots) * U(2)
@@ -210,11 +218,11 @@ def _look_up(
         key, head, slot = runs[run], heads[run], places[run]
         stored, value = slots[slot], slots[slot + ONE]
         hit = U((stored ^ key) <= ONE)  # equal but for the flag
-        found[num_found], where[num_found] = value, head
-        num_found += hit & U(value != NO_ENTRY)
+        hits[num_hits], hit_heads[num_hits] = value, head
+        num_hits += hit & U(value != NO_ENTRY)
         runs[num_kept], heads[num_kept] = key, head
         num_kept += hit & stored & key  # the flags: a longer entry exists, and the text has another token
-    return num_found, num_kept
+    return num_hits, num_kept
 
 
 @compiled
@@ -233,19 +241,19 @@ def _lengthen(runs: Words, heads: Words, num_runs: U, length: U, tokens: Words, 
 
 @compiled
 def _verified(
-    found: Words, where: Words, old: U, num_found: U, length: U, block: Bytes, spans: Words, tables: Tables
+    hits: Words, hit_heads: Words, old: U, num_hits: U, length: U, block: Bytes, spans: Words, tables: HashTables
 ) -> U:
-    """Keep of the entries found from `old` on those whose bytes are the tokens with one space between them."""
+    """Keep only entries from `old` on whose bytes are the tokens with one space between them."""
     num_kept = old
-    for one in range(old, num_found):
-        entry = found[one] >> U(32)
+    for hit in range(old, num_hits):
+        entry = hits[hit] >> U(32)
         at, stop, same = tables.entry_offsets[entry], tables.entry_offsets[entry + ONE], True
-        for token in range(where[one], where[one] + length):
+        for token in range(hit_heads[hit], hit_heads[hit] + length):
             for byte in range(spans[token, 0], spans[token, 1]):
                 same &= at < stop and tables.entry_data[at] == block[byte]
                 at += 1
             same &= at == stop or (at < stop and tables.entry_data[at] == SPACE)
             at += 1
-        found[num_kept], where[num_kept] = found[one], where[one]
+        hits[num_kept], hit_heads[num_kept] = hits[hit], hit_heads[hit]
         num_kept += U(same and at == stop + 1)
     return num_kept

@@ -1,10 +1,10 @@
-"""The tables that texts of languages with spaces are matched with: built from entries, saved, memory-mapped.
+"""Tables for matching texts of languages with spaces: built from entries, saved, memory-mapped.
 
 An entry of k pieces (split at single spaces, empty ones kept) is in a text exactly if its pieces are k consecutive
 tokens of it, so runs of tokens are looked up by a key of 63 bits. Building the tables checks that no two runs that
-begin entries share a key. A run of a text that is in no entry may still share the key of one, for each look-up with a
-probability of num_runs / 2^63: 0.01 false matches in 10^10 captions against 500,000 entries. `verify` compares bytes
-and leaves none.
+begin entries share a key. A run of a text that is in no entry may still share the key of an entry, for each look-up
+with a probability of num_runs / 2^63: 0.01 false matches in 10^10 captions against 500,000 entries. `verify` compares
+bytes and leaves none.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vfm_curation.match.token_hash import (
     SPACE,
     ZERO,
     Bytes,
-    Tables,
+    HashTables,
     Words,
     longer_key,
     match_texts,
@@ -43,28 +43,28 @@ BITS_PER_RUN = 4
 
 
 class TokenTable:
-    """Finds all entries in texts with spaces between words; the fast twin of `vfm_curation.matching.Matcher`."""
+    """Matcher for texts with spaces between words, the fast equivalent of `vfm_curation.matching.Matcher`."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: HashTables) -> None:
         self.tables = tables
 
     @classmethod
     def build(cls, entries: Sequence[str], ids: Sequence[int] | NDArray[np.integer[Any]] | None = None) -> TokenTable:
-        """Build the tables; 500,000 entries take less than a second and 23 MB.
+        """Build the tables. 500,000 entries take less than a second and 23 MB.
 
         Args:
             entries: the metadata.
-            ids: id of each entry, from 0 to 2^31 - 1; default: its index.
+            ids: id of each entry, from 0 to 2^31 - 1. The default is its index.
 
         Raises:
-            UserError: there are no entries, one occurs twice, or two share a key.
+            UserError: there are no entries, an entry occurs twice, or two entries share a key.
         """
         if not len(entries):
             raise UserError("the metadata has no entries to match against")
         numbers = np.arange(len(entries)) if ids is None else np.asarray(ids)
         tables, clash = tables_of(*text_buffers(pa.array(entries, pa.large_string())), numbers.astype(np.int32))
         if clash:
-            first, second = (entries[place] for place in clash)
+            first, second = (entries[index] for index in clash)
             if first == second:
                 raise UserError(f"metadata entry {first!r} occurs twice, at {clash[0]} and at {clash[1]}")
             raise UserError(f"metadata entries {first!r} and {second!r} share a key of 63 bits; remove one")
@@ -79,7 +79,7 @@ class TokenTable:
     @classmethod
     def load(cls, folder: Path) -> TokenTable:
         """Memory-map saved tables, so that the processes of a machine share them."""
-        mapped = (store_files.read_npy(folder / f"{name}.npy", mapped=True) for name in Tables._fields)
+        mapped = (store_files.read_npy(folder / f"{name}.npy", mapped=True) for name in HashTables._fields)
         return cls(_frozen(*mapped))
 
     @property
@@ -88,11 +88,11 @@ class TokenTable:
         return sum(table.nbytes for table in self.tables)
 
     def match(self, texts: pa.Array | pa.ChunkedArray, *, verify: bool = False) -> pa.ListArray:
-        """Return the ids of the entries in each text, list<int32>, ascending and distinct.
+        """Find the ids of the entries in each text, list<int32>, ascending and distinct.
 
         Args:
-            texts: strings; null matches nothing.
-            verify: compare the bytes of the entries that the keys found, so that no match is false.
+            texts: strings, of which null matches nothing.
+            verify: compare the bytes of the entries that the keys match, so that no match is false.
 
         Raises:
             UserError: there are more than 2^31 - 1 matches.
@@ -108,19 +108,21 @@ class TokenTable:
 
 
 def text_buffers(texts: pa.Array) -> tuple[Bytes, NDArray[np.int64]]:
-    """Return the bytes of an array of strings, without a copy, and the offset of each, (num_texts + 1,)."""
+    """Get the bytes of an array of strings, without a copy, and the offset of each string, (num_texts + 1,)."""
     if texts.null_count:
         texts = texts.fill_null("")
     _, offsets, data = texts.buffers()
     kind = np.int64 if pa.types.is_large_string(texts.type) else np.int32
     if not len(texts):
         return np.zeros(0, np.uint8), np.zeros(1, np.int64)
-    found = np.frombuffer(offsets, kind)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
-    return np.frombuffer(data if data else b"", np.uint8), found
+    text_offsets = np.frombuffer(offsets, kind)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
+    return np.frombuffer(data if data else b"", np.uint8), text_offsets
 
 
-def tables_of(data: Bytes, offsets: NDArray[np.int64], ids: NDArray[np.int32]) -> tuple[Tables, tuple[int, int] | None]:
-    """Return the tables of entries, and the indices of two that clash: equal ones, or ones that share a key."""
+def tables_of(
+    data: Bytes, offsets: NDArray[np.int64], ids: NDArray[np.int32]
+) -> tuple[HashTables, tuple[int, int] | None]:
+    """Build the tables of entries, and find two entries that clash: equal ones, or ones that share a key."""
     padded = np.concatenate([data, np.zeros(PAD, np.uint8)])
     keys, values, longer, *clash = _runs(padded, offsets, ids)
     slots, pilots = perfect_hash(keys, values, longer)
@@ -128,26 +130,26 @@ def tables_of(data: Bytes, offsets: NDArray[np.int64], ids: NDArray[np.int32]) -
     return tables, (clash[0], clash[1]) if clash[0] >= 0 else None
 
 
-def _frozen(*arrays: NDArray[Any]) -> Tables:
-    """Return read-only plain arrays: one type for the compiler, whether built or memory-mapped."""
+def _frozen(*arrays: NDArray[Any]) -> HashTables:
+    """Convert to read-only plain arrays: one type for the compiler, whether built or memory-mapped."""
     plain = [np.asarray(array) for array in arrays]
     for array in plain:
         array.setflags(write=False)
-    return Tables._make(plain)
+    return HashTables._make(plain)
 
 
 @compiled
 def _runs(
     data: Bytes, offsets: NDArray[np.int64], ids: NDArray[np.int32]
 ) -> tuple[Words, Words, NDArray[np.bool_], Any, Any]:
-    """Return all runs that begin entries: key, value of the slot, whether a longer one exists; and a clash, or -1, -1.
+    """Collect all runs that begin entries: key, slot value, whether a longer one exists. Add a clash, or -1, -1.
 
     A clash is two equal entries, or two whose beginnings differ and share a key.
     """
     num_entries, most = len(offsets) - 1, len(offsets) - 1
     for byte in data:
         most += byte == SPACE
-    places = np.full(2 * most, -1, np.int32)  # open addressing: the run with a key, or -1
+    run_at = np.full(2 * most, -1, np.int32)  # open addressing: the run with a key, or -1
     keys, values, longer = np.empty(most, U), np.full(most, NO_ENTRY, U), np.zeros(most, np.bool_)
     owners, sizes = np.empty(most, np.int64), np.empty(most, np.int64)
     num_runs = 0
@@ -162,14 +164,14 @@ def _runs(
             if run >= 0:
                 longer[run] = True
             key = token if run < 0 else longer_key(key, token)
-            place = np.int64(high_product(key, U(2 * most)))
-            while places[place] >= 0 and keys[places[place]] != key:
-                place = (place + 1) % (2 * most)
-            if places[place] < 0:
-                places[place] = num_runs
+            slot = np.int64(high_product(key, U(2 * most)))
+            while run_at[slot] >= 0 and keys[run_at[slot]] != key:
+                slot = (slot + 1) % (2 * most)
+            if run_at[slot] < 0:
+                run_at[slot] = num_runs
                 keys[num_runs], owners[num_runs], sizes[num_runs] = key, entry, end - start
                 num_runs += 1
-            run = places[place]
+            run = run_at[slot]
             if not _same(data, offsets[owners[run]], sizes[run], start, end - start):
                 return keys[:0], values, longer, owners[run], entry
             piece = end + 1

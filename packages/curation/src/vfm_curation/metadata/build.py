@@ -18,8 +18,8 @@ def build_metadata(config: BuildMetadata, ctx: Context) -> Metadata:
     """Write `entries.parquet`: language, entry and source, in their frozen order; and `lint.parquet`."""
     entries = EntryList(config.size)
     for source in config.entry_sources:
-        for language, found in source.build(ctx, config.runtime.workers):
-            entries.add(found, language)
+        for language, new_entries in source.build(ctx, config.runtime.workers):
+            entries.add(new_entries, language)
     if not len(entries):
         where = config.path or ", ".join(config.sources()) or config.name
         raise UserError(f"{where}: has no entries (empty lines and lone punctuation marks do not count)")

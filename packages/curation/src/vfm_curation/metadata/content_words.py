@@ -1,7 +1,7 @@
-"""Which words of captions are content words or names; the others say nothing about an image.
+"""Tell content words and names in captions from words that say nothing about an image.
 
-English words are those that WordNet knows in some form, where its files are installed, and names. In other languages,
-and without WordNet, they are all words that are not function words.
+English content words are names and the words that WordNet knows in some form, where its files are installed. In other
+languages, and without WordNet, all words count except function words.
 
 Source: the rules that find a base form, and the lists of exceptions to them, are WordNet's, morphy(7WN).
 """
@@ -33,7 +33,7 @@ class WordNetForms:
     """Words that WordNet knows, in their base form or inflected.
 
     Args:
-        folder: with WordNet's `index.noun`, `noun.exc` and the same of verb, adj and adv.
+        folder: folder with WordNet's `index.noun`, `noun.exc` and the same files for verb, adj and adv.
 
     Raises:
         UserError: a file is missing or not text.
@@ -47,13 +47,14 @@ class WordNetForms:
             self._irregular.update(line.split(" ", 1)[0] for line in exceptions)
 
     def __contains__(self, word: str) -> bool:
-        """Return whether a word in lower case is a base form or has one."""
+        """Check whether a word in lower case is a base form or has one."""
         if word in self._irregular or any(word in known for known in self._known.values()):
             return True
-        forms = (
-            (kind, word.removesuffix(old) + new) for kind in KINDS for old, new in ENDINGS[kind] if word.endswith(old)
-        )
-        return any(form in self._known[kind] for kind, form in forms)
+        for kind in KINDS:
+            for ending, replacement in ENDINGS[kind]:
+                if word.endswith(ending) and word.removesuffix(ending) + replacement in self._known[kind]:
+                    return True
+        return False
 
 
 class ContentWords:
@@ -68,7 +69,7 @@ class ContentWords:
         self._function_words, self._wordnet = function_words(language), wordnet
 
     def __call__(self, word: str) -> bool:
-        """Return whether a word, or each word of a bigram, is a content word or a name."""
+        """Check whether a word, or each word of a bigram, is a content word or a name."""
         return all(map(self._is_content, word.split(" ")))
 
     def _is_content(self, word: str) -> bool:

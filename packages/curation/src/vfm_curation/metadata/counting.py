@@ -1,7 +1,7 @@
-"""Counts more strings than fit into memory.
+"""Count more strings than fit into memory.
 
-A `Counter` that grows too large is written to disk as one file, its rows in buckets by a hash of the string; at the end
-each bucket is summed on its own. Nothing is pruned, so the counts are exact: the bigrams that a high PMI favours are
+A `Counter` that grows too large is written to disk as a file, its rows in buckets by a hash of the string. At the end
+each bucket is summed separately. Nothing is pruned, so the counts are exact: the bigrams that a high PMI favours are
 the rarest ones, which pruning would lose first.
 """
 
@@ -27,9 +27,9 @@ class SpillingCounter:
     """Counts strings and returns the counts as tables.
 
     Args:
-        folder: where counts that exceed memory are written; None: all counts stay in memory.
-        max_counted: distinct strings in memory.
-        num_files: number of files of an earlier counter in the folder that are kept; the others are removed.
+        folder: folder for counts that exceed memory. Without it, all counts stay in memory.
+        max_counted: largest number of distinct strings in memory.
+        num_files: number of an earlier counter's files to keep in the folder. The others are removed.
     """
 
     def __init__(self, folder: Path | None = None, *, max_counted: int = MAX_COUNTED, num_files: int = 0) -> None:
@@ -50,20 +50,21 @@ class SpillingCounter:
             self.spill()
 
     def tables(self) -> Iterator[pa.Table]:
-        """Yield all counts as tables of key and count, one for each bucket; a key is in one row of one table."""
+        """Yield all counts as tables of key and count, one for each bucket. Each key is in a single row of a table."""
         if not self.files:
             yield _table(self._counts.items())
             return
         self.spill()
         for bucket in range(NUM_BUCKETS):
-            parts = pa.concat_tables(
-                [pq.ParquetFile(file, page_checksum_verification=True).read_row_group(bucket) for file in self.files]
-            )
+            row_groups = [
+                pq.ParquetFile(file, page_checksum_verification=True).read_row_group(bucket) for file in self.files
+            ]
+            parts = pa.concat_tables(row_groups)
             summed = parts.group_by("key").aggregate([("count", "sum")])
             yield summed.rename_columns(["key", "count"]).cast(SCHEMA)
 
     def top(self, min_count: int = 1, *, share: float = 1.0, limit: int | None = None) -> list[str]:
-        """Return strings counted at least `min_count` times, most frequent first, ties by the string itself.
+        """Select strings counted at least `min_count` times, most frequent first. Ties are ordered by the string.
 
         Args:
             min_count: smallest count of a string.
@@ -75,7 +76,9 @@ class SpillingCounter:
             num_distinct += len(table)
             parts.append(table.filter(pc.greater_equal(table["count"], min_count)))
         most = math.ceil(share * num_distinct)
-        return strongest(pa.concat_tables(parts), "count", most if limit is None else min(most, limit))
+        if limit is not None:
+            most = min(most, limit)
+        return strongest(pa.concat_tables(parts), "count", most)
 
     def spill(self) -> None:
         """Write the counts in memory to disk, if there is a folder."""
@@ -86,20 +89,20 @@ class SpillingCounter:
             buckets[crc32(item[0].encode()) % NUM_BUCKETS].append(item)
         file = self.folder / f"{len(self.files):06d}.parquet"
         with pq.ParquetWriter(file, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-            for bucket in buckets:  # one row group each, also if empty
+            for bucket in buckets:  # a row group each, also if empty: `tables` reads bucket i as row group i
                 writer.write_table(_table(bucket), row_group_size=max(1, len(bucket)))
         self.files.append(file)
         self._counts.clear()
 
 
 def strongest(table: pa.Table, column: str, limit: int | None) -> list[str]:
-    """Return at most `limit` keys of a table, those with the highest value of a column first, ties by the key."""
+    """Select at most `limit` keys of a table, highest value of a column first. Ties are ordered by the key."""
     strings: list[str] = table["key"].take(by_strength(table, column, limit)).to_pylist()
     return strings
 
 
 def by_strength(table: pa.Table, column: str, limit: int | None) -> pa.Array:
-    """Return the indices of the rows in the order of `strongest`."""
+    """Compute the indices of the rows in the order of `strongest`."""
     return pc.sort_indices(table, [(column, "descending"), ("key", "ascending")])[:limit]
 
 

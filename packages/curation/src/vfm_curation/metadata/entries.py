@@ -1,6 +1,6 @@
 """The entry list: merged from sources in a frozen order, identified by a hash, stored as one Parquet file.
 
-An entry's id is its row, one numbering over all languages. An entry of language "" is for texts of any language.
+An entry's id is its row number, counted over all languages. An entry of language "" is for texts of any language.
 
 Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1; Chuang et al. 2025, MetaCLIP 2
 (arXiv:2507.22062) for one list for each language.
@@ -31,37 +31,39 @@ Row = tuple[str, str, str]  # language, entry, source
 
 
 class EntryList:
-    """Merges sources in the order of `add`: an entry of several sources belongs to the first.
+    """Merges sources in the order of `add`: an entry that several sources have belongs to the first.
 
     Args:
-        size: largest number of entries of each language; None: all.
+        size: largest number of entries of each language. None means no limit.
     """
 
     def __init__(self, size: int | None = None) -> None:
         self.size = size
-        self.left_out: list[tuple[Row, str]] = []  # with the reason; without those beyond the size
+        self.left_out: list[tuple[Row, str]] = []  # with the reason, and without entries beyond the size
         self.num_beyond = 0
         self._sources: dict[str, dict[str, str]] = {}
 
     def add(self, entries: Mapping[str, str], language: str = SHARED) -> None:
-        """Add entries (entry -> source) of one language that are usable, new and within the size."""
-        own, shared = self._sources.setdefault(language, {}), self._sources.get(SHARED, {})
+        """Add entries (entry -> source) in one language. They must be usable, new and within the size."""
+        accepted, shared = self._sources.setdefault(language, {}), self._sources.get(SHARED, {})
         for entry, source in entries.items():
-            earlier = own.get(entry) or shared.get(entry)
-            reason = unusable_reason(entry) or (f"also in an earlier source: {earlier}" if earlier else None)
+            earlier = accepted.get(entry) or shared.get(entry)
+            reason = unusable_reason(entry)
+            if not reason and earlier:
+                reason = f"also in an earlier source: {earlier}"
             if reason:
                 shown = entry.encode("utf-8", "replace").decode()  # a lone surrogate cannot be encoded
                 self.left_out.append(((language, shown, source), reason))
-            elif self.size is not None and len(own) >= self.size:
+            elif self.size is not None and len(accepted) >= self.size:
                 self.num_beyond += 1
             else:
-                own[entry] = source
+                accepted[entry] = source
 
     def __len__(self) -> int:
         return sum(map(len, self._sources.values()))
 
     def __iter__(self) -> Iterator[Row]:
-        """Yield rows by id: languages in the order of `add`, entries in that of their sources."""
+        """Yield rows by id: languages in the order of `add`, and the entries of each in the order of their sources."""
         for language, sources in self._sources.items():
             yield from ((language, entry, source) for entry, source in sources.items())
 
@@ -72,7 +74,7 @@ class EntryList:
 
 
 def unusable_reason(entry: str) -> str | None:
-    """Return why a string cannot be an entry, or None if it can.
+    """Explain why a string cannot be an entry, or return None if it can.
 
     The papers leave out empty strings, single ASCII and full-width marks, and strings longer than 256 characters. JSON
     may contain half a character (a lone surrogate), which no UTF-8 text has.
@@ -87,7 +89,7 @@ def unusable_reason(entry: str) -> str | None:
 
 
 def entries_sha256(rows: Iterable[Row]) -> str:
-    """Return the SHA-256 of the ordered entries and their languages, over a JSON line `[language, entry]` for each."""
+    """Compute the SHA-256 of the ordered entries and their languages, over a JSON line `[language, entry]` for each."""
     digest = hashlib.sha256()
     for language, entry, _ in rows:
         digest.update(f"{json.dumps([language, entry])}\n".encode())
@@ -95,7 +97,7 @@ def entries_sha256(rows: Iterable[Row]) -> str:
 
 
 def save_entries(directory: Path, rows: Iterable[Row]) -> None:
-    """Write the entries as the file of a `Metadata` artifact: language, entry, source; the row is the id."""
+    """Write the entries as the file of a `Metadata` artifact: language, entry, source. The row number is the id."""
     schema = pa.schema([(name, pa.string()) for name in ("language", "entry", "source")])
     with pq.ParquetWriter(directory / ENTRIES_FILE, schema, compression="zstd", write_page_checksum=True) as writer:
         for batch in _batches(rows):
@@ -114,12 +116,12 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def load_entries(metadata: Metadata) -> pa.Table:
-    """Return the entries of an artifact: columns language, entry, source (strings); an entry's id is its row."""
+    """Read the entries of an artifact: columns language, entry, source (strings). An entry's id is its row number."""
     return store_files.read_parquet(metadata.path / ENTRIES_FILE)
 
 
 def ids_for(entries: pa.Table, language: str) -> NDArray[np.int64]:
-    """Return the ids of the entries for texts of a language: the shared ones and the language's own."""
+    """Find the ids of the entries for texts of a language: shared entries and entries of that language."""
     chosen = pc.is_in(entries["language"], pa.array([SHARED, language]))
     ids: NDArray[np.int64] = np.flatnonzero(chosen.to_numpy())
     return ids

@@ -1,4 +1,4 @@
-"""Reads the user's lists of entries: text, JSON, csv or tsv, or a folder."""
+"""Read the user's lists of entries: text, JSON, csv or tsv, or a folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TAGS = {"": "number", "w": "wordnet", "u": "wikipedia unigram", "b": "wikipedia 
 
 
 def read_entries(path: str | Path, *, column: str | None = None) -> dict[str, str]:
-    """Return the entries of a file for any language, or of a WordNet folder, as entry -> source, in order.
+    """Read the entries of a file for any language, or of a WordNet folder, as entry -> source, in order.
 
     Args:
         path: as for `read_lists`.
         column: as for `read_lists`.
 
     Raises:
-        UserError: the file is missing, of another format, or not what its name says, or has lists by language.
+        UserError: the file is missing, is not in a supported format, does not fit its suffix, or has lists by language.
     """
     lists = read_lists(path, column=column)
     if set(lists) - {SHARED}:
@@ -34,45 +34,46 @@ def read_entries(path: str | Path, *, column: str | None = None) -> dict[str, st
 
 
 def read_lists(path: str | Path, *, column: str | None = None, language: str = SHARED) -> dict[str, dict[str, str]]:
-    """Return lists of entries by language, each as entry -> source, in the file's order, without empty lines.
+    """Read lists of entries by language, each as entry -> source, in the file's order, without empty lines.
 
     Args:
-        path: `.txt` (one entry a line); `.csv`, `.tsv`; `.json`: a list of strings like MetaCLIP's metadata.json, a
-            mapping of entries to sources like MetaCLIP 2's, or a mapping of languages to either; or a folder: WordNet's
-            with `data.noun`, `data.verb`, `data.adj` and `data.adv`, else one of `LANGUAGE.json`.
-        column: column of a csv or tsv with a header; default: the first column of a file without a header.
+        path: `.txt` (one entry a line), `.csv`, `.tsv` or `.json`, or a folder. JSON holds a list of strings like
+            MetaCLIP's metadata.json, a mapping of entries to sources like MetaCLIP 2's, or a mapping of languages to
+            either. A folder is WordNet's, with `data.noun`, `data.verb`, `data.adj` and `data.adv`, or has files named
+            `LANGUAGE.json`.
+        column: column of a csv or tsv with a header. The default is the first column of a file without a header.
         language: language of the entries of a file that has no languages.
 
     Raises:
-        UserError: the file is missing, of another format, or not what its name says.
+        UserError: the file is missing, is not in a supported format, or does not fit its suffix.
     """
     path = Path(path)
     if path.is_dir():
         return _read_folder(path, language)
     try:
         if path.suffix == ".json":
-            found = _read_json(path, language)
+            lists = _read_json(path, language)
         else:
-            found = {language: dict.fromkeys(_read_lines(path, column), path.name)}
+            lists = {language: dict.fromkeys(_read_lines(path, column), path.name)}
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file") from None
     except UserError:
         raise
     except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{path}: not readable as {path.suffix[1:]} in UTF-8: {error}") from None
-    for entries in found.values():
+    for entries in lists.values():
         entries.pop("", None)
-    return found
+    return lists
 
 
 def _read_folder(folder: Path, language: str) -> dict[str, dict[str, str]]:
     files = sorted(folder.glob("*.json"))
     if not files or (folder / WORDNET_FILES[0]).exists():
         return {language: wordnet_entries(folder)}
-    found: dict[str, dict[str, str]] = {}
+    lists: dict[str, dict[str, str]] = {}
     for file in files:
-        found |= read_lists(file, language=file.stem)
-    return found
+        lists |= read_lists(file, language=file.stem)
+    return lists
 
 
 def _read_json(path: Path, language: str) -> dict[str, dict[str, str]]:
@@ -80,17 +81,18 @@ def _read_json(path: Path, language: str) -> dict[str, dict[str, str]]:
     entries = _entries_of(content, path.name)
     if entries is not None:
         return {language: entries}
-    lists = {key: _entries_of(value, path.name) for key, value in content.items()} if isinstance(content, dict) else {}
-    found = {key: entries for key, entries in lists.items() if entries is not None}
-    if not found or len(found) < len(lists):
+    candidates = content.items() if isinstance(content, dict) else []
+    lists = {key: _entries_of(value, path.name) for key, value in candidates}
+    valid_lists = {key: entries for key, entries in lists.items() if entries is not None}
+    if not valid_lists or len(valid_lists) < len(lists):
         raise UserError(
             f"{path}: expected a JSON list of strings, a mapping of entries to sources, or of languages to either"
         )
-    return found
+    return valid_lists
 
 
 def _entries_of(content: Any, name: str) -> dict[str, str] | None:
-    """Return a list of strings, or a mapping of entries to sources, as the latter; None if it is neither."""
+    """Convert a list of strings, or a mapping of entries to sources, to entry -> source. Return None for others."""
     if isinstance(content, list) and all(isinstance(entry, str) for entry in content):
         return dict.fromkeys(content, name)
     if isinstance(content, dict) and content and all(isinstance(source, str) for source in content.values()):
@@ -110,11 +112,11 @@ def _read_lines(path: Path, column: str | None) -> Iterator[str]:
 def _read_table(path: Path, column: str | None) -> Iterator[str]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        place = 0
+        index = 0
         if column is not None:
             header = next(rows, [])
             if column not in header:
                 raise UserError(f"{path}: has no column {column!r}; choose from {', '.join(header)}")
-            place = header.index(column)
+            index = header.index(column)
         for row in rows:
-            yield row[place] if len(row) > place else ""
+            yield row[index] if len(row) > index else ""

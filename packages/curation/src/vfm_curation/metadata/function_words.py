@@ -1,7 +1,7 @@
 """Function words: articles, pronouns, auxiliaries, conjunctions, prepositions, particles, in some languages.
 
-They are the closed classes of each language's grammar, written down for this package in `function_words.json`. An entry
-that is one of them, or a bigram with one, says nothing about an image.
+They are the closed classes of each language's grammar, written down for this package in `function_words.json`. A
+function word, or a bigram that contains one, says nothing about an image.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ FILE = Path(__file__).with_suffix(".json")
 
 @functools.cache
 def word_lists() -> Mapping[str, frozenset[str]]:
-    """Return the function words of each language that has a list, in lower case."""
+    """Load the function words of each language that has a list, in lower case."""
     lists = json.loads(FILE.read_text(encoding="utf-8"))
     return {language: frozenset(" ".join(lines).split(" ")) for language, lines in lists.items()}
 
 
 def base_language(language: str) -> str:
-    """Return the code of a language without region and script: `en` for `en_GB`."""
+    """Strip region and script from a language code: `en_GB` gives `en`."""
     return language.lower().replace("_", "-").split("-")[0]
 
 
 def function_words(*languages: str) -> frozenset[str]:
-    """Return the function words of languages in lower case, by their codes with or without region.
+    """Look up the function words of languages in lower case, by their codes with or without region.
 
     There are none for a language without a list.
     """

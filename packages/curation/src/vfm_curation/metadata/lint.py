@@ -1,4 +1,4 @@
-"""Findings about an entry list: dead entries, strings left out, odd entries; as a table and as panels."""
+"""Find problems of an entry list (dead entries, strings left out, odd entries) and show them as table and panels."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Cells = list[str | float | int | None]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """An entry and what is wrong with it: it can never match (dead), was left out, or is odd but kept."""
+class EntryFinding:
+    """An entry and its problem: it can never match (dead), was left out, or is odd but kept."""
 
     language: str
     entry: str
@@ -34,29 +34,29 @@ class Finding:
     reason: str
 
 
-def lint(entries: EntryList) -> list[Finding]:
-    """Return all findings: dead, left out, odd, each in the order of the list."""
+def lint(entries: EntryList) -> list[EntryFinding]:
+    """Collect all findings: dead, left out, odd, each in the order of the list."""
     rows = list(entries)
     dead = dead_entries(entry for _, entry, _ in rows)
-    found = [Finding(*rows[index], "dead", reason) for index, reason in dead.items()]
-    found += [Finding(*row, "left out", reason) for row, reason in entries.left_out]
+    findings = [EntryFinding(*rows[index], "dead", reason) for index, reason in dead.items()]
+    findings += [EntryFinding(*row, "left out", reason) for row, reason in entries.left_out]
     alive = [row for index, row in enumerate(rows) if index not in dead]
-    return [*found, *_odd(alive)]
+    return [*findings, *_odd(alive)]
 
 
-def _odd(rows: Sequence[Row]) -> Iterator[Finding]:
+def _odd(rows: Sequence[Row]) -> Iterator[EntryFinding]:
     shared = {entry for language, entry, _ in rows if language == SHARED}
     for row in rows:
         language, entry, _ = row
         if "" in entry.split(" "):
-            yield Finding(*row, "odd", "a space too many: it matches only texts with the same space")
+            yield EntryFinding(*row, "odd", "a space too many: it matches only texts with the same space")
         elif not entry.strip(string.punctuation):
-            yield Finding(*row, "odd", "only punctuation")
+            yield EntryFinding(*row, "odd", "only punctuation")
         elif language != SHARED and entry in shared:
-            yield Finding(*row, "odd", "also an entry for any language: a text counts for both")
+            yield EntryFinding(*row, "odd", "also an entry for any language: a text counts for both")
 
 
-def save_findings(directory: Path, findings: Sequence[Finding]) -> None:
+def save_findings(directory: Path, findings: Sequence[EntryFinding]) -> None:
     """Write `lint.parquet`, one row for each finding."""
     fields = {"language": "language", "entry": "entry", "source": "source", "verdict": "kind", "reason": "reason"}
     columns = [pa.array([getattr(finding, name) for finding in findings], pa.string()) for name in fields.values()]
@@ -65,8 +65,8 @@ def save_findings(directory: Path, findings: Sequence[Finding]) -> None:
     )
 
 
-def metadata_panels(entries: EntryList, findings: Sequence[Finding]) -> list[Panel]:
-    """Return panels of the entries by source, by language if there are several, and of the findings."""
+def metadata_panels(entries: EntryList, findings: Sequence[EntryFinding]) -> list[Panel]:
+    """Build panels of the entries by source, by language if there are several, and of the findings."""
     by_source = Counter(source for _, _, source in entries)
     panels: list[Panel] = [
         BarsPanel(
@@ -78,7 +78,9 @@ def metadata_panels(entries: EntryList, findings: Sequence[Finding]) -> list[Pan
         panels.append(_by_language(entries, list(by_source)))
     dead = [finding for finding in findings if finding.kind == "dead"]
     if dead:
-        rows: list[Cells] = [[one.entry, one.language, one.source, one.reason] for one in dead[:NUM_SHOWN]]
+        rows: list[Cells] = [
+            [finding.entry, finding.language, finding.source, finding.reason] for finding in dead[:NUM_SHOWN]
+        ]
         note = f"{len(dead):,} of {len(entries):,} entries can never match; lint.parquet has all. The first ones:"
         columns = ["entry", "language", "source", "reason"]
         panels.append(TablePanel(title="Dead entries", note=note, order=20, columns=columns, rows=rows))
@@ -91,24 +93,23 @@ def metadata_panels(entries: EntryList, findings: Sequence[Finding]) -> list[Pan
 def _by_language(entries: EntryList, sources: list[str]) -> Panel:
     counts = Counter((language, source) for language, _, source in entries)
     totals = Counter(language for language, _, _ in entries)
-    rows: list[Cells] = [
-        [language or "any", total, *(counts[language, source] for source in sources)]
-        for language, total in totals.most_common(NUM_LANGUAGES)
-    ]
+    rows: list[Cells] = []
+    for language, total in totals.most_common(NUM_LANGUAGES):
+        rows.append([language or "any", total, *(counts[language, source] for source in sources)])
     note = f"{len(totals)} languages, those with most entries first."
     return TablePanel(
         title="Entries by language", note=note, order=15, columns=["language", "entries", *sources], rows=rows
     )
 
 
-def _left_out(findings: Sequence[Finding], num_beyond: int) -> Panel:
+def _left_out(findings: Sequence[EntryFinding], num_beyond: int) -> Panel:
     groups: dict[tuple[str, str, str], list[str]] = {}
-    for one in findings:
-        groups.setdefault((one.kind, one.source, one.reason), []).append(one.entry)
-    rows: list[Cells] = [
-        [kind, source, reason, len(found), ", ".join(entry[:40] for entry in found[:3])]
-        for (kind, source, reason), found in groups.items()
-    ]
+    for finding in findings:
+        groups.setdefault((finding.kind, finding.source, finding.reason), []).append(finding.entry)
+    rows: list[Cells] = []
+    for (kind, source, reason), entries in groups.items():
+        examples = ", ".join(entry[:40] for entry in entries[:3])
+        rows.append([kind, source, reason, len(entries), examples])
     if num_beyond:
         rows.append(["left out", None, "beyond the size", num_beyond])
     return TablePanel(

@@ -1,7 +1,7 @@
-"""Entries from the sources of `curation.metadata`: one function for each type, and the checks of some.
+"""Entries from the sources of `curation.metadata`: one function for each type, and checks for some types.
 
-A function takes the source's configuration, the context and a number of processes, and yields (language, entries):
-a mapping of each entry to the source that is written beside it, strongest first.
+Each function takes the source's configuration, the context and a number of processes. It yields (language, entries),
+where entries map each entry to the name of its source, strongest first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vfm_curation.metadata.counting import MAX_COUNTED, SpillingCounter
 from vfm_curation.metadata.files import read_lists
 from vfm_curation.metadata.function_words import base_language, function_words
 from vfm_curation.metadata.stages import (
-    Captions,
+    CaptionWords,
     Lists,
     Numbers,
     Pageviews,
@@ -38,7 +38,7 @@ Entries = tuple[str, Mapping[str, str]]
 CONTENT_PMI = 7.0  # bits: words that are together 128 times as often as by chance, such as "fire hydrant"
 
 
-def check_captions(source: Captions, ctx: Preflight) -> None:
+def check_captions(source: CaptionWords, ctx: Preflight) -> None:
     """Check that the pool has the languages, and that WordNet's files are readable."""
     if source.wordnet_folder:
         WordNetForms(source.wordnet_folder)
@@ -47,12 +47,12 @@ def check_captions(source: Captions, ctx: Preflight) -> None:
         pool.check_languages(source.languages or (), str(source.pool))
 
 
-def caption_entries(source: Captions, ctx: Context, workers: int) -> Iterator[Entries]:
+def caption_entries(source: CaptionWords, ctx: Context, workers: int) -> Iterator[Entries]:
     """Yield words by count, then bigrams by PMI, of captions."""
     pool = ctx.load(source.pool)
     pool.check_languages(source.languages or (), source.pool)
     languages = source.languages or pool.languages[:1]
-    found = {
+    vocabularies = {
         language: Vocabulary(
             tokenizer=source.tokenizer.build(language, prose=False),
             folder=ctx.work / "counts" / language,
@@ -64,12 +64,12 @@ def caption_entries(source: Captions, ctx: Context, workers: int) -> Iterator[En
     num_shards, num_texts = len(reader.shard_sizes), 0
     for shard in range(num_shards):
         texts = texts_of(reader, shard, on_bad=ctx.skip)
-        for language, vocabulary in found.items():
-            own = texts["text"].filter(pc.equal(texts["language"], language))
-            vocabulary.add(own.to_pylist())
-            num_texts += len(own)
+        for language, vocabulary in vocabularies.items():
+            texts_in_language = texts["text"].filter(pc.equal(texts["language"], language))
+            vocabulary.add(texts_in_language.to_pylist())
+            num_texts += len(texts_in_language)
         ctx.progress(shard + 1, num_shards, "shards", texts=num_texts)
-    num_words = sum(vocabulary.num_words for vocabulary in found.values())
+    num_words = sum(vocabulary.num_words for vocabulary in vocabularies.values())
     lists = {
         language: vocabulary.entries(
             source.size,
@@ -79,7 +79,7 @@ def caption_entries(source: Captions, ctx: Context, workers: int) -> Iterator[En
             min_pmi=_min_pmi(source),
             only=_content_words(source, language, ctx),
         )
-        for language, vocabulary in found.items()
+        for language, vocabulary in vocabularies.items()
     }
     if not any(lists.values()):
         raise UserError(f"{ctx.stage}: {_why_none(source, list(languages), num_texts, num_words, ctx)}")
@@ -89,13 +89,12 @@ def caption_entries(source: Captions, ctx: Context, workers: int) -> Iterator[En
         yield (language if source.languages or not writes_spaces(language) else ""), entries
 
 
-def _why_none(source: Captions, languages: list[str], num_texts: int, num_words: int, ctx: Context) -> str:
-    """Return why captions give no entries: none could be read, they are in another language, or there are too few."""
+def _why_none(source: CaptionWords, languages: list[str], num_texts: int, num_words: int, ctx: Context) -> str:
+    """Explain why captions give no entries: none were readable, they are in another language, or there are too few."""
     if not num_texts:
         bad = ", ".join(f"{count} x {reason}" for reason, count in ctx.bad.most_common(3))
-        return f"'{source.pool}' has no caption in {', '.join(map(repr, languages))}" + (
-            f" (skipped: {bad})" if bad else ""
-        )
+        reason = f"'{source.pool}' has no caption in {', '.join(map(repr, languages))}"
+        return f"{reason} (skipped: {bad})" if bad else reason
     kind = "content word" if source.words == "content" else "word"
     why = (
         f"no {kind} occurs {source.min_count} times in the captions of '{source.pool}' ({num_words} words in total);"
@@ -106,23 +105,25 @@ def _why_none(source: Captions, languages: list[str], num_texts: int, num_words:
     return why
 
 
-def _wordnet_of(source: Captions, language: str) -> Path | None:
+def _wordnet_of(source: CaptionWords, language: str) -> Path | None:
     return source.wordnet_folder if base_language(language) == "en" else None
 
 
-def _min_pmi(source: Captions) -> float:
+def _min_pmi(source: CaptionWords) -> float:
     if source.bigram_min_pmi is not None:
         return source.bigram_min_pmi
     return CONTENT_PMI if source.words == "content" else ABOVE_CHANCE
 
 
-def _content_words(source: Captions, language: str, ctx: Context) -> ContentWords | None:
-    """Return what decides which words of a language become entries; None if all do."""
+def _content_words(source: CaptionWords, language: str, ctx: Context) -> ContentWords | None:
+    """Create the filter that selects the content words of a language, or return None if all words become entries."""
     if source.words == "all":
         return None
     folder = _wordnet_of(source, language)
-    known = f"those that WordNet knows ({folder})" if folder else "words that are no function words"
-    if not folder and not function_words(language):
+    known = "words that are no function words"
+    if folder:
+        known = f"those that WordNet knows ({folder})"
+    elif not function_words(language):
         known = "all words, since there is no list of function words"
     ctx.log(f"content words{f' in {language}' if language else ''}: {known}")
     return ContentWords(language, WordNetForms(folder) if folder else None)
@@ -166,7 +167,7 @@ def wikipedia_entries(source: Wikipedia, ctx: Context, workers: int) -> Iterator
     """Yield words, then bigrams, of a Wikipedia or other running text."""
     tokenizer = source.tokenizer.build(source.language, prose=True)
     corpus = Corpus(tuple(map(Path, source.files())), bool(source.dump), source.language, source.tokenizer)
-    vocabulary = Vocabulary(tokenizer=tokenizer, folder=ctx.work / "counts" / corpus.made, resume=True)
+    vocabulary = Vocabulary(tokenizer=tokenizer, folder=ctx.work / "counts" / corpus.source_hash, resume=True)
     corpus.count(vocabulary, ctx, workers)
     words = vocabulary.top_words(source.unigram_min_count, share=source.unigram_share, limit=source.max_unigrams)
     pairs = vocabulary.top_pairs(

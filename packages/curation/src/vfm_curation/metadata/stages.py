@@ -23,7 +23,7 @@ from vfm.plugin import (
 from vfm_curation.metadata.tokenizer_parts import AutoTokenizer, TokenizerField
 from vfm_curation.runtime import CurationStage
 
-# Of Debian's and Fedora's packages, of WordNet's own installer, and of Homebrew.
+# Folders of Debian's and Fedora's packages, of WordNet's own installer, and of Homebrew.
 WORDNET_FOLDERS = (
     "/usr/share/wordnet", "/usr/share/wordnet-3.0/dict", "/usr/local/WordNet-3.0/dict", "/opt/homebrew/opt/wordnet/dict"
 )  # fmt: skip
@@ -48,17 +48,17 @@ class EntrySource(Part):
     checks: ClassVar[str] = ""
 
     def files(self) -> Iterable[str]:
-        """Return the outside files that the entries depend on."""
+        """List the outside files that the entries depend on."""
         return ()
 
     def preflight(self, ctx: Preflight) -> None:
-        """Check what can be known before anything runs."""
+        """Run the checks that are possible before any stage runs."""
         if self.checks:
             load_function(self.checks)(self, ctx)
 
 
 class CaptionSettings(Config):
-    """How entries are taken from captions."""
+    """Settings for taking entries from captions."""
 
     min_count: int = Field(5, ge=1, description="from captions: smallest number of occurrences of a word")
     bigram_min_count: int = Field(5, ge=1, description="from captions: smallest number of occurrences of a bigram")
@@ -89,7 +89,7 @@ class CaptionSettings(Config):
 
     @property
     def wordnet_folder(self) -> Path | None:
-        """The folder of WordNet's files for content words, if there is one."""
+        """Folder of WordNet's files for content words, or None."""
         if self.words == "all" or self.wordnet is None:
             return None
         if self.wordnet != "auto":
@@ -97,7 +97,7 @@ class CaptionSettings(Config):
         return next((folder for folder in map(Path, WORDNET_FOLDERS) if (folder / "index.noun").is_file()), None)
 
 
-class Captions(CaptionSettings, EntrySource):
+class CaptionWords(CaptionSettings, EntrySource):
     """Words and bigrams of captions."""
 
     type: Literal["captions"] = Field("captions", description="words and bigrams of captions")
@@ -105,10 +105,14 @@ class Captions(CaptionSettings, EntrySource):
     size: int | None = Field(None, ge=1, description="largest number of entries of each language")
 
     def files(self) -> Iterable[str]:
-        """Return WordNet's files, if they are used."""
+        """List WordNet's files, if they are used."""
         folder = self.wordnet_folder
-        names = (f"{form}" for kind in ("noun", "verb", "adj", "adv") for form in (f"index.{kind}", f"{kind}.exc"))
-        return [str(folder / name) for name in names] if folder else []
+        if not folder:
+            return []
+        paths: list[str] = []
+        for kind in ("noun", "verb", "adj", "adv"):
+            paths += [str(folder / f"index.{kind}"), str(folder / f"{kind}.exc")]
+        return paths
 
     work: ClassVar[str] = "vfm_curation.metadata.sources:caption_entries"
     checks: ClassVar[str] = "vfm_curation.metadata.sources:check_captions"
@@ -129,7 +133,7 @@ class Lists(EntrySource):
     checks: ClassVar[str] = "vfm_curation.metadata.sources:check_list"
 
     def files(self) -> Iterable[str]:
-        """Return the file."""
+        """List the file."""
         return [self.path]
 
 
@@ -158,7 +162,7 @@ class Pageviews(EntrySource):
     work: ClassVar[str] = "vfm_curation.metadata.sources:pageview_entries"
 
     def files(self) -> Iterable[str]:
-        """Return the hourly files."""
+        """List the hourly files."""
         return files.expand_paths(self.paths)
 
 
@@ -200,7 +204,7 @@ class Wikipedia(EntrySource):
         return self
 
     def files(self) -> Iterable[str]:
-        """Return the dumps or texts."""
+        """List the dumps or texts."""
         return files.expand_paths(self.dump or self.text or [])
 
 
@@ -209,7 +213,7 @@ class WordNet(EntrySource):
 
     type: Literal["wordnet"] = Field("wordnet", description="names of WordNet's synsets")
     path: str = Field(
-        description="folder with data.noun, data.verb, data.adj and data.adv, such as /usr/share/wordnet; or a .tab"
+        description="folder with data.noun, data.verb, data.adj and data.adv, such as /usr/share/wordnet, or a .tab"
         " file of the Open Multilingual Wordnet"
     )
     numbers: bool = Field(True, description='put "0" to "99" first, as in the paper')
@@ -219,7 +223,7 @@ class WordNet(EntrySource):
     checks: ClassVar[str] = "vfm_curation.metadata.sources:check_wordnet"
 
     def files(self) -> Iterable[str]:
-        """Return the folder or file."""
+        """List the folder or file."""
         return [self.path]
 
 
@@ -270,14 +274,14 @@ class BuildMetadata(CaptionSettings, CurationStage):
 
     @property
     def entry_sources(self) -> Sequence[EntrySource]:
-        """The sources of the entries, also those of the short forms `captions` and `path`."""
+        """Sources of the entries, including sources given by the short forms `captions` and `path`."""
         if self.captions:
             settings = self.model_dump(include=set(CaptionSettings.model_fields))
-            return [Captions(pool=self.captions, size=self.size, **settings)]
+            return [CaptionWords(pool=self.captions, size=self.size, **settings)]
         if self.path:
             return [Lists(path=self.path, column=self.column)]
         return self.merge or ()
 
     def sources(self) -> Iterable[str]:
-        """Return the files of all sources."""
+        """List the files of all sources."""
         return [file for source in self.entry_sources for file in source.files()]

@@ -12,7 +12,7 @@ from vfm.plugin import Part
 class Tokenizer(Part):
     """Tokenizer of the texts that entries are counted in.
 
-    `work` names a function `(config, language, *, prose) -> vfm_curation.metadata.tokenizers.Tokenizer`, with prose
+    `work` names a function `(config, language, *, prose) -> vfm_curation.metadata.tokenizers.WordSplitter`, with prose
     True for running text and False for captions; its words have no spaces. A recipe gives the type alone
     (`tokenizer: icu`), or a mapping with the fields of the type.
     """
@@ -45,13 +45,13 @@ class CharactersTokenizer(Tokenizer):
 
 
 class IcuTokenizer(Tokenizer):
-    """Split into ICU's words, which it finds by dictionaries; an extra."""
+    """Split into ICU's words, which it finds by dictionaries. Needs the extra `icu`."""
 
-    type: Literal["icu"] = Field("icu", description="ICU's words; an extra")
+    type: Literal["icu"] = Field("icu", description="ICU's words (needs an extra)")
 
 
 def _mapping(value: Any) -> Any:
     return {"type": value} if isinstance(value, str) else value
 
 
-TokenizerField = Annotated[Tokenizer, BeforeValidator(_mapping), PlainSerializer(lambda one: one.named)]
+TokenizerField = Annotated[Tokenizer, BeforeValidator(_mapping), PlainSerializer(lambda tokenizer: tokenizer.named)]

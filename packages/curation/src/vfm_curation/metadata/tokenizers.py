@@ -1,7 +1,7 @@
-"""Splits texts into words for counting; "" in the list of words is a break that no bigram crosses.
+"""Split texts into words for counting. An empty string in the list of words is a break that no bigram crosses.
 
-Four ways: `caption_words` like the matcher, `prose_words` for running text, `characters` and `icu_words` for languages
-written without spaces between words.
+There are four ways: `caption_words` splits like the matcher, `prose_words` is for running text, `characters` and
+`icu_words` are for languages written without spaces between words.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from vfm_curation.matching import tokenize
-from vfm_curation.metadata.tokenizer_parts import Tokenizer as TokenizerConfig
+from vfm_curation.metadata.tokenizer_parts import Tokenizer
 
 Split = Callable[[str], list[str]]
 BREAK = ""
@@ -36,8 +36,8 @@ _NO_SPACE = re.compile(
 
 
 @dataclass(frozen=True)
-class Tokenizer:
-    """How a text is split, and the string between the two words of a bigram entry."""
+class WordSplitter:
+    """Rule that splits a text, and the string between the two words of a bigram entry."""
 
     split: Split
     joiner: str = " "
@@ -48,22 +48,22 @@ class Tokenizer:
 
 
 def writes_spaces(language: str) -> bool:
-    """Return whether a language, by its code with or without region and script, is written with spaces."""
+    """Check whether a language, by its code with or without region and script, is written with spaces."""
     return re.split("[-_]", language.lower())[0] not in NO_SPACE_LANGUAGES
 
 
-def built_in(config: TokenizerConfig, language: str, *, prose: bool) -> Tokenizer:
-    """Return the tokenizer of this package that a configuration names; as `find_tokenizer`."""
+def built_in(config: Tokenizer, language: str, *, prose: bool) -> WordSplitter:
+    """Create the tokenizer of this package that a configuration names, as `find_tokenizer` does."""
     return find_tokenizer(config.type, language, prose=prose)
 
 
-def find_tokenizer(name: str, language: str, *, prose: bool) -> Tokenizer:
-    """Return the tokenizer of a name; `auto` means characters for languages without spaces, words for all others.
+def find_tokenizer(name: str, language: str, *, prose: bool) -> WordSplitter:
+    """Create a tokenizer by name. `auto` means characters for languages without spaces, and words for all others.
 
     Args:
         name: auto, words, characters or icu.
         language: language of the texts.
-        prose: True for running text; False for captions, whose words are the matcher's.
+        prose: True for running text, False for captions, which are split like the matcher splits them.
 
     Raises:
         ModuleNotFoundError: the name is icu and the extra `icu` is not installed.
@@ -71,21 +71,21 @@ def find_tokenizer(name: str, language: str, *, prose: bool) -> Tokenizer:
     if name == "auto":
         name = "words" if writes_spaces(language) else "characters"
     if name == "words":
-        return Tokenizer(prose_words if prose else caption_words)
+        return WordSplitter(prose_words if prose else caption_words)
     if name == "characters":
-        return Tokenizer(characters, joiner="")
+        return WordSplitter(characters, joiner="")
     import_module("icu4py.breakers")  # the extra `icu`; fail before any text is read
 
-    return Tokenizer(functools.partial(icu_words, language=language), joiner="")
+    return WordSplitter(functools.partial(icu_words, language=language), joiner="")
 
 
 def caption_words(text: str) -> list[str]:
-    """Return the matcher's tokens; tokens of only marks or ASCII punctuation are breaks, as are double spaces."""
+    """Split like the matcher. Tokens of only marks or ASCII punctuation become breaks, as do double spaces."""
     return [token if token.strip(string.punctuation) else BREAK for token in tokenize(text)]
 
 
 def prose_words(text: str) -> list[str]:
-    """Return the matcher's tokens without surrounding punctuation, which is a break; so is a line end."""
+    """Split like the matcher and strip punctuation around words. Punctuation and line ends become breaks."""
     return list(itertools.chain.from_iterable(map(_words_of_line, text.splitlines())))
 
 
@@ -132,18 +132,19 @@ def _characters_of(chunk: str) -> Iterator[str]:
 
 
 def icu_words(text: str, language: str) -> list[str]:
-    """Return words by ICU's dictionaries (Chinese, Japanese, Thai, Lao, Khmer, Burmese). A space is a break."""
+    """Split by ICU's dictionaries (Chinese, Japanese, Thai, Lao, Khmer, Burmese). A space is a break."""
     from icu4py.breakers import WordBreaker  # the extra `icu`
 
     words: list[str] = []
     for chunk in text.split():
-        pieces = [chunk[start:end] for start, end in WordBreaker(chunk, language or "en").segments()]
-        words += [BREAK if all(map(_is_mark, piece)) else piece for piece in pieces]
+        for start, end in WordBreaker(chunk, language or "en").segments():
+            piece = chunk[start:end]
+            words.append(BREAK if all(map(_is_mark, piece)) else piece)
         words.append(BREAK)
     return words
 
 
 @functools.lru_cache(1 << 16)
 def _is_mark(char: str) -> bool:
-    """Return whether a character is punctuation, a symbol, a separator or a control character."""
+    """Check whether a character is punctuation, a symbol, a separator or a control character."""
     return unicodedata.category(char)[0] in "PSZC"

@@ -1,7 +1,7 @@
 """Entries from texts: words by count, bigrams by pointwise mutual information (PMI).
 
 Sources: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1 for counts and PMI, appendix A.7 for
-metadata from the captions themselves; Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062), appendix, for `score`.
+metadata from the captions themselves. Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062), appendix, for `score`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vfm.plugin import store_files
 from vfm_curation.metadata.counting import MAX_COUNTED, SpillingCounter, by_strength, strongest
-from vfm_curation.metadata.tokenizers import BREAK, Tokenizer, caption_words
+from vfm_curation.metadata.tokenizers import BREAK, WordSplitter, caption_words
 from vfm_curation.shard_files import whole_file
 
 PairRank = Literal["pmi", "score"]
@@ -34,21 +34,22 @@ Floats = NDArray[np.float64]
 
 
 class Vocabulary:
-    """Counts the words of texts and the pairs of adjacent words. No pair crosses a break ("") of the tokenizer.
+    """Counter of the words of texts and of pairs of adjacent words. No pair crosses a break ("") of the tokenizer.
 
     Args:
         texts: texts to count at once.
-        tokenizer: splits texts; the default finds what the matcher finds in captions.
-        folder: where counts that exceed memory are written; None: all counts stay in memory.
-        max_counted: distinct words, and distinct pairs, in memory.
-        resume: continue from what `save` wrote to the folder, whose `progress` is restored; else the folder is emptied.
+        tokenizer: splits texts. The default gives the words that the matcher sees in captions.
+        folder: folder for counts that exceed memory. Without it, all counts stay in memory.
+        max_counted: largest number of distinct words, and of distinct pairs, in memory.
+        resume: continue from the counts that `save` wrote to the folder and restore `progress`. Without it, the folder
+            is emptied.
     """
 
     def __init__(
         self,
         texts: Iterable[str] = (),
         *,
-        tokenizer: Tokenizer = Tokenizer(caption_words),  # noqa: B008 - frozen
+        tokenizer: WordSplitter = WordSplitter(caption_words),  # noqa: B008 - frozen
         folder: Path | None = None,
         max_counted: int = MAX_COUNTED,
         resume: bool = False,
@@ -70,14 +71,14 @@ class Vocabulary:
             self.add_counts(*count_words(map(self.tokenizer, some)))
 
     def add_counts(self, words: Mapping[str, int], pairs: Mapping[str, int]) -> None:
-        """Add counts by `count_words`."""
+        """Add counts from `count_words`."""
         self.num_words += sum(words.values())
         self.words.add(words)
         self.pairs.add(pairs)
 
     @property
     def num_files(self) -> int:
-        """Number of files that counts were written to."""
+        """Number of files with counts."""
         return len(self.words.files) + len(self.pairs.files)
 
     def save(self, progress: Mapping[str, Any]) -> None:
@@ -90,19 +91,20 @@ class Vocabulary:
             part.write_text(json.dumps({"num_words": self.num_words, "progress": progress, **files}), encoding="utf-8")
 
     def top_words(self, min_count: int = 1, *, share: float = 1.0, limit: int | None = None) -> list[str]:
-        """Return words counted at least `min_count` times, most frequent first; see `SpillingCounter.top`."""
+        """Select words counted at least `min_count` times, most frequent first. See `SpillingCounter.top`."""
         return self.words.top(min_count, share=share, limit=limit)
 
     def top_pairs(
         self, min_count: int = 1, *, rank: PairRank = "pmi", min_pmi: float = ABOVE_CHANCE, limit: int | None = None
     ) -> list[str]:
-        """Return pairs as entries, strongest first, ties by the text.
+        """Select pairs as entries, strongest first. Ties are ordered by the text.
 
         Args:
             min_count: smallest count of a pair. PMI alone is highest for pairs that occur once.
-            rank: `pmi`: log2(count(ab) * N / (count(a) * count(b))), N being the number of words; `score`: MetaCLIP
-                2's (count + 1)^0.7 * (PMI - the 0.3 quantile of PMI over all distinct pairs), if positive.
-            min_pmi: smallest PMI of a pair in bits; only for `pmi`.
+            rank: `pmi` ranks by log2(count(ab) * N / (count(a) * count(b))), where N is the number of words. `score`
+                ranks by MetaCLIP 2's (count + 1)^0.7 * (PMI - the 0.3 quantile of PMI over all distinct pairs), and
+                takes positive scores only.
+            min_pmi: smallest PMI of a pair in bits, only for `pmi`.
             limit: largest number of pairs.
         """
         base = self._pmi_quantile(SCORE_QUANTILE) if rank == "score" else 0.0
@@ -130,16 +132,17 @@ class Vocabulary:
         min_pmi: float = ABOVE_CHANCE,
         only: Callable[[str], bool] | None = None,
     ) -> dict[str, str]:
-        """Return entries as entry -> source, "unigram" or "bigram", in order: all that qualify, or the best `size`.
+        """Select entries as entry -> source, "unigram" or "bigram", in order: all that qualify, or the best `size`.
 
-        Of `size` entries a fraction of `bigram_share` are pairs; if one kind has too few, the other fills up. `min_pmi`
-        is the smallest PMI of a pair in bits; `only` returns whether a word or pair may be an entry, None: all may.
+        A fraction `bigram_share` of `size` entries are pairs. If there are too few words or pairs, the others fill up.
+        `min_pmi` is the smallest PMI of a pair in bits. `only` returns whether a word or pair may be an entry. Without
+        it, all may.
         """
         limit = None if only is not None else size
         words = self.top_words(min_count, limit=limit)
         pairs = self.top_pairs(bigram_min_count, min_pmi=min_pmi, limit=limit)
         if only is not None:
-            words, pairs = (list(filter(only, found))[:size] for found in (words, pairs))
+            words, pairs = (list(filter(only, candidates))[:size] for candidates in (words, pairs))
         size = len(words) + len(pairs) if size is None else size
         num_pairs = min(len(pairs), max(round(size * bigram_share), size - len(words)))
         sources = dict.fromkeys(words[: size - num_pairs], "unigram")
@@ -156,7 +159,7 @@ class Vocabulary:
             yield table, np.round(np.log2(table["count"].to_numpy() * (self.num_words / both[:, 0]) / both[:, 1]), 9)
 
     def _pmi_quantile(self, share: float) -> float:
-        """Return a quantile of PMI over all distinct pairs, to a thousandth of a bit."""
+        """Compute a quantile of PMI over all distinct pairs, to a thousandth of a bit."""
         histogram = np.zeros(len(PMI_BINS) - 1, dtype=np.int64)
         for _, pmi in self._pairs_with_pmi():
             histogram += np.histogram(pmi, PMI_BINS)[0]
@@ -164,7 +167,7 @@ class Vocabulary:
 
 
 def _state(folder: Path | None, resume: bool) -> dict[str, Any]:
-    """Return what `Vocabulary.save` wrote to a folder; an empty state if there is none, or `resume` is False."""
+    """Read the state that `Vocabulary.save` wrote. The state is empty if there is none or `resume` is False."""
     file = folder and folder / STATE_FILE
     if file and file.exists() and resume:
         return store_files.read_record(file, "num_words", "progress", "words", "pairs")
@@ -175,6 +178,8 @@ def _state(folder: Path | None, resume: bool) -> dict[str, Any]:
 
 def count_words(texts: Iterable[list[str]]) -> tuple[Counter[str], Counter[str]]:
     """Count the words and the adjacent pairs ("a b") of tokenized texts, in which "" is a break."""
-    words = [word for text in texts for word in (*text, BREAK)]
+    words: list[str] = []
+    for text in texts:
+        words += [*text, BREAK]
     pairs = Counter(f"{first} {second}" for first, second in itertools.pairwise(words) if first and second)
     return Counter(filter(None, words)), pairs

@@ -1,8 +1,8 @@
-"""Files of Wikimedia, read as streams: articles of XML dumps, plain text of them, and hourly page views.
+"""Read files of Wikimedia as streams: articles of XML dumps, their plain text, and hourly page views.
 
 Neither a file nor its XML tree is ever whole in memory.
 
-Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1; Chuang et al. 2025, MetaCLIP 2
+Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1. Chuang et al. 2025, MetaCLIP 2
 (arXiv:2507.22062) for mobile views and the fraction of titles.
 """
 
@@ -29,7 +29,7 @@ OnRead = Callable[[int], None]  # called with the number of bytes of the file th
 
 @contextmanager
 def unpacked(path: Path) -> Iterator[tuple[BinaryStream, Callable[[], int]]]:
-    """Open a file, `.bz2` and `.gz` decompressed as they are read, with a function that returns the bytes read of it.
+    """Open a file and decompress `.bz2` and `.gz` as they are read. Also yield a function that counts the bytes read.
 
     Raises:
         UserError: the file ends early or is not what its name says.
@@ -72,7 +72,7 @@ def articles(path: Path, on_read: OnRead | None = None) -> Iterator[str]:
                 parts = {_local(part): part for part in element.iter()}
                 if "ns" not in parts:
                     raise UserError(f"{path}: a page has no <ns>; MediaWiki's formats before 0.6 are not supported")
-                # The text of the main slot: other contents of a revision, such as data about a file, have their own.
+                # The text of the main slot. Other contents of a revision, such as data about a file, have another path.
                 text = element.find("{*}revision/{*}text")
                 if parts["ns"].text == ARTICLES and "redirect" not in parts and text is not None:
                     yield text.text or ""
@@ -84,12 +84,12 @@ def articles(path: Path, on_read: OnRead | None = None) -> Iterator[str]:
 
 
 def _local(element: ElementTree.Element) -> str:
-    """Return the name of an element without its namespace."""
+    """Strip the namespace from the name of an element."""
     return element.tag.rpartition("}")[2]
 
 
 def lines(file: Path, on_read: OnRead | None = None) -> Iterator[bytes]:
-    """Yield lines of plain text, without the lines of WikiExtractor that begin and end an article."""
+    """Yield lines of plain text, except the lines of WikiExtractor that begin and end an article."""
     with unpacked(file) as (stream, tell):
         for line in _bounded(stream, file):
             if not line.startswith((b"<doc ", b"</doc>")):
@@ -118,11 +118,11 @@ def views_of_hour(
 ) -> Counter[str]:
     """Count the views of each title in one file, except titles with a colon, which belong to other namespaces.
 
-    A line is `domain title views bytes`: `en Main_Page 242 0`; `en.m` counts mobile readers.
+    A line is `domain title views bytes`, such as `en Main_Page 242 0`. The domain `en.m` counts mobile readers.
 
     Args:
-        file: an hourly file of Wikimedia, `pageviews-20180419-000000.gz`, or decompressed.
-        domain: the code of the Wikipedia, such as `en`.
+        file: hourly file of Wikimedia, `pageviews-20180419-000000.gz`, or decompressed.
+        domain: code of the Wikipedia, such as `en`.
         mobile: count views of the mobile site too.
         on_bad: called with (reason, where) for each line that cannot be used.
 

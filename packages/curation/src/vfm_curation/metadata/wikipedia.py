@@ -1,6 +1,6 @@
-"""Words and bigrams of a Wikipedia, counted from an XML dump or from plain text.
+"""Count words and bigrams of a Wikipedia from an XML dump or from plain text.
 
-Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1; Chuang et al. 2025, MetaCLIP 2
+Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1. Chuang et al. 2025, MetaCLIP 2
 (arXiv:2507.22062) for one Wikipedia for each language.
 """
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TextCounts:
-    """Words and bigrams of some texts, the number of texts, and the reasons why others could not be read."""
+    """Words and bigrams of some texts, the number of texts, and the reasons why others were unreadable."""
 
     words: Counter[str]
     pairs: Counter[str]
@@ -41,7 +41,7 @@ class TextCounts:
 
 @dataclass
 class Progress:
-    """How far a corpus has been counted: index of the current file, its texts, and texts of all files."""
+    """Progress through a corpus: index of the current file, its texts, and texts of all files."""
 
     file: int = 0
     texts: int = 0
@@ -51,7 +51,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Files of running text in one language; `.bz2` and `.gz` are decompressed as they are read."""
+    """Files of running text in one language. `.bz2` and `.gz` are decompressed as they are read."""
 
     files: tuple[Path, ...]
     wikitext: bool  # XML dumps, else plain text
@@ -59,8 +59,8 @@ class Corpus:
     tokenizer: Tokenizer = field(default_factory=AutoTokenizer)
 
     @property
-    def made(self) -> str:
-        """Hash of what the counts are made from."""
+    def source_hash(self) -> str:
+        """Hash of the files and settings that determine the counts."""
         stats = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
         return made_from(stats, self.wikitext, self.language, self.tokenizer.named, VERSION)
 
@@ -71,9 +71,10 @@ class Corpus:
         that were counted are read again, but not stripped and split.
 
         Args:
-            vocabulary: receives the counts; to resume it needs a folder of its own for this corpus, such as `made`.
+            vocabulary: receives the counts. To resume, it needs a separate folder for this corpus, such as one named
+                by `source_hash`.
             ctx: receives the progress and the texts that cannot be read.
-            workers: processes that strip and split; with fewer than 2, this process does.
+            workers: processes that strip and split texts. With fewer than 2, this process does.
 
         Raises:
             UserError: a file ends early, or is not what its name says.
@@ -84,9 +85,9 @@ class Corpus:
         for file in self.files[at.file :]:
             read = 0
 
-            def on_read(place: int) -> None:
+            def on_read(position: int) -> None:
                 nonlocal read
-                read = place
+                read = position
 
             texts: Iterator[str | bytes] = articles(file, on_read) if self.wikitext else lines(file, on_read)
             for counts in map_in_order(self.count_texts, _tasks(islice(texts, at.texts, None)), workers):
@@ -126,7 +127,7 @@ def check_wikitext_parser() -> None:
 
 
 def plain_text(wikitext: str) -> str:
-    """Return an article's text without templates, references, files and categories, links as their labels."""
+    """Convert wikitext to plain text: no templates, references, files and categories, links as their labels."""
     import mwparserfromhell  # the extra `wikipedia`
     from mwparserfromhell.nodes import Tag, Wikilink
 

@@ -1,4 +1,4 @@
-"""Entries from WordNet's database files: the names of its synsets, as in the paper.
+"""Read entries from WordNet's database files: the names of its synsets, as in the paper.
 
 Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1, table 1.
 """
@@ -16,7 +16,7 @@ NUMBERS = tuple(str(number) for number in range(100))
 
 
 def wordnet_entries(path: Path, *, numbers: bool = True) -> dict[str, str]:
-    """Return WordNet's synset names with the numbers "0" to "99", as in the paper: 86,654 entries from WordNet 3.0.
+    """Read WordNet's synset names and add the numbers "0" to "99", as in the paper: 86,654 entries from WordNet 3.0.
 
     The name of a synset is its first word in lower case, cut at the first dot, with spaces for `_`. Of a wordnet of
     another language all words are taken unchanged.
@@ -26,7 +26,7 @@ def wordnet_entries(path: Path, *, numbers: bool = True) -> dict[str, str]:
         numbers: put the numbers first.
 
     Raises:
-        UserError: a file is missing, or is not one of WordNet's.
+        UserError: a file is missing or is not a file of WordNet.
     """
     sources = dict.fromkeys(NUMBERS, "number") if numbers else {}
     files = [path] if path.suffix == ".tab" else [path / name for name in WORDNET_FILES]
@@ -52,7 +52,7 @@ def _names_of_synsets(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _words_of_tab(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the words of lines like `00001740-n TAB fra:lemma TAB entité`; others are definitions or examples."""
+    """Yield the words of lines like `00001740-n TAB fra:lemma TAB entité`. Others are definitions or examples."""
     for line in lines:
         columns = line.rstrip("\n").split("\t")
         if not line.startswith("#") and columns[1].rpartition(":")[2] == "lemma":

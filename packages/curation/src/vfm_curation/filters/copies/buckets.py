@@ -1,6 +1,6 @@
-"""Distributes rows over files on disk, so that rows that must be compared fit into memory together.
+"""Distribute rows over files on disk, so that rows that must be compared fit into memory together.
 
-The number of buckets grows with the rows, so the size of a bucket, and the memory, does not.
+The number of buckets grows with the rows, so the size of a bucket, and with it the memory, does not.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 ROWS_PER_BUCKET = 1 << 18
-BYTES_IN_MEMORY = 1 << 26  # of rows not yet written; in bytes, since a row may hold an embedding
+BYTES_IN_MEMORY = 1 << 26  # of rows to be written, in bytes since a row may hold an embedding
 
 
 def num_buckets(num_rows: int) -> int:
-    """Return the number of buckets for a number of rows."""
+    """Choose the number of buckets for a number of rows."""
     return max(1, math.ceil(num_rows / ROWS_PER_BUCKET))
 
 
 class Buckets:
-    """Tables of one schema, each row in the bucket of its number."""
+    """Tables of a schema, each row in the bucket of its number."""
 
     def __init__(self, folder: Path, number: int) -> None:
-        """Make the folder, with a file for each bucket: a sequence of Arrow streams."""
+        """Create the folder of the buckets. The file of a bucket is a sequence of Arrow streams."""
         folder.mkdir(parents=True)
         self.folder, self.number = folder, number
         self._waiting: list[pa.Table] = []
@@ -40,7 +40,7 @@ class Buckets:
             self._flush()
 
     def read(self, bucket: int) -> pa.Table | None:
-        """Return the rows of a bucket, in the order they were added; None if there are none."""
+        """Read the rows of a bucket in the order they were added. Return None if there are none."""
         self._flush()
         file = self.folder / str(bucket)
         if not file.exists():
@@ -54,7 +54,8 @@ class Buckets:
     def __iter__(self) -> Iterator[pa.Table]:
         """Yield the buckets that are not empty."""
         for bucket in range(self.number):
-            if (table := self.read(bucket)) is not None:
+            table = self.read(bucket)
+            if table is not None:
                 yield table
 
     def _flush(self) -> None:
@@ -70,7 +71,7 @@ class Buckets:
 
 
 class Dropped:
-    """Dropped units, added bucket by bucket and read shard by shard; a unit may be added more than once."""
+    """Dropped units, added bucket by bucket and read shard by shard. A unit may be added more than once."""
 
     def __init__(self, folder: Path, number: int, num_shards: int) -> None:
         self.buckets, self.num_shards = Buckets(folder, min(number, max(1, num_shards))), num_shards
@@ -80,10 +81,11 @@ class Dropped:
         self.buckets.add(table.select(["shard", "unit"]), self._bucket(table["shard"].to_numpy()))
 
     def passing(self, tables: Iterable[pa.Table]) -> Iterator[NDArray[np.bool_]]:
-        """Yield which units of each shard's table were not dropped; the tables are in the order of the shards."""
+        """Yield a mask for each shard's table: the units that were not dropped. Tables are in the order of shards."""
         group, dropped = -1, None
         for shard, table in enumerate(tables):
-            if (bucket := int(self._bucket(np.int64(shard)))) != group:
+            bucket = int(self._bucket(np.int64(shard)))
+            if bucket != group:
                 group, dropped = bucket, self.buckets.read(bucket)
             if dropped is None:
                 yield np.ones(len(table), dtype=np.bool_)

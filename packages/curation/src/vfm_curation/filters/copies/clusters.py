@@ -1,4 +1,4 @@
-"""Near pairs among unit vectors: k-means divides them, then each is compared with the earlier ones of its cluster."""
+"""Find near pairs of unit vectors: k-means divides them, then each is compared with earlier ones of its cluster."""
 
 # N vectors, K clusters, D width
 
@@ -20,11 +20,11 @@ EQUAL = 1 - 1e-6  # fp32 rounds the cosine of a vector with itself to a little l
 
 
 def spherical_kmeans(vectors: Tensor, num_clusters: int, seed: int) -> Tensor:
-    """Return centroids of unit length by cosine, (K, D), after ten rounds from vectors drawn by the seed.
+    """Compute centroids of unit length by cosine, (K, D), after ten rounds from vectors drawn by the seed.
 
     Args:
-        vectors: of unit length, (N, D); the draw depends on their order.
-        num_clusters: K, at most N.
+        vectors: vectors of unit length, (N, D). The draw depends on their order.
+        num_clusters: number of clusters K, at most N.
         seed: seed of the first centroids.
     """
     chosen = np.random.default_rng(seed).choice(len(vectors), num_clusters, replace=False)
@@ -38,43 +38,43 @@ def spherical_kmeans(vectors: Tensor, num_clusters: int, seed: int) -> Tensor:
 
 
 def nearest_centre(vectors: Tensor, centres: Tensor) -> Tensor:
-    """Return the index of the centroid with the largest cosine, (N,)."""
+    """Find the index of the centroid with the largest cosine, (N,)."""
     parts = [(block @ centres.T).argmax(dim=1) for block in torch.split(vectors, BLOCK)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
 
 
 def near_earlier(vectors: Tensor, min_cosine: float) -> NDArray[np.bool_]:
-    """Return whether the cosine with any earlier vector is at least `min_cosine`, (N,).
+    """Check whether each vector's cosine with any earlier vector is at least `min_cosine`, (N,).
 
     Cosines are computed in blocks, so memory grows with N, not with its square.
 
     Args:
-        vectors: of unit length, (N, D).
+        vectors: vectors of unit length, (N, D).
         min_cosine: smallest cosine of near vectors.
     """
-    found = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
+    is_near = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
     for start in range(0, len(vectors), BLOCK):
         block = vectors[start : start + BLOCK]
         for before in range(0, start + 1, BLOCK):
             near = block @ vectors[before : before + BLOCK].T >= min(min_cosine, EQUAL)  # (BLOCK, BLOCK)
             if before == start:
                 near = near.tril(diagonal=-1)
-            found[start : start + BLOCK] |= near.any(dim=1)
-    return found.cpu().numpy()
+            is_near[start : start + BLOCK] |= near.any(dim=1)
+    return is_near.cpu().numpy()
 
 
 def near_any(vectors: Tensor, references: Tensor, min_cosine: float) -> NDArray[np.bool_]:
-    """Return whether the cosine with any reference is at least `min_cosine`, (N,)."""
-    found = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
+    """Check whether each vector's cosine with any reference is at least `min_cosine`, (N,)."""
+    is_near = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
     for block in torch.split(references, BLOCK):
-        found |= (vectors @ block.T >= min(min_cosine, EQUAL)).any(dim=1)
-    return found.cpu().numpy()
+        is_near |= (vectors @ block.T >= min(min_cosine, EQUAL)).any(dim=1)
+    return is_near.cpu().numpy()
 
 
 def near_references(
     shards: Iterable[NDArray[np.float32]], references: NDArray[np.float32], min_cosine: float, runtime: Runtime
 ) -> Iterator[NDArray[np.bool_]]:
-    """Yield for each shard's vectors whether the cosine with any reference is at least `min_cosine`."""
+    """Yield a mask for each shard: vectors whose cosine with any reference is at least `min_cosine`."""
     device = prepare_device(runtime)
     on_device = torch.from_numpy(references).to(device)
     for vectors in shards:

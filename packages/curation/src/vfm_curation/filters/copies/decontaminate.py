@@ -16,26 +16,26 @@ Bools = NDArray[np.bool_]
 
 
 def clean_images(config: Decontaminate, run: FilterRun) -> Iterator[Bools]:
-    """Yield which images are not near to any image of the sets, by hash, and by embedding if a model is given."""
+    """Yield a mask of images that are far from all images of the sets, by hash and, with a model, by embedding."""
     is_near = _by_hash(config, run)
-    near = (is_near(table) for table in run.images())
+    near_masks = (is_near(table) for table in run.images())
     if not config.clip:
-        yield from (~one for one in near)
+        yield from (~mask for mask in near_masks)
         return
     # Only a model needs torch, which is the extra `clip`.
     from vfm_curation.filters.copies.clusters import near_references
 
     assert config.min_cosine
     vectors = np.concatenate([run.embeddings_of(dataset, config.clip) for dataset in config.against])
-    images = (found for _, found in run.embeddings(config.clip))
-    by_cosine = near_references(images, vectors, config.min_cosine, run.runtime)
-    yield from (~(one | other) for one, other in zip(near, by_cosine, strict=True))
+    images = (image_vectors for _, image_vectors in run.embeddings(config.clip))
+    cosine_masks = near_references(images, vectors, config.min_cosine, run.runtime)
+    yield from (~(by_hash | by_cosine) for by_hash, by_cosine in zip(near_masks, cosine_masks, strict=True))
 
 
 def _by_hash(config: Decontaminate, run: FilterRun) -> Callable[[pa.Table], Bools]:
-    """Return the function from a table of images to a mask of those near to an image of the sets.
+    """Create the function from a table of images to a mask of images that are near to an image of the sets.
 
-    Near is as for near duplicates: the hash of one image, or of a variant of it, and the other's own hash.
+    Near has the same meaning as for near duplicates: the hash of an image or its variants, and the other's hash.
     """
     sets = pa.concat_tables([run.hashes_of(dataset, config.columns) for dataset in config.against])
     hashes = sets["phash"].to_numpy()
@@ -47,8 +47,8 @@ def _by_hash(config: Decontaminate, run: FilterRun) -> Callable[[pa.Table], Bool
 
     def near(table: pa.Table) -> Bools:
         of_variants = plain.near(_flat(table)).reshape(-1, NUM_VARIANTS).any(axis=1)
-        found: Bools = of_variants | every.near(table["phash"].to_numpy())
-        return found
+        near_mask: Bools = of_variants | every.near(table["phash"].to_numpy())
+        return near_mask
 
     return near
 

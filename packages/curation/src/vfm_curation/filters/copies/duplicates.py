@@ -13,16 +13,17 @@ from vfm_curation.filters.run import FilterRun
 from vfm_curation.filters.stages import Duplicates
 
 Bools = NDArray[np.bool_]
-# Orders in which the first of several copies is the one to keep. Texts of one sample keep their own order; shard and
-# row decide only if several samples have the same uid.
+# Orders in which the first of several copies is the one to keep. Texts of a sample keep their own order. Shard and row
+# decide only if several samples have the same uid.
 BY_UID = (("uid", "ascending"), ("shard", "ascending"), ("unit", "ascending"))
 LARGEST_FIRST = (("pixels", "descending"), ("num_bytes", "descending"), *BY_UID)
 
 
 def first_copies(config: Duplicates, run: FilterRun) -> Iterator[Bools]:
-    """Yield which units have the smallest uid among equal ones.
+    """Yield a mask for each shard: the units with the smallest uid among equal ones.
 
-    Two passes: units into buckets by hash, so that equal ones meet, and the dropped ones back into the order of shards.
+    There are two passes: units go into buckets by hash, so that equal ones meet, and the dropped ones go back into the
+    order of shards.
     """
 
     def units() -> Iterator[pa.Table]:
@@ -47,7 +48,7 @@ def first_copies(config: Duplicates, run: FilterRun) -> Iterator[Bools]:
 def first_of_each(
     table: pa.Table, keys: list[str], order: Sequence[tuple[str, str]] = BY_UID
 ) -> tuple[pa.Table, pa.Table]:
-    """Return of the rows with equal keys the first in an order, and the others; both sorted by keys and that order."""
+    """Split rows into the first of each group with equal keys, and the others. Both are sorted by keys and order."""
     table = table.sort_by([*((key, "ascending") for key in keys), *order])
     columns = [table[key].to_numpy() for key in keys]
     later = np.zeros(len(table), dtype=np.bool_)

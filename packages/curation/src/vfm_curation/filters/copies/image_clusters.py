@@ -1,4 +1,4 @@
-"""Filter of images by clusters: those that contain an image of a given set."""
+"""Filter of images by clusters: it keeps clusters that contain an image of a reference set."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vfm_curation.filters.run import FilterRun
 
 
 def cluster_passes(config: ImageClusters, run: FilterRun) -> Iterator[NDArray[np.bool_]]:
-    """Yield which images are in a cluster to keep.
+    """Yield a mask for each shard: the images in a cluster to keep.
 
     Raises:
-        UserError: a file cannot be read or has another shape.
+        UserError: a file cannot be read or has a wrong shape.
     """
     centres = _centroids(config.centroids).to(prepare_device(run.runtime))
 
@@ -43,24 +43,24 @@ def cluster_passes(config: ImageClusters, run: FilterRun) -> Iterator[NDArray[np
 
 def _array(file: str) -> NDArray[np.generic]:
     try:
-        found: NDArray[np.generic] = np.load(Path(file), allow_pickle=False)
+        array: NDArray[np.generic] = np.load(Path(file), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{file}: not readable as npy: {error}") from None
-    return found
+    return array
 
 
 def _centroids(file: str) -> Tensor:
-    """Return centroids of unit length, (K, D)."""
-    found = _array(file)
-    if found.ndim != 2 or not len(found) or found.dtype.kind != "f":
-        raise UserError(f"{file}: expected floats of shape (clusters, width), got {found.dtype} {found.shape}")
-    return torch.nn.functional.normalize(torch.from_numpy(found.astype(np.float32)), dim=1)
+    """Read centroids and scale them to unit length, (K, D)."""
+    centres = _array(file)
+    if centres.ndim != 2 or not len(centres) or centres.dtype.kind != "f":
+        raise UserError(f"{file}: expected floats of shape (clusters, width), got {centres.dtype} {centres.shape}")
+    return torch.nn.functional.normalize(torch.from_numpy(centres.astype(np.float32)), dim=1)
 
 
 def _numbers(file: str, num_clusters: int) -> NDArray[np.integer]:
-    found = _array(file)
-    good = found.dtype.kind in "iu" and found.ndim == 1 and len(found) > 0
-    if not good or not 0 <= found.min() <= found.max() < num_clusters:
-        raise UserError(f"{file}: expected numbers of clusters from 0 to {num_clusters - 1}, got {found}")
-    numbers: NDArray[np.integer] = found.astype(np.int64)
+    stored = _array(file)
+    good = stored.dtype.kind in "iu" and stored.ndim == 1 and len(stored) > 0
+    if not good or not 0 <= stored.min() <= stored.max() < num_clusters:
+        raise UserError(f"{file}: expected numbers of clusters from 0 to {num_clusters - 1}, got {stored}")
+    numbers: NDArray[np.integer] = stored.astype(np.int64)
     return numbers

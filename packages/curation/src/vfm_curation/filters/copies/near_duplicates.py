@@ -1,6 +1,6 @@
 """Filter of images that look like another one, by perceptual hashes of each image and of its variants.
 
-Two images are near if the hash of one, or of a variant of it, is within the distance of the other's own hash. Near
+Two images are near if the first image's hash, or a variant's, is within the distance of the second image's hash. Near
 hashes agree on some choice of their blocks (see `block_masks`), so each hash is written once for each choice into
 buckets on disk, in which rows that agree meet.
 """
@@ -26,7 +26,7 @@ MANY_ROWS = 1000  # rows for each image, above which the user is warned of the c
 
 
 def distinct_images(config: NearDuplicates, run: FilterRun) -> Iterator[Bools]:
-    """Yield which images have no near image with more pixels, then with a larger file, then with a smaller uid."""
+    """Yield a mask of images without a better near image: more pixels, then a larger file, then a smaller uid."""
     ranks = _ranks(run)
     hashed = 1 + NUM_VARIANTS * config.variants
     masks = block_masks(config.max_distance, hashed * len(ranks))
@@ -56,16 +56,16 @@ def distinct_images(config: NearDuplicates, run: FilterRun) -> Iterator[Bools]:
 
 
 def _ranks(run: FilterRun) -> NDArray[np.int64]:
-    """Return the rank of each image in the order `LARGEST_FIRST`, 0 for the best, (num_images,)."""
+    """Compute the rank of each image in the order `LARGEST_FIRST`, 0 for the best, (num_images,)."""
     columns = ["width", "height", "num_bytes", "uid", "shard", "unit"]
     tables = [table.select(columns) for table in run.images()]
     table = pa.concat_tables(tables)
     pixels = table["width"].to_numpy().astype(np.int64) * table["height"].to_numpy()
-    found = np.empty(len(table), dtype=np.int64)
-    place = pa.array(np.arange(len(table)))
-    ordered = table.append_column("pixels", pa.array(pixels)).append_column("place", place).sort_by([*LARGEST_FIRST])
-    found[ordered["place"].to_numpy()] = np.arange(len(table))
-    return found
+    ranks = np.empty(len(table), dtype=np.int64)
+    index = pa.array(np.arange(len(table)))
+    ordered = table.append_column("pixels", pa.array(pixels)).append_column("index", index).sort_by([*LARGEST_FIRST])
+    ranks[ordered["index"].to_numpy()] = np.arange(len(table))
+    return ranks
 
 
 def _flat(lists: pa.ChunkedArray) -> Hashes:
@@ -76,7 +76,7 @@ def _flat(lists: pa.ChunkedArray) -> Hashes:
 def _add(
     buckets: Buckets, masks: Sequence[np.uint64], hashes: Hashes, ranks: NDArray[np.int64], *, plain: bool
 ) -> None:
-    """Add the hashes once for each mask, to the bucket of the blocks that the mask chooses."""
+    """Add the hashes once for each mask, to the bucket of the blocks that the mask selects."""
     for mask in masks:
         group = splitmix64((hashes & mask) ^ splitmix64(mask.reshape(1)))  # identifies the blocks and their content
         table = {"group": group, "hash": hashes, "rank": ranks, "plain": np.full(len(hashes), plain)}
@@ -84,39 +84,39 @@ def _add(
 
 
 def near_better(groups: Hashes, hashes: Hashes, ranks: NDArray[np.int64], plain: Bools, distance: int) -> Bools:
-    """Return which rows are near to a row of their group with a smaller rank, (N,).
+    """Check whether each row is near to a row of its group with a smaller rank, (N,).
 
     Args:
-        groups: ascending, (N,).
-        hashes: (N,).
-        ranks: of the images, ascending within a group, (N,).
-        plain: whether it is the hash of the image itself; two variants are not compared, (N,).
-        distance: bits that may differ.
+        groups: group of each row, ascending, (N,).
+        hashes: hash of each row, (N,).
+        ranks: rank of each row's image, ascending within a group, (N,).
+        plain: True for the hash of the image itself, False for a variant. Two variants are not compared, (N,).
+        distance: number of bits that may differ.
     """
     return _near_better(groups, hashes, ranks, plain, np.uint64(distance))
 
 
 @compiled
 def _near_better(groups: Hashes, hashes: Hashes, ranks: NDArray[np.int64], plain: Bools, distance: np.uint64) -> Bools:
-    found = np.zeros(len(groups), np.bool_)
+    is_near = np.zeros(len(groups), np.bool_)
     leaders = np.empty(len(groups), np.int64)  # the first row of each hash in the group
     num_leaders = 0
     for row in range(len(groups)):
         if row and groups[row] != groups[row - 1]:
             num_leaders = 0
         is_new = True
-        for place in range(num_leaders):
-            leader = leaders[place]
+        for position in range(num_leaders):
+            leader = leaders[position]
             if hashes[leader] == hashes[row] and plain[leader] == plain[row]:
                 is_new = False
             if not (plain[row] or plain[leader]) or ranks[leader] == ranks[row]:
                 continue
             if _num_bits(hashes[row] ^ hashes[leader]) <= distance:
-                found[row] = True
+                is_near[row] = True
         if is_new:
             leaders[num_leaders] = row
             num_leaders += 1
-    return found
+    return is_near
 
 
 @compiled

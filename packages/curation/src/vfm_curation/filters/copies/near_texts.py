@@ -1,6 +1,6 @@
 """Filter of texts that are nearly the same: MinHash finds candidates, which are then compared exactly.
 
-Signatures are computed by tasks, one for each shard; texts that agree on a band meet in buckets on disk.
+Signatures are computed by tasks, one for each shard. Texts that agree on a band meet in buckets on disk.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from vfm_curation.filters.list_filters import MINHASH_SEED, NearDuplicateTexts
 from vfm_curation.filters.remaining import Remaining
 from vfm_curation.filters.run import FilterRun
 from vfm_curation.filters.survivors import save_array, shard_file
-from vfm_curation.summaries import Summary
+from vfm_curation.summaries import TaskSummary
 
 Bands = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
 class BandsJob:
-    """What the tasks share."""
+    """Settings that the tasks share."""
 
     config: NearDuplicateTexts
     remaining: Remaining
@@ -38,7 +38,7 @@ class BandsJob:
 
 
 def distinct_texts(config: NearDuplicateTexts, run: FilterRun) -> Iterator[NDArray[np.bool_]]:
-    """Yield which texts are not near to a text with a smaller uid."""
+    """Yield a mask for each shard: the texts that are not near to a text with a smaller uid."""
     job = BandsJob(config, run.remaining, run.scratch / "bands")
     job.folder.mkdir(parents=True)
     for _ in run_shards(write_bands, job, range(run.num_shards), run.runtime):
@@ -57,16 +57,16 @@ def distinct_texts(config: NearDuplicateTexts, run: FilterRun) -> Iterator[NDArr
     yield from dropped.passing(run.texts())
 
 
-def write_bands(job: BandsJob, shard: int) -> Summary:
+def write_bands(job: BandsJob, shard: int) -> TaskSummary:
     """Write a hash of each band of each remaining text of a shard, (num_texts, bands)."""
     captions = job.remaining.texts(shard)["caption"].to_pylist()
     save_array(shard_file(job.folder, shard, "npy"), bands_of(captions, job.config))
-    return Summary(num_texts=len(captions))
+    return TaskSummary(num_texts=len(captions))
 
 
 def bands_of(texts: list[str], config: NearDuplicateTexts) -> Bands:
-    """Return the hash of each band of the texts' MinHash, (num_texts, bands); each band has its own hashes."""
-    found = np.empty((len(texts), config.bands), dtype=np.uint64)
+    """Hash each band of the texts' MinHash, (num_texts, bands). Each band has its own hashes."""
+    bands = np.empty((len(texts), config.bands), dtype=np.uint64)
     sets = ([run.encode("utf-8", "surrogatepass") for run in runs_of(text, config.ngram)] for text in texts)
     signatures = MinHash.generator(sets, num_perm=config.bands * config.rows, seed=MINHASH_SEED)
     for text, signature in enumerate(signatures):
@@ -74,34 +74,34 @@ def bands_of(texts: list[str], config: NearDuplicateTexts) -> Bands:
         state = splitmix64(np.arange(config.bands, dtype=np.uint64))
         for column in values.T:
             state = splitmix64(state ^ column)
-        found[text] = state
-    return found
+        bands[text] = state
+    return bands
 
 
 def runs_of(text: str, ngram: int) -> frozenset[str]:
-    """Return the runs of characters of a text in lower case with single spaces; the text itself if it is short."""
+    """Collect the character runs of a text in lower case with single spaces. A short text is its only run."""
     text = " ".join(text.casefold().split())
     return frozenset(text[start : start + ngram] for start in range(max(1, len(text) - ngram + 1)))
 
 
 def near_first(table: pa.Table, config: NearDuplicateTexts) -> NDArray[np.bool_]:
-    """Return which texts are near to an earlier text of their group that is not near to one itself, (N,).
+    """Mark near-duplicates: texts similar to an earlier text of their group that was not marked, (N,).
 
     Args:
-        table: columns `group`, ascending, and `caption`, (N,).
-        config: the smallest similarity, and the runs.
+        table: table with the columns `group`, ascending, and `caption`, (N,).
+        config: smallest similarity, and length of runs.
     """
     runs = functools.lru_cache(1 << 14)(lambda text: runs_of(text, config.ngram))
-    found, leaders, last = np.zeros(len(table), dtype=np.bool_), list[str](), None
+    is_near, leaders, last = np.zeros(len(table), dtype=np.bool_), list[str](), None
     for row, (group, text) in enumerate(zip(table["group"].to_pylist(), table["caption"].to_pylist(), strict=True)):
         if group != last:
             leaders, last = [], group
-        found[row] = any(similarity(runs(text), runs(other)) >= config.min_similarity for other in leaders)
-        if not found[row]:
+        is_near[row] = any(similarity(runs(text), runs(other)) >= config.min_similarity for other in leaders)
+        if not is_near[row]:
             leaders.append(text)
-    return found
+    return is_near
 
 
-def similarity(one: frozenset[str], other: frozenset[str]) -> float:
-    """Return the Jaccard similarity of two sets."""
-    return len(one & other) / len(one | other)
+def similarity(first: frozenset[str], second: frozenset[str]) -> float:
+    """Compute the Jaccard similarity of two sets."""
+    return len(first & second) / len(first | second)

@@ -18,13 +18,13 @@ from vfm_curation.filters.copies.clusters import near_earlier, nearest_centre, s
 from vfm_curation.filters.model_filters import IMAGES_PER_CLUSTER, MAX_CLUSTERS, SemanticDuplicates
 from vfm_curation.filters.run import FilterRun
 
-SAMPLES = 32  # for each cluster, that k-means learns from
+SAMPLES = 32  # for each cluster, as training data of k-means
 
 
 def distinct_images(config: SemanticDuplicates, run: FilterRun) -> Iterator[NDArray[np.bool_]]:
-    """Yield which images have no near image with a smaller uid in their cluster.
+    """Yield a mask for each shard: the images without a near image of smaller uid in their cluster.
 
-    Images go into a bucket for each cluster, and the dropped ones back into the order of shards.
+    Images go into a bucket for each cluster, and the dropped ones go back into the order of shards.
     """
     num_images = run.num_units("image")
     dropped = Dropped(run.scratch / "dropped", num_buckets(num_images), run.num_shards)
@@ -43,7 +43,7 @@ def distinct_images(config: SemanticDuplicates, run: FilterRun) -> Iterator[NDAr
 
 
 def _centres(config: SemanticDuplicates, run: FilterRun, num_images: int) -> Tensor:
-    """Return centroids by k-means, (K, D), on a sample of about SAMPLES images for each cluster, in order of uids."""
+    """Compute centroids by k-means, (K, D), on a sample of about SAMPLES images for each cluster, in order of uids."""
     num_clusters = config.clusters or min(MAX_CLUSTERS, math.ceil(num_images / IMAGES_PER_CLUSTER))
     share = SAMPLES * num_clusters / max(1, num_images)
     parts = []
@@ -59,7 +59,7 @@ def _centres(config: SemanticDuplicates, run: FilterRun, num_images: int) -> Ten
 
 
 def _vectors(table: pa.Table) -> Tensor:
-    """Return the column `vector` as float32, (N, D)."""
+    """Convert the column `vector` to float32, (N, D)."""
     width = table.schema.field("vector").type.list_size
     flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return torch.from_numpy(flat.copy()).view(-1, width)

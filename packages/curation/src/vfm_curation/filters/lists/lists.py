@@ -1,4 +1,4 @@
-"""Filters by lists of the user: hosts, words and uids. Each process reads a list once."""
+"""Filters by the user's own lists: hosts, words and uids. Each process reads a list once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_SPACES = re.compile("[\u2e80-\u9fff\uf900-\ufaff\u0e00-\u0fff\u1000-\u109f\u1
 
 
 def read_list(path: str) -> list[str]:
-    """Return the items of a list: its lines without comments and empty ones.
+    """Read the items of a list: its lines without comments and empty ones.
 
     Raises:
         UserError: the file is missing, is not text, or has no items.
@@ -33,20 +33,22 @@ def read_list(path: str) -> list[str]:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected text in UTF-8: {error}") from None
-    if not (found := [line for line in lines if line and not line.startswith("#")]):
+    items = [line for line in lines if line and not line.startswith("#")]
+    if not items:
         raise UserError(f"{path}: expected one item a line, got an empty list")
-    return found
+    return items
 
 
 def url_passes(config: BlockedUrls, table: pa.Table) -> Bools:
-    """Check the column `address`."""
+    """Check the column `address` against the blocked hosts and folders."""
     hosts, folders = _blocked_urls(config.path)
-    return np.array([not (url and _is_blocked(url, hosts, folders)) for url in table["address"].to_pylist()], np.bool_)
+    urls = table["address"].to_pylist()
+    return np.array([not (url and _is_blocked(url, hosts, folders)) for url in urls], np.bool_)
 
 
 @functools.lru_cache(maxsize=4)
 def _blocked_urls(path: str) -> tuple[frozenset[str], dict[str, tuple[str, ...]]]:
-    """Return the blocked hosts, and the blocked beginnings of paths by host."""
+    """Read the blocked hosts, and the blocked beginnings of paths by host."""
     hosts, folders = set[str](), dict[str, list[str]]()
     for line in read_list(path):
         first, *others = line.split("#")[0].split()
@@ -57,20 +59,20 @@ def _blocked_urls(path: str) -> tuple[frozenset[str], dict[str, tuple[str, ...]]
                 folders.setdefault(host, []).append(slash + folder)
             else:
                 hosts.add(host)
-    return frozenset(hosts), {host: tuple(found) for host, found in folders.items()}
+    return frozenset(hosts), {host: tuple(beginnings) for host, beginnings in folders.items()}
 
 
 def _is_blocked(url: str, hosts: frozenset[str], folders: dict[str, tuple[str, ...]]) -> bool:
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").rstrip(".")
-    except ValueError:  # no URL at all
+    except ValueError:  # not a URL
         return False
     return any(name in hosts or parts.path.startswith(folders.get(name, ("\0",))) for name in _parents(host))
 
 
 def _parents(host: str) -> Iterator[str]:
-    """Yield a host and the domains that it is in: a.b.org, b.org, org."""
+    """Yield a host and the domains that contain it: a.b.org, b.org, org."""
     yield host
     while "." in host:
         host = host.partition(".")[2]
@@ -78,20 +80,20 @@ def _parents(host: str) -> Iterator[str]:
 
 
 def word_passes(config: BlockedWords, table: pa.Table) -> Bools:
-    """Check the column `caption`."""
+    """Check the column `caption` against the blocked words."""
     phrases, parts, longest = _blocked_words(config.path)
 
     def passes(text: str) -> bool:
         text = text.casefold()
-        found = {part for part in parts if part in text} | runs_in(words_of(text), phrases, longest)
-        return len(found) <= config.max_count
+        blocked_parts = {part for part in parts if part in text}
+        return len(blocked_parts | runs_in(words_of(text), phrases, longest)) <= config.max_count
 
     return np.array([passes(text) for text in table["caption"].to_pylist()], dtype=np.bool_)
 
 
 @functools.lru_cache(maxsize=4)
 def _blocked_words(path: str) -> tuple[frozenset[str], tuple[str, ...], int]:
-    """Return the phrases of words, the items that match anywhere, and the number of words of the longest phrase."""
+    """Read the phrases of words, the items that match anywhere, and the number of words of the longest phrase."""
     items = [item.casefold() for item in read_list(path)]
     phrases = {" ".join(words_of(item)) for item in items if not NO_SPACES.search(item)} - {""}
     longest = max((phrase.count(" ") + 1 for phrase in phrases), default=0)
@@ -99,20 +101,19 @@ def _blocked_words(path: str) -> tuple[frozenset[str], tuple[str, ...], int]:
 
 
 def uid_passes(config: Uids, table: pa.Table) -> Bools:
-    """Check the column `uid`."""
+    """Check the column `uid` against the list."""
     return are_listed(table["uid"], read_uids(config.path))
 
 
 def words_of(text: str) -> list[str]:
-    """Return the runs of letters and digits of a text; an apostrophe within a word belongs to it."""
+    """Find the runs of letters and digits of a text. An apostrophe within a word belongs to it."""
     return re.findall(r"\w+(?:['’]\w+)*", text)
 
 
 def runs_in(words: list[str], phrases: frozenset[str], longest: int) -> set[str]:
-    """Return the phrases among the runs of up to `longest` words."""
-    runs = (
-        " ".join(words[start : start + length])
-        for length in range(1, longest + 1)
-        for start in range(len(words) - length + 1)
-    )
-    return {run for run in runs if run in phrases}
+    """Find the phrases among the runs of up to `longest` words."""
+    matched_phrases: set[str] = set()
+    for length in range(1, longest + 1):
+        runs = (" ".join(words[start : start + length]) for start in range(len(words) - length + 1))
+        matched_phrases.update(run for run in runs if run in phrases)
+    return matched_phrases

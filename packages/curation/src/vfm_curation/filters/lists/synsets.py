@@ -1,4 +1,4 @@
-"""Filter of texts by WordNet's synsets: one of its nouns must have its first sense among those given."""
+"""Filter of texts by WordNet's synsets: a noun of the text must have its first sense in the list."""
 
 from __future__ import annotations
 
@@ -16,25 +16,30 @@ from vfm_curation.filters.list_filters import Synsets
 from vfm_curation.filters.lists.lists import read_list, words_of
 
 LONGEST = 4  # words of a noun, such as `great white shark`
-# WordNet's rules for plural nouns; a form counts if it is a noun of its index.
+# WordNet's rules for plural nouns. A form counts if it is a noun of its index.
 ENDINGS = (("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"),
            ("ies", "y"))  # fmt: skip
 
 
 def synset_passes(config: Synsets, table: pa.Table) -> NDArray[np.bool_]:
-    """Check the column `caption`."""
+    """Check the nouns of the column `caption`."""
     wanted, all_nouns = _wanted_nouns(config.path, config.wordnet)
 
     def passes(text: str) -> bool:
         words = words_of(text.casefold())
-        runs = ("_".join(words[i : i + k]) for k in range(1, LONGEST + 1) for i in range(len(words) - k + 1))
-        return any(next(filter(all_nouns.__contains__, _forms(run)), None) in wanted for run in runs)
+        for length in range(1, LONGEST + 1):
+            for start in range(len(words) - length + 1):
+                run = "_".join(words[start : start + length])
+                noun = next(filter(all_nouns.__contains__, _forms(run)), None)
+                if noun in wanted:
+                    return True
+        return False
 
     return np.array([passes(text) for text in table["caption"].to_pylist()], dtype=np.bool_)
 
 
 def _forms(word: str) -> Iterator[str]:
-    """Yield a word and what may be its singular."""
+    """Yield a word and its possible singular forms."""
     yield word
     for ending, single in ENDINGS:
         if word.endswith(ending):
@@ -43,7 +48,7 @@ def _forms(word: str) -> Iterator[str]:
 
 @functools.lru_cache(maxsize=2)
 def _wanted_nouns(path: str, wordnet: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the nouns whose first sense is among the synsets, and all nouns."""
+    """Read the nouns whose first sense is among the synsets, and all nouns."""
     offsets, index = set(map(_offset, read_list(path))), Path(wordnet) / "index.noun"
     wanted, all_nouns = set[str](), set[str]()
     try:
@@ -65,8 +70,8 @@ def _wanted_nouns(path: str, wordnet: str) -> tuple[frozenset[str], frozenset[st
 
 
 def _offset(item: str) -> str:
-    """Return the offset of a WordNet ID: n02084071, or the number alone."""
-    found = re.fullmatch(r"n?(\d{8})", item.split()[0])
-    if not found:
+    """Extract the offset from a WordNet ID: n02084071, or the number alone."""
+    offset = re.fullmatch(r"n?(\d{8})", item.split()[0])
+    if not offset:
         raise UserError(f"synsets: expected a WordNet ID such as n02084071, got {item!r}")
-    return found[1]
+    return offset[1]
