@@ -1,4 +1,4 @@
-"""Tell content words and names in captions from words that say nothing about an image.
+"""Separate content words and names in captions from words that say nothing about an image.
 
 English content words are names and the words that WordNet knows in some form, where its files are installed. In other
 languages, and without WordNet, all words count except function words.
