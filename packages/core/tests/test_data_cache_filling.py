@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vfm.base import UserError
-from vfm.data import Crops, MakeCrops, SampleDraw, fill_cache
+from vfm.data import MakeCrops, SampleCrops, SampleDraw, fill_cache
 from vfm.data.index.source import open_dataset
 from vfm.data.loading.sample_cache import CACHE_FOLDER, CachedTensors, CacheWriter
 from vfm.data.loading.transforms import ImageTransform
@@ -35,7 +35,7 @@ def pool(tmp_path: Path) -> Pool:
     return ShapesPool(name="pool", num_samples=10, samples_per_shard=10, world=world).run(context(tmp_path / "pool"))
 
 
-def colours(crops: Crops) -> Tensor:
+def colours(crops: SampleCrops) -> Tensor:
     """Return the mean colour of each crop, as a model of three channels."""
     return crops.images.double().mean(dim=(3, 4))
 
