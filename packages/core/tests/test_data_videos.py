@@ -264,7 +264,7 @@ def test_files_of_one_name_in_two_classes_are_named_when_a_union_leaves_them_out
     union = config.run(Context("u", folder, folder, {"a": part}, events.append))
     assert union.num_samples == 2
     (warning,) = [event.data["message"] for event in events if event.type == "warning"]
-    assert warning.startswith("u: a: 1 of its videos have the id of another one of it, such as '001'")
+    assert warning.startswith("u: a: 1 of its videos have the id of another video, such as '001'")
 
 
 @pytest.mark.parametrize(

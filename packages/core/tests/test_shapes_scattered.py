@@ -134,7 +134,7 @@ def test_federated_labels_name_what_was_checked(tmp_path: Path) -> None:
 def test_federate_keeps_at_least_one_object_of_a_labelled_class() -> None:
     for seed in range(50):
         found = federate([4, 4, 4, 7], 9, np.random.default_rng(seed))
-        labels = {[4, 4, 4, 7][place] for place in found.kept}
+        labels = {[4, 4, 4, 7][place] for place in found.annotated}
         assert set(found.not_exhaustive) <= labels
         assert not {4, 7} & set(found.negatives)
 

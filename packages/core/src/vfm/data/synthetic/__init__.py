@@ -1,4 +1,4 @@
-"""The synthetic world: images of coloured shapes with captions, classes and pairs, so that a recipe needs no download.
+"""The synthetic world: images of coloured shapes with captions, classes and pairs, so that recipes need no download.
 
-Its functions are pure: each sample depends on the world's configuration, a seed and the sample's number only.
+All functions are pure: a sample depends only on the world's configuration, a seed and the sample's number.
 """

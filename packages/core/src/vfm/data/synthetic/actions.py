@@ -1,6 +1,6 @@
-"""Actions of the moving world: a quantity that moves along a circle, forwards or backwards.
+"""Actions of the moving world: a quantity moves along a circle, forwards or backwards.
 
-The circle makes every state equally likely at every time, in both directions: an action cannot be read from any frame.
+On a circle every state is equally likely at every time, in both directions, so no single frame reveals the action.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ PAIRS: tuple[tuple[Action, Action], ...] = (
     ("right", "left"), ("down", "up"), ("grow", "shrink"), ("turn right", "turn left"), ("appear", "vanish"),
 )  # fmt: skip
 """Forwards and backwards along one circle."""
-REVERSED: dict[Action, Action] = {one: other for pair in PAIRS for one, other in (pair, pair[::-1])}
+REVERSED: dict[Action, Action] = dict(PAIRS) | {second: first for first, second in PAIRS}
 
 
 def quantity_of(action: Action) -> tuple[int, int]:
-    """Return the number of an action's quantity in `PAIRS`, and its direction, 1 or -1."""
+    """Find the number of an action's quantity in `PAIRS`, and its direction, 1 or -1."""
     number = next(number for number, pair in enumerate(PAIRS) if action in pair)
-    return number, 1 if PAIRS[number][0] == action else -1
+    direction = 1 if PAIRS[number][0] == action else -1
+    return number, direction
 
 
 def turning_shapes(shapes: Iterable[Shape]) -> tuple[Shape, ...]:
-    """Return the shapes whose turn is visible."""
+    """Select the shapes whose rotation is visible."""
     return tuple(shape for shape in shapes if shape in DIRECTED)

@@ -1,7 +1,7 @@
-"""Web-like captions of an image: some describe part of the scene, possibly wrongly, others do not describe it at all.
+"""Web-like captions of an image. Some describe part of the scene, possibly wrongly, others do not describe it at all.
 
 A true caption always names colour and shape, and each other attribute in a fraction of cases that the world sets. The
-article "a" is not a count: a caption without the count says "a red star" of three stars too, as class names do.
+article "a" is not a count: like class names, a caption without the count says "a red star" even for three stars.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PHRASES: dict[Attribute, dict[Value, str]] = {
     },
     "presence": {"alone": "alone", "dot": "with a dot", "frame": "in a frame"},
 }  # fmt: skip
-"""Values that are phrases after the noun; all others are adjectives before it, unchanged or as in ADJECTIVES."""
+"""Values that are phrases after the noun. All others are adjectives before it, unchanged or as in ADJECTIVES."""
 ADJECTIVES: dict[Value, str] = {"outline": "outlined"}
 BEFORE: tuple[Attribute, ...] = ("size", "state", "texture", "structure")
 AFTER: tuple[Attribute, ...] = ("structure", "orientation", "position", "presence")
@@ -65,7 +65,7 @@ CaptionKind = Literal["true", "file_name", "boilerplate", "unrelated", "foreign"
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and its content: `named` maps attributes to the values that the text names, right or wrong."""
+    """A caption and its content. `named` maps attributes to the values in the text, right or wrong."""
 
     text: str
     kind: CaptionKind
@@ -74,7 +74,7 @@ class Caption:
 
 
 def describe(shape: Shape, colour: Colour, named: Mapping[Attribute, Value]) -> str:
-    """Return English for a shape, a colour and named attributes: "two big red stars pointing up on the left"."""
+    """Describe a shape, a colour and named attributes in English: "two big red stars pointing up on the left"."""
     words = [_adjective(named[name]) for name in BEFORE if name in named and named[name] not in PHRASES.get(name, {})]
     words += [colour, shape]
     number = named.get("count")
@@ -82,7 +82,8 @@ def describe(shape: Shape, colour: Colour, named: Mapping[Attribute, Value]) -> 
         words.insert(0, "an" if words[0][0] in "aeiou" else "a")
     else:
         words.insert(0, NUMBERS[number])
-        words[-1] += "" if number == 1 else "es" if shape.endswith("s") else "s"
+        if number != 1:
+            words[-1] += "es" if shape.endswith("s") else "s"
     words += [PHRASES[name][named[name]] for name in AFTER if name in named and named[name] in PHRASES[name]]
     return " ".join(words)
 
@@ -92,7 +93,7 @@ def _adjective(value: Value) -> str:
 
 
 def statement(scene: Scene, pattern: Pattern) -> str:
-    """Return a true statement of one attribute of a scene, or of its colour, without "a photo of"."""
+    """Write a true statement of an attribute of a scene, or of its colour, without "a photo of"."""
     if pattern == "colour":
         return describe(scene.shape, scene.colour, {})
     value = scene.value(pattern)
@@ -102,10 +103,10 @@ def statement(scene: Scene, pattern: Pattern) -> str:
 
 def sample_caption(world: World, scene: Scene, rng: np.random.Generator, *, language: Language = "en") -> Caption:
     """Draw a web-like caption of the scene: noise, another language, or a true caption, by the world's fractions."""
-    place = rng.random()
-    if place < world.noise_share:
+    draw = rng.random()
+    if draw < world.noise_share:
         return _noise(rng, language)
-    if place < world.noise_share + world.foreign_share:
+    if draw < world.noise_share + world.foreign_share:
         others = [other for other in LANGUAGES if other != language]
         return true_caption(world, scene, rng, language=_pick(rng, others), kind="foreign")
     return true_caption(world, scene, rng, language=language)
@@ -114,7 +115,7 @@ def sample_caption(world: World, scene: Scene, rng: np.random.Generator, *, lang
 def true_caption(
     world: World, scene: Scene, rng: np.random.Generator, *, language: Language = "en", kind: CaptionKind = "true"
 ) -> Caption:
-    """Draw a caption that names colour and shape; in English also attributes, by the world's fractions.
+    """Draw a caption that names colour and shape, and in English also attributes, by the world's fractions.
 
     `language` is the language of the text, which may differ from the caption's label.
     """

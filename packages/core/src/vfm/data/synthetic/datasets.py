@@ -1,4 +1,4 @@
-"""Work of `shapes.pool`, `shapes.classes` and `shapes.choices`: samples written to tars and parquet."""
+"""Work of `shapes.pool`, `shapes.classes` and `shapes.choices`: draw samples and write them to tars and parquet."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ class Rendered(Protocol):
 
     @property
     def key(self) -> str:
-        """Name of its files."""
+        """Name of the files."""
         ...
 
     def members(self) -> dict[str, bytes]:
-        """Return its files by extension."""
+        """Encode the files, by extension."""
         ...
 
 
 Render = Callable[[World, int, int, int], Iterator[Rendered]]
-"""Yields the samples of a world and a seed from a first number to a last one."""
-PAIRS_SHOWN = 2  # per pattern
+"""Yields the samples of a world and a seed, from a first number to before a last number."""
+PAIRS_SHOWN = 2  # pairs per pattern in the panel
 
 
 def make_pool(config: ShapesPool, ctx: Context) -> Pool:
@@ -65,11 +65,15 @@ def make_pool(config: ShapesPool, ctx: Context) -> Pool:
 
 
 def render_captions(images: Path, world: World, seed: int, start: int, stop: int) -> Iterator[RenderedSample]:
-    """Yield samples of a pool with the images of another one, which are not drawn again; errors as `render_shard`."""
+    """Yield samples of a pool with the images of another pool, which are not drawn again.
+
+    Raises:
+        UserError: see `render_shard`.
+    """
     source = open_dataset(Pool.load(images, verify=False))
     first = source[0].key
     offset = start - int(first) if first.isdigit() else 0
-    samples = [source[place] for place in range(max(0, offset), min(offset + stop - start, len(source)))]
+    samples = [source[number] for number in range(max(0, offset), min(offset + stop - start, len(source)))]
     yield from render_shard(world, seed, start, stop, drawn={sample.key: sample.image for sample in samples})
 
 
@@ -109,9 +113,9 @@ def _choices(config: ShapesChoices, patterns: Sequence[Pattern]) -> Iterator[Cho
 
 
 def write_shards(config: ShapeImages, ctx: Context, render: Render) -> list[Shard]:
-    """Write the tars, with `runtime.workers` processes if there are several.
+    """Write the tars, in several processes if `runtime.workers` says so.
 
-    The tars are made in the work folder, so that a run after a crash reuses the complete ones.
+    The tars are made in the work folder, so that a run after a crash reuses the complete tars.
     """
     first, total, size = config.start, config.num_samples, config.samples_per_shard
     bounds = [(first + start, first + min(start + size, total)) for start in range(0, total, size)]
@@ -119,24 +123,25 @@ def write_shards(config: ShapeImages, ctx: Context, render: Render) -> list[Shar
         (ctx.work / f"{number:05d}.tar", render, config.world, config.seed, *bound)
         for number, bound in enumerate(bounds)
     ]
-    made = []
+    tars = []
     for (start, stop), path in zip(bounds, _map(_make_shard, tasks, config.runtime.num_workers), strict=True):
-        made.append((path, stop - start))
+        tars.append((path, stop - start))
         ctx.progress(stop - first, total, "samples")
-    return [Shard.of(path.rename(ctx.directory / path.name), count) for path, count in made]
+    return [Shard.of(path.rename(ctx.directory / path.name), count) for path, count in tars]
 
 
 def _map(function: Callable[..., Path], tasks: Sequence[tuple[object, ...]], workers: int) -> Iterator[Path]:
-    """Yield the function's result for each task in order, computed in this process or in several new ones."""
+    """Yield the function's result for each task in order, computed in this process or in several new processes."""
     if workers < 2:
-        yield from (function(*task) for task in tasks)
+        for task in tasks:
+            yield function(*task)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         yield from pool.map(function, *zip(*tasks, strict=True))
 
 
 def _make_shard(path: Path, render: Render, world: World, seed: int, start: int, stop: int) -> Path:
-    """Write a tar unless it exists, and return its path. It is renamed into place, so it is never incomplete."""
+    """Write a tar unless it exists, and return its path. It is renamed into place, so an existing tar is complete."""
     if not path.exists():
         part = path.with_suffix(".part")
         write_tar(part, ((sample.key, sample.members()) for sample in render(world, seed, start, stop)))
@@ -160,8 +165,8 @@ def _tail_panel(world: World, num_samples: int) -> LinesPanel:
 
 
 def _with_panel(ctx: Context, choices: Iterable[Choice]) -> Iterator[Choice]:
-    """Yield the items unchanged, and add a panel with the first pairs of each pattern."""
-    pictures: list[PanelImage] = []
+    """Yield the items unchanged, then add a panel with the first pairs of each pattern."""
+    images: list[PanelImage] = []
     shown: dict[str, int] = {}
     folder = ctx.directory / "panels"
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,5 +178,5 @@ def _with_panel(ctx: Context, choices: Iterable[Choice]) -> Iterator[Choice]:
         for number, (image, statement) in enumerate(zip(choice.images, choice.statements, strict=True)):
             file = f"panels/{choice.key}-{number}.jpg"
             (ctx.directory / file).write_bytes(image)
-            pictures.append(PanelImage(file=file, caption=statement))
-    ctx.panel(ImagesPanel(title="Pairs", note="Two images with one difference.", order=30, pictures=pictures))
+            images.append(PanelImage(file=file, caption=statement))
+    ctx.panel(ImagesPanel(title="Pairs", note="Two images with one difference.", order=30, pictures=images))

@@ -1,6 +1,6 @@
-"""Scenes to pixels: anti-aliased drawing by signed distances, the same image at any size.
+"""Draw scenes with anti-aliasing by signed distances, so that the image is the same at any size.
 
-One core draws about 5,000 images of 64 pixels per second; with captions, JPEG and tar, 1,400 to 2,100 samples.
+One core draws about 5,000 images of 64 pixels per second, or 1,400 to 2,100 samples with captions, JPEG and tar.
 """
 
 # S image size in pixels, (h, w) the window of the objects
@@ -54,11 +54,11 @@ GROUPS: dict[int, tuple[float, tuple[tuple[float, float], ...]]] = {
 REACH = 1.35
 """Largest distance of any point of an object, whole or broken, from its centre, in radii."""
 SMALL = 0.65
-"""Radius of a small object relative to a big one."""
+"""Radius of a small object relative to a big object."""
 
 
 def draw(scene: Scene, size: int) -> NDArray[np.uint8]:
-    """Draw a scene: (S, S, 3) uint8 RGB, a pure function of its arguments.
+    """Draw a scene as (S, S, 3) uint8 RGB, by a pure function of its arguments.
 
     Strokes, gaps and stripes are never thinner than about a pixel, so every attribute is visible from 32 pixels on.
     """
@@ -75,7 +75,7 @@ def draw(scene: Scene, size: int) -> NDArray[np.uint8]:
 
 
 def draw_objects(channels: Floats, scene: Scene, centres: list[tuple[float, float]], radius: float) -> None:
-    """Paint a scene's objects over planes of levels (3, S, S), in place; centres and radius are in image widths."""
+    """Paint a scene's objects over planes of levels (3, S, S), in place. Centres and radius are in image widths."""
     size = channels.shape[-1]
     window = _window(centres, REACH * radius, size)
     x, y = _object_coordinates(scene, centres, radius, window, size)
@@ -88,7 +88,7 @@ def draw_objects(channels: Floats, scene: Scene, centres: list[tuple[float, floa
 
 
 def draw_silhouette(scene: Scene, centre: tuple[float, float], radius: float, size: int) -> NDArray[np.bool_]:
-    """Return the pixels that an object's outline encloses, holes included, (S, S)."""
+    """Compute a mask of the pixels that an object's outline encloses, including holes, (S, S)."""
     window = _window([centre], REACH * radius, size)
     x, y = _object_coordinates(scene, [centre], radius, window, size)
     inside = np.zeros((size, size), dtype=bool)
@@ -97,13 +97,13 @@ def draw_silhouette(scene: Scene, centre: tuple[float, float], radius: float, si
 
 
 def to_pixels(channels: Floats) -> NDArray[np.uint8]:
-    """Return planes of levels (3, S, S) as an image, (S, S, 3) uint8."""
+    """Convert planes of levels (3, S, S) to an image, (S, S, 3) uint8."""
     return np.ascontiguousarray(channels.astype(np.uint8).transpose(1, 2, 0))
 
 
 @cache
 def _axis(size: int) -> Floats:
-    """Return the pixel centres along a side in image widths, (S,)."""
+    """Compute the pixel centres along a side in image widths, (S,)."""
     axis: Floats = (np.arange(size, dtype=np.float32) + 0.5) / size
     return axis
 
@@ -113,7 +113,7 @@ def draw_ground(nuisance: Nuisance, size: int) -> Floats:
     channels = np.empty((3, size, size), dtype=np.float32)
     channels[:] = _levels(nuisance.ground)
     if nuisance.waves:
-        # sin(a + b) = sin a cos b + cos a sin b, so K waves are a product of (S, 2K) and (2K, S) and not S * S sines.
+        # sin(a + b) = sin a cos b + cos a sin b, so K waves are a product of (S, 2K) and (2K, S), not S * S sines.
         x, y, phase = (np.array([getattr(w, name) for w in nuisance.waves]) for name in ("x", "y", "phase"))
         across = 2 * np.pi * (x[:, None] * _axis(size) + phase[:, None])
         down = 2 * np.pi * y[:, None] * _axis(size)
@@ -125,7 +125,7 @@ def draw_ground(nuisance: Nuisance, size: int) -> Floats:
 
 
 def _window(centres: list[tuple[float, float]], reach: float, size: int) -> tuple[slice, slice]:
-    """Return the rows and columns that objects of this reach can touch; only these are computed."""
+    """Find the rows and columns that objects with this reach can touch, because only these are computed."""
     columns, rows = (
         slice(max(0, math.floor((min(line) - reach) * size)), min(size, math.ceil((max(line) + reach) * size)))
         for line in zip(*centres, strict=True)
@@ -136,11 +136,11 @@ def _window(centres: list[tuple[float, float]], reach: float, size: int) -> tupl
 def _object_coordinates(
     scene: Scene, centres: list[tuple[float, float]], radius: float, window: tuple[slice, slice], size: int
 ) -> tuple[Floats, Floats]:
-    """Return each pixel's coordinates relative to its nearest object, rotated to point up, in radii: two (h, w)."""
+    """Compute each pixel's coordinates relative to its nearest object, rotated to point up, in radii: two (h, w)."""
     rows, columns = window
     x, y = _axis(size)[columns], _axis(size)[rows, None]
     dx, dy = x - centres[0][0], y - centres[0][1]
-    if len(centres) > 1:  # the objects are equal and do not overlap, so the nearest one decides a pixel
+    if len(centres) > 1:  # the objects are equal and do not overlap, so the nearest object determines a pixel
         nearest = dx * dx + dy * dy
         for centre_x, centre_y in centres[1:]:
             other_x, other_y = x - centre_x, y - centre_y
@@ -154,7 +154,7 @@ def _object_coordinates(
 
 
 def _coverage(scene: Scene, x: Floats, y: Floats, pixel: float) -> Floats:
-    """Return the fraction of each pixel that the objects cover, (h, w)."""
+    """Compute the fraction of each pixel that the objects cover, (h, w)."""
     table = distance_table(scene.shape)
     core_x, core_y, depth = table.core
     gap: Floats | None = None
@@ -174,10 +174,10 @@ def _coverage(scene: Scene, x: Floats, y: Floats, pixel: float) -> Floats:
 
 
 def _split(x: Floats, y: Floats, gap: float) -> tuple[Floats, Floats, Floats]:
-    """Break the plane along a slanting line, and move the halves apart and along it.
+    """Break the plane along a slanting line, and move the halves apart and along the line.
 
     Returns:
-        coordinates in the unbroken plane, and the distance into the gap (positive inside).
+        Coordinates in the unbroken plane, and the distance into the gap (positive inside).
     """
     normal_x, normal_y = 0.5, math.sqrt(0.75)
     height = normal_x * x + normal_y * y
@@ -189,7 +189,7 @@ def _split(x: Floats, y: Floats, gap: float) -> tuple[Floats, Floats, Floats]:
 
 
 def _pattern(texture: Texture, x: Floats, y: Floats, pixel: float) -> Floats:
-    """Return the opacity of a texture's second colour, in [0, 1], (h, w)."""
+    """Compute the opacity of a texture's second colour, in [0, 1], (h, w)."""
     period = max(0.5 if texture == "striped" else 0.55, 3.2 * pixel)
     wave, sharpness = 2 * math.pi / period, 0.25 * period / pixel
     if texture == "striped":
@@ -198,7 +198,7 @@ def _pattern(texture: Texture, x: Floats, y: Floats, pixel: float) -> Floats:
 
 
 def _extra(scene: Scene, size: int) -> Floats:
-    """Return the coverage of the dot in a corner or of the frame around the image, (S, S)."""
+    """Compute the coverage by the dot in a corner, or by the frame around the image, (S, S)."""
     x, y = _axis(size), _axis(size)[:, None]
     if scene.presence == "dot":
         column, row = CORNERS[scene.nuisance.corner]
@@ -210,19 +210,19 @@ def _extra(scene: Scene, size: int) -> Floats:
 
 
 def _covered(depth: Floats) -> Floats:
-    """Return the fraction of a pixel on the positive side of an edge `depth` pixels away."""
+    """Compute the fraction of a pixel on the positive side of an edge `depth` pixels away."""
     fraction: Floats = np.clip(depth + 0.5, 0, 1)
     return fraction
 
 
 def _contrast(colour: Colour) -> RGB:
-    """Return black for light colours, white for dark ones."""
+    """Choose a colour with contrast: black on light colours, white on dark colours."""
     red, green, blue = PALETTE[colour]
     return (0.1, 0.1, 0.1) if 0.3 * red + 0.59 * green + 0.11 * blue > 0.45 else (0.95, 0.95, 0.95)
 
 
 def _levels(colour: RGB) -> Floats:
-    """Return a colour as levels of 0 to 255, plus 0.5 for rounding, one per plane, (3, 1, 1)."""
+    """Convert a colour to levels of 0 to 255, plus 0.5 for rounding, one per plane, (3, 1, 1)."""
     levels: Floats = 255 * np.clip(np.array(colour, dtype=np.float32), 0, 1) + 0.5
     return levels[:, None, None]
 

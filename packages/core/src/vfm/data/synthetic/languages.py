@@ -1,4 +1,4 @@
-"""Names of shapes and colours in other languages, for captions that are true but not English."""
+"""Names of shapes and colours in other languages, for true captions that are not English."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ LANGUAGES: tuple[Language, ...] = get_args(Language)
 
 @dataclass(frozen=True)
 class Lexicon:
-    """The words of one language.
+    """The words of a language.
 
     Attributes:
-        nouns: word and gender ("m", "f", "n") of each of SHAPES.
-        adjectives: forms of each of COLOURS by gender.
+        nouns: word and gender ("m", "f", "n") for each of SHAPES.
+        adjectives: forms by gender for each of COLOURS.
         phrase: order of `{colour}` and `{shape}`.
         templates: captions around a phrase.
     """
@@ -28,24 +28,26 @@ class Lexicon:
     templates: tuple[str, ...]
 
     def name(self, shape: Shape, colour: Colour) -> str:
-        """Return shape and colour in this language, with the adjective in the noun's gender."""
+        """Name a shape and a colour in this language, with the adjective in the noun's gender."""
         noun, gender = self.nouns[shape]
         return self.phrase.format(shape=noun, colour=self.adjectives[colour][gender])
 
 
 def _nouns(words: str) -> dict[Shape, tuple[str, str]]:
-    """Parse `Kreis:m Quadrat:n ...` in the order of SHAPES; `_` is a space."""
+    """Parse `Kreis:m Quadrat:n ...` in the order of SHAPES, where `_` stands for a space."""
     pairs = (word.replace("_", " ").split(":") for word in words.split())
     return {shape: (noun, gender) for shape, (noun, gender) in zip(SHAPES, pairs, strict=True)}
 
 
 def _adjectives(genders: str, words: str) -> dict[Colour, dict[str, str]]:
-    """Parse `roter/rote/rotes ...` in the order of COLOURS, one form per gender or one for all."""
-    forms = (word.split("/") for word in words.split())
-    return {
-        colour: dict(zip(genders, form if len(form) > 1 else form * len(genders), strict=True))
-        for colour, form in zip(COLOURS, forms, strict=True)
-    }
+    """Parse `roter/rote/rotes ...` in the order of COLOURS, with a form per gender or a form for all genders."""
+    adjectives = {}
+    for colour, word in zip(COLOURS, words.split(), strict=True):
+        forms = word.split("/")
+        if len(forms) == 1:
+            forms *= len(genders)
+        adjectives[colour] = dict(zip(genders, forms, strict=True))
+    return adjectives
 
 
 LEXICONS: dict[Language, Lexicon] = {

@@ -1,7 +1,7 @@
 """The synthetic shapes as polygons, and the signed distance to them.
 
-Every shape is one closed polygon in the square [-1, 1]^2, y down, pointing up; curves are polygons of many sides. One
-exact distance works for all shapes, and `DistanceTable` makes its cost per pixel equal for a square and a heart.
+Every shape is a closed polygon in the square [-1, 1]^2, y down, pointing up, and curves are polygons with many sides.
+The same exact distance works for all shapes. `DistanceTable` makes its cost per pixel the same for all shapes.
 """
 
 # V vertices, P pixels
@@ -20,19 +20,19 @@ from vfm.data.synthetic.scene import Shape
 Floats = NDArray[np.floating[Any]]
 
 EXTENT = 1.3
-"""Half the width of a distance table: shapes are within [-1, 1], the rest is margin for anti-aliasing."""
+"""Half the width of a distance table. Shapes are within [-1, 1], and the rest is margin for anti-aliasing."""
 
 
 def _arc(
     centre: tuple[float, float], radius: float, start: float, stop: float, num_points: int = 40
 ) -> NDArray[np.float64]:
-    """Return points on a circle from angle `start` to `stop` in degrees, 0 to the right and 90 down."""
+    """Compute points on a circle from angle `start` to `stop` in degrees, 0 to the right and 90 down."""
     angle = np.radians(np.linspace(start, stop, num_points))
     return np.stack([centre[0] + radius * np.cos(angle), centre[1] + radius * np.sin(angle)], axis=1)
 
 
 def _mirrored(*right: tuple[float, float]) -> NDArray[np.float64]:
-    """Return a polygon that is symmetric about the vertical axis, from its right half, top to bottom."""
+    """Build a polygon that is symmetric about the vertical axis from its right half, top to bottom."""
     half = np.array(right, dtype=np.float64)
     return np.concatenate([half, (half * [-1, 1])[::-1]])
 
@@ -51,7 +51,7 @@ def _heart() -> NDArray[np.float64]:
 
 
 def _moon() -> NDArray[np.float64]:
-    """Return a disc without a disc above it: the horns point up."""
+    """Cut a disc out of the disc below it, so that the horns point up."""
     outer, inner, rise = 0.95, 0.68, 0.52
     y = (inner**2 - outer**2 - rise**2) / (2 * rise)  # where the two circles meet
     horn = np.degrees(np.arcsin(y / outer))
@@ -72,7 +72,7 @@ def _mushroom() -> NDArray[np.float64]:
 
 @cache
 def outline(shape: Shape) -> NDArray[np.float64]:
-    """Return the polygon of a shape, pointing up, y down, (V, 2)."""
+    """Build the polygon of a shape, pointing up, y down, (V, 2)."""
     match shape:
         case "circle":
             return _arc((0, 0), 0.9, 0, 354, 60)
@@ -109,7 +109,7 @@ def signed_distance(x: Floats, y: Floats, vertices: NDArray[np.float64]) -> Floa
         vertices: the polygon's corners in order, (V, 2).
 
     Returns:
-        distances in the units of the coordinates, the shape of `x`.
+        Distances in the units of the coordinates, with the shape of `x`.
     """
     squared = np.full(x.shape, np.inf)
     inside = np.zeros(x.shape, dtype=bool)
@@ -117,7 +117,7 @@ def signed_distance(x: Floats, y: Floats, vertices: NDArray[np.float64]) -> Floa
         ex, ey = bx - ax, by - ay
         px, py = x - ax, y - ay
         along = np.clip((px * ex + py * ey) / ((ex * ex + ey * ey) or 1.0), 0, 1)
-        # Distance to the nearest point of the edge; the smallest over all edges is the distance to the polygon.
+        # Distance to the nearest point of the edge. The smallest over all edges is the distance to the polygon.
         squared = np.minimum(squared, (px - along * ex) ** 2 + (py - along * ey) ** 2)
         crosses = (y >= ay) != (y >= by)  # even-odd rule, by a ray to the right
         inside ^= crosses & ((px * ey < py * ex) == (ey > 0))
@@ -140,7 +140,7 @@ class DistanceTable:
     core: tuple[float, float, float]
 
     def __call__(self, x: Floats, y: Floats) -> Floats:
-        """Return the distance at points in the shape's own units; points outside the table get its border value."""
+        """Look up the distance at points in the shape's units. Points outside the table get its border value."""
         last = self.num_points - 1
         step = last / (2 * EXTENT)
         column = np.clip((x + EXTENT) * step, 0, last - 0.001)
@@ -160,7 +160,7 @@ class DistanceTable:
 
 @cache
 def distance_table(shape: Shape, num_points: int = 129) -> DistanceTable:
-    """Return the table of a shape, computed once per process."""
+    """Compute the table of a shape, once per process."""
     axis = np.linspace(-EXTENT, EXTENT, num_points)
     x, y = np.meshgrid(axis, axis)
     distance = signed_distance(x, y, outline(shape))

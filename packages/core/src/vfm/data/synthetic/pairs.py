@@ -1,7 +1,7 @@
-"""Pairs as in MMVP: two images that differ in one attribute only, and one true statement of each.
+"""Pairs as in MMVP: two images that differ in only one attribute, with one true statement for each.
 
-Source: Tong et al. 2024, Eyes Wide Shut? (arXiv:2401.06209), nine patterns; without text and viewpoint, which the
-synthetic world does not have, and with size and texture.
+Source: Tong et al. 2024, Eyes Wide Shut? (arXiv:2401.06209), nine patterns, with size and texture instead of text and
+viewpoint, which the synthetic world does not have.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vfm.data.synthetic.world import World
 
 @dataclass(frozen=True)
 class Pair:
-    """Two scenes and two statements: statement k is true of scene k and false of the other scene."""
+    """Two scenes and two statements. Statement k is true for scene k, and false for the other scene."""
 
     pattern: Pattern
     scenes: tuple[Scene, Scene]
@@ -35,14 +35,14 @@ class Pair:
 
 
 def make_pairs(world: World, seed: int, pattern: Pattern, count: int, start: int = 0) -> Iterator[Pair]:
-    """Yield `count` pairs of a pattern from `start` on; each depends only on the seed, the pattern and its number."""
-    place = PATTERNS.index(pattern)
+    """Yield `count` pairs of a pattern from `start` on. Each depends only on the seed, the pattern and its number."""
+    pattern_number = PATTERNS.index(pattern)
     for index in range(start, start + count):
-        yield sample_pair(world, generator(seed, Stream.PAIRS, place, index), pattern)
+        yield sample_pair(world, generator(seed, Stream.PAIRS, pattern_number, index), pattern)
 
 
 def sample_pair(world: World, rng: np.random.Generator, pattern: Pattern) -> Pair:
-    """Draw two scenes that differ only in `pattern`; every shape and colour is equally likely.
+    """Draw two scenes that differ only in `pattern`. Every shape and colour is equally likely.
 
     For texture, structure and state, one of the two scenes has the default value (solid, filled, whole).
 
@@ -56,14 +56,18 @@ def sample_pair(world: World, rng: np.random.Generator, pattern: Pattern) -> Pai
     colour = world.colours[int(rng.random() * len(world.colours))]
     scene = sample_scene(world, rng, combination=(shape, colour))
     values: tuple[Value, ...] = world.colours if pattern == "colour" else world.values(pattern)
-    one, other = rng.permutation(len(values))[:2].tolist()
+    i, j = rng.permutation(len(values))[:2].tolist()
     if pattern in SURFACE:  # two non-default values, such as stripes and dots, look alike on the smallest objects
-        one, other = (0, other or one) if rng.random() < 0.5 else (other or one, 0)
-    first, second = (_with(scene, pattern, values[index]) for index in (one, other))
+        changed = j or i
+        i, j = (0, changed) if rng.random() < 0.5 else (changed, 0)
+    first, second = _with(scene, pattern, values[i]), _with(scene, pattern, values[j])
     return Pair(pattern, (first, second), (statement(first, pattern), statement(second, pattern)))
 
 
 def _with(scene: Scene, pattern: Pattern, value: Value) -> Scene:
-    """Return the scene with another value; for a surface attribute, the other surface attributes become default."""
-    change: dict[str, Any] = {name: VALUES[name][0] for name in SURFACE} if pattern in SURFACE else {}
-    return replace(scene, **{**change, pattern: value})
+    """Change a value of a scene. For a surface attribute, the other surface attributes become default."""
+    changes: dict[str, Any] = {}
+    if pattern in SURFACE:
+        changes = {name: VALUES[name][0] for name in SURFACE}
+    changes[pattern] = value
+    return replace(scene, **changes)

@@ -1,7 +1,7 @@
-"""Questions about the synthetic world as in MMVP: one question about two images, and an answer for each.
+"""Questions about the synthetic world as in MMVP: the same question about two images, with different answers.
 
-The two images differ only in what the question is about, and question and options are equal, so that a model without
-sight gets no pair right. Source: Tong et al. 2024, Eyes Wide Shut? (arXiv:2401.06209).
+The two images differ only in the attribute of the question, and question and options are equal, so that a model that
+ignores the image gets no pair right. Source: Tong et al. 2024, Eyes Wide Shut? (arXiv:2401.06209).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ASKED: dict[Pattern, str] = {
     "size": "how big is it",
     "texture": "what is its texture",
 }
-PAIRS_SHOWN = 2  # per family
+PAIRS_SHOWN = 2  # pairs per family in the panel
 
 
 def make_questions(config: ShapesQuestions, ctx: Context) -> QuestionDataset:
@@ -60,16 +60,16 @@ def make_questions(config: ShapesQuestions, ctx: Context) -> QuestionDataset:
 
 
 def draw_questions(config: ShapesQuestions, family: Pattern) -> Iterator[tuple[Pair, list[str]]]:
-    """Yield pairs of scenes with the two options in random order; each depends only on seed, split and number."""
-    split, place = ("train", "test").index(config.split), PATTERNS.index(family)
+    """Yield pairs of scenes with the two options in random order. Each depends only on seed, split and number."""
+    split, family_number = ("train", "test").index(config.split), PATTERNS.index(family)
     for index in range(config.pairs_per_family):
-        rng = generator(config.seed, Stream.QUESTIONS, split, place, index)
+        rng = generator(config.seed, Stream.QUESTIONS, split, family_number, index)
         pair = sample_pair(config.world, rng, family)
         yield pair, _shuffled([answer(scene.value(family)) for scene in pair.scenes], rng)
 
 
 def answer(value: Value | None) -> str:
-    """Return the word for a value."""
+    """Write a value as a word."""
     assert value is not None
     return NUMBERS.get(value, str(value))
 
@@ -82,10 +82,10 @@ def _add_panel(ctx: Context, images: list[bytes], questions: list[Question]) -> 
     """Show the first pairs of each family."""
     folder = ctx.directory / "panels"
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = []
+    shown = []
     for question in questions:
         if int(question.key.split("-")[1]) < PAIRS_SHOWN:
             file = f"panels/{question.key}.jpg"
             (ctx.directory / file).write_bytes(images[question.image])
-            pictures.append(PanelImage(file=file, caption=f"{question.text} {question.options[question.answer]}"))
-    ctx.panel(ImagesPanel(title="Questions", note="Pairs with one question.", order=30, pictures=pictures))
+            shown.append(PanelImage(file=file, caption=f"{question.text} {question.options[question.answer]}"))
+    ctx.panel(ImagesPanel(title="Questions", note="Pairs with one question.", order=30, pictures=shown))

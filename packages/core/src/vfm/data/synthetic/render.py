@@ -1,4 +1,4 @@
-"""Samples of the synthetic world as bytes: sample i of a seed does not depend on shard, process or order."""
+"""Render samples of the synthetic world as bytes. Sample i of a seed does not depend on shard, process or order."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from vfm.data.synthetic.world import World
 
 @dataclass(frozen=True)
 class RenderedSample:
-    """One sample of a dataset.
+    """A sample of a dataset.
 
     Attributes:
         key: name of its files in a tar.
         image: JPEG bytes.
         texts: captions by the language of their label.
-        label: class, an index into `class_names`.
-        facts: the scene and the content of the captions, JSON values.
+        label: class, as an index into `class_names`.
+        facts: the scene and the content of the captions, as JSON values.
     """
 
     key: str
@@ -39,31 +39,31 @@ class RenderedSample:
     facts: dict[str, Any]
 
     def members(self) -> dict[str, bytes]:
-        """Return its files in a WebDataset tar: `jpg`, `txt` (the first caption), `json` (captions, label, facts)."""
+        """Encode the files of a WebDataset tar: `jpg`, `txt` (the first caption), `json` (captions, label, facts)."""
         text = next(iter(self.texts.values()))[0]
         record = {**self.texts, "label": self.label, **self.facts}
         return {"jpg": self.image, "txt": text.encode(), "json": json.dumps(record, ensure_ascii=False).encode()}
 
 
 def class_names(world: World) -> list[str]:
-    """Return the names of the zero-shot classes, "red star", in the order of `World.combinations`."""
+    """List the names of the zero-shot classes, such as "red star", in the order of `World.combinations`."""
     return [f"{colour} {shape}" for shape, colour in world.combinations]
 
 
 def render_shard(
     world: World, seed: int, start: int, stop: int, *, drawn: Mapping[str, bytes] | None = None
 ) -> Iterator[RenderedSample]:
-    """Yield samples `start` to `stop` of the pool of image-text pairs; each depends only on the seed and its number.
+    """Yield samples `start` to `stop` of the pool of image-text pairs. Each depends only on the seed and its number.
 
     Args:
-        world: of the samples.
-        seed: of the samples.
+        world: distribution of the samples.
+        seed: seed of the samples.
         start: number of the first sample.
-        stop: number after the last one.
+        stop: number after the last sample.
         drawn: images of this seed and world by key, which are not drawn again.
 
     Raises:
-        UserError: an image is missing in `drawn`, or the first one is not that of this seed and world.
+        UserError: an image is missing in `drawn`, or its first image is not from this seed and world.
     """
     for index in range(start, stop):
         scene, key = sample_scene(world, generator(seed, Stream.POOL, index)), f"{index:08d}"
@@ -73,26 +73,18 @@ def render_shard(
             got = "none" if image is None else "another image"
             raise UserError(f"images: expected sample {key} of the same world and seed, got {got}")
         rng = generator(seed, Stream.CAPTIONS, index)
-        captions = {
-            label: [sample_caption(world, scene, rng, language=label) for _ in range(world.captions_per_image)]
-            for label in world.languages
-        }
-        yield RenderedSample(
-            key=key,
-            image=image,
-            texts={label: [caption.text for caption in given] for label, given in captions.items()},
-            label=world.label(scene.shape, scene.colour),
-            facts={
-                "scene": scene.facts(),
-                "captions": {
-                    label: [_caption_facts(caption) for caption in given] for label, given in captions.items()
-                },
-            },
-        )
+        texts: dict[str, list[str]] = {}
+        caption_facts: dict[str, list[dict[str, Any]]] = {}
+        for language in world.languages:
+            captions = [sample_caption(world, scene, rng, language=language) for _ in range(world.captions_per_image)]
+            texts[language] = [caption.text for caption in captions]
+            caption_facts[language] = [_caption_facts(caption) for caption in captions]
+        facts = {"scene": scene.facts(), "captions": caption_facts}
+        yield RenderedSample(key, image, texts, world.label(scene.shape, scene.colour), facts)
 
 
 def render_labeled(world: World, seed: int, start: int, stop: int) -> Iterator[RenderedSample]:
-    """Yield samples of the labelled dataset, cycling through the classes, so that all are equally common."""
+    """Yield samples of the labelled dataset, cycling through the classes, so that they are equally common."""
     combinations = world.combinations
     names = class_names(world)
     for index in range(start, stop):
@@ -103,7 +95,7 @@ def render_labeled(world: World, seed: int, start: int, stop: int) -> Iterator[R
 
 
 def render_values(pattern: Pattern, world: World, seed: int, start: int, stop: int) -> Iterator[RenderedSample]:
-    """Yield samples of a labelled dataset whose classes are the values of one attribute, or the colours, in turn.
+    """Yield samples of a labelled dataset whose classes are the values of an attribute, or the colours, in turn.
 
     Other shapes and colours are uniform. Scenes are drawn until one has the value (rejection sampling), so that the
     other attributes keep the distribution of a pool.

@@ -1,4 +1,4 @@
-"""Random scenes of a world: a long tail of shapes in colours, attributes, and nuisance that captions never name."""
+"""Draw random scenes of a world: a long tail of coloured shapes, attributes, and variation that captions never name."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from vfm.data.synthetic.scene import (
 from vfm.data.synthetic.world import World
 
 SURFACE: tuple[Attribute, ...] = ("texture", "structure", "state")
-"""Attributes of the surface. At most one of them differs from its default, or small objects would be illegible."""
+"""Attributes of the surface. At most one differs from its default, because small objects would be illegible."""
 NUM_WAVES = 2
 
 
 class Stream(IntEnum):
-    """Independent random streams. Captions have their own, so that their fractions do not change the images."""
+    """Independent random streams. Captions have a separate stream, so that their fractions do not change the images."""
 
     POOL = 0
     CAPTIONS = 1
@@ -41,20 +41,20 @@ class Stream(IntEnum):
     QUESTIONS = 7
 
 
-def generator(seed: int, *place: int) -> np.random.Generator:
-    """Return the random generator of one stream and number, independent of all others."""
-    return np.random.default_rng((seed, *place))
+def generator(seed: int, *key: int) -> np.random.Generator:
+    """Create the random generator of a stream and number, independent of all others."""
+    return np.random.default_rng((seed, *key))
 
 
 @cache
 def combination_probabilities(num_combinations: int, zipf: float) -> NDArray[np.float64]:
-    """Return the probability of each shape and colour in the pool, proportional to k ** -zipf for the k-th rank.
+    """Compute the probability of each shape and colour in the pool, proportional to k ** -zipf for the k-th rank.
 
     The ranks are a fixed permutation that does not depend on a seed, so that pools of different seeds have the same
     head and tail.
 
     Returns:
-        (num_combinations,) in the order of `World.combinations`, sums to 1.
+        Probabilities in the order of `World.combinations`, (num_combinations,). They sum to 1.
     """
     rank = np.random.default_rng(0).permutation(num_combinations) + 1
     weight = rank.astype(np.float64) ** -zipf
@@ -65,7 +65,8 @@ def class_groups(world: World) -> dict[str, list[int]]:
     """Group the classes by their frequency in a pool: `head`, `middle` and `tail`, a third each."""
     chances = combination_probabilities(len(world.combinations), world.zipf)
     thirds = np.array_split(np.argsort(-chances, kind="stable"), 3)
-    return {name: sorted(map(int, third)) for name, third in zip(("head", "middle", "tail"), thirds, strict=True)}
+    names = ("head", "middle", "tail")
+    return {name: sorted(map(int, third)) for name, third in zip(names, thirds, strict=True)}
 
 
 @cache
@@ -84,27 +85,27 @@ def sample_combination(world: World, rng: np.random.Generator) -> tuple[Shape, C
 def sample_scene(world: World, rng: np.random.Generator, *, combination: tuple[Shape, Colour] | None = None) -> Scene:
     """Draw a scene of the world.
 
-    Values are uniform, with two exceptions: half of the scenes have nothing beside the objects, and at most one of
+    Values are uniform, with two exceptions: half of the scenes have nothing but the objects, and at most one of
     texture, structure and state differs from its default.
 
     Args:
         world: the world.
         rng: random generator.
-        combination: shape and colour; default: drawn by the world's Zipf law.
+        combination: shape and colour. Default: drawn by the world's Zipf law.
     """
     shape, colour = combination or sample_combination(world, rng)
     varying = [name for name in SURFACE if name in world.attributes]
     changed = (*varying, None)[int(rng.random() * (len(varying) + 1))]
     attributes: dict[str, Any] = {}
     # One number per attribute, whether it varies or not, so that worlds with other attributes keep the same draws.
-    for name, place in zip(ATTRIBUTES, rng.random(len(ATTRIBUTES)).tolist(), strict=True):
+    for name, draw in zip(ATTRIBUTES, rng.random(len(ATTRIBUTES)).tolist(), strict=True):
         values = world.values(name)
         if name in SURFACE:
             values = values[1:] if name == changed else values[:1]
         elif name == "presence":
-            values = values[:1] if place < 0.5 else values[1:] or values
-            place = 2 * place % 1  # the rest of the number is uniform again, and chooses the value
-        attributes[name] = values[int(place * len(values))]
+            values = values[:1] if draw < 0.5 else values[1:] or values
+            draw = 2 * draw % 1  # the rest of the number is uniform again, and chooses the value
+        attributes[name] = values[int(draw * len(values))]
     if shape not in DIRECTED:
         attributes["orientation"] = None
     return Scene(shape, colour, **attributes, nuisance=sample_nuisance(world, rng))
@@ -124,15 +125,15 @@ def sample_nuisance(world: World, rng: np.random.Generator) -> Nuisance:
     )
 
 
-def _ground(variety: float, place: list[float]) -> RGB:
-    """Return a medium grey, on which all colours are visible, with lightness and hue varied by `variety`."""
-    red, green, blue = (0.52 + variety * (0.12 * place[0] + 0.10 * part) for part in place[1:])
+def _ground(variety: float, draws: list[float]) -> RGB:
+    """Choose a medium grey, on which all colours are visible, with lightness and hue varied by `variety`."""
+    red, green, blue = (0.52 + variety * (0.12 * draws[0] + 0.10 * part) for part in draws[1:])
     return red, green, blue
 
 
-def _waves(variety: float, places: list[list[float]]) -> tuple[Wave, ...]:
-    """Return waves of up to three cycles per image, with low amplitude, so that all colours stay visible."""
+def _waves(variety: float, draws: list[list[float]]) -> tuple[Wave, ...]:
+    """Create waves of up to three cycles per image, with low amplitude, so that all colours stay visible."""
     return tuple(
         Wave(3 * x, 3 * y, phase, (0.09 * variety * red, 0.09 * variety * green, 0.09 * variety * blue))
-        for x, y, phase, red, green, blue in places
+        for x, y, phase, red, green, blue in draws
     )

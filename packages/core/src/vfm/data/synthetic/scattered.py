@@ -1,7 +1,7 @@
-"""Scattered scenes: one to six objects of different sizes at any place, the made world of detection and segmentation.
+"""Scattered scenes for detection and segmentation: one to six objects of different sizes at any position.
 
-Later objects cover earlier ones. An object's mask is the visible part of its silhouette, holes included, so a ring and
-a disc of one shape have the same mask.
+Later objects cover earlier objects. An object's mask is the visible part of its silhouette, including holes, so a ring
+and a disc of the same shape have the same mask.
 """
 
 # S image size in pixels
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -17,21 +18,21 @@ from numpy.typing import NDArray
 
 from vfm.data.synthetic.drawing import draw_ground, draw_objects, draw_silhouette, to_pixels
 from vfm.data.synthetic.sampling import combination_probabilities, sample_nuisance
-from vfm.data.synthetic.scene import DIRECTED, Attribute, Nuisance, Scene
+from vfm.data.synthetic.scene import DIRECTED, Nuisance, Scene
 from vfm.data.synthetic.world import World
 
 Vocabulary = Literal[12, 120, 1080]
-"""Classes of an object: its shape, its colour too, or its texture and structure too (in a world with all of them)."""
+"""Number of classes: by shape, by shape and colour, or also by texture and structure (in a world with all of them)."""
 MAX_OBJECTS = 6
 TILT = 25.0  # degrees
-SPACING = 0.85  # smallest distance of two objects, in sums of their radii; below 1 they may overlap a little
-PLACE_DRAWS = 20  # after these, an object without room is left out
-MIN_VISIBLE = 6  # pixels; an object with fewer is ignored
+SPACING = 0.85  # smallest distance of two objects, in sums of their radii. Below 1, they may overlap a little
+PLACE_DRAWS = 20  # draws of a position before an object without room is left out
+MIN_VISIBLE = 6  # pixels. Objects with fewer visible pixels are ignored
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedObject:
-    """One object: its look as a scene of a single object, centre and radius in image widths."""
+    """An object: its look as a scene of a single object, with centre and radius in image widths."""
 
     look: Scene
     centre: tuple[float, float]
@@ -40,7 +41,7 @@ class PlacedObject:
 
 @dataclass(frozen=True, slots=True)
 class ScatteredScene:
-    """Objects, the first one at the back, before a background."""
+    """Objects in front of a background, with the first object at the back."""
 
     objects: tuple[PlacedObject, ...]
     background: Nuisance
@@ -55,23 +56,25 @@ class DrawnScene:
 
 
 def class_names(world: World, vocabulary: Vocabulary) -> list[str]:
-    """Return the class names in the order of `label_of`: "star", "red star", "striped outline red star"."""
+    """List the class names in the order of `label_of`: "star", "red star", "striped outline red star"."""
     if vocabulary == 12:
         return list(world.shapes)
     names = [f"{colour} {shape}" for shape, colour in world.combinations]
     if vocabulary == 120:
         return names
-    return [f"{surface} {name}" for name in names for surface in _surface_names(world)]
+    surfaces = [f"{texture} {structure}" for texture, structure in _surfaces(world)]
+    return [f"{surface} {name}" for name, surface in product(names, surfaces)]
 
 
 def label_of(world: World, vocabulary: Vocabulary, look: Scene) -> int:
-    """Return the class of an object."""
+    """Find the class of an object."""
     if vocabulary == 12:
         return world.shapes.index(look.shape)
     label = world.label(look.shape, look.colour)
     if vocabulary == 120:
         return label
-    return label * len(_surface_names(world)) + _surfaces(world).index((look.texture, look.structure))
+    surfaces = _surfaces(world)
+    return label * len(surfaces) + surfaces.index((look.texture, look.structure))
 
 
 def sample_scattered(
@@ -82,13 +85,13 @@ def sample_scattered(
     max_objects: int = MAX_OBJECTS,
     scale: tuple[float, float],
 ) -> ScatteredScene:
-    """Draw a scene. The draws do not depend on any vocabulary, so all vocabularies label the same pictures.
+    """Draw a scene. The draws do not depend on a vocabulary, so all vocabularies label the same images.
 
     Args:
-        world: its shapes, colours, textures, structures and backgrounds.
+        world: world with shapes, colours, textures, structures and backgrounds.
         rng: random generator.
-        zipf: exponent of the long tail of shapes in colours, and of textures with structures; 0: uniform.
-        max_objects: largest number of objects; every number from 1 is equally likely.
+        zipf: exponent of the long tail of shapes with colours, and of textures with structures. 0: uniform.
+        max_objects: largest number of objects. Every number from 1 on is equally likely.
         scale: smallest and largest radius, in image widths.
     """
     combinations, surfaces = world.combinations, _surfaces(world)
@@ -109,11 +112,12 @@ def sample_scattered(
             structure=structure,  # type: ignore[arg-type]
             nuisance=nuisance,
         )
-        # A fixed number of draws for each object, whether its first place is free or not.
-        places = radius + (1 - 2 * radius) * rng.random((PLACE_DRAWS, 2))
-        centre = next((place for place in places.tolist() if _is_free(place, radius, placed)), None)
-        if centre:
-            placed.append(PlacedObject(look, (centre[0], centre[1]), radius))
+        # A fixed number of draws for each object, whether its first position is free or not.
+        candidates = radius + (1 - 2 * radius) * rng.random((PLACE_DRAWS, 2))
+        for x, y in candidates.tolist():
+            if _is_free((x, y), radius, placed):
+                placed.append(PlacedObject(look, (x, y), radius))
+                break
     return ScatteredScene(tuple(placed), sample_nuisance(world, rng))
 
 
@@ -121,13 +125,13 @@ def draw_scattered(scene: ScatteredScene, size: int) -> DrawnScene:
     """Draw a scene of S pixels."""
     channels = draw_ground(scene.background, size)
     owners = np.full((size, size), -1, dtype=np.int8)
-    for number, one in enumerate(scene.objects):
-        draw_objects(channels, one.look, [one.centre], one.radius)
-        owners[draw_silhouette(one.look, one.centre, one.radius, size)] = number
+    for number, placed in enumerate(scene.objects):
+        draw_objects(channels, placed.look, [placed.centre], placed.radius)
+        owners[draw_silhouette(placed.look, placed.centre, placed.radius, size)] = number
     return DrawnScene(to_pixels(channels), owners)
 
 
-def _is_free(centre: list[float], radius: float, placed: list[PlacedObject]) -> bool:
+def _is_free(centre: tuple[float, float], radius: float, placed: list[PlacedObject]) -> bool:
     return all(math.dist(centre, other.centre) >= SPACING * (radius + other.radius) for other in placed)
 
 
@@ -136,12 +140,5 @@ def _draw(cumulative: NDArray[np.float64], rng: np.random.Generator) -> int:
 
 
 def _surfaces(world: World) -> list[tuple[str, str]]:
-    return [(str(one), str(other)) for one in _values(world, "texture") for other in _values(world, "structure")]
-
-
-def _surface_names(world: World) -> list[str]:
-    return [f"{texture} {structure}" for texture, structure in _surfaces(world)]
-
-
-def _values(world: World, name: Attribute) -> tuple[str | int, ...]:
-    return world.values(name)
+    pairs = product(world.values("texture"), world.values("structure"))
+    return [(str(texture), str(structure)) for texture, structure in pairs]

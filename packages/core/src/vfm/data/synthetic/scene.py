@@ -1,7 +1,7 @@
 """Types of the synthetic world: the content of an image, independent of drawing and captions.
 
-A scene is one group of equal objects. Captions can name its attributes; its nuisance (exact position, tilt, background)
-is never named, and the two images of a pair share it.
+A scene is a group of equal objects. Captions can name its attributes, but never its nuisance (exact position, tilt,
+background), which the two images of a pair share.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COLOURS: tuple[Colour, ...] = get_args(Colour)
 ATTRIBUTES: tuple[Attribute, ...] = get_args(Attribute)
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 DIRECTED: frozenset[Shape] = frozenset({"triangle", "heart", "arrow", "moon", "drop", "mushroom"})
-"""Shapes with a direction; the others have no orientation."""
+"""Shapes with a direction. Other shapes have no orientation."""
 MAX_COUNT = 4
 
 RGB = tuple[float, float, float]
@@ -48,7 +48,7 @@ VALUES: dict[Attribute, tuple[Value, ...]] = {
     "presence": get_args(Presence),
     "state": get_args(State),
 }
-"""Values of each attribute; the first is the default, used if the attribute does not vary in the world."""
+"""Values of each attribute. The first is the default, which is used if the attribute does not vary in the world."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +76,11 @@ class Nuisance:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Content of one image: `count` equal objects, and possibly a dot or a frame.
+    """Content of an image: `count` equal objects, and possibly a dot or a frame.
 
     Raises:
-        ValueError: a shape without direction has an orientation, a directed one has none, or the count is out of range.
+        ValueError: a shape without direction has an orientation, a directed shape has none, or the count is out of
+            range.
     """
 
     shape: Shape
@@ -101,10 +102,10 @@ class Scene:
             raise ValueError(f"count must be from 1 to {MAX_COUNT}, got {self.count}")
 
     def value(self, name: Pattern) -> Value | None:
-        """Return the value of one attribute, or the colour; None for the orientation of a shape without direction."""
+        """Get the value of an attribute, or the colour. None for the orientation of a shape without direction."""
         value: Value | None = getattr(self, name)
         return value
 
     def facts(self) -> dict[str, Any]:
-        """Return everything that captions can name, as plain JSON values, without the nuisance."""
+        """Collect everything that captions can name as plain JSON values, without the nuisance."""
         return {name: getattr(self, name) for name in ("shape", "colour", *ATTRIBUTES)}

@@ -1,4 +1,4 @@
-"""Work of `shapes.scenes`: scattered scenes written as WebDataset tars, each sample with its objects in `json`."""
+"""Work of `shapes.scenes`: write scattered scenes to WebDataset tars, with the objects of each sample in `json`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vfm.data.annotated.records import Classes, Label
 from vfm.data.annotated.sample_records import SampleRecords
 from vfm.data.layouts.layout import Layout
 from vfm.data.synthetic.datasets import write_shards
-from vfm.data.synthetic.federated import Federated, federate
+from vfm.data.synthetic.federated import federate
 from vfm.data.synthetic.render import encode
 from vfm.data.synthetic.sampling import Stream, generator
 from vfm.data.synthetic.scattered import (
@@ -36,19 +36,19 @@ GROUND = "ground"
 
 @dataclass(frozen=True)
 class RenderedScene:
-    """One sample: JPEG bytes, and its objects as a JSON value."""
+    """A sample: JPEG bytes, and its objects as a JSON value."""
 
     key: str
     image: bytes
     record: dict[str, Any]
 
     def members(self) -> dict[str, bytes]:
-        """Return its files in a WebDataset tar."""
+        """Encode the files of a WebDataset tar."""
         return {"jpg": self.image, "json": json.dumps(self.record).encode()}
 
 
 def make_scenes(config: ShapesScenes, ctx: Context) -> AnnotatedImages:
-    """Draw the scenes and index them; the ground is the last class, which has no instances."""
+    """Draw the scenes and index them. The ground is the last class, and has no instances."""
     render = partial(
         render_scenes,
         vocabulary=config.vocabulary,
@@ -86,30 +86,33 @@ def render_scenes(
     max_objects: int,
     scale: tuple[float, float],
 ) -> Iterator[RenderedScene]:
-    """Yield samples `start` to `stop`; each depends only on the seed and its number."""
+    """Yield samples `start` to `stop`. Each depends only on the seed and its number."""
     num_classes = len(class_names(world, vocabulary))
     for index in range(start, stop):
         rng = generator(seed, Stream.SCATTERED, index)
         scene = sample_scattered(world, rng, zipf=zipf, max_objects=max_objects, scale=scale)
         drawn = draw_scattered(scene, world.image_size)
-        objects = [
-            _object(label_of(world, vocabulary, one.look), drawn.owners == number)
-            for number, one in enumerate(scene.objects)
-        ]
-        objects = [one for one in objects if one["area"] > 0]
+        objects = []
+        for number, placed in enumerate(scene.objects):
+            entry = _object(label_of(world, vocabulary, placed.look), drawn.owners == number)
+            if entry["area"] > 0:
+                objects.append(entry)
         lists: dict[str, Any] = {}
         if federated:
-            found = federate(
-                [one["category_id"] for one in objects], num_classes, generator(seed, Stream.FEDERATED, index)
-            )
-            objects, lists = [objects[n] for n in found.kept], _lists(found)
+            labels = [entry["category_id"] for entry in objects]
+            chosen = federate(labels, num_classes, generator(seed, Stream.FEDERATED, index))
+            objects = [objects[number] for number in chosen.annotated]
+            lists = {
+                "neg_category_ids": chosen.negatives,
+                "not_exhaustive_category_ids": chosen.not_exhaustive,
+            }
         size = {"width": world.image_size, "height": world.image_size}
         record = {"image_id": index, **size, "annotations": objects, **lists}
         yield RenderedScene(f"{index:08d}", encode(drawn.pixels), record)
 
 
 def _object(label: int, mask: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
-    """Return an object of COCO's form; one of which too little is visible is ignored."""
+    """Describe an object in COCO's form. It is ignored if too little of it is visible."""
     height, width = mask.shape
     counts, area = encode_mask(mask), int(mask.sum())
     left, top, right, bottom = mask_box(counts, height, width)
@@ -121,7 +124,3 @@ def _object(label: int, mask: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, 
         "iscrowd": 0,
         "ignore": int(area < MIN_VISIBLE),
     }
-
-
-def _lists(found: Federated) -> dict[str, Any]:
-    return {"neg_category_ids": found.negatives, "not_exhaustive_category_ids": found.not_exhaustive}

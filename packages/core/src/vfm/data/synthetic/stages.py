@@ -1,4 +1,4 @@
-"""Configurations of the stages that draw the synthetic shapes: `shapes.pool`, `shapes.classes`, and pairs."""
+"""Configurations of the stages that draw the synthetic world: `shapes.pool`, `shapes.classes` and others."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class ShapeImages(Stage):
 
     world: World = Field(World(), description="distribution of the images and captions")
     num_samples: int = Field(20_000, ge=1, description="images to draw")
-    start: int = Field(0, ge=0, description="number of the first sample; others are other samples of the same seed")
-    samples_per_shard: int = Field(1000, ge=1, description="samples per tar; does not change any sample")
-    seed: Seed = Field(0, description="seed of the draws; sample i depends only on it and i")
+    start: int = Field(0, ge=0, description="number of the first sample, to draw other samples of the same seed")
+    samples_per_shard: int = Field(1000, ge=1, description="samples per tar (does not change any sample)")
+    seed: Seed = Field(0, description="seed of the draws. Sample i depends only on the seed and i")
 
 
 class ShapesPool(ShapeImages):
@@ -40,7 +40,7 @@ class ShapesPool(ShapeImages):
     kind: Literal["shapes.pool"] = "shapes.pool"
     images: Ref[Pool] | None = Field(
         None,
-        description="pool of the same seed and world but for the captions, whose images are taken over: drawing them"
+        description="pool with the same seed and world except for the captions. Its images are reused, because drawing"
         " takes most of the time",
     )
 
@@ -57,7 +57,7 @@ class ShapesClasses(ShapeImages):
     kind: Literal["shapes.classes"] = "shapes.classes"
     num_samples: int = Field(2400, ge=1, description="images to draw")
     label: Pattern | None = Field(
-        None, description="use the values of this attribute, or the colours, as classes; default: coloured shapes"
+        None, description="use the values of this attribute, or the colours, as classes (default: coloured shapes)"
     )
 
     version: ClassVar[int] = 2
@@ -77,11 +77,11 @@ class ShapesChoices(Stage):
     kind: Literal["shapes.choices"] = "shapes.choices"
     world: World = Field(World(), description="distribution of the images and captions")
     patterns: tuple[Pattern, ...] | None = Field(
-        None, min_length=1, description="attributes that a pair may differ in; default: all that vary in the world"
+        None, min_length=1, description="attributes that a pair may differ in (default: all that vary in the world)"
     )
     pairs_per_pattern: int = Field(100, ge=1, description="pairs for each pattern")
-    start: int = Field(0, ge=0, description="number of a pattern's first pair; others are other pairs of the same seed")
-    seed: Seed = Field(0, description="seed of the draws; pair i of a pattern depends only on it and i")
+    start: int = Field(0, ge=0, description="number of a pattern's first pair, to draw other pairs of the same seed")
+    seed: Seed = Field(0, description="seed of the draws. Pair i of a pattern depends only on the seed and i")
 
     makes: ClassVar[type[Artifact]] = ChoiceDataset
     work: ClassVar[str] = "vfm.data.synthetic.datasets:make_choices"
@@ -100,11 +100,11 @@ class ShapesQuestions(Stage):
     kind: Literal["shapes.questions"] = "shapes.questions"
     world: World = Field(World(), description="distribution of the images")
     families: tuple[Pattern, ...] | None = Field(
-        None, min_length=1, description="attributes that the questions are about; default: all that vary in the world"
+        None, min_length=1, description="attributes that the questions are about (default: all that vary in the world)"
     )
     pairs_per_family: int = Field(200, ge=1, description="pairs of images for each attribute")
     split: Literal["train", "test"] = Field("test", description="equal seeds draw other pairs for training and test")
-    seed: Seed = Field(0, description="seed of the draws; pair i of a family depends only on it, the split and i")
+    seed: Seed = Field(0, description="seed of the draws. Pair i of a family depends only on the seed, the split and i")
 
     makes: ClassVar[type[Artifact]] = QuestionDataset
     work: ClassVar[str] = "vfm.data.synthetic.questions:make_questions"
@@ -129,7 +129,7 @@ def check_patterns(world: World, patterns: Iterable[Pattern]) -> None:
 
 
 class ShapesScenes(ShapeImages):
-    """Draw scenes of one to six scattered shapes with boxes, silhouettes, semantic and panoptic maps."""
+    """Draw scenes with one to six scattered shapes, with boxes, silhouettes, semantic and panoptic maps."""
 
     kind: Literal["shapes.scenes"] = "shapes.scenes"
     num_samples: int = Field(4000, ge=1, description="images to draw")
@@ -138,11 +138,11 @@ class ShapesScenes(ShapeImages):
         description="classes of the same images: 12 shapes, 120 with the colour, 1080 with texture and structure too"
         " (fewer in a world with fewer of them)",
     )
-    zipf: float = Field(0.0, ge=0, description="exponent of the long tail of the objects' looks; 0: uniform")
+    zipf: float = Field(0.0, ge=0, description="exponent of the long tail of the objects' looks (0: uniform)")
     federated: bool = Field(
-        False, description="label each image for some classes only, as LVIS does; there are no label maps then"
+        False, description="label each image for some classes only, as LVIS does, without label maps"
     )
-    max_objects: int = Field(6, ge=1, le=6, description="largest number of objects; all numbers are equally likely")
+    max_objects: int = Field(6, ge=1, le=6, description="largest number of objects (all numbers are equally likely)")
     scale: tuple[float, float] = Field((0.07, 0.19), description="smallest and largest radius, in image widths")
 
     makes: ClassVar[type[Artifact]] = AnnotatedImages
@@ -157,21 +157,21 @@ class ShapesScenes(ShapeImages):
 
 
 class ShapesVideos(ShapeImages):
-    """Draw videos of one moving shape among still ones; each action is the time-reversal of another one.
+    """Draw videos of a moving shape among still shapes. Each action is the time reversal of another action.
 
-    Position, angle, size and opacity move along circles, so each frame alone, and any set of frames, is equally likely
-    in both actions of a pair: without the order nothing can be right more often than every second time within a pair.
+    Position, angle, size and opacity move along circles, so each frame, and any unordered set of frames, is equally
+    likely in both actions of a pair. A model that ignores frame order scores at most 50 % on a pair.
     """
 
     kind: Literal["shapes.videos"] = "shapes.videos"
-    num_samples: int = Field(1000, ge=1, description="videos to draw; the actions take turns")
+    num_samples: int = Field(1000, ge=1, description="videos to draw, cycling through the actions")
     num_frames: int = Field(16, ge=4, le=256, description="frames of a video")
     actions: tuple[Action, ...] = Field(ACTIONS, min_length=2, description="the classes, in this order")
     num_still: int = Field(2, ge=0, le=4, description="largest number of still shapes")
     speed: Annotated[float, Field(gt=0, le=4)] = Field(
-        0.75, description="part of its circle that the moving shape passes in a video"
+        0.75, description="part of the circle that the moving shape completes in a video"
     )
-    rate: int = Field(8, ge=1, le=120, description="frames in a second of the files")
+    rate: int = Field(8, ge=1, le=120, description="frames per second of the files")
 
     makes: ClassVar[type[Artifact]] = VideoDataset
     work: ClassVar[str] = "vfm.data.synthetic.videos:make_videos"

@@ -1,4 +1,4 @@
-"""Work of `shapes.videos`: clips of the moving world, written as H.264 into tars, and indexed as any other videos."""
+"""Work of `shapes.videos`: draw clips of the moving world, write them as H.264 to tars, and index them."""
 
 # T frames, S side in pixels
 
@@ -26,20 +26,20 @@ from vfm.data.synthetic.stages import ShapesVideos
 from vfm.data.synthetic.world import World
 from vfm.data.videos.formats import list_tar
 from vfm.data.videos.indexing import write_dataset
-from vfm.data.videos.listing import Listing
+from vfm.data.videos.listing import ListedVideo, Listing
 from vfm.interfaces import Context, VideoDataset
 
-RADIUS = (0.13, 0.19)  # of a shape, in image widths
+RADIUS = (0.13, 0.19)  # smallest and largest radius of a shape, in image widths
 SMALLEST = 0.35  # size at the beginning of growth, relative to the largest
 GROWN = 0.26  # largest radius of a shape that grows, in image widths
 FAINTEST = 0.15  # opacity at the beginning of appearing
-# One quantizer: with `crf`, x264 coded about one in 50 of these small clips in other bytes when it was repeated.
+# A fixed quantizer: with `crf`, x264 encoded about one in 50 of these small clips differently when it was repeated.
 CODING = {"qp": "12", "preset": "veryfast"}
 
 
 @dataclass(frozen=True)
 class MovingScene:
-    """A moving shape before still ones: its quantity and direction, its state in the middle, and how far it goes."""
+    """A moving shape in front of still shapes: quantity and direction, state in the middle, and distance moved."""
 
     mover: Scene
     centre: tuple[float, float]
@@ -54,7 +54,7 @@ class MovingScene:
 
 @dataclass(frozen=True)
 class RenderedVideo:
-    """One sample: its key, the file, and its class."""
+    """A sample: its key, the file, and its class."""
 
     key: str
     video: bytes
@@ -62,7 +62,7 @@ class RenderedVideo:
     facts: dict[str, Any]
 
     def members(self) -> dict[str, bytes]:
-        """Return its files in a WebDataset tar."""
+        """Encode the files of a WebDataset tar."""
         return {"mp4": self.video, "cls": str(self.label).encode(), "json": json.dumps(self.facts).encode()}
 
 
@@ -79,7 +79,10 @@ def make_videos(config: ShapesVideos, ctx: Context) -> VideoDataset:
     shards = write_shards(config, ctx, render)
     names = list(config.actions)
     spec = DatasetSpec(image_key=",".join(VIDEO_EXTENSIONS), label_key="cls", class_names=names)
-    listing = Listing("shapes.videos", [one for shard in shards for one in list_tar(shard.path, spec)], names)
+    videos: list[ListedVideo] = []
+    for shard in shards:
+        videos += list_tar(shard.path, spec)
+    listing = Listing("shapes.videos", videos, names)
     pairs = {name: REVERSED[name] for name in config.actions if REVERSED[name] in names}
     return write_dataset(ctx, listing, *listing.labelled(names), 0.0, config.runtime.num_workers, reversals=pairs)
 
@@ -96,7 +99,7 @@ def render_videos(
     speed: float,
     rate: int,
 ) -> Iterator[RenderedVideo]:
-    """Yield videos `start` to `stop`; each depends only on the seed and its number."""
+    """Yield videos `start` to `stop`. Each depends only on the seed and its number."""
     for index in range(start, stop):
         label = index % len(actions)
         scene = sample_moving(world, generator(seed, Stream.VIDEOS, index), actions[label], num_still, speed)
@@ -106,7 +109,7 @@ def render_videos(
 
 
 def sample_moving(world: World, rng: np.random.Generator, action: Action, num_still: int, speed: float) -> MovingScene:
-    """Draw a scene; all draws but the direction are the same for both actions of a pair."""
+    """Draw a scene. All draws except the direction are the same for both actions of a pair."""
     quantity, direction = quantity_of(action)
     looks = [_look(world, rng, world.shapes) for _ in range(num_still)]
     mover = _look(world, rng, turning_shapes(world.shapes) if action.startswith("turn") else world.shapes)
@@ -123,23 +126,23 @@ def sample_moving(world: World, rng: np.random.Generator, action: Action, num_st
 
 
 def draw_moving(scene: MovingScene, size: int, num_frames: int) -> NDArray[np.uint8]:
-    """Draw a scene: (T, S, S, 3) uint8."""
+    """Draw the frames of a scene, (T, S, S, 3) uint8."""
     ground = draw_ground(scene.background, size)
     for look, centre, radius in scene.still:
         draw_objects(ground, look, [centre], radius)
     frames = np.empty((num_frames, size, size, 3), dtype=np.uint8)
     for number in range(num_frames):
-        place = scene.direction * (number - (num_frames - 1) / 2) / (num_frames - 1) * scene.speed
-        frames[number] = to_pixels(_drawn_mover(ground, scene, (scene.middle + place) % 1.0))
+        shift = scene.direction * (number - (num_frames - 1) / 2) / (num_frames - 1) * scene.speed
+        frames[number] = to_pixels(_drawn_mover(ground, scene, (scene.middle + shift) % 1.0))
     return frames
 
 
 def _drawn_mover(ground: NDArray[np.float32], scene: MovingScene, state: float) -> NDArray[np.float32]:
-    """Return the planes with the moving shape at a state from 0 to 1 of its circle."""
+    """Draw the moving shape over the planes, at a state from 0 to 1 of its circle."""
     channels, look, centres, radius, opacity = ground.copy(), scene.mover, [scene.centre], scene.radius, 1.0
     x, y = scene.centre
     if scene.quantity == 0:
-        centres = [(state + shift, y) for shift in (-1, 0, 1)]  # it leaves at one side and enters at the other
+        centres = [(state + shift, y) for shift in (-1, 0, 1)]  # it leaves on one side and enters on the other
     elif scene.quantity == 1:
         centres = [(x, state + shift) for shift in (-1, 0, 1)]
     elif scene.quantity == 2:
@@ -156,13 +159,13 @@ def _drawn_mover(ground: NDArray[np.float32], scene: MovingScene, state: float) 
 
 
 def encode_video(frames: NDArray[np.uint8], rate: int) -> bytes:
-    """Encode frames, (T, S, S, 3) uint8, as H.264 in mp4, nearly without loss."""
+    """Encode frames, (T, S, S, 3) uint8, as H.264 in mp4, nearly lossless."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options=CODING)
         stream.height, stream.width = frames.shape[1:3]
         stream.codec_context.thread_count = 1
-        stream.pix_fmt = "yuv444p"  # small shapes would lose their edges to halved colour
+        stream.pix_fmt = "yuv444p"  # with halved colour resolution, small shapes would lose their edges
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())

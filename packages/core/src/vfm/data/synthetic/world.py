@@ -34,11 +34,11 @@ class World(Config):
     shapes: tuple[Shape, ...] = Field(SHAPES, min_length=1, description="shapes of the objects")
     colours: tuple[Colour, ...] = Field(COLOURS, min_length=1, description="colours of the objects")
     attributes: tuple[Attribute, ...] = Field(
-        ATTRIBUTES, description="attributes that vary; the others have their default value and are never named"
+        ATTRIBUTES, description="attributes that vary. The others have their default value and are never named"
     )
     max_count: int = Field(3, ge=1, le=MAX_COUNT, description="largest number of objects in a scene")
-    zipf: float = Field(1.0, ge=0, description="exponent of the long tail of shapes and colours; 0: uniform")
-    variety: Fraction = Field(0.5, description="variation of the background; 0: the same plain grey in every image")
+    zipf: float = Field(1.0, ge=0, description="exponent of the long tail of shapes and colours (0: uniform)")
+    variety: Fraction = Field(0.5, description="variation of the background (0: the same plain grey in every image)")
     attribute_share: Fraction = Field(
         0.3, description="fraction of true captions that name an attribute, drawn independently for each attribute"
     )
@@ -63,10 +63,12 @@ class World(Config):
         return self
 
     def values(self, attribute: Attribute) -> tuple[Value, ...]:
-        """Return the values of an attribute in this world."""
+        """List the values of an attribute in this world."""
         if attribute not in self.attributes:
             return VALUES[attribute][:1]
-        return VALUES[attribute][: self.max_count] if attribute == "count" else VALUES[attribute]
+        if attribute == "count":
+            return VALUES[attribute][: self.max_count]
+        return VALUES[attribute]
 
     @property
     def combinations(self) -> list[tuple[Shape, Colour]]:
@@ -74,7 +76,7 @@ class World(Config):
         return [(shape, colour) for shape in self.shapes for colour in self.colours]
 
     def label(self, shape: Shape, colour: Colour) -> int:
-        """Return the class of a shape and a colour: their index in `combinations`."""
+        """Find the class of a shape and a colour: their index in `combinations`."""
         return self.shapes.index(shape) * len(self.colours) + self.colours.index(colour)
 
     @property

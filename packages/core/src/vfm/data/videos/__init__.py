@@ -1,6 +1,6 @@
-"""Videos with one class each: readers of many layouts, one index on disk, and decoding of clips by frame number.
+"""Videos with one class each: readers of many layouts, an index on disk, and decoding of clips by frame number.
 
-Needs `vfm-core[video]` (PyAV, which brings its own FFmpeg). `VideoSource` opens an artifact.
+Needs `vfm-core[video]` (PyAV, which includes FFmpeg). `VideoSource` opens an artifact.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Files that list videos: Kinetics' csv, lists of `path label`, splits of UCF and HMDB, Something-Something's json.
+"""Read files that list videos: Kinetics' csv, lists of `path label`, UCF and HMDB splits, Something-Something's JSON.
 
 Sources: the formats of Kinetics (arXiv:1705.06950), UCF101 (arXiv:1212.0402), HMDB51 (Kuehne et al. 2011) and
 Something-Something V2 (arXiv:1706.04261), as their authors and mmaction distribute them.
@@ -16,7 +16,7 @@ from typing import Any
 from vfm.base import UserError
 from vfm.data.samples.images import VIDEO_EXTENSIONS
 from vfm.data.samples.sample import BadSample
-from vfm.data.videos.listing import Listed, Listing
+from vfm.data.videos.listing import ListedVideo, Listing
 from vfm.data.videos.media import Media, frame_folder
 from vfm.data.videos.stages import Videos
 from vfm.storage import files
@@ -30,10 +30,10 @@ KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}
 
 
 def recognise_annotations(path: str) -> str:
-    """Return the format of a file or folder of annotations.
+    """Recognise the format of a file or folder of annotations.
 
     Raises:
-        UserError: it has none of the formats.
+        UserError: the format is unknown.
     """
     if files.is_directory(path):
         if any(HMDB_FILE.fullmatch(name) for name in files.names_in(path)):
@@ -49,24 +49,23 @@ def recognise_annotations(path: str) -> str:
 
 
 def kinetics(config: Videos, root: str) -> Listing:
-    """Return the videos of a csv: `label,youtube_id,time_start,time_end,split`, files `ID_000010_000020.mp4`."""
-    found, videos = _by_stem(root), []
+    """List the videos of a csv `label,youtube_id,time_start,time_end,split`, with files `ID_000010_000020.mp4`."""
+    files_by_stem, videos = _by_stem(root), []
     for row in csv.DictReader(io.StringIO(files.read_text(str(config.annotations)))):
         try:
-            start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
+            start, end = int(float(row["time_start"])), int(float(row["time_end"]))
             identity, label = row["youtube_id"], row["label"].strip()
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
-            raise UserError(
-                f"{config.annotations}: expected {', '.join(sorted(KINETICS_COLUMNS))}, got {row}"
-            ) from None
+            expected = ", ".join(sorted(KINETICS_COLUMNS))
+            raise UserError(f"{config.annotations}: expected {expected}, got {row}") from None
         stem = f"{identity}_{start:06d}_{end:06d}"
-        place = found.get(stem) or found.get(identity)
-        videos.append(_listed(stem, place and f"{root}/{place}", label, f"{root}/{stem}", identity))
+        file = files_by_stem.get(stem) or files_by_stem.get(identity)
+        videos.append(_listed(stem, file and f"{root}/{file}", label, f"{root}/{stem}", identity))
     return Listing("kinetics", videos, _names(config))
 
 
 def path_label_list(config: Videos, root: str) -> Listing:
-    """Return the videos of lines `path label`, or of frames `folder count label` (mmaction), by space or comma."""
+    """List the videos of lines `path label`, or frames `folder count label` (mmaction), separated by space or comma."""
     videos = []
     for number, line in enumerate(_lines(str(config.annotations)), 1):
         words = re.split(r"[\s,]+(?=\d+$)", line)
@@ -81,16 +80,18 @@ def path_label_list(config: Videos, root: str) -> Listing:
 
 
 def ucf(config: Videos, root: str) -> Listing:
-    """Return the videos of a UCF split, `Archery/v_1.avi 2` or without the number; `classInd.txt` is beside it."""
+    """List the videos of a UCF split, `Archery/v_1.avi 2` or without the number, with `classInd.txt` next to it."""
     path = str(config.annotations)
-    beside = f"{path.rpartition('/')[0] or '.'}/{UCF_CLASSES}"
-    names = [line.split(maxsplit=1)[-1] for line in _lines(beside)] if files.exists(beside) else []
+    class_file = f"{path.rpartition('/')[0] or '.'}/{UCF_CLASSES}"
+    names = []
+    if files.exists(class_file):
+        names = [line.split(maxsplit=1)[-1] for line in _lines(class_file)]
     videos = [_of_path(root, line.split()[0], line.split("/")[0]) for line in _lines(path)]
     return Listing("ucf", videos, _names(config) or names)
 
 
 def hmdb(config: Videos, root: str) -> Listing:
-    """Return the videos of an HMDB split: files `CLASS_test_split1.txt` with lines `name.avi 1` (train) or 2 (test)."""
+    """List the videos of an HMDB split: files `CLASS_test_split1.txt` with lines `name.avi 1` (train) or 2 (test)."""
     folder, name = str(config.annotations), config.split
     match = HMDB_SPLIT.fullmatch(name)
     if not match:
@@ -109,28 +110,32 @@ def hmdb(config: Videos, root: str) -> Listing:
 
 
 def something(config: Videos, root: str) -> Listing:
-    """Return the videos of a Something-Something json: entries with `id` and `template` or `label`."""
+    """List the videos of a Something-Something JSON file: entries with `id` and `template` or `label`."""
     path = str(config.annotations)
-    beside = f"{path.rpartition('/')[0] or '.'}/{SOMETHING_CLASSES}"
-    numbers: Any = _json(beside) if files.exists(beside) else {}
-    names: list[str] = []
-    if isinstance(numbers, dict) and numbers:
-        try:
-            names = sorted(numbers, key=lambda name: int(numbers[name]))
-        except (TypeError, ValueError):
-            raise UserError(f"{beside}: expected the number of each template") from None
+    names = _template_names(f"{path.rpartition('/')[0] or '.'}/{SOMETHING_CLASSES}")
     entries, videos = _json(path), []
     if not isinstance(entries, list):
         raise UserError(f"{path}: expected a list of videos with `id` and `template`")
-    found = _by_stem(root)
+    files_by_stem = _by_stem(root)
     for entry in entries:
         if not isinstance(entry, Mapping) or "id" not in entry or not (entry.get("template") or entry.get("label")):
             raise UserError(f"{path}: expected videos with `id` and `template` or `label`, got {str(entry)[:80]}")
         label = str(entry.get("template") or entry["label"]).replace("[", "").replace("]", "")
         stem = str(entry["id"])
-        place = found.get(stem)
-        videos.append(_listed(stem, place and f"{root}/{place}", label, f"{root}/{stem}"))
+        file = files_by_stem.get(stem)
+        videos.append(_listed(stem, file and f"{root}/{file}", label, f"{root}/{stem}"))
     return Listing("something", videos, _names(config) or names)
+
+
+def _template_names(path: str) -> list[str]:
+    """Read the templates in the order of their numbers. Empty if there is no such file."""
+    numbers: Any = _json(path) if files.exists(path) else {}
+    if not isinstance(numbers, dict):
+        return []
+    try:
+        return sorted(numbers, key=lambda name: int(numbers[name]))
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: expected the number of each template") from None
 
 
 ANNOTATION_READERS: dict[str, Callable[[Videos, str], Listing]] = {
@@ -138,30 +143,36 @@ ANNOTATION_READERS: dict[str, Callable[[Videos, str], Listing]] = {
 }  # fmt: skip
 
 
-def _of_path(root: str, path: str, label: int | str) -> Listed:
-    """Return a video by its path below the root: a file, or a folder of frames."""
+def _of_path(root: str, path: str, label: int | str) -> ListedVideo:
+    """Find a video by its path below the root: a file, or a folder of frames."""
     inside = files.join_inside(root, path)
     if inside is None:
-        return Listed(path, Media(root), label, "", BadSample("unsafe_path", path))
-    stem = path.rpartition(".")[0] if path.rpartition(".")[2].lower() in VIDEO_EXTENSIONS else path
+        return ListedVideo(path, Media(root), label, "", BadSample("unsafe_path", path))
+    stem, _, extension = path.rpartition(".")
+    if extension.lower() not in VIDEO_EXTENSIONS:
+        stem = path
     return _listed(stem, inside if files.exists(inside) else None, label, inside)
 
 
-def _listed(key: str, path: str | None, label: int | str, where: str, identity: str = "") -> Listed:
+def _listed(key: str, path: str | None, label: int | str, where: str, identity: str = "") -> ListedVideo:
     identity = identity or key.rpartition("/")[2]
     if path is None:
-        return Listed(key, Media(where), label, identity, BadSample("missing_video", where))
-    return Listed(key, frame_folder(path) if files.is_directory(path) else Media(path), label, identity)
+        return ListedVideo(key, Media(where), label, identity, BadSample("missing_video", where))
+    return ListedVideo(key, frame_folder(path) if files.is_directory(path) else Media(path), label, identity)
 
 
 def _by_stem(root: str) -> dict[str, str]:
-    """Return the path of each video below a folder by its name without extension."""
-    names = (name for name in files.walk(root) if name.rpartition(".")[2].lower() in VIDEO_EXTENSIONS)
-    return {name.rpartition("/")[2].rpartition(".")[0]: name for name in names}
+    """Map the name of each video below a folder, without extension, to its path."""
+    paths = {}
+    for path in files.walk(root):
+        if path.rpartition(".")[2].lower() in VIDEO_EXTENSIONS:
+            stem = path.rpartition("/")[2].rpartition(".")[0]
+            paths[stem] = path
+    return paths
 
 
 def _names(config: Videos) -> list[str]:
-    """Return the class names that the user gave: a list, a file with a name in each line, or a csv of `id,name`."""
+    """Read the configured class names: a list, a file with a name in each line, or a csv with `id,name`."""
     if not config.names:
         return list(config.class_names)
     lines = list(_lines(config.names))

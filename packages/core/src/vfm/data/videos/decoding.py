@@ -1,4 +1,4 @@
-"""Decode clips with PyAV: only the wanted frames are converted, each once, at the size that its view needs."""
+"""Decode clips with PyAV. Only the needed frames are converted, each once for each size of its views."""
 
 # T frames of a clip, H and W height and width of a view
 
@@ -29,16 +29,16 @@ class Frame(Protocol):
     """A decoded frame."""
 
     def resized(self, width: int, height: int) -> Pixels:
-        """Return it as RGB, turned upright, at a size, (height, width, 3)."""
+        """Convert the frame to RGB, rotate it upright, and resize it, (height, width, 3)."""
         ...
 
 
 def read_clips(media: Media, facts: VideoFacts, views: Sequence[ClipView]) -> list[Pixels]:
-    """Read clips of one video in one pass.
+    """Read clips of a video in one pass.
 
     Args:
         media: the video.
-        facts: as indexing found them.
+        facts: facts from indexing.
         views: the frames of each clip, and how they are resized and cropped.
 
     Returns:
@@ -48,17 +48,17 @@ def read_clips(media: Media, facts: VideoFacts, views: Sequence[ClipView]) -> li
         BadSample: the video cannot be decoded (`unreadable_video`), or lacks a frame (`truncated_video`).
     """
     clips = [np.empty((len(view.frames), *view.shape, 3), dtype=np.uint8) for view in views]
-    places: dict[int, list[tuple[int, int]]] = {}
+    uses: dict[int, list[tuple[int, int]]] = {}  # frame -> (clip, index in the clip)
     for number, view in enumerate(views):
-        for place, wanted in enumerate(view.frames):
-            places.setdefault(wanted, []).append((number, place))
-    for number, frame in read_frames(media, facts, sorted(places)):
+        for index, wanted in enumerate(view.frames):
+            uses.setdefault(wanted, []).append((number, index))
+    for number, frame in read_frames(media, facts, sorted(uses)):
         resized: dict[tuple[int, int], Pixels] = {}
-        for clip, place in places[number]:
+        for clip, index in uses[number]:
             view = views[clip]
             if view.size not in resized:
                 resized[view.size] = frame.resized(*view.size)
-            clips[clip][place] = view.cropped(resized[view.size])
+            clips[clip][index] = view.cropped(resized[view.size])
     return clips
 
 
@@ -66,13 +66,14 @@ def read_frames(media: Media, facts: VideoFacts, numbers: Sequence[int]) -> Iter
     """Yield frames by their ascending numbers.
 
     Raises:
-        BadSample: as `read_clips`.
+        BadSample: see `read_clips`.
     """
     if media.is_folder:
-        pictures = media.pictures()
-        if numbers and numbers[-1] >= len(pictures):
+        paths = media.frame_paths()
+        if numbers and numbers[-1] >= len(paths):
             raise BadSample("truncated_video", media.path)
-        yield from ((number, _Picture(pictures[number])) for number in numbers)
+        for number in numbers:
+            yield number, _ImageFrame(paths[number])
         return
     try:
         with media.open() as stream, open_container(stream) as container:
@@ -82,46 +83,46 @@ def read_frames(media: Media, facts: VideoFacts, numbers: Sequence[int]) -> Iter
 
 
 def open_container(stream: IO[bytes]) -> Any:
-    """Open a file of one of the supported formats."""
+    """Open a file in a supported format."""
     return av.open(stream, container_options={"format_whitelist": FORMATS})
 
 
 def video_stream(container: Any, where: str) -> Any:
-    """Return the first stream that is a video and not the picture of an album, set to decode in one thread.
+    """Find the first stream that is a video, and not cover art, and set it to decode in one thread.
 
     Raises:
-        BadSample: there is none, or its codec is unknown.
+        BadSample: there is no such stream, or its codec is unknown.
     """
     for stream in container.streams.video:
         if "attached_pic" not in str(stream.disposition).lower():
             if not stream.codec_context:  # FFmpeg has no decoder of this codec
                 raise BadSample("unreadable_video", where)
-            stream.thread_type = "NONE"  # one process decodes one video: threads would compete
+            stream.thread_type = "NONE"  # each process decodes a video, so threads would compete
             stream.codec_context.thread_count = 1
             return stream
     raise BadSample("no_video_stream", where)
 
 
 def _decoded(container: Any, facts: VideoFacts, numbers: Sequence[int], where: str) -> Iterator[tuple[int, Frame]]:
-    """Yield the wanted frames, by their times where these are known, else by counting."""
+    """Yield the wanted frames, by their times if these are known, otherwise by counting."""
     stream, reformatter = video_stream(container, where), VideoReformatter()
-    found = _by_time if facts.step else _by_count
-    for number, frame in found(container, stream, facts, numbers, where):
-        yield number, _Decoded(frame, facts.rotation, reformatter)
+    select = _by_time if facts.step else _by_count
+    for number, frame in select(container, stream, facts, numbers, where):
+        yield number, _DecodedFrame(frame, facts.rotation, reformatter)
 
 
 def _by_time(
     container: Any, stream: Any, facts: VideoFacts, numbers: Sequence[int], where: str
 ) -> Iterator[tuple[int, Any]]:
-    """Yield frames from the key frame before each; frames that no other one needs are not decoded on the way.
+    """Yield frames, decoding from the key frame before each. Skip frames that no other frame depends on.
 
-    About half of the frames of x264 are such: 8 of 300 frames of 340 x 256 pixels then took 28 ms in place of 52.
+    In x264 these are about half of the frames: 8 of 300 frames of 340 x 256 pixels took 28 ms instead of 52.
     """
     groups: dict[int, list[int]] = {}
     for number in numbers:
         groups.setdefault(max(0, bisect_right(facts.key_frames, number) - 1), []).append(number)
-    for place, (key, wanted) in enumerate(groups.items()):
-        if place or key:
+    for group, (key, wanted) in enumerate(groups.items()):
+        if group or key:  # the first group may start at the beginning of the file, without a seek
             container.seek(facts.key_times[key], stream=stream, backward=True)
         times = {facts.time_of(number): number for number in wanted}
         last, left = wanted[-1], len(wanted)
@@ -140,7 +141,7 @@ def _by_time(
 def _by_count(
     container: Any, stream: Any, facts: VideoFacts, numbers: Sequence[int], where: str
 ) -> Iterator[tuple[int, Any]]:
-    """Yield frames by counting from the beginning, or from a key frame that is further on."""
+    """Yield frames by counting from the beginning, or from a later key frame."""
     at, frames = 0, iter(container.decode(stream))
     for wanted in numbers:
         key = bisect_right(facts.key_frames, wanted) - 1
@@ -159,14 +160,14 @@ def _by_count(
 
 
 def _from_time(frames: Iterator[Any], time: int) -> Iterator[Any]:
-    """Yield frames from a time on: after a seek, frames before the key frame may come first, and may be damaged."""
+    """Yield frames from a time on. After a seek, frames before the key frame may come first, and may be damaged."""
     for frame in frames:
         if frame.pts is None or frame.pts >= time:
             yield frame
 
 
-class _Decoded:
-    """A frame of PyAV."""
+class _DecodedFrame:
+    """A frame from PyAV."""
 
     def __init__(self, frame: Any, rotation: int, reformatter: VideoReformatter) -> None:
         self.frame, self.turns, self.reformatter = frame, rotation // 90, reformatter
@@ -174,13 +175,13 @@ class _Decoded:
     def resized(self, width: int, height: int) -> Pixels:
         if self.turns % 2:
             width, height = height, width
-        found = self.reformatter.reformat(self.frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
-        pixels = cast("Pixels", found.to_ndarray())
+        converted = self.reformatter.reformat(self.frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
+        pixels = cast("Pixels", converted.to_ndarray())
         return np.rot90(pixels, self.turns) if self.turns else pixels
 
 
-class _Picture:
-    """A frame that is a picture in a file."""
+class _ImageFrame:
+    """A frame in an image file."""
 
     def __init__(self, path: str) -> None:
         self.path = path

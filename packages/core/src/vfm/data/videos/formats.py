@@ -1,4 +1,4 @@
-"""Layouts of video datasets, given or recognised by the files."""
+"""List the videos of a dataset, in a given layout or one that is recognised by the files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.image_list import printable
 from vfm.data.tar.webdataset import TarShard
 from vfm.data.videos.annotations import ANNOTATION_READERS, recognise_annotations
-from vfm.data.videos.listing import Listed, Listing
+from vfm.data.videos.listing import ListedVideo, Listing
 from vfm.data.videos.media import Media, frame_folder
 from vfm.data.videos.stages import Videos
 from vfm.storage import files
@@ -27,13 +27,14 @@ EXPECTED = (
 
 
 def list_videos(config: Videos) -> Listing:
-    """Return the videos of a dataset.
+    """List the videos of a dataset.
 
     Raises:
         UserError: the layout is not recognised, or files are missing.
     """
     kind = config.format if config.format != "auto" else recognise(config)
-    if reader := READERS.get(kind):
+    reader = READERS.get(kind)
+    if reader:
         return reader(config)
     if not config.annotations:
         raise UserError(f"{config.path}: the format {kind} needs annotations: its file or folder")
@@ -41,7 +42,7 @@ def list_videos(config: Videos) -> Listing:
 
 
 def recognise(config: Videos) -> str:
-    """Return the name of a layout.
+    """Recognise the layout by the files.
 
     Raises:
         UserError: the files have none of the layouts.
@@ -65,7 +66,7 @@ def recognise(config: Videos) -> str:
 
 
 def class_folders(config: Videos) -> Listing:
-    """Return the videos in one folder for each class, `archery/clip.mp4`; the class names are the folders'."""
+    """List the videos in one folder per class, `archery/clip.mp4`. The class names are the names of the folders."""
     root = _root(config)
     names = [name for name in files.walk(root) if _extension(name) in VIDEO_EXTENSIONS and "/" in name]
     videos = [_in_class(root, name, Media(f"{root}/{name}")) for name in names]
@@ -73,37 +74,40 @@ def class_folders(config: Videos) -> Listing:
 
 
 def frame_folders(config: Videos) -> Listing:
-    """Return the folders of frames in one folder for each class, `archery/clip/00001.jpg`."""
+    """List the folders of frames in one folder per class, `archery/clip/00001.jpg`."""
     root = _root(config)
     names = (name for name in files.walk(root) if _extension(name) in IMAGE_EXTENSIONS)
     clips = dict.fromkeys(name.rpartition("/")[0] for name in names if name.count("/") >= 2)
     return Listing("frame_folders", [_in_class(root, name, frame_folder(f"{root}/{name}")) for name in clips])
 
 
-def _in_class(root: str, name: str, media: Media) -> Listed:
+def _in_class(root: str, name: str, media: Media) -> ListedVideo:
     stem = name if media.is_folder else name.rpartition(".")[0]
     label, key = printable(name.partition("/")[0]), printable(stem)
     bad = BadSample("wrong_encoding", printable(f"{root}/{name}")) if key != stem else None
-    return Listed(key, media, label, key.rpartition("/")[2], bad)
+    return ListedVideo(key, media, label, key.rpartition("/")[2], bad)
 
 
 def webdataset(config: Videos) -> Listing:
-    """Return the videos of tars: members `mp4`, `webm`, ... and the class in `cls` or a field of `json`."""
+    """List the videos in tars: members `mp4`, `webm`, ... with the class in `cls` or a field of `json`."""
     paths = files.expand_paths(config.path)
     if len(paths) == 1 and files.is_directory(paths[0]):
         root = paths[0].rstrip("/")
         paths = [f"{root}/{name}" for name in files.names_in(root) if name.endswith(".tar")]
     names = list(config.class_names) or lines_beside(paths[0], CLASS_NAMES_FILE)
-    found = {"label_key": config.label_key} if names else {"texts": {"label": config.label_key}}
-    spec = DatasetSpec(image_key=",".join(VIDEO_EXTENSIONS), class_names=names, **found)
-    videos = [one for path in paths for one in list_tar(path, spec)]
-    if not names and all(str(one.label).isdecimal() for one in videos):  # the numbers of classes, and not their names
-        videos = [replace(one, label=int(one.label)) for one in videos]
+    # Without class names, labels are read as texts, because they may be names.
+    label_fields = {"label_key": config.label_key} if names else {"texts": {"label": config.label_key}}
+    spec = DatasetSpec(image_key=",".join(VIDEO_EXTENSIONS), class_names=names, **label_fields)
+    videos: list[ListedVideo] = []
+    for path in paths:
+        videos += list_tar(path, spec)
+    if not names and all(str(video.label).isdecimal() for video in videos):  # numbers of classes, not names
+        videos = [replace(video, label=int(video.label)) for video in videos]
     return Listing("webdataset", videos, names)
 
 
-def list_tar(path: str, spec: DatasetSpec) -> Iterator[Listed]:
-    """Yield the videos of a tar with their classes; what cannot be used has a problem."""
+def list_tar(path: str, spec: DatasetSpec) -> Iterator[ListedVideo]:
+    """Yield the videos of a tar with their classes. Unusable videos have a `problem`."""
     shard = TarShard(path, Shard.of(path, 0).size, spec)
     for row in range(len(shard)):
         start, size = shard.places(row)[0]
@@ -114,23 +118,23 @@ def list_tar(path: str, spec: DatasetSpec) -> Iterator[Listed]:
                 raise BadSample("missing_video", shard.where(row))
             if start + size > shard.size:
                 raise BadSample("truncated_shard", shard.where(row))
-            yield Listed(key, media, _label(shard.read(row, with_image=False), shard.where(row)), key)
+            yield ListedVideo(key, media, _label(shard.read(row, with_image=False), shard.where(row)), key)
         except BadSample as bad:
-            yield Listed(key, media, 0, key, bad)
+            yield ListedVideo(key, media, 0, key, bad)
     for reason, where in shard.lost:
-        yield Listed(where, Media(path, 0, 0), 0, where, BadSample(reason, where))
+        yield ListedVideo(where, Media(path, 0, 0), 0, where, BadSample(reason, where))
     if not shard.complete:
-        yield Listed(path, Media(path, 0, 0), 0, path, BadSample("truncated_shard", path))
+        yield ListedVideo(path, Media(path, 0, 0), 0, path, BadSample("truncated_shard", path))
 
 
 def _label(sample: Sample, where: str) -> int | str:
-    """Return the class of a sample, by number, or as it is written where the names are not known before."""
+    """Get the class of a sample as a number, or as text if the class names are not known in advance."""
     if sample.label is not None:
         return sample.label
-    text = next((texts[0] for texts in sample.texts.values() if texts), "")
-    if not text:
-        raise BadSample("missing_label", where)
-    return text
+    for texts in sample.texts.values():
+        if texts and texts[0]:
+            return texts[0]
+    raise BadSample("missing_label", where)
 
 
 READERS: dict[str, Callable[[Videos], Listing]] = {

@@ -1,4 +1,4 @@
-"""Work of `data.videos`: every video is opened once, and what cannot be used is counted by reason."""
+"""Work of `data.videos`: open every video once, and count unusable videos by reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vfm.base import UserError
 from vfm.data.indexing.indexing import check_bad
 from vfm.data.samples.sample import BadSample
 from vfm.data.videos.formats import list_videos
-from vfm.data.videos.listing import Listed, Listing
+from vfm.data.videos.listing import ListedVideo, Listing
 from vfm.data.videos.media import VideoFacts
 from vfm.data.videos.panels import add_video_panels
 from vfm.data.videos.probing import probe
@@ -25,7 +25,7 @@ PEEK = 20  # videos that a check tries before anything runs
 
 
 def index_videos(config: Videos, ctx: Context) -> VideoDataset:
-    """List the videos, open each, and write the index."""
+    """List the videos, open each video, and write the index."""
     listing = list_videos(config)
     names, labels = listing.labelled(config.class_names)
     ctx.log(f"{config.path}: {listing.format}, {len(listing.videos)} videos, {len(names)} classes")
@@ -33,17 +33,17 @@ def index_videos(config: Videos, ctx: Context) -> VideoDataset:
 
 
 def check_videos(config: Videos, ctx: Preflight) -> None:
-    """Recognise the layout, check the labels, and decode a frame of one video."""
+    """Recognise the layout, check the labels, and decode a frame of the first usable video."""
     listing = list_videos(config)
     listing.labelled(config.class_names)
     problem: BadSample | None = None
-    for one in listing.videos[:PEEK]:
-        found = _probed(one)
-        if isinstance(found, VideoFacts):
+    for video in listing.videos[:PEEK]:
+        result = _probed(video)
+        if isinstance(result, VideoFacts):
             return
-        problem = problem or found
-    what = f"none of the first videos can be used: {problem}" if problem else "no videos found"
-    raise UserError(f"{config.path}: {what}")
+        problem = problem or result
+    message = f"none of the first videos can be used: {problem}" if problem else "no videos found"
+    raise UserError(f"{config.path}: {message}")
 
 
 def write_dataset(
@@ -55,19 +55,20 @@ def write_dataset(
     workers: int = 0,
     **facts: Any,
 ) -> VideoDataset:
-    """Open the listed videos, and write their index and its panels into `ctx.directory`.
+    """Open the listed videos, and write their index and panels to `ctx.directory`.
 
     Raises:
-        UserError: too many cannot be used, none can, or two have one key.
+        UserError: too many videos are unusable, no video is usable, or two videos have the same key.
     """
-    keys = Counter(one.key for one in listing.videos if not one.problem)
-    if keys and (most := keys.most_common(1)[0])[1] > 1:
-        raise UserError(f"{ctx.stage}: {most[1]} videos have the key {most[0]!r}; expected each key once")
+    keys = Counter(video.key for video in listing.videos if not video.problem)
+    for key, count in keys.most_common(1):
+        if count > 1:
+            raise UserError(f"{ctx.stage}: {count} videos have the key {key!r}; expected each key once")
     bad: Counter[str] = Counter()
     unusual: Counter[str] = Counter()
     rows, first = [], ""
-    found = zip(listing.videos, labels, _all_probed(listing.videos, workers), strict=True)
-    for number, (one, label, result) in enumerate(found, 1):
+    results = zip(listing.videos, labels, _all_probed(listing.videos, workers), strict=True)
+    for number, (video, label, result) in enumerate(results, 1):
         if isinstance(result, BadSample):
             bad[result.reason] += 1
             first = first or f"; the first is {result.where} ({result.reason})"
@@ -75,7 +76,7 @@ def write_dataset(
         else:
             unusual["variable_rate"] += result.variable_rate
             unusual["rotated"] += bool(result.rotation)
-            rows.append(video_row(one.key, one.video_id, label, one.media, result))
+            rows.append(video_row(video.key, video.video_id, label, video.media, result))
         ctx.progress(number, len(listing.videos), "videos")
     check_bad(ctx.stage, bad, len(listing.videos), max_bad_fraction, first)
     if not rows:
@@ -94,16 +95,16 @@ def write_dataset(
     return dataset
 
 
-def _probed(one: Listed) -> VideoFacts | BadSample:
-    if one.problem:
-        return one.problem
+def _probed(video: ListedVideo) -> VideoFacts | BadSample:
+    if video.problem:
+        return video.problem
     try:
-        return probe(one.media)
+        return probe(video.media)
     except BadSample as bad:
         return bad
 
 
-def _all_probed(videos: Sequence[Listed], workers: int) -> Iterator[VideoFacts | BadSample]:
+def _all_probed(videos: Sequence[ListedVideo], workers: int) -> Iterator[VideoFacts | BadSample]:
     if workers < 2:
         yield from map(_probed, videos)
         return

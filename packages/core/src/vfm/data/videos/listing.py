@@ -1,4 +1,4 @@
-"""The videos of a dataset as its files list them: key, place and class, before any is opened."""
+"""The videos of a dataset as its files list them, before they are opened: key, location and class."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from vfm.data.videos.media import Media
 
 
 @dataclass(frozen=True)
-class Listed:
-    """One video.
+class ListedVideo:
+    """A video of a listing.
 
     Attributes:
-        key: its name in the dataset.
-        media: its place.
-        label: its class, by number, or by name.
-        video_id: identifies the source of the video in all datasets that are made from it (Kinetics: YouTube's id).
-        problem: why it cannot be used.
+        key: name of the video in the dataset.
+        media: location of the video.
+        label: class of the video, by number or by name.
+        video_id: identifies the source of the video in all datasets that contain it (Kinetics: YouTube's id).
+        problem: why the video cannot be used.
     """
 
     key: str
@@ -37,38 +37,38 @@ class Listing:
     Attributes:
         format: name of the layout.
         videos: the videos.
-        class_names: in the order of the labels; empty: the labels' own names, sorted, or their numbers.
+        class_names: class names in the order of the labels. Empty: the sorted labels, or their numbers.
     """
 
     format: str
-    videos: Sequence[Listed]
+    videos: Sequence[ListedVideo]
     class_names: Sequence[str] = field(default=())
 
     def labelled(self, names: Sequence[str]) -> tuple[list[str], list[int]]:
-        """Return the class names, and the label of each video by number.
+        """Choose the class names, and number the label of each video.
 
         Args:
-            names: given by the user; empty: the dataset's own.
+            names: class names given by the user. Empty: the dataset's names.
 
         Raises:
             UserError: a label has no name.
         """
         known = list(names or self.class_names)
-        words = {one.label for one in self.videos if isinstance(one.label, str)}
+        words = {video.label for video in self.videos if isinstance(video.label, str)}
         if not known:
             known = sorted(words) or self._numbers()
-        place = {name: number for number, name in enumerate(known)}
+        label_of = {name: label for label, name in enumerate(known)}
         labels = []
-        for one in self.videos:
-            label = place.get(one.label, -1) if isinstance(one.label, str) else one.label
+        for video in self.videos:
+            label = label_of.get(video.label, -1) if isinstance(video.label, str) else video.label
             if not 0 <= label < len(known):
-                raise UserError(f"{one.key}: expected a label of the {len(known)} classes, got {one.label!r}")
+                raise UserError(f"{video.key}: expected a label of the {len(known)} classes, got {video.label!r}")
             labels.append(label)
         return known, labels
 
     def _numbers(self) -> list[str]:
-        """Return the numbers of the classes up to the largest as their names."""
-        last = max(self.videos, key=lambda one: int(one.label), default=None)
+        """Name the classes by their numbers, up to the largest."""
+        last = max(self.videos, key=lambda video: int(video.label), default=None)
         largest = int(last.label) if last else 0
         if last and largest >= MAX_CLASSES:
             raise UserError(

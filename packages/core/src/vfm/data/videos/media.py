@@ -1,4 +1,4 @@
-"""Where a video is, and what indexing found out about it."""
+"""Location of a video, and facts about it from indexing."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Media:
     """A video file, a part of a tar, or a folder of frames.
 
     Attributes:
-        path: of the file, the tar or the folder.
-        start: first byte in a tar; -1: the whole file, -2: a folder of pictures.
-        size: bytes in a tar.
+        path: path of the file, the tar or the folder.
+        start: first byte in a tar, -1 for a whole file, -2 for a folder of frames.
+        size: number of bytes in a tar.
     """
 
     path: str
@@ -27,23 +27,27 @@ class Media:
 
     @property
     def is_folder(self) -> bool:
-        """Whether the frames are pictures in a folder."""
+        """Whether the frames are images in a folder."""
         return self.start == -2
 
     def open(self) -> IO[bytes]:
-        """Open the file, or read its part of a tar, which is one request of a remote store."""
+        """Open the file, or read its part of a tar, with a single request for a remote tar."""
         if self.start >= 0:
             return io.BytesIO(files.read_bytes(self.path, self.start, self.start + self.size))
         return files.open_binary(self.path)
 
-    def pictures(self) -> list[str]:
-        """Return the paths of the frames of a folder, sorted by name."""
+    def frame_paths(self) -> list[str]:
+        """List the paths of the frames in a folder, sorted by name."""
         root = self.path.rstrip("/")
         return [f"{root}/{name}" for name in files.names_in(root) if name.lower().endswith(IMAGE_EXTENSIONS)]
 
 
 def read_frame(path: str) -> bytes:
-    """Return the bytes of a picture in a folder of frames; raises BadSample if it is missing."""
+    """Read the bytes of an image in a folder of frames.
+
+    Raises:
+        BadSample: the file is missing.
+    """
     try:
         return files.read_bytes(path)
     except OSError:
@@ -51,24 +55,24 @@ def read_frame(path: str) -> bytes:
 
 
 def frame_folder(path: str) -> Media:
-    """Return a folder of frames."""
+    """Create the media for a folder of frames."""
     return Media(path, -2)
 
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What indexing found out about a video, so that reading a clip needs one pass.
+    """Facts about a video from indexing, with which a clip is read in one pass.
 
     Attributes:
         num_frames: number of frames.
-        rate: frames in a second; 0 for a folder of frames.
-        width: in pixels, after the turn.
-        height: in pixels, after the turn.
-        rotation: degrees, a multiple of 90, by which stored frames are turned anticlockwise.
+        rate: frames per second, 0 for a folder of frames.
+        width: width in pixels, after the rotation.
+        height: height in pixels, after the rotation.
+        rotation: degrees, a multiple of 90, by which stored frames are rotated anticlockwise.
         variable_rate: whether the time between frames varies.
-        key_frames: numbers of frames at which decoding can start, ascending; empty if unknown.
-        key_times: their times in the file's units.
-        step: time from each frame to the next, in the same units; 0: not the same everywhere.
+        key_frames: numbers of the frames at which decoding can start, ascending. Empty if unknown.
+        key_times: times of the key frames in the file's units.
+        step: time between consecutive frames in the same units, 0 if it varies.
     """
 
     num_frames: int
@@ -82,7 +86,7 @@ class VideoFacts:
     step: int = 0
 
     def time_of(self, number: int) -> int:
-        """Return the time of a frame; only where `step` is known."""
+        """Compute the time of a frame. Requires a known `step`."""
         return self.key_times[0] + (number - self.key_frames[0]) * self.step
 
 

@@ -1,4 +1,4 @@
-"""Panels of video datasets: counts by class, what is unusual, and film strips."""
+"""Panels for video datasets: counts by class, unusual videos, and film strips."""
 
 from __future__ import annotations
 
@@ -25,16 +25,21 @@ CLASSES_SHOWN = 30
 
 
 def film_strip(clip: NDArray[np.uint8]) -> Image.Image:
-    """Return the frames of a clip, (T, H, W, 3), side by side."""
+    """Draw the frames of a clip, (T, H, W, 3), side by side."""
     num, height, width, _ = clip.shape
     strip = np.full((height, num * (width + STRIP_GAP) - STRIP_GAP, 3), 255, dtype=np.uint8)
-    for place, frame in enumerate(clip):
-        strip[:, place * (width + STRIP_GAP) : place * (width + STRIP_GAP) + width] = frame
+    for number, frame in enumerate(clip):
+        left = number * (width + STRIP_GAP)
+        strip[:, left : left + width] = frame
     return Image.fromarray(strip)
 
 
 def strip_of(sample: VideoSample) -> Image.Image:
-    """Return frames at equal distances over a whole video, side by side; raises BadSample."""
+    """Draw equidistant frames of a whole video side by side.
+
+    Raises:
+        BadSample: the video cannot be decoded.
+    """
     facts = sample.facts
     frames = ClipSampling(STRIP_FRAMES).fixed(facts.num_frames, 0, 1)
     (view,) = fixed_views(frames, (facts.width, facts.height), STRIP_SIDE, 1)
@@ -44,20 +49,20 @@ def strip_of(sample: VideoSample) -> Image.Image:
 def strips_panel(
     ctx: Context, slug: str, title: str, strips: Sequence[tuple[Image.Image, str]], *, order: int, note: str = ""
 ) -> ImagesPanel:
-    """Write film strips with their captions into `panels/`, and return their panel."""
+    """Save film strips with their captions in `panels/`, and create their panel."""
     folder = ctx.directory / "panels"
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = []
+    images = []
     for number, (strip, caption) in enumerate(strips):
         file = f"panels/{slug}-{number:02d}.jpg"
         strip.save(ctx.directory / file, quality=90)
-        pictures.append(PanelImage(file=file, caption=caption))
+        images.append(PanelImage(file=file, caption=caption))
     width = strips[0][0].width if strips else 0
-    return ImagesPanel(title=title, note=note, order=order, pictures=pictures, width=min(600, width))
+    return ImagesPanel(title=title, note=note, order=order, pictures=images, width=min(600, width))
 
 
 def add_video_panels(ctx: Context, dataset: VideoDataset) -> None:
-    """Write the panels of a dataset that has just been indexed."""
+    """Write the panels of a new dataset."""
     source = VideoSource.of(dataset)
     counts = Counter(source.labels)
     named = [[dataset.class_names[label], count] for label, count in counts.most_common(CLASSES_SHOWN)]
@@ -65,8 +70,9 @@ def add_video_panels(ctx: Context, dataset: VideoDataset) -> None:
     unusual = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in dataset.unusual.items())
     note = (
         f"{len(source)} videos of {len(dataset.class_names)} classes, {int(np.median(lengths))} frames in the median"
-        f" ({lengths.min()} to {lengths.max()}){f'; {unusual}' if unusual else ''}."
+        f" ({lengths.min()} to {lengths.max()})"
     )
+    note += f"; {unusual}." if unusual else "."
     ctx.panel(TablePanel(title="Videos", note=note, order=20, columns=["class", "videos"], rows=named))
     if dataset.bad_samples:
         ctx.panel(
@@ -89,7 +95,7 @@ def add_video_panels(ctx: Context, dataset: VideoDataset) -> None:
         try:
             strips.append((strip_of(source[index]), dataset.class_names[label]))
             shown.add(label)
-        except BadSample:  # a training counts it
+        except BadSample:  # training reports it
             continue
     if strips:
         ctx.panel(strips_panel(ctx, "strip", "First videos", strips, order=30))

@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: pure functions of its length and of given numbers.
+"""Choose the frames of a clip, by pure functions of the video's length and given numbers.
 
 Sources: Wang et al. 2016, Temporal segment networks (arXiv:1608.00859) for segments; Feichtenhofer et al. 2019,
 SlowFast (arXiv:1812.03982) for dense clips.
@@ -18,12 +18,13 @@ SamplingKind = Literal["segments", "dense"]
 
 @dataclass(frozen=True)
 class ClipSampling:
-    """How a clip is taken from a video.
+    """Settings for sampling clips from a video.
 
     Attributes:
         num_frames: frames of a clip, T.
-        kind: segments: the whole video in T equal parts, one frame of each (EVA); dense: T frames, `stride` apart.
-        stride: distance of the frames of a dense clip.
+        kind: `segments` takes a frame from each of T equal parts of the video (EVA), `dense` takes T frames `stride`
+            apart.
+        stride: distance between the frames of a dense clip.
     """
 
     num_frames: int
@@ -31,27 +32,28 @@ class ClipSampling:
     stride: int = 4
 
     def drawn(self, total: int, rng: np.random.Generator) -> tuple[int, ...]:
-        """Return the frames of a training clip of a video with `total` frames, (T,)."""
+        """Draw the frames of a training clip from a video with `total` frames, (T,)."""
         if self.kind == "segments":
             return self._of_segments(total, rng.random(self.num_frames))
         return self._dense(total, float(rng.random()))
 
     def fixed(self, total: int, clip: int, num_clips: int) -> tuple[int, ...]:
-        """Return the frames of test clip `clip` of `num_clips`, (T,): each takes another place of every segment.
+        """Choose the frames of test clip `clip` of `num_clips`, (T,).
 
-        The released test of EVA draws its clips at random; these are the same in every run.
+        Each clip takes a different position in every segment. EVA's released test draws its clips at random, while
+        these are the same in every run.
         """
-        place = (clip + 0.5) / num_clips
+        position = (clip + 0.5) / num_clips
         if self.kind == "segments":
-            return self._of_segments(total, np.full(self.num_frames, place))
-        return self._dense(total, place)
+            return self._of_segments(total, np.full(self.num_frames, position))
+        return self._dense(total, position)
 
-    def _of_segments(self, total: int, places: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[int, ...]:
-        found = (np.arange(self.num_frames) + places) * total / self.num_frames
-        return tuple(np.minimum(found.astype(np.int64), total - 1).tolist())
+    def _of_segments(self, total: int, positions: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[int, ...]:
+        frames = (np.arange(self.num_frames) + positions) * total / self.num_frames
+        return tuple(np.minimum(frames.astype(np.int64), total - 1).tolist())
 
-    def _dense(self, total: int, place: float) -> tuple[int, ...]:
-        """Return frames at a fixed distance; in a video that is too short the last frame is repeated."""
+    def _dense(self, total: int, position: float) -> tuple[int, ...]:
+        """Choose frames at a fixed distance. If the video is too short, the last frame is repeated."""
         room = max(0, total - 1 - (self.num_frames - 1) * self.stride)
-        start = min(int(place * (room + 1)), room)
+        start = min(int(position * (room + 1)), room)
         return tuple(min(start + number * self.stride, total - 1) for number in range(self.num_frames))

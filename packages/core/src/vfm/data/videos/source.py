@@ -1,4 +1,4 @@
-"""Random access to the videos of a `VideoDataset`, by `videos.parquet`: a row for each usable one."""
+"""Random access to the videos of a `VideoDataset`, through `videos.parquet` with a row for each usable video."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vfm.interfaces import VideoDataset
 from vfm.storage.store_files import read_parquet, reading
 
 VIDEOS_FILE = "videos.parquet"
-VIDEOS_PER_WINDOW = 64  # orders shuffle windows of shards; videos count as shards of so many
+VIDEOS_PER_WINDOW = 64  # videos that count as a shard, because orders shuffle windows of shards
 SCHEMA = pa.schema(
     {
         "key": pa.string(),
@@ -42,20 +42,22 @@ FACTS = ("num_frames", "rate", "width", "height", "rotation", "variable_rate", "
 
 
 def write_videos(directory: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the rows; paths inside the artifact, or another one of its store, are stored relative to it."""
+    """Write the rows. Paths inside the artifact, or inside another artifact of its store, become relative to it."""
     root = directory.resolve()
     stored = []
     for row in rows:
         path = row["path"]
         if "://" not in path:
             absolute = Path(path).resolve()
-            path = os.path.relpath(absolute, root) if absolute.is_relative_to(root.parent) else str(absolute)
+            path = str(absolute)
+            if absolute.is_relative_to(root.parent):
+                path = os.path.relpath(absolute, root)
         stored.append({**row, "path": path})
     pq.write_table(pa.Table.from_pylist(stored, SCHEMA), directory / VIDEOS_FILE, write_page_checksum=True)
 
 
 def video_row(key: str, video_id: str, label: int, media: Media, facts: VideoFacts) -> dict[str, Any]:
-    """Return a row of `videos.parquet`."""
+    """Create a row of `videos.parquet`."""
     return {
         "key": key, "video_id": video_id, "label": label, "path": media.path, "start": media.start, "size": media.size,
         **{name: getattr(facts, name) for name in FACTS},
@@ -64,13 +66,13 @@ def video_row(key: str, video_id: str, label: int, media: Media, facts: VideoFac
 
 
 class VideoSource:
-    """The videos of a dataset by number, for trainings (`TrainingData`) and evaluations. It can be pickled."""
+    """The videos of a dataset by number, for training (`TrainingData`) and evaluation. It can be pickled."""
 
     def __init__(self, directory: Path) -> None:
         """Read the index.
 
         Raises:
-            UserError: it is missing or damaged.
+            UserError: the index is missing or damaged.
         """
         self.directory = directory
         if not (directory / VIDEOS_FILE).is_file():
@@ -94,7 +96,7 @@ class VideoSource:
         return int(self.table.num_rows)
 
     def __getitem__(self, index: int) -> VideoSample:
-        """Return the video of a number; nothing of it is read yet."""
+        """Look up a video by its number, without reading its file."""
         if not 0 <= index < len(self):
             raise IndexError(f"video {index} of {len(self)}")
         row = {name: self.table[name][index].as_py() for name in SCHEMA.names}
@@ -108,19 +110,19 @@ class VideoSource:
         return VideoSample(row["key"], uid_of(row["key"]), b"", label=row["label"], media=media, facts=facts)
 
     def sample(self, index: int, epoch: int) -> VideoSample:
-        """Return the video of a number, the same in every epoch."""
+        """Look up a video by its number, which is the same in every epoch."""
         return self[index]
 
     def order(self, *, seed: int, shuffle_shards: int) -> SampleOrder:
-        """Return the endless stream of video numbers for a training."""
+        """Create the endless stream of video numbers for training."""
         return SampleOrder(self.epochs, seed=seed, shuffle_shards=shuffle_shards)
 
     def another(self, epoch: int, index: int, number: int) -> int:
-        """Map any number to a video, as a replacement for one that cannot be used."""
+        """Map any number to a video, as a replacement for an unusable video."""
         return self.epochs.sample(epoch, number)
 
     def where(self, index: int) -> str:
-        """Return the address of a video for messages."""
+        """Format the address of a video for messages."""
         sample = self[index]
         return f"{sample.media.path}:{sample.key}" if sample.media.start >= 0 else sample.media.path
 

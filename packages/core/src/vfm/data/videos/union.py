@@ -1,4 +1,4 @@
-"""Work of `data.video_union`: several video datasets as one, with one list of classes, without what tests contain.
+"""Work of `data.video_union`: join video datasets and their classes, and leave out the videos of test datasets.
 
 Source: Fang et al. 2022, EVA (arXiv:2211.07636), section 2.2.2: Kinetics-722 is the union of three datasets.
 """
@@ -6,6 +6,7 @@ Source: Fang et al. 2022, EVA (arXiv:2211.07636), section 2.2.2: Kinetics-722 is
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from typing import Any
 
 from vfm.base import UserError
@@ -16,14 +17,16 @@ from vfm.interfaces import Context, Preflight, VideoDataset
 
 
 def join_videos(config: VideoUnion, ctx: Context) -> VideoDataset:
-    """Write the index of all videos; the videos stay where they are.
+    """Write the index of all videos. The videos stay where they are.
 
     Raises:
         UserError: no video is left.
     """
     parts = [ctx.load(ref) for ref in config.data]
     names = join_names([part.class_names for part in parts])
-    held_out = {identity for ref in config.without for identity in _ids(VideoSource.of(ctx.load(ref)))}
+    held_out: set[str] = set()
+    for ref in config.without:
+        held_out.update(_ids(VideoSource.of(ctx.load(ref))))
     rows: list[dict[str, Any]] = []
     dropped: Counter[str] = Counter()
     seen: set[str] = set()
@@ -33,9 +36,11 @@ def join_videos(config: VideoUnion, ctx: Context) -> VideoDataset:
         _warn_of_repeated(ref, source, ctx)
         for row in source.table.to_pylist():
             identity = row["video_id"] or row["key"]
-            reason = "held_out" if identity in held_out else "repeated" if identity in seen else ""
-            if reason:
-                dropped[reason] += 1
+            if identity in held_out:
+                dropped["held_out"] += 1
+                continue
+            if identity in seen:
+                dropped["repeated"] += 1
                 continue
             seen.add(identity)
             path = row["path"] if "://" in row["path"] else str(source.directory / row["path"])
@@ -61,24 +66,25 @@ def join_videos(config: VideoUnion, ctx: Context) -> VideoDataset:
 
 
 def check_union(config: VideoUnion, ctx: Preflight) -> None:
-    """Check nothing but that no dataset is both joined and held out."""
-    if both := set(config.data) & set(config.without):
+    """Check that no dataset is both joined and held out."""
+    both = set(config.data) & set(config.without)
+    if both:
         raise UserError(f"without: {min(both)} is in data too, so none of its videos would be left")
 
 
 def join_names(lists: list[list[str]]) -> list[str]:
-    """Return all class names once, in the order in which they first appear: (A, B), (B, C) is A, B, C."""
-    return list(dict.fromkeys(name for names in lists for name in names))
+    """Collect all class names once, in the order of first appearance: (A, B) and (B, C) give A, B, C."""
+    return list(dict.fromkeys(chain.from_iterable(lists)))
 
 
 def _warn_of_repeated(ref: str, source: VideoSource, ctx: Context) -> None:
-    """Warn of ids that several videos of one dataset have: files of one name in folders of two classes."""
+    """Warn of ids that several videos of a dataset have, such as equal file names in the folders of two classes."""
     identity, most = Counter(_ids(source)).most_common(1)[0]
     if most > 1:
         extra = len(source) - len(set(_ids(source)))
         ctx.warn(
-            f"{ctx.stage}: {ref}: {extra} of its videos have the id of another one of it, such as {identity!r}, and are"
-            " left out; give each file a name of its own"
+            f"{ctx.stage}: {ref}: {extra} of its videos have the id of another video, such as {identity!r}, and are"
+            " left out; give each file a unique name"
         )
 
 

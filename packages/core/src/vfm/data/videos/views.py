@@ -1,6 +1,6 @@
-"""How the frames of a clip are resized and cropped: numbers only, so that workers and tests agree.
+"""Choose how the frames of a clip are resized and cropped, as numbers, so that workers and tests agree.
 
-Source: Wang et al. 2016, Temporal segment networks (arXiv:1608.00859), for crops of several scales at the corners and
+Source: Wang et al. 2016, Temporal segment networks (arXiv:1608.00859), for crops with several scales at the corners and
 the centre.
 """
 
@@ -9,17 +9,18 @@ the centre.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 PLACES = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))
-"""The corners and the centre, as shares of the room beside a crop."""
+"""The corners and the centre, as shares of the room next to a crop."""
 
 
 @dataclass(frozen=True)
 class ClipView:
-    """One clip: its frames, the size to which they are resized, the part that is kept, and whether it is mirrored."""
+    """A view of a clip: its frames, the size after resizing, the cropped part, and whether it is mirrored."""
 
     frames: tuple[int, ...]
     size: tuple[int, int]  # width and height of the resized frame
@@ -32,7 +33,7 @@ class ClipView:
         return self.box[3], self.box[2]
 
     def cropped(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the part of a resized frame."""
+        """Crop a resized frame, and mirror it if `flip` is set."""
         left, top, width, height = self.box
         part = pixels[top : top + height, left : left + width]
         return part[:, ::-1] if self.flip else part
@@ -47,47 +48,50 @@ def drawn_view(
     scales: tuple[float, ...],
     flip: float,
 ) -> ClipView:
-    """Draw a training crop: of a scale of the shorter side, at a corner or the centre, resized to a square of S.
+    """Draw a training crop at a corner or the centre, with a random scale, resized to a square of S.
 
     Width and height may differ by one step of the scales, as in the code of EVA's video models.
 
     Args:
-        frames: of the clip.
+        frames: frames of the clip.
         size: width and height of the video.
         side: S.
         rng: random generator.
         scales: sides of the crop, relative to the shorter side of the video.
         flip: probability of a left-right flip.
     """
-    steps = [(one, other) for one in range(len(scales)) for other in range(len(scales)) if abs(one - other) <= 1]
-    place, where, turn = rng.random(3)
-    across, down = (scales[step] for step in steps[int(place * len(steps))])
+    steps = [(i, j) for i, j in product(range(len(scales)), repeat=2) if abs(i - j) <= 1]
+    scale_draw, corner_draw, flip_draw = rng.random(3)
+    i, j = steps[int(scale_draw * len(steps))]
+    across, down = scales[i], scales[j]
     short = min(size)
     resized = (_scaled(size[0], side, across * short), _scaled(size[1], side, down * short))
-    x, y = PLACES[int(where * len(PLACES))]
+    x, y = PLACES[int(corner_draw * len(PLACES))]
     box = (round(x * (resized[0] - side)), round(y * (resized[1] - side)), side, side)
-    return ClipView(frames, resized, box, bool(turn < flip))
+    return ClipView(frames, resized, box, bool(flip_draw < flip))
 
 
 def fixed_views(frames: tuple[int, ...], size: tuple[int, int], side: int, num_crops: int) -> list[ClipView]:
-    """Return the test views of a clip: its shorter side is resized to S; crops are spread along the longer side.
+    """Create the test views of a clip: resize its shorter side to S, and spread crops along the longer side.
 
     Args:
-        frames: of the clip.
+        frames: frames of the clip.
         size: width and height of the video.
         side: S.
-        num_crops: 1: the centre; 3: both ends and the centre.
+        num_crops: number of crops: 1 for the centre, 3 for both ends and the centre.
     """
-    places = [0.5] if num_crops == 1 else [number / (num_crops - 1) for number in range(num_crops)]
+    positions = [0.5]
+    if num_crops != 1:
+        positions = [number / (num_crops - 1) for number in range(num_crops)]
     resized = (_scaled(size[0], side, min(size)), _scaled(size[1], side, min(size)))
-    return [ClipView(frames, resized, center_box(resized, side, place)) for place in places]
+    return [ClipView(frames, resized, center_box(resized, side, position)) for position in positions]
 
 
-def center_box(size: tuple[int, int], side: int, place: float = 0.5) -> tuple[int, int, int, int]:
-    """Return a square box of S in a frame of `size`, at a place from 0 to 1 of the room beside it."""
-    return round(place * (size[0] - side)), round(place * (size[1] - side)), side, side
+def center_box(size: tuple[int, int], side: int, position: float = 0.5) -> tuple[int, int, int, int]:
+    """Compute a square box of S in a frame of `size`, at a position from 0 to 1 in the room next to the box."""
+    return round(position * (size[0] - side)), round(position * (size[1] - side)), side, side
 
 
-def _scaled(length: int, side: int, kept: float) -> int:
-    """Return the length of a side after the resizing by which `kept` pixels become `side`."""
-    return max(side, round(length * side / kept))
+def _scaled(length: int, side: int, crop: float) -> int:
+    """Compute the length of a side after the resizing that maps `crop` pixels to `side` pixels."""
+    return max(side, round(length * side / crop))
