@@ -102,7 +102,7 @@ def test_a_damaged_or_other_file_is_one_line(tmp_path, text, line):
 
 def test_captions_without_their_folder_or_as_labels_are_one_line(tmp_path):
     path = coco(tmp_path, folder="elsewhere")
-    with pytest.raises(UserError, match=r"no folder beside it has its images, such as .*; set image_root to their"):
+    with pytest.raises(UserError, match=r"no folder near it has its images, such as .*; set image_root to their"):
         pool_of(tmp_path, path)
     assert pool_of(tmp_path, path, image_root=str(tmp_path / "elsewhere"))[0].num_samples == 3
     with pytest.raises(UserError, match="has captions and no labels"):

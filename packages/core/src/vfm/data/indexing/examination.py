@@ -58,14 +58,17 @@ class Examination:
     verify: Verify
     num_samples: int | None = None
 
-    def __call__(self, found: Found) -> Examined:
+    def __call__(self, candidate: Found) -> Examined:
         """Examine a shard.
 
         Raises:
             UserError: the shard is missing or cannot be read, or has another format.
         """
         try:
-            shard, counted = found.reader.find(found.path) if isinstance(found, UnreadShard) else found
+            if isinstance(candidate, UnreadShard):
+                shard, counted = candidate.reader.find(candidate.path)
+            else:
+                shard, counted = candidate
             if counted and self.verify != "all":
                 return self._counted(shard)
             return self._read(shard)

@@ -36,7 +36,7 @@ class Indexing:
     ctx: Context
     spec: DatasetSpec
     max_bad_fraction: float
-    place: str  # path or name of the data, for errors
+    name: str  # path or name of the data, for errors
     num_samples: int | None = None  # upper limit
     verify: Verify = True  # read every sample of shards without a known count, or of all shards ("all")
     workers: int = 0  # processes that read shards. Each reads several remote shards at a time
@@ -46,10 +46,10 @@ class Indexing:
     repeated: RepeatedKeys = field(default_factory=RepeatedKeys)
 
     @classmethod
-    def of(cls, config: ImageFiles, ctx: Context, spec: DatasetSpec, place: str) -> Self:
+    def of(cls, config: ImageFiles, ctx: Context, spec: DatasetSpec, name: str) -> Self:
         """Create the indexing pass that a stage configures."""
         workers = config.runtime.num_workers
-        return cls(ctx, spec, config.max_bad_fraction, place, config.num_samples, config.verify, workers)
+        return cls(ctx, spec, config.max_bad_fraction, name, config.num_samples, config.verify, workers)
 
     def run(self, directory: Path, shards: Iterable[Found], total: int | None = None) -> int:
         """Write the index into `directory`.
@@ -123,7 +123,7 @@ class Indexing:
     def _searched(self, directory: Path) -> str:
         """Describe the data without samples for the error, and the reason: bad samples, or the expected names."""
         user_files = [shard.path for shard in self.shards[:3] if not Path(shard.path).is_relative_to(directory)]
-        searched = ", ".join(user_files) or self.place
+        searched = ", ".join(user_files) or self.name
         if self.bad:
             return f"{searched}: {most_common(self.counts)}{self._first_bad}"
         for shard in self.shards:

@@ -45,14 +45,14 @@ def index_labeled(config: Labeled, ctx: Context) -> LabeledDataset:
     if config.torchvision:
         dataset, spec = _torchvision(config, config.torchvision)
         shards: Iterator[Found] = ((shard, True) for shard in torchvision_shards(dataset, ctx.directory))
-        num_shards, place = None, config.torchvision  # the number is unknown before the dataset is packed
+        num_shards, name = None, config.torchvision  # the number is unknown before the dataset is packed
         templates = _names_and_templates(config, None)[1]
     else:
         layout = _layout(config)
         spec = _labeled_spec(config, layout)
-        shards, num_shards, place = layout.shards(ctx.directory, spec), layout.num_shards, layout.paths[0]
+        shards, num_shards, name = layout.shards(ctx.directory, spec), layout.num_shards, layout.paths[0]
         templates = _names_and_templates(config, layout)[1]
-    indexing = Indexing.of(config, ctx, spec, place)
+    indexing = Indexing.of(config, ctx, spec, name)
     count = indexing.run(ctx.directory, shards, num_shards)
     labeled = LabeledDataset.create(
         ctx.directory,

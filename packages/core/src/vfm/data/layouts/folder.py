@@ -1,4 +1,4 @@
-"""Folders of images: captions in text files of the same name, or one subfolder per class."""
+"""List folders of images, with captions in text files of the same name, or with one subfolder per class."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.image_list import ImageEntry, printable
 from vfm.storage import files
 
-# Names of text files, and extensions of files, that may be among images; a file with any other extension counts as an
-# image that is not supported.
+# Names of text files, and extensions of files, that may be among images. A file with any other extension counts as an
+# unsupported image.
 DOCUMENTATION = {"readme", "license", "notice", "classnames", "classes", "labels", "captions", "metadata", "index"}
 NOT_IMAGES = {
     "txt", "json", "jsonl", "csv", "tsv", "parquet", "xml", "md", "rst", "html", "pdf", "yaml", "yml", "toml", "db",
@@ -23,7 +23,7 @@ NOT_IMAGES = {
 
 
 def image_names(folder: str) -> list[str]:
-    """Return the paths of the images below a folder, relative to it, sorted, without hidden files.
+    """List the paths of the images below a folder, relative to it, sorted, without hidden files.
 
     Raises:
         UserError: there are no images.
@@ -35,24 +35,26 @@ def image_names(folder: str) -> list[str]:
 
 
 def image_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
-    """Yield the images below a folder, then the files with an unknown extension; the keys are the file names.
+    """Yield the images below a folder, then the files with an unknown extension. The keys are the file names.
 
-    A spec with optional captions takes them from the text files beside the images.
+    If the spec has optional captions, they are read from the text files next to the images.
     """
     visible = _visible(folder)
     listed = set(visible)
     for name in image_names(folder):
         path = f"{folder.rstrip('/')}/{name}"
-        beside = {f"{_stem(name)}.{source.partition('.')[0]}" for source in spec.texts.values()}
-        texts = {} if beside.isdisjoint(listed) else captions_of(spec, partial(_captions, path), path)
+        text_files = {f"{_stem(name)}.{source.partition('.')[0]}" for source in spec.texts.values()}
+        texts = {}
+        if not text_files.isdisjoint(listed):
+            texts = captions_of(spec, partial(_captions, path), path)
         yield ImageEntry(name, path, texts)
     yield from _unknown(folder, visible)
 
 
 def caption_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
-    """Yield images with the captions beside them: `a.jpg` with `a.txt`, or with `a.json` if `texts` is `json.FIELD`.
+    """Yield images with the captions next to them: `a.jpg` with `a.txt`, or with `a.json` if `texts` is `json.FIELD`.
 
-    Files with an unknown extension and captions without an image follow.
+    Then yield files with an unknown extension and captions without an image.
     """
     stems = set()
     for name in image_names(folder):
@@ -60,7 +62,7 @@ def caption_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
         stems.add(_stem(name))
         try:
             yield ImageEntry(_stem(name), path, captions_of(spec, partial(_captions, path), path))
-        except BadSample as bad:  # its address is that of the image, or of a caption that cannot be read
+        except BadSample as bad:  # its address is the image, or the caption that cannot be read
             yield ImageEntry(_stem(name), bad.where, problem=bad)
     visible = _visible(folder)
     for entry in _unknown(folder, visible):
@@ -76,14 +78,15 @@ def caption_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
 
 
 def _is_beside_images(stem: str, folders: set[str]) -> bool:
-    """Return whether there are images in the folder of a text file, and its name is not that of a documentation."""
+    """Check whether a text file is in a folder with images, and does not have a name of documentation."""
     folder, _, name = stem.rpartition("/")
     return folder in folders and name.lower() not in DOCUMENTATION
 
 
 def _unknown(folder: str, names: list[str]) -> Iterator[ImageEntry]:
     for name in names:
-        if (extension := _extension(name)) and extension not in IMAGE_EXTENSIONS and extension not in NOT_IMAGES:
+        extension = _extension(name)
+        if extension and extension not in IMAGE_EXTENSIONS and extension not in NOT_IMAGES:
             path = f"{folder.rstrip('/')}/{name}"
             yield ImageEntry(_stem(name), path, problem=BadSample("unknown_extension", path))
 
@@ -94,7 +97,9 @@ def _visible(folder: str) -> list[str]:
 
 def _extension(name: str) -> str:
     stem, dot, extension = name.rpartition(".")
-    return extension.lower() if dot and "/" not in extension and stem else ""
+    if not dot or not stem or "/" in extension:
+        return ""
+    return extension.lower()
 
 
 def _stem(name: str) -> str:
@@ -114,18 +119,21 @@ def _captions(image: str, source: str) -> list[str]:
 
 
 def class_folders(folder: str) -> tuple[list[str], list[ImageEntry]]:
-    """Return class names (the sorted subfolders) and images, as torchvision's ImageFolder reads them.
+    """List class names (the sorted subfolders) and images, as torchvision's ImageFolder does.
 
     Raises:
-        UserError: an image is in no class folder.
+        UserError: an image is not in a class folder.
     """
     names = image_names(folder)
-    if loose := [name for name in names if "/" not in name]:
-        raise UserError(f"{folder}: expected one folder per class, but {loose[0]} is in none")
-    classes = sorted({printable(name.partition("/")[0]) for name in names})
-    number = {name: index for index, name in enumerate(classes)}
+    class_of = {}
+    for name in names:
+        subfolder, slash, _ = name.partition("/")
+        if not slash:
+            raise UserError(f"{folder}: expected one folder per class, but {name} is in none")
+        class_of[name] = printable(subfolder)
+    classes = sorted(set(class_of.values()))
+    label_of = {name: label for label, name in enumerate(classes)}
     root = folder.rstrip("/")
-    entries = [
-        ImageEntry(_stem(name), f"{root}/{name}", label=number[printable(name.partition("/")[0])]) for name in names
-    ]
-    return classes, [*entries, *_unknown(folder, [name for name in _visible(folder) if "/" in name])]
+    entries = [ImageEntry(_stem(name), f"{root}/{name}", label=label_of[class_of[name]]) for name in names]
+    in_subfolders = [name for name in _visible(folder) if "/" in name]
+    return classes, [*entries, *_unknown(folder, in_subfolders)]

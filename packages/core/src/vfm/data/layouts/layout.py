@@ -1,4 +1,4 @@
-"""The layout of a user's files: tars, a folder of images, a table of paths, COCO's captions, or parquet with images."""
+"""Layout of a user's files: tars, a folder of images, a table of paths, COCO's captions, or parquet with images."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Layout:
         return len(self.paths) if self.reader else None
 
     def only_captions(self, image_key: str | None, texts: Mapping[str, str]) -> bool:
-        """Return whether the files are tables with captions and without images or paths of images.
+        """Check whether the files are tables with captions, but without images or paths of images.
 
         Args:
             image_key: column of the images that the user named.
@@ -70,43 +70,52 @@ class Layout:
             return lists_captions(path)
         columns = set(table_columns(path))
         named = {source.partition(".")[0] for source in texts.values()}
-        captions = named <= columns if named else bool(columns.intersection(CAPTION_COLUMNS))
-        if not captions or not columns.isdisjoint({*PATH_COLUMNS, *IMAGE_COLUMNS}):
+        has_captions = named <= columns if named else bool(columns.intersection(CAPTION_COLUMNS))
+        if not has_captions or not columns.isdisjoint({*PATH_COLUMNS, *IMAGE_COLUMNS}):
             return False
-        return table_kind(path) != "parquet" or not any(
-            is_bytes(field.type) or _has_images(field)
-            for field in open_parquet(path).schema_arrow
-            if field.name not in ("uid", "key")
-        )
+        if table_kind(path) != "parquet":
+            return True
+        fields = [field for field in open_parquet(path).schema_arrow if field.name not in ("uid", "key")]
+        return not any(is_bytes(field.type) or _has_images(field) for field in fields)
 
     def with_defaults(self, spec: DatasetSpec, *, labels: bool) -> DatasetSpec:
-        """Return the spec with the default location of the captions (or the labels), if the user gave none."""
+        """Fill in the default location of the captions (or the labels) if the user gave none."""
         if self.kind == "parquet" and self.image_root:
             spec = spec.model_copy(update={"image_root": _absolute(self.image_root)})
-        if (spec.label_key if labels else spec.texts) or (labels and self.kind == "folder"):
+        if labels:
+            if spec.label_key or self.kind == "folder":
+                return spec
+            return spec.model_copy(update={"label_key": self._label_location()})
+        if spec.texts:
             return spec
+        return spec.model_copy(update={"texts": {"en": self._caption_location()}})
+
+    def _label_location(self) -> str:
         path = self.paths[0]
         if self.kind == "coco":
-            if labels:
-                raise UserError(f"{path}: has captions and no labels: import it as data.pairs")
-            return spec.model_copy(update={"texts": {"en": CAPTION}})
-        if self.kind not in ("table", "parquet"):
-            captions = "txt.lines" if self.kind == "webdataset" and type_beside(path) == "retrieval" else "txt"
-            return spec.model_copy(update={"label_key": "cls"} if labels else {"texts": {"en": captions}})
-        if labels:
-            return spec.model_copy(
-                update={"label_key": find_column(table_columns(path), None, LABEL_COLUMNS, "label_key", path)}
-            )
-        return spec.model_copy(
-            update={"texts": {"en": find_column(table_columns(path), None, CAPTION_COLUMNS, "texts", path)}}
-        )
+            raise UserError(f"{path}: has captions and no labels: import it as data.pairs")
+        if self.kind in ("table", "parquet"):
+            return find_column(table_columns(path), None, LABEL_COLUMNS, "label_key", path)
+        return "cls"
+
+    def _caption_location(self) -> str:
+        path = self.paths[0]
+        if self.kind == "coco":
+            return CAPTION
+        if self.kind in ("table", "parquet"):
+            return find_column(table_columns(path), None, CAPTION_COLUMNS, "texts", path)
+        is_retrieval = self.kind == "webdataset" and type_beside(path) == "retrieval"
+        return "txt.lines" if is_retrieval else "txt"
 
     def shards(self, directory: Path, spec: DatasetSpec) -> Iterator[Found]:
-        """Yield the user's own files as they are, and lists of images, whose samples are counted when they are read."""
-        if reader := self.reader:
-            yield from (UnreadShard(path, reader) for path in self.paths)
+        """Yield the user's files as shards, or write lists of images, whose samples are counted when they are read."""
+        reader = self.reader
+        if reader:
+            for path in self.paths:
+                yield UnreadShard(path, reader)
         else:
-            yield from ((shard, False) for shard in write_image_lists(directory, self.entries(spec), spec))
+            for shard in write_image_lists(directory, self.entries(spec), spec):
+                yield shard, False
 
     def entries(self, spec: DatasetSpec) -> Iterator[ImageEntry]:
         """Yield the images that a folder, a table or COCO's captions list."""
@@ -126,52 +135,66 @@ class Layout:
 def find_layout(
     path: str | Sequence[str], kind: Kind | Literal["auto"], image_root: str | None, split: str | None = None
 ) -> Layout:
-    """Return the layout of a path, by the given kind or by the file names.
+    """Find the layout of a path, by the given kind or by the file names.
 
     Args:
-        path: as the user gave it.
-        kind: kind of the files; auto: by their names.
+        path: path as the user gave it.
+        kind: kind of the files. auto: by their names.
         image_root: folder that a table's image paths are relative to.
-        split: split of a CLIP_benchmark folder, or of a saved dataset of Hugging Face; None: `test` of the first, the
-            only one of the second.
+        split: split of a CLIP_benchmark folder, or of a saved Hugging Face dataset. None: `test` for CLIP_benchmark,
+            and the only split for Hugging Face.
 
     Raises:
-        UserError: the path does not exist, is no regular file or folder, or its files cannot be read.
+        UserError: the path does not exist, is not a regular file or folder, or its files cannot be read.
     """
     paths = files.expand_paths(path)
-    if missing := files.missing(paths):
+    missing = files.missing(paths)
+    if missing:
         raise UserError(f"{missing[0]}: no such file or folder")
-    for one in paths:
-        files.check_regular(one)
+    for file in paths:
+        files.check_regular(file)
     if len(paths) == 1 and files.is_directory(paths[0]) and kind != "folder":
         paths = _inside(paths[0], kind, split)
     guessed = _guess(paths) if kind == "auto" else kind
-    if guessed != "folder" and (folders := [one for one in paths if files.is_directory(one)]):
-        raise UserError(f"{folders[0]}: expected files of the format {guessed}, got a folder")
+    if guessed != "folder":
+        for file in paths:
+            if files.is_directory(file):
+                raise UserError(f"{file}: expected files of the format {guessed}, got a folder")
     return Layout(guessed, paths, image_root or "")
 
 
 def _inside(folder: str, kind: Kind | Literal["auto"], split: str | None) -> list[str]:
-    """Return the tars, the table, the captions, the parquet or Arrow files in a folder, else the folder itself."""
+    """List the tars, the table, the captions, the parquet or Arrow files in a folder, or else the folder itself."""
     # The order matters: img2dataset writes a parquet table beside each tar, and image folders may have a table.
     root = folder.rstrip("/")
-    if kind in ("auto", "webdataset") and (shards := benchmark_shards(root, split or "test")):
-        return shards
+    inside: list[str] | None = None
+    if kind in ("auto", "webdataset"):
+        inside = benchmark_shards(root, split or "test")
+        if inside:
+            return inside
     names = files.names_in(folder)
-    tars = [f"{root}/{name}" for name in names if name.endswith(".tar")]
-    if tars and kind in ("auto", "webdataset"):
-        return tars
-    tables = [f"{root}/{stem}.{end}" for stem in METADATA_STEMS for end in TABLE_EXTENSIONS if f"{stem}.{end}" in names]
-    if tables and kind in ("auto", "table"):
-        return tables[:1]
-    if kind in ("auto", "coco") and (captions := captions_in_folder(folder, names)):
-        return captions
-    if kind in ("auto", "parquet") and (arrows := saved_dataset(folder, names, split)):
-        return arrows
-    parquets = [f"{root}/{name}" for name in names if name.endswith(".parquet")]
-    if parquets and kind in ("auto", "parquet"):
-        return parquets
-    return [f"{root}/{name}" for name in names if kind == "auto" and format_of_file(name)] or [folder]
+    if kind in ("auto", "webdataset"):
+        inside = [f"{root}/{name}" for name in names if name.endswith(".tar")]
+    if not inside and kind in ("auto", "table"):
+        inside = _metadata_table(root, names)
+    if not inside and kind in ("auto", "coco"):
+        inside = captions_in_folder(folder, names)
+    if not inside and kind in ("auto", "parquet"):
+        inside = saved_dataset(folder, names, split)
+    if not inside and kind in ("auto", "parquet"):
+        inside = [f"{root}/{name}" for name in names if name.endswith(".parquet")]
+    if not inside and kind == "auto":
+        inside = [f"{root}/{name}" for name in names if format_of_file(name)]
+    return inside or [folder]
+
+
+def _metadata_table(root: str, names: Sequence[str]) -> list[str]:
+    """Find the first table in a folder with a usual name for metadata, as a list."""
+    for stem in METADATA_STEMS:
+        for extension in TABLE_EXTENSIONS:
+            if f"{stem}.{extension}" in names:
+                return [f"{root}/{stem}.{extension}"]
+    return []
 
 
 def _guess(paths: Sequence[str]) -> str:
@@ -179,7 +202,8 @@ def _guess(paths: Sequence[str]) -> str:
     if files.is_directory(first):
         image_names(first)  # raises if there are no images
         return "folder"
-    if reader := format_of_file(first):
+    reader = format_of_file(first)
+    if reader:
         return reader.format
     extension = table_kind(first)
     if extension == "parquet":
@@ -199,15 +223,17 @@ def _guess(paths: Sequence[str]) -> str:
 
 
 def _holds_bytes(path: str) -> bool:
-    """Return True if a parquet file has image bytes in a column, not paths."""
-    return any(
-        _has_images(field) or (field.name in IMAGE_COLUMNS and (is_bytes(field.type) or pa.types.is_struct(field.type)))
-        for field in open_parquet(path).schema_arrow
-    )
+    """Check whether a parquet file has image bytes in a column, not paths."""
+    for field in open_parquet(path).schema_arrow:
+        if _has_images(field):
+            return True
+        if field.name in IMAGE_COLUMNS and (is_bytes(field.type) or pa.types.is_struct(field.type)):
+            return True
+    return False
 
 
 def _has_images(field: pa.Field) -> bool:
-    """Return whether a column has Hugging Face's `{bytes, path}`, or lists of them, whatever its name."""
+    """Check whether a column of any name contains Hugging Face's `{bytes, path}`, or lists of them."""
     kind = field.type
     while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         kind = kind.value_type

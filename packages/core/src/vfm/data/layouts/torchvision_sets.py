@@ -1,6 +1,6 @@
-"""torchvision datasets by name, from a local copy: image files are listed, other datasets are packed as PNG.
+"""Open torchvision datasets by name, from a local copy. Image files are listed, other datasets are packed as PNG.
 
-Only torchvision opens the few datasets in pickles (CIFAR), after it has checked the files' MD5 sums.
+The few datasets in pickles (CIFAR) are opened by torchvision only, which first checks the files' MD5 sums.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PACKED = DatasetSpec(image_key="image", label_key="label")
 
 
 def open_torchvision(name: str, root: str, split: str) -> Any:
-    """Open a torchvision dataset in `root`; nothing is downloaded.
+    """Open a torchvision dataset in `root`, without downloading anything.
 
     Raises:
         UserError: torchvision has no such dataset or split, or its files are missing.
@@ -49,21 +49,22 @@ def open_torchvision(name: str, root: str, split: str) -> Any:
 
 
 def torchvision_classes(dataset: Any, name: str) -> list[str]:
-    """Return the class names of a dataset, the first of each if a class has several (ImageNet).
+    """List the class names of a dataset. If a class has several names (ImageNet), the first is used.
 
     Raises:
-        UserError: the dataset has none.
+        UserError: the dataset has no class names.
     """
     classes = getattr(dataset, "classes", None)
     if not classes:
         raise UserError(f"torchvision's {name} has no class names; give class_names, in the order of the labels")
-    return [one[0] if isinstance(one, tuple) else str(one) for one in classes]
+    return [name[0] if isinstance(name, tuple) else str(name) for name in classes]
 
 
 def torchvision_shards(dataset: Any, directory: Path) -> Iterator[Shard]:
-    """Yield shards in `directory`: lists if the dataset has image files (`samples`), else parquet with PNG bytes."""
-    if listed := getattr(dataset, "samples", None):
-        entries = (ImageEntry(Path(path).stem, str(Path(path).resolve()), label=label) for path, label in listed)
+    """Write shards in `directory`: lists if the dataset has image files (`samples`), else parquet with PNG bytes."""
+    samples = getattr(dataset, "samples", None)
+    if samples:
+        entries = (ImageEntry(Path(path).stem, str(Path(path).resolve()), label=label) for path, label in samples)
         yield from write_image_lists(directory, entries, PACKED)
         return
     yield from pack_shards(dataset, directory)

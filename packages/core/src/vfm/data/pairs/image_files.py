@@ -1,4 +1,4 @@
-"""Work of `data.images`: indexing images alone, without captions or labels."""
+"""Work of `data.images`: index images without captions or labels."""
 
 from __future__ import annotations
 

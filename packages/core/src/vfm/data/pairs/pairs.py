@@ -1,4 +1,4 @@
-"""Work of `data.pairs`: indexing image-text pairs, or tables of captions without images."""
+"""Work of `data.pairs`: index image-text pairs, or tables of captions without images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from vfm.storage import files
 def index_pairs(config: Pairs, ctx: Context) -> Pool:
     """Index the shards. Shards without a known count are read, and their bad samples are left out."""
     num_shards = None
-    if (tables := _caption_tables(config)) is None:
+    tables = _caption_tables(config)
+    if tables is None:
         layout, spec = _layout(config)
         shards, num_shards, paths = layout.shards(ctx.directory, spec), layout.num_shards, layout.paths
     else:
@@ -32,7 +33,7 @@ def index_pairs(config: Pairs, ctx: Context) -> Pool:
 
 
 def check_pairs(config: Pairs, ctx: Preflight) -> None:
-    """Decode one sample; without images, find the columns."""
+    """Decode one sample, or find the columns of tables without images."""
     if _caption_tables(config) is None:
         first_sample(*_layout(config))
 
@@ -43,9 +44,10 @@ def _layout(config: Pairs) -> tuple[Layout, DatasetSpec]:
 
 
 def _caption_tables(config: Pairs) -> tuple[list[str], DatasetSpec, list[str] | None] | None:
-    """Return tables of captions without images, the spec of their texts, and column names for tables without a header.
+    """Find tables of captions without images. None if there are images.
 
-    Return None if there are images.
+    Returns:
+        The tables, the spec of their texts, and the column names for tables without a header.
     """
     paths = files.expand_paths(config.path)
     if config.images == "auto" and not config.columns:

@@ -1,4 +1,4 @@
-"""Configurations of the stages that bring a user's own images, pairs and caption-choice benchmarks into a recipe."""
+"""Configurations of the stages that index a user's own images and image-text pairs."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ class Pairs(ImageFiles):
     texts: dict[str, str] = Field(
         default={},
         description="language: location of its captions, one of `txt`, `txt.lines` (one per line), `txt.first` (first"
-        " line), `txt.WORD` (lines `WORD=...`), `json.FIELD` or a column; default: en from `txt` (`txt.lines` in a"
-        " CLIP_benchmark retrieval folder), or from the table's caption column",
+        " line), `txt.WORD` (lines `WORD=...`), `json.FIELD` or a column (default: en from `txt`, from `txt.lines` in a"
+        " CLIP_benchmark retrieval folder, or from the table's caption column)",
     )
     images: bool | Literal["auto"] = Field(
         "auto",
-        description="false: captions only (csv, tsv, jsonl or txt with one a line, also .gz, parquet), to be curated;"
-        " columns `uid` and `url` are kept; no model can be trained on it; auto: false for captions without images",
+        description="false: captions only, for curation (parquet, or csv, tsv, jsonl or txt with a caption per line,"
+        " also .gz). The columns `uid` and `url` are kept, and no model can be trained on the result. auto: false for"
+        " captions without images",
     )
     columns: list[str] | None = Field(
         None, min_length=1, description="column names of a csv or tsv file of captions without a header"

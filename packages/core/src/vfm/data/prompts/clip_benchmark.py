@@ -22,16 +22,16 @@ COUNT_FILE, TYPE_FILE = "nshards.txt", "dataset_type.txt"
 CLASS_NAMES_FILE, TEMPLATES_FILE = "classnames.txt", "zeroshot_classification_templates.txt"
 SPLITS = ("test", "train", "val", "validation")
 PACKAGE = "clip_benchmark"
-DEFAULT_TEMPLATES = "imagenet1k"  # templates that clip_benchmark uses for datasets without their own
+DEFAULT_TEMPLATES = "imagenet1k"  # dataset whose templates clip_benchmark uses for datasets without templates
 
 
 def splits_of(folder: str) -> list[str]:
-    """Return the splits of a CLIP_benchmark folder, empty if the folder is not one."""
+    """List the splits of a CLIP_benchmark folder. Empty for other folders."""
     return [split for split in SPLITS if files.exists(f"{folder}/{split}/{COUNT_FILE}")]
 
 
 def benchmark_shards(folder: str, split: str) -> list[str]:
-    """Return the tars of a split, or of the folder itself if it is a split; empty if it is neither.
+    """List the tars of a split, or of the folder itself if it is a split. Empty for other folders.
 
     Raises:
         UserError: the folder has only other splits, or one of the counted tars is missing.
@@ -39,13 +39,13 @@ def benchmark_shards(folder: str, split: str) -> list[str]:
     known = splits_of(folder)
     if known and split not in known:
         raise UserError(f"{folder}: no split {split!r}; choose from {', '.join(known)}")
-    place = f"{folder}/{split}" if known else folder
-    if not files.exists(f"{place}/{COUNT_FILE}"):
+    split_folder = f"{folder}/{split}" if known else folder
+    if not files.exists(f"{split_folder}/{COUNT_FILE}"):
         return []
-    count = files.read_text(f"{place}/{COUNT_FILE}").strip()
+    count = files.read_text(f"{split_folder}/{COUNT_FILE}").strip()
     if not count.isdigit() or count == "0":
-        raise UserError(f"{place}/{COUNT_FILE}: expected a number of shards, got {count[:20]!r}")
-    shards = [f"{place}/{number}.tar" for number in range(int(count))]
+        raise UserError(f"{split_folder}/{COUNT_FILE}: expected a number of shards, got {count[:20]!r}")
+    shards = [f"{split_folder}/{number}.tar" for number in range(int(count))]
     for shard in shards:
         if not files.exists(shard):
             raise UserError(f"{shard}: no such file; {COUNT_FILE} counts {count} shards")
@@ -53,68 +53,77 @@ def benchmark_shards(folder: str, split: str) -> list[str]:
 
 
 def file_beside(path: str, name: str) -> str | None:
-    """Return the file `name` in the data's folder or its parent, None if neither has it."""
+    """Find the file `name` in the data's folder or its parent, None if neither has it."""
     folder = path.rpartition("/")[0] or "."
     parent = folder.rpartition("/")[0] or "."
-    places = [folder] if parent.endswith(":/") else [folder, parent]  # the parent of a host is no address
-    return next((f"{place}/{name}" for place in places if files.exists(f"{place}/{name}")), None)
+    candidates = [f"{folder}/{name}"]
+    if not parent.endswith(":/"):  # the parent of a host is not an address
+        candidates.append(f"{parent}/{name}")
+    return next(filter(files.exists, candidates), None)
 
 
 def lines_beside(path: str, name: str) -> list[str]:
-    """Return the stripped lines of a file in the data's folder or its parent, empty if there is no such file.
+    """Read the stripped lines of a file in the data's folder or its parent. Empty if there is no such file.
 
-    Empty lines at the end are dropped; others are kept, because the line number is the label.
+    Drops empty lines at the end, but keeps other empty lines, because the line number is the label.
     """
     file = file_beside(path, name)
-    return [line.strip() for line in files.read_text(file).rstrip().splitlines()] if file else []
+    if not file:
+        return []
+    return [line.strip() for line in files.read_text(file).rstrip().splitlines()]
 
 
 def type_beside(path: str) -> str:
-    """Return `retrieval`, `multilabel` or `classification` as the file beside a tar says, empty without one."""
+    """Read the type in the file near a tar, `retrieval`, `multilabel` or `classification`. Empty without a file."""
     return "".join(lines_beside(path, TYPE_FILE)).lower()
 
 
 def names_and_templates(name: str) -> tuple[list[str], list[str]]:
-    """Return the class names and prompt templates that the clip_benchmark package lists; none of its code is run.
+    """Read the class names and prompt templates in the clip_benchmark package, without running its code.
 
     Args:
         name: the package's name of the dataset, optionally with a language: `mnist`, `imagenet1k/ar`.
 
     Returns:
-        class names (empty if the package leaves them to the dataset) and templates.
+        Class names (empty if the package leaves them to the dataset), and templates.
 
     Raises:
-        UserError: the package lists neither.
+        UserError: the package does not list the dataset.
         ModuleNotFoundError: the package is not installed.
     """
     name, language = _split_language(name)
-    names, templates = (_table(file) for file in _list_files(language))
+    names_file, templates_file = _list_files(language)
+    names, templates = _table(names_file), _table(templates_file)
     short = name.rpartition("/")[2]
     if short not in names and short not in templates:
         raise UserError(f"{PACKAGE} lists no dataset {name!r}{did_you_mean(short, [*names, *templates])}")
-    found = names.get(short, [])
-    return [str(one) for one in found], check_templates(templates.get(short, templates[DEFAULT_TEMPLATES]), name)
+    class_names = [str(class_name) for class_name in names.get(short, [])]
+    return class_names, check_templates(templates.get(short, templates[DEFAULT_TEMPLATES]), name)
 
 
 def list_files(name: str) -> list[str]:
-    """Return the package's files that `names_and_templates` reads for a dataset."""
+    """List the package's files that `names_and_templates` reads for a dataset."""
     return [str(file) for file in _list_files(_split_language(name)[1]) if file.is_file()]
 
 
 def _split_language(name: str) -> tuple[str, str]:
     """Split a name into dataset and language."""
     rest, _, last = name.rpartition("/")
-    return (rest, last) if rest and _list_files(last)[1].is_file() else (name, "en")
+    if rest and _list_files(last)[1].is_file():
+        return rest, last
+    return name, "en"
 
 
 def _list_files(language: str) -> tuple[Path, Path]:
-    """Return the paths of the class names and the templates in a language."""
-    found = find_spec(PACKAGE)
-    if found is None or not found.submodule_search_locations:
+    """Locate the files with the class names and the templates in a language."""
+    spec = find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"No module named {PACKAGE!r}", name=PACKAGE)
-    folder = Path(found.submodule_search_locations[0]) / "datasets"
+    folder = Path(spec.submodule_search_locations[0]) / "datasets"
     return folder / f"{language}_classnames.json", folder / f"{language}_zeroshot_classification_templates.json"
 
 
 def _table(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    return dict(json.loads(file.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""Prompts of classes: templates with a place for the class name, or sentences of each class."""
+"""Prompts for classes: templates with a placeholder for the class name, or sentences for each class."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vfm.storage import files
 
 
 def check_templates(templates: Sequence[str], where: str = "") -> list[str]:
-    """Return the templates, each with `{}` for the class name; CLIP_benchmark's `{c}` is replaced by `{}`.
+    """Check that each template has `{}` for the class name, after replacing CLIP_benchmark's `{c}` by `{}`.
 
     Args:
-        templates: as the user wrote them.
+        templates: templates as the user wrote them.
         where: file with the templates, for the error.
 
     Raises:
@@ -29,10 +29,10 @@ def check_templates(templates: Sequence[str], where: str = "") -> list[str]:
 
 
 def read_sentences(path: str) -> dict[str, list[str]]:
-    """Return the sentences of each class, from a JSON file of the form {class: [sentences]}.
+    """Read the sentences of each class from a JSON file of the form {class: [sentences]}.
 
     Raises:
-        UserError: the file is missing or damaged, or a class has no sentence or is there twice.
+        UserError: the file is missing or damaged, or a class has no sentence or occurs twice.
 
     Source: Pratt et al. 2023, What does a platypus look like? (CuPL, arXiv:2209.03320), whose files have this form.
     """
@@ -45,40 +45,43 @@ def read_sentences(path: str) -> dict[str, list[str]]:
         raise UserError(f"{path}: expected {{class: [sentences]}}, got {record!s:.60}")
     for name, sentences in record.items():
         listed = sentences if isinstance(sentences, list) else []
-        if not listed or not all(isinstance(one, str) and one.strip() for one in listed):
+        if not listed or not all(isinstance(text, str) and text.strip() for text in listed):
             raise UserError(f"{path}: class {name!r}: expected a list of sentences, got {sentences!s:.60}")
     return record
 
 
 def sentences_of(path: str, class_names: Sequence[str], *, others: bool = False) -> list[list[str]]:
-    """Return the sentences of each class in the order of the names.
+    """Read the sentences of each class in the order of the names.
 
     Args:
-        path: as in `read_sentences`.
+        path: file for `read_sentences`.
         class_names: the classes.
-        others: the file may have more classes.
+        others: whether the file may have more classes.
 
     Raises:
-        UserError: a class has no sentences, or sentences belong to no class; the line names the first of them.
+        UserError: a class has no sentences, or sentences belong to no class. The error names the first.
     """
-    found, known = read_sentences(path), set(class_names)
-    missing = [name for name in class_names if name not in found]
+    sentences, known = read_sentences(path), set(class_names)
+    missing = [name for name in class_names if name not in sentences]
     if missing:
-        raise UserError(f"{path}: no sentences for {_listed(missing)}{did_you_mean(missing[0], found)}")
-    unknown = [name for name in found if name not in known]
+        raise UserError(f"{path}: no sentences for {_listed(missing)}{did_you_mean(missing[0], sentences)}")
+    unknown = [name for name in sentences if name not in known]
     if unknown and not others:
         raise UserError(f"{path}: the dataset has no class {_listed(unknown)}{did_you_mean(unknown[0], known)}")
-    return [found[name] for name in class_names]
+    return [sentences[name] for name in class_names]
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; json itself would keep the last of several values."""
-    name, count = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 0)
-    if count > 1:
-        raise ValueError(f"{name!r} is there twice")
+    """Build a JSON object without repeated keys, of which json itself would keep the last."""
+    counts = Counter(name for name, _ in pairs)
+    for name, count in counts.most_common(1):
+        if count > 1:
+            raise ValueError(f"{name!r} is there twice")
     return dict(pairs)
 
 
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - 1
-    return f"{names[0]!r}" + (f" and {more} other{'s' * (more > 1)}" if more else "")
+    if not more:
+        return f"{names[0]!r}"
+    return f"{names[0]!r} and {more} other{'s' * (more > 1)}"

@@ -1,4 +1,4 @@
-"""Bytes of shards: local ones from a file that is opened once, remote ones in few large requests ahead of their use."""
+"""Read bytes of shards: local shards from a file that is opened once, remote shards ahead in few large requests."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from vfm.data.reading.shard_cache import ShardCache
 from vfm.storage import files
 from vfm.storage.remote import RemoteError, Span, read_spans
 
-MAX_GAP = 64 << 10  # unused bytes that are read to avoid a second request: they take as long as one
-JUMP = 8 << 10  # bytes that are read behind a jump: the headers of a sample's small members
-LONGEST = 4 << 20  # bytes that are read at once where no jump is worth it
+MAX_GAP = 64 << 10  # unused bytes that are read to avoid a second request, which would take as long
+JUMP = 8 << 10  # bytes to read after a jump: the headers of a sample's small members
+LONGEST = 4 << 20  # most bytes to read at once in a sequential read
 
 
 class OpenFile:
-    """A local file, opened at its first read and closed with this object."""
+    """A local file, opened when it is first read and closed with this object."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._file = -1
 
     def __call__(self, start: int, stop: int) -> bytes:
-        """Return bytes of the file, fewer if it ends before.
+        """Read bytes of the file, fewer if the file ends early.
 
         Raises:
-            OSError: they cannot be read; it names the file.
+            OSError: the bytes cannot be read. The error names the file.
         """
         if self._file < 0:
             self._file = files.open_regular(self.path)
         try:
             return os.pread(self._file, stop - start, start)
-        except OSError as error:  # which does not name the file
+        except OSError as error:  # the error of os.pread does not name the file
             raise OSError(error.errno, error.strerror, self.path) from None
 
     def __del__(self) -> None:
@@ -43,39 +43,44 @@ class OpenFile:
 
 
 Held = dict[str, list[tuple[Span, bytes | RemoteError]]]
-"""Spans that were read, with their bytes, by path."""
+"""Spans that have been read, with their bytes, by path."""
 
 
 class ReadAhead:
-    """Reads bytes of remote files: those of the samples that come next are held, others take a request each."""
+    """Reads bytes of remote files from spans that were read ahead. Other bytes take a request each."""
 
     def __init__(self) -> None:
         self._held: Held = {}
 
     def hold(self, held: Held) -> None:
-        """Hold spans that were read, in place of those before."""
+        """Replace the spans that were read ahead."""
         self._held = held
 
     def __call__(self, path: str, start: int, stop: int) -> bytes:
-        """Return bytes of a file.
+        """Read bytes of a file.
 
         Raises:
-            RemoteError: they cannot be read.
+            RemoteError: the bytes cannot be read.
         """
-        wanted = Span(path, start, stop)
-        around = (one for one in self._held.get(path, ()) if one[0].start <= start and stop <= one[0].stop)
-        span, data = next(around, None) or (wanted, read_spans([wanted])[0])
-        if isinstance(data, RemoteError):
-            raise data
-        return data[start - span.start : stop - span.start]
+        for span, data in self._held.get(path, ()):
+            if span.start <= start and stop <= span.stop:
+                return _bytes(data)[start - span.start : stop - span.start]
+        return _bytes(read_spans([Span(path, start, stop)])[0])
+
+
+def _bytes(result: bytes | RemoteError) -> bytes:
+    if isinstance(result, RemoteError):
+        raise result
+    return result
 
 
 def read_together(spans: Iterable[Span], cache: ShardCache | None = None) -> Held:
-    """Return the bytes of spans: from copies in a cache, the rest at once, close ones of a file in one request."""
+    """Read the bytes of spans from copies in a cache, and the rest at once, with one request for close spans."""
     held: Held = {}
     missing = []
     for span in merged(spans):
-        if cache and (copied := cache.read(span)) is not None:
+        copied = cache.read(span) if cache else None
+        if copied is not None:
             held.setdefault(span.path, []).append((span, copied))
         else:
             missing.append(span)
@@ -85,8 +90,8 @@ def read_together(spans: Iterable[Span], cache: ShardCache | None = None) -> Hel
 
 
 def merged(spans: Iterable[Span], max_gap: int = MAX_GAP) -> list[Span]:
-    """Return spans that cover the given ones; those of one file that are at most `max_gap` bytes apart become one."""
-    found: list[Span] = []
+    """Merge the spans of a file that are at most `max_gap` bytes apart."""
+    all_parts: list[Span] = []
     for _, group in groupby(sorted(spans), key=lambda span: span.path):
         parts: list[Span] = []
         for span in group:
@@ -94,64 +99,64 @@ def merged(spans: Iterable[Span], max_gap: int = MAX_GAP) -> list[Span]:
                 parts[-1] = replace(parts[-1], stop=max(parts[-1].stop, span.stop))
             else:
                 parts.append(span)
-        found += parts
-    return found
+        all_parts += parts
+    return all_parts
 
 
 class RangeStream(io.RawIOBase):
-    """A remote file of known size as a seekable stream, for reading headers: jumps over what is not read.
+    """A remote file of known size as a seekable stream for reading headers, which skips bytes that are not needed.
 
-    A read far behind the last one takes a small range; as long as reads follow each other closely, ranges grow up to
-    4 MiB, since skipping a small picture would take longer than reading it.
+    A read far behind the last one requests a small range. While reads follow each other closely, ranges grow up to
+    4 MiB, because skipping a small image would take longer than reading it.
     """
 
     def __init__(self, path: str, size: int, read: Callable[[Sequence[Span]], list[bytes | RemoteError]] = read_spans):
         self.path, self.size, self._read = path, size, read
-        self._place = self._start = 0
+        self._position = self._start = 0
         self._buffer = b""
         self._step = JUMP
 
     def seekable(self) -> bool:
-        """Return True."""
+        """Allow seeking."""
         return True
 
     def readable(self) -> bool:
-        """Return True."""
+        """Allow reading."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a place; nothing is read."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self.size}[whence]
-        self._place = max(0, base + offset)
-        return self._place
+        """Move to a position without reading."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
 
     def tell(self) -> int:
-        """Return the place of the next byte to read."""
-        return self._place
+        """Get the position of the next byte to read."""
+        return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """Return the next bytes, fewer at the end of the file.
+        """Read the next bytes, fewer at the end of the file.
 
         Raises:
-            RemoteError: they cannot be read.
+            RemoteError: the bytes cannot be read.
         """
-        stop = self.size if size < 0 else min(self.size, self._place + size)
-        if stop <= self._place:
+        stop = self.size if size < 0 else min(self.size, self._position + size)
+        if stop <= self._position:
             return b""
-        if not (self._start <= self._place and stop <= self._start + len(self._buffer)):
+        if not (self._start <= self._position and stop <= self._start + len(self._buffer)):
             self._fill(stop)
-        data = self._buffer[self._place - self._start : stop - self._start]
-        self._place = stop
+        data = self._buffer[self._position - self._start : stop - self._start]
+        self._position = stop
         return data
 
     def _fill(self, stop: int) -> None:
         end = self._start + len(self._buffer)
-        follows = self._start <= self._place <= end + MAX_GAP
+        follows = self._start <= self._position <= end + MAX_GAP
         self._step = min(LONGEST, 4 * self._step) if follows else JUMP
-        start = self._place
+        start = self._position
         last = min(self.size, max(stop, start + self._step))
-        kept = self._buffer[start - self._start :] if self._start <= start < end else b""
-        (data,) = self._read([Span(self.path, start + len(kept), last)])
-        if isinstance(data, RemoteError):
-            raise data
-        self._start, self._buffer = start, kept + data
+        rest = b""  # bytes from `start` on that are in the buffer already
+        if self._start <= start < end:
+            rest = self._buffer[start - self._start :]
+        (data,) = self._read([Span(self.path, start + len(rest), last)])
+        self._start, self._buffer = start, rest + _bytes(data)

@@ -1,8 +1,8 @@
-"""A bounded local copy of remote shards, shared by the processes of a machine.
+"""A cache of remote shards with a size limit, shared by the processes of a machine.
 
-A shard is downloaded whole, in the background, once its samples begin to be read; until then they come by ranges. Where
-there is no room, the shards that were not read for longest are removed, but none that was read in the last minute: of
-shards in use that do not fit, the rest stays remote, and nothing is downloaded in vain.
+When the first samples of a shard are read, the whole shard is downloaded in the background. Until then, its samples are
+read by ranges. If there is no room, the least recently used shards are removed, but no shard that was read in the last
+minute. So if the shards in use do not fit, the rest stays remote, and no download is wasted.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from vfm.interfaces import Loading
 from vfm.storage import files
 from vfm.storage.remote import RemoteError, Span, read_spans
 
-IN_USE = 60.0  # seconds since a shard was read
-TOUCH = 10.0  # seconds between two records of its use
+IN_USE = 60.0  # seconds after a read during which a shard counts as in use
+TOUCH = 10.0  # seconds between two records of a shard's use
 PART = 8 << 20  # bytes of one request
 PARTS_AT_A_TIME = 4
 SUFFIX, PART_SUFFIX = ".shard", ".part"
@@ -33,25 +33,27 @@ SUFFIX, PART_SUFFIX = ".shard", ".part"
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Folder of the copies, and their largest size together in bytes."""
+    """Folder of the copies, and their maximum total size in bytes."""
 
     folder: str
     max_bytes: int
 
 
 def cache_of(loading: Loading) -> CacheSettings | None:
-    """Return the cache that a configuration describes, None if it has none."""
-    return CacheSettings(loading.cache_folder, int(loading.cache_gb * 1e9)) if loading.cache_gb else None
+    """Read the cache settings in a configuration, None if it has no cache."""
+    if not loading.cache_gb:
+        return None
+    return CacheSettings(loading.cache_folder, int(loading.cache_gb * 1e9))
 
 
 class ShardCache:
-    """The copies in a folder. Processes may share it, also with other limits; each keeps to its own."""
+    """The copies in a folder. Processes may share it with different limits, and each observes its own limit."""
 
     def __init__(self, settings: CacheSettings) -> None:
         self.settings = settings
         self.folder = Path(settings.folder).expanduser()
         self._touched: dict[str, float] = {}
-        self._asked: dict[str, float] = {}  # when a copy was asked for
+        self._asked: dict[str, float] = {}  # time of the request for a copy
         self._queue: SimpleQueue[tuple[str, int, Path]] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -59,7 +61,7 @@ class ShardCache:
         return ShardCache, (self.settings,)
 
     def read(self, span: Span) -> bytes | None:
-        """Return bytes of a shard; None if there is no copy yet, which is then made in the background."""
+        """Read bytes of a shard from its copy. If there is no copy, return None and make one in the background."""
         copy = self.place(span)
         with contextlib.suppress(OSError):
             file = files.open_regular(str(copy))
@@ -73,12 +75,12 @@ class ShardCache:
         return None
 
     def place(self, span: Span) -> Path:
-        """Return where the copy of a span's file is, or would be. Another version of a file has another place."""
+        """Build the path of the copy of a span's file. Different versions of a file have different paths."""
         name = hashlib.blake2b(f"{span.path}\n{span.size}\n{span.version}".encode(), digest_size=16).hexdigest()
         return self.folder / f"{name}{SUFFIX}"
 
     def download(self, path: str, size: int, copy: Path) -> bool:
-        """Make a copy; False if there is no room, another process makes it, or the file cannot be read."""
+        """Make a copy. False if there is no room, another process is making it, or the file cannot be read."""
         self.folder.mkdir(parents=True, exist_ok=True)
         part = copy.with_suffix(PART_SUFFIX)
         with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b") as file:
@@ -86,7 +88,7 @@ class ShardCache:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            # The process that held the lock before may have finished the copy, whose file this then is, or removed it.
+            # The process that held the lock before may have renamed this file to the copy, or removed it.
             if not _is_at(part, file.fileno()):
                 return copy.exists()
             if copy.exists() or not self._reserve(file.fileno(), size, part):
@@ -124,20 +126,20 @@ class ShardCache:
     def _work(self) -> None:
         while True:
             path, size, copy = self._queue.get()
-            with contextlib.suppress(OSError):  # without a copy the samples come by ranges
+            with contextlib.suppress(OSError):  # without a copy, the samples are read by ranges
                 self.download(path, size, copy)
 
     def _reserve(self, file: int, size: int, part: Path) -> bool:
-        """Give a part its whole size, after removing others' copies if needed; False if there is no room."""
+        """Reserve the whole size for a part, after removing old copies if needed. False if there is no room."""
         with self._locked():
-            found = list(self._others(part))
-            total = size + sum(status.st_size for _, status in found)
-            oldest = sorted(found, key=lambda pair: pair[1].st_mtime)
-            for one, status in oldest:
+            others = list(self._others(part))
+            total = size + sum(status.st_size for _, status in others)
+            oldest_first = sorted(others, key=lambda other: other[1].st_mtime)
+            for other, status in oldest_first:
                 if total <= self.settings.max_bytes:
                     break
-                if one.suffix == SUFFIX and time.time() - status.st_mtime > IN_USE:
-                    one.unlink(missing_ok=True)
+                if other.suffix == SUFFIX and time.time() - status.st_mtime > IN_USE:
+                    other.unlink(missing_ok=True)
                     total -= status.st_size
             if total > self.settings.max_bytes:
                 return False
@@ -145,11 +147,11 @@ class ShardCache:
             return True
 
     def _others(self, part: Path) -> Iterator[tuple[Path, os.stat_result]]:
-        """Yield the copies and the parts that other processes write, and remove parts that none writes."""
-        for one in self.folder.iterdir():
-            if one.suffix in (SUFFIX, PART_SUFFIX) and one != part and not _is_left(one):
+        """Yield the copies and the parts that other processes are writing. Remove abandoned parts."""
+        for file in self.folder.iterdir():
+            if file.suffix in (SUFFIX, PART_SUFFIX) and file != part and not _is_left(file):
                 with contextlib.suppress(FileNotFoundError):  # another process finished or removed it meanwhile
-                    yield one, one.stat()
+                    yield file, file.stat()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -159,7 +161,7 @@ class ShardCache:
 
 
 def _is_left(file: Path) -> bool:
-    """Return whether a part has no process that writes it, and remove it then."""
+    """Check whether no process is writing a part, and remove it in that case."""
     if file.suffix != PART_SUFFIX:
         return False
     try:
@@ -169,13 +171,13 @@ def _is_left(file: Path) -> bool:
                 file.unlink()
     except BlockingIOError:
         return False
-    except FileNotFoundError:  # finished or removed meanwhile
+    except FileNotFoundError:  # another process finished or removed it meanwhile
         pass
     return True
 
 
 def _is_at(path: Path, file: int) -> bool:
-    """Return whether an open file still has this path."""
+    """Check whether an open file still has this path."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file))
     except FileNotFoundError:
@@ -183,7 +185,7 @@ def _is_at(path: Path, file: int) -> bool:
 
 
 def _parts(path: str, start: int, stop: int) -> Iterator[tuple[Span, bytes]]:
-    spans = [Span(path, place, min(stop, place + PART)) for place in range(start, stop, PART)]
+    spans = [Span(path, first, min(stop, first + PART)) for first in range(start, stop, PART)]
     for span, data in zip(spans, read_spans(spans), strict=True):
         if isinstance(data, RemoteError):
             raise data

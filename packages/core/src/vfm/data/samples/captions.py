@@ -1,4 +1,4 @@
-"""Reading and checking the texts of a sample, from the locations that `texts: {en: json.en, de: txt.de}` names."""
+"""Read and check the texts of a sample, from the locations in a setting such as `texts: {en: json.en, de: txt.de}`."""
 
 from __future__ import annotations
 
@@ -44,15 +44,17 @@ def decode_json(data: bytes, where: str) -> dict[str, Any]:
 
 
 def clean_captions(value: object, where: str) -> list[str]:
-    """Return the captions of a field with one caption, a list or nothing: stripped, without empty ones.
+    """Strip the captions of a field with a caption, a list of captions or nothing, and drop empty captions.
 
     Raises:
         BadSample: a caption is longer than 64 KiB, or not valid text (half a surrogate pair, or a NUL, as in UTF-16).
     """
     values = value if isinstance(value, list) else [value]
-    captions = [text for item in values if isinstance(item, str) and (text := item.strip())]
+    stripped = [item.strip() for item in values if isinstance(item, str)]
+    captions = [text for text in stripped if text]
     for caption in captions:
         try:
+            # The length in characters is checked first, because it is free and bounds the cost of encoding.
             too_long = len(caption) > MAX_CAPTION_BYTES or len(caption.encode()) > MAX_CAPTION_BYTES
         except UnicodeEncodeError:
             raise BadSample("wrong_encoding", where) from None
@@ -64,16 +66,16 @@ def clean_captions(value: object, where: str) -> list[str]:
 
 
 def captions_in(data: bytes, part: str, where: str) -> list[str]:
-    """Return the captions of a text file, or of a part of it.
+    """Extract the captions from a text file, or from a part of it.
 
     Args:
         data: content of the file.
-        part: empty: the whole file; `lines`: one caption per line; `first`: the first line; another word: the text
-            after `WORD=` in each line that begins so.
+        part: part of the file. Empty: the whole file. `lines`: one caption per line. `first`: the first line. Any other
+            word: the text after `WORD=` in each line that begins with it.
         where: address of the sample for errors.
 
     Raises:
-        BadSample: as in `decode_text` and `clean_captions`.
+        BadSample: see `decode_text` and `clean_captions`.
     """
     text = decode_text(data, where)
     if not part:
@@ -87,12 +89,12 @@ def captions_in(data: bytes, part: str, where: str) -> list[str]:
 
 
 def is_unicode(text: str) -> bool:
-    """Return False if bytes of the text were not UTF-8, which are read as half surrogates."""
+    """Check that all bytes of a text were UTF-8. Other bytes are read as half surrogates."""
     return not any("\udc80" <= char <= "\udcff" for char in text)
 
 
 def field_of(record: Mapping[str, Any], dotted: str) -> object:
-    """Return the value at a dotted key of a JSON record (`meta.caption.en`), None if there is none."""
+    """Look up the value at a dotted key of a JSON record (`meta.caption.en`), None if there is none."""
     value: Any = record
     for part in dotted.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -102,10 +104,10 @@ def field_of(record: Mapping[str, Any], dotted: str) -> object:
 def captions_of_members(
     spec: DatasetSpec, members: Mapping[str, bytes], record: Mapping[str, Any], where: str
 ) -> dict[str, list[str]]:
-    """Return the captions of a sample whose parts are files: its members by extension, and its `json`, decoded.
+    """Read the captions of a sample from its members by extension, and from its decoded `json`.
 
     Raises:
-        BadSample: as in `captions_of`.
+        BadSample: see `captions_of`.
     """
 
     def read(source: str) -> list[str]:
@@ -118,32 +120,32 @@ def captions_of_members(
 
 
 def captions_of(spec: DatasetSpec, read: Callable[[str], list[str]], where: str) -> dict[str, list[str]]:
-    """Return the captions of the languages of a spec that have any.
+    """Read the captions of a sample for each language of a spec that has any.
 
     Args:
-        spec: says where the captions are, and whether a sample may have none.
-        read: returns the captions at a location.
+        spec: names the locations of the captions, and says whether they are optional.
+        read: reads the captions at a location.
         where: address of the sample for errors.
 
     Raises:
-        BadSample: no language has a caption, or one cannot be read, and the spec requires captions.
+        BadSample: no language has a caption, or a caption cannot be read, and the spec requires captions.
     """
     try:
-        found = {language: read(source) for language, source in spec.texts.items()}
+        texts = {language: read(source) for language, source in spec.texts.items()}
     except BadSample:
         if not spec.captions_optional:
             raise
         return {}
-    return require_captions(spec, found, where)
+    return require_captions(spec, texts, where)
 
 
 def require_captions(spec: DatasetSpec, texts: Mapping[str, list[str]], where: str) -> dict[str, list[str]]:
-    """Return the captions of the languages that have any.
+    """Select the languages that have captions.
 
     Raises:
         BadSample: no language has a caption, and the spec requires one.
     """
-    found = {language: captions for language, captions in texts.items() if captions}
-    if spec.texts and not found and not spec.captions_optional:
+    nonempty = {language: captions for language, captions in texts.items() if captions}
+    if spec.texts and not nonempty and not spec.captions_optional:
         raise BadSample("missing_caption", where)
-    return found
+    return nonempty

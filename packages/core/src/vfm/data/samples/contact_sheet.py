@@ -1,4 +1,4 @@
-"""Many pictures in one: a grid of small copies with their captions, to look at and to send."""
+"""Contact sheets: a grid of small copies of images with their captions, to look at and to send."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-SIDE = 192  # pixels of the longer side of a picture, at most
+SIDE = 192  # maximum pixels of an image's longer side
 GAP = 8
-LINES, LINE_HEIGHT, LETTERS = 3, 15, 30  # of a caption
+LINES, LINE_HEIGHT, LETTERS = 3, 15, 30  # lines of a caption, pixels of a line, and letters in a line
 FONT_SIZE = 12
 
 
-def contact_sheet(pictures: Sequence[tuple[Image.Image, str]], *, columns: int = 5) -> Image.Image:
-    """Draw pictures in rows, each above its caption, which is cut after three lines.
+def contact_sheet(images: Sequence[tuple[Image.Image, str]], *, columns: int = 5) -> Image.Image:
+    """Draw images in rows, each above its caption, which is cut after three lines.
 
     Args:
-        pictures: images of any size and mode, with their captions; at least one.
-        columns: pictures in a row.
+        images: images of any size and mode with their captions, at least one.
+        columns: images in a row.
 
     Raises:
-        ValueError: there are no pictures.
+        ValueError: there are no images.
     """
-    if not pictures:
-        raise ValueError("expected at least one picture, got none")
-    columns = min(columns, len(pictures))
+    if not images:
+        raise ValueError("expected at least one image, got none")
+    columns = min(columns, len(images))
     width, height = SIDE + GAP, SIDE + LINES * LINE_HEIGHT + 2 * GAP
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
-    for number, (image, caption) in enumerate(pictures):
+    for number, (image, caption) in enumerate(images):
         left, top = GAP + number % columns * width, GAP + number // columns * height
         small = ImageOps.contain(image.convert("RGB"), (SIDE, SIDE))
         sheet.paste(small, (left + (SIDE - small.width) // 2, top + (SIDE - small.height) // 2))

@@ -1,7 +1,7 @@
-"""Random numbers by identity: each text has a key of 64 bits, and a draw is a hash of the key and a seed.
+"""Random numbers by identity: each text has a 64-bit key, and a draw is a hash of the key and a seed.
 
-Such a draw does not depend on order, shards, workers, processes or machines, only on the text's uid, language and
-index. Texts are hashed eight bytes per step, many at a time, about 20 million per second.
+Such a draw depends only on the text's uid, language and index, but not on order, shards, workers, processes or
+machines. Many texts are hashed at a time, eight bytes per step, about 20 million texts per second.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ Keys = NDArray[np.uint64]
 Floats = NDArray[np.float64]
 MASK = 0xFFFFFFFFFFFFFFFF
 BLOCK = 1 << 14  # texts hashed together, so that intermediate arrays stay in the processor's cache
-# Odd multipliers, so that language and index change other bits than the uid.
+# Odd multipliers, so that language and index change different bits than the uid.
 _LANGUAGE, _PLACE = 0xD1342543DE82EF95, 0x2545F4914F6CDD1D
-_CHOICE = MASK  # not a seed or epoch: separates the choice of one text per image from the draw whether it is used
+_CHOICE = MASK  # not a seed or epoch: separates the choice of a text for each image from the draw of its use
 
 
 def text_keys(uids: pa.Array, languages: pa.Array, text_index: pa.Array) -> Keys:
-    """Return the keys of many texts, (num_texts,); equal to `text_key` of each.
+    """Compute the keys of many texts, (num_texts,), each equal to its `text_key`.
 
     Args:
         uids: uids of the samples, strings.
         languages: languages of the captions, strings.
-        text_index: index among the sample's captions of that language.
+        text_index: index among the sample's captions in that language.
     """
     codes = _combined(languages).dictionary_encode()
     named, codes = hash_strings(codes.dictionary) * np.uint64(_LANGUAGE), codes.indices.to_numpy(zero_copy_only=False)
@@ -40,12 +40,12 @@ def text_keys(uids: pa.Array, languages: pa.Array, text_index: pa.Array) -> Keys
 
 
 def text_key(uid: str, language: str, text_index: int) -> int:
-    """Return the 64-bit key of one text by its sample's uid, its language and its index; reference of `text_keys`."""
+    """Compute the 64-bit key of a text from its sample's uid, its language and its index. Reference for `text_keys`."""
     return _mixed(_hash_plain(uid) ^ ((_hash_plain(language) * _LANGUAGE + text_index * _PLACE) & MASK))
 
 
 def hash_strings(strings: pa.Array) -> Keys:
-    """Hash each string's UTF-8 bytes, (num_strings,): its length is mixed, then eight bytes at a time are mixed in."""
+    """Hash the UTF-8 bytes of each string, (num_strings,): mix its length, then mix in eight bytes at a time."""
     column = _combined(strings)
     hashes = np.empty(len(column), dtype=np.uint64)
     if not len(column):
@@ -67,29 +67,30 @@ def hash_strings(strings: pa.Array) -> Keys:
 def _hash_block(words: Keys, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Keys:
     state = splitmix64(lengths.astype(np.uint64))
     longest = int(lengths.max())
-    # Uids mostly have one length. Then their words are at equal distances, and a strided view replaces the gather.
+    # Uids usually have the same length. Then their words are equidistant, and a strided view replaces the gather.
     even = longest == lengths.min()
-    for place in range(0, longest, 8):
-        left = lengths - place
-        if even and longest - place >= 8:  # whole words at a fixed stride
-            state = splitmix64(state ^ words[starts[0] + place :: longest][: len(starts)])
+    for offset in range(0, longest, 8):
+        left = lengths - offset
+        if even and longest - offset >= 8:  # whole words at a fixed stride
+            state = splitmix64(state ^ words[starts[0] + offset :: longest][: len(starts)])
             continue
-        some = left > 0  # strings that have bytes here; the mask clears bytes of the next string in the last word
+        # Strings that have bytes here. The mask clears bytes of the next string in the last word.
+        some = left > 0
         unused = ((8 - np.minimum(left[some], 8)) * 8).astype(np.uint64)
-        state[some] = splitmix64(state[some] ^ (words[starts[some] + place] & (np.uint64(MASK) >> unused)))
+        state[some] = splitmix64(state[some] ^ (words[starts[some] + offset] & (np.uint64(MASK) >> unused)))
     return state
 
 
 def _hash_plain(string: str) -> int:
     data = string.encode()
     state = _mixed(len(data))
-    for place in range(0, len(data), 8):
-        state = _mixed(state ^ int.from_bytes(data[place : place + 8], "little"))
+    for offset in range(0, len(data), 8):
+        state = _mixed(state ^ int.from_bytes(data[offset : offset + 8], "little"))
     return state
 
 
 def splitmix64(state: Keys) -> Keys:
-    """Return the generator's output at each state, a mixing of 64 bits.
+    """Compute the generator's output at each state, which mixes its 64 bits.
 
     Source: Steele, Lea, Flood 2014, Fast Splittable Pseudorandom Number Generators.
     """
@@ -103,7 +104,7 @@ def splitmix64(state: Keys) -> Keys:
 
 
 def _mixed(state: int) -> int:
-    """Return `splitmix64` of one state in plain Python; its reference."""
+    """Compute `splitmix64` of a state in plain Python, as its reference."""
     state = (state + 0x9E3779B97F4A7C15) & MASK
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
@@ -111,7 +112,7 @@ def _mixed(state: int) -> int:
 
 
 def uniform(keys: Keys, *seed: int) -> Floats:
-    """Return a number in [0, 1) for each key, (num_keys,): splitmix64 of the key and a seed of one or more numbers."""
+    """Draw a number in [0, 1) for each key, (num_keys,), by splitmix64 of the key and the numbers of the seed."""
     start = 0
     for number in seed:
         start = _mixed(start ^ (number & MASK))
@@ -123,18 +124,19 @@ def uniform(keys: Keys, *seed: int) -> Floats:
 
 
 def drawn(keys: Keys, probability: NDArray[Any], *seed: int, images: NDArray[Any] | None = None) -> NDArray[np.bool_]:
-    """Return a mask of the texts that are used, (num_texts,). Probability 1 means always, 0 never.
+    """Draw a mask of the texts to use, (num_texts,). Probability 1 means always, 0 never.
 
     Args:
         keys: keys of the texts, (num_texts,).
         probability: probability of each text, (num_texts,).
         seed: one or more numbers that identify the draw, such as (seed, epoch).
-        images: image of each text, texts of one image adjacent, (num_texts,): one text of each image is chosen
-            uniformly first, and used by its own probability (MetaCLIP 2). None: every text is drawn independently.
+        images: image of each text, (num_texts,), with the texts of an image adjacent. First one text per image is
+            chosen uniformly, and then it is used by its own probability (MetaCLIP 2). None: every text is drawn
+            independently.
     """
     used: NDArray[np.bool_] = uniform(keys, *seed) < probability
     if images is not None and len(keys):
-        # Every text draws a lot; the text with the smallest lot of its image is the chosen one.
+        # Every text draws a lot, and the text with the smallest lot of its image is chosen.
         firsts = np.flatnonzero(np.diff(images, prepend=images[0] - 1))
         lots = uniform(keys, *seed, _CHOICE)
         used &= lots == np.repeat(np.minimum.reduceat(lots, firsts), np.diff(firsts, append=len(keys)))

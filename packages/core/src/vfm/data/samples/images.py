@@ -1,4 +1,4 @@
-"""From an image's bytes to pixels of a given size; the header is checked before pixels are decoded."""
+"""Decode and resize images. The header is checked before pixels are decoded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VIDEO_EXTENSIONS = (
 )  # fmt: skip
 
 
-MAX_PIXELS = 64_000_000  # a larger image is a mistake or an attack: decoded, it would take hundreds of MB
+MAX_PIXELS = 64_000_000  # a larger image is a mistake or an attack, and would take hundreds of MB when decoded
 MAX_SIDE_RATIO = 100  # beyond it no crop shows anything useful
 ResizeMode = Literal["squash", "crop"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -35,20 +35,20 @@ FILTERS: dict[Interpolation, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
-"""Pillow's filters; all of them antialias when they shrink."""
+"""Pillow's filters. All of them antialias when an image shrinks."""
 
 
 @cache
 def _ignore_pillows_limit() -> None:
-    """Ignore Pillow's warning, which our own limit replaces; a filter around each image is slow and not thread-safe."""
+    """Ignore Pillow's warning, which our limit replaces. A filter around each image is slow and not thread-safe."""
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def open_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open an image: its header is read, its pixels are not yet decoded.
+    """Open an image: read its header without decoding its pixels.
 
     Raises:
-        BadSample: the bytes are not an image, or one of more than `max_pixels`.
+        BadSample: the bytes are not an image, or the image has more than `max_pixels`.
     """
     _ignore_pillows_limit()
     try:
@@ -66,52 +66,56 @@ def open_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Imag
 
 
 def decode_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image to RGB; transparent pixels become white, 16-bit greys become 8-bit.
+    """Decode an image to RGB. Transparent pixels become white, 16-bit greys become 8-bit.
 
     Raises:
-        BadSample: the bytes are not an image, a broken one, or one of more than `max_pixels`.
+        BadSample: the bytes are not an image, or the image is broken or has more than `max_pixels`.
     """
     image = open_image(data, where, max_pixels=max_pixels)
     pixels = jpeg_pixels(data, image)
-    return _decoded(image, where) if pixels is None else Image.fromarray(pixels)
+    if pixels is None:
+        return _decoded(image, where)
+    return Image.fromarray(pixels)
 
 
 def decode_pixels(data: bytes, opened: Image.Image, where: str) -> NDArray[np.uint8]:
     """Decode an opened image to the pixels of `decode_image`, (H, W, 3).
 
     Args:
-        data: the file's bytes.
-        opened: the same, opened by `open_image`.
+        data: bytes of the file.
+        opened: the image, opened by `open_image`.
         where: address for errors.
 
     Raises:
         BadSample: the image is broken.
     """
     pixels = jpeg_pixels(data, opened)
-    return np.asarray(_decoded(opened, where)) if pixels is None else pixels
+    if pixels is None:
+        return np.asarray(_decoded(opened, where))
+    return pixels
 
 
 def jpeg_pixels(data: bytes, opened: Image.Image) -> NDArray[np.uint8] | None:
-    """Return the pixels of a JPEG of three colours, (H, W, 3); None for another image, or if it must be left to Pillow.
+    """Decode a JPEG with three colours by simplejpeg, (H, W, 3). None if the image must be left to Pillow.
 
-    simplejpeg (the extra `jpeg`) is faster than Pillow and gives the same pixels: both bundle libjpeg-turbo with its
-    accurate transform and smooth upsampling, which a test compares. So a result does not depend on what is installed.
+    simplejpeg (the extra `jpeg`) is faster than Pillow and gives the same pixels, as a test checks: both bundle
+    libjpeg-turbo with its accurate transform and smooth upsampling. So results do not depend on the installed packages.
 
     Args:
-        data: the file's bytes.
-        opened: the same, opened by Pillow.
+        data: bytes of the file.
+        opened: the image, opened by Pillow.
     """
     if decode_jpeg is None or opened.format != "JPEG" or opened.mode != "RGB":
         return None
     try:
         pixels: NDArray[np.uint8] = decode_jpeg(data)
-    except ValueError:  # it refuses damaged files, of which Pillow decodes what it can
+    except ValueError:  # it rejects damaged files, while Pillow decodes as much as possible
         return None
     return pixels if pixels.shape == (opened.height, opened.width, 3) else None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image as RGB; transparent pixels become white, 16-bit greys become 8-bit."""
+    """Convert an image to RGB. Transparent pixels become white, 16-bit greys become 8-bit."""
     image.load()
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -132,12 +136,12 @@ def _decoded(image: Image.Image, where: str) -> Image.Image:
 
 
 def resize(image: Image.Image, size: int, mode: ResizeMode, interpolation: Interpolation = "bicubic") -> Image.Image:
-    """Resize an image to a square of `size` pixels, with antialiasing; sizes are rounded as in torchvision.
+    """Resize an image to a square of `size` pixels, with antialiasing. Sizes are rounded as in torchvision.
 
     Args:
-        image: RGB.
+        image: RGB image.
         size: side in pixels.
-        mode: `squash` both sides to `size`, or resize the shorter one and `crop` the centre.
+        mode: `squash` both sides to `size`, or resize the shorter side and `crop` the centre.
         interpolation: filter of the resize.
     """
     if mode == "squash":
@@ -147,7 +151,7 @@ def resize(image: Image.Image, size: int, mode: ResizeMode, interpolation: Inter
 
 
 def centred(width: int, height: int, size: int) -> tuple[int, int, int, int]:
-    """Return width and height of an image whose shorter side is `size`, and left and top of its central square."""
+    """Compute width and height after resizing the shorter side to `size`, and left and top of the central square."""
     short = min(width, height)
     width, height = int(size * width / short), int(size * height / short)
     return width, height, round((width - size) / 2), round((height - size) / 2)
@@ -156,9 +160,9 @@ def centred(width: int, height: int, size: int) -> tuple[int, int, int, int]:
 def random_box(
     width: int, height: int, rng: np.random.Generator, *, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """Draw a random box in an image: area uniform in `scale` of the whole, aspect log-uniform in `ratio`.
+    """Draw a random box in an image, with area uniform in `scale` of the whole and aspect log-uniform in `ratio`.
 
-    If ten draws do not fit, the box is the largest centred one of an allowed aspect.
+    If ten draws do not fit, the box is the largest centred box with an allowed aspect.
 
     Returns:
         (left, top, right, bottom).

@@ -1,7 +1,7 @@
-"""The order of training samples: a pure function of (seed, epoch), the same for all workers, ranks and restarts.
+"""The order of training samples, a pure function of (seed, epoch), the same for all workers, ranks and restarts.
 
 Shards are permuted, then samples are shuffled within windows of `shuffle_shards` shards, so that a large pool is read
-one window at a time. Epochs follow each other without a gap: a position in the endless stream determines its sample.
+one window at a time. Epochs follow each other without a gap, so a position in the endless stream determines its sample.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ Integers = NDArray[np.int64]
 
 
 class Epochs(Protocol):
-    """The samples of each epoch, by number; pure functions of the epoch."""
+    """The numbers of the samples in each epoch. All methods are pure functions of the epoch."""
 
-    def at(self, place: int) -> tuple[int, int]:
-        """Return the epoch at a position of the stream, and the position where the epoch begins."""
+    def at(self, position: int) -> tuple[int, int]:
+        """Find the epoch at a position of the stream, and the position where the epoch begins."""
         ...
 
     def sizes(self, epoch: int) -> Integers:
-        """Return the number of samples of each shard in the epoch, (num_shards,)."""
+        """Count the samples of each shard in the epoch, (num_shards,)."""
         ...
 
     def samples(self, epoch: int, shard: int) -> Integers:
-        """Return the numbers of the samples of one shard, ascending."""
+        """List the numbers of a shard's samples in the epoch, ascending."""
         ...
 
     def sample(self, epoch: int, number: int) -> int:
@@ -37,46 +37,46 @@ class Epochs(Protocol):
 
 
 class Order(Protocol):
-    """An endless stream of sample numbers, which can be entered anywhere."""
+    """An endless stream of sample numbers that can be entered anywhere."""
 
     def __call__(self, start: int, stop: int) -> Integers:
-        """Return the sample numbers at positions `start` to `stop` of the stream."""
+        """List the sample numbers at positions `start` to `stop` of the stream."""
         ...
 
     def of_epochs(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Return the same, each as (epoch, sample number)."""
+        """List the samples at positions `start` to `stop` as (epoch, sample number)."""
         ...
 
 
 class SameEpochs:
-    """`Epochs` that have all samples each, numbered shard by shard."""
+    """`Epochs` that all contain every sample, numbered shard by shard."""
 
     def __init__(self, shard_sizes: ArrayLike) -> None:
         self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
         self.starts = np.cumsum(self.shard_sizes) - self.shard_sizes
         self.num_samples = int(self.shard_sizes.sum())
 
-    def at(self, place: int) -> tuple[int, int]:
-        """Return the epoch at a position, and its beginning; all epochs have the same length."""
-        return place // self.num_samples, place // self.num_samples * self.num_samples
+    def at(self, position: int) -> tuple[int, int]:
+        """Find the epoch at a position, and its beginning. All epochs have the same length."""
+        return position // self.num_samples, position // self.num_samples * self.num_samples
 
     def sizes(self, epoch: int) -> Integers:
-        """Return the sizes of the shards."""
+        """Get the sizes of the shards, which are the same in every epoch."""
         return self.shard_sizes
 
     def samples(self, epoch: int, shard: int) -> Integers:
-        """Return all samples of the shard."""
+        """List all samples of the shard."""
         return np.arange(self.starts[shard], self.starts[shard] + self.shard_sizes[shard])
 
     def sample(self, epoch: int, number: int) -> int:
-        """Return the number modulo the number of samples."""
+        """Map a number to a sample, modulo the number of samples."""
         return number % self.num_samples
 
 
 class SampleOrder:
-    """The shuffled `Order` of one dataset.
+    """The shuffled `Order` of a dataset.
 
-    Memory and the time to enter the stream are those of one window, not of the dataset.
+    Memory and the time to enter the stream depend on the size of a window, not on the size of the dataset.
     """
 
     def __init__(self, epochs: Epochs, *, seed: int, shuffle_shards: int) -> None:
@@ -92,25 +92,25 @@ class SampleOrder:
         self._windows: OrderedDict[tuple[int, int], Integers] = OrderedDict()
 
     def __call__(self, start: int, stop: int) -> Integers:
-        """Return the sample numbers at positions `start` to `stop` of the stream."""
+        """List the sample numbers at positions `start` to `stop` of the stream."""
         return np.array([number for _, number in self.of_epochs(start, stop)], dtype=np.int64)
 
     def of_epochs(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Return the same, each as (epoch, sample number)."""
-        found: list[tuple[int, int]] = []
+        """List the samples at positions `start` to `stop` as (epoch, sample number)."""
+        numbered: list[tuple[int, int]] = []
         while start < stop:
             epoch, begin = self.epochs.at(start)
-            place = start - begin
+            position = start - begin
             shards, ends = self._layout(epoch)
-            window = int(np.searchsorted(ends, place, side="right"))
+            window = int(np.searchsorted(ends, position, side="right"))
             first = int(ends[window - 1]) if window else 0
-            samples = self._window(epoch, window, shards)[place - first : place - first + stop - start]
-            found += [(epoch, number) for number in samples.tolist()]
+            samples = self._window(epoch, window, shards)[position - first : position - first + stop - start]
+            numbered += [(epoch, number) for number in samples.tolist()]
             start += len(samples)
-        return found
+        return numbered
 
     def _layout(self, epoch: int) -> tuple[Integers, Integers]:
-        """Return the epoch's order of shards, and the end of each window within the epoch."""
+        """Compute the epoch's order of shards, and the end of each window within the epoch."""
         if epoch not in self._layouts:
             sizes = self.epochs.sizes(epoch)
             shards = np.random.default_rng((self.seed, epoch)).permutation(len(sizes))
@@ -121,7 +121,7 @@ class SampleOrder:
         return self._layouts[epoch]
 
     def _window(self, epoch: int, window: int, shards: Integers) -> Integers:
-        """Return the shuffled sample numbers of a window."""
+        """Compute the shuffled sample numbers of a window."""
         key = epoch, window
         if key not in self._windows:
             chosen = shards[window * self.shuffle_shards : (window + 1) * self.shuffle_shards]

@@ -1,4 +1,4 @@
-"""One sample of a dataset, and the reasons for which a sample cannot be used."""
+"""A sample of a dataset, and the reasons why a sample cannot be used."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ REASONS: tuple[str, ...] = get_args(Reason)
 
 
 class BadSample(Exception):  # noqa: N818 (a property of the data, counted and skipped, not an error of the program)
-    """A sample that cannot be used: the reason, one of a fixed set so that it can be counted, and its address."""
+    """A sample that cannot be used: its address, and the reason, from a fixed set so that reasons can be counted."""
 
     def __init__(self, reason: Reason, where: str) -> None:
         super().__init__(reason, where)
@@ -61,19 +61,21 @@ class Sample:
 
 
 def uid_from(value: object, key: str) -> str:
-    """Return the uid that the data give, else that of the key."""
+    """Take the uid from the data, or else derive it from the key."""
     return given_uid(value) or uid_of(key)
 
 
 def given_uid(value: object) -> str | None:
-    """Return a uid that the data give as text or integer, None if they give none."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return str(value) or None if whole or isinstance(value, str) else None
+    """Convert a uid in the data, a text or an integer, to text. None if the data have no uid."""
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if is_integer or isinstance(value, str):
+        return str(value) or None
+    return None
 
 
 def uid_of(key: str) -> str:
-    """Return 32 hex digits that identify a sample by its key, so that the uid survives re-sharding.
+    """Hash a sample's key to a uid of 32 hex digits, which survives re-sharding.
 
-    Where keys repeat in a dataset, a key begins with the name of its shard (`DatasetSpec.keys_repeat`).
+    If keys repeat in a dataset, a key begins with the name of its shard (`DatasetSpec.keys_repeat`).
     """
     return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

@@ -1,7 +1,7 @@
-"""A shard of a dataset, as a record of the index and as a reader.
+"""Shards of a dataset, as records of the index and as readers.
 
-A shard format is one subclass of `ShardReader`. A plugin adds one by defining the class in a module that the module of
-its entry point imports.
+A shard format is a subclass of `ShardReader`. A plugin adds a format by defining the class in a module that the module
+of its entry point imports.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ FORMATS = {
     "files": "vfm.data.tables.image_list:ImageListShard",
     "parquet": "vfm.data.tables.parquet:ParquetShard",
 }
-"""Core's formats, which are imported when they are needed."""
+"""Formats of core, which are imported when they are needed."""
 
 Lost = tuple[Reason, str]
-"""Why a sample of a shard is lost, and its address."""
+"""Reason why a sample of a shard is lost, and its address."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file with samples, as it was when it was indexed; `num_samples` includes bad ones.
+    """A file with samples, as it was when it was indexed. `num_samples` includes bad samples.
 
-    Of a remote file, `mtime` is a hash of the mark of its content, such as its ETag (0: it has none).
+    For a remote file, `mtime` is a hash of an identifier of its content, such as its ETag (0 without an identifier).
     """
 
     path: str
@@ -52,13 +52,13 @@ class Shard:
 
     @classmethod
     def of(cls, path: str | Path, num_samples: int, *, format: str = "tar") -> Shard:  # noqa: A002
-        """Return the shard at a path, with its current size and time."""
+        """Create the shard at a path, with its current size and time."""
         size, mtime = files.size_and_time(str(path))
         return cls(str(path), format, size, mtime, num_samples)
 
 
 class ShardTable(Sequence[Shard]):
-    """The shards of an index, kept as columns: a million take 100 MB instead of 500."""
+    """The shards of an index, stored as columns. A million shards take 100 MB instead of 500."""
 
     def __init__(self, table: Any) -> None:
         """Take the columns of a pyarrow table.
@@ -75,7 +75,7 @@ class ShardTable(Sequence[Shard]):
 
     @property
     def formats(self) -> set[str]:
-        """The formats of the shards."""
+        """Formats of the shards."""
         return set(self._formats.unique().to_pylist())
 
     @property
@@ -85,8 +85,10 @@ class ShardTable(Sequence[Shard]):
         return mask
 
     def first_and_last_path(self) -> list[str]:
-        """Return the paths that come first and last in alphabetical order; no path: none."""
-        return list(pc.min_max(self._paths).as_py().values()) if len(self) else []
+        """Find the first and the last path in alphabetical order. Empty without shards."""
+        if not len(self):
+            return []
+        return list(pc.min_max(self._paths).as_py().values())
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -99,7 +101,7 @@ class ShardTable(Sequence[Shard]):
 
     def __getitem__(self, index: int | slice) -> Shard | list[Shard]:
         if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
+            return [self[number] for number in range(*index.indices(len(self)))]
         size, mtime = (int(column[index]) for column in self._numbers)
         return Shard(
             self._paths[index].as_py(), self._formats[index].as_py(), size, mtime, int(self.num_samples[index])
@@ -108,14 +110,14 @@ class ShardTable(Sequence[Shard]):
 
 @dataclass(frozen=True)
 class Opening:
-    """What a dataset's index knows about a shard that is opened.
+    """Facts from a dataset's index for opening a shard.
 
     Attributes:
-        name: unique name of the shard within its dataset, for keys; default: its file name.
-        offsets: what `ShardReader.scan` returned before, the copies in the order in which to try them.
+        name: unique name of the shard within its dataset, for keys. Default: its file name.
+        offsets: stored results of `ShardReader.scan`, in the order in which to try them.
         save: called with the result of a new scan.
-        ahead: reads the bytes of remote files; several shards may share it.
-        limit: number of samples that are needed; a format may scan only these.
+        ahead: reads the bytes of remote files. Several shards may share it.
+        limit: number of samples that are needed. A format may scan only these.
     """
 
     name: str | None = None
@@ -126,19 +128,19 @@ class Opening:
 
 
 class ShardReader(ABC):
-    """Random access to the samples of one shard; the base of all shard formats.
+    """Random access to the samples of a shard, and the base of all shard formats.
 
-    A subclass with a `format` becomes that format. It must define `__len__`, `key` and `read`; the other methods have
+    A subclass with a `format` becomes that format. It must define `__len__`, `key` and `read`. The other methods have
     defaults, which a format replaces where it can do better.
     """
 
     format: ClassVar[str]
-    extensions: ClassVar[tuple[str, ...]] = ()  # of the files that a plugin's format reads, without a dot
-    expected: ClassVar[str] = ""  # how its samples are named, for the error if there are none
+    extensions: ClassVar[tuple[str, ...]] = ()  # extensions of the files that a plugin's format reads, without a dot
+    expected: ClassVar[str] = ""  # expected names of samples, for the error if there are none
     formats: ClassVar[dict[str, type[ShardReader]]] = {}
 
     complete: bool = True  # False if the file ends too early
-    lost: Sequence[Lost] = ()  # samples that are no rows, since they cannot even be counted
+    lost: Sequence[Lost] = ()  # samples that are not rows, because they cannot even be counted
 
     def __init_subclass__(cls) -> None:
         if "format" in vars(cls):
@@ -149,12 +151,12 @@ class ShardReader(ABC):
 
     @classmethod
     def find(cls, path: str) -> tuple[Shard, bool]:
-        """Return the shard at a path with a flag: True if its samples need not be counted."""
+        """Find the shard at a path, with a flag that is True if its samples need not be counted."""
         return Shard.of(path, 0, format=cls.format), False
 
     @classmethod
     def scan(cls, shard: Shard, spec: DatasetSpec) -> bytes | None:
-        """Return what is worth storing in the index so that the shard is opened faster; None: nothing."""
+        """Compute data to store in the index so that the shard is opened faster, None if there are none."""
         return None
 
     @classmethod
@@ -164,12 +166,12 @@ class ShardReader(ABC):
 
     @classmethod
     def files_behind(cls, path: str) -> list[str]:
-        """Return the files behind a shard's samples."""
+        """List the files behind a shard's samples."""
         return [path]
 
     @classmethod
     def is_read(cls, *, scanned: bool) -> bool:
-        """Return whether the samples of a shard are read for its index, which may have a scan of it."""
+        """Check whether the samples of a shard are read for its index. `scanned`: the index has a scan of the shard."""
         return True
 
     @abstractmethod
@@ -177,22 +179,26 @@ class ShardReader(ABC):
 
     @abstractmethod
     def key(self, row: int) -> str:
-        """Return the key of a row's sample."""
+        """Look up the key of a row's sample."""
 
     @abstractmethod
     def read(self, row: int, *, with_image: bool = True) -> Sample:
-        """Read the sample of a row; raises BadSample if it cannot be used."""
+        """Read the sample of a row.
+
+        Raises:
+            BadSample: the sample cannot be used.
+        """
 
     def where(self, row: int) -> str:
-        """Return the address of a row's sample for messages."""
+        """Format the address of a row's sample for messages."""
         return f"{self.path}:{self.key(row)}"
 
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:
-        """Return the texts of ascending rows in the schema `texts_schema`."""
+        """Read the texts of ascending rows in the schema `texts_schema`."""
         return texts_by_sample(lambda row: self.read(row, with_image=False), rows, on_bad)
 
     def urls(self, rows: NDArray[np.integer[Any]]) -> pa.Array:
-        """Return the URLs of rows as strings, null where a row has none."""
+        """Read the URLs of rows as strings, null for rows without a URL."""
 
         def url(row: int) -> str | None:
             try:
@@ -203,38 +209,38 @@ class ShardReader(ABC):
         return pa.array(map(url, rows.tolist()), pa.string())
 
     def records(self, rows: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-        """Yield the record of each row with these fields, of which the first is required; None: it is broken."""
+        """Yield the record of each row with these fields, None for a broken record. The first field is required."""
         raise UserError(f"{self.path}: shards of the format {self.format} have no records of annotated objects")
 
     def own_keys(self, num_keys: int) -> Sequence[str]:
-        """Return all keys or the first ones if they are stored in the shard; none if its file name is part of them."""
+        """Read all keys, or the first ones, if the shard stores them. Empty if its file name is part of the keys."""
         return []
 
     def spans(self, row: int) -> list[Span]:
-        """Return the ranges of bytes that `read` takes of a remote file for a row."""
+        """List the byte ranges that `read` needs from a remote file for a row."""
         return []
 
     def read_ahead(self, rows: Sequence[int]) -> None:  # noqa: B027 (most formats read nothing ahead)
-        """Read the bytes of rows that are read next, of a remote file with few requests."""
+        """Read the bytes of the rows that are needed next, from a remote file with few requests."""
 
 
 @dataclass(frozen=True)
 class UnreadShard:
-    """A file of which only the format is known."""
+    """A file that has not been read. Only its format is known."""
 
     path: str
     reader: type[ShardReader]
 
 
 Found = tuple[Shard, bool] | UnreadShard
-"""A shard with a flag: True if its samples need not be counted; or a file about which nothing else is known."""
+"""A shard with a flag that is True if its samples need not be counted, or an unread file."""
 
 
 def shard_format(name: str) -> type[ShardReader]:
-    """Return the reader of a format, core's or a plugin's.
+    """Look up the reader of a format, in core or a plugin.
 
     Raises:
-        UserError: no installed package has it.
+        UserError: no installed package has the format.
     """
     if name in FORMATS:
         load_function(FORMATS[name])
@@ -246,6 +252,6 @@ def shard_format(name: str) -> type[ShardReader]:
 
 
 def format_of_file(path: str) -> type[ShardReader] | None:
-    """Return the plugin's format that reads files with the extension of a path, None if there is none."""
+    """Find the plugin's format for the extension of a path, None if there is none."""
     extension = path.rpartition(".")[2].lower()
     return next((reader for reader in ShardReader.formats.values() if extension in reader.extensions), None)

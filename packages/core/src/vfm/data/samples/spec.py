@@ -1,4 +1,4 @@
-"""Locations of a sample's parts in its shard; stored as `index.json` beside the index of shards."""
+"""Locations of a sample's parts in its shard, stored as `index.json` next to the index of shards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pydantic import Field
 from vfm.base import Config
 from vfm.data.samples.sample import BadSample
 
-MAX_CLASSES = 100_000  # a larger number is no class, and names of all numbers up to it would fill the memory
+MAX_CLASSES = 100_000  # a larger number is not a class, and names for all numbers up to it would fill the memory
 
 
 class DatasetSpec(Config):
@@ -20,23 +20,21 @@ class DatasetSpec(Config):
     texts: dict[str, str] = Field(
         default={}, description="language: location of its captions, `txt`, `txt.PART`, `json.FIELD` or a column"
     )
-    captions_optional: bool = Field(
-        False, description="keep samples without a caption, or with one that cannot be read, without it"
-    )
+    captions_optional: bool = Field(False, description="keep samples without a caption, or with an unreadable caption")
     label_key: str | None = Field(None, description="location of the class: `cls`, `json.FIELD` or a column")
     labels_key: str | None = Field(
         None, description="tars: location of several labels, `npy` (one flag per class) or `json.FIELD` (a list)"
     )
-    class_names: list[str] = Field(default=[], description="in the order of the labels")
+    class_names: list[str] = Field(default=[], description="class names in the order of the labels")
     image_root: str = Field(
-        "", description="folder of images that a column names by path; empty: that of the file with the column"
+        "", description="folder of images that a column names by path (empty: the folder of the file with the column)"
     )
     keys_repeat: bool = Field(
-        False, description="several shards have a sample of one key, so the name of its shard is part of each key"
+        False, description="samples in several shards have the same key, so the name of its shard is part of each key"
     )
 
     def label_of(self, value: object, where: str) -> int:
-        """Return the label of a class, given its label or its name.
+        """Convert the label or the name of a class to its label.
 
         Raises:
             BadSample: the value is neither, or is out of range.

@@ -1,7 +1,7 @@
-"""The texts of a shard as one table: by whole columns if the shard has columns, else sample by sample.
+"""Read the texts of a shard as one table: by whole columns if the shard has columns, otherwise sample by sample.
 
-The column path handles the rows that are clearly good. Other rows are read as samples, so that both paths report the
-same bad samples for the same reasons.
+The column path handles rows that are clearly good. Other rows are read as samples, so that both paths report the same
+bad samples for the same reasons.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from vfm.data.samples.sample import BadSample, Sample, uid_of
 # N rows, M texts
 
 Rows = NDArray[np.int64]
-OnBad = Callable[[str, str], None]  # called with (reason, where) of a sample that cannot be used
-ReadTexts = Callable[[int], Sample]  # a row's sample without its image; raises BadSample
+OnBad = Callable[[str, str], None]  # called with (reason, where) of an unusable sample
+ReadTexts = Callable[[int], Sample]  # reads a row's sample without its image, or raises BadSample
 
 
 def texts_schema() -> pa.Schema:
-    """Return the schema row, uid, language, text_index (index among the sample's texts of that language), text."""
+    """Define the schema: row, uid, language, text_index (index among the sample's texts in that language), text."""
     return pa.schema(
         {"row": pa.int32(), "uid": pa.string(), "language": pa.string(), "text_index": pa.int32(), "text": pa.string()}
     )
 
 
 def texts_by_sample(read: ReadTexts, rows: Rows, on_bad: OnBad) -> pa.Table:
-    """Return the texts of samples read one by one in the schema `texts_schema`, ordered by row, language, index."""
-    found: list[tuple[int, str, str, int, str]] = []
+    """Read texts sample by sample into the schema `texts_schema`, ordered by row, language, index."""
+    records: list[tuple[int, str, str, int, str]] = []
     for row in rows.tolist():
         try:
             sample = read(row)
@@ -42,8 +42,8 @@ def texts_by_sample(read: ReadTexts, rows: Rows, on_bad: OnBad) -> pa.Table:
             on_bad(bad.reason, bad.where)
             continue
         for language, texts in sample.texts.items():
-            found += [(row, sample.uid, language, place, text) for place, text in enumerate(texts)]
-    columns: list[Sequence[object]] = list(zip(*found, strict=True)) if found else [()] * 5
+            records += [(row, sample.uid, language, index, text) for index, text in enumerate(texts)]
+    columns: list[Sequence[object]] = list(zip(*records, strict=True)) if records else [()] * 5
     schema = texts_schema()
     return pa.table(
         [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
@@ -58,56 +58,57 @@ def texts_by_column(
     uids: Callable[[NDArray[np.bool_]], pa.Array],
     on_bad: OnBad,
 ) -> pa.Table:
-    """Return the table of `texts_by_sample(read, rows, on_bad)`, computed from whole columns.
+    """Compute the table of `texts_by_sample(read, rows, on_bad)` from whole columns.
 
     Args:
         read: reads a row that is not clearly good.
         rows: numbers of the rows in the columns, (N,).
-        texts: by language, a column whose type `is_plain`, (N,).
-        columns: all columns that `read` uses, each plain: text in any of them must be UTF-8, (N,).
-        uids: returns the uids of the rows in a mask (N,).
+        texts: column of each language, of a type that `is_plain`, (N,).
+        columns: all columns that `read` uses, (N,). They must be plain, because text in any of them must be UTF-8.
+        uids: computes the uids of the rows in a mask (N,).
         on_bad: called for each bad sample.
     """
-    # 1. Rows that are clearly good: all text is UTF-8, no caption is too long or has a NUL, and one at least is left.
+    # 1. Find rows that are clearly good: all text is UTF-8, no caption is too long or has a NUL, and at least one
+    # caption is not empty.
     good = np.ones(len(rows), bool)
     for column in map(_TextColumn.of, columns.values()):
         good[column.parents[_not_utf8(column.values)]] = False
-    found = {language: _TextColumn.of(column).of_rows(good).trimmed() for language, column in texts.items()}
-    for column in found.values():
+    captions = {language: _TextColumn.of(column).of_rows(good).trimmed() for language, column in texts.items()}
+    for column in captions.values():
         good[column.parents[(column.sizes > MAX_CAPTION_BYTES) | _with_nul(column.values)]] = False
-    found = {language: column.of_rows(good) for language, column in found.items()}
+    captions = {language: column.of_rows(good) for language, column in captions.items()}
     good[:] = False
-    for column in found.values():
+    for column in captions.values():
         good[column.parents] = True
 
     # 2. Their texts as columns, language by language. cumsum maps a good row to its position among the good uids.
-    numbers = np.concatenate([column.parents for column in found.values()])
+    numbers = np.concatenate([column.parents for column in captions.values()])
     uid = uids(good).take(pa.array(np.cumsum(good)[numbers] - 1))
-    language = pa.concat_arrays([pa.repeat(name, len(column.values)) for name, column in found.items()])
-    places = np.concatenate([column.places() for column in found.values()])
-    text = pa.concat_arrays([column.values for column in found.values()])
-    arrays = [pa.array(rows[numbers].astype(np.int32)), uid, language, pa.array(places), text]
+    language = pa.concat_arrays([pa.repeat(name, len(column.values)) for name, column in captions.items()])
+    indices = np.concatenate([column.text_indices() for column in captions.values()])
+    text = pa.concat_arrays([column.values for column in captions.values()])
+    arrays = [pa.array(rows[numbers].astype(np.int32)), uid, language, pa.array(indices), text]
     table = pa.table(arrays, schema=texts_schema())
     # 3. All other rows are read as samples. The sort is stable, so a row's languages and indices keep their order.
     rest = texts_by_sample(read, rows[~good], on_bad)
-    if len(found) > 1 or len(rest):
+    if len(captions) > 1 or len(rest):
         table = pa.concat_tables([table, rest])
         table = table.take(np.argsort(table["row"].to_numpy(), kind="stable"))
     return table
 
 
 def uids_of(keys: Iterable[object]) -> pa.Array:
-    """Return the uids of keys, as `uid_of` computes them."""
+    """Compute the uids of keys by `uid_of`."""
     return pa.array([uid_of(str(key)) for key in keys], pa.string())
 
 
 def is_plain(kind: pa.DataType) -> bool:
-    """Return True if `texts_by_column` supports a column's type: strings, lists of strings, or types without text."""
+    """Check whether `texts_by_column` supports a column's type: strings, lists of strings, or types without text."""
     return is_text(kind) or is_.is_primitive(kind) or is_.is_null(kind) or (_is_list(kind) and is_text(kind.value_type))
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Return True if a column contains strings."""
+    """Check whether a column contains strings."""
     return bool(is_.is_string(kind) or is_.is_large_string(kind))
 
 
@@ -117,7 +118,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 @dataclass(frozen=True)
 class _TextColumn:
-    """The texts of a column, (M,), and the index of each one's row, (M,), ascending."""
+    """The texts of a column, (M,), and the row of each text, (M,), ascending."""
 
     values: pa.Array
     parents: Rows
@@ -142,40 +143,42 @@ class _TextColumn:
         return sizes
 
     def of_rows(self, good: NDArray[np.bool_]) -> _TextColumn:
-        """Return the texts of the rows in a mask."""
+        """Select the texts of the rows in a mask."""
         return self._filter(good[self.parents])
 
     def trimmed(self) -> _TextColumn:
-        """Return the texts without surrounding whitespace, and without empty ones."""
+        """Strip whitespace around the texts, and drop empty texts."""
         trimmed = _TextColumn(pc.utf8_trim_whitespace(self.values), self.parents)
         return trimmed._filter(trimmed.sizes > 0)
 
-    def places(self) -> NDArray[np.int32]:
-        """Return the index of each text among its row's texts."""
+    def text_indices(self) -> NDArray[np.int32]:
+        """Compute the index of each text among its row's texts."""
         starts = np.flatnonzero(np.diff(self.parents, prepend=-1))
         counts = np.diff(starts, append=len(self.parents))
         return (np.arange(len(self.parents)) - np.repeat(starts, counts)).astype(np.int32)
 
     def _filter(self, mask: NDArray[np.bool_]) -> _TextColumn:
-        return self if mask.all() else _TextColumn(self.values.filter(pa.array(mask)), self.parents[mask])
+        if mask.all():
+            return self
+        return _TextColumn(self.values.filter(pa.array(mask)), self.parents[mask])
 
 
 def _not_utf8(values: pa.Array) -> list[int]:
-    """Return the indices of texts that are not UTF-8, by bisection: neither parquet writers nor readers check it."""
+    """Find texts that are not UTF-8 by bisection, because neither parquet writers nor readers check this."""
     try:
         values.validate(full=True)
     except pa.ArrowInvalid:
         if len(values) == 1:
             return [0]
         middle = len(values) // 2
-        return [*_not_utf8(values[:middle]), *(middle + place for place in _not_utf8(values[middle:]))]
+        return [*_not_utf8(values[:middle]), *(middle + index for index in _not_utf8(values[middle:]))]
     return []
 
 
 def _with_nul(values: pa.Array) -> NDArray[np.bool_]:
-    """Return which texts have a NUL; those of whole buffers have none mostly, which is 50 times as fast to see."""
+    """Find texts that have a NUL. Usually there are none in the whole buffer, which is 50 times as fast to check."""
     data = values.buffers()[2]
     if data is None or np.frombuffer(data, np.uint8).all():
         return np.zeros(len(values), bool)
-    found: NDArray[np.bool_] = pc.match_substring(values, "\0").to_numpy(zero_copy_only=False)
-    return found
+    mask: NDArray[np.bool_] = pc.match_substring(values, "\0").to_numpy(zero_copy_only=False)
+    return mask

@@ -1,7 +1,7 @@
-"""Arrow files, as Hugging Face's `datasets` saves them (`save_to_disk`), read as pyarrow reads Parquet files.
+"""Read Arrow files saved by Hugging Face's `datasets` (`save_to_disk`), with the interface of pyarrow's Parquet files.
 
-A folder of such a dataset has `state.json`, which lists its `.arrow` files in their order; a folder of several splits
-has `dataset_dict.json`. The package `datasets` is not needed.
+The folder of a dataset has `state.json`, which lists its `.arrow` files in order. A folder of several splits has
+`dataset_dict.json`. The package `datasets` is not needed.
 """
 
 from __future__ import annotations
@@ -16,25 +16,28 @@ from vfm.base import UserError
 from vfm.storage import files
 
 STATE_FILE, INFO_FILE, SPLITS_FILE = "state.json", "dataset_info.json", "dataset_dict.json"
-ROWS_KEY = "_indices_data_files"  # of early versions, which saved a choice of rows beside all of them
-FILE_MAGIC = b"ARROW1"  # of the format with a footer; `datasets` writes the stream format
+ROWS_KEY = "_indices_data_files"  # used by early versions, which saved a selection of rows next to all rows
+FILE_MAGIC = b"ARROW1"  # start of the format with a footer, while `datasets` writes the stream format
 
 
 class ArrowFile:
-    """The record batches of a file as the row groups of a `pyarrow.parquet.ParquetFile`.
+    """The record batches of a file, as row groups of a `pyarrow.parquet.ParquetFile`.
 
-    A local file is mapped into memory, so that a row costs no more than its bytes.
+    A local file is mapped into memory, so that reading a row reads only its bytes.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Raises:
-        UserError: it is not readable as Arrow.
+        UserError: the file is not readable as Arrow.
     """
 
     def __init__(self, path: str) -> None:
         try:
-            source = pa.BufferReader(files.read_bytes(path)) if files.is_remote(path) else pa.memory_map(path)
+            if files.is_remote(path):
+                source = pa.BufferReader(files.read_bytes(path))
+            else:
+                source = pa.memory_map(path)
             with_footer = source.read(len(FILE_MAGIC)) == FILE_MAGIC
             source.seek(0)
             reader = pa.ipc.open_file(source) if with_footer else pa.ipc.open_stream(source)
@@ -62,11 +65,11 @@ class ArrowFile:
         return sum(batch.num_rows for batch in self.batches)
 
     def row_group(self, number: int) -> pa.RecordBatch:
-        """Return a record batch."""
+        """Get a record batch."""
         return self.batches[number]
 
     def read_row_group(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return columns of a record batch."""
+        """Read columns of a record batch."""
         table = pa.Table.from_batches([self.batches[number]])
         return table if columns is None else table.select(list(columns))
 
@@ -79,41 +82,51 @@ class ArrowFile:
 
 
 def saved_dataset(folder: str, names: Sequence[str], split: str | None = None) -> list[str] | None:
-    """Return the Arrow files of a saved dataset in their order; None if the folder has none.
+    """List the Arrow files of a saved dataset in order, None if the folder is not a saved dataset.
 
     Args:
-        folder: of a dataset, or of several splits.
+        folder: folder of a dataset, or of several splits.
         names: names of the folder's files.
-        split: the one of several splits; None: the only one.
+        split: split to use if there are several. None: the only split.
 
     Raises:
-        UserError: a file that lists them is damaged, there are other splits, or a choice of rows beside them.
+        UserError: a file that lists others is damaged, the split does not exist, or only some rows were selected.
     """
     root = folder.rstrip("/")
     if SPLITS_FILE in names:
-        splits = [str(name) for name in _listed(f"{root}/{SPLITS_FILE}", "splits")]
-        chosen = splits[0] if split is None and len(splits) == 1 else split
-        if chosen not in splits:
-            what = f"of {len(splits)} splits" if split is None else f"without a split {split!r}"
-            own = " or ".join(f"{root}/{name}" for name in splits)
-            raise UserError(f"{folder}: a saved dataset {what}; give the folder of one, {own}")
-        root = f"{root}/{chosen}"
+        root = f"{root}/{_chosen_split(folder, split)}"
         names = files.names_in(root) if files.is_directory(root) else []
         if STATE_FILE not in names:
             raise UserError(f"{root}: {STATE_FILE} is missing; expected a saved dataset")
     if STATE_FILE not in names or INFO_FILE not in names:
         return None
-    listed = _listed(f"{root}/{STATE_FILE}", "_data_files")
+    entries = _listed(f"{root}/{STATE_FILE}", "_data_files")
     if _listed(f"{root}/{STATE_FILE}", ROWS_KEY, default=[]):
         raise UserError(f"{root}: saved with a choice of its rows ({ROWS_KEY}): expected `flatten_indices` before")
-    found = [one.get("filename") if isinstance(one, dict) else None for one in listed]
-    inside = [files.join_inside(root, name) if isinstance(name, str) and name else None for name in found]
-    if not inside or None in inside:
-        raise UserError(f"{root}/{STATE_FILE}: expected the names of Arrow files in _data_files, got {listed!r:.80}")
-    paths = [path for path in inside if path]
-    if missing := files.missing(paths):
+    paths: list[str] = []
+    for entry in entries:
+        name = entry.get("filename") if isinstance(entry, dict) else None
+        path = files.join_inside(root, name) if isinstance(name, str) and name else None
+        if path is not None:
+            paths.append(path)
+    if not paths or len(paths) < len(entries):
+        raise UserError(f"{root}/{STATE_FILE}: expected the names of Arrow files in _data_files, got {entries!r:.80}")
+    missing = files.missing(paths)
+    if missing:
         raise UserError(f"{missing[0]}: no such file, which {STATE_FILE} lists")
     return paths
+
+
+def _chosen_split(folder: str, split: str | None) -> str:
+    root = folder.rstrip("/")
+    splits = [str(name) for name in _listed(f"{root}/{SPLITS_FILE}", "splits")]
+    if split is None and len(splits) == 1:
+        return splits[0]
+    if split is not None and split in splits:
+        return split
+    problem = f"of {len(splits)} splits" if split is None else f"without a split {split!r}"
+    folders = " or ".join(f"{root}/{name}" for name in splits)
+    raise UserError(f"{folder}: a saved dataset {problem}; give the folder of one, {folders}")
 
 
 def _listed(path: str, key: str, default: list[Any] | None = None) -> list[Any]:
@@ -128,17 +141,18 @@ def _listed(path: str, key: str, default: list[Any] | None = None) -> list[Any]:
 
 
 def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the batch; its offsets are checked, since a wrong one would be followed out of the file.
+    """Check the offsets of a batch, because Arrow would follow a wrong offset out of the file.
 
     Raises:
-        pa.ArrowInvalid: an offset is wrong. A text that is not UTF-8 is left to whoever reads it.
+        pa.ArrowInvalid: an offset is wrong. Texts that are not UTF-8 are reported when they are read.
     """
-    for leaf in (leaf for column in batch.columns for leaf in _leaves(column)):
-        try:
-            leaf.validate(full=True)
-        except pa.ArrowInvalid as error:
-            if "UTF8" not in str(error):
-                raise
+    for column in batch.columns:
+        for leaf in _leaves(column):
+            try:
+                leaf.validate(full=True)
+            except pa.ArrowInvalid as error:
+                if "UTF8" not in str(error):
+                    raise
     return batch
 
 

@@ -1,4 +1,4 @@
-"""Rows of csv and tsv tables, also where a stray quotation mark or a damaged line break has merged some."""
+"""Read rows of csv and tsv tables, even if a stray quotation mark or a damaged line break has merged some of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.data.samples.sample import BadSample
 
-MAX_LINE = 16 << 20  # characters; a longer line is not a row of a table, and would fill the memory
-MAX_LINES = 1000  # lines of one row; more are swallowed by a quotation mark that is never closed
+MAX_LINE = 16 << 20  # characters. A longer line is not a row of a table, and would fill the memory
+MAX_LINES = 1000  # lines of a row. More lines mean that a quotation mark is never closed
 
 
-SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # line with which Excel marks what separates the values
+SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # first line by which Excel declares the separator
 
 
 class _RawTabs(csv.excel_tab):
@@ -24,21 +24,25 @@ class _RawTabs(csv.excel_tab):
 
 
 def header_of(lines: Iterator[str], *, tabs: bool) -> tuple[type[csv.Dialect], list[str]]:
-    """Read the first line that is not blank, and return the table's dialect and its values.
+    """Find the table's dialect, and read its header from the first line that is not blank.
 
     Args:
-        lines: of the table; after Excel's line `sep=;`, the next one is the header.
-        tabs: a tab stands between the values.
+        lines: lines of the table. After Excel's line `sep=;`, the next line is the header.
+        tabs: whether the values are separated by tabs.
     """
     first = _next_line(lines)
     if tabs:
         return _RawTabs, [unquoted(value) for value in next(csv.reader([first], _RawTabs), [])]
-    if marked := SEPARATOR.fullmatch(first):
-        dialect = _separated(marked[1])
+    declared = SEPARATOR.fullmatch(first)
+    if declared:
+        dialect = _separated(declared[1])
         return dialect, next(csv.reader([_next_line(lines)], dialect), [])
     dialects: list[type[csv.Dialect]] = [csv.excel, _separated(";"), csv.excel_tab]
-    split = [(dialect, next(csv.reader([first], dialect), [])) for dialect in dialects]
-    return next((one for one in split if len(one[1]) > 1), split[0])
+    for dialect in dialects:
+        header = next(csv.reader([first], dialect), [])
+        if len(header) > 1:
+            return dialect, header
+    return csv.excel, next(csv.reader([first], csv.excel), [])
 
 
 def _next_line(lines: Iterator[str]) -> str:
@@ -50,9 +54,9 @@ def _separated(mark: str) -> type[csv.Dialect]:
 
 
 def unquoted(value: str) -> str:
-    """Return a value of a raw table without the quoting of CSV, with which pandas and Excel write some values.
+    """Remove CSV quoting from a value of a raw table. pandas and Excel quote some values.
 
-    A value is quoted if it begins and ends with a quotation mark, and each one inside is doubled.
+    A value is quoted if it begins and ends with a quotation mark, and quotation marks inside are doubled.
     """
     inside = value[1:-1]
     quoted = len(value) > 1 and value[0] == value[-1] == '"' and '"' not in inside.replace('""', "")
@@ -62,17 +66,17 @@ def unquoted(value: str) -> str:
 def delimited_rows(
     lines: Iterator[str], path: str, columns: list[str] | None, image_column: str | None, *, tabs: bool
 ) -> Iterator[dict[str, Any] | BadSample]:
-    """Yield the rows, and a BadSample for each row that cannot be read.
+    """Yield the rows, and a BadSample for each unreadable row.
 
     Args:
-        lines: of the table.
-        path: of the table, for bad rows.
+        lines: lines of the table.
+        path: path of the table, for bad rows.
         columns: column names of a table without a header.
-        image_column: column of image paths, by which rows are found that a damaged byte has merged.
-        tabs: the values stand between tabs, quoted one by one (`unquoted`) or raw; otherwise between commas, semicolons
-            or tabs, and may be quoted.
+        image_column: column of image paths, which helps to find rows that a damaged byte has merged.
+        tabs: whether the values are separated by tabs, each raw or quoted (`unquoted`). Otherwise they are separated by
+            commas, semicolons or tabs, and may be quoted.
     """
-    csv.field_size_limit(MAX_LINE)  # so that an overlong caption is one bad sample, and not an error of the table
+    csv.field_size_limit(MAX_LINE)  # so that an overlong caption is a bad sample, and not an error of the table
     supply = _Lines(lines)
     dialect, header = header_of(supply, tabs=tabs)
     if columns:
@@ -89,7 +93,7 @@ def delimited_rows(
         if tabs:
             values = [unquoted(value) for value in values]
         if len(supply.taken) > 1 and _swallowed(supply.taken, dialect, len(names), image):
-            supply.unread(1)  # only the first line is lost, the others are rows
+            supply.unread(1)  # only the first line is lost, the other lines are rows
             yield BadSample("unreadable_row", f"{path}: line {supply.number}")
         elif not columns and any(values[len(names) :]):
             # More values than columns: a line break or a quotation mark is damaged, and several rows may have merged.
@@ -101,13 +105,13 @@ def delimited_rows(
 
 
 class _Lines:
-    """Iterates over lines, remembers those of the current row, and can yield them again."""
+    """Iterates over lines, remembers the lines of the current row, and can yield them again."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self.lines = lines
         self.taken: list[str] = []
         self.again: list[str] = []  # in reverse order
-        self.number = 0  # of the last line
+        self.number = 0  # number of the last line
 
     def __iter__(self) -> _Lines:
         return self
@@ -121,14 +125,14 @@ class _Lines:
         return line
 
     def unread(self, first: int) -> None:
-        """Yield the lines of the current row again, beginning with the one of the number `first`."""
+        """Yield the lines of the current row again, from number `first` on."""
         self.again += reversed(self.taken[first:])
         self.number -= len(self.taken) - first
         del self.taken[first:]
 
 
 def _swallowed(lines: list[str], dialect: type[csv.Dialect], num_columns: int, image: int | None) -> bool:
-    """Return whether lines after the first are rows of their own, which a stray quotation mark has merged."""
+    """Check whether the lines after the first are separate rows that a stray quotation mark has merged."""
     if len(lines) >= MAX_LINES:
         return True
     if image is None:
@@ -138,5 +142,5 @@ def _swallowed(lines: list[str], dialect: type[csv.Dialect], num_columns: int, i
 
 
 def is_image(value: str) -> bool:
-    """Return whether a value ends as the name of an image file."""
+    """Check whether a value ends like the name of an image file."""
     return value.rpartition(".")[2].lower() in IMAGE_EXTENSIONS

@@ -1,6 +1,6 @@
-"""Shards of the format `files`: lists of image files, with the texts and labels that were found for them.
+"""Shards of the format `files`: lists of image files with their texts and labels.
 
-The content of a folder, a table or class folders is listed once, as parquet in the artifact; the images stay in place.
+The content of a folder, a table or class folders is listed once, as parquet in the artifact. The images stay in place.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One image file with its texts and label. `problem` made it unusable, and is raised whenever it is read."""
+    """An image file with its texts and label. If it is unusable, reading it raises its `problem`."""
 
     key: str
     image: str
@@ -41,10 +41,11 @@ class ImageEntry:
 
     @property
     def reason(self) -> str | None:
-        """Why the image cannot be used. A name that is not UTF-8 cannot be listed, so its image cannot be used."""
+        """Reason why the image cannot be used. A name that is not UTF-8 cannot be listed."""
         if self.problem:
             return self.problem.reason
-        return None if printable(self.key + self.image) == self.key + self.image else "wrong_encoding"
+        name = self.key + self.image
+        return None if printable(name) == name else "wrong_encoding"
 
     def read(self, spec: DatasetSpec, *, with_image: bool = True) -> Sample:
         """Read the sample.
@@ -64,12 +65,12 @@ class ImageEntry:
 
 
 def entry_of_rows(
-    name: object, found: list[Row | BadSample], image_root: str, spec: DatasetSpec, path: str
+    name: object, rows: list[Row | BadSample], image_root: str, spec: DatasetSpec, path: str
 ) -> ImageEntry:
-    """Return the entry of an image from the rows of a table that are about it; a row that is bad stands alone."""
-    if isinstance(problem := found[0], BadSample):
-        return ImageEntry("", problem.where, problem=problem)
-    rows = cast("list[Row]", found)
+    """Create the entry of an image from all its rows in a table. A bad row comes alone."""
+    first = rows[0]
+    if isinstance(first, BadSample):
+        return ImageEntry("", first.where, problem=first)
     if not isinstance(name, str) or not name:
         return ImageEntry("", path, problem=BadSample("missing_image", path))
     image = files.join_inside(image_root, name)
@@ -77,18 +78,21 @@ def entry_of_rows(
         return ImageEntry(name, name, problem=BadSample("unsafe_path", name))
 
     def captions_at(source: str) -> list[str]:
-        return [text for row in rows for text in clean_captions(_checked(field_of(row, source), image), image)]
+        captions = []
+        for row in cast("list[Row]", rows):
+            captions += clean_captions(_checked(field_of(row, source), image), image)
+        return captions
 
     try:
         texts = captions_of(spec, captions_at, image)
-        label = spec.label_of(field_of(rows[0], spec.label_key), image) if spec.label_key else None
+        label = spec.label_of(field_of(first, spec.label_key), image) if spec.label_key else None
     except BadSample as bad:
         return ImageEntry(name, image, problem=bad)
     return ImageEntry(name, image, texts, label)
 
 
 def _checked(value: object, where: str) -> object:
-    """Return the value of a cell; raises BadSample if its bytes were not UTF-8, which were read as half surrogates."""
+    """Check that the value of a cell was UTF-8. Other bytes are read as half surrogates."""
     values = value if isinstance(value, list) else [value]
     if not all(is_unicode(item) for item in values if isinstance(item, str)):
         raise BadSample("wrong_encoding", where)
@@ -96,7 +100,7 @@ def _checked(value: object, where: str) -> object:
 
 
 def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: DatasetSpec) -> Iterator[Shard]:
-    """Write entries as shards `images-00000.parquet`, ... of 10,000 each, and yield each when it is written."""
+    """Write shards `images-00000.parquet`, ... of 10,000 entries, and yield each when it is written."""
     directory.mkdir(parents=True, exist_ok=True)
     for number, rows in enumerate(_chunks(distinct(entries))):
         columns = {
@@ -106,20 +110,20 @@ def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: Data
             "reason": pa.array([row.reason for row in rows], pa.string()),
         }
         for language in spec.texts:
-            columns[f"texts.{language}"] = pa.array(
-                [[] if row.reason else row.texts.get(language, []) for row in rows], pa.list_(pa.string())
-            )
+            texts = [[] if row.reason else row.texts.get(language, []) for row in rows]
+            columns[f"texts.{language}"] = pa.array(texts, pa.list_(pa.string()))
         path = directory / f"images-{number:05d}.parquet"
         pq.write_table(pa.table(columns), path, write_page_checksum=True)
         yield Shard.of(path, len(rows), format="files")
 
 
 def distinct(entries: Iterable[ImageEntry]) -> Iterator[ImageEntry]:
-    """Yield entries with distinct keys: `a` of a second folder, or of a second place in a table, becomes `a#2`."""
+    """Make the keys of entries distinct: a second `a`, from another folder or another row of a table, becomes `a#2`."""
     seen: Counter[str] = Counter()
     for entry in entries:
         seen[entry.key] += not entry.problem
-        yield replace(entry, key=f"{entry.key}#{seen[entry.key]}") if seen[entry.key] > 1 else entry
+        count = seen[entry.key]
+        yield replace(entry, key=f"{entry.key}#{count}") if count > 1 else entry
 
 
 def _chunks(entries: Iterable[ImageEntry]) -> Iterator[list[ImageEntry]]:
@@ -129,7 +133,7 @@ def _chunks(entries: Iterable[ImageEntry]) -> Iterator[list[ImageEntry]]:
 
 
 class ImageListShard(ShardReader):
-    """One list of image files. The list is in memory; an image is opened when its sample is read."""
+    """A list of image files. The list is in memory, and images are opened when their samples are read."""
 
     format = "files"
 
@@ -140,18 +144,18 @@ class ImageListShard(ShardReader):
 
     @classmethod
     def files_behind(cls, path: str) -> list[str]:
-        """Return the list, and the image files in it."""
+        """List the shard and the image files in it."""
         return [path, *read_parquet(path, ["image"])["image"].to_pylist()]
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     def key(self, row: int) -> str:
-        """Return the key of a row's sample."""
+        """Look up the key of a row's sample."""
         return str(self.table["key"][row].as_py())
 
     def where(self, row: int) -> str:
-        """Return the image file of a row; of a row of a table that could not be read, the address of that row."""
+        """Look up the image file of a row, or the address of an unreadable row in a table."""
         return str(self.table["image"][row].as_py())
 
     def read(self, row: int, *, with_image: bool = True) -> Sample:
@@ -166,7 +170,7 @@ class ImageListShard(ShardReader):
         return entry.read(self.spec, with_image=with_image)
 
     def texts(self, rows: Rows, on_bad: OnBad) -> pa.Table:
-        """Return the texts of ascending rows in the schema `texts_schema`; samples that are bad have none."""
+        """Read the texts of ascending rows in the schema `texts_schema`. Bad samples have no texts."""
         read = partial(self.read, with_image=False)
         if not self.spec.texts or self.spec.label_key:
             return texts_by_sample(read, rows, on_bad)
@@ -177,12 +181,18 @@ class ImageListShard(ShardReader):
 
 
 def printable(name: str) -> str:
-    """Return a name as valid text: bytes of a file name that are not UTF-8 are written as escapes."""
-    return name.encode("utf-8", "backslashreplace").decode() if not name.isascii() else name
+    """Convert a file name to valid text. Bytes that are not UTF-8 are written as escapes."""
+    if name.isascii():
+        return name
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def read_image_file(path: str) -> bytes:
-    """Return an image file's bytes; raises BadSample if it cannot be read."""
+    """Read the bytes of an image file.
+
+    Raises:
+        BadSample: the file cannot be read.
+    """
     try:
         return files.read_bytes(path)
     except (OSError, ValueError):  # ValueError: a character that no path can have

@@ -1,7 +1,7 @@
-"""Parquet or Arrow with the image's bytes in a column: img2dataset's output, Hugging Face datasets, CLIP tables.
+"""Parquet or Arrow with image bytes in a column: img2dataset's output, Hugging Face datasets, CLIP tables.
 
-A parquet file is read one row group at a time, so a sample costs a whole row group unless the group is in memory: small
-row groups (about a hundred images) are fast at random access, large ones are not.
+A parquet file is read one row group at a time, so reading a sample reads a whole row group unless the group is in
+memory. Random access is fast with small row groups (about a hundred images), but not with large row groups.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DAMAGE = (OSError, pa.ArrowException)  # raised by a row group that is damaged
 
 
 class ParquetShard(ShardReader):
-    """One parquet file with image bytes, or with captions only if the spec says so; then no image can be read."""
+    """A parquet file with image bytes, or with captions only if the spec says so. Then no image can be read."""
 
     format = "parquet"
 
@@ -54,7 +54,7 @@ class ParquetShard(ShardReader):
         Args:
             path: path of the file.
             spec: parts to read of a row.
-            name: unique name of the file within its dataset, for keys; default: its file name.
+            name: unique name of the file within its dataset, for keys. Default: its file name.
 
         Raises:
             UserError: the file is not parquet, or lacks a column that the spec names.
@@ -65,13 +65,17 @@ class ParquetShard(ShardReader):
         self.file = open_parquet(path)
         names = self.file.schema_arrow.names
         self.image = image_column(names, spec.image_key, path) if spec.images else None
-        if self.image and not holds_image(kind := self.file.schema_arrow.field(self.image).type):
-            raise UserError(
-                f"{path}: column '{self.image}': expected the bytes of one image, or {{bytes, path}}, got {kind!s:.60}"
-            )
-        self.sources = [*spec.texts.values(), *([spec.label_key] if spec.label_key else [])]
+        if self.image:
+            kind = self.file.schema_arrow.field(self.image).type
+            if not holds_image(kind):
+                expected = "expected the bytes of one image, or {bytes, path}"
+                raise UserError(f"{path}: column '{self.image}': {expected}, got {kind!s:.60}")
+        self.sources = [*spec.texts.values()]
+        if spec.label_key:
+            self.sources.append(spec.label_key)
         roots = {source.partition(".")[0] for source in self.sources}
-        if missing := sorted(roots - set(names)):
+        missing = sorted(roots - set(names))
+        if missing:
             raise UserError(f"{path}: no column '{missing[0]}'; the columns are {', '.join(names)}")
         self.texts_only = sorted(roots | ({"key", "uid", "url"} & set(names)))
         metadata = self.file.metadata
@@ -81,27 +85,28 @@ class ParquetShard(ShardReader):
 
     @classmethod
     def find(cls, path: str) -> tuple[Shard, bool]:
-        """Return the file at a path, whose footer has the number of samples."""
+        """Find the shard at a path. The footer of the file has the number of samples."""
         return Shard.of(path, open_parquet(path).metadata.num_rows, format=cls.format), True
 
     @classmethod
     def is_read(cls, *, scanned: bool) -> bool:
-        """Return False: the number of samples is known."""
+        """Say that samples are not read for the index, because their number is known."""
         return False
 
     def __len__(self) -> int:
         return int(self.file.metadata.num_rows)
 
     def own_keys(self, num_keys: int) -> list[str]:
-        """Return the first keys; none if rows have a `uid`, or are named by their file."""
+        """Read the first keys. Empty if rows have a `uid`, or are named after their file."""
         names = self.file.schema_arrow.names
         if "key" not in names or "uid" in names:
             return []
-        batch = next(self.file.iter_batches(num_keys, columns=["key"]), None)
-        return [str(key) for key in batch["key"].to_pylist() if key is not None] if batch else []
+        for batch in self.file.iter_batches(num_keys, columns=["key"]):
+            return [str(key) for key in batch["key"].to_pylist() if key is not None]
+        return []
 
     def urls(self, rows: NDArray[np.integer[Any]]) -> pa.Array:
-        """Return the column `url` of rows, null if it is missing or no text."""
+        """Read the column `url` of rows, null if it is missing or not text."""
         schema = self.file.schema_arrow
         if "url" not in schema.names or not is_text(schema.field("url").type):
             return pa.nulls(len(rows), pa.string())
@@ -115,28 +120,30 @@ class ParquetShard(ShardReader):
         wanted, start = set(rows), 0
         for group in range(self.file.metadata.num_row_groups):
             with reading(self.path, "Parquet"):
-                found = self.file.read_row_group(group, columns=[name for name in columns if name in names]).to_pylist()
-            yield from (record for row, record in enumerate(found, start) if row in wanted)
-            start += len(found)
+                table = self.file.read_row_group(group, columns=[name for name in columns if name in names])
+                records = table.to_pylist()
+            for row, record in enumerate(records, start):
+                if row in wanted:
+                    yield record
+            start += len(records)
 
     def key(self, row: int) -> str:
-        """Return the value of the `key` column, else the file's name and the row, also in a damaged row group.
+        """Look up the key in the `key` column, or build it from the file's name and the row.
 
-        A `key` column whose values repeat in the dataset is not used.
+        The column is not used in damaged row groups, or if its values repeat in the dataset.
         """
         if self.spec.keys_repeat:
             return self._name(row)
-        group, place = self._locate(row)
+        group, offset = self._locate(row)
         try:
             table = self._group(group, False)
         except BadSample:
             return self._name(row)
-        if "key" in table.column_names and (key := table["key"][place].as_py()) is not None:
-            return str(key)
-        return self._name(row)
+        key = table["key"][offset].as_py() if "key" in table.column_names else None
+        return self._name(row) if key is None else str(key)
 
     def where(self, row: int) -> str:
-        """Return the sample's address for messages: the file and the key."""
+        """Format the sample's address for messages: the file and the key."""
         return f"{self.path}:{self.key(row)}"
 
     def read(self, row: int, *, with_image: bool = True) -> Sample:
@@ -146,24 +153,29 @@ class ParquetShard(ShardReader):
             BadSample: the image, the caption or the label is missing or unusable, or the row group is damaged.
         """
         where = f"{self.path}: row {row}"
-        group, place = self._locate(row)
+        group, offset = self._locate(row)
         table = self._group(group, with_image)
-        record = {name: table[name][place] for name in table.column_names}
+        record = {name: table[name][offset] for name in table.column_names}
 
         def value_at(source: str) -> object:
             name = source.partition(".")[0]
-            return field_of({name: _value(record[name], where)}, source) if name in record else None
+            if name not in record:
+                return None
+            return field_of({name: _value(record[name], where)}, source)
 
         texts = captions_of(self.spec, lambda source: clean_captions(value_at(source), where), where)
         label = self.spec.label_of(value_at(self.spec.label_key), where) if self.spec.label_key else None
-        uid, url, _ = (value_at(name) for name in ("uid", "url", "key"))  # the last: raises where `key` would not
+        uid, url = value_at("uid"), value_at("url")
+        value_at("key")  # raises BadSample for a key that is not UTF-8
         key = self.key(row)
-        picture = _value(record[self.image], where) if self.image and with_image else None
-        image = _image_bytes(picture, self.root, where) if with_image else b""
+        image = b""
+        if with_image:
+            value = _value(record[self.image], where) if self.image else None
+            image = _image_bytes(value, self.root, where)
         return Sample(key, uid_from(uid, key), image, texts, label, url if isinstance(url, str) and url else None)
 
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:
-        """Return the texts of ascending rows in the schema `texts_schema`; by column if the types are plain."""
+        """Read the texts of ascending rows in the schema `texts_schema`, by column if the types are plain."""
         read = partial(self.read, with_image=False)
         needed = [name for name in self.texts_only if name != "url"]
         if not self.spec.texts or self.spec.label_key or not self._has_plain(needed):
@@ -177,7 +189,7 @@ class ParquetShard(ShardReader):
             try:
                 table = self.file.read_row_group(group, columns=needed)
             except DAMAGE:
-                parts.append(texts_by_sample(read, inside, on_bad))  # reports each row, and names the row group
+                parts.append(texts_by_sample(read, inside, on_bad))  # reports each row with its row group
                 continue
             for first in range(0, len(inside), ROWS_AT_A_TIME):
                 some = inside[first : first + ROWS_AT_A_TIME]
@@ -192,20 +204,22 @@ class ParquetShard(ShardReader):
         return set(self.spec.texts.values()) <= set(names) and all(is_plain(schema.field(name).type) for name in names)
 
     def _uids(self, columns: Mapping[str, Any], rows: Rows, good: NDArray[np.bool_]) -> Any:
-        """Return the uids of the rows in a mask: those of the column `uid`, or made from the keys."""
-        # As in `read`: a uid is a text or an integer; an empty one, or one of another type, counts as missing.
-        given = columns["uid"].filter(pa.array(good)) if "uid" in columns else pa.nulls(int(good.sum()))
-        named = is_text(given.type) or pa.types.is_integer(given.type)
-        given = given.cast(pa.string()) if named else pa.nulls(len(given), pa.string())
-        given = pc.if_else(pc.equal(given, ""), None, given)
-        if not given.null_count:
-            return given
-        lacking = good.nonzero()[0][given.is_null().to_numpy(zero_copy_only=False)]
+        """Compute the uids of the rows in a mask from the column `uid`, or from the keys."""
+        # As in `read`, a uid is a text or an integer. An empty uid, or a value of another type, counts as missing.
+        uids = columns["uid"].filter(pa.array(good)) if "uid" in columns else pa.nulls(int(good.sum()))
+        if is_text(uids.type) or pa.types.is_integer(uids.type):
+            uids = uids.cast(pa.string())
+        else:
+            uids = pa.nulls(len(uids), pa.string())
+        uids = pc.if_else(pc.equal(uids, ""), None, uids)
+        if not uids.null_count:
+            return uids
+        lacking = good.nonzero()[0][uids.is_null().to_numpy(zero_copy_only=False)]
         has_keys = "key" in columns and not self.spec.keys_repeat
         keys = columns["key"].take(lacking).to_pylist() if has_keys else [None] * len(lacking)
         rows = rows[lacking].tolist()
         names = [self._name(row) if key is None else str(key) for row, key in zip(rows, keys, strict=True)]
-        return pc.replace_with_mask(given, given.is_null(), uids_of(names))
+        return pc.replace_with_mask(uids, uids.is_null(), uids_of(names))
 
     def _name(self, row: int) -> str:
         return f"{self.name}/{row:08d}"
@@ -215,8 +229,9 @@ class ParquetShard(ShardReader):
         return group, row - (int(self.ends[group - 1]) if group else 0)
 
     def _read_group(self, group: int, with_image: bool) -> Any:
-        image = [self.image] if with_image and self.image and self.image not in self.texts_only else []
-        columns = [*self.texts_only, *image]
+        columns = [*self.texts_only]
+        if with_image and self.image and self.image not in self.texts_only:
+            columns.append(self.image)
         where = f"{self.path}: row group {group}"
         if (group, with_image) in self._damaged:
             raise BadSample("unreadable_row", where)
@@ -228,10 +243,10 @@ class ParquetShard(ShardReader):
 
 
 def open_parquet(path: str) -> Any:
-    """Open the parquet file at a path, or the Arrow file in the same form.
+    """Open a parquet file, or an Arrow file with the same interface.
 
     Raises:
-        UserError: the file is neither.
+        UserError: the file is neither parquet nor Arrow.
     """
     if path.lower().endswith(".arrow"):
         return ArrowFile(path)
@@ -247,40 +262,38 @@ def open_parquet(path: str) -> Any:
 
 
 def features_of(path: str) -> dict[str, Any]:
-    """Return the features of a table's columns that Hugging Face's `datasets` stores in its schema; else none."""
+    """Read the features of a table's columns that Hugging Face's `datasets` stores in its schema, if any."""
     metadata = open_parquet(path).schema_arrow.metadata or {}
     try:
         record: Any = json.loads(metadata.get(b"huggingface", b"{}"))
     except (ValueError, RecursionError):
         return {}
-    found = field_of(record, "info.features")
-    return found if isinstance(found, dict) else {}
+    features = field_of(record, "info.features")
+    return features if isinstance(features, dict) else {}
 
 
 def image_column(names: list[str], image_key: str | None, path: str) -> str:
-    """Return the name of the image column.
+    """Find the name of the image column.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no image column.
     """
     candidates = [image_key] if image_key else list(IMAGE_COLUMNS)
-    found = next((name for name in candidates if name in names), None)
-    if found is None:
-        raise UserError(
-            f"{path}: no image column '{image_key or 'image'}' (image_key); the columns are {', '.join(names)}"
-        )
-    return found
+    for name in candidates:
+        if name in names:
+            return name
+    raise UserError(f"{path}: no image column '{image_key or 'image'}' (image_key); the columns are {', '.join(names)}")
 
 
 def holds_image(kind: pa.DataType) -> bool:
-    """Return whether a column of a type may have images: bytes, or Hugging Face's `{bytes, path}`."""
+    """Check whether a column of a type may have images: bytes, or Hugging Face's `{bytes, path}`."""
     if pa.types.is_dictionary(kind):
         return holds_image(kind.value_type)
     return bool(is_bytes(kind) or pa.types.is_struct(kind) or pa.types.is_null(kind))
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Return whether a column of a type has bytes."""
+    """Check whether a column of a type has bytes."""
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
@@ -292,12 +305,13 @@ def _value(scalar: Any, where: str) -> object:
 
 
 def _image_bytes(value: object, root: str, where: str) -> bytes:
-    """Return the bytes of a binary column, or of Hugging Face's `{bytes, path}`, whose path is in the folder `root`."""
+    """Read the bytes in a binary column, or in Hugging Face's `{bytes, path}` with a path in the folder `root`."""
     if isinstance(value, dict):
         name = value.get("path")
         value = value.get("bytes")
         if value is None and isinstance(name, str) and name:
-            if (path := files.join_inside(root, name)) is None:
+            path = files.join_inside(root, name)
+            if path is None:
                 raise BadSample("unsafe_path", f"{where} ({name})")
             value = read_image_file(path)
     if not isinstance(value, bytes) or not value:

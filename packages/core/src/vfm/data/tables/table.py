@@ -1,6 +1,6 @@
-"""Tables of image paths and captions: csv, tsv, jsonl or parquet. Consecutive rows of one image are one sample.
+"""Tables of image paths and captions: csv, tsv, jsonl or parquet. Consecutive rows with the same image are one sample.
 
-Text is UTF-8, or UTF-16 with a byte order mark, as Excel's "Unicode Text" has it.
+Text is UTF-8, or UTF-16 with a byte order mark, as in Excel's "Unicode Text".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count, groupby, islice
+from itertools import chain, count, groupby, islice
 from typing import IO, Any, cast
 
 from vfm.base import UserError
@@ -36,19 +36,21 @@ _EXTENSION = re.compile(rf"\.(?:{'|'.join(sorted(IMAGE_EXTENSIONS, key=len, reve
 
 
 def table_kind(path: str) -> str:
-    """Return the extension of a table's format, without the `.gz` of a gzipped one.
+    """Find the extension of a table's format, without `.gz`.
 
-    Arrow is read as parquet, and a text file with a tab in its first line, which Excel saves, as tsv.
+    Arrow is read as parquet. A text file with a tab in its first line, as Excel saves it, is read as tsv.
     """
     kind = path.lower().removesuffix(".gz").rpartition(".")[2]
     if kind == LIST_EXTENSION:
         with _open(path) as text:
             return "tsv" if "\t" in next(_lines(text, path), "") else kind
-    return "parquet" if kind == "arrow" else kind
+    if kind == "arrow":
+        return "parquet"
+    return kind
 
 
 def lists_captions(path: str) -> bool:
-    """Return whether a text file has a caption in each line: none of its first lines is the path of an image."""
+    """Check whether a text file has a caption in each line, so none of its first lines is the path of an image."""
     if table_kind(path) != LIST_EXTENSION:
         return False
     rows = islice(table_rows(path), ROWS_FOR_COLUMNS)
@@ -56,7 +58,7 @@ def lists_captions(path: str) -> bool:
 
 
 def table_columns(path: str) -> list[str]:
-    """Return a table's column names: from the header, the first readable JSON lines, or the schema.
+    """Read a table's column names from the header, the first readable JSON lines, or the schema.
 
     Raises:
         UserError: the table is empty, or of an unknown format.
@@ -70,7 +72,7 @@ def table_columns(path: str) -> list[str]:
         raise UserError(f"{path}: expected a table with the extension {', '.join(TABLE_EXTENSIONS)}")
     if kind == "jsonl":
         readable = (row for row in table_rows(path) if isinstance(row, dict))
-        columns = list(dict.fromkeys(name for row in islice(readable, ROWS_FOR_COLUMNS) for name in row))
+        columns = list(dict.fromkeys(chain.from_iterable(islice(readable, ROWS_FOR_COLUMNS))))
     else:
         with _open(path) as text:
             _, columns = header_of(_lines(text, path), tabs=kind == "tsv")
@@ -81,7 +83,7 @@ def table_columns(path: str) -> list[str]:
 
 
 def text_columns(path: str) -> list[str]:
-    """Return the columns of a table that have text; of a table without types, those with a word in the first row."""
+    """Find the columns of a table with text. Without types, these are the columns with a word in the first row."""
     if table_kind(path) == "parquet":
         schema = open_parquet(path).schema_arrow
         return [field.name for field in schema if is_text(getattr(field.type, "value_type", field.type))]
@@ -90,7 +92,7 @@ def text_columns(path: str) -> list[str]:
 
 
 def find_column(columns: list[str], name: str | None, defaults: tuple[str, ...], field: str, path: str) -> str:
-    """Return the column that the user named, else the first of the default names that exists.
+    """Find the column that the user named, or else the first default name that exists.
 
     Args:
         columns: names of the table's columns.
@@ -100,45 +102,49 @@ def find_column(columns: list[str], name: str | None, defaults: tuple[str, ...],
         path: path of the table, for the error.
 
     Raises:
-        UserError: there is no such column; the line lists the columns.
+        UserError: there is no such column. The error lists the columns.
     """
-    found = next((one for one in ([name] if name else defaults) if one in columns), None)
-    if found is None:
-        named = ", ".join(column for column in columns if column)  # pandas writes its index as a column without a name
-        raise UserError(f"{path}: no column '{name or defaults[0]}' ({field}); the columns are {named}")
-    return found
+    for candidate in [name] if name else defaults:
+        if candidate in columns:
+            return candidate
+    named = ", ".join(column for column in columns if column)  # pandas writes its index as a column without a name
+    raise UserError(f"{path}: no column '{name or defaults[0]}' ({field}); the columns are {named}")
 
 
 def table_values(path: str, column: str) -> Iterator[object]:
-    """Yield the values of one column, without those of rows that cannot be read."""
+    """Yield the values of a column, except for unreadable rows."""
     for row in table_rows(path, only=[column]):
         if isinstance(row, dict):
             yield row.get(column)
 
 
 def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
-    """Yield the table's samples; image paths are relative to `image_root` and may not leave it.
+    """Yield the table's samples. Image paths are relative to `image_root` and may not leave it.
 
     Raises:
         UserError: a column that the spec names is missing.
     """
     columns = table_columns(path)
-    first_image = next((place for place, value in enumerate(columns) if is_image(value)), None)
-    headless = first_image is not None and not (spec.image_key or spec.texts or spec.label_key)
+    image_columns = [index for index, value in enumerate(columns) if is_image(value)]
+    headless = bool(image_columns) and not (spec.image_key or spec.texts or spec.label_key)
     if headless:  # a list of images without a header
-        columns = [f"column {place}" for place in range(len(columns))]
-        columns[first_image or 0] = PATH_COLUMNS[0]
+        columns = [f"column {index}" for index in range(len(columns))]
+        columns[image_columns[0]] = PATH_COLUMNS[0]
     image_column = find_column(columns, spec.image_key, PATH_COLUMNS, "image_key", path)
-    for source in [*spec.texts.values(), *([spec.label_key] if spec.label_key else [])]:
+    sources = [*spec.texts.values()]
+    if spec.label_key:
+        sources.append(spec.label_key)
+    for source in sources:
         find_column(columns, source.partition(".")[0], (), "texts or label_key", path)
 
     def image_of(row: Row | BadSample) -> object:
-        # Rows without an image or that cannot be read are samples of their own: each gets a unique object as its key.
-        return (row.get(image_column) if isinstance(row, dict) else None) or object()
+        # Unreadable rows and rows without an image are separate samples: each gets a unique object as its key.
+        image = row.get(image_column) if isinstance(row, dict) else None
+        return image or object()
 
-    found = table_rows(path, columns if headless else None, image_column=image_column)
+    all_rows = table_rows(path, columns if headless else None, image_column=image_column)
     is_list = table_kind(path) == LIST_EXTENSION
-    for name, rows in groupby(found, key=image_of):
+    for name, rows in groupby(all_rows, key=image_of):
         entry = entry_of_rows(name, list(rows), image_root, spec, path)
         yield entry
         if is_list and not entry.problem:
@@ -146,7 +152,7 @@ def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Ima
 
 
 def _merged_with(entry: ImageEntry, path: str) -> Iterator[ImageEntry]:
-    """Yield a bad sample for each further path in a line of a list, which a damaged line break has merged."""
+    """Yield a bad sample for each further path in a line of a list, merged by a damaged line break."""
     more = len(_EXTENSION.findall(entry.key)) - 1
     if more > 0 and not files.exists(entry.image):
         for _ in range(more):
@@ -156,12 +162,12 @@ def _merged_with(entry: ImageEntry, path: str) -> Iterator[ImageEntry]:
 def table_rows(
     path: str, columns: list[str] | None = None, *, image_column: str | None = None, only: Sequence[str] | None = None
 ) -> Iterator[Row | BadSample]:
-    """Yield the rows, and a BadSample for each row that cannot be read.
+    """Yield the rows, and a BadSample for each unreadable row.
 
     Args:
         path: the table.
-        columns: column names of a csv or tsv without a header, or the name of the lines of a text file.
-        image_column: column of image paths, by which rows are found that a damaged byte has merged.
+        columns: column names of a csv or tsv file without a header, or a column name for the lines of a text file.
+        image_column: column of image paths, which helps to find rows that a damaged byte has merged.
         only: columns to read, if the format allows it.
 
     Raises:
@@ -175,7 +181,9 @@ def table_rows(
         lines = _lines(text, path)
         if kind == LIST_EXTENSION:
             column = columns[0] if columns else PATH_COLUMNS[0]
-            yield from ({column: line.strip("\r\n")} for line in lines if line.strip())
+            for line in lines:
+                if line.strip():
+                    yield {column: line.strip("\r\n")}
             return
         if kind == "jsonl":
             yield from _json_rows(lines, path)
@@ -188,11 +196,13 @@ def _open(path: str) -> Iterator[IO[str]]:
     """Open the table's text, decompressed.
 
     Raises:
-        UserError: they cannot be read, or the code in the `with` block finds that they are not a table.
+        UserError: the file cannot be read, or the code in the `with` block finds that it is not a table.
     """
     try:
         with files.open_binary(path) as stream:
-            raw = cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if path.lower().endswith(".gz") else stream
+            raw = stream
+            if path.lower().endswith(".gz"):
+                raw = cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
             wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
             raw.seek(0)
             encoding, errors = ("utf-16", "surrogatepass") if wide else ("utf-8-sig", "surrogateescape")
@@ -225,7 +235,7 @@ def _parquet_rows(path: str, columns: Sequence[str] | None) -> Iterator[Row | Ba
             for batch in file.iter_batches(10_000, row_groups=[group], columns=columns):
                 left -= batch.num_rows
                 yield from _rows_of_batch(batch, path)
-        except DAMAGE:  # the other row groups are still readable
+        except DAMAGE:  # other row groups are still readable
             for _ in range(left):
                 yield BadSample("unreadable_row", f"{path}: row group {group}")
 
@@ -242,7 +252,7 @@ def _rows_of_batch(batch: Any, path: str) -> Iterator[Row | BadSample]:
 
 
 def _json_rows(lines: Iterator[str], path: str) -> Iterator[Row | BadSample]:
-    start = None  # beginning of every row, as the first readable one has it
+    start = None  # pattern for the beginning of every row, from the first readable row
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -254,6 +264,6 @@ def _json_rows(lines: Iterator[str], path: str) -> Iterator[Row | BadSample]:
             start = start or re.compile(r"\{\s*" + re.escape(json.dumps(next(iter(row), ""), ensure_ascii=False)))
             yield row
             continue
-        # A line holds several rows if the line break between them is damaged.
+        # A line contains several rows if the line break between them is damaged.
         for _ in range(max(1, len(start.findall(line))) if start else 1):
             yield BadSample("broken_json", f"{path}: line {number}")
