@@ -1,4 +1,4 @@
-"""Fills a cache of tensors: a model's output for every crop of a dataset is computed once and stored."""
+"""Fill a cache of tensors: compute a model's output for every crop of a dataset once, and store it."""
 
 # C crops of a sample, S side of a crop
 
@@ -23,7 +23,7 @@ from vfm.interfaces import Context
 
 @dataclass(frozen=True)
 class SampleCrops:
-    """The crops of samples."""
+    """The crops of a sample, or of the samples in a batch."""
 
     images: Tensor  # (C, 3, S, S) uint8
     index: Tensor  # number of the sample
@@ -31,11 +31,12 @@ class SampleCrops:
 
 @dataclass(frozen=True)
 class MakeCrops:
-    """Makes the crops of a sample that a cache holds.
+    """Makes the crops of a sample for a cache.
 
-    transform: makes the model's input of an image.
-    num_crops: C.
-    seed: each crop is drawn from it, the crop's number and the sample's.
+    Attributes:
+        transform: makes the model's input from an image.
+        num_crops: number of crops, C.
+        seed: seed of the crops. Each crop also depends on its number and the number of the sample.
     """
 
     transform: ImageTransform
@@ -43,7 +44,7 @@ class MakeCrops:
     seed: int
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> SampleCrops:
-        """Return the crops of one sample.
+        """Crop a sample.
 
         Raises:
             BadSample: the image cannot be read.
@@ -68,11 +69,11 @@ def fill_cache(
     """Compute and store the tensors of all samples that the cache does not hold yet.
 
     Args:
-        writer: stores the tensors; its complete shards are kept.
+        writer: stores the tensors. Its complete shards are kept.
         ctx: receives progress and bad samples, including those found before an interruption.
         source: the samples.
-        make: makes their crops.
-        compute: returns the tensors of a batch's crops, (samples, C, *shape) in any arrangement.
+        make: makes the crops of a sample.
+        compute: computes the tensors of a batch's crops, (samples, C, *shape) in any arrangement.
         batch_size: samples per call of `compute`.
         workers: processes that read and decode.
         max_bad_fraction: tolerated fraction of bad samples.

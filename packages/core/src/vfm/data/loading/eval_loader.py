@@ -1,4 +1,4 @@
-"""Batches for evaluation: every sample once, in order. They do not depend on the number of workers."""
+"""Batches for evaluation: every sample once, in order, independent of the number of workers."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ class _EvalReader(Reader[Inputs]):
 
     def read(self, planned: range) -> Batch[Inputs]:
         bad: list[tuple[str, str]] = []
-        made = []
+        inputs = []
         for index, sample in zip(planned, self.samples([(0, index) for index in planned]), strict=True):
             try:
-                made.append(self.made(SampleDraw.of(0, 0, index), sample))
+                inputs.append(self.make_inputs(SampleDraw.of(0, 0, index), sample))
             except BadSample as error:
                 bad.append((error.reason, error.where))
-        return stack(made, bad)
+        return stack(inputs, bad)
 
 
 def ordered_batches(
     source: Source, make: Make[Inputs], plan: Iterable[range], *, workers: int = 0
 ) -> Iterator[Batch[Inputs]]:
-    """Yield a batch for each range of samples, in order; samples that cannot be used are listed in `bad`."""
+    """Yield a batch for each range of samples, in order. Unusable samples are listed in `bad`."""
     return read_batches(_EvalReader(source, make), plan, workers)
 
 
 def eval_batches(source: Source, make: Make[Inputs], batch_size: int, *, workers: int = 0) -> Iterator[Batch[Inputs]]:
-    """Yield all samples of a source once, in order; samples that cannot be used are skipped and listed in `bad`.
+    """Yield all samples of a source once, in order. Unusable samples are skipped, and listed in `bad`.
 
     Raises:
         UserError: no sample can be used.
     """
     plan = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
-    held: Batch[Inputs] | None = None  # yielded one step late, so that it can carry what was bad after it
+    held: Batch[Inputs] | None = None  # yielded one step late, so that it can also list the bad samples after it
     bad: list[tuple[str, str]] = []
     for batch in ordered_batches(source, make, plan, workers=workers):
         bad += batch.bad

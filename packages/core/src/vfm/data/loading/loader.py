@@ -1,4 +1,4 @@
-"""Batches for training. They do not depend on the number of workers and processes; `eval_loader` is for evaluation."""
+"""Batches for training, independent of the number of workers and processes. `eval_loader` is for evaluation."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ from vfm.interfaces import Training
 T = TypeVar("T")
 MAX_TRIES = 1000
 READ_AHEAD = 2  # micro-batches
-WAIT_TOGETHER = 256  # samples of remote shards that are requested at once: 25 MB of pictures of 100 kB
-READ_TOGETHER = 64  # samples: the code that reads then stays in the processor's cache, which decoding would replace
+WAIT_TOGETHER = 256  # samples of remote shards that are requested at once: 25 MB for images of 100 kB
+READ_TOGETHER = 64  # samples read before decoding, so that the code for reading stays in the processor's cache
 
 
 @dataclass(frozen=True)
 class TrainingData(Generic[Inputs]):
-    """Optimizer steps of samples in their source's order. The content of a step depends only on its number.
+    """Batches for each optimizer step, in the order of the source. The content of a step depends only on its number.
 
-    A sample that cannot be used is replaced by another one, which its number determines, and listed in `Batch.bad`.
+    An unusable sample is listed in `Batch.bad`, and replaced by a sample that its number determines.
 
-    source: the samples.
-    make: makes the task's inputs of each sample.
-    global_batch_size: samples per step, over all processes.
-    shuffle_shards: number of shards whose samples are shuffled together.
-    workers: processes that read and decode; 0: a thread of this process.
-    max_bad_fraction: tolerated fraction of bad samples. A run of bad samples that has a probability below 1e-9 at this
-        fraction stops the training at once; the training loop counts them over the whole run.
-    cache: folder and size of local copies of remote shards; None: no copies.
+    Attributes:
+        source: the samples.
+        make: makes the task's inputs from each sample.
+        global_batch_size: samples per step, over all processes.
+        shuffle_shards: number of shards whose samples are shuffled together.
+        workers: processes that read and decode. 0: a thread of this process.
+        max_bad_fraction: tolerated fraction of bad samples. Training stops at once after a series of bad samples whose
+            probability at this fraction is below 1e-9. The training loop checks the fraction over the whole run.
+        cache: folder and size of local copies of remote shards. None: no copies.
     """
 
     source: Samples
@@ -57,7 +58,7 @@ class TrainingData(Generic[Inputs]):
 
     @classmethod
     def of(cls, config: Training, source: Samples, make: Make[Inputs]) -> TrainingData[Inputs]:
-        """Return the data of a training as its configuration describes it."""
+        """Create the data from the configuration of a training run."""
         return cls(
             source,
             make,
@@ -74,7 +75,7 @@ class TrainingData(Generic[Inputs]):
             raise UserError(f"{self.source.directory}: the dataset has no samples to train on")
 
     def order(self) -> Order:
-        """Return the order in which the steps take the samples."""
+        """Create the order in which the steps take the samples."""
         return self.source.order(seed=self.seed, shuffle_shards=self.shuffle_shards)
 
     def steps(
@@ -88,7 +89,7 @@ class TrainingData(Generic[Inputs]):
     ) -> Iterator[list[Batch[Inputs]]]:
         """Yield the steps `start_step` to `num_steps - 1`, each as the list of this rank's micro-batches.
 
-        Ranks take contiguous parts of the global batch, and micro-batches contiguous parts of those.
+        A rank takes a contiguous part of the global batch, and a micro-batch takes a contiguous part of these samples.
 
         Raises:
             UserError: the batch size is not divisible, or too many samples in a row cannot be used.
@@ -117,11 +118,11 @@ Planned = tuple[int, list[tuple[int, int]]]
 
 @dataclass(frozen=True)
 class _Plan:
-    """The micro-batches to read, one after another: the step, and (epoch, sample number) of each sample. Lazy."""
+    """Lazy sequence of the micro-batches to read: the step, and (epoch, sample number) of each sample."""
 
     data: TrainingData[Any]
     steps: range
-    first: int  # this rank's place in the global batch
+    first: int  # first sample of this rank in the global batch
     share: int
     micro: int
 
@@ -129,12 +130,12 @@ class _Plan:
         order = self.data.order()
         for step in self.steps:
             start = step * self.data.global_batch_size + self.first
-            for place in range(start, start + self.share, self.micro):
-                yield step, order.of_epochs(place, min(place + self.micro, start + self.share))
+            for position in range(start, start + self.share, self.micro):
+                yield step, order.of_epochs(position, min(position + self.micro, start + self.share))
 
 
 class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
-    """Reads a planned micro-batch, in this process or in a worker."""
+    """Reads planned micro-batches, in this process or in a worker."""
 
     def __init__(self, source: Samples, make: Make[Inputs], cache: CacheSettings | None = None) -> None:
         self.source, self.make = source, make
@@ -143,25 +144,26 @@ class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
     def __getitem__(self, planned: Any) -> Batch[Inputs] | UserError:
         try:
             return self.read(planned)
-        except UserError as error:  # returned, since torch rewrites the message of what a worker raises
+        except UserError as error:  # returned, because torch rewrites the messages of errors raised in workers
             return error
 
     @abstractmethod
     def read(self, planned: Any) -> Batch[Inputs]:
-        """Return the planned batch."""
+        """Read the planned batch."""
 
     def samples(self, planned: Sequence[tuple[int, int]]) -> Iterator[Sample | BadSample]:
-        """Yield the sample of each (epoch, sample number), or why it cannot be read; some are read together."""
+        """Yield the sample of each (epoch, sample number), or the reason why it cannot be read."""
         for start in range(0, len(planned), READ_TOGETHER):
             if start % WAIT_TOGETHER == 0 and isinstance(self.source, ReadsAhead):
                 self.source.read_ahead([index for _, index in planned[start : start + WAIT_TOGETHER]], self.cache)
-            yield from [self._sample(*place) for place in planned[start : start + READ_TOGETHER]]
+            # A list and not a generator, so that these samples are read before the caller decodes the first.
+            yield from [self._sample(epoch, index) for epoch, index in planned[start : start + READ_TOGETHER]]
 
-    def made(self, draw: SampleDraw, sample: Sample | BadSample) -> tuple[str, Inputs]:
-        """Return a sample's key and inputs.
+    def make_inputs(self, draw: SampleDraw, sample: Sample | BadSample) -> tuple[str, Inputs]:
+        """Make the inputs from a sample, and return its key and inputs.
 
         Raises:
-            BadSample: it cannot be read or used.
+            BadSample: the sample cannot be read or used.
         """
         if isinstance(sample, BadSample):
             raise sample
@@ -178,7 +180,7 @@ class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
 
 
 class _TrainingReader(Reader[Inputs]):
-    """Replaces samples that cannot be used."""
+    """Replaces unusable samples."""
 
     def __init__(self, data: TrainingData[Inputs]) -> None:
         super().__init__(data.source, data.make, data.cache)
@@ -187,8 +189,10 @@ class _TrainingReader(Reader[Inputs]):
     def read(self, planned: Planned) -> Batch[Inputs]:
         step, samples = planned
         bad: list[tuple[str, str]] = []
-        read = zip(samples, self.samples(samples), strict=True)
-        return stack([self._replaced(step, *place, sample, bad) for place, sample in read], bad)
+        inputs = []
+        for (epoch, index), sample in zip(samples, self.samples(samples), strict=True):
+            inputs.append(self._replaced(step, epoch, index, sample, bad))
+        return stack(inputs, bad)
 
     def _replaced(
         self, step: int, epoch: int, index: int, sample: Sample | BadSample, bad: list[tuple[str, str]]
@@ -198,7 +202,7 @@ class _TrainingReader(Reader[Inputs]):
                 index = self.source.another(epoch, index, SampleDraw.of(self.seed, -attempt, index).seed)
                 sample = self._sample(epoch, index)
             try:
-                return self.made(SampleDraw.of(self.seed, step, index), sample)
+                return self.make_inputs(SampleDraw.of(self.seed, step, index), sample)
             except BadSample as error:
                 bad.append((error.reason, error.where))
         reason, where = bad[-1]
@@ -206,10 +210,12 @@ class _TrainingReader(Reader[Inputs]):
 
 
 def _tries(max_bad_fraction: float) -> int:
-    """Return how many replacements to try, so that a fraction of `max_bad_fraction` rarely (1e-9) uses them up."""
+    """Compute the number of replacements to try, which bad samples at `max_bad_fraction` rarely (1e-9) use up."""
     if max_bad_fraction <= 0:
         return 0
-    return MAX_TRIES if max_bad_fraction >= 0.97 else math.ceil(math.log(1e-9) / math.log(max_bad_fraction))
+    if max_bad_fraction >= 0.97:
+        return MAX_TRIES
+    return math.ceil(math.log(1e-9) / math.log(max_bad_fraction))
 
 
 def read_batches(
@@ -219,10 +225,10 @@ def read_batches(
 
     Args:
         reader: reads a batch.
-        plan: what it reads, one after another.
-        workers: number of processes that read; 0: a thread of this one.
-        ahead: batches that the thread is ahead; 0: no thread.
-        start: how workers are started; None: as the platform does.
+        plan: arguments of `reader.read`, one after another.
+        workers: number of processes that read. 0: a thread of this process.
+        ahead: number of batches that the thread reads ahead. 0: no thread.
+        start: how workers are started. None: the default of the platform.
 
     Raises:
         UserError: from the reader.
@@ -236,9 +242,10 @@ def read_batches(
         multiprocessing_context=start if workers else None,
         worker_init_fn=_outlast_signals if workers else None,
         pin_memory=workers > 0 and torch.cuda.is_available(),
-        generator=torch.Generator(),  # otherwise the loader would draw from, and so shift, the global generator
+        generator=torch.Generator(),  # otherwise the loader would draw from the global generator, and change its state
     )
-    for batch in prefetch(loader, ahead, "loader") if ahead and not workers else loader:
+    in_thread = ahead > 0 and workers == 0
+    for batch in prefetch(loader, ahead, "loader") if in_thread else loader:
         if isinstance(batch, UserError):
             raise batch
         yield batch
@@ -249,22 +256,23 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _outlast_signals(worker: int) -> None:
-    """Let a worker go on until the training has saved a checkpoint: schedulers signal all processes of a job.
+    """Let a worker continue until the training process has saved a checkpoint.
 
-    A second SIGTERM ends it, as torch sends to workers that are left when a process ends.
+    Schedulers signal all processes of a job. A second SIGTERM ends the worker, which torch sends to workers that are
+    left when its process ends.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, lambda *_: os._exit(0)))
 
 
 def prefetch(items: Iterable[T], num_ahead: int, thread_name: str) -> Iterator[T]:
-    """Yield the same items (none of them None), computed in a thread while the caller uses the ones before.
+    """Yield the items (none of them None), computed in a thread while the caller uses the previous items.
 
-    Decoding and torch both release Python's lock.
+    This saves time because decoding and torch both release Python's lock.
     """
     remaining = iter(items)
     with ThreadPoolExecutor(1, thread_name_prefix=thread_name) as thread:
-        coming = deque(thread.submit(next, remaining, None) for _ in range(num_ahead))
-        while (item := coming.popleft().result()) is not None:
-            coming.append(thread.submit(next, remaining, None))
+        pending = deque(thread.submit(next, remaining, None) for _ in range(num_ahead))
+        while (item := pending.popleft().result()) is not None:
+            pending.append(thread.submit(next, remaining, None))
             yield item

@@ -1,4 +1,4 @@
-"""What a torch Dataset yields, as tensors in plain containers, and what each sample of a batch must agree on."""
+"""Convert the items of a torch Dataset to tensors in plain containers, and check that they can be stacked."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ EXPECTED = "expected tensors, arrays, numbers, images or texts, in a dict, a tup
 
 
 def as_tensors(value: Any, where: str) -> Any:
-    """Return a sample with its arrays and numbers as tensors, and its images as float tensors (3, H, W) from 0 to 1.
+    """Convert the arrays and numbers of a sample to tensors, and its images to float tensors (3, H, W) from 0 to 1.
 
     Raises:
-        UserError: it holds something else, such as None, or no tensor at all; `where` is its address.
+        UserError: the sample contains something else, such as None, or no tensor at all. `where` is its address.
     """
-    made = _converted(value, where)
-    if not any(isinstance(part, Tensor) for _, part in leaves(made)):
+    sample = _converted(value, where)
+    if not any(isinstance(part, Tensor) for _, part in leaves(sample)):
         raise UserError(f"{where}: {EXPECTED}, at least one tensor among them; got {value!r:.60}")
-    return made
+    return sample
 
 
 def _converted(value: Any, where: str) -> Any:
     if isinstance(value, Tensor | str):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return torch.from_numpy(value.copy())  # a copy: torch warns of arrays that cannot be written
+        return torch.from_numpy(value.copy())  # a copy, because torch warns of read-only arrays
     if isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):
         return torch.tensor(value.item() if isinstance(value, np.generic) else value)
     if isinstance(value, Image.Image):
@@ -50,7 +50,8 @@ def _converted(value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [field.name for field in dataclasses.fields(value)]
         return type(value)(**{name: _converted(getattr(value, name), f"{where}.{name}") for name in fields})
-    raise UserError(f"{where}: {EXPECTED}; got {'None' if value is None else f'a {type(value).__name__}'}")
+    kind = "None" if value is None else f"a {type(value).__name__}"
+    raise UserError(f"{where}: {EXPECTED}; got {kind}")
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -69,24 +70,26 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def layout_of(value: Any) -> dict[str, str]:
-    """Return the type and shape of every part of a converted sample by its path: `float32 (3, 32, 32)`, `text`."""
-    return {
-        path: f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}" if isinstance(part, Tensor) else "text"
-        for path, part in leaves(value)
-    }
+    """Describe the type and shape of each part of a converted sample by its path: `float32 (3, 32, 32)`, `text`."""
+    layout = {}
+    for path, part in leaves(value):
+        layout[path] = "text"
+        if isinstance(part, Tensor):
+            layout[path] = f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}"
+    return layout
 
 
 def check_layout(value: Any, expected: Mapping[str, str], where: str, first: str) -> None:
     """Check that a sample has the parts, types and shapes of the first one, so that a batch can be stacked.
 
     Raises:
-        UserError: it has not; the line has the first part that differs.
+        UserError: the sample differs. The error names the first part that does.
     """
-    found = layout_of(value)
-    if found == expected:
+    layout = layout_of(value)
+    if layout == expected:
         return
-    path = next(path for path in (*expected, *found) if found.get(path) != expected.get(path))
+    path = next(path for path in (*expected, *layout) if layout.get(path) != expected.get(path))
     raise UserError(
-        f"{where}{path}: expected {expected.get(path, 'nothing')}, as {first} has, got {found.get(path, 'nothing')};"
+        f"{where}{path}: expected {expected.get(path, 'nothing')}, as {first} has, got {layout.get(path, 'nothing')};"
         " resize or pad in the dataset, or give a DataLoader with a collate_fn"
     )

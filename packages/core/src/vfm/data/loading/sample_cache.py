@@ -1,8 +1,8 @@
-"""Tensors by (sample, crop) on disk, for random access: outputs of an expensive model, computed once for all epochs.
+"""Tensors by (sample, crop) on disk with random access: outputs of an expensive model, computed once for all epochs.
 
-00000.npy       (rows, num_crops, *shape), a shard's samples in the dataset's order, memory-mapped when read; in int8
+00000.npy       (rows, num_crops, *shape), a shard's samples in the dataset's order, memory-mapped when read. In int8,
                 the last axis is four bytes longer: each vector is followed by its quantisation step in fp32
-00000.bad.json  the rows that are zero because the sample cannot be used: [row, reason, where]
+00000.bad.json  rows that are zero because the sample cannot be used: [row, reason, where]
 """
 
 # R rows, C crops
@@ -36,13 +36,13 @@ SCALE_BYTES = 4  # the fp32 step after an int8 vector
 Dtype = Literal["int8", "fp16", "fp32"]
 
 Bad = tuple[int, str, str]
-"""A row of a shard without tensors, the reason, and the sample's address."""
+"""Row of a shard without tensors, the reason, and the sample's address."""
 
 
 class CacheWriter:
-    """Writes a cache's shards one after another. A shard that exists is complete, and is kept.
+    """Writes the shards of a cache one after another. A shard that exists is complete, and is kept.
 
-    After a crash, writing resumes with the unfinished shard. Memory is that of one shard.
+    After a crash, writing resumes with the unfinished shard. Only one shard is in memory.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class CacheWriter:
         """Resume with the complete shards in `folder`.
 
         Args:
-            folder: folder of the shards; `publish` moves it.
-            num_samples: samples of the dataset.
+            folder: folder of the shards, which `publish` moves.
+            num_samples: number of samples in the dataset.
             num_crops: tensors per sample.
-            shape: shape of one tensor.
-            dtype: stored type; int8 rounds each vector to 255 steps, scaled by its largest absolute value.
-            samples_per_shard: default: as many as fit into about 128 MiB.
+            shape: shape of a tensor.
+            dtype: stored type. int8 rounds each vector to 255 steps, scaled by its largest absolute value.
+            samples_per_shard: samples in a shard. Default: as many as fit into about 128 MiB.
         """
         self.folder, self.num_samples, self.num_crops, self.shape = folder, num_samples, num_crops, shape
         self.dtype: Dtype = dtype
@@ -77,13 +77,13 @@ class CacheWriter:
         self._begin()
 
     def plan(self, batch_size: int) -> list[range]:
-        """Return the remaining samples, in batches that do not cross the border of a shard."""
-        ends = [*range(self.done, self.num_samples, self.samples_per_shard), self.num_samples]
-        return [
-            range(start, min(start + batch_size, end))
-            for begin, end in pairwise(ends)
-            for start in range(begin, end, batch_size)
-        ]
+        """Split the remaining samples into batches that do not cross the border of a shard."""
+        borders = [*range(self.done, self.num_samples, self.samples_per_shard), self.num_samples]
+        batches = []
+        for begin, end in pairwise(borders):
+            for start in range(begin, end, batch_size):
+                batches.append(range(start, min(start + batch_size, end)))
+        return batches
 
     def write(
         self, samples: range, tensors: Mapping[int, NDArray[np.floating[Any]]], bad: Iterable[tuple[str, str]]
@@ -91,8 +91,8 @@ class CacheWriter:
         """Write the next of the planned batches.
 
         Args:
-            samples: the batch as planned.
-            tensors: (C, *shape) of each usable sample, by its number.
+            samples: the planned batch.
+            tensors: tensor of each usable sample by its number, (C, *shape).
             bad: reason and address of each other sample, in order.
 
         Raises:
@@ -130,7 +130,7 @@ class CacheWriter:
         part = file.with_suffix(".part")
         with part.open("wb") as opened:
             np.save(opened, self._rows, allow_pickle=False)
-        publish_file(part, file)  # last: its existence marks the shard as complete
+        publish_file(part, file)  # last, because its existence marks the shard as complete
         self._finish(self._bad)
         self._begin()
 
@@ -139,7 +139,7 @@ class CacheWriter:
         self.done += self._num_rows
 
     def publish(self, directory: Path, **facts: Any) -> SampleCache:
-        """Write the facts, with the caller's about producer and crops, and move the shards into the artifact."""
+        """Write the facts, with the caller's facts about producer and crops, and move the shards to the artifact."""
         cache = SampleCache.create(
             directory,
             num_samples=self.num_samples,
@@ -150,12 +150,12 @@ class CacheWriter:
             bad_samples=dict(sorted(Counter(reason for reason, _ in self.bad).items())),
             **facts,
         )
-        self.folder.rename(directory / CACHE_FOLDER)  # last: a crash before it loses no shard, they are in ctx.work
+        self.folder.rename(directory / CACHE_FOLDER)  # last, so that a crash before it loses no shard from `ctx.work`
         return cache
 
 
 class CachedTensors:
-    """The tensors of a cache, by (sample, crop). Shards are opened on first use; worker processes open them again."""
+    """The tensors of a cache, by (sample, crop). Shards are opened on first use, and again in worker processes."""
 
     def __init__(self, cache: SampleCache) -> None:
         self.cache, self.folder = cache, cache.path.resolve() / CACHE_FOLDER
@@ -168,18 +168,18 @@ class CachedTensors:
         return self.cache.num_samples
 
     def crop_in(self, step: int, global_batch_size: int) -> int:
-        """Return the crop to use in the epoch in which a training step begins; epochs cycle through the crops."""
+        """Choose the crop for the epoch in which a training step begins. Epochs cycle through the crops."""
         return step * global_batch_size // len(self) % self.cache.num_crops
 
-    def __getitem__(self, place: tuple[int, int]) -> NDArray[Any]:
-        """Return a copy of the tensor of (sample, crop); int8 is decoded to fp32.
+    def __getitem__(self, sample_and_crop: tuple[int, int]) -> NDArray[Any]:
+        """Read a copy of the tensor of (sample, crop). int8 is decoded to fp32.
 
         Raises:
             BadSample: the sample could not be used when the cache was made.
             IndexError: sample or crop is out of range.
             UserError: a shard is missing or damaged.
         """
-        index, crop = place
+        index, crop = sample_and_crop
         if not (0 <= index < len(self) and 0 <= crop < self.cache.num_crops):
             raise IndexError(f"sample {index} of {len(self)}, crop {crop} of {self.cache.num_crops}")
         shard, row = divmod(index, self.cache.samples_per_shard)
@@ -203,18 +203,18 @@ class CachedTensors:
 
 
 def encode(tensor: NDArray[np.floating[Any]], dtype: Dtype) -> NDArray[Any]:
-    """Return the stored form of a tensor. Rounding to int8 changes each value by at most half a step."""
+    """Encode a tensor for storage. Rounding to int8 changes each value by at most half a step."""
     with np.errstate(over="ignore"):
         if dtype != "int8":
             return tensor.astype(DTYPES[dtype])
-    # One step per vector. The bytes of its fp32 step follow the vector in the same array, so that one read gets both.
+    # One step per vector. Its bytes in fp32 follow the vector in the same array, so that a single read gets both.
     step = np.abs(tensor).max(axis=-1, keepdims=True).astype(np.float32) / 127
     steps = np.rint(tensor / np.where(step > 0, step, 1)).clip(-127, 127).astype(np.int8)
     return np.concatenate([steps, step.view(np.int8)], axis=-1)
 
 
 def decode(stored: NDArray[Any]) -> NDArray[Any]:
-    """Return the tensor that `encode` stored."""
+    """Decode a tensor that `encode` stored."""
     if stored.dtype != np.int8:
         return stored
     step = np.ascontiguousarray(stored[..., -SCALE_BYTES:]).view(np.float32)
@@ -222,7 +222,9 @@ def decode(stored: NDArray[Any]) -> NDArray[Any]:
 
 
 def _stored(shape: tuple[int, ...], dtype: Dtype) -> tuple[int, ...]:
-    return (*shape[:-1], shape[-1] + SCALE_BYTES) if dtype == "int8" else shape
+    if dtype != "int8":
+        return shape
+    return (*shape[:-1], shape[-1] + SCALE_BYTES)
 
 
 def _reopen(directory: Path) -> CachedTensors:

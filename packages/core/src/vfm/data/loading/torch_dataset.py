@@ -1,4 +1,4 @@
-"""A user's torch Dataset as the data of a training: samples in our order, and random draws that a resume repeats."""
+"""Train on a user's torch Dataset, with vfm's sample order, and with random draws that a resumed run repeats."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vfm.interfaces import Training
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of Python, NumPy and torch (on the CPU) within the context, and restore them."""
+    """Seed the global generators of Python, NumPy and torch (on the CPU) in the context, and restore them."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -37,7 +37,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class DatasetSamples:
-    """The items of a Dataset by number, as `TrainingData` takes them; they are read by `ReadItem`."""
+    """The items of a Dataset by number, in the form for `TrainingData`. `ReadItem` reads them."""
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size
@@ -54,11 +54,11 @@ class DatasetSamples:
         return Sample(self.where(index), str(index), b"")
 
     def sample(self, index: int, epoch: int) -> Sample:
-        """Return the address of an item."""
+        """Create a sample with the address of an item."""
         return self[index]
 
     def order(self, *, seed: int, shuffle_shards: int) -> SampleOrder:
-        """Return the endless stream of item numbers; each epoch is shuffled as a whole."""
+        """Create the endless stream of item numbers. Each epoch is shuffled as a whole."""
         return SampleOrder(SameEpochs([self.size]), seed=seed, shuffle_shards=shuffle_shards)
 
     def another(self, epoch: int, index: int, number: int) -> int:
@@ -66,35 +66,35 @@ class DatasetSamples:
         return number % self.size
 
     def where(self, index: int) -> str:
-        """Return the address of an item for messages."""
+        """Format the address of an item for messages."""
         return f"{self.name}[{index}]"
 
 
 @dataclass(frozen=True)
 class ReadItem:
-    """Reads an item with all global generators seeded by its draw, and checks that it is like the first one."""
+    """Reads an item with all global generators seeded by its draw, and checks that it is like the first item."""
 
     dataset: Any
     first: str
     layout: dict[str, str]
 
     def __call__(self, sample: Sample, draw: SampleDraw, /) -> Any:
-        """Return an item as tensors.
+        """Read an item as tensors.
 
         Raises:
-            UserError: it holds something else, or its parts are not those of the first item.
+            UserError: the item contains something else, or its parts differ from the first item.
         """
         with seeded(draw.seed):
-            made = as_tensors(self.dataset[draw.index], sample.key)
-        check_layout(made, self.layout, sample.key, self.first)
-        return made
+            item = as_tensors(self.dataset[draw.index], sample.key)
+        check_layout(item, self.layout, sample.key, self.first)
+        return item
 
 
 class DatasetData(TrainingData[Any]):
-    """Steps of a Dataset.
+    """Training steps from a Dataset.
 
-    This thread reads, since the generators that it seeds are those of the whole process; or workers do, started as the
-    platform does, so that a Dataset of a notebook need not be pickled.
+    Items are read in this thread, because it seeds the generators of the whole process, or in workers. Workers are
+    started with the default of the platform, so that a Dataset in a notebook need not be picklable.
     """
 
     def _read(self, reader: Reader[Any], plan: Iterable[Any]) -> Iterator[Batch[Any]]:
@@ -102,20 +102,23 @@ class DatasetData(TrainingData[Any]):
 
 
 def dataset_data(dataset: Any, config: Training) -> tuple[TrainingData[Any], dict[str, str]]:
-    """Return the data of a training, and the layout of its samples.
+    """Prepare a Dataset for training.
 
     Args:
-        dataset: a map-style Dataset, or a list; an item is a dict, a tuple or a dataclass of tensors, arrays, numbers,
+        dataset: a map-style Dataset, or a list. An item is a dict, a tuple or a dataclass of tensors, arrays, numbers,
             PIL images and texts. Bad samples raise `vfm.data.BadSample`.
-        config: the training.
+        config: configuration of the training run.
+
+    Returns:
+        The data, and the layout of its samples.
 
     Raises:
-        UserError: it is empty, or its first item holds something else.
+        UserError: the dataset is empty, or its first item contains something else.
     """
     name = type(dataset).__name__
     if not len(dataset):
         raise UserError(f"{name}: expected at least one sample, got an empty dataset")
-    for index in range(min(len(dataset), MAX_TRIES)):  # the first that can be read
+    for index in range(min(len(dataset), MAX_TRIES)):  # find the first item that can be read
         try:
             with seeded(SampleDraw.of(config.seed, 0, index).seed):
                 layout = layout_of(as_tensors(dataset[index], f"{name}[{index}]"))

@@ -1,4 +1,4 @@
-"""A user's DataLoader as the data of a training. It has no random access: a resume reads the batches again."""
+"""Train on a user's DataLoader. It has no random access, so a resumed run reads the batches again."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _END = object()
 
 @dataclass(frozen=True)
 class LoaderData:
-    """Steps of a DataLoader, one batch each, epoch after epoch.
+    """Training steps from a DataLoader, with one batch for each step, epoch after epoch.
 
-    The global generators are seeded by the step before each batch, so a loader without generators of its own yields
-    the same batches in each process.
+    The global generators are seeded by the step before each batch, so a loader without its own generators yields the
+    same batches in each process.
 
     Attributes:
-        loader: yields batches; it can be iterated again.
+        loader: yields batches. It can be iterated repeatedly.
         seed: seed of its random draws.
-        first_size: expected number of samples in the first batch; None: any.
-        log: called with a line where batches are skipped.
+        first_size: expected number of samples in the first batch. None: any number.
+        log: called with a message when batches are skipped.
     """
 
     loader: Iterable[Any]
@@ -39,7 +39,7 @@ class LoaderData:
     def steps(
         self, start_step: int, num_steps: int, *, rank: int, world_size: int, micro_batch_size: int
     ) -> Iterator[list[Batch[Any]]]:
-        """Yield the steps `start_step` to `num_steps - 1`, after reading those before again.
+        """Yield the steps `start_step` to `num_steps - 1`, after reading the earlier steps again.
 
         Raises:
             UserError: there are several processes, the loader yields no batch, or the first has another size.
@@ -54,11 +54,11 @@ class LoaderData:
             batch = next(batches)
             if step < start_step:
                 continue
-            made = _as_batch(batch, step, name)
-            if step == 0 and self.first_size not in (None, len(made)):
-                expected = f"expected {len(made)}, the samples of its first batch, got {self.first_size}"
+            inputs = _as_batch(batch, step, name)
+            if step == 0 and self.first_size not in (None, len(inputs)):
+                expected = f"expected {len(inputs)}, the samples of its first batch, got {self.first_size}"
                 raise UserError(f"{name}: global_batch_size: {expected}; leave it out")
-            yield [made]
+            yield [inputs]
 
     def _endless(self, name: str) -> Iterator[Any]:
         step = 0

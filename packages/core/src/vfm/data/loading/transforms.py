@@ -1,4 +1,4 @@
-"""From a sample's bytes to the tensor of a training step; random augmentation is drawn from the sample's own seed."""
+"""Convert a sample's bytes to the tensor for a training step, with random augmentation drawn from the sample's seed."""
 
 # S side of the square image
 
@@ -32,14 +32,14 @@ class ImageTransform:
 
     Attributes:
         size: side of the square, in pixels.
-        mode: `squash` both sides, or resize the shorter one to `size` and `crop` the centre.
-        scale: smallest and largest fraction of the area that a random crop keeps; None: no random crop.
+        mode: `squash` both sides, or resize the shorter side to `size` and `crop` the centre.
+        scale: smallest and largest fraction of the area that a random crop keeps. None: no random crop.
         ratio: smallest and largest aspect ratio of a random crop.
-        flip: probability of a left-right flip; use 0 if captions mention left and right.
+        flip: probability of a left-right flip. Use 0 if captions mention left and right.
         interpolation: filter that the model expects (`Preprocess.interpolation`).
         max_pixels: larger images are bad samples.
-        pixels: `exact`: as Pillow resizes; `fast`: as torch does, several times as fast; 0.4 % of the values differ,
-            by at most 2 of 255 (`benchmarks/decoding.py`).
+        pixels: `exact` resizes with Pillow, `fast` with torch. Torch is several times as fast, and 0.4 % of the values
+            differ, by at most 2 of 255 (`benchmarks/decoding.py`).
     """
 
     size: int
@@ -52,17 +52,17 @@ class ImageTransform:
     pixels: Literal["exact", "fast"] = "exact"
 
     def __call__(self, data: bytes, seed: int, where: str = "") -> Tensor:
-        """Decode and transform an image; the result depends only on bytes and seed.
+        """Decode and transform an image. The result depends only on bytes and seed.
 
         Raises:
-            BadSample: the bytes are not an image, or one of more than `max_pixels`; `where` is its address.
+            BadSample: the bytes are not an image, or the image has more than `max_pixels`. `where` is its address.
         """
         if self.pixels == "fast":
             return self._fast(data, _generator(seed), where)
         return to_tensor(self.apply(decode_image(data, where, max_pixels=self.max_pixels), seed))
 
     def apply(self, image: Image.Image, seed: int) -> Image.Image:
-        """Transform a decoded RGB image; its pixels are exact."""
+        """Transform a decoded RGB image with exact pixels."""
         rng = _generator(seed)
         if self.scale:
             box = random_box(*image.size, rng, scale=self.scale, ratio=self.ratio)
@@ -85,8 +85,10 @@ class ImageTransform:
         pixels = decode_pixels(data, opened, where)[box[1] : box[3], box[0] : box[2]]
         part = torch.tensor(pixels).permute(2, 0, 1)[None]  # copied: Pillow's bytes are read-only
         resized = nn.functional.interpolate(part, (height, width), mode=self.interpolation, antialias=True)[0]
-        made = resized[:, top : top + size, left : left + size]
-        return (made.flip(2) if self.flip and rng.random() < self.flip else made).contiguous()
+        cropped = resized[:, top : top + size, left : left + size]
+        if self.flip and rng.random() < self.flip:
+            cropped = cropped.flip(2)
+        return cropped.contiguous()
 
 
 def _generator(seed: int) -> np.random.Generator:
@@ -94,7 +96,7 @@ def _generator(seed: int) -> np.random.Generator:
 
 
 def to_tensor(image: Image.Image | NDArray[np.uint8]) -> Tensor:
-    """Return an RGB image, or its pixels (H, W, 3), as uint8 (3, H, W)."""
+    """Convert an RGB image, or its pixels (H, W, 3), to uint8 (3, H, W)."""
     if isinstance(image, Image.Image):
         # Pillow's raw mode "RGB;L" separates the colours of each line at no cost, so that the copy moves whole lines.
         rows = np.frombuffer(image.tobytes("raw", "RGB;L"), np.uint8).reshape(image.height, 3, image.width)

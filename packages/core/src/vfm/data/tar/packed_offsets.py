@@ -1,9 +1,9 @@
-"""Offsets of the members of many tars in one file that all processes map: about 18 bytes a sample of three members.
+"""Offsets of the members of many tars in one file that all processes map: about 18 bytes per sample of three members.
 
-A segment holds the scan of one tar: each column of numbers as its smallest value and differences of 0, 1, 2, 4 or 8
-bytes, and the keys in compressed blocks. Offsets count blocks of 512 bytes; those of captions and records are relative
-to the image's. A segment begins with a checksum, which is compared when the shard is opened: a damaged segment counts
-as none, since the tar can be scanned again.
+A segment contains the scan of a tar: each column of numbers as its smallest value and differences of 0, 1, 2, 4 or 8
+bytes, and the keys in compressed blocks. Offsets count blocks of 512 bytes, and the offsets of captions and records are
+relative to the offset of the image. A segment begins with a checksum, which is compared when the shard is opened. A
+damaged segment is ignored, because the tar can be scanned again.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from vfm.storage.publishing import part_name
 PACKED_FILE = "packed.offsets"
 KEYS_PER_BLOCK = 128
 _HEAD = struct.Struct("<4sII")  # mark, checksum of the rest, size of the header
-_FOOT = struct.Struct("<4sIQQ")  # mark, checksum of the table, number of shards, place of the table
+_FOOT = struct.Struct("<4sIQQ")  # mark, checksum of the table, number of shards, position of the table
 _MARK = b"vfm1"
 _WIDTHS = (0, 1, 2, 4, 8)
 
 
 class PackedScan:
-    """The scan of one tar, read in place from the bytes of its segment."""
+    """The scan of a tar, read directly from the bytes of its segment."""
 
     def __init__(self, data: bytes | memoryview, slots: Sequence[str]) -> None:
         """Open a segment.
 
         Raises:
-            ValueError: it is damaged, or was made for other slots.
+            ValueError: the segment is damaged, or was made for other slots.
         """
         view = memoryview(data)
         if len(view) < _HEAD.size:
@@ -58,31 +58,34 @@ class PackedScan:
         self.lost: tuple[tuple[Reason, str], ...] = tuple((reason, where) for reason, where in header["lost"])
         self.num_rows: int = header["samples"]
         self._columns: list[tuple[int, NDArray[Any] | None]] = []
-        place = _HEAD.size + size
+        offset = _HEAD.size + size
         for base, width, count in header["columns"]:
-            values = np.frombuffer(view, f"<u{width}", count, place) if width else None
+            values = np.frombuffer(view, f"<u{width}", count, offset) if width else None
             self._columns.append((base, values))
-            place += width * count
-        self._ends = self._columns.pop()  # of the blocks of keys
-        self._names = view[place:]
+            offset += width * count
+        self._ends = self._columns.pop()  # ends of the blocks of keys
+        self._names = view[offset:]
         self._block: tuple[int, list[str]] = (-1, [])
 
     def key(self, row: int) -> str:
-        """Return the key of a row."""
-        wanted, place = divmod(row, KEYS_PER_BLOCK)
-        number, keys = self._block
-        if number != wanted:
-            keys = self._keys_of(wanted)
-            self._block = (wanted, keys)  # replaced as one, since two threads may read
-        return keys[place]
+        """Look up the key of a row."""
+        block, index = divmod(row, KEYS_PER_BLOCK)
+        cached_block, keys = self._block
+        if cached_block != block:
+            keys = self._keys_of(block)
+            self._block = (block, keys)  # both are replaced at once, because two threads may read
+        return keys[index]
 
     @property
     def keys(self) -> list[str]:
         """All keys."""
-        return [key for block in range(-(-self.num_rows // KEYS_PER_BLOCK)) for key in self._keys_of(block)]
+        keys: list[str] = []
+        for block in range(-(-self.num_rows // KEYS_PER_BLOCK)):
+            keys += self._keys_of(block)
+        return keys
 
     def places(self, row: int) -> list[tuple[int, int]]:
-        """Return the (offset, size) of each slot of a row, as in `TarScan.places`."""
+        """Look up the (offset, size) of each slot of a row, as in `TarScan.places`."""
         numbers = [base if values is None else base + int(values[row]) for base, values in self._columns]
         image = numbers[0]
         codes = [image, *(image + code for code in numbers[2::2])]
@@ -95,10 +98,12 @@ class PackedScan:
 
 
 def pack(scan: TarScan, slots: Sequence[str]) -> bytes:
-    """Return the segment of a scan."""
+    """Pack a scan into a segment."""
     codes = np.where(scan.places[:, :, 0] >= 0, scan.places[:, :, 0] // BLOCK, scan.places[:, :, 0])
     codes[:, 1:] -= codes[:, :1]
-    columns = [part for slot in range(len(slots)) for part in (codes[:, slot], scan.places[:, slot, 1])]
+    columns = []
+    for slot in range(len(slots)):
+        columns += [codes[:, slot], scan.places[:, slot, 1]]
     starts = range(0, len(scan.keys), KEYS_PER_BLOCK)
     names = [zlib.compress("\0".join(scan.keys[start : start + KEYS_PER_BLOCK]).encode()) for start in starts]
     columns.append(np.cumsum([0, *map(len, names)]))
@@ -117,16 +122,18 @@ def pack(scan: TarScan, slots: Sequence[str]) -> bytes:
 
 
 def _packed(column: NDArray[np.int64]) -> tuple[int, int, bytes]:
-    """Return the smallest value, the width of the differences to it in bytes, and the differences."""
+    """Compute the smallest value of a column, the width in bytes of the differences to it, and the differences."""
     if not len(column):
         return 0, 0, b""
     base, span = int(column.min()), int(column.max()) - int(column.min())
     width = next(width for width in _WIDTHS if span < 1 << 8 * width)
-    return base, width, (column - base).astype(f"<u{width}").tobytes() if width else b""
+    if not width:
+        return base, width, b""
+    return base, width, (column - base).astype(f"<u{width}").tobytes()
 
 
 class OffsetsWriter:
-    """Writes the segments of many shards into one file, which gets its name when the `with` block ends well."""
+    """Writes the segments of many shards to a file, which gets its name if the `with` block succeeds."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._part = path, part_name(path)
@@ -143,42 +150,42 @@ class OffsetsWriter:
         self._file.write(segment or b"")
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
-        """Write the table of places; where no shard was scanned, there is no file."""
+        """Write the table of places. If no shard was scanned, the file is removed."""
         table = np.array(self._places, dtype="<u8").reshape(-1, 2).tobytes()
-        place = self._file.tell()
+        end = self._file.tell()
         with self._file:
-            self._file.write(table + _FOOT.pack(_MARK, zlib.crc32(table), len(self._places), place))
-        if kind is None and place:
+            self._file.write(table + _FOOT.pack(_MARK, zlib.crc32(table), len(self._places), end))
+        if kind is None and end:
             os.replace(self._part, self.path)
         else:
             self._part.unlink()
 
 
 class PackedOffsets:
-    """The segments of the file that `OffsetsWriter` wrote, mapped, so that all processes share one copy in memory."""
+    """The segments in a file from `OffsetsWriter`, mapped, so that all processes share one copy in memory."""
 
     def __init__(self, path: Path) -> None:
         """Map the file.
 
         Raises:
             OSError: there is no such file.
-            ValueError: it is damaged.
+            ValueError: the file is damaged.
         """
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if len(self._map) < _FOOT.size:
             raise ValueError("a file without an end")
-        mark, checksum, count, place = _FOOT.unpack_from(self._map, len(self._map) - _FOOT.size)
-        if mark != _MARK or place + 16 * count + _FOOT.size != len(self._map):
+        mark, checksum, count, offset = _FOOT.unpack_from(self._map, len(self._map) - _FOOT.size)
+        if mark != _MARK or offset + 16 * count + _FOOT.size != len(self._map):
             raise ValueError("a damaged end")
-        table = memoryview(self._map)[place : place + 16 * count]
+        table = memoryview(self._map)[offset : offset + 16 * count]
         if zlib.crc32(table) != checksum:
             raise ValueError("a damaged table")
         self._places = np.frombuffer(table, "<u8").reshape(-1, 2)
 
     def segment(self, shard: int) -> memoryview | None:
-        """Return the segment of a shard, None if it was not scanned."""
+        """Look up the segment of a shard, None if the shard was not scanned."""
         if shard >= len(self._places):
             return None
-        start, size = (int(value) for value in self._places[shard])
+        start, size = self._places[shard].tolist()
         return memoryview(self._map)[start : start + size] if size else None

@@ -1,4 +1,4 @@
-"""Offsets of the members of a tar, found in one pass over its headers; `packed_offsets` stores them."""
+"""Find the offsets of the members of a tar in one pass over its headers. `packed_offsets` stores them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from vfm.storage import files
 # N samples of a tar, S slots (image, txt, json, ...) of a sample
 
 MAX_ROWS = 1 << 31
-MISSING, SPARSE, UNKNOWN = -1, -2, -3  # in place of an offset
-OTHER_IMAGES = ("heic", "heif", "avif", "jxl", "jp2", "jfif", "svg", "tga", "ico", "psd", "exr", "dng")  # not read
+MISSING, SPARSE, UNKNOWN = -1, -2, -3  # replace an offset
+OTHER_IMAGES = ("heic", "heif", "avif", "jxl", "jp2", "jfif", "svg", "tga", "ico", "psd", "exr", "dng")  # not supported
 NO_SAMPLES = ("", "md", "rst", "html", "pdf", "yaml", "yml", "py", "sh", "log")  # extensions of a tar's documentation
 
 Lost = tuple[Reason, str]
-"""Why a sample of a tar is lost, and its address."""
+"""Reason why a sample of a tar is lost, and its address."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,12 @@ class TarScan:
 
     Attributes:
         keys: key of each sample.
-        places: (offset, size) of each slot; the offset is MISSING without such a member, SPARSE if it is sparse, and
-            UNKNOWN if an image of another extension is in place of one that is read.
+        places: (offset, size) of each slot. The offset is MISSING without such a member, SPARSE for a sparse member,
+            and UNKNOWN if the only image has an extension that is not read.
         complete: False if the tar is truncated.
         damaged: rows that lost a member to a damaged header.
-        lost: samples that are no rows, since their headers are damaged, their key is taken or no member is recognised.
+        lost: samples that are not rows, because their headers are damaged, their key is repeated, or no member is
+            recognised.
     """
 
     keys: list[str]
@@ -54,59 +55,64 @@ def scan_tar(
     limit: int = MAX_ROWS,
     size: int | None = None,
 ) -> TarScan:
-    """Find the members of the slots: the first slot is for images, the others are named by their extension.
+    """Find the members for each slot. The first slot is for images, the other slots are named by their extension.
 
-    The members of a sample need not be adjacent. With a `limit`, the scan ends after that many samples. The `size` of a
-    remote tar saves a request.
+    The members of a sample need not be adjacent. With a `limit`, the scan ends after that many samples. Giving the
+    `size` of a remote tar saves a request.
 
     Raises:
         UserError: the file is not an uncompressed tar.
     """
     images = {extension.strip().lower() for extension in image_extensions}
-    found = _Found(path, slots, images)
+    content = _Content(path, slots, images)
     with open_tar(path, size) as stream:
         members = TarMembers(stream, path)
         for member in members:
             if isinstance(member, Gap):
-                found.gaps.append((member, found.last_key))
+                content.gaps.append((member, content.last_key))
             else:
-                found.add(member)
-            if len(found.rows) > limit:
-                found.rows.popitem()
+                content.add(member)
+            if len(content.rows) > limit:
+                content.rows.popitem()
                 break
-    found.mark_unknown()
-    rows = found.rows
+    content.mark_unknown()
+    rows = content.rows
     places = np.array(list(rows.values()), dtype=np.int64).reshape(len(rows), len(slots), 2)
-    damaged, lost = found.damage()
-    return TarScan(list(rows), places, members.complete, damaged, (*lost, *found.duplicates(), *found.unrecognised()))
+    damaged, lost = content.damage()
+    return TarScan(
+        list(rows), places, members.complete, damaged, (*lost, *content.duplicates(), *content.unrecognised())
+    )
 
 
 def open_tar(path: str, size: int | None = None) -> IO[bytes]:
-    """Open a tar to read its headers: of a remote one, not much more than these is read."""
-    if files.is_remote(path):
-        return cast("IO[bytes]", RangeStream(path, files.size_and_time(path)[0] if size is None else size))
-    return files.open_binary(path)
+    """Open a tar to read its headers. For a remote tar, little more than the headers is read."""
+    if not files.is_remote(path):
+        return files.open_binary(path)
+    if size is None:
+        size, _ = files.size_and_time(path)
+    return cast("IO[bytes]", RangeStream(path, size))
 
 
 @dataclass
-class _Found:
-    """What has been found in a tar so far."""
+class _Content:
+    """Content of a tar that has been found so far."""
 
     path: str
     slots: Sequence[str]
     images: set[str]
     rows: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     image_extension: dict[str, str] = field(default_factory=dict)  # by key
-    members: Counter[str] = field(default_factory=Counter)  # number by key
-    repeated: Counter[tuple[str, str]] = field(default_factory=Counter)  # by key and extension
+    members: Counter[str] = field(default_factory=Counter)  # number of members by key
+    repeated: Counter[tuple[str, str]] = field(default_factory=Counter)  # number of repetitions by key and extension
     unknown: dict[str, list[str]] = field(default_factory=dict)  # names of members without a slot, by key
-    gaps: list[tuple[Gap, str]] = field(default_factory=list)  # with the key before each
-    after: dict[str, str] = field(default_factory=dict)  # key before a gap -> key behind it
+    gaps: list[tuple[Gap, str]] = field(default_factory=list)  # with the key before each gap
+    after: dict[str, str] = field(default_factory=dict)  # key before a gap -> key after it
     last_key: str = ""
-    end: int = 0  # of the last member
+    end: int = 0  # end of the last member
 
     def __post_init__(self) -> None:
-        self.slot_of = {name: index for index, name in enumerate(self.slots) if index} | dict.fromkeys(self.images, 0)
+        self.slot_of = {name: index for index, name in enumerate(self.slots) if index}
+        self.slot_of |= dict.fromkeys(self.images, 0)
 
     def add(self, member: TarInfo) -> None:
         """Add a member to its sample."""
@@ -128,11 +134,11 @@ class _Found:
             row[slot] = (SPARSE if member.issparse() else member.offset_data, member.size)
             if slot == 0:
                 self.image_extension[key] = extension
-        elif slot or self.image_extension[key] == extension:  # an image in a second format is not another sample
+        elif slot or self.image_extension[key] == extension:  # the same image in a second format is not another sample
             self.repeated[key, extension] += 1
 
     def mark_unknown(self) -> None:
-        """Mark the rows without an image that have one of an extension that is not read."""
+        """Mark rows whose only image has an extension that is not read."""
         images = {*self.images, *OTHER_IMAGES}
         for key, names in self.unknown.items():
             row = self.rows.get(key)
@@ -140,7 +146,7 @@ class _Found:
                 row[0] = (UNKNOWN, -1)
 
     def duplicates(self) -> Iterator[Lost]:
-        """Yield each sample whose key another sample has."""
+        """Yield each sample that repeats the key of another sample."""
         most: dict[str, int] = {}
         for (key, _), count in self.repeated.items():
             most[key] = max(count, most.get(key, 0))
@@ -149,24 +155,24 @@ class _Found:
                 yield "duplicate_key", f"{self.path}:{key}"
 
     def unrecognised(self) -> Iterator[Lost]:
-        """Yield each sample without a member that is read: of `a.1.png`, the key is `a` and the extension `1.png`."""
+        """Yield each sample without a member that is read, such as `a.1.png`, with key `a` and extension `1.png`."""
         for key, names in self.unknown.items():
             if key in self.image_extension:
                 continue
             dotted = [name for name in names if name.rpartition(".")[2].lower() in self.images]
             if key in self.rows:
-                dotted = dotted[1:]  # one is counted as that of the row
+                dotted = dotted[1:]  # the first is counted as the row
             elif not dotted:
                 dotted = [name for name in names if split_name(name)[1] not in NO_SAMPLES][:1]
             for name in dotted:
                 yield "unknown_extension", f"{self.path}:{name}"
 
     def damage(self) -> tuple[tuple[int, ...], list[Lost]]:
-        """Return the rows that lost a member in a gap, and the samples that are lost as a whole.
+        """Find the rows that lost a member in a gap, and the samples that are lost completely.
 
-        A lost member belongs to the sample that its header names, else to a neighbour of the gap with fewer members
-        than usual, else to a sample of its own. Where sizes lead nowhere, samples are counted by their mean size, and
-        by the headers that are there: the larger number counts.
+        A lost member belongs to the sample that its header names, or else to a neighbour of the gap with fewer members
+        than usual, or else to a separate sample. If sizes do not lead from header to header, the number of samples is
+        the larger of an estimate by their mean size and a count of the headers.
         """
         if not self.gaps:
             return (), []
@@ -204,7 +210,7 @@ class _Found:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return the key and the extension of a member: the parts before and after the first dot of its file name."""
+    """Split a member's name into key and extension, at the first dot of its file name."""
     folder, _, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
     if not stem:

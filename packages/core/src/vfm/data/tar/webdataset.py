@@ -1,10 +1,10 @@
-"""WebDataset tars with random access: a shard is scanned once for its members' offsets, then a sample is one read.
+"""WebDataset tars with random access: a shard is scanned once for member offsets, and then each sample is one read.
 
-The members of a sample share the name up to the first dot of the file name (`a/000.jpg`, `a/000.txt`). Nothing is
-extracted or unpickled; names are keys, never paths. Rows count all samples of a tar in order of appearance, including
-bad ones, so that row numbers depend only on the tar.
+The members of a sample have the same name up to the first dot of the file name (`a/000.jpg`, `a/000.txt`). Nothing is
+extracted or unpickled, and names are used as keys, never as paths. Rows count all samples of a tar in order of
+appearance, including bad samples, so that row numbers depend only on the tar.
 
-Source: the WebDataset format, github.com/webdataset/webdataset; img2dataset's output.
+Source: the WebDataset format, github.com/webdataset/webdataset, and img2dataset's output.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -38,7 +39,7 @@ TEXTS_TOGETHER = 1024  # samples of a remote tar whose texts are read with few r
 
 
 class TarShard(ShardReader):
-    """One tar: keys, and for each sample the offset and size of each member that the spec needs."""
+    """A tar, with its keys, and for each sample the offset and size of each member that the spec needs."""
 
     format = "tar"
     expected = "expected members KEY.EXTENSION, such as 000.jpg and 000.txt"
@@ -58,12 +59,12 @@ class TarShard(ShardReader):
 
         Args:
             path: path of the tar.
-            size: its size in bytes.
+            size: size of the tar in bytes.
             spec: parts to read of each sample.
-            scan: its offsets for the spec; default: the tar is scanned.
-            ahead: reads the bytes of a remote tar; several may share it.
+            scan: offsets for the spec. Default: the tar is scanned.
+            ahead: reads the bytes of a remote tar. Several tars may share it.
             version: identifies the content of a remote tar, for caches.
-            name: unique name of the tar within its dataset, for keys that repeat; default: its file name.
+            name: unique name of the tar within its dataset, for keys that repeat. Default: its file name.
         """
         super().__init__(path, spec, name)
         self.size = size
@@ -72,101 +73,104 @@ class TarShard(ShardReader):
         self.version = version
         self._ahead = (ahead or ReadAhead()) if files.is_remote(path) else None
         self._read_bytes = partial(self._ahead, path) if self._ahead else OpenFile(path)
-        self._scan = PackedScan(scan_shard(path, spec, size), self.slots) if scan is None else scan
+        if scan is None:
+            scan = PackedScan(scan_shard(path, spec, size), self.slots)
+        self._scan = scan
         self.complete, self.lost, self.damaged = self._scan.complete, self._scan.lost, self._scan.damaged
         self._len = self._scan.num_rows
         self._all_slots = list(enumerate(self.slots))
 
     @classmethod
     def find(cls, path: str) -> tuple[Shard, bool]:
-        """Return the shard at a path with a flag: True if its samples need not be counted.
+        """Find the shard at a path, with a flag that is True if its samples need not be counted.
 
-        A truncated tar has the number of samples that the file beside it gives, and is read.
+        A truncated tar gets the number of samples in the file next to it, but must be read.
         """
         count = sidecar_count(path)
         return Shard.of(path, count or 0), count is not None and ends_with_mark(path)
 
     @classmethod
     def scan(cls, shard: Shard, spec: DatasetSpec) -> bytes:
-        """Return the packed offsets of what a spec reads of a tar."""
+        """Scan a tar for the parts that a spec reads, and pack their offsets."""
         return scan_shard(shard.path, spec, shard.size)
 
     @classmethod
     def open(cls, shard: Shard, spec: DatasetSpec, opening: Opening = Opening()) -> Self:  # noqa: B008 (frozen)
-        """Open a tar with stored offsets; if none are valid, it is scanned."""
-        given = partial(cls, shard.path, shard.size, spec, ahead=opening.ahead, version=shard.mtime, name=opening.name)
+        """Open a tar with stored offsets. If no stored offsets are valid, the tar is scanned."""
+        create = partial(cls, shard.path, shard.size, spec, ahead=opening.ahead, version=shard.mtime, name=opening.name)
         slots = slots_of(spec)
         for stored in opening.offsets:
             with suppress(ValueError):
-                return given(scan=PackedScan(stored, slots))
-        data = scan_shard(shard.path, spec, shard.size, MAX_ROWS if opening.limit is None else opening.limit)
+                return create(scan=PackedScan(stored, slots))
+        limit = MAX_ROWS if opening.limit is None else opening.limit
+        data = scan_shard(shard.path, spec, shard.size, limit)
         if opening.save:
             opening.save(data)
-        return given(scan=PackedScan(data, slots))
+        return create(scan=PackedScan(data, slots))
 
     @classmethod
     def is_read(cls, *, scanned: bool) -> bool:
-        """Return whether the samples are read for the index: those of a tar whose number is not known."""
+        """Check whether the samples are read for the index, which is the case if their number is not known."""
         return scanned
 
     def __len__(self) -> int:
         return self._len
 
     def own_keys(self, num_keys: int) -> list[str]:
-        """Return the keys in the tar, which may repeat in the dataset."""
+        """List the keys in the tar, which may repeat in the dataset."""
         return self._scan.keys
 
     def places(self, row: int) -> list[tuple[int, int]]:
-        """Return the (offset, size) of each slot of a row, with the marks in place of an offset that `TarScan` has."""
+        """Look up (offset, size) for each slot of a row. Missing members have the negative markers of `TarScan`."""
         return self._scan.places(row)
 
     def spans(self, row: int, *, with_image: bool = True) -> list[Span]:
-        """Return the ranges of bytes that `read` takes for a row."""
+        """List the byte ranges that `read` needs for a row."""
         if row >= len(self):
             return []
         ranges = self._ranges(self.places(row), with_image)
         return [Span(self.path, start, stop, self.size, self.version) for _, start, stop in ranges if stop <= self.size]
 
     def key(self, row: int) -> str:
-        """Return the key of a row's sample, behind the name of the tar if the keys of the dataset repeat."""
-        return f"{self.prefix}{self._own_key(row)}"
+        """Look up the key of a row's sample, with the name of the tar as prefix if keys repeat in the dataset."""
+        return f"{self.prefix}{self._key_in_tar(row)}"
 
-    def _own_key(self, row: int) -> str:
+    def _key_in_tar(self, row: int) -> str:
         return self._scan.key(row) if row < len(self) else f"row {row}"
 
     def where(self, row: int) -> str:
-        """Return the sample's address for messages."""
-        return f"{self.path}:{self._own_key(row)}"
+        """Format the sample's address for messages."""
+        return f"{self.path}:{self._key_in_tar(row)}"
 
     def read(self, row: int, *, with_image: bool = True) -> Sample:
-        """Read the sample of a row, in one read of the file, optionally without its image.
+        """Read the sample of a row in one read of the file, optionally without its image.
 
         Raises:
-            BadSample: the sample is truncated, has no image or no caption, or a text is not readable.
+            BadSample: the sample is truncated, has no image or no caption, or has an unreadable text.
         """
         if row >= self._len:
             raise BadSample("truncated_shard", self.where(row))
-        own_key = self._scan.key(row)
-        where = f"{self.path}:{own_key}"
+        key_in_tar = self._scan.key(row)
+        where = f"{self.path}:{key_in_tar}"
         try:
-            return self._read(row, own_key, where, with_image)
+            return self._read(row, key_in_tar, where, with_image)
         except BadSample as bad:
             if not bad.reason.startswith("missing_"):
                 raise
             if row in self.damaged:
                 raise BadSample("damaged_header", where) from None
-            # In a truncated tar the last sample may lack members only because the tar ends before them.
+            # In a truncated tar, the last sample may lack members because the tar ends before them.
             if row == self._len - 1 and not self.complete:
                 raise BadSample("truncated_shard", where) from None
             raise
 
     def read_ahead(self, rows: Sequence[int]) -> None:
-        """Read the bytes of rows that are read next, of a remote tar with few requests."""
+        """Read the bytes of the rows that are needed next, from a remote tar with few requests."""
         if self._ahead:
-            self._ahead.hold(read_together(span for row in rows for span in self.spans(row)))
+            self._ahead.hold(read_together(chain.from_iterable(map(self.spans, rows))))
 
     def records(self, rows: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-        """Yield the whole `json` member of each row, None if it is broken; a sample without one has an empty record."""
+        """Yield the whole `json` member of each row, None if it is broken, and an empty record without a `json`."""
         slot = self.slots.index("json")
         for row in rows:
             if row >= len(self):  # the tar is shorter than its known count
@@ -180,35 +184,44 @@ class TarShard(ShardReader):
                 yield None
 
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:
-        """Return the texts of ascending rows in the schema `texts_schema`."""
+        """Read the texts of ascending rows in the schema `texts_schema`."""
         read = partial(self.read, with_image=False)
         if self._ahead is None:
             return texts_by_sample(read, rows, on_bad)
         parts = [texts_schema().empty_table()]
         for start in range(0, len(rows), TEXTS_TOGETHER):
-            some = rows[start : start + TEXTS_TOGETHER]
-            spans = (span for row in some.tolist() for span in self.spans(row, with_image=False))
+            group = rows[start : start + TEXTS_TOGETHER]
+            spans: list[Span] = []
+            for row in group.tolist():
+                spans += self.spans(row, with_image=False)
             self._ahead.hold(read_together(spans))
-            parts.append(texts_by_sample(read, some, on_bad))
+            parts.append(texts_by_sample(read, group, on_bad))
         return pa.concat_tables(parts)
 
     def _ranges(self, places: list[tuple[int, int]], with_image: bool) -> list[tuple[str, int, int]]:
-        """Return name, start and stop of each member to read that a row has."""
-        slots = self._all_slots if with_image else self._all_slots[1:]
-        return [(name, start, start + places[slot][1]) for slot, name in slots if (start := places[slot][0]) >= 0]
+        """List name, start and stop of each member of a row to read."""
+        ranges = []
+        for slot, name in self._all_slots if with_image else self._all_slots[1:]:
+            start, size = places[slot]
+            if start >= 0:
+                ranges.append((name, start, start + size))
+        return ranges
 
-    def _read(self, row: int, own_key: str, where: str, with_image: bool) -> Sample:
-        if not files.is_inside(own_key):
+    def _read(self, row: int, key_in_tar: str, where: str, with_image: bool) -> Sample:
+        if not files.is_inside(key_in_tar):
             raise BadSample("unsafe_path", where)
         places = self._scan.places(row)
         if SPARSE in [offset for offset, _ in places]:
             raise BadSample("sparse_member", where)
-        if places[0][0] < 0:
-            raise BadSample("unknown_extension" if places[0][0] == UNKNOWN else "missing_image", where)
+        image_offset, _ = places[0]
+        if image_offset == UNKNOWN:
+            raise BadSample("unknown_extension", where)
+        if image_offset < 0:
+            raise BadSample("missing_image", where)
         members = self._members(self._ranges(places, with_image), where)
         record = captions.decode_json(members["json"], where) if "json" in members else {}
         texts = captions.captions_of_members(self.spec, members, record, where)
-        key, url = self.prefix + own_key, record.get("url")
+        key, url = self.prefix + key_in_tar, record.get("url")
         return Sample(
             key=key,
             uid=uid_from(record.get("uid"), key),
@@ -222,10 +235,11 @@ class TarShard(ShardReader):
     def _members(self, ranges: list[tuple[str, int, int]], where: str) -> dict[str, bytes]:
         if not ranges:
             return {}
-        first, last = min([start for _, start, _ in ranges]), max([stop for _, _, stop in ranges])
+        first = min([start for _, start, _ in ranges])
+        last = max([stop for _, _, stop in ranges])
         if last > self.size:
             raise BadSample("truncated_shard", where)
-        # Members are mostly adjacent: one read. An unsorted tar takes several.
+        # Members are mostly adjacent, so one read gets all. An unsorted tar needs several reads.
         try:
             if last - first > MAX_GAP + sum([stop - start for _, start, stop in ranges]):
                 return {name: self._read_bytes(start, stop) for name, start, stop in ranges}
@@ -251,50 +265,51 @@ class TarShard(ShardReader):
         if source.startswith("json."):
             listed = captions.field_of(record, source.removeprefix("json."))
         else:
-            listed = _places(members.get(source, b""), len(self.spec.class_names), where)
+            listed = _labels_in_flags(members.get(source, b""), len(self.spec.class_names), where)
         if not isinstance(listed, list):
             raise BadSample("missing_label", where)
         return tuple(sorted({self.spec.label_of(value, where) for value in listed}))
 
 
-def _places(data: bytes, num_classes: int, where: str) -> list[int]:
-    """Return the labels of an array of flags, one per class, (C,)."""
+def _labels_in_flags(data: bytes, num_classes: int, where: str) -> list[int]:
+    """Read the labels in an array with a flag per class, (C,)."""
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
         flags = np.asarray(array > 0, dtype=bool)
-    except Exception:  # on damaged bytes, archives and texts numpy raises errors of many types
+    except Exception:  # for damaged bytes, archives and texts, numpy raises errors of many types
         raise BadSample("missing_label", where) from None
     if flags.ndim != 1 or (num_classes and len(flags) != num_classes):
         raise BadSample("unknown_label", f"{where} (an array of {flags.shape} for {num_classes} classes)")
-    return [int(place) for place in np.flatnonzero(flags)]
+    return [int(label) for label in np.flatnonzero(flags)]
 
 
 def scan_shard(path: str, spec: DatasetSpec, size: int | None = None, limit: int = MAX_ROWS) -> bytes:
-    """Return the packed offsets of what a spec reads of a tar."""
+    """Scan a tar for the parts that a spec reads, and pack their offsets."""
     extensions = spec.image_key.split(",") if spec.image_key else IMAGE_EXTENSIONS
     slots = slots_of(spec)
     return pack(scan_tar(path, slots, extensions, limit, size), slots)
 
 
 def slots_of(spec: DatasetSpec) -> list[str]:
-    """Return the members to find of each sample; always `json`, which may hold a uid."""
-    sources = [*spec.texts.values(), *(key for key in (spec.label_key, spec.labels_key) if key)]
-    return ["image", *sorted({"json", *(source.partition(".")[0] for source in sources)})]
+    """List the members to find for each sample, which always include `json`, because it may contain a uid."""
+    sources = [*spec.texts.values(), *filter(None, (spec.label_key, spec.labels_key))]
+    members = {source.partition(".")[0] for source in sources}
+    return ["image", *sorted({"json", *members})]
 
 
 def ends_with_mark(path: str) -> bool:
-    """Return whether a tar ends with the mark of its end, a block of zeros, and so is not truncated."""
+    """Check whether a tar ends with a block of zeros, so that it is not truncated."""
     size, _ = files.size_and_time(path)
     return size >= BLOCK and not any(files.read_bytes(path, size - BLOCK, size))
 
 
 def sidecar_count(path: str) -> int | None:
-    """Return the number of samples from img2dataset's files beside a tar: `00000_stats.json` or `00000.parquet`.
+    """Read the number of samples in img2dataset's files next to a tar: `00000_stats.json` or `00000.parquet`.
 
     None if there is no such file, or it is not readable.
     """
     stem = path.removesuffix(".tar")
-    if "?" in stem and files.is_remote(stem):  # a signature is that of one file
+    if "?" in stem and files.is_remote(stem):  # a signed URL is valid for a single file
         return None
     if files.exists(f"{stem}_stats.json"):
         try:

@@ -1,4 +1,4 @@
-"""Writing WebDataset tars: the same bytes as Python's tarfile, but faster: its headers cost more than the images."""
+"""Write WebDataset tars with the same bytes as Python's tarfile, whose headers take longer than the images."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-NAME_BYTES = 100  # a longer name is split in two fields; those headers are left to tarfile
-SIZE, CHECKSUM = slice(124, 136), slice(148, 156)  # octal digits; fields of a ustar header
+NAME_BYTES = 100  # a longer name is split into two fields, which is left to tarfile
+SIZE, CHECKSUM = slice(124, 136), slice(148, 156)  # fields of a ustar header with octal digits
 
 
 def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
-    """Write samples, each a key and its members by extension, as a WebDataset tar; same samples, same bytes.
+    """Write samples, each a key and its members by extension, to a WebDataset tar. Equal samples give equal bytes.
 
     Returns:
-        number of samples.
+        The number of samples.
     """
     count = 0
     with path.open("wb") as file:
@@ -29,7 +29,7 @@ def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) ->
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """Return the 512-byte header of a file of `size` bytes: no owner, no time, readable by all.
+    """Build the 512-byte header of a file with `size` bytes, without owner and time, and readable by all.
 
     Raises:
         ValueError: the name does not fit into a ustar header.
@@ -47,7 +47,7 @@ def tar_header(name: str, size: int) -> bytes:
 
 
 def _header(name: str, size: int) -> bytes:
-    """Return the header as tarfile makes it; the reference of `tar_header`."""
+    """Build the header by tarfile, as the reference for `tar_header`."""
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(tarfile.USTAR_FORMAT, "utf-8")
@@ -55,7 +55,7 @@ def _header(name: str, size: int) -> bytes:
 
 @cache
 def _template() -> tuple[bytes, int]:
-    """Return a header without name and size, and the sum of its bytes, with spaces in place of the checksum."""
+    """Build a header without name and size, and compute the sum of its bytes with spaces as checksum."""
     header = bytearray(_header("", 0))
     header[SIZE], header[CHECKSUM] = bytes(12), b" " * 8
     return bytes(header), sum(header)
