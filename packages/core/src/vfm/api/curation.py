@@ -21,8 +21,8 @@ from vfm.storage.publishing import new_file
 
 RECIPE = "curate"
 SUBSET, EXPORT = "curated", "exported"  # stages of the recipe
-PAIRS = "pairs.parquet"  # of the exported files
-CAPTIONS = "captions"  # folder of a store with captions that were given as a list
+PAIRS = "pairs.parquet"  # one of the exported files
+CAPTIONS = "captions"  # folder in the store for captions that were given as a list
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,38 +30,39 @@ class Curation(Results):
     """Curated captions.
 
     Attributes:
-        run: the run of the recipe `curate`, with its report; `run["curated"]` is the subset, as data of a training.
+        run: the run of the recipe `curate`, with its report. `run["curated"]` is the subset, to train on.
     """
 
     run: Run
 
     @property
     def subset(self) -> Artifact:
-        """Return the curated subset: a view of the data, with the probability of each text."""
+        """The curated subset: a view of the data, with the probability of each text."""
         return self.run[SUBSET]
 
     @property
     def kept(self) -> list[str]:
-        """Return the kept texts, in the order of the data."""
+        """The kept texts, in the order of the data."""
         texts: list[str] = self._pairs.filter(self._pairs["kept"])["text"].to_pylist()
         return texts
 
     @property
     def title(self) -> str:
-        """Return one line about the results."""
+        """One line about the results."""
         return f"{len(self.kept):,} of {len(self._pairs):,} matched texts kept; report: {self.run.page}"
 
     def table(self) -> Any:
-        """Return an Arrow table with a row for each text that has a matching entry.
+        """Build an Arrow table with a row for each text that has a matching entry.
 
         Columns: text, entries, probability, kept, reason, language, and uid, key, url, shard, row, text_index, which
         join it to the data.
         """
         first = ["text", "entries", "probability", "kept", "reason", "language"]
-        return self._pairs.select([*first, *(name for name in self._pairs.column_names if name not in first)])
+        others = [name for name in self._pairs.column_names if name not in first]
+        return self._pairs.select([*first, *others])
 
     def preview(self) -> Any:
-        """Return the columns that are shown."""
+        """Select the columns that are displayed."""
         return self._pairs.select(["text", "entries", "probability", "kept"])
 
     @cached_property
@@ -82,27 +83,30 @@ def curate(
 ) -> Curation:
     """Curate captions as MetaCLIP does: match them with entries, and balance the entries' long tail.
 
-    It runs the shipped recipe `curate`; finished stages are cached.
+    It runs the shipped recipe `curate`. Finished stages are cached.
 
     Args:
-        captions: a list of captions, which is kept in the folder `captions` of the store; or a path as `data.pairs`
-            takes it: tars, a folder, or a table, with images or without.
-        tail_share: share of all matches that the rarest entries have, which keep all their texts; the default is 0.06.
-        t: number of texts of an entry from which on it is cut; instead of `tail_share`.
+        captions: a list of captions, which is saved in the folder `captions` of the store, or a path in any format of
+            `data.pairs`: tars, a folder, or a table, with or without images.
+        tail_share: fraction of all matches that belong to the rarest entries, which keep all their texts; the default
+            is 0.06.
+        t: number of texts above which an entry is cut; instead of `tail_share`.
         target_size: number of texts to keep; instead of `tail_share`.
-        texts: place of the captions in the data by language: `{"en": "json.en"}`.
-        set: values by `NAME.FIELD` that are laid over the recipe: `{"entries.min_count": 2}`.
+        texts: key or column of the captions in the data by language: `{"en": "json.en"}`.
+        set: values by `NAME.FIELD` that override the recipe: `{"entries.min_count": 2}`.
         store: folder of artifacts and runs.
         progress: show progress bars and messages.
 
     Returns:
-        The kept captions, and a table of all matched ones with their entries and probabilities.
+        The kept captions, and a table of all matched captions with their entries and probabilities.
 
     Raises:
         UserError: the captions cannot be read, nothing matches, or vfm-curation is not installed.
     """
-    place = as_place(captions) if isinstance(captions, PATHS) else str(_stored(captions, Path(store)))
-    settings: dict[str, Any] = {"pool.path": place, **({"pool.texts": dict(texts)} if texts else {})}
+    path = as_place(captions) if isinstance(captions, PATHS) else str(_stored(captions, Path(store)))
+    settings: dict[str, Any] = {"pool.path": path}
+    if texts:
+        settings["pool.texts"] = dict(texts)
     sizes = {"tail_share": tail_share, "t": t, "target_size": target_size}
     if any(value is not None for value in sizes.values()):
         settings |= {f"{SUBSET}.{name}": value for name, value in sizes.items()}
@@ -111,22 +115,22 @@ def curate(
 
 
 def _stored(captions: Iterable[str], store: Path) -> Path:
-    """Write captions into the store under a name that is a hash of them, and return the file.
+    """Write captions into the store, to a file named by their hash.
 
     Raises:
-        UserError: there are none, or one of them is no text, or one that UTF-8 cannot hold.
+        UserError: there are no captions, or one is not a string or cannot be encoded as UTF-8.
     """
     if hasattr(captions, "columns"):
         raise UserError("captions: expected one column of texts, got a table; give table['caption'], for example")
     if not isinstance(captions, Iterable):
         raise UserError(f"captions: expected a list of texts or a path, got a {type(captions).__name__}")
     listed = list(captions)
-    wrong = next((place for place, text in enumerate(listed) if not isinstance(text, str)), None)
+    wrong = next((index for index, text in enumerate(listed) if not isinstance(text, str)), None)
     if wrong is not None:
         raise UserError(f"captions[{wrong}]: expected a text, got a {type(listed[wrong]).__name__}")
     if not listed:
         raise UserError("captions: expected at least one text, got none")
-    broken = next((place for place, text in enumerate(listed) if not _is_unicode(text)), None)
+    broken = next((index for index, text in enumerate(listed) if not _is_unicode(text)), None)
     if broken is not None:
         raise UserError(f"captions[{broken}]: expected Unicode, got half a surrogate pair: {listed[broken]!a:.60}")
     digest = hashlib.sha256("\0".join(listed).encode()).hexdigest()

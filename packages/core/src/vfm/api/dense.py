@@ -1,4 +1,4 @@
-"""Objects and regions that a model with a dense head finds in images. Imports torch."""
+"""Detection and segmentation of images by a model with a dense head. Imports torch."""
 
 # H and W height and width of an image
 
@@ -25,12 +25,12 @@ from vfm.interfaces import DenseCheckpoint
 
 @dataclass(frozen=True)
 class DensePrediction:
-    """What a model found in one image.
+    """Prediction of a model for one image.
 
     Attributes:
         class_names: names of the labels.
-        objects: the objects; None from a model that segments.
-        labels: class of each pixel, -1 for none, (H, W); None from a detector.
+        objects: the objects. None if the model segments.
+        labels: class of each pixel, -1 for none, (H, W). None if the model detects.
     """
 
     class_names: Sequence[str]
@@ -38,38 +38,34 @@ class DensePrediction:
     labels: NDArray[np.int64] | None = None
 
     def rows(self, min_score: float) -> list[dict[str, Any]]:
-        """Return the objects with at least this score, or the regions by falling share of the pixels."""
+        """List the objects with at least this score, or the regions by decreasing fraction of the pixels."""
         if self.objects:
-            return [
-                {
-                    "label": self.class_names[self.objects.labels[row]],
-                    "score": float(self.objects.scores[row]),
-                    **dict(zip(("left", "top", "right", "bottom"), self.objects.boxes[row].tolist(), strict=True)),
-                }
-                for row in np.flatnonzero(self.objects.scores >= min_score).tolist()
-            ]
+            rows = []
+            for number in np.flatnonzero(self.objects.scores >= min_score).tolist():
+                box = dict(zip(("left", "top", "right", "bottom"), self.objects.boxes[number].tolist(), strict=True))
+                label, score = self.class_names[self.objects.labels[number]], float(self.objects.scores[number])
+                rows.append({"label": label, "score": score, **box})
+            return rows
         assert self.labels is not None
         count = len(self.class_names)
         shares = np.bincount(self.labels[self.labels >= 0], minlength=count) / self.labels.size
         order = np.argsort(-shares, kind="stable").tolist()
-        return [{"label": self.class_names[one], "share": float(shares[one])} for one in order if shares[one]]
+        return [{"label": self.class_names[label], "share": float(shares[label])} for label in order if shares[label]]
 
     def drawn(self, image: Image.Image, min_score: float) -> Image.Image:
-        """Return the image with boxes and masks, or tinted by class."""
+        """Draw boxes and masks on the image, or tint it by class."""
         if not self.objects:
             assert self.labels is not None
             return overlay(image, self.labels, palette(max(2, len(self.class_names))))
-        kept = np.flatnonzero(self.objects.scores >= min_score)
-        masks = None if self.objects.masks is None else self.objects.masks[kept]
-        counts = [None] * len(kept) if masks is None else [encode_mask(mask) for mask in masks]
-        found = self.objects
-        return draw_objects(
-            image, found.labels[kept], found.boxes[kept], counts, list(self.class_names), found.scores[kept]
-        )
+        chosen = np.flatnonzero(self.objects.scores >= min_score)
+        masks = None if self.objects.masks is None else self.objects.masks[chosen]
+        counts = [None] * len(chosen) if masks is None else [encode_mask(mask) for mask in masks]
+        labels, boxes = self.objects.labels[chosen], self.objects.boxes[chosen]
+        return draw_objects(image, labels, boxes, counts, list(self.class_names), self.objects.scores[chosen])
 
 
 def find(checkpoint: DenseCheckpoint, images: Sequence[Image.Image], device: torch.device) -> Iterator[DensePrediction]:
-    """Yield what a model finds in each image."""
+    """Yield the prediction of a model for each image."""
     predictor, names = load_predictor(checkpoint, device), checkpoint.class_names
     for image in images:
         if "boxes" in checkpoint.tasks:
@@ -85,10 +81,12 @@ def find_regions(
     device: torch.device,
     min_score: float,
 ) -> Regions:
-    """Return what a model finds in images, which have these names."""
-    found = list(find(checkpoint, images, device))
-    rows = [{"image": name, **row} for name, one in zip(names, found, strict=True) for row in one.rows(min_score)]
-    return Regions(names, rows, [one.objects or one.labels for one in found])
+    """Predict the objects or regions of images with these names."""
+    predictions = list(find(checkpoint, images, device))
+    rows = []
+    for name, prediction in zip(names, predictions, strict=True):
+        rows += [{"image": name, **row} for row in prediction.rows(min_score)]
+    return Regions(names, rows, [prediction.objects or prediction.labels for prediction in predictions])
 
 
 def _label_map(checkpoint: DenseCheckpoint, predictor: Any, image: Image.Image) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""The checks of `vfm doctor`: packages, devices, report, and whether the store can be written."""
+"""The checks of `vfm doctor`: packages, devices, report, and whether the store is writable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vfm.flow.recipe.yaml_lines import one_line
 from vfm.flow.records.manifest import library_versions
 from vfm.interfaces import load_plugins, stage_types
 
-Finding = tuple[bool, str, str]  # whether the check passed, its name, and what was found
+Finding = tuple[bool, str, str]  # whether the check passed, its name, and the observation
 
 
 def run_checks(store: Path) -> Iterator[Finding]:
@@ -33,16 +33,14 @@ def _plugins() -> Finding:
         known = stage_types(load_plugins())
     except UserError as error:
         return False, "plugins", one_line(str(error))
-    return True, "plugins", f"{len(known)} stages of {len({kind.partition('.')[0] for kind in known})} domains"
+    domains = {kind.partition(".")[0] for kind in known}
+    return True, "plugins", f"{len(known)} stages of {len(domains)} domains"
 
 
 def _device() -> Finding:
     if not find_spec("torch"):
-        return (
-            True,
-            "device",
-            f"torch is missing: curation works, training does not; {how_to_install('vfm-core[torch]')}",
-        )
+        missing = f"torch is missing: curation works, training does not; {how_to_install('vfm-core[torch]')}"
+        return True, "device", missing
     try:
         import torch  # optional extra
     except (ImportError, OSError) as error:  # a system library may be missing
@@ -61,12 +59,12 @@ def _report_parts() -> Finding:
 
 
 def _writable(store: Path) -> Finding:
-    place = next(path for path in (store.absolute(), *store.absolute().parents) if os.path.lexists(path))
-    if not place.is_dir():
-        return False, "store", f"{place}: is a file, not a folder"
+    folder = next(path for path in (store.absolute(), *store.absolute().parents) if os.path.lexists(path))
+    if not folder.is_dir():
+        return False, "store", f"{folder}: is a file, not a folder"
     try:
-        with tempfile.NamedTemporaryFile(dir=place):
+        with tempfile.NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:
-        return False, "store", f"{place}: cannot write: {error.strerror}"
-    return True, "store", f"{place}: writable, {shutil.disk_usage(place).free / 1e9:,.0f} GB free"
+        return False, "store", f"{folder}: cannot write: {error.strerror}"
+    return True, "store", f"{folder}: writable, {shutil.disk_usage(folder).free / 1e9:,.0f} GB free"

@@ -49,7 +49,7 @@ class Embeddings(Results):
 
     Attributes:
         keys: names of the N items: keys of a dataset, paths of images, or the texts themselves.
-        texts: the first caption or the class name of each item, if it has one.
+        texts: the first caption or the class name of each item, None if it has neither.
         vectors: float32 (N, D).
         model: full name of the model.
         skipped: number of items that cannot be read, by reason.
@@ -63,18 +63,18 @@ class Embeddings(Results):
 
     @property
     def title(self) -> str:
-        """Return one line about the results."""
+        """One line about the results."""
         return f"{len(self.keys):,} embeddings of width {self.vectors.shape[1]}{skipped_note(self.skipped)}"
 
     def table(self) -> Any:
-        """Return an Arrow table with the columns key, text, embedding."""
+        """Build an Arrow table with the columns key, text, embedding."""
         flat = pa.array(self.vectors.ravel())
         vectors = pa.FixedSizeListArray.from_arrays(flat, self.vectors.shape[1])
         columns = {"key": pa.array(self.keys, pa.string()), "text": pa.array(self.texts, pa.string())}
         return pa.table({**columns, "embedding": vectors})
 
     def save(self, file: AnyPath) -> Path:
-        """Write the embeddings to a .parquet or .npy file, as `vfm embed` does, and return its path.
+        """Write the embeddings to a .parquet or .npy file, as `vfm embed` does.
 
         Raises:
             UserError: the file has another suffix.
@@ -95,19 +95,20 @@ def embed(
     max_bad_fraction: float = 0.05,
     progress: bool = True,
 ) -> Embeddings:
-    """Embed images, videos or texts; give either `data` or `texts`.
+    """Embed images, videos or texts. Give either `data` or `texts`.
 
-    Everything is kept in memory; the command `vfm embed` writes a dataset of any size to a file.
+    All embeddings are held in memory. The command `vfm embed` writes a dataset of any size to a file.
 
     Args:
         model: folder or artifact of a checkpoint, an open_clip or timm name, `hf-hub:org/model`, or a loaded model
-            (`vfm.models.load_clip`, ...). Videos need a classifier of videos.
-        data: dataset artifact, its folder, a path as `data.pairs` takes it, one image (path, or PIL), or several.
+            (`vfm.models.load_clip`, ...). Videos need a video classifier.
+        data: dataset artifact, its folder, a path in any format of `data.pairs`, or one or several images (paths or
+            PIL images).
         texts: texts, for a CLIP model.
         pretrained: tag of an open_clip name, or a file of weights.
         device: auto, cpu, cuda, cuda:1 or mps.
         batch_size: images per forward pass.
-        max_bad_fraction: tolerated fraction of a dataset's images that cannot be read.
+        max_bad_fraction: tolerated fraction of images that cannot be read.
         progress: show a progress bar.
 
     Returns:
@@ -127,8 +128,8 @@ def embed(
         reading = ReadSettings(batch_size, max_bad_fraction)
         _, skipped = write_embeddings(model, data, memory, listener(progress), pretrained, device, reading)
     else:
-        given = [data] if isinstance(data, (*PATHS, Image.Image)) else _listed("data", data)
-        skipped = _embed_images(model, given, memory, pretrained, device, batch_size)
+        images = [data] if isinstance(data, (*PATHS, Image.Image)) else _listed("data", data)
+        skipped = _embed_images(model, images, memory, pretrained, device, batch_size)
     return Embeddings(memory.keys, memory.texts, np.concatenate(memory.parts), full_name(model, pretrained), skipped)
 
 
@@ -141,7 +142,7 @@ def write_embeddings(
     device: str,
     reading: ReadSettings,
 ) -> tuple[int, Counter[str]]:
-    """Write the embeddings of a dataset's images or videos in its order.
+    """Write the embeddings of the images or videos of a dataset, in its order.
 
     Returns:
         The number of embeddings, and the number of bad samples by reason.
@@ -150,12 +151,13 @@ def write_embeddings(
         UserError: there is no such model or data, too many samples cannot be read, or an embedding is not finite.
     """
     with TemporaryDirectory() as folder:
-        if classifier := artifact_of(model, VideoClassifier):
+        classifier = artifact_of(model, VideoClassifier)
+        if classifier:
             with naming_extras("a classifier of videos"):
                 embed_videos = load_function("vfm.api.videos:embed")
             with shown_by(shown, "embed", Path(folder)) as ctx:
-                found: tuple[int, Counter[str]] = embed_videos(ctx, classifier, data, writer, device, reading)
-                return found
+                written: tuple[int, Counter[str]] = embed_videos(ctx, classifier, data, writer, device, reading)
+                return written
         source = open_images(data, Path(folder))
         encoder = open_encoder(model, pretrained, open_device(device))
         with shown_by(shown, "embed", Path(folder)) as ctx, writer:
@@ -163,9 +165,11 @@ def write_embeddings(
         return len(source) - bad.total(), bad
 
 
-def _is_image_file(given: AnyPath | Artifact) -> bool:
-    """Return whether a path is that of one image, by its ending; other files have many."""
-    return not isinstance(given, Artifact) and os.fspath(given).lower().endswith(IMAGE_FILES) and os.path.isfile(given)
+def _is_image_file(data: AnyPath | Artifact) -> bool:
+    """Check by the ending whether a path is a single image, since other files contain many."""
+    if isinstance(data, Artifact):
+        return False
+    return os.fspath(data).lower().endswith(IMAGE_FILES) and os.path.isfile(data)
 
 
 def _embed_images(
@@ -174,7 +178,7 @@ def _embed_images(
     if not images:
         raise UserError("embed: expected at least one image, got none")
     encoder = open_encoder(model, pretrained, open_device(device))
-    for start in range(0, len(images), batch_size):  # of all files, the pixels of one batch are in memory
+    for start in range(0, len(images), batch_size):  # only the pixels of one batch are in memory
         batch = images[start : start + batch_size]
         vectors = encoder.encode_images(read_images(batch), batch_size).numpy()
         names = image_names(batch, start)
@@ -197,16 +201,16 @@ def _embed_texts(
     return Counter()
 
 
-def _listed(what: str, given: Any) -> list[Any]:
-    """Return what a user gives as a list: also an array, a column of a data frame, or a generator."""
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise UserError(f"embed: {what}: expected a list, got {given!r:.60}")
-    return list(given)
+def _listed(argument: str, values: Any) -> list[Any]:
+    """Convert an argument to a list: also an array, a column of a data frame, or a generator."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise UserError(f"embed: {argument}: expected a list, got {values!r:.60}")
+    return list(values)
 
 
 @dataclass
 class _Memory:
-    """Keeps what is written."""
+    """A writer that holds the embeddings in memory."""
 
     keys: list[str] = field(default_factory=list)
     texts: list[str | None] = field(default_factory=list)

@@ -25,10 +25,10 @@ Named = AnyPath | Artifact | Iterable[AnyPath | Artifact] | Mapping[str, AnyPath
 
 @dataclass(frozen=True, repr=False)
 class EvaluationRun(Run):
-    """A finished evaluation of models; `show()` prints one table of all datasets and models."""
+    """A finished evaluation of models. `show()` prints one table of all datasets and models."""
 
     def shown(self) -> Iterable[Table]:
-        """Return the tables that `vfm eval` prints."""
+        """Build the tables that `vfm eval` prints."""
         return panel_tables(self.directory / LINKS / SUMMARY)
 
 
@@ -52,20 +52,20 @@ def evaluate(
 
     Args:
         models: one or several models, the first of which is the baseline of the comparisons: the artifact or folder of
-            a checkpoint, open_clip name and tag (`ViT-B-32,openai`), timm name, `hf-hub:org/model`, or file. A mapping
-            gives them names.
-        data: one or several datasets: artifacts, paths, or names of a suite's datasets below `root`; a mapping names
-            them.
-        tasks: kinds of `eval.*`: zero_shot, retrieval, linear_probe, knn, ...; default: those that fit the data.
+            a checkpoint, open_clip name and tag (`ViT-B-32,openai`), timm name, `hf-hub:org/model`, or file. The keys
+            of a mapping name the models.
+        data: one or several datasets: artifacts, paths, or names of a suite's datasets below `root`. The keys of a
+            mapping name the datasets.
+        tasks: kinds of `eval.*`: zero_shot, retrieval, linear_probe, knn, ...; default: all that fit the data.
         suite: diva29, datacomp38, small, or a YAML file like them.
         root: folder of a suite's datasets.
-        train: training images for probes and kNN; default: `train` beside the data.
+        train: training images for probes and kNN; default: `train` next to the data.
         languages: languages of the captions.
         resize: how images are resized to the model's size: model, shortest, longest, squash.
-        set: values by `NAME.FIELD` that are laid over the evaluation's recipe.
+        set: values by `NAME.FIELD` that override the evaluation's recipe.
         store: folder of artifacts and runs.
         name: name of the run in the store.
-        jobs: evaluations at a time, each in a process.
+        jobs: number of concurrent evaluations, each in a process.
         progress: show progress bars and messages.
 
     Returns:
@@ -95,19 +95,20 @@ def evaluate(
     return EvaluationRun(done.directory, done.seconds, done.page)
 
 
-def _words(what: str, given: Named) -> list[str]:
-    """Return what a user gives as words of `vfm eval`: `[NAME=]PLACE`.
+def _words(argument: str, values: Named) -> list[str]:
+    """Convert an argument to words of `vfm eval`: `[NAME=]PLACE`.
 
     Raises:
-        UserError: it is neither a path, an artifact, nor several.
+        UserError: it is not a path, an artifact, or a collection of them.
     """
-    if isinstance(given, (*PATHS, Artifact)):
-        return [as_place(given)]
-    if isinstance(given, Mapping):
-        return [f"{name}={as_place(one)}" for name, one in given.items()]
-    if not isinstance(given, Iterable):
-        raise UserError(f"{what}: expected paths or artifacts, got a {type(given).__name__}")
-    several = list(given)  # `Path.glob` can be iterated once only
-    if wrong := [one for one in several if not isinstance(one, (*PATHS, Artifact))]:
-        raise UserError(f"{what}: expected paths or artifacts, got a {type(wrong[0]).__name__}")
-    return [as_place(one) for one in several]
+    if isinstance(values, (*PATHS, Artifact)):
+        return [as_place(values)]
+    if isinstance(values, Mapping):
+        return [f"{name}={as_place(value)}" for name, value in values.items()]
+    if not isinstance(values, Iterable):
+        raise UserError(f"{argument}: expected paths or artifacts, got a {type(values).__name__}")
+    listed = list(values)  # `Path.glob` can be iterated only once
+    wrong = [value for value in listed if not isinstance(value, (*PATHS, Artifact))]
+    if wrong:
+        raise UserError(f"{argument}: expected paths or artifacts, got a {type(wrong[0]).__name__}")
+    return [as_place(value) for value in listed]

@@ -1,4 +1,4 @@
-"""Models, datasets, images and class names that a user gives to `embed`, `predict` and `view`. Imports torch."""
+"""Models, datasets, images and class names as arguments of `embed`, `predict` and `view`. Imports torch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ENCODERS = (ClipModel, PooledVision)  # for `isinstance`
 
 
 def open_device(name: str) -> torch.device:
-    """Return the device of a name, as in a stage's `runtime.device`.
+    """Open the device of a name, as in a stage's `runtime.device`.
 
     Raises:
         UserError: there is no such device.
@@ -52,21 +52,21 @@ def open_device(name: str) -> torch.device:
 
 
 def artifact_of(model: AnyModel, kind: type[A]) -> A | None:
-    """Return the artifact that a user gives if it is of a kind, after comparing its files' hashes; else None."""
+    """Load an artifact of the given type and compare the hashes of its files. Other models give None."""
     if isinstance(model, ENCODERS):
         return None
     path = Path(as_place(model))
-    found = Artifact.load(path, verify=False) if (path / FACTS_FILE).is_file() else None
-    if not isinstance(found, kind):
+    artifact = Artifact.load(path, verify=False) if (path / FACTS_FILE).is_file() else None
+    if not isinstance(artifact, kind):
         return None
-    found.verify()
-    return found
+    artifact.verify()
+    return artifact
 
 
 def open_encoder(model: AnyModel, pretrained: str | None, device: torch.device) -> AnyEncoder:
-    """Return the model of an artifact, or of a source as `models.clip` and `models.vision` take it.
+    """Open the model of an artifact, or of any source of `models.clip` and `models.vision`.
 
-    A model that is already loaded is returned as it is.
+    A loaded model is returned unchanged.
 
     Raises:
         UserError: there is no such model, or its weights are missing.
@@ -87,81 +87,87 @@ def open_encoder(model: AnyModel, pretrained: str | None, device: torch.device) 
 
 
 def full_name(model: AnyModel, pretrained: str | None) -> str:
-    """Return a name that identifies a model from any working directory: name and tag, with absolute paths."""
+    """Build a name that identifies a model from any working directory: name and tag, with absolute paths."""
     if isinstance(model, ENCODERS):
         return f"a loaded {type(model.module).__name__}"
-    given = (part for part in (as_place(model), pretrained) if part)
-    return " ".join(str(Path(part).resolve()) if Path(part).exists() else part for part in given)
+    names = []
+    for part in (as_place(model), pretrained):
+        if part:
+            names.append(str(Path(part).resolve()) if Path(part).exists() else part)
+    return " ".join(names)
 
 
 def open_images(data: AnyPath | Artifact, folder: Path) -> Source:
-    """Return the images of an artifact, or of a path as `data.pairs` takes it, with their captions, if they have any.
+    """Open the images of an artifact, or of a path in any format of `data.pairs`, with their captions if available.
 
     Args:
         data: the artifact, its folder, or the path.
-        folder: an index of the path's images is written here.
+        folder: folder for an index of the path's images.
 
     Raises:
         UserError: the path does not exist, or has no supported format.
     """
-    place = as_place(data)
-    if (Path(place) / FACTS_FILE).is_file():
-        return open_dataset(ImageDataset.load(place))
-    layout = find_layout(place, "auto", None)
+    path = as_place(data)
+    if (Path(path) / FACTS_FILE).is_file():
+        return open_dataset(ImageDataset.load(path))
+    layout = find_layout(path, "auto", None)
     spec = DatasetSpec(captions_optional=True)
     with suppress(UserError):  # a table without a column of captions, or a list of images
         spec = layout.with_defaults(spec, labels=False)
-    indexing = Indexing(Context("embed", folder, folder, {}), spec, 1.0, place, verify=False)
+    indexing = Indexing(Context("embed", folder, folder, {}), spec, 1.0, path, verify=False)
     indexing.run(folder, layout.shards(folder, spec))
     return Source(folder)
 
 
-def local_file(given: AnyPath) -> Path:
-    """Return the path of a local file.
+def local_file(path: AnyPath) -> Path:
+    """Convert a path of a local file to a `Path`.
 
     Raises:
-        UserError: it is an address, of which a `Path` would make another one.
+        UserError: it is an address, which `Path` would change.
     """
-    if is_remote(os.fspath(given)):
-        raise UserError(redacted(f"{os.fspath(given)}: expected a local file, got an address; download it first"))
-    return Path(given)
+    if is_remote(os.fspath(path)):
+        raise UserError(redacted(f"{os.fspath(path)}: expected a local file, got an address; download it first"))
+    return Path(path)
 
 
 def read_images(images: Sequence[AnyImage]) -> list[Image.Image]:
-    """Return image files, and images that are already open, as RGB images.
+    """Load image files, and convert open images, to RGB images.
 
     Raises:
         UserError: a file does not exist, or is not an image.
     """
-    found = []
-    for given in images:
-        if isinstance(given, Image.Image):
-            found.append(to_rgb(given))
+    loaded = []
+    for image in images:
+        if isinstance(image, Image.Image):
+            loaded.append(to_rgb(image))
             continue
-        if not isinstance(given, PATHS):
-            raise UserError(f"expected an image or the path of one, got a {type(given).__name__}")
-        file = local_file(given)
+        if not isinstance(image, PATHS):
+            raise UserError(f"expected an image or the path of one, got a {type(image).__name__}")
+        file = local_file(image)
         if file.is_dir():
             raise UserError(f"{file}: expected an image, got a folder; give the files in it")
         if not file.is_file():
             raise UserError(f"{file}: no such image")
         try:
-            found.append(decode_image(file.read_bytes(), str(file)))
+            loaded.append(decode_image(file.read_bytes(), str(file)))
         except BadSample as bad:
             raise UserError(f"{file}: {bad.reason.replace('_', ' ')}") from None
-    return found
+    return loaded
 
 
 def image_names(images: Sequence[AnyImage], start: int = 0) -> list[str]:
-    """Return a name for each image: its path, or its place among the images, the first of which is at `start`."""
-    return [f"image {at}" if isinstance(one, Image.Image) else os.fspath(one) for at, one in enumerate(images, start)]
+    """Name each image by its path, or by its number, counted from `start`."""
+    names = []
+    for number, image in enumerate(images, start):
+        names.append(f"image {number}" if isinstance(image, Image.Image) else os.fspath(image))
+    return names
 
 
 def read_classes(classes: AnyPath | Sequence[str]) -> list[str]:
-    """Return class names from a list, from a file, one per line, or from comma-separated words.
+    """Read class names from a list, from a file with one per line, or from comma-separated words.
 
     Raises:
-        UserError: there are fewer than two, or the file does not exist.
+        UserError: there are fewer than two names, or the file does not exist.
     """
     if isinstance(classes, PATHS):
         names = _written_classes(os.fspath(classes))
@@ -172,9 +178,9 @@ def read_classes(classes: AnyPath | Sequence[str]) -> list[str]:
     return names
 
 
-def _written_classes(given: str) -> list[str]:
-    is_file = os.path.isfile(given)  # False, not an error, for a list that is too long for a file name
-    if not is_file and given.endswith(".txt"):
-        raise UserError(f"classes {given}: no such file")
-    parts = files.read_text(given).splitlines() if is_file else given.split(",")
+def _written_classes(classes: str) -> list[str]:
+    is_file = os.path.isfile(classes)  # False, not an error, for a list that is too long for a file name
+    if not is_file and classes.endswith(".txt"):
+        raise UserError(f"classes {classes}: no such file")
+    parts = files.read_text(classes).splitlines() if is_file else classes.split(",")
     return [part.strip() for part in parts if part.strip()]

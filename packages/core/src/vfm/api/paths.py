@@ -1,4 +1,4 @@
-"""Paths and artifacts that a user gives."""
+"""Paths and artifacts as arguments."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ AnyPath = str | os.PathLike[str]
 PATHS = (str, os.PathLike)  # for `isinstance`
 
 
-def as_place(given: AnyPath | Artifact) -> str:
-    """Return a path or a name as text; of an artifact its folder.
+def as_place(path: AnyPath | Artifact) -> str:
+    """Convert a path, a name or an artifact (its folder) to text.
 
     Raises:
-        UserError: it is something else.
+        UserError: the argument is something else.
     """
-    if isinstance(given, Artifact):
-        return str(given.path)
-    if not isinstance(given, PATHS):
-        raise UserError(f"expected a path, a name or an artifact, got a {type(given).__name__}")
-    return os.fspath(given)
+    if isinstance(path, Artifact):
+        return str(path.path)
+    if not isinstance(path, PATHS):
+        raise UserError(f"expected a path, a name or an artifact, got a {type(path).__name__}")
+    return os.fspath(path)
 
 
-def as_words(given: str | Sequence[str]) -> list[str]:
-    """Return one word or several as a list."""
-    return [given] if isinstance(given, str) else list(given)
+def as_words(words: str | Sequence[str]) -> list[str]:
+    """Convert one word or several to a list."""
+    return [words] if isinstance(words, str) else list(words)

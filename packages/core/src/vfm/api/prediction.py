@@ -61,9 +61,9 @@ class Predictions(Results):
     Attributes:
         images: names of the B images.
         labels: names of the K classes or entries.
-        scores: probabilities, or with an index cosine similarities, float32 (B, K) on the CPU.
-        top: number of classes that the table has for each image.
-        kind: name of the scores' column, `probability` or `similarity`.
+        scores: probabilities, or cosine similarities with an index, float32 (B, K) on the CPU.
+        top: number of classes per image in the table.
+        kind: name of the score column, `probability` or `similarity`.
     """
 
     images: list[str]
@@ -74,34 +74,36 @@ class Predictions(Results):
 
     @property
     def title(self) -> str:
-        """Return one line about the results."""
+        """One line about the results."""
         shown = min(self.top, len(self.labels))
-        return f"best {shown} of {len(self.labels):,}, for {len(self.images):,} image{'s' * (len(self.images) != 1)}"
+        plural = "" if len(self.images) == 1 else "s"
+        return f"best {shown} of {len(self.labels):,}, for {len(self.images):,} image{plural}"
 
     def best(self) -> list[list[tuple[str, float]]]:
-        """Return the (label, score) of the `top` best for each image, the best first."""
-        found = self.scores.topk(min(self.top, len(self.labels)))
-        rows = zip(found.indices.tolist(), found.values.tolist(), strict=True)
-        return [[(self.labels[at], score) for at, score in zip(*row, strict=True)] for row in rows]
+        """List (label, score) of the `top` best for each image, best first."""
+        best = self.scores.topk(min(self.top, len(self.labels)))
+        ranked = []
+        for labels, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            ranked.append([(self.labels[label], score) for label, score in zip(labels, scores, strict=True)])
+        return ranked
 
     def table(self) -> Any:
-        """Return an Arrow table with the columns image, rank (from 1), label, and probability or similarity."""
-        rows = [
-            {"image": image, "rank": rank, "label": label, self.kind: score}
-            for image, best in zip(self.images, self.best(), strict=True)
-            for rank, (label, score) in enumerate(best, start=1)
-        ]
+        """Build an Arrow table with the columns image, rank (from 1), label, and probability or similarity."""
+        rows = []
+        for image, best in zip(self.images, self.best(), strict=True):
+            for rank, (label, score) in enumerate(best, start=1):
+                rows.append({"image": image, "rank": rank, "label": label, self.kind: score})
         return as_table(rows, PREDICTION_COLUMNS | {self.kind: pa.float64()})
 
 
 @dataclass(frozen=True, repr=False)
 class Regions(Results):
-    """What a model with a dense head finds.
+    """Objects or regions predicted by a model with a dense head.
 
     Attributes:
         images: names of the B images.
         rows: one for each object (image, label, score, left, top, right, bottom) or region (image, label, share).
-        found: what the model returned for each image: `Instances`, or the label map (H, W).
+        found: output of the model for each image: `Instances`, or the label map (H, W).
     """
 
     images: list[str]
@@ -110,15 +112,15 @@ class Regions(Results):
 
     @property
     def title(self) -> str:
-        """Return one line about the results."""
+        """One line about the results."""
         empty = len(self.images) - len({row["image"] for row in self.rows})
         none = f"; none in {empty:,} of them" if empty else ""
         return f"{len(self.rows):,} objects or regions in {len(self.images):,} images{none}"
 
     def table(self) -> Any:
-        """Return an Arrow table of the objects with their boxes in pixels, or of the regions' shares of the pixels."""
-        of_objects = any(isinstance(one, Instances) for one in self.found)
-        return as_table(self.rows, OBJECT_COLUMNS if of_objects else REGION_COLUMNS)
+        """Build an Arrow table of the objects with their boxes in pixels, or of the regions with their area shares."""
+        has_objects = any(isinstance(output, Instances) for output in self.found)
+        return as_table(self.rows, OBJECT_COLUMNS if has_objects else REGION_COLUMNS)
 
 
 def predict(
@@ -139,9 +141,10 @@ def predict(
 
     Args:
         model: folder or artifact of a checkpoint, an open_clip or timm name, `hf-hub:org/model`, or a loaded model.
-        images: an image or a list of images, each a path or a PIL image; with a classifier of videos, videos.
-        classes: names to choose from: a list, a file with one per line, or words with commas; default: the head's own.
-        index: a file of embeddings (`vfm.Embeddings.save`, `vfm embed`): return the nearest ones instead.
+        images: one or several images, each a path or a PIL image. A video classifier takes videos.
+        classes: names to choose from: a list, a file with one per line, or comma-separated words. Default: the classes
+            of the head.
+        index: a file of embeddings (`vfm.Embeddings.save`, `vfm embed`), to find the nearest entries instead.
         template: prompt of a CLIP model, with `{}` for the class.
         prompts: JSON file with sentences of each class, {class: [sentences]}, in place of a template and, without
             classes, of their names (CuPL, arXiv:2209.03320).
@@ -152,7 +155,7 @@ def predict(
         warn: called with a line if the index was made with another model.
 
     Returns:
-        `Predictions`, or of a model with a dense head `Regions`.
+        `Predictions`, or `Regions` if the model has a dense head.
 
     Raises:
         UserError: there is no such model, image or class, or an output is not finite.
@@ -161,32 +164,35 @@ def predict(
     _check_choices(*choices)
     if top < 1:
         raise UserError(f"top: must be at least 1, got {top}")
-    given = [images] if isinstance(images, (*PATHS, Image.Image)) or not isinstance(images, Iterable) else list(images)
-    if not given:
+    several = isinstance(images, Iterable) and not isinstance(images, (*PATHS, Image.Image))
+    listed = list(images) if several else [images]
+    if not listed:
         raise UserError("images: expected at least one, got none")
-    if classifier := artifact_of(model, VideoClassifier):
+    classifier = artifact_of(model, VideoClassifier)
+    if classifier:
         if any(choices):
             where = as_place(classifier)
             raise UserError(f"{where}: a video classifier has its own classes: no classes, template, prompts or index")
         with naming_extras("a classifier of videos"):
             predict_videos = load_function("vfm.api.videos:predict")
-        labels, scores = predict_videos(classifier, given, device)
-        return Predictions(image_names(given), labels, scores, top)
-    if dense := artifact_of(model, DenseCheckpoint):
+        labels, scores = predict_videos(classifier, listed, device)
+        return Predictions(image_names(listed), labels, scores, top)
+    dense = artifact_of(model, DenseCheckpoint)
+    if dense:
         if any(choices) or pretrained:
             where = as_place(dense)
             raise UserError(f"{where}: it has a dense head: no classes, template, prompts, index or pretrained tag")
         with naming_extras("a model with a dense head"):
             find_regions = load_function("vfm.api.dense:find_regions")
-        regions: Regions = find_regions(dense, read_images(given), image_names(given), open_device(device), min_score)
+        regions: Regions = find_regions(dense, read_images(listed), image_names(listed), open_device(device), min_score)
         return regions
     chosen = read_classes(classes) if classes is not None else []
     sentences: list[list[str]] = []
     if prompts is not None:
         chosen = chosen or list(read_sentences(as_place(prompts)))
         sentences = sentences_of(as_place(prompts), chosen, others=True)
-    opened = read_images(given)
-    names = image_names(given)
+    opened = read_images(listed)
+    names = image_names(listed)
     encoder, name = open_encoder(model, pretrained, open_device(device)), full_name(model, pretrained)
     if index is not None:
         known = read_embeddings(Path(index))
@@ -199,11 +205,11 @@ def predict(
 
 
 def _check_choices(classes: bool, index: bool, prompts: bool, template: bool) -> None:
-    """Check which of the arguments are given together."""
+    """Check that the given arguments can be combined."""
     if classes and index:
         raise UserError("give either classes (names to choose from) or an index (embeddings to search), not both")
     if prompts and (index or template):
-        raise UserError("prompts has the sentences of each class: give no template and no index beside it")
+        raise UserError("prompts has the sentences of each class: give no template and no index with it")
     if index and template:
         raise UserError("give either a template (the prompt of classes) or an index (embeddings to search), not both")
 
@@ -216,18 +222,19 @@ def class_probabilities(
     template: str,
     sentences: list[list[str]],
 ) -> tuple[list[str], Tensor]:
-    """Return class names and their probabilities for each image, (B, K); those of independent labels are sigmoids.
+    """Compute class names and their probabilities for each image, (B, K). Independent labels use sigmoids.
 
     Args:
         encoder: a CLIP model, or a vision model with a classification head.
         model: its name, for error messages.
         images: B images.
-        names: the classes; empty: those of the head.
+        names: names of the classes; empty: the classes of the head.
         template: prompt of a CLIP model, with `{}` for the class.
-        sentences: of each class, in place of the template; empty: none.
+        sentences: sentences for each class, in place of the template; empty: none.
 
     Raises:
-        UserError: a CLIP model without names, an encoder without a head or with sentences, or a wrong number of names.
+        UserError: a CLIP model has no names, an encoder has no head or is given sentences, or the number of names is
+            wrong.
     """
     if isinstance(encoder, PooledVision):
         if sentences or template != TEMPLATE:
@@ -249,26 +256,26 @@ def class_probabilities(
     return names, logits.softmax(dim=-1)
 
 
-def similarities(found: Tensor, model: str, known: Embeddings, index: Path, warn: Callable[[str], None]) -> Tensor:
-    """Return the cosine similarity of images or texts to each entry of an index, (B, K).
+def similarities(vectors: Tensor, model: str, known: Embeddings, index: Path, warn: Callable[[str], None]) -> Tensor:
+    """Compute the cosine similarity of images or texts to each entry of an index, (B, K).
 
     Args:
-        found: unit vectors of the images or texts, (B, D).
-        model: full name of their model, which is compared with that of the model that made the index.
+        vectors: unit vectors of the images or texts, (B, D).
+        model: full name of their model, which is compared with the name in the index.
         known: the index.
         index: its file, for messages.
         warn: called with a line if another model made the index.
 
     Raises:
-        UserError: the index has embeddings of another width, or one that is not finite.
+        UserError: the embeddings of the index have another width, or are not finite.
     """
-    if found.shape[1] != known.vectors.shape[1]:
-        made = f" of {known.model}" if known.model else ""
+    if vectors.shape[1] != known.vectors.shape[1]:
+        origin = f" of {known.model}" if known.model else ""
         raise UserError(
-            f"{index}: expected embeddings with {found.shape[1]} channels, as {model} makes them, got embeddings{made}"
-            f" with {known.vectors.shape[1]}; use the same model for both"
+            f"{index}: expected embeddings with {vectors.shape[1]} channels, as {model} makes them, got"
+            f" embeddings{origin} with {known.vectors.shape[1]}; use the same model for both"
         )
     if known.model and known.model != model:
         warn(f"{index}: made with {known.model}, not with {model}; similarities of different models mean nothing")
     check_finite(known.vectors, str(index), known.keys)
-    return found @ normalize(known.vectors, dim=-1).T
+    return vectors @ normalize(known.vectors, dim=-1).T

@@ -1,4 +1,4 @@
-"""What a call shows while it works: a progress bar and messages, or nothing but Python warnings."""
+"""The output of a call while it works: a progress bar and messages, or only Python warnings."""
 
 from __future__ import annotations
 
@@ -23,37 +23,39 @@ class Listener(Protocol):
         ...
 
     def close(self) -> None:
-        """Remove what is shown."""
+        """Remove the progress bar."""
         ...
 
 
 class WarningListener:
-    """Shows warnings only, by Python's `warnings`, where they can be filtered."""
+    """Shows only warnings, with Python's `warnings`, so that they can be filtered."""
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:
-        """Pass a warning on."""
+        """Forward a warning."""
         if event.type == "warning":
             warnings.warn(f"{event.stage or 'vfm'}: {event.data['message']}", stacklevel=_level_of_caller())
 
     def close(self) -> None:
-        """Leave everything as it is."""
+        """Do nothing."""
 
 
 def _level_of_caller() -> int:
-    """Return the `stacklevel` of the code that called vfm, for a warning of the function that calls this."""
+    """Compute the `stacklevel` of the code that called vfm, for a warning of the function that calls this."""
     frame: FrameType | None = sys._getframe(1)
-    level, found = 1, 1
+    level, outermost = 1, 1
     while frame is not None:
         if frame.f_globals.get("__name__", "").partition(".")[0] == "vfm":
-            found = level + 1  # the caller of the outermost such frame, as far as it is known
+            outermost = level + 1  # the caller of the outermost vfm frame so far
         frame, level = frame.f_back, level + 1
-    return found
+    return outermost
 
 
 def listener(progress: bool) -> Listener:
-    """Return a listener for a call from Python: bars and messages on the standard error, or warnings only."""
-    return ConsoleListener(TerminalConsole(stderr=True)) if progress else WarningListener()
+    """Create a listener for a call from Python: bars and messages on the standard error, or only warnings."""
+    if not progress:
+        return WarningListener()
+    return ConsoleListener(TerminalConsole(stderr=True))
 
 
 @contextmanager
@@ -63,10 +65,10 @@ def shown_by(
     """Yield a context whose events a listener shows under a name.
 
     Args:
-        listener: it is closed at the end.
-        name: of the work.
-        folder: for what the work writes.
-        work: for its partial results; None: the same folder.
+        listener: receives the events, and is closed at the end.
+        name: name of the work.
+        folder: folder for the results.
+        work: folder for partial results; None: the same folder.
         inputs: folders of its inputs.
     """
     start: dict[str, Any] = {"kind": "", "status": "new"}

@@ -1,4 +1,4 @@
-"""A run with all that is kept and shown of it: listeners, trackers, events, and the report at its end."""
+"""A run with its outputs: listeners, trackers, events, and the report at its end."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def run_recipe(
     only: Sequence[Step] | None = None,
     jobs: int = 1,
 ) -> RunResult:
-    """Run a planned recipe and draw its report, unless only a part of it runs.
+    """Run a planned recipe and draw its report. Without the report if only a part of the recipe runs.
 
     Args:
         manager: the plugins, whose listeners receive every event.
         recipe: the checked recipe.
         steps: its plan.
         store: the store that the artifacts are written to.
-        listener: shows the events to the user; its `close` is called at the end.
+        listener: shows the events to the user. It is closed at the end.
         fresh: run every step again, cached or not.
-        track: names of trackers that metrics are sent to.
+        track: names of trackers that receive the metrics.
         only: run only these steps of the plan.
-        jobs: number of steps at a time.
+        jobs: number of concurrent steps.
 
     Raises:
         UserError: a check failed, or a stage reported a mistake that the user can correct.
@@ -58,7 +58,7 @@ def run_recipe(
             return outcome
         try:
             page = str(through_link(current_report(outcome.directory)))
-        except UserError as error:  # the results exist: a report that cannot be drawn is no failure of the run
+        except UserError as error:  # the results exist, so a report that cannot be drawn does not fail the run
             page = f"not drawn ({error})"
         send(Event("run_finished", None, {"seconds": round(outcome.seconds, 2), "report": page}))
     return replace(outcome, page=page)
@@ -73,35 +73,36 @@ def reporting(
     listener: Any,
     track: Sequence[str] = (),
 ) -> Iterator[Send]:
-    """Yield the function that sends a run's events to all listeners; an error within the context is an event too."""
+    """Yield the function that sends a run's events to all listeners. An error within the context is sent too."""
     with ExitStack() as opened:
         listeners = [listener, JsonLinesListener(directory / EVENTS_FILE)]
-        for one in listeners:
-            opened.callback(one.close)
+        for opened_listener in listeners:
+            opened.callback(opened_listener.close)
         send = sender(manager, listeners)
         for name in dict.fromkeys(track):
             tracker = open_tracker(name, directory, recipe.name)
-            manager.register(tracker, f"--track {name}")  # like a plugin's: if it fails, the run goes on without it
+            manager.register(tracker, f"--track {name}")  # as a plugin: if it fails, the run continues without it
             opened.callback(_close, tracker, name, send)
-        if note := _unusual_place(directory, recipe, store):
+        note = _unusual_place(directory, recipe, store)
+        if note:
             send(Event("log", None, {"message": note}))
         try:
             yield send
         except BaseException as error:
-            with suppress(OSError):  # on a full disk this event cannot be written either; raise the first error
+            with suppress(OSError):  # on a full disk, this event cannot be written either; raise the first error
                 about = {"message": str(error) or type(error).__name__, "interrupted": not isinstance(error, Exception)}
                 send(Event("run_failed", None, about))
             raise
 
 
 def _unusual_place(directory: Path, recipe: Recipe, store: Store) -> str:
-    """Return why a run is not where its recipe's name says; empty if it is there."""
+    """Explain why a run is not in the folder named after its recipe. Empty if it is."""
     name = directory.name.rpartition("@")[0]
     if directory.parent != store.runs:
         return f"{store.root} may not be written, and all artifacts exist: this run is kept in {directory} only"
-    return (
-        f"{store.runs / recipe.name} belongs to another recipe; see {store.runs / name}" if name != recipe.name else ""
-    )
+    if name != recipe.name:
+        return f"{store.runs / recipe.name} belongs to another recipe; see {store.runs / name}"
+    return ""
 
 
 def _close(tracker: Tracker, name: str, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""What the functions of `vfm` return: an Arrow table with a title, as text, in a notebook, and in pandas."""
+"""Results of the functions of `vfm`: an Arrow table with a title, as text, in a notebook, and in pandas."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from rich.table import Table
 from vfm.base import TerminalConsole, UserError, visible
 from vfm.flow.listeners.listeners import number
 
-MAX_ROWS = 20  # that are shown; the table has all
-WIDTH = 120  # of a table that is not printed on a terminal
-MAX_CELL = 80  # characters of a cell that are shown
+MAX_ROWS = 20  # rows displayed; the table has all
+WIDTH = 120  # characters per line outside a terminal
+MAX_CELL = 80  # characters displayed of a cell
 STYLE = "border-collapse:collapse;font-variant-numeric:tabular-nums"
 
 
 class Results(ABC):
     """Rows with named columns.
 
-    `table()` returns them as an Arrow table, `to_pandas()` as a data frame, `show()` prints them; a notebook draws
+    `table()` returns an Arrow table, `to_pandas()` a data frame, and `show()` prints the results. Notebooks render
     them.
     """
 
@@ -37,18 +37,18 @@ class Results(ABC):
 
     @abstractmethod
     def table(self) -> Any:
-        """Return the rows as a `pyarrow.Table`."""
+        """Build a `pyarrow.Table` of the rows."""
 
     def preview(self) -> Any:
-        """Return the part of the table that is shown, whose first rows are."""
+        """Select the part of the table to display. Only its first rows are displayed."""
         return self.table()
 
     def drawing(self) -> str:
-        """Return an SVG element that a notebook shows above the table; empty: none."""
+        """Draw an SVG element that a notebook shows above the table; empty: none."""
         return ""
 
     def to_pandas(self) -> Any:
-        """Return the rows as a `pandas.DataFrame`.
+        """Convert the rows to a `pandas.DataFrame`.
 
         Raises:
             UserError: pandas is not installed.
@@ -64,7 +64,7 @@ class Results(ABC):
             console.print(table)
 
     def shown(self) -> Iterable[Table]:
-        """Return the tables that `show` prints: by default the first rows."""
+        """Build the tables that `show` prints: by default the first rows."""
         data = self.preview()
         table = Table(title=visible(escape(self.title)), title_justify="left", caption_justify="left")
         for name, kind in zip(data.column_names, data.schema.types, strict=True):
@@ -78,7 +78,7 @@ class Results(ABC):
         return f"<{type(self).__name__}: {visible(self.title)}>"
 
     def __str__(self) -> str:
-        # A console in a notebook would draw there, and leave the text empty.
+        # In a notebook, a default console would draw into the cell, and leave the text empty.
         console = TerminalConsole(file=io.StringIO(), width=WIDTH, color_system=None, force_jupyter=False)
         for table in self.shown():
             console.print(table)
@@ -89,27 +89,30 @@ class Results(ABC):
         data = self.preview()
         sides = ["right" if _is_number(kind) else "left" for kind in data.schema.types]
         heads = _html_row("th", data.column_names, sides)
-        rows = "".join(
-            _html_row("td", [_cell(value) for value in row.values()], sides)
-            for row in data.slice(0, MAX_ROWS).to_pylist()
-        )
+        cells = ([_cell(value) for value in row.values()] for row in data.slice(0, MAX_ROWS).to_pylist())
+        rows = "".join(_html_row("td", texts, sides) for texts in cells)
         rest = _rest(len(data))
+        footer = f"<p>{rest}</p>" if rest else ""
         return (
             f"<p><b>{html.escape(visible(self.title))}</b></p>{self.drawing()}"
             f'<table style="{STYLE}"><thead>{heads}</thead><tbody>{rows}</tbody></table>'
-            f"{f'<p>{rest}</p>' if rest else ''}"
+            f"{footer}"
         )
 
 
 def skipped_note(skipped: Mapping[str, int]) -> str:
-    """Return what follows a title where samples were skipped: their number by reason."""
-    return f"; skipped: {', '.join(f'{count} {reason}' for reason, count in skipped.items())}" if skipped else ""
+    """Format the number of skipped samples by reason, to append to a title. Empty if none were skipped."""
+    if not skipped:
+        return ""
+    return f"; skipped: {', '.join(f'{count} {reason}' for reason, count in skipped.items())}"
 
 
 def as_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, pa.DataType]) -> Any:
-    """Return rows as an Arrow table with the columns of all of them, or with the given columns where there are none."""
-    names = list(dict.fromkeys(name for row in rows for name in row) or columns)
-    return pa.table({name: pa.array([row.get(name) for row in rows], columns.get(name)) for name in names})
+    """Build an Arrow table with the columns of all rows, or with the given columns if there are no rows."""
+    names: dict[str, None] = {}  # ordered
+    for row in rows:
+        names |= dict.fromkeys(row)
+    return pa.table({name: pa.array([row.get(name) for row in rows], columns.get(name)) for name in names or columns})
 
 
 def _html_row(tag: str, texts: Sequence[str], sides: Sequence[str]) -> str:
@@ -123,8 +126,10 @@ def _html_row(tag: str, texts: Sequence[str], sides: Sequence[str]) -> str:
 def _cell(value: object) -> str:
     if value is None:
         return ""
-    text = visible(number(value)) if not isinstance(value, list) else ", ".join(map(number, value[:4]))
-    text += ", ..." if isinstance(value, list) and len(value) > 4 else ""
+    if isinstance(value, list):
+        text = ", ".join(map(number, value[:4])) + (", ..." if len(value) > 4 else "")
+    else:
+        text = visible(number(value))
     return text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 3]}..."
 
 

@@ -41,8 +41,8 @@ class Run(Results):
 
     Attributes:
         directory: folder of the run, with its resolved recipe, events and links to the artifacts.
-        seconds: how long it took; cached stages take no time.
-        page: path of the report, or why it was not drawn.
+        seconds: duration. Cached stages take no time.
+        page: path of the report, or the reason why it was not drawn.
     """
 
     directory: Path
@@ -51,7 +51,7 @@ class Run(Results):
 
     @property
     def title(self) -> str:
-        """Return one line about the results."""
+        """One line about the results."""
         return f"{self.directory.name} in {self.seconds:.0f} s; report: {self.page}"
 
     @property
@@ -61,7 +61,7 @@ class Run(Results):
         return names
 
     def __getitem__(self, stage: str) -> Artifact:
-        """Return the artifact of a stage; its `path` is the folder.
+        """Load the artifact of a stage. Its `path` is the folder.
 
         Raises:
             UserError: there is no such stage, or a file of its artifact is missing or damaged.
@@ -76,19 +76,21 @@ class Run(Results):
         return reports(self.directory)
 
     def table(self) -> Any:
-        """Return an Arrow table with a row for each metric of each model, and then one for its mean over seeds.
+        """Build an Arrow table with a row for each metric of each model, then the rows of means over seeds.
 
-        A report of one seed is named `zero_shot@0`; the mean over seeds is in `zero_shot`, with its t-interval, the
-        number of seeds as n, and Student's paired test over them.
+        A report for a single seed is named `zero_shot@0`. The mean over seeds is in `zero_shot`, with its t-interval,
+        the number of seeds as n, and Student's paired test over the seeds.
 
         Columns: report, task, dataset, metric, model, value, low and high (95 % interval), n, chance, unit, baseline,
-        difference, p_value (of this comparison alone; `shown` and the report correct it for the number of comparisons).
+        difference, p_value (uncorrected; `shown` and the report correct it for the number of comparisons).
         """
-        rows = [row for name, report in self.reports.items() for row in _rows(name, report)]
+        rows: list[dict[str, Any]] = []
+        for name, report in self.reports.items():
+            rows += _rows(name, report)
         return as_table([*rows, *_means(self.reports, rows)], COLUMNS)
 
     def preview(self) -> Any:
-        """Return the metrics, or the artifact of each stage where nothing was evaluated."""
+        """Build the table of metrics, or of the artifact of each stage if nothing was evaluated."""
         if self.reports:
             return self.table()
         links = {stage: (self.directory / LINKS / stage).resolve() for stage in self.stages}
@@ -96,7 +98,7 @@ class Run(Results):
         return as_table(rows, {"stage": pa.string(), "artifact": pa.string()})
 
     def shown(self) -> Iterable[Table]:
-        """Return the tables that `vfm run` prints, or the artifacts where nothing was evaluated."""
+        """Build the tables that `vfm run` prints, or the table of artifacts if nothing was evaluated."""
         return result_tables(self.directory) or super().shown()
 
 
@@ -117,25 +119,25 @@ def _rows(name: str, report: Report) -> Iterable[dict[str, Any]]:
         yield {**about, **_numbers(metric, tests.get((metric.name, metric.model)))}
 
 
-def _means(found: Mapping[str, Report], rows: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
-    """Yield the rows of the means over seeds; rows of the seeds say what is measured."""
+def _means(loaded: Mapping[str, Report], rows: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Yield the rows of the means over seeds. Task, dataset and chance are copied from the row of the first seed."""
     firsts: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row in rows:
         firsts.setdefault((row["report"].partition("@")[0], row["metric"]), row)
-    for one in over_seeds(dict(found)):
-        first = firsts[one.report, one.metric]
+    for summary in over_seeds(dict(loaded)):
+        first = firsts[summary.report, summary.metric]
         metric = Metric(
-            name=one.metric,
-            model=one.model,
-            value=one.mean,
-            low=one.low,
-            high=one.high,
-            n=len(one.values),
+            name=summary.metric,
+            model=summary.model,
+            value=summary.mean,
+            low=summary.low,
+            high=summary.high,
+            n=len(summary.values),
             chance=first["chance"],
-            unit=one.unit,
+            unit=summary.unit,
         )
         dataset = first["dataset"].partition("@")[0]
-        yield {**first, "report": one.report, "dataset": dataset, **_numbers(metric, one.comparison)}
+        yield {**first, "report": summary.report, "dataset": dataset, **_numbers(metric, summary.comparison)}
 
 
 def _numbers(metric: Metric, test: Comparison | None) -> dict[str, Any]:
@@ -169,19 +171,19 @@ def run(
 
     Args:
         recipe: path of a YAML file, name of a shipped recipe, or the recipe itself, `{"stages": [...]}`.
-        set: values by `NAME.FIELD` that are laid over the recipe: `{"clip.steps": 400, "runtime.threads": 1}`.
+        set: values by `NAME.FIELD` that override the recipe: `{"clip.steps": 400, "runtime.threads": 1}`.
         store: folder of artifacts and runs.
         name: name of the run in the store, for a recipe without a file.
         fresh: run every stage again, cached or not.
         track: also send metrics to tensorboard, wandb, trackio or mlflow.
-        jobs: stages at a time, each in a process, on its share of the cores and a GPU, if any.
+        jobs: number of concurrent stages. Each has a process, a part of the cores and a GPU, if any.
         progress: show progress bars and messages.
 
     Returns:
         The run: its artifacts by stage, and the metrics of its evaluations.
 
     Raises:
-        UserError: one line for each mistake in the recipe; or a stage reported one.
+        UserError: one line for each mistake in the recipe, or a stage reported a mistake.
     """
     check_not_a_worker("vfm.run")
     manager = load_plugins()
@@ -196,31 +198,31 @@ def run(
 
 
 def check_not_a_worker(call: str) -> None:
-    """Check that no worker process is importing the script: the call would run again there, and wait for itself.
+    """Check that this is not a worker process that imports the script: the call would run again and wait forever.
 
     Raises:
-        UserError: one is.
+        UserError: it is.
     """
-    imported = sys.modules.get("__mp_main__")  # the script, which multiprocessing makes `__main__` once it is imported
+    imported = sys.modules.get("__mp_main__")  # name of the script in workers, until multiprocessing has imported it
     if imported is not None and imported is not sys.modules["__main__"]:
         raise UserError(f"{call}: workers import the script: put its calls below `if __name__ == '__main__':`")
 
 
 def run_loaded(manager: pluggy.PluginManager, recipe: Recipe, store: Path, shown: Listener, **options: Any) -> Run:
-    """Plan and run a checked recipe; the options are those of `run_recipe`."""
-    kept = Store(store)
+    """Plan and run a checked recipe, with the options of `run_recipe`."""
+    opened = Store(store)
     with naming_extras("this run"), _without_script():
-        steps = make_plan(recipe, kept, lambda line: shown.vfm_event(Event("log", None, {"message": line})))
-        outcome = run_recipe(manager, recipe, steps, kept, shown, **options)
-    return Run(outcome.directory, outcome.seconds, outcome.page)
+        steps = make_plan(recipe, opened, lambda line: shown.vfm_event(Event("log", None, {"message": line})))
+        result = run_recipe(manager, recipe, steps, opened, shown, **options)
+    return Run(result.directory, result.seconds, result.page)
 
 
 @contextmanager
 def _without_script() -> Iterator[None]:
     """Keep worker processes from importing the script: its calls would run again there, and wait for this run.
 
-    Workers find the script by `__main__`. They need nothing of it, since stages come from plugins, so a script needs no
-    `if __name__ == "__main__":`.
+    Workers find the script through `__main__`. They do not need it, since stages come from plugins, so a script needs
+    no `if __name__ == "__main__":`.
     """
     main = sys.modules["__main__"]
     spec, file = main.__spec__, main.__dict__.pop("__file__", None)
@@ -234,15 +236,15 @@ def _without_script() -> Iterator[None]:
 
 
 def text_recipe(text: str, known: Known, settings: Mapping[str, Any] | None, name: str, where: str) -> Recipe:
-    """Return the checked recipe of a text with values laid over it."""
+    """Parse and check the text of a recipe, with settings that override it."""
     return parse_recipe(text, known, overrides(settings), name=run_name(name), where=where)
 
 
 def overrides(settings: Mapping[str, Any] | None) -> list[str]:
-    """Return values by `NAME.FIELD` as the words of `--set`.
+    """Convert values by `NAME.FIELD` to the words of `--set`.
 
     Raises:
-        UserError: they are no mapping, or a value is not plain data.
+        UserError: they are not a mapping, or a value is not plain data.
     """
     if settings is not None and not isinstance(settings, Mapping):
         raise UserError(f"set: expected a mapping of NAME.FIELD to values, got a {type(settings).__name__}")
@@ -250,7 +252,7 @@ def overrides(settings: Mapping[str, Any] | None) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as YAML has it: paths as texts, tuples as lists, NumPy's numbers as Python's.
+    """Convert a value to plain YAML data: paths as texts, tuples as lists, NumPy's numbers as Python's.
 
     Raises:
         UserError: it is not plain data.

@@ -1,4 +1,4 @@
-"""Search of pictures by texts or by other pictures, in embeddings that `vfm embed` has written. Imports torch."""
+"""Image search by text or by image, in embeddings written by `vfm embed`. Imports torch."""
 
 # Q queries, N entries of the index, D width
 
@@ -33,7 +33,7 @@ from vfm.models import PooledVision
 from vfm.storage import files
 
 Shown = tuple[Image.Image, str]
-"""A picture of a sheet, and its caption."""
+"""An image of a sheet, and its caption."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Hit:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
-        queries: texts or paths of pictures, Q.
-        hits: the most similar entries of each query, the best first.
+        queries: texts or paths of images, Q.
+        hits: the most similar entries of each query, best first.
         index: the embeddings.
     """
 
@@ -61,22 +61,21 @@ class SearchResult:
     index: Embeddings
 
     def sheet(self, data: str) -> Image.Image:
-        """Draw a row for each query: the query itself, then the pictures that were found.
+        """Draw a row for each query: the query itself, then the most similar images.
 
         Args:
-            data: the dataset of the index: the folder of an artifact, or a path as `data.pairs` takes it.
+            data: the dataset of the index: the folder of an artifact, or a path in any format of `data.pairs`.
 
         Raises:
             UserError: there is no such dataset, or it lacks an entry of the index.
         """
         with TemporaryDirectory() as folder:
             source = open_images(data, Path(folder))
-            pictures = [
-                shown
-                for query, hits in zip(self.queries, self.hits, strict=True)
-                for shown in (_shown_query(query), *(_shown_hit(source, hit) for hit in hits))
-            ]
-        return contact_sheet(pictures, columns=1 + len(self.hits[0]))
+            cells = []
+            for query, hits in zip(self.queries, self.hits, strict=True):
+                cells.append(_shown_query(query))
+                cells += [_shown_hit(source, hit) for hit in hits]
+        return contact_sheet(cells, columns=1 + len(self.hits[0]))
 
 
 def search(
@@ -89,20 +88,20 @@ def search(
     device: str = "auto",
     warn: Callable[[str], None],
 ) -> SearchResult:
-    """Find the entries of an index that are most similar to texts or pictures.
+    """Find the entries of an index that are most similar to texts or images.
 
     Args:
-        queries: each a picture if there is such a file, else a text.
-        index: embeddings, as `vfm embed` writes them.
-        model: a model as `vfm embed` takes it; None: the one that made the index.
+        queries: each is an image if such a file exists, else a text.
+        index: file of embeddings, written by `vfm embed`.
+        model: a model as for `vfm embed`; None: the model that made the index.
         pretrained: tag of an open_clip name, or a file of weights.
         top: number of entries for each query.
         device: auto, cpu, cuda, cuda:1 or mps.
         warn: called with a line if the index was made with another model.
 
     Raises:
-        UserError: the index, the model or a picture does not exist, a text is empty, or it is searched with a model
-            without a text tower.
+        UserError: the index, the model or an image does not exist, a text is empty, or the model has no text tower to
+            search for it.
     """
     for query in queries:
         _check_query(query)
@@ -113,19 +112,20 @@ def search(
     vectors = _encode(open_encoder(model, pretrained, open_device(device)), name, queries)
     check_finite(vectors, name, list(queries))
     best = similarities(vectors, name, known, index, warn).topk(min(top, len(known.keys)))
-    hits = [
-        [Hit(row, known.keys[row], known.texts[row], score) for row, score in zip(rows, scores, strict=True)]
-        for rows, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+    hits = []
+    for rows, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+        hits.append(
+            [Hit(row, known.keys[row], known.texts[row], score) for row, score in zip(rows, scores, strict=True)]
+        )
     return SearchResult(list(queries), hits, known)
 
 
 def kept_place(data: str) -> str:
-    """Return the path of a dataset as an index keeps it: from any working directory, without credentials."""
-    parts = data.split("::") if data else []
-    return "::".join(
-        redacted(one) if files.is_remote(one) else os.path.abspath(os.path.expanduser(one)) for one in parts
-    )
+    """Convert the path of a dataset to the form stored in an index: valid in any folder, without credentials."""
+    parts = []
+    for part in data.split("::") if data else []:
+        parts.append(redacted(part) if files.is_remote(part) else os.path.abspath(os.path.expanduser(part)))
+    return "::".join(parts)
 
 
 def _check_query(query: str) -> None:
@@ -136,15 +136,17 @@ def _check_query(query: str) -> None:
 
 
 def _model_of(known: Embeddings, index: Path) -> tuple[str, str | None]:
-    """Return the name and the tag of the model that made an index."""
+    """Parse the name and the tag of the model that made an index."""
     if not known.model or known.model.startswith("a loaded "):
         raise UserError(f"{index}: the file does not have the name of its model; give --model")
     name, _, tag = known.model.partition(" ")
-    return (known.model, None) if Path(known.model).exists() or not tag else (name, tag)
+    if Path(known.model).exists() or not tag:
+        return known.model, None
+    return name, tag
 
 
 def _encode(encoder: AnyEncoder, name: str, queries: Sequence[str]) -> Tensor:
-    """Return the unit vectors of texts and pictures, (Q, D)."""
+    """Encode texts and images as unit vectors, (Q, D)."""
     vectors = []
     for query in queries:
         if os.path.isfile(query):
@@ -164,7 +166,7 @@ def _shown_query(query: str) -> Shown:
 
 def _shown_hit(source: Source, hit: Hit) -> Shown:
     caption = f"{hit.score:.3f}  {hit.text or hit.key}"
-    for number in range(hit.row, len(source)):  # later by as many as samples before it are bad
+    for number in range(hit.row, len(source)):  # skipped samples before it shift it to a larger number
         if source.key(number) == hit.key:
             try:
                 return decode_image(source[number].image, hit.key), caption

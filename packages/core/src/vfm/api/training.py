@@ -34,30 +34,30 @@ from vfm.train.module_task import LossFunction, ModuleTask
 
 CHECKPOINTS, WEIGHTS = "checkpoints", "model.safetensors"
 COLUMNS = {"step": pa.int64(), "samples": pa.int64(), "train/loss": pa.float64(), "train/lr": pa.float64()}
-NO_SETTINGS = ("kind", "name", "evaluation", "samples_seen")  # fields of a training that a call does not have
-ARGUMENTS = ("device", "folder", "loss", "progress", "workers")  # of a call, beside the fields that it has
+NO_SETTINGS = ("kind", "name", "evaluation", "samples_seen")  # fields of a training stage that a call does not have
+ARGUMENTS = ("device", "folder", "loss", "progress", "workers")  # arguments of a call that are not fields
 
 
 class Settings(Training):
-    """The configuration of a training by `fit`."""
+    """The configuration of training with `fit`."""
 
     moved: ClassVar[Mapping[str, str]] = {"batch_size": "global_batch_size"}
 
     @classmethod
     def known_keys(cls) -> list[str]:
-        """Return the arguments that a call may have."""
+        """List the arguments that a call may have."""
         return [name for name in (*super().known_keys(), *ARGUMENTS) if name not in NO_SETTINGS]
 
 
 @dataclass(frozen=True, repr=False)
 class Fit(Results):
-    """A finished training.
+    """A finished training run.
 
     Attributes:
-        model: the trained module, the one that was given, in evaluation mode.
-        metrics: what was logged every `log_every` steps, as in `metrics.jsonl`; of several processes, the first has
-            it, and it is empty in the others.
-        folder: with checkpoints, metrics and `model.safetensors`; None if none was named.
+        model: the module that was given, trained and in evaluation mode.
+        metrics: log entries every `log_every` steps, as in `metrics.jsonl`. Only the first of several processes has
+            them. They are empty in the others.
+        folder: folder with checkpoints, metrics and `model.safetensors`; None if none was named.
         skipped: number of bad samples by reason.
     """
 
@@ -68,31 +68,35 @@ class Fit(Results):
 
     @property
     def loss(self) -> float:
-        """Mean training loss since the last but one log line; NaN where `metrics` is empty."""
+        """Mean training loss since the last but one log line. NaN if `metrics` is empty."""
         return float(self.metrics[-1]["train/loss"]) if self.metrics else math.nan
 
     @property
     def title(self) -> str:
-        """Return one line about the results."""
-        if not self.metrics:  # in another process than the first one
+        """One line about the results."""
+        if not self.metrics:  # in a process other than the first
             return "trained"
         return f"trained {self.metrics[-1]['step']:,} steps; loss {number(self.loss)}{skipped_note(self.skipped)}"
 
     def table(self) -> Any:
-        """Return an Arrow table with the columns step, samples, train/loss, train/lr and the other metrics."""
-        return as_table([{key: value for key, value in row.items() if key != "split"} for row in self.metrics], COLUMNS)
+        """Build an Arrow table with the columns step, samples, train/loss, train/lr and the other metrics."""
+        rows = [{key: value for key, value in row.items() if key != "split"} for row in self.metrics]
+        return as_table(rows, COLUMNS)
 
     def preview(self) -> Any:
-        """Return at most 20 rows, at equal distances up to the last."""
+        """Select at most 20 rows, at equal distances up to the last."""
         table = self.table()
         distance = -(-len(table) // MAX_ROWS)
-        return table.take(list(range(len(table) - 1, -1, -distance))[::-1]) if distance else table
+        if not distance:
+            return table
+        return table.take(list(range(len(table) - 1, -1, -distance))[::-1])
 
     def drawing(self) -> str:
-        """Return the curve of the loss as SVG; empty without vfm-core[report]."""
+        """Draw the curve of the loss as SVG. Empty without vfm-core[report]."""
         if not find_spec("matplotlib") or not self.metrics:
             return ""
-        steps, losses = ([row[name] for row in self.metrics] for name in ("step", "train/loss"))
+        steps = [row["step"] for row in self.metrics]
+        losses = [row["train/loss"] for row in self.metrics]
         curve = Series(name="loss", x=steps, y=losses)
         panel = LinesPanel(title="Training loss", series=[curve], x_label="step", y_label="loss")
         svg = load_function("vfm.report.charts:lines_svg")(panel, "fit")
@@ -114,45 +118,47 @@ def fit(
     progress: bool = True,
     **settings: Any,
 ) -> Fit:
-    """Train a model on a torch Dataset or DataLoader; the same call again resumes after a crash.
+    """Train a model on a torch Dataset or DataLoader. The same call resumes after a crash.
 
-    With a Dataset the samples are drawn in our order, and all random draws of a sample are seeded by (seed, step,
-    sample), so that a resumed training equals an uninterrupted one bit for bit on the CPU. With a DataLoader, a resume
-    reads the batches so far again.
+    With a Dataset, vfm draws the samples, and all random draws of a sample are seeded by (seed, step, sample). So a
+    resumed run equals an uninterrupted one bit for bit on the CPU. With a DataLoader, resuming reads all earlier
+    batches again.
 
     Args:
-        task: a module together with `loss`, or a `vfm.train.Task`, which has its own. It is trained in place. Parts
-            without a trained parameter that are in evaluation mode stay in it.
-        data: a map-style Dataset (or list) of dicts, tuples such as (image, label), or dataclasses; their tensors,
-            arrays, numbers and PIL images are stacked, (B, ...), and texts are lists. Or a DataLoader, or another
-            iterable of such batches that can be iterated again.
-        steps: optimizer steps; the data are repeated as often as needed.
+        task: a module together with `loss`, or a `vfm.train.Task`, which contains the loss. It is trained in place.
+            Parts in evaluation mode without trained parameters stay in evaluation mode.
+        data: a map-style Dataset (or list) of dicts, tuples such as (image, label), or dataclasses. Tensors, arrays,
+            numbers and PIL images are stacked, (B, ...), and texts become lists. Or a DataLoader, or another iterable
+            of such batches that can be iterated several times.
+        steps: optimizer steps. The data are repeated as often as needed.
         loss: `loss(model, batch)` returns a scalar tensor, or a scalar and other metrics by name.
-        folder: for checkpoints, metrics and the trained weights (`model.safetensors`); None: nothing is kept.
-        global_batch_size: samples per step, by default 128; a DataLoader has its own. Of a loader without one, such as
-            webdataset's, the samples of its batches are counted.
+        folder: folder for checkpoints, metrics and the trained weights (`model.safetensors`); None: nothing is saved.
+        global_batch_size: samples per step, by default 128. A DataLoader determines it. For a loader without a batch
+            size, such as webdataset's, the samples of its batches are counted.
         lr: peak learning rate.
         seed: seed of the order and of all random draws.
         device: auto, cpu, cuda, cuda:1 or mps.
-        workers: processes that read a Dataset; 0: this thread. A DataLoader has its own.
+        workers: number of processes that read a Dataset; 0: this thread. A DataLoader has its own workers.
         progress: show a progress bar and messages.
-        settings: other fields of a training as in a recipe: `optimizer={"type": "sgd"}`, `schedule`, `ema_decay`,
-            `precision`, `micro_batch_size`, `log_every`, `checkpoint={"every_steps": 100}`, ... (`vfm stages
-            clip.train` lists them). `grad_checkpointing` needs a model with `set_grad_checkpointing`, as timm's and
-            open_clip's have it. Several processes are those of torchrun.
+        settings: other fields of a training stage, as in a recipe: `optimizer={"type": "sgd"}`, `schedule`,
+            `ema_decay`, `precision`, `micro_batch_size`, `log_every`, `checkpoint={"every_steps": 100}`, ... (`vfm
+            stages clip.train` lists them). `grad_checkpointing` needs a model with `set_grad_checkpointing`, as in timm
+            and open_clip. Several processes must be started by torchrun.
 
     Returns:
         The trained model and its metrics.
 
     Raises:
-        UserError: a setting is wrong; a sample or the loss is not as expected or not finite; or the folder holds
-            another training.
+        UserError: a setting is wrong, a sample or the loss has a wrong form or is not finite, or the folder holds
+            another training run.
     """
     check_not_a_worker("vfm.fit")
     trained = _task(task, loss, seed)
     size = batch_size(data, global_batch_size, settings.get("micro_batch_size"))
-    given = {"steps": steps, "lr": lr, "seed": seed, **({} if size is None else {"global_batch_size": size})}
-    config = _config({**settings, **given}, {"device": device, "workers": workers})
+    arguments: dict[str, Any] = {"steps": steps, "lr": lr, "seed": seed}
+    if size is not None:
+        arguments["global_batch_size"] = size
+    config = _config({**settings, **arguments}, {"device": device, "workers": workers})
     if config.grad_checkpointing:
         _recompute_activations(_module(trained))
     inputs = {str(ref): Path(ref) for _, ref in refs(config)}
@@ -182,7 +188,7 @@ def fit(
 
 @contextmanager
 def _restored_generators(seed: int) -> Iterator[None]:
-    """Restore the caller's generators, which the loop seeds: models made after two trainings would be equal."""
+    """Restore the caller's generators, which the loop seeds. Otherwise models made after two runs would be equal."""
     is_used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     gpus = [torch.cuda.current_device()] if is_used else []
     with seeded(seed), torch.random.fork_rng(gpus):
@@ -197,7 +203,7 @@ def _recompute_activations(model: nn.Module) -> None:
     """Make a model recompute its activations in the backward pass.
 
     Raises:
-        UserError: it cannot.
+        UserError: the model does not support it.
     """
     name = type(model).__name__
     if not callable(getattr(model, "set_grad_checkpointing", None)):
@@ -207,17 +213,17 @@ def _recompute_activations(model: nn.Module) -> None:
         )
     try:
         model.set_grad_checkpointing()  # type: ignore[operator]
-    except AssertionError as error:  # of a timm model without it
+    except AssertionError as error:  # raised by a timm model that does not support it
         raise UserError(f"fit: grad_checkpointing: {name}: {error or 'not supported'}") from None
 
 
 def _check_start(place: Path, before: str, start: str, model: nn.Module, warn: Callable[[str], None]) -> None:
-    """Check that a training began with the weights that the model has, or that these are its result.
+    """Check that the run in the folder began with the model's weights, or that these are its result.
 
-    A training that is not finished goes on, since a module is often made without a seed; a warning says so.
+    An unfinished run resumes with a warning, since a module is often made without a seed.
 
     Raises:
-        UserError: it is finished, so other weights than expected would be returned.
+        UserError: it is finished, so the returned weights would not be the expected ones.
     """
     if before == start:
         return
@@ -245,25 +251,29 @@ def _task(task: Task[Any] | nn.Module, loss: LossFunction | None, seed: int) -> 
 
 
 def _config(settings: Mapping[str, Any], runtime: Mapping[str, Any]) -> Settings:
-    """Return the configuration of the training.
+    """Build the configuration of the run.
 
     Args:
         settings: its fields.
-        runtime: fields of `runtime` that those of the settings are laid over.
+        runtime: default fields of `runtime`, which the settings override.
 
     Raises:
         UserError: a setting is unknown or wrong, one line each.
     """
-    if wrong := [name for name in NO_SETTINGS if name in settings]:
+    wrong = [name for name in NO_SETTINGS if name in settings]
+    if wrong:
         raise UserError(f"fit: {wrong[0]}: only a training in a recipe has this setting")
-    own = settings.get("runtime", {})
-    merged = {**runtime, **own} if isinstance(own, Mapping) else own
+    runtime_settings = settings.get("runtime", {})
+    merged = runtime_settings
+    if isinstance(runtime_settings, Mapping):
+        merged = {**runtime, **runtime_settings}
     try:
         config = Settings.model_validate({**settings, "kind": "vfm.fit", "name": "fit", "runtime": merged})
     except ValidationError as error:
-        lines = [": ".join(("fit", *_key(place), line)) for place, line in error_lines(error, Settings)]
+        lines = [": ".join(("fit", *_key(location), line)) for location, line in error_lines(error, Settings)]
         raise UserError("\n".join(lines)) from None
-    if (processes := config.runtime.processes) > 1:
+    processes = config.runtime.processes
+    if processes > 1:
         start = f"start it with torchrun --nproc-per-node={processes}"
         raise UserError(
             f"fit: runtime.processes: a script does not start processes, {start}: expected 1, got {processes}"
@@ -271,5 +281,5 @@ def _config(settings: Mapping[str, Any], runtime: Mapping[str, Any]) -> Settings
     return config
 
 
-def _key(place: tuple[str | int, ...]) -> list[str]:
-    return [".".join(map(str, place))] if place else []
+def _key(location: tuple[str | int, ...]) -> list[str]:
+    return [".".join(map(str, location))] if location else []

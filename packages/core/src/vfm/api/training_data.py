@@ -1,4 +1,4 @@
-"""What a user gives to `fit` as data: a Dataset, or a DataLoader. Imports torch."""
+"""The data for `fit`: a Dataset or a DataLoader. Imports torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vfm.train import Data
 
 
 def is_loader(data: Any) -> bool:
-    """Return whether data are a DataLoader or like one: batches that can be iterated again. Otherwise it is a Dataset.
+    """Check whether data are a DataLoader or another iterable of batches, and not a Dataset.
 
     Raises:
         UserError: they are neither.
@@ -31,47 +31,49 @@ def is_loader(data: Any) -> bool:
     raise UserError(f"fit: expected a Dataset, a list or a DataLoader, got a {type(data).__name__}")
 
 
-def batch_size(data: Any, given: int | None, micro_batch_size: int | None) -> int | None:
-    """Return the samples per step: those of a DataLoader's batches, else the given number; None: the default.
+def batch_size(data: Any, requested: int | None, micro_batch_size: int | None) -> int | None:
+    """Determine the samples per step: from the batches of a DataLoader, else the requested number; None: the default.
 
     Raises:
-        UserError: the DataLoader has batches of another size, or should be split.
+        UserError: the batches of the DataLoader have another size, or would have to be split.
     """
-    own = _own_size(data) if is_loader(data) else None
-    if own and given not in (None, own):
-        raise UserError(f"fit: global_batch_size: the DataLoader's batches have {own} samples, got {given}")
+    loader_size = _own_size(data) if is_loader(data) else None
+    if loader_size and requested not in (None, loader_size):
+        raise UserError(f"fit: global_batch_size: the DataLoader's batches have {loader_size} samples, got {requested}")
     if is_loader(data) and micro_batch_size:
         raise UserError("fit: micro_batch_size: a DataLoader's batches are taken whole; give its Dataset instead")
-    return own or given
+    return loader_size or requested
 
 
 def training_data(data: Any, config: Training, log: Callable[[str], None]) -> tuple[Data[Any], dict[str, Any]]:
-    """Return the data of a training, and what identifies them in its record.
+    """Open the data of a training run, and collect the facts that identify them in its record.
 
     Args:
         data: a Dataset or a DataLoader.
-        config: the training.
-        log: called with a line where a resume skips batches.
+        config: configuration of the run.
+        log: called with a line if resuming skips batches.
 
     Raises:
-        UserError: a Dataset is empty, its first sample holds something that is no tensor, or workers are set beside a
-            DataLoader.
+        UserError: a Dataset is empty, its first sample holds a value that is not a tensor, or workers are set together
+            with a DataLoader.
     """
     facts: dict[str, Any] = {"type": type(data).__name__, "length": _length(data)}
     if is_loader(data):
-        if workers := config.runtime.workers:
+        workers = config.runtime.workers
+        if workers:
             raise UserError(f"fit: workers: a DataLoader reads by its own num_workers: expected 0, got {workers}")
-        given = config.global_batch_size if "global_batch_size" in config.model_fields_set else None
-        # A loader's own number, which `batch_size` has compared, is not that of a small first batch.
-        return LoaderData(data, config.seed, log, None if _own_size(data) else given), facts
-    found, layout = dataset_data(data, config)
-    return found, {**facts, "sample": layout}
+        expected = config.global_batch_size if "global_batch_size" in config.model_fields_set else None
+        if _own_size(data):
+            expected = None  # `batch_size` has compared it, and the first batch may be smaller
+        return LoaderData(data, config.seed, log, expected), facts
+    opened, layout = dataset_data(data, config)
+    return opened, {**facts, "sample": layout}
 
 
 def _own_size(loader: Any) -> int | None:
-    """Return the batch size of a DataLoader; None: it has none, as with a `batch_sampler`."""
-    own = getattr(loader, "batch_size", None)
-    return own if isinstance(own, int) else None
+    """Look up the batch size of a DataLoader. None if it has none, as with a `batch_sampler`."""
+    size = getattr(loader, "batch_size", None)
+    return size if isinstance(size, int) else None
 
 
 def _length(data: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""The folder of a training by `fit`, and the record in it of all that decides the result. Imports no torch."""
+"""The folder of a run of `fit`, and its record of everything that determines the result. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vfm.storage.locks import locked
 from vfm.storage.publishing import write_file
 
 RECORD, LOCK = "training.json", ".lock"
-START = "initial_weights"  # key of their hash, which is compared with care: a module may be made without a seed
+START = "initial_weights"  # key of their hash, which need not be equal: a module may be made without a seed
 
 
 @contextmanager
@@ -30,38 +30,38 @@ def open_folder(folder: AnyPath | None) -> Iterator[Path]:
         with TemporaryDirectory(prefix="vfm-fit-") as temporary:
             yield Path(temporary)
         return
-    place = Path(folder)
-    if place.exists() and not place.is_dir():
-        raise UserError(f"{place}: expected a folder, got a file")
-    place.mkdir(parents=True, exist_ok=True)
-    yield place
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: expected a folder, got a file")
+    path.mkdir(parents=True, exist_ok=True)
+    yield path
 
 
 @contextmanager
 def recorded(place: Path, record: Mapping[str, Any], log: Callable[[str], None]) -> Iterator[Mapping[str, Any]]:
-    """Hold the lock of a folder whose record is this one, and yield it; it is written if the folder has none.
+    """Hold the lock of a folder, compare its record with this one, and yield the record, written first if missing.
 
     Args:
         place: the folder.
-        record: `settings`, `weights` and `data` of the training, and the hash `START` of its initial weights.
-        log: called with a line while another training holds the folder.
+        record: `settings`, `weights` and `data` of the run, and the hash `START` of its initial weights.
+        log: called with a line while another run holds the folder.
 
     Raises:
-        UserError: the folder holds another training.
+        UserError: the folder holds another training run.
     """
     with locked(place / LOCK, str(place), log):
-        given = found = json.loads(json.dumps(record))
+        current = stored = json.loads(json.dumps(record))
         if (place / RECORD).is_file():
-            found = {START: given[START], **read_sealed(place / RECORD)}  # an older version did not have it
-            _compare(place, found, given)
+            stored = {START: current[START], **read_sealed(place / RECORD)}  # older versions did not store START
+            _compare(place, stored, current)
         else:
-            write_file(place / RECORD, seal(given))
-        yield found
+            write_file(place / RECORD, seal(current))
+        yield stored
 
 
 def _compare(place: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     was, new = (dict(_flat({key: value for key, value in one.items() if key != START})) for one in (before, now))
-    # A setting that the record lacks is one that an older version did not have.
+    # Older versions did not have all settings, so settings missing from the record are not compared.
     keys = [*was, *(key for key in new if not key.startswith("settings."))]
     changed = next((key for key in keys if was.get(key) != new.get(key)), None)
     if changed:

@@ -1,4 +1,4 @@
-"""Classes and embeddings of videos, by a classifier of videos. Imports torch and PyAV."""
+"""Classes and embeddings of videos, by a video classifier. Imports torch and PyAV."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from vfm.plugin import ReadSettings
 
 
 def predict(model: VideoClassifier, paths: Sequence[AnyPath], device: str) -> tuple[list[str], Tensor]:
-    """Return class names and their probabilities for video files, or for folders of frames, (B, K).
+    """Compute class names and their probabilities for video files, or for folders of frames, (B, K).
 
     Raises:
-        UserError: a file does not exist, is no video, or cannot be decoded.
+        UserError: a file does not exist, is not a video, or cannot be decoded.
     """
     samples = [_read_video(path) for path in paths]
     classifier = load_video_predictor(model, open_device(device))
     try:
         scores = predict_videos(classifier, samples, TestViews())
-    except BadSample as bad:  # a part that opening it did not read
+    except BadSample as bad:  # in a part of the video that was not read when opening it
         raise UserError(f"{bad.where}: {bad.reason.replace('_', ' ')}") from None
     check_finite(scores, str(model.path), list(map(str, paths)))
     return list(classifier.class_names), torch.as_tensor(scores)
@@ -50,10 +50,10 @@ def embed(
     device: str,
     reading: ReadSettings,
 ) -> tuple[int, Counter[str]]:
-    """Write the embedding of each video, the mean over its clips; return their number, and the bad ones by reason.
+    """Write the embedding of each video, the mean over its clips. Returns the number of videos, and of bad ones.
 
     Raises:
-        UserError: the videos cannot be found, or too many of them cannot be read.
+        UserError: the videos do not exist, or too many of them cannot be read.
     """
     source, names = _open_videos(ctx, as_place(data))
     classifier = load_video_predictor(model, open_device(device))
@@ -62,21 +62,21 @@ def embed(
     return len(source) - bad.total(), bad
 
 
-def _read_video(given: AnyPath) -> VideoSample:
-    if not isinstance(given, PATHS):
-        raise UserError(f"expected the path of a video, got a {type(given).__name__}")
-    path = local_file(given)
-    if not path.exists():
-        raise UserError(f"{path}: no such video")
-    media = frame_folder(str(path)) if path.is_dir() else Media(str(path))
+def _read_video(path: AnyPath) -> VideoSample:
+    if not isinstance(path, PATHS):
+        raise UserError(f"expected the path of a video, got a {type(path).__name__}")
+    file = local_file(path)
+    if not file.exists():
+        raise UserError(f"{file}: no such video")
+    media = frame_folder(str(file)) if file.is_dir() else Media(str(file))
     try:
-        return VideoSample(path.stem, path.stem, b"", media=media, facts=probe(media))
+        return VideoSample(file.stem, file.stem, b"", media=media, facts=probe(media))
     except BadSample as bad:
-        raise UserError(f"{path}: {bad.reason.replace('_', ' ')}") from None
+        raise UserError(f"{file}: {bad.reason.replace('_', ' ')}") from None
 
 
 def _open_videos(ctx: Context, data: str) -> tuple[VideoSource, list[str]]:
-    """Return the videos of an artifact, or of a path as `data.videos` takes it, and their class names."""
+    """Open the videos of an artifact, or of a path in any format of `data.videos`, and look up their class names."""
     if (Path(data) / FACTS_FILE).is_file():
         dataset = VideoDataset.load(data)
     else:

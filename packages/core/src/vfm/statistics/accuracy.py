@@ -1,4 +1,4 @@
-"""Accuracy with its interval and paired test, and the records that a report stores of any score."""
+"""Accuracy with its interval and paired test, and the record of any score in a report."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vfm.statistics.paired import mcnemar_exact, newcombe_interval, sign_flip_p
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of the items that a model got right, or the mean over classes of that share.
+    """Fraction of the items that a model got right, or the mean of this fraction over classes.
 
     Args:
-        metric: its name, such as `acc1`.
+        metric: name of the metric, such as `acc1`.
         correct: right or wrong, (N,).
-        groups: the image of each item, (N,), where an image has several captions and items are not independent.
-        classes: the class of each item, (N,), where the score is the mean over classes.
-        chance: expected share of a blind guess.
+        groups: image of each item, (N,), if an image has several captions, so that items are not independent.
+        classes: class of each item, (N,), if the score is the mean over classes.
+        chance: expected fraction of a random guess.
     """
 
     metric: str
@@ -32,21 +32,21 @@ class Accuracy:
 
     @property
     def num_independent(self) -> int:
-        """Number of items, or of images where an image has several items."""
+        """Number of items, or of images if an image has several items."""
         return len(self.correct) if self.groups is None else len(np.unique(self.groups))
 
     @property
     def independent(self) -> bool:
-        """True if the score is a plain share of independent items."""
+        """True if the score is a plain fraction of independent items."""
         return self.classes is None and self.num_independent == len(self.correct)
 
     @property
     def value(self) -> float:
-        """Share right, 0 to 1."""
+        """Fraction of right items, 0 to 1."""
         return stratified_mean(self.correct, self.classes)
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
-        """Return the 95 % interval: Wilson's, adapted for grouped items and for means over classes."""
+        """Compute the 95 % interval: Wilson's, adapted for grouped items and for means over classes."""
         if self.classes is not None:
             return mean_per_class_interval(self.correct, self.classes)
         if self.groups is not None and not self.independent:
@@ -54,11 +54,11 @@ class Accuracy:
         return wilson_interval(int(self.correct.sum()), len(self.correct))
 
     def difference(self, baseline: Accuracy, seed: int = 0) -> Difference:
-        """Return this score minus the baseline's on the same items: Newcombe's paired interval and a p-value.
+        """Compute this score minus the baseline's on the same items: Newcombe's paired interval and a p-value.
 
-        Independent items get exact McNemar's p-value. McNemar would count several captions of one image as that much
-        evidence, and weigh the images of all classes equally: grouped items and means over classes get the p-value of
-        sign flips, of whole images or of items with the weight of their class.
+        Independent items get exact McNemar's p-value. For grouped items and means over classes, McNemar would count
+        several captions of an image as independent, and give the images of all classes the same weight. They get the
+        p-value of sign flips, of whole images or of items with the weight of their class.
         """
         before, after, groups, classes = baseline.correct, self.correct, baseline.groups, baseline.classes
         low, high = newcombe_interval(before, after, groups, strata=classes)
@@ -68,7 +68,7 @@ class Accuracy:
 
 
 def to_metric(score: Score, *, model: str = "", seed: int = 0) -> Metric:
-    """Return a score as the record of a report: the share, n (independent items) and the 95 % interval."""
+    """Convert a score to the record of a report: the value, n (independent items) and the 95 % interval."""
     low, high = score.interval(seed)
     return Metric(
         name=score.metric,
@@ -82,21 +82,21 @@ def to_metric(score: Score, *, model: str = "", seed: int = 0) -> Metric:
 
 
 def compare(first: Score, second: Score, *, baseline: str, model: str, seed: int = 0) -> Comparison:
-    """Return second minus first on the same items, as a share, with interval and p-value of the paired test.
+    """Compare two scores on the same items: second minus first, with interval and p-value of the paired test.
 
     Raises:
         ValueError: the metrics or the items differ.
     """
     if first.metric != second.metric:
         raise ValueError(f"expected two scores of one metric, got {first.metric} and {second.metric}")
-    found = second.difference(first, seed)
+    difference = second.difference(first, seed)
     return Comparison(
         metric=first.metric,
         model=model,
         baseline=baseline,
         difference=second.value - first.value,
-        low=found.low,
-        high=found.high,
-        p_value=found.p_value,
-        test=found.test,
+        low=difference.low,
+        high=difference.high,
+        p_value=difference.p_value,
+        test=difference.test,
     )

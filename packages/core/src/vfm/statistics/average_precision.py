@@ -20,13 +20,13 @@ CHUNK = 4_000_000  # weights held at once: 32 MB
 def average_precisions(
     scores: NDArray[np.floating], positives: NDArray[np.bool_], weights: NDArray[np.number] | None = None
 ) -> NDArray[np.float64]:
-    """Return the average precision of each label: the mean over its images of the precision at their rank.
+    """Compute the average precision of each label: the mean over its images of the precision at their rank.
 
-    Images with equal scores share a rank; a NaN score is ranked last. A label without an image (of positive weight)
+    Images with equal scores share a rank. A NaN score is ranked last. A label without an image (of positive weight)
     gets NaN.
 
     Args:
-        scores: of each label for each image, (N, C).
+        scores: score of each label for each image, (N, C).
         positives: labels of each image, (N, C).
         weights: how often each image counts, (R, N); default: once.
 
@@ -37,8 +37,8 @@ def average_precisions(
     """
     table = np.ones((1, len(scores))) if weights is None else np.asarray(weights, dtype=np.float64)
     columns = [_average_precision(scores[:, c], positives[:, c], table) for c in range(scores.shape[1])]
-    found = np.stack(columns, axis=1)
-    return found[0] if weights is None else found
+    precisions = np.stack(columns, axis=1)
+    return precisions[0] if weights is None else precisions
 
 
 def _average_precision(
@@ -47,11 +47,11 @@ def _average_precision(
     known = np.where(np.isnan(scores), -np.inf, scores)
     order = np.argsort(-known, kind="stable")
     ranked = known[order]
-    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # the last of each run of equal scores
+    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # the last index in each run of equal scores
     places = ends[np.searchsorted(ends, np.arange(len(ranked)))]
     counted = weights[:, order]
     right = counted * positives[order]
-    seen = np.maximum(np.cumsum(counted, axis=1)[:, places], 1e-300)  # no weight yet: the numerator is 0 too
+    seen = np.maximum(np.cumsum(counted, axis=1)[:, places], 1e-300)  # if the weight is 0, so is the numerator
     precision = np.cumsum(right, axis=1)[:, places] / seen
     total = right.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -61,11 +61,11 @@ def _average_precision(
 
 @dataclass(frozen=True)
 class MeanAveragePrecision:
-    """Mean average precision of a model's score of each label for each image.
+    """Mean average precision of a model's scores of each label for each image.
 
     Args:
-        metric: its name, such as `lp_map`.
-        scores: (N, C).
+        metric: name of the metric, such as `lp_map`.
+        scores: score of each label for each image, (N, C).
         positives: labels of each image, (N, C).
     """
 
@@ -82,13 +82,12 @@ class MeanAveragePrecision:
     def chance(self) -> float:
         """Expected value of random scores, the mean over the labels that occur.
 
-        It is more than the share R / N of images that have a label, since a positive image counts itself at its own
-        rank: at rank i it adds 1, and each of the i - 1 images before it (R - 1) / (N - 1). The mean over all ranks is
-        exact.
+        It exceeds the fraction R / N of images with a label, since a positive image counts itself at its own rank: at
+        rank i it adds 1, and each of the i - 1 images before it (R - 1) / (N - 1). The mean over all ranks is exact.
         """
         n, right = len(self.positives), self.positives.sum(axis=0)
-        own = np.mean(1 / np.arange(1, n + 1))
-        return float(np.mean(own + (right[right > 0] - 1) / max(1, n - 1) * (1 - own)))
+        itself = np.mean(1 / np.arange(1, n + 1))
+        return float(np.mean(itself + (right[right > 0] - 1) / max(1, n - 1) * (1 - itself)))
 
     @property
     def value(self) -> float:
@@ -96,15 +95,15 @@ class MeanAveragePrecision:
         return float(np.nanmean(average_precisions(self.scores, self.positives)))
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
-        """Return the 95 % percentile bootstrap over images, shifted to be centred on the value."""
+        """Compute the 95 % percentile bootstrap over images, shifted to be centred on the value."""
         low, high = np.quantile(self._resampled(seed), [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2]).clip(0, 1)
         return float(low), float(high)
 
     def difference(self, baseline: MeanAveragePrecision, seed: int = 0) -> Difference:
-        """Return this minus the baseline's on the same resampled images; p is twice the share on the wrong side of 0.
+        """Compute this minus the baseline's on the same resampled images. p is twice the fraction across 0.
 
         Raises:
-            ValueError: the two have different items.
+            ValueError: the two scores have different items.
         """
         if self.positives.shape != baseline.positives.shape:
             raise ValueError(
@@ -116,9 +115,9 @@ class MeanAveragePrecision:
         return Difference(float(low), float(high), min(1.0, 2 * (1 + beyond) / (1 + len(gaps))), "paired bootstrap")
 
     def _resampled(self, seed: int) -> NDArray[np.float64]:
-        """Return the mean of each resample, (R,); cached, since the interval and the tests use the same ones.
+        """Compute the mean of each resample, (R,). It is cached, since the interval and the tests share resamples.
 
-        They are shifted to be centred on the value: an image that is drawn twice ranks beside its own copy, so
+        The means are shifted to be centred on the value. An image that is drawn twice ranks next to its copy, so
         precision is too high in every resample, and more so the rarer a label is.
         """
         if seed not in self._drawn:
@@ -133,7 +132,8 @@ class MeanAveragePrecision:
     def _draw(self, seed: int) -> NDArray[np.float64]:
         generator, n = np.random.default_rng(seed), len(self.scores)
         means = []
-        for start in range(0, NUM_RESAMPLES, rows := max(1, CHUNK // n)):
+        rows = max(1, CHUNK // n)
+        for start in range(0, NUM_RESAMPLES, rows):
             weights = generator.multinomial(n, np.full(n, 1 / n), size=min(rows, NUM_RESAMPLES - start))
             means.append(np.nanmean(average_precisions(self.scores, self.positives, weights), axis=1))
         return np.concatenate(means)

@@ -1,4 +1,4 @@
-"""Intervals of scores: shares, means over classes, grouped items, means over seeds."""
+"""Intervals of scores: fractions, means over classes, grouped items, means over seeds."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Interval = tuple[float, float]
 
 
 def wilson_interval(successes: float, n: float, *, confidence: float = CONFIDENCE) -> Interval:
-    """Return the interval of a share of independent right-or-wrong items; valid at 0 %, at 100 % and for small `n`.
+    """Compute the interval of a fraction of independent right-or-wrong items; valid at 0 %, at 100 % and for small `n`.
 
-    For items that are not independent, pass their `effective_size` as `n`, and the share times it as `successes`.
+    For items that are not independent, pass their `effective_size` as `n`, and the fraction times it as `successes`.
 
     Raises:
         ValueError: `n` is not positive or `successes` is not within 0..n.
@@ -36,14 +36,14 @@ def wilson_interval(successes: float, n: float, *, confidence: float = CONFIDENC
 
 
 def grouped_interval(correct: ArrayLike, groups: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
-    """Return the interval of a share of right items, (N,), whose groups, such as an image's captions, are drawn whole.
+    """Compute the interval of a fraction of right items, (N,), whose groups, such as an image's captions, stay whole.
 
-    It is Wilson's at the effective size. How much the items of a group agree is seen only in the groups that are not
-    all right or all wrong like the others: where these are k, the design effect moves by 1/k of the way to one item per
-    group. With ten right of 1,000 captions of 200 images it covers 0.95 to 0.98 (0.92 to 0.94 without the move; a
-    bootstrap of whole images 0.88 to 0.90).
+    This is Wilson's interval at the effective size. How much the items of a group agree is only visible in groups that
+    are not all right or all wrong like the others. If there are k such groups, the design effect moves by 1/k of the
+    way to one item per group. With ten right of 1,000 captions of 200 images it covers 0.95 to 0.98 (0.92 to 0.94
+    without the move, and 0.88 to 0.90 with a bootstrap of whole images).
 
-    Source: Korn and Graubard 1998 (Wilson's interval at the effective size); the move is measured by a test.
+    Source: Korn and Graubard 1998 (Wilson's interval at the effective size). The move is measured by a test.
     """
     hits, group_of = np.asarray(correct, dtype=bool), np.unique(np.asarray(groups), return_inverse=True)[1]
     right, sizes = np.bincount(group_of, weights=hits), np.bincount(group_of)
@@ -55,15 +55,15 @@ def grouped_interval(correct: ArrayLike, groups: ArrayLike, *, confidence: float
 
 
 def mean_per_class_interval(correct: ArrayLike, classes: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
-    """Return the interval of the mean over classes of each class's share of right items, (N,) each.
+    """Compute the interval of the mean over classes of each class's fraction of right items, (N,) each.
 
     On each side it is the wider of two intervals, which are too short in opposite cases. Wilson's intervals of the
-    classes, combined by their distances from the shares (MOVER), are too short where many classes have few images (they
+    classes, combined by their distances from the fractions (MOVER), are too short if many classes have few images (they
     cover 75 % instead of 95 % with one or two). Wilson's interval at the effective size relies on the observed spread,
-    which is too small where one class of a few images decides.
+    which is too small if a single class of a few images decides.
 
     Source: Zou, Huang and Zhang 2009, A note on confidence interval estimation for a linear function of binomial
-    proportions (MOVER); Korn and Graubard 1998, Confidence intervals for proportions with small expected number of
+    proportions (MOVER). Korn and Graubard 1998, Confidence intervals for proportions with small expected number of
     positive counts estimated from survey data (the effective size).
     """
     hits = np.asarray(correct, dtype=bool)
@@ -88,25 +88,25 @@ def bootstrap_interval(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Return the percentile bootstrap interval of a mean; groups are drawn whole, so an image's captions stay together.
+    """Compute the percentile bootstrap interval of a mean. Groups, such as an image's captions, are drawn whole.
 
     Args:
         values: one number per item, (N,).
-        groups: the image (or other cluster) of each item, (N,); None where items are independent.
-        confidence: of the interval.
-        num_resamples: draws; 10,000 leave an error of about 1 % of the interval's width.
-        seed: of the draws.
+        groups: image (or other cluster) of each item, (N,). None if items are independent.
+        confidence: coverage of the interval.
+        num_resamples: number of draws. 10,000 leave an error of about 1 % of the interval's width.
+        seed: seed of the draws.
 
-    Source: Efron 1979; for clusters Davison and Hinkley 1997, section 3.8.
+    Source: Efron 1979. For clusters, Davison and Hinkley 1997, section 3.8.
     """
     return _percentiles(_resampled_means(values, groups, num_resamples=num_resamples, seed=seed), confidence)
 
 
 def t_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
-    """Return Student's interval of the mean over seeds.
+    """Compute Student's interval of the mean over seeds.
 
     Raises:
-        ValueError: fewer than two values; one seed shows no spread.
+        ValueError: fewer than two values, since one seed shows no spread.
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2:
@@ -119,7 +119,7 @@ def t_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval
 
 
 def stratified_mean(values: ArrayLike, strata: ArrayLike | None = None) -> float:
-    """Return the mean, or with `strata` the mean over the strata of each one's mean (mean per class recall)."""
+    """Compute the mean, or with `strata` the mean of the means of the strata (mean per class recall)."""
     x = np.asarray(values, dtype=np.float64)
     if strata is None:
         return float(x.mean())
@@ -129,12 +129,13 @@ def stratified_mean(values: ArrayLike, strata: ArrayLike | None = None) -> float
 
 @dataclass(frozen=True)
 class Units:
-    """Sampling units: single items, or all captions of an image; each is in a stratum, such as a class.
+    """Sampling units: single items, or all captions of an image. Each is in a stratum, such as a class.
 
-    sums: sum of the items' values of each unit, (U,).
-    sizes: items of each unit, (U,).
-    strata: index of each unit's stratum, (U,).
-    stratum_sizes: items of each stratum, (C,).
+    Attributes:
+        sums: sum of the values of each unit's items, (U,).
+        sizes: number of items of each unit, (U,).
+        strata: index of each unit's stratum, (U,).
+        stratum_sizes: number of items of each stratum, (C,).
     """
 
     sums: NDArray[np.float64]
@@ -144,7 +145,7 @@ class Units:
 
     @classmethod
     def of(cls, values: ArrayLike, groups: ArrayLike | None = None, strata: ArrayLike | None = None) -> Units:
-        """Return the units of items, (N,); without `groups` each item is one, without `strata` there is one stratum.
+        """Group items, (N,), into units. Without `groups` each item is a unit, without `strata` there is one stratum.
 
         Raises:
             ValueError: the numbers of values, groups and strata differ.
@@ -166,24 +167,24 @@ class Units:
 
     @property
     def effects(self) -> NDArray[np.float64]:
-        """Contribution of each unit to the mean over strata of each one's mean, (U,)."""
+        """Contribution of each unit to the mean of the means of the strata, (U,)."""
         return self.sums / (self.stratum_sizes[self.strata] * len(self.stratum_sizes))
 
 
 def effective_size(values: ArrayLike, groups: ArrayLike | None = None, strata: ArrayLike | None = None) -> float:
-    """Return the number of independent items that would estimate the mean as well as these: N for independent ones.
+    """Estimate the number of independent items that would estimate the mean as well: N if the items are independent.
 
-    It is the variance of one item over that of the (stratified) mean, of whole groups within their strata. A stratum
-    of one unit shows no spread of its own, and one of a few shows too little: each stratum gets the spread over all
-    strata as one additional unit, which also counts the differences between strata and so errs on the safe side. Where
-    all values are equal, or the sums of all groups are, the items of a group count as one.
+    It is the variance of an item divided by the variance of the (stratified) mean, with whole groups within their
+    strata. A stratum with a single unit shows no spread, and one with few units shows too little. So each stratum gets
+    the spread over all strata as an additional unit, which also counts the differences between strata and so errs on
+    the safe side. If all values are equal, or the sums of all groups are, the items of a group count as one.
 
     Args:
         values: right or wrong, or the differences of two models, (N,).
-        groups: the image (or other cluster) of each item, (N,).
-        strata: the class of each item, (N,).
+        groups: image (or other cluster) of each item, (N,).
+        strata: class of each item, (N,).
 
-    Source: Korn and Graubard 1998 (effective size); Cochran 1977, section 5A.12 (one unit per stratum).
+    Source: Korn and Graubard 1998 (effective size). Cochran 1977, section 5A.12 (one unit per stratum).
     """
     x, units = np.asarray(values, dtype=np.float64), Units.of(values, groups, strata)
     centres = np.bincount(units.strata, weights=units.sums) / units.stratum_sizes  # (C,)
@@ -201,10 +202,10 @@ def effective_size(values: ArrayLike, groups: ArrayLike | None = None, strata: A
 def _resampled_means(
     values: ArrayLike, groups: ArrayLike | None, *, num_resamples: int, seed: int
 ) -> NDArray[np.float64]:
-    """Return the means of `num_resamples` draws of whole groups with replacement, (num_resamples,).
+    """Compute the means of `num_resamples` draws of whole groups with replacement, (num_resamples,).
 
-    Groups of equal sum and size are interchangeable: drawing how often each *kind* of group occurs has the same
-    distribution as drawing groups, and right-or-wrong items have a handful of kinds for any N.
+    Groups with equal sum and size are interchangeable. Drawing how often each *kind* of group occurs has the same
+    distribution as drawing groups, and right-or-wrong items have only a handful of kinds for any N.
     """
     generator = np.random.default_rng(seed)
     units = Units.of(values, groups)

@@ -22,22 +22,22 @@ def match_detections(
 ) -> NDArray[np.int64]:
     """Match the detections of one image and class, best score first, each with the free object of the largest IoU.
 
-    An ignored object is matched only if no other can be; a crowd can be matched any number of times. Of equal IoUs the
-    last object is taken.
+    An ignored object is matched only if no other can be. A crowd can be matched any number of times. If several IoUs
+    are equal, the last object is taken.
 
     Args:
-        ious: of each detection, by falling score, with each object, (D, G).
+        ious: IoU of each detection, by falling score, with each object, (D, G).
         ignored: objects that do not count, by range of area, (A, G).
         crowd: objects that stand for several, (G,).
         thresholds: smallest IoU of a match, (T,).
 
     Returns:
-        index of each detection's object, -1 if it has none, (A, T, D).
+        Index of each detection's object, -1 if it has none, (A, T, D).
     """
     num_detections, num_objects = ious.shape
-    found = np.full((len(ignored), len(thresholds), num_detections), -1, dtype=np.int64)
+    matches = np.full((len(ignored), len(thresholds), num_detections), -1, dtype=np.int64)
     if not num_objects:
-        return found
+        return matches
     limits = np.minimum(thresholds, ALMOST_ONE)
     free = np.ones((len(ignored), len(thresholds), num_objects), dtype=bool)
     counted = ~ignored[:, None, :]
@@ -49,6 +49,6 @@ def match_detections(
         chosen = np.where(first.any(axis=-1, keepdims=True), first, possible)
         best = num_objects - 1 - np.argmax(np.where(chosen, iou, -1.0)[..., ::-1], axis=-1)
         matched = chosen.any(axis=-1)
-        found[:, :, detection] = np.where(matched, best, -1)
+        matches[:, :, detection] = np.where(matched, best, -1)
         free[ranges, levels, best] &= ~matched
-    return found
+    return matches

@@ -14,7 +14,7 @@ from vfm.statistics.resampling import NUM_RESAMPLES, ResampledScore, image_weigh
 
 @dataclass(frozen=True)
 class PixelCounts:
-    """Pixels of one image by class, (K,) each, without those that have no label."""
+    """Number of pixels of an image by class, (K,) each, without unlabelled pixels."""
 
     right: NDArray[np.int64]
     predicted: NDArray[np.int64]
@@ -33,13 +33,13 @@ def count_pixels(truth: NDArray[np.integer], predicted: NDArray[np.integer], num
     a, b = truth[known].astype(np.int64), predicted[known].astype(np.int64)
     if b.size and not 0 <= b.min() <= b.max() < num_classes:
         raise ValueError(f"expected classes 0 to {num_classes - 1}, got {b.min()} to {b.max()}")
-    right, of_predicted, of_true = (np.bincount(one, minlength=num_classes) for one in (a[a == b], b, a))
+    right, of_predicted, of_true = (np.bincount(labels, minlength=num_classes) for labels in (a[a == b], b, a))
     return PixelCounts(right, of_predicted, of_true)
 
 
 @dataclass(frozen=True)
 class MeanIou:
-    """Pixel counts of all images, (I, K) each. Classes that are in no image, true or predicted, are left out once."""
+    """Pixel counts of all images, (I, K) each. Classes that are in no image, true or predicted, are left out."""
 
     right: NDArray[np.int64]
     predicted: NDArray[np.int64]
@@ -51,20 +51,20 @@ class MeanIou:
         return cls(*(np.stack([getattr(one, name) for one in counts]) for name in ("right", "predicted", "true")))
 
     def by_class(self, weights: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
-        """Return the IoU of each class, (R, K), or (K,) without weights; NaN for a class in no image.
+        """Compute the IoU of each class, (R, K), or (K,) without weights. NaN for a class in no image.
 
-        In a resample that lacks a class it has its value of the whole set, so that resamples average the same classes.
+        If a resample lacks a class, the class has its value of the whole set, so that resamples average the same classes.
         """
         union = self.predicted + self.true - self.right
         whole = _share(self.right.sum(axis=0), union.sum(axis=0))
         if weights is None:
             return whole
         table = weights.astype(np.float64)
-        found = _share(table @ self.right, table @ union)
-        return np.where(np.isnan(found), whole, found)
+        ious = _share(table @ self.right, table @ union)
+        return np.where(np.isnan(ious), whole, ious)
 
     def scores(self, prefix: str = "", num_resamples: int = NUM_RESAMPLES) -> list[ResampledScore]:
-        """Return the mean IoU, the share of right pixels and the mean share over classes, each over resamples."""
+        """Compute the mean IoU, the fraction of right pixels and its mean over classes, each over resamples."""
         images = len(self.right)
 
         def accuracy(weights: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -73,8 +73,8 @@ class MeanIou:
 
         def recall(weights: NDArray[np.integer]) -> NDArray[np.float64]:
             whole, table = _share(self.right.sum(axis=0), self.true.sum(axis=0)), weights.astype(np.float64)
-            found = _share(table @ self.right, table @ self.true)
-            return mean_of_known(np.where(np.isnan(found), whole, found))
+            recalls = _share(table @ self.right, table @ self.true)
+            return mean_of_known(np.where(np.isnan(recalls), whole, recalls))
 
         functions = {
             "miou": lambda weights: mean_of_known(self.by_class(weights)),

@@ -19,7 +19,7 @@ from vfm.statistics.intervals import (
     wilson_interval,
 )
 
-MAX_OUTCOMES = 1_000_000  # flips that are enumerated; where there are more, flips are drawn at random
+MAX_OUTCOMES = 1_000_000  # most flips that are enumerated; if there are more, flips are drawn at random
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class McNemar:
 
 
 def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> McNemar:
-    """Test whether two models differ on the same right-or-wrong items, (N,) each; exact for any `N`.
+    """Test whether two models differ on the same right-or-wrong items, (N,) each. Exact for any `N`.
 
     Raises:
-        ValueError: the two have different numbers of items.
+        ValueError: the models have different numbers of items.
 
-    Source: McNemar 1947; the exact binomial form of the test.
+    Source: McNemar 1947, in the exact binomial form of the test.
     """
     a, b = _paired(first, second)
     wins, losses = int(np.sum(~(a > 0) & (b > 0))), int(np.sum((a > 0) & ~(b > 0)))
@@ -54,27 +54,26 @@ def sign_flip_p(
     num_draws: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> float:
-    """Return the two-sided p-value of "no difference" on the same items, (N,) each: exact McNemar's, with weights.
+    """Compute the two-sided p-value of "no difference" on the same items, (N,) each: exact McNemar's, with weights.
 
-    If the models were equally good, they could be exchanged on any item: the difference of the means, in which each
+    If the models were equally good, they could be exchanged on any item. The difference of the means, in which each
     item weighs 1 / N or with `strata` 1 / (strata x items of its stratum), would be as likely with the sign of any term
-    flipped. The p-value is the share of all flips whose difference is at least as large as the observed one. The items
-    of a group are flipped together. Valid for any number of items and for strata of one item.
+    flipped. The p-value is the fraction of all flips whose difference is at least as large as the observed one. The
+    items of a group are flipped together. Valid for any number of items and for strata with a single item.
 
-    Up to a million outcomes are enumerated; beyond that `num_draws` are drawn, the observed one among them.
+    Up to a million outcomes are enumerated. Beyond that, `num_draws` are drawn, including the observed one.
 
-    Source: Fisher 1935, The design of experiments, section 21; Pitman 1937.
+    Source: Fisher 1935, The design of experiments, section 21. Pitman 1937.
     """
     a, b = _paired(first, second)
     effects = Units.of(b - a, groups, strata).effects
     sizes, counts = np.unique(np.abs(effects[effects != 0]), return_counts=True)
-    seen = abs(float(effects.sum())) - 1e-9 * float(
-        np.abs(effects).sum()
-    )  # another order of summation may differ in the last bits
+    # Another order of summation may differ in the last bits.
+    seen = abs(float(effects.sum())) - 1e-9 * float(np.abs(effects).sum())
     if np.prod(counts + 1.0) <= MAX_OUTCOMES:
         totals, chances = _all_flips(sizes, counts)
         return min(1.0, float(chances[np.abs(totals) >= seen].sum()))
-    # Of terms of one size only the number that is flipped matters, and right-or-wrong items have only a few sizes.
+    # Of terms with equal size, only the number of flips matters, and right-or-wrong items have only a few sizes.
     flipped = np.random.default_rng(seed).binomial(counts, 0.5, size=(num_draws, len(counts)))
     totals = (counts - 2 * flipped) @ sizes
     return (1 + int(np.sum(np.abs(totals) >= seen))) / (1 + num_draws)
@@ -83,7 +82,7 @@ def sign_flip_p(
 def _all_flips(
     sizes: NDArray[np.float64], counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return every sum that flips of `counts` terms of each of the `sizes` can give, and its probability."""
+    """Enumerate every sum that flips of `counts` terms of each of the `sizes` can give, with its probability."""
     totals, chances = np.zeros(1), np.ones(1)
     for size, count in zip(sizes, counts, strict=True):
         flipped = np.arange(count + 1)
@@ -100,10 +99,10 @@ def newcombe_interval(
     strata: ArrayLike | None = None,
     confidence: float = CONFIDENCE,
 ) -> Interval:
-    """Return the interval of second minus first on the same right-or-wrong items, (N,) each.
+    """Compute the interval of second minus first on the same right-or-wrong items, (N,) each.
 
-    Wilson's intervals of both (stratified) means, combined by their correlation. Valid for few items and where the
-    models agree on all of them. With `groups` or `strata` it is taken at the `effective_size` of the differences.
+    It combines Wilson's intervals of both (stratified) means by their correlation. Valid for few items and if the
+    models agree on all of them. With `groups` or `strata`, it uses the `effective_size` of the differences.
 
     Source: Newcombe 1998, Improved confidence intervals for the difference between binomial proportions based on
     paired data (method 10).
@@ -124,11 +123,11 @@ def newcombe_interval(
 
 
 def paired_t(first: ArrayLike, second: ArrayLike) -> tuple[Interval, float]:
-    """Return interval and two-sided p-value of the mean of second minus first over the same seeds, (N,) each.
+    """Compute interval and two-sided p-value of the mean of second minus first over the same seeds, (N,) each.
 
-    A claim about a method needs it: items show that one training differs from another, seeds that the next one will.
-    Differences that are all equal have no spread: their p-value is that of sign flips, 2 ** (1 - N), and their interval
-    spans from zero to the difference.
+    A claim about a method needs this test: items show that one training run differs from another, seeds that the next
+    run will. If all differences are equal, they have no spread: the p-value is the one of sign flips, 2 ** (1 - N), and
+    the interval spans from zero to the difference.
 
     Raises:
         ValueError: fewer than two seeds.
@@ -153,11 +152,11 @@ def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], N
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """Return the p-values of a family of tests, (N,), corrected by Holm's step-down procedure.
+    """Correct the p-values of a family of tests, (N,), by Holm's step-down procedure.
 
-    A test whose corrected value is at most alpha can be called significant: the probability of one or more false calls
-    in the whole family is then at most alpha, however the tests depend on each other. NaN, of a test that could not be
-    made, stays NaN and is not in the family.
+    A test whose corrected value is at most alpha can be called significant. The probability of one or more false calls
+    in the whole family is then at most alpha, however the tests depend on each other. NaN, for a test that could not be
+    computed, stays NaN and is not in the family.
 
     Returns:
         (N,), in the order of the input: the smallest value times N, the second smallest times N - 1, and so on, each at
@@ -172,8 +171,8 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     known = ~np.isnan(p)
     if p.ndim != 1 or not np.all((p[known] >= 0) & (p[known] <= 1)):
         raise ValueError(f"expected p-values (N,) within 0..1, got {p}")
-    places = np.flatnonzero(known)
-    order = places[np.argsort(p[places], kind="stable")]
+    indices = np.flatnonzero(known)
+    order = indices[np.argsort(p[indices], kind="stable")]
     corrected = np.full_like(p, np.nan)
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(order.size, 0, -1)))
     return corrected

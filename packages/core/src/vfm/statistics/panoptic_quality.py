@@ -1,6 +1,6 @@
 """Panoptic quality: segments are matched by an IoU above one half, over resamples of the images.
 
-Source: Kirillov et al. 2019, Panoptic segmentation (arXiv:1801.00868), section 4; crowds as in its official code.
+Source: Kirillov et al. 2019, Panoptic segmentation (arXiv:1801.00868), section 4. Crowds are as in its official code.
 """
 
 # I images, K classes, R resamples, (H, W) one map, P predicted and G true segments
@@ -20,7 +20,7 @@ HALF = 0.5
 
 @dataclass(frozen=True)
 class Segments:
-    """A panoptic map: the number of each pixel's segment, -1 where there is none, (H, W), and each segment's class."""
+    """A panoptic map: the number of each pixel's segment, -1 if it has none, (H, W), and the class of each segment."""
 
     numbers: NDArray[np.integer]
     labels: NDArray[np.integer]
@@ -40,8 +40,8 @@ class SegmentCounts:
 def count_segments(truth: Segments, predicted: Segments, num_classes: int) -> SegmentCounts:
     """Match the segments of an image.
 
-    Unlabelled pixels do not count in a predicted segment's area; a predicted segment that lies by more than half on
-    unlabelled pixels and crowds of its class is ignored, and a crowd is never missed.
+    Unlabelled pixels do not count in the area of a predicted segment. A predicted segment is ignored if more than half
+    of it lies on unlabelled pixels and crowds of its class. A crowd is never missed.
     """
     num_true, num_predicted = len(truth.labels), len(predicted.labels)
     crowd = np.zeros(num_true, dtype=bool) if truth.crowd is None else truth.crowd
@@ -83,7 +83,7 @@ class PanopticQuality:
         return cls(*(np.stack([getattr(one, name) for one in counts]) for name in names))
 
     def by_class(self, weights: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
-        """Return panoptic, segmentation and recognition quality of each class, (R, K) each; NaN without segments."""
+        """Compute panoptic, segmentation and recognition quality of each class, (R, K) each. NaN without segments."""
         table = weights.astype(np.float64)
         iou, true, wrong, missed = (table @ one for one in (self.iou, self.true, self.wrong, self.missed))
         size = true + wrong / 2 + missed / 2
@@ -93,14 +93,14 @@ class PanopticQuality:
         return {"pq": quality, "sq": np.where(known, iou / np.maximum(true, 1e-12), np.nan), "rq": recognition}
 
     def scores(self, things: NDArray[np.bool_], num_resamples: int = NUM_RESAMPLES) -> list[ResampledScore]:
-        """Return PQ, SQ, RQ and the PQ of things and of the other classes, (K,), each over resamples of the images.
+        """Compute PQ, SQ, RQ and the PQ of things and of the other classes, (K,), each over resamples of the images.
 
-        Those without a true segment are left out, whatever is predicted, so that all models have the same scores.
+        Classes without a true segment are left out, whatever is predicted, so that all models have the same scores.
         """
         images, in_truth = len(self.true), (self.true + self.missed).any(axis=0)
         every = np.ones(len(things), dtype=bool)
         wanted = {"pq": every, "sq": every, "rq": every, "pq_things": things, "pq_stuff": ~things}
-        found = []
+        scores = []
         for name, classes in wanted.items():
             if not (classes & in_truth).any():
                 continue
@@ -110,7 +110,7 @@ class PanopticQuality:
             ) -> NDArray[np.float64]:
                 return mean_of_known(self.by_class(weights)[kind][:, kept])
 
-            found.append(
+            scores.append(
                 ResampledScore(
                     name,
                     float(reduced(np.ones((1, images), dtype=np.int64))[0]),
@@ -118,4 +118,4 @@ class PanopticQuality:
                     lambda seed, reduced=reduced: reduced(image_weights(images, num_resamples, seed)),  # type: ignore[misc]
                 )
             )
-        return found
+        return scores

@@ -1,7 +1,7 @@
 """Average precision and recall of detections, with weights over images: COCO's rule, and resamples of it.
 
-Detections are matched once (`vfm.statistics.matching`); each resample only counts the rows anew. With weight 1 for each
-image the numbers are those of pycocotools and lvis-api.
+Detections are matched once (`vfm.statistics.matching`). Each resample only counts the rows again. With weight 1 for
+each image, the numbers equal pycocotools and lvis-api.
 """
 
 # N detections of a class, P true objects, I images, T thresholds of IoU, A ranges of area, R resamples
@@ -23,12 +23,12 @@ class ClassRows:
     """The detections of one class in all images, by falling score.
 
     Attributes:
-        image: of each detection, (N,).
-        true: whether it is matched with an object that counts, (A, T, N).
-        ignored: whether it counts neither as right nor as wrong, (A, T, N).
-        rank: number of detections of its image and class with a larger score, (N,).
+        image: image of each detection, (N,).
+        true: whether the detection is matched with an object that counts, (A, T, N).
+        ignored: whether the detection counts neither as right nor as wrong, (A, T, N).
+        rank: number of detections of the same image and class with a larger score, (N,).
         object_image: image of each true object, (P,).
-        object_counts: whether it counts, (A, P).
+        object_counts: whether the object counts, (A, P).
     """
 
     image: NDArray[np.int64]
@@ -41,7 +41,7 @@ class ClassRows:
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Average precision and recall of one class; NaN without an object that counts."""
+    """Average precision and recall of one class. NaN without an object that counts."""
 
     precision: NDArray[np.float64]  # (R, A, T)
     recall: NDArray[np.float64]  # (R, A, T)
@@ -51,15 +51,15 @@ def precision_recall(rows: ClassRows, weights: NDArray[np.integer], max_rank: in
     """Compute average precision (101 recalls) and recall of one class.
 
     Args:
-        rows: its detections.
+        rows: detections of the class.
         weights: how often each image counts, (R, I).
-        max_rank: use only so many detections of each image for the recall.
+        max_rank: number of detections of each image to use for the recall.
     """
     num_areas, num_levels, _ = rows.true.shape
     shape = (len(weights), num_areas, num_levels)
     precision, recall = np.full(shape, np.nan), np.full(shape, np.nan)
     hits = np.flatnonzero((rows.true & ~rows.ignored).any(axis=(0, 1)))
-    last = int(hits[-1]) + 1 if len(hits) else 0  # what is ranked behind the last hit has no effect
+    last = int(hits[-1]) + 1 if len(hits) else 0  # rows ranked after the last hit have no effect
     step = max(1, MAX_WEIGHTS // max(1, last))
     for start in range(0, len(weights), step):
         part = slice(start, start + step)
@@ -81,19 +81,19 @@ def _of_area(
     last: int,
     max_rank: int | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return average precision and recall by threshold, (R, T) each."""
+    """Compute average precision and recall by threshold, (R, T) each."""
     num_levels = rows.true.shape[1]
     precision, recall = (np.zeros((len(counted), num_levels)) for _ in range(2))
     divisor = np.maximum(total, 1)[:, None]
     seen: dict[bytes, NDArray[np.float64]] = {}  # thresholds mostly ignore the same rows
     for level in range(num_levels):
-        kept = ~rows.ignored[area, level, :last]
-        places = np.flatnonzero(rows.true[area, level, :last] & kept)
+        counts = ~rows.ignored[area, level, :last]
+        places = np.flatnonzero(rows.true[area, level, :last] & counts)
         if not len(places):
             continue
-        key = kept.tobytes()
+        key = counts.tobytes()
         if key not in seen:
-            seen[key] = np.cumsum(counted * kept, axis=1)
+            seen[key] = np.cumsum(counted * counts, axis=1)
         of_hits = counted[:, places]
         right = np.cumsum(of_hits, axis=1)
         envelope = right / (seen[key][:, places] + EPSILON)

@@ -1,7 +1,7 @@
 """Scores of a whole set of images (average precision, mean IoU, panoptic quality), resampled over its images.
 
-Such a score is no mean over images: it is computed anew for each resample, in which an image counts as often as it was
-drawn. Two models are compared on the same resamples; their difference has hardly any bias, while a single average
+Such a score is not a mean over images. It is computed again for each resample, in which an image counts as often as it
+was drawn. Two models are compared on the same resamples. Their difference has hardly any bias, while a single average
 precision is too high on few images, and more so in its resamples (its interval is therefore reflected).
 """
 
@@ -24,7 +24,7 @@ ENDS = (0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2)
 
 
 def image_weights(num_images: int, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
-    """Return how often each image is drawn, (R, I): multinomial, so that equal seeds pair two models.
+    """Draw how often each image counts, (R, I). The draws are multinomial, and equal seeds pair two models.
 
     Dirichlet weights would be smooth, but their intervals are too short in a long tail of classes.
     """
@@ -37,12 +37,12 @@ class ResampledScore:
     """One metric of one model over a set of images.
 
     Args:
-        metric: its name, such as `box_ap`.
+        metric: name of the metric, such as `box_ap`.
         value: the score of the whole set, 0 to 1.
-        num_images: images that the score rests on.
-        resampled: seed -> the score of each resample, (R,); models on the same images share the resamples of a seed.
+        num_images: number of images that the score is computed on.
+        resampled: seed -> the score of each resample, (R,). Models on the same images share the resamples of a seed.
         reflect: reflect the interval at the value, for a score whose resamples are biased.
-        chance: expected value of a blind guess.
+        chance: expected value of a random guess.
     """
 
     metric: str
@@ -58,9 +58,9 @@ class ResampledScore:
         return self.num_images
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
-        """Return the 95 % interval: percentiles of the resamples, or those reflected at the value.
+        """Compute the 95 % interval: percentiles of the resamples, optionally reflected at the value.
 
-        Source: Efron and Tibshirani 1993, An introduction to the bootstrap; the reflected one is their basic interval.
+        Source: Efron and Tibshirani 1993, An introduction to the bootstrap. Reflected, it is their basic interval.
         """
         low, high = np.nanquantile(self._drawn(seed), ENDS).tolist()
         if self.reflect:
@@ -68,10 +68,10 @@ class ResampledScore:
         return max(0.0, min(low, self.value)), min(1.0, max(high, self.value))
 
     def difference(self, baseline: ResampledScore, seed: int = 0) -> Difference:
-        """Return this minus the baseline's on the same resamples; p is twice the share on the wrong side of 0.
+        """Compute this minus the baseline's on the same resamples. p is twice the fraction on the other side of 0.
 
         Raises:
-            ValueError: the two have different images.
+            ValueError: the two scores have different images.
         """
         if self.num_images != baseline.num_images:
             raise ValueError(f"expected scores of the same images, got {self.num_images} and {baseline.num_images}")
@@ -92,7 +92,7 @@ class ResampledScore:
 
 
 def mean_of_known(values: NDArray[np.floating], axis: int | tuple[int, ...] = -1) -> NDArray[np.float64]:
-    """Return the mean over classes without those that are NaN; NaN where all are."""
+    """Compute the mean over classes, ignoring NaN. NaN if all values are NaN."""
     known = np.isfinite(values)
     total = np.where(known, values, 0).sum(axis=axis, dtype=np.float64)
     count = known.sum(axis=axis)
