@@ -53,7 +53,7 @@ class MeanIou:
     def by_class(self, weights: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
         """Compute the IoU of each class, (R, K), or (K,) without weights. NaN for a class in no image.
 
-        If a resample lacks a class, the class has its value of the whole set, so that resamples average the same classes.
+        If a resample lacks a class, it uses the value of the whole set, so that resamples average the same classes.
         """
         union = self.predicted + self.true - self.right
         whole = _share(self.right.sum(axis=0), union.sum(axis=0))

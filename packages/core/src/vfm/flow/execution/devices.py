@@ -1,4 +1,4 @@
-"""GPUs as tokens: of the steps that run at a time, each takes as many as it has processes, and no two the same."""
+"""GPUs as tokens: each step takes one per process while it runs, and no GPU is shared by two steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GPUS = Path("/proc/driver/nvidia/gpus")
 
 @dataclass
 class Devices:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, and those that no step has taken."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, and the free ones among them."""
 
     all: list[str] = field(default_factory=lambda: _visible_gpus())
     free: list[str] = field(default_factory=list)
@@ -22,15 +22,18 @@ class Devices:
         self.free = list(self.all)
 
     def take(self, stage: Stage) -> list[str] | None:
-        """Take the GPUs that a stage needs; None: they are not free yet.
+        """Take the GPUs that a stage needs. None if they are not free yet.
 
-        A stage that names a GPU by number takes that one. One that needs more than exist takes all, and fails later.
+        A stage that names a GPU by number takes this GPU. A stage that needs more GPUs than exist takes all, and fails
+        later.
         """
         kind, _, number = stage.runtime.device.partition(":")
         if not self.all or not stage.on_device or kind not in ("auto", "cuda"):
             return []
         wanted = min(len(self.all), stage.runtime.processes if stage.in_processes else 1)
-        taken = self.all[int(number) : int(number) + 1] if number else self.free[:wanted]
+        taken = self.free[:wanted]
+        if number:
+            taken = self.all[int(number) : int(number) + 1]
         if not set(taken) <= set(self.free) or (len(taken) < wanted and not number):
             return None
         self.free = [gpu for gpu in self.free if gpu not in taken]
@@ -42,9 +45,11 @@ class Devices:
 
 
 def environment_of(stage: Stage, gpus: list[str]) -> dict[str, str]:
-    """Return the variables of a step that has taken some GPUs; a number in `runtime.device` counts all of them."""
+    """Set the variables of a step for its GPUs. None if `runtime.device` has a number, which counts all GPUs."""
     named = ":" in stage.runtime.device
-    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus and not named else {}
+    if not gpus or named:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
 
 
 def _visible_gpus() -> list[str]:

@@ -1,4 +1,4 @@
-"""Seconds that the steps of a plan are expected to take. They decide in which order steps begin, and nothing else."""
+"""Expected seconds of the steps of a plan. They only decide the order in which steps begin."""
 
 from __future__ import annotations
 
@@ -11,40 +11,44 @@ from vfm.flow.plan.plan import Step
 from vfm.interfaces import MANIFEST_FILE, Evaluation, Stage, Training
 from vfm.storage.integrity import read_sealed
 
-SAMPLES_PER_SECOND = 500.0  # of a training of which nothing is known
+SAMPLES_PER_SECOND = 500.0  # for a training stage that never ran before
 EVALUATION_SECONDS, OTHER_SECONDS = 10.0, 3.0
-NEWEST = 20  # artifacts of a kind that are looked at
+NEWEST = 20  # number of artifacts of each kind to read
 
 
 def longest_paths(steps: Sequence[Step]) -> dict[str, float]:
-    """Return for each step of a plan the seconds from its start to the end of the last step that needs it."""
+    """Compute for each step of a plan the seconds from its start to the end of the last step that needs it."""
     after: dict[str, list[str]] = {step.stage.name: [] for step in steps}
     for step in steps:
         for ref in step.inputs:
             after.get(ref, []).append(step.stage.name)
-    taken = _taken(steps)
+    measured = _measured_seconds(steps)
     seconds: dict[str, float] = {}
     for step in reversed(steps):
         name = step.stage.name
-        own = 0.0 if step.status == "cached" else taken.get(_without_seed(name), _guess(step.stage))
-        seconds[name] = own + max((seconds[later] for later in after[name]), default=0.0)
+        step_seconds = 0.0
+        if step.status != "cached":
+            step_seconds = measured.get(_without_seed(name), _guess(step.stage))
+        seconds[name] = step_seconds + max((seconds[later] for later in after[name]), default=0.0)
     return seconds
 
 
-def _taken(steps: Sequence[Step]) -> dict[str, float]:
-    """Return how long stages of the same kind and name took, with any settings, by name; of several the newest."""
-    places = {(step.slot.root, step.stage.kind) for step in steps}
-    files = [file for root, kind in places for file in _newest(root.glob(f"{kind}-*/{MANIFEST_FILE}"))]
-    taken = {}
+def _measured_seconds(steps: Sequence[Step]) -> dict[str, float]:
+    """Look up the durations of stages of the same kind and name, with any settings. The newest artifact counts."""
+    kinds = {(step.slot.root, step.stage.kind) for step in steps}
+    files: list[Path] = []
+    for root, kind in kinds:
+        files += _newest(root.glob(f"{kind}-*/{MANIFEST_FILE}"))
+    measured = {}
     for file in files:
-        with suppress(UserError):  # an artifact that is damaged, or of which `vfm clean` removes the folder now
+        with suppress(UserError):  # a damaged artifact, or one that `vfm clean` is removing
             record = read_sealed(file, "name", "seconds")
-            taken[_without_seed(str(record["name"]))] = float(record["seconds"])
-    return taken
+            measured[_without_seed(str(record["name"]))] = float(record["seconds"])
+    return measured
 
 
 def _newest(files: Iterable[Path]) -> list[Path]:
-    """Return the newest files, the newest last."""
+    """Sort files by time and select the newest, newest last."""
     dated = []
     for file in files:
         with suppress(FileNotFoundError):

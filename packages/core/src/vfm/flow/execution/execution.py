@@ -1,7 +1,7 @@
 """Execution of one step: in this process, in a subprocess, or under torchrun if the stage needs several processes.
 
-The work folder of a step holds `step.json`: all that `vfm step DIR` needs, so a scheduler can start it on other
-machines.
+The work folder of a step holds `step.json` with everything that `vfm step DIR` needs, so a scheduler can start it on
+other machines.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ NOTES_FILE = "notes.json"
 
 
 def write_step(step: Step) -> Path:
-    """Prepare the work folder of a step, and return it."""
+    """Prepare the work folder of a step."""
     _check_work(step)
     step.slot.begin()
     record = {
-        "given": step.stage.given_settings(),  # what the stage is made of again
-        "stage": step.stage.model_dump(mode="json"),  # what `vfm plan` compares
+        "given": step.stage.given_settings(),  # to build the stage again
+        "stage": step.stage.model_dump(mode="json"),  # for the comparison by `vfm plan`
         "identity": step.identity,
         "inputs": step.inputs,
         "folders": {ref: str(path) for ref, path in step.folders.items()},
@@ -47,10 +47,10 @@ def write_step(step: Step) -> Path:
 
 
 def _check_work(step: Step) -> None:
-    """Check that a work folder of an earlier run is not another stage's: its name has eight digits of the identity.
+    """Check that a work folder is not another stage's, since its name only has eight digits of the identity.
 
     Raises:
-        UserError: it is.
+        UserError: it is another stage's.
     """
     try:
         record = read_sealed(step.slot.work / STEP_FILE, "identity")
@@ -60,7 +60,7 @@ def _check_work(step: Step) -> None:
 
 
 def read_step(work: Path, known: Mapping[str, type[Stage]]) -> Step:
-    """Return the step that a work folder was prepared for.
+    """Read the step that a work folder was prepared for.
 
     Args:
         work: the folder.
@@ -94,7 +94,7 @@ def execute(step: Step, send: Send, lock_descriptor: int, job: Job | None = None
         step: the step.
         send: receives the events of the stage.
         lock_descriptor: file descriptor of the lock, which subprocesses inherit.
-        job: run in a subprocess beside others; None: run in this process, except a stage in several processes, which
+        job: run in a subprocess, concurrently with other steps; None: run in this process. A stage in several processes
             always runs under torchrun.
     """
     work, several = write_step(step), runs_in_several(step.stage)
@@ -111,20 +111,20 @@ def execute(step: Step, send: Send, lock_descriptor: int, job: Job | None = None
 
 
 def runs_in_several(stage: Stage) -> bool:
-    """Return whether a stage runs in several processes, of all machines of a Slurm job.
+    """Check whether a stage runs in several processes, on all machines of a Slurm job.
 
-    An evaluation in one process runs on the first machine alone: it may take less time than torchrun's start.
+    An evaluation in one process only runs on the first machine, since it may take less time than starting torchrun.
     """
     several = stage.runtime.processes > 1 or (machines_of_job() > 1 and not isinstance(stage, Evaluation))
     return stage.in_processes and several
 
 
 def torchrun_command(step: Step, work: Path) -> list[str]:
-    """Return the command that runs a prepared step in several processes: of this machine or of a Slurm job."""
+    """Build the command that runs a prepared step in several processes, on this machine or in a Slurm job."""
     words = ["-m", "vfm", "step", str(work), "--events", "json"]
     python, machines = python_command(), machines_of_job()
     if "SLURM_JOB_ID" in os.environ:
-        # Slurm sends the job's signal to torchrun too, which would end at once. The run passes it on as SIGTERM, after
+        # Slurm also sends the job's signal to torchrun, which would end at once. The run forwards it as SIGTERM, after
         # which the processes save.
         python = python_command("--ignore-signal=USR1", "--ignore-signal=USR2")
     if machines < 2:
@@ -137,23 +137,25 @@ def torchrun_command(step: Step, work: Path) -> list[str]:
 
 
 def _free_port() -> int:
-    """Return a port of this machine that nobody uses: several steps of a job may run at once."""
+    """Find a free port of this machine. A fixed one would collide if several steps of a job run at once."""
     with socket.create_server(("", 0)) as server:
         return int(server.getsockname()[1])
 
 
 def machines_of_job() -> int:
-    """Return the number of machines of the Slurm job that this process belongs to; 1 outside of one."""
-    return int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) if "SLURM_JOB_ID" in os.environ else 1
+    """Look up the number of machines of the Slurm job that this process belongs to; 1 outside of a job."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return 1
+    return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
 
 
 def torchrun_lines(step: Step, work: Path) -> list[str]:
-    """Return the commands with which a user starts a prepared step: on one machine, and on each of several."""
+    """Format the commands with which a user starts a prepared step: on one machine, and on each of several."""
     several = ["--nnodes=MACHINES", f"--rdzv-id={work.name}", "--rdzv-backend=c10d", "--rdzv-endpoint=FIRST_HOST:29400"]
-    return [
-        shlex.join([*python_command(), "-m", *_torchrun(step, *where), "-m", "vfm", "step", str(work)])
-        for where in (["--standalone"], several)
-    ]
+    lines = []
+    for where in (["--standalone"], several):
+        lines.append(shlex.join([*python_command(), "-m", *_torchrun(step, *where), "-m", "vfm", "step", str(work)]))
+    return lines
 
 
 def _torchrun(step: Step, *where: str) -> list[str]:
@@ -161,11 +163,10 @@ def _torchrun(step: Step, *where: str) -> list[str]:
 
 
 def run_step(step: Step, send: Send) -> None:
-    """Run a stage in this process; the first process of several publishes the artifact."""
+    """Run a stage in this process. Of several processes, the first publishes the artifact."""
     stage, slot = step.stage, step.slot
-    if rank := int(
-        os.environ.get("RANK", "0")
-    ):  # only the first process publishes; the others write to a scratch folder
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:  # only the first process publishes; the others write to a scratch folder
         with tempfile.TemporaryDirectory(prefix=f"vfm-rank-{rank}-") as scratch, suppress(LeftToFirst):
             stage.run(Context(stage.name, Path(scratch), slot.work, step.folders))
         return

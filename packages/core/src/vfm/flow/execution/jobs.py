@@ -1,7 +1,7 @@
-"""Runs as jobs of a scheduler, through submitit: `vfm run RECIPE --on slurm`. The job runs the same command.
+"""Runs as scheduler jobs, through submitit: `vfm run RECIPE --on slurm`. The job runs the same command.
 
-A job is queued again when its time is over or it is preempted: submitit's signal ends the command with a checkpoint,
-and the next start resumes.
+A job is queued again when it reaches its time limit or is preempted: submitit's signal ends the command with a
+checkpoint, and the next start resumes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vfm.base import UserError
 from vfm.flow.execution.subprocesses import python_command
 
 Cluster = Literal["slurm", "local"]
-QUEUED_AGAIN = signal.SIGUSR2  # submitit's; Slurm sends it to every process of a job
+QUEUED_AGAIN = signal.SIGUSR2  # submitit's signal, which Slurm sends to every process of a job
 
 
 @dataclass
@@ -32,25 +32,29 @@ class Command:
     process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
-        """Run the command in the job's first process; return its exit code.
+        """Run the command in the first process of the job.
+
+        Returns:
+            The exit code, 0.
 
         Raises:
-            RuntimeError: it failed.
+            RuntimeError: the command failed.
         """
-        if int(os.environ.get("SLURM_PROCID", "0")):  # the first machine starts the processes of the others
+        if int(os.environ.get("SLURM_PROCID", "0")):  # the first machine starts the processes of the other machines
             return 0
-        before = signal.signal(QUEUED_AGAIN, signal.SIG_IGN)  # inherited: the command is ended by SIGTERM only
+        before = signal.signal(QUEUED_AGAIN, signal.SIG_IGN)  # inherited: only SIGTERM ends the command
         self.process = subprocess.Popen(self.words, cwd=self.directory)
         signal.signal(QUEUED_AGAIN, before)
-        if code := self.process.wait():
+        code = self.process.wait()
+        if code:
             raise RuntimeError(f"exit code {code}: see the end of this job's error file")
         return code
 
     def checkpoint(self) -> Any:
-        """End the command with a checkpoint, and return what is submitted again."""
+        """End the command with a checkpoint, and submit it again."""
         if self.process:
             self.process.terminate()
-            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # `wait` is running below this handler
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # the interrupted `wait` collects the status
         return submitit.helpers.DelayedSubmission(Command(self.words, self.directory))
 
 
@@ -64,13 +68,13 @@ class Submitted:
 
 
 def submit(arguments: Sequence[str], folder: Path, cluster: Cluster, settings: Mapping[str, Any]) -> Submitted:
-    """Submit `vfm` with arguments.
+    """Submit a `vfm` command.
 
     Args:
-        arguments: of the command line.
-        folder: for submitit's files and the output; all machines share it.
-        cluster: slurm; or local, a process of this machine in the background.
-        settings: submitit's parameters, such as `nodes`, `gpus_per_node`, `timeout_min`, `slurm_partition`.
+        arguments: arguments of the command line.
+        folder: folder for submitit's files and the output, shared by all machines.
+        cluster: slurm, or local, a background process on this machine.
+        settings: parameters of submitit, such as `nodes`, `gpus_per_node`, `timeout_min`, `slurm_partition`.
 
     Raises:
         UserError: there is no such scheduler here, or no such parameter.

@@ -1,8 +1,8 @@
-"""Several steps at a time, each in a subprocess, as soon as its inputs exist: `vfm run RECIPE --jobs 2`.
+"""Concurrent steps, each in a subprocess, started as soon as its inputs exist: `vfm run RECIPE --jobs 2`.
 
-The artifact of a step depends on its inputs only, so the results are those of one step after another: the same bits,
-if `runtime.threads` says how many threads compute, since sums in another order are rounded otherwise. Where it does
-not, a step gets its share of the cores as `runtime.threads`, which the manifest records.
+The artifact of a step only depends on its inputs, so the results are the same as one step after another. They are
+identical in every bit if `runtime.threads` sets the number of threads, since the order of sums changes their rounding.
+If it does not, a step gets its share of the cores as `runtime.threads`, which the manifest records.
 """
 
 from __future__ import annotations
@@ -26,46 +26,49 @@ RunOne = Callable[[Step, Send, Job], bool]
 
 
 def check_jobs(jobs: int) -> None:
-    """Check a number of steps at a time.
+    """Check the number of concurrent steps.
 
     Raises:
-        UserError: it is no positive integer.
+        UserError: it is not a positive integer.
     """
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise UserError(f"jobs: expected an integer from 1 on, got {jobs!r}")
 
 
 def run_in_parallel(steps: Sequence[Step], run_one: RunOne, send: Send, jobs: int) -> bool:
-    """Run all steps, at most `jobs` at a time, and return whether any of them had to run.
+    """Run all steps, at most `jobs` at a time.
 
-    If a step fails, those that do not need it still run. After SIGTERM, SIGUSR1 or Ctrl-C, running steps save and end.
+    If a step fails, steps that do not need it still run. After SIGTERM, SIGUSR1 or Ctrl-C, running steps save and end.
 
     Args:
         steps: the steps in an order in which they could run one by one.
-        run_one: runs a step as a job; returns False if its artifact was cached.
-        send: receives all events, never two at once.
-        jobs: number of steps at a time.
+        run_one: runs a step as a job. It returns False if the artifact was cached.
+        send: receives all events, one after another.
+        jobs: number of concurrent steps.
+
+    Returns:
+        Whether any step had to run.
 
     Raises:
         Preempted: a signal stopped the steps.
-        UserError: all failures were mistakes of the user; one line each. Else the first other error is raised.
+        UserError: all failures were mistakes of the user, one line each. Otherwise the first other error is raised.
     """
     with signals_forwarded() as processes:
         return _Queue(steps, run_one, send, jobs, processes).run()
 
 
 class _Queue:
-    """The steps that wait, those that run in a thread each, and the failures."""
+    """The waiting steps, the running ones, each in a thread, and the failures."""
 
     def __init__(self, steps: Sequence[Step], run_one: RunOne, send: Send, jobs: int, processes: Processes) -> None:
         seconds = longest_paths(steps)
         self.needs = _needs(steps)
-        self.waiting = sorted(steps, key=lambda step: -seconds[step.stage.name])  # of equal ones the first of the plan
-        self.running: dict[str, tuple[Step, list[str]]] = {}  # with its GPUs
+        self.waiting = sorted(steps, key=lambda step: -seconds[step.stage.name])  # stable: the plan's order breaks ties
+        self.running: dict[str, tuple[Step, list[str]]] = {}  # steps with their GPUs
         self.unfinished = {step.stage.name for step in steps}
         self.failures: dict[str, BaseException] = {}
         self.stopped: list[Step] = []
-        self.made = False
+        self.any_ran = False
         self.devices, self.processes, self.jobs = Devices(), processes, jobs
         self.run_one, self.send, self.lock = run_one, send, threading.Lock()
         self.ended: SimpleQueue[tuple[str, bool | BaseException]] = SimpleQueue()
@@ -73,10 +76,13 @@ class _Queue:
     def run(self) -> bool:
         try:
             self._start_all()
-            while self.running and (end := self._next_end()):
+            while self.running:
+                end = self._next_end()
+                if not end:
+                    break
                 self._finish(*end)
                 self._start_all()
-        except BaseException:  # Ctrl-C; a second one kills
+        except BaseException:  # Ctrl-C. A second one kills the processes
             self._end_processes()
             raise
         if self.processes.stopped:
@@ -84,11 +90,11 @@ class _Queue:
         if self.failures:
             self._report_left()
             raise _one_error(list(self.failures.values()))
-        return self.made
+        return self.any_ran
 
     def _start_all(self) -> None:
-        """Start steps, those on the longest path first, until there are `jobs` or none can start."""
-        blocked = False  # a step waits for GPUs: none that is shorter may take them from it
+        """Start steps, longest path first, until `jobs` are running or none can start."""
+        blocked = False  # if a step waits for GPUs, steps with shorter paths must not take them
         for step in list(self.waiting):
             if self.processes.stopped or len(self.running) == self.jobs:
                 return
@@ -100,14 +106,14 @@ class _Queue:
                 continue
             self.waiting.remove(step)
             self.running[step.stage.name] = (step, gpus)
-            # A daemon: waiting for another run's lock keeps no interpreter from ending.
+            # A daemon thread, so that waiting for another run's lock does not keep the interpreter from ending.
             threading.Thread(target=self._run, args=(step, gpus), name=step.stage.name, daemon=True).start()
 
     def _is_ready(self, step: Step) -> bool:
-        """Return whether its inputs exist, and no running evaluation stores features that this one could read."""
-        mine = _features(step)
-        beside = any(mine & _features(other) for other, _ in self.running.values()) if mine else False
-        return not self.needs[step.stage.name] & self.unfinished and not beside
+        """Check whether its inputs exist, and no running evaluation stores features that this step could read."""
+        features = _features(step)
+        waits_for_features = any(features & _features(other) for other, _ in self.running.values())
+        return not self.needs[step.stage.name] & self.unfinished and not waits_for_features
 
     def _run(self, step: Step, gpus: list[str]) -> None:
         runtime = step.stage.runtime.among(self.jobs)
@@ -125,7 +131,7 @@ class _Queue:
             self.send(event)
 
     def _next_end(self) -> tuple[str, bool | BaseException] | None:
-        """Return the next step that ends, and how; None if those that still run wait for locks, and may not start."""
+        """Wait for the next step to end. None if the remaining steps wait for locks, and may not start."""
         while True:
             try:
                 return self.ended.get(timeout=1)
@@ -138,7 +144,7 @@ class _Queue:
         self.devices.give_back(gpus)
         if not isinstance(end, BaseException):
             self.unfinished.discard(name)
-            self.made |= end
+            self.any_ran |= end
         elif isinstance(end, Preempted):
             self.stopped.append(step)
         else:
@@ -162,7 +168,7 @@ class _Queue:
 
 
 def _needs(steps: Sequence[Step]) -> dict[str, set[str]]:
-    """Return the steps that must end before each: its inputs, and an earlier one that makes the same artifact."""
+    """Find the steps that must end before each step: its inputs, and an earlier step that makes the same artifact."""
     names = {step.stage.name for step in steps}
     first: dict[str, str] = {}
     needs = {}
@@ -173,7 +179,7 @@ def _needs(steps: Sequence[Step]) -> dict[str, set[str]]:
 
 
 def _features(step: Step) -> set[tuple[str, str]]:
-    """Return the pairs of model and dataset whose features an evaluation may store, or read if another has them."""
+    """List the pairs of model and dataset whose features an evaluation may store, or read if they are stored."""
     if not isinstance(step.stage, Evaluation):
         return set()
     models = set(step.stage.models)

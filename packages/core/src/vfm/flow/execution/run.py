@@ -1,4 +1,4 @@
-"""A run: preflight, then every step whose artifact is missing, then the run's file."""
+"""A run: preflight, every step whose artifact is missing, then the run's file."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ def run_plan(
     Args:
         recipe: the checked recipe.
         steps: its plan.
-        store: the store that the artifacts are written to.
+        store: store for the artifacts.
         send: receives every event.
-        directory: folder of the run; None: the one that `open_run` returns.
+        directory: folder of the run; None: chosen by `open_run`.
         fresh: run every step again, cached or not.
-        only: run only these steps of the plan, and do not note that the run has finished.
-        jobs: number of steps at a time; if more than one, each runs in a subprocess (`vfm.flow.execution.parallel`).
+        only: run only these steps of the plan, and do not record the run as finished.
+        jobs: number of concurrent steps. If more than one, each runs in a subprocess (`vfm.flow.execution.parallel`).
 
     Raises:
         UserError: a check failed, an input is missing, or a stage reported a mistake that the user can correct.
     """
     check_jobs(jobs)
-    started, begun = time.time(), time.monotonic()  # the clock may be set back while this runs
+    started, begun = time.time(), time.monotonic()  # the system clock may be set back during the run
     directory = directory or open_run(recipe, steps, store)
     overview = [{"name": s.stage.name, "kind": s.stage.kind, "id": s.slot.name, "status": s.status} for s in steps]
     send(Event("run_started", None, {"recipe": recipe.name, "directory": str(directory), "stages": overview}))
@@ -70,11 +70,14 @@ def run_plan(
     chosen = steps if only is None else only
     for step in chosen if fresh else ():
         step.slot.discard(_log_waiting(step, send))
-    made = run_in_parallel(chosen, run_one, send, jobs) if jobs > 1 else sum(run_one(step, send) for step in chosen) > 0
-    outcome = RunResult(directory, tuple(steps), time.monotonic() - begun)
+    if jobs > 1:
+        any_ran = run_in_parallel(chosen, run_one, send, jobs)
+    else:
+        any_ran = sum(run_one(step, send) for step in chosen) > 0  # `sum`, since `any` would stop at the first
+    result = RunResult(directory, tuple(steps), time.monotonic() - begun)
     if only is None:
-        _record(recipe, outcome, store, started, made=made)
-    return outcome
+        _record(recipe, result, store, started, any_ran=any_ran)
+    return result
 
 
 def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
@@ -82,7 +85,7 @@ def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
 
     Args:
         steps: the plan.
-        fresh: all of them will run again, so that none of their artifacts is known.
+        fresh: all steps will run again, so none of their artifacts is known.
 
     Raises:
         UserError: one line for each check that failed.
@@ -90,7 +93,8 @@ def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
     failures = []
     for step, before in _waiting(steps, fresh=fresh):
         tasks = step.stage.evaluation.tasks if isinstance(step.stage, Training) else []
-        for prefix, stage in [("", step.stage), *((f"evaluation.tasks.{task.name}: ", task) for task in tasks)]:
+        nested = [(f"evaluation.tasks.{task.name}: ", task) for task in tasks]
+        for prefix, stage in [("", step.stage), *nested]:
             try:
                 if isinstance(stage, Training):
                     _check_training(stage)
@@ -103,10 +107,10 @@ def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
 
 
 def check_continuations(steps: Sequence[Step]) -> None:
-    """Check `continue_from` of every training that would run: the part of `preflight` that needs no torch.
+    """Check `continue_from` of every training stage that would run: the part of `preflight` that needs no torch.
 
     Raises:
-        UserError: one line for each that does not fit.
+        UserError: one line for each mistake.
     """
     failures = []
     for step, before in _waiting(steps):
@@ -120,7 +124,7 @@ def check_continuations(steps: Sequence[Step]) -> None:
 
 
 def _waiting(steps: Sequence[Step], *, fresh: bool = False) -> Iterator[tuple[Step, Preflight]]:
-    """Yield the steps that will run, each with what is known before."""
+    """Yield the steps that will run, with the facts known before each."""
     stages = {step.stage.name: step.stage for step in steps}
     gone = stages if fresh else ()
     for step in steps:
@@ -131,19 +135,22 @@ def _waiting(steps: Sequence[Step], *, fresh: bool = False) -> Iterator[tuple[St
 
 def _check_training(stage: Training) -> None:
     from vfm.train.optim.optim import check_optimizer
-    from vfm.train.parallel.kernels import check_kernels  # imports torch, which a machine for curation lacks
+    from vfm.train.parallel.kernels import check_kernels  # imports torch, which is not installed just for curation
 
     check_kernels(stage.runtime)
     check_optimizer(stage.optimizer)
 
 
 def run_one(step: Step, send: Send, job: Job | None = None) -> bool:
-    """Run one step under its lock, unless its artifact exists; return whether it had to run.
+    """Run one step under its lock, unless its artifact exists.
 
     Args:
         step: the step.
         send: receives its events.
         job: as in `execute`.
+
+    Returns:
+        Whether the step had to run.
     """
     name, kind, slot = step.stage.name, step.stage.kind, step.slot
     begun = time.monotonic()
@@ -157,9 +164,8 @@ def run_one(step: Step, send: Send, job: Job | None = None) -> bool:
                     execute(step, send, descriptor, job)
                 except Preempted:
                     raise
-                except (
-                    SystemExit
-                ) as stop:  # of a library: the run would end without a word, even as if it had succeeded
+                # A library may call exit. The run would end without a message, even as if it had succeeded.
+                except SystemExit as stop:
                     raise RuntimeError(f"{name}: its code ended the process, with code {stop.code}") from stop
                 seconds = round(time.monotonic() - begun, 2)
                 send(_finished(step, seconds=seconds, cached=False))
@@ -180,11 +186,12 @@ def _finished(step: Step, **data: Any) -> Event:
     return Event("stage_finished", step.stage.name, {**about, **data})
 
 
-def _record(recipe: Recipe, outcome: RunResult, store: Store, started: float, *, made: bool) -> None:
-    """Write what the report needs to know about this run, so that it can be drawn again later."""
+def _record(recipe: Recipe, result: RunResult, store: Store, started: float, *, any_ran: bool) -> None:
+    """Write all data about this run that the report needs, so that it can be drawn again later."""
     before = {}
     with suppress(UserError):  # a damaged file is replaced
-        before = read_sealed(outcome.directory / RUN_FILE)
-    record = record_of(recipe, outcome.steps, store.root, started, round(outcome.seconds, 2))
-    if (record := after_rerun(record, before, made=made)) != before:
-        write_record(outcome.directory, record)
+        before = read_sealed(result.directory / RUN_FILE)
+    record = record_of(recipe, result.steps, store.root, started, round(result.seconds, 2))
+    record = after_rerun(record, before, made=any_ran)
+    if record != before:
+        write_record(result.directory, record)

@@ -1,4 +1,4 @@
-"""A step in processes of its own: forward their events, report their failure, and pass signals on to them."""
+"""A step in separate processes: forward their events, report their failure, and forward signals to them."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from vfm.flow.plan.plan import Step
 from vfm.interfaces import Event, Preempted
 
 Send = Callable[[Event], None]
-ERROR_LINES = 15  # lines of the processes' standard error that are shown after a failure
+ERROR_LINES = 15  # lines of standard error to show after a failure
 
 
 @dataclass
 class Processes:
-    """The processes of the steps that run now; `stop` lets each of them save a checkpoint and end.
+    """The processes of the running steps. `stop` lets each of them save a checkpoint and end.
 
     Attributes:
-        running: the processes; threads add theirs.
-        stopped: numbers of the signals that have come.
+        running: the processes. Threads add and remove theirs.
+        stopped: numbers of the signals received.
     """
 
     running: set[subprocess.Popen[str]] = field(default_factory=set)
     stopped: list[int] = field(default_factory=list)
 
     def stop(self, number: int, frame: FrameType | None = None) -> None:
-        """End all processes, those that start from now on too, by SIGTERM; SIGUSR1 would end torchrun at once."""
+        """End all processes, including later ones, by SIGTERM, since SIGUSR1 would end torchrun at once."""
         self.stopped.append(number)
         for process in tuple(self.running):
             process.terminate()
 
     @contextmanager
     def of(self, process: subprocess.Popen[str]) -> Iterator[None]:
-        """Have a process among those that `stop` ends."""
+        """Add a process to `running` during the `with` block."""
         self.running.add(process)
-        if self.stopped:  # after it was started, and before it was added
+        if self.stopped:  # the signal came after the process was started, and before it was added
             process.terminate()
         try:
             yield
@@ -53,19 +53,19 @@ class Processes:
 
 @dataclass(frozen=True)
 class Job:
-    """What a step needs that runs beside others: additional environment variables, and the processes it belongs to."""
+    """Requirements of a step that runs concurrently: its environment variables, and the group of its processes."""
 
     environment: Mapping[str, str]
     processes: Processes
 
 
 def python_command(*options: str) -> list[str]:
-    """Return the words that start Python without the working folder on its path, where a stray `torch.py` may lie.
+    """Build the words that start Python without the working folder on its path, which may have a stray `torch.py`.
 
-    A variable, unlike `-P`, also reaches the processes that this one starts, such as torchrun's.
+    Unlike `-P`, the variable also reaches processes that this one starts, such as torchrun's.
 
     Args:
-        options: of `env`.
+        options: options of `env`.
     """
     return ["env", *options, "PYTHONSAFEPATH=1", sys.executable]
 
@@ -81,14 +81,14 @@ def run_subprocess(
         step: the step.
         send: receives the events that the command writes to its standard output.
         lock_descriptor: file descriptor of the step's lock.
-        processes: the process is among them while it runs.
+        processes: holds the process while it runs.
 
     Raises:
         UserError: the step reported a mistake of the user.
         Preempted: a signal stopped the step.
-        RuntimeError: the step failed; the message ends with the last lines of its standard error.
+        RuntimeError: the step failed. The message ends with the last lines of its standard error.
     """
-    # The subprocess inherits the lock: if this process is killed, the lock is held until the subprocess ends too.
+    # The subprocess inherits the lock. If this process is killed, the lock is held until the subprocess ends too.
     errors = step.slot.work / "process.log"
     with (
         errors.open("wb") as log,
@@ -101,7 +101,7 @@ def run_subprocess(
             errors="replace",
             env=environment,
             pass_fds=[lock_descriptor],
-            process_group=0,  # Ctrl-C in a terminal reaches this process alone, which then lets the others save
+            process_group=0,  # Ctrl-C in a terminal only reaches this process, which then lets the others save
         ) as process,
         processes.of(process),
     ):
@@ -122,7 +122,7 @@ def run_subprocess(
 
 
 def stopped_by(steps: list[Step], number: int) -> Preempted:
-    """Return the error for steps that a signal has stopped."""
+    """Build the error for steps that a signal has stopped."""
     names = ", ".join(step.stage.name for step in steps)
     by = f"stopped by {signal.Signals(number).name}; the next run resumes from the last checkpoint"
     return Preempted(f"{names}: {by}" if names else by, number)
@@ -130,7 +130,7 @@ def stopped_by(steps: list[Step], number: int) -> Preempted:
 
 @contextmanager
 def signals_forwarded() -> Iterator[Processes]:
-    """Yield processes that SIGTERM and SIGUSR1 stop, by which a training saves a checkpoint."""
+    """Yield processes that SIGTERM and SIGUSR1 stop, so that a training stage saves a checkpoint."""
     processes = Processes()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield processes
@@ -144,11 +144,11 @@ def signals_forwarded() -> Iterator[Processes]:
 
 
 def end_without_reader(pipe: int) -> None:
-    """Send this process SIGTERM once nobody reads a pipe any more: the run that reads its events has been killed."""
+    """Send this process SIGTERM once a pipe has no reader: the run that reads its events has been killed."""
 
     def watch() -> None:
         errors = select.poll()
-        errors.register(pipe, 0)  # that the other end is closed is always reported
+        errors.register(pipe, 0)  # the closed end is always reported
         errors.poll()
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -156,14 +156,14 @@ def end_without_reader(pipe: int) -> None:
 
 
 def _forward_events(process: subprocess.Popen[str], send: Send) -> str | None:
-    """Send the process's events on until it ends; return the message of its first failure, if any.
+    """Forward the events of a process until it ends, and return the message of its first failure, if any.
 
-    Of several processes one fails first, with a full disk for example; the others report afterwards that it is gone.
+    Of several processes, one fails first, with a full disk for example. Then the others report that it is gone.
     """
     assert process.stdout
     failure = None
     for line in process.stdout:
-        # The process writes events only, but torchrun and whatever prints before `vfm step` is reached share its pipe.
+        # The process only writes events, but torchrun and code that runs before `vfm step` share its pipe.
         try:
             event = Event.from_json(line)
         except ValueError:

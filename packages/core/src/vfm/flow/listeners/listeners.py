@@ -1,4 +1,4 @@
-"""The listeners of vfm itself: the console and JSON lines (always on). `trackers` has others; a plugin may add more."""
+"""vfm's standard listeners: console and JSON lines (always on). `trackers` has others, and plugins may add more."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def number(value: Any) -> str:
 
 
 def _with_unit(value: Any, unit: str) -> str:
-    """Format a measured value as tables do: shares as per cent."""
+    """Format a measured value as in tables: shares in per cent."""
     return quantity(value, unit) if unit in PERCENT_UNITS else f"{number(value)} {unit}".rstrip()
 
 
 class ConsoleListener:
-    """Progress bars with rate and ETA on a terminal; a plain line every ten seconds elsewhere."""
+    """Shows progress bars with rate and ETA on a terminal, or a plain line every ten seconds elsewhere."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self.console = console
@@ -44,18 +44,18 @@ class ConsoleListener:
         self.bars: Progress | None = None
         self.bar: dict[str, TaskID] = {}
         self.pace: dict[str, Pace] = {}
-        self.running: set[str] = set()  # with `jobs` there are several, whose bars are shown together
-        self.last_line: dict[str, float] = {}  # time of the last line of progress of each
+        self.running: set[str] = set()  # with `jobs` there are several, with one bar each
+        self.last_line: dict[str, float] = {}  # time of the last progress line of each stage
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:
-        """Show an event, if there is a method `on_TYPE` for its type."""
+        """Show an event, if there is an `on_TYPE` method for its type."""
         show = getattr(self, f"on_{event.type}", None)
         if show:
             show(event.stage, event.data)
 
     def on_stage_started(self, stage: str, data: dict[str, Any]) -> None:
-        """Print the stage's name, and start the progress display."""
+        """Print the name of the stage, and start the progress display."""
         self.running.add(stage)
         resumed = " (resumes)" if data["status"] == "resume" else ""
         self.say(f"[bold]{stage}[/] [dim]{escape(data['kind'])}{resumed}[/]")
@@ -81,7 +81,7 @@ class ConsoleListener:
             self.say(f"  {stage} {data['done']:,}/{data['total']:,} {data['unit']}{eta}  {shown}".rstrip())
 
     def on_stage_finished(self, stage: str, data: dict[str, Any]) -> None:
-        """Remove the bar, and print the stage's time and first numbers."""
+        """Remove the bar, and print the duration of the stage and its first numbers."""
         self._end(stage)
         if data["cached"]:
             self.say(f"[green]✓[/] [bold]{stage}[/] [dim]{data['id']}, cached[/]")
@@ -93,7 +93,7 @@ class ConsoleListener:
         self.say(f"[green]✓[/] [bold]{stage}[/] {data['seconds']:.1f} s [dim]{data['id']}[/]  {numbers}")
 
     def on_stage_failed(self, stage: str, data: dict[str, Any]) -> None:
-        """Remove the bar, and print why the stage failed."""
+        """Remove the bar, and print the reason of the failure."""
         self._end(stage)
         self._say_lines(f"[red]✗[/] [bold]{stage}[/]", data["message"])
 
@@ -114,7 +114,7 @@ class ConsoleListener:
             self.close()
 
     def _say_lines(self, prefix: str, message: Any) -> None:
-        """Print each line of a message behind the stage's name, since lines of other stages may come between."""
+        """Print each line of a message after the stage's name, since lines of other stages may come between."""
         for line in str(message).splitlines() or [""]:
             self.say(f"{prefix} {escape(line)}")
 
@@ -132,15 +132,15 @@ class ConsoleListener:
 
 
 class JsonLinesListener:
-    """Append every event to a file, one JSON object per line."""
+    """Appends every event to a file, one JSON object per line."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink() or (path.exists() and not path.is_file()):  # opening a FIFO would wait for its reader
             raise UserError(f"{path}: expected a regular file for the events, got a link or something else; remove it")
-        # Unbuffered: each line is one write, so that several runs can append, and none is lost when the disk is full.
+        # Unbuffered: each line is one write, so that several runs can append, and no line is lost on a full disk.
         self.stream = path.open("ab", buffering=0)
-        share_lock(self.stream.fileno())  # by which others know that the run goes on
+        share_lock(self.stream.fileno())  # others check this lock to see that the run has not ended
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:
@@ -153,9 +153,9 @@ class JsonLinesListener:
 
 
 class PipeListener:
-    """Write events as JSON lines into the pipe from which `vfm run` reads those of its subprocesses.
+    """Writes events as JSON lines into the pipe from which `vfm run` reads the events of its subprocesses.
 
-    If that run has been killed, nobody reads them, and the step may still save a checkpoint.
+    If that run was killed, the pipe has no reader, but the step may still save a checkpoint.
     """
 
     def __init__(self, pipe: IO[bytes]) -> None:
@@ -169,13 +169,13 @@ class PipeListener:
             self.pipe.flush()
 
 
-def sender(manager: pluggy.PluginManager, own: Sequence[Any]) -> Callable[[Event], None]:
-    """Return a function that sends an event to all listeners, without credentials.
+def sender(manager: pluggy.PluginManager, required: Sequence[Any]) -> Callable[[Event], None]:
+    """Build a function that sends an event to all listeners, without credentials.
 
-    An error in one of `own` ends the run (a full disk, for example). A plugin's listener that fails, or that wants to
-    end the process, is removed, with a warning.
+    An error in one of the `required` listeners ends the run (a full disk, for example). A plugin's listener that fails,
+    or tries to end the process, is removed with a warning.
     """
-    for listener in own:
+    for listener in required:
         manager.register(listener)
 
     def send(event: Event) -> None:
@@ -184,7 +184,7 @@ def sender(manager: pluggy.PluginManager, own: Sequence[Any]) -> Callable[[Event
             try:
                 hook.function(*(event for _ in hook.argnames))
             except (Exception, SystemExit) as error:
-                if hook.plugin in own:
+                if hook.plugin in required:
                     raise
                 manager.unregister(name=hook.plugin_name)
                 failure = f"its listener failed and was removed: {type(error).__name__}: {error}"

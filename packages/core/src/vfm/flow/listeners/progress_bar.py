@@ -1,4 +1,4 @@
-"""A line of progress: what is done, the rate, the time that is left, and numbers beside it, in any width."""
+"""A progress line in any width: completed work, rate, remaining time, and further numbers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-WINDOW = 30.0  # seconds that a rate is taken over, or the last two updates if these are further apart
-BAR = 30  # columns of the bar, at most
+WINDOW = 30.0  # seconds over which a rate is computed; the last two updates if they are further apart
+BAR = 30  # maximum width of the bar in columns
 SHORTEST_BAR = 6
 
 
 @dataclass
 class Pace:
-    """Measures the rate of some work from the moments of its updates, however far apart they are."""
+    """Measures the rate of some work from the times of its updates, however far apart they are."""
 
     clock: Callable[[], float] = time.monotonic
     updates: deque[tuple[float, int]] = field(default_factory=deque)
 
     def update(self, done: int) -> None:
-        """Note how much is done now; a smaller number than before is the start of other work."""
+        """Record the completed work. A smaller number than before marks the start of other work."""
         now = self.clock()
         if self.updates and done < self.updates[-1][1]:
             self.updates.clear()
@@ -36,12 +36,16 @@ class Pace:
 
     @property
     def rate(self) -> float | None:
-        """Units per second; None until something has been done between two updates."""
-        (start, before), (end, after) = (self.updates[0], self.updates[-1]) if self.updates else ((0.0, 0), (0.0, 0))
-        return (after - before) / (end - start) if after > before and end > start else None
+        """Units per second. None until there is progress between two updates."""
+        if not self.updates:
+            return None
+        (start, before), (end, after) = self.updates[0], self.updates[-1]
+        if after <= before or end <= start:
+            return None
+        return (after - before) / (end - start)
 
     def remaining(self, total: int) -> float | None:
-        """Return the seconds until all is done, which go down between two updates; None if the rate is not known."""
+        """Estimate the seconds until the end, which decrease between updates. None if the rate is not known."""
         if not self.rate:
             return None
         moment, done = self.updates[-1]
@@ -56,20 +60,20 @@ def clock_time(seconds: float) -> str:
 
 
 def fitting(words: Sequence[str], width: int) -> list[str]:
-    """Return the words from the first on that fit into a width with a space before each; none is cut."""
-    kept: list[str] = []
+    """Select the first words that fit into a width with a space before each. No word is cut."""
+    shown: list[str] = []
     for word in words:
         width -= len(word) + 1
         if width < 0:
             break
-        kept.append(word)
-    return kept
+        shown.append(word)
+    return shown
 
 
 class ProgressLine(ProgressColumn):
-    """The whole line of a task. Where it is too narrow, the numbers beside go first, then times, never digits.
+    """The line of a task. If it is too narrow, the additional numbers are dropped first, then times, never digits.
 
-    A task's fields: `pace`, a `Pace`; `unit`; `shown`, words to print beside the progress.
+    Fields of a task: `pace`, a `Pace`, `unit`, and `shown`, words to print next to the progress.
     """
 
     max_refresh = None
@@ -79,17 +83,16 @@ class ProgressLine(ProgressColumn):
         self.console = console
 
     def render(self, task: Task) -> Table:
-        """Return the line, at most as wide as the console."""
+        """Build the line, at most as wide as the console."""
         pace: Pace = task.fields["pace"]
         width = self.console.width - 1  # some terminals wrap a line that is full
         total = int(task.total or 0)
         count = f"{int(task.completed):,}/{total:,}"
         remaining, rate = pace.remaining(total), pace.rate
-        times = [
-            f"ETA {clock_time(remaining)}" if remaining is not None else "ETA -:--",
-            *([f"{short(rate)} {task.fields['unit']}/s"] if rate else []),
-            f"{clock_time(task.elapsed or 0)} so far",
-        ]
+        times = [f"ETA {clock_time(remaining)}" if remaining is not None else "ETA -:--"]
+        if rate:
+            times.append(f"{short(rate)} {task.fields['unit']}/s")
+        times.append(f"{clock_time(task.elapsed or 0)} so far")
         name = task.description[: max(1, width - len(count) - 2)]
         words = fitting([*times, *task.fields["shown"]], width - len(name) - len(count) - 2)
         left = width - len(name) - len(count) - 2 - sum(len(word) + 1 for word in words) - 1
@@ -109,5 +112,5 @@ def short(value: float) -> str:
 
 
 def progress_display(console: Console) -> Progress:
-    """Return a display with a `ProgressLine` for each task."""
+    """Create a display with a `ProgressLine` for each task."""
     return Progress(ProgressLine(console), console=console, transient=True)

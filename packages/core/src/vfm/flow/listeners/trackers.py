@@ -1,7 +1,7 @@
-"""Listeners that send metrics to a tracker of experiments: `vfm run --track NAME`. Each stage is a run of its own.
+"""Listeners that send metrics to an experiment tracker: `vfm run --track NAME`. Each stage is a separate run.
 
-A tracker reads its usual environment variables: `WANDB_MODE`, `WANDB_PROJECT`, `TRACKIO_DIR`, `MLFLOW_TRACKING_URI`.
-The run of a stage has the name of its artifact, so a training that resumes goes on in the same run.
+Trackers read their usual environment variables: `WANDB_MODE`, `WANDB_PROJECT`, `TRACKIO_DIR`, `MLFLOW_TRACKING_URI`.
+The tracker's run has the name of the stage's artifact, so a resumed training stage continues the same run.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from vfm.interfaces import Event, hookimpl
 
 
 class Tracker(ABC):
-    """A listener that starts a run for each stage that has metrics, and writes their finite values.
+    """A listener that starts a run for each stage with metrics, and writes their finite values.
 
     Args:
-        directory: folder of the run of vfm, for what the tracker writes on this machine.
-        recipe: the recipe's name.
+        directory: folder of vfm's run, for local files of the tracker.
+        recipe: name of the recipe.
 
     Raises:
         UserError: the tracker's package is not installed.
@@ -56,7 +56,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def start(self, name: str) -> Any:
-        """Return a new run, or that of the same name."""
+        """Start a run, or continue the run with this name."""
 
     @abstractmethod
     def write(self, run: Any, values: Mapping[str, float], step: int) -> None:
@@ -78,7 +78,7 @@ class TensorBoard(Tracker):
     module, extra = "torch.utils.tensorboard.writer", "tensorboard"
 
     def start(self, name: str) -> Any:
-        """Return the writer of a folder."""
+        """Open a writer for a folder."""
         return self.library.SummaryWriter(str(self.directory / "tensorboard" / name))
 
     def write(self, run: Any, values: Mapping[str, float], step: int) -> None:
@@ -93,12 +93,12 @@ class TensorBoard(Tracker):
 
 
 class Wandb(Tracker):
-    """Weights & Biases; `WANDB_MODE=offline` keeps everything in the folder of the run."""
+    """Weights & Biases. `WANDB_MODE=offline` stores everything in the folder of the run."""
 
     module = extra = "wandb"
 
     def start(self, name: str) -> Any:
-        """Return a run in the recipe's project."""
+        """Start a run in the recipe's project."""
         project = os.environ.get("WANDB_PROJECT", self.recipe)
         return self.library.init(
             project=project, id=name, name=name, resume="allow", dir=self.directory, reinit="create_new"
@@ -114,12 +114,12 @@ class Wandb(Tracker):
 
 
 class Trackio(Tracker):
-    """Trackio, whose database is a local file; `trackio show` draws it."""
+    """Trackio, whose database is a local file. `trackio show` draws it."""
 
     module = extra = "trackio"
 
     def start(self, name: str) -> Any:
-        """Return a run in the recipe's project."""
+        """Start a run in the recipe's project."""
         return self.library.init(project=self.recipe, name=name, resume="allow", embed=False)
 
     def write(self, run: Any, values: Mapping[str, float], step: int) -> None:
@@ -127,30 +127,31 @@ class Trackio(Tracker):
         run.log(dict(values), step=step)
 
     def end(self, run: Any) -> None:
-        """Write what is left."""
+        """Write the remaining metrics."""
         run.finish()
 
 
 class MLflow(Tracker):
-    """MLflow; without `MLFLOW_TRACKING_URI` in the folder `mlruns` of the run."""
+    """MLflow. Without `MLFLOW_TRACKING_URI`, it writes to the folder `mlruns` of the run."""
 
     module, extra = "mlflow", "mlflow"
 
     def start(self, name: str) -> tuple[Any, str]:
-        """Return a client and the identifier of a run in the recipe's experiment."""
+        """Start a run in the recipe's experiment, and return the client and the identifier of the run."""
         default = (self.directory / "mlruns").resolve().as_uri()
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # which needs no server and no database
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # needs no server and no database
         client = self.library.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", default))
-        found = client.get_experiment_by_name(self.recipe)
-        experiment = found.experiment_id if found else client.create_experiment(self.recipe)
+        known = client.get_experiment_by_name(self.recipe)
+        experiment = known.experiment_id if known else client.create_experiment(self.recipe)
         same = client.search_runs([experiment], f"attributes.run_name = '{name}'", max_results=1)
-        return client, (same[0] if same else client.create_run(experiment, run_name=name)).info.run_id
+        run = same[0] if same else client.create_run(experiment, run_name=name)
+        return client, run.info.run_id
 
     def write(self, run: tuple[Any, str], values: Mapping[str, float], step: int) -> None:
         """Write metrics."""
         client, run_id = run
         for name, value in values.items():
-            client.log_metric(run_id, name.replace("@", "_at_"), value, step=step)  # it does not allow an @
+            client.log_metric(run_id, name.replace("@", "_at_"), value, step=step)  # MLflow does not allow an @
 
     def end(self, run: tuple[Any, str]) -> None:
         """Mark the run as finished."""
@@ -158,11 +159,11 @@ class MLflow(Tracker):
         client.set_terminated(run_id)
 
 
-TRACKERS: dict[str, type[Tracker]] = {each.extra: each for each in (TensorBoard, Wandb, Trackio, MLflow)}
+TRACKERS: dict[str, type[Tracker]] = {kind.extra: kind for kind in (TensorBoard, Wandb, Trackio, MLflow)}
 
 
 def open_tracker(name: str, directory: Path, recipe: str) -> Tracker:
-    """Return the tracker of a name.
+    """Open the tracker of a name.
 
     Raises:
         UserError: there is no such tracker, or its package is not installed.

@@ -1,1 +1,1 @@
-"""The plan of a run and the store that it is compared with."""
+"""The plan of a run, and the store."""

@@ -1,4 +1,4 @@
-"""What can be known of `continue_from` before a run: whether the earlier training keeps a state that fits."""
+"""Checks of `continue_from` before a run: whether the earlier training stage keeps a state that fits."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from vfm.train.checkpoint.checkpoint_folders import checkpoint_folder, step_of
 
 
 def check_continuation(stage: Training, known: Preflight) -> None:
-    """Check that the training that another one continues from keeps the state, and that steps are left.
+    """Check that the training stage to continue from keeps its state, and that steps are left.
 
     Raises:
-        UserError: it is no training of the same kind, has another optimizer, does not keep the state, or has as many
-            steps as this one or as one that is to be skipped.
+        UserError: it is not a training stage of the same kind, has another optimizer, does not keep the state, or has
+            as many steps as this stage or as a step to skip.
     """
     if stage.continue_from is None:
         return
@@ -30,12 +30,13 @@ def check_continuation(stage: Training, known: Preflight) -> None:
         return
     if begin >= stage.num_steps:
         raise UserError(f"continue_from: {name} has {begin} steps: expected more steps in all, got {stage.num_steps}")
-    if before := [skipped for skipped in stage.skip_steps if skipped <= begin]:
+    before = [skipped for skipped in stage.skip_steps if skipped <= begin]
+    if before:
         raise UserError(f"skip_steps: expected steps after {begin}, from which {stage.name} continues, got {before}")
 
 
 def _same_training(stage: Training, name: str, earlier: Stage) -> Training:
-    """Return the earlier stage, a training of the same kind with the same optimizer."""
+    """Check that the earlier stage is a training stage of the same kind with the same optimizer."""
     if not isinstance(earlier, Training) or earlier.kind != stage.kind:
         raise UserError(f"continue_from: expected a {stage.kind}, got {name}, a {earlier.kind}")
     before, now = earlier.optimizer.algorithm_name, stage.optimizer.algorithm_name
@@ -45,12 +46,12 @@ def _same_training(stage: Training, name: str, earlier: Stage) -> Training:
 
 
 def _planned_step(earlier: Training, name: str, step: int | None) -> int:
-    """Return the step of a training that has not run yet whose checkpoint will be read."""
+    """Determine which checkpoint of a training stage that has not run yet will be read, by its step."""
     policy, last = earlier.checkpoint, earlier.num_steps
-    kept = {*range(policy.keep_every, last + 1, policy.keep_every)} if policy.keep_every else set()
-    kept |= {last} if policy.keep_state else set()
-    if not kept:
+    kept_steps = {*range(policy.keep_every, last + 1, policy.keep_every)} if policy.keep_every else set()
+    kept_steps |= {last} if policy.keep_state else set()
+    if not kept_steps:
         raise UserError(f"continue_from: {name} keeps no checkpoint; set checkpoint.keep_state: true there")
-    if step is not None and step not in kept:
+    if step is not None and step not in kept_steps:
         raise UserError(f"continue_from: {name} keeps no checkpoint of step {step}; see checkpoint.keep_every")
-    return step or max(kept)
+    return step or max(kept_steps)

@@ -1,4 +1,4 @@
-"""The cost of every stage of a recipe before it runs, also of a recipe whose data are not on this machine."""
+"""Estimates of the cost of every stage before it runs, even if the data of a recipe are not on this machine."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from vfm.flow.plan.store import Store
 from vfm.flow.recipe.recipe import Recipe
 from vfm.interfaces import FACTS_FILE, Cost, Preflight, Stage, refs
 
-ABSENT = "(absent)"  # stands for a path that a recipe leaves to its user
+ABSENT = "(absent)"  # placeholder for a path that the user of a recipe must set
 
 
 def known_artifacts(recipe: Recipe, store: Store) -> tuple[dict[str, Path], str]:
-    """Return the folders of the inputs that exist, and why those of earlier runs are not among them, if so."""
+    """Find the folders of existing inputs, and the reason why artifacts of earlier runs are missing, if they are."""
     try:
         steps = make_plan(recipe, store)
         folders = {step.stage.name: step.slot.artifact for step in steps if step.status == "cached"}
         missing = ""
     except UserError as error:
         folders, missing = {}, str(error).splitlines()[0]
-    names = {stage.name for stage in recipe.stages}  # they come before folders, as in the plan
-    given = {
-        str(ref): Path(ref)
-        for stage in recipe.stages
-        for _, ref in refs(stage)
-        if ref not in names and (Path(ref) / FACTS_FILE).is_file()
-    }
-    return {**given, **folders}, missing
+    names = {stage.name for stage in recipe.stages}  # stage names take precedence over folders, as in the plan
+    saved: dict[str, Path] = {}
+    for stage in recipe.stages:
+        for _, ref in refs(stage):
+            if ref not in names and (Path(ref) / FACTS_FILE).is_file():
+                saved[str(ref)] = Path(ref)
+    return {**saved, **folders}, missing
 
 
 def estimate_costs(recipe: Recipe, artifacts: Mapping[str, Path]) -> dict[str, Cost]:
-    """Return the cost of each stage that has a number worth telling, by its name.
+    """Estimate the cost of each stage that has one, by name.
 
     Raises:
         UserError: a stage's settings do not fit its models.
@@ -44,9 +43,9 @@ def estimate_costs(recipe: Recipe, artifacts: Mapping[str, Path]) -> dict[str, C
 
 def _cost(stage: Stage, ctx: Preflight) -> Cost:
     try:
-        found: Cost = load_function(stage.costs)(stage, ctx)
+        cost: Cost = load_function(stage.costs)(stage, ctx)
     except ImportError as error:
         return Cost(unknown=(f"what needs {error.name or error}, which is not installed",))
     except UserError as error:
         raise UserError(f"{stage.name}: {error}") from None
-    return found
+    return cost

@@ -1,4 +1,4 @@
-"""The plan of a run: the identity of every stage's artifact, and whether it is in the store. Imports no torch."""
+"""The plan of a run: the identity of every artifact, and whether it is in the store. Does not import torch."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from vfm.storage.fingerprints import cached_fingerprints, located
 from vfm.storage.integrity import known_files, read_sealed, wrong_sizes
 from vfm.storage.remote_fingerprints import remote_fingerprints
 
-PATTERN_MARKS = ("~", "*", "?", "{", "::")  # of `files.expand_paths`
+PATTERN_MARKS = ("~", "*", "?", "{", "::")  # marks that `files.expand_paths` expands
 
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a plan: its identity, its inputs and its slot in the store."""
+    """A stage in a plan: its identity, its inputs and its slot in the store."""
 
     stage: Stage
     identity: str
-    inputs: dict[str, str]  # ref as written -> identity of the artifact behind it
-    folders: dict[str, Path]  # ref as written -> folder of that artifact, which may not exist yet
+    inputs: dict[str, str]  # ref as written -> identity of its artifact
+    folders: dict[str, Path]  # ref as written -> folder of its artifact, which may not exist yet
     fingerprints: dict[str, str]  # outside file -> fingerprint
     slot: Slot
 
     @property
     def status(self) -> str:
-        """`cached`, `resume` or `new`, at this moment."""
+        """Current status: `cached`, `resume` or `new`."""
         return self.slot.status
 
 
 def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = lambda line: None) -> list[Step]:
-    """Return the steps of a recipe in order; `announce` is called with a line before many bytes are read.
+    """List the steps of a recipe in order. `announce` is called with a line before many bytes are read.
 
-    The identity of a step is a hash of kind, version, configuration (without what is incidental), the identities of its
-    inputs and the contents of outside files; for a report also of the names of its inputs, which it shows. Equal
-    identities mean equal results, so a published artifact is never made again.
+    The identity of a step is a hash of kind, version, configuration (without incidental settings), the identities of
+    its inputs and the contents of outside files. For a report, the names of its inputs are included, since it shows
+    them. Equal identities mean equal results, so a published artifact is never made again.
 
     Raises:
-        UserError: an outside file is missing or cannot be read; or a published artifact lacks files, belongs to
-            another identity, or refers to images that were moved: one line each. Or the store is no folder.
+        UserError: an outside file is missing or cannot be read, a published artifact lacks files, belongs to another
+            identity, or refers to images that were moved (one line each), or the store is not a folder.
     """
     store.check()
     steps: dict[str, Step] = {}
@@ -80,7 +80,7 @@ def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = la
 
 
 def steps_until(steps: Sequence[Step], name: str) -> list[Step]:
-    """Return the steps of a plan that a stage needs, and its own at the end.
+    """Select the steps of a plan that a stage needs, with the stage itself at the end.
 
     Raises:
         UserError: no stage has this name.
@@ -95,26 +95,26 @@ def steps_until(steps: Sequence[Step], name: str) -> list[Step]:
     return chosen
 
 
-def check_identity(step: Step, found: str, place: Path) -> None:
-    """Check that a folder belongs to a step: its name has only eight digits of the identity.
+def check_identity(step: Step, identity: str, folder: Path) -> None:
+    """Check that a folder belongs to a step, since its name only has eight digits of the identity.
 
     Args:
         step: the step.
-        found: the identity in the folder's record.
-        place: the folder.
+        identity: the identity in the folder's record.
+        folder: the folder.
 
     Raises:
         UserError: the folder belongs to another identity.
     """
-    if found != step.identity:
+    if identity != step.identity:
         raise UserError(
-            f"{place}: expected the identity {step.identity} of {step.stage.name}, got {found}, which begins with the"
-            " same eight digits: use another store for this recipe"
+            f"{folder}: expected the identity {step.identity} of {step.stage.name}, got {identity}, which begins with"
+            " the same eight digits: use another store for this recipe"
         )
 
 
 def _problems(step: Step) -> list[str]:
-    """Return why a published artifact cannot be the result of a step, one line each."""
+    """Explain why a published artifact cannot be the result of a step, one line each."""
     folder = step.slot.artifact
     if step.status != "cached":
         return []
@@ -127,7 +127,7 @@ def _problems(step: Step) -> list[str]:
 
 
 def _wrong_files(folder: Path) -> list[str]:
-    """Return a line for each file of a saved artifact that is missing or has another size than in its manifest."""
+    """List each file of a saved artifact that is missing or has another size than in its manifest, one line each."""
     file = folder / MANIFEST_FILE
     if not file.is_file():
         return []
@@ -136,7 +136,7 @@ def _wrong_files(folder: Path) -> list[str]:
 
 
 def _moved(step: Step, before: Mapping[str, str]) -> list[str]:
-    """Return a line if the images of an index are no longer where it refers to, but where the recipe refers to."""
+    """Report if the images of an index were moved to where the recipe now refers to."""
     here = {located(path) for path in step.fingerprints}
     gone = [path for path in before if path not in here and not files.is_remote(path) and not os.path.exists(path)]
     if not gone or not issubclass(step.stage.makes, ImageDataset):
@@ -148,18 +148,21 @@ def _moved(step: Step, before: Mapping[str, str]) -> list[str]:
 
 
 def _sources(stage: Stage) -> list[str]:
-    """Return the outside files of a stage, and of evaluations in it."""
-    return [path for one in (stage, *_tasks(stage)) for path in one.sources()]
+    """List the outside files of a stage, and of evaluations in it."""
+    paths: list[str] = []
+    for owner in (stage, *_tasks(stage)):
+        paths += owner.sources()
+    return paths
 
 
 def _tasks(stage: Stage) -> list[Stage]:
-    """Return the evaluations in a training or in `models.interpolate`."""
+    """List the evaluations in a training stage or in `models.interpolate`."""
     tasks: list[Stage] = getattr(getattr(stage, "evaluation", None), "tasks", [])
     return tasks
 
 
 def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str, str]) -> str:
-    # With a file's name, which may decide how it is read. A folder's own name decides nothing, nor does a signature.
+    # A file counts with its name, which may decide how it is read. A folder's name or a signature decides nothing.
     named = {path: (_file_name(path), fingerprints[path]) for path in fingerprints}
     record: dict[str, Any] = {
         "kind": stage.kind,
@@ -181,7 +184,7 @@ def _file_name(path: str) -> str:
 
 
 def _with_identities(value: Any, inputs: Mapping[str, str], named: Mapping[str, tuple[str, str]]) -> Any:
-    """Return a configuration with the identities of its inputs, and with names and fingerprints for outside paths."""
+    """Replace inputs in a configuration by their identities, and outside paths by names and fingerprints."""
     if isinstance(value, Ref):
         return inputs[value]
     if isinstance(value, str):
@@ -195,7 +198,7 @@ def _with_identities(value: Any, inputs: Mapping[str, str], named: Mapping[str, 
 
 
 def _paths(value: str, known: Mapping[str, Any]) -> list[str]:
-    """Return the outside files that a setting refers to, as a path or a pattern; none for any other setting."""
+    """List the outside files that a setting refers to, as a path or a pattern. Empty for any other setting."""
     if value in known or not known or not any(mark in value for mark in PATTERN_MARKS):
         return [value] if value in known else []
     try:
@@ -206,10 +209,10 @@ def _paths(value: str, known: Mapping[str, Any]) -> list[str]:
 
 
 def saved_identity(folder: Path, fingerprint: Callable[[str], str]) -> str:
-    """Return the identity of a saved artifact: that of its manifest, else a hash of its files' fingerprints."""
+    """Look up the identity of a saved artifact in its manifest, else hash the fingerprints of its files."""
     manifest = folder / MANIFEST_FILE
     if manifest.is_file():
         return str(read_sealed(manifest, "identity")["identity"])
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    listing = [(str(path.relative_to(folder)), fingerprint(str(path))) for path in found]
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    listing = [(str(path.relative_to(folder)), fingerprint(str(path))) for path in paths]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:32]

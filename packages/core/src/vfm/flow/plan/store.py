@@ -1,13 +1,13 @@
-"""The store: one readable folder for each artifact, published by one rename, guarded by a lock that names its holder.
+"""The store: one readable folder per artifact, published by a rename, guarded by a lock that names its holder.
 
 store/
   clip.train-3f2a91c0/            a published artifact: facts, bulk, panels/, manifest.json
-  .clip.train-3f2a91c0.part/      the same while it is being written; renamed when complete
-  .clip.train-3f2a91c0.work/      checkpoints and partial results; they survive a crash and are removed after publishing
+  .clip.train-3f2a91c0.part/      the same while it is being written, renamed when complete
+  .clip.train-3f2a91c0.work/      checkpoints and partial results, kept after a crash and removed after publishing
   .clip.train-3f2a91c0.lock       the process that is making it
-  captions/                       captions that `vfm.curate` was given as a list, one file each
+  captions/                       captions that were given to `vfm.curate` as a list, one file each
   .fingerprints.json              cached fingerprints of outside files
-  .whole-hashes.json              SHA-256 of large outside files, which `vfm verify --inputs` has recorded
+  .whole-hashes.json              SHA-256 of large outside files, recorded by `vfm verify --inputs`
   runs/quickstart@2/              a run: links to the artifacts, recipe.yaml, run.json, events.jsonl, report.html
   runs/quickstart                 a link to the run that was started last
 """
@@ -38,7 +38,7 @@ SLOT_NAME = re.compile(r"[\w.-]+-[0-9a-f]{8}")  # `vfm clean` never removes anyt
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one artifact in a store: its published folder, the folders while it is being made, and its lock."""
+    """The place of one artifact in a store: its published folder, its folders while it is being made, and its lock."""
 
     root: Path
     name: str
@@ -65,7 +65,7 @@ class Slot:
 
     @property
     def status(self) -> str:
-        """`cached`, `resume` or `new`, at this moment."""
+        """Current status: `cached`, `resume` or `new`."""
         if self.artifact.is_dir():
             return "cached"
         return "resume" if self.work.is_dir() and any(self.work.iterdir()) else "new"
@@ -80,7 +80,7 @@ class Slot:
         """Write the manifest and publish the artifact by one rename: a crash never leaves a partial artifact.
 
         Args:
-            manifest: how the artifact was made; sizes and hashes of its files are added.
+            manifest: how the artifact was made. Sizes and hashes of its files are added.
             without: files and folders that are not hashed, since they may change later.
         """
         files = hash_folder(self.part, without=(MANIFEST_FILE, *without))
@@ -90,14 +90,16 @@ class Slot:
 
     @property
     def folders(self) -> list[Path]:
-        """The existing folders of this slot, published or not. A link is no folder of vfm's, wherever it leads."""
+        """The existing folders of this slot, published or not. A link is not a folder of vfm, wherever it leads."""
         places = (self.artifact, self.part, self.work)
         return [folder for folder in places if folder.is_dir() and not folder.is_symlink()]
 
     def discard(self, on_wait: Callable[[str], None] = lambda message: None) -> None:
-        """Remove the artifact and its partial results, under the lock."""
+        """Remove the artifact and its partial results, holding the lock."""
         with self.lock(on_wait):
-            if self.artifact in self.folders:  # renamed first: another run's plan finds all of its files, or none
+            if (
+                self.artifact in self.folders
+            ):  # renamed first, so that another run's plan finds all of its files or none
                 shutil.rmtree(self.part, ignore_errors=True)
                 self.artifact.rename(self.part)
             for folder in self.folders:
@@ -132,7 +134,7 @@ class Store:
             raise UserError(f"{self.root}: expected a folder of artifacts and runs, got a file or a broken link")
 
     def slot(self, kind: str, identity: str) -> Slot:
-        """Return the slot of an identity (hex digits). Its path is absolute, for processes in other folders."""
+        """Build the slot of an identity (hex digits). Its path is absolute, for processes in other folders."""
         return Slot(self.root.absolute(), f"{kind}-{identity[:8]}")
 
     @property
@@ -141,32 +143,35 @@ class Store:
         return self.root / "runs"
 
     def run_directory(self, name: str) -> Path:
-        """Return the folder of a run: by name the one that was started last, by `NAME@NUMBER` any."""
+        """Build the path of a run's folder: `NAME` for the run that was started last, `NAME@NUMBER` for any run."""
         return self.runs / name
 
     def artifacts(self) -> list[Path]:
-        """Return the folders of the published artifacts."""
+        """List the folders of the published artifacts."""
         folders = (path.parent for path in self.root.glob(f"*/{MANIFEST_FILE}"))
         return sorted(path for path in folders if SLOT_NAME.fullmatch(path.name) and (path / FACTS_FILE).is_file())
 
     def unlinked(self, without: Collection[Path] = ()) -> list[Slot]:
-        """Return the slots, published or left by a crash, that no run links to and no process holds.
+        """Find the slots, published or left by a crash, that no run links to and no process holds.
 
         Args:
             without: folders of runs whose links do not count.
         """
-        links = [link for run in _inside(self.runs) if run not in without for link in _inside(run / LINKS)]
-        ends = (end for link in links if link.is_symlink() for end in (link.readlink(), Path(os.path.realpath(link))))
-        linked = {end.name for end in ends}  # a link may lead to another run's link
+        linked: set[str] = set()
+        for run in _inside(self.runs):
+            links = _inside(run / LINKS) if run not in without else []
+            for link in links:
+                if link.is_symlink():  # it may lead to another run's link, so both ends count
+                    linked |= {link.readlink().name, Path(os.path.realpath(link)).name}
         partial = [path for path in self.root.glob(".*.*") if path.suffix in {".part", ".work"}]
         left = {path.stem[1:] for path in partial if SLOT_NAME.fullmatch(path.stem[1:])}
         names = ({path.name for path in self.artifacts()} | left) - linked
-        slots = [slot for name in sorted(names) if (slot := Slot(self.root, name)).folders]
-        return [slot for slot in slots if not is_locked(slot.lock_file)]
+        slots = [Slot(self.root, name) for name in sorted(names)]
+        return [slot for slot in slots if slot.folders and not is_locked(slot.lock_file)]
 
 
 def _inside(folder: Path) -> list[Path]:
-    """List a folder. Only a missing one is empty: `clean` must not remove artifacts whose links it cannot read."""
+    """List a folder. Only a missing folder counts as empty, so that `clean` sees all links to artifacts."""
     if folder.name in ("runs", LINKS) and os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"{folder}: expected a folder of links to the artifacts in use, got a file or a broken link")
     try:

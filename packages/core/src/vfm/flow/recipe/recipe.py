@@ -28,14 +28,14 @@ from vfm.interfaces import FACTS_FILE, Artifact, Evaluation, Ref, Runtime, Stage
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe: every stage is valid, and every input is connected to an artifact of the right type.
+    """A checked recipe: every stage is valid, and every input has an artifact of the right type.
 
     Attributes:
         name: name of the run.
-        description: what the recipe is for.
+        description: purpose of the recipe.
         stages: the stages in order.
-        text: its YAML without credentials; with a base or `--set`, the resolved one.
-        bases: names of the files that the recipe is laid over.
+        text: its YAML without credentials. With a base or `--set`, this is the resolved recipe.
+        bases: names of the base recipes, nearest first.
         file: its file, if it has one.
     """
 
@@ -50,13 +50,13 @@ class Recipe:
 class RecipeKeys(Config):
     """The keys of a recipe."""
 
-    description: str = Field("", description="what the recipe is for")
-    runtime: dict[str, Any] = Field({}, description="runtime of every stage, for the keys that it does not set itself")
+    description: str = Field("", description="purpose of the recipe")
+    runtime: dict[str, Any] = Field({}, description="runtime of every stage, for keys that the stage does not set")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
-        [], description="repeat the stages that draw random numbers, and all that depend on them, once per seed"
+        [], description="repeat stages that draw random numbers, and all that depend on them, once per seed"
     )
     paths: dict[str, str] = Field(
-        {}, description="folders by name: `$NAME/` at the beginning of a value in a stage stands for the folder"
+        {}, description="folders by name: `$NAME/` at the beginning of a value in a stage is replaced by the folder"
     )
     stages: list[dict[str, Any]] = Field(min_length=1, description="the stages in order")
 
@@ -77,10 +77,10 @@ def load_recipe(
         source: path of a YAML file, or the name of a shipped recipe.
         known: stage types by kind.
         overrides: `NAME.FIELD=VALUE` each, the value in YAML.
-        absent_path: stands for each `path` of data that the recipe leaves open; empty: that is a mistake.
+        absent_path: placeholder for each `path` of data that the recipe leaves open; empty: an open path is a mistake.
 
     Raises:
-        UserError: one line for each mistake: file and line, dotted key, what is allowed.
+        UserError: one line for each mistake: file and line, dotted key, allowed values.
     """
     path = find_recipe(source)
     name, text = run_name(path.stem), read_text(path)
@@ -105,7 +105,7 @@ def parse_recipe(
         overrides: `NAME.FIELD=VALUE` each, the value in YAML.
         name: name of the recipe.
         where: name of its file in error messages.
-        file: the file; a relative path in `base` starts from its folder.
+        file: the file. A relative path in `base` starts from its folder.
         absent_path: as in `load_recipe`.
 
     Raises:
@@ -120,13 +120,17 @@ def parse_recipe(
     try:
         keys = RecipeKeys(**source.value)
     except ValidationError as error:
-        for place, message in error_lines(error, RecipeKeys):
-            mistakes.add(place, _dotted("", place).lstrip("."), message)
+        for location, message in error_lines(error, RecipeKeys):
+            mistakes.add(location, _dotted("", location).lstrip("."), message)
         mistakes.raise_if_any()
         raise
     _check_runtime_keys(keys.runtime, known, mistakes)
     items = [_with_path(item, known, absent_path) if absent_path else item for item in keys.stages]
-    stages = [stage for index, item in enumerate(items) if (stage := _stage(item, index, keys, known, mistakes))]
+    stages = []
+    for index, item in enumerate(items):
+        stage = _stage(item, index, keys, known, mistakes)
+        if stage:
+            stages.append(stage)
     mistakes.raise_if_any()
     _check_inputs(stages, mistakes)
     mistakes.raise_if_any()
@@ -134,9 +138,10 @@ def parse_recipe(
 
 
 def _resolved_text(source: RecipeSource, overrides: Sequence[str]) -> str:
-    """Return a recipe, its bases and what `--set` changes as one YAML text, without credentials."""
+    """Write a recipe, its bases and `--set` changes as one YAML text, without credentials."""
     value = redacted(source.value)
-    if isinstance(about := value.get("description"), str):
+    about = value.get("description")
+    if isinstance(about, str):
         value = {**value, "description": about.strip()}
     text = dump(value)
     bases = f", laid over {', '.join(source.bases)}" if source.bases else ""
@@ -145,7 +150,7 @@ def _resolved_text(source: RecipeSource, overrides: Sequence[str]) -> str:
 
 
 def runtime_of(stage: type[Stage]) -> type[Runtime]:
-    """Return the class of a stage's `runtime`."""
+    """Look up the class of a stage's `runtime`."""
     annotation: Any = stage.model_fields["runtime"].annotation
     runtime: type[Runtime] = annotation
     return runtime
@@ -153,7 +158,9 @@ def runtime_of(stage: type[Stage]) -> type[Runtime]:
 
 def _check_runtime_keys(runtime: Mapping[str, Any], known: Mapping[str, type[Stage]], mistakes: Mistakes) -> None:
     """Report the keys of a recipe's runtime that no installed stage type has."""
-    allowed = {key for stage in known.values() for key in runtime_of(stage).model_fields}
+    allowed: set[str] = set()
+    for stage in known.values():
+        allowed |= set(runtime_of(stage).model_fields)
     for key in runtime:
         if key not in allowed:
             mistakes.add(("runtime", key), f"runtime.{key}", f"unknown key{did_you_mean(str(key), allowed)}")
@@ -162,44 +169,51 @@ def _check_runtime_keys(runtime: Mapping[str, Any], known: Mapping[str, type[Sta
 def _stage(
     item: dict[str, Any], index: int, keys: RecipeKeys, known: Mapping[str, type[Stage]], mistakes: Mistakes
 ) -> Stage | None:
-    """Return the validated stage; None if it has mistakes, which are added to `mistakes`."""
-    place: KeyPath = ("stages", index)
+    """Validate a stage. If it has mistakes, add them to `mistakes` and return None."""
+    path: KeyPath = ("stages", index)
     name = item.get("name")
     label = name if isinstance(name, str) and name else f"stages[{index}]"
     kind = item.get("kind")
     if not isinstance(kind, str) or kind not in known:
         message = "is required (the kind of this stage)" if kind is None else unknown_kind(str(kind), dict(known))
-        mistakes.add((*place, "kind"), f"{label}.kind", message)
+        mistakes.add((*path, "kind"), f"{label}.kind", message)
         return None
     try:
         item = _with_folders(item, keys.paths)
     except UserError as error:
-        mistakes.add(place, label, str(error))
+        mistakes.add(path, label, str(error))
         return None
-    own = item.get("runtime") or {}
+    stage_runtime = item.get("runtime") or {}
     shared = {key: value for key, value in keys.runtime.items() if key in runtime_of(known[kind]).model_fields}
-    if shared and isinstance(own, dict):
-        item = {**item, "runtime": {**shared, **own}}
+    if shared and isinstance(stage_runtime, dict):
+        item = {**item, "runtime": {**shared, **stage_runtime}}
     try:
         return known[kind].model_validate(item, context=known)
     except ValidationError as error:
         for location, message in error_lines(error, known[kind]):
-            if location[:1] == ("runtime",) and shared and isinstance(own, dict) and _is_shared(location, own):
+            if (
+                location[:1] == ("runtime",)
+                and shared
+                and isinstance(stage_runtime, dict)
+                and _is_shared(location, stage_runtime)
+            ):
                 mistakes.add(location, _dotted("", location).lstrip("."), message)  # one line for all stages
             else:
-                mistakes.add((*place, *location), _dotted(label, location), message)
+                mistakes.add((*path, *location), _dotted(label, location), message)
         return None
 
 
 def _with_path(item: dict[str, Any], known: Mapping[str, type[Stage]], absent_path: str) -> dict[str, Any]:
-    """Return a stage's settings, with a path if it needs one and has none."""
+    """Add a path to the settings of a stage if it needs one and has none."""
     kind = item.get("kind")
-    field = known[kind].model_fields.get("path") if isinstance(kind, str) and kind in known else None
+    if not isinstance(kind, str) or kind not in known:
+        return item
+    field = known[kind].model_fields.get("path")
     return {"path": absent_path, **item} if field and field.is_required() else item
 
 
 def _with_folders(value: Any, folders: Mapping[str, str]) -> Any:
-    """Return a value of a recipe with the named folders in place of `$NAME/`.
+    """Replace `$NAME/` in a value of a recipe by the named folders.
 
     Raises:
         UserError: a folder has no entry in `paths`.
@@ -208,17 +222,19 @@ def _with_folders(value: Any, folders: Mapping[str, str]) -> Any:
         return {key: _with_folders(item, folders) for key, item in value.items()}
     if isinstance(value, list):
         return [_with_folders(item, folders) for item in value]
-    found = re.match(r"\$(\w+)/", value) if isinstance(value, str) else None
-    if not found:
+    match = re.match(r"\$(\w+)/", value) if isinstance(value, str) else None
+    if not match:
         return value
-    if found[1] not in folders:
-        raise UserError(f"{value}: paths has no folder {found[1]!r}{did_you_mean(found[1], folders)}")
-    return f"{folders[found[1]].rstrip('/')}/{value[found.end() :]}"
+    if match[1] not in folders:
+        raise UserError(f"{value}: paths has no folder {match[1]!r}{did_you_mean(match[1], folders)}")
+    return f"{folders[match[1]].rstrip('/')}/{value[match.end() :]}"
 
 
-def _is_shared(location: KeyPath, own: Mapping[str, Any]) -> bool:
-    """Return whether the runtime key at `location` comes from the recipe's `runtime`, not from the stage's own."""
-    return str(location[1]) not in own if len(location) > 1 else not own
+def _is_shared(location: KeyPath, stage_runtime: Mapping[str, Any]) -> bool:
+    """Check whether the runtime key at `location` comes from the recipe's `runtime`, not from the stage's."""
+    if len(location) < 2:
+        return not stage_runtime
+    return str(location[1]) not in stage_runtime
 
 
 def _dotted(label: str, location: Iterable[str | int]) -> str:
@@ -228,38 +244,38 @@ def _dotted(label: str, location: Iterable[str | int]) -> str:
 def _check_inputs(stages: Sequence[Stage], mistakes: Mistakes) -> None:
     """Check that every input is an earlier stage or a saved artifact of the right type, and that names are unique."""
     names = [stage.name for stage in stages]
-    made: dict[str, type[Artifact]] = {}
+    types: dict[str, type[Artifact]] = {}
     for index, stage in enumerate(stages):
-        place: KeyPath = ("stages", index)
+        stage_path: KeyPath = ("stages", index)
         for key, ref in refs(stage):
-            message = _misfit(ref, made, names)
+            message = _misfit(ref, types, names)
             if message:
                 path: KeyPath = tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", key))
-                mistakes.add((*place, *path), f"{stage.name}.{key}", message)
+                mistakes.add((*stage_path, *path), f"{stage.name}.{key}", message)
         if isinstance(stage, Evaluation) and not stage.has_something_to_evaluate:
-            mistakes.add((*place, "models"), f"{stage.name}.models", "is required (the models to evaluate)")
-        if stage.name in made:
-            mistakes.add((*place, "name"), f"{stage.name}.name", "another stage has this name")
-        made[stage.name] = stage.makes
+            mistakes.add((*stage_path, "models"), f"{stage.name}.models", "is required (the models to evaluate)")
+        if stage.name in types:
+            mistakes.add((*stage_path, "name"), f"{stage.name}.name", "another stage has this name")
+        types[stage.name] = stage.makes
 
 
-def _misfit(ref: Ref[Any], made: Mapping[str, type[Artifact]], names: Sequence[str]) -> str | None:
-    """Return why an input does not fit, or None if it does."""
-    if ref in made:
-        return None if ref.accepts(made[ref]) else f"expected a {ref.expected}; '{ref}' makes a {made[ref].__name__}"
+def _misfit(ref: Ref[Any], types: Mapping[str, type[Artifact]], names: Sequence[str]) -> str | None:
+    """Explain why an input does not fit, or return None if it does."""
+    if ref in types:
+        return None if ref.accepts(types[ref]) else f"expected a {ref.expected}; '{ref}' makes a {types[ref].__name__}"
     if ref in names:
         return f"'{ref}' comes later; a stage can only use earlier ones"
     if os.path.isfile(Path(ref) / FACTS_FILE):  # False for a name that is too long
-        found = type(Artifact.load(ref, verify=False))
-        return None if ref.accepts(found) else f"expected a {ref.expected}; {ref} holds a {found.__name__}"
-    return f"no earlier stage and no saved artifact is named '{ref}'{did_you_mean(ref, made)}"
+        saved = type(Artifact.load(ref, verify=False))
+        return None if ref.accepts(saved) else f"expected a {ref.expected}; {ref} holds a {saved.__name__}"
+    return f"no earlier stage and no saved artifact is named '{ref}'{did_you_mean(ref, types)}"
 
 
 def per_seed(stages: Sequence[Stage], seeds: Sequence[int]) -> list[Stage]:
-    """Return the stages, with those that depend on a seed repeated for each seed.
+    """Repeat the stages that depend on a seed, once for each seed.
 
-    These are the stages with a `seed` that the recipe does not set, and all stages that depend on one of them. The
-    stage `clip` becomes `clip@0`, `clip@1`, ...
+    These are the stages with a `seed` that the recipe does not set, and all stages that depend on them. The stage
+    `clip` becomes `clip@0`, `clip@1`, ...
     """
     if not seeds:
         return list(stages)
@@ -272,14 +288,16 @@ def per_seed(stages: Sequence[Stage], seeds: Sequence[int]) -> list[Stage]:
             continue
         repeated.add(stage.name)
         for seed in seeds:
-            changed: dict[str, Any] = {"name": f"{stage.name}@{seed}"} | ({"seed": seed} if draws else {})
+            changed: dict[str, Any] = {"name": f"{stage.name}@{seed}"}
+            if draws:
+                changed["seed"] = seed
             renamed = cast("Stage", _renamed(stage, {name: f"{name}@{seed}" for name in repeated}))
             result.append(renamed.model_copy(update=changed))
     return result
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """Return the value with every ref to a name in `names` replaced."""
+    """Replace every ref to a name in `names`, in a stage or any value in it."""
     if isinstance(value, Ref):
         ref: Ref[Any] = Ref(names.get(value, value))
         ref.target = value.target
@@ -287,7 +305,7 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, BaseModel):
         fields = {key: getattr(value, key) for key in type(value).model_fields}
         renamed = {key: _renamed(item, names) for key, item in fields.items()}
-        # Only what has changed: `model_copy` marks a setting as given, which a default is not.
+        # Only changed fields, since `model_copy` marks a field as given, and defaults must stay unmarked.
         return value.model_copy(update={key: item for key, item in renamed.items() if item != fields[key]})
     if isinstance(value, (list, tuple)):
         return type(value)(_renamed(item, names) for item in value)

@@ -1,4 +1,4 @@
-"""The text of a recipe before validation: the file laid over its `base`, then `--set`, with the origin of every key."""
+"""The text of a recipe before validation: the file merged into its `base`, then `--set`, and the origin of all keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vfm.flow.recipe import yaml_lines
 from vfm.flow.recipe.shipped import shipped_files
 from vfm.flow.recipe.yaml_lines import KeyPath
 
-TOP_LEVEL = {"runtime", "seeds", "description", "paths"}  # keys that --set can address beside the stages
+TOP_LEVEL = {"runtime", "seeds", "description", "paths"}  # keys that --set can address, besides the stages
 Place = tuple[str, int]  # name of a file, line from 1
 
 
@@ -24,11 +24,11 @@ class RecipeSource:
     """The keys of a recipe, with the file and line, or the `--set` option, that each comes from.
 
     Attributes:
-        where: name of the recipe's own file.
-        value: the keys, those of the base included.
+        where: name of the recipe's file.
+        value: the keys, including the keys of the base.
         places: file and line by key path.
         overridden: `--set` option by key path.
-        bases: names of the files below the recipe's own one, the nearest first.
+        bases: names of the base recipes, nearest first.
     """
 
     where: str
@@ -39,10 +39,10 @@ class RecipeSource:
 
 
 def find_recipe(source: str) -> Path:
-    """Return the file of a recipe, which is given by its path or by the name of a shipped recipe.
+    """Find the file of a recipe by its path or by the name of a shipped recipe.
 
     Raises:
-        UserError: it is neither.
+        UserError: there is no such file and no such shipped recipe.
     """
     if os.path.isfile(source):  # False, not an error, for a name that is too long
         return Path(source)
@@ -53,14 +53,14 @@ def find_recipe(source: str) -> Path:
 
 
 def about_recipe(file: Path) -> str:
-    """Return the first sentence of the comment that a recipe begins with."""
+    """Read the first sentence of the comment at the beginning of a recipe."""
     lines = takewhile(lambda line: line.strip(" #"), file.read_text(encoding="utf-8").splitlines())
     text = " ".join(line.lstrip("# ").rstrip() for line in lines)
     return re.split(r"(?<!et al)\. ", text)[0].rstrip(".")  # "et al." ends no sentence
 
 
 def read_text(file: Path) -> str:
-    """Return the text of a recipe file.
+    """Read the text of a recipe file.
 
     Raises:
         UserError: it is not UTF-8.
@@ -72,70 +72,71 @@ def read_text(file: Path) -> str:
 
 
 def read_source(text: str, where: str, folder: Path, chain: Sequence[Path] = ()) -> RecipeSource:
-    """Return the keys of a recipe, laid over those of its `base` if it has one.
+    """Parse the keys of a recipe, and merge them into its `base` if it has one.
 
-    `description`, `runtime` and `seeds` replace those of the base. Stages are matched by `name` and merged field by
-    field, mappings within them too; stages with new names are appended. A mapping with another `type` than that of the
-    base replaces it, since the two types have different fields.
+    `description`, `runtime` and `seeds` replace the base's. Stages are matched by `name` and merged field by field,
+    including nested mappings. Stages with new names are appended. A mapping with another `type` replaces the base's,
+    since the two types have different fields.
 
     Args:
         text: the recipe.
         where: name of its file, for error messages.
         folder: folder that a relative path in `base` starts from.
-        chain: files that are being read, the recipe first and this file last.
+        chain: files being read, the recipe first and this file last.
 
     Raises:
-        UserError: the text is not valid YAML, `base` names no recipe or leads back to this one, or a stage that is
-            laid over a base has no name.
+        UserError: the text is not valid YAML, `base` names no recipe or leads back to this one, or a stage has no name,
+            although there is a base.
     """
     value, lines = yaml_lines.parse(text, where)
     if not isinstance(value, dict):
         raise UserError(f"{where}:1: expected a recipe: a mapping with the key 'stages'")
-    own = RecipeSource(where, value, {path: (where, line) for path, line in lines.items()})
+    source = RecipeSource(where, value, {path: (where, line) for path, line in lines.items()})
     if "base" not in value:
-        return own
+        return source
     line = f"{where}:{lines['base',]}: base"
     name = value.pop("base")
     if not isinstance(name, str):
         raise UserError(yaml_lines.one_line(f"{line}: expected a path or the name of a shipped recipe, got {name!r}"))
     try:
-        file = find_recipe(str(folder / name) if os.path.isfile(folder / name) else name).resolve()
+        local = folder / name
+        file = find_recipe(str(local) if os.path.isfile(local) else name).resolve()
     except UserError as error:
         raise UserError(yaml_lines.one_line(f"{line}: {error}")) from None
     if file in chain:
         cycle = " -> ".join(path.name for path in (*chain[chain.index(file) :], file))
         raise UserError(f"{line}: a recipe cannot be its own base: {cycle}")
     base = read_source(read_text(file), file.name, file.parent, (*chain, file))
-    _lay_over(base, own)
+    _lay_over(base, source)
     return RecipeSource(where, base.value, base.places, bases=[base.where, *base.bases])
 
 
-def _lay_over(base: RecipeSource, own: RecipeSource) -> None:
-    """Change `base` to what it is with the keys of `own` laid over it."""
+def _lay_over(base: RecipeSource, source: RecipeSource) -> None:
+    """Merge the keys of `source` into `base`, in place."""
     stages = base.value.get("stages")
-    for key, value in own.value.items():
+    for key, value in source.value.items():
         if key == "stages" and isinstance(value, list) and isinstance(stages, list):
-            _merge_stages(stages, base, own)
+            _merge_stages(stages, base, source)
         else:
             base.value[key] = value
-            _move_places(base, (key,), own, (key,))
+            _move_places(base, (key,), source, (key,))
 
 
-def _merge_stages(stages: list[Any], base: RecipeSource, own: RecipeSource) -> None:
+def _merge_stages(stages: list[Any], base: RecipeSource, source: RecipeSource) -> None:
     names = [item.get("name") if isinstance(item, dict) else None for item in stages]
-    for index, item in enumerate(own.value["stages"]):
+    for index, item in enumerate(source.value["stages"]):
         path: KeyPath = ("stages", index)
         name = item.get("name") if isinstance(item, dict) else None
         if not isinstance(name, str):
-            file, line = own.places.get(path, (own.where, 1))
+            file, line = source.places.get(path, (source.where, 1))
             raise UserError(f"{file}:{line}: stages[{index}]: name is required, to find the stage in {base.where}")
         if name in names:
-            place = names.index(name)
-            names[place] = None  # a second stage of this name is a mistake that validation reports
-            _merge(stages[place], ("stages", place), base, item, path, own)
+            number = names.index(name)
+            names[number] = None  # a second stage of this name is a mistake that validation reports
+            _merge(stages[number], ("stages", number), base, item, path, source)
         else:
             stages.append(item)
-            _move_places(base, ("stages", len(stages) - 1), own, path)
+            _move_places(base, ("stages", len(stages) - 1), source, path)
 
 
 def _merge(
@@ -144,28 +145,29 @@ def _merge(
     base: RecipeSource,
     item: dict[str, Any],
     path: KeyPath,
-    own: RecipeSource,
+    source: RecipeSource,
 ) -> None:
-    """Lay `item`, at `path` of `own`, over `values`, which are at `base_path` of `base`."""
+    """Merge `item`, at `path` of `source`, into `values`, which are at `base_path` of `base`."""
     for key, value in item.items():
         old = values.get(key)
         if isinstance(old, dict) and isinstance(value, dict) and value.get("type") in (None, old.get("type")):
-            _merge(old, (*base_path, key), base, value, (*path, key), own)
+            _merge(old, (*base_path, key), base, value, (*path, key), source)
         else:
             values[key] = value
-            _move_places(base, (*base_path, key), own, (*path, key))
+            _move_places(base, (*base_path, key), source, (*path, key))
 
 
-def _move_places(base: RecipeSource, base_path: KeyPath, own: RecipeSource, path: KeyPath) -> None:
-    """Replace the places at and below `base_path` by those that `own` has at `path`."""
+def _move_places(base: RecipeSource, base_path: KeyPath, source: RecipeSource, path: KeyPath) -> None:
+    """Replace the places at and below `base_path` by the places of `source` at `path`."""
     for old in [place for place in base.places if place[: len(base_path)] == base_path]:
         del base.places[old]
-    found = {place: at for place, at in own.places.items() if place[: len(path)] == path}
-    base.places |= {(*base_path, *place[len(path) :]): at for place, at in found.items()}
+    for key, place in source.places.items():
+        if key[: len(path)] == path:
+            base.places[(*base_path, *key[len(path) :])] = place
 
 
 def apply_overrides(source: RecipeSource, overrides: Sequence[str]) -> None:
-    """Lay `NAME.FIELD=VALUE` overrides over a recipe, the values in YAML.
+    """Apply `NAME.FIELD=VALUE` overrides to a recipe, with values in YAML.
 
     Raises:
         UserError: an override has another form, or names no stage.
@@ -201,22 +203,22 @@ def _refused(override: str, message: str) -> UserError:
 
 
 def _shown(override: str) -> str:
-    """Return an override without credentials. They are replaced in it alone: a message that follows is kept whole."""
+    """Mask the credentials in an override. The rest of a message is not masked, so it stays readable."""
     return redacted_words([override])[0]
 
 
 @dataclass
 class Mistakes:
-    """The mistakes found in a recipe, each a line that begins with the file and line, or the `--set`, of its key."""
+    """Mistakes in a recipe, each a line that begins with the file and line, or the `--set` option, of its key."""
 
     source: RecipeSource
-    lines: dict[str, tuple[bool, int]] = field(default_factory=dict)  # line -> its place in the order
+    lines: dict[str, tuple[bool, int]] = field(default_factory=dict)  # line -> its sort key
 
     def add(self, path: KeyPath, key: str, message: str) -> None:
-        """Add a mistake, at the `--set` or nearest known line that it is from; `key` is how the message calls it."""
+        """Add a mistake with the `--set` option or nearest known line of its key. `key` is its name for the user."""
         source, place = self.source, path
         option = next((text for at, text in source.overridden.items() if path[: len(at)] == at), None)
-        while option is None and place and place not in source.places:  # a key that only `--set` has, or nothing has
+        while option is None and place and place not in source.places:  # only `--set` has the key, or nothing has it
             option = next((text for at, text in source.overridden.items() if at[: len(place)] == place), None)
             place = place[:-1]
         text = f"{key}: {message}" if key else message
@@ -227,10 +229,10 @@ class Mistakes:
             self.lines.setdefault(f"{file}:{line}: {text}", (False, line))
 
     def raise_if_any(self) -> None:
-        """Raise the mistakes as one UserError, in the order of their lines, those of `--set` last.
+        """Raise the mistakes as one UserError, in the order of their lines, with `--set` options last.
 
         Raises:
-            UserError: there are some.
+            UserError: there are mistakes.
         """
         if self.lines:
             raise UserError("\n".join(map(yaml_lines.one_line, self._ordered())))

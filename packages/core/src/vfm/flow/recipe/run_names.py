@@ -1,4 +1,4 @@
-"""Names of runs: that of the recipe's file in any script, and which file owns a name in a store."""
+"""Names of runs: derived from the recipe's file name in any script, and owned by one file in a store."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 from vfm.flow.recipe.shipped import shipped_files
 
-MAX_BYTES = 200  # file systems allow 255, and a number follows
+MAX_BYTES = 200  # file systems allow 255, and a number is appended
 
 
 def run_name(stem: str) -> str:
-    """Return a recipe's file name without suffix as a name of runs: letters and digits of any script, `_` and `-`.
+    """Convert a recipe's file name without suffix to a name of runs: letters and digits of any script, `_` and `-`.
 
-    It is in Unicode's form NFC, since some file systems decompose what others keep. It begins with no `-`, as an option
-    of a command does.
+    The name is in Unicode's form NFC, since some file systems decompose names and others do not. It does not begin with
+    `-`, so that it cannot be mistaken for an option.
     """
     text = unicodedata.normalize("NFC", stem)
-    kept = re.sub("\0+", "-", "".join(char if _is_kept(char) else "\0" for char in text))
-    return kept.lstrip("-").encode()[:MAX_BYTES].decode(errors="ignore") or "recipe"
+    name = re.sub("\0+", "-", "".join(char if _is_kept(char) else "\0" for char in text))
+    return name.lstrip("-").encode()[:MAX_BYTES].decode(errors="ignore") or "recipe"
 
 
 def _is_kept(char: str) -> bool:
@@ -29,33 +29,35 @@ def _is_kept(char: str) -> bool:
 
 
 def owner_of(file: Path | None, name: str, store: Path) -> str:
-    """Return what identifies the recipe of a run.
+    """Identify the recipe of a run.
 
     Args:
-        file: its file; None: the recipe has none.
-        name: its name.
-        store: folder of the store. A path from there stays true where a project is moved with its store.
+        file: file of the recipe, None if it has none.
+        name: name of the recipe.
+        store: folder of the store. A path relative to it stays valid if a project is moved with its store.
     """
     if file is None:
         return f"<{name}>"
     file = file.resolve()
     shipped = shipped_files("recipes").get(file.stem)
-    return f"vfm:{file.stem}" if shipped and file == shipped.resolve() else os.path.relpath(file, store.resolve())
+    if shipped and file == shipped.resolve():
+        return f"vfm:{file.stem}"
+    return os.path.relpath(file, store.resolve())
 
 
 def own_name(name: str, owner: str, taken: Iterable[tuple[str, str | None]]) -> str:
-    """Return the name of a recipe's runs: that of its earlier runs, else its own, with a number if another owns it.
+    """Choose the name of a recipe's runs: as in its earlier runs, else its name, with a number if another owns it.
 
     Args:
         name: name of the recipe.
-        owner: what identifies it.
-        taken: name and owner of each kept run; None: its owner is not known, and anybody may go on with it.
+        owner: identity of the recipe, from `owner_of`.
+        taken: name and owner of each run in the store; None: the owner is unknown, so any recipe may continue it.
     """
     owners: dict[str, set[str]] = {}
     for used, other in taken:
         if other == owner:
             return used
-        # Some file systems take `R` and `r` for the same name.
+        # Some file systems do not distinguish `R` and `r`.
         owners.setdefault(used.casefold(), set()).update([] if other is None else [other])
     candidates = (name if number == 1 else f"{name}-{number}" for number in range(1, len(owners) + 2))
     return next(candidate for candidate in candidates if not owners.get(candidate.casefold()))

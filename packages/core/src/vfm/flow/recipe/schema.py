@@ -14,19 +14,17 @@ from vfm.interfaces import Stage
 
 
 def json_schema(known: Mapping[str, type[Stage]]) -> dict[str, Any]:
-    """Return the JSON Schema of recipes made of the installed stages.
+    """Build the JSON Schema of recipes with the installed stages.
 
-    The stages of a recipe with a `base` are checked loosely: the base may have their required fields, and their kinds.
+    The stages of a recipe with a `base` are checked loosely, since the base may have their kinds and required fields.
 
     Args:
         known: stage types by kind.
     """
     union: Any = Annotated[reduce(or_, known.values()), Field(discriminator="kind")]
-    runtime_fields: dict[str, Any] = {
-        name: (field.annotation, field)
-        for stage in known.values()
-        for name, field in runtime_of(stage).model_fields.items()
-    }
+    runtime_fields: dict[str, Any] = {}
+    for stage in known.values():
+        runtime_fields |= {name: (field.annotation, field) for name, field in runtime_of(stage).model_fields.items()}
     runtime = create_model("RecipeRuntime", __config__={"extra": "forbid"}, **runtime_fields)
     about = {name: field.description for name, field in RecipeKeys.model_fields.items()}
     shared: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Files that installed packages ship beside their code: recipes and suites, found through the entry points `vfm`."""
+"""Files that installed packages ship with their code: recipes and suites, found through the entry points `vfm`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PURPOSES = {  # the folders of a package's `recipes`, in the order of `vfm recip
 
 @cache
 def shipped_files(folder: str) -> dict[str, Path]:
-    """Return the YAML files in a folder of every installed package, by name.
+    """Find the YAML files in a folder of every installed package, by name.
 
     Args:
-        folder: the folder's name in the packages, `recipes` or `suites`. It may have folders of its own.
+        folder: the folder's name in the packages, `recipes` or `suites`. It may have subfolders.
 
     Raises:
         UserError: two files have the same name.
@@ -38,12 +38,14 @@ def shipped_files(folder: str) -> dict[str, Path]:
 
 
 def package_of(file: Path) -> str:
-    """Return the import name of the package that ships a file."""
+    """Look up the import name of the package that ships a file."""
     return next(folder.name for folder in _package_folders() if file.is_relative_to(folder))
 
 
 def _package_folders() -> Iterator[Path]:
     """Yield the folder of each package that has a plugin, without importing it."""
-    for name in {entry.module.partition(".")[0] for entry in entry_points(group="vfm")}:
+    packages = {entry.module.partition(".")[0] for entry in entry_points(group="vfm")}
+    for name in packages:
         spec = find_spec(name)
-        yield from map(Path, spec.submodule_search_locations or () if spec else ())
+        locations = spec.submodule_search_locations if spec else None
+        yield from map(Path, locations or ())

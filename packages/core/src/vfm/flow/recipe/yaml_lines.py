@@ -1,6 +1,6 @@
 """Load recipe YAML: safely, with YAML 1.2 scalars (`1e-4` is a number, `no` is a string) and the line of every key.
 
-What is written is read back: what YAML 1.2 alone takes for a number is quoted too.
+Written values are read back unchanged, so strings that only YAML 1.2 reads as numbers are quoted too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    """Return an integer; that of YAML 1.1 would be octal with a zero in front."""
+    """Parse a decimal integer. With YAML 1.1's rules, a leading zero would make it octal."""
     return int(loader.construct_scalar(node))
 
 
@@ -67,7 +67,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """Return a text as a node: one with control characters or line breaks has escapes, in double quotes."""
+        """Represent a text. If it has control characters or line breaks, it is escaped in double quotes."""
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
 
 
@@ -75,7 +75,7 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
-    """Return the value of a YAML text, and the line (from 1) of each key path in it.
+    """Parse a YAML text, and find the line (from 1) of each key path.
 
     Args:
         text: the YAML.
@@ -92,13 +92,14 @@ def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        mark = error.problem_mark
+        line = mark.line + 1 if mark else "?"
         raise UserError(f"{where}:{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply") from None
-    except ValueError as error:  # a number of thousands of digits, or a date (by its tag) that does not exist
+    except ValueError as error:  # a number with thousands of digits, or a tagged date that does not exist
         raise UserError(f"{where}: not valid YAML: {error}") from None
     lines: dict[KeyPath, int] = {}
     _collect(node, (), lines, where)
@@ -106,14 +107,14 @@ def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
 
 
 def _unshared(value: Any) -> Any:
-    """Return a copy without shared values, so that an override behind a YAML alias changes one place only."""
+    """Copy a value without sharing, so that an override of a YAML alias changes only one place."""
     if isinstance(value, dict):
         return {key: _unshared(item) for key, item in value.items()}
     return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def parse_value(text: str, where: str) -> Any:
-    """Return a value from the command line, read as YAML: `5e-4` is a float, `null` is None, `[a, b]` is a list.
+    """Parse a value from the command line as YAML: `5e-4` is a float, `null` is None, `[a, b]` is a list.
 
     Text that is not valid YAML is a string, such as the brace pattern `{000..009}.tar`.
     """
@@ -124,7 +125,7 @@ def parse_value(text: str, where: str) -> Any:
 
 
 def dump(value: Any) -> str:
-    """Return plain data as YAML that `parse` reads back."""
+    """Serialize plain data as YAML that `parse` reads back."""
     text: str = yaml.dump(
         value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
     )
@@ -132,7 +133,7 @@ def dump(value: Any) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""Return the text with unprintable characters escaped: a newline becomes `\n`."""
+    r"""Escape unprintable characters: a newline becomes `\n`."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 

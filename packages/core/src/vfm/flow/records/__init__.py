@@ -1,1 +1,1 @@
-"""What is kept of runs: manifests, records, verification and cleaning."""
+"""Records of runs: manifests, verification and cleaning."""

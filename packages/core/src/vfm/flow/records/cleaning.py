@@ -1,7 +1,7 @@
-"""Find what `vfm clean` may remove: old runs, and artifacts that no kept run links to or reads.
+"""Find old runs, and artifacts that no remaining run links to or reads, for `vfm clean`.
 
-A run keeps the artifacts of its stages by links. An input that its recipe names by a path into the store has no link:
-its folder is named by the recipe, or its identity by the manifest of what was made from it.
+A run links to the artifacts of its stages. An input that its recipe names by a path into the store has no link. It is
+found by its folder in the recipe, or by its identity in the manifest of an artifact made from it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _IDENTITY = re.compile(r"\b[0-9a-f]{32}\b")
 
 @contextmanager
 def no_run_starts(store: Store) -> Iterator[None]:
-    """Let runs that start in the store wait, so that none begins to use what is about to be removed."""
+    """Block runs that start in the store, so that none begins to use a folder that is about to be removed."""
     if not store.runs.is_dir():
         yield
         return
@@ -33,10 +33,10 @@ def no_run_starts(store: Store) -> Iterator[None]:
 
 
 def older_runs(store: Store, keep: int) -> list[KeptRun]:
-    """Return the runs of each name that are older than its last `keep` finished ones.
+    """Find the runs of each name that are older than its last `keep` finished ones.
 
-    Left out are the run of a name that was started last, runs on which a process works, and runs through whose folders
-    the recipe of a kept run reads an artifact.
+    This excludes the run of each name that was started last, runs with an active process, and runs through whose
+    folders the recipe of a remaining run reads an artifact.
     """
     runs = kept_runs(store)
     old: list[KeptRun] = []
@@ -46,26 +46,32 @@ def older_runs(store: Store, keep: int) -> list[KeptRun]:
         finished = [index for index, run in enumerate(same) if run.finished]
         older = same[: finished[-keep]] if len(finished) >= keep else []
         old += [run for run in older if os.path.realpath(run.directory) != last and not is_running(run.directory)]
-    kept = [run for run in runs if run not in old]
-    while kept:
-        read = {name for run in kept for name in _RUN_IN_PATH.findall(_text(run.directory / RECIPE_FILE))}
-        kept = [run for run in old if run.directory.name in read]
-        old = [run for run in old if run not in kept]
+    remaining = [run for run in runs if run not in old]
+    while remaining:
+        read: set[str] = set()
+        for run in remaining:
+            read |= set(_RUN_IN_PATH.findall(_text(run.directory / RECIPE_FILE)))
+        remaining = [run for run in old if run.directory.name in read]
+        old = [run for run in old if run not in remaining]
     return old
 
 
 def unused_slots(store: Store, without: Collection[Path] = ()) -> list[Slot]:
-    """Return the slots, published or left by a crash, that no kept run links to or reads, and no process holds.
+    """Find the slots, published or left by a crash, that no remaining run links to or reads, and no process holds.
 
     Args:
         store: the store.
-        without: folders of runs that are not kept.
+        without: folders of runs to be removed.
     """
     slots = {slot.name: slot for slot in store.unlinked(without)}
-    kept = [run for run in kept_runs(store) if run.directory not in without] if slots else []
-    linked = [Slot(store.root, name) for name in {name for run in kept for name in run.links.values()}]
-    recipes = [run.directory / RECIPE_FILE for run in kept]
-    read = _named([*recipes, *(file for slot in linked for file in _records(slot))], slots)
+    remaining = [run for run in kept_runs(store) if run.directory not in without] if slots else []
+    linked: set[str] = set()
+    for run in remaining:
+        linked |= set(run.links.values())
+    records = [run.directory / RECIPE_FILE for run in remaining]
+    for name in linked:
+        records += _records(Slot(store.root, name))
+    read = _named(records, slots)
     while read:  # an artifact refers to others, such as a subset to its pool
         facts = [slots.pop(name).artifact / FACTS_FILE for name in read]
         read = _named(facts, slots)
@@ -73,16 +79,19 @@ def unused_slots(store: Store, without: Collection[Path] = ()) -> list[Slot]:
 
 
 def _records(slot: Slot) -> tuple[Path, Path]:
-    """Return the files that name the inputs of an artifact: when it is made, and while it is being made."""
+    """List the files that name the inputs of an artifact: after it is made, and while it is being made."""
     return slot.artifact / MANIFEST_FILE, slot.work / STEP_FILE
 
 
 def _named(files: Iterable[Path], names: Collection[str]) -> list[str]:
-    """Return those of the slots' names that are in one of the files, by name or by the identity of the artifact."""
-    texts = [_text(file) for file in files]
-    found = {name.lstrip(".") for text in texts for name in SLOT_NAME.findall(text)}
-    digits = {identity[:8] for text in texts for identity in _IDENTITY.findall(text)}
-    return [name for name in names if name in found or name.rpartition("-")[2] in digits]
+    """Select the names of slots that occur in a file, by name or by the identity of the artifact."""
+    names_read: set[str] = set()
+    digits: set[str] = set()
+    for file in files:
+        text = _text(file)
+        names_read |= {name.lstrip(".") for name in SLOT_NAME.findall(text)}
+        digits |= {identity[:8] for identity in _IDENTITY.findall(text)}
+    return [name for name in names if name in names_read or name.rpartition("-")[2] in digits]
 
 
 def _text(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""What has changed in the outside files behind the results of a store, found by reading every byte of them."""
+"""Changes in the outside files behind the results of a store, found by reading every byte of them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from vfm.storage.publishing import write_file
 from vfm.storage.remote_fingerprints import DIGITS
 
 WHOLE_FILE_HASHES = ".whole-hashes.json"  # in the store: SHA-256 of large files, by their fingerprints
-MAX_NAMES = 3  # files of a folder, and results, that a line names
+MAX_NAMES = 3  # number of files of a folder, or results, to name in a line
 
 
 @dataclass(frozen=True)
 class OutsideInput:
-    """An outside file or folder, its fingerprint when artifacts were made from it, and those artifacts by name."""
+    """An outside file or folder, its fingerprint when artifacts were made from it, and their names."""
 
     path: str
     fingerprint: str
@@ -49,7 +49,7 @@ class OutsideInput:
 
 
 def inputs_of(store: Path) -> list[OutsideInput]:
-    """Return the outside files behind the artifacts of a store, each with all results that were made from it."""
+    """List the outside files behind the artifacts of a store, each with all results that were made from it."""
     manifests: dict[str, Mapping[str, Any]] = {}
     for folder in sorted(store.iterdir()):
         if SLOT_NAME.fullmatch(folder.name):
@@ -59,78 +59,79 @@ def inputs_of(store: Path) -> list[OutsideInput]:
     for name, manifest in manifests.items():
         for identity in manifest["inputs"].values():
             users[identity].append(name)
-    found: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    results: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for name, manifest in manifests.items():
         for path, known in (manifest.get("sources") or {}).items():
-            found[path, known] |= _results(name, manifests, users)
-    return [OutsideInput(path, known, tuple(results)) for (path, known), results in sorted(found.items())]
+            results[path, known] |= _results(name, manifests, users)
+    return [OutsideInput(path, known, tuple(names)) for (path, known), names in sorted(results.items())]
 
 
 def _results(name: str, manifests: Mapping[str, Mapping[str, Any]], users: Mapping[str, list[str]]) -> dict[str, None]:
-    """Return an artifact and all that were made from it, each once."""
-    found, pending = {name: None}, [name]
+    """Collect an artifact and all artifacts made from it, each once."""
+    results, pending = {name: None}, [name]
     while pending:
-        new = [user for user in users.get(manifests[pending.pop()]["identity"], ()) if user not in found]
-        found |= dict.fromkeys(new)
+        new = [user for user in users.get(manifests[pending.pop()]["identity"], ()) if user not in results]
+        results |= dict.fromkeys(new)
         pending += new
-    return found
+    return results
 
 
 class InputCheck:
-    """Reads outside files and compares them with what results were made from."""
+    """Reads outside files and compares them with the files that results were made from."""
 
     def __init__(self, store: Path) -> None:
         self.store, self.before = store, FingerprintCache(store)
         self.whole: dict[str, str] = {}  # fingerprint -> SHA-256 of large files
         with suppress(UserError):
             self.whole = dict(read_sealed(store / WHOLE_FILE_HASHES, "hashes")["hashes"])
-        self.recorded = 0  # large files whose SHA-256 was not known before
+        self.recorded = 0  # number of large files whose SHA-256 is new
 
-    def check(self, one: OutsideInput, on_bytes: Callable[[int], None]) -> str:
-        """Return how an input has changed since, as one line; empty: not at all.
+    def check(self, source: OutsideInput, on_bytes: Callable[[int], None]) -> str:
+        """Describe how an input has changed since, in one line. Empty if it has not changed.
 
         Args:
-            one: the input.
-            on_bytes: called with the number of bytes of each block that was read.
+            source: the input.
+            on_bytes: called with the number of bytes of each block read.
         """
-        if len(one.fingerprint) != DIGITS:
+        if len(source.fingerprint) != DIGITS:
             return "its fingerprint is of an older version, by time and path; run the recipe again"
         try:
-            now = fingerprint(one.path, FingerprintCache())
+            now = fingerprint(source.path, FingerprintCache())
         except UserError as error:
-            return str(error).removeprefix(f"{one.path}: ")
-        if now != one.fingerprint:
-            on_bytes(sum(bytes_to_read(os.path.getsize(file)) for file in one.files))
-            return "changed" + self._names(one.path)
-        if files.is_remote(one.path):
+            return str(error).removeprefix(f"{source.path}: ")
+        if now != source.fingerprint:
+            on_bytes(sum(bytes_to_read(os.path.getsize(file)) for file in source.files))
+            return "changed" + self._names(source.path)
+        if files.is_remote(source.path):
             return ""
-        changed = [file for file in one.files if not self._same_bytes(file, on_bytes)]
+        changed = [file for file in source.files if not self._same_bytes(file, on_bytes)]
         return f"changed in bytes that its fingerprint leaves out: {_some(changed)}" if changed else ""
 
     def save(self) -> None:
-        """Keep the hashes of large files, with which the next check compares theirs."""
+        """Write the hashes of large files, for comparison in the next check."""
         if self.recorded:
             write_file(self.store / WHOLE_FILE_HASHES, seal({"hashes": self.whole}))
 
     def _same_bytes(self, file: str, on_bytes: Callable[[int], None]) -> bool:
         size = os.path.getsize(file)
-        if size <= WHOLE_FILE:  # its fingerprint is of all bytes
+        if size <= WHOLE_FILE:  # its fingerprint covers all bytes
             on_bytes(size)
             return True
-        found = hash_file(Path(file), on_bytes)
+        digest = hash_file(Path(file), on_bytes)
         known = fingerprint(file, FingerprintCache())
         self.recorded += known not in self.whole
-        return self.whole.setdefault(known, found) == found
+        return self.whole.setdefault(known, digest) == digest
 
     def _names(self, path: str) -> str:
-        """Return the names of the files of a folder that differ from what an earlier plan remembered."""
+        """List the files of a folder that differ from an earlier plan."""
         if not os.path.isdir(path):
             return ""
         _, before = self.before.entries(path)
         now = contents(path, FingerprintCache())
-        names = sorted(
-            name for name in before.keys() | now if name not in now or before.get(name, ([], ""))[1] != now[name]
-        )
+        names = []
+        for name in sorted(before.keys() | now):
+            if name not in now or before.get(name, ([], ""))[1] != now[name]:
+                names.append(name)
         return f": {_some(names)}" if before and names else ""
 
 
@@ -139,6 +140,6 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:MAX_NAMES]) + more
 
 
-def behind(one: OutsideInput) -> str:
-    """Return the results that were made from an input, for a line."""
-    return _some(list(one.results))
+def behind(source: OutsideInput) -> str:
+    """Format the results that were made from an input, for a line."""
+    return _some(list(source.results))

@@ -20,13 +20,13 @@ from vfm.storage.publishing import write_file
 from vfm.storage.store_files import reading
 
 LIBRARIES = {"torch", "torchvision", "timm", "open-clip-torch", "diffusers", "numpy", "pillow", "pyarrow"}
-MAX_EXAMPLES = 3  # places of bad samples by reason
+MAX_EXAMPLES = 3  # number of bad samples to list by reason
 
 
 class EventNotes:
-    """What a manifest keeps of a stage's events.
+    """Facts from a stage's events for its manifest.
 
-    These are the last metrics, the warnings, the places of some bad samples, and the settings that changed on the way.
+    These are the last metrics, the warnings, the places of some bad samples, and the changes of incidental settings.
     They are saved in the work folder, because a stage that resumes after a crash does not repeat its earlier events.
     """
 
@@ -35,20 +35,20 @@ class EventNotes:
         self.numbers: dict[str, float] = {}
         self.warnings: list[str] = []
         self.bad_examples: dict[str, list[str]] = {}  # reason -> places
-        self.stretches: list[dict[str, Any]] = []  # {"step", "settings"} of a training, each time that they changed
-        self.kernels: str | None = None  # not saved: a resumed training sends this event again
+        self.stretches: list[dict[str, Any]] = []  # {"step", "settings"} for each change of a training stage's settings
+        self.kernels: str | None = None  # not saved, since a resumed stage sends this event again
         if file.is_file():
             try:
-                found = read_sealed(file, "numbers", "warnings", "bad_examples")
+                saved = read_sealed(file, "numbers", "warnings", "bad_examples")
                 with reading(file, "metrics and warnings"):
-                    self.numbers, self.warnings = dict(found["numbers"]), list(found["warnings"])
-                    self.bad_examples = {reason: list(places) for reason, places in found["bad_examples"].items()}
-                    self.stretches = [dict(stretch) for stretch in found.get("stretches", ())]
-            except UserError as error:  # the result does not depend on them
+                    self.numbers, self.warnings = dict(saved["numbers"]), list(saved["warnings"])
+                    self.bad_examples = {reason: list(places) for reason, places in saved["bad_examples"].items()}
+                    self.stretches = [dict(stretch) for stretch in saved.get("stretches", ())]
+            except UserError as error:  # the result does not depend on the notes
                 self.warnings = [f"{error}; earlier metrics and warnings are lost"]
 
     def add(self, event: Event) -> None:
-        """Keep what an event says, and save it."""
+        """Take the facts from an event, and save them."""
         if event.type == "kernels":
             self.kernels = event.data["running"]
             return
@@ -57,7 +57,7 @@ class EventNotes:
         elif event.type == "warning" and event.data["message"] not in self.warnings:
             self.warnings.append(event.data["message"])
         elif event.type == "settings":
-            # A training that is resumed from an earlier step does the later ones again.
+            # Training that resumes from an earlier step repeats the later steps.
             before = [stretch for stretch in self.stretches if stretch["step"] < event.data["step"]]
             same = before and before[-1]["settings"] == event.data["settings"]
             self.stretches = before if same else [*before, dict(event.data)]
@@ -67,7 +67,7 @@ class EventNotes:
         write_file(self.file, seal({name: getattr(self, name) for name in names}), durable=False)
 
     def _is_new_example(self, reason: str, where: str) -> bool:
-        """Keep the place of a bad sample if there are few for its reason; return whether it was kept."""
+        """Record the place of a bad sample, unless it is known or there are enough for its reason."""
         places = self.bad_examples.setdefault(reason, [])
         if where in places or len(places) >= MAX_EXAMPLES:
             return False
@@ -78,7 +78,7 @@ class EventNotes:
 def build_manifest(
     step: Step, artifact: Artifact, context: Context, notes: EventNotes, seconds: float
 ) -> dict[str, Any]:
-    """Return the manifest of an artifact that a step has just made in `seconds`."""
+    """Build the manifest of an artifact that a step has made in `seconds`."""
     units: dict[str, str] = {}
     if isinstance(artifact, Report):
         named = {f"{metric.model} {metric.name}".strip(): metric for metric in artifact.metrics}
@@ -95,7 +95,7 @@ def build_manifest(
         "stretches": notes.stretches,
         "kernels": notes.kernels,
         "inputs": {name: step.inputs[name] for name in sorted(names)},
-        "sources": {located(path): found for path, found in step.fingerprints.items()},
+        "sources": {located(path): fingerprint for path, fingerprint in step.fingerprints.items()},
         "seed": getattr(step.stage, "seed", None),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": round(seconds, 2),
@@ -112,7 +112,7 @@ def build_manifest(
 
 
 def read_manifest(artifact: Path) -> dict[str, Any]:
-    """Return the manifest of a published artifact.
+    """Read the manifest of a published artifact.
 
     Raises:
         UserError: the manifest is missing or damaged.
@@ -122,16 +122,16 @@ def read_manifest(artifact: Path) -> dict[str, Any]:
 
 @cache  # reading the metadata of every installed package takes a third of a second
 def library_versions() -> dict[str, str]:
-    """Return the versions of vfm's packages and of the libraries that results depend on."""
-    found = {dist.metadata["Name"]: dist.version for dist in distributions() if dist.metadata["Name"]}
-    return {name: version for name, version in sorted(found.items()) if name in LIBRARIES or name.startswith("vfm-")}
+    """Look up the versions of vfm's packages and of the libraries that results depend on."""
+    versions = {dist.metadata["Name"]: dist.version for dist in distributions() if dist.metadata["Name"]}
+    return {name: version for name, version in sorted(versions.items()) if name in LIBRARIES or name.startswith("vfm-")}
 
 
 def _commit() -> str | None:
-    """Return the commit of the work tree that vfm runs from, with `-dirty` if a tracked file differs; else None."""
+    """Look up the commit of vfm's work tree, with `-dirty` if a tracked file differs. None outside of a work tree."""
     git = ["git", "-C", str(Path(__file__).parent)]
     commands = (
-        # A package installed inside somebody's work tree is not tracked by it, and its commit means nothing.
+        # A package installed inside another project's work tree is not tracked there, and that commit means nothing.
         [*git, "ls-files", "--error-unmatch", "--", Path(__file__).name],
         [*git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
     )

@@ -1,4 +1,4 @@
-"""Why a stage of a plan is new: what differs from the artifact of the same stage in the last run of the recipe."""
+"""Why a stage of a plan is new: its differences from the artifact of the same stage in the last run of the recipe."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from vfm.interfaces import MANIFEST_FILE
 from vfm.storage.fingerprints import located
 from vfm.storage.integrity import read_sealed
 
-MAX_CHANGES = 4  # that a line names
-MAX_CHARACTERS = 40  # of a value
+MAX_CHANGES = 4  # number of changes in a line
+MAX_CHARACTERS = 40  # maximum length of a value
 
 
 def reasons(recipe: Recipe, steps: Sequence[Step], store: Store) -> dict[str, str]:
-    """Return a line for each stage that is new in the recipe's plan, such as `lr 0.0005 -> 0.001`; else nothing."""
+    """Explain why stages of a recipe's plan are new, in one line each, such as `lr 0.0005 -> 0.001`."""
     new = [step for step in steps if step.status == "new"]
     owner = owner_of(recipe.file, recipe.name, store.root)
     runs = [run for run in reversed(kept_runs(store)) if run.owner == owner] if new else []
     lines = {}
     for step in new:
-        if before := _record(step.stage.name, runs, store):
+        before = _record(step.stage.name, runs, store)
+        if before:
             changes = list(_changes(step, before))
             more = f" and {len(changes) - MAX_CHANGES} more" if len(changes) > MAX_CHANGES else ""
             lines[step.stage.name] = ", ".join(changes[:MAX_CHANGES]) + more
@@ -39,7 +40,7 @@ def reasons(recipe: Recipe, steps: Sequence[Step], store: Store) -> dict[str, st
 def differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield (dotted key, value before, value after) for each difference between two configurations.
 
-    A key that one of them lacks is None there. Of parts of different types only the type is compared.
+    A key that one of them lacks is None there. Of parts of different types, only the type is compared.
     """
     if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
         if before != after:
@@ -51,7 +52,7 @@ def differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, A
 
 
 def _record(name: str, runs: Sequence[KeptRun], store: Store) -> dict[str, Any] | None:
-    """Return how the newest artifact of a stage was made, or is being made."""
+    """Read how the newest artifact of a stage was made, or is being made."""
     for run in runs:
         if name not in run.links:
             continue
@@ -64,13 +65,13 @@ def _record(name: str, runs: Sequence[KeptRun], store: Store) -> dict[str, Any] 
 
 
 def record_of_step(work: Path) -> dict[str, Any]:
-    """Return how the artifact of a work folder is being made, with the keys of a manifest.
+    """Read how the artifact of a work folder is being made, with the keys of a manifest.
 
     Raises:
         UserError: the folder holds no prepared step.
     """
     record = read_sealed(work / STEP_FILE, "stage", "inputs", "fingerprints")
-    sources = {located(path): found for path, found in record["fingerprints"].items()}
+    sources = {located(path): fingerprint for path, fingerprint in record["fingerprints"].items()}
     return {"config": record["stage"], "inputs": record["inputs"], "sources": sources}
 
 
@@ -85,8 +86,8 @@ def _changes(step: Step, before: Mapping[str, Any]) -> Iterator[str]:
     for ref, identity in step.inputs.items():
         if before["inputs"].get(ref, identity) != identity:
             yield f"{ref} is new"
-    for path, found in step.fingerprints.items():
-        if before["sources"].get(located(path), found) != found:
+    for path, fingerprint in step.fingerprints.items():
+        if before["sources"].get(located(path), fingerprint) != fingerprint:
             yield f"{path} has changed"
 
 

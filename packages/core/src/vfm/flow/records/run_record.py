@@ -1,4 +1,4 @@
-"""Make the record of a run, `run.json`: what it makes by which recipe, and how that was run."""
+"""The record of a run, `run.json`: its recipe and artifacts, and how it was run."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from vfm.flow.plan.plan import Step
 from vfm.flow.recipe.recipe import Recipe
 from vfm.flow.recipe.run_names import owner_of
 
-HOW = ("text", "command", "started", "seconds")  # keys that say how the artifacts of a run were made
+HOW = ("text", "command", "started", "seconds")  # keys that describe how the artifacts of a run were made
 
 
 def record_of(
     recipe: Recipe, steps: Sequence[Step], store: Path, started: float, seconds: float | None
 ) -> dict[str, Any]:
-    """Return the record of a run that this process runs, without credentials.
+    """Build the record of a run of this process, without credentials.
 
     Args:
         recipe: the recipe.
         steps: its plan.
         store: folder of the store.
         started: time at which the run began.
-        seconds: how long it took; None: it has not finished.
+        seconds: duration; None: it has not finished.
     """
     what = {
         "recipe": recipe.name,
@@ -40,11 +40,11 @@ def record_of(
 
 
 def after_rerun(record: Mapping[str, Any], before: Mapping[str, Any], *, made: bool) -> dict[str, Any]:
-    """Return the record of a run that has finished again: if it made nothing, what says how stays as it was.
+    """Update the record of a run that has finished again. If it made nothing, the keys of `HOW` keep their values.
 
     Args:
-        record: of the run that has finished now.
-        before: of the last time; empty if there was none.
+        record: record of the run that has finished now.
+        before: record of the last time; empty if there was none.
         made: whether any artifact was made.
     """
     if made or before.get("seconds") is None:
@@ -53,7 +53,7 @@ def after_rerun(record: Mapping[str, Any], before: Mapping[str, Any], *, made: b
 
 
 def _command() -> str:
-    """Return the command line of this process, without credentials."""
+    """Format the command line of this process, without credentials."""
     program = Path(sys.argv[0]).name
     words = ["vfm"] if program in ("vfm", "__main__.py") else ["python", program]
     return shlex.join([*words, *redacted_words(sys.argv[1:])])

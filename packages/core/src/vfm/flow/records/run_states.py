@@ -1,4 +1,4 @@
-"""Determine what a run is doing: whether a process works on it, and how it ended if none does."""
+"""The state of a run: whether a process works on it, and how it ended otherwise."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from vfm.interfaces import Event
 from vfm.storage.locks import is_locked
 
 State = Literal["running", "finished", "failed", "stopped"]
-TAIL_BYTES = 64 << 10  # at the end of a file of events; the event that ended the run is among its last lines
+TAIL_BYTES = 64 << 10  # bytes to read at the end of an event file, since the event that ended the run is near the end
 
 
 def is_running(directory: Path) -> bool:
-    """Return whether a process works on a run: it writes the run's events, or makes the artifact of a stage.
+    """Check whether a process works on a run: it writes the run's events, or makes the artifact of a stage.
 
-    A training that `vfm run --prepare` has prepared is run by a process that writes no events of the run.
+    A training stage prepared by `vfm run --prepare` is run by a process that does not write events of the run.
 
     Raises:
-        UserError: the file of events, or a lock, is no regular file.
+        UserError: the file of events, or a lock, is not a regular file.
     """
     folder = directory / LINKS
     links = [link for link in folder.iterdir() if link.is_symlink()] if folder.is_dir() else []
@@ -34,10 +34,10 @@ def is_running(directory: Path) -> bool:
 
 
 def state_of(directory: Path, record: Mapping[str, Any]) -> State:
-    """Return the state of a run; `stopped`: a signal ended it, or it waits for `vfm step`.
+    """Determine the state of a run. `stopped`: a signal ended it, or it waits for `vfm step`.
 
     Args:
-        directory: its folder.
+        directory: folder of the run.
         record: the content of its `run.json`.
     """
     with suppress(UserError):
@@ -49,7 +49,7 @@ def state_of(directory: Path, record: Mapping[str, Any]) -> State:
 
 
 def failure_of(directory: Path) -> str:
-    """Return why a run failed in its last go; empty if it did not fail, or was interrupted."""
+    """Read why a run failed in its last attempt. Empty if it did not fail, or was interrupted."""
     file = directory / EVENTS_FILE
     if not file.is_file():
         return ""
@@ -57,7 +57,7 @@ def failure_of(directory: Path) -> str:
         stream.seek(-min(TAIL_BYTES, file.stat().st_size), os.SEEK_END)
         lines = stream.read().splitlines()
     for line in reversed(lines):
-        with suppress(ValueError):  # a line that a kill has cut off
+        with suppress(ValueError):  # a line that was cut off when the process was killed
             event = Event.from_json(line.decode(errors="replace"))
             if event.type == "run_failed":
                 return "" if event.data.get("interrupted") else str(event.data.get("message", ""))

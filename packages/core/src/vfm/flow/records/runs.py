@@ -1,12 +1,12 @@
-"""The runs of a store. Each is kept in a folder of its own, under a name and a number.
+"""The runs of a store. Each has a separate folder, with a name and a number.
 
 store/runs/
   quickstart@1/    links from stage names to artifacts, recipe.yaml, run.json, events.jsonl, report.html
-  quickstart@2/    the same of a run with other settings, whose artifacts differ
+  quickstart@2/    the same for a run with other settings, whose artifacts differ
   quickstart       a link to the folder of the run that was started last
 
-The same plan again, after a crash or with everything cached, is the same run. A run belongs to its recipe's file: a
-second file of the same name gets another name (`quickstart-2`). Numbers, not times, order the runs of a name.
+Running the same plan again, after a crash or with everything cached, is the same run. A run belongs to its recipe's
+file: a second file with the same name gets another name (`quickstart-2`). Numbers, not times, order the runs of a name.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from vfm.storage.permissions import check_writable, is_writable
 from vfm.storage.publishing import part_name, write_file
 
 RUN_FILE, EVENTS_FILE, RECIPE_FILE = "run.json", "events.jsonl", "recipe.yaml"
-LIST_LOCK = ".lock"  # beside the runs; held while a run gets its number, and while runs are removed
+LIST_LOCK = ".lock"  # next to the runs; held while a run gets its number, and while runs are removed
 _FOLDER = re.compile(r"(?P<name>[^.].*)@(?P<number>\d{1,9})")
 
 
 @dataclass(frozen=True)
 class KeptRun:
-    """A run that a store keeps.
+    """A run in a store.
 
     Attributes:
-        directory: its folder.
-        name: name that it shares with the other runs of its recipe.
-        number: its place among them, from 1.
-        record: the content of its `run.json`; empty if that is missing or damaged.
+        directory: folder of the run.
+        name: name shared with the other runs of the same recipe.
+        number: number among the runs of this name, from 1.
+        record: content of its `run.json`; empty if it is missing or damaged.
     """
 
     directory: Path
@@ -54,7 +54,7 @@ class KeptRun:
 
     @property
     def owner(self) -> str | None:
-        """What identifies its recipe (`owner_of`); None if that is not known."""
+        """Identity of its recipe (`owner_of`). None if it is not known."""
         file = self.record.get("file")
         return file if isinstance(file, str) else None
 
@@ -72,28 +72,28 @@ class KeptRun:
 
 
 def kept_runs(store: Store) -> list[KeptRun]:
-    """Return the runs of a store, those of a name together and in the order of their numbers.
+    """List the runs of a store, grouped by name and in the order of their numbers.
 
     Raises:
-        UserError: the store is no folder.
+        UserError: the store is not a folder.
     """
     store.check()
-    found = []
+    runs = []
     for folder in store.runs.iterdir() if store.runs.is_dir() else ():
         parts = _FOLDER.fullmatch(folder.name)
         if parts and folder.is_dir() and not folder.is_symlink():
             record: dict[str, Any] = {}
             with suppress(UserError):
                 record = read_sealed(folder / RUN_FILE)
-            found.append(KeptRun(folder, parts["name"], int(parts["number"]), record))
-    return sorted(found, key=lambda run: (run.name, run.number))
+            runs.append(KeptRun(folder, parts["name"], int(parts["number"]), record))
+    return sorted(runs, key=lambda run: (run.name, run.number))
 
 
 def find_run(word: str, store: Store) -> Path | None:
-    """Return the folder of a run; None if there is none.
+    """Find the folder of a run. None if there is no such run.
 
     Args:
-        word: the folder, `NAME@NUMBER`, `NAME` for the one started last, or a recipe as `vfm run` takes it.
+        word: the folder, `NAME@NUMBER`, `NAME` for the run started last, or a recipe as an argument of `vfm run`.
         store: the store.
     """
     path = Path(word)
@@ -101,54 +101,57 @@ def find_run(word: str, store: Store) -> Path | None:
     if path.is_file():
         owner = owner_of(path, "", store.root)
         names = [run.name for run in kept_runs(store) if run.owner == owner][:1]
-    places = [path, *map(store.run_directory, names)]
-    return next((place for place in places if (place / RUN_FILE).is_file()), None)
+    candidates = [path, *map(store.run_directory, names)]
+    return next((folder for folder in candidates if (folder / RUN_FILE).is_file()), None)
 
 
 def open_run(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
-    """Return the folder of a plan's run, with the resolved recipe and a link to the artifact of each stage.
+    """Open the folder of a plan's run, with the resolved recipe and a link to the artifact of each stage.
 
-    The links exist from the start, so that `vfm clean` keeps the partial results of an interrupted run. A link dangles
-    until its artifact is published. Where the store may not be written and all artifacts exist, the folder is a
+    The links exist from the start, so that `vfm clean` does not remove the partial results of an interrupted run. A
+    link dangles until its artifact is published. If the store is not writable and all artifacts exist, the folder is a
     temporary one outside the store.
 
     Raises:
-        UserError: the store may not be written, and an artifact is missing.
+        UserError: the store is not writable, and an artifact is missing.
     """
-    place = store.runs
-    if is_writable(place):
-        place.mkdir(parents=True, exist_ok=True)
-        with locked(place / LIST_LOCK, "the list of runs"):
-            place = _numbered(recipe, steps, store)
-            if is_writable(place):
-                _link(store.run_directory(place.name.rpartition("@")[0]), Path(place.name))
-                return place
+    folder = store.runs
+    if is_writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / LIST_LOCK, "the list of runs"):
+            folder = _numbered(recipe, steps, store)
+            if is_writable(folder):
+                _link(store.run_directory(folder.name.rpartition("@")[0]), Path(folder.name))
+                return folder
     if any(step.status != "cached" for step in steps):
-        check_writable(place)
+        check_writable(folder)
     directory = Path(tempfile.mkdtemp(prefix=f"vfm-{recipe.name}-"))
     _fill(directory, recipe, steps, store, to_store=store.root.absolute())
     return directory
 
 
 def through_link(file: Path) -> Path:
-    """Return the path of a run's file through the link to the run that was started last, if that is this run."""
+    """Build the path of a run's file through the link to the run that was started last, if that is this run."""
     folder = file.parent
     latest = folder.with_name(folder.name.rpartition("@")[0] or folder.name)
-    return latest / file.name if latest.is_symlink() and latest.samefile(folder) else file
+    if latest.is_symlink() and latest.samefile(folder):
+        return latest / file.name
+    return file
 
 
 def _numbered(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
-    """Return the folder of the run that has the plan's artifacts, else a new one with the next number."""
-    kept = kept_runs(store)
-    name = own_name(recipe.name, _owner(recipe, store), [(run.name, run.owner) for run in kept])
-    runs = [run for run in kept if run.name == name]
+    """Find the folder of the run that has the plan's artifacts, or create one with the next number."""
+    existing = kept_runs(store)
+    name = own_name(recipe.name, _owner(recipe, store), [(run.name, run.owner) for run in existing])
+    runs = [run for run in existing if run.name == name]
     following = store.run_directory(f"{name}@{max((run.number for run in runs), default=0) + 1}")
     older = store.run_directory(name)
-    if older.is_dir() and not older.is_symlink():  # versions without numbers kept the one run of a recipe there
+    if older.is_dir() and not older.is_symlink():  # versions without numbers stored the only run of a recipe there
         older.rename(following)
         return _numbered(recipe, steps, store)
     wanted = {step.stage.name: step.slot.name for step in steps}
-    if same := [run for run in runs if run.links == wanted]:
+    same = [run for run in runs if run.links == wanted]
+    if same:
         run = same[-1]
         if not run.finished and is_writable(run.directory):
             write_record(run.directory, _first_record(recipe, steps, store))
@@ -165,7 +168,7 @@ def _owner(recipe: Recipe, store: Store) -> str:
 
 
 def _fill(directory: Path, recipe: Recipe, steps: Sequence[Step], store: Store, to_store: Path) -> None:
-    """Write a new run: its links, its recipe, and its record, which says that it has not finished."""
+    """Write a new run: its links, its recipe, and its record, marked as unfinished."""
     links = directory / LINKS
     links.mkdir()
     for step in steps:
@@ -178,7 +181,7 @@ def _first_record(recipe: Recipe, steps: Sequence[Step], store: Store) -> dict[s
 
 
 def write_record(directory: Path, record: Mapping[str, Any]) -> None:
-    """Write the `run.json` of a run and the resolved recipe in it, each completely or not at all."""
+    """Write the `run.json` of a run and its resolved recipe, each atomically."""
     _write(directory / RECIPE_FILE, record["text"].encode(errors="backslashreplace"))
     _write(directory / RUN_FILE, seal(record))
 
@@ -188,8 +191,8 @@ def _write(file: Path, content: bytes) -> None:
         write_file(file, content, durable=False)
 
 
-def _link(place: Path, target: Path) -> None:
-    """Make a link, in place of an older one; atomic, since another run may do the same."""
-    temporary = part_name(place)
+def _link(path: Path, target: Path) -> None:
+    """Create or replace a link atomically, since another run may do the same."""
+    temporary = part_name(path)
     temporary.symlink_to(target)
-    temporary.replace(place)
+    temporary.replace(path)

@@ -1,4 +1,4 @@
-"""Verification of a store: its artifacts, checkpoints and records are read and compared with what was written."""
+"""Verification of a store: its artifacts, checkpoints and records are read and compared with their hashes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from vfm.interfaces import MANIFEST_FILE, damaged_lines
 from vfm.storage.fingerprints import FINGERPRINTS_PATTERN
 from vfm.storage.integrity import Known, damage, known_files, read_sealed
 
-META_FILE = "meta.json"  # of a checkpoint
-# The keys that every version has written.
+META_FILE = "meta.json"  # record of a checkpoint
+# Keys that every version has written.
 RECORD_KEYS = {MANIFEST_FILE: ("kind", "identity", "inputs"), META_FILE: ("step",), RUN_FILE: ("recipe", "seconds")}
 CHECKPOINTS = ".*.work/**/step-[0-9]*"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder to verify: an artifact, or a checkpoint of a training that has not ended.
+    """A folder to verify: an artifact, or a checkpoint of an unfinished training stage.
 
     Attributes:
         folder: the folder.
-        known: its files; None: it is of an older version, without hashes.
-        problems: what is already known to be wrong, one line each.
+        known: sizes and hashes of its files; None: it is of an older version, without hashes.
+        problems: problems found before reading the files, one line each.
     """
 
     folder: Path
@@ -40,12 +40,12 @@ class Place:
         return sum(size for size, _ in (self.known or {}).values())
 
     def verify(self, on_bytes: Callable[[int], None]) -> list[str]:
-        """Read all files and return a line for each problem; `on_bytes` is called with the bytes of each block."""
+        """Read all files and list the problems, one line each. `on_bytes` is called with the bytes of each block."""
         return [*self.problems, *damage(self.folder, self.known or {}, on_bytes)]
 
 
 def places(store: Path) -> list[Place]:
-    """Return the artifacts and checkpoints of a store; or the one artifact, if the folder is one.
+    """List the artifacts and checkpoints of a store, or the artifact itself if the folder is an artifact.
 
     Raises:
         UserError: there is no such folder, or it has neither artifacts nor runs.
@@ -58,8 +58,8 @@ def places(store: Path) -> list[Place]:
     checkpoints = [path for path in store.glob(CHECKPOINTS) if path.is_dir()]
     if not (artifacts or checkpoints or os.path.lexists(Store(store).runs)):
         raise UserError(f"{store}: expected a folder of artifacts and runs, got one with neither")
-    found = [_place(path, MANIFEST_FILE) for path in sorted(artifacts)]
-    return [*found, *(_place(path, META_FILE) for path in sorted(checkpoints))]
+    listed = [_place(path, MANIFEST_FILE) for path in sorted(artifacts)]
+    return [*listed, *(_place(path, META_FILE) for path in sorted(checkpoints))]
 
 
 def _place(folder: Path, record_file: str) -> Place:
@@ -76,7 +76,7 @@ def _place(folder: Path, record_file: str) -> Place:
 
 
 def damaged_records(store: Path) -> Iterator[str]:
-    """Yield a line for each damaged file of the runs, and of the remembered fingerprints."""
+    """Yield a line for each damaged file of the runs, and of the cached fingerprints."""
     records = [run.directory / RUN_FILE for run in kept_runs(Store(store))]
     for file in sorted([*records, *store.glob(FINGERPRINTS_PATTERN)]):
         try:
@@ -97,7 +97,7 @@ def damaged_records(store: Path) -> Iterator[str]:
 
 
 def _lost(run: KeptRun) -> Iterator[str]:
-    """Yield a line for each stage of a finished run whose artifact is no longer there."""
+    """Yield a line for each stage of a finished run whose artifact is missing."""
     stages = run.record.get("stages") if run.finished else None
     for stage in stages if isinstance(stages, list) else ():
         link = run.directory / LINKS / str(stage)

@@ -1,4 +1,4 @@
-"""What a path holds, as the stage that would import it finds: format, samples, what it leaves out, first pictures."""
+"""Summary of the data at a path, as imported by a stage: format, samples, skipped samples, first images."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ from vfm.interfaces import (
 from vfm.storage import files
 
 DATASETS = ImageDataset | TaggedImages | ChoiceDataset | QuestionDataset | VideoDataset
-NAME = "data"  # of the stage, in its errors
-FALLBACK = "data.images"  # pictures that have neither captions nor labels
+NAME = "data"  # name of the stage in its errors
+FALLBACK = "data.images"  # images without captions or labels
 
 
 @dataclass
 class DatasetSummary:
-    """A dataset as a stage imports it.
+    """A dataset as imported by a stage.
 
     Attributes:
         fields: fields of the stage; empty for a saved artifact.
-        dataset: the artifact, in the folder that was given.
-        skipped: number of samples that are left out, by reason.
-        first: address of the first sample of each reason; empty for a saved artifact.
-        passed_over: the stage that fits the format, and why it cannot import the files; empty if it does.
-        num_counted: samples of remote files that were only counted, since the files have their number; a bad one is
-            found in use.
-        not_taken: columns of text of a table that are neither captions nor labels of the dataset.
+        dataset: the artifact, in the given folder.
+        skipped: number of skipped samples, by reason.
+        first: address of the first skipped sample for each reason; empty for a saved artifact.
+        passed_over: the stage that fits the format, and why it cannot import the files; empty if it can.
+        num_counted: number of samples in remote files that were only counted, not read, because the files state their
+            number. Bad ones are found later.
+        not_taken: text columns of a table that are neither captions nor labels of the dataset.
     """
 
     fields: Fields
@@ -68,21 +68,27 @@ class DatasetSummary:
     not_taken: list[str] = field(default_factory=list)
 
     def sheet(self, count: int) -> Image.Image | None:
-        """Return the first pictures with their captions as one; None if the stage shows none."""
-        panels = [panel for panel in load_panels(self.dataset.path) if isinstance(panel, ImagesPanel)]
-        pictures = [picture for panel in panels for picture in panel.pictures][:count]
-        opened = [(Image.open(self.dataset.path / picture.file), picture.caption) for picture in pictures]
+        """Draw the first images with their captions on one sheet. None if the stage shows no images."""
+        shown = []
+        for panel in load_panels(self.dataset.path):
+            if isinstance(panel, ImagesPanel):
+                shown += panel.pictures
+        opened = [(Image.open(self.dataset.path / image.file), image.caption) for image in shown[:count]]
         return contact_sheet(opened) if opened else None
 
     def captions(self, count: int) -> list[str]:
-        """Return the first captions of a dataset without images."""
-        if not isinstance(self.dataset, PairDataset) or (source := open_dataset(self.dataset)).index.spec.images:
+        """List the first captions of a dataset without images."""
+        if not isinstance(self.dataset, PairDataset):
             return []
-        found: list[str] = []
+        source = open_dataset(self.dataset)
+        if source.index.spec.images:
+            return []
+        captions: list[str] = []
         for number in range(min(len(source), 2 * count)):
             with suppress(BadSample):  # possible in a saved dataset, whose captions were counted but not read
-                found += [text for texts in source.facts(number).texts.values() for text in texts]
-        return found[:count]
+                for texts in source.facts(number).texts.values():
+                    captions += texts
+        return captions[:count]
 
 
 def summarize_dataset(
@@ -94,15 +100,15 @@ def summarize_dataset(
     kind: str = "",
     num_samples: int | None = None,
 ) -> DatasetSummary:
-    """Import a dataset into a folder, however many of its samples are bad, and return what it has.
+    """Import a dataset into a folder, however many of its samples are bad, and summarize it.
 
     Args:
         path: the user's files, or the folder of a saved artifact, which is not imported again.
         known: stage types by kind.
-        folder: an empty folder for the index and the pictures.
-        send: takes progress.
-        kind: of the stage that imports it; empty: the one that fits the files.
-        num_samples: read the first samples only; None: all.
+        folder: an empty folder for the index and the images.
+        send: receives progress.
+        kind: kind of the stage that imports it; empty: the one that fits the files.
+        num_samples: number of samples to read; None: all.
 
     Raises:
         UserError: the path does not exist, its format is not supported, or none of its samples can be used.
@@ -123,17 +129,17 @@ def summarize_dataset(
     except UserError as error:
         if kind or fields["kind"] == FALLBACK:
             raise
-        # None of the samples fits the stage, such as a folder without captions: what is left is the pictures.
-        found = _imported({"kind": FALLBACK, "path": path}, known, folder, send, num_samples)
-        found.passed_over = f"{fields['kind']}: {str(error).removeprefix(f'{NAME}: ')}"
-        return found
+        # No sample fits the stage, such as a folder without captions. Import only the images.
+        summary = _imported({"kind": FALLBACK, "path": path}, known, folder, send, num_samples)
+        summary.passed_over = f"{fields['kind']}: {str(error).removeprefix(f'{NAME}: ')}"
+        return summary
 
 
 def _fields(path: str) -> Fields:
     try:
         return import_fields(path)[0]
     except UserError:
-        find_layout(path, "auto", None)  # raises if there are no pictures
+        find_layout(path, "auto", None)  # raises if there are no images
         return {"kind": FALLBACK, "path": path}
 
 
@@ -141,15 +147,16 @@ def _imported(
     fields: Fields, known: Mapping[str, type[Stage]], folder: Path, send: Callable[[Event], None], limit: int | None
 ) -> DatasetSummary:
     allowed = known[fields["kind"]].model_fields
-    remote = files.is_remote(fields["path"])  # its samples may be millions, so that a known count is trusted
+    remote = files.is_remote(fields["path"])  # it may have millions of samples, so a known count is trusted
     settings = {"max_bad_fraction": 1.0, "num_samples": limit, "verify": True if remote else "all"}
-    given = {**fields, "name": NAME, **{key: value for key, value in settings.items() if key in allowed}}
+    supported = {key: value for key, value in settings.items() if key in allowed}
     try:
-        stage = known[fields["kind"]].model_validate(given)
+        stage = known[fields["kind"]].model_validate({**fields, "name": NAME, **supported})
     except ValidationError as error:  # a kind without a path, or with other required fields
         lines = error_lines(error, known[fields["kind"]])
         where = f"--kind {fields['kind']}"
-        raise UserError("\n".join(f"{where}: {'.'.join(map(str, key))}: {line}" for key, line in lines)) from None
+        messages = [f"{where}: {'.'.join(map(str, key))}: {line}" for key, line in lines]
+        raise UserError("\n".join(messages)) from None
     first: dict[str, str] = {}
 
     def remember(event: Event) -> None:
@@ -159,18 +166,18 @@ def _imported(
 
     context = Context(NAME, folder, folder, {}, remember)
     dataset = stage.run(context)
-    found = DatasetSummary(fields, dataset, context.bad, first)
+    summary = DatasetSummary(fields, dataset, context.bad, first)
     if isinstance(stage, ImageFiles) and isinstance(dataset, ImageDataset):
         index = read_index(dataset.path)
-        found.num_counted = index.num_counted if remote else 0
+        summary.num_counted = index.num_counted if remote else 0
         layout = find_layout(fields["path"], "auto", None, fields.get("split"))
         if layout.kind in ("table", "parquet"):
-            found.not_taken = _not_taken(layout.paths[0], isinstance(dataset, PairDataset), index.spec.label_key)
-    return found
+            summary.not_taken = _not_taken(layout.paths[0], isinstance(dataset, PairDataset), index.spec.label_key)
+    return summary
 
 
 def _not_taken(path: str, has_captions: bool, label: str | None) -> list[str]:
-    """Return the columns of text of a table that are not those of its images, captions, labels and keys."""
+    """List the text columns of a table that are not used as images, captions, labels or keys."""
     columns = text_columns(path)
     captions = [name for name in CAPTION_COLUMNS if name in columns][:has_captions]
     taken = {*IMAGE_COLUMNS, *PATH_COLUMNS, *captions, label, "key", "uid", "url"}

@@ -1,4 +1,4 @@
-"""Datasets of an evaluation, from a path alone: the stage that imports it, and the training images beside it."""
+"""Datasets of an evaluation, from a path alone: the stage that imports it, and the training images next to it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from vfm.interfaces import ChoiceDataset, Stage
 from vfm.storage import files
 
 TEST_SPLITS = ("test", "val", "validation")
-FOLDER_KINDS = {"multilabel": "data.tagged", "retrieval": "data.pairs"}  # by clip_benchmark's dataset type
+FOLDER_KINDS = {"multilabel": "data.tagged", "retrieval": "data.pairs"}  # by dataset type of clip_benchmark
 CHOICES: Mapping[str, list[str]] = {"choices": []}
 
 
@@ -40,10 +40,10 @@ class EvaluationDataset:
     Attributes:
         data: the test images.
         train: training images for probes and kNN.
-        languages: languages of the captions, each evaluated on its own; empty: the first.
-        title: name in tables; empty: that of the data.
-        group: datasets whose scores are averaged together.
-        scores: the metrics of each task whose mean is the score; empty: every task that fits, by its main metric.
+        languages: languages of the captions, each evaluated separately; empty: the first.
+        title: name in tables; empty: name of the data.
+        group: name of a group of datasets whose scores are averaged.
+        scores: metrics of each task whose mean is the score; empty: every task that fits, by its main metric.
         settings: fields of its evaluation stages.
     """
 
@@ -57,19 +57,20 @@ class EvaluationDataset:
 
 
 def dataset_at(word: str, known: Mapping[str, type[Stage]], train: str | None = None) -> EvaluationDataset:
-    """Return the dataset that a user names as `[NAME=]PATH`, a saved artifact or the user's files.
+    """Resolve a dataset that a user names as `[NAME=]PATH`: a saved artifact or the user's files.
 
     Args:
-        word: what the user gave.
+        word: the user's argument.
         known: stage types by kind.
-        train: path of training images; default: the folder or split `train` beside the data.
+        train: path of training images; default: the folder or split `train` next to the data.
 
     Raises:
         UserError: the path does not exist, or has no supported format.
     """
     name, path = split_name(word)
     training = _training_images(train, known) if train else None
-    if artifact := saved_artifact(path):
+    artifact = saved_artifact(path)
+    if artifact:
         scores = _choice_scores(artifact) if isinstance(artifact, ChoiceDataset) else {}
         return EvaluationDataset(Input(path, type(artifact), given_name=name or ""), training, scores=scores)
     fields, train_fields = import_fields(path)
@@ -81,9 +82,10 @@ def dataset_at(word: str, known: Mapping[str, type[Stage]], train: str | None = 
 
 
 def _training_images(path: str, known: Mapping[str, type[Stage]]) -> Input:
-    """Return the training images that a user names; those of a folder with splits are its `train`, never its `test`."""
-    if found := saved_artifact(path):
-        return Input(path, type(found))
+    """Resolve the training images that a user names. A folder with splits means its `train`, never its `test`."""
+    artifact = saved_artifact(path)
+    if artifact:
+        return Input(path, type(artifact))
     fields, train_fields = import_fields(path)
     name = stage_name(Path(path.rstrip("/")).name.removesuffix(".tar"))
     return dataset_input(f"{name}-train", train_fields or fields, known)
@@ -94,16 +96,18 @@ def _is_mmvp(path: str) -> bool:
 
 
 def _choice_scores(data: ChoiceDataset) -> Mapping[str, list[str]]:
-    """Return the tasks of a saved dataset of choices.
+    """Choose the tasks of a saved dataset of choices.
 
-    The rule of MMVP-VLM applies to two images and two statements, one for each image; other items have their own rule.
+    The rule of MMVP-VLM applies to two images and two statements, one for each image. Other items have their own rule.
     """
     first = next(load_choices(data), None)
-    return {} if first and (len(first.images), sorted(first.truth)) == (2, [0, 1]) else CHOICES
+    if first and len(first.images) == 2 and sorted(first.truth) == [0, 1]:
+        return {}
+    return CHOICES
 
 
 def import_fields(path: str) -> tuple[Fields, Fields | None]:
-    """Return the fields of the stage that imports a path, and of the one that imports the training images beside it.
+    """Choose the fields of the stage that imports a path, and of the stage for training images next to it.
 
     Raises:
         UserError: the path does not exist, or has no supported format.
@@ -111,23 +115,25 @@ def import_fields(path: str) -> tuple[Fields, Fields | None]:
     root = path.rstrip("/")
     if files.is_directory(root):
         splits = splits_of(root)
-        split = next((one for one in TEST_SPLITS if one in splits), splits[0] if splits else "test")
-        if shards := benchmark_shards(root, split):
+        split = next((name for name in TEST_SPLITS if name in splits), splits[0] if splits else "test")
+        shards = benchmark_shards(root, split)
+        if shards:
             fields: Fields = {"kind": FOLDER_KINDS.get(type_beside(shards[0]), "data.labeled"), "path": path}
             if fields["kind"] == "data.pairs":
                 return {**fields, "path": f"{root}/{split}" if splits else path}, None
             train = {**fields, "split": "train"} if "train" in splits and split != "train" else None
-            return {**fields, **({} if split == "test" else {"split": split})}, train
+            return fields if split == "test" else {**fields, "split": split}, train
         if _is_mmvp(root):
             return {"kind": "data.choices", "path": path}, None
-        if test := next((one for one in TEST_SPLITS if files.is_directory(f"{root}/{one}")), None):
+        test = next((name for name in TEST_SPLITS if files.is_directory(f"{root}/{name}")), None)
+        if test:
             train = _fields(f"{root}/train") if files.is_directory(f"{root}/train") else None
             return _fields(f"{root}/{test}"), train
     return _fields(path), None
 
 
 def _fields(path: str) -> Fields:
-    """Return the fields of the stage that imports files without splits."""
+    """Choose the fields of the stage that imports files without splits."""
     if _holds_videos(path):
         return {"kind": "data.videos", "path": path}
     if _holds_choices(path):
@@ -143,12 +149,13 @@ def _fields(path: str) -> Fields:
     else:
         columns = table_columns(first)
         captions = any(name in columns for name in CAPTION_COLUMNS)
-        kind = "data.labeled" if not captions and any(name in columns for name in LABEL_COLUMNS) else "data.pairs"
+        labels = any(name in columns for name in LABEL_COLUMNS)
+        kind = "data.labeled" if labels and not captions else "data.pairs"
     return {"kind": kind, "path": path}
 
 
 def _holds_videos(path: str) -> bool:
-    """Return whether a folder or a tar has videos among its first files."""
+    """Check whether a folder or a tar has videos among its first files."""
     if path.endswith(".tar") and files.exists(path):
         return bool((scan_tar(path, ["image"], VIDEO_EXTENSIONS, limit=3).places[:, 0, 0] >= 0).any())
     if not files.is_directory(path):
@@ -157,7 +164,7 @@ def _holds_videos(path: str) -> bool:
 
 
 def _holds_choices(path: str) -> bool:
-    """Return whether a path holds caption choices, in the format of SugarCrepe, Winoground or vfm."""
+    """Check whether a path holds caption choices, in the format of SugarCrepe, Winoground or vfm."""
     if path.endswith(".jsonl"):
         first = files.read_bytes(path, 0, 1 << 16).decode(errors="replace").partition("\n")[0]
         return '"statements"' in first or all(f'"{name}"' in first for name in WINOGROUND)
@@ -170,16 +177,16 @@ def _holds_choices(path: str) -> bool:
 
 
 def _in_class_folders(folder: str) -> bool:
-    """Return whether the first image is in a subfolder, without a caption beside it."""
+    """Check whether the first image is in a subfolder, without a caption next to it."""
     first = image_names(folder)[0]
     return "/" in first and not files.exists(f"{folder.rstrip('/')}/{first.rpartition('.')[0]}.txt")
 
 
 def _kind_of_tar(path: str) -> str:
-    """Return the kind of stage that imports a WebDataset tar, from what is beside its first images."""
+    """Choose the kind of stage that imports a WebDataset tar, from the files next to its first images."""
     slots = {"image": "", "cls": "data.labeled", "npy": "data.tagged", "txt": "data.pairs", "json": "data.pairs"}
     places = scan_tar(path, list(slots), IMAGE_EXTENSIONS, limit=3).places
-    found = [kind for slot, kind in enumerate(slots.values()) if kind and (places[:, slot, 0] >= 0).any()]
-    if not found:
+    kinds = [kind for slot, kind in enumerate(slots.values()) if kind and (places[:, slot, 0] >= 0).any()]
+    if not kinds:
         raise UserError(f"{path}: its images have neither labels (cls, npy) nor captions (txt, json)")
-    return found[0]
+    return kinds[0]

@@ -12,26 +12,26 @@ from vfm.interfaces import ClipCheckpoint, Stage
 
 METHOD = "clip.train"
 TUNED, WISE = "tuned", "wise"  # names of the models that the recipe makes
-WARMUP = 0.1  # of the steps
-MICRO_BATCH = 64  # bounds the memory of activations; the gradient is that of the whole batch
+WARMUP = 0.1  # fraction of the steps
+MICRO_BATCH = 64  # bounds the memory of activations; the gradient still covers the whole batch
 WEIGHT_DECAY = 0.1
-LR, LOW_RANK_LR = 1e-5, 1e-4  # of weights; of low-rank changes: ten times that (arXiv:2405.09673, section 6)
+LR, LOW_RANK_LR = 1e-5, 1e-4  # for full weights and for LoRA, which needs ten times more (arXiv:2405.09673, section 6)
 
 
 @dataclass(frozen=True)
 class Finetuning:
-    """What a user gives.
+    """Arguments of `vfm finetune`.
 
     Attributes:
         model: the CLIP model to start from.
-        data: pairs to train on: a path as `data.pairs` takes it, or a saved dataset.
+        data: pairs to train on: a path in any format of `data.pairs`, or a saved dataset.
         val: pairs to evaluate on; empty: no retrieval.
-        general: labelled images of another kind, to measure what the model keeps; empty: not measured.
-        steps: steps of the training.
+        general: labelled images of another kind, to measure forgetting; empty: not measured.
+        steps: number of training steps.
         batch: pairs per step.
-        lr: peak learning rate; None: 1e-5, and 1e-4 for low-rank changes.
-        lock: train the text tower only.
-        rank: of low-rank changes (LoRA) that are trained in place of the weights; None: the weights.
+        lr: peak learning rate; None: 1e-5, and 1e-4 for LoRA.
+        lock: train only the text tower.
+        rank: rank of LoRA, which is trained in place of the weights; None: train the weights.
     """
 
     model: Input
@@ -45,50 +45,49 @@ class Finetuning:
     rank: int | None = None
 
 
-def finetuning_recipe(given: Finetuning, known: Mapping[str, type[Stage]]) -> str:
-    """Return the recipe as YAML: the shipped `clip_finetune` with one training, and the evaluations that are possible.
+def finetuning_recipe(request: Finetuning, known: Mapping[str, type[Stage]]) -> str:
+    """Write the recipe as YAML: the shipped `clip_finetune` with one training stage, and all possible evaluations.
 
     Raises:
-        UserError: the package with the method is not installed, or the model is no CLIP model.
+        UserError: the package with the method is not installed, or the model is not a CLIP model.
     """
     if METHOD not in known:
         raise UserError(f"vfm finetune needs the stage {METHOD}: {how_to_install('vfm-clip')}")
-    if not issubclass(given.model.makes, ClipCheckpoint):
-        raise UserError(f"{given.model.name}: expected a CLIP model, got an encoder without texts")
-    model = named_apart(given.model, (TUNED, WISE), "start")  # an earlier result has one of these names
+    if not issubclass(request.model.makes, ClipCheckpoint):
+        raise UserError(f"{request.model.name}: expected a CLIP model, got an encoder without texts")
+    model = named_apart(request.model, (TUNED, WISE), "start")  # an earlier result may have one of these names
     stages: list[Fields] = [model.stage] if model.stage else []
     kinds = {"pool": "data.pairs", "val": "data.pairs", "general": "data.labeled"}
-    paths = {"pool": given.data, "val": given.val, "general": given.general}
+    paths = {"pool": request.data, "val": request.val, "general": request.general}
     saved = {name for name, path in paths.items() if path and saved_artifact(path)}
     refs = {name: path if name in saved else name for name, path in paths.items() if path}
     stages += [{"kind": kinds[name], "name": name, "path": paths[name]} for name in refs if name not in saved]
     tasks = [("own", "eval.retrieval", refs.get("val")), ("kept", "eval.zero_shot", refs.get("general"))]
     evaluations = [(name, kind, ref) for name, kind, ref in tasks if ref]
     start = model.ref
-    changes: Fields = {"type": "lora", "rank": given.rank} if given.rank else {}
-    vision: Fields = {"type": "frozen"} if given.lock else changes
-    stages.append(
-        {
-            "kind": METHOD,
-            "name": TUNED,
-            "init": start,
-            "data": refs["pool"],
-            **({"vision": {"trained": vision}} if vision else {}),
-            **({"text": {"trained": changes}} if changes else {}),
-            "global_batch_size": given.batch,
-            "micro_batch_size": min(MICRO_BATCH, given.batch),
-            "steps": given.steps,
-            "schedule": {"warmup_steps": max(1, round(WARMUP * given.steps))},
-            "lr": (LOW_RANK_LR if given.rank else LR) if given.lr is None else given.lr,
-            "optimizer": {"weight_decay": WEIGHT_DECAY},
-        }
-    )
+    changes: Fields = {"type": "lora", "rank": request.rank} if request.rank else {}
+    vision: Fields = {"type": "frozen"} if request.lock else changes
+    training: Fields = {"kind": METHOD, "name": TUNED, "init": start, "data": refs["pool"]}
+    if vision:
+        training["vision"] = {"trained": vision}
+    if changes:
+        training["text"] = {"trained": changes}
+    default_lr = LOW_RANK_LR if request.rank else LR
+    training |= {
+        "global_batch_size": request.batch,
+        "micro_batch_size": min(MICRO_BATCH, request.batch),
+        "steps": request.steps,
+        "schedule": {"warmup_steps": max(1, round(WARMUP * request.steps))},
+        "lr": default_lr if request.lr is None else request.lr,
+        "optimizer": {"weight_decay": WEIGHT_DECAY},
+    }
+    stages.append(training)
     line: Fields = {"kind": "models.interpolate", "name": WISE, "start": start, "end": TUNED, "alpha": 0.5}
     if evaluations:
         line["evaluation"] = {"tasks": [{"kind": kind, "data": ref} for _, kind, ref in evaluations]}
     stages.append(line)
     models = [start, TUNED, WISE]
     stages += [{"kind": kind, "name": name, "models": models, "data": ref} for name, kind, ref in evaluations]
-    about = f"{given.model.name} fine-tuned on {given.data}, and interpolated with its first weights (WiSE-FT)."
+    about = f"{request.model.name} fine-tuned on {request.data}, and interpolated with its first weights (WiSE-FT)."
     record = {"description": about, "stages": stages}
     return dump(record)

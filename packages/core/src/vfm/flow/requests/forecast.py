@@ -1,4 +1,4 @@
-"""The recipe of `vfm forecast`: a CLIP model, a generator, pairs, and the gain to expect of the feedback."""
+"""The recipe of `vfm forecast`: a CLIP model, a generator, pairs, and the expected gain from feedback."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ METHOD = "diva.predict"
 
 
 def forecast_recipe(clip: Input, generator: str, pairs: str, preset: str, known: Mapping[str, type[Stage]]) -> str:
-    """Return the recipe as YAML.
+    """Write the recipe as YAML.
 
     Args:
         clip: the CLIP model.
         generator: a saved artifact, a folder in diffusers' layout, or hf-hub:org/model.
-        pairs: a saved artifact, or a path as `data.choices` takes it.
-        preset: of the tuning whose GPU hours are computed.
+        pairs: a saved artifact, or a path in any format of `data.choices`.
+        preset: preset of the tuning whose GPU hours are computed.
         known: stage types by kind.
 
     Raises:
@@ -39,7 +39,8 @@ def forecast_recipe(clip: Input, generator: str, pairs: str, preset: str, known:
         if artifact and not isinstance(artifact, makes):
             raise UserError(f"{word}: expected a {makes.__name__}, got a {type(artifact).__name__}")
         refs[name] = word if artifact else name
-        stages += [] if artifact else [{"kind": kind, "name": name, field: word}]
+        if not artifact:
+            stages.append({"kind": kind, "name": name, field: word})
     stages.append(
         {
             "kind": METHOD,

@@ -1,4 +1,4 @@
-"""The recipe of an evaluation from what a user gives: models, datasets and tasks by name."""
+"""The recipe of an evaluation from a user's request: models, datasets and tasks by name."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ RESIZE_MODES = ("model", "shortest", "longest", "squash")
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What a user gives.
+    """Models, datasets and tasks of an evaluation, as a user names them.
 
     Attributes:
-        models: `[NAME=]MODEL` each, as `model_input` takes them; the first is the baseline of the comparisons.
+        models: `[NAME=]MODEL` each, as for `model_input`. The first is the baseline of the comparisons.
         data: `[NAME=]PATH` of a dataset each, or the name of a dataset in a suite.
         suite: a list of datasets: diva29, datacomp38, small, or a YAML file like them.
         root: folder of a suite's datasets.
-        tasks: kinds of `eval.*` without the prefix; empty: those of the suite, or those that fit the data.
-        train: training images for probes and kNN; empty: `train` beside the data.
-        languages: languages of the captions; empty: those of the dataset.
+        tasks: kinds of `eval.*` without the prefix; empty: the tasks of the suite, or all that fit the data.
+        train: training images for probes and kNN; empty: `train` next to the data.
+        languages: languages of the captions; empty: languages of the dataset.
         resize: how images are resized to the model's size, each of `RESIZE_MODES`.
     """
 
@@ -44,7 +44,7 @@ class EvaluationRequest:
 
 
 def requested_recipe(request: EvaluationRequest, known: Mapping[str, type[Stage]]) -> str:
-    """Return the recipe as YAML.
+    """Write the recipe as YAML.
 
     Args:
         request: models, datasets and tasks.
@@ -53,7 +53,8 @@ def requested_recipe(request: EvaluationRequest, known: Mapping[str, type[Stage]
     Raises:
         UserError: there is no such model, dataset or task, or nothing fits.
     """
-    if wrong := [mode for mode in request.resize if mode not in RESIZE_MODES]:
+    wrong = [mode for mode in request.resize if mode not in RESIZE_MODES]
+    if wrong:
         raise UserError(f"resize: {wrong[0]!r} is not a valid mode{did_you_mean(wrong[0], RESIZE_MODES)}")
     plan = EvaluationPlan(
         [model_input(word) for word in request.models],
@@ -68,7 +69,7 @@ def requested_recipe(request: EvaluationRequest, known: Mapping[str, type[Stage]
 
 
 def _datasets(request: EvaluationRequest, plan: EvaluationPlan) -> list[EvaluationDataset]:
-    """Return the datasets of the data and of the suite; those that the suite lacks are noted in the plan."""
+    """Resolve the datasets of the data and of the suite. Datasets missing on the disk are recorded in the plan."""
     data, suite, root, train = request.data, request.suite, request.root, request.train or None
     if not data and not suite:
         raise UserError("no datasets: give data, or a suite and its root")
@@ -76,18 +77,19 @@ def _datasets(request: EvaluationRequest, plan: EvaluationPlan) -> list[Evaluati
         raise UserError("train needs exactly one dataset as data, and no suite; other data have a folder `train` each")
     datasets = []
     for word in data:
-        name, place = split_name(word)
-        exists = files.exists(place)
-        shipped = None if exists or "{" in place else shipped_dataset(place, root, plan.known)
-        if shipped is None and "/" not in place and not exists:
+        name, path = split_name(word)
+        exists = files.exists(path)
+        shipped = None if exists or "{" in path else shipped_dataset(path, root, plan.known)
+        if shipped is None and "/" not in path and not exists:
             raise UserError(
-                f"data {place}: no such path, and no suite has such a dataset{did_you_mean(place, shipped_names())}"
+                f"data {path}: no such path, and no suite has such a dataset{did_you_mean(path, shipped_names())}"
             )
-        datasets.append(
-            replace(shipped, title=name or shipped.title) if shipped else dataset_at(word, plan.known, train)
-        )
+        if shipped:
+            datasets.append(replace(shipped, title=name or shipped.title))
+        else:
+            datasets.append(dataset_at(word, plan.known, train))
     if suite:
-        found, left_out = find_datasets(load_suite(suite, plan.known), root, plan.known)
+        suite_datasets, left_out = find_datasets(load_suite(suite, plan.known), root, plan.known)
         plan.left_out += left_out
-        datasets += found
+        datasets += suite_datasets
     return datasets

@@ -22,7 +22,7 @@ Scores = dict[str, list[str]]
 
 
 class InTorchvision(Config):
-    """A dataset in the form in which torchvision keeps it."""
+    """A dataset in torchvision's layout."""
 
     name: str = Field(description="name of torchvision's class")
     folder: str = Field(description="folder that torchvision creates under the root")
@@ -34,48 +34,49 @@ class SuiteDataset(Config):
 
     name: str = Field(description="name in clip_benchmark, from which the names of its folder follow")
     title: str = Field("", description="name in tables; default: the name")
-    group: str = Field("", description="datasets whose scores are averaged together")
+    group: str = Field("", description="name of a group of datasets whose scores are averaged")
     scores: Scores | None = Field(
-        None, description="the metrics of each task whose mean is the score; default: those of the suite"
+        None, description="metrics of each task whose mean is the score; default: metrics of the suite"
     )
     data: dict[str, Any] | None = Field(
-        None, description="fields of the stage that imports it, with a path below the root; default: from its files"
+        None,
+        description="fields of the stage that imports it, with a path below the root; default: chosen by its files",
     )
     train: dict[str, Any] | None = Field(None, description="fields that differ for the training images")
     languages: list[str] = Field([], description="languages of the captions, each evaluated; default: the first")
     settings: dict[str, Any] = Field({}, description="fields of its evaluation stages, such as max_bad_fraction")
-    torchvision: InTorchvision | None = Field(None, description="its place in torchvision, if not in a folder")
+    torchvision: InTorchvision | None = Field(None, description="its torchvision class and folder, if it has one")
     get: str = Field("", description="how to download it")
     not_measured: str = Field("", description="why vfm cannot compute the suite's score on it")
 
     @property
     def folders(self) -> list[str]:
-        """Names that its folder may have: the hub's, DataComp's, and its own."""
+        """Possible names of its folder: the hub's, DataComp's, and the plain name."""
         cleaned, short = self.name.replace("/", "-"), self.name.rpartition("/")[2]
-        names = dict.fromkeys((cleaned, short))
-        return [pattern.format(name) for name in names for pattern in ("wds_{}", "wds_{}_test", "{}")]
+        folders = []
+        for name in dict.fromkeys((cleaned, short)):
+            folders += [f"wds_{name}", f"wds_{name}_test", name]
+        return folders
 
 
 class Suite(Config):
     """Datasets that are evaluated together."""
 
-    description: str = Field(description="what the suite is, and the source of its list")
-    scores: Scores = Field(
-        {}, description="the metrics of each task whose mean is the score of a dataset without `scores` of its own"
-    )
+    description: str = Field(description="purpose of the suite, and the source of its list")
+    scores: Scores = Field({}, description="metrics of each task whose mean is the score of a dataset without `scores`")
     hub: str = Field("", description="name of a dataset on the Hugging Face hub, `{}` for the dataset's name")
     sets: list[SuiteDataset] = Field(min_length=1, description="the datasets")
 
 
 @dataclass(frozen=True)
 class SkippedDataset:
-    """A dataset, or a task on one, that is not evaluated.
+    """A dataset, or a task on a dataset, that is not evaluated.
 
     Attributes:
         title: name in tables.
         group: its group in the suite.
         why: the reason.
-        ways: the means that it would be part of; empty: all.
+        ways: the means that would include it; empty: all.
     """
 
     title: str
@@ -85,7 +86,7 @@ class SkippedDataset:
 
 
 def load_suite(source: str, known: Mapping[str, type[Stage]] | None = None) -> Suite:
-    """Return a suite by the name of a shipped one, or by the path of a YAML file.
+    """Load a suite by the name of a shipped one, or by the path of a YAML file.
 
     Args:
         source: the name or the path.
@@ -112,85 +113,94 @@ def load_suite(source: str, known: Mapping[str, type[Stage]] | None = None) -> S
 
 
 def _check_kinds(suite: Suite, file: Path, known: Mapping[str, type[Stage]]) -> None:
-    used = [(f"{one.name}: data.kind", str(one.data.get("kind"))) for one in suite.sets if one.data is not None]
-    used += [
-        ("scores", f"eval.{task}")
-        for scores in (suite.scores, *(one.scores for one in suite.sets))
-        for task in scores or ()
-    ]
-    for place, kind in used:
+    used = [(f"{entry.name}: data.kind", str(entry.data.get("kind"))) for entry in suite.sets if entry.data is not None]
+    for scores in (suite.scores, *(entry.scores for entry in suite.sets)):
+        used += [("scores", f"eval.{task}") for task in scores or ()]
+    for key, kind in used:
         if kind not in known:
-            raise UserError(f"{file}: {place}: {unknown_kind(kind, dict(known))}")
+            raise UserError(f"{file}: {key}: {unknown_kind(kind, dict(known))}")
 
 
 def find_datasets(
     suite: Suite, root: str, known: Mapping[str, type[Stage]]
 ) -> tuple[list[EvaluationDataset], list[SkippedDataset]]:
-    """Return the datasets of a suite that are under `root`, and those that are not, with how to download them."""
-    found, left_out = [], []
-    for one in suite.sets:
-        title = one.title or one.name
-        if one.not_measured:
-            left_out.append(SkippedDataset(title, one.group, one.not_measured))
-        elif fields := _fields(one, root):
-            name, (data_fields, train_fields) = stage_name(one.name.replace("/", "-")), fields
+    """Split the datasets of a suite into those under `root` and missing ones, with how to download them."""
+    present, left_out = [], []
+    for entry in suite.sets:
+        title = entry.title or entry.name
+        fields = None if entry.not_measured else _fields(entry, root)
+        if entry.not_measured:
+            left_out.append(SkippedDataset(title, entry.group, entry.not_measured))
+        elif fields:
+            name, (data_fields, train_fields) = stage_name(entry.name.replace("/", "-")), fields
             train = dataset_input(f"{name}-train", train_fields, known) if train_fields else None
-            scores = suite.scores if one.scores is None else one.scores
+            scores = suite.scores if entry.scores is None else entry.scores
             data = dataset_input(name, data_fields, known)
-            found.append(EvaluationDataset(data, train, tuple(one.languages), title, one.group, scores, one.settings))
+            present.append(
+                EvaluationDataset(data, train, tuple(entry.languages), title, entry.group, scores, entry.settings)
+            )
         else:
-            where = one.data["path"] if one.data and "path" in one.data else f"{one.folders[0]} (or {one.folders[-1]})"
-            left_out.append(SkippedDataset(title, one.group, f"no {where} under {root}{_how_to_get(one, suite.hub)}"))
-    return found, left_out
+            where = f"{entry.folders[0]} (or {entry.folders[-1]})"
+            if entry.data and "path" in entry.data:
+                where = entry.data["path"]
+            why = f"no {where} under {root}{_how_to_get(entry, suite.hub)}"
+            left_out.append(SkippedDataset(title, entry.group, why))
+    return present, left_out
 
 
-def _how_to_get(one: SuiteDataset, hub: str) -> str:
-    repository = hub.replace("{}", one.name.replace("/", "-"))
+def _how_to_get(entry: SuiteDataset, hub: str) -> str:
+    if not (entry.get or hub):
+        return ""
+    repository = hub.replace("{}", entry.name.replace("/", "-"))
     fetch = f"hf download {repository} --repo-type dataset --local-dir {repository.rpartition('/')[2]}, in the root"
-    return f"; get it: {one.get or fetch}" if one.get or hub else ""
+    return f"; get it: {entry.get or fetch}"
 
 
 def shipped_dataset(name: str, root: str, known: Mapping[str, type[Stage]]) -> EvaluationDataset | None:
-    """Return the dataset that any shipped suite has by this name, or None if no suite has it.
+    """Find the dataset of this name in any shipped suite. None if no suite has it.
 
     Raises:
         UserError: a suite has it, but it is not under `root`.
     """
     for suite in map(load_suite, shipped_files("suites")):
-        if matches := [one for one in suite.sets if name in (one.name, one.name.rpartition("/")[2])]:
-            found, left_out = find_datasets(suite.model_copy(update={"sets": matches[:1]}), root, known)
+        matches = [entry for entry in suite.sets if name in (entry.name, entry.name.rpartition("/")[2])]
+        if matches:
+            present, left_out = find_datasets(suite.model_copy(update={"sets": matches[:1]}), root, known)
             if left_out:
                 raise UserError(f"{name}: {left_out[0].why}")
-            return found[0]
+            return present[0]
     return None
 
 
 def shipped_names() -> set[str]:
-    """Return the names of all datasets of the shipped suites."""
-    return {one.name for suite in map(load_suite, shipped_files("suites")) for one in suite.sets}
+    """List the names of all datasets of the shipped suites."""
+    names: set[str] = set()
+    for suite in map(load_suite, shipped_files("suites")):
+        names |= {entry.name for entry in suite.sets}
+    return names
 
 
-def _fields(one: SuiteDataset, root: str) -> tuple[Fields, Fields | None] | None:
-    """Return the fields of the stages that import a dataset and its training images; None if it is not under `root`."""
+def _fields(entry: SuiteDataset, root: str) -> tuple[Fields, Fields | None] | None:
+    """Choose the fields of the stages that import a dataset and its training images. None if it is not under `root`."""
     base = root.rstrip("/")
-    if one.data is not None:
-        data = dict(one.data)
+    if entry.data is not None:
+        data = dict(entry.data)
         if "path" in data:
             data["path"] = data["path"] if str(data["path"]).startswith("/") else f"{base}/{data['path']}"
             if not files.exists(data["path"]):
                 return None
-        return data, None if one.train is None else {**data, **one.train}
-    for folder in one.folders:
-        if files.is_directory(f"{base}/{folder}") and not _made_by_torchvision(one, base, folder):
+        return data, None if entry.train is None else {**data, **entry.train}
+    for folder in entry.folders:
+        if files.is_directory(f"{base}/{folder}") and not _made_by_torchvision(entry, base, folder):
             return import_fields(f"{base}/{folder}")
-    if one.torchvision and files.exists(f"{base}/{one.torchvision.folder}"):
-        short = one.name.rpartition("/")[2]
-        data = {"kind": "data.labeled", "torchvision": one.torchvision.name, "path": root, "names_of": short}
-        return data, {**data, "split": one.torchvision.train}
+    if entry.torchvision and files.exists(f"{base}/{entry.torchvision.folder}"):
+        short = entry.name.rpartition("/")[2]
+        data = {"kind": "data.labeled", "torchvision": entry.torchvision.name, "path": root, "names_of": short}
+        return data, {**data, "split": entry.torchvision.train}
     return None
 
 
-def _made_by_torchvision(one: SuiteDataset, base: str, folder: str) -> bool:
-    """Return whether a folder was made by torchvision: it may have the same name as one with tars or class folders."""
-    same_name = one.torchvision is not None and one.torchvision.folder == folder
+def _made_by_torchvision(entry: SuiteDataset, base: str, folder: str) -> bool:
+    """Check whether torchvision made a folder, since one with tars or class folders may have the same name."""
+    same_name = entry.torchvision is not None and entry.torchvision.folder == folder
     return same_name and not splits_of(f"{base}/{folder}")
