@@ -63,7 +63,7 @@ def test_a_tar_of_pairs_has_a_format_samples_and_a_sheet(world: Path) -> None:
     lines = shown(world, "pool/0.tar")
     assert f"in a recipe: {{kind: data.pairs, path: {world / 'pool/0.tar'}, name: NAME}}" in lines
     assert "num_samples: 7" in lines
-    assert lines[-1] == f"first pictures: {world / 'sheet.png'}"
+    assert lines[-1] == f"first images: {world / 'sheet.png'}"
     sheet = np.asarray(Image.open(world / "sheet.png"))
     middle = sheet[GAP + SIDE // 2, GAP + SIDE // 2]
     assert np.abs(middle.astype(int) - COLOURS[NAMES[0]]).max() < 20, "the first picture is where it belongs"

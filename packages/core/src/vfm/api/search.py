@@ -130,9 +130,9 @@ def kept_place(data: str) -> str:
 
 def _check_query(query: str) -> None:
     if not query.strip():
-        raise UserError(f"expected words or the file of a picture to search for, got {query!r}")
+        raise UserError(f"expected words or an image file to search for, got {query!r}")
     if not os.path.isfile(query) and query.lower().endswith(tuple(f".{ending}" for ending in IMAGE_EXTENSIONS)):
-        raise UserError(f"{query}: no such picture")
+        raise UserError(f"{query}: no such image")
 
 
 def _model_of(known: Embeddings, index: Path) -> tuple[str, str | None]:
@@ -152,7 +152,7 @@ def _encode(encoder: AnyEncoder, name: str, queries: Sequence[str]) -> Tensor:
         if os.path.isfile(query):
             vectors.append(encoder.encode_images(read_images([query])))
         elif isinstance(encoder, PooledVision):
-            raise UserError(f"{query!r}: no such picture, and {name} has no text tower to search by words")
+            raise UserError(f"{query!r}: no such image, and {name} has no text tower to search by words")
         else:
             vectors.append(encoder.encode_texts([query]))
     return torch.cat(vectors)

@@ -25,7 +25,7 @@ def main() -> None:
     prepare_streams()
     try:
         app(prog_name="vfm")
-    except OutputError as error:  # of `vfm --help`, which is no command
+    except OutputError as error:  # raised for `vfm --help`, which is not a command
         note(f"error: {error}")
         sys.exit(2)
     sys.exit(0)

@@ -1,4 +1,4 @@
-"""Commands for what one can choose from: models, recipes."""
+"""Commands that list available models and recipes."""
 
 from __future__ import annotations
 
@@ -39,35 +39,41 @@ MODELS = ClipCheckpoint | VisionCheckpoint | DenseCheckpoint | VideoClassifier |
 @command
 def models(
     name: Annotated[
-        str | None, typer.Argument(help="Part of a name: list the models of open_clip and timm that have it.")
+        str | None, typer.Argument(help="Part of a name: list the models of open_clip and timm that contain it.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     debug: DebugOption = False,
 ) -> None:
     """List the models of a store, or those of open_clip and timm."""
     if name is not None:
-        found: list[tuple[str, str, str]] = load_function("vfm.models.catalogue:named_models")(name)  # imports timm
-        if not found:
+        rows: list[tuple[str, str, str]] = load_function("vfm.models.catalogue:named_models")(name)  # imports timm
+        if not rows:
             raise UserError(f"no model of open_clip or timm has {name!r} in its name")
-        _print_table(("name", "library", "pretrained"), found)
+        _print_table(("name", "library", "pretrained"), rows)
         return
     stage_types(load_plugins())  # imports the artifact types of plugins
-    places = [run.directory / LINKS / stage for run in kept_runs(Store(store)) for stage in sorted(run.links)]
-    artifacts = {place: Artifact.load(place, verify=False) for place in places if place.is_dir()}
-    rows = [(str(place), *_facts(found)) for place, found in artifacts.items() if isinstance(found, MODELS)]
-    if rows:
-        _print_table(("folder", "kind", "model"), rows)
+    saved = []
+    for run in kept_runs(Store(store)):
+        for stage in sorted(run.links):
+            folder = run.directory / LINKS / stage
+            artifact = Artifact.load(folder, verify=False) if folder.is_dir() else None
+            if isinstance(artifact, MODELS):
+                saved.append((str(folder), *_facts(artifact)))
+    if saved:
+        _print_table(("folder", "kind", "model"), saved)
     else:
         show(f"no models in {store}")
     show("models of open_clip and timm by a part of their name: vfm models ViT-B-32")
 
 
 def _facts(model: Artifact) -> tuple[str, str]:
-    """Return the kind of a model, and its name, tasks and image size, as far as its artifact has them."""
+    """Describe a model: its kind, and its name, tasks and image size if the artifact has them."""
     record = model.model_dump()
     words = [record.get("architecture"), record.get("model"), *record.get("tasks", ())]
     size = record.get("image_size")
-    shown = [*(word for word in words if isinstance(word, str)), *([f"{size} px"] if size else [])]
+    shown = [word for word in words if isinstance(word, str)]
+    if size:
+        shown.append(f"{size} px")
     return type(model).__name__, ", ".join(shown)
 
 

@@ -1,4 +1,4 @@
-"""What all commands share: the app, the consoles, common options, and error messages."""
+"""The common parts of all commands: the app, the consoles, options, and error messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ app = typer.Typer(
     " allowed values; the exit code is 2.",
     rich_markup_mode=None,
 )
-# A log file has no width of its own, and the standard output may be closed.
+# A log file has no width, and the standard output may be closed.
 console = TerminalConsole(width=None if sys.stdout and sys.stdout.isatty() else 120)
 errors = TerminalConsole(stderr=True)
 
@@ -47,7 +47,7 @@ DEFAULT_STORE = Path("store")
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command that reports mistakes of the user in lines, with exit code 2 (130 if interrupted)."""
+    """Register a command that reports mistakes of the user as lines, with exit code 2 (130 if interrupted)."""
 
     @wraps(function)
     def run(*args: Any, **options: Any) -> None:
@@ -55,19 +55,20 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             try:
                 function(*args, **options)
             except SystemExit as stop:
-                if str(stop) != str(stop.code):  # `Preempted` has a message that says where the training resumes
+                if str(stop) != str(stop.code):  # `Preempted` has a message about where training resumes
                     errors.print(escape(str(stop)), highlight=False, soft_wrap=True)
                 raise
             except (BrokenPipeError, typer.Exit):
-                raise  # if the reader of the output has ended (`vfm schema | head`), typer exits quietly
+                raise  # if the reader of the output has ended (`vfm schema | head`), typer exits without a message
             except (KeyboardInterrupt, Exception) as error:
                 if interrupts or isinstance(error, KeyboardInterrupt):
                     errors.print("\ninterrupted; run the same command again to resume")
-                    # If the signal came while a string was executed (a dataclass is made so), `python -m` would later
-                    # end by SIGINT, not with 130: CPython keeps a mark, which the next string removes.
+                    # If the signal came while a string was being executed (as for a dataclass), `python -m` would later
+                    # end by SIGINT, not with 130: CPython keeps a mark, which the next executed string removes.
                     exec("")
                     raise typer.Exit(130) from None
-                if options.get("debug") or not (lines := _explanation(error)):
+                lines = _explanation(error)
+                if options.get("debug") or not lines:
                     raise
                 for line in lines:
                     errors.print(f"[red]error:[/] {escape(redacted(line))}", highlight=False, soft_wrap=True)
@@ -78,15 +79,15 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def interrupts_noted() -> Iterator[list[int]]:
-    """Yield the list of the SIGINT that have come: some calls of torch turn a KeyboardInterrupt into a TypeError."""
+    """Yield the list of received SIGINTs, since some calls of torch turn a KeyboardInterrupt into a TypeError."""
     noted: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         noted.append(number)
         signal.default_int_handler(number, frame)
 
-    is_main = threading.current_thread() is threading.main_thread()  # only there a handler can be set
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # or it is ignored
+    is_main = threading.current_thread() is threading.main_thread()  # only the main thread may set a handler
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # it may be ignored
         yield noted
         return
     signal.signal(signal.SIGINT, interrupt)
@@ -106,13 +107,13 @@ def _explanation(error: BaseException) -> list[str]:
 
 
 def error_messages(error: UserError | OSError | ModuleNotFoundError) -> list[str]:
-    """Return the lines that explain a mistake to the user; none if the error is a bug of vfm."""
+    """List the lines that explain a mistake to the user. Empty if the error is a bug of vfm."""
     if isinstance(error, UserError):
         return str(error).splitlines()
     if isinstance(error, ModuleNotFoundError):
         extra = extra_of(error.name or "")
         return [f"this command needs {error.name}: {how_to_install(extra)}"] if extra else []
-    name = error.filename2 or error.filename  # of a rename the new name, of a link its own
+    name = error.filename2 or error.filename  # the new name if renaming failed
     where = f"{name}: " if name else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return [f"{where}no space left on the disk; finished artifacts are intact: free some space and run again"]
@@ -120,12 +121,12 @@ def error_messages(error: UserError | OSError | ModuleNotFoundError) -> list[str
 
 
 def show(line: str) -> None:
-    """Print a line as it is but for credentials, without markup or wrapping."""
+    """Print a line without credentials, markup or wrapping."""
     console.print(escape(redacted(line)), highlight=False, soft_wrap=True)
 
 
 def note(line: str) -> None:
-    """Print a line on standard error, as it is but for credentials."""
+    """Print a line on standard error, without credentials."""
     errors.print(escape(redacted(line)), highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""The command that teaches a small encoder a large one's features: distill. It writes a recipe, and runs it."""
+"""The command that trains a small encoder on the features of a large one: distill. It writes a recipe and runs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vfm.interfaces import load_plugins, stage_types
 
 @command
 def distill(
-    images: Annotated[str, typer.Argument(help="Your pictures: a folder, a list, tars or a table; no labels needed.")],
+    images: Annotated[str, typer.Argument(help="Your images: a folder, a list, tars or a table; no labels needed.")],
     teacher: Annotated[
         str,
         typer.Option(help="Folder of a checkpoint, open_clip name and tag (ViT-B-32,openai), timm name, hf-hub:..."),
@@ -24,11 +24,11 @@ def distill(
     student: Annotated[
         str,
         typer.Option(
-            help="timm name, from random weights; or a timm name with a tag, or a folder of an encoder, to start from"
-            " its weights."
+            help="timm name, to start from random weights; or a timm name with a tag, or a folder of an encoder, to"
+            " start from its weights."
         ),
     ],
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the training.")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="Number of training steps.")] = 2000,
     batch: Annotated[int, typer.Option(min=1, help="Images per step.")] = 64,
     lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 1e-3,
     probe: Annotated[str, typer.Option(help="Labelled images to evaluate teacher and student on, as features.")] = "",
@@ -40,16 +40,16 @@ def distill(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Teach an encoder another model's features on your own pictures. An interrupted run resumes."""
+    """Teach an encoder another model's features on your own images. An interrupted run resumes."""
     manager = load_plugins()
     known = stage_types(manager)
-    given = DistillationRequest(images, model_input(teacher), _student(student), steps, batch, lr, probe, train)
-    text = distillation_recipe(given, known)
+    request = DistillationRequest(images, model_input(teacher), _student(student), steps, batch, lr, probe, train)
+    text = distillation_recipe(request, known)
     run_written(manager, recipe, text, set or (), store, dry_run=dry_run, quiet=quiet)
 
 
 def _student(word: str) -> str | Input:
-    """Return a timm name, or the encoder with weights that a word names."""
+    """Resolve a student: a timm name stays as it is, anything else is an encoder with weights."""
     name, rest = split_name(word)
     has_weights = name or saved_artifact(rest) or Path(rest).exists() or ":" in rest or "." in rest
     return model_input(word) if has_weights else word

@@ -15,9 +15,9 @@ GIB = 2**30
 
 
 def cost_table(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisation: float) -> Table:
-    """Return the costs of the stages, one a row, and the totals; at most 80 columns wide.
+    """Build the table of the costs of the stages, one per row, and the totals. It has at most 80 columns.
 
-    Memory is in GiB of one process at the peak, disk with the checkpoints of a training while it runs.
+    Memory is in GiB of one process at the peak. Disk includes the checkpoints of a training stage while it runs.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
     table.title = f"{recipe.name}: GiB of memory a process, GiB of disk"
@@ -25,16 +25,15 @@ def cost_table(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, uti
     for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for stage in recipe.stages:
-        table.add_row(
-            stage.name, *_cells(stage, costs.get(stage.name), _seconds(stage, costs, peak_flops, utilisation))
-        )
+        time = _seconds(stage, costs, peak_flops, utilisation)
+        table.add_row(stage.name, *_cells(stage, costs.get(stage.name), time))
     table.add_section()
     table.add_row("total", *_totals(recipe, costs, peak_flops, utilisation))
     return table
 
 
 def notes(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisation: float) -> Iterator[str]:
-    """Yield what the numbers assume, and what is not in them."""
+    """Yield the assumptions behind the numbers, and the parts that are not included."""
     yield (
         f"time: {peak_flops / 1e12:g} TFLOP/s a device, of which {100 * utilisation:g} % are reached; data are always"
         " ready (--peak-tflops, --mfu)"
@@ -48,10 +47,12 @@ def notes(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisat
         if cost.unknown:
             yield f"{name}: unknown: {', '.join(cost.unknown)}"
     rest = [stage for stage in recipe.stages if stage.name not in costs]
-    for label, kind in (("evaluations", Evaluation), ("trainings", Training)):
-        if names := [stage.name for stage in rest if isinstance(stage, kind)]:
+    for label, kind in (("evaluations", Evaluation), ("training stages", Training)):
+        names = [stage.name for stage in rest if isinstance(stage, kind)]
+        if names:
             yield f"not estimated, {label}: {', '.join(names)}"
-    if names := [stage.name for stage in rest if not isinstance(stage, (Evaluation, Training))]:
+    names = [stage.name for stage in rest if not isinstance(stage, (Evaluation, Training))]
+    if names:
         yield f"not estimated: {', '.join(names)}"
 
 
@@ -62,16 +63,19 @@ def _seconds(stage: Stage, costs: Mapping[str, Cost], peak_flops: float, utilisa
 
 def _cells(stage: Stage, cost: Cost | None, time: float | None) -> list[str]:
     if cost is None or cost == Cost(unknown=cost.unknown):
-        return ["unknown" if cost or isinstance(stage, Training) else "-", *["-"] * (len(COLUMNS) - 1)]
+        is_unknown = cost is not None or isinstance(stage, Training)
+        return ["unknown" if is_unknown else "-", *["-"] * (len(COLUMNS) - 1)]
     parts: Sequence[int | None] = [None] * 6
-    if memory := cost.memory:
+    memory = cost.memory
+    if memory:
         parts = [memory.weights, memory.gradients, memory.optimizer, memory.average, memory.activations, memory.total]
     return [_count(cost.parameters), *map(_gib, parts), _flops(cost.flops), _duration(time), _gib(cost.disk)]
 
 
 def _totals(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisation: float) -> list[str]:
-    """Return the cells of all stages together: the largest memory, and sums of operations, time and disk."""
-    times = [time for stage in recipe.stages if (time := _seconds(stage, costs, peak_flops, utilisation))]
+    """Build the cells of the totals: the largest memory, and sums of operations, time and disk."""
+    times = [_seconds(stage, costs, peak_flops, utilisation) for stage in recipe.stages]
+    known_times = [time for time in times if time]
     memories = [cost.memory.total for cost in costs.values() if cost.memory]
     flops = [cost.flops for cost in costs.values() if cost.flops]
     disk = [cost.disk for cost in costs.values() if cost.disk]
@@ -79,7 +83,7 @@ def _totals(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilis
         *[""] * 6,
         _gib(max(memories, default=None)),
         _flops(sum(flops) if flops else None),
-        _duration(sum(times) if times else None),
+        _duration(sum(known_times) if known_times else None),
         _gib(sum(disk) if disk else None),
     ]
 
@@ -95,7 +99,9 @@ def _flops(number: float | None) -> str:
 
 
 def _gib(size: int | None) -> str:
-    return "-" if size is None else f"{size / GIB:.1f}" if size >= GIB / 20 or not size else f"{size / GIB:.2g}"
+    if size is None:
+        return "-"
+    return f"{size / GIB:.1f}" if size >= GIB / 20 or not size else f"{size / GIB:.2g}"
 
 
 def _duration(time: float | None) -> str:

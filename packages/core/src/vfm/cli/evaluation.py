@@ -1,4 +1,4 @@
-"""The command that evaluates models: eval. It writes the recipe of the evaluation, and runs it."""
+"""The command that evaluates models: eval. It writes the recipe of the evaluation and runs it."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def eval(  # noqa: A001
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="Kinds of eval.*, comma-separated: zero_shot,retrieval,linear_probe,knn,... Default: those of the"
-            " suite, or those that fit the data."
+            help="Kinds of eval.*, comma-separated: zero_shot,retrieval,linear_probe,knn,... Default: the tasks of the"
+            " suite, or all that fit the data."
         ),
     ] = None,
     train: Annotated[
-        str | None, typer.Option(help="Training images for probes and kNN. Default: `train` beside the data.")
+        str | None, typer.Option(help="Training images for probes and kNN. Default: `train` next to the data.")
     ] = None,
     language: Annotated[list[str] | None, typer.Option(help="Language of the captions; repeatable.")] = None,
     resize: Annotated[
@@ -74,7 +74,7 @@ def eval(  # noqa: A001
     set: SetOption = None,  # noqa: A002
     store: StoreOption = DEFAULT_STORE,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the recipe, with what is left out; run nothing.")
+        bool, typer.Option("--dry-run", help="Print the recipe, including skipped datasets; run nothing.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     debug: DebugOption = False,
@@ -104,5 +104,5 @@ def eval(  # noqa: A001
 
 
 def _words(listed: str) -> list[str]:
-    """Return comma-separated words."""
+    """Split comma-separated words."""
     return [word.strip() for word in listed.split(",") if word.strip()]

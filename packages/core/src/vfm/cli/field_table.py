@@ -1,4 +1,4 @@
-"""The fields of a stage as `vfm stages KIND` lists them: types and defaults as a recipe writes them."""
+"""The fields of a stage for `vfm stages KIND`: types and defaults in the notation of recipes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class FieldRow:
     """A row of the table.
 
     Attributes:
-        cells: name, type, default and description of a field. Names are dotted as in `--set`; `[]` stands for an item
+        cells: name, type, default and description of a field. Names are dotted as in `--set`. `[]` stands for an item
             of a list, which `--set` cannot address.
-        heading: whether the row begins a group of fields: a mapping or a slot, or the fields that a base class
-            defines, whose name is in brackets.
+        heading: whether the row begins a group of fields: a mapping, a slot, or the fields of a base class, whose name
+            is in brackets.
     """
 
     cells: tuple[str, str, str, str]
@@ -37,9 +37,9 @@ class FieldRow:
 
 
 def field_rows(model: type[BaseModel]) -> Iterator[FieldRow]:
-    """Yield the fields of a stage: plain ones by the class that defines them, its own first; then each group and slot.
+    """Yield the fields of a stage: plain fields by the class that defines them, then each group and slot.
 
-    `runtime` is last.
+    The class of the stage comes first, and `runtime` last.
     """
     fields = {name: field for name, field in model.model_fields.items() if name not in ("kind", "type")}
     groups = {name: field for name, field in fields.items() if list(_models(field.annotation))}
@@ -57,12 +57,12 @@ def field_rows(model: type[BaseModel]) -> Iterator[FieldRow]:
 
 
 def _defined_in(model: type[BaseModel], name: str) -> type:
-    """Return the class that defines a field, or defines it again."""
+    """Find the class that defines a field, or redefines it."""
     return next(base for base in model.__mro__ if name in inspect.get_annotations(base))
 
 
 def _rows(model: type[BaseModel], prefix: str, defaults: object) -> Iterator[FieldRow]:
-    """Yield the rows of a model's fields; their defaults are those of `defaults`, an instance, if it has them."""
+    """Yield the rows of a model's fields. If `defaults` is an instance of the model, it gives their defaults."""
     for name, field in model.model_fields.items():
         if name not in ("kind", "type"):
             default = getattr(defaults, name) if isinstance(defaults, model) else _default(field)
@@ -70,7 +70,7 @@ def _rows(model: type[BaseModel], prefix: str, defaults: object) -> Iterator[Fie
 
 
 def _field(name: str, field: FieldInfo, default: Any) -> Iterator[FieldRow]:
-    """Yield the row of a field, and those of the fields within it."""
+    """Yield the row of a field, and the rows of nested fields."""
     yield _row(name, field, default)
     for model, in_list in _models(field.annotation):
         inner = f"{name}[]." if in_list else f"{name}."
@@ -82,17 +82,16 @@ def _field(name: str, field: FieldInfo, default: Any) -> Iterator[FieldRow]:
 
 
 def _slot_rows(choices: Sequence[type[BaseModel]], prefix: str, default: Any) -> Iterator[FieldRow]:
-    """Yield the fields that all choices of a slot share, then each type with its own fields.
+    """Yield the common fields of all choices of a slot, then each type with its additional fields.
 
-    A shared field is listed again under a type whose default for it differs.
+    A common field is listed again under a type with another default.
     """
     by_type = {_tags(choice)[0]: list(_rows(choice, prefix, default)) for choice in choices}
     shown = next((choice for choice in choices if type(default) is choice), choices[0])
-    shared = [
-        row
-        for row in by_type[_tags(shown)[0]]
-        if all(any(_same_field(row, other) for other in rows) for rows in by_type.values())
-    ]
+    shared = []
+    for row in by_type[_tags(shown)[0]]:
+        if all(any(_same_field(row, other) for other in rows) for rows in by_type.values()):
+            shared.append(row)
     yield from shared
     for choice in choices:
         (tag,) = _tags(choice)
@@ -102,13 +101,13 @@ def _slot_rows(choices: Sequence[type[BaseModel]], prefix: str, default: Any) ->
 
 
 def _same_field(row: FieldRow, other: FieldRow) -> bool:
-    """Return whether two rows differ at most in their default."""
+    """Check whether two rows differ at most in their default."""
     (name, words, _, about), (other_name, other_words, _, other_about) = row.cells, other.cells
     return (name, words, about) == (other_name, other_words, other_about)
 
 
 def _row(name: str, field: FieldInfo, default: Any) -> FieldRow:
-    """Return the row of a field; fields within it have rows of their own for their defaults."""
+    """Build the row of a field. Nested fields have separate rows for their defaults."""
     if default is NOT_SET:
         words = "required"
     elif isinstance(default, Part):
@@ -126,16 +125,19 @@ def _default(field: FieldInfo) -> Any:
 
 
 def type_words(annotation: Any) -> str:
-    """Return a type as a recipe writes its values: `float | null`, `[float, float]`, `{type: a | b}`."""
+    """Format a type in the notation of recipes: `float | null`, `[float, float]`, `{type: a | b}`."""
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return type_words(inside[0])
     if origin is Literal:
         return " | ".join(map(value_words, inside))
     if origin in (Union, UnionType):
-        tagged = [tag for part in inside for tag in _tags(part)]
+        tagged: list[str] = []
+        for part in inside:
+            tagged += _tags(part)
         rest = [type_words(part) for part in inside if not _tags(part)]
-        return " | ".join(dict.fromkeys(([f"{{type: {' | '.join(tagged)}}}"] if tagged else []) + rest))
+        slots = [f"{{type: {' | '.join(tagged)}}}"] if tagged else []
+        return " | ".join(dict.fromkeys(slots + rest))
     if origin is Ref:
         return f"name of {' | '.join(kind.__name__ for kind in get_args(inside[0]) or inside)}"
     if origin is tuple and inside[-1:] != (...,):
@@ -144,7 +146,8 @@ def type_words(annotation: Any) -> str:
         return f"list of {type_words(inside[0])}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return f"mapping of {' to '.join(map(type_words, inside))}"
-    if tags := _tags(annotation):
+    tags = _tags(annotation)
+    if tags:
         return f"{{type: {' | '.join(tags)}}}"
     if isinstance(annotation, type) and issubclass(annotation, Stage):
         return f"{annotation.__name__.lower()} stage"
@@ -154,11 +157,11 @@ def type_words(annotation: Any) -> str:
 
 
 def value_words(value: Any) -> str:
-    """Return a value as a recipe writes it, on one line."""
+    """Format a value in the notation of recipes, on one line."""
     plain = to_jsonable_python(value)
     text: str = yaml.safe_dump(plain, default_flow_style=True, width=float("inf"), sort_keys=False)
     text = text.removesuffix("\n").removesuffix("\n...")
-    return text if "\n" not in text else json.dumps(plain)  # YAML in quotes breaks the line where a value does
+    return text if "\n" not in text else json.dumps(plain)  # quoted YAML breaks the line at every line break of a value
 
 
 def _models(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
@@ -177,9 +180,12 @@ def _models(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseM
 
 
 def _tags(kind: Any) -> list[str]:
-    """Return the values of `type` of a slot, or of one choice; empty for other types."""
+    """List the values of `type` of a slot, or of a choice. Empty for other types."""
     if get_origin(kind) is Annotated:
         return _tags(get_args(kind)[0])
     if not (isinstance(kind, type) and issubclass(kind, Part)):
         return []
-    return [str(tag) for choice in choices_of(kind) for tag in get_args(choice.model_fields["type"].annotation)]
+    tags: list[str] = []
+    for choice in choices_of(kind):
+        tags += [str(tag) for tag in get_args(choice.model_fields["type"].annotation)]
+    return tags

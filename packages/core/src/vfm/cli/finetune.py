@@ -1,4 +1,4 @@
-"""The command that trains a CLIP model further on one's own pairs: finetune. It writes a recipe, and runs it."""
+"""The command that fine-tunes a CLIP model on the user's pairs: finetune. It writes a recipe and runs it."""
 
 from __future__ import annotations
 
@@ -25,25 +25,21 @@ def finetune(
     ],
     data: Annotated[str, typer.Argument(help="Your pairs: tars, a folder, a table, or the folder of a dataset.")],
     val: Annotated[str, typer.Option(help="Pairs to evaluate the models on, before and after.")] = "",
-    general: Annotated[
-        str, typer.Option(help="Labelled images of another kind, to measure what the model keeps.")
-    ] = "",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the training.")] = 300,
+    general: Annotated[str, typer.Option(help="Labelled images of another kind, to measure forgetting.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Number of training steps.")] = 300,
     batch: Annotated[int, typer.Option(min=1, help="Pairs per step.")] = 256,
     lr: Annotated[
         float | None,
         typer.Option(min=0, show_default=False, help=f"Peak learning rate: {LR:g}, with --lora {LOW_RANK_LR:g}."),
     ] = None,
     lock: Annotated[
-        bool, typer.Option("--lock", help="Train the text tower only (LiT): for fewer than a thousand pairs.")
+        bool, typer.Option("--lock", help="Train only the text tower (LiT): for fewer than a thousand pairs.")
     ] = False,
     lora: Annotated[
         bool,
-        typer.Option("--lora", help="Train low-rank changes (LoRA) of both towers, or with --lock of the texts'."),
+        typer.Option("--lora", help="Train LoRA weights of both towers, or with --lock of the text tower."),
     ] = False,
-    rank: Annotated[
-        int | None, typer.Option(min=1, show_default=False, help=f"Rank of the changes of --lora: {RANK}.")
-    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, show_default=False, help=f"Rank of --lora: {RANK}.")] = None,
     recipe: RecipeOption = Path("finetune.yaml"),
     set: SetOption = None,  # noqa: A002
     store: StoreOption = DEFAULT_STORE,
@@ -53,12 +49,13 @@ def finetune(
 ) -> None:
     """Train a CLIP model further on your own pairs. An interrupted run resumes.
 
-    The run makes `tuned`, and `wise` half way between the first weights and those, which keeps more of what the model
-    knew. Captions that are not in `txt`: --set 'pool.texts={en: json.en}'.
+    The run makes `tuned`, and `wise`, half way between the initial and the tuned weights, which forgets less. Captions
+    that are not in `txt`: --set 'pool.texts={en: json.en}'.
     """
     manager = load_plugins()
     if rank and not lora:
         raise UserError(f"--rank {rank} is the rank of --lora: give both")
-    given = Finetuning(model_input(model), data, val, general, steps, batch, lr, lock, (rank or RANK) if lora else None)
-    text = finetuning_recipe(given, stage_types(manager))
+    lora_rank = (rank or RANK) if lora else None
+    request = Finetuning(model_input(model), data, val, general, steps, batch, lr, lock, lora_rank)
+    text = finetuning_recipe(request, stage_types(manager))
     run_written(manager, recipe, text, set or (), store, dry_run=dry_run, quiet=quiet)

@@ -1,4 +1,4 @@
-"""The command that predicts the gain of diffusion feedback: forecast. It writes a recipe, and runs it."""
+"""The command that predicts the gain of diffusion feedback: forecast. It writes a recipe and runs it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def forecast(
     ],
     pairs: Annotated[
         str,
-        typer.Option(help="Pairs of two images and two statements: MMVP-VLM's folder, or as data.choices takes it."),
+        typer.Option(help="Pairs of two images and two statements: MMVP-VLM's folder, or any format of data.choices."),
     ],
     preset: Annotated[str, typer.Option(help="Preset of diva.tune whose GPU hours are computed.")] = "recommended",
     recipe: RecipeOption = Path("forecast.yaml"),

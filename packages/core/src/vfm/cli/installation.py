@@ -1,4 +1,4 @@
-"""Commands for what is installed: stages, plugins, schema, doctor."""
+"""Commands for the installation: stages, plugins, schema, doctor."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def schema(debug: DebugOption = False) -> None:
 def doctor(store: StoreOption = DEFAULT_STORE, debug: DebugOption = False) -> None:
     """Check packages, devices, disk space and permissions."""
     failed = False
-    for passed, what, detail in run_checks(store):
+    for passed, check, detail in run_checks(store):
         failed |= not passed
         mark = "[green]✓[/]" if passed else "[red]✗[/]"
-        console.print(f"{mark} {what:<12} {escape(detail)}", highlight=False, soft_wrap=True)
+        console.print(f"{mark} {check:<12} {escape(detail)}", highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(2)

@@ -16,7 +16,7 @@ from vfm.flow.plan.plan import Step
 
 
 def submit_run(on: str | None, parameters: Sequence[str], store: Path) -> None:
-    """Submit the present command line without these options.
+    """Submit the current command line without the options `--on` and `--job`.
 
     Raises:
         UserError: the scheduler or a parameter does not exist.
@@ -25,15 +25,15 @@ def submit_run(on: str | None, parameters: Sequence[str], store: Path) -> None:
         raise UserError("--job needs --on slurm or --on local")
     if on not in get_args(Cluster):
         raise UserError(f"--on: expected {' or '.join(get_args(Cluster))}, got {on}")
-    settings = dict(_parameter(each) for each in parameters)
+    settings = dict(_parameter(text) for text in parameters)
     job = submit(_words(), store / "jobs", on, settings)  # type: ignore[arg-type]
     show(f"submitted job {job.number} to {on}; its output: {job.output}, its errors: {job.errors}")
 
 
 def submit_stages(on: str | None, parameters: Sequence[str], store: Path, steps: Sequence[Step]) -> None:
-    """Submit the present command line for each stage whose artifact is missing, and for the report at the end.
+    """Submit the current command line for each stage whose artifact is missing, and for the report at the end.
 
-    A scheduler starts the job of a stage when those of its inputs have succeeded, and cancels it if one has failed.
+    A scheduler starts the job of a stage when the jobs of its inputs have succeeded, and cancels it if one has failed.
 
     Raises:
         UserError: the scheduler is not Slurm, or a parameter does not exist.
@@ -42,27 +42,29 @@ def submit_stages(on: str | None, parameters: Sequence[str], store: Path, steps:
         raise UserError("--job-per-stage: expected no --fresh, with which each job would make its inputs again")
     if on != "slurm":
         raise UserError(f"--job-per-stage: expected --on slurm, which starts jobs one after another, got --on {on}")
-    settings = dict(_parameter(each) for each in parameters)
+    settings = dict(_parameter(text) for text in parameters)
     jobs: dict[str, Submitted] = {}
     for step in steps:
         if step.status != "cached":
             name, needed = step.stage.name, [jobs[ref].number for ref in step.inputs if ref in jobs]
-            own = {"name": f"vfm-{name}", **settings, **_after(needed, settings)}
-            jobs[name] = submit([*_words(), "--until", name], store / "jobs", "slurm", own)
+            job_settings = {"name": f"vfm-{name}", **settings, **_after(needed, settings)}
+            jobs[name] = submit([*_words(), "--until", name], store / "jobs", "slurm", job_settings)
             show(f"submitted job {jobs[name].number} for {name}; its output: {jobs[name].output}")
-    last = submit(_words(), store / "jobs", "slurm", settings | _after([job.number for job in jobs.values()], settings))
+    numbers = [job.number for job in jobs.values()]
+    last = submit(_words(), store / "jobs", "slurm", settings | _after(numbers, settings))
     show(f"submitted job {last.number} for the report; its output: {last.output}")
 
 
 def _after(numbers: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return submitit's parameters of a job that starts after others have succeeded."""
+    """Build submitit's parameters for a job that starts after others have succeeded."""
+    if not numbers:
+        return {}
     more = {**settings.get("slurm_additional_parameters", {}), "kill_on_invalid_dep": "yes"}
-    after = {"slurm_dependency": f"afterok:{':'.join(numbers)}", "slurm_additional_parameters": more}
-    return after if numbers else {}
+    return {"slurm_dependency": f"afterok:{':'.join(numbers)}", "slurm_additional_parameters": more}
 
 
 def _words() -> list[str]:
-    """Return the words of this command line without those that submit it."""
+    """List the words of this command line without the options that submit it."""
     words = _without(sys.argv[1:], ("--on", "--job"))
     return [word for word in words if word != "--job-per-stage"]
 

@@ -1,4 +1,4 @@
-"""Commands that use a model: embed, predict, view, export. Their work imports torch, so it is imported when it runs."""
+"""Commands that use a model: embed, predict, view, export. They import torch, so only when they run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ModelArgument = Annotated[
     str, typer.Argument(help="Folder of a checkpoint, or a model by name, file or hf-hub:org/model.")
 ]
 ImagesArgument = Annotated[list[str], typer.Argument(help="Image files.")]
-FilesArgument = Annotated[list[str], typer.Argument(help="Image files; with a classifier of videos, video files.")]
+FilesArgument = Annotated[list[str], typer.Argument(help="Image files; video files with a video classifier.")]
 PretrainedOption = Annotated[
     str | None, typer.Option(help="Pretrained tag of an open_clip name, or a file of weights, as in models.clip.")
 ]
@@ -31,7 +31,7 @@ BatchOption = Annotated[int, typer.Option(min=1, help="Images per forward pass."
 def embed(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(readable=False, help="File to write: .parquet or .npy.")],
-    data: Annotated[str | None, typer.Argument(help="Folder of a dataset, or a path as data.pairs takes it.")] = None,
+    data: Annotated[str | None, typer.Argument(help="Folder of a dataset, or any path of data.pairs.")] = None,
     texts: Annotated[
         Path | None, typer.Option(readable=False, help="Embed the lines of this file instead, with a CLIP model.")
     ] = None,
@@ -45,8 +45,8 @@ def embed(
 ) -> None:
     """Write embeddings of images, videos or texts to a file.
 
-    The file, Parquet or npy, holds unit vectors in the order of the dataset or the lines. Videos need a classifier of
-    videos. `vfm search` and `vfm predict --index` search in it.
+    The file, Parquet or npy, holds unit vectors in the order of the dataset or the lines. Videos need a video
+    classifier. `vfm search` and `vfm predict --index` search in it.
     """
     if (data is None) == (texts is None):
         raise UserError("give either DATA (a dataset of images or videos) or --texts (a file with a text per line)")
@@ -60,8 +60,8 @@ def embed(
     writer = open_writer(out, full_name(model, pretrained), kept_place(data or ""))
     if texts is not None:
         lines = [line for line in files.read_text(str(texts)).splitlines() if line.strip()]
-        made = embed_all(model, texts=lines, pretrained=pretrained, device=device, batch_size=batch_size)
-        show(f"{made.save(out)}: {len(lines):,} embeddings")
+        embeddings = embed_all(model, texts=lines, pretrained=pretrained, device=device, batch_size=batch_size)
+        show(f"{embeddings.save(out)}: {len(lines):,} embeddings")
         return
     assert data is not None
     reading = ReadSettings(batch_size, max_bad_fraction)
@@ -75,7 +75,7 @@ def predict(
     images: FilesArgument,
     classes: Annotated[
         str | None,
-        typer.Option(help="Class names: a file, one per line, or a comma-separated list. Default: the head's own."),
+        typer.Option(help="Class names: a file, one per line, or a comma-separated list. Default: the head's classes."),
     ] = None,
     template: Annotated[str, typer.Option(help="Prompt of a CLIP model, with {} for the class.")] = "a photo of a {}.",
     prompts: Annotated[
@@ -87,9 +87,9 @@ def predict(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of results per image.")] = 5,
     draw: Annotated[
-        bool, typer.Option("--draw", help="Model with a dense head: write pictures with boxes and masks, and a json.")
+        bool, typer.Option("--draw", help="Model with a dense head: write images with boxes and masks, and a json.")
     ] = False,
-    out: Annotated[Path, typer.Option(readable=False, help="Folder that --draw writes to.")] = Path("predictions"),
+    out: Annotated[Path, typer.Option(readable=False, help="Folder for the output of --draw.")] = Path("predictions"),
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Smallest score of a drawn or listed object.")] = 0.3,
     pretrained: PretrainedOption = None,
     device: DeviceOption = "auto",
@@ -98,8 +98,8 @@ def predict(
     """Classify, detect or segment images or videos; find neighbours.
 
     With an index, the nearest neighbours of the images are found. With a model that has a dense head, --draw writes a
-    picture of each image and, for a detector, `results.json` in COCO's format; its image_id is the number that a file's
-    name is, else the image's place in the command, which all images have if two ids would be equal.
+    drawing of each image and, for a detector, `results.json` in COCO's format. image_id is the file name if it is a
+    number. If names are not unique numbers, images are numbered in the order given.
     """
     from vfm.api.inputs import artifact_of, local_file
     from vfm.api.prediction import TEMPLATE, Predictions, predict as predict_images
@@ -107,14 +107,19 @@ def predict(
     paths = [local_file(image) for image in images]
     dense = artifact_of(model, DenseCheckpoint)
     if draw and not dense:
-        known = (Path(model) / FACTS_FILE).is_file()
-        what = "another model" if known else "a folder without a model" if Path(model).is_dir() else "no folder"
-        raise UserError(f"{model}: --draw expects the folder of a model with a dense head, as eva.detect's, got {what}")
+        reason = "no folder"
+        if (Path(model) / FACTS_FILE).is_file():
+            reason = "another model"
+        elif Path(model).is_dir():
+            reason = "a folder without a model"
+        raise UserError(
+            f"{model}: --draw expects the folder of a model with a dense head, as eva.detect's, got {reason}"
+        )
     if dense and not (classes or prompts or index or pretrained or template != TEMPLATE):
         predict_dense = load_function("vfm.cli.dense_prediction:predict_dense")  # needs vfm-core[dense]
         predict_dense(dense, paths, device, out=out if draw else None, min_score=min_score)
         return
-    found = predict_images(
+    predictions = predict_images(
         model,
         paths,
         classes,
@@ -126,8 +131,8 @@ def predict(
         device=device,
         warn=note,
     )
-    assert isinstance(found, Predictions)
-    for file, best in zip(found.images, found.best(), strict=True):
+    assert isinstance(predictions, Predictions)
+    for file, best in zip(predictions.images, predictions.best(), strict=True):
         show(file)
         for label, score in best:
             show(f"  {score:6.3f}  {label}")
@@ -144,8 +149,8 @@ def view(
 ) -> None:
     """Draw a model's patch features and attention.
 
-    One PNG file per image shows it beside the features' principal components, their similarity to the image feature,
-    and the attention, each under its name.
+    One PNG file per image shows it next to the principal components of the features, their similarity to the image
+    feature, and the attention, each with its name.
     """
     from PIL import Image
 
@@ -156,10 +161,11 @@ def view(
     opened = read_images(paths)
     encoder = open_encoder(model, pretrained, open_device(device))
     out.mkdir(parents=True, exist_ok=True)
-    found = compute_patch_maps(encoder, opened, [str(file) for file in paths], model)
-    for number, (file, maps) in enumerate(zip(paths, found, strict=True)):
+    patch_maps = compute_patch_maps(encoder, opened, [str(file) for file in paths], model)
+    for number, (file, maps) in enumerate(zip(paths, patch_maps, strict=True)):
         repeated = [other.stem for other in paths].count(file.stem) > 1
-        target = out / f"{file.stem}{f'-{number}' if repeated else ''}.png"
+        suffix = f"-{number}" if repeated else ""
+        target = out / f"{file.stem}{suffix}.png"
         Image.fromarray(maps.sheet()).save(target)
         show(str(target))
 
@@ -189,17 +195,17 @@ def export(
 
     if out.exists() or out.is_symlink():
         raise UserError(f"{out} already exists; choose another folder, or remove it first")
-    found = open_model(model)
-    form = find_format(format, found, str(model), base)
+    opened = open_model(model)
+    form = find_format(format, opened, str(model), base)
     if dry_run:
         show(f"would write {out}: {form.description}")
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Written under another name and renamed, so that `out` is never incomplete.
+    # Written under another name and then renamed, so that `out` is never incomplete.
     with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-        made = Path(folder) / "made"
-        lines = form.write(found, made)
-        publish_folder(made, out)
+        part = Path(folder) / "made"
+        lines = form.write(opened, part)
+        publish_folder(part, out)
     show(f"wrote {out}: {form.description}")
     for file in sorted(out.iterdir()):
         show(f"{file.stat().st_size:>14,}  {file.name}")

@@ -49,7 +49,7 @@ from vfm.flow.records.reasons import reasons
 from vfm.interfaces import Event, load_plugins, stage_types
 
 SCHEMA_FILE = "vfm.schema.json"
-SCHEMA_LINE = "# yaml-language-server: $schema="  # read by the YAML extension of VS Code and by other editors
+SCHEMA_LINE = "# yaml-language-server: $schema="  # read by the YAML extension of VS Code and other editors
 STATUS_COLOURS = {"cached": "green", "resume": "yellow", "new": "cyan"}
 
 
@@ -69,7 +69,7 @@ def run(
         str | None, typer.Option(help="Prepare this stage to be started by torchrun elsewhere, and stop before it.")
     ] = None,
     jobs: JobsOption = 1,
-    until: Annotated[str | None, typer.Option(help="Run this stage and those that it needs, no others.")] = None,
+    until: Annotated[str | None, typer.Option(help="Run only this stage and the stages that it needs.")] = None,
     track: Annotated[
         list[str] | None,
         typer.Option(help="Also send metrics to tensorboard, wandb, trackio or mlflow; repeatable."),
@@ -79,7 +79,7 @@ def run(
         bool, typer.Option("--job-per-stage", help="With --on slurm: a job for each stage, started after its inputs.")
     ] = False,
     job: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A parameter of the job, of submitit's; repeatable.")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A parameter of the job for submitit; repeatable.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     debug: DebugOption = False,
@@ -96,7 +96,11 @@ def run(
             submit_run(on, job or (), store)
         return
     chosen = _chosen(steps, prepare, fresh=fresh) if prepare else None
-    only = steps[: steps.index(chosen)] if chosen else steps_until(steps, until) if until else None
+    only = None
+    if chosen:
+        only = steps[: steps.index(chosen)]
+    elif until:
+        only = steps_until(steps, until)
     listener = ConsoleListener(console, quiet=quiet)
     outcome = run_recipe(
         manager, loaded, steps, Store(store), listener, fresh=fresh, track=track or (), only=only, jobs=jobs
@@ -114,7 +118,7 @@ def show_outcome(outcome: RunResult) -> None:
 
 
 def _chosen(steps: list[Step], name: str, *, fresh: bool) -> Step:
-    """Return the step that is to be prepared."""
+    """Find the step to prepare."""
     chosen = next((step for step in steps if step.stage.name == name), None)
     if chosen is None:
         raise UserError(f"--prepare {name}: no stage has this name; stages: {', '.join(s.stage.name for s in steps)}")
@@ -124,10 +128,10 @@ def _chosen(steps: list[Step], name: str, *, fresh: bool) -> Step:
 
 
 def _prepare(chosen: Step, *, fresh: bool) -> None:
-    """Prepare a step whose inputs exist, and print how it is started."""
+    """Prepare a step whose inputs exist, and print the commands that start it."""
     if fresh:
         chosen.slot.discard(note)
-    with chosen.slot.lock(note):  # another process that is running it must not lose its files
+    with chosen.slot.lock(note):  # a process that is running the step must not lose its files
         work = write_step(chosen)
     show("prepared; start it on one machine, or the second line on each of several:")
     for line in torchrun_lines(chosen, work):
@@ -146,13 +150,13 @@ def plan(
         float, typer.Option(min=1e-3, help="With --estimate: peak of a device in TFLOP/s; 312 is an A100's in bf16.")
     ] = 312.0,
     mfu: Annotated[
-        float, typer.Option(min=1e-3, max=1, help="With --estimate: share of the peak that is reached.")
+        float, typer.Option(min=1e-3, max=1, help="With --estimate: fraction of the peak that is reached.")
     ] = 0.4,
     debug: DebugOption = False,
 ) -> None:
     """Check a recipe and show what `run` would do, without running it.
 
-    With --estimate the data need not be there: the cost of every stage is computed on tensors without contents.
+    With --estimate, the data need not exist: the cost of every stage is computed on tensors without contents.
     """
     if estimate:
         _show_costs(recipe, store, set, peak_tflops * 1e12, mfu)
@@ -175,7 +179,7 @@ def _show_costs(recipe: str, store: Path, overrides: list[str] | None, peak_flop
     loaded = load_recipe(recipe, known, overrides or (), absent_path=ABSENT)
     artifacts, missing = known_artifacts(loaded, Store(store))
     costs = estimate_costs(loaded, artifacts)
-    # A narrower terminal wraps the lines: cutting the columns would cut digits.
+    # A narrower terminal wraps the lines, since cropping the columns would cut digits.
     console.print(cost_table(loaded, costs, peak_flops, mfu), width=max(console.width, 80), crop=False)
     for line in notes(loaded, costs, peak_flops, mfu):
         show(line)
@@ -215,10 +219,10 @@ def step(
 
 
 def _into_pipe() -> Send:
-    """Return what writes events to the standard output, and send what anything else prints to the standard error.
+    """Write events to the standard output, and redirect any other output to the standard error.
 
-    A library's print, also that of a process that it starts, then cannot get in among the events. The listeners of
-    plugins receive them in the run's process.
+    So the output of a library, or of a process that it starts, cannot mix with the events. The listeners of plugins
+    receive the events in the process of the run.
     """
     sys.stdout.flush()
     pipe = os.fdopen(os.dup(1), "wb")
@@ -239,7 +243,7 @@ def init(
 ) -> None:
     """Copy a shipped recipe as a start for your own.
 
-    Its first line names the schema that is written beside it, by which editors complete and check fields.
+    Its first line names the schema that is written next to it, for completion and checks in editors.
     """
     if path.exists():
         raise UserError(f"{path} already exists; choose another name, or remove it first")

@@ -32,7 +32,7 @@ from vfm.storage.integrity import read_sealed
 from vfm.storage.permissions import is_writable
 from vfm.storage.store_files import reading
 
-MAX_NAMES = 20  # of runs, in a message
+MAX_NAMES = 20  # number of runs in a message
 
 
 @command
@@ -42,10 +42,10 @@ def show(
 ) -> None:
     """Show an artifact: its facts, how it was made, its files."""
     stage_types(load_plugins())  # imports the artifact types of plugins
-    found, folder = Artifact.load(artifact), artifact.resolve()
+    loaded, folder = Artifact.load(artifact), artifact.resolve()
     manifest = read_sealed(folder / MANIFEST_FILE) if (folder / MANIFEST_FILE).is_file() else None
-    console.print(f"[bold]{type(found).__name__}[/] {escape(str(folder))}", highlight=False, soft_wrap=True)
-    console.print_json(data=redacted(found.model_dump(mode="json")))
+    console.print(f"[bold]{type(loaded).__name__}[/] {escape(str(folder))}", highlight=False, soft_wrap=True)
+    console.print_json(data=redacted(loaded.model_dump(mode="json")))
     if manifest is not None:
         console.print_json(data=redacted(manifest))
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -56,11 +56,11 @@ def show(
 def runs(store: StoreOption = DEFAULT_STORE, debug: DebugOption = False) -> None:
     """List the runs of a store, with their state and command.
 
-    A line has the start, the seconds of a finished run or else its state, the recipe and the command.
+    A line has the start, the seconds of a finished run or the state of another, the recipe and the command.
     """
-    found = kept_runs(Store(store))
-    width = max((len(run.directory.name) for run in found), default=0)
-    for run in found:
+    listed = kept_runs(Store(store))
+    width = max((len(run.directory.name) for run in listed), default=0)
+    for run in listed:
         with reading(run.directory / RUN_FILE, "the record of a run"):
             known = "started" in run.record
             started = f"{datetime.fromtimestamp(run.record['started']):%Y-%m-%d %H:%M}" if known else ""
@@ -68,7 +68,7 @@ def runs(store: StoreOption = DEFAULT_STORE, debug: DebugOption = False) -> None
             state = f"{run.record['seconds']:,.0f} s" if state == "finished" else state
         about = f"{run.record.get('file', '')}  {run.record.get('command', '')}".rstrip()
         show_line(f"{run.directory.name:<{width}}  {started:<16}  {state:>9}  {about}".rstrip())
-    if not found:
+    if not listed:
         show_line(f"no runs in {store}")
 
 
@@ -90,7 +90,7 @@ def report(
 ) -> None:
     """Draw the report of a run again, and show its results. Of several runs, draw their comparison.
 
-    Of a run that has not finished, the page has the finished stages and the curves of the others so far.
+    For an unfinished run, the page has the finished stages and the curves of the others so far.
     """
     stage_types(load_plugins())
     if watch:
@@ -114,7 +114,7 @@ def report(
 
 
 def _page(out: Path | None, default: Path) -> Path:
-    """Return the file that a page is written to.
+    """Choose the file for a page.
 
     Raises:
         UserError: it is a folder.
@@ -146,10 +146,10 @@ def watch_run(words: list[str], store: Path, out: Path | None) -> None:
 
 
 def _find(word: str, store: Path) -> Path:
-    """Return the folder of a run.
+    """Find the folder of a run.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such run.
     """
     directory = find_run(word, Store(store))
     if directory is None:
@@ -160,10 +160,10 @@ def _find(word: str, store: Path) -> Path:
 
 
 def _note_state(directory: Path) -> None:
-    """Say of a run that has not finished what its page shows.
+    """Print a note about the page of an unfinished run.
 
     Raises:
-        UserError: its record is damaged.
+        UserError: the record of the run is damaged.
     """
     name, state = directory.resolve().name, state_of(directory, read_sealed(directory / RUN_FILE))
     if state == "running":
@@ -180,7 +180,8 @@ def compare_runs(directories: list[Path], page: Path) -> None:
         UserError: two of them are the same run, or a package for drawing is missing.
     """
     names = [directory.name for directory in directories]
-    if twice := [name for name in names if names.count(name) > 1]:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
         raise UserError(f"expected different runs to compare, got {twice[0]} twice")
     try:
         from vfm.report.comparison import write_comparison  # needs matplotlib, an optional extra
@@ -219,7 +220,9 @@ def _clean(store: Store, keep_runs: int | None, *, dry_run: bool) -> None:
             shutil.rmtree(run.directory)
         show_line(f"{verb} run {run.directory.name}")
     for slot in slots:
-        size = sum(file.lstat().st_size for path in slot.folders for file in path.rglob("*") if not file.is_dir())
+        size = 0
+        for folder in slot.folders:
+            size += sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
         if not dry_run:
             slot.discard()
         show_line(f"{verb} {slot.name} ({size / 1e6:,.1f} MB)")

@@ -28,14 +28,14 @@ class Read:
         self.count, self.begun = 0, time.monotonic()
 
     def add(self, count: int) -> None:
-        """Count bytes; several threads may call it."""
+        """Count bytes. Several threads may call it."""
         with self.lock:
             self.count += count
         self.bar.advance(self.task, count)
 
     @property
     def rate(self) -> str:
-        """Bytes, seconds and bytes a second."""
+        """Bytes, seconds and bytes per second, as text."""
         seconds = max(1e-9, time.monotonic() - self.begun)
         return f"{self.count:,} bytes in {seconds:.1f} s ({self.count / seconds / 1e6:,.0f} MB/s)"
 
@@ -58,7 +58,7 @@ def verify(
 ) -> None:
     """Read a store and find what is damaged; the exit code is then 2.
 
-    The size and the SHA-256 of every file are compared with those in the manifests and checkpoints.
+    The size and the SHA-256 of every file are compared with its manifest or checkpoint.
     """
     problems = _verify_inputs(store) if inputs else _verify_files(store)
     if problems:
@@ -66,39 +66,42 @@ def verify(
 
 
 def _verify_files(store: Path) -> list[str]:
-    found = places(store)
+    folders = places(store)
     table = Table("folder", "files", "bytes", "state", box=None)
     problems = list(damaged_records(store))
-    with _reading(sum(place.num_bytes for place in found)) as read:
-        for place in found:
+    with _reading(sum(place.num_bytes for place in folders)) as read:
+        for place in folders:
             lines = place.verify(read.add)
             problems += lines
-            state = (
-                f"[red]damaged: {len(lines)}[/]" if lines else "not hashed" if place.known is None else "[green]good[/]"
-            )
+            state = "not hashed" if place.known is None else "[green]good[/]"
+            if lines:
+                state = f"[red]damaged: {len(lines)}[/]"
             name = place.folder.relative_to(store) if place.folder != store else place.folder
             table.add_row(escape(str(name)), f"{len(place.known or ()):,}", f"{place.num_bytes:,}", state)
     console.print(table)
-    show(f"{sum(len(place.known or ()) for place in found):,} files, {read.rate}; {len(problems)} damaged")
+    num_files = sum(len(place.known or ()) for place in folders)
+    show(f"{num_files:,} files, {read.rate}; {len(problems)} damaged")
     return problems
 
 
 def _verify_inputs(store: Path) -> list[str]:
-    places(store)  # is it a folder?
-    found, check = inputs_of(store), InputCheck(store)
+    places(store)  # raises if it is not a folder of artifacts
+    outside, check = inputs_of(store), InputCheck(store)
     table = Table("input", "files", "state", "behind", box=None)
     problems = []
-    sizes = [sum(Path(file).stat().st_size for file in one.files) for one in found]
+    sizes = [sum(Path(file).stat().st_size for file in source.files) for source in outside]
     with _reading(sum(sizes)) as read:
-        for one in found:
-            change = check.check(one, read.add)
+        for source in outside:
+            change = check.check(source, read.add)
             if change:
-                problems.append(f"{one.path}: {change}; behind {behind(one)}")
-            state = "[red]changed[/]" if change else "same" if one.files else "not read"
-            table.add_row(escape(one.path), f"{len(one.files):,}", state, behind(one))
+                problems.append(f"{source.path}: {change}; behind {behind(source)}")
+            state = "same" if source.files else "not read"
+            if change:
+                state = "[red]changed[/]"
+            table.add_row(escape(source.path), f"{len(source.files):,}", state, behind(source))
     check.save()
-    if found:
+    if outside:
         console.print(table)
     new = f"; of {check.recorded} large files the SHA-256 is recorded only now" if check.recorded else ""
-    show(f"{len(found):,} input{'' if len(found) == 1 else 's'}, {read.rate}; {len(problems)} changed{new}")
+    show(f"{len(outside):,} input{'' if len(outside) == 1 else 's'}, {read.rate}; {len(problems)} changed{new}")
     return problems

@@ -1,4 +1,4 @@
-"""Commands that write a recipe and run it: the file's name is the run's, and the file can be changed afterwards."""
+"""Commands that write a recipe and run it. The file gives the run its name, and can be changed afterwards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vfm.interfaces import stage_types
 
 RecipeOption = Annotated[
     Path,
-    typer.Option("--recipe", readable=False, help="File of the recipe that is written; its name is the run's."),
+    typer.Option("--recipe", readable=False, help="File for the recipe; its name is the name of the run."),
 ]
 WriteOnlyOption = Annotated[bool, typer.Option("--dry-run", help="Write the recipe, and run nothing.")]
 
@@ -41,7 +41,7 @@ def run_written(
 
     Args:
         manager: the plugins.
-        recipe: the file; an existing one must hold the same text.
+        recipe: the file. An existing one must hold the same text.
         text: the recipe.
         overrides: `NAME.FIELD=VALUE` each.
         store: folder of artifacts and runs.
@@ -64,7 +64,7 @@ def run_written(
         plan = make_plan(loaded, Store(store), note)
         preflight(plan)
     except UserError:
-        if written:  # the corrected command shall not be refused because of the wrong one's recipe
+        if written:  # otherwise the corrected command would be rejected because of the wrong recipe
             recipe.unlink()
         raise
     outcome = run_recipe(manager, loaded, plan, Store(store), ConsoleListener(console, quiet=quiet))
