@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file, drawn from the files that the stages left."""
+"""The report of a run: one HTML file, drawn from the files of its stages."""
 
 from vfm.report.live import present_summary
 from vfm.report.page import REPORT_FILE, current_report, is_current, report_of_run, write_report

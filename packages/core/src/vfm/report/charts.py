@@ -1,4 +1,4 @@
-"""Line charts as inline SVG for the report; text stays text."""
+"""Line charts as inline SVG for the report. Text is not converted to paths."""
 
 from __future__ import annotations
 
@@ -38,18 +38,21 @@ def compact(value: float, position: int | None = None) -> str:
     for least, size, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= least:
             return f"{value / size:g}{letter}".replace("-", "\N{MINUS SIGN}")
-    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}").replace("-", "\N{MINUS SIGN}") if value else "0"
+    if not value:
+        return "0"
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def lines_svg(panel: LinesPanel, salt: str) -> str:
-    """Return the curves of a panel as an `<svg>` element.
+    """Draw the curves of a panel as an `<svg>` element.
 
     Args:
-        panel: the curves; None in a series is a gap.
-        salt: makes the ids inside unique on the page.
+        panel: the curves. None in a series is a gap.
+        salt: makes the ids of elements unique on the page.
     """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
-        # Matplotlib measures text with its own font, which lacks many scripts; the reader's browser has them.
+        # Matplotlib measures text with its font, which lacks many scripts. The reader's browser has them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.add_subplot()
@@ -83,14 +86,12 @@ def _with_gaps(values: Sequence[float | None]) -> list[float]:
 
 
 def _axes(axes: Axes, panel: LinesPanel) -> None:
-    xs = [x for series in panel.series for x in series.x]
-    ys = [
-        y
-        for series in panel.series
-        for part in (series.y, series.low, series.high)
-        for y in part or ()
-        if y is not None
-    ]
+    xs: list[float] = []
+    ys: list[float] = []
+    for series in panel.series:
+        xs += series.x
+        for part in (series.y, series.low, series.high):
+            ys += [y for y in part or () if y is not None]
     axes.margins(x=0.02, y=MARGIN)
     for axis, scale, log, values in (
         (axes.xaxis, axes.set_xscale, panel.x_log, xs),
@@ -113,18 +114,18 @@ def _axes(axes: Axes, panel: LinesPanel) -> None:
 
 
 def _described(axes: Axes) -> str:
-    """Return scale and limits of both axes, logarithms on a logarithmic one: a script lays other curves over them."""
+    """Describe scale and limits of both axes (logarithms on a logarithmic axis), for a script that overlays curves."""
     ends = zip(axes.get_xlim(), axes.get_ylim(), strict=True)
     (left, bottom), (right, top) = axes.transScale.transform([*ends])
     return f"{axes.get_xscale()} {left:.9g} {right:.9g} {axes.get_yscale()} {bottom:.9g} {top:.9g}"
 
 
 def _inline(document: str, axes: str) -> str:
-    """Return matplotlib's SVG file as an element, without prologue, page-wide styles and unused ids."""
+    """Convert matplotlib's SVG file to an element, without prologue, page-wide styles and unused ids."""
     svg = document[document.index("<svg") :]
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' id="[a-zA-Z0-9_.]+_\d+"', "", svg)
-    svg = re.sub(r' id="curve(\d+)"', r' data-curve="\1"', svg)  # by which a script hides it
+    svg = re.sub(r' id="curve(\d+)"', r' data-curve="\1"', svg)  # a script hides curves by this attribute
     opening = re.sub(r' (width|height|xmlns\S*|version)="[^"]*"', "", svg[: svg.index(">")])
     svg = f'{opening} data-axes="{axes}"' + svg[svg.index(">") :]
     return themed(re.sub(r"\s*\n\s*", "\n", svg).strip())

@@ -1,4 +1,4 @@
-"""The page that compares runs: results with paired tests, curves in one chart, and the differences of the settings."""
+"""The page that compares runs: results with paired tests, curves in one chart, and the differing settings."""
 
 from __future__ import annotations
 
@@ -25,33 +25,32 @@ from vfm.statistics import Accuracy, compare
 from vfm.storage.store_files import read_json
 
 NOTE = "Tests are paired on the same items. Stages of one artifact in all runs are left out."
-Entries = Mapping[str, StageEntry]  # by the name of the run
+Entries = Mapping[str, StageEntry]  # by name of the run
 
 
 def write_comparison(runs: Mapping[str, RunSummary], path: Path) -> None:
-    """Write the page that compares runs; the first is the one that the others are compared with.
+    """Write the page that compares runs. The first run is the baseline.
 
     Args:
-        runs: summaries by the names that the page shows.
+        runs: summaries by the names to show.
         path: the file.
     """
-    names = list(dict.fromkeys(entry.name for run in runs.values() for entry in run.stages))
-    stages = {
-        name: {run: entry for run, summary in runs.items() for entry in summary.stages if entry.name == name}
-        for name in names
-    }
-    changed = {name: found for name, found in stages.items() if len({entry.id for entry in found.values()}) > 1}
-    tables, findings = corrected_tables(
-        [table for name, found in changed.items() if (table := result_table(name, found))]
-    )
+    stages: dict[str, dict[str, StageEntry]] = {}
+    everything = []
+    for run, summary in runs.items():
+        for entry in summary.stages:
+            stages.setdefault(entry.name, {})[run] = entry
+            everything.append(_of_run(entry, run))
+    changed = {name: entries for name, entries in stages.items() if len({entry.id for entry in entries.values()}) > 1}
+    result_tables = [result_table(name, entries) for name, entries in changed.items()]
+    tables, findings = corrected_tables([table for table in result_tables if table])
     settings = settings_table(stages, list(runs))
-    sections = [
-        Section(next(iter(found.values())), None, drawings, repeats=False)
-        for found in changed.values()
-        if (drawings := list(overlaid_curves(found)))
-    ]
+    sections = []
+    for entries in changed.values():
+        drawings = list(overlaid_curves(entries))
+        if drawings:
+            sections.append(Section(next(iter(entries.values())), None, drawings, repeats=False))
     first = next(iter(runs.values()))
-    everything = [_of_run(entry, run) for run, summary in runs.items() for entry in summary.stages]
     summary = replace(
         first,
         recipe=" and ".join(runs),
@@ -61,14 +60,18 @@ def write_comparison(runs: Mapping[str, RunSummary], path: Path) -> None:
         stages=everything,
         seeds=(),
         recipe_text="",
-        record_hash="",  # it is not the page of the first run, wherever it is written
+        record_hash="",  # so that the page cannot be taken for the page of the first run
     )
     render(summary, tables, [draw(settings, path.parent, "settings")], sections, findings, path)
 
 
 def result_table(name: str, entries: Entries) -> ResultTable | None:
-    """Return the metrics of an evaluation in all runs, each model compared with that of the same name in the first."""
-    reports = {run: report for run, entry in entries.items() if (report := _report(entry))}
+    """Build the metrics of an evaluation in all runs. Each model is compared with the same model in the first run."""
+    reports: dict[str, Report] = {}
+    for run, entry in entries.items():
+        report = _report(entry)
+        if report:
+            reports[run] = report
     if len(reports) < 2:
         return None
     first, *_ = reports
@@ -91,7 +94,7 @@ def result_table(name: str, entries: Entries) -> ResultTable | None:
 
 
 def _of_run(entry: StageEntry, run: str) -> StageEntry:
-    """Return a stage under a name that is unique among the runs."""
+    """Give a stage a name that is unique among the runs."""
     return replace(entry, name=f"{entry.name}@{run}")
 
 
@@ -104,13 +107,13 @@ def _report(entry: StageEntry) -> Report | None:
 
 
 def _data_hash(directory: Path) -> str:
-    """Return the hash of the evaluated items; empty if the report has none."""
+    """Read the hash of the evaluated items. Empty if the report has none."""
     records = sorted((directory / "results").glob("*.json"))
     return str(read_json(records[0]).get("data_sha256", "")) if records else ""
 
 
 def _paired(before: Accuracy | None, after: Accuracy | None, baseline: str, model: str) -> Comparison | None:
-    """Return the paired test of two scores; None if their items are not known, or not the same."""
+    """Compute the paired test of two scores. None if their items are unknown or differ."""
     if before is None or after is None or len(before.correct) != len(after.correct):
         return None
     pairs = ((before.groups, after.groups), (before.classes, after.classes))
@@ -124,24 +127,24 @@ def _known(values: NDArray[np.int64] | None) -> NDArray[np.int64]:
 
 
 def settings_table(stages: Mapping[str, Entries], runs: Sequence[str]) -> TablePanel:
-    """Return the settings that differ: a row for each, a column for each run."""
+    """Build the table of settings that differ: a row for each, a column for each run."""
     rows: list[list[str | float | int | None]] = []
     for name, entries in stages.items():
         if len(entries) < len(runs):
             rows.append([name, "", *("yes" if run in entries else "no such stage" for run in runs)])
             continue
-        made = {run: _made_with(entry) for run, entry in entries.items()}
-        for part in ("config", "sources") if all(made.values()) else ():
-            found = {run: {part: record.get(part, {})} for run, record in made.items()}
-            for key, values in _differing(found).items():
-                name_of = key.removeprefix("config.")
-                rows.append([name, name_of, *(_shown(value) for value in values.values())])
+        records = {run: _made_with(entry) for run, entry in entries.items()}
+        for part in ("config", "sources") if all(records.values()) else ():
+            by_run = {run: {part: record.get(part, {})} for run, record in records.items()}
+            for key, values in _differing(by_run).items():
+                setting = key.removeprefix("config.")
+                rows.append([name, setting, *(_shown(value) for value in values.values())])
     note = "Stages that differ only because an earlier one does have no row." if rows else "The settings are the same."
     return TablePanel(title="Settings", note=note, front=True, columns=["stage", "setting", *runs], rows=rows)
 
 
 def _made_with(entry: StageEntry) -> Mapping[str, Any]:
-    """Return how an artifact was made, or is being made; nothing of a stage that has not begun."""
+    """Read how an artifact was made, or is being made. Empty for a stage that has not begun."""
     if entry.manifest:
         return entry.manifest
     try:
@@ -153,21 +156,23 @@ def _made_with(entry: StageEntry) -> Mapping[str, Any]:
 
 
 def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the settings that differ from the first run's: by dotted key, the value in each run."""
+    """Collect the settings that differ from the first run: by dotted key, the value in each run."""
     (_, before), *others = settings.items()
-    found: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[str, Any]] = {}
     for run, after in others:
         for key, old, new in differences(before, after):
-            found.setdefault(key, dict.fromkeys(settings, old))[run] = new
-    return found
+            values.setdefault(key, dict.fromkeys(settings, old))[run] = new
+    return values
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value, default=str)
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def overlaid_curves(entries: Entries) -> Iterator[Drawing]:
-    """Yield the charts that a stage left, or has drawn so far, in several runs, with the curves of all runs in each."""
+    """Yield the charts that a stage has drawn in several runs, with the curves of all runs in each."""
     charts: dict[str, list[tuple[str, LinesPanel]]] = {}
     for run, entry in entries.items():
         panels: Sequence[Panel] = entry.charts
@@ -176,15 +181,14 @@ def overlaid_curves(entries: Entries) -> Iterator[Drawing]:
         for panel in panels:
             if isinstance(panel, LinesPanel):
                 charts.setdefault(panel.title, []).append((run, panel))
-    for title, found in charts.items():
-        if len(found) < 2:
+    for title, versions in charts.items():
+        if len(versions) < 2:
             continue
-        single = all(len(panel.series) == 1 for _, panel in found)
-        series = [
-            one.model_copy(update={"name": run if single else f"{run}: {one.name}"})
-            for run, panel in found
-            for one in panel.series
-        ]
-        merged = found[0][1].model_copy(update={"series": series})
+        single = all(len(panel.series) == 1 for _, panel in versions)
+        series = []
+        for run, panel in versions:
+            for curve in panel.series:
+                series.append(curve.model_copy(update={"name": run if single else f"{run}: {curve.name}"}))
+        merged = versions[0][1].model_copy(update={"series": series})
         anchor = next(iter(entries.values())).anchor
         yield draw(merged, Path(), f"{anchor}-{title}")

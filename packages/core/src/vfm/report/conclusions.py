@@ -1,7 +1,7 @@
-"""What the comparisons of a run or a page say: p-values corrected for their number, and sentences.
+"""Conclusions from the comparisons of a run or a page: p-values corrected for their number, and sentences.
 
-Comparisons on the same items say whether two models differ on these items. Those over seeds say what a method does. The
-questions differ, so each kind is corrected for its own number.
+Comparisons on the same items show whether two models differ on these items. Comparisons over seeds show the effect of a
+method. The questions differ, so each kind is corrected for its own number.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_NAMED = 4  # metrics of one pair of models in a sentence
 
 @dataclass(frozen=True)
 class ReportedComparison:
-    """A comparison of a report, with the unit of its metric and, if it is one over seeds, their number."""
+    """A comparison in a report, with the unit of its metric and, if it is over seeds, their number."""
 
     report: str
     test: Comparison
@@ -29,67 +29,67 @@ class ReportedComparison:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the p-value, which is to be corrected, is small."""
+        """Whether the p-value, which must be corrected first, is small."""
         return self.test.p_value <= ALPHA
 
 
 def findings_of(reports: Mapping[str, Report]) -> list[ReportedComparison]:
-    """Return the comparisons on the same items of reports by name."""
+    """List the comparisons on the same items of reports by name."""
     units = {(name, metric.name): metric.unit for name, report in reports.items() for metric in report.metrics}
-    return [
-        ReportedComparison(name, test, units.get((name, test.metric), "share"))
-        for name, report in reports.items()
-        for test in report.comparisons
-    ]
+    findings = []
+    for name, report in reports.items():
+        for test in report.comparisons:
+            findings.append(ReportedComparison(name, test, units.get((name, test.metric), "share")))
+    return findings
 
 
 def findings_over_seeds(summaries: Sequence[SeedSummary]) -> list[ReportedComparison]:
-    """Return the comparisons over seeds."""
-    return [
-        ReportedComparison(one.report, one.comparison, one.unit, len(one.values)) for one in summaries if one.comparison
-    ]
+    """List the comparisons over seeds."""
+    compared = [(summary, summary.comparison) for summary in summaries if summary.comparison]
+    return [ReportedComparison(one.report, test, one.unit, len(one.values)) for one, test in compared]
 
 
 def corrected(findings: Sequence[ReportedComparison]) -> list[ReportedComparison]:
-    """Return comparisons with p-values corrected by Holm's procedure, those on items and those over seeds apart."""
+    """Correct p-values by Holm's procedure, separately for comparisons on items and over seeds."""
     if not findings:
         return []
-    from vfm.statistics import holm  # needs scipy, which a machine for curation lacks
+    from vfm.statistics import holm  # needs scipy, which is not installed just for curation
 
-    p_values = {
-        seeds: iter(holm([one.test.p_value for one in findings if bool(one.num_seeds) == seeds]))
-        for seeds in (False, True)
-    }
-    return [
-        replace(one, test=one.test.model_copy(update={"p_value": float(next(p_values[bool(one.num_seeds)]))}))
-        for one in findings
-    ]
+    p_values = {}
+    for over_seeds in (False, True):
+        family = [finding.test.p_value for finding in findings if bool(finding.num_seeds) == over_seeds]
+        p_values[over_seeds] = iter(holm(family))
+    fixed = []
+    for finding in findings:
+        p_value = float(next(p_values[bool(finding.num_seeds)]))
+        fixed.append(replace(finding, test=finding.test.model_copy(update={"p_value": p_value})))
+    return fixed
 
 
 def corrections(findings: Sequence[ReportedComparison]) -> list[str]:
-    """Return the sentence on the correction, if there are comparisons."""
-    made = _made(findings)
-    over_seeds = sum(bool(one.num_seeds) for one in made)
-    counts = [(len(made) - over_seeds, "on the same items"), (over_seeds, "over seeds")]
+    """Write the sentence about the correction, if there are comparisons."""
+    known = _known(findings)
+    over_seeds = sum(bool(one.num_seeds) for one in known)
+    counts = [(len(known) - over_seeds, "on the same items"), (over_seeds, "over seeds")]
     named = [f"{number_format.number(count)} {_comparisons(count)} {kind}" for count, kind in counts if count]
     if not named:
         return []
     return [f"p-values are corrected for {' and for '.join(named)} (Holm); the intervals of differences are not."]
 
 
-def _made(findings: Sequence[ReportedComparison]) -> list[ReportedComparison]:
-    """Return the comparisons that could be made: of scores that are NaN the p-value is NaN too."""
-    return [one for one in findings if not math.isnan(one.test.p_value)]
+def _known(findings: Sequence[ReportedComparison]) -> list[ReportedComparison]:
+    """Select the comparisons with a p-value, which is NaN if a score is NaN."""
+    return [finding for finding in findings if not math.isnan(finding.test.p_value)]
 
 
 def conclusions(findings: Sequence[ReportedComparison]) -> list[str]:
-    """Return sentences on what the comparisons say, whose p-values are corrected.
+    """Write sentences about comparisons with corrected p-values.
 
-    With several seeds that is what a method does, and the comparisons of single seeds are left out. With one seed it is
-    on which items two models differ, which is no gain of a method.
+    With several seeds, they are about the effect of a method, and the comparisons of single seeds are left out. With
+    one seed, they are about items on which two models differ, which is not a gain of a method.
     """
-    seeds = [one for one in _made(findings) if one.num_seeds]
-    items = [one for one in _made(findings) if not one.num_seeds and not (seeds and "@" in one.report)]
+    seeds = [one for one in _known(findings) if one.num_seeds]
+    items = [one for one in _known(findings) if not one.num_seeds and not (seeds and "@" in one.report)]
     lines: list[str] = []
     if seeds:
         lines += _of_family(seeds, "over the seeds", "these seeds do not separate the methods")
@@ -111,7 +111,9 @@ def _of_family(findings: Sequence[ReportedComparison], kind: str, otherwise: str
         same = [one for one in clear if (one.report, one.test.model, one.test.baseline) == (report, model, baseline)]
         changes = [f"{one.test.metric} {number_format.change(one.test.difference, one.unit)}" for one in same]
         more = len(changes) - MAX_NAMED
-        changes = [*changes[:MAX_NAMED], *([f"{more} more"] if more > 0 else [])]
+        changes = changes[:MAX_NAMED]
+        if more > 0:
+            changes.append(f"{more} more")
         if same[0].num_seeds:
             yield f"{report}: over {same[0].num_seeds} seeds, {model} changes {', '.join(changes)} against {baseline}."
         else:

@@ -25,14 +25,14 @@ from vfm.report import charts
 from vfm.report.scale import Scale
 from vfm.report.theme import color, dash
 
-MAX_IMAGE_BYTES = 40_000  # larger files are re-encoded at twice the size at which they are shown
+MAX_IMAGE_BYTES = 40_000  # larger files are re-encoded at twice the displayed size
 MAX_CAPTION = 240
 MAX_ROWS = 200
 
 
 @dataclass(frozen=True)
 class CurvesChart:
-    """An `<svg>`, and the legend above it: (name, colour, dash) of each curve; empty if the title is its name."""
+    """An `<svg>`, and its legend: (name, colour, dash) of each curve. The legend is empty if the title is its name."""
 
     svg: str
     legend: list[tuple[str, str, str]]
@@ -40,7 +40,7 @@ class CurvesChart:
 
 @dataclass(frozen=True)
 class Bars:
-    """Rows of (label, value, low, high), and the scale that they share."""
+    """Rows of (label, value, low, high), and their common scale."""
 
     rows: list[tuple[str, float | None, float | None, float | None]]
     scale: Scale
@@ -48,7 +48,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns as (name, whether it holds numbers), the first rows, and the number of rows beyond them."""
+    """Columns as (name, whether it holds numbers), the first rows, and the number of omitted rows."""
 
     columns: list[tuple[str, bool]]
     rows: list[list[str | float | int | None]]
@@ -59,10 +59,11 @@ class Table:
 class GridImage:
     """An image of a grid.
 
-    url: data URL; empty if the file cannot be shown, which `title` then explains.
-    title: the file, or why it cannot be shown.
-    sharp: whether to enlarge it without smoothing.
-    right: as in `PanelImage`.
+    Attributes:
+        url: data URL; empty if the file cannot be shown, which `title` then explains.
+        title: the file, or the reason why it cannot be shown.
+        sharp: whether to enlarge it without smoothing.
+        right: as in `PanelImage`.
     """
 
     url: str
@@ -98,7 +99,7 @@ def draw_panels(directory: Path, salt: str) -> Iterator[Drawing]:
 
     Args:
         directory: the artifact's folder.
-        salt: makes the ids inside the drawings unique on the page.
+        salt: makes the ids of elements unique on the page.
     """
     for index, file in enumerate(panel_files(directory)):
         try:
@@ -110,7 +111,7 @@ def draw_panels(directory: Path, salt: str) -> Iterator[Drawing]:
 
 
 def draw(panel: Panel, directory: Path, salt: str) -> Drawing:
-    """Return a panel prepared for the page; its pictures are in `directory`."""
+    """Prepare a panel for the page. Its images are in `directory`."""
     try:
         return Drawing(panel, _content(panel, directory, salt))
     except ValueError as error:
@@ -122,7 +123,7 @@ def _problem(error: ValueError) -> str:
 
 
 def _content(panel: Panel, directory: Path, salt: str) -> CurvesChart | Bars | Table | ImageGrid | None:
-    """Return the content of a panel; None for a text, and for an empty panel."""
+    """Build the content of a panel. None for a text, and for an empty panel."""
     match panel:
         case LinesPanel() if any(value is not None for series in panel.series for value in series.y):
             legend = [(series.name, color(i), dash(i)) for i, series in enumerate(panel.series)]
@@ -133,7 +134,7 @@ def _content(panel: Panel, directory: Path, salt: str) -> CurvesChart | Bars | T
         case TablePanel() if panel.rows:
             return _table(panel)
         case ImagesPanel() if panel.pictures:
-            return ImageGrid([_image(picture, directory, panel.width) for picture in panel.pictures])
+            return ImageGrid([_image(image, directory, panel.width) for image in panel.pictures])
         case _:
             return None
 
@@ -154,20 +155,22 @@ def _table(panel: TablePanel) -> Table:
     return Table(columns, rows[:MAX_ROWS], max(0, len(rows) - MAX_ROWS))
 
 
-def _image(picture: PanelImage, directory: Path, width: int) -> GridImage:
-    caption = picture.caption if len(picture.caption) <= MAX_CAPTION else picture.caption[:MAX_CAPTION] + "\u2026"
+def _image(image: PanelImage, directory: Path, width: int) -> GridImage:
+    caption = image.caption
+    if len(caption) > MAX_CAPTION:
+        caption = caption[:MAX_CAPTION] + "\u2026"
     try:
-        url, sharp = _embedded((directory / picture.file).resolve(), directory.resolve(), width)
+        url, sharp = _embedded((directory / image.file).resolve(), directory.resolve(), width)
     except ValueError as error:
-        return GridImage("", caption, f"{picture.file} {error}", sharp=False, right=picture.right)
-    return GridImage(url, caption, picture.file, sharp, picture.right)
+        return GridImage("", caption, f"{image.file} {error}", sharp=False, right=image.right)
+    return GridImage(url, caption, image.file, sharp, image.right)
 
 
 def _embedded(file: Path, directory: Path, width: int) -> tuple[str, bool]:
-    """Return a picture as a data URL, and whether it is so small that its pixels should be seen, not a blur.
+    """Encode an image as a data URL, and check whether it is so small that its pixels should stay sharp.
 
     Raises:
-        ValueError: it cannot be shown; the message says why.
+        ValueError: it cannot be shown. The message has the reason.
     """
     if not file.is_relative_to(directory):
         raise ValueError("is outside the artifact's folder")

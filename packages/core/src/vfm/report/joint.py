@@ -1,4 +1,4 @@
-"""Charts of several stages in one: the first curve of each, or its mean over the seeds of a recipe."""
+"""Charts that join several stages: the first curve of each, or its mean over the seeds of a recipe."""
 
 # S seeds
 
@@ -13,38 +13,41 @@ from vfm.interfaces import LinesPanel, Series
 Key = tuple[str, str, str]
 """Title and axes of a chart."""
 Parts = list[tuple[str, LinesPanel]]
-"""Panels whose curves have one name but for the seed, each with its stage."""
+"""Panels whose curves have the same name except for the seed, each with its stage."""
 
 
 def joint_panels(panels: Iterable[tuple[str, LinesPanel]]) -> list[LinesPanel]:
-    """Return a chart for each title of panels that name their `curve`, if there are two or more of them.
+    """Build a chart for each title of panels that name their `curve`, if there are two or more of them.
 
-    A further curve that is the same in all of them, such as a diagonal, is drawn once.
+    Another curve that is the same in all of them, such as a diagonal, is drawn once.
 
-    Panels whose curves differ in the seed only (`cosine@0`, `cosine@1`) become one curve: the mean of each point, with
-    the t-interval of y. Curves of one name get the name of their stage too.
+    Panels whose curves only differ in the seed (`cosine@0`, `cosine@1`) become one curve: the mean of each point, with
+    the t-interval of y. If curves share a name, the name of their stage is added.
 
     Args:
         panels: (stage, panel).
     """
-    found: defaultdict[Key, defaultdict[str, Parts]] = defaultdict(lambda: defaultdict(list))
+    groups: defaultdict[Key, defaultdict[str, Parts]] = defaultdict(lambda: defaultdict(list))
     for stage, panel in panels:
         if panel.curve and panel.series:
-            parts = found[panel.title, panel.x_label, panel.y_label][panel.curve.partition("@")[0]]
+            parts = groups[panel.title, panel.x_label, panel.y_label][panel.curve.partition("@")[0]]
             parts.append((stage, panel))
-    return [_joint(key, curves) for key, curves in found.items() if sum(map(len, curves.values())) > 1]
+    return [_joint(key, curves) for key, curves in groups.items() if sum(map(len, curves.values())) > 1]
 
 
 def _joint(key: Key, curves: dict[str, Parts]) -> LinesPanel:
     title, x_label, y_label = key
     _, first = next(iter(curves.values()))[0]
     series: list[Series] = []
-    num_seeds: dict[str, int] = {}  # of each mean curve
+    num_seeds: dict[str, int] = {}  # number of seeds by name of the mean curve
     for name, parts in curves.items():
-        if mean := _mean(name, [panel for _, panel in parts]):
+        mean = _mean(name, [panel for _, panel in parts])
+        if mean:
             num_seeds[name] = len(parts)
         series += [mean] if mean else _each(parts)
-    panels = [panel for parts in curves.values() for _, panel in parts]
+    panels: list[LinesPanel] = []
+    for parts in curves.values():
+        panels += [panel for _, panel in parts]
     series += [common for common in first.series[1:] if all(common in panel.series for panel in panels)]
     points = "Each point" if len(num_seeds) == len(curves) else f"Each point of {', '.join(num_seeds)}"
     seeds = " or ".join(map(str, sorted(set(num_seeds.values()))))
@@ -62,7 +65,7 @@ def _each(parts: Parts) -> list[Series]:
 
 
 def _mean(name: str, parts: Sequence[LinesPanel]) -> Series | None:
-    """Return the mean curve of several seeds; none if they have not the same points, or stages share a name."""
+    """Compute the mean curve of several seeds. None if their points differ, or stages share a name."""
     curves = [panel.series[0] for panel in parts]
     y = [[value for value in curve.y if value is not None] for curve in curves]
     same_points = len({len(curve.x) for curve in curves} | {len(values) for values in y}) == 1
@@ -70,9 +73,10 @@ def _mean(name: str, parts: Sequence[LinesPanel]) -> Series | None:
         return None
     from vfm.statistics import t_interval  # needs scipy, an optional extra
 
-    points = list(zip(*y, strict=True))  # of S values
+    points = list(zip(*y, strict=True))  # S values each
     intervals = [t_interval(values) for values in points]
     mean_x = [statistics.fmean(values) for values in zip(*(curve.x for curve in curves), strict=True)]
-    low, high = ([interval[end] for interval in intervals] for end in (0, 1))
+    low = [interval[0] for interval in intervals]
+    high = [interval[1] for interval in intervals]
     y_mean = [statistics.fmean(values) for values in points]
     return Series(name=name, x=mean_x, y=y_mean, low=low, high=high, marks=curves[0].marks)

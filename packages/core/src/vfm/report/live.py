@@ -1,7 +1,7 @@
-"""Draw the page of a run that goes on, failed or was stopped: finished stages, and curves of trainings so far.
+"""Draw the page of an unfinished run: finished stages, and the curves of running training stages.
 
-A run writes its page when it ends. Until then another process, `vfm report`, draws it from the files that the run
-writes anyway, so that a training does not wait for its page; with `--watch` the page reloads itself.
+A run writes its page when it ends. Until then another process, `vfm report`, draws it from files that the run writes
+anyway, so that training does not wait for its page. With `--watch`, the page reloads itself.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from vfm.report.run_summary import RunSummary, StageEntry, summary_of_run
 from vfm.storage.integrity import read_sealed
 from vfm.train.loop.training_charts import METRICS_FILE, charts_of
 
-SECONDS = 5  # between two pages
+SECONDS = 5  # between two versions of the page
 RUNNING: Literal["running"] = "running"
 STOPPED: Literal["stopped"] = "stopped"
 
 
 class RunLog:
-    """The events of a run in its last go.
+    """The events of the last attempt of a run.
 
     Attributes:
-        started: when it began; None: no event was written yet.
+        started: time when it began; None: no event was written yet.
         last: time of the last event.
-        stages: what the run said about each stage at its start, by name.
+        stages: facts about each stage from the start of the run, by name.
         begun: the event with which a stage began, by name.
-        seconds: of the stages that have ended, by name.
-        failed: names of the stages that have failed, while others go on.
-        progress: words on how far a stage is, by name.
+        seconds: durations of the stages that have ended, by name.
+        failed: names of the stages that have failed while others continue.
+        progress: progress of the stages in words, by name.
         end: the event that ended the run.
-        has_news: whether there were events since somebody set this to False.
+        has_news: whether there were events since a caller last set this to False.
     """
 
     def __init__(self, file: Path) -> None:
@@ -60,14 +60,14 @@ class RunLog:
         self.end: Event | None = None
 
     def update(self) -> None:
-        """Read the lines that were written since the last time."""
+        """Read the lines that were written since the last call."""
         with self.file.open("rb") as stream:
             stream.seek(self.place)
             lines = stream.read().rpartition(b"\n")[0]
         self.place += len(lines) + bool(lines)
         self.has_news |= bool(lines)
         for line in lines.splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # a line that a kill has cut off
+            with suppress(ValueError, KeyError, TypeError):  # a line that was cut off when the process was killed
                 self._apply(Event.from_json(line.decode(errors="replace")))
 
     def _apply(self, event: Event) -> None:
@@ -76,7 +76,7 @@ class RunLog:
             case "run_started":
                 self._forget()
                 self.started = event.time
-                self.stages = {one["name"]: one for one in event.data["stages"]}
+                self.stages = {stage["name"]: stage for stage in event.data["stages"]}
             case "stage_started":
                 self.begun[stage] = event
             case "stage_finished":
@@ -90,12 +90,12 @@ class RunLog:
 
 
 def watch(directory: Path, page: Path, *, seconds: float = SECONDS) -> None:
-    """Draw the page of a run whenever the run has news, until it ends; the last page no longer reloads itself.
+    """Draw the page of a run whenever the run has news, until it ends. The last page no longer reloads itself.
 
     Args:
         directory: folder of the run.
         page: file to write.
-        seconds: time between two looks at the run.
+        seconds: time between two checks of the run.
 
     Raises:
         UserError: the run failed, has stopped or has written no events, or jinja2 or matplotlib is missing.
@@ -105,7 +105,10 @@ def watch(directory: Path, page: Path, *, seconds: float = SECONDS) -> None:
         raise UserError(f"{directory}: the run has written no events")
     log.update()
     while not log.end and not _is_killed(directory, log):
-        if log.has_news and log.started and (summary := _if_readable(directory, log, max(1, round(seconds)))):
+        summary = None
+        if log.has_news and log.started:
+            summary = _if_readable(directory, log, max(1, round(seconds)))
+        if summary:
             log.has_news = False
             write_report(summary, page, drawn)
         time.sleep(seconds)
@@ -119,7 +122,7 @@ def watch(directory: Path, page: Path, *, seconds: float = SECONDS) -> None:
 
 
 def _if_readable(directory: Path, log: RunLog, reload: int) -> RunSummary | None:
-    """Return what is known about a run; None while one of its files is being written, or removed by `--fresh`."""
+    """Summarize a run. None while one of its files is being written, or removed by `--fresh`."""
     try:
         return summary_so_far(directory, log, alive=True, reload=reload)
     except UserError:
@@ -127,7 +130,7 @@ def _if_readable(directory: Path, log: RunLog, reload: int) -> RunSummary | None
 
 
 def _is_killed(directory: Path, log: RunLog) -> bool:
-    """Return whether no process works on the run, although it has not ended."""
+    """Check whether the run has not ended, but no process works on it."""
     if is_running(directory):
         return False
     log.update()  # the run may have ended meanwhile
@@ -139,7 +142,7 @@ def _slot(directory: Path, stage: str, log: RunLog) -> Slot:
 
 
 def present_summary(directory: Path) -> RunSummary:
-    """Return what is known about a run at this moment, whether it goes on, has finished, failed or was stopped.
+    """Summarize a run in its current state: running, finished, failed or stopped.
 
     Raises:
         UserError: it has not finished and has written no events, or a file is missing or damaged.
@@ -155,11 +158,11 @@ def present_summary(directory: Path) -> RunSummary:
 
 
 def summary_so_far(directory: Path, log: RunLog, *, alive: bool, reload: int = 0) -> RunSummary:
-    """Return what is known about a run that has not finished.
+    """Summarize a run that has not finished.
 
     Args:
-        directory: its folder.
-        log: its events.
+        directory: folder of the run.
+        log: events of the run.
         alive: whether a process works on it.
         reload: seconds after which the page reloads itself; 0: it does not.
 
@@ -192,14 +195,15 @@ def _entry(directory: Path, name: str, log: RunLog, now: float, alive: bool) -> 
         return StageEntry(name, about["kind"], slot.name, about["status"], taken, slot.artifact, {}, manifest)
     if name not in log.begun:
         return StageEntry(name, about["kind"], slot.name, "waiting", 0.0, slot.artifact, {}, {})
-    taken, runs = max(0.0, now - log.begun[name].time), alive and name not in log.failed
-    status = RUNNING if runs else STOPPED
+    taken = max(0.0, now - log.begun[name].time)
+    is_running_now = alive and name not in log.failed
+    status = RUNNING if is_running_now else STOPPED
     progress, charts = log.progress.get(name, ""), _charts(slot.work / METRICS_FILE)
     return StageEntry(name, about["kind"], slot.name, status, taken, slot.artifact, {}, {}, progress, charts)
 
 
 def _charts(file: Path) -> list[LinesPanel]:
-    """Return the charts of a training that runs; none if it has written no complete line."""
+    """Draw the charts of a running training stage. Empty if it has not written a complete line."""
     try:
         return charts_of([json.loads(line) for line in file.read_bytes().rpartition(b"\n")[0].splitlines()])
     except (OSError, ValueError, KeyError):

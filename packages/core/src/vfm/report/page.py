@@ -1,7 +1,7 @@
-"""The report of a run: one HTML file with the results and their intervals, the stages, and the panels they left.
+"""The report of a run: one HTML file with the results and their intervals, the stages, and their panels.
 
-The page draws panels and evaluation reports of any plugin. It loads nothing, and is whole without its script, which
-sorts, filters, enlarges, overlays and folds. No other script can run: the page's policy has the hash of this one.
+The page draws panels and evaluation reports of any plugin. It loads nothing, and is complete without its script, which
+sorts, filters, enlarges, overlays and folds. No other script can run, since the page's policy has the script's hash.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:  # `drawing` imports matplotlib, an optional extra
     from vfm.report.drawing import Drawing
 
 REPORT_FILE = "report.html"
-FOLDER = Path(__file__).parent  # of the templates, the style and the script
+FOLDER = Path(__file__).parent  # folder of the templates, the style and the script
 MAX_YAML_LINES = 300
-NOUNS = {"lines": "chart", "bars": "chart", "table": "table", "images": "picture", "text": "text"}
-HEAD_BYTES = 1000  # of a page, in which the hash of its run's record is
+NOUNS = {"lines": "chart", "bars": "chart", "table": "table", "images": "image", "text": "text"}
+HEAD_BYTES = 1000  # bytes at the start of a page that contain the hash of its run's record
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Section:
     entry: StageEntry
     table: ResultTable | None
     drawings: list[Drawing]
-    repeats: bool  # an earlier section has the same stage with another seed
+    repeats: bool  # whether an earlier section has the same stage with another seed
 
     @property
     def filled(self) -> bool:
@@ -52,7 +52,7 @@ class Section:
 
     @property
     def contents(self) -> str:
-        """What the folded section holds: "4 charts, 1 table, 16 pictures"."""
+        """Content of the folded section: "4 charts, 1 table, 16 images"."""
         counts = Counter({"table": int(bool(self.table and self.table.further))})
         for panel in (drawing.panel for drawing in self.drawings if drawing.panel):
             counts[NOUNS[panel.type]] += len(panel.pictures) if isinstance(panel, ImagesPanel) else 1
@@ -60,12 +60,14 @@ class Section:
 
 
 def current_report(directory: Path) -> Path:
-    """Return the page of a finished run; draw it only if the run has changed since it was drawn."""
-    return directory / REPORT_FILE if is_current(directory) else report_of_run(directory)
+    """Find the page of a finished run. It is drawn only if the run has changed since it was drawn."""
+    if is_current(directory):
+        return directory / REPORT_FILE
+    return report_of_run(directory)
 
 
 def is_current(directory: Path) -> bool:
-    """Return whether a run's folder has a page that was drawn from the present record, whatever the clock says."""
+    """Check whether a run's folder has a page drawn from the current record. File times do not matter."""
     page = directory / REPORT_FILE
     if not page.is_file():
         return False
@@ -74,7 +76,7 @@ def is_current(directory: Path) -> bool:
 
 
 def report_of_run(directory: Path) -> Path:
-    """Draw the report of a finished run into its folder, and return the page's path.
+    """Draw the report of a finished run into its folder.
 
     Raises:
         UserError: an artifact is missing or its package is not installed, or jinja2 or matplotlib is missing.
@@ -85,18 +87,18 @@ def report_of_run(directory: Path) -> Path:
 
 
 class Drawn(dict[str, "list[Drawing]"]):
-    """The drawings of finished stages by name, for a page that is drawn again and again."""
+    """The drawings of finished stages by name, for a page that is drawn repeatedly."""
 
 
 def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> None:
-    """Write the report of a run to `path`, completely or not at all.
+    """Write the report of a run to `path` atomically.
 
     A panel that cannot be drawn is replaced by a note.
 
     Args:
-        run: what the page is about.
+        run: summary of the run.
         path: the file.
-        known: drawings that are not drawn again; new ones are added.
+        known: drawings that are not drawn again. New ones are added.
 
     Raises:
         UserError: jinja2 or matplotlib is not installed.
@@ -106,28 +108,33 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
     except ImportError as error:
         raise UserError(f"the report needs {error.name}: {how_to_install('vfm-core[report]')}") from None
     over_seeds = seed_tables(run)
-    own = {entry.name: table for entry in run.stages if (table := report_table(entry, set(over_seeds)))}
-    fixed, findings = corrected_tables([*over_seeds.values(), *own.values()])
+    stage_tables: dict[str, ResultTable] = {}
+    for entry in run.stages:
+        table = report_table(entry, set(over_seeds))
+        if table:
+            stage_tables[entry.name] = table
+    fixed, findings = corrected_tables([*over_seeds.values(), *stage_tables.values()])
     headline = [table for table in fixed if table.headline]
-    tables = dict(zip(own, fixed[len(over_seeds) :], strict=True))
+    tables = dict(zip(stage_tables, fixed[len(over_seeds) :], strict=True))
     bases = [entry.base_name for entry in run.stages]
     known = Drawn() if known is None else known
+    drawn: dict[str, list[Drawing]] = {}
     for entry in run.stages:
         if entry.manifest and entry.name not in known:
             known[entry.name] = list(draw_panels(entry.directory, entry.anchor))
-    drawn = {
-        entry.name: known.get(entry.name)
-        or [draw(chart, entry.directory, f"{entry.anchor}-{index}") for index, chart in enumerate(entry.charts)]
-        for entry in run.stages
-    }
-    front = [drawing for drawings in drawn.values() for drawing in drawings if drawing.front]
-    panels = [(name, drawing.panel) for name, drawings in drawn.items() for drawing in drawings]
-    joint = joint_panels((name, panel) for name, panel in panels if isinstance(panel, LinesPanel))
-    front += [draw(panel, path.parent, f"joint-{i}") for i, panel in enumerate(joint)]
-    sections = [
-        Section(entry, tables.get(entry.name), [d for d in drawn[entry.name] if not d.front], base in bases[:index])
-        for index, (entry, base) in enumerate(zip(run.stages, bases, strict=True))
-    ]
+        drawn[entry.name] = known.get(entry.name) or [
+            draw(chart, entry.directory, f"{entry.anchor}-{index}") for index, chart in enumerate(entry.charts)
+        ]
+    front: list[Drawing] = []
+    curves = []
+    for name, drawings in drawn.items():
+        front += [drawing for drawing in drawings if drawing.front]
+        curves += [(name, drawing.panel) for drawing in drawings if isinstance(drawing.panel, LinesPanel)]
+    front += [draw(panel, path.parent, f"joint-{i}") for i, panel in enumerate(joint_panels(curves))]
+    sections = []
+    for index, (entry, base) in enumerate(zip(run.stages, bases, strict=True)):
+        folded = [drawing for drawing in drawn[entry.name] if not drawing.front]
+        sections.append(Section(entry, tables.get(entry.name), folded, base in bases[:index]))
     render(run, headline, front, sections, findings, path)
 
 
@@ -139,10 +146,10 @@ def render(
     findings: list[ReportedComparison],
     path: Path,
 ) -> None:
-    """Write a page to `path`, completely or not at all.
+    """Write a page to `path` atomically.
 
     Args:
-        run: what the page is about.
+        run: summary of the run.
         headline: results for the top of the page.
         front: panels for the top of the page.
         sections: one for each stage.
@@ -186,7 +193,7 @@ def render(
 
 
 def as_yaml(value: object) -> str:
-    """Return plain data as YAML, cut if it would fill the page (a pool of ten thousand shards)."""
+    """Format plain data as YAML, cut if it would fill the page (a pool of ten thousand shards)."""
     plain = redacted(json.loads(json.dumps(value, default=str)))
     lines = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100).splitlines()
     more = len(lines) - MAX_YAML_LINES

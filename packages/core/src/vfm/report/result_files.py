@@ -1,6 +1,6 @@
-"""Result files of a run: a JSON file in the format of CLIP_benchmark for each model, dataset and task, and one CSV.
+"""Result files of a run: a JSON file in the format of CLIP_benchmark per model, dataset and task, and one CSV.
 
-The records and the table are those of `clip_benchmark eval` and `clip_benchmark build`, with more keys.
+The records and the table equal the output of `clip_benchmark eval` and `clip_benchmark build`, with more keys.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ CSV_FILE = "results.csv"
 
 
 def collect(directory: Path) -> dict[str, dict[str, Any]]:
-    """Return the result records of a finished run by file name, each with its stage and the seconds that it took.
+    """Collect the result records of a finished run by file name, each with its stage and duration in seconds.
 
-    Like everything that is kept of a run, they are without credentials.
+    The records have no credentials, like all other records of a run.
     """
-    found: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
     for stage in reports(directory):
         folder = directory / LINKS / stage
         seconds = read_manifest(folder).get("seconds")
         for file in sorted((folder / "results").glob("*.json")):
             record = read_record(file, "name")
-            found[f"{stage}_{record['name']}.json"] = {**record, "stage": stage, "seconds": seconds}
-    return redacted(found)
+            records[f"{stage}_{record['name']}.json"] = {**record, "stage": stage, "seconds": seconds}
+    return redacted(records)
 
 
 def write_results(directory: Path, out: Path) -> int:

@@ -25,10 +25,12 @@ class ResultRow:
 
     @property
     def sign(self) -> str:
-        """The mark of a clear difference, by its corrected p-value: of two models, or over seeds its direction."""
+        """Mark of a clear difference, by its corrected p-value: for two models, or its direction over seeds."""
         if self.comparison is None or not self.comparison.p_value <= ALPHA:  # NaN is not clear
             return ""
-        return ("▲" if self.comparison.difference > 0 else "▼") if self.values else "≠"
+        if not self.values:
+            return "≠"
+        return "▲" if self.comparison.difference > 0 else "▼"
 
     @property
     def meaning(self) -> str:
@@ -49,7 +51,7 @@ class Result:
 
     @property
     def facts(self) -> list[str]:
-        """The facts beside the metric's name: the number of items, and the score of a random guess."""
+        """Facts next to the metric's name: the number of items, and the score of a random guess."""
         count = [] if self.n is None else [f"n = {number_format.number(self.n)}"]
         guess = [] if self.chance is None else [f"chance {number_format.quantity(self.chance, self.unit)}"]
         return [fact.replace(" ", number_format.NO_BREAK) for fact in count + guess]
@@ -57,7 +59,7 @@ class Result:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """The results of one evaluation, or of the evaluations that differ in their seed only."""
+    """The results of one evaluation, or of evaluations that only differ in their seed."""
 
     title: str
     subtitle: str
@@ -72,35 +74,45 @@ class ResultTable:
 
     @property
     def further(self) -> list[Result]:
-        """Results for the stage's own section."""
+        """Results for the section of the stage."""
         return self.results[self.num_headline :]
 
     @property
     def beside(self) -> str:
         """Heading of the last column: the baseline of the paired tests, and the values of the seeds."""
-        baselines = {row.comparison.baseline for result in self.results for row in result.rows if row.comparison}
-        tests = f"Against {baselines.pop()}" if len(baselines) == 1 else "Difference" if baselines else ""
-        if not any(row.values for result in self.results for row in result.rows):
+        baselines: set[str] = set()
+        has_seeds = False
+        for result in self.results:
+            baselines |= {row.comparison.baseline for row in result.rows if row.comparison}
+            has_seeds |= any(row.values for row in result.rows)
+        tests = "Difference" if baselines else ""
+        if len(baselines) == 1:
+            tests = f"Against {baselines.pop()}"
+        if not has_seeds:
             return tests
         return f"{tests}; each seed" if tests else "Each seed"
 
     def scale(self, unit: str) -> Scale:
-        """Return one scale for all values of a unit, so that bars are comparable throughout the table."""
-        rows = [row for result in self.results if result.unit == unit for row in result.rows]
-        chances = [result.chance for result in self.results if result.unit == unit]
-        return Scale.of([*chances, *(end for row in rows for end in (row.value, row.low, row.high, *row.values))])
+        """Choose one scale for all values of a unit, so that bars are comparable throughout the table."""
+        values: list[float | None] = []
+        for result in self.results:
+            if result.unit == unit:
+                values.append(result.chance)
+                for row in result.rows:
+                    values += [row.value, row.low, row.high, *row.values]
+        return Scale.of(values)
 
 
 def report_table(entry: StageEntry, seeded: set[str]) -> ResultTable | None:
-    """Return the metrics of a stage that made a Report, else None.
+    """Build the table of metrics of a stage that made a Report, else return None.
 
     Args:
         entry: the stage.
-        seeded: stages with a table over seeds, which replaces their own tables in the headline.
+        seeded: stages with a table over seeds, which replaces their tables in the headline.
     """
     try:
         report = Artifact.load(entry.directory, verify=False)
-    except UserError:  # its package is not installed, or its folder is gone: draw the rest of the page
+    except UserError:  # its package is not installed, or its folder is missing: draw the rest of the page
         return None
     if not isinstance(report, Report):
         return None
@@ -115,21 +127,19 @@ def report_table(entry: StageEntry, seeded: set[str]) -> ResultTable | None:
 
 
 def corrected_tables(tables: Sequence[ResultTable]) -> tuple[list[ResultTable], list[ReportedComparison]]:
-    """Return the tables of a page with p-values corrected for the number of its comparisons, and these."""
-    findings = corrected(
-        [
-            ReportedComparison(table.title, row.comparison, result.unit, len(row.values))
-            for table in tables
-            for result in table.results
-            for row in result.rows
-            if row.comparison
-        ]
-    )
-    tests = (one.test for one in findings)
-    fixed = [
-        replace(table, results=[replace(result, rows=_with_tests(result.rows, tests)) for result in table.results])
-        for table in tables
-    ]
+    """Correct the p-values in the tables of a page for the number of its comparisons, and list the comparisons."""
+    reported = []
+    for table in tables:
+        for result in table.results:
+            for row in result.rows:
+                if row.comparison:
+                    reported.append(ReportedComparison(table.title, row.comparison, result.unit, len(row.values)))
+    findings = corrected(reported)
+    tests = (finding.test for finding in findings)  # consumed in the order in which they were collected
+    fixed = []
+    for table in tables:
+        results = [replace(result, rows=_with_tests(result.rows, tests)) for result in table.results]
+        fixed.append(replace(table, results=results))
     return fixed, findings
 
 
@@ -138,7 +148,7 @@ def _with_tests(rows: Sequence[ResultRow], tests: Iterator[Comparison]) -> list[
 
 
 def seed_tables(run: RunSummary) -> dict[str, ResultTable]:
-    """Return the summaries over seeds, one table per report name; units and chance are those of the reports."""
+    """Build the summaries over seeds, one table per report name. Units and chance are taken from the reports."""
     tables: dict[str, ResultTable] = {}
     for s in run.seeds:
         entry = next(entry for entry in run.stages if entry.base_name == s.report)
@@ -147,7 +157,7 @@ def seed_tables(run: RunSummary) -> dict[str, ResultTable]:
         result = next((result for result in table.results if result.metric == s.metric), None)
         if result is None:
             single = report_table(entry, set())
-            known = {one.metric: one for one in single.results} if single else {}
+            known = {result.metric: result for result in single.results} if single else {}
             like = known.get(s.metric, Result(s.metric, "", None, None, []))
             result = replace(like, n=None, rows=[])
             table.results.append(result)

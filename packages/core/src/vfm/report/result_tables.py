@@ -1,4 +1,4 @@
-"""The tables of a run's results on the terminal."""
+"""The tables of a run's results for the terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Tests = Mapping[tuple[str, str, str], Comparison]  # by report, metric and model
 
 @dataclass(frozen=True)
 class MetricName:
-    """Show a name in a cell, which breaks after `_` where it is narrow, so that the words and a number stay whole."""
+    """A name in a cell. In a narrow cell it breaks after `_`, so that words and numbers stay whole."""
 
     name: str
 
@@ -40,12 +40,12 @@ class MetricName:
         yield Text(line)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        """Return the smallest and the largest width."""
+        """Measure the smallest and the largest width."""
         return Measurement(self.longest_part, len(self.name))
 
     @property
     def longest_part(self) -> int:
-        """Width of the longest part that is kept whole."""
+        """Width of the longest part that is not broken."""
         return max(map(len, self._parts()))
 
     def _parts(self) -> list[str]:
@@ -53,15 +53,15 @@ class MetricName:
 
 
 def result_tables(directory: Path) -> list[Table]:
-    """Return the tables that `vfm run` prints: one per report, with intervals and paired tests, and one over seeds.
+    """Build the tables that `vfm run` prints: one per report, with intervals and paired tests, and one over seeds.
 
-    Their p-values are corrected for the number of comparisons, and what these say is written below the last table.
+    The p-values are corrected for the number of comparisons. Conclusions are written below the last table.
     """
-    found = reports(directory)
-    summaries = over_seeds(found)
-    findings = corrected([*findings_of(found), *findings_over_seeds(summaries)])
-    tests = {(one.report, one.test.metric, one.test.model): one.test for one in findings}
-    tables = [_metrics_table(name, report, tests) for name, report in found.items()]
+    loaded = reports(directory)
+    summaries = over_seeds(loaded)
+    findings = corrected([*findings_of(loaded), *findings_over_seeds(summaries)])
+    tests = {(finding.report, finding.test.metric, finding.test.model): finding.test for finding in findings}
+    tables = [_metrics_table(name, report, tests) for name, report in loaded.items()]
     if summaries:
         tables.append(_seeds_table(summaries, tests))
     if tables and findings:
@@ -91,8 +91,9 @@ def panel_tables(artifact: Path) -> Iterator[Table]:
             table = Table(title=escape(panel.title), title_justify="left", caption_justify="left", box=None)
             table.caption = escape(panel.note)
             rows = [[_panel_cell(cell) for cell in row] for row in panel.rows]
-            for place, column in enumerate(panel.columns):
-                widths = [cell.longest_part for row in rows if isinstance(cell := row[place], MetricName)]
+            for index, column in enumerate(panel.columns):
+                cells = [row[index] for row in rows]
+                widths = [cell.longest_part for cell in cells if isinstance(cell, MetricName)]
                 table.add_column(escape(column), overflow="fold", min_width=max(widths, default=None))
             for row in rows:
                 table.add_row(*row)
@@ -106,7 +107,7 @@ def _panel_cell(cell: str | float | int | None) -> RenderableType:
 
 
 def _metrics_table(name: str, report: Report, tests: Tests) -> Table:
-    """Return a table of the main metrics, one column per model; metrics of single patterns (`m/...`) are omitted."""
+    """Build a table of the main metrics, one column per model. Metrics of single patterns (`m/...`) are omitted."""
     table = Table(title=escape(f"{name}: {report.task} on {report.dataset}"), title_justify="left")
     models = list(dict.fromkeys(metric.model for metric in report.metrics))
     for column in ("metric", "n", "chance", *models):

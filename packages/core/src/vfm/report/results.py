@@ -14,17 +14,17 @@ from vfm.storage.integrity import read_sealed
 
 
 def reports(directory: Path) -> dict[str, Report]:
-    """Return the reports of a finished run by stage name, in the order of its stages.
+    """Load the reports of a finished run by stage name, in the order of its stages.
 
     Raises:
         UserError: the facts of an artifact are missing or damaged.
     """
     links = [directory / LINKS / name for name in read_sealed(directory / RUN_FILE, "stages")["stages"]]
-    found = {link.name: Artifact.load(link, verify=False) for link in links if link.is_dir()}
-    made = {name: artifact for name, artifact in found.items() if isinstance(artifact, Report)}
-    for report in made.values():
+    artifacts = {link.name: Artifact.load(link, verify=False) for link in links if link.is_dir()}
+    loaded = {name: artifact for name, artifact in artifacts.items() if isinstance(artifact, Report)}
+    for report in loaded.values():
         report.verify()
-    return made
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class SeedSummary:
     unit: str = "share"
 
 
-def over_seeds(found: dict[str, Report]) -> list[SeedSummary]:
-    """Summarise the metrics of reports that differ in their seed only (`zero_shot@0`, `zero_shot@1`, ...)."""
+def over_seeds(loaded: dict[str, Report]) -> list[SeedSummary]:
+    """Summarize the metrics of reports that only differ in their seed (`zero_shot@0`, `zero_shot@1`, ...)."""
     values: dict[tuple[str, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     units: dict[tuple[str, str], str] = {}
-    for name, report in found.items():
+    for name, report in loaded.items():
         stage, at, seed = name.partition("@")
         if not at:
             continue
@@ -74,7 +74,7 @@ def over_seeds(found: dict[str, Report]) -> list[SeedSummary]:
 def _difference(
     metric: str, model: str, by_seed: dict[str, float], first: str, of_first: dict[str, float]
 ) -> Comparison | None:
-    """Compare a model with the first one over the same seeds; return None if their seeds differ."""
+    """Compare a model with the first one over the same seeds. None if their seeds differ."""
     if model == first or by_seed.keys() != of_first.keys():
         return None
     from vfm.statistics import paired_t  # needs scipy, an optional extra

@@ -1,4 +1,4 @@
-"""The facts of a run that its report shows, read from the run's file, its links, the manifests and the events."""
+"""The facts of a run for its report, read from the run's file, its links, the manifests and the events."""
 
 from __future__ import annotations
 
@@ -19,17 +19,9 @@ from vfm.report.results import SeedSummary, over_seeds, reports
 from vfm.storage.integrity import check_folder, read_sealed
 from vfm.storage.store_files import reading
 
-SHOWN_ELSEWHERE = {
-    "kind",
-    "name",
-    "config",
-    "inputs",
-    "warnings",
-    "bad_samples",
-    "bad_examples",
-    "files",
-}  # keys of a manifest
-EVENT_TYPES = {"run_started", "stage_finished"}  # the events that the report uses
+# Keys of a manifest that the page shows in other places.
+SHOWN_ELSEWHERE = {"kind", "name", "config", "inputs", "warnings", "bad_samples", "bad_examples", "files"}
+EVENT_TYPES = {"run_started", "stage_finished"}  # the only events that the report uses
 
 
 @dataclass(frozen=True)
@@ -39,17 +31,19 @@ class StageEntry:
     name: str
     kind: str
     id: str
-    status: Literal["cached", "resume", "new", "running", "stopped", "waiting"]  # the first three: before the run
-    seconds: float  # in this run; about zero if the artifact was cached
+    status: Literal[
+        "cached", "resume", "new", "running", "stopped", "waiting"
+    ]  # the first three are from before the run
+    seconds: float  # duration in this run; about zero if the artifact was cached
     directory: Path
     inputs: Mapping[str, str]  # name of a stage, or path of an artifact -> id
     manifest: Mapping[str, Any]
-    progress: str = ""  # of a running stage
-    charts: Sequence[Panel] = ()  # of a running stage, which has no panels yet
+    progress: str = ""  # progress of a running stage
+    charts: Sequence[Panel] = ()  # charts of a running stage, which has no panels yet
 
     @property
     def bad_examples(self) -> Mapping[str, Sequence[str]]:
-        """The places of some bad samples, by reason."""
+        """Places of some bad samples, by reason."""
         places: Mapping[str, Sequence[str]] = self.manifest.get("bad_examples", {})
         return places
 
@@ -65,7 +59,7 @@ class StageEntry:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """The keys of the manifest that the page does not show elsewhere: sources, seed, versions, commit, ..."""
+        """Keys of the manifest that the page does not show elsewhere: sources, seed, versions, commit, ..."""
         return {key: value for key, value in self.manifest.items() if key not in SHOWN_ELSEWHERE}
 
 
@@ -82,18 +76,18 @@ class RunSummary:
     seeds: Sequence[SeedSummary] = ()
     description: str = ""
     recipe_text: str = ""
-    record_hash: str = ""  # of the file of the run, by which a page is known to be current
+    record_hash: str = ""  # hash of the file of the run, which shows whether a page is current
     goes_on: bool = False  # whether a process works on the run
-    reload: int = 0  # seconds after which the page of a run that goes on reloads itself; 0: it does not
+    reload: int = 0  # seconds after which the page of a running run reloads itself; 0: never
 
 
 def summary_of_run(directory: Path) -> RunSummary:
-    """Return the summary of a finished run, from its folder.
+    """Summarize a finished run, from its folder.
 
     Raises:
         UserError: an artifact is missing, or a file is damaged.
     """
-    record_hash = hash_of_record(directory)  # read first: should the run go on meanwhile, the page is drawn again
+    record_hash = hash_of_record(directory)  # read first: if the run continues meanwhile, the page is drawn again
     record = read_sealed(
         directory / RUN_FILE, "recipe", "description", "text", "stages", "command", "started", "seconds"
     )
@@ -101,7 +95,8 @@ def summary_of_run(directory: Path) -> RunSummary:
         started, seconds = datetime.fromtimestamp(record["started"]), float(record["seconds"])
     log = EventLog.read(directory / EVENTS_FILE)
     folders = {name: Path(os.path.realpath(directory / LINKS / name)) for name in record["stages"]}
-    if missing := [name for name, folder in folders.items() if not folder.is_dir()]:
+    missing = [name for name, folder in folders.items() if not folder.is_dir()]
+    if missing:
         raise UserError(f"{directory}: no artifact of {', '.join(missing)}; finish the run of {record['recipe']} first")
     manifests = {name: read_manifest(folder) for name, folder in folders.items()}
     for folder in folders.values():
@@ -129,15 +124,15 @@ def summary_of_run(directory: Path) -> RunSummary:
 
 
 def hash_of_record(directory: Path) -> str:
-    """Return a hash of the record of a run."""
+    """Hash the record of a run."""
     return hashlib.sha256((directory / RUN_FILE).read_bytes()).hexdigest()
 
 
 @dataclass
 class EventLog:
-    """What the report uses of the events of a run's folder, which the run may have written in several goes.
+    """Facts from the events of a run's folder, which may be from several attempts.
 
-    It is that of the last go that made an artifact, as the record of the run is.
+    They are from the last attempt that made an artifact, like the record of the run.
 
     Attributes:
         status: status by stage.
@@ -150,18 +145,18 @@ class EventLog:
     @classmethod
     def read(cls, file: Path) -> EventLog:
         """Read a file of events."""
-        log, last_made = cls(), None
+        log, last_that_made = cls(), None
         for event in _events(file):
             if event.type == "run_started":
-                log = cls({one["name"]: one["status"] for one in event.data["stages"]})
+                log = cls({stage["name"]: stage["status"] for stage in event.data["stages"]})
             else:
                 log.seconds[event.stage or ""] = event.data["seconds"]
-                last_made = last_made if event.data.get("cached") else log
-        return last_made or log
+                last_that_made = last_that_made if event.data.get("cached") else log
+        return last_that_made or log
 
 
 def _events(file: Path) -> Iterator[Event]:
-    """Yield the events of the types that the report uses, without lines that are incomplete after a kill."""
+    """Yield the events of the types that the report uses, without lines that were cut off when a process was killed."""
     if not file.is_file():
         return
     with file.open(encoding="utf-8", errors="replace") as lines:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-SMALLEST_RANGE = 0.05  # of an axis of curves, relative to the largest value on it
+SMALLEST_RANGE = 0.05  # smallest range of an axis of curves, relative to its largest value
 
 
 @dataclass(frozen=True)
@@ -18,22 +18,24 @@ class Scale:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Scale:
-        """Return the scale from zero, or a smaller value, to the largest of the finite values."""
+        """Build the scale from zero, or a smaller value, to the largest of the finite values."""
         finite = [value for value in values if value is not None and math.isfinite(value)]
         low, high = min([0.0, *finite]), max([0.0, *finite])
         return cls(low, high if high > low else low + 1.0)
 
     def __call__(self, value: float) -> float:
-        """Return the place of a value, in percent of the width."""
+        """Compute the position of a value, in percent of the width."""
+        if not math.isfinite(value):
+            return 1.0
         share = (value - self.low) / (self.high - self.low)
-        return round(1 + 98 * min(1.0, max(0.0, share)), 2) if math.isfinite(value) else 1.0
+        return round(1 + 98 * min(1.0, max(0.0, share)), 2)
 
 
 def calm_limits(low: float, high: float, smallest: float = SMALLEST_RANGE) -> tuple[float, float]:
-    """Return the limits of an axis for values from `low` to `high`, with a range that makes no drama of small changes.
+    """Choose the limits of an axis for values from `low` to `high`, without exaggerating small changes.
 
     The range is at least `smallest` times the largest absolute value: 0.4374 to 0.4375 is a flat line in the middle of
-    0.4265 to 0.4484, while 2.3 to 0.4 keeps its own limits. Zeros alone are drawn from 0 to 1.
+    0.4265 to 0.4484, while 2.3 to 0.4 keeps its limits. Zeros alone are drawn from 0 to 1.
     """
     largest = max(abs(low), abs(high))
     if largest == 0:

@@ -1,4 +1,4 @@
-"""Text of users' data on the page, which also shows what earlier versions left in manifests and panels."""
+"""Text of user data on the page, also for text in manifests and panels of earlier versions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from vfm.base import redacted, visible
 
 
 def shown(value: object) -> object:
-    """Return a value as the page shows it: in text, without credentials and raw control characters."""
-    # Markup, a subtype, is the template's own: it has been through here.
+    """Convert a value for the page: text loses credentials and raw control characters."""
+    # Markup, a subtype of str, is written by the template, and has been converted already.
     return visible(redacted(value)) if type(value) is str else value

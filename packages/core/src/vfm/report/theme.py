@@ -1,10 +1,10 @@
-"""The colours of the page, each for a light and for a dark screen; the page holds them as CSS variables."""
+"""The colours of the page, each for a light and for a dark screen. The page has them as CSS variables."""
 
 from __future__ import annotations
 
 import re
 
-# Okabe and Ito's hues, darkened on white and lightened on dark until text in them has a contrast of 4.5:1. The dashes
+# Okabe and Ito's hues, darkened on white and lightened on dark until text has a contrast of 4.5:1. The dashes
 # distinguish the curves without colour.
 SERIES = (
     ("#0072b2", "#58b4ea"),
@@ -29,25 +29,25 @@ _VARIABLES = {light: f"var(--{name})" for name, (light, _) in THEME.items()}
 
 
 def light(name: str) -> str:
-    """Return a colour of the theme on a light screen."""
+    """Look up a colour of the theme on a light screen."""
     return THEME[name][0]
 
 
 def color(index: int) -> str:
-    """Return the CSS colour of the series at `index`."""
+    """Format the CSS colour of the series at `index`."""
     return f"var(--series-{index % len(SERIES)})"
 
 
 def dash(index: int) -> str:
-    """Return the `stroke-dasharray` of the series at `index`; empty for a solid line.
+    """Look up the `stroke-dasharray` of the series at `index`. It is empty for a solid line.
 
-    Where the colours begin anew, the dashes are shifted by one, so that no two of 36 series look alike.
+    When the colours repeat, the dashes are shifted by one, so that no two of 36 series look alike.
     """
     return DASHES[(index + index // len(SERIES)) % len(DASHES)]
 
 
 def themed(svg: str) -> str:
-    """Return a drawing in the light colours with those of its styles that the theme has as CSS variables."""
+    """Replace the light colours in the styles of a drawing by the CSS variables of the theme."""
     return re.sub(
         r'style="[^"]*"',
         lambda style: re.sub("#[0-9a-f]{6}", lambda hue: _VARIABLES.get(hue[0], hue[0]), style[0]),
