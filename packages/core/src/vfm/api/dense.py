@@ -83,7 +83,7 @@ def find_regions(
 ) -> Regions:
     """Predict the objects or regions of images with these names."""
     predictions = list(find(checkpoint, images, device))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, prediction in zip(names, predictions, strict=True):
         rows += [{"image": name, **row} for row in prediction.rows(min_score)]
     return Regions(names, rows, [prediction.objects or prediction.labels for prediction in predictions])

@@ -164,8 +164,10 @@ def predict(
     _check_choices(*choices)
     if top < 1:
         raise UserError(f"top: must be at least 1, got {top}")
-    several = isinstance(images, Iterable) and not isinstance(images, (*PATHS, Image.Image))
-    listed = list(images) if several else [images]
+    if isinstance(images, (*PATHS, Image.Image)) or not isinstance(images, Iterable):
+        listed = [images]
+    else:
+        listed = list(images)
     if not listed:
         raise UserError("images: expected at least one, got none")
     classifier = artifact_of(model, VideoClassifier)

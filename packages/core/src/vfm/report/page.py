@@ -126,7 +126,7 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
             draw(chart, entry.directory, f"{entry.anchor}-{index}") for index, chart in enumerate(entry.charts)
         ]
     front: list[Drawing] = []
-    curves = []
+    curves: list[tuple[str, LinesPanel]] = []
     for name, drawings in drawn.items():
         front += [drawing for drawing in drawings if drawing.front]
         curves += [(name, drawing.panel) for drawing in drawings if isinstance(drawing.panel, LinesPanel)]

@@ -31,6 +31,7 @@ from vfm.interfaces import (
     ImageDataset,
     ImagesPanel,
     PairDataset,
+    PanelImage,
     QuestionDataset,
     Stage,
     TaggedImages,
@@ -69,7 +70,7 @@ class DatasetSummary:
 
     def sheet(self, count: int) -> Image.Image | None:
         """Draw the first images with their captions on one sheet. None if the stage shows no images."""
-        shown = []
+        shown: list[PanelImage] = []
         for panel in load_panels(self.dataset.path):
             if isinstance(panel, ImagesPanel):
                 shown += panel.pictures

@@ -53,7 +53,7 @@ class SuiteDataset(Config):
     def folders(self) -> list[str]:
         """Possible names of its folder: the hub's, DataComp's, and the plain name."""
         cleaned, short = self.name.replace("/", "-"), self.name.rpartition("/")[2]
-        folders = []
+        folders: list[str] = []
         for name in dict.fromkeys((cleaned, short)):
             folders += [f"wds_{name}", f"wds_{name}_test", name]
         return folders
