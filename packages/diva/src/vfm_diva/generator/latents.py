@@ -13,9 +13,9 @@ from vfm.data import (
     CACHE_FOLDER,
     CachedTensors,
     CacheWriter,
-    Crops,
     ImageTransform,
     MakeCrops,
+    SampleCrops,
     SampleDraw,
     fill_cache,
     open_dataset,
@@ -56,7 +56,7 @@ def cache_latents(config: DivaLatents, ctx: Context) -> SampleCache:
         samples_per_shard=config.samples_per_shard,
     )
 
-    def encode(batch: Crops) -> Tensor:
+    def encode(batch: SampleCrops) -> Tensor:
         parts = torch.split(batch.images.flatten(0, 1), config.micro_batch_size)
         return torch.cat([space(part.to(device)).cpu() for part in parts])
 
