@@ -182,7 +182,9 @@ def _problem(image: dict[str, Any]) -> Reason | None:
             return "wrong_size"
     for key in ID_LISTS:
         ids = image.get(key) or []
-        if not isinstance(ids, list) or not all(isinstance(number, int) for number in ids):
+        if not isinstance(ids, list):
+            return "unknown_label"
+        if not all(isinstance(class_id, int) for class_id in ids):
             return "unknown_label"
     return None
 
@@ -205,14 +207,17 @@ def _annotation(entry: dict[str, Any], index_of: dict[int, int]) -> Annotation |
         return BadAnnotation("unknown_image", f"{where} (image {image_id})")
     if not isinstance(category, int):
         return BadAnnotation("unknown_class", where)
-    box, area, identity = entry.get("bbox"), entry.get("area"), entry.get("id")
-    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-        return BadAnnotation("bad_box", where)
+    numbers, area, identity = entry.get("bbox"), entry.get("area"), entry.get("id")
+    box = None
+    if numbers is not None:
+        if not isinstance(numbers, list) or len(numbers) != 4 or not all(map(is_number, numbers)):
+            return BadAnnotation("bad_box", where)
+        box = box_of(*numbers)
     return Annotation(
         index_of[image_id],
         category,
         where,
-        box=None if box is None else box_of(*box),
+        box,
         segmentation=entry.get("segmentation") or None,
         area=area if is_number(area) else None,
         crowd=bool(entry.get("iscrowd")),

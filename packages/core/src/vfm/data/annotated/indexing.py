@@ -103,6 +103,9 @@ def import_annotations(
     if checked.indexing:
         bad_rows = [*checked.indexing.bad, *checked.bad_rows()]
         write_index(ctx.directory, checked.indexing.shards, reader.spec, bad_rows=bad_rows)
+    map_classes: list[int] = []  # values that are ignored or not allowed keep their negative number
+    for number in reader.map_classes:
+        map_classes.append(number if number < 0 else labels[reader.classes.ids[number]])
     dataset = AnnotatedImages.create(
         ctx.directory,
         num_samples=len(rows),
@@ -115,7 +118,7 @@ def import_annotations(
         background=reader.background,
         frequency=kept_classes.frequency or _frequency(table, len(kept_classes.names)),
         federated=reader.federated,
-        map_classes=[number if number < 0 else labels[reader.classes.ids[number]] for number in reader.map_classes],
+        map_classes=map_classes,
         has_images=wanted.images,
         num_objects=len(table.table),
         bad_annotations=dict(bad),
@@ -138,14 +141,15 @@ def choose_classes(classes: Classes, names: Sequence[str]) -> tuple[Classes, dic
         if len(set(names)) < len(names):
             raise UserError("classes: a name is repeated")
         indices = [classes.names.index(name) for name in names]
-    labels = dict.fromkeys(classes.ids, IGNORED) | {classes.ids[index]: label for label, index in enumerate(indices)}
-    things, frequency = classes.things or [True] * len(classes.names), classes.frequency
-    kept_classes = Classes(
-        [classes.names[index] for index in indices],
-        [classes.ids[index] for index in indices],
-        [things[index] for index in indices],
-        [frequency[index] for index in indices] if frequency else [],
-    )
+    labels = dict.fromkeys(classes.ids, IGNORED)
+    kept_classes = Classes([], [])
+    for label, index in enumerate(indices):
+        labels[classes.ids[index]] = label
+        kept_classes.names.append(classes.names[index])
+        kept_classes.ids.append(classes.ids[index])
+        kept_classes.things.append(classes.things[index] if classes.things else True)
+        if classes.frequency:
+            kept_classes.frequency.append(classes.frequency[index])
     return kept_classes, labels
 
 
@@ -242,7 +246,8 @@ def _image_rows(
     images: Sequence[AnnotatedImage], checked: _Checked, numbers: NDArray[np.int64], labels: Mapping[int, int]
 ) -> list[ImageRow]:
     def labels_of(class_ids: Sequence[int]) -> tuple[int, ...]:
-        return tuple(sorted(labels[class_id] for class_id in class_ids if labels.get(class_id, -1) >= 0))
+        known = [labels[class_id] for class_id in class_ids if labels.get(class_id, -1) >= 0]
+        return tuple(sorted(known))
 
     rows = []
     for image, (width, height), upright, number in zip(images, checked.sizes, checked.upright, numbers, strict=True):

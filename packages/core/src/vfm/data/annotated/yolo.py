@@ -40,16 +40,18 @@ class YoloFolder(ListedImages):
             AnnotatedImage(name.rpartition(".")[0], f"{self.images}/{name}", number)
             for number, name in enumerate(image_names(self.images))
         ]
-        longest = 0
-        for image in self.listed[:50]:
-            longest = max(longest, *(len(line.split()) for line in self._lines(image)), 0)
-        self.labels: list[Label] = ["boxes", "masks"] if longest >= POLYGON else ["boxes"]
+        self.labels: list[Label] = ["boxes"]
+        if any(map(self._has_polygon, self.listed[:50])):
+            self.labels.append("masks")
 
     def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
         """Yield the objects, image by image."""
         for number, (image, size) in enumerate(zip(self.listed, sizes, strict=True)):
             for row, line in enumerate(self._lines(image), 1):
                 yield _object(line, number, size, f"{self._path(image)}: line {row}")
+
+    def _has_polygon(self, image: AnnotatedImage) -> bool:
+        return any(len(line.split()) >= POLYGON for line in self._lines(image))
 
     def _path(self, image: AnnotatedImage) -> str:
         return f"{self.texts}/{image.key}.txt"
@@ -73,12 +75,16 @@ def read_names(path: str) -> list[str]:
     names = record.get("names", record.get("classes"))
     if isinstance(names, list):
         return [str(name) for name in names]
-    if not isinstance(names, dict) or not all(isinstance(number, int) and number >= 0 for number in names) or not names:
+    if not isinstance(names, dict) or not names or not all(map(_is_class_number, names)):
         raise UserError(f"{path}: expected class names below `names`")
     largest = max(names)
     if largest >= MAX_CLASSES:
         raise UserError(f"{path}: expected numbers of classes below {MAX_CLASSES:,}, got {largest}")
     return [str(names.get(number, number)) for number in range(largest + 1)]
+
+
+def _is_class_number(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
 
 
 def read_yaml(path: str) -> dict[str, Any]:

@@ -36,8 +36,11 @@ def import_choices(config: ChoiceFiles, ctx: Context) -> ChoiceDataset:
     bad = ctx.bad.total()
     total = dataset.num_pairs + bad
     if bad > config.max_bad_fraction * total or not dataset.num_pairs:
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in ctx.bad.items()) or "there are no items"
-        reasons += f"; the first is {first[0]}" if first else ""
+        reasons = "there are no items"
+        if ctx.bad:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in ctx.bad.items())
+        if first:
+            reasons += f"; the first is {first[0]}"
         raise UserError(f"{config.name}: {bad} of {total} items in {config.path} are bad: {reasons}")
     return dataset
 

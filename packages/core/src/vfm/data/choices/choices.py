@@ -68,7 +68,7 @@ def write_choices(directory: Path, choices: Iterable[Choice]) -> ChoiceDataset:
     iterator = iter(choices)
     with pq.ParquetWriter(directory / CHOICES_FILE, SCHEMA, write_page_checksum=True) as writer:
         while rows := list(islice(iterator, ROWS_PER_GROUP)):
-            writer.write_table(pa.Table.from_pylist([vars(row) for row in rows], SCHEMA))
+            writer.write_table(pa.Table.from_pylist(list(map(vars, rows)), SCHEMA))
             patterns |= dict.fromkeys(row.pattern for row in rows)
             count += len(rows)
     return ChoiceDataset.create(directory, num_pairs=count, patterns=list(patterns))

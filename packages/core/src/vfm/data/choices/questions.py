@@ -87,14 +87,15 @@ def write_questions(directory: Path, images: Iterable[bytes], questions: Sequenc
     for question in questions:
         if not 0 <= question.image < count:
             raise ValueError(f"{question.key}: expected one of {count} images")
-    table = pa.Table.from_pylist([vars(question) for question in questions], QUESTIONS)
+    table = pa.Table.from_pylist(list(map(vars, questions)), QUESTIONS)
+    families = dict.fromkeys(question.family for question in questions)
     pq.write_table(table, directory / QUESTIONS_FILE, write_page_checksum=True)
     return QuestionDataset.create(
         directory,
         num_questions=len(questions),
         num_images=count,
         num_pairs=len(pairs_of(questions)),
-        families=list(dict.fromkeys(question.family for question in questions)),
+        families=list(families),
     )
 
 

@@ -189,9 +189,10 @@ def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, 
 def _address(path: str, directory: Path) -> str:
     if files.is_remote(path):
         return path
-    absolute = Path(path).resolve()
-    inside = absolute.is_relative_to(directory.resolve())
-    return str(absolute.relative_to(directory.resolve()) if inside else absolute)
+    absolute, folder = Path(path).resolve(), directory.resolve()
+    if absolute.is_relative_to(folder):
+        absolute = absolute.relative_to(folder)
+    return str(absolute)
 
 
 def read_index(directory: Path) -> Index:

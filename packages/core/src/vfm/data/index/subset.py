@@ -84,7 +84,8 @@ class SubsetView:
             raise UserError(
                 f"{directory / SUBSET_INDEX}: shard {shards.max()} is not in the pool of {num_shards} shards"
             )
-        self.shard_sizes[shards] = index["samples" if draw else "kept_samples"].to_numpy()
+        counted = "samples" if draw else "kept_samples"
+        self.shard_sizes[shards] = index[counted].to_numpy()
         self.shard = lru_cache(SHARDS_IN_MEMORY)(self.read)
 
     def rows(self, shard: int) -> NDArray[np.int64]:
@@ -117,7 +118,8 @@ class SubsetView:
         Raises:
             UserError: the file is missing or damaged, or does not have the samples of the index.
         """
-        columns = ["row", "language", "text_index", *(["uid", "probability"] if self.draw else ["kept"])]
+        columns = ["row", "language", "text_index"]
+        columns += ["uid", "probability"] if self.draw else ["kept"]
         table = subset_schema().empty_table()
         if self.shard_sizes[shard]:
             table = read_subset_shard(self.path, shard, columns)
@@ -126,13 +128,17 @@ class SubsetView:
         elif self.draw.language is not None:
             table = table.filter(pc.equal(table["language"], self.draw.language))
         languages = table["language"].combine_chunks().dictionary_encode()
+        keys = probability = None
+        if self.draw:
+            keys = text_keys(table["uid"], table["language"], table["text_index"])
+            probability = table["probability"].to_numpy()
         texts = ShardTexts(
             table["row"].to_numpy(),
             table["text_index"].to_numpy(),
             languages.indices.to_numpy(zero_copy_only=False).astype(np.int16),
             languages.dictionary.to_pylist(),
-            text_keys(table["uid"], table["language"], table["text_index"]) if self.draw else None,
-            table["probability"].to_numpy() if self.draw else None,
+            keys,
+            probability,
         )
         if len(texts.samples) != self.shard_sizes[shard]:
             raise UserError(

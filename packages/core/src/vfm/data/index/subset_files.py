@@ -11,7 +11,7 @@ If all uids of a file have 32 hexadecimal digits, they are stored as 16 bytes. O
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +167,10 @@ def read_subset(directory: Path, columns: Sequence[str] | None = None) -> Any:
         UserError: a file is missing or damaged.
     """
     schema = pa.schema([subset_schema().field(name) for name in columns or subset_schema().names])
-    return pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in _shards(directory, columns))])
-
-
-def _shards(directory: Path, columns: Sequence[str] | None) -> Iterator[Any]:
+    tables = [schema.empty_table()]
     for shard in read_subset_index(directory)["shard"].unique().to_pylist():
-        yield read_subset_shard(directory, shard, columns)
+        tables.append(read_subset_shard(directory, shard, columns).cast(schema))
+    return pa.concat_tables(tables)
 
 
 def packed_uids(uids: Any) -> Any:

@@ -81,7 +81,8 @@ class Examination:
     def _read(self, shard: Shard) -> Examined:
         form = shard_format(shard.format)
         offsets = form.scan(shard, self.spec)
-        reader = form.open(shard, self.spec, Opening(offsets=[] if offsets is None else [offsets]))
+        opening = Opening() if offsets is None else Opening(offsets=[offsets])
+        reader = form.open(shard, self.spec, opening)
         shard = replace(shard, num_samples=max(len(reader), shard.num_samples))
         bad = list(self._verify(reader, shard)) if self.verify else _lost(reader)
         return Examined(shard, bad, KeySample.of(own_keys(reader), all_known=True), offsets)

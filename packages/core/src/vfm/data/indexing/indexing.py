@@ -208,8 +208,8 @@ def _why(problems: Mapping[tuple[str, int], BadSample], layout: Layout, spec: Da
         "unsafe_path": "; paths must be relative to image_root; absolute ones and addresses need image_root: /",
     }
     first = next(iter(problems.values()))
-    counts = most_common(Counter(bad.reason for bad in problems.values()))
-    return f": {counts}; the first is {first}{hints.get(first.reason, '')}"
+    counts: Counter[str] = Counter(bad.reason for bad in problems.values())
+    return f": {most_common(counts)}; the first is {first}{hints.get(first.reason, '')}"
 
 
 def _first_reads(layout: Layout, spec: DatasetSpec) -> Iterator[tuple[tuple[str, int], Callable[[], Sample]]]:

@@ -129,18 +129,18 @@ class Nouns:
 
         def count_of_verb(word: str) -> int:
             stem = word.removesuffix("ing")
-            bases = (stem, f"{stem}e", irregular_verbs.get(word, "")) if stem != word else ()
-            return max((counts["verb"][base] for base in bases), default=0)
+            if stem == word:
+                return 0
+            bases = (stem, f"{stem}e", irregular_verbs.get(word, ""))
+            return max(counts["verb"][base] for base in bases)
 
-        self.nouns = {
-            word
-            for word, count in counts["noun"].items()
-            if word in listed
-            and len(word) > 2
-            and word not in FUNCTION_WORDS
-            and count > counts["verb"][word] + counts["other"][word]
-            and count >= GERUND * count_of_verb(word)
-        }
+        self.nouns: set[str] = set()
+        for word, as_noun in counts["noun"].items():
+            if word not in listed or len(word) <= 2 or word in FUNCTION_WORDS:
+                continue
+            is_mostly_noun = as_noun > counts["verb"][word] + counts["other"][word]
+            if is_mostly_noun and as_noun >= GERUND * count_of_verb(word):
+                self.nouns.add(word)
 
     def __call__(self, word: str) -> str | None:
         """Find the singular of a word, None if it is not a noun."""
@@ -161,7 +161,11 @@ class WordList:
     """Recognises the words of a list, also with a plural ending `s` or `es`."""
 
     def __init__(self, words: Iterable[str]) -> None:
-        self.forms = {word.lower() + ending: word for ending in ("es", "s", "") for word in words}
+        # Words without an ending come last, so that a listed word is preferred to a plural of another word.
+        self.forms: dict[str, str] = {}
+        listed = list(words)
+        for ending in ("es", "s", ""):
+            self.forms |= {word.lower() + ending: word for word in listed}
 
     def __call__(self, word: str) -> str | None:
         """Find the listed word, None if the word is not listed."""

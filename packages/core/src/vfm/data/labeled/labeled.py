@@ -59,7 +59,7 @@ def index_labeled(config: Labeled, ctx: Context) -> LabeledDataset:
         num_samples=count,
         bad_samples=dict(indexing.counts),
         class_names=spec.class_names,
-        **({"templates": templates} if templates else {}),
+        **_templates_field(templates),
     )
     add_dataset_panels(ctx, labeled, indexing.bad)
     return labeled
@@ -84,14 +84,18 @@ def index_tagged(config: Tagged, ctx: Context) -> TaggedImages:
     add_dataset_panels(ctx, dataset, indexing.bad)
     tags = _tags(Source(images), indexing)
     write_tags(ctx.directory / TAGS_FILE, tags)
+    num_images = [0] * len(spec.class_names)
+    for labels in tags:
+        for label in labels:
+            num_images[label] += 1
     templates = _names_and_templates(config, layout)[1]
     return TaggedImages.create(
         ctx.directory,
         data="images",
         num_samples=count,
         class_names=spec.class_names,
-        num_images=[sum(label in row for row in tags) for label in range(len(spec.class_names))],
-        **({"templates": templates} if templates else {}),
+        num_images=num_images,
+        **_templates_field(templates),
     )
 
 
@@ -112,7 +116,8 @@ def _tags(source: Source, indexing: Indexing) -> list[tuple[int, ...]]:
             tags.append(())
     indexing.bad += bad
     indexing.check_labels()
-    check_bad(indexing.ctx.stage, Counter(row.reason for row in bad), len(source), indexing.max_bad_fraction)
+    counts = Counter(row.reason for row in bad)
+    check_bad(indexing.ctx.stage, counts, len(source), indexing.max_bad_fraction)
     return tags
 
 
@@ -147,6 +152,11 @@ def load_digits(split: Literal["train", "test"]) -> list[tuple[Image.Image, int]
     for grey, label in zip(greys, digits.target[rows], strict=True):
         samples.append((Image.fromarray(grey).convert("RGB"), int(label)))
     return samples
+
+
+def _templates_field(templates: list[str]) -> dict[str, list[str]]:
+    """Make the artifact's field for templates. Without templates it is left out, so that its default applies."""
+    return {"templates": templates} if templates else {}
 
 
 def _layout(config: NamedImages) -> Layout:

@@ -82,9 +82,8 @@ def _image_folder(path: str, images: list[Any]) -> str:
     candidates = []
     for base in (folder, parent):
         candidates += [f"{base}/{split}", f"{base}/images/{split}", f"{base}/images"]
-    names = [
-        str(entry["file_name"]) for entry in images[:NUM_TRIED] if isinstance(entry, dict) and "file_name" in entry
-    ]
+    entries = [entry for entry in images[:NUM_TRIED] if isinstance(entry, dict)]
+    names = [str(entry["file_name"]) for entry in entries if "file_name" in entry]
     for candidate in (*candidates, folder, parent):
         for name in names:
             file = files.join_inside(candidate, name)

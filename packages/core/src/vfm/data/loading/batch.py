@@ -88,7 +88,8 @@ class Batch(Generic[Inputs]):
 
 def stack(samples: Sequence[tuple[str, Inputs]], bad: list[tuple[str, str]]) -> Batch[Inputs]:
     """Stack the (key, inputs) of samples into a batch, with (reason, where) of the skipped samples."""
-    return Batch(_stacked([inputs for _, inputs in samples]), [key for key, _ in samples], bad)
+    keys = [key for key, _ in samples]
+    return Batch(_stacked([inputs for _, inputs in samples]), keys, bad)
 
 
 def _stacked(rows: Sequence[Inputs]) -> Inputs:
@@ -100,7 +101,8 @@ def _stacked(rows: Sequence[Inputs]) -> Inputs:
         parts = [row.parts for row in cast("list[Ragged]", rows)]
         return cast("Inputs", Ragged(tuple(chain.from_iterable(parts))))
     if isinstance(rows[0], tuple):
-        return cast("Inputs", tuple(_stacked(parts) for parts in zip(*cast("Any", rows), strict=True)))
+        columns = zip(*cast("Any", rows), strict=True)
+        return cast("Inputs", tuple(map(_stacked, columns)))
     if isinstance(rows[0], Mapping):
         mappings = cast("Any", rows)
         return cast("Inputs", {key: _stacked([row[key] for row in mappings]) for key in rows[0]})

@@ -18,7 +18,8 @@ class _EvalReader(Reader[Inputs]):
     def read(self, planned: range) -> Batch[Inputs]:
         bad: list[tuple[str, str]] = []
         inputs = []
-        for index, sample in zip(planned, self.samples([(0, index) for index in planned]), strict=True):
+        samples = self.samples([(0, index) for index in planned])
+        for index, sample in zip(planned, samples, strict=True):
             try:
                 inputs.append(self.make_inputs(SampleDraw.of(0, 0, index), sample))
             except BadSample as error:

@@ -36,7 +36,9 @@ def _converted(value: Any, where: str) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return torch.from_numpy(value.copy())  # a copy, because torch warns of read-only arrays
     if isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):
-        return torch.tensor(value.item() if isinstance(value, np.generic) else value)
+        if isinstance(value, np.generic):
+            value = value.item()
+        return torch.tensor(value)
     if isinstance(value, Image.Image):
         if value.mode in ("I", "F"):  # depths or counts, which the conversion to RGB would cut off at 255
             raise UserError(f"{where}: expected an image of 8 or 16 bits, got one of mode {value.mode}; give an array")

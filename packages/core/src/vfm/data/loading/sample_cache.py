@@ -140,6 +140,7 @@ class CacheWriter:
 
     def publish(self, directory: Path, **facts: Any) -> SampleCache:
         """Write the facts, with the caller's facts about producer and crops, and move the shards to the artifact."""
+        bad_samples = Counter(reason for reason, _ in self.bad)
         cache = SampleCache.create(
             directory,
             num_samples=self.num_samples,
@@ -147,7 +148,7 @@ class CacheWriter:
             shape=self.shape,
             dtype=self.dtype,
             samples_per_shard=self.samples_per_shard,
-            bad_samples=dict(sorted(Counter(reason for reason, _ in self.bad).items())),
+            bad_samples=dict(sorted(bad_samples.items())),
             **facts,
         )
         self.folder.rename(directory / CACHE_FOLDER)  # last, so that a crash before it loses no shard from `ctx.work`

@@ -119,10 +119,9 @@ def write_shards(config: ShapeImages, ctx: Context, render: Render) -> list[Shar
     """
     first, total, size = config.start, config.num_samples, config.samples_per_shard
     bounds = [(first + start, first + min(start + size, total)) for start in range(0, total, size)]
-    tasks = [
-        (ctx.work / f"{number:05d}.tar", render, config.world, config.seed, *bound)
-        for number, bound in enumerate(bounds)
-    ]
+    tasks = []
+    for number, bound in enumerate(bounds):
+        tasks.append((ctx.work / f"{number:05d}.tar", render, config.world, config.seed, *bound))
     tars = []
     for (start, stop), path in zip(bounds, _map(_make_shard, tasks, config.runtime.num_workers), strict=True):
         tars.append((path, stop - start))
@@ -152,11 +151,12 @@ def _make_shard(path: Path, render: Render, world: World, seed: int, start: int,
 def _tail_panel(world: World, num_samples: int) -> LinesPanel:
     chances = sorted(combination_probabilities(len(world.combinations), world.zipf).tolist(), reverse=True)
     rank = [float(number) for number in range(1, len(chances) + 1)]
+    expected = [num_samples * chance for chance in chances]
     return LinesPanel(
         title="Head and tail of the synthetic world",
         note=f"Expected images of each colour and shape among {num_samples}, most common first.",
         order=35,
-        series=[Series(name="expected images", x=rank, y=[num_samples * chance for chance in chances])],
+        series=[Series(name="expected images", x=rank, y=expected)],
         x_label="rank of colour and shape",
         y_label="images",
         x_log=True,

@@ -8,6 +8,7 @@ One core draws about 5,000 images of 64 pixels per second, or 1,400 to 2,100 sam
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -126,11 +127,14 @@ def draw_ground(nuisance: Nuisance, size: int) -> Floats:
 
 def _window(centres: list[tuple[float, float]], reach: float, size: int) -> tuple[slice, slice]:
     """Find the rows and columns that objects with this reach can touch, because only these are computed."""
-    columns, rows = (
-        slice(max(0, math.floor((min(line) - reach) * size)), min(size, math.ceil((max(line) + reach) * size)))
-        for line in zip(*centres, strict=True)
-    )
-    return rows, columns
+    x, y = zip(*centres, strict=True)
+    return _span(y, reach, size), _span(x, reach, size)
+
+
+def _span(coordinates: Sequence[float], reach: float, size: int) -> slice:
+    start = math.floor((min(coordinates) - reach) * size)
+    stop = math.ceil((max(coordinates) + reach) * size)
+    return slice(max(0, start), min(size, stop))
 
 
 def _object_coordinates(
@@ -148,7 +152,10 @@ def _object_coordinates(
             closer = distance < nearest
             nearest = np.where(closer, distance, nearest)
             dx, dy = np.where(closer, other_x, dx), np.where(closer, other_y, dy)
-    turn = math.radians(scene.nuisance.angle + (TURNS[scene.orientation] if scene.orientation else 0.0))
+    degrees = scene.nuisance.angle
+    if scene.orientation:
+        degrees += TURNS[scene.orientation]
+    turn = math.radians(degrees)
     cos, sin = math.cos(turn) / radius, math.sin(turn) / radius
     return cos * dx + sin * dy, cos * dy - sin * dx
 
@@ -190,7 +197,8 @@ def _split(x: Floats, y: Floats, gap: float) -> tuple[Floats, Floats, Floats]:
 
 def _pattern(texture: Texture, x: Floats, y: Floats, pixel: float) -> Floats:
     """Compute the opacity of a texture's second colour, in [0, 1], (h, w)."""
-    period = max(0.5 if texture == "striped" else 0.55, 3.2 * pixel)
+    finest = 0.5 if texture == "striped" else 0.55
+    period = max(finest, 3.2 * pixel)
     wave, sharpness = 2 * math.pi / period, 0.25 * period / pixel
     if texture == "striped":
         return _covered(sharpness * np.cos(wave * x))

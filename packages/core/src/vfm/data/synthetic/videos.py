@@ -21,7 +21,7 @@ from vfm.data.synthetic.actions import REVERSED, Action, quantity_of, turning_sh
 from vfm.data.synthetic.datasets import write_shards
 from vfm.data.synthetic.drawing import draw_ground, draw_objects, to_pixels
 from vfm.data.synthetic.sampling import Stream, generator, sample_nuisance
-from vfm.data.synthetic.scene import DIRECTED, Nuisance, Scene, Shape
+from vfm.data.synthetic.scene import DIRECTED, Nuisance, Orientation, Scene, Shape
 from vfm.data.synthetic.stages import ShapesVideos
 from vfm.data.synthetic.world import World
 from vfm.data.videos.formats import list_tar
@@ -112,16 +112,19 @@ def sample_moving(world: World, rng: np.random.Generator, action: Action, num_st
     """Draw a scene. All draws except the direction are the same for both actions of a pair."""
     quantity, direction = quantity_of(action)
     looks = [_look(world, rng, world.shapes) for _ in range(num_still)]
-    mover = _look(world, rng, turning_shapes(world.shapes) if action.startswith("turn") else world.shapes)
-    places, sizes = rng.random((num_still + 1, 2)), rng.uniform(*RADIUS, num_still + 1)
+    shapes = turning_shapes(world.shapes) if action.startswith("turn") else world.shapes
+    mover = _look(world, rng, shapes)
+    # All still shapes are drawn, and then some are left out, so that the number of draws does not vary.
+    positions, sizes = rng.random((num_still + 1, 2)), rng.uniform(*RADIUS, num_still + 1)
     count, middle = int(rng.random() * (num_still + 1)), float(rng.random())
-    still = tuple(
-        (look, (float(x), float(y)), float(size))
-        for look, (x, y), size in zip(looks, 0.15 + 0.7 * places[:-1], sizes[:-1], strict=True)
-    )
-    centre = (float(0.25 + 0.5 * places[-1, 0]), float(0.25 + 0.5 * places[-1, 1]))
+    centres = (0.15 + 0.7 * positions[:-1]).tolist()
+    still = []
+    for look, (x, y), size in zip(looks, centres, sizes[:-1].tolist(), strict=True):
+        still.append((look, (x, y), size))
+    x, y = (0.25 + 0.5 * positions[-1]).tolist()
+    background = sample_nuisance(world, rng)
     return MovingScene(
-        mover, centre, float(sizes[-1]), still[:count], sample_nuisance(world, rng), quantity, direction, middle, speed
+        mover, (x, y), float(sizes[-1]), tuple(still[:count]), background, quantity, direction, middle, speed
     )
 
 
@@ -177,4 +180,5 @@ def _look(world: World, rng: np.random.Generator, shapes: Sequence[Shape]) -> Sc
     shape, colour = shapes[int(first * len(shapes))], world.colours[int(second * len(world.colours))]
     red, green, blue = (0.1 * (part - 0.5) for part in tint)
     nuisance = Nuisance(angle=14 * (tilt - 0.5), tint=(red, green, blue))
-    return Scene(shape, colour, orientation="up" if shape in DIRECTED else None, nuisance=nuisance)
+    orientation: Orientation | None = "up" if shape in DIRECTED else None
+    return Scene(shape, colour, orientation=orientation, nuisance=nuisance)

@@ -53,7 +53,8 @@ def caption_shards(
     if table_kind(paths[0]) == "parquet":
         return spec, (UnreadShard(path, ParquetShard) for path in paths)
     # Converted once, because csv, jsonl and gzip have no random access.
-    stored = spec.model_copy(update={"texts": {language: f"texts_{language}" for language in spec.texts}})
+    texts = {language: f"texts_{language}" for language in spec.texts}
+    stored = spec.model_copy(update={"texts": texts})
     return stored, ((shard, True) for shard in _write_shards(directory, _rows(paths, columns), spec))
 
 

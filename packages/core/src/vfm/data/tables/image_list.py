@@ -166,7 +166,8 @@ class ImageListShard(ShardReader):
         """
         key, image, label, reason = (self.table[name][row].as_py() for name in ("key", "image", "label", "reason"))
         texts = {language: self.table[f"texts.{language}"][row].as_py() for language in self.spec.texts}
-        entry = ImageEntry(key, image, texts, label, BadSample(reason, image) if reason else None)
+        problem = BadSample(reason, image) if reason else None
+        entry = ImageEntry(key, image, texts, label, problem)
         return entry.read(self.spec, with_image=with_image)
 
     def texts(self, rows: Rows, on_bad: OnBad) -> pa.Table:

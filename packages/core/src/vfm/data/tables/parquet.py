@@ -172,7 +172,9 @@ class ParquetShard(ShardReader):
         if with_image:
             value = _value(record[self.image], where) if self.image else None
             image = _image_bytes(value, self.root, where)
-        return Sample(key, uid_from(uid, key), image, texts, label, url if isinstance(url, str) and url else None)
+        if not isinstance(url, str) or not url:
+            url = None
+        return Sample(key, uid_from(uid, key), image, texts, label, url)
 
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:
         """Read the texts of ascending rows in the schema `texts_schema`, by column if the types are plain."""
@@ -217,8 +219,9 @@ class ParquetShard(ShardReader):
         lacking = good.nonzero()[0][uids.is_null().to_numpy(zero_copy_only=False)]
         has_keys = "key" in columns and not self.spec.keys_repeat
         keys = columns["key"].take(lacking).to_pylist() if has_keys else [None] * len(lacking)
-        rows = rows[lacking].tolist()
-        names = [self._name(row) if key is None else str(key) for row, key in zip(rows, keys, strict=True)]
+        names = []
+        for row, key in zip(rows[lacking].tolist(), keys, strict=True):
+            names.append(self._name(row) if key is None else str(key))
         return pc.replace_with_mask(uids, uids.is_null(), uids_of(names))
 
     def _name(self, row: int) -> str:

@@ -265,5 +265,6 @@ def _json_rows(lines: Iterator[str], path: str) -> Iterator[Row | BadSample]:
             yield row
             continue
         # A line contains several rows if the line break between them is damaged.
-        for _ in range(max(1, len(start.findall(line))) if start else 1):
+        num_rows = len(start.findall(line)) if start else 1
+        for _ in range(max(1, num_rows)):
             yield BadSample("broken_json", f"{path}: line {number}")

@@ -204,7 +204,8 @@ class _Content:
                 damaged |= {row_of[key] for key in lacking}
                 by_size = round(gap.rest / mean - sum(lacking.values()) / usual)
                 shifted = {split_name(name)[0] for name in gap.shifted} - names - set(row_of)
-                whole += max(0 if lacking or gap.names else 1, by_size, len(shifted))
+                at_least = 0 if lacking or gap.names else 1
+                whole += max(at_least, by_size, len(shifted))
             lost += [("damaged_header", f"{self.path}: byte {gap.start}")] * whole
         return tuple(sorted(damaged)), lost
 

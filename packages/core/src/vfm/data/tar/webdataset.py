@@ -222,6 +222,8 @@ class TarShard(ShardReader):
         record = captions.decode_json(members["json"], where) if "json" in members else {}
         texts = captions.captions_of_members(self.spec, members, record, where)
         key, url = self.prefix + key_in_tar, record.get("url")
+        if not isinstance(url, str) or not url:
+            url = None
         return Sample(
             key=key,
             uid=uid_from(record.get("uid"), key),
@@ -229,7 +231,7 @@ class TarShard(ShardReader):
             texts=texts,
             label=self._label(members, record, where),
             labels=self._labels(members, record, where),
-            url=url if isinstance(url, str) and url else None,
+            url=url,
         )
 
     def _members(self, ranges: list[tuple[str, int, int]], where: str) -> dict[str, bytes]:
@@ -241,7 +243,8 @@ class TarShard(ShardReader):
             raise BadSample("truncated_shard", where)
         # Members are mostly adjacent, so one read gets all. An unsorted tar needs several reads.
         try:
-            if last - first > MAX_GAP + sum([stop - start for _, start, stop in ranges]):
+            num_bytes = sum([stop - start for _, start, stop in ranges])
+            if last - first > MAX_GAP + num_bytes:
                 return {name: self._read_bytes(start, stop) for name, start, stop in ranges}
             data = self._read_bytes(first, last)
         except RemoteError:
@@ -268,7 +271,8 @@ class TarShard(ShardReader):
             listed = _labels_in_flags(members.get(source, b""), len(self.spec.class_names), where)
         if not isinstance(listed, list):
             raise BadSample("missing_label", where)
-        return tuple(sorted({self.spec.label_of(value, where) for value in listed}))
+        labels = {self.spec.label_of(value, where) for value in listed}
+        return tuple(sorted(labels))
 
 
 def _labels_in_flags(data: bytes, num_classes: int, where: str) -> list[int]:

@@ -151,14 +151,16 @@ def _of_path(root: str, path: str, label: int | str) -> ListedVideo:
     stem, _, extension = path.rpartition(".")
     if extension.lower() not in VIDEO_EXTENSIONS:
         stem = path
-    return _listed(stem, inside if files.exists(inside) else None, label, inside)
+    file = inside if files.exists(inside) else None
+    return _listed(stem, file, label, inside)
 
 
 def _listed(key: str, path: str | None, label: int | str, where: str, identity: str = "") -> ListedVideo:
     identity = identity or key.rpartition("/")[2]
     if path is None:
         return ListedVideo(key, Media(where), label, identity, BadSample("missing_video", where))
-    return ListedVideo(key, frame_folder(path) if files.is_directory(path) else Media(path), label, identity)
+    media = frame_folder(path) if files.is_directory(path) else Media(path)
+    return ListedVideo(key, media, label, identity)
 
 
 def _by_stem(root: str) -> dict[str, str]:

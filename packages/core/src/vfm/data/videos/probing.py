@@ -67,7 +67,8 @@ class _Packets:
 
     def step(self) -> int:
         """Compute the time between consecutive frames, 0 if it varies."""
-        steps = np.unique(np.diff(np.sort([time for time in self.times if time is not None])))
+        times = [time for time in self.times if time is not None]
+        steps = np.unique(np.diff(np.sort(times)))
         return int(steps[0]) if len(steps) == 1 else 0
 
     def rate(self) -> tuple[float, bool]:
