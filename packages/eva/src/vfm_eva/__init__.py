@@ -1,7 +1,8 @@
-"""EVA for vfm: masked pre-training, its targets computed beforehand, and fine-tuning of the encoder.
+"""EVA for vfm: masked pre-training, precomputed targets, and fine-tuning of the encoder.
 
-The classes here are configurations and import no torch. As a library: `pretrain.task` has the pre-training task,
-`targets.teacher` its targets, `pretrain.masks` the masks, `finetune.classifier` the fine-tuning task.
+The classes here are configurations and import no torch. To use the package as a library, see `pretrain.task` for the
+pre-training task, `targets.teacher` for its targets, `pretrain.masks` for the masks, and `finetune.classifier` for the
+fine-tuning task.
 """
 
 from vfm_eva.finetune.stages import EvaFinetune, FinetuneAugmentation
@@ -14,11 +15,11 @@ from vfm_eva.pretrain.parts import (
     Student,
 )
 from vfm_eva.pretrain.stages import EvaClip, EvaPretrain
-from vfm_eva.targets.parts import Augmentation, Codes, EvaTeacher, Features, Pixels, Target
+from vfm_eva.targets.parts import Codes, CropAugmentation, EvaTeacher, Features, Pixels, Target
 from vfm_eva.targets.stages import EvaTargets
 
 __all__ = [
-    "Augmentation", "BlockExactMask", "BlockMask", "Codes", "Decoder", "EvaClip", "EvaFinetune", "EvaPretrain",
+    "BlockExactMask", "BlockMask", "Codes", "CropAugmentation", "Decoder", "EvaClip", "EvaFinetune", "EvaPretrain",
     "EvaTargets", "EvaTeacher", "Features", "FinetuneAugmentation", "Mask", "Pixels", "RandomMask", "Student",
     "Target",
 ]  # fmt: skip

@@ -16,5 +16,5 @@ from vfm_eva.video.stages import EvaVideo
 
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
-    """Return pre-training, its targets, its evaluation, fine-tuning, and dense tasks."""
+    """List the stages for pre-training with its targets and evaluation, fine-tuning, and dense tasks."""
     return [EvaTargets, EvaPretrain, EvaClip, EvaFinetune, EvaVideo, MaskedPatches, *DETECTION, *SEGMENTATION]

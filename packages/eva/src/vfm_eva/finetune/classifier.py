@@ -1,4 +1,4 @@
-"""Fine-tuning for classification as a task for `vfm.train.fit`, with layer-wise learning-rate decay."""
+"""Fine-tuning for classification with layer-wise learning-rate decay, as a task for `vfm.train.fit`."""
 
 # B batch, C classes, L blocks, S side of the image
 
@@ -30,27 +30,27 @@ from vfm_kernels import Kernels, accelerated, padded
 
 __all__ = ["Classifier", "LabeledImages", "encoder_tower", "layer_of"]
 
-AFTER_THE_BLOCKS = sys.maxsize  # whatever their number
+AFTER_THE_BLOCKS = sys.maxsize  # larger than any number of blocks
 BEFORE_THE_BLOCKS = ("cls_token", "reg_token", "mask_token", "pos_embed", "patch_embed", "norm_pre")
 
 
 class Classifier(Task[LabeledImages]):
-    """Cross-entropy of a timm classifier, binary cross-entropy for several labels an image, with layer decay.
+    """Classification with layer decay: cross-entropy, or binary cross-entropy for several labels per image.
 
     Args:
         model: a timm vision transformer with a head.
-        trained: what is trained of the encoder, beside the head and a new norm before it.
+        trained: trainable weights of the encoder. The head and a new norm before it are always trained.
         label_smoothing: share of the target spread evenly over all classes.
-        mixup: alpha of mixup; 0: none.
-        cutmix: alpha of CutMix; 0: none.
+        mixup: alpha of mixup. 0: none.
+        cutmix: alpha of CutMix. 0: none.
         erasing: probability that a rectangle of an image becomes noise.
         batch_norm: put a batch norm without parameters before the head, over all samples of a step.
-        seed: of mixing, and of LoRA's changes.
+        seed: seed of mixing and of LoRA's initial weights.
 
-    Sources: Bao et al. 2021, BEiT (arXiv:2106.08254) for layer decay; Zhang et al. 2017 (arXiv:1710.09412) and Yun et
-    al. 2019 (arXiv:1905.04899) for mixing, as in timm, once for each step; Zhong et al. 2017 (arXiv:1708.04896) for
-    erasing, as in timm, from the seed of each sample; Fang et al. 2022 (arXiv:2211.07636) for the batch norm of a
-    linear probe.
+    Sources: Bao et al. 2021, BEiT (arXiv:2106.08254) for layer decay. Zhang et al. 2017 (arXiv:1710.09412) and Yun et
+    al. 2019 (arXiv:1905.04899) for mixing, as in timm but drawn once per step. Zhong et al. 2017 (arXiv:1708.04896) for
+    erasing, as in timm but drawn from the seed of each sample. Fang et al. 2022 (arXiv:2211.07636) for the batch norm
+    of a linear probe.
     """
 
     def __init__(
@@ -78,24 +78,25 @@ class Classifier(Task[LabeledImages]):
         self.merge = prepare_towers(self.towers, seed=seed)
 
     def forward(self, inputs: LabeledImages) -> tuple[Tensor, Metrics]:
-        """Return the loss of a batch and its accuracy (of mixed images: with respect to the first of the two)."""
+        """Compute loss and accuracy of a batch. For mixed images, accuracy refers to the first of the two labels."""
         pixels, targets, labels = self._augmented(inputs)
         return self._loss(self.model(pixels), targets, labels)
 
     def encode(self, inputs: LabeledImages) -> tuple[Tensor, Metrics]:
-        """Return a zero, or NaN where features are not finite, and the head's inputs with their targets and labels."""
+        """Compute the head's inputs with their targets and labels. The loss is 0, or NaN if features are not finite."""
         pixels, targets, labels = self._augmented(inputs)
         features = self._features(pixels)
         return features.sum() * 0, {"features": features, "targets": targets, "labels": labels}
 
     def replay(
-        self, inputs: LabeledImages, of_head: Sequence[Tensor], of_features: Tensor | None
+        self, inputs: LabeledImages, head_grads: Sequence[Tensor], feature_grads: Tensor | None
     ) -> tuple[Tensor, Metrics]:
-        """Return a value with the given gradients with respect to the head's weights and, if given, to its inputs."""
+        """Compute a scalar whose gradients with respect to the head's weights and inputs are the given gradients."""
         head: Any = self.model.head
-        value = torch.stack([(w * grad).sum() for w, grad in zip(head.linear.parameters(), of_head, strict=True)]).sum()
-        if of_features is not None:
-            value = value + (self._features(self._augmented(inputs)[0]) * of_features).sum()
+        weights = head.linear.parameters()
+        value = torch.stack([(w * grad).sum() for w, grad in zip(weights, head_grads, strict=True)]).sum()
+        if feature_grads is not None:
+            value = value + (self._features(self._augmented(inputs)[0]) * feature_grads).sum()
         return value, {}
 
     def accumulate(
@@ -105,10 +106,10 @@ class Classifier(Task[LabeledImages]):
         backward: Callable[[Tensor], None],
         reseed: Callable[[int], None],
     ) -> Metrics:
-        """Compute the gradients of a step; a batch norm before the head sees all of its samples.
+        """Compute the gradients of a step, with a batch norm before the head over all samples of the step.
 
-        For that, all micro-batches are encoded first, and encoded again for their gradients unless the encoder is
-        frozen.
+        The batch norm needs all micro-batches encoded before the first gradient. They are encoded a second time for
+        the encoder's gradients, unless the encoder is frozen.
         """
         head = self.model.head
         if not isinstance(head, NormedHead) or (len(micro_batches) == 1 and not dist.is_initialized()):
@@ -121,24 +122,26 @@ class Classifier(Task[LabeledImages]):
         features, targets, labels = (torch.cat([part[name] for part in parts]) for name in parts[0])
         features = features.float().requires_grad_()
         loss, metrics = self._loss(head.of_step(features), targets, labels)
-        of_features, *of_head = torch.autograd.grad(loss, [features, *head.linear.parameters()])
+        feature_grads, *head_grads = torch.autograd.grad(loss, [features, *head.linear.parameters()])
         in_head = set(head.parameters())
         is_frozen = not any(weight.requires_grad for weight in self.parameters() if weight not in in_head)
-        shares = torch.split(of_features, [len(batch) for batch in micro_batches])
+        shares = torch.split(feature_grads, [len(batch) for batch in micro_batches])
+        # With a frozen encoder a single backward pass suffices: only the head gets gradients.
         replayed = range(len(micro_batches))[-1:] if is_frozen else range(len(micro_batches))
         for index in replayed:
             reseed(index)
-            own = [grad / len(replayed) for grad in of_head]
-            backward(call(micro_batches[index], self.replay, own, None if is_frozen else shares[index])[0])
+            head_share = [grad / len(replayed) for grad in head_grads]
+            feature_share = None if is_frozen else shares[index]
+            backward(call(micro_batches[index], self.replay, head_share, feature_share)[0])
         return {**metrics, "loss": loss.detach()}
 
     def before_step(self, step: int) -> None:
-        """Set the step of which mixing is drawn."""
+        """Set the step from which mixing is drawn."""
         if self.mix:
             self.mix.step = step
 
     def _augmented(self, inputs: LabeledImages) -> tuple[Tensor, Tensor, Tensor]:
-        """Return normalised, erased and mixed images, their targets and labels; mixing changes the order."""
+        """Normalise, erase and mix images, and return them with targets and labels. Mixing changes the order."""
         pixels, labels = self.preprocess.pixels(inputs.images), inputs.labels
         if self.erase and self.training and inputs.erasing_seeds is not None:
             erase(pixels, inputs.erasing_seeds, self.erase)
@@ -147,7 +150,7 @@ class Classifier(Task[LabeledImages]):
         return pixels, labels, labels
 
     def _features(self, pixels: Tensor) -> Tensor:
-        """Return the head's inputs, (B, D)."""
+        """Compute the head's inputs, (B, D)."""
         model: Any = self.model
         features: Tensor = model.forward_head(model.forward_features(pixels), pre_logits=True)
         return features
@@ -170,11 +173,11 @@ class Classifier(Task[LabeledImages]):
         return padded(self)
 
     def encoder(self) -> PooledVision:
-        """Return the classifier, for evaluations of its features and of its head."""
+        """Wrap the classifier as an encoder, to evaluate its features and its head."""
         return PooledVision(self.model, self.preprocess)
 
     def export(self, directory: Path) -> VisionCheckpoint:
-        """Write the classifier in timm's layout, with its class names and LoRA's changes merged."""
+        """Write the classifier in timm's layout, with its class names and with LoRA weights merged."""
         self.merge()
         if isinstance(self.model.head, NormedHead):
             self.model.head = self.model.head.folded()
@@ -190,15 +193,15 @@ def encoder_tower(
     new: Collection[str] = (),
     rate: Callable[[int], float] | None = None,
 ) -> TrainedTower:
-    """Return what is trained of a timm encoder; a head is not part of it, and has the full rate.
+    """Group the trained weights of a timm encoder. The head is not included, and has the full learning rate.
 
     Args:
-        trained: the choice.
-        root: the module that has the encoder.
-        blocks: name of the encoder's blocks in it.
-        layer: returns the layer of a weight by its name, as `layer_of` does; None: it is part of the head.
-        new: weights of layers that are not frozen.
-        rate: the encoder's own learning rate by step.
+        trained: choice of the trained weights.
+        root: module that contains the encoder.
+        blocks: name of the encoder's blocks in `root`.
+        layer: maps a weight's name to its layer, as `layer_of` does. None: the weight is part of the head.
+        new: names of weights in new layers, which are not frozen.
+        rate: separate learning rate of the encoder by step.
 
     Source: Bao et al. 2021, BEiT (arXiv:2106.08254), for the groups.
     """
@@ -208,22 +211,23 @@ def encoder_tower(
 
 
 def check_trained(trained: Trained, encoder: nn.Module) -> None:
-    """Check a choice against an encoder on the meta device, which is changed; raises UserError."""
+    """Check a choice of trained weights by applying it to an encoder on the meta device. Raises UserError."""
     prepare_towers([encoder_tower(trained, encoder, "blocks", layer_of_encoder)])
 
 
 def _by_layer(root: nn.Module, layer: Callable[[str], int | None], depth: int) -> list[list[str]]:
     layers: list[list[str]] = [[] for _ in range(depth + 2)]
     for name, _ in root.named_parameters():
-        if (number := layer(name)) is not None:
+        number = layer(name)
+        if number is not None:
             layers[min(number, depth + 1)].append(name)
     return layers
 
 
 def layer_of(name: str) -> int:
-    """Return a parameter's layer: 0 before the blocks, b + 1 for block b, AFTER_THE_BLOCKS for the final norm.
+    """Find a parameter's layer: 0 before the blocks, b + 1 for block b, AFTER_THE_BLOCKS for the final norm.
 
-    This is the rule of EVA's code; timm counts a norm before pooling with the last block.
+    This follows EVA's code. timm counts a norm before pooling as part of the last block.
     """
     if name.startswith(BEFORE_THE_BLOCKS):
         return 0
@@ -232,5 +236,5 @@ def layer_of(name: str) -> int:
 
 
 def layer_of_encoder(name: str) -> int | None:
-    """Return `layer_of` a name; None for a head and the norm after pooling, which is new with it."""
+    """Find a parameter's layer, or None for the head and the norm after pooling, which is new like the head."""
     return None if name.startswith(("head.", "fc_norm.")) else layer_of(name)

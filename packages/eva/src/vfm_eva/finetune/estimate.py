@@ -1,4 +1,4 @@
-"""The cost of `eva.finetune` before it runs, and what the costs of other trainings with an encoder share."""
+"""Cost estimate of `eva.finetune`, with helpers for other stages that train from an encoder."""
 
 from __future__ import annotations
 
@@ -26,21 +26,19 @@ from vfm_eva.finetune.finetune import build_classifier, classifier_task
 from vfm_eva.finetune.labeled_images import LabeledImages
 from vfm_eva.finetune.stages import EvaFinetune
 
-OBJECTS = 8  # in an image, as long as the data are not known
+OBJECTS = 8  # assumed objects per image while the data are not known
+ASSUMED = 1000  # assumed number of classes while the data are not known
+Planned = tuple[Task[Any], Callable[[int], Any]]
+"""A task on the meta device, and a function that creates its inputs for a number of samples."""
 
 
 def _ragged(number: int, *shape: int, dtype: torch.dtype) -> Ragged:
-    """Return tensors of one shape, one for each of `number` samples."""
+    """Create `number` tensors of equal shape."""
     return Ragged(tuple(torch.zeros(*shape, dtype=dtype) for _ in range(number)))
 
 
-ASSUMED = 1000  # classes of data that are not known yet
-Planned = tuple[Task[Any], Callable[[int], Any]]
-"""A training on the meta device, and what makes its inputs for a number of samples."""
-
-
 def eva_finetune_cost(config: EvaFinetune, ctx: Preflight) -> Cost:
-    """Return the cost of a training; unknown if its encoder is not known yet."""
+    """Estimate the cost of fine-tuning. It is unknown until the encoder exists."""
     data, names = ctx.artifact(config.data), known_classes(ctx, config.data)
 
     def plan(encoder: VisionCheckpoint) -> Planned:
@@ -48,8 +46,9 @@ def eva_finetune_cost(config: EvaFinetune, ctx: Preflight) -> Cost:
         side, several = task.preprocess.image_size, isinstance(data, TaggedImages)
 
         def inputs(number: int) -> LabeledImages:
-            labels = torch.zeros(number, len(names), dtype=torch.bool) if several else zeros(number)
-            return LabeledImages(images(number, side), labels)
+            if several:
+                return LabeledImages(images(number, side), torch.zeros(number, len(names), dtype=torch.bool))
+            return LabeledImages(images(number, side), zeros(number))
 
         return task, inputs
 
@@ -64,13 +63,13 @@ def estimate_with_encoder(
     *,
     selected: float = 1.0,
 ) -> Cost:
-    """Return the cost of a training that starts from an encoder; unknown if that is not known yet.
+    """Estimate the cost of a training run that starts from an encoder. It is unknown until the encoder exists.
 
     Args:
-        config: of the training, with `encoder` and `data`.
-        ctx: what is known.
-        plan: returns the training for a checkpoint, whose folder may hold a configuration without weights.
-        checkpoint: the encoder, where it is not that of `config.encoder`.
+        config: configuration of the training stage, with `encoder` and `data`.
+        ctx: looks up artifacts that already exist.
+        plan: builds the task for a checkpoint, whose folder may hold a configuration without weights.
+        checkpoint: the encoder, if it differs from `config.encoder`.
         selected: as in `estimate_training`.
     """
     with TemporaryDirectory() as folder:
@@ -85,16 +84,16 @@ def estimate_with_encoder(
 
 
 def known_classes(ctx: Preflight, ref: Ref[Any]) -> list[str]:
-    """Return the names of a dataset's classes; numbers for one that is not known yet."""
+    """List the class names of a dataset, or numbers for a dataset that does not exist yet."""
     data = ctx.artifact(ref)
     return list(data.class_names) if data else [str(number) for number in range(ASSUMED)]
 
 
 def images(number: int, side: int) -> Tensor:
-    """Return pictures, uint8 (number, 3, side, side)."""
+    """Create blank images, uint8 (number, 3, side, side)."""
     return torch.zeros(number, 3, side, side, dtype=torch.uint8)
 
 
 def zeros(*shape: int) -> Tensor:
-    """Return whole numbers."""
+    """Create an int64 tensor of zeros."""
     return torch.zeros(*shape, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The work of `eva.finetune`: the classifier, its weights, the training."""
+"""The work of `eva.finetune`: build a classifier, load the encoder's weights, and train."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def check_eva_finetune(config: EvaFinetune, ctx: Preflight) -> None:
         _check_data(config, data)
     if checkpoint:
         with torch.device("meta"):
-            model = build_classifier(config, checkpoint, data.class_names if data else ["a", "b"])
+            class_names = data.class_names if data else ["a", "b"]  # any names do for shapes
+            model = build_classifier(config, checkpoint, class_names)
             check_trained(config.trained, model)
 
 
@@ -67,7 +68,7 @@ def _check_data(config: EvaFinetune, data: LabeledDataset | TaggedImages) -> Non
 
 
 def finetune_eva(config: EvaFinetune, ctx: Context) -> VisionCheckpoint:
-    """Train the classifier, and leave a panel of its patch features."""
+    """Train the classifier, and add a report panel of its patch features."""
     data = ctx.load(config.data)
     _check_data(config, data)
     tags = read_tags(data) if isinstance(data, TaggedImages) else None
@@ -77,9 +78,9 @@ def finetune_eva(config: EvaFinetune, ctx: Context) -> VisionCheckpoint:
     make = MakeLabeled.of(task.preprocess, augmentation.crop_scale, augmentation.flip, augmentation.rand_augment)
     make = replace(make, labels=tags)
     fit(task, TrainingData.of(config, source, make), config, ctx)
-    made = task.export(ctx.directory)
+    checkpoint = task.export(ctx.directory)
     show_panels(ctx, lambda: pca_sheet(task.encoder(), source, ctx.directory))
-    return made
+    return checkpoint
 
 
 def _task(config: EvaFinetune, ctx: Context, data: LabeledDataset | TaggedImages) -> Classifier:
@@ -93,7 +94,7 @@ def _task(config: EvaFinetune, ctx: Context, data: LabeledDataset | TaggedImages
 
 
 def classifier_task(config: EvaFinetune, model: nn.Module) -> Classifier:
-    """Return the training of a classifier that `build_classifier` built."""
+    """Create the training task for a classifier from `build_classifier`."""
     if config.grad_checkpointing:
         model.set_grad_checkpointing()  # type: ignore[operator]
     return Classifier(
@@ -111,12 +112,12 @@ def classifier_task(config: EvaFinetune, model: nn.Module) -> Classifier:
 def build_classifier(
     config: EvaFinetune, checkpoint: VisionCheckpoint, class_names: Sequence[str], *, independent: bool = False
 ) -> nn.Module:
-    """Build the architecture of a checkpoint with a new head of small weights; the encoder's weights are not loaded.
+    """Build the architecture of a checkpoint with a new head of small weights. Encoder weights are not loaded.
 
     `independent`: an image can have several of the classes.
 
     Raises:
-        UserError: it is no vision transformer, or cannot be built at this size.
+        UserError: if it is no vision transformer, or cannot be built at this size.
     """
     model = build_vision(
         f"local-dir:{checkpoint.path}",
@@ -138,7 +139,7 @@ def build_classifier(
 
 
 def init_head(head: Any, scale: float, seed: int) -> None:
-    """Give a linear head small weights, of standard deviation 0.02 times a scale, and no bias; nothing on `meta`."""
+    """Draw a head's weights with standard deviation 0.02 times `scale`, and zero its bias. Skip heads on `meta`."""
     if not head.weight.is_meta:
         nn.init.trunc_normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
@@ -147,18 +148,19 @@ def init_head(head: Any, scale: float, seed: int) -> None:
 
 
 def load_encoder_weights(checkpoint: VisionCheckpoint, model: nn.Module) -> KeyReport:
-    """Load a checkpoint's weights into a classifier; positions and patches are resampled to its size, as in timm.
+    """Load a checkpoint's weights into a classifier. Positions and patches are resampled to its size, as in timm.
 
-    The final norm of an encoder without a head was trained on single tokens: if the classifier has a norm after the
-    mean over patches, it is new (EVA's rule). A classifier's norm is kept, and so is its head for the same classes.
+    The final norm of an encoder without a head was trained on single tokens. Therefore a classifier's norm after the
+    mean over patches starts anew (EVA's rule). If the checkpoint is a classifier, its norm is loaded, and its head too
+    if the classes are the same.
 
     Raises:
-        UserError: a key is missing, unknown or of another shape.
+        UserError: if a key is missing, unknown or has another shape.
     """
     weights, report = load_state_dict(checkpoint.path / VISION_WEIGHTS_FILE), KeyReport()
     names: list[str] = []
     if checkpoint.num_classes:
-        with torch.device("meta"):  # only its configuration is needed
+        with torch.device("meta"):  # only the configuration is needed
             names = class_names_of(build_vision(f"local-dir:{checkpoint.path}"))
     dropped = {key: "the classifier pools differently" for key in weights if key.startswith("attn_pool.")}
     if not names or names != class_names_of(model):
@@ -166,7 +168,7 @@ def load_encoder_weights(checkpoint: VisionCheckpoint, model: nn.Module) -> KeyR
     if not checkpoint.num_classes and not isinstance(model.fc_norm, nn.Identity):
         norm = (key for key in weights if key.startswith(("norm.", "fc_norm.")))
         dropped |= dict.fromkeys(norm, "trained on single tokens, not on their mean")
-    kept = {key: value for key, value in weights.items() if key not in dropped}
-    transfer_weights(kept, model, TransferRules({}, _NEW, where="encoder", target="the classifier"), report)
+    transferred = {key: value for key, value in weights.items() if key not in dropped}
+    transfer_weights(transferred, model, TransferRules({}, _NEW, where="encoder", target="the classifier"), report)
     report.dropped.update(dropped)
     return report

@@ -1,4 +1,4 @@
-"""The samples of fine-tuning: a random crop with timm's RandAugment, and its label."""
+"""Samples for fine-tuning: a random crop with timm's RandAugment, and its label."""
 
 # B batch, S side of the image
 
@@ -26,23 +26,23 @@ from vfm.plugin import UserError
 
 __all__ = ["LabeledImages", "MakeLabeled", "check_rand_augment", "erase", "seeded_global_generators"]
 
-_GENERATORS_LOCK = RLock()  # the loader's thread augments while the training's thread mixes
+_GENERATORS_LOCK = RLock()  # the loader's thread augments while the training thread mixes
 
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """One image with its label, or a batch."""
+    """An image with its label, or a batch."""
 
     images: Tensor  # (B, 3, S, S) uint8
     labels: Tensor  # (B,), or (B, C) bool
-    erasing_seeds: Tensor | None = None  # (B,) int64, of random erasing, which needs normalised images; None: none
+    erasing_seeds: Tensor | None = None  # (B,) int64, for random erasing, which needs normalised images; None: none
 
 
 @contextmanager
 def seeded_global_generators(seed: int) -> Iterator[None]:
-    """Seed the global generators of Python and NumPy within the context, and restore their states after it.
+    """Seed the global generators of Python and NumPy within the context, and restore their states afterwards.
 
-    timm's augmentations draw from no others. Only one thread at a time enters the context.
+    timm's augmentations draw only from these two. A lock lets one thread at a time enter the context.
     """
     with _GENERATORS_LOCK:
         before = random.getstate(), np.random.get_state()
@@ -57,12 +57,12 @@ def seeded_global_generators(seed: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class MakeLabeled:
-    """Makes the inputs of one sample; crop, flip and augmentation are drawn from the draw's seed.
+    """Creates the inputs of a sample, with crop, flip and augmentation drawn from the draw's seed.
 
     transform: the random crop.
-    mean: grey, 0 to 255, that fills the areas an augmentation leaves empty.
-    rand_augment: in timm's notation; None: no augmentation.
-    labels: of all images of the dataset, (N, C), where they have several; None: a sample has one class.
+    mean: colour, 0 to 255, that fills the areas an augmentation leaves empty.
+    rand_augment: RandAugment in timm's notation. None: no augmentation.
+    labels: labels of all images in the dataset, (N, C), if an image can have several. None: a sample has one class.
     """
 
     transform: ImageTransform
@@ -74,14 +74,14 @@ class MakeLabeled:
     def of(
         cls, preprocess: Preprocess, crop_scale: tuple[float, float], flip: float, rand_augment: str | None
     ) -> MakeLabeled:
-        """Return it for a model's image size, interpolation and mean."""
+        """Create it for a model's image size, interpolation and mean."""
         size, interpolation = preprocess.image_size, preprocess.interpolation
         transform = ImageTransform(size, scale=crop_scale, flip=flip, interpolation=interpolation)
         red, green, blue = (min(255, round(255 * value)) for value in preprocess.mean)
         return cls(transform, (red, green, blue), rand_augment)
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> LabeledImages:
-        """Return the inputs of one sample; raises BadSample."""
+        """Create the inputs of a sample. Raises BadSample."""
         if sample.label is None and self.labels is None:
             raise BadSample("missing_label", sample.key)
         image = decode_image(sample.image, sample.key, max_pixels=self.transform.max_pixels)
@@ -91,18 +91,18 @@ class MakeLabeled:
             with seeded_global_generators(draw.seed):
                 image = augment(image)
         label = torch.tensor(sample.label) if self.labels is None else torch.from_numpy(self.labels[draw.index])
-        # Hashed again: RandAugment has drawn from the sample's seed itself.
+        # Hash the seed again, because RandAugment has already drawn from it.
         seed = SampleDraw.of(draw.seed, draw.step, draw.index).seed
         return LabeledImages(to_tensor(image), label, torch.tensor(seed))
 
 
 def erase(pixels: Tensor, seeds: Tensor, erasing: RandomErasing) -> None:
-    """Erase a rectangle of some normalised images in place, drawn from the seed of each, whatever batch it is in.
+    """Erase a rectangle in some normalised images, in place. The draws depend only on the seed of each image.
 
     Args:
         pixels: (B, 3, S, S).
         seeds: (B,).
-        erasing: timm's, with `device="cpu"`, whose generator draws the noise: CUDA's are for the model.
+        erasing: timm's erasing with `device="cpu"`. The CPU's generator draws the noise, since CUDA's serves the model.
     """
     with torch.random.fork_rng(devices=[]):
         for image, seed in zip(pixels, seeds.tolist(), strict=True):
@@ -115,18 +115,18 @@ def erase(pixels: Tensor, seeds: Tensor, erasing: RandomErasing) -> None:
 def _rand_augment(
     notation: str, size: int, mean: tuple[int, int, int], interpolation: Interpolation
 ) -> Callable[[Image.Image], Image.Image]:
-    """Return RandAugment with the settings of timm's own training."""
+    """Build RandAugment with the settings of timm's training script."""
     settings = {"translate_const": int(size * 0.45), "img_mean": mean, "interpolation": FILTERS[interpolation]}
-    augment: Any = rand_augment_transform(notation, settings)
-    for operation in augment.ops:
+    transform: Any = rand_augment_transform(notation, settings)
+    for operation in transform.ops:
         if operation.name.startswith("Posterize"):
             operation.aug_fn = _posterize
-    made: Callable[[Image.Image], Image.Image] = augment
-    return made
+    augment: Callable[[Image.Image], Image.Image] = transform
+    return augment
 
 
 def _posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
-    """Posterize with at least one bit: timm's largest magnitude is zero bits (black), which Pillow now refuses."""
+    """Posterize with at least one bit: timm's largest magnitude is zero bits (black), which Pillow rejects."""
     posterized: Image.Image = posterize(image, max(1, bits), **settings)
     return posterized
 
@@ -135,7 +135,7 @@ def check_rand_augment(notation: str | None) -> None:
     """Check that timm can parse a RandAugment setting.
 
     Raises:
-        UserError: it cannot.
+        UserError: if it cannot.
     """
     try:
         if notation is not None:

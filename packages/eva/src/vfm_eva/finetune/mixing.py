@@ -1,4 +1,4 @@
-"""Mixup and CutMix, drawn once for a step, of neighbouring samples, so that no cut into micro-batches changes them."""
+"""Mixup and CutMix of neighbouring samples, drawn once per step, so that micro-batches do not change the result."""
 
 # B batch, C classes
 
@@ -15,14 +15,14 @@ __all__ = ["StepMix", "paired"]
 
 
 class StepMix:
-    """timm's mixing with one draw for all micro-batches and processes of a step; set `step` before it.
+    """timm's mixing with a single draw for all micro-batches and processes of a step. Set `step` before each step.
 
     Args:
-        mixup: alpha of mixup; 0: none.
-        cutmix: alpha of CutMix; 0: none.
+        mixup: alpha of mixup. 0: none.
+        cutmix: alpha of CutMix. 0: none.
         label_smoothing: share of the target spread evenly over all classes.
-        num_classes: C.
-        seed: of the draws.
+        num_classes: number of classes, C.
+        seed: seed of the draws.
     """
 
     def __init__(self, mixup: float, cutmix: float, label_smoothing: float, num_classes: int, seed: int) -> None:
@@ -30,16 +30,16 @@ class StepMix:
         self.seed, self.step = seed, 0
 
     def __call__(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mixed images, (B, ...), their targets, (B, C), and the label of the first of the two, (B,); B is even.
+        """Mix images, (B, ...), with even B, and return them with targets, (B, C), and each pair's first label, (B,).
 
-        Their order is that of `paired`.
+        They are returned in the order of `paired`.
         """
         pixels, labels = paired(pixels), paired(labels)
-        with seeded_global_generators(SampleDraw.of(self.seed, self.step, -1).seed):  # samples count from 0
+        with seeded_global_generators(SampleDraw.of(self.seed, self.step, -1).seed):  # -1: no sample has this index
             mixed, targets = self.mix(pixels, labels)
         return mixed, targets, labels
 
 
 def paired(batch: Tensor) -> Tensor:
-    """Return a batch in an order in which timm's `Mixup`, which mixes the first with the last, mixes neighbours."""
+    """Reorder a batch so that timm's `Mixup`, which mixes the first sample with the last, mixes neighbours."""
     return torch.cat([batch[::2], batch[1::2].flip(0)])

@@ -1,4 +1,4 @@
-"""The head of a linear probe: a batch norm without parameters, over all samples of a step, before a linear layer."""
+"""A linear-probe head: a batch norm without parameters over all samples of a step, then a linear layer."""
 
 # B batch, n samples of a step in this process, D width, C classes
 
@@ -13,24 +13,25 @@ __all__ = ["NormedHead"]
 
 
 class NormedHead(nn.Module):
-    """A batch norm without parameters before a linear head; `folded` is one linear layer with the same outputs."""
+    """A batch norm without parameters before a linear head. `folded` merges both into a linear layer."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.norm, self.linear = nn.BatchNorm1d(linear.in_features, affine=False, eps=1e-6), linear
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the score of each class, (B, D) to (B, C); in training of a step of one micro-batch."""
+        """Compute class scores, (B, D) to (B, C). In training the batch must be the whole step."""
         scores: Tensor = self.linear(self.norm(features))
         return scores
 
     def of_step(self, features: Tensor) -> Tensor:
-        """Return the scores of all samples of a step, (n, D) to (n, C), normalised over those of all processes."""
-        scores: Tensor = self.linear(self._normalised(features) if dist.is_initialized() else self.norm(features))
+        """Compute class scores for all samples of a step, (n, D) to (n, C), normalised over all processes."""
+        normalised = self._normalised(features) if dist.is_initialized() else self.norm(features)
+        scores: Tensor = self.linear(normalised)
         return scores
 
     def _normalised(self, features: Tensor) -> Tensor:
-        """Compute what `norm` does in training, with gradients, over the samples of all processes."""
+        """Apply `norm` as in training, with gradients, over the samples of all processes."""
         norm = self.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -46,7 +47,7 @@ class NormedHead(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> nn.Linear:
-        """Return the linear layer that computes the same in evaluation mode."""
+        """Fold norm and linear layer into a linear layer with the same outputs in evaluation mode."""
         linear = nn.Linear(self.linear.in_features, self.linear.out_features)
         mean, var = self.norm.running_mean, self.norm.running_var
         assert mean is not None

@@ -20,13 +20,13 @@ from vfm.plugin import (
     Training,
     VisionCheckpoint,
 )
-from vfm_eva.targets.parts import Augmentation
+from vfm_eva.targets.parts import CropAugmentation
 
 
-class FinetuneAugmentation(Augmentation):
+class FinetuneAugmentation(CropAugmentation):
     """Random crops and flips, and timm's augmentations."""
 
-    crop_scale: CropScale = Field((0.08, 1.0), description="share of the area that a random crop keeps")
+    crop_scale: CropScale = Field((0.08, 1.0), description="fraction of the image area that a random crop covers")
     rand_augment: str | None = Field(
         "rand-m9-mstd0.5-inc1", description="timm's RandAugment in timm's notation; null: none"
     )
@@ -38,10 +38,10 @@ class FinetuneAugmentation(Augmentation):
 
 
 class EvaFinetune(Training):
-    """Fine-tune an encoder as a classifier, all of its weights (EVA's recipe, arXiv:2211.07636, 2303.11331).
+    """Fine-tune all weights of an encoder as a classifier (EVA's recipe, arXiv:2211.07636, 2303.11331).
 
-    Applied twice it is intermediate fine-tuning: a head for other classes is replaced, one for the same classes is
-    trained further.
+    Apply it twice for intermediate fine-tuning: a head for other classes is replaced, and a head for the same classes
+    is trained further.
     """
 
     makes: ClassVar[type[Artifact]] = VisionCheckpoint
@@ -52,8 +52,8 @@ class EvaFinetune(Training):
     kind: Literal["eva.finetune"] = "eva.finetune"
     encoder: Ref[VisionCheckpoint] = Field(description="initial encoder, with or without a head")
     data: Ref[LabeledDataset | TaggedImages] = Field(
-        description="images with one class each (cross-entropy) or several labels (binary cross-entropy); they become"
-        " the head's outputs"
+        description="images with one class each (cross-entropy) or several labels (binary cross-entropy); the classes"
+        " become the head's outputs"
     )
     image_size: int | None = Field(
         None, ge=1, description="pixels; default: the encoder's. Position embeddings are resampled to another size"
@@ -78,11 +78,11 @@ class EvaFinetune(Training):
         0.1,
         ge=0,
         lt=1,
-        description="share of the target spread evenly over all classes; without effect for several labels an image",
+        description="share of the target spread evenly over all classes; no effect for several labels per image",
     )
     augmentation: FinetuneAugmentation = Field(FinetuneAugmentation(), description="augmentation of the images")
-    crop_pct: float = Field(1.0, gt=0, le=1, description="share of the resized image that the evaluation's crop keeps")
-    lr: float = Field(1e-4, ge=0, description="peak learning rate, that of the head")
+    crop_pct: float = Field(1.0, gt=0, le=1, description="share of the resized image that the evaluation crop covers")
+    lr: float = Field(1e-4, ge=0, description="peak learning rate, used for the head")
     optimizer: Optimizer = Field(AdamW(betas=(0.9, 0.999), eps=1e-8), description="optimizer and its settings")
     ema_decay: float | None = Field(
         0.9999,

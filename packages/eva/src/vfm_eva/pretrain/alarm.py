@@ -1,4 +1,4 @@
-"""Warnings about a pre-training that learns nothing; each is raised once."""
+"""Warnings about pre-training runs that learn nothing. Each warning is raised once."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from vfm.plugin import Context
 from vfm.train import Alarm
 
 GRACE = (100, 5000)  # fewest and most steps after the warm-up in which nothing is reported
-GRACE_FRACTION = 0.2  # of the steps, between these bounds
-MIN_GAIN = 0.02  # of the range between a constant and a perfect prediction
-MIN_VARIETY = 0.1  # of that of the targets
-KEPT_GAIN = 0.5  # of the best gain so far
-MAX_LOSS = 0.02  # of the cosine of held-out images, below the best so far
+GRACE_FRACTION = 0.2  # the grace period as a fraction of all steps, clamped to these bounds
+MIN_GAIN = 0.02  # fraction of the range from a constant to a perfect prediction
+MIN_VARIETY = 0.1  # fraction of the targets' variety
+KEPT_GAIN = 0.5  # fraction of the best gain so far that must remain
+MAX_LOSS = 0.02  # largest drop of the held-out cosine below the best so far
 
 
 class HeldOutAlarm:
-    """Warns once in a training if the masked cosine of held-out images has fallen below its best."""
+    """Warns once per training run if the masked cosine of held-out images has fallen below its best."""
 
     def __init__(self) -> None:
         self.best, self.raised = -1.0, False
 
     def check(self, ctx: Context, cosine: float) -> None:
-        """Compare the cosine of one more evaluation."""
+        """Compare the cosine of a new evaluation with the best so far."""
         if cosine < self.best - MAX_LOSS and not self.raised:
             ctx.warn(
-                f"held-out pictures: the masked cosine has fallen from {self.best:.3f} to {cosine:.3f}: the student"
+                f"held-out images: the masked cosine has fallen from {self.best:.3f} to {cosine:.3f}: the student"
                 " overfits its training images; fewer steps, more images, smaller crops (augmentation.crop_scale) or"
                 " student.drop_path may help, and evaluation.keep_best: val/masked_cosine exports the best weights"
             )
@@ -36,18 +36,18 @@ class HeldOutAlarm:
 
 
 class PretrainAlarm(Alarm):
-    """Compares a pre-training with a constant prediction, which ignores the image.
+    """Compares a pre-training run with a constant prediction, which ignores the image.
 
     The best constant prediction has the loss `-R`, where R is the length of the targets' mean direction. EVA-01's
     published curve is below -0.65 after the first of 150 epochs and falls to -0.75 without ever rising. So after a
-    grace period a loss must be below that of the constant prediction and must not rise, and predictions must differ.
-    A line has R of one batch, but the targets' distribution does not change: R is the mean of the lines so far.
+    grace period the loss must be below the constant prediction's and must not rise, and predictions must differ.
+    A log line reports R for a single batch. As the distribution of targets does not change, R is averaged over lines.
 
     Args:
         ctx: the stage's context.
-        warmup_steps: steps of the training's warm-up.
-        num_steps: steps of the training.
-        teacher: of several teachers, the name of the one whose metrics are watched.
+        warmup_steps: number of warm-up steps.
+        num_steps: number of training steps.
+        teacher: name of the teacher whose metrics are watched, if there are several.
     """
 
     def __init__(self, ctx: Context, *, warmup_steps: int, num_steps: int, teacher: str = "") -> None:
@@ -60,10 +60,10 @@ class PretrainAlarm(Alarm):
 
     def check(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Yield at most one problem."""
-        end = f"_{self.teacher}" if self.teacher else ""
-        loss, constant, mutual = (
-            values.get(f"train/{name}{end}") for name in ("loss", "constant_loss", "mutual_cosine")
-        )
+        suffix = f"_{self.teacher}" if self.teacher else ""
+        loss = values.get(f"train/loss{suffix}")
+        constant = values.get(f"train/constant_loss{suffix}")
+        mutual = values.get(f"train/mutual_cosine{suffix}")
         if constant is not None:
             self.lines += 1
             self.mean_constant += (constant - self.mean_constant) / self.lines
@@ -72,29 +72,32 @@ class PretrainAlarm(Alarm):
         constant = self.mean_constant
         self.best_loss = min(self.best_loss, loss)
         variety, target_variety = 1 - mutual, 1 - constant**2
-        gain, best_gain = ((constant - value) / max(1 + constant, 1e-6) for value in (loss, self.best_loss))
-        of = f"teacher {self.teacher}, " if self.teacher else ""
+        scale = max(1 + constant, 1e-6)  # from the constant prediction to a perfect one, whose loss is -1
+        gain, best_gain = (constant - loss) / scale, (constant - self.best_loss) / scale
+        prefix = f"teacher {self.teacher}, " if self.teacher else ""
         if target_variety < 1e-3:
             yield (
                 "equal targets",
-                f"{of}all targets are nearly equal (mutual cosine {constant**2:.4f}): nothing can be learned from them",
+                f"{prefix}all targets are nearly equal (mutual cosine {constant**2:.4f}): nothing can be learned from"
+                " them",
             )
         elif variety < MIN_VARIETY * target_variety:
             yield (
                 "collapse",
-                f"{of}step {step}: predictions have collapsed: their mutual cosine is {mutual:.3f}, that of the targets"
-                f" {constant**2:.3f}; try a lower lr, a longer warm-up or less weight decay",
+                f"{prefix}step {step}: predictions have collapsed: their mutual cosine is {mutual:.3f}, that of the"
+                f" targets {constant**2:.3f}; try a lower lr, a longer warm-up or less weight decay",
             )
         elif gain < MIN_GAIN:
             yield (
                 "constant",
-                f"{of}step {step}: the loss, {loss:.3f}, is no better than that of a constant prediction,"
+                f"{prefix}step {step}: the loss, {loss:.3f}, is no better than that of a constant prediction,"
                 f" {constant:.3f}: nothing is learned from the images; try another lr, or check mask.ratio and"
                 " augmentation",
             )
         elif gain < KEPT_GAIN * best_gain:
             yield (
                 "rising",
-                f"{of}step {step}: the loss rises: it is {loss:.3f}, that of a constant prediction {constant:.3f}, and"
-                " half of the best gain is lost; EVA's curves only fall. Try a lower lr or optimizer.grad_clip_norm",
+                f"{prefix}step {step}: the loss rises: it is {loss:.3f}, that of a constant prediction {constant:.3f},"
+                " and half of the best gain is lost; EVA's curves only fall. Try a lower lr or"
+                " optimizer.grad_clip_norm",
             )

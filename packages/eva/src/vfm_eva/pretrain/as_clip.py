@@ -1,4 +1,4 @@
-"""The work of `eva.clip`: a student with a taught class token and its CLIP teacher's text tower as a CLIP model."""
+"""The work of `eva.clip`: combine a student with a taught class token and its teacher's text tower to a CLIP model."""
 
 # D width of the student, E width of the joint space
 
@@ -41,10 +41,10 @@ MANIFEST_FILE = "manifest.json"
 
 
 def check_eva_clip(config: EvaClip, ctx: Preflight) -> None:
-    """Check that the student's class token is taught by that teacher, and that open_clip can build the student.
+    """Check that the given teacher taught the student's class token, and that open_clip can build the student.
 
     Raises:
-        UserError: it is not, or it cannot.
+        UserError: if a check fails.
     """
     encoder, stage = ctx.artifact(config.encoder), ctx.stage(config.encoder)
     if isinstance(stage, EvaPretrain):
@@ -53,8 +53,11 @@ def check_eva_clip(config: EvaClip, ctx: Preflight) -> None:
         _class_head(encoder, config.teacher_number)
         _check_recorded(config, encoder, ctx.identities.get(config.clip))
     student = _student(encoder, stage, ctx)
-    if student is not None and (found := planned_clip_config(ctx, config.clip)):
-        _check_tower(student, found, str(config.encoder))
+    if student is None:
+        return
+    clip_config = planned_clip_config(ctx, config.clip)
+    if clip_config:
+        _check_tower(student, clip_config, str(config.encoder))
 
 
 def join_eva_clip(config: EvaClip, ctx: Context) -> ClipCheckpoint:
@@ -64,15 +67,15 @@ def join_eva_clip(config: EvaClip, ctx: Context) -> ClipCheckpoint:
 
 
 def clip_of_student(encoder: VisionCheckpoint, clip: ClipModel, teacher_number: int = 0) -> ClipModel:
-    """Return a CLIP model of a student's encoder, its head of the class token, and its teacher's text tower.
+    """Build a CLIP model from a student's encoder, its class token's head, and the teacher's text tower.
 
     Args:
         encoder: a student whose class token was taught.
         clip: the teacher.
-        teacher_number: place of the teacher among those of the training, from 0.
+        teacher_number: index of the teacher in the student's training run, from 0.
 
     Raises:
-        UserError: the class token was not taught by this teacher, or open_clip has no such model.
+        UserError: if this teacher did not teach the class token, or open_clip has no such model.
     """
     weight, bias = _class_head(encoder, teacher_number)
     width = clip.config["embed_dim"]
@@ -91,7 +94,7 @@ def clip_of_student(encoder: VisionCheckpoint, clip: ClipModel, teacher_number: 
 
 
 def _with_tower(clip: Mapping[str, Any], architecture: str, image_size: int) -> dict[str, Any]:
-    """Return open_clip's configuration of a CLIP model with a timm encoder and a linear head as its vision tower."""
+    """Configure an open_clip model whose vision tower is a timm encoder with a linear head."""
     vision_cfg = {
         "timm_model_name": architecture,
         "timm_model_pretrained": False,
@@ -104,10 +107,10 @@ def _with_tower(clip: Mapping[str, Any], architecture: str, image_size: int) -> 
 
 
 def _check_listed(config: EvaClip, student: EvaPretrain) -> None:
-    """Check by the training of the student, which is in the same recipe, that the CLIP model teaches its class token.
+    """Check that the CLIP model teaches the class token of a student that is trained in the same recipe.
 
     Raises:
-        UserError: it does not.
+        UserError: if it does not.
     """
     taught_by, number = student.taught_by, config.teacher_number
     if number >= len(taught_by) or not taught_by[number].class_weight:
@@ -120,17 +123,17 @@ def _check_listed(config: EvaClip, student: EvaPretrain) -> None:
 
 
 def _check_recorded(config: EvaClip, encoder: VisionCheckpoint, identity: str | None) -> None:
-    """Check by the manifest of a saved student that the CLIP model of this identity taught its class token.
+    """Check in the manifest of a saved student that the CLIP model with this identity taught its class token.
 
     Raises:
-        UserError: another one did.
+        UserError: if another model did.
     """
     file = encoder.path / MANIFEST_FILE
     if identity is None or not file.is_file():
         return
     training = store_files.read_record(file, "config", "inputs")
     teachers, number = training["config"].get("teachers") or [], config.teacher_number
-    if number >= len(teachers):  # a copy that another stage has made
+    if number >= len(teachers):  # a copy made by another stage, whose manifest lists no teachers
         return
     name = teachers[number]["teacher"]
     if training["inputs"].get(name) != identity:
@@ -141,7 +144,7 @@ def _check_recorded(config: EvaClip, encoder: VisionCheckpoint, identity: str | 
 
 
 def _student(encoder: VisionCheckpoint | None, stage: Stage | None, ctx: Preflight) -> nn.Module | None:
-    """Return the student without weights; None if it is only known after another stage has run."""
+    """Build the student without weights, or return None if it depends on a stage that has not run."""
     with torch.device("meta"):
         if encoder:
             return build_vision(f"local-dir:{encoder.path}")
@@ -152,10 +155,10 @@ def _student(encoder: VisionCheckpoint | None, stage: Stage | None, ctx: Preflig
 
 
 def _check_tower(student: Any, clip: Mapping[str, Any], encoder: str) -> None:
-    """Check that a student's architecture, built by its name alone as open_clip does, is the student.
+    """Check that building a student by its architecture name alone, as open_clip does, gives the same model.
 
     Raises:
-        UserError: it is not, since the student has further arguments.
+        UserError: if it does not, because the student has further arguments.
     """
     name = student.pretrained_cfg["architecture"]
     tower = blueprint(_with_tower(clip, name, vision_preprocess(student).image_size))
@@ -170,7 +173,7 @@ def _check_tower(student: Any, clip: Mapping[str, Any], encoder: str) -> None:
 
 
 def _class_head(encoder: VisionCheckpoint, teacher_number: int) -> tuple[Tensor, Tensor]:
-    """Return weight, (E, D), and bias, (E,), of the head that predicts a teacher's feature of the image."""
+    """Load weight, (E, D), and bias, (E,), of the head that predicts a teacher's image feature."""
     added, name = read_masked_modelling(encoder.path), f"class_heads.{teacher_number}"
     if f"{name}.weight" not in added:
         raise _no_class_head(str(encoder.path), teacher_number)

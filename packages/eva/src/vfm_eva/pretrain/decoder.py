@@ -1,4 +1,4 @@
-"""EVA-L's light decoder: it predicts masked patches from the encoded visible ones."""
+"""EVA-L's light decoder, which predicts masked patches from the encoded visible patches."""
 
 # B batch, N patches, V visible patches, P prefix tokens, D student width, W decoder width
 
@@ -46,7 +46,7 @@ class MaskDecoder(nn.Module):
         self.pos_embed = nn.Parameter(sincos_positions(grid, width, num_prefix_tokens), requires_grad=False)
 
     def forward(self, tokens: Tensor, index: Tensor, mask_token: Tensor) -> Tensor:
-        """Return the decoded tokens of all patches, (B, N, W).
+        """Decode the tokens of all patches, (B, N, W).
 
         Args:
             tokens: (B, P + V, D), the encoded prefix tokens and visible patches.
@@ -64,6 +64,6 @@ class MaskDecoder(nn.Module):
 
 
 def sincos_positions(grid: tuple[int, int], width: int, num_prefix_tokens: int) -> Tensor:
-    """Return fixed position embeddings, (1, P + N, W), zero for prefix tokens (MAE)."""
+    """Build fixed position embeddings, (1, P + N, W), with zeros for prefix tokens (MAE)."""
     positions = build_sincos2d_pos_embed(list(grid), width)
     return torch.cat([positions.new_zeros(num_prefix_tokens, width), positions])[None]

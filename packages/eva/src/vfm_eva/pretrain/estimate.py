@@ -1,4 +1,4 @@
-"""The cost of `eva.pretrain` before it runs, for `vfm plan --estimate`."""
+"""Cost estimate of `eva.pretrain` for `vfm plan --estimate`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vfm_eva.targets.teacher import PatchTarget, StoredTargets, Teacher
 
 
 def eva_pretrain_cost(config: EvaPretrain, ctx: Preflight) -> Cost:
-    """Return the cost of a training; unknown if a teacher or what it starts from is not known yet."""
+    """Estimate the cost of a training run. It is unknown until the teachers and the initial encoder exist."""
     start = ctx.artifact(config.start) if config.start else None
     if config.start and not start:
         return Cost(unknown=(f"the encoder of {config.start}",))
@@ -33,29 +33,31 @@ def eva_pretrain_cost(config: EvaPretrain, ctx: Preflight) -> Cost:
         teachers.append(teacher)
     with torch.device("meta"):
         task = build_task(config, student, *teachers)
-        for teacher in teachers:  # only now: the meta device, on which widths are found, has no autocast
+        for teacher in teachers:  # after the task, which finds widths on the meta device, where autocast is missing
             if isinstance(teacher, Teacher) and in_bf16:
                 teacher.use_bf16()
     size, grid, masked = task.preprocess.image_size, task.grid, num_masked(config, student)
 
-    def seen(teacher: PatchTarget, number: int) -> tuple[Tensor | None, Tensor | None]:
+    def teacher_inputs(teacher: PatchTarget, number: int) -> tuple[Tensor | None, Tensor | None]:
         if isinstance(teacher, StoredTargets):
             return None, torch.zeros(number, grid[0] * grid[1], teacher.width, dtype=torch.float16)
-        own = (teacher.preprocess or task.preprocess).image_size
-        return (None if own == size else torch.zeros(number, 3, own, own, dtype=torch.uint8)), None
+        side = (teacher.preprocess or task.preprocess).image_size
+        if side == size:
+            return None, None
+        return torch.zeros(number, 3, side, side, dtype=torch.uint8), None
 
     def inputs(number: int) -> EvaInputs:
         images = torch.zeros(number, 3, size, size, dtype=torch.uint8)
-        first, *others = (seen(teacher, number) for teacher in teachers)
+        first, *others = (teacher_inputs(teacher, number) for teacher in teachers)
         bool_mask = torch.zeros(number, grid[0] * grid[1], dtype=torch.bool)
-        return EvaInputs(images, bool_mask, *first, others=tuple(TeacherInputs(*one) for one in others))
+        return EvaInputs(images, bool_mask, *first, others=tuple(TeacherInputs(*tensors) for tensors in others))
 
     assert masked
     return estimate_training(task, inputs, config)
 
 
 def _teacher(entry: EvaTeacher, student: nn.Module, ctx: Preflight) -> PatchTarget | None:
-    """Return a teacher without weights, or the targets that an earlier stage stores; None if it is not known."""
+    """Build a teacher without weights, or the targets that an earlier stage stores. None if it is not known yet."""
     if entry.targets:
         return _stored(entry.targets, ctx)
     model = planned_encoder(ctx, entry.teacher) if entry.teacher else None
@@ -67,9 +69,13 @@ def _teacher(entry: EvaTeacher, student: nn.Module, ctx: Preflight) -> PatchTarg
 
 
 def _stored(ref: Ref[SampleCache], ctx: Preflight) -> StoredTargets | None:
-    if cache := ctx.artifact(ref):
+    cache = ctx.artifact(ref)
+    if cache:
         return StoredTargets(cache.shape[-1])
     stage = ctx.stage(ref)
-    if not isinstance(stage, EvaTargets) or (model := planned_encoder(ctx, stage.teacher)) is None:
+    if not isinstance(stage, EvaTargets):
+        return None
+    model = planned_encoder(ctx, stage.teacher)
+    if model is None:
         return None
     return StoredTargets(stage.components or stage.target.build(None, model).width)

@@ -1,4 +1,4 @@
-"""The work of `eval.masked_patches`: how well masked patches of pictures outside the training set are predicted.
+"""The work of `eval.masked_patches`: evaluate predictions of masked patches on images outside the training set.
 
 Source: EVA's released code validates with a fixed mask of every second patch (arXiv:2211.07636).
 """
@@ -39,7 +39,7 @@ ENDS = (0.025, 0.975)
 
 
 def check_masked_patches(config: MaskedPatches, ctx: Preflight) -> None:
-    """Check that a teacher has the target, that models to be evaluated on their own have one, and a head if they exist.
+    """Check that the teacher has the target, and that known models have a head of its width.
 
     Raises:
         UserError: the first mistake.
@@ -53,7 +53,7 @@ def check_masked_patches(config: MaskedPatches, ctx: Preflight) -> None:
     for ref in config.models:
         model, maker = ctx.artifact(ref), ctx.stage(ref)
         if model:
-            added = _kept(read_masked_modelling(model.path), ref)
+            added = _token_and_head(read_masked_modelling(model.path), ref)
             if teacher:
                 check_width(len(added["head.weight"]), teacher.width, ref)
         elif isinstance(maker, EvaPretrain) and maker.encode == "visible":
@@ -61,10 +61,10 @@ def check_masked_patches(config: MaskedPatches, ctx: Preflight) -> None:
 
 
 def evaluate_masked_patches(config: MaskedPatches, ctx: Context, encoders: Mapping[str, Any]) -> Evaluated:
-    """Evaluate encoders by the mean cosine of prediction and target over masked patches.
+    """Evaluate encoders by the mean cosine between prediction and target over masked patches.
 
     Raises:
-        UserError: an encoder has no mask token and head, or there is no teacher.
+        UserError: if an encoder has no mask token and head, or there is no teacher.
     """
     teacher = load_teacher(ctx.load(config.teacher), config.target) if config.teacher else None
     paths = {str(ref).rstrip("/").rpartition("/")[2]: ctx.load(ref).path for ref in config.models}
@@ -76,10 +76,10 @@ def evaluate_masked_patches(config: MaskedPatches, ctx: Context, encoders: Mappi
                 raise UserError(
                     f"{name}: eval.masked_patches evaluates a student in eva.pretrain, or models with a teacher"
                 )
-            added = _kept(read_masked_modelling(paths[name]), name)
+            added = _token_and_head(read_masked_modelling(paths[name]), name)
             check_width(len(added["head.weight"]), teacher.width, name)
             task = _task_of(encoder, added, teacher)
-        predictors[name] = Predictor(task, teacher)
+        predictors[name] = MaskedCosineEncoder(task, teacher)
     data = ctx.load(config.data)
     images = encode_dataset(ctx, open_dataset(data), predictors, config.reading)
     leave_to_first()
@@ -94,14 +94,14 @@ def evaluate_masked_patches(config: MaskedPatches, ctx: Context, encoders: Mappi
 
 
 @dataclass(frozen=True)
-class Predictor:
-    """A student as an encoder of images whose one feature is the cosine of its masked patches."""
+class MaskedCosineEncoder:
+    """A student wrapped as an image encoder with a single feature, the mean cosine of the masked patches."""
 
     task: EvaTask
-    teacher: Teacher | None = None  # None: that of the task
+    teacher: Teacher | None = None  # None: the task's teacher
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
-        """Return the mean cosine of each image's masked patches, (I, 1) on the CPU."""
+        """Compute the mean cosine of each image's masked patches, (I, 1) on the CPU."""
         task, device = self.task, self.task.mask_token.device
         teacher = self.teacher or task.teacher
         if not isinstance(teacher, Teacher):
@@ -114,16 +114,17 @@ class Predictor:
         parts = []
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
-            own, other = (_fitted(chunk, model.preprocess).to(device) for model in (task, teacher))
+            student_images = _fitted(chunk, task.preprocess).to(device)
+            teacher_images = _fitted(chunk, teacher.preprocess).to(device)
             bool_mask = every_second_patch(task.grid).to(device).expand(len(chunk), -1)
-            inputs = EvaInputs(own, bool_mask, other)
+            inputs = EvaInputs(student_images, bool_mask, teacher_images)
             parts.append(task.masked_cosines(inputs, teacher.targets(inputs, task.grid)).float().cpu())
         task.train(was_training)
         return torch.cat(parts)[:, None]
 
 
 def every_second_patch(grid: tuple[int, int]) -> Tensor:
-    """Return EVA's validation mask, (1, N): every second patch in the order of rows is masked."""
+    """Build EVA's validation mask, (1, N): every second patch in row order is masked."""
     return (torch.arange(grid[0] * grid[1]) % 2 == 0)[None]
 
 
@@ -137,15 +138,16 @@ def _task_of(encoder: PooledVision, added: Mapping[str, Tensor], teacher: Teache
     return task.to(next(encoder.module.parameters()).device)
 
 
-def _kept(added: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+def _token_and_head(added: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     if not added or any(key.startswith("decoder.") for key in added):
-        raise UserError(f"{name}: {_HAS_DECODER if added else 'has no mask token and head'}; {_EXPECTED}")
-    return {key: added[key] for key in ("mask_token", "head.weight", "head.bias")}  # those of the first teacher
+        problem = _HAS_DECODER if added else "has no mask token and head"
+        raise UserError(f"{name}: {problem}; {_EXPECTED}")
+    return {key: added[key] for key in ("mask_token", "head.weight", "head.bias")}  # the first teacher's head
 
 
 @dataclass(frozen=True)
 class MeanScore:
-    """One metric of one model: `values`, (I,), one per image; models are compared on the same images."""
+    """A metric of a model with one value per image, `values`, (I,). Models are compared on the same images."""
 
     metric: str
     values: NDArray[np.float64]
@@ -153,7 +155,7 @@ class MeanScore:
 
     @property
     def value(self) -> float:
-        """The mean."""
+        """Mean of the values."""
         return float(self.values.mean())
 
     @property
@@ -162,12 +164,12 @@ class MeanScore:
         return len(self.values)
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
-        """Return the 95 % interval, percentiles of the means of resampled images."""
+        """Compute the 95 % bootstrap interval: percentiles of the mean over resampled images."""
         low, high = np.quantile(_means(self.values, seed), ENDS).tolist()
         return low, high
 
     def difference(self, baseline: MeanScore, seed: int = 0) -> Difference:
-        """Return this minus the baseline's; p is twice the share of resamples on the wrong side of 0."""
+        """Compare with a baseline. p is twice the fraction of resampled differences on the wrong side of 0."""
         gaps = _means(self.values - baseline.values, seed)
         low, high = np.quantile(gaps, ENDS).tolist()
         beyond = min(int((gaps <= 0).sum()), int((gaps >= 0).sum()))

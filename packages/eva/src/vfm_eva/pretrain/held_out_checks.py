@@ -1,4 +1,4 @@
-"""Checks that `eval.masked_patches` fits the training that it evaluates."""
+"""Checks that `eval.masked_patches` fits the training run that it evaluates."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def check_held_out(config: EvaPretrain, known: Known) -> None:
     """Check that evaluations of masked patches have a teacher, with as many channels as the student predicts.
 
     Args:
-        config: the training.
-        known: returns an input, None if it does not exist yet: `Preflight.artifact` or `Context.load`.
+        config: the training stage.
+        known: looks up an input, or returns None if it does not exist yet: `Preflight.artifact` or `Context.load`.
 
     Raises:
-        UserError: they have not.
+        UserError: if a teacher is missing or its width differs.
     """
     first = config.taught_by[0]
     for evaluation in config.evaluation.tasks:
@@ -37,8 +37,8 @@ def check_held_out(config: EvaPretrain, known: Known) -> None:
             if first.targets:
                 raise UserError(f"{where}: the training has stored targets; set teacher, whose features they are")
         elif (evaluation.teacher, evaluation.target) != (first.teacher, first.target):
-            own = EvaTeacher(teacher=evaluation.teacher, target=evaluation.target)
-            predicted, width = (_width(entry, known) for entry in (first, own))
+            predicted = _width(first, known)
+            width = _width(EvaTeacher(teacher=evaluation.teacher, target=evaluation.target), known)
             if predicted and width:
                 check_width(predicted, width, where)
 
@@ -47,14 +47,14 @@ def check_width(predicted: int, width: int, where: str) -> None:
     """Check that a head predicts as many channels as a teacher's features have.
 
     Raises:
-        UserError: it does not.
+        UserError: if it does not.
     """
     if predicted != width:
         raise UserError(f"{where}: its head predicts {predicted} channels, the features of teacher have {width}")
 
 
 def _width(entry: EvaTeacher, known: Known) -> int | None:
-    """Return the channels of a target; None if it does not exist yet."""
+    """Find the number of channels of a target, or None if it does not exist yet."""
     source = known(entry.teacher or entry.targets) if entry.target.has_features else None  # type: ignore[arg-type]
     if source is None:
         return None

@@ -11,9 +11,9 @@ from vfm_eva.targets.parts import Features
 
 
 class MaskedPatches(ModelEvaluation):
-    """Evaluate masked pre-training on other pictures: the cosine of predictions of every second patch, as EVA does.
+    """Evaluate masked pre-training on held-out images by the cosine of predictions for every second patch, as in EVA.
 
-    In a pre-training's `evaluation.tasks` it warns if the student overfits a small set of images; with
+    In `evaluation.tasks` of a pre-training stage it warns if the student overfits a small set of images. With
     `keep_best: val/masked_cosine` the best weights are exported.
     """
 
@@ -27,8 +27,8 @@ class MaskedPatches(ModelEvaluation):
     models: list[Ref[VisionCheckpoint]] = Field(  # type: ignore[assignment]
         [], description="encoders with their mask token and head; omitted in `evaluation.tasks`"
     )
-    data: Ref[ImageDataset] = Field(description="pictures that the student is not trained on")
+    data: Ref[ImageDataset] = Field(description="images that the student is not trained on")
     teacher: Ref[ClipCheckpoint | VisionCheckpoint] | None = Field(
-        None, description="encoder whose features are the target; default: that of the training, if it runs one"
+        None, description="encoder whose features are the target; default: the teacher used in training, if any"
     )
     target: Features = Field(Features(), description="which of the teacher's features")

@@ -1,4 +1,4 @@
-"""The masks of a training: drawn for a whole step at once, each from the seed of its sample."""
+"""Masks for training, drawn for a whole step at once, each from the seed of its sample."""
 
 # B batch, N patches
 
@@ -20,17 +20,17 @@ __all__ = ["MaskedData", "Masks", "block_exact_masks", "block_masks", "random_ma
 
 
 def block_masks(mask: Mask, seeds: Tensor, grid: tuple[int, int], num_masked: int) -> Tensor:
-    """Return masks of rectangles, (B, N), with at most `num_masked` patches."""
+    """Draw masks of rectangles, (B, N), with at most `num_masked` patches."""
     return block_mask(seeds, grid, num_masked)
 
 
 def block_exact_masks(mask: Mask, seeds: Tensor, grid: tuple[int, int], num_masked: int) -> Tensor:
-    """Return masks of rectangles, (B, N), with exactly `num_masked` patches."""
+    """Draw masks of rectangles, (B, N), with exactly `num_masked` patches."""
     return block_mask_exact(seeds, grid, num_masked)
 
 
 def random_masks(mask: Mask, seeds: Tensor, grid: tuple[int, int], num_masked: int) -> Tensor:
-    """Return masks of single patches, (B, N), with exactly `num_masked` patches."""
+    """Draw masks of single patches, (B, N), with exactly `num_masked` patches."""
     return random_mask(seeds, grid, num_masked)
 
 
@@ -40,7 +40,7 @@ class Masks:
 
     config: the kind of mask.
     grid: rows and columns of the student's patches.
-    num_masked: patches to mask; `block` masks may have a few fewer.
+    num_masked: number of patches to mask. `block` masks may have a few fewer.
     """
 
     config: Mask
@@ -48,8 +48,8 @@ class Masks:
     num_masked: int
 
     def add(self, batches: Sequence[Batch[EvaViews]]) -> list[Batch[EvaInputs]]:
-        """Return the batches with their masks."""
-        # All at once: a mask drawn together with many others takes a tenth of the time of one drawn alone.
+        """Draw masks for the batches and add them."""
+        # Draw all masks at once: a mask in a large group takes a tenth of the time of a mask drawn alone.
         seeds = [batch.inputs.mask_seed for batch in batches]
         drawn: Tensor = self.config.build(torch.cat(seeds), self.grid, self.num_masked)
         masks = torch.split(drawn, [len(part) for part in seeds])
@@ -64,7 +64,7 @@ def _with_mask(batch: Batch[EvaViews], mask: Tensor) -> Batch[EvaInputs]:
 
 @dataclass(frozen=True)
 class MaskedData:
-    """The steps of `data` with their masks, for `fit`."""
+    """Training data for `fit`: the steps of `data` with masks."""
 
     data: Data[EvaViews]
     masks: Masks
@@ -72,9 +72,9 @@ class MaskedData:
     def steps(
         self, start_step: int, num_steps: int, *, rank: int = 0, world_size: int = 1, micro_batch_size: int
     ) -> Iterator[list[Batch[EvaInputs]]]:
-        """Yield the steps of `data`; a mask depends only on (seed, step, sample)."""
+        """Yield the steps of `data` with masks. A mask depends only on (seed, step, sample)."""
         steps = self.data.steps(
             start_step, num_steps, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size
         )
-        # The masks of a step are drawn in a thread during the step before, so that the training does not wait.
+        # Masks are drawn in a thread during the previous step, so that training does not wait for them.
         return prefetch(map(self.masks.add, steps), 1, "masks")

@@ -1,4 +1,4 @@
-"""One teacher's part of a student's loss: its targets, how predictions are compared with them, and its weight."""
+"""The part of a student's loss that comes from one teacher: targets, comparison with predictions, and weight."""
 
 # B batch, N patches, K masked patches at most, T width of the target
 
@@ -17,25 +17,25 @@ from vfm_kernels import gather_tokens, resultant_length, token_cosine
 
 
 @dataclass(frozen=True)
-class Targets:
-    """A teacher's features of a batch."""
+class TeacherFeatures:
+    """A teacher's features for a batch, which the student predicts."""
 
     patches: Tensor  # (B, K, T)
     image: Tensor | None = None  # (B, T)
 
 
 class Objective(nn.Module):
-    """What a student learns from one teacher, with the heads that predict it.
+    """The loss for a single teacher, with the heads that predict its features.
 
     Args:
-        teacher: makes the targets.
-        weight: of this teacher's loss.
-        class_weight: weight of the class token's loss relative to the masked patches; 0: it is not taught.
-        phi_s: standardises the targets, whose squared error is then the loss; None: the target's own loss.
-        name: ends the names of its metrics if the student has several losses.
+        teacher: computes the targets.
+        weight: weight of this teacher's loss.
+        class_weight: weight of the class token's loss relative to the masked patches. 0: it is not taught.
+        phi_s: standardises the targets. The loss is then their squared error. None: the loss of the target.
+        name: suffix of its metrics' names if the student has several losses.
 
-    Source: EVA (arXiv:2211.07636) for the cosine; AM-RADIO (arXiv:2312.06709) for several teachers with a head each and
-    for the summary, whose loss is the cosine; PHI-S (arXiv:2410.01680) for the squared error.
+    Source: EVA (arXiv:2211.07636) for the cosine, AM-RADIO (arXiv:2312.06709) for several teachers with a head each and
+    for the cosine loss of the image feature, PHI-S (arXiv:2410.01680) for the squared error.
     """
 
     head: nn.Linear
@@ -54,13 +54,13 @@ class Objective(nn.Module):
         self.phi_s = phi_s
 
     def add_heads(self, width: int, class_width: int) -> None:
-        """Add the heads of patches and, if it is taught, of the class token, for a student of these channels."""
+        """Add a head for patches and, if the class token is taught, a head for it, with these input widths."""
         self.head = nn.Linear(width, self.teacher.width)
         self.class_head = nn.Linear(class_width, self.teacher.width) if self.class_weight else None
 
     @property
     def statistics(self) -> Statistics | None:
-        """What is fitted to features before the training."""
+        """Statistics to fit to features before training starts."""
         return self.phi_s or self.teacher.statistics
 
     @property
@@ -68,30 +68,30 @@ class Objective(nn.Module):
         """Whether the loss of patches is a negative cosine."""
         return self.phi_s is None and self.teacher.is_cosine
 
-    def targets(self, inputs: EvaInputs, grid: tuple[int, int], index: Tensor) -> Targets:
-        """Return the targets of a batch at `index`, (B, K)."""
+    def targets(self, inputs: EvaInputs, grid: tuple[int, int], index: Tensor) -> TeacherFeatures:
+        """Compute the targets of a batch at the patches `index`, (B, K)."""
         if self.class_weight:
             assert isinstance(self.teacher, Teacher)
             patches, image = self.teacher.patches_and_image(inputs, grid)
-            return Targets(gather_tokens(patches, index), image)
-        return Targets(gather_tokens(self.teacher.targets(inputs, grid), index))
+            return TeacherFeatures(gather_tokens(patches, index), image)
+        return TeacherFeatures(gather_tokens(self.teacher.targets(inputs, grid), index))
 
     def standardised(self, target: Tensor) -> Tensor:
-        """Return targets, (..., T), as the loss compares them."""
+        """Standardise targets, (..., T), if the loss compares them so."""
         if self.phi_s is None:
             return target
-        device = "cpu" if target.is_meta else target.device.type  # torch has no autocast of shapes alone
-        with torch.autocast(device, enabled=False):  # a matrix product, which autocast would round to bf16
+        device = "cpu" if target.is_meta else target.device.type  # torch has no autocast for the meta device
+        with torch.autocast(device, enabled=False):  # autocast would round the matrix product to bf16
             standardised: Tensor = self.phi_s(target)
         return standardised
 
     def patch_loss(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-        """Return the mean loss over the counted patches, for the arguments of `PatchTarget.patch_loss`."""
+        """Compute the mean loss over the counted patches. Arguments are as in `PatchTarget.patch_loss`."""
         compare = self.teacher.patch_loss if self.phi_s is None else squared_error
         return compare(prediction, target, counted)
 
     def metrics(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Metrics:
-        """Return metrics beside the loss, as `PatchTarget.metrics` does."""
+        """Compute further metrics, as `PatchTarget.metrics` does."""
         if self.phi_s is None:
             return self.teacher.metrics(prediction, target, counted)
         mutual = resultant_length(prediction.detach(), counted) ** 2
@@ -102,9 +102,9 @@ class Objective(nn.Module):
 
 
 def image_loss(prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Return the negative cosine of the images' features; an image weighs as many patches as are counted in it.
+    """Compute the negative cosine of image features, weighted by the number of counted patches of each image.
 
-    So the loss of a step does not depend on how it is cut into micro-batches, as that of the patches.
+    With these weights the loss of a step does not depend on how it is cut into micro-batches, like the patch loss.
 
     Args:
         prediction: (B, T).

@@ -1,4 +1,4 @@
-"""Panels of a pre-training: images, their masks, and the cosine of each patch's prediction."""
+"""Report panels for pre-training: images, their masks, and the cosine of each patch's prediction."""
 
 # B batch, N patches, S side of the image
 
@@ -24,28 +24,28 @@ STRIPES = (215, 245)  # alternating greys
 
 
 def cosine_sheet(task: EvaTask, source: Source, make: Make[EvaViews], masks: Masks, directory: Path) -> ImagesPanel:
-    """Write images, masked images and cosine maps side by side into `directory`; return their panel."""
+    """Write images, masked images and cosine maps side by side into `directory`, and build their panel."""
     first = next(iter(eval_batches(source, make, min(NUM_PICTURES, len(source)))))
     (batch,) = masks.add([first])
     inputs, device = batch.inputs, task.mask_token.device
     cosines = task.eval().cosine_map(map_tensors(inputs, lambda tensor: tensor.to(device))).cpu()
     low = np.floor(10 * cosines.min().item()) / 10
     high = max(np.ceil(10 * cosines.max().item()) / 10, low + 0.1)
-    pictures = []
+    sheets = []
     for number, (image, bool_mask, cosine) in enumerate(zip(inputs.images, inputs.bool_mask, cosines, strict=True)):
         drawn = triptych(image, bool_mask, (cosine - low) / (high - low), task.grid)
         caption = f"mean cosine {cosine[bool_mask].mean():.2f} of masked patches"
-        pictures.append(PanelImage(file=_saved(drawn, directory, f"cosine-{number}"), caption=caption))
+        sheets.append(PanelImage(file=_saved(drawn, directory, f"cosine-{number}"), caption=caption))
     note = (
         "The student's input, its mask (striped), and the cosine between prediction and target of every patch:"
         f" {low:.1f} is black, {high:.1f} is pale yellow."
     )
     title = "Masked patches and their predictions"
-    return ImagesPanel(title=title, note=note, pictures=pictures, width=3 * MAP_SIDE + 2 * MAP_GAP)
+    return ImagesPanel(title=title, note=note, pictures=sheets, width=3 * MAP_SIDE + 2 * MAP_GAP)
 
 
 def triptych(image: Tensor, bool_mask: Tensor, heat: Tensor, grid: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return image, masked image and heat map side by side.
+    """Draw image, masked image and heat map side by side.
 
     Args:
         image: (3, S, S) uint8.
@@ -56,15 +56,15 @@ def triptych(image: Tensor, bool_mask: Tensor, heat: Tensor, grid: tuple[int, in
     Returns:
         (S', 3 S' + 2 MAP_GAP, 3) uint8, where S' is a multiple of S and at least `MAP_SIDE`.
     """
-    picture = enlarge(image.permute(1, 2, 0).numpy())
-    side = len(picture)
+    enlarged = enlarge(image.permute(1, 2, 0).numpy())
+    side = len(enlarged)
     hidden = _on_pixels(bool_mask, grid, side) > 0.5
-    masked = np.where(hidden[..., None], _stripes(side), picture)
-    return side_by_side(picture, masked, _heat(heat, grid, side))
+    masked = np.where(hidden[..., None], _stripes(side), enlarged)
+    return side_by_side(enlarged, masked, _heat(heat, grid, side))
 
 
 def _saved(drawn: NDArray[np.uint8], directory: Path, name: str) -> str:
-    """Write an image; return its path in `directory`, as a panel stores it."""
+    """Write an image, and return its path relative to `directory`, as panels store it."""
     file = f"pictures/{name}.png"
     (directory / file).parent.mkdir(exist_ok=True)
     Image.fromarray(drawn).save(directory / file)
@@ -72,13 +72,13 @@ def _saved(drawn: NDArray[np.uint8], directory: Path, name: str) -> str:
 
 
 def _heat(values: Tensor, grid: tuple[int, int], side: int) -> NDArray[np.uint8]:
-    """Return values of patches, (N,), in [0, 1], as an image (side, side, 3)."""
+    """Draw patch values, (N,), in [0, 1], as a colour image (side, side, 3)."""
     colours: NDArray[np.uint8] = (255 * colormaps["magma"](_on_pixels(values, grid, side))[..., :3]).astype(np.uint8)
     return colours
 
 
 def _stripes(side: int) -> NDArray[np.uint8]:
-    """Return the fill of masked patches, (S', S', 1): unlike plain grey, stripes are not mistaken for the image."""
+    """Draw the fill of masked patches, (S', S', 1): unlike plain grey, stripes are not mistaken for the image."""
     diagonal = np.add.outer(np.arange(side), np.arange(side)) * MAP_SIDE // side
     return np.where(diagonal // 3 % 2, *STRIPES).astype(np.uint8)[..., None]
 

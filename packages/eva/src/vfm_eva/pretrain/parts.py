@@ -1,4 +1,4 @@
-"""Parts of the configurations of EVA: targets, teachers, masks, augmentations, the student's start and its decoder."""
+"""Parts of EVA's configurations: masks, the student's initialization and regularization, and the decoder."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.plugin import (
-    Config,
-    Part,
-)
+from vfm.plugin import Config, Part
 
 Init = Literal["timm", "eva01", "eva02", "mae"]
 
 
 class Mask(Part):
-    """The masks. `build(seeds, grid, num_masked)` returns (B, N) booleans, True = masked, one row per seed."""
+    """Base class of masks. `build(seeds, grid, num_masked)` returns (B, N) booleans, True = masked, a row per seed."""
 
     equal_counts: ClassVar[bool] = True  # every mask hides exactly `num_masked` patches
 
@@ -23,7 +20,7 @@ class Mask(Part):
 
 
 class BlockMask(Mask):
-    """EVA's rectangles (BEiT); a mask may hide a few patches fewer."""
+    """EVA's rectangles (BEiT). A mask may hide a few patches fewer than asked for."""
 
     equal_counts: ClassVar[bool] = False
     type: Literal["block"] = Field("block", description="EVA's rectangles")
@@ -45,14 +42,14 @@ class RandomMask(Mask):
 
 
 class Student(Config):
-    """How the student starts and is regularised."""
+    """Initial weights and regularization of the student."""
 
     init: Init = Field("timm", description="initial weights: as in timm, or as in the code of EVA, EVA-02 or EVA-L")
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="probability to skip the last block; falls linearly to 0 at the first"
     )
     patch_embed_grad: float = Field(
-        1.0, gt=0, le=1, description="factor of the patch embedding's gradient; EVA-02 has 0.1"
+        1.0, gt=0, le=1, description="factor on the patch embedding's gradient; EVA-02 uses 0.1"
     )
 
 

@@ -1,4 +1,4 @@
-"""Checks of `eva.pretrain` before anything runs, and of a teacher that is not known yet."""
+"""Checks of `eva.pretrain` before anything runs, including teachers that do not exist yet."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
             check_projection(entry.teacher, entry.target, ctx)
     check_held_out(config, ctx.artifact)
     start = ctx.artifact(config.start) if config.start else None
-    if config.start and not start:  # the encoder is only known after its stage has run
+    if config.start and not start:  # the encoder exists only after its stage has run
         return
     with torch.device("meta"):  # shapes without weights, whatever the model's size
         student = build_student(config, start)
@@ -48,17 +48,24 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
     for ref in targets:
         _check_targets(config, ctx, ref, grid)
     _check_crops(targets, ctx)
-    found = [(ctx.artifact(entry.teacher) if entry.teacher else None, entry.target) for entry in config.taught_by]
-    if not targets and all(checkpoint or not target.needs_teacher for checkpoint, target in found):
-        encoders = [(target, load_encoder(checkpoint) if checkpoint else None) for checkpoint, target in found]
-        _run_once(config, student, [target.build(student, encoder) for target, encoder in encoders], grid)
+    if targets:
+        return
+    checkpoints = [ctx.artifact(entry.teacher) if entry.teacher else None for entry in config.taught_by]
+    known = zip(config.taught_by, checkpoints, strict=True)
+    if any(entry.target.needs_teacher and not checkpoint for entry, checkpoint in known):
+        return
+    teachers = []
+    for entry, checkpoint in zip(config.taught_by, checkpoints, strict=True):
+        encoder = load_encoder(checkpoint) if checkpoint else None
+        teachers.append(entry.target.build(student, encoder))
+    _run_once(config, student, teachers, grid)
 
 
 def check_projection(ref: Ref[ClipCheckpoint | VisionCheckpoint], target: Target, ctx: Preflight) -> None:
-    """Check that an encoder has the projection that a target asks for, also if its stage has not run yet.
+    """Check that an encoder has the projection that a target needs, even if its stage has not run yet.
 
     Raises:
-        UserError: it has none.
+        UserError: if it has none.
     """
     checkpoint, stage = ctx.artifact(ref), ctx.stage(ref)
     if not getattr(target, "projected", False) or isinstance(checkpoint, ClipCheckpoint):
@@ -70,10 +77,11 @@ def check_projection(ref: Ref[ClipCheckpoint | VisionCheckpoint], target: Target
         source = getattr(stage, "model", None) or getattr(stage, "source", None)
     if source is None:
         return
+    num_classes = 0 if isinstance(stage, EvaPretrain) else None  # a student has no head, others keep theirs
     try:
         with torch.device("meta"):
-            encoder = build_vision(source, num_classes=0 if isinstance(stage, EvaPretrain) else None)
-    except UserError:  # a hub or a file, or a mistake that the other stage's preflight reports
+            encoder = build_vision(source, num_classes=num_classes)
+    except UserError:  # a hub model or a file, or a mistake that the other stage's preflight reports
         return
     try:
         feature_width(encoder, projected=True)
@@ -84,17 +92,18 @@ def check_projection(ref: Ref[ClipCheckpoint | VisionCheckpoint], target: Target
 def _run_once(
     config: EvaPretrain, student: torch.nn.Module, teachers: list[PatchTarget], grid: tuple[int, int]
 ) -> None:
-    """Run the task on one image without data, which shows every width that does not fit."""
+    """Run the task once on the meta device, which exposes every mismatch of widths."""
     task = build_task(config, student, *teachers).to("meta")
     preprocesses = [task.preprocess, *(teacher.preprocess or task.preprocess for teacher in teachers)]
     sizes = [preprocess.image_size for preprocess in preprocesses]
-    own, first, *others = (torch.zeros(1, 3, size, size, dtype=torch.uint8, device="meta") for size in sizes)
+    student_images, first, *others = (torch.zeros(1, 3, size, size, dtype=torch.uint8, device="meta") for size in sizes)
     bool_mask = torch.zeros(1, grid[0] * grid[1], dtype=torch.bool, device="meta")
-    task(EvaInputs(own, bool_mask, first, others=tuple(TeacherInputs(images) for images in others)))
+    other_inputs = tuple(TeacherInputs(images) for images in others)
+    task(EvaInputs(student_images, bool_mask, first, others=other_inputs))
 
 
 def _check_targets(config: EvaPretrain, ctx: Preflight, targets: Ref[SampleCache], grid: tuple[int, int]) -> None:
-    """Check targets by their facts if they exist, else by the configuration of the stage that makes them."""
+    """Check stored targets if they exist, otherwise the configuration of the stage that makes them."""
     cache, data, maker = ctx.artifact(targets), ctx.artifact(config.data), ctx.stage(targets)
     if cache:
         check_grid(cache.shape[:-1], grid)
@@ -107,11 +116,13 @@ def _check_targets(config: EvaPretrain, ctx: Preflight, targets: Ref[SampleCache
 
 
 def _check_crops(targets: list[Ref[SampleCache]], ctx: Preflight) -> None:
-    """Check that all targets belong to the same crops, where they exist, or where all are made in this recipe."""
-    caches = [cache for ref in targets if (cache := ctx.artifact(ref))]
+    """Check that all targets belong to the same crops, if all exist or if their stages are in this recipe."""
+    artifacts = [ctx.artifact(ref) for ref in targets]
+    caches = [cache for cache in artifacts if cache]
     if len(caches) == len(targets) > 1:
         check_same_crops(caches)
-    makers = [maker for ref in targets if isinstance(maker := ctx.stage(ref), EvaTargets)]
+    stages = [ctx.stage(ref) for ref in targets]
+    makers = [stage for stage in stages if isinstance(stage, EvaTargets)]
     for maker in makers[1:]:
         for name in ("augmentation", "seed", "num_crops"):
             if getattr(maker, name) != getattr(makers[0], name):

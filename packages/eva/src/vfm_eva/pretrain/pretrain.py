@@ -1,4 +1,4 @@
-"""The work of `eva.pretrain`: student, teacher or stored targets, masks, the training."""
+"""The work of `eva.pretrain`: build student, teachers or stored targets, and masks, and train."""
 
 from __future__ import annotations
 
@@ -43,29 +43,28 @@ _NEW = {"fc_norm.": "new, after the mean over patches"}
 
 
 def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
-    """Train the student, and leave panels of its predictions, its patches and its attention."""
+    """Train the student, and add report panels of its predictions, patches and attention."""
     data = ctx.load(config.data)
     stored = any(entry.targets for entry in config.taught_by)
     task, make = task_from_cache(config, ctx, data) if stored else task_from_teacher(config, ctx)
     check_held_out(config, ctx.load)
     source, masks = open_dataset(data), Masks(config.mask, task.grid, task.num_masked)
     batches = MaskedData(TrainingData.of(config, source, make), masks)
-    fit_statistics(task, batches, config, ctx)  # before weights of `start`, whose heads are standardised by it
+    fit_statistics(task, batches, config, ctx)  # before `start`, whose heads are standardised with them
     init_weights(task, config.student.init, config.seed)
     if config.start:
         start_from(task, ctx.load(config.start), ctx)
     fit(task, batches, config, with_alarms(task, config, ctx))
-    made = task.export(ctx.directory)
-    show_panels(
-        ctx,
-        *([lambda: cosine_sheet(task, source, make, masks, ctx.directory)] if task.teacher.is_cosine else []),
-        lambda: pca_sheet(task.encoder(), source, ctx.directory),
-    )
-    return made
+    checkpoint = task.export(ctx.directory)
+    panels = [lambda: pca_sheet(task.encoder(), source, ctx.directory)]
+    if task.teacher.is_cosine:
+        panels.insert(0, lambda: cosine_sheet(task, source, make, masks, ctx.directory))
+    show_panels(ctx, *panels)
+    return checkpoint
 
 
 def with_alarms(task: EvaTask, config: EvaPretrain, ctx: Context) -> Context:
-    """Return the context whose listeners also get the warnings about each loss that is a cosine."""
+    """Add an alarm to the context for each loss that is a cosine."""
     for objective in task.objectives:
         if objective.is_cosine:
             name = "" if task.has_one_loss else objective.name
@@ -77,28 +76,28 @@ def with_alarms(task: EvaTask, config: EvaPretrain, ctx: Context) -> Context:
 
 
 def task_from_teacher(config: EvaPretrain, ctx: Context) -> tuple[EvaTask, Make[EvaViews]]:
-    """Return the task with the teachers of the stage, and what makes its inputs."""
+    """Build the task with the teachers of the stage, and the loader of its inputs."""
     student, bf16 = build_student(config, _start(config, ctx)), teacher_in_bf16(config)
-    teachers = [
-        entry.target.build(student, load_encoder(ctx.load(entry.teacher)) if entry.teacher else None, bf16=bf16)
-        for entry in config.taught_by
-    ]
+    teachers = []
+    for entry in config.taught_by:
+        encoder = load_encoder(ctx.load(entry.teacher)) if entry.teacher else None
+        teachers.append(entry.target.build(student, encoder, bf16=bf16))
     task = build_task(config, student, *teachers)
     crop_scale, flip = config.augmentation.crop_scale, config.augmentation.flip
     preprocesses = [task.preprocess, *(teacher.preprocess or task.preprocess for teacher in teachers)]
-    own, first, *others = (crop_transform(crop_scale, flip, preprocess) for preprocess in preprocesses)
-    return task, MakeViews(own, first, tuple(others))
+    student_crops, first, *others = (crop_transform(crop_scale, flip, preprocess) for preprocess in preprocesses)
+    return task, MakeViews(student_crops, first, tuple(others))
 
 
 def teacher_in_bf16(config: EvaPretrain) -> bool | None:
-    """Return whether the teacher computes in bf16; None: as the student does."""
+    """Decide whether the teacher computes in bf16. None means that it follows the student."""
     if config.teacher_precision == "auto":
         return True if resolve_device(config.runtime).type == "cuda" else None
     return config.teacher_precision == "bf16"
 
 
 def task_from_cache(config: EvaPretrain, ctx: Context, data: ImageDataset) -> tuple[EvaTask, Make[EvaViews]]:
-    """Return the task with the stored targets of the stage, and what makes its inputs."""
+    """Build the task with the stored targets of the stage, and the loader of its inputs."""
     caches = [ctx.load(entry.targets) for entry in config.taught_by if entry.targets]
     task = build_task(config, build_student(config, _start(config, ctx)), *map(load_targets, caches))
     for cache in caches:
@@ -111,35 +110,31 @@ def task_from_cache(config: EvaPretrain, ctx: Context, data: ImageDataset) -> tu
 
 
 def build_task(config: EvaPretrain, student: nn.Module, *teachers: PatchTarget) -> EvaTask:
-    """Return the task of a student and its teachers, one for each of `config.taught_by`."""
+    """Build the task for a student and its teachers, one for each entry of `config.taught_by`."""
     names = [_short_name(entry.source) for entry in config.taught_by]
-    objectives = [
-        Objective(
-            teacher,
-            entry.weight,
-            entry.class_weight,
-            PhiS.identity(teacher.width) if entry.loss == "phi_s" else None,
-            name=name if names.count(name) == 1 else f"{name}_{number}",
-        )
-        for number, (entry, teacher, name) in enumerate(zip(config.taught_by, teachers, names, strict=True))
-    ]
+    objectives = []
+    for number, (entry, teacher, name) in enumerate(zip(config.taught_by, teachers, names, strict=True)):
+        phi_s = PhiS.identity(teacher.width) if entry.loss == "phi_s" else None
+        unique_name = name if names.count(name) == 1 else f"{name}_{number}"
+        objectives.append(Objective(teacher, entry.weight, entry.class_weight, phi_s, name=unique_name))
+    decoder = _decoder(config, student) if config.encode == "visible" else None
     return EvaTask(
         student,
         objectives,
         num_masked=num_masked(config, student),
-        decoder=_decoder(config, student) if config.encode == "visible" else None,
+        decoder=decoder,
         patch_embed_grad=config.student.patch_embed_grad,
         seed=config.seed,
     )
 
 
 def _short_name(ref: str) -> str:
-    """Return the name of a teacher in the curves, the same for all seeds of a recipe."""
+    """Shorten a teacher's reference to its name in the curves, which is the same for all seeds of a recipe."""
     return ref.rstrip("/").rpartition("/")[2].partition("@")[0]
 
 
 def fit_statistics(task: EvaTask, data: MaskedData, config: EvaPretrain, ctx: Context) -> None:
-    """Fit statistics of targets to the first images of the training, or load what an interrupted run has fitted."""
+    """Fit statistics of targets to the first training images, or load the statistics of an interrupted run."""
     for number, (objective, entry) in enumerate(zip(task.objectives, config.taught_by, strict=True)):
         if objective.statistics is None:
             continue
@@ -147,7 +142,7 @@ def fit_statistics(task: EvaTask, data: MaskedData, config: EvaPretrain, ctx: Co
         if file.is_file():
             objective.statistics.load_state_dict(objective.statistics.load(file).state_dict())
             continue
-        num_steps = -(-entry.statistics_images // config.global_batch_size)
+        num_steps = -(-entry.statistics_images // config.global_batch_size)  # rounded up
         fitted = objective.statistics.fitted(_first_features(task, number, data, config, num_steps))
         objective.statistics.load_state_dict(fitted.state_dict())
         if is_main():
@@ -157,7 +152,7 @@ def fit_statistics(task: EvaTask, data: MaskedData, config: EvaPretrain, ctx: Co
 def _first_features(
     task: EvaTask, number: int, data: MaskedData, config: EvaPretrain, num_steps: int
 ) -> Iterator[Tensor]:
-    """Yield one teacher's features of the images of the first steps, (B, N, T)."""
+    """Yield a teacher's features for the images of the first steps, (B, N, T)."""
     device, teacher = resolve_device(config.runtime), task.objectives[number].teacher
     teacher.module.to(device)
     batch_size = config.micro_batch_size or config.global_batch_size
@@ -175,17 +170,20 @@ def _decoder(config: EvaPretrain, student: Any) -> MaskDecoder:
 
 
 def build_student(config: EvaPretrain, start: VisionCheckpoint | None = None) -> nn.Module:
-    """Return the student with timm's initial weights, also of the architecture of `start`.
+    """Build the student with timm's initial weights, from `config.model` or the architecture of `start`.
 
-    It pools by the mean over its patches unless the configuration of its model says otherwise: no loss trains a pooling
-    head, and the class token only if a teacher teaches it, which then is the default.
+    Unless the model's configuration sets a pooling, the student pools by the mean over its patches: no loss trains a
+    pooling head. If a teacher teaches the class token, the default is to pool by the class token.
     """
-    mapping = _mapping(f"local-dir:{start.path}" if start else config.model)
+    mapping, image_size = _mapping(config.model), config.image_size
+    if start:
+        mapping = _mapping(f"local-dir:{start.path}")
+        image_size = image_size or start.image_size
 
     def build(global_pool: str) -> nn.Module:
         return build_vision(
             {"global_pool": global_pool, **mapping},
-            image_size=config.image_size or (start.image_size if start else None),
+            image_size=image_size,
             num_classes=0,
             seed=config.seed,
             drop_path_rate=config.student.drop_path,
@@ -195,24 +193,27 @@ def build_student(config: EvaPretrain, start: VisionCheckpoint | None = None) ->
     if teaches_class_token:
         with torch.device("meta"):  # a student without a class token cannot be built to pool by it
             check_class_token(build("avg"))
-    model = build("token" if teaches_class_token else "avg")
+        model = build("token")
+    else:
+        model = build("avg")
     if config.grad_checkpointing:
         model.set_grad_checkpointing()  # type: ignore[operator]
     return model
 
 
 def start_from(task: EvaTask, start: VisionCheckpoint, ctx: Context) -> None:
-    """Load the encoder of `start` into the student, and its mask token, head and decoder if it has those of this task.
+    """Load the encoder of `start` into the student, and its mask token, head and decoder if they fit this task.
 
     Raises:
-        UserError: a key is missing, unknown or of another shape.
+        UserError: if a key is missing, unknown or has another shape.
     """
     weights, report = load_state_dict(start.path / VISION_WEIGHTS_FILE), KeyReport()
     rules = TransferRules(_DROPPED, _NEW, where="start", target="the student")
     transfer_weights(weights, task.student, rules, report)
     fits = task.load_masked_modelling(read_masked_modelling(start.path))
     if is_main():
-        ctx.log(f"weights of start: {report.summary}; {'its' if fits else 'new'} mask token and head")
+        whose = "its" if fits else "new"
+        ctx.log(f"weights of start: {report.summary}; {whose} mask token and head")
         ctx.panel(report.panel("Weights of start"))
 
 
@@ -225,6 +226,6 @@ def _mapping(model: str | dict[str, Any]) -> dict[str, Any]:
 
 
 def num_masked(config: EvaPretrain, student: nn.Module) -> int:
-    """Return the number of patches that a mask hides."""
+    """Compute the number of patches that a mask hides."""
     rows, columns = grid_size(student)
     return round(config.mask.ratio * rows * columns)

@@ -1,4 +1,4 @@
-"""Configurations of `eva.targets`, `eva.pretrain` and `eva.finetune`."""
+"""Configurations of `eva.pretrain` and `eva.clip`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from vfm.plugin import (
     VisionPretraining,
 )
 from vfm_eva.pretrain.parts import BlockMask, Decoder, Mask, Student
-from vfm_eva.targets.parts import Augmentation, EvaTeacher, Features, Target
+from vfm_eva.targets.parts import CropAugmentation, EvaTeacher, Features, Target
 
 
 class EvaPretrain(VisionPretraining):
     """Pre-train a vision transformer by masked feature modelling, from images alone (EVA, arXiv:2211.07636)."""
 
-    version: ClassVar[int] = 2  # since masks are drawn in lock-step and every masked patch of a step weighs the same
+    version: ClassVar[int] = 2  # 2: masks are drawn in lock-step, and every masked patch of a step weighs the same
     work: ClassVar[str] = "vfm_eva.pretrain.pretrain:pretrain_eva"
     checks: ClassVar[str] = "vfm_eva.pretrain.preflight:check_eva_pretrain"
     costs: ClassVar[str] = "vfm_eva.pretrain.estimate:eva_pretrain_cost"
@@ -40,8 +40,8 @@ class EvaPretrain(VisionPretraining):
     )
     start: Ref[VisionCheckpoint] | None = Field(
         None,
-        description="encoder to go on from, in place of model: of an earlier pre-training (with its mask token and"
-        " head, if they fit), or any other to be adapted to these images",
+        description="initial encoder, in place of model: from earlier pre-training (with its mask token and head, if"
+        " they fit), or any other encoder to adapt to these images",
     )
     image_size: int | None = Field(
         None, ge=1, description="pixels; default: the model's own. Positions of start are resampled to it"
@@ -56,22 +56,22 @@ class EvaPretrain(VisionPretraining):
         [], description="several teachers at once, each with its head and weight; or one that teaches the class token"
     )
     target: Target = Field(
-        Features(), description="what is predicted of masked patches: by default the teacher's features"
+        Features(), description="prediction target for masked patches; default: the teacher's features"
     )
     teacher_precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="of the teacher's forward pass; bf16 also stores its matrices in bf16; auto: bf16 on a GPU, else"
-        " that of the student",
+        description="precision of the teacher's forward pass; bf16 also stores its matrices in bf16; auto: bf16 on a"
+        " GPU, else the student's precision",
     )
-    mask: Mask = Field(BlockMask(), description="the masks")
+    mask: Mask = Field(BlockMask(), description="shape of the masks, and how many patches they hide")
     encode: Literal["all", "visible"] = Field(
         "all",
-        description="all: the encoder takes every patch, masked ones as a mask token (EVA); visible: the encoder takes"
-        " the visible patches, and a decoder predicts the others (EVA-L, MAE)",
+        description="all: the encoder takes every patch, with a mask token for masked patches (EVA); visible: the"
+        " encoder takes the visible patches, and a decoder predicts the others (EVA-L, MAE)",
     )
     decoder: Decoder = Field(Decoder(), description="the decoder of encode: visible")
-    student: Student = Field(Student(), description="how the student starts and is regularised")
-    augmentation: Augmentation = Field(Augmentation(), description="random crops and flips")
+    student: Student = Field(Student(), description="initial weights and regularization of the student")
+    augmentation: CropAugmentation = Field(CropAugmentation(), description="random crops and flips")
     lr: float = Field(1.5e-3, ge=0, description="peak learning rate")
     optimizer: Optimizer = Field(AdamW(grad_clip_norm=3.0), description="optimizer and its settings")
     schedule: Schedule = Field(CosineSchedule(min_lr=1e-5), description="learning rate over the steps")
@@ -80,17 +80,17 @@ class EvaPretrain(VisionPretraining):
 
     @property
     def taught_by(self) -> list[EvaTeacher]:
-        """The teachers, also if it is only one."""
+        """The list of teachers, with one entry if `teacher` or `targets` is given."""
         if self.targets:
             return [EvaTeacher(targets=self.targets)]
         return self.teachers or [EvaTeacher(teacher=self.teacher, target=self.target)]
 
     @model_validator(mode="after")
     def _one_source(self) -> EvaPretrain:
-        given = [bool(self.teacher), bool(self.targets), bool(self.teachers)].count(True)
-        if given and not self.target.needs_teacher:
+        num_sources = [bool(self.teacher), bool(self.targets), bool(self.teachers)].count(True)
+        if num_sources and not self.target.needs_teacher:
             raise ValueError(f"target: {self.target.type} needs no teacher: leave out teacher, targets and teachers")
-        if given != 1 and self.target.needs_teacher:
+        if num_sources != 1 and self.target.needs_teacher:
             raise ValueError("give exactly one of teacher, targets and teachers")
         if self.teachers and self.target != Features():
             raise ValueError("target has no effect with teachers: set it in each of them")
@@ -98,15 +98,13 @@ class EvaPretrain(VisionPretraining):
         if stored and len(stored) < len(self.taught_by):
             raise ValueError(f"teachers: expected a teacher or targets in all of them; {stored[0]!r} are targets")
         fields = EvaPretrain.model_fields
-        changed = [
-            name
-            for name in ("target", "teacher_precision", "augmentation")
-            if getattr(self, name) != fields[name].default
-        ]
+        fixed = ("target", "teacher_precision", "augmentation")  # settings of the stage that stored the targets
+        changed = [name for name in fixed if getattr(self, name) != fields[name].default]
         if stored and changed:
             raise ValueError(f"{changed[0]} is fixed by {stored[0]!r}; set it in the stage that makes the targets")
         names = [entry.source for entry in self.teachers]
-        if repeated := [name for name in names if names.count(name) > 1]:
+        repeated = [name for name in names if names.count(name) > 1]
+        if repeated:
             raise ValueError(f"teachers: {repeated[0]!r} is listed twice; use its weight to change its share")
         return self
 
@@ -130,7 +128,7 @@ class EvaPretrain(VisionPretraining):
 
 
 class EvaClip(Stage):
-    """Join a student whose class token a CLIP model has taught with that model's text tower to a CLIP model."""
+    """Combine a student whose class token was taught by a CLIP model with that model's text tower."""
 
     makes: ClassVar[type[Artifact]] = ClipCheckpoint
     work: ClassVar[str] = "vfm_eva.pretrain.as_clip:join_eva_clip"
@@ -139,4 +137,4 @@ class EvaClip(Stage):
     kind: Literal["eva.clip"] = "eva.clip"
     encoder: Ref[VisionCheckpoint] = Field(description="student of eva.pretrain, taught with class_weight")
     clip: Ref[ClipCheckpoint] = Field(description="its CLIP teacher")
-    teacher_number: int = Field(0, ge=0, description="place of the CLIP model in the student's teachers, from 0")
+    teacher_number: int = Field(0, ge=0, description="index of the CLIP model in the student's teachers, from 0")

@@ -1,4 +1,4 @@
-"""Two ways to hide patches from a timm vision transformer without a change of its code, and which models allow it."""
+"""Two ways to hide patches from a timm vision transformer without changing its code, and checks of the model."""
 
 # B batch, N patches, V visible patches, P prefix tokens, D width
 
@@ -51,30 +51,30 @@ def visible_only(student: Any, index: Tensor) -> Iterator[None]:
 
 
 class _Keep(nn.Module):
-    """Replaces timm's patch dropout; in an `Eva` that layer also returns which patches were kept."""
+    """Replaces timm's patch dropout. In an `Eva` this layer also returns the indices of the kept patches."""
 
     def __init__(self, index: Tensor, num_prefix_tokens: int, *, with_index: bool) -> None:
         super().__init__()
         self.index, self.num_prefix_tokens, self.with_index = index, num_prefix_tokens, with_index
 
     def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the kept tokens, (B, P + N, D) to (B, P + V, D)."""
+        """Select the prefix and the visible patches, (B, P + N, D) to (B, P + V, D)."""
         prefix, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
-        kept = torch.cat([prefix, gather_tokens(patches, self.index)], dim=1)
-        return (kept, self.index) if self.with_index else kept
+        visible = torch.cat([prefix, gather_tokens(patches, self.index)], dim=1)
+        return (visible, self.index) if self.with_index else visible
 
 
 def student_grid(student: nn.Module, num_masked: int | None = None, *, visible_only: bool = False) -> tuple[int, int]:
-    """Return the rows and columns of a student's patches, after a check that they can be masked.
+    """Check that a student's patches can be masked, and return its rows and columns of patches.
 
     Args:
         student: a timm vision transformer.
-        num_masked: patches that a mask hides; None: not checked.
-        visible_only: the student must also be able to encode some of its patches alone (`encode: visible`).
+        num_masked: number of patches that a mask hides. None: not checked.
+        visible_only: the student must also be able to encode a subset of its patches (`encode: visible`).
 
     Raises:
-        UserError: it is no vision transformer for square colour images, its patches overlap, are dropped or do not
-            fill the image, the mask hides none or all of them, or it cannot encode some patches alone.
+        UserError: if it is no vision transformer for square colour images, its patches overlap, are dropped or do not
+            fill the image, the mask hides none or all of them, or it cannot encode a subset of its patches.
     """
     rows, columns = grid_size(student)
     name, embed = type(student).__name__, student.patch_embed
@@ -113,7 +113,7 @@ def check_class_token(student: nn.Module) -> None:
     """Check that a student has a class token that a loss can teach.
 
     Raises:
-        UserError: it has none.
+        UserError: if it has none.
     """
     if getattr(student, "cls_token", None) is None:
         raise UserError(f"{type(student).__name__}: has no class token to teach; set class_weight: 0")

@@ -1,4 +1,4 @@
-"""Masked feature modelling: the student sees the visible patches and predicts the teacher's features of the masked."""
+"""Masked feature modelling: the student sees visible patches and predicts the teacher's features of masked patches."""
 
 # B batch, N patches, K masked patches at most, V visible patches, D student width, W decoder width, T target width,
 # S side of the image
@@ -41,33 +41,33 @@ __all__ = ["EvaInputs", "EvaTask"]
 
 @dataclass(frozen=True)
 class TaskEncoder(PooledVision):
-    """The student of a training with its pooled features, and the task, whose head predicts masked patches."""
+    """A student with its pooled features, and its task, whose head predicts masked patches."""
 
     task: EvaTask | None = None
 
 
 class EvaTask(Task[EvaInputs]):
-    """EVA's pre-training: the negative cosine between prediction and target, on masked patches.
+    """EVA's pre-training: the negative cosine between prediction and target on masked patches.
 
-    All tokens go through the encoder, masked patches as a mask token. With a `decoder` only visible patches do, and it
-    predicts the others (EVA-L). Shapes are static and nothing synchronises with the device, whatever the masks.
-    With several teachers the loss is the weighted sum of theirs, each with its own head.
+    The encoder takes all tokens, with a mask token for masked patches. With a `decoder` the encoder takes only visible
+    patches, and the decoder predicts the others (EVA-L). For any masks, shapes are static and nothing synchronises
+    with the device. With several teachers, each has its own head, and the loss is the weighted sum of their losses.
 
     Args:
         student: a timm vision transformer (`Eva` or `VisionTransformer`) of fixed image size, without a head.
-        teacher: makes the target; frozen, and neither trained nor saved. Or what is learned from each of several.
-        num_masked: K, the most patches that a mask hides. K patches go through the head; those that the mask does not
-            hide do not count. Patches that a mask hides beyond K are left out of the loss. Default: all patches.
-        decoder: for a student of visible patches; masks must then hide exactly `num_masked` patches.
-        patch_embed_grad: factor of the patch embedding's gradient (EVA-02's `stop_grad_conv1`: 0.1).
-        seed: of the mask token and the head.
+        teacher: computes the target, and is neither trained nor saved. Or a list with an objective for each teacher.
+        num_masked: K, the most patches that a mask hides. K patches go through the head, and visible patches among
+            them do not count. Patches that a mask hides beyond K are left out of the loss. Default: all patches.
+        decoder: for a student that encodes only visible patches. Masks must then hide exactly `num_masked` patches.
+        patch_embed_grad: factor on the patch embedding's gradient (EVA-02's `stop_grad_conv1`: 0.1).
+        seed: seed of the initial mask token and head.
 
     Raises:
-        UserError: the student cannot be masked, `num_masked` leaves nothing, or the teacher has no such target.
+        UserError: if the student cannot be masked, `num_masked` leaves nothing, or the teacher has no such target.
 
     Source: Fang et al. 2022, EVA (arXiv:2211.07636), section 2.1: negative cosine between the prediction and the CLIP
-    feature of each masked patch, in fp32. Two departures: the mask token is not decayed, and the loss of a step is the
-    mean over all its masked patches, however it is cut into micro-batches and processes (`accumulate`).
+    feature of each masked patch, in fp32. There are two departures: the mask token is not decayed, and the loss of a
+    step is the mean over all its masked patches, however it is cut into micro-batches and processes (`accumulate`).
     """
 
     def __init__(
@@ -99,8 +99,9 @@ class EvaTask(Task[EvaInputs]):
         for head in dict(self._heads()).values():
             nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)
             nn.init.zeros_(head.bias)
-        self.held_out_alarm = HeldOutAlarm()  # of `eval.masked_patches`, which is run again and again
-        if pooling := getattr(student, "attn_pool", None):  # not used here, and DDP would wait for its gradient
+        self.held_out_alarm = HeldOutAlarm()  # for `eval.masked_patches`, which runs several times during training
+        pooling = getattr(student, "attn_pool", None)
+        if pooling:  # unused here, and DDP would wait for its gradient
             pooling.requires_grad_(False)
         if patch_embed_grad != 1:
             embedding: Any = student.patch_embed
@@ -108,7 +109,7 @@ class EvaTask(Task[EvaInputs]):
 
     @property
     def teacher(self) -> PatchTarget:
-        """The teacher; of several, the first."""
+        """The first teacher."""
         teacher: PatchTarget = self.objectives[0].teacher
         return teacher
 
@@ -118,28 +119,28 @@ class EvaTask(Task[EvaInputs]):
         return any(objective.class_weight for objective in self.objectives)
 
     def _heads(self) -> Iterator[tuple[str, nn.Linear]]:
-        """Yield the heads of patches, then those of the class token, with their names in files."""
+        """Yield the heads for patches, then the heads for the class token, with their names in saved files."""
         for number, objective in enumerate(self.objectives):
-            yield f"other_heads.{number - 1}" if number else "head", objective.head
+            name = f"other_heads.{number - 1}" if number else "head"
+            yield name, objective.head
         for number, objective in enumerate(self.objectives):
             if objective.class_head is not None:
                 yield f"class_heads.{number}", objective.class_head
 
     def forward(self, inputs: EvaInputs) -> tuple[Tensor, Metrics]:
-        """Return the loss of a batch and metrics.
+        """Compute the loss of a batch, and metrics.
 
-        `masked_share` is the fraction of masked patches; at log steps only, `constant_loss` is the loss of the best
-        constant prediction and `mutual_cosine` the mean cosine of two predictions. If there are several losses, these
-        two and the losses are given for each teacher, ending in its name, and `class_loss` for its class token.
+        `masked_share` is the fraction of masked patches. At log steps, `constant_loss` is the loss of the best constant
+        prediction and `mutual_cosine` the mean cosine of two predictions. With several losses, these two and the loss
+        are reported for each teacher with its name as suffix, and `class_loss` is the loss of the class token.
         """
         bool_mask = inputs.bool_mask
         index = masked_index(bool_mask, self.num_masked)  # (B, K)
         counted = bool_mask.gather(1, index)
-        # The teachers first: their temporary memory is free again before the student's activations are kept.
-        targets = [
-            objective.targets(inputs.of_teacher(number), self.grid, index)
-            for number, objective in enumerate(self.objectives)
-        ]
+        # Run the teachers first: their temporary memory is free again before the student's activations are stored.
+        targets = []
+        for number, objective in enumerate(self.objectives):
+            targets.append(objective.targets(inputs.of_teacher(number), self.grid, index))
         class_token, tokens = self.encode(inputs.images, bool_mask)
         tokens = gather_tokens(tokens, index)
         metrics: Metrics = {"masked_share": bool_mask.float().mean()}
@@ -147,46 +148,46 @@ class EvaTask(Task[EvaInputs]):
         for objective, target in zip(self.objectives, targets, strict=True):
             compared = (objective.head(tokens), objective.standardised(target.patches), counted)
             loss = objective.patch_loss(*compared)
-            own = objective.metrics(*compared) if self.is_log_step else {}
+            parts = objective.metrics(*compared) if self.is_log_step else {}
             if target.image is not None:
-                own["class_loss"] = image_loss(objective.class_head(class_token), target.image, counted)
+                parts["class_loss"] = image_loss(objective.class_head(class_token), target.image, counted)
             if self.has_one_loss:
-                return loss, {**metrics, **own}
-            metrics |= {f"{name}_{objective.name}": value for name, value in {"loss": loss, **own}.items()}
-            losses.append(objective.weight * (loss + objective.class_weight * own.get("class_loss", 0.0)))
+                return loss, {**metrics, **parts}
+            metrics |= {f"{name}_{objective.name}": value for name, value in {"loss": loss, **parts}.items()}
+            losses.append(objective.weight * (loss + objective.class_weight * parts.get("class_loss", 0.0)))
         return torch.stack(losses).sum(), metrics
 
     @property
     def has_one_loss(self) -> bool:
-        """Whether the loss is one teacher's, of masked patches alone: EVA's."""
+        """Whether the loss has a single teacher and covers only masked patches, as in EVA."""
         return len(self.objectives) == 1 and not self.teaches_class_token and self.objectives[0].weight == 1
 
     @torch.no_grad()
     def masked_cosines(self, inputs: EvaInputs, target: Tensor) -> Tensor:
-        """Return the mean cosine of each image's masked patches, (B,); all masks hide equally many."""
+        """Compute the mean cosine of each image's masked patches, (B,). All masks must hide the same number."""
         bool_mask = inputs.bool_mask
         num_masked = int(bool_mask[0].sum())
         prediction = self.predictions(self.student_tokens(inputs.images, bool_mask, num_masked))
         return (token_cosine(prediction, target) * bool_mask).sum(dim=1) / num_masked
 
     def predictions(self, tokens: Tensor) -> Tensor:
-        """Return the predicted features of the (first) teacher, (..., T), of the head's inputs."""
+        """Predict the features of the first teacher, (..., T), from the head's inputs."""
         predicted: Tensor = self.objectives[0].head(tokens)
         phi_s = self.objectives[0].phi_s
         return phi_s.inverse(predicted) if phi_s else predicted
 
     def student_tokens(self, images: Tensor, bool_mask: Tensor, num_masked: int | None = None) -> Tensor:
-        """Return the head's input for every patch: the encoder's tokens, (B, N, D), or the decoder's, (B, N, W).
+        """Compute the head's input for every patch: the encoder's tokens, (B, N, D), or the decoder's, (B, N, W).
 
         Args:
             images: (B, 3, S, S) uint8.
             bool_mask: (B, N), True = masked.
-            num_masked: patches that a mask hides, for a decoder; default: those of the training.
+            num_masked: number of patches that a mask hides, for a decoder. Default: the number used in training.
         """
         return self.encode(images, bool_mask, num_masked)[1]
 
     def encode(self, images: Tensor, bool_mask: Tensor, num_masked: int | None = None) -> tuple[Tensor | None, Tensor]:
-        """Return the normed class token, (B, D), if a teacher teaches it, and the tokens of `student_tokens`."""
+        """Compute the normed class token, (B, D), if a teacher teaches it, and the tokens of `student_tokens`."""
         student: Any = self.student
         pixels = self.preprocess.pixels(images)
         if self.decoder:
@@ -195,22 +196,25 @@ class EvaTask(Task[EvaInputs]):
             with visible_only(student, index):
                 tokens = student.forward_features(pixels)
             tokens = student.fc_norm(tokens)
-            return tokens[:, 0] if self.teaches_class_token else None, self.decoder(tokens, index, self.mask_token)
+            class_token = tokens[:, 0] if self.teaches_class_token else None
+            return class_token, self.decoder(tokens, index, self.mask_token)
         with masked(student, self.mask_token, bool_mask):
             tokens = student.forward_features(pixels)
         class_token = student.fc_norm(tokens[:, 0]) if self.teaches_class_token else None
         return class_token, student.fc_norm(tokens[:, student.num_prefix_tokens :])
 
     def micro_batch_weights(self, micro_batches: Sequence[Batch[EvaInputs]]) -> Tensor:
-        """Return the masked patches per sample of each micro-batch, relative to the mean of the step.
+        """Compute the masked patches per sample of each micro-batch, relative to the mean of the step.
 
-        With these factors every masked patch of the step has the same weight in all processes, so that loss and
-        gradient are those of one large batch (to rounding, and except for the draws of drop path), although `block`
-        masks vary in size. EVA's code gives micro-batches and processes equal weights instead.
+        With these factors every masked patch of the step has the same weight in all processes. Loss and gradient then
+        equal those for a single large batch (up to rounding and the draws of drop path), although `block` masks vary in
+        size. EVA's code weights micro-batches and processes equally instead.
         """
-        counts = torch.stack(
-            [batch.inputs.bool_mask.sum(dim=1).clamp(max=self.num_masked).float().mean() for batch in micro_batches]
-        )
+        means = []
+        for batch in micro_batches:
+            masked_counts = batch.inputs.bool_mask.sum(dim=1).clamp(max=self.num_masked)
+            means.append(masked_counts.float().mean())
+        counts = torch.stack(means)
         sizes = [len(batch) for batch in micro_batches]
         mean = torch.stack([count * size for count, size in zip(counts, sizes, strict=True)]).sum() / sum(sizes)
         if dist.is_initialized():
@@ -220,7 +224,7 @@ class EvaTask(Task[EvaInputs]):
 
     @torch.no_grad()
     def cosine_map(self, inputs: EvaInputs) -> Tensor:
-        """Return the cosine between prediction and target of every patch, (B, N), masked or not."""
+        """Compute the cosine between prediction and target of every patch, masked or not, (B, N)."""
         prediction = self.predictions(self.student_tokens(inputs.images, inputs.bool_mask))
         return token_cosine(prediction, self.teacher.targets(inputs, self.grid))
 
@@ -233,13 +237,13 @@ class EvaTask(Task[EvaInputs]):
         return padded(self, *(held.module for held in self.frozen()))
 
     def encoder(self) -> TaskEncoder:
-        """Return the student with its pooled features."""
+        """Wrap the student as an encoder of pooled features."""
         return TaskEncoder(self.student, self.preprocess, task=self)
 
     def masked_modelling(self) -> dict[str, Tensor]:
-        """Return the mask token, heads and decoder by name; every head predicts features as its teacher gives them."""
-        own = self.state_dict()
-        added = {key: value for key, value in own.items() if not key.startswith(("student.", "objectives."))}
+        """Collect the mask token, heads and decoder by name. Heads are converted to predict unstandardised features."""
+        state = self.state_dict()
+        added = {key: value for key, value in state.items() if not key.startswith(("student.", "objectives."))}
         for name, head in self._heads():
             added |= {f"{name}.weight": head.weight.detach(), f"{name}.bias": head.bias.detach()}
         for name, phi_s in self._heads_of_standardised():
@@ -248,9 +252,10 @@ class EvaTask(Task[EvaInputs]):
         return added
 
     def load_masked_modelling(self, added: Mapping[str, Tensor]) -> bool:
-        """Load the mask token, head and decoder of an earlier training if all of them fit; return whether they did."""
-        own = self.masked_modelling()
-        fits = own.keys() == added.keys() and all(own[key].shape == value.shape for key, value in added.items())
+        """Load the mask token, head and decoder of an earlier run if all of them fit, and return whether they did."""
+        expected = self.masked_modelling()
+        fits = expected.keys() == added.keys()
+        fits = fits and all(expected[key].shape == value.shape for key, value in added.items())
         if fits:
             added = dict(added)
             for name, phi_s in self._heads_of_standardised():
@@ -262,21 +267,21 @@ class EvaTask(Task[EvaInputs]):
         return fits
 
     def _heads_of_standardised(self) -> Iterator[tuple[str, PhiS]]:
-        """Yield the name of each head that predicts standardised features, and what standardises them."""
+        """Yield the name of each head that predicts standardised features, and its standardisation."""
         for (name, _), objective in zip(self._heads(), self.objectives, strict=False):
             if objective.phi_s:
                 yield name, objective.phi_s
 
     def export(self, directory: Path) -> VisionCheckpoint:
-        """Write the student in timm's layout, and mask token, head and decoder in a file of their own."""
+        """Write the student in timm's layout, and the mask token, head and decoder in a separate file."""
         self.student.masked_modelling = self.masked_modelling()  # type: ignore[assignment]
         return save_vision(self.student, directory)
 
 
 def _scale_gradient(factor: float, module: nn.Module, inputs: Any, output: Tensor) -> None:
-    """Scale the gradient that reaches a layer, and so those of its weights; a forward hook.
+    """Scale the gradient that reaches a layer, and thereby the gradients of its weights (a forward hook).
 
-    Hooks of the weights themselves would be lost where they are replaced (FSDP).
+    Hooks on the weights would be lost where FSDP replaces them.
     """
     if output.requires_grad:
         output.register_hook(lambda grad: grad * factor)  # type: ignore[no-untyped-call]

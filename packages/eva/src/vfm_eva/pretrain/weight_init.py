@@ -1,4 +1,4 @@
-"""Initial weights as in the papers' code; `timm` keeps those that timm draws."""
+"""Initial weights as in the papers' code. `timm` keeps timm's initial weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_init(student: nn.Module, init: Init) -> None:
     """Check that the initial weights of a paper are defined for a student's blocks.
 
     Raises:
-        UserError: eva01 and eva02 scale `attn.proj` and the matrices of `mlp`, which the student's blocks do not have.
+        UserError: if eva01 or eva02 is chosen and the student's blocks lack `attn` or `mlp`, whose weights they scale.
     """
     blocks: Any = student.blocks
     if init in ("eva01", "eva02") and not all(hasattr(block, "attn") and hasattr(block, "mlp") for block in blocks):
@@ -33,20 +33,21 @@ def check_init(student: nn.Module, init: Init) -> None:
 
 
 def init_weights(task: EvaTask, init: Init, seed: int) -> None:
-    """Draw the weights of student, head, mask token and decoder again, in place; `timm` leaves them unchanged.
+    """Draw new weights for student, head, mask token and decoder, in place. `timm` leaves them unchanged.
 
     init:
-        eva01: every linear and the patch embedding from a normal of std 0.015 truncated at one std (so their std is
-            0.0081), as well as learned positions, class and mask token; a block's output matrices are divided by
-            sqrt(2 * its number).
-        eva02: linears from Xavier's normal, the patch embedding from Xavier's uniform distribution as a linear;
-            positions, class and mask token with std 0.02, truncated at one std. With sub-LN (a norm inside the MLP)
-            the MLP's matrices, the value and the output projection are multiplied by sqrt(ln(2 * depth)).
-        mae: linears and the patch embedding from Xavier's uniform distribution, class and mask token with std 0.02,
-            fixed sine-cosine positions in a student with learned ones. For EVA-L.
+        eva01: linear layers, patch embedding, learned positions, class and mask token are drawn from a normal with std
+            0.015 truncated at one std (so their std is 0.0081). The output matrices of block number k, counted from 1,
+            are divided by sqrt(2 k).
+        eva02: linear layers are drawn from Xavier's normal, the patch embedding from Xavier's uniform distribution as a
+            linear layer. Positions, class and mask token have std 0.02, truncated at one std. With sub-LN (a norm
+            inside the MLP) the MLP's matrices, the value and the output projection are multiplied by
+            sqrt(ln(2 * depth)).
+        mae: linear layers and the patch embedding are drawn from Xavier's uniform distribution, class and mask token
+            with std 0.02. Learned positions are replaced by fixed sine-cosine positions. For EVA-L.
 
-    Sources: Fang et al. 2022 (arXiv:2211.07636), 2023 (arXiv:2303.11331) and their code; Wang et al. 2022, Foundation
-    Transformers (arXiv:2210.06423), for sub-LN; He et al. 2021, MAE (arXiv:2111.06377).
+    Sources: Fang et al. 2022 (arXiv:2211.07636), 2023 (arXiv:2303.11331) and their code, Wang et al. 2022, Foundation
+    Transformers (arXiv:2210.06423), for sub-LN, He et al. 2021, MAE (arXiv:2111.06377).
     """
     check_init(task.student, init)
     with torch.no_grad():
@@ -57,7 +58,8 @@ def init_weights(task: EvaTask, init: Init, seed: int) -> None:
 def _eva01(task: EvaTask, generator: Generator) -> None:
     _draw_linears(task, lambda weight: _truncated_normal(weight, 0.015, generator))
     _truncated_normal(_patch_weight(task), 0.015, generator)
-    if (bias := _embed(task).bias) is not None:  # CLIP's patch embeddings have none
+    bias = _embed(task).bias
+    if bias is not None:  # CLIP's patch embeddings have none
         zeros_(bias)
     for tokens in _tokens(task):
         _truncated_normal(tokens, 0.015, generator)
@@ -103,7 +105,7 @@ def _draw_linears(task: EvaTask, draw: Callable[[Tensor], Tensor]) -> None:
 
 
 def _sub_ln_weights(block: Any) -> Iterator[Tensor]:
-    """Yield a block's matrices besides those of queries and keys."""
+    """Yield a block's matrices, except the query and key projections."""
     yield from (module.weight for module in block.mlp.modules() if isinstance(module, nn.Linear))
     yield block.attn.proj.weight
     if getattr(block.attn, "v_proj", None) is not None:
@@ -113,8 +115,10 @@ def _sub_ln_weights(block: Any) -> Iterator[Tensor]:
 
 
 def _tokens(task: EvaTask) -> Iterator[Tensor]:
-    names = ("pos_embed", "cls_token", "reg_token")
-    yield from (value for name in names if (value := getattr(task.student, name, None)) is not None)
+    for name in ("pos_embed", "cls_token", "reg_token"):
+        value = getattr(task.student, name, None)
+        if value is not None:
+            yield value
     yield task.mask_token
 
 

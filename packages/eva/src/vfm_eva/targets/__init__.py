@@ -1,1 +1,1 @@
-"""Targets of pre-training: a teacher's features, computed in every step or beforehand."""
+"""Pre-training targets: a teacher's features, computed in every step or beforehand."""

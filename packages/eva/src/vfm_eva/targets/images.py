@@ -1,4 +1,4 @@
-"""The inputs of masked pre-training: an image at the student's and at the teacher's size, or stored targets."""
+"""Inputs of masked pre-training: images at the student's and the teacher's size, or images with stored targets."""
 
 # B batch, N patches, S side of the student's image, S' of the teacher's, T target width
 
@@ -17,7 +17,7 @@ __all__ = ["EvaInputs", "EvaViews", "MakeViews", "MakeWithTargets", "TeacherInpu
 
 @dataclass(frozen=True)
 class TeacherInputs:
-    """What a further teacher has of a batch: as `teacher_images` and `targets` of `EvaInputs`."""
+    """Inputs for an additional teacher, with the meaning of `teacher_images` and `targets` in `EvaInputs`."""
 
     teacher_images: Tensor | None = None
     targets: Tensor | None = None
@@ -31,19 +31,19 @@ class EvaInputs:
     bool_mask: Tensor  # (B, N), True = masked
     teacher_images: Tensor | None = None  # (B, 3, S', S') uint8, if the teacher's size differs
     targets: Tensor | None = None  # (B, N, T) or coded, if there is no teacher
-    others: tuple[TeacherInputs, ...] = ()  # of the teachers after the first
+    others: tuple[TeacherInputs, ...] = ()  # one for each teacher after the first
 
     def of_teacher(self, number: int) -> EvaInputs:
-        """Return the inputs for one of the teachers, from 0, as those of a training with this teacher alone."""
+        """Select the inputs of teacher `number`, counted from 0, as if it were the only teacher."""
         if number == 0:
             return self
-        own = self.others[number - 1]
-        return EvaInputs(self.images, self.bool_mask, own.teacher_images, own.targets)
+        other = self.others[number - 1]
+        return EvaInputs(self.images, self.bool_mask, other.teacher_images, other.targets)
 
 
 @dataclass(frozen=True)
 class EvaViews:
-    """A sample, or a batch of samples, before its mask is drawn."""
+    """A sample or a batch of samples before the masks are drawn."""
 
     images: Tensor  # (B, 3, S, S) uint8
     mask_seed: Tensor  # (B,) int64
@@ -53,20 +53,20 @@ class EvaViews:
 
 
 def crop_transform(crop_scale: tuple[float, float] | None, flip: float, preprocess: Preprocess) -> ImageTransform:
-    """Return random crops at a model's size and interpolation; their boxes are the same for all models."""
+    """Build random crops with a model's size and interpolation. The crop boxes are the same for all models."""
     return ImageTransform(preprocess.image_size, scale=crop_scale, flip=flip, interpolation=preprocess.interpolation)
 
 
 @dataclass(frozen=True)
 class MakeViews:
-    """Makes the views of one sample.
+    """Creates the views of a sample.
 
-    A teacher of another size gets the same part of the image: one box, cut out of the original and resized twice, as
-    in EVA.
+    A teacher with another image size sees the same part of the image: the box is cut from the original and resized
+    twice, as in EVA.
 
     transform: the student's crops.
-    teacher: the teacher's crops; default: the student's.
-    others: those of further teachers.
+    teacher: the teacher's crops. Default: the student's.
+    others: the crops of additional teachers.
     """
 
     transform: ImageTransform
@@ -74,30 +74,32 @@ class MakeViews:
     others: tuple[ImageTransform, ...] = ()
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> EvaViews:
-        """Return the views of one sample; raises BadSample."""
-        # One seed for crop and mask: they hash it in different ways.
+        """Create the views of a sample. Raises BadSample."""
+        # Crop and mask can share a seed because they hash it in different ways.
         return self.view(sample, draw.seed, draw.seed)
 
     def view(self, sample: Sample, mask_seed: int, crop_seed: int) -> EvaViews:
-        """Return the views of one sample, with its crop drawn from a seed of its own; raises BadSample."""
+        """Create the views of a sample, with separate seeds for mask and crop. Raises BadSample."""
         image = decode_image(sample.image, sample.key, max_pixels=self.transform.max_pixels)
-        own = self.transform.apply(image, crop_seed)
-        teacher, *others = (
-            to_tensor(other.apply(image, crop_seed)) if other and other != self.transform else None
-            for other in (self.teacher, *self.others)
-        )
-        return EvaViews(
-            to_tensor(own), torch.tensor(mask_seed), teacher, others=tuple(TeacherInputs(seen) for seen in others)
-        )
+        student_image = to_tensor(self.transform.apply(image, crop_seed))
+        teacher_images: list[Tensor | None] = []
+        for transform in (self.teacher, *self.others):
+            if transform is None or transform == self.transform:
+                teacher_images.append(None)  # the teacher takes the student's image
+            else:
+                teacher_images.append(to_tensor(transform.apply(image, crop_seed)))
+        first, *others = teacher_images
+        other_inputs = tuple(TeacherInputs(image) for image in others)
+        return EvaViews(student_image, torch.tensor(mask_seed), first, others=other_inputs)
 
 
 @dataclass(frozen=True)
 class MakeWithTargets:
-    """Makes the views of one sample, cropped as one of the crops in a cache, and the crop's targets.
+    """Creates the views of a sample with the crop and the targets stored in a cache.
 
-    Each epoch takes the next crop. The epoch is the one in which the step begins.
+    Each epoch takes the next crop. A step belongs to the epoch in which it begins.
 
-    others: stored features of further teachers, of the same crops.
+    others: stored features of additional teachers for the same crops.
     """
 
     make: MakeViews
@@ -106,11 +108,11 @@ class MakeWithTargets:
     others: tuple[CachedTensors, ...] = ()
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> EvaViews:
-        """Return the views and targets of one sample; raises BadSample."""
+        """Create the views and load the targets of a sample. Raises BadSample."""
         crop = self.tensors.crop_in(draw.step, self.global_batch_size)
-        targets, *others = (
-            torch.from_numpy(tensors[draw.index, crop]).flatten(0, 1) for tensors in (self.tensors, *self.others)
-        )
+        arrays = (tensors[draw.index, crop] for tensors in (self.tensors, *self.others))
+        targets, *others = (torch.from_numpy(array).flatten(0, 1) for array in arrays)
+        # The seed by which `eva.targets` drew the crop.
         crop_seed = SampleDraw.of(self.tensors.cache.seed, crop, draw.index).seed
         view = self.make.view(sample, draw.seed, crop_seed)
         return replace(view, targets=targets, others=tuple(TeacherInputs(targets=stored) for stored in others))

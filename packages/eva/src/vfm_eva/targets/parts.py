@@ -1,4 +1,4 @@
-"""Parts of configurations: what a student predicts, by which teacher, of which crops."""
+"""Parts of configurations: prediction targets, teachers and crops."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from vfm.plugin import (
 
 
 class Target(Part):
-    """Base class of what a student predicts of masked patches.
+    """Base class of the targets that a student predicts for masked patches.
 
     `build(student, encoder, bf16=...)` returns a `PatchTarget` (`vfm_eva.targets.teacher`). `encoder` is the teacher's
-    model, None without one; `bf16` says whether it computes in bf16, None: as the student.
+    model, or None without a teacher. `bf16` sets whether the teacher computes in bf16. None: as the student does.
     """
 
     needs_teacher: ClassVar[bool] = True
-    has_features: ClassVar[bool] = False  # predicts a teacher's features, which other losses and evaluations compare
+    has_features: ClassVar[bool] = False  # the target is a teacher's features, as other losses and evaluations need
 
 
 class Features(Target):
-    """Features of the teacher, by their cosine (EVA)."""
+    """Features of the teacher, with a cosine loss (EVA)."""
 
     type: Literal["features"] = Field("features", description="features of the teacher (EVA)")
     work: ClassVar[str] = "vfm_eva.targets.teacher:features_of"
@@ -40,15 +40,15 @@ class Features(Target):
 
 
 class Pixels(Target):
-    """The patches themselves, each of mean 0 and variance 1, by their squared error (MAE, arXiv:2111.06377)."""
+    """Pixels of each patch, normalised to mean 0 and variance 1, with a squared error loss (MAE, arXiv:2111.06377)."""
 
-    type: Literal["pixels"] = Field("pixels", description="the patch itself, of mean 0 and variance 1 (MAE)")
+    type: Literal["pixels"] = Field("pixels", description="pixels of the patch, normalised to mean 0, variance 1 (MAE)")
     work: ClassVar[str] = "vfm_eva.targets.pixels:PixelTarget"
     needs_teacher: ClassVar[bool] = False
 
 
 class Codes(Target):
-    """Codes of a tokenizer, by cross-entropy: the nearest of some centres of the teacher's features.
+    """Tokenizer codes with a cross-entropy loss. The code of a patch is the nearest centre of the teacher's features.
 
     Sources: BEiT (arXiv:2106.08254) for codes as targets; HuBERT (arXiv:2106.07447) for k-means as the tokenizer.
     """
@@ -61,7 +61,7 @@ class Codes(Target):
 
 
 class EvaTeacher(Config):
-    """One teacher of a student, which has a head of its own for it."""
+    """One of a student's teachers. The student has a separate head for each teacher."""
 
     teacher: Ref[ClipCheckpoint | VisionCheckpoint] | None = Field(
         None, description="encoder whose features are the target; give either this or targets"
@@ -69,25 +69,25 @@ class EvaTeacher(Config):
     targets: Ref[SampleCache] | None = Field(
         None, description="features stored by eva.targets; with several, all of the same crops"
     )
-    target: Target = Field(Features(), description="what is predicted: by default the teacher's features")
+    target: Target = Field(Features(), description="prediction target; default: the teacher's features")
     weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="weight of this teacher's loss")
     loss: Literal["cosine", "phi_s"] = Field(
         "cosine",
-        description="cosine: EVA's; phi_s: squared error of features that are centred and scaled to a mean variance of"
-        " 1 (PHI-S), by the statistics of some images",
+        description="cosine: EVA's loss; phi_s: squared error of features that are centred and scaled to a mean"
+        " variance of 1 (PHI-S), with statistics from the first images",
     )
     statistics_images: int = Field(512, ge=1, description="phi_s and codes: number of first images for statistics")
     class_weight: float = Field(
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="weight, relative to the masked patches, of a loss that teaches the class token the teacher's"
-        " feature of the whole image; 0: the class token is not taught",
+        description="weight of a loss that teaches the class token the teacher's feature of the whole image, relative"
+        " to the masked patches; 0: the class token is not taught",
     )
 
     @property
     def source(self) -> str:
-        """What the target is made from, for names and messages."""
+        """Teacher, stored targets or type of target, for names and messages."""
         return str(self.teacher or self.targets or self.target.type)
 
     @model_validator(mode="after")
@@ -112,8 +112,8 @@ class EvaTeacher(Config):
         return self
 
 
-class Augmentation(Config):
+class CropAugmentation(Config):
     """Random crops and flips."""
 
-    crop_scale: CropScale = Field((0.2, 1.0), description="share of the area that a random crop keeps")
+    crop_scale: CropScale = Field((0.2, 1.0), description="fraction of the image area that a random crop covers")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")

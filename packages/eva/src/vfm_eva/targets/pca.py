@@ -1,4 +1,4 @@
-"""A PCA of a teacher's features, so that they can be stored with fewer numbers."""
+"""A PCA of a teacher's features, which lets them be stored with fewer values."""
 
 # T width of the features, n components
 
@@ -21,8 +21,8 @@ class Pca(nn.Module):
 
     Args:
         mean: (T,).
-        components: (n, T), orthonormal rows, the direction of largest variance first.
-        kept: fraction of the variance that they keep.
+        components: (n, T), orthonormal rows sorted by decreasing variance.
+        kept: fraction of the variance that the components explain.
     """
 
     def __init__(self, mean: Tensor, components: Tensor, kept: Tensor) -> None:
@@ -36,10 +36,10 @@ class Pca(nn.Module):
 
     @classmethod
     def fit(cls, parts: Iterable[Tensor], num_components: int) -> Pca:
-        """Fit features (..., T) that come in parts; sums are kept in fp64.
+        """Fit a PCA to features (..., T) that arrive in parts. Sums are accumulated in fp64.
 
         Raises:
-            UserError: fewer features than components.
+            UserError: if there are fewer features than components.
         """
         count, total, products = 0, torch.zeros(()), torch.zeros(())
         for part in parts:
@@ -50,24 +50,24 @@ class Pca(nn.Module):
         mean = total / count
         variances, directions = torch.linalg.eigh(products / count - torch.outer(mean, mean))  # ascending
         components = directions.flip(1)[:, :num_components].T
-        kept = variances.flip(0)[:num_components].sum() / variances.sum()
-        return cls(mean.float(), components.float().contiguous(), kept.float())
+        explained = variances.flip(0)[:num_components].sum() / variances.sum()
+        return cls(mean.float(), components.float().contiguous(), explained.float())
 
     @classmethod
     def load(cls, directory: Path) -> Pca:
-        """Load a PCA from the folder that it was saved in."""
+        """Load a PCA from the folder where it was saved."""
         return cls(**store_files.read_safetensors(directory / FILE))
 
     def save(self, directory: Path) -> None:
-        """Write `pca.safetensors`; a crash leaves no incomplete file under that name."""
+        """Write `pca.safetensors` atomically: a crash leaves no incomplete file under that name."""
         part = directory / f"{FILE}.part"
         save_file({name: value.contiguous() for name, value in self.state_dict().items()}, part)
         part.rename(directory / FILE)
 
     def coordinates(self, features: Tensor) -> Tensor:
-        """Return the coordinates (..., n) of features (..., T)."""
+        """Project features (..., T) to coordinates (..., n)."""
         return (features.to(self.mean.dtype) - self.mean) @ self.components.T
 
     def forward(self, coordinates: Tensor) -> Tensor:
-        """Return the features (..., T) of coordinates (..., n)."""
+        """Reconstruct features (..., T) from coordinates (..., n)."""
         return coordinates.to(self.mean.dtype) @ self.components + self.mean

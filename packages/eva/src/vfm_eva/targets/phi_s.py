@@ -1,4 +1,4 @@
-"""Statistics of a teacher's features, by which several teachers are balanced: PHI-S."""
+"""PHI-S: statistics of a teacher's features that put several teachers on the same scale."""
 
 # T width of the features
 
@@ -17,37 +17,37 @@ from vfm.plugin import UserError, store_files
 
 
 class Statistics(nn.Module):
-    """Buffers that are fitted to a target's features before a training, and saved for its next run."""
+    """Buffers that are fitted to a target's features before training starts, and saved to resume the run."""
 
     def fitted(self, parts: Iterable[Tensor]) -> Statistics:
-        """Return statistics of features (..., T) that come in parts."""
+        """Fit statistics to features (..., T) that arrive in parts."""
         raise NotImplementedError
 
     @classmethod
     def load(cls, file: Path) -> Self:
-        """Load them from a file."""
+        """Load the buffers from a file."""
         return cls(**store_files.read_safetensors(file))
 
     def save(self, file: Path) -> None:
-        """Write them; a crash leaves no incomplete file under that name."""
+        """Write the buffers atomically: a crash leaves no incomplete file under that name."""
         part = file.with_suffix(".part")
         save_file({name: value.contiguous() for name, value in self.state_dict().items()}, part)
         part.rename(file)
 
 
 class PhiS(Statistics):
-    """An invertible map to features of mean 0 whose channels all have variance 1, with one factor for all directions.
+    """An invertible map to features with mean 0 and variance 1 in every channel, using one scale for all directions.
 
-    `rotation @ (features - mean) / scale`. One factor keeps the shape of the distribution, which whitening does not,
-    and the rotation gives every channel the same share of the variance.
+    The map is `rotation @ (features - mean) / scale`. Unlike whitening, a single scale preserves the shape of the
+    distribution. The rotation spreads the variance equally over the channels.
 
     Args:
         mean: (T,).
         rotation: (T, T), orthogonal.
-        scale: root of the mean variance of a channel, a scalar.
+        scale: square root of the mean channel variance, a scalar.
 
-    Source: Ranzinger et al. 2024, PHI-S (arXiv:2410.01680). There the rotation is a Hadamard matrix after a PCA, which
-    exists for some widths; here plane rotations give equal variances at any width.
+    Source: Ranzinger et al. 2024, PHI-S (arXiv:2410.01680). The paper rotates by a PCA and a Hadamard matrix, which
+    exists for some widths only. Here plane rotations give equal variances at any width.
     """
 
     def __init__(self, mean: Tensor, rotation: Tensor, scale: Tensor) -> None:
@@ -61,15 +61,15 @@ class PhiS(Statistics):
 
     @classmethod
     def identity(cls, width: int) -> PhiS:
-        """Return the map that changes nothing."""
+        """Build the identity map."""
         return cls(torch.zeros(width), torch.eye(width), torch.ones(()))
 
     @classmethod
     def fit(cls, parts: Iterable[Tensor]) -> PhiS:
-        """Fit features (..., T) that come in parts; sums are kept in fp64.
+        """Fit the map to features (..., T) that arrive in parts. Sums are accumulated in fp64.
 
         Raises:
-            UserError: all features are equal.
+            UserError: if all features are equal.
         """
         count, total, products = 0, torch.zeros(()), torch.zeros(())
         for part in parts:
@@ -83,31 +83,31 @@ class PhiS(Statistics):
         return cls(mean.float(), equal_variances(covariance).float(), scale.float())
 
     def fitted(self, parts: Iterable[Tensor]) -> PhiS:
-        """Return `PhiS.fit` of features that come in parts."""
+        """Fit a map to features (..., T) that arrive in parts."""
         return PhiS.fit(parts)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the standardised features, (..., T)."""
+        """Standardise features, (..., T)."""
         return (features.to(self.mean.dtype) - self.mean) @ self.rotation.T / self.scale
 
     def inverse(self, standardised: Tensor) -> Tensor:
-        """Return the features, (..., T), of standardised ones."""
+        """Convert standardised features back, (..., T)."""
         return self.scale * standardised.to(self.mean.dtype) @ self.rotation + self.mean
 
     def to_features(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the linear layer, (T, D) and (T,), that predicts features, for one that predicts standardised ones."""
+        """Convert a linear layer, (T, D) and (T,), from predicting standardised features to predicting features."""
         return self.scale * self.rotation.T @ weight, self.inverse(bias)
 
     def from_features(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the inverse of `to_features`."""
+        """Convert a linear layer from predicting features to predicting standardised features."""
         return self.rotation @ weight / self.scale, self(bias)
 
 
 def equal_variances(covariance: Tensor) -> Tensor:
-    """Return an orthogonal matrix R, (T, T), for which the diagonal of R covariance R^T is constant.
+    """Compute an orthogonal matrix R, (T, T), such that the diagonal of R covariance R^T is constant.
 
-    In the basis of the principal components each step rotates the channel of the largest variance with that of the
-    smallest, so that the first gets the mean variance and is done. The others stay uncorrelated with one another.
+    Starting from the principal components, each step rotates the channels with the largest and the smallest variance
+    into each other until the first has the mean variance, which finishes it. The remaining channels stay uncorrelated.
 
     Args:
         covariance: (T, T), fp64.
@@ -117,13 +117,16 @@ def equal_variances(covariance: Tensor) -> Tensor:
     variances, directions = torch.linalg.eigh(covariance)  # ascending
     rotation: Tensor = directions.T.contiguous()
     remaining: list[float] = variances.tolist()
-    target, channels = sum(remaining) / len(remaining), list(range(len(remaining)))
+    target = sum(remaining) / len(remaining)
+    channels = list(range(len(remaining)))
     while len(channels) > 1:
-        low, high = min(channels, key=remaining.__getitem__), max(channels, key=remaining.__getitem__)
+        low = min(channels, key=remaining.__getitem__)
+        high = max(channels, key=remaining.__getitem__)
         above, below = remaining[high] - target, target - remaining[low]
-        if above <= 0 or below <= 0:  # all of them have the mean variance, to rounding
+        if above <= 0 or below <= 0:  # all channels have the mean variance up to rounding
             break
-        cos, sin = math.sqrt(below / (above + below)), math.sqrt(above / (above + below))
+        cos = math.sqrt(below / (above + below))
+        sin = math.sqrt(above / (above + below))
         first, second = rotation[high].clone(), rotation[low].clone()
         rotation[high], rotation[low] = cos * first + sin * second, cos * second - sin * first
         remaining[low] += above

@@ -1,6 +1,6 @@
-"""The target `pixels`: a masked patch itself."""
+"""The target `pixels`: the normalised pixels of a patch."""
 
-# B batch, N patches, K masked patches at most, T numbers of a patch
+# B batch, N patches, K masked patches at most, T values of a patch
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vfm_eva.targets.teacher import PatchTarget, mean_target, squared_error
 
 
 class PixelTarget(PatchTarget):
-    """Each patch of the student's image, of mean 0 and variance 1, by the squared error.
+    """Patches of the student's image, each normalised to mean 0 and variance 1, with a squared error loss.
 
     Source: He et al. 2022, MAE (arXiv:2111.06377), section 4.1 for normalised pixels.
     """
@@ -31,15 +31,15 @@ class PixelTarget(PatchTarget):
 
     @torch.no_grad()
     def targets(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
-        """Return the normalised patches, (B, N, T)."""
+        """Cut the images into patches and normalize each patch, (B, N, T)."""
         patches = F.unfold(inputs.images.float(), self.size, stride=self.size).transpose(1, 2)
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return (patches - mean) / (variance + 1e-6).sqrt()
 
     def patch_loss(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-        """Return the squared error, a mean over counted patches and their numbers."""
+        """Compute the squared error, averaged over the counted patches and their values."""
         return squared_error(prediction, target, counted)
 
     def constant_loss(self, target: Tensor, counted: Tensor) -> Tensor:
-        """Return the loss of the mean patch."""
+        """Compute the loss of predicting the mean patch everywhere."""
         return squared_error(mean_target(target, counted), target, counted)

@@ -18,13 +18,13 @@ from vfm.plugin import (
     Stage,
     VisionCheckpoint,
 )
-from vfm_eva.targets.parts import Augmentation, Features
+from vfm_eva.targets.parts import CropAugmentation, Features
 
 Side = Annotated[int, Field(ge=1)]
 
 
 class EvaTargets(Stage):
-    """Compute a teacher's features of a dataset's images once, so that `eva.pretrain` need not run the teacher."""
+    """Compute a teacher's features of a dataset's images once, so that `eva.pretrain` does not run the teacher."""
 
     makes: ClassVar[type[Artifact]] = SampleCache
     work: ClassVar[str] = "vfm_eva.targets.targets:compute_targets"
@@ -36,21 +36,21 @@ class EvaTargets(Stage):
     teacher: Ref[ClipCheckpoint | VisionCheckpoint] = Field(description="encoder whose features are the target")
     target: Features = Field(Features(), description="which of the teacher's features")
     grid: tuple[Side, Side] = Field(description="rows and columns of the student's patches")
-    num_crops: int = Field(1, ge=1, description="crops of each image; epochs take them in turn")
-    augmentation: Augmentation = Field(Augmentation(), description="random crops and flips")
+    num_crops: int = Field(1, ge=1, description="crops per image; epochs take them in turn")
+    augmentation: CropAugmentation = Field(CropAugmentation(), description="random crops and flips")
     dtype: Literal["int8", "fp16", "fp32"] = Field("fp16", description="stored precision of the features")
     components: int | None = Field(
         None, ge=1, description="store this many principal components; default: all channels"
     )
     pca_images: int = Field(512, ge=1, description="number of images, drawn by the seed, to fit the PCA on")
-    precision: Literal["fp32", "amp_bf16"] = Field("fp32", description="of the teacher's forward pass")
+    precision: Literal["fp32", "amp_bf16"] = Field("fp32", description="precision of the teacher's forward pass")
     micro_batch_size: Annotated[int, INCIDENTAL] = Field(64, ge=1, description="crops per forward pass")
     samples_per_shard: int | None = Field(
-        None, ge=1, description="samples per file, the most that a crash can lose; default: about 128 MiB"
+        None, ge=1, description="samples per file, and the most that a crash can lose; default: about 128 MiB"
     )
     max_bad_fraction: float = Field(
         0.05, ge=0, le=1, description="tolerated fraction of samples that cannot be read; above it the stage stops"
     )
-    seed: Seed = Field(0, description="of the crops")
+    seed: Seed = Field(0, description="seed of the crops")
 
     moved: ClassVar[Mapping[str, str]] = {"crop_scale": "augmentation.crop_scale", "flip": "augmentation.flip"}

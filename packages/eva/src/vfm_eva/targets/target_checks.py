@@ -1,4 +1,4 @@
-"""Checks that stored targets fit a student, its data and one another."""
+"""Checks that stored targets match a student, its data and each other."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from vfm.plugin import ImageDataset, SampleCache, UserError
 
 
-def check_grid(found: tuple[int, ...], grid: tuple[int, int]) -> None:
+def check_grid(target_grid: tuple[int, ...], grid: tuple[int, int]) -> None:
     """Check that targets have the student's grid of patches."""
-    if found != grid:
-        sides = " x ".join(map(str, found))
+    if target_grid != grid:
+        sides = " x ".join(map(str, target_grid))
         raise UserError(
             f"expected targets for {grid[0]} x {grid[1]} patches, the student's; got {sides}; set grid: {list(grid)} in"
             " the stage that makes the targets"
@@ -29,9 +29,9 @@ def check_same_crops(caches: Sequence[SampleCache]) -> None:
     first = caches[0]
     for cache in caches[1:]:
         for name in ("crop_scale", "flip", "seed", "num_crops"):
-            expected, found = getattr(first, name), getattr(cache, name)
-            if found != expected:
+            expected, value = getattr(first, name), getattr(cache, name)
+            if value != expected:
                 raise UserError(
-                    f"targets of several teachers must have the same crops: {cache.path} has {name} {found}, expected"
+                    f"targets of several teachers must have the same crops: {cache.path} has {name} {value}, expected"
                     f" {expected}, as in {first.path}"
                 )

@@ -1,4 +1,4 @@
-"""The work of `eva.targets`: a teacher's features of all crops of a dataset, written into a cache."""
+"""The work of `eva.targets`: write a teacher's features for all crops of a dataset to a cache."""
 
 # C crops of a sample, T target width, n components
 
@@ -32,9 +32,10 @@ def check_eva_targets(config: EvaTargets, ctx: Preflight) -> None:
     """Check that a known teacher has the target, and at least as many channels as components.
 
     Raises:
-        UserError: it has not.
+        UserError: if it does not.
     """
-    if checkpoint := ctx.artifact(config.teacher):
+    checkpoint = ctx.artifact(config.teacher)
+    if checkpoint:
         teacher = load_teacher(checkpoint, config.target)
         _check_components(config, teacher)
         teacher.module.to("meta")
@@ -43,7 +44,7 @@ def check_eva_targets(config: EvaTargets, ctx: Preflight) -> None:
 
 
 def compute_targets(config: EvaTargets, ctx: Context) -> SampleCache:
-    """Write the features shard by shard; after a crash the next run resumes with the shard that was not finished."""
+    """Write the features shard by shard. After a crash the next run resumes at the unfinished shard."""
     data, checkpoint = ctx.load(config.data), ctx.load(config.teacher)
     teacher = load_teacher(checkpoint, config.target, bf16=config.precision == "amp_bf16")
     _check_components(config, teacher)
@@ -54,9 +55,13 @@ def compute_targets(config: EvaTargets, ctx: Context) -> SampleCache:
     make = MakeCrops(crop_transform(crop_scale, flip, teacher.preprocess), config.num_crops, config.seed)
 
     def features(crops: SampleCrops) -> Tensor:
-        """Return (samples * C, N, T)."""
+        """Compute features, (samples * C, N, T)."""
         parts = torch.split(crops.images.flatten(0, 1), config.micro_batch_size)
         return torch.cat([teacher.features(part.to(device), config.grid) for part in parts])
+
+    def coordinates(crops: SampleCrops) -> Tensor:
+        assert pca
+        return pca.coordinates(features(crops))
 
     pca = _pca(config, ctx, source, make, features).to(device) if config.components else None
     writer = CacheWriter(
@@ -72,7 +77,7 @@ def compute_targets(config: EvaTargets, ctx: Context) -> SampleCache:
         ctx,
         source,
         make,
-        (lambda crops: pca.coordinates(features(crops))) if pca else features,
+        coordinates if pca else features,
         batch_size=max(1, config.micro_batch_size // config.num_crops),
         workers=config.runtime.num_workers,
         max_bad_fraction=config.max_bad_fraction,
@@ -93,15 +98,15 @@ def compute_targets(config: EvaTargets, ctx: Context) -> SampleCache:
 def _pca(
     config: EvaTargets, ctx: Context, source: Source, make: MakeCrops, features: Callable[[SampleCrops], Tensor]
 ) -> Pca:
-    """Return a PCA of the features of some images; the one in the work folder if an interrupted run has left it.
+    """Fit a PCA to the features of some images, or load the one that an interrupted run left in the work folder.
 
     Raises:
-        UserError: fewer patches than components.
+        UserError: if there are fewer patches than components.
     """
     if (ctx.work / FILE).is_file():
         return Pca.load(ctx.work)
     chosen = np.random.default_rng(config.seed).permutation(len(source))[: config.pca_images]
-    plan = [range(index, index + 1) for index in sorted(chosen.tolist())]
+    plan = [range(index, index + 1) for index in sorted(chosen.tolist())]  # batches of one image, in reading order
     batches = ordered_batches(source, make, plan, workers=config.runtime.num_workers)
     pca = Pca.fit((features(batch.inputs) for batch in batches if batch.keys), config.components or 0)
     pca.save(ctx.work)

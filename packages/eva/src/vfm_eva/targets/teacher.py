@@ -1,4 +1,4 @@
-"""The targets of pre-training: features of a frozen encoder that runs in every step, or stored ones."""
+"""Pre-training targets: features of a frozen encoder that runs in every step, or stored features."""
 
 # B batch, N patches, T target width, S' side of the teacher's image
 
@@ -32,20 +32,20 @@ from vfm_kernels import masked_cosine_loss, resultant_length
 
 __all__ = ["PatchTarget", "StoredTargets", "Teacher", "load_targets", "load_teacher", "resample_grid"]
 
-# What autocast multiplies in bf16; norms stay in fp32.
+# Layers that autocast multiplies in bf16. Norms stay in fp32.
 MATRICES = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 
 
 class PatchTarget(Frozen[nn.Module]):
-    """What a student predicts of every patch, by what loss; subclass it for a target of your own.
+    """A target that the student predicts for every patch, with its loss. Subclass it for a custom target.
 
     The default loss is EVA's, the negative cosine.
 
     Attributes:
-        width: numbers that the student's head predicts of a patch, T.
-        preprocess: of the images that the target is made from; None: the student's.
-        is_cosine: the loss is a negative cosine.
-        statistics: what is fitted to the target's features of the first images before the training.
+        width: number of values that the student's head predicts per patch, T.
+        preprocess: preprocessing of the images that the target is computed from. None: the student's.
+        is_cosine: whether the loss is a negative cosine.
+        statistics: statistics to fit to the target's features of the first images before training starts.
     """
 
     width: int
@@ -54,15 +54,15 @@ class PatchTarget(Frozen[nn.Module]):
     statistics: Statistics | None = None
 
     def targets(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
-        """Return the targets of a batch, (B, N, ...)."""
+        """Compute the targets of a batch, (B, N, ...)."""
         raise NotImplementedError
 
     def features_to_fit(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
-        """Return the features of a batch that statistics are fitted to, (B, N, D)."""
+        """Compute the features of a batch to which statistics are fitted, (B, N, D)."""
         return self.targets(inputs, grid)
 
     def patch_loss(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-        """Return the mean loss over the counted patches.
+        """Compute the mean loss over the counted patches.
 
         Args:
             prediction: (B, K, T).
@@ -72,7 +72,7 @@ class PatchTarget(Frozen[nn.Module]):
         return masked_cosine_loss(prediction, target, counted)
 
     def metrics(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Metrics:
-        """Return metrics beside the loss, for the arguments of `patch_loss`; each is a pass over all features.
+        """Compute further metrics from the arguments of `patch_loss`. Each takes a pass over all features.
 
         `constant_loss` is the loss of the best constant prediction, `mutual_cosine` the mean cosine of two predictions.
         """
@@ -80,24 +80,23 @@ class PatchTarget(Frozen[nn.Module]):
         return {"constant_loss": self.constant_loss(target, counted), "mutual_cosine": mutual}
 
     def constant_loss(self, target: Tensor, counted: Tensor) -> Tensor:
-        """Return the loss of the best constant prediction."""
+        """Compute the loss of the best constant prediction."""
         return -resultant_length(target, counted)
 
 
 class Teacher(PatchTarget):
-    """A frozen encoder, some features of which are the target.
+    """A frozen encoder whose features are the target.
 
-    EVA's choice is the default: the last layer, projected into the joint space, without whitening or averages of
-    layers.
+    The defaults are EVA's: the last layer, projected into the joint space, without whitening or averaging of layers.
 
     Args:
         model: a CLIP model or a timm encoder.
-        preprocess: of the model's images.
-        layer: block whose tokens are used, from 0; negative values count from the end.
-        projected: use the projection into the joint space; False: only the final norm.
-        normalize: to unit length.
-        bf16: True stores and multiplies its matrices in bf16, as autocast would, but without a cast in every step;
-            False computes in fp32 whatever the student's autocast. None: fp32 weights, and the caller's autocast.
+        preprocess: preprocessing of the model's images.
+        layer: block whose tokens are used, from 0. Negative values count from the end.
+        projected: use the projection into the joint space. False: only the final norm.
+        normalize: scale features to unit length.
+        bf16: True stores and multiplies its matrices in bf16, as autocast would, but without a cast in every step.
+            False computes in fp32 regardless of the student's autocast. None: fp32 weights and the caller's autocast.
     """
 
     preprocess: Preprocess
@@ -133,13 +132,13 @@ class Teacher(PatchTarget):
             return feature_width(self.model, projected=self.projected)
 
     def targets(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
-        """Return the targets of a batch, (B, N, T)."""
+        """Compute the targets of a batch, (B, N, T)."""
         return self.features(seen_images(inputs), grid)
 
     def patches_and_image(self, inputs: EvaInputs, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return the targets of a batch, (B, N, T), and the teacher's feature of each whole image, (B, T).
+        """Compute the targets of a batch, (B, N, T), and the teacher's feature of each whole image, (B, T).
 
-        The latter is the model's own, its class token or what it pools, projected as the patches are.
+        The image feature is the model's class token or pooled feature, projected like the patches.
         """
         images = seen_images(inputs)
         with torch.inference_mode(), self._precision(images.device):
@@ -147,13 +146,14 @@ class Teacher(PatchTarget):
             if self.layer == -1:
                 patches = F.normalize(patches, dim=-1) if self.normalize else patches
                 patches = resample_grid(patches, grid_size(self.model), grid)
-        return patches.clone() if self.layer == -1 else self.features(images, grid), image.clone()
+        patches = patches.clone() if self.layer == -1 else self.features(images, grid)
+        return patches, image.clone()
 
     def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return features on the student's grid, (B, N, T), of uint8 images (B, 3, S', S').
+        """Compute features on the student's grid, (B, N, T), from uint8 images (B, 3, S', S').
 
         Raises:
-            UserError: images of another size, no such layer, or no projection of patches.
+            UserError: if the images have another size, or the model lacks the layer or a projection of patches.
         """
         with torch.inference_mode(), self._precision(images.device):
             features = patch_features(
@@ -164,7 +164,7 @@ class Teacher(PatchTarget):
                 normalize=self.normalize,
             )
             target = resample_grid(features, grid_size(self.model), grid)
-        return target.clone()  # an ordinary tensor: a backward pass cannot use one of inference mode
+        return target.clone()  # a normal tensor: a backward pass cannot use tensors made in inference mode
 
     def _pixels(self, images: Tensor) -> Tensor:
         size = self.preprocess.image_size
@@ -181,11 +181,11 @@ class Teacher(PatchTarget):
 
 
 class StoredTargets(PatchTarget):
-    """Targets that come with the batches.
+    """Targets that are stored and loaded with the batches.
 
     Args:
         width: channels of the target, T.
-        decode: returns (B, N, T) for the stored values, such as a `Pca`; default: the values are the target.
+        decode: converts stored values to (B, N, T), such as a `Pca`. Default: the values are the target.
     """
 
     def __init__(self, width: int, decode: nn.Module | None = None) -> None:
@@ -194,21 +194,23 @@ class StoredTargets(PatchTarget):
 
     @torch.no_grad()
     def targets(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
-        """Return the targets of a batch, (B, N, T)."""
+        """Decode the stored targets of a batch, (B, N, T)."""
         target: Tensor = self.module(inputs.targets)
         return target
 
 
 def load_targets(cache: SampleCache) -> StoredTargets:
-    """Return what decodes the stored targets of a cache."""
-    pca = Pca.load(cache.path) if cache.basis else None
-    return StoredTargets(len(pca.mean) if pca else cache.shape[-1], pca)
+    """Load the decoder for the stored targets of a cache."""
+    if not cache.basis:
+        return StoredTargets(cache.shape[-1])
+    pca = Pca.load(cache.path)
+    return StoredTargets(len(pca.mean), pca)
 
 
 def features_of(
     target: Features, student: nn.Module | None, encoder: ClipModel | nn.Module, *, bf16: bool | None = None
 ) -> Teacher:
-    """Return an encoder as a teacher; `bf16` as in `Teacher`."""
+    """Wrap an encoder as a teacher. See `Teacher` for `bf16`."""
     preprocess = encoder.preprocess if isinstance(encoder, ClipModel) else vision_preprocess(encoder)
     return Teacher(encoder, preprocess, **target.model_dump(exclude={"type"}), bf16=bf16)
 
@@ -216,31 +218,34 @@ def features_of(
 def load_teacher(
     checkpoint: ClipCheckpoint | VisionCheckpoint, target: Features, *, bf16: bool | None = None
 ) -> Teacher:
-    """Load the encoder of a checkpoint as a teacher; `bf16` as in `Teacher`, errors as in `load_encoder`."""
+    """Load the encoder of a checkpoint as a teacher. See `Teacher` for `bf16`, `load_encoder` for errors."""
     return features_of(target, None, load_encoder(checkpoint), bf16=bf16)
 
 
 def load_encoder(checkpoint: ClipCheckpoint | VisionCheckpoint) -> ClipModel | nn.Module:
-    """Load a checkpoint's model, whose vision tower is a teacher.
+    """Load a checkpoint's model, whose vision tower serves as a teacher.
 
     Raises:
-        UserError: its weights do not fit, or are not finite.
+        UserError: if the weights do not fit or are not finite.
     """
     model = load_clip(checkpoint) if isinstance(checkpoint, ClipCheckpoint) else load_vision(checkpoint)
-    tower: Any = model.module.visual if isinstance(model, ClipModel) else model
-    for name, weight in tower.named_parameters("visual" if isinstance(model, ClipModel) else ""):
+    tower: Any = model
+    prefix = ""
+    if isinstance(model, ClipModel):
+        tower, prefix = model.module.visual, "visual"
+    for name, weight in tower.named_parameters(prefix):
         if not weight.isfinite().all():
             raise UserError(f"{checkpoint.path}: {name} contains NaN or infinity, and so would every target")
     return model
 
 
 def seen_images(inputs: EvaInputs) -> Tensor:
-    """Return the images that the teacher sees."""
+    """Select the images for the teacher: `teacher_images` if given, else the student's."""
     return inputs.images if inputs.teacher_images is None else inputs.teacher_images
 
 
 def resample_grid(features: Tensor, source: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Interpolate patch features (B, N, T) bilinearly from one grid to another; unchanged if the grids are equal."""
+    """Interpolate patch features (B, N, T) bilinearly to another grid. Equal grids leave them unchanged."""
     if source == grid:
         return features
     planes = features.transpose(1, 2).reshape(len(features), -1, *source)  # (B, T, rows, columns)
@@ -248,12 +253,12 @@ def resample_grid(features: Tensor, source: tuple[int, int], grid: tuple[int, in
 
 
 def squared_error(prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Return the squared error, in fp32, of the counted tokens, a mean over these and the channels."""
+    """Compute the squared error in fp32, averaged over the counted tokens and the channels."""
     error = (prediction.float() - target.float()).square().mean(dim=-1)  # (B, K)
     return torch.where(counted, error, 0.0).sum() / counted.sum().clamp(min=1)
 
 
 def mean_target(target: Tensor, counted: Tensor) -> Tensor:
-    """Return the mean of the counted targets, as often as there are targets, (B, K, T)."""
+    """Compute the mean of the counted targets, expanded to the shape of the targets, (B, K, T)."""
     mean = (target * counted[..., None]).sum(dim=(0, 1)) / counted.sum().clamp(min=1)
     return mean.expand_as(target)
