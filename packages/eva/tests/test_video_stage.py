@@ -22,7 +22,7 @@ from vfm_eva.video.clips import MakeClips
 from vfm_eva.video.encoders import clip_tower
 from vfm_eva.video.predictor import load_predictor
 from vfm_eva.video.stage import build_model, load_weights
-from vfm_eva.video.stages import Clip, VideoAugmentation
+from vfm_eva.video.stages import ClipFrames, VideoAugmentation
 from vfm_eva.video.task import VideoTask, video_layer_name
 from video_toy import ACTIONS, make_clip, make_encoder, make_videos, settings, train
 
@@ -101,7 +101,7 @@ def test_a_killed_training_goes_on_bit_for_bit(videos: VideoDataset, encoder: Vi
 
 
 def test_batches_do_not_depend_on_workers_and_repeats_are_clips_of_one_video(videos: VideoDataset) -> None:
-    make = MakeClips(Clip(num_frames=4), 32, VideoAugmentation(repeats=2, color_jitter=0.4))
+    make = MakeClips(ClipFrames(num_frames=4), 32, VideoAugmentation(repeats=2, color_jitter=0.4))
     batches = {}
     for workers in (0, 2):
         data = TrainingData(VideoSource.of(videos), make, seed=1, global_batch_size=4, workers=workers)

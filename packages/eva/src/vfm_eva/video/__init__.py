@@ -1,1 +1,1 @@
-"""Action recognition: an image encoder on the frames of a clip, with attention over space and time (`eva.video`)."""
+"""Action recognition with an image encoder and attention over space and time (`eva.video`)."""

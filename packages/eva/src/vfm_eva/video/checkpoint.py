@@ -1,4 +1,4 @@
-"""A classifier of videos on disk: the encoder in timm's layout in a folder, and `video.safetensors` beside it."""
+"""Save and load video classifiers: a folder with the encoder in timm's layout, and `video.safetensors` next to it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from torch import Tensor
 from vfm.models import load_state_dict, load_vision, save_state_dict, save_vision, set_class_names
 from vfm.plugin import UserError, VideoClassifier
 from vfm_eva.video.model import VideoTransformer
-from vfm_eva.video.stages import Clip, EvaVideo, VideoModel
+from vfm_eva.video.stages import ClipFrames, EvaVideo, VideoModel
 
 VIDEO_WEIGHTS_FILE = "video.safetensors"
 ENCODER_FOLDER = "encoder"
 
 
-def save_classifier(model: VideoTransformer, clip: Clip, class_names: list[str], directory: Path) -> VideoClassifier:
-    """Write a classifier; the encoder itself gets what its frames have in the mean, so that it takes images."""
+def save_classifier(
+    model: VideoTransformer, clip: ClipFrames, class_names: list[str], directory: Path
+) -> VideoClassifier:
+    """Write a classifier. The encoder gets the mean positions and patches of the frames, so that it takes images."""
     model.write_back()
     if model.attentive is None:
         set_class_names(model.visual, class_names)
     encoder = save_vision(model.visual, directory / ENCODER_FOLDER)
-    if added := video_state(model):  # a bag of frames adds nothing
+    added = video_state(model)
+    if added:  # a bag of frames adds nothing
         save_state_dict(added, directory / VIDEO_WEIGHTS_FILE)
     return VideoClassifier.create(
         directory,
@@ -41,7 +44,7 @@ def load_classifier(checkpoint: VideoClassifier, device: torch.device) -> VideoT
     """Load a classifier, in evaluation mode.
 
     Raises:
-        UserError: weights are missing, unknown or of another shape.
+        UserError: if weights are missing, unknown or have another shape.
     """
     visual = load_vision(checkpoint.path / checkpoint.encoder)
     settings = VideoModel.model_validate(checkpoint.model)
@@ -49,15 +52,15 @@ def load_classifier(checkpoint: VideoClassifier, device: torch.device) -> VideoT
     file = checkpoint.path / VIDEO_WEIGHTS_FILE
     expected = video_state(model)
     weights = load_state_dict(file) if expected else {}
-    if wrong := sorted(
-        {name for name in weights if name not in expected or weights[name].shape != expected[name].shape}
-        | (expected.keys() - weights.keys())
-    ):
+    missing = expected.keys() - weights.keys()
+    misfits = {name for name in weights if name not in expected or weights[name].shape != expected[name].shape}
+    wrong = sorted(misfits | missing)
+    if wrong:
         raise UserError(f"{file}: {wrong[0]} is missing, unknown or of another shape")
     model.load_state_dict(weights, strict=False)
     return model.to(device).eval()
 
 
 def video_state(model: VideoTransformer) -> dict[str, Tensor]:
-    """Return the tensors of a classifier besides its encoder's."""
+    """Collect the tensors of a classifier that are not part of its encoder."""
     return {name: value for name, value in model.state_dict().items() if not name.startswith("visual.")}

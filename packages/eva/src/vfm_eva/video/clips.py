@@ -1,4 +1,4 @@
-"""The samples of a video training: augmented clips of a video, and its label."""
+"""Samples for video training: augmented clips of a video, and its label."""
 
 # R repeats, T frames, S side
 
@@ -13,14 +13,14 @@ from torchvision.transforms.v2 import functional as pixels
 
 from vfm.data import BadSample, Sample, SampleDraw
 from vfm.data.videos import ClipSampling, VideoSample, drawn_view, read_clips
-from vfm_eva.video.stages import Clip, VideoAugmentation
+from vfm_eva.video.stages import ClipFrames, VideoAugmentation
 
-JITTER_SHARE = 0.8  # of the clips, whose colours are changed
+JITTER_SHARE = 0.8  # share of the clips whose colours are changed
 
 
 @dataclass(frozen=True)
 class VideoClips:
-    """Clips of one video with its label, or a batch."""
+    """Clips of a video with its label, or a batch."""
 
     clips: Tensor  # (B, R, T, 3, S, S) uint8
     labels: Tensor  # (B,)
@@ -28,48 +28,42 @@ class VideoClips:
 
 @dataclass(frozen=True)
 class MakeClips:
-    """Makes the clips of one video; frames, crop, flip and colours are drawn from the draw's seed.
+    """Creates the clips of a video, with frames, crop, flip and colours drawn from the draw's seed.
 
     clip: number and sampling of the frames.
-    side: S.
-    augmentation: what is drawn.
+    side: side of a frame in pixels, S.
+    augmentation: settings of the augmentations.
     """
 
-    clip: Clip
+    clip: ClipFrames
     side: int
     augmentation: VideoAugmentation
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> VideoClips:
-        """Return the inputs of one video; raises BadSample."""
+        """Create the inputs of a video. Raises BadSample."""
         if not isinstance(sample, VideoSample) or sample.label is None:
             raise BadSample("missing_label", sample.key)
         augmentation, facts = self.augmentation, sample.facts
         sampling = ClipSampling(self.clip.num_frames, self.clip.sampling, self.clip.stride)
         rng = np.random.default_rng(draw.seed)
-        views = [
-            drawn_view(
-                sampling.drawn(facts.num_frames, rng),
-                (facts.width, facts.height),
-                self.side,
-                rng,
-                scales=augmentation.scales,
-                flip=augmentation.flip,
-            )
-            for _ in range(augmentation.repeats)
-        ]
+        views = []
+        for _ in range(augmentation.repeats):
+            frames, size = sampling.drawn(facts.num_frames, rng), (facts.width, facts.height)
+            view = drawn_view(frames, size, self.side, rng, scales=augmentation.scales, flip=augmentation.flip)
+            views.append(view)
         clips = [to_frames(clip) for clip in read_clips(sample.media, facts, views)]
         clips = [recolored(clip, augmentation, rng) for clip in clips]
         return VideoClips(torch.stack(clips), torch.tensor(sample.label))
 
 
 def to_frames(clip: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
-    """Return a clip (T, S, S, 3) as a tensor (T, 3, S, S)."""
+    """Convert a clip (T, S, S, 3) to a tensor (T, 3, S, S)."""
     return torch.from_numpy(np.ascontiguousarray(clip.transpose(0, 3, 1, 2)))
 
 
 def recolored(clip: Tensor, augmentation: VideoAugmentation, rng: np.random.Generator) -> Tensor:
-    """Change brightness, contrast and saturation of a whole clip, and make it grey, each with its probability."""
-    jitter, grey, *strengths = rng.random(5)  # always the same number of draws
+    """Change brightness, contrast and saturation of a whole clip, and convert it to grey, each at random."""
+    jitter, grey, *strengths = rng.random(5)  # the number of draws does not depend on the settings
     if augmentation.color_jitter and jitter < JITTER_SHARE:
         changes = (pixels.adjust_brightness, pixels.adjust_contrast, pixels.adjust_saturation)
         for change, strength in zip(changes, strengths, strict=True):

@@ -1,4 +1,4 @@
-"""Encoders that a video model starts from: any checkpoint becomes one in timm's layout."""
+"""Initial encoders of video models: convert any checkpoint to timm's layout."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CLIP_ARCHITECTURES = {"GELU": "vit_base_patch16_clip_224", "QuickGELU": "vit_bas
 
 
 def image_checkpoint(source: VisionCheckpoint | ClipCheckpoint | VideoClassifier, folder: Path) -> VisionCheckpoint:
-    """Return the image encoder of a checkpoint; the tower of a CLIP model is written into `folder` in timm's layout.
+    """Load the image encoder of a checkpoint. A CLIP model's tower is written to `folder` in timm's layout.
 
     Raises:
-        UserError: a CLIP model's tower has no such layout.
+        UserError: if a CLIP model's tower cannot be converted to timm's layout.
     """
     if isinstance(source, VisionCheckpoint):
         return source
@@ -31,10 +31,10 @@ def image_checkpoint(source: VisionCheckpoint | ClipCheckpoint | VideoClassifier
 
 
 def clip_tower(clip: ClipModel) -> nn.Module:
-    """Return the vision tower of a CLIP model as a timm encoder without a head, on torch's default device.
+    """Convert the vision tower of a CLIP model to a timm encoder without a head, on torch's default device.
 
     Raises:
-        UserError: it is no vision transformer of timm or of open_clip's plain kind.
+        UserError: if it is neither a timm model nor open_clip's plain vision transformer.
     """
     visual: Any = clip.module.visual
     if isinstance(visual, TimmModel):
@@ -45,9 +45,10 @@ def clip_tower(clip: ClipModel) -> nn.Module:
         raise UserError(f"{clip.name}: its vision tower is no plain vision transformer, so it takes no videos")
     block: Any = visual.transformer.resblocks[0]
     mlp: Any = block.mlp
+    activation = "QuickGELU" if type(mlp.gelu).__name__ == "QuickGELU" else "GELU"
     model = build_vision(
         {
-            "architecture": CLIP_ARCHITECTURES["QuickGELU" if type(mlp.gelu).__name__ == "QuickGELU" else "GELU"],
+            "architecture": CLIP_ARCHITECTURES[activation],
             "img_size": visual.image_size[0],
             "patch_size": visual.patch_size[0],
             "embed_dim": visual.conv1.out_channels,

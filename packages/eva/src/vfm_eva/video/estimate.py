@@ -1,4 +1,4 @@
-"""The cost of `eva.video` before it runs."""
+"""Cost estimate of `eva.video`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vfm_eva.video.stages import EvaVideo
 
 
 def eva_video_cost(config: EvaVideo, ctx: Preflight) -> Cost:
-    """Return the cost of a training; unknown if its encoder is not known yet."""
+    """Estimate the cost of training a video classifier. It is unknown until the encoder exists."""
     names = known_classes(ctx, config.data)
 
     def plan(encoder: VisionCheckpoint) -> Planned:
@@ -35,7 +35,7 @@ def eva_video_cost(config: EvaVideo, ctx: Preflight) -> Cost:
 
 
 def _image_encoder(config: EvaVideo, ctx: Preflight, folder: Path) -> VisionCheckpoint | None:
-    """Return the encoder of a video model, or of a CLIP model without weights in a folder; None of others."""
+    """Find the encoder of a video model, or write a CLIP model's without weights to a folder. None for other models."""
     source = ctx.artifact(config.encoder)
     if isinstance(source, VideoClassifier):
         return image_checkpoint(source, folder)

@@ -1,7 +1,7 @@
-"""A vision transformer on the frames of a clip, with attention over all of them, over each, or over both in turn.
+"""A vision transformer for clips, with joint, divided or per-frame attention.
 
 Sources: Fang et al. 2022, EVA (arXiv:2211.07636), section 2.2.2, and its released code for joint attention with
-positions that start tiled; Bertasius et al. 2021, TimeSformer (arXiv:2102.05095) for divided attention; Arnab et al.
+positions that start tiled. Bertasius et al. 2021, TimeSformer (arXiv:2102.05095) for divided attention. Arnab et al.
 2021, ViViT (arXiv:2103.15691) for tubelets and the repeated patch embedding.
 """
 
@@ -25,20 +25,20 @@ from vfm_eva.video.time import rotated_in_time
 
 
 class VideoTransformer(nn.Module):
-    """A classifier of clips around a timm encoder, whose parameters and their names stay as they are.
+    """A clip classifier around a timm encoder, which keeps its parameters and their names.
 
-    With one frame it equals the encoder's own classifier. As long as the positions of the frames are equal, the order
+    With a single frame it equals the encoder as an image classifier. While all frames have equal positions, the order
     of frames does not change the logits.
 
     Args:
-        visual: timm's vision transformer, with its head and pooling; without a head for attentive pooling.
-        num_frames: T.
+        visual: timm's vision transformer with its head and pooling, or without a head for attentive pooling.
+        num_frames: frames of a clip, T.
         settings: attention, time, tubelets and pooling.
-        num_classes: C, of the attentive head.
-        seed: of new weights.
+        num_classes: number of classes of the attentive head, C.
+        seed: seed of new weights.
 
     Raises:
-        UserError: the encoder lacks what the settings need.
+        UserError: if the encoder lacks a part that the settings need.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class VideoTransformer(nn.Module):
         return self._trunk[0]
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Return the score of each class, (B, C).
+        """Compute the score of each class, (B, C).
 
         Args:
             clips: normalised frames, (B, T, 3, H, W).
@@ -95,7 +95,7 @@ class VideoTransformer(nn.Module):
         return scores
 
     def features(self, clips: Tensor) -> Tensor:
-        """Return the pooled feature of each clip before the head, (B, D); attentive heads give the mean of patches."""
+        """Compute the pooled feature of each clip before the head, (B, D). With an attentive head: the mean patch."""
         tokens = self.tokens(clips)
         if self.attentive is not None:
             return tokens[:, tokens.shape[1] - self.times * self._num_patches :].mean(dim=1)
@@ -103,7 +103,7 @@ class VideoTransformer(nn.Module):
         return pooled
 
     def tokens(self, clips: Tensor) -> Tensor:
-        """Return prefix tokens and the patches of all frames after the encoder's final norm, (B, P + F N, D)."""
+        """Compute prefix tokens and patches of all frames after the encoder's final norm, (B, P + F N, D)."""
         patches, joint = self._embedded(clips), self.settings.attention == "joint"  # (B, F, N, D)
         batch = len(patches)
         values = patches.flatten(1, 2) if joint else patches.flatten(0, 1)
@@ -115,26 +115,26 @@ class VideoTransformer(nn.Module):
                 values = checkpoint(self._block, number, values, rope, num_prefix, use_reentrant=False)
             else:
                 values = self._block(number, values, rope, num_prefix)
-        if not joint:  # each frame has prefix tokens of its own; their mean is the clip's
+        if not joint:  # each frame has its prefix tokens, and the clip gets their mean
             frames = values.unflatten(0, (batch, self.times))  # type: ignore[no-untyped-call]
             values = torch.cat([frames[:, :, :num_prefix].mean(dim=1), frames[:, :, num_prefix:].flatten(1, 2)], dim=1)
         normed: Tensor = self.visual.norm(values)
         return normed
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass."""
+        """Recompute each block in the backward pass to save memory."""
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of positions, which are not decayed."""
+        """List the position parameters, which are not decayed."""
         return {"positions", "time", "attentive_time"}
 
     @torch.no_grad()
     def start_from_encoder(self) -> None:
-        """Set what is added to the encoder by its weights: positions tiled, patches repeated, attention copied."""
-        own = self.trunk.positions(self.trunk.grid)
-        if self.positions is not None and own is not None:
-            self.positions.copy_(own.expand_as(self.positions))
+        """Initialize the added parts from the encoder: tile positions, repeat patches, copy attention."""
+        image_positions = self.trunk.positions(self.trunk.grid)
+        if self.positions is not None and image_positions is not None:
+            self.positions.copy_(image_positions.expand_as(self.positions))
         if self.tubelets is not None:
             weight: Tensor = self.visual.patch_embed.proj.weight
             self.tubelets.copy_(weight[:, :, None].expand_as(self.tubelets) / self.settings.tubelet)
@@ -143,10 +143,10 @@ class VideoTransformer(nn.Module):
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Set the encoder's own positions and patches to what a frame has in the mean, so that it takes images."""
+        """Set the encoder's positions and patches to the mean over frames, so that it takes images."""
         if self.positions is not None:
-            own = self.visual.pos_embed
-            own[:, own.shape[1] - self._num_patches :] = self.positions.mean(dim=0)
+            pos_embed = self.visual.pos_embed
+            pos_embed[:, pos_embed.shape[1] - self._num_patches :] = self.positions.mean(dim=0)
         if self.tubelets is not None:
             self.visual.patch_embed.proj.weight.copy_(self.tubelets.sum(dim=2))
 
@@ -156,7 +156,7 @@ class VideoTransformer(nn.Module):
         return rows * columns
 
     def _embedded(self, clips: Tensor) -> Tensor:
-        """Return the embedding of the patches with what they get of space and time, (B, F, N, D)."""
+        """Embed the patches, and add positions in space and time, (B, F, N, D)."""
         if self.tubelets is None:
             maps = self.trunk.patches(clips.flatten(0, 1))
             maps = maps.view(*clips.shape[:2], *maps.shape[1:])  # (B, T, D, rows, columns)
@@ -180,18 +180,19 @@ class VideoTransformer(nn.Module):
         return self.trunk.apply_block(number, values, rope)
 
     def _rope(self, num_prefix: int, joint: bool) -> Tensor | None:
-        """Return the rotary positions: those of space, the same for each frame, with the angles of time if wanted."""
+        """Compute rotary positions: the same spatial angles for each frame, plus angles of time for `time: rope`."""
         rope = self.trunk.rotary(self.trunk.grid)
         if rope is None:
             return None
-        if joint:
-            angles = self.settings.time == "rope"
-            rope = rotated_in_time(rope, self.times) if angles else torch.cat([rope] * self.times, dim=-2)
+        if joint and self.settings.time == "rope":
+            rope = rotated_in_time(rope, self.times)
+        elif joint:
+            rope = torch.cat([rope] * self.times, dim=-2)
         return unrotated_rows(rope, num_prefix) if num_prefix else rope
 
 
 class _TemporalAttention(nn.Module):
-    """Attention of each patch over its times, a copy of the block's own, whose output layer starts at zero."""
+    """Attention of each patch over time: a copy of the block's attention with an output layer that starts at zero."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -202,13 +203,13 @@ class _TemporalAttention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def copy_from(self, block: Any) -> None:
-        """Take the weights of the block's norm and attention."""
+        """Copy the weights of the block's norm and attention."""
         self.norm.load_state_dict(block.norm1.state_dict())
         self.attn.load_state_dict(block.attn.state_dict())
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Return the patches, (B, F, N, D) to the same."""
-        along = patches.transpose(1, 2)  # (B, N, F, D)
-        seen = self.out(self.attn(self.norm(along.flatten(0, 1)))).unflatten(0, along.shape[:2])
-        added: Tensor = patches + seen.transpose(1, 2)
+        """Attend over time and add the result to the patches, (B, F, N, D)."""
+        by_patch = patches.transpose(1, 2)  # (B, N, F, D)
+        attended = self.out(self.attn(self.norm(by_patch.flatten(0, 1)))).unflatten(0, by_patch.shape[:2])
+        added: Tensor = patches + attended.transpose(1, 2)
         return added

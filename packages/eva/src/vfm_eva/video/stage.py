@@ -1,4 +1,4 @@
-"""The work of `eva.video`: the classifier, its weights, the training, and film strips of what it predicts."""
+"""The work of `eva.video`: build the classifier, load the encoder's weights, and train."""
 
 from __future__ import annotations
 
@@ -48,16 +48,17 @@ def check_eva_video(config: EvaVideo, ctx: Preflight) -> None:
         check_class_names(data.class_names, config.data)
     if source and not isinstance(source, ClipCheckpoint):
         with torch.device("meta"):
-            model = build_model(config, image_checkpoint(source, source.path), data.class_names if data else ["a", "b"])
+            class_names = data.class_names if data else ["a", "b"]  # any names do for shapes
+            model = build_model(config, image_checkpoint(source, source.path), class_names)
             check_trained(config.trained, model.visual)
 
 
 def train_video(config: EvaVideo, ctx: Context) -> VideoClassifier:
-    """Train the classifier."""
+    """Train a video classifier, and export it."""
     data = ctx.load(config.data)
     check_class_names(data.class_names, config.data)
     source = ctx.load(config.encoder)
-    with TemporaryDirectory() as folder:  # one for each process
+    with TemporaryDirectory() as folder:  # each process has its folder
         checkpoint = image_checkpoint(source, Path(folder))
         model = build_model(config, checkpoint, data.class_names)
         report = load_weights(model, checkpoint, source, data.class_names)
@@ -71,7 +72,7 @@ def train_video(config: EvaVideo, ctx: Context) -> VideoClassifier:
 
 
 def video_task(config: EvaVideo, model: VideoTransformer, class_names: list[str]) -> VideoTask:
-    """Return the training of a classifier that `build_model` built."""
+    """Create the training task for a classifier from `build_model`."""
     model.set_grad_checkpointing(config.grad_checkpointing)
     return VideoTask(
         model,
@@ -86,16 +87,17 @@ def video_task(config: EvaVideo, model: VideoTransformer, class_names: list[str]
 
 
 def build_model(config: EvaVideo, checkpoint: VisionCheckpoint, class_names: Sequence[str]) -> VideoTransformer:
-    """Build the classifier with a new head of small weights; the encoder's weights are not loaded.
+    """Build the classifier with a new head of small weights. Encoder weights are not loaded.
 
     Raises:
-        UserError: the encoder is no vision transformer, or lacks what the settings need.
+        UserError: if the encoder is no vision transformer, or lacks a part that the settings need.
     """
     attentive = config.video.pool == "attentive"
+    num_outputs = 0 if attentive else len(class_names)  # an attentive head is not part of the encoder
     visual = build_vision(
         f"local-dir:{checkpoint.path}",
         image_size=config.image_size or checkpoint.image_size,
-        num_classes=0 if attentive else len(class_names),
+        num_classes=num_outputs,
         global_pool=POOLS[config.video.pool],
         drop_path_rate=config.drop_path,
         seed=config.seed,
@@ -116,12 +118,12 @@ def load_weights(
     source: VisionCheckpoint | ClipCheckpoint | VideoClassifier,
     class_names: Sequence[str],
 ) -> KeyReport:
-    """Load the encoder's weights, and what a classifier of videos has beside it; rows of the head by class name.
+    """Load the encoder's weights, and the video parts of a video classifier. Head rows are matched by class name.
 
-    Positions of other times or another grid are interpolated. A part that the source lacks keeps its new weights.
+    Positions are interpolated to the number of frames and the grid. Parts that the source lacks keep initial weights.
     """
     report = load_encoder_weights(checkpoint, model.visual)
-    model.start_from_encoder()  # whose weights are only known now
+    model.start_from_encoder()  # again, now that the encoder's weights are loaded
     with torch.no_grad():
         if isinstance(source, VideoClassifier):
             _load_video_weights(model, source, class_names, report)
@@ -131,17 +133,17 @@ def load_weights(
 def _load_video_weights(
     model: VideoTransformer, source: VideoClassifier, class_names: Sequence[str], report: KeyReport
 ) -> None:
-    file, own = source.path / VIDEO_WEIGHTS_FILE, video_state(model)
+    file, state = source.path / VIDEO_WEIGHTS_FILE, video_state(model)
     weights = load_state_dict(file) if file.is_file() else {}
     encoder = load_state_dict(source.path / source.encoder / "model.safetensors")
     for name, value in weights.items():
         if name.startswith("attentive.linear."):
             continue
-        if name in ("positions", "time", "attentive_time") and name in own:
+        if name in ("positions", "time", "attentive_time") and name in state:
             grid = model.trunk.grid if name == "positions" else (1, 1)
-            value = interpolate_positions(value, len(own[name]), grid)
-        if name in own and own[name].shape == value.shape:
-            own[name].copy_(value)
+            value = interpolate_positions(value, len(state[name]), grid)
+        if name in state and state[name].shape == value.shape:
+            state[name].copy_(value)
         else:
             report.dropped[name] = "of another video model"
     head: Any = model.visual.head if model.attentive is None else model.attentive.linear
@@ -154,12 +156,12 @@ def _load_video_weights(
 
 
 def rows_by_name(wanted: Sequence[str], known: Sequence[str]) -> list[tuple[int, int]]:
-    """Return the (row, known row) of each wanted class that is known."""
-    place = {name: number for number, name in enumerate(known)}
-    return [(row, place[name]) for row, name in enumerate(wanted) if name in place]
+    """Match rows by class name: (row in `wanted`, row in `known`) for each wanted class that is known."""
+    known_rows = {name: number for number, name in enumerate(known)}
+    return [(row, known_rows[name]) for row, name in enumerate(wanted) if name in known_rows]
 
 
 def copy_rows(target: Tensor, source: Tensor, rows: Sequence[tuple[int, int]]) -> None:
-    """Copy rows of a tensor into another one, in place."""
+    """Copy rows of a tensor to another tensor, in place."""
     for row, known in rows:
         target[row] = source[known]

@@ -1,4 +1,4 @@
-"""Configuration of `eva.video`: an image encoder becomes a classifier of videos."""
+"""Configuration of `eva.video`, which turns an image encoder into a video classifier."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from vfm.plugin import (
 Scale = Annotated[float, Field(gt=0, le=1)]
 
 
-class Clip(Config):
-    """The frames that the model sees at once."""
+class ClipFrames(Config):
+    """Number and sampling of the frames of a clip, which the model sees at once."""
 
-    num_frames: int = Field(16, ge=1, description="frames of a clip")
+    num_frames: int = Field(16, ge=1, description="number of frames per clip")
     sampling: Literal["segments", "dense"] = Field(
         "segments",
-        description="segments: the whole video in equal parts, a frame of each (EVA); dense: frames `stride` apart",
+        description="segments: a frame from each of equal parts of the video (EVA); dense: frames `stride` apart",
     )
-    stride: int = Field(4, ge=1, description="distance of the frames of dense clips")
+    stride: int = Field(4, ge=1, description="distance between frames of dense clips")
 
 
 class VideoModel(Config):
-    """How an image encoder reads a clip."""
+    """Attention, time, tubelets and pooling of an image encoder that reads clips."""
 
     tubelet: Literal[1, 2] = Field(1, description="frames that one token covers; the patch embedding is repeated")
     attention: Literal["joint", "divided", "frame"] = Field(
@@ -47,14 +47,14 @@ class VideoModel(Config):
     )
     time: Literal["frames", "table", "rope", "none"] = Field(
         "frames",
-        description="how the order of frames enters. frames: learned positions of each frame, which start as copies of"
-        " the image's (EVA); table: one learned vector a frame, which starts at zero; rope: angles of time added to the"
-        " rotary ones of space; none: not at all",
+        description="encoding of frame order. frames: learned positions per frame, initialized from the image's (EVA);"
+        " table: a learned vector per frame, initialized with zeros; rope: angles of time added to the spatial rotary"
+        " angles; none: order is ignored",
     )
     pool: Literal["mean", "token", "attentive"] = Field(
         "mean",
-        description="mean: of all patch tokens, then a norm; token: the class token; attentive: cross-attention of a"
-        " learned query, which suits a frozen encoder",
+        description="mean: mean of all patch tokens, then a norm; token: the class token; attentive: cross-attention of"
+        " a learned query, which suits a frozen encoder",
     )
 
     @model_validator(mode="after")
@@ -67,7 +67,7 @@ class VideoModel(Config):
 
 
 class VideoAugmentation(Config):
-    """Augmentation of clips; all frames of a clip share it."""
+    """Augmentation of clips, the same for all frames of a clip."""
 
     scales: tuple[Scale, ...] = Field(
         (1.0, 0.875, 0.75, 0.66),
@@ -87,10 +87,10 @@ class VideoAugmentation(Config):
 
 
 class EvaVideo(Training):
-    """Fine-tune an image encoder as a classifier of videos with attention over space and time (EVA, arXiv:2211.07636).
+    """Fine-tune an image encoder as a video classifier with attention over space and time (EVA, arXiv:2211.07636).
 
-    Applied twice it is intermediate fine-tuning: rows of the head are taken by class name, and positions are
-    interpolated to another number of frames.
+    Apply it twice for intermediate fine-tuning: head rows are matched by class name, and positions are interpolated to
+    another number of frames.
     """
 
     makes: ClassVar[type[Artifact]] = VideoClassifier
@@ -101,23 +101,23 @@ class EvaVideo(Training):
 
     kind: Literal["eva.video"] = "eva.video"
     encoder: Ref[VisionCheckpoint | ClipCheckpoint | VideoClassifier] = Field(
-        description="image encoder, CLIP model whose vision tower is taken, or a classifier of videos to go on from"
+        description="image encoder, CLIP model whose vision tower is used, or video classifier to train further"
     )
     data: Ref[VideoDataset] = Field(description="videos with classes, which become the head's outputs")
     image_size: int | None = Field(None, ge=1, description="pixels of a frame; default: the encoder's")
-    clip: Clip = Field(Clip(), description="the frames that the model sees at once")
+    clip: ClipFrames = Field(ClipFrames(), description="number and sampling of the frames that the model sees at once")
     video: VideoModel = Field(VideoModel(), description="how the encoder reads a clip")
     trained: Trained = Field(
         AllWeights(layer_decay=0.9),
-        description="weights that are trained beside the head; frozen: a cheap probe, best with pool: attentive",
+        description="weights that are trained besides the head; frozen: a cheap probe, best with pool: attentive",
     )
-    head_init_scale: float = Field(0.001, gt=0, description="factor of new rows of the head (std 0.02)")
+    head_init_scale: float = Field(0.001, gt=0, description="factor on the initial weights of new head rows (std 0.02)")
     drop_path: float = Field(
         0.1, ge=0, lt=1, description="probability to skip the last block; falls linearly to 0 at the first"
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread evenly over all classes")
     augmentation: VideoAugmentation = Field(VideoAugmentation(), description="augmentation of the clips")
-    lr: float = Field(1e-4, ge=0, description="peak learning rate, that of the head")
+    lr: float = Field(1e-4, ge=0, description="peak learning rate, used for the head")
     optimizer: Optimizer = Field(AdamW(betas=(0.9, 0.999), eps=1e-8), description="optimizer and its settings")
 
     moved: ClassVar[Mapping[str, str]] = {**Training.moved, "frozen": "trained: {type: frozen}"}

@@ -1,4 +1,4 @@
-"""Training of a classifier of videos as a task for `vfm.train.fit`."""
+"""Training of a video classifier as a task for `vfm.train.fit`."""
 
 # B videos, R clips of each, T frames, S side, C classes
 
@@ -19,28 +19,28 @@ from vfm_eva.video.checkpoint import save_classifier
 from vfm_eva.video.clips import VideoClips
 from vfm_eva.video.model import VideoTransformer
 from vfm_eva.video.predictor import Predictor
-from vfm_eva.video.stages import Clip
+from vfm_eva.video.stages import ClipFrames
 from vfm_kernels import Kernels, accelerated, padded
 
 
 class VideoTask(Task[VideoClips]):
-    """Cross-entropy of a classifier of clips, with layer decay, mixup and CutMix over clips.
+    """Cross-entropy of a clip classifier, with layer decay, mixup and CutMix over clips.
 
     Args:
         model: the classifier.
         clip: number and sampling of its frames, for the export.
-        class_names: of its outputs.
-        trained: what is trained, beside the head and a new norm before it.
+        class_names: class names of its outputs.
+        trained: trainable weights of the encoder. The head and a new norm before it are always trained.
         label_smoothing: share of the target spread evenly over all classes.
-        mixup: alpha of mixup; 0: none.
-        cutmix: alpha of CutMix; 0: none.
-        seed: of mixing, and of LoRA's changes.
+        mixup: alpha of mixup. 0: none.
+        cutmix: alpha of CutMix. 0: none.
+        seed: seed of mixing and of LoRA's initial weights.
     """
 
     def __init__(
         self,
         model: VideoTransformer,
-        clip: Clip,
+        clip: ClipFrames,
         class_names: list[str],
         *,
         trained: Trained = AllWeights(),  # noqa: B008 (frozen)
@@ -63,13 +63,13 @@ class VideoTask(Task[VideoClips]):
         self.merge = prepare_towers(self.towers, seed=seed)
 
     def forward(self, inputs: VideoClips) -> tuple[Tensor, Metrics]:
-        """Return the loss of a batch and its accuracy (of mixed clips: with respect to the first of the two)."""
+        """Compute loss and accuracy of a batch. For mixed clips, accuracy refers to the first of the two labels."""
         repeats, frames = inputs.clips.shape[1:3]
         pixels = self.preprocess.pixels(inputs.clips.flatten(0, 2))  # (B R T, 3, S, S)
         targets = labels = inputs.labels
         smoothing = self.label_smoothing
         if self.mix:
-            # All frames of a video are channels here, so a box of CutMix is the same in all of them.
+            # Mixing sees all frames of a video as channels, so a CutMix box is the same in all of them.
             stacked = pixels.view(len(labels), -1, *pixels.shape[-2:])
             stacked, targets, labels = self.mix(stacked, labels)
             pixels, smoothing = stacked.reshape(pixels.shape), 0.0  # the mixed targets are already smoothed
@@ -79,7 +79,7 @@ class VideoTask(Task[VideoClips]):
         return loss, {"accuracy": (logits.argmax(dim=-1) == labels).float().mean()}
 
     def before_step(self, step: int) -> None:
-        """Set the step of which mixing is drawn."""
+        """Set the step from which mixing is drawn."""
         if self.mix:
             self.mix.step = step
 
@@ -92,22 +92,22 @@ class VideoTask(Task[VideoClips]):
         return padded(self)
 
     def encoder(self) -> Predictor:
-        """Return the classifier, for evaluations."""
+        """Wrap the classifier as a predictor for evaluations."""
         return Predictor(self.model, self.preprocess, self.class_names, self.clip)
 
     def export(self, directory: Path) -> VideoClassifier:
-        """Write the classifier: the encoder in timm's layout, and the video's part, with LoRA's changes merged."""
+        """Write the encoder in timm's layout and the video parts, with LoRA weights merged."""
         self.merge()
         return save_classifier(self.model, self.clip, self.class_names, directory)
 
 
 def _layer(name: str) -> int | None:
-    """Return the layer of a weight; None for the head and the norm after pooling."""
+    """Find the layer of a weight, or None for the head and the norm after pooling."""
     return None if name.startswith("attentive") else layer_of_encoder(video_layer_name(name))
 
 
 def video_layer_name(name: str) -> str:
-    """Return the name of a parameter of the image encoder whose layer a parameter of the video model shares."""
+    """Map a parameter of the video model to the image encoder's parameter whose layer it shares."""
     if name.startswith("visual."):
         return name.removeprefix("visual.")
     if name.startswith("temporal."):
@@ -116,7 +116,7 @@ def video_layer_name(name: str) -> str:
 
 
 def _unused(name: str, model: VideoTransformer) -> bool:
-    """Return whether the model never reads a parameter, so that it gets no gradient."""
+    """Check whether the model never reads a parameter, which then gets no gradient."""
     if name == "visual.patch_embed.proj.weight":
         return model.tubelets is not None
     if name == "visual.pos_embed":
