@@ -1,7 +1,7 @@
-"""A training step and a test of the cascade's heads against detectron2's, on the same weights, maps and boxes.
+"""Compare training and inference of the cascade's heads with detectron2's, on the same weights, maps and boxes.
 
-detectron2 is no dependency: put a checkout and fvcore, iopath, omegaconf and cloudpickle on PYTHONPATH; no compiled
-part of it is used. Without it only our own times are printed.
+detectron2 is no dependency. Put a checkout, fvcore, iopath, omegaconf and cloudpickle on PYTHONPATH. Its compiled parts
+are not used. Without detectron2 only our times are printed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from vfm_eva.dense.detect.cascade import CascadeHeads, Truth
+from vfm_eva.dense.detect.cascade import CascadeHeads, TargetObjects
 from vfm_eva.dense.detect.eva_layout import head_name
 from vfm_eva.dense.detect.settings import Cascade, Selection
 
@@ -28,7 +28,7 @@ import detectron2_peer as peer
 
 
 def contestants(mode: str, *, with_peer: bool) -> dict[str, dict[str, Callable[[], Any]]]:
-    """Return the step and the test of each."""
+    """Build the training step and the inference step of each implementation."""
     maps, proposals, truths = peer.inputs()
     settings = Cascade(
         ious=list(peer.IOUS), num_rois=peer.NUM_ROIS, positive_fraction=1.0, num_convs=2,
@@ -43,7 +43,7 @@ def contestants(mode: str, *, with_peer: bool) -> dict[str, dict[str, Callable[[
         heads.load_state_dict(
             {head_name(f"roi_heads.{name}").removeprefix("cascade."): value for name, value in drawn.items()}
         )
-    objects = [Truth(one["labels"], one["boxes"], one["masks"]) for one in truths]
+    objects = [TargetObjects(one["labels"], one["boxes"], one["masks"]) for one in truths]
     sizes, selection = [(peer.SIDE, peer.SIDE)] * 2, Selection(score=peer.SCORE, max_detections=peer.MAX_DETECTIONS)
 
     def step() -> float:
@@ -82,7 +82,7 @@ def main() -> None:
     result: dict[str, Any] = {"machine": f"{platform.machine()} CPU, one thread, torch {torch.__version__}"}
     for mode in ("softmax", "sigmoid"):
         runs = contestants(mode, with_peer=with_peer)
-        losses = {name: run["step"]() for name, run in runs.items()}  # also a warm-up
+        losses = {name: run["step"]() for name, run in runs.items()}  # this is the warm-up too
         assert max(losses.values()) - min(losses.values()) < 1e-4 * max(losses.values())
         spent: dict[str, list[float]] = {}
         for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""Large-scale jitter of JPEG pictures with boxes and masks against torchvision's classes: CPU seconds a picture."""
+"""Compare large-scale jitter of JPEG images with boxes and masks with torchvision's classes: CPU time per image."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from torchvision.transforms import v2
 
 from vfm.data import decode_image, to_tensor
 from vfm.data.annotated import ObjectArrays, decode_mask, encode_mask
-from vfm_eva.dense.augment import PAD, draw_placement, place_objects, place_picture
+from vfm_eva.dense.augment import PAD, draw_placement, place_image, place_objects
 
-NUM_OBJECTS = 7  # COCO has 7.3 a picture
+NUM_OBJECTS = 7  # COCO has 7.3 per image
 SCALE = (0.1, 2.0)
 
 
 def sample(seed: int, width: int = 640, height: int = 480) -> tuple[bytes, ObjectArrays]:
-    """Return a smooth random picture of COCO's size as JPEG, and ellipses of all sizes on it."""
+    """Draw a smooth random JPEG image of COCO's size, with ellipses of all sizes as objects."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8))
     file = io.BytesIO()
@@ -45,11 +45,11 @@ def sample(seed: int, width: int = 640, height: int = 480) -> tuple[bytes, Objec
 def ours(data: bytes, objects: ObjectArrays, side: int, seed: int) -> Any:
     image = decode_image(data, "")
     placement = draw_placement(image.size, side, SCALE, 0.5, np.random.default_rng(seed))
-    return place_picture(image, placement), place_objects(objects, placement, with_masks=True)
+    return place_image(image, placement), place_objects(objects, placement, with_masks=True)
 
 
 def torchvisions(side: int, *, tensors: bool) -> Any:
-    """Return the same by torchvision's classes, on tensors or on Pillow's pictures."""
+    """Build the same augmentation from torchvision's classes, on tensors or on Pillow images."""
     fill = {Image.Image: PAD, tv_tensors.Image: PAD, tv_tensors.Mask: 0}
     transform = v2.Compose(
         [
@@ -80,7 +80,7 @@ def torchvisions(side: int, *, tensors: bool) -> Any:
 
 
 def measure(side: int, pictures: int, rounds: int) -> dict[str, float]:
-    """Return the median CPU milliseconds a picture of each contestant, run alternately."""
+    """Measure the median CPU milliseconds per image of each contestant, run alternately."""
     samples = [sample(seed) for seed in range(pictures)]
     contestants = {
         "vfm": ours,
@@ -99,7 +99,7 @@ def measure(side: int, pictures: int, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one size, few pictures; the numbers mean nothing")
+    parser.add_argument("--quick", action="store_true", help="one size, few images; the numbers mean nothing")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -20,8 +20,8 @@ from vfm_eva.dense.augment import (
     distort,
     draw_distortion,
     draw_placement,
+    place_image,
     place_objects,
-    place_picture,
     whole,
 )
 
@@ -74,7 +74,7 @@ def test_crop_equals_torchvisions_classes(width, height, seed):
     placement = draw_placement((width, height), SIDE, (0.1, 2.0), 0.5, np.random.default_rng(seed))
     image, masks = picture(width, height), discs(width, height, seed)
     theirs = to_tensor(by_torchvision(image, placement))
-    ours = place_picture(image, placement)
+    ours = place_image(image, placement)
     # Pillow keeps a crop's corner in 32 bits, so each of its two passes may round a value the other way.
     assert (ours.int() - theirs.int()).abs().max() <= 2
     objects = objects_of(masks)

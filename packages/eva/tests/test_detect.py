@@ -27,7 +27,7 @@ from vfm.plugin import (
     UserError,
     VisionCheckpoint,
 )
-from vfm_eva.dense.detect.cascade import Truth
+from vfm_eva.dense.detect.cascade import TargetObjects
 from vfm_eva.dense.detect.checkpoint import build_detector, read_detector
 from vfm_eva.dense.detect.eva_layout import head_name, official_name
 from vfm_eva.dense.detect.federated import draw_order, federated_mask
@@ -259,7 +259,9 @@ def test_boxes_have_32_bits_in_half_precision(scenes, encoder):
     anchors = model.head.proposals.anchor_generator
     anchors.register_forward_hook(lambda module, given, found: dtypes.extend(one.dtype for one in found))
     pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    truth = Truth(torch.tensor([0]), torch.tensor([[3.0, 4.0, 20.0, 25.0]]), torch.ones(1, 32, 32, dtype=torch.bool))
+    truth = TargetObjects(
+        torch.tensor([0]), torch.tensor([[3.0, 4.0, 20.0, 25.0]]), torch.ones(1, 32, 32, dtype=torch.bool)
+    )
     losses = {}
     for half in (False, True):
         torch.manual_seed(0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import detectron2_peer as peer
-from vfm_eva.dense.detect.cascade import CascadeHeads, Truth
+from vfm_eva.dense.detect.cascade import CascadeHeads, TargetObjects
 from vfm_eva.dense.detect.eva_layout import head_name
 from vfm_eva.dense.detect.settings import Cascade, Selection
 
@@ -42,7 +42,7 @@ def test_losses_of_all_stages_and_detections_equal_detectron2s(mode):
     maps, proposals, truths = peer.inputs()
     maps = [one.requires_grad_() for one in maps]
     order = torch.tensor(peer.ORDER)
-    objects = [Truth(one["labels"], one["boxes"], one["masks"]) for one in truths]
+    objects = [TargetObjects(one["labels"], one["boxes"], one["masks"]) for one in truths]
     sizes = [(peer.SIDE, peer.SIDE)] * 2
     losses = heads.train().losses(maps, proposals, objects, sizes, order)
     names = {"mask_loss": "loss_mask"}

@@ -16,7 +16,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from vfm_eva.dense.detect.cascade import CascadeHeads, Truth
+from vfm_eva.dense.detect.cascade import CascadeHeads, TargetObjects
 from vfm_eva.dense.detect.proposals import build_proposals
 from vfm_eva.dense.detect.settings import Cascade, Proposals, Selection
 
@@ -88,7 +88,7 @@ def heads() -> tuple[CascadeHeads, RoIHeads]:
     return ours, theirs
 
 
-def inputs() -> tuple[list[Tensor], list[Tensor], list[Truth]]:
+def inputs() -> tuple[list[Tensor], list[Tensor], list[TargetObjects]]:
     generator = torch.Generator().manual_seed(1)
     maps = [torch.randn(2, CHANNELS, SIDE // stride, SIDE // stride, generator=generator) for stride in STRIDES]
 
@@ -102,7 +102,7 @@ def inputs() -> tuple[list[Tensor], list[Tensor], list[Truth]]:
         masks = torch.zeros(count, SIDE, SIDE)
         for mask, (left, top, right, bottom) in zip(masks, found.round().int().tolist(), strict=True):
             mask[top:bottom, left : (left + right) // 2 + 1] = 1
-        truths.append(Truth(torch.randint(CLASSES, (count,), generator=generator), found, masks))
+        truths.append(TargetObjects(torch.randint(CLASSES, (count,), generator=generator), found, masks))
     near = [
         torch.cat([boxes(30), one.boxes + 3 * torch.rand(len(one.boxes), 4, generator=generator)]) for one in truths
     ]

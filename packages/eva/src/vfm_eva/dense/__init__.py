@@ -1,1 +1,1 @@
-"""What dense tasks share: encoders for pictures of any size, and augmentation of pictures with boxes and masks."""
+"""Shared parts of dense tasks: encoders for images of any size, and augmentation of images with boxes and masks."""

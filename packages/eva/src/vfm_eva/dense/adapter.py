@@ -1,45 +1,48 @@
-"""ViT-Adapter: feature maps of strides 4 to 32 from a plain vision transformer and convolutions beside its blocks.
+"""ViT-Adapter: feature maps of strides 4 to 32 from a plain vision transformer with parallel convolutions.
 
-The blocks are divided into four groups. Before each group the patch tokens attend to the feature maps of the
-convolutions (injector); after it these attend to the patch tokens (extractor). Both use multi-scale deformable
-attention.
+The blocks are divided into four groups. Before each group, the patch tokens attend to the feature maps of the
+convolutions (injector). After it, the feature maps attend to the patch tokens (extractor). Both use multi-scale
+deformable attention.
 
-Source: Chen et al. 2023, ViT-Adapter (arXiv:2205.08534), section 3; layers, norms and the order of operations as in the
-code of EVA-01's segmenters, which keep the class token in the blocks.
+Source: Chen et al. 2023, ViT-Adapter (arXiv:2205.08534), section 3. Layers, norms and the order of operations follow
+the code of EVA-01's segmenters, which keep the class token in the blocks.
 """
 
 # B images, N queries, M values, D width, L levels (feature maps), H and W sides of an image
+# (in `PositionBias`: H heads, N tokens)
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
+from timm.layers import gen_relative_position_index
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.plugin import UserError
 from vfm_eva.dense.encoder import DenseEncoder, Tokens
-from vfm_eva.dense.position_bias import PositionBias
+from vfm_eva.dense.relative import RelativeScores
 from vfm_eva.dense.transformers_parts import modeling
 from vfm_eva.dense.windows import Grid
 
 PATCH, POINTS, NUM_GROUPS = 16, 4, 4
-VALUE_SHARE, HIDDEN_SHARE = 0.5, 0.25  # of D: width of attention's values and of the convolutions between patches
+VALUE_SHARE, HIDDEN_SHARE = 0.5, 0.25  # widths as fractions of D: attention values, feed-forward convolutions
 
 
 class DeformableAttention(nn.Module):
-    """Multi-scale deformable attention: each query attends to a few points of each feature map around its own place.
+    """Multi-scale deformable attention: each query attends to a few points around its location in each feature map.
 
     Offsets and weights of the points are linear in the query. Source: Zhu et al. 2021, Deformable DETR
-    (arXiv:2010.04159), section 4.1; the sampling is transformers' function.
+    (arXiv:2010.04159), section 4.1. The sampling function comes from transformers.
 
     Args:
-        width: D, of queries and values.
-        num_heads: each attends to points of its own.
-        num_levels: L.
+        width: width of queries and values, D.
+        num_heads: number of heads. Each head attends to different points.
+        num_levels: number of feature maps, L.
     """
 
     def __init__(self, width: int, num_heads: int, num_levels: int) -> None:
@@ -52,19 +55,19 @@ class DeformableAttention(nn.Module):
         self.output_proj = nn.Linear(inner, width)
         self._sample = modeling("mask2former").multi_scale_deformable_attention
 
-    def forward(self, queries: Tensor, places: Tensor, values: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """Return the attended values, (B, N, D).
+    def forward(self, queries: Tensor, locations: Tensor, values: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Compute the attended values, (B, N, D).
 
         Args:
             queries: (B, N, D).
-            places: x and y of each query as fractions of the sides, (N, 2).
+            locations: x and y of each query as fractions of the sides, (N, 2).
             values: the L feature maps as tokens, one map after another, (B, M, D).
             grids: rows and columns of each feature map.
         """
         per_level = (self.num_levels, POINTS)
         offsets = self.sampling_offsets(queries).unflatten(2, (self.num_heads, *per_level, 2))  # in cells of a map
         sizes = torch.tensor([(columns, rows) for rows, columns in grids], device=offsets.device)
-        points = places[None, :, None, None, None] + offsets / sizes[:, None]
+        points = locations[None, :, None, None, None] + offsets / sizes[:, None]
         weights = self.attention_weights(queries).unflatten(2, (self.num_heads, -1)).softmax(dim=-1)
         heads = self.value_proj(values).unflatten(2, (self.num_heads, -1))
         sampled = self._sample(heads, list(grids), points, weights.unflatten(3, per_level))
@@ -73,7 +76,7 @@ class DeformableAttention(nn.Module):
 
 
 class Injector(nn.Module):
-    """Adds what the patch tokens attend to in the feature maps, scaled by a learned vector that starts at zero."""
+    """Patch tokens attend to the feature maps. The result is added, scaled by a learned vector that starts at zero."""
 
     def __init__(self, width: int, num_heads: int, num_levels: int) -> None:
         super().__init__()
@@ -81,14 +84,14 @@ class Injector(nn.Module):
         self.attn = DeformableAttention(width, num_heads, num_levels)
         self.gamma = nn.Parameter(torch.zeros(width))
 
-    def forward(self, queries: Tensor, places: Tensor, values: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """Return the patch tokens, (B, N, D); arguments as in `DeformableAttention.forward`."""
-        attended = self.attn(self.query_norm(queries), places, self.feat_norm(values), grids)
+    def forward(self, queries: Tensor, locations: Tensor, values: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Update the patch tokens, (B, N, D). Arguments are as in `DeformableAttention.forward`."""
+        attended = self.attn(self.query_norm(queries), locations, self.feat_norm(values), grids)
         return queries + self.gamma * attended  # type: ignore[no-any-return]
 
 
 class Extractor(nn.Module):
-    """Adds what the feature maps attend to in the patch tokens, then a feed-forward layer with a 3 x 3 convolution."""
+    """Feature maps attend to the patch tokens, followed by a feed-forward layer with a 3 x 3 convolution."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -100,7 +103,7 @@ class Extractor(nn.Module):
         self.mix = nn.Conv2d(hidden, hidden, kernel_size=3, padding=1, groups=hidden)
 
     def forward(self, details: Tensor, grids: Sequence[Grid], patches: Tensor, grid: Grid) -> Tensor:
-        """Return the feature maps as tokens, one map after another, (B, N, D).
+        """Update the feature maps, as tokens, one map after another, (B, N, D).
 
         Args:
             details: the feature maps as tokens, (B, N, D).
@@ -108,15 +111,15 @@ class Extractor(nn.Module):
             patches: patch tokens, (B, M, D).
             grid: rows and columns of the patches.
         """
-        places = centres(grids, details)
-        details = details + self.attn(self.query_norm(details), places, self.feat_norm(patches), [grid])
+        locations = centres(grids, details)
+        details = details + self.attn(self.query_norm(details), locations, self.feat_norm(patches), [grid])
         hidden = as_maps(self.fc1(self.ffn_norm(details)), grids)
         mixed: Tensor = self.fc2(F.gelu(as_tokens([self.mix(maps) for maps in hidden])))
         return details + mixed
 
 
 class SpatialPrior(nn.Module):
-    """Convolutions on the image: feature maps of strides 4, 8, 16 and 32, each projected to the encoder's width."""
+    """Convolutions on the image for feature maps of strides 4, 8, 16 and 32, projected to the encoder's width."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
@@ -127,31 +130,63 @@ class SpatialPrior(nn.Module):
             *_convolution(channels, channels, stride=1),
             nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
         )
-        self.stages = nn.ModuleList(
-            nn.Sequential(*_convolution(before, after, stride=2)) for before, after in pairwise(sizes)
-        )
+        self.stages = nn.ModuleList()
+        for before, after in pairwise(sizes):
+            self.stages.append(nn.Sequential(*_convolution(before, after, stride=2)))
         self.projections = nn.ModuleList(nn.Conv2d(size, width, kernel_size=1) for size in sizes)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the four feature maps, (B, D, H / stride, W / stride)."""
+        """Compute the four feature maps, (B, D, H / stride, W / stride)."""
         maps = [self.stem(images)]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
-        return [project(one) for project, one in zip(self.projections, maps, strict=True)]
+        return [project(features) for project, features in zip(self.projections, maps, strict=True)]
+
+
+class PositionBias(nn.Module):
+    """The relative position bias of all blocks: a learned number for each block, head and offset between two patches.
+
+    It is added to the attention scores, and initialized with zeros. EVA-01's larger segmenters have one. Source: Bao et
+    al. 2022, BEiT (arXiv:2106.08254). The index is timm's.
+
+    Args:
+        grid: rows and columns of the patches. Images must have this size.
+        blocks: blocks of a timm encoder with a class token.
+    """
+
+    index: Tensor
+
+    def __init__(self, grid: Grid, blocks: Sequence[Any]) -> None:
+        super().__init__()
+        rows, columns = grid
+        count = (2 * rows - 1) * (2 * columns - 1) + 3  # three more: from, to and within the class token
+        self.tables = nn.ParameterList(torch.zeros(count, block.attn.num_heads) for block in blocks)
+        # All blocks share an index: with 40 blocks and 3,137 tokens, separate indices would take 3 GB.
+        self.register_buffer("index", gen_relative_position_index(grid, class_token=True), persistent=False)
+
+    @property
+    def of_blocks(self) -> list[RelativeScores]:
+        """Functions that compute the bias of each block. `DenseEncoder.run` calls them."""
+        return [partial(self._of_block, number) for number in range(len(self.tables))]
+
+    def _of_block(self, number: int, block: nn.Module, tokens: Tensor, grid: Grid) -> Tensor:
+        """Compute the bias of a block, (1, H, N, N). The arguments after `number` are defined by `RelativeScores`."""
+        table: Tensor = self.tables[number]
+        return table[self.index].permute(2, 0, 1)[None]
 
 
 class ViTAdapter(nn.Module):
-    """Computes feature maps of strides 4, 8, 16 and 32 from an encoder, which is no submodule of it.
+    """Computes feature maps of strides 4, 8, 16 and 32 from an encoder, which is not a submodule.
 
     Args:
         encoder: a timm encoder with a class token and patches of 16 pixels.
-        num_heads: of the deformable attention.
-        channels: of the first convolutions.
-        relative: add a relative position bias to the attention of the blocks; images then have one size.
+        num_heads: heads of the deformable attention.
+        channels: channels of the first convolutions.
+        relative: add a relative position bias to the attention of the blocks. Images must then have a fixed size.
 
     Raises:
-        UserError: the encoder has no class token, other patches, an image side that is no multiple of 32, or a number
-            of blocks that is no multiple of four; or its width is not divisible among the heads.
+        UserError: if the encoder has no class token, other patches, an image side that is no multiple of 32, or a
+            number of blocks that is no multiple of four, or its width is not divisible among the heads.
     """
 
     def __init__(self, encoder: DenseEncoder, num_heads: int, channels: int, *, relative: bool) -> None:
@@ -161,42 +196,43 @@ class ViTAdapter(nn.Module):
         self.prior = SpatialPrior(width, channels)
         self.levels = nn.Parameter(torch.zeros(3, width))
         self.injectors = nn.ModuleList(Injector(width, num_heads, num_levels=3) for _ in groups)
-        self.extractors = nn.ModuleList(
-            nn.ModuleList(Extractor(width, num_heads) for _ in range(1 if group < groups[-1] else 3))
-            for group in groups
-        )
+        self.extractors = nn.ModuleList()
+        for group in groups:
+            num_extractors = 1 if group < groups[-1] else 3
+            self.extractors.append(nn.ModuleList(Extractor(width, num_heads) for _ in range(num_extractors)))
         self.upsample = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(4))
         self.bias = PositionBias(encoder.trunk.grid, encoder.trunk.blocks) if relative else None
 
     def forward(self, encoder: DenseEncoder, images: Tensor) -> list[Tensor]:
-        """Return the four feature maps, (B, D, H / stride, W / stride).
+        """Compute the four feature maps, (B, D, H / stride, W / stride).
 
         Args:
-            encoder: that of the constructor.
-            images: normalised, (B, 3, H, W), with sides that are multiples of 32.
+            encoder: the encoder that was given to the constructor.
+            images: normalised images, (B, 3, H, W), with sides that are multiples of 32.
         """
         finest, *coarse = self.prior(images)
         grids: list[Grid] = [(maps.shape[2], maps.shape[3]) for maps in coarse]
         details = as_tokens([maps + level[:, None, None] for maps, level in zip(coarse, self.levels, strict=True)])
-        details, of_groups = self._run_groups(encoder, images, details, grids)
+        details, group_maps = self._run_groups(encoder, images, details, grids)
         stride_8, *others = as_maps(details, grids)
-        found = []
+        outputs = []
         pyramid = (finest + self.upsample(stride_8), stride_8, *others)
-        for maps, of_group, norm in zip(pyramid, of_groups, self.norms, strict=True):
-            resized = F.interpolate(of_group, size=maps.shape[2:], mode="bilinear", align_corners=False)
-            found.append(norm(maps + resized))
-        return found
+        for maps, patch_maps, norm in zip(pyramid, group_maps, self.norms, strict=True):
+            resized = F.interpolate(patch_maps, size=maps.shape[2:], mode="bilinear", align_corners=False)
+            outputs.append(norm(maps + resized))
+        return outputs
 
     def _run_groups(
         self, encoder: DenseEncoder, images: Tensor, details: Tensor, grids: Sequence[Grid]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the feature maps as tokens, and the maps of the patch tokens after each group of blocks."""
+        """Run all groups of blocks, and return feature maps as tokens and each group's patch tokens as maps."""
         visual: Any = encoder.visual
         class_token = visual.cls_token.expand(len(images), -1, -1)  # without a position, as in EVA-01's code
         embedded = encoder.embed(images)
-        patches, grid, of_groups = embedded.values, embedded.grid, []
-        size, relative = encoder.depth // NUM_GROUPS, self.bias.of_blocks if self.bias else None
+        patches, grid, group_maps = embedded.values, embedded.grid, []
+        size = encoder.depth // NUM_GROUPS
+        relative = self.bias.of_blocks if self.bias else None
         for group, (inject, extractors) in enumerate(zip(self.injectors, self.extractors, strict=True)):
             patches = inject(patches, centres([grid], patches), details, grids)
             tokens = Tokens(torch.cat([class_token, patches], dim=1), 1, grid)
@@ -204,27 +240,27 @@ class ViTAdapter(nn.Module):
             class_token, patches = tokens.values[:, :1], tokens.values[:, 1:]
             for extract in extractors.children():
                 details = extract(details, grids, patches, grid)
-            of_groups.append(tokens.maps)
-        return details, of_groups
+            group_maps.append(tokens.maps)
+        return details, group_maps
 
 
 def centres(grids: Sequence[Grid], like: Tensor) -> Tensor:
-    """Return x and y of the centre of each cell of some maps, as fractions of the sides, (N, 2)."""
-    found = []
+    """Compute x and y of the centre of each map cell, as fractions of the sides, (N, 2)."""
+    points = []
     for rows, columns in grids:
         y, x = (torch.arange(size, device=like.device, dtype=like.dtype) for size in (rows, columns))
-        places = torch.meshgrid((y + 0.5) / rows, (x + 0.5) / columns, indexing="ij")
-        found.append(torch.stack(places[::-1], dim=-1).flatten(0, 1))
-    return torch.cat(found)
+        y_x = torch.meshgrid((y + 0.5) / rows, (x + 0.5) / columns, indexing="ij")
+        points.append(torch.stack(y_x[::-1], dim=-1).flatten(0, 1))
+    return torch.cat(points)
 
 
 def as_tokens(maps: Sequence[Tensor]) -> Tensor:
-    """Return the cells of all maps (B, D, rows, columns) as tokens, map by map and row by row, (B, N, D)."""
-    return torch.cat([one.flatten(2).transpose(1, 2) for one in maps], dim=1)
+    """Flatten maps (B, D, rows, columns) to tokens, map by map and row by row, (B, N, D)."""
+    return torch.cat([features.flatten(2).transpose(1, 2) for features in maps], dim=1)
 
 
 def as_maps(tokens: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-    """Return the maps (B, D, rows, columns) of tokens, the inverse of `as_tokens`."""
+    """Split tokens into maps (B, D, rows, columns). This inverts `as_tokens`."""
     parts = torch.split(tokens.transpose(1, 2), [rows * columns for rows, columns in grids], dim=2)
     return [part.reshape(*part.shape[:2], *grid) for part, grid in zip(parts, grids, strict=True)]
 

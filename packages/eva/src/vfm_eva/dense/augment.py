@@ -1,11 +1,11 @@
-"""Large-scale jitter, flip and photometric distortion of a picture with its boxes and masks, from our own draws.
+"""Large-scale jitter, flip and photometric distortion of an image with its boxes and masks.
 
-torchvision's classes draw from torch's global generator, which cannot be resumed sample by sample; here the draws are
-values, and applying them is a pure function. The picture is resized and cropped in one step, and a mask is decoded
-when the crop is known, only if it reaches into it, so that a large scale costs what its crop costs.
+torchvision's classes draw from torch's global generator, which cannot be resumed sample by sample. Here draws are
+values, and applying them is a pure function. The image is resized and cropped in one step, and a mask is decoded only
+if it reaches into the crop, so that a large scale costs no more than its crop.
 """
 
-# H, W height and width of a picture, h, w of its part in the crop, S side of the crop, N objects
+# H, W height and width of an image, h, w of its part in the crop, S side of the crop, N objects
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from vfm.data.annotated import ObjectArrays, decode_mask
 
 __all__ = [
     "MIN_SIDE", "PAD", "Distortion", "Placement", "Targets", "distort", "draw_distortion", "draw_placement",
-    "place_objects", "place_picture", "whole",
+    "place_image", "place_objects", "whole",
 ]  # fmt: skip
 
 MIN_SIDE = 1.0  # pixels; a box with a shorter side is dropped, as torchvision's SanitizeBoundingBoxes does
-PAD = (128, 128, 128)  # grey of the area beyond a small picture, as in detectron2
+PAD = (128, 128, 128)  # grey of the area beyond a small image, as in detectron2
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a picture comes to lie: it is resized, flipped, cropped, and padded on the right and below.
+    """Geometry of a crop: the image is resized, flipped, cropped, and padded on the right and below.
 
     Attributes:
-        source: width and height of the picture.
-        resized: width and height of all of it after the resize.
-        corner: left and top of the crop in the resized picture.
-        side: S, pixels.
-        flip: left and right are exchanged.
+        source: width and height of the image.
+        resized: width and height of the whole image after the resize.
+        corner: left and top of the crop in the resized image.
+        side: side of the crop in pixels, S.
+        flip: whether left and right are exchanged.
     """
 
     source: tuple[int, int]
@@ -49,13 +49,13 @@ class Placement:
 
     @property
     def covered(self) -> tuple[int, int]:
-        """Width and height of the picture's part in the crop, (w, h)."""
+        """Width and height of the part of the crop that the image covers, (w, h)."""
         (width, height), (left, top) = self.resized, self.corner
         return min(self.side, width - left), min(self.side, height - top)
 
     @property
     def _region(self) -> tuple[int, int, int, int]:
-        """The crop in the resized picture before the flip: left, top, right, bottom."""
+        """The crop in the resized image before the flip: left, top, right, bottom."""
         (left, top), (w, h) = self.corner, self.covered
         if self.flip:
             left = self.resized[0] - left - w
@@ -63,13 +63,13 @@ class Placement:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Factors of the resize along the width and the height."""
+        """Resize factors along width and height."""
         return self.resized[0] / self.source[0], self.resized[1] / self.source[1]
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The objects in a crop: labels (N,), boxes (N, 4) as left, top, right, bottom, masks (N, S, S) or None."""
+    """The objects in a crop: labels (N,), boxes (N, 4) as left, top, right, bottom, and masks (N, S, S) or None."""
 
     labels: NDArray[np.int64]
     boxes: NDArray[np.float32]
@@ -78,7 +78,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Distortion:
-    """Factors of a photometric distortion, None where one is not applied; the hue is shifted, in turns."""
+    """Factors of a photometric distortion, None where not applied. The hue is shifted by a fraction of a full turn."""
 
     brightness: float | None = None
     contrast: float | None = None
@@ -90,14 +90,14 @@ class Distortion:
 def draw_placement(
     source: tuple[int, int], side: int, scale: tuple[float, float], flip: float, rng: np.random.Generator
 ) -> Placement:
-    """Draw a large-scale jitter (Ghiasi et al. 2020, arXiv:2012.07177); sizes are rounded as in torchvision.
+    """Draw a large-scale jitter (Ghiasi et al. 2020, arXiv:2012.07177). Sizes are rounded as in torchvision.
 
     Args:
-        source: width and height of the picture.
-        side: S, pixels.
-        scale: smallest and largest factor of the size at which the whole picture just fits the crop.
+        source: width and height of the image.
+        side: side of the crop in pixels, S.
+        scale: smallest and largest size, as factors of the size at which the whole image just fits the crop.
         flip: probability of a left-right flip.
-        rng: random generator, from which four numbers are taken.
+        rng: random generator, from which four numbers are drawn.
     """
     at, left, top, turn = rng.random(4).tolist()
     factor = min(side / source[0], side / source[1]) * (scale[0] + (scale[1] - scale[0]) * at)
@@ -107,22 +107,22 @@ def draw_placement(
 
 
 def whole(source: tuple[int, int], side: int) -> Placement:
-    """Return the placement of a test: the longest side becomes S."""
+    """Place the whole image for evaluation: its longest side becomes S."""
     factor = side / max(source)
     width, height = (min(side, max(1, round(length * factor))) for length in source)
     return Placement(source, (width, height), (0, 0), side)
 
 
-def place_picture(
+def place_image(
     image: Image.Image,
     placement: Placement,
     interpolation: Interpolation = "bilinear",
     *,
     fill: tuple[int, int, int] = PAD,
 ) -> Tensor:
-    """Return the crop as uint8, (3, S, S), `fill` where there is no picture. Only what the crop shows is resized.
+    """Crop an image to uint8, (3, S, S), padded with `fill`.
 
-    Equal to a resize of the whole picture, a crop and a pad.
+    The result equals a resize of the whole image, a crop and a pad, but only the visible part is resized.
     """
     left, top, right, bottom = placement._region
     across, down = placement.scale
@@ -136,53 +136,58 @@ def place_picture(
 
 
 def place_objects(objects: ObjectArrays, placement: Placement, *, with_masks: bool) -> Targets:
-    """Return the objects that the crop shows; crowds and ignored ones are no targets.
+    """Move objects into a crop, without crowds, ignored objects and objects outside of it.
 
     Args:
-        objects: of the picture.
-        placement: of the picture.
-        with_masks: masks follow, an object without one gets its box; and boxes are computed anew from the cropped
-            masks. Otherwise boxes are moved and cut off.
+        objects: objects of the image.
+        placement: placement of the image.
+        with_masks: crop the masks too, and compute boxes from the cropped masks. An object without a mask gets its box
+            as mask. Otherwise boxes are moved and clipped.
     """
-    kept = objects[~(objects.crowd | objects.ignored)]
-    boxes = _place_boxes(kept.boxes, placement)
-    shown = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) > 0
-    kept, boxes = kept[shown], boxes[shown]
+    visible = objects[~(objects.crowd | objects.ignored)]
+    boxes = _place_boxes(visible.boxes, placement)
+    inside = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) > 0
+    visible, boxes = visible[inside], boxes[inside]
     masks = None
     if with_masks:
-        masks = np.zeros((len(kept), placement.side, placement.side), dtype=bool)
-        for place, counts in enumerate(kept.counts):
+        masks = np.zeros((len(visible), placement.side, placement.side), dtype=bool)
+        for number, counts in enumerate(visible.counts):
             if counts is None:
-                left, top, right, bottom = np.rint(boxes[place]).astype(int).tolist()
-                masks[place, top:bottom, left:right] = True
+                left, top, right, bottom = np.rint(boxes[number]).astype(int).tolist()
+                masks[number, top:bottom, left:right] = True
             else:
-                _place_mask(counts, kept.boxes[place], placement, masks[place])
+                _place_mask(counts, visible.boxes[number], placement, masks[number])
         boxes = boxes_of(masks)
     large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= MIN_SIDE
-    return Targets(kept.labels[large], boxes[large].astype(np.float32), None if masks is None else masks[large])
+    large_masks = None if masks is None else masks[large]
+    return Targets(visible.labels[large], boxes[large].astype(np.float32), large_masks)
 
 
 def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the smallest box around each mask, (N, S, S) to (N, 4); zeros for an empty mask."""
+    """Compute the smallest box around each mask, (N, S, S) to (N, 4). An empty mask gets zeros."""
     boxes = np.zeros((len(masks), 4))
-    for place, mask in enumerate(masks):
+    for number, mask in enumerate(masks):
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if len(rows):
-            boxes[place] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+            boxes[number] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
     return boxes
 
 
 def draw_distortion(rng: np.random.Generator, probability: float = 0.5) -> Distortion:
-    """Draw a photometric distortion with the ranges of torchvision's RandomPhotometricDistort; nine numbers are taken.
+    """Draw a photometric distortion with the ranges of torchvision's RandomPhotometricDistort, from nine numbers.
 
     Source: Liu et al. 2015, SSD (arXiv:1512.02325).
     """
     chance, at = rng.random(4), rng.random(4)
     ranges = np.array([(0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)])
     values = (ranges[:, 0] + (ranges[:, 1] - ranges[:, 0]) * at).tolist()
-    brightness, contrast, saturation, hue = (
-        value if one < probability else None for value, one in zip(values, chance.tolist(), strict=True)
-    )
+    drawn: list[float | None] = []
+    for value, draw in zip(values, chance.tolist(), strict=True):
+        if draw < probability:
+            drawn.append(value)
+        else:
+            drawn.append(None)
+    brightness, contrast, saturation, hue = drawn
     return Distortion(brightness, contrast, saturation, hue, contrast_first=bool(rng.random() < 0.5))
 
 
@@ -203,7 +208,7 @@ def distort(image: Tensor, distortion: Distortion) -> Tensor:
 
 
 def _place_boxes(boxes: NDArray[np.float64], placement: Placement) -> NDArray[np.float64]:
-    """Move boxes into the crop, and cut off what is outside, (N, 4)."""
+    """Move boxes into the crop and clip them, (N, 4)."""
     (w, h), (left, top) = placement.covered, placement.corner
     moved = boxes * (placement.scale * 2)
     if placement.flip:
@@ -213,15 +218,14 @@ def _place_boxes(boxes: NDArray[np.float64], placement: Placement) -> NDArray[np
 
 
 def _place_mask(counts: bytes, box: NDArray[np.float64], placement: Placement, out: NDArray[np.bool_]) -> None:
-    """Draw a mask into the crop, by the nearest pixel."""
+    """Draw a mask into the crop with nearest-pixel sampling."""
     width, height = placement.source
     left, top, right, bottom = placement._region
     columns = _nearest(left, right, width, placement.resized[0])
     rows = _nearest(top, bottom, height, placement.resized[1])
     if placement.flip:
         columns = columns[::-1]
-    # Boxes of some sources are rounded or narrower than their masks, hence the margin.
-    margin = 2
+    margin = 2  # pixels, because boxes of some sources are rounded or narrower than their masks
     across = np.flatnonzero((columns >= box[0] - margin) & (columns <= box[2] + margin))
     down = np.flatnonzero((rows >= box[1] - margin) & (rows <= box[3] + margin))
     if len(across) and len(down):
@@ -230,9 +234,8 @@ def _place_mask(counts: bytes, box: NDArray[np.float64], placement: Placement, o
 
 
 def _nearest(start: int, stop: int, old: int, new: int) -> NDArray[np.int64]:
-    """Return the source pixel of the pixels `start` to `stop` after a resize, as torch's `nearest` rounds."""
+    """Find the source pixel of the pixels `start` to `stop` after a resize, rounded as in torch's `nearest`."""
     step = np.float32(old) / np.float32(new)
-    found: NDArray[np.int64] = np.minimum(
-        np.floor(np.arange(start, stop, dtype=np.float32) * step).astype(np.int64), old - 1
-    )
-    return found
+    pixels = np.floor(np.arange(start, stop, dtype=np.float32) * step).astype(np.int64)
+    clipped: NDArray[np.int64] = np.minimum(pixels, old - 1)
+    return clipped

@@ -1,10 +1,10 @@
-"""Random crops for semantic segmentation: of a label map and its picture, with at most a share of one class.
+"""Random crops for semantic segmentation that limit the share of the most frequent class.
 
-Source: the training pipeline of EVA's configurations (`Resize`, `RandomCrop` with `cat_max_ratio`), drawn here from a
-generator that is passed in.
+Source: the training pipeline of EVA's configurations (`Resize`, `RandomCrop` with `cat_max_ratio`). Here the draws come
+from a generator that is passed in.
 """
 
-# H, W height and width of a picture, S side of a crop
+# H, W height and width of an image, S side of a crop
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def draw_crop(
     *,
     max_share: float,
 ) -> Placement:
-    """Draw a resize, a crop and a flip; the crop is drawn anew while one class has too much of it.
+    """Draw a resize, a crop and a flip. The crop is drawn again while a single class covers too much of it.
 
     Args:
         labels: class of each pixel, negative where it is unlabelled, (H, W).
-        side: S.
-        scale: smallest and largest length of the picture's shorter side, in S.
+        side: side of the crop in pixels, S.
+        scale: smallest and largest length of the image's shorter side, in units of S.
         flip: probability of a left-right flip.
         rng: random generator.
-        max_share: most that one class may have of the labelled pixels; the last of ten crops is kept whatever it has.
+        max_share: a class must cover less than this share of the labelled pixels. The tenth crop is always accepted.
     """
     height, width = labels.shape
     low, high = scale
@@ -53,13 +53,13 @@ def draw_crop(
 
 
 def largest_share(labels: NDArray[np.integer]) -> float:
-    """Return the share of the labelled pixels that the most frequent class has; 1 if there are fewer than two."""
+    """Compute the share of the most frequent class among labelled pixels, 1 if there are fewer than two classes."""
     _, counts = np.unique(labels[labels >= 0], return_counts=True)
     return float(counts.max() / counts.sum()) if len(counts) > 1 else 1.0
 
 
 def place_labels(labels: NDArray[np.integer], placement: Placement) -> NDArray[np.int64]:
-    """Return the labels of a crop by the nearest pixel, unlabelled beyond the picture, (H, W) to (S, S)."""
+    """Crop labels with nearest-pixel sampling, (H, W) to (S, S). Pixels beyond the image are unlabelled."""
     (left, top), (width, height) = placement.corner, placement.covered
     if placement.flip:
         left = placement.resized[0] - left - width

@@ -1,8 +1,9 @@
-"""A vision transformer as an encoder of images of any size: windows and global blocks, several output layers.
+"""A vision transformer as an encoder for images of any size, with windowed and global blocks and several outputs.
 
-Sources: Li et al. 2022, ViTDet (arXiv:2203.16527), for windows with a few global blocks; the detection code of EVA-02
-(arXiv:2303.11331) for positions: learned ones bicubic without antialiasing, rotary ones of a window and of the whole
-map both rescaled to the grid of the pre-training, no prefix tokens, no norm after the last block.
+Sources: Li et al. 2022, ViTDet (arXiv:2203.16527), for windows with a few global blocks. The detection code of EVA-02
+(arXiv:2303.11331) for positions: learned positions are resized bicubically without antialiasing, rotary positions of a
+window and of the whole map are both rescaled to the grid of pre-training. There are no prefix tokens and no norm after
+the last block.
 """
 
 # B images, P prefix tokens, N patches, D width, h and w rows and columns of patches
@@ -29,8 +30,8 @@ class Tokens:
 
     Attributes:
         values: (B, P + N, D).
-        num_prefix: P.
-        grid: h and w.
+        num_prefix: number of prefix tokens, P.
+        grid: rows and columns of the patches, (h, w).
     """
 
     values: Tensor
@@ -45,22 +46,22 @@ class Tokens:
 
 
 class DenseEncoder(nn.Module):
-    """Feature maps of an encoder's blocks, for images of any size.
+    """Computes feature maps of an encoder's blocks for images of any size.
 
-    A block is a function of single tokens apart from its attention, so a block with windows is the same block with the
-    windows as a batch. Any vision transformer of timm or open_clip is taken as it is: parameters, and their names below
-    `visual`, are those of the model, which stays usable by itself.
+    Apart from its attention, a block processes tokens independently, so a windowed block is the same block with the
+    windows as a batch. The model, any vision transformer of timm or open_clip, is not changed and stays usable by
+    itself. Its parameters keep their names below `visual`.
 
     Args:
-        model: a timm encoder or a CLIP model, whose image tower is taken.
-        layers: blocks whose maps are returned; negative numbers count from the end.
-        window: side of the windows in patches; None: every block attends to the whole map.
-        global_blocks: blocks that attend to the whole map all the same; negative numbers count from the end.
-        prefix: keep class and register tokens. Default: without windows only. Windows with prefix tokens must be as
+        model: a timm encoder, or a CLIP model whose image tower is used.
+        layers: blocks whose maps are returned. Negative numbers count from the end.
+        window: side of the windows in patches. None: every block attends to the whole map.
+        global_blocks: blocks that attend to the whole map despite windows. Negative numbers count from the end.
+        prefix: keep class and register tokens. Default: only without windows. With prefix tokens, windows must be as
             large as the map.
 
     Raises:
-        UserError: the model has no patch tokens, or there is no such block.
+        UserError: if the model has no patch tokens, or there is no such block.
     """
 
     def __init__(
@@ -89,23 +90,23 @@ class DenseEncoder(nn.Module):
         return self._trunk[0]
 
     def forward(self, images: Tensor, relative: Sequence[RelativeScores] | None = None) -> list[Tensor]:
-        """Return the maps of `layers` in their order, (B, D, h, w) each, without the final norm.
+        """Compute the maps of `layers` in their order, (B, D, h, w) each, without the final norm.
 
         Args:
-            images: normalised, (B, 3, H, W).
-            relative: relative positions of each block; `RelativePositions` know no prefix tokens.
+            images: normalised images, (B, 3, H, W).
+            relative: relative positions of each block. `RelativePositions` do not support prefix tokens.
 
         Raises:
-            UserError: a side is not a multiple of the patch size, or windows do not tile the map.
+            UserError: if a side is not a multiple of the patch size, or windows do not tile the map.
         """
-        tokens, found, done = self.embed(images), {}, 0
+        tokens, maps, num_done = self.embed(images), {}, 0
         for layer in sorted(set(self.layers)):
-            tokens = self.run(tokens, range(done, layer + 1), relative=relative)
-            found[layer], done = tokens.maps, layer + 1
-        return [found[layer] for layer in self.layers]
+            tokens = self.run(tokens, range(num_done, layer + 1), relative=relative)
+            maps[layer], num_done = tokens.maps, layer + 1
+        return [maps[layer] for layer in self.layers]
 
     def embed(self, images: Tensor) -> Tokens:
-        """Return the tokens before the first block."""
+        """Compute the tokens before the first block."""
         if any(side % self.patch_size for side in images.shape[-2:]):
             height, width = images.shape[-2:]
             raise UserError(
@@ -134,21 +135,22 @@ class DenseEncoder(nn.Module):
         """Apply some blocks in their order.
 
         Args:
-            tokens: the input of the first of them; further tokens may be in front of the prefix tokens.
-            blocks: numbers from 0.
-            visible: as in `Trunk.apply_block`, for all of them; only for blocks without windows.
-            copies: blocks with weights of their own to apply in place of some.
-            relative: relative positions of each block; `RelativePositions` know no prefix tokens.
+            tokens: the input of the first block. Further tokens may precede the prefix tokens.
+            blocks: block numbers, from 0.
+            visible: attention mask for all blocks, as in `Trunk.apply_block`. Only for blocks without windows.
+            copies: copies of blocks with separate weights, by number, to apply in place of the originals.
+            relative: relative positions of each block. `RelativePositions` do not support prefix tokens.
 
         Raises:
-            UserError: there are prefix tokens, and windows smaller than the map.
+            UserError: if there are prefix tokens and windows smaller than the map.
         """
         values, cut = tokens.values, False
         for number in blocks:
             windowed = self._has_windows(number, tokens)
-            if windowed != cut:  # a map is cut and joined only where the kind of block changes
+            if windowed != cut:  # cut or join the map only where the kind of block changes
                 assert self.window is not None
-                values = (to_windows if windowed else from_windows)(values, tokens.grid, self.window)
+                convert = to_windows if windowed else from_windows
+                values = convert(values, tokens.grid, self.window)
                 cut = windowed
             grid = (self.window, self.window) if windowed and self.window else tokens.grid
             rope = self._rope(grid, tokens.num_prefix, values)
@@ -164,7 +166,7 @@ class DenseEncoder(nn.Module):
         return replace(tokens, values=values)
 
     def is_global(self, number: int) -> bool:
-        """Return whether a block attends to the whole map, however large it is."""
+        """Check whether a block attends to the whole map, regardless of its size."""
         return self.window is None or number in self.global_blocks
 
     def _has_windows(self, number: int, tokens: Tokens) -> bool:
@@ -178,7 +180,7 @@ class DenseEncoder(nn.Module):
         return True
 
     def _rope(self, grid: Grid, num_prefix: int, values: Tensor) -> Tensor | None:
-        """Return the rotary positions of a grid, with rows for the tokens before the patches."""
+        """Look up or compute the rotary positions of a grid, with rows for the tokens before the patches."""
         key = (grid, values.device)
         rope = self._rotary.get(key)
         if rope is None:

@@ -1,6 +1,6 @@
-"""The simple feature pyramid: maps of several strides from the one map of a plain vision transformer.
+"""The simple feature pyramid: maps of several strides from the single map of a plain vision transformer.
 
-Source: Li et al. 2022, ViTDet (arXiv:2203.16527), section 3 and appendix A.2; layers, their order and the norms as in
+Source: Li et al. 2022, ViTDet (arXiv:2203.16527), section 3 and appendix A.2. Layers, their order and norms are as in
 detectron2's `SimpleFeaturePyramid`.
 """
 
@@ -17,16 +17,16 @@ from vfm.plugin import UserError
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """Resamples a map of stride `patch_size` to other strides, each by layers of its own.
+    """Resamples a map of stride `patch_size` to other strides, with separate layers for each stride.
 
     Args:
-        width: D.
-        out: channels of all maps.
-        scales: their strides in pixels, from the finest.
-        patch_size: stride of the input.
+        width: channels of the input, D.
+        out: channels of all output maps.
+        scales: strides of the output maps in pixels, from the finest.
+        patch_size: stride of the input in pixels.
 
     Raises:
-        UserError: a stride is not 4, 2, 1 or 1/2 times finer than the input's.
+        UserError: if a stride is not 4, 2, 1 or 1/2 times finer than the input's.
     """
 
     def __init__(self, width: int, out: int, scales: Sequence[int] = (4, 8, 16, 32), *, patch_size: int = 16) -> None:
@@ -35,12 +35,12 @@ class SimpleFeaturePyramid(nn.Module):
         self.levels = nn.ModuleList(_level(width, out, patch_size, stride) for stride in scales)
 
     def forward(self, maps: Tensor) -> list[Tensor]:
-        """Return the maps of all strides: (B, D, h, w) to (B, out, h * patch_size / stride, ...)."""
+        """Compute the maps of all strides: (B, D, h, w) to (B, out, h * patch_size / stride, ...)."""
         return [level(maps) for level in self.levels]
 
 
 def _level(width: int, out: int, patch_size: int, stride: int) -> nn.Sequential:
-    """Return the layers that make the map of one stride."""
+    """Build the layers for the map of a stride."""
     resample, channels = _resampling(width, patch_size, stride)
     project = [
         nn.Conv2d(channels, out, kernel_size=1, bias=False),
@@ -52,7 +52,7 @@ def _level(width: int, out: int, patch_size: int, stride: int) -> nn.Sequential:
 
 
 def _resampling(width: int, patch_size: int, stride: int) -> tuple[list[nn.Module], int]:
-    """Return the layers that change the stride, and the channels after them."""
+    """Build the layers that change the stride, and return them with their output channels."""
     if stride * 4 == patch_size:
         return [
             nn.ConvTranspose2d(width, width // 2, kernel_size=2, stride=2),

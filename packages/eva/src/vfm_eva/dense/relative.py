@@ -1,8 +1,8 @@
-"""Relative positions of EVA-01's detectors: rows and columns, added to the scores of attention.
+"""Relative positions of EVA-01's detectors, separate for rows and columns, added to attention scores.
 
-A query q at (y, x) scores a key at (v, u) with q . k / sqrt(d) + q . (rows[y - v] + columns[x - u]).
+A query q at (y, x) scores a key k at (v, u) with q . k / sqrt(d) + q . (rows[y - v] + columns[x - u]).
 
-Source: Li et al. 2022, MViTv2 (arXiv:2112.01526), section 4.1; ViTDet (arXiv:2203.16527).
+Sources: Li et al. 2022, MViTv2 (arXiv:2112.01526), section 4.1, and ViTDet (arXiv:2203.16527).
 """
 
 # B images or windows, H heads, N patches, D width, d width of a head, h and w rows and columns of patches
@@ -22,18 +22,18 @@ from vfm.plugin import UserError
 from vfm_eva.dense.windows import Grid
 
 RelativeScores: TypeAlias = Callable[[nn.Module, Tensor, Grid], Tensor]
-"""What is added to the scores of attention: of a block, its input (B, N, D) and the grid of the patches in it."""
+"""Computes the term added to attention scores, from a block, its input (B, N, D) and the grid of the patches in it."""
 
 
 class RelativePositions(nn.Module):
-    """The relative positions of one block, zero at first.
+    """The relative positions of a block, initialized with zeros.
 
     Args:
-        block: of a timm encoder.
-        side: of the square of patches among which it attends.
+        block: block of a timm encoder.
+        side: side of the square of patches within which the block attends.
 
     Raises:
-        UserError: the block is of another kind.
+        UserError: if the block is of another kind.
     """
 
     def __init__(self, block: nn.Module, side: int) -> None:
@@ -48,7 +48,7 @@ class RelativePositions(nn.Module):
         self.columns = nn.Parameter(torch.zeros(2 * side - 1, attention.head_dim))
 
     def forward(self, block: nn.Module, tokens: Tensor, grid: Grid) -> Tensor:
-        """Return what is added to the scores of the block's attention, (B, H, N, N), for its input (B, N, D)."""
+        """Compute the term added to the block's attention scores, (B, H, N, N), from its input (B, N, D)."""
         queries = _queries(block, tokens)
         queries = queries.reshape(*queries.shape[:2], *grid, -1)
         rows = torch.einsum("bnhwd,hkd->bnhwk", queries, _of_pairs(self.rows, grid[0]))
@@ -57,22 +57,26 @@ class RelativePositions(nn.Module):
 
 
 def _queries(block: Any, tokens: Tensor) -> Tensor:
-    """Return the queries of a block, (B, H, N, d): its attention computes them too, but does not return them."""
+    """Compute the queries of a block, (B, H, N, d), which its attention computes too but does not return."""
     attention, normed = block.attn, block.norm1(tokens)
     if attention.qkv is None:
         flat = attention.q_proj(normed)
     else:
-        bias = attention.qkv.bias if attention.qkv.bias is not None else getattr(attention, "q_bias", None)
         width = attention.qkv.weight.shape[0] // 3
-        flat = F.linear(normed, attention.qkv.weight[:width], None if bias is None else bias[:width])
-    found: Tensor = attention.q_norm(flat.unflatten(2, (attention.num_heads, -1)).transpose(1, 2))
-    return found
+        bias = attention.qkv.bias
+        if bias is None:
+            bias = getattr(attention, "q_bias", None)
+        if bias is not None:
+            bias = bias[:width]
+        flat = F.linear(normed, attention.qkv.weight[:width], bias)
+    queries: Tensor = attention.q_norm(flat.unflatten(2, (attention.num_heads, -1)).transpose(1, 2))
+    return queries
 
 
 def _of_pairs(table: Tensor, side: int) -> Tensor:
-    """Return the vector of each pair of a query's and a key's row, (side, side, d); other sides are interpolated."""
+    """Look up the vector for each pair of query row and key row, (side, side, d), interpolated for other sides."""
     length = 2 * side - 1
     if len(table) != length:
         table = F.interpolate(table.T[None].float(), size=length, mode="linear")[0].T.to(table.dtype)
-    places = torch.arange(side, device=table.device)
-    return table[places[:, None] - places + side - 1]
+    rows = torch.arange(side, device=table.device)
+    return table[rows[:, None] - rows + side - 1]

@@ -1,4 +1,4 @@
-"""The encoder of a released detector or segmenter."""
+"""Encoders of EVA's released detectors and segmenters."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import nn
 
 from vfm.models import build_vision
 
-# EVA's encoders are pre-trained with CLIP's mean and deviation, as timm has them, its dense models with ImageNet's.
+# EVA's dense models use ImageNet's mean and deviation. Its encoders, as listed in timm, were pre-trained with CLIP's.
 PREPROCESSING = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 
 
 def build_released(model: str | Mapping[str, Any]) -> nn.Module:
-    """Build the encoder of a dense model that EVA has released, with random weights.
+    """Build the encoder of a dense model released by EVA, with random weights.
 
     Args:
         model: as in `build_vision`.
 
     Raises:
-        UserError: the name is unknown, or an argument is invalid.
+        UserError: if the name is unknown, or an argument is invalid.
     """
     return build_vision(model, num_classes=0, pretrained_cfg_overlay=PREPROCESSING)

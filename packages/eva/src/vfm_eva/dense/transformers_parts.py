@@ -1,4 +1,4 @@
-"""Classes of transformers, which is optional: it is imported where a model is built from them."""
+"""Classes from transformers, an optional dependency that is imported only where a model uses it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from vfm.plugin import UserError, how_to_install
 
 
 def modeling(name: str) -> Any:
-    """Return transformers' module of an architecture, such as `upernet`.
+    """Import transformers' module of an architecture, such as `upernet`.
 
     Raises:
-        UserError: transformers is not installed.
+        UserError: if transformers is not installed.
     """
     try:
         return import_module(f"transformers.models.{name}.modeling_{name}")

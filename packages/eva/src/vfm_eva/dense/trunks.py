@@ -1,4 +1,4 @@
-"""The parts of a vision transformer of timm or open_clip that a dense encoder calls one by one."""
+"""Access to the parts of a timm or open_clip vision transformer, which a dense encoder calls one by one."""
 
 # B images, P prefix tokens, N patches, D width, H heads
 
@@ -23,17 +23,18 @@ PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 
 
 class Trunk:
-    """A vision transformer's parts: patches, prefix tokens, positions and blocks. The module itself is not changed.
+    """Patches, prefix tokens, positions and blocks of a vision transformer, which is not changed.
 
-    `visual` is the module, `blocks` its blocks, `final_norm` the norm of its last tokens, `width` D, `patch_size` the
-    side of a patch in pixels, `grid` the rows and columns of its own image size.
+    `visual` is the module, `blocks` its blocks, `final_norm` the norm after the last block, `width` the width D,
+    `patch_size` the side of a patch in pixels, `grid` the rows and columns of patches at the model's image size.
     """
 
     def __init__(self, model: ClipModel | nn.Module) -> None:
         """Find the parts.
 
         Raises:
-            UserError: it has no patch tokens or no square patches, a convolutional stem, or relative positions.
+            UserError: if the model has no patch tokens or no square patches, a convolutional stem, or relative
+                positions.
         """
         tower = vision_tower(model)
         self.visual: Any = tower.visual
@@ -50,7 +51,7 @@ class Trunk:
             raise UserError(f"{tower.name}: its relative positions are for one image size, so it takes no dense head")
 
     def patches(self, images: Tensor) -> Tensor:
-        """Return the embedding of each patch without its position, (B, D, rows, columns)."""
+        """Embed the patches without positions, (B, D, rows, columns)."""
         if self.is_open_clip:
             embedded: Tensor = self.visual.conv1(images)
             return embedded
@@ -59,40 +60,44 @@ class Trunk:
         return tokens.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
     def prefix(self) -> Tensor:
-        """Return the prefix tokens with their positions, (1, P, D)."""
+        """Collect the prefix tokens with their positions, (1, P, D)."""
         if self.is_open_clip:
             return (self.visual.class_embedding + self.visual.positional_embedding[0])[None, None]  # type: ignore[no-any-return]
-        found = [token for name in PREFIX_TOKENS if (token := getattr(self.visual, name, None)) is not None]
-        tokens = torch.cat(found, dim=1) if found else next(self.visual.parameters()).new_zeros(1, 0, self.width)
+        values = [getattr(self.visual, name, None) for name in PREFIX_TOKENS]
+        present = [value for value in values if value is not None]
+        if present:
+            tokens = torch.cat(present, dim=1)
+        else:
+            tokens = next(self.visual.parameters()).new_zeros(1, 0, self.width)
         if self.visual.pos_embed is None or self.visual.no_embed_class:
             return tokens
         return tokens + self.visual.pos_embed[:, : tokens.shape[1]]  # type: ignore[no-any-return]
 
     def positions(self, grid: Grid) -> Tensor | None:
-        """Return the learned positions of the patches of a grid, (1, rows * columns, D); None if there are none.
+        """Compute the learned positions for a grid of patches, (1, rows * columns, D), or None without learned ones.
 
-        They are interpolated as in EVA-02's detection code: bicubic, without the antialiasing of timm's own loading.
+        They are interpolated as in EVA-02's detection code: bicubic, without the antialiasing of timm's loading.
         """
         visual = self.visual
         stored = visual.positional_embedding[None] if self.is_open_clip else visual.pos_embed
         if stored is None:
             return None
-        own = stored[:, stored.shape[1] - self.grid[0] * self.grid[1] :]
+        patches = stored[:, stored.shape[1] - self.grid[0] * self.grid[1] :]
         if grid == tuple(self.grid):
-            return own  # type: ignore[no-any-return]
-        maps = own.unflatten(1, self.grid).permute(0, 3, 1, 2)
+            return patches  # type: ignore[no-any-return]
+        maps = patches.unflatten(1, self.grid).permute(0, 3, 1, 2)
         resized = F.interpolate(maps.float(), size=grid, mode="bicubic", align_corners=False)
-        return resized.to(own.dtype).flatten(2).transpose(1, 2)
+        return resized.to(patches.dtype).flatten(2).transpose(1, 2)
 
     def before_blocks(self, tokens: Tensor) -> Tensor:
-        """Apply what is between the embedding and the first block: dropout and a norm, where there are some."""
+        """Apply the layers between embedding and first block: dropout and a norm, if the model has them."""
         if self.is_open_clip:
             normed: Tensor = self.visual.ln_pre(tokens)
             return normed
         return self.visual.norm_pre(self.visual.pos_drop(tokens))  # type: ignore[no-any-return]
 
     def rotary(self, grid: Grid) -> Tensor | None:
-        """Return the rotary positions of a grid in timm's form, (N, 2 D / H), or one table for each block and head."""
+        """Compute the rotary positions of a grid in timm's form, (N, 2 D / H), or a table for each block and head."""
         rope = getattr(self.visual, "rope", None)
         if rope is None:
             return None
@@ -112,15 +117,15 @@ class Trunk:
         copy: nn.Module | None = None,
         relative: tuple[RelativeScores, Grid] | None = None,
     ) -> Tensor:
-        """Apply one block.
+        """Apply a block.
 
         Args:
-            number: of the block.
+            number: number of the block.
             tokens: (B, N, D).
-            rope: a row for each of the N tokens; rows of sin 0 and cos 1 leave a token as it is.
-            visible: True where a token (row) sees another (column), (B, 1, N, N); None: everywhere.
-            copy: a copy of the block with weights of its own, to be applied in its place.
-            relative: relative positions and the grid of the patches among the tokens; instead of `visible`.
+            rope: a row for each of the N tokens. Rows with sin 0 and cos 1 leave a token unchanged.
+            visible: True where a token (row) sees another (column), (B, 1, N, N). None: everywhere.
+            copy: a copy of the block with separate weights, to apply in its place.
+            relative: relative positions and the grid of the patches among the tokens, instead of `visible`.
 
         Returns:
             (B, N, D).
@@ -134,7 +139,7 @@ class Trunk:
             return block(tokens) if visible is None else block(tokens, attn_mask=visible)  # type: ignore[no-any-return]
         if getattr(self.visual, "rope_mixed", False):
             rope = rope[number]
-        # Set for this call only: the encoder by itself gives its attention no rows for the prefix tokens.
+        # Set for this call only: without this wrapper, the encoder passes no rotary rows for prefix tokens.
         before, block.attn.num_prefix_tokens = block.attn.num_prefix_tokens, 0
         try:
             return block(tokens, rope=rope, attn_mask=visible)  # type: ignore[no-any-return]
@@ -143,14 +148,14 @@ class Trunk:
 
 
 def unrotated_rows(rope: Tensor, count: int) -> Tensor:
-    """Return rotary positions with `count` rows before them that rotate nothing."""
+    """Prepend `count` rows that rotate nothing to rotary positions."""
     rows = rope[..., :1, :].expand(*rope.shape[:-2], count, rope.shape[-1])
     sin, cos = rows.chunk(2, dim=-1)
     return torch.cat([torch.cat([torch.zeros_like(sin), torch.ones_like(cos)], dim=-1), rope], dim=-2)
 
 
 def _added(visible: Tensor | None, num_heads: int) -> Tensor | None:
-    """Return a mask as torch's attention layer takes it: numbers to add to the scores, (B H, N, N)."""
+    """Convert a mask to the form of torch's attention layer: numbers to add to the scores, (B H, N, N)."""
     if visible is None:
         return None
     hidden = torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, float("-inf"))

@@ -1,4 +1,4 @@
-"""Tokens of a map as square windows, and back."""
+"""Split the tokens of a map into square windows, and join them again."""
 
 # B images, N tokens, C channels, w side of a window in patches
 
@@ -14,10 +14,10 @@ Grid = tuple[int, int]
 def check_window(grid: Grid, window: int, patch_size: int) -> None:
     """Check that windows tile a map of patches.
 
-    Padding is not supported: detectron2 pads after a block's first norm, which windows around a whole block cannot do.
+    Padding is not supported: detectron2 pads after a block's first norm, but here windows wrap the whole block.
 
     Raises:
-        UserError: they do not.
+        UserError: if they do not.
     """
     if any(side % window for side in grid):
         pixels, step = " x ".join(str(side * patch_size) for side in grid), window * patch_size
@@ -33,10 +33,10 @@ def to_windows(tokens: Tensor, grid: Grid, window: int) -> Tensor:
     Args:
         tokens: (B, N, C), row by row.
         grid: rows and columns, multiples of `window`.
-        window: w.
+        window: side of a window in patches, w.
 
     Returns:
-        (B N / w^2, w^2, C): the windows of an image row by row, and the tokens of each in the same way.
+        (B N / w^2, w^2, C): the windows of an image row by row, and the tokens of each window row by row.
     """
     batch, _, channels = tokens.shape
     rows, columns = grid[0] // window, grid[1] // window
@@ -45,7 +45,7 @@ def to_windows(tokens: Tensor, grid: Grid, window: int) -> Tensor:
 
 
 def from_windows(windows: Tensor, grid: Grid, window: int) -> Tensor:
-    """Return the maps that `to_windows` has cut, (B, N, C)."""
+    """Join the windows cut by `to_windows` into maps, (B, N, C)."""
     rows, columns, channels = grid[0] // window, grid[1] // window, windows.shape[-1]
     cut = windows.view(-1, rows, columns, window, window, channels).transpose(2, 3)
     return cut.reshape(-1, grid[0] * grid[1], channels)

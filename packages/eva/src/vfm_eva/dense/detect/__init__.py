@@ -1,1 +1,1 @@
-"""Detection and instance segmentation: a cascade of box heads and a mask head on a dense encoder."""
+"""Detection and instance segmentation with a cascade of box heads and a mask head on a dense encoder."""

@@ -1,13 +1,13 @@
-"""Cascade R-CNN: box heads that refine each other's boxes, and a mask head.
+"""Cascade R-CNN: box heads that successively refine boxes, and a mask head.
 
-torchvision has the region proposals, the matching and RoIAlign; it has no cascade, no regression that all classes
-share, and no sigmoid losses. With one stage and a softmax this is torchvision's Mask R-CNN, with three stages the
-cascade that EVA and EVA-02 used.
+torchvision provides region proposals, matching and RoIAlign, but no cascade, no class-agnostic box regression and no
+sigmoid losses. With one stage and a softmax this is torchvision's Mask R-CNN, with three stages the cascade used by
+EVA and EVA-02.
 
-Sources: Cai and Vasconcelos 2017 (arXiv:1712.00726); He et al. 2017 (arXiv:1703.06870); the rules of detectron2.
+Sources: Cai and Vasconcelos 2017 (arXiv:1712.00726), He et al. 2017 (arXiv:1703.06870), and the rules of detectron2.
 """
 
-# B images, R boxes of one or all of them, N objects of an image, K classes, M side of a mask, S number of stages
+# B images, R boxes of an image or of all images, N objects of an image, K classes, M side of a mask, S number of stages
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Truth:
-    """The objects of one image: labels (N,), boxes (N, 4), masks (N, H, W) or None."""
+class TargetObjects:
+    """Annotated objects of an image: labels (N,), boxes (N, 4), and masks (N, H, W) or None."""
 
     labels: Tensor
     boxes: Tensor
@@ -40,8 +40,8 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The detections of one image: labels (R,), scores (R,), boxes (R, 4), and masks (R, M, M) in their boxes."""
+class DetectedObjects:
+    """Detections of an image: labels (R,), scores (R,), boxes (R, 4), and masks (R, M, M) relative to their boxes."""
 
     labels: Tensor
     scores: Tensor
@@ -51,12 +51,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Matched:
-    """Boxes of one image with the object that each one overlaps most.
+    """Boxes of an image, each with the object that it overlaps most.
 
     Attributes:
         boxes: (R, 4).
-        labels: (R,), K where no object is near.
-        objects: number of the object, (R,), 0 where there is none.
+        labels: (R,), K where no object overlaps enough.
+        objects: index of the object, (R,), 0 without objects.
         targets: box of the object, (R, 4).
     """
 
@@ -69,27 +69,27 @@ class Matched:
         return Matched(self.boxes[rows], self.labels[rows], self.objects[rows], self.targets[rows])
 
 
-def match(boxes: Tensor, truth: Truth, num_classes: int, iou: float) -> Matched:
-    """Match boxes, (R, 4), with the objects of their image."""
+def match(boxes: Tensor, truth: TargetObjects, num_classes: int, iou: float) -> Matched:
+    """Match boxes, (R, 4), to the objects of their image."""
     if not len(truth.labels):
-        none = torch.full((len(boxes),), num_classes, dtype=torch.int64, device=boxes.device)
-        return Matched(boxes, none, torch.zeros_like(none), boxes)
+        background = torch.full((len(boxes),), num_classes, dtype=torch.int64, device=boxes.device)
+        return Matched(boxes, background, torch.zeros_like(background), boxes)
     best, objects = box_iou(truth.boxes, boxes).max(dim=0)
     labels = truth.labels[objects].masked_fill(best < iou, num_classes)
     return Matched(boxes, labels, objects, truth.boxes[objects])
 
 
 class CascadeHeads(nn.Module):
-    """The stages and the mask head.
+    """The box heads of all stages, and the mask head.
 
     Args:
-        channels: of the pyramid's maps.
-        num_classes: K.
-        settings: of the stages.
-        strides: of the maps that boxes are read from, in pixels.
-        masks: have a mask head.
-        aligned, samples: of `pool_boxes`; True and 0 as in detectron2, False and 2 as in torchvision.
-        beta: of `box_loss`; 0 as in detectron2, 1/9 as in torchvision.
+        channels: channels of the pyramid's maps.
+        num_classes: number of classes, K.
+        settings: settings of the stages.
+        strides: strides of the maps from which boxes are pooled, in pixels.
+        masks: add a mask head.
+        aligned, samples: as in `pool_boxes`: True and 0 for detectron2's rules, False and 2 for torchvision's.
+        beta: as in `box_loss`: 0 for detectron2's rules, 1/9 for torchvision's.
     """
 
     def __init__(
@@ -107,18 +107,20 @@ class CascadeHeads(nn.Module):
         super().__init__()
         self.settings, self.num_classes, self.strides = settings, num_classes, tuple(strides)
         self.aligned, self.samples, self.beta = aligned, samples, beta
-        self.stages = nn.ModuleList(
-            BoxHead(
+        self.stages = nn.ModuleList()
+        for _ in settings.ious:
+            head = BoxHead(
                 channels,
                 num_classes + 1,
                 num_convs=settings.num_convs,
                 hidden=settings.hidden,
                 prior=settings.prior,
             )
-            for _ in settings.ious
-        )
-        # The weights of the refinements grow with the stage, since better boxes leave smaller ones.
-        self.coders = [BoxCoder((10.0 * n, 10.0 * n, 5.0 * n, 5.0 * n)) for n in range(1, len(settings.ious) + 1)]
+            self.stages.append(head)
+        # The weights of the refinements grow with the stage, because better boxes need smaller refinements.
+        self.coders = []
+        for number in range(1, len(settings.ious) + 1):
+            self.coders.append(BoxCoder((10.0 * number, 10.0 * number, 5.0 * number, 5.0 * number)))
         self.sampler = BalancedPositiveNegativeSampler(settings.num_rois, settings.positive_fraction)
         self.mask_head = MaskHead(channels, num_classes, settings.mask_convs) if masks else None
 
@@ -126,41 +128,41 @@ class CascadeHeads(nn.Module):
         self,
         maps: Sequence[Tensor],
         proposals: Sequence[Tensor],
-        truths: Sequence[Truth],
+        truths: Sequence[TargetObjects],
         sizes: Sequence[Size],
         order: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return the losses of all stages by name.
+        """Compute the losses of all stages by name.
 
         Args:
-            maps: of each level, (B, C, h, w).
-            proposals: of each image, (R, 4).
-            truths: of each image.
-            sizes: of the images, in pixels.
-            order: of the classes, from `draw_order`, for the federated loss.
+            maps: feature maps by level, (B, C, h, w) each.
+            proposals: proposed boxes of each image, (R, 4).
+            truths: objects of each image.
+            sizes: height and width of each image in pixels.
+            order: order of the classes from `draw_order`, for the federated loss.
         """
-        found: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
         boxes: list[Tensor] = []
-        first = matched = [self._sampled(one, truth) for one, truth in zip(proposals, truths, strict=True)]
+        first = matched = [self._sampled(rows, truth) for rows, truth in zip(proposals, truths, strict=True)]
         for stage, (coder, iou) in enumerate(zip(self.coders, self.settings.ious, strict=True)):
             if stage:
-                boxes = [one[_not_empty(one)] for one in boxes]
-                matched = [match(one, truth, self.num_classes, iou) for one, truth in zip(boxes, truths, strict=True)]
-            boxes = [one.boxes for one in matched]
+                boxes = [rows[_not_empty(rows)] for rows in boxes]
+                matched = [match(rows, truth, self.num_classes, iou) for rows, truth in zip(boxes, truths, strict=True)]
+            boxes = [image.boxes for image in matched]
             scores, deltas = self._run(stage, maps, boxes, scale_gradient=True)
-            labels = torch.cat([one.labels for one in matched])
-            targets = torch.cat(coder.encode([one.targets for one in matched], boxes))
-            found[f"class_loss_{stage}"] = self._class_loss(scores, labels, order)
-            found[f"box_loss_{stage}"] = box_loss(deltas, targets, labels < self.num_classes, self.beta)
+            labels = torch.cat([image.labels for image in matched])
+            targets = torch.cat(coder.encode([image.targets for image in matched], boxes))
+            losses[f"class_loss_{stage}"] = self._class_loss(scores, labels, order)
+            losses[f"box_loss_{stage}"] = box_loss(deltas, targets, labels < self.num_classes, self.beta)
             boxes = self._refined(stage, deltas.detach(), boxes, sizes)
         if self.mask_head is not None:
-            found["mask_loss"] = self._mask_loss(maps, first, truths)
-        return found
+            losses["mask_loss"] = self._mask_loss(maps, first, truths)
+        return losses
 
     def detect(
         self, maps: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[Size], selection: Selection
-    ) -> list[Found]:
-        """Return the detections of each image, best first: mean score of the stages, boxes of the last one."""
+    ) -> list[DetectedObjects]:
+        """Detect the objects of each image, best first, with mean scores over stages and boxes of the last stage."""
         total: Tensor | float = 0.0
         boxes = list(proposals)
         for stage in range(len(self.stages)):
@@ -169,11 +171,11 @@ class CascadeHeads(nn.Module):
             boxes = self._refined(stage, deltas, boxes, sizes)
         assert isinstance(total, Tensor)
         shares = split(total / len(self.stages), boxes)
-        found = [select(share, one, selection) for share, one in zip(shares, boxes, strict=True)]
-        return found if self.mask_head is None else self._with_masks(maps, found)
+        detections = [select(share, rows, selection) for share, rows in zip(shares, boxes, strict=True)]
+        return detections if self.mask_head is None else self._with_masks(maps, detections)
 
-    def _sampled(self, proposals: Tensor, truth: Truth) -> Matched:
-        """Return the boxes of an image that are trained: objects' own boxes are among the candidates."""
+    def _sampled(self, proposals: Tensor, truth: TargetObjects) -> Matched:
+        """Sample the boxes of an image for training, from the proposals and the annotated boxes."""
         boxes = torch.cat([proposals, truth.boxes.to(proposals.dtype)])
         matched = match(boxes, truth, self.num_classes, self.settings.ious[0])
         positive, negative = self.sampler([(matched.labels < self.num_classes).long()])
@@ -191,7 +193,7 @@ class CascadeHeads(nn.Module):
 
     def _refined(self, stage: int, deltas: Tensor, boxes: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
         moved = self.coders[stage].decode(deltas, list(boxes))[:, 0]
-        return [clip_boxes_to_image(one, size) for one, size in zip(split(moved, boxes), sizes, strict=True)]
+        return [clip_boxes_to_image(rows, size) for rows, size in zip(split(moved, boxes), sizes, strict=True)]
 
     def _class_loss(self, scores: Tensor, labels: Tensor, order: Tensor | None) -> Tensor:
         if self.settings.loss == "softmax":
@@ -203,18 +205,18 @@ class CascadeHeads(nn.Module):
         return sigmoid_loss(scores, labels, counted)
 
     def _probabilities(self, scores: Tensor) -> Tensor:
-        found = scores.softmax(dim=1) if self.settings.loss == "softmax" else scores.sigmoid()
-        return found[:, : self.num_classes]
+        probabilities = scores.softmax(dim=1) if self.settings.loss == "softmax" else scores.sigmoid()
+        return probabilities[:, : self.num_classes]  # without the background
 
-    def _mask_loss(self, maps: Sequence[Tensor], matched: Sequence[Matched], truths: Sequence[Truth]) -> Tensor:
+    def _mask_loss(self, maps: Sequence[Tensor], matched: Sequence[Matched], truths: Sequence[TargetObjects]) -> Tensor:
         assert self.mask_head is not None
-        positive = [one[one.labels < self.num_classes] for one in matched]
-        boxes = [one.boxes for one in positive]
+        positive = [image[image.labels < self.num_classes] for image in matched]
+        boxes = [image.boxes for image in positive]
         logits = self._masks(maps, boxes)
         masks = [truth.masks for truth in truths if truth.masks is not None]
-        objects = [one.objects for one in positive]
+        objects = [image.objects for image in positive]
         targets = mask_targets(masks, boxes, objects, logits.shape[-1], aligned=self.aligned)
-        return mask_loss(logits, targets, torch.cat([one.labels for one in positive]))
+        return mask_loss(logits, targets, torch.cat([image.labels for image in positive]))
 
     def _masks(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         assert self.mask_head is not None
@@ -222,19 +224,20 @@ class CascadeHeads(nn.Module):
         logits: Tensor = self.mask_head(pooled)
         return logits.float()
 
-    def _with_masks(self, maps: Sequence[Tensor], found: Sequence[Found]) -> list[Found]:
-        boxes = [one.boxes for one in found]
+    def _with_masks(self, maps: Sequence[Tensor], detections: Sequence[DetectedObjects]) -> list[DetectedObjects]:
+        boxes = [image.boxes for image in detections]
         logits = split(self._masks(maps, boxes), boxes)
-        return [
-            Found(one.labels, one.scores, one.boxes, mask[torch.arange(len(mask)), one.labels].sigmoid())
-            for one, mask in zip(found, logits, strict=True)
-        ]
+        with_masks = []
+        for image, class_logits in zip(detections, logits, strict=True):
+            masks = class_logits[torch.arange(len(class_logits)), image.labels].sigmoid()
+            with_masks.append(DetectedObjects(image.labels, image.scores, image.boxes, masks))
+        return with_masks
 
 
-def select(scores: Tensor, boxes: Tensor, selection: Selection) -> Found:
-    """Return the detections of an image, best first, from the scores (R, K) of its boxes (R, 4).
+def select(scores: Tensor, boxes: Tensor, selection: Selection) -> DetectedObjects:
+    """Select the detections of an image, best first, from the scores (R, K) of its boxes (R, 4).
 
-    A box may be found as several classes; suppression is within a class.
+    A box can be detected as several classes. Suppression is within a class.
     """
     usable = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
     usable &= (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(dim=1)
@@ -242,11 +245,11 @@ def select(scores: Tensor, boxes: Tensor, selection: Selection) -> Found:
     rows, labels = torch.where(scores > selection.score)
     scores, boxes = scores[rows, labels], boxes[rows]
     if selection.soft:
-        kept = scores.argsort(descending=True, stable=True)
+        best = scores.argsort(descending=True, stable=True)
     else:
-        kept = batched_nms(boxes, scores, labels, selection.nms)
-    kept = kept[: selection.max_detections]
-    return Found(labels[kept], scores[kept], boxes[kept])
+        best = batched_nms(boxes, scores, labels, selection.nms)  # sorted by score
+    best = best[: selection.max_detections]
+    return DetectedObjects(labels[best], scores[best], boxes[best])
 
 
 def _not_empty(boxes: Tensor) -> Tensor:

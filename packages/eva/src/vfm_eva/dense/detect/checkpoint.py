@@ -1,4 +1,4 @@
-"""The folder of a detector: the encoder in timm's layout, the head's weights and settings beside it."""
+"""Save and load detectors: a folder with the encoder in timm's layout, the head's weights, and the settings."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from vfm_eva.dense.detect.settings import DetectorSettings
 from vfm_eva.dense.detect.stages import EvaDetect
 
 ENCODER_FOLDER, SETTINGS_FILE, WEIGHTS_FILE = "encoder", "detector.json", "head.safetensors"
-OF_CLASSES = (".scores.", "cascade.mask_head.masks.")  # what depends on the classes
+OF_CLASSES = (".scores.", "cascade.mask_head.masks.")  # weights that depend on the classes
 _NEW = "new, for these classes"
 
 
 def build_detector(encoder: nn.Module, num_classes: int, settings: DetectorSettings, *, seed: int = 0) -> Detector:
-    """Build a detector on an encoder, with a head of random weights; torch's global generator is left unchanged.
+    """Build a detector on an encoder, with random weights in the head. torch's global generator is not advanced.
 
     Raises:
-        UserError: the encoder does not fit.
+        UserError: if the encoder does not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -40,7 +40,7 @@ def build_detector(encoder: nn.Module, num_classes: int, settings: DetectorSetti
 
 
 def save_detector(model: Detector, directory: Path, class_names: Sequence[str]) -> DenseCheckpoint:
-    """Write a detector."""
+    """Write the encoder, the head and the settings of a detector."""
     save_vision(model.encoder.visual, directory / ENCODER_FOLDER)
     save_state_dict(model.head.state_dict(), directory / WEIGHTS_FILE)
     (directory / SETTINGS_FILE).write_text(model.settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -55,7 +55,7 @@ def save_detector(model: Detector, directory: Path, class_names: Sequence[str]) 
 
 
 def predicted(settings: DetectorSettings) -> list[DenseTask]:
-    """Return what a detector predicts."""
+    """List the dense tasks of a detector: boxes, and masks if it has a mask head."""
     return ["boxes", "masks"] if settings.masks else ["boxes"]
 
 
@@ -63,7 +63,7 @@ def read_settings(checkpoint: DenseCheckpoint) -> DetectorSettings:
     """Read the settings of a detector.
 
     Raises:
-        UserError: the checkpoint is no detector of this package, or its file is damaged.
+        UserError: if the checkpoint is no detector of this package, or its file is damaged.
     """
     file = checkpoint.path / SETTINGS_FILE
     if checkpoint.predictor != EvaDetect.predictor:
@@ -76,7 +76,7 @@ def read_detector(checkpoint: DenseCheckpoint) -> Detector:
     """Load a detector in evaluation mode.
 
     Raises:
-        UserError: a file is missing or does not fit.
+        UserError: if a file is missing or does not fit.
     """
     encoder = load_vision(checkpoint.path / checkpoint.encoder)
     model = build_detector(encoder, len(checkpoint.class_names), read_settings(checkpoint))
@@ -85,12 +85,12 @@ def read_detector(checkpoint: DenseCheckpoint) -> Detector:
 
 
 def load_head(checkpoint: DenseCheckpoint, model: Detector, class_names: Sequence[str]) -> KeyReport:
-    """Load the head of a checkpoint; for other classes, what depends on them keeps its initial weights.
+    """Load the head of a checkpoint. If the classes differ, weights that depend on them keep their initial values.
 
-    A head without masks leaves the mask head as it is.
+    If the checkpoint has no masks, the mask head keeps its initial weights.
 
     Raises:
-        UserError: a weight is missing, unknown, or of another shape.
+        UserError: if a weight is missing, unknown, or has another shape.
     """
     weights, report = load_state_dict(checkpoint.path / WEIGHTS_FILE), KeyReport()
     new: dict[str, str] = {}

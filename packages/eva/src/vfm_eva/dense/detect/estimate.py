@@ -1,4 +1,4 @@
-"""The cost of `eva.detect` before it runs."""
+"""Cost estimate of `eva.detect`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from vfm_eva.dense.detect.task import DetectTask
 from vfm_eva.dense.detect.train import build_visual
 from vfm_eva.finetune.estimate import OBJECTS, Planned, _ragged, estimate_with_encoder, images, known_classes, zeros
 
-POSITIVE = 0.25  # largest share of a detector's regions that are trained as objects
+POSITIVE = 0.25  # largest share of the sampled regions that are objects
 
 
 def eva_detect_cost(config: EvaDetect, ctx: Preflight) -> Cost:
-    """Return the cost of a training with the mean number of objects in each crop.
+    """Estimate the cost of training a detector, with the mean number of objects in each crop.
 
-    It is unknown until the encoder, or the detector to start from, is known.
+    It is unknown until the encoder, or the detector to start from, exists.
     """
     data, names = ctx.artifact(config.data), known_classes(ctx, config.data)
-    objects = -(-data.num_objects // data.num_samples) if data else OBJECTS
+    objects = -(-data.num_objects // data.num_samples) if data else OBJECTS  # the mean, rounded up
     start = ctx.artifact(config.start) if config.start else None
     if config.start and not start:
         return Cost(unknown=(f"the detector {config.start}",))
-    detector, federated = config.detector, config.detector.cascade.loss == "federated"
+    detector = config.detector
+    class_images = None
+    if detector.cascade.loss == "federated":
+        class_images = np.ones(len(names), np.int64)
 
     def plan(encoder: VisionCheckpoint) -> Planned:
         visual = build_visual(config, encoder.path)
@@ -35,7 +38,7 @@ def eva_detect_cost(config: EvaDetect, ctx: Preflight) -> Cost:
         task = DetectTask(
             build_detector(visual, len(names), detector),
             names,
-            class_images=np.ones(len(names), np.int64) if federated else None,
+            class_images=class_images,
             trained=config.trained,
             decay_vectors=config.decay_vectors,
         )
@@ -49,5 +52,5 @@ def eva_detect_cost(config: EvaDetect, ctx: Preflight) -> Cost:
 
         return task, inputs
 
-    own = VisionCheckpoint.load(start.path / start.encoder, verify=False) if start else None
-    return estimate_with_encoder(config, ctx, plan, own, selected=POSITIVE)
+    start_encoder = VisionCheckpoint.load(start.path / start.encoder, verify=False) if start else None
+    return estimate_with_encoder(config, ctx, plan, start_encoder, selected=POSITIVE)

@@ -1,4 +1,4 @@
-"""Names of a detector's weights in EVA's released detection files (detectron2's), and where they go.
+"""Map the weight names of EVA's released detection files (detectron2's layout) to the names of `DetectorHead`.
 
     backbone.net.*                       the encoder, in the layouts of `vfm.models`
     backbone.net.blocks.N.attn.rel_pos_* relative.N: rows and columns
@@ -25,7 +25,7 @@ DROPPED = {
 }
 RELATIVE = re.compile(r"backbone\.net\.blocks\.(\d+)\.attn\.rel_pos_([hw])")
 _RESAMPLING = (4, 1, 0, 1)  # layers before the convolutions of each level
-_NAMES = (  # official names and ours; {} is a number
+_NAMES = (  # official names and our names; {} is a number
     ("proposal_generator.rpn_head.conv.conv{}.", "proposals.head.conv.{}.0."),
     ("proposal_generator.rpn_head.objectness_logits.", "proposals.head.cls_logits."),
     ("proposal_generator.rpn_head.anchor_deltas.", "proposals.head.bbox_pred."),
@@ -35,7 +35,7 @@ _NAMES = (  # official names and ours; {} is a number
     ("roi_heads.mask_head.deconv.", "cascade.mask_head.upsample."),
     ("roi_heads.mask_head.predictor.", "cascade.mask_head.masks."),
 )
-_SINGLE_CONV = "proposal_generator.rpn_head.conv."  # its name where there is only one
+_SINGLE_CONV = "proposal_generator.rpn_head.conv."  # name of the convolution in heads with only one
 _LEVEL = re.compile(r"backbone\.simfp_([2-5])\.(\d+)\.(norm\.)?(\w+)")
 _BOX_CONV = re.compile(r"roi_heads\.box_head\.(\d+)\.conv(\d+)\.(norm\.)?(\w+)")
 _MASK_CONV = re.compile(r"roi_heads\.mask_head\.mask_fcn(\d+)\.(norm\.)?(\w+)")
@@ -46,45 +46,49 @@ _OUR_CONV = re.compile(r"cascade\.(?:stages\.(\d+)|mask_head)\.convs\.(\d+)\.([0
 
 
 def head_name(key: str) -> str:
-    """Return the name of a head's weight in `DetectorHead`; an unknown name is returned as it is."""
-    if found := RELATIVE.fullmatch(key):
-        return f"relative.{found[1]}.{_AXES[found[2]]}"
-    if found := _LEVEL.fullmatch(key):
-        level, layer, norm, kind = int(found[1]) - 2, int(found[2]), found[3], found[4]
+    """Convert an official name of a head's weight to its name in `DetectorHead`. Unknown names are not changed."""
+    if match := RELATIVE.fullmatch(key):
+        return f"relative.{match[1]}.{_AXES[match[2]]}"
+    if match := _LEVEL.fullmatch(key):
+        level, layer, norm, kind = int(match[1]) - 2, int(match[2]), match[3], match[4]
         first = _RESAMPLING[level]
-        if layer >= first:  # a convolution and its norm are two layers here, one there
+        if layer >= first:  # a convolution and its norm are two layers here, but one in EVA's files
             layer = first + 2 * (layer - first) + bool(norm)
         return f"pyramid.levels.{level}.{layer}.{kind}"
-    if found := _BOX_CONV.fullmatch(key):
-        return f"cascade.stages.{found[1]}.convs.{int(found[2]) - 1}.{int(bool(found[3]))}.{found[4]}"
-    if found := _MASK_CONV.fullmatch(key):
-        return f"cascade.mask_head.convs.{int(found[1]) - 1}.{int(bool(found[2]))}.{found[3]}"
+    if match := _BOX_CONV.fullmatch(key):
+        return f"cascade.stages.{match[1]}.convs.{int(match[2]) - 1}.{int(bool(match[3]))}.{match[4]}"
+    if match := _MASK_CONV.fullmatch(key):
+        return f"cascade.mask_head.convs.{int(match[1]) - 1}.{int(bool(match[2]))}.{match[3]}"
     if key.startswith(_SINGLE_CONV) and not key.startswith(f"{_SINGLE_CONV}conv"):
         return key.replace(_SINGLE_CONV, "proposals.head.conv.0.0.")
     return _renamed(key, _NAMES)
 
 
 def official_name(key: str) -> str:
-    """Return the name in EVA's files of a weight of `DetectorHead`; the inverse of `head_name`."""
-    if found := _OUR_RELATIVE.fullmatch(key):
-        return f"{ENCODER}blocks.{found[1]}.attn.rel_pos_{'h' if found[2] == 'rows' else 'w'}"
-    if found := _OUR_LEVEL.fullmatch(key):
-        level, layer, norm = int(found[1]), int(found[2]), 0
+    """Convert the name of a `DetectorHead` weight to EVA's official name. This inverts `head_name`."""
+    if match := _OUR_RELATIVE.fullmatch(key):
+        axis = "h" if match[2] == "rows" else "w"
+        return f"{ENCODER}blocks.{match[1]}.attn.rel_pos_{axis}"
+    if match := _OUR_LEVEL.fullmatch(key):
+        level, layer, is_norm = int(match[1]), int(match[2]), 0
         first = _RESAMPLING[level]
         if layer >= first:
-            layer, norm = divmod(layer - first, 2)
+            layer, is_norm = divmod(layer - first, 2)
             layer += first
-        return f"backbone.simfp_{level + 2}.{layer}.{'norm.' if norm else ''}{found[3]}"
-    if found := _OUR_CONV.fullmatch(key):
-        stage, number, norm, kind = found[1], int(found[2]) + 1, found[3] == "1", found[4]
+        norm = "norm." if is_norm else ""
+        return f"backbone.simfp_{level + 2}.{layer}.{norm}{match[3]}"
+    if match := _OUR_CONV.fullmatch(key):
+        stage, number, kind = match[1], int(match[2]) + 1, match[4]
+        norm = "norm." if match[3] == "1" else ""
         prefix = f"box_head.{stage}.conv" if stage else "mask_head.mask_fcn"
-        return f"roi_heads.{prefix}{number}.{'norm.' if norm else ''}{kind}"
+        return f"roi_heads.{prefix}{number}.{norm}{kind}"
     return _renamed(key, [(ours, official) for official, ours in _NAMES])
 
 
 def _renamed(key: str, names: Sequence[tuple[str, str]]) -> str:
-    """Apply the first of the pairs that matches the beginning of a key."""
+    """Apply the first (old, new) pair whose old name matches the beginning of a key."""
     for old, new in names:
-        if found := re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), key):
-            return new.format(*found.groups()) + key[found.end() :]
+        match = re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), key)
+        if match:
+            return new.format(*match.groups()) + key[match.end() :]
     return key

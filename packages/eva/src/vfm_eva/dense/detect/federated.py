@@ -1,4 +1,4 @@
-"""The federated loss of large vocabularies: only some classes of a batch count, drawn by how frequent they are."""
+"""The federated loss for large vocabularies: each batch trains the classes it contains and some drawn negatives."""
 
 # K classes
 
@@ -11,36 +11,37 @@ from torch import Tensor
 
 
 def draw_order(weights: NDArray[np.float64], seed: int, step: int) -> Tensor:
-    """Return all classes in a random order for a step, (K,); those of weight 0 are last.
+    """Draw a random order of the classes for a step, (K,). Classes with weight 0 come last.
 
-    The first n of them are n draws without replacement with chances in proportion to the weights. The order depends on
-    seed and step only, so all processes and micro-batches of a step draw the same negatives.
+    The first n classes are n draws without replacement, with probabilities proportional to the weights. The order
+    depends on seed and step only, so all processes and micro-batches of a step draw the same negatives.
 
     Args:
-        weights: of each class, (K,), such as the square root of its number of images.
-        seed: of the training.
-        step: of the optimizer.
+        weights: weight of each class, (K,), such as the square root of its number of images.
+        seed: seed of the training run.
+        step: optimizer step.
     """
+    # The arrival order of exponential clocks with these rates is weighted sampling without replacement.
     waits = np.random.default_rng((seed, step)).exponential(size=len(weights))
     times = np.divide(waits, weights, out=np.full(len(weights), np.inf), where=weights > 0)
     return torch.from_numpy(np.argsort(times, kind="stable"))
 
 
 def federated_mask(present: Tensor, order: Tensor, num_classes: int, minimum: int) -> Tensor:
-    """Return which classes count, (K,) bool: those of a batch, and negatives up to `minimum`.
+    """Select the classes that count, (K,) bool: all classes in a batch, filled up to `minimum` with negatives.
 
     Args:
-        present: labels of the batch's boxes in any number; `num_classes` is the background, which is counted as one of
-            the `minimum`, as in the released code.
-        order: of the classes, from `draw_order`.
-        num_classes: K.
-        minimum: number of classes that count.
+        present: labels of the batch's boxes, of any number. `num_classes` is the background, which counts as one of the
+            `minimum`, as in the released code.
+        order: order of the classes from `draw_order`.
+        num_classes: number of classes, K.
+        minimum: number of classes to fill up to.
 
     Source: Zhou et al. 2021, CenterNet2 (arXiv:2103.07461), appendix.
     """
-    found = torch.zeros(num_classes + 1, dtype=torch.bool, device=order.device)
-    found[present] = True
-    number = max(0, minimum - int(found.sum()))
-    negatives = order[~found[order]][:number]
-    found[negatives] = True
-    return found[:num_classes]
+    counted = torch.zeros(num_classes + 1, dtype=torch.bool, device=order.device)
+    counted[present] = True
+    number = max(0, minimum - int(counted.sum()))
+    negatives = order[~counted[order]][:number]
+    counted[negatives] = True
+    return counted[:num_classes]

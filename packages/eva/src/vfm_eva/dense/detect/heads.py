@@ -1,4 +1,4 @@
-"""The box head and the mask head of one stage."""
+"""The box head of a cascade stage, and the mask head."""
 
 # R boxes, C channels, K classes, M side of a mask
 
@@ -11,11 +11,11 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-BOX_SIDE, MASK_SIDE = 7, 14  # of the pooled features; a mask has twice the side
+BOX_SIDE, MASK_SIDE = 7, 14  # sides of the pooled features; a mask has twice the side
 
 
 def conv(channels: int, out: int) -> nn.Sequential:
-    """Return a 3 x 3 convolution, a layer norm over channels, and a ReLU."""
+    """Build a 3 x 3 convolution, a layer norm over channels, and a ReLU."""
     layers: nn.Sequential = Conv2dNormActivation(
         channels, out, 3, norm_layer=_norm, activation_layer=nn.ReLU, inplace=False
     )
@@ -24,14 +24,14 @@ def conv(channels: int, out: int) -> nn.Sequential:
 
 
 class BoxHead(nn.Module):
-    """Scores and box refinements of pooled features.
+    """Predicts class scores and box refinements from pooled features.
 
     Args:
-        channels: C.
-        outputs: K, and one more for the background. Sigmoid losses leave the last one unused, as in detectron2.
-        num_convs: convolutions.
-        hidden: width of the linear layer after them.
-        prior: initial probability of a class; None: biases start at 0.
+        channels: channels of the features, C.
+        outputs: K + 1, with the background as last output. Sigmoid losses leave it unused, as in detectron2.
+        num_convs: number of convolutions.
+        hidden: width of the linear layer after the convolutions.
+        prior: initial probability of a class. None: biases start at 0.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class BoxHead(nn.Module):
             nn.init.constant_(self.scores.bias, -math.log((1 - prior) / prior))
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores (R, K + 1) and refinements (R, 4) of pooled features, (R, C, 7, 7)."""
+        """Predict scores (R, K + 1) and refinements (R, 4) from pooled features, (R, C, 7, 7)."""
         hidden = self.fc(self.convs(pooled).flatten(1)).relu()
         return self.scores(hidden), self.deltas(hidden)
 
 
 class MaskHead(nn.Module):
-    """Masks of pooled features, one for each class."""
+    """Predicts a mask for each class from pooled features."""
 
     def __init__(self, channels: int, num_classes: int, num_convs: int = 4) -> None:
         super().__init__()
@@ -69,14 +69,14 @@ class MaskHead(nn.Module):
         nn.init.zeros_(self.masks.bias)  # type: ignore[arg-type]
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Return logits (R, K, 28, 28) of pooled features, (R, C, 14, 14)."""
+        """Predict mask logits (R, K, 28, 28) from pooled features, (R, C, 14, 14)."""
         masks: Tensor = self.masks(self.upsample(self.convs(pooled)).relu())
         return masks
 
 
 def split(values: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
-    """Split the rows of all images into those of each one."""
-    return list(values.split([len(one) for one in boxes]))  # type: ignore[no-untyped-call]
+    """Split the stacked rows of all images by image."""
+    return list(values.split([len(rows) for rows in boxes]))  # type: ignore[no-untyped-call]
 
 
 def _norm(channels: int) -> nn.Module:

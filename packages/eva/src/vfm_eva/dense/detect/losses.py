@@ -1,4 +1,4 @@
-"""Losses of a cascade's stage: classes, boxes, masks."""
+"""Losses of a cascade stage for classes, boxes and masks."""
 
 # R boxes of all images, K classes, M side of a mask
 
@@ -13,17 +13,17 @@ from torchvision.ops import roi_align
 
 
 def softmax_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of scores (R, K + 1) and labels (R,), where K is the background."""
+    """Compute the cross-entropy of scores (R, K + 1) and labels (R,), where label K is the background."""
     return F.cross_entropy(scores, labels)
 
 
 def sigmoid_loss(scores: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Return the binary cross-entropy, summed over classes and divided by the number of boxes.
+    """Compute the binary cross-entropy, summed over classes and divided by the number of boxes.
 
     Args:
-        scores: (R, K + 1); the last column is not used.
+        scores: (R, K + 1). The last column is not used.
         labels: (R,), K for the background.
-        counted: classes that count, (K,) bool; None: all.
+        counted: classes that count, (K,) bool. None: all.
     """
     num_classes = scores.shape[1] - 1
     targets = F.one_hot(labels, num_classes + 1)[:, :-1].to(scores.dtype)
@@ -34,20 +34,20 @@ def sigmoid_loss(scores: Tensor, labels: Tensor, counted: Tensor | None = None) 
 
 
 def box_loss(deltas: Tensor, targets: Tensor, positive: Tensor, beta: float = 0.0) -> Tensor:
-    """Return the smooth L1 loss of the positive boxes, divided by the number of all.
+    """Compute the smooth L1 loss of the positive boxes, divided by the number of all boxes.
 
     Args:
         deltas: predicted refinements, (R, 4).
-        targets: (R, 4).
-        positive: (R,) bool.
+        targets: target refinements, (R, 4).
+        positive: boxes with an object, (R,) bool.
         beta: difference below which the loss is quadratic.
     """
-    found = F.smooth_l1_loss(deltas[positive], targets[positive], beta=beta, reduction="sum")
-    return found / max(1, len(positive))
+    total = F.smooth_l1_loss(deltas[positive], targets[positive], beta=beta, reduction="sum")
+    return total / max(1, len(positive))
 
 
 def mask_loss(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean binary cross-entropy of the masks of the boxes' classes; 0 without boxes.
+    """Compute the mean binary cross-entropy of the masks predicted for each box's class, 0 without boxes.
 
     Args:
         logits: (R, K, M, M).
@@ -55,26 +55,25 @@ def mask_loss(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
         labels: (R,), all below K.
     """
     if not len(labels):
-        return logits.sum() * 0
+        return logits.sum() * 0  # keeps the mask head in the graph
     return F.binary_cross_entropy_with_logits(logits[torch.arange(len(labels)), labels], targets)
 
 
 def mask_targets(
     masks: Sequence[Tensor], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int, *, aligned: bool = True
 ) -> Tensor:
-    """Return the parts of objects' masks within boxes, (R, M, M).
+    """Crop and resize object masks to their boxes, (R, M, M).
 
     Args:
-        masks: of the objects of each image, (N_i, H, W).
-        boxes: of each image, (R_i, 4).
-        matched: number of each box's object, (R_i,).
-        size: M.
-        aligned: as in `pool_boxes`; then the targets are 0 or 1, as in detectron2, and else fractions, as in
-            torchvision.
+        masks: masks of each image's objects, (N_i, H, W).
+        boxes: boxes of each image, (R_i, 4).
+        matched: index of each box's object, (R_i,).
+        size: side of a target, M.
+        aligned: as in `pool_boxes`. If True, targets are 0 or 1, as in detectron2, else fractions, as in torchvision.
     """
-    found: list[Tensor] = []
+    crops: list[Tensor] = []
     for mask, box, match in zip(masks, boxes, matched, strict=True):
         rows = torch.cat([match[:, None].to(box.dtype), box], dim=1)
-        found.append(roi_align(mask[:, None].to(box.dtype), rows, size, 1.0, 0, aligned)[:, 0])
-    targets = torch.cat(found)
+        crops.append(roi_align(mask[:, None].to(box.dtype), rows, size, 1.0, 0, aligned)[:, 0])
+    targets = torch.cat(crops)
     return (targets >= 0.5).to(targets.dtype) if aligned else targets

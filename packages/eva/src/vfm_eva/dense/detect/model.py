@@ -1,4 +1,4 @@
-"""A detector: dense encoder, feature pyramid, region proposals, cascade."""
+"""A detector: dense encoder, feature pyramid, region proposals and cascade."""
 
 # B images, S side of the input, C channels
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 
 from vfm.plugin import UserError
-from vfm_eva.dense.detect.cascade import CascadeHeads, Found, Size, Truth
+from vfm_eva.dense.detect.cascade import CascadeHeads, DetectedObjects, Size, TargetObjects
 from vfm_eva.dense.detect.proposals import build_proposals
 from vfm_eva.dense.detect.settings import DetectorSettings
 from vfm_eva.dense.encoder import DenseEncoder
@@ -20,7 +20,7 @@ from vfm_eva.dense.relative import RelativePositions
 
 
 class DetectorHead(nn.Module):
-    """What is added to an encoder: the pyramid, the region proposals, the cascade, relative positions."""
+    """The parts added to an encoder: pyramid, region proposals, cascade and relative positions."""
 
     def __init__(self, width: int, patch_size: int, num_classes: int, settings: DetectorSettings) -> None:
         super().__init__()
@@ -35,12 +35,12 @@ class Detector(nn.Module):
     """A detector on the last map of an encoder.
 
     Args:
-        encoder: a timm vision transformer, whose parameters stay those of `encoder.visual`.
-        num_classes: K.
-        settings: everything else.
+        encoder: a timm vision transformer, whose parameters are found below `encoder.visual`.
+        num_classes: number of classes, K.
+        settings: all other settings.
 
     Raises:
-        UserError: the encoder has no patch tokens, or the image size does not fit its patches and windows.
+        UserError: if the encoder has no patch tokens, or the image size does not fit its patches and windows.
     """
 
     def __init__(self, encoder: nn.Module, num_classes: int, settings: DetectorSettings) -> None:
@@ -51,54 +51,57 @@ class Detector(nn.Module):
         check_side(settings, self.encoder.patch_size)
         self.head = DetectorHead(self.encoder.width, self.encoder.patch_size, num_classes, settings)
         if windows.relative:
-            whole = settings.image_size // self.encoder.patch_size
-            sides = [
-                whole if self.encoder.is_global(number) else windows.window for number in range(self.encoder.depth)
-            ]
-            pairs = zip(self.encoder.trunk.blocks, sides, strict=True)
-            self.head.relative.extend(RelativePositions(block, side or whole) for block, side in pairs)
+            map_side = settings.image_size // self.encoder.patch_size
+            for number, block in enumerate(self.encoder.trunk.blocks):
+                side = map_side if self.encoder.is_global(number) else windows.window
+                self.head.relative.append(RelativePositions(block, side or map_side))
         self.settings = settings
 
     def losses(
-        self, pixels: Tensor, truths: Sequence[Truth], sizes: Sequence[Size], order: Tensor | None = None
+        self, pixels: Tensor, truths: Sequence[TargetObjects], sizes: Sequence[Size], order: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return all losses by name.
+        """Compute all losses by name.
 
         Args:
-            pixels: normalised, (B, 3, S, S).
+            pixels: normalised images, (B, 3, S, S).
             truths: objects of each image.
-            sizes: height and width of the images; beyond them the input is padding.
-            order: of the classes, for the federated loss (`draw_order`).
+            sizes: height and width of the images. The rest of the input is padding.
+            order: order of the classes from `draw_order`, for the federated loss.
         """
         maps = self._maps(pixels)
         images = ImageList(pixels, list(sizes))
         targets = [{"boxes": truth.boxes, "labels": truth.labels} for truth in truths]
-        proposals, found = self.head.proposals(images, {str(n): one for n, one in enumerate(maps)}, targets)
-        losses = {"objectness_loss": found["loss_objectness"], "proposal_loss": found["loss_rpn_box_reg"]}
+        proposals, parts = self.head.proposals(images, _by_name(maps), targets)
+        losses = {"objectness_loss": parts["loss_objectness"], "proposal_loss": parts["loss_rpn_box_reg"]}
         return losses | self.head.cascade.losses(maps[:-1], proposals, truths, sizes, order)
 
-    def detect(self, pixels: Tensor, sizes: Sequence[Size]) -> list[Found]:
-        """Return the detections of each image; call it in evaluation mode."""
+    def detect(self, pixels: Tensor, sizes: Sequence[Size]) -> list[DetectedObjects]:
+        """Detect the objects of each image. Call it in evaluation mode."""
         maps = self._maps(pixels)
         images = ImageList(pixels, list(sizes))
-        proposals, _ = self.head.proposals(images, {str(n): one for n, one in enumerate(maps)})
+        proposals, _ = self.head.proposals(images, _by_name(maps))
         return self.head.cascade.detect(maps[:-1], proposals, sizes, self.settings.selection)
 
     def _maps(self, pixels: Tensor) -> list[Tensor]:
-        """Return the maps of all levels; the coarsest has every second value of the one before.
+        """Compute the maps of all levels. The coarsest takes every second value of the previous level.
 
-        They have 32 bits in any precision, since anchors and boxes are computed in the type of the maps, and 8 bits
-        would round them to whole pixels.
+        The maps are always fp32: anchors and boxes are computed in the type of the maps, and the 8 significant bits of
+        bf16 would round them to whole pixels.
         """
-        maps = [one.float() for one in self.head.pyramid(self.encoder(pixels, self.head.relative)[0])]
+        encoded = self.encoder(pixels, self.head.relative)[0]
+        maps = [level.float() for level in self.head.pyramid(encoded)]
         return [*maps, F.max_pool2d(maps[-1], kernel_size=1, stride=2)]
 
 
+def _by_name(maps: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {str(level): features for level, features in enumerate(maps)}  # the form that torchvision expects
+
+
 def check_side(settings: DetectorSettings, patch_size: int) -> None:
-    """Check that images divide into patches, windows and the pyramid's levels.
+    """Check that the image size divides into patches, windows and pyramid levels.
 
     Raises:
-        UserError: they do not.
+        UserError: if it does not.
     """
     side, window = settings.image_size, settings.windows.window
     if patch_size % 4:

@@ -1,6 +1,6 @@
-"""Region proposals: torchvision's network with the anchors and the loss of detectron2."""
+"""Region proposals: torchvision's network with detectron2's anchors and losses."""
 
-# A anchors of a place, L levels
+# A anchors per location, L levels
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from vfm_eva.dense.detect.settings import Proposals
 
-ANCHOR_SCALE = 8.0  # side of a level's anchors, in strides of the level
+ANCHOR_SCALE = 8.0  # side of a level's anchors in units of its stride
 
 
 class ExactAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
@@ -25,7 +25,7 @@ class ExactAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no
         dtype: torch.dtype = torch.float32,
         device: torch.device = torch.device("cpu"),  # noqa: B008 (the signature of torchvision)
     ) -> Tensor:
-        """Return the anchors around a place, (A, 4)."""
+        """Compute the anchors around the origin, (A, 4)."""
         ratios = torch.tensor(aspect_ratios, dtype=dtype, device=device).sqrt()
         sides = torch.tensor(scales, dtype=dtype, device=device)
         widths, heights = (sides / ratios[:, None]).flatten(), (sides * ratios[:, None]).flatten()
@@ -33,22 +33,22 @@ class ExactAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no
 
 
 class ProposalHead(RPNHead):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's head; boxes are computed in 32 bits whatever the precision of the maps."""
+    """torchvision's head with outputs in fp32, so that boxes are computed in fp32 for any precision of the maps."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return objectness and refinements of each level."""
+        """Predict objectness and refinements for each level."""
         objectness, deltas = super().forward(x)
-        return [one.float() for one in objectness], [one.float() for one in deltas]
+        return [level.float() for level in objectness], [level.float() for level in deltas]
 
 
 class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's network whose box loss is L1, and both losses are divided by the number of wanted samples."""
+    """torchvision's network with an L1 box loss and both losses divided by the configured number of samples."""
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss of the objectness and that of the boxes."""
-        positive, negative = (torch.cat(one).bool() for one in self.fg_bg_sampler(labels))
+        """Compute the objectness loss and the box loss."""
+        positive, negative = (torch.cat(images).bool() for images in self.fg_bg_sampler(labels))
         number = self.fg_bg_sampler.batch_size_per_image * len(labels)
         wanted, sampled = torch.cat(labels), positive | negative
         deltas = F.l1_loss(pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], reduction="sum")
@@ -57,12 +57,12 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvisi
 
 
 def build_proposals(settings: Proposals, channels: int, strides: tuple[int, ...]) -> ProposalNetwork:
-    """Build the network for maps of these strides."""
+    """Build the network for maps with these strides."""
     sides = tuple((ANCHOR_SCALE * stride,) for stride in strides)
     ratios = (tuple(settings.aspect_ratios),) * len(strides)
     anchors = ExactAnchors(sides, ratios)
     head = ProposalHead(channels, len(settings.aspect_ratios), settings.num_convs)
-    # A test takes fewer candidates of a level than a training, as in detectron2.
+    # Evaluation uses fewer candidates per level than training, as in detectron2.
     before = {"training": settings.before_nms, "testing": max(1, settings.before_nms // 2)}
     after = {"training": settings.num_proposals, "testing": settings.num_proposals}
     return ProposalNetwork(anchors, head, 0.7, 0.3, settings.num_samples, 0.5, before, after, settings.nms)

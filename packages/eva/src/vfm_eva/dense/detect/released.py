@@ -1,4 +1,4 @@
-"""The work of `eva.import_detector`: EVA's released detection checkpoints, with every key accounted for."""
+"""The work of `eva.import_detector`: import EVA's released detection checkpoints, with every key accounted for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_import_detector(config: ImportDetector, ctx: Preflight) -> None:
     """Check that the encoder can be built and takes the head.
 
     Raises:
-        UserError: it does not.
+        UserError: if it cannot.
     """
     data = ctx.artifact(config.data)
     with torch.device("meta"):
@@ -28,10 +28,10 @@ def check_import_detector(config: ImportDetector, ctx: Preflight) -> None:
 
 
 def import_detector(config: ImportDetector, ctx: Context) -> DenseCheckpoint:
-    """Read the file into a detector.
+    """Convert a released file to a detector.
 
     Raises:
-        UserError: a key is missing, unknown or of another shape.
+        UserError: if a key is missing, unknown or has another shape.
     """
     data = ctx.load(config.data)
     model = _build(config, data)
@@ -42,22 +42,24 @@ def import_detector(config: ImportDetector, ctx: Context) -> DenseCheckpoint:
 
 
 def load_released(tensors: dict[str, Tensor], model: Detector, where: str) -> KeyReport:
-    """Load a state dict in the names of EVA's detection code.
+    """Load a state dict with the names of EVA's detection code.
 
     Args:
         tensors: the state dict.
         model: the detector.
-        where: the file, for errors.
+        where: name of the file, for errors.
 
     Raises:
-        UserError: a key is missing, unknown or of another shape; or only one of file and detector has
-            relative positions.
+        UserError: if a key is missing, unknown or has another shape, or only one of file and detector has relative
+            positions.
     """
     in_head = {key for key in tensors if not key.startswith(ENCODER) or RELATIVE.fullmatch(key)}
-    if any(RELATIVE.fullmatch(key) for key in tensors) != model.settings.windows.relative:
+    expected = model.settings.windows.relative
+    if any(RELATIVE.fullmatch(key) for key in tensors) != expected:
+        no = "no " if expected else ""
         raise UserError(
-            f"{where}: it has {'no ' if model.settings.windows.relative else ''}relative positions, which EVA-01's"
-            f" detectors have; set detector.windows.relative: {str(not model.settings.windows.relative).lower()}"
+            f"{where}: it has {no}relative positions, which EVA-01's detectors have; set detector.windows.relative:"
+            f" {str(not expected).lower()}"
         )
     report = KeyReport()
     head = {key: value for key, value in tensors.items() if key in in_head}
@@ -71,4 +73,5 @@ def load_released(tensors: dict[str, Tensor], model: Detector, where: str) -> Ke
 
 
 def _build(config: ImportDetector, data: AnnotatedImages | None) -> Detector:
-    return build_detector(build_released(config.model), len(data.class_names) if data else 2, config.detector)
+    num_classes = len(data.class_names) if data else 2  # any number does for the checks before the data exist
+    return build_detector(build_released(config.model), num_classes, config.detector)

@@ -1,4 +1,4 @@
-"""Repeat factors: pictures with rare classes are seen more often, by draws that depend on seed and epoch only."""
+"""Repeat factors: images with rare classes are repeated, by draws that depend on seed and epoch only."""
 
 # N images, K classes
 
@@ -16,12 +16,12 @@ Integers = NDArray[np.int64]
 
 
 def repeat_factors(objects: ObjectArrays, num_images: int, num_classes: int, threshold: float) -> NDArray[np.float64]:
-    """Return how often an epoch has each image on average, (N,), at least 1.
+    """Compute how often an epoch repeats each image on average, (N,), at least 1.
 
     Args:
-        objects: of all images.
-        num_images: N.
-        num_classes: K.
+        objects: objects of all images.
+        num_images: number of images, N.
+        num_classes: number of classes, K.
         threshold: share of the images below which a class is rare.
 
     Source: Gupta et al. 2019, LVIS (arXiv:1908.03195), appendix B.3.
@@ -36,7 +36,7 @@ def repeat_factors(objects: ObjectArrays, num_images: int, num_classes: int, thr
 
 
 class RepeatedEpochs:
-    """`Epochs` of a source in which an image occurs `floor(r)` times, and once more with the chance of the rest."""
+    """`Epochs` of a source with repetitions: an image with factor r occurs r times on average, rounded up or down."""
 
     def __init__(self, source: Source, factors: NDArray[np.float64], seed: int) -> None:
         self.shard_sizes: Integers = source.shard_sizes
@@ -45,21 +45,22 @@ class RepeatedEpochs:
         self._counts: tuple[int, Integers] | None = None
         self._ends: list[int] = []
 
-    def at(self, place: int) -> tuple[int, int]:
-        """Return the epoch at a position of the stream, and the position where the epoch begins."""
-        while not self._ends or self._ends[-1] <= place:
+    def at(self, position: int) -> tuple[int, int]:
+        """Find the epoch at a position of the stream, and the position where the epoch begins."""
+        while not self._ends or self._ends[-1] <= position:
             begin = self._ends[-1] if self._ends else 0
             self._ends.append(begin + int(self._of_epoch(len(self._ends)).sum()))
-        epoch = int(np.searchsorted(self._ends, place, side="right"))
-        return epoch, self._ends[epoch - 1] if epoch else 0
+        epoch = int(np.searchsorted(self._ends, position, side="right"))
+        begin = self._ends[epoch - 1] if epoch else 0
+        return epoch, begin
 
     def sizes(self, epoch: int) -> Integers:
-        """Return the number of samples of each shard in the epoch, with repetitions, (num_shards,)."""
+        """Count the samples of each shard in the epoch, with repetitions, (num_shards,)."""
         counts = self._of_epoch(epoch)
         return np.array([part.sum() for part in self._by_shard(counts)], dtype=np.int64)
 
     def samples(self, epoch: int, shard: int) -> Integers:
-        """Return the numbers of the samples of one shard, ascending, with repetitions."""
+        """List the sample numbers of a shard, ascending, with repetitions."""
         start, size = int(self._starts[shard]), int(self.shard_sizes[shard])
         return np.repeat(np.arange(start, start + size), self._of_epoch(epoch)[start : start + size])
 

@@ -1,4 +1,4 @@
-"""Samples of a training of a detector: a crop with its objects."""
+"""Samples for training a detector: a crop with its objects."""
 
 # B images, N objects of an image, S side of the crop
 
@@ -13,21 +13,21 @@ from torch import Tensor
 
 from vfm.data import BadSample, Ragged, Sample, SampleDraw
 from vfm.data.annotated import AnnotatedSource, ObjectArrays
-from vfm_eva.dense.augment import distort, draw_distortion, draw_placement, place_objects, place_picture
-from vfm_eva.dense.detect.cascade import Size, Truth
+from vfm_eva.dense.augment import distort, draw_distortion, draw_placement, place_image, place_objects
+from vfm_eva.dense.detect.cascade import Size, TargetObjects
 from vfm_eva.dense.detect.stages import DetectAugmentation
 
 
 @dataclass(frozen=True)
 class DetectionInputs:
-    """One crop with its objects, or a batch.
+    """A crop with its objects, or a batch.
 
     Attributes:
         images: uint8, (B, 3, S, S).
-        sizes: height and width of the part that is no padding, (B, 2).
-        labels: of each image, (N,).
-        boxes: of each image, (N, 4).
-        masks: of each image, (N, S, S) bool; None in a training without masks.
+        sizes: height and width of the part without padding, (B, 2).
+        labels: labels of each image, (N,).
+        boxes: boxes of each image, (N, 4).
+        masks: masks of each image, (N, S, S) bool. None when training without masks.
     """
 
     images: Tensor
@@ -36,25 +36,25 @@ class DetectionInputs:
     boxes: Ragged
     masks: Ragged | None
 
-    def truths(self) -> list[Truth]:
-        """Return the objects of each image."""
+    def truths(self) -> list[TargetObjects]:
+        """Collect the objects of each image."""
         masks: Sequence[Tensor | None] = self.masks.parts if self.masks else [None] * len(self.labels.parts)
-        return [Truth(*one) for one in zip(self.labels.parts, self.boxes.parts, masks, strict=True)]
+        return [TargetObjects(*image) for image in zip(self.labels.parts, self.boxes.parts, masks, strict=True)]
 
     def shapes(self) -> list[Size]:
-        """Return height and width of each image."""
+        """List height and width of each image."""
         return [(height, width) for height, width in self.sizes.tolist()]
 
 
 @dataclass(frozen=True)
 class MakeDetection:
-    """Makes the inputs of one sample; everything random is drawn from the draw's seed.
+    """Creates the inputs of a sample, with all random numbers drawn from the draw's seed.
 
     Attributes:
-        source: the labels.
-        side: S.
+        source: images with their annotations.
+        side: side of the crop in pixels, S.
         augmentation: ranges of the draws.
-        with_masks: whether masks are made.
+        with_masks: whether to load masks.
         fill: colour of the padding.
     """
 
@@ -65,27 +65,28 @@ class MakeDetection:
     fill: tuple[int, int, int]
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> DetectionInputs:
-        """Return the inputs of one sample; raises BadSample."""
-        picture, settings = self.source.decode(draw.index, sample.image), self.augmentation
-        if picture.size != self.source.sizes[draw.index]:
+        """Create the inputs of a sample. Raises BadSample."""
+        image, settings = self.source.decode(draw.index, sample.image), self.augmentation
+        if image.size != self.source.sizes[draw.index]:
             raise BadSample("unreadable_image", sample.key)
         rng = np.random.default_rng(draw.seed)
-        placement = draw_placement(picture.size, self.side, settings.scale, settings.flip, rng)
-        image = place_picture(picture, placement, fill=self.fill)
+        placement = draw_placement(image.size, self.side, settings.scale, settings.flip, rng)
+        crop = place_image(image, placement, fill=self.fill)
         if settings.photometric:
-            image = distort(image, draw_distortion(rng))
+            crop = distort(crop, draw_distortion(rng))
         objects = things_of(self.source, self.source.objects(draw.index))
-        found = place_objects(objects, placement, with_masks=self.with_masks)
+        targets = place_objects(objects, placement, with_masks=self.with_masks)
         width, height = placement.covered
+        masks = None if targets.masks is None else Ragged((torch.from_numpy(targets.masks),))
         return DetectionInputs(
-            image,
+            crop,
             torch.tensor([height, width]),
-            Ragged((torch.from_numpy(found.labels),)),
-            Ragged((torch.from_numpy(found.boxes),)),
-            None if found.masks is None else Ragged((torch.from_numpy(found.masks),)),
+            Ragged((torch.from_numpy(targets.labels),)),
+            Ragged((torch.from_numpy(targets.boxes),)),
+            masks,
         )
 
 
 def things_of(source: AnnotatedSource, objects: ObjectArrays) -> ObjectArrays:
-    """Return the objects whose classes have instances."""
+    """Select the objects whose classes have instances (things, not stuff)."""
     return objects[np.array(source.dataset.things, dtype=bool)[objects.labels]]

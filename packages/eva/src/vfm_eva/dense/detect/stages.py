@@ -30,7 +30,7 @@ class DetectAugmentation(Config):
     """Large-scale jitter, flips and colours."""
 
     scale: tuple[float, float] = Field(
-        (0.1, 2.0), description="size of the resized image, as a factor of the one that just fits the crop"
+        (0.1, 2.0), description="size of the resized image, relative to the size that just fits the crop"
     )
     flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
     photometric: bool = Field(False, description="change brightness, contrast, saturation and hue")
@@ -55,8 +55,8 @@ class EvaDetect(Training):
     encoder: Ref[VisionCheckpoint] | None = Field(None, description="initial encoder; give either this or start")
     start: Ref[DenseCheckpoint] | None = Field(
         None,
-        description="detector to go on from, such as one of Objects365; for other classes its class scores and masks"
-        " are new",
+        description="detector to start from, such as a detector trained on Objects365; with other classes, class scores"
+        " and masks start anew",
     )
     data: Ref[AnnotatedImages] = Field(description="images with boxes, and masks if the detector has them")
     detector: DetectorSettings = Field(DetectorSettings(), description="pyramid, windows, proposals and heads")
@@ -64,22 +64,26 @@ class EvaDetect(Training):
     patch_size: int | None = Field(
         None,
         ge=1,
-        description="pixels of a patch, to which the encoder's patches are resampled, such as 16 instead of 14;"
-        " default: the encoder's",
+        description="patch size in pixels to which the encoder's patches are resampled, such as 16 instead of 14;"
+        " default: the encoder's patch size",
     )
     repeat_threshold: float = Field(
-        0.0, ge=0, lt=1, description="share of the images below which images of a class are repeated (LVIS: 0.001); 0:"
-        " none are"
-    )  # fmt: skip
+        0.0,
+        ge=0,
+        lt=1,
+        description="repeat images of a class that is in less than this share of the images (LVIS: 0.001); 0: never",
+    )
     federated_power: float = Field(
-        0.5, ge=0, description="exponent of a class' number of images, in the chances of the federated loss' negatives"
+        0.5,
+        ge=0,
+        description="the federated loss draws negative classes in proportion to their number of images to this power",
     )
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="probability to skip the last block; falls linearly to 0 at the first"
     )
     trained: Trained = Field(AllWeights(layer_decay=0.8), description="weights of the encoder that are trained")
-    decay_vectors: bool = Field(True, description="decay biases, norms and positions too, as the released code does")
-    lr: float = Field(1e-4, ge=0, description="peak learning rate, that of the heads")
+    decay_vectors: bool = Field(True, description="decay biases, norms and positions too, as in the released code")
+    lr: float = Field(1e-4, ge=0, description="peak learning rate, used for the heads")
     optimizer: Optimizer = Field(
         AdamW(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1), description="optimizer and its settings"
     )
@@ -110,7 +114,7 @@ class ImportDetector(Stage):
     detector: DetectorSettings = Field(DetectorSettings(), description="settings that the checkpoint was trained with")
 
     def sources(self) -> Iterable[str]:
-        """Return the file."""
+        """List the file to import."""
         return [self.path]
 
 

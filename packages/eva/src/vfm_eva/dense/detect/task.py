@@ -31,18 +31,19 @@ RELATIVE = re.compile(r"head\.relative\.(\d+)\.")
 
 
 class DetectTask(Task[DetectionInputs]):
-    """The sum of a detector's losses.
+    """Trains a detector with the sum of its losses.
 
-    Losses are divided by the boxes of a micro-batch, as in detectron2, so gradient accumulation averages them.
+    Losses are divided by the number of boxes of a micro-batch, as in detectron2, so gradient accumulation averages
+    them.
 
     Args:
         model: the detector.
-        class_names: of the data.
-        class_images: number of images with each class, for the federated loss; None: another loss.
-        federated_power: exponent of these numbers, in the chances of negatives.
-        trained: what is trained of the encoder.
+        class_names: class names of the data.
+        class_images: number of images with each class, for the federated loss. None: another loss.
+        federated_power: negatives are drawn in proportion to these numbers to this power.
+        trained: trainable weights of the encoder.
         decay_vectors: decay biases, norms and positions too.
-        seed: of the training, for the federated loss.
+        seed: seed of the training run, for the federated loss.
 
     Source: Li et al. 2022, ViTDet (arXiv:2203.16527), appendix A.2, for the groups of parameters.
     """
@@ -63,7 +64,7 @@ class DetectTask(Task[DetectionInputs]):
         self.decay_vectors, self.seed = decay_vectors, seed
         self.weights = None if class_images is None else class_images.astype(np.float64) ** federated_power
         if self.weights is not None and class_images is not None:
-            self.weights[class_images == 0] = 0.0  # a class without images is no negative
+            self.weights[class_images == 0] = 0.0  # never draw a class without images as negative
         self.preprocess = vision_preprocess(model.encoder.visual)
         relative = [name for name, _ in model.named_parameters() if RELATIVE.match(name)]
         self.towers = [encoder_tower(trained, model, "encoder.visual.blocks", _layer, new=relative)]
@@ -72,7 +73,7 @@ class DetectTask(Task[DetectionInputs]):
         self.order: Tensor | None = None
 
     def forward(self, inputs: DetectionInputs) -> tuple[Tensor, Metrics]:
-        """Return the loss of a batch and its parts by name."""
+        """Compute the loss of a batch, and its parts by name."""
         pixels = self.preprocess.pixels(inputs.images)
         order = None if self.order is None else self.order.to(pixels.device)
         losses = self.model.losses(pixels, inputs.truths(), inputs.shapes(), order)
@@ -92,19 +93,19 @@ class DetectTask(Task[DetectionInputs]):
         return padded(self)
 
     def encoder(self) -> DetectPredictor:
-        """Return the detector, for evaluations."""
+        """Wrap the detector as a predictor for evaluations."""
         return DetectPredictor(self.model)
 
     def export(self, directory: Path) -> DenseCheckpoint:
-        """Write encoder and head, with LoRA's changes merged."""
+        """Write encoder and head, with LoRA weights merged."""
         self.merge()
         return save_detector(self.model, directory, self.class_names)
 
 
 def freeze_unread(encoder: DenseEncoder) -> None:
-    """Exclude from training what the maps do not depend on, such as a head, the final norm, a class token.
+    """Freeze parameters that do not affect the maps, such as a head, the final norm or a class token.
 
-    It is found by a backward pass of one small image. All images take the same path.
+    A backward pass of a small image finds them, since all images take the same path.
     """
     first = next(encoder.parameters())
     if first.is_meta:
@@ -117,7 +118,8 @@ def freeze_unread(encoder: DenseEncoder) -> None:
 
 
 def _layer(name: str) -> int | None:
-    """Return the layer of a weight of the encoder, and of a block's relative positions."""
-    if found := RELATIVE.match(name):
-        return int(found[1]) + 1
+    """Find the layer of an encoder weight or of a block's relative positions, None for the rest of the head."""
+    relative = RELATIVE.match(name)
+    if relative:
+        return int(relative[1]) + 1
     return layer_of(name.removeprefix(ENCODER)) if name.startswith(ENCODER) else None

@@ -1,17 +1,21 @@
-"""The work of `eva.detect`: the model, its samples, the training."""
+"""The work of `eva.detect`: build the detector and its samples, and train."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from torch import nn
 
-from vfm.data import TrainingData
+from vfm.data import BadSample, SampleDraw, TrainingData
 from vfm.data.annotated import AnnotatedSource, ObjectArrays
+from vfm.eval import CaptionedImage, images_panel
 from vfm.models import (
     KeyReport,
     TransferRules,
@@ -24,6 +28,7 @@ from vfm.plugin import (
     AnnotatedImages,
     Context,
     DenseCheckpoint,
+    ImagesPanel,
     Preflight,
     UserError,
     check_dense_evaluations,
@@ -31,12 +36,14 @@ from vfm.plugin import (
 from vfm.train import fit, is_main
 from vfm_eva.dense.detect.checkpoint import build_detector, load_head, predicted, read_settings
 from vfm_eva.dense.detect.model import Detector
-from vfm_eva.dense.detect.panels import first_samples_panel
 from vfm_eva.dense.detect.repeat import RepeatedEpochs, repeat_factors
-from vfm_eva.dense.detect.samples import MakeDetection, things_of
+from vfm_eva.dense.detect.samples import DetectionInputs, MakeDetection, things_of
 from vfm_eva.dense.detect.stages import EvaDetect
 from vfm_eva.dense.detect.task import DetectTask
 from vfm_eva.finetune.classifier import check_trained
+
+NUM_IMAGES = 12  # of the report panel
+BOX, OPACITY = (255, 60, 60), 0.4  # colour of boxes and masks
 
 
 def check_eva_detect(config: EvaDetect, ctx: Preflight) -> None:
@@ -46,7 +53,8 @@ def check_eva_detect(config: EvaDetect, ctx: Preflight) -> None:
         UserError: the first mistake.
     """
     config.trained.check()
-    if data := ctx.artifact(config.data):
+    data = ctx.artifact(config.data)
+    if data:
         check_data(config, data)
     names = data.class_names if data else None
     check_dense_evaluations(config, predicted(config.detector), names, ctx.artifact)
@@ -54,11 +62,16 @@ def check_eva_detect(config: EvaDetect, ctx: Preflight) -> None:
     if start:
         read_settings(start)
     encoder = ctx.artifact(config.encoder) if config.encoder else None
-    folder = encoder.path if encoder else start.path / start.encoder if start else None
+    folder = None
+    if encoder:
+        folder = encoder.path
+    elif start:
+        folder = start.path / start.encoder
     if folder:
         with torch.device("meta"):
             visual = build_visual(config, folder)
-            build_detector(visual, len(data.class_names) if data else 2, config.detector)
+            num_classes = len(data.class_names) if data else 2  # any number does for shapes
+            build_detector(visual, num_classes, config.detector)
             check_trained(config.trained, visual)
 
 
@@ -66,33 +79,35 @@ def check_data(config: EvaDetect, data: AnnotatedImages) -> None:
     """Check that a dataset has images, and boxes, and masks if the detector has them.
 
     Raises:
-        UserError: it has not.
+        UserError: if it does not.
     """
     if not data.has_images:
         raise UserError(f"{config.data}: made with images: false, so there is nothing to train on")
-    needed = ["boxes", *(["masks"] if config.detector.masks else [])]
-    if missing := [label for label in needed if label not in data.labels]:
+    missing = [label for label in predicted(config.detector) if label not in data.labels]
+    if missing:
         hint = "; set detector.masks: false" if missing == ["masks"] else ""
-        found = ", ".join(data.labels)
-        raise UserError(f"{config.data}: eva.detect needs {missing[0]}, the dataset has {found}{hint}")
+        labels = ", ".join(data.labels)
+        raise UserError(f"{config.data}: eva.detect needs {missing[0]}, the dataset has {labels}{hint}")
     if not data.num_objects:
         raise UserError(f"{config.data}: expected annotated objects, the dataset has none")
 
 
 def detect_eva(config: EvaDetect, ctx: Context) -> DenseCheckpoint:
-    """Train the detector."""
+    """Train a detector, and export it."""
     data = ctx.load(config.data)
     check_data(config, data)
     check_dense_evaluations(config, predicted(config.detector), data.class_names, ctx.load)
     model = _model(config, ctx, data)
     source = AnnotatedSource(data)
     class_images = count_images(source)
-    if is_main() and (lacking := int((class_images == 0).sum() - (~np.array(data.things)).sum())):
-        ctx.warn(f"{config.data}: {lacking} of {len(data.class_names)} classes have no object")
+    num_empty = int((class_images == 0).sum() - (~np.array(data.things)).sum())  # stuff classes never have objects
+    if is_main() and num_empty:
+        ctx.warn(f"{config.data}: {num_empty} of {len(data.class_names)} classes have no object")
+    is_federated = config.detector.cascade.loss == "federated"
     task = DetectTask(
         model,
         data.class_names,
-        class_images=class_images if config.detector.cascade.loss == "federated" else None,
+        class_images=class_images if is_federated else None,
         federated_power=config.federated_power,
         trained=config.trained,
         decay_vectors=config.decay_vectors,
@@ -116,7 +131,7 @@ def detect_eva(config: EvaDetect, ctx: Context) -> DenseCheckpoint:
 
 
 def count_images(source: AnnotatedSource) -> NDArray[np.int64]:
-    """Return the number of images with each class."""
+    """Count the images with each class."""
     objects = _trained(source)
     pairs = np.unique(np.stack([objects.image, objects.labels]), axis=1)
     return np.bincount(pairs[1], minlength=len(source.dataset.class_names))
@@ -145,14 +160,47 @@ def _model(config: EvaDetect, ctx: Context, data: AnnotatedImages) -> Detector:
 
 
 def build_visual(config: EvaDetect, folder: Path, *, load: bool = False) -> nn.Module:
-    """Build an encoder, with its patches resampled if other ones are wanted; its grid stays the same."""
-    own = vision_tower(build_vision(f"local-dir:{folder}"))
-    size = config.patch_size or own.patch_size[0]
+    """Build the encoder. If another patch size is set, patches are resampled and the grid stays the same."""
+    original = vision_tower(build_vision(f"local-dir:{folder}"))
+    size = config.patch_size or original.patch_size[0]
     arguments: dict[str, Any] = {"drop_path_rate": config.drop_path}
-    if size == own.patch_size[0]:
+    if size == original.patch_size[0]:
         return load_vision(folder, **arguments) if load else build_vision(f"local-dir:{folder}", **arguments)
-    made = build_vision(f"local-dir:{folder}", image_size=size * own.grid[0], patch_size=size, **arguments)
+    visual = build_vision(f"local-dir:{folder}", image_size=size * original.grid[0], patch_size=size, **arguments)
     if load:
         rules = TransferRules({}, {}, where="encoder", target="the encoder of the detector")
-        transfer_weights(load_vision(folder).state_dict(), made, rules, KeyReport())
-    return made
+        transfer_weights(load_vision(folder).state_dict(), visual, rules, KeyReport())
+    return visual
+
+
+def first_samples_panel(
+    data: TrainingData[DetectionInputs], class_names: Sequence[str], directory: Path
+) -> ImagesPanel:
+    """Write the first step's crops with boxes and masks into `directory`, and build their panel."""
+    shown = list(islice(_first_samples(data, class_names), NUM_IMAGES))
+    note = f"The first {len(shown)} crops of the first step, after augmentation, with the objects that are trained."
+    return images_panel(directory, "seen", "First training samples", shown, order=5, note=note)
+
+
+def _first_samples(data: TrainingData[DetectionInputs], class_names: Sequence[str]) -> Iterator[CaptionedImage]:
+    """Yield the samples of step 0 in training order. Bad samples are skipped, since training reports them."""
+    for epoch, index in data.order().of_epochs(0, data.global_batch_size):
+        try:
+            inputs = data.make(data.source.sample(index, epoch), SampleDraw.of(data.seed, 0, index))
+        except BadSample:
+            continue
+        names = [class_names[label] for label in inputs.labels.parts[0].tolist()]
+        yield CaptionedImage(draw_inputs(inputs), ", ".join(dict.fromkeys(names)) or "no object")
+
+
+def draw_inputs(inputs: DetectionInputs) -> Image.Image:
+    """Draw a crop with the boxes and masks of its objects."""
+    pixels = inputs.images.permute(1, 2, 0).numpy().astype(np.float32)
+    if inputs.masks and len(inputs.masks.parts[0]):
+        inside = inputs.masks.parts[0].numpy().any(axis=0)
+        pixels[inside] += OPACITY * (np.array(BOX) - pixels[inside])
+    drawn = Image.fromarray(pixels.astype(np.uint8))
+    pen = ImageDraw.Draw(drawn)
+    for box in inputs.boxes.parts[0].tolist():
+        pen.rectangle(box, outline=BOX, width=max(1, drawn.width // 300))
+    return drawn

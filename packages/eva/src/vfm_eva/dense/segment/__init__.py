@@ -1,1 +1,1 @@
-"""Segmentation on an encoder: queries in its last blocks, or a linear or UperNet head on its maps."""
+"""Segmentation with an encoder: queries in its last blocks, or a linear or UperNet head on its maps."""

@@ -1,4 +1,4 @@
-"""The costs of `eva.segment` and `eva.detect` before they run."""
+"""Cost estimate of `eva.segment`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vfm_eva.finetune.estimate import OBJECTS, Planned, _ragged, estimate_with_e
 
 
 def eva_segment_cost(config: EvaSegment, ctx: Preflight) -> Cost:
-    """Return the cost of a training with the largest possible number of segments in each crop.
+    """Estimate the cost of training a segmenter, with the largest possible number of segments in each crop.
 
-    It is unknown until the encoder is known.
+    It is unknown until the encoder exists.
     """
     data, names, encoder = ctx.artifact(config.data), known_classes(ctx, config.data), ctx.artifact(config.encoder)
     queries = 0
@@ -41,4 +41,5 @@ def eva_segment_cost(config: EvaSegment, ctx: Preflight) -> Cost:
 
         return task, inputs
 
-    return estimate_with_encoder(config, ctx, plan, encoder if isinstance(encoder, ClipCheckpoint) else None)
+    clip = encoder if isinstance(encoder, ClipCheckpoint) else None
+    return estimate_with_encoder(config, ctx, plan, clip)

@@ -1,4 +1,4 @@
-"""Semantic segmentation by a head on the maps of an encoder: a linear layer, or UperNet."""
+"""Semantic segmentation with a head on an encoder's maps: a linear layer or UperNet."""
 
 # B images, K classes, D width, h and w rows and columns of patches, S side of the input
 
@@ -14,8 +14,8 @@ from vfm_eva.dense.encoder import DenseEncoder
 from vfm_eva.dense.transformers_parts import modeling
 
 
-class LinearHead(nn.Module):
-    """Batch norm and a 1x1 convolution on the maps of all layers, side by side.
+class LinearMapHead(nn.Module):
+    """Batch norm and a 1x1 convolution on the concatenated maps of all layers.
 
     Source: Oquab et al. 2023, DINOv2 (arXiv:2304.07193), section 7.4.
     """
@@ -28,19 +28,19 @@ class LinearHead(nn.Module):
         nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return the scores of the classes, one map of stride `patch_size`."""
+        """Compute class scores, as a single map of stride `patch_size`."""
         return [self.classify(self.norm(torch.cat(list(maps), dim=1)))]
 
 
 class UperNet(nn.Module):
-    """UperNet on four maps, resampled to a quarter, half, one and two patches, with a second head on the third.
+    """UperNet on four maps, resampled to strides of 1/4, 1/2, 1 and 2 patches, with a second head on the third map.
 
-    Sources: Xiao et al. 2018, UPerNet (arXiv:1807.10221), by transformers' classes; the resampling is that of EVA-02's
-    segmentation code, which has no norm after the last blocks: two transposed convolutions with a batch norm and GELU
-    between them, one, none, and a maximum.
+    Sources: Xiao et al. 2018, UPerNet (arXiv:1807.10221), with transformers' classes. The resampling follows EVA-02's
+    segmentation code, which has no norm after the last blocks. The four maps get two transposed convolutions with batch
+    norm and GELU between them, one transposed convolution, no layer, and max pooling.
 
     Raises:
-        UserError: transformers is not installed.
+        UserError: if transformers is not installed.
     """
 
     def __init__(self, width: int, num_classes: int, channels: int, *, auxiliary: bool = True) -> None:
@@ -71,8 +71,8 @@ class UperNet(nn.Module):
         self.auxiliary: nn.Module | None = parts.UperNetFCNHead(config, [width] * 4) if auxiliary else None
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return the scores of the classes with stride `patch_size` / 4, in training those of the second head too."""
-        levels = [layer(one) for layer, one in zip(self.resample, maps, strict=True)]
+        """Compute class scores with stride `patch_size` / 4, and in training also the second head's scores."""
+        levels = [layer(features) for layer, features in zip(self.resample, maps, strict=True)]
         scores = [self.decode(levels)]
         if self.training and self.auxiliary is not None:
             scores.append(self.auxiliary(levels))
@@ -83,39 +83,39 @@ class MapSegmenter(nn.Module):
     """An encoder with a head on its maps.
 
     Args:
-        encoder: whose `layers` the head reads.
-        head: maps to scores of the classes.
-        frozen: the encoder is not trained.
+        encoder: the encoder. Its `layers` are the inputs of the head.
+        head: computes class scores from maps.
+        frozen: do not train the encoder.
     """
 
-    def __init__(self, encoder: DenseEncoder, head: LinearHead | UperNet, *, frozen: bool = False) -> None:
+    def __init__(self, encoder: DenseEncoder, head: LinearMapHead | UperNet, *, frozen: bool = False) -> None:
         super().__init__()
         self.encoder, self.head, self.frozen = encoder, head, frozen
         if frozen:
             encoder.requires_grad_(False)
-        # What is not read is not trained: processes would wait for its gradients.
+        # Freeze unused weights: with several processes, DDP would wait for their gradients.
         for block in encoder.trunk.blocks[max(encoder.layers) + 1 :]:
             block.requires_grad_(False)
         if isinstance(head, UperNet) and isinstance(encoder.trunk.final_norm, nn.Module):
             encoder.trunk.final_norm.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Return the scores of the classes, (B, K, h, w) of any stride: of the head, then of a second head."""
+        """Compute class scores of the head, then of a second head if present, (B, K, h, w) with any stride."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self.encoder(pixels)
-            if isinstance(self.head, LinearHead):
+            if isinstance(self.head, LinearMapHead):
                 norm = self.encoder.trunk.final_norm
-                maps = [norm(one.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for one in maps]
+                maps = [norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for features in maps]
         scores: list[Tensor] = self.head(maps)
         return scores
 
 
 def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Return the sum of the cross-entropy over the labelled pixels, and none for images without one.
+    """Sum the cross-entropy over labelled pixels. Without labelled pixels the sum is 0.
 
     Args:
-        scores: (B, K, h, w), interpolated to the labels.
-        labels: class of each pixel, -1: unlabelled, (B, S, S).
+        scores: (B, K, h, w). They are interpolated to the size of the labels.
+        labels: class of each pixel, -1 where it is unlabelled, (B, S, S).
     """
     full = F.interpolate(scores.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
     return F.cross_entropy(full, labels.long(), ignore_index=-1, reduction="sum")

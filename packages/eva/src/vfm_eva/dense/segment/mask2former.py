@@ -1,7 +1,7 @@
 """EVA-01's segmenter, for its released weights: an encoder with a ViT-Adapter and Mask2Former's decoders.
 
-The decoders are transformers' classes. New segmenters are trained with queries in the last blocks (`queries.py`).
-Sources: Cheng et al. 2022, Mask2Former (arXiv:2112.01527); sizes of EVA-01 (arXiv:2211.07636).
+The decoders are transformers' classes. To train new segmenters, use queries in the last blocks (`queries.py`).
+Sources: Cheng et al. 2022, Mask2Former (arXiv:2112.01527), with the sizes of EVA-01 (arXiv:2211.07636).
 """
 
 # B images, H and W sides of an image
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from vfm.plugin import UserError
 from vfm_eva.dense.adapter import ViTAdapter
 from vfm_eva.dense.encoder import DenseEncoder
-from vfm_eva.dense.segment.queries import Predictions
+from vfm_eva.dense.segment.queries import QueryPredictions
 from vfm_eva.dense.segment.stages import Mask2FormerSegmentation
 from vfm_eva.dense.transformers_parts import modeling
 
-NORM_GROUPS = 32  # of transformers' pixel decoder
+NORM_GROUPS = 32  # groups of the norms in transformers' pixel decoder
 
 
 class Mask2FormerHead(nn.Module):
     """The adapter, the pixel decoder, the transformer decoder of the queries and the classifier.
 
     Args:
-        encoder: whose features it reads; it is no submodule.
-        settings: sizes.
-        num_classes: without the class `none`.
+        encoder: the encoder whose features are decoded. It is not a submodule.
+        settings: sizes of the parts.
+        num_classes: number of classes without the class `none`.
     """
 
     def __init__(self, encoder: DenseEncoder, settings: Mask2FormerSegmentation, num_classes: int) -> None:
@@ -38,7 +38,7 @@ class Mask2FormerHead(nn.Module):
             hidden_dim=width,
             encoder_layers=settings.pixel_layers,
             encoder_feedforward_dim=4 * width,
-            decoder_layers=settings.num_layers + 1,  # transformers counts predictions, and there is one before them
+            decoder_layers=settings.num_layers + 1,  # transformers counts predictions, including one before the layers
             dim_feedforward=4 * width,
             num_attention_heads=settings.num_heads,
             num_queries=settings.num_queries,
@@ -51,28 +51,28 @@ class Mask2FormerHead(nn.Module):
         self.transformer: nn.Module = parts.Mask2FormerTransformerModule(width, config)
         self.classify = nn.Linear(width, num_classes + 1)
 
-    def forward(self, encoder: DenseEncoder, images: Tensor) -> Predictions:
-        """Return the last layer's predictions for normalised images, (B, 3, H, W); masks have stride 4."""
+    def forward(self, encoder: DenseEncoder, images: Tensor) -> QueryPredictions:
+        """Compute the last layer's predictions for normalised images, (B, 3, H, W). Masks have stride 4."""
         pixels = self.pixel_decoder(self.adapter(encoder, images), return_dict=True)
-        found = self.transformer(list(pixels.multi_scale_features), pixels.mask_features)
-        classes = self.classify(found.intermediate_hidden_states[-1].transpose(0, 1))
-        return Predictions(classes, found.masks_queries_logits[-1])
+        decoded = self.transformer(list(pixels.multi_scale_features), pixels.mask_features)
+        classes = self.classify(decoded.intermediate_hidden_states[-1].transpose(0, 1))
+        return QueryPredictions(classes, decoded.masks_queries_logits[-1])
 
 
 class Mask2FormerSegmenter(nn.Module):
     """An encoder with a Mask2Former head.
 
     Args:
-        encoder: without prefix tokens, since the adapter adds the class token.
-        head: for this encoder.
+        encoder: encoder without prefix tokens, since the adapter adds the class token.
+        head: head that was built for this encoder.
     """
 
     def __init__(self, encoder: DenseEncoder, head: Mask2FormerHead) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
 
-    def forward(self, images: Tensor) -> list[Predictions]:
-        """Return the predictions for normalised images, (B, 3, H, W), with sides that are multiples of 32."""
+    def forward(self, images: Tensor) -> list[QueryPredictions]:
+        """Compute the predictions for normalised images, (B, 3, H, W), with sides that are multiples of 32."""
         return [self.head(self.encoder, images)]
 
 
@@ -84,11 +84,11 @@ def build_mask2former(
     Args:
         settings: sizes of the head.
         encoder: the timm model.
-        num_classes: without the class `none`.
+        num_classes: number of classes without the class `none`.
         frozen: freeze all weights.
 
     Raises:
-        UserError: the encoder does not suit the adapter, the channels are not divisible among heads or groups of the
+        UserError: if the encoder does not suit the adapter, the channels are not divisible among heads or groups of the
             norms, or transformers is not installed.
     """
     for field, divisor in (("num_heads", settings.num_heads), ("channels", NORM_GROUPS)):

@@ -1,4 +1,4 @@
-"""Names of the weights of EVA-01's released segmenters (in mmsegmentation's layout), and ours.
+"""Map the weight names of EVA-01's released segmenters (mmsegmentation's layout) to the names of `Mask2FormerHead`.
 
     backbone.blocks.N.attn.relative_position_bias_table   adapter.bias.tables.N
     backbone.{spm,interactions,level_embed,up,norm1..4}   adapter
@@ -7,7 +7,7 @@
     decode_head.{transformer_decoder,query_*,mask_embed}  transformer, in transformers' names
     decode_head.cls_embed                                 classify
 
-Source: the public EVA repository; the names of Mask2Former's layers are mmdetection's.
+Source: the public EVA repository. The names of Mask2Former's layers are mmdetection's.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _JOINED = re.compile(r"(.*\.attentions\.1\.attn)\.in_proj_(weight|bias)")
 
 
 def _numbered(name: str, shift: int) -> Callable[[re.Match[str]], str]:
-    """Return a replacement for `re.sub`: `name` with the number of the match, plus `shift`, in its {}."""
-    return lambda found: name.format(int(found[1]) + shift)
+    """Build a replacement for `re.sub` that formats `name` with the matched number plus `shift`."""
+    return lambda match: name.format(int(match[1]) + shift)
 
 
 _ADAPTER: Renames = (
@@ -41,7 +41,7 @@ _ADAPTER: Renames = (
     (r"^spm\.", "prior."),
     (r"^interactions\.(\d)\.injector\.", r"injectors.\1."),
     (r"^interactions\.(\d)\.extractor\.", r"extractors.\1.0."),
-    (r"^interactions\.(\d)\.extra_extractors\.(\d)", lambda found: f"extractors.{found[1]}.{int(found[2]) + 1}"),
+    (r"^interactions\.(\d)\.extra_extractors\.(\d)", lambda match: f"extractors.{match[1]}.{int(match[2]) + 1}"),
     (r"\.ffn\.dwconv\.dwconv\.", ".mix."),
     (r"\.ffn\.", "."),
 )
@@ -70,9 +70,9 @@ _TRANSFORMER: Renames = (
     (r"^transformer_decoder\.", "decoder."),
     (r"^query_embed\.", "queries_embedder."),
     (r"^query_feat\.", "queries_features."),
-    (r"^mask_embed\.(\d)", lambda found: f"decoder.mask_predictor.mask_embedder.{int(found[1]) // 2}.0"),
+    (r"^mask_embed\.(\d)", lambda match: f"decoder.mask_predictor.mask_embedder.{int(match[1]) // 2}.0"),
 )
-_PARTS: Sequence[tuple[str, str, Renames]] = (  # official prefix, our prefix, renames of the rest; the first one fits
+_PARTS: Sequence[tuple[str, str, Renames]] = (  # official prefix, our prefix, renames of the rest; the first match wins
     ("backbone.", "adapter.", _ADAPTER),
     ("decode_head.cls_embed.", "classify.", ()),
     ("decode_head.pixel_decoder.", "pixel_decoder.", _PIXEL_DECODER),
@@ -81,7 +81,7 @@ _PARTS: Sequence[tuple[str, str, Renames]] = (  # official prefix, our prefix, r
 
 
 def head_name(key: str) -> str:
-    """Return the name of a weight in `Mask2FormerHead`; an unknown name is returned as it is."""
+    """Convert an official weight name to its name in `Mask2FormerHead`. Unknown names are not changed."""
     for official, ours, names in _PARTS:
         if key.startswith(official):
             name = key.removeprefix(official)
@@ -92,12 +92,13 @@ def head_name(key: str) -> str:
 
 
 def split_attention(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with the joined query, key and value weights of self-attention split in three."""
-    found: dict[str, Tensor] = {}
+    """Split the joined query, key and value weights of self-attention into three tensors."""
+    separate: dict[str, Tensor] = {}
     for key, value in tensors.items():
-        if joined := _JOINED.fullmatch(key):
-            parts = zip("qkv", value.chunk(3), strict=True)
-            found |= {f"{joined[1]}.{part}_proj.{joined[2]}": one for part, one in parts}
+        joined = _JOINED.fullmatch(key)
+        if joined:
+            for part, weight in zip("qkv", value.chunk(3), strict=True):
+                separate[f"{joined[1]}.{part}_proj.{joined[2]}"] = weight
         else:
-            found[key] = value
-    return found
+            separate[key] = value
+    return separate

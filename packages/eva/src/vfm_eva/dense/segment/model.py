@@ -1,4 +1,4 @@
-"""The model of a segmentation: an encoder in timm's layout, a head, and the folder that holds both."""
+"""Build, save and load segmenters: an encoder in timm's layout with a head."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vfm.models import (
 )
 from vfm.plugin import ClipCheckpoint, DenseCheckpoint, UserError, VisionCheckpoint
 from vfm_eva.dense.encoder import DenseEncoder
-from vfm_eva.dense.segment.maps import LinearHead, MapSegmenter, UperNet
+from vfm_eva.dense.segment.maps import LinearMapHead, MapSegmenter, UperNet
 from vfm_eva.dense.segment.mask2former import Mask2FormerSegmenter
 from vfm_eva.dense.segment.queries import QueriesHead, QuerySegmenter
 from vfm_eva.dense.segment.stages import (
@@ -40,7 +40,7 @@ from vfm_eva.dense.segment.stages import (
 
 HEAD_WEIGHTS_FILE, HEAD_CONFIG_FILE = "head.safetensors", "head.json"
 ENCODER_FOLDER = "encoder"
-NOT_READ = ("head.", "attn_pool.")  # of an encoder
+NOT_READ = ("head.", "attn_pool.")  # parts of an encoder that no segmentation head uses
 PREDICTED: dict[str, list[DenseTask]] = {
     "semantic": ["semantic"],
     "instance": ["boxes", "masks"],
@@ -51,7 +51,7 @@ Segmenter = QuerySegmenter | MapSegmenter | Mask2FormerSegmenter
 
 @dataclass(frozen=True)
 class HeadRecord:
-    """What a folder says about a head beside its weights.
+    """The description of a head in a checkpoint folder.
 
     Attributes:
         head: the settings of the head.
@@ -67,7 +67,7 @@ class HeadRecord:
 
     @property
     def settings(self) -> SegmentationHead:
-        """The settings of the head."""
+        """The validated settings of the head."""
         choice = SegmentationHead.choices[self.head["type"]]
         return choice.model_validate(self.head)  # type: ignore[return-value]
 
@@ -75,30 +75,30 @@ class HeadRecord:
 def build_queries(
     settings: QueriesSegmentation, encoder: nn.Module, num_classes: int, *, frozen: bool
 ) -> QuerySegmenter:
-    """Return an encoder with queries in its last blocks."""
+    """Build an encoder with queries in its last blocks."""
     dense = DenseEncoder(encoder)
     head = QueriesHead(dense.width, num_classes, settings.num_queries, dense.patch_size)
     return QuerySegmenter(dense, head, settings.num_blocks, frozen=frozen)
 
 
 def build_linear(settings: LinearSegmentation, encoder: nn.Module, num_classes: int, *, frozen: bool) -> MapSegmenter:
-    """Return an encoder with a linear head."""
+    """Build an encoder with a linear head."""
     dense = DenseEncoder(encoder, layers=settings.layers)
-    return MapSegmenter(dense, LinearHead(dense.width, len(settings.layers), num_classes), frozen=frozen)
+    return MapSegmenter(dense, LinearMapHead(dense.width, len(settings.layers), num_classes), frozen=frozen)
 
 
 def build_upernet(settings: UperNetSegmentation, encoder: nn.Module, num_classes: int, *, frozen: bool) -> MapSegmenter:
-    """Return an encoder with UperNet."""
+    """Build an encoder with UperNet."""
     dense = DenseEncoder(encoder, layers=settings.layers)
     head = UperNet(dense.width, num_classes, settings.channels, auxiliary=settings.auxiliary > 0)
     return MapSegmenter(dense, head, frozen=frozen)
 
 
 def build_segmenter(config: EvaSegment, encoder: nn.Module, num_classes: int) -> Segmenter:
-    """Return the model of a training, with a new head of the seed's random weights.
+    """Build the model to train, with a new head whose random weights are drawn from the seed.
 
     Raises:
-        UserError: the head does not fit the encoder.
+        UserError: if the head does not fit the encoder.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -114,7 +114,7 @@ def check_side(image_size: int | None, encoder: DenseEncoder) -> None:
     """Check that images divide into patches.
 
     Raises:
-        UserError: they do not.
+        UserError: if they do not.
     """
     side = image_size or encoder.trunk.grid[0] * encoder.patch_size
     if side % encoder.patch_size:
@@ -122,10 +122,10 @@ def check_side(image_size: int | None, encoder: DenseEncoder) -> None:
 
 
 def build_encoder(config: EvaSegment, checkpoint: VisionCheckpoint | ClipCheckpoint) -> nn.Module:
-    """Build the architecture of an encoder without a head; its weights are not loaded.
+    """Build the architecture of an encoder without a head. Weights are not loaded.
 
     Raises:
-        UserError: it cannot be built with these settings, or a CLIP model's image tower is not timm's.
+        UserError: if it cannot be built with these settings, or a CLIP model's image tower is not from timm.
     """
     arguments: dict[str, Any] = {"drop_path_rate": config.drop_path, "num_classes": 0}
     if config.patch_size:
@@ -133,7 +133,7 @@ def build_encoder(config: EvaSegment, checkpoint: VisionCheckpoint | ClipCheckpo
     if isinstance(checkpoint, VisionCheckpoint):
         size, name = config.image_size or checkpoint.image_size, f"local-dir:{checkpoint.path}"
         with torch.device("meta"):
-            vision_tower(build_vision(name))  # encoders without patch tokens do not know the arguments below
+            vision_tower(build_vision(name))  # rejects encoders without patch tokens, which lack the arguments below
         return build_vision(name, image_size=size, **arguments)
     clip_config = json.loads((checkpoint.path / "open_clip_config.json").read_text(encoding="utf-8"))
     vision = clip_config["model_cfg"]["vision_cfg"]
@@ -147,10 +147,10 @@ def build_encoder(config: EvaSegment, checkpoint: VisionCheckpoint | ClipCheckpo
 
 
 def load_encoder(config: EvaSegment, checkpoint: VisionCheckpoint | ClipCheckpoint) -> tuple[nn.Module, KeyReport]:
-    """Return an encoder with its weights, positions and patches resampled to the settings, and what became of each.
+    """Load an encoder, with positions and patches resampled to the settings, and report the use of each weight.
 
     Raises:
-        UserError: it cannot be built, or a weight does not fit.
+        UserError: if it cannot be built, or a weight does not fit.
     """
     model, report = build_encoder(config, checkpoint), KeyReport()
     if isinstance(checkpoint, VisionCheckpoint):
@@ -167,7 +167,7 @@ def load_encoder(config: EvaSegment, checkpoint: VisionCheckpoint | ClipCheckpoi
 def save_segmenter(
     model: Segmenter, record: HeadRecord, directory: Path, class_names: Sequence[str]
 ) -> DenseCheckpoint:
-    """Write a model: the encoder in timm's layout in a folder of its own, the head's weights and settings beside it."""
+    """Write the encoder in timm's layout to a subfolder, and the head's weights and settings next to it."""
     encoder = save_vision(model.encoder.visual, directory / ENCODER_FOLDER)
     weights = {key: value for key, value in model.state_dict().items() if not key.startswith("encoder.")}
     save_state_dict(weights, directory / HEAD_WEIGHTS_FILE)
@@ -183,10 +183,10 @@ def save_segmenter(
 
 
 def read_segmenter(checkpoint: DenseCheckpoint) -> tuple[Segmenter, HeadRecord]:
-    """Load what `save_segmenter` has written, in evaluation mode.
+    """Load a model written by `save_segmenter`, in evaluation mode.
 
     Raises:
-        UserError: a file is missing, or the head's weights do not fit.
+        UserError: if a file is missing, or the head's weights do not fit.
     """
     record = HeadRecord(**json.loads((checkpoint.path / HEAD_CONFIG_FILE).read_text(encoding="utf-8")))
     encoder = load_vision(checkpoint.path / checkpoint.encoder)
@@ -195,6 +195,6 @@ def read_segmenter(checkpoint: DenseCheckpoint) -> tuple[Segmenter, HeadRecord]:
     missing, unknown = model.load_state_dict(weights, strict=False)
     lacking = [key for key in missing if not key.startswith("encoder.")]
     if lacking or unknown:
-        key = (lacking or unknown)[0]
-        raise UserError(f"{checkpoint.path / HEAD_WEIGHTS_FILE}: {'misses' if lacking else 'has an unknown'} {key}")
+        problem = f"misses {lacking[0]}" if lacking else f"has an unknown {unknown[0]}"
+        raise UserError(f"{checkpoint.path / HEAD_WEIGHTS_FILE}: {problem}")
     return model.eval(), record

@@ -1,4 +1,4 @@
-"""A trained segmenter as evaluations and `vfm predict` call it."""
+"""Predict with a trained segmenter, for evaluations and `vfm predict`."""
 
 # B batch, S side of a crop, K classes, H and W height and width of an image
 
@@ -16,18 +16,18 @@ from torch.nn import functional as F
 from vfm.eval import DenseTask, Instances, PanopticMap
 from vfm.models import vision_preprocess
 from vfm.plugin import DenseCheckpoint
-from vfm_eva.dense.augment import Placement, boxes_of, place_picture, whole
+from vfm_eva.dense.augment import Placement, boxes_of, place_image, whole
 from vfm_eva.dense.segment.maps import MapSegmenter
 from vfm_eva.dense.segment.model import PREDICTED, HeadRecord, Segmenter, read_segmenter
 from vfm_eva.dense.segment.post import best_objects, maskness, panoptic_map, semantic_scores
-from vfm_eva.dense.segment.queries import Predictions
+from vfm_eva.dense.segment.queries import QueryPredictions
 from vfm_eva.dense.segment.stages import QueriesSegmentation
 
 
 class SegmentPredictor:
-    """A segmenter in evaluation mode, as the predictor of each of its tasks.
+    """A segmenter in evaluation mode, as a predictor for each of its tasks.
 
-    It computes without inference mode, in which a model in training would keep tensors that its next step cannot use.
+    It does not use inference mode: a model in training would keep tensors that its next step cannot use.
     """
 
     def __init__(self, model: Segmenter, record: HeadRecord) -> None:
@@ -36,7 +36,7 @@ class SegmentPredictor:
 
     @property
     def tasks(self) -> list[DenseTask]:
-        """What it predicts."""
+        """Dense tasks of the segmenter."""
         return PREDICTED[self.record.task]
 
     @property
@@ -46,42 +46,36 @@ class SegmentPredictor:
 
     @torch.no_grad()
     def crop_logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return scores of the classes for square crops, (B, S, S, 3) to (B, K, h, w)."""
+        """Compute class scores for square crops, (B, S, S, 3) to (B, K, h, w)."""
         pixels = self._pixels(torch.tensor(crops))
         if isinstance(self.model, MapSegmenter):
             scores = self.model(pixels)[0]
         else:
             last = self.model(pixels)[-1]
             scores = semantic_scores(last.classes.float(), last.masks.float())
-        found: NDArray[np.float32] = scores.float().cpu().numpy()
-        return found
+        array: NDArray[np.float32] = scores.float().cpu().numpy()
+        return array
 
     @torch.no_grad()
     def detect(self, images: Sequence[Image.Image]) -> list[Instances]:
-        """Return the objects of each image; the score is the class' probability times the mean inside the mask."""
-        found = []
+        """Detect the objects of each image, scored by class probability times mean probability inside the mask."""
+        detections = []
         for image, placement, last in self._whole(images):
             best = best_objects(last.classes[0], self.record.things)
             masks = _full_size(last.masks[0, best.queries], placement, image)
             scores = best.scores * maskness(masks)
             inside = (masks > 0).cpu().numpy()
-            rows = np.flatnonzero(inside.any(axis=(1, 2)))
-            found.append(
-                Instances(
-                    best.labels.cpu().numpy()[rows],
-                    scores.double().cpu().numpy()[rows],
-                    boxes_of(inside[rows]),
-                    inside[rows],
-                )
-            )
-        return found
+            rows = np.flatnonzero(inside.any(axis=(1, 2)))  # without empty masks
+            labels, row_scores = best.labels.cpu().numpy()[rows], scores.double().cpu().numpy()[rows]
+            detections.append(Instances(labels, row_scores, boxes_of(inside[rows]), inside[rows]))
+        return detections
 
     @torch.no_grad()
     def segment_all(self, images: Sequence[Image.Image]) -> list[PanopticMap]:
-        """Return the panoptic map of each image."""
+        """Compute the panoptic map of each image."""
         settings = self.record.settings
         assert isinstance(settings, QueriesSegmentation)
-        found = []
+        panoptic_maps = []
         for image, placement, last in self._whole(images):
             segments, labels = panoptic_map(
                 last.classes[0],
@@ -90,18 +84,18 @@ class SegmentPredictor:
                 score_threshold=settings.score_threshold,
                 overlap_threshold=settings.overlap_threshold,
             )
-            found.append(PanopticMap(segments.cpu().numpy().astype(np.int64), labels.numpy()))
-        return found
+            panoptic_maps.append(PanopticMap(segments.cpu().numpy().astype(np.int64), labels.numpy()))
+        return panoptic_maps
 
-    def _whole(self, images: Sequence[Image.Image]) -> list[tuple[Image.Image, Placement, Predictions]]:
-        """Return each image with its place in the model's square, and the predictions for it."""
+    def _whole(self, images: Sequence[Image.Image]) -> list[tuple[Image.Image, Placement, QueryPredictions]]:
+        """Run the model on whole images, and return each image with its placement and its predictions."""
         placements = [whole(image.size, self.image_size) for image in images]
-        crops = torch.stack([place_picture(image, at) for image, at in zip(images, placements, strict=True)])
-        last = self.model(self._pixels(crops))[-1]
-        parts = [
-            Predictions(last.classes[n : n + 1].float(), last.masks[n : n + 1].float()) for n in range(len(images))
-        ]
-        return list(zip(images, placements, parts, strict=True))
+        crops = [place_image(image, placement) for image, placement in zip(images, placements, strict=True)]
+        last = self.model(self._pixels(torch.stack(crops)))[-1]
+        predictions = []
+        for n in range(len(images)):
+            predictions.append(QueryPredictions(last.classes[n : n + 1].float(), last.masks[n : n + 1].float()))
+        return list(zip(images, placements, predictions, strict=True))
 
     def _pixels(self, crops: Tensor) -> Tensor:
         return self.preprocess.pixels(crops.to(next(self.model.parameters()).device))
@@ -114,7 +108,7 @@ def load_segmenter(checkpoint: DenseCheckpoint, device: torch.device) -> Segment
 
 
 def _full_size(masks: Tensor, placement: Placement, image: Image.Image) -> Tensor:
-    """Return the scores of masks in the square as those in the image, (N, h, w) to (N, H, W)."""
+    """Resize mask scores from the model's square input to the image, (N, h, w) to (N, H, W)."""
     side, (width, height) = placement.side, placement.covered
     square = F.interpolate(masks[None], size=(side, side), mode="bilinear", align_corners=False)
     part = square[..., :height, :width]

@@ -1,14 +1,14 @@
-"""Segmentation by queries that run through the last blocks of an encoder: one head for all kinds of segments.
+"""Segmentation with queries that run through the last blocks of an encoder, for all kinds of segments.
 
-A query predicts a class, or none, and a mask: the dot product of its token with the map of the patches. In training a
-query attends to the patches of its own mask only, with a probability that falls from 1 to 0, so that the trained model
-runs as the plain encoder with a few more tokens.
+A query predicts a class or `none`, and a mask: the dot product of its token with the map of the patches. In training a
+query attends only to the patches of its mask with a probability that falls from 1 to 0, so that the trained model runs
+as the plain encoder with a few more tokens.
 
-Source: Kerssies et al. 2025, EoMT (arXiv:2503.19108); layers and initial values as in transformers' `eomt`. On a frozen
-encoder copies of the last blocks are trained in place of the blocks, as in PMT (arXiv:2603.25398).
+Source: Kerssies et al. 2025, EoMT (arXiv:2503.19108), with layers and initial values as in transformers' `eomt`. On a
+frozen encoder, copies of the last blocks are trained in place of the blocks, as in PMT (arXiv:2603.25398).
 """
 
-# B images, Q queries, K classes, N tokens, D width, h and w rows and columns of patches, H and W those of the masks
+# B images, Q queries, K classes, N tokens, D width, h and w rows and columns of patches, H and W sides of the masks
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ MASK_STRIDE = 4
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """What the queries predict at one depth.
+class QueryPredictions:
+    """Predictions of the queries at a depth of the encoder.
 
     Attributes:
-        classes: scores of the classes and of none, (B, Q, K + 1).
-        masks: scores of the pixels, (B, Q, H, W); without gradient if `embeddings` and `maps` are there.
-        embeddings: of the queries, (B, Q, D).
-        maps: of the pixels, (B, H, W, D).
+        classes: scores of the classes and of `none`, (B, Q, K + 1).
+        masks: mask scores of the pixels, (B, Q, H, W). They have no gradient if `embeddings` and `maps` are given.
+        embeddings: mask embeddings of the queries, (B, Q, D).
+        maps: features of the pixels, (B, H, W, D).
     """
 
     classes: Tensor
@@ -45,13 +45,13 @@ class Predictions:
     maps: Tensor | None = None
 
     def masks_of(self, queries: Tensor, counts: Sequence[int]) -> Tensor:
-        """Return the masks of some queries with their gradient, (N, H, W).
+        """Compute the masks of some queries with gradient, (N, H, W).
 
-        A loss reads the masks of few queries. They are multiplied once more, and the others need no backward pass.
+        A loss needs the masks of few queries. Only these are multiplied again, so the others need no backward pass.
 
         Args:
-            queries: of all images, one image after another, (N,).
-            counts: number of them in each image.
+            queries: queries of all images, one image after another, (N,).
+            counts: number of queries of each image.
         """
         rows = torch.split(queries, list(counts))
         if self.embeddings is None or self.maps is None:
@@ -61,7 +61,7 @@ class Predictions:
 
 
 def mask_scores(embeddings: Tensor, maps: Tensor) -> Tensor:
-    """Return the dot products of queries (..., Q, D) with the pixels of maps (..., H, W, D), (..., Q, H, W)."""
+    """Compute the dot products of queries (..., Q, D) with the pixels of maps (..., H, W, D), (..., Q, H, W)."""
     pixels = maps.flatten(-3, -2).to(embeddings.dtype)
     return (embeddings @ pixels.mT).view(*embeddings.shape[:-1], *maps.shape[-3:-1])
 
@@ -76,10 +76,10 @@ class Upscale(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return (B, 2 h, 2 w, D) for (B, h, w, D).
+        """Upscale a map, (B, h, w, D) to (B, 2 h, 2 w, D).
 
-        `enlarge` has no overlap: it makes four pixels of each by one product of matrices, which is quicker than torch's
-        transposed convolution on a CPU (the backward pass by a quarter).
+        The kernel of `enlarge` does not overlap, so a single matrix product turns each pixel into four. On a CPU this
+        is faster than torch's transposed convolution (the backward pass by a quarter).
         """
         assert self.enlarge.bias is not None
         width = maps.shape[-1]
@@ -92,10 +92,10 @@ class Upscale(nn.Module):
 
 
 class QueriesHead(nn.Module):
-    """The queries, and what turns their tokens and those of the patches into classes and masks of stride 4.
+    """The queries, and the layers that predict classes and masks of stride 4 from query and patch tokens.
 
     Raises:
-        UserError: the patch size is not a power of two from 4 on, so that there is no way to stride 4.
+        UserError: if the patch size is not a power of two from 4 on, so that doubling cannot reach stride 4.
     """
 
     def __init__(self, width: int, num_classes: int, num_queries: int, patch_size: int) -> None:
@@ -114,22 +114,22 @@ class QueriesHead(nn.Module):
         self.upscale = nn.Sequential(*(Upscale(width) for _ in range(int(doublings))))
         nn.init.normal_(self.queries)
 
-    def forward(self, queries: Tensor, maps: Tensor) -> Predictions:
-        """Return the predictions of queries (B, Q, D) in maps of patches (B, h, w, D), both after the final norm."""
+    def forward(self, queries: Tensor, maps: Tensor) -> QueryPredictions:
+        """Predict from queries (B, Q, D) and maps of patches (B, h, w, D), both after the final norm."""
         embeddings, larger = self.embed(queries), self.upscale(maps)
         with torch.no_grad():
             masks = mask_scores(embeddings, larger)
-        return Predictions(self.classify(queries), masks, embeddings, larger)
+        return QueryPredictions(self.classify(queries), masks, embeddings, larger)
 
 
 class QuerySegmenter(nn.Module):
     """An encoder with queries in its last blocks.
 
     Args:
-        encoder: with prefix tokens and without windows in its last blocks.
-        head: the queries.
-        num_blocks: last blocks with queries.
-        frozen: train copies of these blocks and of the final norm; the encoder keeps its weights.
+        encoder: encoder with prefix tokens and without windows in its last blocks.
+        head: the queries and their predictors.
+        num_blocks: number of last blocks that the queries run through.
+        frozen: keep the encoder's weights, and train copies of these blocks and of the final norm.
     """
 
     def __init__(self, encoder: DenseEncoder, head: QueriesHead, num_blocks: int, *, frozen: bool = False) -> None:
@@ -147,12 +147,12 @@ class QuerySegmenter(nn.Module):
             self.copies["norm"] = deepcopy(trunk.final_norm)
             self.copies.requires_grad_(True)
 
-    def forward(self, images: Tensor, keep: Sequence[float] | None = None) -> list[Predictions]:
-        """Return the predictions after the last block, in training those before each block with queries too.
+    def forward(self, images: Tensor, keep: Sequence[float] | None = None) -> list[QueryPredictions]:
+        """Predict after the last block, and in training also before each block with queries.
 
         Args:
-            images: normalised, (B, 3, S, S).
-            keep: for each block with queries, the probability that a query attends to its mask only; None: never, and
+            images: normalised images, (B, 3, S, S).
+            keep: for each block with queries, the probability that a query attends only to its mask. None: never, and
                 only the last predictions are returned.
         """
         tokens = self._before_queries(images)
@@ -160,22 +160,23 @@ class QuerySegmenter(nn.Module):
         num_queries = queries.shape[1]
         tokens = Tokens(torch.cat([queries, tokens.values], dim=1), num_queries + tokens.num_prefix, tokens.grid)
         copies = {number: self.copies[str(number)] for number in self.blocks} if self.frozen else None
-        found: list[Predictions] = []
-        for place, number in enumerate(self.blocks):
+        predictions: list[QueryPredictions] = []
+        for depth, number in enumerate(self.blocks):
             visible = None
             if keep is not None:
-                found.append(self.predict(tokens))
-                if keep[place] > 0:
-                    visible = attention_mask(found[-1].masks, tokens, keep[place])
+                predictions.append(self.predict(tokens))
+                if keep[depth] > 0:
+                    visible = attention_mask(predictions[-1].masks, tokens, keep[depth])
             tokens = self.encoder.run(tokens, [number], visible, copies)
-        return [*found, self.predict(tokens)]
+        return [*predictions, self.predict(tokens)]
 
-    def predict(self, tokens: Tokens) -> Predictions:
-        """Return the predictions of the queries among the tokens."""
+    def predict(self, tokens: Tokens) -> QueryPredictions:
+        """Compute the predictions of the queries among the tokens."""
         norm = self.copies["norm"] if self.frozen else self.encoder.trunk.final_norm
         normed = replace(tokens, values=norm(tokens.values))
-        predicted: Predictions = self.head(normed.values[:, : len(self.head.queries)], normed.maps.permute(0, 2, 3, 1))
-        return predicted
+        queries = normed.values[:, : len(self.head.queries)]
+        predictions: QueryPredictions = self.head(queries, normed.maps.permute(0, 2, 3, 1))
+        return predictions
 
     def _before_queries(self, images: Tensor) -> Tokens:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -183,12 +184,12 @@ class QuerySegmenter(nn.Module):
 
 
 def attention_mask(masks: Tensor, tokens: Tokens, keep: float) -> Tensor:
-    """Return which tokens see each other: a query sees the patches of its mask only, everything else sees everything.
+    """Build the attention mask: a query sees only the patches of its mask, and all other tokens see everything.
 
     Args:
-        masks: scores of the queries' masks, (B, Q, H, W); a patch is in the mask where its score is above 0.
+        masks: scores of the queries' masks, (B, Q, H, W). A patch is in the mask where its score is above 0.
         tokens: queries, prefix tokens and patches.
-        keep: probability that a query is restricted; drawn from torch's generator unless it is 1.
+        keep: probability that a query is restricted. It is drawn from torch's generator unless it is 1.
 
     Returns:
         (B, 1, N, N), True: sees.
@@ -205,15 +206,16 @@ def attention_mask(masks: Tensor, tokens: Tokens, keep: float) -> Tensor:
 
 
 def at_patches(masks: Tensor, grid: Grid) -> Tensor:
-    """Return the scores of masks at the patches, (B, Q, H, W) to (B, Q, h w)."""
+    """Interpolate mask scores to the patches, (B, Q, H, W) to (B, Q, h w)."""
     return F.interpolate(masks, size=grid, mode="bilinear", align_corners=False).flatten(2)
 
 
 def annealed(step: int, num_steps: int, num_blocks: int, power: float = 0.9) -> list[float]:
-    """Return the probability that a query attends to its mask only, for each block with queries.
+    """Compute the probability that a query attends only to its mask, for each block with queries.
 
-    It falls from 1 to 0 for one block after another, each over 1 / (num_blocks + 2) of the training; the first and the
-    last part have none that changes. EoMT's steps for COCO, 14,782 to 73,910 of 88,692 for four blocks, are these.
+    It falls from 1 to 0 for one block after another, each over 1 / (num_blocks + 2) of the training steps. In the first
+    and the last of these periods no probability changes. This gives EoMT's steps for COCO: 14,782 to 73,910 of 88,692
+    for four blocks.
     """
     part = num_steps / (num_blocks + 2)
     done = [min(1.0, max(0.0, step / part - 1 - block)) for block in range(num_blocks)]

@@ -1,6 +1,6 @@
-"""The work of `eva.import_segmenter`: EVA's released segmentation checkpoints, with every key accounted for.
+"""The work of `eva.import_segmenter`: import EVA's released segmentation checkpoints, with every key accounted for.
 
-EVA-01's files, a Mask2Former on a ViT-Adapter, have the names of `mask2former_layout`; EVA-02's, UperNet, these:
+EVA-01's files (Mask2Former on a ViT-Adapter) have the names in `mask2former_layout`. EVA-02's files (UperNet) have:
 
     backbone.fpn{1..4}.*      head.resample.{0..3}
     backbone.*                the encoder, in the layouts of `vfm.models`
@@ -40,7 +40,7 @@ _LEVEL = re.compile(r"backbone\.fpn([1-4])\..*")
 _UNUSED = dict.fromkeys(("norm.", "fc_norm.", "head."), "not read by the head")
 _COUNTS = {"num_batches_tracked": "counts the batches of the training"}
 _RENAMED = (
-    (r"^backbone\.fpn(\d)", lambda found: f"resample.{int(found[1]) - 1}"),
+    (r"^backbone\.fpn(\d)", lambda match: f"resample.{int(match[1]) - 1}"),
     (r"^decode_head\.", "decode."),
     (r"^auxiliary_head\.", "auxiliary."),
     (r"\.conv_seg\.", ".classifier."),
@@ -49,23 +49,23 @@ _RENAMED = (
 
 
 def head_name(key: str) -> str:
-    """Return the name of a head's weight in `UperNet`; an unknown name is returned as it is."""
+    """Convert an official weight name to its name in `UperNet`. Unknown names are not changed."""
     for pattern, name in _RENAMED:
         key = re.sub(pattern, name, key)
     return key
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The names of a kind of file: keys of the backbone that are the head's, their new names, keys to leave out."""
+class CheckpointLayout:
+    """The names in a kind of file: backbone keys that belong to the head, their conversion, and keys to drop."""
 
     in_head: re.Pattern[str]
     name: Callable[[str], str]
     dropped: Mapping[str, str]
 
 
-UPERNET = Layout(_LEVEL, head_name, _COUNTS)
-MASK2FORMER = Layout(
+UPERNET = CheckpointLayout(_LEVEL, head_name, _COUNTS)
+MASK2FORMER = CheckpointLayout(
     mask2former_layout.ADAPTER,
     mask2former_layout.head_name,
     {**_COUNTS, "relative_position_index": "computed from the grid"},
@@ -76,18 +76,19 @@ def check_import_segmenter(config: ImportSegmenter, ctx: Preflight) -> None:
     """Check that the encoder can be built and takes the head.
 
     Raises:
-        UserError: it does not.
+        UserError: if it cannot.
     """
     data = ctx.artifact(config.data)
     with torch.device("meta"):
-        _build(config, len(data.class_names) if data else 2)
+        num_classes = len(data.class_names) if data else 2  # any number does for shapes
+        _build(config, num_classes)
 
 
 def import_segmenter(config: ImportSegmenter, ctx: Context) -> DenseCheckpoint:
-    """Read the file into a segmenter.
+    """Convert a released file to a segmenter.
 
     Raises:
-        UserError: a key is missing, unknown or of another shape.
+        UserError: if a key is missing, unknown or has another shape.
     """
     data = ctx.load(config.data)
     model = _build(config, len(data.class_names))
@@ -99,15 +100,15 @@ def import_segmenter(config: ImportSegmenter, ctx: Context) -> DenseCheckpoint:
 
 
 def load_released(tensors: dict[str, Tensor], model: MapSegmenter | Mask2FormerSegmenter, where: str) -> KeyReport:
-    """Load a state dict in the names of EVA's segmentation code.
+    """Load a state dict with the names of EVA's segmentation code.
 
     Args:
         tensors: the state dict.
         model: an encoder with UperNet or with Mask2Former.
-        where: the file, for errors.
+        where: name of the file, for errors.
 
     Raises:
-        UserError: a key is missing, unknown or of another shape, or the file is of another kind than the model.
+        UserError: if a key is missing, unknown or has another shape, or the file does not match the kind of model.
     """
     _check_kind(tensors, model, where)
     layout = MASK2FORMER if isinstance(model, Mask2FormerSegmenter) else UPERNET
@@ -126,17 +127,16 @@ def load_released(tensors: dict[str, Tensor], model: MapSegmenter | Mask2FormerS
 def _check_kind(tensors: dict[str, Tensor], model: MapSegmenter | Mask2FormerSegmenter, where: str) -> None:
     adapted = any(key.startswith("backbone.spm.") for key in tensors)
     if adapted != isinstance(model, Mask2FormerSegmenter):
+        article, head_type = ("a", "mask2former") if adapted else ("no", "upernet")
         raise UserError(
-            f"{where}: it has {'a' if adapted else 'no'} ViT-Adapter (backbone.spm), which EVA-01's files have and"
-            f" EVA-02's have not; set head.type: {'mask2former' if adapted else 'upernet'}"
+            f"{where}: it has {article} ViT-Adapter (backbone.spm), which EVA-01's files have and EVA-02's have not;"
+            f" set head.type: {head_type}"
         )
     if isinstance(model, Mask2FormerSegmenter):
         relative = any(key.endswith(mask2former_layout.RELATIVE) for key in tensors)
         if relative != (model.head.adapter.bias is not None):
-            raise UserError(
-                f"{where}: it has {'' if relative else 'no '}relative positions; set head.relative:"
-                f" {str(relative).lower()}"
-            )
+            no = "" if relative else "no "
+            raise UserError(f"{where}: it has {no}relative positions; set head.relative: {str(relative).lower()}")
 
 
 def _build(config: ImportSegmenter, num_classes: int) -> MapSegmenter | Mask2FormerSegmenter:

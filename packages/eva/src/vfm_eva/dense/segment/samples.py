@@ -1,4 +1,4 @@
-"""Samples of a training of segmentation: a crop, and the masks and classes of its segments."""
+"""Samples for training a segmenter: a crop with the masks and classes of its segments."""
 
 # M segments, S side of a crop
 
@@ -19,24 +19,24 @@ from vfm_eva.dense.augment import (
     distort,
     draw_distortion,
     draw_placement,
+    place_image,
     place_objects,
-    place_picture,
 )
 from vfm_eva.dense.crops import draw_crop, place_labels
 from vfm_eva.dense.segment.stages import SegmentAugmentation
 
-NUM_TRIES = 10  # crops of an image until one has a segment
+NUM_TRIES = 10  # most crops drawn from an image to find one with a segment
 
 
 @dataclass(frozen=True)
 class SegmentInputs:
-    """One crop with its segments, or a batch.
+    """A crop with its segments, or a batch.
 
     Attributes:
         images: uint8, (B, 3, S, S).
         labels: class of each segment, (M,) for each crop.
-        masks: of the segments, eight pixels of a row in a byte, uint8 (M, S, S / 8) for each crop.
-        semantic: class of each pixel, -1 where it is unlabelled, int16 (B, S, S); None unless the task is semantic.
+        masks: masks of the segments with eight pixels of a row packed in a byte, uint8 (M, S, S / 8) for each crop.
+        semantic: class of each pixel, -1 where it is unlabelled, int16 (B, S, S). None unless the task is semantic.
     """
 
     images: Tensor
@@ -47,15 +47,15 @@ class SegmentInputs:
 
 @dataclass(frozen=True)
 class MakeSegments:
-    """Makes the inputs of one sample; everything random is drawn from the draw's seed.
+    """Creates the inputs of a sample, with all random numbers drawn from the draw's seed.
 
     Attributes:
-        source: the labels.
+        source: images with their annotations.
         task: semantic, instance or panoptic.
-        side: S.
+        side: side of the crop in pixels, S.
         augmentation: ranges of the draws.
-        max_segments: largest M; of more segments the largest are kept.
-        with_masks: whether masks are made; otherwise only the semantic map.
+        max_segments: most segments per crop. If there are more, the largest are kept.
+        with_masks: whether to create masks. Otherwise there is only the semantic map.
     """
 
     source: AnnotatedSource
@@ -66,36 +66,37 @@ class MakeSegments:
     with_masks: bool = True
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> SegmentInputs:
-        """Return the inputs of one sample; raises BadSample."""
+        """Create the inputs of a sample. Raises BadSample."""
         rng = np.random.default_rng(draw.seed)
-        picture = self.source.decode(draw.index, sample.image)
+        image = self.source.decode(draw.index, sample.image)
         semantic = None
         if self.task == "semantic":
             known = self.source.semantic(draw.index)
-            _check_size(picture, known.shape, sample.key)
+            _check_size(image, known.shape, sample.key)
             settings = self.augmentation
             placement = draw_crop(known, self.side, settings.scale, settings.flip, rng, max_share=settings.max_share)
             semantic = place_labels(known, placement)
             labels, masks = segments_of(semantic) if self.with_masks else _no_segments(self.side)
         else:
-            placement, labels, masks = self._objects(draw.index, picture, sample.key, rng)
-        image = place_picture(picture, placement)
+            placement, labels, masks = self._objects(draw.index, image, sample.key, rng)
+        crop = place_image(image, placement)
         if self.augmentation.photometric:
-            image = distort(image, draw_distortion(rng))
+            crop = distort(crop, draw_distortion(rng))
         rows = largest(masks, self.max_segments)
+        pixel_labels = None if semantic is None else torch.from_numpy(semantic.astype(np.int16))
         return SegmentInputs(
-            image,
+            crop,
             Ragged((torch.from_numpy(labels[rows]),)),
             Ragged((torch.from_numpy(np.packbits(masks[rows], axis=-1)),)),
-            None if semantic is None else torch.from_numpy(semantic.astype(np.int16)),
+            pixel_labels,
         )
 
     def _objects(
-        self, index: int, picture: Image.Image, key: str, rng: np.random.Generator
+        self, index: int, image: Image.Image, key: str, rng: np.random.Generator
     ) -> tuple[Placement, NDArray[np.int64], NDArray[np.bool_]]:
-        """Draw a crop that shows a segment; after ten without one, the last is taken."""
+        """Draw a crop that shows a segment. If ten crops show none, the last crop is used."""
         width, height = self.source.sizes[index]
-        _check_size(picture, (height, width), key)
+        _check_size(image, (height, width), key)
         objects, background = self.source.objects(index), self.source.dataset.background
         if self.task == "instance":
             objects = objects[np.array(self.source.dataset.things, dtype=bool)[objects.labels]]
@@ -115,21 +116,21 @@ class MakeSegments:
 
 
 def _without_label(objects: ObjectArrays, placement: Placement) -> NDArray[np.bool_]:
-    """Return the masks of crowds and ignored objects, which are no targets and no background either."""
+    """Crop the masks of crowds and ignored objects, which are neither targets nor background."""
     hidden = objects[objects.crowd | objects.ignored]
     never = np.zeros(len(hidden), dtype=bool)
     return np.asarray(place_objects(replace(hidden, crowd=never, ignored=never), placement, with_masks=True).masks)
 
 
 def segments_of(semantic: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the classes of a semantic map and the pixels of each, (M,) and (M, S, S)."""
+    """Split a semantic map into its classes, (M,), and the pixels of each class, (M, S, S)."""
     labels = np.unique(semantic)
     labels = labels[labels != IGNORED]
     return labels, semantic == labels[:, None, None]
 
 
 def largest(masks: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
-    """Return the places of the `count` masks with the most pixels, in their order."""
+    """Find the `count` masks with the most pixels, as ascending indices."""
     if len(masks) <= count:
         return np.arange(len(masks))
     order = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")
@@ -137,13 +138,13 @@ def largest(masks: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
 
 
 def unpack_masks(packed: Tensor, side: int) -> Tensor:
-    """Return masks of packed pixels as float32, (..., S, S / 8) to (..., S, S)."""
+    """Unpack masks to float32, (..., S, S / 8) to (..., S, S)."""
     shifts = torch.arange(7, -1, -1, device=packed.device, dtype=torch.uint8)
     return ((packed[..., None] >> shifts) & 1).flatten(-2)[..., :side].float()
 
 
 def count_crowded(source: AnnotatedSource, task: str, num_queries: int) -> int:
-    """Return the number of images with more segments than queries; label maps are not read for it."""
+    """Count the images with more segments than queries. Label maps are not read, so semantic tasks count 0."""
     if task == "semantic":
         return 0
     objects = source.tables.all
@@ -156,7 +157,7 @@ def count_crowded(source: AnnotatedSource, task: str, num_queries: int) -> int:
 
 
 def most_segments(source: AnnotatedSource, task: str) -> int:
-    """Return the largest number of segments that a crop can have."""
+    """Compute an upper bound on the number of segments in a crop."""
     if task == "semantic":
         return len(source.dataset.class_names)
     counts = np.bincount(source.tables.all.image, minlength=1)
@@ -167,6 +168,6 @@ def _no_segments(side: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     return np.zeros(0, dtype=np.int64), np.zeros((0, side, side), dtype=bool)
 
 
-def _check_size(picture: Image.Image, size: tuple[int, ...], key: str) -> None:
-    if (picture.height, picture.width) != tuple(size):
+def _check_size(image: Image.Image, size: tuple[int, ...], key: str) -> None:
+    if (image.height, image.width) != tuple(size):
         raise BadSample("wrong_size", key)

@@ -1,4 +1,4 @@
-"""The loss of a set of predictions: class and mask of matched queries, class `none` of the others.
+"""The loss of a set of predictions: class and mask losses of matched queries, class `none` for the other queries.
 
 Source: Cheng et al. 2022, Mask2Former (arXiv:2112.01527), section 3.3, summed over the predictions of all depths.
 """
@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 from vfm_eva.dense.segment.matching import LossWeights, match
 from vfm_eva.dense.segment.points import Draw, at_points, uncertain_points
-from vfm_eva.dense.segment.queries import Predictions
+from vfm_eva.dense.segment.queries import QueryPredictions
 
 
 @dataclass(frozen=True)
 class PointSettings:
-    """Points at which masks are compared; see `uncertain_points`."""
+    """Number and choice of the points at which masks are compared. See `uncertain_points`."""
 
     num_points: int
     oversample: float = 3.0
@@ -30,20 +30,20 @@ class PointSettings:
 
 @dataclass(frozen=True)
 class Totals:
-    """By what sums over pairs are divided: objects, and weights of the queries' classes; each of a whole step."""
+    """Divisors of the loss sums, over a whole step: number of objects, and total class weight of the queries."""
 
     objects: Tensor
     weights: Tensor
 
     @classmethod
     def of(cls, counts: Tensor, num_queries: int, none: float) -> Totals:
-        """Return the totals of images with some numbers of objects, (B,)."""
+        """Compute the totals from the number of objects in each image, (B,)."""
         matched = counts.clamp(max=num_queries).sum()
         return cls(counts.sum(), matched + none * (len(counts) * num_queries - matched))
 
 
 def set_loss(
-    predictions: Sequence[Predictions],
+    predictions: Sequence[QueryPredictions],
     labels: Sequence[Tensor],
     masks: Sequence[Tensor],
     totals: Totals,
@@ -51,53 +51,55 @@ def set_loss(
     settings: PointSettings,
     draw: Draw = torch.rand,
 ) -> dict[str, Tensor]:
-    """Return the weighted losses `class_loss`, `mask_loss` and `dice_loss`, summed over the depths.
+    """Compute the weighted losses `class_loss`, `mask_loss` and `dice_loss`, summed over the depths.
 
     Args:
-        predictions: of L depths.
-        labels: classes of the objects of each image, (M,).
-        masks: of the objects of each image, (M, S, S), floating point.
-        totals: of the step.
-        weights: of costs and losses.
-        settings: of the points.
+        predictions: predictions at L depths.
+        labels: classes of each image's objects, (M,).
+        masks: masks of each image's objects, (M, S, S), floating point.
+        totals: divisors for the whole step.
+        weights: weights of costs and losses.
+        settings: number and choice of points.
         draw: draws the points.
     """
     points = draw(len(labels), settings.num_points, 2, device=predictions[0].masks.device)
     queries = match(predictions, labels, masks, points, weights)  # (L, N)
-    image = torch.cat([torch.full_like(one, number) for number, one in enumerate(labels)])
-    classes = _class_loss(predictions, torch.cat(list(labels)), image, queries, totals, weights)
-    counts = [len(one) for one in labels]
-    scores = torch.cat([one.masks_of(query, counts) for one, query in zip(predictions, queries, strict=True)]).float()
-    if not len(scores):  # the graph keeps all parameters, which a training in several processes needs
-        nothing = scores.sum()
-        return {"class_loss": classes, "mask_loss": nothing, "dice_loss": nothing}
+    image = torch.cat([torch.full_like(classes, number) for number, classes in enumerate(labels)])
+    class_loss = _class_loss(predictions, torch.cat(list(labels)), image, queries, totals, weights)
+    counts = [len(classes) for classes in labels]
+    matched_masks = [depth.masks_of(query, counts) for depth, query in zip(predictions, queries, strict=True)]
+    scores = torch.cat(matched_masks).float()
+    if not len(scores):  # a sum keeps all parameters in the graph, as training in several processes needs
+        zero = scores.sum()
+        return {"class_loss": class_loss, "mask_loss": zero, "dice_loss": zero}
     sample, chosen = uncertain_points(
         scores, settings.num_points, oversample=settings.oversample, importance=settings.importance, draw=draw
     )
-    # An object is sampled once, for all depths.
+    # Each object is sampled once for all depths.
     by_depth = chosen.view(*queries.shape, -1)
     true = at_points(torch.cat(list(masks)), sample).expand(len(queries), -1, -1).gather(2, by_depth)
-    found = at_points(scores, sample[0, chosen]).view(true.shape)
-    entropy = F.binary_cross_entropy_with_logits(found, true, reduction="none").mean(dim=-1).sum()
-    chances, objects = found.sigmoid(), totals.objects.clamp(min=1)
-    dice = 1 - (2 * (chances * true).sum(dim=-1) + 1) / (chances.sum(dim=-1) + true.sum(dim=-1) + 1)
+    predicted = at_points(scores, sample[0, chosen]).view(true.shape)
+    entropy = F.binary_cross_entropy_with_logits(predicted, true, reduction="none").mean(dim=-1).sum()
+    probabilities, objects = predicted.sigmoid(), totals.objects.clamp(min=1)
+    both = probabilities.sum(dim=-1) + true.sum(dim=-1)
+    dice = 1 - (2 * (probabilities * true).sum(dim=-1) + 1) / (both + 1)
     return {
-        "class_loss": classes,
+        "class_loss": class_loss,
         "mask_loss": weights.mask * entropy / objects,
         "dice_loss": weights.dice * dice.sum() / objects,
     }
 
 
 def _class_loss(
-    predictions: Sequence[Predictions],
+    predictions: Sequence[QueryPredictions],
     labels: Tensor,
     image: Tensor,
     queries: Tensor,
     totals: Totals,
     weights: LossWeights,
 ) -> Tensor:
-    """Return the cross-entropy of all queries; those without an object have the class `none`."""
-    scores = torch.stack([one.classes for one in predictions]).float()  # (L, B, Q, K + 1)
+    """Compute the cross-entropy of all queries, with class `none` for queries without an object."""
+    scores = torch.stack([depth.classes for depth in predictions]).float()  # (L, B, Q, K + 1)
     none = scores.shape[-1] - 1
     targets = torch.full(scores.shape[:-1], none, device=scores.device)
     depth = torch.arange(len(queries), device=scores.device)[:, None]

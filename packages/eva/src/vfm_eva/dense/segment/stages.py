@@ -29,19 +29,19 @@ from vfm.plugin import (
 
 
 class SegmentationHead(Part):
-    """The head that predicts segments from an encoder's tokens. `build` returns the model."""
+    """Base class of heads that predict segments from an encoder's tokens. `build` returns the model."""
 
     tasks: ClassVar[tuple[str, ...]] = ("semantic",)
 
 
 class SetLoss(Config):
-    """Weights of costs and losses of a set of predictions, and points at which masks are compared."""
+    """Weights of the costs and losses for a set of predictions, and points at which masks are compared."""
 
     classes: float = Field(2.0, ge=0, description="weight of the cross-entropy of the class")
     mask: float = Field(5.0, ge=0, description="weight of the binary cross-entropy of the mask")
     dice: float = Field(5.0, ge=0, description="weight of the mask's dice loss")
-    none: float = Field(0.1, gt=0, description="weight of queries without an object, relative to the others")
-    num_points: int = Field(12544, ge=1, description="points at which two masks are compared")
+    none: float = Field(0.1, gt=0, description="weight of queries without an object, relative to other queries")
+    num_points: int = Field(12544, ge=1, description="number of points at which two masks are compared")
 
 
 class QueriesSegmentation(SegmentationHead):
@@ -52,10 +52,10 @@ class QueriesSegmentation(SegmentationHead):
 
     type: Literal["queries"] = Field("queries", description="queries in the last blocks (EoMT)")
     num_queries: int = Field(100, ge=1, description="most segments that an image can have")
-    num_blocks: int = Field(4, ge=1, description="last blocks that the queries run through")
+    num_blocks: int = Field(4, ge=1, description="number of last blocks that the queries run through")
     loss: SetLoss = Field(SetLoss(), description="weights and points of the loss")
     score_threshold: float = Field(0.8, ge=0, le=1, description="panoptic: probability from which a query counts")
-    overlap_threshold: float = Field(0.8, ge=0, le=1, description="panoptic: share of a mask that must be its own")
+    overlap_threshold: float = Field(0.8, ge=0, le=1, description="panoptic: share of its mask that a query must keep")
 
 
 class LinearSegmentation(SegmentationHead):
@@ -73,17 +73,17 @@ class UperNetSegmentation(SegmentationHead):
     work: ClassVar[str] = "vfm_eva.dense.segment.model:build_upernet"
 
     type: Literal["upernet"] = Field("upernet", description="UperNet (transformers' class)")
-    layers: list[int] = Field([3, 5, 7, 11], min_length=4, max_length=4, description="blocks whose maps are read")
+    layers: list[int] = Field([3, 5, 7, 11], min_length=4, max_length=4, description="blocks whose maps the head uses")
     channels: int = Field(768, ge=1, description="channels of the head")
-    auxiliary: float = Field(0.4, ge=0, description="weight of the loss of a second head on the third map; 0: none")
+    auxiliary: float = Field(0.4, ge=0, description="loss weight of a second head on the third map; 0: none")
 
 
 class Mask2FormerSegmentation(SegmentationHead):
-    """Mask2Former on a ViT-Adapter, as in EVA-01's released files, which are read; needs vfm-eva[upernet]."""
+    """Mask2Former on a ViT-Adapter, to import EVA-01's released files (needs vfm-eva[upernet])."""
 
     work: ClassVar[str] = "vfm_eva.dense.segment.mask2former:build_mask2former"
 
-    type: Literal["mask2former"] = Field("mask2former", description="ViT-Adapter and Mask2Former, of released files")
+    type: Literal["mask2former"] = Field("mask2former", description="ViT-Adapter and Mask2Former, for released files")
     channels: int = Field(1024, ge=1, description="channels of both decoders")
     num_heads: int = Field(32, ge=1, description="heads of both decoders")
     num_queries: int = Field(200, ge=1, description="most segments that a crop can have")
@@ -103,13 +103,13 @@ class SegmentAugmentation(Config):
 
     scale: tuple[float, float] = Field(
         (0.1, 2.0),
-        description="size of a resized image: semantic: its shorter side, else the factor with which it fits; in sides"
-        " of the crop",
+        description="smallest and largest size of the resized image. semantic: its shorter side, in sides of the crop;"
+        " otherwise relative to the size that just fits the crop",
     )
     flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
     photometric: bool = Field(False, description="change brightness, contrast, saturation and hue")
     max_share: float = Field(
-        0.75, gt=0, le=1, description="semantic: most that one class may have of a crop, of which up to ten are drawn"
+        0.75, gt=0, le=1, description="semantic: largest share of a class in a crop; up to ten crops are drawn"
     )
 
     @model_validator(mode="after")
@@ -120,7 +120,7 @@ class SegmentAugmentation(Config):
 
 
 class EvaSegment(Training):
-    """Train an encoder with a head to segment images: classes of pixels, objects, or both (panoptic)."""
+    """Train an encoder with a segmentation head: semantic, instance or panoptic segmentation."""
 
     makes: ClassVar[type[Artifact]] = DenseCheckpoint
     work: ClassVar[str] = "vfm_eva.dense.segment.train:segment_eva"
@@ -130,33 +130,33 @@ class EvaSegment(Training):
 
     kind: Literal["eva.segment"] = "eva.segment"
     encoder: Ref[VisionCheckpoint | ClipCheckpoint] = Field(
-        description="initial encoder; of a CLIP model its image tower, if that is timm's"
+        description="initial encoder, or a CLIP model whose image tower is from timm"
     )
     data: Ref[AnnotatedImages] = Field(description="images with labels of the task")
-    task: Literal["semantic", "instance", "panoptic"] = Field("semantic", description="what is predicted")
-    head: SegmentationHead = Field(QueriesSegmentation(), description="the head")
+    task: Literal["semantic", "instance", "panoptic"] = Field("semantic", description="kind of segmentation")
+    head: SegmentationHead = Field(QueriesSegmentation(), description="head that predicts segments")
     trained: Trained = Field(
         AllWeights(layer_decay=0.8),
-        description="weights of the encoder that are trained; if none are, queries train copies of its last blocks",
+        description="weights of the encoder that are trained; if frozen, queries train copies of its last blocks",
     )
     image_size: int | None = Field(None, ge=1, description="side of a crop in pixels; default: the encoder's")
     patch_size: int | None = Field(
         None,
         ge=1,
-        description="pixels of a patch, to which the encoder's patches are resampled; default: the encoder's",
+        description="patch size in pixels to which the encoder's patches are resampled; default: the encoder's",
     )
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="probability to skip the last block; falls linearly to 0 at the first"
     )
     augmentation: SegmentAugmentation = Field(SegmentAugmentation(), description="crops, flips and colours")
-    lr: float = Field(1e-4, ge=0, description="peak learning rate, that of the head")
+    lr: float = Field(1e-4, ge=0, description="peak learning rate, used for the head")
     optimizer: Optimizer = Field(AdamW(betas=(0.9, 0.999), eps=1e-8), description="optimizer and its settings")
     schedule: Schedule = Field(PolySchedule(), description="learning rate over the steps")
     encoder_warmup_steps: int | None = Field(
         None,
         ge=0,
-        description="steps over which the encoder's rates rise; before, during the schedule's warmup_steps, they are 0,"
-        " so that the new head learns first (EoMT: 1000 after 500); default: encoder and head rise together",
+        description="warm-up steps of the encoder, after the schedule's warmup_steps in which its rates are 0 and only"
+        " the new head learns (EoMT: 1000 after 500); default: encoder and head warm up together",
     )
     global_batch_size: int = Field(16, ge=1, description="samples per optimizer step, over all processes")
 
@@ -197,7 +197,7 @@ class EvaSegment(Training):
 
 
 class ImportSegmenter(Stage):
-    """Import a segmentation checkpoint that EVA has released (mmsegmentation's format), every key accounted for."""
+    """Import a segmentation checkpoint released by EVA (mmsegmentation's format), with every key accounted for."""
 
     makes: ClassVar[type[Artifact]] = DenseCheckpoint
     work: ClassVar[str] = "vfm_eva.dense.segment.released:import_segmenter"
@@ -221,7 +221,7 @@ class ImportSegmenter(Stage):
         return self
 
     def sources(self) -> Iterable[str]:
-        """Return the file."""
+        """List the file to import."""
         return [self.path]
 
 

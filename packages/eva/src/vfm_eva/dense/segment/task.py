@@ -33,7 +33,7 @@ IN_BLOCK = re.compile(r"copies\.(\d+)\.")
 
 
 class SegmentTask(Task[SegmentInputs]):
-    """The loss of a segmenter.
+    """Trains a segmenter.
 
     Sums over objects, queries or pixels are divided by their numbers in the whole step, so that a step does not depend
     on how it is cut into micro-batches and processes.
@@ -41,11 +41,11 @@ class SegmentTask(Task[SegmentInputs]):
     Args:
         model: the encoder and its head.
         record: the head's settings.
-        class_names: of the data.
-        num_steps: of the training, over which attention masks are annealed away.
-        trained: what is trained of the encoder.
-        encoder_rate: learning rate of the encoder by step; None: that of the training.
-        seed: of LoRA's changes.
+        class_names: class names of the data.
+        num_steps: number of training steps, over which attention masks are annealed away.
+        trained: trainable weights of the encoder.
+        encoder_rate: learning rate of the encoder by step. None: the same as for the head.
+        seed: seed of LoRA's initial weights.
     """
 
     def __init__(
@@ -70,22 +70,23 @@ class SegmentTask(Task[SegmentInputs]):
         self.keep: list[float] | None = None
 
     def forward(self, inputs: SegmentInputs) -> tuple[Tensor, Metrics]:
-        """Return the loss of a batch by itself."""
+        """Compute the loss of a batch as if it were a whole step."""
         return self.step_loss(inputs, self.totals([inputs]))
 
     def step_loss(self, inputs: SegmentInputs, totals: Totals) -> tuple[Tensor, Metrics]:
-        """Return a micro-batch's part of the loss of a step, and the parts of the loss by name."""
+        """Compute a micro-batch's share of the loss of a step, and the parts of the loss by name."""
         pixels = self.preprocess.pixels(inputs.images)
-        losses = (
-            self._of_queries(pixels, inputs, totals) if self._has_queries else self._of_pixels(pixels, inputs, totals)
-        )
+        compute = self._query_losses if self._has_queries else self._pixel_losses
+        losses = compute(pixels, inputs, totals)
         return torch.stack(list(losses.values())).sum(), losses
 
     def totals(self, parts: Sequence[SegmentInputs]) -> Totals:
-        """Return by what sums are divided: the numbers of a step, per process."""
+        """Compute the divisors of the loss sums: totals of a step, divided by the number of processes."""
         if isinstance(self.settings, QueriesSegmentation):
-            counts = torch.tensor([len(one) for part in parts for one in part.labels.parts])
-            totals = Totals.of(counts, self.settings.num_queries, self.settings.loss.none)
+            counts: list[int] = []
+            for part in parts:
+                counts.extend(len(labels) for labels in part.labels.parts)
+            totals = Totals.of(torch.tensor(counts), self.settings.num_queries, self.settings.loss.none)
         else:
             known = torch.stack([(part.semantic >= 0).sum() for part in parts if part.semantic is not None])
             totals = Totals(known.sum(), known.sum())
@@ -103,7 +104,7 @@ class SegmentTask(Task[SegmentInputs]):
         backward: Callable[[Tensor], None],
         reseed: Callable[[int], None],
     ) -> Metrics:
-        """Add up the losses of all micro-batches."""
+        """Sum losses and gradients over all micro-batches of a step."""
         totals = self.totals([batch.inputs for batch in micro_batches])
         sums: Metrics = {}
         for index, batch in enumerate(micro_batches):
@@ -115,7 +116,7 @@ class SegmentTask(Task[SegmentInputs]):
         return sums
 
     def before_step(self, step: int) -> None:
-        """Set the probabilities with which queries attend to their masks only."""
+        """Set the probabilities with which queries attend only to their masks."""
         if isinstance(self.settings, QueriesSegmentation):
             count = self.settings.num_blocks
             self.keep = annealed(step, self.num_steps, count)
@@ -129,11 +130,11 @@ class SegmentTask(Task[SegmentInputs]):
         return padded(self)
 
     def encoder(self) -> SegmentPredictor:
-        """Return the segmenter, for evaluations."""
+        """Wrap the segmenter as a predictor for evaluations."""
         return SegmentPredictor(self.model, self.record)
 
     def export(self, directory: Path) -> DenseCheckpoint:
-        """Write encoder and head, with LoRA's changes merged."""
+        """Write encoder and head, with LoRA weights merged."""
         self.merge()
         return save_segmenter(self.model, self.record, directory, self.class_names)
 
@@ -141,18 +142,18 @@ class SegmentTask(Task[SegmentInputs]):
     def _has_queries(self) -> bool:
         return isinstance(self.model, QuerySegmenter)
 
-    def _of_queries(self, pixels: Tensor, inputs: SegmentInputs, totals: Totals) -> Metrics:
+    def _query_losses(self, pixels: Tensor, inputs: SegmentInputs, totals: Totals) -> Metrics:
         assert isinstance(self.model, QuerySegmenter)
         assert isinstance(self.settings, QueriesSegmentation)
-        found = self.model(pixels, self.keep or [0.0] * self.settings.num_blocks)
+        predictions = self.model(pixels, self.keep or [0.0] * self.settings.num_blocks)
         with torch.autocast(pixels.device.type, enabled=False):
-            masks = [unpack_masks(one, pixels.shape[-1]) for one in inputs.masks.parts]
+            masks = [unpack_masks(packed, pixels.shape[-1]) for packed in inputs.masks.parts]
             loss = self.settings.loss
             weights = LossWeights(loss.classes, loss.mask, loss.dice, loss.none)
             points = PointSettings(loss.num_points)
-            return set_loss(found, inputs.labels.parts, masks, totals, weights, points)
+            return set_loss(predictions, inputs.labels.parts, masks, totals, weights, points)
 
-    def _of_pixels(self, pixels: Tensor, inputs: SegmentInputs, totals: Totals) -> Metrics:
+    def _pixel_losses(self, pixels: Tensor, inputs: SegmentInputs, totals: Totals) -> Metrics:
         assert isinstance(self.model, MapSegmenter)
         assert inputs.semantic is not None
         scores = self.model(pixels)
@@ -165,7 +166,8 @@ class SegmentTask(Task[SegmentInputs]):
 
 
 def _layer(name: str) -> int | None:
-    """Return the layer of a weight of the encoder; copies of blocks are where the blocks are."""
-    if copied := IN_BLOCK.match(name):
+    """Find the layer of an encoder weight or of a copied block's weight, None for the rest of the head."""
+    copied = IN_BLOCK.match(name)
+    if copied:
         return int(copied[1]) + 1
     return layer_of(name.removeprefix(ENCODER)) if name.startswith(ENCODER) else None

@@ -1,4 +1,4 @@
-"""The work of `eva.segment`: the model, its samples, the training."""
+"""The work of `eva.segment`: build the segmenter and its samples, and train."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def check_eva_segment(config: EvaSegment, ctx: Preflight) -> None:
     check_dense_evaluations(config, PREDICTED[config.task], names, ctx.artifact)
     if checkpoint:
         with torch.device("meta"):
-            model = build_segmenter(config, build_encoder(config, checkpoint), len(data.class_names) if data else 2)
+            num_classes = len(data.class_names) if data else 2  # any number does for shapes
+            model = build_segmenter(config, build_encoder(config, checkpoint), num_classes)
             check_trained(config.trained, model.encoder.visual)
 
 
@@ -48,7 +49,7 @@ def check_data(config: EvaSegment, data: AnnotatedImages) -> None:
     """Check that a dataset has images, and the labels of the task.
 
     Raises:
-        UserError: it has not.
+        UserError: if it does not.
     """
     if not data.has_images:
         raise UserError(f"{config.data}: made with images: false, so there is nothing to train on")
@@ -59,7 +60,7 @@ def check_data(config: EvaSegment, data: AnnotatedImages) -> None:
 
 
 def segment_eva(config: EvaSegment, ctx: Context) -> DenseCheckpoint:
-    """Train the segmenter."""
+    """Train a segmenter, and export it."""
     data = ctx.load(config.data)
     check_data(config, data)
     check_dense_evaluations(config, PREDICTED[config.task], data.class_names, ctx.load)
@@ -89,9 +90,9 @@ def segment_eva(config: EvaSegment, ctx: Context) -> DenseCheckpoint:
 
 
 def encoder_rate(config: EvaSegment) -> Callable[[int], float] | None:
-    """Return the encoder's learning rate before layer decay, if it has a warm-up of its own.
+    """Build the encoder's learning rate by step, before layer decay, or None without a separate warm-up.
 
-    It is 0 while the head warms up; then the schedule of the training begins for it, over the steps that are left.
+    The rate is 0 while the head warms up. Then the schedule starts for the encoder, over the remaining steps.
 
     Source: Kerssies et al. 2025, EoMT (arXiv:2503.19108), whose code waits 500 steps and warms up over 1,000.
     """
@@ -99,15 +100,20 @@ def encoder_rate(config: EvaSegment) -> Callable[[int], float] | None:
         return None
     wait = config.schedule.warmup_steps
     later = config.schedule.model_copy(update={"warmup_steps": config.encoder_warmup_steps})
-    rate: Callable[[int], float] = later.build(config.lr, config.num_steps - wait)
-    return lambda step: rate(step - wait) if step >= wait else 0.0
+    later_rate: Callable[[int], float] = later.build(config.lr, config.num_steps - wait)
+
+    def rate(step: int) -> float:
+        return later_rate(step - wait) if step >= wait else 0.0
+
+    return rate
 
 
 def make_segments(config: EvaSegment, source: AnnotatedSource, side: int) -> MakeSegments:
-    """Return what makes the samples of a training."""
-    queries = isinstance(config.head, QueriesSegmentation)
-    most = min(config.head.num_queries, most_segments(source, config.task)) if queries else 0  # type: ignore[attr-defined]
-    return MakeSegments(source, config.task, side, config.augmentation, most, with_masks=queries)
+    """Create the loader of training samples."""
+    most, with_masks = 0, False
+    if isinstance(config.head, QueriesSegmentation):
+        most, with_masks = min(config.head.num_queries, most_segments(source, config.task)), True
+    return MakeSegments(source, config.task, side, config.augmentation, most, with_masks=with_masks)
 
 
 def _report_crowded(config: EvaSegment, head: QueriesSegmentation, source: AnnotatedSource, ctx: Context) -> None:
