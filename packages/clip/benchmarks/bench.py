@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: synthetic photographs in tars, clocks, and the writing of results."""
+"""Shared by the benchmarks: tars of synthetic images, clocks, and output of results."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ WORDS = [
 
 
 def photograph(seed: int, side: int) -> bytes:
-    """Return a 4:3 JPEG with a photograph's spectrum: the amplitude falls as one over frequency."""
+    """Draw a random 4:3 JPEG with the spectrum of natural images: the amplitude falls as one over frequency."""
     rng, height = np.random.default_rng(seed), side * 3 // 4
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(side)[None])
     frequency[0, 0] = 1
@@ -60,12 +60,12 @@ def photograph(seed: int, side: int) -> bytes:
 
 
 def caption(seed: int) -> str:
-    """Return twelve words."""
+    """Compose a caption of twelve words."""
     return " ".join(np.random.default_rng(seed).choice(WORDS, 12))
 
 
 def made_pairs(folder: Path, num_samples: int, side: int) -> Path:
-    """Write a tar of synthetic photographs with a caption each."""
+    """Write a tar of synthetic images, each with a caption."""
     folder.mkdir(parents=True)
     rows = ((f"{n:06d}", {"jpg": photograph(n, side), "txt": caption(n).encode()}) for n in range(num_samples))
     write_tar(folder / "00000.tar", rows)
@@ -73,19 +73,19 @@ def made_pairs(folder: Path, num_samples: int, side: int) -> Path:
 
 
 def context(folder: Path, **inputs: Artifact) -> Context:
-    """Return a stage's context with these artifacts as inputs."""
+    """Create a stage's context with these artifacts as inputs."""
     (folder / "artifact").mkdir(parents=True)
     (folder / "work").mkdir()
     return Context("clip", folder / "artifact", folder / "work", {name: made.path for name, made in inputs.items()})
 
 
 def pool_of(tar: Path, folder: Path) -> Pool:
-    """Return a tar as a pool."""
+    """Index a tar as a pool."""
     return Pairs.model_validate({"name": "pool", "path": str(tar)}).run(context(folder))
 
 
 def in_turn(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Return CPU and wall seconds of each contestant per round, run alternately.
+    """Measure CPU and wall seconds of each contestant per round, run alternately.
 
     Other work on the machine then affects all equally. The first round is not counted.
     """
@@ -101,18 +101,18 @@ def in_turn(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[s
 
 
 def ratio(slower: Iterable[float], faster: Iterable[float]) -> float:
-    """Return the median of the rounds' ratios."""
+    """Compute the median of the rounds' ratios."""
     return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
 
 
 def machine() -> str:
-    """Return a description of the machine."""
+    """Describe the machine."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     return f"{device}, {torch.get_num_threads()} thread, torch {torch.__version__}"
 
 
 def options(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the shared options."""
+    """Create a parser with the shared options."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the numbers mean nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")

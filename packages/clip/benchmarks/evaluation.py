@@ -1,10 +1,10 @@
-"""Evaluation against clip_benchmark: python packages/clip/benchmarks/evaluation.py
+"""Compare evaluation with clip_benchmark: python packages/clip/benchmarks/evaluation.py
 
-The same model, tars and prompts, from reading over encoding to scores; vfm's stages also compute intervals, hashes and
-predictions. Three tasks: zero-shot classification of a dataset; of the same dataset with four sets of templates, which
-share the image features in vfm; retrieval with five captions per image. Both run alternately in one process, and the
-result has the scores of both. Minutes; `--quick`: seconds. The larger the vision tower, the larger the share of its
-forward pass, which is the same for both.
+Both use the same model, tars and prompts, and are timed from reading to scores. vfm's stages also compute intervals,
+hashes and predictions. There are three tasks: zero-shot classification, zero-shot classification with four sets of
+templates (which share the image features in vfm), and retrieval with five captions per image. Both run alternately in
+one process, and the result has the scores of both. It takes minutes, with `--quick` seconds. The larger the vision
+tower, the larger the share of its forward pass, which is the same for both.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Peer:
         self.tokenizer = open_clip.get_tokenizer(f"local-dir:{checkpoint.path}")
 
     def loader(self, folder: Path, **how: Any) -> Any:
-        """Return a loader of a WebDataset folder, as its command does."""
+        """Build a loader of a WebDataset folder, as clip_benchmark's command does."""
         dataset = build_wds_dataset("made", self.transform, data_dir=str(folder))
         loader = torch.utils.data.DataLoader(dataset.batched(BATCH, **how), batch_size=None, num_workers=0)
         loader.dataset.classes = CLASSES
@@ -95,13 +95,13 @@ class Ours:
         self.encoder = load_encoder(checkpoint, torch.device(device))
 
     def index(self, stage: Any) -> Artifact:
-        """Return an indexed dataset as in a store, which may cache features."""
+        """Index a dataset as in a store, which may cache features."""
         made = stage.run(context(self.root / f"data{next(self.rounds)}"))
         (made.path / "manifest.json").write_bytes(seal({"files": {}}))
         return made
 
     def evaluate(self, data: Artifact, *stages: Any) -> list[dict[str, float]]:
-        """Return the scores of stages on one dataset, without cached image features."""
+        """Compute the scores of stages on a dataset, without cached image features."""
         self.encoder.features_key = f"round{next(self.rounds)}"
         return [self._scores(stage, data) for stage in stages]
 
@@ -111,14 +111,14 @@ class Ours:
 
 
 def zero_shot(templates: list[str]) -> ZeroShot:
-    """Return the stage with these templates."""
+    """Configure the stage with these templates."""
     return ZeroShot.model_validate(
         {"kind": "eval.zero_shot", "name": "z", "data": "data", "templates": templates, "micro_batch_size": BATCH}
     )
 
 
 def measure(root: Path, model: str, *, quick: bool) -> dict[str, dict[str, float]]:
-    """Return the seconds of both for each task, their ratio, and the difference of their scores."""
+    """Measure the seconds of both for each task, their ratio, and the difference of their scores."""
     num_samples, rounds = (128, 1) if quick else (256, 3)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = save_clip(build_clip(model, seed=0), root / "clip")

@@ -1,9 +1,9 @@
-"""`kernels: auto` against `reference` on a CPU: python packages/clip/benchmarks/kernels.py
+"""Compare `kernels: auto` with `reference` on a CPU: python packages/clip/benchmarks/kernels.py
 
-Whole stages, `clip.train` and `eva.pretrain`, from the same seed on the same images of shapes, round after round:
-`reference`, `auto`, and `reference` again, to measure the noise of the ratio. Seconds are process times. That weights
-and losses are equal, bit for bit, is part of the result. It needs vfm-eva, and takes three minutes of a core; `--quick`
-takes seconds.
+Whole `clip.train` and `eva.pretrain` stages run from the same seed on the same images of shapes, round after round:
+`reference`, `auto`, and `reference` again, to measure the noise of the ratio. Seconds are process times. The result
+also reports whether weights and losses are equal bit for bit. It needs vfm-eva, and takes three minutes on a core,
+seconds with `--quick`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Stages:
         self.inputs = {"pool": pool, "teacher": save_clip(build_clip("ViT-Nano-8-32", seed=0), next(self.folders))}
 
     def train(self, kind: type[Training], choice: str, **settings: Any) -> None:
-        """Run a training; keep the hash of its weights and curves by the stage's kind."""
+        """Run a training stage, and store the hash of its weights and curves by the stage's kind."""
         plan = {"name": "trained", "data": "pool", "steps": self.steps, "global_batch_size": 32, "log_every": 1}
         runtime = {"device": "cpu", "threads": 1, "kernels": choice}
         config = kind.model_validate({**plan, **settings, "runtime": runtime})

@@ -1,9 +1,9 @@
-"""The loader alone against open_clip's webdataset pipeline: python packages/clip/benchmarks/loader.py
+"""Compare the loader alone with open_clip's webdataset pipeline: python packages/clip/benchmarks/loader.py
 
 Both read the same tar, decode each JPEG, resize a random crop of 0.9 to 1 of its area to the model's size (bicubic),
-and tokenise the caption, all in one process. They run alternately, round after round; seconds are process times.
-open_clip's samples are normalised in fp32, vfm's are uint8, which the device normalises: one row includes that. The
-largest difference of a pixel is reported too. Two minutes; `--quick` takes seconds.
+and tokenise the caption, all in one process. They run alternately, round after round. Seconds are process times.
+open_clip's samples are normalised in fp32, while vfm's are uint8 and normalised on the device. One row includes that.
+The largest difference of a pixel is reported too. It takes two minutes, with `--quick` seconds.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from vfm.data import ImageTransform, TrainingData, open_dataset
 from vfm.models import Preprocess, WordTokenizer
 from vfm_clip.data import MakePair
 
-CASES = {"128-px JPEG to 112": (128, 112), "500-px JPEG to 224": (500, 224)}  # side of the file, of the input
+CASES = {"128-px JPEG to 112": (128, 112), "500-px JPEG to 224": (500, 224)}  # side of the file, side of the input
 BATCH = 64
 
 
 def peer_data(tar: Path, size: int, batch_size: int, model: str = "ViT-B-32") -> Any:
-    """Return open_clip's own endless training data, read in this process."""
+    """Build open_clip's endless training data, read in this process."""
     args = argparse.Namespace(
         train_data=str(tar),
         train_num_samples=1_000_000,
@@ -48,7 +48,7 @@ def peer_data(tar: Path, size: int, batch_size: int, model: str = "ViT-B-32") ->
 
 
 def pixels_apart(side: int, size: int) -> float:
-    """Return the largest pixel difference between both for a crop of the whole image, normalised."""
+    """Compute the largest normalised pixel difference between both for a crop of the whole image."""
     data, facts = photograph(0, side), Preprocess(image_size=size)
     ours = facts.pixels(ImageTransform(size, scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3))(data, 0)[None])[0]
     peer = image_transform(size, is_train=True, aug_cfg={"scale": (1.0, 1.0)})
@@ -58,7 +58,7 @@ def pixels_apart(side: int, size: int) -> float:
 
 
 def measure(folder: Path, side: int, size: int, *, quick: bool) -> dict[str, float]:
-    """Return milliseconds of process time per sample."""
+    """Measure the milliseconds of process time per sample."""
     num_samples, batches, rounds = (128, 1, 1) if quick else (2048, 4, 7)
     tar = made_pairs(folder / "tars", num_samples, side)
     make = MakePair(

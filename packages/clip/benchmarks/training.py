@@ -1,8 +1,8 @@
-"""Training against open_clip_train's own loop: python packages/clip/benchmarks/training.py
+"""Compare training with open_clip_train's loop: python packages/clip/benchmarks/training.py
 
-The same weights, optimizer, schedule, batch size and tar of JPEGs; each loop with its own reader, in one process. Their
+Both use the same weights, optimizer, schedule, batch size and tar of JPEGs, each with its reader, in one process. Their
 rounds alternate. A step is timed from one request for a batch to the next: it includes reading, but no checkpoints,
-which open_clip writes elsewhere. Three minutes; `--quick` takes seconds.
+which open_clip writes elsewhere. It takes three minutes, with `--quick` seconds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WARM_UP = 2  # steps of a round that are not counted
 
 @dataclass
 class Clocked:
-    """Batches of a loader, and the seconds between two requests."""
+    """Yields the batches of a loader, and records the seconds between two requests."""
 
     batches: Any
     num_batches: int = 0
@@ -81,7 +81,7 @@ class Peer:
     """open_clip_train's loop over a copy of the model."""
 
     def __init__(self, model: torch.nn.Module, data: Clocked, plan: ClipTrain) -> None:
-        model.output_dict = True  # as its main sets it
+        model.output_dict = True  # as open_clip_train's main does
         self.model, self.data = model, {"train": PeerData(data)}
         exempt = [p for n, p in model.named_parameters() if p.ndim < 2 or "bn" in n or "ln" in n or "logit_scale" in n]
         rest = [p for p in model.parameters() if all(p is not one for one in exempt)]
@@ -112,7 +112,7 @@ class Peer:
 
 
 def measure(folder: Path, name: str, batch_size: int, precision: str, *, quick: bool) -> dict[str, float]:
-    """Return milliseconds per step, and samples per second."""
+    """Measure milliseconds per step, and samples per second."""
     steps, rounds, num_samples = (4, 1, 64) if quick else (8, 5, 1024)
     clip = build_clip(name, seed=0, device="cuda" if CUDA else "cpu")
     size = clip.preprocess.image_size

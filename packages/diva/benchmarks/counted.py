@@ -1,4 +1,4 @@
-"""Multiplications of a step, counted at the size of Stable Diffusion 2.1 and ViT-L-14 on tensors without data."""
+"""Count the multiplications of a step at the size of Stable Diffusion 2.1 and ViT-L-14, on tensors without data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BATCH = 16  # a micro-batch of the released code, which shares the constant text
 
 
 def plain_of(parts: Parts, adapter: nn.Linear) -> PlainLoop:
-    """Return the plain loop over the same parts."""
+    """Build the plain loop over the same parts."""
     generator = parts.generator
     return PlainLoop(
         parts.clip.module,
@@ -31,7 +31,7 @@ def plain_of(parts: Parts, adapter: nn.Linear) -> PlainLoop:
 
 
 def counted(sizes: dict[str, Any], batch_size: int = BATCH) -> dict[str, float]:
-    """Return the FLOP per image (2 for a multiplication and its addition) of a step of each variant."""
+    """Count the FLOP per image of a step of each variant (2 for a multiplication and its addition)."""
     plain_parts, parts = (build(sizes, "meta") for _ in range(2))
     task = parts.task()
     first = parts.inputs(batch_size)

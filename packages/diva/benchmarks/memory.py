@@ -1,4 +1,4 @@
-"""Peak memory of a process that takes a step of tiny models, with activations stored or recomputed."""
+"""Measure the peak memory of a process that takes a step of tiny models, with activations stored or recomputed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CASES = {"models, no step": None, "a step": False, "a step, grad_checkpointing":
 
 
 def measured(batch_size: int) -> dict[str, int]:
-    """Return the peak resident bytes (Linux) of each case's process."""
+    """Measure the peak resident bytes (Linux) of each case's process."""
     found = {}
     for name in CASES:
         done = subprocess.run(
@@ -21,7 +21,7 @@ def measured(batch_size: int) -> dict[str, int]:
 
 
 def run_case(name: str, batch_size: int) -> int:
-    """Run one case in this process, and return its peak memory in bytes."""
+    """Run a case in this process, and return its peak memory in bytes."""
     import torch
     from parts import TOY, build
 

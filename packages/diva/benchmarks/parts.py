@@ -1,4 +1,4 @@
-"""The measured models: of the size of Stable Diffusion 2.1 and ViT-L-14 without data, and tiny ones."""
+"""The measured models: Stable Diffusion 2.1 and ViT-L-14 without data, and tiny models."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Parts:
     prompt: Tensor  # token ids, (1, 77)
 
     def task(self, **changes: Any) -> TuneTask:
-        """Return the task of the released code: patches through a linear map, added to text states, no anchor."""
+        """Build the task of the released code: patches through a linear map, added to text states, no anchor."""
         settings = {
             "condition": {"type": "patches", "share": 0.297},
             "prompt": {"combine": "add"},
@@ -82,7 +82,7 @@ class Parts:
             return TuneTask(self.clip, self.generator, feedback, prompt=Conditioning(states))
 
     def inputs(self, size: int, *, seed: int = 0) -> TuneInputs:
-        """Return random inputs of a step."""
+        """Draw random inputs for a step."""
         generator = self.generator
         draws = torch.Generator().manual_seed(seed)
         images, target_images = (
@@ -101,7 +101,7 @@ class Parts:
 
 
 def build(sizes: dict[str, Any], device: str) -> Parts:
-    """Return the parts with random weights, or without data on the meta device."""
+    """Build the parts with random weights, or without data on the meta device."""
     torch.manual_seed(0)
     vae_levels = len(sizes["vae"]["block_out_channels"])
     vae_blocks = {

@@ -1,8 +1,8 @@
 """The baseline: the steps of the released code, written by hand on open_clip and diffusers, without vfm's tasks.
 
-Its redundant work is kept: two times one after another, CLIP encoded in each, text states and CLIP's own text tower in
-each, the VAE in every step, frozen weights in fp32. Its mistakes are not (the first time's gradient, pixels, resizing),
-so that both compute the same mathematics and losses can be compared.
+Its redundant work is kept: two diffusion times one after another, each with CLIP's image encoder, text states and
+CLIP's text tower, the VAE in every step, frozen weights in fp32. Its mistakes are corrected (the gradient of the first
+time, pixels, resizing), so that both compute the same mathematics and losses can be compared.
 """
 
 # B batch, C channels, h side of latents, T tokens, N times
@@ -20,16 +20,16 @@ from vfm_diva.generator.inputs import TuneInputs
 
 
 class PlainLoop:
-    """Takes one optimizer step after another.
+    """Takes optimizer steps.
 
     Args:
         clip: an open_clip `CLIP` with a plain vision transformer.
-        pixels: makes its input from uint8 images.
-        adapter: from the joint space to the context's width.
-        unet, vae, text: diffusers' and transformers', frozen.
+        pixels: converts uint8 images to its inputs.
+        adapter: linear map from the joint space to the context's width.
+        unet, vae, text: models from diffusers and transformers, frozen.
         prompt: token ids of the constant prompt, (1, 77).
-        alphas_cumprod: of the noise schedule.
-        share: of the patches in the condition.
+        alphas_cumprod: cumulative products of the noise schedule.
+        share: share of the patches in the condition.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class PlainLoop:
         self.optimizer = torch.optim.SGD(self.params, lr=1e-4, momentum=0.9)
 
     def step(self, inputs: TuneInputs) -> float:
-        """Take one optimizer step, and return the loss."""
+        """Take an optimizer step, and return the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.backward(inputs)
         nn.utils.clip_grad_norm_(self.params, 1.0)
@@ -62,7 +62,7 @@ class PlainLoop:
         return loss.item()
 
     def backward(self, inputs: TuneInputs) -> Tensor:
-        """Add up the gradients of all times, and return the loss."""
+        """Accumulate the gradients of all times, and return the loss."""
         with torch.no_grad():
             x0 = self.vae.encode(inputs.target_images.float() / 127.5 - 1).latent_dist.mean
             x0 = x0 * self.vae.config.scaling_factor
@@ -84,7 +84,7 @@ class PlainLoop:
         return total
 
     def _tokens(self, inputs: TuneInputs) -> Tensor:
-        """Return the image token and a share of the patch tokens, (B, T, D), of unit scale."""
+        """Compute the image token and a share of the patch tokens, (B, T, D), with unit scale."""
         image, patches = self.clip.visual(self.pixels(inputs.images))
         count = round(self.share * patches.shape[1])
         chosen = inputs.patch_draws.topk(count, dim=1).indices.sort(dim=1).values

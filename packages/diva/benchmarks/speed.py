@@ -1,9 +1,9 @@
-"""The tuning step against a plain loop that works as the released code does: multiplications, time, memory.
+"""Compare the tuning step with a plain loop that follows the released code: multiplications, time, memory.
 
     python packages/diva/benchmarks/speed.py [--quick] [--out packages/diva/benchmarks/results/speed]
 
-Multiplications are counted at the size of Stable Diffusion 2.1 and ViT-L-14, which is not run. Time is measured with
-tiny models; the variants take their steps in turn on the same batches, and seconds are CPU seconds of this process, so
+Multiplications are counted at the size of Stable Diffusion 2.1 and ViT-L-14, which are not run. Time is measured with
+tiny models. The variants take their steps in turn on the same batches, and seconds are CPU seconds of this process, so
 that other work on the machine does not count.
 """
 
@@ -22,12 +22,12 @@ from memory import measured
 from parts import FULL, TOY
 from timed import timed
 
-SIZES = {False: (12, 16, 64), True: (1, 2, 2)}  # rounds, images of a timed step, and of a step whose memory is measured
+SIZES = {False: (12, 16, 64), True: (1, 2, 2)}  # rounds, images per timed step, images per step for memory
 MIB = 2**20
 
 
 def tables(result: dict[str, Any]) -> str:
-    """Return the result as markdown."""
+    """Format the result as Markdown."""
     lines = [result["machine"], "", "| a step, per image | GFLOP | fewer by |", "|---|--:|--:|"]
     most = result["counted"]["plain loop"]
     lines += [f"| {name} | {value / 1e9:,.0f} | {most / value:.2f}x |" for name, value in result["counted"].items()]

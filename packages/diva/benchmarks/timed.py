@@ -1,4 +1,4 @@
-"""CPU seconds of a step of tiny models: the plain loop, ours in the first epoch, ours from cached latents."""
+"""Measure CPU seconds of a step with tiny models: the plain loop, ours in the first epoch, ours with cached latents."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Ours:
         self.optimizer = torch.optim.SGD(self.params, lr=1e-4, momentum=0.9)
 
     def step(self, inputs: TuneInputs) -> float:
-        """Take one optimizer step, and return the loss."""
+        """Take an optimizer step, and return the loss."""
         unused = {"target_images": None} if self.cached else {"target_latents": None}
         loss, _ = self.task(replace(inputs, **unused))
         loss.backward()  # type: ignore[no-untyped-call]
@@ -39,7 +39,7 @@ class Ours:
 
 
 def timed(*, rounds: int, batch_size: int) -> dict[str, dict[str, float]]:
-    """Return medians over rounds, in each of which every variant takes a step on the same batch."""
+    """Measure median seconds over rounds. In each round every variant takes a step on the same batch."""
     parts = build(TOY, "cpu")
     task = parts.task()
     assert task.conditioner.adapter is not None

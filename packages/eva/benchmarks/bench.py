@@ -19,7 +19,7 @@ CUDA = torch.cuda.is_available()
 
 
 def clock() -> float:
-    """Return seconds: wall-clock time on a GPU, after it has finished; process time on a CPU."""
+    """Read a clock in seconds: wall-clock time on a GPU after it has finished, process time on a CPU."""
     if CUDA:
         torch.cuda.synchronize()
         return time.perf_counter()

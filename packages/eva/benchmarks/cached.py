@@ -1,4 +1,4 @@
-"""Whole trainings from stored targets against those with the teacher: speed, bytes and loss of accuracy."""
+"""Compare whole training runs from stored targets with runs that use the teacher: speed, bytes, loss of accuracy."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ STORED = {
 
 
 class Cached(Bench):
-    """Measures trainings with the teacher and from each kind of cache."""
+    """Measures training runs with the teacher and from each kind of cache."""
 
     def measure(self) -> dict[str, dict[str, float]]:
-        """Measure whole trainings, with reading: with the teacher and from each kind of cache."""
+        """Measure whole training runs, including reading, with the teacher and from each kind of cache."""
         caches = {name: self._cache(name) for name in STORED}
         found: dict[str, list[dict[str, float]]] = {name: [] for name in ("live", *caches)}
         for _ in range(max(2, self.rounds // 2)):
@@ -72,7 +72,7 @@ class Cached(Bench):
         return stage.run(context(self.folder(), pool=self.pool, teacher=self.teacher))
 
     def _training(self, steps: int | None = None, **inputs: Artifact) -> dict[str, float]:
-        """Return milliseconds per step and the fraction of time spent waiting for data in a training."""
+        """Measure the milliseconds per step of a training run, and the fraction of time spent waiting for data."""
         events: list[Event] = []
         steps = steps or self.steps
         changes: dict[str, Any] = {"log_every": max(1, steps // 3)}
@@ -93,7 +93,7 @@ class Cached(Bench):
         return {"ms a step": 1e3 * between, "data wait, %": logged[-1]["values"]["train/data_wait_pct"]}
 
     def _reached(self, cache: SampleCache, exact: CachedTensors) -> float:
-        """Return the loss on exact targets, over all images, of a student trained from `cache`."""
+        """Compute the loss on exact targets, over all images, of a student trained from `cache`."""
         config = pretrain(self.learning_steps, self.batch, teacher=None, targets="targets", schedule=SCHEDULE, lr=3e-3)
         ctx = context(self.folder(), pool=self.pool, targets=cache)
         task, make = task_from_cache(config, ctx, self.pool)

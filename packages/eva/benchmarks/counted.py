@@ -1,4 +1,4 @@
-"""The bytes of the papers' trainings, counted on tensors without contents."""
+"""Count the memory of the papers' training runs in bytes, on tensors without contents."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ RECIPES = ["eva_02_ti", "eva_02_s", "eva_02_b", "eva_02_l", "eva_l", "eva_g"]
 def counted(recipe: str) -> dict[str, int]:
     """Count the memory of one process: weights, gradients and AdamW's averages in fp32, the teacher in bf16.
 
-    Activations are what autograd keeps for a micro-batch, with attention fused, and the weights that autocast casts to
-    bf16; with grad_checkpointing, at the peak, when the largest block is recomputed. Not counted: the teacher's
-    activations (free again before the student's are kept), temporaries of the backward pass, unused memory of the
-    allocator, and CUDA itself.
+    Activations are the tensors that autograd keeps for a micro-batch with fused attention, including weights cast to
+    bf16 by autocast. With grad_checkpointing they are counted at the peak, when the largest block is recomputed. Not
+    counted are the teacher's activations (free again before the student's are stored), temporaries of the backward
+    pass, unused memory of the allocator, and CUDA itself.
     """
     source, stage = _stages(recipe)
     clip = blueprint(source)
@@ -56,7 +56,7 @@ def counted(recipe: str) -> dict[str, int]:
 
 
 def _stages(recipe: str) -> tuple[str, EvaPretrain]:
-    """Return the teacher's architecture and the training."""
+    """Load the teacher's architecture and the training stage from a recipe."""
     known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
     with TemporaryDirectory() as folder:
         file = Path(folder) / "a.tar"
@@ -67,7 +67,7 @@ def _stages(recipe: str) -> tuple[str, EvaPretrain]:
 
 
 def _activations(task: Any, micro_batch: int, width: int) -> tuple[int, int]:
-    """Return the bytes that a backward pass needs: all kept, or recomputed block by block."""
+    """Count the bytes that a backward pass needs, with all activations kept or recomputed block by block."""
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     size, num_patches = task.preprocess.image_size, task.grid[0] * task.grid[1]
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -85,7 +85,7 @@ def _activations(task: Any, micro_batch: int, width: int) -> tuple[int, int]:
 
 
 class _Kept(saved_tensors_hooks):
-    """Counts what autograd saves, every storage once, without parameters."""
+    """Counts the tensors that autograd saves, each storage once, without parameters."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(self._pack, lambda tensor: tensor)
@@ -109,7 +109,7 @@ def _storage(tensor: Tensor) -> int:
 
 @contextmanager
 def _by_block(blocks: nn.ModuleList, kept: _Kept) -> Iterator[list[tuple[int, int]]]:
-    """Yield the bytes kept inside each block, and those of its input."""
+    """Yield the bytes kept inside each block, and the bytes of its input."""
     found: list[tuple[int, int]] = []
     before: list[int] = []
 

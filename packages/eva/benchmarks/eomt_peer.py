@@ -1,4 +1,4 @@
-"""transformers' EoMT, and our segmenter with its weights."""
+"""Build transformers' EoMT, and our segmenter with the same weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UPSCALE = {"enlarge": "conv1", "smooth": "conv2", "norm": "layernorm2d"}
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a model and of its loss."""
+    """Sizes of a model and of its loss."""
 
     side: int
     patch: int

@@ -1,4 +1,4 @@
-"""Which of timm's vision models can be students: each family at a tiny size, its preflight and one step.
+"""Test which of timm's vision models can be students: preflight and a step of each family at a tiny size.
 
 python packages/eva/benchmarks/families.py --out packages/eva/benchmarks/results/families
 """
@@ -27,7 +27,7 @@ DECODER = {"width": 16, "depth": 1, "num_heads": 2}
 
 
 class Family(NamedTuple):
-    """A family of timm, by one of its names, and the arguments that make it small."""
+    """A timm model family: the name of a member, and the arguments that make it small."""
 
     model: str
     image_size: int | None = 64
@@ -84,7 +84,7 @@ INITS = ("timm", "eva01", "eva02", "mae")
 
 
 def configuration(family: Family, mode: str, init: str = "timm") -> EvaPretrain:
-    """Return a pre-training of the family."""
+    """Configure pre-training of the family."""
     settings = {
         "name": "eva",
         "data": "images",
@@ -100,7 +100,7 @@ def configuration(family: Family, mode: str, init: str = "timm") -> EvaPretrain:
 
 
 def refusal(config: EvaPretrain) -> str:
-    """Return the line of the preflight, or an empty one."""
+    """Run the preflight, and return its error message or an empty string."""
     try:
         config.preflight(Preflight({}, {}))
     except UserError as error:
@@ -112,7 +112,7 @@ def step_and_reload(config: EvaPretrain, folder: Path) -> float:
     """Take the loss and gradient of two images, export the encoder, load it again, and return the loss.
 
     Raises:
-        AssertionError: the loss or a gradient is not finite, or the loaded encoder has other features.
+        AssertionError: if the loss or a gradient is not finite, or the loaded encoder has other features.
     """
     student = build_student(config)
     task = build_task(config, student, StoredTargets(TARGET_WIDTH))
@@ -135,7 +135,7 @@ def step_and_reload(config: EvaPretrain, folder: Path) -> float:
 
 
 def row(family: Family, folder: Path) -> dict[str, str]:
-    """Return what works: for each mode `yes` or a refusal, and the initial weights that it has."""
+    """Test the modes of a family: for each mode `yes` or the refusal, and the supported initial weights."""
     found: dict[str, str] = {}
     for mode in MODES:
         line = refusal(configuration(family, mode))
@@ -149,7 +149,7 @@ def row(family: Family, folder: Path) -> dict[str, str]:
 
 
 def table(rows: dict[str, dict[str, str]]) -> str:
-    """Return the table as Markdown."""
+    """Format the table as Markdown."""
     lines = ["| family | timm name | `encode: all` | `encode: visible` | `student.init` |", "|---" * 5 + "|"]
     for name, found in rows.items():
         cells = [found[mode] if found[mode] == "yes" else "no" for mode in MODES]

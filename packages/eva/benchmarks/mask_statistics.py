@@ -1,4 +1,4 @@
-"""Statistics of the masks beside those of EVA's released generator, and the time per mask.
+"""Compare statistics of the masks with EVA's released generator, and measure the time per mask.
 
     python packages/eva/benchmarks/mask_statistics.py [--masks 20000] [--out results/masks]
 
@@ -36,7 +36,7 @@ MICROSECONDS = "microseconds a mask"
 
 
 def mask_statistics(draw: Callable[..., Tensor], num_masks: int) -> dict[str, float]:
-    """Return the rows of the table."""
+    """Compute the statistics of the masks, the rows of the table."""
     masks = draw(range(num_masks), GRID, COUNT)
     counts, places = masks.sum(dim=1), masks.double().mean(dim=0).view(GRID)
     shares = {count: (counts == count).double().mean().item() for count in range(101, 106)}
@@ -51,7 +51,7 @@ def mask_statistics(draw: Callable[..., Tensor], num_masks: int) -> dict[str, fl
 
 
 def microseconds(draw: Callable[..., Tensor], batch: int, repeats: int = 7) -> float:
-    """Return the process time per mask when `batch` are drawn at once, the fastest of several."""
+    """Measure the process time per mask when `batch` masks are drawn at once, the fastest of several runs."""
     seconds = []
     for repeat in range(repeats):
         start = time.process_time()
@@ -61,7 +61,7 @@ def microseconds(draw: Callable[..., Tensor], batch: int, repeats: int = 7) -> f
 
 
 def measure(num_masks: int, batches: tuple[int, ...] = (64, 256, 1024)) -> dict[str, dict[str, float]]:
-    """Return the columns of the table."""
+    """Measure all columns of the table."""
     return {"released": RELEASED} | {
         name: mask_statistics(draw, num_masks)
         | {f"{MICROSECONDS}, {batch} at once": microseconds(draw, batch) for batch in batches}
@@ -70,7 +70,7 @@ def measure(num_masks: int, batches: tuple[int, ...] = (64, 256, 1024)) -> dict[
 
 
 def table(columns: dict[str, dict[str, float]]) -> str:
-    """Return the table as Markdown."""
+    """Format the table as Markdown."""
     rows = list(columns["block"])
     lines = ["| 105 of 16 x 16 patches | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:

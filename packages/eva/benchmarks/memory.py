@@ -1,9 +1,9 @@
-"""Memory of a pre-training: measured on this CPU at a small size, and counted for the papers' recipes.
+"""Memory of pre-training: measured on this CPU at a small size, and counted for the papers' recipes.
 
     python packages/eva/benchmarks/memory.py [--quick] [--out packages/eva/benchmarks/results/memory]
 
-Each case is measured in its own process: the peak resident memory, from reading the data to the report's images. The
-counted numbers come from tensors without contents (`counted.py`): no such training was run.
+Each case is measured in a separate process: the peak resident memory, from reading the data to the report's images. The
+counted numbers come from tensors without contents (`counted.py`). The papers' recipes were not run.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ CASES: dict[str, dict[str, Any] | None] = {
     "visible patches alone (EVA-L), cached targets": VISIBLE | CACHED,
 }
 QUICK = ["nothing but imports", "teacher at hand", "cached targets"]
-LENGTH = {False: (2, 128), True: (1, 8)}  # steps, and images in each; the second for tests
+LENGTH = {False: (2, 128), True: (1, 8)}  # steps, images per step; the second is for tests
 GIB = 2**30
 
 
 def measured(names: list[str], *, quick: bool) -> dict[str, float]:
-    """Return the peak resident bytes of each case's process."""
+    """Measure the peak resident bytes of each case's process."""
     with TemporaryDirectory() as folder:
         root = Path(folder)
         pool = make_pool(root / "pool", 64 if quick else 256)
@@ -62,7 +62,7 @@ def measured(names: list[str], *, quick: bool) -> dict[str, float]:
 
 
 def run_case(name: str, folder: str, pool: str, teacher: str, targets: str, *, quick: bool) -> int:
-    """Run one case in this process; return its peak resident bytes."""
+    """Run a case in this process, and return its peak resident bytes."""
     torch.set_num_threads(1)
     if (changes := CASES[name]) is not None:
         inputs = {
@@ -77,7 +77,7 @@ def run_case(name: str, folder: str, pool: str, teacher: str, targets: str, *, q
 
 
 def tables(result: dict[str, Any]) -> str:
-    """Return the tables as Markdown."""
+    """Format the tables as Markdown."""
     lines = [f"{result['machine']}; {result['models']}", "", "| measured | GiB | above imports |", "|---|---|---|"]
     least = result["measured"]["nothing but imports"]
     lines += [
@@ -94,8 +94,8 @@ def tables(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few cases of one small step; the numbers mean nothing")
-    parser.add_argument("--case", nargs=5, help=argparse.SUPPRESS)  # one measured process
+    parser.add_argument("--quick", action="store_true", help="few cases with one small step; the numbers mean nothing")
+    parser.add_argument("--case", nargs=5, help=argparse.SUPPRESS)  # runs a single case in this process
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.case:

@@ -1,7 +1,7 @@
-"""Overfit a detector with masks on 32 photographs of COCO: does every path learn? Prints AP on the same pictures.
+"""Overfit a detector with masks on 32 COCO images, and print AP on the same images, to test that all parts learn.
 
-The pictures are those of the tar (COCO's first 128 in Ultralytics' layout: images/*.jpg, polygons/*.txt) whose smallest
-object is largest, since the detector sees them at 128 pixels; crowds have no polygons there.
+The tar has COCO's first 128 images in Ultralytics' layout (images/*.jpg, polygons/*.txt). The images whose smallest
+object is largest are selected, since the detector sees them at 128 pixels. Crowds have no polygons there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIDE = 128
 
 
 def write_coco(tar: Path, folder: Path, count: int) -> Path:
-    """Write pictures and COCO's json of the chosen ones; return the json."""
+    """Write the selected images and COCO's json for them, and return the path of the json."""
     with tarfile.open(tar) as archive:
         archive.extractall(folder, filter="data")
     (root,) = [path for path in folder.iterdir() if path.is_dir()]
@@ -94,10 +94,10 @@ def train_and_score(root: Path, data: AnnotatedImages, steps: int, start: Path |
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="tar of COCO's first 128 pictures with polygons")
+    parser.add_argument("--data", type=Path, required=True, help="tar of COCO's first 128 images with polygons")
     parser.add_argument("--steps", type=int, default=1100)
     parser.add_argument("--pictures", type=int, default=32)
-    parser.add_argument("--start", type=Path, help="a detector that --keep has copied, to go on from")
+    parser.add_argument("--start", type=Path, help="detector to start from, copied by --keep")
     parser.add_argument("--keep", type=Path, help="folder to copy the detector to, for vfm predict")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The peer: EVA's pre-training written by hand with timm and open_clip, without vfm."""
+"""The baseline: EVA's pre-training written by hand with timm and open_clip, without vfm."""
 
 # B batch, N patches, D student width, T target width
 
@@ -17,14 +17,14 @@ Pixels = Callable[[Tensor], Tensor]
 
 
 class PlainLoop:
-    """Student, mask token and head with AdamW; the teacher is an open_clip vision transformer.
+    """Trains student, mask token and head with AdamW. The teacher is an open_clip vision transformer.
 
     Args:
         student: a timm `Eva`.
-        head: from D to T.
+        head: linear layer from D to T.
         mask_token: (D,).
         visual: the teacher's `visual`.
-        pixels: makes model inputs of uint8 images, for the student and for the teacher.
+        pixels: converts uint8 images to model inputs, for the student and for the teacher.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class PlainLoop:
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
     def step(self, inputs: EvaInputs) -> float:
-        """Take one optimizer step; return the loss."""
+        """Take an optimizer step, and return the loss."""
         loss = self.loss(inputs)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -49,7 +49,7 @@ class PlainLoop:
         return loss.item()
 
     def loss(self, inputs: EvaInputs) -> Tensor:
-        """Return the negative cosine on masked patches."""
+        """Compute the negative cosine on masked patches."""
         images, bool_mask, student = inputs.images, inputs.bool_mask, self.student
         teacher_images = images if inputs.teacher_images is None else inputs.teacher_images
         with torch.no_grad():

@@ -1,9 +1,9 @@
-"""The pre-training step against a plain timm loop, the teacher's share, and the gains and costs of stored targets.
+"""Compare the pre-training step with a plain timm loop, and measure the teacher's share and stored targets.
 
     python packages/eva/benchmarks/pretrain.py [--quick] [--out packages/eva/benchmarks/results/pretrain]
 
-Contestants run alternately, round after round; ratios are medians over the rounds. On a CPU, times are process times
-(one thread computes, one reads), so that other work on the machine does not count; on a GPU, wall-clock times.
+Contestants run alternately, round after round. Ratios are medians over the rounds. On a CPU, times are process times
+(one thread computes, one reads), so that other work on the machine does not count. On a GPU, they are wall-clock times.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vfm.plugin import ClipCheckpoint, ImageDataset
 
 
 def tables(result: dict[str, Any]) -> str:
-    """Return the tables as Markdown."""
+    """Format the tables as Markdown."""
     step, cached = result["step"], result["cached"]
     columns = list(cached["fp32"])
     lines = [f"{result['machine']}; {result['models']}", "", "| a step | |", "|---|---|"]

@@ -1,4 +1,4 @@
-"""A training step of queries beside transformers' EoMT, and an encoder with windows beside one without."""
+"""Compare a training step of queries with transformers' EoMT, and an encoder with windows to global attention."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SMALL = {"architecture": "eva02_pico_patch8_32", "depth": 6, "img_size": 64, "nu
 
 
 def clock() -> float:
-    """Return seconds: wall-clock time on a GPU, after it has finished; process time on a CPU."""
+    """Read a clock in seconds: wall-clock time on a GPU after it has finished, process time on a CPU."""
     if CUDA:
         torch.cuda.synchronize()
         return time.perf_counter()
@@ -43,7 +43,7 @@ def clock() -> float:
 
 
 def alternately(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each, one call after the other in every round, the first of which is not counted."""
+    """Measure the median seconds of each function, called alternately in every round, without the first round."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds + 1):
         for name, call in contestants.items():
@@ -54,7 +54,7 @@ def alternately(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> di
 
 
 def steps(sizes: Sizes, batch: int, rounds: int) -> dict[str, float]:
-    """Measure a training step: forward with all queries restricted to their masks, matching, loss, backward, AdamW."""
+    """Measure a training step: forward with masked attention for all queries, matching, loss, backward, AdamW."""
     theirs = their_model(sizes, std=0.05).to(DEVICE).train()
     ours = our_model(theirs, sizes).to(DEVICE).train()
     theirs.attn_mask_probs.fill_(1.0)
@@ -107,7 +107,7 @@ def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Return the result as Markdown."""
+    """Format the result as Markdown."""
     lines = [result["machine"], "", "| training step | vfm, s | transformers, s | ratio |", "|---|---|---|---|"]
     lines += [
         f"| {name} | {row['vfm']:.3f} | {row['transformers']:.3f} | {row['ratio']:.2f} |"

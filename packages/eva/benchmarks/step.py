@@ -1,4 +1,4 @@
-"""One optimizer step: vfm's loop, the plain timm loop, and the teacher alone, alternately on the same batches."""
+"""Measure an optimizer step of vfm's loop, the plain timm loop and the teacher alone, alternately on equal batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WARM_UP = 3  # steps that are not counted
 
 
 class InTurn:
-    """Yields the same batches again and again; after each step of the loop the others take theirs.
+    """Yields the same batches again and again. After each step of the loop, the other contestants take their step.
 
     Other work on the machine then affects all of them equally.
     """
@@ -46,7 +46,7 @@ class InTurn:
 
 
 class Step(Bench):
-    """Measures a step."""
+    """Measures the steps of the contestants."""
 
     def measure(self) -> dict[str, float]:
         """Measure a step of vfm and of the plain loop on the same batches from the same weights."""

@@ -1,9 +1,9 @@
-"""Time and memory of the recipes for Kinetics, counted on tensors without contents; no such training was run.
+"""Count time and memory of the recipes for Kinetics on tensors without contents. The recipes are not run.
 
     python packages/eva/benchmarks/video_cost.py [RECIPE ...] [--out packages/eva/benchmarks/results/video_cost]
 
-Operations are those of matrix products and joint attention, forward and backward, and forward again where activations
-are recomputed. Time assumes 8 GPUs that reach 40 % of 312 teraflops (A100, bf16), without the reading of videos.
+Counted are matrix products and joint attention, forward and backward, and forward again where activations are
+recomputed. Time assumes 8 GPUs that reach 40 % of 312 teraflops (A100, bf16), and excludes the reading of videos.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GPUS, PEAK, SHARE = 8, 312e12, 0.4
 
 
 def cost(recipe: str, num_classes: int) -> dict[str, float]:
-    """Return the operations of a step and the bytes of one process."""
+    """Count the operations of a step and the bytes of a process."""
     source, config = _stage(recipe)
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     with torch.device("meta"):
@@ -51,7 +51,7 @@ def cost(recipe: str, num_classes: int) -> dict[str, float]:
         counter = FlopCounterMode(display=False)
         with counter, _Kept(task) as kept, _by_block(blocks, kept) as each, precision:
             task(inputs)
-    # torch counts no attention on a CPU: queries by keys, and weights by values, of all tokens of a clip.
+    # torch does not count attention on a CPU: add queries times keys and weights times values for all tokens of a clip.
     tokens = 1 + task.model.times * task.model.trunk.grid[0] * task.model.trunk.grid[1]
     attention = 4 * tokens**2 * task.model.trunk.width * len(blocks)
     forward = counter.get_total_flops() / micro + attention
@@ -73,7 +73,7 @@ def cost(recipe: str, num_classes: int) -> dict[str, float]:
 
 
 def _stage(recipe: str) -> tuple[str, EvaVideo]:
-    """Return the encoder's name and the training."""
+    """Load the encoder's name and the training stage from a recipe."""
     known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
     with TemporaryDirectory() as folder:
         sets = ["k400", "k600", "k700", "k400_val", "k600_val", "k700_val"]

@@ -1,9 +1,9 @@
-"""A training step of `eva.video` beside a bare loop over timm's own blocks, on the same batches from the same weights.
+"""Compare a training step of `eva.video` with a bare loop over timm's blocks, on the same batches and weights.
 
     python packages/eva/benchmarks/video_step.py [--quick] [--out FILE.json]
 
-The bare loop joins the tokens of all frames, repeats the rotary table and calls timm's blocks, head and AdamW; nothing
-else. Both take turns on one core. The median of the ratios of neighbouring turns is the result.
+The bare loop only joins the tokens of all frames, repeats the rotary table and calls timm's blocks, head and AdamW.
+Both take turns on one core. The result is the median ratio of neighbouring turns.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FRAMES, CLASSES, WARM_UP = 8, 10, 2
 
 
 class BareLoop:
-    """The same training, written out with timm alone."""
+    """The same training steps, written with timm alone."""
 
     def __init__(self, model: VideoTransformer, preprocess: Any, lr: float) -> None:
         self.visual, self.preprocess = copy.deepcopy(model.visual), preprocess
@@ -65,7 +65,7 @@ class BareLoop:
 
 
 class InTurn:
-    """Yields batches to vfm's loop; after each of its steps the bare loop takes the same batch."""
+    """Yields batches to vfm's loop. After each of its steps, the bare loop takes the same batch."""
 
     def __init__(self, batches: list[Batch[VideoClips]], bare: BareLoop) -> None:
         self.batches, self.bare = batches, bare
@@ -84,7 +84,7 @@ class InTurn:
 
 
 def measure(model: str, batch_size: int, steps: int) -> dict[str, float]:
-    """Return milliseconds of a step of both, and how far their losses are apart."""
+    """Measure the milliseconds of a step of both loops, and the difference of their losses."""
     config = EvaVideo.model_validate(
         {
             "kind": "eva.video", "name": "video", "encoder": "encoder", "data": "data", "clip": {"num_frames": FRAMES},

@@ -1,9 +1,9 @@
-"""The end points of the recipe vocabulary_claim: gaps of average precision, and what EVA's start changes in them.
+"""Print the end points of the recipe vocabulary_claim: gaps of average precision, with and without EVA's start.
 
     python packages/eva/benchmarks/vocabulary_gap.py [--store store]
 
-Runs the recipe, whose finished stages are cached, and prints a table of the gap between 12 and 120 classes and of that
-between frequent and rare ones, for each start and seed, with Student's paired t over the seeds.
+Runs the recipe, whose finished stages are cached. Prints the gap between 12 and 120 classes and the gap between
+frequent and rare classes, for each start and seed, with Student's paired t over the seeds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AP = Mapping[tuple[str, str, str], float]
 
 
 def gaps(ap: AP, start: str, seed: str) -> dict[str, float]:
-    """Return the two end points of one start and seed."""
+    """Compute the two end points of a start and seed."""
     few, many = f"few_classes@{seed}", f"many_classes@{seed}"
     frequent, rare = (ap[many, f"{start}_120", f"box_ap_freq_{band}"] for band in "fr")
     return {
