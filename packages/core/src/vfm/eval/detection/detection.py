@@ -109,7 +109,7 @@ def predict(config: Detection, ctx: Context, source: AnnotatedSource, models: Pr
     if not models:
         return {}
     of_images = each_result(
-        source, config.reading, ctx, source.picture, detect, batch_size=config.micro_batch_size,
+        source, config.reading, ctx, source.image, detect, batch_size=config.micro_batch_size,
         for_others=without_rows,
     )  # fmt: skip
     by_image = [rows for _, rows in of_images]
