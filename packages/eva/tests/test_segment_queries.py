@@ -16,7 +16,7 @@ from vfm.plugin import UserError
 from vfm_eva.dense.encoder import DenseEncoder
 from vfm_eva.dense.segment.matching import LossWeights, match
 from vfm_eva.dense.segment.points import at_points, many_at_points
-from vfm_eva.dense.segment.queries import Predictions, QueriesHead, QuerySegmenter, annealed
+from vfm_eva.dense.segment.queries import QueriesHead, QueryPredictions, QuerySegmenter, annealed
 from vfm_eva.dense.segment.set_loss import PointSettings, Totals, set_loss
 
 eomt = pytest.importorskip("transformers.models.eomt.modeling_eomt")
@@ -125,7 +125,7 @@ def test_losses_do_not_depend_on_how_a_batch_is_cut() -> None:
         return centres.expand(count, -1, -1)
 
     def loss(part: slice) -> Tensor:
-        predictions = [Predictions(classes[part], scores[part])]
+        predictions = [QueryPredictions(classes[part], scores[part])]
         return torch.stack(
             list(set_loss(predictions, labels[part], masks[part], totals, WEIGHTS, everywhere, grid).values())
         )
@@ -134,7 +134,7 @@ def test_losses_do_not_depend_on_how_a_batch_is_cut() -> None:
     apart = loss(slice(0, 1)) + loss(slice(1, 2)) + loss(slice(2, 3))
     assert difference(apart, together) < ROUNDING
     with pytest.raises(ValueError, match="at most 7 objects an image"):
-        match([Predictions(classes[:1], scores[:1])], [torch.zeros(8, dtype=torch.int64)], [torch.zeros(8, 8, 8)],
+        match([QueryPredictions(classes[:1], scores[:1])], [torch.zeros(8, dtype=torch.int64)], [torch.zeros(8, 8, 8)],
               centres[None], WEIGHTS)  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def test_masks_are_matched_to_the_queries_that_have_them() -> None:
     scores = 20 * torch.stack([masks[0][1], masks[0][0], torch.zeros(8, 8)])[None] - 10
     classes = torch.zeros(1, 3, 4)
     points = torch.rand(1, 32, 2, generator=torch.Generator().manual_seed(5))
-    assert match([Predictions(classes, scores)], labels, masks, points, WEIGHTS).tolist() == [[1, 0]]
+    assert match([QueryPredictions(classes, scores)], labels, masks, points, WEIGHTS).tolist() == [[1, 0]]
 
 
 def test_points_are_sampled_as_one_mask_at_a_time() -> None:
