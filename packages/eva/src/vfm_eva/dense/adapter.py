@@ -67,9 +67,9 @@ class DeformableAttention(nn.Module):
         per_level = (self.num_levels, POINTS)
         offsets = self.sampling_offsets(queries).unflatten(2, (self.num_heads, *per_level, 2))  # in cells of a map
         sizes = torch.tensor([(columns, rows) for rows, columns in grids], device=offsets.device)
-        points = locations[None, :, None, None, None] + offsets / sizes[:, None]
+        points = locations[None, :, None, None, None] + offsets / sizes[:, None]  # (B, N, heads, L, POINTS, 2)
         weights = self.attention_weights(queries).unflatten(2, (self.num_heads, -1)).softmax(dim=-1)
-        heads = self.value_proj(values).unflatten(2, (self.num_heads, -1))
+        heads = self.value_proj(values).unflatten(2, (self.num_heads, -1))  # (B, M, heads, channels of a head)
         sampled = self._sample(heads, list(grids), points, weights.unflatten(3, per_level))
         attended: Tensor = self.output_proj(sampled)
         return attended

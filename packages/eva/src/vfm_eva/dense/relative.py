@@ -50,9 +50,9 @@ class RelativePositions(nn.Module):
     def forward(self, block: nn.Module, tokens: Tensor, grid: Grid) -> Tensor:
         """Compute the term added to the block's attention scores, (B, H, N, N), from its input (B, N, D)."""
         queries = _queries(block, tokens)
-        queries = queries.reshape(*queries.shape[:2], *grid, -1)
-        rows = torch.einsum("bnhwd,hkd->bnhwk", queries, _of_pairs(self.rows, grid[0]))
-        columns = torch.einsum("bnhwd,wkd->bnhwk", queries, _of_pairs(self.columns, grid[1]))
+        queries = queries.reshape(*queries.shape[:2], *grid, -1)  # (B, H, h, w, d)
+        rows = torch.einsum("bnhwd,hkd->bnhwk", queries, _of_pairs(self.rows, grid[0]))  # (B, H, h, w, h)
+        columns = torch.einsum("bnhwd,wkd->bnhwk", queries, _of_pairs(self.columns, grid[1]))  # (B, H, h, w, w)
         return (rows[..., :, None] + columns[..., None, :]).flatten(4).flatten(2, 3)
 
 

@@ -85,7 +85,7 @@ class Trunk:
         patches = stored[:, stored.shape[1] - self.grid[0] * self.grid[1] :]
         if grid == tuple(self.grid):
             return patches  # type: ignore[no-any-return]
-        maps = patches.unflatten(1, self.grid).permute(0, 3, 1, 2)
+        maps = patches.unflatten(1, self.grid).permute(0, 3, 1, 2)  # (1, D, rows, columns)
         resized = F.interpolate(maps.float(), size=grid, mode="bicubic", align_corners=False)
         return resized.to(patches.dtype).flatten(2).transpose(1, 2)
 

@@ -93,8 +93,10 @@ class Classifier(Task[LabeledImages]):
     ) -> tuple[Tensor, Metrics]:
         """Compute a scalar whose gradients with respect to the head's weights and inputs are the given gradients."""
         head: Any = self.model.head
-        weights = head.linear.parameters()
-        value = torch.stack([(w * grad).sum() for w, grad in zip(weights, head_grads, strict=True)]).sum()
+        products = []
+        for weight, grad in zip(head.linear.parameters(), head_grads, strict=True):
+            products.append((weight * grad).sum())
+        value = torch.stack(products).sum()
         if feature_grads is not None:
             value = value + (self._features(self._augmented(inputs)[0]) * feature_grads).sum()
         return value, {}

@@ -25,7 +25,7 @@ class MaskDecoder(nn.Module):
         depth: number of blocks.
         num_heads: attention heads of each block.
 
-    Source: He et al. 2021, MAE (arXiv:2111.06377), section 3; EVA-L's decoder is 512 wide, 4 deep, with 16 heads.
+    Source: He et al. 2021, MAE (arXiv:2111.06377), section 3. EVA-L's decoder is 512 wide, 4 deep, with 16 heads.
     """
 
     def __init__(

@@ -67,7 +67,10 @@ def evaluate_masked_patches(config: MaskedPatches, ctx: Context, encoders: Mappi
         UserError: if an encoder has no mask token and head, or there is no teacher.
     """
     teacher = load_teacher(ctx.load(config.teacher), config.target) if config.teacher else None
-    paths = {str(ref).rstrip("/").rpartition("/")[2]: ctx.load(ref).path for ref in config.models}
+    paths = {}
+    for ref in config.models:
+        name = str(ref).rstrip("/").rpartition("/")[2]
+        paths[name] = ctx.load(ref).path
     predictors = {}
     for name, encoder in encoders.items():
         task = encoder.task if isinstance(encoder, TaskEncoder) else None

@@ -50,10 +50,12 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
     _check_crops(targets, ctx)
     if targets:
         return
-    checkpoints = [ctx.artifact(entry.teacher) if entry.teacher else None for entry in config.taught_by]
-    known = zip(config.taught_by, checkpoints, strict=True)
-    if any(entry.target.needs_teacher and not checkpoint for entry, checkpoint in known):
-        return
+    checkpoints = []
+    for entry in config.taught_by:
+        checkpoint = ctx.artifact(entry.teacher) if entry.teacher else None
+        if entry.target.needs_teacher and not checkpoint:
+            return
+        checkpoints.append(checkpoint)
     teachers = []
     for entry, checkpoint in zip(config.taught_by, checkpoints, strict=True):
         encoder = load_encoder(checkpoint) if checkpoint else None

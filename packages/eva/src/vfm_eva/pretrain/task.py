@@ -136,13 +136,13 @@ class EvaTask(Task[EvaInputs]):
         """
         bool_mask = inputs.bool_mask
         index = masked_index(bool_mask, self.num_masked)  # (B, K)
-        counted = bool_mask.gather(1, index)
+        counted = bool_mask.gather(1, index)  # (B, K)
         # Run the teachers first: their temporary memory is free again before the student's activations are stored.
         targets = []
         for number, objective in enumerate(self.objectives):
             targets.append(objective.targets(inputs.of_teacher(number), self.grid, index))
         class_token, tokens = self.encode(inputs.images, bool_mask)
-        tokens = gather_tokens(tokens, index)
+        tokens = gather_tokens(tokens, index)  # (B, K, D)
         metrics: Metrics = {"masked_share": bool_mask.float().mean()}
         losses = []
         for objective, target in zip(self.objectives, targets, strict=True):
@@ -153,7 +153,8 @@ class EvaTask(Task[EvaInputs]):
                 parts["class_loss"] = image_loss(objective.class_head(class_token), target.image, counted)
             if self.has_one_loss:
                 return loss, {**metrics, **parts}
-            metrics |= {f"{name}_{objective.name}": value for name, value in {"loss": loss, **parts}.items()}
+            for name, value in {"loss": loss, **parts}.items():
+                metrics[f"{name}_{objective.name}"] = value
             losses.append(objective.weight * (loss + objective.class_weight * parts.get("class_loss", 0.0)))
         return torch.stack(losses).sum(), metrics
 

@@ -106,7 +106,9 @@ def _draw_linears(task: EvaTask, draw: Callable[[Tensor], Tensor]) -> None:
 
 def _sub_ln_weights(block: Any) -> Iterator[Tensor]:
     """Yield a block's matrices, except the query and key projections."""
-    yield from (module.weight for module in block.mlp.modules() if isinstance(module, nn.Linear))
+    for module in block.mlp.modules():
+        if isinstance(module, nn.Linear):
+            yield module.weight
     yield block.attn.proj.weight
     if getattr(block.attn, "v_proj", None) is not None:
         yield block.attn.v_proj.weight

@@ -42,11 +42,11 @@ class Codebook(Statistics):
         distinct, num_codes = torch.unique(rows, dim=0), len(self.centres)
         if len(distinct) < num_codes:
             raise UserError(f"target.num_codes: {num_codes} codes need as many different patches, got {len(distinct)}")
-        centres = distinct[torch.linspace(0, len(distinct) - 1, num_codes).long()]
+        centres = distinct[torch.linspace(0, len(distinct) - 1, num_codes).long()]  # (C, T)
         for _ in range(ROUNDS):
             codes = torch.cdist(rows, centres).argmin(dim=1)
             counts = torch.bincount(codes, minlength=num_codes)[:, None]
-            sums = torch.zeros_like(centres).index_add(0, codes, rows)
+            sums = torch.zeros_like(centres).index_add(0, codes, rows)  # (C, T)
             centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)  # an empty cluster keeps its centre
         return Codebook(centres)
 

@@ -110,9 +110,11 @@ class MakeWithTargets:
     def __call__(self, sample: Sample, draw: SampleDraw) -> EvaViews:
         """Create the views and load the targets of a sample. Raises BadSample."""
         crop = self.tensors.crop_in(draw.step, self.global_batch_size)
-        arrays = (tensors[draw.index, crop] for tensors in (self.tensors, *self.others))
-        targets, *others = (torch.from_numpy(array).flatten(0, 1) for array in arrays)
+        stored = []
+        for tensors in (self.tensors, *self.others):
+            stored.append(torch.from_numpy(tensors[draw.index, crop]).flatten(0, 1))  # (N, T)
+        targets, *others = stored
         # The seed by which `eva.targets` drew the crop.
         crop_seed = SampleDraw.of(self.tensors.cache.seed, crop, draw.index).seed
         view = self.make.view(sample, draw.seed, crop_seed)
-        return replace(view, targets=targets, others=tuple(TeacherInputs(targets=stored) for stored in others))
+        return replace(view, targets=targets, others=tuple(TeacherInputs(targets=other) for other in others))

@@ -50,7 +50,7 @@ class Pixels(Target):
 class Codes(Target):
     """Tokenizer codes with a cross-entropy loss. The code of a patch is the nearest centre of the teacher's features.
 
-    Sources: BEiT (arXiv:2106.08254) for codes as targets; HuBERT (arXiv:2106.07447) for k-means as the tokenizer.
+    Sources: BEiT (arXiv:2106.08254) for codes as targets, HuBERT (arXiv:2106.07447) for k-means as the tokenizer.
     """
 
     type: Literal["codes"] = Field("codes", description="codes of the teacher's features, by k-means (BEiT)")

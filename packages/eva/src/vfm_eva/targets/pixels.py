@@ -32,7 +32,7 @@ class PixelTarget(PatchTarget):
     @torch.no_grad()
     def targets(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
         """Cut the images into patches and normalize each patch, (B, N, T)."""
-        patches = F.unfold(inputs.images.float(), self.size, stride=self.size).transpose(1, 2)
+        patches = F.unfold(inputs.images.float(), self.size, stride=self.size).transpose(1, 2)  # (B, N, T)
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return (patches - mean) / (variance + 1e-6).sqrt()
 

@@ -52,11 +52,12 @@ def load_classifier(checkpoint: VideoClassifier, device: torch.device) -> VideoT
     file = checkpoint.path / VIDEO_WEIGHTS_FILE
     expected = video_state(model)
     weights = load_state_dict(file) if expected else {}
-    missing = expected.keys() - weights.keys()
-    misfits = {name for name in weights if name not in expected or weights[name].shape != expected[name].shape}
-    wrong = sorted(misfits | missing)
+    wrong = expected.keys() - weights.keys()
+    for name, value in weights.items():
+        if name not in expected or value.shape != expected[name].shape:
+            wrong.add(name)
     if wrong:
-        raise UserError(f"{file}: {wrong[0]} is missing, unknown or of another shape")
+        raise UserError(f"{file}: {min(wrong)} is missing, unknown or of another shape")
     model.load_state_dict(weights, strict=False)
     return model.to(device).eval()
 

@@ -51,8 +51,9 @@ class MakeClips:
             frames, size = sampling.drawn(facts.num_frames, rng), (facts.width, facts.height)
             view = drawn_view(frames, size, self.side, rng, scales=augmentation.scales, flip=augmentation.flip)
             views.append(view)
-        clips = [to_frames(clip) for clip in read_clips(sample.media, facts, views)]
-        clips = [recolored(clip, augmentation, rng) for clip in clips]
+        clips = []
+        for clip in read_clips(sample.media, facts, views):
+            clips.append(recolored(to_frames(clip), augmentation, rng))
         return VideoClips(torch.stack(clips), torch.tensor(sample.label))
 
 

@@ -37,7 +37,7 @@ def rotated_in_time(rope: Tensor, times: int) -> Tensor:
     Returns:
         (..., F N, 2 D), the frames one after another.
     """
-    sin, cos = rope.chunk(2, dim=-1)
+    sin, cos = rope.chunk(2, dim=-1)  # (..., N, D) each
     planes = sin.shape[-1] // 2  # two channels share an angle
     steps = torch.arange(planes, device=rope.device, dtype=torch.float32)
     frequencies = BASE ** (-steps / planes)

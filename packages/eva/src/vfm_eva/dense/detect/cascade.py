@@ -193,7 +193,10 @@ class CascadeHeads(nn.Module):
 
     def _refined(self, stage: int, deltas: Tensor, boxes: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
         moved = self.coders[stage].decode(deltas, list(boxes))[:, 0]
-        return [clip_boxes_to_image(rows, size) for rows, size in zip(split(moved, boxes), sizes, strict=True)]
+        clipped = []
+        for rows, size in zip(split(moved, boxes), sizes, strict=True):
+            clipped.append(clip_boxes_to_image(rows, size))
+        return clipped
 
     def _class_loss(self, scores: Tensor, labels: Tensor, order: Tensor | None) -> Tensor:
         if self.settings.loss == "softmax":

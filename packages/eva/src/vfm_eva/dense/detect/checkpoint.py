@@ -95,9 +95,10 @@ def load_head(checkpoint: DenseCheckpoint, model: Detector, class_names: Sequenc
     weights, report = load_state_dict(checkpoint.path / WEIGHTS_FILE), KeyReport()
     new: dict[str, str] = {}
     if list(class_names) != checkpoint.class_names:
-        for key in [key for key in weights if any(part in key for part in OF_CLASSES)]:
-            del weights[key]
-            new[key] = _NEW
+        for key in list(weights):
+            if any(part in key for part in OF_CLASSES):
+                del weights[key]
+                new[key] = _NEW
     if model.settings.masks and not any(".mask_head." in key for key in weights):
         new["cascade.mask_head."] = "new, since the start has no masks"
     dropped = {} if model.settings.masks else {"cascade.mask_head.": "this detector has no masks"}

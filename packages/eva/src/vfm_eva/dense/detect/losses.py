@@ -73,7 +73,7 @@ def mask_targets(
     """
     crops: list[Tensor] = []
     for mask, box, match in zip(masks, boxes, matched, strict=True):
-        rows = torch.cat([match[:, None].to(box.dtype), box], dim=1)
+        rows = torch.cat([match[:, None].to(box.dtype), box], dim=1)  # (R_i, 5): number of the mask, then its box
         crops.append(roi_align(mask[:, None].to(box.dtype), rows, size, 1.0, 0, aligned)[:, 0])
     targets = torch.cat(crops)
     return (targets >= 0.5).to(targets.dtype) if aligned else targets

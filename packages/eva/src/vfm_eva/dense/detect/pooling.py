@@ -38,7 +38,7 @@ def pool_boxes(
     parts = []
     for number, rows in enumerate(boxes):
         parts.append(torch.cat([rows.new_full((len(rows), 1), number), rows], dim=1))
-    numbered = torch.cat(parts)  # the first column is the number of the image
+    numbered = torch.cat(parts)  # (R, 5): number of the image, then the box
     levels = choose_levels(numbered[:, 1:], strides)
     pooled = maps[0].new_zeros(len(numbered), maps[0].shape[1], size, size)
     # Pool from a level without boxes too, so that every map always gets a gradient.

@@ -53,7 +53,6 @@ def load_released(tensors: dict[str, Tensor], model: Detector, where: str) -> Ke
         UserError: if a key is missing, unknown or has another shape, or only one of file and detector has relative
             positions.
     """
-    in_head = {key for key in tensors if not key.startswith(ENCODER) or RELATIVE.fullmatch(key)}
     expected = model.settings.windows.relative
     if any(RELATIVE.fullmatch(key) for key in tensors) != expected:
         no = "no " if expected else ""
@@ -62,10 +61,14 @@ def load_released(tensors: dict[str, Tensor], model: Detector, where: str) -> Ke
             f" {str(not expected).lower()}"
         )
     report = KeyReport()
-    head = {key: value for key, value in tensors.items() if key in in_head}
+    head, encoder = {}, {}
+    for key, value in tensors.items():
+        if key.startswith(ENCODER) and not RELATIVE.fullmatch(key):
+            encoder[key.removeprefix(ENCODER)] = value
+        else:
+            head[key] = value
     to_head = TransferRules(DROPPED, {}, head_name, where=where, source="the file", target="the detector")
     transfer_weights(head, model.head, to_head, report)
-    encoder = {key.removeprefix(ENCODER): value for key, value in tensors.items() if key not in in_head}
     dropped = {"rope": "computed from the grid"}
     to_encoder = TransferRules(dropped, _UNUSED, to_timm(encoder), where=where, source="the file", target="the encoder")
     transfer_weights(encoder, model.encoder.visual, to_encoder, report)

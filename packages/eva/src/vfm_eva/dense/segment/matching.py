@@ -66,7 +66,7 @@ def match(
         predicted = torch.stack([depth.masks[image] for depth in predictions]).float()  # (L, Q, H, W)
         sampled = many_at_points(predicted.flatten(0, 1), image_points[0]).view(*predicted.shape[:2], -1)
         probabilities = torch.stack([depth.classes[image] for depth in predictions]).float().softmax(dim=-1)
-        pair_costs = mask_costs(sampled, at_points(mask, image_points), weights)
+        pair_costs = mask_costs(sampled, at_points(mask, image_points), weights)  # (L, Q, M)
         costs.append(pair_costs - weights.classes * probabilities[:, :, known])
     queries = []
     for image_costs in _on_cpu(costs):

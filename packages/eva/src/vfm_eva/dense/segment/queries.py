@@ -56,8 +56,10 @@ class QueryPredictions:
         rows = torch.split(queries, list(counts))
         if self.embeddings is None or self.maps is None:
             return torch.cat([masks[row] for masks, row in zip(self.masks, rows, strict=True)])
-        images = zip(self.embeddings.unbind(), self.maps.unbind(), rows, strict=True)
-        return torch.cat([mask_scores(embeddings[row], maps) for embeddings, maps, row in images])
+        parts = []
+        for embeddings, maps, row in zip(self.embeddings.unbind(), self.maps.unbind(), rows, strict=True):
+            parts.append(mask_scores(embeddings[row], maps))
+        return torch.cat(parts)
 
 
 def mask_scores(embeddings: Tensor, maps: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ class Upscale(nn.Module):
         width = maps.shape[-1]
         weight = self.enlarge.weight.permute(2, 3, 1, 0).reshape(4 * width, width)
         four = F.linear(maps, weight, self.enlarge.bias.repeat(4)).view(*maps.shape[:-1], 2, 2, width)
-        larger = four.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
+        larger = four.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)  # (B, 2 h, 2 w, D)
         smooth = self.smooth(F.gelu(larger).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         normed: Tensor = self.norm(smooth)
         return normed
@@ -217,6 +219,9 @@ def annealed(step: int, num_steps: int, num_blocks: int, power: float = 0.9) -> 
     and the last of these periods no probability changes. This gives EoMT's steps for COCO: 14,782 to 73,910 of 88,692
     for four blocks.
     """
-    part = num_steps / (num_blocks + 2)
-    done = [min(1.0, max(0.0, step / part - 1 - block)) for block in range(num_blocks)]
-    return [(1 - share) ** power for share in done]
+    period = num_steps / (num_blocks + 2)
+    probabilities = []
+    for block in range(num_blocks):
+        done = min(1.0, max(0.0, step / period - 1 - block))  # share of the block's period that has passed
+        probabilities.append((1 - done) ** power)
+    return probabilities

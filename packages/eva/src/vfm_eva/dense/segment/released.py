@@ -4,7 +4,7 @@ EVA-01's files (Mask2Former on a ViT-Adapter) have the names in `mask2former_lay
 
     backbone.fpn{1..4}.*      head.resample.{0..3}
     backbone.*                the encoder, in the layouts of `vfm.models`
-    decode_head.*             head.decode; conv_seg is the classifier, bn the batch_norm
+    decode_head.*             head.decode (conv_seg is the classifier, bn the batch_norm)
     auxiliary_head.*          head.auxiliary
 
 Source: the public EVA repository and mmsegmentation.
@@ -113,11 +113,15 @@ def load_released(tensors: dict[str, Tensor], model: MapSegmenter | Mask2FormerS
     _check_kind(tensors, model, where)
     layout = MASK2FORMER if isinstance(model, Mask2FormerSegmenter) else UPERNET
     report = KeyReport()
-    in_head = {key for key in tensors if not key.startswith(ENCODER) or layout.in_head.fullmatch(key)}
-    head = mask2former_layout.split_attention({key: value for key, value in tensors.items() if key in in_head})
+    head, encoder = {}, {}
+    for key, value in tensors.items():
+        if key.startswith(ENCODER) and not layout.in_head.fullmatch(key):
+            encoder[key.removeprefix(ENCODER)] = value
+        else:
+            head[key] = value
+    head = mask2former_layout.split_attention(head)
     to_head = TransferRules(layout.dropped, _COUNTS, layout.name, where=where, source="the file", target="the head")
     transfer_weights(head, model.head, to_head, report)
-    encoder = {key.removeprefix(ENCODER): value for key, value in tensors.items() if key not in in_head}
     dropped = {"rope": "computed from the grid"}
     to_encoder = TransferRules(dropped, _UNUSED, to_timm(encoder), where=where, source="the file", target="the encoder")
     transfer_weights(encoder, model.encoder.visual, to_encoder, report)

@@ -68,7 +68,7 @@ def set_loss(
     class_loss = _class_loss(predictions, torch.cat(list(labels)), image, queries, totals, weights)
     counts = [len(classes) for classes in labels]
     matched_masks = [depth.masks_of(query, counts) for depth, query in zip(predictions, queries, strict=True)]
-    scores = torch.cat(matched_masks).float()
+    scores = torch.cat(matched_masks).float()  # (L N, H, W)
     if not len(scores):  # a sum keeps all parameters in the graph, as training in several processes needs
         zero = scores.sum()
         return {"class_loss": class_loss, "mask_loss": zero, "dice_loss": zero}
@@ -76,9 +76,9 @@ def set_loss(
         scores, settings.num_points, oversample=settings.oversample, importance=settings.importance, draw=draw
     )
     # Each object is sampled once for all depths.
-    by_depth = chosen.view(*queries.shape, -1)
+    by_depth = chosen.view(*queries.shape, -1)  # (L, N, P)
     true = at_points(torch.cat(list(masks)), sample).expand(len(queries), -1, -1).gather(2, by_depth)
-    predicted = at_points(scores, sample[0, chosen]).view(true.shape)
+    predicted = at_points(scores, sample[0, chosen]).view(true.shape)  # (L, N, P)
     entropy = F.binary_cross_entropy_with_logits(predicted, true, reduction="none").mean(dim=-1).sum()
     probabilities, objects = predicted.sigmoid(), totals.objects.clamp(min=1)
     both = probabilities.sum(dim=-1) + true.sum(dim=-1)
