@@ -93,6 +93,7 @@ def import_annotations(
         raise UserError(f"{ctx.stage}: {bad.total()} annotations cannot be used ({limit}): {reasons}")
     if not wanted.keep_empty:
         objects_per_image = np.bincount(table.image, minlength=len(images))
+        # An image that is bad for another reason keeps it.
         for number in np.flatnonzero(objects_per_image == 0).tolist():
             checked.problems.setdefault(number, BadSample("no_objects", images[number].key))
     numbers = checked.numbers(len(images))

@@ -25,6 +25,7 @@ MAX_COORDINATE = 100_000
 
 def encode_mask(mask: NDArray[np.bool_]) -> bytes:
     """Encode a mask, (H, W)."""
+    # COCO's runs go down the columns.
     return bytes(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"])
 
 

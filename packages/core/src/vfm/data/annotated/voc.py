@@ -106,5 +106,5 @@ def _objects(
             yield BadAnnotation("bad_box", where)
             continue
         difficult = element.findtext("difficult", "0").strip() == "1"
-        left, top, right, bottom = corners
+        left, top, right, bottom = corners  # counted from 1, and the last pixel belongs to the box
         yield Annotation(image_index, ids[name], where, (left - 1, top - 1, right, bottom), ignored=difficult)

@@ -86,6 +86,7 @@ def load_choices(artifact: ChoiceDataset) -> Iterator[Choice]:
     with open_parquet_file(path) as file:
         batches = file.iter_batches(ROWS_PER_GROUP)
         while True:
+            # Nothing is yielded inside `reading`, so that an error of the caller is not reported as a damaged file.
             with reading(path, "choices"):
                 batch = next(batches, None)
                 choices = []

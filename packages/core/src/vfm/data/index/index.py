@@ -152,7 +152,7 @@ class Index:
 def _save_offsets(file: Path, data: bytes) -> None:
     with suppress(OSError):  # in a read-only artifact, the shard is scanned again each time
         file.parent.mkdir(exist_ok=True)
-        write_file(file, data, durable=False)
+        write_file(file, data, durable=False)  # lost offsets only cost another scan
 
 
 def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, bad_rows: Iterable[BadRow] = ()) -> int:

@@ -115,7 +115,7 @@ def turns_of(weights: Sequence[float]) -> NDArray[np.int64]:
     exact = np.asarray(weights, dtype=np.float64) / np.sum(weights) * BLOCK
     turns: NDArray[np.int64] = np.floor(exact).astype(np.int64)
     left = BLOCK - int(turns.sum())
-    turns[np.argsort(turns - exact, kind="stable")[:left]] += 1
+    turns[np.argsort(turns - exact, kind="stable")[:left]] += 1  # the largest remainders get the rest
     return turns
 
 

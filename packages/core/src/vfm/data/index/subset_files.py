@@ -67,7 +67,7 @@ def subset_index_rows(shard: int, table: Any) -> list[dict[str, Any]]:
     if not len(table):
         return []
     languages = sorted(table["language"].unique().to_pylist())
-    if len(languages) == 1:
+    if len(languages) == 1:  # the counts of the only language are the total
         total = _counted(shard, None, table)
         return [total, total | {"language": languages[0]}]
     rows = [_counted(shard, None, table)]

@@ -129,7 +129,7 @@ class Nouns:
 
         def count_of_verb(word: str) -> int:
             stem = word.removesuffix("ing")
-            if stem == word:
+            if stem == word:  # only words in -ing are compared with a verb
                 return 0
             bases = (stem, f"{stem}e", irregular_verbs.get(word, ""))
             return max(counts["verb"][base] for base in bases)

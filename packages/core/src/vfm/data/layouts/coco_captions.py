@@ -69,6 +69,7 @@ def coco_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Imag
         if not isinstance(name, str) or not isinstance(key, int | str):
             yield ImageEntry("", path, problem=BadSample("unreadable_row", f"{path}: images[{number}]"))
         else:
+            # An image without captions gets an empty row, and so is reported like any other missing caption.
             yield entry_of_rows(name, rows.pop(str(key), [{}]), root, spec, path)
     for key in rows:
         yield ImageEntry("", path, problem=BadSample("missing_image", f"{path}: image_id {key}"))

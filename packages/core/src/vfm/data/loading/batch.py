@@ -32,7 +32,7 @@ class SampleDraw:
     def of(cls, seed: int, step: int, index: int) -> SampleDraw:
         """Derive the draw from the seed of the training run, the step and the sample."""
         digest = hashlib.blake2b(struct.pack("<qqq", seed, step, index), digest_size=8).digest()
-        return cls(int.from_bytes(digest, "little") >> 1, step, index)
+        return cls(int.from_bytes(digest, "little") >> 1, step, index)  # 63 bits fit into a signed integer
 
 
 @dataclass(frozen=True)

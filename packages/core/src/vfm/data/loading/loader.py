@@ -199,6 +199,7 @@ class _TrainingReader(Reader[Inputs]):
     ) -> tuple[str, Inputs]:
         for attempt in range(self.tries + 1):
             if attempt:
+                # Negative steps, so that the choice of a replacement is independent of the draws of all steps.
                 index = self.source.another(epoch, index, SampleDraw.of(self.seed, -attempt, index).seed)
                 sample = self._sample(epoch, index)
             try:

@@ -205,7 +205,7 @@ class CachedTensors:
 
 def encode(tensor: NDArray[np.floating[Any]], dtype: Dtype) -> NDArray[Any]:
     """Encode a tensor for storage. Rounding to int8 changes each value by at most half a step."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # too large values become infinite, which `CacheWriter.write` reports
         if dtype != "int8":
             return tensor.astype(DTYPES[dtype])
     # One step per vector. Its bytes in fp32 follow the vector in the same array, so that a single read gets both.

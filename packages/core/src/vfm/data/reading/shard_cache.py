@@ -110,7 +110,7 @@ class ShardCache:
     def _touch(self, copy: Path) -> None:
         now = time.time()
         if now - self._touched.get(copy.name, 0.0) > TOUCH:
-            os.utime(copy)
+            os.utime(copy)  # copies are removed in the order of these times
             self._touched[copy.name] = now
 
     def _ask(self, path: str, size: int, copy: Path) -> None:

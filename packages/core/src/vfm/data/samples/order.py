@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-WINDOWS_IN_MEMORY = 2
+WINDOWS_IN_MEMORY = 2  # a batch may lie in two windows
 Integers = NDArray[np.int64]
 
 

@@ -80,7 +80,7 @@ def delimited_rows(
     supply = _Lines(lines)
     dialect, header = header_of(supply, tabs=tabs)
     if columns:
-        supply.unread(len(supply.taken) - 1)
+        supply.unread(len(supply.taken) - 1)  # without a header, the line that was read is the first row
         dialect = csv.excel if len(columns) == 1 and not tabs else dialect
     names = columns or header
     image = names.index(image_column) if image_column in names else None

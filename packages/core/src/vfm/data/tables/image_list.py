@@ -121,7 +121,7 @@ def distinct(entries: Iterable[ImageEntry]) -> Iterator[ImageEntry]:
     """Make the keys of entries distinct: a second `a`, from another folder or another row of a table, becomes `a#2`."""
     seen: Counter[str] = Counter()
     for entry in entries:
-        seen[entry.key] += not entry.problem
+        seen[entry.key] += not entry.problem  # unusable entries do not use up a key
         count = seen[entry.key]
         yield replace(entry, key=f"{entry.key}#{count}") if count > 1 else entry
 

@@ -119,7 +119,7 @@ class _Content:
         key, extension = split_name(member.name)
         if not key or not (member.isreg() or member.issym() or member.islnk()):
             return
-        if self.gaps and self.gaps[-1][1] == self.last_key:
+        if self.gaps and self.gaps[-1][1] == self.last_key:  # the first member after a gap
             self.after.setdefault(self.last_key, key)
         self.last_key, self.end = key, member.offset_data + member.size
         self.members[key] += 1

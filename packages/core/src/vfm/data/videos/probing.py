@@ -32,6 +32,7 @@ def probe(media: Media) -> VideoFacts:
     try:
         with media.open() as stream, open_container(stream) as container:
             packets = _read_packets(container, media.path)
+        # Opened again, because reading the packets has reached the end of the file.
         with media.open() as stream, open_container(stream) as container:
             frame = next(islice(container.decode(video_stream(container, media.path)), 1), None)
     except (FFmpegError, OSError, ValueError):
