@@ -24,7 +24,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_runtest_teardown() -> None:
-    """Remove the variable that the command line sets: without it, a script that a later test starts finds its neighbours."""
+    """Remove the variable that the command line sets, so that scripts started by later tests find their neighbours."""
     os.environ.pop("PYTHONSAFEPATH", None)
 
 

@@ -26,7 +26,7 @@ RECIPES = ["eva_02_ti", "eva_02_s", "eva_02_b", "eva_02_l", "eva_l", "eva_g"]
 
 
 def counted(recipe: str) -> dict[str, int]:
-    """Count the memory of one process: weights, gradients and AdamW's averages in fp32, the teacher in bf16.
+    """Count the memory of a process: weights, gradients and AdamW's averages in fp32, the teacher in bf16.
 
     Activations are the tensors that autograd keeps for a micro-batch with fused attention, including weights cast to
     bf16 by autocast. With grad_checkpointing they are counted at the peak, when the largest block is recomputed. Not

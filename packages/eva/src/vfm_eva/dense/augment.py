@@ -159,8 +159,9 @@ def place_objects(objects: ObjectArrays, placement: Placement, *, with_masks: bo
                 _place_mask(counts, visible.boxes[number], placement, masks[number])
         boxes = boxes_of(masks)
     large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= MIN_SIDE
-    large_masks = None if masks is None else masks[large]
-    return Targets(visible.labels[large], boxes[large].astype(np.float32), large_masks)
+    if masks is not None:
+        masks = masks[large]
+    return Targets(visible.labels[large], boxes[large].astype(np.float32), masks)
 
 
 def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.float64]:

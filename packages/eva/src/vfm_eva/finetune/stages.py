@@ -72,7 +72,7 @@ class EvaFinetune(Training):
     )
     head_init_scale: float = Field(0.001, gt=0, description="factor of a new head's initial weights (std 0.02)")
     drop_path: float = Field(
-        0.1, ge=0, lt=1, description="probability to skip the last block; falls linearly to 0 at the first"
+        0.1, ge=0, lt=1, description="probability to skip the last block, falling linearly to 0 at the first"
     )
     label_smoothing: float = Field(
         0.1,

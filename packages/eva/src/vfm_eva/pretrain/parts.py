@@ -46,7 +46,7 @@ class Student(Config):
 
     init: Init = Field("timm", description="initial weights: as in timm, or as in the code of EVA, EVA-02 or EVA-L")
     drop_path: float = Field(
-        0.0, ge=0, lt=1, description="probability to skip the last block; falls linearly to 0 at the first"
+        0.0, ge=0, lt=1, description="probability to skip the last block, falling linearly to 0 at the first"
     )
     patch_embed_grad: float = Field(
         1.0, gt=0, le=1, description="factor on the patch embedding's gradient; EVA-02 uses 0.1"

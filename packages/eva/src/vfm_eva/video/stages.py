@@ -113,7 +113,7 @@ class EvaVideo(Training):
     )
     head_init_scale: float = Field(0.001, gt=0, description="factor on the initial weights of new head rows (std 0.02)")
     drop_path: float = Field(
-        0.1, ge=0, lt=1, description="probability to skip the last block; falls linearly to 0 at the first"
+        0.1, ge=0, lt=1, description="probability to skip the last block, falling linearly to 0 at the first"
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread evenly over all classes")
     augmentation: VideoAugmentation = Field(VideoAugmentation(), description="augmentation of the clips")

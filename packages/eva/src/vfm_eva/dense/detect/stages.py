@@ -79,7 +79,7 @@ class EvaDetect(Training):
         description="the federated loss draws negative classes in proportion to their number of images to this power",
     )
     drop_path: float = Field(
-        0.0, ge=0, lt=1, description="probability to skip the last block; falls linearly to 0 at the first"
+        0.0, ge=0, lt=1, description="probability to skip the last block, falling linearly to 0 at the first"
     )
     trained: Trained = Field(AllWeights(layer_decay=0.8), description="weights of the encoder that are trained")
     decay_vectors: bool = Field(True, description="decay biases, norms and positions too, as in the released code")

@@ -65,7 +65,7 @@ class SegmentPredictor:
             masks = _full_size(last.masks[0, best.queries], placement, image)
             scores = best.scores * maskness(masks)
             inside = (masks > 0).cpu().numpy()
-            rows = np.flatnonzero(inside.any(axis=(1, 2)))  # without empty masks
+            rows = np.flatnonzero(inside.any(axis=(1, 2)))  # drop empty masks
             labels, row_scores = best.labels.cpu().numpy()[rows], scores.double().cpu().numpy()[rows]
             detections.append(Instances(labels, row_scores, boxes_of(inside[rows]), inside[rows]))
         return detections

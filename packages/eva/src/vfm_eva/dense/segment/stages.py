@@ -146,7 +146,7 @@ class EvaSegment(Training):
         description="patch size in pixels to which the encoder's patches are resampled; default: the encoder's",
     )
     drop_path: float = Field(
-        0.0, ge=0, lt=1, description="probability to skip the last block; falls linearly to 0 at the first"
+        0.0, ge=0, lt=1, description="probability to skip the last block, falling linearly to 0 at the first"
     )
     augmentation: SegmentAugmentation = Field(SegmentAugmentation(), description="crops, flips and colours")
     lr: float = Field(1e-4, ge=0, description="peak learning rate, used for the head")
