@@ -59,7 +59,10 @@ def clean(annotation: Annotation, label: int, width: int, height: int) -> Object
     area = annotation.area
     if area is None or not math.isfinite(area) or area < 0:
         # The area of the mask and not of the box, because COCO's small, medium and large refer to it.
-        area = mask_area(counts, height, width) if counts else (box[2] - box[0]) * (box[3] - box[1])
+        if counts:
+            area = mask_area(counts, height, width)
+        else:
+            area = (box[2] - box[0]) * (box[3] - box[1])
     return ObjectRow(
         annotation.image_index, label, box, counts, area, annotation.crowd, annotation.ignored, annotation.identity
     )

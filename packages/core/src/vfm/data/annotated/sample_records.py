@@ -50,7 +50,9 @@ class SampleRecords:
     def __post_init__(self) -> None:
         self.format = "webdataset" if self.layout.kind == "webdataset" else "hugging_face"
         if not self.classes.names:
-            names = _names_in_schema(self.layout.paths[0]) if self.format == "hugging_face" else []
+            names: list[str] = []
+            if self.format == "hugging_face":
+                names = _names_in_schema(self.layout.paths[0])
             self.classes = Classes.numbered(names or class_names_in(self._all(), self.layout.paths[0]))
         if not self.labels:
             self.labels = self._kinds_of_labels()
@@ -89,7 +91,9 @@ class SampleRecords:
     def _image(self, number: int, key: str, record: Record | None) -> AnnotatedImage:
         facts = record or {}
         width, height = facts.get("width"), facts.get("height")
-        size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
+        size = None
+        if isinstance(width, int) and isinstance(height, int):
+            size = (width, height)
         image_id = facts.get("image_id")
         if not isinstance(image_id, int):
             image_id = number

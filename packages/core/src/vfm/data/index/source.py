@@ -132,7 +132,9 @@ class Source:
         self.index = read_index(directory)
         self.view = SubsetView(subset, len(self.index.shards), draw) if subset else None
         self.shard_sizes: NDArray[np.int64] = self.view.shard_sizes if self.view else self.index.shard_sizes()
-        self.epochs: Epochs = BalancedEpochs(self.view) if self.view and draw else SameEpochs(self.shard_sizes)
+        self.epochs: Epochs = SameEpochs(self.shard_sizes)
+        if self.view and draw:
+            self.epochs = BalancedEpochs(self.view)
         self._ends = np.cumsum(self.shard_sizes)
         self._len = int(self.shard_sizes.sum())
         self._ahead = ReadAhead()

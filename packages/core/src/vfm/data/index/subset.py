@@ -77,7 +77,10 @@ class SubsetView:
         self.shard_sizes = np.zeros(num_shards, dtype=np.int64)
         index = read_subset_index(directory)
         language = draw.language if draw else None
-        chosen = pc.is_null(index["language"]) if language is None else pc.equal(index["language"], language)
+        if language is None:
+            chosen = pc.is_null(index["language"])
+        else:
+            chosen = pc.equal(index["language"], language)
         index = index.filter(pc.fill_null(chosen, False))
         shards = index["shard"].to_numpy()
         if len(shards) and shards.max() >= num_shards:

@@ -146,7 +146,10 @@ def load_digits(split: Literal["train", "test"]) -> list[tuple[Image.Image, int]
     import sklearn.datasets  # an optional extra
 
     digits = sklearn.datasets.load_digits()
-    rows = slice(None, NUM_TRAIN_DIGITS) if split == "train" else slice(NUM_TRAIN_DIGITS, None)
+    if split == "train":
+        rows = slice(None, NUM_TRAIN_DIGITS)
+    else:
+        rows = slice(NUM_TRAIN_DIGITS, None)
     greys = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)  # (N, 8, 8), stored as 0 to 16
     samples = []
     for grey, label in zip(greys, digits.target[rows], strict=True):

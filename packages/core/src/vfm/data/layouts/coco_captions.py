@@ -65,7 +65,9 @@ def coco_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Imag
             yield ImageEntry("", path, problem=BadSample("unreadable_row", f"{path}: annotations[{number}]"))
     root = image_root or _image_folder(path, images)
     for number, image in enumerate(images):
-        name, key = (image.get("file_name"), image.get("id")) if isinstance(image, dict) else (None, None)
+        name = key = None
+        if isinstance(image, dict):
+            name, key = image.get("file_name"), image.get("id")
         if not isinstance(name, str) or not isinstance(key, int | str):
             yield ImageEntry("", path, problem=BadSample("unreadable_row", f"{path}: images[{number}]"))
         else:

@@ -165,7 +165,7 @@ def find_layout(
 
 def _inside(folder: str, kind: Kind | Literal["auto"], split: str | None) -> list[str]:
     """List the tars, the table, the captions, the parquet or Arrow files in a folder, or else the folder itself."""
-    # The order matters: img2dataset writes a parquet table beside each tar, and image folders may have a table.
+    # The order matters: img2dataset writes a parquet table next to each tar, and image folders may have a table.
     root = folder.rstrip("/")
     inside: list[str] | None = None
     if kind in ("auto", "webdataset"):

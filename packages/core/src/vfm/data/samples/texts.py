@@ -43,7 +43,9 @@ def texts_by_sample(read: ReadTexts, rows: Rows, on_bad: OnBad) -> pa.Table:
             continue
         for language, texts in sample.texts.items():
             records += [(row, sample.uid, language, index, text) for index, text in enumerate(texts)]
-    columns: list[Sequence[object]] = list(zip(*records, strict=True)) if records else [()] * 5
+    columns: list[Sequence[object]] = [()] * 5
+    if records:
+        columns = list(zip(*records, strict=True))
     schema = texts_schema()
     return pa.table(
         [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema

@@ -56,7 +56,9 @@ PAIRS_SHOWN = 2  # pairs per pattern in the panel
 def make_pool(config: ShapesPool, ctx: Context) -> Pool:
     """Draw the images and write them as WebDataset tars."""
     texts = {language: f"json.{language}" for language in config.world.languages}
-    render = partial(render_captions, ctx.load(config.images).path) if config.images else render_shard
+    render: Render = render_shard
+    if config.images:
+        render = partial(render_captions, ctx.load(config.images).path)
     count = write_index(ctx.directory, write_shards(config, ctx, render), DatasetSpec(texts=texts))
     pool = Pool.create(ctx.directory, num_samples=count, languages=list(texts))
     add_dataset_panels(ctx, pool)

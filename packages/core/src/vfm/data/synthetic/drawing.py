@@ -226,7 +226,8 @@ def _covered(depth: Floats) -> Floats:
 def _contrast(colour: Colour) -> RGB:
     """Choose a colour with contrast: black on light colours, white on dark colours."""
     red, green, blue = PALETTE[colour]
-    return (0.1, 0.1, 0.1) if 0.3 * red + 0.59 * green + 0.11 * blue > 0.45 else (0.95, 0.95, 0.95)
+    lightness = 0.3 * red + 0.59 * green + 0.11 * blue
+    return (0.1, 0.1, 0.1) if lightness > 0.45 else (0.95, 0.95, 0.95)
 
 
 def _levels(colour: RGB) -> Floats:

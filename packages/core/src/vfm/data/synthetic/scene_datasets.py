@@ -61,7 +61,9 @@ def make_scenes(config: ShapesScenes, ctx: Context) -> AnnotatedImages:
     names = class_names(config.world, config.vocabulary)
     count = len(names)
     classes = Classes([*names, GROUND], list(range(count + 1)), [True] * count + [False])
-    labels: list[Label] = ["boxes", "masks"] if config.federated else ["boxes", "masks", "semantic", "panoptic"]
+    labels: list[Label] = ["boxes", "masks"]
+    if not config.federated:
+        labels += ["semantic", "panoptic"]
     reader = SampleRecords(
         Layout("webdataset", [shard.path for shard in shards], ""),
         classes,

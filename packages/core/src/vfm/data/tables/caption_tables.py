@@ -75,7 +75,9 @@ def _write_shards(directory: Path, rows: Iterator[Row], spec: DatasetSpec) -> It
         for name in ID_COLUMNS:
             if any(name in row for row in part):
                 values = [row.get(name) for row in part]
-                columns[name] = _strings(list(map(given_uid, values)) if name == "uid" else values)
+                if name == "uid":
+                    values = list(map(given_uid, values))
+                columns[name] = _strings(values)
         path = directory / f"captions-{number:05d}.parquet"
         pq.write_table(pa.table(columns), path, compression="zstd", write_page_checksum=True)
         yield Shard.of(path, len(part), format="parquet")

@@ -218,7 +218,9 @@ class ParquetShard(ShardReader):
             return uids
         lacking = good.nonzero()[0][uids.is_null().to_numpy(zero_copy_only=False)]
         has_keys = "key" in columns and not self.spec.keys_repeat
-        keys = columns["key"].take(lacking).to_pylist() if has_keys else [None] * len(lacking)
+        keys: list[object] = [None] * len(lacking)
+        if has_keys:
+            keys = columns["key"].take(lacking).to_pylist()
         names = []
         for row, key in zip(rows[lacking].tolist(), keys, strict=True):
             names.append(self._name(row) if key is None else str(key))

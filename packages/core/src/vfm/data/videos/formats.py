@@ -96,8 +96,9 @@ def webdataset(config: Videos) -> Listing:
         paths = [f"{root}/{name}" for name in files.names_in(root) if name.endswith(".tar")]
     names = list(config.class_names) or lines_beside(paths[0], CLASS_NAMES_FILE)
     # Without class names, labels are read as texts, because they may be names.
-    label_fields = {"label_key": config.label_key} if names else {"texts": {"label": config.label_key}}
-    spec = DatasetSpec(image_key=",".join(VIDEO_EXTENSIONS), class_names=names, **label_fields)
+    spec = DatasetSpec(image_key=",".join(VIDEO_EXTENSIONS), class_names=names, label_key=config.label_key)
+    if not names:
+        spec = spec.model_copy(update={"label_key": None, "texts": {"label": config.label_key}})
     videos: list[ListedVideo] = []
     for path in paths:
         videos += list_tar(path, spec)

@@ -124,7 +124,9 @@ class VideoSource:
     def where(self, index: int) -> str:
         """Format the address of a video for messages."""
         sample = self[index]
-        return f"{sample.media.path}:{sample.key}" if sample.media.start >= 0 else sample.media.path
+        if sample.media.start < 0:
+            return sample.media.path
+        return f"{sample.media.path}:{sample.key}"  # the tar does not say which video
 
     @property
     def labels(self) -> list[int]:

@@ -43,7 +43,9 @@ def join_videos(config: VideoUnion, ctx: Context) -> VideoDataset:
                 dropped["repeated"] += 1
                 continue
             seen.add(identity)
-            path = row["path"] if "://" in row["path"] else str(source.directory / row["path"])
+            path = row["path"]
+            if "://" not in path:
+                path = str(source.directory / path)
             rows.append({**row, "path": path, "label": labels[row["label"]], "key": f"{part.path.name}/{row['key']}"})
     if not rows:
         raise UserError(f"{ctx.stage}: no video is left: {dict(dropped)}")
