@@ -16,7 +16,7 @@ from vfm.data import Questions
 from vfm.data.synthetic.stages import ShapesScenes
 from vfm.data.synthetic.world import World
 from vfm.plugin import AnnotatedImages, Preflight, UserError
-from vfm_diva.mllm.pope import Asked, Split, draw_pope, question_about
+from vfm_diva.mllm.pope import ObjectQuestion, Split, draw_pope, question_about
 from vfm_diva.mllm.scores import (
     chosen,
     f1,
@@ -36,7 +36,7 @@ Pictures = st.lists(st.lists(st.sampled_from(NAMES), unique=True, max_size=8), m
 def test_questions_are_balanced_and_absent_objects_are_absent(
     objects: list[list[str]], split: Split, per_image: int, seed: int
 ) -> None:
-    def drawn() -> list[Asked]:
+    def drawn() -> list[ObjectQuestion]:
         generator = np.random.default_rng(seed)
         return draw_pope(objects, split, num_images=5, per_image=per_image, generator=generator)
 

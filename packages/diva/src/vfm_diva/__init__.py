@@ -1,8 +1,8 @@
 """DIVA post-training for vfm.
 
-The names here are configurations, without torch. `prior` trains a small diffusion model, `tune` uses the feedback of a
-frozen one, `generator` assembles one from `denoiser`, `networks`, `space` and `condition_map`, and `mllm` trains and
-evaluates multimodal models. As a library: `prior.prior_task` and `tune.tune_task`.
+The names here are configurations, without torch. `prior` trains a small diffusion model, and `tune` uses the feedback
+of a frozen one. `generator` assembles a diffusion model from `denoiser`, `networks`, `space` and `condition_map`.
+`mllm` trains and evaluates multimodal models. As a library: `prior.prior_task` and `tune.tune_task`.
 """
 
 from vfm_diva.generator.stages import CropSettings, DivaLatents

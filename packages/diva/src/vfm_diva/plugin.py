@@ -1,4 +1,4 @@
-"""The entry point of this package."""
+"""Entry point of this package."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ from vfm_diva.tune.stages import DivaTune
 
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
-    """Return the stages of DIVA: latents, prior, tuning, predicted gains, language models."""
+    """List the stages of DIVA: latents, prior, tuning, predicted gains, language models."""
     return [DivaLatents, DivaPrior, DivaTune, *stages_forecast.STAGES, *stages_mllm.STAGES]

@@ -1,4 +1,4 @@
-"""The map that a prior is trained with: from CLIP's joint space to the context of its network, and to its vector."""
+"""Map from CLIP's joint space to the context of a prior's network, and to its vector. It is trained with the prior."""
 
 # B batch, D width of the joint space, K context tokens, W their width, P width of the vector
 
@@ -30,19 +30,19 @@ def unit_rms(embeds: Tensor) -> Tensor:
 
 
 class ConditionMap(nn.Module):
-    """A map from CLIP's joint space to a few context tokens, and to a vector if the network takes one.
+    """Map from CLIP's joint space to a few context tokens, and to a vector if the network takes one.
 
     It is trained with the generator: a linear layer, or layer norm, linear layer, GELU and linear layer (GenHancer).
 
     It expects text embeddings. CLIP's image embeddings differ from them by a nearly constant vector, the modality gap
-    (arXiv:2203.02053), which `toward_text` adds. The weights identify the joint space by the embedding of one text.
+    (arXiv:2203.02053), which `toward_text` adds. The weights identify the joint space by the embedding of a fixed text.
 
     Args:
-        embed_dim: D.
-        num_tokens: K.
-        width: W.
-        vector_width: P; 0 for networks without a vector.
-        layers: of the map.
+        embed_dim: width D of the joint space.
+        num_tokens: number K of context tokens.
+        width: width W of a context token.
+        vector_width: width P of the vector, or 0 for networks without a vector.
+        layers: layers of the map.
     """
 
     gap: Tensor
@@ -66,9 +66,9 @@ class ConditionMap(nn.Module):
         """Map text-like embeddings to context tokens, (B, K, W), and to the vector, (B, P).
 
         Args:
-            embeds: (B, D), of any scale.
-            noise: added at the scale at which channels have a root mean square of 1, (B, D).
-            is_empty: samples without a condition, (B,) bool.
+            embeds: embeddings of any scale, (B, D).
+            noise: noise that is added when channels have a root mean square of 1, (B, D).
+            is_empty: True for samples without a condition, (B,) bool.
         """
         embeds = unit_rms(embeds)
         if noise is not None:
@@ -89,19 +89,19 @@ class ConditionMap(nn.Module):
         return F.normalize(image_embeds.float(), dim=-1) + self.gap
 
     def empty(self, num_samples: int) -> Conditioning:
-        """Return the context of samples without a condition."""
+        """Compute the context of samples without a condition."""
         embeds = self.gap.new_ones(num_samples, len(self.gap))
         is_empty = torch.ones(num_samples, dtype=torch.bool, device=self.gap.device)
         conditioning: Conditioning = self(embeds, is_empty=is_empty)
         return conditioning
 
     def record_space(self, clip: ClipModel) -> None:
-        """Store the probe's embedding, which identifies the CLIP model's joint space; nothing on `meta`."""
+        """Store the probe's embedding, which identifies the CLIP model's joint space. On `meta` nothing is stored."""
         if not self.probe.is_meta:
             self.probe.copy_(clip.encode_texts([PROBE])[0])
 
     def check_width(self, clip: ClipModel) -> None:
-        """Check that a CLIP model's joint space has the map's width; no weights are read.
+        """Check that a CLIP model's joint space has the map's width. No weights are read.
 
         Raises:
             UserError: the widths differ.
@@ -114,7 +114,7 @@ class ConditionMap(nn.Module):
             )
 
     def check_space(self, clip: ClipModel) -> None:
-        """Check that a CLIP model has the joint space that the map was trained on, not just one of the same width.
+        """Check that a CLIP model has the joint space that the map was trained on, and not only the same width.
 
         On the meta device there is nothing to compare.
 
@@ -137,7 +137,7 @@ class ConditionMap(nn.Module):
 
     @classmethod
     def load(cls, directory: Path, *, weights: bool = True) -> ConditionMap | None:
-        """Return a saved map, or None if there is none; without weights it is on the meta device."""
+        """Load a saved map, or return None if there is none. Without weights it is on the meta device."""
         file = directory / CONFIG_FILE
         sizes = store_files.read_record(file) if file.is_file() else {}
         if not sizes:
@@ -157,6 +157,6 @@ def _layers(kind: MapLayers, width: int, out: int) -> nn.Module:
 
 
 def save_without_map(directory: Path) -> None:
-    """Write an empty configuration: a prior trained here, conditioned on text states without a map."""
+    """Write an empty configuration, which marks a prior trained here on text states without a map."""
     directory.mkdir(exist_ok=True)
     (directory / CONFIG_FILE).write_text("{}\n", encoding="utf-8")

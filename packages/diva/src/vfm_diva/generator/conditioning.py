@@ -1,6 +1,6 @@
-"""The conditioning of a generator, in the form that its network takes, and its combination with a constant prompt."""
+"""Conditioning of a generator, in the form that its network takes, and its combination with a constant prompt."""
 
-# B batch, T tokens of an image, L of the prompt, K context tokens, W their width, P width of the vector beside them
+# B batch, T tokens of an image, L of the prompt, K context tokens, W their width, P width of the additional vector
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ Combine = Literal["replace", "add", "concatenate", "broadcast"]
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The context of the cross-attention, and the vector that some networks take beside it.
+    """Context of the cross-attention, and an additional vector that some networks take.
 
-    tokens: (B, K, W).
-    pooled: (B, P): SDXL's pooled text, un-CLIP's class embedding, the vector of a flow transformer; None for others.
+    tokens: context tokens, (B, K, W).
+    pooled: additional vector, (B, P): SDXL's pooled text, un-CLIP's class embedding, or the vector of a flow
+        transformer. None for other networks.
     """
 
     tokens: Tensor
@@ -29,36 +30,37 @@ class Conditioning:
         return len(self.tokens)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Conditioning:
-        """Return the conditioning with `function` applied to both tensors."""
-        return Conditioning(function(self.tokens), None if self.pooled is None else function(self.pooled))
+        """Apply `function` to both tensors."""
+        pooled = None if self.pooled is None else function(self.pooled)
+        return Conditioning(function(self.tokens), pooled)
 
     def to(self, *args: Any) -> Conditioning:
-        """Return it on another device or in another dtype."""
+        """Move both tensors to another device or dtype."""
         return self.map(lambda x: x.to(*args))
 
     def repeat_interleave(self, repeats: int) -> Conditioning:
-        """Repeat each sample's conditioning, (B * repeats, ...); repeats of a sample are adjacent."""
+        """Repeat each sample's conditioning, (B * repeats, ...). Repeats of a sample are adjacent."""
         return self.map(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def mismatched(self, num_choices: int = 1) -> Conditioning:
-        """Return for each sample the conditioning of the one before it; a sample has `num_choices` adjacent rows."""
+        """Give each sample the conditioning of the sample before it. A sample has `num_choices` adjacent rows."""
         return self.map(lambda x: x.roll(num_choices, dims=0))
 
     def expand(self, num_samples: int) -> Conditioning:
-        """Expand the conditioning of one sample (B = 1) to `num_samples`."""
+        """Expand the conditioning of a single sample (B = 1) to `num_samples`."""
         return self.map(lambda x: x.expand(num_samples, *x.shape[1:]))
 
 
 def combine_with_prompt(image: Conditioning, prompt: Conditioning | None, how: Combine) -> Conditioning:
-    """Combine the conditioning of images with that of a constant prompt.
+    """Combine the conditioning of images with a constant prompt.
 
     Args:
-        image: of each image; without tokens (T = 0) for networks conditioned on the vector only.
-        prompt: B = 1; None returns `image`.
-        how: `replace`: the image tokens replace the text states. `add`: elementwise if there are as many of both, else
-            the states' mean is added to each token, as in DIVA's code (77 tokens, other numbers). `concatenate`: the
-            image tokens follow the states. A vector cannot be concatenated, so `concatenate` keeps the prompt's.
-            `broadcast`: the image token is added to each of the states, as in DCR's code; for one token only.
+        image: conditioning of each image, without tokens (T = 0) for networks conditioned only on the vector.
+        prompt: conditioning of the prompt, B = 1. None returns `image`.
+        how: rule. `replace`: the image tokens replace the text states. `add`: elementwise if there are as many of both,
+            else the states' mean is added to each token, as in DIVA's code (77 tokens, other numbers). `concatenate`:
+            the image tokens follow the states. A vector cannot be concatenated, so `concatenate` keeps the prompt's.
+            `broadcast`: the image token is added to each of the states, as in DCR's code, for one token only.
     """
     if prompt is None:
         return image
@@ -75,7 +77,8 @@ def _tokens(image: Tensor, states: Tensor, how: Combine) -> Tensor:
         return torch.cat([states, image], dim=1)  # (B, L + T, W)
     if how == "broadcast":
         return states + image
-    return image + (states if states.shape[1] == image.shape[1] else states.mean(dim=1, keepdim=True))
+    has_equal_length = states.shape[1] == image.shape[1]
+    return image + (states if has_equal_length else states.mean(dim=1, keepdim=True))
 
 
 def _pooled(image: Tensor | None, prompt: Tensor | None, how: Combine) -> Tensor | None:

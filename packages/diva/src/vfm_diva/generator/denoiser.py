@@ -21,12 +21,12 @@ from vfm_kernels import (
 
 
 class Denoiser(nn.Module):
-    """A network that predicts noise or velocity from a noisy sample, its time and a conditioning, and its error.
+    """Network that predicts noise or velocity from a noisy sample, its time and a conditioning, and its error.
 
     Args:
-        network: of a class in `vfm_diva.generator.networks.NETWORKS`.
-        prediction: the target that the network was trained with; its error is measured against the same target.
-        alphas_cumprod: share of signal at each timestep of the schedule, (T,); for `flow` only T is used.
+        network: network of a class in `vfm_diva.generator.networks.NETWORKS`.
+        prediction: target that the network was trained with. Its error is measured against the same target.
+        alphas_cumprod: share of signal at each timestep of the schedule, (T,). `flow` uses only T.
     """
 
     alphas_cumprod: Tensor
@@ -38,13 +38,13 @@ class Denoiser(nn.Module):
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
 
     def forward(self, x0: Tensor, noise: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
-        """Return the mean squared error of each sample, fp32 (B,).
+        """Compute the mean squared error of each sample, fp32 (B,).
 
         Args:
             x0: clean samples, (B, C, h, h).
-            noise: unit normal, of the same shape.
-            times: in [0, 1), (B,); 0 is clean.
-            conditioning: of each sample.
+            noise: unit-normal noise of the same shape.
+            times: diffusion times in [0, 1), (B,), where 0 is clean.
+            conditioning: conditioning of each sample.
         """
         predicted, alpha_bar = self._predict_noisy(x0, noise, times, conditioning)
         return denoising_error(self.prediction, predicted, x0, noise, alpha_bar)
@@ -52,14 +52,14 @@ class Denoiser(nn.Module):
     def predict_target(
         self, x0: Tensor, noise: Tensor, times: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]:
-        """Return the prediction for samples with noise, and its target, like `x0` each; arguments as `forward`."""
+        """Predict from samples with noise, and compute the target, both shaped like `x0`. Arguments as in `forward`."""
         predicted, alpha_bar = self._predict_noisy(x0, noise, times, conditioning)
         return predicted, diffusion_target(self.prediction, x0, noise, alpha_bar)
 
     def _predict_noisy(
         self, x0: Tensor, noise: Tensor, times: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the prediction, and the share of signal at the times, (B,), except for `flow`."""
+        """Predict from samples with noise. Also return the share of signal at the times, (B,), except for `flow`."""
         num_timesteps = len(self.alphas_cumprod)
         if self.prediction == "flow":
             alpha_bar, timesteps = None, times * num_timesteps
@@ -71,21 +71,22 @@ class Denoiser(nn.Module):
         return self.predict(noisy, timesteps, conditioning), alpha_bar
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """Return the prediction for noisy samples (B, C, h, h) at timesteps of the schedule, (B,)."""
+        """Predict from noisy samples (B, C, h, h) at timesteps of the schedule, (B,)."""
         return predict(self.network, noisy, timesteps, conditioning)
 
 
 def error_over_times(
     denoiser: Denoiser, x0: Tensor, noise: Tensor, times: Tensor, conditioning: Conditioning
 ) -> Tensor:
-    """Return the error of each sample, averaged over its N times, (B,), from one pass of the network.
+    """Compute the error of each sample, averaged over its N times, (B,), in a single pass of the network.
 
     Args:
-        denoiser: called as a `Denoiser`.
+        denoiser: module that is called like a `Denoiser`.
         x0: clean samples, (B, C, h, h).
-        noise: of each time, (B, N, C, h, h).
-        times: (B, N).
-        conditioning: of each sample, the same at all times, so its gradients add up; or of each of its times, (B N).
+        noise: noise at each time, (B, N, C, h, h).
+        times: diffusion times, (B, N).
+        conditioning: conditioning of each sample, the same at all times, so its gradients add up. Or of each time of
+            each sample, (B N).
     """
     num_times = times.shape[1]
     error: Tensor = denoiser(

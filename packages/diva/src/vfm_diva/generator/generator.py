@@ -1,4 +1,4 @@
-"""Generators on disk and in memory: diffusers' layout, with a condition map beside it for those trained here.
+"""Generators on disk and in memory: diffusers' layout, with a condition map for generators that were trained here.
 
 unet/ or transformer/, scheduler/, vae/ if it denoises latents    as diffusers writes and reads them
 pixels/config.json                                                the scale of the pixels, if it denoises pixels
@@ -39,32 +39,32 @@ PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}
 
 @dataclass
 class Generator:
-    """The parts of a diffusion model."""
+    """Parts of a diffusion model."""
 
     denoiser: Denoiser
     space: Space
     scheduler: Any  # diffusers' DDIM, or Euler for flow
     condition_map: ConditionMap | None
     sample_size: int  # h
-    folder: Path | None = None  # where it was loaded from; its text encoder may be there
+    folder: Path | None = None  # folder that it was loaded from, where its text encoder may be
 
     @property
     def image_size(self) -> int:
-        """Side of the images it was trained on."""
+        """Side of the images that it was trained on."""
         return self.sample_size * self.space.downscale
 
     @property
     def inputs(self) -> NetworkInputs:
-        """The inputs of its network."""
+        """Shapes of its network's inputs."""
         return network_inputs(self.denoiser.network)
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
-        """(C, h, h) at its own size."""
+        """(C, h, h) at its training size."""
         return self.noise_shape_at(self.image_size)
 
     def noise_shape_at(self, image_size: int) -> tuple[int, int, int]:
-        """Return (C, h, h) for images of another size.
+        """Compute (C, h, h) for images of another size.
 
         Raises:
             UserError: the VAE and the network cannot halve this size that often, or the network takes one size.
@@ -108,18 +108,18 @@ def build_generator(
     space: Space | None = None,
     seed: int = 0,
 ) -> Generator:
-    """Return a generator with random weights, conditioned on a joint space or on text states.
+    """Create a generator with random weights, conditioned on a joint space or on text states.
 
     Args:
         image_size: side of the images.
-        embed_dim: width of the joint space; None: the condition is text states, and there is no condition map.
+        embed_dim: width of the joint space. None means that text states condition it, without a condition map.
         num_tokens: context tokens that an embedding is mapped to.
         condition_width: width of the context tokens or of the text states.
-        layers: of the map from the joint space.
-        network: default: a small UNet.
+        layers: layers of the map from the joint space.
+        network: configuration of the network. The default is a small UNet.
         prediction: target of the network.
-        space: default: pixels.
-        seed: of the weights.
+        space: space in which it denoises. The default is pixels.
+        seed: seed of the weights.
 
     Raises:
         UserError: the size does not fit the network.
@@ -155,11 +155,11 @@ def load_generator(checkpoint: GeneratorCheckpoint, *, weights: bool = True) -> 
     """Load a checkpoint: a `diva.prior`, or a pretrained text-to-image model.
 
     Args:
-        checkpoint: in diffusers' layout.
-        weights: False reads the configurations only; the parts are on the meta device.
+        checkpoint: generator in diffusers' layout.
+        weights: False reads only the configurations, and the parts are on the meta device.
 
     Raises:
-        UserError: the denoiser is of an unknown class, or its VAE is missing, of an unknown class or of another scale.
+        UserError: the denoiser's class is unknown, or its VAE is missing, or of an unknown class or a wrong scale.
     """
     folder = checkpoint.path
     network = _load_network(folder, weights=weights)
@@ -192,14 +192,14 @@ def _load_network(folder: Path, *, weights: bool) -> Any:
 
 
 def _alphas_cumprod(scheduler: Any) -> Tensor:
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # its path is straight; only the length is used
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # its path is straight, so only the length is used
         return torch.linspace(1, 0, scheduler.config.num_train_timesteps)
     alphas: Tensor = scheduler.alphas_cumprod
     return alphas
 
 
 def randomize_weights(generator: Generator, *, seed: int) -> None:
-    """Replace the generator's network by one with random weights; schedule, space and condition map do not change."""
+    """Give the generator's network random weights. Schedule, space and condition map do not change."""
     network = generator.denoiser.network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -217,18 +217,18 @@ def sample_images(
     num_steps: int = 25,
     seed: int = 0,
 ) -> Tensor:
-    """Sample images, uint8 (B, 3, S, S), by DDIM, or by Euler steps for flow. The same seed starts from the same noise.
+    """Sample images, uint8 (B, 3, S, S), by DDIM, or by Euler steps for flow. A seed always gives the same noise.
 
     Args:
-        generator: the model.
-        conditioning: of each image.
-        image_size: S; default: the generator's own.
-        empty: the empty conditioning, for classifier-free guidance; default: no guidance.
-        guidance: scale of the guidance; above 1 the condition is followed more strongly than in training.
+        generator: diffusion model.
+        conditioning: conditioning of each image.
+        image_size: side S of the images. The default is the generator's training size.
+        empty: empty conditioning for classifier-free guidance. Without it there is no guidance.
+        guidance: scale of the guidance. Above 1 the condition is followed more strongly than in training.
         num_steps: passes of the network.
-        seed: of the initial noise.
+        seed: seed of the initial noise.
 
-    Source: Song et al. 2020, DDIM (arXiv:2010.02502); Ho and Salimans 2022, classifier-free guidance
+    Sources: Song et al. 2020, DDIM (arXiv:2010.02502), and Ho and Salimans 2022, classifier-free guidance
     (arXiv:2207.12598).
     """
     denoiser, scheduler = generator.denoiser, deepcopy(generator.scheduler)

@@ -1,4 +1,4 @@
-"""The inputs of the trainings: from a sample to tensors. Everything random is drawn from the sample's own seed.
+"""Inputs of training: from a sample to tensors. Everything random is drawn from the sample's own seed.
 
 A step therefore has the same crops, noise, times and conditions with any micro-batches, workers and processes.
 """
@@ -26,7 +26,7 @@ from vfm_diva.generator.space import Space
 
 Inputs = TypeVar("Inputs")
 
-# They separate the draws of conditions, patches and second crops from those of the crop, which has the same seed.
+# Each separates its draws (conditions, patches, second crops) from the draw of the crop, which has the same seed.
 CONDITION_STREAM = 0x636F6E64
 PATCH_STREAM = 0x70617463
 VIEW_STREAM = 0x76696577
@@ -34,13 +34,13 @@ VIEW_STREAM = 0x76696577
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInputs:
-    """One crop of an image for CLIP and for the generator, with noise; of a sample, or of a batch (B, ...).
+    """A crop of an image for CLIP and for the generator, with noise. Of a sample, or of a batch (B, ...).
 
-    images: for CLIP, uint8 (3, S, S).
-    target_images: for the generator, uint8 (3, G, G); None with cached latents.
+    images: image for CLIP, uint8 (3, S, S).
+    target_images: image for the generator, uint8 (3, G, G). None with cached latents.
     target_latents: cached latents of the generator's image, (C, h, h), or None.
-    noise: unit normal, (N, C, h, h).
-    times: in [0, 1), (N,).
+    noise: unit-normal noise, (N, C, h, h).
+    times: diffusion times in [0, 1), (N,).
     """
 
     images: Tensor
@@ -54,9 +54,9 @@ class ImageInputs:
 class TuneInputs(ImageInputs):
     """Inputs of `diva.tune`.
 
-    patch_draws: uniform numbers that choose the patches, (num_draws,), or as many for each time; None if nothing is
+    patch_draws: uniform numbers that choose the patches, (num_draws,), or as many for each time. None if nothing is
         drawn.
-    views: a second crop for CLIP, uint8 (3, S, S); None unless the loss compares it.
+    views: second crop for CLIP, uint8 (3, S, S). None unless the loss compares it.
     """
 
     patch_draws: Tensor | None = None
@@ -67,10 +67,10 @@ class TuneInputs(ImageInputs):
 class PriorInputs(ImageInputs):
     """Inputs of `diva.prior`.
 
-    tokens: a caption, (L,).
-    is_text: whether the caption is the condition, not the image; bool.
-    is_empty: whether the condition is dropped; bool.
-    condition_noise: unit normal, (D,).
+    tokens: tokens of a caption, (L,).
+    is_text: whether the caption is the condition instead of the image, bool.
+    is_empty: whether the condition is dropped, bool.
+    condition_noise: unit-normal noise, (D,).
     """
 
     tokens: Tensor
@@ -85,8 +85,8 @@ class MakeImageInputs:
 
     transform: makes the generator's image.
     sampler: draws noise and times.
-    preprocess: CLIP's.
-    stored: cached latents, used instead of the generator's image; `transform` must then make their crops.
+    preprocess: CLIP's preprocessing.
+    stored: cached latents, used instead of the generator's image. `transform` must then make their crops.
     """
 
     transform: ImageTransform
@@ -95,10 +95,10 @@ class MakeImageInputs:
     stored: StoredLatents | None = None
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> ImageInputs:
-        """Return the inputs of one sample.
+        """Make the inputs of a sample.
 
         Raises:
-            BadSample: its image cannot be read, or could not be when latents were cached.
+            BadSample: its image is unreadable, or was when latents were cached.
         """
         noise, times = self.sampler(draw.seed)
         if self.stored:
@@ -112,7 +112,7 @@ class MakeImageInputs:
         return ImageInputs(images=self._clip_image(image, draw.seed), target_images=target, noise=noise, times=times)
 
     def view(self, sample: Sample, draw: SampleDraw) -> Tensor:
-        """Return another crop of a sample's image for CLIP, uint8 (3, S, S); errors as `__call__`."""
+        """Make another crop of a sample's image for CLIP, uint8 (3, S, S). Errors are as in `__call__`."""
         return self._clip_image(decode_image(sample.image, sample.key), draw.seed ^ VIEW_STREAM)
 
     def _clip_image(self, image: Image.Image, seed: int) -> Tensor:
@@ -133,7 +133,7 @@ class MakeTuneInputs:
     with_view: bool = False
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> TuneInputs:
-        """Return the inputs of one sample; errors as `MakeImageInputs`."""
+        """Make the inputs of a sample. Errors are as in `MakeImageInputs`."""
         draws = None
         if self.num_draws:
             draws = torch.rand(self.num_draws, generator=torch.Generator().manual_seed(draw.seed ^ PATCH_STREAM))
@@ -143,12 +143,12 @@ class MakeTuneInputs:
 
 @dataclass(frozen=True)
 class MakePriorInputs:
-    """Makes `PriorInputs`. If an image has several captions, one is drawn; with `text_share` 0 it needs none.
+    """Makes `PriorInputs`. If an image has several captions, one is drawn. With `text_share` 0 it needs none.
 
     images: makes the images.
     tokenize: CLIP's tokenizer.
-    language: of the captions.
-    embed_dim: D.
+    language: language of the captions.
+    embed_dim: width D of the joint space.
     text_share: probability that the caption is the condition.
     dropout: probability that the condition is dropped.
     """
@@ -161,10 +161,10 @@ class MakePriorInputs:
     dropout: float
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> PriorInputs:
-        """Return the inputs of one sample.
+        """Make the inputs of a sample.
 
         Raises:
-            BadSample: it has no caption in the language, or as `MakeImageInputs`.
+            BadSample: it has no caption in the language, or its image is unusable, as in `MakeImageInputs`.
         """
         captions = sample.texts.get(self.language) or ([] if self.text_share else [""])
         if not captions:
@@ -182,7 +182,7 @@ class MakePriorInputs:
 
 
 def clean_targets(space: Frozen[Space], inputs: ImageInputs) -> Tensor:
-    """Return the samples to denoise before noise is added, (B, C, h, h): the cached latents if there are any."""
+    """Compute the samples to denoise before noise is added, (B, C, h, h). Cached latents are used if there are any."""
     if inputs.target_latents is not None:
         return inputs.target_latents.float()
     x0: Tensor = space(inputs.target_images)
@@ -192,15 +192,15 @@ def clean_targets(space: Frozen[Space], inputs: ImageInputs) -> Tensor:
 def sample_batches(
     data: TrainingData[Inputs], device: torch.device, *, num_batches: int, batch_size: int
 ) -> Iterator[Batch[Inputs]]:
-    """Yield batches of distinct samples for measurements: the first in the training's shuffled order.
+    """Yield batches of distinct samples for measurements: the first ones in the shuffled order of training.
 
     The order matters, since a dataset's shards may be sorted.
 
     Args:
-        data: of the training.
-        device: of the batches.
-        num_batches: maximum number; fewer if the dataset is smaller.
-        batch_size: samples per batch; a smaller dataset gives one batch.
+        data: data of the training run.
+        device: device of the batches.
+        num_batches: largest number of batches. A small dataset gives fewer.
+        batch_size: samples per batch. A smaller dataset gives one batch.
     """
     size = min(batch_size, len(data.source))
     count = min(num_batches, len(data.source) // size)
@@ -209,10 +209,10 @@ def sample_batches(
 
 
 def usable_samples(data: TrainingData[Inputs]) -> Iterator[tuple[Sample, Inputs]]:
-    """Yield the samples that can be used, in the training's shuffled order, with their inputs."""
+    """Yield the usable samples, in the shuffled order of training, with their inputs."""
     order = data.order()
-    for place in range(len(data.source)):
-        index = int(order(place, place + 1)[0])
+    for position in range(len(data.source)):
+        index = int(order(position, position + 1)[0])
         try:
             sample = data.source[index]
             yield sample, data.make(sample, SampleDraw.of(data.seed, 0, index))

@@ -1,4 +1,4 @@
-"""The work of `diva.latents`, which caches a VAE's latents, and the reading of such caches in trainings."""
+"""Work of `diva.latents`, which caches a VAE's latents, and the code that reads such caches in training."""
 
 # C channels, h side of the latents
 
@@ -31,9 +31,10 @@ def check_cache_latents(config: DivaLatents, ctx: Preflight) -> None:
     """Check that the generator has a VAE that takes images of this size, if the generator exists.
 
     Raises:
-        UserError: it does not.
+        UserError: it has no VAE, or the size does not fit.
     """
-    if checkpoint := ctx.artifact(config.generator):
+    checkpoint = ctx.artifact(config.generator)
+    if checkpoint:
         generator = load_generator(checkpoint, weights=False)
         require_latents(generator.space)
         generator.noise_shape_at(config.image_size or generator.image_size)
@@ -85,18 +86,18 @@ def cache_latents(config: DivaLatents, ctx: Context) -> SampleCache:
 class StoredLatents:
     """Reads the latents of each sample's crop, and the seed of that crop.
 
-    tensors: of a cache made by `diva.latents`.
-    global_batch_size: of the training; it determines the epoch of a step.
+    tensors: tensors of a cache made by `diva.latents`.
+    global_batch_size: batch size of the training run, which determines the epoch of a step.
     """
 
     tensors: CachedTensors
     global_batch_size: int
 
     def __call__(self, draw: SampleDraw) -> tuple[int, Tensor]:
-        """Return the seed of the crop of the step's epoch, and its latents, (C, h, h).
+        """Look up the seed of the crop of the step's epoch, and its latents, (C, h, h).
 
         Raises:
-            BadSample: the sample could not be used when the latents were cached.
+            BadSample: the sample was unusable when the latents were cached.
         """
         crop = self.tensors.crop_in(draw.step, self.global_batch_size)
         crop_seed = SampleDraw.of(self.tensors.cache.seed, crop, draw.index).seed
@@ -106,10 +107,10 @@ class StoredLatents:
 def open_latents(
     cache: SampleCache, data: ImageDataset, generator: Generator, transform: ImageTransform, global_batch_size: int
 ) -> tuple[StoredLatents, ImageTransform]:
-    """Open a cache for a training; also return the transform with the cache's crops.
+    """Open a cache for a training run. Also return the transform with the cache's crops.
 
     Raises:
-        UserError: as `check_latents`.
+        UserError: the cache does not fit, as for `check_latents`.
     """
     check_latents(cache, data, generator.noise_shape_at(transform.size), generator.space)
     cropping = replace(transform, scale=cache.crop_scale, ratio=cache.crop_ratio)
@@ -122,17 +123,19 @@ def check_latents(
     shape: tuple[int, int, int] | None = None,
     space: Space | None = None,
 ) -> None:
-    """Check that a cache is of this dataset, this shape and this VAE, as far as they are given.
+    """Check that a cache fits a dataset, a shape and a VAE. Arguments that are None are not checked.
 
     Raises:
-        UserError: the first difference.
+        UserError: names the first difference.
     """
-    if data and (made_from := cache.linked(cache.data).resolve()) != data.path.resolve():
-        raise UserError(f"latents: expected latents of {data.path.resolve()}, got those of {made_from}")
+    cached_data = cache.linked(cache.data).resolve() if data else None
+    if data and cached_data != data.path.resolve():
+        raise UserError(f"latents: expected latents of {data.path.resolve()}, got those of {cached_data}")
     if shape and cache.shape != shape:
-        found, expected = (" x ".join(map(str, each)) for each in (cache.shape, shape))
-        raise UserError(f"latents: expected {expected} for this generator and image_size, got {found}")
-    if space and cache.producer != (producer := require_latents(space).fingerprint()):
+        cached, expected = (" x ".join(map(str, sizes)) for sizes in (cache.shape, shape))
+        raise UserError(f"latents: expected {expected} for this generator and image_size, got {cached}")
+    producer = require_latents(space).fingerprint() if space else None
+    if space and cache.producer != producer:
         raise UserError(
             f"latents: expected those of the generator's VAE ({producer}), got another's ({cache.producer})"
         )

@@ -1,4 +1,4 @@
-"""A denoiser without convolution or attention, for images so small that their pixels fit one vector."""
+"""Denoiser without convolution or attention, for images so small that their pixels fit one vector."""
 
 # B batch, C channels, h side of the sample, K context tokens, W their width, D width of the hidden layers
 
@@ -17,14 +17,14 @@ TIME_CHANNELS = 32
 
 
 class MlpDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """A residual network on all pixels at once; each block is scaled and shifted by the condition and the time.
+    """Residual network on all pixels at once. Each block is scaled and shifted by the condition and the time.
 
     Args:
-        sample_size: h; other sides do not fit.
-        in_channels: C.
-        cross_attention_dim: W. The condition is the mean of the context tokens.
-        width: D.
-        num_blocks: residual blocks.
+        sample_size: side h of the samples. Other sides do not fit.
+        in_channels: number C of channels.
+        cross_attention_dim: width W of a context token. The condition is the mean of the context tokens.
+        width: width D of the hidden layers.
+        num_blocks: number of residual blocks.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -45,12 +45,12 @@ class MlpDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(num_blocks))
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> SimpleNamespace:
-        """Return the prediction as `.sample`, as diffusers' networks do.
+        """Predict from noisy samples and return the prediction as `.sample`, as diffusers' networks do.
 
         Args:
             sample: noisy samples, (B, C, h, h).
-            timestep: from 0 to the length of the schedule, (B,).
-            encoder_hidden_states: the context, (B, K, W).
+            timestep: timesteps from 0 to the length of the schedule, (B,).
+            encoder_hidden_states: context tokens, (B, K, W).
         """
         condition = self.context(encoder_hidden_states.mean(dim=1)) + self.time(self.times(timestep))  # (B, D)
         x = F.silu(self.first(sample.flatten(1)) + condition)

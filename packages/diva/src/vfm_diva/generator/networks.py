@@ -1,4 +1,4 @@
-"""The kinds of diffusers' denoising networks: what each takes as input, and how it is called."""
+"""Kinds of diffusers' denoising networks: the inputs that each takes, and how it is called."""
 
 # B batch, C channels, h and w sides of the denoised sample, K context tokens, W their width, P width of the vector
 
@@ -19,30 +19,30 @@ from vfm_diva.parts.network_parts import FlowTransformer, Mlp, UNet
 NETWORKS: dict[str, Any] = {
     kind.__name__: kind for kind in (UNet2DConditionModel, SD3Transformer2DModel, FluxTransformer2DModel, MlpDenoiser)
 }
-"""The known classes, by the name in a generator's folder. A class added here must be called as a UNet is."""
+"""Known classes, by the name in a generator's folder. A class added here must be called like a UNet."""
 
-# Further conditions that a UNet's configuration may name, and those that are supported.
+# Further conditions that a UNet's configuration may name, and the supported values.
 CONDITION_TYPES: dict[str, tuple[str, ...]] = {
     "encoder_hid_dim_type": (),
     "num_class_embeds": (),
     "class_embed_type": ("projection",),
     "addition_embed_type": ("text_time",),
 }
-SDXL_DOWNSCALE = 8  # of its VAE: its size conditions are in pixels
+SDXL_DOWNSCALE = 8  # of its VAE, since its size conditions are in pixels
 FLUX_PATCH = 2  # a token of Flux is a square of 2 x 2 latents
 FLUX_GUIDANCE = 1.0  # the distilled guidance scale at which Flux follows the condition as strongly as the data do
 
 
 @dataclass(frozen=True)
 class NetworkInputs:
-    """The shapes of a network's inputs.
+    """Shapes of a network's inputs.
 
-    channels: C.
+    channels: number C of channels.
     multiple: both sides of a sample must be multiples of it.
-    context_width: W.
-    pooled_width: P; 0 if the network takes no vector.
-    class_width: the part of P that is a class embedding (un-CLIP), else 0.
-    side: the only side of a sample that fits; None if every multiple does.
+    context_width: width W of a context token.
+    pooled_width: width P of the vector, or 0 if the network takes no vector.
+    class_width: part of P that is a class embedding (un-CLIP), else 0.
+    side: only side of a sample that fits. None if every multiple does.
     """
 
     channels: int
@@ -54,7 +54,7 @@ class NetworkInputs:
 
 
 def network_inputs(network: Any) -> NetworkInputs:
-    """Return the shapes of a network's inputs, from its configuration; no weights are read.
+    """Read the shapes of a network's inputs from its configuration. No weights are read.
 
     Raises:
         UserError: the network needs a condition that DIVA cannot give.
@@ -83,22 +83,25 @@ def _context_width(config: Any) -> int:
 
 
 def _vector_widths(config: Any) -> tuple[int, int]:
-    """Return the width of the vector that a UNet takes, and that of the class embedding in it."""
+    """Read the width of the vector that a UNet takes, and of the class embedding in it."""
     for key, supported in CONDITION_TYPES.items():
-        if (value := getattr(config, key)) and value not in supported:
+        value = getattr(config, key)
+        if value and value not in supported:
             raise UserError(f"the UNet needs a condition that diva does not support ({key} {value})")
     if config.class_embed_type and config.addition_embed_type:
         raise UserError("the UNet needs two vectors (class_embed_type, addition_embed_type); diva supports one")
     width = config.projection_class_embeddings_input_dim
     if config.class_embed_type:
         return int(width), int(width)
-    return (int(width) - 6 * config.addition_time_embed_dim if config.addition_embed_type else 0), 0
+    if config.addition_embed_type:
+        return int(width) - 6 * config.addition_time_embed_dim, 0
+    return 0, 0
 
 
 def build_unet(config: UNet, *, sample_size: int, channels: int, context_width: int) -> UNet2DConditionModel:
-    """Return a UNet with random weights from torch's generator.
+    """Build a UNet with random weights from torch's generator.
 
-    The first levels only convolve and the last `attention_levels` attend: attention at full resolution costs most, and
+    The first levels only convolve, and the last `attention_levels` attend: attention at full resolution costs most, and
     a context that describes the whole image matters least there.
     """
     plain, attending = len(config.block_out_channels) - config.attention_levels, config.attention_levels
@@ -117,7 +120,7 @@ def build_unet(config: UNet, *, sample_size: int, channels: int, context_width: 
 
 
 def build_mlp(config: Mlp, *, sample_size: int, channels: int, context_width: int) -> MlpDenoiser:
-    """Return an MLP with random weights from torch's generator."""
+    """Build an MLP with random weights from torch's generator."""
     network: MlpDenoiser = MlpDenoiser(sample_size, channels, context_width, config.width, config.num_blocks)
     return network
 
@@ -125,7 +128,7 @@ def build_mlp(config: Mlp, *, sample_size: int, channels: int, context_width: in
 def build_flow_transformer(
     config: FlowTransformer, *, sample_size: int, channels: int, context_width: int
 ) -> FluxTransformer2DModel:
-    """Return a flow transformer with random weights from torch's generator; it takes samples of any even side."""
+    """Build a flow transformer with random weights from torch's generator. It takes samples of any even side."""
     return FluxTransformer2DModel(
         patch_size=1,  # squares of latents become tokens before the network
         in_channels=channels * FLUX_PATCH**2,
@@ -141,13 +144,13 @@ def build_flow_transformer(
 
 
 def predict(network: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-    """Return a network's prediction for noisy samples, (B, C, h, w).
+    """Predict from noisy samples with a network, (B, C, h, w).
 
     Args:
-        network: of a class in `NETWORKS`.
-        noisy: (B, C, h, w).
-        timesteps: from 0 to the length of the schedule, (B,).
-        conditioning: as `network_inputs` describes it.
+        network: network of a class in `NETWORKS`.
+        noisy: noisy samples, (B, C, h, w).
+        timesteps: timesteps from 0 to the length of the schedule, (B,).
+        conditioning: conditioning with the widths of `network_inputs`.
     """
     if isinstance(network, SD3Transformer2DModel):
         return torch.as_tensor(network(noisy, conditioning.tokens, conditioning.pooled, timesteps).sample)
@@ -163,7 +166,7 @@ def predict(network: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condit
 
 
 def _sdxl_sizes(noisy: Tensor) -> Tensor:
-    """Return SDXL's size conditions of uncropped images, (B, 6): original size, offset 0, target size."""
+    """Compute SDXL's size conditions of uncropped images, (B, 6): original size, offset 0, target size."""
     height, width = (SDXL_DOWNSCALE * side for side in noisy.shape[2:])
     sizes = torch.tensor([height, width, 0, 0, height, width], dtype=noisy.dtype)
     return sizes.to(noisy.device, non_blocking=True).expand(len(noisy), 6)

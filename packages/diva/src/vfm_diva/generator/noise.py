@@ -1,4 +1,4 @@
-"""The noise and the diffusion times of a sample, drawn from the sample's own seed."""
+"""Noise and diffusion times of a sample, drawn from the sample's own seed."""
 
 # C channels, h side of the denoised sample, N times
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from vfm_diva.parts.parts import LogitNormal, Stratified, Timesteps, Uniform
 from vfm_kernels import sample_times
 
-NOISE_STREAM = 0x6E6F6973  # separates the draws of noise and times from that of the crop, which has the same seed
+NOISE_STREAM = 0x6E6F6973  # separates the draws of noise and times from the crop, which has the same seed
 
 
 @dataclass(frozen=True)
 class NoiseSampler:
     """Draws the noise and the times of a sample.
 
-    shape: (C, h, h).
-    num_times: N.
+    shape: shape of the noise, (C, h, h).
+    num_times: number N of times.
     timesteps: distribution of the times.
     """
 
@@ -29,7 +29,7 @@ class NoiseSampler:
     timesteps: Timesteps
 
     def __call__(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Return unit-normal noise, (N, C, h, h), and times in [0, 1), (N,)."""
+        """Draw unit-normal noise, (N, C, h, h), and times in [0, 1), (N,)."""
         generator = torch.Generator().manual_seed(seed ^ NOISE_STREAM)
         noise = torch.randn(self.num_times, *self.shape, generator=generator)
         times: Tensor = self.timesteps.build(self.num_times, generator)

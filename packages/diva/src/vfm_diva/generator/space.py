@@ -1,4 +1,4 @@
-"""The space in which a generator denoises: pixels, or the latents of a VAE."""
+"""Space in which a generator denoises: pixels, or the latents of a VAE."""
 
 # B batch, C channels, h side of the denoised sample, S side of the image
 
@@ -22,11 +22,11 @@ VAES: dict[str, Any] = {kind.__name__: kind for kind in (AutoencoderKL, Autoenco
 
 
 class Space(nn.Module):
-    """The map from images to the samples that are denoised, and its inverse.
+    """Map from images to the samples that are denoised, and its inverse.
 
-    name: for messages.
-    channels: C.
-    downscale: S / h.
+    name: name for messages.
+    channels: number C of channels.
+    downscale: ratio S / h.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Space(nn.Module):
 
     @abstractmethod
     def save(self, directory: Path) -> None:
-        """Write what `load_space` reads."""
+        """Write the files that `load_space` reads."""
 
 
 class PixelSpace(Space):
@@ -117,7 +117,7 @@ class LatentSpace(Space):
         self.vae.save_pretrained(directory / VAE)
 
     def fingerprint(self) -> str:
-        """Return a hash of the VAE's weights, with its scale and shift: equal for equal latents."""
+        """Hash the VAE's weights, scale and shift. Equal hashes mean equal latents."""
         digest = hashlib.sha256()
         for name, value in sorted(self.vae.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -126,10 +126,10 @@ class LatentSpace(Space):
 
 
 def require_latents(space: Space) -> LatentSpace:
-    """Return a space of latents.
+    """Check that a space is of latents, and return it.
 
     Raises:
-        UserError: it is one of pixels.
+        UserError: the space is of pixels.
     """
     if not isinstance(space, LatentSpace):
         raise UserError(f"expected a generator with a VAE, got one that denoises {space.name}")
@@ -137,14 +137,14 @@ def require_latents(space: Space) -> LatentSpace:
 
 
 def load_space(folder: Path, *, weights: bool = True) -> Space:
-    """Return the space of a generator's folder: the latents of its VAE, or pixels if it has none.
+    """Load the space of a generator's folder: the latents of its VAE, or pixels if it has none.
 
     Args:
-        folder: in diffusers' layout.
-        weights: False reads the configuration only; the VAE is on the meta device.
+        folder: folder in diffusers' layout.
+        weights: False reads only the configuration, and the VAE is on the meta device.
 
     Raises:
-        UserError: as `load_latent_space`.
+        UserError: the VAE cannot be used, as for `load_latent_space`.
     """
     if (folder / VAE).is_dir():
         return load_latent_space(folder, weights=weights)
@@ -155,10 +155,10 @@ def load_space(folder: Path, *, weights: bool = True) -> Space:
 
 
 def load_latent_space(folder: Path, *, weights: bool = True) -> LatentSpace:
-    """Return the latents of the VAE in a generator's folder.
+    """Load the latent space of the VAE in a generator's folder.
 
     Raises:
-        UserError: there is no VAE, or one of an unknown class or with statistics of its latents.
+        UserError: there is no VAE, its class is unknown, or its configuration has statistics of the latents.
     """
     file = folder / VAE / "config.json"
     if not file.is_file():
@@ -186,7 +186,7 @@ def check_scale(space: Space, network: Any, folder: Path) -> None:
     an `AutoencoderTiny` are scaled already.
 
     Raises:
-        UserError: the scale is that of another family, or of none.
+        UserError: the scale belongs to another family, or to none.
     """
     family = {"SD3Transformer2DModel": "SD3", "FluxTransformer2DModel": "Flux"}.get(type(network).__name__)
     if family is None:
@@ -201,7 +201,7 @@ def check_scale(space: Space, network: Any, folder: Path) -> None:
 
 
 def load_model(kind: Any, folder: Path, *, weights: bool) -> nn.Module:
-    """Return a diffusers model from its folder; without weights it is on the meta device and costs no memory."""
+    """Load a diffusers model from its folder. Without weights it is on the meta device and costs no memory."""
     if weights:
         whole: nn.Module = kind.from_pretrained(folder, low_cpu_mem_usage=False)
         return whole

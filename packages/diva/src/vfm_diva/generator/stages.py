@@ -21,7 +21,7 @@ from vfm.plugin import (
 
 
 class CropSettings(Config):
-    """The random crop of an image, which CLIP and the generator both see."""
+    """Random crop of an image, which CLIP and the generator both see."""
 
     crop_scale: CropScale | None = Field(
         (0.9, 1.0), description="share of the area that a random crop keeps; null: no random crop, as in evaluation"
@@ -40,7 +40,7 @@ class CropSettings(Config):
 class DivaLatents(Stage):
     """Compute a VAE's latents of a dataset once, for later epochs, seeds and models.
 
-    Latents suit every generator with the same VAE. A training with `latents` sees the crops that were cached.
+    Latents suit every generator with the same VAE. Training with `latents` sees the crops that were cached.
     """
 
     kind: Literal["diva.latents"] = "diva.latents"
@@ -59,7 +59,7 @@ class DivaLatents(Stage):
     max_bad_fraction: float = Field(
         0.05, ge=0, le=1, description="tolerated fraction of samples that cannot be read; above it the stage stops"
     )
-    seed: Seed = Field(0, description="of the crops")
+    seed: Seed = Field(0, description="seed of the crops")
 
     makes: ClassVar[type[Artifact]] = SampleCache
     work: ClassVar[str] = "vfm_diva.generator.latents:cache_latents"

@@ -1,8 +1,7 @@
-"""Batches of questions for a training: a pure function of the seed and the step, whatever the model."""
+"""Batches of questions for training: a pure function of the seed and the step, whatever the model."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,9 +30,9 @@ MAX_TRIES = 20
 class MllmInputs:
     """Inputs of a step.
 
-    images: uint8 (B, 3, S, S).
-    ids: prompt, answer and end, int64 (B, T).
-    answers: the tokens that count, bool (B, T).
+    images: images, uint8 (B, 3, S, S).
+    ids: tokens of prompt, answer and end, int64 (B, T).
+    answers: mask of the tokens that count, bool (B, T).
     """
 
     images: Tensor
@@ -43,7 +42,7 @@ class MllmInputs:
 
 @dataclass(frozen=True)
 class QuestionBatches:
-    """The questions of a dataset, shuffled anew in each epoch, as `vfm.train.fit` takes them."""
+    """Questions of a dataset, shuffled again in each epoch, in the form that `vfm.train.fit` takes."""
 
     questions: Questions
     encoder: QuestionTokenizer
@@ -67,24 +66,26 @@ class QuestionBatches:
         order = SampleOrder(SameEpochs([len(self.questions)]), seed=self.seed, shuffle_shards=1)
         for step in range(start_step, num_steps):
             first = step * self.global_batch_size + rank * share
-            places = order(first, first + share).tolist()
-            parts = math.ceil(share / micro_batch_size)
-            yield [self.batch(places[part * micro_batch_size : (part + 1) * micro_batch_size]) for part in range(parts)]
+            indices = order(first, first + share).tolist()
+            batches = []
+            for start in range(0, share, micro_batch_size):
+                batches.append(self.batch(indices[start : start + micro_batch_size]))
+            yield batches
 
-    def batch(self, places: Sequence[int]) -> Batch[MllmInputs]:
-        """Return the questions of these numbers; one whose image cannot be read is replaced by another."""
+    def batch(self, indices: Sequence[int]) -> Batch[MllmInputs]:
+        """Load the questions with these indices. A question with an unreadable image is replaced by another one."""
         bad: list[tuple[str, str]] = []
-        used = [self._readable(place, bad) for place in places]
-        items = [question for question, _ in used]
-        made = self.encoder.sequences([(item.text, item.options[item.answer]) for item in items])
-        images = torch.stack([image for _, image in used])
-        return Batch(MllmInputs(images, made.ids, made.answers), [item.key for item in items], bad)
+        loaded = [self._readable(index, bad) for index in indices]
+        items = [question for question, _ in loaded]
+        sequences = self.encoder.sequences([(item.text, item.options[item.answer]) for item in items])
+        images = torch.stack([image for _, image in loaded])
+        return Batch(MllmInputs(images, sequences.ids, sequences.answers), [item.key for item in items], bad)
 
-    def _readable(self, place: int, bad: list[tuple[str, str]]) -> tuple[Question, Tensor]:
+    def _readable(self, index: int, bad: list[tuple[str, str]]) -> tuple[Question, Tensor]:
         for attempt in range(MAX_TRIES):
             if attempt:
-                place = SampleDraw.of(self.seed, -attempt, place).seed % len(self.questions)
-            question = self.questions.items[place]
+                index = SampleDraw.of(self.seed, -attempt, index).seed % len(self.questions)
+            question = self.questions.items[index]
             try:
                 return question, image_of(self.questions, question, self.preprocess)
             except BadSample as error:
@@ -93,7 +94,7 @@ class QuestionBatches:
 
 
 def image_of(questions: Questions, question: Question, preprocess: Preprocess) -> Tensor:
-    """Return the image of a question at a model's size, uint8 (3, S, S).
+    """Load the image of a question at a model's size, uint8 (3, S, S).
 
     Raises:
         BadSample: it cannot be read.

@@ -1,4 +1,4 @@
-"""Checks of the stages for multimodal language models before a run; transformers is not imported."""
+"""Checks of the stages for multimodal language models before a run, without importing transformers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def check_train(config: MllmTrain, ctx: Preflight) -> None:
     """Check that transformers is installed and has a layout for the vision tower, and that there are questions.
 
     Raises:
-        UserError: one of these does not hold.
+        UserError: one of these checks fails.
     """
     check_transformers(config.kind)
     config.trained.check()
-    if clip := ctx.artifact(config.vision) if config.vision else None:
+    clip = ctx.artifact(config.vision) if config.vision else None
+    if clip:
         find_format("hf", blueprint(clip), str(config.vision))
     data = ctx.artifact(config.data)
     if data and not data.num_questions:
@@ -37,19 +38,21 @@ def check_evaluation(config: EvalMllm, ctx: Preflight) -> None:
 
 
 def check_questions(config: MllmQuestions, ctx: Preflight) -> None:
-    """Check that the first question can be read.
+    """Check that there is a usable question.
 
     Raises:
-        UserError: it cannot, or there is none.
+        UserError: no question is usable.
     """
     bad: list[str] = []
-    if next(read_rows(config, lambda reason, where: bad.append(f"{where} ({reason})")), None) is None:
+    rows = read_rows(config, lambda reason, where: bad.append(f"{where} ({reason})"))
+    if next(rows, None) is None:
         raise UserError(f"no usable question in {config.path}{f': {bad[0]}' if bad else ''}")
 
 
 def check_pope(config: MllmPope, ctx: Preflight) -> None:
-    """Check the annotations where they exist."""
-    if data := ctx.artifact(config.data):
+    """Check the annotations if they exist already."""
+    data = ctx.artifact(config.data)
+    if data:
         check_exhaustive(data, config.data)
 
 
@@ -57,7 +60,7 @@ def check_exhaustive(data: AnnotatedImages, name: str) -> None:
     """Check that an object that is not annotated is absent, and that there are images.
 
     Raises:
-        UserError: one of these does not hold.
+        UserError: one of these checks fails.
     """
     if data.federated:
         raise UserError(f"{name}: only some classes of an image are annotated, so no object is known to be absent")
@@ -66,10 +69,10 @@ def check_exhaustive(data: AnnotatedImages, name: str) -> None:
 
 
 def check_lmms(config: EvalLmms, ctx: Preflight) -> None:
-    """Check that lmms-eval can be started, and what it would run and what it wrote elsewhere.
+    """Check that lmms-eval can be started, and check the models to run and the logs written elsewhere.
 
     Raises:
-        UserError: one of these does not hold; it names what is missing.
+        UserError: one of these checks fails. The message names the missing part.
     """
     if (config.models or config.folders) and not shutil.which(config.command[0]):
         raise UserError(
@@ -88,7 +91,7 @@ def check_lmms(config: EvalLmms, ctx: Preflight) -> None:
 
 
 def check_token(config: EvalLmms) -> None:
-    """Check that there is a Hugging Face token where lmms-eval runs here; another command may have one elsewhere.
+    """Check that there is a Hugging Face token if lmms-eval runs here. Another command may have one elsewhere.
 
     Raises:
         UserError: there is none.

@@ -1,4 +1,4 @@
-"""The cost of `mllm.train` before it runs, for `vfm plan --estimate`."""
+"""Cost of `mllm.train` before it runs, for `vfm plan --estimate`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from vfm_diva.mllm.task import MllmTask
 from vfm_diva.mllm.train import checkpoint_blocks, reading_of, vocabulary
 
 LOOKED_AT = 1000  # questions whose length is measured
-WORDS, QUESTION, ANSWER = 1000, 24, 8  # of questions that are not known yet: different words, and those of each
+# Assumed if the questions are not known yet: number of different words, words of a question, words of an answer.
+WORDS, QUESTION, ANSWER = 1000, 24, 8
 
 
 def mllm_train_cost(config: MllmTrain, ctx: Preflight) -> Cost:
-    """Return the cost of a training whose sequences are all as long as the longest one of a sample of the questions.
+    """Estimate the cost as if all sequences had the length of the longest one in a sample of the questions.
 
     It is unknown if the CLIP model or the model to start from is not known yet, or if the language model is on the hub.
 
@@ -39,7 +40,7 @@ def mllm_train_cost(config: MllmTrain, ctx: Preflight) -> Cost:
             return Cost(unknown=(model,))
         checkpoint_blocks(model, config)
         task = MllmTask(model, config.trained)
-    sequences = [model.encoder.sequence(*one) for one in texts.pairs]
+    sequences = [model.encoder.sequence(question, answer) for question, answer in texts.pairs]
     side, longest = model.preprocess.image_size, max(len(ids) for ids, _ in sequences)
 
     def inputs(number: int) -> MllmInputs:
@@ -55,15 +56,16 @@ def mllm_train_cost(config: MllmTrain, ctx: Preflight) -> Cost:
 
 @dataclass(frozen=True)
 class _QuestionTexts:
-    """Texts that a vocabulary is made from, and some pairs of a question and its answer."""
+    """Texts for building a vocabulary, and some pairs of a question and its answer."""
 
     words: Sequence[str]
     pairs: Sequence[tuple[str, str]]
 
     @classmethod
     def of(cls, ref: Ref[QuestionDataset], ctx: Preflight) -> _QuestionTexts:
-        """Return those of a dataset, or as many as are assumed."""
-        if data := ctx.artifact(ref):
+        """Collect the texts of a dataset, or assume as many if it is not known yet."""
+        data = ctx.artifact(ref)
+        if data:
             questions = Questions(data)
             some = questions.items[:: -(-len(questions) // LOOKED_AT)]
             return cls(vocabulary(questions), [(item.text, item.options[item.answer]) for item in some])
@@ -72,9 +74,10 @@ class _QuestionTexts:
 
 
 def _planned(config: MllmTrain, ctx: Preflight) -> Mllm | str:
-    """Return the model that a training begins with, on torch's default device; or what is not known of it."""
+    """Build the initial model of a training run on torch's default device, or return the name of an unknown part."""
     if config.init:
-        if checkpoint := ctx.artifact(config.init):
+        checkpoint = ctx.artifact(config.init)
+        if checkpoint:
             return empty_mllm(checkpoint)
         stage = ctx.stage(config.init)
         return _planned(stage, ctx) if isinstance(stage, MllmTrain) else f"the model {config.init}"
@@ -83,7 +86,8 @@ def _planned(config: MllmTrain, ctx: Preflight) -> Mllm | str:
     if clip is None:
         return f"the model {config.vision}"
     texts = [*_QuestionTexts.of(config.data, ctx).words, reading.prompt_words]
-    found = planned_language_model(config.language_model, texts)
-    if found is None:
+    planned = planned_language_model(config.language_model, texts)
+    if planned is None:
         return f"the language model {config.language_model.source}"  # type: ignore[attr-defined]
-    return join_parts(clip, empty_tower(clip), *found, reading)
+    language_model, tokenizer = planned
+    return join_parts(clip, empty_tower(clip), language_model, tokenizer, reading)

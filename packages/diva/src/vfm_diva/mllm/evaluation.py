@@ -1,4 +1,4 @@
-"""The work of `eval.mllm`: which option of each question a model finds most likely."""
+"""Work of `eval.mllm`: find the option of each question that a model considers most likely."""
 
 # Q questions, O options
 
@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from vfm_diva.mllm.stages import EvalMllm, MllmCheckpoint
 from vfm_diva.mllm.task import row_sums
 
 GREY = 128
-PICTURES_SHOWN = 12
+IMAGES_SHOWN = 12
 YES_NO = ["no", "yes"]
 
 
@@ -50,38 +51,37 @@ def evaluate_mllm(config: EvalMllm, ctx: Context, models: Mapping[str, Mllm]) ->
     """Evaluate models by the likelihood of the options.
 
     Raises:
-        UserError: a question has one option only, or too many images cannot be read, or one of each pair.
+        UserError: a question has only one option, or too many images or one of each pair are unreadable.
     """
     questions = Questions(ctx.load(config.data))
     items = _usable(questions, config, ctx)
     if not items:
         raise UserError(f"{config.data}: no question is left without those whose images cannot be read")
-    if alone := next((item for item in items if len(item.options) < 2), None):
-        raise UserError(f"{config.data}: {alone.key} has one option; an evaluation needs two or more")
+    single = next((item for item in items if len(item.options) < 2), None)
+    if single:
+        raise UserError(f"{config.data}: {single.key} has one option; an evaluation needs two or more")
 
     def compare(part: Sequence[Question]) -> dict[str, list[list[float]]]:
         return {name: _read_and_compare(config, model, questions, part, name) for name, model in models.items()}
 
     likelihoods: dict[str, list[list[float]]] = {name: [] for name in models}
     done = 0
-    for found in of_all(map(compare, own_share(in_batches(items, config.micro_batch_size)))):
-        for name, rows in found.items():
+    for part in of_all(map(compare, own_share(in_batches(items, config.micro_batch_size)))):
+        for name, rows in part.items():
             likelihoods[name] += rows
         done += len(rows)
         ctx.progress(done, len(items), "questions")
     leave_to_first()
-    correct = {
-        name: np.array([chosen(row, item.answer) for row, item in zip(rows, items, strict=True)])
-        for name, rows in likelihoods.items()
-    }
-    results = {
-        name: ModelResult(
+    correct: dict[str, NDArray[np.bool_]] = {}
+    for name, rows in likelihoods.items():
+        correct[name] = np.array([chosen(row, item.answer) for row, item in zip(rows, items, strict=True)])
+    results: dict[str, ModelResult] = {}
+    for name, right in correct.items():
+        results[name] = ModelResult(
             _scores(items, right, likelihoods[name]),
             {"questions": _table(items, right, likelihoods[name])},
             {"blind": config.blind, "prompt": models[name].facts.prompt},
         )
-        for name, right in correct.items()
-    }
     if len(models) > 1 and not config.blind:
         _add_differing(ctx, questions, items, likelihoods)
     digests = [
@@ -93,18 +93,18 @@ def evaluate_mllm(config: EvalMllm, ctx: Context, models: Mapping[str, Mllm]) ->
 def option_likelihoods(
     model: Mllm, images: Tensor, items: Sequence[Question], name: str = "model"
 ) -> list[list[float]]:
-    """Return the log-likelihood of each option with the end after it, for each question.
+    """Compute the log-likelihood of each option with the end after it, for each question.
 
     Args:
-        model: in evaluation mode.
-        images: of the questions, uint8 (Q, 3, S, S).
-        items: the questions.
-        name: of the model, for errors.
+        model: model in evaluation mode.
+        images: images of the questions, uint8 (Q, 3, S, S).
+        items: questions.
+        name: name of the model, for errors.
     """
     texts = [(item.text, option) for item in items for option in item.options]
     counts = torch.tensor([len(item.options) for item in items])
-    made = model.encoder.sequences(texts)
-    ids, answers = made.ids.to(images.device), made.answers.to(images.device)
+    sequences = model.encoder.sequences(texts)
+    ids, answers = sequences.ids.to(images.device), sequences.answers.to(images.device)
     with torch.inference_mode():
         states = model.image_states(images).repeat_interleave(counts.to(images.device), dim=0)
         values = -row_sums(model.answer_losses(states, ids, answers), answers)
@@ -115,7 +115,7 @@ def option_likelihoods(
 def _read_and_compare(
     config: EvalMllm, model: Mllm, questions: Questions, items: Sequence[Question], name: str
 ) -> list[list[float]]:
-    """Read the images of a few questions, and return the likelihoods of their options."""
+    """Read the images of a few questions, and compute the likelihoods of their options."""
     change = {"resize_mode": config.resize_mode} if config.resize_mode else {}
     preprocess = model.preprocess.model_copy(update=change)
     images = torch.stack([image_of(questions, item, preprocess) for item in items])
@@ -126,7 +126,7 @@ def _read_and_compare(
 
 
 def _usable(questions: Questions, config: EvalMllm, ctx: Context) -> list[Question]:
-    """Return the questions whose image can be read; of a pair, both or none."""
+    """Select the questions whose image can be read. Of a pair, both are selected or none."""
 
     def problem(number: int) -> BadSample | None:
         try:
@@ -136,8 +136,8 @@ def _usable(questions: Questions, config: EvalMllm, ctx: Context) -> list[Questi
         return None
 
     numbers = sorted({item.image for item in questions.items})
-    found = dict(zip(numbers, of_all(map(problem, own_share(numbers))), strict=True))
-    bad = {number: error for number, error in found.items() if error}
+    problems = dict(zip(numbers, of_all(map(problem, own_share(numbers))), strict=True))
+    bad = {number: error for number, error in problems.items() if error}
     for error in bad.values():
         ctx.skip(error.reason, error.where)
     config.reading.check_bad(Counter(error.reason for error in bad.values()), questions.dataset.num_images, "images")
@@ -148,21 +148,21 @@ def _usable(questions: Questions, config: EvalMllm, ctx: Context) -> list[Questi
 def _scores(
     items: Sequence[Question], correct: NDArray[np.bool_], likelihoods: Sequence[Sequence[float]]
 ) -> list[Score]:
-    """Return all scores; the first is the pairs' if there are pairs."""
+    """Compute all scores. If there are pairs, the pairs' score is the first."""
     families, pairs = [item.family for item in items], pairs_of(items)
     num_options = np.array([len(item.options) for item in items])
     images = np.array([item.image for item in items])
-    # Of what answers depend on each other, the largest is the unit: a pair, or an image with its questions.
+    # The unit is the largest group of answers that depend on each other: a pair, or an image with its questions.
     units = np.array([item.pair if item.pair >= 0 else len(items) + item.image for item in items])
-    found: list[Score] = pair_scores(correct, pairs, num_options, families) if pairs else []
-    found += question_scores(correct, units, num_options, [""] * len(items) if pairs else families)
+    scores: list[Score] = pair_scores(correct, pairs, num_options, families) if pairs else []
+    scores += question_scores(correct, units, num_options, [""] * len(items) if pairs else families)
     options = [[option.strip().lower() for option in item.options] for item in items]
     if all(sorted(words) == YES_NO for words in options):
         yes = np.array([words.index("yes") for words in options])
         values, rows = np.array(likelihoods), np.arange(len(items))
         is_yes = np.array([item.answer for item in items]) == yes
-        found += yes_no_scores(values[rows, yes] > values[rows, 1 - yes], is_yes, images)
-    return found
+        scores += yes_no_scores(values[rows, yes] > values[rows, 1 - yes], is_yes, images)
+    return scores
 
 
 def _table(
@@ -183,17 +183,17 @@ def _add_differing(
     ctx: Context, questions: Questions, items: Sequence[Question], likelihoods: Mapping[str, Sequence[Sequence[float]]]
 ) -> None:
     """Show questions that the first and the second model answer differently."""
-    (first, ones), (second, others) = list(likelihoods.items())[:2]
-    shown = []
-    for item, one, other in zip(items, ones, others, strict=True):
-        picks = item.options[int(np.argmax(one))], item.options[int(np.argmax(other))]
+    (first, first_rows), (second, second_rows) = list(likelihoods.items())[:2]
+    by_family: dict[str, list[CaptionedImage]] = {}
+    for item, first_row, second_row in zip(items, first_rows, second_rows, strict=True):
+        picks = item.options[int(np.argmax(first_row))], item.options[int(np.argmax(second_row))]
         if picks[0] != picks[1]:
             image = decode_image(questions.image(item.image), item.key)
             says = f"{item.text} {first}: {picks[0]}; {second}: {picks[1]}; right: {item.options[item.answer]}"
-            shown.append((item.family, CaptionedImage(image, says, picks[1] == item.options[item.answer])))
-    families = list(dict.fromkeys(family for family, _ in shown))
-    each = max(1, PICTURES_SHOWN // max(1, len(families)))
-    chosen_ones = [image for name in families for image in [one for family, one in shown if family == name][:each]]
-    if chosen_ones:
+            shown = CaptionedImage(image, says, picks[1] == item.options[item.answer])
+            by_family.setdefault(item.family, []).append(shown)
+    per_family = max(1, IMAGES_SHOWN // max(1, len(by_family)))
+    images = list(chain.from_iterable(shown[:per_family] for shown in by_family.values()))
+    if images:
         title = f"Questions that {first} and {second} answer differently"
-        ctx.panel(images_panel(ctx.directory, "differing", title, chosen_ones, order=40))
+        ctx.panel(images_panel(ctx.directory, "differing", title, images, order=40))

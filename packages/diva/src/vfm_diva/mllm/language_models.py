@@ -1,4 +1,4 @@
-"""The language models of `mllm.train`, each with its tokenizer."""
+"""Language models of `mllm.train`, each with its tokenizer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
 
 
 def small_llama(config: SmallLlama, texts: Iterable[str], seed: int) -> tuple[PreTrainedModel, Any]:
-    """Return a Llama with random weights, and a tokenizer for the words of the texts.
+    """Build a Llama with random weights, and a tokenizer for the words of the texts.
 
     The weights depend on the seed, the sizes and the number of words alone, so that towers can be compared.
     """
@@ -51,10 +51,13 @@ def small_llama(config: SmallLlama, texts: Iterable[str], seed: int) -> tuple[Pr
 
 
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Return a tokenizer whose tokens are the words and punctuation marks of the texts."""
+    """Build a tokenizer whose tokens are the words and punctuation marks of the texts."""
     cut = pre_tokenizers.Whitespace()
-    words = sorted({word for text in texts for word, _ in cut.pre_tokenize_str(text.replace(IMAGE_TOKEN, " "))})
-    vocabulary = {word: number for number, word in enumerate(dict.fromkeys((PAD, UNKNOWN, END, IMAGE_TOKEN, *words)))}
+    words: set[str] = set()
+    for text in texts:
+        words.update(word for word, _ in cut.pre_tokenize_str(text.replace(IMAGE_TOKEN, " ")))
+    tokens = dict.fromkeys((PAD, UNKNOWN, END, IMAGE_TOKEN, *sorted(words)))
+    vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = cut
     tokenizer.add_special_tokens([PAD, UNKNOWN, END, IMAGE_TOKEN])
@@ -62,7 +65,7 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def pretrained(config: PretrainedLanguageModel, texts: Iterable[str], seed: int) -> tuple[PreTrainedModel, Any]:
-    """Return a language model of a folder or the hub, and its tokenizer, with a token for images.
+    """Load a language model from a folder or the hub, and its tokenizer, with a token for images.
 
     Raises:
         UserError: there is no such model, or its tokenizer has no end token.
@@ -80,7 +83,7 @@ def pretrained(config: PretrainedLanguageModel, texts: Iterable[str], seed: int)
 
 
 def planned_language_model(part: LanguageModel, texts: Iterable[str]) -> tuple[PreTrainedModel, Any] | None:
-    """Return a language model to be estimated, on torch's default device, and its tokenizer; None for one of the hub.
+    """Build a language model for an estimate on torch's default device, and its tokenizer. None for one on the hub.
 
     Raises:
         UserError: a folder has no such model, or its tokenizer has no end token.
@@ -98,7 +101,7 @@ def planned_language_model(part: LanguageModel, texts: Iterable[str]) -> tuple[P
 
 @contextmanager
 def _loading(source: str) -> Iterator[None]:
-    """Turn what transformers raises for a model that it cannot load into one line."""
+    """Reduce transformers' errors about a model that it cannot load to a single line."""
     try:
         with without_custom_code(source):
             yield

@@ -1,4 +1,4 @@
-"""The work of `eval.lmms`: run lmms-eval in an environment of its own, and report its logs with paired tests."""
+"""Work of `eval.lmms`: run lmms-eval in a separate environment, and report its logs with paired tests."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from vfm_diva.mllm.lmms_logs import (
     Item,
     check_same_items,
     find_log,
-    judge,
     newest_log,
     read_log,
+    score_replies,
 )
 from vfm_diva.mllm.stages import EvalLmms
 
 LOG_FILE = "lmms_eval.log"
-OWN_PATHS = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH")  # of this environment, not of the other one
+OWN_PATHS = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH")  # of this environment, wrong for lmms-eval's
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|NotFound|Interrupt|Exit)\b(?::.*)?$")
-_NO_CAUSE = "RetryError"  # it says that others were raised before it
+_NO_CAUSE = "RetryError"  # it only reports that other errors were raised before
 _UNANSWERED = re.compile(r"\bError (.*) in generating$")
 LONGEST = 400
 
 
 def evaluate_lmms(config: EvalLmms, ctx: Context) -> Report:
-    """Run what has no logs yet, read the logs of all models, and write the report."""
+    """Run the models without logs, read the logs of all models, and write the report."""
     checkpoints = {ref.rstrip("/").rpartition("/")[2]: ctx.load(ref) for ref in config.models}
-    folders = {name: one.path for name, one in checkpoints.items()}
+    folders = {name: checkpoint.path for name, checkpoint in checkpoints.items()}
     folders |= {name: Path(folder) for name, folder in config.folders.items()}
     logs = {name: run_lmms(config, ctx, name, folder) for name, folder in folders.items()}
     logs |= {name: Path(folder) for name, folder in config.logs.items()}
@@ -48,13 +48,13 @@ def evaluate_lmms(config: EvalLmms, ctx: Context) -> Report:
 
 
 def run_lmms(config: EvalLmms, ctx: Context, name: str, folder: Path) -> Path:
-    """Run the tasks that have no log yet, one process each, so that a run after a crash goes on.
+    """Run the tasks that have no log yet, each in a process, so that a run after a crash continues.
 
     Returns:
         The folder of the logs.
 
     Raises:
-        UserError: lmms-eval failed; the line has its last error.
+        UserError: lmms-eval failed. The message has its last error.
     """
     check_folder(folder, name)
     out = ctx.work / "lmms" / name
@@ -76,14 +76,15 @@ def run_lmms(config: EvalLmms, ctx: Context, name: str, folder: Path) -> Path:
         text = read_output(output)
         if done.returncode or not newest_log(out / task, task):  # it ends with 0 after an exception, too
             raise UserError(f"{name}: lmms-eval failed in {task}: {last_error(text)} (its output: {output})")
-        if errors := unanswered(text):
+        errors = unanswered(text)
+        if errors:
             raise UserError(f"{name}: {len(errors)} items of {task} got no reply: {errors[0]} (its output: {output})")
         (out / task / "done").touch()
     return out
 
 
 def lmms_command(config: EvalLmms, folder: Path, task: str, out: Path) -> list[str]:
-    """Return the command line that evaluates a folder on a task.
+    """Build the command line that evaluates a folder on a task.
 
     Raises:
         UserError: the device of runtime does not exist, or a comma is in an argument.
@@ -92,7 +93,8 @@ def lmms_command(config: EvalLmms, folder: Path, task: str, out: Path) -> list[s
     dtype = "float32" if device == "cpu" else "auto"  # LLaVA's float16 is slow on a CPU
     arguments = {"pretrained": str(folder.resolve()), "device": device, "device_map": device, "dtype": dtype}
     arguments |= config.arguments
-    if unfit := [value for value in arguments.values() if "," in value]:
+    unfit = [value for value in arguments.values() if "," in value]
+    if unfit:
         raise UserError(f"lmms-eval separates its arguments by commas, so none may be in one: {unfit[0]}")
     limit = ["--limit", str(config.limit)] if config.limit else []
     return [
@@ -118,13 +120,13 @@ def score_logs(config: EvalLmms, logs: Mapping[str, Path]) -> Evaluated:
             file = find_log(folder, task, name)
             items = read_log(file)
             check_same_items(first_items.setdefault(task, items), items, (first, name), task)
-            judged = judge(task, items, str(file))
-            scores += [replace(cast("Any", score), metric=f"{task}_{score.metric}") for score in judged.scores]
+            answered = score_replies(task, items, str(file))
+            scores += [replace(cast("Any", score), metric=f"{task}_{score.metric}") for score in answered.scores]
             tables[task] = {
                 "doc_id": [item.doc_id for item in items],
                 "doc_hash": [item.doc_hash for item in items],
                 "reply": [item.reply for item in items],
-                "correct": list(judged.correct),
+                "correct": list(answered.correct),
             }
         results[name] = ModelResult(scores, tables, {"tasks": list(config.tasks), "limit": config.limit})
     for task in config.tasks:
@@ -133,16 +135,17 @@ def score_logs(config: EvalLmms, logs: Mapping[str, Path]) -> Evaluated:
 
 
 def read_output(file: Path) -> str:
-    """Return what lmms-eval wrote; the Hugging Face token, which it writes among its settings, is taken out of it."""
+    """Read the output of lmms-eval. The Hugging Face token, which it writes among its settings, is removed from it."""
     text = file.read_text(encoding="utf-8", errors="replace")
-    if (token := get_token()) and token in text:
+    token = get_token()
+    if token and token in text:
         text = text.replace(token, "***")
         file.write_text(text, encoding="utf-8")
     return text
 
 
 def last_error(output: str) -> str:
-    """Return the last line of the last traceback; without one, the last line."""
+    """Find the last line of the last traceback. Without a traceback, it is the last line."""
     lines = [line.rstrip() for line in _lines(output)]
     raised = [line for line in lines if _EXCEPTION.match(line) and _NO_CAUSE not in line]
     last = next((line.strip() for line in reversed(raised or lines) if line.strip()), "no output")
@@ -150,8 +153,9 @@ def last_error(output: str) -> str:
 
 
 def unanswered(output: str) -> list[str]:
-    """Return the errors of items that got an empty reply since the model failed."""
-    return [found[1][:LONGEST] for line in _lines(output) if (found := _UNANSWERED.search(line.rstrip()))]
+    """Find the errors of items that got an empty reply because the model failed."""
+    matches = (_UNANSWERED.search(line.rstrip()) for line in _lines(output))
+    return [match[1][:LONGEST] for match in matches if match]
 
 
 def _lines(output: str) -> list[str]:

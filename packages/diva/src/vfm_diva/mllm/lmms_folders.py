@@ -1,4 +1,4 @@
-"""Checks of the models that `eval.lmms` runs, since lmms-eval notices a wrong one only after minutes."""
+"""Checks of the models that `eval.lmms` runs. lmms-eval itself would notice a wrong model only after minutes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vfm.plugin import Artifact, Preflight, Ref, UserError, store_files
 from vfm_diva.mllm.stages import MllmTrain
 
 CONFIG_FILE, PROCESSOR_FILE = "config.json", "processor_config.json"
-MODEL_TYPES = ("llava", "llava_next", "llava_onevision")  # of lmms-eval's `llava_hf`
+MODEL_TYPES = ("llava", "llava_next", "llava_onevision")  # types that lmms-eval's `llava_hf` runs
 CLASS_TOKEN = "lmms-eval gives a model the patches of an image, but this one reads the class token (tokens: class)"
 
 
@@ -16,14 +16,15 @@ def check_folder(folder: Path, name: str) -> None:
     """Check that a folder has a LLaVA model in transformers' layout, with its processor.
 
     Raises:
-        UserError: it has not.
+        UserError: the folder has no such model.
     """
     expected = "expected a LLaVA model in transformers' layout"
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"{name}: {folder} has no {CONFIG_FILE}; {expected}")
     config = store_files.read_record(folder / CONFIG_FILE)
-    if (found := config.get("model_type")) not in MODEL_TYPES:
-        raise UserError(f"{name}: {folder}: {expected} ({', '.join(MODEL_TYPES)}), got model_type {found}")
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise UserError(f"{name}: {folder}: {expected} ({', '.join(MODEL_TYPES)}), got model_type {model_type}")
     if config.get("image_seq_length") == 1:
         raise UserError(f"{name}: {CLASS_TOKEN}")
     if not (folder / PROCESSOR_FILE).is_file():
@@ -31,17 +32,19 @@ def check_folder(folder: Path, name: str) -> None:
 
 
 def check_model(ref: Ref[Artifact], ctx: Preflight) -> None:
-    """Check a model of an earlier stage, or the configuration of one that has not run.
+    """Check a model of an earlier stage, or the configuration of a stage that has not run.
 
     Raises:
-        UserError: it is no LLaVA model.
+        UserError: it is not a LLaVA model.
     """
-    if made := ctx.artifact(ref):
-        check_folder(made.path, ref)
+    artifact = ctx.artifact(ref)
+    if artifact:
+        check_folder(artifact.path, ref)
     stage = ctx.stage(ref)
     while isinstance(stage, MllmTrain) and stage.init:
         stage = ctx.stage(stage.init)
     if isinstance(stage, MllmTrain) and stage.tokens == "class":
         raise UserError(f"{ref}: {CLASS_TOKEN}")
-    if (written := getattr(stage, "format", "llava")) != "llava":
+    written = getattr(stage, "format", "llava")
+    if written != "llava":
         raise UserError(f"{ref}: expected a LLaVA model (format: llava), got format: {written}")

@@ -1,6 +1,6 @@
-"""A LLaVA-like model from transformers' classes, computed only where answers are.
+"""LLaVA-like model from transformers' classes. The language model computes losses only at answers.
 
-The vision tower is frozen; a projector maps its tokens to the language model, which reads them in place of `<image>`.
+The vision tower is frozen. A projector maps its tokens to the language model, which reads them in place of `<image>`.
 Source: Liu et al. 2023, LLaVA-1.5 (arXiv:2310.03744).
 """
 
@@ -50,7 +50,7 @@ def no_progress_bar() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model reads an image and a question.
+    """Rules by which a model reads an image and a question.
 
     layer: hidden state of the tower, as in transformers: 1 is the first block's output, -1 the last one's.
     tokens: tokens of that layer.
@@ -70,12 +70,12 @@ class Reading:
 
 
 class Mllm(nn.Module):
-    """The model with its tokenizer and preprocessing.
+    """Model with its tokenizer and preprocessing.
 
     Args:
-        llava: all weights.
-        tokenizer: of the language model.
-        facts: of its artifact.
+        llava: model of transformers with all weights.
+        tokenizer: tokenizer of the language model.
+        facts: facts of its artifact.
     """
 
     def __init__(self, llava: LlavaForConditionalGeneration, tokenizer: Any, facts: MllmCheckpoint) -> None:
@@ -89,28 +89,27 @@ class Mllm(nn.Module):
 
     @property
     def projector(self) -> nn.Module:
-        """The map from the tower to the language model."""
+        """Map from the tower to the language model."""
         projector: nn.Module = self.llava.model.multi_modal_projector
         return projector
 
     def image_states(self, images: Tensor) -> Tensor:
-        """Return the tower's tokens of uint8 images (I, 3, S, S), (I, N, D)."""
+        """Compute the tower's tokens of uint8 images (I, 3, S, S), (I, N, D)."""
         with torch.no_grad():
             tower = self.llava.model.vision_tower
-            states: Tensor = tower(self.preprocess.pixels(images), output_hidden_states=True).hidden_states[
-                self.facts.layer
-            ]
+            hidden_states = tower(self.preprocess.pixels(images), output_hidden_states=True).hidden_states
+            states: Tensor = hidden_states[self.facts.layer]
         if self.facts.tokens == "all" or not has_class_token(self.llava.config.vision_config):
             return states
         return states[:, :1] if self.facts.tokens == "class" else states[:, 1:]
 
     def answer_losses(self, states: Tensor, ids: Tensor, answers: Tensor) -> Tensor:
-        """Return the negative log-likelihood of each token of the answers, row by row, (number of them,).
+        """Compute the negative log-likelihood of each token of the answers, row by row, (number of tokens,).
 
         Args:
             states: tokens of each sequence's image, (B, N, D).
             ids: token sequences, (B, T), padded on the right.
-            answers: the tokens that count, bool (B, T).
+            answers: mask of the tokens that count, bool (B, T).
         """
         model = self.llava.model
         embeds = model.get_input_embeddings()(ids)
@@ -140,22 +139,22 @@ class Mllm(nn.Module):
 
 
 def has_class_token(vision_config: Any) -> bool:
-    """Return whether the first token of a tower is a class token."""
+    """Check whether the first token of a tower is a class token."""
     return bool(vision_config.model_type == "clip_vision_model")
 
 
 @no_progress_bar()
 def build_mllm(clip: ClipModel, part: LanguageModel, texts: Iterable[str], reading: Reading, seed: int) -> Mllm:
-    """Return a model over a CLIP's vision tower, with a projector of random weights.
+    """Build a model over a CLIP's vision tower, with a projector of random weights.
 
     Language model and data order depend on the seed but not on the tower.
 
     Args:
-        clip: the CLIP model, in a layout that transformers has.
-        part: the language model.
-        texts: what a vocabulary of words is made from; the prompt's are added.
-        reading: what is read, and how.
-        seed: of the random weights.
+        clip: CLIP model, in a layout that transformers has.
+        part: configuration of the language model.
+        texts: texts for a vocabulary of words. The prompt's words are added.
+        reading: rules by which the model reads an image and a question.
+        seed: seed of the random weights.
 
     Raises:
         UserError: transformers has no such tower, or it has no such layer or token.
@@ -173,7 +172,7 @@ def join_parts(
     reading: Reading,
     seed: int = 0,
 ) -> Mllm:
-    """Return the model of a vision tower and a language model, with a new projector; arguments as in `build_mllm`."""
+    """Join a vision tower and a language model with a new projector. Arguments are as in `build_mllm`."""
     vision = tower.config
     _check_reading(reading, vision, clip.name)
     side = vision.image_size // vision.patch_size
@@ -219,7 +218,7 @@ def load_mllm(checkpoint: MllmCheckpoint) -> Mllm:
 
 
 def empty_mllm(checkpoint: MllmCheckpoint) -> Mllm:
-    """Return a model with random weights, on torch's default device, to be estimated.
+    """Build a model with random weights on torch's default device, for an estimate.
 
     Raises:
         UserError: the configuration or the tokenizer cannot be read.
@@ -241,7 +240,7 @@ def _reading_llava(checkpoint: MllmCheckpoint) -> Iterator[None]:
 
 
 def _vision_tower(clip: ClipModel) -> PreTrainedModel:
-    """Return transformers' vision tower of a CLIP model."""
+    """Convert the vision tower of a CLIP model to transformers."""
     with TemporaryDirectory() as folder:
         find_format("hf", clip, clip.name).write(clip, Path(folder))
         whole = AutoModel.from_pretrained(folder)
@@ -251,7 +250,7 @@ def _vision_tower(clip: ClipModel) -> PreTrainedModel:
 
 
 def empty_tower(clip: ClipModel) -> PreTrainedModel:
-    """Return transformers' vision tower of a CLIP model with random weights, as LLaVA makes its own.
+    """Build the vision tower of a CLIP model in transformers with random weights, as LLaVA builds its tower.
 
     Raises:
         UserError: transformers has no such tower.

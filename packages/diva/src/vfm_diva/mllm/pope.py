@@ -1,4 +1,4 @@
-"""The work of `mllm.pope`: POPE's yes-or-no questions about the objects of annotated images.
+"""Work of `mllm.pope`: write POPE's yes-or-no questions about the objects of annotated images.
 
 Source: Li et al. 2023, Evaluating object hallucination in large vision-language models (arXiv:2305.10355), section 4.
 """
@@ -25,8 +25,8 @@ SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question about an object: the number of the image, the name of the object, and whether it is there."""
+class ObjectQuestion:
+    """Question about an object: number of the image, name of the object, and whether it is in the image."""
 
     image: int
     name: str
@@ -41,33 +41,35 @@ def make_pope(config: MllmPope, ctx: Context) -> QuestionDataset:
     names = data.class_names
     objects = [list(dict.fromkeys(names[label] for label in source.objects(n).labels)) for n in range(len(source))]
     readable = _readable(config, ctx, source, objects)
-    asked = draw_pope(
+    drawn = draw_pope(
         [objects[number] for number in readable],
         config.split,
         num_images=config.num_images,
         per_image=config.per_image,
         generator=np.random.default_rng(config.seed),
     )
-    if not asked:
+    if not drawn:
         raise UserError(
             f"{config.data}: no image has {config.per_image} kinds of objects, and lacks as many that others have"
         )
-    used = list(dict.fromkeys(one.image for one in asked))
+    used = list(dict.fromkeys(question.image for question in drawn))
     if len(used) < config.num_images:
         ctx.warn(f"{len(used)} images have enough objects, {config.num_images} were asked for")
-    places = {image: place for place, image in enumerate(used)}
+    new_numbers = {image: number for number, image in enumerate(used)}
     keys = [source.keys[readable[image]] for image in used]
-    questions = [
-        Question(
-            key=f"{keys[places[one.image]]}-{number}",
-            image=places[one.image],
-            text=question_about(one.name),
-            options=OPTIONS,
-            answer=0 if one.present else 1,
-            family=config.split,
+    questions = []
+    for number, question in enumerate(drawn):
+        image = new_numbers[question.image]
+        questions.append(
+            Question(
+                key=f"{keys[image]}-{number}",
+                image=image,
+                text=question_about(question.name),
+                options=OPTIONS,
+                answer=0 if question.present else 1,
+                family=config.split,
+            )
         )
-        for number, one in enumerate(asked)
-    ]
     images = [source.source[readable[image]].image for image in used]
     _add_panel(ctx, images, questions)
     return write_questions(ctx.directory, images, questions)
@@ -80,27 +82,27 @@ def draw_pope(
     num_images: int,
     per_image: int,
     generator: np.random.Generator,
-) -> list[Asked]:
-    """Return the questions, by image: yes and no in turn, `per_image` of each.
+) -> list[ObjectQuestion]:
+    """Draw the questions, by image: yes and no in turn, `per_image` of each.
 
-    Each question with the answer yes names one of the first `per_image` objects of the image. The object of the next
-    one, with the answer no, is neither in the image nor named before: `random`, any; `popular`, the one in most of the
-    drawn images; `adversarial`, the one that is most often in a drawn image with the object just named. Equal counts
-    are decided by the order of the names; where nothing is ever together, any.
+    Each question with the answer yes names one of the first `per_image` objects of the image. The next one, with the
+    answer no, names an object that is neither in the image nor named before. `random` takes any. `popular` takes the
+    object in most of the drawn images. `adversarial` takes the object that is most often in a drawn image with the
+    object just named. Equal counts are decided by the order of the names. If all counts are 0, any object is taken.
 
     Args:
         objects: names in each image, without repetition, in order.
-        split: how absent objects are chosen.
-        num_images: images to draw from those with enough objects and enough absent ones; fewer if there are fewer.
+        split: rule for choosing absent objects.
+        num_images: images to draw among images with enough objects and enough absent ones. There may be fewer.
         per_image: questions of either answer.
-        generator: of the draws.
+        generator: random generator of the draws.
     """
     known = sorted({name for names in objects for name in names})
     usable = [number for number, names in enumerate(objects) if per_image <= len(names) <= len(known) - per_image]
     drawn = sorted(generator.permutation(usable)[:num_images].tolist())
     frequency = Counter(name for number in drawn for name in objects[number])
     together = Counter(pair for number in drawn for pair in permutations(objects[number], 2))
-    found = []
+    questions = []
     for number in drawn:
         absent = [name for name in known if name not in objects[number]]
         for present in objects[number][:per_image]:
@@ -112,17 +114,17 @@ def draw_pope(
             likeliest = max(counts, key=lambda name: counts[name])
             chosen = likeliest if counts[likeliest] else absent[int(generator.integers(len(absent)))]
             absent.remove(chosen)
-            found += [Asked(number, present, True), Asked(number, chosen, False)]
-    return found
+            questions += [ObjectQuestion(number, present, True), ObjectQuestion(number, chosen, False)]
+    return questions
 
 
 def question_about(name: str) -> str:
-    """Return POPE's question about an object."""
+    """Format POPE's question about an object."""
     return f"Is there {'an' if name[0].lower() in 'aeiou' else 'a'} {name} in the image?"
 
 
 def _readable(config: MllmPope, ctx: Context, source: AnnotatedSource, objects: Sequence[Sequence[str]]) -> list[int]:
-    """Return the numbers of the images with enough objects that can be decoded; skip the others."""
+    """Find the numbers of the images with enough objects that can be decoded, and skip the others."""
     wanted = [number for number, names in enumerate(objects) if len(names) >= config.per_image]
     good = []
     for number in wanted:
@@ -139,9 +141,9 @@ def _readable(config: MllmPope, ctx: Context, source: AnnotatedSource, objects: 
 def _add_panel(ctx: Context, images: Sequence[bytes], questions: Sequence[Question]) -> None:
     folder = ctx.directory / "panels"
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = []
+    shown = []
     for number, question in enumerate(questions[:SHOWN]):
         file = f"panels/question-{number}.jpg"
         (ctx.directory / file).write_bytes(images[question.image])
-        pictures.append(PanelImage(file=file, caption=f"{question.text} {question.options[question.answer]}"))
-    ctx.panel(ImagesPanel(title="Questions", note="The first ones.", order=30, pictures=pictures))
+        shown.append(PanelImage(file=file, caption=f"{question.text} {question.options[question.answer]}"))
+    ctx.panel(ImagesPanel(title="Questions", note="The first ones.", order=30, pictures=shown))

@@ -1,4 +1,4 @@
-"""The files by which other programs prepare images and prompts as a model was trained with them."""
+"""Files that let other programs prepare images and prompts as in a model's training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 def llava_processor(
     config: LlavaConfig, tokenizer: Any, preprocess: Preprocess, prompt: str, *, class_token: bool
 ) -> LlavaProcessor:
-    """Return the processor of a model, with its prompt as the chat template.
+    """Build the processor of a model, with its prompt as the chat template.
 
     Args:
-        config: of the model.
-        tokenizer: of its language model.
-        preprocess: of its images.
+        config: configuration of the model.
+        tokenizer: tokenizer of its language model.
+        preprocess: preprocessing of its images.
         prompt: text with `<image>` and `{question}`.
         class_token: whether the first token of the tower is a class token.
     """
@@ -36,13 +36,13 @@ def llava_processor(
 
 
 def save_processor(processor: LlavaProcessor, directory: Path) -> None:
-    """Write a processor, and its image processor in a file of its own as well, which transformers 4 reads."""
+    """Write a processor, and its image processor also in a separate file, which transformers 4 reads."""
     processor.save_pretrained(directory)
     processor.image_processor.save_pretrained(directory)
 
 
 def image_processor(preprocess: Preprocess) -> LlavaImageProcessor:
-    """Return transformers' image processor for a preprocessing; it pads an image before it resizes it."""
+    """Build transformers' image processor for a preprocessing. It pads an image before it resizes it."""
     side, resized = preprocess.image_size, int(preprocess.image_size / preprocess.crop_pct)
     squash = preprocess.resize_mode == "squash"
     return LlavaImageProcessor(
@@ -56,7 +56,7 @@ def image_processor(preprocess: Preprocess) -> LlavaImageProcessor:
 
 
 def chat_template(prompt: str) -> str:
-    """Return the template (Jinja) that makes the prompt of a message with an image and texts."""
+    """Build the template (Jinja) that makes the prompt of a message with an image and texts."""
     before, after = ("{{ " + json.dumps(part) + " }}" for part in prompt.split("{question}"))
     question = "{{ message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\\n') }}"
     return "{% for message in messages %}" + before + question + after + "{% endfor %}"

@@ -22,7 +22,7 @@ REMEMBERED = 65_536  # sequences
 class Sequences:
     """Sequences of several prompts with answers, padded on the right.
 
-    ids: tokens, int64 (B, T). A causal model never sees the padding, so that no attention mask is needed.
+    ids: tokens, int64 (B, T). A causal model never sees the padding, so no attention mask is needed.
     answers: True at the tokens of the answers and the end after them, bool (B, T).
     """
 
@@ -31,13 +31,13 @@ class Sequences:
 
 
 class QuestionTokenizer:
-    """Turns questions and answers into tokens.
+    """Tokenizer of questions and answers.
 
     Args:
-        tokenizer: of transformers, with the token `<image>` and an end token.
+        tokenizer: tokenizer of transformers, with the token `<image>` and an end token.
         prompt: text with `<image>` and `{question}`.
-        num_image_tokens: tokens that an image takes.
-        max_length: most tokens of a sequence.
+        num_image_tokens: number of tokens that an image takes.
+        max_length: largest number of tokens of a sequence.
     """
 
     def __init__(self, tokenizer: Any, prompt: str, num_image_tokens: int, max_length: int) -> None:
@@ -49,23 +49,23 @@ class QuestionTokenizer:
         self.sequence = lru_cache(REMEMBERED)(self._sequence)
 
     def sequences(self, texts: Sequence[tuple[str, str]]) -> Sequences:
-        """Return the sequences of pairs of a question and an answer."""
-        made = [self.sequence(question, answer) for question, answer in texts]
-        longest = max(len(ids) for ids, _ in made)
-        ids = torch.full((len(made), longest), self.pad_token)
+        """Build the sequences of pairs of a question and an answer."""
+        tokenized = [self.sequence(question, answer) for question, answer in texts]
+        longest = max(len(ids) for ids, _ in tokenized)
+        ids = torch.full((len(tokenized), longest), self.pad_token)
         answers = torch.zeros_like(ids, dtype=torch.bool)
-        for row, (tokens, start) in enumerate(made):
+        for row, (tokens, start) in enumerate(tokenized):
             ids[row, : len(tokens)] = torch.tensor(tokens)
             answers[row, start : len(tokens)] = True
         return Sequences(ids, answers)
 
     def _sequence(self, question: str, answer: str) -> tuple[tuple[int, ...], int]:
-        """Return the tokens of prompt, answer and end, and the place where the answer begins.
+        """Tokenize prompt, answer and end, and find the index at which the answer begins.
 
         The text is cut into tokens as a whole, since a word's tokens may depend on the space before it.
 
         Raises:
-            UserError: a text has a token for an image of its own, the tokenizer lacks a word of the answer, or the
+            UserError: a text contains a token for an image, the tokenizer lacks a word of the answer, or the
                 sequence is too long.
         """
         for text in (question, answer):
@@ -79,8 +79,8 @@ class QuestionTokenizer:
         if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in whole[start:]:
             raise UserError(f"{answer!r}: the model's vocabulary lacks a word of this answer")
         ids = [*whole, self.end_token]
-        place = ids.index(self.image_token)
-        ids[place : place + 1] = [self.image_token] * self.num_image_tokens
+        image_index = ids.index(self.image_token)
+        ids[image_index : image_index + 1] = [self.image_token] * self.num_image_tokens
         if len(ids) > self.max_length:
             raise UserError(f"{question!r}: expected at most {self.max_length} tokens, got {len(ids)} with the image")
         return tuple(ids), start + self.num_image_tokens - 1

@@ -1,4 +1,4 @@
-"""The work of `mllm.questions`: questions from MMVP's folder or from JSON lines.
+"""Work of `mllm.questions`: import questions from MMVP's folder or from JSON lines.
 
 Source of the format: Tong et al. 2024 (arXiv:2401.06209), `Questions.csv`.
 """
@@ -22,27 +22,27 @@ MMVP_FILE, MMVP_COLUMNS = "Questions.csv", ("Index", "Question", "Options", "Cor
 MMVP_FOLDERS = ("MMVP Images", "MMVP_Images", "images")
 MMVP_LETTERS = ["(a)", "(b)"]
 MMVP_LENGTH = 300
-# Their two images are the wrong way round in the published answers: tusks long and short, sitting and standing.
+# In the published answers the two images of these pairs are swapped: tusks long and short, sitting and standing.
 MMVP_CORRECTED = {99: "(b)", 100: "(a)", 279: "(b)", 280: "(a)"}
 
 
 @dataclass(frozen=True)
 class QuestionRow:
-    """A question before it has its image: the address of the image, and the question with the image number 0."""
+    """Question before its image is stored: path of the image, and the question with the image number 0."""
 
     image: Path
     question: Question
 
 
 def import_questions(config: MllmQuestions, ctx: Context) -> QuestionDataset:
-    """Copy the questions and their images; one whose image cannot be read is left out, with its partner in a pair."""
+    """Copy the questions and their images. A question with an unreadable image is left out, with its partner."""
     rows = list(read_rows(config, ctx.skip))
     total = len(rows) + ctx.bad.total()
-    kept = _with_partner(_readable(rows, ctx.skip), config.path, ctx.skip)
+    usable = _with_partner(_readable(rows, ctx.skip), config.path, ctx.skip)
     ReadSettings(max_bad_fraction=config.max_bad_fraction).check_bad(ctx.bad, total, "questions")
-    used = list(dict.fromkeys(row.image for row in kept))
-    places = {path: place for place, path in enumerate(used)}
-    numbered = [replace(row.question, image=places[row.image]) for row in kept]
+    used = list(dict.fromkeys(row.image for row in usable))
+    image_numbers = {path: number for number, path in enumerate(used)}
+    numbered = [replace(row.question, image=image_numbers[row.image]) for row in usable]
     try:
         return write_questions(ctx.directory, (_bytes(path) for path in used), numbered)
     except ValueError as error:
@@ -50,10 +50,10 @@ def import_questions(config: MllmQuestions, ctx: Context) -> QuestionDataset:
 
 
 def read_rows(config: MllmQuestions, on_bad: Callable[[str, str], None]) -> Iterator[QuestionRow]:
-    """Yield the questions of a folder or file; `on_bad` gets (reason, where) of each that cannot be used.
+    """Yield the questions of a folder or file. `on_bad` gets (reason, where) of each question that is unusable.
 
     Raises:
-        UserError: there is no such file, or it has another form.
+        UserError: there is no such file, or its format is unknown.
     """
     path = Path(config.path).expanduser()
     if path.suffix == ".jsonl":
@@ -71,8 +71,8 @@ def _read_mmvp(folder: Path, labels: str, on_bad: Callable[[str, str], None]) ->
     except csv.Error as error:
         raise UserError(f"{file}: not readable as CSV: {error}") from None
     if not table or missing(table[0]):
-        found = ", ".join(table[0]) if table else "no rows"
-        raise UserError(f"{file}: expected the columns {', '.join(MMVP_COLUMNS)}, got {found}")
+        columns = ", ".join(table[0]) if table else "no rows"
+        raise UserError(f"{file}: expected the columns {', '.join(MMVP_COLUMNS)}, got {columns}")
     images = next((folder / name for name in MMVP_FOLDERS if (folder / name).is_dir()), None)
     if images is None:
         raise UserError(f"{folder}: expected a folder of images, {' or '.join(MMVP_FOLDERS)}")
@@ -99,7 +99,7 @@ def _read_mmvp(folder: Path, labels: str, on_bad: Callable[[str, str], None]) ->
 
 
 def missing(row: dict[str, Any]) -> list[str]:
-    """Return the columns of MMVP that a row lacks."""
+    """List the columns of MMVP that a row lacks."""
     return [name for name in MMVP_COLUMNS if name not in row]
 
 
@@ -125,16 +125,16 @@ def _row(record: dict[str, Any], number: str, folder: Path) -> QuestionRow:
     texts = [record.get("question", ""), record.get("family", ""), *options]
     if not isinstance(options, list) or not all(isinstance(text, str) for text in texts):
         raise TypeError("expected texts")
-    place = options.index(answer) if isinstance(answer, str) else answer
+    index = options.index(answer) if isinstance(answer, str) else answer
     pair = record.get("pair", -1)
-    if type(place) is not int or type(pair) is not int:  # neither 0.7 nor true is a number of an option or a pair
+    if type(index) is not int or type(pair) is not int:  # neither 0.7 nor true is a number of an option or a pair
         raise TypeError("expected whole numbers")
     key = str(record.get("key", number))
-    return QuestionRow(folder / record["image"], Question(key, 0, texts[0], options, place, texts[1], pair))
+    return QuestionRow(folder / record["image"], Question(key, 0, texts[0], options, index, texts[1], pair))
 
 
 def _readable(rows: list[QuestionRow], on_bad: Callable[[str, str], None]) -> list[QuestionRow]:
-    """Return the questions whose image can be read; images are read again when they are written, not held."""
+    """Select the questions whose image is readable. Images are read again when they are written, not held."""
     known: set[Path] = set()
     good = []
     for row in rows:
@@ -149,15 +149,15 @@ def _readable(rows: list[QuestionRow], on_bad: Callable[[str, str], None]) -> li
 
 
 def _with_partner(rows: list[QuestionRow], where: str, on_bad: Callable[[str, str], None]) -> list[QuestionRow]:
-    """Return the questions of whose pair both are there, and those of no pair."""
+    """Select the questions without a pair, and the pairs with both questions."""
     members = Counter(row.question.pair for row in rows)
-    kept = []
+    complete = []
     for row in rows:
         if row.question.pair >= 0 and members[row.question.pair] == 1:
             on_bad("missing_partner", f"{where}: {row.question.key}")
         else:
-            kept.append(row)
-    return kept
+            complete.append(row)
+    return complete
 
 
 def _bytes(path: Path) -> bytes:

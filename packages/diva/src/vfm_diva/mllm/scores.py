@@ -1,6 +1,6 @@
 """Scores of answered questions: MMVP's pair rule, and POPE's precision, recall and F1. Pure functions of arrays.
 
-Sources: Tong et al. 2024 (arXiv:2401.06209), section 3; Li et al. 2023, POPE (arXiv:2305.10355), section 4.
+Sources: Tong et al. 2024 (arXiv:2401.06209), section 3, and Li et al. 2023, POPE (arXiv:2305.10355), section 4.
 """
 
 # Q questions, P pairs, I images, R resamples
@@ -21,46 +21,46 @@ Floats = NDArray[np.float64]
 
 
 def chosen(likelihoods: Sequence[float], answer: int) -> bool:
-    """Return whether the right option is likelier than each other one; equal likelihoods choose nothing."""
-    others = [value for place, value in enumerate(likelihoods) if place != answer]
+    """Check whether the right option is likelier than each other one. With equal likelihoods nothing is chosen."""
+    others = [value for index, value in enumerate(likelihoods) if index != answer]
     return all(likelihoods[answer] > value for value in others)
 
 
 def pair_scores(
     correct: Booleans, pairs: Sequence[tuple[int, int]], num_options: NDArray[np.int64], families: Sequence[str]
 ) -> list[Score]:
-    """Return the share of pairs with both questions right: of all, and of each family if there are several.
+    """Score the share of pairs with both questions right: of all, and of each family if there are several.
 
     Args:
-        correct: of each question, (Q,).
+        correct: whether each question is answered right, (Q,).
         pairs: the two questions of each pair, (P, 2).
-        num_options: of each question, (Q,). Guesses of both questions are independent.
-        families: of each question, (Q,).
+        num_options: number of options of each question, (Q,). Guesses of both questions are independent.
+        families: family of each question, (Q,).
     """
     first, second = np.array(pairs).reshape(-1, 2).T
     right, chance = correct[first] & correct[second], 1 / (num_options[first] * num_options[second])
-    return _by_family("pair_accuracy", right, chance, [families[place] for place in first])
+    return _by_family("pair_accuracy", right, chance, [families[question] for question in first])
 
 
 def question_scores(
     correct: Booleans, images: NDArray[np.int64], num_options: NDArray[np.int64], families: Sequence[str]
 ) -> list[Score]:
-    """Return the share of questions that are right: of all, and of each family if there are several.
+    """Score the share of questions that are right: of all, and of each family if there are several.
 
     Args:
-        correct: of each question, (Q,).
-        images: image of each question, (Q,); its questions are not independent.
-        num_options: of each question, (Q,).
-        families: of each question, (Q,).
+        correct: whether each question is answered right, (Q,).
+        images: image of each question, (Q,). The questions of an image are not independent.
+        num_options: number of options of each question, (Q,).
+        families: family of each question, (Q,).
     """
     return _by_family("accuracy", correct, 1 / num_options, families, images)
 
 
 def yes_no_scores(said_yes: Booleans, is_yes: Booleans, images: NDArray[np.int64]) -> list[Score]:
-    """Return precision, recall and F1 of "yes", and the share of questions answered by it.
+    """Score precision, recall and F1 of "yes", and the share of questions answered by it.
 
-    Intervals and tests resample images, since the questions about one depend on each other. Where nothing is answered
-    by "yes", precision and F1 are 0.
+    Intervals and tests resample images, since the questions about an image depend on each other. If no question is
+    answered by "yes", precision and F1 are 0.
 
     Args:
         said_yes: the answers, (Q,).
@@ -83,34 +83,34 @@ def yes_no_scores(said_yes: Booleans, is_yes: Booleans, images: NDArray[np.int64
 
 
 def yes_no_counts(said_yes: Booleans, is_yes: Booleans, images: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the number of true yes, false yes, false no and true no of each image, (I, 4)."""
-    _, places = np.unique(images, return_inverse=True)
+    """Count true yes, false yes, false no and true no of each image, (I, 4)."""
+    _, image_indices = np.unique(images, return_inverse=True)
     kinds = np.where(said_yes, np.where(is_yes, 0, 1), np.where(is_yes, 2, 3))
-    counts = np.zeros((places.max() + 1, 4), dtype=np.int64)
-    np.add.at(counts, (places, kinds), 1)
+    counts = np.zeros((image_indices.max() + 1, 4), dtype=np.int64)
+    np.add.at(counts, (image_indices, kinds), 1)
     return counts
 
 
 def precision(counts: ArrayLike) -> Floats:
-    """Return true yes / all said yes for counts (..., 4)."""
+    """Compute true yes / all said yes for counts (..., 4)."""
     true_yes, false_yes, _, _ = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
     return _ratio(true_yes, true_yes + false_yes)
 
 
 def recall(counts: ArrayLike) -> Floats:
-    """Return true yes / all that are yes for counts (..., 4)."""
+    """Compute true yes / all that are yes for counts (..., 4)."""
     true_yes, _, false_no, _ = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
     return _ratio(true_yes, true_yes + false_no)
 
 
 def f1(counts: ArrayLike) -> Floats:
-    """Return the harmonic mean of precision and recall for counts (..., 4)."""
+    """Compute the harmonic mean of precision and recall for counts (..., 4)."""
     true_yes, false_yes, false_no, _ = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
     return _ratio(2 * true_yes, 2 * true_yes + false_yes + false_no)
 
 
 def yes_share(counts: ArrayLike) -> Floats:
-    """Return the share of questions answered by yes for counts (..., 4)."""
+    """Compute the share of questions answered by yes for counts (..., 4)."""
     array = np.asarray(counts, dtype=np.float64)
     return _ratio(array[..., :2].sum(axis=-1), array.sum(axis=-1))
 
@@ -140,8 +140,10 @@ def _by_family(
 ) -> list[Score]:
     names = list(dict.fromkeys(families))
     parts = [(metric, np.ones(len(correct), dtype=bool))]
-    parts += [(f"{metric}/{name}", np.array([one == name for one in families])) for name in names if len(names) > 1]
-    return [
-        Accuracy(name, correct[those], None if groups is None else groups[those], chance=float(chance[those].mean()))
-        for name, those in parts
-    ]
+    if len(names) > 1:
+        parts += [(f"{metric}/{name}", np.array([family == name for family in families])) for name in names]
+    scores: list[Score] = []
+    for name, mask in parts:
+        groups_of_part = None if groups is None else groups[mask]
+        scores.append(Accuracy(name, correct[mask], groups_of_part, chance=float(chance[mask].mean())))
+    return scores

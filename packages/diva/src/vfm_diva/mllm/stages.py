@@ -1,4 +1,4 @@
-"""The configurations of the multimodal language models that show what a vision tower is worth. They import no torch."""
+"""Configurations of the multimodal language models that test a vision tower. They import no torch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class MllmCheckpoint(Artifact):
     """A LLaVA-like model in transformers' layout (`LlavaForConditionalGeneration`), with its tokenizer."""
 
     tower: str = Field(description="name of the CLIP model whose vision tower it has")
-    layer: int = Field(description="hidden state of the tower that is read, as in transformers; -1: the last block's")
+    layer: int = Field(description="hidden state of the tower that is read, as in transformers (-1: the last block's)")
     tokens: Tokens = Field(description="tokens of that layer that are read")
     prompt: str = Field(description="text around a question")
     preprocess: dict[str, Any] = Field(description="preprocessing of its images, as in vfm.models.Preprocess")
@@ -51,14 +51,14 @@ class LanguageModel(Part):
 
 
 class SmallLlama(LanguageModel):
-    """A small Llama with random weights; its tokens are the words of the training questions."""
+    """A small Llama with random weights. Its tokens are the words of the training questions."""
 
     type: Literal["llama"] = Field("llama", description="a small Llama with random weights")
     work: ClassVar[str] = "vfm_diva.mllm.language_models:small_llama"
     layers: int = Field(2, ge=1, description="blocks")
     width: int = Field(128, ge=8, description="channels")
     heads: int = Field(4, ge=1, description="attention heads")
-    max_length: int = Field(1024, ge=16, description="most positions, those of the image included")
+    max_length: int = Field(1024, ge=16, description="largest number of positions, including the image's")
 
     @model_validator(mode="after")
     def _divisible(self) -> SmallLlama:
@@ -76,21 +76,21 @@ class PretrainedLanguageModel(LanguageModel):
 
 
 class MllmTrain(Training):
-    """Train a LLaVA-like model on questions about images; its vision tower is frozen.
+    """Train a LLaVA-like model on questions about images. Its vision tower is frozen.
 
-    LLaVA has two stages: `trained: {type: frozen}`, the projector alone, on captions, then `init` from that. The loss
-    is on the answers alone, as in LLaVA-1.5 (arXiv:2310.03744).
+    LLaVA has two stages: `trained: {type: frozen}` trains only the projector on captions, then `init` starts from that
+    model. The loss is on the answers alone, as in LLaVA-1.5 (arXiv:2310.03744).
     """
 
     kind: Literal["mllm.train"] = "mllm.train"
     vision: Ref[ClipCheckpoint] | None = Field(None, description="CLIP model whose vision tower is read")
     init: Ref[MllmCheckpoint] | None = Field(
-        None, description="model of an earlier stage that the training begins with, instead of vision"
+        None, description="model of an earlier stage from which training starts, instead of vision"
     )
     data: Ref[QuestionDataset] = Field(description="questions to train on")
     trained: Trained = Field(AllWeights(), description="weights of the language model that are trained")
-    language_model: LanguageModel = Field(SmallLlama(), description="language model; with init, that of init")
-    layer: int = Field(-2, description="hidden state of the tower that is read; -2: the last block but one, as LLaVA")
+    language_model: LanguageModel = Field(SmallLlama(), description="language model, not allowed with init")
+    layer: int = Field(-2, description="hidden state of the tower that is read (-2: the last block but one, as LLaVA)")
     tokens: Tokens = Field(
         "patches", description="tokens that are read: patches as LLaVA, all with the class token, or class alone"
     )
@@ -111,9 +111,9 @@ class MllmTrain(Training):
         if (self.vision is None) == (self.init is None):
             raise ValueError("give exactly one of vision and init")
         names = ("language_model", "layer", "tokens", "prompt", "pad")
-        given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
-        if self.init and given:
-            raise ValueError(f"{', '.join(given)}: set by the model of init; leave it out")
+        changed = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        if self.init and changed:
+            raise ValueError(f"{', '.join(changed)}: set by the model of init; leave it out")
         return self
 
 
@@ -136,24 +136,26 @@ class MllmQuestions(Stage):
     checks: ClassVar[str] = "vfm_diva.mllm.checks:check_questions"
 
     def sources(self) -> Iterable[str]:
-        """Return the files behind `path`."""
+        """List the files behind `path`."""
         return files.expand_paths(self.path)
 
 
 class MllmPope(Stage):
     """Make POPE's yes-or-no questions about the objects of annotated images (arXiv:2305.10355).
 
-    Half of the questions name an object of the image. The others name one that is not there: any (`random`), the most
-    frequent ones (`popular`), or the one that most often is beside the object asked for before (`adversarial`).
+    Half of the questions name an object of the image. The others name an object that is not there: any (`random`), the
+    most frequent ones (`popular`), or the most frequent companion of the object named before (`adversarial`).
     """
 
     kind: Literal["mllm.pope"] = "mllm.pope"
     data: Ref[AnnotatedImages] = Field(description="images with all objects of their classes annotated")
-    split: Literal["random", "popular", "adversarial"] = Field("popular", description="how absent objects are chosen")
-    num_images: int = Field(500, ge=1, description="images, drawn from those with enough objects")
-    per_image: int = Field(3, ge=1, description="questions of either answer about an image")
+    split: Literal["random", "popular", "adversarial"] = Field(
+        "popular", description="rule for choosing absent objects"
+    )
+    num_images: int = Field(500, ge=1, description="number of images, drawn from images with enough objects")
+    per_image: int = Field(3, ge=1, description="number of questions of either answer about an image")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="tolerated fraction of images that cannot be read")
-    seed: Seed = Field(0, description="of the images and absent objects")
+    seed: Seed = Field(0, description="seed of the images and absent objects")
 
     makes: ClassVar[type[Artifact]] = QuestionDataset
     work: ClassVar[str] = "vfm_diva.mllm.pope:make_pope"
@@ -163,7 +165,7 @@ class MllmPope(Stage):
 class EvalMllm(ModelEvaluation):
     """Evaluate multimodal language models by the likelihood that they give each option of a question.
 
-    Pairs count if both questions are right (MMVP); yes-or-no questions also have precision, recall and F1 (POPE).
+    Pairs count if both questions are right (MMVP). Yes-or-no questions also have precision, recall and F1 (POPE).
     """
 
     kind: Literal["eval.mllm"] = "eval.mllm"
@@ -182,13 +184,13 @@ class EvalMllm(ModelEvaluation):
 
 LmmsTask = Literal["mmvp", "pope_random", "pope_pop", "pope_adv", "mme", "mmbench_en_dev_static", "mmbench_en_dev"]
 LMMS_VERSION = "0.7.3"
-LMMS_DATE = "2026-08-29"  # the day after its release: packages of later days fit it less and less
+LMMS_DATE = "2026-08-29"  # the day after its release, since packages of later days fit it less and less
 
 
 class EvalLmms(Evaluation):
-    """Evaluate LLaVA folders by lmms-eval, in an environment of its own, or read its logs; tests pair the items.
+    """Evaluate LLaVA folders by lmms-eval in a separate environment, or read its logs. Tests pair the items.
 
-    Its per-sample logs are scored by vfm's rules, so that intervals and paired tests are those of every evaluation.
+    Its per-sample logs are scored by vfm's rules, so intervals and paired tests are as in every evaluation.
     """
 
     kind: Literal["eval.lmms"] = "eval.lmms"
@@ -213,8 +215,8 @@ class EvalLmms(Evaluation):
     )
     arguments: dict[str, str] = Field(
         {},
-        description="more arguments of its model `llava_hf`; device is that of runtime, and dtype by default float32"
-        " on the CPU and that of the weights on other devices",
+        description="more arguments of its model `llava_hf`. The default device is the runtime's. The default dtype is"
+        " float32 on the CPU and the type of the weights on other devices",
     )
     limit: int | None = Field(None, ge=1, description="evaluate only so many items of each task")
 
@@ -230,11 +232,11 @@ class EvalLmms(Evaluation):
 
     @property
     def result_names(self) -> list[str]:
-        """Name in the results of each model, each folder and each folder of logs."""
+        """Names in the results of models, folders and folders of logs."""
         return [*super().result_names, *self.folders, *self.logs]
 
     def sources(self) -> Iterable[str]:
-        """Return the folders of models and of logs."""
+        """List the folders of models and of logs."""
         return [*self.folders.values(), *self.logs.values()]
 
     @model_validator(mode="after")

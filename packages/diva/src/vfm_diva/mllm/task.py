@@ -1,4 +1,4 @@
-"""The training of a multimodal language model: the loss of its answers."""
+"""Training task of a multimodal language model: the loss of its answers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vfm_diva.mllm.stages import MllmCheckpoint
 class MllmTask(Task[MllmInputs]):
     """Predicts the tokens of the answers, and the end after them.
 
-    Only what is trained, wholly or in parts, is registered, so that checkpoints hold no vision tower.
+    Only modules that are trained, wholly or in parts, are registered, so that checkpoints hold no vision tower.
 
     Args:
-        model: the model; its tower stays frozen.
-        trained: what is trained of the language model beside the projector.
-        seed: of LoRA's changes.
+        model: model whose tower stays frozen.
+        trained: weights of the language model to train besides the projector.
+        seed: seed of LoRA's weights.
     """
 
     def __init__(self, model: Mllm, trained: Trained, *, seed: int = 0) -> None:
@@ -43,19 +43,19 @@ class MllmTask(Task[MllmInputs]):
 
     @property
     def model(self) -> Mllm:
-        """The model in training."""
+        """Model in training."""
         return self._model[0]
 
     def forward(self, inputs: MllmInputs) -> tuple[Tensor, Metrics]:
-        """Return the mean loss of the answers' tokens, and the share of questions whose answer is likelier than not."""
+        """Compute the mean loss of the answers' tokens, and the mean likelihood of the answers as a metric."""
         losses = self.model.answer_losses(self.model.image_states(inputs.images), inputs.ids, inputs.answers)
         sums = row_sums(losses, inputs.answers)
         return losses.mean(), {"answer_likelihood": sums.neg().exp().mean()}
 
     def micro_batch_weights(self, micro_batches: Sequence[Batch[MllmInputs]]) -> Tensor:
-        """Return the tokens per sample of each micro-batch, relative to the mean of the step over all processes.
+        """Compute the tokens per sample of each micro-batch, relative to the mean of the step over all processes.
 
-        So each token of the step has the same weight, as in one large batch.
+        With these weights each token of the step has the same weight, as in one large batch.
         """
         counts = torch.stack([batch.inputs.answers.sum() for batch in micro_batches]).float()
         sizes = torch.tensor([len(batch) for batch in micro_batches], device=counts.device)
@@ -80,11 +80,11 @@ def _layers(spoken: nn.Module) -> list[list[str]]:
 
 
 def row_sums(values: Tensor, answers: Tensor) -> Tensor:
-    """Return the sums over the tokens of each answer, (B,).
+    """Sum values over the tokens of each answer, (B,).
 
     Args:
-        values: one per True of `answers`, row by row.
-        answers: the tokens that count, bool (B, T); the first column is never one.
+        values: a value for each True of `answers`, row by row.
+        answers: mask of the tokens that count, bool (B, T). It is False in the first column.
     """
     counted = answers[:, 1:]
     rows = torch.arange(len(answers), device=answers.device)[:, None].expand_as(counted)[counted]

@@ -1,4 +1,4 @@
-"""The work of `mllm.train`."""
+"""Work of `mllm.train`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def train_mllm(config: MllmTrain, ctx: Context) -> MllmCheckpoint:
 
 
 def build(config: MllmTrain, ctx: Context, questions: Questions) -> Mllm:
-    """Return the model that a training begins with."""
+    """Build or load the initial model of a training run."""
     if config.init:
         return load_mllm(ctx.load(config.init))
     assert config.vision
@@ -44,10 +44,13 @@ def checkpoint_blocks(model: Mllm, config: MllmTrain) -> None:
 
 
 def vocabulary(questions: Questions) -> list[str]:
-    """Return the texts of which a vocabulary of words is made."""
-    return sorted({text for item in questions.items for text in (item.text, *item.options)})
+    """List the texts for building a vocabulary of words."""
+    texts: set[str] = set()
+    for item in questions.items:
+        texts.update((item.text, *item.options))
+    return sorted(texts)
 
 
 def reading_of(config: MllmTrain) -> Reading:
-    """Return how the model reads an image and a question."""
+    """Convert the settings of a training run to the rules of reading."""
     return Reading(config.layer, config.tokens, config.prompt, config.pad)

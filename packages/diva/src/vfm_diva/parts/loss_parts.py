@@ -1,4 +1,4 @@
-"""The slot of the loss of `diva.tune` and its choices: configurations only, without torch."""
+"""Slot for the loss of `diva.tune` and its choices: configurations only, without torch."""
 
 # B images of a forward pass
 
@@ -12,14 +12,14 @@ from vfm.plugin import Part
 
 
 class Loss(Part):
-    """Base class of the losses of a tuning on the denoised images.
+    """Base class of the losses on the denoised images.
 
-    `build()` returns a function of a denoiser and of the `Denoised` images of a batch (`tune.loss`), which returns
-    the loss and the denoising error of each image, (B,) each.
+    `build()` returns a function of a denoiser and of the `Denoised` images of a batch (`tune.loss`). The function
+    returns the loss and the denoising error of each image, (B,) each.
     """
 
     needs_view: ClassVar[bool] = False  # a second crop of each image for CLIP
-    compares_images: ClassVar[bool] = False  # those of a forward pass, at one time each
+    compares_images: ClassVar[bool] = False  # the images of a forward pass, each at a single time
 
 
 class DenoisingLoss(Loss):
@@ -30,15 +30,15 @@ class DenoisingLoss(Loss):
 
 
 class ContrastiveLoss(Loss):
-    """A contrast of what is predicted with an image's own tokens and with those of the others of the pass (DCR).
+    """Contrast of predictions with an image's own tokens and with the tokens of the other images of the pass (DCR).
 
     B images of a forward pass need B x B + B predictions, so the gradient depends on `micro_batch_size`.
     """
 
     type: Literal["contrastive"] = Field(
-        "contrastive", description="predictions with an image's own tokens against those with others' (DCR)"
+        "contrastive", description="predictions with an image's own tokens against predictions with others' (DCR)"
     )
-    temperature: float = Field(0.1, gt=0, description="divides the cosines of predictions")
+    temperature: float = Field(0.1, gt=0, description="divisor of the cosines of predictions")
     work: ClassVar[str] = "vfm_diva.tune.loss:contrastive_loss"
     needs_view: ClassVar[bool] = True
     compares_images: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""The networks that a prior can train, and the map that conditions them: configurations only, without torch."""
+"""Networks that a prior can train, and the map that conditions them: configurations only, without torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class DenoiserNetwork(Part):
     listed in `vfm_diva.generator.networks.NETWORKS`.
     """
 
-    takes_vector: ClassVar[bool] = False  # beside the context tokens
+    takes_vector: ClassVar[bool] = False  # in addition to the context tokens
 
     @property
     def multiple(self) -> int:
@@ -42,7 +42,8 @@ class UNet(DenoiserNetwork):
 
     @model_validator(mode="after")
     def _levels_fit(self) -> UNet:
-        if wrong := [width for width in self.block_out_channels if width % 8]:
+        wrong = [width for width in self.block_out_channels if width % 8]
+        if wrong:
             raise ValueError(f"block_out_channels must be multiples of 8, got {wrong[0]}")
         if self.attention_levels > len(self.block_out_channels):
             raise ValueError(
@@ -53,7 +54,7 @@ class UNet(DenoiserNetwork):
 
 
 class Mlp(DenoiserNetwork):
-    """Linear layers on all pixels of a small image; ten times as quick as a UNet at 16 pixels on a CPU."""
+    """Linear layers on all pixels of a small image. Ten times as fast as a UNet at 16 pixels on a CPU."""
 
     type: Literal["mlp"] = Field("mlp", description="linear layers on all pixels, for images of about 16 pixels")
     width: int = Field(512, ge=1, description="width of the hidden layers")
@@ -71,13 +72,13 @@ class FlowTransformer(DenoiserNetwork):
     """
 
     type: Literal["flow_transformer"] = Field(
-        "flow_transformer", description="a transformer as in Flux, with a vector beside the context (GenHancer)"
+        "flow_transformer", description="a transformer as in Flux, with a vector besides the context (GenHancer)"
     )
-    double_blocks: int = Field(2, ge=1, description="blocks with weights of their own for image and context")
+    double_blocks: int = Field(2, ge=1, description="blocks with separate weights for image and context")
     single_blocks: int = Field(4, ge=0, description="blocks with the same weights for both, after the double ones")
-    num_heads: int = Field(4, ge=1, description="attention heads of each block; GenHancer has 24")
-    head_width: int = Field(16, ge=8, multiple_of=8, description="channels of a head; GenHancer has 128")
-    vector_width: int = Field(64, ge=1, description="width of the vector that modulates the blocks; GenHancer has 768")
+    num_heads: int = Field(4, ge=1, description="attention heads of each block (GenHancer: 24)")
+    head_width: int = Field(16, ge=8, multiple_of=8, description="channels of a head (GenHancer: 128)")
+    vector_width: int = Field(64, ge=1, description="width of the vector that modulates the blocks (GenHancer: 768)")
     work: ClassVar[str] = "vfm_diva.generator.networks:build_flow_transformer"
     takes_vector: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""The slots of the DIVA stages and their choices: configurations only, without torch. A plugin can add choices."""
+"""Slots of the DIVA stages and their choices: configurations only, without torch. A plugin can add choices."""
 
 # B batch, T tokens, E width of CLIP's tokens, D width of the joint space, M prompts
 
@@ -16,12 +16,12 @@ Weight = Annotated[float, Field(ge=0)]
 class Condition(Part):
     """Base class of the choices of image tokens that condition the generator.
 
-    `build(clip)` returns an `ImageCondition` (`vfm_diva.tune.condition`); it reads no weights.
+    `build(clip)` returns an `ImageCondition` (`vfm_diva.tune.condition`) and reads no weights.
     """
 
 
 class Embedding(Condition):
-    """The image embedding as one token; every CLIP model has it (un2CLIP)."""
+    """The image embedding as one token, which every CLIP model has (un2CLIP)."""
 
     type: Literal["embedding"] = Field("embedding", description="the image's embedding in the joint space (un2CLIP)")
     work: ClassVar[str] = "vfm_diva.tune.condition:EmbeddingCondition"
@@ -63,7 +63,7 @@ class PooledPatches(Condition):
     type: Literal["pooled_patches"] = Field(
         "pooled_patches", description="the image token and the patch tokens averaged over squares of the grid"
     )
-    window: int = Field(2, ge=1, description="side of a square, in patches; squares at the far edges may be smaller")
+    window: int = Field(2, ge=1, description="side of a square, in patches (squares at the far edges may be smaller)")
     work: ClassVar[str] = "vfm_diva.tune.condition:PooledPatchCondition"
 
 
@@ -81,7 +81,7 @@ class RasterPooled(Condition):
 
 
 class Adapter(Part):
-    """The map from CLIP's tokens to the context of a generator that was not trained on them.
+    """Map from CLIP's tokens to the context of a generator that was not trained on them.
 
     `build(inputs, width=E, embed_dim=D, seed=...)` returns a module from `ImageFeatures` to the `Conditioning` that a
     network with these `NetworkInputs` takes. Subclass `TrainedAdapter`.
@@ -131,9 +131,9 @@ class MlpAdapter(TrainedAdapter):
 
 
 class Timesteps(Part):
-    """The distribution of diffusion times, from 0 (clean) to 1 (noise only).
+    """Distribution of diffusion times, from 0 (clean) to 1 (noise only).
 
-    `build(num_times, generator)` draws the times of one image, (num_times,), from a `torch.Generator`.
+    `build(num_times, generator)` draws the times of an image, (num_times,), from a `torch.Generator`.
     """
 
     shift: float = Field(1.0, gt=0, description="above 1 moves all times towards noise, as large images need")
@@ -181,10 +181,10 @@ def check_timesteps(timesteps: Timesteps, num_times: int) -> None:
 
 
 class Anchor(Part):
-    """The loss that keeps the tower near its initial state.
+    """Loss that keeps the tower near its initial state.
 
     `build(clip)` returns a function. With `compares` "embeddings" it takes new and old embeddings of unit length,
-    (B, D) each, and returns the loss of each image, (B,); with "weights" it takes the tower and its initial state and
+    (B, D) each, and returns the loss of each image, (B,). With "weights" it takes the tower and its initial state, and
     returns a scalar.
     """
 
@@ -212,8 +212,8 @@ class RelationalAnchor(Anchor):
     Changes that do not affect these similarities cost nothing.
     """
 
-    type: Literal["relational"] = Field("relational", description="keeps each image's similarities to given prompts")
-    prompts: list[str] = Field(min_length=1, description="texts whose similarities to each image are kept")
+    type: Literal["relational"] = Field("relational", description="keeps each image's similarities to fixed prompts")
+    prompts: list[str] = Field(min_length=1, description="texts whose similarities to each image stay the same")
     weight: Weight = Field(10.0, description="weight of the mean squared change of the similarities")
     work: ClassVar[str] = "vfm_diva.tune.anchor:relational_anchor"
 

@@ -1,4 +1,4 @@
-"""Named settings of `diva.tune`; the settings of a recipe take precedence."""
+"""Named settings of `diva.tune`. The settings of a recipe take precedence."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Preset = Literal[
 ]  # fmt: skip
 
 # recommended: for pretrained generators of latents. As in DIVA's followers, a first stage trains the adapter with CLIP
-# frozen, and a second one changes CLIP at a low rate; a random adapter trained jointly harms CLIP at first. The whole
+# frozen, and a second one changes CLIP at a low rate. A random adapter trained jointly harms CLIP at first. The whole
 # tower with a cosine anchor lost less zero-shot accuracy for a point of pairs than LoRA or the last block did
 # (diva_retention).
-# toy-prior: for a small diva.prior, which has its own map from CLIP's joint space and needs no adapter; these are the
+# toy-prior: for a small diva.prior, which has its own map from CLIP's joint space and needs no adapter. These are the
 # stage's own defaults.
 # genhancer: Ma et al. 2025 (arXiv:2503.19480), un2clip: Li et al. 2025 (arXiv:2505.24517), dcr: Han et al. 2026
 # (arXiv:2603.04803), as far as their settings are known. docs/feedback.md lists the unknown ones.
@@ -38,7 +38,7 @@ _DIVA: dict[str, Any] = {
     "global_batch_size": 640,
     "precision": "amp_bf16",
 }
-# The tokens that the code keeps of each backbone.
+# Condition tokens of each backbone in the released code.
 _TOKENS: dict[str, dict[str, Any]] = {
     "diva-paper": {"type": "patches", "count": 76},  # OpenAI at 224 and 336: as many tokens as text states, 77
     "diva-paper-metaclip": {"type": "patches", "share": 1.0},
@@ -113,17 +113,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 PRESETS |= {name: {**_DIVA, "condition": condition} for name, condition in _TOKENS.items()}
 
 
-def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the given settings laid over those of their preset.
+def with_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge the settings of a recipe over the settings of its preset.
 
-    `samples_seen` replaces the preset's `steps`, and `latents` its `augmentation`: their crops are cached.
+    `samples_seen` replaces the preset's `steps`, and `latents` its `augmentation`, since their crops are cached.
     """
-    chosen = dict(PRESETS.get(str(given.get("preset", "recommended")), {}))
-    condition = given.get("condition")
+    chosen = dict(PRESETS.get(str(settings.get("preset", "recommended")), {}))
+    condition = settings.get("condition")
     if isinstance(condition, Mapping) and "share" in condition:  # instead of the preset's number of patches
         chosen["condition"] = {key: value for key, value in chosen.get("condition", {}).items() if key != "count"}
-    if "samples_seen" in given:
+    if "samples_seen" in settings:
         chosen.pop("steps", None)
-    if given.get("latents"):
+    if settings.get("latents"):
         chosen.pop("augmentation", None)
-    return merge_settings(chosen, given)
+    return merge_settings(chosen, settings)

@@ -1,4 +1,4 @@
-"""The cost of `diva.prior` before it runs."""
+"""Cost of `diva.prior` before it runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vfm_diva.prior.stages import DivaPrior
 
 
 def diva_prior_cost(config: DivaPrior, ctx: Preflight) -> Cost:
-    """Return the cost of a prior's training; unknown if its CLIP model or its VAE is not known yet.
+    """Estimate the cost of training a prior. It is unknown if its CLIP model or its VAE is not known yet.
 
     All conditions are images, which take more than captions.
     """

@@ -1,4 +1,4 @@
-"""Panels of a prior: how much its loss depends on the condition, and samples."""
+"""Panels of a prior: the effect of the condition on its loss, and samples."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GAP = 4  # pixels between images side by side
 
 @torch.no_grad()
 def condition_panel(task: PriorTask, data: TrainingData[PriorInputs], *, with_texts: bool = True) -> TablePanel:
-    """Return a table of the loss with the image's own condition, with another image's, and with none.
+    """Build a table of the loss with the image's own condition, with another image's, and with none.
 
     A prior whose loss does not depend on the condition has nothing to teach. `with_texts` is False for images alone.
     """
@@ -45,8 +45,9 @@ def condition_panel(task: PriorTask, data: TrainingData[PriorInputs], *, with_te
     kinds = {name: is_text for name, is_text in kinds.items() if with_texts or not is_text}
     rows: list[list[str | float | int | None]] = []
     for name, is_text in kinds.items():
-        own, other, empty = condition_losses(task, batches, is_text=is_text)
-        rows.append([name, round(own, 4), round(other, 4), round(empty, 4), round(100 * (other / own - 1), 1)])
+        with_own, with_other, with_none = condition_losses(task, batches, is_text=is_text)
+        rise = round(100 * (with_other / with_own - 1), 1)
+        rows.append([name, round(with_own, 4), round(with_other, 4), round(with_none, 4), rise])
     return TablePanel(
         title="Effect of the condition on the prior's loss",
         note=f"Denoising loss on {count} images with the same noise, with their own condition, another's, or none.",
@@ -60,15 +61,16 @@ def condition_panel(task: PriorTask, data: TrainingData[PriorInputs], *, with_te
 def condition_losses(
     task: PriorTask, batches: Iterable[Batch[PriorInputs]], *, is_text: bool
 ) -> tuple[float, float, float]:
-    """Return the mean losses with the own condition, with that of another image of the batch, and with none."""
+    """Compute the mean losses with each image's condition, with another image's of the batch, and with none."""
     sums, count = torch.zeros(3), 0
     with eval_mode(task):
         for batch in batches:
             inputs = replace(batch.inputs, is_text=torch.full_like(batch.inputs.is_text, is_text))
-            own = task.condition(inputs)
-            losses = [task.errors(inputs, each).sum().cpu() for each in (own, own.mismatched(), task.empty(own))]
+            matched = task.condition(inputs)
+            conditions = (matched, matched.mismatched(), task.empty(matched))
+            losses = [task.errors(inputs, condition).sum().cpu() for condition in conditions]
             sums += torch.stack(losses)
-            count += len(own)
+            count += len(matched)
     with_own, with_other, with_none = (sums / count).tolist()
     return with_own, with_other, with_none
 
@@ -77,12 +79,14 @@ def condition_losses(
 def samples_panel(
     task: PriorTask, data: TrainingData[PriorInputs], language: str | None, directory: Path
 ) -> ImagesPanel:
-    """Write images into `directory`: each of the dataset beside one that the prior generates.
+    """Write images into `directory`: each of the dataset's next to one that the prior generates.
 
     They are generated from the image's first caption in a language, or from its embedding if `language` is None. An
     image without a caption in the language is not shown.
     """
-    usable = (one for one in usable_samples(data) if not language or one[0].texts.get(language))
+    usable = usable_samples(data)
+    if language:
+        usable = ((sample, inputs) for sample, inputs in usable if sample.texts.get(language))
     shown = list(islice(usable, NUM_SAMPLES))
     images = _target_images(
         task.generator,
@@ -108,7 +112,7 @@ def samples_panel(
 
 
 def _target_images(generator: Generator, target_images: Tensor | None, target_latents: Tensor | None) -> Tensor:
-    """Return the generator's images, (B, 3, S, S), decoded from cached latents if necessary."""
+    """Collect the generator's images, (B, 3, S, S), and decode them from cached latents if necessary."""
     if target_images is not None:
         return target_images
     assert target_latents is not None

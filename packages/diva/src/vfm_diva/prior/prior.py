@@ -1,4 +1,4 @@
-"""The work of `diva.prior`: train a small diffusion model over a CLIP's joint space, and report what it learned."""
+"""Work of `diva.prior`: train a small diffusion model over a CLIP's joint space, and report its results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_prior(config: DivaPrior, ctx: Preflight) -> None:
     """Check that the captions exist, the CLIP model can be read, and the VAE fits the image size.
 
     Raises:
-        UserError: one of these does not hold.
+        UserError: one of these checks fails.
     """
     data, clip = ctx.artifact(config.data), ctx.artifact(config.clip)
     if data:
@@ -47,7 +47,7 @@ def check_prior(config: DivaPrior, ctx: Preflight) -> None:
 
 
 def train_prior(config: DivaPrior, ctx: Context) -> GeneratorCheckpoint:
-    """Run `diva.prior`; panels show samples, and how much the loss depends on the condition."""
+    """Run `diva.prior`. Panels show samples, and the effect of the condition on the loss."""
     images = ctx.load(config.data)
     language = _language(config, images)
     clip = load_clip(ctx.load(config.clip))
@@ -59,7 +59,7 @@ def train_prior(config: DivaPrior, ctx: Context) -> GeneratorCheckpoint:
     data = TrainingData.of(config, open_dataset(images), _make_inputs(config, ctx, task, images, language))
     measure_data(task, data, with_gap=config.condition.source in ("text", "both"))
     fit(task, data, config, ctx)
-    made = task.export(ctx.directory)
+    checkpoint = task.export(ctx.directory)
     show_panels(
         ctx,
         lambda: condition_panel(task, data, with_texts=language is not None),
@@ -70,13 +70,13 @@ def train_prior(config: DivaPrior, ctx: Context) -> GeneratorCheckpoint:
         transform = ImageTransform(generator.image_size, "crop")
         sampler = NoiseSampler(generator.noise_shape, NUM_TIMES, config.timesteps)
         show_panels(ctx, lambda: statement_panel(task, choices, transform, sampler, seed=config.seed))
-    return made
+    return checkpoint
 
 
 def build_prior(
     config: DivaPrior, clip: ClipModel, vae: GeneratorCheckpoint | None, *, weights: bool = True
 ) -> Generator:
-    """Return the generator of a configuration, with random weights; `weights` is False on the meta device."""
+    """Build the generator of a configuration with random weights. `weights` is False on the meta device."""
     of_states = config.condition.source == "text_states"
     return build_generator(
         image_size=config.image_size,
@@ -92,7 +92,7 @@ def build_prior(
 
 
 def _language(config: DivaPrior, data: ImageDataset) -> str | None:
-    """Return the language of the captions; None for images alone.
+    """Choose the language of the captions, or None for images alone.
 
     Raises:
         UserError: there are no captions, or none in the language, and the condition needs them.

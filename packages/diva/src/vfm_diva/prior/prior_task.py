@@ -1,4 +1,4 @@
-"""The training of a prior: a diffusion model conditioned on CLIP's embeddings, or on a caption's token states."""
+"""Training task of a prior: a diffusion model conditioned on CLIP's embeddings, or on a caption's token states."""
 
 # B batch, D width of the joint space, S side of CLIP's images, L context length, W width of the text tower
 
@@ -27,13 +27,13 @@ class PriorTask(Task[PriorInputs]):
     """Denoises images, conditioned on the embedding of a caption or of the image, or on a caption's token states.
 
     Args:
-        clip: computes embeddings or states; frozen.
-        generator: trained: its network, and its condition map if it has one. Without a map the condition is states.
-        condition_noise: noise on the embedding, relative to its root mean square: the training must cover the
-            embeddings that the prior meets when the tower changes. States have no noise.
+        clip: frozen model that computes embeddings or states.
+        generator: generator whose network and condition map are trained. Without a map the condition is states.
+        condition_noise: noise on the embedding, relative to its root mean square: training must cover the embeddings
+            that the prior meets when the tower changes. States have no noise.
 
-    Source: Ramesh et al. 2022, un-CLIP (arXiv:2204.06125), section 2.1, for images as conditions; Rombach et al. 2022
-    (arXiv:2112.10752) for states.
+    Sources: Ramesh et al. 2022, un-CLIP (arXiv:2204.06125), section 2.1, for images as conditions, and Rombach et al.
+    2022 (arXiv:2112.10752) for states.
     """
 
     def __init__(self, clip: ClipModel, generator: Generator, *, condition_noise: float = 0.4) -> None:
@@ -45,7 +45,7 @@ class PriorTask(Task[PriorInputs]):
             self.condition_map.record_space(clip)
 
     def forward(self, inputs: PriorInputs) -> tuple[Tensor, Metrics]:
-        """Return the mean denoising error."""
+        """Compute the mean denoising error."""
         if self.condition_map:
             noise = self.condition_noise * inputs.condition_noise
             conditioning: Conditioning = self.condition_map(self.embeds(inputs), noise=noise, is_empty=inputs.is_empty)
@@ -55,13 +55,13 @@ class PriorTask(Task[PriorInputs]):
         return self.errors(inputs, conditioning).mean(), {}
 
     def errors(self, inputs: ImageInputs, conditioning: Conditioning) -> Tensor:
-        """Return the error of each sample at its first time, (B,)."""
+        """Compute the error of each sample at its first time, (B,)."""
         x0 = clean_targets(self.space, inputs)
         error: Tensor = self.denoiser(x0, inputs.noise[:, 0], inputs.times[:, 0], conditioning)
         return error
 
     def condition(self, inputs: PriorInputs) -> Conditioning:
-        """Return each sample's conditioning, without noise or dropout."""
+        """Compute each sample's conditioning, without noise or dropout."""
         if not self.condition_map:
             return self.condition_on_tokens(inputs.tokens)
         conditioning: Conditioning = self.condition_map(self.embeds(inputs))
@@ -69,30 +69,30 @@ class PriorTask(Task[PriorInputs]):
 
     @torch.no_grad()
     def condition_on_tokens(self, tokens: Tensor) -> Conditioning:
-        """Return the conditioning on captions, (B, L)."""
+        """Compute the conditioning on captions, (B, L)."""
         if not self.condition_map:
             return Conditioning(text_states(self.frozen_clip.module, tokens))
         conditioning: Conditioning = self.condition_map(self.text_embeds(tokens))
         return conditioning
 
     def condition_on_texts(self, texts: Sequence[str]) -> Conditioning:
-        """Return the conditioning on captions."""
+        """Compute the conditioning on captions."""
         device = next(self.denoiser.parameters()).device
         return self.condition_on_tokens(self.clip.tokenize(texts).to(device))
 
     @torch.no_grad()
     def condition_on_images(self, images: Tensor) -> Conditioning:
-        """Return the conditioning on uint8 images (B, 3, S, S) for CLIP; only with a condition map."""
+        """Compute the conditioning on uint8 images (B, 3, S, S) for CLIP. This needs a condition map."""
         assert self.condition_map
         return self.condition_map.from_images(self.image_embeds(images))
 
     def empty(self, like: Conditioning) -> Conditioning:
-        """Return the conditioning of as many samples without a condition."""
+        """Compute the conditioning of as many samples without a condition."""
         return self.condition_map.empty(len(like)) if self.condition_map else like.map(torch.zeros_like)
 
     @torch.no_grad()
     def embeds(self, inputs: PriorInputs) -> Tensor:
-        """Return the text-like embedding that conditions each sample, (B, D): of its caption, or of its image."""
+        """Compute the text-like embedding that conditions each sample, (B, D): of its caption, or of its image."""
         assert self.condition_map
         is_text = inputs.is_text
         embeds = torch.zeros(len(is_text), self.clip.embed_dim, device=is_text.device)
@@ -103,13 +103,13 @@ class PriorTask(Task[PriorInputs]):
         return embeds
 
     def text_embeds(self, tokens: Tensor) -> Tensor:
-        """Return embeddings of captions (B, L), unit length, (B, D)."""
+        """Encode captions (B, L) to embeddings of unit length, (B, D)."""
         module: Any = self.frozen_clip.module
         embeds: Tensor = module.encode_text(tokens, normalize=True)
         return embeds.float()
 
     def image_embeds(self, images: Tensor) -> Tensor:
-        """Return embeddings of uint8 images (B, 3, S, S), unit length, (B, D)."""
+        """Encode uint8 images (B, 3, S, S) to embeddings of unit length, (B, D)."""
         module: Any = self.frozen_clip.module
         embeds: Tensor = module.encode_image(self.clip.pixels(images), normalize=True)
         return embeds.float()
@@ -126,8 +126,8 @@ def measure_data(task: PriorTask, data: TrainingData[PriorInputs], *, with_gap: 
     The gap is the mean text embedding minus the mean image embedding.
 
     Args:
-        task: on the device of the training; changed in place.
-        data: of the training.
+        task: task on the device of the training run. It is changed in place.
+        data: data of the training run.
         with_gap: False leaves the gap at 0, for a prior conditioned on images only or on states.
     """
     squares, gaps = [], []
@@ -146,7 +146,7 @@ def measure_data(task: PriorTask, data: TrainingData[PriorInputs], *, with_gap: 
 
 
 def states_width(clip: ClipModel) -> int:
-    """Return W, the width of `text_states`; no weights are read.
+    """Read W, the width of `text_states`. No weights are read.
 
     Raises:
         UserError: the text tower is not open_clip's own.
@@ -160,7 +160,7 @@ def states_width(clip: ClipModel) -> int:
 
 
 def text_states(module: nn.Module, tokens: Tensor) -> Tensor:
-    """Return the states of captions (B, L) after the tower's final norm, float32 (B, L, W); padding has states too."""
+    """Compute the states of captions (B, L) after the last norm, float32 (B, L, W). Padding has states too."""
     clip: Any = module
     features = clip.forward_intermediates(
         text=tokens, text_indices=1, normalize_intermediates=True, intermediates_only=True, text_output_fmt="NLC"

@@ -31,10 +31,10 @@ from vfm_diva.parts.parts import (
 
 
 class PriorCondition(Config):
-    """Condition of a prior in training."""
+    """Settings for the condition of a prior in training."""
 
     source: Literal["text", "image", "both", "text_states"] = Field(
-        "both", description="embeddings of captions, of images, or both; text_states: a caption's token states instead"
+        "both", description="embeddings of captions, of images, or both (text_states: a caption's token states instead)"
     )
     text_share: float = Field(
         0.5, gt=0, lt=1, description="share of the samples conditioned on their caption, if the source is both"
@@ -43,10 +43,10 @@ class PriorCondition(Config):
     dropout: float = Field(0.08, ge=0, lt=1, description="share of the samples trained without a condition")
     num_tokens: int = Field(4, ge=1, description="number of context tokens that the embedding is mapped to")
     width: int = Field(
-        64, ge=1, description="width of the context tokens; text_states have the width of the text tower"
+        64, ge=1, description="width of the context tokens (text_states have the width of the text tower)"
     )
     layers: Literal["linear", "mlp"] = Field(
-        "linear", description="of the map from an embedding: one linear layer, or layer norm and two (GenHancer)"
+        "linear", description="layers of the map from an embedding: one linear layer, or layer norm and two (GenHancer)"
     )
 
 
@@ -54,9 +54,9 @@ class DivaPrior(Training):
     """Train a small diffusion model, conditioned on the joint space of a frozen CLIP model.
 
     Text embeddings, image embeddings or both condition it (un-CLIP, arXiv:2204.06125), through a learned map to a few
-    context tokens. Alternatively the text tower's states of each token do, as in text-to-image models;
-    `diva.tune` then needs an adapter. With the source `image` no captions are needed. `diva.tune` cannot teach what
-    does not change the prior's loss.
+    context tokens. Alternatively the text tower's states of each token do, as in text-to-image models. `diva.tune` then
+    needs an adapter. With the source `image` no captions are needed. `diva.tune` cannot teach anything that does not
+    change the prior's loss.
     """
 
     costs: ClassVar[str] = "vfm_diva.prior.estimate:diva_prior_cost"
@@ -64,23 +64,24 @@ class DivaPrior(Training):
     kind: Literal["diva.prior"] = "diva.prior"
     version: ClassVar[int] = 3
     clip: Ref[ClipCheckpoint] = Field(description="CLIP model whose joint space conditions the prior")
-    data: Ref[ImageDataset] = Field(description="training pairs; images alone with condition.source: image")
+    data: Ref[ImageDataset] = Field(description="training pairs, or images alone with condition.source: image")
     vae: Ref[GeneratorCheckpoint] | None = Field(
-        None, description="generator whose VAE's latents are denoised; default: pixels are"
+        None, description="generator whose VAE's latents are denoised, by default pixels are"
     )
     latents: Ref[SampleCache] | None = Field(
         None, description="cached latents and crops, made by diva.latents: the VAE is not run"
     )
     choices: Ref[ChoiceDataset] | None = Field(
         None,
-        description="pairs on which to report how much the loss rises with the other image's statement; not trained on",
+        description="pairs on which to report how much the loss rises with the other image's statement, never trained"
+        " on",
     )
     language: str | None = Field(None, description="language of the captions; default: the data's first language")
     image_size: int = Field(16, ge=8, description="side of the generated images, in pixels")
-    condition: PriorCondition = Field(PriorCondition(), description="what conditions the prior in training")
+    condition: PriorCondition = Field(PriorCondition(), description="condition of the prior in training")
     denoiser: DenoiserNetwork = Field(UNet(), description="network of the prior")
     prediction: Literal["epsilon", "v", "flow"] = Field(
-        "v", description="what the network predicts: noise, velocity, or the velocity of the straight path to noise"
+        "v", description="target of the network: noise, velocity, or the velocity of the straight path to noise"
     )
     timesteps: Timesteps = Field(LogitNormal(), description="times at which images are noised, one for each image")
     ema_decay: float | None = Field(

@@ -1,4 +1,4 @@
-"""The effect of a wrong statement on a prior: the loss with an image's own statement and with another one."""
+"""Effect of a wrong statement on a prior: its loss with an image's own statement and with another one."""
 
 # P images, N times
 
@@ -27,7 +27,7 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class StatementPair:
-    """An image of an item, a statement that is its own, and one that is not."""
+    """An image of an item, a statement that is true of it, and one that is not."""
 
     item: str
     pattern: str
@@ -37,30 +37,30 @@ class StatementPair:
 
 
 class StatementSource(Protocol):
-    """A module with a denoiser that statements condition."""
+    """Module with a denoiser that statements condition."""
 
     @property
     def denoiser(self) -> Any:
-        """The denoiser."""
+        """Denoiser."""
         ...
 
     @property
     def space(self) -> Any:
-        """The space in which it denoises."""
+        """Space in which it denoises."""
         ...
 
     def condition_on_texts(self, texts: Sequence[str]) -> Conditioning:
-        """Return the conditioning on statements."""
+        """Compute the conditioning on statements."""
         ...
 
 
 def statement_pairs(choices: Iterable[Choice]) -> Iterator[StatementPair]:
-    """Yield a pair for each image that has both a statement of its own and another one."""
+    """Yield a pair for each image that has both a true and a wrong statement."""
     for choice in choices:
         statements = list(zip(choice.statements, choice.truth, strict=True))
-        for place, image in enumerate(choice.images):
-            right = [statement for statement, truth in statements if truth == place]
-            wrong = [statement for statement, truth in statements if truth != place]
+        for index, image in enumerate(choice.images):
+            right = [statement for statement, truth in statements if truth == index]
+            wrong = [statement for statement, truth in statements if truth != index]
             if right and wrong:
                 yield StatementPair(choice.key, choice.pattern, image, right[0], wrong[0])
 
@@ -74,24 +74,24 @@ def statement_losses(
     *,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Return the loss of each image with its own and with the other statement, averaged over the same times, (P, 2).
+    """Compute each image's loss with its own and with the other statement, averaged over the same times, (P, 2).
 
     Args:
         task: a `StatementSource` and a module, such as a `PriorTask` after training.
-        pairs: P images.
+        pairs: P images with their statements.
         transform: makes the generator's image.
         sampler: draws noise and N times for each image.
-        seed: of the draws, together with an image's place.
+        seed: seed of the draws, together with an image's index.
     """
     device, rows = next(task.denoiser.parameters()).device, []
     with eval_mode(task):
         for start in range(0, len(pairs), BATCH_SIZE):
             chunk = pairs[start : start + BATCH_SIZE]
-            seeds = [SampleDraw.of(seed, 0, place).seed for place in range(start, start + len(chunk))]
-            images = [
-                to_tensor(transform.apply(decode_image(pair.image, pair.item), drawn))
-                for pair, drawn in zip(chunk, seeds, strict=True)
-            ]
+            seeds = [SampleDraw.of(seed, 0, index).seed for index in range(start, start + len(chunk))]
+            images = []
+            for pair, drawn in zip(chunk, seeds, strict=True):
+                image = decode_image(pair.image, pair.item)
+                images.append(to_tensor(transform.apply(image, drawn)))
             noise, times = (torch.stack(each).to(device) for each in zip(*map(sampler, seeds), strict=True))
             x0 = task.space(torch.stack(images).to(device))
             errors = [
@@ -103,10 +103,10 @@ def statement_losses(
 
 
 def rises(losses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return whether each image's loss rises with the other statement, (P,); ties, e.g. of equal statements, are 1/2.
+    """Check whether each image's loss rises with the other statement, (P,). Ties, as of equal statements, are 1/2.
 
     Args:
-        losses: with the own and with the other statement, (P, 2).
+        losses: losses with the own and with the other statement, (P, 2).
     """
     right, wrong = losses.T
     return np.asarray((wrong > right) + 0.5 * (wrong == right))
@@ -115,12 +115,12 @@ def rises(losses: NDArray[np.float64]) -> NDArray[np.float64]:
 def statement_panel(
     task: PriorTask, choices: Iterable[Choice], transform: ImageTransform, sampler: NoiseSampler, *, seed: int = 0
 ) -> TablePanel:
-    """Return a table of the share of images whose loss rises with the other statement, by pattern.
+    """Build a table of the share of images whose loss rises with the other statement, by pattern.
 
     The two images of a pair count as one item in the bootstrap interval.
 
     Raises:
-        ValueError: no image has both a statement of its own and another one.
+        ValueError: no image has both a true and a wrong statement.
     """
     pairs = list(statement_pairs(choices))
     if not pairs:

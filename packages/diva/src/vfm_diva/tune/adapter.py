@@ -1,4 +1,4 @@
-"""The adapters: layers from a tower's tokens to the context of a generator, and to the vector beside it."""
+"""Adapters: layers from a tower's tokens to the context of a generator, and to the additional vector."""
 
 # B batch, T tokens, E width of CLIP's tokens, D width of the joint space, W width of the context, P of the vector
 
@@ -20,7 +20,7 @@ Layers = Callable[[int, int], nn.Module]
 
 
 class AdapterNet(nn.Module):
-    """A map that is applied to each token, and one from the embedding to the vector, if the generator takes one.
+    """Map that is applied to each token, and a map from the embedding to the vector, if the generator takes one.
 
     tokens: (B, T, E) to (B, T, W).
     pooled: (B, D) to (B, P), or None.
@@ -31,7 +31,7 @@ class AdapterNet(nn.Module):
         self.tokens, self.pooled, self.unit_scale = tokens, pooled, unit_scale
 
     def forward(self, features: ImageFeatures) -> Conditioning:
-        """Return the conditioning; with `unit_scale` tokens and embeddings first get a root mean square of 1."""
+        """Compute the conditioning. With `unit_scale` tokens and embeddings first get a root mean square of 1."""
         inputs, embeds = features.tokens, features.embeds
         if self.unit_scale:
             inputs, embeds = unit_rms(inputs), unit_rms(embeds)
@@ -43,12 +43,12 @@ class AdapterNet(nn.Module):
 
 
 def build_linear(config: LinearAdapter, inputs: NetworkInputs, *, width: int, embed_dim: int, seed: int) -> AdapterNet:
-    """Return an adapter of one linear layer, as `build_adapter`."""
+    """Build an adapter that is a linear layer, as `build_adapter` does."""
     return build_adapter(nn.Linear, inputs, width=width, embed_dim=embed_dim, seed=seed, unit_scale=config.unit_scale)
 
 
 def build_mlp(config: MlpAdapter, inputs: NetworkInputs, *, width: int, embed_dim: int, seed: int) -> AdapterNet:
-    """Return an adapter of layer norm, linear layer, GELU and linear layer, as `build_adapter`."""
+    """Build an adapter of layer norm, linear layer, GELU and linear layer, as `build_adapter` does."""
 
     def layers(wide: int, out: int) -> nn.Module:
         return nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, out), nn.GELU(), nn.Linear(out, out))
@@ -59,14 +59,14 @@ def build_mlp(config: MlpAdapter, inputs: NetworkInputs, *, width: int, embed_di
 def build_adapter(
     layers: Layers, inputs: NetworkInputs, *, width: int, embed_dim: int, seed: int, unit_scale: bool = True
 ) -> AdapterNet:
-    """Return an adapter with random weights; torch's global generator does not change.
+    """Build an adapter with random weights. Torch's global generator does not change.
 
     Args:
         layers: makes the layers of each of the two maps.
-        inputs: of the generator's network.
-        width: E.
-        embed_dim: D.
-        seed: of the weights.
+        inputs: inputs of the generator's network.
+        width: width E of CLIP's tokens.
+        embed_dim: width D of the joint space.
+        seed: seed of the weights.
         unit_scale: bring the inputs to a root mean square of 1.
     """
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""The anchors: losses that keep a tower near its initial state while it is tuned."""
+"""Anchors: losses that keep a tower near its initial state while it is tuned."""
 
 # B batch, D width of the joint space, M prompts
 
@@ -19,12 +19,12 @@ WeightLoss = Callable[[nn.Module, nn.Module], Tensor]
 
 
 def cosine_anchor(config: CosineAnchor, clip: ClipModel) -> EmbeddingLoss:
-    """Return weight x (1 - cosine)."""
+    """Create the loss weight x (1 - cosine)."""
     return lambda new, old: config.weight * (1 - (new * old).sum(dim=-1))
 
 
 def relational_anchor(config: RelationalAnchor, clip: ClipModel) -> EmbeddingLoss:
-    """Return weight x the mean squared change of the similarities to the prompts, encoded by the frozen text tower."""
+    """Create the loss weight x mean squared change of the similarities to prompts, encoded by the frozen text tower."""
     prompts = clip.encode_texts(config.prompts)  # (M, D)
 
     def loss(new: Tensor, old: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def relational_anchor(config: RelationalAnchor, clip: ClipModel) -> EmbeddingLos
 
 
 def l2_sp_anchor(config: L2SpAnchor, clip: ClipModel) -> WeightLoss:
-    """Return weight / 2 x the squared distance of the trained weights from their initial values."""
+    """Create the loss weight / 2 x squared distance of the trained weights from their initial values."""
 
     def loss(visual: nn.Module, old_visual: nn.Module) -> Tensor:
         old = dict(old_visual.named_parameters())

@@ -1,4 +1,4 @@
-"""The conditions of `diva.tune`: which of the tower's tokens of an image condition the generator."""
+"""Conditions of `diva.tune`: the tokens of an image, from the tower, that condition the generator."""
 
 # B batch, N patches, T tokens, D width of the joint space, E width of the tokens
 
@@ -21,7 +21,7 @@ from vfm_diva.parts.parts import Cls, Embedding, Patches, PooledPatches, RasterP
 class ImageFeatures:
     """A tower's features of images: embeddings before the L2 norm, (B, D), and the condition's tokens, (B, T, E).
 
-    With tokens drawn for each of N times they are (B N, T, E); those of an image are adjacent.
+    With tokens drawn for each of N times they are (B N, T, E), and tokens of an image are adjacent.
     """
 
     embeds: Tensor
@@ -31,8 +31,8 @@ class ImageFeatures:
 class ImageCondition(ABC):
     """Computes the tokens that condition the generator, with a tower of the CLIP model's architecture.
 
-    width: E.
-    num_draws: random numbers that one choice of tokens needs; 0 if nothing is random.
+    width: width E of the tokens.
+    num_draws: random numbers that each choice of tokens needs. 0 if nothing is random.
     draws_per_time: whether the choice is made for each time of an image.
     """
 
@@ -42,11 +42,11 @@ class ImageCondition(ABC):
 
     @abstractmethod
     def __call__(self, visual: nn.Module, pixels: Tensor, draws: Tensor | None = None) -> ImageFeatures:
-        """Return the features of normalised images, (B, 3, S, S).
+        """Compute the features of normalised images, (B, 3, S, S).
 
         Args:
-            visual: the tower.
-            pixels: (B, 3, S, S).
+            visual: vision tower.
+            pixels: normalised images, (B, 3, S, S).
             draws: uniform random numbers, (B, num_draws), or (B, N num_draws) for tokens drawn for each of N times.
         """
 
@@ -58,7 +58,7 @@ class EmbeddingCondition(ImageCondition):
         self.width = clip.embed_dim
 
     def __call__(self, visual: nn.Module, pixels: Tensor, draws: Tensor | None = None) -> ImageFeatures:
-        """Return the features of images; nothing is drawn."""
+        """Compute the features of images. Nothing is drawn."""
         embeds = encode(visual, pixels)
         return ImageFeatures(embeds, embeds[:, None])
 
@@ -71,7 +71,7 @@ class ClsCondition(ImageCondition):
         self.width = clip.embed_dim if config.projected else vision_tower(clip).width
 
     def __call__(self, visual: nn.Module, pixels: Tensor, draws: Tensor | None = None) -> ImageFeatures:
-        """Return the features of images; nothing is drawn."""
+        """Compute the features of images. Nothing is drawn."""
         image = image_tokens(visual, pixels)
         return ImageFeatures(image.embeds, (image.embeds if self.projected else image.feature)[:, None])
 
@@ -95,9 +95,9 @@ class PatchCondition(ImageCondition):
             self.num_draws = number if config.share < 1 or config.count else 0
 
     def __call__(self, visual: nn.Module, pixels: Tensor, draws: Tensor | None = None) -> ImageFeatures:
-        """Return the features of images.
+        """Compute the features of images.
 
-        Without replacement, the patches with the largest draws are chosen; with it, each draw is the place of one.
+        Without replacement, the patches with the largest draws are chosen. With it, each draw is the index of a patch.
         """
         image = image_tokens(visual, pixels)
         patches, whole = image.patches, image.whole
@@ -110,7 +110,7 @@ class PatchCondition(ImageCondition):
         return ImageFeatures(image.embeds, torch.cat([whole[:, None], patches], dim=1))
 
     def _choose(self, draws: Tensor, number: int) -> Tensor:
-        """Return the places of the chosen patches among `number` for each row of draws."""
+        """Choose the indices of patches among `number` for each row of draws."""
         config = self.config
         if config.replacement:
             chosen = (draws * number).long().clamp(max=number - 1)
@@ -126,7 +126,7 @@ class PooledPatchCondition(ImageCondition):
         self.width, self.window = _patch_width(clip), config.window
 
     def __call__(self, visual: nn.Module, pixels: Tensor, draws: Tensor | None = None) -> ImageFeatures:
-        """Return the features of images; nothing is drawn."""
+        """Compute the features of images. Nothing is drawn."""
         image = image_tokens(visual, pixels)
         pooled = pool_squares(image.patches, grid_size(visual), self.window)
         return ImageFeatures(image.embeds, torch.cat([image.whole[:, None], pooled], dim=1))
@@ -145,7 +145,7 @@ class RasterPooledCondition(ImageCondition):
             )
 
     def __call__(self, visual: nn.Module, pixels: Tensor, draws: Tensor | None = None) -> ImageFeatures:
-        """Return the features of images; nothing is drawn."""
+        """Compute the features of images. Nothing is drawn."""
         image = image_tokens(visual, pixels)
         pooled = F.avg_pool1d(image.patches.transpose(1, 2), self.window).transpose(1, 2)  # (B, N // window, E)
         return ImageFeatures(image.embeds, torch.cat([image.whole[:, None], pooled], dim=1))
@@ -162,7 +162,7 @@ def pool_squares(patches: Tensor, grid: tuple[int, int], window: int) -> Tensor:
 
 
 def encode(visual: Any, pixels: Tensor) -> Tensor:
-    """Return the image embedding before the L2 norm, (B, D). CoCa's tower returns its tokens too."""
+    """Compute the image embedding before the L2 norm, (B, D). CoCa's tower returns its tokens too."""
     features = visual(pixels)
     embeds: Tensor = features[0] if isinstance(features, tuple) else features
     return embeds

@@ -1,4 +1,4 @@
-"""From a tower's features of images to the conditioning of a generator; and whether the parts of a tuning fit."""
+"""Convert a tower's features of images to the conditioning of a generator, and check that the parts of a tuning fit."""
 
 # B batch, D width of the joint space, W width of the context, P of the vector
 
@@ -22,14 +22,15 @@ class Conditioner(nn.Module):
     """Conditions a generator on images: through an adapter, the generator's own map, or the tokens unchanged.
 
     Args:
-        clip: the CLIP model of the tower.
-        generator: the model to condition.
-        feedback: the condition, adapter and prompt.
+        clip: CLIP model of the tower.
+        generator: diffusion model to condition.
+        feedback: settings of condition, adapter and prompt.
         prompt: text states of the prompt (`encode_prompt`), if `needs_prompt`.
-        seed: of the adapter's initial weights.
+        seed: seed of the adapter's initial weights.
 
     Raises:
-        UserError: as `check_feedback`; the generator's map belongs to another CLIP model, or the prompt is missing.
+        UserError: the parts do not fit, as for `check_feedback`, the generator's map belongs to another CLIP model, or
+            the prompt is missing.
     """
 
     prompt_tokens: Tensor | None
@@ -64,15 +65,15 @@ class Conditioner(nn.Module):
 
     @property
     def prompt(self) -> Conditioning | None:
-        """The constant prompt, on the module's device."""
+        """Constant prompt, on the module's device."""
         return None if self.prompt_tokens is None else Conditioning(self.prompt_tokens, self.prompt_pooled)
 
     def forward(self, features: ImageFeatures) -> Conditioning:
-        """Return the conditioning on images, combined with the prompt."""
+        """Compute the conditioning on images, combined with the prompt."""
         return combine_with_prompt(self.from_images(features), self.prompt, self.combine)
 
     def from_images(self, features: ImageFeatures) -> Conditioning:
-        """Return the conditioning on images without the prompt."""
+        """Compute the conditioning on images without the prompt."""
         if self.adapter is not None:
             conditioning: Conditioning = self.adapter(features)
             return conditioning
@@ -85,7 +86,7 @@ class Conditioner(nn.Module):
 
 
 def class_vector(embeds: Tensor) -> Tensor:
-    """Return Stable unCLIP's class embedding, (B, 2 D), of image embeddings (B, D) without noise.
+    """Compute Stable unCLIP's class embedding, (B, 2 D), of image embeddings (B, D) without noise.
 
     The second half is the sinusoidal code of noise level 0: ones, then zeros. The model's mean and deviation of
     embeddings are used for the noise only, so they are not needed.
@@ -123,9 +124,9 @@ def _check_without_adapter(clip: ClipModel, generator: Generator, feedback: Feed
     """Check that the generator has its own map from CLIP, or takes tokens of this width."""
     inputs, is_class = generator.inputs, takes_class(clip, generator)
     if generator.condition_map or is_class:
-        own = "a condition map" if generator.condition_map else "a class embedding"
+        map_name = "a condition map" if generator.condition_map else "a class embedding"
         if not isinstance(feedback.condition, Embedding):
-            raise UserError(f"the generator has {own}, which needs the embedding: set condition.type: embedding")
+            raise UserError(f"the generator has {map_name}, which needs the embedding: set condition.type: embedding")
         if generator.condition_map:
             generator.condition_map.check_width(clip)
     elif inputs.class_width:
@@ -141,12 +142,12 @@ def _check_without_adapter(clip: ClipModel, generator: Generator, feedback: Feed
 
 
 def takes_class(clip: ClipModel, generator: Generator) -> bool:
-    """Return whether the generator is an un-CLIP for embeddings of this CLIP model's width."""
+    """Check whether the generator is an un-CLIP for embeddings of this CLIP model's width."""
     return generator.inputs.class_width == 2 * clip.embed_dim
 
 
 def needs_prompt(clip: ClipModel, generator: Generator, feedback: Feedback) -> bool:
-    """Return whether the conditioning is incomplete without a prompt."""
+    """Check whether the conditioning is incomplete without a prompt."""
     if feedback.prompt.combine != "replace":
         return True
     if not isinstance(feedback.adapter, NoAdapter) or generator.condition_map:

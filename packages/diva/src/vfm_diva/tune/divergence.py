@@ -1,4 +1,4 @@
-"""Stops a training whose loss rises for good, while its last good checkpoint still exists."""
+"""Stop training when its loss rises for good, while its last good checkpoint still exists."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ CHECK_EVERY = 10  # steps between checks on a device that runs ahead of the host
 
 
 class DivergenceWatch(nn.Module):
-    """Compares the mean loss of the last steps with that of the first ones.
+    """Compares the mean loss of the last steps with the mean loss of the first ones.
 
-    Its numbers are buffers, so they are saved in checkpoints and a resumed training compares with its true beginning.
+    Its numbers are buffers, so they are saved in checkpoints and a resumed run compares with its true beginning.
 
     Args:
         max_rise: largest tolerated multiple of the first steps' mean.
@@ -39,7 +39,7 @@ class DivergenceWatch(nn.Module):
         self.seen += 1
 
     def reset(self) -> None:
-        """Forget all losses: another training begins."""
+        """Forget all losses, because another training run begins."""
         for number in self.buffers():
             number.zero_()
 

@@ -1,4 +1,4 @@
-"""The costs of `diva.tune` and `diva.prior` before they run, for `vfm plan --estimate`."""
+"""Costs of `diva.tune` and `diva.prior` before they run, for `vfm plan --estimate`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
 
 
 def diva_tune_cost(config: DivaTune, ctx: Preflight) -> Cost:
-    """Return the cost of a tuning; unknown if its CLIP model or its generator is not known yet."""
+    """Estimate the cost of a tuning. It is unknown if its CLIP model or its generator is not known yet."""
     clip, generator = planned_clip(ctx, config.clip), _generator(config.generator, ctx)
     if clip is None or generator is None:
         return Cost(unknown=(f"the model of {config.clip if clip is None else config.generator}",))
@@ -57,7 +57,9 @@ def diva_tune_cost(config: DivaTune, ctx: Preflight) -> Cost:
         generator.denoiser.network.enable_gradient_checkpointing()
     with torch.device("meta"):
         width = generator.inputs.context_width
-        prompt = Conditioning(torch.zeros(1, PROMPT_LENGTH, width)) if needs_prompt(clip, generator, config) else None
+        prompt = None
+        if needs_prompt(clip, generator, config):
+            prompt = Conditioning(torch.zeros(1, PROMPT_LENGTH, width))
         task = TuneTask(clip, generator, config, prompt=prompt)
     side, shape = clip.preprocess.image_size, generator.noise_shape_at(task.image_size)
     draws = task.condition.num_draws * (config.num_timesteps if task.condition.draws_per_time else 1)
@@ -82,25 +84,29 @@ def diva_tune_cost(config: DivaTune, ctx: Preflight) -> Cost:
         before = estimate_training(first, inputs, plan)
     after = estimate_training(task, inputs, config)
     largest = max(before, after, key=lambda cost: cost.memory.total if cost.memory else 0)
-    disk = (before.disk or 0) + (after.disk or 0)  # the first training's checkpoints remain beside the second's
+    disk = (before.disk or 0) + (after.disk or 0)  # the first run's checkpoints remain next to the second's
     return replace(after, memory=largest.memory, flops=(before.flops or 0) + (after.flops or 0), disk=disk)
 
 
 def _generator(ref: Ref[GeneratorCheckpoint], ctx: Preflight) -> Generator | None:
-    """Return a generator without weights: an artifact's, Stable Diffusion 2.1-base by name, or a prior's in pixels."""
-    if checkpoint := ctx.artifact(ref):
+    """Build a generator without weights: an artifact's, Stable Diffusion 2.1-base by name, or a prior's in pixels."""
+    checkpoint = ctx.artifact(ref)
+    if checkpoint:
         return load_generator(checkpoint, weights=False)
     stage = ctx.stage(ref)
     if "stable-diffusion-2-1-base" in str(getattr(stage, "source", "")):
         return stable_diffusion()
-    if isinstance(stage, DivaPrior) and not stage.vae and (clip := planned_clip(ctx, stage.clip)):
-        with torch.device("meta"):
-            return build_prior(stage, clip, None, weights=False)
-    return None
+    if not isinstance(stage, DivaPrior) or stage.vae:
+        return None
+    clip = planned_clip(ctx, stage.clip)
+    if not clip:
+        return None
+    with torch.device("meta"):
+        return build_prior(stage, clip, None, weights=False)
 
 
 def stable_diffusion() -> Generator:
-    """Return Stable Diffusion 2.1-base without weights."""
+    """Build Stable Diffusion 2.1-base without weights."""
     scheduler = DDIMScheduler(**BETAS)
     with torch.device("meta"):
         unet = UNet2DConditionModel(**STABLE_DIFFUSION["unet"]).eval()

@@ -1,4 +1,4 @@
-"""The losses of `diva.tune` on denoised images: the denoising error, or a contrast of predictions."""
+"""Losses of `diva.tune` on denoised images: the denoising error, or a contrast of predictions."""
 
 # B images, N times, C channels, h side of the denoised sample, F = C h h
 
@@ -21,9 +21,9 @@ class Denoised:
     """Images of a forward pass, to be denoised.
 
     x0: clean samples, (B, C, h, h).
-    noise: of each time, (B, N, C, h, h).
-    times: (B, N).
-    conditioning: of each image, or of each of its times.
+    noise: noise at each time, (B, N, C, h, h).
+    times: diffusion times, (B, N).
+    conditioning: conditioning of each image, or of each time of each image.
     view: conditioning on a second crop of each image, if the loss needs one.
     """
 
@@ -39,7 +39,7 @@ ImageLoss = Callable[[Denoiser, Denoised], tuple[Tensor, Tensor]]
 
 
 def denoising_loss(config: DenoisingLoss) -> ImageLoss:
-    """Return the denoising error, averaged over the times, as the loss."""
+    """Create the loss that is the denoising error, averaged over the times."""
 
     def loss(denoiser: Denoiser, images: Denoised) -> tuple[Tensor, Tensor]:
         error = error_over_times(denoiser, images.x0, images.noise, images.times, images.conditioning)
@@ -49,18 +49,18 @@ def denoising_loss(config: DenoisingLoss) -> ImageLoss:
 
 
 def contrastive_loss(config: ContrastiveLoss) -> ImageLoss:
-    """Return `contrast` of the predictions for each image with the tokens of every image of the pass."""
+    """Create the loss `contrast` of the predictions for each image with the tokens of every image of the pass."""
 
     def loss(denoiser: Denoiser, images: Denoised) -> tuple[Tensor, Tensor]:
         assert images.view is not None
         count = len(images.x0)
         x0, noise, times = images.x0, images.noise[:, 0], images.times[:, 0]
         rows = torch.arange(count, device=x0.device).repeat_interleave(count)  # the noisy sample of each prediction
-        each = images.conditioning.map(lambda x: x.repeat(count, *[1] * (x.ndim - 1)))
-        predicted, target = denoiser.predict_target(x0[rows], noise[rows], times[rows], each)
+        all_pairs = images.conditioning.map(lambda x: x.repeat(count, *[1] * (x.ndim - 1)))
+        predicted, target = denoiser.predict_target(x0[rows], noise[rows], times[rows], all_pairs)
         matrix, target = predicted.view(count, count, *x0.shape[1:]), target[::count]
-        own = matrix.diagonal(dim1=0, dim2=1).movedim(-1, 0)
-        error = (own.float() - target.float()).square().flatten(1).mean(dim=1)
+        with_own_tokens = matrix.diagonal(dim1=0, dim2=1).movedim(-1, 0)
+        error = (with_own_tokens.float() - target.float()).square().flatten(1).mean(dim=1)
         of_view, _ = denoiser.predict_target(x0, noise, times, images.view)
         return contrast(matrix, of_view, target, config.temperature), error
 
@@ -68,19 +68,19 @@ def contrastive_loss(config: ContrastiveLoss) -> ImageLoss:
 
 
 def contrast(predicted: Tensor, of_view: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Compute how well an image's prediction is found among those with other images' tokens, fp32 (B,).
+    """Compute how well an image's prediction stands out among predictions with other images' tokens, fp32 (B,).
 
     The anchor of image i is the prediction for its noisy sample with its own tokens. Two positives, the prediction with
     the tokens of a second crop and the target itself, each have half of the weight in a softmax of cosines, in which
     the predictions for the same noisy sample with the tokens of the other images are the negatives.
 
     Args:
-        predicted: for the noisy sample of image i with the tokens of image j, (B, B, C, h, h).
-        of_view: with the tokens of a second crop, (B, C, h, h).
-        target: what the denoiser should predict, (B, C, h, h).
-        temperature: divides the cosines.
+        predicted: predictions for the noisy sample of image i with the tokens of image j, (B, B, C, h, h).
+        of_view: predictions with the tokens of a second crop, (B, C, h, h).
+        target: target of the denoiser, (B, C, h, h).
+        temperature: divisor of the cosines.
 
-    Source: Han et al. 2026, DCR (arXiv:2603.04803); its released code compares with the target of another kind of
+    Source: Han et al. 2026, DCR (arXiv:2603.04803). Its released code compares with the target of another kind of
     denoiser, which is corrected here: the target is the denoiser's own.
     """
     every = F.normalize(predicted.float().flatten(2), dim=-1)  # (B, B, F)

@@ -1,4 +1,4 @@
-"""The panels of the trainings: how the loss depends on the condition, and generated images."""
+"""Panels of training: the effect of the condition on the loss, and generated images."""
 
 # B batch, S side of the image
 
@@ -20,12 +20,12 @@ from vfm_diva.tune.tune_task import TuneTask
 
 @torch.no_grad()
 def before_after_panel(task: TuneTask, data: TrainingData[TuneInputs], *, batch_size: int = BATCH_SIZE) -> TablePanel:
-    """Return a table of the denoising loss before and after tuning, with the own embedding and with another image's.
+    """Build a table of the denoising loss before and after tuning, with the own embedding and with another image's.
 
     Args:
-        task: after training.
-        data: of the training.
-        batch_size: images denoised at once; a training's micro-batch fits the device.
+        task: task after training.
+        data: data of the training run.
+        batch_size: images denoised at once. The micro-batch of training fits the device.
     """
     sums, count = torch.zeros(4), 0
     size, device = min(batch_size, BATCH_SIZE), next(task.parameters()).device
@@ -34,7 +34,7 @@ def before_after_panel(task: TuneTask, data: TrainingData[TuneInputs], *, batch_
             old, new = (task.conditioning(batch.inputs, old=is_old) for is_old in (True, False))
             rows = len(old) // len(batch)  # of an image: several if patches are drawn for each time
             cases = [old, new, old.mismatched(rows), new.mismatched(rows)]
-            sums += torch.stack([task.errors(batch.inputs, each).sum().cpu() for each in cases])
+            sums += torch.stack([task.errors(batch.inputs, condition).sum().cpu() for condition in cases])
             count += len(batch)
     own_old, own_new, other_old, other_new = (round(value, 4) for value in (sums / count).tolist())
     return TablePanel(
@@ -49,14 +49,14 @@ def before_after_panel(task: TuneTask, data: TrainingData[TuneInputs], *, batch_
 
 @torch.no_grad()
 def image_samples_panel(task: TuneTask, data: TrainingData[TuneInputs], directory: Path) -> ImagesPanel:
-    """Write images into `directory`: the dataset's, and those generated from its embedding before and after."""
+    """Write images into `directory`: the dataset's, and images generated from its embedding before and after."""
     device = next(task.parameters()).device
     (batch,) = sample_batches(data, device, num_batches=1, batch_size=NUM_SAMPLES)
     with eval_mode(task):
         both = [task.conditioning(batch.inputs, old=is_old) for is_old in (True, False)]
         # One conditioning of an image: it has several if patches are drawn for each time.
-        cases = [each.map(lambda x: x[:: len(x) // len(batch)]) for each in both]
-        generated = [sample_images(task.generator, each, image_size=task.image_size) for each in cases]
+        cases = [condition.map(lambda x: x[:: len(x) // len(batch)]) for condition in both]
+        generated = [sample_images(task.generator, condition, image_size=task.image_size) for condition in cases]
     images = _target_images(task.generator, batch.inputs.target_images, batch.inputs.target_latents)
     return ImagesPanel(
         title="Images generated from embeddings",
@@ -77,7 +77,7 @@ CONTROLS: dict[Control, str] = {
 
 
 def control_panel(control: Control) -> TextPanel:
-    """Return the description of an ablation control, for the report."""
+    """Describe an ablation control for the report."""
     text = (
         f"This is an ablation control ({control}), not the method: {CONTROLS[control]}. It shows whether the method's "
     )

@@ -1,4 +1,4 @@
-"""The text states of a text-to-image model's constant prompt, from its own text encoders."""
+"""Text states of a text-to-image model's constant prompt, from its text encoders."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def check_encoder(folder: Path) -> None:
     """Check that a generator's folder has its text encoders and the index that names its pipeline.
 
     Raises:
-        UserError: one of them is missing, or of another library than transformers.
+        UserError: one of them is missing, or belongs to another library than transformers.
     """
     for file in (INDEX_FILE, f"{ENCODERS[0]}/config.json"):
         if not (folder / file).is_file():
             raise UserError(f"{folder}: no {file} found, so the prompt cannot be encoded; prompt or combine needs it")
-    # Without these files transformers makes an empty tokenizer, whose maximum length is no number of tokens.
+    # Without these files transformers makes an empty tokenizer, whose maximum length is not a number of tokens.
     if not any((folder / ENCODERS[1] / file).is_file() for file in TOKENIZER_FILES):
         raise UserError(f"{folder / ENCODERS[1]}: no tokenizer found, so the prompt cannot be encoded")
     index = store_files.read_record(folder / INDEX_FILE)
@@ -42,12 +42,12 @@ def check_encoder(folder: Path) -> None:
 
 
 def encode_prompt(folder: Path, text: str) -> Conditioning:
-    """Return the text states of a prompt, B = 1; errors as `PromptEncoder`."""
+    """Encode a prompt to text states, B = 1. Errors are as in `PromptEncoder`."""
     return PromptEncoder(folder)([text])
 
 
 class PromptEncoder:
-    """Encodes prompts as the pipeline of a generator's folder does; only its text encoders are loaded.
+    """Encodes prompts as the pipeline of a generator's folder does. Only its text encoders are loaded.
 
     Raises:
         UserError: there is no text encoder, transformers is not installed, or diffusers has no such pipeline.
@@ -74,7 +74,7 @@ class PromptEncoder:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Conditioning:
-        """Return the text states of B prompts."""
+        """Encode B prompts to text states."""
         known = inspect.signature(self.pipeline.encode_prompt).parameters
         arguments = {
             **{key: list(texts) for key in ("prompt", "prompt_2", "prompt_3")},

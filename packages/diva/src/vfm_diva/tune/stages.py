@@ -1,4 +1,4 @@
-"""The configurations of the DIVA stages. They are light: the work is imported when a stage runs."""
+"""Configurations of the DIVA stages. They are light: the code that does the work is imported when a stage runs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_random_crops(loss: Loss, crops: CropSettings | SampleCache, where: str
     """Check that crops are random if a loss compares two of them.
 
     Raises:
-        UserError: they are not; it names the setting `where`.
+        UserError: they are not. The message names the setting `where`.
     """
     if loss.needs_view and crops.crop_scale is None:
         raise UserError(
@@ -49,12 +49,12 @@ def check_random_crops(loss: Loss, crops: CropSettings | SampleCache, where: str
 
 
 class Prompt(Config):
-    """The constant prompt of a text-to-image model, and its combination with the image tokens."""
+    """Constant prompt of a text-to-image model, and its combination with the image tokens."""
 
-    text: str = Field("a photo of a .", description="the prompt, if its text states are used")
+    text: str = Field("a photo of a .", description="text of the prompt, if its text states are used")
     combine: Literal["replace", "add", "concatenate", "broadcast"] = Field(
         "replace",
-        description="how image tokens and the prompt's text states are combined; broadcast: one token to each state",
+        description="combination of image tokens and the prompt's text states (broadcast: one token to each state)",
     )
 
 
@@ -62,10 +62,10 @@ Control = Literal["shuffled", "random_prior", "anchor_only"]
 
 
 class Feedback(Config):
-    """Settings of the tuning by a generator's feedback: condition, adapter, trained weights, anchor."""
+    """Settings for tuning by a generator's feedback: condition, adapter, trained weights, anchor."""
 
     condition: Condition = Field(Embedding(), description="tokens of an image that condition the generator")
-    prompt: Prompt = Field(Prompt(), description="constant prompt beside the image tokens")
+    prompt: Prompt = Field(Prompt(), description="constant prompt besides the image tokens")
     adapter: Adapter = Field(NoAdapter(), description="map from the tokens to the generator's context")
     image_size: int | None = Field(
         None, ge=8, description="side of the denoised images, in pixels; default: the generator's own"
@@ -101,15 +101,15 @@ class Feedback(Config):
 class DivaTune(Feedback, ClipPostTraining):
     """Improve a CLIP model's vision tower: a frozen diffusion model must denoise each image from its embedding.
 
-    Only images are needed; the text tower and the generator do not change. Source: DIVA (arXiv:2407.20171).
+    Only images are needed. The text tower and the generator do not change. Source: DIVA (arXiv:2407.20171).
     """
 
     kind: Literal["diva.tune"] = "diva.tune"
     version: ClassVar[int] = 3
     preset: Preset = Field(
         "recommended",
-        description="source of the settings that are not given: recommended for pretrained generators, toy-prior for a"
-        " small diva.prior, or those of a method's released code",
+        description="source of all settings that the recipe does not set: recommended for pretrained generators,"
+        " toy-prior for a small diva.prior, or the settings of a method's released code",
     )
     generator: Ref[GeneratorCheckpoint] = Field(description="a diva.prior, or a pretrained model (models.generator)")
     latents: Ref[SampleCache] | None = Field(
@@ -129,8 +129,8 @@ class DivaTune(Feedback, ClipPostTraining):
 
     @model_validator(mode="before")
     @classmethod
-    def _preset_first(cls, given: Any) -> Any:
-        return with_preset(given) if isinstance(given, Mapping) else given
+    def _preset_first(cls, settings: Any) -> Any:
+        return with_preset(settings) if isinstance(settings, Mapping) else settings
 
     @model_validator(mode="after")
     def _consistent(self) -> DivaTune:

@@ -1,4 +1,4 @@
-"""The work of `diva.tune`: improve a CLIP's vision tower by a diffusion model's feedback."""
+"""Work of `diva.tune`: improve a CLIP's vision tower by a diffusion model's feedback."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ NUM_CHECKED = 8  # images, of which at least one must be readable before anythin
 def check_tune(config: DivaTune, ctx: Preflight) -> None:
     """Check that an image can be read, widths fit and the CLIP model has the tokens that the condition needs.
 
-    Only artifacts that exist are checked, and only configurations are read. Whether the generator was trained on this
-    very CLIP model is checked when the stage runs.
+    Only artifacts that exist are checked, and only configurations are read. When the stage runs, it also checks that
+    the generator was trained on this CLIP model.
 
     Raises:
-        UserError: one of these does not hold.
+        UserError: one of these checks fails.
     """
     clip, generator, data = ctx.artifact(config.clip), ctx.artifact(config.generator), ctx.artifact(config.data)
     config.trained.check()
@@ -52,7 +52,8 @@ def check_tune(config: DivaTune, ctx: Preflight) -> None:
     if clip and generator:
         model, loaded = blueprint(clip), load_generator(generator, weights=False)
         check_feedback(model, loaded, config)
-        if latents := ctx.artifact(config.latents) if config.latents else None:
+        latents = ctx.artifact(config.latents) if config.latents else None
+        if latents:
             shape = loaded.noise_shape_at(config.image_size or loaded.image_size)
             check_latents(latents, data, shape)
         if needs_prompt(model, loaded, config):
@@ -63,7 +64,7 @@ def check_readable(data: ImageDataset) -> None:
     """Check that one of a dataset's first images can be read.
 
     Raises:
-        UserError: none can; it names the first.
+        UserError: none can. The message names the first.
     """
     source = open_dataset(data)
     bad: list[str] = []
@@ -78,7 +79,7 @@ def check_readable(data: ImageDataset) -> None:
 
 
 def tune_clip(config: DivaTune, ctx: Context) -> ClipCheckpoint:
-    """Run `diva.tune`; panels show losses and generated images before and after."""
+    """Run `diva.tune`. Panels show losses and generated images before and after."""
     task = build_task(config, ctx)
     if config.preset == "recommended" and task.generator.condition_map and task.conditioner.adapter is not None:
         ctx.warn(
@@ -87,10 +88,11 @@ def tune_clip(config: DivaTune, ctx: Context) -> ClipCheckpoint:
     data = build_data(config, ctx, task)
     _train_adapter(config, ctx, task, data)
     fit(task, data, config, ctx)
-    made = task.export(ctx.directory)
+    checkpoint = task.export(ctx.directory)
     if is_main():
-        if why := open_clip_incompatibility(task.clip):  # of the merged tower
-            ctx.warn(why)
+        reason = open_clip_incompatibility(task.clip)  # of the merged tower
+        if reason:
+            ctx.warn(reason)
         if config.control:
             ctx.panel(control_panel(config.control))
     # At least two images per pass: each is also denoised with the conditioning of another one.
@@ -100,11 +102,11 @@ def tune_clip(config: DivaTune, ctx: Context) -> ClipCheckpoint:
         lambda: before_after_panel(task, data, batch_size=batch_size),
         lambda: image_samples_panel(task, data, ctx.directory),
     )
-    return made
+    return checkpoint
 
 
 def build_task(config: DivaTune, ctx: Context) -> TuneTask:
-    """Return the task of a configuration, with the models loaded."""
+    """Build the task of a configuration, with the models loaded."""
     checkpoint = ctx.load(config.generator)
     clip, generator = load_clip(ctx.load(config.clip)), load_generator(checkpoint)
     if config.control == "random_prior":
@@ -119,7 +121,7 @@ def build_task(config: DivaTune, ctx: Context) -> TuneTask:
 
 
 def build_data(config: DivaTune, ctx: Context, task: TuneTask) -> TrainingData[TuneInputs]:
-    """Return the data of a configuration, for its task."""
+    """Build the data of a configuration, for its task."""
     images, crops = ctx.load(config.data), config.augmentation
     sampler = NoiseSampler(task.generator.noise_shape_at(task.image_size), config.num_timesteps, config.timesteps)
     transform = ImageTransform(task.image_size, "crop", scale=crops.crop_scale, ratio=crops.crop_ratio)
@@ -133,18 +135,18 @@ def build_data(config: DivaTune, ctx: Context, task: TuneTask) -> TrainingData[T
 
 
 def _train_adapter(config: DivaTune, ctx: Context, task: TuneTask, data: TrainingData[TuneInputs]) -> None:
-    """Train the adapter with CLIP frozen if `first_steps` is set; its curves are in the folder `adapter`."""
+    """Train the adapter with CLIP frozen if `first_steps` is set. Its curves are in the folder `adapter`."""
     plan = first_training(config)
     if plan is None:
         return
-    # A folder of its own: otherwise the second training would resume from the checkpoints of the first.
-    own = replace(ctx, directory=ctx.directory / "adapter", work=ctx.work / "adapter")
+    # A separate folder: otherwise the second training run would resume from the checkpoints of the first.
+    adapter_ctx = replace(ctx, directory=ctx.directory / "adapter", work=ctx.work / "adapter")
     with task.adapter_only():
-        fit(task, data, plan, own)
+        fit(task, data, plan, adapter_ctx)
 
 
 def first_training(config: DivaTune) -> DivaTune | None:
-    """Return the settings of the adapter's own training with CLIP frozen; None if there is none."""
+    """Derive the settings of the adapter's first training with CLIP frozen, or None if there is none."""
     adapter = config.adapter
     if not isinstance(adapter, TrainedAdapter) or not adapter.first_steps:
         return None

@@ -41,11 +41,11 @@ class TuneTask(Task[TuneInputs]):
     tower stays in evaluation mode: it is improved, not trained from scratch.
 
     Args:
-        clip: the model whose vision tower is trained in place.
-        generator: the frozen diffusion model.
-        feedback: what conditions the generator, what is trained, and what anchors it.
+        clip: model whose vision tower is trained in place.
+        generator: frozen diffusion model.
+        feedback: settings of the condition, the trained weights and the anchor.
         prompt: text states of the prompt (`encode_prompt`), if they are needed.
-        seed: of the initial weights of adapter and LoRA.
+        seed: seed of the initial weights of adapter and LoRA.
 
     Raises:
         UserError: widths or sizes do not fit, the generator belongs to another CLIP model, or the CLIP model lacks the
@@ -93,7 +93,7 @@ class TuneTask(Task[TuneInputs]):
         self._steps = 0
 
     def forward(self, inputs: TuneInputs) -> tuple[Tensor, Metrics]:
-        """Return the loss on the denoised images plus the anchor's."""
+        """Compute the loss on the denoised images plus the anchor's loss."""
         features = self.features(inputs)
         conditioning = self.conditioner(features)
         if self.control == "shuffled":
@@ -120,22 +120,22 @@ class TuneTask(Task[TuneInputs]):
         return denoising + loss, metrics | {"anchor_loss": loss.detach(), "cosine_to_old": cosine.detach()}
 
     def features(self, inputs: TuneInputs, *, old: bool = False) -> ImageFeatures:
-        """Return the features of the images by the tower, or by the tower in its initial state."""
+        """Compute the features of the images by the tower, or by the tower in its initial state."""
         return self.features_of(inputs.images, inputs, old=old)
 
     def features_of(self, images: Tensor | None, inputs: TuneInputs, *, old: bool = False) -> ImageFeatures:
-        """Return the features of images (B, 3, S, S), uint8, with the draws of `inputs`; `old` as in `features`."""
+        """Compute the features of images (B, 3, S, S), uint8, with the draws of `inputs`. `old` is as in `features`."""
         assert images is not None
         visual = self.old_visual.module if old else self.visual
         return self.condition(visual, self.clip.pixels(images), inputs.patch_draws)
 
     def conditioning(self, inputs: TuneInputs, *, old: bool = False) -> Conditioning:
-        """Return the conditioning on the images by the tower, or by the tower in its initial state."""
+        """Compute the conditioning on the images by the tower, or by the tower in its initial state."""
         conditioning: Conditioning = self.conditioner(self.features(inputs, old=old))
         return conditioning
 
     def errors(self, inputs: ImageInputs, conditioning: Conditioning) -> Tensor:
-        """Return the denoising error of each image, averaged over its times, (B,)."""
+        """Compute the denoising error of each image, averaged over its times, (B,)."""
         x0 = clean_targets(self.space, inputs)
         return error_over_times(self.denoiser.module, x0, inputs.noise, inputs.times, conditioning)
 
@@ -179,12 +179,12 @@ class TuneTask(Task[TuneInputs]):
 
     @property
     def towers(self) -> Sequence[TrainedTower]:  # type: ignore[override]
-        """The vision tower, and the adapter as one layer of its own."""
+        """Vision tower, and the adapter as a separate layer."""
         rate = AllWeights(lr_scale=self.adapter_lr_scale)
         return self.tower, TrainedTower(rate, self.conditioner, _one_layer, nn.Module.children)
 
     def train(self, mode: bool = True) -> TuneTask:
-        """Keep evaluation mode, so that dropout and batch statistics are those of the evaluated tower."""
+        """Keep evaluation mode, so that dropout and batch statistics are as in the evaluated tower."""
         super().train(False)
         return self
 
@@ -201,7 +201,7 @@ class TuneTask(Task[TuneInputs]):
         return self.clip
 
     def export(self, directory: Path) -> ClipCheckpoint:
-        """Write the CLIP model with its tuned tower, in open_clip's layout; nothing of the generator is in it.
+        """Write the CLIP model with its tuned tower, in open_clip's layout. Nothing of the generator is in it.
 
         LoRA's changes are merged, so the task cannot be trained further.
         """
@@ -209,7 +209,7 @@ class TuneTask(Task[TuneInputs]):
         return save_clip(self.clip, directory)
 
     def _probe(self) -> list[Tensor]:
-        """Return the tensors that the loss depends on, for one black image."""
+        """Collect the tensors that the loss depends on, for a black image."""
         size, device = self.clip.preprocess.image_size, self.clip.device
         black = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)
         draws = torch.zeros(1, self.condition.num_draws, device=device)
@@ -217,8 +217,12 @@ class TuneTask(Task[TuneInputs]):
         if self.control == "anchor_only":
             return [features.embeds]
         conditioning: Conditioning = self.conditioner(features)
-        pooled = [] if conditioning.pooled is None else [conditioning.pooled]
-        return [conditioning.tokens, *pooled, *([features.embeds] if self.anchored == "embeddings" else [])]
+        tensors = [conditioning.tokens]
+        if conditioning.pooled is not None:
+            tensors.append(conditioning.pooled)
+        if self.anchored == "embeddings":
+            tensors.append(features.embeds)
+        return tensors
 
 
 def _one_layer(module: nn.Module) -> list[list[str]]:
