@@ -25,8 +25,10 @@ def uid_halves(uids: pa.ChunkedArray) -> Halves:
     packed = packed_uids(uids)
     if not pa.types.is_fixed_size_binary(packed.type):
         hexadecimal = pc.match_substring_regex(uids, r"^[0-9a-fA-F]{32}$").to_pylist()
-        names = (uid if fits else uid_of(uid) for uid, fits in zip(uids.to_pylist(), hexadecimal, strict=True))
-        packed = pa.array([bytes.fromhex(name) for name in names], pa.binary(16))
+        values = []
+        for uid, is_hexadecimal in zip(uids.to_pylist(), hexadecimal, strict=True):
+            values.append(bytes.fromhex(uid if is_hexadecimal else uid_of(uid)))
+        packed = pa.array(values, pa.binary(16))
     halves = np.empty(len(packed), dtype=UID_DTYPE)
     halves["f0"], halves["f1"] = np.frombuffer(packed.buffers()[1], dtype=">u8", count=2 * len(packed)).reshape(-1, 2).T
     return halves
@@ -55,7 +57,8 @@ def are_listed(uids: pa.ChunkedArray, listed: Halves) -> NDArray[np.bool_]:
     """Check whether each uid is in a list whose high halves ascend, (num_uids,)."""
     wanted, high, low = uid_halves(uids), listed["f0"], listed["f1"]
     in_list = np.zeros(len(wanted), np.bool_)
-    position, end = (np.searchsorted(high, wanted["f0"], side=side) for side in ("left", "right"))
+    position = np.searchsorted(high, wanted["f0"], side="left")
+    end = np.searchsorted(high, wanted["f0"], side="right")
     # Uids with the same high half are adjacent: nearly always there is one or none.
     while (left := np.flatnonzero(position < end)).size:
         equal = low[position[left]] == wanted["f1"][left]

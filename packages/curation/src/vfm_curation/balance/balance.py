@@ -171,10 +171,11 @@ def _choices(config: MetaclipBalance, sampled: SampledTexts, counts: Integers, t
     """Estimate the result of each multiple of t from the sample of matched texts."""
     probabilities = [keep_probability(counts, t * factor) for factor in FACTORS]
     expectations = sampled.expectations(probabilities, config.texts)
-    return [
-        WhatIf(factor, tail_share(counts, t * factor), int((counts > t * factor).sum()), expected)
-        for factor, expected in zip(FACTORS, expectations, strict=True)
-    ]
+    choices = []
+    for factor, expected in zip(FACTORS, expectations, strict=True):
+        num_head = int((counts > t * factor).sum())
+        choices.append(WhatIf(factor, tail_share(counts, t * factor), num_head, expected))
+    return choices
 
 
 def _examples(

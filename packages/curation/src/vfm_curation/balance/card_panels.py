@@ -155,7 +155,7 @@ def _top(card: DataCard) -> Panel:
 def _with_content(card: DataCard) -> Iterator[int]:
     """Yield the entries without a function word of their language or, if they are for any, of the texts' languages."""
     for number in np.argsort(-card.matched, kind="stable").tolist():
-        language, entry = (card.entries[name][number].as_py() for name in ("language", "entry"))
+        language, entry = card.entries["language"][number].as_py(), card.entries["entry"][number].as_py()
         words = function_words(*([language] if language else card.texts_of))
         if words.isdisjoint(entry.lower().split(" ")):
             yield number
@@ -234,8 +234,8 @@ def _add_examples(
 
 def identities(table: pa.Table) -> list[tuple[int, str, int]]:
     """List the (row, language, text_index) of each text."""
-    columns = (table[name].to_pylist() for name in ("row", "language", "text_index"))
-    return list(zip(*columns, strict=True))
+    rows, languages, indices = table["row"], table["language"], table["text_index"]
+    return list(zip(rows.to_pylist(), languages.to_pylist(), indices.to_pylist(), strict=True))
 
 
 def caption_of(texts: pa.Table, identity: tuple[int, str, int]) -> str:

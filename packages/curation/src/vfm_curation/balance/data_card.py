@@ -60,7 +60,7 @@ class DataCard:
 
     def entry(self, number: int) -> str:
         """Format an entry by its id, with its language if it has one."""
-        language, entry = (self.entries[name][number].as_py() for name in ("language", "entry"))
+        language, entry = self.entries["language"][number].as_py(), self.entries["entry"][number].as_py()
         return f"{entry} ({language})" if language else str(entry)
 
     def save(self, directory: Path) -> None:

@@ -54,8 +54,11 @@ def t_by_language(languages: EntryLanguages, t: float | Mapping[str, float]) -> 
 
 def by_tail_share(languages: EntryLanguages, counts: Integers, share: float) -> dict[str, float]:
     """Compute the t of each language below which `share` of its matches are. It is 1 if nothing matched."""
-    groups = {name: languages.of(counts, name) for name in languages.names}
-    return {name: t_for_tail_share(group, share) if group.any() else 1.0 for name, group in groups.items()}
+    thresholds: dict[str, float] = {}
+    for name in languages.names:
+        group = languages.of(counts, name)
+        thresholds[name] = t_for_tail_share(group, share) if group.any() else 1.0
+    return thresholds
 
 
 def by_reference(languages: EntryLanguages, counts: Integers, t: float, reference: str) -> dict[str, float]:

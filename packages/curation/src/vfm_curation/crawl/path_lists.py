@@ -38,8 +38,11 @@ def paths_in(file: str, root: str) -> list[str]:
         raise UserError(f"{file}: not a readable list of paths: {error}") from None
     if not lines:
         raise UserError(f"{file}: expected a list of paths, got an empty file")
-    absolute = (files.is_remote(line) or os.path.isabs(line) for line in lines)
-    return [line if is_whole else f"{root.rstrip('/')}/{line}" for line, is_whole in zip(lines, absolute, strict=True)]
+    paths = []
+    for line in lines:
+        is_absolute = files.is_remote(line) or os.path.isabs(line)
+        paths.append(line if is_absolute else f"{root.rstrip('/')}/{line}")
+    return paths
 
 
 def expand_lists(paths: list[str], root: str) -> list[str]:

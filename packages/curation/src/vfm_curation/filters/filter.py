@@ -109,9 +109,9 @@ def _funnel(passes: Sequence[Pass]) -> Panel:
 
 def _seconds(passes: Sequence[Pass]) -> Panel:
     """Build the table of the funnel with times. It is a separate panel because its file differs between equal runs."""
-    rows: list[list[str | float | int | None]] = [
-        [step.name, step.num_texts, step.num_images, round(step.seconds, 2)] for step in passes
-    ]
+    rows: list[list[str | float | int | None]] = []
+    for step in passes:
+        rows.append([step.name, step.num_texts, step.num_images, round(step.seconds, 2)])
     return TablePanel(
         title="Filter seconds", note="What remains after each filter, and how long it took, measuring included.",
         order=20, columns=["filter", "texts", "images", "seconds"], rows=rows,

@@ -102,7 +102,8 @@ class HashIndex:
         for mask, order in zip(self.masks, self.orders, strict=True):
             keys, rows = (self.references & mask)[order], np.flatnonzero(~is_near)
             # The references that agree on the mask's bits are order[low:high]; each round compares one of them.
-            low, high = (np.searchsorted(keys, hashes[rows] & mask, side) for side in ("left", "right"))
+            low = np.searchsorted(keys, hashes[rows] & mask, "left")
+            high = np.searchsorted(keys, hashes[rows] & mask, "right")
             while len(rows):
                 left = low < high
                 rows, low, high = rows[left], low[left], high[left]

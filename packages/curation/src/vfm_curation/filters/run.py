@@ -135,10 +135,10 @@ class FilterRun:
         """Measure the perceptual hashes, some `columns`, of all usable images of another dataset."""
         folder, path = self._folder(f"against-{_slug(dataset)}"), self._path(dataset)
         count = self._measure_other(dataset, measure_images, ImageJob(path, folder, None, columns), self.runtime)
-        tables = [
-            pq.read_table(shard_file(folder, shard), columns=sorted(columns), page_checksum_verification=True)
-            for shard in range(count)
-        ]
+        tables = []
+        for shard in range(count):
+            file = shard_file(folder, shard)
+            tables.append(pq.read_table(file, columns=sorted(columns), page_checksum_verification=True))
         return pa.concat_tables(tables).drop_null()
 
     def embeddings_of(self, dataset: Ref[ImageDataset], clip: Ref[ClipCheckpoint]) -> NDArray[np.float32]:

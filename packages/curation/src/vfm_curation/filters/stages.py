@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -236,4 +237,4 @@ class FilterPool(CurationStage):
 
     def sources(self) -> Iterable[str]:
         """List the outside files of the filters."""
-        return [file for pool_filter in self.filters for file in pool_filter.files]
+        return chain.from_iterable(pool_filter.files for pool_filter in self.filters)

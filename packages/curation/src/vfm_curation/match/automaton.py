@@ -61,7 +61,8 @@ def bounded(entry: str, semantics: Semantics) -> str:
 
     This is the rule in a language without spaces, and with `metaclip2` in every language.
     """
-    before, after = (" " if not entry or needs_space(entry[side], semantics) else "" for side in (0, -1))
+    before = " " if not entry or needs_space(entry[0], semantics) else ""
+    after = " " if not entry or needs_space(entry[-1], semantics) else ""
     return f"{before}{entry}{after}"
 
 

@@ -42,7 +42,7 @@ class WordNetForms:
     def __init__(self, folder: Path) -> None:
         self._known, self._irregular = dict[str, set[str]](), set[str]()
         for kind in KINDS:
-            index, exceptions = (_lines(folder / name) for name in (f"index.{kind}", f"{kind}.exc"))
+            index, exceptions = _lines(folder / f"index.{kind}"), _lines(folder / f"{kind}.exc")
             self._known[kind] = {line.split(" ", 1)[0] for line in index if not line.startswith(" ")}
             self._irregular.update(line.split(" ", 1)[0] for line in exceptions)
 

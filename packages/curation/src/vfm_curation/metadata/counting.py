@@ -56,9 +56,10 @@ class SpillingCounter:
             return
         self.spill()
         for bucket in range(NUM_BUCKETS):
-            row_groups = [
-                pq.ParquetFile(file, page_checksum_verification=True).read_row_group(bucket) for file in self.files
-            ]
+            row_groups = []
+            for file in self.files:
+                parquet = pq.ParquetFile(file, page_checksum_verification=True)
+                row_groups.append(parquet.read_row_group(bucket))
             parts = pa.concat_tables(row_groups)
             summed = parts.group_by("key").aggregate([("count", "sum")])
             yield summed.rename_columns(["key", "count"]).cast(SCHEMA)

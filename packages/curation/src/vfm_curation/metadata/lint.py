@@ -59,7 +59,9 @@ def _odd(rows: Sequence[Row]) -> Iterator[EntryFinding]:
 def save_findings(directory: Path, findings: Sequence[EntryFinding]) -> None:
     """Write `lint.parquet`, one row for each finding."""
     fields = {"language": "language", "entry": "entry", "source": "source", "verdict": "kind", "reason": "reason"}
-    columns = [pa.array([getattr(finding, name) for finding in findings], pa.string()) for name in fields.values()]
+    columns = []
+    for name in fields.values():
+        columns.append(pa.array([getattr(finding, name) for finding in findings], pa.string()))
     pq.write_table(
         pa.table(columns, names=list(fields)), directory / LINT_FILE, compression="zstd", write_page_checksum=True
     )
@@ -78,9 +80,9 @@ def metadata_panels(entries: EntryList, findings: Sequence[EntryFinding]) -> lis
         panels.append(_by_language(entries, list(by_source)))
     dead = [finding for finding in findings if finding.kind == "dead"]
     if dead:
-        rows: list[Cells] = [
-            [finding.entry, finding.language, finding.source, finding.reason] for finding in dead[:NUM_SHOWN]
-        ]
+        rows: list[Cells] = []
+        for finding in dead[:NUM_SHOWN]:
+            rows.append([finding.entry, finding.language, finding.source, finding.reason])
         note = f"{len(dead):,} of {len(entries):,} entries can never match; lint.parquet has all. The first ones:"
         columns = ["entry", "language", "source", "reason"]
         panels.append(TablePanel(title="Dead entries", note=note, order=20, columns=columns, rows=rows))

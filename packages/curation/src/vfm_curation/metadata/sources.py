@@ -52,14 +52,13 @@ def caption_entries(source: CaptionWords, ctx: Context, workers: int) -> Iterato
     pool = ctx.load(source.pool)
     pool.check_languages(source.languages or (), source.pool)
     languages = source.languages or pool.languages[:1]
-    vocabularies = {
-        language: Vocabulary(
+    vocabularies: dict[str, Vocabulary] = {}
+    for language in languages:
+        vocabularies[language] = Vocabulary(
             tokenizer=source.tokenizer.build(language, prose=False),
             folder=ctx.work / "counts" / language,
             max_counted=MAX_COUNTED // len(languages),
         )
-        for language in languages
-    }
     reader = open_dataset(pool)
     num_shards, num_texts = len(reader.shard_sizes), 0
     for shard in range(num_shards):
@@ -70,8 +69,9 @@ def caption_entries(source: CaptionWords, ctx: Context, workers: int) -> Iterato
             num_texts += len(texts_in_language)
         ctx.progress(shard + 1, num_shards, "shards", texts=num_texts)
     num_words = sum(vocabulary.num_words for vocabulary in vocabularies.values())
-    lists = {
-        language: vocabulary.entries(
+    lists: dict[str, dict[str, str]] = {}
+    for language, vocabulary in vocabularies.items():
+        lists[language] = vocabulary.entries(
             source.size,
             min_count=source.min_count,
             bigram_min_count=source.bigram_min_count,
@@ -79,14 +79,14 @@ def caption_entries(source: CaptionWords, ctx: Context, workers: int) -> Iterato
             min_pmi=_min_pmi(source),
             only=_content_words(source, language, ctx),
         )
-        for language, vocabulary in vocabularies.items()
-    }
     if not any(lists.values()):
         raise UserError(f"{ctx.stage}: {_why_none(source, list(languages), num_texts, num_words, ctx)}")
     for language, entries in lists.items():
         if not entries:
             ctx.warn(f"no word occurs {source.min_count} times in the captions in {language!r}: it has no entries")
-        yield (language if source.languages or not writes_spaces(language) else ""), entries
+        # Entries written with spaces are for texts of any language, unless the recipe names the languages.
+        for_any_language = not source.languages and writes_spaces(language)
+        yield ("" if for_any_language else language), entries
 
 
 def _why_none(source: CaptionWords, languages: list[str], num_texts: int, num_words: int, ctx: Context) -> str:

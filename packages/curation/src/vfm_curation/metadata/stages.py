@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -284,4 +285,4 @@ class BuildMetadata(CaptionSettings, CurationStage):
 
     def sources(self) -> Iterable[str]:
         """List the files of all sources."""
-        return [file for source in self.entry_sources for file in source.files()]
+        return chain.from_iterable(source.files() for source in self.entry_sources)

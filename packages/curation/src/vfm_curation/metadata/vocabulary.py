@@ -142,7 +142,7 @@ class Vocabulary:
         words = self.top_words(min_count, limit=limit)
         pairs = self.top_pairs(bigram_min_count, min_pmi=min_pmi, limit=limit)
         if only is not None:
-            words, pairs = (list(filter(only, candidates))[:size] for candidates in (words, pairs))
+            words, pairs = list(filter(only, words))[:size], list(filter(only, pairs))[:size]
         size = len(words) + len(pairs) if size is None else size
         num_pairs = min(len(pairs), max(round(size * bigram_share), size - len(words)))
         sources = dict.fromkeys(words[: size - num_pairs], "unigram")

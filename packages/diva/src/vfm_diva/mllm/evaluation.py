@@ -84,9 +84,10 @@ def evaluate_mllm(config: EvalMllm, ctx: Context, models: Mapping[str, Mllm]) ->
         )
     if len(models) > 1 and not config.blind:
         _add_differing(ctx, questions, items, likelihoods)
-    digests = [
-        item_digest([item.key, item.text, item.options, item.answer], [questions.image(item.image)]) for item in items
-    ]
+    digests = []
+    for item in items:
+        facts = [item.key, item.text, item.options, item.answer]
+        digests.append(item_digest(facts, [questions.image(item.image)]))
     return Evaluated(data_hash(questions.dataset, digests), results)
 
 
@@ -153,7 +154,8 @@ def _scores(
     num_options = np.array([len(item.options) for item in items])
     images = np.array([item.image for item in items])
     # The unit is the largest group of answers that depend on each other: a pair, or an image with its questions.
-    units = np.array([item.pair if item.pair >= 0 else len(items) + item.image for item in items])
+    num_items = len(items)  # added to an image's number, so that it differs from all pairs
+    units = np.array([item.pair if item.pair >= 0 else num_items + item.image for item in items])
     scores: list[Score] = pair_scores(correct, pairs, num_options, families) if pairs else []
     scores += question_scores(correct, units, num_options, [""] * len(items) if pairs else families)
     options = [[option.strip().lower() for option in item.options] for item in items]

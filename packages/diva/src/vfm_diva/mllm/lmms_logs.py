@@ -77,7 +77,8 @@ def read_log(file: Path) -> list[Item]:
             items.append(Item(int(row["doc_id"]), str(row["doc_hash"]), _reply(row["filtered_resps"]), row))
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{file}: line {number}: expected an item with doc_id, doc_hash, filtered_resps") from None
-    repeated = [doc for doc, count in Counter(item.doc_id for item in items).items() if count > 1]
+    counts = Counter(item.doc_id for item in items)
+    repeated = [doc for doc, count in counts.items() if count > 1]
     if repeated:
         raise UserError(f"{file}: item {repeated[0]} appears twice; two runs wrote into one file")
     if not items:
@@ -91,7 +92,8 @@ def check_same_items(first: Sequence[Item], second: Sequence[Item], names: tuple
     Raises:
         UserError: they have not. The message names the first difference.
     """
-    first_hashes, second_hashes = ({item.doc_id: item.doc_hash for item in items} for items in (first, second))
+    first_hashes = {item.doc_id: item.doc_hash for item in first}
+    second_hashes = {item.doc_id: item.doc_hash for item in second}
     missing = sorted(first_hashes.keys() ^ second_hashes.keys())
     if missing:
         name = names[0] if missing[0] in first_hashes else names[1]

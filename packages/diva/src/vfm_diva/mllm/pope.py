@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import chain, permutations
 from typing import Literal
 
 import numpy as np
@@ -39,7 +39,10 @@ def make_pope(config: MllmPope, ctx: Context) -> QuestionDataset:
     check_exhaustive(data, config.data)
     source = AnnotatedSource(data)
     names = data.class_names
-    objects = [list(dict.fromkeys(names[label] for label in source.objects(n).labels)) for n in range(len(source))]
+    objects = []
+    for number in range(len(source)):
+        distinct_names = dict.fromkeys(names[label] for label in source.objects(number).labels)
+        objects.append(list(distinct_names))
     readable = _readable(config, ctx, source, objects)
     drawn = draw_pope(
         [objects[number] for number in readable],
@@ -97,11 +100,14 @@ def draw_pope(
         per_image: questions of either answer.
         generator: random generator of the draws.
     """
-    known = sorted({name for names in objects for name in names})
+    known = sorted(set(chain.from_iterable(objects)))
     usable = [number for number, names in enumerate(objects) if per_image <= len(names) <= len(known) - per_image]
     drawn = sorted(generator.permutation(usable)[:num_images].tolist())
-    frequency = Counter(name for number in drawn for name in objects[number])
-    together = Counter(pair for number in drawn for pair in permutations(objects[number], 2))
+    frequency: Counter[str] = Counter()
+    together: Counter[tuple[str, str]] = Counter()
+    for number in drawn:
+        frequency.update(objects[number])
+        together.update(permutations(objects[number], 2))
     questions = []
     for number in drawn:
         absent = [name for name in known if name not in objects[number]]

@@ -70,16 +70,12 @@ def yes_no_scores(said_yes: Booleans, is_yes: Booleans, images: NDArray[np.int64
     counts = yes_no_counts(said_yes, is_yes, images)
     share = float(is_yes.mean())
     chances = {"precision": share, "recall": 0.5, "f1": share / (share + 0.5), "yes_share": 0.5}
-    return [
-        ResampledScore(
-            name,
-            float(rule(counts.sum(axis=0))),
-            len(counts),
-            partial(_resampled, rule, counts),
-            chance=chances[name],
-        )
-        for name, rule in YES_NO_RULES.items()
-    ]
+    scores: list[Score] = []
+    for name, rule in YES_NO_RULES.items():
+        value = float(rule(counts.sum(axis=0)))
+        resampled = partial(_resampled, rule, counts)
+        scores.append(ResampledScore(name, value, len(counts), resampled, chance=chances[name]))
+    return scores
 
 
 def yes_no_counts(said_yes: Booleans, is_yes: Booleans, images: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -143,5 +143,7 @@ def _side_by_side(images: list[Tensor]) -> NDArray[np.uint8]:
     factor = -(-SHOWN_SIDE // side)  # rounded up
     large = [np.kron(array, np.ones((factor, factor, 1), np.uint8)) for array in arrays]
     gap = np.full((side * factor, GAP, 3), 255, np.uint8)
-    parts = [part for array in large for part in (array, gap)]
+    parts: list[NDArray[np.uint8]] = []
+    for array in large:
+        parts += [array, gap]
     return np.concatenate(parts[:-1], axis=1)

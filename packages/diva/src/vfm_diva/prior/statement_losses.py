@@ -94,10 +94,10 @@ def statement_losses(
                 images.append(to_tensor(transform.apply(image, drawn)))
             noise, times = (torch.stack(each).to(device) for each in zip(*map(sampler, seeds), strict=True))
             x0 = task.space(torch.stack(images).to(device))
-            errors = [
-                error_over_times(task.denoiser, x0, noise, times, task.condition_on_texts(texts))
-                for texts in ([pair.right for pair in chunk], [pair.wrong for pair in chunk])
-            ]
+            errors = []
+            for texts in ([pair.right for pair in chunk], [pair.wrong for pair in chunk]):
+                conditioning = task.condition_on_texts(texts)
+                errors.append(error_over_times(task.denoiser, x0, noise, times, conditioning))
             rows.append(torch.stack(errors, dim=1).cpu().double().numpy())
     return np.concatenate(rows)
 

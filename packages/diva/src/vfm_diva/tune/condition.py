@@ -105,7 +105,8 @@ class PatchCondition(ImageCondition):
             assert draws is not None
             num_choices = draws.shape[1] // self.num_draws  # N, or 1
             chosen = self._choose(draws.reshape(-1, self.num_draws), patches.shape[1])  # (B N, count)
-            patches, whole = (x.repeat_interleave(num_choices, dim=0) for x in (patches, whole))
+            patches = patches.repeat_interleave(num_choices, dim=0)
+            whole = whole.repeat_interleave(num_choices, dim=0)
             patches = patches.gather(1, chosen[..., None].expand(-1, -1, patches.shape[-1]))  # (B N, count, E)
         return ImageFeatures(image.embeds, torch.cat([whole[:, None], patches], dim=1))
 

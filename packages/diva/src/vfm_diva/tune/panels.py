@@ -31,7 +31,7 @@ def before_after_panel(task: TuneTask, data: TrainingData[TuneInputs], *, batch_
     size, device = min(batch_size, BATCH_SIZE), next(task.parameters()).device
     with eval_mode(task):
         for batch in sample_batches(data, device, num_batches=NUM_BATCHES * BATCH_SIZE // size, batch_size=size):
-            old, new = (task.conditioning(batch.inputs, old=is_old) for is_old in (True, False))
+            old, new = task.conditioning(batch.inputs, old=True), task.conditioning(batch.inputs, old=False)
             rows = len(old) // len(batch)  # of an image: several if patches are drawn for each time
             cases = [old, new, old.mismatched(rows), new.mismatched(rows)]
             sums += torch.stack([task.errors(batch.inputs, condition).sum().cpu() for condition in cases])

@@ -83,7 +83,6 @@ class PromptEncoder:
             "do_classifier_free_guidance": False,
         }
         states, *rest = self.pipeline.encode_prompt(**{key: value for key, value in arguments.items() if key in known})
-        vectors = [
-            value for value in rest if isinstance(value, Tensor) and value.ndim == 2 and len(value) == len(texts)
-        ]
+        tensors = [value for value in rest if isinstance(value, Tensor)]
+        vectors = [value for value in tensors if value.ndim == 2 and len(value) == len(texts)]
         return Conditioning(states, vectors[0] if vectors else None).map(Tensor.float)
