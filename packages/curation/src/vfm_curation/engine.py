@@ -143,6 +143,7 @@ def _run_in_processes(task: Callable[[int], S], waiting: deque[int], num_workers
 
 def _exit_with_parent() -> None:
     """Make this worker exit silently on Ctrl-C, and when its parent ends for any reason, including SIGKILL."""
+    # The parent reports Ctrl-C, so the workers need no traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent
@@ -168,6 +169,7 @@ def _run_on_ray(task: Callable[[int], S], waiting: deque[int], runtime: Curation
             raise _killed(shard for future, shard in running.items() if future.done() and future.exception()) from error
 
 
+# A module-level function, since Ray cannot take the partial that a task is.
 def _call(task: Callable[[int], S], shard: int) -> S:
     return task(shard)
 

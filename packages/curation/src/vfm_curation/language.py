@@ -29,6 +29,7 @@ def language_map(known: Iterable[str]) -> Mapping[str, str]:
     known = [language for language in known if language]
     names = {language: language for language in known}
     for language in known:
+        # An exact code of the metadata goes before a variant, so existing names stay.
         names.setdefault(language.replace("-", "_").split("_")[0], language)
     for code, neighbour in NEIGHBOURS.items():
         if neighbour in names:

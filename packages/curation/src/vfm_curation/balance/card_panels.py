@@ -61,6 +61,7 @@ def _counts(card: DataCard) -> Panel:
 
 def _ranked(name: str, counts: Integers) -> Series:
     """Sort the counts that are not zero in descending order, and take them at log-spaced ranks."""
+    # Zeros have no place on a logarithmic axis.
     counts = np.sort(counts[counts > 0])[::-1]
     ranks = np.unique(np.geomspace(1, max(1, len(counts)), NUM_POINTS).round().astype(np.int64))[: len(counts)]
     return Series(name=name, x=ranks.astype(float).tolist(), y=counts[ranks - 1].astype(float).tolist())
@@ -188,6 +189,7 @@ def deciles(matched: Integers) -> Integers:
 
 def rarest_tenths(decile: Integers, shard: BalancedShard) -> Integers:
     """Compute the tenth of the rarest entry of each text, (num_texts,), by the `deciles` of the entries."""
+    # The rarest entry of a text has the highest tenth.
     tenths: Integers = np.maximum.reduceat(decile[shard.matches.ids], shard.matches.offsets[:-1])
     return tenths
 

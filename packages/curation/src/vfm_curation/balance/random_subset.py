@@ -48,4 +48,5 @@ def _size(config: RandomSubset, num_matched: int, like: CuratedSubset | None) ->
 def kept_texts(subset: CuratedSubset) -> int:
     """Read the number of kept texts from the subset's index."""
     index = read_subset_index(subset.path).to_pylist()
+    # The row without a language has the totals of a shard.
     return sum(row["kept_texts"] for row in index if row["language"] is None)

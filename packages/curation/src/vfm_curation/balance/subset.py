@@ -94,6 +94,7 @@ class BalanceJob:
 
     matches: Path
     folder: Path
+    # A path and a hash instead of the array, so that a job stays small.
     probability: Path  # an npy file, (num_entries,) or without a dimension
     sha256: str
     seed: int = 0
@@ -143,6 +144,7 @@ def expected_of_shard(job: BalanceJob, shard: int) -> SizeSummary:
 
 def _units(matches: ShardMatches, probability: Floats, texts: TextsOfImage) -> int:
     """Compute the expected number of kept texts, including the chance to be chosen as the text of an image."""
+    # A text of an image with n texts is chosen with probability 1 / n.
     if texts == "one_per_image":
         probability = probability / siblings_of(matches.table["row"].to_numpy())
     return int(in_units(probability[:, None])[0])

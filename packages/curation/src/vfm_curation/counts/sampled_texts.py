@@ -57,9 +57,11 @@ class SampledTexts:
         number, most = len(matches.table), max(MIN_SAMPLED, NUM_SAMPLED // max(1, num_shards))
         chosen = np.arange(number)
         if number > most:
+            # The shard's number is the seed, so the sample depends on no other shard.
             chosen = np.sort(np.random.default_rng(shard).choice(number, most, replace=False, shuffle=False))
         sizes = np.diff(matches.offsets)[chosen]
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        # Positions of the chosen texts' ids, one text after the other.
         positions = np.repeat(matches.offsets[chosen] - offsets[:-1], sizes) + np.arange(offsets[-1])
         siblings = siblings_of(matches.table["row"].to_numpy())[chosen]
         return cls(matches.ids[positions], offsets, siblings, np.full(len(chosen), number / max(1, len(chosen))))

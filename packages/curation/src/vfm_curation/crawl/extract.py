@@ -57,6 +57,7 @@ def check_extract(config: ExtractLinks, ctx: Preflight) -> None:
 def extract_links(config: ExtractLinks, ctx: Context) -> LinkTable:
     """Write `links/00000.parquet`, ...: uid, url, caption, texts, sorted by uid, which is the hash of the URL."""
     paths = expand_lists(files.expand_paths(config.path), config.root)[: config.num_files]
+    # The hash of all files is part of each bucket's source: another list of files merges again.
     listed, source = ctx.work / "paths.txt", made_from(*map(fingerprint, paths))
     job = ExtractJob(listed, source, ctx.work / "files", ctx.work / "table", config.buckets, config.unescape)
     job.paths.write_text("\n".join(paths), encoding="utf-8")
@@ -131,6 +132,7 @@ def extract_file(job: ExtractJob, number: int) -> ExtractSummary:
     if finished:
         return ExtractSummary.of(finished)
     summary = ExtractSummary()
+    # A dict instead of a set keeps the order in which links were found.
     links: dict[Link, None] = {}
     for record, content in read_records(path, summary.skip):
         links.update(dict.fromkeys(_links_of_record(record, content, path, summary, unescape=job.unescape)))

@@ -85,6 +85,7 @@ def links_of_wat(record: Mapping[str, Any], on_bad: OnBad, *, unescape: bool = F
         return
     decoded = html.unescape if unescape else str
     base = field_of(record, BASE)
+    # A page may declare another base for its relative addresses.
     base = (isinstance(base, str) and resolve(page, base)) or page
     for link in links:
         if isinstance(link, Mapping) and link.get("path") == IMAGE_PATH and isinstance(link.get("url"), str):

@@ -130,6 +130,7 @@ def _readable(parquet: Any, columns: list[str], path: str, on_bad: OnBad) -> pa.
         try:
             tables.append(parquet.read_row_group(group, columns=columns))
         except (OSError, pa.ArrowException):
+            # The footer knows how many rows are lost.
             for _ in range(parquet.metadata.row_group(group).num_rows):
                 on_bad("unreadable_row", f"{path}: row group {group}")
     return pa.concat_tables(tables)

@@ -100,6 +100,7 @@ def _write_tars(config: ExportSubset, ctx: Context, subset: CuratedSubset) -> li
     folder = ctx.work / TARS_FOLDER
     job = TarsJob(subset.path, folder, config.samples_per_shard, config.shuffle_shards, config.seed)
     job.folder.mkdir(exist_ok=True)
+    # Rounded up.
     number = -(-subset.num_samples // config.samples_per_shard)
     summaries = with_progress(ctx, run_shards(write_shard, job, range(number), config.runtime), number)
     sizes = {summary.shard: summary.num_samples for summary in summaries}
@@ -130,6 +131,7 @@ def write_uids(subset: CuratedSubset, directory: Path) -> None:
     for shard in shards_of(subset):
         table = read_subset_shard(subset.path, shard, ["row", "uid", "kept"])
         kept_rows = table.filter(table["kept"])
+        # Texts are sorted by row, so a new row number is a new sample.
         firsts = np.flatnonzero(np.diff(kept_rows["row"].to_numpy(), prepend=-1))
         halves = uid_halves(kept_rows["uid"].take(pa.array(firsts)))
         uids[start : start + len(halves)] = halves
@@ -178,6 +180,7 @@ def write_links(job: LinksJob, shard: int) -> LinksSummary:
     summary = LinksSummary()
     texts = texts_of(source, shard, on_bad=summary.skip)
     rows = texts["row"].to_numpy()
+    # The first text of each sample: texts are sorted by row.
     firsts = np.flatnonzero(np.diff(rows, prepend=-1))
     offsets = pa.array(np.append(firsts, len(rows)), pa.int32())
     captions = texts["text"].combine_chunks()

@@ -87,6 +87,7 @@ def _members(source: Source, indices: list[int], shard: int, summary: TarSummary
             summary.skip(bad.reason, bad.where)
             continue
         summary.num_texts += sum(map(len, sample.texts.values()))
+        # `.txt` holds a single text, as in the tars of img2dataset.
         first = next(texts[0] for texts in sample.texts.values())
         yield (
             f"{shard:05d}{number:06d}",

@@ -80,6 +80,7 @@ def embed_images(job: ClipJob, shard: int) -> TaskSummary:
     if names:
         check_finite(vectors, job.clip.name, names)
     summary.num_texts = len(rows)
+    # Half precision, at half the size on disk.
     save_array(shard_file(job.folder, shard, "npy"), vectors.astype(np.float16))
     table = pa.Table.from_pylist(rows, pa.schema({"row": pa.int32(), "bad": pa.string()}))
     write_shard_file(file, table, source_hash, vars(summary))  # last: it marks both as whole
@@ -95,6 +96,7 @@ def read_embeddings(folder: Path, shard: int) -> tuple[NDArray[np.int32], NDArra
     """Read rows, ascending, and unit vectors, (N, D), of the usable images of a shard."""
     table = pq.read_table(shard_file(folder, shard), page_checksum_verification=True)
     vectors = np.load(shard_file(folder, shard, "npy")).astype(np.float32)
+    # Unusable images have a row but no vector.
     rows = table["row"].to_numpy()[table["bad"].is_null().to_numpy()]
     return rows, vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
 

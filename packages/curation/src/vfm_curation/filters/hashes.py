@@ -51,6 +51,7 @@ def variant_hashes(image: Image.Image) -> list[int]:
     waves, signs = _waves(grey), (-1.0) ** np.arange(LOW)
     turned: list[Floats] = []
     for axes in (waves, waves.T):
+        # A flip changes the signs of every second frequency, a transposition exchanges the axes.
         for down in (1.0, signs[:, None]):
             turned += [axes * down * across for across in (1.0, signs[None, :])]
     cut_waves = [_waves(grey, cut) for cut in CUTS]

@@ -28,6 +28,7 @@ def layers_of(file: Path) -> list[Layer]:
     """
     shapes, layers = shapes_in(file), list[Layer]()
     names = [name for name in shapes if name.endswith("weight") and len(shapes[name]) == 2]
+    # By numbers, so that layer 10 comes after layer 2.
     for name in sorted(names, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)]):
         bias = f"{name.removesuffix('weight')}bias"
         outputs, width = shapes[name]

@@ -18,6 +18,7 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
     """
     try:
         with file.open("rb") as stream:
+            # The first 8 bytes are the length of the JSON header.
             (size,) = struct.unpack("<Q", stream.read(8))
             if size > 100_000_000:  # the format's own limit
                 raise ValueError

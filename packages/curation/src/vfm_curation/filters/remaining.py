@@ -70,6 +70,7 @@ def filter_rows(job: RowJob, shard: int) -> CodesSummary:
     """Write the codes of a shard after a filter over rows."""
     remaining, unit = job.remaining, job.config.unit
     table = remaining.texts(shard) if unit == "text" else remaining.images(shard)
+    # A plugin may return its mask as a list.
     passes = np.asarray(job.config.build(table), dtype=np.bool_)
     return write_codes(remaining.survivors, job.folder, shard, unit, ~passes * np.uint8(job.code))
 

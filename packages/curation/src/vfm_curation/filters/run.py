@@ -88,6 +88,7 @@ class FilterRun:
                 if (measure, pool_filter.model or "") not in measured:
                     measured.add((measure, pool_filter.model or ""))
                     self._measure(measure, pool_filter.model)
+            # The codes of the readers' reasons come before the filters' codes.
             code = len(self.reasons) - len(self.filters) + number
             if isinstance(pool_filter, RowFilter):
                 self._pass(pool_filter.reason, partial(self._rows, pool_filter, code))

@@ -64,6 +64,7 @@ def match_texts(config: MatchTexts, ctx: Context) -> Matches:
     pool, metadata = ctx.load(config.pool), ctx.load(config.metadata)
     pool.check_languages(config.languages or (), config.pool)
     languages, matchers = _languages(config, pool, metadata), ctx.work / "matchers"
+    # Detected languages are not known before the texts are read.
     built = None if config.detect_language else languages
     entries = load_entries(metadata)
     if config.semantics == "fixed":

@@ -125,4 +125,5 @@ def _merged(parts: Sequence[tuple[NDArray[np.int64], pa.ListArray]], num_texts: 
     texts = np.concatenate([np.zeros(0, np.int64), *numbers])
     values = np.concatenate([np.zeros(0, np.int32), *(ids.values.to_numpy() for _, ids in parts)])
     offsets = np.concatenate([[0], np.cumsum(np.bincount(texts, minlength=num_texts))]).astype(np.int32)
+    # Sorted by text, then by id.
     return pa.ListArray.from_arrays(offsets, values[np.lexsort((values, texts))])

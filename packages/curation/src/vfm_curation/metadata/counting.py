@@ -88,6 +88,7 @@ class SpillingCounter:
         buckets: list[list[tuple[str, int]]] = [[] for _ in range(NUM_BUCKETS)]
         for item in self._counts.items():
             buckets[crc32(item[0].encode()) % NUM_BUCKETS].append(item)
+        # Numbered, so that `num_files` of an interrupted run says which files to keep.
         file = self.folder / f"{len(self.files):06d}.parquet"
         with pq.ParquetWriter(file, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
             for bucket in buckets:  # a row group each, also if empty: `tables` reads bucket i as row group i

@@ -64,6 +64,7 @@ class EntryList:
 
     def __iter__(self) -> Iterator[Row]:
         """Yield rows by id: languages in the order of `add`, and the entries of each in the order of their sources."""
+        # A dict keeps the order of insertion, so ids are stable.
         for language, sources in self._sources.items():
             yield from ((language, entry, source) for entry, source in sources.items())
 

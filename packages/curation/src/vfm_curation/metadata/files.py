@@ -77,6 +77,7 @@ def _read_folder(folder: Path, language: str) -> dict[str, dict[str, str]]:
 
 
 def _read_json(path: Path, language: str) -> dict[str, dict[str, str]]:
+    # Files from Windows may begin with a byte order mark.
     content = json.loads(path.read_text(encoding="utf-8-sig"))
     entries = _entries_of(content, path.name)
     if entries is not None:

@@ -35,6 +35,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.network: Any = network
         self.prediction = prediction
+        # Not persistent: the scheduler's configuration has the schedule.
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
 
     def forward(self, x0: Tensor, noise: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:

@@ -147,6 +147,7 @@ def build_generator(
         )
     denoiser = Denoiser(built, prediction, _alphas_cumprod(scheduler))
     generator = Generator(denoiser, space, scheduler, condition_map, sample_size)
+    # Fail here and not in the first step if the size does not fit.
     generator.noise_shape_at(image_size)
     return generator
 
@@ -231,6 +232,7 @@ def sample_images(
     Sources: Song et al. 2020, DDIM (arXiv:2010.02502), and Ho and Salimans 2022, classifier-free guidance
     (arXiv:2207.12598).
     """
+    # A copy, since set_timesteps changes the scheduler.
     denoiser, scheduler = generator.denoiser, deepcopy(generator.scheduler)
     scheduler.set_timesteps(num_steps)
     shape, device = generator.noise_shape_at(image_size or generator.image_size), conditioning.tokens.device

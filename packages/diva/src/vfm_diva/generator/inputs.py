@@ -116,6 +116,7 @@ class MakeImageInputs:
         return self._clip_image(decode_image(sample.image, sample.key), draw.seed ^ VIEW_STREAM)
 
     def _clip_image(self, image: Image.Image, seed: int) -> Tensor:
+        # Without random crops CLIP sees the image as in evaluation.
         if not self.transform.scale:
             return to_tensor(self.preprocess.fit(image))
         transform = replace(

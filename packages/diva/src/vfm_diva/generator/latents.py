@@ -100,6 +100,7 @@ class StoredLatents:
             BadSample: the sample was unusable when the latents were cached.
         """
         crop = self.tensors.crop_in(draw.step, self.global_batch_size)
+        # The same seed as in `diva.latents`, so that CLIP sees the cached crop.
         crop_seed = SampleDraw.of(self.tensors.cache.seed, crop, draw.index).seed
         return crop_seed, torch.from_numpy(self.tensors[draw.index, crop])
 

@@ -119,6 +119,7 @@ class LatentSpace(Space):
     def fingerprint(self) -> str:
         """Hash the VAE's weights, scale and shift. Equal hashes mean equal latents."""
         digest = hashlib.sha256()
+        # Names, shapes and types are hashed too: equal bytes may be another tensor.
         for name, value in sorted(self.vae.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -84,6 +84,7 @@ class QuestionBatches:
     def _readable(self, index: int, bad: list[tuple[str, str]]) -> tuple[Question, Tensor]:
         for attempt in range(MAX_TRIES):
             if attempt:
+                # A pure function of seed, attempt and index: every run replaces a question by the same one.
                 index = SampleDraw.of(self.seed, -attempt, index).seed % len(self.questions)
             question = self.questions.items[index]
             try:

@@ -121,6 +121,7 @@ def _read_and_compare(
     preprocess = model.preprocess.model_copy(update=change)
     images = torch.stack([image_of(questions, item, preprocess) for item in items])
     if config.blind:
+        # The control without an image.
         images = torch.full_like(images, GREY)
     with eval_mode(model):
         return option_likelihoods(model, images.to(next(model.parameters()).device), items, name)
@@ -189,6 +190,7 @@ def _add_differing(
     by_family: dict[str, list[CaptionedImage]] = {}
     for item, first_row, second_row in zip(items, first_rows, second_rows, strict=True):
         picks = item.options[int(np.argmax(first_row))], item.options[int(np.argmax(second_row))]
+        # Only disagreements show a difference of the models.
         if picks[0] != picks[1]:
             image = decode_image(questions.image(item.image), item.key)
             says = f"{item.text} {first}: {picks[0]}; {second}: {picks[1]}; right: {item.options[item.answer]}"

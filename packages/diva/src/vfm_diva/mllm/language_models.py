@@ -45,6 +45,7 @@ def small_llama(config: SmallLlama, texts: Iterable[str], seed: int) -> tuple[Pr
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )
+    # The seed alone decides the weights, and the run's random state does not change.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(sizes), tokenizer

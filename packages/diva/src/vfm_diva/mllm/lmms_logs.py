@@ -171,6 +171,7 @@ def _paired(right: Sequence[bool], units: Sequence[Any], families: Sequence[str]
     for index, unit in enumerate(units):
         members.setdefault(unit, []).append(index)
     pairs = [(both[0], both[1]) for both in members.values() if len(both) == 2]
+    # Items of a unit depend on each other, so intervals resample units.
     numbers = np.array([list(members).index(unit) for unit in units])
     correct, two = np.array(right), np.full(len(right), 2)
     single: Score = Accuracy("accuracy", correct, numbers, chance=0.5)

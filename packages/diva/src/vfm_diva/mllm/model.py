@@ -189,6 +189,7 @@ def join_parts(
     )
     with torch.device("meta"):  # only the frame: every part has weights already, or gets them here
         llava = LlavaForConditionalGeneration(config)
+    # Only the projector is random, and the run's random state does not change.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         llava.model.multi_modal_projector = LlavaMultiModalProjector(config)

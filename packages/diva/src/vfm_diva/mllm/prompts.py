@@ -74,6 +74,7 @@ class QuestionTokenizer:
         before = self.prompt.replace("{question}", question)
         prompt, whole = self._ids(before), self._ids(f"{before} {answer}")
         start = 0
+        # The answer begins at the first token that differs from the prompt alone.
         while start < min(len(prompt), len(whole)) and prompt[start] == whole[start]:
             start += 1
         if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in whole[start:]:

@@ -139,6 +139,7 @@ def _readable(rows: list[QuestionRow], on_bad: Callable[[str, str], None]) -> li
     good = []
     for row in rows:
         try:
+            # Several questions may share an image, which is decoded once.
             if row.image not in known:
                 decode_image(_bytes(row.image), str(row.image))
                 known.add(row.image)

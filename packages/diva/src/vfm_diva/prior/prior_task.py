@@ -51,6 +51,7 @@ class PriorTask(Task[PriorInputs]):
             conditioning: Conditioning = self.condition_map(self.embeds(inputs), noise=noise, is_empty=inputs.is_empty)
         else:
             conditioning = self.condition_on_tokens(inputs.tokens)
+            # Without a map, zeros are the empty condition.
             conditioning = conditioning.map(lambda states: states.masked_fill(inputs.is_empty[:, None, None], 0.0))
         return self.errors(inputs, conditioning).mean(), {}
 

@@ -69,6 +69,7 @@ def build_adapter(
         seed: seed of the weights.
         unit_scale: bring the inputs to a root mean square of 1.
     """
+    # The run's random state does not change.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokens = layers(width, inputs.context_width)

@@ -60,6 +60,7 @@ class Conditioner(nn.Module):
         elif generator.condition_map:
             generator.condition_map.check_space(clip)
             self.condition_map = Frozen(generator.condition_map)
+        # Not persistent: checkpoints need no text states, which the generator's folder gives.
         self.register_buffer("prompt_tokens", prompt.tokens if prompt else None, persistent=False)
         self.register_buffer("prompt_pooled", prompt.pooled if prompt else None, persistent=False)
 

@@ -83,6 +83,7 @@ def diva_tune_cost(config: DivaTune, ctx: Preflight) -> Cost:
     with first.adapter_only():
         before = estimate_training(first, inputs, plan)
     after = estimate_training(task, inputs, config)
+    # The two runs follow each other: memory is the larger one, operations and disk add up.
     largest = max(before, after, key=lambda cost: cost.memory.total if cost.memory else 0)
     disk = (before.disk or 0) + (after.disk or 0)  # the first run's checkpoints remain next to the second's
     return replace(after, memory=largest.memory, flops=(before.flops or 0) + (after.flops or 0), disk=disk)

@@ -89,6 +89,7 @@ def contrast(predicted: Tensor, of_view: Tensor, target: Tensor, temperature: fl
         [(anchor * F.normalize(x.float().flatten(1), dim=-1)).sum(dim=-1) for x in (of_view, target)], dim=1
     )
     same = torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
+    # An image's own prediction is the anchor and not a negative.
     negatives = torch.einsum("if,ijf->ij", anchor, every).masked_fill(same, -torch.inf)
     total = torch.cat([positives, negatives], dim=1).div(temperature).logsumexp(dim=1)
     return total - positives.mean(dim=1) / temperature

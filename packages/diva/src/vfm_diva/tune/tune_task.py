@@ -162,6 +162,7 @@ class TuneTask(Task[TuneInputs]):
     @contextmanager
     def adapter_only(self) -> Iterator[None]:
         """Train only the adapter within the context, at the scheduled rate, with CLIP frozen."""
+        # Remembered, since only weights that were trained before must be trained after.
         tower = [param for param in self.visual.parameters() if param.requires_grad]
         joint = [param.requires_grad for param in self._adapter_params]
         scale, self.adapter_lr_scale = self.adapter_lr_scale, 1.0

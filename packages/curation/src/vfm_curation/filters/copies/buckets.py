@@ -47,6 +47,7 @@ class Buckets:
             return None
         parts = []
         with pa.OSFile(str(file)) as stream:
+            # Each flush appended a stream.
             while stream.tell() < stream.size():
                 parts.append(pa.ipc.open_stream(stream).read_all())
         return pa.concat_tables(parts)

@@ -57,6 +57,7 @@ def near_earlier(vectors: Tensor, min_cosine: float) -> NDArray[np.bool_]:
         block = vectors[start : start + BLOCK]
         for before in range(0, start + 1, BLOCK):
             near = block @ vectors[before : before + BLOCK].T >= min(min_cosine, EQUAL)  # (BLOCK, BLOCK)
+            # Within a block only earlier vectors count, and not the vector itself.
             if before == start:
                 near = near.tril(diagonal=-1)
             is_near[start : start + BLOCK] |= near.any(dim=1)

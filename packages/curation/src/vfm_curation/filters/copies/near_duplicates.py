@@ -110,6 +110,7 @@ def _near_better(groups: Hashes, hashes: Hashes, ranks: NDArray[np.int64], plain
             leader = leaders[position]
             if hashes[leader] == hashes[row] and plain[leader] == plain[row]:
                 is_new = False
+            # Two variants are not compared, nor an image with itself.
             if not (plain[row] or plain[leader]) or ranks[leader] == ranks[row]:
                 continue
             if _num_bits(hashes[row] ^ hashes[leader]) <= distance:

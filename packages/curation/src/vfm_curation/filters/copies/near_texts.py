@@ -43,6 +43,7 @@ def distinct_texts(config: NearDuplicateTexts, run: FilterRun) -> Iterator[NDArr
     job.folder.mkdir(parents=True)
     for _ in run_shards(write_bands, job, range(run.num_shards), run.runtime):
         pass
+    # Each text is written once for each band.
     number = num_buckets(run.num_units("text") * config.bands)
     agreeing = Buckets(run.scratch / "agreeing", number)
     dropped = Dropped(run.scratch / "dropped", number, run.num_shards)

@@ -54,6 +54,7 @@ def _blocked_urls(path: str) -> tuple[frozenset[str], dict[str, tuple[str, ...]]
         first, *others = line.split("#")[0].split()
         for word in others or [first]:  # a line of a hosts file is an address and one or more hosts
             host, slash, folder = (word.partition("://")[2] or word).partition("/")
+            # Some lists write a domain and its subdomains as `*.example.com`.
             host = host.lower().lstrip("*.")
             if folder:
                 folders.setdefault(host, []).append(slash + folder)
