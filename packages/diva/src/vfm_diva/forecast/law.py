@@ -1,9 +1,9 @@
-"""The law of feedback: an attribute's gain is proportional to what the generator knows of it and to what CLIP lacks.
+"""Law of feedback: an attribute's gain is proportional to the generator's knowledge of it and to CLIP's lack of it.
 
     gain = slope x (preference - 1/2) x (1 - accuracy)
 
 The preference is the share of images that the generator denoises better with their own statement than with the other
-one of their pair, 1/2 by chance. The accuracy is that of CLIP on pairs, before the feedback.
+statement of their pair, 1/2 by chance. The accuracy is CLIP's on pairs, before the feedback.
 """
 
 # C cells: an attribute in one set-up each
@@ -46,7 +46,7 @@ class Law:
         return float(scipy.stats.t.ppf(0.5 + CONFIDENCE / 2, self.degrees))
 
     def predict(self, exposure: ArrayLike) -> tuple[Floats, Floats]:
-        """Return the gains that exposures (C,) lead to, and the half widths of their 95 % prediction intervals."""
+        """Predict gains from exposures, (C,), and compute the half widths of their 95 % prediction intervals."""
         x = np.asarray(exposure, dtype=np.float64)
         return self.slope * x, self._quantile * self.spread * np.sqrt(1 + x**2 / self.squares)
 
@@ -56,7 +56,7 @@ LAW = Law(slope=1.0, spread=0.1, squares=1.0, degrees=39)
 
 
 def exposure(preference: ArrayLike, accuracy: ArrayLike) -> Floats:
-    """Return (preference - 1/2) x (1 - accuracy), both from 0 to 1, (C,)."""
+    """Compute (preference - 1/2) x (1 - accuracy), both from 0 to 1, (C,)."""
     return (np.asarray(preference, dtype=np.float64) - 0.5) * (1 - np.asarray(accuracy, dtype=np.float64))
 
 
@@ -75,11 +75,11 @@ def fit_law(exposures: ArrayLike, gains: ArrayLike) -> Law:
 
 
 def predict_held_out(exposures: ArrayLike, gains: ArrayLike, in_first: ArrayLike) -> Floats:
-    """Return the gain of each cell, (C,), that the law fitted on the other half of the cells predicts.
+    """Predict the gain of each cell, (C,), by the law fitted on the other half of the cells.
 
     Args:
-        exposures: (C,).
-        gains: measured, (C,).
+        exposures: exposure of each cell, (C,).
+        gains: measured gain of each cell, (C,).
         in_first: whether a cell is in the first half, (C,) bool.
 
     Raises:
@@ -93,9 +93,9 @@ def predict_held_out(exposures: ArrayLike, gains: ArrayLike, in_first: ArrayLike
 
 
 def explained_share(predicted: ArrayLike, gains: ArrayLike) -> float:
-    """Return the share of the gains' variance that predictions explain, at most 1; 0 is as good as their mean.
+    """Compute the share of the gains' variance that predictions explain, at most 1. At 0 the mean predicts as well.
 
-    NaN if all gains are equal.
+    It is NaN if all gains are equal.
     """
     y = np.asarray(gains, dtype=np.float64)
     squares = float(np.sum((y - y.mean()) ** 2))

@@ -1,4 +1,4 @@
-"""The work of `diva.law`: predicted and measured gains of feedback, with the error of the prediction."""
+"""Work of `diva.law`: report predicted and measured gains of feedback, with the error of the prediction."""
 
 # C cells: an attribute in one arm each
 
@@ -30,7 +30,7 @@ DIAGONAL = (-0.2, 0.8)  # gains that the chart shows
 
 @dataclass(frozen=True)
 class Cell:
-    """An attribute in one arm: what was known before the feedback, and its measured gain, from 0 to 1 each."""
+    """An attribute in an arm: preference and accuracy before the feedback, and measured gain, from 0 to 1 each."""
 
     arm: str
     pattern: str
@@ -48,8 +48,13 @@ def compare_law(config: DivaLaw, ctx: Context) -> Report:
     measured = ctx.load(config.measured)
     accuracies = {(metric.model, metric.name): metric.value for metric in measured.metrics}
     arms = [_cells(arm, ctx.load(arm.predicted), accuracies, config.measured) for arm in config.arms]
-    cells = [cell for arm in arms for cell in arm]
-    in_first = np.array([(row + column) % 2 == 0 for row, arm in enumerate(arms) for column in range(len(arm))])
+    cells: list[Cell] = []
+    in_first_half: list[bool] = []
+    for row, arm_cells in enumerate(arms):
+        cells += arm_cells
+        # Halves alternate like the fields of a chessboard: every arm and every attribute is in both.
+        in_first_half += [(row + column) % 2 == 0 for column in range(len(arm_cells))]
+    in_first = np.array(in_first_half)
     x = exposure([cell.preference for cell in cells], [cell.accuracy for cell in cells])
     gains = np.array([cell.gain for cell in cells])
     try:
@@ -69,7 +74,7 @@ def compare_law(config: DivaLaw, ctx: Context) -> Report:
 
 
 def _cells(arm: LawArm, predicted: Report, accuracies: dict[tuple[str, str], float], measured: str) -> list[Cell]:
-    """Return the cells of an arm, in the order of the prediction's attributes."""
+    """Collect the cells of an arm, in the order of the prediction's attributes."""
     known = {metric.name: metric.value for metric in predicted.metrics}
     cells = []
     for pattern in (name.partition("/")[2] for name in known if name.startswith("preference/")):
@@ -79,21 +84,21 @@ def _cells(arm: LawArm, predicted: Report, accuracies: dict[tuple[str, str], flo
                 raise UserError(
                     f"{measured}: expected {metric} of {model}, got none: evaluate it on pairs with {pattern}"
                 )
-        before, after = (accuracies[short_name(ref), metric] for ref in (arm.before, arm.after))
+        before, after = accuracies[short_name(arm.before), metric], accuracies[short_name(arm.after), metric]
         preference, accuracy = known[f"preference/{pattern}"], known[f"accuracy/{pattern}"]
         cells.append(Cell(short_name(arm.after), pattern, preference, accuracy, after - before))
     return cells
 
 
 def _error(model: str, predicted: Floats, gains: Floats) -> Metric:
-    """Return the mean absolute error of held-out predictions."""
+    """Compute the mean absolute error of held-out predictions."""
     errors = np.abs(predicted - gains)
     low, high = bootstrap_interval(errors)
     return Metric(name="error", value=float(errors.mean()), n=len(errors), low=low, high=high, model=model)
 
 
 def _explained(predicted: Floats, gains: Floats) -> Metric:
-    """Return the share of the gains' variance that held-out predictions explain, with a bootstrap over the cells."""
+    """Compute the share of the gains' variance that held-out predictions explain, with a bootstrap over the cells."""
     draws = np.random.default_rng(0).integers(0, len(gains), (NUM_RESAMPLES, len(gains)))
     low, high = np.nanquantile([explained_share(predicted[draw], gains[draw]) for draw in draws], [0.025, 0.975])
     value = explained_share(predicted, gains)
@@ -101,7 +106,7 @@ def _explained(predicted: Floats, gains: Floats) -> Metric:
 
 
 def _slope(exposures: Floats, gains: Floats) -> Metric:
-    """Return the slope of the law fitted on all cells, with its t-interval."""
+    """Fit the slope of the law on all cells, with its t-interval."""
     law = fit_law(exposures, gains)
     half = law.slope_error
     return Metric(
@@ -111,7 +116,7 @@ def _slope(exposures: Floats, gains: Floats) -> Metric:
 
 
 def _chart(predicted: Floats, gains: Floats, curve: str) -> LinesPanel:
-    x, y = ((100 * each).tolist() for each in (predicted, gains))
+    x, y = (100 * predicted).tolist(), (100 * gains).tolist()
     ends = [100 * end for end in DIAGONAL]
     return LinesPanel(
         title="Predicted and measured gain",
@@ -125,14 +130,10 @@ def _chart(predicted: Floats, gains: Floats, curve: str) -> LinesPanel:
 
 
 def _table(cells: list[Cell], predicted: Floats) -> TablePanel:
-    rows: list[list[str | float | int | None]] = [
-        [
-            cell.arm,
-            cell.pattern,
-            *(round(100 * value, 1) for value in (cell.preference, cell.accuracy, guess, cell.gain)),
-        ]
-        for cell, guess in zip(cells, predicted.tolist(), strict=True)
-    ]
+    rows: list[list[str | float | int | None]] = []
+    for cell, guess in zip(cells, predicted.tolist(), strict=True):
+        percentages = [round(100 * value, 1) for value in (cell.preference, cell.accuracy, guess, cell.gain)]
+        rows.append([cell.arm, cell.pattern, *percentages])
     return TablePanel(
         title="Cells",
         note="Preference of the generator and accuracy of CLIP before the feedback, on other pairs than the gain.",

@@ -1,4 +1,4 @@
-"""The work of `diva.predict`: what a generator knows, what a CLIP model lacks, and the gain to expect of feedback."""
+"""Work of `diva.predict`: measure a generator's knowledge and a CLIP model's gaps, and predict the feedback's gain."""
 
 from __future__ import annotations
 
@@ -37,15 +37,14 @@ from vfm_diva.tune.estimate import diva_tune_cost
 from vfm_diva.tune.prompt import PromptEncoder
 from vfm_diva.tune.stages import DivaTune
 
-PARTS = ("pattern", "item")
 PEAK_FLOPS, UTILISATION = 312e12, 0.4  # of an A100 in bf16, as in `vfm plan --estimate`
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What a generator knows of an attribute, and what CLIP has of it.
+    """A generator's knowledge of an attribute, and CLIP's accuracy on it.
 
-    pattern: the attribute.
+    pattern: name of the attribute.
     preference: share of its images that are denoised better with their own statement.
     low, high: ends of the preference's 95 % interval.
     images: number of images.
@@ -61,15 +60,15 @@ class Knowledge:
 
     @property
     def exposure(self) -> float:
-        """What the law multiplies by its slope."""
+        """Exposure of the attribute, which the law multiplies by its slope."""
         return float(exposure(self.preference, self.pairs.value))
 
 
 class PromptedGenerator(nn.Module):
-    """A pretrained generator whose conditioning is a prompt, encoded by its own text encoders.
+    """Pretrained generator that is conditioned on a prompt, encoded by its own text encoders.
 
     Args:
-        generator: with a folder.
+        generator: generator that was loaded from a folder.
         prompt: text before each statement.
     """
 
@@ -80,7 +79,7 @@ class PromptedGenerator(nn.Module):
         self.encode = PromptEncoder(generator.folder)
 
     def condition_on_texts(self, texts: Sequence[str]) -> Conditioning:
-        """Return the conditioning on statements."""
+        """Compute the conditioning on statements."""
         device: torch.device = next(self.denoiser.parameters()).device
         return self.encode([self.prompt + text for text in texts]).to(device)
 
@@ -101,14 +100,16 @@ def predict_gains(config: DivaPredict, ctx: Context) -> Report:
     pairs = list(statement_pairs(load_choices(ctx.load(data))))
     sampler = NoiseSampler(generator.noise_shape, NUM_TIMES, config.timesteps)
     losses = statement_losses(source, pairs, ImageTransform(generator.image_size, "crop"), sampler, seed=config.seed)
-    prefers, patterns, items = rises(losses), *(np.array([getattr(each, part) for each in pairs]) for part in PARTS)
+    prefers = rises(losses)
+    patterns, items = np.array([pair.pattern for pair in pairs]), np.array([pair.item for pair in pairs])
     known = []
     for pattern in dict.fromkeys(patterns.tolist()):
         here = patterns == pattern
         low, high = bootstrap_interval(prefers[here], items[here], seed=config.seed)
         score = by_metric.get(f"pair_accuracy/{pattern}", by_metric["pair_accuracy"])
         known.append(Knowledge(pattern, float(prefers[here].mean()), low, high, int(here.sum()), score))
-    if unknown := [each.pattern for each in known if each.low <= 0.5]:
+    unknown = [knowledge.pattern for knowledge in known if knowledge.low <= 0.5]
+    if unknown:
         ctx.log(f"the generator knows nothing of {', '.join(unknown)}: the interval of its preference includes 50 %")
     if config.preset:
         ctx.panel(_hours_panel(config, ctx, config.preset))
@@ -116,7 +117,7 @@ def predict_gains(config: DivaPredict, ctx: Context) -> Report:
 
 
 def _hours_panel(config: DivaPredict, ctx: Context, preset: str) -> TextPanel:
-    """Return the GPU hours of the tuning by a preset, as `vfm plan --estimate` computes them."""
+    """Estimate the GPU hours of the tuning by a preset, as `vfm plan --estimate` does."""
     settings = {
         "name": "tune",
         "clip": config.clip,
@@ -136,7 +137,7 @@ def _hours_panel(config: DivaPredict, ctx: Context, preset: str) -> TextPanel:
 
 
 def _statement_source(clip: ClipModel, generator: Generator, prompt: str) -> PriorTask | PromptedGenerator:
-    """Return what conditions the generator on statements: CLIP's text tower, or the generator's own text encoders."""
+    """Build the module that conditions the generator on statements: by CLIP's text tower or by its own encoders."""
     if generator.condition_map:
         generator.condition_map.check_width(clip)
         generator.condition_map.check_space(clip)
@@ -194,11 +195,11 @@ def _table(known: Sequence[Knowledge], gains: Floats, widths: Floats, overall: M
     def percent(value: float) -> float:
         return round(100 * value, 1)
 
-    rows: list[list[str | float | int | None]] = [
-        [each.pattern, *map(percent, (each.preference, each.low, each.high, each.pairs.value, 1 - each.pairs.value)),
-         *map(percent, (gain, gain - half, gain + half))]
-        for each, gain, half in zip(known, gains.tolist(), widths.tolist(), strict=True)
-    ]  # fmt: skip
+    rows: list[list[str | float | int | None]] = []
+    for each, gain, half in zip(known, gains.tolist(), widths.tolist(), strict=True):
+        accuracy = each.pairs.value
+        shares = (each.preference, each.low, each.high, accuracy, 1 - accuracy)
+        rows.append([each.pattern, *map(percent, (*shares, gain, gain - half, gain + half))])
     rows.append(["all", *[None] * 5, *map(percent, (overall.value, overall.low, overall.high))])
     return TablePanel(
         title="What the generator knows, what CLIP lacks, and the gain to expect",

@@ -1,4 +1,4 @@
-"""The configurations of the stages that predict the gain of feedback, and that compare predictions with gains."""
+"""Configurations of the stages that predict the gain of feedback and compare predictions with gains."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from vfm_diva.parts.presets import Preset
 
 
 class DivaPredict(Stage):
-    """Predict what feedback gains on each attribute, from what the generator knows and what CLIP lacks.
+    """Predict the gain of feedback on each attribute from the generator's knowledge and CLIP's accuracy.
 
     The generator knows an attribute if it denoises images better with their own statement than with the other one of
-    their pair. Nothing is trained. The law and its interval are those of the recipe `diva_law`.
+    their pair. Nothing is trained. The law and its interval come from the recipe `diva_law`.
     """
 
     kind: Literal["diva.predict"] = "diva.predict"
@@ -68,7 +68,8 @@ class DivaLaw(Stage):
     @model_validator(mode="after")
     def _different_arms(self) -> DivaLaw:
         names = [arm.after for arm in self.arms]
-        if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        twice = [name for number, name in enumerate(names) if name in names[:number]]
+        if twice:
             raise ValueError(f"arms: expected different models after the feedback, got {twice[0]!r} more than once")
         return self
 
