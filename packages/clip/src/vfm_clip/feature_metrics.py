@@ -17,8 +17,12 @@ from vfm_kernels import gather_with_grad
 def feature_spread(image: Tensor, text: Tensor) -> Metrics:
     """Measure how much the features of each tower, (n, D), differ from one another."""
     towers = {"image": image, "text": text}
-    cosines = {f"train/mutual_cosine/{tower}": mutual_cosine(features) for tower, features in towers.items()}
-    return cosines | {f"train/effective_rank/{tower}": effective_rank(features) for tower, features in towers.items()}
+    metrics: Metrics = {}
+    for tower, features in towers.items():
+        metrics[f"train/mutual_cosine/{tower}"] = mutual_cosine(features)
+    for tower, features in towers.items():
+        metrics[f"train/effective_rank/{tower}"] = effective_rank(features)
+    return metrics
 
 
 def pair_similarity(image: Tensor, text: Tensor) -> Metrics:

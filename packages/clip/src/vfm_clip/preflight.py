@@ -105,11 +105,12 @@ def find_encoder(ctx: Preflight, ref: Ref[VisionCheckpoint]) -> Encoder | None:
     """
     checkpoint = ctx.artifact(ref)
     if checkpoint:
+        tensors = {}
         with safe_open(checkpoint.path / VISION_WEIGHTS_FILE, framework="pt") as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no mapping)
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                tensors[key] = torch.empty(file.get_slice(key).get_shape(), device="meta")
         with torch.device("meta"):
             encoder = build_vision(f"local-dir:{checkpoint.path}")
-        tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
         return Encoder(checkpoint.architecture, encoder, vision_preprocess(encoder), tensors)
     stage = ctx.stage(ref)
     model: Any = getattr(stage, "model", None) or getattr(stage, "source", None)
@@ -143,8 +144,12 @@ def check_vision(clip: ClipModel, encoder: Encoder, ref: str) -> None:
 def models_with_tower(architecture: str) -> list[str]:
     """List open_clip's models whose vision tower is this timm encoder."""
     name = architecture.removeprefix("timm/").split(".")[0]
-    configs = {model: open_clip.get_model_config(model) for model in open_clip.list_models()}
-    return [model for model, config in configs.items() if config["vision_cfg"].get("timm_model_name") == name]
+    models = []
+    for model in open_clip.list_models():
+        config = open_clip.get_model_config(model)
+        if config["vision_cfg"].get("timm_model_name") == name:
+            models.append(model)
+    return models
 
 
 def _fits(model: str, encoder: Encoder) -> bool:

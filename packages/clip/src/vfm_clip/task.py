@@ -101,8 +101,8 @@ class ClipTask(Task[ClipInputs]):
         Features stay equal up to rounding. Caption hashes stay the same, because zeros add nothing to them.
         """
         tokens = inputs.tokens
-        models = [self.module, *(held.module for held in self.frozen())]
-        length = -8 * (-max(used_length(model, tokens) for model in models) // 8)
+        longest = max(used_length(module, tokens) for module in (self.module, *self._frozen_modules()))
+        length = -(-longest // 8) * 8
         if length >= tokens.shape[1] or tokens[:, length:].any():
             return inputs
         shorter = tokens[:, :length].contiguous()
@@ -127,7 +127,8 @@ class ClipTask(Task[ClipInputs]):
         """Compute a value whose gradients with respect to features and scalars are the given ones."""
         image, text = _encode(self.model, inputs)
         values = {"image": image, "text": text, **self._scalars()}
-        return torch.stack([(values[name] * gradient).sum() for name, gradient in gradients.items()]).sum(), {}
+        products = [(values[name] * gradient).sum() for name, gradient in gradients.items()]
+        return torch.stack(products).sum(), {}
 
     def accumulate(
         self,
@@ -161,8 +162,10 @@ class ClipTask(Task[ClipInputs]):
         Hugging Face's towers exempt nothing themselves. The rule follows open_clip's main branch (4.2.0.dev0,
         `make_wd_exclude`). Release 3.3 decays all matrices.
         """
-        names = [name for name, _ in self.named_parameters()]
-        tables = {name for name in names if any(table in name for table in TABLES)}
+        tables = set()
+        for name, _ in self.named_parameters():
+            if any(table in name for table in TABLES):
+                tables.add(name)
         return super().no_weight_decay() | tables
 
     def before_step(self, step: int) -> None:
@@ -179,11 +182,11 @@ class ClipTask(Task[ClipInputs]):
 
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
         """Use fused kernels in the towers of the model and of a teacher."""
-        return accelerated(choice, self, *(held.module for held in self.frozen()))
+        return accelerated(choice, self, *self._frozen_modules())
 
     def padded(self) -> AbstractContextManager[str]:
         """Pad the widths of the model and its teacher."""
-        return padded(self, *(held.module for held in self.frozen()))
+        return padded(self, *self._frozen_modules())
 
     def encoder(self) -> ClipModel:
         """Return the model in training."""
@@ -192,6 +195,9 @@ class ClipTask(Task[ClipInputs]):
     def export(self, directory: Path) -> ClipCheckpoint:
         """Write the model in open_clip's layout."""
         return save_clip(self.model, directory)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        return [held.module for held in self.frozen()]
 
     def _scalars(self) -> dict[str, Tensor]:
         """Collect the scalars that turn cosines into logits."""
@@ -215,7 +221,9 @@ class ClipTask(Task[ClipInputs]):
 
         The scalars' gradients are divided evenly, because every micro-batch adds its share to them.
         """
-        joined = {name: torch.cat([part[name] for part in features]) for name in features[0]}
+        joined: Metrics = {}
+        for name in features[0]:
+            joined[name] = torch.cat([part[name] for part in features])
         values = {"image": joined.pop("image"), "text": joined.pop("text"), **self._scalars()}
         values = {name: value.detach().requires_grad_() for name, value in values.items()}
         loss, metrics = self._loss(values, joined)
@@ -223,8 +231,10 @@ class ClipTask(Task[ClipInputs]):
         sizes = [len(part["image"]) for part in features]
         split_grads: list[Sequence[Tensor]] = []
         for grad in grads:
-            is_scalar = grad.ndim == 0
-            split_grads.append([grad / len(sizes)] * len(sizes) if is_scalar else torch.split(grad, sizes))
+            if grad.ndim == 0:
+                split_grads.append([grad / len(sizes)] * len(sizes))
+            else:
+                split_grads.append(torch.split(grad, sizes))
         shares = [dict(zip(values, share, strict=True)) for share in zip(*split_grads, strict=True)]
         return shares, {**metrics, "loss": loss.detach()}
 

@@ -51,8 +51,10 @@ def init_text_tower(checkpoint: ClipCheckpoint, clip: ClipModel, ref: str) -> Ke
             f" {names[bool(source_gelu)]}, the model has {names[bool(model_gelu)]}"
         )
     weights, report = load_state_dict(clip_weights_file(checkpoint.path)), KeyReport()
-    widths = f"embed_dim of '{ref}' is {config['embed_dim']}, here {clip.embed_dim}"
-    skipped = {} if config["embed_dim"] == clip.embed_dim else {"text_projection": widths, "proj.": widths}
+    skipped: dict[str, str] = {}
+    if config["embed_dim"] != clip.embed_dim:
+        widths = f"embed_dim of '{ref}' is {config['embed_dim']}, here {clip.embed_dim}"
+        skipped = {"text_projection": widths, "proj.": widths}
     rules = TransferRules(skipped, skipped, where=clip.name, source=f"'{ref}'", target="its text tower")
     transfer_weights(_text_weights(weights), _text_tower(clip.module), rules, report)
     return report

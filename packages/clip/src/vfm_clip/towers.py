@@ -36,7 +36,11 @@ def trained_towers(
 
 def new_weights(report: KeyReport) -> set[str]:
     """List the weights left at random, by name in the CLIP model: the projection, and EVA-CLIP's attention norms."""
-    return {key if key.startswith("visual.") else f"visual.trunk.{key}" for key in report.new}
+    names = set()
+    for key in report.new:
+        # Names in the report are the encoder's, except for the projection's, which are the CLIP model's.
+        names.add(key if key.startswith("visual.") else f"visual.trunk.{key}")
+    return names
 
 
 def patch_dropouts(module: nn.Module) -> Iterator[PatchDropout | PatchDropoutWithIndices]:

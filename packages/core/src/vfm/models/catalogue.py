@@ -13,10 +13,13 @@ def named_models(part: str) -> list[tuple[str, str, str]]:
     clip_tags: dict[str, list[str]] = {name: [] for name in open_clip.list_models()}
     for name, tag in open_clip.list_pretrained():
         clip_tags.setdefault(name, []).append(tag)
-    rows = [(name, "open_clip", ", ".join(tags)) for name, tags in sorted(clip_tags.items())]
+    rows = []
+    for name, tags in sorted(clip_tags.items()):
+        rows.append((name, "open_clip", ", ".join(tags)))
     timm_tags: dict[str, list[str]] = {name: [] for name in timm.list_models()}
     for full in timm.list_models(pretrained=True):
         name, _, tag = full.partition(".")
         timm_tags.setdefault(name, []).append(tag or "yes")
-    rows += [(name, "timm", ", ".join(tags)) for name, tags in sorted(timm_tags.items())]
+    for name, tags in sorted(timm_tags.items()):
+        rows.append((name, "timm", ", ".join(tags)))
     return [row for row in rows if part.lower() in row[0].lower()]

@@ -56,7 +56,9 @@ class Preprocess(Config):
         """
         if isinstance(image, FittedImage):
             return image.pixels[self]
-        source = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+        source = image
+        if not isinstance(source, Image.Image):
+            source = Image.fromarray(np.asarray(source))
         side = self.image_size
         if source.size == (side, side) and self.crop_pct == 1.0:
             return np.array(source.convert("RGB"))
@@ -89,7 +91,8 @@ class Preprocess(Config):
 
     def inputs(self, images: Sequence[AnyImage], device: torch.device) -> Tensor:
         """Convert images of any size to the model's input, float32 (B, 3, S, S) on the device."""
-        return self.pixels(torch.from_numpy(np.stack([self.fit(image) for image in images])).to(device))
+        fitted = np.stack([self.fit(image) for image in images])
+        return self.pixels(torch.from_numpy(fitted).to(device))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Compute width and height before the crop, rounded as in torchvision (shortest) and timm (longest)."""
@@ -113,11 +116,12 @@ class Preprocess(Config):
     @classmethod
     def from_timm(cls, cfg: dict[str, Any]) -> Preprocess:
         """Convert timm's data configuration (`timm.data.resolve_model_data_config`)."""
+        interpolation: Interpolation = "bilinear" if cfg["interpolation"] == "bilinear" else "bicubic"
         return cls(
             image_size=cfg["input_size"][-1],
             mean=cfg["mean"],
             std=cfg["std"],
-            interpolation="bilinear" if cfg["interpolation"] == "bilinear" else "bicubic",
+            interpolation=interpolation,
             resize_mode={"squash": "squash", "border": "longest"}.get(cfg["crop_mode"], "shortest"),
             pad_color=tuple(round(255 * value) for value in cfg["mean"]),
             crop_pct=cfg["crop_pct"],

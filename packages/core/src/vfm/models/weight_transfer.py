@@ -133,6 +133,7 @@ def _resize(key: str, tensor: Tensor, expected: Tensor, trunk: Any, method: Patc
     if tensor.shape == expected.shape:
         return tensor
     if key == "pos_embed" and tensor.shape[2:] == expected.shape[2:]:
+        # Without an embedding of the class token, all positions belong to patches.
         prefix = 0 if getattr(trunk, "no_embed_class", False) else trunk.num_prefix_tokens
         resampled: Tensor = resample_abs_pos_embed(
             tensor, list(trunk.patch_embed.grid_size), num_prefix_tokens=prefix, antialias=method == "pinv"
@@ -170,8 +171,8 @@ def _reason(key: str, rules: Mapping[str, str]) -> str:
 
 def _other_norm(key: str) -> str:
     """Convert the key of the norm before pooling to the norm after it, and vice versa. Other keys stay unchanged."""
-    prefix = TRUNK if key.startswith(TRUNK) else ""
-    name = key.removeprefix(prefix)
+    name = key.removeprefix(TRUNK)
+    prefix = key.removesuffix(name)
     for before, after in _NORMS.items():
         for old, new in ((before, after), (after, before)):
             if name.startswith(old):

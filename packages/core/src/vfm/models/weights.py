@@ -160,7 +160,7 @@ def _is_torchscript(file: Path) -> bool:
 
 def _published_by_openai() -> set[str]:
     """Collect the SHA-256 hashes of OpenAI's archives, which are part of the URLs that open_clip lists."""
-    urls = (open_clip.get_pretrained_url(name, "openai") for name in open_clip.list_openai_models())
+    urls = [open_clip.get_pretrained_url(name, "openai") for name in open_clip.list_openai_models()]
     return {url.split("/")[-2] for url in urls if url.count("/") > 1}
 
 
@@ -172,7 +172,8 @@ def _sha256(file: Path) -> str:
 def _unwrap(content: Any, ema: bool) -> dict[str, Any]:
     """Unwrap the innermost dictionary under the names that open_clip, timm, EVA and DeepSpeed use for a state dict."""
     wrappers = ("model_ema", "state_dict_ema", "model", "module", "state_dict")
-    for name in wrappers if ema else wrappers[2:]:
+    names = wrappers if ema else wrappers[2:]
+    for name in names:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             return _unwrap(content[name], ema)
     return content if isinstance(content, dict) else {}

@@ -210,13 +210,18 @@ def load_clip(
     Raises:
         UserError: the folder is not in open_clip's layout, or its weights do not fit its configuration or the size.
     """
-    folder = checkpoint.path if isinstance(checkpoint, ClipCheckpoint) else Path(checkpoint)
+    if isinstance(checkpoint, ClipCheckpoint):
+        folder, name = checkpoint.path, checkpoint.model
+    else:
+        folder = Path(checkpoint)
+        name = folder.name
     record = read_clip_config(folder)
     # open_clip's loader resamples positions of its own tower; a timm tower is resized after its weights are loaded.
     with naming(folder / CONFIG_FILE, "the configuration of a CLIP model"):
         has_timm_tower = bool(record["model_cfg"]["vision_cfg"].get("timm_model_name"))
-        model = build_clip(record["model_cfg"], image_size=None if has_timm_tower else image_size, noise=noise)
-    model.name = checkpoint.model if isinstance(checkpoint, ClipCheckpoint) else folder.name
+        initial_size = None if has_timm_tower else image_size
+        model = build_clip(record["model_cfg"], image_size=initial_size, noise=noise)
+    model.name = name
     model.folder = folder
     load_weights(model.module, clip_weights_file(folder), model.name)
     vision = model.config["vision_cfg"]

@@ -52,7 +52,8 @@ def get_clip_config(name: str) -> dict[str, Any]:
     if unsupported:
         raise unsupported_eva_clip(name, unsupported[1])
     try:
-        config = open_clip.get_model_config(name.replace("/", "-") if ":" not in name else name)
+        # open_clip writes ViT-B/32 as ViT-B-32. A slash after a colon is part of a hub's name or a path.
+        config = open_clip.get_model_config(name if ":" in name else name.replace("/", "-"))
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"CLIP model {name!r}: {str(error).splitlines()[0]}") from None
     if config is None:

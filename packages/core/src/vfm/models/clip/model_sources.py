@@ -33,8 +33,10 @@ def local_folder(source: str) -> Path | None:
 
 def weights_file_as_source(source: str | Mapping[str, Any], pretrained: str | None) -> Path | None:
     """Find the weights file that a source names without `pretrained`; None if it names none."""
-    file = Path(source) if isinstance(source, str) and not pretrained else None
-    return file if file and file.is_file() else None
+    if pretrained or not isinstance(source, str):
+        return None
+    file = Path(source)
+    return file if file.is_file() else None
 
 
 def check_weights_file(name: str) -> None:

@@ -51,7 +51,8 @@ class WordTokenizer:
         tokens = np.zeros((len(texts), length), dtype=np.int64)
         for row, text in zip(tokens, texts, strict=True):
             ids = [self.tokenizer.sot_token_id]
-            for word in text.split() if _is_plain(text) else self._pieces(text):
+            words = text.split() if _is_plain(text) else self._pieces(text)
+            for word in words:
                 ids += self.words.get(word) or self._add(word)
             ids = [*ids[: length - 1], self.tokenizer.eot_token_id]
             row[: len(ids)] = ids

@@ -117,7 +117,8 @@ def _check_weights(folder: Path, diffusers: Any, source: str) -> None:
     with naming(folder / "config.json", "the configuration of a part"), torch.device("meta"):
         model = model_class.from_config(config)
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
-    _compare(folder, shapes, {_current(key, shapes): shape for key, shape in stored_shapes.items()})
+    current_shapes = {_current(key, shapes): shape for key, shape in stored_shapes.items()}
+    _compare(folder, shapes, current_shapes)
 
 
 # Names in a VAE's attention before diffusers 0.14, which diffusers converts when it reads them.
@@ -129,7 +130,8 @@ def _current(key: str, expected: dict[str, list[int]]) -> str:
     head, _, last = key.rpartition(".")
     head, _, layer = head.rpartition(".")
     new = f"{head}.{_OLD_NAMES.get(layer, layer)}.{last}"
-    return key if key in expected or new not in expected else new
+    is_old = key not in expected and new in expected
+    return new if is_old else key
 
 
 def _check_text_encoder(folder: Path, transformers: Any, source: str) -> None:
@@ -144,14 +146,16 @@ def _check_text_encoder(folder: Path, transformers: Any, source: str) -> None:
     with naming(folder / "config.json", form), without_custom_code(folder), torch.device("meta"):
         model = model_class(model_class.config_class.from_dict(config))
     tied: dict[int, list[str]] = {}
+    shapes: dict[str, list[int]] = {}
     for key, value in model.named_parameters(remove_duplicate=False):
         tied.setdefault(id(value), []).append(key)
-    shapes = {key: list(value.shape) for key, value in model.named_parameters(remove_duplicate=False)}
+        shapes[key] = list(value.shape)
     bare = {_bare(key): shape for key, shape in stored_shapes.items() if not key.endswith("position_ids")}
     expected: dict[str, list[int]] = {}
     for names in tied.values():  # one name of tied weights is enough in the file
         present = [key for key in names if _bare(key) in bare] or names[:1]
-        expected.update({_bare(key): shapes[key] for key in present})
+        for key in present:
+            expected[_bare(key)] = shapes[key]
     _compare(folder, expected, bare)
 
 

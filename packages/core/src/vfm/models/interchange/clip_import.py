@@ -196,8 +196,9 @@ def _clip_with(
     model.name = source if isinstance(source, str) else model.name
     is_openai = any(key in tensors for key in OPENAI_SIZES)
     if (is_openai or file.name in _published_with_quick_gelu()) and not model.config.get("quick_gelu"):
+        publisher = "OpenAI" if is_openai else file.stem
         raise UserError(
-            f"{file}: {'OpenAI' if is_openai else file.stem}'s weights were trained with QuickGELU, {model.name} has"
+            f"{file}: {publisher}'s weights were trained with QuickGELU, {model.name} has"
             " GELU; choose a model with it, such as ViT-B-32-quickgelu"
         )
     tensors = {key: value for key, value in tensors.items() if key not in OPENAI_SIZES}
@@ -222,8 +223,12 @@ def _clip_with(
 
 def _published_with_quick_gelu() -> set[str]:
     """Collect the names of files, such as MetaCLIP's, that open_clip lists as trained with QuickGELU."""
-    records = [open_clip.get_pretrained_cfg(name, tag) for name, tag in open_clip.list_pretrained()]
-    return {Path(record["url"]).name for record in records if record.get("quick_gelu") and record.get("url")}
+    names = set()
+    for name, tag in open_clip.list_pretrained():
+        record = open_clip.get_pretrained_cfg(name, tag)
+        if record.get("quick_gelu") and record.get("url"):
+            names.add(Path(record["url"]).name)
+    return names
 
 
 def _clip_by_tag(name: str, tag: str) -> ClipModel:
@@ -292,9 +297,8 @@ def _clip_from_hub(repo: str) -> ClipModel:
         model.name = f"{HUB_PREFIX}{repo}"
         return model
     # "Not in the cache and no network" explains more than a missing file.
-    offline_errors = [error for error in errors if isinstance(error, LocalEntryNotFoundError)]
-    cause = offline_errors[0] if offline_errors else errors[-1]
-    raise UserError(f"{HUB_PREFIX}{repo}: cannot be downloaded: {first_line(cause)}")
+    causes = [error for error in errors if isinstance(error, LocalEntryNotFoundError)] or errors[-1:]
+    raise UserError(f"{HUB_PREFIX}{repo}: cannot be downloaded: {first_line(causes[0])}")
 
 
 def _is_file_name(pretrained: str) -> bool:
@@ -304,4 +308,6 @@ def _is_file_name(pretrained: str) -> bool:
 
 def _tags(source: str | Mapping[str, Any]) -> str:
     known = open_clip.list_pretrained_tags_by_model(source) if isinstance(source, str) else []
-    return f"tags of open_clip: {', '.join(known)}" if known else "open_clip lists no tag for it"
+    if not known:
+        return "open_clip lists no tag for it"
+    return f"tags of open_clip: {', '.join(known)}"

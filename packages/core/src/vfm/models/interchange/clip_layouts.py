@@ -46,7 +46,7 @@ def clip_tensors(tensors: Mapping[str, Tensor], report: KeyReport) -> dict[str, 
     for key, prefix in _LONE_TOWERS.items():
         if key in tensors:
             return _renamed({name: f"{prefix}{name}" for name in tensors}, tensors, report)
-    prefix = max(PREFIXES, key=lambda candidate: sum(_is_clip(name) for name in _under(candidate, tensors)))
+    prefix = max(PREFIXES, key=lambda candidate: _count_clip_keys(candidate, tensors))
     if prefix:
         names = {f"{prefix}{name}": name for name in _under(prefix, tensors)}
     else:
@@ -92,12 +92,19 @@ def tensors_with_text_of(other: ClipModel, tensors: Mapping[str, Tensor], where:
         UserError: the vision towers of the two models have different shapes.
     """
     theirs: dict[str, Tensor] = other.module.state_dict()
-    towers = {key: value for key, value in tensors.items() if key.startswith(VISUAL)}
-    for key, value in towers.items():
+    combined = {key: value for key, value in tensors.items() if key.startswith(VISUAL)}
+    for key, value in combined.items():
         if key in theirs and theirs[key].shape != value.shape:
             shapes = f"{tuple(value.shape)}, that of text_from ({other.name}) {tuple(theirs[key].shape)}"
             raise UserError(f"{where}: its {key} is {shapes}")
-    return {**towers, **{key: value for key, value in theirs.items() if not key.startswith(VISUAL)}}
+    for key, value in theirs.items():
+        if not key.startswith(VISUAL):
+            combined[key] = value
+    return combined
+
+
+def _count_clip_keys(prefix: str, tensors: Mapping[str, Tensor]) -> int:
+    return sum(_is_clip(name) for name in _under(prefix, tensors))
 
 
 def _is_clip(name: str) -> bool:
@@ -109,7 +116,14 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _renamed(names: Mapping[str, str], tensors: Mapping[str, Tensor], report: KeyReport) -> dict[str, Tensor]:
-    report.taken += [name for name, ours in names.items() if name == ours]
-    report.renamed |= {name: ours for name, ours in names.items() if name != ours}
-    report.dropped |= dict.fromkeys((name for name in tensors if name not in names), "not of the CLIP model")
-    return {ours: tensors[name] for name, ours in names.items()}
+    renamed: dict[str, Tensor] = {}
+    for name, ours in names.items():
+        if name == ours:
+            report.taken.append(name)
+        else:
+            report.renamed[name] = ours
+        renamed[ours] = tensors[name]
+    for name in tensors:
+        if name not in names:
+            report.dropped[name] = "not of the CLIP model"
+    return renamed

@@ -139,11 +139,14 @@ def to_official(tensors: Tensors, trunk: Any, report: KeyReport) -> dict[str, Te
     out: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         prefix, name = _split(key)
-        official = _replaced(name, rules)
-        is_known = _TEXT.fullmatch(key) if prefix is None else _VISION.fullmatch(official)
+        if prefix is None:  # outside the vision tower
+            target, is_known = key, _TEXT.fullmatch(key)
+        else:
+            official = _replaced(name, rules)
+            target = f"{VISUAL if prefix else ''}{official}"
+            is_known = _VISION.fullmatch(official)
         if not is_known:
             raise UserError(f"it has {key}, which the official EVA layouts lack")
-        target = key if prefix is None else f"{VISUAL if prefix else ''}{official}"
         out[target] = tensor
         if target == key:
             report.taken.append(key)
@@ -156,7 +159,8 @@ def to_official(tensors: Tensors, trunk: Any, report: KeyReport) -> dict[str, Te
 
 def official_masked_modelling(added: Tensors) -> dict[str, Tensor]:
     """Rename mask token, head and decoder (`vision.masked_modelling`) as in EVA's pre-training classes."""
-    head = "decoder_pred." if any(key.startswith("decoder.") for key in added) else "lm_head."
+    has_decoder = any(key.startswith("decoder.") for key in added)
+    head = "decoder_pred." if has_decoder else "lm_head."
     out: dict[str, Tensor] = {}
     for key, value in added.items():
         official = key.replace("head.", head, 1).replace("decoder.", "decoder_", 1)

@@ -276,7 +276,9 @@ def timm_wrapper_mismatch(model: nn.Module) -> str:
     """Explain why transformers cannot read an encoder; empty if it can."""
     config: Any = model.pretrained_cfg
     name = str(config.get("architecture"))
-    return f"its architecture {name} is vfm's own, and transformers knows timm's only" if name in ENCODERS else ""
+    if name in ENCODERS:
+        return f"its architecture {name} is vfm's own, and transformers knows timm's only"
+    return ""
 
 
 def save_timm_wrapper(model: nn.Module, directory: Path) -> None:

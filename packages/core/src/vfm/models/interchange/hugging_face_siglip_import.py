@@ -173,7 +173,9 @@ def from_siglip(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> di
     out: dict[str, Tensor] = {}
     for key, expected in like.items():
         names, part = siglip_names(key)
-        joined = torch.cat([tensors[name] for name in names]) if len(names) > 1 else tensors[names[0]]
+        joined = tensors[names[0]]
+        if len(names) > 1:
+            joined = torch.cat([tensors[name] for name in names])
         unused -= set(names)
         if part is not None:  # a part of the pooling's joint projection
             width = len(joined) // 3
@@ -181,7 +183,9 @@ def from_siglip(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> di
         if key == _PATCHES and joined.ndim == 2:  # NaFlex: a linear layer over pixels (P, P, 3)
             width, _, *patch = expected.shape
             joined = joined.reshape(width, *patch, -1).movedim(-1, 1)
-        out[key] = joined.reshape(expected.shape) if joined.numel() == expected.numel() else joined
+        if joined.numel() == expected.numel():
+            joined = joined.reshape(expected.shape)
+        out[key] = joined
     if unused:
         raise UserError(f"{min(unused)} has no counterpart in open_clip's SigLIP")
     return out

@@ -21,7 +21,8 @@ _START, _END, _PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 
 def tokenizer_mismatches(text: Mapping[str, Any]) -> list[str]:
     """Explain why transformers has no equal tokenizer for a `text_cfg` of open_clip; empty if it has one."""
-    options = {key: value for key, value in (text.get("tokenizer_kwargs") or {}).items() if key != "context_length"}
+    options = dict(text.get("tokenizer_kwargs") or {})
+    options.pop("context_length", None)
     if options and not text.get("hf_tokenizer_name"):
         return [f"text_cfg.tokenizer_kwargs is {options}"]
     return []

@@ -142,7 +142,8 @@ def _replace(shard: dict[str, Tensor], key: str, tower: Mapping[str, Tensor], wh
         shape = tuple(tower[name].shape) if name in tower else "none"
         raise UserError(f"{where}: {key} is {tuple(old.shape)}, the model's is {shape}")
     shard[new] = tower[name].detach().cpu().to(old.dtype)
-    return new, None if torch.equal(shard[new], old) else name
+    is_same = torch.equal(shard[new], old)
+    return new, None if is_same else name
 
 
 def _notes(model: ClipModel, base: Path, differing: list[str]) -> list[str]:
@@ -151,6 +152,7 @@ def _notes(model: ClipModel, base: Path, differing: list[str]) -> list[str]:
     depth = int(_tower_config(base).get("num_hidden_layers", _CLIP["num_hidden_layers"]))
     layer = config.get("vision_feature_layer", DEFAULT_LAYER)
     layers = layer if isinstance(layer, list) else [layer]
+    # Negative numbers count from the end of the depth + 1 outputs, of which number 0 is the embedding.
     last = max(number if number >= 0 else depth + 1 + number for number in layers)
     if not any(_is_read(name, last) for name in differing):
         lines.append(

@@ -124,8 +124,8 @@ def vision_from_file(
         if added:
             model.masked_modelling = added  # type: ignore[assignment]
         return model.eval()
-    head = tensors.get("head.weight")
-    model = build_vision(source, num_classes=0 if head is None or "mask_token" in tensors else len(head))
+    head = None if "mask_token" in tensors else tensors.get("head.weight")
+    model = build_vision(source, num_classes=0 if head is None else len(head))
     module = sys.modules[type(model).__module__]  # timm defines a filter of foreign layouts next to each architecture
     convert: Callable[..., dict[str, Tensor]] = getattr(module, "checkpoint_filter_fn", lambda tensors, model: tensors)
     try:

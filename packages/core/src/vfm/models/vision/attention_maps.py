@@ -58,7 +58,8 @@ def attention_map(weights: Tensor, num_patches: int) -> Tensor:
         (B, N), the mean over heads.
     """
     to_patches = weights.mean(dim=1)[:, :, -num_patches:]  # (B, L, N)
-    return to_patches[:, 0] if weights.shape[-1] > num_patches else to_patches.mean(dim=1)
+    has_prefix = weights.shape[-1] > num_patches
+    return to_patches[:, 0] if has_prefix else to_patches.mean(dim=1)
 
 
 @contextmanager

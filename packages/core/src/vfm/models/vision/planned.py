@@ -95,7 +95,9 @@ def import_cost(config: Stage, ctx: Preflight) -> Cost:
         return Cost(unknown=("the model, which is read when the stage runs",))
     module = model.module if isinstance(model, ClipModel) else model
     weights = list(module.parameters())
-    return Cost(sum(weight.numel() for weight in weights), disk=sum(weight.nbytes for weight in weights))
+    num_parameters = sum(weight.numel() for weight in weights)
+    num_bytes = sum(weight.nbytes for weight in weights)
+    return Cost(num_parameters, disk=num_bytes)
 
 
 def _named_config(stage: Stage | None) -> Mapping[str, Any] | None:

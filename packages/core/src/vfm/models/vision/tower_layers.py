@@ -91,7 +91,9 @@ def _timm_layers(visual: TimmModel, names: list[str]) -> list[list[str]]:
     """Group names as timm does. Layers that open_clip adds after the encoder belong to the last group."""
     trunk: Any = visual.trunk
     by_number: dict[int, list[str]] = group_parameters(trunk, trunk.group_matcher())
-    layers = [[f"visual.trunk.{name}" for name in by_number[number]] for number in sorted(by_number)]
+    layers = []
+    for number in sorted(by_number):
+        layers.append([f"visual.trunk.{name}" for name in by_number[number]])
     layers[-1] += [name for name in names if not name.startswith("visual.trunk.")]
     return layers
 

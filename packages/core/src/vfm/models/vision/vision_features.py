@@ -136,8 +136,9 @@ def image_tokens(model: ClipModel | nn.Module, pixels: Tensor) -> ImageTokens:
     tower = vision_tower(model)
     tokens = read_tokens(tower, pixels, -1)
     feature, patches = tower.pool(tokens), tower.norm(tokens.patches)
-    projected = patches if tower.project is None else tower.project(patches)
-    return ImageTokens(tower.embed(feature), feature, projected, tower.project is not None)
+    if tower.project is not None:
+        patches = tower.project(patches)
+    return ImageTokens(tower.embed(feature), feature, patches, tower.project is not None)
 
 
 def grid_size(model: ClipModel | nn.Module) -> tuple[int, int]:

@@ -60,11 +60,10 @@ def intermediates_at_size(
     """
     size: Sides = (pixels.shape[2], pixels.shape[3])
     is_open_clip = isinstance(visual, OpenClipViT)
-    embed = visual if is_open_clip else visual.patch_embed
     if is_open_clip:
-        own_size, patch = embed.image_size, embed.patch_size
+        own_size, patch = visual.image_size, visual.patch_size
     else:
-        own_size, patch = embed.img_size, patch_stride(embed)
+        own_size, patch = visual.patch_embed.img_size, patch_stride(visual.patch_embed)
     if size == tuple(own_size):
         return visual.forward_intermediates(pixels, **arguments)
     if any(side % step for side, step in zip(size, patch, strict=True)):
@@ -79,7 +78,7 @@ def intermediates_at_size(
         positions = resample(visual.positional_embedding[None], visual.grid_size, grid)[0]
         return _call_with({"positional_embedding": positions}, visual, pixels, arguments)
     tensors = _timm_positions(visual, grid, resample)
-    with _input_size(embed, size):
+    with _input_size(visual.patch_embed, size):
         return _call_with(tensors, visual, pixels, arguments)
 
 

@@ -94,7 +94,10 @@ def vision_tower(model: ClipModel | nn.Module, resample: Resample = resample_pos
     visual = getattr(module, "visual", module)
     if isinstance(visual, OpenClipViT):
         return _open_clip_tower(visual, name, resample)
-    trunk, head = (visual.trunk, visual.head) if isinstance(visual, TimmModel) else (visual, nn.Identity())
+    trunk: Any = visual
+    head: nn.Module = nn.Identity()
+    if isinstance(visual, TimmModel):
+        trunk, head = visual.trunk, visual.head
     if not all(hasattr(trunk, part) for part in ("forward_intermediates", "blocks", "patch_embed", "fc_norm")):
         raise UserError(f"{name}: {type(trunk).__name__} has no patch tokens; expected a vision transformer")
     return _timm_tower(trunk, head, name, resample)
@@ -160,7 +163,10 @@ def _open_clip_tower(visual: OpenClipViT, name: str, resample: Resample) -> Visi
         return norm(tokens.patches).mean(dim=1)
 
     projection = visual.proj
-    embed: TensorMap = nn.Identity() if projection is None else lambda x: x @ projection
+    embed: TensorMap = nn.Identity()
+    if projection is not None:
+        embed = lambda x: x @ projection  # noqa: E731
+    projects_patches = visual.attn_pool is None and projection is not None
     return VisionTower(
         visual,
         name,
@@ -173,7 +179,7 @@ def _open_clip_tower(visual: OpenClipViT, name: str, resample: Resample) -> Visi
         norm=norm,
         pool=pool,
         embed=embed,
-        project=None if visual.attn_pool is not None or projection is None else embed,
+        project=embed if projects_patches else None,
         why_no_projection=why,
     )
 
