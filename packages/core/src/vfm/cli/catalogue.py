@@ -44,7 +44,7 @@ def models(
     store: StoreOption = DEFAULT_STORE,
     debug: DebugOption = False,
 ) -> None:
-    """List the models of a store, or those of open_clip and timm."""
+    """List the models of a store, or of open_clip and timm."""
     if name is not None:
         rows: list[tuple[str, str, str]] = load_function("vfm.models.catalogue:named_models")(name)  # imports timm
         if not rows:

@@ -17,7 +17,7 @@ GIB = 2**30
 def cost_table(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisation: float) -> Table:
     """Build the table of the costs of the stages, one per row, and the totals. It has at most 80 columns.
 
-    Memory is in GiB of one process at the peak. Disk includes the checkpoints of a training stage while it runs.
+    Memory is the peak of a process in GiB. Disk includes the checkpoints of a training stage while it runs.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
     table.title = f"{recipe.name}: GiB of memory a process, GiB of disk"

@@ -22,7 +22,7 @@ def stages(
     kind: Annotated[str | None, typer.Argument(help="Show the fields of this kind of stage.")] = None,
     debug: DebugOption = False,
 ) -> None:
-    """List the installed kinds of stages, or the fields of one kind."""
+    """List the installed kinds of stages, or the fields of a kind."""
     known = stage_types(load_plugins())
     if kind is None:
         table = Table("kind", "makes", "description", box=None)

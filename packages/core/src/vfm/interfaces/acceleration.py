@@ -27,7 +27,7 @@ class LayerRuntime(Runtime):
     channels_last: bool = Field(
         False, description="store weights of convolutions with channels last, for networks such as ResNet and ConvNeXt"
     )
-    sync_batch_norm: bool = Field(False, description="batch norm statistics over all processes; on CUDA devices")
+    sync_batch_norm: bool = Field(False, description="batch norm statistics over all processes, on CUDA devices")
     profile: tuple[Step, Step] | None = Field(
         None, description="first and last step that torch's profiler records, [20, 22] for example"
     )

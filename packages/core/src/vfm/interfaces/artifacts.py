@@ -58,7 +58,7 @@ class Artifact(Config):
 
         Args:
             directory: its folder.
-            verify: compare the hashes of its files with those of its manifest.
+            verify: compare the hashes of its files with its manifest.
 
         Raises:
             UserError: the folder has no artifact, has one of another type or of a package that is not installed, or a
@@ -122,7 +122,7 @@ class PairDataset(ImageDataset):
     languages: list[str] = Field(default=["en"], description="languages of the captions; the first is the default")
 
     def check_languages(self, languages: Iterable[str | None], name: str) -> None:
-        """Check that each language has captions; None is the default language.
+        """Check that each language has captions. None is the default language.
 
         Args:
             languages: languages to check.
@@ -330,7 +330,7 @@ class SampleCache(Artifact):
     producer: str = Field(description="origin of the tensors: address of a model, and its settings")
     num_samples: int = Field(ge=0, description="samples of the dataset, including those without tensors")
     num_crops: int = Field(ge=1, description="crops of each sample")
-    shape: tuple[int, ...] = Field(description="shape of one tensor")
+    shape: tuple[int, ...] = Field(description="shape of each tensor")
     dtype: Literal["int8", "fp16", "fp32"] = Field(description="stored type of the tensors")
     basis: str = Field("", description="file of the PCA that the tensors are coordinates of; empty: no PCA")
     samples_per_shard: int = Field(ge=1, description="samples per file")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Peak memory of one process in bytes, by part.
+    """Peak memory of a process in bytes, by part.
 
     Attributes:
         weights: trained and frozen models, with buffers.
@@ -36,7 +36,7 @@ class Cost:
     Attributes:
         parameters: number of parameters of all models that the stage holds.
         trained: number of parameters that it trains.
-        memory: peak memory of one process.
+        memory: peak memory of a process.
         flops: floating-point operations of all steps and processes (a multiplication and an addition are two).
         disk: bytes of the artifact, and of the checkpoints while the stage runs.
         unknown: parts that are not included, a few words each.
@@ -56,7 +56,7 @@ def seconds(cost: Cost, processes: int, peak_flops: float, utilisation: float) -
     Args:
         cost: cost of the stage.
         processes: number of devices that share the operations.
-        peak_flops: peak of one device, in operations per second.
+        peak_flops: peak of a device, in operations per second.
         utilisation: fraction of the peak that is reached (MFU), 0 to 1.
     """
     if cost.flops is None:

@@ -119,7 +119,7 @@ class BarsPanel(_Titled):
 class PanelImage(Config):
     """An image file in the artifact's folder, and its caption."""
 
-    file: str = Field(description="path relative to the artifact's folder; PNG or JPEG")
+    file: str = Field(description="path of a PNG or JPEG, relative to the artifact's folder")
     caption: str = ""
     right: bool | None = Field(None, description="whether the model is right on it, which readers can filter by")
 
@@ -129,7 +129,7 @@ class ImagesPanel(_Titled):
 
     type: Literal["images"] = "images"
     pictures: list[PanelImage]
-    width: int = Field(128, description="width of one image on the page, in CSS pixels")
+    width: int = Field(128, description="width of each image on the page, in CSS pixels")
 
 
 class TextPanel(_Titled):

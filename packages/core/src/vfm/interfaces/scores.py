@@ -23,7 +23,7 @@ class Difference:
 
 
 class Score(Protocol):
-    """One metric of one model, with all data that its interval and its paired test need.
+    """A metric of a model, with all data that its interval and its paired test need.
 
     `vfm.statistics.Accuracy` (correct or wrong items), `MeanAveragePrecision` and `ResampledScore` are scores.
     """
@@ -59,7 +59,7 @@ class Score(Protocol):
 
 @dataclass(frozen=True)
 class ModelResult:
-    """Result of one model on the items of a dataset.
+    """Result of a model on the items of a dataset.
 
     Attributes:
         scores: one per metric. The first is the main one.

@@ -98,7 +98,7 @@ class Runtime(Config):
         return min(MOST_WORKERS, max(1, self.share() - 1))
 
     def share(self, jobs: int = 1) -> int:
-        """Compute the number of cores of each process of a step while `jobs` steps run; at least 1."""
+        """Compute the number of cores of each process of a step while `jobs` steps run, at least 1."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, cores // (jobs * self.processes))
 

@@ -174,7 +174,7 @@ class Training(Stage):
     samples_seen: int | None = Field(None, ge=1, description="total number of samples; give either this or steps")
     global_batch_size: int = Field(128, ge=1, description="samples per optimizer step, over all processes")
     micro_batch_size: Annotated[int | None, INCIDENTAL] = Field(
-        None, ge=1, description="samples per forward pass of one process; default: no accumulation"
+        None, ge=1, description="samples per forward pass of a process; default: no accumulation"
     )
     lr: float = Field(1e-3, ge=0, description="peak learning rate")
     precision: Literal["auto", "fp32", "amp_bf16", "amp_fp16", "bf16"] = Field(

@@ -59,7 +59,7 @@ class Result:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """The results of one evaluation, or of evaluations that only differ in their seed."""
+    """The results of an evaluation, or of evaluations that only differ in their seed."""
 
     title: str
     subtitle: str

@@ -16,7 +16,7 @@ Interval = tuple[float, float]
 
 
 def wilson_interval(successes: float, n: float, *, confidence: float = CONFIDENCE) -> Interval:
-    """Compute the interval of a fraction of independent right-or-wrong items; valid at 0 %, at 100 % and for small `n`.
+    """Compute the interval of a fraction of independent right-or-wrong items, valid at 0 %, at 100 % and for small `n`.
 
     For items that are not independent, pass their `effective_size` as `n`, and the fraction times it as `successes`.
 

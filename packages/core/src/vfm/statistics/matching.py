@@ -20,7 +20,7 @@ def match_detections(
     crowd: NDArray[np.bool_],
     thresholds: NDArray[np.float64] = THRESHOLDS,
 ) -> NDArray[np.int64]:
-    """Match the detections of one image and class, best score first, each with the free object of the largest IoU.
+    """Match the detections of an image and class, best score first, each with the free object of the largest IoU.
 
     An ignored object is matched only if no other can be. A crowd can be matched any number of times. If several IoUs
     are equal, the last object is taken.

@@ -154,7 +154,7 @@ def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], N
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """Correct the p-values of a family of tests, (N,), by Holm's step-down procedure.
 
-    A test whose corrected value is at most alpha can be called significant. The probability of one or more false calls
+    A test whose corrected value is at most alpha can be called significant. The probability of any false calls
     in the whole family is then at most alpha, however the tests depend on each other. NaN, for a test that could not be
     computed, stays NaN and is not in the family.
 

@@ -29,7 +29,7 @@ class Segments:
 
 @dataclass(frozen=True)
 class SegmentCounts:
-    """Matches of one image by class, (K,) each."""
+    """Matches of an image by class, (K,) each."""
 
     iou: NDArray[np.float64]
     true: NDArray[np.int64]

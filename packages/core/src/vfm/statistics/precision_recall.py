@@ -20,7 +20,7 @@ MAX_WEIGHTS = 8_000_000  # held at once
 
 @dataclass(frozen=True)
 class ClassRows:
-    """The detections of one class in all images, by falling score.
+    """The detections of a class in all images, by falling score.
 
     Attributes:
         image: image of each detection, (N,).
@@ -41,14 +41,14 @@ class ClassRows:
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Average precision and recall of one class. NaN without an object that counts."""
+    """Average precision and recall of a class. NaN without an object that counts."""
 
     precision: NDArray[np.float64]  # (R, A, T)
     recall: NDArray[np.float64]  # (R, A, T)
 
 
 def precision_recall(rows: ClassRows, weights: NDArray[np.integer], max_rank: int | None = None) -> PrecisionRecall:
-    """Compute average precision (101 recalls) and recall of one class.
+    """Compute average precision (101 recalls) and recall of a class.
 
     Args:
         rows: detections of the class.

@@ -34,7 +34,7 @@ def image_weights(num_images: int, num_resamples: int = NUM_RESAMPLES, seed: int
 
 @dataclass(frozen=True)
 class ResampledScore:
-    """One metric of one model over a set of images.
+    """A metric of a model over a set of images.
 
     Args:
         metric: name of the metric, such as `box_ap`.

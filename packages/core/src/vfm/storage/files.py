@@ -1,6 +1,6 @@
-"""Local and remote files: brace patterns and lists of paths, and reading a range of bytes of one file.
+"""Local and remote files: brace patterns and lists of paths, and reading a range of bytes of a file.
 
-Local files are read with plain system calls; `s3://`, `gs://`, `http://`, `memory://` and others through fsspec.
+Local files are read with plain system calls, `s3://`, `gs://`, `http://`, `memory://` and others through fsspec.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def bytes_to_read(size: int) -> int:
 
 
 def content_hash(path: str, size: int) -> str:
-    """Compute the fingerprint of one file: a hash of all its bytes, or of its size and evenly spaced blocks."""
+    """Compute the fingerprint of a single file: a hash of all its bytes, or of its size and evenly spaced blocks."""
     if size <= WHOLE_FILE:
         return hash_file(Path(path))[:DIGITS]
     digest = hashlib.sha256(str(size).encode())

@@ -24,7 +24,7 @@ def locked(file: Path, name: str, on_wait: Callable[[str], None] = lambda messag
     """Hold the lock of a file, after waiting for any other holder, and yield its descriptor.
 
     Args:
-        file: the lock; created if it is missing. Its folder must exist.
+        file: the lock, created if it is missing. Its folder must exist.
         name: what is locked, for messages.
         on_wait: called with a message that names the other holder.
 

@@ -1,4 +1,4 @@
-"""Permissions: published files get those of new files, and an unwritable folder is reported in one line."""
+"""Permissions: published files get the permissions of new files, and an unwritable folder is reported in one line."""
 
 from __future__ import annotations
 

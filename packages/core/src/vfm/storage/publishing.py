@@ -42,7 +42,7 @@ def new_file(target: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     Its name until then cannot be guessed, and it must not exist: a link that somebody has put there is not followed.
 
     Args:
-        target: its name at the end; an earlier file, or a link, is replaced.
+        target: its name at the end. An earlier file, or a link, is replaced.
         durable: flush it to the disk before the rename. Not worth the time for files that can be made again.
     """
     part = part_name(target)

@@ -203,7 +203,7 @@ def _hides_errors(store: Any) -> bool:
 
 
 def facts(path: str) -> RemoteFacts:
-    """Look up size and mark of one file.
+    """Look up size and mark of a file.
 
     Raises:
         RemoteError: the server does not give them.

@@ -1,4 +1,4 @@
-"""Execution of one step: in this process, in a subprocess, or under torchrun if the stage needs several processes.
+"""Execution of a step: in this process, in a subprocess, or under torchrun if the stage needs several processes.
 
 The work folder of a step holds `step.json` with everything that `vfm step DIR` needs, so a scheduler can start it on
 other machines.
@@ -143,7 +143,7 @@ def _free_port() -> int:
 
 
 def machines_of_job() -> int:
-    """Look up the number of machines of the Slurm job that this process belongs to; 1 outside of a job."""
+    """Look up the number of machines of the Slurm job that this process belongs to. 1 outside of a job."""
     if "SLURM_JOB_ID" not in os.environ:
         return 1
     return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))

@@ -38,7 +38,7 @@ SLOT_NAME = re.compile(r"[\w.-]+-[0-9a-f]{8}")  # `vfm clean` never removes anyt
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one artifact in a store: its published folder, its folders while it is being made, and its lock."""
+    """The place of an artifact in a store: its published folder, its folders while it is being made, and its lock."""
 
     root: Path
     name: str
