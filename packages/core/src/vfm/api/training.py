@@ -163,7 +163,7 @@ def fit(
         _recompute_activations(_module(trained))
     inputs = {str(ref): Path(ref) for _, ref in refs(config)}
     shown = listener(progress and is_main())
-    with open_folder(folder) as place, shown_by(shown, "fit", place, place / CHECKPOINTS, inputs) as ctx:
+    with open_folder(folder) as path, shown_by(shown, "fit", path, path / CHECKPOINTS, inputs) as ctx:
         batches, facts = training_data(data, config, ctx.log)
         weights = {name: list(value.shape) for name, value in trained.state_dict().items()}
         frozen = {name: True for name, param in trained.named_parameters() if not param.requires_grad}
@@ -174,15 +174,15 @@ def fit(
             "data": facts,
             START: weights_hash(trained.state_dict()),
         }
-        with recorded(place, record, ctx.log) if is_main() else nullcontext(record) as before:
+        with recorded(path, record, ctx.log) if is_main() else nullcontext(record) as before:
             if is_main():
-                _check_start(place, before[START], record[START], _module(trained), ctx.warn)
+                _check_start(path, before[START], record[START], _module(trained), ctx.warn)
             with _restored_generators(seed):
                 run_loop(trained, batches, config, ctx)
             model = _module(trained).eval()
             if is_main():
-                save_state_dict(model.state_dict(), place / WEIGHTS)
-        metrics = read_json_lines(place / METRICS_FILE) if is_main() else []
+                save_state_dict(model.state_dict(), path / WEIGHTS)
+        metrics = read_json_lines(path / METRICS_FILE) if is_main() else []
     return Fit(model, metrics, None if folder is None else Path(folder), ctx.bad)
 
 
@@ -217,7 +217,7 @@ def _recompute_activations(model: nn.Module) -> None:
         raise UserError(f"fit: grad_checkpointing: {name}: {error or 'not supported'}") from None
 
 
-def _check_start(place: Path, before: str, start: str, model: nn.Module, warn: Callable[[str], None]) -> None:
+def _check_start(path: Path, before: str, start: str, model: nn.Module, warn: Callable[[str], None]) -> None:
     """Check that the run in the folder began with the model's weights, or that these are its result.
 
     An unfinished run resumes with a warning, since a module is often made without a seed.
@@ -227,11 +227,11 @@ def _check_start(place: Path, before: str, start: str, model: nn.Module, warn: C
     """
     if before == start:
         return
-    if not (place / WEIGHTS).is_file():
-        warn(f"{place}: this training began with other initial weights; it goes on from its checkpoint")
-    elif weights_hash(model.state_dict()) != weights_hash(load_state_dict(place / WEIGHTS)):
+    if not (path / WEIGHTS).is_file():
+        warn(f"{path}: this training began with other initial weights; it goes on from its checkpoint")
+    elif weights_hash(model.state_dict()) != weights_hash(load_state_dict(path / WEIGHTS)):
         raise UserError(
-            f"{place}: holds a finished training of other initial weights: expected the same ones (torch.manual_seed"
+            f"{path}: holds a finished training of other initial weights: expected the same ones (torch.manual_seed"
             " before the module is made), got others; choose another folder, or delete this one"
         )
 

@@ -38,35 +38,37 @@ def open_folder(folder: AnyPath | None) -> Iterator[Path]:
 
 
 @contextmanager
-def recorded(place: Path, record: Mapping[str, Any], log: Callable[[str], None]) -> Iterator[Mapping[str, Any]]:
+def recorded(folder: Path, record: Mapping[str, Any], log: Callable[[str], None]) -> Iterator[Mapping[str, Any]]:
     """Hold the lock of a folder, compare its record with this one, and yield the record, written first if missing.
 
     Args:
-        place: the folder.
+        folder: the folder.
         record: `settings`, `weights` and `data` of the run, and the hash `START` of its initial weights.
         log: called with a line while another run holds the folder.
 
     Raises:
         UserError: the folder holds another training run.
     """
-    with locked(place / LOCK, str(place), log):
+    with locked(folder / LOCK, str(folder), log):
         current = stored = json.loads(json.dumps(record))
-        if (place / RECORD).is_file():
-            stored = {START: current[START], **read_sealed(place / RECORD)}  # older versions did not store START
-            _compare(place, stored, current)
+        if (folder / RECORD).is_file():
+            stored = {START: current[START], **read_sealed(folder / RECORD)}  # older versions did not store START
+            _compare(folder, stored, current)
         else:
-            write_file(place / RECORD, seal(current))
+            write_file(folder / RECORD, seal(current))
         yield stored
 
 
-def _compare(place: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    was, new = (dict(_flat({key: value for key, value in one.items() if key != START})) for one in (before, now))
+def _compare(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    was, new = (
+        dict(_flat({key: value for key, value in version.items() if key != START})) for version in (before, now)
+    )
     # Older versions did not have all settings, so settings missing from the record are not compared.
     keys = [*was, *(key for key in new if not key.startswith("settings."))]
     changed = next((key for key in keys if was.get(key) != new.get(key)), None)
     if changed:
         raise UserError(
-            f"{place}: holds another training: {changed} was {was.get(changed)}, is {new.get(changed)};"
+            f"{folder}: holds another training: {changed} was {was.get(changed)}, is {new.get(changed)};"
             " choose another folder, or delete this one"
         )
 

@@ -153,7 +153,7 @@ def _find(word: str, store: Path) -> Path:
     """
     directory = find_run(word, Store(store))
     if directory is None:
-        names = [kept.directory.name for kept in kept_runs(Store(store))]
+        names = [run.directory.name for run in kept_runs(Store(store))]
         more = f" and {len(names) - MAX_NAMES} more, see vfm runs" if len(names) > MAX_NAMES else ""
         raise UserError(f"no run {word!r} in {store}; runs: {', '.join(names[:MAX_NAMES]) or 'none'}{more}")
     return directory

@@ -69,17 +69,17 @@ def _verify_files(store: Path) -> list[str]:
     folders = places(store)
     table = Table("folder", "files", "bytes", "state", box=None)
     problems = list(damaged_records(store))
-    with _reading(sum(place.num_bytes for place in folders)) as read:
-        for place in folders:
-            lines = place.verify(read.add)
+    with _reading(sum(checked.num_bytes for checked in folders)) as read:
+        for checked in folders:
+            lines = checked.verify(read.add)
             problems += lines
-            state = "not hashed" if place.known is None else "[green]good[/]"
+            state = "not hashed" if checked.known is None else "[green]good[/]"
             if lines:
                 state = f"[red]damaged: {len(lines)}[/]"
-            name = place.folder.relative_to(store) if place.folder != store else place.folder
-            table.add_row(escape(str(name)), f"{len(place.known or ()):,}", f"{place.num_bytes:,}", state)
+            name = checked.folder.relative_to(store) if checked.folder != store else checked.folder
+            table.add_row(escape(str(name)), f"{len(checked.known or ()):,}", f"{checked.num_bytes:,}", state)
     console.print(table)
-    num_files = sum(len(place.known or ()) for place in folders)
+    num_files = sum(len(checked.known or ()) for checked in folders)
     show(f"{num_files:,} files, {read.rate}; {len(problems)} damaged")
     return problems
 

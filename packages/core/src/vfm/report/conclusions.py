@@ -46,7 +46,7 @@ def findings_of(reports: Mapping[str, Report]) -> list[ReportedComparison]:
 def findings_over_seeds(summaries: Sequence[SeedSummary]) -> list[ReportedComparison]:
     """List the comparisons over seeds."""
     compared = [(summary, summary.comparison) for summary in summaries if summary.comparison]
-    return [ReportedComparison(one.report, test, one.unit, len(one.values)) for one, test in compared]
+    return [ReportedComparison(mean.report, test, mean.unit, len(mean.values)) for mean, test in compared]
 
 
 def corrected(findings: Sequence[ReportedComparison]) -> list[ReportedComparison]:
@@ -69,7 +69,7 @@ def corrected(findings: Sequence[ReportedComparison]) -> list[ReportedComparison
 def corrections(findings: Sequence[ReportedComparison]) -> list[str]:
     """Write the sentence about the correction, if there are comparisons."""
     known = _known(findings)
-    over_seeds = sum(bool(one.num_seeds) for one in known)
+    over_seeds = sum(bool(finding.num_seeds) for finding in known)
     counts = [(len(known) - over_seeds, "on the same items"), (over_seeds, "over seeds")]
     named = [f"{number_format.number(count)} {_comparisons(count)} {kind}" for count, kind in counts if count]
     if not named:
@@ -88,28 +88,34 @@ def conclusions(findings: Sequence[ReportedComparison]) -> list[str]:
     With several seeds, they are about the effect of a method, and the comparisons of single seeds are left out. With
     one seed, they are about items on which two models differ, which is not a gain of a method.
     """
-    seeds = [one for one in _known(findings) if one.num_seeds]
-    items = [one for one in _known(findings) if not one.num_seeds and not (seeds and "@" in one.report)]
+    seeds = [finding for finding in _known(findings) if finding.num_seeds]
+    items = [finding for finding in _known(findings) if not finding.num_seeds and not (seeds and "@" in finding.report)]
     lines: list[str] = []
     if seeds:
         lines += _of_family(seeds, "over the seeds", "these seeds do not separate the methods")
     if items:
         lines += _of_family(items, "on the same items", "these items do not separate the models")
-        if any(one.is_clear for one in items):
+        if any(finding.is_clear for finding in items):
             lines.append("Whether a method makes the difference needs several seeds.")
     return lines
 
 
 def _of_family(findings: Sequence[ReportedComparison], kind: str, otherwise: str) -> Iterator[str]:
-    clear = [one for one in findings if one.is_clear]
+    clear = [finding for finding in findings if finding.is_clear]
     if not clear:
         which = "The only comparison" if len(findings) == 1 else f"Of {len(findings)} comparisons"
         none = "is not clear" if len(findings) == 1 else "none is clear"
         yield f"{which} {kind} {none} (corrected p at most {ALPHA}): {otherwise}."
-    pairs = dict.fromkeys((one.report, one.test.model, one.test.baseline) for one in clear)
+    pairs = dict.fromkeys((finding.report, finding.test.model, finding.test.baseline) for finding in clear)
     for report, model, baseline in pairs:
-        same = [one for one in clear if (one.report, one.test.model, one.test.baseline) == (report, model, baseline)]
-        changes = [f"{one.test.metric} {number_format.change(one.test.difference, one.unit)}" for one in same]
+        same = [
+            finding
+            for finding in clear
+            if (finding.report, finding.test.model, finding.test.baseline) == (report, model, baseline)
+        ]
+        changes = [
+            f"{finding.test.metric} {number_format.change(finding.test.difference, finding.unit)}" for finding in same
+        ]
         more = len(changes) - MAX_NAMED
         changes = changes[:MAX_NAMED]
         if more > 0:

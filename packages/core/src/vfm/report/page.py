@@ -176,7 +176,7 @@ def render(
         headline=headline,
         says=conclusions(findings),
         corrections=corrections(findings),
-        tests=sorted({one.test.test for one in findings}),
+        tests=sorted({finding.test.test for finding in findings}),
         front=front,
         sections=[section for section in sections if section.filled],
         anchors={entry.name: linked.get(entry.name, f"made-{entry.anchor}") for entry in run.stages},

@@ -48,7 +48,7 @@ class MeanIou:
     @classmethod
     def of(cls, counts: list[PixelCounts]) -> MeanIou:
         """Collect the counts of images, in their order."""
-        return cls(*(np.stack([getattr(one, name) for one in counts]) for name in ("right", "predicted", "true")))
+        return cls(*(np.stack([getattr(count, name) for count in counts]) for name in ("right", "predicted", "true")))
 
     def by_class(self, weights: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
         """Compute the IoU of each class, (R, K), or (K,) without weights. NaN for a class in no image.

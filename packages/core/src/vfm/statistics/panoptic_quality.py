@@ -80,12 +80,12 @@ class PanopticQuality:
     def of(cls, counts: Sequence[SegmentCounts]) -> PanopticQuality:
         """Collect the counts of images, in their order."""
         names = ("iou", "true", "wrong", "missed")
-        return cls(*(np.stack([getattr(one, name) for one in counts]) for name in names))
+        return cls(*(np.stack([getattr(count, name) for count in counts]) for name in names))
 
     def by_class(self, weights: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
         """Compute panoptic, segmentation and recognition quality of each class, (R, K) each. NaN without segments."""
         table = weights.astype(np.float64)
-        iou, true, wrong, missed = (table @ one for one in (self.iou, self.true, self.wrong, self.missed))
+        iou, true, wrong, missed = (table @ count for count in (self.iou, self.true, self.wrong, self.missed))
         size = true + wrong / 2 + missed / 2
         known = size > 0
         quality = np.where(known, iou / np.where(known, size, 1), np.nan)
@@ -106,9 +106,9 @@ class PanopticQuality:
                 continue
 
             def reduced(
-                weights: NDArray[np.integer], kind: str = name[:2], kept: NDArray[np.bool_] = classes
+                weights: NDArray[np.integer], kind: str = name[:2], chosen: NDArray[np.bool_] = classes
             ) -> NDArray[np.float64]:
-                return mean_of_known(self.by_class(weights)[kind][:, kept])
+                return mean_of_known(self.by_class(weights)[kind][:, chosen])
 
             scores.append(
                 ResampledScore(

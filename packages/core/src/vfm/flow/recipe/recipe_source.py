@@ -159,11 +159,11 @@ def _merge(
 
 def _move_places(base: RecipeSource, base_path: KeyPath, source: RecipeSource, path: KeyPath) -> None:
     """Replace the places at and below `base_path` by the places of `source` at `path`."""
-    for old in [place for place in base.places if place[: len(base_path)] == base_path]:
+    for old in [origin for origin in base.places if origin[: len(base_path)] == base_path]:
         del base.places[old]
-    for key, place in source.places.items():
+    for key, origin in source.places.items():
         if key[: len(path)] == path:
-            base.places[(*base_path, *key[len(path) :])] = place
+            base.places[(*base_path, *key[len(path) :])] = origin
 
 
 def apply_overrides(source: RecipeSource, overrides: Sequence[str]) -> None:
