@@ -203,7 +203,8 @@ def predict(
     else:
         labels, scores = class_probabilities(encoder, name, opened, chosen, template, sentences)
     check_finite(scores, name, names)
-    return Predictions(names, labels, scores, top, "probability" if index is None else "similarity")
+    kind = "probability" if index is None else "similarity"
+    return Predictions(names, labels, scores, top, kind)
 
 
 def _check_choices(classes: bool, index: bool, prompts: bool, template: bool) -> None:

@@ -8,7 +8,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from rich.markup import escape
@@ -68,7 +68,8 @@ class Results(ABC):
         data = self.preview()
         table = Table(title=visible(escape(self.title)), title_justify="left", caption_justify="left")
         for name, kind in zip(data.column_names, data.schema.types, strict=True):
-            table.add_column(escape(visible(name)), justify="right" if _is_number(kind) else "left", overflow="fold")
+            justify: Literal["left", "right"] = "right" if _is_number(kind) else "left"
+            table.add_column(escape(visible(name)), justify=justify, overflow="fold")
         for row in data.slice(0, MAX_ROWS).to_pylist():
             table.add_row(*(escape(_cell(value)) for value in row.values()))
         table.caption = _rest(len(data))

@@ -28,7 +28,8 @@ def number(value: object) -> str:
 
 def quantity(value: float, unit: str = "") -> str:
     """Format a value with its unit. Shares become percentages."""
-    return f"{_bare(value, unit)}{NO_BREAK}{'%' if unit in PERCENT_UNITS else unit}".rstrip(NO_BREAK)
+    symbol = "%" if unit in PERCENT_UNITS else unit
+    return f"{_bare(value, unit)}{NO_BREAK}{symbol}".rstrip(NO_BREAK)
 
 
 def quantities(values: Sequence[float], unit: str = "") -> str:

@@ -100,7 +100,8 @@ def report(
     directory, *others = directories
     for folder in directories:
         _note_state(folder)
-    page = _page(out, Path("comparison.html") if others else directory / REPORT_FILE)
+    default = Path("comparison.html") if others else directory / REPORT_FILE
+    page = _page(out, default)
     if others:
         compare_runs([folder.resolve() for folder in directories], page)
         show_line(f"comparison: {page}")

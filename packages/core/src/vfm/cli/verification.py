@@ -103,5 +103,6 @@ def _verify_inputs(store: Path) -> list[str]:
     if outside:
         console.print(table)
     new = f"; of {check.recorded} large files the SHA-256 is recorded only now" if check.recorded else ""
-    show(f"{len(outside):,} input{'' if len(outside) == 1 else 's'}, {read.rate}; {len(problems)} changed{new}")
+    noun = "input" if len(outside) == 1 else "inputs"
+    show(f"{len(outside):,} {noun}, {read.rate}; {len(problems)} changed{new}")
     return problems

@@ -101,7 +101,8 @@ def _axes(axes: Axes, panel: LinesPanel) -> None:
         if log and positive:  # a logarithmic scale needs a positive value
             scale("log")
             narrow = max(positive) < 100 * min(positive)
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=7))
+            steps = (1, 2, 5) if narrow else (1,)
+            axis.set_major_locator(LogLocator(subs=steps, numticks=7))
             axis.set_minor_locator(NullLocator())
         else:
             axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))

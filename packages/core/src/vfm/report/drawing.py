@@ -128,7 +128,9 @@ def _content(panel: Panel, directory: Path, salt: str) -> CurvesChart | Bars | T
         case LinesPanel() if any(value is not None for series in panel.series for value in series.y):
             legend = [(series.name, color(i), dash(i)) for i, series in enumerate(panel.series)]
             named = [name.lower() for name, _, _ in legend] == [panel.title.lower()]
-            return CurvesChart(charts.lines_svg(panel, salt), [] if named else legend)
+            if named:
+                legend = []
+            return CurvesChart(charts.lines_svg(panel, salt), legend)
         case BarsPanel() if panel.values:
             return _bars(panel)
         case TablePanel() if panel.rows:

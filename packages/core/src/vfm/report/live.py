@@ -118,7 +118,8 @@ def watch(directory: Path, page: Path, *, seconds: float = SECONDS) -> None:
             write_report(summary_of_run(directory), page, drawn)
         return
     write_report(summary_so_far(directory, log, alive=False), page, drawn)
-    raise UserError(f"the run has stopped: {log.end.data['message'] if log.end else 'no process is running it'}")
+    reason = log.end.data["message"] if log.end else "no process is running it"
+    raise UserError(f"the run has stopped: {reason}")
 
 
 def _if_readable(directory: Path, log: RunLog, reload: int) -> RunSummary | None:

@@ -56,7 +56,11 @@ class Section:
         counts = Counter({"table": int(bool(self.table and self.table.further))})
         for panel in (drawing.panel for drawing in self.drawings if drawing.panel):
             counts[NOUNS[panel.type]] += len(panel.pictures) if isinstance(panel, ImagesPanel) else 1
-        return ", ".join(f"{count} {noun}{'s' if count > 1 else ''}" for noun, count in counts.items() if count)
+        parts = []
+        for noun, count in counts.items():
+            if count:
+                parts.append(f"{count} {noun}s" if count > 1 else f"{count} {noun}")
+        return ", ".join(parts)
 
 
 def current_report(directory: Path) -> Path:

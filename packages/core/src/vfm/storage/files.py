@@ -34,7 +34,9 @@ def expand_braces(pattern: str) -> list[str]:
         UserError: a range is descending, or there are more than a million names.
     """
     pieces = _BRACES.split(pattern)  # text and the contents of braces, alternating
-    choices = [[piece] if index % 2 == 0 else _alternatives(piece, pattern) for index, piece in enumerate(pieces)]
+    choices: list[Sequence[str]] = []
+    for index, piece in enumerate(pieces):
+        choices.append([piece] if index % 2 == 0 else _alternatives(piece, pattern))
     count = math.prod(map(len, choices))
     if count > MAX_NAMES:  # checked before any name is built, so that a pattern cannot fill the memory
         raise UserError(f"{pattern}: expected a pattern of at most {MAX_NAMES:,} names, got {count:,}")

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -183,7 +183,8 @@ def read_npy(file: str | Path, *, mapped: bool = False) -> Any:
         with open(file, "rb") as stream:  # numpy assumes that any other file is a pickle, and recommends allow_pickle
             if stream.read(len(NPY_MAGIC)) != NPY_MAGIC:
                 raise ValueError("it does not begin as an npy file")
-        return np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
+        mode: Literal["r"] | None = "r" if mapped else None
+        return np.load(file, mmap_mode=mode, allow_pickle=False)
 
 
 def read_safetensors(file: str | Path) -> dict[str, Any]:

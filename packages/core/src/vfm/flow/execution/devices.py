@@ -30,7 +30,8 @@ class Devices:
         kind, _, number = stage.runtime.device.partition(":")
         if not self.all or not stage.on_device or kind not in ("auto", "cuda"):
             return []
-        wanted = min(len(self.all), stage.runtime.processes if stage.in_processes else 1)
+        processes = stage.runtime.processes if stage.in_processes else 1
+        wanted = min(len(self.all), processes)
         taken = self.free[:wanted]
         if number:
             taken = self.all[int(number) : int(number) + 1]

@@ -104,7 +104,9 @@ def execute(step: Step, send: Send, lock_descriptor: int, job: Job | None = None
     command = [*python_command(), "-m", "vfm", "step", str(work), "--events", "json"]
     # torchrun sets OMP_NUM_THREADS to 1 unless it is set; use all cores instead, shared among the processes.
     threads = {"OMP_NUM_THREADS": str(step.stage.runtime.share())}
-    environment = {**threads, **os.environ, **(job.environment if job else {})}
+    environment = {**threads, **os.environ}
+    if job:
+        environment |= job.environment
     with nullcontext(job.processes) if job else signals_forwarded() as processes:
         words = torchrun_command(step, work) if several else command
         run_subprocess(words, environment, step, send, lock_descriptor, processes)

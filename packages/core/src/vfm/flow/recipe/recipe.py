@@ -125,7 +125,9 @@ def parse_recipe(
         mistakes.raise_if_any()
         raise
     _check_runtime_keys(keys.runtime, known, mistakes)
-    items = [_with_path(item, known, absent_path) if absent_path else item for item in keys.stages]
+    items = keys.stages
+    if absent_path:
+        items = [_with_path(item, known, absent_path) for item in items]
     stages = []
     for index, item in enumerate(items):
         stage = _stage(item, index, keys, known, mistakes)

@@ -100,7 +100,8 @@ def read_source(text: str, where: str, folder: Path, chain: Sequence[Path] = ())
         raise UserError(yaml_lines.one_line(f"{line}: expected a path or the name of a shipped recipe, got {name!r}"))
     try:
         local = folder / name
-        file = find_recipe(str(local) if os.path.isfile(local) else name).resolve()
+        source_name = str(local) if os.path.isfile(local) else name
+        file = find_recipe(source_name).resolve()
     except UserError as error:
         raise UserError(yaml_lines.one_line(f"{line}: {error}")) from None
     if file in chain:

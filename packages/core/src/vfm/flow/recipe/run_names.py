@@ -58,6 +58,8 @@ def own_name(name: str, owner: str, taken: Iterable[tuple[str, str | None]]) -> 
         if other == owner:
             return used
         # Some file systems do not distinguish `R` and `r`.
-        owners.setdefault(used.casefold(), set()).update([] if other is None else [other])
+        named = owners.setdefault(used.casefold(), set())
+        if other is not None:
+            named.add(other)
     candidates = (name if number == 1 else f"{name}-{number}" for number in range(1, len(owners) + 2))
     return next(candidate for candidate in candidates if not owners.get(candidate.casefold()))

@@ -115,7 +115,8 @@ def import_fields(path: str) -> tuple[Fields, Fields | None]:
     root = path.rstrip("/")
     if files.is_directory(root):
         splits = splits_of(root)
-        split = next((name for name in TEST_SPLITS if name in splits), splits[0] if splits else "test")
+        fallback = splits[0] if splits else "test"
+        split = next((name for name in TEST_SPLITS if name in splits), fallback)
         shards = benchmark_shards(root, split)
         if shards:
             fields: Fields = {"kind": FOLDER_KINDS.get(type_beside(shards[0]), "data.labeled"), "path": path}
