@@ -46,7 +46,7 @@ class Devices:
 
 
 def environment_of(stage: Stage, gpus: list[str]) -> dict[str, str]:
-    """Set the variables of a step for its GPUs. None if `runtime.device` has a number, which counts all GPUs."""
+    """Set the variables of a step for its GPUs. Empty if `runtime.device` has a number, which counts all GPUs."""
     named = ":" in stage.runtime.device
     if not gpus or named:
         return {}
