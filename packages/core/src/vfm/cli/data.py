@@ -54,9 +54,7 @@ def data(
             first = f"; the first is {summary.first[reason]}" if reason in summary.first else ""
             show(f"skipped: {count:,} {reason}{first}")
         if summary.num_counted:
-            show(
-                f"not checked: {summary.num_counted:,} samples were only counted; a bad one is summary when it is used"
-            )
+            show(f"not checked: {summary.num_counted:,} samples were only counted; a bad one is found when it is used")
         if summary.not_taken:
             example = f"data.pairs with texts: {{en: {summary.not_taken[0]}}}"
             show(f"text that is not read: {', '.join(summary.not_taken)}; to read captions: {example}")
