@@ -73,7 +73,7 @@ def test_sheet_has_readable_images_with_their_keys(name: str, tmp_path: Path) ->
     model = build_vision(name, num_classes=3, seed=0)
     encoder = PooledVision(model.train(), vision_preprocess(model))
     data = labeled(tmp_path / "data", 8, broken=[0, 3])
-    panel = pca_sheet(encoder, open_dataset(data), tmp_path / "out", num_pictures=4)
+    panel = pca_sheet(encoder, open_dataset(data), tmp_path / "out", num_images=4)
     assert [picture.caption for picture in panel.pictures] == ["0001", "0002", "0004", "0005"]
     for picture in panel.pictures:
         with Image.open(tmp_path / "out" / picture.file) as image:

@@ -1,4 +1,4 @@
-"""Evaluation of vision and CLIP models, and what an evaluation of one's own needs.
+"""Evaluation of vision and CLIP models, and the parts to write a new evaluation with.
 
 An evaluation subclasses `vfm.plugin.ModelEvaluation`: it encodes a dataset (`encode_dataset`, `encode_labeled`) and
 returns an `Evaluated` with a `ModelResult` per model, whose scores are `Accuracy`, `MeanAveragePrecision` or

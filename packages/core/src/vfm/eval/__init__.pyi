@@ -34,7 +34,7 @@ from .encode.image_panels import CaptionedImage as CaptionedImage, images_panel 
 from .encode.patch_maps import (
     MAP_GAP as MAP_GAP,
     MAP_SIDE as MAP_SIDE,
-    NUM_PICTURES as NUM_PICTURES,
+    NUM_IMAGES as NUM_IMAGES,
     compute_patch_maps as compute_patch_maps,
     enlarge as enlarge,
     pca_sheet as pca_sheet,

@@ -1,4 +1,4 @@
-"""Bases of evaluations: an own evaluation subclasses `ModelEvaluation`, or `FeatureEvaluation` for a probe."""
+"""Base classes of evaluations: subclass `ModelEvaluation`, or `FeatureEvaluation` for a probe."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ Templates = Annotated[list[str], AfterValidator(check_templates)]
 class ReadSettings:
     """How an evaluation reads a dataset.
 
-    batch_size: images per forward pass.
+    batch_size: number of images per forward pass.
     max_bad_fraction: tolerated fraction of samples that cannot be used.
-    threads: threads that decode images.
+    threads: number of threads that decode images.
     """
 
     batch_size: int = 64
@@ -42,7 +42,9 @@ class ReadSettings:
     threads: int = 1
 
     def check_bad(self, bad: Counter[str], total: int, items: str = "samples", first: object = None) -> None:
-        """Check the number of bad samples of a dataset, counted by reason; the error names the first one if given.
+        """Check the number of bad samples of a dataset, counted by reason.
+
+        The error names `first`, the first bad sample, if it is given.
 
         Raises:
             UserError: more than `max_bad_fraction` are bad, or all.
@@ -55,12 +57,12 @@ class ReadSettings:
 
 
 class ModelEvaluation(Evaluation):
-    """Evaluate models on one dataset: encode it with each model, score all on the same items, and report.
+    """Evaluate models on one dataset: encode it with each model, score all on the same items, and write a report.
 
     A subclass names its function in `evaluator`, or overrides `evaluate`. Scores, paired tests, predictions and result
-    files are written for it, and it can evaluate a model in training too (`evaluation.tasks` of a training). With
-    `in_processes` several processes share what `encode_dataset` and `encode_texts` encode, after which
-    `vfm.train.leave_to_first` leaves the scoring to the first one, which alone has the features of all images.
+    files are written for it. It can also evaluate a model during training (`evaluation.tasks` of a training stage).
+    With `in_processes`, several processes share the encoding (`encode_dataset`, `encode_texts`). Only rank 0 then has
+    the features of all images, so `vfm.train.leave_to_first` leaves the scoring to it.
     """
 
     version: ClassVar[int] = 3  # since checkpoint_sha256 covers the configuration too
@@ -84,42 +86,44 @@ class ModelEvaluation(Evaluation):
 
     @property
     def reading(self) -> ReadSettings:
-        """How `data` is read."""
+        """Batch size, tolerated bad samples and threads for reading `data`."""
         return ReadSettings(self.micro_batch_size, self.max_bad_fraction, max(1, self.runtime.num_workers))
 
     def evaluate(self, ctx: Context, encoders: Mapping[str, Any]) -> Evaluated:
-        """Evaluate loaded models by name, all on the same items, by the function that `evaluator` names.
+        """Evaluate loaded models on the same items with the function named by `evaluator`.
 
         Args:
             ctx: loads the data (`ctx.load(self.data)`) and takes panels, progress and bad samples.
-            encoders: models with `encode_images` (`vfm.models.ImageEncoder`), CLIP models with `encode_texts` too.
+            encoders: models by name. They have `encode_images` (`vfm.models.ImageEncoder`), CLIP models `encode_texts`.
         """
         evaluated: Evaluated = load_function(self.evaluator)(self, ctx, encoders)
         return evaluated
 
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
-        """Return the value of each metric, without intervals, of a model in training."""
+        """Compute the value of each metric, without intervals, for a model in training."""
         return {score.metric: score.value for score in self.scored(ctx, encoder)}
 
     def scored(self, ctx: Context, encoder: Any) -> Sequence[Score]:
-        """Return the scores of a model in training, which can be compared with those of another on the same items."""
+        """Score a model in training. The scores can be compared with another model's on the same items."""
         return self.evaluate(ctx, {"model": encoder}).results["model"].scores
 
 
 class EncodedEvaluation(ModelEvaluation):
-    """Evaluate what a model's `encode_images` and `encode_texts` return, in fp32 or in bf16."""
+    """Evaluate image and text features (`encode_images`, `encode_texts`), computed in fp32 or bf16."""
 
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="of the models' forward pass; bf16 is quicker on devices that have it, and rounds features"
+        "fp32", description="precision of the forward pass; bf16 is faster where the device supports it, but rounds"
     )
 
     def scored(self, ctx: Context, encoder: Any) -> Sequence[Score]:
-        """Return the scores of a model in training."""
-        return super().scored(ctx, encoder if self.precision == "fp32" else replace(encoder, precision=self.precision))
+        """Score a model in training, with the configured precision."""
+        if self.precision != "fp32":
+            encoder = replace(encoder, precision=self.precision)
+        return super().scored(ctx, encoder)
 
 
 class FeatureEvaluation(EncodedEvaluation):
-    """Evaluate image features, with training images of the same classes; any vision encoder fits."""
+    """Evaluate image features with the help of training images of the same classes. Any vision encoder can be used."""
 
     version: ClassVar[int] = 4  # since LARS adapts its rates, and average precision has an unbiased chance and interval
     checks: ClassVar[str] = "vfm.eval.classify.checks:check_feature_evaluation"

@@ -1,4 +1,4 @@
-"""Checks of class names before a run, without torch."""
+"""Checks of class names before a run. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from vfm.base import UserError
 
 
 def check_class_names(names: Sequence[str], where: str) -> None:
-    """Check that class names are different and not empty.
+    """Check that class names are distinct and not empty.
 
     Raises:
-        UserError: fewer than two classes, an empty name, or one name for two classes.
+        UserError: there are fewer than two classes, a name is empty, or two classes have the same name.
     """
     if len(names) < 2:
         raise UserError(f"{where}: expected two or more classes, got {len(names)}")
@@ -22,8 +22,8 @@ def check_class_names(names: Sequence[str], where: str) -> None:
             raise UserError(f"{where}: classes {names.index(name)} and {label} are both named {name!r}")
 
 
-def _first_difference(one: list[str], other: list[str]) -> tuple[str, str]:
-    for a, b in zip([*one, "(none)"], [*other, "(none)"], strict=False):
+def _first_difference(names: list[str], other: list[str]) -> tuple[str, str]:
+    for a, b in zip([*names, "(none)"], [*other, "(none)"], strict=False):
         if a != b:
             return a, b
-    return one[-1], "(none)"
+    return names[-1], "(none)"

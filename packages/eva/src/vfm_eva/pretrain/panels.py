@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vfm.data import Make, Source, eval_batches, map_tensors
-from vfm.eval import MAP_GAP, MAP_SIDE, NUM_PICTURES, enlarge, side_by_side
+from vfm.eval import MAP_GAP, MAP_SIDE, NUM_IMAGES, enlarge, side_by_side
 from vfm.plugin import ImagesPanel, PanelImage
 from vfm_eva.pretrain.masks import Masks
 from vfm_eva.pretrain.task import EvaTask
@@ -25,7 +25,7 @@ STRIPES = (215, 245)  # alternating greys
 
 def cosine_sheet(task: EvaTask, source: Source, make: Make[EvaViews], masks: Masks, directory: Path) -> ImagesPanel:
     """Write images, masked images and cosine maps side by side into `directory`, and build their panel."""
-    first = next(iter(eval_batches(source, make, min(NUM_PICTURES, len(source)))))
+    first = next(iter(eval_batches(source, make, min(NUM_IMAGES, len(source)))))
     (batch,) = masks.add([first])
     inputs, device = batch.inputs, task.mask_token.device
     cosines = task.eval().cosine_map(map_tensors(inputs, lambda tensor: tensor.to(device))).cpu()

@@ -1,4 +1,4 @@
-"""Logits of all statements of an item for all its images, by each model."""
+"""Logits of each item's statements for its images, by model."""
 
 # P items, S statements, I images, N images of a chunk, D width
 
@@ -34,8 +34,8 @@ class ChoiceLogits:
     """The usable items of a dataset, and by model the logits of each item's statements for its images, (S, I).
 
     numbers: index of each item in the dataset, to read its images again.
-    items: without the bytes of their images.
-    digests: hash of each item, images included (`item_digest`).
+    items: the items without the bytes of their images.
+    digests: hash of each item, including its images (`item_digest`).
     """
 
     numbers: list[int]
@@ -67,12 +67,12 @@ def choice_logits(
     reading: ReadSettings,
     check: Callable[[Choice], None] = lambda item: None,
 ) -> ChoiceLogits:
-    """Compute the logits of all statements for all images of each item, with each model's own temperature.
+    """Compute the logits of each item's statements for its images, with the temperature of each model.
 
     Items with a bad image are skipped, counted and reported.
 
     Raises:
-        UserError: too many bad items, a logit is not finite, or an error that `check` raises.
+        UserError: too many items are bad, a logit is not finite, or `check` raises it.
     """
     numbers: list[int] = []
     items: list[Choice] = []
@@ -84,12 +84,18 @@ def choice_logits(
         for item in chunk:
             check(item)
         decoded = [_decode(item) for item in chunk]
-        good = [(item, one) for item, one in zip(chunk, decoded, strict=True) if not isinstance(one, BadSample)]
-        scores = {
-            name: _chunk_logits(name, model, good, prompt, reading.batch_size) for name, model in encoders.items()
-        }
-        found = [one if isinstance(one, BadSample) else item for item, one in zip(chunk, decoded, strict=True)]
-        return _Chunk(found, scores)
+        good: list[tuple[Choice, list[Image.Image]]] = []
+        outcomes: list[Choice | BadSample] = []
+        for item, images in zip(chunk, decoded, strict=True):
+            if isinstance(images, BadSample):
+                outcomes.append(images)
+            else:
+                good.append((item, images))
+                outcomes.append(item)
+        scores = {}
+        for name, model in encoders.items():
+            scores[name] = _chunk_logits(name, model, good, prompt, reading.batch_size)
+        return _Chunk(outcomes, scores)
 
     chunks = in_batches(load_choices(data), reading.batch_size)
     seen = 0
@@ -112,14 +118,15 @@ def choice_logits(
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Items, or why they are bad, and by model the logits of the good ones."""
+    """Items, or the reasons why they are bad, and by model the logits of the good items."""
 
     items: list[Choice | BadSample]
     logits: dict[str, list[NDArray[np.float32]]]
 
     def without_images(self) -> _Chunk:
-        """Return what counts and progress need."""
-        return _Chunk([one if isinstance(one, BadSample) else _without_images(one) for one in self.items], self.logits)
+        """Drop the image bytes, which the other processes need neither for counts nor for progress."""
+        items = [item if isinstance(item, BadSample) else _without_images(item) for item in self.items]
+        return _Chunk(items, self.logits)
 
 
 def _without_images(item: Choice) -> Choice:
@@ -144,14 +151,19 @@ def _chunk_logits(
     prompt: str,
     batch_size: int,
 ) -> list[NDArray[np.float32]]:
-    """Return the logits of each item, (S, I); all images and statements of the chunk are encoded together."""
+    """Compute the logits of each item, (S, I). All images and statements of the chunk are encoded together."""
     if not chunk:
         return []
-    images = model.encode_images([image for _, pictures in chunk for image in pictures], batch_size)  # (N, D)
-    texts = encode_texts(model, [prompt + text for item, _ in chunk for text in item.statements], batch_size, name)
+    all_images: list[Image.Image] = []
+    all_texts: list[str] = []
+    for item, item_images in chunk:
+        all_images += item_images
+        all_texts += [prompt + text for text in item.statements]
+    images = model.encode_images(all_images, batch_size)  # (N, D)
+    texts = encode_texts(model, all_texts, batch_size, name)
     scale = logit_scale(model)
     by_text = _split(texts, [len(item.statements) for item, _ in chunk])
-    by_image = _split(images, [len(pictures) for _, pictures in chunk])
+    by_image = _split(images, [len(item_images) for _, item_images in chunk])
     logits = [scale * text @ image.T for text, image in zip(by_text, by_image, strict=True)]
     for (item, _), scores in zip(chunk, logits, strict=True):
         check_finite(scores[None], name, [item.key])
@@ -159,16 +171,16 @@ def _chunk_logits(
 
 
 def _split(features: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
-    """Yield the rows item by item."""
+    """Yield the rows of each item."""
     ends = accumulate(sizes)
     return (features[end - size : end] for size, end in zip(sizes, ends, strict=True))
 
 
 class ClassAndPatches:
-    """A CLIP model with the image feature of DIVA's authors: the class token plus the mean of the patch tokens.
+    """A CLIP model with the image feature that DIVA's authors use: the class token plus the mean of the patch tokens.
 
     The official rule uses the class token only. The authors' code draws 76 patches with replacement in every pass, so
-    its scores are random; here all patches are used, which is the expected value of their draws. Source: DIVA
+    its scores are random. This class uses all patches, which is the expected value of their draws. Source: DIVA
     (arXiv:2407.20171), `condition/OpenAICLIP_for_clip_model.py` of the authors' code.
     """
 
@@ -176,7 +188,7 @@ class ClassAndPatches:
         self.model, self.module = model, model.module
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
-        """Return unit vectors, float32 (N, D) on the CPU.
+        """Encode images as unit vectors, float32 (N, D) on the CPU.
 
         Raises:
             UserError: the model has no patch tokens, or cannot project them into its joint space.
@@ -187,7 +199,7 @@ class ClassAndPatches:
         return torch.cat(parts).clone()
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Return the text features of the model itself."""
+        """Encode texts with the wrapped model, unchanged."""
         return self.model.encode_texts(texts, batch_size)
 
     def _embed(self, images: Sequence[Image.Image]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Panels of caption choice: accuracy by pattern, and the items that only one of two models got right."""
+"""Panels of caption choice: accuracy by pattern, and items that only one of two models got right."""
 
 # P items, S statements
 
@@ -22,12 +22,12 @@ FLIPS_SHOWN = 8  # items per sheet
 
 
 def pattern_panel(ctx: Context, choices: ChoiceLogits, correct: Mapping[str, NDArray[np.bool_]]) -> None:
-    """Write a table with a row per model and a column per pattern, as the papers print it."""
-    rows: list[list[str | float | int | None]] = [
-        ["items", *(int((choices.patterns == p).sum()) for p in range(len(choices.names))), len(choices.items)]
-    ]
+    """Write a table with a row per model and a column per pattern, as in the papers."""
+    masks = [choices.patterns == number for number in range(len(choices.names))]
+    counts = [int(mask.sum()) for mask in masks]
+    rows: list[list[str | float | int | None]] = [["items", *counts, len(choices.items)]]
     for model, hits in correct.items():
-        shares = [round(100 * float(hits[choices.patterns == p].mean()), 1) for p in range(len(choices.names))]
+        shares = [round(100 * float(hits[mask].mean()), 1) for mask in masks]
         rows.append([model, *shares, round(100 * stratified_mean(hits, choices.patterns), 1)])
     columns = ["model", *choices.names, "mean over patterns"]
     ctx.panel(TablePanel(title="By pattern, % right", order=30, columns=columns, rows=rows))
@@ -36,35 +36,40 @@ def pattern_panel(ctx: Context, choices: ChoiceLogits, correct: Mapping[str, NDA
 def flip_panels(
     ctx: Context, data: ChoiceDataset, choices: ChoiceLogits, rights: Mapping[str, NDArray[np.bool_]]
 ) -> None:
-    """Write a sheet for each later model: items that only it, or only the first model, got right."""
+    """Write a sheet for each model after the first, with the items that only one of the two got right."""
     (baseline, before), *others = rights.items()
     for name, after in others:
         gained = np.flatnonzero(~before.all(axis=1) & after.all(axis=1))
         lost = np.flatnonzero(before.all(axis=1) & ~after.all(axis=1))
-        half = FLIPS_SHOWN // 2
+        half = FLIPS_SHOWN // 2  # of won and of lost items; one side gets more room if the other has fewer
         shown_items = [*gained[: FLIPS_SHOWN - min(len(lost), half)], *lost[: FLIPS_SHOWN - min(len(gained), half)]]
         items = _with_images(data, [choices.numbers[p] for p in shown_items])
-        flipped = zip(items, before[shown_items], after[shown_items], strict=True)
-        shown = [picture for item in flipped for picture in _flipped(*item)]
+        shown = []
+        for item, was_right, is_right in zip(items, before[shown_items], after[shown_items], strict=True):
+            shown += _flipped(item, was_right, is_right)
         note = f"{len(gained)} won and {len(lost)} lost against {baseline}; under each image its statement."
         title = f"Items that flipped from {baseline} to {name}"
         ctx.panel(images_panel(ctx.directory, f"flipped-{name}", title, shown, note=note, order=60))
 
 
 def _with_images(data: ChoiceDataset, numbers: Sequence[int]) -> list[Choice]:
-    """Return some items of a dataset; the images of all of them would not fit in memory."""
+    """Read only some items of a dataset, since all images would not fit in memory."""
     last = max(numbers, default=-1)
-    found = {number: item for number, item in enumerate(islice(load_choices(data), last + 1)) if number in numbers}
-    return [found[number] for number in numbers]
+    items = {}
+    for number, item in enumerate(islice(load_choices(data), last + 1)):
+        if number in numbers:
+            items[number] = item
+    return [items[number] for number in numbers]
 
 
 def _flipped(item: Choice, before: NDArray[np.bool_], after: NDArray[np.bool_]) -> list[CaptionedImage]:
-    """Return the images of an item with their statements, and the outcome of each model."""
+    """Caption the images of an item with their statements and the outcome of both models."""
     shown = []
-    for place, data in enumerate(item.images):
-        own = [s for s, image in enumerate(item.truth) if image == place]
-        words = " / ".join(f"“{item.statements[s]}”" for s in own) or "no statement"
-        which = own[0] if own and len(before) == len(item.statements) else 0
+    for number, data in enumerate(item.images):
+        matches = [s for s, image in enumerate(item.truth) if image == number]
+        words = " / ".join(f"“{item.statements[s]}”" for s in matches) or "no statement"
+        # Outcomes are per statement or, with a length of 1, for the whole item.
+        which = matches[0] if matches and len(before) == len(item.statements) else 0
         caption = f"{item.pattern}: {words} · {_word(before[which])} → {_word(after[which])}"
         shown.append(CaptionedImage(Image.open(BytesIO(data)), caption, bool(after[which])))
     return shown

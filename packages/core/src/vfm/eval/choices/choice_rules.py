@@ -1,7 +1,7 @@
-"""Rules for choosing the right statement or image among near-identical ones: MMVP-VLM's official one, Winoground's.
+"""Rules of caption choice, where statements or images are nearly identical: MMVP-VLM's and Winoground's.
 
 MMVP-VLM: Tong et al. 2024, Eyes Wide Shut (arXiv:2401.06209), rule read from the authors' `scripts/evaluate_vlm.py`.
-The general rule is Winoground's (Thrush et al. 2022, arXiv:2204.03162), which for one image is SugarCrepe's.
+The general rule is Winoground's (Thrush et al. 2022, arXiv:2204.03162). For one image it equals SugarCrepe's.
 """
 
 # P pairs or items, S statements, I images
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class MmvpResult:
-    """Outcome of each pair; images are counted 0 and 1.
+    """Outcome of each pair. The two images are numbered 0 and 1.
 
-    probability: of the first image, for both statements, (P, 2).
+    probability: probability of the first image, for both statements, (P, 2).
     prediction: the image chosen for each statement, (P, 2).
-    right: True if that is the statement's image, (P, 2).
-    correct: both statements right, (P,).
-    aligned: the difference of the statements points along that of the images, even if one image attracts both, (P,).
+    right: True if the chosen image belongs to the statement, (P, 2).
+    correct: True if both statements are right, (P,).
+    aligned: True if the difference between the statements matches the difference between the images, even if both
+        statements choose the same image, (P,).
     """
 
     probability: NDArray[np.float32]
@@ -34,21 +35,21 @@ class MmvpResult:
 
 
 def mmvp_vlm(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> MmvpResult:
-    """Score pairs by the official MMVP-VLM rule: each statement picks one of the pair's two images.
+    """Score pairs by the official MMVP-VLM rule: each statement chooses one of the pair's two images.
 
-    A statement picks the first image if softmax over the two images gives it more than one half, else the second: ties
-    and NaN pick the second. A pair counts only if both of its statements are right: guessing scores 25 %, a constant
-    answer 0 %. Image to text is not scored.
+    A statement chooses the first image if softmax over the two images gives it more than one half. Otherwise,
+    including ties and NaN, it chooses the second. A pair counts only if both statements are right, so guessing scores
+    25 % and a constant answer 0 %. The direction from image to text is not scored.
 
-    `aligned` shows a signal that the rule hides where a model prefers one image: the right logits must have a larger
-    sum than the wrong ones, which for embeddings is (e0 - e1).(i0 - i1) > 0; guessing scores 50 %.
+    `aligned` reveals a signal that the rule hides when a model prefers one image. It requires that the correct logits
+    have a larger sum than the wrong ones, which for embeddings means (e0 - e1).(i0 - i1) > 0. Guessing scores 50 %.
 
     Args:
-        logits: of each statement for each image, with the model's own temperature, (P, 2 statements, 2 images).
+        logits: logit of each statement for each image, with the model's temperature, (P, 2 statements, 2 images).
         truth: the image that each statement belongs to, 0 (an odd question id) or 1 (an even one), (P, 2).
 
     Raises:
-        ValueError: the shapes are not those of pairs.
+        ValueError: the shapes do not fit pairs.
     """
     if logits.shape[1:] != (2, 2) or truth.shape != logits.shape[:2]:
         raise ValueError(
@@ -57,16 +58,17 @@ def mmvp_vlm(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> MmvpResul
     probability = torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=-1)[..., 0].numpy()
     prediction = np.where(probability > 0.5, 0, 1)
     right = prediction == truth
-    of_own = np.take_along_axis(np.asarray(logits, dtype=np.float64), truth[..., None], axis=-1)[..., 0]
-    aligned = 2 * of_own.sum(axis=1) > logits.sum(axis=(1, 2), dtype=np.float64)
+    correct_logits = np.take_along_axis(np.asarray(logits, dtype=np.float64), truth[..., None], axis=-1)[..., 0]
+    # "The correct sum exceeds the wrong sum", written without the wrong sum.
+    aligned = 2 * correct_logits.sum(axis=1) > logits.sum(axis=(1, 2), dtype=np.float64)
     return MmvpResult(probability, prediction, right, right.all(axis=1), aligned)
 
 
 @dataclass(frozen=True)
 class ChoiceResult:
-    """Outcome of each item, (P,): `text` finds the statement of each image, `image` the reverse, `group` is both.
+    """Outcome of each item, (P,): `text` chooses the statement of each image, `image` the reverse, `group` is both.
 
-    An item with one image has no image to choose: its `image` outcome is always True.
+    An item with one image has no image to choose, so its `image` outcome is always True.
     """
 
     text: NDArray[np.bool_]
@@ -75,12 +77,12 @@ class ChoiceResult:
 
 
 def choose(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> ChoiceResult:
-    """Score caption choice of any shape: each image's right statement must beat all wrong ones, and the reverse.
+    """Score caption choice of any shape: each image's correct statement must beat all wrong ones, and the reverse.
 
     A tie or a NaN is wrong, so a model that cannot distinguish the items scores 0.
 
     Args:
-        scores: of each statement for each image, (P, S, I).
+        scores: score of each statement for each image, (P, S, I).
         right: True where statement and image belong together, (S, I) for all items or (P, S, I).
     """
     matches = np.broadcast_to(right, scores.shape)
@@ -90,9 +92,9 @@ def choose(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> ChoiceResu
 
 
 def _beats_the_wrong(scores: NDArray[np.floating], matches: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
-    """Return True where the best match along `axis` beats every non-match, for all rows that have a match, (P,)."""
+    """Check whether the best match along `axis` beats every non-match, in all rows that have a match, (P,)."""
     best_right = np.where(matches, scores, -np.inf).max(axis=axis)
     best_wrong = np.where(matches, -np.inf, scores).max(axis=axis)
-    has_match = matches.any(axis=axis)  # SugarCrepe's wrong statement belongs to no image, so it has no right answer
+    has_match = matches.any(axis=axis)  # SugarCrepe's wrong statement belongs to no image, so nothing can be right
     won: NDArray[np.bool_] = ((best_right > best_wrong) | ~has_match).all(axis=1)
     return won

@@ -1,4 +1,4 @@
-"""Caption choice: MMVP-VLM's pairs by the official rule, and items of any shape (Winoground, SugarCrepe)."""
+"""Caption choice: MMVP-VLM's pairs with the official rule, and items of any shape (Winoground, SugarCrepe)."""
 
 # P items, S statements, I images
 
@@ -24,13 +24,13 @@ from vfm.statistics import Accuracy, stratified_mean
 
 
 def evaluate_mmvp_vlm(config: MmvpVlm, ctx: Context, encoders: Mapping[str, TextImageEncoder]) -> Evaluated:
-    """Evaluate models by `score_mmvp_vlm`."""
+    """Evaluate models with `score_mmvp_vlm`."""
     data, prompt = ctx.load(config.data), config.prompt
     return score_mmvp_vlm(ctx, encoders, data, prompt=prompt, diva_scoring=config.diva_scoring, reading=config.reading)
 
 
 def evaluate_choices(config: Choices, ctx: Context, encoders: Mapping[str, TextImageEncoder]) -> Evaluated:
-    """Evaluate models by `score_choices`."""
+    """Evaluate models with `score_choices`."""
     return score_choices(ctx, encoders, ctx.load(config.data), prompt=config.prompt, reading=config.reading)
 
 
@@ -45,20 +45,22 @@ def score_mmvp_vlm(
 ) -> Evaluated:
     """Score models on pairs by the official MMVP-VLM rule (`mmvp_vlm`).
 
-    With `diva_scoring` all of them are also scored with DIVA's image feature (`ClassAndPatches`), as
-    `diva_pair_accuracy`: its authors compared their models by that rule with others by the official one.
+    With `diva_scoring`, all models are also scored with DIVA's image feature (`ClassAndPatches`) as
+    `diva_pair_accuracy`. DIVA's authors scored their models this way, but the models they compared with officially.
 
     Raises:
         UserError: an item is not two images and two statements, or diva_scoring is set for a model without patches.
     """
-    # DIVA's features are further encoders of the same pass, so that each image is decoded once.
-    others = {_diva_name(name): ClassAndPatches(_clip(name, model)) for name, model in encoders.items() if diva_scoring}
+    # DIVA's features are additional encoders in the same pass, so that each image is decoded once.
+    others: dict[str, ClassAndPatches] = {}
+    if diva_scoring:
+        others = {_diva_name(name): ClassAndPatches(_clip(name, model)) for name, model in encoders.items()}
     choices = choice_logits(ctx, {**encoders, **others}, data, prompt, reading, partial(_check_pair, ctx.name_of(data)))
     truth = np.array([item.truth for item in choices.items])  # (P, 2)
     results, rights = {}, {}
     for name in encoders:
         result = mmvp_vlm(np.stack(choices.logits[name]), truth)
-        # Both statements of a pair share its images: for the single statements the pairs are the independent items.
+        # The two statements of a pair share its images, so for single statements the pairs are the independent items.
         single = Accuracy("statement_accuracy", result.right.ravel(), np.repeat(np.arange(len(truth)), 2), chance=0.5)
         pairs = Accuracy("pair_accuracy", result.correct, chance=0.25)
         aligned = Accuracy("aligned_pairs", result.aligned, chance=0.5)
@@ -77,7 +79,7 @@ def score_mmvp_vlm(
             columns["diva_correct"] = correct
         results[name] = ModelResult(scores, {"pairs": columns}, details)
         rights[name] = result.right
-    pattern_panel(ctx, choices, {name: one.predictions["pairs"]["correct"] for name, one in results.items()})
+    pattern_panel(ctx, choices, {name: result.predictions["pairs"]["correct"] for name, result in results.items()})
     flip_panels(ctx, data, choices, rights)
     return Evaluated(data_hash(data, choices.digests), results)
 
@@ -99,16 +101,16 @@ def score_choices(
     prompt: str,
     reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
 ) -> Evaluated:
-    """Score models on items of any shape by Winoground's rule (`choose`)."""
+    """Score models on items of any shape with Winoground's rule (`choose`)."""
     choices = choice_logits(ctx, encoders, data, prompt, reading)
     rights = [np.array(item.truth)[:, None] == np.arange(len(item.images)) for item in choices.items]  # (S, I) each
     text_chance, image_chance, group_chance = np.array([_chances(right) for right in rights]).T
     results, group_right = {}, {}
     for name in encoders:
         outcomes = [choose(scores[None], right) for scores, right in zip(choices.logits[name], rights, strict=True)]
-        text, image, group = (
-            np.array([getattr(outcome, part)[0] for outcome in outcomes]) for part in ("text", "image", "group")
-        )
+        text = np.array([outcome.text[0] for outcome in outcomes])
+        image = np.array([outcome.image[0] for outcome in outcomes])
+        group = np.array([outcome.group[0] for outcome in outcomes])
         scores = [
             Accuracy("acc", group, chance=_mean(group_chance)),
             Accuracy("text_acc", text, chance=_mean(text_chance)),
@@ -125,7 +127,7 @@ def score_choices(
         }
         results[name] = ModelResult(scores, {"items": columns}, {"prompt": prompt})
         group_right[name] = group[:, None]
-    pattern_panel(ctx, choices, {name: one.predictions["items"]["correct"] for name, one in results.items()})
+    pattern_panel(ctx, choices, {name: result.predictions["items"]["correct"] for name, result in results.items()})
     flip_panels(ctx, data, choices, group_right)
     return Evaluated(data_hash(data, choices.digests), results)
 
@@ -133,11 +135,14 @@ def score_choices(
 def _by_pattern(
     metric: str, correct: NDArray[np.bool_], choices: ChoiceLogits, chance: NDArray[np.float64]
 ) -> list[Accuracy]:
-    """Return the accuracy of each pattern's items, if there are several patterns; `chance` is per item, (P,)."""
+    """Compute the accuracy on the items of each pattern, if there are several; `chance` is per item, (P,)."""
     if len(choices.names) < 2:
         return []
-    members = [(name, choices.patterns == number) for number, name in enumerate(choices.names)]
-    return [Accuracy(f"{metric}/{name}", correct[those], chance=_mean(chance[those])) for name, those in members]
+    scores = []
+    for number, name in enumerate(choices.names):
+        members = choices.patterns == number
+        scores.append(Accuracy(f"{metric}/{name}", correct[members], chance=_mean(chance[members])))
+    return scores
 
 
 def _diva_name(name: str) -> str:
@@ -151,17 +156,18 @@ def _clip(name: str, model: TextImageEncoder) -> ClipModel:
 
 
 def _chances(right: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Return the chances of random scores on an item (S, I): text, image, and group, NaN where it has no closed form.
+    """Compute the chance of random scores on an item (S, I) for text, image and group, NaN if it has no closed form.
 
-    Each image's best statement is a right one with probability right / all; the images' draws are independent. For the
-    group of two images and two statements it is 1/6 (Winoground): one diagonal must hold the two highest scores.
+    The best statement of an image is correct with probability correct / all, independently for each image. The group
+    of two images and two statements has chance 1/6 (Winoground), since one diagonal must hold the two highest scores.
     """
     text = float(np.prod([share for share in right.mean(axis=0) if share > 0]))
     image = float(np.prod([share for share in right.mean(axis=1) if share > 0]))
-    group = text if right.shape[1] == 1 else 1 / 6 if right.shape == (2, 2) else np.nan
-    return text, image, group
+    if right.shape[1] == 1:
+        return text, image, text
+    return text, image, 1 / 6 if right.shape == (2, 2) else np.nan
 
 
 def _mean(chances: NDArray[np.float64]) -> float | None:
-    """Return the mean chance, None if one is unknown."""
+    """Average the chances, None if one of them is unknown."""
     return None if np.isnan(chances).any() else float(chances.mean())

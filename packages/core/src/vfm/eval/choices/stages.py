@@ -1,4 +1,4 @@
-"""Configurations of evaluations of caption choice."""
+"""Configurations of caption choice evaluations."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from vfm.interfaces import ChoiceDataset, Ref, Stage
 
 
 class MmvpVlm(EncodedEvaluation):
-    """Evaluate MMVP-VLM by its official rule: each statement picks one of two images, a pair counts if both are right.
+    """Evaluate MMVP-VLM by its official rule: a statement chooses one of two images, a pair counts if both are right.
 
-    `aligned_pairs` also counts the pairs whose right logits have the larger sum.
+    `aligned_pairs` also counts pairs whose correct logits have the larger sum.
     """
 
     version: ClassVar[int] = 4  # since aligned_pairs is reported
@@ -26,13 +26,13 @@ class MmvpVlm(EncodedEvaluation):
     prompt: str = Field("a photo of ", description="text before each statement; the default is the authors'")
     diva_scoring: bool = Field(
         False,
-        description="also score all models by DIVA's rule, the class token plus the mean of the patches: its authors"
-        " compared their models by this rule with others by the official one",
+        description="also score all models with DIVA's image feature, the class token plus the mean of the patches;"
+        " DIVA's authors scored only their own models this way",
     )
 
 
 class Choices(EncodedEvaluation):
-    """Evaluate caption choice of any shape by Winoground's rule, for one image SugarCrepe's; a tie is an error."""
+    """Evaluate caption choice of any shape by Winoground's rule (SugarCrepe's for one image). A tie counts as wrong."""
 
     kind: Literal["eval.choices"] = "eval.choices"
     in_processes: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Report and count the samples that an evaluation skips, and refuse a dataset with too many."""
+"""Report and count the samples that an evaluation skips, and reject a dataset with too many."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class BadSamples:
     """Count the bad samples of one dataset.
 
     Attributes:
-        ctx: takes each of them.
-        counts: their number by reason.
-        first: address of the first one and its reason, for the error; empty without one.
+        ctx: receives each bad sample.
+        counts: number of bad samples by reason.
+        first: address and reason of the first bad sample, for the error; empty if there is none.
     """
 
     ctx: Context
@@ -28,8 +28,8 @@ class BadSamples:
         """Report and count a sample.
 
         Args:
-            problem: why it is bad.
-            where: its address with the shard, for the error; default: that of `problem`.
+            problem: why the sample is bad.
+            where: address of the sample including its shard, for the error; default: the address in `problem`.
         """
         self.first = self.first or f"{where or problem.where} ({problem.reason})"
         self.counts[problem.reason] += 1
@@ -39,6 +39,6 @@ class BadSamples:
         """Check that few of `total` samples are bad.
 
         Raises:
-            UserError: there are more than `reading` tolerates, or all are.
+            UserError: more samples are bad than `reading` tolerates, or all of them.
         """
         reading.check_bad(self.counts, total, items, self.first)

@@ -2,10 +2,10 @@
 
     FILE.parquet   key, text (the first caption or the class name, if any), embedding (list of D floats); the model's
                    full name and the dataset's path in the schema's metadata
-    FILE.npy       (N, D) float32, and beside it FILE.keys.txt with one key per line
+    FILE.npy       (N, D) float32, with one key per line in FILE.keys.txt
 
-Beside both, FILE.parquet.json or FILE.npy.json has sizes and hashes, which are compared if it exists: an npy file has
-no checksum, and those of Parquet leave out its footer. A file appears when it is complete.
+FILE.parquet.json or FILE.npy.json has sizes and hashes, which are checked if it exists, because an npy file has no
+checksum and the checksums of Parquet leave out its footer. A file appears only when it is complete.
 """
 
 # N images, D width
@@ -48,7 +48,7 @@ from vfm.storage.store_files import read_npy, read_parquet, reading
 
 MODEL, DATA = b"vfm.model", b"vfm.data"  # in the schema's metadata
 SUFFIXES = (".parquet", ".npy")
-KEYS = ".keys.txt"  # suffix of the keys beside an npy file
+KEYS = ".keys.txt"  # suffix of the file of keys that belongs to an npy file
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class Embeddings:
     """Embeddings that were read back, in the order of their dataset, without its bad samples.
 
     Attributes:
-        keys: of the samples.
-        texts: their captions or classes; empty strings if there are none.
-        vectors: of unit length, (N, D).
-        model: full name of the model; empty if the file does not have it.
-        data: path of the dataset; empty if the file does not have it.
+        keys: keys of the samples.
+        texts: captions or classes of the samples, empty strings if there are none.
+        vectors: unit vectors, (N, D).
+        model: full name of the model, empty if the file does not have it.
+        data: path of the dataset, empty if the file does not have it.
     """
 
     keys: list[str]
@@ -71,7 +71,7 @@ class Embeddings:
 
 
 class Writer(Protocol):
-    """A writer of batches; the file appears when the `with` block ends without an error."""
+    """A writer of batches. The file appears when the `with` block ends without an error."""
 
     def __enter__(self) -> Self: ...
 
@@ -87,32 +87,35 @@ class Writer(Protocol):
 def embed_dataset(
     ctx: Context, source: Source, encoder: ImageEncoder, writer: Writer, reading: ReadSettings, name: str = "the model"
 ) -> Counter[str]:
-    """Write the embeddings of all images that can be read, in order; bad samples are reported.
+    """Write the embeddings of all readable images in order, and report bad samples.
 
     Args:
-        ctx: takes progress and bad samples.
+        ctx: receives progress and bad samples.
         source: the dataset.
         encoder: the model.
-        writer: of the file.
-        reading: how to read.
+        writer: the open output file.
+        reading: batch size, threads and tolerated bad samples.
         name: the model's name, for the error.
 
     Returns:
         The number of bad samples by reason.
 
     Raises:
-        UserError: too many images cannot be read, or all; or an embedding is not finite.
+        UserError: too many images cannot be read, or an embedding is not finite.
     """
     bad, seen = BadSamples(ctx), 0
     for batch in decoded_batches(source, reading, lambda sample: None, fits=preprocesses([encoder])):
         good = [item for _, item in batch if not isinstance(item, BadSample)]
-        for number, item in ((number, item) for number, item in batch if isinstance(item, BadSample)):
-            bad.skip(item, source.where(number))
+        for number, item in batch:
+            if isinstance(item, BadSample):
+                bad.skip(item, source.where(number))
         if good:
             vectors = encoder.encode_images([image for _, image, _ in good], reading.batch_size).numpy()
             samples = [sample for sample, *_ in good]
-            check_finite(vectors, name, [s.key for s in samples])
-            writer.write([s.key for s in samples], [_text(s, source.class_names) for s in samples], vectors)
+            keys = [sample.key for sample in samples]
+            texts = [_text(sample, source.class_names) for sample in samples]
+            check_finite(vectors, name, keys)
+            writer.write(keys, texts, vectors)
         seen += len(batch)
         ctx.progress(seen, len(source), "images")
     bad.check(reading, len(source))
@@ -120,18 +123,21 @@ def embed_dataset(
 
 
 def _text(sample: Sample, class_names: Sequence[str]) -> str | None:
-    if texts := next(iter(sample.texts.values()), None):
+    texts = next(iter(sample.texts.values()), None)
+    if texts:
         return texts[0]
-    return class_names[sample.label] if sample.label is not None and class_names else None
+    if sample.label is not None and class_names:
+        return class_names[sample.label]
+    return None
 
 
 def open_writer(file: Path, model: str, data: str = "") -> Writer:
-    """Return the writer for a file's suffix.
+    """Create the writer for a file, by its suffix.
 
     Args:
-        file: the file.
-        model: full name of the model, which only a Parquet file keeps, as the next.
-        data: path of the dataset.
+        file: the output file.
+        model: full name of the model. Only a Parquet file stores it.
+        data: path of the dataset. Only a Parquet file stores it.
 
     Raises:
         UserError: the suffix is neither .parquet nor .npy.
@@ -186,7 +192,7 @@ class ParquetWriter:
 
 
 class NpyWriter:
-    """Writes rows behind a header; numpy pads headers, so the number of rows can be filled in at the end."""
+    """Writes rows after a header. numpy pads headers, so the number of rows can be filled in at the end."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.part = file, file.with_name(file.name + ".part")
@@ -231,9 +237,11 @@ def _record_of(file: Path) -> Path:
 
 
 def _write_record(file: Path, *suffixes: str) -> None:
-    """Write sizes and hashes of a file and what is beside it, by suffix: they may be renamed together."""
-    files = {suffix: file.with_suffix(suffix) for suffix in suffixes}
-    facts = {suffix: (one.stat().st_size, hash_file(one)) for suffix, one in files.items()}
+    """Write the size and hash of a file and its companions by suffix, so that all may be renamed together."""
+    facts = {}
+    for suffix in suffixes:
+        path = file.with_suffix(suffix)
+        facts[suffix] = (path.stat().st_size, hash_file(path))
     write_file(_record_of(file), seal({FILES: facts}))
 
 
@@ -242,15 +250,17 @@ def _check_record(file: Path) -> None:
     if not record.is_file():  # written by an older version, or by others
         return
     known = known_files(read_sealed(record, FILES), record) or {}
-    if lines := damage(file.parent, {file.with_suffix(suffix).name: facts for suffix, facts in known.items()}):
+    by_name = {file.with_suffix(suffix).name: facts for suffix, facts in known.items()}
+    lines = damage(file.parent, by_name)
+    if lines:
         raise UserError("\n".join(f"{line}; make it again with vfm embed" for line in lines))
 
 
 def read_embeddings(file: Path) -> Embeddings:
-    """Read a file that `vfm embed` has written.
+    """Read a file written by `vfm embed`.
 
     Raises:
-        UserError: the file does not exist, is not such a file, or is not as it was written.
+        UserError: the file does not exist, has another format, or was damaged since it was written.
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file; make one with vfm embed")

@@ -1,4 +1,4 @@
-"""Checkpoints as encoders: loaded in evaluation mode, with the key of their features in the cache."""
+"""Checkpoints loaded as encoders in evaluation mode, with the cache key of their features."""
 
 # M texts, D width
 
@@ -27,12 +27,12 @@ from vfm.models import (
 )
 from vfm.train.parallel.sharing import in_batches, of_all, own_share
 
-FEATURES_VERSION = 1  # raise by hand when a checkpoint's features of an image change
+FEATURES_VERSION = 1  # raise when a change of the code changes the features of a checkpoint
 
 
 @dataclass
 class LoadedClip(ClipModel):
-    """A CLIP model of a checkpoint; `features_key` identifies its image features in the cache."""
+    """A CLIP model from a checkpoint. `features_key` identifies its image features in the cache."""
 
     features_key: str = ""
 
@@ -43,13 +43,13 @@ def load_encoder(
     resize_mode: ResizeMode | None = None,
     precision: EncoderPrecision = "fp32",
 ) -> LoadedClip | PooledVision:
-    """Load the model of a ClipCheckpoint or a VisionCheckpoint, in evaluation mode.
+    """Load the model of a ClipCheckpoint or a VisionCheckpoint in evaluation mode.
 
     Args:
         checkpoint: the artifact.
         device: device of the model.
         resize_mode: how images that are not square are resized; default: as the model was trained.
-        precision: of the forward pass.
+        precision: precision of the forward pass.
     """
     if isinstance(checkpoint, ClipCheckpoint):
         clip = load_clip(checkpoint, device)
@@ -68,43 +68,46 @@ def _with_resize_mode(preprocess: Preprocess, resize_mode: ResizeMode | None) ->
 
 
 def _features_key(checkpoint: Artifact, preprocess: Preprocess, precision: EncoderPrecision) -> str:
-    """Return a key of everything that an image's features depend on, besides the image."""
+    """Hash everything that the features of an image depend on, except the image."""
     facts = f"{FEATURES_VERSION} {checkpoint_hash(checkpoint)} {preprocess.model_dump_json()}"
-    facts += "" if precision == "fp32" else f" {precision}"
+    if precision != "fp32":  # so that older entries, all in fp32, stay valid
+        facts += f" {precision}"
     return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 
 def logit_scale(model: TextImageEncoder) -> float:
-    """Return the factor from cosines to logits."""
+    """Compute the factor from cosines to logits."""
     log_scale: Tensor = model.module.logit_scale  # type: ignore[assignment]
     return float(log_scale.detach().exp())
 
 
 def encode_texts(model: TextImageEncoder, texts: Sequence[str], batch_size: int, name: str = "the model") -> Tensor:
-    """Return unit vectors, (M, D); repeated texts, which are common among web captions, are encoded once.
+    """Encode texts as unit vectors, (M, D).
 
-    Several processes that share an evaluation encode a part each, and all get all of them.
+    Repeated texts, which are common among web captions, are encoded once. If several processes share the evaluation,
+    each encodes a part and all of them get all features.
 
     Args:
         model: the encoder.
         texts: M texts.
-        batch_size: texts encoded at a time.
+        batch_size: number of texts encoded at a time.
         name: the model's name, for the error.
 
     Raises:
         UserError: a feature is not finite.
     """
     rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    encoded = (
-        _encode_finite(model, batch, batch_size, name) for batch in own_share(in_batches(list(rows), batch_size))
-    )
+    batches = own_share(in_batches(list(rows), batch_size))
+    encoded = (_encode_finite(model, batch, batch_size, name) for batch in batches)
     features, done = torch.empty(0, 0), 0
     for part in of_all(encoded):
         if not done:  # filled in place, since concatenating the parts would take twice the memory
             features = torch.empty(len(rows), part.shape[1])
         features[done : done + len(part)] = part
         done += len(part)
-    return features if len(rows) == len(texts) else features[torch.tensor([rows[text] for text in texts])]
+    if len(rows) == len(texts):
+        return features
+    return features[torch.tensor([rows[text] for text in texts])]
 
 
 def _encode_finite(model: TextImageEncoder, texts: Sequence[str], batch_size: int, name: str) -> Tensor:

@@ -1,7 +1,7 @@
-"""The work that all evaluations share: load the models, evaluate, and write the report.
+"""The common part of all evaluations: load the models, evaluate, and write the report.
 
-A report's folder holds its facts (scores and paired tests), predictions and scored items as parquet,
-CLIP_benchmark's JSON, and panels.
+The folder of a report has scores and paired tests, predictions and scored items as Parquet, JSON in the format of
+CLIP_benchmark, and panels.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ M = TypeVar("M")
 
 
 class ReportSettings(Protocol):
-    """What a report takes from the configuration of its evaluation."""
+    """Settings of an evaluation that its report needs."""
 
     @property
     def data(self) -> str:
@@ -56,12 +56,12 @@ class ReportSettings(Protocol):
 
     @property
     def resize_mode(self) -> str | None:
-        """How images are resized; None: as each model was trained."""
+        """How images are resized, None for the mode that each model was trained with."""
         ...
 
 
 class ReportedEvaluation(ReportSettings, Protocol):
-    """What loading and sharing take from it, besides."""
+    """Settings of an evaluation that loading the models and sharing the work need, besides the report's."""
 
     @property
     def models(self) -> Sequence[Ref[Any]]:
@@ -77,10 +77,10 @@ class ReportedEvaluation(ReportSettings, Protocol):
 def evaluate_models(config: ModelEvaluation, ctx: Context) -> Report:
     """Load the models, evaluate them, and write scores, paired tests, predictions and panels.
 
-    Several processes share the batches (`Stage.in_processes`); only the first one writes.
+    Several processes share the batches (`Stage.in_processes`), and only rank 0 writes.
 
     Raises:
-        LeftToFirst: in the others.
+        LeftToFirst: in all processes but the first.
     """
     precision = config.precision if isinstance(config, EncodedEvaluation) else "fp32"
 
@@ -100,16 +100,17 @@ def report_models(
 
     Args:
         config: the evaluation.
-        ctx: of the running stage.
-        load: returns the model of a name and an artifact on a device.
-        evaluate: evaluates models by name; several processes share what it computes.
+        ctx: context of the running stage.
+        load: loads a model from a name, an artifact and a device.
+        evaluate: evaluates models by name. Several processes may share its computations.
 
     Raises:
         LeftToFirst: in all processes but the first.
     """
     checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
     with distributed(config.runtime) as world, sharing(world):
-        evaluated = evaluate({name: load(name, one, world.device) for name, one in checkpoints.items()})
+        models = {name: load(name, checkpoint, world.device) for name, checkpoint in checkpoints.items()}
+        evaluated = evaluate(models)
         leave_to_first()
         return write_report(config, ctx, evaluated, checkpoints)
 
@@ -120,22 +121,23 @@ def write_report(
     evaluated: Evaluated,
     checkpoints: Mapping[str, Artifact],
 ) -> Report:
-    """Write an evaluation's results into `ctx.directory`; the first model is the baseline of the paired tests.
+    """Write the results of an evaluation into `ctx.directory`. The first model is the baseline of the paired tests.
 
     Args:
         config: names the dataset, the task and the resizing.
-        ctx: of the running stage.
+        ctx: context of the running stage.
         evaluated: results by the model's name, all on the same items in the same order.
-        checkpoints: the models' artifacts by the same names; a model of which only predictions are given has none.
+        checkpoints: the models' artifacts by the same names. A model given only by its predictions has none.
     """
     results, dataset, task = evaluated.results, short_name(config.data), config.task_name
-    metrics = [to_metric(score, model=name) for name, result in results.items() for score in result.scores]
+    scores = [(name, score) for name, result in results.items() for score in result.scores]
+    metrics = [to_metric(score, model=name) for name, score in scores]
     comparisons = _against_the_first(results)
     _write_predictions(ctx.directory, results)
-    write_items(ctx.directory, ((name, score) for name, result in results.items() for score in result.scores))
+    write_items(ctx.directory, scores)
     for name in results:
-        own = [metric for metric in metrics if metric.model == name]
-        record = _record(config, evaluated, name, own, checkpoints.get(name))
+        metrics_of_model = [metric for metric in metrics if metric.model == name]
+        record = _record(config, evaluated, name, metrics_of_model, checkpoints.get(name))
         file = ctx.directory / "results" / f"{dataset}_{name}_{task}.json"
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -144,15 +146,15 @@ def write_report(
 
 def _against_the_first(results: Mapping[str, ModelResult]) -> list[Comparison]:
     (baseline, first), *others = results.items()
-    return [
-        compare(before, after, baseline=baseline, model=name)
-        for name, result in others
-        for before, after in zip(first.scores, result.scores, strict=True)
-    ]
+    comparisons = []
+    for name, result in others:
+        for before, after in zip(first.scores, result.scores, strict=True):
+            comparisons.append(compare(before, after, baseline=baseline, model=name))
+    return comparisons
 
 
 def _write_predictions(directory: Path, results: Mapping[str, ModelResult]) -> None:
-    """Write one parquet file per table: the models' rows one after another, with the model's name first."""
+    """Write one Parquet file per table, with the rows of one model after the other and the model's name first."""
     for table in next(iter(results.values())).predictions:
         parts = []
         for model, result in results.items():
@@ -170,9 +172,9 @@ def _record(
     metrics: Sequence[Metric],
     checkpoint: Artifact | None,
 ) -> dict[str, Any]:
-    """Return CLIP_benchmark's record, which its tools read, with what makes the number traceable added.
+    """Build the record that the tools of CLIP_benchmark read, plus hashes and versions that make it traceable.
 
-    Times are in the manifest instead: this file is equal bit for bit however often and wherever the stage runs.
+    Times are in the manifest instead, so that repeated runs of the stage write the same bytes.
     """
     facts = checkpoint.model_dump() if checkpoint else {}
     return {

@@ -1,10 +1,9 @@
-"""A cache of image features in the dataset's own folder: one evaluation writes it, the next reads it.
+"""A cache of image features in the folder of the dataset: one evaluation writes it, the next one reads it.
 
-    DATA/features/<key>.npz   numbers (N,) of the samples, ascending; their digests (N, 32); unit vectors (N, D)
+    DATA/features/<key>.npz   numbers of the samples (N,), ascending, their digests (N, 32), unit vectors (N, D)
 
-The key covers the weights, the preprocessing, and sizes and times of the image files (a dataset in the store holds
-only their addresses), so an entry is never out of date. Writing is best effort: where it fails, features are computed
-again.
+The key covers the weights, the preprocessing, and the sizes and times of the image files (a dataset in the store has
+only their addresses), so an entry is never out of date. If writing fails, features are computed again.
 """
 
 # N images, D width
@@ -26,7 +25,7 @@ from vfm.storage.publishing import new_file
 from vfm.train.parallel.sharing import without_values
 
 FOLDER = "features"
-PUBLISHED = "manifest.json"  # every dataset in the store has one; a dataset without it may still change
+PUBLISHED = "manifest.json"  # every dataset in the store has one, and a dataset without it may still change
 
 
 def _no_numbers() -> NDArray[np.int64]:
@@ -35,7 +34,7 @@ def _no_numbers() -> NDArray[np.int64]:
 
 @dataclass
 class FeatureCache:
-    """Cached features of a dataset by one model, and their file; without a file nothing is stored."""
+    """Cached features of a dataset by one model, and their file. Without a file nothing is stored."""
 
     file: Path | None = None
     numbers: NDArray[np.int64] = field(default_factory=_no_numbers)
@@ -44,19 +43,20 @@ class FeatureCache:
 
     @classmethod
     def of(cls, source: Source, key: str) -> FeatureCache:
-        """Read the cache of a dataset in the store; `key` identifies the model, empty: cache nothing."""
+        """Read the cache of a dataset in the store. `key` identifies the model. With an empty key, cache nothing."""
         folder = source.subset or source.directory
-        if not key or not any((place / PUBLISHED).is_file() for place in (folder, folder.parent)):
+        is_published = any((parent / PUBLISHED).is_file() for parent in (folder, folder.parent))
+        if not key or not is_published:
             return cls()
         file = folder / FOLDER / f"{key}-{source.index.state()[:16]}.npz"
         # A missing file, or one torn by a full disk, is an empty cache; zip and numpy raise errors of many types on it.
         with suppress(Exception), file.open("rb") as stream:
-            found = np.load(stream, allow_pickle=False)
-            return cls(file, found["numbers"], found["digests"], torch.from_numpy(found["vectors"]))
+            arrays = np.load(stream, allow_pickle=False)
+            return cls(file, arrays["numbers"], arrays["digests"], torch.from_numpy(arrays["vectors"]))
         return cls(file)
 
     def without_values(self) -> FeatureCache:
-        """Return the same cache for a process that only has to know what is cached."""
+        """Copy the cache for a process that only needs to know which samples are cached."""
         return FeatureCache(None, self.numbers, self.digests, without_values(self.vectors))
 
     def update(self, numbers: Sequence[int], digests: Sequence[bytes], vectors: Tensor) -> None:
@@ -72,11 +72,11 @@ class FeatureCache:
                 self._save(self.file)
 
     def rows(self, numbers: Sequence[int]) -> Tensor:
-        """Return the vectors of cached samples, (N, D)."""
+        """Look up the vectors of cached samples, (N, D)."""
         return self.vectors[torch.from_numpy(np.searchsorted(self.numbers, numbers))]
 
     def digest(self, number: int) -> bytes:
-        """Return the hash of a cached sample's image and texts (`item_digest`)."""
+        """Look up the hash of a cached sample's image and texts (`item_digest`)."""
         return bytes(self.digests[np.searchsorted(self.numbers, number)])
 
     def _save(self, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""Features of a dataset's images by several models at once: each image is read and decoded once."""
+"""Features of a dataset's images by several models at once, so that each image is read and decoded once."""
 
 # N images, D width
 
@@ -34,12 +34,12 @@ from vfm.train.parallel.sharing import (
     without_values,
 )
 
-Place = tuple[int, tuple[Sample, bytes] | BadSample]
-"""The number of a sample with the sample, without its image, and its digest; or why it is bad."""
+NumberedItem = tuple[int, tuple[Sample, bytes] | BadSample]
+"""The number of a sample, with the sample without its image and its digest, or with the reason why it is bad."""
 Features = dict[str, tuple[list[int], Tensor]]
 """By model, the numbers of samples and their features."""
 Decoded = tuple[Sample, Any, bytes] | BadSample
-"""A sample, its image (PIL, or resized for models that have a `Preprocess`), and its digest; or why it is bad."""
+"""A sample, its image (PIL, or resized for models with a `Preprocess`), and its digest, or why it is bad."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Encoded:
     """The usable samples of a dataset, in its order, and the features of their images.
 
     numbers: index of each sample in the dataset, to read its image again.
-    samples: without their images.
-    digests: hash of each sample, image included (`item_digest`).
-    features: by the model's name, (N, D).
+    samples: the samples without their images.
+    digests: hash of each sample, including its image (`item_digest`).
+    features: features by the model's name, (N, D).
     """
 
     numbers: list[int]
@@ -77,40 +77,42 @@ def encode_dataset(
     check: Callable[[Sample], None] = lambda sample: None,
     files: Mapping[str, RowFile] | None = None,
 ) -> Encoded:
-    """Encode all images of a dataset; bad samples are skipped, counted and reported.
+    """Encode all images of a dataset. Bad samples are skipped, counted and reported.
 
-    Several processes that share an evaluation encode a part each; the first one gets all features, the others tensors
-    of their shape without values (`leave_to_first`). Features that an earlier evaluation has cached for all models are
-    read from the cache (`FeatureCache`).
+    If several processes share the evaluation, each encodes a part. Rank 0 gets all features, the others get tensors
+    of the same shape without values (`leave_to_first`). Features that an earlier evaluation has cached for all models
+    are read from the cache (`FeatureCache`).
 
     Args:
-        ctx: takes progress and bad samples.
+        ctx: receives progress and bad samples.
         source: the dataset.
-        encoders: models by name; all get the same images.
-        reading: how to read.
-        check: raises BadSample for a sample that this evaluation cannot use (no caption in its language).
-        files: by the model's name, where features in half precision are written, in the order of the dataset; those
-            that are returned have no columns.
+        encoders: models by name. All get the same images.
+        reading: batch size, threads and tolerated bad samples.
+        check: raises BadSample for a sample that this evaluation cannot use, such as one without a caption in its
+            language.
+        files: by the model's name, files for features in half precision, in the order of the dataset. The returned
+            features then have no columns.
 
     Raises:
-        UserError: too many bad samples, or no good one; or a feature is not finite.
+        UserError: too many samples are bad, or a feature is not finite.
     """
     caches = _caches(source, encoders)
     cached = {name: set(cache.numbers.tolist()) for name, cache in caches.items()}
     cached_by_all = set.intersection(*cached.values()) if cached else set()
     first = next(iter(caches.values()), FeatureCache())
-    found: dict[int, tuple[Sample, bytes]] = {}
+    good: dict[int, tuple[Sample, bytes]] = {}
     bad = BadSamples(ctx)
     for number in sorted(cached_by_all):
         try:
-            check(sample := source.facts(number))
-            found[number] = (sample, first.digest(number))
+            sample = source.facts(number)
+            check(sample)
+            good[number] = (sample, first.digest(number))
         except BadSample as problem:
             bad.skip(problem, source.where(number))
     new: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in encoders}
     missing = [number for number in range(len(source)) if number not in cached_by_all]
-    own = [number for batch in own_share(in_batches(missing, reading.batch_size)) for number in batch]
-    decoded = decoded_batches(source, reading, check, own, fits=preprocesses(encoders.values()))
+    share = [number for batch in own_share(in_batches(missing, reading.batch_size)) for number in batch]
+    decoded = decoded_batches(source, reading, check, share, fits=preprocesses(encoders.values()))
     encoded = (_encode(batch, encoders, cached, reading.batch_size) for batch in decoded)
     seen = len(cached_by_all)
     for items, features_of_batch in of_all(encoded, for_others=_for_others, at_once=1 if files else AT_ONCE):
@@ -118,7 +120,7 @@ def encode_dataset(
             if isinstance(item, BadSample):
                 bad.skip(item, source.where(number))
             else:
-                found[number] = item
+                good[number] = item
         for name, part in features_of_batch.items():
             new[name].append(_write(files[name], *part) if files else part)
         seen += len(items)
@@ -127,25 +129,32 @@ def encode_dataset(
     for name, parts in new.items():
         if parts:
             new_numbers = [number for part, _ in parts for number in part]
-            caches[name].update(new_numbers, [found[n][1] for n in new_numbers], torch.cat([part for _, part in parts]))
-    numbers = sorted(found)
+            digests = [good[number][1] for number in new_numbers]
+            caches[name].update(new_numbers, digests, torch.cat([part for _, part in parts]))
+    numbers = sorted(good)
     features = {name: cache.rows(numbers) for name, cache in caches.items()}
 
-    def check_rows() -> None:  # cached ones too, which an older version may have stored unchecked
+    def check_rows() -> None:  # also of cached features, which an older version may have stored unchecked
         for name, rows in features.items():
-            check_finite(rows, name, [found[n][0].key for n in numbers])
+            check_finite(rows, name, [good[n][0].key for n in numbers])
 
     of_first(check_rows)
-    return Encoded(numbers, [found[n][0] for n in numbers], [found[n][1] for n in numbers], features)
+    return Encoded(numbers, [good[n][0] for n in numbers], [good[n][1] for n in numbers], features)
 
 
 def _caches(source: Source, encoders: Mapping[str, ImageEncoder]) -> dict[str, FeatureCache]:
-    """Return the cached features of each model, as the first process finds them."""
+    """Read the cached features of each model in the first process, and share which ones exist."""
 
     def read() -> dict[str, FeatureCache]:
-        return {name: FeatureCache.of(source, getattr(one, "features_key", "")) for name, one in encoders.items()}
+        caches = {}
+        for name, encoder in encoders.items():
+            caches[name] = FeatureCache.of(source, getattr(encoder, "features_key", ""))
+        return caches
 
-    return of_first(read, for_others=lambda found: {name: cache.without_values() for name, cache in found.items()})
+    def without_values_of(caches: dict[str, FeatureCache]) -> dict[str, FeatureCache]:
+        return {name: cache.without_values() for name, cache in caches.items()}
+
+    return of_first(read, for_others=without_values_of)
 
 
 def _encode(
@@ -153,8 +162,8 @@ def _encode(
     encoders: Mapping[str, ImageEncoder],
     cached: Mapping[str, set[int]],
     batch_size: int,
-) -> tuple[list[Place], Features]:
-    """Return a batch's samples, without their images, and by model the features that are not cached yet.
+) -> tuple[list[NumberedItem], Features]:
+    """Encode the images of a batch that are not cached yet; return its samples without images, and the features.
 
     Raises:
         UserError: a feature is not finite.
@@ -162,19 +171,23 @@ def _encode(
     good = {number: item for number, item in batch if not isinstance(item, BadSample)}
     features = {}
     for name, encoder in encoders.items():
-        if images := {number: image for number, (_, image, _) in good.items() if number not in cached[name]}:
+        images = {number: image for number, (_, image, _) in good.items() if number not in cached[name]}
+        if images:
             part = encoder.encode_images(list(images.values()), batch_size)
             check_finite(part, name, [good[number][0].key for number in images])
             features[name] = (list(images), part)
-    # The image files of all batches would not fit in memory.
-    items = [
-        (number, item if isinstance(item, BadSample) else (replace(item[0], image=b""), item[2]))
-        for number, item in batch
-    ]
+    items: list[NumberedItem] = []
+    for number, item in batch:
+        if isinstance(item, BadSample):
+            items.append((number, item))
+        else:
+            sample, _, digest = item
+            # The image files of all batches would not fit in memory.
+            items.append((number, (replace(sample, image=b""), digest)))
     return items, features
 
 
-def _for_others(encoded: tuple[list[Place], Features]) -> tuple[list[Place], Features]:
+def _for_others(encoded: tuple[list[NumberedItem], Features]) -> tuple[list[NumberedItem], Features]:
     items, features = encoded
     return items, {name: (numbers, without_values(part)) for name, (numbers, part) in features.items()}
 
@@ -192,7 +205,7 @@ def encode_labeled(
     reading: ReadSettings,
     files: Mapping[str, RowFile] | None = None,
 ) -> Encoded:
-    """Encode all images of a labelled dataset, as `encode_dataset`; a sample without a label is a bad one."""
+    """Encode all images of a labelled dataset with `encode_dataset`. A sample without a label is a bad one."""
 
     def check(sample: Sample) -> None:
         if sample.label is None:
@@ -202,7 +215,7 @@ def encode_labeled(
 
 
 def preprocesses(encoders: Iterable[ImageEncoder]) -> frozenset[Preprocess]:
-    """Return how images are resized for models, none if one of them wants the images themselves."""
+    """Collect how images are resized for models. The set is empty if any model needs the images themselves."""
     models = list(encoders)
     if all(isinstance(model, ClipModel | PooledVision) for model in models):
         return frozenset(model.preprocess for model in models if isinstance(model, ClipModel | PooledVision))
@@ -217,7 +230,7 @@ def decoded_batches(
     *,
     fits: frozenset[Preprocess] = frozenset(),
 ) -> Iterator[list[tuple[int, Decoded]]]:
-    """Yield batches of (number, (sample, image, digest)) of all samples, or of `numbers`.
+    """Yield batches of (number, (sample, image, digest)) for all samples, or for `numbers`.
 
     The next batch is decoded while the caller works on the current one, and resized where `fits` says how.
     """

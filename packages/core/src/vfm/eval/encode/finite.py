@@ -1,4 +1,4 @@
-"""Refusal of a model's outputs that are not finite: a number computed from them would mean nothing."""
+"""Check that the outputs of a model are finite, since a score computed from other values would be meaningless."""
 
 # N items
 
@@ -11,19 +11,19 @@ import torch
 
 from vfm.base import UserError
 
-MAX_CHARACTERS = 200  # of a text that a message names
+MAX_CHARACTERS = 200  # of a text in the error message
 
 
 def check_finite(values: Any, model: str, names: Sequence[str]) -> None:
     """Check that a model's outputs are finite.
 
     Args:
-        values: features, logits or scores of N items, a tensor or an array, (N, ...).
+        values: features, logits or scores of N items, as a tensor or an array, (N, ...).
         model: name of the model.
         names: names of the items, for the message.
 
     Raises:
-        UserError: an output is NaN or infinite; the line has the model and the first such item.
+        UserError: an output is NaN or infinite. The message names the model and the first such item.
     """
     finite = torch.isfinite(torch.as_tensor(values))
     finite = finite.flatten(1).all(dim=1) if finite.ndim > 1 else finite

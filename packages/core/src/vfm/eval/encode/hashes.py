@@ -1,4 +1,4 @@
-"""Hashes that make a number traceable: of the evaluated items, and of the checkpoint."""
+"""Hashes of the evaluated items and of the checkpoint, which make a score traceable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vfm.interfaces import Artifact
 
 
 def item_digest(facts: Any, images: Sequence[bytes]) -> bytes:
-    """Return the sha256 of one item: its facts (key, texts, label: anything JSON can hold) and its image files."""
+    """Hash one item with sha256: its facts (key, texts, label; anything that JSON can hold) and its image files."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for image in images:
         digest.update(hashlib.sha256(image).digest())
@@ -21,7 +21,7 @@ def item_digest(facts: Any, images: Sequence[bytes]) -> bytes:
 
 
 def data_hash(dataset: Artifact, digests: Iterable[bytes]) -> str:
-    """Return the sha256 of a dataset's own facts and of its evaluated items, in their order."""
+    """Hash the metadata of a dataset and its evaluated items, in order, with sha256."""
     digest = hashlib.sha256(dataset.model_dump_json().encode())
     for item in digests:
         digest.update(item)
@@ -29,9 +29,9 @@ def data_hash(dataset: Artifact, digests: Iterable[bytes]) -> str:
 
 
 def checkpoint_hash(checkpoint: Artifact) -> str:
-    """Return the sha256 of a checkpoint's weights and configuration files, also in its folders, sorted by name.
+    """Hash the weights and configuration files of a checkpoint with sha256, including subfolders, sorted by name.
 
-    The configuration counts since other normalisation of images changes every result.
+    The configuration is included because a different normalisation of images changes every result.
     """
     digest = hashlib.sha256()
     for pattern in ("*.safetensors", "*config.json"):
@@ -43,6 +43,6 @@ def checkpoint_hash(checkpoint: Artifact) -> str:
 
 @lru_cache(1024)
 def _file_hash(file: Path, size: int, mtime: int) -> bytes:
-    """Return the sha256 of a file; cached by size and time, since every evaluation of a run needs it."""
+    """Hash a file with sha256. The hash is cached by size and time, since every evaluation in a run needs it."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()

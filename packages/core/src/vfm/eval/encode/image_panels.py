@@ -1,4 +1,4 @@
-"""Sheets of images for the report, such as what a model found, what it missed, and what differs between two models."""
+"""Sheets of images for the report, such as hits and misses of a model, or differences between two models."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import Image
 
 from vfm.interfaces import ImagesPanel, PanelImage
 
-SIDE = 256  # pixels of the longer side on disk, at most
-WIDTH = 128  # CSS pixels on the page: six in a row
+SIDE = 256  # most pixels of the longer side on disk
+WIDTH = 128  # CSS pixels on the page, where six images fit in a row
 
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image, the text under it, and whether the model is right on it, if it is an answer."""
+    """An image, the text under it, and whether the model answered it correctly, None if it is no answer."""
 
     image: Image.Image
     caption: str
@@ -28,26 +28,26 @@ class CaptionedImage:
 def images_panel(
     directory: Path, slug: str, title: str, images: Iterable[CaptionedImage], *, order: int, note: str = ""
 ) -> ImagesPanel:
-    """Write small copies of the images into `directory/pictures/`, and return their panel."""
+    """Write small copies of the images into `directory/pictures/`, and build their panel."""
     folder = directory / "pictures"
     folder.mkdir(exist_ok=True)
-    pictures = []
+    entries = []
     for number, item in enumerate(images):
         small = item.image.convert("RGB")
         small.thumbnail((SIDE, SIDE))
         file = folder / f"{slug}-{number:02d}.jpg"
         small.save(file, quality=88)
-        pictures.append(PanelImage(file=str(file.relative_to(directory)), caption=item.caption, right=item.right))
-    return ImagesPanel(title=title, note=note, order=order, pictures=pictures, width=WIDTH)
+        entries.append(PanelImage(file=str(file.relative_to(directory)), caption=item.caption, right=item.right))
+    return ImagesPanel(title=title, note=note, order=order, pictures=entries, width=WIDTH)
 
 
-def first_of_each(places: NDArray[np.int64], groups: NDArray[np.int64], count: int) -> list[int]:
-    """Return the first places whose items are of different groups, such as one image of each class.
+def first_of_each(indices: NDArray[np.int64], groups: NDArray[np.int64], count: int) -> list[int]:
+    """Select the first item of each group, such as one image of each class.
 
     Args:
-        places: indices of items, in the order of interest.
+        indices: indices of items, in the order of interest.
         groups: group of each item, (N,).
-        count: number of places to return, at most.
+        count: largest number of items to select.
     """
-    _, first = np.unique(groups[places], return_index=True)
-    return [int(place) for place in places[np.sort(first)[:count]]]
+    _, first = np.unique(groups[indices], return_index=True)
+    return [int(index) for index in indices[np.sort(first)[:count]]]

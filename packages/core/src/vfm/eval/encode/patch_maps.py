@@ -1,6 +1,6 @@
-"""Maps of an encoder's patches, to look at: principal components as colours, similarity to the image, attention.
+"""Visual maps of an encoder's patches: principal components as colours, similarity to the image, attention.
 
-Source: the colouring by principal components is that of Oquab et al. 2023, DINOv2 (arXiv:2304.07193), figure 1.
+Source: the colouring by principal components follows Oquab et al. 2023, DINOv2 (arXiv:2304.07193), figure 1.
 """
 
 # B images, N patches, D width, S side of the image
@@ -35,24 +35,24 @@ from vfm.models import (
     vision_tower,
 )
 
-MAP_SIDE = 96  # pixels of one map at least
+MAP_SIDE = 96  # fewest pixels of one map
 MAP_GAP = 8  # pixels between maps
 LABEL_TEXT, LABEL_HEIGHT = 13, 20  # pixels, of the names above the maps
-NUM_PICTURES = 9
+NUM_IMAGES = 9
 CUT = (0.02, 0.98)  # quantiles that become the ends of the colour scale, so that outliers do not flatten the rest
 
 
 @dataclass(frozen=True)
 class PatchMaps:
-    """One image as the model gets it, and its maps, uint8 (S', S', 3) each."""
+    """One preprocessed image and its maps, uint8 (S', S', 3) each."""
 
     image: NDArray[np.uint8]
     components: NDArray[np.uint8]
     similarity: NDArray[np.uint8]
-    attention: NDArray[np.uint8] | None  # None: the model's layers expose none
+    attention: NDArray[np.uint8] | None  # None if the layers of the model do not expose attention
 
     def sheet(self) -> NDArray[np.uint8]:
-        """Return all side by side, each under its name."""
+        """Join the image and all maps side by side, each under its name."""
         parts = {
             "image": self.image,
             "components": self.components,
@@ -62,18 +62,18 @@ class PatchMaps:
         return side_by_side(*(labelled(part, name) for name, part in parts.items() if part is not None))
 
 
-def enlarge(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Enlarge an image (S, S, 3) by an integer factor to at least `MAP_SIDE` pixels, so that small ones can be seen."""
-    factor = -(-MAP_SIDE // len(picture))
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+def enlarge(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Enlarge an image (S, S, 3) by an integer factor to at least `MAP_SIDE` pixels, so that details are visible."""
+    factor = -(-MAP_SIDE // len(image))
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def labelled(picture: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
-    """Return an image (S, S, 3) under a white strip with its name, (S + LABEL_HEIGHT, S, 3)."""
-    strip = Image.new("RGB", (picture.shape[1], LABEL_HEIGHT), "white")
+def labelled(image: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+    """Add a white strip with the name above an image (S, S, 3), which gives (S + LABEL_HEIGHT, S, 3)."""
+    strip = Image.new("RGB", (image.shape[1], LABEL_HEIGHT), "white")
     font = ImageFont.load_default(size=LABEL_TEXT)
-    ImageDraw.Draw(strip).text((picture.shape[1] / 2, LABEL_HEIGHT / 2), name, fill="black", font=font, anchor="mm")
-    return np.concatenate([np.asarray(strip), picture])
+    ImageDraw.Draw(strip).text((image.shape[1] / 2, LABEL_HEIGHT / 2), name, fill="black", font=font, anchor="mm")
+    return np.concatenate([np.asarray(strip), image])
 
 
 def side_by_side(*parts: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -83,16 +83,16 @@ def side_by_side(*parts: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def component_colours(features: Tensor) -> Tensor:
-    """Return the first three principal components of patches as red, green and blue.
+    """Map the first three principal components of patches to red, green and blue.
 
-    All images share the components, so a colour means the same in all of them. The sign of a component is arbitrary: it
-    is chosen so that the largest weight is positive.
+    All images share the components, so a colour has the same meaning in all of them. The sign of a component is
+    arbitrary, so it is chosen such that the largest weight is positive.
 
     Args:
         features: (B, N, D).
 
     Returns:
-        (B, N, 3), 0 to 1; features of fewer than three directions leave the rest at 0.5.
+        Colours from 0 to 1, (B, N, 3). Features with fewer than three directions leave the other channels at 0.5.
     """
     flat = features.flatten(0, 1).double()
     centred = flat - flat.mean(dim=0)
@@ -107,9 +107,9 @@ def component_colours(features: Tensor) -> Tensor:
 
 
 def similarity_maps(image_features: Tensor, patch_tokens: Tensor) -> Tensor:
-    """Return the cosine of each patch with the feature of the whole image, stretched to 0..1 per image.
+    """Compute the cosine of each patch with the feature of the whole image, stretched to 0..1 per image.
 
-    Unlike attention it exists for any pooling; a similar patch need not have contributed to the feature.
+    Unlike attention it exists for any pooling, but a similar patch need not have contributed to the feature.
 
     Args:
         image_features: (B, D).
@@ -126,12 +126,12 @@ def similarity_maps(image_features: Tensor, patch_tokens: Tensor) -> Tensor:
 def compute_patch_maps(
     encoder: Any, images: Sequence[Image.Image], names: Sequence[str] = (), model_name: str = "the model"
 ) -> list[PatchMaps]:
-    """Compute the maps of a few images, which share their colours.
+    """Compute the maps of a few images, with the same colours for all.
 
     Args:
         encoder: a `ClipModel` or `PooledVision`.
         images: RGB, of any size.
-        names: names of the images, for the error; default: their numbers.
+        names: names of the images, for the error; default: consecutive numbers.
         model_name: name of the model, for the error.
 
     Raises:
@@ -154,26 +154,27 @@ def compute_patch_maps(
 
     magma = colormaps["magma"]
     views = []
-    for number, picture in enumerate(fitted):
-        shown = enlarge(picture.numpy())
-        maps = [colours[number].numpy(), *(magma(heat[number].numpy())[:, :3] for heat in heats)]
+    for number, image in enumerate(fitted):
+        shown = enlarge(image.numpy())
+        maps = [colours[number].numpy()]
+        maps += [magma(heat[number].numpy())[:, :3] for heat in heats]
         flat = [(255 * values).round().astype(np.uint8) for values in maps]
         parts = [_on_pixels(values, tower.grid, len(shown)) for values in flat]
         views.append(PatchMaps(shown, parts[0], parts[1], parts[2] if attention else None))
     return views
 
 
-def pca_sheet(encoder: Any, source: Source, directory: Path, *, num_pictures: int = NUM_PICTURES) -> ImagesPanel:
-    """Write the first usable images of a dataset with their maps into `directory/pictures`, and return their panel."""
-    shown = list(_first(source, num_pictures))
+def pca_sheet(encoder: Any, source: Source, directory: Path, *, num_images: int = NUM_IMAGES) -> ImagesPanel:
+    """Write the first usable images of a dataset with their maps into `directory/pictures`, and build their panel."""
+    shown = list(_first(source, num_images))
     folder = directory / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = []
+    entries = []
     views = compute_patch_maps(encoder, [image for _, image in shown], [key for key, _ in shown]) if shown else []
     for number, view in enumerate(views):
         file = f"pictures/semantic-{number}.png"
         Image.fromarray(view.sheet()).save(directory / file)
-        pictures.append(PanelImage(file=file, caption=shown[number][0]))
+        entries.append(PanelImage(file=file, caption=shown[number][0]))
     note = (
         "Each image as the model gets it; its patches coloured by the first three principal components of their "
         "features, which all images share; the similarity of each patch to the feature of the whole image"
@@ -183,12 +184,12 @@ def pca_sheet(encoder: Any, source: Source, directory: Path, *, num_pictures: in
         "; and the attention of the last block's class token, or else of the patches on average." if attends else "."
     )
     width = (3 + attends) * (MAP_SIDE + MAP_GAP) - MAP_GAP
-    return ImagesPanel(title="Maps of the patches", note=note, order=45, pictures=pictures, width=width)
+    return ImagesPanel(title="Maps of the patches", note=note, order=45, pictures=entries, width=width)
 
 
-def _first(source: Source, num_pictures: int) -> Iterator[tuple[str, Image.Image]]:
-    found = (decoded for number in range(len(source)) if (decoded := _decoded(source, number)))
-    return islice(found, num_pictures)
+def _first(source: Source, num_images: int) -> Iterator[tuple[str, Image.Image]]:
+    decoded = (_decoded(source, number) for number in range(len(source)))
+    return islice((item for item in decoded if item), num_images)
 
 
 def _decoded(source: Source, number: int) -> tuple[str, Image.Image] | None:
@@ -200,7 +201,10 @@ def _decoded(source: Source, number: int) -> tuple[str, Image.Image] | None:
 
 
 def _image_and_patches(model: Any, pixels: Tensor, features: Tensor, *, projected: bool) -> tuple[Tensor, Tensor]:
-    """Return the feature of the image and those of its patches in one space; the mean of the patches if they differ."""
+    """Compute the features of the image and of its patches in one space.
+
+    If the model has no common space, the mean of the patches replaces the feature of the image.
+    """
     try:
         return cls_and_patch_tokens(model, pixels, projected=projected)
     except UserError:
@@ -208,7 +212,7 @@ def _image_and_patches(model: Any, pixels: Tensor, features: Tensor, *, projecte
 
 
 def _attention(model: Any, pixels: Tensor, num_patches: int) -> list[Tensor]:
-    """Return the last block's attention, (B, N), scaled to a maximum of 1 per image; [] if the layers expose none."""
+    """Compute the attention in the last block, (B, N), scaled to a maximum of 1 per image; [] if it is not exposed."""
     try:
         attention = attention_map(attention_weights(model, pixels), num_patches).float().cpu()
     except UserError:
@@ -223,7 +227,7 @@ def _stretched(values: Tensor) -> Tensor:
 
 
 def _on_pixels(flat: NDArray[np.uint8], grid: tuple[int, int], side: int) -> NDArray[np.uint8]:
-    """Return the values of patches, (N, 3), as an image (side, side, 3), each patch in one colour."""
+    """Paint the values of patches, (N, 3), on an image (side, side, 3), with one colour per patch."""
     rows, columns = (np.arange(side) * count // side for count in grid)
     shown: NDArray[np.uint8] = flat.reshape(*grid, 3)[rows[:, None], columns]
     return shown

@@ -1,4 +1,4 @@
-"""Rank of the best right item of each query, in bounded memory; zero-shot and retrieval count hits with it."""
+"""Rank of the best correct item of each query, in bounded memory, for zero-shot classification and retrieval."""
 
 # N queries, M items, D width
 
@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-MAX_SCORES = 16_000_000  # scores held at once: 64 MB in fp32, three times that while ranks are counted
+MAX_SCORES = 16_000_000  # scores held at once: 64 MB in fp32, three times as much while ranks are counted
 
 
 def tie_width(width: int) -> float:
-    """Return the difference below which two fp32 cosines of `width` terms tie.
+    """Compute the difference below which two fp32 cosines of `width` terms tie.
 
-    The order of summation in a dot product depends on the device, the library and the block, and changes the result by
-    about eps * sqrt(width); without a tolerance it would decide the ranks of duplicates and of a collapsed model.
+    The order of summation in a dot product depends on the device, the library and the block, and changes the result
+    by about eps * sqrt(width). Without a tolerance it would decide the ranks of duplicates and of a collapsed model.
     """
     return float(torch.finfo(torch.float32).eps * math.sqrt(width))
 
@@ -33,21 +33,21 @@ def row_blocks(num_rows: int, num_columns: int, max_scores: int = MAX_SCORES) ->
 def best_ranks(
     queries: Tensor, items: Tensor, query_groups: Tensor, item_groups: Tensor, *, max_scores: int = MAX_SCORES
 ) -> NDArray[np.int64]:
-    """Count the wrong items that score at least as high as the best right one, for each query: 0 is a hit at 1.
+    """Count for each query the wrong items that score at least as high as its best correct item: 0 is a hit at 1.
 
-    An item is right for a query if both have the same group. Ties count against the query, so a model whose features
-    all collapsed onto one point scores 0; a query with a NaN score is ranked last. The (N, M) score matrix is never
-    held: memory is a few times `max_scores` numbers.
+    An item is correct for a query if both have the same group. Ties count against the query, so a model whose
+    features all collapsed onto one point scores 0. A query with a NaN score is ranked last. Memory is a few times
+    `max_scores` numbers, as the (N, M) score matrix is never held.
 
     Args:
         queries: unit vectors, (N, D).
         items: unit vectors, (M, D), on the same device.
         query_groups: (N,) integers.
         item_groups: (M,) integers.
-        max_scores: scores held at once.
+        max_scores: number of scores held at once.
 
     Returns:
-        (N,) ranks, counted from 0.
+        Ranks counted from 0, (N,).
 
     Raises:
         ValueError: a query has no right item.
@@ -60,22 +60,22 @@ def best_ranks(
         scores = queries[block] @ items.T  # (rows, M)
         right = query_groups[block, None] == item_groups[None]
         best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-        # "Not lower" and not "at least": a NaN on either side counts against the query.
+        # "Not lower" instead of "at least", so that a NaN on either side counts against the query.
         count = (~(scores < best - tie)).logical_and_(~right).sum(dim=1)
         ranks[block] = torch.where(best[:, 0].isnan(), len(items), count).cpu().numpy()
     return ranks
 
 
 def hits_at(ranks: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
-    """Return True for each query with a right item among its first `k`, (N,)."""
+    """Check for each query whether a correct item is among its first `k`, (N,)."""
     return ranks < k
 
 
 def label_ranks(scores: Tensor, labels: Tensor) -> NDArray[np.int64]:
     """Count the other classes that score at least as high as the true one, from scores (N, C) and labels (N,).
 
-    As in `best_ranks`, ties count against the model and an image with a NaN for its own class is ranked last.
+    As in `best_ranks`, ties count against the model, and an image with a NaN for its true class is ranked last.
     """
-    own = scores.gather(1, labels[:, None])  # (N, 1)
-    count = (~(scores < own)).sum(dim=1) - 1
-    return torch.where(own[:, 0].isnan(), scores.shape[1], count).cpu().numpy()
+    true_scores = scores.gather(1, labels[:, None])  # (N, 1)
+    count = (~(scores < true_scores)).sum(dim=1) - 1
+    return torch.where(true_scores[:, 0].isnan(), scores.shape[1], count).cpu().numpy()

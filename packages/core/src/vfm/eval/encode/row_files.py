@@ -1,4 +1,4 @@
-"""Temporary files of features in half precision, a row for each image, so that memory does not grow with the data."""
+"""Temporary files of features in half precision, one row per image, so that memory does not grow with the data."""
 
 # N images
 
@@ -18,21 +18,21 @@ from vfm.train.parallel.sharing import writes_files
 
 
 class RowFile:
-    """Rows of one shape in a file; the first append sets the shape."""
+    """Rows of one shape in a file. The first append sets the shape."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.shape: tuple[int, ...] = ()
 
     def append(self, rows: Tensor) -> None:
-        """Write rows, fp16 (N, ...); tensors without values (of a process that does not score) are left out."""
+        """Write rows, fp16 (N, ...). Tensors without values, in a process that does not score, are skipped."""
         self.shape = tuple(rows.shape[1:])
         if not rows.is_meta:
             with self.file.open("ab") as stream:
                 stream.write(rows.numpy().tobytes())
 
     def rows(self) -> Tensor:
-        """Return all rows, fp16 (N, ...), mapped from the file.
+        """Map all rows from the file, fp16 (N, ...).
 
         Raises:
             UserError: there is no row.
@@ -44,8 +44,9 @@ class RowFile:
 
 @contextmanager
 def row_files(folder: Path, names: Iterable[str]) -> Iterator[dict[str, RowFile]]:
-    """Open an empty file for each name, and remove the folder at the end; of several processes one writes."""
-    if writes := writes_files():
+    """Open an empty file for each name, and remove the folder at the end. Only one of several processes writes."""
+    writes = writes_files()
+    if writes:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     try:

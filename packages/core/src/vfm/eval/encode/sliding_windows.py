@@ -1,6 +1,6 @@
-"""Semantic scores of a picture of any size from square windows that overlap, at one scale or several.
+"""Semantic scores for an image of any size from overlapping square windows, at one or several scales.
 
-Sources: the windows of mmsegmentation's `slide` mode as EVA's configurations use it; scales and flips as in the papers.
+Sources: windows as in mmsegmentation's `slide` mode with EVA's configurations, scales and flips as in the papers.
 """
 
 # H, W height and width, S side of a window, K classes
@@ -8,6 +8,7 @@ Sources: the windows of mmsegmentation's `slide` mode as EVA's configurations us
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -17,72 +18,72 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CropLogits = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Scores of the classes for square crops: (B, S, S, 3) uint8 to (B, K, h, w)."""
+"""A function from square crops, uint8 (B, S, S, 3), to scores of the classes, (B, K, h, w)."""
 
 
 def window_starts(length: int, side: int, step: int) -> list[int]:
-    """Return where windows begin along a side: every `step` pixels, the last at the end; one on a short side."""
+    """Compute where windows begin along a side: every `step` pixels, the last at the end. A short side has one."""
     if length <= side:
         return [0]
     return [min(start, length - side) for start in range(0, length - side + step, step)]
 
 
-def slide(picture: NDArray[np.uint8], logits: CropLogits, side: int, step: int, batch_size: int) -> Tensor:
-    """Return the mean score of all windows that cover a pixel, (K, H, W).
+def slide(image: NDArray[np.uint8], logits: CropLogits, side: int, step: int, batch_size: int) -> Tensor:
+    """Average the scores of all windows that cover a pixel, (K, H, W).
 
     Args:
-        picture: (H, W, 3); a side shorter than a window is padded with zeros.
-        logits: of crops.
-        side: S.
-        step: between windows.
-        batch_size: crops per call.
+        image: (H, W, 3). A side shorter than a window is padded with zeros.
+        logits: computes scores for crops.
+        side: side of a window, S.
+        step: distance between windows in pixels.
+        batch_size: number of crops per call.
     """
-    padded = pad_to_window(picture, side)
+    padded = pad_to_window(image, side)
     places = window_places(padded.shape[:2], side, step)
     mean = WindowMean(padded.shape[:2], side)
     for start in range(0, len(places), batch_size):
         part = places[start : start + batch_size]
         crops = np.stack([padded[top : top + side, left : left + side] for top, left in part])
         mean.add(part, torch.from_numpy(logits(crops)))
-    return mean.scores()[:, : picture.shape[0], : picture.shape[1]]
+    return mean.scores()[:, : image.shape[0], : image.shape[1]]
 
 
-def pad_to_window(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Return a picture, (H, W, 3), whose sides are those of a window at least; zeros are added."""
-    height, width = picture.shape[:2]
-    return np.pad(picture, ((0, max(0, side - height)), (0, max(0, side - width)), (0, 0)))
+def pad_to_window(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Pad an image, (H, W, 3), with zeros so that no side is shorter than a window."""
+    height, width = image.shape[:2]
+    return np.pad(image, ((0, max(0, side - height)), (0, max(0, side - width)), (0, 0)))
 
 
 def window_places(size: tuple[int, ...], side: int, step: int) -> list[tuple[int, int]]:
-    """Return top and left of each window of a picture, (H, W)."""
-    return [(top, left) for top in window_starts(size[0], side, step) for left in window_starts(size[1], side, step)]
+    """List top and left of each window of an image, (H, W)."""
+    return list(product(window_starts(size[0], side, step), window_starts(size[1], side, step)))
 
 
 class WindowMean:
     """The mean score of all windows that cover a pixel."""
 
     def __init__(self, size: tuple[int, ...], side: int) -> None:
-        """Begin with no window.
+        """Start without windows.
 
         Args:
-            size: H and W.
-            side: S.
+            size: height and width of the image.
+            side: side of a window, S.
         """
         self.side = side
         self._total: Tensor | None = None
         self._count = torch.zeros(size[0], size[1])
 
     def add(self, places: Sequence[tuple[int, int]], scores: Tensor) -> None:
-        """Add the scores of windows, (B, K, h, w), which are enlarged to S (bilinear)."""
+        """Add the scores of windows, (B, K, h, w), which are enlarged to side S with bilinear interpolation."""
         enlarged = F.interpolate(scores, size=(self.side, self.side), mode="bilinear", align_corners=False)
         if self._total is None:
             self._total = enlarged.new_zeros(enlarged.shape[1], *self._count.shape)
-        for (top, left), one in zip(places, enlarged, strict=True):
-            self._total[:, top : top + self.side, left : left + self.side] += one
+        for (top, left), window in zip(places, enlarged, strict=True):
+            self._total[:, top : top + self.side, left : left + self.side] += window
             self._count[top : top + self.side, left : left + self.side] += 1
 
     def scores(self) -> Tensor:
-        """Return the mean, (K, H, W).
+        """Compute the mean, (K, H, W).
 
         Raises:
             ValueError: no window was added.
@@ -93,7 +94,7 @@ class WindowMean:
 
 
 def predict_labels(
-    picture: Image.Image,
+    image: Image.Image,
     logits: CropLogits,
     side: int,
     *,
@@ -102,15 +103,15 @@ def predict_labels(
     flip: bool = False,
     batch_size: int = 8,
 ) -> NDArray[np.int64]:
-    """Return the class of each pixel: the largest mean probability over scales and flips, (H, W).
+    """Predict the class of each pixel, (H, W), from the largest mean probability over scales and flips.
 
-    At scale 1 the shorter side of the picture is that of a window.
+    At scale 1 the shorter side of the image is as long as a window.
     """
-    size = (picture.height, picture.width)
+    size = (image.height, image.width)
     total: Tensor | float = 0.0
     for scale in scales:
         factor = scale * side / min(size)
-        resized = picture.resize(
+        resized = image.resize(
             (max(1, round(factor * size[1])), max(1, round(factor * size[0]))), Image.Resampling.BILINEAR
         )
         for mirrored in (False, True) if flip else (False,):

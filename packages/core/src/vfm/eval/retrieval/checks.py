@@ -1,4 +1,4 @@
-"""The check of `eval.retrieval` before a run, without torch."""
+"""The check of `eval.retrieval` before a run. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from vfm.interfaces import Preflight
 
 
 def check_retrieval(config: Retrieval, ctx: Preflight) -> None:
-    """Check the language where the dataset exists."""
-    if data := ctx.artifact(config.data):
+    """Check that the dataset has the configured language, if the dataset already exists."""
+    data = ctx.artifact(config.data)
+    if data:
         data.check_languages([config.language], config.data)

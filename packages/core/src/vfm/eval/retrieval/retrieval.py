@@ -1,4 +1,4 @@
-"""Retrieval both ways: recall at k, and the best and worst queries as images."""
+"""Image-text retrieval in both directions: recall at k, and sheets of the best and worst queries."""
 
 # N images, M texts, D width
 
@@ -34,7 +34,7 @@ SHOWN = 6  # queries per sheet
 
 
 def evaluate_retrieval(config: Retrieval, ctx: Context, encoders: Mapping[str, TextImageEncoder]) -> Evaluated:
-    """Evaluate models by `score_retrieval` in the configured language."""
+    """Evaluate models with `score_retrieval` in the configured language."""
     data = ctx.load(config.data)
     data.check_languages([config.language], config.data)
     language = config.language or data.languages[0]
@@ -50,7 +50,7 @@ def score_retrieval(
     recall_k: Sequence[int] = (1, 5, 10),
     reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
 ) -> Evaluated:
-    """Score models by recall at k, images to captions and captions to images.
+    """Score models by recall at k, from images to captions and from captions to images.
 
     Raises:
         UserError: all captions are the same.
@@ -62,15 +62,15 @@ def score_retrieval(
             raise BadSample("missing_caption", sample.key)
 
     images = encode_dataset(ctx, source, encoders, reading, check=check)
-    captions = Captions.of(images, language)
+    captions = CaptionIndex.of(images, language)
     if len(images.samples) > 1 and len(set(captions.texts)) == 1:
-        found = f"got {captions.texts[0]!r} for all images"
-        raise UserError(f"{ctx.name_of(data)}: expected different captions, {found}")
+        got = f"got {captions.texts[0]!r} for all images"
+        raise UserError(f"{ctx.name_of(data)}: expected different captions, {got}")
     texts_by_model = {
         name: encode_texts(model, captions.texts, reading.batch_size, name) for name, model in encoders.items()
     }
     leave_to_first()
-    last = list(encoders)[-1]  # the model that the others lead to: its images are shown
+    last = list(encoders)[-1]  # recipes list the baseline first, so example images are of the last model
     results = {}
     for name, texts in texts_by_model.items():
         ranks = retrieval_ranks(images.features[name], texts, torch.from_numpy(captions.image))
@@ -83,48 +83,58 @@ def score_retrieval(
 
 
 @dataclass(frozen=True)
-class Captions:
-    """All captions in one list, and the index of the image that each describes, (M,)."""
+class CaptionIndex:
+    """All captions in one list, and the index of the image that each of them describes, (M,)."""
 
     texts: list[str]
     image: NDArray[np.int64]
 
     @classmethod
-    def of(cls, images: Encoded, language: str) -> Captions:
-        """Return the captions of the encoded samples, image by image."""
-        counts = [len(sample.texts[language]) for sample in images.samples]
-        texts = [text for sample in images.samples for text in sample.texts[language]]
+    def of(cls, images: Encoded, language: str) -> CaptionIndex:
+        """Collect the captions of the encoded samples, image by image."""
+        counts = []
+        texts = []
+        for sample in images.samples:
+            counts.append(len(sample.texts[language]))
+            texts += sample.texts[language]
         return cls(texts, np.repeat(np.arange(len(counts)), counts))
 
 
 def recall_scores(ranks: RetrievalRanks, image_of_text: NDArray[np.int64], recall_k: Sequence[int]) -> list[Accuracy]:
-    """Return recall at each k: of images by their captions, then of captions by their image, with their chance."""
+    """Compute recall at each k with its chance level, first of images by captions, then of captions by images."""
     counts = np.bincount(image_of_text)
     num_images, num_texts = len(counts), len(image_of_text)
+    # Captions of one image are not independent. With one caption per image there is nothing to group.
     groups = image_of_text if num_texts > num_images else None
     scores = []
     for k in recall_k:
-        found = hits_at(ranks.image_retrieval, k)
+        hits = hits_at(ranks.image_retrieval, k)
         chance = min(1.0, k / num_images)
-        scores.append(Accuracy(f"image_retrieval_recall@{k}", found, groups, chance=chance))
+        scores.append(Accuracy(f"image_retrieval_recall@{k}", hits, groups, chance=chance))
     for k in recall_k:
-        # A blind draw of k captions misses all of an image's m captions with probability C(M - m, k) / C(M, k).
-        misses = {
-            int(m): comb(num_texts - int(m), k) / comb(num_texts, k) if k <= num_texts else 0.0 for m in set(counts)
-        }
-        chance = 1 - float(np.mean([misses[int(m)] for m in counts]))
-        scores.append(Accuracy(f"text_retrieval_recall@{k}", hits_at(ranks.text_retrieval, k), chance=chance))
+        hits = hits_at(ranks.text_retrieval, k)
+        scores.append(Accuracy(f"text_retrieval_recall@{k}", hits, chance=_chance_of_a_caption(counts, k)))
     return scores
 
 
-def _predictions(images: Encoded, captions: Captions, ranks: RetrievalRanks) -> dict[str, dict[str, object]]:
+def _chance_of_a_caption(counts: NDArray[np.int64], k: int) -> float:
+    """Compute the mean chance that k random captions include one of an image, from the captions per image, (N,)."""
+    total = int(counts.sum())
+    # A random draw of k captions misses all m captions of an image with probability C(M - m, k) / C(M, k).
+    misses = {}
+    for m in set(counts.tolist()):
+        misses[m] = comb(total - m, k) / comb(total, k) if k <= total else 0.0
+    return 1 - float(np.mean([misses[m] for m in counts.tolist()]))
+
+
+def _predictions(images: Encoded, captions: CaptionIndex, ranks: RetrievalRanks) -> dict[str, dict[str, object]]:
     keys = images.keys
     by_text = {"key": [keys[i] for i in captions.image], "text": captions.texts, "rank": ranks.image_retrieval}
     return {"image_retrieval": by_text, "text_retrieval": {"key": keys, "rank": ranks.text_retrieval}}
 
 
 def _rank_facts(ranks: RetrievalRanks) -> dict[str, dict[str, float]]:
-    """Return mean and median rank, counted from 1 as open_clip does."""
+    """Compute mean and median rank, counted from 1 as in open_clip."""
     pairs = {"image_retrieval": ranks.image_retrieval, "text_retrieval": ranks.text_retrieval}
     return {
         "mean_rank": {name: float(np.mean(r)) + 1 for name, r in pairs.items()},
@@ -138,25 +148,28 @@ class _Examples:
 
     source: Source
     images: Encoded
-    captions: Captions
+    captions: CaptionIndex
     image_features: Tensor
     text_features: Tensor
     ranks: RetrievalRanks
 
     def sheets(self, ctx: Context, model: str) -> list[ImagesPanel]:
-        """Return the sheets: captions that find their image, captions that miss it, images that miss their captions."""
+        """Draw captions that find their image, captions that miss it, and images that miss their captions."""
         image_of_text = torch.from_numpy(self.captions.image)
         cosine = own_cosines(self.image_features, self.text_features, image_of_text).numpy()
         by_rank = np.lexsort((-cosine, self.ranks.image_retrieval))  # best first
-        best, worst = (first_of_each(texts, self.captions.image, SHOWN) for texts in (by_rank, by_rank[::-1]))
+        best = first_of_each(by_rank, self.captions.image, SHOWN)
+        worst = first_of_each(by_rank[::-1], self.captions.image, SHOWN)
         lost = np.argsort(-self.ranks.text_retrieval, kind="stable")[:SHOWN]
-        found = [self._own_image(text) for text in best]
-        missed = [shown for text in worst for shown in (self._own_image(text), self._first_image(text))]
+        hits = [self._own_image(text) for text in best]
+        misses = []
+        for text in worst:
+            misses += [self._own_image(text), self._first_image(text)]
         lost_images = [self._with_first_caption(image) for image in lost]
         folder, note = ctx.directory, "Each caption's own image, then the image that came first instead."
         return [
-            images_panel(folder, "found", f"Captions that find their image best ({model})", found, order=50),
-            images_panel(folder, "missed", f"Captions that miss their image ({model})", missed, note=note, order=51),
+            images_panel(folder, "found", f"Captions that find their image best ({model})", hits, order=50),
+            images_panel(folder, "missed", f"Captions that miss their image ({model})", misses, note=note, order=51),
             images_panel(folder, "lost", f"Images that miss their captions ({model})", lost_images, order=52),
         ]
 
@@ -174,7 +187,7 @@ class _Examples:
 
     def _with_first_caption(self, image: int) -> CaptionedImage:
         first = int(nearest(self.image_features[image : image + 1], self.text_features, 1)[0, 0])
-        own = self.captions.texts[int(np.argmax(self.captions.image == image))]
+        own_caption = self.captions.texts[int(np.argmax(self.captions.image == image))]
         rank = int(self.ranks.text_retrieval[image]) + 1
-        caption = f"“{self.captions.texts[first]}” · its own: “{own}”, best rank {rank}"
+        caption = f"“{self.captions.texts[first]}” · its own: “{own_caption}”, best rank {rank}"
         return CaptionedImage(self._image(image), caption, rank == 1)

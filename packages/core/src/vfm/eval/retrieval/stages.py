@@ -1,4 +1,4 @@
-"""Configurations of evaluations that need a text tower: zero-shot, retrieval and caption choice."""
+"""Configuration of image-text retrieval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vfm.interfaces import PairDataset, Ref, Stage
 
 
 class Retrieval(EncodedEvaluation):
-    """Measure recall at k, images to captions and captions to images; any of an image's captions counts."""
+    """Measure recall at k, from images to captions and from captions to images. Any caption of an image counts."""
 
     kind: Literal["eval.retrieval"] = "eval.retrieval"
     in_processes: ClassVar[bool] = True
@@ -20,7 +20,7 @@ class Retrieval(EncodedEvaluation):
     task: ClassVar[str] = "zeroshot_retrieval"
 
     data: Ref[PairDataset] = Field(description="images with captions")
-    recall_k: list[int] = Field([1, 5, 10], min_length=1, description="k of recall@k")
+    recall_k: list[int] = Field([1, 5, 10], min_length=1, description="values of k for recall@k")
     language: str | None = Field(None, description="key of the captions; default: the dataset's first language")
 
     @field_validator("recall_k")
