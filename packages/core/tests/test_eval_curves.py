@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 from eval_world import tiny_clip
 from vfm import Context, UserError
 from vfm.eval.compare.curves import TrainingCurves, loss_spikes, samples_to_reach
-from vfm.eval.compare.stages import Curves
+from vfm.eval.compare.stages import CurveComparison
 from vfm.interfaces import Preflight, load_panels
 
 
@@ -52,7 +52,7 @@ def trained(folder: Path, scores: list[float], loss: float = 1.0) -> Path:
 def test_stage_compares_trainings_with_the_first(tmp_path):
     inputs = {"slow": trained(tmp_path / "slow", [0.1, 0.2, 0.3, 0.4]), "fast": trained(tmp_path / "fast", [0.4] * 4)}
     ctx = Context("curves", tmp_path / "out", tmp_path / "work", inputs)
-    report = Curves(name="curves", models=list(inputs)).run(ctx)
+    report = CurveComparison(name="curves", models=list(inputs)).run(ctx)
     found = {(m.model, m.name): m.value for m in report.metrics}
     assert found["slow", "samples_to_reach"] == 640
     assert found["fast", "samples_to_reach"] == 160
@@ -65,14 +65,14 @@ def test_unknown_scores_and_models_without_metrics_are_refused(tmp_path):
     inputs = {"a": trained(tmp_path / "a", [0.1, 0.2, 0.3, 0.4]), "b": tiny_clip(tmp_path / "b", 1).path}
     ctx = Context("curves", tmp_path / "out", tmp_path / "work", inputs)
     with pytest.raises(UserError, match=r"a did not log val/acc; did you mean 'val/acc1'\?"):
-        Curves(name="c", models=["a"], score="val/acc").run(ctx)
+        CurveComparison(name="c", models=["a"], score="val/acc").run(ctx)
     with pytest.raises(UserError, match=r"b: has no metrics\.jsonl"):
-        Curves(name="c", models=["a", "b"]).run(ctx)
+        CurveComparison(name="c", models=["a", "b"]).run(ctx)
 
 
 def test_two_trainings_with_one_name_are_refused_before_the_run():
     with pytest.raises(UserError, match="models: 'clip' is named more than once"):
-        Curves(name="c", models=["one/clip", "two/clip"]).preflight(Preflight({}, {}))
+        CurveComparison(name="c", models=["one/clip", "two/clip"]).preflight(Preflight({}, {}))
 
 
 def test_spikes_are_reported_only_where_every_step_was_logged(tmp_path):
@@ -81,6 +81,6 @@ def test_spikes_are_reported_only_where_every_step_was_logged(tmp_path):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] % 2 == 0))
     ctx = Context("curves", tmp_path / "out", tmp_path / "work", {"a": folder}, messages.append)
-    report = Curves(name="c", models=["a"], window=5).run(ctx)
+    report = CurveComparison(name="c", models=["a"], window=5).run(ctx)
     assert [metric.name for metric in report.metrics] == ["samples_to_reach"]
     assert "train with log_every: 1" in messages[0].data["message"]

@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from eval_world import run_in
 from vfm.base import UserError, number_format
-from vfm.eval.compare.stages import LeftOut, SummarisedReport, Summary
+from vfm.eval.compare.stages import MissingDataset, ReportSummary, SummarisedReport
 from vfm.eval.compare.summary import Estimate, mean_over, score_of
 from vfm.interfaces import Comparison, Metric, Report, TablePanel, load_panels
 from vfm.statistics import Accuracy, compare, holm, to_metric
@@ -85,7 +85,7 @@ def summary(tmp_path: Path, **fields: object) -> tuple[Report, list[TablePanel]]
     reports = {name: report(tmp_path / name, k, 200, a=0.5, b=0.6) for k, name in enumerate(("one", "two", "three"))}
     reports["alone"] = report(tmp_path / "alone", 9, 50, a=0.5)
     run = run_in(tmp_path / "out", **reports)
-    made = Summary(kind="eval.summary", name="all", **fields).run(run.ctx)  # type: ignore[arg-type]
+    made = ReportSummary(kind="eval.summary", name="all", **fields).run(run.ctx)  # type: ignore[arg-type]
     return made, [panel for panel in load_panels(tmp_path / "out") if isinstance(panel, TablePanel)]
 
 
@@ -94,7 +94,7 @@ def row(name: str, group: str = "", **more: object) -> SummarisedReport:
 
 
 def test_means_state_their_number_of_sets_and_list_missing_ones(tmp_path: Path) -> None:
-    gap = LeftOut(title="four", group="x", why="not here")
+    gap = MissingDataset(title="four", group="x", why="not here")
     scores = [row("one", "x"), row("two", "x"), row("three", "y"), row("alone")]
     made, [table, left_out] = summary(tmp_path, scores=scores, missing=[gap])
     names = list(dict.fromkeys(metric.name for metric in made.metrics))
@@ -121,15 +121,15 @@ def test_numbers_are_written_as_in_the_tables_of_a_run(tmp_path: Path) -> None:
     assert str(line[5]).count("%") == 2
     guess = report(tmp_path / "guess", 0, 200, a=0.5, b=0.6)
     run = run_in(tmp_path / "guessed", one=with_chance(guess, 1 / 36))
-    Summary(kind="eval.summary", name="all", scores=[row("one")]).run(run.ctx)
+    ReportSummary(kind="eval.summary", name="all", scores=[row("one")]).run(run.ctx)
     [guessed] = [panel for panel in load_panels(tmp_path / "guessed") if isinstance(panel, TablePanel)]
     assert guessed.rows[0][4] == number_format.quantity(1 / 36, "share") == "2.8\N{NO-BREAK SPACE}%"
 
 
 def test_each_way_has_its_own_mean_and_missing_sets(tmp_path: Path) -> None:
     missing = [
-        LeftOut(title="four", group="x", why="not here"),
-        LeftOut(title="two, knn", group="x", ways=["knn"], why="nothing to learn from"),
+        MissingDataset(title="four", group="x", why="not here"),
+        MissingDataset(title="two, knn", group="x", ways=["knn"], why="nothing to learn from"),
     ]
     scores = [row("one", "x"), row("two", "x"), row("three", "x", way="knn")]
     made, _ = summary(tmp_path, scores=scores, missing=missing)
@@ -145,7 +145,7 @@ def test_a_gain_names_its_baseline_where_the_first_model_was_not_evaluated(tmp_p
         "pictures": report(tmp_path / "pictures", 2, 200, a=0.5, b=0.6, c=0.7),
     }
     run = run_in(tmp_path / "out", **reports)
-    Summary(kind="eval.summary", name="all", scores=[row("words", "x"), row("pictures", "y")]).run(run.ctx)
+    ReportSummary(kind="eval.summary", name="all", scores=[row("words", "x"), row("pictures", "y")]).run(run.ctx)
     table = next(panel for panel in load_panels(tmp_path / "out") if isinstance(panel, TablePanel))
     assert table.columns[5:] == ["a", "b", "c", "b over a", "c over a"]
     words, pictures, *_ = table.rows

@@ -1,4 +1,4 @@
-"""Comparison of trainings by their curves: loss spikes, and the samples needed to reach a score."""
+"""Comparison of training runs by their curves: loss spikes, and the samples needed to reach a score."""
 
 # T steps
 
@@ -12,39 +12,42 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vfm.base import UserError, did_you_mean
-from vfm.eval.compare.stages import Curves
+from vfm.eval.compare.stages import CurveComparison
 from vfm.interfaces import Context, LinesPanel, Metric, Panel, Report, Series, short_name
 from vfm.statistics import wilson_interval
 from vfm.storage.store_files import read_json_lines, reading
 from vfm.train import METRICS_FILE
 
 
-def compare_curves(config: Curves, ctx: Context) -> Report:
-    """Read each training's `metrics.jsonl`; report curves, loss spikes, and samples to the first's final score."""
-    trainings = {}
+def compare_curves(config: CurveComparison, ctx: Context) -> Report:
+    """Report curves, loss spikes, and the samples each run needed to reach the first one's final score.
+
+    The curves are read from the `metrics.jsonl` of each training run.
+    """
+    runs = {}
     for ref in config.models:
         file = ctx.load(ref).path / METRICS_FILE
         if not file.is_file():
             raise UserError(f"{ref}: has no {METRICS_FILE}; expected a model that was trained by vfm")
-        trainings[short_name(ref)] = TrainingCurves.read(file)
-    first = next(iter(trainings.values()))
+        runs[short_name(ref)] = TrainingCurves.read(file)
+    first = next(iter(runs.values()))
     if config.score and config.score not in first.scores:
         hint = did_you_mean(config.score, first.scores)
         raise UserError(f"score: {config.models[0]} did not log {config.score}{hint}")
     score = config.score or next(iter(first.scores), None)
     metrics = []
-    for name, curves in trainings.items():
+    for name, curves in runs.items():
         metrics += _spikes(ctx, name, curves, window=config.window, num_mads=config.num_mads)
     if score:
-        metrics += _samples_to_reach(trainings, score, goal=first.scores[score][-1][1])
-    for panel in _panels(trainings, score):
+        metrics += _samples_to_reach(runs, score, goal=first.scores[score][-1][1])
+    for panel in _panels(runs, score):
         ctx.panel(panel)
     return Report.create(ctx.directory, task="curves", dataset=score or "train/loss", metrics=metrics)
 
 
 @dataclass
 class TrainingCurves:
-    """Curves of a training's `metrics.jsonl`: the loss by step, and each score of its evaluations by samples seen."""
+    """Curves from the `metrics.jsonl` of a training run: the loss by step, and evaluation scores by samples seen."""
 
     steps: list[int] = field(default_factory=list)
     samples: list[int] = field(default_factory=list)
@@ -53,7 +56,7 @@ class TrainingCurves:
 
     @classmethod
     def read(cls, file: Path) -> TrainingCurves:
-        """Read the file of a finished training."""
+        """Read the file of a finished run."""
         curves = cls()
         with reading(file, "the metrics of a training"):
             for line in read_json_lines(file):
@@ -69,17 +72,17 @@ class TrainingCurves:
 
 
 def loss_spikes(loss: ArrayLike, *, window: int, num_mads: float) -> NDArray[np.bool_]:
-    """Return True for steps whose loss exceeds the median of the `window` preceding steps by `num_mads` deviations.
+    """Find steps whose loss exceeds the median of the `window` preceding steps by `num_mads` deviations.
 
     Medians are robust to the spikes themselves, so one spike does not hide the next.
 
     Args:
-        loss: of each step, (T,).
-        window: preceding steps that a step is compared with.
+        loss: loss of each step, (T,).
+        window: number of preceding steps that a step is compared with.
         num_mads: threshold above the median, in median absolute deviations.
 
     Returns:
-        (T - window,), empty for a training shorter than that.
+        True at the spikes, (T - window,), empty for a run without more than `window` steps.
     """
     losses = np.asarray(loss, dtype=np.float64)
     if len(losses) <= window:
@@ -91,7 +94,7 @@ def loss_spikes(loss: ArrayLike, *, window: int, num_mads: float) -> NDArray[np.
 
 
 def samples_to_reach(curve: Sequence[tuple[int, float]], goal: float) -> float | None:
-    """Return the samples seen when a score first reached `goal`, interpolated linearly; None if it never did."""
+    """Interpolate the number of samples at which a score first reached `goal`, None if it never did."""
     before: tuple[int, float] | None = None
     for samples, score in curve:
         if score >= goal:
@@ -103,7 +106,7 @@ def samples_to_reach(curve: Sequence[tuple[int, float]], goal: float) -> float |
 
 
 def _spikes(ctx: Context, name: str, curves: TrainingCurves, *, window: int, num_mads: float) -> list[Metric]:
-    """Return the share of spikes among the steps; nothing if the window is longer, or not every step was logged."""
+    """Compute the share of spikes among the steps. The list is empty if the run is too short or skipped steps."""
     if curves.steps != list(range(1, len(curves.steps) + 1)):
         ctx.warn(f"{name}: no loss_spikes: means over several steps hide them; train with log_every: 1")
         return []
@@ -114,10 +117,10 @@ def _spikes(ctx: Context, name: str, curves: TrainingCurves, *, window: int, num
     return [Metric(name="loss_spikes", value=float(spikes.mean()), n=len(spikes), low=low, high=high, model=name)]
 
 
-def _samples_to_reach(trainings: Mapping[str, TrainingCurves], score: str, goal: float) -> list[Metric]:
-    """Return the samples each training needed; one training's number has no interval, several seeds give one."""
+def _samples_to_reach(runs: Mapping[str, TrainingCurves], score: str, goal: float) -> list[Metric]:
+    """Compute the samples that each run needed. A single run has no interval, so both ends equal the value."""
     metrics = []
-    for name, curves in trainings.items():
+    for name, curves in runs.items():
         samples = samples_to_reach(curves.scores.get(score, []), goal)
         if samples is not None:
             interval = {"value": samples, "low": samples, "high": samples}
@@ -125,11 +128,15 @@ def _samples_to_reach(trainings: Mapping[str, TrainingCurves], score: str, goal:
     return metrics
 
 
-def _panels(trainings: Mapping[str, TrainingCurves], score: str | None) -> list[Panel]:
-    loss = [Series(name=name, x=list(map(float, t.samples)), y=t.loss) for name, t in trainings.items()]
-    panels: list[Panel] = [LinesPanel(title="Losses", order=10, x_label="samples", y_label="loss", series=loss)]
+def _panels(runs: Mapping[str, TrainingCurves], score: str | None) -> list[Panel]:
+    losses = []
+    scores = []
+    for name, curves in runs.items():
+        losses.append(Series(name=name, x=[float(samples) for samples in curves.samples], y=curves.loss))
+        points = curves.scores.get(score, []) if score else []
+        if points:
+            scores.append(Series(name=name, x=[float(samples) for samples, _ in points], y=[y for _, y in points]))
+    panels: list[Panel] = [LinesPanel(title="Losses", order=10, x_label="samples", y_label="loss", series=losses)]
     if score:
-        curves = {name: training.scores.get(score, []) for name, training in trainings.items()}
-        series = [Series(name=name, x=[float(s) for s, _ in c], y=[y for _, y in c]) for name, c in curves.items() if c]
-        panels.append(LinesPanel(title="Scores", order=11, x_label="samples", y_label=score, series=series))
+        panels.append(LinesPanel(title="Scores", order=11, x_label="samples", y_label=score, series=scores))
     return panels

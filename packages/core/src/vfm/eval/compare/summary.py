@@ -1,9 +1,9 @@
 """Many reports as one table: a score per dataset with its paired test, and means over named groups of datasets.
 
-The interval of a mean over datasets covers the errors of their scores and no more: the datasets are fixed, not a
-sample of all that might exist. Reports on different images are independent; those on one dataset (its tasks, its
-languages) and the metrics of one report (recall both ways) count as completely dependent, so the interval is rather too
-wide.
+The interval of a mean over datasets covers only the errors of their scores, since the datasets are fixed and not a
+sample of all possible datasets. Reports on different images are independent. Reports on the same dataset (several
+tasks or languages) and metrics of the same report (recall in both directions) count as completely dependent, so the
+interval is conservative.
 
 Source: Zou, Huang and Zhang 2009, A note on confidence interval estimation for a linear function of binomial
 proportions (MOVER): the distances of each end are combined separately, so no interval leaves 0 to 1.
@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vfm.base import UserError, change, did_you_mean, interval, p_value as p_words, quantity
-from vfm.eval.compare.stages import SummarisedReport, Summary
+from vfm.eval.compare.stages import ReportSummary, SummarisedReport
 from vfm.interfaces import Comparison, Context, Metric, Report, TablePanel
 from vfm.statistics import holm
 
@@ -28,42 +28,49 @@ Z = 1.959964  # half the width of a 95 % interval, in standard errors
 TEST = "normal, sets independent"
 
 
-def summarise(config: Summary, ctx: Context) -> Report:
-    """Write the table at the top of the page; the metrics of the report are the means."""
-    found: list[tuple[SummarisedReport, str, ReportScore]] = []
-    for one in config.scores:
-        report = ctx.load(one.report)
+def summarise(config: ReportSummary, ctx: Context) -> Report:
+    """Write the table at the top of the page. The metrics of the report are the means."""
+    scored: list[tuple[SummarisedReport, str, ReportScore]] = []
+    for entry in config.scores:
+        report = ctx.load(entry.report)
         try:
-            found.append((one, report.task, score_of(report, one.metrics)))
+            scored.append((entry, report.task, score_of(report, entry.metrics)))
         except KeyError as error:
             known = [metric.name for metric in report.metrics]
-            raise UserError(f"{one.report} has no metric {error}{did_you_mean(str(error.args[0]), known)}") from None
+            hint = did_you_mean(str(error.args[0]), known)
+            raise UserError(f"{entry.report} has no metric {error}{hint}") from None
     metrics: list[Metric] = []
     tests: list[Comparison] = []
     for way, group in _averaged(config):
-        counted = [score for one, _, score in found if one.group and one.way == way and group in (one.group, None)]
+        counted = []
+        for entry, _, score in scored:
+            if entry.group and entry.way == way and group in (entry.group, None):
+                counted.append(score)
         num_sets = len({score.dataset for score in counted})
-        name = f"mean of {', '.join(part for part in (group or 'all groups', way) if part)}"
-        means, gains = mean_over(counted, f"{name}: {num_sets} of {num_sets + _num_missing(config, way, group)} sets")
+        num_all = num_sets + _num_missing(config, way, group)
+        name = ", ".join(part for part in (group or "all groups", way) if part)
+        means, gains = mean_over(counted, f"mean of {name}: {num_sets} of {num_all} sets")
         metrics += means
         tests += gains
-    rows = [(one.title or str(one.report), task, score) for one, task, score in found]
+    rows = [(entry.title or str(entry.report), task, score) for entry, task, score in scored]
     ctx.panel(_table(rows, metrics, tests))
     if config.missing:
         ctx.panel(_left_out(config))
     return Report.create(ctx.directory, task="summary", dataset=config.name, metrics=metrics, comparisons=tests)
 
 
-def _averaged(config: Summary) -> list[tuple[str, str | None]]:
-    """Return what is averaged: each group in each way, and for a way with several groups all of them (None)."""
+def _averaged(config: ReportSummary) -> list[tuple[str, str | None]]:
+    """List the means as (way, group). A way with several groups also has a mean over all of them (None)."""
     means: list[tuple[str, str | None]] = []
-    for way in dict.fromkeys(one.way for one in config.scores):
-        groups = list(dict.fromkeys(one.group for one in config.scores if one.group and one.way == way))
-        means += [(way, group) for group in [*groups, *([None] if len(groups) > 1 else [])]]
+    for way in dict.fromkeys(entry.way for entry in config.scores):
+        groups = list(dict.fromkeys(entry.group for entry in config.scores if entry.group and entry.way == way))
+        means += [(way, group) for group in groups]
+        if len(groups) > 1:
+            means.append((way, None))
     return means
 
 
-def _num_missing(config: Summary, way: str, group: str | None) -> int:
+def _num_missing(config: ReportSummary, way: str, group: str | None) -> int:
     gaps = [gap for gap in config.missing if gap.group and group in (gap.group, None)]
     return sum(not gap.ways or way in gap.ways for gap in gaps)
 
@@ -86,25 +93,29 @@ class Estimate:
 
     @classmethod
     def together(cls, parts: Sequence[Estimate]) -> Estimate:
-        """Return the mean of estimates that depend on each other completely: their intervals are averaged."""
-        return cls(*(math.fsum(getattr(one, end) for one in parts) / len(parts) for end in ("value", "low", "high")))
+        """Average estimates that depend on each other completely, including the ends of their intervals."""
+        value = math.fsum(part.value for part in parts) / len(parts)
+        low = math.fsum(part.low for part in parts) / len(parts)
+        high = math.fsum(part.high for part in parts) / len(parts)
+        return cls(value, low, high)
 
     @classmethod
     def over_sets(cls, parts: Sequence[tuple[str, Estimate]]) -> Estimate:
-        """Return the mean of estimates, each with its dataset; estimates of different datasets are independent."""
-        value = math.fsum(one.value for _, one in parts) / len(parts)
+        """Average estimates, each with its dataset. Estimates for different datasets are independent."""
+        value = math.fsum(estimate.value for _, estimate in parts) / len(parts)
         below: defaultdict[str, float] = defaultdict(float)
         above: defaultdict[str, float] = defaultdict(float)
-        for dataset, one in parts:
-            below[dataset] += one.value - one.low
-            above[dataset] += one.high - one.value
-        down, up = (math.hypot(*ends.values()) / len(parts) for ends in (below, above))
+        for dataset, estimate in parts:
+            below[dataset] += estimate.value - estimate.low
+            above[dataset] += estimate.high - estimate.value
+        down = math.hypot(*below.values()) / len(parts)
+        up = math.hypot(*above.values()) / len(parts)
         return cls(value, value - down, value + up)
 
 
 @dataclass(frozen=True)
 class ReportScore:
-    """The score of one report: the value of each model, and the gain of each later model over the first."""
+    """The score in one report: the value of each model, and the gain of each later model over the first."""
 
     dataset: str
     metric: str
@@ -117,41 +128,47 @@ class ReportScore:
 
 
 def score_of(report: Report, metrics: Sequence[str]) -> ReportScore:
-    """Return the mean of the metrics of a report, or its main one.
+    """Average some metrics of a report, or take its main metric.
 
     Raises:
         KeyError: the report has no such metric.
     """
     names = list(metrics) or [report.metrics[0].name]
-    by_name = {name: [one for one in report.metrics if one.name == name] for name in names}
-    if missing := [name for name, found in by_name.items() if not found]:
-        raise KeyError(missing[0])
+    by_name = {}
+    for name in names:
+        by_name[name] = [metric for metric in report.metrics if metric.name == name]
+        if not by_name[name]:
+            raise KeyError(name)
     values, gains, p_values = {}, {}, {}
-    for model in (one.model for one in by_name[names[0]]):
-        values[model] = Estimate.together(
-            [_estimate(m) for found in by_name.values() for m in found if m.model == model]
-        )
-        if tests := [one for one in report.comparisons if one.model == model and one.metric in names]:
-            gains[model] = Estimate.together([_estimate(one) for one in tests])
+    for model in (metric.model for metric in by_name[names[0]]):
+        estimates = []
+        for metrics_of_name in by_name.values():
+            estimates += [_estimate(metric) for metric in metrics_of_name if metric.model == model]
+        values[model] = Estimate.together(estimates)
+        tests = [test for test in report.comparisons if test.model == model and test.metric in names]
+        if tests:
+            gains[model] = Estimate.together([_estimate(test) for test in tests])
+            # The test of a single metric is exact; the mean of several only has an interval.
             p_values[model] = tests[0].p_value if len(tests) == 1 else gains[model].p_value
     first = by_name[names[0]][0]
-    chances = [found[0].chance for found in by_name.values()]
-    chance = None if None in chances else math.fsum(one for one in chances if one is not None) / len(chances)
+    chances = [metrics_of_name[0].chance for metrics_of_name in by_name.values()]
+    known = [chance for chance in chances if chance is not None]
+    chance = math.fsum(known) / len(chances) if len(known) == len(chances) else None
     baseline = next(iter(values))
     return ReportScore(report.dataset, " and ".join(names), first.n, chance, values, gains, p_values, baseline)
 
 
 def mean_over(scored: Sequence[ReportScore], name: str) -> tuple[list[Metric], list[Comparison]]:
-    """Return the mean score of each model that is in all reports, and its gain over the first model."""
-    models = [model for model in scored[0].values if all(model in one.values for one in scored)]
-    n = sum({one.dataset: one.num_items for one in scored}.values())
+    """Average the score of each model that is in all reports, and its gain over the first model."""
+    models = [model for model in scored[0].values if all(model in report.values for report in scored)]
+    n = sum({report.dataset: report.num_items for report in scored}.values())
     metrics, comparisons = [], []
     for model in models:
-        mean = Estimate.over_sets([(one.dataset, one.values[model]) for one in scored])
+        mean = Estimate.over_sets([(report.dataset, report.values[model]) for report in scored])
         metrics.append(Metric(name=name, value=mean.value, n=n, low=mean.low, high=mean.high, model=model))
-        baselines = {one.baseline for one in scored}
-        if len(baselines) == 1 and all(model in one.gains for one in scored):
-            gain = Estimate.over_sets([(one.dataset, one.gains[model]) for one in scored])
+        baselines = {report.baseline for report in scored}
+        if len(baselines) == 1 and all(model in report.gains for report in scored):
+            gain = Estimate.over_sets([(report.dataset, report.gains[model]) for report in scored])
             comparisons.append(
                 Comparison(
                     metric=name,
@@ -167,11 +184,11 @@ def mean_over(scored: Sequence[ReportScore], name: str) -> tuple[list[Metric], l
     return metrics, comparisons
 
 
-def _estimate(one: Metric | Comparison) -> Estimate:
-    return Estimate(one.value if isinstance(one, Metric) else one.difference, one.low, one.high)
+def _estimate(result: Metric | Comparison) -> Estimate:
+    return Estimate(result.value if isinstance(result, Metric) else result.difference, result.low, result.high)
 
 
-def _left_out(config: Summary) -> TablePanel:
+def _left_out(config: ReportSummary) -> TablePanel:
     columns = ["what", "group", "why"] if any(gap.group for gap in config.missing) else ["what", "why"]
     rows: list[Cells] = [[{"what": gap.title, **vars(gap)}[name] for name in columns] for gap in config.missing]
     note = "These data sets were requested, and are in no mean above."
@@ -181,12 +198,13 @@ def _left_out(config: Summary) -> TablePanel:
 def _table(
     rows: Sequence[tuple[str, str, ReportScore]], means: Sequence[Metric], tests: Sequence[Comparison]
 ) -> TablePanel:
-    """Return the table: a row per report, then the means; a column per model, and one for its gain over the first."""
-    # A report of all models has them in the order of the recipe; one without the first model has not.
+    """Build the table: rows for reports, then means; columns for models, then their gains over the first one."""
+    # Begin with the reports of most models, since only a report of all models has them in the order of the recipe.
     by_size = sorted((scored for _, _, scored in rows), key=lambda scored: -len(scored.values))
     models = list(dict.fromkeys(model for scored in by_size for model in scored.values))
     first = models[0]
-    others = [model for model in models if any(model in scored.gains for _, _, scored in rows)]
+    models_with_gain = {model for scored in by_size for model in scored.gains}
+    others = [model for model in models if model in models_with_gain]
     rows, tests, num_tests = _corrected(rows, tests)
     cells: list[Cells] = []
     for title, task, scored in rows:
@@ -195,17 +213,17 @@ def _table(
         gains = [_gain(scored.gains[m].value, scored.p_values[m], on) if m in scored.gains else "–" for m in others]
         chance = None if scored.chance is None else quantity(scored.chance, "share")
         cells.append([title, task, scored.metric, scored.num_items, chance, *values, *gains])
-    for name in dict.fromkeys(one.name for one in means):
-        by_model = {one.model: _cell(one.value, one.low, one.high) for one in means if one.name == name}
-        by_gain = {
-            one.model: _gain(one.difference, one.p_value, "" if one.baseline == first else f" on {one.baseline}")
-            for one in tests
-            if one.metric == name
-        }
-        n = next(one.n for one in means if one.name == name)
-        cells.append(
-            [name, "", "", n, None, *(by_model.get(m, "–") for m in models), *(by_gain.get(m, "–") for m in others)]
-        )
+    for name in dict.fromkeys(mean.name for mean in means):
+        means_of_name = [mean for mean in means if mean.name == name]
+        by_model = {mean.model: _cell(mean.value, mean.low, mean.high) for mean in means_of_name}
+        by_gain = {}
+        for test in tests:
+            if test.metric == name:
+                on = "" if test.baseline == first else f" on {test.baseline}"
+                by_gain[test.model] = _gain(test.difference, test.p_value, on)
+        values = [by_model.get(model, "–") for model in models]
+        gains = [by_gain.get(model, "–") for model in others]
+        cells.append([name, "", "", means_of_name[0].n, None, *values, *gains])
     note = "With 95 % intervals. A mean is over the models that were evaluated on all its data sets."
     if others:
         note += (
@@ -219,22 +237,20 @@ def _table(
 def _corrected(
     rows: Sequence[tuple[str, str, ReportScore]], tests: Sequence[Comparison]
 ) -> tuple[list[tuple[str, str, ReportScore]], list[Comparison], int]:
-    """Return the rows and the tests of the means with p-values corrected for their number, and this number."""
+    """Correct the p-values of the rows and of the means for the number of tests, which is returned too."""
     raw = [p_value for _, _, scored in rows for p_value in scored.p_values.values()]
     raw += [test.p_value for test in tests]
     fixed = iter(holm(raw).tolist())
-    return (
-        [
-            (title, task, replace(scored, p_values={model: next(fixed) for model in scored.p_values}))
-            for title, task, scored in rows
-        ],
-        [test.model_copy(update={"p_value": next(fixed)}) for test in tests],
-        len(raw),
-    )
+    corrected_rows = []
+    for title, task, scored in rows:
+        p_values = {model: next(fixed) for model in scored.p_values}
+        corrected_rows.append((title, task, replace(scored, p_values=p_values)))
+    corrected_tests = [test.model_copy(update={"p_value": next(fixed)}) for test in tests]
+    return corrected_rows, corrected_tests, len(raw)
 
 
-def _value(one: Estimate) -> str:
-    return _cell(one.value, one.low, one.high)
+def _value(estimate: Estimate) -> str:
+    return _cell(estimate.value, estimate.low, estimate.high)
 
 
 def _cell(value: float, low: float, high: float) -> str:
