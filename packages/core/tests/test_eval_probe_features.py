@@ -20,7 +20,7 @@ from vfm.base import UserError
 from vfm.eval.classify.linear_probe import fit_linear_probe
 from vfm.eval.classify.probe_features import ProbeFeatures, probe_features, with_probe_features
 from vfm.eval.classify.stages import LinearProbe, ProbeInput
-from vfm.eval.classify.sweep import LinearHead, Schedule, train_heads
+from vfm.eval.classify.sweep import NormedLinearHead, ProbeSchedule, train_heads
 from vfm.models import PooledVision, build_clip, build_vision, load_clip, vision_preprocess
 
 VIT: dict[str, Any] = {"embed_dim": 32, "depth": 5, "num_heads": 2, "patch_size": 8, "image_size": 32}
@@ -152,8 +152,8 @@ def eva_linear_probe(features: Tensor, labels: Tensor, lr: float, epochs: int, b
 
 def test_lars_probe_equals_evas_typed_again_in_float64() -> None:
     features, labels = made_features()
-    head = LinearHead(8, 3, torch.Generator().manual_seed(5))
-    train_heads([head], [3.0], features, labels, np.arange(60), Schedule("lars", (3.0,), 12, 20, seed=5))
+    head = NormedLinearHead(8, 3, torch.Generator().manual_seed(5))
+    train_heads([head], [3.0], features, labels, np.arange(60), ProbeSchedule("lars", (3.0,), 12, 20, seed=5))
     expected = eva_linear_probe(features, labels, 3.0, 12, 20, seed=5)
     torch.testing.assert_close(head.eval()(features).double(), expected, rtol=1e-3, atol=1e-4)
 

@@ -29,8 +29,8 @@ from vfm.eval.classify.classify import columns_of
 from vfm.eval.classify.knn import knn_votes
 from vfm.eval.classify.stages import AttentiveProbe, Classify, Knn, LinearProbe
 from vfm.eval.classify.sweep import (
-    LinearHead,
-    Schedule,
+    NormedLinearHead,
+    ProbeSchedule,
     head_scores,
     quality,
     sweep,
@@ -143,9 +143,9 @@ def test_lars_scales_the_step_of_a_matrix_by_its_length() -> None:
     features, answers = torch.randn(40, 8), torch.randint(0, 3, (40,))
     heads = {}
     for solver in ("sgd", "lars"):
-        head = LinearHead(8, 3, torch.Generator().manual_seed(0))
+        head = NormedLinearHead(8, 3, torch.Generator().manual_seed(0))
         before = deepcopy(head)
-        train_heads([head], [3.0], features, answers, np.arange(40), Schedule(solver, (3.0,), 1, 40))  # type: ignore[arg-type]
+        train_heads([head], [3.0], features, answers, np.arange(40), ProbeSchedule(solver, (3.0,), 1, 40))  # type: ignore[arg-type]
         F.cross_entropy(before(features), answers).backward()
         heads[solver] = head.linear
     weight, bias = before.linear.weight, before.linear.bias
@@ -158,8 +158,10 @@ def test_lars_scales_the_step_of_a_matrix_by_its_length() -> None:
 @pytest.mark.parametrize(("num_images", "batch_size"), [(9, 1), (9, 2), (3, 2)])
 def test_no_batch_has_a_single_image(num_images: int, batch_size: int) -> None:
     """Batch norm needs two images."""
-    head, rows = LinearHead(4, 2, torch.Generator()), np.arange(num_images)
-    train_heads([head], [0.1], torch.randn(9, 4), torch.arange(9) % 2, rows, Schedule("sgd", (0.1,), 1, batch_size))
+    head, rows = NormedLinearHead(4, 2, torch.Generator()), np.arange(num_images)
+    train_heads(
+        [head], [0.1], torch.randn(9, 4), torch.arange(9) % 2, rows, ProbeSchedule("sgd", (0.1,), 1, batch_size)
+    )
     assert head.linear.weight.isfinite().all()
 
 
@@ -173,18 +175,18 @@ def test_a_linear_probe_of_two_images_is_refused_in_a_line(tmp_path: Path) -> No
     train = LabeledDataset.create(train.path, num_samples=2, class_names=data.class_names)
     ctx = run_in(tmp_path / "run", train=train, data=data).ctx
     stage = LinearProbe(kind="eval.linear_probe", name="probe", train="train", data="data", solver="sgd", epochs=1)
-    with pytest.raises(UserError, match="train: expected two or more images beside those that are held out, got 1"):
+    with pytest.raises(UserError, match="train: expected two or more images in addition to the held-out ones, got 1"):
         stage.evaluate(ctx, ORACLES)
 
 
 def test_heads_trained_together_equal_heads_trained_separately() -> None:
     features, answers = torch.randn(60, 8), torch.randint(0, 3, (60,))
     rows = np.arange(60)
-    schedule = Schedule("sgd", (0.01, 0.3), epochs=3, batch_size=16)
-    heads = [LinearHead(8, 3, torch.Generator().manual_seed(0)) for _ in schedule.lrs]
+    schedule = ProbeSchedule("sgd", (0.01, 0.3), epochs=3, batch_size=16)
+    heads = [NormedLinearHead(8, 3, torch.Generator().manual_seed(0)) for _ in schedule.lrs]
     train_heads(heads, schedule.lrs, features, answers, rows, schedule)
     for lr, together in zip(schedule.lrs, heads, strict=True):
-        alone = LinearHead(8, 3, torch.Generator().manual_seed(0))
+        alone = NormedLinearHead(8, 3, torch.Generator().manual_seed(0))
         train_heads([alone], [lr], features, answers, rows, schedule)
         assert torch.equal(alone.linear.weight, together.linear.weight)
 
@@ -197,13 +199,13 @@ def test_sweep_fits_linear_targets_and_chooses_the_best_rate(solver: str, severa
     truth = features @ torch.randn(6, 4, generator=generator)
     answers = truth > 0 if several else truth.argmax(dim=1)
     rates = {"sgd": (1e-9, 0.3), "lars": (1e-9, 30.0), "adamw": (1e-9, 1e-1)}[solver]
-    schedule = Schedule(solver, rates, epochs=20, batch_size=50)  # type: ignore[arg-type]
+    schedule = ProbeSchedule(solver, rates, epochs=20, batch_size=50)  # type: ignore[arg-type]
     split = (np.arange(300), np.arange(300, 400))
-    found = sweep(lambda g: LinearHead(6, 4, g), features, answers, split, schedule, CPU)
+    found = sweep(lambda g: NormedLinearHead(6, 4, g), features, answers, split, schedule, CPU)
     assert found.lr == rates[1]
     assert found.validation[rates[1]] > 0.9
     scores = head_scores(found.head, features, np.arange(400))
-    again = sweep(lambda g: LinearHead(6, 4, g), features, answers, split, schedule, CPU)
+    again = sweep(lambda g: NormedLinearHead(6, 4, g), features, answers, split, schedule, CPU)
     assert np.array_equal(scores, head_scores(again.head, features, np.arange(400)))
 
 

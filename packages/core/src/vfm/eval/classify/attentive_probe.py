@@ -1,4 +1,4 @@
-"""Attentive probe: one query's cross-attention over the frozen patch tokens of an image, then a linear layer.
+"""Attentive probe: cross-attention of one query over the frozen patch tokens of an image, then a linear layer.
 
 After masked pre-training much of the information is in the patches rather than in the pooled feature, where a linear
 probe misses it. Source: Chen et al. 2022, Context autoencoder (arXiv:2202.03026), section 4, attentive probing.
@@ -23,13 +23,15 @@ GIB = 1 << 30
 
 
 class AttentiveHead(nn.Module):
-    """Cross-attention of a learned query over tokens, then a linear layer; tokens get a layer norm without parameters.
+    """Cross-attention of a learned query over tokens, then a linear layer.
+
+    The tokens are normalised by a layer norm without parameters.
 
     Args:
-        width: of the tokens, D.
-        num_classes: C.
-        generator: of the initial weights.
-        num_heads: H, reduced until it divides the width; default: one per 64 channels.
+        width: width of the tokens, D.
+        num_classes: number of classes, C.
+        generator: random generator for the initial weights.
+        num_heads: number of heads, H, reduced until it divides the width; default: one per 64 channels.
     """
 
     def __init__(
@@ -49,12 +51,13 @@ class AttentiveHead(nn.Module):
             nn.init.zeros_(biased.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the score of each class, (B, T, D) to (B, C)."""
+        """Compute the score of each class, (B, T, D) to (B, C)."""
         x = F.layer_norm(tokens, tokens.shape[-1:])
         query = self.query.view(1, self.num_heads, 1, -1).expand(len(x), -1, -1, -1)  # (B, H, 1, D / H)
-        keys, values = (self._heads(layer(x)) for layer in (self.keys, self.values))
-        seen = F.scaled_dot_product_attention(query, keys, values).transpose(1, 2).flatten(1)  # (B, D)
-        scores: Tensor = self.linear(self.out(seen))
+        keys = self._heads(self.keys(x))
+        values = self._heads(self.values(x))
+        attended = F.scaled_dot_product_attention(query, keys, values).transpose(1, 2).flatten(1)  # (B, D)
+        scores: Tensor = self.linear(self.out(attended))
         return scores
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -62,22 +65,22 @@ class AttentiveHead(nn.Module):
 
 
 class PatchTokens:
-    """An encoder of images whose features are all patch tokens, in half precision.
+    """An image encoder whose features are all patch tokens, in half precision.
 
     Args:
         encoder: a `ClipModel` or `PooledVision`.
-        num_images: of the dataset.
-        max_gib: largest size of all their tokens, in GiB.
+        num_images: number of images in the dataset.
+        max_gib: largest total size of their tokens, in GiB.
     """
 
     def __init__(self, encoder: Any, num_images: int, max_gib: float) -> None:
         self.encoder, self.num_images, self.max_gib = encoder, num_images, max_gib
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
-        """Return the tokens of images, fp16 (N, T, D) on the CPU.
+        """Encode images as tokens, fp16 (N, T, D) on the CPU.
 
         Raises:
-            UserError: those of the whole dataset would need more than `max_gib`.
+            UserError: the tokens of the whole dataset would need more than `max_gib`.
         """
         starts = range(0, len(images), batch_size)
         tokens = torch.cat([patch_tokens(self.encoder, images[start : start + batch_size]).half() for start in starts])
@@ -93,7 +96,7 @@ class PatchTokens:
 
 @torch.inference_mode()
 def patch_tokens(encoder: Any, images: Sequence[Image.Image]) -> Tensor:
-    """Return patch tokens after the last block and the final norm, (N, T, D), of a `ClipModel` or `PooledVision`.
+    """Compute patch tokens after the last block and the final norm, (N, T, D), of a `ClipModel` or `PooledVision`.
 
     Raises:
         UserError: the encoder has no patch tokens.

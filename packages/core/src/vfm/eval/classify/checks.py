@@ -1,4 +1,4 @@
-"""Checks of classifications before a run, without torch; evaluations repeat them once their inputs exist."""
+"""Checks of classification stages before a run, without importing torch. Stages repeat them when their inputs exist."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ from vfm.interfaces import Artifact, LabeledDataset, Preflight, Ref, TaggedImage
 
 
 def check_zero_shot(config: ZeroShot, ctx: Preflight) -> None:
-    """Check the class names where the dataset exists."""
+    """Check the sentences and, if the dataset already exists, the class names."""
     if config.prompts:
         read_sentences(config.prompts)
-    if data := ctx.artifact(config.data):
+    data = ctx.artifact(config.data)
+    if data:
         check_zero_shot_classes(config, data)
 
 
 def check_classify(config: Classify, ctx: Preflight) -> None:
-    """Check the class names where the dataset exists."""
-    if data := ctx.artifact(config.data):
+    """Check the class names, if the dataset already exists."""
+    data = ctx.artifact(config.data)
+    if data:
         check_class_names(data.class_names, str(config.data))
 
 
 def check_feature_evaluation(config: FeatureEvaluation, ctx: Preflight) -> None:
-    """Check that both sets are of one type and, where they exist, have the same classes."""
+    """Check that both sets have the same type and, if they already exist, the same classes."""
     train, data = ctx.artifact(config.train), ctx.artifact(config.data)
     if train and data:
         check_same_classes(config, train, data)
-    elif (train_type := _type_of(ctx, config.train)) and (data_type := _type_of(ctx, config.data)):
+        return
+    train_type, data_type = _type_of(ctx, config.train), _type_of(ctx, config.data)
+    if train_type and data_type:
         check_same_types(config, train_type, data_type)
 
 
 def check_zero_shot_classes(config: ZeroShot, data: LabeledDataset | TaggedImages) -> None:
-    """Check the class names, that there is one per label, and that each has sentences.
+    """Check that there is one valid class name per label, and that each class has sentences.
 
     Raises:
         UserError: a name is missing, empty or used twice, or sentences do not fit the names.
@@ -50,10 +54,10 @@ def check_zero_shot_classes(config: ZeroShot, data: LabeledDataset | TaggedImage
 
 
 def check_same_types(config: FeatureEvaluation, train: type[Artifact], data: type[Artifact]) -> None:
-    """Check that both sets have one class per image, or both several labels, as the solver needs.
+    """Check that both sets have one class per image or both have several labels, and that the solver supports it.
 
     Raises:
-        UserError: the types differ, or the solver takes one class per image.
+        UserError: the types differ, or the solver only supports one class per image.
     """
     if train is not data:
         types = f"{config.train} is a {train.__name__}, {config.data} a {data.__name__}"
@@ -73,14 +77,16 @@ def check_same_classes(
     check_same_types(config, type(train), type(data))
     check_class_names(data.class_names, str(config.data))
     if train.class_names != data.class_names:
-        one, other = _first_difference(train.class_names, data.class_names)
+        in_train, in_data = _first_difference(train.class_names, data.class_names)
         raise UserError(
-            f"expected the same classes in {config.train} and {config.data}, got {one!r} in {config.train} where"
-            f" {config.data} has {other!r}"
+            f"expected the same classes in {config.train} and {config.data}, got {in_train!r} in {config.train} where"
+            f" {config.data} has {in_data!r}"
         )
 
 
 def _type_of(ctx: Preflight, ref: Ref[Any]) -> type[Artifact] | None:
-    """Return the type of an input, which its stage may still have to make."""
-    found, maker = ctx.artifact(ref), ctx.stage(ref)
-    return type(found) if found else maker.makes if maker else None
+    """Find the type of an input that may not exist yet."""
+    artifact, stage = ctx.artifact(ref), ctx.stage(ref)
+    if artifact:
+        return type(artifact)
+    return stage.makes if stage else None

@@ -1,4 +1,4 @@
-"""Results of classification, of one class or several labels per image, for probes, neighbours, zero-shot and heads."""
+"""Classification results, with one class or several labels per image, for probes, neighbours, zero-shot and heads."""
 
 # N images, C classes or labels
 
@@ -32,9 +32,9 @@ def encode_with_targets(
     reading: ReadSettings,
     files: Mapping[str, RowFile] | None = None,
 ) -> tuple[Encoded, Tensor]:
-    """Encode a dataset, and return the target of each image: its class, (N,), or its labels, (N, C) bool.
+    """Encode a dataset and read the target of each image: its class, (N,), or its labels, (N, C) bool.
 
-    Logs a warning for classes without any image.
+    Classes without any image are reported in a warning.
     """
     if isinstance(data, LabeledDataset):
         images = encode_labeled(ctx, encoders, data, reading, files)
@@ -45,9 +45,11 @@ def encode_with_targets(
         images = encode_dataset(ctx, source, encoders, reading, files=files)
         targets = torch.from_numpy(read_tags(data)[images.numbers])
         present = targets.any(dim=0)
-    empty = [repr(name) for name, found in zip(data.class_names, present.tolist(), strict=True) if not found]
+    empty = [repr(name) for name, exists in zip(data.class_names, present.tolist(), strict=True) if not exists]
     if empty:
-        some = ", ".join(empty[:EMPTY_NAMED]) + (", ..." if len(empty) > EMPTY_NAMED else "")
+        some = ", ".join(empty[:EMPTY_NAMED])
+        if len(empty) > EMPTY_NAMED:
+            some += ", ..."
         ctx.warn(f"{ctx.name_of(data)}: {len(empty)} of {len(data.class_names)} classes have no image: {some}")
     return images, targets
 
@@ -60,25 +62,23 @@ def result_from_scores(
     prefix: str,
     details: Mapping[str, object],
 ) -> ModelResult:
-    """Return a model's result from its score of each class or label for each image, (N, C).
+    """Build the result of a model from its scores for all images and classes or labels, (N, C).
 
     Args:
         scores: (N, C).
         targets: classes, (N,), or labels, (N, C) bool.
-        keys: of the images.
-        data: has the names of the classes.
-        prefix: of the metrics' names, such as `lp_`.
-        details: for the result file.
+        keys: keys of the images.
+        data: the dataset, which has the class names.
+        prefix: prefix of the metric names, such as `lp_`.
+        details: additional entries for the result file.
     """
     if isinstance(data, TaggedImages):
         metric = f"{prefix}map" if prefix else "mean_average_precision"  # CLIP_benchmark's name
         positives = targets.numpy()
         means = [MeanAveragePrecision(metric, scores, positives)]
-        means += [
-            MeanAveragePrecision(f"{metric}/{group}", scores[:, those], positives[:, those])
-            for group, those in data.class_groups.items()
-            if positives[:, those].any()
-        ]
+        for group, members in data.class_groups.items():
+            if positives[:, members].any():
+                means.append(MeanAveragePrecision(f"{metric}/{group}", scores[:, members], positives[:, members]))
         labels = [row.nonzero().flatten().tolist() for row in targets]
         columns = {"key": list(keys), "labels": labels, "scores": list(scores.astype(np.float32))}
         return ModelResult(means, {"images": columns}, details)
@@ -97,9 +97,9 @@ def result_from_ranks(
     *,
     num_answers: int | None = None,
 ) -> ModelResult:
-    """Return a model's result from the rank of each image's own class, (N,), and its predicted class, (N,).
+    """Build the result of a model from the rank of each image's true class, (N,), and its predicted class, (N,).
 
-    `num_answers` is the number of classes that could be predicted, for the chance; default: all.
+    `num_answers` is the number of classes that could be predicted, for the chance level. By default it is all classes.
     """
     top1, among = hits_at(ranks, 1), num_answers or len(data.class_names)
     scores = _class_scores(top1, hits_at(ranks, 5), labels, among, prefix)
@@ -111,7 +111,7 @@ def result_from_ranks(
 def _class_scores(
     top1: NDArray[np.bool_], top5: NDArray[np.bool_], labels: NDArray[np.int64], num_classes: int, prefix: str
 ) -> list[Accuracy]:
-    """Return top-1, top-5 (of more than five classes) and mean per class recall."""
+    """Compute top-1, top-5 (with more than five classes) and mean per class recall."""
     scores = [Accuracy(f"{prefix}acc1", top1, chance=1 / num_classes)]
     if num_classes > 5:
         scores.append(Accuracy(f"{prefix}acc5", top5, chance=5 / num_classes))
@@ -122,8 +122,10 @@ def _class_scores(
 def _group_scores(
     top1: NDArray[np.bool_], labels: NDArray[np.int64], data: LabeledDataset, num_classes: int, prefix: str
 ) -> list[Accuracy]:
-    """Return top-1 of the images of each group of classes, such as the tail; all classes can be predicted."""
-    groups = [(group, np.isin(labels, members)) for group, members in data.class_groups.items()]
-    return [
-        Accuracy(f"{prefix}acc1/{group}", top1[those], chance=1 / num_classes) for group, those in groups if those.any()
-    ]
+    """Compute top-1 on the images of each group of classes, such as the tail. All classes can be predicted."""
+    scores = []
+    for group, members in data.class_groups.items():
+        rows = np.isin(labels, members)
+        if rows.any():
+            scores.append(Accuracy(f"{prefix}acc1/{group}", top1[rows], chance=1 / num_classes))
+    return scores

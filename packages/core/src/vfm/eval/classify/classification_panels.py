@@ -1,4 +1,4 @@
-"""Panels of a classification: the hardest classes or labels, and images that the last model gets right and wrong."""
+"""Panels of a classification: the hardest classes or labels, and images with right and wrong answers."""
 
 # N images, C labels
 
@@ -26,14 +26,14 @@ SHOWN = 8  # images of each outcome
 def add_class_panels(
     ctx: Context, data: ClassDataset, images: Encoded, targets: Tensor, results: Mapping[str, ModelResult]
 ) -> None:
-    """Add the table of the hardest classes or labels and, if each image has one class, the sheet of answers.
+    """Add a table of the hardest classes or labels and, if each image has one class, a sheet of answers.
 
     Args:
-        ctx: takes the panels.
+        ctx: receives the panels.
         data: the dataset.
-        images: its images, N.
+        images: the N encoded images.
         targets: classes, (N,), or labels, (N, C) bool.
-        results: of `result_from_scores` or `result_from_ranks`, by model; the sheet is that of the last one.
+        results: results by model, from `result_from_scores` or `result_from_ranks`. The sheet shows the last model.
     """
     ctx.panel(hardest_panel(data, targets, results))
     if isinstance(data, LabeledDataset):
@@ -45,40 +45,42 @@ def add_class_panels(
 
 
 def _answers(data: LabeledDataset, numbers: Sequence[int], result: ModelResult) -> Iterator[CaptionedImage]:
-    """Yield images that a model gets right, then those that it gets most wrong."""
+    """Yield images that a model classifies right, then the ones with the worst ranks."""
     table, source = result.predictions["images"], open_dataset(data)
-    labels, predicted, ranks = (np.asarray(table[column]) for column in ("label", "predicted", "rank"))
+    labels, predicted = np.asarray(table["label"]), np.asarray(table["predicted"])
+    ranks = np.asarray(table["rank"])
     worst_first = np.argsort(-ranks, kind="stable")
     right, wrong = np.flatnonzero(ranks == 0), worst_first[ranks[worst_first] > 0]
-    for place in [*first_of_each(right, labels, SHOWN), *first_of_each(wrong, labels, SHOWN)]:
-        label, guess, rank = data.class_names[labels[place]], data.class_names[predicted[place]], int(ranks[place])
+    for row in [*first_of_each(right, labels, SHOWN), *first_of_each(wrong, labels, SHOWN)]:
+        label, guess, rank = data.class_names[labels[row]], data.class_names[predicted[row]], int(ranks[row])
         taken = "" if guess == label else f", taken for {guess}"
-        sample = source[numbers[place]]
+        sample = source[numbers[row]]
         yield CaptionedImage(decode_image(sample.image, sample.key), f"{label}{taken} · rank {rank + 1}", rank == 0)
 
 
 def hardest_panel(data: ClassDataset, targets: Tensor, results: Mapping[str, ModelResult]) -> TablePanel:
-    """Return a table of the classes with the lowest recall by the last model, or of every label's precision."""
+    """Build a table of the classes with the lowest recall by the last model, or of the precision of every label."""
     if isinstance(data, LabeledDataset):
         return _hardest_classes(data.class_names, targets.numpy(), results)
     positives = targets.numpy()
-    by_model = {
-        model: average_precisions(np.stack(result.predictions["images"]["scores"]), positives)
-        for model, result in results.items()
-    }
-    rows: list[list[str | float | int | None]] = [
-        [name, int(positives[:, c].sum()), *(round(100 * float(found[c]), 1) for found in by_model.values())]
-        for c, name in enumerate(data.class_names)
-        if positives[:, c].any()
-    ]
+    by_model = {}
+    for model, result in results.items():
+        by_model[model] = average_precisions(np.stack(result.predictions["images"]["scores"]), positives)
+    rows: list[list[str | float | int | None]] = []
+    for c, name in enumerate(data.class_names):
+        if positives[:, c].any():
+            shares = [round(100 * float(precisions[c]), 1) for precisions in by_model.values()]
+            rows.append([name, int(positives[:, c].sum()), *shares])
     columns = ["label", "images", *(f"{model}, average precision, %" for model in by_model)]
     return TablePanel(title="Average precision by label", order=40, columns=columns, rows=rows)
 
 
 def _hardest_classes(names: Sequence[str], labels: NDArray[np.int64], results: Mapping[str, ModelResult]) -> TablePanel:
     present = np.unique(labels)
-    hits = {model: hits_at(np.asarray(result.predictions["images"]["rank"]), 1) for model, result in results.items()}
-    recall = {model: np.array([100 * hit[labels == c].mean() for c in present]) for model, hit in hits.items()}
+    recall = {}
+    for model, result in results.items():
+        hits = hits_at(np.asarray(result.predictions["images"]["rank"]), 1)
+        recall[model] = np.array([100 * hits[labels == c].mean() for c in present])
     worst = np.argsort(list(recall.values())[-1], kind="stable")[:HARDEST]
     rows: list[list[str | float | int | None]] = []
     for i in worst:

@@ -1,4 +1,4 @@
-"""Classification by a model's own head, on a labelled set of all its classes or a subset."""
+"""Classification by the head of a model, on a labelled dataset with all of its classes or a subset."""
 
 # N images, C classes of the dataset
 
@@ -24,18 +24,18 @@ from vfm.train.parallel.sharing import leave_to_first
 
 @dataclass(frozen=True)
 class HeadOutputs:
-    """An encoder whose features are the head's logits of some classes."""
+    """An encoder whose features are the head's logits for some classes."""
 
     encoder: PooledVision
     columns: list[int]
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
-        """Return logits, float32 (N, C) on the CPU."""
+        """Compute logits, float32 (N, C) on the CPU."""
         return self.encoder.logits(images, batch_size)[:, self.columns]
 
 
 def evaluate_classify(config: Classify, ctx: Context, encoders: Mapping[str, Any]) -> Evaluated:
-    """Evaluate classifiers; only the head's outputs of the dataset's classes can be predicted.
+    """Evaluate classifiers. Only the classes of the dataset can be predicted.
 
     ImageNet-A and -R, for example, have 200 of a head's 1,000 classes, and their authors evaluate them in this way.
 
@@ -55,22 +55,23 @@ def evaluate_classify(config: Classify, ctx: Context, encoders: Mapping[str, Any
     return Evaluated(data_hash(data, images.digests), results)
 
 
-def _outputs(name: str, model: Any, classes: Sequence[str], given: Sequence[str] | None) -> HeadOutputs:
+def _outputs(name: str, model: Any, classes: Sequence[str], output_names: Sequence[str] | None) -> HeadOutputs:
     num_classes = int(getattr(model.module, "num_classes", 0)) if isinstance(model, PooledVision) else 0
     if not num_classes:
         raise UserError(
             f"{name}: expected a model with a classification head; eval.linear_probe and eval.knn evaluate features"
         )
-    return HeadOutputs(model, columns_of(list(given or class_names_of(model.module)), num_classes, classes, name))
+    output_names = list(output_names or class_names_of(model.module))
+    return HeadOutputs(model, columns_of(output_names, num_classes, classes, name))
 
 
 def columns_of(names: Sequence[str], num_classes: int, classes: Sequence[str], where: str) -> list[int]:
-    """Return the index of each class among a head's outputs, by name; without names the outputs are the classes.
+    """Look up the index of each class among the outputs of a head, by name. Without names the outputs are the classes.
 
     Args:
-        names: of the head's outputs, in their order, or empty.
+        names: names of the head's outputs, in their order, or empty.
         num_classes: number of the head's outputs.
-        classes: to look up.
+        classes: names of the classes to look up.
         where: the model's name, for errors.
 
     Raises:
@@ -85,7 +86,9 @@ def columns_of(names: Sequence[str], num_classes: int, classes: Sequence[str], w
         return list(range(num_classes))
     if len(names) != num_classes:
         raise UserError(f"{where}: expected class_names for {num_classes} outputs of its head, got {len(names)}")
+    # Reversed, so that the first output of a name counts.
     columns = {name: column for column, name in reversed(list(enumerate(names)))}
-    if missing := [name for name in classes if name not in columns]:
+    missing = [name for name in classes if name not in columns]
+    if missing:
         raise UserError(f"{where}: its head has no class {missing[0]!r}{did_you_mean(missing[0], names)}")
     return [columns[name] for name in classes]

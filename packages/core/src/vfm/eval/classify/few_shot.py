@@ -1,8 +1,8 @@
 """Few-shot classification: a softmax classifier from k images per class, pulled towards its initial weights.
 
-The initial weights are zero, or the zero-shot classifier of the text tower, which then decides what k images leave
-open. Protocol: Radford et al. 2021, CLIP, section 3.1.2 (arXiv:2103.00020), k images of each class drawn several times;
-the zero-shot start: Li et al. 2022, ELEVATER (arXiv:2204.08790).
+The initial weights are zero, or the zero-shot classifier of the text tower, which then acts as a prior. Protocol:
+Radford et al. 2021, CLIP, section 3.1.2 (arXiv:2103.00020), with k images of each class, drawn several times. The
+zero-shot start is from Li et al. 2022, ELEVATER (arXiv:2204.08790).
 """
 
 # N images, S draws, C classes, D width
@@ -43,12 +43,12 @@ MAX_ITER = 1000  # steps of L-BFGS
 class FewShotSettings:
     """Settings of few-shot classification.
 
-    shots: training images per class, several numbers of them.
+    shots: numbers of training images per class.
     draws: number of draws of the training images, with the seeds seed, seed + 1, ...
-    words: start from the text tower's classifier.
-    penalty: pull towards the start.
-    templates: prompts of that classifier; None: the test set's.
-    seed: of the first draw.
+    words: whether to start from the text tower's classifier.
+    penalty: strength of the pull towards the start.
+    templates: prompts of the text tower's classifier, None for the templates of the test set.
+    seed: seed of the first draw.
     """
 
     shots: Sequence[int]
@@ -60,7 +60,7 @@ class FewShotSettings:
 
 
 def evaluate_few_shot(config: FewShot, ctx: Context, encoders: Mapping[str, ImageEncoder]) -> Evaluated:
-    """Evaluate features by `score_few_shot`."""
+    """Evaluate features with `score_few_shot`."""
     train, data = ctx.load(config.train), ctx.load(config.data)
     check_same_classes(config, train, data)
     words = config.start == "zero_shot"
@@ -77,33 +77,33 @@ def score_few_shot(
     *,
     reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
 ) -> Evaluated:
-    """Score features by classifiers from few images; the draws are the same for all models.
+    """Score features by classifiers from few images, with the same draws for all models.
 
-    A score is the mean over the draws. Its interval is over the test images, which all draws share; `by_draw` in the
+    A score is the mean over the draws. Its interval is over the test images, which all draws share. `by_draw` in the
     result file shows how much the draws differ.
 
     Raises:
-        UserError: a model without a text tower is to start from words, or a class has no training image.
+        UserError: `words` is set for a model without a text tower, or a class has no training image.
     """
     if settings.words:
         for name, model in encoders.items():
             if not hasattr(model, "encode_texts"):
                 raise UserError(f"{name}: start: zero_shot needs a text tower, which this model does not have")
     known, test = encode_labeled(ctx, encoders, train, reading), encode_labeled(ctx, encoders, data, reading)
-    if missing := sorted(set(range(len(data.class_names))) - set(known.labels.tolist())):
+    missing = sorted(set(range(len(data.class_names))) - set(known.labels.tolist()))
+    if missing:
         raise UserError(f"{ctx.name_of(train)}: class {data.class_names[missing[0]]!r} has no training image")
-    starts = {
-        name: _start(name, model, data, settings, known.features[name].shape[1], reading.batch_size)
-        for name, model in encoders.items()
-    }
+    starts = {}
+    for name, model in encoders.items():
+        width = known.features[name].shape[1]
+        starts[name] = _start(name, model, data, settings, width, reading.batch_size)
     leave_to_first()
     results, curves = {}, []
     for name, start in starts.items():
-        features = known.features[name].numpy(), test.features[name].numpy()
-        trials = {
-            shots: _trials(features[0], known.labels, features[1], test.labels, start, shots, settings)
-            for shots in settings.shots
-        }
+        known_features, test_features = known.features[name].numpy(), test.features[name].numpy()
+        trials = {}
+        for shots in settings.shots:
+            trials[shots] = _trials(known_features, known.labels, test_features, test.labels, start, shots, settings)
         scores = [_accuracy(shots, trial.right, len(data.class_names)) for shots, trial in trials.items()]
         details = {
             **asdict(settings),
@@ -128,7 +128,7 @@ def score_few_shot(
 
 @dataclass(frozen=True)
 class _Trials:
-    """Predicted classes of the test images by classifiers from one number of images per class, by draw, (S, N)."""
+    """Predicted classes of the test images for one number of training images per class, by draw, (S, N)."""
 
     predicted: NDArray[np.int64]
     right: NDArray[np.bool_]
@@ -137,7 +137,7 @@ class _Trials:
 def _start(
     name: str, model: Any, data: LabeledDataset, settings: FewShotSettings, width: int, batch_size: int
 ) -> NDArray[np.floating]:
-    """Return the initial weights, (C, D)."""
+    """Compute the initial weights, (C, D)."""
     if not settings.words:
         return np.zeros((len(data.class_names), width))
     classifier = zero_shot_classifier(model, data.class_names, settings.templates or data.templates, batch_size, name)
@@ -166,14 +166,14 @@ def _trials(
 
 
 def _accuracy(shots: int, right: NDArray[np.bool_], num_classes: int) -> Accuracy:
-    """Return top-1 over all draws; the draws of one image are not independent, so an image counts once."""
+    """Compute top-1 over all draws. The draws of an image are not independent, so it counts once in the interval."""
     draws, images = right.shape
     groups = np.tile(np.arange(images), draws) if draws > 1 else None
     return Accuracy(f"fs{shots}_acc1", right.ravel(), groups, chance=1 / num_classes)
 
 
 def _columns(keys: Sequence[str], labels: NDArray[np.int64], trials: Mapping[int, _Trials]) -> dict[str, Any]:
-    """Return one row per image, draw and number of shots."""
+    """Build columns with one row per image, draw and number of shots."""
     draws = next(iter(trials.values())).right.shape[0]
     times = draws * len(trials)
     return {
@@ -186,7 +186,7 @@ def _columns(keys: Sequence[str], labels: NDArray[np.int64], trials: Mapping[int
 
 
 def draw_shots(labels: NDArray[np.integer], shots: int, seed: int) -> NDArray[np.int64]:
-    """Return the indices of `shots` images of each class, ascending; all images of a class that has fewer."""
+    """Draw `shots` images of each class, or all if it has fewer, and return their indices in ascending order."""
     generator = np.random.default_rng([seed, shots])
     drawn = [generator.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)]
     return np.sort(np.concatenate(drawn))
@@ -199,15 +199,15 @@ def fit_few_shot(
     *,
     penalty: float,
 ) -> Floats:
-    """Return the weights W (C, D) that minimise cross-entropy of softmax(x W^T) + penalty / (2 C) * ||W - start||^2.
+    """Fit the weights W (C, D) that minimise cross-entropy of softmax(x W^T) + penalty / (2 C) * ||W - start||^2.
 
-    The problem is convex, so the solution is unique. In the mean over classes weights move by at most 2 / penalty for
-    any C, since the errors of an image's C probabilities add up to at most 2.
+    The problem is strictly convex, so the solution is unique. On average over classes, weights move by at most
+    2 / penalty for any C, since the errors of the C probabilities of an image add up to at most 2.
 
     Args:
         features: unit vectors, (N, D).
         labels: (N,) integers in 0..C-1.
-        start: (C, D); zeros make it plain logistic regression without an intercept.
+        start: initial weights, (C, D). Zeros make it plain logistic regression without an intercept.
         penalty: weight of the distance from the start.
     """
     x, origin = np.asarray(features, dtype=np.float64), np.asarray(start, dtype=np.float64)
@@ -223,6 +223,6 @@ def fit_few_shot(
         return float(-logs[rows, labels].mean() + pull / 2 * np.square(moved).sum()), gradient.ravel()
 
     options = {"maxiter": MAX_ITER, "gtol": 1e-7 / len(origin), "ftol": 1e-13}
-    found = minimize(loss_and_gradient, origin.ravel(), jac=True, method="L-BFGS-B", options=options)
-    weights: Floats = found.x.reshape(origin.shape)
+    solution = minimize(loss_and_gradient, origin.ravel(), jac=True, method="L-BFGS-B", options=options)
+    weights: Floats = solution.x.reshape(origin.shape)
     return weights

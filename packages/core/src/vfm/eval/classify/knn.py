@@ -1,7 +1,7 @@
 """Nearest-neighbour classification of features, without any training.
 
-Source: Wu et al. 2018 (arXiv:1805.01978) as used by DINO, Caron et al. 2021 (arXiv:2104.14294): cosine, k = 20,
-each neighbour votes for its class with weight exp(cosine / 0.07).
+Source: Wu et al. 2018 (arXiv:1805.01978), as used by DINO, Caron et al. 2021 (arXiv:2104.14294). Similarity is the
+cosine, k is 20, and each neighbour votes for its class with weight exp(cosine / 0.07).
 """
 
 # N training images, Q test images, C classes, D width
@@ -26,7 +26,7 @@ from vfm.train.parallel.sharing import leave_to_first
 
 
 def evaluate_knn(config: Knn, ctx: Context, encoders: Mapping[str, ImageEncoder]) -> Evaluated:
-    """Evaluate features by the nearest training images, which vote for their class or for each of their labels."""
+    """Evaluate features by letting the nearest training images vote for their class or for each of their labels."""
     train, data = ctx.load(config.train), ctx.load(config.data)
     check_same_classes(config, train, data)
     known, known_targets = encode_with_targets(ctx, encoders, train, config.reading)
@@ -58,18 +58,19 @@ def knn_votes(
     temperature: float,
     max_scores: int = MAX_SCORES,
 ) -> Tensor:
-    """Return the votes of the `k` nearest training images for each class, (Q, num_classes).
+    """Sum the votes of the `k` nearest training images for each class, (Q, num_classes).
 
-    Memory is bounded by `max_scores` similarities, or labels of neighbours, not by Q x N.
+    Memory is bounded by `max_scores` similarities, or labels of neighbours, instead of Q x N.
 
     Args:
         train_features: (N, D), normalised or not.
-        train_targets: (N,) integers in 0..num_classes-1; or labels, (N, C) bool: a neighbour votes for each of its own.
+        train_targets: classes, (N,) integers in 0..num_classes-1, or labels, (N, C) bool. A neighbour votes for each of
+            its labels.
         test_features: (Q, D).
-        num_classes: C.
-        k: neighbours that vote; all of them where there are fewer.
-        temperature: the smaller, the more the nearest neighbours count.
-        max_scores: similarities held at once.
+        num_classes: number of classes, C.
+        k: number of neighbours that vote, all of them if there are fewer.
+        temperature: a smaller value gives the nearest neighbours more weight.
+        max_scores: number of similarities held at once.
 
     Raises:
         ValueError: `k` or `temperature` is not positive.
@@ -79,11 +80,11 @@ def knn_votes(
     train, test = F.normalize(train_features, dim=-1), F.normalize(test_features, dim=-1)
     k = min(k, len(train))
     votes = torch.zeros(len(test), num_classes, device=test.device)
-    # Of several labels, those of all neighbours are held too.
+    # With several labels per image, the labels of all neighbours are held too.
     columns = max(len(train), k * num_classes) if train_targets.ndim == 2 else len(train)
     for block in row_blocks(len(test), columns, max_scores):
         cosines, neighbours = (test[block] @ train.T).topk(k, dim=1)  # (rows, k)
-        # Relative to the nearest, so that exp cannot overflow at a small temperature; votes scale by one factor.
+        # Relative to the nearest, so that exp cannot overflow at a small temperature. It scales all votes equally.
         weights = ((cosines - cosines[:, :1]) / temperature).exp()
         if train_targets.ndim == 2:
             votes[block] = (weights[..., None] * train_targets[neighbours]).sum(dim=1)

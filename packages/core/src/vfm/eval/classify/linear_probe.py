@@ -1,7 +1,8 @@
-"""Linear probe: logistic regression on frozen features, its penalty chosen on a validation split.
+"""Linear probe: logistic regression on frozen features, with the penalty chosen on a validation split.
 
-Follows CLIP's protocol (Radford et al. 2021, appendix A.3: L-BFGS, a log grid of L2 penalties, chosen on validation,
-refitted on training and validation together) with standardised features, so that one grid fits every model.
+It follows CLIP's protocol (Radford et al. 2021, appendix A.3: L-BFGS, a log grid of L2 penalties, chosen on
+validation, refitted on training and validation together). Features are standardised, so that one grid fits every
+model.
 """
 
 # N images, C classes, D width
@@ -23,7 +24,7 @@ from vfm.eval.classify.classification import encode_with_targets, result_from_sc
 from vfm.eval.classify.classification_panels import add_class_panels
 from vfm.eval.classify.probe_features import with_probe_features
 from vfm.eval.classify.stages import LinearProbe
-from vfm.eval.classify.sweep import LRS, Schedule, split_validation
+from vfm.eval.classify.sweep import LRS, ProbeSchedule, split_validation
 from vfm.eval.classify.trained_probes import ProbeSettings, score_trained_probe
 from vfm.eval.encode.hashes import data_hash
 from vfm.interfaces import Context, Evaluated, LabeledDataset, LinesPanel, Series
@@ -38,12 +39,12 @@ PENALTIES: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1
 
 
 def evaluate_linear_probe(config: LinearProbe, ctx: Context, encoders: Mapping[str, ImageEncoder]) -> Evaluated:
-    """Evaluate features by logistic regression, or with solver sgd or lars by a sweep of learning rates."""
+    """Evaluate features by logistic regression or, with solver sgd or lars, by a sweep of learning rates."""
     train, data = ctx.load(config.train), ctx.load(config.data)
     check_same_classes(config, train, data)
     encoders = with_probe_features(encoders, config.features)
     if config.solver != "lbfgs":
-        schedule = Schedule(
+        schedule = ProbeSchedule(
             config.solver,
             tuple(config.lrs or LRS[config.solver]),
             config.epochs,
@@ -65,14 +66,14 @@ def _evaluate_lbfgs(
     train: LabeledDataset,
     data: LabeledDataset,
 ) -> Evaluated:
-    """Evaluate by logistic regression; the split into training and validation is the same for all models.
+    """Evaluate by logistic regression, with the same split into training and validation for all models.
 
     Raises:
         UserError: no class has an image to hold out.
     """
     known, known_targets = encode_with_targets(ctx, encoders, train, config.reading)
     known_labels = known_targets.numpy()
-    # Split before the test images are encoded: a set that cannot be split is refused without that work.
+    # Split before encoding the test images, so that a set that cannot be split is rejected early.
     fitted, held_out = split_validation(known_labels, config.validation_fraction, config.seed)
     test, targets = encode_with_targets(ctx, encoders, data, config.reading)
     leave_to_first()
@@ -114,8 +115,8 @@ def _evaluate_lbfgs(
 class FittedProbe:
     """A fitted probe.
 
-    penalty: L2 weight beside the *mean* loss, so that it does not depend on the number of images.
-    validation_accuracy: for each penalty that was tried.
+    penalty: L2 weight relative to the *mean* loss, so that it does not depend on the number of images.
+    validation_accuracy: validation accuracy by penalty.
     converged: False if L-BFGS stopped at `max_iter`.
     """
 
@@ -127,7 +128,7 @@ class FittedProbe:
     converged: bool
 
     def scores(self, features: Features, num_classes: int) -> NDArray[np.float64]:
-        """Return log-probabilities, (N, num_classes); classes without a training image get -inf."""
+        """Compute log-probabilities, (N, num_classes). Classes without a training image get -inf."""
         scores = np.full((len(features), num_classes), -np.inf)
         scores[:, self.model.classes_] = self.model.predict_log_proba((features - self.mean) / self.scale)
         return scores
@@ -140,18 +141,18 @@ def fit_linear_probe(
     penalties: tuple[float, ...] = PENALTIES,
     max_iter: int,
 ) -> FittedProbe:
-    """Fit on `train` for each penalty, choose the best on `validation`, and refit on both.
+    """Fit on `train` for each penalty, choose the best one on `validation`, and refit on both.
 
-    Of equally good penalties the strongest is chosen. Features are standardised by the statistics of `train`.
+    Among equally good penalties the strongest is chosen. Features are standardised by the statistics of `train`.
 
     Args:
         train: features (N, D) and labels (N,).
         validation: the same for images that are not in `train`.
-        penalties: L2 weights beside the mean loss.
-        max_iter: L-BFGS steps.
+        penalties: L2 weights relative to the mean loss.
+        max_iter: largest number of L-BFGS steps.
 
     Raises:
-        UserError: fewer than two classes in `train`.
+        UserError: `train` has fewer than two classes.
     """
     features, labels = np.asarray(train[0], dtype=np.float64), np.asarray(train[1])
     if len(np.unique(labels)) < 2:
@@ -172,8 +173,8 @@ def fit_linear_probe(
 
 
 def _fit(model: LogisticRegression, x: Features, labels: Labels, penalty: float) -> bool:
-    """Fit in place, and return True if it converged."""
-    model.set_params(C=1 / (penalty * len(x)))
+    """Fit in place and report whether the fit converged."""
+    model.set_params(C=1 / (penalty * len(x)))  # scikit-learn sums the loss over images
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the evaluation warns once instead
         model.fit(x, labels)

@@ -1,9 +1,9 @@
-"""The features that probes are trained on: which tokens of which layers, as they are or of unit length.
+"""The features that probes are trained on: the choice of tokens and layers, optionally scaled to unit length.
 
-Sources: CLIP (Radford et al. 2021, arXiv:2103.00020, section 3.2) probes image features before the projection into the
-joint space; EVA's released linear probe reads the class token, DINOv2's (Oquab et al. 2023, arXiv:2304.07193, and its
-code) the class tokens of the last one or four blocks and the mean over the last one's patches. None of them scales the
-features to unit length.
+Sources: CLIP (Radford et al. 2021, arXiv:2103.00020, section 3.2) probes image features before the projection into
+the joint space. EVA's released linear probe reads the class token. DINOv2 (Oquab et al. 2023, arXiv:2304.07193, and
+its code) reads the class tokens of the last one or four blocks and the mean over the patches of the last one. None of
+them scales the features to unit length.
 """
 
 # B batch, N images, P prefix tokens, D width of the tower
@@ -27,32 +27,35 @@ from vfm.models.vision.vision_towers import VisionTower, read_layers
 
 
 def with_probe_features(encoders: Mapping[str, ImageEncoder], chosen: ProbeInput) -> dict[str, ImageEncoder]:
-    """Return the encoders with the features that a probe reads; an encoder of another kind keeps its own."""
-    return {
-        name: ProbeFeatures(encoder, chosen) if isinstance(encoder, ClipModel | PooledVision) else encoder
-        for name, encoder in encoders.items()
-    }
+    """Wrap encoders so that they compute the features that a probe reads. Other kinds of encoders are unchanged."""
+    wrapped: dict[str, ImageEncoder] = {}
+    for name, encoder in encoders.items():
+        is_known = isinstance(encoder, ClipModel | PooledVision)
+        wrapped[name] = ProbeFeatures(encoder, chosen) if is_known else encoder
+    return wrapped
 
 
 @dataclass(frozen=True)
 class ProbeFeatures:
-    """An encoder of images whose vectors are the input of a probe."""
+    """An image encoder whose vectors are the input of a probe."""
 
     encoder: Any  # ClipModel or PooledVision
     chosen: ProbeInput
 
     @property
     def features_key(self) -> str:
-        """Identifies the features in the cache; empty if the encoder's are not cached."""
+        """Key of the features in the cache, empty if the encoder is not cached."""
         key = getattr(self.encoder, "features_key", "")
+        if not key:
+            return ""
         facts = f"{key} {self.chosen.model_dump_json()}"
-        return hashlib.sha256(facts.encode()).hexdigest()[:32] if key else ""
+        return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
-        """Return features, float32 (N, ...) on the CPU.
+        """Encode images as features, float32 (N, ...) on the CPU.
 
         Raises:
-            UserError: the encoder has no patch tokens or no class token, which `chosen` needs.
+            UserError: `chosen` needs patch tokens or a class token that the encoder does not have.
         """
         model = self.encoder if isinstance(self.encoder, ClipModel) else self.encoder.module
         device = next(self.encoder.module.parameters()).device
@@ -66,33 +69,34 @@ class ProbeFeatures:
                     parts.append(probe_features(model, pixels, self.chosen).float().cpu())
         finally:
             self.encoder.module.train(was_training)
-        # A copy outside inference mode: autograd refuses inference tensors, and probes train on these features.
+        # Copy outside inference mode, because probes train on these features and autograd rejects inference tensors.
         return torch.cat(parts).clone()
 
 
 def probe_features(model: ClipModel | nn.Module, pixels: Tensor, chosen: ProbeInput) -> Tensor:
-    """Return the features of a batch of images.
+    """Compute the features of a batch of images.
 
     Args:
         model: a CLIP model or a timm model, in evaluation mode.
         pixels: normalised images, (B, 3, H, W).
-        chosen: tokens, layers and scale.
+        chosen: the tokens, layers and scale.
 
     Returns:
-        (B, D) for the model's own pooling, for the class token or the mean of one layer; (B, layers * D) of several,
-        and (B, (layers + 1) * D) for the class tokens and the mean over the last layer's patches.
+        (B, D) for the pooling of the model, or for the class token or the mean of one layer. (B, layers * D) for
+        several layers, and (B, (layers + 1) * D) for the class tokens with the mean over the last layer's patches.
 
     Raises:
         UserError: the model has no patch tokens, no class token or fewer layers.
     """
-    features = (
-        _own(model, pixels, projected=chosen.projected) if chosen.pool == "own" else _tokens(model, pixels, chosen)
-    )
+    if chosen.pool == "own":
+        features = _own(model, pixels, projected=chosen.projected)
+    else:
+        features = _tokens(model, pixels, chosen)
     return F.normalize(features, dim=-1) if chosen.normalize else features
 
 
 def _own(model: ClipModel | nn.Module, pixels: Tensor, *, projected: bool) -> Tensor:
-    """Return the model's own image features: of a CLIP model in the joint space, or before the projection."""
+    """Compute the image features of the model, for a CLIP model in the joint space or before the projection."""
     if not isinstance(model, ClipModel):
         pooled: Tensor = model.forward_head(model.forward_features(pixels), pre_logits=True)  # type: ignore[operator]
         return pooled
@@ -117,7 +121,9 @@ def _tokens(model: ClipModel | nn.Module, pixels: Tensor, chosen: ProbeInput) ->
     if chosen.pool == "mean":
         return torch.cat(means, dim=-1)
     class_tokens = [_class_token(tower, layer.prefix) for layer in layers]
-    return torch.cat([*class_tokens, *(means[-1:] if chosen.pool == "cls_mean" else [])], dim=-1)
+    if chosen.pool == "cls_mean":
+        class_tokens.append(means[-1])
+    return torch.cat(class_tokens, dim=-1)
 
 
 def _class_token(tower: VisionTower, prefix: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Configurations of evaluations of image encoders: probes, few-shot, neighbours, and a classifier's own head."""
+"""Configurations of classification: probes, few-shot, nearest neighbours, zero-shot, and the head of a classifier."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class ProbeInput(Config):
-    """The features that a probe reads; by default a model's own image features as they are, as in CLIP's and EVA's."""
+    """The features that a probe reads. The default is the model's image feature without scaling, as in CLIP and EVA."""
 
     normalize: bool = Field(False, description="scale features to unit length")
     pool: Literal["own", "cls", "mean", "cls_mean"] = Field(
         "own",
-        description="own: the model's image feature, of a CLIP model before its projection; cls: the class token;"
+        description="own: the model's image feature, for CLIP models before the projection; cls: the class token;"
         " mean: the mean over patches; cls_mean: the class token of every layer, then the mean of the last (DINOv2)",
     )
-    layers: int = Field(1, ge=1, description="last blocks whose tokens are joined, 4 in DINOv2's second protocol")
-    projected: bool = Field(False, description="pool own, CLIP models: features in the joint space")
+    layers: int = Field(1, ge=1, description="number of last blocks whose tokens are joined; DINOv2 also uses 4")
+    projected: bool = Field(False, description="for CLIP models with pool own: use features in the joint space")
 
     @model_validator(mode="after")
     def _own_is_one_vector(self) -> ProbeInput:
@@ -36,7 +36,7 @@ class ProbeInput(Config):
 
 
 class LinearProbe(FeatureEvaluation):
-    """Train a linear classifier on frozen features; its penalty or learning rate is chosen on held-out images."""
+    """Train a linear classifier on frozen features, with penalty or learning rate chosen on held-out images."""
 
     version: ClassVar[int] = 5  # since features are not scaled to unit length
 
@@ -45,11 +45,11 @@ class LinearProbe(FeatureEvaluation):
     evaluator: ClassVar[str] = "vfm.eval.classify.linear_probe:evaluate_linear_probe"
     task: ClassVar[str] = "linear_probe"
 
-    features: ProbeInput = Field(ProbeInput(), description="the features that are probed")
+    features: ProbeInput = Field(ProbeInput(), description="the features that the probe reads")
     solver: Literal["lbfgs", "sgd", "lars"] = Field(
         "lbfgs",
-        description="lbfgs: logistic regression with an L2 penalty (CLIP's); sgd, lars: batch norm and a linear layer"
-        " over a sweep of learning rates (EVA's), also for several labels per image",
+        description="lbfgs: logistic regression with an L2 penalty (as CLIP); sgd, lars: batch norm and a linear layer"
+        " with a sweep of learning rates (as EVA), also for several labels per image",
     )
     validation_fraction: float = Field(
         0.2, gt=0, lt=1, description="fraction of each class held out to choose penalty or learning rate"
@@ -57,27 +57,30 @@ class LinearProbe(FeatureEvaluation):
     penalties: list[Positive] | None = Field(
         None,
         min_length=1,
-        description="L2 weights of lbfgs beside the mean loss, on standardised features; default: powers of ten, 1e-6"
-        " to 100",
+        description="L2 weights of lbfgs relative to the mean loss, on standardised features; default: powers of ten,"
+        " 1e-6 to 100",
     )
-    max_iter: int = Field(1000, ge=1, description="steps of lbfgs")
+    max_iter: int = Field(1000, ge=1, description="largest number of lbfgs steps")
     lrs: list[Positive] | None = Field(
-        None, min_length=1, description="learning rates of sgd or lars; default: 0.003 to 1, or 0.1 to 30"
+        None, min_length=1, description="learning rates to try; default: 0.003 to 1 for sgd, 0.1 to 30 for lars"
     )
-    epochs: int = Field(30, ge=1, description="epochs of sgd and lars")
+    epochs: int = Field(30, ge=1, description="training epochs of sgd and lars")
     train_batch_size: int = Field(256, ge=2, description="images per step of sgd and lars")
-    seed: Seed = Field(0, description="of the split into training and validation, and of the draws of sgd and lars")
+    seed: Seed = Field(0, description="seed of the split into training and validation, and of sgd and lars")
 
 
 class AttentiveProbe(FeatureEvaluation):
-    """Train one query's cross-attention over frozen patch tokens and a linear layer; takes several labels per image."""
+    """Train an attentive probe: cross-attention of one query over frozen patch tokens, then a linear layer.
+
+    Images may have several labels.
+    """
 
     kind: Literal["eval.attentive_probe"] = "eval.attentive_probe"
     in_processes: ClassVar[bool] = True
     evaluator: ClassVar[str] = "vfm.eval.classify.trained_probes:evaluate_attentive_probe"
     task: ClassVar[str] = "attentive_probe"
 
-    precision: Literal["fp32"] = Field("fp32", description="of the models' forward pass")
+    precision: Literal["fp32"] = Field("fp32", description="precision of the forward pass")
 
     validation_fraction: float = Field(
         0.2, gt=0, lt=1, description="fraction of each class held out to choose the learning rate"
@@ -85,23 +88,23 @@ class AttentiveProbe(FeatureEvaluation):
     lrs: list[Positive] | None = Field(
         None, min_length=1, description="learning rates of AdamW to try; default: 1e-4 to 1e-2"
     )
-    epochs: int = Field(20, ge=1, description="epochs of training")
+    epochs: int = Field(20, ge=1, description="training epochs")
     train_batch_size: int = Field(128, ge=2, description="images per step")
     max_cache_gib: float = Field(
-        20.0, gt=0, description="largest temporary file of a model's patch tokens of one dataset, in GiB"
+        20.0, gt=0, description="largest temporary file of patch tokens, per model and dataset, in GiB"
     )
-    seed: Seed = Field(0, description="of the split and of all draws")
+    seed: Seed = Field(0, description="seed of the split and of the training")
 
 
 class Knn(FeatureEvaluation):
-    """Classify by weighted nearest neighbours of frozen features, as DINO does; takes several labels per image."""
+    """Classify by weighted nearest neighbours of frozen features, as in DINO. Images may have several labels."""
 
     kind: Literal["eval.knn"] = "eval.knn"
     in_processes: ClassVar[bool] = True
     evaluator: ClassVar[str] = "vfm.eval.classify.knn:evaluate_knn"
     task: ClassVar[str] = "knn"
 
-    k: int = Field(20, ge=1, description="neighbours that vote")
+    k: int = Field(20, ge=1, description="number of neighbours that vote")
     temperature: float = Field(0.07, gt=0, description="a vote weighs exp(cosine / temperature)")
 
 
@@ -113,23 +116,23 @@ class FewShot(FeatureEvaluation):
     evaluator: ClassVar[str] = "vfm.eval.classify.few_shot:evaluate_few_shot"
     task: ClassVar[str] = "few_shot"
 
-    # Narrower than the others': images with several labels have no k per class.
+    # Narrower than in the other evaluations, since k images per class are undefined for several labels per image.
     train: Ref[LabeledDataset] = Field(  # type: ignore[assignment]
         description="images to draw from, of the classes of `data`"
     )
     data: Ref[LabeledDataset] = Field(description="images to evaluate on")  # type: ignore[assignment]
-    shots: list[int] = Field([1, 2, 4, 8, 16], min_length=1, description="training images per class; a score for each")
+    shots: list[int] = Field([1, 2, 4, 8, 16], min_length=1, description="training images per class, one score each")
     draws: int = Field(3, ge=1, description="number of draws of the training images; a score is their mean")
     start: Literal["nothing", "zero_shot"] = Field(
-        "nothing", description="zero_shot: the text tower's classifier is the start, and weights are pulled towards it"
+        "nothing", description="zero_shot: start from the text tower's classifier, and pull the weights towards it"
     )
     templates: Templates | None = Field(
-        None, min_length=1, description="prompts with a {} of start: zero_shot; default: the dataset's"
+        None, min_length=1, description="prompts with a {} for start: zero_shot; default: the dataset's templates"
     )
     penalty: float = Field(
-        0.1, gt=0, description="pull towards the start: weights move by at most 2 / penalty, in the mean over classes"
+        0.1, gt=0, description="pull towards the start; on average weights move by at most 2 / penalty per class"
     )
-    seed: Seed = Field(0, description="of the first draw")
+    seed: Seed = Field(0, description="seed of the first draw")
 
     @field_validator("shots")
     @classmethod
@@ -140,9 +143,9 @@ class FewShot(FeatureEvaluation):
 
 
 class Classify(ModelEvaluation):
-    """Evaluate a classifier's own head, also on a subset of its classes.
+    """Evaluate the head of a classifier, also on a subset of its classes.
 
-    Scores are top-1, top-5 and mean per class recall, or mean average precision of several labels per image.
+    Scores are top-1, top-5 and mean per class recall, or mean average precision for several labels per image.
     """
 
     kind: Literal["eval.classify"] = "eval.classify"
@@ -155,19 +158,19 @@ class Classify(ModelEvaluation):
         [], description="classifiers to evaluate; omitted in `evaluation.tasks`"
     )
     data: Ref[LabeledDataset | TaggedImages] = Field(
-        description="labelled images; their classes must be among the head's, and only they can be predicted"
+        description="labelled images; the head must have their classes, and only these can be predicted"
     )
     class_names: list[str] | None = Field(
         None,
-        description="names of the head's outputs, in their order; default: the checkpoint's, else the dataset's if"
-        " there are as many",
+        description="names of the head's outputs, in order; default: from the checkpoint, else from the dataset if it"
+        " has the same number of classes",
     )
 
 
 class ZeroShot(EncodedEvaluation):
-    """Classify images zero-shot: top-1, top-5 and mean per class recall, or mean average precision of several labels.
+    """Classify images zero-shot: top-1, top-5 and mean per class recall, or mean average precision for several labels.
 
-    The classifier is the ensemble of the prompt templates, each filled with the class name, or of sentences of a class.
+    The classifier is an ensemble of prompt templates, each filled with the class name, or of sentences for each class.
     """
 
     kind: Literal["eval.zero_shot"] = "eval.zero_shot"
@@ -178,14 +181,14 @@ class ZeroShot(EncodedEvaluation):
 
     data: Ref[LabeledDataset | TaggedImages] = Field(description="images with one class or several labels each")
     templates: Templates | None = Field(
-        None, min_length=1, description="prompts with a {} for the class name; default: the dataset's"
+        None, min_length=1, description="prompts with a {} for the class name; default: the dataset's templates"
     )
     prompts: str | None = Field(
         None,
-        description="JSON file with sentences of each class, {class: [sentences]}, as CuPL's, in place of templates",
+        description="JSON file with sentences for each class, {class: [sentences]}, as in CuPL; replaces templates",
     )
     class_names: list[str] | None = Field(
-        None, description="class names by label, for example in another language; default: the dataset's"
+        None, description="class names by label, for example in another language; default: the dataset's names"
     )
     language: str = Field("en", description="language of class names and templates, for the results")
     answers: Literal["all", "present"] = Field(
@@ -199,7 +202,7 @@ class ZeroShot(EncodedEvaluation):
         return self
 
     def sources(self) -> Iterable[str]:
-        """Return the file of sentences."""
+        """List the file of sentences, if any."""
         return [self.prompts] if self.prompts else []
 
 

@@ -1,9 +1,9 @@
 """Learning rate sweep of probes on frozen features: one head per rate, all trained on the same batches.
 
-Source: EVA's linear probe (Fang et al. 2022, arXiv:2211.07636) has the head, batch norm without affine part and a
-linear layer, LARS or SGD without weight decay; the best of many
-rates is chosen on a validation split as in DINOv2 (Oquab et al. 2023, arXiv:2304.07193). Features are computed once, so
-nothing is augmented.
+Sources: head and optimizer are from EVA's linear probe (Fang et al. 2022, arXiv:2211.07636), which has batch norm
+without affine parameters and a linear layer, and trains with LARS or SGD without weight decay. The best of many rates
+is chosen on a validation split as in DINOv2 (Oquab et al. 2023, arXiv:2304.07193). Features are computed once, so
+images are not augmented.
 """
 
 # N images, D width, C classes
@@ -36,9 +36,10 @@ LRS: dict[Solver, tuple[float, ...]] = {
 
 
 def split_validation(labels: NDArray[np.integer], fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Return the indices of training and validation images; of each class `fraction` (rounded down) is held out.
+    """Split images into training and validation, and return the indices of both.
 
-    At least one image is held out of a class with two or more; the single image of a class is used for training.
+    A `fraction` of each class (rounded down) is held out, but at least one image if the class has two or more. The only
+    image of a class is used for training.
 
     Raises:
         UserError: no class has a second image.
@@ -57,7 +58,7 @@ def split_validation(labels: NDArray[np.integer], fraction: float, seed: int) ->
     return np.setdiff1d(np.arange(len(labels)), validation), validation
 
 
-class LinearHead(nn.Module):
+class NormedLinearHead(nn.Module):
     """Batch norm without affine parameters, then a linear layer with weights of std 0.01."""
 
     def __init__(self, width: int, num_classes: int, generator: torch.Generator) -> None:
@@ -68,14 +69,14 @@ class LinearHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the score of each class, (B, D) to (B, C)."""
+        """Compute the score of each class, (B, D) to (B, C)."""
         scores: Tensor = self.linear(self.norm(features))
         return scores
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Training of the heads: learning rates, epochs, images per step; warm-up over a tenth, then half a cosine."""
+class ProbeSchedule:
+    """Training schedule of the heads. The rate warms up over a tenth of the steps, then follows half a cosine."""
 
     solver: Solver
     lrs: tuple[float, ...]
@@ -86,7 +87,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Swept:
-    """The head of the best rate, retrained on all training images, and the validation score of each rate."""
+    """The head of the best learning rate, retrained on all training images, and the validation score of each rate."""
 
     head: nn.Module
     lr: float
@@ -98,28 +99,27 @@ def sweep(
     features: Tensor,
     targets: Tensor,
     split: tuple[Rows, Rows],
-    schedule: Schedule,
+    schedule: ProbeSchedule,
     device: torch.device,
 ) -> Swept:
     """Train a head per rate on the first part of `split`, choose the best rate on the second, and retrain on both.
 
-    Of equally good rates the smallest is chosen.
+    Among equally good rates the smallest is chosen.
 
     Args:
         make_head: initialises a head from a generator.
-        features: (N, ...), also a memory map of a file: rows are read batch by batch.
+        features: (N, ...), in memory or mapped from a file. Rows are read batch by batch.
         targets: the class of each image, (N,), or its labels, (N, C) bool.
-        split: indices of the images to train on, and of those to choose the rate on.
+        split: indices of the training images and of the validation images.
         schedule: rates, epochs and batch size.
-        device: where the heads are trained.
+        device: device that the heads are trained on.
     """
     heads = [make_head(torch.Generator().manual_seed(schedule.seed)).to(device) for _ in schedule.lrs]
     train_heads(heads, schedule.lrs, features, targets, split[0], schedule)
     held_out = targets[torch.from_numpy(split[1])]
-    validation = {
-        lr: quality(head_scores(head, features, split[1]), held_out)
-        for lr, head in zip(schedule.lrs, heads, strict=True)
-    }
+    validation = {}
+    for lr, head in zip(schedule.lrs, heads, strict=True):
+        validation[lr] = quality(head_scores(head, features, split[1]), held_out)
     best = max(sorted(validation), key=validation.__getitem__)
     final = make_head(torch.Generator().manual_seed(schedule.seed)).to(device)
     train_heads([final], [best], features, targets, np.sort(np.concatenate(split)), schedule)
@@ -132,9 +132,9 @@ def train_heads(
     features: Tensor,
     targets: Tensor,
     rows: Rows,
-    schedule: Schedule,
+    schedule: ProbeSchedule,
 ) -> None:
-    """Train each head at its own rate, in place; all get the same batches, and no gradient mixes two heads."""
+    """Train each head with its rate, in place. All get the same batches, and their gradients do not mix."""
     optimizers = [_optimizer(schedule.solver, head) for head in heads]
     device = next(heads[0].parameters()).device
     generator = np.random.default_rng(schedule.seed)
@@ -157,30 +157,31 @@ def train_heads(
 
 @torch.no_grad()
 def head_scores(head: nn.Module, features: Tensor, rows: Rows, batch_size: int = 1024) -> NDArray[np.float32]:
-    """Return the head's score of each class for the images in `rows`, (len(rows), C)."""
+    """Compute the scores of a head for the images in `rows`, (len(rows), C)."""
     head.eval()
     device = next(head.parameters()).device
-    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    scores: NDArray[np.float32] = torch.cat(
-        [head(features[torch.from_numpy(part)].to(device).float()).float().cpu() for part in parts]
-    ).numpy()
+    parts = []
+    for start in range(0, len(rows), batch_size):
+        batch = features[torch.from_numpy(rows[start : start + batch_size])]
+        parts.append(head(batch.to(device).float()).float().cpu())
+    scores: NDArray[np.float32] = torch.cat(parts).numpy()
     return scores
 
 
 def objective(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return cross-entropy for one class per image, (B,), binary cross-entropy for several labels, (B, C)."""
+    """Compute cross-entropy for one class per image, (B,), or binary cross-entropy for several labels, (B, C)."""
     if targets.ndim == 1:
         return F.cross_entropy(scores, targets)
     return F.binary_cross_entropy_with_logits(scores, targets.float())
 
 
 def quality(scores: NDArray[np.floating], targets: Tensor) -> float:
-    """Return the accuracy for one class per image, mean average precision for several labels."""
+    """Compute accuracy for one class per image, or mean average precision for several labels."""
     if targets.ndim == 1:
         known = ~np.isnan(scores).any(axis=1)  # `argmax` takes NaN for the largest, as if it were an answer
         return float(np.mean(known & (scores.argmax(axis=1) == targets.numpy())))
-    found = average_precisions(scores, targets.numpy())
-    return float(np.nanmean(found)) if not np.isnan(found).all() else 0.0
+    precisions = average_precisions(scores, targets.numpy())
+    return float(np.nanmean(precisions)) if not np.isnan(precisions).all() else 0.0
 
 
 def _optimizer(solver: Solver, head: nn.Module) -> torch.optim.Optimizer:
@@ -193,7 +194,7 @@ def _optimizer(solver: Solver, head: nn.Module) -> torch.optim.Optimizer:
 
 
 def _lars(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return LARS: matrices step by lr * 0.001 * |w| / |g| * g, biases as in SGD."""
+    """Create LARS, in which matrices step by lr * 0.001 * |w| / |g| * g, and biases as in SGD."""
     # By default timm adapts only parameters with weight decay, and there is none here.
     groups = [
         {"params": [p for p in params if p.ndim > 1], "always_adapt": True},
@@ -204,7 +205,7 @@ def _lars(params: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def _rate_factor(step: int, num_steps: int) -> float:
-    """Return the fraction of the peak rate: linear over the first tenth, then half a cosine to 0."""
+    """Compute the fraction of the peak rate: linear over the first tenth, then half a cosine to 0."""
     warmup = max(1, num_steps // 10)
     if step < warmup:
         return (step + 1) / warmup

@@ -1,4 +1,4 @@
-"""Probes trained by gradient steps: linear on pooled features, attentive on patch tokens."""
+"""Probes trained by gradient descent: linear on pooled features, attentive on patch tokens."""
 
 # N images, C classes
 
@@ -24,9 +24,9 @@ from vfm.eval.classify.classification_panels import add_class_panels
 from vfm.eval.classify.stages import AttentiveProbe
 from vfm.eval.classify.sweep import (
     LRS,
-    LinearHead,
+    NormedLinearHead,
+    ProbeSchedule,
     Rows,
-    Schedule,
     head_scores,
     split_validation,
     sweep,
@@ -43,25 +43,25 @@ from vfm.train.parallel.sharing import leave_to_first, writes_files
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """The kind of probe and its training.
+    """The kind of probe and how it is trained.
 
-    validation_fraction: fraction of the training images (of each class, for one class per image) held out to choose the
-        learning rate.
-    max_cache_gib: largest temporary file of a model's patch tokens of one dataset, in GiB (attentive).
+    validation_fraction: fraction of the training images held out to choose the learning rate, taken from each class if
+        each image has one class.
+    max_cache_gib: largest temporary file of patch tokens, per model and dataset, in GiB (attentive).
     """
 
     probe: Literal["linear", "attentive"]
-    schedule: Schedule
+    schedule: ProbeSchedule
     validation_fraction: float
     max_cache_gib: float = math.inf
 
 
 def evaluate_attentive_probe(config: AttentiveProbe, ctx: Context, encoders: Mapping[str, ImageEncoder]) -> Evaluated:
-    """Evaluate patch tokens by an attentive probe."""
+    """Evaluate patch tokens with an attentive probe."""
     train, data = ctx.load(config.train), ctx.load(config.data)
     check_same_classes(config, train, data)
     lrs = tuple(config.lrs or LRS["adamw"])
-    schedule = Schedule("adamw", lrs, config.epochs, config.train_batch_size, config.seed)
+    schedule = ProbeSchedule("adamw", lrs, config.epochs, config.train_batch_size, config.seed)
     settings = ProbeSettings("attentive", schedule, config.validation_fraction, config.max_cache_gib)
     device = resolve_device(config.runtime)
     return score_trained_probe(ctx, encoders, train, data, settings, device=device, reading=config.reading)
@@ -77,11 +77,11 @@ def score_trained_probe(
     device: torch.device,
     reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
 ) -> Evaluated:
-    """Score features by a probe; the split into training and validation is the same for all models.
+    """Score features by a probe, with the same split into training and validation for all models.
 
     Raises:
-        UserError: no image can be held out, a linear probe has one image to train on, the tokens need more disk than
-            `max_cache_gib`, or a score is not finite.
+        UserError: no image can be held out, a linear probe has only one training image, the tokens need more disk
+            space than `max_cache_gib`, or a score is not finite.
     """
     with ExitStack() as opened:
         known, known_targets, features = _encode(ctx, encoders, train, settings, "train", reading, opened)
@@ -91,7 +91,7 @@ def score_trained_probe(
         results, curves = {}, []
         for name in encoders:
             width = features[name].shape[-1]
-            head = LinearHead if settings.probe == "linear" else AttentiveHead
+            head = NormedLinearHead if settings.probe == "linear" else AttentiveHead
             make = partial(head, width, len(data.class_names))
             swept = sweep(make, features[name], known_targets, split, settings.schedule, device)
             scores = head_scores(swept.head, test_features[name], np.arange(len(targets)))
@@ -99,13 +99,13 @@ def score_trained_probe(
             details = {
                 **asdict(settings.schedule),
                 "lr": swept.lr,
-                "validation": {str(lr): found for lr, found in swept.validation.items()},
+                "validation": {str(lr): score for lr, score in swept.validation.items()},
                 "train_sha256": data_hash(train, known.digests),
             }
             prefix = "lp_" if settings.probe == "linear" else "attn_"
             results[name] = result_from_scores(scores, targets, test.keys, data, prefix, details)
             tried = sorted(swept.validation.items())
-            curves.append(Series(name=name, x=[lr for lr, _ in tried], y=[100 * found for _, found in tried]))
+            curves.append(Series(name=name, x=[lr for lr, _ in tried], y=[100 * score for _, score in tried]))
         add_class_panels(ctx, data, test, targets, results)
         ctx.panel(_chosen_panel(curves, several=targets.ndim > 1))
         return Evaluated(data_hash(data, test.digests), results)
@@ -120,23 +120,26 @@ def _encode(
     reading: ReadSettings,
     opened: ExitStack,
 ) -> tuple[Encoded, Tensor, dict[str, Tensor]]:
-    """Return the input of the probe: pooled features, or patch tokens mapped from a file that `opened` removes."""
+    """Compute the input of the probe: pooled features, or patch tokens mapped from a file that `opened` removes."""
     if settings.probe == "linear":
         images, targets = encode_with_targets(ctx, encoders, data, reading)
         return images, targets, images.features
     tokens = {name: PatchTokens(model, data.num_samples, settings.max_cache_gib) for name, model in encoders.items()}
     files = opened.enter_context(row_files(ctx.work / f"tokens-{part}", encoders))
     images, targets = encode_with_targets(ctx, tokens, data, reading, files)
-    return images, targets, {name: file.rows() for name, file in files.items()} if writes_files() else {}
+    rows = {}
+    if writes_files():
+        rows = {name: file.rows() for name, file in files.items()}
+    return images, targets, rows
 
 
 def _split(targets: Tensor, settings: ProbeSettings) -> tuple[Rows, Rows]:
     fraction, seed = settings.validation_fraction, settings.schedule.seed
-    # Several labels cannot all be spread evenly: the split treats all images as one class.
-    one = targets if targets.ndim == 1 else torch.zeros(len(targets), dtype=torch.int64)
-    rows, held_out = split_validation(one.numpy(), fraction, seed)
+    # Several labels cannot all be distributed evenly, so the split treats all images as one class.
+    classes = targets if targets.ndim == 1 else torch.zeros(len(targets), dtype=torch.int64)
+    rows, held_out = split_validation(classes.numpy(), fraction, seed)
     if settings.probe == "linear" and len(rows) < 2:  # for batch norm
-        raise UserError(f"train: expected two or more images beside those that are held out, got {len(rows)}")
+        raise UserError(f"train: expected two or more images in addition to the held-out ones, got {len(rows)}")
     return rows, held_out
 
 

@@ -1,7 +1,7 @@
-"""Zero-shot classification by class names: the text tower writes a classifier for the features of the images.
+"""Zero-shot classification by class names: text features of prompts are the weights of a classifier.
 
 Source: Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision, section 3.1
-(arXiv:2103.00020); the ensemble is that of open_clip and CLIP_benchmark.
+(arXiv:2103.00020). Prompts are averaged as in open_clip and CLIP_benchmark.
 """
 
 # C classes, T templates, P sentences of all classes, N images, D width
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -32,8 +33,8 @@ from vfm.interfaces import Context, Evaluated, LabeledDataset, TaggedImages
 from vfm.models import TextImageEncoder
 from vfm.train.parallel.sharing import leave_to_first
 
-# Numbers in place of names, as ImageNet's folders have (n01440764), mean nothing to a text tower. Up to ten classes may
-# be digits, which are words.
+# Numbers instead of names, as in ImageNet's folders (n01440764), mean nothing to a text tower. Up to ten numbers are
+# allowed, since the classes may be digits, which are words.
 NUMBERED, NUM_DIGITS = re.compile(r"n?\d+"), 10
 
 
@@ -41,10 +42,11 @@ NUMBERED, NUM_DIGITS = re.compile(r"n?\d+"), 10
 class Prompts:
     """How class names become texts.
 
-    templates: prompts with a {} for the class name; None: the dataset's own.
-    sentences: file with the sentences of each class, in place of templates (`read_sentences`).
-    class_names: by label, in place of the dataset's own, for example in another language.
-    only_present: only classes with images can be predicted. Of several labels those without images never count.
+    templates: prompts with a {} for the class name, None for the templates of the dataset.
+    sentences: file with the sentences of each class, instead of templates (`read_sentences`).
+    class_names: names by label that replace the dataset's names, for example in another language.
+    only_present: predict only classes that have images. For several labels per image it has no effect, since labels
+        without images never count.
     """
 
     templates: Sequence[str] | None = None
@@ -54,7 +56,7 @@ class Prompts:
 
 
 def evaluate_zero_shot(config: ZeroShot, ctx: Context, encoders: Mapping[str, TextImageEncoder]) -> Evaluated:
-    """Evaluate models by `score_zero_shot` with the configured prompts."""
+    """Evaluate models with `score_zero_shot` and the configured prompts."""
     data = ctx.load(config.data)
     check_zero_shot_classes(config, data)
     prompts = Prompts(config.templates, config.prompts, config.class_names, config.answers == "present")
@@ -70,11 +72,11 @@ def score_zero_shot(
     prompts: Prompts = Prompts(),
     reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
 ) -> Evaluated:
-    """Score models by class names in prompts: the class of each image, or the ranking of the images by each label.
+    """Score models by class names in prompts: by the class of each image, or by the ranking of images for each label.
 
     Raises:
-        UserError: there is not one class name per label, sentences do not fit the names, or all images that can be
-            predicted have one class.
+        UserError: there is not one class name per label, sentences do not fit the names, or fewer than two classes
+            can be predicted.
     """
     names, templates = list(prompts.class_names or data.class_names), list(prompts.templates or data.templates)
     if len(names) != len(data.class_names):
@@ -88,24 +90,30 @@ def score_zero_shot(
     if len(candidates) < 2:
         raise UserError(f"{ctx.name_of(data)}: expected images of two or more classes, got one class")
     classes = [names[label] for label in candidates]
-    own = sentences_of(prompts.sentences, names) if prompts.sentences else None
-    classifiers = {
-        name: sentence_classifier(model, [own[label] for label in candidates], reading.batch_size, name)
-        if own
-        else zero_shot_classifier(model, classes, templates, reading.batch_size, name)
-        for name, model in encoders.items()
-    }
-    said = {"prompts": prompts.sentences} if prompts.sentences else {"templates": templates}
+    classifiers = {}
+    facts: dict[str, object]
+    if prompts.sentences:
+        sentences = sentences_of(prompts.sentences, names)
+        chosen = [sentences[label] for label in candidates]
+        for name, model in encoders.items():
+            classifiers[name] = sentence_classifier(model, chosen, reading.batch_size, name)
+        facts = {"prompts": prompts.sentences}
+    else:
+        for name, model in encoders.items():
+            classifiers[name] = zero_shot_classifier(model, classes, templates, reading.batch_size, name)
+        facts = {"templates": templates}
+    if prompts.class_names:
+        facts["class_names"] = names
     leave_to_first()
     results = {}
     for name, classifier in classifiers.items():
         features = images.features[name]
-        details = {**said, **({"class_names": names} if prompts.class_names else {})}
+        details = dict(facts)
         if isinstance(data, TaggedImages):
             scores = (features @ classifier.T).numpy()
             results[name] = result_from_scores(scores, targets, images.keys, data, "", details)
             continue
-        # The classifier's rows are the candidates: labels are mapped to rows, and predicted rows back to labels.
+        # The classifier's rows are the candidates, so labels are mapped to rows, and predicted rows back to labels.
         ranks = true_class_ranks(features, classifier, torch.searchsorted(candidates, targets))
         predicted = candidates.numpy()[predicted_classes(features, classifier)]
         results[name] = result_from_ranks(
@@ -122,10 +130,10 @@ def zero_shot_classifier(
     batch_size: int,
     name: str = "the model",
 ) -> Tensor:
-    """Return one unit vector per class, (C, D): the ensemble of its prompts.
+    """Compute one unit vector per class, (C, D), as the ensemble of its prompts.
 
     Raises:
-        UserError: a feature is not finite; the line has the model's `name`.
+        UserError: a feature is not finite. The message has the model's `name`.
     """
     prompts = fill_templates(class_names, templates)
     features = encode_texts(model, prompts, batch_size, name)
@@ -135,20 +143,20 @@ def zero_shot_classifier(
 def sentence_classifier(
     model: TextImageEncoder, sentences: Sequence[Sequence[str]], batch_size: int, name: str = "the model"
 ) -> Tensor:
-    """Return one unit vector per class, (C, D): the ensemble of its own sentences, any number of them.
+    """Compute one unit vector per class, (C, D), as the ensemble of any number of sentences about it.
 
     Raises:
-        UserError: a feature is not finite; the line has the model's `name`.
+        UserError: a feature is not finite. The message has the model's `name`.
     """
-    features = encode_texts(model, [one for own in sentences for one in own], batch_size, name)
-    parts = features.split([len(own) for own in sentences])  # type: ignore[no-untyped-call]  # of (P, D)
+    features = encode_texts(model, list(chain.from_iterable(sentences)), batch_size, name)
+    parts = features.split([len(group) for group in sentences])  # type: ignore[no-untyped-call]  # of (P, D)
     return torch.cat([ensemble_templates(part[None]) for part in parts])
 
 
 def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Return every class name in every template, class by class: C x T prompts.
+    """Fill every template with every class name, class by class, which gives C x T prompts.
 
-    A template holds a `{}` or `{c}` (CLIP_benchmark's spelling).
+    A template has a `{}` or `{c}` (as in CLIP_benchmark) for the class name.
 
     Raises:
         UserError: a template has no place for the class name.
@@ -158,9 +166,9 @@ def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list
 
 
 def ensemble_templates(template_features: Tensor) -> Tensor:
-    """Return one unit vector per class from the text features of its prompts.
+    """Average the text features of the prompts of each class to a unit vector.
 
-    Each prompt's features are normalised first, so that none weighs more because its vector is longer.
+    Features are normalised first, so that no prompt weighs more because its vector is longer.
 
     Args:
         template_features: (C, T, D), normalised or not.
@@ -174,19 +182,19 @@ def ensemble_templates(template_features: Tensor) -> Tensor:
 def true_class_ranks(
     image_features: Tensor, classifier: Tensor, labels: Tensor, *, max_scores: int = MAX_SCORES
 ) -> NDArray[np.int64]:
-    """Count the classes that score at least as high as the true one, for each image: 0 is right at top-1.
+    """Count for each image the other classes that score at least as high as the true one: 0 is right at top-1.
 
     Args:
         image_features: (N, D), normalised or not.
         classifier: unit vectors, (C, D).
         labels: (N,) integers in 0..C-1.
-        max_scores: scores held at once.
+        max_scores: number of scores held at once.
     """
     classes = torch.arange(len(classifier), device=labels.device)
     return best_ranks(F.normalize(image_features, dim=-1), classifier, labels, classes, max_scores=max_scores)
 
 
 def predicted_classes(image_features: Tensor, classifier: Tensor, *, max_scores: int = MAX_SCORES) -> NDArray[np.int64]:
-    """Return the predicted class of each image, (N,); of equal scores the first class."""
+    """Predict the class of each image, (N,). Among equal scores the first class wins."""
     blocks = row_blocks(len(image_features), len(classifier), max_scores)
     return np.concatenate([(image_features[b] @ classifier.T).argmax(dim=1).cpu().numpy() for b in blocks])

@@ -1,4 +1,4 @@
-"""Interpolation between the weights of two CLIP models of one architecture (WiSE-FT), with evaluations along the line.
+"""Interpolation between the weights of two CLIP models with the same architecture (WiSE-FT), and evaluations of it.
 
 Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models (arXiv:2109.01903).
 """
@@ -18,7 +18,7 @@ from vfm.eval.interpolation.stages import Interpolate
 from vfm.interfaces import ClipCheckpoint, Context, Preflight
 from vfm.models.clip.clip import ClipModel, blueprint, load_clip, save_clip
 
-# Keys of a configuration that a training may set without changing the trained function.
+# Configuration keys that may be set in training and do not change the trained function.
 _TRAINING_KEYS = {
     "init_logit_scale",
     "init_logit_bias",
@@ -30,7 +30,7 @@ _TRAINING_KEYS = {
 
 
 def interpolate_checkpoints(config: Interpolate, ctx: Context) -> ClipCheckpoint:
-    """Run `models.interpolate`: evaluate models along the line if there are tasks, and save the one at `alpha`."""
+    """Run `models.interpolate`: evaluate models along the line if there are tasks, and save the model at `alpha`."""
     start, end = load_clip(ctx.load(config.start)), load_clip(ctx.load(config.end))
     if config.evaluation.tasks:
         evaluate_line(config, ctx, lambda alpha: interpolate(start, end, alpha))
@@ -40,19 +40,21 @@ def interpolate_checkpoints(config: Interpolate, ctx: Context) -> ClipCheckpoint
 
 
 def check_interpolation(config: Interpolate, ctx: Preflight) -> None:
-    """Check that the two models have one architecture, if both exist already."""
+    """Check that the two models have the same architecture, if both already exist."""
     start, end = ctx.artifact(config.start), ctx.artifact(config.end)
     if start and end:
         check_same_architecture(blueprint(start), blueprint(end))
 
 
 def interpolate(start: ClipModel, end: ClipModel, alpha: float) -> ClipModel:
-    """Return a model whose weights are `(1 - alpha) * start + alpha * end`; 0 and 1 give the two models bit for bit.
+    """Interpolate the weights of two models as `(1 - alpha) * start + alpha * end`.
+
+    An `alpha` of 0 or 1 gives one of the two models bit for bit.
 
     Args:
-        start: e.g. the pretrained model.
-        end: e.g. the fine-tuned model.
-        alpha: 0 to 1.
+        start: for example the pretrained model.
+        end: for example the fine-tuned model.
+        alpha: position from 0 to 1.
 
     Returns:
         A new model in evaluation mode, with the configuration of `start`.
@@ -70,15 +72,16 @@ def interpolate(start: ClipModel, end: ClipModel, alpha: float) -> ClipModel:
 
 
 def check_same_architecture(start: ClipModel, end: ClipModel) -> None:
-    """Check that two models can be interpolated; shapes are enough (`blueprint`).
+    """Check that two models can be interpolated. Only shapes are compared, so `blueprint` models are enough.
 
     Raises:
-        UserError: the first difference.
+        UserError: the models differ. The message has the first difference.
     """
     pair = f"{start.name} and {end.name} cannot be interpolated"
     shapes = [{name: tuple(value.shape) for name, value in model.module.state_dict().items()} for model in (start, end)]
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
-        first, second = (str(list(side[name])) if name in side else "absent" for side in shapes)
+        first = str(list(shapes[0][name])) if name in shapes[0] else "absent"
+        second = str(list(shapes[1][name])) if name in shapes[1] else "absent"
         if first != second:
             raise UserError(f"{pair}: {name} is {first} in the first, {second} in the second")
     configs = [_flat_config(model.config) for model in (start, end)]
@@ -92,14 +95,14 @@ def check_same_architecture(start: ClipModel, end: ClipModel) -> None:
 
 
 def _mix(start: Tensor, end: Tensor, alpha: float) -> Tensor:
-    """Interpolate floating-point tensors; for others (a count of batches) return the nearer model's."""
+    """Interpolate floating-point tensors. Other tensors, such as batch counts, are taken from the nearer model."""
     if alpha in (0, 1) or not start.is_floating_point():
         return start if alpha < 0.5 else end
     return torch.lerp(start.float(), end.float(), alpha).to(start.dtype)
 
 
 def _flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a configuration as flat keys, without those that only matter in training."""
+    """Flatten the keys of a configuration, without keys that only matter in training."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Scores of the models between two, each with its interval, and the charts of them."""
+"""Scores of interpolated models, with intervals, and their charts."""
 
 # A models along the line
 
@@ -17,7 +17,7 @@ from vfm.train.loop.evaluations import run_evaluations
 from vfm.train.parallel.dist import World, prepare_device
 
 Scores = Mapping[str, Score | float]
-"""By metric, what one model got in one evaluation: a value alone if the evaluation keeps no items."""
+"""The scores of a model in an evaluation by metric, as plain values if the evaluation keeps no items."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Point:
 
     @classmethod
     def of(cls, score: Score | float, first: Score | float) -> Point:
-        """Return the point of a score."""
+        """Compare a score with the score of the first model."""
         if isinstance(score, float | int) or isinstance(first, float | int):
             return cls(float(score) if isinstance(score, float | int) else score.value)
-        if score is first:  # a test that knew no more than the items would leave room for a difference
+        if score is first:  # the paired test alone would give an interval around 0, although the models are the same
             return cls(score.value, (0.0, 0.0, 0.0))
-        found = score.difference(first)
-        return cls(score.value, (score.value - first.value, found.low, found.high))
+        difference = score.difference(first)
+        return cls(score.value, (score.value - first.value, difference.low, difference.high))
 
 
 Line = Sequence[Mapping[str, Point]]
@@ -43,18 +43,18 @@ Line = Sequence[Mapping[str, Point]]
 
 
 def evaluate_line(config: Interpolate, ctx: Context, mixed: Callable[[float], ClipModel]) -> None:
-    """Evaluate models along the line, and write `line.jsonl` and a panel of each evaluation.
+    """Evaluate models along the line, and write `line.jsonl` and a panel for each evaluation.
 
     Args:
-        config: of the stage.
-        ctx: of the stage.
-        mixed: returns the model at a position from 0 to 1.
+        config: configuration of the stage.
+        ctx: context of the stage.
+        mixed: computes the model at a position from 0 to 1.
     """
     device, alphas = prepare_device(config.runtime), sorted({*config.evaluation.alphas, config.alpha})
     first: dict[str, Scores] = {}
     lines: dict[str, list[Mapping[str, Point]]] = {evaluation.name: [] for evaluation in config.evaluation.tasks}
     with (ctx.directory / "line.jsonl").open("w", encoding="utf-8") as file:
-        for place, alpha in enumerate(alphas):
+        for number, alpha in enumerate(alphas, start=1):
             model = mixed(alpha).to(device)
             for evaluation, scores in run_evaluations(ctx, config.evaluation.tasks, model, World(device), _scores):
                 start = first.setdefault(evaluation.name, scores)
@@ -64,25 +64,25 @@ def evaluate_line(config: Interpolate, ctx: Context, mixed: Callable[[float], Cl
                 gains = {name: point.gain for name, point in points.items() if point.gain}
                 record = {"alpha": alpha, "eval": evaluation.name, **values, "gains": gains}
                 file.write(json.dumps(record) + "\n")
-            ctx.progress(place + 1, len(alphas), "models")
+            ctx.progress(number, len(alphas), "models")
     bands = f"Bands: 95 % intervals of the difference from the model at {alphas[0]:g}, paired by items."
     ends = f"From '{config.start}' (0) to '{config.end}' (1). This stage saves the model at {config.alpha:g}."
     for order, (name, line) in enumerate(lines.items(), start=10):
         series = [_series(score, alphas, line, score) for score in line[0] if "/" not in score]
         title = f"Interpolated models: {name.replace('_', ' ')}"
-        note = f"{ends} {bands}" if any(one.low for one in series) else ends
+        note = f"{ends} {bands}" if any(curve.low for curve in series) else ends
         ctx.panel(LinesPanel(title=title, note=note, order=order, series=series, x_label="alpha", y_label="score"))
     if len(lines) > 1:
         ctx.panel(trade_off_panel(lines, short_name(config.end), bands))
 
 
 def trade_off_panel(lines: Mapping[str, Line], curve: str, bands: str) -> LinesPanel:
-    """Plot the first score of each further evaluation over that of the first one, a point for each model.
+    """Plot the first score of each further evaluation over the first score of the first one, with a point per model.
 
     Args:
-        lines: by evaluation.
-        curve: name of the line in the chart of all lines of a run.
-        bands: what the bands are.
+        lines: points by evaluation.
+        curve: name of the line in the chart that joins all lines of a run.
+        bands: sentence that explains the bands.
     """
 
     def label(name: str) -> str:
@@ -92,9 +92,11 @@ def trade_off_panel(lines: Mapping[str, Line], curve: str, bands: str) -> LinesP
     x = [points[_main(lines[base])].value for points in lines[base]]
     series = [_series(label(name), x, lines[name], _main(lines[name])) for name in others]
     note = "Each point is one of the interpolated models, in the order of alpha."
+    if any(line.low for line in series):
+        note += f" {bands}"
     return LinesPanel(
         title="Trade-off between evaluations",
-        note=f"{note} {bands}" if any(one.low for one in series) else note,
+        note=note,
         order=9,
         series=series,
         x_label=label(base),
@@ -104,8 +106,8 @@ def trade_off_panel(lines: Mapping[str, Line], curve: str, bands: str) -> LinesP
 
 
 def _series(name: str, x: Sequence[float], line: Line, score: str) -> Series:
-    """Return the curve of a score, with a band around it where the items are known."""
-    points = [one[score] for one in line]
+    """Build the curve of a score, with a band around it if the scores of all items are known."""
+    points = [by_metric[score] for by_metric in line]
     first, gains = points[0].value, [point.gain for point in points if point.gain]
     paired = len(gains) == len(points)
     return Series(
@@ -124,5 +126,5 @@ def _scores(evaluation: Evaluation, ctx: Context, encoder: Any) -> Scores:
 
 
 def _main(line: Line) -> str:
-    """Return the first metric of an evaluation."""
+    """Find the first metric of an evaluation."""
     return next(iter(line[0]))

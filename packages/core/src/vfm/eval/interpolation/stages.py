@@ -21,7 +21,7 @@ Alpha = Annotated[float, Field(ge=0, le=1)]
 
 
 class LineEvaluation(Config):
-    """Evaluations of models along the line between two models."""
+    """Evaluations of interpolated models along the line between two models."""
 
     tasks: list[AnyEvaluation] = Field([], description="evaluations, without `models`, of the interpolated models")
     alphas: list[Alpha] = Field(
@@ -30,13 +30,13 @@ class LineEvaluation(Config):
 
 
 class Interpolate(Stage):
-    """Interpolate between a CLIP model and its fine-tuned version, which keeps more of the first model's abilities."""
+    """Interpolate between a CLIP model and its fine-tuned version, to keep more of the original model's abilities."""
 
     kind: Literal["models.interpolate"] = "models.interpolate"
-    start: Ref[ClipCheckpoint] = Field(description="the model at alpha 0, e.g. the pretrained one")
-    end: Ref[ClipCheckpoint] = Field(description="the model at alpha 1, e.g. the fine-tuned one")
+    start: Ref[ClipCheckpoint] = Field(description="the model at alpha 0, for example the pretrained model")
+    end: Ref[ClipCheckpoint] = Field(description="the model at alpha 1, for example the fine-tuned model")
     alpha: Alpha = Field(0.5, description="position of the saved model between start and end")
-    evaluation: LineEvaluation = Field(LineEvaluation(), description="evaluations along the line, for a curve")
+    evaluation: LineEvaluation = Field(LineEvaluation(), description="evaluations along the line, which give curves")
 
     makes: ClassVar[type[Artifact]] = ClipCheckpoint
     work: ClassVar[str] = "vfm.eval.interpolation.interpolation:interpolate_checkpoints"

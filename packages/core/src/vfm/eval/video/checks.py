@@ -1,4 +1,4 @@
-"""The check of `eval.video` before a run, without torch."""
+"""The check of `eval.video` before a run. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from vfm.interfaces import Preflight
 
 
 def check_video_evaluation(config: VideoEvaluation, ctx: Preflight) -> None:
-    """Check that models have the classes of the data, where they exist."""
+    """Check that the models have all classes of the data, if both already exist."""
     data = ctx.artifact(config.data)
     for ref in config.models:
         model = ctx.artifact(ref)
-        if data and model and (missing := [name for name in data.class_names if name not in model.class_names]):
+        if not data or not model:
+            continue
+        missing = [name for name in data.class_names if name not in model.class_names]
+        if missing:
             hint = did_you_mean(missing[0], model.class_names)
             raise UserError(f"{ref}: its head has no class {missing[0]!r} of {config.data}{hint}")

@@ -1,7 +1,7 @@
-"""The interface of classifiers of videos: what an evaluation calls, whatever made the model.
+"""The interface of video classifiers that evaluations call.
 
-`VideoClassifier.predictor` names a function `(checkpoint, device) -> VideoPredictor` that the stage which makes it
-declares (`Stage.predictor`); no other is called.
+`VideoClassifier.predictor` names a function `(checkpoint, device) -> VideoPredictor`. It must be declared by the stage
+that makes the classifier (`Stage.predictor`), and no other function is called.
 """
 
 # B clips, T frames, S side, C classes, D width
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 
 class VideoPredictor(Protocol):
-    """A loaded classifier of videos."""
+    """A loaded video classifier."""
 
     @property
     def class_names(self) -> list[str]:
-        """Names of its outputs."""
+        """Names of the outputs."""
         ...
 
     @property
@@ -33,9 +33,9 @@ class VideoPredictor(Protocol):
         ...
 
     def logits(self, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the score of each class for clips, (B, T, S, S, 3) to (B, C)."""
+        """Compute the score of each class for clips, (B, T, S, S, 3) to (B, C)."""
         ...
 
     def features(self, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return unit vectors of clips, (B, T, S, S, 3) to (B, D)."""
+        """Encode clips as unit vectors, (B, T, S, S, 3) to (B, D)."""
         ...

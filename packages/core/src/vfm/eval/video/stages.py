@@ -12,9 +12,9 @@ from vfm.interfaces import Context, Evaluation, Ref, Seed, Stage, VideoClassifie
 
 
 class VideoEvaluation(Evaluation):
-    """Evaluate classifiers of videos: the mean of the softmax over clips and crops; intervals are over videos.
+    """Evaluate video classifiers by the mean softmax over clips and crops. Intervals are over videos.
 
-    The clips are the same in every run. Their frames can be reversed or shuffled, to see what a model gets from order.
+    The clips are the same in every run. Their frames can be reversed or shuffled to test how much a model uses order.
     """
 
     kind: Literal["eval.video"] = "eval.video"
@@ -28,22 +28,22 @@ class VideoEvaluation(Evaluation):
         [], description="models to evaluate; omitted in `evaluation.tasks`"
     )
     data: Ref[VideoDataset] = Field(description="videos to evaluate on; a model must have all of their classes")
-    num_clips: int = Field(4, ge=1, description="clips of each video, at fixed places")
-    num_crops: Literal[1, 3] = Field(3, description="1: the centre; 3: along the longer side")
+    num_clips: int = Field(4, ge=1, description="number of clips per video, at fixed positions")
+    num_crops: Literal[1, 3] = Field(3, description="1: centre crop; 3: crops along the longer side")
     order: Literal["forward", "reversed", "shuffled"] = Field(
-        "forward", description="order of the frames of each clip, as a control"
+        "forward", description="order of the frames in each clip, as a control"
     )
     micro_batch_size: int = Field(8, ge=1, description="clips per forward pass")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="tolerated fraction of videos that cannot be read")
-    seed: Seed = Field(0, description="of shuffled frames")
+    seed: Seed = Field(0, description="seed of the shuffled frames")
 
     @property
     def reading(self) -> ReadSettings:
-        """How `data` is read."""
+        """Batch size, tolerated bad videos and threads for reading `data`."""
         return ReadSettings(self.micro_batch_size, self.max_bad_fraction, max(1, self.runtime.num_workers))
 
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
-        """Return the value of each metric of a model in training."""
+        """Compute the value of each metric for a model in training."""
         evaluated = load_function("vfm.eval.video.videos:evaluate_predictors")(self, ctx, {"model": encoder})
         return {score.metric: score.value for score in evaluated.results["model"].scores}
 

@@ -1,4 +1,4 @@
-"""The test views of videos, and what a classifier says about them."""
+"""The test views of videos: clips and crops that a classifier is averaged over."""
 
 # N videos, V views of each, T frames, S side, C classes
 
@@ -21,15 +21,15 @@ Order = Literal["forward", "reversed", "shuffled"]
 
 @dataclass(frozen=True)
 class TestViews:
-    """The clips and crops of a video that are averaged.
+    """The clips and crops of a video that scores are averaged over.
 
-    num_clips: clips at fixed places.
-    num_crops: crops of each.
-    order: of the frames of a clip.
-    seed: of shuffled frames.
+    num_clips: number of clips, at fixed positions.
+    num_crops: number of crops of each clip.
+    order: order of the frames in a clip.
+    seed: seed of the shuffled frames.
     """
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # pytest would collect the class by its name
 
     num_clips: int = 4
     num_crops: int = 3
@@ -37,24 +37,21 @@ class TestViews:
     seed: int = 0
 
     def read(self, sample: VideoSample, number: int, model: VideoPredictor) -> NDArray[np.uint8]:
-        """Return the views of a video as a model takes them, (V, T, S, S, 3); raises BadSample.
+        """Read the views of a video in the size that a model takes, (V, T, S, S, 3).
 
         Args:
             sample: the video.
-            number: of the video, for shuffled frames.
-            model: its size and sampling are used.
+            number: index of the video, which seeds shuffled frames.
+            model: provides the image size and the sampling.
+
+        Raises:
+            BadSample: the video cannot be read.
         """
         facts = sample.facts
-        views = [
-            view
-            for clip in range(self.num_clips)
-            for view in fixed_views(
-                model.sampling.fixed(facts.num_frames, clip, self.num_clips),
-                (facts.width, facts.height),
-                model.image_size,
-                self.num_crops,
-            )
-        ]
+        views = []
+        for clip in range(self.num_clips):
+            frames = model.sampling.fixed(facts.num_frames, clip, self.num_clips)
+            views += fixed_views(frames, (facts.width, facts.height), model.image_size, self.num_crops)
         clips = np.stack(read_clips(sample.media, facts, views))
         if self.order == "reversed":
             return np.ascontiguousarray(clips[:, ::-1])
@@ -64,7 +61,7 @@ class TestViews:
 
 
 def softmax(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return probabilities over the last axis."""
+    """Compute probabilities over the last axis."""
     shifted = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
@@ -77,15 +74,15 @@ def read_ahead(
     threads: int,
     at_once: int,
 ) -> Iterator[list[tuple[int, list[NDArray[np.uint8]] | BadSample]]]:
-    """Yield lists of videos with their views for each model, or the reason why they have none.
+    """Yield lists of videos with their views for each model, or with the reason why they cannot be read.
 
     Args:
         source: the videos.
-        numbers: of those that are read.
+        numbers: indices of the videos to read.
         models: M models.
-        views: what is read.
-        threads: that decode, since PyAV decodes without Python's lock.
-        at_once: videos in a list.
+        views: the clips and crops to read.
+        threads: number of decoding threads. They run in parallel, since PyAV decodes without Python's lock.
+        at_once: number of videos in a list.
     """
 
     def read(number: int) -> tuple[int, list[NDArray[np.uint8]] | BadSample]:
@@ -99,5 +96,5 @@ def read_ahead(
         pending = [pool.submit(read, number) for number in numbers[:at_once]]
         for start in range(0, len(numbers), at_once):
             coming = [pool.submit(read, number) for number in numbers[start + at_once : start + 2 * at_once]]
-            yield [one.result() for one in pending]
+            yield [future.result() for future in pending]
             pending = coming

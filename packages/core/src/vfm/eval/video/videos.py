@@ -1,11 +1,11 @@
-"""Work of `eval.video`, and embeddings of videos."""
+"""The work of `eval.video`, and embeddings and predictions for videos."""
 
 # N videos, V views of each, C classes
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
@@ -36,7 +36,7 @@ from vfm.train.parallel.sharing import leave_to_first, of_all, own_share
 
 @dataclass
 class _Scored:
-    """What a model says about all videos: probabilities of each view, (V, C) each."""
+    """The probabilities that a model gives to the views of all videos, (V, C) each."""
 
     columns: list[int]
     views: list[NDArray[np.float64]] = field(default_factory=list)
@@ -45,10 +45,10 @@ class _Scored:
 def evaluate_videos(config: VideoEvaluation, ctx: Context) -> Report:
     """Load the models, evaluate them on the same views of the same videos, and write the report.
 
-    Several processes share the videos; only the first one writes.
+    Several processes share the videos, and only rank 0 writes.
 
     Raises:
-        LeftToFirst: in the others.
+        LeftToFirst: in all processes but the first.
     """
 
     def load(name: str, checkpoint: VideoClassifier, device: torch.device) -> VideoPredictor:
@@ -58,7 +58,7 @@ def evaluate_videos(config: VideoEvaluation, ctx: Context) -> Report:
 
 
 def load_video_predictor(checkpoint: VideoClassifier, device: torch.device) -> VideoPredictor:
-    """Load a model by the function that its artifact names.
+    """Load a model with the function named in its artifact.
 
     Raises:
         UserError: no installed stage declares that function.
@@ -68,7 +68,7 @@ def load_video_predictor(checkpoint: VideoClassifier, device: torch.device) -> V
 
 
 def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[str, VideoPredictor]) -> Evaluated:
-    """Evaluate loaded models.
+    """Evaluate loaded models on the same views of the same videos.
 
     Raises:
         UserError: a model lacks a class of the dataset, or too many videos cannot be read.
@@ -76,39 +76,41 @@ def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[s
     data: VideoDataset = ctx.load(config.data)
     source, names = VideoSource.of(data), data.class_names
     views = TestViews(config.num_clips, config.num_crops, config.order, config.seed)
-    scored = {
-        name: _Scored(columns_of(model.class_names, len(model.class_names), names, name))
-        for name, model in models.items()
-    }
+    scored = {}
+    for name, model in models.items():
+        scored[name] = _Scored(columns_of(model.class_names, len(model.class_names), names, name))
     numbers: list[int] = []
     bad = BadSamples(ctx)
     at_once = max(1, config.micro_batch_size // (views.num_clips * views.num_crops))
-    own = list(own_share(range(len(source))))
+    share = list(own_share(range(len(source))))
 
     def classify(name: str, number: int, clips: NDArray[np.uint8]) -> NDArray[np.float64]:
         logits = _in_micro_batches(models[name], clips, config.micro_batch_size)
         check_finite(logits, name, [source.where(number)] * len(logits))
         return softmax(logits[:, scored[name].columns])
 
-    read = read_ahead(source, own, list(models.values()), views, config.reading.threads, at_once)
-    classified = (
-        (number, clips if isinstance(clips, BadSample) else list(map(classify, models, repeat(number), clips)))
-        for batch in read
-        for number, clips in batch
-    )
-    for number, found in of_all(classified, for_others=_without_views):  # a video is a batch of its own
-        if isinstance(found, BadSample):
-            bad.skip(found)
+    def classified() -> Iterator[tuple[int, BadSample | list[NDArray[np.float64]]]]:
+        for batch in read_ahead(source, share, list(models.values()), views, config.reading.threads, at_once):
+            for number, clips in batch:
+                if isinstance(clips, BadSample):
+                    yield number, clips
+                else:
+                    yield number, list(map(classify, models, repeat(number), clips))
+
+    # Each video is a batch for the sharing between processes.
+    for number, outcome in of_all(classified(), for_others=_without_views):
+        if isinstance(outcome, BadSample):
+            bad.skip(outcome)
         else:
-            for one, probabilities in zip(scored.values(), found, strict=True):
-                one.views.append(probabilities)
+            for of_model, probabilities in zip(scored.values(), outcome, strict=True):
+                of_model.views.append(probabilities)
             numbers.append(number)
         ctx.progress(len(numbers) + bad.counts.total(), len(source), "videos")
     bad.check(config.reading, len(source), "videos")
     leave_to_first()
     labels = np.array(source.labels)[numbers]
     keys = [source.keys[number] for number in numbers]
-    results = {name: _result(one, labels, keys, data, views) for name, one in scored.items()}
+    results = {name: _result(of_model, labels, keys, data, views) for name, of_model in scored.items()}
     if numbers and config.has_something_to_evaluate:
         add_class_panel(ctx, data, labels, results)
         add_strips(ctx, source, numbers, labels, data, *list(results.items())[-1])
@@ -119,9 +121,11 @@ def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[s
 def _without_views(
     classified: tuple[int, BadSample | list[NDArray[np.float64]]],
 ) -> tuple[int, BadSample | list[NDArray[np.float64]]]:
-    """Return what counts and progress need."""
-    number, found = classified
-    return number, found if isinstance(found, BadSample) else [views[:0] for views in found]
+    """Drop the probabilities, which the other processes need neither for counts nor for progress."""
+    number, outcome = classified
+    if isinstance(outcome, BadSample):
+        return number, outcome
+    return number, [views[:0] for views in outcome]
 
 
 def _in_micro_batches(model: VideoPredictor, clips: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
@@ -140,7 +144,8 @@ def _result(
     if classes > 5:
         scores.append(Accuracy("acc5", hits_at(ranks, 5), chance=5 / classes))
     scores.append(Accuracy("mean_per_class_recall", right, classes=labels, chance=1 / classes))
-    if (count := by_view.shape[1]) > 1:
+    count = by_view.shape[1]
+    if count > 1:
         each = (by_view.argmax(axis=2) == labels[:, None]).ravel()
         videos = np.repeat(np.arange(len(labels)), count)
         scores.append(Accuracy("acc1/single_view", each, groups=videos, chance=1 / classes))
@@ -153,7 +158,7 @@ def _result(
 def _reversal_scores(
     mean: NDArray[np.float64], predicted: NDArray[np.int64], labels: NDArray[np.int64], data: VideoDataset
 ) -> list[Accuracy]:
-    """Return how often a class beats its time-reversal, and how often that is what a model predicts."""
+    """Compute how often a class beats its time reversal, and how often the time reversal is predicted."""
     names = data.class_names
     partner = np.array([names.index(data.reversals[name]) if name in data.reversals else -1 for name in names])
     paired = partner[labels] >= 0
@@ -170,10 +175,10 @@ def embed_videos(
     ctx: Context, source: VideoSource, class_names: list[str], model: VideoPredictor, writer: Writer,
     reading: ReadSettings, views: TestViews,
 ) -> Counter[str]:  # fmt: skip
-    """Write a unit vector for each video, the mean over its views; return the number of bad ones by reason.
+    """Write a unit vector for each video, the mean over its views, and count bad videos by reason.
 
     Raises:
-        UserError: too many videos cannot be read, or all; or an embedding is not finite.
+        UserError: too many videos cannot be read, or an embedding is not finite.
     """
     bad, done = BadSamples(ctx), 0
     for batch in read_ahead(source, range(len(source)), [model], views, reading.threads, reading.batch_size):
@@ -187,9 +192,9 @@ def embed_videos(
             texts.append(class_names[source.labels[number]] if class_names else None)
             vectors.append(mean / max(float(np.linalg.norm(mean)), 1e-12))
         if keys:
-            found = np.stack(vectors).astype(np.float32)
-            check_finite(found, "the model", keys)
-            writer.write(keys, texts, found)
+            embeddings = np.stack(vectors).astype(np.float32)
+            check_finite(embeddings, "the model", keys)
+            writer.write(keys, texts, embeddings)
         done += len(batch)
         ctx.progress(done, len(source), "videos")
     bad.check(reading, len(source), "videos")
@@ -197,6 +202,13 @@ def embed_videos(
 
 
 def predict_videos(model: VideoPredictor, samples: list[Any], views: TestViews) -> NDArray[np.float64]:
-    """Return the probability of each class for videos, (N, C), the mean over their views; raises BadSample."""
-    found = [softmax(model.logits(views.read(sample, n, model))).mean(axis=0) for n, sample in enumerate(samples)]
-    return np.stack(found)
+    """Compute the probability of each class for videos, (N, C), averaged over their views.
+
+    Raises:
+        BadSample: a video cannot be read.
+    """
+    probabilities = []
+    for number, sample in enumerate(samples):
+        logits = model.logits(views.read(sample, number, model))
+        probabilities.append(softmax(logits).mean(axis=0))
+    return np.stack(probabilities)
