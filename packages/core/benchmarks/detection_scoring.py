@@ -26,7 +26,7 @@ from pycocotools.cocoeval import COCOeval
 
 from vfm.data.annotated import AnnotatedSource
 from vfm.data.annotated.stages import Annotated
-from vfm.eval.detection.detection_rules import Truth, match_all
+from vfm.eval.detection.detection_rules import GroundTruth, match_all
 from vfm.eval.detection.detection_scores import DetectionScores
 from vfm.eval.detection.detections import read_results
 from vfm.interfaces import AnnotatedImages, Context
@@ -106,7 +106,7 @@ def measure(num_images: int) -> dict[str, Any]:
         other, slow = timed(lambda: official(truth, found))
         source, importing = timed(lambda: read(folder, truth))
         results, reading = timed(lambda: read_results(found, source))
-        rows, matching = timed(lambda: list(match_all(results, Truth.of(source, "coco"), "boxes", 100)))
+        rows, matching = timed(lambda: list(match_all(results, GroundTruth.of(source, "coco"), "boxes", 100)))
         scores, point = timed(lambda: DetectionScores("boxes", rows, num_images, (), 500))
         ours = scores.scores()[0]
         _, resampling = timed(ours.interval)

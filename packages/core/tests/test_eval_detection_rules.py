@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from detection_world import CLASSES, DetectionWorld, as_masks, make_world, silent
 from vfm.base import UserError
 from vfm.eval.detection.detection_errors import classify_errors
-from vfm.eval.detection.detection_rules import MAX_DETS, Rule, Shape, Truth, match_all
+from vfm.eval.detection.detection_rules import MAX_DETS, GroundTruth, Rule, Shape, match_all
 from vfm.eval.detection.detection_scores import DetectionScores
 from vfm.eval.detection.detections import Detections, read_results, write_results_file
 from vfm.eval.detection.soft_nms import IOU, soft_nms, soften
@@ -27,7 +27,7 @@ METRICS = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l")
 def score(
     world: DetectionWorld, file: Path, shape: Shape, rule: Rule = "coco", limit: int | None = None
 ) -> DetectionScores:
-    found, truth = read_results(file, world.source), Truth.of(world.source, rule)
+    found, truth = read_results(file, world.source), GroundTruth.of(world.source, rule)
     rows = list(match_all(found, truth, shape, limit or MAX_DETS[rule]))
     return DetectionScores(shape, rows, len(world.source), world.source.dataset.frequency, 500)
 
@@ -116,7 +116,7 @@ def truth_as_found(world: DetectionWorld) -> Detections:
 def test_the_truth_has_a_score_of_one(tmp_path: Path) -> None:
     world = make_world(tmp_path, 2)
     for shape in KINDS:
-        rows = list(match_all(truth_as_found(world), Truth.of(world.source, "coco"), shape, 100))
+        rows = list(match_all(truth_as_found(world), GroundTruth.of(world.source, "coco"), shape, 100))
         scores = DetectionScores(shape, rows, len(world.source), (), 500)
         assert all(one.value == pytest.approx(1.0) for one in scores.scores() if "_ap" in one.metric)
 
@@ -127,7 +127,7 @@ def test_the_order_of_the_results_has_no_effect_beyond_ties(tmp_path: Path) -> N
     rng = np.random.default_rng(0)
     distinct = found.with_scores(rng.permutation(len(found)) / len(found))
     shuffled = distinct[rng.permutation(len(found))]
-    truth = Truth.of(world.source, "coco")
+    truth = GroundTruth.of(world.source, "coco")
     one, other = (
         DetectionScores("boxes", list(match_all(f, truth, "boxes", 100)), 24, (), 500) for f in (distinct, shuffled)
     )
@@ -145,7 +145,7 @@ def test_all_classes_as_one_equal_pycocotools_without_categories(tmp_path: Path)
         oracle.summarize()
     rows = list(
         match_all(
-            read_results(world.results, world.source), Truth.of(world.source, "coco", agnostic=True), "boxes", 100
+            read_results(world.results, world.source), GroundTruth.of(world.source, "coco", agnostic=True), "boxes", 100
         )
     )
     # The order of equal scores differs: pycocotools sorts an image's detections by class first.
@@ -156,7 +156,7 @@ def test_intervals_and_differences_are_paired_over_images(tmp_path: Path) -> Non
     world = make_world(tmp_path, 6)
     found = read_results(world.results, world.source)
     worse = found[np.arange(len(found)) % 3 != 0]
-    truth = Truth.of(world.source, "coco")
+    truth = GroundTruth.of(world.source, "coco")
     a, b = (DetectionScores("boxes", list(match_all(one, truth, "boxes", 100)), 24, (), 100) for one in (worse, found))
     first, second = a.scores()[0], b.scores()[0]
     low, high = first.interval()

@@ -1,4 +1,4 @@
-"""Results of annotated images, without those that cannot be used, and a check of the size of predicted maps."""
+"""Results for the usable images of an annotated dataset, and a check of the size of predicted maps."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ def each_image(
     compute: Callable[[int], T],
     for_others: Callable[[T], T] | None = None,
 ) -> Iterator[tuple[int, T]]:
-    """Yield the number of each usable image and what `compute`, which may raise BadSample, returns for it.
+    """Yield the number of each usable image and the result of `compute`, which may raise BadSample.
 
-    Several processes that share an evaluation compute every N-th image each; all but the first one get `for_others` of
-    the results, where it is given.
+    If several processes share the evaluation, each computes every N-th image. All processes but the first get the
+    results after `for_others`, if it is given.
 
     Raises:
-        UserError: too many images are bad, or all.
+        UserError: too many images are bad.
     """
-    return each_result(source, reading, ctx, compute, lambda batch: [one for _, one in batch], for_others=for_others)
+    return each_result(
+        source, reading, ctx, compute, lambda batch: [result for _, result in batch], for_others=for_others
+    )
 
 
 def each_result(
@@ -49,35 +51,43 @@ def each_result(
     for_others: Callable[[R], R] | None = None,
     at_once: int = AT_ONCE,
 ) -> Iterator[tuple[int, R]]:
-    """Yield the number of each usable image and its result; the images are computed in batches, as `each_image` does.
+    """Yield the number of each usable image and its result, like `each_image`, but compute images in batches.
 
     Args:
         source: the images.
-        reading: tolerated bad images.
-        ctx: takes progress and bad images.
-        read: returns an image by its number, or raises BadSample.
-        compute: returns the results of a batch of (number, image).
-        batch_size: images in a batch.
-        for_others: what all processes but the first get of a result; default: all of it.
-        at_once: batches of each process that are sent together.
+        reading: tolerance for bad images.
+        ctx: receives progress and bad images.
+        read: reads an image by its number, or raises BadSample.
+        compute: computes the results of a batch of (number, image).
+        batch_size: number of images in a batch.
+        for_others: reduces a result for all processes but the first; default: they get the whole result.
+        at_once: number of batches of each process that are sent together.
 
     Raises:
-        UserError: too many images are bad, or all.
+        UserError: too many images are bad.
     """
 
     def of_batch(numbers: list[int]) -> list[tuple[int, R | BadSample]]:
-        found = {number: _read(read, number) for number in numbers}
-        usable = [(number, one) for number, one in found.items() if not isinstance(one, BadSample)]
-        results = dict(zip([number for number, _ in usable], compute(usable), strict=True)) if usable else {}
-        return [(number, one if isinstance(one, BadSample) else results[number]) for number, one in found.items()]
+        images = {number: _read(read, number) for number in numbers}
+        usable = [(number, image) for number, image in images.items() if not isinstance(image, BadSample)]
+        results: dict[int, R] = {}
+        if usable:
+            results = dict(zip([number for number, _ in usable], compute(usable), strict=True))
+        outcomes: list[tuple[int, R | BadSample]] = []
+        for number, image in images.items():
+            outcomes.append((number, image if isinstance(image, BadSample) else results[number]))
+        return outcomes
 
     def reduced(batch: list[tuple[int, R | BadSample]]) -> list[tuple[int, R | BadSample]]:
         assert for_others
-        return [(number, one if isinstance(one, BadSample) else for_others(one)) for number, one in batch]
+        outcomes: list[tuple[int, R | BadSample]] = []
+        for number, result in batch:
+            outcomes.append((number, result if isinstance(result, BadSample) else for_others(result)))
+        return outcomes
 
     bad = BadSamples(ctx)
-    own = map(of_batch, own_share(in_batches(range(len(source)), batch_size)))
-    for batch in of_all(own, for_others=reduced if for_others else None, at_once=at_once):
+    share = map(of_batch, own_share(in_batches(range(len(source)), batch_size)))
+    for batch in of_all(share, for_others=reduced if for_others else None, at_once=at_once):
         for number, result in batch:
             if isinstance(result, BadSample):
                 bad.skip(result)
@@ -94,17 +104,18 @@ def _read(read: Callable[[int], T], number: int) -> T | BadSample:
         return problem
 
 
-def check_size(file: object, found: NDArray[np.integer], size: tuple[int, int]) -> None:
-    """Check that a predicted map has its image's size.
+def check_size(file: object, predicted: NDArray[np.integer], size: tuple[int, int]) -> None:
+    """Check that a predicted map has the size of its image.
 
     Args:
-        file: of the map, for the message.
-        found: (H, W).
+        file: path of the map, for the message.
+        predicted: (H, W).
         size: width and height of the image.
 
     Raises:
-        UserError: it has another size.
+        UserError: the sizes differ.
     """
     width, height = size
-    if found.shape != (height, width):
-        raise UserError(f"{file}: expected {width} x {height} pixels, got {found.shape[1]} x {found.shape[0]}")
+    if predicted.shape != (height, width):
+        got = f"{predicted.shape[1]} x {predicted.shape[0]}"
+        raise UserError(f"{file}: expected {width} x {height} pixels, got {got}")

@@ -1,4 +1,4 @@
-"""The work that dense evaluations share: load the models, evaluate, write the report."""
+"""The common part of dense evaluations: load the models, evaluate, write the report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Predictors = Mapping[str, Any]  # each a predictor of the task
 
 
 def evaluate_dense(config: DenseEvaluation, ctx: Context) -> Report:
-    """Load the models, evaluate them and the files of predictions on the same images, and write the report."""
+    """Evaluate models and files of predictions on the same images, and write the report."""
     data = _load_data(config, ctx)
 
     def load(name: str, checkpoint: DenseCheckpoint, device: torch.device) -> Any:
@@ -29,16 +29,16 @@ def evaluate_dense(config: DenseEvaluation, ctx: Context) -> Report:
 
 
 def evaluate_predictors(config: DenseEvaluation, ctx: Context, models: Predictors) -> Evaluated:
-    """Evaluate models that are loaded, such as one in training.
+    """Evaluate loaded models, such as a model in training.
 
     Raises:
-        UserError: the data have not the labels that are compared, or too many images cannot be read.
+        UserError: the data lack the labels for the evaluation, or too many images cannot be read.
     """
     return _evaluate(config, ctx, _load_data(config, ctx), models)
 
 
 def load_predictor(checkpoint: DenseCheckpoint, device: torch.device) -> Any:
-    """Load a model by the function that its artifact names, as the predictor of each of the checkpoint's tasks.
+    """Load a model with the function named in its artifact. It is a predictor for all tasks of the checkpoint.
 
     Raises:
         UserError: no installed stage declares that function.

@@ -1,6 +1,6 @@
-"""Panels of dense evaluations: truth and prediction side by side, the worst pictures first."""
+"""Panels of dense evaluations: truth and prediction side by side, worst images first."""
 
-# H, W height and width of a picture
+# H, W height and width of an image
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vfm.data.annotated import AnnotatedSource
 from vfm.data.annotated.panels import overlay, palette
-from vfm.eval.dense.picture_text import text_size, write_name
+from vfm.eval.dense.image_text import text_size, write_name
 from vfm.interfaces import Context, ImagesPanel, PanelImage
 
-NUM_PICTURES = 8
+NUM_IMAGES = 8
 SIDE = 224
 GAP = 6
 LEGEND_TEXT = 14  # pixels
@@ -28,22 +28,22 @@ def add_map_panels(
     truth: Sequence[NDArray[np.integer]],
     predicted: Mapping[str, Sequence[NDArray[np.integer]]],
 ) -> None:
-    """Write the pictures with the fewest right pixels of the first model: picture, truth, and each model's map."""
+    """Write the images with the lowest share of right pixels by the first model, with truth and each model's map."""
     first = next(iter(predicted.values()))
-    shares = [share_right(true, found) for true, found in zip(truth, first, strict=True)]
+    shares = [share_right(true_map, first_map) for true_map, first_map in zip(truth, first, strict=True)]
     colours = palette(len(source.dataset.class_names))
-    pictures: list[PanelImage] = []
-    for place in np.argsort(shares, kind="stable")[:NUM_PICTURES].tolist():
-        picture = source.image(numbers[place])
-        maps = [truth[place], *(found[place] for found in predicted.values())]
-        sheet = join([picture, *(overlay(picture, one, colours) for one in maps)])
-        shown = with_legend(sheet, np.unique(np.concatenate([one.ravel() for one in maps])), source, colours)
-        file = f"panels/map-{len(pictures)}.jpg"
+    entries: list[PanelImage] = []
+    for row in np.argsort(shares, kind="stable")[:NUM_IMAGES].tolist():
+        image = source.image(numbers[row])
+        maps = [truth[row]]
+        maps += [maps_of_model[row] for maps_of_model in predicted.values()]
+        sheet = join([image, *(overlay(image, label_map, colours) for label_map in maps)])
+        labels = np.unique(np.concatenate([label_map.ravel() for label_map in maps]))
+        shown = with_legend(sheet, labels, source, colours)
+        file = f"panels/map-{len(entries)}.jpg"
         (ctx.directory / "panels").mkdir(parents=True, exist_ok=True)
         shown.save(ctx.directory / file, quality=90)
-        pictures.append(
-            PanelImage(file=file, caption=f"{source.keys[numbers[place]]}: {100 * shares[place]:.0f} % right")
-        )
+        entries.append(PanelImage(file=file, caption=f"{source.keys[numbers[row]]}: {100 * shares[row]:.0f} % right"))
     names = ", ".join(predicted)
     ctx.panel(
         ImagesPanel(
@@ -51,7 +51,7 @@ def add_map_panels(
             note=f"Each picture, its labels, and the maps of {names}, with the classes in them; by the share of right"
             " pixels of the first model.",
             order=40,
-            pictures=pictures,
+            pictures=entries,
             width=(2 + len(predicted)) * 160,
         )
     )
@@ -60,41 +60,43 @@ def add_map_panels(
 def with_legend(
     sheet: Image.Image, labels: NDArray[np.integer], source: AnnotatedSource, colours: NDArray[np.uint8]
 ) -> Image.Image:
-    """Return a picture with the names of some classes below it, on their colours; negative labels have none."""
+    """Add the names of some classes below an image, on their colours. Negative labels are skipped."""
     font, pen = ImageFont.load_default(size=LEGEND_TEXT), ImageDraw.Draw(sheet)
-    places: list[tuple[int, int, int]] = []
+    positions: list[tuple[int, int, int]] = []
     x, y, line = 0, sheet.height + GAP, 0
     for label in labels[labels >= 0].tolist():
         width, height = text_size(pen, source.dataset.class_names[label], font)
         if x and x + width > sheet.width:
             x, y = 0, y + line + GAP
-        places.append((label, x, y))
+        positions.append((label, x, y))
         x, line = x + width + GAP, max(line, height)
     whole = Image.new("RGB", (sheet.width, y + line + 1), "white")
     whole.paste(sheet)
     pen = ImageDraw.Draw(whole)
-    for label, x, y in places:
+    for label, x, y in positions:
         write_name(pen, (x, y), source.dataset.class_names[label], colours[label], font)
     return whole
 
 
 def share_right(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> float:
-    """Return the share of the labelled pixels that are right; 1 without labelled pixels."""
+    """Compute the share of labelled pixels that are right, 1 without labelled pixels."""
     known = truth >= 0
     return float((truth[known] == predicted[known]).mean()) if known.any() else 1.0
 
 
-def join(pictures: Sequence[Image.Image], side: int = SIDE) -> Image.Image:
-    """Return pictures of one size side by side, at most `side` pixels wide and high; small ones are enlarged."""
-    scale = whole_factor(pictures[0].size, side) if max(pictures[0].size) <= side else side / max(pictures[0].size)
-    width, height = (max(1, round(scale * length)) for length in pictures[0].size)
-    sheet = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), "white")
-    for place, one in enumerate(pictures):
-        how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BICUBIC
-        sheet.paste(one.resize((width, height), how), (place * (width + GAP), 0))
+def join(images: Sequence[Image.Image], side: int = SIDE) -> Image.Image:
+    """Join images of the same size side by side, each scaled up or down to fit `side` pixels."""
+    size = images[0].size
+    scale = whole_factor(size, side) if max(size) <= side else side / max(size)
+    width, height = (max(1, round(scale * length)) for length in size)
+    # Enlarge by whole factors without smoothing, so that single pixels stay visible.
+    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BICUBIC
+    sheet = Image.new("RGB", (len(images) * (width + GAP) - GAP, height), "white")
+    for number, image in enumerate(images):
+        sheet.paste(image.resize((width, height), how), (number * (width + GAP), 0))
     return sheet
 
 
 def whole_factor(size: tuple[int, int], side: int) -> int:
-    """Return the largest whole factor by which a picture still fits in `side` pixels, at least 1."""
+    """Compute the largest whole factor by which an image still fits in `side` pixels, at least 1."""
     return max(1, side // max(size))

@@ -1,8 +1,8 @@
-"""The interface of models with a dense head: what an evaluation calls, whatever made the model.
+"""The interface of models with a dense head that evaluations call.
 
-`DenseCheckpoint.predictor` names a function `(checkpoint, device) -> DensePredictor` that the stage which makes it
-declares (`Stage.predictor`), and no other is called. A predictor has the methods of the tasks that its checkpoint lists
-and no others. Arrays go in and out, devices stay inside.
+`DenseCheckpoint.predictor` names a function `(checkpoint, device) -> DensePredictor`. It must be declared by the stage
+that makes the checkpoint (`Stage.predictor`), and no other function is called. A predictor has exactly the methods of
+the tasks that its checkpoint lists. Its methods take and return NumPy arrays and handle devices internally.
 """
 
 # N objects, H and W height and width of an image, S side of a crop, B batch, K classes
@@ -25,11 +25,11 @@ class Instances:
     """Objects that a model found in one image.
 
     Attributes:
-        labels: class of each, (N,).
+        labels: class of each object, (N,).
         scores: confidence, (N,).
         boxes: left, top, right, bottom in pixels of the image, (N, 4).
-        masks: (N, H, W); None from a model of boxes only.
-        maskness: mean probability inside the mask, (N,); None where it is unknown.
+        masks: (N, H, W), None if the model only predicts boxes.
+        maskness: mean probability inside the mask, (N,), None if it is unknown.
     """
 
     labels: NDArray[np.int64]
@@ -41,18 +41,23 @@ class Instances:
 
 @dataclass(frozen=True)
 class PanopticMap:
-    """Segments that a model found in one image: number of each pixel's segment, -1 for none, (H, W); their classes."""
+    """Segments that a model found in one image.
+
+    Attributes:
+        segments: index of each pixel's segment, -1 for none, (H, W).
+        labels: class of each segment.
+    """
 
     segments: NDArray[np.int64]
     labels: NDArray[np.int64]
 
 
 class DensePredictor(Protocol):
-    """A model with a dense head: loaded from its checkpoint, or in training."""
+    """A model with a dense head, loaded from its checkpoint or in training."""
 
     @property
     def tasks(self) -> list[DenseTask]:
-        """What it predicts."""
+        """Tasks that the model can do."""
         ...
 
     @property
@@ -65,7 +70,7 @@ class ObjectPredictor(DensePredictor, Protocol):
     """A model that predicts objects (tasks `boxes` and `masks`)."""
 
     def detect(self, images: Sequence[Image.Image]) -> list[Instances]:
-        """Return the objects of each image."""
+        """Detect the objects in each image."""
         ...
 
 
@@ -73,7 +78,7 @@ class SemanticPredictor(DensePredictor, Protocol):
     """A model that predicts the class of each pixel (task `semantic`)."""
 
     def crop_logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return scores of the classes for square crops, (B, S, S, 3) to (B, K, h, w) of any stride."""
+        """Score the classes for square crops, (B, S, S, 3) to (B, K, h, w) with any stride."""
         ...
 
 
@@ -81,5 +86,5 @@ class PanopticPredictor(DensePredictor, Protocol):
     """A model that predicts segments (task `panoptic`)."""
 
     def segment_all(self, images: Sequence[Image.Image]) -> list[PanopticMap]:
-        """Return the panoptic map of each image."""
+        """Predict the panoptic map of each image."""
         ...

@@ -1,4 +1,4 @@
-"""Configurations of dense evaluations: detection, semantic and panoptic segmentation, and the probe of an encoder."""
+"""Configurations of dense evaluations: detection, semantic and panoptic segmentation, and probes of an encoder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class DenseEvaluation(Evaluation):
-    """Base of the evaluations of models with a dense head, of one in training, and of files with predictions.
+    """Base class of evaluations of models with a dense head, also during training, and of files with predictions.
 
     A subclass names its function in `evaluator`: (config, Context, source, predictors by name) -> Evaluated.
     """
@@ -35,7 +35,7 @@ class DenseEvaluation(Evaluation):
     evaluator: ClassVar[str] = ""
     task_name: ClassVar[str] = ""
     tasks: ClassVar[tuple[str, ...]] = ()  # a model needs one of them, and the data the labels of the same name
-    resize_mode: ClassVar[ResizeMode | None] = None  # a dense model resizes images by itself
+    resize_mode: ClassVar[ResizeMode | None] = None  # dense models resize images themselves
 
     models: list[Ref[DenseCheckpoint]] = Field(  # type: ignore[assignment]
         [], description="models to evaluate; omitted in `evaluation.tasks`"
@@ -48,31 +48,31 @@ class DenseEvaluation(Evaluation):
 
     @property
     def has_something_to_evaluate(self) -> bool:
-        """Whether there are models or files of predictions."""
+        """Whether the configuration has models or files of predictions."""
         return bool(self.models or self.predictions)
 
     @property
     def result_names(self) -> list[str]:
-        """Name in the results of each model and each file of predictions."""
+        """Names of all models and files of predictions in the results."""
         return [*super().result_names, *self.predictions]
 
     @property
     def reading(self) -> ReadSettings:
-        """How `data` is read."""
+        """Batch size, tolerated bad images and threads for reading `data`."""
         return ReadSettings(self.micro_batch_size, self.max_bad_fraction, max(1, self.runtime.num_workers))
 
     def sources(self) -> Iterable[str]:
-        """Return the files of predictions."""
+        """List the files of predictions."""
         return self.predictions.values()
 
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
-        """Return the value of each metric of a model in training."""
+        """Compute the value of each metric for a model in training."""
         evaluated = load_function("vfm.eval.dense.dense_models:evaluate_predictors")(self, ctx, {"model": encoder})
         return {score.metric: score.value for score in evaluated.results["model"].scores}
 
 
 class Detection(DenseEvaluation):
-    """Evaluate boxes and masks by average precision: COCO's or LVIS' rule, by class, size and frequency."""
+    """Evaluate boxes and masks by average precision with the rule of COCO or LVIS, by class, size and frequency."""
 
     kind: Literal["eval.detection"] = "eval.detection"
     in_processes: ClassVar[bool] = True
@@ -80,31 +80,31 @@ class Detection(DenseEvaluation):
     task_name: ClassVar[str] = "detection"
     tasks: ClassVar[tuple[str, ...]] = ("boxes", "masks")
 
-    predictions: dict[str, str] = Field({}, description="NAME: file of COCO's results (json) of a model run elsewhere")
+    predictions: dict[str, str] = Field({}, description="NAME: COCO results file (json) of a model run elsewhere")
     shapes: list[Literal["boxes", "masks"]] | None = Field(
         None,
         min_length=1,
-        description="what is compared; default: boxes, and masks where data and predictions have them",
+        description="shapes to compare; default: boxes, and also masks if data and predictions have them",
     )
     rule: Literal["auto", "coco", "lvis", "lvis_fixed"] = Field(
-        "auto", description="auto: lvis for federated labels, else coco; lvis_fixed: no limit for an image"
+        "auto", description="auto: lvis for federated labels, else coco; lvis_fixed: no limit per image"
     )
     max_dets: int | None = Field(
         None,
         ge=1,
-        description="most detections: of an image and class (coco, default 100), of an image (lvis, 300), of a class in"
-        " all images (lvis_fixed, 10,000)",
+        description="limit of detections per image and class (coco, default 100), per image (lvis, 300), or per class"
+        " in all images (lvis_fixed, 10,000)",
     )
-    soft_nms: bool = Field(False, description="lower the scores of overlapping boxes of a class, as EVA's tests do")
+    soft_nms: bool = Field(False, description="lower the scores of overlapping boxes of a class, as in EVA's tests")
     maskness: bool = Field(False, description="multiply the scores of masks by the mean probability inside them")
-    class_agnostic: bool = Field(False, description="take all classes as one: how well objects are found")
+    class_agnostic: bool = Field(False, description="treat all classes as one, to measure how well objects are found")
     frequency_of: Ref[AnnotatedImages] | None = Field(
-        None, description="training images whose counts group the classes into r, c, f; default: those of `data`"
+        None, description="training images whose counts group the classes into r, c, f; default: the groups in `data`"
     )
 
 
 class Segmentation(DenseEvaluation):
-    """Evaluate semantic segmentation by mean IoU, with sliding windows at one scale or several."""
+    """Evaluate semantic segmentation by mean IoU, with sliding windows at one or several scales."""
 
     kind: Literal["eval.segmentation"] = "eval.segmentation"
     in_processes: ClassVar[bool] = True
@@ -113,11 +113,14 @@ class Segmentation(DenseEvaluation):
     tasks: ClassVar[tuple[str, ...]] = ("semantic",)
 
     predictions: dict[str, str] = Field(
-        {}, description="NAME: folder of label maps (PNG) named by the images' keys, whose values are labels"
+        {}, description="NAME: folder of label maps (PNG) named by the images' keys, with labels as pixel values"
     )
-    stride: float = Field(2 / 3, gt=0, le=1, description="step of the windows, as a fraction of their side")
-    scales: list[Positive] = Field([1.0], min_length=1, description="sizes of the image, relative to one whose shorter"
-                                   " side is the window's; scores of all are averaged")  # fmt: skip
+    stride: float = Field(2 / 3, gt=0, le=1, description="step between windows, as a fraction of their side")
+    scales: list[Positive] = Field(
+        [1.0],
+        min_length=1,
+        description="image sizes whose scores are averaged; at 1 the shorter side is as long as the window",
+    )
     flip: bool = Field(False, description="average with the scores of the mirrored image")
 
 
@@ -131,20 +134,20 @@ class Panoptic(DenseEvaluation):
     tasks: ClassVar[tuple[str, ...]] = ("panoptic",)
 
     predictions: dict[str, str] = Field(
-        {}, description="NAME: COCO's panoptic json of a model run elsewhere, with its PNG files in a folder beside it"
+        {}, description="NAME: COCO panoptic json of a model run elsewhere, with its PNG files in a folder next to it"
     )
 
 
 class PatchNeighbours(Config):
-    """Pixels take the classes of the nearest training patches."""
+    """Settings for classifying pixels by the nearest training patches."""
 
-    k: int = Field(30, ge=1, description="nearest patches whose classes are averaged")
+    k: int = Field(30, ge=1, description="number of nearest patches whose classes are averaged")
     temperature: float = Field(0.02, gt=0, description="a patch weighs exp(cosine / temperature)")
-    memory: int = Field(100_000, ge=1, description="most training patches that are kept, equally many of each image")
+    memory: int = Field(100_000, ge=1, description="limit of stored training patches, equally many of each image")
 
 
 class DenseProbe(ModelEvaluation):
-    """Predict the class of each pixel from an encoder's frozen patch tokens: by a linear layer, or by neighbours."""
+    """Predict the class of each pixel from an encoder's frozen patch tokens, by a linear layer or by neighbours."""
 
     kind: Literal["eval.dense_probe"] = "eval.dense_probe"
     in_processes: ClassVar[bool] = True
@@ -160,24 +163,27 @@ class DenseProbe(ModelEvaluation):
     data: Ref[AnnotatedImages] = Field(description="images with semantic labels to evaluate on")
     train: Ref[AnnotatedImages] | None = Field(
         None,
-        description="images to train on, of the same classes; default: `data` by folds, each image by a probe that was"
-        " not trained on it",
+        description="images to train on, with the same classes; default: cross-validation on `data`, which predicts"
+        " each image with a probe that was not trained on it",
     )
-    folds: int = Field(5, ge=2, description="parts of `data` when there is no `train`")
-    layers: list[int] = Field([-1], min_length=1, description="blocks whose tokens are concatenated; -1: the last")
+    folds: int = Field(5, ge=2, description="number of parts of `data` without `train`")
+    layers: list[int] = Field([-1], min_length=1, description="blocks whose tokens are concatenated; -1: last block")
     image_size: int | None = Field(
-        None, ge=16, description="pixels along a side of the squashed images; default: the encoder's own"
+        None, ge=16, description="side of the squashed images in pixels; default: the encoder's image size"
     )
     steps: int = Field(1000, ge=1, description="training steps of the probe")
     train_batch_size: int = Field(16, ge=2, description="images per step")
-    lrs: list[Positive] = Field([1e-3], min_length=1, description="learning rates of AdamW; the best is chosen on a"
-                                " fifth of the training images if there are several")  # fmt: skip
-    weight_decay: float = Field(1e-3, ge=0, description="of AdamW")
+    lrs: list[Positive] = Field(
+        [1e-3],
+        min_length=1,
+        description="learning rates of AdamW; among several, the best is chosen on a fifth of the training images",
+    )
+    weight_decay: float = Field(1e-3, ge=0, description="weight decay of AdamW")
     neighbours: PatchNeighbours | None = Field(
-        None, description="take classes from the nearest training patches instead of training a layer; {}: the defaults"
+        None, description="take classes from the nearest training patches instead of training a layer; {}: defaults"
     )
     num_resamples: int = Field(500, ge=100, description="resamples of the images for intervals and comparisons")
-    seed: Seed = Field(0, description="of the folds, the order, the initial weights and the patches that are kept")
+    seed: Seed = Field(0, description="seed of folds, order, initial weights and stored patches")
 
     @model_validator(mode="after")
     def _trains_or_not(self) -> DenseProbe:

@@ -1,4 +1,4 @@
-"""Work of `eval.detection`: predict or read detections, score them by COCO's or LVIS' rule, and compare the models."""
+"""The work of `eval.detection`: predict or read detections, score them by COCO's or LVIS' rule, compare models."""
 
 # K classes
 
@@ -16,12 +16,12 @@ from vfm.data import BadSample
 from vfm.data.annotated import AnnotatedSource, encode_mask
 from vfm.eval.dense.annotated_images import each_result
 from vfm.eval.dense.dense_models import Predictors
-from vfm.eval.dense.dense_panels import GAP, NUM_PICTURES, join
+from vfm.eval.dense.dense_panels import GAP, NUM_IMAGES, join
 from vfm.eval.dense.object_drawing import SHOWN_SIDE, draw_objects
 from vfm.eval.dense.predictor import Instances
 from vfm.eval.dense.stages import Detection
 from vfm.eval.detection.detection_errors import KINDS, MIN_SCORE, error_panel, errors_by_image
-from vfm.eval.detection.detection_rules import MAX_DETS, Rule, Shape, Truth, match_all
+from vfm.eval.detection.detection_rules import MAX_DETS, GroundTruth, Rule, Shape, match_all
 from vfm.eval.detection.detection_scores import PREFIX, DetectionScores
 from vfm.eval.detection.detections import Detections, Row, read_results, write_results_file
 from vfm.eval.detection.soft_nms import soften
@@ -35,36 +35,29 @@ CLASSES_SHOWN = 60
 
 
 def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource, models: Predictors) -> Evaluated:
-    """Evaluate models and files of results on all images of a dataset.
+    """Evaluate models and results files on all images of a dataset.
 
     Raises:
-        UserError: a file does not fit the dataset, or something to compare is missing.
+        UserError: a file does not fit the dataset, or masks or objects to compare are missing.
     """
-    found = predict(config, ctx, source, models)
+    predicted = predict(config, ctx, source, models)
     leave_to_first()
-    found |= {name: read_results(path, source) for name, path in config.predictions.items()}
+    predicted |= {name: read_results(path, source) for name, path in config.predictions.items()}
     if config.soft_nms:
-        found = {name: soften(one) for name, one in found.items()}
+        predicted = {name: soften(detections) for name, detections in predicted.items()}
     rule = choose_rule(config, source.dataset)
-    shapes = choose_shapes(config, source.dataset, found, models)
+    shapes = choose_shapes(config, source.dataset, predicted, models)
     max_dets = config.max_dets or MAX_DETS[rule]
-    truth = Truth.of(source, rule, agnostic=config.class_agnostic)
+    truth = GroundTruth.of(source, rule, agnostic=config.class_agnostic)
     if (truth.objects.crowd | truth.objects.ignored).all():
         raise UserError(f"{config.data}: expected annotated objects, got none that counts")
     frequency = _frequency(config, ctx, source.dataset, rule)
-    scored = {
-        name: [
-            DetectionScores(
-                shape,
-                list(match_all(_scored(config, detections, shape), truth, shape, max_dets)),
-                len(source),
-                frequency,
-                config.num_resamples,
-            )
-            for shape in shapes
-        ]
-        for name, detections in found.items()
-    }
+    scored: dict[str, list[DetectionScores]] = {}
+    for name, detections in predicted.items():
+        scored[name] = []
+        for shape in shapes:
+            classes = list(match_all(_scored(config, detections, shape), truth, shape, max_dets))
+            scored[name].append(DetectionScores(shape, classes, len(source), frequency, config.num_resamples))
     details = {
         "rule": rule,
         "max_dets": max_dets,
@@ -73,38 +66,38 @@ def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource,
         "class_agnostic": config.class_agnostic,
         "num_images": len(source),
     }
-    results = {
-        name: ModelResult([score for one in parts for score in one.scores()], {}, details)
-        for name, parts in scored.items()
-    }
+    results = {}
+    for name, by_shape in scored.items():
+        scores = [score for scores_of_shape in by_shape for score in scores_of_shape.scores()]
+        results[name] = ModelResult(scores, {}, details)
     if config.has_something_to_evaluate:
         for name in models:
             (ctx.directory / "predictions").mkdir(exist_ok=True)
-            write_results_file(ctx.directory / "predictions" / f"{name}.json", found[name], source)
+            write_results_file(ctx.directory / "predictions" / f"{name}.json", predicted[name], source)
         for name, result in results.items():
             first = result.scores[0]
             ctx.log(f"{name}: {first.metric} {100 * first.value:.1f} by {rule}'s rule, max_dets {max_dets}")
-        _add_panels(config, ctx, source, found, scored, rule, max_dets)
+        _add_panels(config, ctx, source, predicted, scored, rule, max_dets)
     return Evaluated(truth_hash(source), results)
 
 
 def predict(config: Detection, ctx: Context, source: AnnotatedSource, models: Predictors) -> dict[str, Detections]:
-    """Return the detections of each model in all images; each image is decoded once.
+    """Detect objects in all images with each model, decoding each image once.
 
-    Of several processes that share an evaluation, the first one gets them, the others none.
+    If several processes share the evaluation, only the first one gets the detections.
     """
 
     def detect(batch: list[tuple[int, Image.Image]]) -> list[dict[str, list[Row]]]:
-        found: list[dict[str, list[Row]]] = [{} for _ in batch]
+        rows_of_batch: list[dict[str, list[Row]]] = [{} for _ in batch]
         for name, model in models.items():
-            instances = model.detect([picture for _, picture in batch])
-            for (number, _), rows, one in zip(batch, found, instances, strict=True):
-                check_finite(_numbers(one)[None], name, [source.keys[number]])
-                rows[name] = _rows(number, one)
-        return found
+            instances_of_batch = model.detect([image for _, image in batch])
+            for (number, _), rows, instances in zip(batch, rows_of_batch, instances_of_batch, strict=True):
+                check_finite(_numbers(instances)[None], name, [source.keys[number]])
+                rows[name] = _rows(number, instances)
+        return rows_of_batch
 
-    def without_rows(found: dict[str, list[Row]]) -> dict[str, list[Row]]:
-        return {name: [] for name in found}
+    def without_rows(rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
+        return {name: [] for name in rows}
 
     if not models:
         return {}
@@ -120,27 +113,30 @@ def _add_panels(
     config: Detection,
     ctx: Context,
     source: AnnotatedSource,
-    found: Mapping[str, Detections],
+    predicted: Mapping[str, Detections],
     scored: Mapping[str, Sequence[DetectionScores]],
     rule: Rule,
     max_dets: int,
 ) -> None:
     ctx.panel(_rule_panel(rule, max_dets, source, scored))
-    shapes = [one.shape for one in next(iter(scored.values()))]
-    for place in range(len(shapes)) if not config.class_agnostic else ():
-        ctx.panel(_class_panel(source.dataset, {name: parts[place] for name, parts in scored.items()}))
-    errors = {name: errors_by_image(one, Truth.of(source, "coco"), shapes[0]) for name, one in found.items()}
+    shapes = [scores.shape for scores in next(iter(scored.values()))]
+    if not config.class_agnostic:
+        for number in range(len(shapes)):
+            ctx.panel(_class_panel(source.dataset, {name: by_shape[number] for name, by_shape in scored.items()}))
+    errors = {}
+    for name, detections in predicted.items():
+        errors[name] = errors_by_image(detections, GroundTruth.of(source, "coco"), shapes[0])
     ctx.panel(error_panel(errors))
     if source.dataset.has_images:
-        add_detection_panels(ctx, source, found, next(iter(errors.values())))
+        add_detection_panels(ctx, source, predicted, next(iter(errors.values())))
 
 
 def choose_rule(config: Detection, data: AnnotatedImages) -> Rule:
-    """Return the rule: LVIS' for federated labels unless another is set.
+    """Choose the rule, by default LVIS' for federated labels and COCO's for others.
 
     Raises:
-        UserError: LVIS' rule for images without lists of absent classes. It would drop every detection of a class that
-            an image lacks, which raised AP from 47.5 to 67.5 % on made scenes of 120 classes.
+        UserError: LVIS' rule is set for images without lists of absent classes. It would drop every detection of a
+            class that an image lacks, which raised AP from 47.5 to 67.5 % on synthetic scenes of 120 classes.
     """
     if config.rule == "auto":
         return "lvis" if data.federated else "coco"
@@ -153,15 +149,17 @@ def choose_rule(config: Detection, data: AnnotatedImages) -> Rule:
 
 
 def choose_shapes(
-    config: Detection, data: AnnotatedImages, found: Mapping[str, Detections], models: Predictors
+    config: Detection, data: AnnotatedImages, predicted: Mapping[str, Detections], models: Predictors
 ) -> list[Shape]:
-    """Return what is compared: boxes, and masks where the dataset and every model and file have them.
+    """Choose the shapes to compare: boxes, and also masks if the dataset and every model and file have them.
 
     Raises:
-        UserError: masks are wanted, and a model has none.
+        UserError: masks are requested, but a model has none.
     """
     lacking = [name for name, model in models.items() if "masks" not in model.tasks]
-    lacking += [name for name in config.predictions if None in found[name].counts or not len(found[name])]
+    for name in config.predictions:
+        if None in predicted[name].counts or not len(predicted[name]):
+            lacking.append(name)
     if config.shapes:
         if "masks" in config.shapes and lacking:
             raise UserError(f"{lacking[0]}: shapes has masks, its predictions have boxes only")
@@ -170,22 +168,23 @@ def choose_shapes(
 
 
 def truth_hash(source: AnnotatedSource) -> str:
-    """Return the sha256 of a dataset's facts and of its annotations."""
+    """Hash the metadata and the annotations of a dataset with sha256."""
     digests = [(source.dataset.path / name).read_bytes() for name in ("images.parquet", "annotations.parquet")]
     return data_hash(source.dataset, digests)
 
 
-def _numbers(found: Instances) -> NDArray[np.float64]:
-    """Return scores, boxes and maskness of all objects, one after the other."""
-    maskness = np.empty(0) if found.maskness is None else found.maskness
-    return np.concatenate([found.scores, found.boxes.ravel(), maskness])
+def _numbers(instances: Instances) -> NDArray[np.float64]:
+    """Concatenate scores, boxes and maskness of all objects."""
+    maskness = np.empty(0) if instances.maskness is None else instances.maskness
+    return np.concatenate([instances.scores, instances.boxes.ravel(), maskness])
 
 
-def _rows(number: int, found: Instances) -> list[Row]:
-    count = len(found.labels)
-    masks = [None] * count if found.masks is None else [encode_mask(mask) for mask in found.masks]
-    maskness = np.ones(count) if found.maskness is None else found.maskness
-    columns = (found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), masks, maskness.tolist())
+def _rows(number: int, instances: Instances) -> list[Row]:
+    count = len(instances.labels)
+    masks = [None] * count if instances.masks is None else [encode_mask(mask) for mask in instances.masks]
+    maskness = np.ones(count) if instances.maskness is None else instances.maskness
+    labels, scores, boxes = instances.labels.tolist(), instances.scores.tolist(), instances.boxes.tolist()
+    columns = (labels, scores, boxes, masks, maskness.tolist())
     return [(number, *row) for row in zip(*columns, strict=True)]
 
 
@@ -196,7 +195,7 @@ def _scored(config: Detection, detections: Detections, shape: Shape) -> Detectio
 
 
 def _frequency(config: Detection, ctx: Context, data: AnnotatedImages, rule: Rule) -> Sequence[str]:
-    """Return the group of each class; none where the groups have no meaning."""
+    """Look up the frequency group of each class, empty if groups have no meaning."""
     if config.class_agnostic:
         return ()
     if config.frequency_of:
@@ -211,11 +210,13 @@ def _rule_panel(
     rule: Rule, max_dets: int, source: AnnotatedSource, scored: Mapping[str, Sequence[DetectionScores]]
 ) -> TablePanel:
     rows: list[list[str | float | int | None]] = []
-    for name, one in [(name, one) for name, parts in scored.items() for one in parts]:
-        values = {score.metric: score for score in one.scores()}
-        ar = values[f"{PREFIX[one.shape]}_ar"]
-        recalls = one.recalls()
-        rows.append([name, one.shape, *(round(100 * value, 1) for value in (recalls[1], recalls[10], ar.value))])
+    for name, by_shape in scored.items():
+        for scores in by_shape:
+            values = {score.metric: score for score in scores.scores()}
+            average_recall = values[f"{PREFIX[scores.shape]}_ar"].value
+            recalls = scores.recalls()
+            shares = [round(100 * value, 1) for value in (recalls[1], recalls[10], average_recall)]
+            rows.append([name, scores.shape, *shares])
     unit = {"coco": "image and class", "lvis": "image", "lvis_fixed": "class"}[rule]
     note = (
         f"{rule}'s rule, at most {max_dets} detections of each {unit}, on {len(source)} images. Average precision on"
@@ -226,49 +227,54 @@ def _rule_panel(
 
 
 def _class_panel(data: AnnotatedImages, scored: Mapping[str, DetectionScores]) -> TablePanel:
-    tables = {name: 100 * one.by_class() for name, one in scored.items()}
+    tables = {name: 100 * scores.by_class() for name, scores in scored.items()}
     first: NDArray[np.float64] = next(iter(tables.values()))
     known = np.flatnonzero(np.isfinite(first[:, 0]))
     order = known[np.argsort(first[known, 0], kind="stable")][:CLASSES_SHOWN].tolist()
-    columns = ["class", *(f"{name} {metric}" for name in tables for metric in ("AP", "AP50"))]
-    rows: list[list[str | float | int | None]] = [
-        [data.class_names[label], *(round(float(value), 1) for table in tables.values() for value in table[label])]
-        for label in order
-    ]
+    columns = ["class"]
+    for name in tables:
+        columns += [f"{name} AP", f"{name} AP50"]
+    rows: list[list[str | float | int | None]] = []
+    for label in order:
+        row: list[str | float | int | None] = [data.class_names[label]]
+        for table in tables.values():
+            row += [round(float(value), 1) for value in table[label]]
+        rows.append(row)
     title = f"Classes by {PREFIX[next(iter(scored.values())).shape]} AP"
     return TablePanel(title=title, note="The worst classes first.", order=30, columns=columns, rows=rows)
 
 
 def add_detection_panels(
-    ctx: Context, source: AnnotatedSource, found: Mapping[str, Detections], errors: Mapping[int, Counter[str]]
+    ctx: Context, source: AnnotatedSource, predicted: Mapping[str, Detections], errors: Mapping[int, Counter[str]]
 ) -> None:
-    """Write the pictures with the most errors (those of the first model): true objects, then each model's."""
-    pictures: list[PanelImage] = []
-    for number in worst_images(errors)[:NUM_PICTURES]:
+    """Write the images with the most errors by the first model, with the true objects and each model's objects."""
+    entries: list[PanelImage] = []
+    class_names = source.dataset.class_names
+    for number in worst_images(errors)[:NUM_IMAGES]:
         try:
-            picture = source.image(number)
+            image = source.image(number)
         except BadSample:
             continue
         objects = source.objects(number)
-        shown = [draw_objects(picture, objects.labels, objects.boxes, objects.counts, source.dataset.class_names)]
-        for one in found.values():
-            kept = one[(one.image == number) & (one.scores >= MIN_SCORE)]
+        shown = [draw_objects(image, objects.labels, objects.boxes, objects.counts, class_names)]
+        for detections in predicted.values():
+            visible = detections[(detections.image == number) & (detections.scores >= MIN_SCORE)]
             shown.append(
-                draw_objects(picture, kept.labels, kept.boxes, kept.counts, source.dataset.class_names, kept.scores)
+                draw_objects(image, visible.labels, visible.boxes, visible.counts, class_names, visible.scores)
             )
-        file = f"panels/objects-{len(pictures)}.jpg"
+        file = f"panels/objects-{len(entries)}.jpg"
         (ctx.directory / "panels").mkdir(parents=True, exist_ok=True)
         join(shown, SHOWN_SIDE).save(ctx.directory / file, quality=90)
         kinds = ", ".join(f"{errors[number][kind]} {kind}" for kind in KINDS if errors[number][kind])
-        pictures.append(PanelImage(file=file, caption=f"{source.keys[number]}: {kinds}"))
+        entries.append(PanelImage(file=file, caption=f"{source.keys[number]}: {kinds}"))
     note = (
-        f"True objects, then those of {', '.join(found)} with a score of {MIN_SCORE} or more; the numbers are those of"
-        f" {next(iter(found))}."
+        f"True objects, then detections of {', '.join(predicted)} with a score of {MIN_SCORE} or more. The numbers are"
+        f" for {next(iter(predicted))}."
     )
-    width = (1 + len(found)) * (SHOWN_SIDE + GAP) - GAP
-    ctx.panel(ImagesPanel(title="Worst pictures", note=note, order=40, pictures=pictures, width=width))
+    width = (1 + len(predicted)) * (SHOWN_SIDE + GAP) - GAP
+    ctx.panel(ImagesPanel(title="Worst pictures", note=note, order=40, pictures=entries, width=width))
 
 
 def worst_images(errors: Mapping[int, Counter[str]]) -> list[int]:
-    """Return the images by the number of wrong detections and missed objects in them, most first."""
+    """Sort images by their number of wrong detections and missed objects, most first."""
     return sorted(errors, key=lambda image: errors[image]["right"] - sum(errors[image].values()))

@@ -1,4 +1,4 @@
-"""Where wrong detections come from: class, place, both, duplicates, background; and the objects that were missed.
+"""Kinds of wrong detections (class, place, both, duplicate, background), and the objects that were missed.
 
 Source: Bolya et al. 2020, TIDE (arXiv:2008.08115), section 2: foreground from IoU 0.5, background below 0.1.
 """
@@ -13,29 +13,31 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.eval.detection.detection_rules import Shape, Truth, group_places, ious_of
+from vfm.eval.detection.detection_rules import GroundTruth, Shape, ious_of, rows_by_key
 from vfm.eval.detection.detections import Detections
 from vfm.interfaces import TablePanel
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
 KINDS = ("right", "class", "place", "both", "duplicate", "background", "missed")
-MIN_SCORE = 0.3  # detections below it are seldom shown or used
+MIN_SCORE = 0.3  # detections with lower scores are rarely shown or used
 
 
 def errors_by_image(
-    detections: Detections, truth: Truth, shape: Shape, min_score: float = MIN_SCORE
+    detections: Detections, truth: GroundTruth, shape: Shape, min_score: float = MIN_SCORE
 ) -> dict[int, Counter[str]]:
     """Count the detections of each kind, and the missed objects, in each image that has any."""
-    kept = detections[detections.scores >= min_score]
-    kept = kept[np.argsort(-kept.scores, kind="stable")]
-    of_detections, of_objects = group_places(kept.image), group_places(truth.objects.image)
-    nothing, found = np.empty(0, dtype=np.int64), {}
-    for image in sorted(of_detections.keys() | of_objects.keys()):
-        of_image, objects = kept[of_detections.get(image, nothing)], truth.objects[of_objects.get(image, nothing)]
+    confident = detections[detections.scores >= min_score]
+    confident = confident[np.argsort(-confident.scores, kind="stable")]
+    detection_rows, object_rows = rows_by_key(confident.image), rows_by_key(truth.objects.image)
+    nothing = np.empty(0, dtype=np.int64)
+    counts = {}
+    for image in sorted(detection_rows.keys() | object_rows.keys()):
+        of_image = confident[detection_rows.get(image, nothing)]
+        objects = truth.objects[object_rows.get(image, nothing)]
         width, height = truth.source.sizes[image]
         ious = ious_of(of_image, objects, shape, height, width)
-        found[image] = classify_errors(ious, of_image.labels, objects.labels, objects.crowd | objects.ignored)
-    return found
+        counts[image] = classify_errors(ious, of_image.labels, objects.labels, objects.crowd | objects.ignored)
+    return counts
 
 
 def classify_errors(
@@ -44,13 +46,13 @@ def classify_errors(
     true_labels: NDArray[np.int64],
     ignored: NDArray[np.bool_],
 ) -> Counter[str]:
-    """Classify the detections of one image, best first, and count the objects that are missed.
+    """Classify the detections of one image, best first, and count the missed objects.
 
     Args:
         ious: (D, G).
-        found_labels: (D,).
-        true_labels: (G,).
-        ignored: objects that do not count, (G,); detections on them are not counted either.
+        found_labels: classes of the detections, (D,).
+        true_labels: classes of the objects, (G,).
+        ignored: True for objects that do not count, (G,). Detections on them are not counted either.
     """
     counts: Counter[str] = Counter()
     free = ~ignored
@@ -75,11 +77,11 @@ def classify_errors(
 
 
 def error_panel(errors: Mapping[str, Mapping[int, Counter[str]]]) -> TablePanel:
-    """Return the table of the kinds of errors by model, over all images."""
-    totals = {name: sum(one.values(), Counter()) for name, one in errors.items()}
-    rows: list[list[str | float | int | None]] = [
-        [name, *(one[kind] for kind in KINDS)] for name, one in totals.items()
-    ]
+    """Build a table of the kinds of errors by model, over all images."""
+    rows: list[list[str | float | int | None]] = []
+    for name, by_image in errors.items():
+        totals = sum(by_image.values(), Counter())
+        rows.append([name, *(totals[kind] for kind in KINDS)])
     note = (
         f"Detections with a score of {MIN_SCORE} or more. class: right place, another class; place: an IoU of 0.1 to"
         " 0.5 with an object of the class; both: neither; duplicate: its object was found already; missed: objects"

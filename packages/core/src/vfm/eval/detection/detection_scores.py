@@ -1,4 +1,4 @@
-"""Scores of detections: AP by IoU, area and frequency, recall, per class, each over resamples of the images."""
+"""Scores of detections: AP by IoU, area, frequency and class, and recall, with resamples of the images."""
 
 # A ranges of area, T thresholds of IoU, K classes, R resamples, I images
 
@@ -21,8 +21,8 @@ RECALL_RANKS = (1, 10)
 
 
 @dataclass(frozen=True)
-class Tables:
-    """Average precision and recall, (R, A, T, K) each; NaN for a class without objects."""
+class PrecisionRecallTables:
+    """Average precision and recall, (R, A, T, K) each, NaN for classes without objects."""
 
     precision: NDArray[np.float32]
     recall: NDArray[np.float32]
@@ -34,10 +34,10 @@ class DetectionScores:
 
     Attributes:
         shape: boxes or masks.
-        classes: rows of each class.
-        num_images: images of the dataset.
-        frequency: LVIS' group of each class, or empty.
-        num_resamples: resamples of an interval.
+        classes: matched detections of each class.
+        num_images: number of images in the dataset.
+        frequency: LVIS' frequency group of each class, or empty.
+        num_resamples: number of resamples for an interval.
     """
 
     shape: Shape
@@ -45,40 +45,42 @@ class DetectionScores:
     num_images: int
     frequency: Sequence[str]
     num_resamples: int
-    _resampled: dict[int, Tables] = field(default_factory=dict)
+    _resampled: dict[int, PrecisionRecallTables] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.point = self._tables(np.ones((1, self.num_images), dtype=np.int64))
 
     def scores(self) -> list[ResampledScore]:
-        """Return AP (also at IoU 0.5 and 0.75, by area and frequency) and AR; those without objects are left out."""
+        """Compute AP (also at IoU 0.5 and 0.75, by area, by frequency) and AR. Scores without objects are left out."""
         prefix, every = PREFIX[self.shape], slice(None)
-        found = [
+        scores = [
             self._score(f"{prefix}_ap", 0, every, every),
             self._score(f"{prefix}_ap50", 0, [0], every),
             self._score(f"{prefix}_ap75", 0, [5], every),
-            *(self._score(f"{prefix}_ap_{name}", place, every, every) for place, name in enumerate(AREAS) if place),
         ]
+        for number, name in enumerate(AREAS):
+            if number:  # the first range has all areas
+                scores.append(self._score(f"{prefix}_ap_{name}", number, every, every))
         for group in FREQUENCIES if self.frequency else ():
-            members = [label for label, one in enumerate(self.frequency) if one == group]
+            members = [label for label, group_of_class in enumerate(self.frequency) if group_of_class == group]
             if members:
-                found.append(self._score(f"{prefix}_ap_freq_{group}", 0, every, members))
-        found.append(self._score(f"{prefix}_ar", 0, every, every, recall=True))
-        return [score for score in found if np.isfinite(score.value)]
+                scores.append(self._score(f"{prefix}_ap_freq_{group}", 0, every, members))
+        scores.append(self._score(f"{prefix}_ar", 0, every, every, recall=True))
+        return [score for score in scores if np.isfinite(score.value)]
 
     def by_class(self) -> NDArray[np.float64]:
-        """Return AP and AP50 of each class, (K, 2); NaN without objects."""
+        """Compute AP and AP50 of each class, (K, 2), NaN without objects."""
         table = self.point.precision[0, 0].astype(np.float64)  # (T, K)
         return np.stack([table.mean(axis=0), table[0]], axis=1)
 
     def recalls(self) -> dict[int, float]:
-        """Return the mean recall with 1 and with 10 detections of an image and class."""
+        """Compute the mean recall with 1 and with 10 detections per image and class."""
         weights = np.ones((1, self.num_images), dtype=np.int64)
-        found = {}
+        recalls = {}
         for rank in RECALL_RANKS:
             table = [precision_recall(rows, weights, rank).recall[0, 0] for rows in self.classes]
-            found[rank] = float(mean_of_known(np.array(table), axis=(0, 1)))
-        return found
+            recalls[rank] = float(mean_of_known(np.array(table), axis=(0, 1)))
+        return recalls
 
     def _score(
         self,
@@ -89,30 +91,32 @@ class DetectionScores:
         *,
         recall: bool = False,
     ) -> ResampledScore:
-        def reduced(tables: Tables) -> NDArray[np.float64]:
+        def reduced(tables: PrecisionRecallTables) -> NDArray[np.float64]:
             table = (tables.recall if recall else tables.precision)[:, area][:, levels][:, :, classes]
             return mean_of_known(table, axis=(1, 2))
 
-        counts = [
-            set(rows.object_image[rows.object_counts[area]].tolist())
-            for label, rows in enumerate(self.classes)
-            if isinstance(classes, slice) or label in classes
-        ]
-        images = len(set().union(*counts)) if metric.rpartition("_")[2] in FREQUENCIES else self.num_images
+        images = self.num_images
+        if metric.rpartition("_")[2] in FREQUENCIES:
+            # The size of a frequency group is the number of images with an object of its classes.
+            with_objects: set[int] = set()
+            for label, rows in enumerate(self.classes):
+                if isinstance(classes, slice) or label in classes:
+                    with_objects.update(rows.object_image[rows.object_counts[area]].tolist())
+            images = len(with_objects)
         value = float(reduced(self.point)[0])
         return ResampledScore(metric, value, images, lambda seed: reduced(self._drawn(seed)), reflect=True)
 
-    def _drawn(self, seed: int) -> Tables:
+    def _drawn(self, seed: int) -> PrecisionRecallTables:
         if seed not in self._resampled:
             self._resampled[seed] = self._tables(image_weights(self.num_images, self.num_resamples, seed))
         return self._resampled[seed]
 
-    def _tables(self, weights: NDArray[np.int64]) -> Tables:
+    def _tables(self, weights: NDArray[np.int64]) -> PrecisionRecallTables:
         shape = (len(weights), len(AREAS), len(THRESHOLDS), len(self.classes))
         dtype = np.float64 if len(weights) == 1 else np.float32  # 500 resamples of 1,203 classes: 96 MB each
         precision, recall = np.full(shape, np.nan, dtype=dtype), np.full(shape, np.nan, dtype=dtype)
         for label, rows in enumerate(self.classes):
             if rows.object_counts.any():
-                found = precision_recall(rows, weights)
-                precision[..., label], recall[..., label] = found.precision, found.recall
-        return Tables(precision, recall)
+                of_class = precision_recall(rows, weights)
+                precision[..., label], recall[..., label] = of_class.precision, of_class.recall
+        return PrecisionRecallTables(precision, recall)

@@ -1,7 +1,7 @@
-"""Detections of a set of images, and files of them in COCO's results format.
+"""Detections in a set of images, and files of detections in COCO's results format.
 
 A results file is a JSON list of `{image_id, category_id, score, bbox: [x, y, width, height], segmentation}`, with
-`bbox`, a mask as `segmentation` (runs), or both. `maskness`, the mean probability inside the mask, is optional.
+`bbox`, a mask as `segmentation` (run lengths), or both. `maskness`, the mean probability inside the mask, is optional.
 """
 
 # N detections
@@ -24,8 +24,8 @@ from vfm.data.annotated.source import AnnotatedSource
 from vfm.data.annotated.tables import as_indices
 from vfm.storage.store_files import reading
 
-LARGEST = 1e9  # of a number in a file of results: the area of a larger box overflows
-SHOWN = 80  # characters of a wrong value in a message
+LARGEST = 1e9  # limit for numbers in a results file, as the area of a larger box would overflow
+SHOWN = 80  # characters of a wrong value in an error message
 
 
 Row = tuple[int, int, float, Sequence[float], bytes | None, float]
@@ -37,12 +37,12 @@ class Detections:
     """Objects that a model found.
 
     Attributes:
-        image: number of the image of each, (N,).
-        labels: class, (N,).
+        image: number of the image of each object, (N,).
+        labels: class of each object, (N,).
         scores: confidence, (N,).
         boxes: left, top, right, bottom, (N, 4).
-        counts: masks as run lengths; None without one.
-        maskness: mean probability inside the mask, (N,); 1 where it is unknown.
+        counts: masks as run lengths, None for objects without a mask.
+        maskness: mean probability inside the mask, (N,), 1 where it is unknown.
     """
 
     image: NDArray[np.int64]
@@ -57,16 +57,16 @@ class Detections:
 
     def __getitem__(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Detections:
         at = as_indices(rows, len(self))
-        counts = [self.counts[place] for place in at.tolist()]
+        counts = [self.counts[row] for row in at.tolist()]
         return Detections(self.image[at], self.labels[at], self.scores[at], self.boxes[at], counts, self.maskness[at])
 
     def with_scores(self, scores: NDArray[np.float64]) -> Detections:
-        """Return the same objects with other scores."""
+        """Copy the objects with other scores."""
         return replace(self, scores=scores)
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Detections:
-        """Collect rows."""
+        """Collect rows into columns."""
         columns = list(zip(*rows, strict=True)) or [()] * 6
         image, labels, scores, boxes, counts, maskness = columns
         return cls(
@@ -83,63 +83,64 @@ def read_results(path: str | Path, source: AnnotatedSource) -> Detections:
     """Read a results file for the images of a dataset.
 
     Raises:
-        UserError: the file is not readable, or names an image or class that the dataset does not have, or an object has
+        UserError: the file is not readable, it names an image or class that the dataset does not have, or an object has
             no usable box, mask or score.
     """
     with reading(path, "a list of results"), open(path, "rb") as file:
-        found = json.load(file)
-    if not isinstance(found, list):
-        raise UserError(f"{path}: expected a list of results, got a {type(found).__name__}")
-    images = {number: place for place, number in enumerate(source.image_ids)}
-    labels = {number: place for place, number in enumerate(source.dataset.class_ids)}
-    return Detections.of(_row(one, place, images, labels, source, path) for place, one in enumerate(found))
+        records = json.load(file)
+    if not isinstance(records, list):
+        raise UserError(f"{path}: expected a list of results, got a {type(records).__name__}")
+    images = {image_id: image for image, image_id in enumerate(source.image_ids)}
+    labels = {class_id: label for label, class_id in enumerate(source.dataset.class_ids)}
+    return Detections.of(_row(record, n, images, labels, source, path) for n, record in enumerate(records))
 
 
 def write_results_file(path: Path, detections: Detections, source: AnnotatedSource) -> None:
     """Write detections as a results file."""
     records: list[dict[str, Any]] = []
-    for place in range(len(detections)):
-        image = int(detections.image[place])
-        left, top, right, bottom = detections.boxes[place].tolist()
+    for row in range(len(detections)):
+        image = int(detections.image[row])
+        left, top, right, bottom = detections.boxes[row].tolist()
         record = {
             "image_id": source.image_ids[image],
-            "category_id": source.dataset.class_ids[int(detections.labels[place])],
-            "score": float(detections.scores[place]),
+            "category_id": source.dataset.class_ids[int(detections.labels[row])],
+            "score": float(detections.scores[row]),
             "bbox": [left, top, right - left, bottom - top],
         }
-        if (counts := detections.counts[place]) is not None:
+        counts = detections.counts[row]
+        if counts is not None:
             width, height = source.sizes[image]
             record["segmentation"] = {**as_rle(counts, height, width), "counts": counts.decode()}
-            record["maskness"] = float(detections.maskness[place])
+            record["maskness"] = float(detections.maskness[row])
         records.append(record)
     path.write_text(json.dumps(records) + "\n", encoding="utf-8")
 
 
 def _row(
-    one: Any,
-    place: int,
+    record: Any,
+    number: int,
     images: Mapping[int, int],
     labels: Mapping[int, int],
     source: AnnotatedSource,
     path: str | Path,
 ) -> Row:
-    where = f"{path}: result {place}"
-    if not isinstance(one, dict) or not _is_number(one.get("score")):
+    where = f"{path}: result {number}"
+    if not isinstance(record, dict) or not _is_number(record.get("score")):
         raise UserError(f"{where}: expected an object with a finite `score`")
-    if not _is_number(one.get("maskness", 1.0)):
-        raise UserError(f"{where}: expected a finite `maskness`, got {one['maskness']!r}")
-    image, label = _place(one.get("image_id"), images), _place(one.get("category_id"), labels)
+    if not _is_number(record.get("maskness", 1.0)):
+        raise UserError(f"{where}: expected a finite `maskness`, got {record['maskness']!r}")
+    image, label = _index(record.get("image_id"), images), _index(record.get("category_id"), labels)
     if image is None:
-        raise UserError(f"{where}: the dataset has no image {one.get('image_id')!r}")
+        raise UserError(f"{where}: the dataset has no image {record.get('image_id')!r}")
     if label is None:
-        raise UserError(f"{where}: the dataset has no class {one.get('category_id')!r}")
+        raise UserError(f"{where}: the dataset has no class {record.get('category_id')!r}")
     width, height = source.sizes[image]
     try:
-        given = one.get("segmentation")
-        counts = encode_segmentation(given, height, width, where) if given else None
+        segmentation = record.get("segmentation")
+        counts = encode_segmentation(segmentation, height, width, where) if segmentation else None
     except BadAnnotation as bad:
         raise UserError(f"{where}: {bad.reason}: the mask does not fit an image of {width} x {height}") from None
-    numbers = one.get("bbox")
+    numbers = record.get("bbox")
     if _is_box(numbers):
         box = box_of(*map(float, numbers))
     elif counts is not None and not numbers:
@@ -149,11 +150,11 @@ def _row(
             f"{where}: expected a `bbox` of four numbers, x, y, width and height, the last two not negative, or a"
             f" `segmentation`, got {str(numbers)[:SHOWN]}"
         )
-    return image, label, float(one["score"]), box, counts, float(one.get("maskness", 1.0))
+    return image, label, float(record["score"]), box, counts, float(record.get("maskness", 1.0))
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether a value is a number of a usable size, which NaN and infinity are not."""
+    """Check whether a value is a number of usable size, which excludes NaN and infinity."""
     return isinstance(value, int | float) and abs(value) <= LARGEST
 
 
@@ -161,5 +162,5 @@ def _is_box(value: Any) -> TypeGuard[list[float]]:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)) and min(value[2:]) >= 0
 
 
-def _place(identity: Any, places: Mapping[int, int]) -> int | None:
-    return places.get(identity) if isinstance(identity, int) else None
+def _index(identity: Any, indices: Mapping[int, int]) -> int | None:
+    return indices.get(identity) if isinstance(identity, int) else None

@@ -20,34 +20,37 @@ MIN_SCORE = 1e-3
 def soft_nms(
     boxes: NDArray[np.float64], scores: NDArray[np.float64], *, iou: float = IOU, min_score: float = MIN_SCORE
 ) -> NDArray[np.float64]:
-    """Return the scores of the detections of one image and class after linear soft-NMS, 0 for those below `min_score`.
+    """Apply linear soft-NMS to the scores of the detections of one image and class.
 
-    Best first, each detection multiplies the score of every lower one that overlaps it by more than `iou` by one minus
-    their IoU.
+    Beginning with the best detection, the score of each lower one that overlaps it by more than `iou` is multiplied by
+    one minus their IoU.
 
     Args:
         boxes: left, top, right, bottom, (N, 4).
         scores: (N,).
-        iou: overlap from which scores are lowered.
+        iou: overlap above which scores are lowered.
         min_score: lower scores become 0.
+
+    Returns:
+        The new scores, (N,).
     """
     corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     overlaps = np.asarray(coco_mask.iou(corners, corners, [0] * len(boxes))).reshape(len(boxes), len(boxes))
-    found, left = scores.astype(np.float64).copy(), np.ones(len(scores), dtype=bool)
+    softened, remaining = scores.astype(np.float64).copy(), np.ones(len(scores), dtype=bool)
     for _ in range(len(scores)):
-        best = int(np.argmax(np.where(left, found, -np.inf)))
-        left[best] = False
-        lowered = left & (overlaps[best] > iou)
-        found[lowered] *= 1 - overlaps[best, lowered]
-    return np.where(found >= min_score, found, 0.0)
+        best = int(np.argmax(np.where(remaining, softened, -np.inf)))
+        remaining[best] = False
+        lowered = remaining & (overlaps[best] > iou)
+        softened[lowered] *= 1 - overlaps[best, lowered]
+    return np.where(softened >= min_score, softened, 0.0)
 
 
 def soften(detections: Detections) -> Detections:
-    """Apply `soft_nms` within each image and class; detections whose score becomes 0 are dropped."""
+    """Apply `soft_nms` within each image and class, and drop detections whose score becomes 0."""
     groups = np.unique(np.stack([detections.image, detections.labels]), axis=1, return_inverse=True)[1].ravel()
     order = np.argsort(groups, kind="stable")
     scores = detections.scores.copy()
-    for places in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
-        if len(places) > 1:
-            scores[places] = soft_nms(detections.boxes[places], detections.scores[places])
+    for rows in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+        if len(rows) > 1:
+            scores[rows] = soft_nms(detections.boxes[rows], detections.scores[rows])
     return detections.with_scores(scores)[scores > 0]

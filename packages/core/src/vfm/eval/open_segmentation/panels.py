@@ -79,7 +79,7 @@ def add_pictures(
             right = ", ".join(f"{100 * share_right(truth, one):.0f}" for one in found)
             pictures.append(PanelImage(file=file, caption=f"{source.keys[number]}, {model}: {right} % right"))
     note = (
-        f"Picture, labels, and the maps of {', '.join(rules)}; from the worst to the best of the first rule and model."
+        f"PanelImage, labels, and the maps of {', '.join(rules)}; from the worst to the best of the first rule and model."
     )
     ctx.panel(ImagesPanel(title="Maps by rule", note=note, order=40, pictures=pictures, width=(2 + len(rules)) * SIDE))
 

@@ -1,8 +1,8 @@
-"""Semantic segmentation from frozen patch tokens, by a linear layer or by neighbours: what patches say about pixels.
+"""Semantic segmentation from frozen patch tokens, by a linear layer or by nearest neighbours.
 
-Each picture is squashed to the encoder's square, so that any encoder and any CLIP model's vision tower is read in the
-same way, and its labels are compared at their full resolution. Without training images the pictures are evaluated by
-folds, each by a head that was not trained on it.
+Each image is squashed to the encoder's square, so that all encoders, including CLIP vision towers, see it in the same
+way. Labels are compared at their full resolution. Without training images the evaluation is cross-validated: each image
+is predicted by a head that was not trained on it.
 """
 
 # N images, D width, h and w rows and columns of patches
@@ -25,7 +25,7 @@ from vfm.base import UserError
 from vfm.data.annotated import AnnotatedSource
 from vfm.eval.dense.annotated_images import each_result
 from vfm.eval.dense.checks import check_semantic
-from vfm.eval.dense.dense_panels import NUM_PICTURES, add_map_panels
+from vfm.eval.dense.dense_panels import NUM_IMAGES, add_map_panels
 from vfm.eval.dense.stages import DenseProbe
 from vfm.eval.encode.finite import check_finite
 from vfm.eval.encode.hashes import data_hash, item_digest
@@ -40,12 +40,12 @@ from vfm.train import resolve_device
 from vfm.train.parallel.sharing import leave_to_first, without_values
 
 LABELS_IN_MEMORY = 500
-VALIDATION = 5  # one in so many training images chooses the learning rate
+VALIDATION = 5  # every fifth training image is used to choose the learning rate
 
 
 @dataclass(frozen=True)
 class DenseImages:
-    """The usable images of a dataset, and their features in a file for each model."""
+    """The usable images of a dataset, and a file of their features for each model."""
 
     source: AnnotatedSource
     numbers: list[int]  # in the dataset
@@ -65,7 +65,7 @@ class DenseImages:
 
 
 class LabelReader(Sequence[NDArray[np.integer]]):
-    """The semantic maps of some images, (H, W) each, read when they are needed; the last ones stay in memory."""
+    """The semantic maps of some images, (H, W) each, read on demand. The latest ones are cached in memory."""
 
     def __init__(self, source: AnnotatedSource, numbers: Sequence[int]) -> None:
         self.numbers = numbers
@@ -80,20 +80,20 @@ class LabelReader(Sequence[NDArray[np.integer]]):
 
 @dataclass(frozen=True)
 class TrainedProbe:
-    """The heads of one model: one, or one for each fold, with the images that each predicts."""
+    """The heads trained for one model, one in total or one per fold, with the images that each predicts."""
 
     heads: list[tuple[nn.Module, NDArray[np.int64]]]
     lrs: list[float]
 
     def predict(self, name: str, images: DenseImages, device: torch.device, row: int) -> NDArray[np.int64]:
-        """Return the class of each pixel of an image."""
+        """Predict the class of each pixel of an image."""
         head = next(head for head, rows in self.heads if row in rows)
         size: tuple[int, int] = images.labels[row].shape
         return predict_map(head, images.maps[name], row, size, device)
 
 
 def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str, Any]) -> Evaluated:
-    """Evaluate encoders by `train_head` or `remember_patches`, and mean IoU, all on the same images.
+    """Evaluate encoders by mean IoU with `train_head` or `remember_patches`, all on the same images.
 
     Raises:
         UserError: an encoder has no patch tokens, the classes of `train` differ, there are too few images, or no pixel
@@ -129,7 +129,7 @@ def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str
 
 
 def folds_of(count: int, folds: int, seed: int) -> NDArray[np.int64]:
-    """Return the fold of each image, (count,): sizes differ by one at most."""
+    """Assign each image to a fold, (count,), with sizes that differ by at most one."""
     fold = np.arange(count) % folds
     return np.asarray(np.random.default_rng(seed).permutation(fold))
 
@@ -161,8 +161,10 @@ def _add_worst(
     ctx: Context, test: DenseImages, counts: MeanIou, predict: Mapping[str, Callable[[int], NDArray[np.int64]]]
 ) -> None:
     shares = counts.right.sum(axis=1) / np.maximum(1, counts.true.sum(axis=1))
-    worst = np.argsort(shares, kind="stable")[:NUM_PICTURES].tolist()
-    maps = {name: [function(row) for row in worst] for name, function in predict.items()}
+    worst = np.argsort(shares, kind="stable")[:NUM_IMAGES].tolist()
+    maps = {}
+    for name, predict_row in predict.items():
+        maps[name] = [predict_row(row) for row in worst]
     numbers, truth = [test.numbers[row] for row in worst], [test.labels[row] for row in worst]
     add_map_panels(ctx, test.source, numbers, truth, maps)
 
@@ -170,7 +172,7 @@ def _add_worst(
 def _splits(
     config: DenseProbe, test: DenseImages, known: DenseImages | None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], DenseImages]]:
-    """Yield the images to train on, those to predict, and the set of the first."""
+    """Yield the rows to train on, the rows to predict, and the images that the training rows refer to."""
     everything = np.arange(len(test.numbers))
     if known:
         yield np.arange(len(known.numbers)), everything, known
@@ -187,7 +189,7 @@ def _splits(
 def _best_rate(
     config: DenseProbe, images: DenseImages, name: str, rows: NDArray[np.int64], num_classes: int, device: torch.device
 ) -> float:
-    """Return the learning rate with the best mean IoU on a part of the training images; of equal ones the smallest."""
+    """Choose the learning rate with the best mean IoU on a part of the training images, the smallest among equals."""
     if len(config.lrs) == 1:
         return config.lrs[0]
     held_out, rest = rows[::VALIDATION], np.setdiff1d(rows, rows[::VALIDATION])
@@ -200,8 +202,8 @@ def _best_rate(
         counts = []
         for row in held_out.tolist():
             truth = images.labels[row]
-            found = predict_map(head, images.maps[name], row, truth.shape, device)
-            counts.append(count_pixels(truth, found, num_classes))
+            predicted = predict_map(head, images.maps[name], row, truth.shape, device)
+            counts.append(count_pixels(truth, predicted, num_classes))
         quality[lr] = MeanIou.of(counts).scores()[0].value
     return max(quality, key=quality.__getitem__)
 
@@ -219,70 +221,72 @@ def _read(
     device: torch.device,
     opened: ExitStack,
 ) -> DenseImages:
-    """Read all images once, and write each model's features of them to a file, which `opened` removes."""
+    """Read all images once, and write the features of each model to a file that `opened` removes."""
     source = AnnotatedSource(data)
     numbers: list[int] = []
     digests: list[bytes] = []
     files = opened.enter_context(row_files(ctx.work / f"maps-{part}", encoders))
 
     def read(number: int) -> tuple[Image.Image, bytes]:
-        picture = source.image(number)
-        return picture, item_digest(source.keys[number], [picture.tobytes(), source.semantic(number).tobytes()])
+        image = source.image(number)
+        return image, item_digest(source.keys[number], [image.tobytes(), source.semantic(number).tobytes()])
 
     def encode(batch: list[tuple[int, tuple[Image.Image, bytes]]]) -> list[_EncodedImage]:
-        pictures, keys = [picture for _, (picture, _) in batch], [source.keys[number] for number, _ in batch]
+        images, keys = [image for _, (image, _) in batch], [source.keys[number] for number, _ in batch]
         maps = {}
         for name, encoder in encoders.items():
-            maps[name] = encode_maps(encoder, pictures, config.layers, config.image_size, device).half().cpu()
+            maps[name] = encode_maps(encoder, images, config.layers, config.image_size, device).half().cpu()
             check_finite(maps[name], f"{name}: features in half precision", keys)
-        return [
-            _EncodedImage(digest, {name: rows[place : place + 1].clone() for name, rows in maps.items()})
-            for place, (_, (_, digest)) in enumerate(batch)
-        ]
+        encoded_images = []
+        for row, (_, (_, digest)) in enumerate(batch):
+            # Clones, so that the maps of the whole batch can be freed.
+            maps_of_image = {name: rows[row : row + 1].clone() for name, rows in maps.items()}
+            encoded_images.append(_EncodedImage(digest, maps_of_image))
+        return encoded_images
 
     encoded = each_result(
         source, config.reading, ctx, read, encode, batch_size=config.micro_batch_size,
         for_others=_EncodedImage.without_values, at_once=1,
     )  # fmt: skip
-    for number, one in encoded:
+    for number, image in encoded:
         numbers.append(number)
-        digests.append(one.digest)
-        for name, row in one.maps.items():
+        digests.append(image.digest)
+        for name, row in image.maps.items():
             files[name].append(row)
     return DenseImages(source, numbers, digests, files, LabelReader(source, numbers))
 
 
 @dataclass(frozen=True)
 class _EncodedImage:
-    """An image's hash, and its features by model, fp16 (1, D, h, w)."""
+    """The hash of an image, and its features by model, fp16 (1, D, h, w)."""
 
     digest: bytes
     maps: dict[str, Tensor]
 
     def without_values(self) -> _EncodedImage:
-        """Return what the processes get that do not write."""
+        """Drop the values for processes that do not write features."""
         return replace(self, maps={name: without_values(row) for name, row in self.maps.items()})
 
 
 @torch.inference_mode()
 def encode_maps(
-    encoder: Any, pictures: list[Image.Image], layers: list[int], image_size: int | None, device: torch.device
+    encoder: Any, images: list[Image.Image], layers: list[int], image_size: int | None, device: torch.device
 ) -> Tensor:
-    """Return the normalised patch tokens of some blocks as maps, (N, D, h, w), side by side in D.
+    """Compute the normalised patch tokens of some blocks as maps, (N, D, h, w), concatenated along D.
 
     Args:
         encoder: a `ClipModel` or `PooledVision`.
-        pictures: of any size; they are squashed.
+        images: images of any size, which are squashed.
         layers: indices of the blocks.
-        image_size: side of the square in pixels; default: the encoder's own.
-        device: of the encoder.
+        image_size: side of the square in pixels; default: the encoder's image size.
+        device: device of the encoder.
 
     Raises:
         UserError: the encoder has no patch tokens, no such block, or cannot take images of this size.
     """
     side = image_size or encoder.preprocess.image_size
     settings = {"image_size": side, "resize_mode": "squash", "crop_pct": 1.0}
-    pixels = encoder.preprocess.model_copy(update=settings).inputs(pictures, device)
+    pixels = encoder.preprocess.model_copy(update=settings).inputs(images, device)
     model = encoder if isinstance(encoder, ClipModel) else encoder.module
     with eval_mode(encoder.module):
         return torch.cat([tokens.maps for tokens in vision_features(model, pixels, layers=layers)], dim=1)

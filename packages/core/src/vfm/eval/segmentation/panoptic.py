@@ -1,6 +1,6 @@
-"""Work of `eval.panoptic`: panoptic quality of models and of COCO's panoptic files."""
+"""The work of `eval.panoptic`: panoptic quality of models and of COCO panoptic files."""
 
-# H, W height and width of a picture
+# H, W height and width of an image
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vfm.data.annotated.panoptic import map_folder, read_segment_ids
 from vfm.data.annotated.records import BadAnnotation
 from vfm.eval.dense.annotated_images import check_size, each_image
 from vfm.eval.dense.dense_models import Predictors
-from vfm.eval.dense.dense_panels import NUM_PICTURES, add_map_panels
+from vfm.eval.dense.dense_panels import NUM_IMAGES, add_map_panels
 from vfm.eval.dense.predictor import PanopticPredictor
 from vfm.eval.dense.stages import Panoptic
 from vfm.eval.detection.detection import truth_hash
@@ -39,29 +39,33 @@ def evaluate_panoptic(config: Panoptic, ctx: Context, source: AnnotatedSource, m
     """
     predict: dict[str, Predict] = {name: _by_model(model) for name, model in models.items()}
     predict |= {name: _by_file(path, source) for name, path in config.predictions.items()}
-    classes, with_pictures = len(source.dataset.class_names), bool(models)
+    classes = len(source.dataset.class_names)
     counts: dict[str, list[SegmentCounts]] = {name: [] for name in predict}
     numbers = []
 
     def count(number: int) -> dict[str, SegmentCounts]:
-        picture, truth = source.image(number) if with_pictures else None, true_segments(source, number)
-        return {name: count_segments(truth, segments(number, picture), classes) for name, segments in predict.items()}
+        image = source.image(number) if models else None
+        truth = true_segments(source, number)
+        by_model = {}
+        for name, predict_segments in predict.items():
+            by_model[name] = count_segments(truth, predict_segments(number, image), classes)
+        return by_model
 
-    for number, found in each_image(source, config.reading, ctx, count, lambda _: {}):
+    for number, counts_of_image in each_image(source, config.reading, ctx, count, lambda _: {}):
         numbers.append(number)
-        for name, one in found.items():
-            counts[name].append(one)
+        for name, of_model in counts_of_image.items():
+            counts[name].append(of_model)
     leave_to_first()
-    scored = {name: PanopticQuality.of(one) for name, one in counts.items()}
+    scored = {name: PanopticQuality.of(of_images) for name, of_images in counts.items()}
     things = np.array(source.dataset.things, dtype=bool)
     details = {"num_images": len(numbers)}
     keys = [source.keys[number] for number in numbers]
-    if not any((one.true + one.missed).any() for one in scored.values()):
+    if not any((quality.true + quality.missed).any() for quality in scored.values()):
         raise UserError(f"{config.data}: expected segments, got none that counts")
-    results = {
-        name: ModelResult(one.scores(things, config.num_resamples), {"images": _table(keys, one)}, details)
-        for name, one in scored.items()
-    }
+    results = {}
+    for name, quality in scored.items():
+        scores = quality.scores(things, config.num_resamples)
+        results[name] = ModelResult(scores, {"images": _table(keys, quality)}, details)
     ctx.panel(_class_panel(source, scored))
     if source.dataset.has_images and config.has_something_to_evaluate:
         _add_worst(ctx, source, numbers, next(iter(scored.values())), predict)
@@ -69,7 +73,7 @@ def evaluate_panoptic(config: Panoptic, ctx: Context, source: AnnotatedSource, m
 
 
 def true_segments(source: AnnotatedSource, number: int) -> Segments:
-    """Return the true segments of an image; the ground of a dataset that has one is a segment of its own."""
+    """Read the true segments of an image. If the dataset has a background class, unlabelled pixels are its segment."""
     numbers, objects = source.panoptic(number)
     labels, crowd = objects.labels, objects.crowd
     if source.dataset.background is not None and (numbers < 0).any():
@@ -79,49 +83,50 @@ def true_segments(source: AnnotatedSource, number: int) -> Segments:
 
 
 def _by_model(model: PanopticPredictor) -> Predict:
-    def predict(number: int, picture: Image.Image | None) -> Segments:
-        assert picture is not None
-        (found,) = model.segment_all([picture])
-        return Segments(found.segments, found.labels)
+    def predict(number: int, image: Image.Image | None) -> Segments:
+        assert image is not None
+        (panoptic_map,) = model.segment_all([image])
+        return Segments(panoptic_map.segments, panoptic_map.labels)
 
     return predict
 
 
 def _by_file(path: str, source: AnnotatedSource) -> Predict:
-    """Return the segments of a COCO panoptic file, by the image's id."""
+    """Read predictions from a COCO panoptic file, by the image's id."""
     with naming(path, "COCO's panoptic json"):
         folder = map_folder(path)
-        listed = {one["image_id"]: one for one in stream(path, "annotations")}
+        annotations = {annotation["image_id"]: annotation for annotation in stream(path, "annotations")}
     labels = {number: label for label, number in enumerate(source.dataset.class_ids)}
 
-    def predict(number: int, picture: Image.Image | None) -> Segments:
-        one = listed.get(source.image_ids[number])
-        if one is None:
+    def predict(number: int, image: Image.Image | None) -> Segments:
+        annotation = annotations.get(source.image_ids[number])
+        if annotation is None:
             raise UserError(f"{path}: no annotation of image {source.image_ids[number]}")
         with naming(path, "COCO's panoptic json"):
-            file = f"{folder}/{one['file_name']}"
-            ids = [int(segment["id"]) for segment in one["segments_info"]]
-            classes = [int(segment["category_id"]) for segment in one["segments_info"]]
+            file = f"{folder}/{annotation['file_name']}"
+            ids = [int(segment["id"]) for segment in annotation["segments_info"]]
+            classes = [int(segment["category_id"]) for segment in annotation["segments_info"]]
         if len(set(ids)) < len(ids):
             raise UserError(f"{path}: two segments of image {source.image_ids[number]} have one id")
-        if unknown := set(classes) - set(labels):
+        unknown = set(classes) - set(labels)
+        if unknown:
             raise UserError(f"{path}: the dataset has no class {min(unknown)}")
         try:
             pixels = read_segment_ids(file)
         except BadAnnotation as bad:
             raise UserError(f"{bad.where}: expected a PNG file of segment ids") from None
         check_size(file, pixels, source.sizes[number])
-        return Segments(_numbered(pixels, ids), np.array([labels[one] for one in classes], dtype=np.int64))
+        return Segments(_numbered(pixels, ids), np.array([labels[class_id] for class_id in classes], dtype=np.int64))
 
     return predict
 
 
 def _numbered(ids: NDArray[np.int32], listed: Sequence[int]) -> NDArray[np.int64]:
-    """Return the place of each pixel's id in a list, -1 for an id that is not in it, (H, W)."""
-    found, inverse = np.unique(ids, return_inverse=True)
-    place = {number: n for n, number in enumerate(listed)}
-    places = np.array([place.get(int(number), -1) for number in found], dtype=np.int64)
-    return np.asarray(places[inverse].reshape(ids.shape), dtype=np.int64)
+    """Look up the index of each pixel's id in a list, -1 for ids that are not in it, (H, W)."""
+    unique_ids, inverse = np.unique(ids, return_inverse=True)
+    index_of = {number: index for index, number in enumerate(listed)}
+    indices = np.array([index_of.get(int(number), -1) for number in unique_ids], dtype=np.int64)
+    return np.asarray(indices[inverse].reshape(ids.shape), dtype=np.int64)
 
 
 def _table(keys: Sequence[str], counts: PanopticQuality) -> dict[str, Any]:
@@ -131,13 +136,13 @@ def _table(keys: Sequence[str], counts: PanopticQuality) -> dict[str, Any]:
 
 def _class_panel(source: AnnotatedSource, scored: Mapping[str, PanopticQuality]) -> TablePanel:
     once = np.ones((1, len(next(iter(scored.values())).true)), dtype=np.int64)
-    tables = {name: 100 * one.by_class(once)["pq"][0] for name, one in scored.items()}
+    tables = {name: 100 * quality.by_class(once)["pq"][0] for name, quality in scored.items()}
     first = next(iter(tables.values()))
     known = np.flatnonzero(np.isfinite(first))
-    rows: list[list[str | float | int | None]] = [
-        [source.dataset.class_names[label], *(round(float(table[label]), 1) for table in tables.values())]
-        for label in known[np.argsort(first[known], kind="stable")][:CLASSES_SHOWN].tolist()
-    ]
+    rows: list[list[str | float | int | None]] = []
+    for label in known[np.argsort(first[known], kind="stable")][:CLASSES_SHOWN].tolist():
+        values = [round(float(table[label]), 1) for table in tables.values()]
+        rows.append([source.dataset.class_names[label], *values])
     note = "Panoptic quality in percent, the worst classes first."
     return TablePanel(title="Classes by panoptic quality", note=note, order=30, columns=["class", *tables], rows=rows)
 
@@ -150,12 +155,15 @@ def _add_worst(
     predict: Mapping[str, Predict],
 ) -> None:
     size = np.maximum(1, (counts.true + counts.wrong + counts.missed).sum(axis=1))
-    worst = [numbers[n] for n in np.argsort(counts.iou.sum(axis=1) / size, kind="stable")[:NUM_PICTURES].tolist()]
+    order = np.argsort(counts.iou.sum(axis=1) / size, kind="stable")[:NUM_IMAGES].tolist()
+    worst = [numbers[row] for row in order]
     truth = [class_map(true_segments(source, number)) for number in worst]
-    maps = {name: [class_map(call(number, source.image(number))) for number in worst] for name, call in predict.items()}
+    maps = {}
+    for name, predict_segments in predict.items():
+        maps[name] = [class_map(predict_segments(number, source.image(number))) for number in worst]
     add_map_panels(ctx, source, worst, truth, maps)
 
 
 def class_map(segments: Segments) -> NDArray[np.int64]:
-    """Return the class of each pixel, -1 where there is no segment, (H, W)."""
+    """Look up the class of each pixel, -1 where there is no segment, (H, W)."""
     return np.asarray(np.append(segments.labels, -1)[segments.numbers], dtype=np.int64)

@@ -1,11 +1,11 @@
 """A linear layer on frozen patch tokens that predicts the class of each pixel, trained at random points.
 
-The head is batch norm and a 1x1 convolution; its scores are interpolated between patches. The loss is a mean over
-pixels, of which each step uses some, drawn anew, at the full resolution of the labels: a step costs no more for large
-pictures. Source of the head: Oquab et al. 2023, DINOv2 (arXiv:2304.07193), section 7.4.
+The head is batch norm and a 1x1 convolution, and its scores are interpolated between patches. Each training step
+computes the loss at random points in the full resolution of the labels, so that large images do not cost more. Source
+of the head: Oquab et al. 2023, DINOv2 (arXiv:2304.07193), section 7.4.
 """
 
-# B batch, D width, K classes, P points, h and w rows and columns of patches, H and W height and width of a picture
+# B batch, D width, K classes, P points, h and w rows and columns of patches, H and W height and width of an image
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class PatchHead(nn.Module):
         nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return the scores of the classes, (B, D, h, w) to (B, K, h, w)."""
+        """Compute the scores of the classes, (B, D, h, w) to (B, K, h, w)."""
         scores: Tensor = self.classify(self.norm(maps))
         return scores
 
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """Training of a head: AdamW, warm-up over a tenth of the steps, then half a cosine to 0."""
+    """Training settings of a head: AdamW, with warm-up over a tenth of the steps, then half a cosine to 0."""
 
     steps: int
     batch_size: int
@@ -58,16 +58,16 @@ def train_head(
     training: HeadTraining,
     device: torch.device,
 ) -> PatchHead:
-    """Train a head on some of the images; the result depends only on the arguments.
+    """Train a head on some of the images. The result depends only on the arguments.
 
     Args:
-        maps: features of all images, (N, D, h, w), also a memory map of a file.
-        labels: class of each pixel of each image, (H, W) of any size; negative ones are ignored.
+        maps: features of all images, (N, D, h, w), in memory or mapped from a file.
+        labels: class of each pixel of each image, (H, W) of any size. Negative labels are ignored.
         rows: images to train on.
-        num_classes: K.
+        num_classes: number of classes, K.
         lr: peak learning rate.
         training: steps and batches.
-        device: where the head is trained.
+        device: device that the head is trained on.
     """
     head = PatchHead(maps.shape[1], num_classes, torch.Generator().manual_seed(training.seed)).to(device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=training.weight_decay)
@@ -91,19 +91,20 @@ def train_head(
 
 
 def point_loss(scores: Tensor, labels: Sequence[NDArray[np.integer]], points: NDArray[np.float32]) -> Tensor:
-    """Return the mean cross-entropy at points of the pictures.
+    """Compute the mean cross-entropy at points of the images.
 
     Args:
         scores: (B, K, h, w).
-        labels: (H, W) each.
+        labels: class of each pixel, (H, W) each.
         points: x and y as fractions of the sides, in [0, 1), (B, P, 2).
     """
     grid = torch.from_numpy(2 * points - 1).to(scores.device)[:, :, None]  # (B, P, 1, 2)
     at_points = F.grid_sample(scores, grid, mode="bilinear", padding_mode="border", align_corners=False)[..., 0]
-    found = [
-        one[(y * one.shape[0]).astype(int), (x * one.shape[1]).astype(int)] for one, (x, y) in _pairs(labels, points)
-    ]
-    targets = torch.from_numpy(np.stack(found).astype(np.int64)).to(scores.device)
+    at_labels = []
+    for label_map, points_of_image in zip(labels, points, strict=True):
+        x, y = points_of_image[:, 0], points_of_image[:, 1]
+        at_labels.append(label_map[(y * label_map.shape[0]).astype(int), (x * label_map.shape[1]).astype(int)])
+    targets = torch.from_numpy(np.stack(at_labels).astype(np.int64)).to(scores.device)
     total = F.cross_entropy(at_points, targets.clamp(min=-1), ignore_index=-1, reduction="sum")
     return total / (targets >= 0).sum().clamp(min=1)
 
@@ -112,8 +113,8 @@ def point_loss(scores: Tensor, labels: Sequence[NDArray[np.integer]], points: ND
 def predict_map(
     head: nn.Module, maps: Tensor, row: int, size: tuple[int, int], device: torch.device
 ) -> NDArray[np.int64]:
-    """Return the class of each pixel of one image of `size` (H, W)."""
-    # Channels last: with 133 classes both resizing and argmax take less than half of the time.
+    """Predict the class of each pixel of an image of `size` (H, W)."""
+    # Channels last, since resizing and argmax then take less than half of the time with 133 classes.
     scores = head(_rows(maps, np.array([row]), device)).contiguous(memory_format=torch.channels_last)
     full = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
     predicted: NDArray[np.int64] = full.argmax(dim=1)[0].cpu().numpy()
@@ -122,11 +123,5 @@ def predict_map(
 
 def _rows(maps: Tensor, rows: NDArray[np.int64], device: torch.device) -> Tensor:
     order = np.argsort(rows)  # sorted, for reads from a file
-    found = maps[torch.from_numpy(rows[order])].float()
-    return found[torch.from_numpy(np.argsort(order))].to(device)
-
-
-def _pairs(
-    labels: Sequence[NDArray[np.integer]], points: NDArray[np.float32]
-) -> list[tuple[NDArray[np.integer], tuple[NDArray[np.float32], NDArray[np.float32]]]]:
-    return [(one, (part[:, 0], part[:, 1])) for one, part in zip(labels, points, strict=True)]
+    sorted_maps = maps[torch.from_numpy(rows[order])].float()
+    return sorted_maps[torch.from_numpy(np.argsort(order))].to(device)

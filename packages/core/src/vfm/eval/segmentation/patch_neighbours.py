@@ -1,8 +1,8 @@
 """Labels of pixels from the nearest patches of training images, without any training.
 
-Source: Balažević et al. 2023, Towards in-context scene understanding (arXiv:2306.01667), section 3: a memory of
-patches, equally many of each image and rather those of rare classes; the labels of the nearest ones are averaged with a
-softmax of their cosines.
+Source: Balažević et al. 2023, Towards in-context scene understanding (arXiv:2306.01667), section 3. The memory has
+equally many patches of each image, with a preference for rare classes. The labels of the nearest patches are averaged
+with a softmax of their cosines.
 """
 
 # N images, M patches of the memory, D width, K classes, B batch, h and w rows and columns of patches, H and W of pixels
@@ -22,13 +22,13 @@ from vfm.eval.dense.stages import PatchNeighbours
 
 
 class PatchMemory(nn.Module):
-    """Patches of training images with the classes of their pixels, in place of a trained head.
+    """Patches of training images with the classes of their pixels, used instead of a trained head.
 
     Args:
         features: (M, D).
         shares: share of each class in a patch's labelled pixels, (M, K).
-        k: neighbours that are averaged.
-        temperature: of the softmax of their cosines.
+        k: number of neighbours that are averaged.
+        temperature: temperature of the softmax of their cosines.
     """
 
     def __init__(self, features: Tensor, shares: Tensor, k: int, temperature: float) -> None:
@@ -36,7 +36,7 @@ class PatchMemory(nn.Module):
         self.features, self.shares, self.k, self.temperature = features, shares, k, temperature
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return the shares of the classes that the neighbours of each patch have, (B, D, h, w) to (B, K, h, w)."""
+        """Average the class shares of each patch's neighbours, (B, D, h, w) to (B, K, h, w)."""
         batch, _, height, width = maps.shape
         votes = knn_votes(
             self.features,
@@ -46,8 +46,8 @@ class PatchMemory(nn.Module):
             k=self.k,
             temperature=self.temperature,
         )
-        found = votes / votes.sum(dim=1, keepdim=True)
-        return found.view(batch, height, width, -1).permute(0, 3, 1, 2)
+        shares = votes / votes.sum(dim=1, keepdim=True)
+        return shares.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def remember_patches(
@@ -59,41 +59,41 @@ def remember_patches(
     seed: int,
     device: torch.device,
 ) -> PatchMemory:
-    """Return the memory of some of the images; the result depends only on the arguments.
+    """Build the memory from some of the images. The result depends only on the arguments.
 
     Args:
-        maps: features of all images, (N, D, h, w), also a memory map of a file.
-        labels: class of each pixel of each image, (H, W) of any size; negative ones are ignored.
-        rows: images to remember.
-        num_classes: K.
+        maps: features of all images, (N, D, h, w), in memory or mapped from a file.
+        labels: class of each pixel of each image, (H, W) of any size. Negative labels are ignored.
+        rows: images to store.
+        num_classes: number of classes, K.
         settings: size of the memory, number and weights of neighbours.
-        seed: of the draws, if there are more patches than the memory holds.
-        device: where the memory is.
+        seed: seed of the random choice if there are more patches than the memory holds.
+        device: device of the memory.
     """
     generator = np.random.default_rng(seed)
     of_image = max(1, settings.memory // len(rows))
     features, shares = [], []
     for row in rows.tolist():
         known = patch_shares(labels[row], (maps.shape[2], maps.shape[3]), num_classes)
-        kept = np.flatnonzero(known.any(axis=1))
-        if len(kept) > of_image:
-            rarity = known[kept] @ (1 / np.maximum(known.sum(axis=0), 1e-6))
-            kept = np.sort(generator.choice(kept, of_image, replace=False, p=rarity / rarity.sum()))
-        features.append(maps[row].flatten(1).T[torch.from_numpy(kept)].float())
-        shares.append(torch.from_numpy(known[kept]).float())
-    found = F.normalize(torch.cat(features), dim=1)
-    return PatchMemory(found.to(device), torch.cat(shares).to(device), settings.k, settings.temperature)
+        chosen = np.flatnonzero(known.any(axis=1))
+        if len(chosen) > of_image:
+            rarity = known[chosen] @ (1 / np.maximum(known.sum(axis=0), 1e-6))
+            chosen = np.sort(generator.choice(chosen, of_image, replace=False, p=rarity / rarity.sum()))
+        features.append(maps[row].flatten(1).T[torch.from_numpy(chosen)].float())
+        shares.append(torch.from_numpy(known[chosen]).float())
+    vectors = F.normalize(torch.cat(features), dim=1)
+    return PatchMemory(vectors.to(device), torch.cat(shares).to(device), settings.k, settings.temperature)
 
 
 def patch_shares(labels: NDArray[np.integer], grid: tuple[int, int], num_classes: int) -> NDArray[np.float64]:
-    """Return the share of each class in the labelled pixels of each patch, (h w, K); 0 in a patch that has none.
+    """Compute the share of each class in the labelled pixels of each patch, (h w, K), 0 in patches without labels.
 
-    The image is cut into a grid as it is squashed to a square, so a pixel belongs to one patch.
+    The image is cut into a grid in the same way as it is squashed to a square, so a pixel belongs to one patch.
 
     Args:
-        labels: (H, W), negative where there is none.
-        grid: h and w.
-        num_classes: K.
+        labels: (H, W), negative for pixels without a label.
+        grid: rows and columns of patches, h and w.
+        num_classes: number of classes, K.
     """
     y, x = (np.arange(length) * count // length for length, count in zip(labels.shape, grid, strict=True))
     patch = y[:, None] * grid[1] + x

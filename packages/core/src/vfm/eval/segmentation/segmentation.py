@@ -1,6 +1,6 @@
-"""Work of `eval.segmentation`: mean IoU of models and of folders of label maps, over all pixels of a dataset."""
+"""The work of `eval.segmentation`: mean IoU of models and of folders of label maps, over all pixels of a dataset."""
 
-# H, W height and width of a picture
+# H, W height and width of an image
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vfm.data.annotated import AnnotatedSource
 from vfm.data.annotated.label_files import read_map
 from vfm.eval.dense.annotated_images import check_size, each_image
 from vfm.eval.dense.dense_models import Predictors
-from vfm.eval.dense.dense_panels import NUM_PICTURES, add_map_panels
+from vfm.eval.dense.dense_panels import NUM_IMAGES, add_map_panels
 from vfm.eval.dense.predictor import SemanticPredictor
 from vfm.eval.dense.stages import Segmentation
 from vfm.eval.encode.finite import check_finite
@@ -29,40 +29,43 @@ from vfm.train.parallel.sharing import leave_to_first
 
 CLASSES_SHOWN = 60
 Predict = Callable[[int, Image.Image | None], NDArray[np.integer]]
-"""The class of each pixel of an image, given its number and, for a model, its picture."""
+"""A function from the number of an image and, for a model, the image itself to the class of each pixel."""
 
 
 def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedSource, models: Predictors) -> Evaluated:
     """Evaluate models and folders of label maps on all images of a dataset.
 
     Raises:
-        UserError: a map is missing, or does not fit its image; or no pixel is labelled.
+        UserError: a map is missing or does not fit its image, or no pixel is labelled.
     """
     predict = {name: _by_model(config, name, model, source) for name, model in models.items()}
     predict |= {name: _by_files(path, source) for name, path in config.predictions.items()}
-    classes, with_pictures = len(source.dataset.class_names), bool(models)
+    classes = len(source.dataset.class_names)
     counts: dict[str, list[PixelCounts]] = {name: [] for name in predict}
     numbers, digests = [], []
 
     def count(number: int) -> tuple[bytes, dict[str, PixelCounts]]:
-        picture, truth = source.image(number) if with_pictures else None, source.semantic(number)
-        found = {name: count_pixels(truth, labels(number, picture), classes) for name, labels in predict.items()}
-        return item_digest(source.keys[number], [truth.tobytes()]), found
+        image = source.image(number) if models else None
+        truth = source.semantic(number)
+        by_model = {}
+        for name, predict_labels_of in predict.items():
+            by_model[name] = count_pixels(truth, predict_labels_of(number, image), classes)
+        return item_digest(source.keys[number], [truth.tobytes()]), by_model
 
-    for number, (digest, found) in each_image(source, config.reading, ctx, count, lambda _: (b"", {})):
+    for number, (digest, counts_of_image) in each_image(source, config.reading, ctx, count, lambda _: (b"", {})):
         numbers.append(number)
         digests.append(digest)
-        for name, one in found.items():
-            counts[name].append(one)
+        for name, of_model in counts_of_image.items():
+            counts[name].append(of_model)
     leave_to_first()
-    scored = {name: MeanIou.of(one) for name, one in counts.items()}
+    scored = {name: MeanIou.of(of_images) for name, of_images in counts.items()}
     check_labelled(config.data, next(iter(scored.values())))
     details = {"stride": config.stride, "scales": config.scales, "flip": config.flip, "num_images": len(numbers)}
     keys = [source.keys[number] for number in numbers]
-    results = {
-        name: ModelResult(one.scores(num_resamples=config.num_resamples), {"images": pixel_table(keys, one)}, details)
-        for name, one in scored.items()
-    }
+    results = {}
+    for name, mean_iou in scored.items():
+        scores = mean_iou.scores(num_resamples=config.num_resamples)
+        results[name] = ModelResult(scores, {"images": pixel_table(keys, mean_iou)}, details)
     ctx.panel(iou_panel(source.dataset.class_names, scored))
     if source.dataset.has_images and config.has_something_to_evaluate:
         _add_worst(ctx, source, numbers, next(iter(counts.values())), predict)
@@ -70,41 +73,40 @@ def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedS
 
 
 def check_labelled(data: str, counts: MeanIou) -> None:
-    """Check that a dataset has labelled pixels, without which nothing has a score.
+    """Check that a dataset has labelled pixels, since scores are undefined without them.
 
     Args:
-        data: its name, for the message.
-        counts: of its images, by any model.
+        data: name of the dataset, for the message.
+        counts: pixel counts of its images, from any model.
 
     Raises:
-        UserError: it has none.
+        UserError: no pixel is labelled.
     """
     if not counts.true.any():
         raise UserError(f"{data}: expected labelled pixels, got none")
 
 
 def pixel_table(keys: Sequence[str], counts: MeanIou) -> dict[str, Any]:
-    """Return the pixels of each image by class, from which the score and its resamples follow."""
+    """Build the table of pixel counts by image and class, from which the score and its resamples can be computed."""
     parts = {name: getattr(counts, name).tolist() for name in ("right", "predicted", "true")}
     return {"key": list(keys), **parts}
 
 
 def iou_panel(class_names: Sequence[str], scored: Mapping[str, MeanIou]) -> TablePanel:
-    """Return the table of the IoU of each class, the worst of the first model first."""
-    tables = {name: 100 * one.by_class() for name, one in scored.items()}
+    """Build the table of the IoU of each class, sorted by the first model, worst first."""
+    tables = {name: 100 * mean_iou.by_class() for name, mean_iou in scored.items()}
     first = next(iter(tables.values()))
     known = np.flatnonzero(np.isfinite(first))
-    rows: list[list[str | float | int | None]] = [
-        [class_names[label], *(round(float(table[label]), 1) for table in tables.values())]
-        for label in known[np.argsort(first[known], kind="stable")][:CLASSES_SHOWN].tolist()
-    ]
+    rows: list[list[str | float | int | None]] = []
+    for label in known[np.argsort(first[known], kind="stable")][:CLASSES_SHOWN].tolist():
+        rows.append([class_names[label], *(round(float(table[label]), 1) for table in tables.values())])
     note = "Intersection over union in percent, the worst classes first; classes in no image are left out."
     return TablePanel(title="Classes by IoU", note=note, order=30, columns=["class", *tables], rows=rows)
 
 
 def _by_model(config: Segmentation, name: str, model: SemanticPredictor, source: AnnotatedSource) -> Predict:
-    def predict(number: int, picture: Image.Image | None) -> NDArray[np.integer]:
-        assert picture is not None
+    def predict(number: int, image: Image.Image | None) -> NDArray[np.integer]:
+        assert image is not None
 
         def finite_logits(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
             scores = model.crop_logits(crops)
@@ -112,7 +114,7 @@ def _by_model(config: Segmentation, name: str, model: SemanticPredictor, source:
             return scores
 
         return predict_labels(
-            picture,
+            image,
             finite_logits,
             model.image_size,
             stride=config.stride,
@@ -125,16 +127,17 @@ def _by_model(config: Segmentation, name: str, model: SemanticPredictor, source:
 
 
 def _by_files(folder: str, source: AnnotatedSource) -> Predict:
-    def predict(number: int, picture: Image.Image | None) -> NDArray[np.integer]:
+    def predict(number: int, image: Image.Image | None) -> NDArray[np.integer]:
         path = f"{folder.rstrip('/')}/{source.keys[number]}.png"
         try:
-            found = read_map(path)
+            labels = read_map(path)
         except BadSample as problem:
             raise UserError(f"{path}: expected a label map of one channel ({problem.reason})") from None
-        check_size(path, found, source.sizes[number])
-        if found.max() >= len(source.dataset.class_names):
-            raise UserError(f"{path}: expected labels below {len(source.dataset.class_names)}, got {found.max()}")
-        return found
+        check_size(path, labels, source.sizes[number])
+        num_classes = len(source.dataset.class_names)
+        if labels.max() >= num_classes:
+            raise UserError(f"{path}: expected labels below {num_classes}, got {labels.max()}")
+        return labels
 
     return predict
 
@@ -146,8 +149,10 @@ def _add_worst(
     counts: Sequence[PixelCounts],
     predict: Mapping[str, Predict],
 ) -> None:
-    """Draw the worst pictures; their maps are computed again, since all maps do not fit in memory."""
-    shares = [one.right.sum() / max(1, one.true.sum()) for one in counts]
-    worst = [numbers[place] for place in np.argsort(shares, kind="stable")[:NUM_PICTURES].tolist()]
-    maps = {name: [function(number, source.image(number)) for number in worst] for name, function in predict.items()}
+    """Draw the worst images. Their maps are computed again, since the maps of all images do not fit in memory."""
+    shares = [pixels.right.sum() / max(1, pixels.true.sum()) for pixels in counts]
+    worst = [numbers[row] for row in np.argsort(shares, kind="stable")[:NUM_IMAGES].tolist()]
+    maps = {}
+    for name, predict_labels_of in predict.items():
+        maps[name] = [predict_labels_of(number, source.image(number)) for number in worst]
     add_map_panels(ctx, source, worst, [source.semantic(number) for number in worst], maps)
