@@ -26,8 +26,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfm.eval.open_segmentation.last_block_rules import Clip, LastBlockRule, NaClip, Sclip
-from vfm.eval.open_segmentation.segmenter import Segmenter, View
+from vfm.eval.open_segmentation.last_block_rules import LastBlockRule, NaClip, Sclip, UnchangedClip
+from vfm.eval.open_segmentation.segmenter import Segmenter, WindowSettings
 from vfm.models import ClipModel, build_clip
 from vfm.models.vision.last_block import last_block_reader, papers_positions
 
@@ -39,7 +39,7 @@ VISION = {"image_size": SIDE, "patch_size": PATCH, "width": 768, "layers": 12, "
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
 # Their names of a rule: the architecture of the last block, and its attention.
 RULES: dict[str, tuple[LastBlockRule, str, str]] = {
-    "clip": (Clip(), "vanilla", "vanilla"),
+    "clip": (UnchangedClip(), "vanilla", "vanilla"),
     "sclip": (Sclip(), "vanilla", "csa"),
     "naclip": (NaClip(), "reduced", "naclip"),
 }
@@ -137,7 +137,7 @@ def compare_pictures(model: ClipModel, net: Any) -> list[dict[str, Any]]:
         pixels = draw_picture(size, rng)
         inputs = model.preprocess.pixels(torch.from_numpy(pixels)[None])
         for refine in (False, True):
-            view = View(min(size), window, stride=0.5, refine=refine)
+            view = WindowSettings(min(size), window, stride=0.5, refine=refine)
             peer = their_segmenter(net, words, window, refine=refine)
             for name, ours in Segmenter(model, reader, words, rules, view, "ours").cosines(Image.fromarray(pixels), ""):
                 net.visual.set_params(*RULES[name][1:], 5.0)

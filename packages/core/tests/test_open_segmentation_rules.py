@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from vfm.base import UserError
 from vfm.eval.open_segmentation.last_block_rules import (
     ClearClip,
-    Clip,
     LastBlockRule,
     MaskClip,
     MaskClipBare,
     NaClip,
     ProxyClip,
     Sclip,
+    UnchangedClip,
 )
 from vfm.eval.open_segmentation.pamr import refine_scores
 from vfm.eval.open_segmentation.rules import neighbourhood, proxy_attention
@@ -77,7 +77,7 @@ def test_the_block_as_it_is_gives_the_models_own_features(kind: str) -> None:
         pixels = images(*grid, patch)
         with torch.no_grad():
             expected = patch_features(model, pixels, normalize=True)
-        found = by_rule(model, Clip(), pixels)
+        found = by_rule(model, UnchangedClip(), pixels)
         assert found.shape[:3] == (2, *grid)
         torch.testing.assert_close(found.flatten(1, 2), expected, rtol=1e-4, atol=1e-5)
 
@@ -125,7 +125,7 @@ def written_out(model: ClipModel, pixels: Tensor) -> dict[str, Tensor]:
         return {name: F.normalize(visual.ln_post(z[:, 1:]) @ visual.proj, dim=-1) for name, z in found.items()}
 
 
-@pytest.mark.parametrize("part", [Clip(), MaskClip(), MaskClipBare(), Sclip(), ClearClip(), NaClip()])
+@pytest.mark.parametrize("part", [UnchangedClip(), MaskClip(), MaskClipBare(), Sclip(), ClearClip(), NaClip()])
 def test_a_rule_is_its_formula(part: LastBlockRule) -> None:
     model, pixels = tower("open_clip"), images(4, 4)
     expected = written_out(model, pixels)
@@ -150,7 +150,7 @@ def test_a_pool_of_one_query_sees_a_picture_of_one_patch_as_that_patch() -> None
     pixels = images(1, 1)
     reader = last_block_reader(siglip)
     with torch.no_grad():
-        found = reader.embed(Clip().build(NO_LOAD)(reader.read(pixels), NO_CROPS))[:, 0, 0]
+        found = reader.embed(UnchangedClip().build(NO_LOAD)(reader.read(pixels), NO_CROPS))[:, 0, 0]
         torch.testing.assert_close(found, siglip(pixels), rtol=1e-4, atol=1e-5)
 
 

@@ -1,7 +1,7 @@
-"""The classes of an evaluation: which of a dataset's are evaluated, which are background, and the words of each.
+"""The classes of an evaluation: which classes of a dataset are evaluated or background, and the words for each.
 
-The conventions are those of the eight sets that training-free segmentation is compared on. Their sources are the
-published configurations of SCLIP and NACLIP; the scores depend on them as much as on the model.
+The conventions are taken from the published configurations of SCLIP and NACLIP for the eight datasets on which
+training-free segmentation is compared. Scores depend on them as much as on the model.
 """
 
 # K evaluated classes, W words
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,18 +27,19 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True)
 class SetConvention:
-    """How a published set is evaluated.
+    """How a published dataset is evaluated.
 
-    num_classes: of the set's labels.
-    background: the first class is the background: predicted by a threshold (True), ignored (False), or it is no
-        background (None).
-    kept: so many classes are kept, and the others and unlabelled pixels become an added background; 0: all.
-    short_side: pixels of the images' shorter side.
+    num_classes: number of classes in the labels.
+    background: role of the first class: predicted by a threshold (True), ignored (False), or a class like any other
+        (None).
+    num_evaluated: number of first classes that are evaluated. All others and unlabelled pixels become an additional
+        background class. 0 evaluates all classes.
+    short_side: shorter side of the images in pixels.
     """
 
     num_classes: int
     background: bool | None = None
-    kept: int = 0
+    num_evaluated: int = 0
     short_side: int = 336
 
 
@@ -46,7 +48,7 @@ CONVENTIONS = {
     "voc20": SetConvention(21, background=False),
     "pc60": SetConvention(60, background=True),
     "pc59": SetConvention(60, background=False),
-    "object": SetConvention(171, kept=80),  # COCO-Stuff: its things
+    "object": SetConvention(171, num_evaluated=80),  # the things of COCO-Stuff
     "stuff": SetConvention(171),
     "city": SetConvention(19, short_side=560),
     "ade": SetConvention(150),
@@ -57,10 +59,10 @@ CONVENTIONS = {
 class EvaluatedClasses:
     """The K classes of an evaluation.
 
-    names: of the classes.
-    words: of each class; a class can have several.
-    table: evaluated class of each label of the dataset and, as the last entry, of unlabelled pixels; -1: ignored.
-    background: the class that a threshold decides, or None.
+    names: names of the classes.
+    words: words for each class. A class can have several.
+    table: evaluated class for each label of the dataset and, as the last entry, for unlabelled pixels, -1 if ignored.
+    background: the class that is predicted by a threshold, or None.
     """
 
     names: list[str]
@@ -75,19 +77,19 @@ class EvaluatedClasses:
 
     @property
     def all_words(self) -> list[str]:
-        """The words, class by class."""
-        return [word for words in self.words for word in words]
+        """The words of all classes, class by class."""
+        return list(chain.from_iterable(self.words))
 
     def truth(self, labels: NDArray[np.integer]) -> NDArray[np.int16]:
-        """Return the evaluated class of each pixel of a map of the dataset's labels, -1: ignored."""
-        return np.asarray(self.table[labels])  # -1, unlabelled, is the last entry
+        """Map labels of the dataset to evaluated classes, -1 for ignored pixels."""
+        return np.asarray(self.table[labels])  # -1, the label of unlabelled pixels, selects the last entry
 
 
 def evaluated_classes(config: OpenSegmentation, data: AnnotatedImages) -> EvaluatedClasses:
-    """Return the classes of an evaluation on a dataset.
+    """Resolve the classes of an evaluation from its configuration and the dataset.
 
     Raises:
-        UserError: a class is not the dataset's, or the words do not fit the classes.
+        UserError: the dataset does not have a class, or the words do not fit the classes.
     """
     names = data.class_names
     background, folded, ignored = config.background, list(config.as_background), list(config.ignore)
@@ -97,48 +99,59 @@ def evaluated_classes(config: OpenSegmentation, data: AnnotatedImages) -> Evalua
         if len(names) != rule.num_classes:
             expected = f"expected {rule.num_classes} classes for convention {config.convention}"
             raise UserError(f"{config.data}: {expected}, got {len(names)}")
-        background = names[0] if rule.background else BACKGROUND if rule.kept else None
+        background = names[0] if rule.background else None
+        folded, unlabelled = [], False
+        if rule.num_evaluated:
+            background, folded, unlabelled = BACKGROUND, names[rule.num_evaluated :], True
         ignored = [names[0]] if rule.background is False else []
-        folded, unlabelled = (names[rule.kept :], True) if rule.kept else ([], False)
-    for field, given in (("as_background", folded), ("ignore", ignored)):
-        for name in given:
+    for field, listed in (("as_background", folded), ("ignore", ignored)):
+        for name in listed:
             if name not in names:
                 raise UserError(f"{field}: {config.data} has no class {name!r}{did_you_mean(name, names)}")
             if name == background or (field == "ignore" and name in folded):
-                raise UserError(f"{field}: class {name!r} is {'the' if name == background else 'in the'} background")
-    kept = [name for name in names if name not in {*folded, *ignored}]
-    if background is not None and background not in kept:
-        kept = [background, *kept]
-    place = {name: number for number, name in enumerate(kept)}
-    ground = IGNORED if background is None else place[background]
-    labels = [IGNORED if name in ignored else ground if name in folded else place[name] for name in names]
-    table = np.array([*labels, ground if unlabelled else IGNORED], dtype=np.int16)
-    check_class_names(kept, str(config.data))
-    return EvaluatedClasses(kept, _words(config, kept), table, None if background is None else place[background])
+                role = "the" if name == background else "in the"
+                raise UserError(f"{field}: class {name!r} is {role} background")
+    evaluated = [name for name in names if name not in {*folded, *ignored}]
+    if background is not None and background not in evaluated:
+        evaluated = [background, *evaluated]
+    check_class_names(evaluated, str(config.data))
+    number_of = {name: number for number, name in enumerate(evaluated)}
+    background_number = None if background is None else number_of[background]
+    of_background = IGNORED if background_number is None else background_number
+    number_of |= dict.fromkeys(folded, of_background) | dict.fromkeys(ignored, IGNORED)
+    labels = [number_of[name] for name in names]
+    table = np.array([*labels, of_background if unlabelled else IGNORED], dtype=np.int16)
+    return EvaluatedClasses(evaluated, _words(config, evaluated), table, background_number)
 
 
 def short_side_of(config: OpenSegmentation, window: int) -> int:
-    """Return the pixels of the images' shorter side: the field, the convention's, or 1.5 windows."""
-    by_convention = CONVENTIONS[config.convention].short_side if config.convention else round(1.5 * window)
-    return config.short_side or by_convention
+    """Choose the shorter side of the images in pixels: the configured one, the convention's, or 1.5 windows."""
+    if config.short_side:
+        return config.short_side
+    return CONVENTIONS[config.convention].short_side if config.convention else round(1.5 * window)
 
 
 def _words(config: OpenSegmentation, names: Sequence[str]) -> list[list[str]]:
     if config.names is None:
         return [[name] for name in names]
-    is_file = isinstance(config.names, str)
-    lines = files.read_text(str(config.names)).splitlines() if is_file else list(config.names)
-    lines = lines[: 1 + max((n for n, line in enumerate(lines) if line.strip()), default=-1)] if is_file else lines
-    where = str(config.names) if is_file else "names"
+    if isinstance(config.names, str):
+        where, lines = config.names, files.read_text(config.names).splitlines()
+        while lines and not lines[-1].strip():  # empty lines at the end of the file are no classes
+            lines.pop()
+    else:
+        where, lines = "names", list(config.names)
     if len(lines) != len(names):
         shown = ", ".join(names[:3])
         raise UserError(f"{where}: expected {len(names)} classes ({shown}, ...), got {len(lines)}")
-    words = [[word.strip() for word in line.split(config.separator)] for line in lines]
+    words = []
+    for line in lines:
+        words.append([word.strip() for word in line.split(config.separator)])
     seen: dict[str, str] = {}
-    for name, own in zip(names, words, strict=True):
-        for word in own:
+    for name, words_of_class in zip(names, words, strict=True):
+        for word in words_of_class:
             if not word:
-                raise UserError(f"{where}: class {name!r} has an empty word in {config.separator.join(own)!r}")
+                joined = config.separator.join(words_of_class)
+                raise UserError(f"{where}: class {name!r} has an empty word in {joined!r}")
             if word in seen:
                 raise UserError(f"{where}: {word!r} is a word of {seen[word]!r} and of {name!r}")
             seen[word] = name

@@ -1,6 +1,6 @@
-"""From scores of words to a class for each pixel, and the choice of the background's threshold."""
+"""The step from scores of words to a class for each pixel, and the choice of the background threshold."""
 
-# W words, K classes, T thresholds, I images, (H, W) a picture
+# W words, K classes, T thresholds, I images, (H, W) size of an image
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from torch import Tensor
 from vfm.statistics.mean_iou import MeanIou, PixelCounts
 from vfm.statistics.resampling import mean_of_known
 
-PARTS = ("right", "predicted")
-
 
 @dataclass(frozen=True)
 class Guess:
@@ -26,7 +24,7 @@ class Guess:
     probability: NDArray[np.float32]
 
     def at(self, threshold: float, background: int | None) -> NDArray[np.int64]:
-        """Return the classes, the background where the probability is below the threshold."""
+        """Apply a threshold: pixels with a lower probability become background."""
         if background is None:
             return self.labels
         return np.where(self.probability < np.float32(threshold), background, self.labels)
@@ -35,22 +33,22 @@ class Guess:
 def decide(
     cosines: Tensor, owners: Tensor, logit_scale: float, *, background: int | None = None, min_area: float = 0.0
 ) -> Guess:
-    """Return the best class of each pixel: softmax over all words, then the largest of each class's words.
+    """Choose the best class of each pixel by softmax over all words. The best word of a class counts for it.
 
     Args:
-        cosines: of pixels and words, (W, H, W).
+        cosines: cosine of each word and pixel, (W, H, W).
         owners: class of each word, (W,), ascending from 0 to K-1.
         logit_scale: factor of the cosines.
-        background: the class that `min_area` leaves out.
-        min_area: other classes that win a smaller share of the foreground are not predicted.
+        background: the class that `min_area` does not apply to.
+        min_area: classes that win a smaller share of the foreground are not predicted.
     """
     words = (logit_scale * cosines).softmax(dim=0)
     num_classes = int(owners[-1]) + 1
     if num_classes == len(words):
         classes = words
     else:
-        places = owners[:, None, None].expand_as(words)
-        classes = words.new_zeros(num_classes, *words.shape[1:]).scatter_reduce(0, places, words, "amax")
+        class_of_word = owners[:, None, None].expand_as(words)
+        classes = words.new_zeros(num_classes, *words.shape[1:]).scatter_reduce(0, class_of_word, words, "amax")
     if min_area and background is not None:
         won = torch.bincount(classes.argmax(dim=0).flatten(), minlength=num_classes)
         won[background] = 0
@@ -63,7 +61,10 @@ def decide(
 
 @dataclass(frozen=True)
 class ThresholdCounts:
-    """Pixels of one image by class and threshold, int32 since a set has many: right and predicted (T, K), true (K,)."""
+    """Pixel counts of an image by class and threshold: right and predicted (T, K), true (K,).
+
+    They are int32 to save memory, since a dataset has many images.
+    """
 
     right: NDArray[np.int32]
     predicted: NDArray[np.int32]
@@ -73,58 +74,68 @@ class ThresholdCounts:
 def counts_by_threshold(
     truth: NDArray[np.integer], guess: Guess, thresholds: Sequence[float], background: int | None, num_classes: int
 ) -> ThresholdCounts:
-    """Return what `count_pixels` returns for each threshold, from one pass over the pixels.
+    """Count pixels as `count_pixels` does, but for all thresholds in one pass.
 
     Args:
-        truth: class of each pixel, -1: ignored, (H, W).
-        guess: of the same pixels.
-        thresholds: ascending, T of them.
-        background: class below the threshold; None: the thresholds change nothing.
-        num_classes: K.
+        truth: class of each pixel, -1 if ignored, (H, W).
+        guess: predictions for the same pixels.
+        thresholds: T thresholds in ascending order.
+        background: class of pixels below the threshold, None if there is none and thresholds have no effect.
+        num_classes: number of classes, K.
     """
     known = truth >= 0
     true, labels = truth[known].astype(np.int64), guess.labels[known]
     of_true = np.bincount(true, minlength=num_classes)
-    # Bin t: pixels that pass the first t thresholds and no more.
+    # Bin t has the pixels that pass exactly the first t thresholds.
     limits = np.asarray(thresholds, dtype=np.float32)
     bins = np.searchsorted(limits, guess.probability[known], side="right")
     if background is None:
         bins = np.full_like(bins, len(limits))
-    predicted, right, ground = (
-        _histogram(bins[some], labels[some], len(limits) + 1, num_classes)[::-1].cumsum(axis=0)[::-1][1:]
-        for some in (slice(None), true == labels, true == background)
-    )  # (T, K) each, of the pixels that pass
+
+    def passing(pixels: NDArray[np.bool_] | slice) -> NDArray[np.int64]:
+        """Count by class the pixels that pass each threshold, (T, K)."""
+        by_bin = _histogram(bins[pixels], labels[pixels], len(limits) + 1, num_classes)
+        return np.asarray(by_bin[::-1].cumsum(axis=0)[::-1][1:])
+
+    predicted = passing(slice(None))
+    right = passing(true == labels)
     if background is not None:
+        # Pixels that do not pass are predicted as background.
+        background_passing = passing(true == background).sum(axis=1)
         predicted[:, background] += len(true) - predicted.sum(axis=1)
-        right[:, background] += of_true[background] - ground.sum(axis=1)
-    return ThresholdCounts(*(counts.astype(np.int32) for counts in (right, predicted, of_true)))
+        right[:, background] += of_true[background] - background_passing
+    return ThresholdCounts(right.astype(np.int32), predicted.astype(np.int32), of_true.astype(np.int32))
 
 
-def at_thresholds(counts: Sequence[ThresholdCounts], places: NDArray[np.int64]) -> MeanIou:
-    """Return the counts of all images, each at its own threshold, whose place is given, (I,)."""
-    chosen = [
-        PixelCounts(one.right[place].astype(np.int64), one.predicted[place].astype(np.int64), one.true.astype(np.int64))
-        for one, place in zip(counts, places, strict=True)
-    ]
-    return MeanIou.of(chosen)
+def at_thresholds(counts: Sequence[ThresholdCounts], chosen: NDArray[np.int64]) -> MeanIou:
+    """Collect the counts of all images, each at its chosen threshold, given by index, (I,)."""
+    pixels = []
+    for of_image, index in zip(counts, chosen, strict=True):
+        right, predicted = of_image.right[index].astype(np.int64), of_image.predicted[index].astype(np.int64)
+        pixels.append(PixelCounts(right, predicted, of_image.true.astype(np.int64)))
+    return MeanIou.of(pixels)
 
 
 def choose_thresholds(counts: Sequence[ThresholdCounts], half: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the place of the threshold of each image, (I,): the one with the best mean IoU on the other half.
+    """Choose the threshold of each image as the one with the best mean IoU on the other half of the images.
 
     Args:
-        counts: of each image.
+        counts: counts of each image.
         half: 0 or 1 for each image.
+
+    Returns:
+        Indices of the thresholds, (I,).
     """
     chosen = np.zeros(len(half), dtype=np.int64)
-    for own in (0, 1):
-        others = [one for one, side in zip(counts, half, strict=True) if side != own]
+    for scored_half in (0, 1):
+        others = [of_image for of_image, side in zip(counts, half, strict=True) if side != scored_half]
         if others:
-            right, predicted = (sum(getattr(one, name).astype(np.int64) for one in others) for name in PARTS)
-            true = sum(one.true.astype(np.int64) for one in others)
+            right = sum(of_image.right.astype(np.int64) for of_image in others)
+            predicted = sum(of_image.predicted.astype(np.int64) for of_image in others)
+            true = sum(of_image.true.astype(np.int64) for of_image in others)
             union = predicted + true - right  # (T, K)
             share = np.where(union > 0, right / np.maximum(union, 1), np.nan)
-            chosen[half == own] = int(np.argmax(mean_of_known(share)))
+            chosen[half == scored_half] = int(np.argmax(mean_of_known(share)))
     return chosen
 
 

@@ -1,11 +1,11 @@
-"""Work of `eval.open_segmentation`: mean IoU of CLIP models by class names alone, for several rules of the last block.
+"""The work of `eval.open_segmentation`: mean IoU of CLIP models with class names alone, by rule of the last block.
 
 Sources of the common part (templates, windows, softmax over words, threshold): the published code of SCLIP
-(arXiv:2312.01597) and NACLIP (arXiv:2404.08181). The threshold of a background is not chosen on the images that it is
-scored on, as theirs is.
+(arXiv:2312.01597) and NACLIP (arXiv:2404.08181). Unlike there, the background threshold is cross-validated, so it is
+not chosen on the images that it is scored on.
 """
 
-# I images, W words, K classes, (H, W) a picture
+# I images, W words, K classes, (H, W) size of an image
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from vfm.eval.open_segmentation.decisions import (
     halves,
 )
 from vfm.eval.open_segmentation.guesses import ceiling_counts, class_shares, uniform_guess
-from vfm.eval.open_segmentation.panels import Pair, add_pictures, class_panel, rules_panel, scale_panel
-from vfm.eval.open_segmentation.segmenter import Segmenter, View
+from vfm.eval.open_segmentation.panels import Pair, add_maps, class_panel, rules_panel, scale_panel
+from vfm.eval.open_segmentation.segmenter import Segmenter, WindowSettings
 from vfm.eval.open_segmentation.stages import OpenSegmentation, check_open_segmentation_data
 from vfm.eval.segmentation.segmentation import check_labelled, pixel_table
 from vfm.interfaces import Context, Evaluated, ModelResult, Ref
@@ -51,12 +51,12 @@ from vfm.train.parallel.sharing import leave_to_first
 
 IMAGENET_TEMPLATES = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
 RESAMPLE = {"exact": resample_positions, "papers": papers_positions}
-NUM_PICTURES = 6
+NUM_IMAGES = 6
 
 
 @dataclass(frozen=True)
 class Method:
-    """What all pictures are segmented with: classes, models by name with their rules, and decisions."""
+    """The classes, models with rules, and decision settings that all images are segmented with."""
 
     config: OpenSegmentation
     classes: EvaluatedClasses
@@ -64,35 +64,35 @@ class Method:
 
     @property
     def thresholds(self) -> list[float]:
-        """Candidates of the background's threshold, ascending; without a background one that changes nothing."""
+        """Candidates for the background threshold, ascending. Without a background, one that has no effect."""
         if self.classes.background is None:
             return [0.0]
-        given = self.config.threshold
-        return sorted(set(self.config.thresholds)) if given == "held_out" else [given]
+        threshold = self.config.threshold
+        return sorted(set(self.config.thresholds)) if threshold == "held_out" else [threshold]
 
-    def guesses(self, model: str, picture: Image.Image, key: str) -> Iterator[tuple[str, Guess]]:
-        """Yield each rule with the best class of each pixel."""
+    def guesses(self, model: str, image: Image.Image, key: str) -> Iterator[tuple[str, Guess]]:
+        """Segment an image, and yield each rule with the best class of each pixel."""
         segmenter, background = self.segmenters[model], self.classes.background
         owners = torch.from_numpy(self.classes.owners).to(segmenter.classifier.device)
-        for rule, cosines in segmenter.cosines(picture, key):
+        for rule, cosines in segmenter.cosines(image, key):
             scale, min_area = self.config.logit_scale, self.config.min_area
             yield rule, decide(cosines, owners, scale, background=background, min_area=min_area)
 
 
 @dataclass
 class Scored:
-    """One model with one rule: the place of each image's threshold, (I,), and the counts of all images."""
+    """Results of one model with one rule: the index of each image's threshold, (I,), and the counts of all images."""
 
-    places: NDArray[np.int64]
+    chosen: NDArray[np.int64]
     counts: MeanIou
 
 
 def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders: Mapping[str, ClipModel]) -> Evaluated:
-    """Evaluate CLIP models on all images of a dataset, by every rule.
+    """Evaluate CLIP models on all images of a dataset with every rule.
 
     Raises:
-        UserError: a model has no patch tokens in the joint space; classes, words and dataset do not fit; or no pixel is
-            labelled.
+        UserError: a model has no patch tokens in the joint space, classes and words do not fit the dataset, or no pixel
+            is labelled.
     """
     data = ctx.load(config.data)
     check_open_segmentation_data(config, data)
@@ -104,27 +104,33 @@ def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders:
     ceilings: dict[str, list[PixelCounts]] = {name: [] for name in encoders}
 
     count = partial(_count, method, source)
-    for number, found in each_image(source, config.reading, ctx, count, lambda _: _Counted(b"", {}, {})):
+    for number, counted in each_image(source, config.reading, ctx, count, lambda _: _Counted(b"", {}, {})):
         numbers.append(number)
-        digests.append(found.digest)
-        for name, ceiling in found.ceilings.items():
+        digests.append(counted.digest)
+        for name, ceiling in counted.ceilings.items():
             ceilings[name].append(ceiling)
-        for pair, of_image in found.counts.items():
+        for pair, of_image in counted.counts.items():
             counts[pair].append(of_image)
     leave_to_first()
     half = halves(len(numbers), config.seed)
-    scored = {pair: _scored(one, half) for pair, one in counts.items()}
+    scored = {pair: _scored(of_images, half) for pair, of_images in counts.items()}
     check_labelled(config.data, next(iter(scored.values())).counts)
     _warn_at_the_ends(method, ctx, scored)
     keys = [source.keys[number] for number in numbers]
     results = {name: _result(method, scored, name, keys, half) for name in encoders}
-    _add_panels(method, ctx, source, numbers, scored, {name: MeanIou.of(one) for name, one in ceilings.items()})
+    total_ceilings = {name: MeanIou.of(of_images) for name, of_images in ceilings.items()}
+    _add_panels(method, ctx, source, numbers, scored, total_ceilings)
     return Evaluated(data_hash(data, digests), results)
 
 
 @dataclass(frozen=True)
 class _Counted:
-    """One image: its hash, the counts of the best map of each model's patches, and those of each model and rule."""
+    """Counts of one image.
+
+    digest: hash of the image and its labels.
+    ceilings: counts by model for the best possible map on the model's grid of patches.
+    counts: counts by model and rule.
+    """
 
     digest: bytes
     ceilings: dict[str, PixelCounts]
@@ -132,17 +138,21 @@ class _Counted:
 
 
 def _count(method: Method, source: AnnotatedSource, number: int) -> _Counted:
-    """Count the pixels of an image; raises BadSample."""
-    picture, key, classes = source.image(number), source.keys[number], method.classes
+    """Count the pixels of an image.
+
+    Raises:
+        BadSample: the image cannot be read.
+    """
+    image, key, classes = source.image(number), source.keys[number], method.classes
     truth = classes.truth(source.semantic(number))
-    found = _Counted(item_digest(key, [picture.tobytes(), truth.tobytes()]), {}, {})
+    counted = _Counted(item_digest(key, [image.tobytes(), truth.tobytes()]), {}, {})
     for name, segmenter in method.segmenters.items():
-        found.ceilings[name] = ceiling_counts(truth, segmenter.grid(picture), len(classes.names))
-        for rule, guess in method.guesses(name, picture, key):
-            found.counts[name, rule] = counts_by_threshold(
+        counted.ceilings[name] = ceiling_counts(truth, segmenter.grid(image), len(classes.names))
+        for rule, guess in method.guesses(name, image, key):
+            counted.counts[name, rule] = counts_by_threshold(
                 truth, guess, method.thresholds, classes.background, len(classes.names)
             )
-    return found
+    return counted
 
 
 def _segmenters(
@@ -152,56 +162,64 @@ def _segmenters(
         return load_encoder(ctx.load(ref), resolve_device(config.runtime))
 
     rules = {rule.name: rule.build(load) for rule in config.rules}
-    templates, found = config.templates or IMAGENET_TEMPLATES, {}
+    templates = config.templates or IMAGENET_TEMPLATES
+    segmenters = {}
     for name, model in encoders.items():
         reader = last_block_reader(model, RESAMPLE[config.positions])
         words = zero_shot_classifier(model, classes.all_words, templates, config.micro_batch_size, name)
         window = config.window or model.preprocess.image_size
         side = None if window == "whole" else int(window)
         short_side = short_side_of(config, side or model.preprocess.image_size)
-        view = View(short_side, side, config.stride, config.micro_batch_size, config.refine == "pamr")
-        found[name] = Segmenter(model, reader, words.to(model.device), rules, view, name)
-    return found
+        refine = config.refine == "pamr"
+        windows = WindowSettings(short_side, side, config.stride, config.micro_batch_size, refine)
+        segmenters[name] = Segmenter(model, reader, words.to(model.device), rules, windows, name)
+    return segmenters
 
 
 def _scored(counts: Sequence[ThresholdCounts], half: NDArray[np.int64]) -> Scored:
-    places = choose_thresholds(counts, half)
-    return Scored(places, at_thresholds(counts, places))
+    chosen = choose_thresholds(counts, half)
+    return Scored(chosen, at_thresholds(counts, chosen))
 
 
 def _warn_at_the_ends(method: Method, ctx: Context, scored: Mapping[Pair, Scored]) -> None:
-    """Warn if the largest candidate was chosen: a larger threshold may be better."""
+    """Warn if the largest candidate was chosen, since a larger threshold may be better."""
     last = len(method.thresholds) - 1
-    if last and (found := [f"{name} {rule}" for (name, rule), one in scored.items() if (one.places == last).any()]):
-        ctx.warn(
-            f"the largest of the thresholds, {method.thresholds[last]}, was chosen for {', '.join(found[:3])}"
-            f"{', ...' if len(found) > 3 else ''}: larger ones may score higher"
-        )
+    if not last:
+        return
+    at_end = [f"{name} {rule}" for (name, rule), result in scored.items() if (result.chosen == last).any()]
+    if at_end:
+        shown = ", ".join(at_end[:3]) + (", ..." if len(at_end) > 3 else "")
+        largest = method.thresholds[last]
+        ctx.warn(f"the largest of the thresholds, {largest}, was chosen for {shown}: larger ones may score higher")
 
 
 def _result(
     method: Method, scored: Mapping[Pair, Scored], model: str, keys: Sequence[str], half: NDArray[np.int64]
 ) -> ModelResult:
-    config, classes, view = method.config, method.classes, method.segmenters[model].view
+    config, classes, windows = method.config, method.classes, method.segmenters[model].windows
     scores: list[ResampledScore] = []
-    tables, chosen = {}, {}
+    tables, thresholds = {}, {}
     for rule in config.rules:
-        one = scored[model, rule.name]
-        chance = {"miou": uniform_guess(class_shares(one.counts)), "pixel_acc": 1 / len(classes.names)}
-        for score in one.counts.scores(num_resamples=config.num_resamples):
+        result = scored[model, rule.name]
+        chance = {"miou": uniform_guess(class_shares(result.counts)), "pixel_acc": 1 / len(classes.names)}
+        for score in result.counts.scores(num_resamples=config.num_resamples):
             if score.metric in chance:
                 metric = f"{rule.name}_{score.metric}"
                 scores.append(replace(score, metric=metric, chance=chance[score.metric]))
-        tables[f"images_{rule.name}"] = pixel_table(keys, one.counts)
-        chosen[rule.name] = [method.thresholds[place] for side in (0, 1) for place in one.places[half == side][:1]]
+        tables[f"images_{rule.name}"] = pixel_table(keys, result.counts)
+        # All images of a half have the same threshold, so the first one has it.
+        firsts = [*result.chosen[half == 0][:1], *result.chosen[half == 1][:1]]
+        thresholds[rule.name] = [method.thresholds[index] for index in firsts]
+    size = f"windows of {windows.side}" if windows.side else "whole"
     details = {
-        "resize_mode": f"shorter side {view.short_side}, " + (f"windows of {view.window}" if view.window else "whole"),
+        "resize_mode": f"shorter side {windows.short_side}, {size}",
         "rules": [rule.model_dump(mode="json") for rule in config.rules],
         "num_classes": len(classes.names),
         "words": classes.words,
         "templates": len(config.templates or IMAGENET_TEMPLATES),
-        **({} if classes.background is None else {"thresholds": chosen}),
     }
+    if classes.background is not None:
+        details["thresholds"] = thresholds
     return ModelResult(scores, tables, details)
 
 
@@ -213,20 +231,20 @@ def _add_panels(
     scored: Mapping[Pair, Scored],
     ceilings: Mapping[str, MeanIou],
 ) -> None:
-    """Write the panels; the maps of the pictures are computed again, since all maps do not fit in memory."""
-    counts = {pair: one.counts for pair, one in scored.items()}
+    """Write the panels. Maps are computed again, since the maps of all images do not fit in memory."""
+    counts = {pair: result.counts for pair, result in scored.items()}
     first = next(iter(counts.values()))
     ctx.panel(rules_panel(counts))
     ctx.panel(scale_panel(first, ceilings))
     ctx.panel(class_panel(method.classes.names, counts, method.config.rules[0].name))
     shares = first.right.sum(axis=1) / np.maximum(1, first.true.sum(axis=1))
-    spread = np.linspace(0, len(shares) - 1, min(NUM_PICTURES, len(shares))).round().astype(int)
+    spread = np.linspace(0, len(shares) - 1, min(NUM_IMAGES, len(shares))).round().astype(int)
     rows = np.argsort(shares, kind="stable")[spread].tolist()
     maps: dict[Pair, list[NDArray[np.int64]]] = {pair: [] for pair in scored}
     for row in rows:
         number = numbers[row]
         for model in method.segmenters:
             for rule, guess in method.guesses(model, source.image(number), source.keys[number]):
-                threshold = method.thresholds[scored[model, rule].places[row]]
+                threshold = method.thresholds[scored[model, rule].chosen[row]]
                 maps[model, rule].append(guess.at(threshold, method.classes.background))
-    add_pictures(ctx, source, [numbers[row] for row in rows], method.classes, maps)
+    add_maps(ctx, source, [numbers[row] for row in rows], method.classes, maps)

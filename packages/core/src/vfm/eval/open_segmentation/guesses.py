@@ -1,4 +1,4 @@
-"""What guesses and a perfect model on the patch grid reach: the scale on which a mean IoU is to be read."""
+"""Scores of random guesses and of a perfect model on the patch grid, as a scale for reading mean IoU."""
 
 # K classes, p the share of a class among the labelled pixels
 
@@ -11,7 +11,7 @@ from vfm.statistics.mean_iou import MeanIou, PixelCounts, count_pixels
 
 
 def uniform_guess(shares: NDArray[np.float64]) -> float:
-    """Return the expected mean IoU of a class drawn uniformly for each pixel, over all classes.
+    """Compute the expected mean IoU, over all classes, if the class of each pixel is drawn uniformly.
 
     Args:
         shares: p of each class, (K,).
@@ -22,23 +22,23 @@ def uniform_guess(shares: NDArray[np.float64]) -> float:
 
 
 def guess_by_shares(shares: NDArray[np.float64]) -> float:
-    """Return the expected mean IoU of a class drawn by the shares for each pixel."""
+    """Compute the expected mean IoU if the class of each pixel is drawn with the shares as probabilities."""
     seen = shares[shares > 0]
     return float((seen / (2 - seen)).mean())
 
 
 def one_class(shares: NDArray[np.float64]) -> float:
-    """Return the mean IoU of the most frequent class everywhere."""
+    """Compute the mean IoU of predicting the most frequent class everywhere."""
     return float(shares.max() / max(1, (shares > 0).sum()))
 
 
 def grid_map(truth: NDArray[np.integer], grid: tuple[int, int], num_classes: int) -> NDArray[np.int64]:
-    """Return the most frequent class of each cell of a grid, at the truth's size, (H, W).
+    """Find the most frequent class in each cell of a grid, and paint it at the size of the truth, (H, W).
 
     Args:
-        truth: class of each pixel, -1: ignored, (H, W).
-        grid: rows and columns of the cells.
-        num_classes: K.
+        truth: class of each pixel, -1 if ignored, (H, W).
+        grid: number of rows and columns of cells.
+        num_classes: number of classes, K.
     """
     rows, columns = (
         np.minimum((np.arange(side) + 0.5) * cells // side, cells - 1).astype(np.int64)
@@ -52,11 +52,11 @@ def grid_map(truth: NDArray[np.integer], grid: tuple[int, int], num_classes: int
 
 
 def ceiling_counts(truth: NDArray[np.integer], grid: tuple[int, int], num_classes: int) -> PixelCounts:
-    """Return the pixel counts of `grid_map`."""
+    """Count the pixels of `grid_map`, the best map that the grid allows."""
     return count_pixels(truth, grid_map(truth, grid, num_classes), num_classes)
 
 
 def class_shares(counts: MeanIou) -> NDArray[np.float64]:
-    """Return the share of each class among the labelled pixels, (K,)."""
+    """Compute the share of each class among the labelled pixels, (K,)."""
     true = counts.true.sum(axis=0)
     return np.asarray(true / max(1, true.sum()))

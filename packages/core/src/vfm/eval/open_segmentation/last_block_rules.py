@@ -1,4 +1,4 @@
-"""Rules by which the last block of a CLIP model turns patch tokens into features, the choices of `rules`."""
+"""Configurations of the rules by which the last block of a CLIP model computes patch features (`rules`)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from vfm.interfaces import ClipCheckpoint, Ref, VisionCheckpoint
 
 
 class LastBlockRule(Part):
-    """How the last block makes patch features: its attention, and whether residual and MLP stay.
+    """How the last block computes patch features: its attention, and whether residual and MLP are used.
 
-    `build(load)` returns a `vfm.eval.open_segmentation.rules.Rule`; `load` returns the model of a Ref.
+    `build(load)` creates a `vfm.eval.open_segmentation.rules.Rule`, where `load` loads the model of a Ref.
     """
 
     label: str = Field("", description="name in the results; default: the type")
@@ -24,22 +24,22 @@ class LastBlockRule(Part):
         return self.label or self.type
 
 
-class Clip(LastBlockRule):
-    """The block as it is."""
+class UnchangedClip(LastBlockRule):
+    """The unchanged block."""
 
-    type: Literal["clip"] = Field("clip", description="the block as it is")
+    type: Literal["clip"] = Field("clip", description="the unchanged block")
     work: ClassVar[str] = "vfm.eval.open_segmentation.rules:clip"
 
 
 class MaskClip(LastBlockRule):
-    """Each patch attends to itself; residual and MLP stay, as in MaskCLIP's own code (arXiv:2112.01071)."""
+    """Each patch attends to itself, with residual and MLP, as in the published MaskCLIP code (arXiv:2112.01071)."""
 
-    type: Literal["maskclip"] = Field("maskclip", description="each patch attends to itself; residual and MLP stay")
+    type: Literal["maskclip"] = Field("maskclip", description="each patch attends to itself, with residual and MLP")
     work: ClassVar[str] = "vfm.eval.open_segmentation.rules:maskclip"
 
 
 class MaskClipBare(LastBlockRule):
-    """Each patch attends to itself, without residual and MLP: what later papers' tables often call MaskCLIP."""
+    """Each patch attends to itself, without residual and MLP. Tables of later papers often call this MaskCLIP."""
 
     type: Literal["maskclip_bare"] = Field(
         "maskclip_bare", description="each patch attends to itself, without residual and MLP"
@@ -48,27 +48,27 @@ class MaskClipBare(LastBlockRule):
 
 
 class Similarity(LastBlockRule):
-    """Base of the rules whose attention is between queries, or between keys."""
+    """Base class of rules with attention between queries or between keys."""
 
-    rope: bool = Field(True, description="keep rotary positions in the similarities, where the encoder has them")
+    rope: bool = Field(True, description="keep rotary positions in the similarities, if the encoder has them")
 
 
 class Sclip(Similarity):
-    """The sum of two attentions, queries to queries and keys to keys; residual and MLP stay (arXiv:2312.01597)."""
+    """The sum of attention from queries to queries and from keys to keys, with residual and MLP (arXiv:2312.01597)."""
 
-    type: Literal["sclip"] = Field("sclip", description="queries to queries and keys to keys; residual and MLP stay")
+    type: Literal["sclip"] = Field("sclip", description="queries to queries plus keys to keys, with residual and MLP")
     work: ClassVar[str] = "vfm.eval.open_segmentation.rules:sclip"
 
 
 class ClearClip(Similarity):
-    """Attention of queries to queries, without residual and MLP (arXiv:2407.12442)."""
+    """Attention from queries to queries, without residual and MLP (arXiv:2407.12442)."""
 
     type: Literal["clearclip"] = Field("clearclip", description="queries to queries, without residual and MLP")
     work: ClassVar[str] = "vfm.eval.open_segmentation.rules:clearclip"
 
 
 class NaClip(Similarity):
-    """Attention of keys to keys, raised near each patch, without residual and MLP (arXiv:2404.08181)."""
+    """Attention from keys to keys, raised near each patch, without residual and MLP (arXiv:2404.08181)."""
 
     type: Literal["naclip"] = Field("naclip", description="keys to keys, raised near each patch")
     work: ClassVar[str] = "vfm.eval.open_segmentation.rules:naclip"
@@ -79,11 +79,13 @@ class NaClip(Similarity):
 class ProxyClip(LastBlockRule):
     """Attention by the similarity of another encoder's patches, without residual and MLP (arXiv:2408.04883)."""
 
-    type: Literal["proxyclip"] = Field("proxyclip", description="by the similarity of another encoder's patches")
+    type: Literal["proxyclip"] = Field("proxyclip", description="attention by another encoder's patch similarity")
     work: ClassVar[str] = "vfm.eval.open_segmentation.rules:proxyclip"
 
-    encoder: Ref[VisionCheckpoint | ClipCheckpoint] = Field(description="the other encoder, such as one of eva.train")
-    layer: int = Field(-1, description="its block whose tokens are compared; -1: the last")
-    enlarge: float = Field(1.0, gt=0, description="factor by which windows are enlarged for it, for a finer grid")
-    beta: float = Field(1.2, ge=0, description="similarities below so many times their mean get no attention")
-    gamma: float = Field(3.0, gt=0, description="factor of what is left, before the softmax")
+    encoder: Ref[VisionCheckpoint | ClipCheckpoint] = Field(
+        description="the other encoder, such as a model from eva.train"
+    )
+    layer: int = Field(-1, description="block of the other encoder whose tokens are compared; -1: last block")
+    enlarge: float = Field(1.0, gt=0, description="enlargement of its input windows, for a finer grid")
+    beta: float = Field(1.2, ge=0, description="similarities below this multiple of their mean get no attention")
+    gamma: float = Field(3.0, gt=0, description="factor of the remaining similarities before the softmax")

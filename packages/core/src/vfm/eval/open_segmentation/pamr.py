@@ -1,10 +1,10 @@
-"""Pixel-adaptive mask refinement: scores move to neighbours of a like colour.
+"""Pixel-adaptive mask refinement: scores spread to neighbours of similar colour.
 
 Source: Araslanov and Roth 2020, Single-stage semantic segmentation from image labels (arXiv:2005.08104), section 4.2,
 with the settings that NACLIP's tables use.
 """
 
-# K classes, O offsets, (H, W) a picture
+# K classes, O offsets, (H, W) size of an image
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from torch.nn import functional as F
 
 DILATIONS = (8, 16)
 STEPS = 10
-SHARPNESS = 0.1  # of the local standard deviation
+SHARPNESS = 0.1  # factor of the local standard deviation
 SMALL = 1e-8
 NEIGHBOURS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
 
 
-def refine_scores(scores: Tensor, picture: Tensor, steps: int = STEPS) -> Tensor:
-    """Return scores, (K, H, W), after rounds in which each pixel takes the weighted mean of its neighbours.
+def refine_scores(scores: Tensor, image: Tensor, steps: int = STEPS) -> Tensor:
+    """Refine scores, (K, H, W), in rounds in which each pixel takes the weighted mean of its neighbours.
 
-    The neighbours are the eight at each distance of `DILATIONS`; borders repeat the outermost pixels.
+    The neighbours are the eight pixels at each distance in `DILATIONS`. Borders repeat the outermost pixels.
 
     Args:
-        scores: of the classes or words.
-        picture: (3, H, W), in any units: the local deviation divides them out.
-        steps: rounds.
+        scores: scores of the classes or words.
+        image: (3, H, W), in any units, since they are divided by the local deviation.
+        steps: number of rounds.
     """
     around = [offset for offset in _offsets() if offset != (0, 0)]
-    padded = _padded(picture)
-    local = torch.stack([_shifted(padded, offset, picture.shape[1:]) for offset in _offsets()])  # (O, 3, H, W)
+    padded = _padded(image)
+    local = torch.stack([_shifted(padded, offset, image.shape[1:]) for offset in _offsets()])  # (O, 3, H, W)
     spread = SMALL + SHARPNESS * local.std(dim=0)
-    nearness = torch.stack(
-        [-((picture - _shifted(padded, offset, picture.shape[1:])).abs() / spread).mean(dim=0) for offset in around]
-    )
-    weights = nearness.softmax(dim=0)  # (O, H, W)
+    nearness = []
+    for offset in around:
+        difference = (image - _shifted(padded, offset, image.shape[1:])).abs()
+        nearness.append(-(difference / spread).mean(dim=0))
+    weights = torch.stack(nearness).softmax(dim=0)  # (O, H, W)
     for _ in range(steps):
         wide = _padded(scores)
         scores = torch.zeros_like(scores)
@@ -46,7 +47,7 @@ def refine_scores(scores: Tensor, picture: Tensor, steps: int = STEPS) -> Tensor
 
 
 def _offsets() -> list[tuple[int, int]]:
-    """Return the offsets of the local window; the centre is there once for each dilation."""
+    """List the offsets of the local window, which has the centre once for each dilation."""
     return [(step * y, step * x) for step in DILATIONS for y, x in NEIGHBOURS]
 
 

@@ -1,4 +1,4 @@
-"""Panels of open-vocabulary segmentation: rules by models, what guesses reach, classes, and maps side by side."""
+"""Panels of open-vocabulary segmentation: rules by models, scores of guesses, classes, and maps side by side."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIDE = 120  # pixels of one map
 
 
 def rules_panel(totals: Mapping[Pair, MeanIou]) -> TablePanel:
-    """Return the table of the mean IoU, rules in rows and models in columns, with the gap of the last to the first."""
+    """Build the table of mean IoU, with rules in rows, models in columns, and gaps to the first model."""
     models, rules = list(dict.fromkeys(pair[0] for pair in totals)), list(dict.fromkeys(pair[1] for pair in totals))
     rows: list[list[str | float | int | None]] = []
     for rule in rules:
@@ -35,14 +35,15 @@ def rules_panel(totals: Mapping[Pair, MeanIou]) -> TablePanel:
 
 
 def scale_panel(counts: MeanIou, ceilings: Mapping[str, MeanIou]) -> TablePanel:
-    """Return the table of what guesses reach, and a perfect model on each model's grid of patches."""
+    """Build the table of scores of random guesses, and of a perfect model on each model's grid of patches."""
     shares = class_shares(counts)
     rows: list[list[str | float | int | None]] = [
         ["guess: each class equally often", round(100 * uniform_guess(shares), 1)],
         ["guess: each class by its share", round(100 * guess_by_shares(shares), 1)],
         ["the most frequent class everywhere", round(100 * one_class(shares), 1)],
     ]
-    rows += [[f"ceiling of the patches of {name}", round(100 * mean_iou(one), 1)] for name, one in ceilings.items()]
+    for name, counts_of_model in ceilings.items():
+        rows.append([f"ceiling of the patches of {name}", round(100 * mean_iou(counts_of_model), 1)])
     note = (
         f"Mean IoU in percent, over {len(counts.true)} images and {int((shares > 0).sum())} classes with pixels; the"
         " ceiling takes the most frequent class of each patch."
@@ -51,39 +52,40 @@ def scale_panel(counts: MeanIou, ceilings: Mapping[str, MeanIou]) -> TablePanel:
 
 
 def class_panel(names: Sequence[str], totals: Mapping[Pair, MeanIou], rule: str) -> TablePanel:
-    """Return the table of the IoU of each class by one rule."""
-    panel = iou_panel(names, {model: one for (model, own), one in totals.items() if own == rule})
+    """Build the table of the IoU of each class with one rule."""
+    of_rule = {model: counts for (model, name), counts in totals.items() if name == rule}
+    panel = iou_panel(names, of_rule)
     return panel.model_copy(update={"title": f"Classes by IoU, rule {rule}"})
 
 
-def add_pictures(
+def add_maps(
     ctx: Context,
     source: AnnotatedSource,
     numbers: Sequence[int],
     classes: EvaluatedClasses,
     maps: Mapping[Pair, Sequence[NDArray[np.int64]]],
 ) -> None:
-    """Write some pictures with their labels and the maps of every rule, one row for each model."""
+    """Write some images with their labels and the maps of every rule, one row for each model."""
     colours = palette(len(classes.names))
     models, rules = list(dict.fromkeys(pair[0] for pair in maps)), list(dict.fromkeys(pair[1] for pair in maps))
-    pictures: list[PanelImage] = []
+    entries: list[PanelImage] = []
     (ctx.directory / "panels").mkdir(parents=True, exist_ok=True)
-    for place, number in enumerate(numbers):
-        picture, truth = source.image(number), classes.truth(source.semantic(number))
+    for row, number in enumerate(numbers):
+        image, truth = source.image(number), classes.truth(source.semantic(number))
         for model in models:
-            found = [maps[model, rule][place] for rule in rules]
-            drawn: list[NDArray[np.integer]] = [truth, *found]
-            shown = join([picture, *(overlay(picture, one, colours) for one in drawn)], SIDE)
-            file = f"panels/open-{len(pictures)}.jpg"
+            predicted = [maps[model, rule][row] for rule in rules]
+            drawn: list[NDArray[np.integer]] = [truth, *predicted]
+            shown = join([image, *(overlay(image, label_map, colours) for label_map in drawn)], SIDE)
+            file = f"panels/open-{len(entries)}.jpg"
             shown.save(ctx.directory / file, quality=90)
-            right = ", ".join(f"{100 * share_right(truth, one):.0f}" for one in found)
-            pictures.append(PanelImage(file=file, caption=f"{source.keys[number]}, {model}: {right} % right"))
+            right = ", ".join(f"{100 * share_right(truth, label_map):.0f}" for label_map in predicted)
+            entries.append(PanelImage(file=file, caption=f"{source.keys[number]}, {model}: {right} % right"))
     note = (
         f"PanelImage, labels, and the maps of {', '.join(rules)}; from the worst to the best of the first rule and model."
     )
-    ctx.panel(ImagesPanel(title="Maps by rule", note=note, order=40, pictures=pictures, width=(2 + len(rules)) * SIDE))
+    ctx.panel(ImagesPanel(title="Maps by rule", note=note, order=40, pictures=entries, width=(2 + len(rules)) * SIDE))
 
 
 def mean_iou(counts: MeanIou) -> float:
-    """Return the mean IoU over the classes that occur."""
+    """Compute the mean IoU over the classes that occur."""
     return float(mean_of_known(counts.by_class()))

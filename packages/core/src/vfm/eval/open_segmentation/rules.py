@@ -1,4 +1,6 @@
-"""The rules of the last block: from its parts to one feature for each patch, before the final norm.
+"""The rules of the last block, which compute one feature for each patch from parts of the block.
+
+The features are before the final norm.
 
 In the notation of the configuration's sources: x the tokens before the block, q, k, v its projections, P the output
 projection, F(z) = z + MLP(norm(z)).
@@ -32,24 +34,24 @@ from vfm.models import ClipModel, vision_features, vision_tower
 from vfm.models.vision.last_block import LastBlock
 
 Load = Callable[[Ref[Any]], Any]
-"""Returns the encoder (`ClipModel` or `PooledVision`) of an input, in evaluation mode."""
+"""Loads the encoder of an input (`ClipModel` or `PooledVision`) in evaluation mode."""
 
 
 class Rule(Protocol):
-    """Makes patch features of images."""
+    """A function that computes patch features of images."""
 
     def __call__(self, block: LastBlock, crops: NDArray[np.uint8]) -> Tensor:
-        """Return the patches after the block, (B, rows, columns, D).
+        """Compute the patches after the block, (B, rows, columns, D).
 
         Args:
-            block: the last block of the images.
-            crops: the images themselves, (B, height, width, 3).
+            block: inputs and projections of the last block for the images.
+            crops: the images, (B, height, width, 3).
         """
         ...
 
 
 def clip(part: LastBlockRule, load: Load) -> Rule:
-    """Return the rule that leaves the block as it is."""
+    """Create the rule that leaves the block unchanged."""
 
     def rule(block: LastBlock, crops: NDArray[np.uint8]) -> Tensor:
         attention = _attention(block.rotate(block.queries), block.rotate(block.keys), block.scale)
@@ -59,17 +61,17 @@ def clip(part: LastBlockRule, load: Load) -> Rule:
 
 
 def maskclip(part: LastBlockRule, load: Load) -> Rule:
-    """Return the rule by which each token attends to itself."""
+    """Create the rule with which each token attends to itself."""
     return lambda block, crops: _whole(block, block.values)
 
 
 def maskclip_bare(part: LastBlockRule, load: Load) -> Rule:
-    """Return the rule of projected values alone."""
+    """Create the rule that only projects the values."""
     return lambda block, crops: _bare(block, block.values)
 
 
 def sclip(part: Similarity, load: Load) -> Rule:
-    """Return the rule with the sum of both self-similarities as its attention."""
+    """Create the rule whose attention is the sum of the self-similarities of queries and of keys."""
 
     def rule(block: LastBlock, crops: NDArray[np.uint8]) -> Tensor:
         q, k = _similar(part, block, block.queries, block.keys)
@@ -80,7 +82,7 @@ def sclip(part: Similarity, load: Load) -> Rule:
 
 
 def clearclip(part: Similarity, load: Load) -> Rule:
-    """Return the rule of queries that attend to queries."""
+    """Create the rule with which queries attend to queries."""
 
     def rule(block: LastBlock, crops: NDArray[np.uint8]) -> Tensor:
         (q,) = _similar(part, block, block.queries)
@@ -90,7 +92,7 @@ def clearclip(part: Similarity, load: Load) -> Rule:
 
 
 def naclip(part: NaClip, load: Load) -> Rule:
-    """Return the rule of keys that attend to keys, more so in the neighbourhood."""
+    """Create the rule with which keys attend to keys, with more weight on the neighbourhood."""
 
     def rule(block: LastBlock, crops: NDArray[np.uint8]) -> Tensor:
         (k,) = _similar(part, block, block.keys)
@@ -101,18 +103,15 @@ def naclip(part: NaClip, load: Load) -> Rule:
 
 
 def proxyclip(part: ProxyClip, load: Load) -> Rule:
-    """Return the rule whose attention is between another encoder's patches; the features are on that encoder's grid."""
+    """Create the rule with attention between another encoder's patches. Features are on that encoder's grid."""
     encoder = load(part.encoder)
     model = encoder if isinstance(encoder, ClipModel) else encoder.module
     tower = vision_tower(model)
 
     def rule(block: LastBlock, crops: NDArray[np.uint8]) -> Tensor:
-        sides = tuple(
-            step * max(1, round(part.enlarge * side / step))
-            for side, step in zip(crops.shape[1:3], tower.patch_size, strict=True)
-        )
+        (height, width), (patch_height, patch_width) = crops.shape[1:3], tower.patch_size
+        size = _whole_patches(part.enlarge * height, patch_height), _whole_patches(part.enlarge * width, patch_width)
         pixels = encoder.preprocess.pixels(torch.from_numpy(crops).to(block.tokens.device))
-        size = (int(sides[0]), int(sides[1]))
         (tokens,) = vision_features(model, pixels, layers=[part.layer], size=size)
         attention = proxy_attention(tokens.patches, part.beta, part.gamma)[:, None]  # (B, 1, N, N)
         values = block.values[:, :, block.num_prefix_tokens :].transpose(2, 3)  # (B, H, d, N)
@@ -125,24 +124,24 @@ def proxyclip(part: ProxyClip, load: Load) -> Rule:
 
 
 def neighbourhood(grid: tuple[int, int], sigma: float, num_prefix_tokens: int = 0) -> Tensor:
-    """Return exp(-distance² / 2 sigma²) of every two patches, and 0 for prefix tokens, (L, L).
+    """Compute exp(-distance² / 2 sigma²) for every two patches, and 0 for prefix tokens, (L, L).
 
     Args:
         grid: rows and columns of patches.
         sigma: standard deviation, in patches.
-        num_prefix_tokens: of the tower.
+        num_prefix_tokens: number of prefix tokens of the tower.
     """
-    places = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).view(-1, 2).double()
-    distance = (places[:, None] - places[None]).square().sum(dim=-1)
+    positions = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).view(-1, 2).double()
+    distance = (positions[:, None] - positions[None]).square().sum(dim=-1)
     bonus: Tensor = torch.exp(-distance / (2 * sigma**2))
     return F.pad(bonus, (num_prefix_tokens, 0, num_prefix_tokens, 0))
 
 
 def proxy_attention(patches: Tensor, beta: float, gamma: float) -> Tensor:
-    """Return the attention between an encoder's patches, (B, N, N).
+    """Compute the attention between the patches of an encoder, (B, N, N).
 
-    The mean is of each image, where the published code takes that of the batch, so results do not depend on batch
-    mates. A patch without a positive term attends to itself.
+    The mean is taken for each image, so that results do not depend on the rest of the batch. The published code takes
+    the mean of the batch. A patch without a positive term attends to itself.
 
     Args:
         patches: features, (B, N, D).
@@ -156,13 +155,20 @@ def proxy_attention(patches: Tensor, beta: float, gamma: float) -> Tensor:
     return scores.masked_fill((scores < 0) & ~itself, -torch.inf).softmax(dim=-1)
 
 
-def _attention(one: Tensor, other: Tensor, scale: float, bonus: Tensor | None = None) -> Tensor:
-    scores = scale * one @ other.transpose(-2, -1)
-    return (scores if bonus is None else scores + bonus).softmax(dim=-1)
+def _whole_patches(side: float, patch: int) -> int:
+    """Round a side in pixels to a multiple of the patch, at least one patch."""
+    return int(patch * max(1, round(side / patch)))
+
+
+def _attention(queries: Tensor, keys: Tensor, scale: float, bonus: Tensor | None = None) -> Tensor:
+    scores = scale * queries @ keys.transpose(-2, -1)
+    if bonus is not None:
+        scores = scores + bonus
+    return scores.softmax(dim=-1)
 
 
 def _similar(part: Similarity, block: LastBlock, *heads: Tensor) -> list[Tensor]:
-    return [block.rotate(one) if part.rope else one for one in heads]
+    return [block.rotate(vectors) if part.rope else vectors for vectors in heads]
 
 
 def _whole(block: LastBlock, heads: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Configuration of `eval.open_segmentation`: semantic segmentation by class names alone."""
+"""Configuration of `eval.open_segmentation`: semantic segmentation with class names alone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vfm.base import UserError
 from vfm.eval.base import ModelEvaluation, Templates
 from vfm.eval.open_segmentation.last_block_rules import (
     ClearClip,
-    Clip,
     LastBlockRule,
     MaskClip,
     MaskClipBare,
     NaClip,
     Sclip,
+    UnchangedClip,
 )
 from vfm.interfaces import AnnotatedImages, Preflight, Ref, Seed, Stage
 
@@ -25,9 +25,9 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class OpenSegmentation(ModelEvaluation):
-    """Segment by class names with a CLIP model's patch tokens, without training; mean IoU by rule of the last block.
+    """Segment images by class names with a CLIP model's patch tokens, without training, scored by mean IoU.
 
-    Several rules are scored on the same images, since they differ more than models do.
+    Several rules of the last block are scored on the same images, since rules differ more than models do.
     """
 
     kind: Literal["eval.open_segmentation"] = "eval.open_segmentation"
@@ -39,59 +39,59 @@ class OpenSegmentation(ModelEvaluation):
 
     data: Ref[AnnotatedImages] = Field(description="images with semantic labels to evaluate on")
     rules: list[LastBlockRule] = Field(
-        [NaClip(), ClearClip(), Sclip(), MaskClipBare(), MaskClip(), Clip()],
+        [NaClip(), ClearClip(), Sclip(), MaskClipBare(), MaskClip(), UnchangedClip()],
         min_length=1,
         description="rules of the last block; the first gives the main metric",
     )
     convention: Convention | None = Field(
-        None, description="classes, background and short_side of a published set: which are evaluated, and how"
+        None, description="published benchmark whose classes, background and short_side are used"
     )
     names: str | list[str] | None = Field(
-        None, description="words of the evaluated classes, in their order: a list, or a file with a line a class;"
+        None, description="words for the evaluated classes, in order: a list, or a file with one line per class;"
         " default: the dataset's class names"
     )  # fmt: skip
-    separator: str = Field(", ", min_length=1, description="between the words of a class in `names`")
+    separator: str = Field(", ", min_length=1, description="text between the words of a class in `names`")
     templates: Templates | None = Field(
-        None, min_length=1, description="prompts with a {} for the word; default: the 80 of ImageNet"
+        None, min_length=1, description="prompts with a {} for the word; default: the 80 templates for ImageNet"
     )
     background: str | None = Field(
-        None, description="class that a pixel has whose best probability is below the threshold; one that the dataset"
-        " lacks is added as the first class; default: none, every class competes by its name"
+        None, description="class of pixels whose best probability is below the threshold; it is added as the first"
+        " class if the dataset lacks it; default: no background, every class competes by name"
     )  # fmt: skip
     as_background: list[str] = Field([], description="classes that count as background")
     unlabelled_is_background: bool = Field(False, description="count unlabelled pixels as background")
-    ignore: list[str] = Field([], description="classes that are not evaluated: their pixels count as unlabelled")
+    ignore: list[str] = Field([], description="classes that are not evaluated; their pixels count as unlabelled")
     threshold: Probability | Literal["held_out"] = Field(
-        "held_out", description="of the background: a number, or chosen from `thresholds` for each model and rule on"
-        " one half of the images and used on the other, both ways"
+        "held_out", description="threshold of the background; held_out: cross-validated for each model and rule, which"
+        " chooses from `thresholds` on one half of the images for the other half"
     )  # fmt: skip
     thresholds: list[Probability] = Field(
         [0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99],
         min_length=1,
-        description="candidates",
+        description="candidate thresholds",
     )
     short_side: int | None = Field(
-        None, ge=8, description="pixels of the images' shorter side; default: 1.5 windows, or the convention's"
+        None, ge=8, description="shorter side of the images in pixels; default: 1.5 windows, or set by the convention"
     )
     window: int | Literal["whole"] | None = Field(
-        None, description="side of the windows in pixels, or whole: each image at once; default: the model's own size"
+        None, description="side of the windows in pixels; whole: each image at once; default: the model's image size"
     )
-    stride: float = Field(0.5, gt=0, le=1, description="step of the windows, as a fraction of their side")
+    stride: float = Field(0.5, gt=0, le=1, description="step between windows, as a fraction of their side")
     positions: Literal["exact", "papers"] = Field(
-        "exact", description="how learned positions are resampled to another grid; papers: with the factor (n+.1)/n0"
+        "exact", description="resampling of learned positions to another grid; papers: with the factor (n+.1)/n0"
     )
     logit_scale: float = Field(40.0, gt=0, description="factor of the cosines before the softmax over all words")
     min_area: Probability = Field(
         0.0, description="classes with a smaller share of an image's foreground are not predicted (SCLIP: .1 on VOC21)"
     )
     refine: Literal["none", "pamr"] = Field(
-        "none", description="pamr: smooth the scores along the picture's edges, as NACLIP's tables do"
+        "none", description="pamr: smooth the scores along the edges of the image, as in NACLIP's tables"
     )
     num_resamples: int = Field(500, ge=100, description="resamples of the images for intervals and comparisons")
-    seed: Seed = Field(0, description="of the halves that choose thresholds")
+    seed: Seed = Field(0, description="seed of the halves that choose thresholds")
 
     def sources(self) -> Iterable[str]:
-        """Return the file of the names."""
+        """List the file of the names, if any."""
         return [self.names] if isinstance(self.names, str) else []
 
     @model_validator(mode="after")
@@ -105,8 +105,9 @@ class OpenSegmentation(ModelEvaluation):
             raise ValueError(f"convention sets {', '.join(sorted(chosen))}; leave one of them out")
         has_background = self.background is not None or self.convention in ("voc21", "pc60", "object")
         wanting = {"as_background", "unlabelled_is_background", "threshold", "thresholds", "min_area"}
-        if not has_background and (wrong := sorted(wanting & self.model_fields_set)):
-            raise ValueError(f"{wrong[0]}: there is no background; name one by `background`")
+        useless = sorted(wanting & self.model_fields_set)
+        if not has_background and useless:
+            raise ValueError(f"{useless[0]}: there is no background; name one by `background`")
         if self.threshold != "held_out" and "thresholds" in self.model_fields_set:
             raise ValueError(f"thresholds: candidates are for threshold: held_out; got threshold: {self.threshold}")
         if self.window == "whole" and "stride" in self.model_fields_set:
@@ -122,8 +123,9 @@ STAGES: tuple[type[Stage], ...] = (OpenSegmentation,)
 
 
 def check_open_segmentation(config: OpenSegmentation, ctx: Preflight) -> None:
-    """Check the labels of the data where it exists."""
-    if data := ctx.artifact(config.data):
+    """Check the labels of the data, if it already exists."""
+    data = ctx.artifact(config.data)
+    if data:
         check_open_segmentation_data(config, data)
 
 
@@ -131,8 +133,8 @@ def check_open_segmentation_data(config: OpenSegmentation, data: AnnotatedImages
     """Check that a dataset has semantic labels and images.
 
     Raises:
-        UserError: it has not.
+        UserError: labels or images are missing.
     """
     if "semantic" not in data.labels or not data.has_images:
-        found = ", ".join(data.labels) if data.has_images else "labels only"
-        raise UserError(f"{config.data}: {config.kind} needs images with semantic labels, got {found}")
+        got = ", ".join(data.labels) if data.has_images else "labels only"
+        raise UserError(f"{config.data}: {config.kind} needs images with semantic labels, got {got}")
