@@ -41,7 +41,7 @@ from vfm.report import summary_of_run
 from vfm.report.results import reports
 from vfm.storage import fingerprints
 from vfm.train.checkpoint.checkpoint import Checkpoints
-from vfm.train.parallel.dist import World
+from vfm.train.parallel.dist import DistributedWorld
 
 REFUSED, SAME = "refused by name", "as it was"
 NUM_FLIPS = int(os.environ.get("VFM_NUM_FLIPS", "60"))
@@ -101,7 +101,7 @@ def world(folder: Path) -> dict[str, Kind]:
 
     def resume(file: Path) -> object:
         warnings: list[str] = []
-        alone = World(torch.device("cpu"))
+        alone = DistributedWorld(torch.device("cpu"))
         newest = Checkpoints(folder / "training/work", plan().checkpoint, warnings.append, alone, {}).latest()
         if warnings:
             raise UserError(warnings[0])

@@ -18,7 +18,7 @@ from eval_world import NAMES, labeled, png, pool, tiny_clip
 from vfm.data.choices.choices import Choice, write_choices
 from vfm.data.videos.stages import Videos
 from vfm.interfaces import AnnotatedImages, Context
-from vfm.train import World
+from vfm.train import DistributedWorld
 from vfm.train.parallel.sharing import in_batches, leave_to_first, of_all, own_share, sharing
 from video_files import encode, grey_frames, write
 from video_predictor import make_classifier
@@ -135,7 +135,7 @@ def test_all_processes_end_with_the_message_of_one(root: Path, stage: str, numbe
 
 
 def test_one_process_computes_every_batch_and_leaves_nothing() -> None:
-    with sharing(World(torch.device("cpu"))):
+    with sharing(DistributedWorld(torch.device("cpu"))):
         batches = list(in_batches(range(7), 3))
         assert batches == [[0, 1, 2], [3, 4, 5], [6]]
         assert list(of_all(map(sum, own_share(batches)))) == [3, 12, 6]

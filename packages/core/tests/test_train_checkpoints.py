@@ -19,7 +19,7 @@ from vfm.plugin import UserError
 from vfm.storage.integrity import read_sealed
 from vfm.train import Task
 from vfm.train.checkpoint.checkpoint import Checkpoints
-from vfm.train.parallel.dist import World
+from vfm.train.parallel.dist import DistributedWorld
 
 SETTINGS = {"checkpoint": {"every_steps": 3}, "ema_decay": 0.9}
 NEWEST = "step-00000009"
@@ -137,7 +137,7 @@ def test_lines_that_are_gone_are_reported_and_the_training_ends(tmp_path, stoppe
 
 
 def test_checkpoint_of_another_training_must_be_readable(stopped):
-    found = Checkpoints(stopped / "work", plan(**SETTINGS).checkpoint, print, World(torch.device("cpu")), {})
+    found = Checkpoints(stopped / "work", plan(**SETTINGS).checkpoint, print, DistributedWorld(torch.device("cpu")), {})
     assert found.read(stopped / "work" / "step-00000006").step == 6
     with pytest.raises(UserError, match=r"step-00000003: the checkpoint cannot be read .*no such file"):
         found.read(stopped / "work" / "step-00000003")

@@ -11,7 +11,7 @@ from train_toy import Regression, Samples, plan, train
 from vfm.interfaces import load_panels
 from vfm.plugin import Context, Runtime, UserError
 from vfm.train.loop.guard import REMEMBERED, FiniteGuard, SkippedSamples
-from vfm.train.parallel.dist import World, resolve_device
+from vfm.train.parallel.dist import DistributedWorld, resolve_device
 
 
 def test_nan_stops_before_the_step_and_names_the_samples(tmp_path):
@@ -60,7 +60,7 @@ def test_many_samples_are_listed_in_a_file(tmp_path):
 def test_no_step_is_taken_after_a_nan_until_the_host_reads_the_flag(tmp_path):
     """On a GPU the host reads the flag every `log_every` steps; until then it must stay set and name the first step."""
     ctx = Context("toy", tmp_path, tmp_path, {})
-    guard = FiniteGuard(ctx, World(torch.device("cpu")))
+    guard = FiniteGuard(ctx, DistributedWorld(torch.device("cpu")))
     param = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([param], lr=0.1, fused=True)
     weights = []
@@ -202,7 +202,7 @@ def test_training_reduces_the_loss(tmp_path):
 
 def test_memory_of_bad_samples_is_bounded_and_their_counts_go_on(tmp_path):
     def skipped(ctx: Context) -> SkippedSamples:
-        return SkippedSamples(ctx, plan(max_bad_fraction=1.0), World(torch.device("cpu")))
+        return SkippedSamples(ctx, plan(max_bad_fraction=1.0), DistributedWorld(torch.device("cpu")))
 
     contexts = [Context("toy", tmp_path, tmp_path, {}) for _ in range(2)]
     first, second = map(skipped, contexts)
@@ -218,6 +218,6 @@ def test_memory_of_bad_samples_is_bounded_and_their_counts_go_on(tmp_path):
 
 def test_checkpoint_of_an_older_version_counts_the_samples_that_it_lists(tmp_path):
     ctx = Context("toy", tmp_path, tmp_path, {})
-    skipped = SkippedSamples(ctx, plan(), World(torch.device("cpu")))
+    skipped = SkippedSamples(ctx, plan(), DistributedWorld(torch.device("cpu")))
     skipped.restore({"reads": 3, "samples": [["truncated", "a"], ["truncated", "b"]]})
     assert ctx.bad == skipped.state()["counts"] == {"truncated": 2}

@@ -11,7 +11,7 @@ import pytest
 from torch.distributed import HashStore
 
 from train_toy import in_processes, plan
-from vfm.train.parallel.heartbeat import Heartbeat, _place
+from vfm.train.parallel.heartbeat import Heartbeat, _pid_namespace
 
 
 @pytest.mark.slow
@@ -38,7 +38,7 @@ def test_a_process_that_hangs_can_be_killed_by_the_one_that_watches_it() -> None
     lost: list[str] = []
     with subprocess.Popen(["sleep", "600"]) as stopped:
         stopped.send_signal(signal.SIGSTOP)
-        store.set("alive-1", f"0 {_place()} here {stopped.pid}")
+        store.set("alive-1", f"0 {_pid_namespace()} here {stopped.pid}")
         beats = [Heartbeat(store, rank, 3, lost.append, silence=0.2, interval=0.05, grace=0.0) for rank in (2, 0)]
         assert all(beat.lost(30).startswith("process 1 of 3 hangs") for beat in beats)
         beats[0].kill_hung()  # watches process 0

@@ -18,10 +18,10 @@ from train_toy import Pairs, Regression, plan, train
 from vfm.base import UserError
 from vfm.interfaces import Context, TrainingRuntime
 from vfm.train import Frozen, Task
-from vfm.train.parallel.dist import World
+from vfm.train.parallel.dist import DistributedWorld
 from vfm.train.parallel.preparation import compiled, prepared, recomputed, to_channels_last
 
-CPU = World(torch.device("cpu"))
+CPU = DistributedWorld(torch.device("cpu"))
 # Dynamo reads `.grad` of every tensor; pytest would make an error of torch's warning.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 
@@ -115,7 +115,9 @@ def test_a_task_without_blocks_and_batch_norms_on_a_cpu_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"toy: runtime\.compile: blocks: Regression has no list of equal blocks"):
         prepared(Regression(), TrainingRuntime(compile="blocks"), ctx, CPU).__enter__()
     with pytest.raises(UserError, match=r"runtime\.sync_batch_norm: .* on CUDA devices only, got cpu"):
-        prepared(Regression(), TrainingRuntime(sync_batch_norm=True), ctx, World(CPU.device, 0, 2)).__enter__()
+        prepared(
+            Regression(), TrainingRuntime(sync_batch_norm=True), ctx, DistributedWorld(CPU.device, 0, 2)
+        ).__enter__()
 
 
 def test_weights_of_convolutions_are_stored_with_channels_last_and_saved_as_before(tmp_path):

@@ -17,8 +17,8 @@ from train_toy import Regression, Samples, plan, train
 from vfm.data.loading.batch import Batch
 from vfm.interfaces import Context, load_panels
 from vfm.train.cost.throughput import Throughput
-from vfm.train.loop.curves import Curves
-from vfm.train.parallel.dist import World
+from vfm.train.loop.curves import MetricsLog
+from vfm.train.parallel.dist import DistributedWorld
 
 
 class Operations(TorchDispatchMode):
@@ -114,8 +114,8 @@ def test_a_line_without_the_step_that_was_to_give_a_metric_has_none(tmp_path, sk
 
 
 def test_sums_of_a_checkpoint_of_an_older_version_are_left_out(tmp_path):
-    made, world = plan(), World(torch.device("cpu"))
-    curves = Curves(
+    made, world = plan(), DistributedWorld(torch.device("cpu"))
+    curves = MetricsLog(
         Context("toy", tmp_path, tmp_path, {}), made, world, Throughput(world.device, made.runtime, half=False)
     )
     curves.restore({"names": ["loss", "grad_norm"], "totals": [3.0, 3.0], "count": 2, "file_bytes": 0})
@@ -129,9 +129,9 @@ def test_speed_is_that_of_the_samples_that_were_read(tmp_path, monkeypatch):
     events = []
     ticks = iter([0.0, 2.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
-    made, world = plan(), World(torch.device("cpu"))
+    made, world = plan(), DistributedWorld(torch.device("cpu"))
     context = Context("toy", tmp_path, tmp_path, {}, events.append)
-    curves = Curves(context, made, world, Throughput(world.device, made.runtime, half=False))
+    curves = MetricsLog(context, made, world, Throughput(world.device, made.runtime, half=False))
     curves.count([Batch(None, ["a", "b", "c"]), Batch(None, ["d"])])
     curves.add(["loss"], torch.tensor([1.0]))
     curves.write(1, 0.1)

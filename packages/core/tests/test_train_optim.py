@@ -13,7 +13,7 @@ from torch import nn
 from train_toy import Plan, Regression, Samples, plan, train
 from vfm.plugin import AdamW, PolySchedule, StepSchedule, UserError
 from vfm.train import Ema, ParamGroup, build_optimizer, set_lr
-from vfm.train.parallel.dist import World, micro_batch_size
+from vfm.train.parallel.dist import DistributedWorld, micro_batch_size
 
 
 def lr_at(step: int, p: Plan) -> float:
@@ -180,7 +180,7 @@ def test_gradient_is_clipped_to_the_norm_and_logged_before_clipping(tmp_path):
 
 def test_batch_that_is_no_multiple_of_the_processes_is_refused(monkeypatch):
     with pytest.raises(UserError, match="global_batch_size must be a multiple of the 3 processes, got 8"):
-        micro_batch_size(plan(), World(torch.device("cpu"), 0, 3))
+        micro_batch_size(plan(), DistributedWorld(torch.device("cpu"), 0, 3))
 
 
 def test_bf16_loss_is_close_to_the_fp32_loss(tmp_path):

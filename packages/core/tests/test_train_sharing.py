@@ -17,7 +17,7 @@ from torch import Tensor
 from train_toy import fork, run_group
 from vfm.base import UserError
 from vfm.interfaces import LeftToFirst, Runtime
-from vfm.train import World, distributed
+from vfm.train import DistributedWorld, distributed
 from vfm.train.parallel.sharing import (
     leave_to_first,
     of_all,
@@ -61,7 +61,7 @@ def test_the_first_process_computes_alone_what_follows_and_the_other_goes_on(tmp
 def test_the_first_process_scores_with_the_threads_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     threads = torch.get_num_threads()
-    with sharing(World(torch.device("cpu"), rank=0, size=2)):
+    with sharing(DistributedWorld(torch.device("cpu"), rank=0, size=2)):
         leave_to_first()
         assert torch.get_num_threads() == 2 * threads
     assert torch.get_num_threads() == threads
@@ -91,8 +91,8 @@ def test_another_error_stays_as_it_is() -> None:
         raise RuntimeError("wrong metadata")
 
 
-def _other() -> World:
-    return World(torch.device("cpu"), rank=1, size=2)
+def _other() -> DistributedWorld:
+    return DistributedWorld(torch.device("cpu"), rank=1, size=2)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@ from .cost.estimate import estimate_training as estimate_training
 from .cost.live_bytes import LiveBytes as LiveBytes
 from .loop.alarm import Alarm as Alarm
 from .loop.loop import Data as Data, fit as fit
-from .loop.pictures import show_panels as show_panels
+from .loop.panels import show_panels as show_panels
 from .loop.training_charts import METRICS_FILE as METRICS_FILE
 from .optim.ema import Ema as Ema
 from .optim.optim import build_optimizer as build_optimizer, set_lr as set_lr
 from .parallel.dist import (
-    World as World,
+    DistributedWorld as DistributedWorld,
     distributed as distributed,
     is_main as is_main,
     prepare_device as prepare_device,

@@ -1,4 +1,4 @@
-"""Any module with a loss function as a `Task`."""
+"""A `Task` for any module and loss function."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from vfm.train.task import Metrics, Task
 
 LossFunction = Callable[[Any, Any], Tensor | tuple[Tensor, Mapping[str, Tensor | float]]]
 """`loss(model, batch)` returns a scalar, or a scalar and other metrics by name."""
-RESERVED = ("loss", "grad_norm", "lr")  # metrics that every training has; it logs them as `train/loss`, ...
+RESERVED = ("loss", "grad_norm", "lr")  # every training run logs these, as `train/loss`, ...
 
 
 class ModuleTask(Task[Any]):
-    """A module that is trained by a loss function.
+    """A module that is trained with a loss function.
 
-    Parts without a trained parameter that are in evaluation mode stay in it: a frozen backbone keeps its batch
-    statistics, and has no dropout.
+    Parts that have no trained parameter and are in evaluation mode stay in it, so that a frozen backbone keeps its
+    batch statistics and has no dropout.
 
     Attributes:
         model: the module.
-        loss: `loss(model, batch)`; a module's own parameters are trained too.
-        seed: of what the loss draws from the generators of Python and NumPy, as Mixup does.
+        loss: `loss(model, batch)`. If it is a module, its parameters are trained too.
+        seed: seed of the generators of Python and NumPy, which a loss may use, as Mixup does.
     """
 
     def __init__(self, model: nn.Module, loss: LossFunction, seed: int = 0) -> None:
@@ -37,7 +37,7 @@ class ModuleTask(Task[Any]):
         self.fixed = [part for part in model.modules() if _is_fixed(part)]
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of all parts but the fixed ones."""
+        """Set the mode of all parts except the fixed ones."""
         super().train(mode)
         for part in self.fixed:
             part.eval()
@@ -50,13 +50,13 @@ class ModuleTask(Task[Any]):
         np.random.seed(seed % 2**32)
 
     def forward(self, inputs: Any) -> tuple[Tensor, Metrics]:
-        """Return the loss of one micro-batch, and its metrics.
+        """Compute the loss and the metrics of a micro-batch.
 
         Raises:
             UserError: the function returns something else, or a loss without a gradient.
         """
-        made = self.loss(self.model, inputs)
-        loss, metrics = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
+        output = self.loss(self.model, inputs)
+        loss, metrics = output if isinstance(output, tuple) and len(output) == 2 else (output, {})
         if not isinstance(loss, Tensor) or loss.ndim or not isinstance(metrics, Mapping):
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise UserError(f"loss: expected a scalar tensor, or one with a dict of metrics, got {got}")
@@ -65,7 +65,7 @@ class ModuleTask(Task[Any]):
         return loss, {str(name): _scalar(name, value, loss.device) for name, value in metrics.items()}
 
     def encoder(self) -> Any:
-        """Return the module."""
+        """Give evaluations the module."""
         return self.model
 
 

@@ -1,10 +1,11 @@
-"""Which weights are trained, and at which rates: freezing, last blocks, LoRA, and the groups of the optimizer."""
+"""The choice of trained weights and their learning rates: freezing, last blocks, LoRA, and parameter groups."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from vfm.interfaces import AllWeights, FrozenWeights, LastBlocks, Lora, Trained
 from vfm.models import LowRank, is_of_block
 
 Merge = Callable[[], None]
-PATCH_EMBED = re.compile(r"\b(patch_embed|conv1|tubelets)\b")  # timm's, open_clip's, and that of videos
+PATCH_EMBED = re.compile(r"\b(patch_embed|conv1|tubelets)\b")  # in timm, in open_clip, in video models
 
 
 @dataclass
@@ -23,25 +24,25 @@ class ParamGroup:
     """Parameters that share a learning rate and a weight decay."""
 
     params: list[nn.Parameter]
-    lr_scale: float = 1.0  # times the scheduled rate
-    weight_decay: float | None = None  # None: the optimizer's
-    rate: Callable[[int], float] | None = None  # from the step (from 0) to its own rate; None: the training's schedule
+    lr_scale: float = 1.0  # factor of the scheduled rate
+    weight_decay: float | None = None  # None: the optimizer's weight decay
+    rate: Callable[[int], float] | None = None  # rate by step (from 0), None: the schedule of the training
 
 
 @dataclass(frozen=True)
 class TrainedTower:
-    """The weights of an encoder, or of another model of blocks, and which of them are trained.
+    """The weights of an encoder, or of another model with blocks, and the choice of trained weights.
 
     Attributes:
         trained: the choice.
         root: the module that has the weights.
-        layers: returns the names in `root` of the weights of each layer: before the blocks, of each block, after them.
-            LoRA adds weights, so the names are read again for the optimizer.
-        blocks: returns the blocks of `root`.
+        layers: lists the names of the weights in `root` by layer: before the blocks, in each block, after the blocks.
+            It is called again for the optimizer, because LoRA adds weights.
+        blocks: lists the blocks of `root`.
         new: names of weights with random values, which are not frozen.
-        rate: learning rate by step, instead of the training's schedule.
-        separate: each layer has parameter groups of its own, as in BEiT's code, also where rates are equal. A gradient
-            norm is summed in the order of the groups, so the order decides its last bits.
+        rate: learning rate by step, instead of the schedule of the training.
+        separate: whether each layer has separate parameter groups, as in BEiT's code, even if rates are equal. A
+            gradient norm is summed in the order of the groups, so the order decides its last bits.
     """
 
     trained: Trained
@@ -53,30 +54,34 @@ class TrainedTower:
     separate: bool = False
 
     def freeze(self, layers: Iterable[Iterable[str]]) -> None:
-        """Freeze the weights of some layers, but for new ones."""
+        """Freeze the weights of some layers, except new ones."""
         weights = dict(self.root.named_parameters())
-        for name in (name for layer in layers for name in layer if name not in self.new):
-            weights[name].requires_grad_(False)
+        for name in chain.from_iterable(layers):
+            if name not in self.new:
+                weights[name].requires_grad_(False)
 
 
 def prepare_towers(towers: Iterable[TrainedTower], *, seed: int = 0) -> Merge:
-    """Freeze what is not trained of each tower, in place; return a function that merges LoRA's changes at the end."""
+    """Freeze the weights of each tower that are not trained, in place.
+
+    The returned function merges LoRA's changes at the end of the training.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         merges = [tower.trained.build(tower) for tower in towers]
 
     def merge() -> None:
-        for one in filter(None, merges):
-            one()
+        for merge_tower in filter(None, merges):
+            merge_tower()
 
     return merge
 
 
 def train_all(trained: AllWeights, tower: TrainedTower) -> None:
-    """Freeze the patch embedding, if it is not to be trained.
+    """Train all weights, except the patch embedding if it is to be frozen.
 
     Raises:
-        UserError: there is none.
+        UserError: the model has no patch embedding.
     """
     if trained.freeze_patch_embed:
         stem = [name for name in tower.layers(tower.root)[0] if PATCH_EMBED.search(name)]
@@ -86,10 +91,10 @@ def train_all(trained: AllWeights, tower: TrainedTower) -> None:
 
 
 def train_last_blocks(trained: LastBlocks, tower: TrainedTower) -> None:
-    """Freeze everything before the last blocks.
+    """Freeze all weights before the last blocks.
 
     Raises:
-        UserError: there are not so many blocks, or none are trained and nothing is after them.
+        UserError: the model has fewer blocks, or no block is trained and no weights come after the blocks.
     """
     layers = tower.layers(tower.root)
     num_after = 0 if any(map(is_of_block, layers[-1])) else 1
@@ -103,7 +108,9 @@ def train_last_blocks(trained: LastBlocks, tower: TrainedTower) -> None:
 
 
 def train_low_rank(trained: Lora, tower: TrainedTower) -> Merge:
-    """Freeze everything and add low-rank changes to the blocks, drawn from torch's generator; return what merges them.
+    """Freeze all weights, add low-rank changes to the blocks, and return a function that merges them.
+
+    The initial values are drawn from torch's generator.
 
     Raises:
         UserError: peft is not installed.
@@ -111,24 +118,24 @@ def train_low_rank(trained: Lora, tower: TrainedTower) -> Merge:
     tower.freeze(tower.layers(tower.root))
     new = [weight for weight in tower.root.parameters() if weight.requires_grad]
     changes = LowRank(tower.blocks(tower.root), rank=trained.rank, alpha=trained.alpha)
-    for weight in new:  # peft trains its changes only
+    for weight in new:  # peft freezes everything except its changes
         weight.requires_grad_()
     return changes.merge
 
 
 def freeze_all(trained: FrozenWeights, tower: TrainedTower) -> None:
-    """Freeze everything."""
+    """Freeze all weights."""
     tower.freeze(tower.layers(tower.root))
 
 
 def parameter_groups(
     parameters: Iterable[tuple[nn.Parameter, bool]], towers: Sequence[TrainedTower]
 ) -> list[ParamGroup]:
-    """Return groups of the trained parameters: towers by layer, as far as rates differ, all else at the full rate.
+    """Group the trained parameters: towers by layer if rates differ, all others at the full rate.
 
     Args:
-        parameters: each with whether it is decayed.
-        towers: what is trained by layer.
+        parameters: pairs of a parameter and whether it is decayed.
+        towers: models that are trained by layer.
     """
     rates: dict[int, tuple[int, float, float | None, Any]] = {}
     last = 0
@@ -146,12 +153,13 @@ def parameter_groups(
             number, scale, decay, rate = rates.get(id(parameter), (last, 1.0, None, None))
             values = (scale, decay if decayed else 0.0, rate)
             groups.setdefault((number if separate else 0, *values), ParamGroup([], *values)).params.append(parameter)
-    found = list(groups.values())
-    return found if separate else sorted(found, key=lambda group: group.weight_decay == 0.0)  # decayed ones first
+    if separate:
+        return list(groups.values())
+    return sorted(groups.values(), key=lambda group: group.weight_decay == 0.0)  # decayed ones first
 
 
 def keep_frozen_in_eval(module: nn.Module) -> None:
-    """Set parts of which no weight is trained to evaluation mode: no drop path, no new batch statistics."""
+    """Set parts without a trained weight to evaluation mode, so that they have no drop path and keep statistics."""
     for part in module.modules():
         weights = list(part.parameters())
         if weights and not any(weight.requires_grad for weight in weights):
@@ -159,14 +167,16 @@ def keep_frozen_in_eval(module: nn.Module) -> None:
 
 
 def freeze_unused(module: nn.Module, outputs: Callable[[], Sequence[Tensor]]) -> None:
-    """Freeze the trained parameters that receive no gradient: DDP waits for the gradient of every trained parameter.
+    """Freeze trained parameters that receive no gradient, since DDP waits for the gradient of every trained parameter.
 
     Args:
-        module: changed in place.
-        outputs: runs the module and returns what the losses depend on.
+        module: the module, changed in place.
+        outputs: runs the module and returns the tensors that the losses depend on.
     """
     trained = [param for param in module.parameters() if param.requires_grad]
-    total: Any = sum(value.float().sum() for value in outputs()) if trained else None
-    gradients = torch.autograd.grad(total, trained, allow_unused=True) if trained else ()
+    if not trained:
+        return
+    total: Any = sum(value.float().sum() for value in outputs())
+    gradients = torch.autograd.grad(total, trained, allow_unused=True)
     for param, gradient in zip(trained, gradients, strict=True):
         param.requires_grad_(gradient is not None)

@@ -14,7 +14,7 @@ from vfm.eval.interpolation.stages import Interpolate
 from vfm.interfaces import Context, Evaluation, LinesPanel, Score, Series, short_name
 from vfm.models.clip.clip import ClipModel
 from vfm.train.loop.evaluations import run_evaluations
-from vfm.train.parallel.dist import World, prepare_device
+from vfm.train.parallel.dist import DistributedWorld, prepare_device
 
 Scores = Mapping[str, Score | float]
 """The scores of a model in an evaluation by metric, as plain values if the evaluation keeps no items."""
@@ -56,7 +56,9 @@ def evaluate_line(config: Interpolate, ctx: Context, mixed: Callable[[float], Cl
     with (ctx.directory / "line.jsonl").open("w", encoding="utf-8") as file:
         for number, alpha in enumerate(alphas, start=1):
             model = mixed(alpha).to(device)
-            for evaluation, scores in run_evaluations(ctx, config.evaluation.tasks, model, World(device), _scores):
+            for evaluation, scores in run_evaluations(
+                ctx, config.evaluation.tasks, model, DistributedWorld(device), _scores
+            ):
                 start = first.setdefault(evaluation.name, scores)
                 points = {name: Point.of(score, start[name]) for name, score in scores.items()}
                 lines[evaluation.name].append(points)

@@ -1,17 +1,17 @@
-"""Checkpoints: what a training needs to resume after a crash exactly as if there had been none.
+"""Checkpoints, from which a training run resumes after a crash exactly as if there had been none.
 
     step-00000120/
         model.safetensors             the task's weights and buffers, without frozen models
         state/optimizer.safetensors   `name/key` of each parameter's optimizer state
         state/ema.safetensors         averaged weights, with `ema_decay`
         state/best.safetensors        the weights with the highest score, with `keep_best`
-        shards/*.safetensors          with FSDP in place of the first three: one file a process (`shards.py`)
+        shards/*.safetensors          with FSDP instead of the first three: one file per process (`shards.py`)
         artifact.json                 type and step, so that `continue_from` can name the folder
         meta.json                     step, the loop's counters, and sizes and hashes of the other files
 
-A thread copies the tensors while the next forward and backward passes read them, and writes the copies while the
-training goes on. A folder has another name until its bytes are on the disk. Nothing is pickled. Both forms are read by
-any number of processes, sharded or not.
+A thread copies the tensors while the next forward and backward passes read them, and writes the copies while training
+continues. A folder has a temporary name until its bytes are on the disk. Nothing is pickled. Any number of processes
+can read both forms, sharded or not.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from vfm.storage.integrity import (
 from vfm.storage.publishing import publish_folder, sync
 from vfm.train.checkpoint.checkpoint_folders import checkpoints_in, step_of
 from vfm.train.checkpoint.shards import Parts, cut, read_shards, write_shards
-from vfm.train.parallel.dist import World
+from vfm.train.parallel.dist import DistributedWorld
 
 META_FILE, SHARDS = "meta.json", "shards"
 TENSOR_FILES = {
@@ -55,29 +55,29 @@ TENSOR_FILES = {
     "ema": "state/ema.safetensors",
     "best": "state/best.safetensors",
 }
-DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)  # what reading a damaged checkpoint raises
+DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)  # errors from reading a damaged checkpoint
 
 
 @dataclass
 class Snapshot:
-    """The state of a training after `step` optimizer steps."""
+    """The state of a training run after `step` optimizer steps."""
 
     step: int
-    tensors: Parts  # by the names in TENSOR_FILES; `best` in the first process only
+    tensors: Parts  # by the names in TENSOR_FILES; `best` only in rank 0
     facts: dict[str, Any]  # JSON
     log: Path | None = None  # the file whose length is one of the facts
-    folder: Path | None = None  # from which it was read
+    folder: Path | None = None  # the folder that it was read from
 
 
 class Checkpoints:
-    """The `step-*` folders of a training; every process has one of these objects.
+    """The `step-*` folders of a training run. Every process has one of these objects.
 
     Args:
-        folder: with the checkpoints, shared by all processes.
-        policy: when to save, and what to keep.
+        folder: folder of the checkpoints, shared by all processes.
+        policy: when to save, and which checkpoints to keep.
         warn: reports a damaged checkpoint.
         world: this process.
-        sharded: the parameters of which each process stores a part, by name; empty without FSDP.
+        sharded: parameters of which each process stores a part, by name; empty without FSDP.
     """
 
     def __init__(
@@ -85,41 +85,41 @@ class Checkpoints:
         folder: Path,
         policy: CheckpointPolicy,
         warn: Callable[[str], None],
-        world: World,
+        world: DistributedWorld,
         sharded: Mapping[str, DTensor],
     ) -> None:
         self.folder, self.policy, self.warn, self.world, self.sharded = folder, policy, warn, world, sharded
         self.saved_at = time.monotonic()
-        # The thread that writes has collectives of its own, at the same time as the training's.
+        # The writing thread runs collectives at the same time as the training, so it needs a separate group.
         self.group = dist.new_group(backend="gloo") if sharded else None
         self._thread: threading.Thread | None = None
         self._copied = threading.Event()
         self._error: BaseException | None = None
 
     def due_by_step(self, step: int) -> bool:
-        """Return whether a checkpoint is due after this step by `every_steps` or `keep_every`."""
+        """Check whether a checkpoint is due after this step by `every_steps` or `keep_every`."""
         return self.is_kept(step) or (self.policy.every_steps is not None and step % self.policy.every_steps == 0)
 
     def is_kept(self, step: int) -> bool:
-        """Return whether the checkpoint after this step is kept by `keep_every`."""
+        """Check whether the checkpoint after this step is kept by `keep_every`."""
         return self.policy.keep_every is not None and step % self.policy.keep_every == 0
 
     def due_by_time(self) -> bool:
-        """Return whether the last checkpoint of this run is `every_minutes` old."""
+        """Check whether the last checkpoint of this run is `every_minutes` old."""
         return time.monotonic() - self.saved_at >= self.policy.every_minutes * 60
 
     def found(self) -> list[Path]:
-        """Return the checkpoints of the training, oldest first."""
+        """List the checkpoints of the training run, oldest first."""
         return checkpoints_in(self.folder)
 
     def save(self, snapshot: Snapshot) -> None:
-        """Begin to copy the tensors and to write them; afterwards, the oldest checkpoints are deleted.
+        """Start copying and writing the tensors. The oldest checkpoints are deleted afterwards.
 
-        All processes call it; without FSDP the first one writes. The tensors must not change before `wait_for_copy`
+        All processes call it. Without FSDP only rank 0 writes. The tensors must not change before `wait_for_copy`
         returns.
 
         Raises:
-            OSError: the checkpoint before this one could not be written.
+            OSError: the previous checkpoint could not be written.
         """
         self.wait()
         self.saved_at = time.monotonic()
@@ -135,10 +135,10 @@ class Checkpoints:
             self._copied.wait()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait until the checkpoint that is being written is complete, at most some seconds.
+        """Wait until the checkpoint that is being written is complete, for a limited time if `seconds` is given.
 
         Raises:
-            OSError: it could not be written, e.g. because the disk is full.
+            OSError: the checkpoint could not be written, for example because the disk is full.
         """
         if self._thread:
             self._thread.join(seconds)
@@ -147,10 +147,10 @@ class Checkpoints:
             raise error
 
     def latest(self) -> Snapshot | None:
-        """Return the newest checkpoint that every process can read; the others are reported and passed over.
+        """Read the newest checkpoint that every process can read. Damaged ones are reported and skipped.
 
         Raises:
-            UserError: some processes found no checkpoints, and others did.
+            UserError: some processes see no checkpoints, but others do.
         """
         steps = self.world.gather([step_of(folder) for folder in self.found()])
         if any(steps) and not all(steps):
@@ -161,27 +161,28 @@ class Checkpoints:
         for step in sorted(set.intersection(*map(set, steps)), reverse=True):
             snapshot, problem = None, ""
             try:
-                snapshot = self._read(self._place(step))
+                snapshot = self._read(self._folder_of(step))
             except DAMAGED as error:
                 problem = str(error) or type(error).__name__
-            problems = [each for each in self.world.gather(problem) if each]
+            problems = [message for message in self.world.gather(problem) if message]
             if not problems:
                 return snapshot
-            self.warn(f"{self._place(step)}: the checkpoint cannot be read ({problems[0]}); using the one before it")
+            folder = self._folder_of(step)
+            self.warn(f"{folder}: the checkpoint cannot be read ({problems[0]}); using the one before it")
         return None
 
     def read(self, folder: Path) -> Snapshot:
-        """Return a checkpoint, also one of another training.
+        """Read a checkpoint, which may be from another training run.
 
         Raises:
-            UserError: it is missing or damaged.
+            UserError: the checkpoint is missing or damaged.
         """
         try:
             return self._read(folder)
         except DAMAGED as error:
             raise UserError(f"{folder}: the checkpoint cannot be read ({error})") from None
 
-    def _place(self, step: int) -> Path:
+    def _folder_of(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
     def _run(self, snapshot: Snapshot) -> None:
@@ -192,16 +193,16 @@ class Checkpoints:
 
     def _copy(self, tensors: Parts) -> Parts:
         try:
-            return {
-                part: {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
-                for part, values in tensors.items()
-            }
+            copies: Parts = {}
+            for part, values in tensors.items():
+                copies[part] = {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
+            return copies
         finally:
             self._copied.set()
 
     def _write(self, snapshot: Snapshot) -> None:
-        """Write a checkpoint under another name, and rename it; the work of the thread in each process that writes."""
-        target = self._place(snapshot.step)
+        """Write a checkpoint under a temporary name, and rename it. It runs in the thread of each writing process."""
+        target = self._folder_of(snapshot.step)
         unfinished = self.folder / f"unfinished-{target.name}"
         if self.world.is_main:
             self._discard_unfinished()
@@ -210,20 +211,20 @@ class Checkpoints:
             shards = self._write_shards(snapshot.tensors, unfinished / SHARDS) if self.group else {}
             if self.world.is_main:
                 self._complete(snapshot, unfinished, shards)
-                shutil.rmtree(target, ignore_errors=True)  # a damaged one
+                shutil.rmtree(target, ignore_errors=True)  # an existing one was damaged
                 publish_folder(unfinished, target)
                 self._delete_old(snapshot.step)
         except OSError as raised:
             error = raised
-        errors = self._gather(error)
-        if failed := next((each for each in errors if each), None):
-            if self.world.is_main:  # a full disk: free what was written
+        errors = [raised for raised in self._gather(error) if raised]
+        if errors:
+            if self.world.is_main:  # free the space, as the disk is probably full
                 self._discard_unfinished()
-            raise failed
+            raise errors[0]
 
     def _write_shards(self, tensors: Parts, folder: Path) -> Known:
-        """Write this process' shard, and return the sizes and hashes of all of them; a process hashes its own."""
-        dist.barrier(self.group)  # the first process has removed what a crash left
+        """Write this process' shard, and collect the sizes and hashes of all shards, each hashed by one process."""
+        dist.barrier(self.group)  # wait until rank 0 has removed the remains of a crash
         assert self.group
         write_shards({part: values for part, values in tensors.items() if part != "best"}, folder, self.group)
         files = sorted(folder.iterdir())
@@ -232,7 +233,10 @@ class Checkpoints:
             raise UserError(f"{self.folder}: every process sees other files there: it must be shared by all machines")
         mine = files[self.world.rank :: self.world.size]
         hashes = {f"{SHARDS}/{file.name}": (file.stat().st_size, hash_file(file)) for file in mine}
-        return {name: facts for each in self._gather(hashes) for name, facts in each.items()}
+        known: dict[str, tuple[int, str]] = {}
+        for hashes_of_process in self._gather(hashes):
+            known |= hashes_of_process
+        return known
 
     def _gather(self, value: Any) -> list[Any]:
         values = [value]
@@ -242,20 +246,21 @@ class Checkpoints:
         return values
 
     def _complete(self, snapshot: Snapshot, folder: Path, shards: Known) -> None:
-        """Write what is not sharded, and the record of all files last."""
+        """Write the tensors that are not sharded and, last, the record of all files."""
         (folder / "state").mkdir(parents=True)
         for part, tensors in snapshot.tensors.items():
             if not self.group or part == "best":
                 save_state_dict(tensors, folder / TENSOR_FILES[part])
         TrainingState.create(folder, step=snapshot.step)
-        if snapshot.log:  # a power cut must not leave a checkpoint that knows of more lines than the disk
+        if snapshot.log:  # after a power cut, the disk must have all lines of the log that the checkpoint counts
             sync(snapshot.log)
         files = hash_folder(folder, without=[SHARDS]) | dict(shards)
         (folder / META_FILE).write_bytes(seal({"step": snapshot.step, **snapshot.facts, FILES: files}, indent=None))
 
     def _delete_old(self, step: int) -> None:
-        """Delete what the policy does not keep; checkpoints after this step are damaged, and none of those to keep."""
-        for old in [one for one in self.found() if step_of(one) <= step][: -self.policy.keep_last]:
+        """Delete checkpoints that the policy does not keep. Later steps are damaged and do not count as kept."""
+        complete = [folder for folder in self.found() if step_of(folder) <= step]
+        for old in complete[: -self.policy.keep_last]:
             if not self.is_kept(step_of(old)):
                 shutil.rmtree(old)
 
@@ -265,18 +270,20 @@ class Checkpoints:
         facts.pop(FILES, None)
         if step_of(folder) != step:
             raise ValueError(f"{META_FILE} is that of step {step}")
-        if problems := wrong_sizes(folder, known) or damage(folder, self._checked_here(known)):
+        problems = wrong_sizes(folder, known) or damage(folder, self._checked_here(known))
+        if problems:
             raise ValueError("; ".join(problems))
         tensors = read_shards(folder / SHARDS, self.sharded) if (folder / SHARDS).is_dir() else {}
         for part, file in TENSOR_FILES.items():
             if (folder / file).exists() and (part != "best" or self.world.is_main):
                 tensors[part] = cut(part, load_file(folder / file), {} if part == "best" else self.sharded)
-        if missing := {"model", "optimizer"} - set(tensors):
+        missing = {"model", "optimizer"} - set(tensors)
+        if missing:
             raise ValueError(f"{' and '.join(sorted(missing))} missing")
         return Snapshot(step, tensors, facts, folder=folder)
 
     def _checked_here(self, known: Known) -> Known:
-        """Return the files whose hashes this process compares: its share of the shards, and all others."""
+        """Select the files whose hashes this process compares: its share of the shards, and all other files."""
         shards = sorted(name for name in known if name.startswith(f"{SHARDS}/"))
         others = set(shards) - set(shards[self.world.rank :: self.world.size])
         return {name: facts for name, facts in known.items() if name not in others}

@@ -1,7 +1,7 @@
-"""Tensors of a checkpoint in the sharded form: each process writes what it stores, any number of processes read it.
+"""Tensors of a checkpoint in sharded form. Each process writes its part, and any number of processes can read it.
 
-Keys are `part/name`, such as `model/net.0.weight`. The files are safetensors, whose headers say which rows of which
-tensor they have (`torch.distributed.checkpoint`).
+Keys are `part/name`, such as `model/net.0.weight`. The files are safetensors, whose headers list the rows of the
+tensors that they contain (`torch.distributed.checkpoint`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ Parts = dict[str, dict[str, Tensor]]
 
 
 def write_shards(parts: Mapping[str, Mapping[str, Tensor]], folder: Path, group: ProcessGroup) -> None:
-    """Write this process' part of the tensors into a new folder; a collective of the group.
+    """Write this process' part of the tensors into a new folder. All processes of the group must call it.
 
     Raises:
-        OSError: a process cannot write, e.g. its disk is full; it names the folder.
+        OSError: a process cannot write, for example because its disk is full. The error names the folder.
     """
-    tensors: dict[str, Any] = {
-        f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()
-    }
+    tensors: dict[str, Any] = {}
+    for part, values in parts.items():
+        for name, value in values.items():
+            tensors[f"{part}/{name}"] = value
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         save(tensors, storage_writer=writer, process_group=group)
@@ -45,32 +46,33 @@ def write_shards(parts: Mapping[str, Mapping[str, Tensor]], folder: Path, group:
 
 
 def read_shards(folder: Path, sharded: Mapping[str, DTensor]) -> Parts:
-    """Return the tensors of a folder: this process' part of those that it shards, the others whole.
+    """Read the tensors in a folder: this process' part of sharded tensors, all others whole.
 
     Args:
-        folder: as `write_shards` made it, by any number of processes.
-        sharded: parameters by name, which their averages and optimizer state follow.
+        folder: folder written by `write_shards`, with any number of processes.
+        sharded: sharded parameters by name. Their averages and optimizer state are sharded in the same way.
     """
     reader = HuggingFaceStorageReader(str(folder))
-    found: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     for key, entry in reader.read_metadata().state_dict_metadata.items():
         assert isinstance(entry, TensorStorageMetadata)
         part, _, name = key.partition("/")
         like = owner(part, name, entry.size, sharded)
         dtype = entry.properties.dtype
-        found[key] = torch.empty(entry.size, dtype=dtype) if like is None else torch.empty_like(like, dtype=dtype)
+        tensors[key] = torch.empty(entry.size, dtype=dtype) if like is None else torch.empty_like(like, dtype=dtype)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as is intended: each reads alone
-        load(found, storage_reader=reader, no_dist=True)
+        # Each process reads alone, so this is intended.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(tensors, storage_reader=reader, no_dist=True)
     parts: Parts = {}
-    for key, value in found.items():
+    for key, value in tensors.items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value
     return parts
 
 
 def cut(part: str, values: Mapping[str, Tensor], sharded: Mapping[str, DTensor]) -> dict[str, Tensor]:
-    """Return whole tensors as this process stores them; arguments as in `read_shards`."""
+    """Cut whole tensors into the parts that this process stores. The arguments are as in `read_shards`."""
     placed = dict(values)
     for name, value in values.items():
         like = owner(part, name, value.shape, sharded)
@@ -82,6 +84,6 @@ def cut(part: str, values: Mapping[str, Tensor], sharded: Mapping[str, DTensor])
 
 
 def owner(part: str, name: str, shape: torch.Size, sharded: Mapping[str, DTensor]) -> DTensor | None:
-    """Return the sharded parameter that a tensor of a checkpoint belongs to, if it has its shape."""
+    """Find the sharded parameter that a tensor of a checkpoint belongs to, None if the shapes differ."""
     like = sharded.get(name.rpartition("/")[0] if part == "optimizer" else name)
     return like if like is not None and like.shape == shape else None

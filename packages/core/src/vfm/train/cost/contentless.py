@@ -1,7 +1,7 @@
-"""Tensors without contents: a step on them has the shapes, types and devices of a training, and allocates nothing.
+"""Tensors without contents, on which a training step has the real shapes, types and devices, but allocates nothing.
 
-What the host reads is zero, and where a size depends on values (the kept boxes of a suppression, where a condition
-holds) it is the largest possible; of a mask as an index a stated share is selected.
+The host reads zeros from them. A size that depends on values (boxes after a suppression, indices where a condition
+holds) is the largest possible one. If a mask is used as an index, it selects a given share.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ aten = torch.ops.aten
 
 @contextmanager
 def contentless(selected: float = 1.0) -> Iterator[None]:
-    """Make all new tensors contentless within the context, on any device, whether or not the machine has it.
+    """Create all new tensors without contents within the context, even on devices that the machine does not have.
 
     Args:
-        selected: share of the elements that a mask as an index selects.
+        selected: share of the elements that a mask selects if it is used as an index.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # as deepcopy does
@@ -44,10 +44,12 @@ class _LargestSizes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is aten._local_scalar_dense.default:
-            return False if args[0].dtype == torch.bool else 0.0 if args[0].is_floating_point() else 0
+            if args[0].dtype == torch.bool:
+                return False
+            return 0.0 if args[0].is_floating_point() else 0
         if func is aten.nonzero.default:
             return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.int64)
-        if func is aten._unique2.default:  # one value, so that what is grouped by it is one group
+        if func is aten._unique2.default:  # one value, so that grouping by it gives one group
             inverse = args[0].new_empty(args[0].shape, dtype=torch.int64)
             return args[0].new_empty(1), inverse, args[0].new_empty(1, dtype=torch.int64)
         if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default):
@@ -57,19 +59,19 @@ class _LargestSizes(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _by_numbers(self, index: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Return an index in which masks are replaced by the numbers of the elements that they select."""
-        found: list[Tensor | None] = []
-        for one in index:
-            if one is None or one.dtype not in (torch.bool, torch.uint8):
-                found.append(one)
+        """Replace masks in an index by the numbers of the elements that they select."""
+        numbers: list[Tensor | None] = []
+        for part in index:
+            if part is None or part.dtype not in (torch.bool, torch.uint8):
+                numbers.append(part)
             else:
-                count = math.ceil(self.selected * one.numel())
-                found += [one.new_empty(count, dtype=torch.int64) for _ in range(one.ndim)]
-        return found
+                count = math.ceil(self.selected * part.numel())
+                numbers += [part.new_empty(count, dtype=torch.int64) for _ in range(part.ndim)]
+        return numbers
 
 
 class _ReadAsZero(TorchFunctionMode):
-    """Gives the host zeros for the values of a whole tensor."""
+    """Returns zeros when the host reads the values of a whole tensor."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")

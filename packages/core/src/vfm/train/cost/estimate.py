@@ -1,8 +1,8 @@
-"""The cost of a training, computed on tensors without contents: one optimizer step is run, and nothing is allocated.
+"""The cost of a training run, estimated by one optimizer step on tensors without contents, which allocates nothing.
 
-The numbers are those of plain torch: attention is fused, kernels of `vfm_kernels` and `torch.compile` are not in them.
-Not counted is what other processes send (features of a contrastive loss, FSDP's gathered blocks) and what an allocator
-or CUDA itself keeps.
+The numbers are for plain torch with fused attention, without the kernels of `vfm_kernels` and without `torch.compile`.
+Tensors from other processes (features of a contrastive loss, FSDP's gathered blocks) and memory held by the allocator
+or by CUDA are not counted.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from vfm.train.optim.optim import build_optimizer
 from vfm.train.optim.precision import AUTOCAST
 from vfm.train.task import Metrics, Task
 
-DEVICE = "cpu"  # contentless there too; the optimizer's kernels need another one than meta
+DEVICE = "cpu"  # contentless too, but unlike `meta` it has the fused optimizer kernels
 
 
 def estimate_training(
     task: Task[Any], make_inputs: Callable[[int], Any], config: Training, *, selected: float = 1.0
 ) -> Cost:
-    """Return the cost of a training.
+    """Estimate the cost of a training run.
 
     Args:
-        task: on the meta device; it cannot be used afterwards.
-        make_inputs: returns inputs for a number of samples, as the task gets them; their contents do not matter.
-        config: of the training.
-        selected: share of the elements that a mask as an index selects.
+        task: task on the meta device. It cannot be used afterwards.
+        make_inputs: creates the inputs of the task for a number of samples. Their contents do not matter.
+        config: configuration of the training.
+        selected: share of the elements that a mask selects if it is used as an index.
     """
     share = max(1, config.global_batch_size // config.runtime.processes)
     micro = min(config.micro_batch_size or share, share)
@@ -64,7 +64,7 @@ class _Step:
         with counter:
             optimizer = build_optimizer(task, config.optimizer, config.lr)
             state = _state_bytes(optimizer, trained)
-            if number == 1:  # else the gradients of the earlier micro-batches are there
+            if number == 1:  # with several micro-batches, the earlier gradients are in memory
                 optimizer.zero_grad(set_to_none=True)
             before = counter.now
             average = Ema(task, config.ema_decay) if config.ema_decay else None
@@ -84,23 +84,25 @@ class _Step:
             weights // shards, gradients // shards, state // shards, averaged // shards, max(0, counter.peak - fixed)
         )
         numbers = {id(parameter): parameter.numel() for parameter in held if isinstance(parameter, torch.nn.Parameter)}
-        own = sum(parameter.nbytes for parameter in task.parameters()) + averaged
+        saved = sum(parameter.nbytes for parameter in task.parameters()) + averaged
         policy = config.checkpoint
-        # While the newest is written, the oldest is still there.
-        kept = policy.keep_last + 1 + (config.num_steps // policy.keep_every if policy.keep_every else 0)
+        # While the newest checkpoint is written, the oldest one still exists.
+        num_checkpoints = policy.keep_last + 1
+        if policy.keep_every:
+            num_checkpoints += config.num_steps // policy.keep_every
         best = weights if config.evaluation.keep_best else 0
         return Cost(
             parameters=sum(numbers.values()),
             trained=sum(parameter.numel() for parameter in trained),
             memory=memory,
             flops=float(flops) * config.num_steps * config.runtime.processes,
-            disk=own + kept * (own + state + best),
+            disk=saved + num_checkpoints * (saved + state + best),
         )
 
 
 @dataclass
 class _Runs:
-    """Runs a task's methods on one micro-batch of a step, and repeats the results for the others."""
+    """Runs the methods of a task on one micro-batch of a step, and repeats the results for the others."""
 
     task: Task[Any]
     config: Training
@@ -114,7 +116,7 @@ class _Runs:
     def call(
         self, batch: Batch[Any], method: Callable[..., tuple[Tensor, Metrics]] | None = None, /, *args: Any
     ) -> tuple[Tensor, Metrics]:
-        """Return the method's results; a repeated loss takes no gradient."""
+        """Run a method, or repeat its results. A repeated loss takes no gradient."""
         name = getattr(method, "__name__", "forward")
         if name in self.done:
             loss, metrics, flops = self.done[name]
@@ -122,7 +124,7 @@ class _Runs:
             return loss.clone(), {key: value.clone() for key, value in metrics.items()}
         before = self.counter.flops
         precision = self.config.precision
-        if precision == "auto":  # as on a CUDA device, unless the device is the CPU
+        if precision == "auto":  # estimate for a CUDA device, unless the CPU is configured
             precision = "fp32" if self.config.runtime.device == "cpu" else "amp_bf16"
         with torch.autocast("cpu", dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST):
             loss, metrics = (method or self.task)(batch.inputs, *args)
@@ -132,7 +134,7 @@ class _Runs:
         return loss, metrics
 
     def backward(self, loss: Tensor) -> None:
-        """Compute a loss' gradients; a repeated one counts as often as it would be computed."""
+        """Compute the gradients of a loss. A repeated loss counts as often as it would be computed."""
         before = self.counter.flops
         if loss.requires_grad:
             torch.autograd.backward(loss)
@@ -141,10 +143,11 @@ class _Runs:
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer, trained: list[torch.nn.Parameter]) -> int:
-    """Let the optimizer make its state by one step, and leave the gradients; return the bytes of the state."""
+    """Measure the bytes of the optimizer's state by taking one step. The gradients stay in memory."""
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
-    return sum(
-        value.nbytes for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
-    )
+    total = 0
+    for state in optimizer.state.values():
+        total += sum(value.nbytes for value in state.values() if isinstance(value, Tensor))
+    return total

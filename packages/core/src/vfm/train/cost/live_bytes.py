@@ -1,4 +1,4 @@
-"""A counter of the bytes of live tensors and of operations, for real tensors and for those without contents."""
+"""A counter of operations and of the bytes of live tensors, also for tensors without contents."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vfm.train.cost.operations import COUNTS
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts, within its context, what new tensors take and when it is free again, every storage once.
+    """Counts the bytes of new tensors within its context until they are freed, and each storage once.
 
     Attributes:
-        now: bytes of the tensors that live.
+        now: bytes of live tensors.
         peak: the largest value of `now`.
         flops: operations of matrix products, convolutions and attention.
     """
@@ -29,7 +29,7 @@ class LiveBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def hold(self, tensors: Iterable[Tensor]) -> int:
-        """Count tensors that were made before; return their bytes."""
+        """Count existing tensors, and return their bytes."""
         before = self.now
         for tensor in tensors:
             self._add(tensor)
@@ -37,21 +37,21 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "prim":  # questions such as a tensor's device
+        if func.namespace == "prim":  # queries such as the device of a tensor
             return NotImplemented
         count = COUNTS.get(func._overloadpacket)
         if torch.is_inference_mode_enabled() and count is None:
-            with self:  # composite operations arrive whole there
-                found = func.decompose(*args, **kwargs)
-            if found is not NotImplemented:
-                return found
-        made = func(*args, **kwargs)
+            with self:  # inference mode does not decompose composite operations
+                decomposed = func.decompose(*args, **kwargs)
+            if decomposed is not NotImplemented:
+                return decomposed
+        result = func(*args, **kwargs)
         if count:
-            self.flops += count(*args, **kwargs, out_val=made)
-        for leaf in tree_leaves(made):
+            self.flops += count(*args, **kwargs, out_val=result)
+        for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._add(leaf)
-        return made
+        return result
 
     def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

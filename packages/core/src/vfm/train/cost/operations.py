@@ -1,4 +1,4 @@
-"""Operations of matrix products, convolutions and attention: torch's table, which has no attention of the CPU."""
+"""Counts of operations of matrix products, convolutions and attention: torch's table, with attention on the CPU."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ COUNTS: MutableMapping[Any, Callable[..., int]] = ChainMap(
     },
     flop_registry,
 )
-"""Functions from an operation's arguments, and its result as `out_val`, to 2 for each multiplication and addition."""
+"""Functions from the arguments of an operation and its result (`out_val`) to the count, 2 per multiply-add."""
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations and leaves them as they are; torch's own counter decomposes some, which changes bits."""
+    """Counts operations without changing them. torch's counter decomposes some of them, which changes results."""
 
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        if count := COUNTS.get(func._overloadpacket):
-            self.flops += count(*args, **(kwargs or {}), out_val=found)
-        return found
+        result = func(*args, **(kwargs or {}))
+        count = COUNTS.get(func._overloadpacket)
+        if count:
+            self.flops += count(*args, **(kwargs or {}), out_val=result)
+        return result

@@ -1,4 +1,4 @@
-"""Operations of a step, counted once, and the share of the device's peak that they reach."""
+"""The number of operations of a step, counted once, and the share of the device's peak that is reached."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from vfm.interfaces import TrainingRuntime
 from vfm.train.cost.operations import Operations
 
-# Dense operations a second in 1e12: of bf16 or fp16, and of fp32 (as TF32 where the device has it). From NVIDIA's data
-# sheets; the first name that is a part of the device's counts.
+# Dense operations per second in 1e12, in bf16 or fp16, and in fp32 (TF32 if the device has it), from NVIDIA's data
+# sheets. The first name that is part of the device's name counts.
 PEAKS = {
     "B200": (2250.0, 1125.0),
     "H200": (989.0, 494.0),
@@ -31,11 +31,11 @@ PEAKS = {
 
 
 def peak_tflops(device_name: str, *, half: bool) -> float | None:
-    """Return the peak of a device in 1e12 operations a second; None if it is not known.
+    """Look up the peak of a device in 1e12 operations per second, None if it is not known.
 
     Args:
-        device_name: as torch names it, "NVIDIA H100 80GB HBM3".
-        half: of matrix products in bf16 or fp16, else in fp32.
+        device_name: name from torch, such as "NVIDIA H100 80GB HBM3".
+        half: whether matrix products are in bf16 or fp16 instead of fp32.
     """
     for name, (in_half, in_full) in PEAKS.items():
         if name in device_name:
@@ -44,23 +44,23 @@ def peak_tflops(device_name: str, *, half: bool) -> float | None:
 
 
 class Throughput:
-    """The operations of this process in a second.
+    """The operations per second of this process.
 
     Args:
         device: the device.
-        runtime: of the training. With fsdp nothing is counted.
+        runtime: runtime of the training. With fsdp nothing is counted.
         half: whether matrix products are in bf16 or fp16.
     """
 
     def __init__(self, device: torch.device, runtime: TrainingRuntime, *, half: bool) -> None:
         self.device, self.runtime, self.half = device, runtime, half
-        self.flops = 0  # of a step, also what is computed twice; 0: not counted
+        self.flops = 0  # operations of a step, including recomputation; 0: not counted yet
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count the operations within the context, once; compiled layers, which hide them, run eagerly.
+        """Count the operations within the context, once. Compiled layers would hide operations, so they run eagerly.
 
-        A training that resumes takes `flops` from its checkpoint, so that its first step is compiled as well.
+        A resumed run takes `flops` from its checkpoint, so that its first step is compiled as well.
         """
         if self.flops or self.runtime.parallel == "fsdp":
             yield
@@ -71,10 +71,13 @@ class Throughput:
         self.flops = max(1, counter.flops)
 
     def reached(self, steps: int, seconds: float) -> dict[str, float]:
-        """Return the rate of the last steps, and its share of the peak where that is known."""
+        """Compute the rate of the last steps and, if the peak is known, its share of the peak."""
         if not self.flops:
             return {}
         rate = self.flops * steps / seconds / 1e12
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
         peak = peak_tflops(name, half=self.half)
-        return {"train/tflops": round(rate, 4), **({"train/mfu_pct": round(100 * rate / peak, 2)} if peak else {})}
+        values = {"train/tflops": round(rate, 4)}
+        if peak:
+            values["train/mfu_pct"] = round(100 * rate / peak, 2)
+        return values

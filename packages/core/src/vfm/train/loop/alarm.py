@@ -1,4 +1,4 @@
-"""Warnings about a training's metrics: each is raised once, when the metrics are logged."""
+"""Warnings about the metrics of a training run. Each is raised once, when the metrics are logged."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vfm.train.loop.curves import METRICS_FILE
 
 
 class Alarm(ABC):
-    """Watches the events of a training on their way to the listeners: `replace(ctx, send=MyAlarm(ctx, config))`.
+    """Watches the events of a training run on their way to the listeners: `replace(ctx, send=MyAlarm(ctx, config))`.
 
-    Warnings that an interrupted training had raised are not repeated.
+    Warnings that were raised before an interruption are not repeated.
     """
 
     def __init__(self, ctx: Context) -> None:
@@ -22,15 +22,15 @@ class Alarm(ABC):
 
     @abstractmethod
     def check(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Yield the problems at a step, each as a name and a message.
+        """Yield the problems at a step as pairs of a name and a message.
 
         Args:
-            step: optimizer steps so far.
-            values: the training's metrics by the names in the log; None if not finite.
+            step: number of optimizer steps so far.
+            values: metrics by their names in the log, None if not finite.
         """
 
     def __call__(self, event: Event) -> None:
-        """Forward the event, and check it if it carries the training's metrics."""
+        """Forward the event, and check it if it has metrics of the training."""
         self.ctx.send(event)
         if event.type == "metrics" and "train/loss" in event.data["values"]:
             step = event.data["step"]
@@ -42,7 +42,7 @@ class Alarm(ABC):
                     self.ctx.warn(message)
 
     def _catch_up(self, step: int) -> None:
-        """Check the metrics that an interrupted run logged before `step`: their warnings were raised then."""
+        """Mark warnings for metrics that an interrupted run logged before `step` as raised."""
         self.caught_up = True
         file = self.ctx.work / METRICS_FILE
         lines = read_json_lines(file) if file.is_file() else []

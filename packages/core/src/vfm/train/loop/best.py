@@ -1,4 +1,4 @@
-"""`keep_best`: exports the weights with the highest score of an evaluation instead of the last ones."""
+"""`keep_best`: export the weights with the highest score in an evaluation instead of the last ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vfm.train.optim.state import load_model, model_tensors
 
 
 class BestWeights:
-    """The weights with the highest score so far, kept in the first process' memory and in its checkpoints."""
+    """The weights with the highest score so far, in the memory of rank 0 and in its checkpoints."""
 
     def __init__(self, config: Training, ctx: Context) -> None:
         self.metric, self.num_steps, self.ctx = config.evaluation.keep_best, config.num_steps, ctx
@@ -26,12 +26,12 @@ class BestWeights:
         """Keep the model as evaluated after `step` (0: the initial weights) if it has the highest score so far.
 
         Args:
-            step: optimizer steps so far.
-            scores: of all evaluations, by the names in the log.
+            step: number of optimizer steps so far.
+            scores: scores of all evaluations, by their names in the log.
             module: the evaluated model.
 
         Raises:
-            UserError: the metric is not among them.
+            UserError: the metric is not among the scores.
         """
         if self.metric is None:
             return
@@ -45,21 +45,23 @@ class BestWeights:
             self.tensors = {name: value.to("cpu", copy=True) for name, value in model_tensors(module).items()}
 
     def restore_best(self, module: nn.Module) -> None:
-        """Load the best weights into the module, and report which they are and what the last ones scored."""
+        """Load the best weights into the module, and report their step and the score of the last weights."""
         if not self.tensors:
             return
         load_model(module, self.tensors, self.ctx.stage)
         text = f"{self.metric} is highest after step {self.step} of {self.num_steps}, {self.scores[self.step]:.4g}: "
-        other = f"these weights are exported; the last ones have {self.scores[self.num_steps]:.4g}"
-        text += "the last weights are exported" if self.step == self.num_steps else other
+        if self.step == self.num_steps:
+            text += "the last weights are exported"
+        else:
+            text += f"these weights are exported; the last ones have {self.scores[self.num_steps]:.4g}"
         self.ctx.log(f"keep_best: {text}")
         note = "A score that selects weights is biased upwards; report scores on other data."
         self.ctx.panel(TextPanel(title="Exported weights", order=15, text=text, note=note))
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs besides the tensors."""
+        """Build the state for a checkpoint, without the tensors."""
         return {"step": self.step, "scores": list(self.scores.items())}
 
     def restore(self, state: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Restore the state of a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.step, self.scores, self.tensors = state["step"], dict(state["scores"]), tensors

@@ -1,4 +1,4 @@
-"""Trainings that start from the state of another one: `continue_from`, and the checkpoints that are kept for it."""
+"""Training from the state of another run (`continue_from`), and the checkpoints that are kept for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def keep_checkpoints(checkpoints: Checkpoints, directory: Path, last: int) -> No
     """Link the checkpoints that the policy keeps into an artifact, where they stay after it is published.
 
     Args:
-        checkpoints: of the training.
+        checkpoints: checkpoints of the training.
         directory: folder of the artifact.
         last: the last step, whose checkpoint `keep_state` keeps.
     """
@@ -36,18 +36,18 @@ def _link(source: str, target: str) -> None:
 
 
 def earlier_snapshot(config: Training, ctx: Context, checkpoints: Checkpoints) -> Snapshot | None:
-    """Return the state that a training starts from; None if it starts anew.
+    """Read the state that a training starts from, None if it starts from the initial weights.
 
-    Only weights, averages and optimizer state come from the other training: bad samples and scores count from here.
+    Only weights, averages and optimizer state come from the other run. Counts of bad samples and scores start anew.
+    Rank 0 copies the other run's log of the steps so far to the beginning of the new log.
 
     Args:
-        config: the training.
-        ctx: its context.
-        checkpoints: read it. The first process writes the other training's log of the steps so far, as the first lines
-            of this one's.
+        config: configuration of the training.
+        ctx: context of the training.
+        checkpoints: reads the state.
 
     Raises:
-        UserError: the state is damaged, of another optimizer, or already has as many steps as this training or more.
+        UserError: the state is damaged, is of another optimizer, or has as many steps as this training or more.
     """
     if config.continue_from is None:
         return None
@@ -69,8 +69,9 @@ def earlier_snapshot(config: Training, ctx: Context, checkpoints: Checkpoints) -
             f"{ctx.stage}: continue_from: the state in {folder} has no average of the weights: omit ema_decay"
         )
     curves = snapshot.facts["curves"]
-    log = next((place / METRICS_FILE for place in folder.parents[:2] if (place / METRICS_FILE).is_file()), None)
-    lines = log.read_bytes()[: curves["file_bytes"]] if log else b""
+    # The log is in the work folder of an unfinished run, or in the artifact above the folder of kept checkpoints.
+    logs = [parent / METRICS_FILE for parent in folder.parents[:2] if (parent / METRICS_FILE).is_file()]
+    lines = logs[0].read_bytes()[: curves["file_bytes"]] if logs else b""
     if checkpoints.world.is_main:
         (ctx.work / METRICS_FILE).write_bytes(lines)
     samples = curves.get("samples", snapshot.step * config.global_batch_size)

@@ -1,6 +1,6 @@
-"""Metrics of a training: summed on the device, read every `log_every` steps, and stored as lines.
+"""Metrics of a training run: summed on the device, read every `log_every` steps, and stored as lines.
 
-`metrics.jsonl` contains only what the configuration determines, so a resumed training writes the same bytes as an
+`metrics.jsonl` contains only values that the configuration determines, so a resumed run writes the same bytes as an
 uninterrupted one. Speed, data wait and memory are only in the `metrics` event.
 """
 
@@ -27,32 +27,32 @@ from vfm.train.loop.training_charts import (
     METRICS_FILE as METRICS_FILE,  # public in `vfm.train`
     training_charts,
 )
-from vfm.train.parallel.dist import World
+from vfm.train.parallel.dist import DistributedWorld
 
 
-class Curves:
-    """Metrics as means over the steps since the last log line; each over those steps that gave it.
+class MetricsLog:
+    """Metrics as means over the steps since the last log line that reported them.
 
-    So a metric that is computed at log steps only (`Task.is_log_step`) has the value of the last step. A line has all
-    names of earlier ones, with None for a metric that no step has given: a resumed training may have another
+    A metric that is only computed at log steps (`Task.is_log_step`) thus has the value of the last step. A line has all
+    names of earlier lines, with None for a metric that no step has reported, since a resumed run may have another
     `log_every`, or skip the step at which the metric was due.
     """
 
-    def __init__(self, ctx: Context, plan: Training, world: World, throughput: Throughput) -> None:
+    def __init__(self, ctx: Context, plan: Training, world: DistributedWorld, throughput: Throughput) -> None:
         self.ctx, self.plan, self.world, self.throughput = ctx, plan, world, throughput
         self.file = ctx.work / METRICS_FILE
-        self.samples = 0  # read so far, by all processes; a DataLoader may have a smaller last batch
+        self.samples = 0  # read so far by all processes; a DataLoader may have a smaller last batch
         self.names: list[str] = []  # in the lines so far
-        self.sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}  # by what a step gave: the sum, and of how many steps
+        self.sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}  # names of metrics -> sums, number of steps
         self.waited = 0.0  # seconds without data since the last log line
         self.restart_clock()
 
     def due(self, step: int) -> bool:
-        """Return whether a line is due after this step, counted from 1."""
+        """Check whether a line is due after this step, counted from 1."""
         return step % self.plan.log_every == 0 or step == self.plan.num_steps
 
     def is_last_before_line(self, step: int) -> bool:
-        """Return whether no later step is taken before the next line: all of them are in `skip_steps`."""
+        """Check whether no later step is taken before the next line, because `skip_steps` has all of them."""
         while not self.due(step):
             step += 1
             if step not in self.plan.skip_steps:
@@ -64,7 +64,7 @@ class Curves:
         self.samples += self.world.size * sum(map(len, micro_batches))
 
     def add(self, names: list[str], values: Tensor) -> None:
-        """Add one step's metrics, without a synchronisation with the device."""
+        """Add the metrics of a step without synchronising with the device."""
         total, count = self.sums.get(tuple(names), (torch.zeros_like(values), 0))
         self.sums[tuple(names)] = (total + values, count + 1)
         self._steps += 1
@@ -86,7 +86,7 @@ class Curves:
         self.ctx.progress(step, self.plan.num_steps, **shown)
 
     def _means(self) -> dict[str, float]:
-        """Return the mean of each metric."""
+        """Compute the mean of each metric."""
         totals, counts = Counter[str](), Counter[str]()
         for names, (total, count) in self.sums.items():
             for name, value in zip(names, total.tolist(), strict=True):
@@ -95,7 +95,7 @@ class Curves:
         return {name: totals[name] / counts[name] for name in totals}
 
     def write_scores(self, step: int, evaluation: Evaluation, scores: Mapping[str, float]) -> dict[str, float]:
-        """Append an evaluation's scores, send them to the listeners, and return them by the log's names."""
+        """Append the scores of an evaluation, send them to the listeners, and return them by their names in the log."""
         values = {f"val/{evaluation.log_prefix}{metric}": value for metric, value in scores.items()}
         self._append({"step": step, "samples": self.samples, "split": "val", "eval": evaluation.name, **values})
         self.ctx.emit("metrics", step=step, samples=self.samples, values=values)
@@ -106,7 +106,7 @@ class Curves:
             file.write(json.dumps(line) + "\n")
 
     def restart_clock(self) -> None:
-        """Restart the measurement of speed, after something other than training."""
+        """Restart the measurement of speed after a pause in training."""
         self._since, self._steps, self._samples, self.waited = time.perf_counter(), 0, self.samples, 0.0
 
     def _speed(self) -> dict[str, float]:
@@ -116,22 +116,25 @@ class Curves:
         steps, self._steps = self._steps, 0
         samples, self._samples = self.samples - self._samples, self.samples
         by_rank = self.world.gather((waited / seconds, round(memory_gib(self.world.device), 3)))
-        return {
+        speed = {
             "train/samples_per_second": round(samples / seconds, 2),
             "train/data_wait_pct": round(100 * max(share for share, _ in by_rank), 1),
             **self.throughput.reached(steps, seconds),
             "sys/mem_gib": max(size for _, size in by_rank),
-            **({f"sys/mem_gib/{rank}": size for rank, (_, size) in enumerate(by_rank)} if len(by_rank) > 1 else {}),
         }
+        if len(by_rank) > 1:
+            for rank, (_, size) in enumerate(by_rank):
+                speed[f"sys/mem_gib/{rank}"] = size
+        return speed
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs: the sums since the last line, the samples, and the length of the file."""
+        """Build the state for a checkpoint: the sums since the last line, the samples, and the length of the file."""
         sums = [[names, total.tolist(), count] for names, (total, count) in self.sums.items()]
         size = self.file.stat().st_size if self.file.exists() else 0
         return {"names": self.names, "sums": sums, "samples": self.samples, "file_bytes": size}
 
     def restore(self, state: dict[str, Any] | None, step: int = 0) -> None:
-        """Restore the state of a checkpoint after a step (None: the initial one); later lines are cut off."""
+        """Restore the state from a checkpoint after a step (None: the initial state), and cut off later lines."""
         if self.world.is_main:
             self.file.touch()
             expected = state["file_bytes"] if state else 0
@@ -156,7 +159,7 @@ class Curves:
 
 
 def memory_gib(device: torch.device) -> float:
-    """Return the peak memory so far: of the CUDA device, else of this process."""
+    """Measure the peak memory so far, on the CUDA device or else in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB

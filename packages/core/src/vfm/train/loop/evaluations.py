@@ -1,4 +1,4 @@
-"""Evaluations of a model during its training, or of the models between two (`models.interpolate`)."""
+"""Evaluations of a model in training, or of interpolated models (`models.interpolate`)."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from vfm.interfaces import Context, Evaluation, Event, LeftToFirst, Training
-from vfm.train.parallel.dist import World
+from vfm.train.parallel.dist import DistributedWorld
 from vfm.train.parallel.sharing import sharing
 
 S = TypeVar("S")
 
 
 class Evaluations:
-    """The evaluations of a training: when they are due, and their scores.
+    """The evaluations of a training run: when they are due, and their scores.
 
-    They do not disturb the training's random draws, since each of its forward passes is seeded anew.
+    They do not change the random draws of the training, since each of its forward passes is seeded anew.
     """
 
     def __init__(self, config: Training, ctx: Context) -> None:
         self.policy, self.num_steps, self.ctx = config.evaluation, config.num_steps, ctx
 
     def due(self, step: int) -> bool:
-        """Return whether to evaluate after this step: every `every_steps`, and after the last."""
+        """Check whether to evaluate after this step: every `every_steps`, and after the last step."""
         every = self.policy.every_steps or self.num_steps
         return bool(self.policy.tasks) and (step % every == 0 or step == self.num_steps)
 
-    def run(self, encoder: Any, world: World) -> Iterator[tuple[Evaluation, Mapping[str, float]]]:
-        """Yield each evaluation with its scores for `encoder`."""
+    def run(self, encoder: Any, world: DistributedWorld) -> Iterator[tuple[Evaluation, Mapping[str, float]]]:
+        """Evaluate `encoder`, and yield each evaluation with its scores."""
         return run_evaluations(self.ctx, self.policy.tasks, encoder, world, values_of)
 
 
 def values_of(evaluation: Evaluation, ctx: Context, encoder: Any) -> Mapping[str, float]:
-    """Return the value of each metric."""
+    """Compute the value of each metric."""
     return evaluation.scores(ctx, encoder)
 
 
@@ -44,14 +44,14 @@ def run_evaluations(
     ctx: Context,
     evaluations: Sequence[Evaluation],
     encoder: Any,
-    world: World,
+    world: DistributedWorld,
     evaluate: Callable[[Evaluation, Context, Any], Mapping[str, S]],
 ) -> Iterator[tuple[Evaluation, Mapping[str, S]]]:
-    """Yield each evaluation with what `evaluate` returns for a model, in the first process.
+    """Evaluate a model, and yield each evaluation with the result of `evaluate` in rank 0.
 
-    The others compute their share of the batches, or wait where an evaluation shares none (`Stage.in_processes`), and
-    yield nothing. Panels are discarded, and of the events only warnings are sent: progress and counts of bad samples
-    belong to the stage that trains.
+    The other processes compute their share of the batches, or wait if an evaluation is not shared
+    (`Stage.in_processes`), and yield nothing. Panels are discarded. Only warnings are sent as events, because progress
+    and counts of bad samples belong to the stage that trains.
     """
 
     def send(event: Event) -> None:

@@ -1,10 +1,11 @@
-"""Reasons to stop a training: a loss or gradient that is not finite, and too many samples that cannot be read."""
+"""Checks that stop a training run: a loss or gradient that is not finite, or too many unreadable samples."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,27 +16,27 @@ from vfm.data.loading.batch import Batch
 from vfm.interfaces import Context, Training
 from vfm.statistics import wilson_interval
 from vfm.train.checkpoint.checkpoint_folders import checkpoints_in
-from vfm.train.parallel.dist import World
+from vfm.train.parallel.dist import DistributedWorld
 
-NAMED = 8  # samples that a message names; the others are in a file
+NAMED = 8  # samples that a message names; the others are listed in a file
 REMEMBERED = 10_000  # bad samples, about 1 MB in a checkpoint
 
 
 class FiniteGuard:
-    """Keeps a NaN or infinity out of the weights without a synchronisation with the device.
+    """Keeps NaN and infinity out of the weights without synchronising with the device.
 
-    `found_inf` is passed to the fused optimizer, which leaves weights and state unchanged where it is 1. It stays 1
-    from the first such step on, so the weights are the last good ones whenever the host reads the flag.
+    `found_inf` is passed to the fused optimizer, which leaves weights and state unchanged if it is 1. It stays 1 from
+    the first step that is not finite, so whenever the host reads the flag, the weights are the last good ones.
     """
 
-    def __init__(self, ctx: Context, world: World) -> None:
+    def __init__(self, ctx: Context, world: DistributedWorld) -> None:
         self.ctx, self.world = ctx, world
         self.found_inf = torch.zeros((), device=world.device)
         self.first = torch.full((), -1, dtype=torch.long, device=world.device)
         self.unread: dict[int, list[tuple[list[str], Tensor]]] = {}
 
     def check(self, step: int, values: Sequence[Tensor], losses: list[tuple[list[str], Tensor]]) -> Tensor:
-        """Return the flag for the optimizer; `losses` (keys, loss) identify the samples later."""
+        """Update the flag for the optimizer, and keep `losses` (keys, loss) to identify the samples later."""
         finite = torch.stack([torch.isfinite(value) for value in values]).all()
         self.first = torch.where((self.found_inf == 0) & ~finite, torch.full_like(self.first, step), self.first)
         self.found_inf = torch.maximum(self.found_inf, (~finite).float())
@@ -46,10 +47,10 @@ class FiniteGuard:
         """Read the flag, which synchronises with the device.
 
         Args:
-            settle: called before the error names the newest checkpoint, to wait until it is written.
+            settle: waits until the newest checkpoint is written, so that the error can name it.
 
         Raises:
-            UserError: a step since the last call was not finite; it and later ones were not taken.
+            UserError: a step since the last call was not finite. It and later steps were not taken.
         """
         step = int(self.first)
         if step < 0:
@@ -57,13 +58,19 @@ class FiniteGuard:
             return
         settle()
         losses: dict[tuple[str, ...], Tensor] = {}
-        for names, loss in self.unread[step]:  # a replayed micro-batch comes twice; only its first loss is its own
+        for names, loss in self.unread[step]:  # a replayed micro-batch comes twice, and only its first loss is real
             losses.setdefault(tuple(names), loss)
-        guilty = [key for names, loss in losses.items() if not torch.isfinite(loss) for key in names]
-        rows = self.world.gather((guilty, [key for names in losses for key in names]))
-        bad_loss = any(guilty for guilty, _ in rows)
-        keys = list(dict.fromkeys(key for guilty, every in rows for key in (guilty if bad_loss else every)))
-        what = "the loss" if bad_loss else "the gradient"
+        with_bad_loss: list[str] = []
+        every: list[str] = []
+        for names, loss in losses.items():
+            every += names
+            if not torch.isfinite(loss):
+                with_bad_loss += names
+        by_rank = self.world.gather((with_bad_loss, every))
+        is_bad_loss = any(bad for bad, _ in by_rank)
+        what = "the loss" if is_bad_loss else "the gradient"
+        suspects = [bad if is_bad_loss else all_keys for bad, all_keys in by_rank]
+        keys = list(dict.fromkeys(chain.from_iterable(suspects)))
         where = ", ".join(keys[:NAMED])
         if len(keys) > NAMED:
             file = self.ctx.work / f"not-finite-{step + 1:08d}.json"
@@ -76,7 +83,7 @@ class FiniteGuard:
         )
 
     def _advice(self, step: int) -> str:
-        """Return what the user can do about a step, counted from 1: the same command would stop there again."""
+        """Suggest what the user can do about a step, counted from 1. The same command would stop there again."""
         skip = f"skip_steps: [{step}] leaves this step out"
         saved = checkpoints_in(self.ctx.work)
         again = f", and continue_from: {{training: {saved[-1]}}} goes on from there" if saved else ""
@@ -84,10 +91,9 @@ class FiniteGuard:
 
 
 def check_weights(task: nn.Module, stage: str) -> None:
-    """Check that trained weights are finite, before they are exported.
+    """Check that trained weights are finite before they are exported.
 
-    A step that is not finite is never taken (`FiniteGuard`), but a finite step can overflow a weight, and so can an
-    average of them.
+    A step that is not finite is never taken (`FiniteGuard`), but a finite step or an average can overflow a weight.
 
     Raises:
         UserError: a weight is NaN or infinite.
@@ -105,18 +111,18 @@ def check_weights(task: nn.Module, stage: str) -> None:
 
 
 class SkippedSamples:
-    """Counts the samples that could not be read, over all processes, and stops the training if there are too many.
+    """Counts the samples that could not be read in any process, and stops the training if there are too many.
 
-    A sample is reported once, however often it is read; the tolerated fraction is one of all reads. The first
-    `REMEMBERED` bad samples are remembered, in memory and in checkpoints; of the others, each read counts as a sample.
+    A sample is reported once, however often it is read. The tolerated fraction is a fraction of all reads. The first
+    `REMEMBERED` bad samples are remembered, in memory and in checkpoints. For the others, each read counts as a sample.
     """
 
-    def __init__(self, ctx: Context, plan: Training, world: World) -> None:
+    def __init__(self, ctx: Context, plan: Training, world: DistributedWorld) -> None:
         self.ctx, self.plan, self.world = ctx, plan, world
-        self.before = 0  # samples of another training, which this one continues
-        self.reads = 0  # that failed
-        self.counts = Counter[str]()  # samples by reason
-        self.samples: dict[tuple[str, str], None] = {}  # (reason, where) in the order they were met
+        self.before = 0  # samples read by the run that this one continues
+        self.reads = 0  # failed reads
+        self.counts = Counter[str]()  # number of samples by reason
+        self.samples: dict[tuple[str, str], None] = {}  # (reason, where) in the order of their first reads
         self.pending: list[tuple[str, str]] = []
 
     def take(self, micro_batches: Sequence[Batch[Any]]) -> None:
@@ -125,21 +131,21 @@ class SkippedSamples:
             self.pending += batch.bad
 
     def report(self, step: int, samples: int) -> None:
-        """Report and count the bad samples since the last report; all processes call it together.
+        """Report and count the bad samples since the last report. All processes call it together.
+
+        Before the last step, the 95 % interval of the fraction must exceed `max_bad_fraction`, so that one bad sample
+        among the first eight does not stop a training run.
 
         Args:
-            step: the last one, counted from 1.
-            samples: read so far, without the bad ones.
-
-        Before the last step, the fraction must exceed `max_bad_fraction` beyond chance (by its 95 % interval): one bad
-        sample among the first eight does not stop a training.
+            step: the last step, counted from 1.
+            samples: number of samples read so far, without bad ones.
 
         Raises:
-            UserError: there are too many.
+            UserError: too many samples are bad.
         """
-        found = [item for items in self.world.gather(self.pending) for item in items]
+        new = list(chain.from_iterable(self.world.gather(self.pending)))
         self.pending = []
-        for sample in found:
+        for sample in new:
             if sample in self.samples:
                 continue
             self.counts[sample[0]] += 1
@@ -147,15 +153,15 @@ class SkippedSamples:
                 self.samples[sample] = None
             if self.world.is_main:
                 self.ctx.skip(*sample)
-        self.reads += len(found)
-        if not found:
+        self.reads += len(new)
+        if not new:
             return
         reads = self.reads + samples - self.before
         last = step >= self.plan.num_steps
         share = self.reads / reads if last else wilson_interval(self.reads, reads)[0]
         if share > self.plan.loading.max_bad_fraction:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in self.counts.most_common(3))
-            reason, where = found[-1]
+            reason, where = new[-1]
             raise UserError(
                 f"{self.ctx.stage}: {self.reads} of {reads} reads failed, of {self.counts.total()} samples: {reasons};"
                 f" more than loading.max_bad_fraction: {self.plan.loading.max_bad_fraction};"
@@ -163,7 +169,7 @@ class SkippedSamples:
             )
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs."""
+        """Build the state for a checkpoint."""
         return {
             "before": self.before,
             "reads": self.reads,
@@ -172,7 +178,7 @@ class SkippedSamples:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore the state of a checkpoint; an older version has all samples, without counts, and steps `since`."""
+        """Restore the state from a checkpoint. Older versions have all samples without counts, and steps `since`."""
         self.before = state.get("before", state.get("since", 0) * self.plan.global_batch_size)
         self.reads = state["reads"]
         self.samples = dict.fromkeys((reason, where) for reason, where in state["samples"])

@@ -1,4 +1,4 @@
-"""The training loop: any `Task`, on one device or several, resumed bit for bit after a crash."""
+"""The training loop for any `Task`, on one or several devices, which resumes bit for bit after a crash."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vfm.train.checkpoint.checkpoint import Checkpoints, Snapshot
 from vfm.train.cost.throughput import Throughput
 from vfm.train.loop.best import BestWeights
 from vfm.train.loop.continuation import earlier_snapshot, keep_checkpoints
-from vfm.train.loop.curves import Curves
+from vfm.train.loop.curves import MetricsLog
 from vfm.train.loop.evaluations import Evaluations
 from vfm.train.loop.guard import FiniteGuard, SkippedSamples, check_weights
 from vfm.train.loop.memory import memory_explained
@@ -38,35 +38,35 @@ from vfm.train.optim.state import (
     model_tensors,
     optimizer_tensors,
 )
-from vfm.train.parallel.dist import World, distributed, micro_batch_size, reproducible, tf32
+from vfm.train.parallel.dist import DistributedWorld, distributed, micro_batch_size, reproducible, tf32
 from vfm.train.parallel.heartbeat import watched
 from vfm.train.parallel.kernels import chosen_kernels
 from vfm.train.parallel.parallel import Alone, in_processes
 from vfm.train.parallel.preparation import Compile, prepared, uncompiled
 from vfm.train.task import Task
 
-PATIENCE = 60.0  # seconds, after an error, for the checkpoint that is being written
+PATIENCE = 60.0  # seconds to wait after an error for the checkpoint that is being written
 
 
 def fit(task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context) -> None:
     """Train the task in place, resuming from the newest checkpoint in `ctx.work`.
 
-    Write `metrics.jsonl` and panels into `ctx.directory`, checkpoints into `ctx.work` (a stage that trains twice gives
-    each training its own folder). With `ema_decay` the task's weights are the averaged ones afterwards; with
-    `keep_best` they are, in the first process, those with the highest score.
+    `metrics.jsonl` and panels are written into `ctx.directory`, checkpoints into `ctx.work`. A stage that trains twice
+    must use a separate folder for each run. With `ema_decay`, the task has the averaged weights afterwards. With
+    `keep_best`, it has the weights with the highest score, in rank 0.
 
     Raises:
         UserError: the configuration does not fit the processes, a loss or a trained weight is not finite, or too many
             samples cannot be read.
-        OSError: a file cannot be written, e.g. the disk is full; earlier checkpoints are complete.
-        Preempted: the process received SIGTERM or SIGUSR1; a checkpoint has been saved.
+        OSError: a file cannot be written, for example because the disk is full. Earlier checkpoints are complete.
+        Preempted: the process received SIGTERM or SIGUSR1, and a checkpoint has been saved.
     """
     with distributed(config.runtime) as world, tf32(world.device), reproducible(world.device), termination() as stop:
         _fit(task, data, config, ctx, world, stop)
 
 
 def _fit(
-    task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context, world: World, stop: Termination
+    task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context, world: DistributedWorld, stop: Termination
 ) -> None:
     placed = in_processes(task, config.runtime, world)
     with (
@@ -81,7 +81,7 @@ def _fit(
 
 
 def _end(ctx: Context, message: str) -> None:
-    """Report why this process is about to end itself."""
+    """Report why this process is about to end."""
     ctx.emit("run_failed", message=f"{ctx.stage}: {message}; the next run resumes from the last checkpoint")
 
 
@@ -107,7 +107,7 @@ class _Loop(Generic[Inputs]):
         with numerics.full_weights():
             self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None
         self.throughput = Throughput(world.device, plan.runtime, half=numerics.is_half)
-        self.curves = Curves(ctx, plan, world, self.throughput)
+        self.curves = MetricsLog(ctx, plan, world, self.throughput)
         self.evaluations, self.best = Evaluations(plan, ctx), BestWeights(plan, ctx)
         self.guard = FiniteGuard(ctx, world)
         self.skipped = SkippedSamples(ctx, plan, world)
@@ -124,18 +124,14 @@ class _Loop(Generic[Inputs]):
 
     def run(self) -> None:
         """Run all remaining steps."""
-        # The initial weights may be the best, and a missing metric fails early.
+        # The initial weights may be the best. This also lets a missing metric fail early.
         if self.best.metric and not self.best.scores:
             self._evaluate()
-        steps = iter(
-            self.data.steps(
-                self.done,
-                self.plan.num_steps,
-                rank=self.world.rank,
-                world_size=self.world.size,
-                micro_batch_size=self.micro_batch_size,
-            )
+        rank, world_size = self.world.rank, self.world.size
+        batches = self.data.steps(
+            self.done, self.plan.num_steps, rank=rank, world_size=world_size, micro_batch_size=self.micro_batch_size
         )
+        steps = iter(batches)
         try:
             with memory_explained(self, self.plan, self.ctx, self.world):
                 while self.done < self.plan.num_steps:
@@ -149,8 +145,8 @@ class _Loop(Generic[Inputs]):
             raise
         finally:
             self.profiler.close()
-            if close := getattr(steps, "close", None):
-                close()
+            if hasattr(steps, "close"):
+                steps.close()
         self.numerics.end()
         if self.ema:
             self.ema.copy_to_weights()
@@ -174,11 +170,11 @@ class _Loop(Generic[Inputs]):
         return [batch.to(self.world.device) for batch in ready]
 
     def _advance(self, micro_batches: Sequence[Batch[Inputs]]) -> None:
-        """Take one optimizer step; log, evaluate, save and stop where that is due.
+        """Take one optimizer step, and log, evaluate, save and stop when due.
 
-        The host synchronises with the device only every `log_every` steps, where a checkpoint is due, and on the CPU,
-        where it costs nothing. All processes agree on whether to stop (on a signal) and whether a checkpoint is due by
-        time: each contributes its wish to the one all-reduce of the step.
+        The host synchronises with the device only every `log_every` steps, when a checkpoint is due, and on the CPU,
+        where it costs nothing. All processes must agree on whether to stop (after a signal) and whether a checkpoint is
+        due by time, so each contributes its wish to the single all-reduce of the step.
         """
         alone = self.world.size == 1
         wishes = [float(self.stop.is_set()), float(self.checkpoints.due_by_time() and self.world.is_main)]
@@ -205,7 +201,9 @@ class _Loop(Generic[Inputs]):
             self.curves.write(done, lr)
         if evaluate:
             self._evaluate()
-        stop, due = (value > 0 for value in agreed.tolist()) if look else (False, False)
+        stop = due = False
+        if look:
+            stop, due = (value > 0 for value in agreed.tolist())
         save = save or stop or due
         if log or save:
             self.skipped.report(done, self.curves.samples)
@@ -214,21 +212,21 @@ class _Loop(Generic[Inputs]):
                 self._save()
         if stop and done < self.plan.num_steps:
             self.checkpoints.wait()
-            self.world.barrier()  # the end of one process ends the others
+            self.world.barrier()  # the launcher ends all processes when the first one exits
             name = signal.Signals(self.stop.number).name
             message = f"{self.ctx.stage}: stopped by {name} after step {done}; the next run resumes from there"
             raise Preempted(message, self.stop.number)
 
     def _evaluate(self) -> None:
-        """Run the evaluations in all processes, on the averaged weights if there are any; the first one has scores."""
+        """Run the evaluations in all processes, on the averaged weights if there are any. Only rank 0 has scores."""
         averaged = self.ema.as_weights() if self.ema else nullcontext()
         with self.numerics.full_weights(), averaged, self.placed.whole() as task, uncompiled(self.plan.runtime):
             task.eval()
-            found: dict[str, float] = {}
+            logged: dict[str, float] = {}
             for evaluation, scores in self.evaluations.run(task.encoder(), self.world):
-                found |= self.curves.write_scores(self.done, evaluation, scores)
+                logged |= self.curves.write_scores(self.done, evaluation, scores)
             if self.world.is_main:
-                self.best.offer(self.done, found, task)
+                self.best.offer(self.done, logged, task)
             task.train()
         self.world.barrier()
         self.curves.restart_clock()
@@ -239,9 +237,11 @@ class _Loop(Generic[Inputs]):
         tensors = {
             "model": {name: value.clone() if name in buffers else value for name, value in model.items()},
             "optimizer": optimizer_tensors(self.optimizer, self.task),
-            **({"ema": as_saved(self.task, self.ema.average)} if self.ema else {}),
-            **({"best": self.best.tensors} if self.best.tensors else {}),
         }
+        if self.ema:
+            tensors["ema"] = as_saved(self.task, self.ema.average)
+        if self.best.tensors:
+            tensors["best"] = self.best.tensors
         facts = {
             "curves": self.curves.state(),
             "skipped": self.skipped.state(),
@@ -282,6 +282,6 @@ class Data(Protocol[Inputs]):
     ) -> Iterator[list[Batch[Inputs]]]:
         """Yield the steps `start_step` to `num_steps - 1`, each as this process' micro-batches.
 
-        The content of a step depends only on its number, so it is the same wherever the iteration starts.
+        The content of a step depends only on its number, not on the step at which the iteration starts.
         """
         ...

@@ -1,4 +1,4 @@
-"""A training that runs out of memory: what took it, which setting frees how much, and a snapshot to look at."""
+"""Diagnosis of a training run that is out of memory: usage by kind, settings that free memory, and a snapshot."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from vfm.base import UserError
 from vfm.interfaces import Context, Training
 from vfm.train.loop.curves import memory_gib
 from vfm.train.optim.ema import Ema
-from vfm.train.parallel.dist import World
+from vfm.train.parallel.dist import DistributedWorld
 from vfm.train.task import Task
 
 GIB = 2**30
 
 
 class Held(Protocol):
-    """What a training keeps in memory between two steps."""
+    """The state that a training run keeps in memory between two steps."""
 
     optimizer: torch.optim.Optimizer
     done: int
@@ -32,13 +32,13 @@ class Held(Protocol):
 
     @property
     def task(self) -> Task[Any]:
-        """Return what is trained."""
+        """The trained task."""
         ...
 
 
 @contextmanager
-def memory_explained(held: Held, plan: Training, ctx: Context, world: World) -> Iterator[None]:
-    """Turn an out-of-memory error within the context into a line with a remedy; write the snapshot that it names.
+def memory_explained(held: Held, plan: Training, ctx: Context, world: DistributedWorld) -> Iterator[None]:
+    """Turn an out-of-memory error within the context into a line with a remedy, and write the snapshot that it names.
 
     Raises:
         UserError: the device has run out of memory.
@@ -56,8 +56,8 @@ def memory_explained(held: Held, plan: Training, ctx: Context, world: World) -> 
         ) from error
 
 
-def memory_parts(held: Held, world: World) -> dict[str, float]:
-    """Return the GiB of each kind of tensor in this process; `activations` are the rest of the peak."""
+def memory_parts(held: Held, world: DistributedWorld) -> dict[str, float]:
+    """Measure the GiB of each kind of tensor in this process. `activations` are the rest of the peak."""
     params = list(held.task.parameters())
     state = [value for values in held.optimizer.state.values() for value in values.values()]
     frozen = [tensor for model in held.task.frozen() for tensor in model.module.parameters()]
@@ -71,13 +71,13 @@ def memory_parts(held: Held, world: World) -> dict[str, float]:
 
 
 def remedy(plan: Training, parts: dict[str, float], micro_batch_size: int, processes: int) -> str:
-    """Return the settings that free memory without a change of the result, with the GiB that each frees.
+    """List settings that free memory without changing the result, with the GiB that each frees.
 
     Args:
-        plan: the training.
+        plan: configuration of the training.
         parts: GiB by kind.
-        micro_batch_size: samples of a forward pass.
-        processes: of the training.
+        micro_batch_size: number of samples per forward pass.
+        processes: number of processes.
     """
     activations = parts["activations"]
     ways: list[tuple[float, str]] = []
@@ -94,8 +94,8 @@ def remedy(plan: Training, parts: dict[str, float], micro_batch_size: int, proce
             f"--set {plan.name}.grad_checkpointing=true frees most of the {activations:.2f} GiB of activations"
             " for a third more computation"
         )
-    found = ", ".join(lines) or "a model or an image size that is smaller is needed"
-    return f"{found}; the same run then goes on from its last checkpoint"
+    advice = ", ".join(lines) or "a model or an image size that is smaller is needed"
+    return f"{advice}; the same run then goes on from its last checkpoint"
 
 
 def _gib(tensors: Iterable[Tensor]) -> float:
@@ -103,7 +103,7 @@ def _gib(tensors: Iterable[Tensor]) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in local) / GIB
 
 
-def _write(file: Path, facts: dict[str, Any], world: World) -> None:
+def _write(file: Path, facts: dict[str, Any], world: DistributedWorld) -> None:
     if world.device.type == "cuda":
         facts["allocator"] = torch.cuda.memory_stats(world.device)
         # For pytorch.org/memory_viz.

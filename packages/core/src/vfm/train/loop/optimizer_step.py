@@ -1,4 +1,4 @@
-"""One optimizer step: gradients over micro-batches and processes, clipping, and the update if all is finite."""
+"""The optimizer step: gradients over micro-batches and processes, clipping, and the update if all is finite."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from vfm.data.loading.batch import Batch, Inputs
 from vfm.interfaces import Training
 from vfm.train.cost.throughput import Throughput
-from vfm.train.loop.curves import Curves
+from vfm.train.loop.curves import MetricsLog
 from vfm.train.loop.guard import FiniteGuard
 from vfm.train.optim.optim import step_if_finite
 from vfm.train.optim.precision import Numerics
@@ -27,7 +27,7 @@ from vfm.train.task import Metrics
 
 @dataclass
 class OptimizerStep(Generic[Inputs]):
-    """Takes the optimizer steps of a training; the learning rate is set before."""
+    """Takes the optimizer steps of a training run. The learning rate must be set before each step."""
 
     placed: Alone[Inputs]
     plan: Training
@@ -35,7 +35,7 @@ class OptimizerStep(Generic[Inputs]):
     compiled: Compile
     optimizer: Optimizer
     guard: FiniteGuard
-    curves: Curves
+    curves: MetricsLog
     throughput: Throughput
     wait_for_copy: Callable[[], None]  # a checkpoint is copied while the next gradients are computed
 
@@ -43,12 +43,12 @@ class OptimizerStep(Generic[Inputs]):
         """Compute gradients, clip them and step the optimizer.
 
         Args:
-            step: counted from 0.
-            micro_batches: this process's share of the batch.
-            wishes: numbers that are shared in the step's one all-reduce.
+            step: number of the step, from 0.
+            micro_batches: this process' share of the batch.
+            wishes: numbers that are averaged over the processes in the single all-reduce of the step.
 
         Returns:
-            the mean of each wish over all processes.
+            The mean of each wish over all processes.
         """
         losses: list[tuple[list[str], Tensor]] = []
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,27 +1,27 @@
-"""A trace of some steps by torch's profiler: `runtime.profile`."""
+"""A trace of some steps with torch's profiler (`runtime.profile`)."""
 
 from __future__ import annotations
 
 from torch.profiler import ProfilerActivity, profile
 
 from vfm.interfaces import Context
-from vfm.train.parallel.dist import World
+from vfm.train.parallel.dist import DistributedWorld
 
 
 class StepProfiler:
-    """Records the steps `first` to `last` in the first process, and writes their trace beside the artifact.
+    """Records some steps in rank 0, and writes their trace into the artifact.
 
-    The trace is `profile/steps-FIRST-LAST.json.gz`, which chrome://tracing and Perfetto show. If the first of the steps
-    was taken before the run, there is none, and a warning says so.
+    The trace is `profile/steps-FIRST-LAST.json.gz`, which can be opened in chrome://tracing or Perfetto. If the first
+    step was taken before this run, there is a warning instead of a trace.
 
     Args:
-        steps: first and last step, counted from 1; None: no trace.
-        ctx: the training's context.
+        steps: first and last step, counted from 1, None for no trace.
+        ctx: context of the training.
         world: this process.
-        done: steps that were taken before the run.
+        done: number of steps that were taken before this run.
     """
 
-    def __init__(self, steps: tuple[int, int] | None, ctx: Context, world: World, done: int) -> None:
+    def __init__(self, steps: tuple[int, int] | None, ctx: Context, world: DistributedWorld, done: int) -> None:
         if steps and steps[0] <= done and world.is_main:
             ctx.warn(
                 f"runtime.profile: steps {steps[0]} to {steps[1]} have no trace: this run starts after step {done}"
@@ -31,14 +31,16 @@ class StepProfiler:
         self.recording: profile | None = None
 
     def before(self, step: int) -> None:
-        """Start before the first of the steps, which are counted from 1."""
+        """Start the recording before the first step. Steps are counted from 1."""
         if self.steps and step == self.steps[0]:
-            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device == "cuda" else [])]
+            activities = [ProfilerActivity.CPU]
+            if self.device == "cuda":
+                activities.append(ProfilerActivity.CUDA)
             self.recording = profile(activities=activities, acc_events=True)  # else torch warns of a second cycle
             self.recording.start()
 
     def after(self, step: int) -> None:
-        """Write the trace after the last of the steps."""
+        """Write the trace after the last step."""
         if self.recording and self.steps and step == self.steps[1]:
             self.recording.stop()
             file = self.ctx.directory / "profile" / f"steps-{self.steps[0]}-{step}.json.gz"
@@ -48,7 +50,7 @@ class StepProfiler:
             self.ctx.log(f"profile of steps {self.steps[0]} to {step}: profile/{file.name} in the artifact")
 
     def close(self) -> None:
-        """Stop a recording that a failure has cut off."""
+        """Stop a recording that was interrupted by an error."""
         if self.recording:
             self.recording.stop()
             self.recording = None

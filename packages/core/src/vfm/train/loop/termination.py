@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop: it saves a checkpoint first."""
+"""Signals that stop a training run after it has saved a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ENDING = (signal.SIGTERM, signal.SIGUSR1)  # signals after which a training saves a checkpoint and stops
+ENDING = (signal.SIGTERM, signal.SIGUSR1)  # sent by job schedulers before they kill a process
 
 
 class Termination(threading.Event):
-    """Set by a signal that asks for an end; `number` is that of the signal."""
+    """An event that is set by a signal to stop. `number` is the number of the signal."""
 
     number: int = signal.SIGTERM
 
@@ -21,7 +21,7 @@ class Termination(threading.Event):
 def termination() -> Iterator[Termination]:
     """Yield an event that SIGTERM and SIGUSR1 set instead of ending the process, so that a checkpoint can be saved.
 
-    Python delivers signals to the main thread; in another thread the event is never set.
+    Python delivers signals to the main thread only. In another thread the event is never set.
     """
     requested = Termination()
     if threading.current_thread() is not threading.main_thread():

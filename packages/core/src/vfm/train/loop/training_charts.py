@@ -1,24 +1,25 @@
-"""Charts of a training, from the lines of its `metrics.jsonl`: losses, gradient norm, learning rate, scores.
+"""Charts of a training run from the lines of its `metrics.jsonl`: losses, gradient norm, learning rate, scores.
 
-The module imports no torch, so that a page can be drawn while a training runs.
+This module does not import torch, so that a page can be drawn quickly during training.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from vfm.interfaces import LinesPanel, Series
 from vfm.storage.store_files import read_json_lines, reading
 
-METRICS_FILE = "metrics.jsonl"  # in the folder of a training, running or finished
-MAX_POINTS = 2000  # of a drawn curve
+METRICS_FILE = "metrics.jsonl"  # in the folder of a running or finished training run
+MAX_POINTS = 2000  # points of a drawn curve
 LOSS, GRADIENT_NORM, LEARNING_RATE = "train/loss", "train/grad_norm", "train/lr"
 WORDS = {"lr": "learning rate", "grad_norm": "gradient norm"}
 
 
 def training_charts(file: Path) -> list[LinesPanel]:
-    """Return charts of loss, gradient norm, learning rate, other metrics and evaluations from a `metrics.jsonl`.
+    """Draw charts of loss, gradient norm, learning rate, other metrics and evaluations from a `metrics.jsonl`.
 
     Raises:
         UserError: the file is damaged.
@@ -29,13 +30,13 @@ def training_charts(file: Path) -> list[LinesPanel]:
 
 
 def charts_of(lines: list[dict[str, Any]]) -> list[LinesPanel]:
-    """Return the charts of lines of metrics, each with its `step`, its `split` and values by name."""
+    """Draw charts from lines of metrics, each with its `step`, its `split` and values by name."""
     rows = [line for line in lines if line["split"] == "train"]
     rows = rows[:: -(-len(rows) // MAX_POINTS) or 1]
     names = _values(rows)
     losses = [name for name in names if name.endswith("loss")]
-    losses.sort(key=lambda name: name != LOSS)  # the loss itself first: it has the main colour
-    # A loss with one part is logged twice, as the whole and as the part: one curve, under the name that says more.
+    losses.sort(key=lambda name: name != LOSS)  # the total loss first, so that it gets the main colour
+    # A loss with one part is logged twice, as total and as part. Draw one curve, with the name of the part.
     distinct = {tuple(row.get(name) for row in rows): name for name in losses}
     rest = [name for name in names if name not in (*losses, GRADIENT_NORM, LEARNING_RATE)]
     note = "Mean over the steps between two points, or the value at a point, of what is computed for the log only."
@@ -49,13 +50,13 @@ def charts_of(lines: list[dict[str, Any]]) -> list[LinesPanel]:
 
 
 def in_words(name: str) -> str:
-    """Return the name of a metric in words: `train/contrastive_loss` is "contrastive loss"."""
+    """Format the name of a metric in words: `train/contrastive_loss` becomes "contrastive loss"."""
     *groups, last = name.removeprefix("train/").removeprefix("val/").split("/")
     return ": ".join(WORDS.get(part, part.replace("_", " ")) for part in (*groups, last))
 
 
 def _score_charts(lines: list[dict[str, Any]]) -> list[LinesPanel]:
-    """Return one chart per evaluation; scores of parts (a pattern, a class) are only in the file."""
+    """Draw one chart per evaluation, without scores of parts (a pattern, a class), which are only in the file."""
     by_eval: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         if line["split"] == "val":
@@ -68,11 +69,11 @@ def _score_charts(lines: list[dict[str, Any]]) -> list[LinesPanel]:
 
 
 def _values(rows: list[dict[str, Any]]) -> list[str]:
-    return [name for name in dict.fromkeys(name for row in rows for name in row) if "/" in name]
+    return [name for name in dict.fromkeys(chain.from_iterable(rows)) if "/" in name]
 
 
 def _families(names: list[str]) -> dict[str, list[str]]:
-    """Group metrics that are drawn together: those with the same name between `train/` and the last `/`."""
+    """Group metrics to draw together, which have the same name between `train/` and the last `/`."""
     families: dict[str, list[str]] = {}
     for name in names:
         above, _, last = name.removeprefix("train/").rpartition("/")
@@ -82,8 +83,9 @@ def _families(names: list[str]) -> dict[str, list[str]]:
 
 def _chart(rows: list[dict[str, Any]], title: str, order: int, names: list[str], note: str) -> LinesPanel:
     steps = [row["step"] for row in rows]
-    family = f"{title.lower().removeprefix('during training: ')}: "  # the title has said it
-    series = [
-        Series(name=in_words(name).removeprefix(family), x=steps, y=[row.get(name) for row in rows]) for name in names
-    ]
+    family = f"{title.lower().removeprefix('during training: ')}: "  # already in the title
+    series = []
+    for name in names:
+        values = [row.get(name) for row in rows]
+        series.append(Series(name=in_words(name).removeprefix(family), x=steps, y=values))
     return LinesPanel(title=title, order=order, note=note, x_label="step", y_label=title.lower(), series=series)

@@ -13,8 +13,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class Ema:
     """The exponential moving average of the trained weights: `average = decay * average + (1 - decay) * weights`.
 
-    It starts at the initial weights. After s steps the decay is at most (1 + s) / (10 + s), TensorFlow's rule: without
-    it, 120 steps with a decay of 0.99 would export an average that is 30 % random initialisation.
+    It starts at the initial weights. After s steps the decay is at most (1 + s) / (10 + s), as in TensorFlow. Without
+    this rule, 120 steps with a decay of 0.99 would export an average that is 30 % random initialisation.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -28,13 +28,13 @@ class Ema:
         update_average(list(self.average.values()), [p.detach() for p in self.weights.values()], 0)
 
     def load(self, average: dict[str, Tensor]) -> None:
-        """Restore the average of a checkpoint; a weight that has none was not trained, and is its own average."""
+        """Restore the average from a checkpoint. A weight without an average was not trained, and is used instead."""
         for name, value in self.average.items():
             value.copy_(average.get(name, self.weights[name].detach()))
 
     @contextmanager
     def as_weights(self) -> Iterator[None]:
-        """Use the average as the weights within the context; afterwards restore them bit for bit."""
+        """Use the average as the weights within the context, and restore the weights bit for bit afterwards."""
         weights = {name: param.detach().clone() for name, param in self.weights.items()}
         self.copy_to_weights()
         try:

@@ -1,4 +1,4 @@
-"""LAMB: Adam's step, scaled per tensor to the norm of its weights; for batches of tens of thousands of samples."""
+"""LAMB, which scales Adam's step by the norm of each weight tensor, for batches of tens of thousands of samples."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.optim.optimizer import ParamsT
 
 
 class Lamb(torch.optim.Optimizer):
-    """LAMB as in timm (NVIDIA's variant), without its clipping, which the training loop does.
+    """LAMB as in timm (NVIDIA's variant), but without gradient clipping, which the training loop does.
 
-    The step of a decayed tensor is scaled by |weights| / |step|; tensors without weight decay take Adam's own step.
+    The step of a decayed tensor is scaled by |weights| / |step|. Tensors without weight decay take Adam's step.
 
-    Like torch's fused optimizers, it leaves weights and state unchanged where `found_inf` is 1, without a
-    synchronisation with the device.
+    Like torch's fused optimizers, it leaves weights and state unchanged if `found_inf` is 1, without synchronising with
+    the device.
 
     Source: You et al. 2019, Large Batch Optimization for Deep Learning (arXiv:1904.00962), Algorithm 2.
     """
@@ -39,12 +39,13 @@ class Lamb(torch.optim.Optimizer):
                     self._move(param, group)
 
     def _move(self, param: Tensor, group: dict[str, Any]) -> None:
-        if not (state := self.state[param]):
+        state = self.state[param]
+        if not state:
             # Not named `step`: torch leaves a state of that name on the CPU when it is loaded.
             state["num_steps"] = torch.zeros((), device=param.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
         bad = torch.zeros((), device=param.device) if self.found_inf is None else self.found_inf
-        taken = 1 - bad  # 1 or 0: a step that is not taken changes nothing
+        taken = 1 - bad  # 0 makes all updates below no-ops
         grad = param.grad.masked_fill(bad > 0, 0)  # type: ignore[union-attr]
         mean, square, count = state["exp_avg"], state["exp_avg_sq"], state["num_steps"]
         beta1, beta2 = group["betas"]
@@ -52,17 +53,18 @@ class Lamb(torch.optim.Optimizer):
         square.lerp_(grad.square(), (1 - beta2) * taken)
         count.add_(taken)
         step = (mean / _share(beta1, count)).div_((square / _share(beta2, count)).sqrt_().add_(group["eps"]))
-        if decay := group["weight_decay"]:
+        decay = group["weight_decay"]
+        if decay:
             step.add_(param, alpha=decay)
             step.mul_(_ratio(param.norm(), step.norm()))
         param.sub_(step.mul_(group["lr"] * taken))
 
 
 def _share(beta: float, count: Tensor) -> Tensor:
-    """Return `1 - beta ** count`, the bias correction of an average that starts at zero; exact where beta is near 1."""
+    """Compute `1 - beta ** count`, the bias correction of an average that starts at zero, exactly for beta near 1."""
     return -torch.expm1(count.clamp(min=1) * math.log(beta)) if beta else torch.ones_like(count)
 
 
 def _ratio(weights: Tensor, step: Tensor) -> Tensor:
-    """Return |weights| / |step|; 1 where either is zero."""
+    """Compute |weights| / |step|, or 1 where either is zero."""
     return torch.where((weights > 0) & (step > 0), weights / step, torch.ones_like(step))

@@ -18,51 +18,53 @@ from vfm.train.task import Task
 Groups = list[dict[str, Any]]
 """torch's parameter groups, with `lr_scale`, `rate` and `weight_decay`."""
 
-# Adam and SGD are torch's fused kernels on every device: they take a `found_inf` flag and leave weights and state
-# unchanged where it is set, which keeps a NaN out without a synchronisation with the device. `Lamb` does the same; for
-# timm's the host reads the flag.
+# Adam and SGD use torch's fused kernels on every device. They take a `found_inf` flag and leave weights and state
+# unchanged if it is set, which keeps NaN out without synchronising with the device. `Lamb` does the same. For timm's
+# optimizers the host reads the flag.
 
 
 def build_adamw(config: AdamW, groups: Groups, lr: float) -> torch.optim.Optimizer:
-    """Return AdamW over the groups."""
+    """Create AdamW for the groups."""
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def build_lamb(config: LambConfig, groups: Groups, lr: float) -> torch.optim.Optimizer:
-    """Return LAMB over the groups."""
+    """Create LAMB for the groups."""
     return Lamb(groups, lr, betas=config.betas, eps=config.eps)
 
 
 def build_sgd(config: Sgd, groups: Groups, lr: float) -> torch.optim.Optimizer:
-    """Return SGD with momentum over the groups."""
+    """Create SGD with momentum for the groups."""
     sharded = any(isinstance(param, DTensor) for group in groups for param in group["params"])
-    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=not sharded)  # torch has none of shards
+    # torch's fused SGD does not support sharded parameters.
+    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=not sharded)
 
 
 def build_timm(config: TimmOptimizer, groups: Groups, lr: float) -> torch.optim.Optimizer:
-    """Return an optimizer of timm's factory over the groups.
+    """Create an optimizer with timm's factory for the groups.
 
     Raises:
-        UserError: it does not have such an option, or the option does not fit.
+        UserError: the optimizer does not have an option, or its value is invalid.
     """
     takes = list(signature(get_optimizer_class(config.algorithm, bind_defaults=False)).parameters)
     allowed = [name for name in takes if name not in ("params", "lr", "weight_decay")]
-    if unknown := [name for name in config.options if name not in allowed]:  # timm drops some of them
+    unknown = [name for name in config.options if name not in allowed]
+    if unknown:  # timm would silently drop some of them
         raise UserError(
             f"optimizer.options: timm's {config.algorithm}: expected {', '.join(allowed)}, got {', '.join(unknown)}"
         )
     try:
-        made: torch.optim.Optimizer = create_optimizer_v2(groups, config.algorithm, lr=lr, **config.options)
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(groups, config.algorithm, lr=lr, **config.options)
     except (AssertionError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"optimizer.options: timm's {config.algorithm}: {error}") from None
-    return made
+    return optimizer
 
 
 def check_optimizer(config: Optimizer) -> None:
-    """Check that the optimizer can be built and takes a step, where timm's read most of their options.
+    """Check that the optimizer can be built and can take a step, as timm's optimizers read most options in a step.
 
     Raises:
-        UserError: it cannot.
+        UserError: the optimizer does not work with its settings.
     """
     params = [torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,))]
     groups = [{"params": [param], "lr_scale": 1.0, "weight_decay": 0.1} for param in params]
@@ -76,7 +78,7 @@ def check_optimizer(config: Optimizer) -> None:
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
-    """Take a step, unless the flag `found_inf` is 1; weights and state are then unchanged."""
+    """Take a step unless the flag `found_inf` is 1, which leaves weights and state unchanged."""
     if getattr(optimizer, "_step_supports_amp_scaling", False):  # torch's mark of optimizers that read the flag
         optimizer.grad_scale, optimizer.found_inf = None, found_inf  # type: ignore[attr-defined]
         optimizer.step()
@@ -85,39 +87,36 @@ def step_if_finite(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
 
 
 def build_optimizer(task: Task[Any], config: Optimizer, lr: float) -> torch.optim.Optimizer:
-    """Return the configured optimizer over the task's parameter groups.
+    """Build the configured optimizer for the parameter groups of a task.
 
     Raises:
-        ValueError: the groups leave out a trained parameter, or hold one that the task does not own.
+        ValueError: the groups lack a trained parameter, or have a parameter that the task does not own.
     """
     groups = task.parameter_groups()
     _check_groups(task, {id(param) for group in groups for param in group.params})
-    built: torch.optim.Optimizer = config.build(
-        [
-            {
-                "params": group.params,
-                "lr_scale": group.lr_scale,
-                "rate": group.rate,
-                "weight_decay": config.weight_decay if group.weight_decay is None else group.weight_decay,
-            }
-            for group in groups
-        ],
-        lr,
-    )
-    return built
+    torch_groups = []
+    for group in groups:
+        decay = config.weight_decay if group.weight_decay is None else group.weight_decay
+        torch_groups.append(
+            {"params": group.params, "lr_scale": group.lr_scale, "rate": group.rate, "weight_decay": decay}
+        )
+    optimizer: torch.optim.Optimizer = config.build(torch_groups, lr)
+    return optimizer
 
 
 def _check_groups(task: Task[Any], grouped: set[int]) -> None:
-    """Check the groups: a parameter left out would silently stay unchanged, a foreign one would not be saved."""
+    """Check the groups, as a missing parameter would silently stay unchanged, and a foreign one would not be saved."""
     owned = {id(param): name for name, param in task.named_parameters() if param.requires_grad}
-    if left_out := [name for key, name in owned.items() if key not in grouped]:
+    left_out = [name for key, name in owned.items() if key not in grouped]
+    if left_out:
         raise ValueError(f"{type(task).__name__}.parameter_groups() leaves out {', '.join(left_out[:5])}")
     if grouped - set(owned):
         raise ValueError(f"{type(task).__name__}.parameter_groups() has parameters that the task does not own")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float, step: int = 0) -> None:
-    """Set the scheduled learning rate, or a group's own one at this step (from 0), times each group's scale."""
+    """Set the scheduled learning rate, or the rate of a group at this step (from 0), times the scale of each group."""
     for group in optimizer.param_groups:
-        own = group["rate"]
-        group["lr"] = (lr if own is None else own(step)) * group["lr_scale"]
+        group_rate = group["rate"]
+        scheduled = lr if group_rate is None else group_rate(step)
+        group["lr"] = scheduled * group["lr_scale"]

@@ -1,4 +1,4 @@
-"""The precision of a training: what runs in fewer bits, and what keeps its gradients and weights exact enough."""
+"""The precision of training: reduced precision in the passes, with loss scaling and full-precision weights."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ AUTOCAST = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16, "bf16": torch
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """Return the precision that `auto` means on a device: amp_bf16 on CUDA devices that have bf16, else fp32."""
+    """Resolve `auto` for a device: amp_bf16 on CUDA devices that have bf16, else fp32."""
     if precision != "auto":
         return precision
     return "amp_bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 class LossScale:
-    """The factor of fp16's loss, as in `torch.amp.GradScaler`, without a synchronisation with the device.
+    """The loss scale for fp16, as in `torch.amp.GradScaler`, but without synchronising with the device.
 
-    Gradients that fp16 cannot hold become infinite: such a step is not taken, and the factor halved. After `interval`
-    steps that are taken it is doubled.
+    Gradients that overflow fp16 become infinite. Such a step is not taken, and the factor is halved. After `interval`
+    successful steps it is doubled.
 
     Source: Micikevicius et al. 2018, Mixed Precision Training (arXiv:1710.03740), section 3.2.
     """
@@ -40,11 +40,11 @@ class LossScale:
         torch._foreach_mul_(list(gradients), 1 / self.factor)
 
     def overflow(self, grad_norm: Tensor) -> Tensor:
-        """Return whether gradients are infinite because the factor is too large; at 1 or less it is not the reason."""
+        """Check whether gradients are infinite because the factor is too large, which requires a factor above 1."""
         return ~torch.isfinite(grad_norm) & (self.factor > 1)
 
     def update(self, overflow: Tensor) -> None:
-        """Change the factor after a step."""
+        """Adapt the factor after a step."""
         taken = self.taken + 1
         grown = taken >= self.interval
         self.factor = torch.where(overflow, self.factor / 2, torch.where(grown, self.factor * 2, self.factor))
@@ -61,13 +61,14 @@ class LossScale:
 
 
 class FullWeights:
-    """fp32 weights behind a model that computes with weights in bf16: `precision: bf16`.
+    """fp32 master weights of a model that computes with bf16 weights (`precision: bf16`).
 
     A step of AdamW at 1e-4 is smaller than the smallest change of most weights in bf16. The optimizer, averages and
-    checkpoints use the fp32 weights, which `in_place` gives to the parameters; the model and its gradients are in bf16.
+    checkpoints therefore use the fp32 weights, which `in_place` gives to the parameters. The model and its gradients
+    are in bf16.
 
     Args:
-        module: its trained parameters get their bf16 values.
+        module: the model, whose trained parameters are rounded to bf16.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -101,37 +102,40 @@ class FullWeights:
 
 
 class RoundedMatrices:
-    """Frozen linear layers and convolutions in the type to which autocast would cast them at every pass.
+    """Frozen linear layers and convolutions, stored in the type to which autocast would cast them in every pass.
 
-    The results are the same, bit for bit. The fp32 weights wait in the memory of the CPU.
+    The results are the same, bit for bit. The fp32 weights are kept in CPU memory.
 
     Args:
-        modules: frozen models; layers whose weights are not in fp32 are left as they are.
+        modules: frozen models. Layers whose weights are not in fp32 are unchanged.
         dtype: the type of autocast.
     """
 
     def __init__(self, modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
-        layers = [layer for module in modules for layer in module.modules() if isinstance(layer, MATRICES)]
-        params = {id(param): param for layer in layers for param in layer.parameters(recurse=False)}
+        params: dict[int, nn.Parameter] = {}  # by id, since layers may share parameters
+        for module in modules:
+            for layer in module.modules():
+                if isinstance(layer, MATRICES):
+                    params |= {id(param): param for param in layer.parameters(recurse=False)}
         self.params = [param for param in params.values() if param.dtype == torch.float32]
         self.full = [param.data.cpu() for param in self.params]
         for param in self.params:
             param.data = param.data.to(dtype)
 
     def end(self) -> None:
-        """Give the fp32 weights back."""
+        """Restore the fp32 weights."""
         for param, full in zip(self.params, self.full, strict=True):
             param.data = full.to(param.device)
 
 
 class Numerics:
-    """The precision of a training's steps.
+    """The precision of training steps.
 
     Args:
-        precision: the configured one.
-        task: what is trained; with `bf16` its weights are rounded.
-        device: its device.
-        frozen: models that only its steps use, and use without gradients of their own.
+        precision: the configured precision.
+        task: the trained task. With `bf16` its weights are rounded.
+        device: device of the task.
+        frozen: frozen models that only the training steps use, without gradients for their parameters.
     """
 
     def __init__(
@@ -148,7 +152,7 @@ class Numerics:
         return self.precision in AUTOCAST
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context of a forward pass."""
+        """Create the context of a forward pass."""
         dtype = AUTOCAST.get(self.precision)
         return torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
@@ -157,27 +161,27 @@ class Numerics:
         torch.autograd.backward(loss * self.scale.factor if self.scale else loss)
 
     def full_weights(self) -> AbstractContextManager[None]:
-        """Return the context in which parameters and gradients are in fp32."""
+        """Create a context in which parameters and gradients are in fp32."""
         return self.full.in_place() if self.full else nullcontext()
 
     def end(self) -> None:
-        """Leave the fp32 weights in the parameters, also in those of frozen models."""
+        """Leave the fp32 weights in the parameters, including frozen models."""
         if self.full:
             self.full.end()
         if self.frozen:
             self.frozen.end()
 
     def unscale(self, gradients: Sequence[Tensor]) -> None:
-        """Divide fp16's gradients by their factor, in place."""
+        """Divide gradients by the loss scale of fp16, in place."""
         if self.scale:
             self.scale.unscale(gradients)
 
     def expected(self, grad_norm: Tensor) -> Tensor:
-        """Return the gradient norm as it is checked: zero where it is infinite for the factor of fp16 only."""
+        """Adapt the gradient norm for the check for infinity: zero if only the loss scale of fp16 makes it infinite."""
         return grad_norm.masked_fill(self.scale.overflow(grad_norm), 0.0) if self.scale else grad_norm
 
     def skips(self, found_inf: Tensor, grad_norm: Tensor) -> Tensor:
-        """Return the flag of a step that is not taken, and adapt the factor of fp16."""
+        """Compute the flag that skips a step, and adapt the loss scale of fp16."""
         if not self.scale:
             return found_inf
         overflow = self.scale.overflow(grad_norm)
@@ -189,6 +193,6 @@ class Numerics:
         return {"loss_scale": self.scale.state()} if self.scale else {}
 
     def restore(self, facts: dict[str, Any]) -> None:
-        """Restore the state of a checkpoint; one of another precision has none."""
+        """Restore the state from a checkpoint, if it has one for this precision."""
         if self.scale and "loss_scale" in facts:
             self.scale.restore(facts["loss_scale"])

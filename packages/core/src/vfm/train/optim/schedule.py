@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the rate of each optimizer step, before a parameter group's `lr_scale`."""
+"""Learning rate schedules: the rate of each optimizer step, without the `lr_scale` of parameter groups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rate = Callable[[int], float]
 
 
 def cosine(schedule: CosineSchedule, lr: float, num_steps: int) -> Rate:
-    """Return half a cosine from `lr` to `min_lr`, which it would reach at step `num_steps`, as in open_clip."""
+    """Create half a cosine from `lr` to `min_lr`, which it would reach at step `num_steps`, as in open_clip."""
     start, low = schedule.warmup_steps, schedule.min_lr
 
     def rate(step: int) -> float:
@@ -30,24 +30,24 @@ def cosine(schedule: CosineSchedule, lr: float, num_steps: int) -> Rate:
 
 
 def constant(schedule: ConstantSchedule, lr: float, num_steps: int) -> Rate:
-    """Return `lr` for all steps after the warm-up."""
+    """Create a schedule with `lr` for all steps after the warm-up."""
     return warmed_up(schedule, lr, lambda step: lr)
 
 
 def warmup_stable_decay(schedule: WarmupStableDecay, lr: float, num_steps: int) -> Rate:
-    """Return `lr`, which falls to `min_lr` over the last `decay_steps`; it would reach it at step `num_steps`."""
+    """Create a schedule with `lr` until the last `decay_steps`, then a decay to `min_lr`, reached at `num_steps`."""
     start, low = num_steps - schedule.decay_steps, schedule.min_lr
 
     def rate(step: int) -> float:
         done = max(0.0, (step - start) / schedule.decay_steps)
-        left = {"linear": 1 - done, "sqrt": 1 - math.sqrt(done), "cosine": 0.5 * (1 + math.cos(math.pi * done))}
-        return low + (lr - low) * left[schedule.shape]
+        share = {"linear": 1 - done, "sqrt": 1 - math.sqrt(done), "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+        return low + (lr - low) * share[schedule.shape]
 
     return warmed_up(schedule, lr, rate)
 
 
 def steps(schedule: StepSchedule, lr: float, num_steps: int) -> Rate:
-    """Return `lr`, divided by 10 after each share of the steps in `at`, also during the warm-up."""
+    """Create a schedule with `lr`, divided by 10 after each share of the steps in `at`, also during the warm-up."""
     starts = [share * num_steps for share in schedule.at]
 
     def rate(step: int) -> float:
@@ -58,7 +58,7 @@ def steps(schedule: StepSchedule, lr: float, num_steps: int) -> Rate:
 
 
 def poly(schedule: PolySchedule, lr: float, num_steps: int) -> Rate:
-    """Return `lr` times a power of the share of the steps after the warm-up that is left."""
+    """Create a schedule with `lr` times a power of the remaining share of the steps after the warm-up."""
     start = schedule.warmup_steps
 
     def rate(step: int) -> float:
@@ -68,5 +68,11 @@ def poly(schedule: PolySchedule, lr: float, num_steps: int) -> Rate:
 
 
 def warmed_up(schedule: Schedule, lr: float, rate: Rate) -> Rate:
-    """Return `rate` after a linear warm-up over `warmup_steps`, the last of which has the full `lr`."""
-    return lambda step: lr * (step + 1) / schedule.warmup_steps if step < schedule.warmup_steps else rate(step)
+    """Prepend a linear warm-up over `warmup_steps`, the last of which has the full `lr`, to `rate`."""
+
+    def with_warmup(step: int) -> float:
+        if step < schedule.warmup_steps:
+            return lr * (step + 1) / schedule.warmup_steps
+        return rate(step)
+
+    return with_warmup

@@ -1,4 +1,4 @@
-"""The tensors of a training by name: weights, averages, and the optimizer's state of each weight."""
+"""The tensors of a training run by name: weights, averages, and the optimizer's state of each weight."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vfm.base import UserError
 
 
 def model_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return weights and buffers by name; tied ones (one tensor under several names) by their first name only."""
+    """Collect weights and buffers by name. A tied tensor, which has several names, is listed under the first one."""
     seen: set[int] = set()
     tensors = {}
     for name, value in module.state_dict(keep_vars=True).items():
@@ -25,41 +25,45 @@ def model_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_model(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """Load what `model_tensors` returned, into all names of tied weights; every key must match.
+    """Load tensors from `model_tensors`, into all names of tied weights. Every key must match.
 
     Raises:
-        UserError: it is the state of another model, as `continue_from` may name it; `where` is its place. The line has
-            the first weight that differs.
+        UserError: the state belongs to another model, which `continue_from` may name. The message has `where`, the
+            place of the state, and the first weight that differs.
     """
     first: dict[int, str] = {}
     state = module.state_dict(keep_vars=True)
     names = {name: first.setdefault(id(value), name) for name, value in state.items()}
     expected = {key: state[key] for key in names.values()}
-    if differs := _difference({key: value.shape for key, value in expected.items()}, tensors):
-        raise UserError(f"{where}: the state is of another model, or of another update of it: {differs}")
+    difference = _difference({key: value.shape for key, value in expected.items()}, tensors)
+    if difference:
+        raise UserError(f"{where}: the state is of another model, or of another update of it: {difference}")
     module.load_state_dict({name: tensors[key] for name, key in names.items()}, strict=True)
 
 
-def _difference(expected: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> str:
-    """Return what the first weight is that a state has in another shape, lacks, or has in excess; empty if none."""
+def _difference(expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> str:
+    """Describe the first weight that is missing, unexpected, or of another shape, empty if there is none."""
     for name, shape in expected.items():
-        if name not in found:
+        if name not in tensors:
             return f"expected {name}, which it lacks"
-        if found[name].shape != shape:
-            return f"expected {name} of shape {list(shape)}, got {list(found[name].shape)}"
-    return next((f"got {name}, which this model lacks" for name in found if name not in expected), "")
+        if tensors[name].shape != shape:
+            return f"expected {name} of shape {list(shape)}, got {list(tensors[name].shape)}"
+    for name in tensors:
+        if name not in expected:
+            return f"got {name}, which this model lacks"
+    return ""
 
 
 def as_whole(value: Tensor) -> Tensor:
-    """Return a tensor, gathered from all processes if it is sharded: a collective."""
+    """Gather a tensor from all processes if it is sharded, which is a collective operation."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def as_saved(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return values that belong to parameters, by name, in the shapes of the module's state dict.
+    """Convert values that belong to parameters, by name, to the shapes in the module's state dict.
 
-    A layer may store a weight wider than its checkpoints do (`runtime.pad_widths`), and only its own hooks can convert
-    it; an average of that weight is equally wide. Values of other shapes, such as a count of steps, are unchanged.
+    A layer may store a weight wider than in checkpoints (`runtime.pad_widths`), and only its hooks can convert it. An
+    average of the weight is equally wide. Values of other shapes, such as a count of steps, are unchanged.
     """
     params, state = dict(module.named_parameters()), module.state_dict()
     wider = {name: value for name, value in values.items() if value.shape == params[name].shape != state[name].shape}
@@ -69,13 +73,12 @@ def as_saved(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def as_stored(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what `as_saved` returned, in the parameters' shapes."""
+    """Convert values from `as_saved` back to the shapes of the parameters."""
     params, state = dict(module.named_parameters()), module.state_dict()
-    wider = {
-        name: torch.zeros_like(params[name])
-        for name, value in values.items()
-        if value.shape == state[name].shape != params[name].shape
-    }
+    wider = {}
+    for name, value in values.items():
+        if value.shape == state[name].shape != params[name].shape:
+            wider[name] = torch.zeros_like(params[name])
     with _in_place_of_weights(module, wider):
         module.load_state_dict({name: values[name] for name in wider}, strict=False)
     return {**values, **wider}
@@ -95,17 +98,21 @@ def _in_place_of_weights(module: nn.Module, values: Mapping[str, Tensor]) -> Ite
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """Return the optimizer's state as `parameter/key`, by the parameters' names."""
+    """Collect the optimizer's state as `parameter/key`, by the parameters' names."""
     by_key: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, param in module.named_parameters():
         for key, value in optimizer.state.get(param, {}).items():
             if isinstance(value, Tensor):
                 by_key[key][name] = value
-    return {f"{name}/{key}": value for key in by_key for name, value in as_saved(module, by_key[key]).items()}
+    tensors = {}
+    for key, values in by_key.items():
+        for name, value in as_saved(module, values).items():
+            tensors[f"{name}/{key}"] = value
+    return tensors
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load what `optimizer_tensors` returned; rates and decays stay those of the configuration."""
+    """Load tensors from `optimizer_tensors`. Learning rates and weight decays keep their configured values."""
     names = {id(param): name for name, param in module.named_parameters()}
     order = [names[id(param)] for group in optimizer.param_groups for param in group["params"]]
     by_key: dict[str, dict[str, Tensor]] = defaultdict(dict)

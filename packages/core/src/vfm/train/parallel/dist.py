@@ -1,4 +1,4 @@
-"""A process among the processes of a training: device, rank, seeds."""
+"""The processes of a training run: devices, ranks, seeds."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from vfm.base import UserError
 from vfm.interfaces import Runtime, Training
 
 _uses = count()
-TIMEOUT = timedelta(hours=2)  # for the first process, which the others wait for while it scores an evaluation
+TIMEOUT = timedelta(hours=2)  # the others wait for rank 0 while it scores an evaluation
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the training, from torchrun's environment."""
+    """This process and its place among all processes of a training run, from torchrun's environment."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
-    store: Store | None = None  # of the process group, on a connection of its own, with keys of this training
+    store: Store | None = None  # store of the process group, on a separate connection, with separate keys
 
     @property
     def is_main(self) -> bool:
@@ -39,28 +39,28 @@ class World:
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """Return the elementwise mean over the processes."""
+        """Compute the elementwise mean over the processes."""
         if self.size > 1:
             dist.all_reduce(values)
             values = values / self.size
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes, in the order of their ranks."""
+        """Gather the values of all processes, in the order of their ranks."""
         values: list[Any] = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
 
     def gather_to_first(self, value: Any) -> list[Any]:
-        """Return the values of all processes in the first one, in the order of their ranks; none in the others."""
+        """Gather the values of all processes in rank 0, in the order of their ranks. The other processes get none."""
         values: list[Any] = [value] * self.size if self.is_main else []
         if self.size > 1:
             dist.gather_object(value, values if self.is_main else None)
         return values
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Replace tensors by those of the first process, bit for bit."""
+        """Replace tensors by the values in rank 0, bit for bit."""
         for tensor in tensors if self.size > 1 else ():
             value = tensor.detach().contiguous()
             dist.broadcast(value, src=0)
@@ -73,7 +73,7 @@ class World:
 
 
 def micro_batch_size(plan: Training, world: World) -> int:
-    """Return the number of samples per forward pass of a process.
+    """Compute the number of samples per forward pass of a process.
 
     Raises:
         UserError: the global batch is not divisible by the number of processes.
@@ -88,12 +88,12 @@ def micro_batch_size(plan: Training, world: World) -> int:
 
 
 def is_main() -> bool:
-    """Return whether this process writes artifacts: the only one, or torchrun's rank 0."""
+    """Check whether this process writes artifacts, because it is the only one or torchrun's rank 0."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def resolve_device(runtime: Runtime) -> torch.device:
-    """Return the device of this process.
+    """Choose the device of this process.
 
     Raises:
         UserError: the device does not exist.
@@ -116,7 +116,7 @@ def resolve_device(runtime: Runtime) -> torch.device:
 
 
 def prepare_device(runtime: Runtime) -> torch.device:
-    """Limit torch's CPU threads to those of the runtime until the process ends, and return its device."""
+    """Set the number of torch's CPU threads from the runtime until the process ends, and choose its device."""
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     return resolve_device(runtime)
@@ -124,9 +124,9 @@ def prepare_device(runtime: Runtime) -> torch.device:
 
 @contextmanager
 def distributed(runtime: Runtime) -> Iterator[World]:
-    """Open the process group of torchrun's environment: nccl on CUDA, else gloo; none for a single process.
+    """Open the process group from torchrun's environment: nccl on CUDA, else gloo, none for a single process.
 
-    Nested uses share the outermost group. The number of torch's CPU threads is that of the runtime within the context.
+    Nested uses share the outermost group. Within the context, the runtime sets the number of torch's CPU threads.
     """
     threads = torch.get_num_threads()
     device = prepare_device(runtime)
@@ -137,11 +137,11 @@ def distributed(runtime: Runtime) -> Iterator[World]:
     if opened:
         backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(backend, rank=rank, world_size=size, device_id=bound, timeout=TIMEOUT)
-    # Each use has keys of its own: torchrun's store outlives the process group.
+    # Each use has separate keys, since torchrun's store outlives the process group.
     store: Store | None = None
     if size > 1:
-        own = _get_default_store().clone()  # type: ignore[attr-defined]
-        store = PrefixStore(f"use-{next(_uses)}", own)
+        connection = _get_default_store().clone()  # type: ignore[attr-defined]
+        store = PrefixStore(f"use-{next(_uses)}", connection)
     try:
         yield World(device, rank, size, store)
     finally:
@@ -154,9 +154,9 @@ def distributed(runtime: Runtime) -> Iterator[World]:
 
 
 def seed_everything(seed: int, step: int, micro_batch: int, rank: int) -> None:
-    """Seed torch's generators on all devices by the place in the training.
+    """Seed torch's generators on all devices by the position in the training.
 
-    Dropout, drop path and noise then do not depend on what ran before, and a resumed training draws the same values as
+    Dropout, drop path and noise then do not depend on earlier computations, and a resumed run draws the same values as
     an uninterrupted one.
     """
     state = np.random.SeedSequence([seed % 2**64, step, micro_batch, rank]).generate_state(1, np.uint64)
@@ -165,9 +165,10 @@ def seed_everything(seed: int, step: int, micro_batch: int, rank: int) -> None:
 
 @contextmanager
 def tf32(device: torch.device) -> Iterator[None]:
-    """Multiply fp32 matrices in TF32 on CUDA devices: what stays in fp32 under bf16 (losses) runs on tensor cores.
+    """Multiply fp32 matrices in TF32 on CUDA devices within the context.
 
-    Evaluations of fp32 models keep all bits.
+    Operations that stay in fp32 under bf16, such as losses, then run on tensor cores. Evaluations of fp32 models keep
+    full precision.
     """
     before = torch.get_float32_matmul_precision()
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Notices that a process of a training has died or hangs, and ends the others, which would wait for it for hours."""
+"""Detects that a process of a training run has died or hangs, and ends the others, which would wait for hours."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from pathlib import Path
 from torch.distributed.distributed_c10d import Store
 
 from vfm.base import UserError
-from vfm.train.parallel.dist import World
+from vfm.train.parallel.dist import DistributedWorld
 
 INTERVAL = 2.0  # seconds between signs of life
-SILENCE = 40.0  # seconds without one after which a process is lost; writing a large file holds Python's lock for some
-GRACE = 15.0  # seconds for the main thread to end by itself: a collective often fails when a process dies
+SILENCE = 40.0  # seconds without a sign until a process is lost; writing a large file holds Python's lock for some
+GRACE = 15.0  # seconds for the main thread to end by itself, since a collective often fails when a process dies
 LOST, DONE = "lost", "done"
 
 
 class Heartbeat:
-    """A thread that writes signs of life into the store of the process group, and watches those of the next process.
+    """A thread that writes signs of life into the store of the process group, and watches the next process' signs.
 
-    A process on the same machine is lost at once when it dies; one elsewhere, and one that is stopped or stuck with
-    Python's lock, after some silence. What a process waits for (data, a collective) is not watched.
+    A process on the same machine counts as lost as soon as it dies. A process on another machine, or one that is
+    stopped or stuck with Python's lock, counts as lost after a time of silence. A process that waits for data or a
+    collective still gives signs of life.
 
     Args:
-        store: of the process group, with keys of its own.
-        rank: of this process.
+        store: store of the process group, with separate keys.
+        rank: rank of this process.
         size: number of processes.
         on_lost: called in the thread with a message if a process is lost and the main thread does not end by itself.
-        silence: seconds without a sign of life.
-        interval: seconds between them.
-        grace: seconds for the main thread.
+        silence: seconds without a sign of life until a process is lost.
+        interval: seconds between signs of life.
+        grace: seconds for the main thread to end by itself.
     """
 
     def __init__(
@@ -52,21 +53,21 @@ class Heartbeat:
     ) -> None:
         self.store, self.rank, self.size, self.on_lost = store, rank, size, on_lost
         self.silence, self.interval, self.grace = silence, interval, grace
-        self.message = ""  # what was lost
-        # The sign of the next process, and its age, counted in checks: no clock, which runs on while all are stopped.
+        self.message = ""  # describes the lost process
+        # The sign of the next process, and its age, counted in checks, because a clock runs on while all are stopped.
         self._sign, self._age = "", 0.0
-        self._hung = 0  # id of the next process, if it is a hung one of this machine
+        self._hung = 0  # id of the next process if it hangs on this machine
         self._found, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def lost(self, seconds: float) -> str:
-        """Wait some seconds for a message about a lost process; return it, or an empty string."""
+        """Wait some seconds for a message about a lost process, which is empty if there is none."""
         self._found.wait(seconds)
         return self.message
 
     def end(self, *, done: bool) -> None:
-        """Stop the thread; `done` marks this process as one that needs no watching any more."""
+        """Stop the thread. `done` marks this process as finished, so that it is not watched any more."""
         self._ended.set()
         self._thread.join(self.interval)
         if done:
@@ -74,7 +75,7 @@ class Heartbeat:
                 self.store.set(f"alive-{self.rank}", DONE)
 
     def kill_hung(self) -> None:
-        """Kill the next process if it is a hung one of this machine: torchrun would wait half a minute for its end."""
+        """Kill the next process if it hangs on this machine, since torchrun would wait half a minute for it."""
         if self._hung:
             with suppress(OSError):
                 os.kill(self._hung, signal.SIGKILL)
@@ -91,29 +92,30 @@ class Heartbeat:
                 self.on_lost(self.message)
 
     def _beat(self) -> float:
-        self.store.set(f"alive-{self.rank}", f"{time.time_ns()} {_place()} {socket.gethostname()} {os.getpid()}")
+        sign = f"{time.time_ns()} {_pid_namespace()} {socket.gethostname()} {os.getpid()}"
+        self.store.set(f"alive-{self.rank}", sign)
         return self.interval
 
     def _lost_process(self) -> str:
-        """Return which process is lost: the next one, or one that another process has found."""
+        """Describe the lost process, which this process or another one has detected; empty if there is none."""
         if self.store.check([LOST]):
             return self.store.get(LOST).decode()
-        message = self._judge((self.rank + 1) % self.size)
+        message = self._check((self.rank + 1) % self.size)
         if message:
             self.store.set(LOST, message)
-            _, place, _, pid = self._sign.split()
-            self._hung = int(pid) if place == _place() and not _is_dead(pid) else 0
+            _, namespace, _, pid = self._sign.split()
+            self._hung = int(pid) if namespace == _pid_namespace() and not _is_dead(pid) else 0
         return message
 
-    def _judge(self, rank: int) -> str:
+    def _check(self, rank: int) -> str:
         key = f"alive-{rank}"
         sign = self.store.get(key).decode() if self.store.check([key]) else ""
         self._age = self._age + self.interval if sign == self._sign else 0.0
         self._sign = sign
         if not sign or sign == DONE:
             return ""
-        _, place, host, pid = sign.split()
-        if place == _place() and _is_dead(pid):
+        _, namespace, host, pid = sign.split()
+        if namespace == _pid_namespace() and _is_dead(pid):
             return f"process {rank} of {self.size} died (pid {pid} on {host})"
         if self._age > self.silence:
             return f"process {rank} of {self.size} hangs: no sign of life for {self._age:.0f} s (pid {pid} on {host})"
@@ -121,15 +123,15 @@ class Heartbeat:
 
 
 @contextmanager
-def watched(world: World, report: Callable[[str], None]) -> Iterator[None]:
-    """Watch the processes of a training within the context; nothing is watched in a single process.
+def watched(world: DistributedWorld, report: Callable[[str], None]) -> Iterator[None]:
+    """Watch the processes of a training run within the context. A single process is not watched.
 
     Args:
         world: this process.
-        report: called with the message before this process ends itself because its main thread waits.
+        report: called with the message before this process is ended because its main thread waits.
 
     Raises:
-        UserError: a process was lost, which is named, and a collective failed because of it.
+        UserError: a collective failed because a process was lost. The message names the process.
     """
     if world.size == 1:
         yield
@@ -138,7 +140,7 @@ def watched(world: World, report: Callable[[str], None]) -> Iterator[None]:
     def end(message: str) -> None:
         report(message)
         print(f"process {world.rank} ends: {message}", file=sys.stderr, flush=True)
-        beat.kill_hung()  # last: torchrun then ends the others, before they could report
+        beat.kill_hung()  # last, because torchrun then ends the others before they can report
         os._exit(1)
 
     assert world.store
@@ -148,23 +150,24 @@ def watched(world: World, report: Callable[[str], None]) -> Iterator[None]:
         yield
         done = True
     except RuntimeError as error:
-        if message := beat.lost(GRACE):
+        message = beat.lost(GRACE)
+        if message:
             raise UserError(f"{message}; the next run resumes from the last checkpoint") from error
         raise
     finally:
         beat.end(done=done)
 
 
-def _place() -> str:
-    """Return what processes share that see one another's ids: the machine and the namespace of ids."""
+def _pid_namespace() -> str:
+    """Identify the machine and the namespace of process ids. Processes that share both see one another's ids."""
     try:
         return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux: only silence counts
+    except OSError:  # without Linux, only silence is detected
         return f"{socket.gethostname()}/{os.getpid()}"
 
 
 def _is_dead(pid: str) -> bool:
-    """Return whether a process of this machine has ended; one that nobody has waited for yet is a zombie (Z)."""
+    """Check whether a process on this machine has ended. A zombie (Z) has, but its parent has not waited for it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Fused kernels and padded widths during a training: `runtime.kernels` and `runtime.pad_widths`."""
+"""Fused kernels and padded widths in training: `runtime.kernels` and `runtime.pad_widths`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from vfm.base import UserError
 from vfm.interfaces import Context, TrainingRuntime
-from vfm.train.parallel.dist import World
+from vfm.train.parallel.dist import DistributedWorld
 from vfm.train.task import Task
 
 
@@ -18,7 +18,7 @@ def check_kernels(runtime: TrainingRuntime) -> None:
     """Check that forced kernels can run on this device. The capability of a CUDA device is checked when it is used.
 
     Raises:
-        UserError: `triton` on another device.
+        UserError: `triton` is set, but the device is not CUDA.
     """
     device = runtime.device.partition(":")[0]
     if device == "auto":
@@ -28,13 +28,13 @@ def check_kernels(runtime: TrainingRuntime) -> None:
 
 
 @contextmanager
-def chosen_kernels(task: Task[Any], runtime: TrainingRuntime, ctx: Context, world: World) -> Iterator[None]:
-    """Use the runtime's kernels and widths in the task within the context; the task is on its device.
+def chosen_kernels(task: Task[Any], runtime: TrainingRuntime, ctx: Context, world: DistributedWorld) -> Iterator[None]:
+    """Use the runtime's kernels and padded widths in a task, which is on its device, within the context.
 
-    Report what runs, which is kept in the manifest.
+    The names of the running kernels are reported, and stored in the manifest.
 
     Raises:
-        UserError: `triton`, and the kernels cannot run.
+        UserError: `triton` is set, but the kernels cannot run.
     """
     pad = runtime.pad_widths
     if pad == "auto":

@@ -1,4 +1,4 @@
-"""A task in the processes of a training: alone, replicated (DDP), or sharded (FSDP2)."""
+"""A task in the processes of a training run: alone, replicated (DDP), or sharded (FSDP2)."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ from vfm.base import UserError
 from vfm.data.loading.batch import Inputs
 from vfm.interfaces import TrainingRuntime
 from vfm.train.optim.state import as_whole, model_tensors
-from vfm.train.parallel.dist import World
+from vfm.train.parallel.dist import DistributedWorld
 from vfm.train.task import Metrics, Task
 
 Method = Callable[..., tuple[Tensor, Metrics]]
 
 
 class Alone(Generic[Inputs]):
-    """A task in the only process; the others are subclasses.
+    """A task in a single process, and the base class for several processes.
 
     Attributes:
-        task: what is trained. Its parameters may be replaced by `wrap`.
+        task: the trained task. `wrap` may replace its parameters.
     """
 
-    def __init__(self, task: Task[Inputs], world: World) -> None:
+    def __init__(self, task: Task[Inputs], world: DistributedWorld) -> None:
         self.task, self.world = task.to(world.device), world
 
     def wrap(self) -> None:
-        """Prepare for the first step, once the layers are those that will run."""
+        """Prepare for the first step, after the layers have been prepared."""
 
     def run(self, method: Method, *args: Any) -> tuple[Tensor, Metrics]:
-        """Return what a method of the task returns; only here are the parameters whole."""
+        """Run a method of the task. With FSDP, parameters are only whole within it."""
         return method(*args)
 
     def begin_micro_batch(self, *, is_last: bool) -> None:
-        """Prepare a micro-batch's forward and backward pass."""
+        """Prepare the forward and backward pass of a micro-batch."""
 
     def average_gradients(self) -> None:
         """Average the gradients that the backward passes have not averaged over the processes."""
 
     @contextmanager
     def whole(self) -> Iterator[Task[Inputs]]:
-        """Yield a task with the present weights, all of them, and the buffers of the first process."""
+        """Yield a task with all current weights, and with the buffers of rank 0."""
         yield self.task
 
     def finish(self) -> Task[Inputs]:
-        """Return the task that the caller of `fit` has, with the present weights."""
+        """Give the caller's task the current weights, and return it."""
         return self.task
 
 
 class Replicated(Alone[Inputs]):
-    """Each process has the whole model; DDP averages gradients with the last micro-batch of a step."""
+    """A task whose whole model is in each process. DDP averages gradients with the last micro-batch of a step."""
 
     def wrap(self) -> None:
         """Compare the weights of all processes, and prepare DDP's buckets."""
@@ -77,36 +77,36 @@ class Replicated(Alone[Inputs]):
 
     @contextmanager
     def whole(self) -> Iterator[Task[Inputs]]:
-        """Yield the task; DDP, too, takes the first process' buffers before the next step."""
+        """Yield the task with the buffers of rank 0, which DDP also uses from the next step on."""
         self.world.copy_from_first(self.task.buffers())
         yield self.task
 
 
 class Sharded(Alone[Inputs]):
-    """Each process stores a part of every weight, gradient, average and optimizer state; blocks are gathered to run.
+    """A task of which each process stores a part: weights, gradients, averages and optimizer state.
 
-    A copy of the task is trained. The caller's task stays whole, in the host's memory, for evaluations and the export.
-    Gradients are averaged after each micro-batch, so that no process ever stores all of them. Scalars, such as a
-    temperature, are not cut: each process has them.
+    Blocks are gathered when they run. A copy of the task is trained. The caller's task stays whole, in the host's
+    memory, for evaluations and the export. Gradients are averaged after each micro-batch, so that no process ever
+    stores all of them. Scalars, such as a temperature, are not cut, so each process has them.
 
     Args:
         task: the task.
         world: this process.
-        shard_degree: number of processes that share one copy of the model; None: all.
+        shard_degree: number of processes that share one copy of the model, None for all.
 
     Raises:
-        UserError: the number of processes is not a multiple of it.
+        UserError: the number of processes is not a multiple of `shard_degree`.
 
     Source: Zhao et al. 2023, PyTorch FSDP (arXiv:2304.11277), section 3.2.2 for hybrid sharding.
     """
 
-    def __init__(self, task: Task[Inputs], world: World, shard_degree: int | None) -> None:
+    def __init__(self, task: Task[Inputs], world: DistributedWorld, shard_degree: int | None) -> None:
         self.original = task
         super().__init__(_copy_without_frozen(task), world)
         self.mesh = _mesh(world, shard_degree)
 
     def wrap(self) -> None:
-        """Cut the parameters, which are new objects afterwards."""
+        """Cut the parameters, which replaces them by new objects."""
         for block in blocks(self.task):
             fully_shard(block, mesh=self.mesh)
         self.uncut = [param for param in self.task.parameters() if param.numel() == 1]
@@ -119,12 +119,12 @@ class Sharded(Alone[Inputs]):
         return found
 
     def begin_micro_batch(self, *, is_last: bool) -> None:
-        """Average over copies of the model with the last micro-batch only; within a copy, with each."""
+        """Average over copies of the model with the last micro-batch only, but within a copy with each."""
         assert isinstance(self.root, FSDPModule)
         self.root.set_requires_all_reduce(is_last)
 
     def average_gradients(self) -> None:
-        """Average the gradients of what is not cut."""
+        """Average the gradients of parameters that are not cut."""
         for param in self.uncut:
             if param.grad is not None:
                 param.grad = self.world.mean(param.grad)
@@ -152,32 +152,38 @@ class Sharded(Alone[Inputs]):
             targets[name].copy_(as_whole(value))
 
 
-def in_processes(task: Task[Inputs], runtime: TrainingRuntime, world: World) -> Alone[Inputs]:
-    """Return how a task runs in this process, as the runtime says, on its device."""
+def in_processes(task: Task[Inputs], runtime: TrainingRuntime, world: DistributedWorld) -> Alone[Inputs]:
+    """Choose how a task runs in this process, by the runtime, and move it to its device."""
     if world.size == 1:
         return Alone(task, world)
-    return Sharded(task, world, runtime.shard_degree) if runtime.parallel == "fsdp" else Replicated(task, world)
+    if runtime.parallel == "fsdp":
+        return Sharded(task, world, runtime.shard_degree)
+    return Replicated(task, world)
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
-    """Return what is gathered as one: the elements of the outermost lists of equal modules, such as a model's blocks.
+    """Find the modules that are gathered as units: elements of the outermost lists of equal modules, such as blocks.
 
     A block that shares a weight with another module is left out.
     """
     uses = _uses(module)
-    found: list[nn.Module] = []
+    units: list[nn.Module] = []
     inside: set[nn.Module] = set()
     for container in module.modules():
         parts = list(container.children()) if isinstance(container, (nn.ModuleList, nn.Sequential)) else []
         if container in inside or len(parts) < 2 or len({type(part) for part in parts}) > 1:
             continue
-        inside |= {each for part in parts for each in part.modules()}
-        found += [part for part in parts if (own := _uses(part)) and all(uses[key] == own[key] for key in own)]
-    return found
+        for part in parts:
+            inside.update(part.modules())
+            uses_in_part = _uses(part)
+            is_unshared = all(uses[key] == count for key, count in uses_in_part.items())
+            if uses_in_part and is_unshared:
+                units.append(part)
+    return units
 
 
 class _Routed(nn.Module):
-    """Runs any method of a task inside `forward`, since DDP and FSDP see only what runs there."""
+    """Runs any method of a task inside `forward`, since the hooks of DDP and FSDP only run there."""
 
     def __init__(self, task: Task[Any]) -> None:
         super().__init__()
@@ -192,7 +198,7 @@ def _uses(module: nn.Module) -> Counter[int]:
 
 
 def _copy_without_frozen(task: Task[Inputs]) -> Task[Inputs]:
-    """Return a copy of a task that shares its frozen models."""
+    """Copy a task, but share its frozen models."""
     shared: dict[int, Any] = {}
     for held in task.frozen():
         shared[id(held)] = held
@@ -200,7 +206,7 @@ def _copy_without_frozen(task: Task[Inputs]) -> Task[Inputs]:
     return deepcopy(task, shared)
 
 
-def _mesh(world: World, shard_degree: int | None) -> DeviceMesh:
+def _mesh(world: DistributedWorld, shard_degree: int | None) -> DeviceMesh:
     degree = shard_degree or world.size
     if world.size % degree:
         raise UserError(
@@ -213,6 +219,6 @@ def _mesh(world: World, shard_degree: int | None) -> DeviceMesh:
 
 
 def _move(task: Task[Any], device: torch.device) -> None:
-    """Move a task's own weights and buffers; frozen models, which its sharded copy uses too, stay where they are."""
+    """Move the weights and buffers of a task, but not its frozen models, which its sharded copy uses too."""
     for tensor in (*task.parameters(), *task.buffers()):
         tensor.data = tensor.data.to(device)

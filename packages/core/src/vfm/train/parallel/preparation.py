@@ -1,4 +1,4 @@
-"""How a task's layers run: compiled, channels-last, with common batch statistics, recomputed selectively."""
+"""Preparation of a task's layers: compilation, channels-last, synchronised batch norm, selective checkpointing."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from vfm.base import UserError
 from vfm.interfaces import Context, TrainingRuntime
-from vfm.train.parallel.dist import World
+from vfm.train.parallel.dist import DistributedWorld
 from vfm.train.parallel.parallel import blocks
 from vfm.train.task import Metrics, Task
 
 Method = Callable[..., tuple[Tensor, Metrics]]
 Compile = Callable[[Method], Method]
 
-# Outputs that selective checkpointing keeps: those of matrix products, convolutions and attention. All else (norms,
-# activations, sums) is cheap to compute again, and has most of the bytes.
+# Operations whose outputs selective checkpointing keeps: matrix products, convolutions and attention. All others
+# (norms, activations, sums) are cheap to compute again, and have most of the bytes.
 KEPT = {
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -37,11 +37,11 @@ KEPT = {
 
 
 @contextmanager
-def prepared(task: Task[Any], runtime: TrainingRuntime, ctx: Context, world: World) -> Iterator[Compile]:
-    """Prepare the layers of a task, and of the models that it keeps frozen, as the runtime says.
+def prepared(task: Task[Any], runtime: TrainingRuntime, ctx: Context, world: DistributedWorld) -> Iterator[Compile]:
+    """Prepare the layers of a task and its frozen models by the runtime, and yield a function that compiles methods.
 
     Parameters, buffers and their names stay the same. After the context the layers run as before, except that batch
-    norms stay synchronised ones. Yield what compiles a method of the task where it is compiled as a whole.
+    norms stay synchronised. The function only compiles methods if the task is compiled as a whole.
 
     Raises:
         UserError: batch norms cannot be synchronised on this device, or there are no blocks to compile or recompute.
@@ -65,23 +65,25 @@ def _unchanged(method: Method) -> Method:
 
 
 def _compiled_method(method: Method) -> Method:
-    made: Method = torch.compile(method.forward if isinstance(method, nn.Module) else method)
-    return made
+    optimized: Method = torch.compile(method.forward if isinstance(method, nn.Module) else method)
+    return optimized
 
 
 def _blocks(task: Task[Any], ctx: Context, setting: str, *frozen: nn.Module) -> list[nn.Module]:
-    """Return the blocks of a task and of frozen models.
+    """Find the blocks of a task and of frozen models.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no blocks.
     """
-    found = [block for model in (task, *frozen) for block in blocks(model) if list(block.children())]
-    if not found:
+    composite = []
+    for model in (task, *frozen):
+        composite += [block for block in blocks(model) if list(block.children())]
+    if not composite:
         raise UserError(f"{ctx.stage}: runtime.{setting}: {type(task).__name__} has no list of equal blocks")
-    return found
+    return composite
 
 
-def _synchronise(task: Task[Any], world: World) -> None:
+def _synchronise(task: Task[Any], world: DistributedWorld) -> None:
     if world.device.type != "cuda":
         raise UserError(
             f"runtime.sync_batch_norm: torch synchronises batch norms on CUDA devices only, got {world.device.type}"
@@ -90,7 +92,7 @@ def _synchronise(task: Task[Any], world: World) -> None:
 
 
 def to_channels_last(model: nn.Module) -> None:
-    """Store the weights of 2-D convolutions with the channels last, which their kernels on tensor cores prefer."""
+    """Store the weights of 2-D convolutions with the channels last, which is faster on tensor cores."""
     for weight in model.parameters():
         if weight.ndim == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
@@ -98,7 +100,7 @@ def to_channels_last(model: nn.Module) -> None:
 
 @contextmanager
 def compiled(modules: list[nn.Module]) -> Iterator[None]:
-    """Compile modules in place within the context: blocks of one class share their code, which is compiled once."""
+    """Compile modules in place within the context. Blocks of the same class share code that is compiled once."""
     try:
         for module in modules:
             module.compile()
@@ -109,13 +111,13 @@ def compiled(modules: list[nn.Module]) -> Iterator[None]:
 
 
 def uncompiled(runtime: TrainingRuntime) -> AbstractContextManager[Any]:
-    """Return the context of evaluations: layers run as written, since compiled ones would be compiled again."""
+    """Create a context for evaluations, in which layers run eagerly, as their shapes would need another compilation."""
     return torch.compiler.set_stance("force_eager") if runtime.compile else nullcontext()
 
 
 @contextmanager
 def recomputed(modules: list[nn.Module]) -> Iterator[None]:
-    """Keep of the modules' activations only the outputs in `KEPT` within the context; compute the others again.
+    """Keep only activations from operations in `KEPT` within the context, and recompute the others.
 
     Source: Korthikanti et al. 2022, Reducing Activation Recomputation (arXiv:2205.05198), section 5.
     """

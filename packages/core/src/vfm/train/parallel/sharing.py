@@ -1,6 +1,6 @@
-"""Batches of an evaluation that several processes share: each computes some, the first one gets the results of all.
+"""Sharing of an evaluation's batches among processes: each computes some, and rank 0 gets the results of all.
 
-The batches are those of one process, so the results are the same bits, wherever the processes are alike.
+The batches are the same as in a single process, so on equal machines the results are identical bit for bit.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from torch import Tensor
 
 from vfm.base import UserError
 from vfm.interfaces import LeftToFirst
-from vfm.train.parallel.dist import World
+from vfm.train.parallel.dist import DistributedWorld
 
 R = TypeVar("R")
 T = TypeVar("T")
-WITHOUT_VALUES = re.compile("meta(?!data)")  # in every error of torch about a tensor of `without_values`
+WITHOUT_VALUES = re.compile("meta(?!data)")  # in every torch error about a tensor from `without_values`
 AT_ONCE = 8  # results of each process that are sent together
 _NOTHING: Any = object()
-_sharing: ContextVar[World | None] = ContextVar("sharing", default=None)
+_sharing: ContextVar[DistributedWorld | None] = ContextVar("sharing", default=None)
 
 
 @contextmanager
-def sharing(world: World) -> Iterator[None]:
+def sharing(world: DistributedWorld) -> Iterator[None]:
     """Share batches among all processes within the context, which all of them enter with equal models and data.
 
-    No process waits at its end: the first one may score for hours, longer than a collective operation may take.
+    No process waits at the end, since rank 0 may score for longer than the timeout of a collective operation.
 
     Raises:
-        UserError: another process goes on with features whose values only the first one has.
+        UserError: another process continues with features whose values only rank 0 has.
     """
     token, threads = _sharing.set(world if world.size > 1 else None), torch.get_num_threads()
     try:
@@ -53,12 +53,12 @@ def sharing(world: World) -> Iterator[None]:
 
 
 def leave_to_first() -> None:
-    """Go on in the first process only, once all batches are computed; it alone scores and writes, and shares no more.
+    """Continue in rank 0 only, which scores and writes, after all batches have been computed.
 
-    It takes the CPU threads of the other processes of its machine, which torchrun counts.
+    Rank 0 takes over the CPU threads of the other processes on its machine, which torchrun counts.
 
     Raises:
-        LeftToFirst: in the others.
+        LeftToFirst: in all other processes.
     """
     world = _sharing.get()
     if not world:
@@ -70,34 +70,35 @@ def leave_to_first() -> None:
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield the items in lists of `size`, the last one of the rest."""
+    """Yield the items in lists of `size`. The last list may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
 def own_share(batches: Iterable[T]) -> Iterator[T]:
-    """Yield every N-th batch, those that this one of N processes computes."""
+    """Yield the batches that this process computes: every N-th batch with N processes."""
     world = _sharing.get()
     return islice(batches, world.rank, None, world.size) if world else iter(batches)
 
 
-def of_all(own: Iterator[R], *, for_others: Callable[[R], R] | None = None, at_once: int = AT_ONCE) -> Iterator[R]:
+def of_all(results: Iterator[R], *, for_others: Callable[[R], R] | None = None, at_once: int = AT_ONCE) -> Iterator[R]:
     """Yield the results of all processes in the order of the batches.
 
     Args:
-        own: computes the results of `own_share`, one by one; what it calls shares nothing.
-        for_others: what the other processes get of a result, such as `without_values` of features; default: all of it.
-        at_once: results of each process that are sent together; 1 suits large ones.
+        results: computes the results for `own_share`, one by one, without nested sharing.
+        for_others: reduces a result for all processes but the first, for example with `without_values`; default: they
+            get the whole result.
+        at_once: number of results of each process that are sent together. 1 suits large results.
 
     Raises:
-        UserError: the first one, in the order of the batches, that a process has met.
+        UserError: the first such error of any process, in the order of the batches.
     """
     world = _sharing.get()
     if not world:
-        yield from own
+        yield from results
         return
-    while any(parts := _gather(world, _next_results(own, at_once), for_others)):
+    while any(parts := _gather(world, _next_results(results, at_once), for_others)):
         for row in zip_longest(*parts, fillvalue=_NOTHING):
             for result in row:
                 if isinstance(result, UserError):
@@ -107,33 +108,38 @@ def of_all(own: Iterator[R], *, for_others: Callable[[R], R] | None = None, at_o
 
 
 def of_first(make: Callable[[], R], *, for_others: Callable[[R], R] | None = None) -> R:
-    """Return what the first process makes, and in the others `for_others` of it; its UserError is raised in all."""
+    """Compute a value in rank 0, and return it there and `for_others` of it in the other processes.
+
+    Raises:
+        UserError: rank 0 has raised it. It is raised in all processes.
+    """
     world = _sharing.get()
     if not world:
         return make()
-    made = _next_results((make() for _ in range(int(world.is_main))), 1)
-    (sent,), *_ = world.gather(_reduced(made, for_others))  # what the first keeps may be too large to be sent
-    found: R | UserError = made[0] if world.is_main else sent
-    if isinstance(found, UserError):
-        raise found
-    return found
+    values = _next_results((make() for _ in range(int(world.is_main))), 1)
+    # Rank 0 keeps its value, which may be too large to be sent.
+    (sent,), *_ = world.gather(_reduced(values, for_others))
+    value: R | UserError = values[0] if world.is_main else sent
+    if isinstance(value, UserError):
+        raise value
+    return value
 
 
 def without_values(tensor: Tensor) -> Tensor:
-    """Return a tensor of the same shape without values (torch's device `meta`), which costs nothing to send."""
+    """Create a tensor of the same shape without values (torch's device `meta`), which costs nothing to send."""
     return tensor.to("meta")
 
 
 def writes_files() -> bool:
-    """Return whether this is the process that scores, and writes what all of them have computed."""
+    """Check whether this process scores, and writes the results of all processes."""
     world = _sharing.get()
     return not world or world.is_main
 
 
 def _gather(
-    world: World, results: list[R | UserError], for_others: Callable[[R], R] | None
+    world: DistributedWorld, results: list[R | UserError], for_others: Callable[[R], R] | None
 ) -> list[list[R | UserError]]:
-    """Return the results of each process."""
+    """Gather the results of each process."""
     if for_others is None:
         return world.gather(results)
     whole = world.gather_to_first(results)
@@ -142,14 +148,16 @@ def _gather(
 
 
 def _reduced(results: list[R | UserError], for_others: Callable[[R], R] | None) -> list[R | UserError]:
-    return [one if isinstance(one, UserError) or for_others is None else for_others(one) for one in results]
+    if for_others is None:
+        return results
+    return [result if isinstance(result, UserError) else for_others(result) for result in results]
 
 
-def _next_results(own: Iterator[R], at_once: int) -> list[R | UserError]:
+def _next_results(iterator: Iterator[R], at_once: int) -> list[R | UserError]:
     results: list[R | UserError] = []
     token = _sharing.set(None)
     try:
-        results.extend(islice(own, at_once))
+        results.extend(islice(iterator, at_once))
     except UserError as error:
         results.append(error)
     finally:

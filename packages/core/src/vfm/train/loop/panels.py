@@ -1,4 +1,4 @@
-"""Pictures of a finished training for its report, which may fail without a loss of the training."""
+"""Panels of a finished training run for its report, whose errors must not end the stage."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from vfm.train.parallel.dist import is_main
 
 
 def show_panels(ctx: Context, *draws: Callable[[], Panel]) -> None:
-    """Draw panels in the first process and leave them beside the artifact; one that cannot be drawn is a warning.
+    """Draw panels in rank 0 and store them with the artifact. A panel that cannot be drawn gives a warning.
 
-    Call it after the export: hours of training must not be lost because a decomposition does not converge or a picture
-    needs too much memory.
+    Call it after the export, since hours of training must not be lost because a decomposition does not converge or an
+    image needs too much memory.
     """
     if not is_main():
         return
