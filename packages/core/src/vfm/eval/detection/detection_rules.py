@@ -111,7 +111,12 @@ def match_all(detections: Detections, truth: GroundTruth, shape: Shape, max_dets
 
 
 def _match_class(
-    detections: Detections, areas: NDArray[np.float64], objects: ObjectArrays, label: int, truth: GroundTruth, shape: Shape
+    detections: Detections,
+    areas: NDArray[np.float64],
+    objects: ObjectArrays,
+    label: int,
+    truth: GroundTruth,
+    shape: Shape,
 ) -> ClassRows:
     """Match the detections of one class, by descending score, with its objects, image by image."""
     low, high = np.array(list(AREAS.values())).T[:, :, None]  # (A, 1) each

@@ -80,9 +80,7 @@ def add_maps(
             shown.save(ctx.directory / file, quality=90)
             right = ", ".join(f"{100 * share_right(truth, label_map):.0f}" for label_map in predicted)
             entries.append(PanelImage(file=file, caption=f"{source.keys[number]}, {model}: {right} % right"))
-    note = (
-        f"PanelImage, labels, and the maps of {', '.join(rules)}; from the worst to the best of the first rule and model."
-    )
+    note = f"Image, labels, and the maps of {', '.join(rules)}; from the worst to the best of the first rule and model."
     ctx.panel(ImagesPanel(title="Maps by rule", note=note, order=40, pictures=entries, width=(2 + len(rules)) * SIDE))
 
 
