@@ -96,7 +96,7 @@ class Task(nn.Module, Generic[Inputs]):
         backward: Callable[[Tensor], None],
         reseed: Callable[[int], None],
     ) -> Metrics:
-        """Compute the loss and the gradients of one optimizer step, by default the mean over the samples.
+        """Compute the loss and the gradients of an optimizer step, by default the mean over the samples.
 
         Override it if the loss is not a mean over samples. Contrastive losses first run their encoders without gradient
         over all micro-batches, then replay each one. Calling `reseed(i)` before each of the two passes gives them the

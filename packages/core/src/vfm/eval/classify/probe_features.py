@@ -82,7 +82,7 @@ def probe_features(model: ClipModel | nn.Module, pixels: Tensor, chosen: ProbeIn
         chosen: the tokens, layers and scale.
 
     Returns:
-        (B, D) for the pooling of the model, or for the class token or the mean of one layer. (B, layers * D) for
+        (B, D) for the pooling of the model, or for the class token or mean in a single layer. (B, layers * D) for
         several layers, and (B, (layers + 1) * D) for the class tokens with the mean over the last layer's patches.
 
     Raises:

@@ -70,7 +70,7 @@ class LinearProbe(FeatureEvaluation):
 
 
 class AttentiveProbe(FeatureEvaluation):
-    """Train an attentive probe: cross-attention of one query over frozen patch tokens, then a linear layer.
+    """Train an attentive probe: cross-attention of a query over frozen patch tokens, then a linear layer.
 
     Images may have several labels.
     """

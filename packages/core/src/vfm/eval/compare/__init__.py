@@ -1,1 +1,1 @@
-"""Comparisons of trainings by their curves, and tables over reports."""
+"""Comparison of training runs by their curves, and tables over several reports."""

@@ -38,7 +38,7 @@ class SummarisedReport(Config):
     title: str = Field("", description="title of the row; default: the name in `report`")
     group: str = Field("", description="rows of the same group are averaged; default: this row is not averaged")
     way: str = Field(
-        "", description="distinguishes rows of one dataset (a task, a language, resizing); each way has separate means"
+        "", description="distinguishes rows of the same dataset (task, language, resizing); each way has separate means"
     )
     metrics: list[str] = Field([], description="metrics whose mean is the score; default: the report's main metric")
 

@@ -46,7 +46,7 @@ def classify_errors(
     true_labels: NDArray[np.int64],
     ignored: NDArray[np.bool_],
 ) -> Counter[str]:
-    """Classify the detections of one image, best first, and count the missed objects.
+    """Classify the detections in an image, best first, and count the missed objects.
 
     Args:
         ious: (D, G).

@@ -118,7 +118,7 @@ def _match_class(
     truth: GroundTruth,
     shape: Shape,
 ) -> ClassRows:
-    """Match the detections of one class, by descending score, with its objects, image by image."""
+    """Match the detections of a class, by descending score, with its objects, image by image."""
     low, high = np.array(list(AREAS.values())).T[:, :, None]  # (A, 1) each
     skipped = (objects.crowd | objects.ignored) | (objects.areas < low) | (objects.areas > high)  # (A, P)
     # Unmatched detections outside a range of area are ignored in it, neither right nor wrong.

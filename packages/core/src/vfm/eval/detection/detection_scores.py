@@ -30,7 +30,7 @@ class PrecisionRecallTables:
 
 @dataclass
 class DetectionScores:
-    """All scores of one model on one dataset, by boxes or by masks.
+    """All scores of a model on a dataset, by boxes or by masks.
 
     Attributes:
         shape: boxes or masks.

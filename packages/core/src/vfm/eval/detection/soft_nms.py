@@ -20,7 +20,7 @@ MIN_SCORE = 1e-3
 def soft_nms(
     boxes: NDArray[np.float64], scores: NDArray[np.float64], *, iou: float = IOU, min_score: float = MIN_SCORE
 ) -> NDArray[np.float64]:
-    """Apply linear soft-NMS to the scores of the detections of one image and class.
+    """Apply linear soft-NMS to the scores of detections with the same image and class.
 
     Beginning with the best detection, the score of each lower one that overlaps it by more than `iou` is multiplied by
     one minus their IoU.

@@ -12,7 +12,7 @@ from vfm.interfaces import Context
 
 @dataclass
 class BadSamples:
-    """Count the bad samples of one dataset.
+    """Counts the bad samples of a dataset.
 
     Attributes:
         ctx: receives each bad sample.

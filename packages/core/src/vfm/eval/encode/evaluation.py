@@ -154,7 +154,7 @@ def _against_the_first(results: Mapping[str, ModelResult]) -> list[Comparison]:
 
 
 def _write_predictions(directory: Path, results: Mapping[str, ModelResult]) -> None:
-    """Write one Parquet file per table, with the rows of one model after the other and the model's name first."""
+    """Write one Parquet file per table, with the rows model by model and the model's name in the first column."""
     for table in next(iter(results.values())).predictions:
         parts = []
         for model, result in results.items():

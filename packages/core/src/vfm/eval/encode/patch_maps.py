@@ -77,7 +77,7 @@ def labelled(image: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
 
 
 def side_by_side(*parts: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Join images of one height, (H, S', 3) each, with a white gap between them."""
+    """Join images of the same height, (H, S', 3) each, with a white gap between them."""
     gap = np.full((len(parts[0]), MAP_GAP, 3), 255, np.uint8)
     return np.concatenate([piece for part in parts for piece in (gap, part)][1:], axis=1)
 

@@ -18,7 +18,7 @@ from vfm.train.parallel.sharing import writes_files
 
 
 class RowFile:
-    """Rows of one shape in a file. The first append sets the shape."""
+    """Rows of the same shape in a file. The first append sets the shape."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

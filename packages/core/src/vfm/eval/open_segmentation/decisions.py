@@ -140,7 +140,7 @@ def choose_thresholds(counts: Sequence[ThresholdCounts], half: NDArray[np.int64]
 
 
 def halves(num_images: int, seed: int) -> NDArray[np.int64]:
-    """Return 0 or 1 for each image: a random half."""
+    """Assign each image to one of two random halves, 0 or 1."""
     return np.random.default_rng(seed).permutation(np.arange(num_images) % 2)
 
 

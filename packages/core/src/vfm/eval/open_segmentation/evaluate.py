@@ -81,7 +81,7 @@ class Method:
 
 @dataclass
 class Scored:
-    """Results of one model with one rule: the index of each image's threshold, (I,), and the counts of all images."""
+    """Results of a model with a rule: the index of each image's threshold, (I,), and the counts of all images."""
 
     chosen: NDArray[np.int64]
     counts: MeanIou
@@ -125,7 +125,7 @@ def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders:
 
 @dataclass(frozen=True)
 class _Counted:
-    """Counts of one image.
+    """Counts of an image.
 
     digest: hash of the image and its labels.
     ceilings: counts by model for the best possible map on the model's grid of patches.

@@ -42,7 +42,7 @@ class WindowSettings:
 
 @dataclass(frozen=True)
 class ImageWindows:
-    """The windows of one image, which may have been padded.
+    """The windows of an image, which may have been padded.
 
     size: height and width of the image without padding.
     corners: top and left of each window.

@@ -1,1 +1,1 @@
-"""The training loop and what it watches."""
+"""The training loop, with its metrics, checks and evaluations."""

@@ -83,7 +83,7 @@ class FiniteGuard:
         )
 
     def _advice(self, step: int) -> str:
-        """Suggest what the user can do about a step, counted from 1. The same command would stop there again."""
+        """Suggest remedies for a step, counted from 1. The same command would stop there again."""
         skip = f"skip_steps: [{step}] leaves this step out"
         saved = checkpoints_in(self.ctx.work)
         again = f", and continue_from: {{training: {saved[-1]}}} goes on from there" if saved else ""

@@ -51,7 +51,7 @@ class LossScale:
         self.taken = torch.where(overflow | grown, torch.zeros_like(taken), taken)
 
     def state(self) -> dict[str, float]:
-        """Return what a checkpoint needs."""
+        """Build the state for a checkpoint."""
         return {"factor": float(self.factor), "taken": float(self.taken)}
 
     def restore(self, state: dict[str, float]) -> None:
@@ -189,7 +189,7 @@ class Numerics:
         return torch.maximum(found_inf, overflow.float())
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs."""
+        """Build the state for a checkpoint."""
         return {"loss_scale": self.scale.state()} if self.scale else {}
 
     def restore(self, facts: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ TIMEOUT = timedelta(hours=2)  # the others wait for rank 0 while it scores an ev
 
 
 @dataclass(frozen=True)
-class World:
+class DistributedWorld:
     """This process and its place among all processes of a training run, from torchrun's environment."""
 
     device: torch.device
@@ -72,7 +72,7 @@ class World:
             dist.barrier()
 
 
-def micro_batch_size(plan: Training, world: World) -> int:
+def micro_batch_size(plan: Training, world: DistributedWorld) -> int:
     """Compute the number of samples per forward pass of a process.
 
     Raises:
@@ -123,7 +123,7 @@ def prepare_device(runtime: Runtime) -> torch.device:
 
 
 @contextmanager
-def distributed(runtime: Runtime) -> Iterator[World]:
+def distributed(runtime: Runtime) -> Iterator[DistributedWorld]:
     """Open the process group from torchrun's environment: nccl on CUDA, else gloo, none for a single process.
 
     Nested uses share the outermost group. Within the context, the runtime sets the number of torch's CPU threads.
@@ -143,7 +143,7 @@ def distributed(runtime: Runtime) -> Iterator[World]:
         connection = _get_default_store().clone()  # type: ignore[attr-defined]
         store = PrefixStore(f"use-{next(_uses)}", connection)
     try:
-        yield World(device, rank, size, store)
+        yield DistributedWorld(device, rank, size, store)
     finally:
         if opened:
             # DDP's reducer holds the group too. If it were the last to let go, torch 2.10 would wait, with the

@@ -67,9 +67,9 @@ class Replicated(Alone[Inputs]):
         self.ddp = DistributedDataParallel(_Routed(self.task), device_ids=ids, gradient_as_bucket_view=True)
 
     def run(self, method: Method, *args: Any) -> tuple[Tensor, Metrics]:
-        """Return what a method of the task returns."""
-        found: tuple[Tensor, Metrics] = self.ddp(method, *args)
-        return found
+        """Run a method of the task."""
+        output: tuple[Tensor, Metrics] = self.ddp(method, *args)
+        return output
 
     def begin_micro_batch(self, *, is_last: bool) -> None:
         """Average gradients with the last micro-batch only, as DDP's `no_sync` does."""
@@ -114,9 +114,9 @@ class Sharded(Alone[Inputs]):
         fully_shard(self.root, mesh=self.mesh, ignored_params=set(self.uncut))
 
     def run(self, method: Method, *args: Any) -> tuple[Tensor, Metrics]:
-        """Return what a method of the task returns."""
-        found: tuple[Tensor, Metrics] = self.root(method, *args)
-        return found
+        """Run a method of the task."""
+        output: tuple[Tensor, Metrics] = self.root(method, *args)
+        return output
 
     def begin_micro_batch(self, *, is_last: bool) -> None:
         """Average over copies of the model with the last micro-batch only, but within a copy with each."""
