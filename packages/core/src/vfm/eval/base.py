@@ -49,6 +49,7 @@ class ReadSettings:
         Raises:
             UserError: more than `max_bad_fraction` are bad, or all.
         """
+        # A dataset without a good sample has no score, whatever the tolerated fraction is.
         if bad.total() > self.max_bad_fraction * total or bad.total() == total:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(bad.items())) or "it is empty"
             limit = f"max_bad_fraction is {self.max_bad_fraction}"

@@ -47,7 +47,7 @@ class ModuleTask(Task[Any]):
         """Seed the generators of Python and NumPy, as the loop seeds torch's."""
         seed = SampleDraw.of(self.seed, step, -1).seed
         random.seed(seed)
-        np.random.seed(seed % 2**32)
+        np.random.seed(seed % 2**32)  # NumPy only accepts seeds of 32 bits
 
     def forward(self, inputs: Any) -> tuple[Tensor, Metrics]:
         """Compute the loss and the metrics of a micro-batch.

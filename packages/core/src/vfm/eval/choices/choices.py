@@ -165,9 +165,13 @@ def _chances(right: NDArray[np.bool_]) -> tuple[float, float, float]:
     image = float(np.prod([share for share in right.mean(axis=1) if share > 0]))
     if right.shape[1] == 1:
         return text, image, text
-    return text, image, 1 / 6 if right.shape == (2, 2) else np.nan
+    if right.shape == (2, 2):
+        return text, image, 1 / 6
+    return text, image, np.nan
 
 
 def _mean(chances: NDArray[np.float64]) -> float | None:
     """Average the chances, None if one of them is unknown."""
-    return None if np.isnan(chances).any() else float(chances.mean())
+    if np.isnan(chances).any():
+        return None
+    return float(chances.mean())

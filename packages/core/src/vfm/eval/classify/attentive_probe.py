@@ -84,6 +84,7 @@ class PatchTokens:
         """
         starts = range(0, len(images), batch_size)
         tokens = torch.cat([patch_tokens(self.encoder, images[start : start + batch_size]).half() for start in starts])
+        # Checked with the first batch, before hours of encoding fill the disk.
         needed = tokens[0].numel() * tokens.element_size() * self.num_images / GIB
         if needed > self.max_gib:
             count, width = tokens.shape[1:]

@@ -89,4 +89,6 @@ def _type_of(ctx: Preflight, ref: Ref[Any]) -> type[Artifact] | None:
     artifact, stage = ctx.artifact(ref), ctx.stage(ref)
     if artifact:
         return type(artifact)
-    return stage.makes if stage else None
+    if stage:
+        return stage.makes
+    return None

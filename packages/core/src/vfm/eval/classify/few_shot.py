@@ -91,7 +91,7 @@ def score_few_shot(
                 raise UserError(f"{name}: start: zero_shot needs a text tower, which this model does not have")
     known, test = encode_labeled(ctx, encoders, train, reading), encode_labeled(ctx, encoders, data, reading)
     missing = sorted(set(range(len(data.class_names))) - set(known.labels.tolist()))
-    if missing:
+    if missing:  # its weights would stay at the start, which may be zero
         raise UserError(f"{ctx.name_of(train)}: class {data.class_names[missing[0]]!r} has no training image")
     starts = {}
     for name, model in encoders.items():
@@ -187,7 +187,7 @@ def _columns(keys: Sequence[str], labels: NDArray[np.int64], trials: Mapping[int
 
 def draw_shots(labels: NDArray[np.integer], shots: int, seed: int) -> NDArray[np.int64]:
     """Draw `shots` images of each class, or all if it has fewer, and return their indices in ascending order."""
-    generator = np.random.default_rng([seed, shots])
+    generator = np.random.default_rng([seed, shots])  # the draws for one number of shots do not depend on the others
     drawn = [generator.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)]
     return np.sort(np.concatenate(drawn))
 

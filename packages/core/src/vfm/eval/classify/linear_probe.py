@@ -158,7 +158,7 @@ def fit_linear_probe(
     if len(np.unique(labels)) < 2:
         raise UserError("expected training images of two or more classes, got one class")
     mean, spread = features.mean(axis=0), features.std(axis=0)
-    scale = np.where(spread > 0, spread, 1.0)
+    scale = np.where(spread > 0, spread, 1.0)  # constant features stay at zero
     x, held_out = (features - mean) / scale, (validation[0] - mean) / scale
     accuracy: dict[float, float] = {}
     # One model for all penalties, from strong to weak: each fit starts from the last one and needs only a few steps.
@@ -166,7 +166,7 @@ def fit_linear_probe(
     for penalty in sorted(penalties, reverse=True):
         _fit(model, x, labels, penalty)
         accuracy[penalty] = float(np.mean(model.predict(held_out) == validation[1]))
-    best = max(accuracy, key=accuracy.__getitem__)
+    best = max(accuracy, key=accuracy.__getitem__)  # the first among equals, which is the strongest penalty
     final = LogisticRegression(max_iter=max_iter)
     converged = _fit(final, np.concatenate([x, held_out]), np.concatenate([labels, validation[1]]), best)
     return FittedProbe(mean, scale, final, best, accuracy, converged)

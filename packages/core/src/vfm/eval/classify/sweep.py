@@ -120,7 +120,7 @@ def sweep(
     validation = {}
     for lr, head in zip(schedule.lrs, heads, strict=True):
         validation[lr] = quality(head_scores(head, features, split[1]), held_out)
-    best = max(sorted(validation), key=validation.__getitem__)
+    best = max(sorted(validation), key=validation.__getitem__)  # the first among equals, which is the smallest rate
     final = make_head(torch.Generator().manual_seed(schedule.seed)).to(device)
     train_heads([final], [best], features, targets, np.sort(np.concatenate(split)), schedule)
     return Swept(final, best, validation)

@@ -100,6 +100,7 @@ def samples_to_reach(curve: Sequence[tuple[int, float]], goal: float) -> float |
         if score >= goal:
             if before is None or score == before[1]:
                 return float(samples)
+            # The score crosses the goal between two evaluations.
             return before[0] + (samples - before[0]) * (goal - before[1]) / (score - before[1])
         before = samples, score
     return None

@@ -17,6 +17,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from vfm.base import UserError, change, did_you_mean, interval, p_value as p_words, quantity
 from vfm.eval.compare.stages import ReportSummary, SummarisedReport
@@ -86,6 +87,7 @@ class Estimate:
     @property
     def p_value(self) -> float:
         """Two-sided p-value of zero, from the side of the interval that faces zero."""
+        # Intervals may be asymmetric, and only the side towards zero decides.
         width = self.value - self.low if self.value > 0 else self.high - self.value
         if not width:
             return 1.0 if not self.value else 0.0
@@ -201,9 +203,9 @@ def _table(
     """Build the table: rows for reports, then means; columns for models, then their gains over the first one."""
     # Begin with the reports of most models, since only a report of all models has them in the order of the recipe.
     by_size = sorted((scored for _, _, scored in rows), key=lambda scored: -len(scored.values))
-    models = list(dict.fromkeys(model for scored in by_size for model in scored.values))
+    models = list(dict.fromkeys(chain.from_iterable(scored.values for scored in by_size)))
     first = models[0]
-    models_with_gain = {model for scored in by_size for model in scored.gains}
+    models_with_gain = set(chain.from_iterable(scored.gains for scored in by_size))
     others = [model for model in models if model in models_with_gain]
     rows, tests, num_tests = _corrected(rows, tests)
     cells: list[Cells] = []
@@ -238,7 +240,9 @@ def _corrected(
     rows: Sequence[tuple[str, str, ReportScore]], tests: Sequence[Comparison]
 ) -> tuple[list[tuple[str, str, ReportScore]], list[Comparison], int]:
     """Correct the p-values of the rows and of the means for the number of tests, which is returned too."""
-    raw = [p_value for _, _, scored in rows for p_value in scored.p_values.values()]
+    raw: list[float] = []
+    for _, _, scored in rows:
+        raw += scored.p_values.values()
     raw += [test.p_value for test in tests]
     fixed = iter(holm(raw).tolist())
     corrected_rows = []

@@ -46,7 +46,7 @@ def draw_objects(
     tinted = _tint(image, labels, counts, colours)
     drawn = tinted.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
     corners = np.clip(factor * boxes, 0, (drawn.size * 2)) if len(boxes) else boxes
-    corners[:, 2:] = np.maximum(corners[:, :2], corners[:, 2:])
+    corners[:, 2:] = np.maximum(corners[:, :2], corners[:, 2:])  # Pillow rejects boxes with negative sides
     pen = ImageDraw.Draw(drawn)
     for label, box in zip(labels.tolist(), corners.tolist(), strict=True):
         pen.rectangle(box, outline=tuple(colours[label].tolist()), width=max(1, max(drawn.size) // 300))

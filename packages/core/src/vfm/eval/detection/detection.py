@@ -68,7 +68,9 @@ def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource,
     }
     results = {}
     for name, by_shape in scored.items():
-        scores = [score for scores_of_shape in by_shape for score in scores_of_shape.scores()]
+        scores = []
+        for scores_of_shape in by_shape:
+            scores += scores_of_shape.scores()
         results[name] = ModelResult(scores, {}, details)
     if config.has_something_to_evaluate:
         for name in models:

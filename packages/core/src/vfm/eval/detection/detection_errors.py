@@ -60,7 +60,7 @@ def classify_errors(
         same = np.where(true_labels == label, iou, 0.0)
         right = np.where(free & (same >= FOREGROUND), same, 0.0)
         if right.any():
-            free[int(np.argmax(right))] = False
+            free[int(np.argmax(right))] = False  # a further detection of this object is a duplicate
             counts["right"] += 1
         elif ((iou >= FOREGROUND) & ignored).any():
             continue

@@ -121,7 +121,7 @@ def _match_class(
     """Match the detections of a class, by descending score, with its objects, image by image."""
     low, high = np.array(list(AREAS.values())).T[:, :, None]  # (A, 1) each
     skipped = (objects.crowd | objects.ignored) | (objects.areas < low) | (objects.areas > high)  # (A, P)
-    # Unmatched detections outside a range of area are ignored in it, neither right nor wrong.
+    # Unmatched detections outside a range of areas are ignored in it, neither right nor wrong.
     out_of_range = (areas < low) | (areas > high)  # (A, N)
     if truth.rule != "coco":
         is_partial = [label in truth.not_exhaustive[image] for image in detections.image.tolist()]

@@ -107,13 +107,13 @@ class DetectionScores:
         return ResampledScore(metric, value, images, lambda seed: reduced(self._drawn(seed)), reflect=True)
 
     def _drawn(self, seed: int) -> PrecisionRecallTables:
-        if seed not in self._resampled:
+        if seed not in self._resampled:  # all scores share the resamples of a seed
             self._resampled[seed] = self._tables(image_weights(self.num_images, self.num_resamples, seed))
         return self._resampled[seed]
 
     def _tables(self, weights: NDArray[np.int64]) -> PrecisionRecallTables:
         shape = (len(weights), len(AREAS), len(THRESHOLDS), len(self.classes))
-        dtype = np.float64 if len(weights) == 1 else np.float32  # 500 resamples of 1,203 classes: 96 MB each
+        dtype = np.float64 if len(weights) == 1 else np.float32  # 500 resamples of 1,203 classes take 96 MB each
         precision, recall = np.full(shape, np.nan, dtype=dtype), np.full(shape, np.nan, dtype=dtype)
         for label, rows in enumerate(self.classes):
             if rows.object_counts.any():

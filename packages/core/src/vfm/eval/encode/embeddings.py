@@ -186,6 +186,7 @@ class ParquetWriter:
         if self.writer is not None:
             self.writer.close()
             self.stream.close()
+            # After an error nothing is published, so that a file is either complete or absent.
             self.part.unlink() if kind else publish_file(self.part, self.file)
             if not kind:
                 _write_record(self.file, self.file.suffix)
@@ -271,7 +272,7 @@ def read_embeddings(file: Path) -> Embeddings:
         if file.suffix == ".parquet":
             table = read_parquet(file)
             flat = table["embedding"].combine_chunks().flatten().to_numpy()
-            texts = [text or "" for text in table["text"].to_pylist()]
+            texts = [text or "" for text in table["text"].to_pylist()]  # null without a caption or class
             vectors = torch.from_numpy(flat.reshape(len(table), -1).copy())
             facts = table.schema.metadata or {}
             model, data = facts.get(MODEL, b"").decode(), facts.get(DATA, b"").decode()

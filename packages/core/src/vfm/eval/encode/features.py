@@ -254,7 +254,7 @@ def decoded_batches(
             submitted = [(number, submit(number)) for number in chosen[start : start + reading.batch_size]]
             if waiting:
                 yield results(waiting)
-            waiting = submitted
+            waiting = submitted  # decoded by the pool while the caller encodes the batch before
         if waiting:
             yield results(waiting)
 

@@ -49,5 +49,6 @@ def first_of_each(indices: NDArray[np.int64], groups: NDArray[np.int64], count: 
         groups: group of each item, (N,).
         count: largest number of items to select.
     """
+    # `np.unique` sorts by group; the positions of first occurrences restore the order of interest.
     _, first = np.unique(groups[indices], return_index=True)
     return [int(index) for index in indices[np.sort(first)[:count]]]

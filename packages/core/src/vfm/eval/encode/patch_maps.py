@@ -79,7 +79,10 @@ def labelled(image: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
 def side_by_side(*parts: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Join images of the same height, (H, S', 3) each, with a white gap between them."""
     gap = np.full((len(parts[0]), MAP_GAP, 3), 255, np.uint8)
-    return np.concatenate([piece for part in parts for piece in (gap, part)][1:], axis=1)
+    pieces = [parts[0]]
+    for part in parts[1:]:
+        pieces += [gap, part]
+    return np.concatenate(pieces, axis=1)
 
 
 def component_colours(features: Tensor) -> Tensor:
@@ -99,6 +102,7 @@ def component_colours(features: Tensor) -> Tensor:
     _, singular_values, axes = torch.linalg.svd(centred, full_matrices=False)
     colours = torch.full((len(flat), 3), 0.5, dtype=torch.float64)
     for channel in range(min(3, len(singular_values))):
+        # Directions without variance are noise, and would be stretched to full contrast.
         if singular_values[channel] <= 1e-6 * singular_values[0] or singular_values[0] == 0:
             break
         axis = axes[channel] * axes[channel][axes[channel].abs().argmax()].sign()

@@ -77,5 +77,5 @@ def label_ranks(scores: Tensor, labels: Tensor) -> NDArray[np.int64]:
     As in `best_ranks`, ties count against the model, and an image with a NaN for its true class is ranked last.
     """
     true_scores = scores.gather(1, labels[:, None])  # (N, 1)
-    count = (~(scores < true_scores)).sum(dim=1) - 1
+    count = (~(scores < true_scores)).sum(dim=1) - 1  # without the true class itself
     return torch.where(true_scores[:, 0].isnan(), scores.shape[1], count).cpu().numpy()

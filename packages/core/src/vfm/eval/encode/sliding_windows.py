@@ -119,7 +119,7 @@ def predict_labels(
             scores = slide(pixels, logits, side, max(1, round(stride * side)), batch_size)
             scores = scores.flip(-1) if mirrored else scores
             full = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
-            total = total + full.softmax(dim=0)
+            total = total + full.softmax(dim=0)  # probabilities, since scores of different scales are not comparable
     assert isinstance(total, Tensor)
     labels: NDArray[np.int64] = total.argmax(dim=0).numpy()
     return labels

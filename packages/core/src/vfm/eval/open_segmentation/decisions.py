@@ -51,7 +51,7 @@ def decide(
         classes = words.new_zeros(num_classes, *words.shape[1:]).scatter_reduce(0, class_of_word, words, "amax")
     if min_area and background is not None:
         won = torch.bincount(classes.argmax(dim=0).flatten(), minlength=num_classes)
-        won[background] = 0
+        won[background] = 0  # `min_area` is a share of the foreground
         seen = won > min_area * won.sum()
         seen[background] = True
         classes = classes * seen[:, None, None]

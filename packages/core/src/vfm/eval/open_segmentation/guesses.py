@@ -40,15 +40,18 @@ def grid_map(truth: NDArray[np.integer], grid: tuple[int, int], num_classes: int
         grid: number of rows and columns of cells.
         num_classes: number of classes, K.
     """
-    rows, columns = (
-        np.minimum((np.arange(side) + 0.5) * cells // side, cells - 1).astype(np.int64)
-        for side, cells in zip(truth.shape, grid, strict=True)
-    )
+    rows, columns = (_cells_along(side, count) for side, count in zip(truth.shape, grid, strict=True))
     cells = rows[:, None] * grid[1] + columns[None]
     known = truth >= 0
     flat = np.bincount(cells[known] * num_classes + truth[known], minlength=grid[0] * grid[1] * num_classes)
     best = flat.reshape(-1, num_classes).argmax(axis=1)
     return np.asarray(best[cells])
+
+
+def _cells_along(side: int, count: int) -> NDArray[np.int64]:
+    """Find the cell that contains the centre of each pixel along a side."""
+    cells = np.minimum((np.arange(side) + 0.5) * count // side, count - 1)
+    return cells.astype(np.int64)
 
 
 def ceiling_counts(truth: NDArray[np.integer], grid: tuple[int, int], num_classes: int) -> PixelCounts:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 DILATIONS = (8, 16)
 STEPS = 10
 SHARPNESS = 0.1  # factor of the local standard deviation
-SMALL = 1e-8
+SMALL = 1e-8  # against division by zero in areas of constant colour
 NEIGHBOURS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
 
 

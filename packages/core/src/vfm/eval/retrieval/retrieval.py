@@ -66,9 +66,9 @@ def score_retrieval(
     if len(images.samples) > 1 and len(set(captions.texts)) == 1:
         got = f"got {captions.texts[0]!r} for all images"
         raise UserError(f"{ctx.name_of(data)}: expected different captions, {got}")
-    texts_by_model = {
-        name: encode_texts(model, captions.texts, reading.batch_size, name) for name, model in encoders.items()
-    }
+    texts_by_model = {}
+    for name, model in encoders.items():
+        texts_by_model[name] = encode_texts(model, captions.texts, reading.batch_size, name)
     leave_to_first()
     last = list(encoders)[-1]  # recipes list the baseline first, so example images are of the last model
     results = {}

@@ -166,4 +166,5 @@ def _add_worst(
 
 def class_map(segments: Segments) -> NDArray[np.int64]:
     """Look up the class of each pixel, -1 where there is no segment, (H, W)."""
+    # The number -1, for no segment, selects the appended last label.
     return np.asarray(np.append(segments.labels, -1)[segments.numbers], dtype=np.int64)

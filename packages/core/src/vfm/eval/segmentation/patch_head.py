@@ -75,7 +75,7 @@ def train_head(
     order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
     warmup = max(1, training.steps // 10)
     for step in range(training.steps):
-        if len(order) < min(training.batch_size, len(rows)):
+        if len(order) < min(training.batch_size, len(rows)):  # the rest of an epoch is too small for a batch
             order = generator.permutation(rows)
         batch, order = order[: training.batch_size], order[training.batch_size :]
         points = generator.random((len(batch), training.num_points, 2), dtype=np.float32)

@@ -77,6 +77,7 @@ def remember_patches(
         known = patch_shares(labels[row], (maps.shape[2], maps.shape[3]), num_classes)
         chosen = np.flatnonzero(known.any(axis=1))
         if len(chosen) > of_image:
+            # Patches of classes that are rare in the image are drawn more often.
             rarity = known[chosen] @ (1 / np.maximum(known.sum(axis=0), 1e-6))
             chosen = np.sort(generator.choice(chosen, of_image, replace=False, p=rarity / rarity.sum()))
         features.append(maps[row].flatten(1).T[torch.from_numpy(chosen)].float())

@@ -62,6 +62,7 @@ class TestViews:
 
 def softmax(scores: NDArray[np.float32]) -> NDArray[np.float64]:
     """Compute probabilities over the last axis."""
+    # Without the maximum, `exp` could overflow.
     shifted = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
@@ -95,6 +96,7 @@ def read_ahead(
     with ThreadPoolExecutor(threads) as pool:
         pending = [pool.submit(read, number) for number in numbers[:at_once]]
         for start in range(0, len(numbers), at_once):
+            # Decode the next list while the caller works on this one.
             coming = [pool.submit(read, number) for number in numbers[start + at_once : start + 2 * at_once]]
             yield [future.result() for future in pending]
             pending = coming

@@ -160,6 +160,7 @@ def _reversal_scores(
 ) -> list[Accuracy]:
     """Compute how often a class beats its time reversal, and how often the time reversal is predicted."""
     names = data.class_names
+    # Class of the time reversal of each class, -1 if it has none.
     partner = np.array([names.index(data.reversals[name]) if name in data.reversals else -1 for name in names])
     paired = partner[labels] >= 0
     if not paired.any():

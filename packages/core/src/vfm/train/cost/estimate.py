@@ -79,7 +79,9 @@ class _Step:
         assert average is None or average.average
         gradients = sum(parameter.nbytes for parameter in trained)
         fixed = weights + gradients + state + averaged
-        shards = (config.runtime.shard_degree or config.runtime.processes) if config.runtime.parallel == "fsdp" else 1
+        shards = 1
+        if config.runtime.parallel == "fsdp":
+            shards = config.runtime.shard_degree or config.runtime.processes
         memory = PeakMemory(
             weights // shards, gradients // shards, state // shards, averaged // shards, max(0, counter.peak - fixed)
         )

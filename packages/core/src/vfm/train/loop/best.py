@@ -42,6 +42,7 @@ class BestWeights:
         best = self.scores[self.step] if self.tensors else math.nan
         if math.isnan(best) or self.scores[step] > best:  # NaN is no score
             self.step = step
+            # Copies, since later steps change the weights in place.
             self.tensors = {name: value.to("cpu", copy=True) for name, value in model_tensors(module).items()}
 
     def restore_best(self, module: nn.Module) -> None:

@@ -60,7 +60,7 @@ def run_evaluations(
 
     quiet = replace(ctx, directory=ctx.work / f"evals-{world.rank}", send=send, bad=Counter())
     for evaluation in evaluations:
-        shutil.rmtree(quiet.directory, ignore_errors=True)
+        shutil.rmtree(quiet.directory, ignore_errors=True)  # files of the evaluation before, or of an interrupted run
         quiet.directory.mkdir(parents=True)
         scores: Mapping[str, S] = {}
         if evaluation.in_processes:

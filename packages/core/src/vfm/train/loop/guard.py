@@ -38,6 +38,7 @@ class FiniteGuard:
     def check(self, step: int, values: Sequence[Tensor], losses: list[tuple[list[str], Tensor]]) -> Tensor:
         """Update the flag for the optimizer, and keep `losses` (keys, loss) to identify the samples later."""
         finite = torch.stack([torch.isfinite(value) for value in values]).all()
+        # Computed on the device, where a condition in Python would wait for it.
         self.first = torch.where((self.found_inf == 0) & ~finite, torch.full_like(self.first, step), self.first)
         self.found_inf = torch.maximum(self.found_inf, (~finite).float())
         self.unread[step] = losses

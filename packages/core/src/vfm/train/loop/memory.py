@@ -59,8 +59,12 @@ def memory_explained(held: Held, plan: Training, ctx: Context, world: Distribute
 def memory_parts(held: Held, world: DistributedWorld) -> dict[str, float]:
     """Measure the GiB of each kind of tensor in this process. `activations` are the rest of the peak."""
     params = list(held.task.parameters())
-    state = [value for values in held.optimizer.state.values() for value in values.values()]
-    frozen = [tensor for model in held.task.frozen() for tensor in model.module.parameters()]
+    state: list[Any] = []
+    for values in held.optimizer.state.values():
+        state += values.values()
+    frozen: list[Tensor] = []
+    for model in held.task.frozen():
+        frozen += model.module.parameters()
     parts = {
         "weights": _gib([*params, *held.task.buffers(), *frozen]),
         "gradients": _gib(param for param in params if param.requires_grad),

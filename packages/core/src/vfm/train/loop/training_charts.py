@@ -32,7 +32,7 @@ def training_charts(file: Path) -> list[LinesPanel]:
 def charts_of(lines: list[dict[str, Any]]) -> list[LinesPanel]:
     """Draw charts from lines of metrics, each with its `step`, its `split` and values by name."""
     rows = [line for line in lines if line["split"] == "train"]
-    rows = rows[:: -(-len(rows) // MAX_POINTS) or 1]
+    rows = rows[:: -(-len(rows) // MAX_POINTS) or 1]  # rounded up, so that at most MAX_POINTS remain
     names = _values(rows)
     losses = [name for name in names if name.endswith("loss")]
     losses.sort(key=lambda name: name != LOSS)  # the total loss first, so that it gets the main colour

@@ -178,7 +178,9 @@ class Numerics:
 
     def expected(self, grad_norm: Tensor) -> Tensor:
         """Adapt the gradient norm for the check for infinity: zero if only the loss scale of fp16 makes it infinite."""
-        return grad_norm.masked_fill(self.scale.overflow(grad_norm), 0.0) if self.scale else grad_norm
+        if not self.scale:
+            return grad_norm
+        return grad_norm.masked_fill(self.scale.overflow(grad_norm), 0.0)
 
     def skips(self, found_inf: Tensor, grad_norm: Tensor) -> Tensor:
         """Compute the flag that skips a step, and adapt the loss scale of fp16."""

@@ -159,6 +159,7 @@ def seed_everything(seed: int, step: int, micro_batch: int, rank: int) -> None:
     Dropout, drop path and noise then do not depend on earlier computations, and a resumed run draws the same values as
     an uninterrupted one.
     """
+    # A seed sequence mixes the numbers, so that neighbouring steps and ranks have unrelated seeds.
     state = np.random.SeedSequence([seed % 2**64, step, micro_batch, rank]).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]))
 

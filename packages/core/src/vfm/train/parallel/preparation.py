@@ -127,7 +127,7 @@ def recomputed(modules: list[nn.Module]) -> Iterator[None]:
         yield
     finally:
         for module in modules:
-            del module.forward
+            del module.forward  # the method of the class is used again
 
 
 def _checkpointed(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
