@@ -51,7 +51,7 @@ def grid_map(truth: NDArray[np.integer], grid: tuple[int, int], num_classes: int
 def _cells_along(side: int, count: int) -> NDArray[np.int64]:
     """Find the cell that contains the centre of each pixel along a side."""
     cells = np.minimum((np.arange(side) + 0.5) * count // side, count - 1)
-    return cells.astype(np.int64)
+    return np.asarray(cells, dtype=np.int64)
 
 
 def ceiling_counts(truth: NDArray[np.integer], grid: tuple[int, int], num_classes: int) -> PixelCounts:

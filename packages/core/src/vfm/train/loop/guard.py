@@ -63,10 +63,10 @@ class FiniteGuard:
             losses.setdefault(tuple(names), loss)
         with_bad_loss: list[str] = []
         every: list[str] = []
-        for names, loss in losses.items():
-            every += names
+        for batch_keys, loss in losses.items():
+            every += batch_keys
             if not torch.isfinite(loss):
-                with_bad_loss += names
+                with_bad_loss += batch_keys
         by_rank = self.world.gather((with_bad_loss, every))
         is_bad_loss = any(bad for bad, _ in by_rank)
         what = "the loss" if is_bad_loss else "the gradient"
