@@ -56,7 +56,7 @@ class Heartbeat:
         self.message = ""  # describes the lost process
         # The sign of the next process, and its age, counted in checks, because a clock runs on while all are stopped.
         self._sign, self._age = "", 0.0
-        self._hung = 0  # id of the next process if it hangs on this machine
+        self._hung = 0  # id of the next process if it runs here and hangs
         self._found, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -75,7 +75,7 @@ class Heartbeat:
                 self.store.set(f"alive-{self.rank}", DONE)
 
     def kill_hung(self) -> None:
-        """Kill the next process if it hangs on this machine, since torchrun would wait half a minute for it."""
+        """Kill the next process if it runs on this machine and hangs, as torchrun would wait half a minute for it."""
         if self._hung:
             with suppress(OSError):
                 os.kill(self._hung, signal.SIGKILL)
