@@ -165,7 +165,7 @@ class Duplicates(Filter):
     """
 
     type: Literal["duplicates"] = Field("duplicates", description="a duplicate, byte for byte")
-    of: Literal["url", "text", "image"] = Field(description="what is compared: the URL, a text or the image file")
+    of: Literal["url", "text", "image"] = Field(description="compared value: the URL, a text or the image file")
 
     work: ClassVar[str] = "vfm_curation.filters.copies.duplicates:first_copies"
 

@@ -1,9 +1,9 @@
 """Compiled kernel of matching: find the entries that each text contains by hashes of its runs of tokens.
 
 A text is split like `vfm_curation.matching.tokenize` does, 64 bytes at a time, and every token is hashed once. The key
-of a run of tokens is computed from the key of the run without its last token and that token's hash. All runs of one
-token are looked up first, then longer runs, but only if the shorter run begins a longer entry. Keys have 63 bits, and
-the lowest bit of their word is a flag.
+of a run of tokens is computed from the key of the run without its last token and that token's hash. Single tokens are
+looked up first, then longer runs, but only if the shorter run begins a longer entry. Keys have 63 bits, and the lowest
+bit of their word is a flag.
 
 Blocks of texts go through passes without data-dependent branches: a value is always written, and the position of the
 next write advances by 0 or 1. Slots are prefetched one whole pass before they are read, so that many cache misses are
