@@ -82,6 +82,11 @@ RECIPE = (  # the recipe of README.md, over files that the reader has
     f" && mkdir -p shards && touch shards/{{00000..00099}}.tar && {PHOTOS}"
 )
 LISTED = f"cd {ROOT} && make -n"
+SMALL_CLIP = (  # a run that is called quickstart, of one step
+    "echo 'stages: [{kind: shapes.pool, name: pool, num_samples: 64}, {kind: clip.train, name: clip, data: pool,"
+    " model: ViT-Pico-8-32, steps: 1, global_batch_size: 16, schedule: {warmup_steps: 0}}]' > quickstart.yaml"
+    " && vfm run quickstart.yaml && "
+)
 NOT_HERE = ": {}"  # starts or stops a cluster, or needs data or an address that are not here
 PLANNED_STAGE = 'set -- {} && shift 2 && vfm plan "$1" $(printf "%s\\n" "$@" | grep -x -A1 -e --set)'
 TORCHRUN = 'set -- {} && shift && python -c "import sys, torch.distributed.run as t; t.parse_args(sys.argv[1:])" "$@"'
@@ -240,6 +245,28 @@ COMMANDS = {
     "vfm run diva_openai_l14 --set pool.path=IMAGES --set mmvp_vlm.path=MMVP_VLM --set imagenet.path=IMAGENET"
     " --set coco.path=COCO --set sd.source=SD": f"{GIVEN} && {PLAN}",
     "vfm run diva_published --set paths.released=RELEASED": "mkdir -p RELEASED/MMVP_VLM && " + PLAN,
+    "vfm data DOWNLOADED": f"{MADE_STORE} && mkdir DOWNLOADED && cp store/runs/r/artifacts/pool/*.tar DOWNLOADED"
+    " && {}",
+    "vfm plan downloaded.yaml": f"{WRITTEN.replace('NAME', 'downloaded')}{{}}",
+    "vfm distill PHOTOS --steps 2000 --teacher vit_base_patch14_dinov2.lvd142m"
+    " --student vit_small_patch16_224": "mkdir -p PHOTOS && cp photo.jpg PHOTOS && {} --dry-run",
+    "vfm embed store/runs/quickstart/artifacts/clip PHOTOS --out embeddings.parquet": f"{SMALL_CLIP}{{}}",
+    'vfm search "a red star" --index embeddings.parquet': AS_IT_STANDS,
+    "vfm plan quickstart --set clip.micro_batch_size=16": AS_IT_STANDS,
+    "vfm plan quickstart --set clip.grad_checkpointing=true": AS_IT_STANDS,
+    "vfm plan quickstart --set runtime.workers=auto": AS_IT_STANDS,
+    "vfm plan quickstart --set runtime.processes=2": AS_IT_STANDS,
+    "vfm plan quickstart --estimate": AS_IT_STANDS,
+    "vfm run quickstart": f"{SMALL_CLIP}: {{}}",  # README's test runs it
+    "vfm runs": AS_IT_STANDS,
+    "vfm data PICTURES": "mkdir -p PICTURES && cp photo.jpg PICTURES && {}",
+    "vfm finetune ViT-B-32,openai PAIRS.tar --lora --rank 16": "cp store/runs/quickstart/artifacts/pool/00000.tar"
+    " PAIRS.tar && {} --dry-run",
+    "vfm doctor": AS_IT_STANDS,
+    "vfm report quickstart --watch": AS_IT_STANDS,  # it ends, since the run has ended
+    "vfm clean --keep-runs 3 --dry-run": AS_IT_STANDS,
+    "vfm stages clip.train": AS_IT_STANDS,
+    "vfm verify": AS_IT_STANDS,
     # packages/core/tests/test_flow_jobs.py submits jobs.
     "vfm run my.yaml --on slurm --job nodes=4 --job gpus_per_node=8 --job timeout_min=1440"
     " --job slurm_partition=gpu": NOT_HERE,
