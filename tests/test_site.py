@@ -9,6 +9,7 @@ import sys
 import threading
 import tomllib
 from base64 import b64encode
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from html import unescape
@@ -17,10 +18,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from urllib.parse import unquote, urldefrag
+from typing import Any
+from urllib.parse import unquote, urldefrag, urlencode
 
 import nbformat
 import pytest
+import typer
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 from selenium import webdriver
@@ -29,7 +32,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from outside import ROOT, checked, made_once
 from test_architecture import PUBLIC, STAGES
-from vfm.flow.recipe.shipped import shipped_files
+from vfm.cli import app
+from vfm.flow.recipe.shipped import PURPOSES, shipped_files
 
 FETCHED = {"script": "src", "img": "src", "link": "href", "source": "src", "iframe": "src"}
 NOT_FETCHED = {"canonical", "next", "prev"}  # kinds of <link> that no browser loads
@@ -140,35 +144,115 @@ def test_every_public_name_is_described(module: str, html: Path, pages: dict[Pat
     assert set(import_module(module).__all__) - places == set()
 
 
-@pytest.mark.needs("chromium", "chromedriver")
-def test_the_search_finds_a_field_without_a_network(html: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def search(html: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], list[str]]]:
+    """A function that types words into the search and returns the pages and sections that it finds, best first."""
+    profile = tmp_path_factory.mktemp("chromium")
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for flag in (
-        "headless", "no-sandbox", "disable-gpu", "no-first-run", "window-size=1280,900", f"user-data-dir={tmp_path}",
-        "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        "headless", "no-sandbox", "disable-gpu", "no-first-run", "window-size=1280,900",
+        "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"user-data-dir={profile}",
     ):  # fmt: skip
         options.add_argument(f"--{flag}")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(html)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
-        chromium.get(f"http://127.0.0.1:{server.server_port}/index.html")
-        found = "return document.activeElement.shadowRoot?.textContent ?? null"  # the search has a root of its own
-        wait = WebDriverWait(chromium, 60, ignored_exceptions=[WebDriverException])
+    root = "document.activeElement.shadowRoot"  # the search has a root of its own
+    address = f"http://127.0.0.1:{server.server_port}/"
+    wait = WebDriverWait(chromium, 60, ignored_exceptions=[WebDriverException])
 
-        def is_open(_: object) -> bool:
-            if chromium.execute_script(found) is None:  # not yet, or clicked before the script was ready
-                chromium.find_element("class name", "md-search__button").click()
-            return chromium.execute_script(found) is not None
+    def is_open(_: object) -> bool:
+        if chromium.execute_script(f"return {root} ?? null") is None:  # not yet, or clicked before the script was ready
+            chromium.find_element("class name", "md-search__button").click()
+        return chromium.execute_script(f"return {root} ?? null") is not None
 
+    def found(words: str) -> list[str]:
+        chromium.get(f"{address}index.html")
         wait.until(is_open)
-        chromium.switch_to.active_element.send_keys("reference_language")
-        wait.until(lambda _: "curation.balance" in chromium.execute_script(found))
+        chromium.switch_to.active_element.send_keys(words)
+        marked = urlencode({"h": words})  # a link has the words, by which the page marks them
+        wait.until(
+            lambda _: chromium.execute_script(f"return {root}.querySelector('ol a[href*=\"{marked}\"]') !== null")
+        )
+        links = chromium.execute_script(f"return [...{root}.querySelectorAll('ol a')].map(link => link.href)")
+        return [link.removeprefix(address).replace(f"?{marked}", "") for link in links]
+
+    try:
+        yield found
     finally:
         chromium.quit()
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.needs("chromium", "chromedriver")
+def test_the_search_finds_a_field_without_a_network(search: Callable[[str], list[str]]) -> None:
+    assert any(link.startswith("stages/curation.balance.html") for link in search("reference_language"))
+
+
+GUIDES = {
+    "resume": "resume-an-interrupted-run",
+    "out of memory": "out-of-memory",
+    "my own pictures": "my-own-images",
+    "my own images": "my-own-images",
+    "lora": "lora",
+    "nan": "the-loss-is-nan",
+    "no gpu": "no-gpu",
+    "disk full": "the-disk-is-full",
+}
+
+
+@pytest.mark.needs("chromium", "chromedriver")
+@pytest.mark.parametrize("words", GUIDES)
+def test_the_search_of_a_newcomer_finds_the_guide_first(words: str, search: Callable[[str], list[str]]) -> None:
+    assert search(words)[0] == f"docs/troubleshooting.html#{GUIDES[words]}"
+
+
+@pytest.mark.needs("chromium", "chromedriver")
+def test_the_search_finds_an_option_on_the_page_of_commands(search: Callable[[str], list[str]]) -> None:
+    assert "commands/index.html#vfm-predict" in search("min-score")
+
+
+def test_the_landing_page_has_commands_cards_and_numbers_of_the_results(html: Path, pages: dict[Path, Page]) -> None:
+    page = html / "index.html"
+    text = text_of(page)
+    for line in ("from raw image-text pairs to a measured checkpoint", "pip install uv && uv run vfm run quickstart"):
+        assert line in text
+    assert "docs/report.png" in pages[page].loaded
+    assert {"docs/clip_training.html", "docs/pretraining.html", "docs/curation.html", "docs/evaluation.html"} <= set(
+        pages[page].links
+    )
+    answers = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    assert len(shown := re.findall(r"[+]\d[\d.]* points|\d+ random kills", text)) >= 4
+    assert [number for number in shown if number not in answers] == []
+
+
+def options_of(command: Any, words: tuple[str, ...] = ("vfm",)) -> Iterator[tuple[str, str]]:
+    """Yield each command with each of its options, those of a group's commands included."""
+    for param in command.params:
+        yield from ((" ".join(words), option) for option in param.opts if option.startswith("-"))
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from options_of(inner, (*words, name))
+
+
+def test_every_command_and_option_stands_on_the_page_of_commands(html: Path, pages: dict[Path, Page]) -> None:
+    page = html / "commands/index.html"
+    sections = re.split(r"<h2 id=\"", page.read_text(encoding="utf-8"))
+    texts = {section.partition('"')[0]: unescape(re.sub(r"<[^>]*>", "", section)) for section in sections}
+    wanted = list(options_of(typer.main.get_command(app)))
+    assert len({command for command, _ in wanted}) > 20
+    assert [
+        (command, option)
+        for command, option in wanted
+        if option not in texts[command.replace(" ", "-")].split() and (command, option) != ("vfm", "--help")
+    ] == []
+
+
+def test_recipes_stand_in_groups_by_purpose(html: Path, pages: dict[Path, Page]) -> None:
+    text = (html / "recipes/index.html").read_text(encoding="utf-8")
+    places = [text.index(f">{title}<a") for title in PURPOSES.values()]
+    assert places == sorted(places)
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -18,18 +18,22 @@ from itertools import groupby
 from pathlib import Path
 
 import api_pages
+import command_pages
+import home
 import paper_pages
 import recipe_pages
 import stage_pages
 from documents import ROOT, Pages
 
+from vfm.flow.recipe.shipped import PURPOSES
+
 HERE = Path(__file__).parent
-START, COMING, CHANGES = "README.md", "docs/coming_from.md", "CHANGELOG.md"
+HOME, OVERVIEW, COMING, CHANGES = "README.md", "overview.md", "docs/coming_from.md", "CHANGELOG.md"
 CONTRIBUTING = "CONTRIBUTING.md"
 USING, METHODS = (
     [f"docs/{name}.md" for name in names.split()]
     for names in (
-        "install data recipes runs models python scaling",
+        "install data recipes runs models python scaling troubleshooting",
         "curation pretraining clip_training feedback detection video language_models evaluation kernels",
     )
 )
@@ -70,12 +74,14 @@ def collect() -> Pages:
         ValueError: a link, a name of `__all__` or the results that a page on a paper names do not exist.
     """
     pages = Pages(files={"extra.css": (HERE / "extra.css").read_bytes()})
-    pages.add_documents(ROOT / path for path in (START, CONTRIBUTING, CHANGES, *PACKAGES))
+    pages.add_documents(ROOT / path for path in ("README.md", CONTRIBUTING, CHANGES, *PACKAGES))
     pages.add_documents(sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/results").glob("*.md")]))
     pages.add_documents(sorted((ROOT / NOTEBOOKS).glob("*.ipynb")))
-    for generated in (recipe_pages, stage_pages, api_pages, paper_pages):
+    for generated in (recipe_pages, stage_pages, command_pages, api_pages, paper_pages):
         pages.texts.update(generated.pages())
-    for path in (START, COMING):  # no page beside them: the text takes the place of the list
+    pages.texts[OVERVIEW] = pages.texts.pop("README.md")
+    pages.texts[HOME] = home.text()
+    for path in (COMING, command_pages.PAGE):  # no page beside them: the text takes the place of the list
         pages.texts[path] = f"---\nhide: [navigation]\n---\n\n{pages.texts[path]}"
     return pages
 
@@ -101,14 +107,15 @@ def navigation(pages: Pages) -> Navigation:
         guides.append(("Notebooks", _titled(pages, notebooks)))
     guides += [("Extending", _titled(pages, [*others, CONTRIBUTING])), ("Packages", _titled(pages, PACKAGES))]
     return [
-        ("Start", START),
-        ("Guides", [*guides, ("Changelog", CHANGES)]),
+        ("Start", HOME),
+        ("Guides", [("Overview", OVERVIEW), *guides, ("Changelog", CHANGES)]),
         (
             "In one file",
             _titled(pages, [f"{PLAIN}/README.md", *(f"{PLAIN}/{name}.py.md" for name in paper_pages.METHODS)]),
         ),
-        ("Recipes", _titled(pages, _under(pages, recipe_pages.INDEX))),
+        ("Recipes", [*_titled(pages, [recipe_pages.INDEX]), *_recipe_groups(pages)]),
         ("Stages", [*_titled(pages, [stage_pages.INDEX]), *_stage_groups(pages)]),
+        ("Commands", command_pages.PAGE),
         ("API", _titled(pages, _under(pages, api_pages.INDEX))),
         ("Papers", _titled(pages, _under(pages, paper_pages.INDEX))),
         ("Coming from", COMING),
@@ -122,6 +129,11 @@ def navigation(pages: Pages) -> Navigation:
             ],
         ),
     ]
+
+
+def _recipe_groups(pages: Pages) -> Iterator[tuple[str, Navigation]]:
+    for purpose, title in PURPOSES.items():
+        yield title, _titled(pages, recipe_pages.paths(purpose))
 
 
 def _stage_groups(pages: Pages) -> Iterator[tuple[str, Navigation]]:

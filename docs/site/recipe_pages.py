@@ -23,12 +23,20 @@ def pages() -> Iterator[tuple[str, str]]:
         yield f"recipes/{name}.md", _page(name)
 
 
+def paths(purpose: str) -> list[str]:
+    """Return the paths of the pages of the recipes for a purpose."""
+    return [f"recipes/{name}.md" for name in _files(purpose)]
+
+
+def _files(purpose: str) -> dict[str, Path]:
+    return {name: file for name, file in shipped_files("recipes").items() if file.parent.name == purpose}
+
+
 def _group(purpose: str) -> str:
     """Return the heading and the table of the recipes for a purpose."""
     rows = [
         f"| [{name}]({name}.md) | {package_of(file).replace('_', '-')} | {about_recipe(file)} |"
-        for name, file in shipped_files("recipes").items()
-        if file.parent.name == purpose
+        for name, file in _files(purpose).items()
     ]
     return "\n".join((f"## {PURPOSES[purpose]}\n", "| recipe | package | about |", "|---|---|---|", *rows, ""))
 

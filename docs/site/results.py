@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from documents import ROOT
@@ -29,3 +30,10 @@ def block(name: str, words: str) -> str:
     if len(found) != 1:
         raise ValueError(f"{name}.md: expected one block with a line that begins with {words!r}, got {len(found)}")
     return found[0]
+
+
+def rows() -> dict[str, tuple[str, str]]:
+    """Return the question and the answer of each row of the list of results, by the name of its page."""
+    text = (ROOT / FOLDER.with_suffix(".md")).read_text(encoding="utf-8")
+    found = re.findall(r"^\| (.+?) \| (.+?) \| .*\]\(results/(\w+)\.md\) \|$", text, re.MULTILINE)
+    return {name: (question, answer) for question, answer, name in found}
