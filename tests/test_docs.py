@@ -254,7 +254,7 @@ COMMANDS = {
     'vfm search "a red star" --index embeddings.parquet': AS_IT_STANDS,
     "vfm plan quickstart --set clip.micro_batch_size=16": AS_IT_STANDS,
     "vfm plan quickstart --set clip.grad_checkpointing=true": AS_IT_STANDS,
-    "vfm plan quickstart --set runtime.workers=auto": AS_IT_STANDS,
+    "vfm plan quickstart --set clip.runtime.workers=auto": AS_IT_STANDS,
     "vfm plan quickstart --set runtime.processes=2": AS_IT_STANDS,
     "vfm plan quickstart --estimate": AS_IT_STANDS,
     "vfm run quickstart": f"{SMALL_CLIP}: {{}}",  # README's test runs it
