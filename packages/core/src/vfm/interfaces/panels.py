@@ -130,6 +130,9 @@ class ImagesPanel(_Titled):
     type: Literal["images"] = "images"
     pictures: list[PanelImage]
     width: int = Field(128, description="width of each image on the page, in CSS pixels")
+    compares: tuple[str, str] | None = Field(
+        None, description="the baseline and the model, if the images show where their answers differ"
+    )
 
 
 class TextPanel(_Titled):

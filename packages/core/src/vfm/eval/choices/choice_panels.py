@@ -14,7 +14,7 @@ from PIL import Image
 
 from vfm.data.choices.choices import Choice, load_choices
 from vfm.eval.choices.choice_logits import ChoiceLogits
-from vfm.eval.encode.image_panels import CaptionedImage, images_panel
+from vfm.eval.encode.image_panels import CaptionedImage, changed_panel
 from vfm.interfaces import ChoiceDataset, Context, TablePanel
 from vfm.statistics import stratified_mean
 
@@ -47,9 +47,8 @@ def flip_panels(
         shown = []
         for item, was_right, is_right in zip(items, before[shown_items], after[shown_items], strict=True):
             shown += _flipped(item, was_right, is_right)
-        note = f"{len(gained)} won and {len(lost)} lost against {baseline}; under each image its statement."
-        title = f"Items that flipped from {baseline} to {name}"
-        ctx.panel(images_panel(ctx.directory, f"flipped-{name}", title, shown, note=note, order=60))
+        note = "Under each image is its statement."
+        ctx.panel(changed_panel(ctx.directory, (baseline, name), shown, len(gained), len(lost), note=note))
 
 
 def _with_images(data: ChoiceDataset, numbers: Sequence[int]) -> list[Choice]:

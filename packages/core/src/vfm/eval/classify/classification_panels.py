@@ -14,7 +14,7 @@ from vfm.data import open_dataset
 from vfm.data.samples.images import decode_image
 from vfm.eval.classify.classification import ClassDataset
 from vfm.eval.encode.features import Encoded
-from vfm.eval.encode.image_panels import CaptionedImage, first_of_each, images_panel
+from vfm.eval.encode.image_panels import CaptionedImage, changed_panel, first_of_each, images_panel
 from vfm.eval.encode.ranking import hits_at
 from vfm.interfaces import Context, LabeledDataset, ModelResult, TablePanel
 from vfm.statistics import average_precisions
@@ -42,6 +42,8 @@ def add_class_panels(
         note = "One image of a class; wrong ones by the rank of their own class, the last first."
         answers = _answers(data, images.numbers, result)
         ctx.panel(images_panel(ctx.directory, "answers", title, answers, note=note, order=50))
+        if len(results) > 1:
+            _add_changed_panel(ctx, data, images.numbers, results)
 
 
 def _answers(data: LabeledDataset, numbers: Sequence[int], result: ModelResult) -> Iterator[CaptionedImage]:
@@ -56,6 +58,27 @@ def _answers(data: LabeledDataset, numbers: Sequence[int], result: ModelResult) 
         taken = "" if guess == label else f", taken for {guess}"
         sample = source[numbers[row]]
         yield CaptionedImage(decode_image(sample.image, sample.key), f"{label}{taken} · rank {rank + 1}", rank == 0)
+
+
+def _add_changed_panel(
+    ctx: Context, data: LabeledDataset, numbers: Sequence[int], results: Mapping[str, ModelResult]
+) -> None:
+    """Add the sheet of images that only the last model, or only the first one, classifies right."""
+    (baseline, first), *_, (model, last) = results.items()
+    before, after = (np.asarray(result.predictions["images"]["rank"]) == 0 for result in (first, last))
+    labels = np.asarray(last.predictions["images"]["label"])
+    won, lost = np.flatnonzero(after & ~before), np.flatnonzero(before & ~after)
+    source = open_dataset(data)
+    shown: list[CaptionedImage] = []
+    for items, name, mistaken in ((won, baseline, first), (lost, model, last)):
+        guesses = mistaken.predictions["images"]["predicted"]
+        for item in first_of_each(items, labels, SHOWN // 2):
+            sample = source[numbers[item]]
+            label, guess = data.class_names[labels[item]], data.class_names[guesses[item]]
+            image = decode_image(sample.image, sample.key)
+            shown.append(CaptionedImage(image, f"{label}, {guess} for {name}", right=mistaken is first))
+    note = "Under each image are its class and the answer of the model that is wrong."
+    ctx.panel(changed_panel(ctx.directory, (baseline, model), shown, len(won), len(lost), note=note))
 
 
 def hardest_panel(data: ClassDataset, targets: Tensor, results: Mapping[str, ModelResult]) -> TablePanel:

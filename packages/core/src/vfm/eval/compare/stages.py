@@ -64,4 +64,26 @@ class ReportSummary(Stage):
     missing: list[MissingDataset] = Field([], description="datasets that the means leave out; the table lists them")
 
 
-STAGES: tuple[type[Stage], ...] = (CurveComparison, ReportSummary)
+class AblationStep(Config):
+    """A step of a pipeline: one evaluation of a model without it and of a model with it."""
+
+    title: str = Field(description="what the step does, such as 'balanced by MetaCLIP'")
+    report: Ref[Report] = Field(
+        description="evaluation that compares them; its first model is the baseline, the models between are controls"
+    )
+    model: str = Field("", description="model with the step; default: the last one that the report compares")
+    metric: str = Field("", description="metric of the report; default: its main one")
+    metric_name: str = Field("", description="the metric in words, such as 'zero-shot accuracy'; default: its name")
+
+
+class Ablation(Stage):
+    """Show what each step of a pipeline adds, at the top of the page: in words, as a chart, and on example images."""
+
+    kind: Literal["eval.ablation"] = "eval.ablation"
+    makes: ClassVar[type[Artifact]] = Report
+    work: ClassVar[str] = "vfm.eval.compare.ablation:compare_steps"
+
+    steps: list[AblationStep] = Field(min_length=1, description="the steps, in their order")
+
+
+STAGES: tuple[type[Stage], ...] = (CurveComparison, ReportSummary, Ablation)

@@ -41,6 +41,33 @@ def images_panel(
     return ImagesPanel(title=title, note=note, order=order, pictures=entries, width=WIDTH)
 
 
+def changed_panel(
+    directory: Path,
+    models: tuple[str, str],
+    images: Iterable[CaptionedImage],
+    num_won: int,
+    num_lost: int,
+    *,
+    note: str,
+) -> ImagesPanel:
+    """Build the sheet of items that only one of two models gets right.
+
+    Args:
+        directory: the artifact's folder.
+        models: names of the baseline and of the model.
+        images: the items shown; `right` says whether the model is right.
+        num_won: number of items that only the model gets right.
+        num_lost: number of items that only the baseline gets right.
+        note: explains the captions.
+    """
+    baseline, model = models
+    note = f"{num_won:,} won and {num_lost:,} lost against {baseline}. {note}"
+    panel = images_panel(
+        directory, f"flipped-{model}", f"Items that flipped from {baseline} to {model}", images, order=60, note=note
+    )
+    return panel.model_copy(update={"compares": models})
+
+
 def first_of_each(indices: NDArray[np.int64], groups: NDArray[np.int64], count: int) -> list[int]:
     """Select the first item of each group, such as one image of each class.
 
