@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 TRAININGS = ("teacher", "eva", "clip", "prior", "diva")
-TRAINED = [
-    f"{name}.{field}" for name in TRAININGS for field in ("steps=4", "schedule.warmup_steps=0", "global_batch_size=16")
-]
-PRIOR = ["prior.image_size=8", "prior.denoiser.block_out_channels=[8, 8]"]
+CONTROLS = ("random", "balanced", "scratch", "shuffled")  # of quickstart
+SMALL_PRIOR = ["prior.image_size=8"]
+
+
+def _trained(names: tuple[str, ...]) -> list[str]:
+    return [
+        f"{name}.{field}" for name in names for field in ("steps=4", "schedule.warmup_steps=0", "global_batch_size=16")
+    ]
+
+
 QUICKSTART = [
-    *TRAINED,
-    *PRIOR,
-    "pool.num_samples=300",
+    *_trained(TRAININGS + CONTROLS),
+    *SMALL_PRIOR,
+    "pool.num_samples=600",
+    "described.num_samples=300",
+    "captioned.num_samples=300",
+    "curated.t=4",
     "val.num_samples=72",
     "pairs.pairs_per_pattern=4",
-    "val_pairs.num_samples=48",
 ]
-PAIRS = [*TRAINED, *PRIOR, "entries.min_count=2"]
+PAIRS = [*_trained(TRAININGS), *SMALL_PRIOR, "prior.denoiser.block_out_channels=[8, 8]", "entries.min_count=2"]
 
 
 def words(settings: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from vfm.base import UserError, change, did_you_mean, quantity
 from vfm.eval.compare.stages import Ablation, AblationStep
 from vfm.interfaces import BarsPanel, Comparison, Context, ImagesPanel, Metric, Picture, Report, TextPanel, load_panels
 
-SHOWN = 4  # images of a step
+SHOWN = 2  # images of a step: those of three steps fill a row
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,11 @@ def compare_steps(config: Ablation, ctx: Context) -> Report:
     text = "\n".join(in_words(result) for result in results)
     ctx.panel(TextPanel(title="What each step adds", order=10, front=True, text=text))
     ctx.panel(steps_chart(results))
-    images = [image for result in results for image in _copied_images(result, ctx)]
+    gains = [result for result in results if result.gain.difference > 0]
+    images = [image for result in gains for image in _copied_images(result, ctx)]
     if images:
         note = f"Right with the step and wrong without it: up to {SHOWN} items of each step."
-        ctx.panel(ImagesPanel(title="New right answers", note=note, order=12, front=True, pictures=images))
+        ctx.panel(ImagesPanel(title="New right answers", note=note, order=11, front=True, pictures=images))
     metrics: list[Metric] = []
     comparisons: list[Comparison] = []
     for result in results:
@@ -109,10 +110,10 @@ def steps_chart(results: list[StepResult]) -> BarsPanel:
     return BarsPanel(
         title="With and without each step",
         note="The first bar of each step is the model without it. Lines are 95 % intervals.",
-        order=11,
+        order=12,
         front=True,
         labels=labels,
-        values=[scale * score.value for score in scores],
+        values=[round(scale * score.value, 1 if in_percent else 4) for score in scores],
         low=[scale * score.low for score in scores],
         high=[scale * score.high for score in scores],
         x_label="%" if in_percent else "",
