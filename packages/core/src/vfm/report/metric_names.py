@@ -26,7 +26,7 @@ WORDS = [
 ]
 
 
-def in_words(metric: str) -> str:
+def metric_in_words(metric: str) -> str:
     """Name a metric in words: `acc1/tail` is "top-1 accuracy, tail"."""
     name, *groups = metric.split("/")
     for pattern, words in WORDS:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,9 @@ import yaml
 from vfm.base import UserError, how_to_install, number_format, redacted
 from vfm.interfaces import ImagesPanel, LinesPanel
 from vfm.report.conclusions import ReportedComparison, conclusions, corrections
+from vfm.report.first_screen import first_panels, main_results
 from vfm.report.joint import joint_panels
+from vfm.report.metric_names import metric_in_words
 from vfm.report.result_table import ResultTable, corrected_tables, report_table, seed_tables
 from vfm.report.run_summary import RunSummary, StageEntry, hash_of_record, summary_of_run
 from vfm.report.text import shown
@@ -135,11 +138,13 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
         front += [drawing for drawing in drawings if drawing.front]
         curves += [(name, drawing.panel) for drawing in drawings if isinstance(drawing.panel, LinesPanel)]
     front += [draw(panel, path.parent, f"joint-{i}") for i, panel in enumerate(joint_panels(curves))]
+    results = [] if front else main_results(headline)
+    front = front or first_panels(drawn)
     sections = []
     for index, (entry, base) in enumerate(zip(run.stages, bases, strict=True)):
-        folded = [drawing for drawing in drawn[entry.name] if not drawing.front]
+        folded = [drawing for drawing in drawn[entry.name] if drawing not in front]
         sections.append(Section(entry, tables.get(entry.name), folded, base in bases[:index]))
-    render(run, headline, front, sections, findings, path)
+    render(run, headline, front, sections, findings, path, says=results)
 
 
 def render(
@@ -149,6 +154,8 @@ def render(
     sections: list[Section],
     findings: list[ReportedComparison],
     path: Path,
+    *,
+    says: Sequence[str] = (),
 ) -> None:
     """Write a page to `path` atomically.
 
@@ -159,6 +166,7 @@ def render(
         sections: one for each stage.
         findings: the comparisons of the page, corrected for their number.
         path: the file.
+        says: sentences on the main results, before the sentences on the comparisons.
 
     Raises:
         UserError: jinja2 is not installed.
@@ -174,11 +182,11 @@ def render(
     )  # fmt: skip
     style, *scripts = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "overlay.js", "page.js"))
     script = "".join(scripts)
-    environment.globals.update(color=color, format=number_format)
+    environment.globals.update(color=color, format=number_format, metric_in_words=metric_in_words)
     page = environment.get_template("page.html.j2").render(
         run=run,
         headline=headline,
-        says=conclusions(findings),
+        says=[*says, *conclusions(findings)],
         corrections=corrections(findings),
         tests=sorted({finding.test.test for finding in findings}),
         front=front,

@@ -1,0 +1,47 @@
+"""The first screen of a page whose stages put nothing at its top: main results in words, sample images, and a curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from vfm.base import number_format
+from vfm.interfaces import ImagesPanel, LinesPanel
+from vfm.report.metric_names import metric_in_words
+from vfm.report.result_table import ResultTable
+
+if TYPE_CHECKING:  # `drawing` imports matplotlib, an optional extra
+    from vfm.report.drawing import Drawing
+
+MAX_LINES = 3  # results in words
+TRAINING_AXIS = "step"  # x axis of the curves of training runs
+
+
+def main_results(tables: Sequence[ResultTable]) -> list[str]:
+    """Describe the main metric of the last tables, such as "zero_shot: top-1 accuracy 36.7 % (clip), n = 1,080"."""
+    lines = []
+    for table in [table for table in tables if table.headline][-MAX_LINES:]:
+        result = table.headline[0]
+        quantities = [number_format.quantity(row.value, result.unit) for row in result.rows]
+        models = [f" ({row.model})" if row.model else "" for row in result.rows]
+        values = ", ".join(f"{value}{model}" for value, model in zip(quantities, models, strict=True))
+        lines.append(", ".join([f"{table.title}: {metric_in_words(result.metric)} {values}", *result.facts]) + ".")
+    return lines
+
+
+def first_panels(drawings: Mapping[str, Sequence[Drawing]]) -> list[Drawing]:
+    """Select the last sheet of images, preferably one that shows answers, and the first curve of the last training.
+
+    Args:
+        drawings: the panels of each stage, in the order of the page.
+    """
+    sheets: list[Drawing] = []
+    answers: list[Drawing] = []
+    curves: list[Drawing] = []
+    for panels in drawings.values():
+        for drawing in panels:
+            if isinstance(drawing.panel, ImagesPanel):
+                sheets.append(drawing)
+                answers += [drawing] * any(image.right is not None for image in drawing.panel.pictures)
+        curves += [d for d in panels if isinstance(d.panel, LinesPanel) and d.panel.x_label == TRAINING_AXIS][:1]
+    return [*(answers or sheets)[-1:], *curves[-1:]]
