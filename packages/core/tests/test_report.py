@@ -65,7 +65,7 @@ def test_the_same_run_gives_the_same_bytes(run: RunSummary, tmp_path: Path) -> N
 
 def test_before_and_after_carry_interval_chance_and_paired_test(run: RunSummary, tmp_path: Path) -> None:
     text = Elements(written(run, tmp_path / "report.html")).words
-    assert "acc1 n = 1,200 · chance 10.0 % clip 40.0 % 35.0 – 45.0 %" in text
+    assert "top-1 accuracy n = 1,200 · chance 10.0 % clip 40.0 % 35.0 – 45.0 %" in text
     assert "diva 50.0 % 45.0 – 55.0 % ≠ +10.0 [+4.0, +16.0], p < 0.001 against clip" in text
     assert "logit n = 1,200 clip −3 nats −3.05 – −2.95 nats" in text
     assert "Tests: exact McNemar." in text

@@ -111,7 +111,7 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
         UserError: jinja2 or matplotlib is not installed.
     """
     try:
-        from vfm.report.drawing import draw, draw_panels  # imports matplotlib, an optional extra
+        from vfm.report.drawing import draw  # imports matplotlib, an optional extra
     except ImportError as error:
         raise UserError(f"the report needs {error.name}: {how_to_install('vfm-core[report]')}") from None
     over_seeds = seed_tables(run)
@@ -124,14 +124,7 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
     headline = [table for table in fixed if table.headline]
     tables = dict(zip(stage_tables, fixed[len(over_seeds) :], strict=True))
     bases = [entry.base_name for entry in run.stages]
-    known = Drawn() if known is None else known
-    drawn: dict[str, list[Drawing]] = {}
-    for entry in run.stages:
-        if entry.manifest and entry.name not in known:
-            known[entry.name] = list(draw_panels(entry.directory, entry.anchor))
-        drawn[entry.name] = known.get(entry.name) or [
-            draw(chart, entry.directory, f"{entry.anchor}-{index}") for index, chart in enumerate(entry.charts)
-        ]
+    drawn = _drawings(run, Drawn() if known is None else known)
     front: list[Drawing] = []
     curves: list[tuple[str, LinesPanel]] = []
     for name, drawings in drawn.items():
@@ -145,6 +138,22 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
         folded = [drawing for drawing in drawn[entry.name] if drawing not in front]
         sections.append(Section(entry, tables.get(entry.name), folded, base in bases[:index]))
     render(run, headline, front, sections, findings, path, says=results)
+
+
+def _drawings(run: RunSummary, known: Drawn) -> dict[str, list[Drawing]]:
+    """Draw the panels of finished stages, once for all pages, the charts of running ones, and those of their speed."""
+    from vfm.report.drawing import draw, draw_panels
+
+    drawn = {}
+    for entry in run.stages:
+        if entry.manifest and entry.name not in known:
+            known[entry.name] = list(draw_panels(entry.directory, entry.anchor))
+        panels = known.get(entry.name) or [
+            draw(chart, entry.directory, f"{entry.anchor}-{index}") for index, chart in enumerate(entry.charts)
+        ]
+        speed = [draw(chart, entry.directory, f"{entry.anchor}-speed-{i}") for i, chart in enumerate(entry.speed)]
+        drawn[entry.name] = panels + speed
+    return drawn
 
 
 def render(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +17,13 @@ from vfm.flow.records.manifest import read_manifest
 from vfm.flow.records.runs import EVENTS_FILE, RUN_FILE
 from vfm.interfaces import MANIFEST_FILE, Event, Panel
 from vfm.report.results import SeedSummary, over_seeds, reports
+from vfm.report.speed_charts import speed_charts
 from vfm.storage.integrity import check_folder, read_sealed
 from vfm.storage.store_files import reading
 
 # Keys of a manifest that the page shows in other places.
 SHOWN_ELSEWHERE = {"kind", "name", "config", "inputs", "warnings", "bad_samples", "bad_examples", "files"}
-EVENT_TYPES = {"run_started", "stage_finished"}  # the only events that the report uses
+EVENT_TYPES = {"run_started", "stage_finished", "metrics"}  # the only events that the report uses
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class StageEntry:
     manifest: Mapping[str, Any]
     progress: str = ""  # progress of a running stage
     charts: Sequence[Panel] = ()  # charts of a running stage, which has no panels yet
+    speed: Sequence[Panel] = ()  # charts of a training run's speed, waits and memory
 
     @property
     def bad_examples(self) -> Mapping[str, Sequence[str]]:
@@ -108,7 +111,8 @@ def summary_of_run(directory: Path) -> RunSummary:
         inputs = {names.get(identity, ref): identity for ref, identity in manifest["inputs"].items()}
         inputs = {ref: folders[ref].name if ref in folders else identity for ref, identity in inputs.items()}
         status, taken = log.status.get(name, "cached"), log.seconds.get(name, 0.0)
-        stages.append(StageEntry(name, manifest["kind"], folder.name, status, taken, folder, inputs, manifest))
+        entry = StageEntry(name, manifest["kind"], folder.name, status, taken, folder, inputs, manifest)
+        stages.append(replace(entry, speed=speed_charts(log.metrics.get(name, ()))))
     return RunSummary(
         recipe=record["recipe"],
         started=started,
@@ -137,10 +141,12 @@ class EventLog:
     Attributes:
         status: status by stage.
         seconds: seconds by stage.
+        metrics: logged metrics by stage.
     """
 
     status: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    metrics: defaultdict[str, list[Mapping[str, Any]]] = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
     def read(cls, file: Path) -> EventLog:
@@ -149,6 +155,8 @@ class EventLog:
         for event in _events(file):
             if event.type == "run_started":
                 log = cls({stage["name"]: stage["status"] for stage in event.data["stages"]})
+            elif event.type == "metrics":
+                log.metrics[event.stage or ""].append(event.data)
             else:
                 log.seconds[event.stage or ""] = event.data["seconds"]
                 last_that_made = last_that_made if event.data.get("cached") else log
@@ -161,7 +169,7 @@ def _events(file: Path) -> Iterator[Event]:
         return
     with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            # Decoding JSON is slow, and most lines are progress and metrics.
+            # Decoding JSON is slow, and most lines are progress.
             if not any(f'"type": "{name}"' in line for name in EVENT_TYPES):
                 continue
             try:

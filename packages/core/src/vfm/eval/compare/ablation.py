@@ -8,7 +8,17 @@ from dataclasses import dataclass
 
 from vfm.base import UserError, change, did_you_mean, quantity
 from vfm.eval.compare.stages import Ablation, AblationStep
-from vfm.interfaces import BarsPanel, Comparison, Context, ImagesPanel, Metric, Picture, Report, TextPanel, load_panels
+from vfm.interfaces import (
+    BarsPanel,
+    Comparison,
+    Context,
+    ImagesPanel,
+    Metric,
+    PanelImage,
+    Report,
+    TextPanel,
+    load_panels,
+)
 
 SHOWN = 2  # images of a step: those of three steps fill a row
 
@@ -120,7 +130,7 @@ def steps_chart(results: list[StepResult]) -> BarsPanel:
     )
 
 
-def _copied_images(result: StepResult, ctx: Context) -> Iterator[Picture]:
+def _copied_images(result: StepResult, ctx: Context) -> Iterator[PanelImage]:
     """Copy the first images that only the model with the step gets right from the report's sheet."""
     models = (result.gain.baseline, result.gain.model)
     panels = [panel for panel in load_panels(result.report.path) if isinstance(panel, ImagesPanel)]
@@ -132,4 +142,4 @@ def _copied_images(result: StepResult, ctx: Context) -> Iterator[Picture]:
         source = result.report.path / image.file
         copy = folder / f"{result.gain.model}-{number}{source.suffix}"
         shutil.copyfile(source, copy)
-        yield Picture(file=f"pictures/{copy.name}", caption=f"{result.step.title} · {image.caption}", right=True)
+        yield PanelImage(file=f"pictures/{copy.name}", caption=f"{result.step.title} · {image.caption}", right=True)
