@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.eval.open_segmentation.last_block_rules import LastBlockRule, NaClip, Sclip, UnchangedClip
-from vfm.eval.open_segmentation.segmenter import Segmenter, WindowSettings
+from vfm.eval.open_segmentation.segmenter import Segmenter, SlidingWindowSettings
 from vfm.models import ClipModel, build_clip
 from vfm.models.vision.last_block import last_block_reader, papers_positions
 
@@ -137,7 +137,7 @@ def compare_pictures(model: ClipModel, net: Any) -> list[dict[str, Any]]:
         pixels = draw_picture(size, rng)
         inputs = model.preprocess.pixels(torch.from_numpy(pixels)[None])
         for refine in (False, True):
-            view = WindowSettings(min(size), window, stride=0.5, refine=refine)
+            view = SlidingWindowSettings(min(size), window, stride=0.5, refine=refine)
             peer = their_segmenter(net, words, window, refine=refine)
             for name, ours in Segmenter(model, reader, words, rules, view, "ours").cosines(Image.fromarray(pixels), ""):
                 net.visual.set_params(*RULES[name][1:], 5.0)

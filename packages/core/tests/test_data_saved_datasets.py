@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -211,3 +212,12 @@ def test_a_text_file_of_paths_is_still_a_list_of_pictures(tmp_path):
     (tmp_path / "list.txt").write_text("one.jpg\ntwo.jpg\n")
     with pytest.raises(UserError, match="no column 'caption'"):
         Pairs(name="pool", path=str(tmp_path / "list.txt")).preflight(None)
+
+
+def test_the_columns_of_keys_and_addresses_are_read(tmp_path):
+    columns = {"key": ["a", "b", "c"], "url": [f"https://example.org/{n}.jpg" for n in range(3)]}
+    tables = [pictures(0, 1, 2), pictures(3, 4, 5)]
+    tables = [table.append_column("key", [columns["key"]]).append_column("url", [columns["url"]]) for table in tables]
+    source = open_dataset(run(Pairs(name="pool", path=str(saved(tmp_path / "saved", *tables))), tmp_path)[0])
+    assert len(set(source.keys)) == 6, "keys repeat in the second file"
+    assert source.index.open(1).urls(np.arange(3)).to_pylist() == columns["url"]

@@ -33,7 +33,7 @@ from vfm.eval.open_segmentation.decisions import (
 )
 from vfm.eval.open_segmentation.guesses import grid_map, guess_by_shares, one_class, uniform_guess
 from vfm.eval.open_segmentation.last_block_rules import NaClip, UnchangedClip
-from vfm.eval.open_segmentation.segmenter import Segmenter, WindowSettings, padded_to_patches
+from vfm.eval.open_segmentation.segmenter import Segmenter, SlidingWindowSettings, padded_to_patches
 from vfm.eval.open_segmentation.stages import OpenSegmentation
 from vfm.interfaces import AnnotatedImages, Artifact, ClipCheckpoint, Context, Preflight, Report, load_panels
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
@@ -205,7 +205,7 @@ def scenes(folder: Path, count: int, seed: int = 0) -> AnnotatedImages:
     return run(config, folder)
 
 
-def segmenter(folder: Path, view: WindowSettings) -> Segmenter:
+def segmenter(folder: Path, view: SlidingWindowSettings) -> Segmenter:
     model = load_clip(clip(folder))
     words = F.normalize(torch.randn(5, 16, generator=torch.Generator().manual_seed(1)), dim=-1)
     parts = {"naclip": NaClip(), "clip": UnchangedClip()}
@@ -220,13 +220,13 @@ def picture(height: int, width: int) -> Image.Image:
 
 def test_one_window_is_the_whole_picture_and_batches_do_not_matter(tmp_path: Path) -> None:
     square = picture(16, 16)
-    one = dict(segmenter(tmp_path / "a", WindowSettings(16, 16, 0.5)).cosines(square, "a"))
-    whole = dict(segmenter(tmp_path / "b", WindowSettings(16, None, 0.5)).cosines(square, "a"))
+    one = dict(segmenter(tmp_path / "a", SlidingWindowSettings(16, 16, 0.5)).cosines(square, "a"))
+    whole = dict(segmenter(tmp_path / "b", SlidingWindowSettings(16, None, 0.5)).cosines(square, "a"))
     for name in one:
         torch.testing.assert_close(one[name], whole[name], rtol=1e-4, atol=1e-5)
     wide = picture(20, 33)
     by_size = [
-        dict(segmenter(tmp_path / f"c{n}", WindowSettings(20, 16, 0.5, n)).cosines(wide, "a"))["naclip"]
+        dict(segmenter(tmp_path / f"c{n}", SlidingWindowSettings(20, 16, 0.5, n)).cosines(wide, "a"))["naclip"]
         for n in (1, 4, 99)
     ]
     assert by_size[0].shape == (5, 20, 33)
@@ -237,7 +237,7 @@ def test_one_window_is_the_whole_picture_and_batches_do_not_matter(tmp_path: Pat
 def test_windows_are_averaged_before_any_decision(tmp_path: Path) -> None:
     """A twin in the manner of the published code: window by window, at the padded size, then divided by the counts."""
     wide, side, step = picture(20, 30), 16, 8
-    model = segmenter(tmp_path, WindowSettings(20, side, step / side))
+    model = segmenter(tmp_path, SlidingWindowSettings(20, side, step / side))
     found = dict(model.cosines(wide, "a"))["naclip"]
     total, count = torch.zeros(5, 20, 30), torch.zeros(20, 30)
     for row in range(-(-(20 - side) // step) + 1):
@@ -256,7 +256,7 @@ def test_a_side_that_patches_do_not_fill_is_padded(tmp_path: Path) -> None:
     padded = padded_to_patches(np.zeros((9, 12, 3), np.uint8), (4, 4), (7, 8, 9))
     assert padded.shape == (12, 12, 3)
     assert padded[9:].reshape(-1, 3).tolist() == [[7, 8, 9]] * 36
-    whole = segmenter(tmp_path, WindowSettings(18, None, 0.5))
+    whole = segmenter(tmp_path, SlidingWindowSettings(18, None, 0.5))
     assert dict(whole.cosines(picture(18, 21), "a"))["clip"].shape == (5, 18, 21)
     assert whole.grid(picture(18, 21)) == (5, 6)
 

@@ -15,11 +15,11 @@ from vfm_eva.pretrain.parts import (
     Student,
 )
 from vfm_eva.pretrain.stages import EvaClip, EvaPretrain
-from vfm_eva.targets.parts import Codes, CropAugmentation, EvaTeacher, Features, Pixels, Target
+from vfm_eva.targets.parts import Codes, TargetAugmentation, EvaTeacher, Features, Pixels, Target
 from vfm_eva.targets.stages import EvaTargets
 
 __all__ = [
-    "BlockExactMask", "BlockMask", "Codes", "CropAugmentation", "Decoder", "EvaClip", "EvaFinetune", "EvaPretrain",
+    "BlockExactMask", "BlockMask", "Codes", "TargetAugmentation", "Decoder", "EvaClip", "EvaFinetune", "EvaPretrain",
     "EvaTargets", "EvaTeacher", "Features", "FinetuneAugmentation", "Mask", "Pixels", "RandomMask", "Student",
     "Target",
 ]  # fmt: skip

@@ -38,7 +38,7 @@ from vfm.eval import check_finite, logit_scale, read_embeddings, zero_shot_class
 from vfm.eval.classify.classify import columns_of
 from vfm.eval.classify.zero_shot import sentence_classifier
 from vfm.eval.dense.predictor import Instances
-from vfm.eval.encode.embeddings import Embeddings
+from vfm.eval.encode.embeddings import SavedEmbeddings
 from vfm.interfaces import DenseCheckpoint, VideoClassifier, naming_extras
 from vfm.models import PooledVision, class_names_of
 from vfm.models.vision.vision import has_independent_labels
@@ -259,7 +259,9 @@ def class_probabilities(
     return names, logits.softmax(dim=-1)
 
 
-def similarities(vectors: Tensor, model: str, known: Embeddings, index: Path, warn: Callable[[str], None]) -> Tensor:
+def similarities(
+    vectors: Tensor, model: str, known: SavedEmbeddings, index: Path, warn: Callable[[str], None]
+) -> Tensor:
     """Compute the cosine similarity of images or texts to each entry of an index, (B, K).
 
     Args:

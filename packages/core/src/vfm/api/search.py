@@ -28,7 +28,7 @@ from vfm.data import BadSample, Source, decode_image
 from vfm.data.samples.contact_sheet import SIDE, contact_sheet
 from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.eval import check_finite, read_embeddings
-from vfm.eval.encode.embeddings import Embeddings
+from vfm.eval.encode.embeddings import SavedEmbeddings
 from vfm.models import PooledVision
 from vfm.storage import files
 
@@ -58,7 +58,7 @@ class SearchResult:
 
     queries: list[str]
     hits: list[list[Hit]]
-    index: Embeddings
+    index: SavedEmbeddings
 
     def sheet(self, data: str) -> Image.Image:
         """Draw a row for each query: the query itself, then the most similar images.
@@ -135,7 +135,7 @@ def _check_query(query: str) -> None:
         raise UserError(f"{query}: no such image")
 
 
-def _model_of(known: Embeddings, index: Path) -> tuple[str, str | None]:
+def _model_of(known: SavedEmbeddings, index: Path) -> tuple[str, str | None]:
     """Parse the name and the tag of the model that made an index."""
     if not known.model or known.model.startswith("a loaded "):
         raise UserError(f"{index}: the file does not have the name of its model; give --model")

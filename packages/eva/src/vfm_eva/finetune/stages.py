@@ -20,10 +20,10 @@ from vfm.plugin import (
     Training,
     VisionCheckpoint,
 )
-from vfm_eva.targets.parts import CropAugmentation
+from vfm_eva.targets.parts import TargetAugmentation
 
 
-class FinetuneAugmentation(CropAugmentation):
+class FinetuneAugmentation(TargetAugmentation):
     """Random crops and flips, and timm's augmentations."""
 
     crop_scale: CropScale = Field((0.08, 1.0), description="fraction of the image area that a random crop covers")

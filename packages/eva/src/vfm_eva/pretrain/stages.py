@@ -21,7 +21,7 @@ from vfm.plugin import (
     VisionPretraining,
 )
 from vfm_eva.pretrain.parts import BlockMask, Decoder, Mask, Student
-from vfm_eva.targets.parts import CropAugmentation, EvaTeacher, Features, Target
+from vfm_eva.targets.parts import TargetAugmentation, EvaTeacher, Features, Target
 
 
 class EvaPretrain(VisionPretraining):
@@ -71,7 +71,7 @@ class EvaPretrain(VisionPretraining):
     )
     decoder: Decoder = Field(Decoder(), description="the decoder of encode: visible")
     student: Student = Field(Student(), description="initial weights and regularization of the student")
-    augmentation: CropAugmentation = Field(CropAugmentation(), description="random crops and flips")
+    augmentation: TargetAugmentation = Field(TargetAugmentation(), description="random crops and flips")
     lr: float = Field(1.5e-3, ge=0, description="peak learning rate")
     optimizer: Optimizer = Field(AdamW(grad_clip_norm=3.0), description="optimizer and its settings")
     schedule: Schedule = Field(CosineSchedule(min_lr=1e-5), description="learning rate over the steps")

@@ -112,7 +112,7 @@ class EvaTeacher(Config):
         return self
 
 
-class CropAugmentation(Config):
+class TargetAugmentation(Config):
     """Random crops and flips."""
 
     crop_scale: CropScale = Field((0.2, 1.0), description="fraction of the image area that a random crop covers")

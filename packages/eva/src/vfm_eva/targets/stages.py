@@ -18,7 +18,7 @@ from vfm.plugin import (
     Stage,
     VisionCheckpoint,
 )
-from vfm_eva.targets.parts import CropAugmentation, Features
+from vfm_eva.targets.parts import TargetAugmentation, Features
 
 Side = Annotated[int, Field(ge=1)]
 
@@ -37,7 +37,7 @@ class EvaTargets(Stage):
     target: Features = Field(Features(), description="which of the teacher's features")
     grid: tuple[Side, Side] = Field(description="rows and columns of the student's patches")
     num_crops: int = Field(1, ge=1, description="crops per image; epochs take them in turn")
-    augmentation: CropAugmentation = Field(CropAugmentation(), description="random crops and flips")
+    augmentation: TargetAugmentation = Field(TargetAugmentation(), description="random crops and flips")
     dtype: Literal["int8", "fp16", "fp32"] = Field("fp16", description="stored precision of the features")
     components: int | None = Field(
         None, ge=1, description="store this many principal components; default: all channels"

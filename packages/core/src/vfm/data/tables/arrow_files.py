@@ -73,11 +73,16 @@ class ArrowFile:
         table = pa.Table.from_batches([self.batches[number]])
         return table if columns is None else table.select(list(columns))
 
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read columns of all record batches."""
+        table = pa.Table.from_batches(self.batches, self.schema_arrow)
+        return table if columns is None else table.select(list(columns))
+
     def iter_batches(
-        self, size: int, row_groups: Sequence[int], columns: Sequence[str] | None = None
+        self, size: int, row_groups: Sequence[int] | None = None, columns: Sequence[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Yield record batches of at most `size` rows."""
-        for number in row_groups:
+        """Yield record batches of at most `size` rows, by default of all row groups."""
+        for number in range(self.num_row_groups) if row_groups is None else row_groups:
             yield from self.read_row_group(number, columns).to_batches(max_chunksize=size)
 
 

@@ -1,4 +1,4 @@
-"""Embeddings of a dataset in a file, written batch by batch for any number of images, and read back for search.
+"""SavedEmbeddings of a dataset in a file, written batch by batch for any number of images, and read back for search.
 
     FILE.parquet   key, text (the first caption or the class name, if any), embedding (list of D floats); the model's
                    full name and the dataset's path in the schema's metadata
@@ -52,8 +52,8 @@ KEYS = ".keys.txt"  # suffix of the file of keys that belongs to an npy file
 
 
 @dataclass(frozen=True)
-class Embeddings:
-    """Embeddings that were read back, in the order of their dataset, without its bad samples.
+class SavedEmbeddings:
+    """SavedEmbeddings that were read back, in the order of their dataset, without its bad samples.
 
     Attributes:
         keys: keys of the samples.
@@ -257,7 +257,7 @@ def _check_record(file: Path) -> None:
         raise UserError("\n".join(f"{line}; make it again with vfm embed" for line in lines))
 
 
-def read_embeddings(file: Path) -> Embeddings:
+def read_embeddings(file: Path) -> SavedEmbeddings:
     """Read a file written by `vfm embed`.
 
     Raises:
@@ -276,10 +276,10 @@ def read_embeddings(file: Path) -> Embeddings:
             vectors = torch.from_numpy(flat.reshape(len(table), -1).copy())
             facts = table.schema.metadata or {}
             model, data = facts.get(MODEL, b"").decode(), facts.get(DATA, b"").decode()
-            return Embeddings(table["key"].to_pylist(), texts, vectors, model, data)
+            return SavedEmbeddings(table["key"].to_pylist(), texts, vectors, model, data)
         vectors = torch.from_numpy(read_npy(file))
         # `splitlines` would also split a key at a line separator of Unicode.
         keys = file.with_suffix(KEYS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
         if vectors.ndim != 2 or len(keys) != len(vectors):
             raise ValueError(f"{len(keys)} keys for an array of {tuple(vectors.shape)}")
-    return Embeddings(keys, [""] * len(keys), vectors)
+    return SavedEmbeddings(keys, [""] * len(keys), vectors)

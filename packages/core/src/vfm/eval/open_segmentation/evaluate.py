@@ -37,7 +37,7 @@ from vfm.eval.open_segmentation.decisions import (
 )
 from vfm.eval.open_segmentation.guesses import ceiling_counts, class_shares, uniform_guess
 from vfm.eval.open_segmentation.panels import Pair, add_maps, class_panel, rules_panel, scale_panel
-from vfm.eval.open_segmentation.segmenter import Segmenter, WindowSettings
+from vfm.eval.open_segmentation.segmenter import Segmenter, SlidingWindowSettings
 from vfm.eval.open_segmentation.stages import OpenSegmentation, check_open_segmentation_data
 from vfm.eval.segmentation.segmentation import check_labelled, pixel_table
 from vfm.interfaces import Context, Evaluated, ModelResult, Ref
@@ -171,7 +171,7 @@ def _segmenters(
         side = None if window == "whole" else int(window)
         short_side = short_side_of(config, side or model.preprocess.image_size)
         refine = config.refine == "pamr"
-        windows = WindowSettings(short_side, side, config.stride, config.micro_batch_size, refine)
+        windows = SlidingWindowSettings(short_side, side, config.stride, config.micro_batch_size, refine)
         segmenters[name] = Segmenter(model, reader, words.to(model.device), rules, windows, name)
     return segmenters
 

@@ -23,7 +23,7 @@ from vfm.models.vision.last_block import LastBlockReader
 
 
 @dataclass(frozen=True)
-class WindowSettings:
+class SlidingWindowSettings:
     """How images are resized and cut into windows.
 
     short_side: shorter side of the resized images in pixels.
@@ -82,7 +82,7 @@ class Segmenter:
     reader: LastBlockReader
     classifier: Tensor
     rules: Mapping[str, Rule]
-    windows: WindowSettings
+    windows: SlidingWindowSettings
     name: str
 
     def grid(self, image: Image.Image) -> tuple[int, int]:
