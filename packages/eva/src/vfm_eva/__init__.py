@@ -15,11 +15,25 @@ from vfm_eva.pretrain.parts import (
     Student,
 )
 from vfm_eva.pretrain.stages import EvaClip, EvaPretrain
-from vfm_eva.targets.parts import Codes, TargetAugmentation, EvaTeacher, Features, Pixels, Target
+from vfm_eva.targets.parts import Codes, EvaTeacher, Features, Pixels, Target, TargetAugmentation
 from vfm_eva.targets.stages import EvaTargets
 
 __all__ = [
-    "BlockExactMask", "BlockMask", "Codes", "TargetAugmentation", "Decoder", "EvaClip", "EvaFinetune", "EvaPretrain",
-    "EvaTargets", "EvaTeacher", "Features", "FinetuneAugmentation", "Mask", "Pixels", "RandomMask", "Student",
+    "BlockExactMask",
+    "BlockMask",
+    "Codes",
+    "Decoder",
+    "EvaClip",
+    "EvaFinetune",
+    "EvaPretrain",
+    "EvaTargets",
+    "EvaTeacher",
+    "Features",
+    "FinetuneAugmentation",
+    "Mask",
+    "Pixels",
+    "RandomMask",
+    "Student",
     "Target",
+    "TargetAugmentation",
 ]  # fmt: skip

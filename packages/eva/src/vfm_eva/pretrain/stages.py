@@ -21,7 +21,7 @@ from vfm.plugin import (
     VisionPretraining,
 )
 from vfm_eva.pretrain.parts import BlockMask, Decoder, Mask, Student
-from vfm_eva.targets.parts import TargetAugmentation, EvaTeacher, Features, Target
+from vfm_eva.targets.parts import EvaTeacher, Features, Target, TargetAugmentation
 
 
 class EvaPretrain(VisionPretraining):

@@ -18,7 +18,7 @@ from vfm.plugin import (
     Stage,
     VisionCheckpoint,
 )
-from vfm_eva.targets.parts import TargetAugmentation, Features
+from vfm_eva.targets.parts import Features, TargetAugmentation
 
 Side = Annotated[int, Field(ge=1)]
 
