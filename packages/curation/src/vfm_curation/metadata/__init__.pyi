@@ -6,7 +6,7 @@ from .entries import (
     save_entries as save_entries,
 )
 from .files import read_entries as read_entries, read_lists as read_lists
-from .lint import EntryFinding as Finding, lint as lint
+from .lint import EntryFinding as EntryFinding, lint as lint
 from .vocabulary import Vocabulary as Vocabulary
 from .wikipedia import Corpus as Corpus
 from .wordnet import wordnet_entries as wordnet_entries
