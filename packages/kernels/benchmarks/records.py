@@ -115,7 +115,7 @@ def keep_about(path: Path, about: dict[str, str]) -> None:
     """Write what is known of the card and the versions; rows of two cards must not share a folder.
 
     Raises:
-        SystemExit: the folder has results of another card or of other versions.
+        SystemExit: If the folder has results of another card or of other versions.
     """
     if path.exists():
         before = json.loads(path.read_text())

@@ -42,7 +42,8 @@ def check_datasets(
         balanced: whether texts are drawn by a curated subset's probabilities.
 
     Raises:
-        UserError: too few pairs for a batch, no captions, no caption in the language, no images, or all captions equal.
+        UserError: If too few pairs for a batch, no captions, no caption in the language, no images, or all captions
+            equal.
     """
     for name, data in datasets.items():
         if not data.languages:
@@ -67,7 +68,7 @@ def check_makers(portions: Sequence[Portion], ctx: Preflight, *, balanced: bool)
     """Check datasets that stages of the recipe will produce, using the configurations of those stages.
 
     Raises:
-        UserError: a dataset will have no images, or no probabilities for `sampler: balanced`.
+        UserError: If a dataset will have no images, or no probabilities for `sampler: balanced`.
     """
     for portion in portions:
         maker: Stage | None = ctx.stage(portion.data)

@@ -77,7 +77,7 @@ def check_towers(config: ClipTrain, ctx: Preflight) -> ClipModel | None:
     The result is None if the model starts from a checkpoint that is not known yet.
 
     Raises:
-        UserError: a name is unknown, or a tower does not fit.
+        UserError: If a name is unknown, or a tower does not fit.
     """
     if config.init:
         clip = planned_clip(ctx, config.init, config.image_size, config.vision.noise)
@@ -129,7 +129,7 @@ def check_vision(clip: ClipModel, encoder: Encoder, ref: str) -> None:
     """Check that an encoder fits a model's vision tower. If it does not, the error suggests CLIP models that it fits.
 
     Raises:
-        UserError: it does not fit.
+        UserError: If it does not fit.
     """
     try:
         _check_fit(clip, encoder)

@@ -221,7 +221,7 @@ def _check_trained(name: str, tower: Tower, has_init: bool, has_tower_init: bool
     """Check a tower's `trained` against its initial weights, and reject options without effect.
 
     Raises:
-        ValueError: random weights would stay as they are, or an option has no effect.
+        ValueError: If random weights would stay as they are, or an option has no effect.
     """
     if tower.trained.keeps_weights and not (has_init or has_tower_init):
         raise ValueError(f"{name}.trained: {tower.trained.type} would keep random weights: give init or init_{name}")

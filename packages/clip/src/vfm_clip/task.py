@@ -46,7 +46,7 @@ class ClipTask(Task[ClipInputs]):
         unmasked_from: first step without patch dropout.
 
     Raises:
-        UserError: the model has more than two towers (CoCa's captioner would not be trained).
+        UserError: If the model has more than two towers (CoCa's captioner would not be trained).
 
     Source: Radford et al. 2021, CLIP (arXiv:2103.00020). Accumulation: Gao et al. 2021 (arXiv:2101.06983).
     """

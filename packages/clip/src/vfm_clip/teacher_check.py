@@ -12,7 +12,7 @@ def check_teacher(clip: ClipModel, teacher: ClipModel) -> None:
     """Check that a teacher and its student have the same inputs: equal image size and equal tokens.
 
     Raises:
-        UserError: an input differs. The message has both values.
+        UserError: If an input differs. The message has both values.
     """
     sizes = clip.preprocess.image_size, teacher.preprocess.image_size
     what = f"{teacher.name} cannot teach {clip.name}"

@@ -38,7 +38,7 @@ def init_text_tower(checkpoint: ClipCheckpoint, clip: ClipModel, ref: str) -> Ke
         The fate of every key, by its name within the text tower.
 
     Raises:
-        UserError: the towers differ in architecture or activation, or a key is missing, unknown or of another shape.
+        UserError: If the towers differ in architecture or activation, or a key is missing, unknown or of another shape.
             Nothing is loaded then.
     """
     config = read_clip_config(checkpoint.path)["model_cfg"]
@@ -69,7 +69,7 @@ def check_text(config: Mapping[str, Any], clip: ClipModel, ref: str) -> None:
         ref: name of the source model, for messages.
 
     Raises:
-        UserError: a setting differs. The message names the first one.
+        UserError: If a setting differs. The message names the first one.
     """
     theirs = dataclasses.asdict(open_clip.CLIPTextCfg(**config["text_cfg"]))
     ours = dataclasses.asdict(open_clip.CLIPTextCfg(**clip.config["text_cfg"]))

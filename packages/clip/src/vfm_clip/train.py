@@ -63,7 +63,7 @@ def initial_model(config: ClipTrain, ctx: Context) -> tuple[ClipModel, Sequence[
     """Build the initial model, set up for training, and a function that merges LoRA weights after the last step.
 
     Raises:
-        UserError: a model or tower that it starts from does not fit.
+        UserError: If a model or tower that it starts from does not fit.
     """
     # The order matters: first the weights, then the choice of trained weights (new ones always are), then the logits.
     clip = _loaded(config, ctx) if config.init else _built(config, ctx)

@@ -16,8 +16,8 @@ def __getattr__(name: str) -> Any:
     """Import a name on its first use.
 
     Raises:
-        AttributeError: there is no such name.
-        UserError: it needs a package that is not installed.
+        AttributeError: If there is no such name.
+        UserError: If it needs a package that is not installed.
     """
     if name not in __all__:  # lazy_loader would say it in words of its own
         raise AttributeError(f"module 'vfm' has no attribute {name!r}")

@@ -50,8 +50,8 @@ def run_shards(function: Task[J, S], job: J, shards: Iterable[int], runtime: Cur
             would take this process more than some seconds. 1 means this process.
 
     Raises:
-        UserError: a task raised one, or a shard's worker was killed too often. The line names the shard.
-        RuntimeError: a task raised another error. That error is its cause, and the message names the shard.
+        UserError: If a task raised one, or a shard's worker was killed too often. The line names the shard.
+        RuntimeError: If a task raised another error. That error is its cause, and the message names the shard.
     """
     task, waiting = functools.partial(_run_task, function, job), deque(shards)
     if runtime.engine == "ray":
@@ -76,7 +76,7 @@ def map_in_order(function: Callable[[T], S], items: Iterable[T], workers: int) -
         workers: number of processes. With fewer than two, this process does the work.
 
     Raises:
-        UserError: a process was killed.
+        UserError: If a process was killed.
     """
     if workers < 2:
         yield from map(function, items)
@@ -179,7 +179,7 @@ def connected_ray(runtime: CurationRuntime) -> Iterator[Any]:
     """Yield the module ray, connected as `runtime` requires. An existing connection is used and left open.
 
     Raises:
-        UserError: there is no cluster at `ray_address`.
+        UserError: If there is no cluster at `ray_address`.
     """
     # Under `uv run` Ray would send the working folder to each worker and resolve its packages again.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -215,7 +215,7 @@ def _check_listening(address: str) -> None:
     """Connect to HOST:PORT, also with `ray://`. Ray itself tries for minutes and then ends the process.
 
     Raises:
-        OSError: nothing listens there.
+        OSError: If nothing listens there.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():

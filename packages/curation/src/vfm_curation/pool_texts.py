@@ -21,7 +21,7 @@ def texts_of(source: Source, shard: int, *, on_bad: OnBad | None = None) -> pa.T
     """Read the texts of a shard as `Source.texts_of_shard` does: row, uid, language, text_index, text.
 
     Raises:
-        UserError: the shard's parquet file was damaged after its pool was made. (A file whose footer is damaged is
+        UserError: If the shard's parquet file was damaged after its pool was made. (A file whose footer is damaged is
             rejected when the pool is made.)
     """
     try:

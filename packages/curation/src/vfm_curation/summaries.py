@@ -57,7 +57,7 @@ class Lost:
         """Add the samples of a shard.
 
         Raises:
-            UserError: too many samples are lost. The line names the shard.
+            UserError: If too many samples are lost. The line names the shard.
         """
         self.count += summary.num_lost
         if self.count > self.max_bad_fraction * self.total:

@@ -39,7 +39,7 @@ def read_uids(path: str) -> Halves:
     """Read a list of uids in ascending order. A list that is sorted on disk is mapped into memory.
 
     Raises:
-        UserError: the file is missing, damaged or empty, or its numbers are not pairs of 64-bit halves.
+        UserError: If the file is missing, damaged or empty, or its numbers are not pairs of 64-bit halves.
     """
     listed = store_files.read_npy(path, mapped=True)
     if listed.ndim != 1 or [listed.dtype[n].str[1:] for n in range(len(listed.dtype))] != ["u8", "u8"]:

@@ -32,7 +32,7 @@ class Pattern(NamedTuple):
         """Check the arguments of `attention` and fill in their defaults.
 
         Raises:
-            ValueError: shapes, dtypes, devices or numbers are inconsistent.
+            ValueError: If shapes, dtypes, devices or numbers are inconsistent.
         """
         if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (q, k, v))

@@ -101,7 +101,7 @@ def curate(
         The kept captions, and a table of all matched captions with their entries and probabilities.
 
     Raises:
-        UserError: the captions cannot be read, nothing matches, or vfm-curation is not installed.
+        UserError: If the captions cannot be read, nothing matches, or vfm-curation is not installed.
     """
     path = as_place(captions) if isinstance(captions, PATHS) else str(_stored(captions, Path(store)))
     settings: dict[str, Any] = {"pool.path": path}
@@ -118,7 +118,7 @@ def _stored(captions: Iterable[str], store: Path) -> Path:
     """Write captions into the store, to a file named by their hash.
 
     Raises:
-        UserError: there are no captions, or one is not a string or cannot be encoded as UTF-8.
+        UserError: If there are no captions, or one is not a string or cannot be encoded as UTF-8.
     """
     if hasattr(captions, "columns"):
         raise UserError("captions: expected one column of texts, got a table; give table['caption'], for example")

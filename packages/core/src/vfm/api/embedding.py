@@ -77,7 +77,7 @@ class Embeddings(Results):
         """Write the embeddings to a .parquet or .npy file, as `vfm embed` does.
 
         Raises:
-            UserError: the file has another suffix.
+            UserError: If the file has another suffix.
         """
         with open_writer(Path(file), self.model) as writer:
             writer.write(self.keys, self.texts, self.vectors)
@@ -115,7 +115,7 @@ def embed(
         Unit vectors, float32 (N, D), with their keys.
 
     Raises:
-        UserError: there is no such model or data, too many images cannot be read, or an embedding is not finite.
+        UserError: If there is no such model or data, too many images cannot be read, or an embedding is not finite.
     """
     if (data is None) == (texts is None):
         raise UserError("embed: give either data (images) or texts")
@@ -148,7 +148,7 @@ def write_embeddings(
         The number of embeddings, and the number of bad samples by reason.
 
     Raises:
-        UserError: there is no such model or data, too many samples cannot be read, or an embedding is not finite.
+        UserError: If there is no such model or data, too many samples cannot be read, or an embedding is not finite.
     """
     with TemporaryDirectory() as folder:
         classifier = artifact_of(model, VideoClassifier)

@@ -72,7 +72,7 @@ def evaluate(
         The run, whose table has a row for each metric of each model, with intervals and paired tests.
 
     Raises:
-        UserError: there is no such model, dataset or task, or nothing fits.
+        UserError: If there is no such model, dataset or task, or nothing fits.
     """
     check_not_a_worker("vfm.evaluate")
     manager = load_plugins()
@@ -99,7 +99,7 @@ def _words(argument: str, values: Named) -> list[str]:
     """Convert an argument to words of `vfm eval`: `[NAME=]PLACE`.
 
     Raises:
-        UserError: it is not a path, an artifact, or a collection of them.
+        UserError: If it is not a path, an artifact, or a collection of them.
     """
     if isinstance(values, (*PATHS, Artifact)):
         return [as_place(values)]

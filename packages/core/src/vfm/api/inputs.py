@@ -43,7 +43,7 @@ def open_device(name: str) -> torch.device:
     """Open the device of a name, as in a stage's `runtime.device`.
 
     Raises:
-        UserError: there is no such device.
+        UserError: If there is no such device.
     """
     try:
         return prepare_device(Runtime(device=name))
@@ -69,7 +69,7 @@ def open_encoder(model: AnyModel, pretrained: str | None, device: torch.device) 
     A loaded model is returned unchanged.
 
     Raises:
-        UserError: there is no such model, or its weights are missing.
+        UserError: If there is no such model, or its weights are missing.
     """
     if isinstance(model, ENCODERS):
         return model
@@ -105,7 +105,7 @@ def open_images(data: AnyPath | Artifact, folder: Path) -> Source:
         folder: folder for an index of the path's images.
 
     Raises:
-        UserError: the path does not exist, or has no supported format.
+        UserError: If the path does not exist, or has no supported format.
     """
     path = as_place(data)
     if (Path(path) / FACTS_FILE).is_file():
@@ -123,7 +123,7 @@ def local_file(path: AnyPath) -> Path:
     """Convert a path of a local file to a `Path`.
 
     Raises:
-        UserError: it is an address, which `Path` would change.
+        UserError: If it is an address, which `Path` would change.
     """
     if is_remote(os.fspath(path)):
         raise UserError(redacted(f"{os.fspath(path)}: expected a local file, got an address; download it first"))
@@ -134,7 +134,7 @@ def read_images(images: Sequence[AnyImage]) -> list[Image.Image]:
     """Load image files, and convert open images, to RGB images.
 
     Raises:
-        UserError: a file does not exist, or is not an image.
+        UserError: If a file does not exist, or is not an image.
     """
     loaded = []
     for image in images:
@@ -167,7 +167,7 @@ def read_classes(classes: AnyPath | Sequence[str]) -> list[str]:
     """Read class names from a list, from a file with one per line, or from comma-separated words.
 
     Raises:
-        UserError: there are fewer than two names, or the file does not exist.
+        UserError: If there are fewer than two names, or the file does not exist.
     """
     if isinstance(classes, PATHS):
         names = _written_classes(os.fspath(classes))

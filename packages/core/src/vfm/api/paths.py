@@ -16,7 +16,7 @@ def as_place(path: AnyPath | Artifact) -> str:
     """Convert a path, a name or an artifact (its folder) to text.
 
     Raises:
-        UserError: the argument is something else.
+        UserError: If the argument is something else.
     """
     if isinstance(path, Artifact):
         return str(path.path)

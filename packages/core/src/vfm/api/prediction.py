@@ -158,7 +158,7 @@ def predict(
         `Predictions`, or `Regions` if the model has a dense head.
 
     Raises:
-        UserError: there is no such model, image or class, or an output is not finite.
+        UserError: If there is no such model, image or class, or an output is not finite.
     """
     choices = (classes is not None, index is not None, prompts is not None, template != TEMPLATE)
     _check_choices(*choices)
@@ -236,7 +236,7 @@ def class_probabilities(
         sentences: sentences for each class, in place of the template; empty: none.
 
     Raises:
-        UserError: a CLIP model has no names, an encoder has no head or is given sentences, or the number of names is
+        UserError: If a CLIP model has no names, an encoder has no head or is given sentences, or the number of names is
             wrong.
     """
     if isinstance(encoder, PooledVision):
@@ -272,7 +272,7 @@ def similarities(
         warn: called with a line if another model made the index.
 
     Raises:
-        UserError: the embeddings of the index have another width, or are not finite.
+        UserError: If the embeddings of the index have another width, or are not finite.
     """
     if vectors.shape[1] != known.vectors.shape[1]:
         origin = f" of {known.model}" if known.model else ""

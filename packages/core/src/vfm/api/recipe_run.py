@@ -49,7 +49,7 @@ def run_recipe(
         jobs: number of concurrent steps.
 
     Raises:
-        UserError: a check failed, or a stage reported a mistake that the user can correct.
+        UserError: If a check failed, or a stage reported a mistake that the user can correct.
     """
     directory = open_run(recipe, steps, store)
     with reporting(manager, recipe, store, directory, listener, track) as send:

@@ -51,7 +51,7 @@ class Results(ABC):
         """Convert the rows to a `pandas.DataFrame`.
 
         Raises:
-            UserError: pandas is not installed.
+            UserError: If pandas is not installed.
         """
         if not find_spec("pandas"):
             raise UserError("to_pandas needs pandas: pip install pandas; table() returns an Arrow table without it")

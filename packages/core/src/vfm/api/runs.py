@@ -64,7 +64,7 @@ class Run(Results):
         """Load the artifact of a stage. Its `path` is the folder.
 
         Raises:
-            UserError: there is no such stage, or a file of its artifact is missing or damaged.
+            UserError: If there is no such stage, or a file of its artifact is missing or damaged.
         """
         if stage not in self.stages:
             raise UserError(f"{self.directory.name}: no stage is named {stage!r}{did_you_mean(stage, self.stages)}")
@@ -183,7 +183,7 @@ def run(
         The run: its artifacts by stage, and the metrics of its evaluations.
 
     Raises:
-        UserError: one line for each mistake in the recipe, or a stage reported a mistake.
+        UserError: If one line for each mistake in the recipe, or a stage reported a mistake.
     """
     check_not_a_worker("vfm.run")
     manager = load_plugins()
@@ -201,7 +201,7 @@ def check_not_a_worker(call: str) -> None:
     """Check that this is not a worker process that imports the script: the call would run again and wait forever.
 
     Raises:
-        UserError: it is.
+        UserError: If it is.
     """
     imported = sys.modules.get("__mp_main__")  # name of the script in workers, until multiprocessing has imported it
     if imported is not None and imported is not sys.modules["__main__"]:
@@ -244,7 +244,7 @@ def overrides(settings: Mapping[str, Any] | None) -> list[str]:
     """Convert values by `NAME.FIELD` to the words of `--set`.
 
     Raises:
-        UserError: they are not a mapping, or a value is not plain data.
+        UserError: If they are not a mapping, or a value is not plain data.
     """
     if settings is not None and not isinstance(settings, Mapping):
         raise UserError(f"set: expected a mapping of NAME.FIELD to values, got a {type(settings).__name__}")
@@ -255,7 +255,7 @@ def _plain(value: Any) -> Any:
     """Convert a value to plain YAML data: paths as texts, tuples as lists, NumPy's numbers as Python's.
 
     Raises:
-        UserError: it is not plain data.
+        UserError: If it is not plain data.
     """
     try:
         return json.loads(json.dumps(value, default=_as_plain))

@@ -67,7 +67,7 @@ class SearchResult:
             data: the dataset of the index: the folder of an artifact, or a path in any format of `data.pairs`.
 
         Raises:
-            UserError: there is no such dataset, or it lacks an entry of the index.
+            UserError: If there is no such dataset, or it lacks an entry of the index.
         """
         with TemporaryDirectory() as folder:
             source = open_images(data, Path(folder))
@@ -100,8 +100,8 @@ def search(
         warn: called with a line if the index was made with another model.
 
     Raises:
-        UserError: the index, the model or an image does not exist, a text is empty, or the model has no text tower to
-            search for it.
+        UserError: If the index, the model or an image does not exist, a text is empty, or the model has no text tower
+            to search for it.
     """
     for query in queries:
         _check_query(query)

@@ -149,7 +149,7 @@ def fit(
         The trained model and its metrics.
 
     Raises:
-        UserError: a setting is wrong, a sample or the loss has a wrong form or is not finite, or the folder holds
+        UserError: If a setting is wrong, a sample or the loss has a wrong form or is not finite, or the folder holds
             another training run.
     """
     check_not_a_worker("vfm.fit")
@@ -203,7 +203,7 @@ def _recompute_activations(model: nn.Module) -> None:
     """Make a model recompute its activations in the backward pass.
 
     Raises:
-        UserError: the model does not support it.
+        UserError: If the model does not support it.
     """
     name = type(model).__name__
     if not callable(getattr(model, "set_grad_checkpointing", None)):
@@ -223,7 +223,7 @@ def _check_start(path: Path, before: str, start: str, model: nn.Module, warn: Ca
     An unfinished run resumes with a warning, since a module is often made without a seed.
 
     Raises:
-        UserError: it is finished, so the returned weights would not be the expected ones.
+        UserError: If it is finished, so the returned weights would not be the expected ones.
     """
     if before == start:
         return
@@ -258,7 +258,7 @@ def _config(settings: Mapping[str, Any], runtime: Mapping[str, Any]) -> Settings
         runtime: default fields of `runtime`, which the settings override.
 
     Raises:
-        UserError: a setting is unknown or wrong, one line each.
+        UserError: If a setting is unknown or wrong, one line each.
     """
     wrong = [name for name in NO_SETTINGS if name in settings]
     if wrong:

@@ -18,7 +18,7 @@ def is_loader(data: Any) -> bool:
     """Check whether data are a DataLoader or another iterable of batches, and not a Dataset.
 
     Raises:
-        UserError: they are neither.
+        UserError: If they are neither.
     """
     if isinstance(data, DataLoader):
         return True
@@ -35,7 +35,7 @@ def batch_size(data: Any, requested: int | None, micro_batch_size: int | None) -
     """Determine the samples per step: from the batches of a DataLoader, else the requested number; None: the default.
 
     Raises:
-        UserError: the batches of the DataLoader have another size, or would have to be split.
+        UserError: If the batches of the DataLoader have another size, or would have to be split.
     """
     loader_size = _own_size(data) if is_loader(data) else None
     if loader_size and requested not in (None, loader_size):
@@ -54,8 +54,8 @@ def training_data(data: Any, config: Training, log: Callable[[str], None]) -> tu
         log: called with a line if resuming skips batches.
 
     Raises:
-        UserError: a Dataset is empty, its first sample holds a value that is not a tensor, or workers are set together
-            with a DataLoader.
+        UserError: If a Dataset is empty, its first sample holds a value that is not a tensor, or workers are set
+            together with a DataLoader.
     """
     facts: dict[str, Any] = {"type": type(data).__name__, "length": _length(data)}
     if is_loader(data):

@@ -24,7 +24,7 @@ def open_folder(folder: AnyPath | None) -> Iterator[Path]:
     """Yield the user's folder, or a temporary one.
 
     Raises:
-        UserError: it is a file.
+        UserError: If it is a file.
     """
     if folder is None:
         with TemporaryDirectory(prefix="vfm-fit-") as temporary:
@@ -47,7 +47,7 @@ def recorded(folder: Path, record: Mapping[str, Any], log: Callable[[str], None]
         log: called with a line while another run holds the folder.
 
     Raises:
-        UserError: the folder holds another training run.
+        UserError: If the folder holds another training run.
     """
     with locked(folder / LOCK, str(folder), log):
         current = stored = json.loads(json.dumps(record))

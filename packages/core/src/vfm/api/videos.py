@@ -30,7 +30,7 @@ def predict(model: VideoClassifier, paths: Sequence[AnyPath], device: str) -> tu
     """Compute class names and their probabilities for video files, or for folders of frames, (B, K).
 
     Raises:
-        UserError: a file does not exist, is not a video, or cannot be decoded.
+        UserError: If a file does not exist, is not a video, or cannot be decoded.
     """
     samples = [_read_video(path) for path in paths]
     classifier = load_video_predictor(model, open_device(device))
@@ -53,7 +53,7 @@ def embed(
     """Write the embedding of each video, the mean over its clips. Returns the number of videos, and of bad ones.
 
     Raises:
-        UserError: the videos do not exist, or too many of them cannot be read.
+        UserError: If the videos do not exist, or too many of them cannot be read.
     """
     source, names = _open_videos(ctx, as_place(data))
     classifier = load_video_predictor(model, open_device(device))

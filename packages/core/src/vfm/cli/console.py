@@ -21,8 +21,8 @@ class Output(io.FileIO):
         """Write bytes.
 
         Raises:
-            BrokenPipeError: the reader has ended.
-            OutputError: the output cannot be written.
+            BrokenPipeError: If the reader has ended.
+            OutputError: If the output cannot be written.
         """
         try:
             return super().write(data)

@@ -31,7 +31,7 @@ def predict_dense(
         min_score: smallest score of an object to list and draw. The json has all objects.
 
     Raises:
-        UserError: `out` is a file, an image cannot be read, or the model fails to load.
+        UserError: If `out` is a file, an image cannot be read, or the model fails to load.
     """
     images = read_images(files)
     if out and out.exists() and not out.is_dir():

@@ -19,7 +19,7 @@ def submit_run(on: str | None, parameters: Sequence[str], store: Path) -> None:
     """Submit the current command line without the options `--on` and `--job`.
 
     Raises:
-        UserError: the scheduler or a parameter does not exist.
+        UserError: If the scheduler or a parameter does not exist.
     """
     if on is None:
         raise UserError("--job needs --on slurm or --on local")
@@ -36,7 +36,7 @@ def submit_stages(on: str | None, parameters: Sequence[str], store: Path, steps:
     A scheduler starts the job of a stage when the jobs of its inputs have succeeded, and cancels it if one has failed.
 
     Raises:
-        UserError: the scheduler is not Slurm, or a parameter does not exist.
+        UserError: If the scheduler is not Slurm, or a parameter does not exist.
     """
     if "--fresh" in sys.argv:
         raise UserError("--job-per-stage: expected no --fresh, with which each job would make its inputs again")

@@ -118,7 +118,7 @@ def _page(out: Path | None, default: Path) -> Path:
     """Choose the file for a page.
 
     Raises:
-        UserError: it is a folder.
+        UserError: If it is a folder.
     """
     page = out or default
     if page.is_dir():
@@ -130,7 +130,7 @@ def watch_run(words: list[str], store: Path, out: Path | None) -> None:
     """Draw the page of a run until it ends, then show its results.
 
     Raises:
-        UserError: there is no such run, several were given, or the run failed or was killed.
+        UserError: If there is no such run, several were given, or the run failed or was killed.
     """
     if len(words) > 1:
         raise UserError(f"--watch: expected one run, got {len(words)}")
@@ -150,7 +150,7 @@ def _find(word: str, store: Path) -> Path:
     """Find the folder of a run.
 
     Raises:
-        UserError: there is no such run.
+        UserError: If there is no such run.
     """
     directory = find_run(word, Store(store))
     if directory is None:
@@ -164,7 +164,7 @@ def _note_state(directory: Path) -> None:
     """Print a note about the page of an unfinished run.
 
     Raises:
-        UserError: the record of the run is damaged.
+        UserError: If the record of the run is damaged.
     """
     name, state = directory.resolve().name, state_of(directory, read_sealed(directory / RUN_FILE))
     if state == "running":
@@ -178,7 +178,7 @@ def compare_runs(directories: list[Path], page: Path) -> None:
     """Write the page that compares runs.
 
     Raises:
-        UserError: two of them are the same run, or a package for drawing is missing.
+        UserError: If two of them are the same run, or a package for drawing is missing.
     """
     names = [directory.name for directory in directories]
     twice = [name for name in names if names.count(name) > 1]

@@ -49,7 +49,7 @@ def run_written(
         quiet: print errors only.
 
     Raises:
-        UserError: the file holds another recipe, or the recipe has a mistake.
+        UserError: If the file holds another recipe, or the recipe has a mistake.
     """
     if recipe.exists() and recipe.read_bytes() != text.encode():
         raise UserError(f"{recipe}: holds another recipe; give another file by --recipe, or delete it")

@@ -47,7 +47,7 @@ class ReadSettings:
         The error names `first`, the first bad sample, if it is given.
 
         Raises:
-            UserError: more than `max_bad_fraction` are bad, or all.
+            UserError: If more than `max_bad_fraction` are bad, or all.
         """
         # A dataset without a good sample has no score, whatever the tolerated fraction is.
         if bad.total() > self.max_bad_fraction * total or bad.total() == total:

@@ -11,7 +11,7 @@ def check_class_names(names: Sequence[str], where: str) -> None:
     """Check that class names are distinct and not empty.
 
     Raises:
-        UserError: there are fewer than two classes, a name is empty, or two classes have the same name.
+        UserError: If there are fewer than two classes, a name is empty, or two classes have the same name.
     """
     if len(names) < 2:
         raise UserError(f"{where}: expected two or more classes, got {len(names)}")

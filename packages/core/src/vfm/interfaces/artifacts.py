@@ -61,8 +61,8 @@ class Artifact(Config):
             verify: compare the hashes of its files with its manifest.
 
         Raises:
-            UserError: the folder has no artifact, has one of another type or of a package that is not installed, or a
-                file is missing or damaged.
+            UserError: If the folder has no artifact, has one of another type or of a package that is not installed, or
+                a file is missing or damaged.
         """
         directory = Path(directory)
         if not (directory / FACTS_FILE).exists():
@@ -93,7 +93,7 @@ class Artifact(Config):
             on_much: called with the number of bytes to read if there are many.
 
         Raises:
-            UserError: a file is missing or damaged.
+            UserError: If a file is missing or damaged.
         """
         check_folder(self.path, MANIFEST_FILE, on_much=on_much)
 
@@ -129,7 +129,7 @@ class PairDataset(ImageDataset):
             name: name of this dataset, for the error.
 
         Raises:
-            UserError: a language has no captions.
+            UserError: If a language has no captions.
         """
         for language in languages:
             if language not in (None, *self.languages):

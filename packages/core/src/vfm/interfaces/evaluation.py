@@ -46,7 +46,7 @@ class Evaluation(Stage):
         """Check that no name is used twice, which would drop a model from the results, then run `checks`.
 
         Raises:
-            UserError: describes the first mistake.
+            UserError: If describes the first mistake.
         """
         names = self.result_names
         twice = [name for number, name in enumerate(names) if name in names[:number]]
@@ -95,7 +95,7 @@ def check_evaluations(evaluations: Sequence[Evaluation], stage: Stage) -> None:
     """Check that evaluations can evaluate the model that a stage trains, during training.
 
     Raises:
-        ValueError: an evaluation cannot. The error describes the first mistake.
+        ValueError: If an evaluation cannot. The error describes the first mistake.
 
     Raises:
         ValueError: for the first one that cannot.

@@ -51,7 +51,7 @@ class Event:
         """Parse a line written by `to_json`.
 
         Raises:
-            ValueError: the line is not an event.
+            ValueError: If the line is not an event.
         """
         try:
             record = json.loads(line)

@@ -155,7 +155,7 @@ def load_panel(file: Path) -> Panel:
     """Load a panel.
 
     Raises:
-        UserError: the file cannot be read, or is not a valid panel.
+        UserError: If the file cannot be read, or is not a valid panel.
     """
     try:
         return _ADAPTER.validate_json(file.read_bytes())
@@ -171,6 +171,6 @@ def load_panels(directory: Path) -> list[Panel]:
     """Load the panels of an artifact, in order.
 
     Raises:
-        UserError: a panel cannot be read.
+        UserError: If a panel cannot be read.
     """
     return [load_panel(file) for file in panel_files(directory)]

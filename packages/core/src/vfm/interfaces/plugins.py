@@ -23,7 +23,7 @@ def load_plugins() -> pluggy.PluginManager:
     """Load every installed plugin, including core's, into a plugin manager.
 
     Raises:
-        UserError: a plugin cannot be imported, implements an unknown hook, or has the name of another plugin.
+        UserError: If a plugin cannot be imported, implements an unknown hook, or has the name of another plugin.
     """
     manager = pluggy.PluginManager("vfm")
     manager.add_hookspecs(hookspecs)
@@ -52,7 +52,7 @@ def stage_types(manager: pluggy.PluginManager) -> dict[str, type[Stage]]:
     """Collect every stage type by its kind.
 
     Raises:
-        UserError: two plugins have the same kind, or the hook of a plugin fails.
+        UserError: If two plugins have the same kind, or the hook of a plugin fails.
     """
     owners: dict[str, tuple[str, type[Stage]]] = {}
     for implementation in manager.hook.vfm_stages.get_hookimpls():
@@ -76,7 +76,7 @@ def find_predictor(artifact: DenseCheckpoint | VideoClassifier) -> Callable[...,
     """Import the function (checkpoint, device) that loads a model.
 
     Raises:
-        UserError: the artifact, whose author need not be trusted, names a function that no installed stage declares.
+        UserError: If the artifact, whose author need not be trusted, names a function that no installed stage declares.
     """
     load_plugins()  # defines the stages, which fills PREDICTORS
     if artifact.predictor not in PREDICTORS:

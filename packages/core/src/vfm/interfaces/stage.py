@@ -179,7 +179,7 @@ class Stage(Config):
         """Check before anything runs that names exist, widths fit, one sample decodes, and so on.
 
         Raises:
-            UserError: one line that describes the mistake and how to fix it.
+            UserError: If one line that describes the mistake and how to fix it.
         """
         if self.checks:
             load_function(self.checks)(self, ctx)
@@ -256,7 +256,7 @@ class Context:
         """Load the artifact of an input.
 
         Raises:
-            UserError: it has another type than the input expects, or a file is missing or damaged.
+            UserError: If it has another type than the input expects, or a file is missing or damaged.
         """
         artifact = Artifact.load(self.inputs[ref], verify=False)
         artifact.verify(lambda count: self.log(f"comparing the hashes of {ref}: {count / 1e9:,.1f} GB to read"))

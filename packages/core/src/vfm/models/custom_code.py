@@ -24,7 +24,7 @@ def without_custom_code(where: object) -> Iterator[None]:
         where: the model, for the error.
 
     Raises:
-        UserError: the model cannot be loaded with the classes of transformers alone.
+        UserError: If the model cannot be loaded with the classes of transformers alone.
     """
     if dynamic_module_utils is None:
         yield

@@ -65,7 +65,7 @@ class LowRank:
         alpha: a change is alpha / rank times the product of its factors.
 
     Raises:
-        UserError: peft is not installed.
+        UserError: If peft is not installed.
     """
 
     def __init__(self, blocks: Iterable[nn.Module], *, rank: int, alpha: int) -> None:
@@ -99,7 +99,7 @@ def check_low_rank() -> None:
     """Check that LoRA's library is installed.
 
     Raises:
-        UserError: peft is not installed.
+        UserError: If peft is not installed.
     """
     if not find_spec("peft"):
         raise UserError(f"trained: {{type: lora}} needs peft: {how_to_install('vfm-core[lora]')}")

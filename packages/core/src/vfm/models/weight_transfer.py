@@ -87,7 +87,7 @@ def transfer_weights(state_dict: Mapping[str, Tensor], module: Any, rules: Trans
         report: filled in place with the fate of every key.
 
     Raises:
-        UserError: a key is missing, unknown or of another shape. Nothing is loaded then.
+        UserError: If a key is missing, unknown or of another shape. Nothing is loaded then.
     """
     expected: dict[str, Tensor] = module.state_dict()
     trunk = module.visual.trunk if hasattr(module, "visual") and hasattr(module.visual, "trunk") else module

@@ -37,7 +37,7 @@ def find_weights(folder: Path, names: Sequence[str]) -> Path:
     """Find the first of the named files that a folder has.
 
     Raises:
-        UserError: the folder has none of them.
+        UserError: If the folder has none of them.
     """
     for name in names:
         if (folder / name).is_file():
@@ -60,7 +60,7 @@ def save_state_dict(state_dict: Mapping[str, Tensor], file: Path) -> None:
     """Save tensors as safetensors.
 
     Raises:
-        OSError: the file cannot be written, e.g. on a full disk.
+        OSError: If the file cannot be written, e.g. on a full disk.
     """
     tensors: dict[str, Tensor] = {}
     storages: set[int] = set()  # addresses
@@ -96,7 +96,7 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
         ema: prefer averaged weights (`model_ema`) to `model` if the file has both.
 
     Raises:
-        UserError: the file is missing or damaged, holds objects other than tensors, or has no tensors.
+        UserError: If the file is missing or damaged, holds objects other than tensors, or has no tensors.
     """
     file = Path(file)
     if not file.is_file():
@@ -131,7 +131,7 @@ def check_finite_weights(state_dict: Mapping[str, Tensor], where: object) -> Non
         where: their origin, for the error.
 
     Raises:
-        UserError: a tensor is not finite. The message names the first.
+        UserError: If a tensor is not finite. The message names the first.
     """
     wrong = [key for key, value in state_dict.items() if not torch.isfinite(value).all()]
     if wrong:

@@ -172,7 +172,7 @@ def _embedded(file: Path, directory: Path, width: int) -> tuple[str, bool]:
     """Encode an image as a data URL, and check whether it is so small that its pixels should stay sharp.
 
     Raises:
-        ValueError: it cannot be shown. The message has the reason.
+        ValueError: If it cannot be shown. The message has the reason.
     """
     if not file.is_relative_to(directory):
         raise ValueError("is outside the artifact's folder")

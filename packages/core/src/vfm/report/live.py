@@ -98,7 +98,7 @@ def watch(directory: Path, page: Path, *, seconds: float = SECONDS) -> None:
         seconds: time between two checks of the run.
 
     Raises:
-        UserError: the run failed, has stopped or has written no events, or jinja2 or matplotlib is missing.
+        UserError: If the run failed, has stopped or has written no events, or jinja2 or matplotlib is missing.
     """
     log, drawn = RunLog(directory / EVENTS_FILE), Drawn()
     if not log.file.is_file():
@@ -146,7 +146,7 @@ def present_summary(directory: Path) -> RunSummary:
     """Summarize a run in its current state: running, finished, failed or stopped.
 
     Raises:
-        UserError: it has not finished and has written no events, or a file is missing or damaged.
+        UserError: If it has not finished and has written no events, or a file is missing or damaged.
     """
     if read_sealed(directory / RUN_FILE).get("seconds", 0) is not None:
         return summary_of_run(directory)
@@ -168,7 +168,7 @@ def summary_so_far(directory: Path, log: RunLog, *, alive: bool, reload: int = 0
         reload: seconds after which the page reloads itself; 0: it does not.
 
     Raises:
-        UserError: a file of the run or of a finished stage is missing or damaged.
+        UserError: If a file of the run or of a finished stage is missing or damaged.
     """
     record = read_sealed(directory / RUN_FILE, "recipe", "description", "text", "command")
     now = time.time() if alive else log.last

@@ -86,7 +86,7 @@ def report_of_run(directory: Path) -> Path:
     """Draw the report of a finished run into its folder.
 
     Raises:
-        UserError: an artifact is missing or its package is not installed, or jinja2 or matplotlib is missing.
+        UserError: If an artifact is missing or its package is not installed, or jinja2 or matplotlib is missing.
     """
     page = directory / REPORT_FILE
     write_report(summary_of_run(directory), page)
@@ -108,7 +108,7 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
         known: drawings that are not drawn again. New ones are added.
 
     Raises:
-        UserError: jinja2 or matplotlib is not installed.
+        UserError: If jinja2 or matplotlib is not installed.
     """
     try:
         from vfm.report.drawing import draw  # imports matplotlib, an optional extra
@@ -178,7 +178,7 @@ def render(
         says: sentences on the main results, before the sentences on the comparisons.
 
     Raises:
-        UserError: jinja2 is not installed.
+        UserError: If jinja2 is not installed.
     """
     try:
         import jinja2  # optional extra

@@ -17,7 +17,7 @@ def reports(directory: Path) -> dict[str, Report]:
     """Load the reports of a finished run by stage name, in the order of its stages.
 
     Raises:
-        UserError: the facts of an artifact are missing or damaged.
+        UserError: If the facts of an artifact are missing or damaged.
     """
     links = [directory / LINKS / name for name in read_sealed(directory / RUN_FILE, "stages")["stages"]]
     artifacts = {link.name: Artifact.load(link, verify=False) for link in links if link.is_dir()}

@@ -88,7 +88,7 @@ def summary_of_run(directory: Path) -> RunSummary:
     """Summarize a finished run, from its folder.
 
     Raises:
-        UserError: an artifact is missing, or a file is damaged.
+        UserError: If an artifact is missing, or a file is damaged.
     """
     record_hash = hash_of_record(directory)  # read first: if the run continues meanwhile, the page is drawn again
     record = read_sealed(

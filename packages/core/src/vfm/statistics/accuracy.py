@@ -85,7 +85,7 @@ def compare(first: Score, second: Score, *, baseline: str, model: str, seed: int
     """Compare two scores on the same items: second minus first, with interval and p-value of the paired test.
 
     Raises:
-        ValueError: the metrics or the items differ.
+        ValueError: If the metrics or the items differ.
     """
     if first.metric != second.metric:
         raise ValueError(f"expected two scores of one metric, got {first.metric} and {second.metric}")

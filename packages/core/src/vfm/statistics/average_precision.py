@@ -103,7 +103,7 @@ class MeanAveragePrecision:
         """Compute this minus the baseline's on the same resampled images. p is twice the fraction across 0.
 
         Raises:
-            ValueError: the two scores have different items.
+            ValueError: If the two scores have different items.
         """
         if self.positives.shape != baseline.positives.shape:
             raise ValueError(

@@ -21,7 +21,7 @@ def wilson_interval(successes: float, n: float, *, confidence: float = CONFIDENC
     For items that are not independent, pass their `effective_size` as `n`, and the fraction times it as `successes`.
 
     Raises:
-        ValueError: `n` is not positive or `successes` is not within 0..n.
+        ValueError: If `n` is not positive or `successes` is not within 0..n.
 
     Source: Wilson 1927, Probable inference, the law of succession, and statistical inference; no continuity correction.
     """
@@ -106,7 +106,7 @@ def t_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval
     """Compute Student's interval of the mean over seeds.
 
     Raises:
-        ValueError: fewer than two values, since one seed shows no spread.
+        ValueError: If fewer than two values, since one seed shows no spread.
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2:
@@ -148,7 +148,7 @@ class Units:
         """Group items, (N,), into units. Without `groups` each item is a unit, without `strata` there is one stratum.
 
         Raises:
-            ValueError: the numbers of values, groups and strata differ.
+            ValueError: If the numbers of values, groups and strata differ.
         """
         x = np.asarray(values, dtype=np.float64)
         if x.ndim != 1 or x.size == 0:

@@ -25,7 +25,7 @@ def count_pixels(truth: NDArray[np.integer], predicted: NDArray[np.integer], num
     """Count the pixels of each class, where the truth, (H, W), has a label of 0 or more.
 
     Raises:
-        ValueError: the maps differ in size, or a predicted class is out of range.
+        ValueError: If the maps differ in size, or a predicted class is out of range.
     """
     if truth.shape != predicted.shape:
         raise ValueError(f"expected maps of one size, got {truth.shape} and {predicted.shape}")

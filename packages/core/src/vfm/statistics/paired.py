@@ -35,7 +35,7 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> McNemar:
     """Test whether two models differ on the same right-or-wrong items, (N,) each. Exact for any `N`.
 
     Raises:
-        ValueError: the models have different numbers of items.
+        ValueError: If the models have different numbers of items.
 
     Source: McNemar 1947, in the exact binomial form of the test.
     """
@@ -130,7 +130,7 @@ def paired_t(first: ArrayLike, second: ArrayLike) -> tuple[Interval, float]:
     the interval spans from zero to the difference.
 
     Raises:
-        ValueError: fewer than two seeds.
+        ValueError: If fewer than two seeds.
 
     Source: Student 1908, the paired t-test.
     """
@@ -163,7 +163,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
         least as large as the one before it and at most 1.
 
     Raises:
-        ValueError: the input is not (N,), or a value is neither within 0..1 nor NaN.
+        ValueError: If the input is not (N,), or a value is neither within 0..1 nor NaN.
 
     Source: Holm 1979, A simple sequentially rejective multiple test procedure.
     """

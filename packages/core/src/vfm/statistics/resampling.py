@@ -71,7 +71,7 @@ class ResampledScore:
         """Compute this minus the baseline's on the same resamples. p is twice the fraction on the other side of 0.
 
         Raises:
-            ValueError: the two scores have different images.
+            ValueError: If the two scores have different images.
         """
         if self.num_images != baseline.num_images:
             raise ValueError(f"expected scores of the same images, got {self.num_images} and {baseline.num_images}")

@@ -31,7 +31,7 @@ def expand_braces(pattern: str) -> list[str]:
     """List all paths of a brace pattern, expanded as in bash: `{000..009}.tar`, `{a,b}/{0..3}.tar`.
 
     Raises:
-        UserError: a range is descending, or there are more than a million names.
+        UserError: If a range is descending, or there are more than a million names.
     """
     pieces = _BRACES.split(pattern)  # text and the contents of braces, alternating
     choices: list[Sequence[str]] = []
@@ -63,7 +63,7 @@ def expand_paths(path: str | Sequence[str]) -> list[str]:
     The files of a brace pattern need not exist. Wildcards give the existing files, sorted.
 
     Raises:
-        UserError: a wildcard pattern matches nothing.
+        UserError: If a wildcard pattern matches nothing.
     """
     parts = [path] if isinstance(path, str) else list(path)
     patterns: list[str] = []
@@ -108,7 +108,7 @@ def missing(paths: Sequence[str]) -> list[str]:
     """Select the paths that do not exist. Remote paths are checked concurrently.
 
     Raises:
-        UserError: a server does not answer.
+        UserError: If a server does not answer.
     """
     addresses = [path for path in paths if is_remote(path)]
     remote_exists = dict(zip(addresses, remote.exist(addresses), strict=True))
@@ -124,7 +124,7 @@ def check_regular(path: str) -> None:
     """Check that a local path is not a FIFO, a device or a socket, since reading one of these may never end.
 
     Raises:
-        UserError: it is a FIFO, a device or a socket.
+        UserError: If it is a FIFO, a device or a socket.
     """
     if not is_remote(path) and os.path.exists(path):
         mode = os.stat(path).st_mode
@@ -144,7 +144,7 @@ def size_and_time(path: str) -> tuple[int, int]:
     """Read size in bytes and modification time in ns. For a remote file, the time is a hash of its ETag (or 0).
 
     Raises:
-        UserError: the file does not exist, is not a regular file, or may not be read.
+        UserError: If the file does not exist, is not a regular file, or may not be read.
     """
     try:
         if not is_remote(path):
@@ -166,7 +166,7 @@ def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
     """Open a regular file and return its descriptor. O_NONBLOCK, since opening a FIFO would wait for its writer.
 
     Raises:
-        OSError: there is no such file, or it is not a regular file.
+        OSError: If there is no such file, or it is not a regular file.
     """
     file = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(file).st_mode
@@ -180,7 +180,7 @@ def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
     """Read bytes `start` to `stop` of a file, fewer if it ends before. A remote file takes one request.
 
     Raises:
-        OSError: the file does not exist, or is not a regular file.
+        OSError: If the file does not exist, or is not a regular file.
     """
     if is_remote(path):
         return remote.read_whole(path, start, stop)
@@ -199,7 +199,7 @@ def read_text(path: str) -> str:
     """Read a UTF-8 file, without its byte order mark.
 
     Raises:
-        UserError: the file does not exist, may not be read, is not a regular file, or is not UTF-8.
+        UserError: If the file does not exist, may not be read, is not a regular file, or is not UTF-8.
     """
     try:
         return read_bytes(path).decode("utf-8-sig")
@@ -215,7 +215,7 @@ def open_binary(path: str) -> IO[bytes]:
     """Open a regular file as a seekable stream.
 
     Raises:
-        OSError: there is no such file, or it is not a regular file.
+        OSError: If there is no such file, or it is not a regular file.
     """
     if not is_remote(path):
         return open(path, "rb", opener=open_regular)
@@ -230,7 +230,7 @@ def walk(folder: str) -> Iterator[str]:
     so that they can be counted. FIFOs, devices and sockets are not listed.
 
     Raises:
-        UserError: the folder is the root of the file system, has too many files, or may not be read.
+        UserError: If the folder is the root of the file system, has too many files, or may not be read.
     """
     if is_remote(folder):
         _, inside = filesystem(folder)

@@ -90,7 +90,7 @@ def fingerprint(path: str, cache: FingerprintCache) -> str:
         cache: known fingerprints of files. New ones are added.
 
     Raises:
-        UserError: the path is empty, does not exist, may not be read, or is neither a regular file nor a folder.
+        UserError: If the path is empty, does not exist, may not be read, or is neither a regular file nor a folder.
     """
     if not path:
         raise UserError("expected a path, got an empty one")

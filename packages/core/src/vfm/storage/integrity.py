@@ -53,7 +53,7 @@ def read_sealed(file: Path, *keys: str) -> dict[str, Any]:
         keys: keys that the record must have.
 
     Raises:
-        UserError: the file is missing or damaged, or lacks a key.
+        UserError: If the file is missing or damaged, or lacks a key.
     """
     with reading(file, "JSON"):
         data = file.read_bytes()
@@ -76,7 +76,7 @@ def known_files(record: Mapping[str, Any], file: Path) -> Known | None:
     """Parse the sizes and hashes of files in a record. A record of an older version has none: None.
 
     Raises:
-        UserError: the entries are not of the right form.
+        UserError: If the entries are not of the right form.
     """
     if FILES not in record:
         return None
@@ -160,7 +160,7 @@ def check_folder(
         on_much: called with the number of bytes to read if there are many.
 
     Raises:
-        UserError: files are missing or damaged, one line each.
+        UserError: If files are missing or damaged, one line each.
     """
     if not (folder / record_file).is_file() or parent_process() is not None:
         return

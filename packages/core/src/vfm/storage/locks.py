@@ -29,7 +29,7 @@ def locked(file: Path, name: str, on_wait: Callable[[str], None] = lambda messag
         on_wait: called with a message that names the other holder.
 
     Raises:
-        UserError: the file is a link, or not a regular file.
+        UserError: If the file is a link, or not a regular file.
     """
     descriptor = _acquire(file, name, on_wait)
     try:
@@ -52,7 +52,7 @@ def is_locked(file: Path) -> bool:
     """Check whether a process holds the lock of a file, alone or shared.
 
     Raises:
-        UserError: the file is a link, or not a regular file.
+        UserError: If the file is a link, or not a regular file.
     """
     try:
         descriptor = _open(file, os.O_RDONLY)
@@ -90,7 +90,7 @@ def _open(file: Path, flags: int) -> int:
     """Open a lock file. O_NONBLOCK, since opening a FIFO would wait for its other end.
 
     Raises:
-        UserError: it is a link, or not a regular file.
+        UserError: If it is a link, or not a regular file.
     """
     safe = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:

@@ -41,7 +41,7 @@ def check_writable(path: Path) -> None:
     """Check that this user may write into a folder, or create it.
 
     Raises:
-        UserError: the permissions or a read-only disk forbid it.
+        UserError: If the permissions or a read-only disk forbid it.
     """
     if is_writable(path):
         return

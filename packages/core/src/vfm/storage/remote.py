@@ -88,7 +88,7 @@ def filesystem(path: str) -> tuple[Any, str]:
     """Look up the fsspec filesystem of a remote address, and the path in it.
 
     Raises:
-        UserError: the protocol is unknown, or its package is not installed.
+        UserError: If the protocol is unknown, or its package is not installed.
     """
     try:
         store = _store(urlsplit(path)[:2])
@@ -126,8 +126,8 @@ def read_whole(path: str, start: int = 0, stop: int | None = None) -> bytes:
     """Read a file, or a part of it, which may end before `stop`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        RemoteError: it cannot be read.
+        FileNotFoundError: If there is no such file.
+        RemoteError: If it cannot be read.
     """
     store, inside = filesystem(path)
 
@@ -156,7 +156,7 @@ def exist(paths: Sequence[str]) -> list[bool]:
     """Check for each address whether it is a file or a folder.
 
     Raises:
-        UserError: a server does not answer.
+        UserError: If a server does not answer.
     """
 
     async def read(store: Any, inside: str) -> bool:
@@ -177,7 +177,7 @@ def ask(path: str, question: Literal["isdir", "glob", "find"]) -> Any:
     """Query a file system: whether an address is a folder, the files of a pattern, or all files below a folder.
 
     Raises:
-        UserError: its server does not answer.
+        UserError: If its server does not answer.
     """
     store, inside = filesystem(path)
     try:
@@ -206,7 +206,7 @@ def facts(path: str) -> RemoteFacts:
     """Look up size and mark of a file.
 
     Raises:
-        RemoteError: the server does not give them.
+        RemoteError: If the server does not give them.
     """
     (answer,) = facts_of([path])
     if isinstance(answer, RemoteError):

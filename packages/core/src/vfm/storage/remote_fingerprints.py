@@ -23,7 +23,7 @@ def remote_fingerprints(paths: Sequence[str]) -> dict[str, str]:
     """Compute the fingerprint of each remote file or folder. The files are queried concurrently.
 
     Raises:
-        UserError: a file or folder does not exist, or its server does not answer.
+        UserError: If a file or folder does not exist, or its server does not answer.
     """
     folders = [path for path in paths if files.is_directory(path)]
     singles = [path for path in paths if path not in set(folders)]

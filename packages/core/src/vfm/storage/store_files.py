@@ -30,7 +30,8 @@ def reading(file: str | Path, form: str) -> Iterator[None]:
         form: its format, for the line.
 
     Raises:
-        UserError: the file is a FIFO or a device, which may never end, or the code in the `with` block raised an error.
+        UserError: If the file is a FIFO or a device, which may never end, or the code in the `with` block raised an
+            error.
     """
     _check_never_ending(file)
     try:
@@ -55,7 +56,7 @@ def naming(file: str | Path, form: str) -> Iterator[None]:
         form: kind of content, for the line.
 
     Raises:
-        UserError: the code in the `with` block raised an error.
+        UserError: If the code in the `with` block raised an error.
     """
     try:
         with reading(file, form):
@@ -70,7 +71,7 @@ def read_json(file: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: If the file is missing or damaged.
     """
     with reading(file, "JSON"):
         return json.loads(file.read_bytes().decode("utf-8"))
@@ -84,7 +85,7 @@ def read_record(file: Path, *keys: str) -> dict[str, Any]:
         keys: keys that the object must have.
 
     Raises:
-        UserError: the file is missing or damaged, is not an object, or lacks a key.
+        UserError: If the file is missing or damaged, is not an object, or lacks a key.
     """
     with reading(file, "JSON"):
         data = file.read_bytes()
@@ -100,7 +101,7 @@ def as_record(file: Path, data: bytes, *keys: str) -> dict[str, Any]:
         keys: as in `read_record`.
 
     Raises:
-        UserError: the bytes are damaged, are not an object, or lack a key.
+        UserError: If the bytes are damaged, are not an object, or lack a key.
     """
     with reading(file, "JSON"):
         record = json.loads(data.decode("utf-8"))
@@ -116,7 +117,7 @@ def read_config(file: Path, model: type[C]) -> C:
     """Read a JSON file and validate it as a configuration.
 
     Raises:
-        UserError: the file is missing or damaged, or its values are not valid.
+        UserError: If the file is missing or damaged, or its values are not valid.
     """
     record = read_record(file)
     try:
@@ -130,7 +131,7 @@ def read_json_lines(file: Path) -> list[Any]:
     """Read a file with one JSON value per line.
 
     Raises:
-        UserError: the file is missing, or a line is damaged. The error has its number.
+        UserError: If the file is missing, or a line is damaged. The error has its number.
     """
     with reading(file, "JSON lines"):
         lines = file.read_bytes().decode("utf-8").splitlines()
@@ -149,7 +150,7 @@ def read_parquet(file: str | Path, columns: Sequence[str] | None = None) -> Any:
         columns: columns to read, which must exist; None: all.
 
     Raises:
-        UserError: the file is missing or damaged, or lacks a column.
+        UserError: If the file is missing or damaged, or lacks a column.
     """
     parquet = open_parquet_file(file)
     with parquet, reading(file, "Parquet"):
@@ -163,7 +164,7 @@ def open_parquet_file(file: str | Path) -> Any:
     """Open a Parquet file as a `pyarrow.parquet.ParquetFile`. Read its row groups within `reading`.
 
     Raises:
-        UserError: the file is missing, or its footer is damaged.
+        UserError: If the file is missing, or its footer is damaged.
     """
     import pyarrow.parquet as pq
 
@@ -175,7 +176,7 @@ def read_npy(file: str | Path, *, mapped: bool = False) -> Any:
     """Load the array of an npy file, optionally memory-mapped.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: If the file is missing or damaged.
     """
     import numpy as np
 
@@ -191,7 +192,7 @@ def read_safetensors(file: str | Path) -> dict[str, Any]:
     """Load the tensors of a safetensors file.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: If the file is missing or damaged.
     """
     from safetensors.torch import load_file
 

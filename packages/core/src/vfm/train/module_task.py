@@ -53,7 +53,7 @@ class ModuleTask(Task[Any]):
         """Compute the loss and the metrics of a micro-batch.
 
         Raises:
-            UserError: the function returns something else, or a loss without a gradient.
+            UserError: If the function returns something else, or a loss without a gradient.
         """
         output = self.loss(self.model, inputs)
         loss, metrics = output if isinstance(output, tuple) and len(output) == 2 else (output, {})

@@ -180,7 +180,7 @@ class Task(nn.Module, Generic[Inputs]):
         are no kernels.
 
         Raises:
-            ValueError: `triton` is set, but the kernels cannot run.
+            ValueError: If `triton` is set, but the kernels cannot run.
         """
         if choice == "triton":
             raise ValueError(f"{type(self).__name__} has no kernels; use auto")

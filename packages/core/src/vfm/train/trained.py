@@ -81,7 +81,7 @@ def train_all(trained: AllWeights, tower: TrainedTower) -> None:
     """Train all weights, except the patch embedding if it is to be frozen.
 
     Raises:
-        UserError: the model has no patch embedding.
+        UserError: If the model has no patch embedding.
     """
     if trained.freeze_patch_embed:
         stem = [name for name in tower.layers(tower.root)[0] if PATCH_EMBED.search(name)]
@@ -94,7 +94,7 @@ def train_last_blocks(trained: LastBlocks, tower: TrainedTower) -> None:
     """Freeze all weights before the last blocks.
 
     Raises:
-        UserError: the model has fewer blocks, or no block is trained and no weights come after the blocks.
+        UserError: If the model has fewer blocks, or no block is trained and no weights come after the blocks.
     """
     layers = tower.layers(tower.root)
     num_after = 0 if any(map(is_of_block, layers[-1])) else 1
@@ -113,7 +113,7 @@ def train_low_rank(trained: Lora, tower: TrainedTower) -> Merge:
     The initial values are drawn from torch's generator.
 
     Raises:
-        UserError: peft is not installed.
+        UserError: If peft is not installed.
     """
     tower.freeze(tower.layers(tower.root))
     new = [weight for weight in tower.root.parameters() if weight.requires_grad]

@@ -35,7 +35,7 @@ def _size(config: RandomSubset, num_matched: int, like: CuratedSubset | None) ->
     """Compute the expected number of texts.
 
     Raises:
-        UserError: fewer texts matched than are expected.
+        UserError: If fewer texts matched than are expected.
     """
     size = kept_texts(like) if like else config.target_size
     assert size is not None

@@ -41,7 +41,7 @@ def t_by_language(languages: EntryLanguages, t: float | Mapping[str, float]) -> 
     """Complete a user's setting to the t of each language. A single number is for all languages.
 
     Raises:
-        UserError: a language has no t, or a t is given for a language without entries.
+        UserError: If a language has no t, or a t is given for a language without entries.
     """
     if not isinstance(t, Mapping):
         return dict.fromkeys(languages.names, t)
@@ -65,7 +65,7 @@ def by_reference(languages: EntryLanguages, counts: Integers, t: float, referenc
     """Use `t` for the reference language, and for all others the t of the same tail share.
 
     Raises:
-        UserError: the reference language has no entries.
+        UserError: If the reference language has no entries.
     """
     check_languages([reference], languages.names, "reference_language")
     share = tail_share(languages.of(counts, reference), t)
@@ -76,7 +76,7 @@ def check_languages(languages: Mapping[str, float] | list[str], names: list[str]
     """Check that languages have entries.
 
     Raises:
-        UserError: a language has none. The line names the languages that have entries.
+        UserError: If a language has none. The line names the languages that have entries.
     """
     for language in languages:
         if language not in names:

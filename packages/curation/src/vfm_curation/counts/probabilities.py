@@ -42,7 +42,7 @@ def keep_probability(counts: Integers, t: float | Floats) -> Floats:
         min(1, t / count), (num_entries,), each in (0, 1]. It is 1 for an entry that nothing matched.
 
     Raises:
-        UserError: `t` is not positive.
+        UserError: If `t` is not positive.
 
     Source: Xu et al. 2023, Algorithm 1.
     """
@@ -64,7 +64,7 @@ def text_probability(ids: Ids, offsets: Integers, entry_probability: Floats) -> 
         1 - prod(1 - p), (num_texts,) or (num_texts, K), each in [0, 1]. It is 0 for a text without entries.
 
     Raises:
-        UserError: an id or an offset is out of range.
+        UserError: If an id or an offset is out of range.
     """
     _check_lists(ids, offsets, len(entry_probability))
     choices = np.ascontiguousarray(entry_probability.reshape(len(entry_probability), -1))
@@ -89,7 +89,7 @@ def add_to_entries(totals: NDArray[Any], ids: Ids, offsets: Integers, weights: N
     """Add each text's weights, (num_texts, K), to the totals of its entries, (num_entries, K), in place.
 
     Raises:
-        UserError: an id or an offset is out of range.
+        UserError: If an id or an offset is out of range.
     """
     _check_lists(ids, offsets, len(totals))
     _scatter(totals, ids, offsets, weights)
@@ -146,7 +146,7 @@ def t_for_target_size(expected_size: Callable[[float], float], target_size: int,
             the entry is outside the tail, and languages that follow that tail's share drop texts.)
 
     Raises:
-        UserError: fewer than `target_size` texts matched, or every `t` keeps more.
+        UserError: If fewer than `target_size` texts matched, or every `t` keeps more.
     """
     high = float(max(1, counts.max())) + 1.0
     # An entry keeps at most t texts on average, so this t cannot reach the target.
@@ -195,7 +195,7 @@ def t_for_tail_share(counts: Integers, share: float) -> float:
     Entries at `t` itself are included here and excluded in `tail_share`: one is the other's inverse up to one step.
 
     Raises:
-        UserError: no text matched.
+        UserError: If no text matched.
     """
     values, repeats = np.unique(counts[counts > 0], return_counts=True)
     if not len(values):

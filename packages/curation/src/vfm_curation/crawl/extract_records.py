@@ -33,7 +33,8 @@ def read_records(path: str, on_bad: OnBad) -> Iterator[tuple[Any, bytes]]:
         agrees with its checksum.
 
     Raises:
-        UserError: reading fails, for instance because a connection is lost. A part of the file must not be published.
+        UserError: If reading fails, for instance because a connection is lost. A part of the file must not be
+            published.
     """
     with files.open_binary(path) as opened:
         stream = _Reads(opened, path)

@@ -21,7 +21,7 @@ def paths_in(file: str, root: str) -> list[str]:
     """Read the paths in a list, with `root` before relative ones.
 
     Raises:
-        UserError: the file does not exist or is not a readable list.
+        UserError: If the file does not exist or is not a readable list.
     """
     try:
         data = files.read_bytes(file)

@@ -72,7 +72,7 @@ def check_expression(expression: str) -> None:
     """Check that Arrow (RE2) can match a regular expression: it has no look-ahead and no back-references.
 
     Raises:
-        UserError: it cannot.
+        UserError: If it cannot.
     """
     try:
         pc.match_substring_regex(pa.array([""]), expression)
@@ -84,7 +84,7 @@ def open_outcomes(path: str) -> Any:
     """Open the parquet file that img2dataset wrote for a shard.
 
     Raises:
-        UserError: the file lacks a column, or a column has a wrong type.
+        UserError: If the file lacks a column, or a column has a wrong type.
     """
     parquet = open_parquet(path)
     names = parquet.schema_arrow.names

@@ -24,7 +24,8 @@ def layers_of(file: Path) -> list[Layer]:
     """List the layers of a network in the order of the numbers in their names.
 
     Raises:
-        UserError: the file does not exist, is not safetensors, or its layers do not fit together and end in one output.
+        UserError: If the file does not exist, is not safetensors, or its layers do not fit together and end in one
+            output.
     """
     shapes, layers = shapes_in(file), list[Layer]()
     names = [name for name in shapes if name.endswith("weight") and len(shapes[name]) == 2]

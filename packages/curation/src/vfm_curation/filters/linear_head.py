@@ -14,7 +14,7 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
     """Read the shapes of a file's tensors from its header.
 
     Raises:
-        UserError: the file does not exist or is not safetensors.
+        UserError: If the file does not exist or is not safetensors.
     """
     try:
         with file.open("rb") as stream:
@@ -36,7 +36,7 @@ def head_width(file: Path) -> int:
     """Read the number of features that a head takes from the file's header.
 
     Raises:
-        UserError: the file does not exist, is not safetensors, or lacks the tensors of a head with one output.
+        UserError: If the file does not exist, is not safetensors, or lacks the tensors of a head with one output.
     """
     shapes = shapes_in(file)
     weight = shapes.get("weight", ())

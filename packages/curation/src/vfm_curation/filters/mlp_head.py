@@ -23,7 +23,7 @@ def mlp_score_passes(config: MlpScore, run: FilterRun) -> Iterator[NDArray[np.bo
     """Yield a mask for each batch: the images that pass by the network's score.
 
     Raises:
-        UserError: the network does not fit the model's embeddings, or a score is not finite.
+        UserError: If the network does not fit the model's embeddings, or a score is not finite.
     """
     network = read_network(config)
 
@@ -52,7 +52,7 @@ def read_network(config: MlpScore) -> nn.Sequential:
     """Build the network in fp32 from its file.
 
     Raises:
-        UserError: the file is no such network, as for `layers_of`.
+        UserError: If the file is no such network, as for `layers_of`.
     """
     from safetensors.torch import load_file  # of the extra `clip`
 

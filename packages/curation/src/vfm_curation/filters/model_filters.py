@@ -142,7 +142,7 @@ class HeadScore(ScoreFilter):
         """Read the width of the embeddings that the head takes.
 
         Raises:
-            UserError: the file cannot be read, or has no such head.
+            UserError: If the file cannot be read, or has no such head.
         """
         raise NotImplementedError
 

@@ -26,7 +26,7 @@ def linear_score_passes(config: LinearScore, run: FilterRun) -> Iterator[Bools]:
     """Yield a mask for each batch: the images that pass by the head's score.
 
     Raises:
-        UserError: the head does not fit the model's embeddings, or a score is not finite.
+        UserError: If the head does not fit the model's embeddings, or a score is not finite.
     """
     weight, bias = read_head(Path(config.head))
 
@@ -52,7 +52,7 @@ def read_head(file: Path) -> tuple[NDArray[np.float32], np.float32]:
     """Read the weight, (D,), and the bias of a head.
 
     Raises:
-        UserError: the file is no such head, as for `head_width`.
+        UserError: If the file is no such head, as for `head_width`.
     """
     from safetensors.torch import load_file  # of the extra `clip`; numpy's reader has no bf16
 

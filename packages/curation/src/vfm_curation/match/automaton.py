@@ -91,7 +91,7 @@ class Automaton:
             semantics: how texts are split and which scripts have no spaces.
 
         Raises:
-            UserError: there are no entries, or an entry occurs twice.
+            UserError: If there are no entries, or an entry occurs twice.
         """
         if not len(entries):
             raise UserError("the metadata has no entries to match against")

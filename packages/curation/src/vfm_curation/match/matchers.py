@@ -56,7 +56,7 @@ class Matchers:
             languages: languages of the texts. The default is all.
 
         Raises:
-            UserError: an entry occurs twice in a language.
+            UserError: If an entry occurs twice in a language.
         """
         built = entries["language"].unique().to_pylist()
         if languages is not None:

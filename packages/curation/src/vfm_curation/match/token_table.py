@@ -57,7 +57,7 @@ class TokenTable:
             ids: id of each entry, from 0 to 2^31 - 1. The default is its index.
 
         Raises:
-            UserError: there are no entries, an entry occurs twice, or two entries share a key.
+            UserError: If there are no entries, an entry occurs twice, or two entries share a key.
         """
         if not len(entries):
             raise UserError("the metadata has no entries to match against")
@@ -95,7 +95,7 @@ class TokenTable:
             verify: compare the bytes of the entries that the keys match, so that no match is false.
 
         Raises:
-            UserError: there are more than 2^31 - 1 matches.
+            UserError: If there are more than 2^31 - 1 matches.
         """
         if isinstance(texts, pa.ChunkedArray):
             texts = texts.combine_chunks()

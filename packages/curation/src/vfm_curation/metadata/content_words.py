@@ -36,7 +36,7 @@ class WordNetForms:
         folder: folder with WordNet's `index.noun`, `noun.exc` and the same files for verb, adj and adv.
 
     Raises:
-        UserError: a file is missing or not text.
+        UserError: If a file is missing or not text.
     """
 
     def __init__(self, folder: Path) -> None:

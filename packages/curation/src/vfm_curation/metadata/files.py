@@ -25,7 +25,8 @@ def read_entries(path: str | Path, *, column: str | None = None) -> dict[str, st
         column: as for `read_lists`.
 
     Raises:
-        UserError: the file is missing, is not in a supported format, does not fit its suffix, or has lists by language.
+        UserError: If the file is missing, is not in a supported format, does not fit its suffix, or has lists by
+            language.
     """
     lists = read_lists(path, column=column)
     if set(lists) - {SHARED}:
@@ -45,7 +46,7 @@ def read_lists(path: str | Path, *, column: str | None = None, language: str = S
         language: language of the entries of a file that has no languages.
 
     Raises:
-        UserError: the file is missing, is not in a supported format, or does not fit its suffix.
+        UserError: If the file is missing, is not in a supported format, or does not fit its suffix.
     """
     path = Path(path)
     if path.is_dir():

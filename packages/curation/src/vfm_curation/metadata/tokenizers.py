@@ -66,7 +66,7 @@ def find_tokenizer(name: str, language: str, *, prose: bool) -> WordSplitter:
         prose: True for running text, False for captions, which are split like the matcher splits them.
 
     Raises:
-        ModuleNotFoundError: the name is icu and the extra `icu` is not installed.
+        ModuleNotFoundError: If the name is icu and the extra `icu` is not installed.
     """
     if name == "auto":
         name = "words" if writes_spaces(language) else "characters"

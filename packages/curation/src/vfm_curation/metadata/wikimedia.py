@@ -32,7 +32,7 @@ def unpacked(path: Path) -> Iterator[tuple[BinaryStream, Callable[[], int]]]:
     """Open a file and decompress `.bz2` and `.gz` as they are read. Also yield a function that counts the bytes read.
 
     Raises:
-        UserError: the file ends early or is not what its name says.
+        UserError: If the file ends early or is not what its name says.
     """
     with path.open("rb") as raw:
         try:
@@ -58,7 +58,7 @@ def articles(path: Path, on_read: OnRead | None = None) -> Iterator[str]:
         on_read: called with the bytes of the file that have been read, after each page.
 
     Raises:
-        UserError: the file ends early, or is not XML or not a dump.
+        UserError: If the file ends early, or is not XML or not a dump.
     """
     with unpacked(path) as (stream, tell):
         try:
@@ -102,7 +102,7 @@ def _bounded(stream: BinaryStream, file: Path) -> Iterator[bytes]:
     """Yield the lines of a file.
 
     Raises:
-        UserError: a line is too long for the memory: a few MB of a compressed file may be a line of GB.
+        UserError: If a line is too long for the memory: a few MB of a compressed file may be a line of GB.
     """
     for number in count(1):
         line = stream.readline(MAX_LINE + 1)
@@ -127,7 +127,7 @@ def views_of_hour(
         on_bad: called with (reason, where) for each line that cannot be used.
 
     Raises:
-        UserError: the file ends early or is not what its name says, or a line is too long.
+        UserError: If the file ends early or is not what its name says, or a line is too long.
     """
     views: Counter[str] = Counter()
     domains = {domain.encode(), *([f"{domain}.m".encode()] if mobile else [])}

@@ -77,7 +77,7 @@ class Corpus:
             workers: processes that strip and split texts. With fewer than 2, this process does.
 
         Raises:
-            UserError: a file ends early, or is not what its name says.
+            UserError: If a file ends early, or is not what its name says.
         """
         at, begun = Progress(**vocabulary.progress), time.monotonic()
         sizes, before, on_disk = [file.stat().st_size for file in self.files], at.num_texts, vocabulary.num_files
@@ -121,7 +121,7 @@ def check_wikitext_parser() -> None:
     """Check that the extra `wikipedia` is installed.
 
     Raises:
-        ModuleNotFoundError: it is not.
+        ModuleNotFoundError: If it is not.
     """
     import_module("mwparserfromhell")
 

@@ -26,7 +26,7 @@ def wordnet_entries(path: Path, *, numbers: bool = True) -> dict[str, str]:
         numbers: put the numbers first.
 
     Raises:
-        UserError: a file is missing or is not a file of WordNet.
+        UserError: If a file is missing or is not a file of WordNet.
     """
     sources = dict.fromkeys(NUMBERS, "number") if numbers else {}
     files = [path] if path.suffix == ".tab" else [path / name for name in WORDNET_FILES]

@@ -64,7 +64,7 @@ def fit_law(exposures: ArrayLike, gains: ArrayLike) -> Law:
     """Fit the slope to the gains of cells, (C,) each, by least squares through the origin.
 
     Raises:
-        ValueError: there are fewer than two cells, or no exposure differs from 0.
+        ValueError: If there are fewer than two cells, or no exposure differs from 0.
     """
     x, y = np.asarray(exposures, dtype=np.float64), np.asarray(gains, dtype=np.float64)
     squares = float(x @ x)
@@ -83,7 +83,7 @@ def predict_held_out(exposures: ArrayLike, gains: ArrayLike, in_first: ArrayLike
         in_first: whether a cell is in the first half, (C,) bool.
 
     Raises:
-        ValueError: a half cannot be fitted (`fit_law`).
+        ValueError: If a half cannot be fitted (`fit_law`).
     """
     x, y, first = np.asarray(exposures, float), np.asarray(gains, float), np.asarray(in_first, bool)
     predicted = np.empty_like(y)

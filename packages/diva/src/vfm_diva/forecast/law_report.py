@@ -43,7 +43,7 @@ def compare_law(config: DivaLaw, ctx: Context) -> Report:
     """Run `diva.law`.
 
     Raises:
-        UserError: a report lacks a model, or an attribute of the predictions.
+        UserError: If a report lacks a model, or an attribute of the predictions.
     """
     measured = ctx.load(config.measured)
     accuracies = {(metric.model, metric.name): metric.value for metric in measured.metrics}

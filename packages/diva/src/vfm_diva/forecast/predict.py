@@ -88,7 +88,7 @@ def predict_gains(config: DivaPredict, ctx: Context) -> Report:
     """Run `diva.predict`.
 
     Raises:
-        UserError: the generator belongs to another CLIP model, or has neither a condition map nor text encoders.
+        UserError: If the generator belongs to another CLIP model, or has neither a condition map nor text encoders.
     """
     device = prepare_device(config.runtime)
     clip, generator, data = load_clip(ctx.load(config.clip)), load_generator(ctx.load(config.generator)), config.data

@@ -104,7 +104,7 @@ class ConditionMap(nn.Module):
         """Check that a CLIP model's joint space has the map's width. No weights are read.
 
         Raises:
-            UserError: the widths differ.
+            UserError: If the widths differ.
         """
         width = self.sizes["embed_dim"]
         if clip.embed_dim != width:
@@ -119,7 +119,7 @@ class ConditionMap(nn.Module):
         On the meta device there is nothing to compare.
 
         Raises:
-            UserError: the embedding of the probe differs.
+            UserError: If the embedding of the probe differs.
         """
         if self.probe.is_meta:
             return

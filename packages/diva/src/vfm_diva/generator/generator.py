@@ -67,7 +67,7 @@ class Generator:
         """Compute (C, h, h) for images of another size.
 
         Raises:
-            UserError: the VAE and the network cannot halve this size that often, or the network takes one size.
+            UserError: If the VAE and the network cannot halve this size that often, or the network takes one size.
         """
         multiple = self.space.downscale * self.inputs.multiple
         if image_size % multiple:
@@ -122,7 +122,7 @@ def build_generator(
         seed: seed of the weights.
 
     Raises:
-        UserError: the size does not fit the network.
+        UserError: If the size does not fit the network.
     """
     space = space or PixelSpace()
     sample_size = image_size // space.downscale
@@ -160,7 +160,7 @@ def load_generator(checkpoint: GeneratorCheckpoint, *, weights: bool = True) -> 
         weights: False reads only the configurations, and the parts are on the meta device.
 
     Raises:
-        UserError: the denoiser's class is unknown, or its VAE is missing, or of an unknown class or a wrong scale.
+        UserError: If the denoiser's class is unknown, or its VAE is missing, or of an unknown class or a wrong scale.
     """
     folder = checkpoint.path
     network = _load_network(folder, weights=weights)

@@ -31,7 +31,7 @@ def check_cache_latents(config: DivaLatents, ctx: Preflight) -> None:
     """Check that the generator has a VAE that takes images of this size, if the generator exists.
 
     Raises:
-        UserError: it has no VAE, or the size does not fit.
+        UserError: If it has no VAE, or the size does not fit.
     """
     checkpoint = ctx.artifact(config.generator)
     if checkpoint:
@@ -111,7 +111,7 @@ def open_latents(
     """Open a cache for a training run. Also return the transform with the cache's crops.
 
     Raises:
-        UserError: the cache does not fit, as for `check_latents`.
+        UserError: If the cache does not fit, as for `check_latents`.
     """
     check_latents(cache, data, generator.noise_shape_at(transform.size), generator.space)
     cropping = replace(transform, scale=cache.crop_scale, ratio=cache.crop_ratio)
@@ -127,7 +127,7 @@ def check_latents(
     """Check that a cache fits a dataset, a shape and a VAE. Arguments that are None are not checked.
 
     Raises:
-        UserError: names the first difference.
+        UserError: If names the first difference.
     """
     cached_data = cache.linked(cache.data).resolve() if data else None
     if data and cached_data != data.path.resolve():

@@ -57,7 +57,7 @@ def network_inputs(network: Any) -> NetworkInputs:
     """Read the shapes of a network's inputs from its configuration. No weights are read.
 
     Raises:
-        UserError: the network needs a condition that DIVA cannot give.
+        UserError: If the network needs a condition that DIVA cannot give.
     """
     config = network.config
     if isinstance(network, SD3Transformer2DModel):

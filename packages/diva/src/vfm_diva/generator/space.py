@@ -130,7 +130,7 @@ def require_latents(space: Space) -> LatentSpace:
     """Check that a space is of latents, and return it.
 
     Raises:
-        UserError: the space is of pixels.
+        UserError: If the space is of pixels.
     """
     if not isinstance(space, LatentSpace):
         raise UserError(f"expected a generator with a VAE, got one that denoises {space.name}")
@@ -145,7 +145,7 @@ def load_space(folder: Path, *, weights: bool = True) -> Space:
         weights: False reads only the configuration, and the VAE is on the meta device.
 
     Raises:
-        UserError: the VAE cannot be used, as for `load_latent_space`.
+        UserError: If the VAE cannot be used, as for `load_latent_space`.
     """
     if (folder / VAE).is_dir():
         return load_latent_space(folder, weights=weights)
@@ -159,7 +159,7 @@ def load_latent_space(folder: Path, *, weights: bool = True) -> LatentSpace:
     """Load the latent space of the VAE in a generator's folder.
 
     Raises:
-        UserError: there is no VAE, its class is unknown, or its configuration has statistics of the latents.
+        UserError: If there is no VAE, its class is unknown, or its configuration has statistics of the latents.
     """
     file = folder / VAE / "config.json"
     if not file.is_file():
@@ -187,7 +187,7 @@ def check_scale(space: Space, network: Any, folder: Path) -> None:
     an `AutoencoderTiny` are scaled already.
 
     Raises:
-        UserError: the scale belongs to another family, or to none.
+        UserError: If the scale belongs to another family, or to none.
     """
     family = {"SD3Transformer2DModel": "SD3", "FluxTransformer2DModel": "Flux"}.get(type(network).__name__)
     if family is None:

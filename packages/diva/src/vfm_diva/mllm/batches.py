@@ -56,7 +56,7 @@ class QuestionBatches:
         """Yield the steps `start_step` to `num_steps - 1`, each as this process' micro-batches.
 
         Raises:
-            UserError: the batch size is not divisible by the processes, or the images cannot be read.
+            UserError: If the batch size is not divisible by the processes, or the images cannot be read.
         """
         share, rest = divmod(self.global_batch_size, world_size)
         if rest:

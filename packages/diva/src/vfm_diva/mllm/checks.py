@@ -20,7 +20,7 @@ def check_train(config: MllmTrain, ctx: Preflight) -> None:
     """Check that transformers is installed and has a layout for the vision tower, and that there are questions.
 
     Raises:
-        UserError: one of these checks fails.
+        UserError: If one of these checks fails.
     """
     check_transformers(config.kind)
     config.trained.check()
@@ -41,7 +41,7 @@ def check_questions(config: MllmQuestions, ctx: Preflight) -> None:
     """Check that there is a usable question.
 
     Raises:
-        UserError: no question is usable.
+        UserError: If no question is usable.
     """
     bad: list[str] = []
     rows = read_rows(config, lambda reason, where: bad.append(f"{where} ({reason})"))
@@ -60,7 +60,7 @@ def check_exhaustive(data: AnnotatedImages, name: str) -> None:
     """Check that an object that is not annotated is absent, and that there are images.
 
     Raises:
-        UserError: one of these checks fails.
+        UserError: If one of these checks fails.
     """
     if data.federated:
         raise UserError(f"{name}: only some classes of an image are annotated, so no object is known to be absent")
@@ -72,7 +72,7 @@ def check_lmms(config: EvalLmms, ctx: Preflight) -> None:
     """Check that lmms-eval can be started, and check the models to run and the logs written elsewhere.
 
     Raises:
-        UserError: one of these checks fails. The message names the missing part.
+        UserError: If one of these checks fails. The message names the missing part.
     """
     if (config.models or config.folders) and not shutil.which(config.command[0]):
         raise UserError(
@@ -94,7 +94,7 @@ def check_token(config: EvalLmms) -> None:
     """Check that there is a Hugging Face token if lmms-eval runs here. Another command may have one elsewhere.
 
     Raises:
-        UserError: there is none.
+        UserError: If there is none.
     """
     if config.command == type(config).model_fields["command"].default and not get_token():
         raise UserError(
@@ -106,7 +106,7 @@ def check_transformers(kind: str) -> None:
     """Check that transformers is installed.
 
     Raises:
-        UserError: it is not.
+        UserError: If it is not.
     """
     if not find_spec("transformers"):
         raise UserError(f"{kind} needs transformers: {how_to_install('vfm-diva[mllm]')}")

@@ -30,7 +30,7 @@ def mllm_train_cost(config: MllmTrain, ctx: Preflight) -> Cost:
     It is unknown if the CLIP model or the model to start from is not known yet, or if the language model is on the hub.
 
     Raises:
-        UserError: `check_train` finds a mistake, such as data without questions.
+        UserError: If `check_train` finds a mistake, such as data without questions.
     """
     check_train(config, ctx)
     texts, known = _QuestionTexts.of(config.data, ctx), ctx.artifact(config.data) is not None

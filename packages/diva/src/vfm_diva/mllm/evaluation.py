@@ -51,7 +51,7 @@ def evaluate_mllm(config: EvalMllm, ctx: Context, models: Mapping[str, Mllm]) ->
     """Evaluate models by the likelihood of the options.
 
     Raises:
-        UserError: a question has only one option, or too many images or one of each pair are unreadable.
+        UserError: If a question has only one option, or too many images or one of each pair are unreadable.
     """
     questions = Questions(ctx.load(config.data))
     items = _usable(questions, config, ctx)

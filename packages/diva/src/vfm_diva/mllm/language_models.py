@@ -69,7 +69,7 @@ def pretrained(config: PretrainedLanguageModel, texts: Iterable[str], seed: int)
     """Load a language model from a folder or the hub, and its tokenizer, with a token for images.
 
     Raises:
-        UserError: there is no such model, or its tokenizer has no end token.
+        UserError: If there is no such model, or its tokenizer has no end token.
     """
     source, _, revision = config.source.partition("@")
     with _loading(config.source):
@@ -87,7 +87,7 @@ def planned_language_model(part: LanguageModel, texts: Iterable[str]) -> tuple[P
     """Build a language model for an estimate on torch's default device, and its tokenizer. None for one on the hub.
 
     Raises:
-        UserError: a folder has no such model, or its tokenizer has no end token.
+        UserError: If a folder has no such model, or its tokenizer has no end token.
     """
     if not isinstance(part, PretrainedLanguageModel):
         return part.build(texts, 0)  # type: ignore[no-any-return]

@@ -54,7 +54,7 @@ def run_lmms(config: EvalLmms, ctx: Context, name: str, folder: Path) -> Path:
         The folder of the logs.
 
     Raises:
-        UserError: lmms-eval failed. The message has its last error.
+        UserError: If lmms-eval failed. The message has its last error.
     """
     check_folder(folder, name)
     out = ctx.work / "lmms" / name
@@ -87,7 +87,7 @@ def lmms_command(config: EvalLmms, folder: Path, task: str, out: Path) -> list[s
     """Build the command line that evaluates a folder on a task.
 
     Raises:
-        UserError: the device of runtime does not exist, or a comma is in an argument.
+        UserError: If the device of runtime does not exist, or a comma is in an argument.
     """
     device = config.arguments.get("device") or str(resolve_device(config.runtime))
     dtype = "float32" if device == "cpu" else "auto"  # LLaVA's float16 is slow on a CPU
@@ -108,7 +108,7 @@ def score_logs(config: EvalLmms, logs: Mapping[str, Path]) -> Evaluated:
     """Score the logs of all models, on the same items.
 
     Raises:
-        UserError: a log is missing or damaged, or two models have other items.
+        UserError: If a log is missing or damaged, or two models have other items.
     """
     results: dict[str, ModelResult] = {}
     digest, first_items = hashlib.sha256(), dict[str, list[Item]]()

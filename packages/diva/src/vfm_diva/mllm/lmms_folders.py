@@ -16,7 +16,7 @@ def check_folder(folder: Path, name: str) -> None:
     """Check that a folder has a LLaVA model in transformers' layout, with its processor.
 
     Raises:
-        UserError: the folder has no such model.
+        UserError: If the folder has no such model.
     """
     expected = "expected a LLaVA model in transformers' layout"
     if not (folder / CONFIG_FILE).is_file():
@@ -35,7 +35,7 @@ def check_model(ref: Ref[Artifact], ctx: Preflight) -> None:
     """Check a model of an earlier stage, or the configuration of a stage that has not run.
 
     Raises:
-        UserError: it is not a LLaVA model.
+        UserError: If it is not a LLaVA model.
     """
     artifact = ctx.artifact(ref)
     if artifact:

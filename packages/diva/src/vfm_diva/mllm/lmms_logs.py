@@ -50,7 +50,7 @@ def find_log(folder: Path, task: str, name: str) -> Path:
     """Find the newest log of a task below a folder.
 
     Raises:
-        UserError: there is none.
+        UserError: If there is none.
     """
     log = newest_log(folder, task)
     if log:
@@ -67,7 +67,7 @@ def read_log(file: Path) -> list[Item]:
     """Read the items of a log in the order of `doc_id`.
 
     Raises:
-        UserError: a line is damaged, an item appears twice, or there is none.
+        UserError: If a line is damaged, an item appears twice, or there is none.
     """
     items = []
     lines = file.read_bytes().removesuffix(b"\n").split(b"\n")  # a reply may have other separators, such as U+2028
@@ -90,7 +90,7 @@ def check_same_items(first: Sequence[Item], second: Sequence[Item], names: tuple
     """Check that two models have answered the same items.
 
     Raises:
-        UserError: they have not. The message names the first difference.
+        UserError: If they have not. The message names the first difference.
     """
     first_hashes = {item.doc_id: item.doc_hash for item in first}
     second_hashes = {item.doc_id: item.doc_hash for item in second}
@@ -116,7 +116,7 @@ def score_replies(task: str, items: Sequence[Item], where: str) -> ScoredReplies
         where: path of the log, for errors.
 
     Raises:
-        UserError: the items lack fields of the task's log.
+        UserError: If the items lack fields of the task's log.
     """
     try:
         return _rule(task)(items)

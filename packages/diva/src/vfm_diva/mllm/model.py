@@ -157,7 +157,7 @@ def build_mllm(clip: ClipModel, part: LanguageModel, texts: Iterable[str], readi
         seed: seed of the random weights.
 
     Raises:
-        UserError: transformers has no such tower, or it has no such layer or token.
+        UserError: If transformers has no such tower, or it has no such layer or token.
     """
     tower = _vision_tower(clip)
     language_model, tokenizer = part.build([*texts, reading.prompt_words], seed)
@@ -210,7 +210,7 @@ def load_mllm(checkpoint: MllmCheckpoint) -> Mllm:
     """Load a model, in evaluation mode.
 
     Raises:
-        UserError: the weights or the tokenizer cannot be read.
+        UserError: If the weights or the tokenizer cannot be read.
     """
     with _reading_llava(checkpoint):
         llava = LlavaForConditionalGeneration.from_pretrained(checkpoint.path, dtype=torch.float32)
@@ -222,7 +222,7 @@ def empty_mllm(checkpoint: MllmCheckpoint) -> Mllm:
     """Build a model with random weights on torch's default device, for an estimate.
 
     Raises:
-        UserError: the configuration or the tokenizer cannot be read.
+        UserError: If the configuration or the tokenizer cannot be read.
     """
     with _reading_llava(checkpoint):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
@@ -254,7 +254,7 @@ def empty_tower(clip: ClipModel) -> PreTrainedModel:
     """Build the vision tower of a CLIP model in transformers with random weights, as LLaVA builds its tower.
 
     Raises:
-        UserError: transformers has no such tower.
+        UserError: If transformers has no such tower.
     """
     config = AutoConfig.for_model(**transformers_config(clip, clip.name))
     tower: PreTrainedModel = AutoModel.from_config(config.vision_config)

@@ -65,7 +65,7 @@ class QuestionTokenizer:
         The text is cut into tokens as a whole, since a word's tokens may depend on the space before it.
 
         Raises:
-            UserError: a text contains a token for an image, the tokenizer lacks a word of the answer, or the
+            UserError: If a text contains a token for an image, the tokenizer lacks a word of the answer, or the
                 sequence is too long.
         """
         for text in (question, answer):

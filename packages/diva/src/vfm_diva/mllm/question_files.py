@@ -53,7 +53,7 @@ def read_rows(config: MllmQuestions, on_bad: Callable[[str, str], None]) -> Iter
     """Yield the questions of a folder or file. `on_bad` gets (reason, where) of each question that is unusable.
 
     Raises:
-        UserError: there is no such file, or its format is unknown.
+        UserError: If there is no such file, or its format is unknown.
     """
     path = Path(config.path).expanduser()
     if path.suffix == ".jsonl":

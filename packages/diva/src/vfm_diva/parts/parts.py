@@ -172,7 +172,7 @@ def check_timesteps(timesteps: Timesteps, num_times: int) -> None:
     """Check that a distribution makes sense for images with `num_times` times each.
 
     Raises:
-        ValueError: it spreads the times of an image, and each image has one.
+        ValueError: If it spreads the times of an image, and each image has one.
     """
     if timesteps.spreads_times and num_times == 1:
         raise ValueError(

@@ -32,7 +32,7 @@ def check_prior(config: DivaPrior, ctx: Preflight) -> None:
     """Check that the captions exist, the CLIP model can be read, and the VAE fits the image size.
 
     Raises:
-        UserError: one of these checks fails.
+        UserError: If one of these checks fails.
     """
     data, clip = ctx.artifact(config.data), ctx.artifact(config.clip)
     if data:
@@ -95,7 +95,7 @@ def _language(config: DivaPrior, data: ImageDataset) -> str | None:
     """Choose the language of the captions, or None for images alone.
 
     Raises:
-        UserError: there are no captions, or none in the language, and the condition needs them.
+        UserError: If there are no captions, or none in the language, and the condition needs them.
     """
     if isinstance(data, PairDataset):
         data.check_languages([config.language], config.data)

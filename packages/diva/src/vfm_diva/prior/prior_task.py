@@ -150,7 +150,7 @@ def states_width(clip: ClipModel) -> int:
     """Read W, the width of `text_states`. No weights are read.
 
     Raises:
-        UserError: the text tower is not open_clip's own.
+        UserError: If the text tower is not open_clip's own.
     """
     tower: Any = getattr(clip.module, "text", clip.module)
     if not hasattr(tower, "ln_final") or not hasattr(clip.module, "forward_intermediates"):

@@ -120,7 +120,7 @@ def statement_panel(
     The two images of a pair count as one item in the bootstrap interval.
 
     Raises:
-        ValueError: no image has both a true and a wrong statement.
+        ValueError: If no image has both a true and a wrong statement.
     """
     pairs = list(statement_pairs(choices))
     if not pairs:

@@ -29,8 +29,8 @@ class Conditioner(nn.Module):
         seed: seed of the adapter's initial weights.
 
     Raises:
-        UserError: the parts do not fit, as for `check_feedback`, the generator's map belongs to another CLIP model, or
-            the prompt is missing.
+        UserError: If the parts do not fit, as for `check_feedback`, the generator's map belongs to another CLIP model,
+            or the prompt is missing.
     """
 
     prompt_tokens: Tensor | None
@@ -101,7 +101,7 @@ def check_feedback(clip: ClipModel, generator: Generator, feedback: Feedback) ->
     """Check that a `TuneTask` can be built, and return its condition. Weights may be on the meta device.
 
     Raises:
-        UserError: widths or sizes do not fit, or the CLIP model lacks the patch tokens or blocks that are needed.
+        UserError: If widths or sizes do not fit, or the CLIP model lacks the patch tokens or blocks that are needed.
     """
     generator.noise_shape_at(feedback.image_size or generator.image_size)
     if feedback.prompt.combine == "broadcast" and not isinstance(feedback.condition, Embedding | Cls):

@@ -47,7 +47,7 @@ class DivergenceWatch(nn.Module):
         """Compare the losses.
 
         Raises:
-            UserError: the mean of the last steps exceeds the tolerated multiple.
+            UserError: If the mean of the last steps exceeds the tolerated multiple.
         """
         steps = int(self.seen)
         if steps <= WINDOW:

@@ -25,7 +25,7 @@ def check_encoder(folder: Path) -> None:
     """Check that a generator's folder has its text encoders and the index that names its pipeline.
 
     Raises:
-        UserError: one of them is missing, or belongs to another library than transformers.
+        UserError: If one of them is missing, or belongs to another library than transformers.
     """
     for file in (INDEX_FILE, f"{ENCODERS[0]}/config.json"):
         if not (folder / file).is_file():
@@ -50,7 +50,7 @@ class PromptEncoder:
     """Encodes prompts as the pipeline of a generator's folder does. Only its text encoders are loaded.
 
     Raises:
-        UserError: there is no text encoder, transformers is not installed, or diffusers has no such pipeline.
+        UserError: If there is no text encoder, transformers is not installed, or diffusers has no such pipeline.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -40,7 +40,7 @@ def check_random_crops(loss: Loss, crops: CropSettings | SampleCache, where: str
     """Check that crops are random if a loss compares two of them.
 
     Raises:
-        UserError: they are not. The message names the setting `where`.
+        UserError: If they are not. The message names the setting `where`.
     """
     if loss.needs_view and crops.crop_scale is None:
         raise UserError(

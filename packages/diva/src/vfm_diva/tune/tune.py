@@ -37,7 +37,7 @@ def check_tune(config: DivaTune, ctx: Preflight) -> None:
     the generator was trained on this CLIP model.
 
     Raises:
-        UserError: one of these checks fails.
+        UserError: If one of these checks fails.
     """
     clip, generator, data = ctx.artifact(config.clip), ctx.artifact(config.generator), ctx.artifact(config.data)
     config.trained.check()
@@ -64,7 +64,7 @@ def check_readable(data: ImageDataset) -> None:
     """Check that one of a dataset's first images can be read.
 
     Raises:
-        UserError: none can. The message names the first.
+        UserError: If none can. The message names the first.
     """
     source = open_dataset(data)
     bad: list[str] = []

@@ -48,8 +48,8 @@ class TuneTask(Task[TuneInputs]):
         seed: seed of the initial weights of adapter and LoRA.
 
     Raises:
-        UserError: widths or sizes do not fit, the generator belongs to another CLIP model, or the CLIP model lacks the
-            patch tokens that the condition needs.
+        UserError: If widths or sizes do not fit, the generator belongs to another CLIP model, or the CLIP model lacks
+            the patch tokens that the condition needs.
 
     Source: Wang et al. 2024, DIVA (arXiv:2407.20171).
     """

@@ -43,7 +43,7 @@ def use_kernels(choice: Kernels) -> Iterator[None]:
     """Set the implementation of all ops in this process within the block.
 
     Raises:
-        ValueError: `choice` is unknown.
+        ValueError: If `choice` is unknown.
     """
     if choice not in get_args(Kernels):
         raise ValueError(f"{choice!r} is not a valid choice of kernels; choose from {', '.join(get_args(Kernels))}")
@@ -62,7 +62,7 @@ def fused(op: str, *tensors: Tensor) -> bool:
         *tensors: inputs. The last dimension of the first is the op's width.
 
     Raises:
-        ValueError: the choice is `triton` and the kernel cannot run. The message gives the reasons.
+        ValueError: If the choice is `triton` and the kernel cannot run. The message gives the reasons.
     """
     if not kernels_wanted(*tensors):
         return False
@@ -77,7 +77,7 @@ def kernels_wanted(*tensors: Tensor) -> bool:
     """Check whether the current choice allows kernels, and whether they can run on these tensors.
 
     Raises:
-        ValueError: the choice is `triton` and kernels cannot run. The message gives the reasons.
+        ValueError: If the choice is `triton` and kernels cannot run. The message gives the reasons.
     """
     choice = SETTINGS.choice
     if choice == "reference" or (choice == "auto" and tensors[0].device.type != "cuda"):

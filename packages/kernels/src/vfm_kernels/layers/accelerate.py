@@ -37,7 +37,7 @@ class Acceleration:
             The module that is now in the model.
 
         Raises:
-            ValueError: `name` is empty, so the layer has no parent.
+            ValueError: If `name` is empty, so the layer has no parent.
         """
         if not name:
             raise ValueError(f"expected a model that contains the layer, got the {type(model).__name__} itself")
@@ -97,7 +97,7 @@ def accelerate(model: nn.Module) -> Acceleration:
         The replaced layers, and the reasons why others were skipped. As a context manager it reverses itself.
 
     Raises:
-        ValueError: kernels are forced and cannot run here, or no layer can take one.
+        ValueError: If kernels are forced and cannot run here, or no layer can take one.
     """
     acceleration = Acceleration()
     parameter = next(model.parameters())
@@ -151,7 +151,7 @@ def accelerated(choice: Kernels, *models: nn.Module) -> Iterator[str]:
     With `auto`, layers without a kernel that is measured to be faster keep their forward.
 
     Raises:
-        ValueError: `choice` is `triton` and it cannot run, or no layer can take a kernel.
+        ValueError: If `choice` is `triton` and it cannot run, or no layer can take a kernel.
     """
     with use_kernels(choice), accelerate(nn.ModuleList(models)) as acceleration:
         yield str(acceleration)
@@ -165,7 +165,7 @@ def subset_drop_path(model: nn.Module) -> Acceleration:
     `accelerate` does not fuse its residual sums.
 
     Raises:
-        ValueError: the model has no timm block with a drop path rate above 0.
+        ValueError: If the model has no timm block with a drop path rate above 0.
     """
     # timm is optional
     from vfm_kernels.layers.timm_layers import SUBSET

@@ -40,7 +40,7 @@ def add_layer_norm(
         normed: (B, ..., D) in the dtype of `branch`. Statistics are fp32 (fp64 for fp64).
 
     Raises:
-        ValueError: shapes are inconsistent.
+        ValueError: If shapes are inconsistent.
 
     Source: layer scale by Touvron et al. 2021 (arXiv:2103.17239), drop path by Huang et al. 2016 (arXiv:1603.09382).
     """

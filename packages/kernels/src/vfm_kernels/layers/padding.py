@@ -51,7 +51,7 @@ def pad_swiglu(model: nn.Module, multiple: int = 64) -> Acceleration:
         The widened layers, none if all widths fit. As a context manager it reverses itself.
 
     Raises:
-        ValueError: the model has no SwiGLU with a norm.
+        ValueError: If the model has no SwiGLU with a norm.
     """
     # timm is optional
     from timm.layers import SwiGLU
@@ -89,7 +89,7 @@ def pad_patch_embed(model: nn.Module, multiple: int = 16) -> Acceleration:
     as for `pad_swiglu`.
 
     Raises:
-        ValueError: the model has no patch embedding of adjacent patches.
+        ValueError: If the model has no patch embedding of adjacent patches.
     """
     projections: dict[str, nn.Conv2d] = {}
     for library in model_libraries():

@@ -31,7 +31,7 @@ def swiglu_subln(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps:
         (..., P) in the dtype of `gate`. Statistics are fp32 (fp64 for fp64).
 
     Raises:
-        ValueError: shapes are inconsistent.
+        ValueError: If shapes are inconsistent.
 
     Source: Fang et al. 2023, EVA-02 (arXiv:2303.11331), section 2.1, and Shazeer 2020, GLU variants (arXiv:2002.05202).
     """

@@ -58,7 +58,7 @@ def info_nce(
         Scalar, fp32: the mean over this process's samples and both directions.
 
     Raises:
-        ValueError: shapes, rank or chunk size are inconsistent.
+        ValueError: If shapes, rank or chunk size are inconsistent.
 
     Source: Radford et al. 2021, CLIP (arXiv:2103.00020), Figure 3.
     """
@@ -114,7 +114,7 @@ def similarity_distillation(
         Scalar, fp32: the mean over this process's samples and both directions.
 
     Raises:
-        ValueError: shapes or chunk size are inconsistent.
+        ValueError: If shapes or chunk size are inconsistent.
 
     Source: Hinton et al. 2015 (arXiv:1503.02531), over the rows of CLIP's logits as in open_clip.
     """
@@ -169,7 +169,7 @@ def siglip_loss(
         Scalar, fp32: summed over the N texts, averaged over this process's images.
 
     Raises:
-        ValueError: shapes, rank or chunk size are inconsistent.
+        ValueError: If shapes, rank or chunk size are inconsistent.
 
     Source: Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training (arXiv:2303.15343), Algorithm 1.
     """

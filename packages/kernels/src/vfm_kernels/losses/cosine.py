@@ -44,7 +44,7 @@ def masked_cosine_loss(prediction: Tensor, target: Tensor, bool_mask: Tensor | N
         Scalar, fp32.
 
     Raises:
-        ValueError: shapes are inconsistent.
+        ValueError: If shapes are inconsistent.
 
     Source: Fang et al. 2022, EVA (arXiv:2211.07636), section 2.1.
     """

@@ -67,7 +67,7 @@ def diffusion_target(kind: DiffusionKind, x0: Tensor, noise: Tensor, alpha_bar: 
         Like `x0`. For `v`, in the wider dtype of `x0` and `alpha_bar`.
 
     Raises:
-        ValueError: the kind is unknown, or it is `v` and `alpha_bar` is missing.
+        ValueError: If the kind is unknown, or it is `v` and `alpha_bar` is missing.
 
     Source: for `v`, Salimans and Ho 2022, Progressive Distillation (arXiv:2202.00512), appendix D.
     """
@@ -99,7 +99,7 @@ def denoising_error(
         (B,) in fp32: the loss before its mean, so that samples can be weighted (min-SNR) or plotted over timesteps.
 
     Raises:
-        ValueError: shapes are inconsistent, or as for `diffusion_target`.
+        ValueError: If shapes are inconsistent, or as for `diffusion_target`.
     """
     target = diffusion_target(kind, x0, noise, alpha_bar)
     if prediction.shape != target.shape:
@@ -136,7 +136,7 @@ def sample_times(
         (num_samples,) fp32.
 
     Raises:
-        ValueError: the distribution is unknown, or `std` or `shift` is not positive.
+        ValueError: If the distribution is unknown, or `std` or `shift` is not positive.
 
     Source: Esser et al. 2024, SD 3 (arXiv:2403.03206), sections 3.1 and 5.3.2.
     """

@@ -57,7 +57,7 @@ def attention(
         (B, N, H, D), in the dtype of `q`.
 
     Raises:
-        ValueError: shapes are inconsistent, or a forced backend (or `use_kernels("triton")`) cannot run.
+        ValueError: If shapes are inconsistent, or a forced backend (or `use_kernels("triton")`) cannot run.
 
     Source: Dao et al. 2022, FlashAttention (arXiv:2205.14135). Dao 2023, FlashAttention-2 (arXiv:2307.08691).
     """

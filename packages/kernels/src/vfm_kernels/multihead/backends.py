@@ -156,7 +156,7 @@ def attend(
     """Compute `attention` by the named backend, or by the one that `choose` selects.
 
     Raises:
-        ValueError: the backend cannot run. The message gives the reasons.
+        ValueError: If the backend cannot run. The message gives the reasons.
     """
     run = BY_NAME[choose(q, q.shape, pattern, name, masked=visible is not None)].run
     return run(q, k, v, pattern) if visible is None else run(q, k, v, pattern, visible)
@@ -176,7 +176,7 @@ def choose(heads: Tensor, shape: Sequence[int], pattern: Pattern, name: str | No
         The backend's name.
 
     Raises:
-        ValueError: the backend is unknown or cannot run. The message gives the reasons.
+        ValueError: If the backend is unknown or cannot run. The message gives the reasons.
     """
     choice = SETTINGS.choice
     if name is None and heads.device.type != "cuda" and choice != "triton":

@@ -20,7 +20,7 @@ def explain(q: Tensor, k: Tensor, v: Tensor, **pattern: Any) -> None:
         **pattern: the keywords of `attention` except `backend`.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: If shapes do not fit.
     """
     masked = pattern.pop("visible", None) is not None
     checked = Pattern.from_arguments(q, k, v, **pattern)

@@ -27,7 +27,7 @@ def residual_of_subset(
         (B, ..., D) in the dtype of `x`.
 
     Raises:
-        ValueError: the rate is outside [0, 1).
+        ValueError: If the rate is outside [0, 1).
 
     Source: Oquab et al. 2023, DINOv2 (arXiv:2304.07193), section 5.
     """

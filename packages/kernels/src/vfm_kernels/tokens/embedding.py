@@ -35,7 +35,7 @@ def mask_tokens(
         (B, N, D), or (B, N + 1, D) with CLS, in the tokens' dtype.
 
     Raises:
-        ValueError: shapes are inconsistent.
+        ValueError: If shapes are inconsistent.
     """
     if bool_mask.shape != patch_tokens.shape[:2]:
         raise ValueError(f"expected bool_mask of shape {tuple(patch_tokens.shape[:2])}, got {tuple(bool_mask.shape)}")

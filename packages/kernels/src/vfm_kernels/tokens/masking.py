@@ -47,7 +47,7 @@ def block_mask(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: int | No
         bool_mask, (B, N), True = masked, on the device of the seeds if they are a tensor.
 
     Raises:
-        ValueError: grid, count or block size is outside these bounds.
+        ValueError: If grid, count or block size is outside these bounds.
     """
     return _drawn(seeds, grid, num_masked, min_block, exact=False)
 

@@ -74,7 +74,7 @@ def patch_dropout_index(
         (B, num_prefix_tokens + keep) int64, for `gather_tokens`.
 
     Raises:
-        ValueError: `keep` is not between 1 and the number of patches.
+        ValueError: If `keep` is not between 1 and the number of patches.
 
     Source: Li et al. 2022, Scaling Language-Image Pre-training via Masking (arXiv:2212.00794).
     """

@@ -77,7 +77,7 @@ def stream(path: str, name: str) -> Iterator[dict[str, Any]]:
     """Yield the entries of a list in a JSON file, one at a time.
 
     Raises:
-        UserError: the file is missing or not readable as JSON, or an entry is not an object.
+        UserError: If the file is missing or not readable as JSON, or an entry is not an object.
     """
     with _open_json(path) as file:
         try:
@@ -111,7 +111,7 @@ def classes_of(categories: Sequence[dict[str, Any]], path: str) -> Classes:
     """Parse COCO's `categories`, sorted by id. The ids need not be consecutive.
 
     Raises:
-        UserError: a category has no id or name, or an id is repeated.
+        UserError: If a category has no id or name, or an id is repeated.
     """
     try:
         ordered = sorted(categories, key=lambda category: int(category["id"]))
@@ -134,7 +134,8 @@ def parse_images(
     """Parse COCO's `images`. The rule that locates the first image files is applied to all of them.
 
     Raises:
-        UserError: an image lacks its id or name, an id is repeated, or none of the first images is below `image_root`.
+        UserError: If an image lacks its id or name, an id is repeated, or none of the first images is below
+            `image_root`.
     """
     rule = _path_rule(images[:NUM_TRIED], image_root, path) if has_images else 0
     parsed = []

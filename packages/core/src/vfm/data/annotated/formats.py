@@ -30,7 +30,7 @@ def open_reader(config: Annotated) -> AnnotationReader:
     """Open the annotations with the reader for their format.
 
     Raises:
-        UserError: the format is not recognised, or its files are missing.
+        UserError: If the format is not recognised, or its files are missing.
     """
     kind = config.format if config.format != "auto" else recognise(config)
     return READERS[kind](config)
@@ -40,7 +40,7 @@ def recognise(config: Annotated) -> str:
     """Recognise the format of the files.
 
     Raises:
-        UserError: the files have none of the formats.
+        UserError: If the files have none of the formats.
     """
     root = _root(config)
     if not files.is_directory(root):

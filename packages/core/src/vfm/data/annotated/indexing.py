@@ -74,7 +74,7 @@ def import_annotations(
         name: name of the format. Default: the reader's format.
 
     Raises:
-        UserError: too many images or annotations are bad, no image is good, or two images have the same id.
+        UserError: If too many images or annotations are bad, no image is good, or two images have the same id.
     """
     kept_classes, labels = choose_classes(reader.classes, wanted.classes)
     images, checked = _check_images(reader, ctx, wanted)
@@ -132,7 +132,7 @@ def choose_classes(classes: Classes, names: Sequence[str]) -> tuple[Classes, dic
     """Select the classes to keep, and map each class id to its label, or to -1 if the class is left out.
 
     Raises:
-        UserError: a name is unknown or repeated.
+        UserError: If a name is unknown or repeated.
     """
     indices = list(range(len(classes.names)))
     if names:

@@ -67,7 +67,7 @@ def class_names_in(records: Iterable[Mapping[str, Any]], where: str) -> list[str
     """Collect the names of all classes: the sorted names that occur, or the numbers up to the largest.
 
     Raises:
-        UserError: the largest number is too large to be a class. `where` is the address of the records.
+        UserError: If the largest number is too large to be a class. `where` is the address of the records.
     """
     names_seen: set[str] = set()
     largest = -1

@@ -105,7 +105,7 @@ def map_folder(path: str) -> str:
     """Find the folder of the PNG files: one named as the JSON file, `masks` next to it, or the folder it is in.
 
     Raises:
-        UserError: none of these folders has the first file, or the JSON file names none.
+        UserError: If none of these folders has the first file, or the JSON file names none.
     """
     parent, _, name = path.rpartition("/")
     folders = [f"{parent or '.'}/{name.split('.')[0]}", f"{parent or '.'}/masks", parent or "."]

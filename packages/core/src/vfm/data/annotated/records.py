@@ -111,7 +111,7 @@ def check_ids(images: Sequence[AnnotatedImage], path: str) -> None:
     """Check that the images of a file have unique ids.
 
     Raises:
-        UserError: an id is repeated.
+        UserError: If an id is repeated.
     """
     counts = Counter(image.image_id for image in images)
     for image_id, count in counts.most_common(1):

@@ -28,7 +28,7 @@ class AnnotatedSource:
         """Read the tables.
 
         Raises:
-            UserError: a table is missing, damaged, or does not fit the images.
+            UserError: If a table is missing, damaged, or does not fit the images.
         """
         self.dataset = dataset
         self.tables: AnnotationTables = read_tables(dataset.path)
@@ -105,7 +105,7 @@ class AnnotatedSource:
         """Read the class of each pixel, (H, W), with -1 for unlabelled pixels.
 
         Raises:
-            UserError: the dataset has no semantic labels.
+            UserError: If the dataset has no semantic labels.
             BadSample: the label map cannot be read.
         """
         if self.dataset.map_classes:
@@ -123,7 +123,7 @@ class AnnotatedSource:
         """Read the segment number of each pixel, (H, W), with -1 for unlabelled pixels, and the segments.
 
         Raises:
-            UserError: the dataset has no panoptic labels.
+            UserError: If the dataset has no panoptic labels.
         """
         if "panoptic" not in self.dataset.labels:
             raise UserError(f"{self.dataset.path}: no panoptic labels; it has {', '.join(self.dataset.labels)}")

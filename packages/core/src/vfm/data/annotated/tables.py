@@ -189,7 +189,7 @@ def read_tables(directory: Path) -> AnnotationTables:
     """Read both tables.
 
     Raises:
-        UserError: a file is missing or damaged, or an object belongs to no image.
+        UserError: If a file is missing or damaged, or an object belongs to no image.
     """
     images = read_parquet(directory / IMAGES_FILE, IMAGES.names)
     objects = read_parquet(directory / OBJECTS_FILE, OBJECTS.names)

@@ -72,7 +72,7 @@ def split_stems(root: str, task: str, split: str) -> list[str]:
     """List the names of a split's images, or of all images if there are no lists.
 
     Raises:
-        UserError: there are lists, but none for this split.
+        UserError: If there are lists, but none for this split.
     """
     lists = f"{root}/ImageSets/{task}"
     if not files.is_directory(lists):

@@ -69,7 +69,7 @@ def read_names(path: str) -> list[str]:
     Numbers without a name get their number as a name.
 
     Raises:
-        UserError: the file has no names, or a number that is too large to be a class.
+        UserError: If the file has no names, or a number that is too large to be a class.
     """
     record = read_yaml(path)
     names = record.get("names", record.get("classes"))
@@ -91,7 +91,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     """Read the mapping in a YAML file.
 
     Raises:
-        UserError: the file is missing, is not YAML, or is not a mapping.
+        UserError: If the file is missing, is not YAML, or is not a mapping.
     """
     try:
         record = yaml.safe_load(files.read_text(path))

@@ -82,7 +82,7 @@ def mmvp_patterns(num_pairs: int) -> list[str]:
     The pattern depends on the *position* in the file. The file's Type column is not the pattern.
 
     Raises:
-        ValueError: `num_pairs` is not the official number of pairs.
+        ValueError: If `num_pairs` is not the official number of pairs.
     """
     expected = len(MMVP_PATTERNS) * MMVP_PAIRS_PER_PATTERN
     if num_pairs != expected:
@@ -109,7 +109,7 @@ def read_sugarcrepe(paths: list[Path], image_root: str | None, on_bad: OnBad) ->
     """Yield items with an image, a right and a wrong caption. The pattern is the name of the subset's file.
 
     Raises:
-        UserError: a file is not in SugarCrepe's format, or `image_root` is missing.
+        UserError: If a file is not in SugarCrepe's format, or `image_root` is missing.
     """
     if image_root is None:
         raise UserError(f"{paths[0]}: SugarCrepe uses COCO's images; give their folder (val2017) as image_root")

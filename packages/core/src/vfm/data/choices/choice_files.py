@@ -64,7 +64,7 @@ def read_choices(path: str, on_bad: OnBad, image_root: str | None = None) -> Ite
         image_root: folder of SugarCrepe's or Winoground's images.
 
     Raises:
-        UserError: the path is none of these.
+        UserError: If the path is none of these.
     """
     for item in _read(path, on_bad, image_root):
         try:

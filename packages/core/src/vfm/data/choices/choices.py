@@ -42,7 +42,7 @@ class Choice:
         truth: index of each statement's image, -1 if it belongs to no image (SugarCrepe's wrong caption).
 
     Raises:
-        ValueError: `truth` does not fit images and statements.
+        ValueError: If `truth` does not fit images and statements.
     """
 
     key: str
@@ -78,7 +78,7 @@ def load_choices(artifact: ChoiceDataset) -> Iterator[Choice]:
     """Yield the items of a dataset in order, a few in memory at a time.
 
     Raises:
-        UserError: the artifact's folder has no items, or the file is damaged.
+        UserError: If the artifact's folder has no items, or the file is damaged.
     """
     path = artifact.path / CHOICES_FILE
     if not path.is_file():

@@ -49,7 +49,7 @@ class Question:
         pair: number of its pair, -1 without a pair.
 
     Raises:
-        ValueError: there is no option, two options are equal, or the answer is not an option.
+        ValueError: If there is no option, two options are equal, or the answer is not an option.
     """
 
     key: str
@@ -71,7 +71,7 @@ def write_questions(directory: Path, images: Iterable[bytes], questions: Sequenc
     """Write encoded images, a few in memory at a time, the questions about them, and the artifact's facts.
 
     Raises:
-        ValueError: a question is about a missing image, or the questions of a pair do not fit each other.
+        ValueError: If a question is about a missing image, or the questions of a pair do not fit each other.
     """
     directory.mkdir(parents=True, exist_ok=True)
     count = 0
@@ -103,7 +103,7 @@ def pairs_of(questions: Sequence[Question]) -> list[tuple[int, int]]:
     """Find the indices of the two questions of each pair, in order of appearance.
 
     Raises:
-        ValueError: a pair does not have two questions, or both ask the same and have the same answer.
+        ValueError: If a pair does not have two questions, or both ask the same and have the same answer.
     """
     members_of: defaultdict[int, list[int]] = defaultdict(list)
     for index, question in enumerate(questions):
@@ -127,7 +127,7 @@ class Questions:
         """Read the questions.
 
         Raises:
-            UserError: a file is missing or damaged.
+            UserError: If a file is missing or damaged.
         """
         self.dataset = dataset
         path = dataset.path / QUESTIONS_FILE

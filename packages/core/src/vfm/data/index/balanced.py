@@ -36,7 +36,7 @@ class BalancedEpochs:
         """Find the epoch at a position of the stream, and the position where the epoch begins.
 
         Raises:
-            UserError: the probabilities are so small that epochs have no samples.
+            UserError: If the probabilities are so small that epochs have no samples.
         """
         while not self._ends or self._ends[-1] <= position:
             self._lengthen(position)

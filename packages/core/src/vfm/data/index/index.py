@@ -72,7 +72,7 @@ class Index:
             ahead: reads the bytes of remote tars.
 
         Raises:
-            UserError: a local shard is missing, or its size changed.
+            UserError: If a local shard is missing, or its size changed.
         """
         entry, path = self.shards[shard], self._path(shard)
         if not files.is_remote(path):  # remote shards are compared when a run is planned, not in each process
@@ -199,7 +199,7 @@ def read_index(directory: Path) -> Index:
     """Read the index of an artifact's folder.
 
     Raises:
-        UserError: there is no index, it is damaged, or it has an unknown shard format.
+        UserError: If there is no index, it is damaged, or it has an unknown shard format.
     """
     if not (directory / SHARDS_FILE).is_file():
         raise UserError(f"{directory}: {SHARDS_FILE} is missing; expected a dataset of images")

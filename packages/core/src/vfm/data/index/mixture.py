@@ -33,7 +33,7 @@ class Mixture:
         """Join the sources.
 
         Raises:
-            UserError: a source is empty, or its weight is less than one in `BLOCK` of the sum.
+            UserError: If a source is empty, or its weight is less than one in `BLOCK` of the sum.
         """
         self.sources, self.turns = list(sources), turns_of(weights)
         for source, turns in zip(self.sources, self.turns, strict=True):

@@ -30,7 +30,7 @@ def open_dataset(artifact: ImageDataset) -> Source:
     """Open the samples of an artifact. This only reads the index.
 
     Raises:
-        UserError: the artifact's folder has no index.
+        UserError: If the artifact's folder has no index.
     """
     if isinstance(artifact, CuratedSubset):
         pool = Pool.load(artifact.linked(artifact.pool))
@@ -47,7 +47,7 @@ def open_balanced(artifact: ImageDataset, *, seed: int, language: str | None = N
         language: draw only from the texts of this language. None: all languages.
 
     Raises:
-        UserError: the artifact is not a CuratedSubset, so there are no probabilities.
+        UserError: If the artifact is not a CuratedSubset, so there are no probabilities.
     """
     check_balanced(artifact)
     assert isinstance(artifact, CuratedSubset)
@@ -60,7 +60,7 @@ def check_balanced(artifact: ImageDataset) -> None:
     """Check that the data have probabilities.
 
     Raises:
-        UserError: the artifact is not a CuratedSubset.
+        UserError: If the artifact is not a CuratedSubset.
     """
     if not isinstance(artifact, CuratedSubset):
         kind = type(artifact).__name__
@@ -154,7 +154,7 @@ class Source:
 
         Raises:
             BadSample: the sample cannot be used.
-            IndexError: the number is out of range.
+            IndexError: If the number is out of range.
         """
         return self._read(*self.locate(index))
 

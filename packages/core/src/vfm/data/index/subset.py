@@ -71,7 +71,7 @@ class SubsetView:
         """Read the number of samples of each shard from the index; no shard is opened.
 
         Raises:
-            UserError: the index is missing or damaged, or names a shard that the pool does not have.
+            UserError: If the index is missing or damaged, or names a shard that the pool does not have.
         """
         self.path, self.draw = directory, draw
         self.shard_sizes = np.zeros(num_shards, dtype=np.int64)
@@ -119,7 +119,7 @@ class SubsetView:
         """Read the texts of a shard.
 
         Raises:
-            UserError: the file is missing or damaged, or does not have the samples of the index.
+            UserError: If the file is missing or damaged, or does not have the samples of the index.
         """
         columns = ["row", "language", "text_index"]
         columns += ["uid", "probability"] if self.draw else ["kept"]

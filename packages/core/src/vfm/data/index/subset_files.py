@@ -128,7 +128,7 @@ def read_subset_index(directory: Path) -> Any:
     """Read the index of a subset, in `index_schema`.
 
     Raises:
-        UserError: the index is missing or damaged.
+        UserError: If the index is missing or damaged.
     """
     file = directory / SUBSET_INDEX
     if (directory / "subset.parquet").is_file() and not file.is_file():
@@ -142,7 +142,7 @@ def read_subset_shard(directory: Path, shard: int, columns: Sequence[str] | None
     """Read the rows of a shard in `subset_schema`, or some of the columns, with the uids as text.
 
     Raises:
-        UserError: the file is missing or damaged, lacks a column, or is not sorted by row.
+        UserError: If the file is missing or damaged, lacks a column, or is not sorted by row.
     """
     path = subset_file(directory, shard)
     names = [name for name in columns or subset_schema().names if name != "shard"]
@@ -164,7 +164,7 @@ def read_subset(directory: Path, columns: Sequence[str] | None = None) -> Any:
     """Read all rows of a subset into one table. The subset must fit into memory.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: If a file is missing or damaged.
     """
     schema = pa.schema([subset_schema().field(name) for name in columns or subset_schema().names])
     tables = [schema.empty_table()]

@@ -62,7 +62,7 @@ class Examination:
         """Examine a shard.
 
         Raises:
-            UserError: the shard is missing or cannot be read, or has another format.
+            UserError: If the shard is missing or cannot be read, or has another format.
         """
         try:
             if isinstance(candidate, UnreadShard):

@@ -63,7 +63,7 @@ class Indexing:
             The number of usable samples.
 
         Raises:
-            UserError: there are no usable samples, or too many bad ones.
+            UserError: If there are no usable samples, or too many bad ones.
         """
         examination = Examination(self.spec, self.verify, self.num_samples)
         with (
@@ -99,7 +99,7 @@ class Indexing:
         """Check that every label is one of the classes. A single unknown label means wrong class names.
 
         Raises:
-            UserError: there are unknown labels. The error names the first.
+            UserError: If there are unknown labels. The error names the first.
         """
         unknown = [row for row in self.bad if row.reason == "unknown_label"]
         if unknown:
@@ -153,7 +153,7 @@ def check_bad(stage: str, bad: Counter[str], seen: int, max_bad_fraction: float,
         more: end of the error line.
 
     Raises:
-        UserError: more samples are bad.
+        UserError: If more samples are bad.
     """
     if bad.total() > max_bad_fraction * seen:
         raise UserError(
@@ -184,7 +184,7 @@ def first_sample(layout: Layout, spec: DatasetSpec) -> Sample:
     """Find the first usable sample of a layout, and decode its image. Checks the data before anything runs.
 
     Raises:
-        UserError: none of the first samples can be used.
+        UserError: If none of the first samples can be used.
     """
     problems: dict[tuple[str, int], BadSample] = {}
     for address, read in _first_reads(layout, spec):

@@ -111,7 +111,7 @@ class Nouns:
         folder: folder with `index.noun`, `noun.exc` and `verb.exc` (irregular forms), and `cntlist.rev` (counts).
 
     Raises:
-        UserError: a file is missing.
+        UserError: If a file is missing.
 
     Source: the detachment rules for nouns in WordNet's manual, morphy(7WN).
     """
@@ -184,7 +184,7 @@ def _words(file: Path, count: int) -> Iterator[list[str]]:
     """Split each line into at least `count` words.
 
     Raises:
-        UserError: the file is missing, or a line has fewer words.
+        UserError: If the file is missing, or a line has fewer words.
     """
     for number, line in enumerate(_lines(file), start=1):
         words = line.split()

@@ -103,7 +103,7 @@ def _tags(source: Source, indexing: Indexing) -> list[tuple[int, ...]]:
     """Read the labels of each sample. Bad samples, found in shards that were not read for the index, have no labels.
 
     Raises:
-        UserError: too many samples are bad, or a label is not one of the classes.
+        UserError: If too many samples are bad, or a label is not one of the classes.
     """
     tags: list[tuple[int, ...]] = []
     bad: list[BadRow] = []
@@ -211,7 +211,7 @@ def _find_class_names(layout: Layout, label_key: str | None) -> list[str]:
     """Find the class names in the order of the labels.
 
     Raises:
-        UserError: there are no class names.
+        UserError: If there are no class names.
     """
     path = layout.paths[0]
     if layout.kind == "folder":

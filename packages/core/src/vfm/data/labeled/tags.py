@@ -28,7 +28,7 @@ def read_tags(tags: TaggedImages) -> NDArray[np.bool_]:
     """Read a mask of the labels of each image, (N, C).
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: If the file is missing or damaged.
     """
     file = tags.path / TAGS_FILE
     if not file.is_file():

@@ -25,7 +25,7 @@ def is_coco_captions(path: str) -> bool:
     """Check whether a file is COCO's JSON with captions, and not with boxes.
 
     Raises:
-        UserError: the file begins as such a file, but is damaged.
+        UserError: If the file begins as such a file, but is damaged.
     """
     if not path.endswith(".json") or files.is_directory(path) or not HEAD.match(files.read_bytes(path, 0, 1 << 12)):
         return False
@@ -53,7 +53,7 @@ def coco_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Imag
         spec: spec whose texts name fields of an annotation.
 
     Raises:
-        UserError: the file is damaged, or the images are not found.
+        UserError: If the file is damaged, or the images are not found.
     """
     images, annotations = _record(path)
     rows: defaultdict[str, list[Row | BadSample]] = defaultdict(list)

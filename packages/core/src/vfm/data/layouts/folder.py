@@ -26,7 +26,7 @@ def image_names(folder: str) -> list[str]:
     """List the paths of the images below a folder, relative to it, sorted, without hidden files.
 
     Raises:
-        UserError: there are no images.
+        UserError: If there are no images.
     """
     names = [name for name in _visible(folder) if _extension(name) in IMAGE_EXTENSIONS]
     if not names:
@@ -122,7 +122,7 @@ def class_folders(folder: str) -> tuple[list[str], list[ImageEntry]]:
     """List class names (the sorted subfolders) and images, as torchvision's ImageFolder does.
 
     Raises:
-        UserError: an image is not in a class folder.
+        UserError: If an image is not in a class folder.
     """
     names = image_names(folder)
     class_of = {}

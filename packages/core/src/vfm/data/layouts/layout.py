@@ -145,7 +145,7 @@ def find_layout(
             and the only split for Hugging Face.
 
     Raises:
-        UserError: the path does not exist, is not a regular file or folder, or its files cannot be read.
+        UserError: If the path does not exist, is not a regular file or folder, or its files cannot be read.
     """
     paths = files.expand_paths(path)
     missing = files.missing(paths)

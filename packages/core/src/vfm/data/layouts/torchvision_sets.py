@@ -28,7 +28,7 @@ def open_torchvision(name: str, root: str, split: str) -> Any:
     """Open a torchvision dataset in `root`, without downloading anything.
 
     Raises:
-        UserError: torchvision has no such dataset or split, or its files are missing.
+        UserError: If torchvision has no such dataset or split, or its files are missing.
     """
     import torchvision.datasets as sets  # an optional extra; it imports torch
 
@@ -52,7 +52,7 @@ def torchvision_classes(dataset: Any, name: str) -> list[str]:
     """List the class names of a dataset. If a class has several names (ImageNet), the first is used.
 
     Raises:
-        UserError: the dataset has no class names.
+        UserError: If the dataset has no class names.
     """
     classes = getattr(dataset, "classes", None)
     if not classes:

@@ -79,7 +79,7 @@ def fill_cache(
         max_bad_fraction: tolerated fraction of bad samples.
 
     Raises:
-        UserError: too many samples are bad, or a tensor is not finite.
+        UserError: If too many samples are bad, or a tensor is not finite.
     """
     plan = writer.plan(batch_size)
     for reason, where in writer.bad:  # found before an interruption

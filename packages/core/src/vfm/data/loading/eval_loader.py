@@ -38,7 +38,7 @@ def eval_batches(source: Source, make: Make[Inputs], batch_size: int, *, workers
     """Yield all samples of a source once, in order. Unusable samples are skipped, and listed in `bad`.
 
     Raises:
-        UserError: no sample can be used.
+        UserError: If no sample can be used.
     """
     plan = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
     held: Batch[Inputs] | None = None  # yielded one step late, so that it can also list the bad samples after it

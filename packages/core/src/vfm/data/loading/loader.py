@@ -92,7 +92,7 @@ class TrainingData(Generic[Inputs]):
         A rank takes a contiguous part of the global batch, and a micro-batch takes a contiguous part of these samples.
 
         Raises:
-            UserError: the batch size is not divisible, or too many samples in a row cannot be used.
+            UserError: If the batch size is not divisible, or too many samples in a row cannot be used.
         """
         share, rest = divmod(self.global_batch_size, world_size)
         if rest:
@@ -232,7 +232,7 @@ def read_batches(
         start: how workers are started. None: the default of the platform.
 
     Raises:
-        UserError: from the reader.
+        UserError: If from the reader.
     """
     loader: DataLoader[Batch[Inputs] | UserError] = DataLoader(
         reader,

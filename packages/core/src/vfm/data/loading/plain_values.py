@@ -22,7 +22,7 @@ def as_tensors(value: Any, where: str) -> Any:
     """Convert the arrays and numbers of a sample to tensors, and its images to float tensors (3, H, W) from 0 to 1.
 
     Raises:
-        UserError: the sample contains something else, such as None, or no tensor at all. `where` is its address.
+        UserError: If the sample contains something else, such as None, or no tensor at all. `where` is its address.
     """
     sample = _converted(value, where)
     if not any(isinstance(part, Tensor) for _, part in leaves(sample)):
@@ -85,7 +85,7 @@ def check_layout(value: Any, expected: Mapping[str, str], where: str, first: str
     """Check that a sample has the parts, types and shapes of the first one, so that a batch can be stacked.
 
     Raises:
-        UserError: the sample differs. The error names the first part that does.
+        UserError: If the sample differs. The error names the first part that does.
     """
     layout = layout_of(value)
     if layout == expected:

@@ -96,7 +96,7 @@ class CacheWriter:
             bad: reason and address of each other sample, in order.
 
         Raises:
-            UserError: a tensor is not finite, or exceeds the range of the dtype.
+            UserError: If a tensor is not finite, or exceeds the range of the dtype.
         """
         for index, tensor in tensors.items():
             if not np.isfinite(tensor).all():
@@ -177,8 +177,8 @@ class CachedTensors:
 
         Raises:
             BadSample: the sample could not be used when the cache was made.
-            IndexError: sample or crop is out of range.
-            UserError: a shard is missing or damaged.
+            IndexError: If sample or crop is out of range.
+            UserError: If a shard is missing or damaged.
         """
         index, crop = sample_and_crop
         if not (0 <= index < len(self) and 0 <= crop < self.cache.num_crops):

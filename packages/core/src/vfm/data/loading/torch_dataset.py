@@ -82,7 +82,7 @@ class ReadItem:
         """Read an item as tensors.
 
         Raises:
-            UserError: the item contains something else, or its parts differ from the first item.
+            UserError: If the item contains something else, or its parts differ from the first item.
         """
         with seeded(draw.seed):
             item = as_tensors(self.dataset[draw.index], sample.key)
@@ -113,7 +113,7 @@ def dataset_data(dataset: Any, config: Training) -> tuple[TrainingData[Any], dic
         The data, and the layout of its samples.
 
     Raises:
-        UserError: the dataset is empty, or its first item contains something else.
+        UserError: If the dataset is empty, or its first item contains something else.
     """
     name = type(dataset).__name__
     if not len(dataset):

@@ -42,7 +42,7 @@ class LoaderData:
         """Yield the steps `start_step` to `num_steps - 1`, after reading the earlier steps again.
 
         Raises:
-            UserError: there are several processes, the loader yields no batch, or the first has another size.
+            UserError: If there are several processes, the loader yields no batch, or the first has another size.
         """
         name = type(self.loader).__name__
         if world_size > 1:

@@ -34,7 +34,7 @@ def benchmark_shards(folder: str, split: str) -> list[str]:
     """List the tars of a split, or of the folder itself if it is a split. Empty for other folders.
 
     Raises:
-        UserError: the folder has only other splits, or one of the counted tars is missing.
+        UserError: If the folder has only other splits, or one of the counted tars is missing.
     """
     known = splits_of(folder)
     if known and split not in known:
@@ -88,8 +88,8 @@ def names_and_templates(name: str) -> tuple[list[str], list[str]]:
         Class names (empty if the package leaves them to the dataset), and templates.
 
     Raises:
-        UserError: the package does not list the dataset.
-        ModuleNotFoundError: the package is not installed.
+        UserError: If the package does not list the dataset.
+        ModuleNotFoundError: If the package is not installed.
     """
     name, language = _split_language(name)
     names_file, templates_file = _list_files(language)

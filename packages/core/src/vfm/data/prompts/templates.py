@@ -19,7 +19,7 @@ def check_templates(templates: Sequence[str], where: str = "") -> list[str]:
         where: file with the templates, for the error.
 
     Raises:
-        UserError: a template has no `{}`.
+        UserError: If a template has no `{}`.
     """
     checked = [template.replace("{c}", "{}") for template in templates]
     for template in checked:
@@ -32,7 +32,7 @@ def read_sentences(path: str) -> dict[str, list[str]]:
     """Read the sentences of each class from a JSON file of the form {class: [sentences]}.
 
     Raises:
-        UserError: the file is missing or damaged, or a class has no sentence or occurs twice.
+        UserError: If the file is missing or damaged, or a class has no sentence or occurs twice.
 
     Source: Pratt et al. 2023, What does a platypus look like? (CuPL, arXiv:2209.03320), whose files have this form.
     """
@@ -59,7 +59,7 @@ def sentences_of(path: str, class_names: Sequence[str], *, others: bool = False)
         others: whether the file may have more classes.
 
     Raises:
-        UserError: a class has no sentences, or sentences belong to no class. The error names the first.
+        UserError: If a class has no sentences, or sentences belong to no class. The error names the first.
     """
     sentences, known = read_sentences(path), set(class_names)
     missing = [name for name in class_names if name not in sentences]

@@ -28,7 +28,7 @@ class OpenFile:
         """Read bytes of the file, fewer if the file ends early.
 
         Raises:
-            OSError: the bytes cannot be read. The error names the file.
+            OSError: If the bytes cannot be read. The error names the file.
         """
         if self._file < 0:
             self._file = files.open_regular(self.path)
@@ -60,7 +60,7 @@ class ReadAhead:
         """Read bytes of a file.
 
         Raises:
-            RemoteError: the bytes cannot be read.
+            RemoteError: If the bytes cannot be read.
         """
         for span, data in self._held.get(path, ()):
             if span.start <= start and stop <= span.stop:
@@ -138,7 +138,7 @@ class RangeStream(io.RawIOBase):
         """Read the next bytes, fewer at the end of the file.
 
         Raises:
-            RemoteError: the bytes cannot be read.
+            RemoteError: If the bytes cannot be read.
         """
         stop = self.size if size < 0 else min(self.size, self._position + size)
         if stop <= self._position:

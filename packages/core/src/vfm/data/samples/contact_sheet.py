@@ -21,7 +21,7 @@ def contact_sheet(images: Sequence[tuple[Image.Image, str]], *, columns: int = 5
         columns: images in a row.
 
     Raises:
-        ValueError: there are no images.
+        ValueError: If there are no images.
     """
     if not images:
         raise ValueError("expected at least one image, got none")

@@ -83,7 +83,7 @@ class SampleOrder:
         """Shuffle these epochs.
 
         Raises:
-            ValueError: `shuffle_shards` is not positive.
+            ValueError: If `shuffle_shards` is not positive.
         """
         self.epochs, self.seed, self.shuffle_shards = epochs, seed, shuffle_shards
         if shuffle_shards < 1:

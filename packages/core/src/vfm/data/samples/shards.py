@@ -64,7 +64,7 @@ class ShardTable(Sequence[Shard]):
         """Take the columns of a pyarrow table.
 
         Raises:
-            ValueError: a shard has no path, or a negative number of samples.
+            ValueError: If a shard has no path, or a negative number of samples.
         """
         self._paths, self._formats = table["path"].combine_chunks(), table["format"].combine_chunks()
         self._numbers = [table[name].to_numpy() for name in ("size", "mtime")]
@@ -240,7 +240,7 @@ def shard_format(name: str) -> type[ShardReader]:
     """Look up the reader of a format, in core or a plugin.
 
     Raises:
-        UserError: no installed package has the format.
+        UserError: If no installed package has the format.
     """
     if name in FORMATS:
         load_function(FORMATS[name])

@@ -47,7 +47,7 @@ def sample_pair(world: World, rng: np.random.Generator, pattern: Pattern) -> Pai
     For texture, structure and state, one of the two scenes has the default value (solid, filled, whole).
 
     Raises:
-        ValueError: the pattern does not vary in the world (`World.patterns`).
+        ValueError: If the pattern does not vary in the world (`World.patterns`).
     """
     if pattern not in world.patterns:
         raise ValueError(f"{pattern!r} does not vary in this world; choose from {', '.join(world.patterns)}")

@@ -63,7 +63,7 @@ def render_shard(
         drawn: images of this seed and world by key, which are not drawn again.
 
     Raises:
-        UserError: an image is missing in `drawn`, or its first image is not from this seed and world.
+        UserError: If an image is missing in `drawn`, or its first image is not from this seed and world.
     """
     for index in range(start, stop):
         scene, key = sample_scene(world, generator(seed, Stream.POOL, index)), f"{index:08d}"

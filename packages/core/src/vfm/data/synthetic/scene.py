@@ -79,7 +79,7 @@ class Scene:
     """Content of an image: `count` equal objects, and possibly a dot or a frame.
 
     Raises:
-        ValueError: a shape without direction has an orientation, a directed shape has none, or the count is out of
+        ValueError: If a shape without direction has an orientation, a directed shape has none, or the count is out of
             range.
     """
 

@@ -121,7 +121,7 @@ def check_patterns(world: World, patterns: Iterable[Pattern]) -> None:
     """Check that each pattern varies in a world.
 
     Raises:
-        ValueError: one does not.
+        ValueError: If one does not.
     """
     for pattern in patterns:
         if pattern not in world.patterns:

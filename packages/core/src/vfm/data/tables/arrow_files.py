@@ -29,7 +29,7 @@ class ArrowFile:
         path: path of the file.
 
     Raises:
-        UserError: the file is not readable as Arrow.
+        UserError: If the file is not readable as Arrow.
     """
 
     def __init__(self, path: str) -> None:
@@ -95,7 +95,7 @@ def saved_dataset(folder: str, names: Sequence[str], split: str | None = None) -
         split: split to use if there are several. None: the only split.
 
     Raises:
-        UserError: a file that lists others is damaged, the split does not exist, or only some rows were selected.
+        UserError: If a file that lists others is damaged, the split does not exist, or only some rows were selected.
     """
     root = folder.rstrip("/")
     if SPLITS_FILE in names:

@@ -36,7 +36,7 @@ def caption_spec(paths: Sequence[str], texts: dict[str, str], columns: list[str]
         columns: column names of tables without a header.
 
     Raises:
-        UserError: a column is missing.
+        UserError: If a column is missing.
     """
     path = paths[0]
     names = columns or table_columns(path)

@@ -57,7 +57,7 @@ class ParquetShard(ShardReader):
             name: unique name of the file within its dataset, for keys. Default: its file name.
 
         Raises:
-            UserError: the file is not parquet, or lacks a column that the spec names.
+            UserError: If the file is not parquet, or lacks a column that the spec names.
         """
         super().__init__(path, spec, name)
         self.name = self.name.removesuffix(".parquet").removesuffix(".arrow")
@@ -251,7 +251,7 @@ def open_parquet(path: str) -> Any:
     """Open a parquet file, or an Arrow file with the same interface.
 
     Raises:
-        UserError: the file is neither parquet nor Arrow.
+        UserError: If the file is neither parquet nor Arrow.
     """
     if path.lower().endswith(".arrow"):
         return ArrowFile(path)
@@ -281,7 +281,7 @@ def image_column(names: list[str], image_key: str | None, path: str) -> str:
     """Find the name of the image column.
 
     Raises:
-        UserError: there is no image column.
+        UserError: If there is no image column.
     """
     candidates = [image_key] if image_key else list(IMAGE_COLUMNS)
     for name in candidates:

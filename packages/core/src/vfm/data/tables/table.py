@@ -61,7 +61,7 @@ def table_columns(path: str) -> list[str]:
     """Read a table's column names from the header, the first readable JSON lines, or the schema.
 
     Raises:
-        UserError: the table is empty, or of an unknown format.
+        UserError: If the table is empty, or of an unknown format.
     """
     kind = table_kind(path)
     if kind == "parquet":
@@ -102,7 +102,7 @@ def find_column(columns: list[str], name: str | None, defaults: tuple[str, ...],
         path: path of the table, for the error.
 
     Raises:
-        UserError: there is no such column. The error lists the columns.
+        UserError: If there is no such column. The error lists the columns.
     """
     for candidate in [name] if name else defaults:
         if candidate in columns:
@@ -122,7 +122,7 @@ def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Ima
     """Yield the table's samples. Image paths are relative to `image_root` and may not leave it.
 
     Raises:
-        UserError: a column that the spec names is missing.
+        UserError: If a column that the spec names is missing.
     """
     columns = table_columns(path)
     image_columns = [index for index, value in enumerate(columns) if is_image(value)]
@@ -171,7 +171,7 @@ def table_rows(
         only: columns to read, if the format allows it.
 
     Raises:
-        UserError: the file is not readable as a table.
+        UserError: If the file is not readable as a table.
     """
     kind = table_kind(path)
     if kind == "parquet":
@@ -196,7 +196,7 @@ def _open(path: str) -> Iterator[IO[str]]:
     """Open the table's text, decompressed.
 
     Raises:
-        UserError: the file cannot be read, or the code in the `with` block finds that it is not a table.
+        UserError: If the file cannot be read, or the code in the `with` block finds that it is not a table.
     """
     try:
         with files.open_binary(path) as stream:
@@ -216,7 +216,7 @@ def _lines(text: IO[str], path: str) -> Iterator[str]:
     r"""Yield the lines of a table with their ends, which may be \n, \r\n or \r.
 
     Raises:
-        UserError: a line is too long.
+        UserError: If a line is too long.
     """
     for number in count(1):
         line = text.readline(MAX_LINE + 1)

@@ -54,7 +54,7 @@ class TarMembers:
         """Yield members and gaps in the order of the file.
 
         Raises:
-            UserError: the file is not an uncompressed tar.
+            UserError: If the file is not an uncompressed tar.
         """
         start, any_member = 0, False
         while True:

@@ -42,7 +42,7 @@ class PackedScan:
         """Open a segment.
 
         Raises:
-            ValueError: the segment is damaged, or was made for other slots.
+            ValueError: If the segment is damaged, or was made for other slots.
         """
         view = memoryview(data)
         if len(view) < _HEAD.size:
@@ -168,8 +168,8 @@ class PackedOffsets:
         """Map the file.
 
         Raises:
-            OSError: there is no such file.
-            ValueError: the file is damaged.
+            OSError: If there is no such file.
+            ValueError: If the file is damaged.
         """
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

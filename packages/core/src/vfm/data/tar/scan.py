@@ -61,7 +61,7 @@ def scan_tar(
     `size` of a remote tar saves a request.
 
     Raises:
-        UserError: the file is not an uncompressed tar.
+        UserError: If the file is not an uncompressed tar.
     """
     images = {extension.strip().lower() for extension in image_extensions}
     content = _Content(path, slots, images)

@@ -32,7 +32,7 @@ def tar_header(name: str, size: int) -> bytes:
     """Build the 512-byte header of a file with `size` bytes, without owner and time, and readable by all.
 
     Raises:
-        ValueError: the name does not fit into a ustar header.
+        ValueError: If the name does not fit into a ustar header.
     """
     encoded = name.encode("utf-8", "surrogateescape")
     if len(encoded) > NAME_BYTES or not size < 8**11:

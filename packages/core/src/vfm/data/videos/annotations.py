@@ -33,7 +33,7 @@ def recognise_annotations(path: str) -> str:
     """Recognise the format of a file or folder of annotations.
 
     Raises:
-        UserError: the format is unknown.
+        UserError: If the format is unknown.
     """
     if files.is_directory(path):
         if any(HMDB_FILE.fullmatch(name) for name in files.names_in(path)):

@@ -30,7 +30,7 @@ def list_videos(config: Videos) -> Listing:
     """List the videos of a dataset.
 
     Raises:
-        UserError: the layout is not recognised, or files are missing.
+        UserError: If the layout is not recognised, or files are missing.
     """
     kind = config.format if config.format != "auto" else recognise(config)
     reader = READERS.get(kind)
@@ -45,7 +45,7 @@ def recognise(config: Videos) -> str:
     """Recognise the layout by the files.
 
     Raises:
-        UserError: the files have none of the layouts.
+        UserError: If the files have none of the layouts.
     """
     if config.annotations:
         return recognise_annotations(config.annotations)

@@ -58,7 +58,7 @@ def write_dataset(
     """Open the listed videos, and write their index and panels to `ctx.directory`.
 
     Raises:
-        UserError: too many videos are unusable, no video is usable, or two videos have the same key.
+        UserError: If too many videos are unusable, no video is usable, or two videos have the same key.
     """
     keys = Counter(video.key for video in listing.videos if not video.problem)
     for key, count in keys.most_common(1):

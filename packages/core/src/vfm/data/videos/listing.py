@@ -51,7 +51,7 @@ class Listing:
             names: class names given by the user. Empty: the dataset's names.
 
         Raises:
-            UserError: a label has no name.
+            UserError: If a label has no name.
         """
         known = list(names or self.class_names)
         words = {video.label for video in self.videos if isinstance(video.label, str)}

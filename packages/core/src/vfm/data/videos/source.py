@@ -72,7 +72,7 @@ class VideoSource:
         """Read the index.
 
         Raises:
-            UserError: the index is missing or damaged.
+            UserError: If the index is missing or damaged.
         """
         self.directory = directory
         if not (directory / VIDEOS_FILE).is_file():

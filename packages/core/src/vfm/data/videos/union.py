@@ -20,7 +20,7 @@ def join_videos(config: VideoUnion, ctx: Context) -> VideoDataset:
     """Write the index of all videos. The videos stay where they are.
 
     Raises:
-        UserError: no video is left.
+        UserError: If no video is left.
     """
     parts = [ctx.load(ref) for ref in config.data]
     names = join_names([part.class_names for part in parts])

@@ -72,7 +72,7 @@ def choice_logits(
     Items with a bad image are skipped, counted and reported.
 
     Raises:
-        UserError: too many items are bad, a logit is not finite, or `check` raises it.
+        UserError: If too many items are bad, a logit is not finite, or `check` raises it.
     """
     numbers: list[int] = []
     items: list[Choice] = []
@@ -191,7 +191,7 @@ class ClassAndPatches:
         """Encode images as unit vectors, float32 (N, D) on the CPU.
 
         Raises:
-            UserError: the model has no patch tokens, or cannot project them into its joint space.
+            UserError: If the model has no patch tokens, or cannot project them into its joint space.
         """
         with eval_mode(self.module), torch.inference_mode():
             starts = range(0, len(images), batch_size)

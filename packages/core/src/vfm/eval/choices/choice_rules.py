@@ -49,7 +49,7 @@ def mmvp_vlm(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> MmvpResul
         truth: the image that each statement belongs to, 0 (an odd question id) or 1 (an even one), (P, 2).
 
     Raises:
-        ValueError: the shapes do not fit pairs.
+        ValueError: If the shapes do not fit pairs.
     """
     if logits.shape[1:] != (2, 2) or truth.shape != logits.shape[:2]:
         raise ValueError(

@@ -49,7 +49,7 @@ def score_mmvp_vlm(
     `diva_pair_accuracy`. DIVA's authors scored their models this way, but the models they compared with officially.
 
     Raises:
-        UserError: an item is not two images and two statements, or diva_scoring is set for a model without patches.
+        UserError: If an item is not two images and two statements, or diva_scoring is set for a model without patches.
     """
     # DIVA's features are additional encoders in the same pass, so that each image is decoded once.
     others: dict[str, ClassAndPatches] = {}

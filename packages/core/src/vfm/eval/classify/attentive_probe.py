@@ -80,7 +80,7 @@ class PatchTokens:
         """Encode images as tokens, fp16 (N, T, D) on the CPU.
 
         Raises:
-            UserError: the tokens of the whole dataset would need more than `max_gib`.
+            UserError: If the tokens of the whole dataset would need more than `max_gib`.
         """
         starts = range(0, len(images), batch_size)
         tokens = torch.cat([patch_tokens(self.encoder, images[start : start + batch_size]).half() for start in starts])
@@ -100,7 +100,7 @@ def patch_tokens(encoder: Any, images: Sequence[Image.Image]) -> Tensor:
     """Compute patch tokens after the last block and the final norm, (N, T, D), of a `ClipModel` or `PooledVision`.
 
     Raises:
-        UserError: the encoder has no patch tokens.
+        UserError: If the encoder has no patch tokens.
     """
     device = next(encoder.module.parameters()).device
     pixels = encoder.preprocess.inputs(images, device)

@@ -43,7 +43,7 @@ def check_zero_shot_classes(config: ZeroShot, data: LabeledDataset | TaggedImage
     """Check that there is one valid class name per label, and that each class has sentences.
 
     Raises:
-        UserError: a name is missing, empty or used twice, or sentences do not fit the names.
+        UserError: If a name is missing, empty or used twice, or sentences do not fit the names.
     """
     check_class_names(config.class_names or data.class_names, str(config.data))
     if config.class_names and len(config.class_names) != len(data.class_names):
@@ -57,7 +57,7 @@ def check_same_types(config: FeatureEvaluation, train: type[Artifact], data: typ
     """Check that both sets have one class per image or both have several labels, and that the solver supports it.
 
     Raises:
-        UserError: the types differ, or the solver only supports one class per image.
+        UserError: If the types differ, or the solver only supports one class per image.
     """
     if train is not data:
         types = f"{config.train} is a {train.__name__}, {config.data} a {data.__name__}"
@@ -72,7 +72,7 @@ def check_same_classes(
     """Check that both sets have the same classes.
 
     Raises:
-        UserError: types or class names differ, or class names are empty or used twice.
+        UserError: If types or class names differ, or class names are empty or used twice.
     """
     check_same_types(config, type(train), type(data))
     check_class_names(data.class_names, str(config.data))

@@ -40,7 +40,7 @@ def evaluate_classify(config: Classify, ctx: Context, encoders: Mapping[str, Any
     ImageNet-A and -R, for example, have 200 of a head's 1,000 classes, and their authors evaluate them in this way.
 
     Raises:
-        UserError: a model has no head, or its head lacks a class of the dataset.
+        UserError: If a model has no head, or its head lacks a class of the dataset.
     """
     data = ctx.load(config.data)
     check_class_names(data.class_names, str(config.data))
@@ -75,7 +75,7 @@ def columns_of(names: Sequence[str], num_classes: int, classes: Sequence[str], w
         where: the model's name, for errors.
 
     Raises:
-        UserError: a class is not among the names, or the numbers of names, classes and outputs do not match.
+        UserError: If a class is not among the names, or the numbers of names, classes and outputs do not match.
     """
     if not names:
         if len(classes) != num_classes:

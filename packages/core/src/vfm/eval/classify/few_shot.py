@@ -83,7 +83,7 @@ def score_few_shot(
     result file shows how much the draws differ.
 
     Raises:
-        UserError: `words` is set for a model without a text tower, or a class has no training image.
+        UserError: If `words` is set for a model without a text tower, or a class has no training image.
     """
     if settings.words:
         for name, model in encoders.items():

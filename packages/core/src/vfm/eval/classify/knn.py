@@ -73,7 +73,7 @@ def knn_votes(
         max_scores: number of similarities held at once.
 
     Raises:
-        ValueError: `k` or `temperature` is not positive.
+        ValueError: If `k` or `temperature` is not positive.
     """
     if k < 1 or temperature <= 0:
         raise ValueError(f"k must be at least 1 and temperature positive, got {k} and {temperature}")

@@ -69,7 +69,7 @@ def _evaluate_lbfgs(
     """Evaluate by logistic regression, with the same split into training and validation for all models.
 
     Raises:
-        UserError: no class has an image to hold out.
+        UserError: If no class has an image to hold out.
     """
     known, known_targets = encode_with_targets(ctx, encoders, train, config.reading)
     known_labels = known_targets.numpy()
@@ -152,7 +152,7 @@ def fit_linear_probe(
         max_iter: largest number of L-BFGS steps.
 
     Raises:
-        UserError: `train` has fewer than two classes.
+        UserError: If `train` has fewer than two classes.
     """
     features, labels = np.asarray(train[0], dtype=np.float64), np.asarray(train[1])
     if len(np.unique(labels)) < 2:

@@ -55,7 +55,7 @@ class ProbeFeatures:
         """Encode images as features, float32 (N, ...) on the CPU.
 
         Raises:
-            UserError: `chosen` needs patch tokens or a class token that the encoder does not have.
+            UserError: If `chosen` needs patch tokens or a class token that the encoder does not have.
         """
         model = self.encoder if isinstance(self.encoder, ClipModel) else self.encoder.module
         device = next(self.encoder.module.parameters()).device
@@ -86,7 +86,7 @@ def probe_features(model: ClipModel | nn.Module, pixels: Tensor, chosen: ProbeIn
         several layers, and (B, (layers + 1) * D) for the class tokens with the mean over the last layer's patches.
 
     Raises:
-        UserError: the model has no patch tokens, no class token or fewer layers.
+        UserError: If the model has no patch tokens, no class token or fewer layers.
     """
     if chosen.pool == "own":
         features = _own(model, pixels, projected=chosen.projected)

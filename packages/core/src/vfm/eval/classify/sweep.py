@@ -42,7 +42,7 @@ def split_validation(labels: NDArray[np.integer], fraction: float, seed: int) ->
     image of a class is used for training.
 
     Raises:
-        UserError: no class has a second image.
+        UserError: If no class has a second image.
     """
     generator = np.random.default_rng(seed)
     held_out = []

@@ -80,7 +80,7 @@ def score_trained_probe(
     """Score features by a probe, with the same split into training and validation for all models.
 
     Raises:
-        UserError: no image can be held out, a linear probe has only one training image, the tokens need more disk
+        UserError: If no image can be held out, a linear probe has only one training image, the tokens need more disk
             space than `max_cache_gib`, or a score is not finite.
     """
     with ExitStack() as opened:

@@ -75,7 +75,7 @@ def score_zero_shot(
     """Score models by class names in prompts: by the class of each image, or by the ranking of images for each label.
 
     Raises:
-        UserError: there is not one class name per label, sentences do not fit the names, or fewer than two classes
+        UserError: If there is not one class name per label, sentences do not fit the names, or fewer than two classes
             can be predicted.
     """
     names, templates = list(prompts.class_names or data.class_names), list(prompts.templates or data.templates)
@@ -133,7 +133,7 @@ def zero_shot_classifier(
     """Compute one unit vector per class, (C, D), as the ensemble of its prompts.
 
     Raises:
-        UserError: a feature is not finite. The message has the model's `name`.
+        UserError: If a feature is not finite. The message has the model's `name`.
     """
     prompts = fill_templates(class_names, templates)
     features = encode_texts(model, prompts, batch_size, name)
@@ -146,7 +146,7 @@ def sentence_classifier(
     """Compute one unit vector per class, (C, D), as the ensemble of any number of sentences about it.
 
     Raises:
-        UserError: a feature is not finite. The message has the model's `name`.
+        UserError: If a feature is not finite. The message has the model's `name`.
     """
     features = encode_texts(model, list(chain.from_iterable(sentences)), batch_size, name)
     parts = features.split([len(group) for group in sentences])  # type: ignore[no-untyped-call]  # of (P, D)
@@ -159,7 +159,7 @@ def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list
     A template has a `{}` or `{c}` (as in CLIP_benchmark) for the class name.
 
     Raises:
-        UserError: a template has no place for the class name.
+        UserError: If a template has no place for the class name.
     """
     spelled = check_templates(templates)
     return [template.replace("{}", name) for name in class_names for template in spelled]

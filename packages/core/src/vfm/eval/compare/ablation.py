@@ -77,7 +77,7 @@ def load_step(step: AblationStep, report: Report) -> StepResult:
     """Select the scores of a step from its report.
 
     Raises:
-        UserError: the report lacks the metric or the model, or has a single model.
+        UserError: If the report lacks the metric or the model, or has a single model.
     """
     metric = step.metric or report.metrics[0].name
     scores = [score for score in report.metrics if score.name == metric]

@@ -133,7 +133,7 @@ def score_of(report: Report, metrics: Sequence[str]) -> ReportScore:
     """Average some metrics of a report, or take its main metric.
 
     Raises:
-        KeyError: the report has no such metric.
+        KeyError: If the report has no such metric.
     """
     names = list(metrics) or [report.metrics[0].name]
     by_name = {}

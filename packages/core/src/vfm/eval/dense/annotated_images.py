@@ -33,7 +33,7 @@ def each_image(
     results after `for_others`, if it is given.
 
     Raises:
-        UserError: too many images are bad.
+        UserError: If too many images are bad.
     """
     return each_result(
         source, reading, ctx, compute, lambda batch: [result for _, result in batch], for_others=for_others
@@ -64,7 +64,7 @@ def each_result(
         at_once: number of batches of each process that are sent together.
 
     Raises:
-        UserError: too many images are bad.
+        UserError: If too many images are bad.
     """
 
     def of_batch(numbers: list[int]) -> list[tuple[int, R | BadSample]]:
@@ -113,7 +113,7 @@ def check_size(file: object, predicted: NDArray[np.integer], size: tuple[int, in
         size: width and height of the image.
 
     Raises:
-        UserError: the sizes differ.
+        UserError: If the sizes differ.
     """
     width, height = size
     if predicted.shape != (height, width):

@@ -27,7 +27,7 @@ def check_dense_data(config: DenseEvaluation, data: AnnotatedImages) -> None:
     """Check that a dataset has the labels that an evaluation needs, and images if models are evaluated.
 
     Raises:
-        UserError: labels or images are missing.
+        UserError: If labels or images are missing.
     """
     if not set(config.tasks) & set(data.labels):
         needed, existing = " or ".join(config.tasks), ", ".join(data.labels)
@@ -50,7 +50,7 @@ def check_dense_model(
     """Check that a model has a task that is evaluated, and the dataset's classes if both are known.
 
     Raises:
-        UserError: the task or the classes do not fit.
+        UserError: If the task or the classes do not fit.
     """
     if not set(config.tasks) & set(tasks):
         needed, existing = " or ".join(config.tasks), ", ".join(tasks)
@@ -72,7 +72,7 @@ def check_dense_evaluations(
         known: looks up an input, None if it does not exist yet (`Preflight.artifact` or `Context.load`).
 
     Raises:
-        UserError: the tasks or the classes do not fit.
+        UserError: If the tasks or the classes do not fit.
     """
     for evaluation in config.evaluation.tasks:
         if isinstance(evaluation, DenseEvaluation):
@@ -91,7 +91,7 @@ def check_semantic(config: DenseProbe, data: AnnotatedImages, train: AnnotatedIm
     """Check that both sets have images with semantic labels, and the same classes.
 
     Raises:
-        UserError: images or labels are missing, or the classes differ.
+        UserError: If images or labels are missing, or the classes differ.
     """
     for ref, dataset in ((config.data, data), (config.train, train)):
         if dataset and ("semantic" not in dataset.labels or not dataset.has_images):

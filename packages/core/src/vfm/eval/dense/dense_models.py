@@ -32,7 +32,7 @@ def evaluate_predictors(config: DenseEvaluation, ctx: Context, models: Predictor
     """Evaluate loaded models, such as a model in training.
 
     Raises:
-        UserError: the data lack the labels for the evaluation, or too many images cannot be read.
+        UserError: If the data lack the labels for the evaluation, or too many images cannot be read.
     """
     return _evaluate(config, ctx, _load_data(config, ctx), models)
 
@@ -41,7 +41,7 @@ def load_predictor(checkpoint: DenseCheckpoint, device: torch.device) -> Any:
     """Load a model with the function named in its artifact. It is a predictor for all tasks of the checkpoint.
 
     Raises:
-        UserError: no installed stage declares that function.
+        UserError: If no installed stage declares that function.
     """
     return find_predictor(checkpoint)(checkpoint, device)
 

@@ -38,7 +38,7 @@ def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource,
     """Evaluate models and results files on all images of a dataset.
 
     Raises:
-        UserError: a file does not fit the dataset, or masks or objects to compare are missing.
+        UserError: If a file does not fit the dataset, or masks or objects to compare are missing.
     """
     predicted = predict(config, ctx, source, models)
     leave_to_first()
@@ -137,7 +137,7 @@ def choose_rule(config: Detection, data: AnnotatedImages) -> Rule:
     """Choose the rule, by default LVIS' for federated labels and COCO's for others.
 
     Raises:
-        UserError: LVIS' rule is set for images without lists of absent classes. It would drop every detection of a
+        UserError: If LVIS' rule is set for images without lists of absent classes. It would drop every detection of a
             class that an image lacks, which raised AP from 47.5 to 67.5 % on synthetic scenes of 120 classes.
     """
     if config.rule == "auto":
@@ -156,7 +156,7 @@ def choose_shapes(
     """Choose the shapes to compare: boxes, and also masks if the dataset and every model and file have them.
 
     Raises:
-        UserError: masks are requested, but a model has none.
+        UserError: If masks are requested, but a model has none.
     """
     lacking = [name for name, model in models.items() if "masks" not in model.tasks]
     for name in config.predictions:

@@ -83,8 +83,8 @@ def read_results(path: str | Path, source: AnnotatedSource) -> Detections:
     """Read a results file for the images of a dataset.
 
     Raises:
-        UserError: the file is not readable, it names an image or class that the dataset does not have, or an object has
-            no usable box, mask or score.
+        UserError: If the file is not readable, it names an image or class that the dataset does not have, or an object
+            has no usable box, mask or score.
     """
     with reading(path, "a list of results"), open(path, "rb") as file:
         records = json.load(file)

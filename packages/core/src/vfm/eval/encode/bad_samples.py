@@ -39,6 +39,6 @@ class BadSamples:
         """Check that few of `total` samples are bad.
 
         Raises:
-            UserError: more samples are bad than `reading` tolerates, or all of them.
+            UserError: If more samples are bad than `reading` tolerates, or all of them.
         """
         reading.check_bad(self.counts, total, items, self.first)

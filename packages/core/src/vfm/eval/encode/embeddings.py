@@ -101,7 +101,7 @@ def embed_dataset(
         The number of bad samples by reason.
 
     Raises:
-        UserError: too many images cannot be read, or an embedding is not finite.
+        UserError: If too many images cannot be read, or an embedding is not finite.
     """
     bad, seen = BadSamples(ctx), 0
     for batch in decoded_batches(source, reading, lambda sample: None, fits=preprocesses([encoder])):
@@ -140,7 +140,7 @@ def open_writer(file: Path, model: str, data: str = "") -> Writer:
         data: path of the dataset. Only a Parquet file stores it.
 
     Raises:
-        UserError: the suffix is neither .parquet nor .npy.
+        UserError: If the suffix is neither .parquet nor .npy.
     """
     if file.suffix == ".parquet":
         return ParquetWriter(file, model, data)
@@ -261,7 +261,7 @@ def read_embeddings(file: Path) -> SavedEmbeddings:
     """Read a file written by `vfm embed`.
 
     Raises:
-        UserError: the file does not exist, has another format, or was damaged since it was written.
+        UserError: If the file does not exist, has another format, or was damaged since it was written.
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file; make one with vfm embed")

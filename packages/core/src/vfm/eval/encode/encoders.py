@@ -94,7 +94,7 @@ def encode_texts(model: TextImageEncoder, texts: Sequence[str], batch_size: int,
         name: the model's name, for the error.
 
     Raises:
-        UserError: a feature is not finite.
+        UserError: If a feature is not finite.
     """
     rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     batches = own_share(in_batches(list(rows), batch_size))

@@ -94,7 +94,7 @@ def encode_dataset(
             features then have no columns.
 
     Raises:
-        UserError: too many samples are bad, or a feature is not finite.
+        UserError: If too many samples are bad, or a feature is not finite.
     """
     caches = _caches(source, encoders)
     cached = {name: set(cache.numbers.tolist()) for name, cache in caches.items()}
@@ -166,7 +166,7 @@ def _encode(
     """Encode the images of a batch that are not cached yet; return its samples without images, and the features.
 
     Raises:
-        UserError: a feature is not finite.
+        UserError: If a feature is not finite.
     """
     good = {number: item for number, item in batch if not isinstance(item, BadSample)}
     features = {}

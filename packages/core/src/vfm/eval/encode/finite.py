@@ -23,7 +23,7 @@ def check_finite(values: Any, model: str, names: Sequence[str]) -> None:
         names: names of the items, for the message.
 
     Raises:
-        UserError: an output is NaN or infinite. The message names the model and the first such item.
+        UserError: If an output is NaN or infinite. The message names the model and the first such item.
     """
     finite = torch.isfinite(torch.as_tensor(values))
     finite = finite.flatten(1).all(dim=1) if finite.ndim > 1 else finite

@@ -139,7 +139,7 @@ def compute_patch_maps(
         model_name: name of the model, for the error.
 
     Raises:
-        UserError: the encoder has no patch tokens, or a feature is not finite.
+        UserError: If the encoder has no patch tokens, or a feature is not finite.
     """
     model = encoder if isinstance(encoder, ClipModel) else encoder.module
     tower = vision_tower(model)

@@ -50,7 +50,7 @@ def best_ranks(
         Ranks counted from 0, (N,).
 
     Raises:
-        ValueError: a query has no right item.
+        ValueError: If a query has no right item.
     """
     missing = ~torch.isin(query_groups, item_groups)
     if bool(missing.any()):

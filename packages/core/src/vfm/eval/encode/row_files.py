@@ -35,7 +35,7 @@ class RowFile:
         """Map all rows from the file, fp16 (N, ...).
 
         Raises:
-            UserError: there is no row.
+            UserError: If there is no row.
         """
         if not self.shape:
             raise UserError("no image can be used")

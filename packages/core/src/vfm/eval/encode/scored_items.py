@@ -28,7 +28,7 @@ def read_items(directory: Path) -> dict[Key, Accuracy]:
     """Read the accuracies whose items a report has, by model and metric.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: If the file is damaged.
     """
     file = directory / ITEMS_FILE
     if not file.is_file():

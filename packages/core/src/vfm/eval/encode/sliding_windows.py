@@ -86,7 +86,7 @@ class WindowMean:
         """Compute the mean, (K, H, W).
 
         Raises:
-            ValueError: no window was added.
+            ValueError: If no window was added.
         """
         if self._total is None:
             raise ValueError("expected at least one window, got none")

@@ -60,7 +60,7 @@ def interpolate(start: ClipModel, end: ClipModel, alpha: float) -> ClipModel:
         A new model in evaluation mode, with the configuration of `start`.
 
     Raises:
-        UserError: the models differ in architecture or preprocessing.
+        UserError: If the models differ in architecture or preprocessing.
     """
     check_same_architecture(start, end)
     mixed = ClipModel(deepcopy(start.module), start.config, start.preprocess, start.name, start.folder)
@@ -75,7 +75,7 @@ def check_same_architecture(start: ClipModel, end: ClipModel) -> None:
     """Check that two models can be interpolated. Only shapes are compared, so `blueprint` models are enough.
 
     Raises:
-        UserError: the models differ. The message has the first difference.
+        UserError: If the models differ. The message has the first difference.
     """
     pair = f"{start.name} and {end.name} cannot be interpolated"
     shapes = [{name: tuple(value.shape) for name, value in model.module.state_dict().items()} for model in (start, end)]

@@ -89,7 +89,7 @@ def evaluated_classes(config: OpenSegmentation, data: AnnotatedImages) -> Evalua
     """Resolve the classes of an evaluation from its configuration and the dataset.
 
     Raises:
-        UserError: the dataset does not have a class, or the words do not fit the classes.
+        UserError: If the dataset does not have a class, or the words do not fit the classes.
     """
     names = data.class_names
     background, folded, ignored = config.background, list(config.as_background), list(config.ignore)

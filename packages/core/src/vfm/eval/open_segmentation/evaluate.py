@@ -91,8 +91,8 @@ def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders:
     """Evaluate CLIP models on all images of a dataset with every rule.
 
     Raises:
-        UserError: a model has no patch tokens in the joint space, classes and words do not fit the dataset, or no pixel
-            is labelled.
+        UserError: If a model has no patch tokens in the joint space, classes and words do not fit the dataset, or no
+            pixel is labelled.
     """
     data = ctx.load(config.data)
     check_open_segmentation_data(config, data)

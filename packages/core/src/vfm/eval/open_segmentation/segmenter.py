@@ -105,7 +105,7 @@ class Segmenter:
             key: key of the image, for errors.
 
         Raises:
-            UserError: an output is not finite, or the model cannot take windows of this size.
+            UserError: If an output is not finite, or the model cannot take windows of this size.
         """
         windows = self._cut(resized(image, self.windows.short_side))
         parts_by_rule: dict[str, list[Tensor]] = {name: [] for name in self.rules}

@@ -133,7 +133,7 @@ def check_open_segmentation_data(config: OpenSegmentation, data: AnnotatedImages
     """Check that a dataset has semantic labels and images.
 
     Raises:
-        UserError: labels or images are missing.
+        UserError: If labels or images are missing.
     """
     if "semantic" not in data.labels or not data.has_images:
         got = ", ".join(data.labels) if data.has_images else "labels only"

@@ -53,7 +53,7 @@ def score_retrieval(
     """Score models by recall at k, from images to captions and from captions to images.
 
     Raises:
-        UserError: all captions are the same.
+        UserError: If all captions are the same.
     """
     source = open_dataset(data)
 

@@ -51,7 +51,7 @@ def retrieval_ranks(
         max_scores: number of scores held at once.
 
     Raises:
-        ValueError: an image has no text.
+        ValueError: If an image has no text.
     """
     missing = torch.bincount(image_of_text, minlength=len(image_features)) == 0
     if bool(missing.any()):

@@ -96,8 +96,8 @@ def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str
     """Evaluate encoders by mean IoU with `train_head` or `remember_patches`, all on the same images.
 
     Raises:
-        UserError: an encoder has no patch tokens, the classes of `train` differ, there are too few images, or no pixel
-            is labelled.
+        UserError: If an encoder has no patch tokens, the classes of `train` differ, there are too few images, or no
+            pixel is labelled.
     """
     data = ctx.load(config.data)
     train = ctx.load(config.train) if config.train else None
@@ -282,7 +282,7 @@ def encode_maps(
         device: device of the encoder.
 
     Raises:
-        UserError: the encoder has no patch tokens, no such block, or cannot take images of this size.
+        UserError: If the encoder has no patch tokens, no such block, or cannot take images of this size.
     """
     side = image_size or encoder.preprocess.image_size
     settings = {"image_size": side, "resize_mode": "squash", "crop_pct": 1.0}

@@ -35,7 +35,7 @@ def evaluate_panoptic(config: Panoptic, ctx: Context, source: AnnotatedSource, m
     """Evaluate models and panoptic files on all images of a dataset.
 
     Raises:
-        UserError: a file does not fit the dataset.
+        UserError: If a file does not fit the dataset.
     """
     predict: dict[str, Predict] = {name: _by_model(model) for name, model in models.items()}
     predict |= {name: _by_file(path, source) for name, path in config.predictions.items()}

@@ -36,7 +36,7 @@ def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedS
     """Evaluate models and folders of label maps on all images of a dataset.
 
     Raises:
-        UserError: a map is missing or does not fit its image, or no pixel is labelled.
+        UserError: If a map is missing or does not fit its image, or no pixel is labelled.
     """
     predict = {name: _by_model(config, name, model, source) for name, model in models.items()}
     predict |= {name: _by_files(path, source) for name, path in config.predictions.items()}
@@ -80,7 +80,7 @@ def check_labelled(data: str, counts: MeanIou) -> None:
         counts: pixel counts of its images, from any model.
 
     Raises:
-        UserError: no pixel is labelled.
+        UserError: If no pixel is labelled.
     """
     if not counts.true.any():
         raise UserError(f"{data}: expected labelled pixels, got none")

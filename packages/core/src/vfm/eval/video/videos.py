@@ -61,7 +61,7 @@ def load_video_predictor(checkpoint: VideoClassifier, device: torch.device) -> V
     """Load a model with the function named in its artifact.
 
     Raises:
-        UserError: no installed stage declares that function.
+        UserError: If no installed stage declares that function.
     """
     predictor: VideoPredictor = find_predictor(checkpoint)(checkpoint, device)
     return predictor
@@ -71,7 +71,7 @@ def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[s
     """Evaluate loaded models on the same views of the same videos.
 
     Raises:
-        UserError: a model lacks a class of the dataset, or too many videos cannot be read.
+        UserError: If a model lacks a class of the dataset, or too many videos cannot be read.
     """
     data: VideoDataset = ctx.load(config.data)
     source, names = VideoSource.of(data), data.class_names
@@ -179,7 +179,7 @@ def embed_videos(
     """Write a unit vector for each video, the mean over its views, and count bad videos by reason.
 
     Raises:
-        UserError: too many videos cannot be read, or an embedding is not finite.
+        UserError: If too many videos cannot be read, or an embedding is not finite.
     """
     bad, done = BadSamples(ctx), 0
     for batch in read_ahead(source, range(len(source)), [model], views, reading.threads, reading.batch_size):

@@ -50,7 +50,7 @@ def _check_work(step: Step) -> None:
     """Check that a work folder is not another stage's, since its name only has eight digits of the identity.
 
     Raises:
-        UserError: it is another stage's.
+        UserError: If it is another stage's.
     """
     try:
         record = read_sealed(step.slot.work / STEP_FILE, "identity")
@@ -67,7 +67,7 @@ def read_step(work: Path, known: Mapping[str, type[Stage]]) -> Step:
         known: stage types by kind.
 
     Raises:
-        UserError: the folder holds no prepared step, or its stage kind is not installed.
+        UserError: If the folder holds no prepared step, or its stage kind is not installed.
     """
     file = work / STEP_FILE
     if not file.is_file():

@@ -38,7 +38,7 @@ class Command:
             The exit code, 0.
 
         Raises:
-            RuntimeError: the command failed.
+            RuntimeError: If the command failed.
         """
         if int(os.environ.get("SLURM_PROCID", "0")):  # the first machine starts the processes of the other machines
             return 0
@@ -77,7 +77,7 @@ def submit(arguments: Sequence[str], folder: Path, cluster: Cluster, settings: M
         settings: parameters of submitit, such as `nodes`, `gpus_per_node`, `timeout_min`, `slurm_partition`.
 
     Raises:
-        UserError: there is no such scheduler here, or no such parameter.
+        UserError: If there is no such scheduler here, or no such parameter.
     """
     words = [*python_command(), "-m", "vfm", *arguments]
     try:

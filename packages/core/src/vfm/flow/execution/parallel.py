@@ -29,7 +29,7 @@ def check_jobs(jobs: int) -> None:
     """Check the number of concurrent steps.
 
     Raises:
-        UserError: it is not a positive integer.
+        UserError: If it is not a positive integer.
     """
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise UserError(f"jobs: expected an integer from 1 on, got {jobs!r}")
@@ -51,7 +51,7 @@ def run_in_parallel(steps: Sequence[Step], run_one: RunOne, send: Send, jobs: in
 
     Raises:
         Preempted: a signal stopped the steps.
-        UserError: all failures were mistakes of the user, one line each. Otherwise the first other error is raised.
+        UserError: If all failures were mistakes of the user, one line each. Otherwise the first other error is raised.
     """
     with signals_forwarded() as processes:
         return _Queue(steps, run_one, send, jobs, processes).run()

@@ -59,7 +59,7 @@ def run_plan(
         jobs: number of concurrent steps. If more than one, each runs in a subprocess (`vfm.flow.execution.parallel`).
 
     Raises:
-        UserError: a check failed, an input is missing, or a stage reported a mistake that the user can correct.
+        UserError: If a check failed, an input is missing, or a stage reported a mistake that the user can correct.
     """
     check_jobs(jobs)
     started, begun = time.time(), time.monotonic()  # the system clock may be set back during the run
@@ -88,7 +88,7 @@ def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
         fresh: all steps will run again, so none of their artifacts is known.
 
     Raises:
-        UserError: one line for each check that failed.
+        UserError: If one line for each check that failed.
     """
     failures = []
     for step, before in _waiting(steps, fresh=fresh):
@@ -110,7 +110,7 @@ def check_continuations(steps: Sequence[Step]) -> None:
     """Check `continue_from` of every training stage that would run: the part of `preflight` that needs no torch.
 
     Raises:
-        UserError: one line for each mistake.
+        UserError: If one line for each mistake.
     """
     failures = []
     for step, before in _waiting(steps):

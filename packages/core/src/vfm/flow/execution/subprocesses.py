@@ -84,9 +84,9 @@ def run_subprocess(
         processes: holds the process while it runs.
 
     Raises:
-        UserError: the step reported a mistake of the user.
+        UserError: If the step reported a mistake of the user.
         Preempted: a signal stopped the step.
-        RuntimeError: the step failed. The message ends with the last lines of its standard error.
+        RuntimeError: If the step failed. The message ends with the last lines of its standard error.
     """
     # The subprocess inherits the lock. If this process is killed, the lock is held until the subprocess ends too.
     errors = step.slot.work / "process.log"

@@ -25,7 +25,7 @@ class Tracker(ABC):
         recipe: name of the recipe.
 
     Raises:
-        UserError: the tracker's package is not installed.
+        UserError: If the tracker's package is not installed.
     """
 
     module: ClassVar[str]
@@ -166,7 +166,7 @@ def open_tracker(name: str, directory: Path, recipe: str) -> Tracker:
     """Open the tracker of a name.
 
     Raises:
-        UserError: there is no such tracker, or its package is not installed.
+        UserError: If there is no such tracker, or its package is not installed.
     """
     if name not in TRACKERS:
         raise UserError(f"track: expected one of {', '.join(TRACKERS)}, got {name}{did_you_mean(name, TRACKERS)}")

@@ -11,8 +11,8 @@ def check_continuation(stage: Training, known: Preflight) -> None:
     """Check that the training stage to continue from keeps its state, and that steps are left.
 
     Raises:
-        UserError: it is not a training stage of the same kind, has another optimizer, does not keep the state, or has
-            as many steps as this stage or as a step to skip.
+        UserError: If it is not a training stage of the same kind, has another optimizer, does not keep the state, or
+            has as many steps as this stage or as a step to skip.
     """
     if stage.continue_from is None:
         return

@@ -35,7 +35,7 @@ def estimate_costs(recipe: Recipe, artifacts: Mapping[str, Path]) -> dict[str, C
     """Estimate the cost of each stage that has one, by name.
 
     Raises:
-        UserError: a stage's settings do not fit its models.
+        UserError: If a stage's settings do not fit its models.
     """
     ctx = Preflight({stage.name: stage for stage in recipe.stages}, artifacts)
     return {stage.name: _cost(stage, ctx) for stage in recipe.stages if stage.costs}

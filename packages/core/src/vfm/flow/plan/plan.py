@@ -47,7 +47,7 @@ def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = la
     them. Equal identities mean equal results, so a published artifact is never made again.
 
     Raises:
-        UserError: an outside file is missing or cannot be read, a published artifact lacks files, belongs to another
+        UserError: If an outside file is missing or cannot be read, a published artifact lacks files, belongs to another
             identity, or refers to images that were moved (one line each), or the store is not a folder.
     """
     store.check()
@@ -83,7 +83,7 @@ def steps_until(steps: Sequence[Step], name: str) -> list[Step]:
     """Select the steps of a plan that a stage needs, with the stage itself at the end.
 
     Raises:
-        UserError: no stage has this name.
+        UserError: If no stage has this name.
     """
     needed = {name}
     for step in reversed(steps):
@@ -104,7 +104,7 @@ def check_identity(step: Step, identity: str, folder: Path) -> None:
         folder: the folder.
 
     Raises:
-        UserError: the folder belongs to another identity.
+        UserError: If the folder belongs to another identity.
     """
     if identity != step.identity:
         raise UserError(

@@ -128,7 +128,7 @@ class Store:
         """Check that the store is a folder, or can become one.
 
         Raises:
-            UserError: its path belongs to something else, such as a file or a link to nothing.
+            UserError: If its path belongs to something else, such as a file or a link to nothing.
         """
         if os.path.lexists(self.root) and not self.root.is_dir():
             raise UserError(f"{self.root}: expected a folder of artifacts and runs, got a file or a broken link")

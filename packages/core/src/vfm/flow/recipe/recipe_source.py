@@ -42,7 +42,7 @@ def find_recipe(source: str) -> Path:
     """Find the file of a recipe by its path or by the name of a shipped recipe.
 
     Raises:
-        UserError: there is no such file and no such shipped recipe.
+        UserError: If there is no such file and no such shipped recipe.
     """
     if os.path.isfile(source):  # False, not an error, for a name that is too long
         return Path(source)
@@ -63,7 +63,7 @@ def read_text(file: Path) -> str:
     """Read the text of a recipe file.
 
     Raises:
-        UserError: it is not UTF-8.
+        UserError: If it is not UTF-8.
     """
     try:
         return file.read_text(encoding="utf-8")
@@ -85,8 +85,8 @@ def read_source(text: str, where: str, folder: Path, chain: Sequence[Path] = ())
         chain: files being read, the recipe first and this file last.
 
     Raises:
-        UserError: the text is not valid YAML, `base` names no recipe or leads back to this one, or a stage has no name,
-            although there is a base.
+        UserError: If the text is not valid YAML, `base` names no recipe or leads back to this one, or a stage has no
+            name, although there is a base.
     """
     value, lines = yaml_lines.parse(text, where)
     if not isinstance(value, dict):
@@ -171,7 +171,7 @@ def apply_overrides(source: RecipeSource, overrides: Sequence[str]) -> None:
     """Apply `NAME.FIELD=VALUE` overrides to a recipe, with values in YAML.
 
     Raises:
-        UserError: an override has another form, or names no stage.
+        UserError: If an override has another form, or names no stage.
     """
     listed = source.value.get("stages")
     stages = listed if isinstance(listed, list) else []
@@ -233,7 +233,7 @@ class Mistakes:
         """Raise the mistakes as one UserError, in the order of their lines, with `--set` options last.
 
         Raises:
-            UserError: there are mistakes.
+            UserError: If there are mistakes.
         """
         if self.lines:
             raise UserError("\n".join(map(yaml_lines.one_line, self._ordered())))

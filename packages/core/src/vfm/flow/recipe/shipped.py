@@ -26,7 +26,7 @@ def shipped_files(folder: str) -> dict[str, Path]:
         folder: the folder's name in the packages, `recipes` or `suites`. It may have subfolders.
 
     Raises:
-        UserError: two files have the same name.
+        UserError: If two files have the same name.
     """
     files: dict[str, Path] = {}
     for package in sorted(_package_folders()):

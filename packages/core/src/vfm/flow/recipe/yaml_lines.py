@@ -82,7 +82,7 @@ def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
         where: name of the file, for error messages.
 
     Raises:
-        UserError: the text is not valid YAML, or nested too deeply.
+        UserError: If the text is not valid YAML, or nested too deeply.
     """
     try:
         loader = _Loader(text)

@@ -115,7 +115,7 @@ def read_manifest(artifact: Path) -> dict[str, Any]:
     """Read the manifest of a published artifact.
 
     Raises:
-        UserError: the manifest is missing or damaged.
+        UserError: If the manifest is missing or damaged.
     """
     return read_sealed(artifact / MANIFEST_FILE, "kind", "identity", "inputs", "numbers", "finished")
 

@@ -68,7 +68,7 @@ def record_of_step(work: Path) -> dict[str, Any]:
     """Read how the artifact of a work folder is being made, with the keys of a manifest.
 
     Raises:
-        UserError: the folder holds no prepared step.
+        UserError: If the folder holds no prepared step.
     """
     record = read_sealed(work / STEP_FILE, "stage", "inputs", "fingerprints")
     sources = {located(path): fingerprint for path, fingerprint in record["fingerprints"].items()}

@@ -24,7 +24,7 @@ def is_running(directory: Path) -> bool:
     A training stage prepared by `vfm run --prepare` is run by a process that does not write events of the run.
 
     Raises:
-        UserError: the file of events, or a lock, is not a regular file.
+        UserError: If the file of events, or a lock, is not a regular file.
     """
     folder = directory / LINKS
     links = [link for link in folder.iterdir() if link.is_symlink()] if folder.is_dir() else []

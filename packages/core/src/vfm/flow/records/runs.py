@@ -75,7 +75,7 @@ def kept_runs(store: Store) -> list[KeptRun]:
     """List the runs of a store, grouped by name and in the order of their numbers.
 
     Raises:
-        UserError: the store is not a folder.
+        UserError: If the store is not a folder.
     """
     store.check()
     runs = []
@@ -113,7 +113,7 @@ def open_run(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
     temporary one outside the store.
 
     Raises:
-        UserError: the store is not writable, and an artifact is missing.
+        UserError: If the store is not writable, and an artifact is missing.
     """
     folder = store.runs
     if is_writable(folder):

@@ -48,7 +48,7 @@ def places(store: Path) -> list[Place]:
     """List the artifacts and checkpoints of a store, or the artifact itself if the folder is an artifact.
 
     Raises:
-        UserError: there is no such folder, or it has neither artifacts nor runs.
+        UserError: If there is no such folder, or it has neither artifacts nor runs.
     """
     if not store.is_dir():
         raise UserError(f"{store}: no such folder; expected a folder of artifacts and runs")

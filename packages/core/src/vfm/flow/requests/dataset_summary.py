@@ -112,7 +112,7 @@ def summarize_dataset(
         num_samples: number of samples to read; None: all.
 
     Raises:
-        UserError: the path does not exist, its format is not supported, or none of its samples can be used.
+        UserError: If the path does not exist, its format is not supported, or none of its samples can be used.
     """
     if (Path(path) / FACTS_FILE).is_file():
         saved = Artifact.load(path)

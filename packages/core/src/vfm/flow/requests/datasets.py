@@ -65,7 +65,7 @@ def dataset_at(word: str, known: Mapping[str, type[Stage]], train: str | None = 
         train: path of training images; default: the folder or split `train` next to the data.
 
     Raises:
-        UserError: the path does not exist, or has no supported format.
+        UserError: If the path does not exist, or has no supported format.
     """
     name, path = split_name(word)
     training = _training_images(train, known) if train else None
@@ -110,7 +110,7 @@ def import_fields(path: str) -> tuple[Fields, Fields | None]:
     """Choose the fields of the stage that imports a path, and of the stage for training images next to it.
 
     Raises:
-        UserError: the path does not exist, or has no supported format.
+        UserError: If the path does not exist, or has no supported format.
     """
     root = path.rstrip("/")
     if files.is_directory(root):

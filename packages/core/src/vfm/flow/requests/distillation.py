@@ -46,7 +46,7 @@ def distillation_recipe(request: DistillationRequest, known: Mapping[str, type[S
     """Write the recipe as YAML.
 
     Raises:
-        UserError: the package with the method is not installed, or a probe lacks its training images.
+        UserError: If the package with the method is not installed, or a probe lacks its training images.
     """
     if METHOD not in known:
         raise UserError(f"vfm distill needs the stage {METHOD}: {how_to_install('vfm-eva')}")

@@ -75,7 +75,7 @@ def evaluation_recipe(
         description: description of the recipe.
 
     Raises:
-        UserError: a task is unknown or fits no dataset or model, or a name is used twice.
+        UserError: If a task is unknown or fits no dataset or model, or a name is used twice.
     """
     kinds = set()
     for stage in plan.known.values():

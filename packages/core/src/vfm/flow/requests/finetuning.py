@@ -49,7 +49,7 @@ def finetuning_recipe(request: Finetuning, known: Mapping[str, type[Stage]]) -> 
     """Write the recipe as YAML: the shipped `clip_finetune` with one training stage, and all possible evaluations.
 
     Raises:
-        UserError: the package with the method is not installed, or the model is not a CLIP model.
+        UserError: If the package with the method is not installed, or the model is not a CLIP model.
     """
     if METHOD not in known:
         raise UserError(f"vfm finetune needs the stage {METHOD}: {how_to_install('vfm-clip')}")

@@ -23,7 +23,7 @@ def forecast_recipe(clip: Input, generator: str, pairs: str, preset: str, known:
         known: stage types by kind.
 
     Raises:
-        UserError: the package with the method is not installed, or an input is of another type.
+        UserError: If the package with the method is not installed, or an input is of another type.
     """
     if METHOD not in known:
         raise UserError(f"vfm forecast needs the stage {METHOD}: {how_to_install('vfm-diva')}")

@@ -62,7 +62,7 @@ def model_input(word: str) -> Input:
     open_clip name after a comma: `ViT-B-32,openai`.
 
     Raises:
-        UserError: there is no such model, or the folder holds another artifact.
+        UserError: If there is no such model, or the folder holds another artifact.
     """
     name, rest = split_name(word)
     artifact = saved_artifact(rest)

@@ -51,7 +51,7 @@ def requested_recipe(request: EvaluationRequest, known: Mapping[str, type[Stage]
         known: stage types by kind.
 
     Raises:
-        UserError: there is no such model, dataset or task, or nothing fits.
+        UserError: If there is no such model, dataset or task, or nothing fits.
     """
     wrong = [mode for mode in request.resize if mode not in RESIZE_MODES]
     if wrong:

@@ -93,7 +93,7 @@ def load_suite(source: str, known: Mapping[str, type[Stage]] | None = None) -> S
         known: stage types by kind, for files that users write; None: the kinds of its datasets are not checked.
 
     Raises:
-        UserError: there is no such suite, or it has a mistake.
+        UserError: If there is no such suite, or it has a mistake.
     """
     shipped = shipped_files("suites")
     file = Path(source) if Path(source).is_file() else shipped.get(source)
@@ -160,7 +160,7 @@ def shipped_dataset(name: str, root: str, known: Mapping[str, type[Stage]]) -> E
     """Find the dataset of this name in any shipped suite. None if no suite has it.
 
     Raises:
-        UserError: a suite has it, but it is not under `root`.
+        UserError: If a suite has it, but it is not under `root`.
     """
     for suite in map(load_suite, shipped_files("suites")):
         matches = [entry for entry in suite.sets if name in (entry.name, entry.name.rpartition("/")[2])]

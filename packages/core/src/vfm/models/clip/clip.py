@@ -75,7 +75,7 @@ class ClipModel:
         """open_clip's tokenizer of this model, or the faster `WordTokenizer` with the same result.
 
         Raises:
-            UserError: the tokenizer cannot be loaded, or its tokens do not fit the text tower.
+            UserError: If the tokenizer cannot be loaded, or its tokens do not fit the text tower.
         """
         tokenizer = build_tokenizer(self.config["text_cfg"], self.context_length, self.name, self.folder)
         check_tokenizer(tokenizer, self.module, self.name)
@@ -147,7 +147,7 @@ def build_clip(
         overrides: further keys of the configuration (`init_logit_scale`, `init_logit_bias`, `quick_gelu`, ...).
 
     Raises:
-        UserError: the name or a key of the configuration is unknown, or the image size does not fit the patches.
+        UserError: If the name or a key of the configuration is unknown, or the image size does not fit the patches.
     """
     if isinstance(model, str):
         name, base = model, get_clip_config(model)
@@ -208,7 +208,7 @@ def load_clip(
         noise: as in `build_clip`.
 
     Raises:
-        UserError: the folder is not in open_clip's layout, or its weights do not fit its configuration or the size.
+        UserError: If the folder is not in open_clip's layout, or its weights do not fit its configuration or the size.
     """
     if isinstance(checkpoint, ClipCheckpoint):
         folder, name = checkpoint.path, checkpoint.model

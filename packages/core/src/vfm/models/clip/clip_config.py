@@ -46,7 +46,7 @@ def get_clip_config(name: str) -> dict[str, Any]:
     """Look up open_clip's configuration of a model name.
 
     Raises:
-        UserError: open_clip does not have it, or it cannot be fetched.
+        UserError: If open_clip does not have it, or it cannot be fetched.
     """
     unsupported = _UNSUPPORTED.search(name)
     if unsupported:
@@ -65,7 +65,7 @@ def read_clip_config(folder: Path) -> dict[str, Any]:
     """Read `open_clip_config.json`.
 
     Raises:
-        UserError: the file is missing, is not JSON, or has no `model_cfg`.
+        UserError: If the file is missing, is not JSON, or has no `model_cfg`.
     """
     file = folder / CONFIG_FILE
     if not file.is_file():
@@ -77,7 +77,7 @@ def clip_weights_file(folder: Path) -> Path:
     """Find the weights file of a folder in open_clip's layout.
 
     Raises:
-        UserError: the folder has none.
+        UserError: If the folder has none.
     """
     return find_weights(folder, WEIGHTS_FILES)
 
@@ -86,7 +86,7 @@ def check_keys(config: Mapping[str, Any], name: str) -> None:
     """Check that a configuration has all required parts and no key that open_clip would not accept.
 
     Raises:
-        UserError: a part is missing, or a key or value is not accepted. The message names the first.
+        UserError: If a part is missing, or a key or value is not accepted. The message names the first.
     """
     model = f"CLIP model {name!r}"
     for key in ("embed_dim", "vision_cfg", "text_cfg"):
@@ -118,7 +118,7 @@ def check_tokenizer_options(text: Mapping[str, Any], name: str) -> None:
     """Check the `tokenizer_kwargs` of a text tower's configuration, whose author need not be trusted.
 
     Raises:
-        UserError: an option is not in `TOKENIZER_OPTIONS`, or has another type.
+        UserError: If an option is not in `TOKENIZER_OPTIONS`, or has another type.
     """
     options = text.get("tokenizer_kwargs") or {}
     location = f"CLIP model {name!r}: text_cfg.tokenizer_kwargs"

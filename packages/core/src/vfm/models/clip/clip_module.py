@@ -24,7 +24,7 @@ def build_module(config: Mapping[str, Any], name: str) -> nn.Module:
     """Build the module with random weights, at the configuration's image size.
 
     Raises:
-        UserError: the configuration is inconsistent, or the image size does not fit the patches.
+        UserError: If the configuration is inconsistent, or the image size does not fit the patches.
     """
     _check_regularisation(config["vision_cfg"], name)
     module = _construct(config, name)
@@ -43,7 +43,7 @@ def set_image_size(module: nn.Module, vision: Mapping[str, Any], name: str) -> N
     positions are recomputed.
 
     Raises:
-        UserError: the size does not fit.
+        UserError: If the size does not fit.
     """
     size, visual = vision.get("image_size", 224), module.visual
     if not isinstance(size, int):
@@ -69,7 +69,7 @@ def load_weights(module: nn.Module, file: Path, name: str, *, origin: Path | Non
         origin: the user's file, for errors, if `file` is a temporary copy of it.
 
     Raises:
-        UserError: the file cannot be read, or does not fit.
+        UserError: If the file cannot be read, or does not fit.
     """
     try:
         open_clip.load_checkpoint(module, str(file), strict=True, weights_only=True)

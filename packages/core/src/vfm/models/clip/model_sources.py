@@ -23,7 +23,7 @@ def local_folder(source: str) -> Path | None:
     """Find the folder that a source names with `local-dir:` or by its path; None if it names none.
 
     Raises:
-        UserError: the folder after `local-dir:` does not exist.
+        UserError: If the folder after `local-dir:` does not exist.
     """
     folder = Path(source.removeprefix(FOLDER_PREFIX))
     if source.startswith(FOLDER_PREFIX) and not folder.is_dir():
@@ -43,7 +43,7 @@ def check_weights_file(name: str) -> None:
     """Check that a file of weights exists.
 
     Raises:
-        UserError: the file does not exist.
+        UserError: If the file does not exist.
     """
     if not Path(name).is_file():
         raise UserError(f"{name}: no such checkpoint file")
@@ -53,7 +53,7 @@ def fetch(name: str, download: Callable[[], T]) -> T:
     """Call `download`, and convert any of its many possible errors to a single line.
 
     Raises:
-        UserError: the download failed.
+        UserError: If the download failed.
     """
     try:
         return download()
@@ -72,7 +72,7 @@ def is_vision_source(source: str, pretrained: str | None) -> bool:
     Where timm and open_clip share a name, a `pretrained` tag of open_clip decides for the CLIP model.
 
     Raises:
-        UserError: the model does not exist.
+        UserError: If the model does not exist.
     """
     folder = local_folder(source)
     if folder:

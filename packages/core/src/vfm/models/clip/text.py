@@ -93,7 +93,7 @@ def build_tokenizer(
         folder: folder of the loaded model. A Hugging Face tokenizer saved there is preferred to the hub's.
 
     Raises:
-        UserError: the tokenizer cannot be loaded, its options are not allowed, or transformers is not installed.
+        UserError: If the tokenizer cannot be loaded, its options are not allowed, or transformers is not installed.
     """
     check_tokenizer_options(text, model)
     options = {"context_length": context_length, **(text.get("tokenizer_kwargs") or {})}
@@ -125,7 +125,7 @@ def check_tokenizer(tokenizer: Callable[..., Tensor], module: nn.Module, model: 
         model: the model's name, for errors.
 
     Raises:
-        UserError: the tokenizer is another model's, or its context length differs from the text tower's.
+        UserError: If the tokenizer is another model's, or its context length differs from the text tower's.
     """
     tower: Any = getattr(module, "text", module)
     tokens = tokenizer(PROBES)

@@ -76,9 +76,9 @@ def import_generator(source: str, directory: Path) -> GeneratorCheckpoint:
         directory: folder of the copy.
 
     Raises:
-        UserError: diffusers is not installed, the model does not exist or is not in diffusers' layout, or a tokenizer
-            is missing. It is also raised if the weights of the denoiser, VAE or text encoders are missing, pickled, of
-            half precision only, not finite, or do not fit their configuration.
+        UserError: If diffusers is not installed, the model does not exist or is not in diffusers' layout, or a
+            tokenizer is missing. It is also raised if the weights of the denoiser, VAE or text encoders are missing,
+            pickled, of half precision only, not finite, or do not fit their configuration.
     """
     folder = _find_folder(source)
     facts = read_facts(folder)
@@ -97,7 +97,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """Read the facts of a `GeneratorCheckpoint` from a folder in diffusers' layout.
 
     Raises:
-        UserError: a part is missing, or the denoiser has no cross-attention.
+        UserError: If a part is missing, or the denoiser has no cross-attention.
     """
     file = folder / denoiser_folder(folder) / "config.json"
     config = read_part(file)

@@ -33,7 +33,7 @@ def denoiser_folder(folder: Path) -> str:
     """Find the name of the denoiser's folder: `unet` or `transformer`.
 
     Raises:
-        UserError: neither exists.
+        UserError: If neither exists.
     """
     for name in DENOISERS:
         if (folder / name / "config.json").is_file():
@@ -51,7 +51,7 @@ def check_parts(folder: Path, source: str) -> None:
         source: origin of the model, for errors.
 
     Raises:
-        UserError: diffusers is not installed, a part is missing, or it does not fit its configuration.
+        UserError: If diffusers is not installed, a part is missing, or it does not fit its configuration.
     """
     try:
         import diffusers
@@ -92,7 +92,7 @@ def check_encoder_classes(index: Mapping[str, Any], file: Path) -> None:
         file: path of the index, for the error.
 
     Raises:
-        UserError: a part belongs to another library.
+        UserError: If a part belongs to another library.
     """
     for name, value in index.items():
         if name.startswith(ENCODERS) and isinstance(value, list) and None not in value and value[:1] != [TRANSFORMERS]:
@@ -232,7 +232,7 @@ def read_part(file: Path) -> dict[str, Any]:
     """Read the content of a part's JSON file.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: If the file is missing or damaged.
     """
     if not file.is_file():
         raise UserError(f"{file}: missing, so this is not a model in diffusers' layout")

@@ -96,7 +96,7 @@ def import_clip(
             more than a CLIP model.
 
     Raises:
-        UserError: a name is unknown, the weights are missing or do not fit, they were trained with QuickGELU and the
+        UserError: If a name is unknown, the weights are missing or do not fit, they were trained with QuickGELU and the
             model has GELU, or the file has no text tower and `options` has none either.
     """
     report = KeyReport() if report is None else report
@@ -158,7 +158,7 @@ def clip_from_file(
         report: as in `import_clip`.
 
     Raises:
-        UserError: the file cannot be read, or does not fit.
+        UserError: If the file cannot be read, or does not fit.
     """
     if source is not None and file.suffix in NUMPY_SUFFIXES:  # open_clip reads these itself
         model = build_clip(source)

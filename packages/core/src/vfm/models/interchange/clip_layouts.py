@@ -89,7 +89,7 @@ def tensors_with_text_of(other: ClipModel, tensors: Mapping[str, Tensor], where:
     """Combine the vision tower of `tensors` with everything else of another model.
 
     Raises:
-        UserError: the vision towers of the two models have different shapes.
+        UserError: If the vision towers of the two models have different shapes.
     """
     theirs: dict[str, Tensor] = other.module.state_dict()
     combined = {key: value for key, value in tensors.items() if key.startswith(VISUAL)}

@@ -83,7 +83,7 @@ def load_eva_vision(
         report: filled with the fate of every key.
 
     Raises:
-        UserError: a key is missing, unknown or of another shape. Nothing is loaded then.
+        UserError: If a key is missing, unknown or of another shape. Nothing is loaded then.
     """
     rename = to_timm(tensors)
     dropped = {**PRE_TRAINING, **ROPE}
@@ -124,7 +124,7 @@ def vision_architecture(tensors: Tensors, where: str) -> str:
     """Find the timm name of a file's encoder.
 
     Raises:
-        UserError: timm has no encoder of its shapes, or more than one.
+        UserError: If timm has no encoder of its shapes, or more than one.
     """
 
     def load(name: str) -> None:
@@ -142,7 +142,7 @@ def clip_architecture(tensors: Tensors, where: str) -> str:
     """Find the open_clip name of a file's CLIP model.
 
     Raises:
-        UserError: open_clip has no model of its shapes, or more than one.
+        UserError: If open_clip has no model of its shapes, or more than one.
     """
     towers: dict[str, str] = {}
     for name in _eva_clip_names():

@@ -130,7 +130,7 @@ def to_official(tensors: Tensors, trunk: Any, report: KeyReport) -> dict[str, Te
         report: filled with the fate of every key.
 
     Raises:
-        UserError: the official layouts have no entry for a key.
+        UserError: If the official layouts have no entry for a key.
     """
     layout = layout_of(tensors)
     rules = [(rule.timm, rule.official) for rule in RENAMES if rule.on_export(tensors)]

@@ -55,7 +55,7 @@ def open_model(folder: Path) -> Model:
         The model in evaluation mode.
 
     Raises:
-        UserError: the folder holds no model, its weights do not fit or are not finite, or a file of the artifact is
+        UserError: If the folder holds no model, its weights do not fit or are not finite, or a file of the artifact is
             damaged.
     """
     if not folder.is_dir():
@@ -103,7 +103,7 @@ def find_format(name: str, model: Model, where: str, base: Path | None = None) -
         base: for `llava`, the folder of the checkpoint that the model becomes a part of.
 
     Raises:
-        UserError: the format does not exist, or it cannot hold the model. The message names the formats that can.
+        UserError: If the format does not exist, or it cannot hold the model. The message names the formats that can.
     """
     check_format(name, base)
     form = _llava(base) if base else FORMATS[name]
@@ -118,7 +118,7 @@ def check_format(name: str, base: Path | None) -> None:
     """Check that a format exists, and that there is a base for `llava` and only for it.
 
     Raises:
-        UserError: one of these does not hold.
+        UserError: If one of these does not hold.
     """
     names = [*FORMATS, "llava"]
     if name not in names:
@@ -211,7 +211,7 @@ def transformers_config(model: ClipModel, where: str) -> dict[str, Any]:
     """Build the `config.json` of a CLIP model in Hugging Face's layout, without reading weights.
 
     Raises:
-        UserError: that layout cannot hold the model, which the message calls `where`.
+        UserError: If that layout cannot hold the model, which the message calls `where`.
     """
     find_format("hf", model, where)
     is_siglip = bool(hugging_face.hugging_face_mismatches(model))

@@ -93,7 +93,7 @@ def to_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert open_clip's tensors to Hugging Face's names, with the fused qkv split in three.
 
     Raises:
-        UserError: a key has no counterpart in the other layout.
+        UserError: If a key has no counterpart in the other layout.
     """
     out: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
@@ -120,7 +120,7 @@ def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert Hugging Face's tensors to open_clip's names, as the inverse of `to_hugging_face`.
 
     Raises:
-        UserError: a key has no counterpart in the other layout.
+        UserError: If a key has no counterpart in the other layout.
     """
     names, transposed, blocks, parts = (_inverse(rules) for rules in (_NAMES, _TRANSPOSED, _BLOCKS, _PARTS))
     out: dict[str, Tensor] = {}
@@ -149,7 +149,7 @@ def save_hugging_face(model: ClipModel, directory: Path) -> None:
     """Save a `CLIPModel` and the files of `CLIPProcessor`: configuration, weights, image settings and tokenizer.
 
     Raises:
-        UserError: `CLIPModel` does not support the architecture.
+        UserError: If `CLIPModel` does not support the architecture.
     """
     reasons = hugging_face_mismatches(model)
     if reasons:
@@ -171,7 +171,7 @@ def load_hugging_face(folder: Path) -> ClipModel:
     """Load the model of a folder in the layout of `CLIPModel`.
 
     Raises:
-        UserError: the folder holds a model of another type, or its weights do not fit its configuration.
+        UserError: If the folder holds a model of another type, or its weights do not fit its configuration.
     """
     config, weights = read_hugging_face_config(folder), find_weights(folder, WEIGHTS_FILES)
     with naming(folder / CONFIG_FILE, "the configuration of a CLIP model"):
@@ -193,7 +193,7 @@ def read_hugging_face_config(folder: Path) -> dict[str, Any]:
     """Read open_clip's configuration of a folder in the layout of `CLIPModel`.
 
     Raises:
-        UserError: the folder holds a model of another type.
+        UserError: If the folder holds a model of another type.
     """
     record = read_record(folder / CONFIG_FILE)
     if record.get("model_type") != "clip":

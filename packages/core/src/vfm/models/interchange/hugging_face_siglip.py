@@ -87,7 +87,7 @@ def to_siglip(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The blocks' fused q, k, v are split, and the pooling's separate projections are joined.
 
     Raises:
-        UserError: a key has no counterpart in `SiglipModel`.
+        UserError: If a key has no counterpart in `SiglipModel`.
     """
     out: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
@@ -111,7 +111,7 @@ def siglip_names(key: str) -> tuple[list[str], str | None]:
         part: `q` or `kv` for a part of the pooling's joint projection, else None.
 
     Raises:
-        UserError: the key has no counterpart in `SiglipModel`.
+        UserError: If the key has no counterpart in `SiglipModel`.
     """
     if key in _LOGITS:
         return [key], None
@@ -164,7 +164,7 @@ def save_siglip(model: ClipModel, directory: Path) -> None:
     """Save a `SiglipModel` and the files of `SiglipProcessor`: configuration, weights, image settings and tokenizer.
 
     Raises:
-        UserError: `SiglipModel` does not support the architecture, or the tokenizer cannot be loaded.
+        UserError: If `SiglipModel` does not support the architecture, or the tokenizer cannot be loaded.
     """
     reasons = siglip_mismatches(model)
     if reasons:

@@ -60,7 +60,7 @@ def load_transformers_model(folder: Path) -> ClipModel:
     """Load the model of a folder in the layout of `CLIPModel`, `SiglipModel` or `Siglip2Model`.
 
     Raises:
-        UserError: the folder holds a model of another type, or its weights do not fit its configuration.
+        UserError: If the folder holds a model of another type, or its weights do not fit its configuration.
     """
     is_siglip = read_record(folder / CONFIG_FILE).get("model_type") in SIGLIP_TYPES
     return load_siglip(folder) if is_siglip else load_hugging_face(folder)
@@ -70,7 +70,7 @@ def transformers_model_config(folder: Path) -> dict[str, Any]:
     """Read open_clip's configuration of the model that `load_transformers_model` loads.
 
     Raises:
-        UserError: the folder holds a model of another type.
+        UserError: If the folder holds a model of another type.
     """
     record = read_record(folder / CONFIG_FILE)
     if record.get("model_type") not in SIGLIP_TYPES:
@@ -83,7 +83,7 @@ def load_siglip(folder: Path) -> ClipModel:
     """Load the model of a folder in the layout of `SiglipModel`, with the folder's tokenizer if it has one.
 
     Raises:
-        UserError: timm has no encoder of its shapes, or its weights do not fit its configuration.
+        UserError: If timm has no encoder of its shapes, or its weights do not fit its configuration.
     """
     weights = find_weights(folder, WEIGHTS_FILES)
     model = build_clip(transformers_model_config(folder))
@@ -113,7 +113,7 @@ def open_clip_siglip_config(record: Mapping[str, Any], where: str, tokenizer: Pa
         tokenizer: a folder with a Hugging Face tokenizer, for vocabularies that are not known by their size.
 
     Raises:
-        UserError: timm has no encoder of these shapes, or the towers differ in width.
+        UserError: If timm has no encoder of these shapes, or the towers differ in width.
     """
     vision = {**_VISION, **_known(record.get("vision_config"), _VISION)}
     if record.get("model_type") == "siglip2":  # the grid of the learned positions
@@ -166,8 +166,8 @@ def from_siglip(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> di
         like: state dict of the open_clip model.
 
     Raises:
-        KeyError: a tensor is missing.
-        UserError: a tensor has no counterpart in open_clip's model.
+        KeyError: If a tensor is missing.
+        UserError: If a tensor has no counterpart in open_clip's model.
     """
     unused = {key for key in tensors if not key.endswith("position_ids")}  # constants, saved by older releases
     out: dict[str, Tensor] = {}

@@ -38,7 +38,7 @@ def save_tokenizer(model: ClipModel, directory: Path, *, reads_padding: bool) ->
             takes no attention mask.
 
     Raises:
-        UserError: a Hugging Face tokenizer cannot be loaded.
+        UserError: If a Hugging Face tokenizer cannot be loaded.
     """
     tokenizer: Any = model.tokenizer
     changes: dict[str, Any] = {"model_max_length": model.context_length}

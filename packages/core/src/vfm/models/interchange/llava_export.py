@@ -42,7 +42,7 @@ def llava_mismatch(model: Any, base: Path) -> str:
     """Explain why a model's vision tower cannot be put into a LLaVA checkpoint; empty if it can.
 
     Raises:
-        UserError: the folder is not a LLaVA checkpoint in transformers' layout with safetensors.
+        UserError: If the folder is not a LLaVA checkpoint in transformers' layout with safetensors.
     """
     if not isinstance(model, ClipModel):
         return "it is a vision encoder without a text tower"
@@ -74,8 +74,8 @@ def write_llava(model: Any, directory: Path, base: Path) -> list[str]:
         Lines for the user: the number of replaced tensors, and whether LLaVA reads the ones that differ.
 
     Raises:
-        UserError: the checkpoint's tower has a tensor that the model lacks or that has another shape, its tower lacks
-            tensors, or one of its files is damaged.
+        UserError: If the checkpoint's tower has a tensor that the model lacks or that has another shape, its tower
+            lacks tensors, or one of its files is damaged.
     """
     assert isinstance(model, ClipModel)
     is_siglip = _tower_config(base).get("model_type") == "siglip_vision_model"
@@ -179,7 +179,7 @@ def _tower_config(base: Path) -> dict[str, Any]:
     """Read the configuration of a LLaVA checkpoint's vision tower.
 
     Raises:
-        UserError: the folder is not a LLaVA checkpoint in transformers' layout with safetensors.
+        UserError: If the folder is not a LLaVA checkpoint in transformers' layout with safetensors.
     """
     if not (base / CONFIG_FILE).is_file():
         raise UserError(f"{base}: no LLaVA checkpoint ({CONFIG_FILE} is missing)")

@@ -65,7 +65,7 @@ def write_onnx(model: ClipModel | nn.Module, directory: Path) -> list[str]:
         A line for each file, with the largest difference between its outputs and the model's.
 
     Raises:
-        UserError: torch cannot export the model, or onnxruntime's outputs differ.
+        UserError: If torch cannot export the model, or onnxruntime's outputs differ.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if isinstance(model, ClipModel):

@@ -63,7 +63,7 @@ def import_vision(
         report: filled with the fate of every key of an EVA file.
 
     Raises:
-        UserError: a name is unknown, or the weights are missing or do not fit.
+        UserError: If a name is unknown, or the weights are missing or do not fit.
     """
     report = KeyReport() if report is None else report
     check_vision_source(source, pretrained)
@@ -111,7 +111,7 @@ def vision_from_file(
         report: filled with the fate of every key of an EVA file.
 
     Raises:
-        UserError: the file cannot be read, or does not fit.
+        UserError: If the file cannot be read, or does not fit.
     """
     tensors = load_state_dict(file, ema=options.ema)
     if source is None:

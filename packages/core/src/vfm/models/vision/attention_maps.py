@@ -32,7 +32,7 @@ def attention_weights(model: ClipModel | nn.Module, pixels: Tensor, *, layer: in
         (B, H, L, L): weight of each token (column) in the output of each token (row). Rows sum to 1.
 
     Raises:
-        UserError: the model has no patch tokens or no such block, or an attention layer of an unsupported kind.
+        UserError: If the model has no patch tokens or no such block, or an attention layer of an unsupported kind.
     """
     tower = vision_tower(model)
     attention: Any = getattr(tower.blocks[tower.block_index(layer)], "attn", None)

@@ -88,7 +88,7 @@ def last_block_reader(model: ClipModel | nn.Module, resample: Resample = resampl
         resample: how learned positions are interpolated for images of another size than the encoder's.
 
     Raises:
-        UserError: its tower has no patch tokens, no map from a patch to the joint space, or a block of another kind.
+        UserError: If its tower has no patch tokens, no map from a patch to the joint space, or a block of another kind.
     """
     tower = vision_tower(model, resample)
     block: Any = tower.blocks[-1]

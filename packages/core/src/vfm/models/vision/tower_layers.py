@@ -74,7 +74,7 @@ def tower_blocks(module: nn.Module, tower: TowerName) -> Sequence[nn.Module]:
     """List the blocks of a tower of `ClipModel.module`.
 
     Raises:
-        UserError: the vision tower is not a transformer.
+        UserError: If the vision tower is not a transformer.
     """
     if tower == "image":
         return vision_tower(module).blocks

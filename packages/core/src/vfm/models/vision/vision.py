@@ -50,7 +50,7 @@ def build_vision(
         arguments: arguments of timm's model (`drop_path_rate`, `global_pool`, ...).
 
     Raises:
-        UserError: the name is unknown, an argument is invalid, or the weights cannot be fetched.
+        UserError: If the name is unknown, an argument is invalid, or the weights cannot be fetched.
     """
     if isinstance(model, Mapping):
         name, arguments = model.get("architecture", ""), {**model, **arguments}
@@ -89,7 +89,7 @@ def load_vision(
         arguments: arguments of timm's model that differ from the checkpoint (`drop_path_rate`, `global_pool`, ...).
 
     Raises:
-        UserError: the folder is not in timm's layout, or its weights do not fit.
+        UserError: If the folder is not in timm's layout, or its weights do not fit.
     """
     folder = checkpoint.path if isinstance(checkpoint, VisionCheckpoint) else Path(checkpoint)
     if not (folder / VISION_CONFIG_FILE).is_file():

@@ -53,7 +53,7 @@ def vision_features(
         The tokens of each layer, in the order of `layers`. `BlockTokens.maps` are (B, D, rows, columns).
 
     Raises:
-        UserError: the model has no patch tokens or no such layer, or cannot take images of this size.
+        UserError: If the model has no patch tokens or no such layer, or cannot take images of this size.
     """
     tower = vision_tower(model)
     if size is not None and size != tuple(images.shape[-2:]):
@@ -80,7 +80,7 @@ def patch_features(
         (B, N, E), or (B, N, D) without the projection, with the patches row by row.
 
     Raises:
-        UserError: the model has no patch tokens, no such layer, or no projection of patches.
+        UserError: If the model has no patch tokens, no such layer, or no projection of patches.
     """
     tower = vision_tower(model)
     project = _projection(tower, projected)
@@ -131,7 +131,7 @@ def image_tokens(model: ClipModel | nn.Module, pixels: Tensor) -> ImageTokens:
         pixels: normalised images, (B, 3, H, W).
 
     Raises:
-        UserError: the model has no patch tokens, or its pooling head gives no feature of the patches' width.
+        UserError: If the model has no patch tokens, or its pooling head gives no feature of the patches' width.
     """
     tower = vision_tower(model)
     tokens = read_tokens(tower, pixels, -1)
@@ -150,7 +150,7 @@ def feature_width(model: ClipModel | nn.Module, *, projected: bool = True) -> in
     """Compute the width of `patch_features`.
 
     Raises:
-        UserError: `projected`, and the model has no projection of patches.
+        UserError: If `projected`, and the model has no projection of patches.
     """
     tower = vision_tower(model)
     weight = next(tower.visual.parameters())

@@ -55,8 +55,8 @@ def intermediates_at_size(
         arguments: arguments of `forward_intermediates`.
 
     Raises:
-        UserError: a size other than the model's is not a multiple of the patch size, or the model's positions work for
-            a single size only.
+        UserError: If a size other than the model's is not a multiple of the patch size, or the model's positions work
+            for a single size only.
     """
     size: Sides = (pixels.shape[2], pixels.shape[3])
     is_open_clip = isinstance(visual, OpenClipViT)

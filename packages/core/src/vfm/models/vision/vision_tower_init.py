@@ -62,7 +62,7 @@ def init_vision_tower(
         The fate of every key of the checkpoint and of the tower.
 
     Raises:
-        UserError: the tower is not a timm encoder, it computes something else with the same weights, its mean or std
+        UserError: If the tower is not a timm encoder, it computes something else with the same weights, its mean or std
             differs from the encoder's, or a key is missing, unknown or of another shape. Nothing is loaded then.
     """
     visual, report = timm_vision_tower(clip), KeyReport()
@@ -84,7 +84,7 @@ def timm_vision_tower(clip: ClipModel) -> TimmModel:
     """Get the vision tower of a CLIP model, and check that it is a timm encoder (its `trunk`).
 
     Raises:
-        UserError: the vision tower is open_clip's own.
+        UserError: If the vision tower is open_clip's own.
     """
     if not isinstance(clip.module.visual, TimmModel):
         raise UserError(
@@ -103,7 +103,7 @@ def check_same_computation(architecture: str, encoder: nn.Module, clip: ClipMode
         clip: the CLIP model, whose vision tower is a timm encoder.
 
     Raises:
-        UserError: their activations, attention heads, kinds of blocks or rotary positions differ.
+        UserError: If their activations, attention heads, kinds of blocks or rotary positions differ.
     """
     trunk: Any = timm_vision_tower(clip).trunk
     tower = str(clip.config["vision_cfg"]["timm_model_name"])
@@ -161,7 +161,7 @@ def check_normalization(architecture: str, preprocess: Preprocess, clip: ClipMod
         clip: the CLIP model.
 
     Raises:
-        UserError: mean or std differ.
+        UserError: If mean or std differ.
     """
     for name, expected, actual in (
         ("mean", preprocess.mean, clip.preprocess.mean),

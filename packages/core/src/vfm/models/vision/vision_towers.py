@@ -64,7 +64,7 @@ class VisionTower:
         """Convert the index of a block to count from 0. A negative index counts from the end.
 
         Raises:
-            UserError: the block does not exist.
+            UserError: If the block does not exist.
         """
         index = layer + self.depth if layer < 0 else layer
         if not 0 <= index < self.depth:
@@ -85,7 +85,7 @@ def vision_tower(model: ClipModel | nn.Module, resample: Resample = resample_pos
         resample: how learned positions are interpolated for images of another size than the encoder's.
 
     Raises:
-        UserError: the model is not a transformer over patches.
+        UserError: If the model is not a transformer over patches.
     """
     if isinstance(model, ClipModel):
         name, module = model.name, model.module
@@ -117,8 +117,8 @@ def read_layers(tower: VisionTower, pixels: Tensor, layers: Sequence[int]) -> li
         layers: indices of blocks. Negative indices count from the end.
 
     Raises:
-        UserError: a block does not exist, or the encoder cannot take images of this size.
-        ValueError: patch dropout removed patches, so the positions of the others are unknown.
+        UserError: If a block does not exist, or the encoder cannot take images of this size.
+        ValueError: If patch dropout removed patches, so the positions of the others are unknown.
     """
     indices = [tower.block_index(layer) for layer in layers]
     read = sorted(set(indices))

@@ -119,7 +119,7 @@ class Checkpoints:
         returns.
 
         Raises:
-            OSError: the previous checkpoint could not be written.
+            OSError: If the previous checkpoint could not be written.
         """
         self.wait()
         self.saved_at = time.monotonic()
@@ -138,7 +138,7 @@ class Checkpoints:
         """Wait until the checkpoint that is being written is complete, for a limited time if `seconds` is given.
 
         Raises:
-            OSError: the checkpoint could not be written, for example because the disk is full.
+            OSError: If the checkpoint could not be written, for example because the disk is full.
         """
         if self._thread:
             self._thread.join(seconds)
@@ -150,7 +150,7 @@ class Checkpoints:
         """Read the newest checkpoint that every process can read. Damaged ones are reported and skipped.
 
         Raises:
-            UserError: some processes see no checkpoints, but others do.
+            UserError: If some processes see no checkpoints, but others do.
         """
         steps = self.world.gather([step_of(folder) for folder in self.found()])
         if any(steps) and not all(steps):
@@ -175,7 +175,7 @@ class Checkpoints:
         """Read a checkpoint, which may be from another training run.
 
         Raises:
-            UserError: the checkpoint is missing or damaged.
+            UserError: If the checkpoint is missing or damaged.
         """
         try:
             return self._read(folder)

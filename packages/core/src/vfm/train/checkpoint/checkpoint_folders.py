@@ -28,7 +28,7 @@ def checkpoint_folder(path: Path, step: int | None) -> Path:
         step: the step, None for the last one that is kept.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: If there is no such checkpoint.
     """
     if path.name.startswith("step-"):
         checkpoints = [folder for folder in checkpoints_in(path.parent) if folder.name == path.name]

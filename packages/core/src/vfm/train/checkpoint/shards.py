@@ -28,7 +28,7 @@ def write_shards(parts: Mapping[str, Mapping[str, Tensor]], folder: Path, group:
     """Write this process' part of the tensors into a new folder. All processes of the group must call it.
 
     Raises:
-        OSError: a process cannot write, for example because its disk is full. The error names the folder.
+        OSError: If a process cannot write, for example because its disk is full. The error names the folder.
     """
     tensors: dict[str, Any] = {}
     for part, values in parts.items():

@@ -31,7 +31,7 @@ class BestWeights:
             module: the evaluated model.
 
         Raises:
-            UserError: the metric is not among the scores.
+            UserError: If the metric is not among the scores.
         """
         if self.metric is None:
             return

@@ -47,7 +47,7 @@ def earlier_snapshot(config: Training, ctx: Context, checkpoints: Checkpoints) -
         checkpoints: reads the state.
 
     Raises:
-        UserError: the state is damaged, is of another optimizer, or has as many steps as this training or more.
+        UserError: If the state is damaged, is of another optimizer, or has as many steps as this training or more.
     """
     if config.continue_from is None:
         return None

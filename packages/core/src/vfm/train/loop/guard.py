@@ -51,7 +51,7 @@ class FiniteGuard:
             settle: waits until the newest checkpoint is written, so that the error can name it.
 
         Raises:
-            UserError: a step since the last call was not finite. It and later steps were not taken.
+            UserError: If a step since the last call was not finite. It and later steps were not taken.
         """
         step = int(self.first)
         if step < 0:
@@ -97,7 +97,7 @@ def check_weights(task: nn.Module, stage: str) -> None:
     A step that is not finite is never taken (`FiniteGuard`), but a finite step or an average can overflow a weight.
 
     Raises:
-        UserError: a weight is NaN or infinite.
+        UserError: If a weight is NaN or infinite.
     """
     values = {name: value for name, value in task.state_dict().items() if value.is_floating_point()}
     if not values:
@@ -142,7 +142,7 @@ class SkippedSamples:
             samples: number of samples read so far, without bad ones.
 
         Raises:
-            UserError: too many samples are bad.
+            UserError: If too many samples are bad.
         """
         new = list(chain.from_iterable(self.world.gather(self.pending)))
         self.pending = []

@@ -56,9 +56,9 @@ def fit(task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context) 
     `keep_best`, it has the weights with the highest score, in rank 0.
 
     Raises:
-        UserError: the configuration does not fit the processes, a loss or a trained weight is not finite, or too many
-            samples cannot be read.
-        OSError: a file cannot be written, for example because the disk is full. Earlier checkpoints are complete.
+        UserError: If the configuration does not fit the processes, a loss or a trained weight is not finite, or too
+            many samples cannot be read.
+        OSError: If a file cannot be written, for example because the disk is full. Earlier checkpoints are complete.
         Preempted: the process received SIGTERM or SIGUSR1, and a checkpoint has been saved.
     """
     with distributed(config.runtime) as world, tf32(world.device), reproducible(world.device), termination() as stop:

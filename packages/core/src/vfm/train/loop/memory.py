@@ -41,7 +41,7 @@ def memory_explained(held: Held, plan: Training, ctx: Context, world: Distribute
     """Turn an out-of-memory error within the context into a line with a remedy, and write the snapshot that it names.
 
     Raises:
-        UserError: the device has run out of memory.
+        UserError: If the device has run out of memory.
     """
     try:
         yield

@@ -22,7 +22,7 @@ def training_charts(file: Path) -> list[LinesPanel]:
     """Draw charts of loss, gradient norm, learning rate, other metrics and evaluations from a `metrics.jsonl`.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: If the file is damaged.
     """
     lines = read_json_lines(file)
     with reading(file, "metrics"):

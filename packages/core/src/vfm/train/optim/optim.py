@@ -44,7 +44,7 @@ def build_timm(config: TimmOptimizer, groups: Groups, lr: float) -> torch.optim.
     """Create an optimizer with timm's factory for the groups.
 
     Raises:
-        UserError: the optimizer does not have an option, or its value is invalid.
+        UserError: If the optimizer does not have an option, or its value is invalid.
     """
     takes = list(signature(get_optimizer_class(config.algorithm, bind_defaults=False)).parameters)
     allowed = [name for name in takes if name not in ("params", "lr", "weight_decay")]
@@ -64,7 +64,7 @@ def check_optimizer(config: Optimizer) -> None:
     """Check that the optimizer can be built and can take a step, as timm's optimizers read most options in a step.
 
     Raises:
-        UserError: the optimizer does not work with its settings.
+        UserError: If the optimizer does not work with its settings.
     """
     params = [torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,))]
     groups = [{"params": [param], "lr_scale": 1.0, "weight_decay": 0.1} for param in params]
@@ -90,7 +90,7 @@ def build_optimizer(task: Task[Any], config: Optimizer, lr: float) -> torch.opti
     """Build the configured optimizer for the parameter groups of a task.
 
     Raises:
-        ValueError: the groups lack a trained parameter, or have a parameter that the task does not own.
+        ValueError: If the groups lack a trained parameter, or have a parameter that the task does not own.
     """
     groups = task.parameter_groups()
     _check_groups(task, {id(param) for group in groups for param in group.params})

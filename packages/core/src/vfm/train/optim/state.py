@@ -28,7 +28,7 @@ def load_model(module: nn.Module, tensors: dict[str, Tensor], where: str) -> Non
     """Load tensors from `model_tensors`, into all names of tied weights. Every key must match.
 
     Raises:
-        UserError: the state belongs to another model, which `continue_from` may name. The message has `where`, the
+        UserError: If the state belongs to another model, which `continue_from` may name. The message has `where`, the
             place of the state, and the first weight that differs.
     """
     first: dict[int, str] = {}

@@ -76,7 +76,7 @@ def micro_batch_size(plan: Training, world: DistributedWorld) -> int:
     """Compute the number of samples per forward pass of a process.
 
     Raises:
-        UserError: the global batch is not divisible by the number of processes.
+        UserError: If the global batch is not divisible by the number of processes.
     """
     if plan.global_batch_size % world.size:
         raise UserError(
@@ -96,7 +96,7 @@ def resolve_device(runtime: Runtime) -> torch.device:
     """Choose the device of this process.
 
     Raises:
-        UserError: the device does not exist.
+        UserError: If the device does not exist.
     """
     kind, _, index = runtime.device.partition(":")
     if kind == "auto":

@@ -131,7 +131,7 @@ def watched(world: DistributedWorld, report: Callable[[str], None]) -> Iterator[
         report: called with the message before this process is ended because its main thread waits.
 
     Raises:
-        UserError: a collective failed because a process was lost. The message names the process.
+        UserError: If a collective failed because a process was lost. The message names the process.
     """
     if world.size == 1:
         yield

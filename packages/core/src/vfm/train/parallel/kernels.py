@@ -18,7 +18,7 @@ def check_kernels(runtime: TrainingRuntime) -> None:
     """Check that forced kernels can run on this device. The capability of a CUDA device is checked when it is used.
 
     Raises:
-        UserError: `triton` is set, but the device is not CUDA.
+        UserError: If `triton` is set, but the device is not CUDA.
     """
     device = runtime.device.partition(":")[0]
     if device == "auto":
@@ -34,7 +34,7 @@ def chosen_kernels(task: Task[Any], runtime: TrainingRuntime, ctx: Context, worl
     The names of the running kernels are reported, and stored in the manifest.
 
     Raises:
-        UserError: `triton` is set, but the kernels cannot run.
+        UserError: If `triton` is set, but the kernels cannot run.
     """
     pad = runtime.pad_widths
     if pad == "auto":

@@ -95,7 +95,7 @@ class Sharded(Alone[Inputs]):
         shard_degree: number of processes that share one copy of the model, None for all.
 
     Raises:
-        UserError: the number of processes is not a multiple of `shard_degree`.
+        UserError: If the number of processes is not a multiple of `shard_degree`.
 
     Source: Zhao et al. 2023, PyTorch FSDP (arXiv:2304.11277), section 3.2.2 for hybrid sharding.
     """

@@ -44,7 +44,7 @@ def prepared(task: Task[Any], runtime: TrainingRuntime, ctx: Context, world: Dis
     norms stay synchronised. The function only compiles methods if the task is compiled as a whole.
 
     Raises:
-        UserError: batch norms cannot be synchronised on this device, or there are no blocks to compile or recompute.
+        UserError: If batch norms cannot be synchronised on this device, or there are no blocks to compile or recompute.
     """
     models: list[nn.Module] = [task, *(held.module for held in task.frozen())]
     if runtime.sync_batch_norm and world.size > 1:
@@ -73,7 +73,7 @@ def _blocks(task: Task[Any], ctx: Context, setting: str, *frozen: nn.Module) -> 
     """Find the blocks of a task and of frozen models.
 
     Raises:
-        UserError: there are no blocks.
+        UserError: If there are no blocks.
     """
     composite = []
     for model in (task, *frozen):

@@ -35,7 +35,7 @@ def sharing(world: DistributedWorld) -> Iterator[None]:
     No process waits at the end, since rank 0 may score for longer than the timeout of a collective operation.
 
     Raises:
-        UserError: another process continues with features whose values only rank 0 has.
+        UserError: If another process continues with features whose values only rank 0 has.
     """
     token, threads = _sharing.set(world if world.size > 1 else None), torch.get_num_threads()
     try:
@@ -111,7 +111,7 @@ def of_first(make: Callable[[], R], *, for_others: Callable[[R], R] | None = Non
     """Compute a value in rank 0, and return it there and `for_others` of it in the other processes.
 
     Raises:
-        UserError: rank 0 has raised it. It is raised in all processes.
+        UserError: If rank 0 has raised it. It is raised in all processes.
     """
     world = _sharing.get()
     if not world:

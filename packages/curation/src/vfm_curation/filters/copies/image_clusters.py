@@ -21,7 +21,7 @@ def cluster_passes(config: ImageClusters, run: FilterRun) -> Iterator[NDArray[np
     """Yield a mask for each shard: the images in a cluster to keep.
 
     Raises:
-        UserError: a file cannot be read or has a wrong shape.
+        UserError: If a file cannot be read or has a wrong shape.
     """
     centres = _centroids(config.centroids).to(prepare_device(run.runtime))
 

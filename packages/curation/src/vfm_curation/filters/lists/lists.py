@@ -25,7 +25,7 @@ def read_list(path: str) -> list[str]:
     """Read the items of a list: its lines without comments and empty ones.
 
     Raises:
-        UserError: the file is missing, is not text, or has no items.
+        UserError: If the file is missing, is not text, or has no items.
     """
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
