@@ -42,7 +42,7 @@ def check_datasets(
         balanced: whether texts are drawn by a curated subset's probabilities.
 
     Raises:
-        UserError: If too few pairs for a batch, no captions, no caption in the language, no images, or all captions
+        UserError: If there are too few pairs for a batch, no captions or images, or all captions
             equal.
     """
     for name, data in datasets.items():

@@ -183,7 +183,7 @@ def run(
         The run: its artifacts by stage, and the metrics of its evaluations.
 
     Raises:
-        UserError: If one line for each mistake in the recipe, or a stage reported a mistake.
+        UserError: If the recipe or a stage has a mistake. The message has one line for each.
     """
     check_not_a_worker("vfm.run")
     manager = load_plugins()

@@ -46,7 +46,7 @@ class Evaluation(Stage):
         """Check that no name is used twice, which would drop a model from the results, then run `checks`.
 
         Raises:
-            UserError: If describes the first mistake.
+            UserError: Describes the first mistake.
         """
         names = self.result_names
         twice = [name for number, name in enumerate(names) if name in names[:number]]

@@ -179,7 +179,7 @@ class Stage(Config):
         """Check before anything runs that names exist, widths fit, one sample decodes, and so on.
 
         Raises:
-            UserError: If one line that describes the mistake and how to fix it.
+            UserError: One line that describes the mistake and how to fix it.
         """
         if self.checks:
             load_function(self.checks)(self, ctx)

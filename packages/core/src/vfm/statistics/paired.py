@@ -130,7 +130,7 @@ def paired_t(first: ArrayLike, second: ArrayLike) -> tuple[Interval, float]:
     the interval spans from zero to the difference.
 
     Raises:
-        ValueError: If fewer than two seeds.
+        ValueError: If there are fewer than two seeds.
 
     Source: Student 1908, the paired t-test.
     """

@@ -33,7 +33,7 @@ def check_filters(config: FilterPool, ctx: Preflight) -> None:
     """Check each filter: languages exist, heads fit their models, bounds can be reached, packages are installed.
 
     Raises:
-        UserError: If one line for each mistake.
+        UserError: One line for each mistake.
     """
     no_images = _has_no_images(config, ctx)
     lines = []

@@ -232,7 +232,7 @@ def read_batches(
         start: how workers are started. None: the default of the platform.
 
     Raises:
-        UserError: If from the reader.
+        UserError: From the reader.
     """
     loader: DataLoader[Batch[Inputs] | UserError] = DataLoader(
         reader,

@@ -70,7 +70,7 @@ def render_captions(images: Path, world: World, seed: int, start: int, stop: int
     """Yield samples of a pool with the images of another pool, which are not drawn again.
 
     Raises:
-        UserError: If see `render_shard`.
+        UserError: See `render_shard`.
     """
     source = open_dataset(Pool.load(images, verify=False))
     first = source[0].key

@@ -110,7 +110,7 @@ def check_continuations(steps: Sequence[Step]) -> None:
     """Check `continue_from` of every training stage that would run: the part of `preflight` that needs no torch.
 
     Raises:
-        UserError: If one line for each mistake.
+        UserError: One line for each mistake.
     """
     failures = []
     for step, before in _waiting(steps):

@@ -80,7 +80,7 @@ def load_recipe(
         absent_path: placeholder for each `path` of data that the recipe leaves open; empty: an open path is a mistake.
 
     Raises:
-        UserError: If one line for each mistake: file and line, dotted key, allowed values.
+        UserError: One line for each mistake: file and line, dotted key, allowed values.
     """
     path = find_recipe(source)
     name, text = run_name(path.stem), read_text(path)
@@ -109,7 +109,7 @@ def parse_recipe(
         absent_path: as in `load_recipe`.
 
     Raises:
-        UserError: If one line for each mistake.
+        UserError: One line for each mistake.
     """
     folder, chain = (file.parent, (file.resolve(),)) if file else (Path(), ())
     source = read_source(text, where, folder, chain)
