@@ -2,8 +2,8 @@
 
     python packages/core/benchmarks/trips.py [--verbose]
 
-A file counts if one of its functions runs between the start and the end of the trip. Imports do not count. The trip of a
-caption from a tar to the loss is in `sample_path.py`. Needs all packages.
+A file counts if one of its functions runs between the start and the end of the trip. Imports do not count. The trip of
+a caption from a tar to the loss is in `sample_path.py`. Needs all packages.
 """
 
 from __future__ import annotations
