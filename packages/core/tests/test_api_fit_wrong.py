@@ -62,7 +62,7 @@ def test_wrong_data_are_one_line(data: Any, line: str) -> None:
         ({"lr": -1}, "fit: lr: must be at least 0, got -1"),
         ({"steps": 0}, "fit: steps: must be at least 1, got 0"),
         ({"optimzer": {"type": "sgd"}}, "fit: optimzer: unknown key; did you mean 'optimizer'?"),
-        ({"batch_size": 4}, "fit: batch_size: unknown key; did you mean 'global_batch_size'?"),
+        ({"batch_size": 4}, "fit: batch_size: unknown key; did you mean 'global_batch_size: 4' (over all processes)?"),
         ({"device": "gpu"}, "fit: runtime.device: expected a string that matches"),
         ({"epochs": 3}, "fit: epochs: unknown key; known: checkpoint, .*, device, .*, folder, .*, loss, .*, workers$"),
         ({"devise": "cpu"}, "fit: devise: unknown key; did you mean 'device'"),

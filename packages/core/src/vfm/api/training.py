@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -40,8 +40,6 @@ ARGUMENTS = ("device", "folder", "loss", "progress", "workers")  # arguments of 
 
 class Settings(Training):
     """The configuration of training with `fit`."""
-
-    moved: ClassVar[Mapping[str, str]] = {"batch_size": "global_batch_size"}
 
     @classmethod
     def known_keys(cls) -> list[str]:

@@ -1,7 +1,6 @@
 from .config import (
     Config as Config,
     UserError as UserError,
-    did_you_mean as did_you_mean,
     error_lines as error_lines,
     load_function as load_function,
     merge_settings as merge_settings,
@@ -24,4 +23,5 @@ from .number_format import (
 from .parts import Part as Part, choices_of as choices_of
 from .redaction import redacted as redacted, redacted_words as redacted_words
 from .terminal import TerminalConsole as TerminalConsole
+from .unknown_keys import did_you_mean as did_you_mean, unknown_key as unknown_key
 from .visible import escaped_json as escaped_json, visible as visible

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from vfm.base.redaction import MASK, is_secret_name, redacted
+from vfm.base.unknown_keys import dotted_keys, first_model, unknown_key
 
 
 class UserError(ValueError):
@@ -84,15 +84,6 @@ def load_function(address: str) -> Callable[..., Any]:
     return function
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Suggest a similar word, such as `; did you mean 'steps'?`, or list the known words if they are few."""
-    known = sorted(set(known))
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean '{near[0]}'?"
-    return f"; known: {', '.join(known)}" if 0 < len(known) <= 30 else ""
-
-
 SENTENCE = "sentence"  # the type of an error whose line is already written
 BOUNDS = {  # by type of error
     "greater_than": "greater than",
@@ -154,7 +145,7 @@ def _line(details: ErrorDetails, location: tuple[str | int, ...], model: type[Ba
     kind = details["type"]
     context: Mapping[str, Any] = details.get("ctx", {})
     if kind == "extra_forbidden":
-        return "unknown key" + _better_key(str(location[-1]), _model_at(model, location[:-1]))
+        return _unknown_key(str(location[-1]), given, _model_at(model, location[:-1]))
     if kind == "missing":
         owner = _model_at(model, location[:-1])
         field = owner.model_fields.get(str(location[-1])) if owner else None
@@ -180,30 +171,11 @@ def _line(details: ErrorDetails, location: tuple[str | int, ...], model: type[Ba
     return f"{_short(given)}: {message[0].lower()}{message[1:]}"
 
 
-def _better_key(key: str, owner: type[BaseModel] | None) -> str:
-    """Suggest a key for an unknown one: its new name, the group that has such a field, or a similar field."""
+def _unknown_key(key: str, value: object, owner: type[BaseModel] | None) -> str:
     if owner is None:
-        return ""
-    known = owner.known_keys() if issubclass(owner, Config) else list(owner.model_fields)
-    suggestion = getattr(owner, "moved", {}).get(key) or _grouped_key(key, owner, known)
-    return f"; did you mean '{suggestion}'?" if suggestion else did_you_mean(key, known)
-
-
-def _grouped_key(key: str, owner: type[BaseModel], known: list[str]) -> str | None:
-    """Find a group of settings in `owner` that has the field `key`, and return the dotted key."""
-    for name, field in owner.model_fields.items():
-        if key == "type" or name not in known or not isinstance(field.default, BaseModel):
-            continue
-        for model in (type(field.default), *_choices(field.annotation)):
-            if key in model.model_fields:
-                return f"{name}.{key}"
-    return None
-
-
-def _choices(annotation: object) -> Iterable[type[BaseModel]]:
-    model = _first_model(annotation)
-    choices: Mapping[str, type[BaseModel]] = getattr(model, "choices", {})
-    return choices.values()
+        return "unknown key"
+    names = owner.known_keys() if issubclass(owner, Config) else list(owner.model_fields)
+    return unknown_key(key, value, dotted_keys(owner, names), getattr(owner, "moved", None))
 
 
 def _short(value: object) -> str:
@@ -217,18 +189,8 @@ def _model_at(model: type[BaseModel], location: tuple[str | int, ...]) -> type[B
         if isinstance(part, int):
             continue
         field = model.model_fields.get(part)
-        inner = field and _first_model(field.annotation)
+        inner = field and first_model(field.annotation)
         if not inner:
             return None
         model = inner
     return model
-
-
-def _first_model(annotation: object) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for part in get_args(annotation):
-        model = _first_model(part)
-        if model:
-            return model
-    return None

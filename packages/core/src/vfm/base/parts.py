@@ -9,7 +9,8 @@ from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, Vali
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from vfm.base.config import Config, did_you_mean, load_function, readable
+from vfm.base.config import Config, load_function, readable
+from vfm.base.unknown_keys import did_you_mean
 
 PartType: TypeAlias = "type[Part]"  # within Part, `type` is the name of a field
 

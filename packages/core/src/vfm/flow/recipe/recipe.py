@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from vfm.base import Config, UserError, did_you_mean, error_lines, redacted, redacted_words
+from vfm.base import Config, UserError, did_you_mean, error_lines, redacted, redacted_words, unknown_key
 from vfm.flow.recipe.recipe_source import (
     Mistakes,
     RecipeSource,
@@ -163,9 +163,9 @@ def _check_runtime_keys(runtime: Mapping[str, Any], known: Mapping[str, type[Sta
     allowed: set[str] = set()
     for stage in known.values():
         allowed |= set(runtime_of(stage).model_fields)
-    for key in runtime:
+    for key, value in runtime.items():
         if key not in allowed:
-            mistakes.add(("runtime", key), f"runtime.{key}", f"unknown key{did_you_mean(str(key), allowed)}")
+            mistakes.add(("runtime", key), f"runtime.{key}", unknown_key(str(key), redacted(value), sorted(allowed)))
 
 
 def _stage(
