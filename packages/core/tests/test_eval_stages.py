@@ -492,7 +492,7 @@ def test_probe_takes_a_vision_encoder_with_timms_own_pooled_features(tmp_path: P
 def test_stages_are_known_without_torch() -> None:
     code = "import sys, vfm.core as b; assert b.vfm_stages(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert len({stage.kind_name() for stage in EVALUATIONS}) == 17
+    assert len({stage.kind_name() for stage in EVALUATIONS}) == 18
 
 
 @pytest.mark.parametrize("evaluation", [stage for stage in EVALUATIONS if issubclass(stage, Evaluation)])

@@ -153,7 +153,7 @@ def test_everything_is_unfolded_for_printing_and_folded_again(page: Path, browse
 def test_results_are_sorted_by_whole_metrics(page: Path, browser: Any) -> None:
     browser.get(page.as_uri())
     table = browser.find_element("css selector", "#results ~ .scroll table.results")
-    assert seen(table, "th.metric")[0].startswith("acc1")
+    assert seen(table, "th.metric")[0].startswith("top-1 accuracy")
     click(table, "thead th:nth-child(3)")
     assert seen(table, "th.metric")[0].startswith("logit"), "its value is below zero"
     assert seen(table, "tbody:last-child th[scope=row]") == ["clip", "diva"]
