@@ -199,7 +199,7 @@ COMMANDS = {
     "uv run vfm export store/runs/quickstart/artifacts/clip --format onnx --out clip-onnx": AS_IT_STANDS,
     "uv run vfm eval store/runs/quickstart/artifacts/clip store/runs/quickstart/artifacts/teacher"
     " --data TRAIN.tar --tasks retrieval": AS_IT_STANDS,
-    "uv run vfm finetune store/runs/quickstart/artifacts/clip TRAIN.tar --val VAL.tar": "{} --steps 2 --batch 16",
+    "uv run vfm finetune store/runs/quickstart/artifacts/clip TRAIN.tar --val VAL.tar": "{} --steps 2 --batch-size 16",
     "uv run vfm data TRAIN.tar": AS_IT_STANDS,
     "uv run vfm recipes": AS_IT_STANDS,
     "uv run vfm models": AS_IT_STANDS,

@@ -15,7 +15,7 @@ from vfm.cli.command import app
 from vfm.interfaces import PairDataset, Report
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
 
-SMALL = ["--steps", "2", "--batch", "4", "--lr", "1e-3"]
+SMALL = ["--steps", "2", "--batch-size", "4", "--lr", "1e-3"]
 
 
 def finetune(*words: str) -> Result:

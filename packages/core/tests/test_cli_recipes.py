@@ -65,7 +65,7 @@ def test_odd_recipe_is_rejected_in_one_line(text, said):
 def test_a_file_that_is_no_text_is_one_line_where_a_recipe_is_written_or_copied(tmp_path: Path) -> None:
     file = tmp_path / "photo.jpg"
     file.write_bytes(b"\xff\xd8")
-    with pytest.raises(vfm.UserError, match=r"photo\.jpg: holds another recipe"):
+    with pytest.raises(vfm.UserError, match=r"photo\.jpg: is not as a command wrote it"):
         run_written(load_plugins(), file, "stages: []\n", (), tmp_path / "store", dry_run=True, quiet=True)
     done = run_here("init", tmp_path / "mine.yaml", "--like", file)
     assert (done.code, "photo.jpg: not UTF-8 text" in done.err) == (2, True)

@@ -17,7 +17,7 @@ from vfm.models import build_vision, save_vision
 
 TEACHER, STUDENT = "vit_pico_patch8_32", "eva02_pico_patch8_32"
 PHOTOGRAPHS = Path(__file__).parents[4] / "shared/data/flickr8k-dev.tar"
-SMALL = ["--steps", "2", "--batch", "8"]
+SMALL = ["--steps", "2", "--batch-size", "8"]
 
 
 def distill(*words: object) -> Result:
@@ -51,9 +51,15 @@ def test_a_flat_folder_becomes_an_encoder_and_a_probe(here: Path) -> None:
     assert stages["linear_probe"]["models"] == ["teacher", "student"]
     (weights,) = {file.resolve() for file in (here / "store").rglob("masked_modelling.safetensors")}
     assert isinstance(Artifact.load(weights.parent), VisionCheckpoint)
-    again = distill(*words)  # another recipe under the same name
-    assert again.exit_code == 2
-    assert "holds another recipe" in again.output
+    longer = [*words, "--steps", "3"]  # another recipe under the same name
+    assert distill(*longer).exit_code == 0
+    assert sorted(run.name for run in (here / "store/runs").glob("distill@*")) == ["distill@1", "distill@2"]
+    with (here / "distill.yaml").open("a") as file:
+        file.write("# mine\n")
+    refused = distill(*longer)
+    assert refused.exit_code == 2
+    assert "is not as a command wrote it" in refused.output
+    assert (here / "distill.yaml").read_text().endswith("# mine\n")
 
 
 def test_a_student_with_weights_starts_from_them(here: Path) -> None:

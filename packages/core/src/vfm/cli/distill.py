@@ -29,7 +29,7 @@ def distill(
         ),
     ],
     steps: Annotated[int, typer.Option(min=1, help="Number of training steps.")] = 2000,
-    batch: Annotated[int, typer.Option(min=1, help="Images per step.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step, over all processes.")] = 64,
     lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 1e-3,
     probe: Annotated[str, typer.Option(help="Labelled images to evaluate teacher and student on, as features.")] = "",
     train: Annotated[str, typer.Option(help="Labelled training images of the probe.")] = "",
@@ -43,7 +43,7 @@ def distill(
     """Teach an encoder another model's features on your own images. An interrupted run resumes."""
     manager = load_plugins()
     known = stage_types(manager)
-    request = DistillationRequest(images, model_input(teacher), _student(student), steps, batch, lr, probe, train)
+    request = DistillationRequest(images, model_input(teacher), _student(student), steps, batch_size, lr, probe, train)
     text = distillation_recipe(request, known)
     run_written(manager, recipe, text, set or (), store, dry_run=dry_run, quiet=quiet)
 

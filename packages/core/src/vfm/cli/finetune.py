@@ -27,7 +27,7 @@ def finetune(
     val: Annotated[str, typer.Option(help="Pairs to evaluate the models on, before and after.")] = "",
     general: Annotated[str, typer.Option(help="Labelled images of another kind, to measure forgetting.")] = "",
     steps: Annotated[int, typer.Option(min=1, help="Number of training steps.")] = 300,
-    batch: Annotated[int, typer.Option(min=1, help="Pairs per step.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs per step, over all processes.")] = 256,
     lr: Annotated[
         float | None,
         typer.Option(min=0, show_default=False, help=f"Peak learning rate: {LR:g}, with --lora {LOW_RANK_LR:g}."),
@@ -56,6 +56,6 @@ def finetune(
     if rank and not lora:
         raise UserError(f"--rank {rank} is the rank of --lora: give both")
     lora_rank = (rank or RANK) if lora else None
-    request = Finetuning(model_input(model), data, val, general, steps, batch, lr, lock, lora_rank)
+    request = Finetuning(model_input(model), data, val, general, steps, batch_size, lr, lock, lora_rank)
     text = finetuning_recipe(request, stage_types(manager))
     run_written(manager, recipe, text, set or (), store, dry_run=dry_run, quiet=quiet)

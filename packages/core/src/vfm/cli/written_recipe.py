@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,18 @@ RecipeOption = Annotated[
     typer.Option("--recipe", readable=False, help="File for the recipe; its name is the name of the run."),
 ]
 WriteOnlyOption = Annotated[bool, typer.Option("--dry-run", help="Write the recipe, and run nothing.")]
+WRITTEN = "# Written by a command, which replaces it unless you change it. Hash of the rest: "
+
+
+def _signed(text: str) -> bytes:
+    """Add a first line with the hash of a recipe, by which a later command sees that nobody has changed it."""
+    return f"{WRITTEN}{hashlib.sha256(text.encode()).hexdigest()[:16]}\n{text}".encode()
+
+
+def _is_unchanged(content: bytes) -> bool:
+    """Check that a file is as a command wrote it."""
+    _, _, text = content.decode(errors="replace").partition("\n")
+    return content == _signed(text)
 
 
 def run_written(
@@ -41,7 +54,7 @@ def run_written(
 
     Args:
         manager: the plugins.
-        recipe: the file. An existing one must hold the same text.
+        recipe: the file. An earlier recipe in it is replaced, unless the user wrote or changed it.
         text: the recipe.
         overrides: `NAME.FIELD=VALUE` each.
         store: folder of artifacts and runs.
@@ -49,12 +62,12 @@ def run_written(
         quiet: print errors only.
 
     Raises:
-        UserError: If the file holds another recipe, or the recipe has a mistake.
+        UserError: If the file is the user's, or the recipe has a mistake.
     """
-    if recipe.exists() and recipe.read_bytes() != text.encode():
-        raise UserError(f"{recipe}: holds another recipe; give another file by --recipe, or delete it")
-    written = not recipe.exists()
-    recipe.write_text(text, encoding="utf-8")
+    before = recipe.read_bytes() if recipe.exists() else None
+    if before is not None and not _is_unchanged(before):
+        raise UserError(f"{recipe}: is not as a command wrote it; give another file by --recipe, or delete it")
+    recipe.write_bytes(_signed(text))
     if not quiet:
         show(f"recipe: {recipe}")
     try:
@@ -64,8 +77,10 @@ def run_written(
         plan = make_plan(loaded, Store(store), note)
         preflight(plan)
     except UserError:
-        if written:  # otherwise the corrected command would be rejected because of the wrong recipe
+        if before is None:
             recipe.unlink()
+        else:
+            recipe.write_bytes(before)
         raise
     outcome = run_recipe(manager, loaded, plan, Store(store), ConsoleListener(console, quiet=quiet))
     if not quiet:
