@@ -64,7 +64,8 @@ def test_wrong_data_are_one_line(data: Any, line: str) -> None:
         ({"optimzer": {"type": "sgd"}}, "fit: optimzer: unknown key; did you mean 'optimizer'?"),
         ({"batch_size": 4}, "fit: batch_size: unknown key; did you mean 'global_batch_size: 4' (over all processes)?"),
         ({"device": "gpu"}, "fit: runtime.device: expected a string that matches"),
-        ({"epochs": 3}, "fit: epochs: unknown key; known: checkpoint, .*, device, .*, folder, .*, loss, .*, workers$"),
+        ({"epochs": 3}, "fit: epochs: only a training in a recipe has this setting"),
+        ({"xyz": 3}, "fit: xyz: unknown key; known: checkpoint, .*, device, .*, folder, .*, loss, .*, workers$"),
         ({"devise": "cpu"}, "fit: devise: unknown key; did you mean 'device'"),
         ({"runtime": {"processes": 2}}, "runtime.processes: .*, start it with torchrun --nproc-per-node=2: expected 1"),
         ({"grad_checkpointing": True}, "grad_checkpointing: Sequential has no set_grad_checkpointing"),
@@ -102,7 +103,7 @@ def test_wrong_settings_are_one_line(given: dict[str, Any], line: str) -> None:
 def test_the_keys_that_are_suggested_are_the_arguments_of_a_call() -> None:
     parameters = set(signature(vfm.fit).parameters) - {"task", "data", "settings"}
     with pytest.raises(vfm.UserError) as caught:
-        vfm.fit(model(), Labelled(), loss=loss, steps=1, epochs=3)
+        vfm.fit(model(), Labelled(), loss=loss, steps=1, xyz=3)
     known = set(str(caught.value).partition("known: ")[2].split(", "))
     assert parameters <= known
     assert not known & {"evaluation", "kind", "name", "samples_seen"}

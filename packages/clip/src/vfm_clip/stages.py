@@ -199,9 +199,18 @@ class ClipTrain(ClipTraining):
         unmasked = self.vision.unmasked_steps
         if unmasked and not self.vision.patch_dropout:
             raise ValueError("vision.unmasked_steps ends vision.patch_dropout: give both")
+        return self
+
+    def check_steps(self) -> None:
+        """Check that the steps without patch dropout are among the steps.
+
+        Raises:
+            ValueError: there are fewer steps.
+        """
+        super().check_steps()
+        unmasked = self.vision.unmasked_steps
         if unmasked > self.num_steps:
             raise ValueError(f"vision.unmasked_steps must be at most {self.num_steps}, the steps; got {unmasked}")
-        return self
 
     @model_validator(mode="after")
     def _options_fit(self) -> ClipTrain:

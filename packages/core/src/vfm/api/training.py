@@ -34,7 +34,8 @@ from vfm.train.module_task import LossFunction, ModuleTask
 
 CHECKPOINTS, WEIGHTS = "checkpoints", "model.safetensors"
 COLUMNS = {"step": pa.int64(), "samples": pa.int64(), "train/loss": pa.float64(), "train/lr": pa.float64()}
-NO_SETTINGS = ("kind", "name", "evaluation", "samples_seen")  # fields of a training stage that a call does not have
+# Fields of a training stage that a call does not have.
+NO_SETTINGS = ("kind", "name", "evaluation", "samples_seen", "epochs")
 ARGUMENTS = ("device", "folder", "loss", "progress", "workers")  # arguments of a call that are not fields
 
 

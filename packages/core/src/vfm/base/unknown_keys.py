@@ -61,6 +61,7 @@ MEANINGS = (
         "clip_grad grad_clip clip_grad_norm max_grad_norm",
     ),
     Meaning(["steps"], "max_steps num_steps iterations num_iterations iters max_iters train_steps num_train_steps"),
+    Meaning(["epochs"], "num_epochs max_epochs train_epochs num_train_epochs n_epochs"),
     Meaning(PRECISION, "amp mixed_precision use_amp", _switch("auto")),
     Meaning(PRECISION, "fp16 half", _switch("amp_fp16")),
     Meaning(PRECISION, "bf16", _switch("amp_bf16")),

@@ -56,6 +56,19 @@ def notes(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisat
         yield f"not estimated: {', '.join(names)}"
 
 
+def epoch_notes(planned: Mapping[str, Stage], recipe: Recipe) -> Iterator[str]:
+    """Yield the number of steps of each training whose length is given in epochs.
+
+    Args:
+        planned: the stages as given, by name.
+        recipe: the recipe, with steps in place of epochs where the data exist.
+    """
+    for stage in recipe.stages:
+        before = planned[stage.name]
+        if isinstance(stage, Training) and isinstance(before, Training) and before.epochs and not stage.epochs:
+            yield f"{stage.name}: {before.epochs:g} epochs are {stage.num_steps:,} steps of {stage.global_batch_size}"
+
+
 def _seconds(stage: Stage, costs: Mapping[str, Cost], peak_flops: float, utilisation: float) -> float | None:
     cost = costs.get(stage.name)
     return seconds(cost, stage.runtime.processes, peak_flops, utilisation) if cost else None

@@ -34,12 +34,12 @@ from vfm.cli.command import (
     show,
     show_results,
 )
-from vfm.cli.estimate import cost_table, notes
+from vfm.cli.estimate import cost_table, epoch_notes, notes
 from vfm.flow.execution.execution import read_step, run_step, torchrun_lines, write_step
 from vfm.flow.execution.run import RunResult, check_continuations, preflight
 from vfm.flow.execution.subprocesses import Send, end_without_reader
 from vfm.flow.listeners.listeners import ConsoleListener, PipeListener, sender
-from vfm.flow.plan.estimate import ABSENT, estimate_costs, known_artifacts
+from vfm.flow.plan.estimate import ABSENT, estimate_costs, known_artifacts, with_steps
 from vfm.flow.plan.plan import Step, make_plan, steps_until
 from vfm.flow.plan.store import Store
 from vfm.flow.recipe.recipe import Recipe, load_recipe
@@ -178,10 +178,12 @@ def _show_costs(recipe: str, store: Path, overrides: list[str] | None, peak_flop
     known = stage_types(load_plugins())
     loaded = load_recipe(recipe, known, overrides or (), absent_path=ABSENT)
     artifacts, missing = known_artifacts(loaded, Store(store))
+    planned = {stage.name: stage for stage in loaded.stages}
+    loaded = with_steps(loaded, artifacts)
     costs = estimate_costs(loaded, artifacts)
     # A narrower terminal wraps the lines, since cropping the columns would cut digits.
     console.print(cost_table(loaded, costs, peak_flops, mfu), width=max(console.width, 80), crop=False)
-    for line in notes(loaded, costs, peak_flops, mfu):
+    for line in (*epoch_notes(planned, loaded), *notes(loaded, costs, peak_flops, mfu)):
         show(line)
     if missing:
         show(f"not looked for in the store: {missing}")

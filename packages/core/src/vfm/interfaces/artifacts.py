@@ -236,6 +236,11 @@ class QuestionDataset(Artifact):
     num_pairs: int = Field(0, ge=0, description="number of pairs: a question about two images, with different answers")
     families: list[str] = Field(default=[], description="topics of the questions, in order of appearance")
 
+    @property
+    def num_samples(self) -> int:
+        """Number of samples of an epoch: each question is one."""
+        return self.num_questions
+
 
 class Metadata(Artifact):
     """Entries that captions are matched against. The id of an entry is its index, numbered over all languages."""

@@ -168,8 +168,12 @@ class Stage(Config):
 
     def run(self, ctx: Context) -> Artifact:
         """Make the artifact in `ctx.directory` by calling the function `work`."""
-        artifact: Artifact = load_function(self.work)(self, ctx)
+        artifact: Artifact = load_function(self.work)(self.at_start(ctx), ctx)
         return artifact
+
+    def at_start(self, ctx: Context) -> Self:
+        """Settle the settings that depend on the inputs, when the stage starts."""
+        return self
 
     def sources(self) -> Iterable[str]:
         """List the outside files that the result depends on. Their fingerprints are part of the artifact's id."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vfm.base import INCIDENTAL, Config, Incidental, Part
+from vfm.base import INCIDENTAL, Config, Incidental, Part, UserError
 from vfm.interfaces.acceleration import LayerRuntime
 from vfm.interfaces.artifacts import Artifact
 from vfm.interfaces.evaluation import AnyEvaluation, check_evaluations
 from vfm.interfaces.schedules import CosineSchedule, Schedule, WarmupStableDecay
-from vfm.interfaces.stage import Ref, Seed, Stage
+from vfm.interfaces.stage import Context, Ref, Seed, Stage, refs
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -170,8 +170,15 @@ class TrainingRuntime(LayerRuntime):
 class Training(Stage):
     """Base class of training stages. An optimizer step takes `global_batch_size` samples, maybe in micro-batches."""
 
-    steps: int | None = Field(None, ge=1, description="optimizer steps; give either steps or samples_seen")
-    samples_seen: int | None = Field(None, ge=1, description="total number of samples; give either this or steps")
+    steps: int | None = Field(None, ge=1, description="optimizer steps; give either steps, samples_seen or epochs")
+    samples_seen: int | None = Field(None, ge=1, description="total number of samples, in place of steps")
+    # It is in the identity of a stage only if it is set, so that earlier artifacts keep theirs.
+    epochs: Annotated[float | None, Incidental(unless="epochs")] = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="passes over the data, in place of steps: as many samples as the data have, for each",
+    )
     global_batch_size: int = Field(128, ge=1, description="samples per optimizer step, over all processes")
     micro_batch_size: Annotated[int | None, INCIDENTAL] = Field(
         None, ge=1, description="samples per forward pass of a process; default: no accumulation"
@@ -214,8 +221,14 @@ class Training(Stage):
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
-        if (self.steps is None) == (self.samples_seen is None):
-            raise ValueError("give exactly one of steps and samples_seen")
+        if [self.steps, self.samples_seen, self.epochs].count(None) != 2:
+            raise ValueError("give exactly one of steps, samples_seen and epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_fit_the_steps(self) -> Training:
+        if self.epochs is None:  # otherwise they are checked when the data are known
+            self.check_steps()
         return self
 
     @model_validator(mode="after")
@@ -243,15 +256,18 @@ class Training(Stage):
             raise ValueError("give either grad_checkpointing or runtime.selective_checkpointing")
         return self
 
-    @model_validator(mode="after")
-    def _named_steps_exist(self) -> Training:
+    def check_steps(self) -> None:
+        """Check the settings that depend on the number of steps. A subclass extends it.
+
+        Raises:
+            ValueError: one of them does not fit.
+        """
         profiled = self.runtime.profile
         if profiled and profiled[1] > self.num_steps:
             raise ValueError(f"runtime.profile: expected two of the steps 1 to {self.num_steps}, got {list(profiled)}")
         above = [step for step in self.skip_steps if step > self.num_steps]
         if above:
             raise ValueError(f"skip_steps: expected some of the steps 1 to {self.num_steps}, got {above}")
-        return self
 
     @model_validator(mode="after")
     def _falling_rate(self) -> Training:
@@ -266,5 +282,37 @@ class Training(Stage):
 
     @property
     def num_steps(self) -> int:
-        """Number of optimizer steps."""
+        """Number of optimizer steps.
+
+        Raises:
+            ValueError: it depends on the size of the data, see `with_steps`.
+        """
+        if self.epochs is not None:
+            raise ValueError(f"{self.name}: {self.epochs:g} epochs have no number of steps before the data are known")
         return self.steps or max(1, (self.samples_seen or 0) // self.global_batch_size)
+
+    def with_steps(self, artifact: Callable[[Ref[Any]], Any]) -> Self:
+        """Replace `epochs` by the number of steps, or return the training unchanged if its data are not known.
+
+        Args:
+            artifact: loads an input, or returns None if it does not exist yet.
+
+        Raises:
+            UserError: a setting does not fit the number of steps.
+        """
+        if self.epochs is None:
+            return self
+        datasets = [artifact(ref) for key, ref in refs(self) if key == "data" or key.startswith("data[")]
+        if None in datasets:
+            return self
+        samples = self.epochs * sum(data.num_samples for data in datasets)
+        known = self.model_copy(update={"steps": max(1, round(samples) // self.global_batch_size), "epochs": None})
+        try:
+            known.check_steps()
+        except ValueError as error:
+            raise UserError(f"{self.name}: {error}") from None
+        return known
+
+    def at_start(self, ctx: Context) -> Self:
+        """Replace `epochs` by the number of steps."""
+        return self.with_steps(lambda ref: Artifact.load(ctx.inputs[ref], verify=False))

@@ -116,13 +116,14 @@ PRESETS |= {name: {**_DIVA, "condition": condition} for name, condition in _TOKE
 def with_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Merge the settings of a recipe over the settings of its preset.
 
-    `samples_seen` replaces the preset's `steps`, and `latents` its `augmentation`, since their crops are cached.
+    `samples_seen` and `epochs` replace the preset's `steps`. `latents` replaces its `augmentation`, as the crops are
+    cached.
     """
     chosen = dict(PRESETS.get(str(settings.get("preset", "recommended")), {}))
     condition = settings.get("condition")
     if isinstance(condition, Mapping) and "share" in condition:  # instead of the preset's number of patches
         chosen["condition"] = {key: value for key, value in chosen.get("condition", {}).items() if key != "count"}
-    if "samples_seen" in settings:
+    if "samples_seen" in settings or "epochs" in settings:
         chosen.pop("steps", None)
     if settings.get("latents"):
         chosen.pop("augmentation", None)

@@ -12,6 +12,7 @@ from vfm.interfaces import MANIFEST_FILE, Evaluation, Stage, Training
 from vfm.storage.integrity import read_sealed
 
 SAMPLES_PER_SECOND = 500.0  # for a training stage that never ran before
+SAMPLES_PER_EPOCH = 100_000.0  # of data that have not been read yet
 EVALUATION_SECONDS, OTHER_SECONDS = 10.0, 3.0
 NEWEST = 20  # number of artifacts of each kind to read
 
@@ -62,5 +63,7 @@ def _without_seed(name: str) -> str:
 
 def _guess(stage: Stage) -> float:
     if isinstance(stage, Training):
+        if stage.epochs is not None:
+            return stage.epochs * SAMPLES_PER_EPOCH / SAMPLES_PER_SECOND
         return stage.num_steps * stage.global_batch_size / SAMPLES_PER_SECOND
     return EVALUATION_SECONDS if isinstance(stage, Evaluation) else OTHER_SECONDS

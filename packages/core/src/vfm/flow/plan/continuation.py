@@ -18,17 +18,18 @@ def check_continuation(stage: Training, known: Preflight) -> None:
         return
     name, step = stage.continue_from.training, stage.continue_from.step
     folder, earlier = known.artifacts.get(name), known.stage(name)
-    planned = _same_training(stage, name, earlier) if earlier else None
+    planned = _same_training(stage, name, earlier).with_steps(known.artifact) if earlier else None
+    stage = stage.with_steps(known.artifact)
     if folder:
         try:
             begin = step_of(checkpoint_folder(folder, step))
         except UserError as error:
             raise UserError(f"continue_from: {error}") from None
-    elif planned:
+    elif planned and planned.epochs is None:
         begin = _planned_step(planned, name, step)
     else:
         return
-    if begin >= stage.num_steps:
+    if stage.epochs is None and begin >= stage.num_steps:
         raise UserError(f"continue_from: {name} has {begin} steps: expected more steps in all, got {stage.num_steps}")
     before = [skipped for skipped in stage.skip_steps if skipped <= begin]
     if before:

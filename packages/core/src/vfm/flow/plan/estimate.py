@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from vfm.base import UserError, load_function
 from vfm.flow.plan.plan import make_plan
 from vfm.flow.plan.store import Store
 from vfm.flow.recipe.recipe import Recipe
-from vfm.interfaces import FACTS_FILE, Cost, Preflight, Stage, refs
+from vfm.interfaces import FACTS_FILE, Cost, Preflight, Stage, Training, refs
 
 ABSENT = "(absent)"  # placeholder for a path that the user of a recipe must set
 
@@ -31,6 +32,17 @@ def known_artifacts(recipe: Recipe, store: Store) -> tuple[dict[str, Path], str]
     return {**saved, **folders}, missing
 
 
+def with_steps(recipe: Recipe, artifacts: Mapping[str, Path]) -> Recipe:
+    """Replace the epochs of each training by its number of steps, where the data exist.
+
+    Raises:
+        UserError: a stage's settings do not fit the number of steps.
+    """
+    ctx = Preflight({stage.name: stage for stage in recipe.stages}, artifacts)
+    stages = [stage.with_steps(ctx.artifact) if isinstance(stage, Training) else stage for stage in recipe.stages]
+    return replace(recipe, stages=tuple(stages))
+
+
 def estimate_costs(recipe: Recipe, artifacts: Mapping[str, Path]) -> dict[str, Cost]:
     """Estimate the cost of each stage that has one, by name.
 
@@ -42,10 +54,14 @@ def estimate_costs(recipe: Recipe, artifacts: Mapping[str, Path]) -> dict[str, C
 
 
 def _cost(stage: Stage, ctx: Preflight) -> Cost:
+    if isinstance(stage, Training) and stage.epochs is not None:  # the data have not been read
+        cost = _cost(stage.model_copy(update={"steps": 1, "epochs": None}), ctx)
+        return replace(cost, flops=None, unknown=(*cost.unknown, f"the number of steps in {stage.epochs:g} epochs"))
     try:
-        cost: Cost = load_function(stage.costs)(stage, ctx)
+        cost = load_function(stage.costs)(stage, ctx)
     except ImportError as error:
         return Cost(unknown=(f"what needs {error.name or error}, which is not installed",))
     except UserError as error:
         raise UserError(f"{stage.name}: {error}") from None
+    assert isinstance(cost, Cost)
     return cost

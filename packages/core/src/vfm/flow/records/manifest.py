@@ -13,7 +13,7 @@ from typing import Any
 
 from vfm.base import UserError
 from vfm.flow.plan.plan import Step
-from vfm.interfaces import MANIFEST_FILE, Artifact, Context, Event, Report, refs
+from vfm.interfaces import MANIFEST_FILE, Artifact, Context, Event, Report, Stage, Training, refs
 from vfm.storage.fingerprints import located
 from vfm.storage.integrity import read_sealed, seal
 from vfm.storage.publishing import write_file
@@ -92,6 +92,7 @@ def build_manifest(
         "identity": step.identity,
         "config": step.stage.model_dump(mode="json", exclude={"name", "kind", "runtime"}),
         "runtime": step.stage.runtime.model_dump(),
+        "steps": _num_steps(step.stage, context),
         "stretches": notes.stretches,
         "kernels": notes.kernels,
         "inputs": {name: step.inputs[name] for name in sorted(names)},
@@ -109,6 +110,11 @@ def build_manifest(
         "versions": library_versions(),
         "commit": _commit(),
     }
+
+
+def _num_steps(stage: Stage, context: Context) -> int | None:
+    """Look up the number of steps of a training, also if its length is given in epochs."""
+    return stage.at_start(context).num_steps if isinstance(stage, Training) else None
 
 
 def read_manifest(artifact: Path) -> dict[str, Any]:

@@ -169,17 +169,25 @@ class EvaSegment(Training):
 
     @model_validator(mode="after")
     def _encoder_is_trained(self) -> EvaSegment:
-        if self.encoder_warmup_steps is None:
-            return self
-        if self.is_frozen:
+        if self.is_frozen and self.encoder_warmup_steps is not None:
             raise ValueError("encoder_warmup_steps: a frozen encoder has no rate; leave it out")
+        return self
+
+    def check_steps(self) -> None:
+        """Check that both warm-ups end before the training does.
+
+        Raises:
+            ValueError: they take all steps.
+        """
+        super().check_steps()
+        if self.encoder_warmup_steps is None:
+            return
         warm = self.schedule.warmup_steps + self.encoder_warmup_steps
         if warm >= self.num_steps:
             raise ValueError(
                 f"schedule.warmup_steps and encoder_warmup_steps: expected a sum below the {self.num_steps} steps, got"
                 f" {warm}"
             )
-        return self
 
     @model_validator(mode="after")
     def _possible(self) -> EvaSegment:
