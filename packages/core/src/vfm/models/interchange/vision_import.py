@@ -124,12 +124,33 @@ def vision_from_file(
         if added:
             model.masked_modelling = added  # type: ignore[assignment]
         return model.eval()
-    head = None if "mask_token" in tensors else tensors.get("head.weight")
-    model = build_vision(source, num_classes=0 if head is None else len(head))
-    module = sys.modules[type(model).__module__]  # timm defines a filter of foreign layouts next to each architecture
-    convert: Callable[..., dict[str, Tensor]] = getattr(module, "checkpoint_filter_fn", lambda tensors, model: tensors)
+    model = build_vision(source, num_classes=_count_classes(name, tensors))
     try:
-        model.load_state_dict(convert(tensors, model))
+        model.load_state_dict(_in_layout_of(model, tensors))
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{file}: does not fit {source!r}: {' '.join(str(error).split())[:300]}") from None
     return model.eval()
+
+
+def _count_classes(name: str, tensors: Mapping[str, Tensor]) -> int:
+    """Count the outputs of the head in a file for an architecture of timm, 0 if it has no head."""
+    if "mask_token" in tensors:  # its head predicts masked patches
+        return 0
+    config = timm.get_pretrained_cfg(name.removeprefix("timm/").split(".")[0])
+    classifier = (config and config.classifier) or ()  # one layer, or several as in DeiT's distilled models
+    layers = [classifier] if isinstance(classifier, str) else classifier
+    heads = (tensors.get(f"{layer}.weight") for layer in (*layers, "head"))
+    return next((len(head) for head in heads if head is not None), 0)
+
+
+def _in_layout_of(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert tensors to a timm model's layout by the filter that timm defines next to the architecture.
+
+    timm's own tensors stay unchanged, since some filters expect another layout.
+    """
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    if shapes == {key: tensor.shape for key, tensor in tensors.items()}:
+        return tensors
+    module = sys.modules[type(model).__module__]
+    convert: Callable[..., dict[str, Tensor]] = getattr(module, "checkpoint_filter_fn", lambda tensors, model: tensors)
+    return convert(tensors, model)
