@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vfm.base import UserError
+from vfm.storage.store_files import read_record
 
 # Objects that trainers save next to tensors: their `args`, and rates and counts that are numpy's numbers. Files of
 # numpy 1 have an older name of the same function.
@@ -31,6 +32,9 @@ _ALLOWED_OBJECTS: list[Any] = [
     _SCALAR,
     (_SCALAR, "numpy.core.multiarray.scalar"),
 ]
+
+
+INDEX_SUFFIX = ".index.json"  # of a file that lists the shards of weights, as transformers writes
 
 
 def find_weights(folder: Path, names: Sequence[str]) -> Path:
@@ -91,7 +95,8 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
     """Load the tensors of a checkpoint file, without the dictionaries that trainers wrap around them.
 
     Args:
-        file: `.safetensors`, or a `torch.save` file, read with `weights_only` so that no code in it can run.
+        file: `.safetensors`, or a `torch.save` file, read with `weights_only` so that no code in it can run, or the
+            index of several such files in its folder.
             TorchScript archives contain a program and are refused, except OpenAI's own (known by hash).
         ema: prefer averaged weights (`model_ema`) to `model` if the file has both.
 
@@ -101,6 +106,8 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
     file = Path(file)
     if not file.is_file():
         raise UserError(f"{file}: no such checkpoint file")
+    if file.name.endswith(INDEX_SUFFIX):
+        return {key: value for shard in weights_shards(file) for key, value in load_state_dict(shard, ema=ema).items()}
     try:
         content: Any = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
     except UnpicklingError as error:
@@ -121,6 +128,20 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
         if all(key.startswith(wrapper) for key in tensors):
             tensors = {key.removeprefix(wrapper): value for key, value in tensors.items()}
     return tensors
+
+
+def weights_shards(index: Path) -> list[Path]:
+    """List the files that an index of weights names, which are in its folder.
+
+    Raises:
+        UserError: the index is damaged, or names a file in another folder.
+    """
+    names = read_record(index, "weight_map")["weight_map"]
+    names = sorted(set(names.values())) if isinstance(names, Mapping) else [names]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{index}: weight_map: expected names of files in its folder, got {name!r}")
+    return [index.parent / name for name in names]
 
 
 def check_finite_weights(state_dict: Mapping[str, Tensor], where: object) -> None:

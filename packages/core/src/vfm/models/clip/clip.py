@@ -258,9 +258,12 @@ def save_clip(model: ClipModel, directory: Path) -> ClipCheckpoint:
 
 def open_clip_incompatibility(model: ClipModel) -> str:
     """Explain in one line why open_clip itself cannot load the result of `save_clip`; empty in nearly all cases."""
+    vision = model.config["vision_cfg"]
+    encoder, size = vision.get("timm_model_name"), model.preprocess.image_size
+    if encoder and vision.get("act_kwargs"):
+        return f"{model.name}: open_clip itself builds {encoder} with another GELU, so its features differ slightly"
     if plain_config(model.module, model.config, model.name):
         return ""
-    encoder, size = model.config["vision_cfg"]["timm_model_name"], model.preprocess.image_size
     return (
         f"{model.name}: vfm can load this checkpoint, open_clip itself cannot: it builds {encoder} only at the size in"
         f" its name, and timm has no equal encoder for {size} pixels"

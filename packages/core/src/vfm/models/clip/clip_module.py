@@ -12,7 +12,7 @@ import timm
 import torch
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
-from timm.layers import PatchDropout
+from timm.layers import GELU, GELUTanh, PatchDropout
 from torch import nn
 
 from vfm.base import UserError
@@ -28,6 +28,7 @@ def build_module(config: Mapping[str, Any], name: str) -> nn.Module:
     """
     _check_regularisation(config["vision_cfg"], name)
     module = _construct(config, name)
+    _set_activation(module, config["vision_cfg"])
     set_image_size(module, config["vision_cfg"], name)
     _init_projection(module)
     visual, rate = module.visual, config["vision_cfg"].get("patch_dropout")
@@ -129,6 +130,17 @@ def _construct(config: Mapping[str, Any], name: str) -> nn.Module:
                 reason = f"{ours}: its encoder {arguments['vision_cfg']['timm_model_name']} has none"
         raise UserError(f"CLIP model {name!r}: {reason}") from None
     return module
+
+
+def _set_activation(module: nn.Module, vision: Mapping[str, Any]) -> None:
+    """Replace the GELUs of a timm tower by those of `act_kwargs`, which open_clip reads for its own tower only."""
+    trunk, arguments = getattr(module.visual, "trunk", None), vision.get("act_kwargs")
+    if trunk is None or not arguments:
+        return
+    for parent in list(trunk.modules()):  # type: ignore[union-attr]
+        for name, child in parent.named_children():
+            if isinstance(child, nn.GELU | GELU | GELUTanh):
+                setattr(parent, name, nn.GELU(**arguments))
 
 
 def _check_regularisation(vision: Mapping[str, Any], name: str) -> None:

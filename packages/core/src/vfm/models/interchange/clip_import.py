@@ -9,8 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import open_clip
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 
 from vfm.base import UserError, did_you_mean
@@ -25,11 +23,12 @@ from vfm.models.clip.clip import (
     save_clip,
 )
 from vfm.models.clip.clip_module import load_weights
-from vfm.models.clip.model_sources import check_weights_file, fetch, first_line, local_folder, weights_file_as_source
+from vfm.models.clip.model_sources import check_weights_file, fetch, local_folder, weights_file_as_source
 from vfm.models.clip.text import PROBES
 from vfm.models.interchange import eva_import, hugging_face
 from vfm.models.interchange.clip_layouts import clip_tensors, missing_part, tensors_with_text_of, with_text_of
 from vfm.models.interchange.eva_import import DEFAULT_OPTIONS, ReadOptions
+from vfm.models.interchange.hub_folders import clip_folder_of_hub
 from vfm.models.interchange.hugging_face_siglip_import import load_transformers_model, transformers_model_config
 from vfm.models.interchange.vision_import import show_key_report
 from vfm.models.preprocess import Preprocess
@@ -271,34 +270,11 @@ def _folder_config(folder: Path) -> dict[str, Any]:
 
 
 def _clip_from_hub(repo: str) -> ClipModel:
-    """Load a model from the hub, in open_clip's layout if it has one, otherwise in Hugging Face's."""
-    layouts = {
-        clip_config.CONFIG_FILE: clip_config.WEIGHTS_FILES,
-        hugging_face.CONFIG_FILE: (hugging_face.PROCESSOR_FILE, *hugging_face.WEIGHTS_FILES),
-    }
-    errors: list[Exception] = []
-    offline = False  # remembered after the first failure, since each further attempt takes half a minute
-    for config_file, other_files in layouts.items():
-        try:
-            folder = Path(hf_hub_download(repo, config_file, local_files_only=offline)).parent
-        except Exception as error:  # not in this layout, or no network
-            errors.append(error)
-            offline = isinstance(error, LocalEntryNotFoundError)
-            continue
-        for name in other_files:
-            try:
-                hf_hub_download(repo, name)
-            except Exception as error:  # a repository may have only one kind of weights
-                errors.append(error)
-                continue
-            if name != hugging_face.PROCESSOR_FILE:
-                break
-        model = _loader_for(folder)(folder)
-        model.name = f"{HUB_PREFIX}{repo}"
-        return model
-    # "Not in the cache and no network" explains more than a missing file.
-    causes = [error for error in errors if isinstance(error, LocalEntryNotFoundError)] or errors[-1:]
-    raise UserError(f"{HUB_PREFIX}{repo}: cannot be downloaded: {first_line(causes[0])}")
+    """Load a model from the hub."""
+    folder = clip_folder_of_hub(repo)
+    model = _loader_for(folder)(folder)
+    model.name = f"{HUB_PREFIX}{repo}"
+    return model
 
 
 def _is_file_name(pretrained: str) -> bool:

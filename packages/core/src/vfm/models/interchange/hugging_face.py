@@ -21,15 +21,15 @@ from vfm.models.interchange.hugging_face_config import (
     VOCAB_SIZE,
     hugging_face_config,
     open_clip_config,
-    processor_config,
-    read_processor,
 )
-from vfm.models.interchange.hugging_face_tokenizer import save_tokenizer, tokenizer_mismatches
-from vfm.models.weights import find_weights, load_state_dict, save_state_dict
-from vfm.storage.store_files import naming, read_record, reading
+from vfm.models.interchange.hugging_face_processor import PROCESSOR_FILE, folder_preprocess, processor_config
+from vfm.models.interchange.hugging_face_tokenizer import other_tokenizer, save_tokenizer, tokenizer_mismatches
+from vfm.models.weights import INDEX_SUFFIX, find_weights, load_state_dict, save_state_dict
+from vfm.storage.store_files import naming, read_record
 
-CONFIG_FILE, WEIGHTS_FILES = "config.json", ("model.safetensors", "pytorch_model.bin")
-PROCESSOR_FILE = "preprocessor_config.json"
+CONFIG_FILE = "config.json"
+_FORMATS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS_FILES = (_FORMATS[0], _FORMATS[0] + INDEX_SUFFIX, _FORMATS[1], _FORMATS[1] + INDEX_SUFFIX)
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -176,15 +176,12 @@ def load_hugging_face(folder: Path) -> ClipModel:
     config, weights = read_hugging_face_config(folder), find_weights(folder, WEIGHTS_FILES)
     with naming(folder / CONFIG_FILE, "the configuration of a CLIP model"):
         model = build_clip(config)
-    model.name = folder.name
+    model.name, model.folder = folder.name, folder
     try:
         model.module.load_state_dict(from_hugging_face(load_state_dict(weights)))
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{weights}: does not fit its {CONFIG_FILE}: {' '.join(str(error).split())[:300]}") from None
-    processor = folder / PROCESSOR_FILE
-    if processor.is_file():
-        with reading(processor, "the settings of an image processor"):
-            model.preprocess = read_processor(read_record(processor), model.preprocess.image_size)
+    model.preprocess = folder_preprocess(folder, "clip", model.preprocess.image_size)
     model.module.eval()
     return model
 
@@ -201,7 +198,11 @@ def read_hugging_face_config(folder: Path) -> dict[str, Any]:
             f"{folder}: expected a Hugging Face model of type clip, siglip or siglip2, got {record.get('model_type')!r}"
         )
     with naming(folder / CONFIG_FILE, "the configuration of a CLIP model"):
-        return open_clip_config(record)
+        config = open_clip_config(record)
+    tokenizer = other_tokenizer(folder)
+    if tokenizer:
+        config["text_cfg"]["hf_tokenizer_name"] = tokenizer
+    return config
 
 
 def _rename_prefix(key: str, prefixes: Mapping[str, str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Configurations of CLIP models and their preprocessing, converted between Hugging Face's form and open_clip's."""
+"""Configurations of CLIP models, converted between Hugging Face's form and open_clip's."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from vfm.base import UserError
 from vfm.models.clip.clip import ClipModel
-from vfm.models.preprocess import Preprocess
 
 VOCAB_SIZE, START_OF_TEXT, END_OF_TEXT = 49408, 49406, 49407  # CLIP's own tokenizer
-RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
+TANH, DEFAULT_EPS = "gelu_pytorch_tanh", 1e-5
+ACTIVATIONS = ("quick_gelu", "gelu", TANH)
 
 
 def hugging_face_config(model: ClipModel) -> dict[str, Any]:
@@ -56,8 +56,9 @@ def open_clip_config(record: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a `config.json` to open_clip's configuration. Missing keys have the defaults of `CLIPConfig`."""
     text, vision = record.get("text_config") or {}, record.get("vision_config") or {}
     act, text_act = (part.get("hidden_act", "quick_gelu") for part in (vision, text))
-    if act not in ("quick_gelu", "gelu") or text_act != act:
-        raise UserError(f"hidden_act: expected quick_gelu or gelu in both towers, got {act!r} and {text_act!r}")
+    if act not in ACTIVATIONS or text_act not in ACTIVATIONS or (act == "quick_gelu") != (text_act == "quick_gelu"):
+        allowed = "quick_gelu in both towers, or gelu and gelu_pytorch_tanh"
+        raise UserError(f"hidden_act: expected {allowed}, got {act!r} and {text_act!r}")
     width, text_width = vision.get("hidden_size", 768), text.get("hidden_size", 512)
     return {
         "embed_dim": record.get("projection_dim", 512),
@@ -69,6 +70,7 @@ def open_clip_config(record: Mapping[str, Any]) -> dict[str, Any]:
             "layers": vision.get("num_hidden_layers", 12),
             "head_width": width // vision.get("num_attention_heads", 12),
             "mlp_ratio": mlp_ratio(vision.get("intermediate_size", 3072), width),
+            **_layer_settings(vision),
         },
         "text_cfg": {
             "context_length": text.get("max_position_embeddings", 77),
@@ -77,43 +79,36 @@ def open_clip_config(record: Mapping[str, Any]) -> dict[str, Any]:
             "heads": text.get("num_attention_heads", 8),
             "layers": text.get("num_hidden_layers", 12),
             "mlp_ratio": mlp_ratio(text.get("intermediate_size", 2048), text_width),
+            **_layer_settings(text),
+            **_pooling(text),
         },
     }
+
+
+def _layer_settings(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect the settings of a tower's norms and activations that differ from open_clip's defaults."""
+    settings: dict[str, Any] = {}
+    if part.get("layer_norm_eps", DEFAULT_EPS) != DEFAULT_EPS:
+        settings["norm_kwargs"] = {"eps": part["layer_norm_eps"]}
+    if part.get("hidden_act") == TANH:
+        settings["act_kwargs"] = {"approximate": "tanh"}
+    return settings
+
+
+def _pooling(text: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose the pooled token: the largest number, or for another tokenizer than CLIP's the first end token.
+
+    OpenAI's files have the end token 2, which stands for the largest number in transformers.
+    """
+    end = text.get("eos_token_id", END_OF_TEXT)
+    if end == 2 or (end == END_OF_TEXT and text.get("vocab_size", VOCAB_SIZE) == VOCAB_SIZE):
+        return {}
+    if not isinstance(end, int):
+        raise UserError(f"eos_token_id: expected one number, got {end}")
+    return {"pool_type": "eos", "eos_id": end}
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
     """Find the ratio with which open_clip computes `hidden` as `int(width * ratio)`, which may round down by one."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
-
-
-def processor_config(preprocess: Preprocess) -> dict[str, Any]:
-    """Build `preprocessor_config.json` for CLIPImageProcessor."""
-    side = preprocess.image_size
-    squash = preprocess.resize_mode == "squash"
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": side, "width": side} if squash else {"shortest_edge": side},
-        "resample": RESAMPLE[preprocess.interpolation],
-        "do_center_crop": not squash,
-        "crop_size": {"height": side, "width": side},
-        "do_normalize": True,
-        "image_mean": list(preprocess.mean),
-        "image_std": list(preprocess.std),
-    }
-
-
-def read_processor(facts: Mapping[str, Any], image_size: int) -> Preprocess:
-    """Read the preprocessing in a `preprocessor_config.json`. Missing keys have OpenAI CLIP's values."""
-    size = facts.get("size")
-    squash = isinstance(size, dict) and "height" in size  # both sides are resized; a crop of the same size keeps all
-    interpolations = {number: name for name, number in RESAMPLE.items()}
-    cfg = {
-        "mean": facts.get("image_mean"),
-        "std": facts.get("image_std"),
-        "interpolation": interpolations.get(facts.get("resample", 3), "bicubic"),
-        "resize_mode": "squash" if squash else "shortest",
-    }
-    return Preprocess.from_open_clip(cfg, image_size)

@@ -22,17 +22,16 @@ from vfm.base import UserError
 from vfm.models.clip.clip import ClipModel, blueprint, build_clip
 from vfm.models.interchange.hugging_face import (
     CONFIG_FILE,
-    PROCESSOR_FILE,
     WEIGHTS_FILES,
     load_hugging_face,
     read_hugging_face_config,
 )
-from vfm.models.interchange.hugging_face_config import VOCAB_SIZE, mlp_ratio, read_processor
+from vfm.models.interchange.hugging_face_config import TANH, mlp_ratio
+from vfm.models.interchange.hugging_face_processor import folder_preprocess
 from vfm.models.interchange.hugging_face_siglip import siglip_config, siglip_names
-from vfm.models.interchange.hugging_face_tokenizer import TOKENIZER_CONFIG_FILE
-from vfm.models.preprocess import Preprocess
+from vfm.models.interchange.hugging_face_tokenizer import other_tokenizer
 from vfm.models.weights import find_weights, load_state_dict
-from vfm.storage.store_files import read_record, reading
+from vfm.storage.store_files import read_record
 
 _SHARED = {
     "hidden_size": 768,
@@ -52,8 +51,7 @@ _TOKENIZERS = {
 }
 SIGLIP_TYPES = ("siglip", "siglip2")
 _PATCHES = "visual.trunk.patch_embed.proj.weight"
-# SigLIP's preprocessing, for a folder without a preprocessing file.
-_PREPROCESS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "resize_mode": "squash"}
+_APPROXIMATE = {"gelu": "none", TANH: "tanh"}
 
 
 def load_transformers_model(folder: Path) -> ClipModel:
@@ -75,8 +73,7 @@ def transformers_model_config(folder: Path) -> dict[str, Any]:
     record = read_record(folder / CONFIG_FILE)
     if record.get("model_type") not in SIGLIP_TYPES:
         return read_hugging_face_config(folder)
-    has_tokenizer = (folder / TOKENIZER_CONFIG_FILE).is_file()
-    return open_clip_siglip_config(record, str(folder), folder if has_tokenizer else None)
+    return open_clip_siglip_config(record, str(folder), other_tokenizer(folder))
 
 
 def load_siglip(folder: Path) -> ClipModel:
@@ -92,34 +89,31 @@ def load_siglip(folder: Path) -> ClipModel:
         model.module.load_state_dict(from_siglip(load_state_dict(weights), model.module.state_dict()))
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{weights}: does not fit its {CONFIG_FILE}: {' '.join(str(error).split())[:300]}") from None
-    model.preprocess = Preprocess.from_open_clip(_PREPROCESS, model.preprocess.image_size)
-    processor = folder / PROCESSOR_FILE
-    if processor.is_file():
-        with reading(processor, "the settings of an image processor"):
-            # SigLIP's own processors neither crop nor have a setting for it, and NaFlex's has no size.
-            side = {"height": model.preprocess.image_size, "width": model.preprocess.image_size}
-            record = {"do_center_crop": False, "size": side, **read_record(processor)}
-            model.preprocess = read_processor(record, model.preprocess.image_size)
+    model_type = read_record(folder / CONFIG_FILE)["model_type"]
+    model.preprocess = folder_preprocess(folder, model_type, model.preprocess.image_size)
     model.module.eval()
     return model
 
 
-def open_clip_siglip_config(record: Mapping[str, Any], where: str, tokenizer: Path | None = None) -> dict[str, Any]:
+def open_clip_siglip_config(record: Mapping[str, Any], where: str, tokenizer: str | None = None) -> dict[str, Any]:
     """Convert a `config.json` to open_clip's configuration. Missing keys have the defaults of `SiglipConfig`.
 
     Args:
         record: the content of the file.
         where: its folder, for errors.
-        tokenizer: a folder with a Hugging Face tokenizer, for vocabularies that are not known by their size.
+        tokenizer: name of the folder's tokenizer, for vocabularies that are not known by their size.
 
     Raises:
-        UserError: If timm has no encoder of these shapes, or the towers differ in width.
+        UserError: timm has no encoder of these shapes, or an activation is not a GELU.
     """
     vision = {**_VISION, **_known(record.get("vision_config"), _VISION)}
     if record.get("model_type") == "siglip2":  # the grid of the learned positions
         patches = (record.get("vision_config") or {}).get("num_patches", 256)
         vision["image_size"] = math.isqrt(patches) * vision["patch_size"]
     text = {**_TEXT, **_known(record.get("text_config"), _TEXT)}
+    for part in (vision, text):
+        if part["hidden_act"] not in _APPROXIMATE:
+            raise UserError(f"{where}: hidden_act: expected {' or '.join(_APPROXIMATE)}, got {part['hidden_act']!r}")
     width = text["hidden_size"]
     text_cfg = {
         "context_length": text["max_position_embeddings"],
@@ -132,13 +126,13 @@ def open_clip_siglip_config(record: Mapping[str, Any], where: str, tokenizer: Pa
         "proj_bias": True,
         "pool_type": "last",
         "norm_kwargs": {"eps": text["layer_norm_eps"]},
-        "act_kwargs": {"approximate": "tanh"} if text["hidden_act"] == "gelu_pytorch_tanh" else {},
+        "act_kwargs": {"approximate": "tanh"} if text["hidden_act"] == TANH else {},
     }
     name = _TOKENIZERS.get(text["vocab_size"])
     if name:
         text_cfg |= {"hf_tokenizer_name": name, "tokenizer_kwargs": {"clean": "canonicalize"}}
-    elif tokenizer and text["vocab_size"] != VOCAB_SIZE:
-        text_cfg["hf_tokenizer_name"] = tokenizer.name
+    elif tokenizer:
+        text_cfg["hf_tokenizer_name"] = tokenizer
     for encoder in _encoders(vision):
         config = {
             "embed_dim": vision["hidden_size"],
@@ -152,8 +146,12 @@ def open_clip_siglip_config(record: Mapping[str, Any], where: str, tokenizer: Pa
             "custom_text": True,
             "init_logit_bias": -10.0,
         }
-        if _fits(config, vision):
+        activation = _activation_of_fitting(config, vision)
+        if activation == vision["hidden_act"]:
             return config
+        if activation:
+            vision_cfg = {**config["vision_cfg"], "act_kwargs": {"approximate": _APPROXIMATE[vision["hidden_act"]]}}
+            return {**config, "vision_cfg": vision_cfg}
     shape = ", ".join(f"{key} {value}" for key, value in vision.items())
     raise UserError(f"{where}: timm has no SigLIP encoder of these shapes: {shape}")
 
@@ -201,10 +199,11 @@ def _encoders(vision: Mapping[str, Any]) -> list[str]:
     return sorted(names, key=lambda name: not name.endswith(f"_{vision['image_size']}"))
 
 
-def _fits(config: Mapping[str, Any], vision: Mapping[str, Any]) -> bool:
-    """Check whether the encoder has these shapes, which are computed without weights."""
+def _activation_of_fitting(config: Mapping[str, Any], vision: Mapping[str, Any]) -> str:
+    """Find the activation of the encoder if it has these shapes, which are computed without weights; else ""."""
     try:
         built = siglip_config(blueprint(config))["vision_config"]
     except UserError:  # the image size does not fit its patches
-        return False
-    return all(built[key] == value for key, value in vision.items())
+        return ""
+    shapes = {key: value for key, value in vision.items() if key != "hidden_act"}
+    return str(built["hidden_act"]) if all(built[key] == value for key, value in shapes.items()) else ""

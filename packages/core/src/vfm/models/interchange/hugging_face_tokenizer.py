@@ -11,12 +11,51 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from open_clip import SimpleTokenizer
+
 from vfm.models.clip.clip import ClipModel
 from vfm.models.clip.text import WordTokenizer
 from vfm.storage.store_files import read_record
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_FILES = (
+    TOKENIZER_CONFIG_FILE,
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+)
 _START, _END, _PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
+
+
+def other_tokenizer(folder: Path) -> str | None:
+    """Find the name for a folder's tokenizer in open_clip's configuration; None if it is CLIP's own, or not there.
+
+    It is CLIP's own if it has the same vocabulary and merges. open_clip's faster tokenizer then reads the texts.
+    """
+    if not (folder / TOKENIZER_CONFIG_FILE).is_file():
+        return None
+    whole, vocabulary_file, merges_file = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if whole.is_file():
+        model = read_record(whole).get("model") or {}
+        vocabulary, merges = model.get("vocab"), model.get("merges") or []
+    elif vocabulary_file.is_file() and merges_file.is_file():
+        vocabulary = read_record(vocabulary_file)
+        merges = merges_file.read_text(encoding="utf-8").splitlines()
+    else:
+        return folder.name
+    clip = SimpleTokenizer()
+    pairs = [tuple(merge.split() if isinstance(merge, str) else merge) for merge in merges]
+    same_merges = [pair for pair in pairs if len(pair) == 2 and pair[0] != "#version:"] == list(clip.bpe_ranks)
+    return None if same_merges and _words(vocabulary) == _words(clip.encoder) else folder.name
+
+
+def _words(vocabulary: Any) -> dict[str, int]:
+    """Select the entries of a vocabulary that are not special tokens, whose names differ between libraries."""
+    words = vocabulary.items() if isinstance(vocabulary, Mapping) else ()
+    special = (_START, _END, _PAD, "<start_of_text>", "<end_of_text>")
+    return {word: number for word, number in words if word not in special}
 
 
 def tokenizer_mismatches(text: Mapping[str, Any]) -> list[str]:

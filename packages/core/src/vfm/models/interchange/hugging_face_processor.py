@@ -1,0 +1,137 @@
+"""Image processors of Hugging Face's layout: their settings as a `Preprocess`, and the reverse.
+
+A setting that `Preprocess` cannot express is refused by its name, since features would change in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vfm.base import UserError
+from vfm.models.preprocess import Preprocess
+from vfm.storage.store_files import naming, read_record
+
+PROCESSOR_FILE = "preprocessor_config.json"
+NESTED_FILE = "processor_config.json"  # of transformers 5, with the image processor under a key
+PROCESSOR_FILES = (NESTED_FILE, PROCESSOR_FILE)
+RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
+
+_HALF = [0.5, 0.5, 0.5]
+_OPENAI = Preprocess(image_size=1)
+_BYTE = 1 / 255  # factor of `Preprocess.pixels`
+# Values that a processor has for the keys that its file leaves out, by the beginning of its class's name. SigLIP's have
+# no crop.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "CLIP": {"image_mean": list(_OPENAI.mean), "image_std": list(_OPENAI.std), "resample": 3, "do_center_crop": True},
+    "Siglip2": {"image_mean": _HALF, "image_std": _HALF, "resample": 2},
+    "Siglip": {"image_mean": _HALF, "image_std": _HALF, "resample": 3},
+}
+_CLASSES = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2"}  # by the type of the model
+
+
+def processor_config(preprocess: Preprocess) -> dict[str, Any]:
+    """Build `preprocessor_config.json` for CLIPImageProcessor."""
+    side = preprocess.image_size
+    squash = preprocess.resize_mode == "squash"
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": side, "width": side} if squash else {"shortest_edge": side},
+        "resample": RESAMPLE[preprocess.interpolation],
+        "do_center_crop": not squash,
+        "crop_size": {"height": side, "width": side},
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }
+
+
+def folder_preprocess(folder: Path, model_type: str, image_size: int) -> Preprocess:
+    """Read the preprocessing of a folder's model; without a file of it, that of the model type's own processor.
+
+    Args:
+        folder: the folder, in Hugging Face's layout.
+        model_type: `clip`, `siglip` or `siglip2`.
+        image_size: side of the model's input.
+
+    Raises:
+        UserError: a file is damaged, or a setting cannot be honoured.
+    """
+    for name in PROCESSOR_FILES:
+        record = read_record(folder / name) if (folder / name).is_file() else {}
+        settings = record.get("image_processor") if name == NESTED_FILE else record
+        if settings:
+            with naming(folder / name, "the settings of an image processor"):
+                return read_processor(settings, image_size, model_type)
+    return read_processor({}, image_size, model_type)
+
+
+def read_processor(settings: Mapping[str, Any], image_size: int, model_type: str = "clip") -> Preprocess:
+    """Convert the settings of an image processor.
+
+    Args:
+        settings: content of its file.
+        image_size: side of the model's input.
+        model_type: type of the model, which names the class of a file that does not.
+
+    Raises:
+        UserError: a setting cannot be honoured.
+    """
+    name = settings.get("image_processor_type") or settings.get("feature_extractor_type") or _CLASSES[model_type]
+    defaults = next((value for start, value in _DEFAULTS.items() if str(name).startswith(start)), {})
+    facts = {**defaults, **{key: value for key, value in settings.items() if value is not None}}
+    for key in ("image_mean", "image_std", "resample"):
+        if key not in facts:
+            raise UserError(f"{key}: expected a value, since the defaults of {name} are not known")
+    interpolations = {number: name for name, number in RESAMPLE.items()}
+    if facts["resample"] not in interpolations:
+        raise UserError(f"resample: expected 2 (bilinear) or 3 (bicubic), got {facts['resample']}")
+    mean, std = _normalisation(facts)
+    cfg = {
+        "mean": mean,
+        "std": std,
+        "interpolation": interpolations[facts["resample"]],
+        "resize_mode": _resize_mode(facts, image_size),
+    }
+    return Preprocess.from_open_clip(cfg, image_size)
+
+
+def _normalisation(facts: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Find mean and deviation for pixels in [0, 1], with the factor of another range in both."""
+    factor = facts.get("rescale_factor", _BYTE) if facts.get("do_rescale", True) else 1.0
+    normalize = facts.get("do_normalize", True)
+    mean = _channels(facts["image_mean"]) if normalize else (0.0, 0.0, 0.0)
+    std = _channels(facts["image_std"]) if normalize else (1.0, 1.0, 1.0)
+    scale = 1.0 if abs(factor - _BYTE) < 1e-9 else _BYTE / factor
+    return tuple(value * scale for value in mean), tuple(value * scale for value in std)
+
+
+def _channels(values: Any) -> tuple[float, ...]:
+    return (float(values),) * 3 if isinstance(values, int | float) else tuple(values)
+
+
+def _resize_mode(facts: Mapping[str, Any], image_size: int) -> str:
+    """Choose how images become squares of the model's size.
+
+    Raises:
+        UserError: the processor's images have another size, or are not resized, cropped and padded as in `Preprocess`.
+    """
+    if not facts.get("do_resize", True):
+        raise UserError("do_resize: expected true, got false; images of any other size would not fit the model")
+    for key in ("do_pad", "crop_pct"):
+        if facts.get(key):
+            raise UserError(f"{key}: not supported, got {facts[key]}")
+    size, crops = facts.get("size", image_size), facts.get("do_center_crop", False)
+    side = {"height": image_size, "width": image_size}
+    crop = facts.get("crop_size", image_size)
+    if crops and crop not in (image_size, side):
+        raise UserError(f"crop_size: expected the model's size, {image_size}, got {crop}")
+    if size == side or (size == image_size and not crops):
+        return "squash"
+    if crops and size in (image_size, {"shortest_edge": image_size}):
+        return "shortest"
+    expected = "{shortest_edge: %d}, or this height and width" if crops else "this height and width: %d"
+    raise UserError(f"size: expected {expected % image_size}, got {size}")
