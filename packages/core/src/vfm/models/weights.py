@@ -134,7 +134,7 @@ def weights_shards(index: Path) -> list[Path]:
     """List the files that an index of weights names, which are in its folder.
 
     Raises:
-        UserError: the index is damaged, or names a file in another folder.
+        UserError: If the index is damaged, or names a file in another folder.
     """
     names = read_record(index, "weight_map")["weight_map"]
     names = sorted(set(names.values())) if isinstance(names, Mapping) else [names]

@@ -14,9 +14,9 @@ from vfm.data.index.index import BadRow, write_index
 from vfm.data.index.source import Source
 from vfm.data.indexing.dataset_panels import add_dataset_panels
 from vfm.data.indexing.indexing import Indexing, check_bad, first_sample
+from vfm.data.labeled.class_names import find_class_names
 from vfm.data.labeled.stages import Digits, Labeled, NamedImages, Tagged
 from vfm.data.labeled.tags import TAGS_FILE, write_tags
-from vfm.data.layouts.folder import class_folders
 from vfm.data.layouts.layout import Layout, find_layout
 from vfm.data.layouts.torchvision_sets import (
     PACKED,
@@ -25,14 +25,11 @@ from vfm.data.layouts.torchvision_sets import (
     torchvision_classes,
     torchvision_shards,
 )
-from vfm.data.prompts.clip_benchmark import CLASS_NAMES_FILE, TEMPLATES_FILE, lines_beside, names_and_templates
+from vfm.data.prompts.clip_benchmark import TEMPLATES_FILE, lines_beside, names_and_templates
 from vfm.data.prompts.templates import check_templates
-from vfm.data.samples.captions import field_of, is_unicode
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.shards import Found
 from vfm.data.samples.spec import DatasetSpec
-from vfm.data.tables.parquet import features_of
-from vfm.data.tables.table import table_kind, table_values
 from vfm.interfaces import Context, ImageDataset, LabeledDataset, Preflight, TaggedImages
 
 DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -191,62 +188,17 @@ def _labeled_spec(config: Labeled, layout: Layout) -> DatasetSpec:
     spec = layout.with_defaults(DatasetSpec(image_key=config.image_key, label_key=config.label_key), labels=True)
     names, _ = _names_and_templates(config, layout)
     if names and layout.kind == "folder":  # labels are positions among the class folders, so the counts must agree
-        folder_names = _find_class_names(layout, None)
+        folder_names = find_class_names(layout, None)
         if len(names) != len(folder_names):
             raise UserError(
                 f"{layout.paths[0]}: expected {len(folder_names)} class names, one per folder, got {len(names)}"
             )
-    return spec.model_copy(update={"class_names": names or _find_class_names(layout, spec.label_key)})
+    return spec.model_copy(update={"class_names": names or find_class_names(layout, spec.label_key)})
 
 
 def _tagged_spec(config: Tagged, layout: Layout) -> DatasetSpec:
     if layout.kind != "webdataset":
         raise UserError(f"{layout.paths[0]}: images with several labels can only be read from tars")
     names, _ = _names_and_templates(config, layout)
-    names = names or _find_class_names(layout, None)
+    names = names or find_class_names(layout, None)
     return DatasetSpec(image_key=config.image_key, labels_key=config.labels_key, class_names=names)
-
-
-def _find_class_names(layout: Layout, label_key: str | None) -> list[str]:
-    """Find the class names in the order of the labels.
-
-    Raises:
-        UserError: If there are no class names.
-    """
-    path = layout.paths[0]
-    if layout.kind == "folder":
-        return class_folders(path)[0]
-    names = lines_beside(path, CLASS_NAMES_FILE)
-    if names:
-        if "" in names:
-            raise UserError(f"{CLASS_NAMES_FILE} next to {path}: the name of class {names.index('')} is empty")
-        return names
-    if layout.kind in ("table", "parquet") and label_key:
-        if table_kind(path) == "parquet":
-            names = _from_schema(path, label_key)
-        return names or _from_values(layout, label_key)
-    raise UserError(f"{path}: no {CLASS_NAMES_FILE} next to it; give class_names, in the order of the labels")
-
-
-def _from_schema(path: str, label_key: str) -> list[str]:
-    """Read the names that Hugging Face's `datasets` writes into the schema."""
-    names = field_of(features_of(path), f"{label_key}.names")
-    return [str(name) for name in names] if isinstance(names, list) else []
-
-
-def _from_values(layout: Layout, label_key: str) -> list[str]:
-    """Collect the distinct values of a column, sorted. Only texts and numbers can be class names."""
-    values: set[str | float] = set()
-    for path in layout.paths:
-        for value in table_values(path, label_key):
-            if isinstance(value, str | int | float) and is_unicode(str(value)):
-                values.add(value)
-    if all(map(_is_number, values)):
-        raise UserError(
-            f"{layout.paths[0]}: the labels in '{label_key}' are numbers; give class_names, in the order of the labels"
-        )
-    return sorted({str(value) for value in values})
-
-
-def _is_number(value: str | float) -> bool:
-    return value.isdigit() if isinstance(value, str) else not isinstance(value, bool)

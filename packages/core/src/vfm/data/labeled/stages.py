@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from vfm.base import UserError
 from vfm.data.indexing.stages import ImageFiles
 from vfm.data.prompts.clip_benchmark import CLASS_NAMES_FILE, TEMPLATES_FILE, file_beside, list_files
 from vfm.data.prompts.templates import check_templates
@@ -18,16 +19,34 @@ from vfm.interfaces import (
     Stage,
     TaggedImages,
 )
+from vfm.storage.files import read_text
+
+
+def _read_names(names: Any) -> Any:
+    """Read the lines of a file that is given in place of the names."""
+    if not isinstance(names, str):
+        return names
+    try:
+        lines = [line.strip() for line in read_text(names).rstrip().splitlines()]
+    except (OSError, UserError) as error:
+        raise ValueError(f"expected a list of names, or a file with one per line, got {names!r}: {error}") from None
+    if "" in lines:
+        raise ValueError(f"{names}: the name of class {lines.index('')} is empty")
+    return lines
+
+
+ClassNames = Annotated[list[str], BeforeValidator(_read_names, json_schema_input_type=list[str] | str)]
 
 
 class NamedImages(ImageFiles):
     """Base of the stages with class names and prompt templates."""
 
     split: str = Field("test", description="split of a CLIP_benchmark folder, or of the torchvision dataset")
-    class_names: list[str] = Field(
-        default=[], description="class names in the order of the labels (default: from the folders, the table or"
-        " classnames.txt)",
-    )  # fmt: skip
+    class_names: ClassNames = Field(
+        default=[],
+        description="class names in the order of the labels, or a file with one per line (default: from the folders,"
+        " the table or classnames.txt)",
+    )
     templates: list[str] = Field(
         default=[],
         description="prompts with a `{}` (default: the lines of zeroshot_classification_templates.txt, otherwise"

@@ -27,7 +27,7 @@ def clip_folder_of_hub(repo: str) -> Path:
     """Download a CLIP model in open_clip's layout if the repository has it, otherwise in Hugging Face's.
 
     Raises:
-        UserError: there is no such repository, or no network.
+        UserError: If there is no such repository, or no network.
     """
     repository = _Repository(repo)
     for config_name, (weights_names, optional) in _LAYOUTS.items():

@@ -58,7 +58,7 @@ def folder_preprocess(folder: Path, model_type: str, image_size: int) -> Preproc
         image_size: side of the model's input.
 
     Raises:
-        UserError: a file is damaged, or a setting cannot be honoured.
+        UserError: If a file is damaged, or a setting cannot be honoured.
     """
     for name in PROCESSOR_FILES:
         record = read_record(folder / name) if (folder / name).is_file() else {}
@@ -78,7 +78,7 @@ def read_processor(settings: Mapping[str, Any], image_size: int, model_type: str
         model_type: type of the model, which names the class of a file that does not.
 
     Raises:
-        UserError: a setting cannot be honoured.
+        UserError: If a setting cannot be honoured.
     """
     name = settings.get("image_processor_type") or settings.get("feature_extractor_type") or _CLASSES[model_type]
     defaults = next((value for start, value in _DEFAULTS.items() if str(name).startswith(start)), {})
@@ -117,7 +117,7 @@ def _resize_mode(facts: Mapping[str, Any], image_size: int) -> str:
     """Choose how images become squares of the model's size.
 
     Raises:
-        UserError: the processor's images have another size, or are not resized, cropped and padded as in `Preprocess`.
+        UserError: If images get another size, or are not resized, cropped and padded as in `Preprocess`.
     """
     if not facts.get("do_resize", True):
         raise UserError("do_resize: expected true, got false; images of any other size would not fit the model")

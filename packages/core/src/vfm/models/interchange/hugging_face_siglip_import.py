@@ -104,7 +104,7 @@ def open_clip_siglip_config(record: Mapping[str, Any], where: str, tokenizer: st
         tokenizer: name of the folder's tokenizer, for vocabularies that are not known by their size.
 
     Raises:
-        UserError: timm has no encoder of these shapes, or an activation is not a GELU.
+        UserError: If timm has no encoder of these shapes, or an activation is not a GELU.
     """
     vision = {**_VISION, **_known(record.get("vision_config"), _VISION)}
     if record.get("model_type") == "siglip2":  # the grid of the learned positions

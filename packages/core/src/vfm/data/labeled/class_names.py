@@ -1,0 +1,88 @@
+"""Class names of labelled images: from their folders, a file next to them, a schema, or the values of a column."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from vfm.base import UserError
+from vfm.data.layouts.folder import class_folders
+from vfm.data.layouts.layout import Layout
+from vfm.data.prompts.clip_benchmark import CLASS_NAMES_FILE, lines_beside
+from vfm.data.samples.captions import field_of, is_unicode
+from vfm.data.tables.parquet import IMAGE_COLUMNS, features_of
+from vfm.data.tables.table import CAPTION_COLUMNS, PATH_COLUMNS, table_kind, table_values, text_columns
+
+
+def find_class_names(layout: Layout, label_key: str | None) -> list[str]:
+    """Find the class names in the order of the labels.
+
+    Raises:
+        UserError: If there are no class names.
+    """
+    path = layout.paths[0]
+    if layout.kind == "folder":
+        return class_folders(path)[0]
+    in_column = label_key if layout.kind in ("table", "parquet") else None
+    names = lines_beside(path, CLASS_NAMES_FILE)
+    if names and not (in_column and _are_all_others(_texts(layout.paths, in_column), names)):
+        if "" in names:
+            raise UserError(f"{CLASS_NAMES_FILE} next to {path}: the name of class {names.index('')} is empty")
+        return names
+    if in_column:
+        names = []
+        if table_kind(path) == "parquet":
+            names = _from_schema(path, in_column)
+        return names or _from_values(layout.paths, in_column)
+    raise UserError(f"{path}: no {CLASS_NAMES_FILE} next to it; give class_names, in the order of the labels")
+
+
+def _from_schema(path: str, label_key: str) -> list[str]:
+    """Read the names that Hugging Face's `datasets` writes into the schema."""
+    names = field_of(features_of(path), f"{label_key}.names")
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _from_values(paths: Sequence[str], label_key: str) -> list[str]:
+    """Collect the distinct values of a column, sorted. Only texts and numbers can be class names."""
+    values: set[str | float] = set()
+    for value in _values(paths, label_key):
+        if isinstance(value, str | int | float) and is_unicode(str(value)):
+            values.add(value)
+    if all(map(_is_number, values)):
+        raise UserError(
+            f"{paths[0]}: the labels in '{label_key}' are numbers; give class_names, in the order of the labels"
+            f"{_columns_of_names(paths)}"
+        )
+    return sorted({str(value) for value in values})
+
+
+def _columns_of_names(paths: Sequence[str]) -> str:
+    """Name the text columns with repeated values, which may be the names of the classes, as the end of an error."""
+    hints = []
+    for column in text_columns(paths[0]):
+        if column in (*IMAGE_COLUMNS, *PATH_COLUMNS, *CAPTION_COLUMNS):
+            continue
+        counts = Counter(_texts(paths, column))
+        if 1 < len(counts) <= counts.total() / 2:
+            hints.append(f"; the text column '{column}' has {len(counts):,} values: label_key: {column}")
+    return "".join(hints)
+
+
+def _are_all_others(texts: Iterable[str], names: Sequence[str]) -> bool:
+    """Check whether a column names classes, none of which is among the names."""
+    classes = {text for text in texts if not _is_number(text)}
+    return bool(classes) and classes.isdisjoint(names)
+
+
+def _texts(paths: Sequence[str], column: str) -> Iterator[str]:
+    return (value for value in _values(paths, column) if isinstance(value, str))
+
+
+def _values(paths: Sequence[str], column: str) -> Iterator[object]:
+    for path in paths:
+        yield from table_values(path, column)
+
+
+def _is_number(value: str | float) -> bool:
+    return value.isdigit() if isinstance(value, str) else not isinstance(value, bool)
