@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -141,8 +141,11 @@ def write_embeddings(
     pretrained: str | None,
     device: str,
     reading: ReadSettings,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[int, Counter[str]]:
     """Write the embeddings of the images or videos of a dataset, in its order.
+
+    `options` are fields of `data.pairs`, as in `open_images`.
 
     Returns:
         The number of embeddings, and the number of bad samples by reason.
@@ -153,12 +156,14 @@ def write_embeddings(
     with TemporaryDirectory() as folder:
         classifier = artifact_of(model, VideoClassifier)
         if classifier:
+            if options:
+                raise UserError(f"data-option: expected images, got a classifier of videos, {model}")
             with naming_extras("a classifier of videos"):
                 embed_videos = load_function("vfm.api.videos:embed")
             with shown_by(shown, "embed", Path(folder)) as ctx:
                 written: tuple[int, Counter[str]] = embed_videos(ctx, classifier, data, writer, device, reading)
                 return written
-        source = open_images(data, Path(folder))
+        source = open_images(data, Path(folder), options)
         encoder = open_encoder(model, pretrained, open_device(device))
         with shown_by(shown, "embed", Path(folder)) as ctx, writer:
             bad = embed_dataset(ctx, source, encoder, writer, reading, full_name(model, pretrained))

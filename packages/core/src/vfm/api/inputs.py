@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -19,6 +19,7 @@ from vfm.data.indexing.indexing import Indexing
 from vfm.data.layouts.layout import find_layout
 from vfm.data.samples.images import to_rgb
 from vfm.eval import load_encoder
+from vfm.flow.requests.data_options import image_options
 from vfm.interfaces import FACTS_FILE, Artifact, ClipCheckpoint, Context, ImageDataset, Runtime, VisionCheckpoint
 from vfm.models import (
     ClipModel,
@@ -97,21 +98,25 @@ def full_name(model: AnyModel, pretrained: str | None) -> str:
     return " ".join(names)
 
 
-def open_images(data: AnyPath | Artifact, folder: Path) -> Source:
+def open_images(data: AnyPath | Artifact, folder: Path, options: Mapping[str, Any] | None = None) -> Source:
     """Open the images of an artifact, or of a path in any format of `data.pairs`, with their captions if available.
 
     Args:
         data: the artifact, its folder, or the path.
         folder: folder for an index of the path's images.
+        options: fields of `data.pairs` for a path: format, image_key, image_root and texts.
 
     Raises:
-        UserError: If the path does not exist, or has no supported format.
+        UserError: If the path does not exist, or has no supported format, or an option does not fit.
     """
     path = as_place(data)
     if (Path(path) / FACTS_FILE).is_file():
+        if options:
+            raise UserError(f"{path}: expected no data-option for a saved dataset, got {', '.join(options)}")
         return open_dataset(ImageDataset.load(path))
-    layout = find_layout(path, "auto", None)
-    spec = DatasetSpec(captions_optional=True)
+    config = image_options(path, options or {})
+    layout = find_layout(path, config.format, config.image_root)
+    spec = DatasetSpec(image_key=config.image_key, texts=config.texts, captions_optional=True)
     with suppress(UserError):  # a table without a column of captions, or a list of images
         spec = layout.with_defaults(spec, labels=False)
     indexing = Indexing(Context("embed", folder, folder, {}), spec, 1.0, path, verify=False)

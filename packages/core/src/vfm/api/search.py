@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from PIL import Image
@@ -60,17 +61,18 @@ class SearchResult:
     hits: list[list[Hit]]
     index: SavedEmbeddings
 
-    def sheet(self, data: str) -> Image.Image:
+    def sheet(self, data: str, options: Mapping[str, Any] | None = None) -> Image.Image:
         """Draw a row for each query: the query itself, then the most similar images.
 
         Args:
             data: the dataset of the index: the folder of an artifact, or a path in any format of `data.pairs`.
+            options: fields of `data.pairs`, as in `open_images`.
 
         Raises:
             UserError: If there is no such dataset, or it lacks an entry of the index.
         """
         with TemporaryDirectory() as folder:
-            source = open_images(data, Path(folder))
+            source = open_images(data, Path(folder), options)
             cells = []
             for query, hits in zip(self.queries, self.hits, strict=True):
                 cells.append(_shown_query(query))

@@ -39,6 +39,14 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME.FIELD=VALUE", help="Override a field of a stage; repeatable."),
 ]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data-option",
+        metavar="FIELD=VALUE",
+        help="Field of the stage that imports the data: image_root=/, image_key=..., texts.en=COLUMN; repeatable.",
+    ),
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 JobsOption = Annotated[
     int, typer.Option(min=1, help="Stages at a time, each in a process, on its share of the cores and a GPU, if any.")

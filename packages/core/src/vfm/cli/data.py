@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from vfm.base import UserError, load_function, redacted
-from vfm.cli.command import DebugOption, command, console, show
+from vfm.cli.command import DataOption, DebugOption, command, console, show
 from vfm.flow.listeners.listeners import ConsoleListener
+from vfm.flow.requests.data_options import read_data_options
 from vfm.interfaces import Event, load_plugins, stage_types
 
 NUM_IMAGES = 10
@@ -26,19 +27,27 @@ def data(
     kind: Annotated[
         str, typer.Option(help="Stage that imports the files, such as data.annotated. Default: chosen by the files.")
     ] = "",
+    data_option: DataOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Number of samples to read. Default: all.")] = None,
     debug: DebugOption = False,
 ) -> None:
     """Show the format of data, the samples, and which are skipped."""
     if out.suffix != ".png":
         raise UserError(f"--out {out}: expected a .png file, got {out.suffix or 'no suffix'}")
+    options = read_data_options(data_option or ())
     summarize = load_function("vfm.flow.requests.dataset_summary:summarize_dataset")  # imports `vfm.data`
     listener = ConsoleListener(console)
     with TemporaryDirectory() as folder:
         listener.vfm_event(Event("stage_started", "data", {"kind": redacted(path), "status": "new"}))
         try:
             summary = summarize(
-                path, stage_types(load_plugins()), Path(folder), listener.vfm_event, kind=kind, num_samples=limit
+                path,
+                stage_types(load_plugins()),
+                Path(folder),
+                listener.vfm_event,
+                kind=kind,
+                options=options,
+                num_samples=limit,
             )
         finally:
             listener.close()

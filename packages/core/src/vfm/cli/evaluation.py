@@ -10,6 +10,7 @@ import typer
 from vfm.api.recipe_run import run_recipe
 from vfm.cli.command import (
     DEFAULT_STORE,
+    DataOption,
     DebugOption,
     JobsOption,
     SetOption,
@@ -26,6 +27,7 @@ from vfm.flow.plan.store import LINKS, Store
 from vfm.flow.recipe.recipe import parse_recipe
 from vfm.flow.recipe.run_names import run_name
 from vfm.flow.records.runs import through_link
+from vfm.flow.requests.data_options import read_data_options
 from vfm.interfaces import load_plugins, stage_types
 from vfm.report.result_files import write_results
 from vfm.report.result_tables import panel_tables
@@ -46,6 +48,7 @@ def eval(  # noqa: A001
             "--data", help="[NAME=]PATH of a dataset, or the name of a dataset in a suite, under --root; repeatable."
         ),
     ] = None,
+    data_option: DataOption = None,
     suite: Annotated[str | None, typer.Option(help="diva29, datacomp38, small, or a YAML file like them.")] = None,
     root: Annotated[str, typer.Option(help="Folder of a suite's datasets.")] = ".",
     tasks: Annotated[
@@ -85,7 +88,15 @@ def eval(  # noqa: A001
     manager = load_plugins()
     known = stage_types(manager)
     request = EvaluationRequest(
-        models, data or (), suite or "", root, _words(tasks or ""), train or "", language or (), _words(resize)
+        models,
+        data or (),
+        suite or "",
+        root,
+        _words(tasks or ""),
+        train or "",
+        language or (),
+        _words(resize),
+        read_data_options(data_option or ()),
     )
     text = requested_recipe(request, known)
     if dry_run:

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from vfm.base import UserError
-from vfm.cli.command import DEFAULT_STORE, DebugOption, SetOption, StoreOption, command
+from vfm.cli.command import DEFAULT_STORE, DataOption, DebugOption, SetOption, StoreOption, command
 from vfm.cli.written_recipe import RecipeOption, WriteOnlyOption, run_written
+from vfm.flow.requests.data_options import read_data_options
 from vfm.flow.requests.finetuning import LOW_RANK_LR, LR, Finetuning, finetuning_recipe
 from vfm.flow.requests.inputs import model_input
 from vfm.interfaces import Lora, load_plugins, stage_types
@@ -24,6 +25,7 @@ def finetune(
         typer.Argument(help="CLIP model: folder of a checkpoint, open_clip name and tag (ViT-B-32,openai), hf-hub:..."),
     ],
     data: Annotated[str, typer.Argument(help="Your pairs: tars, a folder, a table, or the folder of a dataset.")],
+    data_option: DataOption = None,
     val: Annotated[str, typer.Option(help="Pairs to evaluate the models on, before and after.")] = "",
     general: Annotated[str, typer.Option(help="Labelled images of another kind, to measure forgetting.")] = "",
     steps: Annotated[int, typer.Option(min=1, help="Number of training steps.")] = 300,
@@ -56,6 +58,7 @@ def finetune(
     if rank and not lora:
         raise UserError(f"--rank {rank} is the rank of --lora: give both")
     lora_rank = (rank or RANK) if lora else None
-    request = Finetuning(model_input(model), data, val, general, steps, batch_size, lr, lock, lora_rank)
+    options = read_data_options(data_option or ())
+    request = Finetuning(model_input(model), data, val, general, steps, batch_size, lr, lock, lora_rank, options)
     text = finetuning_recipe(request, stage_types(manager))
     run_written(manager, recipe, text, set or (), store, dry_run=dry_run, quiet=quiet)

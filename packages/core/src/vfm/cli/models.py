@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from vfm.base import UserError, load_function
-from vfm.cli.command import DebugOption, command, console, note, show
+from vfm.cli.command import DataOption, DebugOption, command, console, note, show
 from vfm.flow.listeners.listeners import ConsoleListener
+from vfm.flow.requests.data_options import read_data_options
 from vfm.interfaces import FACTS_FILE, DenseCheckpoint
 from vfm.storage import files
 from vfm.storage.publishing import publish_folder
@@ -35,6 +36,7 @@ def embed(
     texts: Annotated[
         Path | None, typer.Option(readable=False, help="Embed the lines of this file instead, with a CLIP model.")
     ] = None,
+    data_option: DataOption = None,
     pretrained: PretrainedOption = None,
     device: DeviceOption = "auto",
     batch_size: BatchOption = 64,
@@ -65,7 +67,8 @@ def embed(
         return
     assert data is not None
     reading = ReadSettings(batch_size, max_bad_fraction)
-    count, bad = write_embeddings(model, data, writer, ConsoleListener(console), pretrained, device, reading)
+    options = read_data_options(data_option or ())
+    count, bad = write_embeddings(model, data, writer, ConsoleListener(console), pretrained, device, reading, options)
     show(f"{out}: {count:,} embeddings{skipped_note(bad)}")
 
 

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from vfm.base import UserError, load_function
-from vfm.cli.command import DebugOption, command, note, show
+from vfm.cli.command import DataOption, DebugOption, command, note, show
 from vfm.cli.models import DeviceOption, PretrainedOption
+from vfm.flow.requests.data_options import read_data_options
 
 
 @command
@@ -25,6 +26,7 @@ def search(
     data: Annotated[
         str, typer.Option(help="The dataset of the index, for its images. Default: where the index was made.")
     ] = "",
+    data_option: DataOption = None,
     model: Annotated[
         str | None, typer.Option(help="Model, as for `vfm embed`. Default: the model that made the index.")
     ] = None,
@@ -35,6 +37,7 @@ def search(
     """Find images by words or by other images, and draw them. Words need a CLIP model."""
     if out.suffix != ".png":
         raise UserError(f"--out {out}: expected a .png file, got {out.suffix or 'no suffix'}")
+    options = read_data_options(data_option or ())
     find = load_function("vfm.api.search:search")  # imports torch
     result = find(queries, index, model=model, pretrained=pretrained, top=top, device=device, warn=note)
     for query, hits in zip(result.queries, result.hits, strict=True):
@@ -47,5 +50,5 @@ def search(
         note(f"{index} does not have the path of its images: give --data to draw them")
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    result.sheet(dataset).save(out)
+    result.sheet(dataset, options).save(out)
     show(f"images: {out}")

@@ -18,7 +18,7 @@ from vfm.data.indexing.repeated_keys import RepeatedKeys
 from vfm.data.indexing.stages import ImageFiles, Verify
 from vfm.data.layouts.layout import Layout
 from vfm.data.samples.images import decode_image
-from vfm.data.samples.sample import BadSample, Sample
+from vfm.data.samples.sample import CURES, BadSample, Sample
 from vfm.data.samples.shards import Found, Opening, Shard, shard_format
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tar.packed_offsets import PACKED_FILE, OffsetsWriter
@@ -134,7 +134,10 @@ class Indexing:
 
     @property
     def _first_bad(self) -> str:
-        return f"; the first is {self.bad[0].where} ({self.bad[0].reason})"
+        first = self.bad[0]
+        # Members of a tar have no other folder.
+        cure = "" if self.shards[first.shard].format == "tar" else CURES.get(first.reason, "")
+        return f"; the first is {first.where} ({first.reason}){cure}"
 
     def _check_bad(self, min_samples: int) -> None:
         seen = self.good + len(self.bad)
@@ -203,10 +206,7 @@ def _why(problems: Mapping[tuple[str, int], BadSample], layout: Layout, spec: Da
         expected = layout.reader.expected if layout.reader else ""
         return f": {expected}" if expected else ""
     locations = ", ".join(f"{language} in {source}" for language, source in spec.texts.items())
-    hints = {
-        "missing_caption": f"; expected captions {locations}: set texts to their location",
-        "unsafe_path": "; paths must be relative to image_root; absolute ones and addresses need image_root: /",
-    }
+    hints = {"missing_caption": f"; expected captions {locations}: set texts to their location", **CURES}
     first = next(iter(problems.values()))
     counts: Counter[str] = Counter(bad.reason for bad in problems.values())
     return f": {most_common(counts)}; the first is {first}{hints.get(first.reason, '')}"

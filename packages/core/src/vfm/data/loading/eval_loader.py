@@ -9,7 +9,7 @@ from vfm.base import UserError
 from vfm.data.index.source import Source
 from vfm.data.loading.batch import Batch, Inputs, Make, SampleDraw, stack
 from vfm.data.loading.loader import Reader, read_batches
-from vfm.data.samples.sample import BadSample
+from vfm.data.samples.sample import CURES, BadSample
 
 
 class _EvalReader(Reader[Inputs]):
@@ -50,6 +50,6 @@ def eval_batches(source: Source, make: Make[Inputs], batch_size: int, *, workers
                 yield held
             held, bad = replace(batch, bad=bad), []
     if held is None:
-        first = f"; the first is {bad[0][1]}: {bad[0][0]}" if bad else ""
+        first = f"; the first is {bad[0][1]}: {bad[0][0]}{CURES.get(bad[0][1], '')}" if bad else ""
         raise UserError(f"{source.directory}: no sample can be used{first}")
     yield replace(held, bad=held.bad + bad)

@@ -32,6 +32,11 @@ Reason = Literal[
     "unreadable_row",
     "unreachable",
 ]
+# Endings of an error about samples that a setting would mend.
+CURES: dict[str, str] = {
+    "unsafe_path": "; paths must be relative to image_root; absolute ones and addresses need image_root: /"
+    " (--data-option image_root=/)",
+}
 REASONS: tuple[str, ...] = get_args(Reason)
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from vfm.data import BadSample
+from vfm.data.samples.sample import CURES
 from vfm.eval.base import ReadSettings
 from vfm.interfaces import Context
 
@@ -17,7 +18,7 @@ class BadSamples:
     Attributes:
         ctx: receives each bad sample.
         counts: number of bad samples by reason.
-        first: address and reason of the first bad sample, for the error; empty if there is none.
+        first: address, reason and cure of the first bad sample, for the error; empty if there is none.
     """
 
     ctx: Context
@@ -31,7 +32,8 @@ class BadSamples:
             problem: why the sample is bad.
             where: address of the sample including its shard, for the error; default: the address in `problem`.
         """
-        self.first = self.first or f"{where or problem.where} ({problem.reason})"
+        cure = CURES.get(problem.reason, "")
+        self.first = self.first or f"{where or problem.where} ({problem.reason}){cure}"
         self.counts[problem.reason] += 1
         self.ctx.skip(problem.reason, problem.where)
 

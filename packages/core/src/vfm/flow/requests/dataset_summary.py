@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from pydantic import ValidationError
@@ -20,8 +21,10 @@ from vfm.data.samples.contact_sheet import contact_sheet
 from vfm.data.samples.sample import BadSample
 from vfm.data.tables.parquet import IMAGE_COLUMNS
 from vfm.data.tables.table import CAPTION_COLUMNS, PATH_COLUMNS, text_columns
+from vfm.flow.requests.data_options import with_data_options
 from vfm.flow.requests.datasets import import_fields
 from vfm.flow.requests.inputs import Fields
+from vfm.flow.requests.other_captions import other_captions
 from vfm.interfaces import (
     FACTS_FILE,
     Artifact,
@@ -57,7 +60,8 @@ class DatasetSummary:
         passed_over: the stage that fits the format, and why it cannot import the files; empty if it can.
         num_counted: number of samples in remote files that were only counted, not read, because the files state their
             number. Bad ones are found later.
-        not_taken: text columns of a table that are neither captions nor labels of the dataset.
+        not_taken: text columns of a table that are neither captions nor labels of the dataset, and captions in the json
+            of a tar that differ from its txt.
     """
 
     fields: Fields
@@ -99,6 +103,7 @@ def summarize_dataset(
     send: Callable[[Event], None],
     *,
     kind: str = "",
+    options: Mapping[str, Any] | None = None,
     num_samples: int | None = None,
 ) -> DatasetSummary:
     """Import a dataset into a folder, however many of its samples are bad, and summarize it.
@@ -109,12 +114,16 @@ def summarize_dataset(
         folder: an empty folder for the index and the images.
         send: receives progress.
         kind: kind of the stage that imports it; empty: the one that fits the files.
+        options: further fields of that stage.
         num_samples: number of samples to read; None: all.
 
     Raises:
         UserError: If the path does not exist, its format is not supported, or none of its samples can be used.
     """
+    options = options or {}
     if (Path(path) / FACTS_FILE).is_file():
+        if options:
+            raise UserError(f"{path}: expected no data-option for a saved dataset, got {', '.join(options)}")
         saved = Artifact.load(path)
         if not isinstance(saved, DATASETS):
             raise UserError(f"{path}: expected a dataset, got a {type(saved).__name__}")
@@ -122,13 +131,13 @@ def summarize_dataset(
     if kind and not (kind in known and kind.startswith("data.")):
         kinds = [name for name in known if name.startswith("data.")]
         raise UserError(f"--kind: {kind!r} is not a kind of dataset{did_you_mean(kind, kinds)}")
-    fields = {"kind": kind, "path": path} if kind else _fields(path)
+    fields = with_data_options({"kind": kind, "path": path} if kind else _fields(path), options, known)
     if num_samples is not None and "num_samples" not in known[fields["kind"]].model_fields:
         raise UserError(f"--limit: {fields['kind']} reads all samples; leave it out")
     try:
         return _imported(fields, known, folder, send, num_samples)
     except UserError as error:
-        if kind or fields["kind"] == FALLBACK:
+        if kind or options or fields["kind"] == FALLBACK:
             raise
         # No sample fits the stage, such as a folder without captions. Import only the images.
         summary = _imported({"kind": FALLBACK, "path": path}, known, folder, send, num_samples)
@@ -174,6 +183,8 @@ def _imported(
         layout = find_layout(fields["path"], "auto", None, fields.get("split"))
         if layout.kind in ("table", "parquet"):
             summary.not_taken = _not_taken(layout.paths[0], isinstance(dataset, PairDataset), index.spec.label_key)
+        elif layout.kind == "webdataset" and list(index.spec.texts.values()) == ["txt"]:
+            summary.not_taken = other_captions(layout.paths[0])
     return summary
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from vfm.base import UserError
 from vfm.data.choices.benchmarks import WINOGROUND
@@ -17,6 +18,7 @@ from vfm.data.prompts.clip_benchmark import benchmark_shards, splits_of, type_be
 from vfm.data.samples.images import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from vfm.data.tables.table import CAPTION_COLUMNS, table_columns
 from vfm.data.tar.scan import scan_tar
+from vfm.flow.requests.data_options import with_data_options
 from vfm.flow.requests.inputs import (
     Fields,
     Input,
@@ -25,6 +27,7 @@ from vfm.flow.requests.inputs import (
     split_name,
     stage_name,
 )
+from vfm.flow.requests.other_captions import other_captions
 from vfm.interfaces import ChoiceDataset, Stage
 from vfm.storage import files
 
@@ -56,39 +59,62 @@ class EvaluationDataset:
     settings: Fields = field(default_factory=dict)
 
 
-def dataset_at(word: str, known: Mapping[str, type[Stage]], train: str | None = None) -> EvaluationDataset:
+def dataset_at(
+    word: str, known: Mapping[str, type[Stage]], train: str | None = None, options: Mapping[str, Any] | None = None
+) -> EvaluationDataset:
     """Resolve a dataset that a user names as `[NAME=]PATH`: a saved artifact or the user's files.
 
     Args:
         word: the user's argument.
         known: stage types by kind.
         train: path of training images; default: the folder or split `train` next to the data.
+        options: further fields of the stages that import the data and the training images.
 
     Raises:
-        UserError: If the path does not exist, or has no supported format.
+        UserError: If the path does not exist, or has no supported format, or the options do not fit.
     """
+    options = options or {}
     name, path = split_name(word)
-    training = _training_images(train, known) if train else None
+    training = _training_images(train, known, options) if train else None
     artifact = saved_artifact(path)
     if artifact:
+        if options:
+            raise UserError(f"{path}: expected no data-option for a saved dataset, got {', '.join(options)}")
         scores = _choice_scores(artifact) if isinstance(artifact, ChoiceDataset) else {}
         return EvaluationDataset(Input(path, type(artifact), given_name=name or ""), training, scores=scores)
     fields, train_fields = import_fields(path)
+    fields = with_data_options(fields, options, known)
+    _check_one_caption(fields)
     name = name or stage_name(Path(path.rstrip("/")).name.removesuffix(".tar"))
     if training is None and train_fields:
-        training = dataset_input(f"{name}-train", train_fields, known)
+        training = dataset_input(f"{name}-train", with_data_options(train_fields, options, known), known)
     scores = {} if fields["kind"] != "data.choices" or _is_mmvp(path) else CHOICES
     return EvaluationDataset(dataset_input(name, fields, known), training, scores=scores)
 
 
-def _training_images(path: str, known: Mapping[str, type[Stage]]) -> Input:
+def _check_one_caption(fields: Fields) -> None:
+    """Check that a tar has no second caption, which would be another task than the one that is scored.
+
+    Raises:
+        UserError: If its samples have captions in `txt` and others in `json`, and no option chooses between them.
+    """
+    if fields["kind"] != "data.pairs" or fields.get("texts"):
+        return
+    layout = find_layout(fields["path"], "auto", fields.get("image_root"))
+    others = other_captions(layout.paths[0]) if layout.kind == "webdataset" else []
+    if others:
+        choices = " or ".join(f"--data-option texts.en={location}" for location in ("txt", *others))
+        raise UserError(f"{layout.paths[0]}: captions in txt differ from {', '.join(others)}; choose {choices}")
+
+
+def _training_images(path: str, known: Mapping[str, type[Stage]], options: Mapping[str, Any]) -> Input:
     """Resolve the training images that a user names. A folder with splits means its `train`, never its `test`."""
     artifact = saved_artifact(path)
     if artifact:
         return Input(path, type(artifact))
     fields, train_fields = import_fields(path)
     name = stage_name(Path(path.rstrip("/")).name.removesuffix(".tar"))
-    return dataset_input(f"{name}-train", train_fields or fields, known)
+    return dataset_input(f"{name}-train", with_data_options(train_fields or fields, options, known), known)
 
 
 def _is_mmvp(path: str) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from vfm.base import UserError, how_to_install
 from vfm.flow.recipe.yaml_lines import dump
+from vfm.flow.requests.data_options import with_data_options
 from vfm.flow.requests.inputs import Fields, Input, named_apart, saved_artifact
 from vfm.interfaces import ClipCheckpoint, Stage
 
@@ -32,6 +34,7 @@ class Finetuning:
         lr: peak learning rate; None: 1e-5, and 1e-4 for LoRA.
         lock: train only the text tower.
         rank: rank of LoRA, which is trained in place of the weights; None: train the weights.
+        data_options: further fields of the stages that import the pairs.
     """
 
     model: Input
@@ -43,6 +46,7 @@ class Finetuning:
     lr: float | None = None
     lock: bool = False
     rank: int | None = None
+    data_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def finetuning_recipe(request: Finetuning, known: Mapping[str, type[Stage]]) -> str:
@@ -61,7 +65,11 @@ def finetuning_recipe(request: Finetuning, known: Mapping[str, type[Stage]]) -> 
     paths = {"pool": request.data, "val": request.val, "general": request.general}
     saved = {name for name, path in paths.items() if path and saved_artifact(path)}
     refs = {name: path if name in saved else name for name, path in paths.items() if path}
-    stages += [{"kind": kinds[name], "name": name, "path": paths[name]} for name in refs if name not in saved]
+    for name in refs:
+        if name not in saved:
+            options = request.data_options if kinds[name] == "data.pairs" else {}
+            fields = {"kind": kinds[name], "name": name, "path": paths[name]}
+            stages.append(with_data_options(fields, options, known))
     tasks = [("own", "eval.retrieval", refs.get("val")), ("kept", "eval.zero_shot", refs.get("general"))]
     evaluations = [(name, kind, ref) for name, kind, ref in tasks if ref]
     start = model.ref

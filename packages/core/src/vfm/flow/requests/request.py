@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vfm.base import UserError, did_you_mean
 from vfm.flow.requests.datasets import EvaluationDataset, dataset_at
@@ -31,6 +32,7 @@ class EvaluationRequest:
         train: training images for probes and kNN; empty: `train` next to the data.
         languages: languages of the captions; empty: languages of the dataset.
         resize: how images are resized to the model's size, each of `RESIZE_MODES`.
+        data_options: further fields of the stages that import the data.
     """
 
     models: Sequence[str]
@@ -41,6 +43,7 @@ class EvaluationRequest:
     train: str = ""
     languages: Sequence[str] = ()
     resize: Sequence[str] = ("model",)
+    data_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def requested_recipe(request: EvaluationRequest, known: Mapping[str, type[Stage]]) -> str:
@@ -76,6 +79,8 @@ def _datasets(request: EvaluationRequest, plan: EvaluationPlan) -> list[Evaluati
     if train and (len(data) != 1 or suite):
         raise UserError("train needs exactly one dataset as data, and no suite; other data have a folder `train` each")
     datasets = []
+    if request.data_options and suite:
+        raise UserError("data-option: expected data, got a suite, which has its own options")
     for word in data:
         name, path = split_name(word)
         exists = files.exists(path)
@@ -84,10 +89,12 @@ def _datasets(request: EvaluationRequest, plan: EvaluationPlan) -> list[Evaluati
             raise UserError(
                 f"data {path}: no such path, and no suite has such a dataset{did_you_mean(path, shipped_names())}"
             )
+        if shipped and request.data_options:
+            raise UserError(f"data {path}: expected no data-option for a dataset of a suite")
         if shipped:
             datasets.append(replace(shipped, title=name or shipped.title))
         else:
-            datasets.append(dataset_at(word, plan.known, train))
+            datasets.append(dataset_at(word, plan.known, train, request.data_options))
     if suite:
         suite_datasets, left_out = find_datasets(load_suite(suite, plan.known), root, plan.known)
         plan.left_out += left_out
