@@ -52,8 +52,9 @@ def test_the_steps_are_in_the_estimate_and_in_the_manifest(tmp_path: Path) -> No
     recipe.write_text(yaml.safe_dump({"stages": [{**stage, "global_batch_size": 8, "runtime": {"device": "cpu"}}]}))
     estimate = CliRunner().invoke(app, ["plan", str(recipe), "--estimate", "--store", str(tmp_path / "store")])
     assert "clip: 0.5 epochs are 3 steps of 8" in estimate.output
-    done = CliRunner().invoke(app, ["run", str(recipe), "--store", str(tmp_path / "store"), "--quiet"])
+    done = CliRunner().invoke(app, ["run", str(recipe), "--store", str(tmp_path / "store")])
     assert done.exit_code == 0, done.output
+    assert f"model: {tmp_path}/store/runs/r@1/artifacts/clip\n" in done.output
     (manifest,) = (tmp_path / "store").glob("clip.train-*/manifest.json")
     assert json.loads(manifest.read_text())["steps"] == 3
 

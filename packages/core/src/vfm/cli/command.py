@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -24,10 +25,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    help="Curate, train and evaluate vision foundation models from one recipe.\n\n"
-    "Finished stages are cached, interrupted ones resume. A mistake in a recipe is one line with its place and the"
-    " allowed values; the exit code is 2.",
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 # A log file has no width, and the standard output may be closed.
 console = TerminalConsole(width=None if sys.stdout and sys.stdout.isatty() else 120)
@@ -52,6 +51,25 @@ JobsOption = Annotated[
     int, typer.Option(min=1, help="Stages at a time, each in a process, on its share of the cores and a GPU, if any.")
 ]
 DEFAULT_STORE = Path("store")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vfm {version('vfm-core')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Curate, train and evaluate vision foundation models from one recipe.
+
+    Finished stages are cached, interrupted ones resume. A mistake in a recipe is one line with its place and the
+    allowed values; the exit code is 2.
+    """
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

@@ -41,16 +41,40 @@ from vfm.flow.execution.subprocesses import Send, end_without_reader
 from vfm.flow.listeners.listeners import ConsoleListener, PipeListener, sender
 from vfm.flow.plan.estimate import ABSENT, estimate_costs, known_artifacts, with_steps
 from vfm.flow.plan.plan import Step, make_plan, steps_until
-from vfm.flow.plan.store import Store
+from vfm.flow.plan.store import LINKS, Store
 from vfm.flow.recipe.recipe import Recipe, load_recipe
 from vfm.flow.recipe.recipe_source import find_recipe, read_text
 from vfm.flow.recipe.schema import json_schema
 from vfm.flow.records.reasons import reasons
-from vfm.interfaces import Event, load_plugins, stage_types
+from vfm.interfaces import (
+    Artifact,
+    ClipCheckpoint,
+    CuratedSubset,
+    DenseCheckpoint,
+    Event,
+    ExportedModel,
+    GeneratorCheckpoint,
+    VideoClassifier,
+    VisionCheckpoint,
+    load_plugins,
+    refs,
+    stage_types,
+)
 
 SCHEMA_FILE = "vfm.schema.json"
 SCHEMA_LINE = "# yaml-language-server: $schema="  # read by the YAML extension of VS Code and other editors
 STATUS_COLOURS = {"cached": "green", "resume": "yellow", "new": "cyan"}
+RESULTS: dict[str, tuple[type[Artifact], ...]] = {
+    "model": (
+        ClipCheckpoint,
+        VisionCheckpoint,
+        DenseCheckpoint,
+        VideoClassifier,
+        GeneratorCheckpoint,
+        ExportedModel,
+    ),
+    "subset": (CuratedSubset,),
+}
 
 
 def _plan(recipe: str, store: Path, overrides: list[str] | None) -> tuple[pluggy.PluginManager, Recipe, list[Step]]:
@@ -85,6 +109,8 @@ def run(
     debug: DebugOption = False,
 ) -> None:
     """Run a recipe. Finished stages are cached, interrupted ones resume."""
+    if on not in (None, "slurm", "local"):
+        raise UserError(f"--on: expected slurm or local, got {on}")
     manager, loaded, steps = _plan(recipe, store, set)
     if on or job or job_per_stage:
         from vfm.cli.jobs import submit_run, submit_stages  # submitit is an extra
@@ -113,7 +139,12 @@ def run(
 
 
 def show_outcome(outcome: RunResult) -> None:
-    """Print the line below a run's results."""
+    """Print where a run's models and subsets are, and the line below its results."""
+    for step in outcome.steps:
+        stage = step.stage
+        label = next((label for label, types in RESULTS.items() if issubclass(stage.makes, types)), None)
+        if label and any(refs(stage)):  # a stage without inputs imports what exists
+            show(f"{label}: {outcome.directory / LINKS / stage.name}")
     show(f"{outcome.seconds:.0f} s   report: {outcome.page}")
 
 

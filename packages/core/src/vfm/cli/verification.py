@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from vfm.base import UserError
-from vfm.cli.command import DEFAULT_STORE, DebugOption, command, console, show
+from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, show
 from vfm.flow.records.input_changes import InputCheck, behind, inputs_of
 from vfm.flow.records.verification import damaged_records, places
 
@@ -50,7 +50,10 @@ def _reading(total: int) -> Iterator[Read]:
 
 @command
 def verify(
-    store: Annotated[Path, typer.Argument(readable=False, help="Folder of artifacts and runs.")] = DEFAULT_STORE,
+    folder: Annotated[
+        Path | None, typer.Argument(readable=False, show_default=False, help="The store, or one of its artifacts.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
     inputs: Annotated[
         bool, typer.Option("--inputs", help="Read the outside files behind the results instead, every byte.")
     ] = False,
@@ -60,7 +63,8 @@ def verify(
 
     The size and the SHA-256 of every file are compared with its manifest or checkpoint.
     """
-    problems = _verify_inputs(store) if inputs else _verify_files(store)
+    place = folder or store
+    problems = _verify_inputs(place) if inputs else _verify_files(place)
     if problems:
         raise UserError("\n".join(problems))
 

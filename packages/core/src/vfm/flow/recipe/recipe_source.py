@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -38,17 +39,27 @@ class RecipeSource:
     bases: list[str] = field(default_factory=list)
 
 
+DATA_SUFFIXES = {".tar", ".zip", ".csv", ".tsv", ".parquet", ".arrow", ".jsonl"}
+
+
 def find_recipe(source: str) -> Path:
     """Find the file of a recipe by its path or by the name of a shipped recipe.
 
     Raises:
-        UserError: If there is no such file and no such shipped recipe.
+        UserError: If there is no such file and no such shipped recipe, or these are data.
     """
-    if os.path.isfile(source):  # False, not an error, for a name that is too long
+    is_data = Path(source).suffix in DATA_SUFFIXES
+    if os.path.isfile(source) and not is_data:  # False, not an error, for a name that is too long
         return Path(source)
     shipped = shipped_files("recipes")
     if source in shipped:
         return shipped[source]
+    if is_data or os.path.isdir(source):
+        pool = shlex.quote(f"pool.path={source}")
+        raise UserError(
+            f"{source}: expected a recipe, got data. Look at them: vfm data {shlex.quote(source)}. Train on them:"
+            f" vfm run pairs --set {pool}"
+        )
     raise UserError(f"no recipe {source!r}: neither a file nor a shipped recipe{did_you_mean(source, shipped)}")
 
 
