@@ -137,7 +137,7 @@ def _set_activation(module: nn.Module, vision: Mapping[str, Any]) -> None:
     trunk, arguments = getattr(module.visual, "trunk", None), vision.get("act_kwargs")
     if trunk is None or not arguments:
         return
-    for parent in list(trunk.modules()):  # type: ignore[union-attr]
+    for parent in list(trunk.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.GELU | GELU | GELUTanh):
                 setattr(parent, name, nn.GELU(**arguments))
