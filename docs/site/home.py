@@ -15,9 +15,9 @@ from vfm.interfaces import load_plugins, stage_types
 
 FILE = Path(__file__).with_name("home.md")
 NUMBERS = {  # pages of results, and what of their answers is shown in large
+    "quickstart": r"\+[\d.]+ points",
     "metaclip_claim": r"\+[\d.]+ points",
     "eva_claim_pairs": r"\+[\d.]+ points",
-    "diva_tiny": r"\+[\d.]+ points",
     "kill_test": r"\d+ random kills",
 }
 
