@@ -54,10 +54,10 @@ def _section(path: tuple[str, ...], command: typer.core.TyperCommand) -> str:
 
 _PAGE = """# Command line
 
-Every command of `vfm` with all of its options, as `vfm COMMAND --help` prints them. `vfm --help` lists the commands
-and `vfm --version` prints the version. `vfm --install-completion` completes commands in your shell, and `--show-completion`
-prints the script for it. A mistake is one line on standard error with exit code 2. An interrupted command exits with 130, and
-the same command resumes it.
+Every command of `vfm` with all of its options, as `vfm COMMAND --help` prints them. `vfm --help` lists the commands and
+`vfm --version` prints the version. `vfm --install-completion` completes commands in your shell, and `--show-completion`
+prints the script for it. A mistake is one line on standard error with exit code 2. An interrupted command exits with
+130, and the same command resumes it.
 
 | command | description |
 |---|---|"""

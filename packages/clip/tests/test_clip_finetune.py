@@ -119,3 +119,12 @@ def test_mistakes_are_one_line(here: Path, words: list[str], line: str) -> None:
     assert done.exit_code == 2
     assert line in done.output.replace("\n", " ")
     assert not (here / "finetune.yaml").exists()  # else the corrected command would be refused
+
+
+def test_options_of_the_data_reach_both_sets_of_pairs(here: Path) -> None:
+    (here / "train.csv").write_text(f"filepath\ttitle\n{here}/pairs/0.png\ta dark picture\n")
+    data = ("train.csv", "--val", "train.csv", "--data-option", "image_root=/")
+    done = finetune("model", *data, "--recipe", "options.yaml", "--dry-run")
+    assert done.exit_code == 0, done.output
+    pairs = [stage for stage in stages_of(here / "options.yaml").values() if stage["kind"] == "data.pairs"]
+    assert [stage["image_root"] for stage in pairs] == ["/", "/"]

@@ -63,14 +63,6 @@ def test_the_cure_works_in_every_command(here: Path) -> None:
     assert stages["train-csv"]["image_root"] == "/"
 
 
-def test_finetune_gives_the_options_to_its_pairs(here: Path) -> None:
-    words = ("finetune", "clip", "train.csv", "--val", "train.csv", *ROOT, "--recipe", "f.yaml", "--dry-run")
-    done = run_here(*words)
-    assert done.code == 0, done.err
-    stages = yaml.safe_load((here / "f.yaml").read_text())["stages"]
-    assert [stage["image_root"] for stage in stages if stage["kind"] == "data.pairs"] == ["/", "/"]
-
-
 def test_texts_choose_the_column_of_the_captions(here: Path) -> None:
     done = run_here("embed", "clip", "both.tar", "--data-option", "texts.en=json.en", "--out", "en.parquet")
     assert done.code == 0, done.err
