@@ -45,6 +45,8 @@ def test_package_passes_its_tests_alone(
 ) -> None:
     command = ("python", "-m", "pytest", f"packages/{package}", "-p", "no:cacheprovider", "-m", SPEEDS[speed])
     done = uv(*command, package=f"vfm-{package}", box=box)
+    if speed == "slow" and done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED:
+        pytest.skip(f"{package} has no slow tests")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     summary = re.split(r"\[100%\]\n|=+ short test summary info =+\n", done.stdout)[-1]
     assert re.search(r"\d+ passed", summary)
