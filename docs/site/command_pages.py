@@ -1,4 +1,4 @@
-"""The page of the command line: every command with its arguments and options, from the rows that `--help` prints."""
+"""Command reference: every command with its arguments and options, generated from the rows that `--help` prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The landing page: `home.md`, with numbers drawn from the results and counted from what is installed."""
+"""Landing page: `home.md`, with numbers from the result tables and counts of the installed stages and commands."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ RECIPE: dict[str, Any] = {
 
 
 class Entered:
-    """A profiler that collects the files of ours whose functions run while a function of theirs is running.
+    """Profiler that collects the source files of vfm whose functions run during a trip.
 
     Args:
         start: file and name of the function that begins the trip. Empty: the trip is all that runs.

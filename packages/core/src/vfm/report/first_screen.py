@@ -42,6 +42,7 @@ def first_panels(drawings: Mapping[str, Sequence[Drawing]]) -> list[Drawing]:
         for drawing in panels:
             if isinstance(drawing.panel, ImagesPanel):
                 sheets.append(drawing)
-                answers += [drawing] * any(image.right is not None for image in drawing.panel.pictures)
+                if any(image.right is not None for image in drawing.panel.pictures):
+                    answers.append(drawing)
         curves += [d for d in panels if isinstance(d.panel, LinesPanel) and d.panel.x_label == TRAINING_AXIS][:1]
     return [*(answers or sheets)[-1:], *curves[-1:]]
