@@ -14,7 +14,7 @@ from PIL import Image
 
 from vfm.data.choices.choices import Choice, load_choices
 from vfm.eval.choices.choice_logits import ChoiceLogits
-from vfm.eval.encode.image_panels import CaptionedImage, changed_panel
+from vfm.eval.encode.image_panels import CaptionedImage, changed_panel, won_and_lost
 from vfm.interfaces import ChoiceDataset, Context, TablePanel
 from vfm.statistics import stratified_mean
 
@@ -39,8 +39,7 @@ def flip_panels(
     """Write a sheet for each model after the first, with the items that only one of the two got right."""
     (baseline, before), *others = rights.items()
     for name, after in others:
-        gained = np.flatnonzero(~before.all(axis=1) & after.all(axis=1))
-        lost = np.flatnonzero(before.all(axis=1) & ~after.all(axis=1))
+        gained, lost = won_and_lost(before.all(axis=1), after.all(axis=1))
         half = FLIPS_SHOWN // 2  # of won and of lost items; one side gets more room if the other has fewer
         shown_items = [*gained[: FLIPS_SHOWN - min(len(lost), half)], *lost[: FLIPS_SHOWN - min(len(gained), half)]]
         items = _with_images(data, [choices.numbers[p] for p in shown_items])

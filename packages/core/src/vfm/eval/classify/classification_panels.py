@@ -14,7 +14,7 @@ from vfm.data import open_dataset
 from vfm.data.samples.images import decode_image
 from vfm.eval.classify.classification import ClassDataset
 from vfm.eval.encode.features import Encoded
-from vfm.eval.encode.image_panels import CaptionedImage, changed_panel, first_of_each, images_panel
+from vfm.eval.encode.image_panels import CaptionedImage, changed_panel, first_of_each, images_panel, won_and_lost
 from vfm.eval.encode.ranking import hits_at
 from vfm.interfaces import Context, LabeledDataset, ModelResult, TablePanel
 from vfm.statistics import average_precisions
@@ -98,7 +98,7 @@ def _add_changed_panel(
     (baseline, first), *_, (model, last) = results.items()
     before, after = (np.asarray(result.predictions["images"]["rank"]) == 0 for result in (first, last))
     labels = np.asarray(last.predictions["images"]["label"])
-    won, lost = np.flatnonzero(after & ~before), np.flatnonzero(before & ~after)
+    won, lost = won_and_lost(before, after)
     source = open_dataset(data)
     shown: list[CaptionedImage] = []
     for items, name, mistaken in ((won, baseline, first), (lost, model, last)):

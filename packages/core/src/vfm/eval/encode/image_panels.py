@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from vfm.interfaces import ImagesPanel, PanelImage
@@ -39,6 +39,17 @@ def images_panel(
         small.save(file, quality=88)
         entries.append(PanelImage(file=str(file.relative_to(directory)), caption=item.caption, right=item.right))
     return ImagesPanel(title=title, note=note, order=order, pictures=entries, width=WIDTH)
+
+
+def won_and_lost(before: ArrayLike, after: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Find the items that only the second, or only the first of two models gets right.
+
+    Args:
+        before: whether the baseline is right on each item, (N,).
+        after: whether the model is right on each item, (N,).
+    """
+    was_right, is_right = np.asarray(before, bool), np.asarray(after, bool)
+    return np.flatnonzero(is_right & ~was_right), np.flatnonzero(was_right & ~is_right)
 
 
 def changed_panel(
