@@ -5,32 +5,33 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from diva_families import add_text_encoder, family_clip, family_generator
 from diva_toy import batch_of, make_image_inputs, run, same, tune_config, weights
 from test_tune import make_task, train
-from vfm.data import Batch
+from vfm.data import Batch, ImageTransform, to_tensor
 from vfm.models import load_clip
 from vfm.plugin import (
     ClipCheckpoint,
     GeneratorCheckpoint,
     Pool,
-    Preflight,
-    SampleCache,
-    UserError,
 )
-from vfm_diva import ContrastiveLoss, DivaLatents
+from vfm_diva import ContrastiveLoss
 from vfm_diva.generator.inputs import MakeTuneInputs, TuneInputs
 from vfm_diva.tune.loss import contrast
 from vfm_diva.tune.tune_task import TuneTask
 
 CONTRASTIVE = {"type": "contrastive", "temperature": 0.1}
 LINEAR = {"type": "linear"}
+
+
+def as_image(pixels: Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -61,7 +62,9 @@ def test_the_contrast_equals_its_formula(temperature: float) -> None:
 def viewed_batch(task: TuneTask, pool: Pool, size: int = 4) -> Batch[TuneInputs]:
     shape = task.generator.noise_shape_at(task.image_size)
     images = make_image_inputs(task.clip, size=task.image_size, shape=shape, scale=(0.5, 1.0))
-    return batch_of(pool, MakeTuneInputs(images, with_view=True), size)
+    return batch_of(
+        pool, MakeTuneInputs(images, view=ImageTransform(task.clip.preprocess.image_size, scale=(0.5, 1.0))), size
+    )
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
@@ -131,23 +134,16 @@ def test_settings_that_leave_nothing_to_compare_are_refused() -> None:
             tune_config(loss=CONTRASTIVE, **changes)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"preset": "genhancer", "augmentation": {"crop_scale": None}},
-        {"preset": "dcr", "augmentation": {"crop_scale": None}},
-    ],
-)
-def test_two_crops_that_are_not_random_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"contrastive compares two random crops: .* got null"):
-        tune_config(loss=CONTRASTIVE, **changes)
-
-
-def test_cached_crops_that_are_not_random_are_refused_before_anything_runs(tmp_path: Path) -> None:
-    config = tune_config(preset="dcr", latents="latents")
-    facts = {"shape": (4, 8, 8), "dtype": "fp16", "num_samples": 1, "num_crops": 1, "samples_per_shard": 1, "seed": 0}
-    made = SampleCache.create(tmp_path, data="data", producer="vae", crop_scale=None, flip=0.0, **facts)
-    stage = DivaLatents(name="latents", data="pool", generator="sd", augmentation={"crop_scale": None})
-    for known in (Preflight({}, {"latents": made.path}), Preflight({"latents": stage}, {})):
-        with pytest.raises(UserError, match=r"contrastive compares two random crops: .* of 'latents', got null"):
-            config.preflight(known)
+def test_the_second_crop_is_a_crop_of_the_first_by_the_losss_own_settings(clip: ClipCheckpoint, pool: Pool) -> None:
+    images = make_image_inputs(load_clip(clip), scale=None)
+    whole, half = (
+        MakeTuneInputs(images, view=ImageTransform(16, scale=(share, share), ratio=(1.0, 1.0))) for share in (1.0, 0.25)
+    )
+    first = batch_of(pool, whole, 8).inputs
+    assert torch.equal(first.views, first.images)  # without a crop of the first one, it is the first one
+    second = batch_of(pool, half, 8).inputs
+    assert torch.equal(second.images, first.images)
+    for image, view in zip(second.images, second.views, strict=True):
+        crops = [image[:, y : y + 8, x : x + 8] for y in range(9) for x in range(9)]
+        resized = [ImageTransform(16).apply(as_image(crop), 0) for crop in crops]
+        assert any(torch.equal(to_tensor(each), view) for each in resized)

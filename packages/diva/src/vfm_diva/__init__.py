@@ -6,7 +6,7 @@ of a frozen one. `generator` assembles a diffusion model from `denoiser`, `netwo
 """
 
 from vfm_diva.generator.stages import CropSettings, DivaLatents
-from vfm_diva.parts.loss_parts import ContrastiveLoss, DenoisingLoss, Loss
+from vfm_diva.parts.loss_parts import ContrastiveLoss, DenoisingLoss, Loss, ViewLoss
 from vfm_diva.parts.network_parts import DenoiserNetwork, FlowTransformer, Mlp, UNet
 from vfm_diva.parts.parts import (
     Adapter,
@@ -38,5 +38,5 @@ __all__ = [
     "DenoisingLoss", "DivaLatents", "DivaPrior", "DivaTune", "Embedding", "Feedback", "FlowTransformer", "L2SpAnchor",
     "LinearAdapter", "LogitNormal", "Loss", "Mlp", "MlpAdapter", "NoAdapter", "NoAnchor", "Patches",
     "PooledPatches", "PriorCondition", "Prompt", "RasterPooled", "RelationalAnchor", "Stratified", "Timesteps",
-    "TrainedAdapter", "UNet", "Uniform",
+    "TrainedAdapter", "UNet", "Uniform", "ViewLoss",
 ]  # fmt: skip

@@ -55,6 +55,9 @@ class LastBlocks(Trained):
 class Lora(Trained):
     """Low-rank updates of the linear layers in the blocks, merged into the weights at the end.
 
+    `separate_qkv`, `biases` and `after_blocks` together change what peft's `all-linear` with `bias="lora_only"` changes
+    in Hugging Face's CLIP.
+
     Source: Hu et al. 2021, LoRA (arXiv:2106.09685).
     """
 
@@ -67,6 +70,12 @@ class Lora(Trained):
     needs_blocks: ClassVar[bool] = True
     rank: int = Field(16, ge=1, description="rank of each update")
     alpha: int = Field(16, ge=1, description="an update is alpha / rank times the product of its two factors")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of an update's inputs that a training step drops")
+    separate_qkv: bool = Field(
+        False, description="separate updates of query, key and value where the model has one matrix for all three"
+    )
+    biases: bool = Field(False, description="also train the biases of the updated layers")
+    after_blocks: bool = Field(False, description="also update the matrices after the blocks, such as the projection")
 
 
 class FrozenWeights(Trained):

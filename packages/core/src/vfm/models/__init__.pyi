@@ -39,7 +39,7 @@ from .interchange.export_formats import (
     transformers_config as transformers_config,
 )
 from .interchange.vision_import import import_vision as import_vision
-from .low_rank import LowRank as LowRank
+from .low_rank import LowRank as LowRank, change_matrices as change_matrices
 from .preprocess import Preprocess as Preprocess
 from .vision.attention_maps import attention_map as attention_map, attention_weights as attention_weights
 from .vision.planned import (

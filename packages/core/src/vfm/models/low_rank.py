@@ -11,18 +11,21 @@ Source: Hu et al. 2021, LoRA (arXiv:2106.09685).
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from vfm.base import UserError, how_to_install
 
 M = TypeVar("M", bound=nn.Module)
+FUSED = ("qkv", "in_proj")  # names of a linear layer for query, key and value
 SEPARATE_BIAS = "qkv_bias_separate"  # with it, timm's EVA calls its fused projection and adds the bias afterwards
 
 
@@ -53,8 +56,89 @@ class CalledAttention(nn.Module):
         return self.out_proj(mixed.permute(2, 0, 1, 3).flatten(2)).transpose(0, 1), None
 
 
+class SplitLinear(nn.Module):
+    """Three linear layers in place of `fused`, for query, key and value, so that each has a separate change."""
+
+    def __init__(self, fused: nn.Linear) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList()
+        biases = [None] * 3 if fused.bias is None else fused.bias.detach().chunk(3)
+        for weight, bias in zip(fused.weight.detach().chunk(3), biases, strict=True):
+            with torch.device("meta"):  # the weights are replaced below
+                part = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+            part.weight = nn.Parameter(weight.clone(), requires_grad=False)
+            if bias is not None:
+                part.bias = nn.Parameter(bias.clone(), requires_grad=False)
+            self.parts.append(part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute query, key and value side by side."""
+        return torch.cat([part(x) for part in self.parts], dim=-1)
+
+    @torch.no_grad()
+    def write_to(self, fused: nn.Linear) -> None:
+        """Copy the weights back into the fused layer."""
+        fused.weight.copy_(torch.cat([part.weight for part in self.parts]))
+        if fused.bias is not None:
+            fused.bias.copy_(torch.cat([part.bias for part in self.parts]))
+
+
+class ChangedMatrix(nn.Module):
+    """Parametrization of a matrix: the matrix plus alpha / rank times the product of two factors.
+
+    As in peft, the factor on the side of the inputs is drawn from torch's generator, and the other one is 0.
+
+    Args:
+        matrix: the matrix, (outputs, inputs) as in a linear layer.
+        rank: rank of the change.
+        alpha: numerator of the scale.
+        transposed: whether the matrix is (inputs, outputs).
+    """
+
+    def __init__(self, matrix: Tensor, *, rank: int, alpha: int, transposed: bool) -> None:
+        super().__init__()
+        outputs, inputs = reversed(matrix.shape) if transposed else matrix.shape
+        self.scale, self.transposed = alpha / rank, transposed
+        self.lora_A = nn.Parameter(matrix.new_zeros(rank, inputs))
+        self.lora_B = nn.Parameter(matrix.new_zeros(outputs, rank))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        """Compute the changed matrix."""
+        change = self.scale * self.lora_B @ self.lora_A
+        return matrix + (change.T if self.transposed else change)
+
+
+def change_matrices(module: nn.Module, names: Iterable[str], *, rank: int, alpha: int) -> Callable[[], None]:
+    """Add low-rank changes to matrices, in place, and return a function that merges them.
+
+    Args:
+        module: module that has the weights.
+        names: names of weights. Vectors among them are left out.
+        rank: rank of each change.
+        alpha: a change is alpha / rank times the product of its factors.
+    """
+    weights = dict(module.named_parameters())
+    changed: list[tuple[nn.Module, str]] = []
+    for name in names:
+        if weights[name].ndim == 2:
+            path, _, leaf = name.rpartition(".")
+            part = module.get_submodule(path)
+            # A matrix that is not a linear layer's, such as open_clip's projection, is multiplied from the right.
+            transposed = not isinstance(part, nn.Linear)
+            change = ChangedMatrix(weights[name].detach(), rank=rank, alpha=alpha, transposed=transposed)
+            parametrize.register_parametrization(part, leaf, change)
+            changed.append((part, leaf))
+
+    def merge() -> None:
+        for part, leaf in changed:
+            parametrize.remove_parametrizations(part, leaf, leave_parametrized=True)
+
+    return merge
+
+
 class LowRank:
-    """Low-rank changes of every linear layer in blocks. Nothing else in the blocks is trained.
+    """Low-rank changes of every linear layer in blocks. Nothing else in the blocks is trained, except `biases`.
 
     The first factors are drawn from torch's generator. The second factors are 0, so that the model is unchanged at
     first (except for rounding in timm's EVA, whose bias is added separately).
@@ -63,12 +147,24 @@ class LowRank:
         blocks: parts of a model, changed in place.
         rank: rank of each change.
         alpha: a change is alpha / rank times the product of its factors.
+        dropout: share of a change's inputs that is dropped in training mode.
+        separate_qkv: separate changes of query, key and value where a block has one layer for them.
+        biases: also train the biases of the changed layers.
 
     Raises:
         UserError: If peft is not installed.
     """
 
-    def __init__(self, blocks: Iterable[nn.Module], *, rank: int, alpha: int) -> None:
+    def __init__(
+        self,
+        blocks: Iterable[nn.Module],
+        *,
+        rank: int,
+        alpha: int,
+        dropout: float = 0.0,
+        separate_qkv: bool = False,
+        biases: bool = False,
+    ) -> None:
         check_low_rank()
         from peft import LoraConfig
         from peft.tuners.lora import LoraModel
@@ -81,14 +177,31 @@ class LowRank:
             setattr(part, SEPARATE_BIAS, True)
         for name, attention in self.attentions.items():
             self.blocks.set_submodule(name, CalledAttention(attention))
+        self.split: dict[str, nn.Linear] = {}
+        if separate_qkv:
+            self.split = {name: part for name, part in _parts(self.blocks, nn.Linear) if name.endswith(FUSED)}
+        for name, layer in self.split.items():
+            self.blocks.set_submodule(name, SplitLinear(layer))
         # One pattern of whole names, because peft matches the names in a list with the endings of layer names.
         pattern = "|".join(re.escape(name) for name, _ in _parts(self.blocks, nn.Linear))
-        self.changed = LoraModel(self.blocks, LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern), "default")
+        settings = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            bias="lora_only" if biases else "none",
+            target_modules=pattern,
+        )
+        self.changed = LoraModel(self.blocks, settings, "default")
         self.changed.eval()
 
     def merge(self) -> None:
         """Add the changes to the blocks' weights, and restore their modules."""
         self.changed.merge_and_unload()
+        for name, layer in self.split.items():
+            parts = self.blocks.get_submodule(name)
+            assert isinstance(parts, SplitLinear)
+            parts.write_to(layer)
+            self.blocks.set_submodule(name, layer)
         for part in self.fused:
             setattr(part, SEPARATE_BIAS, False)
         for name, attention in self.attentions.items():  # it shares the merged weights

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vfm.base import UserError
 from vfm.interfaces import AllWeights, FrozenWeights, LastBlocks, Lora, Trained
-from vfm.models import LowRank, is_of_block
+from vfm.models import LowRank, change_matrices, is_of_block
 
 Merge = Callable[[], None]
 PATCH_EMBED = re.compile(r"\b(patch_embed|conv1|tubelets)\b")  # in timm, in open_clip, in video models
@@ -108,19 +108,36 @@ def train_last_blocks(trained: LastBlocks, tower: TrainedTower) -> None:
 
 
 def train_low_rank(trained: Lora, tower: TrainedTower) -> Merge:
-    """Freeze all weights, add low-rank changes to the blocks, and return a function that merges them.
+    """Freeze all weights, add low-rank changes, and return a function that merges them.
 
     The initial values are drawn from torch's generator.
 
     Raises:
         UserError: If peft is not installed.
     """
-    tower.freeze(tower.layers(tower.root))
+    layers = tower.layers(tower.root)
+    tower.freeze(layers)
     new = [weight for weight in tower.root.parameters() if weight.requires_grad]
-    changes = LowRank(tower.blocks(tower.root), rank=trained.rank, alpha=trained.alpha)
+    changes = LowRank(
+        tower.blocks(tower.root),
+        rank=trained.rank,
+        alpha=trained.alpha,
+        dropout=trained.dropout,
+        separate_qkv=trained.separate_qkv,
+        biases=trained.biases,
+    )
     for weight in new:  # peft freezes everything except its changes
         weight.requires_grad_()
-    return changes.merge
+    if not trained.after_blocks:
+        return changes.merge
+    names = [name for name in layers[-1] if name not in tower.new and not is_of_block(name)]
+    merge_matrices = change_matrices(tower.root, names, rank=trained.rank, alpha=trained.alpha)
+
+    def merge() -> None:
+        changes.merge()
+        merge_matrices()
+
+    return merge
 
 
 def freeze_all(trained: FrozenWeights, tower: TrainedTower) -> None:

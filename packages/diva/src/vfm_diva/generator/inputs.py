@@ -26,10 +26,11 @@ from vfm_diva.generator.space import Space
 
 Inputs = TypeVar("Inputs")
 
-# Each separates its draws (conditions, patches, second crops) from the draw of the crop, which has the same seed.
+# Each separates its draws (conditions, patches, second crops, latents) from the draw of the crop, with the same seed.
 CONDITION_STREAM = 0x636F6E64
 PATCH_STREAM = 0x70617463
 VIEW_STREAM = 0x76696577
+LATENT_STREAM = 0x6C61746E
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class ImageInputs:
     images: image for CLIP, uint8 (3, S, S).
     target_images: image for the generator, uint8 (3, G, G). None with cached latents.
     target_latents: cached latents of the generator's image, (C, h, h), or None.
+    latent_noise: unit-normal noise that samples the VAE's posterior, (C, h, h). None takes its mean.
     noise: unit-normal noise, (N, C, h, h).
     times: diffusion times in [0, 1), (N,).
     """
@@ -46,6 +48,7 @@ class ImageInputs:
     images: Tensor
     target_images: Tensor | None = None
     target_latents: Tensor | None = None
+    latent_noise: Tensor | None = None
     noise: Tensor
     times: Tensor
 
@@ -56,7 +59,7 @@ class TuneInputs(ImageInputs):
 
     patch_draws: uniform numbers that choose the patches, (num_draws,), or as many for each time. None if nothing is
         drawn.
-    views: second crop for CLIP, uint8 (3, S, S). None unless the loss compares it.
+    views: random crop of `images`, uint8 (3, S, S). None unless the loss compares it.
     """
 
     patch_draws: Tensor | None = None
@@ -87,12 +90,14 @@ class MakeImageInputs:
     sampler: draws noise and times.
     preprocess: CLIP's preprocessing.
     stored: cached latents, used instead of the generator's image. `transform` must then make their crops.
+    sample_latents: draw noise for the VAE's posterior.
     """
 
     transform: ImageTransform
     sampler: NoiseSampler
     preprocess: Preprocess
     stored: StoredLatents | None = None
+    sample_latents: bool = False
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> ImageInputs:
         """Make the inputs of a sample.
@@ -108,12 +113,17 @@ class MakeImageInputs:
                 images=self._clip_image(image, crop_seed), target_latents=latents, noise=noise, times=times
             )
         image = decode_image(sample.image, sample.key)
-        target = to_tensor(self.transform.apply(image, draw.seed))
-        return ImageInputs(images=self._clip_image(image, draw.seed), target_images=target, noise=noise, times=times)
-
-    def view(self, sample: Sample, draw: SampleDraw) -> Tensor:
-        """Make another crop of a sample's image for CLIP, uint8 (3, S, S). Errors are as in `__call__`."""
-        return self._clip_image(decode_image(sample.image, sample.key), draw.seed ^ VIEW_STREAM)
+        latent_noise = None
+        if self.sample_latents:
+            generator = torch.Generator().manual_seed(draw.seed ^ LATENT_STREAM)
+            latent_noise = torch.randn(noise.shape[1:], generator=generator)
+        return ImageInputs(
+            images=self._clip_image(image, draw.seed),
+            target_images=to_tensor(self.transform.apply(image, draw.seed)),
+            latent_noise=latent_noise,
+            noise=noise,
+            times=times,
+        )
 
     def _clip_image(self, image: Image.Image, seed: int) -> Tensor:
         # Without random crops CLIP sees the image as in evaluation.
@@ -127,19 +137,22 @@ class MakeImageInputs:
 
 @dataclass(frozen=True)
 class MakeTuneInputs:
-    """Makes `TuneInputs`, with `num_draws` random numbers for the choice of patches, and a second crop if needed."""
+    """Makes `TuneInputs`, with `num_draws` random numbers for the choice of patches, and a second crop by `view`."""
 
     images: MakeImageInputs
     num_draws: int = 0
-    with_view: bool = False
+    view: ImageTransform | None = None
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> TuneInputs:
         """Make the inputs of a sample. Errors are as in `MakeImageInputs`."""
         draws = None
         if self.num_draws:
             draws = torch.rand(self.num_draws, generator=torch.Generator().manual_seed(draw.seed ^ PATCH_STREAM))
-        views = self.images.view(sample, draw) if self.with_view else None
-        return TuneInputs(**vars(self.images(sample, draw)), patch_draws=draws, views=views)
+        inputs, views = self.images(sample, draw), None
+        if self.view:
+            first = Image.fromarray(inputs.images.permute(1, 2, 0).numpy())
+            views = to_tensor(self.view.apply(first, draw.seed ^ VIEW_STREAM))
+        return TuneInputs(**vars(inputs), patch_draws=draws, views=views)
 
 
 @dataclass(frozen=True)
@@ -186,7 +199,7 @@ def clean_targets(space: Frozen[Space], inputs: ImageInputs) -> Tensor:
     """Compute the samples to denoise before noise is added, (B, C, h, h). Cached latents are used if there are any."""
     if inputs.target_latents is not None:
         return inputs.target_latents.float()
-    x0: Tensor = space(inputs.target_images)
+    x0: Tensor = space(inputs.target_images, inputs.latent_noise)
     return x0
 
 

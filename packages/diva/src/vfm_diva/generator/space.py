@@ -27,15 +27,22 @@ class Space(nn.Module):
     name: name for messages.
     channels: number C of channels.
     downscale: ratio S / h.
+    has_posterior: whether an image has a distribution of samples, from which noise can draw.
     """
 
+    has_posterior: bool = False
     name: str
     channels: int
     downscale: int
 
     @abstractmethod
-    def forward(self, images: Tensor) -> Tensor:
-        """Map uint8 (B, 3, S, S) to float32 samples (B, C, h, h)."""
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Map uint8 (B, 3, S, S) to float32 samples (B, C, h, h).
+
+        Args:
+            images: images.
+            noise: unit-normal noise, (B, C, h, h), that draws from the posterior. None takes its mean.
+        """
 
     @abstractmethod
     def decode(self, samples: Tensor) -> Tensor:
@@ -63,7 +70,7 @@ class PixelSpace(Space):
         super().__init__()
         self.scale = scale
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map black to -scale and white to scale."""
         return unit_range(images) * self.scale
 
@@ -83,7 +90,7 @@ class PixelSpace(Space):
 
 
 class LatentSpace(Space):
-    """The latents of diffusers' `AutoencoderKL` (its posterior's mean) or `AutoencoderTiny`, shifted and scaled."""
+    """The latents of diffusers' `AutoencoderKL` or `AutoencoderTiny`, shifted and scaled."""
 
     name = "the latents of its VAE"
 
@@ -91,18 +98,20 @@ class LatentSpace(Space):
         super().__init__()
         config: Any = vae.config
         self.vae: Any = vae.requires_grad_(False).eval()
-        self.channels = config.latent_channels
+        self.channels, self.has_posterior = config.latent_channels, isinstance(vae, AutoencoderKL)
         levels = getattr(config, "encoder_block_out_channels", None) or config.block_out_channels
         self.downscale = 2 ** (len(levels) - 1)
         self.scale = float(config.scaling_factor)
         self.shift = float(getattr(config, "shift_factor", None) or 0.0)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map uint8 (B, 3, S, S) to latents, (B, C, S/8, S/8) if the VAE halves three times."""
         encoded = self.vae.encode(unit_range(images))
-        mean: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
-        return (mean.float() - self.shift) * self.scale
+        latents: Tensor = encoded.latent_dist.mean if self.has_posterior else encoded.latents
+        if noise is not None:
+            latents = latents + encoded.latent_dist.std * noise
+        return (latents.float() - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, samples: Tensor) -> Tensor:
@@ -135,6 +144,17 @@ def require_latents(space: Space) -> LatentSpace:
     if not isinstance(space, LatentSpace):
         raise UserError(f"expected a generator with a VAE, got one that denoises {space.name}")
     return space
+
+
+def check_sampling(space: Space) -> None:
+    """Check that latents of a space can be sampled.
+
+    Raises:
+        UserError: If it has no posterior.
+    """
+    if not space.has_posterior:
+        kind = type(space.vae).__name__ if isinstance(space, LatentSpace) else space.name
+        raise UserError(f"sample_latents needs a generator with an AutoencoderKL, got {kind}: set it to false")
 
 
 def load_space(folder: Path, *, weights: bool = True) -> Space:

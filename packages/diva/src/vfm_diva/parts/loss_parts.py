@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
-from vfm.plugin import Part
+from vfm.plugin import CropScale, Part
 
 
 class Loss(Part):
@@ -18,7 +18,6 @@ class Loss(Part):
     returns the loss and the denoising error of each image, (B,) each.
     """
 
-    needs_view: ClassVar[bool] = False  # a second crop of each image for CLIP
     compares_images: ClassVar[bool] = False  # the images of a forward pass, each at a single time
 
 
@@ -29,7 +28,16 @@ class DenoisingLoss(Loss):
     work: ClassVar[str] = "vfm_diva.tune.loss:denoising_loss"
 
 
-class ContrastiveLoss(Loss):
+class ViewLoss(Loss):
+    """Settings of the losses that need a second view of each image: a random crop of CLIP's own crop."""
+
+    view_scale: CropScale = Field((0.9, 1.0), description="share of the area that the second crop keeps")
+    view_ratio: tuple[PositiveFloat, PositiveFloat] = Field(
+        (0.9, 1.1), description="smallest and largest aspect ratio of the second crop"
+    )
+
+
+class ContrastiveLoss(ViewLoss):
     """Contrast of predictions with an image's own tokens and with the tokens of the other images of the pass (DCR).
 
     B images of a forward pass need B x B + B predictions, so the gradient depends on `micro_batch_size`.
@@ -40,5 +48,4 @@ class ContrastiveLoss(Loss):
     )
     temperature: float = Field(0.1, gt=0, description="divisor of the cosines of predictions")
     work: ClassVar[str] = "vfm_diva.tune.loss:contrastive_loss"
-    needs_view: ClassVar[bool] = True
     compares_images: ClassVar[bool] = True

@@ -38,6 +38,15 @@ _DIVA: dict[str, Any] = {
     "global_batch_size": 640,
     "precision": "amp_bf16",
 }
+# GenHancer's and DCR's codes: every linear layer and its bias (in peft's words `all-linear` and `lora_only`), and AdamW
+# with torch's own settings.
+_ALL_LINEAR: dict[str, Any] = {
+    "type": "lora", "rank": 16, "alpha": 16, "dropout": 0.1,
+    "separate_qkv": True, "biases": True, "after_blocks": True,
+}  # fmt: skip
+_ADAMW: dict[str, Any] = {
+    "type": "adamw", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01, "grad_clip_norm": 1.0
+}  # fmt: skip
 # Condition tokens of each backbone in the released code.
 _TOKENS: dict[str, dict[str, Any]] = {
     "diva-paper": {"type": "patches", "count": 76},  # OpenAI at 224 and 336: as many tokens as text states, 77
@@ -63,13 +72,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "toy-prior": {"steps": 200},
     "genhancer": {
         "condition": {"type": "cls", "projected": True},
-        "adapter": {"type": "mlp", "first_steps": 100_000, "first_lr": 1e-4, "joint": False},
+        "adapter": {"type": "mlp", "first_steps": 100_000, "first_lr": 1e-4, "joint": False, "unit_scale": False},
         "num_timesteps": 1,
         "timesteps": {"type": "logit_normal", "mean": 0.0, "std": 1.0},
-        "trained": {"type": "lora", "rank": 16, "alpha": 16},
+        "sample_latents": True,
+        "trained": _ALL_LINEAR,
         "anchor": {"type": "none"},
         "augmentation": {"crop_scale": [0.9, 1.0], "crop_ratio": [0.75, 4 / 3]},
-        "optimizer": {"type": "adamw", "weight_decay": 0.01, "grad_clip_norm": 1.0},
+        "optimizer": _ADAMW,
         "schedule": {"type": "constant", "warmup_steps": 0},
         "lr": 1e-5,
         "steps": 10_000,
@@ -79,14 +89,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dcr": {
         "condition": {"type": "cls", "projected": True},
         "prompt": {"text": "", "combine": "broadcast"},
-        "adapter": {"type": "mlp", "first_steps": 100_000, "first_lr": 1e-4, "joint": False},
+        "adapter": {"type": "mlp", "first_steps": 100_000, "first_lr": 1e-4, "joint": False, "unit_scale": False},
         "loss": {"type": "contrastive", "temperature": 0.1},
         "num_timesteps": 1,
         "timesteps": {"type": "uniform"},
-        "trained": {"type": "lora", "rank": 16, "alpha": 16},
+        "sample_latents": True,
+        "trained": _ALL_LINEAR,
         "anchor": {"type": "none"},
-        "augmentation": {"crop_scale": [0.9, 1.0], "crop_ratio": [0.9, 1.1]},
-        "optimizer": {"type": "adamw", "weight_decay": 0.01, "grad_clip_norm": 1.0},
+        "augmentation": {"crop_scale": [0.9, 1.0], "crop_ratio": [0.75, 4 / 3]},
+        "optimizer": _ADAMW,
         "schedule": {"type": "constant", "warmup_steps": 0},
         "lr": 1e-5,
         "steps": 4600,
@@ -116,8 +127,8 @@ PRESETS |= {name: {**_DIVA, "condition": condition} for name, condition in _TOKE
 def with_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Merge the settings of a recipe over the settings of its preset.
 
-    `samples_seen` and `epochs` replace the preset's `steps`. `latents` replaces its `augmentation`, as the crops are
-    cached.
+    `samples_seen` and `epochs` replace the preset's `steps`. `latents` replaces its `augmentation` and
+    `sample_latents`, as crops and means are cached.
     """
     chosen = dict(PRESETS.get(str(settings.get("preset", "recommended")), {}))
     condition = settings.get("condition")
@@ -127,4 +138,5 @@ def with_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
         chosen.pop("steps", None)
     if settings.get("latents"):
         chosen.pop("augmentation", None)
+        chosen.pop("sample_latents", None)
     return merge_settings(chosen, settings)

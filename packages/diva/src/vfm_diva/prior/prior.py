@@ -21,7 +21,7 @@ from vfm_diva.generator.generator import Generator, build_generator
 from vfm_diva.generator.inputs import MakeImageInputs, MakePriorInputs
 from vfm_diva.generator.latents import check_latents, open_latents
 from vfm_diva.generator.noise import NoiseSampler
-from vfm_diva.generator.space import load_latent_space
+from vfm_diva.generator.space import check_sampling, load_latent_space
 from vfm_diva.prior.panels import condition_panel, samples_panel
 from vfm_diva.prior.prior_task import PriorTask, measure_data, states_width
 from vfm_diva.prior.stages import DivaPrior
@@ -42,6 +42,8 @@ def check_prior(config: DivaPrior, ctx: Preflight) -> None:
     if clip and (vae or config.vae is None):
         with torch.device("meta"):  # shapes without weights: models of any size cost no memory
             generator = build_prior(config, blueprint(clip), vae, weights=False)
+        if config.sample_latents:
+            check_sampling(generator.space)
         if latents:
             check_latents(latents, data, generator.noise_shape)
 
@@ -114,10 +116,11 @@ def _make_inputs(
 ) -> MakePriorInputs:
     generator, clip, condition = task.generator, task.clip, config.condition
     sampler = NoiseSampler(generator.noise_shape, 1, config.timesteps)
-    images = MakeImageInputs(ImageTransform(generator.image_size, "crop"), sampler, clip.preprocess)
+    transform = ImageTransform(generator.image_size, "crop")
+    images = MakeImageInputs(transform, sampler, clip.preprocess, sample_latents=config.sample_latents)
     if config.latents:
         cache = ctx.load(config.latents)
-        stored, transform = open_latents(cache, data, generator, images.transform, config.global_batch_size)
+        stored, transform = open_latents(cache, data, generator, transform, config.global_batch_size)
         images = replace(images, transform=transform, stored=stored)
     return MakePriorInputs(
         images,

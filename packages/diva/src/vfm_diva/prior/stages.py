@@ -71,6 +71,9 @@ class DivaPrior(Training):
     latents: Ref[SampleCache] | None = Field(
         None, description="cached latents and crops, made by diva.latents: the VAE is not run"
     )
+    sample_latents: bool = Field(
+        False, description="sample the VAE's latents, as GenHancer's code does; false: take their mean"
+    )
     choices: Ref[ChoiceDataset] | None = Field(
         None,
         description="pairs on which to report how much the loss rises with the other image's statement, never trained"
@@ -110,6 +113,8 @@ class DivaPrior(Training):
             raise ValueError(f"denoiser: {self.denoiser.type} takes a vector, which text_states do not have")
         if self.latents and not self.vae:
             raise ValueError("latents needs vae, the generator whose VAE decodes them")
+        if self.latents and self.sample_latents:
+            raise ValueError(f"sample_latents: {self.latents!r} has the mean of the latents; set it to false")
         if self.vae is None and self.image_size % self.denoiser.multiple:
             raise ValueError(
                 f"image_size must be a multiple of {self.denoiser.multiple} for this denoiser, got {self.image_size}"

@@ -13,6 +13,7 @@ from vfm.train import Frozen
 from vfm_diva.generator.condition_map import ConditionMap
 from vfm_diva.generator.conditioning import Conditioning, combine_with_prompt
 from vfm_diva.generator.generator import Generator
+from vfm_diva.generator.space import check_sampling
 from vfm_diva.parts.parts import Cls, Embedding, NoAdapter
 from vfm_diva.tune.condition import ImageCondition, ImageFeatures
 from vfm_diva.tune.stages import Feedback
@@ -104,6 +105,8 @@ def check_feedback(clip: ClipModel, generator: Generator, feedback: Feedback) ->
         UserError: If widths or sizes do not fit, or the CLIP model lacks the patch tokens or blocks that are needed.
     """
     generator.noise_shape_at(feedback.image_size or generator.image_size)
+    if feedback.sample_latents:
+        check_sampling(generator.space)
     if feedback.prompt.combine == "broadcast" and not isinstance(feedback.condition, Embedding | Cls):
         raise UserError(
             f"prompt.combine: broadcast needs one token, of condition embedding or cls; got {feedback.condition.type}"

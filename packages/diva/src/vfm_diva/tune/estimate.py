@@ -17,6 +17,7 @@ from vfm_diva.generator.denoiser import Denoiser
 from vfm_diva.generator.generator import BETAS, Generator, load_generator
 from vfm_diva.generator.inputs import TuneInputs
 from vfm_diva.generator.space import LatentSpace
+from vfm_diva.parts.loss_parts import ViewLoss
 from vfm_diva.prior.prior import build_prior
 from vfm_diva.prior.stages import DivaPrior
 from vfm_diva.tune.conditioner import needs_prompt
@@ -73,7 +74,7 @@ def diva_tune_cost(config: DivaTune, ctx: Preflight) -> Cost:
             noise=torch.zeros(number, config.num_timesteps, *shape),
             times=torch.zeros(number, config.num_timesteps),
             patch_draws=torch.zeros(number, draws) if draws else None,
-            views=images if config.loss.needs_view else None,
+            views=images if isinstance(config.loss, ViewLoss) else None,
         )
 
     plan = first_training(config)

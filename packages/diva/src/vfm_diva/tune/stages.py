@@ -18,7 +18,6 @@ from vfm.plugin import (
     Ref,
     SampleCache,
     Trained,
-    UserError,
 )
 from vfm_diva.generator.stages import CropSettings
 from vfm_diva.parts.loss_parts import DenoisingLoss, Loss
@@ -34,18 +33,6 @@ from vfm_diva.parts.parts import (
     check_timesteps,
 )
 from vfm_diva.parts.presets import Preset, with_preset
-
-
-def check_random_crops(loss: Loss, crops: CropSettings | SampleCache, where: str) -> None:
-    """Check that crops are random if a loss compares two of them.
-
-    Raises:
-        UserError: If they are not. The message names the setting `where`.
-    """
-    if loss.needs_view and crops.crop_scale is None:
-        raise UserError(
-            f"loss: {loss.type} compares two random crops: expected crop_scale such as [0.9, 1.0] in {where}, got null"
-        )
 
 
 class Prompt(Config):
@@ -69,6 +56,9 @@ class Feedback(Config):
     adapter: Adapter = Field(NoAdapter(), description="map from the tokens to the generator's context")
     image_size: int | None = Field(
         None, ge=8, description="side of the denoised images, in pixels; default: the generator's own"
+    )
+    sample_latents: bool = Field(
+        False, description="sample the VAE's latents, as GenHancer's and DCR's codes do; false: take their mean"
     )
     trained: Trained = Field(AllWeights(), description="weights of the vision tower that are trained")
     loss: Loss = Field(DenoisingLoss(), description="loss on the denoised images")
@@ -139,7 +129,8 @@ class DivaTune(Feedback, ClipPostTraining):
             raise ValueError(f"anchor: {self.anchor.type} compares whole weights: set runtime.parallel: ddp")
         if self.latents and self.augmentation != CropSettings():
             raise ValueError(f"the crops are those of {self.latents!r}: set augmentation there")
-        check_random_crops(self.loss, self.augmentation, "augmentation")
+        if self.latents and self.sample_latents:
+            raise ValueError(f"sample_latents: {self.latents!r} has the mean of the latents; set it to false")
         share = self.global_batch_size // self.runtime.processes
         micro = min(self.micro_batch_size or share, share)
         fewest = micro and (share % micro or micro)  # images of a forward pass; 0 with more processes than images

@@ -19,12 +19,12 @@ from vfm_diva.generator.generator import load_generator, randomize_weights
 from vfm_diva.generator.inputs import MakeImageInputs, MakeTuneInputs, TuneInputs
 from vfm_diva.generator.latents import check_latents, open_latents
 from vfm_diva.generator.noise import NoiseSampler
-from vfm_diva.generator.stages import CropSettings, DivaLatents
+from vfm_diva.parts.loss_parts import ViewLoss
 from vfm_diva.parts.parts import TrainedAdapter
 from vfm_diva.tune.conditioner import check_feedback, needs_prompt
 from vfm_diva.tune.panels import before_after_panel, control_panel, image_samples_panel
 from vfm_diva.tune.prompt import check_encoder, encode_prompt
-from vfm_diva.tune.stages import DivaTune, check_random_crops
+from vfm_diva.tune.stages import DivaTune
 from vfm_diva.tune.tune_task import TuneTask
 
 NUM_CHECKED = 8  # images, of which at least one must be readable before anything runs
@@ -43,12 +43,6 @@ def check_tune(config: DivaTune, ctx: Preflight) -> None:
     config.trained.check()
     if data:
         check_readable(data)
-    if config.latents:
-        stage = ctx.stage(config.latents)
-        crops = ctx.artifact(config.latents) or (
-            stage.augmentation if isinstance(stage, DivaLatents) else CropSettings()
-        )
-        check_random_crops(config.loss, crops, f"the augmentation of {config.latents!r}")
     if clip and generator:
         model, loaded = blueprint(clip), load_generator(generator, weights=False)
         check_feedback(model, loaded, config)
@@ -125,13 +119,22 @@ def build_data(config: DivaTune, ctx: Context, task: TuneTask) -> TrainingData[T
     images, crops = ctx.load(config.data), config.augmentation
     sampler = NoiseSampler(task.generator.noise_shape_at(task.image_size), config.num_timesteps, config.timesteps)
     transform = ImageTransform(task.image_size, "crop", scale=crops.crop_scale, ratio=crops.crop_ratio)
-    make = MakeImageInputs(transform, sampler, task.clip.preprocess)
+    preprocess = task.clip.preprocess
+    make = MakeImageInputs(transform, sampler, preprocess, sample_latents=config.sample_latents)
     if config.latents:
         cache = ctx.load(config.latents)
         stored, transform = open_latents(cache, images, task.generator, transform, config.global_batch_size)
         make = replace(make, transform=transform, stored=stored)
     num_draws = task.condition.num_draws * (config.num_timesteps if task.condition.draws_per_time else 1)
-    return TrainingData.of(config, open_dataset(images), MakeTuneInputs(make, num_draws, config.loss.needs_view))
+    view = None
+    if isinstance(config.loss, ViewLoss):
+        view = ImageTransform(
+            preprocess.image_size,
+            scale=config.loss.view_scale,
+            ratio=config.loss.view_ratio,
+            interpolation=preprocess.interpolation,
+        )
+    return TrainingData.of(config, open_dataset(images), MakeTuneInputs(make, num_draws, view))
 
 
 def _train_adapter(config: DivaTune, ctx: Context, task: TuneTask, data: TrainingData[TuneInputs]) -> None:

@@ -23,6 +23,7 @@ from vfm_diva.generator.conditioning import Conditioning
 from vfm_diva.generator.denoiser import error_over_times
 from vfm_diva.generator.generator import Generator
 from vfm_diva.generator.inputs import ImageInputs, TuneInputs, clean_targets
+from vfm_diva.parts.loss_parts import ViewLoss
 from vfm_diva.parts.parts import TrainedAdapter
 from vfm_diva.tune.condition import ImageCondition, ImageFeatures
 from vfm_diva.tune.conditioner import Conditioner
@@ -77,7 +78,7 @@ class TuneTask(Task[TuneInputs]):
         if self.anchored != "nothing":
             self.anchor = feedback.anchor.build(clip)
         self.loss: ImageLoss = feedback.loss.build()
-        self.needs_view = feedback.loss.needs_view
+        self.needs_view = isinstance(feedback.loss, ViewLoss)
         image: Any = {"tower": "image"}
         layers, blocks = partial(tower_layers, **image), partial(tower_blocks, **image)
         self.tower = TrainedTower(feedback.trained, clip.module, layers, blocks)
@@ -185,8 +186,11 @@ class TuneTask(Task[TuneInputs]):
         return self.tower, TrainedTower(rate, self.conditioner, _one_layer, nn.Module.children)
 
     def train(self, mode: bool = True) -> TuneTask:
-        """Keep evaluation mode, so that dropout and batch statistics are as in the evaluated tower."""
+        """Keep evaluation mode, so that batch statistics are as in the evaluated tower. Only LoRA's dropout changes."""
         super().train(False)
+        for name, part in self.visual.named_modules():
+            if name.endswith("lora_dropout"):
+                part.train(mode)
         return self
 
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
