@@ -8,8 +8,8 @@ from hypothesis import given, strategies as st
 from data_samples import context, encoded
 from vfm.base import UserError
 from vfm.data.choices.choices import Choice, load_choices, write_choices
-from vfm.data.choices.stages import ChoiceFiles
-from vfm.interfaces import ChoiceDataset
+from vfm.data.choices.stages import ChoiceFiles, PooledChoices
+from vfm.interfaces import ChoiceDataset, Context
 
 
 @given(
@@ -153,7 +153,7 @@ def test_sugarcrepe_subsets_are_patterns_and_images_are_from_coco(tmp_path):
     ("records", "root", "message"),
     [
         ({}, None, "uses COCO's images; give their folder"),
-        ({"add_att": [1]}, "val2017", "add_att.json: expected SugarCrepe's records by number, got a list"),
+        ({"add_att": [1]}, "val2017", r"add_att.json: expected SugarCrepe's records by number, or .*, got a list"),
         (
             {"add_att": {"5": {"filename": "1.jpg", "caption": "a"}}},
             "val2017",
@@ -259,3 +259,132 @@ def test_bad_records_of_every_benchmark_are_skipped_and_counted(tmp_path):
     (tmp_path / "items.jsonl").write_text("\n".join([*map(json.dumps, [item, *odd]), "[]", "{"]) + "\n")
     ctx, choices = load(tmp_path / "d", tmp_path / "items.jsonl", max_bad_fraction=0.95)
     assert (len(choices), ctx.bad) == (1, {"unreadable_row": 9, "broken_json": 1})
+
+
+def two_by_two(columns, first, second):
+    """Make a record of the columns of two images and two captions."""
+    return dict(zip(columns, (first, second, "a red cup and a blue hat", "a blue cup and a red hat"), strict=True))
+
+
+PAIR = [encoded(1), encoded(2)]
+CAPTIONS = ["a red cup and a blue hat", "a blue cup and a red hat"]
+
+
+def write_pair(folder, *names):
+    for name, data in zip(names, PAIR, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def test_colorswap_is_equal_from_the_hubs_parquet_and_from_json(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = ("image_1", "image_2", "caption_1", "caption_2")
+    write_pair(tmp_path, "images/7_1.png", "images/7_2.png")
+    (tmp_path / "test.json").write_text(json.dumps([{"id": 7, **two_by_two(columns, "7_1.png", "7_2.png")}]))
+    cells = [{"bytes": data, "path": "x.png"} for data in PAIR]
+    row = {"id": 7, **two_by_two(columns, *cells), "image_source": "midjourney"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "test-00000-of-00001.parquet")
+    for file in ("test.json", "test-00000-of-00001.parquet"):
+        _, choices = load(tmp_path / f"{file}.out", tmp_path / file)
+        assert choices == [Choice("7", "", PAIR, CAPTIONS, [0, 1])]
+
+
+def test_naturalbench_retrieval_is_read_from_its_metadata(tmp_path):
+    columns = ("image_0", "image_1", "caption_0", "caption_1")
+    write_pair(tmp_path, "images/0_0.jpg", "images/0_1.jpg")
+    record = {"index": 3, **two_by_two(columns, "0_0.jpg", "0_1.jpg")}
+    broken = {**record, "image_1": "gone.jpg"}
+    (tmp_path / "metadata.json").write_text(json.dumps([record, broken, 5]))
+    for path in (tmp_path, tmp_path / "metadata.json"):
+        ctx, choices = load(tmp_path / f"{path.name}.out", path, max_bad_fraction=0.7)
+        assert choices == [Choice("3", "", PAIR, CAPTIONS, [0, 1])]
+        assert ctx.bad == {"missing_image": 2}
+
+
+def test_eqbens_subset_and_full_set_give_the_same_pairs_and_video_frames_are_arrays(tmp_path):
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    columns = ("image0", "image1", "caption0", "caption1")
+    names = ["eqbensd/1/0.png", "eqbensd/1/1.png"]
+    write_pair(tmp_path, *names)
+    (tmp_path / "eqben_subset_10percent_final.json").write_text(json.dumps([two_by_two(columns, *names)]))
+    full = [
+        {
+            "image": names[image],
+            "caption": CAPTIONS[caption],
+            "private_info": {"name": f"c{caption}i{image}", "dataset": "eqbensd", "sample_cnt": 1},
+        }
+        for image in (0, 1)
+        for caption in (0, 1)
+    ]
+    (tmp_path / "ann_json_finegrained_random.json").write_text(json.dumps([*full, {"image": 3}]))
+    _, subset = load(tmp_path / "a", tmp_path / "eqben_subset_10percent_final.json")
+    ctx, whole = load(tmp_path / "b", tmp_path / "ann_json_finegrained_random.json", max_bad_fraction=0.6)
+    assert subset == [Choice("0", "eqbensd", PAIR, CAPTIONS, [0, 1])]
+    assert whole == [Choice("eqbensd/1", "eqbensd", PAIR, CAPTIONS, [0, 1])]
+    assert ctx.bad == {"unreadable_row": 1}
+
+    frame = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)  # blue, green, red
+    np.save(tmp_path / "frame.npy", frame)
+    (tmp_path / "video.json").write_text(json.dumps([two_by_two(columns, "frame.npy", names[1])]))
+    _, video = load(tmp_path / "c", tmp_path / "video.json")
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(video[0].images[0]))), frame[:, :, ::-1])
+
+
+def test_whatsups_images_of_the_same_objects_are_pairs_of_opposite_relations(tmp_path):
+    relations = ["to the left of", "to the right of", "on", "under"]
+    texts = [f"A cup {relation} a chair" for relation in relations]
+    records = []
+    for number, text in enumerate(texts):
+        name = f"controlled_images/cup_{number}_chair.jpeg"
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(number))
+        others = [each for each in texts if each != text]
+        records.append({"image_path": f"data/{name}", "caption_options": [text, *others[::-1]]})
+    (tmp_path / "controlled_images_dataset.json").write_text(json.dumps(records[::-1]))
+    _, choices = load(tmp_path / "out", tmp_path / "controlled_images_dataset.json")
+    assert [(choice.pattern, choice.statements) for choice in choices] == [
+        ("left of, right of", texts[:2]),
+        ("on, under", texts[2:]),
+    ]
+    assert [choice.images for choice in choices] == [[encoded(0), encoded(1)], [encoded(2), encoded(3)]]
+    (tmp_path / "controlled_images_dataset.json").write_text(json.dumps([*records[:3], {"image_path": "x"}]))
+    ctx, choices = load(tmp_path / "some", tmp_path / "controlled_images_dataset.json", max_bad_fraction=0.7)
+    assert (len(choices), ctx.bad) == (1, {"missing_image": 1, "missing_caption": 1})
+
+
+def test_whatsups_coco_subset_has_a_right_and_a_wrong_caption(tmp_path):
+    (tmp_path / "val2017").mkdir()
+    (tmp_path / "val2017" / "000000000139.jpg").write_bytes(encoded(1, "JPEG"))
+    rows = [[139, "A photo of a cup on the left", "A photo of a cup on the right"], [139, "one"]]
+    (tmp_path / "coco_qa_one_obj.json").write_text(json.dumps(rows))
+    ctx, choices = load(tmp_path / "out", tmp_path / "coco_qa_one_obj.json", max_bad_fraction=0.5)
+    assert choices == [Choice("coco_qa_one_obj/0", "coco_qa_one_obj", [encoded(1, "JPEG")], rows[0][1:], [0, -1])]
+    assert ctx.bad == {"unreadable_row": 1}
+
+
+def test_pooled_benchmarks_keep_every_item_or_a_draw_and_name_their_source(tmp_path):
+    paths = {}
+    for name, count in (("mmvp", 3), ("winoground", 8)):
+        items = [Choice(str(number), "p", PAIR, CAPTIONS, [0, 1]) for number in range(count)]
+        write_choices(tmp_path / name, items)
+        paths[name] = tmp_path / name
+
+    def pool(folder, **settings):
+        stage = PooledChoices(name="pooled", datasets=list(paths), **settings)
+        made = stage.run(Context("pooled", tmp_path / folder, tmp_path / "work", paths))
+        return list(load_choices(made))
+
+    pooled = pool("all")
+    assert [choice.key for choice in pooled] == [f"mmvp/{n}" for n in range(3)] + [f"winoground/{n}" for n in range(8)]
+    assert [choice.pattern for choice in pooled] == ["mmvp"] * 3 + ["winoground"] * 8
+    some, again, other = (pool(f"some{n}", max_items=4, seed=seed) for n, seed in enumerate((0, 0, 1)))
+    assert [choice.pattern for choice in some] == ["mmvp"] * 3 + ["winoground"] * 4
+    assert some == again
+    assert some != other
+    assert len({choice.key for choice in some}) == 7

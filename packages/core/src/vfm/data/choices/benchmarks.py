@@ -1,18 +1,15 @@
-"""Readers of MMVP-VLM, SugarCrepe and Winoground as their authors publish them.
+"""Readers of MMVP-VLM and SugarCrepe as their authors publish them.
 
 MMVP-VLM: `Questions.csv` and a folder of images, laid out as `scripts/evaluate_vlm.py` of the authors expects.
 SugarCrepe: a JSON file per subset, {number: {filename, caption, negative_caption}}, with the images of COCO val2017.
-Winoground: `examples.jsonl` with a folder `images`, or the hub's parquet with the images inside.
 
-Source: Tong et al. 2024, Eyes Wide Shut? (arXiv:2401.06209); Hsieh et al. 2023, SugarCrepe (arXiv:2306.14610);
-Thrush et al. 2022, Winoground (arXiv:2204.03162).
+Source: Tong et al. 2024, Eyes Wide Shut? (arXiv:2401.06209); Hsieh et al. 2023, SugarCrepe (arXiv:2306.14610).
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,6 @@ from vfm.data.choices.choices import Choice
 from vfm.data.samples.images import decode_image
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.texts import OnBad
-from vfm.data.tables.table import table_rows
 from vfm.storage import files
 
 QUESTIONS_FILE = "Questions.csv"
@@ -39,7 +35,7 @@ MMVP_PATTERNS = (
 )
 MMVP_PAIRS_PER_PATTERN = 15
 IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")  # the authors', DIVA's, and some READMEs'
-SUGARCREPE, WINOGROUND = ("filename", "caption", "negative_caption"), ("image_0", "image_1", "caption_0", "caption_1")
+SUGARCREPE = ("filename", "caption", "negative_caption")
 
 
 def read_mmvp(folder: Path, on_bad: OnBad) -> Iterator[Choice]:
@@ -105,49 +101,22 @@ def _image_folder(folder: Path) -> Path:
     raise UserError(f"{folder}: no folder of images; expected one of {', '.join(map(repr, IMAGE_FOLDERS))}")
 
 
-def read_sugarcrepe(paths: list[Path], image_root: str | None, on_bad: OnBad) -> Iterator[Choice]:
+def read_sugarcrepe(path: Path, records: Mapping[str, Any], image_root: str | None, on_bad: OnBad) -> Iterator[Choice]:
     """Yield items with an image, a right and a wrong caption. The pattern is the name of the subset's file.
 
     Raises:
-        UserError: If a file is not in SugarCrepe's format, or `image_root` is missing.
+        UserError: If `image_root` is missing.
     """
     if image_root is None:
-        raise UserError(f"{paths[0]}: SugarCrepe uses COCO's images; give their folder (val2017) as image_root")
-    for path in paths:
-        for number, record in _records_by_number(path):
-            where = f"{path}: item {number}"
-            try:
-                filename, *captions = _strings(record, SUGARCREPE, where)
-                images = [read_choice_image(image_root, filename)]
-                yield Choice(f"{path.stem}/{number}", path.stem, images, captions, [0, -1])
-            except BadSample as bad:
-                on_bad(bad.reason, bad.where)
-
-
-def read_winoground(path: Path, image_root: str | None, on_bad: OnBad) -> Iterator[Choice]:
-    """Yield items with two images, and two captions that have the same words. The pattern is `collapsed_tag`."""
-    rows = table_rows(str(path)) if path.suffix == ".parquet" else _json_lines(path)
-    root = image_root or str(path.parent / "images")
-    for number, record in enumerate(rows):
-        if isinstance(record, BadSample):
-            on_bad(record.reason, record.where)
-            continue
-        where = f"{path}: item {record.get('id', number)}"
+        raise UserError(f"{path}: SugarCrepe uses COCO's images; give their folder (val2017) as image_root")
+    for number, record in records.items():
+        where = f"{path}: item {number}"
         try:
-            if not all(record.get(name) for name in WINOGROUND[:2]):
-                raise BadSample("missing_image", where)
-            captions = _strings(record, WINOGROUND[2:], where)
-            images = [_winoground_image(record[name], root, where) for name in WINOGROUND[:2]]
-            key, pattern = str(record.get("id", number)), str(record.get("collapsed_tag") or "")
-            yield Choice(key, pattern, images, captions, [0, 1])
+            filename, *captions = required_texts(record, SUGARCREPE, where)
+            images = [read_choice_image(image_root, filename)]
+            yield Choice(f"{path.stem}/{number}", path.stem, images, captions, [0, -1])
         except BadSample as bad:
             on_bad(bad.reason, bad.where)
-
-
-def is_winoground(path: str) -> bool:
-    """Check whether the first JSON line of a file is in Winoground's format."""
-    first = files.read_text(path).lstrip().partition("\n")[0]
-    return f'"{WINOGROUND[0]}"' in first
 
 
 def read_choice_image(root: str, name: str) -> bytes:
@@ -167,27 +136,7 @@ def read_choice_image(root: str, name: str) -> bytes:
     return data
 
 
-def _records_by_number(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        records = json.loads(files.read_text(str(path)))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(records, dict):
-        raise UserError(f"{path}: expected SugarCrepe's records by number, got a {type(records).__name__}")
-    yield from records.items()
-
-
-def _json_lines(path: Path) -> Iterator[Mapping[str, Any] | BadSample]:
-    for number, line in enumerate(files.read_text(str(path)).split("\n"), start=1):
-        if line.strip():
-            try:
-                yield dict(json.loads(line))
-            except (ValueError, TypeError, RecursionError):
-                for _ in range(max(1, line.count(f'"{WINOGROUND[0]}"'))):  # several, if a line break is damaged
-                    yield BadSample("broken_json", f"{path}: line {number}")
-
-
-def _strings(record: Any, names: tuple[str, ...], where: str) -> list[str]:
+def required_texts(record: Any, names: tuple[str, ...], where: str) -> list[str]:
     """Get the texts of a record.
 
     Raises:
@@ -202,14 +151,3 @@ def _strings(record: Any, names: tuple[str, ...], where: str) -> list[str]:
             raise BadSample("missing_caption", where)
         texts.append(text)
     return texts
-
-
-def _winoground_image(value: Any, root: str, where: str) -> bytes:
-    """Read the image in a parquet cell ({bytes, path}), or by its name, which Winoground writes without `.png`."""
-    if isinstance(value, str):
-        return read_choice_image(root, value if Path(value).suffix else f"{value}.png")
-    data = value.get("bytes") if isinstance(value, dict) else value
-    if not isinstance(data, bytes):
-        raise BadSample("missing_image", where)
-    decode_image(data, where)
-    return data

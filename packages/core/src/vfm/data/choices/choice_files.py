@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vfm.base import UserError
-from vfm.data.choices.benchmarks import (
-    QUESTIONS_FILE,
-    is_winoground,
-    read_choice_image,
-    read_mmvp,
-    read_sugarcrepe,
-    read_winoground,
+from vfm.data.choices.benchmarks import QUESTIONS_FILE, read_choice_image, read_mmvp, read_sugarcrepe
+from vfm.data.choices.choices import Choice, load_choices, write_choices
+from vfm.data.choices.pair_benchmarks import (
+    has_pair_lines,
+    pair_columns,
+    read_eqben,
+    read_pair_table,
+    read_pairs,
+    read_spatial,
+    read_whatsup,
 )
-from vfm.data.choices.choices import Choice, write_choices
-from vfm.data.choices.stages import ChoiceFiles
+from vfm.data.choices.stages import ChoiceFiles, PooledChoices
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.texts import OnBad
 from vfm.interfaces import ChoiceDataset, Context, Preflight
@@ -45,6 +51,25 @@ def import_choices(config: ChoiceFiles, ctx: Context) -> ChoiceDataset:
     return dataset
 
 
+def pool_choices(config: PooledChoices, ctx: Context) -> ChoiceDataset:
+    """Join the items of several datasets. The pattern of an item is the name of its dataset."""
+
+    def items() -> Iterator[Choice]:
+        for ref in config.datasets:
+            dataset = ctx.load(ref)
+            name = ctx.name_of(dataset)
+            chosen = range(dataset.num_pairs)
+            if config.max_items and dataset.num_pairs > config.max_items:
+                rng = np.random.default_rng(config.seed)
+                chosen = sorted(rng.choice(dataset.num_pairs, config.max_items, replace=False).tolist())
+            wanted = frozenset(chosen)
+            for number, item in enumerate(load_choices(dataset)):
+                if number in wanted:
+                    yield replace(item, key=f"{name}/{item.key}", pattern=name)
+
+    return write_choices(ctx.directory, items())
+
+
 def check_choices(config: ChoiceFiles, ctx: Preflight) -> None:
     """Read the first item."""
     bad: list[tuple[str, str]] = []
@@ -58,10 +83,10 @@ def read_choices(path: str, on_bad: OnBad, image_root: str | None = None) -> Ite
     """Yield the items of a benchmark, except for items with a bad image.
 
     Args:
-        path: MMVP-VLM's folder, SugarCrepe's JSON file or a folder of such files, Winoground's `examples.jsonl` or
-            parquet file, or items in JSON lines.
+        path: MMVP-VLM's folder, a file of another benchmark (`pair_benchmarks`), a folder of such JSON files, or items
+            in JSON lines.
         on_bad: called with (reason, where) of each bad item.
-        image_root: folder of SugarCrepe's or Winoground's images.
+        image_root: folder of the images, if it is not next to the file.
 
     Raises:
         UserError: If the path is none of these.
@@ -76,17 +101,43 @@ def read_choices(path: str, on_bad: OnBad, image_root: str | None = None) -> Ite
 
 
 def _read(path: str, on_bad: OnBad, image_root: str | None) -> Iterator[Choice]:
-    if path.endswith(".parquet") or (path.endswith(".jsonl") and is_winoground(path)):
-        return read_winoground(Path(path), image_root, on_bad)
+    if path.endswith(".parquet") or (path.endswith(".jsonl") and has_pair_lines(path)):
+        return read_pair_table(Path(path), image_root, on_bad)
     if path.endswith(".jsonl"):
         return _read_jsonl(path, on_bad)
     if path.endswith(".json"):
-        return read_sugarcrepe([Path(path)], image_root, on_bad)
+        return _read_json(Path(path), image_root, on_bad)
     if not (Path(path) / QUESTIONS_FILE).is_file():
-        subsets = sorted(Path(path).glob("*.json"))
-        if subsets:
-            return read_sugarcrepe(subsets, image_root, on_bad)
+        parts = sorted(Path(path).glob("*.json"))
+        if parts:
+            return chain.from_iterable(_read_json(part, image_root, on_bad) for part in parts)
     return read_mmvp(Path(path), on_bad)
+
+
+def _read_json(path: Path, image_root: str | None, on_bad: OnBad) -> Iterator[Choice]:
+    """Yield the items of a JSON file, which is in the format of its first record.
+
+    Raises:
+        UserError: If the file is not JSON, or in no known format.
+    """
+    try:
+        records = json.loads(files.read_text(str(path)))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON: {error}") from None
+    if isinstance(records, dict):
+        return read_sugarcrepe(path, records, image_root, on_bad)
+    first = records[0] if isinstance(records, list) and records else None
+    if pair_columns(first):
+        return read_pairs(path, records, image_root, on_bad)
+    if isinstance(first, list):
+        return read_spatial(path, records, image_root, on_bad)
+    for key, read in (("caption_options", read_whatsup), ("private_info", read_eqben)):
+        if isinstance(first, dict) and key in first:
+            return read(path, records, image_root, on_bad)
+    raise UserError(
+        f"{path}: expected SugarCrepe's records by number, or a list of pairs (image_0, image_1, caption_0, caption_1),"
+        f" of What'sUp's records or of EqBen's, got a {type(records).__name__}"
+    )
 
 
 def _read_jsonl(path: str, on_bad: OnBad) -> Iterator[Choice]:

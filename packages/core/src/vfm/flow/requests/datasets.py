@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vfm.base import UserError
-from vfm.data.choices.benchmarks import WINOGROUND
 from vfm.data.choices.choices import load_choices
+from vfm.data.choices.pair_benchmarks import PAIR_COLUMNS
 from vfm.data.layouts.coco_captions import is_coco_captions
 from vfm.data.layouts.folder import image_names
 from vfm.data.layouts.layout import LABEL_COLUMNS, find_layout
@@ -191,13 +191,16 @@ def _holds_videos(path: str) -> bool:
 
 
 def _holds_choices(path: str) -> bool:
-    """Check whether a path holds caption choices, in the format of SugarCrepe, Winoground or vfm."""
+    """Check whether a path holds caption choices, in a format of `data.choices`."""
     if path.endswith(".jsonl"):
         first = files.read_bytes(path, 0, 1 << 16).decode(errors="replace").partition("\n")[0]
-        return '"statements"' in first or all(f'"{name}"' in first for name in WINOGROUND)
+        return '"statements"' in first or any(all(f'"{name}"' in first for name in names) for names in PAIR_COLUMNS)
     if path.endswith(".parquet"):
-        return set(WINOGROUND) <= set(table_columns(path))
+        columns = set(table_columns(path))
+        return any(columns.issuperset(names) for names in PAIR_COLUMNS)
     if files.is_directory(path):
+        if files.exists(f"{path}/metadata.json") and files.is_directory(f"{path}/images"):  # NaturalBench-Retrieval
+            return True
         names = list(islice(files.walk(path), 8))
         return bool(names) and all(name.endswith(".json") for name in names)
     return path.endswith(".json") and not is_coco_captions(path)
