@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 from eval_world import labeled, tiny_clip
 
 HEAVY = ("torch", "timm", "open_clip", "scipy", "matplotlib")  # of a command that describes and computes nothing
-LIGHT = ("plan r.yaml", "stages", "stages shapes.pool", "plugins", "schema", "--help", "eval --help")
+LIGHT = ("plan r.yaml", "plan files.yaml", "stages", "stages shapes.pool", "plugins", "schema", "--help", "eval --help")
 # What builds the model imports torch's compiler and, where they are installed, wandb and transformers.
 UNUSED = ("scipy.stats", "matplotlib", "sklearn", "faster_coco_eval", "ray")
 
@@ -25,7 +26,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (here / "r.yaml").write_text("stages:\n  - {kind: shapes.pool, name: pool}\n")
     tiny_clip(here / "clip", 0)
     labeled(here / "labeled", 6)
-    Image.new("RGB", (40, 40), "red").save(here / "red.png")
+    (here / "photos" / "red").mkdir(parents=True)
+    for file in (here / "red.png", here / "photos" / "red" / "red.png"):
+        Image.new("RGB", (40, 40), "red").save(file)
+    item = {"images": ["red.png"], "statements": ["red", "blue"], "truth": [0, -1]}
+    (here / "items.jsonl").write_text(json.dumps(item) + "\n")
+    imports = {"data.images": "photos", "data.labeled": "photos", "data.choices": "items.jsonl"}
+    stages = [{"kind": kind, "name": f"s{n}", "path": path} for n, (kind, path) in enumerate(imports.items())]
+    (here / "files.yaml").write_text(json.dumps({"stages": stages}))
     return here
 
 

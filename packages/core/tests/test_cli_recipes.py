@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
+from PIL import Image
 
 import toy_plugin
 import vfm
@@ -215,3 +216,20 @@ def test_every_reference_in_the_schema_leads_somewhere():
 def test_mistake_of_an_override_is_reported_there_and_not_at_a_line_of_the_file(override, said):
     text = RECIPE.replace("inputs: [a, b]", "inputs: [a, b], part: {weight: 2}")
     assert error_of(text, override) == said
+
+
+def test_plan_refuses_folders_that_are_not_the_benchmarks(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
+    kinds = {"mmvp": "data.choices", "imagenet": "data.labeled", "coco": "data.pairs", "pool": "data.images"}
+    stages = [{"kind": kind, "name": name, "path": str(tmp_path / "photos")} for name, kind in kinds.items()]
+    (tmp_path / "r.yaml").write_text(json.dumps({"stages": stages}))
+    done = run_here("plan", tmp_path / "r.yaml", "--store", tmp_path / "store")
+    assert done.code == 2
+    first, second, third = done.errors
+    assert first.startswith("error: mmvp: ")
+    assert "Questions.csv: no such file" in first
+    assert "imagenet: " in second
+    assert "expected one folder per class" in second
+    assert "coco: " in third
+    assert "missing_caption" in third

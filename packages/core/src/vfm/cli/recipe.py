@@ -36,7 +36,7 @@ from vfm.cli.command import (
 )
 from vfm.cli.estimate import cost_table, epoch_notes, notes
 from vfm.flow.execution.execution import read_step, run_step, torchrun_lines, write_step
-from vfm.flow.execution.run import RunResult, check_continuations, preflight
+from vfm.flow.execution.run import RunResult, check_files, preflight
 from vfm.flow.execution.subprocesses import Send, end_without_reader
 from vfm.flow.listeners.listeners import ConsoleListener, PipeListener, sender
 from vfm.flow.plan.estimate import ABSENT, estimate_costs, known_artifacts, with_steps
@@ -198,7 +198,7 @@ def plan(
         status = f"[{STATUS_COLOURS[step.status]}]{step.status}[/]"
         table.add_row(step.stage.name, step.stage.kind, step.slot.name, status, escape(", ".join(step.inputs)))
     console.print(table)
-    check_continuations(steps)
+    check_files(steps)
     for name, reason in reasons(loaded, steps, Store(store)).items():
         show(f"{name} is new: {reason}")
     if loaded.bases:

@@ -24,6 +24,8 @@ from vfm.flow.records.runs import RUN_FILE, open_run, write_record
 from vfm.interfaces import Event, Preempted, Preflight, Training
 from vfm.storage.integrity import read_sealed
 
+IMPORTS = "data."  # beginning of the kinds of the stages that import files
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -106,8 +108,8 @@ def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
         raise UserError("\n".join(failures))
 
 
-def check_continuations(steps: Sequence[Step]) -> None:
-    """Check `continue_from` of every training stage that would run: the part of `preflight` that needs no torch.
+def check_files(steps: Sequence[Step]) -> None:
+    """Run the part of `preflight` that needs no torch: check imported data, and `continue_from` of training stages.
 
     Raises:
         UserError: One line for each mistake.
@@ -117,6 +119,8 @@ def check_continuations(steps: Sequence[Step]) -> None:
         try:
             if isinstance(step.stage, Training):
                 check_continuation(step.stage, before)
+            elif step.stage.kind.startswith(IMPORTS) and not step.inputs:
+                step.stage.preflight(before)
         except UserError as error:
             failures.append(f"{step.stage.name}: {error}")
     if failures:
