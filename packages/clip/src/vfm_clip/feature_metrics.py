@@ -83,6 +83,15 @@ def repeated(local: Tensor, every: Tensor) -> Tensor:
 
 def token_hash(tokens: Tensor) -> Tensor:
     """Hash each text to an int64, (n, L) to (n,)."""
-    draw = torch.Generator().manual_seed(0)
-    weights = torch.randint(2**62, (tokens.shape[1],), generator=draw).to(tokens.device)
+    # The weights of the positions are computed on the device. A copy from the host would wait until the encoders,
+    # which are queued before it, have run.
+    weights = _mixed(torch.arange(1, tokens.shape[1] + 1, device=tokens.device))
     return (tokens.long() * weights).sum(dim=1)
+
+
+def _mixed(counter: Tensor) -> Tensor:
+    """Mix the bits of int64 numbers (the finalizer of SplitMix64, Steele et al. 2014, with signed shifts)."""
+    mixed = counter * -0x61C8864680B583EB
+    mixed = (mixed ^ (mixed >> 30)) * -0x40A7B892E31B1A47
+    mixed = (mixed ^ (mixed >> 27)) * -0x6B2FB644ECCEEE15
+    return mixed ^ (mixed >> 31)

@@ -85,8 +85,7 @@ class Preprocess(Config):
             )
         if images.shape[1] != 3:
             images = images.permute(0, 3, 1, 2)
-        # Copied without waiting for the device, where `torch.tensor(..., device=)` would stop the host in every step.
-        mean, std = torch.tensor((self.mean, self.std)).to(images.device, non_blocking=True).view(2, 3, 1, 1)
+        mean, std = (_per_channel(values, images.device) for values in (self.mean, self.std))
         return images.float().div_(255.0).sub_(mean).div_(std).contiguous()
 
     def inputs(self, images: Sequence[AnyImage], device: torch.device) -> Tensor:
@@ -134,3 +133,8 @@ def _offset(side: int, length: int) -> int:
     Half pixels are rounded as in the other libraries: torchvision rounds in a crop, timm floors in a pad.
     """
     return -round((length - side) / 2.0) if length > side else (side - length) // 2
+
+
+def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
+    """Build (C, 1, 1) on a device by fills, which can be captured in a CUDA graph. A copy from the host cannot."""
+    return torch.stack([torch.full((1, 1), value, device=device) for value in values])
