@@ -8,11 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vfm.base import INCIDENTAL, Config, Incidental, Part, UserError
-from vfm.interfaces.acceleration import LayerRuntime
 from vfm.interfaces.artifacts import Artifact
 from vfm.interfaces.evaluation import AnyEvaluation, check_evaluations
 from vfm.interfaces.schedules import CosineSchedule, Schedule, WarmupStableDecay
 from vfm.interfaces.stage import Context, Ref, Seed, Stage, refs
+from vfm.interfaces.training_runtime import TrainingRuntime
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -125,45 +125,6 @@ class EvaluationPolicy(Config):
             raise ValueError(
                 f"keep_best: expected a metric that begins with {', '.join(prefixes)}, got {self.keep_best}"
             )
-        return self
-
-
-class TrainingRuntime(LayerRuntime):
-    """How a training stage runs."""
-
-    kernels: Literal["auto", "reference", "triton"] = Field(
-        "auto",
-        description="auto: fused Triton kernels on CUDA devices, where measured to be faster;"
-        " reference: plain torch; triton: the kernels or an error",
-    )
-    pad_widths: bool | Literal["auto"] = Field(
-        "auto",
-        description="store SwiGLU and patch-embedding weights at widths that suit tensor cores (2730 as 2752, 588 as"
-        " 592); checkpoints keep the original shapes; auto: on CUDA devices, except with fsdp",
-    )
-    parallel: Literal["ddp", "fsdp"] = Field(
-        "ddp",
-        description="ddp: each process stores the whole model; fsdp: each process stores a part of the weights,"
-        " gradients, averages and optimizer state (FSDP2)",
-    )
-    shard_degree: int | None = Field(
-        None,
-        ge=2,
-        description="with fsdp: number of processes that share one copy of the model, a divisor of all; default: all",
-    )
-
-    @model_validator(mode="after")
-    def _sharding_fits(self) -> TrainingRuntime:
-        if self.shard_degree and self.parallel != "fsdp":
-            raise ValueError("shard_degree needs parallel: fsdp")
-        if self.shard_degree and self.processes > 1 and self.processes % self.shard_degree:
-            raise ValueError(
-                f"shard_degree: expected a divisor of processes, {self.processes}, got {self.shard_degree}"
-            )
-        if self.parallel == "fsdp" and self.pad_widths is True:
-            raise ValueError("pad_widths: true needs parallel: ddp; fsdp stores weights at their own widths")
-        if self.parallel == "fsdp" and self.compile == "whole":
-            raise ValueError("compile: whole needs parallel: ddp; fsdp gathers block by block, use compile: blocks")
         return self
 
 

@@ -76,7 +76,8 @@ def _fit(
     ):
         steps_only = [held.module for held in placed.task.frozen() if held.steps_only]
         numerics = Numerics(config.precision, placed.task, world.device, steps_only)
-        placed.wrap()
+        # On the CPU, a layer norm of fp32 inputs cannot have bf16 weights. On CUDA devices autocast makes them fp32.
+        placed.wrap(numerics.half if world.device.type == "cuda" else None)
         _Loop(placed, data, config, ctx, stop, numerics, compiled).run()
 
 
@@ -106,7 +107,7 @@ class _Loop(Generic[Inputs]):
         self.lr_at: Callable[[int], float] = plan.schedule.build(plan.lr, plan.num_steps)
         with numerics.full_weights():
             self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None
-        self.throughput = Throughput(world.device, plan.runtime, half=numerics.is_half)
+        self.throughput = Throughput(world.device, plan.runtime, half=numerics.half is not None)
         self.curves = MetricsLog(ctx, plan, world, self.throughput)
         self.evaluations, self.best = Evaluations(plan, ctx), BestWeights(plan, ctx)
         self.guard = FiniteGuard(ctx, world)

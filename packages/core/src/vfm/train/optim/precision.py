@@ -144,17 +144,16 @@ class Numerics:
         self.precision, self.device = resolve_precision(precision, device), device
         self.scale = LossScale(device) if self.precision == "amp_fp16" else None
         self.full = FullWeights(task) if self.precision == "bf16" else None
-        self.frozen = RoundedMatrices(frozen, AUTOCAST[self.precision]) if self.is_half else None
+        self.frozen = RoundedMatrices(frozen, self.half) if self.half else None
 
     @property
-    def is_half(self) -> bool:
-        """Whether matrix products are in bf16 or fp16."""
-        return self.precision in AUTOCAST
+    def half(self) -> torch.dtype | None:
+        """Type of matrix products, bf16 or fp16, and None for fp32."""
+        return AUTOCAST.get(self.precision)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Create the context of a forward pass."""
-        dtype = AUTOCAST.get(self.precision)
-        return torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+        return torch.autocast(self.device.type, dtype=self.half or torch.bfloat16, enabled=self.half is not None)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss, scaled with fp16."""

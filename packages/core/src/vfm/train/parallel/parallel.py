@@ -11,7 +11,7 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from vfm.base import UserError
@@ -19,6 +19,7 @@ from vfm.data.loading.batch import Inputs
 from vfm.interfaces import TrainingRuntime
 from vfm.train.optim.state import as_whole, model_tensors
 from vfm.train.parallel.dist import DistributedWorld
+from vfm.train.parallel.gradient_mean import mean_in_fp32
 from vfm.train.task import Metrics, Task
 
 Method = Callable[..., tuple[Tensor, Metrics]]
@@ -34,8 +35,12 @@ class Alone(Generic[Inputs]):
     def __init__(self, task: Task[Inputs], world: DistributedWorld) -> None:
         self.task, self.world = task.to(world.device), world
 
-    def wrap(self) -> None:
-        """Prepare for the first step, after the layers have been prepared."""
+    def wrap(self, half: torch.dtype | None) -> None:
+        """Prepare for the first step, after the layers have been prepared.
+
+        Args:
+            half: the type in which sharded weights are gathered, None for fp32.
+        """
 
     def run(self, method: Method, *args: Any) -> tuple[Tensor, Metrics]:
         """Run a method of the task. With FSDP, parameters are only whole within it."""
@@ -60,11 +65,13 @@ class Alone(Generic[Inputs]):
 class Replicated(Alone[Inputs]):
     """A task whose whole model is in each process. DDP averages gradients with the last micro-batch of a step."""
 
-    def wrap(self) -> None:
+    def wrap(self, half: torch.dtype | None) -> None:
         """Compare the weights of all processes, and prepare DDP's buckets."""
         device = self.world.device
         ids = [device.index] if device.type == "cuda" else None
         self.ddp = DistributedDataParallel(_Routed(self.task), device_ids=ids, gradient_as_bucket_view=True)
+        if any(param.dtype == torch.bfloat16 for param in self.task.parameters()):
+            self.ddp.register_comm_hook(self.world.size, mean_in_fp32)
 
     def run(self, method: Method, *args: Any) -> tuple[Tensor, Metrics]:
         """Run a method of the task."""
@@ -85,14 +92,15 @@ class Replicated(Alone[Inputs]):
 class Sharded(Alone[Inputs]):
     """A task of which each process stores a part: weights, gradients, averages and optimizer state.
 
-    Blocks are gathered when they run. A copy of the task is trained. The caller's task stays whole, in the host's
-    memory, for evaluations and the export. Gradients are averaged after each micro-batch, so that no process ever
-    stores all of them. Scalars, such as a temperature, are not cut, so each process has them.
+    Blocks are gathered when they run, in the type of autocast. A copy of the task is trained. The caller's task stays
+    whole, in the host's memory, for evaluations and the export. Gradients are averaged in fp32 after each micro-batch,
+    so that no process ever stores all of them. Scalars, such as a temperature, are not cut, so each process has them.
 
     Args:
         task: the task.
         world: this process.
         shard_degree: number of processes that share one copy of the model, None for all.
+        reshard: whether a block's gathered weights are freed after its forward pass.
 
     Raises:
         UserError: If the number of processes is not a multiple of `shard_degree`.
@@ -100,15 +108,21 @@ class Sharded(Alone[Inputs]):
     Source: Zhao et al. 2023, PyTorch FSDP (arXiv:2304.11277), section 3.2.2 for hybrid sharding.
     """
 
-    def __init__(self, task: Task[Inputs], world: DistributedWorld, shard_degree: int | None) -> None:
-        self.original = task
+    def __init__(
+        self, task: Task[Inputs], world: DistributedWorld, shard_degree: int | None, *, reshard: bool = True
+    ) -> None:
+        self.original, self.reshard = task, reshard
         super().__init__(_copy_without_frozen(task), world)
         self.mesh = _mesh(world, shard_degree)
 
-    def wrap(self) -> None:
+    def wrap(self, half: torch.dtype | None) -> None:
         """Cut the parameters, which replaces them by new objects."""
+        # Autocast would copy gathered fp32 matrices and keep the copies until the backward pass, as much memory as the
+        # whole model. Inputs are not cast, so that sums of residuals stay in fp32, as with DDP. What is outside the
+        # blocks, such as embeddings, is gathered in fp32 for the same reason.
+        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in blocks(self.task):
-            fully_shard(block, mesh=self.mesh)
+            fully_shard(block, mesh=self.mesh, mp_policy=policy, reshard_after_forward=self.reshard)
         self.uncut = [param for param in self.task.parameters() if param.numel() == 1]
         self.root = _Routed(self.task)
         fully_shard(self.root, mesh=self.mesh, ignored_params=set(self.uncut))
@@ -157,7 +171,7 @@ def in_processes(task: Task[Inputs], runtime: TrainingRuntime, world: Distribute
     if world.size == 1:
         return Alone(task, world)
     if runtime.parallel == "fsdp":
-        return Sharded(task, world, runtime.shard_degree)
+        return Sharded(task, world, runtime.shard_degree, reshard=runtime.reshard)
     return Replicated(task, world)
 
 

@@ -1,0 +1,80 @@
+"""How a training stage runs: layers, kernels, processes, profiled steps."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from vfm.interfaces.stage import Runtime
+
+Step = Annotated[int, Field(ge=1)]
+
+
+class TrainingRuntime(Runtime):
+    """How a training stage runs."""
+
+    compile: Literal["blocks", "whole"] | None = Field(
+        None,
+        description="torch.compile of all layers, including frozen models. blocks: each block of a model, which"
+        " compiles in seconds; whole: model and loss together; null: not compiled",
+    )
+    selective_checkpointing: bool = Field(
+        False,
+        description="keep only the outputs of matrix products, convolutions and attention of each block, and compute"
+        " the other activations again in the backward pass; grad_checkpointing keeps none",
+    )
+    channels_last: bool = Field(
+        False, description="store weights of convolutions with channels last, for networks such as ResNet and ConvNeXt"
+    )
+    sync_batch_norm: bool = Field(False, description="batch norm statistics over all processes, on CUDA devices")
+    profile: tuple[Step, Step] | None = Field(
+        None, description="first and last step that torch's profiler records, [20, 22] for example"
+    )
+    kernels: Literal["auto", "reference", "triton"] = Field(
+        "auto",
+        description="auto: fused Triton kernels on CUDA devices, where measured to be faster;"
+        " reference: plain torch; triton: the kernels or an error",
+    )
+    pad_widths: bool | Literal["auto"] = Field(
+        "auto",
+        description="store SwiGLU and patch-embedding weights at widths that suit tensor cores (2730 as 2752, 588 as"
+        " 592); checkpoints keep the original shapes; auto: on CUDA devices, except with fsdp",
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="ddp: each process stores the whole model; fsdp: each process stores a part of the weights,"
+        " gradients, averages and optimizer state (FSDP2)",
+    )
+    shard_degree: int | None = Field(
+        None,
+        ge=2,
+        description="with fsdp: number of processes that share one copy of the model, a divisor of all; default: all",
+    )
+    reshard: bool = Field(
+        True,
+        description="with fsdp: free a block's gathered weights after its forward pass, and gather them again in the"
+        " backward pass; false: keep them, which needs more memory and fewer transfers",
+    )
+
+    @model_validator(mode="after")
+    def _profile_has_steps(self) -> TrainingRuntime:
+        if self.profile and self.profile[0] > self.profile[1]:
+            raise ValueError(f"profile: expected the first step before the last one, got {list(self.profile)}")
+        return self
+
+    @model_validator(mode="after")
+    def _sharding_fits(self) -> TrainingRuntime:
+        if self.shard_degree and self.parallel != "fsdp":
+            raise ValueError("shard_degree needs parallel: fsdp")
+        if not self.reshard and self.parallel != "fsdp":
+            raise ValueError("reshard: false needs parallel: fsdp")
+        if self.shard_degree and self.processes > 1 and self.processes % self.shard_degree:
+            raise ValueError(
+                f"shard_degree: expected a divisor of processes, {self.processes}, got {self.shard_degree}"
+            )
+        if self.parallel == "fsdp" and self.pad_widths is True:
+            raise ValueError("pad_widths: true needs parallel: ddp; fsdp stores weights at their own widths")
+        if self.parallel == "fsdp" and self.compile == "whole":
+            raise ValueError("compile: whole needs parallel: ddp; fsdp gathers block by block, use compile: blocks")
+        return self
