@@ -36,6 +36,8 @@ def two(tmp_path_factory) -> Path:
         {"folder": "norm-evaluated", "plan": settings(tasks=PROBES, every_steps=5), "norm": True},
         {"folder": "cut", "plan": settings(), "dropout": 0.3, "terminated_rank": 1},
         {"folder": "cut", "plan": settings(), "dropout": 0.3},
+        {"folder": "late", "plan": settings(log_every=100), "dropout": 0.3, "terminated_rank": 1, "reads_wait": True},
+        {"folder": "late", "plan": settings(log_every=100), "dropout": 0.3},
         {"folder": "differing", "plan": settings(**EVERY_3), "dropout": 0.3, "terminated_rank": 1},
         {"folder": "differing", "plan": settings(**EVERY_3), "dropout": 0.3, "damaged_for_rank": 1},
     ]
@@ -72,6 +74,14 @@ def test_sigterm_to_one_process_stops_both_at_a_checkpoint_and_they_resume_exact
     assert "stopped by SIGTERM after step 6" in first
     for file in ("part/metrics.jsonl", "work/step-00000012/model.safetensors", "work/step-00000012/meta.json"):
         assert (two / "cut" / file).read_bytes() == (two / "unbroken" / file).read_bytes()
+
+
+def test_sigterm_between_two_log_lines_stops_a_step_later_where_reads_wait_for_the_device(two):
+    first, second = ((two / "late" / f"stopped-{rank}.txt").read_text() for rank in range(2))
+    assert first == second
+    assert "stopped by SIGTERM after step 7" in first
+    file = "work/step-00000012/model.safetensors"
+    assert (two / "late" / file).read_bytes() == (two / "unbroken" / file).read_bytes()
 
 
 def test_processes_resume_from_one_checkpoint_although_one_of_them_finds_the_newest_damaged(two):

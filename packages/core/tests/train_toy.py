@@ -35,6 +35,7 @@ from vfm.plugin import (
     UserError,
 )
 from vfm.train import Frozen, Task, distributed, fit
+from vfm.train.loop import loop
 from vfm.train.parallel import heartbeat
 from vfm.train.parallel.sharing import of_all, own_share
 
@@ -291,6 +292,7 @@ def child(jobs: list[dict[str, Any]]) -> None:
     with distributed(Runtime(device="cpu")) as world:
         for job in jobs:
             folder = Path(job["folder"])
+            loop.reading_is_free = lambda device, free=not job.get("reads_wait"): free
             data = Samples(nan=job.get("nan"), bad={2: BAD[5]})
             if job.get("ending") and world.rank == 1:
                 data.ending = (5, signal.Signals[job["ending"]])

@@ -46,7 +46,7 @@ from vfm.storage.integrity import (
 from vfm.storage.publishing import publish_folder, sync
 from vfm.train.checkpoint.checkpoint_folders import checkpoints_in, step_of
 from vfm.train.checkpoint.shards import Parts, cut, read_shards, write_shards
-from vfm.train.parallel.dist import DistributedWorld
+from vfm.train.parallel.dist import TIMEOUT, DistributedWorld
 
 META_FILE, SHARDS = "meta.json", "shards"
 TENSOR_FILES = {
@@ -91,7 +91,7 @@ class Checkpoints:
         self.folder, self.policy, self.warn, self.world, self.sharded = folder, policy, warn, world, sharded
         self.saved_at = time.monotonic()
         # The writing thread runs collectives at the same time as the training, so it needs a separate group.
-        self.group = dist.new_group(backend="gloo") if sharded else None
+        self.group = dist.new_group(backend="gloo", timeout=TIMEOUT) if sharded else None
         self._thread: threading.Thread | None = None
         self._copied = threading.Event()
         self._error: BaseException | None = None

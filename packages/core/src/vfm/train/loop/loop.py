@@ -18,6 +18,7 @@ from vfm.data.loading.batch import Batch, Inputs
 from vfm.interfaces import Context, Preempted, Training
 from vfm.train.checkpoint.checkpoint import Checkpoints, Snapshot
 from vfm.train.cost.throughput import Throughput
+from vfm.train.loop.agreement import Agreement, reading_is_free
 from vfm.train.loop.best import BestWeights
 from vfm.train.loop.continuation import earlier_snapshot, keep_checkpoints
 from vfm.train.loop.curves import MetricsLog
@@ -109,7 +110,7 @@ class _Loop(Generic[Inputs]):
             self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None
         self.throughput = Throughput(world.device, plan.runtime, half=numerics.half is not None)
         self.curves = MetricsLog(ctx, plan, world, self.throughput)
-        self.evaluations, self.best = Evaluations(plan, ctx), BestWeights(plan, ctx)
+        self.evaluations, self.best, self.agreement = Evaluations(plan, ctx), BestWeights(plan, ctx), Agreement()
         self.guard = FiniteGuard(ctx, world)
         self.skipped = SkippedSamples(ctx, plan, world)
         sharded = {name: value for name, value in model_tensors(task).items() if isinstance(value, DTensor)}
@@ -175,7 +176,7 @@ class _Loop(Generic[Inputs]):
 
         The host synchronises with the device only every `log_every` steps, when a checkpoint is due, and on the CPU,
         where it costs nothing. All processes must agree on whether to stop (after a signal) and whether a checkpoint is
-        due by time, so each contributes its wish to the single all-reduce of the step.
+        due by time, so each contributes its wish to the single all-reduce of the step. Its result is read a step later.
         """
         alone = self.world.size == 1
         wishes = [float(self.stop.is_set()), float(self.checkpoints.due_by_time() and self.world.is_main)]
@@ -183,7 +184,7 @@ class _Loop(Generic[Inputs]):
         log = self.curves.due(done)
         save = done == self.plan.num_steps or self.checkpoints.due_by_step(done)
         evaluate = self.evaluations.due(done)
-        look = log or save or evaluate or self.world.device.type == "cpu" or (alone and any(wishes))
+        look = log or save or evaluate or reading_is_free(self.world.device) or (alone and any(wishes))
         lr = self.lr_at(step)
         set_lr(self.optimizer, lr, step)
         if done in self.plan.skip_steps:
@@ -191,7 +192,8 @@ class _Loop(Generic[Inputs]):
             agreed = self.world.mean(torch.tensor(wishes, device=self.world.device))
         else:
             agreed = self.optimize(step, micro_batches, wishes)
-        if look:
+        stop, due = self.agreement.after_step(agreed, wait=look)
+        if look or stop or due:
             self.guard.read(self.checkpoints.wait)
         with self.numerics.full_weights():
             self.task.after_step()
@@ -202,9 +204,6 @@ class _Loop(Generic[Inputs]):
             self.curves.write(done, lr)
         if evaluate:
             self._evaluate()
-        stop = due = False
-        if look:
-            stop, due = (value > 0 for value in agreed.tolist())
         save = save or stop or due
         if log or save:
             self.skipped.report(done, self.curves.samples)
