@@ -200,6 +200,34 @@ def test_second_run_waits_for_the_first_and_names_it(tmp_path):
     assert [event.data["cached"] for event in events if event.type == "stage_finished"][-1]
 
 
+OUTLIVES = """
+import sys
+from pathlib import Path
+from vfm.flow.plan.store import Slot
+with Slot(Path(sys.argv[1]), "toy.draw-00000000").in_use():
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_waits_for_processes_that_outlive_the_run_before_it(tmp_path):
+    slot = Slot(tmp_path, "toy.draw-00000000")
+    slot.begin()
+    words = [sys.executable, "-c", OUTLIVES, str(tmp_path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        wait_for(process, "writing")
+        assert slot.is_locked
+        assert Store(tmp_path).unlinked() == []
+
+        def end(message: str) -> None:
+            assert message == "waiting for the processes of toy.draw-00000000: held by another process"
+            process.stdin.close()
+
+        with slot.lock(end):
+            assert process.wait(60) == 0
+    assert not slot.is_locked
+
+
 def test_crash_between_writing_and_renaming_never_looks_finished(tmp_path):
     slot = Slot(tmp_path, "toy.draw-00000000")
     slot.begin()

@@ -237,9 +237,10 @@ def step(
     begun = time.monotonic()
     # With `--events json` the run that started this process holds the lock. Otherwise the first process takes it.
     takes_lock = events != "json" and os.environ.get("RANK", "0") == "0"
+    in_use = loaded.slot.in_use() if events == "json" else nullcontext()
     on_wait = partial(_log, send, loaded.stage.name)
     try:
-        with loaded.slot.lock(on_wait) if takes_lock else nullcontext():
+        with loaded.slot.lock(on_wait) if takes_lock else in_use:
             if takes_lock and loaded.slot.status == "cached":
                 raise UserError(f"{loaded.slot.name} is already finished: another run made it")
             run_step(loaded, send)

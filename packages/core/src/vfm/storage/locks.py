@@ -43,6 +43,24 @@ def locked(file: Path, name: str, on_wait: Callable[[str], None] = lambda messag
         os.close(descriptor)
 
 
+@contextmanager
+def shared(file: Path) -> Iterator[None]:
+    """Hold the lock of a file together with other sharers, after waiting for a holder who does not share it.
+
+    Args:
+        file: the lock, created if it is missing. Its folder must exist.
+
+    Raises:
+        UserError: If the file is a link, or not a regular file.
+    """
+    descriptor = _open(file, os.O_RDWR | os.O_CREAT)
+    try:
+        share_lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def share_lock(descriptor: int) -> None:
     """Hold the lock of an open file together with other sharers, until the file is closed."""
     fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -78,7 +96,8 @@ def _acquire(file: Path, name: str, on_wait: Callable[[str], None]) -> int:
         descriptor = _open(file, os.O_RDWR | os.O_CREAT)
         if _try_lock(descriptor) and is_lock_of(descriptor, file):
             return descriptor
-        holder = os.pread(descriptor, 400, 0).decode(errors="replace") or "held by another process"
+        # A holder that ends empties the file before it releases the lock.
+        holder = os.pread(descriptor, 400, 0).decode(errors="replace") or reported or "held by another process"
         os.close(descriptor)
         if holder != reported:
             on_wait(f"waiting for {name}: {holder}")

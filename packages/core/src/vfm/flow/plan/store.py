@@ -26,7 +26,7 @@ from typing import Any
 from vfm.base import UserError, redacted
 from vfm.interfaces import FACTS_FILE, MANIFEST_FILE
 from vfm.storage.integrity import FILES, hash_folder, seal
-from vfm.storage.locks import is_locked, locked
+from vfm.storage.locks import is_locked, locked, shared
 from vfm.storage.publishing import publish_folder
 
 STEP_FILE = "step.json"
@@ -110,12 +110,32 @@ class Slot:
     def lock(self, on_wait: Callable[[str], None]) -> Iterator[int]:
         """Hold the lock, after waiting for any other holder, and yield the lock's file descriptor.
 
+        Processes of torchrun may outlive a run that was killed. They are waited for as well (`in_use`).
+
         Args:
             on_wait: called with a message that names the other holder.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with locked(self.lock_file, self.name, on_wait) as descriptor:
+            if self._process_lock.exists():
+                with locked(self._process_lock, f"the processes of {self.name}", on_wait):
+                    pass
             yield descriptor
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep later runs waiting while this process writes into the work folder, though its run may be killed."""
+        with shared(self._process_lock):
+            yield
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a run, or a process that outlives its run, is making the artifact."""
+        return is_locked(self.lock_file) or is_locked(self._process_lock)
+
+    @property
+    def _process_lock(self) -> Path:
+        return self.work / "process.lock"
 
 
 @dataclass(frozen=True)
@@ -167,7 +187,7 @@ class Store:
         left = {path.stem[1:] for path in partial if SLOT_NAME.fullmatch(path.stem[1:])}
         names = ({path.name for path in self.artifacts()} | left) - linked
         slots = [Slot(self.root, name) for name in sorted(names)]
-        return [slot for slot in slots if slot.folders and not is_locked(slot.lock_file)]
+        return [slot for slot in slots if slot.folders and not slot.is_locked]
 
 
 def _inside(folder: Path) -> list[Path]:
