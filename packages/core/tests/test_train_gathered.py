@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from train_toy import fork, run_group
 from vfm.plugin import Runtime, TrainingRuntime
 from vfm.train import Task, distributed
+from vfm.train.cost.operations import Operations
 from vfm.train.parallel.parallel import Replicated, Sharded
 
 WIDTH, NUM_BLOCKS, NUM_SAMPLES = 128, 4, 2
@@ -62,16 +63,19 @@ def bytes_after_forward(runtime: TrainingRuntime, half: torch.dtype | None, *, a
         with (
             torch.autograd.graph.saved_tensors_hooks(store, lambda tensor: tensor),
             torch.autocast("cpu", enabled=autocast),
+            Operations() as forward,
         ):
             loss, metrics = placed.run(placed.task, inputs)
         sizes = {storage.data_ptr(): storage.nbytes() for storage in stored}
-        loss.backward()
+        with Operations() as backward:
+            loss.backward()
         grads = {str(param.grad.dtype) for param in placed.task.parameters() if param.grad is not None}
         return {
             "bytes": sum(sizes.values()),
             "loss": float(world.mean(loss.detach())),
             "fp32 between blocks": bool(metrics["dtype"]),
             "gradients": sorted(grads),
+            "flops": [forward.flops, backward.flops, forward.repeated + backward.repeated],
         }
 
 
@@ -105,6 +109,9 @@ def test_no_gathered_weight_is_stored_between_the_passes(tmp_path: Path) -> None
     assert results["bf16"]["bytes"] < weights / 10
     assert results["copied"]["bytes"] > weights / 2  # by autocast, from weights that are gathered in fp32
     assert results["bf16, whole"]["bytes"] > weights / 2
+    forward = 2 * NUM_SAMPLES * WIDTH * (NUM_BLOCKS * WIDTH + 1)
+    first = 2 * NUM_SAMPLES * WIDTH * WIDTH  # the first block's inputs need no gradient
+    assert all(result["flops"] == [forward, 2 * forward - first, 0] for result in results.values())
     for name in ("bf16", "bf16, whole"):
         assert results[name]["loss"] == pytest.approx(results["fp32"]["loss"], rel=2e-2)
         assert results[name]["fp32 between blocks"]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from train_toy import Plan, Regression, Samples, plan, train
 from vfm.base import UserError
@@ -32,6 +35,21 @@ def test_operations_of_a_step_are_those_of_its_matrix_products(tmp_path):
     assert counted.reached(10, 2.0) == {"train/tflops": round(counted.flops * 5 / 1e12, 4)}
     _, _, events = train(tmp_path, plan())
     assert all("train/tflops" in event.data["values"] for event in events if event.type == "metrics")
+
+
+@pytest.mark.parametrize("selective", [False, True])
+def test_what_checkpointing_computes_again_is_not_an_operation_of_the_model(selective: bool) -> None:
+    plain, counted = (Throughput(CPU, TrainingRuntime(), half=False) for _ in range(2))
+    layers = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+    x = torch.ones(5, 8, requires_grad=True)
+    with plain.counting():
+        layers(x).sum().backward()
+    contexts = {"context_fn": partial(create_selective_checkpoint_contexts, [torch.ops.aten.addmm.default])}
+    with counted.counting():
+        checkpoint(layers, x, use_reentrant=False, **(contexts if selective else {})).sum().backward()
+    assert plain.repeated == 0
+    assert counted.flops - counted.repeated == plain.flops
+    assert counted.repeated == (0 if selective else 2 * 5 * 8 * 32)  # the last product is not needed again
 
 
 def test_attention_on_a_cpu_counts_and_its_backward_pass_computes_the_weights_again():

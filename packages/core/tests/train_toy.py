@@ -35,6 +35,7 @@ from vfm.plugin import (
     UserError,
 )
 from vfm.train import Frozen, Task, distributed, fit
+from vfm.train.checkpoint import checkpoint
 from vfm.train.loop import loop
 from vfm.train.parallel import heartbeat
 from vfm.train.parallel.sharing import of_all, own_share
@@ -163,6 +164,7 @@ class Samples:
     ending: step at which to send a signal that the process cannot catch, and that signal.
     full: step from which this process can write no file of more than 300 bytes, as on a full disk.
     pause: seconds before each step.
+    hang: step at which to read for ever.
     """
 
     size: int = 8
@@ -173,6 +175,7 @@ class Samples:
     ending: tuple[int, signal.Signals] | None = None
     full: int | None = None
     pause: float = 0.0
+    hang: int | None = None
     closed: bool = False
 
     def steps(
@@ -190,7 +193,7 @@ class Samples:
                 if step == self.full:
                     sys.dont_write_bytecode = True  # it would be cut off at the limit too, in silence
                     resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
-                time.sleep(self.pause)
+                time.sleep(600 if step == self.hang else self.pause)
                 batch = self.batch(step, range(rank * share, (rank + 1) * share))
                 cuts = range(0, share, micro_batch_size)
                 micro = [part(batch, i, micro_batch_size) for i in cuts]
@@ -285,6 +288,30 @@ def damage(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1] + b"?")
 
 
+READS: dict[bool, Callable[[torch.device], bool]] = {True: lambda device: False, False: loop.reading_is_free}
+
+
+def plant_hang(where: str, rank: int, data: Samples) -> None:
+    """Let this process hang at a place, if it is the one that does in this case."""
+
+    def sleep(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(600)
+
+    def sleep_at_step_6(task: Regression, step: int) -> None:
+        if step == 5:
+            time.sleep(600)
+
+    heartbeat.INTERVAL, heartbeat.GRACE = 0.5, 1.0
+    if where == "reading" and rank == 1:
+        data.hang = 5
+    elif where == "computing" and rank == 1:
+        Regression.before_step = sleep_at_step_6  # type: ignore[method-assign]
+    elif where == "evaluating" and rank == 0:
+        Probe.scores = sleep  # type: ignore[method-assign]
+    elif where == "saving" and rank == 0:
+        checkpoint.publish_folder = sleep
+
+
 def child(jobs: list[dict[str, Any]]) -> None:
     """Run several trainings in one process group; the error of one is written to `stopped-RANK.txt`."""
     if any("ending" in job for job in jobs):
@@ -292,10 +319,12 @@ def child(jobs: list[dict[str, Any]]) -> None:
     with distributed(Runtime(device="cpu")) as world:
         for job in jobs:
             folder = Path(job["folder"])
-            loop.reading_is_free = lambda device, free=not job.get("reads_wait"): free
+            loop.reading_is_free = READS[bool(job.get("reads_wait"))]
             data = Samples(nan=job.get("nan"), bad={2: BAD[5]})
             if job.get("ending") and world.rank == 1:
                 data.ending = (5, signal.Signals[job["ending"]])
+            if "hang" in job:
+                plant_hang(job["hang"], world.rank, data)
             if job.get("terminated_rank") == world.rank:
                 data.terminate = 5
             if job.get("full_for_rank") == world.rank:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vfm.data import Batch
 from vfm.models import ClipModel, encode_text, save_clip, used_length
 from vfm.plugin import ClipCheckpoint, UserError
-from vfm.train import Call, Frozen, Metrics, Task, TrainedTower
+from vfm.train import Call, Frozen, Metrics, Task, TrainedTower, repeated_forward
 from vfm_clip.data import ClipInputs
 from vfm_clip.feature_metrics import feature_spread, pair_similarity, repeated_fractions, token_hash
 from vfm_clip.loss_parts import ClipLoss, InfoNce
@@ -153,7 +153,9 @@ class ClipTask(Task[ClipInputs]):
             shares, metrics = self._gradients(features)
             for index, (batch, gradients) in enumerate(zip(micro_batches, shares, strict=True)):
                 reseed(index)
-                backward(call(batch, self.replay, gradients)[0])
+                with repeated_forward():
+                    value, _ = call(batch, self.replay, gradients)
+                backward(value)
         return {**metrics, **repeated_fractions([batch.inputs for batch in micro_batches])}
 
     def no_weight_decay(self) -> set[str]:

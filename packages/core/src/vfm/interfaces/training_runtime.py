@@ -41,6 +41,12 @@ class TrainingRuntime(Runtime):
         description="store SwiGLU and patch-embedding weights at widths that suit tensor cores (2730 as 2752, 588 as"
         " 592); checkpoints keep the original shapes; auto: on CUDA devices, except with fsdp",
     )
+    hang_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="with several processes: seconds without progress after which the training ends and names the"
+        " process that hangs. A start, an evaluation or a checkpoint may take ten times as long",
+    )
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
         description="ddp: each process stores the whole model; fsdp: each process stores a part of the weights,"

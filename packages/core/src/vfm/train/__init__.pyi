@@ -1,5 +1,6 @@
 from .cost.estimate import estimate_training as estimate_training
 from .cost.live_bytes import LiveBytes as LiveBytes
+from .cost.operations import repeated_forward as repeated_forward
 from .loop.alarm import Alarm as Alarm
 from .loop.loop import Data as Data, fit as fit
 from .loop.panels import show_panels as show_panels

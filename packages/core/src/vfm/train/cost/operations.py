@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -32,16 +34,40 @@ COUNTS: MutableMapping[Any, Callable[..., int]] = ChainMap(
 """Functions from the arguments of an operation and its result (`out_val`) to the count, 2 per multiply-add."""
 
 
+_repeats: ContextVar[bool] = ContextVar("repeats", default=False)
+
+
+@contextmanager
+def repeated_forward() -> Iterator[None]:
+    """Mark a forward pass that was run before, as by losses that replay their micro-batches, within the context."""
+    token = _repeats.set(True)
+    try:
+        yield
+    finally:
+        _repeats.reset(token)
+
+
 class Operations(TorchDispatchMode):
-    """Counts operations without changing them. torch's counter decomposes some of them, which changes results."""
+    """Counts operations without changing them. torch's counter decomposes some of them, which changes results.
+
+    Attributes:
+        flops: all operations.
+        repeated: the operations that are run a second time, to save memory: in `repeated_forward`, and by activation
+            checkpointing.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = 0
+        self.flops = self.repeated = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         count = COUNTS.get(func._overloadpacket)
         if count:
-            self.flops += count(*args, **(kwargs or {}), out_val=result)
+            flops = count(*args, **(kwargs or {}), out_val=result)
+            self.flops += flops
+            # Checkpointing runs forward passes again within the backward pass, which itself records no gradients.
+            recomputes = torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()
+            if recomputes or _repeats.get():
+                self.repeated += flops
         return result

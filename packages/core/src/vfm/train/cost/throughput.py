@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -48,13 +49,17 @@ class Throughput:
 
     Args:
         device: the device.
-        runtime: runtime of the training. With fsdp nothing is counted.
+        runtime: runtime of the training.
         half: whether matrix products are in bf16 or fp16.
+
+    Attributes:
+        flops: operations of a step, including what is computed a second time to save memory. 0: not counted yet.
+        repeated: operations that are computed a second time.
     """
 
     def __init__(self, device: torch.device, runtime: TrainingRuntime, *, half: bool) -> None:
         self.device, self.runtime, self.half = device, runtime, half
-        self.flops = 0  # operations of a step, including recomputation; 0: not counted yet
+        self.flops = self.repeated = 0
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -62,22 +67,36 @@ class Throughput:
 
         A resumed run takes `flops` from its checkpoint, so that its first step is compiled as well.
         """
-        if self.flops or self.runtime.parallel == "fsdp":
+        if self.flops:
             yield
             return
         eager = torch.compiler.set_stance("force_eager") if self.runtime.compile else nullcontext()
         with eager, Operations() as counter:
             yield
-        self.flops = max(1, counter.flops)
+        self.flops, self.repeated = max(1, counter.flops), counter.repeated
 
     def reached(self, steps: int, seconds: float) -> dict[str, float]:
-        """Compute the rate of the last steps and, if the peak is known, its share of the peak."""
+        """Compute the rate of the last steps and, if the peak of the device is known, its shares of the peak.
+
+        The rate and `mfu_pct` are of the operations that the model needs, `hfu_pct` of all that the device computed
+        (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
+        """
         if not self.flops:
             return {}
-        rate = self.flops * steps / seconds / 1e12
+        rate = (self.flops - self.repeated) * steps / seconds / 1e12
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
         peak = peak_tflops(name, half=self.half)
         values = {"train/tflops": round(rate, 4)}
         if peak:
             values["train/mfu_pct"] = round(100 * rate / peak, 2)
+            values["train/hfu_pct"] = round(100 * self.flops * steps / seconds / 1e12 / peak, 2)
         return values
+
+    def state(self, num_processes: int) -> dict[str, int]:
+        """Build the state for a checkpoint: the operations of all processes."""
+        return {"flops": self.flops * num_processes, "repeated_flops": self.repeated * num_processes}
+
+    def restore(self, facts: Mapping[str, Any], num_processes: int) -> None:
+        """Restore the state of a checkpoint, maybe of another number of processes."""
+        self.flops = facts.get("flops", 0) // num_processes
+        self.repeated = facts.get("repeated_flops", 0) // num_processes

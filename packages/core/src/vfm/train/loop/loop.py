@@ -44,6 +44,7 @@ from vfm.train.parallel.heartbeat import watched
 from vfm.train.parallel.kernels import chosen_kernels
 from vfm.train.parallel.parallel import Alone, in_processes
 from vfm.train.parallel.preparation import Compile, prepared, uncompiled
+from vfm.train.parallel.progress import Phase, Position
 from vfm.train.task import Task
 
 PATIENCE = 60.0  # seconds to wait after an error for the checkpoint that is being written
@@ -69,17 +70,17 @@ def fit(task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context) 
 def _fit(
     task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context, world: DistributedWorld, stop: Termination
 ) -> None:
-    placed = in_processes(task, config.runtime, world)
+    placed, position = in_processes(task, config.runtime, world), Position()
     with (
         chosen_kernels(placed.task, config.runtime, ctx, world),
         prepared(placed.task, config.runtime, ctx, world) as compiled,
-        watched(world, partial(_end, ctx)),
+        watched(world, partial(_end, ctx), position, config.runtime.hang_seconds, ctx.work),
     ):
         steps_only = [held.module for held in placed.task.frozen() if held.steps_only]
         numerics = Numerics(config.precision, placed.task, world.device, steps_only)
         # On the CPU, a layer norm of fp32 inputs cannot have bf16 weights. On CUDA devices autocast makes them fp32.
         placed.wrap(numerics.half if world.device.type == "cuda" else None)
-        _Loop(placed, data, config, ctx, stop, numerics, compiled).run()
+        _Loop(placed, data, config, ctx, stop, numerics, compiled, position).run()
 
 
 def _end(ctx: Context, message: str) -> None:
@@ -97,8 +98,9 @@ class _Loop(Generic[Inputs]):
         stop: Termination,
         numerics: Numerics,
         compiled: Compile,
+        position: Position,
     ) -> None:
-        self.numerics = numerics
+        self.numerics, self.position = numerics, position
         self.placed, self.data, self.plan, self.ctx, self.stop = placed, data, plan, ctx, stop
         self.task, self.world = task, world = placed.task, placed.world
         self.micro_batch_size = micro_batch_size(plan, world)
@@ -116,7 +118,7 @@ class _Loop(Generic[Inputs]):
         sharded = {name: value for name, value in model_tensors(task).items() if isinstance(value, DTensor)}
         self.checkpoints = Checkpoints(ctx.work, plan.checkpoint, ctx.warn, world, sharded)
         with numerics.full_weights():
-            self.done = self._resume()
+            self.done = self.first_step = self._resume()
         self.optimize = OptimizerStep(
             placed, plan, numerics, compiled, self.optimizer, self.guard, self.curves, self.throughput,
             self.checkpoints.wait_for_copy,
@@ -149,6 +151,7 @@ class _Loop(Generic[Inputs]):
             self.profiler.close()
             if hasattr(steps, "close"):
                 steps.close()
+        self.position.move(self.done, Phase.SAVING)
         self.numerics.end()
         if self.ema:
             self.ema.copy_to_weights()
@@ -158,9 +161,10 @@ class _Loop(Generic[Inputs]):
             self.curves.finish()
             keep_checkpoints(self.checkpoints, self.ctx.directory, self.done)
         check_weights(task, self.ctx.stage)
-        self.world.barrier()
+        self._wait_for_others()
 
     def _next(self, steps: Iterator[list[Batch[Inputs]]]) -> list[Batch[Inputs]]:
+        self.position.move(self.done + 1, Phase.READING)
         started = time.perf_counter()
         micro_batches = next(steps, None)
         self.curves.waited += time.perf_counter() - started
@@ -181,6 +185,8 @@ class _Loop(Generic[Inputs]):
         alone = self.world.size == 1
         wishes = [float(self.stop.is_set()), float(self.checkpoints.due_by_time() and self.world.is_main)]
         step, done = self.done, self.done + 1
+        compiles = self.plan.runtime.compile is not None and step == self.first_step
+        self.position.move(done, Phase.STARTING if compiles else Phase.COMPUTING)
         log = self.curves.due(done)
         save = done == self.plan.num_steps or self.checkpoints.due_by_step(done)
         evaluate = self.evaluations.due(done)
@@ -212,13 +218,14 @@ class _Loop(Generic[Inputs]):
                 self._save()
         if stop and done < self.plan.num_steps:
             self.checkpoints.wait()
-            self.world.barrier()  # the launcher ends all processes when the first one exits
+            self._wait_for_others()  # the launcher ends all processes when the first one exits
             name = signal.Signals(self.stop.number).name
             message = f"{self.ctx.stage}: stopped by {name} after step {done}; the next run resumes from there"
             raise Preempted(message, self.stop.number)
 
     def _evaluate(self) -> None:
         """Run the evaluations in all processes, on the averaged weights if there are any. Only rank 0 has scores."""
+        self.position.move(self.done, Phase.EVALUATING)
         averaged = self.ema.as_weights() if self.ema else nullcontext()
         with self.numerics.full_weights(), averaged, self.placed.whole() as task, uncompiled(self.plan.runtime):
             task.eval()
@@ -228,10 +235,15 @@ class _Loop(Generic[Inputs]):
             if self.world.is_main:
                 self.best.offer(self.done, logged, task)
             task.train()
-        self.world.barrier()
+        self._wait_for_others()
         self.curves.restart_clock()
 
+    def _wait_for_others(self) -> None:
+        self.position.move(self.done, Phase.WAITING)
+        self.world.barrier()
+
     def _save(self) -> None:
+        self.position.move(self.done, Phase.SAVING)
         # The next forward pass may change buffers while the thread still copies.
         buffers, model = dict(self.task.named_buffers()), model_tensors(self.task)
         tensors = {
@@ -248,7 +260,7 @@ class _Loop(Generic[Inputs]):
             "best": self.best.state(),
             "optimizer": self.plan.optimizer.algorithm_name,
             **self.numerics.state(),
-            "flops": self.throughput.flops * self.world.size,
+            **self.throughput.state(self.world.size),
         }
         self.checkpoints.save(Snapshot(self.done, tensors, facts, self.curves.file))
 
@@ -268,7 +280,7 @@ class _Loop(Generic[Inputs]):
         self.skipped.restore(snapshot.facts["skipped"])
         self.best.restore(snapshot.facts["best"], snapshot.tensors.get("best", {}))
         if verb == "resumes":  # another training may have other batches
-            self.throughput.flops = snapshot.facts.get("flops", 0) // self.world.size
+            self.throughput.restore(snapshot.facts, self.world.size)
         if self.world.is_main:
             self.ctx.log(f"{verb} after step {snapshot.step} of {self.plan.num_steps}")
         return snapshot.step

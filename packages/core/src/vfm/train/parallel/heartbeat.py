@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from torch.distributed.distributed_c10d import Store
 
 from vfm.base import UserError
 from vfm.train.parallel.dist import DistributedWorld
+from vfm.train.parallel.progress import ENDED, Position, Sighting, hanging
 
 INTERVAL = 2.0  # seconds between signs of life
 SILENCE = 40.0  # seconds without a sign until a process is lost; writing a large file holds Python's lock for some
@@ -27,8 +29,8 @@ class Heartbeat:
     """A thread that writes signs of life into the store of the process group, and watches the next process' signs.
 
     A process on the same machine counts as lost as soon as it dies. A process on another machine, or one that is
-    stopped or stuck with Python's lock, counts as lost after a time of silence. A process that waits for data or a
-    collective still gives signs of life.
+    stopped or stuck with Python's lock, counts as lost after a time of silence. A process that gives signs of life but
+    no progress, because its data, a collective or an evaluation hangs, is detected by the first process.
 
     Args:
         store: store of the process group, with separate keys.
@@ -36,8 +38,11 @@ class Heartbeat:
         size: number of processes.
         on_lost: called in the thread with a message if a process is lost and the main thread does not end by itself.
         silence: seconds without a sign of life until a process is lost.
+        position: where this process is, which is published with each sign of life.
+        patience: seconds without progress until a process hangs (`vfm.train.parallel.progress`).
         interval: seconds between signs of life.
         grace: seconds for the main thread to end by itself.
+        stacks: file for the stacks of this process' threads, written as soon as a process is lost.
     """
 
     def __init__(
@@ -48,14 +53,19 @@ class Heartbeat:
         on_lost: Callable[[str], None],
         *,
         silence: float,
-        interval: float = INTERVAL,
-        grace: float = GRACE,
+        position: Position,
+        patience: float,
+        interval: float,
+        grace: float,
+        stacks: Path,
     ) -> None:
         self.store, self.rank, self.size, self.on_lost = store, rank, size, on_lost
         self.silence, self.interval, self.grace = silence, interval, grace
+        self.position, self.patience, self.stacks = position, patience, stacks
         self.message = ""  # describes the lost process
         # The sign of the next process, and its age, counted in checks, because a clock runs on while all are stopped.
         self._sign, self._age = "", 0.0
+        self._place, self._idle = position.place, 0.0  # the last position, and for how long it has not changed
         self._hung = 0  # id of the next process if it runs here and hangs
         self._found, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -72,6 +82,7 @@ class Heartbeat:
         self._thread.join(self.interval)
         if done:
             with suppress(RuntimeError):  # the process with the store may be gone by now
+                self.store.set(f"at-{self.rank}", ENDED)
                 self.store.set(f"alive-{self.rank}", DONE)
 
     def kill_hung(self) -> None:
@@ -88,11 +99,22 @@ class Heartbeat:
             self.message = f"process 0 or its machine cannot be reached ({str(error).splitlines()[0]})"
         if self.message and not self._ended.is_set():
             self._found.set()
+            self._write_stacks()
             if not self._ended.wait(self.grace):
                 self.on_lost(self.message)
 
+    def _write_stacks(self) -> None:
+        with suppress(OSError):  # a full disk must not keep the process alive
+            self.stacks.parent.mkdir(parents=True, exist_ok=True)
+            with self.stacks.open("w") as stream:
+                faulthandler.dump_traceback(stream, all_threads=True)
+
     def _beat(self) -> float:
         sign = f"{time.time_ns()} {_pid_namespace()} {socket.gethostname()} {os.getpid()}"
+        place = self.position.place
+        self._idle = self._idle + self.interval if place == self._place else 0.0
+        self._place = place
+        self.store.set(f"at-{self.rank}", str(Sighting(*place, self._idle)))
         self.store.set(f"alive-{self.rank}", sign)
         return self.interval
 
@@ -102,10 +124,19 @@ class Heartbeat:
             return self.store.get(LOST).decode()
         message = self._check((self.rank + 1) % self.size)
         if message:
-            self.store.set(LOST, message)
             _, namespace, _, pid = self._sign.split()
             self._hung = int(pid) if namespace == _pid_namespace() and not _is_dead(pid) else 0
+        elif self.rank == 0:
+            message = self._hanging()
+        if message:
+            self.store.set(LOST, message)
         return message
+
+    def _hanging(self) -> str:
+        keys = [f"at-{rank}" for rank in range(self.size)]
+        if not self.store.check(keys):  # a process has not begun yet
+            return ""
+        return hanging([Sighting.parse(text.decode()) for text in self.store.multi_get(keys)], self.patience)
 
     def _check(self, rank: int) -> str:
         key = f"alive-{rank}"
@@ -123,12 +154,17 @@ class Heartbeat:
 
 
 @contextmanager
-def watched(world: DistributedWorld, report: Callable[[str], None]) -> Iterator[None]:
+def watched(
+    world: DistributedWorld, report: Callable[[str], None], position: Position, patience: float, stacks: Path
+) -> Iterator[None]:
     """Watch the processes of a training run within the context. A single process is not watched.
 
     Args:
         world: this process.
         report: called with the message before this process is ended because its main thread waits.
+        position: where this process is. The training loop changes it.
+        patience: seconds without progress until a process hangs.
+        stacks: folder for the stacks of each process' threads.
 
     Raises:
         UserError: If a collective failed because a process was lost. The message names the process.
@@ -138,13 +174,18 @@ def watched(world: DistributedWorld, report: Callable[[str], None]) -> Iterator[
         return
 
     def end(message: str) -> None:
+        message = f"{message} (stacks of all processes: {stacks}/stacks-*.txt)"
         report(message)
         print(f"process {world.rank} ends: {message}", file=sys.stderr, flush=True)
         beat.kill_hung()  # last, because torchrun then ends the others before they can report
         os._exit(1)
 
     assert world.store
-    beat = Heartbeat(world.store, world.rank, world.size, end, silence=SILENCE)
+    beat = Heartbeat(
+        world.store, world.rank, world.size, end,
+        silence=SILENCE, position=position, patience=patience, interval=INTERVAL, grace=GRACE,
+        stacks=stacks / f"stacks-{world.rank}.txt",
+    )  # fmt: skip
     done = False
     try:
         yield
