@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
-from vfm.flow.recipe.recipe import Recipe
-from vfm.interfaces import Cost, Evaluation, Stage, Training, seconds
+from vfm.cli.command import console, show
+from vfm.flow.plan.estimate import ABSENT, estimate_costs, known_artifacts, with_steps
+from vfm.flow.plan.store import Store
+from vfm.flow.recipe.recipe import Recipe, load_recipe
+from vfm.interfaces import Cost, Evaluation, Stage, Training, load_plugins, seconds, stage_types
 
 COLUMNS = ("params", "weights", "grads", "optim", "EMA", "activ.", "sum", "FLOP", "time", "disk")
 GIB = 2**30
+
+
+def show_costs(recipe: str, store: Path, overrides: list[str] | None, peak_flops: float, mfu: float) -> None:
+    """Show the costs of all stages of a recipe.
+
+    Raises:
+        UserError: If the recipe is wrong, or a stage's settings do not fit its models.
+    """
+    known = stage_types(load_plugins())
+    loaded = load_recipe(recipe, known, overrides or (), absent_path=ABSENT)
+    artifacts, missing = known_artifacts(loaded, Store(store))
+    planned = {stage.name: stage for stage in loaded.stages}
+    loaded = with_steps(loaded, artifacts)
+    costs = estimate_costs(loaded, artifacts)
+    # A narrower terminal wraps the lines, since cropping the columns would cut digits.
+    console.print(cost_table(loaded, costs, peak_flops, mfu), width=max(console.width, 80), crop=False)
+    for line in (*epoch_notes(planned, loaded), *notes(loaded, costs, peak_flops, mfu)):
+        show(line)
+    if missing:
+        show(f"not looked for in the store: {missing}")
 
 
 def cost_table(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisation: float) -> Table:

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from vfm.api.recipe_run import run_recipe
 from vfm.base import UserError
+from vfm.cli.cluster import show_steps
 from vfm.cli.command import (
     DEFAULT_STORE,
     DebugOption,
@@ -34,12 +35,11 @@ from vfm.cli.command import (
     show,
     show_results,
 )
-from vfm.cli.estimate import cost_table, epoch_notes, notes
+from vfm.cli.estimate import show_costs
 from vfm.flow.execution.execution import read_step, run_step, torchrun_lines, write_step
 from vfm.flow.execution.run import RunResult, check_files, preflight
 from vfm.flow.execution.subprocesses import Send, end_without_reader
 from vfm.flow.listeners.listeners import ConsoleListener, PipeListener, sender
-from vfm.flow.plan.estimate import ABSENT, estimate_costs, known_artifacts, with_steps
 from vfm.flow.plan.plan import Step, make_plan, steps_until
 from vfm.flow.plan.store import LINKS, Store
 from vfm.flow.recipe.recipe import Recipe, load_recipe
@@ -183,14 +183,21 @@ def plan(
     mfu: Annotated[
         float, typer.Option(min=1e-3, max=1, help="With --estimate: fraction of the peak that is reached.")
     ] = 0.4,
+    gpus: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Show simulated training steps on these numbers of GPUs instead.")
+    ] = "",
+    card: Annotated[str, typer.Option(help="With --gpus: a100, a100-40, h100, h200 or b200.")] = "h100",
     debug: DebugOption = False,
 ) -> None:
     """Check a recipe and show what `run` would do, without running it.
 
-    With --estimate, the data need not exist: the cost of every stage is computed on tensors without contents.
+    With --estimate and --gpus, the data need not exist: costs are computed on tensors without contents.
     """
+    if gpus:
+        show_steps(recipe, store, set, gpus, card, mfu)
+        return
     if estimate:
-        _show_costs(recipe, store, set, peak_tflops * 1e12, mfu)
+        show_costs(recipe, store, set, peak_tflops * 1e12, mfu)
         return
     _, loaded, steps = _plan(recipe, store, set)
     table = Table("stage", "kind", "artifact", "status", "inputs", title=loaded.name, title_justify="left")
@@ -203,21 +210,6 @@ def plan(
         show(f"{name} is new: {reason}")
     if loaded.bases:
         show(loaded.text.rstrip("\n"))
-
-
-def _show_costs(recipe: str, store: Path, overrides: list[str] | None, peak_flops: float, mfu: float) -> None:
-    known = stage_types(load_plugins())
-    loaded = load_recipe(recipe, known, overrides or (), absent_path=ABSENT)
-    artifacts, missing = known_artifacts(loaded, Store(store))
-    planned = {stage.name: stage for stage in loaded.stages}
-    loaded = with_steps(loaded, artifacts)
-    costs = estimate_costs(loaded, artifacts)
-    # A narrower terminal wraps the lines, since cropping the columns would cut digits.
-    console.print(cost_table(loaded, costs, peak_flops, mfu), width=max(console.width, 80), crop=False)
-    for line in (*epoch_notes(planned, loaded), *notes(loaded, costs, peak_flops, mfu)):
-        show(line)
-    if missing:
-        show(f"not looked for in the store: {missing}")
 
 
 @command

@@ -50,12 +50,17 @@ def estimate_costs(recipe: Recipe, artifacts: Mapping[str, Path]) -> dict[str, C
         UserError: If a stage's settings do not fit its models.
     """
     ctx = Preflight({stage.name: stage for stage in recipe.stages}, artifacts)
-    return {stage.name: _cost(stage, ctx) for stage in recipe.stages if stage.costs}
+    return {stage.name: estimate_cost(stage, ctx) for stage in recipe.stages if stage.costs}
 
 
-def _cost(stage: Stage, ctx: Preflight) -> Cost:
+def estimate_cost(stage: Stage, ctx: Preflight) -> Cost:
+    """Estimate the cost of a stage that has one.
+
+    Raises:
+        UserError: If its settings do not fit its models.
+    """
     if isinstance(stage, Training) and stage.epochs is not None:  # the data have not been read
-        cost = _cost(stage.model_copy(update={"steps": 1, "epochs": None}), ctx)
+        cost = estimate_cost(stage.model_copy(update={"steps": 1, "epochs": None}), ctx)
         return replace(cost, flops=None, unknown=(*cost.unknown, f"the number of steps in {stage.epochs:g} epochs"))
     try:
         cost = load_function(stage.costs)(stage, ctx)
