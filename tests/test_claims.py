@@ -56,6 +56,10 @@ TRAININGS = {
         "feedback", "direct", "distilled", "shuffled", "random_prior", "anchor_only", "no_rate", "by_images", "by_500",
         "by_5000", "no_position", "text_6", "text_25", "seeing",
     ],
+    "diva_frontier": [
+        "sighted_6", "sighted_25", "sighted", "clip", "prior", "feedback", "no_anchor", "cosine_30", "cosine_100",
+        "relational", "realigned", "realigned_clip", "realigned_relational",
+    ],
     "diva_probes": [
         "taught", "clip", "full_vision", "full_text", "full_both", "captioned", "captioned_4px", "prior", "full_prior",
         "words_prior", "feedback", "feedback_of_words",
@@ -137,6 +141,11 @@ DATA = {  # the others': MADE
         *(f"{arm}.image_size=8" for arm in TRAININGS["diva_law"] if arm.startswith("prior")),
         *(f"{arm}.denoiser.width=16" for arm in TRAININGS["diva_law"] if arm.startswith("prior")),
     ],
+    "diva_frontier": [
+        *(f"{name}.num_samples=150" for name in ("seen", "plain", "seen_6", "seen_25", "others")),
+        "val.num_samples=36", "pairs.pairs_per_pattern=4", "prior.image_size=8", "prior.denoiser.width=16",
+        *(f"{arm}.global_batch_size=16" for arm in TRAININGS["diva_frontier"]),
+    ],
     "open_segmentation_tiny": [
         *MADE, "pairs.pairs_per_pattern=4", "scenes.num_samples=6", "objects.num_resamples=100",
         "with_ground.num_resamples=100",
@@ -169,6 +178,7 @@ SCORES = {
     "diva_sweep": "pair_accuracy/orientation",
     "diva_probes": "pair_accuracy/orientation",
     "diva_law": "explained",
+    "diva_frontier": "pair_accuracy/position",
     "open_segmentation_tiny": "naclip_miou",
     "diva_retention": "pair_accuracy/orientation",
     "mllm_tiny": "pair_accuracy",
