@@ -26,8 +26,9 @@ from vfm.data.tar.members import TarMembers, plain_member
 from vfm.data.tar.packed_offsets import OffsetsWriter, PackedOffsets, PackedScan, pack
 from vfm.data.tar.scan import MISSING, SPARSE, TarScan, scan_tar
 from vfm.storage import remote
-from vfm.storage.remote import Span, read_spans
+from vfm.storage.remote import read_spans
 from vfm.storage.remote_fingerprints import remote_fingerprints
+from vfm.storage.remote_spans import Span
 from vfm.storage.store_files import read_parquet
 
 SLOTS = ["image", "json", "txt"]

@@ -24,6 +24,14 @@ from vfm.base import redacted
         ("https://h/x?jwt=sekret&n=1", "https://h/x?jwt=***&n=1"),
         ("api_key: [sekret, sekret]", "api_key: ***"),
         ("{storage_options: {key: sekret, secret: sekret}, n: 1}", "{storage_options: ***, n: 1}"),
+        ("Authorization: Bearer sek.ret", "Authorization: Bearer ***"),
+        ("authorization='Basic c2VrcmV0'", "authorization='Basic ***'"),
+        ("got Bearer sekretsekretsekret", "got Bearer ***"),
+        ("Cookie: session=sekret; other=sekret", "Cookie: ***"),
+        ("hf_token=sekret, private_key: sekret, pwd=sekret", "hf_token=***, private_key: ***, pwd=***"),
+        ("connection_string=AccountKey=sekret", "connection_string=***"),
+        ("hf://hf_abcdefghijklmnopqrstuvwx@datasets/a/b@main", "hf://***@datasets/a/b@main"),
+        ("https://h/x?sas=sekret&code=sekret&barcode=7", "https://h/x?sas=***&code=***&barcode=7"),
     ],
 )
 def test_credentials_in_texts_are_masked(text: str, shown: str) -> None:
@@ -41,6 +49,7 @@ def test_credentials_in_texts_are_masked(text: str, shown: str) -> None:
         '{"a":"s3://bucket","m":"a@b"}',
         "mail a@b.c at 12:30, git@github.com:org/repo, C:/data/x",
         "a.password: unknown key; known: count",
+        "a basic augmentation: crop, the bearer of good news, code=3",
         "token: cls, mask_token: learned, key: value; monkey=3, the secretary: nobody, storage_options: none",
     ],
 )

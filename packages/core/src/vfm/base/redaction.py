@@ -19,16 +19,21 @@ _PASSWORD = re.compile(r"(\w:/+[^/?#\s:@'\"<>,]*):(?:[^/?#\s]*|(?!:|\d{1,5}[/?#]
 _TOKEN_AS_USER = re.compile(r"(?i)(\bhttps?:/+)[^/?#\s:@]+@")
 _PARAMETER = re.compile(
     r"(?i)(?<=[?&;#])([\w.-]*(?:signature|sig|credentials?|token|jwt|secret|passphrase|password|passwd|pwd|auth|key|keyid"
-    r"|policy))=[^&;#\s\"'<>`]*[^&;#\s\"'<>`:,.]"  # a message may go on with a colon
+    r"|policy)|sas|code)=[^&;#\s\"'<>`]*[^&;#\s\"'<>`:,.]"  # a message may go on with a colon
 )
 _WORDS = (
     "password|passwd|passphrase|secret|api_?key|access_?key(?:_?id)?|access_token|auth_token|jwt|client_secret"
-    "|secret_(?:access_)?key"
+    "|secret_(?:access_)?key|private_?key|connection_?string|pwd|(?:hf|hub|github|session|refresh|id|bot)_token"
 )
 _VALUE = r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|[^\s,'\"&}\]]*[^\s,'\"&}\]:]"  # a message may go on with a colon
 _MISTAKE = r"unknown key\b|is required|expected an? "  # text after the key in the error of a recipe
 _NAMED = re.compile(rf"(?i)(?<![\w.-])((?:[\w.-]*[_.-])?(?:{_WORDS})['\"]?\s*[:=]\s*)(?!{_MISTAKE})(?:{_VALUE})")
-_SECRET_KEY = re.compile(rf"(?i)(?:\w+[_-])?(?:{_WORDS})|token|credentials?|authorization")
+# A header's value goes on after a space. `Basic` alone is an English word, so it counts after the header's name only.
+_HEADER = re.compile(r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic|token)?\s*)[^\s'\",}]+")
+_BEARER = re.compile(r"(?i)(\bbearer\s+)[\w.~+/=-]{16,}")
+_COOKIE = re.compile(r"(?i)(\b(?:set-)?cookie['\"]?\s*[:=]\s*['\"]?)[^'\"\n]+")
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")  # Hugging Face's, also as the user in `hf://TOKEN@`
+_SECRET_KEY = re.compile(rf"(?i)(?:\w+[_-])?(?:{_WORDS})|token|credentials?|authorization|(?:set-)?cookie")
 _OPTIONS = "storage_options"  # options of fsspec, in which `key` is half of a credential
 _OPTION = re.compile(r"(?i)(?:\w+_)?(?:key|token|connection_string)")
 _OPTIONS_IN_TEXT = re.compile(rf"(?i)({_OPTIONS}['\"]?\s*[:=]\s*)\{{[^{{}}]*\}}")
@@ -65,7 +70,11 @@ def _redacted_text(text: str) -> str:
         text = _TOKEN_AS_USER.sub(rf"\1{MASK}@", _PASSWORD.sub(rf"\1:{MASK}@", text))
     if "=" in text:
         text = _PARAMETER.sub(rf"\1={MASK}", text)
-    if ":" in text or "=" in text:
+    if "hf_" in text:
+        text = _HUB_TOKEN.sub(MASK, text)
+    if ":" in text or "=" in text or "earer" in text:
+        for header in (_HEADER, _BEARER, _COOKIE):
+            text = header.sub(rf"\1{MASK}", text)
         text = _NAMED.sub(rf"\1{MASK}", _OPTIONS_IN_TEXT.sub(rf"\1{MASK}", text))
     return text
 

@@ -7,11 +7,9 @@ that fails after the last try gives a `RemoteError` with one of few reasons. Its
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Literal, TypeVar, cast
 from urllib.parse import urlsplit
@@ -20,6 +18,8 @@ import fsspec
 from fsspec.asyn import get_loop, sync
 
 from vfm.base import UserError, redacted
+from vfm.storage.http_range import read_range
+from vfm.storage.remote_spans import MARKS, IsExpected, RemoteError, RemoteFacts, Span, any_version
 
 T = TypeVar("T")
 
@@ -28,53 +28,6 @@ TIMEOUT = 60.0  # seconds of one request
 PAUSES = (0.25, 0.5, 1.0, 2.0)  # seconds before each further try
 AFTER_FAILURE = 30.0  # seconds in which a failed file is tried only once, so that many of its samples wait only once
 NOT_FOUND = "not found"
-MARKS = (
-    "ETag", "etag", "md5Hash", "Content-MD5", "blob_id", "LastModified", "Last-Modified", "last_modified",
-    "mtime", "updated", "created",
-)  # fmt: skip
-"""Names under which file systems report the version of a file's content, best first."""
-
-
-class RemoteError(OSError):
-    """A remote file or range that cannot be read: its address without credentials, and the reason."""
-
-    def __init__(self, path: str, reason: str, *, final: bool = False) -> None:
-        super().__init__(f"{redacted(path)}: {reason}")
-        self.reason, self.final = reason, final
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (str(self), self.reason, self.final)
-
-
-def _restored(text: str, reason: str, final: bool) -> RemoteError:
-    return RemoteError(text.removesuffix(f": {reason}"), reason, final=final)
-
-
-@dataclass(frozen=True, order=True)
-class Span:
-    """Bytes `start` to `stop` of a file. For caches, `size` and `version` identify its content."""
-
-    path: str
-    start: int
-    stop: int
-    size: int = 0
-    version: int = 0
-
-
-@dataclass(frozen=True)
-class RemoteFacts:
-    """Size of a remote file in bytes, and a mark of its content: ETag, else the time of the last change, else ""."""
-
-    size: int
-    mark: str
-
-    @property
-    def version(self) -> int:
-        """A number derived from the mark, 0 without a mark."""
-        if not self.mark:
-            return 0
-        return int.from_bytes(hashlib.blake2b(self.mark.encode(), digest_size=8).digest()) >> 1
-
 
 _failed: dict[str, float] = {}  # time of the last failed try, by address
 
@@ -109,10 +62,7 @@ def read_spans(spans: Sequence[Span]) -> list[bytes | RemoteError]:
     """Read the bytes of each span, up to `CONNECTIONS` at a time. A span that cannot be read gives its error."""
 
     async def read(store: Any, inside: str, span: Span) -> bytes:
-        if store.async_impl:
-            data = await store._cat_file(inside, start=span.start, end=span.stop)
-        else:
-            data = await _in_thread(store.cat_file, inside, start=span.start, end=span.stop)
+        data = await _range(store, inside, span.start, span.stop, span.is_version_of)
         if len(data) > span.stop - span.start:
             raise RemoteError(span.path, "the server does not support ranges", final=True)
         if len(data) < span.stop - span.start:
@@ -132,11 +82,17 @@ def read_whole(path: str, start: int = 0, stop: int | None = None) -> bytes:
     store, inside = filesystem(path)
 
     async def read() -> bytes:
-        if store.async_impl:
-            return bytes(await store._cat_file(inside, start=start or None, end=stop))
-        return bytes(await _in_thread(store.cat_file, inside, start=start or None, end=stop))
+        return await _range(store, inside, start, stop)
 
     return _one(path, read)
+
+
+async def _range(store: Any, inside: str, start: int, stop: int | None, is_expected: IsExpected = any_version) -> bytes:
+    if _is_http(store):
+        return await read_range(store, inside, start, stop, is_expected)
+    if store.async_impl:
+        return bytes(await store._cat_file(inside, start=start or None, end=stop))
+    return bytes(await _in_thread(store.cat_file, inside, start=start or None, end=stop))
 
 
 def facts_of(paths: Sequence[str]) -> list[RemoteFacts | RemoteError]:
@@ -160,7 +116,7 @@ def exist(paths: Sequence[str]) -> list[bool]:
     """
 
     async def read(store: Any, inside: str) -> bool:
-        if not _hides_errors(store):
+        if not _is_http(store):
             if store.async_impl:
                 return bool(await store._exists(inside))
             return bool(await _in_thread(store.exists, inside))
@@ -190,15 +146,14 @@ async def _info(store: Any, inside: str) -> dict[str, Any]:
     try:
         info = await (store._info(inside) if store.async_impl else _in_thread(store.info, inside))
     except FileNotFoundError:
-        if not _hides_errors(store):
+        if not _is_http(store):  # fsspec's HTTP reports other errors as a missing file
             raise
-        await store._cat_file(inside, start=0, end=1)  # raises the actual error
+        await read_range(store, inside, 0, 1)  # raises the actual error
         raise
     return cast("dict[str, Any]", info)
 
 
-def _hides_errors(store: Any) -> bool:
-    """Check whether a store reports other errors as a missing file, as fsspec's HTTP does."""
+def _is_http(store: Any) -> bool:
     return "http" in store.protocol
 
 

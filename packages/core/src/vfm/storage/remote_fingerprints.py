@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from vfm.base import UserError
 from vfm.storage import files
-from vfm.storage.remote import RemoteError, RemoteFacts, Span, facts_of, read_spans
+from vfm.storage.remote import facts_of, read_spans
+from vfm.storage.remote_spans import RemoteError, RemoteFacts, Span
 
 DIGITS = 32
 NUM_BLOCKS, BLOCK = 16, 64 << 10  # number of blocks read of a file without a mark, and bytes per block

@@ -21,7 +21,7 @@ from vfm.data.reading.shard_cache import ShardCache
 from vfm.data.samples.order import Epochs, Order, SameEpochs, SampleOrder
 from vfm.data.samples.sample import Sample
 from vfm.interfaces import CuratedSubset, ImageDataset, Pool
-from vfm.storage.remote import Span
+from vfm.storage.remote_spans import Span
 
 OPEN_SHARDS = 512  # shards that stay open. Their offsets are mapped, so this costs only file descriptors
 

@@ -24,7 +24,7 @@ from vfm.data.samples.sample import BadSample
 from vfm.data.samples.shards import Found, Opening, Shard, ShardReader, UnreadShard, shard_format
 from vfm.data.samples.spec import DatasetSpec
 from vfm.storage import files
-from vfm.storage.remote import RemoteError
+from vfm.storage.remote_spans import RemoteError
 
 S = TypeVar("S")
 T = TypeVar("T")

@@ -10,7 +10,8 @@ from itertools import groupby
 
 from vfm.data.reading.shard_cache import ShardCache
 from vfm.storage import files
-from vfm.storage.remote import RemoteError, Span, read_spans
+from vfm.storage.remote import read_spans
+from vfm.storage.remote_spans import RemoteError, Span
 
 MAX_GAP = 64 << 10  # unused bytes that are read to avoid a second request, which would take as long
 JUMP = 8 << 10  # bytes to read after a jump: the headers of a sample's small members

@@ -22,7 +22,8 @@ from typing import Any
 
 from vfm.interfaces import Loading
 from vfm.storage import files
-from vfm.storage.remote import RemoteError, Span, read_spans
+from vfm.storage.remote import read_spans
+from vfm.storage.remote_spans import RemoteError, Span
 
 IN_USE = 60.0  # seconds after a read during which a shard counts as in use
 TOUCH = 10.0  # seconds between two records of a shard's use

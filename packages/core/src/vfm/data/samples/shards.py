@@ -24,7 +24,7 @@ from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import OnBad, Rows, texts_by_sample
 from vfm.interfaces.plugins import load_plugins
 from vfm.storage import files
-from vfm.storage.remote import Span
+from vfm.storage.remote_spans import Span
 
 FORMATS = {
     "tar": "vfm.data.tar.webdataset:TarShard",

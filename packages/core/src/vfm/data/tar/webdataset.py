@@ -33,7 +33,7 @@ from vfm.data.tar.members import BLOCK
 from vfm.data.tar.packed_offsets import PackedScan, pack
 from vfm.data.tar.scan import MAX_ROWS, SPARSE, UNKNOWN, scan_tar
 from vfm.storage import files
-from vfm.storage.remote import RemoteError, Span
+from vfm.storage.remote_spans import RemoteError, Span
 
 TEXTS_TOGETHER = 1024  # samples of a remote tar whose texts are read with few requests
 
