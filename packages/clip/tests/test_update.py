@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from clip_world import EVA, VIT, Random, in_processes, make_pool, plan, run_stage, tiny_task, train
-from vfm.cli.estimate import notes
+from vfm.cli.costs.estimate import notes
 from vfm.flow.recipe.recipe import Recipe
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
 from vfm.plugin import ClipCheckpoint, Event, Lora, Preflight, UserError

@@ -20,7 +20,6 @@ from rich.table import Table
 
 from vfm.api.recipe_run import run_recipe
 from vfm.base import UserError
-from vfm.cli.cluster import show_steps
 from vfm.cli.command import (
     DEFAULT_STORE,
     DebugOption,
@@ -35,7 +34,8 @@ from vfm.cli.command import (
     show,
     show_results,
 )
-from vfm.cli.estimate import show_costs
+from vfm.cli.costs.cluster import show_steps
+from vfm.cli.costs.estimate import show_costs
 from vfm.flow.execution.execution import read_step, run_step, torchrun_lines, write_step
 from vfm.flow.execution.run import RunResult, check_files, preflight
 from vfm.flow.execution.subprocesses import Send, end_without_reader

@@ -70,8 +70,8 @@ class Sighting:
 def hanging(sightings: Sequence[Sighting], limit: float) -> str:
     """Describe which processes hang; empty if none does.
 
-    The others wait for the process that is least advanced, so it is judged alone, by the limit of its phase. If all are
-    in one phase, a collective hangs, or each process does.
+    The others wait for the process that is least advanced, so only its time counts, by the limit of its phase. If all
+    are in one phase, a collective hangs, or each process does.
 
     Args:
         sightings: positions of all processes, in the order of their ranks.

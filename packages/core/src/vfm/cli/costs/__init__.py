@@ -1,0 +1,1 @@
+"""Tables of costs: `vfm plan --estimate` and `vfm plan --gpus`."""
