@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from vfm.base import UserError
+from vfm.data import write_tar
 from vfm.interfaces import Artifact, ClipCheckpoint, Context, Preflight, VisionCheckpoint
 from vfm.models import (
     ClipModel,
@@ -393,6 +394,14 @@ def test_harmful_or_damaged_file_is_a_one_line_error_and_nothing_runs(content: s
     with pytest.raises(UserError, match=r"w\.pt") as caught:
         load_state_dict(file)
     assert "\n" not in str(caught.value)
+
+
+def test_a_shard_in_place_of_a_checkpoint_is_named_as_such(tmp_path: Path) -> None:
+    write_tar(tmp_path / "w.tar", [("0", {"txt": b"caption"})])
+    with pytest.raises(UserError, match="expected a checkpoint, got a tar archive"):
+        load_state_dict(tmp_path / "w.tar")
+    torch.save({"w": torch.ones(2)}, tmp_path / "checkpoint.pth.tar")  # timm's name, which is no archive
+    assert load_state_dict(tmp_path / "checkpoint.pth.tar")["w"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(("thing", "name"), [(Harmful(), "exec"), (np.str_("a"), "numpy.dtypes.StrDType")])

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from tarfile import is_tarfile
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -108,6 +109,8 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
         raise UserError(f"{file}: no such checkpoint file")
     if file.name.endswith(INDEX_SUFFIX):
         return {key: value for shard in weights_shards(file) for key, value in load_state_dict(shard, ema=ema).items()}
+    if file.suffix == ".tar" and is_tarfile(file):
+        raise UserError(f"{file}: expected a checkpoint, got a tar archive, such as a shard of samples")
     try:
         content: Any = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
     except UnpicklingError as error:
