@@ -245,6 +245,9 @@ COMMANDS = {
     "vfm run diva_openai_l14 --set pool.path=IMAGES --set mmvp_vlm.path=MMVP_VLM --set imagenet.path=IMAGENET"
     " --set coco.path=COCO --set sd.source=SD": f"{GIVEN} && {PLAN}",
     "vfm run diva_published --set paths.released=RELEASED": "mkdir -p RELEASED/MMVP_VLM && " + PLAN,
+    "vfm from open_clip --output converted.yaml -- torchrun --nproc_per_node 4 -m open_clip_train.main"
+    " --model ViT-B-32 --train-data pairs.tar --batch-size 256": AS_IT_STANDS,
+    "vfm plan converted.yaml": NOT_HERE,  # the data do not exist; core's test_flow_conversion plans another
     "vfm data DOWNLOADED": f"{MADE_STORE} && mkdir DOWNLOADED && cp store/runs/r/artifacts/pool/*.tar DOWNLOADED"
     " && {}",
     "vfm plan downloaded.yaml": f"{WRITTEN.replace('NAME', 'downloaded')}{{}}",

@@ -17,6 +17,7 @@ from vfm.data.synthetic.stages import ShapesScenes
 from vfm.data.synthetic.world import World
 from vfm.plugin import AnnotatedImages, Preflight, UserError
 from vfm_diva.mllm.pope import ObjectQuestion, Split, draw_pope, question_about
+from vfm_diva.mllm.question_files import read_rows
 from vfm_diva.mllm.scores import (
     chosen,
     f1,
@@ -182,3 +183,20 @@ def test_scores_by_hand() -> None:
     always = yes_no_scores(np.ones(12, bool), np.tile([True, False], 6), np.repeat([0, 1], 6))
     assert [score.value for score in always] == [0.5, 1.0, pytest.approx(2 / 3), 1.0]
     assert always[2].interval() == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+
+
+def test_conversations_of_llava_become_a_question_a_turn(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    turns = ["<image>\nWhat colour?", "red", "And the shape?", "a square"]
+    told = [{"from": "gpt" if index % 2 else "human", "value": text} for index, text in enumerate(turns)]
+    records = [{"id": "7", "image": "red.png", "conversations": told}, {"id": "8", "conversations": told}, {"id": "9"}]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/llava.json").write_text(json.dumps(records))
+    bad: list[str] = []
+    config = MllmQuestions(name="q", path=str(tmp_path / "data/llava.json"), image_root=str(tmp_path))
+    rows = list(read_rows(config, lambda reason, where: bad.append(reason)))
+    assert [(row.image, row.question.text, row.question.options) for row in rows] == [
+        (tmp_path / "red.png", "What colour?", ["red"]),
+        (tmp_path / "red.png", "And the shape?", ["a square"]),
+    ]
+    assert bad == ["no_image", "unreadable_row"]

@@ -13,7 +13,7 @@ from vfm.cli.console import OutputError, prepare_streams
 
 # isort: off
 from vfm.cli import recipe, finetune, distill, forecast, evaluation, models, search, data  # noqa: F401  (the order of `vfm --help`)
-from vfm.cli import catalogue, installation, store, verification  # noqa: F401
+from vfm.cli import conversion, catalogue, installation, store, verification  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]

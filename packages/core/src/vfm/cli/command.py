@@ -100,7 +100,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                     errors.print(f"[red]error:[/] {escape(redacted(line))}", highlight=False, soft_wrap=True)
                 raise typer.Exit(2) from None
 
-    return app.command()(run)
+    return app.command(function.__name__.rstrip("_"))(run)  # a keyword, as in `vfm from`, cannot name a function
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Work of `mllm.questions`: import questions from MMVP's folder or from JSON lines.
+"""Work of `mllm.questions`: import questions from MMVP's folder, JSON lines or LLaVA's json.
 
-Source of the format: Tong et al. 2024 (arXiv:2401.06209), `Questions.csv`.
+Sources of the formats: Tong et al. 2024 (arXiv:2401.06209), `Questions.csv`. Liu et al. 2023 (arXiv:2304.08485).
 """
 
 from __future__ import annotations
@@ -56,12 +56,15 @@ def read_rows(config: MllmQuestions, on_bad: Callable[[str, str], None]) -> Iter
         UserError: If there is no such file, or its format is unknown.
     """
     path = Path(config.path).expanduser()
+    images = Path(config.image_root).expanduser() if config.image_root else path.parent
     if path.suffix == ".jsonl":
-        yield from _read_lines(path, on_bad)
+        yield from _read_lines(path, images, on_bad)
+    elif path.suffix == ".json":
+        yield from _read_conversations(path, images, on_bad)
     elif (path / MMVP_FILE).is_file():
         yield from _read_mmvp(path, config.labels, on_bad)
     else:
-        raise UserError(f"{path}: expected a folder with {MMVP_FILE}, or a file of JSON lines (.jsonl)")
+        raise UserError(f"{path}: expected a folder with {MMVP_FILE}, a file of JSON lines (.jsonl), or LLaVA's .json")
 
 
 def _read_mmvp(folder: Path, labels: str, on_bad: Callable[[str, str], None]) -> Iterator[QuestionRow]:
@@ -103,7 +106,7 @@ def missing(row: dict[str, Any]) -> list[str]:
     return [name for name in MMVP_COLUMNS if name not in row]
 
 
-def _read_lines(path: Path, on_bad: Callable[[str, str], None]) -> Iterator[QuestionRow]:
+def _read_lines(path: Path, images: Path, on_bad: Callable[[str, str], None]) -> Iterator[QuestionRow]:
     for number, line in enumerate(files.read_text(str(path)).split("\n"), start=1):
         if not line.strip():
             continue
@@ -114,9 +117,31 @@ def _read_lines(path: Path, on_bad: Callable[[str, str], None]) -> Iterator[Ques
             on_bad("broken_json", where)
             continue
         try:
-            yield _row(record, str(number), path.parent)
+            yield _row(record, str(number), images)
         except (ValueError, KeyError, TypeError, AttributeError):
             on_bad("unreadable_row", where)
+
+
+def _read_conversations(path: Path, images: Path, on_bad: Callable[[str, str], None]) -> Iterator[QuestionRow]:
+    """Yield a question for each turn of LLaVA's conversations. Conversations without an image are left out."""
+    try:
+        records = json.loads(files.read_text(str(path)))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(records, list):
+        raise UserError(f"{path}: expected a list of conversations, got a {type(records).__name__}")
+    for number, record in enumerate(records):
+        try:
+            turns = [str(turn["value"]).replace("<image>", "").strip() for turn in record["conversations"]]
+            image = record.get("image")
+        except (TypeError, KeyError, AttributeError):
+            on_bad("unreadable_row", f"{path}: {number}")
+            continue
+        if not isinstance(image, str):
+            on_bad("no_image", f"{path}: {record.get('id', number)}")
+            continue
+        for turn, (text, answer) in enumerate(zip(turns[::2], turns[1::2], strict=False)):
+            yield QuestionRow(images / image, Question(f"{number}-{turn}", 0, text, [answer], 0))
 
 
 def _row(record: dict[str, Any], number: str, folder: Path) -> QuestionRow:

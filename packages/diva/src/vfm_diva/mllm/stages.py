@@ -118,14 +118,20 @@ class MllmTrain(Training):
 
 
 class MllmQuestions(Stage):
-    """Import questions about your own images: MMVP's folder, or JSON lines.
+    """Import questions about your own images: MMVP's folder, JSON lines, or LLaVA's json.
 
     A line is `{"image": path, "question": ..., "options": [...], "answer": index or text}`, optionally with `key`,
-    `family` and `pair`. Without `options` the answer is the only one, which suits training on captions.
+    `family` and `pair`. Without `options` the answer is the only one, which suits training on captions. Each turn of a
+    conversation in LLaVA's json is a question without the turns before it.
     """
 
     kind: Literal["mllm.questions"] = "mllm.questions"
-    path: str = Field(description="MMVP's folder (Questions.csv and the images), or a file of JSON lines")
+    path: str = Field(
+        description="MMVP's folder (Questions.csv and the images), JSON lines, or LLaVA's json of conversations"
+    )
+    image_root: str | None = Field(
+        None, description="folder that the paths of images are relative to; default: the folder of the file"
+    )
     labels: Literal["corrected", "original"] = Field(
         "corrected", description="MMVP's answers: with two pairs corrected (99 and 100, 279 and 280), or as published"
     )
@@ -136,8 +142,8 @@ class MllmQuestions(Stage):
     checks: ClassVar[str] = "vfm_diva.mllm.checks:check_questions"
 
     def sources(self) -> Iterable[str]:
-        """List the files behind `path`."""
-        return files.expand_paths(self.path)
+        """List the files behind `path`, and the folder of the images."""
+        return [*files.expand_paths(self.path), *([self.image_root] if self.image_root else [])]
 
 
 class MllmPope(Stage):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -95,18 +96,21 @@ def named_apart(model: Input, taken: Collection[str], name: str) -> Input:
 
 def _is_encoder(source: str, tag: str) -> bool:
     """Check whether a source names an encoder of timm. Only open_clip names with a tag are known without torch."""
-    if tag and not Path(tag).exists() and _is_open_clip_name(source):
+    if tag and not Path(tag).exists() and open_clip_configuration(source):
         return False
     is_vision: bool = load_function("vfm.models:is_vision_source")(source, tag or None)
     return is_vision
 
 
-def _is_open_clip_name(name: str) -> bool:
-    """Check whether open_clip has a model of this name, by its configuration file."""
+def open_clip_configuration(name: str) -> dict[str, Any]:
+    """Read open_clip's configuration of a model without importing it. Empty if open_clip or the model is missing."""
     package = find_spec("open_clip")
-    folders = package.submodule_search_locations if package else None
-    file_name = f"model_configs/{name.replace('/', '-')}.json"
-    return any((Path(folder) / file_name).is_file() for folder in folders or ())
+    for folder in (package.submodule_search_locations if package else None) or ():
+        file = Path(folder) / f"model_configs/{name.replace('/', '-')}.json"
+        if file.is_file():
+            configuration: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            return configuration
+    return {}
 
 
 def dataset_input(name: str, fields: Mapping[str, Any], known: Mapping[str, type[Stage]]) -> Input:
