@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from vfm.interfaces import Comparison
 from vfm.report.conclusions import ReportedComparison, conclusions, corrected, corrections
-from vfm.statistics import holm
+from vfm.statistics import corrected_interval, holm, paired_t, t_interval
 
 shares = st.floats(0, 1)
 
@@ -31,6 +33,37 @@ def test_comparisons_on_items_and_over_seeds_are_corrected_apart(drawn: list[tup
     assert [one.num_seeds for one in found] == [3 * seeds for _, seeds in drawn], "their order stays"
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(shares, st.floats(0.001, 0.5), st.floats(0.001, 0.5), st.booleans()), min_size=1, max_size=9))
+def test_an_interval_excludes_zero_exactly_if_the_corrected_p_is_small(
+    drawn: list[tuple[float, float, float, bool]],
+) -> None:
+    findings = []
+    for p, down, up, seeds in drawn:  # any interval, since exact tests and intervals may disagree
+        one = finding(p, num_seeds=3 * seeds)
+        interval = {"low": one.test.difference - down, "high": one.test.difference + up}
+        findings.append(replace(one, test=one.test.model_copy(update=interval)))
+    for before, after in zip(findings, corrected(findings), strict=True):
+        excludes = after.test.low > 0 or after.test.high < 0
+        assert excludes == (after.test.p_value <= 0.05)
+        if not excludes:
+            assert after.test.low <= before.test.low
+            assert after.test.high >= before.test.high
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 8), st.integers(1, 12), st.integers(0, 1000))
+def test_intervals_over_seeds_are_those_of_students_test_at_the_level_of_holm(n: int, others: int, seed: int) -> None:
+    gaps = np.random.default_rng(seed).normal(0.5, 1.0, size=n)
+    interval, p = paired_t(np.zeros(n), gaps)
+    family = [p, *np.linspace(p, 1, others)]
+    ends = corrected_interval(float(gaps.mean()), interval, p, family, num_seeds=n)
+    expected = t_interval(gaps, confidence=1 - 0.05 / len(family))
+    assert (expected[0] > 0 or expected[1] < 0) == (ends[0] > 0 or ends[1] < 0)
+    if not np.allclose(ends, expected):  # the end nearer to zero is at zero, by rounding at the limit
+        assert min(map(abs, ends)) == 0
+
+
 def test_one_seed_says_which_models_differ_on_these_items() -> None:
     found = corrected([finding(0.001), finding(0.012, "acc5"), finding(0.04, "recall")])
     assert conclusions(found) == [
@@ -43,7 +76,7 @@ def test_one_seed_says_which_models_differ_on_these_items() -> None:
         " models."
     ]
     assert corrections(found) == [
-        "p-values are corrected for 3 comparisons on the same items (Holm); the intervals of differences are not."
+        "p-values and the intervals of differences are corrected for 3 comparisons on the same items (Holm)."
     ]
 
 
@@ -68,7 +101,7 @@ def test_a_comparison_of_scores_that_are_nan_says_nothing_and_spoils_nothing() -
     found = corrected([finding(math.nan), finding(0.04, "acc5"), finding(math.nan, num_seeds=3)])
     assert found[1].test.p_value == 0.04, "it is the only one"
     assert conclusions(found)[0] == "zero_shot: diva and clip differ on these items: acc5 +2.1."
-    assert corrections(found)[0].startswith("p-values are corrected for 1 comparison on the same items (Holm)")
+    assert corrections(found)[0].endswith("are corrected for 1 comparison on the same items (Holm).")
 
 
 def test_nothing_compared_says_nothing() -> None:

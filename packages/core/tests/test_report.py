@@ -71,7 +71,7 @@ def test_before_and_after_carry_interval_chance_and_paired_test(run: RunSummary,
     assert "Tests: exact McNemar." in text
     assert "zero_shot: diva and clip differ on these items: acc1 +10.0." in text
     assert "Whether a method makes the difference needs several seeds." in text
-    assert "p-values are corrected for 1 comparison on the same items (Holm)" in text
+    assert "are corrected for 1 comparison on the same items (Holm)" in text
     assert "▲ +" not in text, "one seed shows no gain of a method"
 
 

@@ -1,4 +1,4 @@
-"""Conclusions from the comparisons of a run or a page: p-values corrected for their number, and sentences.
+"""Conclusions from the comparisons of a run or a page: p-values and intervals corrected for their number, in words.
 
 Comparisons on the same items show whether two models differ on these items. Comparisons over seeds show the effect of a
 method. The questions differ, so each kind is corrected for its own number.
@@ -50,19 +50,26 @@ def findings_over_seeds(summaries: Sequence[SeedSummary]) -> list[ReportedCompar
 
 
 def corrected(findings: Sequence[ReportedComparison]) -> list[ReportedComparison]:
-    """Correct p-values by Holm's procedure, separately for comparisons on items and over seeds."""
+    """Correct p-values and intervals by Holm's procedure, separately for comparisons on items and over seeds.
+
+    An interval then excludes zero exactly if the p-value is small.
+    """
     if not findings:
         return []
-    from vfm.statistics import holm  # needs scipy, which is not installed just for curation
+    from vfm.statistics import corrected_interval, holm  # needs scipy, which is not installed just for curation
 
-    p_values = {}
+    families = {}
     for over_seeds in (False, True):
-        family = [finding.test.p_value for finding in findings if bool(finding.num_seeds) == over_seeds]
-        p_values[over_seeds] = iter(holm(family))
+        families[over_seeds] = [finding.test.p_value for finding in findings if bool(finding.num_seeds) == over_seeds]
+    p_values = {over_seeds: iter(holm(family)) for over_seeds, family in families.items()}
     fixed = []
     for finding in findings:
-        p_value = float(next(p_values[bool(finding.num_seeds)]))
-        fixed.append(replace(finding, test=finding.test.model_copy(update={"p_value": p_value})))
+        test, over_seeds = finding.test, bool(finding.num_seeds)
+        low, high = corrected_interval(
+            test.difference, (test.low, test.high), test.p_value, families[over_seeds], num_seeds=finding.num_seeds
+        )
+        changes = {"p_value": float(next(p_values[over_seeds])), "low": low, "high": high}
+        fixed.append(replace(finding, test=test.model_copy(update=changes)))
     return fixed
 
 
@@ -74,7 +81,7 @@ def corrections(findings: Sequence[ReportedComparison]) -> list[str]:
     named = [f"{number_format.number(count)} {_comparisons(count)} {kind}" for count, kind in counts if count]
     if not named:
         return []
-    return [f"p-values are corrected for {' and for '.join(named)} (Holm); the intervals of differences are not."]
+    return [f"p-values and the intervals of differences are corrected for {' and for '.join(named)} (Holm)."]
 
 
 def _known(findings: Sequence[ReportedComparison]) -> list[ReportedComparison]:

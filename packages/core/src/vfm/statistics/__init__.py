@@ -13,7 +13,7 @@ from vfm.statistics.intervals import (
     t_interval,
     wilson_interval,
 )
-from vfm.statistics.paired import holm, mcnemar_exact, newcombe_interval, paired_t, sign_flip_p
+from vfm.statistics.paired import corrected_interval, holm, mcnemar_exact, newcombe_interval, paired_t, sign_flip_p
 from vfm.statistics.resampling import ResampledScore, image_weights
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "average_precisions",
     "bootstrap_interval",
     "compare",
+    "corrected_interval",
     "effective_size",
     "holm",
     "image_weights",
