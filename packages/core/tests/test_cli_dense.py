@@ -90,7 +90,7 @@ def test_maps_are_drawn_with_the_share_of_each_class(world, tmp_path, model):
             "expects the folder of a model with a dense head, as eva.detect's, got an",
         ),
         (["{}/none", "{}/other.png", "--draw"], "of a model with a dense head, as eva.detect's, got no folder"),
-        (["{}/detector", "{}/data", "--draw"], "data: expected an image, got a folder; give the files in it"),
+        (["{}/detector", "{}/data", "--draw"], "data: no images found"),
         (["{}/detector", "{}/none.png", "--draw"], "none.png: no such image"),
         (["{}/detector", "{}/other.png", "--draw", "--out", "{}/other.png"], "expected a folder, got a file"),
     ],

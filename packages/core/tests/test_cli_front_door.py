@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 import vfm.cli  # noqa: F401  (registers the commands)
+from cli_world import interruptible  # noqa: F401  (a fixture)
+from vfm.base import TerminalConsole
 from vfm.cli.command import app
+from vfm.flow.execution.subprocesses import Processes, run_subprocess
+from vfm.flow.listeners.listeners import ConsoleListener
+from vfm.interfaces import Event
 
 
 def typed(*words: object) -> Result:
@@ -51,3 +61,51 @@ def test_verify_takes_the_store_as_the_other_commands_do(tmp_path: Path) -> None
     lines = [typed("verify", *words, tmp_path / "nowhere").output for words in ([], ["--store"])]
     assert lines[0] == lines[1]
     assert "nowhere" in lines[0]
+
+
+def test_an_option_without_its_value_says_what_it_expects() -> None:
+    done = typed("run", "quickstart", "--prepare")
+    assert done.exit_code == 2
+    assert "--prepare: expected a value: name of a stage to prepare for torchrun elsewhere" in done.output
+
+
+def test_a_suite_below_a_missing_folder_is_one_line(tmp_path: Path) -> None:
+    done = typed("eval", "ViT-B-32,openai", "--suite", "small", "--root", tmp_path / "nowhere")
+    assert done.exit_code == 2
+    assert done.output.splitlines() == [
+        f"error: root {tmp_path}/nowhere: no such folder; expected the folder of the datasets of small"
+    ]
+
+
+def test_blank_lines_of_texts_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("a\n\nb\n \n")
+    done = typed("embed", "model", "--texts", tmp_path / "texts.txt", "--out", tmp_path / "e.npy")
+    assert done.exit_code == 2
+    assert done.output.endswith("texts.txt: expected a text in every line, got blank lines: 2, 4\n")
+
+
+def test_a_repeated_warning_is_printed_once() -> None:
+    console = TerminalConsole(file=StringIO(), width=120)
+    listener = ConsoleListener(console)
+    for message in ("slow disk", "slow disk", "another"):
+        listener.on_warning("clip", {"message": message})
+    listener.on_warning("eva", {"message": "slow disk"})
+    assert console.file.getvalue() == "  ! clip: slow disk\n  ! clip: another\n  ! eva: slow disk\n"
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_says_which_step_several_processes_save(tmp_path: Path) -> None:
+    """A process that reports step 7 and is then interrupted, as in a terminal."""
+    event = Event("progress", "clip", {"done": 7, "total": 9, "unit": "steps", "shown": {}}).to_json()
+    script = f"import os, signal, time; print({event!r}, flush=True); time.sleep(1)"
+    script += "; os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
+    (tmp_path / "work").mkdir()
+    step: Any = SimpleNamespace(stage=SimpleNamespace(name="clip"), slot=SimpleNamespace(work=tmp_path / "work"))
+    sent: list[Event] = []
+    read, write = os.pipe()
+    with pytest.raises(KeyboardInterrupt):
+        command: Any = [sys.executable, "-c", script]
+        run_subprocess(command, dict(os.environ), step, sent.append, write, Processes())
+    os.close(read)
+    os.close(write)
+    assert [event.data.get("message") for event in sent] == [None, "stopping, saving step 7 or the one after it"]

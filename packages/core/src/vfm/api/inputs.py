@@ -16,6 +16,7 @@ from vfm.api.paths import PATHS, AnyPath, as_place
 from vfm.base import UserError, redacted
 from vfm.data import BadSample, DatasetSpec, Source, decode_image, open_dataset
 from vfm.data.indexing.indexing import Indexing
+from vfm.data.layouts.folder import image_names as images_below
 from vfm.data.layouts.layout import find_layout
 from vfm.data.samples.images import to_rgb
 from vfm.eval import load_encoder
@@ -133,6 +134,22 @@ def local_file(path: AnyPath) -> Path:
     if is_remote(os.fspath(path)):
         raise UserError(redacted(f"{os.fspath(path)}: expected a local file, got an address; download it first"))
     return Path(path)
+
+
+def with_folders(images: Sequence[AnyImage]) -> list[AnyImage]:
+    """Replace each folder by the images below it, sorted.
+
+    Raises:
+        UserError: If a path is an address, or a folder has no images.
+    """
+    listed: list[AnyImage] = []
+    for image in images:
+        folder = local_file(image) if isinstance(image, PATHS) else None
+        if folder is not None and folder.is_dir():
+            listed += [folder / name for name in images_below(str(folder))]
+        else:
+            listed.append(image)
+    return listed
 
 
 def read_images(images: Sequence[AnyImage]) -> list[Image.Image]:

@@ -29,6 +29,7 @@ from vfm.api.inputs import (
     open_encoder,
     read_classes,
     read_images,
+    with_folders,
 )
 from vfm.api.paths import PATHS, AnyPath, as_place
 from vfm.api.results import Results, as_table
@@ -141,7 +142,7 @@ def predict(
 
     Args:
         model: folder or artifact of a checkpoint, an open_clip or timm name, `hf-hub:org/model`, or a loaded model.
-        images: one or several images, each a path or a PIL image. A video classifier takes videos.
+        images: one or several images, each a path or a PIL image, or folders. A video classifier takes videos.
         classes: names to choose from: a list, a file with one per line, or comma-separated words. Default: the classes
             of the head.
         index: a file of embeddings (`vfm.Embeddings.save`, `vfm embed`), to find the nearest entries instead.
@@ -179,6 +180,7 @@ def predict(
             predict_videos = load_function("vfm.api.videos:predict")
         labels, scores = predict_videos(classifier, listed, device)
         return Predictions(image_names(listed), labels, scores, top)
+    listed = with_folders(listed)
     dense = artifact_of(model, DenseCheckpoint)
     if dense:
         if any(choices) or pretrained:

@@ -16,8 +16,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from typer.core import TyperCommand
 
 from vfm.base import TerminalConsole, UserError, how_to_install, redacted
+from vfm.cli import completion
 from vfm.interfaces import extra_of
 from vfm.report.result_tables import result_tables
 
@@ -32,7 +34,9 @@ app = typer.Typer(
 console = TerminalConsole(width=None if sys.stdout and sys.stdout.isatty() else 120)
 errors = TerminalConsole(stderr=True)
 
-RecipeArgument = Annotated[str, typer.Argument(help="YAML file, or name of a shipped recipe.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="YAML file, or name of a shipped recipe.", autocompletion=completion.recipes)
+]
 StoreOption = Annotated[Path, typer.Option("--store", readable=False, help="Folder of artifacts and runs.")]
 SetOption = Annotated[
     list[str] | None,
@@ -72,6 +76,22 @@ def options(
     """
 
 
+class Command(TyperCommand):
+    """A command whose message about a missing value says what the option expects."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of the command line."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            name = getattr(error, "option_name", None)  # of click's error, which typer has a copy of
+            option = next((option for option in self.params if name in option.opts), None)
+            if option is not None:
+                about = str(getattr(option, "help", "")).rstrip(".")
+                error.message = f"{name}: expected a value: {about[:1].lower()}{about[1:]}"  # type: ignore[attr-defined]
+            raise
+
+
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command that reports mistakes of the user as lines, with exit code 2 (130 if interrupted)."""
 
@@ -100,7 +120,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                     errors.print(f"[red]error:[/] {escape(redacted(line))}", highlight=False, soft_wrap=True)
                 raise typer.Exit(2) from None
 
-    return app.command(function.__name__.rstrip("_"))(run)  # a keyword, as in `vfm from`, cannot name a function
+    name = function.__name__.rstrip("_")  # `from` is a keyword
+    return app.command(name, cls=Command)(run)
 
 
 @contextmanager

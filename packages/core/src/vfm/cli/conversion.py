@@ -10,12 +10,19 @@ from typing import Annotated
 import typer
 
 from vfm.base import UserError
+from vfm.cli import completion
 from vfm.cli.command import DebugOption, command, note, show
 
 
 @command
 def from_(
-    tool: Annotated[str, typer.Argument(help="open_clip, timm, clip_benchmark or llava.")],
+    tool: Annotated[
+        str,
+        typer.Argument(
+            help="open_clip, timm, clip_benchmark or llava.",
+            autocompletion=completion.words("open_clip", "timm", "clip_benchmark", "llava"),
+        ),
+    ],
     words: Annotated[
         list[str] | None,
         typer.Argument(help="The command after `--`, or in quotes. Without it, a script on the standard input."),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vfm.api.recipe_run import run_recipe
+from vfm.cli import completion
 from vfm.cli.command import (
     DEFAULT_STORE,
     DataOption,
@@ -39,7 +40,8 @@ def eval(  # noqa: A001
         list[str],
         typer.Argument(
             help="[NAME=]MODEL each: folder of a checkpoint, open_clip name and tag (ViT-B-32,openai), timm name,"
-            " hf-hub:org/model, or file. The first model is the baseline of the comparisons."
+            " hf-hub:org/model, or file. The first model is the baseline of the comparisons.",
+            autocompletion=completion.models,
         ),
     ],
     data: Annotated[
@@ -49,7 +51,10 @@ def eval(  # noqa: A001
         ),
     ] = None,
     data_option: DataOption = None,
-    suite: Annotated[str | None, typer.Option(help="diva29, datacomp38, small, or a YAML file like them.")] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="diva29, datacomp38, small, or a YAML file like them.", autocompletion=completion.suites),
+    ] = None,
     root: Annotated[str, typer.Option(help="Folder of a suite's datasets.")] = ".",
     tasks: Annotated[
         str | None,

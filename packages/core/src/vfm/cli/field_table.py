@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
@@ -14,10 +15,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from vfm.base import Config, Part, choices_of
+from vfm.base import Config, Part, UserError, choices_of, did_you_mean
 from vfm.interfaces import Ref, Stage
 
 PLAIN = {type(None): "null", Any: "anything"}
+REQUIRED = "required"  # in place of a default
+VALUE_WIDTH = 20
 NOT_SET = object()  # the default of a required field
 
 
@@ -54,6 +57,59 @@ def field_rows(model: type[BaseModel]) -> Iterator[FieldRow]:
         first, *rest = _field(name, field, _default(field))
         yield FieldRow(first.cells, heading=True)
         yield from rest
+
+
+def overview(model: type[BaseModel], width: int) -> list[str]:
+    """Write a line for each field of a stage, without nested ones: its name, its default or type, and what it is.
+
+    Required fields are first, then the others by the class that defines them, then groups.
+
+    Args:
+        model: the stage.
+        width: most characters of a line.
+    """
+    top = [row for row in field_rows(model) if not any(mark in row.cells[0] for mark in ".[")]
+    sections: dict[str, list[FieldRow]] = {"required": [], "settings": []}
+    groups, title = [], "settings"
+    for row in top:
+        is_class = row.heading and row.cells[0].startswith("(")
+        if is_class:
+            title = f"settings of {row.cells[0].strip('()')}"
+        elif row.cells[2] == REQUIRED:
+            sections["required"].append(row)
+        elif row.heading:
+            groups.append(row)
+        else:
+            sections.setdefault(title, []).append(row)
+    lines = []
+    for title, rows in {**sections, "groups": groups}.items():
+        if rows:
+            lines += ["", title, *(_line(row, width) for row in rows)]
+    return lines
+
+
+def _line(row: FieldRow, width: int) -> str:
+    name, words, default, about = row.cells
+    value = words if default == REQUIRED else default or "{...}"
+    return _cut(f"  {name:<18} {_cut(value, VALUE_WIDTH):<{VALUE_WIDTH}} {about}", width)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def rows_of(model: type[BaseModel], name: str) -> list[FieldRow]:
+    """List a field and its nested fields.
+
+    Raises:
+        UserError: If there is no such field.
+    """
+    rows = list(field_rows(model))
+    chosen = [row for row in rows if re.match(rf"{re.escape(name)}(\.|\[|$)", row.cells[0])]
+    if not chosen:
+        known = [row.cells[0] for row in rows if not row.cells[0].startswith("(")]
+        raise UserError(f"{name}: no such field{did_you_mean(name, known)}")
+    return [FieldRow(row.cells) for row in chosen]
 
 
 def _defined_in(model: type[BaseModel], name: str) -> type:
@@ -109,7 +165,7 @@ def _same_field(row: FieldRow, other: FieldRow) -> bool:
 def _row(name: str, field: FieldInfo, default: Any) -> FieldRow:
     """Build the row of a field. Nested fields have separate rows for their defaults."""
     if default is NOT_SET:
-        words = "required"
+        words = REQUIRED
     elif isinstance(default, Part):
         words = f"{{type: {default.type}}}"
     elif isinstance(default, BaseModel):

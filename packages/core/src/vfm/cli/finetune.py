@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vfm.base import UserError
+from vfm.cli import completion
 from vfm.cli.command import DEFAULT_STORE, DataOption, DebugOption, SetOption, StoreOption, command
 from vfm.cli.written_recipe import RecipeOption, WriteOnlyOption, run_written
 from vfm.flow.requests.data_options import read_data_options
@@ -22,7 +23,10 @@ RANK: int = Lora.model_fields["rank"].default
 def finetune(
     model: Annotated[
         str,
-        typer.Argument(help="CLIP model: folder of a checkpoint, open_clip name and tag (ViT-B-32,openai), hf-hub:..."),
+        typer.Argument(
+            help="CLIP model: folder of a checkpoint, open_clip name and tag (ViT-B-32,openai), hf-hub:...",
+            autocompletion=completion.models,
+        ),
     ],
     data: Annotated[str, typer.Argument(help="Your pairs: tars, a folder, a table, or the folder of a dataset.")],
     data_option: DataOption = None,

@@ -11,18 +11,23 @@ from rich.table import Table
 
 from vfm.api.doctor import run_checks
 from vfm.base import UserError
-from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console
-from vfm.cli.field_table import field_rows
+from vfm.cli import completion
+from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, show
+from vfm.cli.field_table import FieldRow, field_rows, overview, rows_of
 from vfm.flow.recipe.schema import json_schema
 from vfm.interfaces import load_plugins, origin_of, stage_types, unknown_kind
 
 
 @command
 def stages(
-    kind: Annotated[str | None, typer.Argument(help="Show the fields of this kind of stage.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="Show the fields of this kind of stage.", autocompletion=completion.kinds)
+    ] = None,
+    field: Annotated[str | None, typer.Argument(help="Show this field, or group of fields, in full.")] = None,
+    all: Annotated[bool, typer.Option("--all", help="Show every nested field in full.")] = False,  # noqa: A002
     debug: DebugOption = False,
 ) -> None:
-    """List the installed kinds of stages, or the fields of a kind."""
+    """List the installed kinds of stages, or the fields of a kind: the required ones, then the others by group."""
     known = stage_types(load_plugins())
     if kind is None:
         table = Table("kind", "makes", "description", box=None)
@@ -32,12 +37,26 @@ def stages(
         return
     if kind not in known:
         raise UserError(unknown_kind(kind, known))
+    if field:
+        _print_fields(rows_of(known[kind], field))
+        return
+    about = f"{kind}: {(known[kind].__doc__ or '').strip()}\n"
+    console.print(about if all else about.partition("\n")[0], highlight=False, markup=False)
+    if all:
+        _print_fields(list(field_rows(known[kind])))
+        return
+    for line in overview(known[kind], console.width):
+        show(line)
+    show(f"\nA group in full: vfm stages {kind} FIELD. Every field: vfm stages {kind} --all")
+
+
+def _print_fields(rows: list[FieldRow]) -> None:
+    """Print fields with types and whole descriptions."""
     table = Table("field", "type", "default", "description", box=None)
-    for row in field_rows(known[kind]):
+    for row in rows:
         if row.heading:
             table.add_row()
         table.add_row(*map(escape, row.cells), style="bold" if row.heading else None)
-    console.print(f"{kind}: {(known[kind].__doc__ or '').strip()}\n", highlight=False, markup=False)
     console.print(table)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vfm.base import UserError, load_function
+from vfm.cli import completion
 from vfm.cli.command import DataOption, DebugOption, command, console, note, show
 from vfm.flow.listeners.listeners import ConsoleListener
 from vfm.flow.requests.data_options import read_data_options
@@ -17,10 +18,15 @@ from vfm.storage import files
 from vfm.storage.publishing import publish_folder
 
 ModelArgument = Annotated[
-    str, typer.Argument(help="Folder of a checkpoint, or a model by name, file or hf-hub:org/model.")
+    str,
+    typer.Argument(
+        help="Folder of a checkpoint, or a model by name, file or hf-hub:org/model.", autocompletion=completion.models
+    ),
 ]
-ImagesArgument = Annotated[list[str], typer.Argument(help="Image files.")]
-FilesArgument = Annotated[list[str], typer.Argument(help="Image files; video files with a video classifier.")]
+ImagesArgument = Annotated[list[str], typer.Argument(help="Image files, or folders of them.")]
+FilesArgument = Annotated[
+    list[str], typer.Argument(help="Image files, or folders of them; video files with a video classifier.")
+]
 PretrainedOption = Annotated[
     str | None, typer.Option(help="Pretrained tag of an open_clip name, or a file of weights, as in models.clip.")
 ]
@@ -52,6 +58,7 @@ def embed(
     """
     if (data is None) == (texts is None):
         raise UserError("give either DATA (a dataset of images or videos) or --texts (a file with a text per line)")
+    lines = _texts(texts) if texts else []
     from vfm.api.embedding import embed as embed_all, write_embeddings
     from vfm.api.inputs import full_name
     from vfm.api.results import skipped_note
@@ -61,7 +68,6 @@ def embed(
 
     writer = open_writer(out, full_name(model, pretrained), kept_place(data or ""))
     if texts is not None:
-        lines = [line for line in files.read_text(str(texts)).splitlines() if line.strip()]
         embeddings = embed_all(model, texts=lines, pretrained=pretrained, device=device, batch_size=batch_size)
         show(f"{embeddings.save(out)}: {len(lines):,} embeddings")
         return
@@ -70,6 +76,19 @@ def embed(
     options = read_data_options(data_option or ())
     count, bad = write_embeddings(model, data, writer, ConsoleListener(console), pretrained, device, reading, options)
     show(f"{out}: {count:,} embeddings{skipped_note(bad)}")
+
+
+def _texts(file: Path) -> list[str]:
+    """Read a text from each line.
+
+    Raises:
+        UserError: If a line is blank, since the rows of the embeddings would no longer be those of the lines.
+    """
+    lines = files.read_text(str(file)).splitlines()
+    blank = [str(number) for number, line in enumerate(lines, start=1) if not line.strip()]
+    if blank:
+        raise UserError(f"{file}: expected a text in every line, got blank lines: {', '.join(blank[:10])}")
+    return lines
 
 
 @command
@@ -104,7 +123,7 @@ def predict(
     drawing of each image and, for a detector, `results.json` in COCO's format. image_id is the file name if it is a
     number. If names are not unique numbers, images are numbered in the order given.
     """
-    from vfm.api.inputs import artifact_of, local_file
+    from vfm.api.inputs import artifact_of, local_file, with_folders
     from vfm.api.prediction import TEMPLATE, Predictions, predict as predict_images
 
     paths = [local_file(image) for image in images]
@@ -120,7 +139,7 @@ def predict(
         )
     if dense and not (classes or prompts or index or pretrained or template != TEMPLATE):
         predict_dense = load_function("vfm.cli.dense_prediction:predict_dense")  # needs vfm-core[dense]
-        predict_dense(dense, paths, device, out=out if draw else None, min_score=min_score)
+        predict_dense(dense, with_folders(paths), device, out=out if draw else None, min_score=min_score)
         return
     predictions = predict_images(
         model,
@@ -157,10 +176,10 @@ def view(
     """
     from PIL import Image
 
-    from vfm.api.inputs import local_file, open_device, open_encoder, read_images
+    from vfm.api.inputs import local_file, open_device, open_encoder, read_images, with_folders
     from vfm.eval import compute_patch_maps
 
-    paths = [local_file(image) for image in images]
+    paths = [Path(image) for image in with_folders([local_file(image) for image in images])]
     opened = read_images(paths)
     encoder = open_encoder(model, pretrained, open_device(device))
     out.mkdir(parents=True, exist_ok=True)
@@ -178,10 +197,18 @@ def export(
     model: Annotated[
         Path,
         typer.Argument(
-            readable=False, help="Folder of an artifact, or of a model in the layout of open_clip, timm or HF."
+            readable=False,
+            help="Folder of an artifact, or of a model in the layout of open_clip, timm or HF.",
+            autocompletion=completion.models,
         ),
     ],
-    format: Annotated[str, typer.Option(help="timm, open_clip, hf, safetensors, onnx, eva or llava.")],  # noqa: A002
+    format: Annotated[  # noqa: A002
+        str,
+        typer.Option(
+            help="timm, open_clip, hf, safetensors, onnx, eva or llava.",
+            autocompletion=completion.words("timm", "open_clip", "hf", "safetensors", "onnx", "eva", "llava"),
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", readable=False, help="Folder to write; it must not exist.")],
     base: Annotated[
         Path | None,

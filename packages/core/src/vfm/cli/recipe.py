@@ -20,6 +20,7 @@ from rich.table import Table
 
 from vfm.api.recipe_run import run_recipe
 from vfm.base import UserError
+from vfm.cli import completion
 from vfm.cli.command import (
     DEFAULT_STORE,
     DebugOption,
@@ -90,7 +91,7 @@ def run(
     store: StoreOption = DEFAULT_STORE,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run every stage again, cached or not.")] = False,
     prepare: Annotated[
-        str | None, typer.Option(help="Prepare this stage to be started by torchrun elsewhere, and stop before it.")
+        str | None, typer.Option(help="Name of a stage to prepare for torchrun elsewhere. The run stops before it.")
     ] = None,
     jobs: JobsOption = 1,
     until: Annotated[str | None, typer.Option(help="Run only this stage and the stages that it needs.")] = None,
@@ -98,7 +99,13 @@ def run(
         list[str] | None,
         typer.Option(help="Also send metrics to tensorboard, wandb, trackio or mlflow; repeatable."),
     ] = None,
-    on: Annotated[str | None, typer.Option(help="Submit the run as a job instead: slurm, or local.")] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            help="Submit the run as a job instead: slurm, or local.",
+            autocompletion=completion.words("slurm", "local"),
+        ),
+    ] = None,
     job_per_stage: Annotated[
         bool, typer.Option("--job-per-stage", help="With --on slurm: a job for each stage, started after its inputs.")
     ] = False,
@@ -264,7 +271,9 @@ def _log(send: Callable[[Event], None], stage: str, message: str) -> None:
 @command
 def init(
     path: Annotated[Path, typer.Argument(readable=False, help="File to write.")] = Path("recipe.yaml"),
-    like: Annotated[str, typer.Option(help="Shipped recipe to copy.")] = "pairs",
+    like: Annotated[
+        str, typer.Option(help="Shipped recipe to copy.", autocompletion=completion.shipped_recipes)
+    ] = "pairs",
     debug: DebugOption = False,
 ) -> None:
     """Copy a shipped recipe as a start for your own.

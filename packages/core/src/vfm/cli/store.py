@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from vfm.base import UserError, how_to_install, redacted
+from vfm.cli import completion
 from vfm.cli.command import (
     DEFAULT_STORE,
     DebugOption,
@@ -76,7 +77,10 @@ def runs(store: StoreOption = DEFAULT_STORE, debug: DebugOption = False) -> None
 def report(
     run: Annotated[
         list[str],
-        typer.Argument(help="Recipe or its name, NAME@NUMBER as `vfm runs` lists it, or folder; several are compared."),
+        typer.Argument(
+            help="Recipe or its name, NAME@NUMBER as `vfm runs` lists it, or folder; several are compared.",
+            autocompletion=completion.runs,
+        ),
     ],
     store: StoreOption = DEFAULT_STORE,
     out: Annotated[

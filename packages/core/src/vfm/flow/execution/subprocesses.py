@@ -51,6 +51,20 @@ class Processes:
             self.running.discard(process)
 
 
+@dataclass
+class LastStep:
+    """Forwards events, and remembers the last step of a training among them."""
+
+    send: Send
+    saving: str = ""  # what a stopped training saves, in words
+
+    def forward(self, event: Event) -> None:
+        """Forward an event."""
+        if event.type == "progress" and event.data["unit"] == "steps":
+            self.saving = f", saving step {event.data['done']:,} or the one after it"
+        self.send(event)
+
+
 @dataclass(frozen=True)
 class Job:
     """Requirements of a step that runs concurrently: its environment variables, and the group of its processes."""
@@ -105,9 +119,12 @@ def run_subprocess(
         ) as process,
         processes.of(process),
     ):
+        last = LastStep(send)
         try:
-            failure = _forward_events(process, send)
-        except BaseException:
+            failure = _forward_events(process, last.forward)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                send(Event("log", step.stage.name, {"message": f"stopping{last.saving}"}))
             process.terminate()  # torchrun ends its own processes, so that none is orphaned
             process.wait()
             raise

@@ -45,6 +45,7 @@ class ConsoleListener:
         self.bar: dict[str, TaskID] = {}
         self.pace: dict[str, Pace] = {}
         self.running: set[str] = set()  # with `jobs` there are several, with one bar each
+        self.warned: set[tuple[str, str]] = set()
         self.last_line: dict[str, float] = {}  # time of the last progress line of each stage
 
     @hookimpl
@@ -102,7 +103,11 @@ class ConsoleListener:
         self._say_lines(f"  [dim]{stage or ''}[/]", data["message"])
 
     def on_warning(self, stage: str, data: dict[str, Any]) -> None:
-        """Print a highlighted message."""
+        """Print a highlighted message, once, since each process and each epoch may repeat it."""
+        warning = (stage, str(data["message"]))
+        if warning in self.warned:
+            return
+        self.warned.add(warning)
         self._say_lines(f"  [yellow]![/] {stage or ''}:", data["message"])
 
     def _end(self, stage: str) -> None:

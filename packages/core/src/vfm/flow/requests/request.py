@@ -96,6 +96,8 @@ def _datasets(request: EvaluationRequest, plan: EvaluationPlan) -> list[Evaluati
         else:
             datasets.append(dataset_at(word, plan.known, train, request.data_options))
     if suite:
+        if not files.is_directory(root):
+            raise UserError(f"root {root}: no such folder; expected the folder of the datasets of {suite}")
         suite_datasets, left_out = find_datasets(load_suite(suite, plan.known), root, plan.known)
         plan.left_out += left_out
         datasets += suite_datasets
