@@ -10,7 +10,7 @@ import recipe_pages
 from escaping import escaped
 
 from vfm import plugin
-from vfm.cli.field_table import FieldRow, field_rows
+from vfm.cli.fields.field_table import FieldRow, field_rows
 from vfm.interfaces import load_plugins, stage_types
 
 INDEX = "stages/index.md"

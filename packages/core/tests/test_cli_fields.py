@@ -10,7 +10,7 @@ import pytest
 from pydantic import Field
 
 from vfm.base import Config, Part
-from vfm.cli.field_table import field_rows, value_words
+from vfm.cli.fields.field_table import field_rows, value_words
 from vfm.interfaces import ClipCheckpoint, Pool, Ref, Runtime, VisionCheckpoint
 
 

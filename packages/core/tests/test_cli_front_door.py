@@ -103,8 +103,8 @@ def test_ctrl_c_says_which_step_several_processes_save(tmp_path: Path) -> None:
     step: Any = SimpleNamespace(stage=SimpleNamespace(name="clip"), slot=SimpleNamespace(work=tmp_path / "work"))
     sent: list[Event] = []
     read, write = os.pipe()
+    command = [sys.executable, "-c", script]
     with pytest.raises(KeyboardInterrupt):
-        command: Any = [sys.executable, "-c", script]
         run_subprocess(command, dict(os.environ), step, sent.append, write, Processes())
     os.close(read)
     os.close(write)

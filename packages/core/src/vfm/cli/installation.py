@@ -13,7 +13,7 @@ from vfm.api.doctor import run_checks
 from vfm.base import UserError
 from vfm.cli import completion
 from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, show
-from vfm.cli.field_table import FieldRow, field_rows, overview, rows_of
+from vfm.cli.fields.field_table import FieldRow, field_rows, overview, rows_of
 from vfm.flow.recipe.schema import json_schema
 from vfm.interfaces import load_plugins, origin_of, stage_types, unknown_kind
 

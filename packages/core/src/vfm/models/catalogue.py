@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import open_clip
 import timm
-import torch
 
-from vfm.base import UserError
 from vfm.models import small_models  # noqa: F401  (registers the small architectures)
-from vfm.models.vision.vision import build_vision
-from vfm.models.vision.vision_towers import vision_tower
 
 
 def named_models(part: str) -> list[tuple[str, str, str]]:
@@ -27,18 +23,3 @@ def named_models(part: str) -> list[tuple[str, str, str]]:
     for name, tags in sorted(timm_tags.items()):
         rows.append((name, "timm", ", ".join(tags)))
     return [row for row in rows if part.lower() in row[0].lower()]
-
-
-def is_vision_transformer(name: str) -> bool:
-    """Check whether a name of timm is a transformer over patches, without its weights.
-
-    Raises:
-        UserError: If timm has no such model.
-    """
-    with torch.device("meta"):
-        model = build_vision(name)
-    try:
-        vision_tower(model)
-    except UserError:
-        return False
-    return True

@@ -95,7 +95,7 @@ def convert_train(draft: Draft) -> None:
     """
     arguments = draft.arguments
     model = arguments.text("model", "resnet50")
-    if not load_function("vfm.models.catalogue:is_vision_transformer")(model):
+    if not load_function("vfm.models.vision.architectures:is_vision_transformer")(model):
         raise UserError(
             f"--model {model}: eva.finetune trains vision transformers; vfm.fit trains any model from Python"
         )

@@ -1,0 +1,1 @@
+"""The fields of a kind of stage, for `vfm stages KIND`."""
