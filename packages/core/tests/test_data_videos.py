@@ -62,6 +62,25 @@ def test_every_frame_of_every_codec_is_found_by_its_number(codec: str, tmp_path:
     assert [number_of(frame) for frame in clip] == list(frames)
 
 
+def test_frames_in_a_folder_are_ordered_by_number(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for number, pixels in enumerate(grey_frames(12), 1):
+        Image.fromarray(pixels).save(tmp_path / "run" / f"frame{number}.png")
+    media = Media(str(tmp_path / "run"), -2)
+    assert [Path(path).stem for path in media.frame_paths()] == [f"frame{number}" for number in range(1, 13)]
+    facts = probe(media)
+    (clip,) = read_clips(media, facts, [whole((64, 48), (0, 1, 9, 11))])
+    assert [number_of(frame) for frame in clip] == [0, 1, 9, 11]
+
+
+def test_two_videos_of_one_name_are_both_listed(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.mkv"):
+        write(tmp_path / "videos" / "run" / name, CLIP)
+    write(tmp_path / "videos" / "walk" / "a.mp4", CLIP)
+    dataset = indexed(tmp_path, path=str(tmp_path / "videos"))
+    assert labels_of(dataset) == {"run/a.mkv": "run", "run/a.mp4": "run", "walk/a": "walk"}
+
+
 SOUGHT: tuple[Media, VideoFacts]  # set below, since hypothesis takes no fixture that is made for each test
 
 
@@ -295,7 +314,7 @@ def test_files_of_one_name_in_two_classes_are_named_when_a_union_leaves_them_out
         ({"c/a.mp4": CLIP, "l.json": b"[" * 100_000}, {}, "not readable as JSON"),
         ({"c/a.mp4": CLIP, "l.json": b'[{"id": 1}]'}, {}, "expected videos with `id` and `template`"),
         ({"c/a.mp4": CLIP}, {"format": "kinetics"}, "needs annotations"),
-        ({"c/a.mp4": CLIP, "c/a.webm": CLIP}, {}, "2 videos have the key 'c/a'"),
+        ({"c/a.mp4": CLIP, "l.txt": b"c/a.mp4 0\nc/a.mp4 0\n"}, {}, "2 videos have the key 'c/a.mp4'"),
     ],
 )
 def test_wrong_data_are_one_line(

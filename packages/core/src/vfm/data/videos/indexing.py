@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
 
@@ -60,14 +61,11 @@ def write_dataset(
     Raises:
         UserError: If too many videos are unusable, no video is usable, or two videos have the same key.
     """
-    keys = Counter(video.key for video in listing.videos if not video.problem)
-    for key, count in keys.most_common(1):
-        if count > 1:
-            raise UserError(f"{ctx.stage}: {count} videos have the key {key!r}; expected each key once")
+    videos = _with_own_keys(listing.videos, ctx.stage)
     bad: Counter[str] = Counter()
     unusual: Counter[str] = Counter()
     rows, first = [], ""
-    results = zip(listing.videos, labels, _all_probed(listing.videos, workers), strict=True)
+    results = zip(videos, labels, _all_probed(videos, workers), strict=True)
     for number, (video, label, result) in enumerate(results, 1):
         if isinstance(result, BadSample):
             bad[result.reason] += 1
@@ -77,7 +75,7 @@ def write_dataset(
             unusual["variable_rate"] += result.variable_rate
             unusual["rotated"] += bool(result.rotation)
             rows.append(video_row(video.key, video.video_id, label, video.media, result))
-        ctx.progress(number, len(listing.videos), "videos")
+        ctx.progress(number, len(videos), "videos")
     check_bad(ctx.stage, bad, len(listing.videos), max_bad_fraction, first)
     if not rows:
         raise UserError(f"{ctx.stage}: no videos found{first}")
@@ -102,6 +100,27 @@ def _probed(video: ListedVideo) -> VideoFacts | BadSample:
         return probe(video.media)
     except BadSample as bad:
         return bad
+
+
+def _with_own_keys(videos: Sequence[ListedVideo], stage: str) -> list[ListedVideo]:
+    """Add the extension to the keys of files that differ in it only, such as `run/a.mp4` and `run/a.avi`.
+
+    Raises:
+        UserError: If two videos still have the same key.
+    """
+
+    def count(listed: Sequence[ListedVideo]) -> Counter[str]:
+        return Counter(video.key for video in listed if not video.problem)
+
+    keys = count(videos)
+    distinct = []
+    for video in videos:
+        extension = video.media.path.rpartition(".")[2]
+        distinct.append(replace(video, key=f"{video.key}.{extension}") if keys[video.key] > 1 else video)
+    for key, number in count(distinct).most_common(1):
+        if number > 1:
+            raise UserError(f"{stage}: {number} videos have the key {key!r}; expected each key once")
+    return distinct
 
 
 def _all_probed(videos: Sequence[ListedVideo], workers: int) -> Iterator[VideoFacts | BadSample]:

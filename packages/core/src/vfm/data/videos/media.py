@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from typing import IO
 
@@ -37,9 +38,16 @@ class Media:
         return files.open_binary(self.path)
 
     def frame_paths(self) -> list[str]:
-        """List the paths of the frames in a folder, sorted by name."""
+        """List the paths of the frames in a folder, in the order of the numbers in their names."""
         root = self.path.rstrip("/")
-        return [f"{root}/{name}" for name in files.names_in(root) if name.lower().endswith(IMAGE_EXTENSIONS)]
+        names = [name for name in files.names_in(root) if name.lower().endswith(IMAGE_EXTENSIONS)]
+        return [f"{root}/{name}" for name in sorted(names, key=_by_number)]
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Build a key by which `frame2` comes before `frame10`."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def read_frame(path: str) -> bytes:
