@@ -118,12 +118,13 @@ class Layout:
                 yield shard, False
 
     def entries(self, spec: DatasetSpec) -> Iterator[ImageEntry]:
-        """Yield the images that a folder, a table or COCO's captions list."""
-        for path in self.paths:
+        """Yield the images that a folder, a table or COCO's captions list, by absolute paths."""
+        for path in map(_absolute, self.paths):
+            root = _absolute(self.image_root) if self.image_root else ""
             if self.kind == "coco":
-                yield from coco_entries(path, self.image_root, spec)
+                yield from coco_entries(path, root, spec)
             elif self.kind == "table":
-                yield from table_entries(path, self.image_root or path.rpartition("/")[0] or ".", spec)
+                yield from table_entries(path, root or path.rpartition("/")[0], spec)
             elif spec.texts and not spec.captions_optional:
                 yield from caption_folder(path, spec)
             elif spec.class_names:
