@@ -74,7 +74,12 @@ PLANNED_ENCODERS = (  # the recipe of docs/results/coco128.md, over files that t
 )
 WRITTEN = f"sed -n '/^# NAME.yaml$/,/^```/{{/^```/d;p}}' {ROOT}/docs/coming_from.md > NAME.yaml && "  # a recipe there
 PLAN = 'set -- {} && shift 2 && vfm plan "$@"'
-GIVEN = "mkdir IMAGES MMVP_VLM IMAGENET COCO SD && cp photo.jpg IMAGES"
+PAIR = "MMVP_VLM/MMVP_VLM_Images/A"
+GIVEN = (
+    f"mkdir -p IMAGES SD {PAIR} IMAGENET/one COCO && echo caption > COCO/a.txt"
+    f" && for a in IMAGES/a IMAGENET/one/a COCO/a {PAIR}/1 {PAIR}/2; do cp photo.jpg $a.jpg; done"
+    r" && printf 'id,type,statement\n1,A,one\n2,A,two\n' > MMVP_VLM/Questions.csv"
+)
 PHOTOS = "for a in imagenet/train imagenet/val cifar10; do mkdir -p $a/one && cp photo.jpg $a/one; done && "
 MINE = "ln -sfn quickstart store/runs/mine && "  # the run of the reader
 RECIPE = (  # the recipe of README.md, over files that the reader has

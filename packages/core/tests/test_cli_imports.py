@@ -31,7 +31,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (40, 40), "red").save(file)
     item = {"images": ["red.png"], "statements": ["red", "blue"], "truth": [0, -1]}
     (here / "items.jsonl").write_text(json.dumps(item) + "\n")
-    imports = {"data.images": "photos", "data.labeled": "photos", "data.choices": "items.jsonl"}
+    (here / "captioned").mkdir()
+    Image.new("RGB", (40, 40), "red").save(here / "captioned" / "red.png")
+    (here / "captioned" / "red.txt").write_text("red")
+    imports = {"data.pairs": "captioned", "data.labeled": "photos", "data.choices": "items.jsonl"}
     stages = [{"kind": kind, "name": f"s{n}", "path": path} for n, (kind, path) in enumerate(imports.items())]
     (here / "files.yaml").write_text(json.dumps({"stages": stages}))
     return here

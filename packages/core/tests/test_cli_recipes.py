@@ -221,7 +221,7 @@ def test_mistake_of_an_override_is_reported_there_and_not_at_a_line_of_the_file(
 def test_plan_refuses_folders_that_are_not_the_benchmarks(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
-    kinds = {"mmvp": "data.choices", "imagenet": "data.labeled", "coco": "data.pairs", "pool": "data.images"}
+    kinds = {"mmvp": "data.choices", "imagenet": "data.labeled", "coco": "data.pairs"}
     stages = [{"kind": kind, "name": name, "path": str(tmp_path / "photos")} for name, kind in kinds.items()]
     (tmp_path / "r.yaml").write_text(json.dumps({"stages": stages}))
     done = run_here("plan", tmp_path / "r.yaml", "--store", tmp_path / "store")

@@ -24,7 +24,7 @@ from vfm.flow.records.runs import RUN_FILE, open_run, write_record
 from vfm.interfaces import Event, Preempted, Preflight, Training
 from vfm.storage.integrity import read_sealed
 
-IMPORTS = "data."  # beginning of the kinds of the stages that import files
+BENCHMARKS = ("data.choices", "data.labeled", "data.pairs")  # kinds of the stages that import them
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
 
 
 def check_files(steps: Sequence[Step]) -> None:
-    """Run the part of `preflight` that needs no torch: check imported data, and `continue_from` of training stages.
+    """Run the part of `preflight` that needs no torch: folders of benchmarks, and `continue_from` of training stages.
 
     Raises:
         UserError: One line for each mistake.
@@ -119,7 +119,7 @@ def check_files(steps: Sequence[Step]) -> None:
         try:
             if isinstance(step.stage, Training):
                 check_continuation(step.stage, before)
-            elif step.stage.kind.startswith(IMPORTS) and not step.inputs:
+            elif step.stage.kind in BENCHMARKS and Path(getattr(step.stage, "path", "")).is_dir():
                 step.stage.preflight(before)
         except UserError as error:
             failures.append(f"{step.stage.name}: {error}")
