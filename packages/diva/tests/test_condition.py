@@ -15,7 +15,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diva_families import CONTEXT, FAMILIES, WIDTH, add_text_encoder, family_clip, family_generator
 from diva_toy import batch_of, make_image_inputs
 from vfm.data import TrainingData, open_dataset
-from vfm.models import ClipModel, image_tokens, load_clip
+from vfm.models import ClipModel, image_tokens, import_generator, load_clip
 from vfm.plugin import Pool, UserError
 from vfm_diva import (
     Cls,
@@ -250,13 +250,20 @@ def test_sdxls_prompt_has_two_encoders_states_and_a_vector(tmp_path: Path) -> No
     assert conditioning.pooled.shape == (1, 20)
 
 
-def test_sd3_without_t5_has_zeros_in_its_place_as_in_diffusers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_named", [False, True])
+def test_sd3_without_t5_has_zeros_in_its_place_as_in_diffusers(is_named: bool, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     folder = family_generator("sd3", tmp_path).path
     add_text_encoder(folder, "StableDiffusion3Pipeline", second=True)
     index = folder / "model_index.json"
-    absent = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
-    index.write_text(json.dumps(json.loads(index.read_text()) | absent))
+    parts = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    if is_named:  # by the index, but not downloaded
+        parts = {
+            "text_encoder_3": ["transformers", "T5EncoderModel"],
+            "tokenizer_3": ["transformers", "T5TokenizerFast"],
+        }
+    index.write_text(json.dumps(json.loads(index.read_text()) | parts))
+    folder = import_generator(str(folder), tmp_path / "imported").path
     conditioning = encode_prompt(folder, "a photo of a .")
     of_clip, of_t5 = conditioning.tokens[:, :12], conditioning.tokens[:, 12:]
     assert of_clip.any()

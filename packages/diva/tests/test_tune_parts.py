@@ -275,6 +275,14 @@ def test_a_vae_with_statistics_of_its_latents_is_refused(key: str, clip: ClipChe
     assert f"got {key}, which is not supported" in refusal(tune_config(adapter=LINEAR), clip=clip, prior=generator)
 
 
+def test_latents_that_cannot_be_sampled_are_refused(clip: ClipCheckpoint, prior: GeneratorCheckpoint) -> None:
+    message = refusal(tune_config(sample_latents=True), clip=clip, prior=prior)
+    assert message.endswith("sample_latents needs a generator with an AutoencoderKL, got pixels: set it to false")
+    with pytest.raises(ValueError, match="sample_latents: 'cached' has the mean of the latents; set it to false"):
+        tune_config(sample_latents=True, latents="cached")
+    assert not tune_config(preset="genhancer", latents="cached").sample_latents
+
+
 def test_a_dataset_without_a_readable_image_is_rejected(pool: Pool, tmp_path: Path) -> None:
     tune_config().preflight(known(pool=pool))
     shutil.copytree(pool.path, tmp_path / "broken")

@@ -318,7 +318,7 @@ class GeneratorCheckpoint(Artifact):
     """A diffusion model in diffusers' layout."""
 
     sample_size: int = Field(description="side of the denoised sample, in pixels or latents")
-    condition_width: int = Field(description="channels of the cross-attention context")
+    condition_width: int = Field(description="channels of the cross-attention context; 0 if it attends to none")
     prediction: Literal["epsilon", "v", "flow"] = Field(description="prediction target of the model")
 
 

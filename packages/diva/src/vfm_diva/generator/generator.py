@@ -25,7 +25,7 @@ from vfm.plugin import GeneratorCheckpoint, UserError, store_files
 from vfm_diva.generator.condition_map import ConditionMap, MapLayers, save_without_map
 from vfm_diva.generator.conditioning import Conditioning
 from vfm_diva.generator.denoiser import Denoiser
-from vfm_diva.generator.networks import NETWORKS, NetworkInputs, network_inputs
+from vfm_diva.generator.networks import NETWORKS, NetworkInputs, network_inputs, take_vectors
 from vfm_diva.generator.space import PixelSpace, Space, check_scale, load_model, load_space
 from vfm_diva.parts.network_parts import DenoiserNetwork, UNet
 from vfm_kernels import DiffusionKind
@@ -189,7 +189,7 @@ def _load_network(folder: Path, *, weights: bool) -> Any:
     name = store_files.read_record(part / "config.json").get("_class_name")
     if name not in NETWORKS:
         raise UserError(f"{folder}: expected a denoiser of class {', '.join(NETWORKS)}; got {name}")
-    return load_model(NETWORKS[name], part, weights=weights)
+    return take_vectors(load_model(NETWORKS[name], part, weights=weights))
 
 
 def _alphas_cumprod(scheduler: Any) -> Tensor:
@@ -204,7 +204,7 @@ def randomize_weights(generator: Generator, *, seed: int) -> None:
     network = generator.denoiser.network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        generator.denoiser.network = type(network).from_config(network.config)
+        generator.denoiser.network = take_vectors(type(network).from_config(network.config))
 
 
 @torch.no_grad()

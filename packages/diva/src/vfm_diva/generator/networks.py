@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
-from torch import Tensor
+from diffusers import (
+    DiTTransformer2DModel,
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
 
 from vfm.plugin import UserError
 from vfm_diva.generator.conditioning import Conditioning
@@ -17,7 +23,15 @@ from vfm_diva.generator.mlp_denoiser import MlpDenoiser
 from vfm_diva.parts.network_parts import FlowTransformer, Mlp, UNet
 
 NETWORKS: dict[str, Any] = {
-    kind.__name__: kind for kind in (UNet2DConditionModel, SD3Transformer2DModel, FluxTransformer2DModel, MlpDenoiser)
+    kind.__name__: kind
+    for kind in (
+        UNet2DConditionModel,
+        SD3Transformer2DModel,
+        FluxTransformer2DModel,
+        PixArtTransformer2DModel,
+        DiTTransformer2DModel,
+        MlpDenoiser,
+    )
 }
 """Known classes, by the name in a generator's folder. A class added here must be called like a UNet."""
 
@@ -28,7 +42,7 @@ CONDITION_TYPES: dict[str, tuple[str, ...]] = {
     "class_embed_type": ("projection",),
     "addition_embed_type": ("text_time",),
 }
-SDXL_DOWNSCALE = 8  # of its VAE, since its size conditions are in pixels
+SDXL_DOWNSCALE = 8  # of its VAE, since its size conditions are in pixels. Also PixArt-alpha's
 FLUX_PATCH = 2  # a token of Flux is a square of 2 x 2 latents
 FLUX_GUIDANCE = 1.0  # the distilled guidance scale at which Flux follows the condition as strongly as the data do
 
@@ -39,9 +53,9 @@ class NetworkInputs:
 
     channels: number C of channels.
     multiple: both sides of a sample must be multiples of it.
-    context_width: width W of a context token.
+    context_width: width W of a context token, or 0 if the network attends to no context.
     pooled_width: width P of the vector, or 0 if the network takes no vector.
-    class_width: part of P that is a class embedding (un-CLIP), else 0.
+    embed_width: width of the CLIP embedding in the vector that an un-CLIP was trained on, else 0.
     side: only side of a sample that fits. None if every multiple does.
     """
 
@@ -49,7 +63,7 @@ class NetworkInputs:
     multiple: int
     context_width: int
     pooled_width: int = 0
-    class_width: int = 0
+    embed_width: int = 0
     side: int | None = None
 
 
@@ -66,10 +80,33 @@ def network_inputs(network: Any) -> NetworkInputs:
     if isinstance(network, FluxTransformer2DModel):
         width, pooled = config.joint_attention_dim, config.pooled_projection_dim
         return NetworkInputs(config.in_channels // FLUX_PATCH**2, FLUX_PATCH, width, pooled)
+    if isinstance(network, PixArtTransformer2DModel):
+        return NetworkInputs(config.in_channels, config.patch_size, config.caption_channels)
+    if isinstance(network, DiTTransformer2DModel):  # the vector takes the place of the embedded class
+        width = config.num_attention_heads * config.attention_head_dim
+        return NetworkInputs(config.in_channels, config.patch_size, 0, width)
     if isinstance(network, MlpDenoiser):
         return NetworkInputs(config.in_channels, 1, config.cross_attention_dim, side=config.sample_size)
     multiple = 2 ** (len(config.block_out_channels) - 1)
+    if takes_image_embeds(network):
+        width = config.encoder_hid_dim
+        return NetworkInputs(config.in_channels, multiple, 0, width, width)
     return NetworkInputs(config.in_channels, multiple, _context_width(config), *_vector_widths(config))
+
+
+def takes_image_embeds(network: Any) -> bool:
+    """Check whether a network is Kandinsky 2.2's UNet, which is conditioned on an image embedding alone."""
+    config = network.config
+    types = getattr(config, "encoder_hid_dim_type", None), getattr(config, "addition_embed_type", None)
+    return types == ("image_proj", "image")
+
+
+def take_vectors(network: Any) -> Any:
+    """Let a DiT take vectors in place of embedded classes. The network is changed in place, and others are not."""
+    if isinstance(network, DiTTransformer2DModel):
+        for block in network.transformer_blocks:
+            block.norm1.emb.class_embedder = nn.Identity()
+    return network
 
 
 def _context_width(config: Any) -> int:
@@ -83,7 +120,7 @@ def _context_width(config: Any) -> int:
 
 
 def _vector_widths(config: Any) -> tuple[int, int]:
-    """Read the width of the vector that a UNet takes, and of the class embedding in it."""
+    """Read the width of the vector that a UNet takes, and of the image embedding in it (Stable unCLIP)."""
     for key, supported in CONDITION_TYPES.items():
         value = getattr(config, key)
         if value and value not in supported:
@@ -92,7 +129,7 @@ def _vector_widths(config: Any) -> tuple[int, int]:
         raise UserError("the UNet needs two vectors (class_embed_type, addition_embed_type); diva supports one")
     width = config.projection_class_embeddings_input_dim
     if config.class_embed_type:
-        return int(width), int(width)
+        return int(width), int(width) // 2  # an embedding, and the code of its level of noise
     if config.addition_embed_type:
         return int(width) - 6 * config.addition_time_embed_dim, 0
     return 0, 0
@@ -156,13 +193,35 @@ def predict(network: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condit
         return torch.as_tensor(network(noisy, conditioning.tokens, conditioning.pooled, timesteps).sample)
     if isinstance(network, FluxTransformer2DModel):
         return _predict_flux(network, noisy, timesteps, conditioning)
+    channels = noisy.shape[1]
+    if isinstance(network, PixArtTransformer2DModel):
+        sizes = _pixart_sizes(network, noisy)
+        predicted = network(noisy, conditioning.tokens, timesteps, added_cond_kwargs=sizes).sample
+        return torch.as_tensor(predicted[:, :channels])  # the other half predicts variances
+    if isinstance(network, DiTTransformer2DModel):
+        return torch.as_tensor(network(noisy, timesteps, class_labels=conditioning.pooled).sample[:, :channels])
     more: dict[str, Any] = {}
     config = getattr(network, "config", None)
     if getattr(config, "class_embed_type", None):
         more["class_labels"] = conditioning.pooled
     if getattr(config, "addition_embed_type", None):
         more["added_cond_kwargs"] = {"text_embeds": conditioning.pooled, "time_ids": _sdxl_sizes(noisy)}
-    return torch.as_tensor(network(noisy, timesteps, encoder_hidden_states=conditioning.tokens, **more).sample)
+    context: Tensor | None = conditioning.tokens
+    if config is not None and takes_image_embeds(network):
+        context, more = None, {"added_cond_kwargs": {"image_embeds": conditioning.pooled}}
+    return torch.as_tensor(network(noisy, timesteps, encoder_hidden_states=context, **more).sample[:, :channels])
+
+
+def _pixart_sizes(network: Any, noisy: Tensor) -> dict[str, Tensor | None]:
+    """Compute the size conditions of the PixArt-alpha of 1024 pixels, which other PixArts do not take."""
+    if not network.use_additional_conditions:
+        return {"resolution": None, "aspect_ratio": None}
+    height, width = (SDXL_DOWNSCALE * side for side in noisy.shape[2:])
+    count = len(noisy)
+    return {
+        "resolution": noisy.new_tensor([height, width]).expand(count, 2),
+        "aspect_ratio": noisy.new_tensor([height / width]).expand(count, 1),
+    }
 
 
 def _sdxl_sizes(noisy: Tensor) -> Tensor:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from torch import Tensor, nn
 
 from vfm.plugin import UserError, store_files
 
 PIXELS_FILE = Path("pixels", "config.json")
-VAE = "vae"
-VAES: dict[str, Any] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}
+VAE, MOVQ = "vae", "movq"  # the second one is Kandinsky's name
+VAES: dict[str, Any] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny, VQModel)}
 
 
 class Space(nn.Module):
@@ -90,7 +90,10 @@ class PixelSpace(Space):
 
 
 class LatentSpace(Space):
-    """The latents of diffusers' `AutoencoderKL` or `AutoencoderTiny`, shifted and scaled."""
+    """The latents of diffusers' `AutoencoderKL`, `AutoencoderTiny` or `VQModel`, shifted and scaled.
+
+    A `VQModel`'s latents are not scaled, and are not quantized to its codes, as in Kandinsky's pipelines.
+    """
 
     name = "the latents of its VAE"
 
@@ -101,7 +104,8 @@ class LatentSpace(Space):
         self.channels, self.has_posterior = config.latent_channels, isinstance(vae, AutoencoderKL)
         levels = getattr(config, "encoder_block_out_channels", None) or config.block_out_channels
         self.downscale = 2 ** (len(levels) - 1)
-        self.scale = float(config.scaling_factor)
+        self.is_quantized = isinstance(vae, VQModel)
+        self.scale = 1.0 if self.is_quantized else float(config.scaling_factor)
         self.shift = float(getattr(config, "shift_factor", None) or 0.0)
 
     @torch.no_grad()
@@ -116,14 +120,15 @@ class LatentSpace(Space):
     @torch.no_grad()
     def decode(self, samples: Tensor) -> Tensor:
         """Map latents to uint8 images."""
-        return to_uint8(self.vae.decode(samples / self.scale + self.shift).sample)
+        more = {"force_not_quantize": True} if self.is_quantized else {}
+        return to_uint8(self.vae.decode(samples / self.scale + self.shift, **more).sample)
 
     def set_data_rms(self, rms: float) -> None:
         """Change nothing: the VAE's configuration has its scale."""
 
     def save(self, directory: Path) -> None:
         """Write the VAE in diffusers' layout."""
-        self.vae.save_pretrained(directory / VAE)
+        self.vae.save_pretrained(directory / (MOVQ if self.is_quantized else VAE))
 
     def fingerprint(self) -> str:
         """Hash the VAE's weights, scale and shift. Equal hashes mean equal latents."""
@@ -167,7 +172,7 @@ def load_space(folder: Path, *, weights: bool = True) -> Space:
     Raises:
         UserError: If the VAE cannot be used, as for `load_latent_space`.
     """
-    if (folder / VAE).is_dir():
+    if (folder / VAE).is_dir() or (folder / MOVQ).is_dir():
         return load_latent_space(folder, weights=weights)
     file = folder / PIXELS_FILE
     if not file.is_file():
@@ -181,42 +186,52 @@ def load_latent_space(folder: Path, *, weights: bool = True) -> LatentSpace:
     Raises:
         UserError: If there is no VAE, its class is unknown, or its configuration has statistics of the latents.
     """
-    file = folder / VAE / "config.json"
+    part = folder / (MOVQ if (folder / MOVQ).is_dir() else VAE)
+    file = part / "config.json"
     if not file.is_file():
-        raise UserError(f"{folder / VAE}: no VAE found")
+        raise UserError(f"{part}: no VAE found")
     record = store_files.read_record(file)
     name = record.get("_class_name")
     if name not in VAES:
-        raise UserError(f"{folder / VAE}: expected a VAE of class {', '.join(VAES)}; got {name}")
+        raise UserError(f"{part}: expected a VAE of class {', '.join(VAES)}; got {name}")
     for key in ("latents_mean", "latents_std"):
         if record.get(key) is not None:
             raise UserError(
-                f"{folder / VAE}: expected latents that are shifted and scaled by shift_factor and scaling_factor, got"
+                f"{part}: expected latents that are shifted and scaled by shift_factor and scaling_factor, got"
                 f" {key}, which is not supported"
             )
-    return LatentSpace(load_model(VAES[name], folder / VAE, weights=weights))
+    return LatentSpace(load_model(VAES[name], part, weights=weights))
 
 
 SCALES = {"Stable Diffusion": 0.18215, "SDXL": 0.13025, "SD3": 1.5305, "Flux": 0.3611}
+FAMILIES = {  # of the VAEs of other networks than UNets
+    "SD3Transformer2DModel": ("SD3",),
+    "FluxTransformer2DModel": ("Flux",),
+    "PixArtTransformer2DModel": ("Stable Diffusion", "SDXL"),  # alpha and Sigma
+    "DiTTransformer2DModel": ("Stable Diffusion",),
+}
 
 
 def check_scale(space: Space, network: Any, folder: Path) -> None:
     """Check that a pretrained denoiser is not combined with the VAE of another family.
 
     Nothing else would reveal it: SD's VAE has the shape of SDXL's, but its latents have another spread. The latents of
-    an `AutoencoderTiny` are scaled already.
+    an `AutoencoderTiny` are scaled already, and a `VQModel`'s are not scaled.
 
     Raises:
         UserError: If the scale belongs to another family, or to none.
     """
-    family = {"SD3Transformer2DModel": "SD3", "FluxTransformer2DModel": "Flux"}.get(type(network).__name__)
-    if family is None:
-        family = "SDXL" if network.config.addition_embed_type == "text_time" else "Stable Diffusion"
-    if not isinstance(space, LatentSpace) or isinstance(space.vae, AutoencoderTiny) or space.scale == SCALES[family]:
+    if not isinstance(space, LatentSpace) or not isinstance(space.vae, AutoencoderKL):
         return
+    families = FAMILIES.get(type(network).__name__)
+    if families is None:
+        families = ("SDXL",) if network.config.addition_embed_type == "text_time" else ("Stable Diffusion",)
+    if space.scale in [SCALES[family] for family in families]:
+        return
+    expected = " or ".join(f"{SCALES[family]} of {family}" for family in families)
     other = [name for name, scale in SCALES.items() if scale == space.scale]
     raise UserError(
-        f"{folder / VAE}: expected scaling_factor {SCALES[family]} of {family}, like the denoiser; got "
+        f"{folder / VAE}: expected scaling_factor {expected}, like the denoiser; got "
         f"{space.scale}, that of {other[0] if other else 'no known family'}"
     )
 

@@ -22,11 +22,11 @@ Layers = Callable[[int, int], nn.Module]
 class AdapterNet(nn.Module):
     """Map that is applied to each token, and a map from the embedding to the vector, if the generator takes one.
 
-    tokens: (B, T, E) to (B, T, W).
+    tokens: (B, T, E) to (B, T, W), or None if the generator takes the vector alone.
     pooled: (B, D) to (B, P), or None.
     """
 
-    def __init__(self, tokens: nn.Module, pooled: nn.Module | None, *, unit_scale: bool = True) -> None:
+    def __init__(self, tokens: nn.Module | None, pooled: nn.Module | None, *, unit_scale: bool = True) -> None:
         super().__init__()
         self.tokens, self.pooled, self.unit_scale = tokens, pooled, unit_scale
 
@@ -35,7 +35,7 @@ class AdapterNet(nn.Module):
         inputs, embeds = features.tokens, features.embeds
         if self.unit_scale:
             inputs, embeds = unit_rms(inputs), unit_rms(embeds)
-        tokens = self.tokens(inputs)
+        tokens = inputs[:, :0, :0] if self.tokens is None else self.tokens(inputs)
         if self.pooled is None:
             return Conditioning(tokens)
         repeats = len(tokens) // len(embeds)  # tokens may be drawn for each time
@@ -72,6 +72,6 @@ def build_adapter(
     # The run's random state does not change.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokens = layers(width, inputs.context_width)
+        tokens = layers(width, inputs.context_width) if inputs.context_width else None
         pooled = layers(embed_dim, inputs.pooled_width) if inputs.pooled_width else None
         return AdapterNet(tokens, pooled, unit_scale=unit_scale)

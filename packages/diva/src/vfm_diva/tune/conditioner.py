@@ -51,7 +51,7 @@ class Conditioner(nn.Module):
         if prompt is None and needs_prompt(clip, generator, feedback):
             raise UserError(f"the generator needs the text states of the prompt {feedback.prompt.text!r}, got none")
         self.combine, self.is_class = feedback.prompt.combine, takes_class(clip, generator)
-        self.context_width = generator.inputs.context_width
+        self.context_width, self.vector_width = generator.inputs.context_width, generator.inputs.pooled_width
         self.condition_map: Frozen[ConditionMap] | None = None
         self.adapter: nn.Module | None = None
         if not isinstance(feedback.adapter, NoAdapter):
@@ -83,7 +83,9 @@ class Conditioner(nn.Module):
         if self.condition_map:
             return self.condition_map.module.from_images(embeds)
         if self.is_class:
-            return Conditioning(embeds.new_zeros(len(embeds), 0, self.context_width), class_vector(embeds))
+            # Kandinsky takes the embedding, and Stable unCLIP also the code of its level of noise.
+            vector = embeds if self.vector_width == embeds.shape[1] else class_vector(embeds)
+            return Conditioning(embeds.new_zeros(len(embeds), 0, self.context_width), vector)
         return Conditioning(features.tokens)
 
 
@@ -133,11 +135,13 @@ def _check_without_adapter(clip: ClipModel, generator: Generator, feedback: Feed
             raise UserError(f"the generator has {map_name}, which needs the embedding: set condition.type: embedding")
         if generator.condition_map:
             generator.condition_map.check_width(clip)
-    elif inputs.class_width:
+    elif inputs.embed_width:
         raise UserError(
-            f"the generator's class embedding expects embeddings of width {inputs.class_width // 2}, got {clip.name} "
+            f"the generator's class embedding expects embeddings of width {inputs.embed_width}, got {clip.name} "
             f"with {clip.embed_dim}: set adapter.type: linear"
         )
+    elif not inputs.context_width:
+        raise UserError("the generator takes a vector of its own instead of CLIP's tokens: set adapter.type: linear")
     elif width != inputs.context_width:
         raise UserError(
             f"the generator has no condition map from a CLIP's joint space, and its context expects width "
@@ -147,7 +151,7 @@ def _check_without_adapter(clip: ClipModel, generator: Generator, feedback: Feed
 
 def takes_class(clip: ClipModel, generator: Generator) -> bool:
     """Check whether the generator is an un-CLIP for embeddings of this CLIP model's width."""
-    return generator.inputs.class_width == 2 * clip.embed_dim
+    return generator.inputs.embed_width == clip.embed_dim
 
 
 def needs_prompt(clip: ClipModel, generator: Generator, feedback: Feedback) -> bool:
@@ -155,5 +159,7 @@ def needs_prompt(clip: ClipModel, generator: Generator, feedback: Feedback) -> b
     if feedback.prompt.combine != "replace":
         return True
     if not isinstance(feedback.adapter, NoAdapter) or generator.condition_map:
+        return False
+    if not generator.inputs.context_width:
         return False
     return takes_class(clip, generator) or generator.inputs.pooled_width > 0

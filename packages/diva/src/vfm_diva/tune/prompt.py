@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,8 +64,8 @@ class PromptEncoder:
             raise UserError(f"{folder / INDEX_FILE}: diffusers has no pipeline {index.get('_class_name')!r}")
         parts = [name for name, value in index.items() if isinstance(value, list) and not name.startswith(ENCODERS)]
         third = [f"{part}_3" for part in ENCODERS if f"{part}_3" in inspect.signature(kind.__init__).parameters]
-        absent = dict.fromkeys([*parts, *(name for name in third if not (folder / name).is_dir())])
-        with store_files.naming(folder, "a text encoder"), without_custom_code(folder):
+        absent = dict.fromkeys(parts if (folder / f"{ENCODERS[0]}_3").is_dir() else [*parts, *third])
+        with store_files.naming(folder, "a text encoder"), without_custom_code(folder), quiet_loading():
             try:
                 self.pipeline = kind.from_pretrained(folder, **absent)  # type: ignore[attr-defined]
             except ImportError:  # diffusers has dummy classes if transformers is missing
@@ -84,5 +87,43 @@ class PromptEncoder:
         }
         states, *rest = self.pipeline.encode_prompt(**{key: value for key, value in arguments.items() if key in known})
         tensors = [value for value in rest if isinstance(value, Tensor)]
-        vectors = [value for value in tensors if value.ndim == 2 and len(value) == len(texts)]
+        rows = [value for value in tensors if value.ndim == 2 and len(value) == len(texts)]
+        vectors = [value for value in rows if value.is_floating_point()]
+        masks = [value for value in rows if not value.is_floating_point()]
+        if masks:  # PixArt's, of the padding after a prompt
+            states = without_padding(states, masks[0], texts)
         return Conditioning(states, vectors[0] if vectors else None).map(Tensor.float)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Hide the libraries' progress bars, and their warnings about parts that are left out on purpose."""
+    logs: list[Any] = [
+        import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers") if find_spec(name)
+    ]
+    before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, (verbosity, shows_bars) in zip(logs, before, strict=True):
+            log.set_verbosity(verbosity)
+            if shows_bars:
+                log.enable_progress_bar()
+
+
+def without_padding(states: Tensor, mask: Tensor, texts: Sequence[str]) -> Tensor:
+    """Cut the padding off text states, (B, L, W), by their mask, (B, L).
+
+    Raises:
+        UserError: If the prompts have different numbers of tokens.
+    """
+    lengths = mask.sum(dim=1).tolist()
+    if len(set(lengths)) > 1:
+        raise UserError(
+            f"prompts of different lengths need a mask, which is not supported: expected {lengths[0]} tokens each, as"
+            f" {texts[0]!r} has, got {max(lengths)}"
+        )
+    return states[:, : lengths[0]]

@@ -28,7 +28,7 @@ from vfm.storage.store_files import naming, reading
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
 # The files that are copied or downloaded. Repositories also hold single-file copies of all parts, 5 GB each, weights in
 # other formats, and parts that are not used here (safety checkers, image encoders).
-_PARTS = (*DENOISERS, "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+_PARTS = (*DENOISERS, "vae", "movq", "text_encoder", "text_encoder_2", "text_encoder_3")
 _PART_FILES = ("*.json", "diffusion_pytorch_model*.safetensors", "model*.safetensors")
 NEEDED = (
     "model_index.json",
@@ -49,6 +49,7 @@ BETA_SCHEDULERS = (
 )  # fmt: skip
 BETAS = ("beta_start", "beta_end", "beta_schedule")
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+CONTEXT_WIDTHS = ("caption_channels", "joint_attention_dim", "cross_attention_dim")  # the first one that is there
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "flow_prediction": "flow"}
 
 
@@ -97,17 +98,18 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """Read the facts of a `GeneratorCheckpoint` from a folder in diffusers' layout.
 
     Raises:
-        UserError: If a part is missing, or the denoiser has no cross-attention.
+        UserError: If a part is missing, or the denoiser has nothing to be conditioned by.
     """
     file = folder / denoiser_folder(folder) / "config.json"
     config = read_part(file)
     with naming(file, "the configuration of a denoiser"):
         size = int(config.get("sample_size") or 64)
-        width = config.get("cross_attention_dim") or config.get("joint_attention_dim")
+        width = next((config[key] for key in CONTEXT_WIDTHS if config.get(key)), 0)
         if isinstance(width, list):  # a width for each block of the U-Net
             width = width[0]
-        condition = int(width or 0)
-    if not condition:
+        is_vector = config.get("_class_name") == "DiTTransformer2DModel" or config.get("addition_embed_type") == "image"
+        condition = 0 if is_vector else int(width)
+    if not condition and not is_vector:
         raise UserError(f"{folder}: its denoiser has no cross-attention, so it cannot be conditioned")
     prediction = _prediction(read_part(folder / SCHEDULER_FILE), folder)
     return {"sample_size": size, "condition_width": condition, "prediction": prediction}

@@ -73,9 +73,13 @@ def check_parts(folder: Path, source: str) -> None:
         return name in class_names or (folder / name).is_dir()
 
     _check_weights(folder / denoiser_folder(folder), diffusers, source)
-    if expected("vae"):
-        _check_weights(folder / "vae", diffusers, source)
+    for name in ("vae", "movq"):
+        if expected(name):
+            _check_weights(folder / name, diffusers, source)
     for suffix in ("", "_2", "_3"):
+        # SD 3 is often saved without T5, also if its index names it, and diffusers then takes zeros.
+        if suffix == "_3" and not (folder / f"text_encoder{suffix}").is_dir():
+            continue
         if expected(f"text_encoder{suffix}"):
             _check_text_encoder(folder / f"text_encoder{suffix}", transformers, source)
             name = f"tokenizer{suffix}"
