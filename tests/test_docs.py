@@ -115,6 +115,7 @@ COMMANDS = {
     "uv run vfm run recipe.yaml --set clip.lr=1e-4": CLAIM,
     "uv run vfm run recipe.yaml --jobs 2": 'set -- {} && shift 4 && vfm plan "$1"',
     "uv run vfm finetune ViT-B-32,openai TRAIN.tar --val VAL.tar": "{} --dry-run",
+    "vfm forecast ViT-L-14,openai --generator SD --pairs MMVP_VLM --preset diva-paper": f"{GIVEN} && {{}} --dry-run",
     "uv run vfm distill PHOTOS --teacher vit_base_patch14_dinov2.lvd142m"
     " --student vit_small_patch16_224": "mkdir -p PHOTOS && cp photo.jpg PHOTOS && {} --dry-run",
     "uv run vfm eval ViT-B-32,openai store/runs/pairs/artifacts/clip --data VAL.tar": "{} --dry-run",

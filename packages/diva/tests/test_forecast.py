@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -12,6 +13,9 @@ from diva_toy import WORLD, run
 from vfm.cli.command import app
 from vfm.data.synthetic.stages import ShapesChoices
 from vfm.plugin import ChoiceDataset, ClipCheckpoint, GeneratorCheckpoint
+from vfm.statistics import Accuracy
+from vfm_diva.forecast.law import LAW, exposure
+from vfm_diva.forecast.predict import Knowledge, expected_gains
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +37,8 @@ def test_forecast_of_a_prior_lists_gains_and_hours(
     assert code == 0, output
     assert "gain/colour" in output
     assert "preference/colour" in output
+    assert "of the images better with their own statement, 50 % by chance. CLIP is right on" in " ".join(output.split())
+    assert "gain to expect on all pairs: " in output
     assert "diva.tune with preset toy-prior" in output
     assert "GPU hours" in output
 
@@ -44,6 +50,28 @@ def test_forecast_of_random_stable_diffusion_says_that_it_knows_nothing(tmp_path
     code, output = forecast(tmp_path, clip.path, sd.path, pairs.path)
     assert code == 0, output
     assert "knows nothing of colour" in output
+
+
+def attribute(images: int, pairs: int, preference: float = 0.8) -> Knowledge:
+    half = (0.25 / images) ** 0.5
+    right = np.arange(pairs) < pairs // 4
+    return Knowledge("size", preference, preference - half, preference + half, images, Accuracy("pairs", right))
+
+
+def test_few_images_and_pairs_widen_the_interval_of_a_gain_which_tends_to_the_laws() -> None:
+    widths = [float(expected_gains([attribute(count, count)]).widths[0]) for count in (16, 160, 1_600_000)]
+    law = float(LAW.predict(exposure(0.8, 0.25))[1])
+    assert widths[0] > widths[1] > widths[2] == pytest.approx(law, rel=1e-3)
+
+
+def test_gain_of_all_pairs_weighs_attributes_by_their_pairs() -> None:
+    known = [attribute(400, 40, 0.9), attribute(400, 120, 0.6)]
+    expected = expected_gains(known)
+    assert expected.total == pytest.approx(float(expected.gains @ [0.25, 0.75]))
+    # An average over attributes is better known than the worst of them, but the law's slope is common to all.
+    assert expected.total_width < expected.widths.max()
+    many = expected_gains([attribute(10_000_000, 4)] * 10_000)
+    assert many.total_width > LAW.slope_error * exposure(0.8, 0.25)
 
 
 @pytest.mark.parametrize("swapped", ["generator", "pairs"])

@@ -99,7 +99,8 @@ def test_prediction_is_the_law_of_what_is_reported(
         x = exposure(report[f"preference/{pattern}"].value, report[f"accuracy/{pattern}"].value)
         gain, width = LAW.predict(x)
         metric = report[f"gain/{pattern}"]
-        assert (metric.value, metric.high - metric.value) == (pytest.approx(float(gain)), pytest.approx(float(width)))
+        assert metric.value == pytest.approx(float(gain))
+        assert metric.high - metric.value >= float(width) - 1e-9  # wider if images and pairs are few
     assert report["gain"].value == pytest.approx((report["gain/size"].value + report["gain/colour"].value) / 2)
     (table,) = [panel for panel in load_panels(tmp_path / "part") if panel.title.startswith("What the generator")]
     assert isinstance(table, TablePanel)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,44 @@ class Knowledge:
         """Exposure of the attribute, which the law multiplies by its slope."""
         return float(exposure(self.preference, self.pairs.value))
 
+    @property
+    def exposure_error(self) -> float:
+        """Half width of the exposure's 95 % interval, because images and pairs are few."""
+        low, high = self.pairs.interval(0)
+        of_preference = (self.high - self.low) / 2 * (1 - self.pairs.value)
+        return math.hypot(of_preference, (high - low) / 2 * (self.preference - 0.5))
+
+
+@dataclass(frozen=True)
+class ExpectedGains:
+    """Gains that the law predicts, with the half widths of their 95 % intervals.
+
+    gains, widths: of each attribute, (C,).
+    total, total_width: of all pairs together.
+    """
+
+    gains: Floats
+    widths: Floats
+    total: float
+    total_width: float
+
+
+def expected_gains(known: Sequence[Knowledge]) -> ExpectedGains:
+    """Predict the gains of attributes by the law.
+
+    An interval has three parts: the error of the law's slope, deviations from the law, and the errors of preference and
+    accuracy. The first one is common to all attributes, and the others are independent.
+    """
+    exposures = np.array([each.exposure for each in known])
+    errors = LAW.slope * np.array([each.exposure_error for each in known])
+    gains, widths = LAW.predict(exposures)
+    deviation = float(LAW.predict(0.0)[1])
+    counts = np.array([each.pairs.num_independent for each in known])
+    share = counts / counts.sum()
+    common = LAW.slope_error * float(share @ exposures)
+    independent = float(np.linalg.norm(share * np.hypot(deviation, errors)))
+    return ExpectedGains(gains, np.hypot(widths, errors), float(share @ gains), math.hypot(common, independent))
+
 
 class PromptedGenerator(nn.Module):
     """Pretrained generator that is conditioned on a prompt, encoded by its own text encoders.
@@ -108,12 +147,12 @@ def predict_gains(config: DivaPredict, ctx: Context) -> Report:
         low, high = bootstrap_interval(prefers[here], items[here], seed=config.seed)
         score = by_metric.get(f"pair_accuracy/{pattern}", by_metric["pair_accuracy"])
         known.append(Knowledge(pattern, float(prefers[here].mean()), low, high, int(here.sum()), score))
-    unknown = [knowledge.pattern for knowledge in known if knowledge.low <= 0.5]
-    if unknown:
-        ctx.log(f"the generator knows nothing of {', '.join(unknown)}: the interval of its preference includes 50 %")
+    expected = expected_gains(known)
+    for line in _lines(known, expected):
+        ctx.log(line)
     if config.preset:
         ctx.panel(_hours_panel(config, ctx, config.preset))
-    return _report(config, ctx, known)
+    return _report(config, ctx, known, expected)
 
 
 def _hours_panel(config: DivaPredict, ctx: Context, preset: str) -> TextPanel:
@@ -145,19 +184,31 @@ def _statement_source(clip: ClipModel, generator: Generator, prompt: str) -> Pri
     return PromptedGenerator(generator, prompt)
 
 
-def _report(config: DivaPredict, ctx: Context, known: Sequence[Knowledge]) -> Report:
+def _lines(known: Sequence[Knowledge], expected: ExpectedGains) -> Iterator[str]:
+    """Yield a line about each attribute, and one about all."""
+
+    def points(gain: float, half: float) -> str:
+        return f"{100 * gain:+.1f} points ({100 * (gain - half):+.1f} to {100 * (gain + half):+.1f})"
+
+    for each, gain, half in zip(known, expected.gains.tolist(), expected.widths.tolist(), strict=True):
+        # Its interval includes 50 %, which is chance.
+        knows = "knows nothing of" if each.low <= 0.5 else "knows"
+        preference = f"{100 * each.preference:.0f} % ({100 * each.low:.0f} to {100 * each.high:.0f})"
+        yield (
+            f"the generator {knows} {each.pattern or 'the pairs'}: it denoises {preference} of the images better with"
+            f" their own statement, 50 % by chance. CLIP is right on {100 * each.pairs.value:.1f} % of the pairs. Gain"
+            f" to expect: {points(gain, half)}"
+        )
+    yield f"gain to expect on all pairs: {points(expected.total, expected.total_width)}"
+
+
+def _report(config: DivaPredict, ctx: Context, known: Sequence[Knowledge], expected: ExpectedGains) -> Report:
     """Write the report and its panels."""
     ctx.warn(
         f"gains assume a slope of {LAW.slope:g} and a spread of {100 * LAW.spread:g} points: the recipe diva_law, which"
         " measures both, has not been run yet"
     )
-    gains, widths = LAW.predict([each.exposure for each in known])
-    counts = np.array([each.pairs.num_independent for each in known])
-    share = counts / counts.sum()
-    total, width = (
-        float(share @ gains),
-        float(np.linalg.norm(share * widths)),
-    )  # deviations from the law are independent
+    gains, widths, total, width = expected.gains, expected.widths, expected.total, expected.total_width
     model, metrics = short_name(config.generator), list[Metric]()
     for each, gain, half in zip(known, gains.tolist(), widths.tolist(), strict=True):
         accuracy = to_metric(each.pairs, model=model)
@@ -171,7 +222,8 @@ def _report(config: DivaPredict, ctx: Context, known: Sequence[Knowledge]) -> Re
             ),
             accuracy.model_copy(update={"name": f"accuracy/{each.pattern}"}),
         ]  # fmt: skip
-    overall = Metric(name="gain", value=total, n=int(counts.sum()), low=total - width, high=total + width, model=model)
+    count = sum(each.pairs.num_independent for each in known)
+    overall = Metric(name="gain", value=total, n=count, low=total - width, high=total + width, model=model)
     ctx.panel(_table(known, gains, widths, overall))
     ctx.panel(
         BarsPanel(
@@ -204,8 +256,8 @@ def _table(known: Sequence[Knowledge], gains: Floats, widths: Floats, overall: M
     return TablePanel(
         title="What the generator knows, what CLIP lacks, and the gain to expect",
         note="Preference: images that are denoised better with their own statement than with the other one of the pair,"
-        " 50 % by chance. Gain: by the law of the recipe diva_law, with its 95 % prediction interval, in points; it was"
-        " fitted to small models of synthetic images.",
+        " 50 % by chance. Gain: by the law of the recipe diva_law, with its 95 % prediction interval, in points,"
+        " which includes the errors of preference and pairs; it was fitted to small models of synthetic images.",
         order=10,
         columns=["attribute", "preference, %", "low", "high", "CLIP's pairs, %", "room", "gain", "low ", "high "],
         rows=rows,
