@@ -37,8 +37,9 @@ class Draft:
     lost: list[str] = field(default_factory=list)
 
     def add(self, kind: str, name: str, **fields: Any) -> str:
-        """Add a stage, without its empty fields, and return its name."""
-        self.stages.append({"kind": kind, "name": name, **not_empty(fields)})
+        """Add a stage and return its name. Empty fields are left out, but not null, which may replace a default."""
+        given = {key: value for key, value in fields.items() if value not in ("", [], {})}
+        self.stages.append({"kind": kind, "name": name, **given})
         return name
 
     def lose(self, option: str, why: str = "") -> None:

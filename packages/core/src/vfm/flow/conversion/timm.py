@@ -155,7 +155,9 @@ def _images(draft: Draft, split: str) -> Fields:
 
 def _pool(draft: Draft) -> str:
     pool = draft.arguments.text("gp")
-    if pool not in ("", "avg", "token"):
+    if not pool:
+        draft.notes.append("without --gp, a model pools in its own way there, and averages its patches here")
+    elif pool not in ("avg", "token"):
         draft.lose("gp", "global_pool: avg or token")
         return ""
     return pool
@@ -240,14 +242,13 @@ def _regularization(draft: Draft) -> Fields:
         draft.lose("drop", "drop_path is here")
     decay = arguments.number("layer-decay")
     fields: Fields = {
-        "trained": {"type": "all"} | ({"layer_decay": decay} if decay else {}),
+        "trained": {"type": "all", "layer_decay": decay or 1.0, "freeze_patch_embed": False},
+        "head_init_scale": arguments.number("head-init-scale") or 1.0,
         "drop_path": arguments.number("drop-path") or 0.0,
         "label_smoothing": arguments.number("smoothing", 0.1),
         "ema_decay": arguments.number("model-ema-decay", 0.9998) if arguments.flag("model-ema") else None,
     }
-    return fields | not_empty(
-        {"head_init_scale": arguments.number("head-init-scale"), "crop_pct": arguments.number("crop-pct")}
-    )
+    return fields | not_empty({"crop_pct": arguments.number("crop-pct")})
 
 
 def _augmentation(draft: Draft) -> Fields:
