@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import ttest_rel
 
 import vfm
 from cli_world import toys  # noqa: F401  (a fixture)
@@ -97,7 +98,7 @@ def test_a_warning_points_at_the_call(toys: Path) -> None:  # noqa: F811
 
 
 @pytest.mark.filterwarnings("ignore:.* classes have no image")
-def test_the_table_has_the_means_over_seeds(world: Path, tmp_path: Path) -> None:
+def test_means_over_seeds_are_in_a_table_of_their_own(world: Path, tmp_path: Path) -> None:
     models = [str(world / "one"), str(world / "two")]
     recipe = {
         "seeds": [0, 1, 2],
@@ -106,17 +107,27 @@ def test_the_table_has_the_means_over_seeds(world: Path, tmp_path: Path) -> None
             {"kind": "eval.zero_shot", "name": "scores", "models": models, "data": "val"},
         ],
     }
-    rows = vfm.run(recipe, store=tmp_path, progress=False).table().to_pylist()
-    of_seeds = [row for row in rows if row["report"] != "scores"]
-    means = [row for row in rows if row["report"] == "scores"]
-    assert rows == [*of_seeds, *means]
-    assert {row["report"] for row in of_seeds} == {"scores@0", "scores@1", "scores@2"}
-    assert len(of_seeds) == 3 * len(means)
-    assert len({row["value"] for row in of_seeds}) > 3
+    run = vfm.run(recipe, store=tmp_path, progress=False)
+    rows, means = run.table().to_pylist(), run.means().to_pylist()
+    assert {row["report"] for row in rows} == {"scores@0", "scores@1", "scores@2"}
+    assert {row["report"] for row in means} == {"scores"}
+    assert len(rows) == 3 * len(means)
+    assert len({row["value"] for row in rows}) > 3
     for row in means:
-        key = row["metric"], row["model"]
-        values = [one["value"] for one in of_seeds if (one["metric"], one["model"]) == key]
-        assert (row["value"], row["n"]) == (pytest.approx(fmean(values)), 3)
+        values, first = (_values(rows, row["metric"], model) for model in (row["model"], "one"))
+        assert (row["mean"], row["seeds"]) == (pytest.approx(fmean(values)), 3)
         assert (row["low"], row["high"]) == pytest.approx(t_interval(values))
         assert (row["task"], row["dataset"], row["unit"]) == ("zeroshot_classification", "val", "share")
         assert (row["p_value"] is None) == (row["model"] == "one")
+        if row["model"] == "two" and len({round(new - old, 9) for new, old in zip(values, first, strict=True)}) > 1:
+            assert row["p_value"] == pytest.approx(ttest_rel(values, first).pvalue)
+
+
+def _values(rows: list[dict[str, Any]], metric: str, model: str) -> list[float]:
+    return [row["value"] for row in rows if (row["metric"], row["model"]) == (metric, model)]
+
+
+def test_a_run_without_seeds_has_no_means(world: Path, tmp_path: Path) -> None:
+    run = vfm.evaluate(world / "one", world / "labeled", "zero_shot", store=tmp_path, progress=False)
+    assert (run.table().num_rows > 0, run.means().num_rows) == (True, 0)
+    assert run.means().column_names[5:9] == ["mean", "low", "high", "seeds"]

@@ -27,7 +27,7 @@ from vfm.flow.recipe.recipe import Recipe, load_recipe, parse_recipe
 from vfm.flow.recipe.run_names import run_name
 from vfm.flow.recipe.yaml_lines import dump
 from vfm.flow.records.runs import RUN_FILE
-from vfm.interfaces import Artifact, Comparison, Event, Metric, Report, Stage, load_plugins, naming_extras, stage_types
+from vfm.interfaces import Artifact, Comparison, Event, Report, Stage, load_plugins, naming_extras, stage_types
 from vfm.report.result_tables import result_tables
 from vfm.report.results import over_seeds, reports
 from vfm.storage.integrity import read_sealed
@@ -76,18 +76,22 @@ class Run(Results):
         return reports(self.directory)
 
     def table(self) -> Any:
-        """Build an Arrow table with a row for each metric of each model, then the rows of means over seeds.
+        """Build an Arrow table with a row for each metric of each model. Means over seeds are in `means`.
 
-        A report for a single seed is named `zero_shot@0`. The mean over seeds is in `zero_shot`, with its t-interval,
-        the number of seeds as n, and Student's paired test over the seeds.
+        With `seeds` in the recipe, the reports and models of a seed are named `zero_shot@0` and `clip@0`.
 
         Columns: report, task, dataset, metric, model, value, low and high (95 % interval), n, chance, unit, baseline,
         difference, p_value (uncorrected; `shown` and the report correct it for the number of comparisons).
         """
-        rows: list[dict[str, Any]] = []
-        for name, report in self.reports.items():
-            rows += _rows(name, report)
-        return as_table([*rows, *_means(self.reports, rows)], COLUMNS)
+        return as_table([row for name, report in self.reports.items() for row in _rows(name, report)], COLUMNS)
+
+    def means(self) -> Any:
+        """Build an Arrow table with a row for the mean of each metric of each model over the seeds of the recipe.
+
+        Columns: report, task, dataset, metric, model, mean, low and high (95 % t-interval), seeds (their number),
+        chance, unit, baseline, difference, p_value (Student's paired test over the seeds, uncorrected).
+        """
+        return as_table(list(_means(self.reports)), MEANS)
 
     def preview(self) -> Any:
         """Build the table of metrics, or of the artifact of each stage if nothing was evaluated."""
@@ -102,54 +106,61 @@ class Run(Results):
         return result_tables(self.directory) or super().shown()
 
 
-COLUMNS = {
-    **dict.fromkeys(("report", "task", "dataset", "metric", "model"), pa.string()),
-    **dict.fromkeys(("value", "low", "high"), pa.float64()),
-    "n": pa.int64(),
-    "chance": pa.float64(),
+ABOUT = dict.fromkeys(("report", "task", "dataset", "metric", "model"), pa.string())
+TESTED = {
     **dict.fromkeys(("unit", "baseline"), pa.string()),
     **dict.fromkeys(("difference", "p_value"), pa.float64()),
 }
+INTERVAL = dict.fromkeys(("low", "high"), pa.float64())
+COLUMNS = {**ABOUT, "value": pa.float64(), **INTERVAL, "n": pa.int64(), "chance": pa.float64(), **TESTED}
+MEANS = {**ABOUT, "mean": pa.float64(), **INTERVAL, "seeds": pa.int64(), "chance": pa.float64(), **TESTED}
 
 
-def _rows(name: str, report: Report) -> Iterable[dict[str, Any]]:
+def _rows(name: str, report: Report) -> Iterator[dict[str, Any]]:
     tests = {(test.metric, test.model): test for test in report.comparisons}
     for metric in report.metrics:
-        about = {"report": name, "task": report.task, "dataset": report.dataset}
-        yield {**about, **_numbers(metric, tests.get((metric.name, metric.model)))}
+        yield {
+            "report": name,
+            "task": report.task,
+            "dataset": report.dataset,
+            "metric": metric.name,
+            "model": metric.model,
+            "value": metric.value,
+            "low": metric.low,
+            "high": metric.high,
+            "n": metric.n,
+            "chance": metric.chance,
+            "unit": metric.unit,
+            **_test(tests.get((metric.name, metric.model))),
+        }
 
 
-def _means(loaded: Mapping[str, Report], rows: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
-    """Yield the rows of the means over seeds. Task, dataset and chance are copied from the row of the first seed."""
+def _means(loaded: Mapping[str, Report]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the means over seeds. Task, dataset and chance are those of the first seed."""
     firsts: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for row in rows:
-        firsts.setdefault((row["report"].partition("@")[0], row["metric"]), row)
+    for name, report in loaded.items():
+        for row in _rows(name, report):
+            firsts.setdefault((name.partition("@")[0], row["metric"]), row)
     for summary in over_seeds(dict(loaded)):
         first = firsts[summary.report, summary.metric]
-        metric = Metric(
-            name=summary.metric,
-            model=summary.model,
-            value=summary.mean,
-            low=summary.low,
-            high=summary.high,
-            n=len(summary.values),
-            chance=first["chance"],
-            unit=summary.unit,
-        )
-        dataset = first["dataset"].partition("@")[0]
-        yield {**first, "report": summary.report, "dataset": dataset, **_numbers(metric, summary.comparison)}
+        yield {
+            "report": summary.report,
+            "task": first["task"],
+            "dataset": first["dataset"].partition("@")[0],
+            "metric": summary.metric,
+            "model": summary.model,
+            "mean": summary.mean,
+            "low": summary.low,
+            "high": summary.high,
+            "seeds": len(summary.values),
+            "chance": first["chance"],
+            "unit": summary.unit,
+            **_test(summary.comparison),
+        }
 
 
-def _numbers(metric: Metric, test: Comparison | None) -> dict[str, Any]:
+def _test(test: Comparison | None) -> dict[str, Any]:
     return {
-        "metric": metric.name,
-        "model": metric.model,
-        "value": metric.value,
-        "low": metric.low,
-        "high": metric.high,
-        "n": metric.n,
-        "chance": metric.chance,
-        "unit": metric.unit,
         "baseline": test.baseline if test else None,
         "difference": test.difference if test else None,
         "p_value": test.p_value if test else None,
