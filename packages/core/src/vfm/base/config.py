@@ -1,7 +1,5 @@
 """The base of every configuration, and its error messages: one readable line for each mistake."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -28,7 +26,13 @@ class Config(BaseModel):
     `optimizer: Optimizer = AdamW(weight_decay=0.2)`, the mapping `{betas: [0.9, 0.95]}` keeps the weight decay.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, arbitrary_types_allowed=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        arbitrary_types_allowed=False,
+        defer_build=True,  # a recipe uses a few of the classes
+    )
 
     moved: ClassVar[Mapping[str, str]] = {}  # old keys and where they are now, for the error message
 

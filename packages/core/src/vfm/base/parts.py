@@ -1,7 +1,5 @@
 """Parts: the components that a configuration chooses by `type`, such as a loss, an optimizer or a filter."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias, get_args
 

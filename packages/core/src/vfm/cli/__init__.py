@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -21,6 +22,7 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run the command line (the entry point of the `vfm` script)."""
+    gc.set_threshold(10_000)  # imports create many objects that stay, which the collector would walk over and over
     os.environ["PYTHONSAFEPATH"] = "1"  # workers and jobs import nothing from the working folder
     prepare_streams()
     try:

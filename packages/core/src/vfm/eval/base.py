@@ -1,7 +1,5 @@
 """Base classes of evaluations: subclass `ModelEvaluation`, or `FeatureEvaluation` for a probe."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

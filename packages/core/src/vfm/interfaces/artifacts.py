@@ -4,8 +4,6 @@
 never pickle. This module is light. `vfm.data` and `vfm.models` read the bulk.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,7 +22,7 @@ MANIFEST_FILE = "manifest.json"  # how a published artifact was made, with sizes
 class Artifact(Config):
     """A typed folder: its fields are the facts, `path` is the folder."""
 
-    types: ClassVar[dict[str, type[Artifact]]] = {}
+    types: ClassVar[dict[str, type["Artifact"]]] = {}
     caches: ClassVar[tuple[str, ...]] = ()  # folders that can be rebuilt, so they may change after publishing
     _path: Path = PrivateAttr(default=Path())
 

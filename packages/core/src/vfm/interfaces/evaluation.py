@@ -1,7 +1,5 @@
 """The interface of evaluations, and evaluations as a field of a training stage."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, get_args
 

@@ -1,7 +1,5 @@
 """Stages: frozen configurations with typed inputs (`Ref`), a typed result (`makes`) and the address of their code."""
 
-from __future__ import annotations
-
 import os
 import signal
 import typing
@@ -85,7 +83,7 @@ class Runtime(Config):
     )
 
     @model_validator(mode="after")
-    def _one_device_each(self) -> Runtime:
+    def _one_device_each(self) -> Self:
         if self.processes > 1 and ":" in self.device:
             raise ValueError(f"{self.processes} processes cannot share {self.device}; use cuda, one device per process")
         return self
@@ -166,12 +164,12 @@ class Stage(Config):
         (name,) = get_args(cls.model_fields["kind"].annotation)
         return str(name)
 
-    def run(self, ctx: Context) -> Artifact:
+    def run(self, ctx: "Context") -> Artifact:
         """Make the artifact in `ctx.directory` by calling the function `work`."""
         artifact: Artifact = load_function(self.work)(self.at_start(ctx), ctx)
         return artifact
 
-    def at_start(self, ctx: Context) -> Self:
+    def at_start(self, ctx: "Context") -> Self:
         """Settle the settings that depend on the inputs, when the stage starts."""
         return self
 
@@ -179,7 +177,7 @@ class Stage(Config):
         """List the outside files that the result depends on. Their fingerprints are part of the artifact's id."""
         return ()
 
-    def preflight(self, ctx: Preflight) -> None:
+    def preflight(self, ctx: "Preflight") -> None:
         """Check before anything runs that names exist, widths fit, one sample decodes, and so on.
 
         Raises:

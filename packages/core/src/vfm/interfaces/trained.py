@@ -1,7 +1,5 @@
 """The choice of trained weights: one vocabulary for CLIP's towers, encoders with a new head, and language models."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from pydantic import Field

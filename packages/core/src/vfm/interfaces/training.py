@@ -1,7 +1,5 @@
 """The interface of training stages: their common settings, in groups."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -115,7 +113,7 @@ class EvaluationPolicy(Config):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> EvaluationPolicy:
+    def _consistent(self) -> Self:
         if self.every_steps and not self.tasks:
             raise ValueError("every_steps needs tasks: list the evaluations to run")
         if self.keep_best and not self.every_steps:
@@ -181,19 +179,19 @@ class Training(Stage):
     moved: ClassVar[Mapping[str, str]] = {"evals": "evaluation.tasks", "eval_every": "evaluation.every_steps"}
 
     @model_validator(mode="after")
-    def _one_length(self) -> Training:
+    def _one_length(self) -> Self:
         if [self.steps, self.samples_seen, self.epochs].count(None) != 2:
             raise ValueError("give exactly one of steps, samples_seen and epochs")
         return self
 
     @model_validator(mode="after")
-    def _settings_fit_the_steps(self) -> Training:
+    def _settings_fit_the_steps(self) -> Self:
         if self.epochs is None:  # otherwise they are checked when the data are known
             self.check_steps()
         return self
 
     @model_validator(mode="after")
-    def _batch_is_divisible(self) -> Training:
+    def _batch_is_divisible(self) -> Self:
         if self.global_batch_size % self.runtime.processes:
             raise ValueError(
                 f"global_batch_size: expected a multiple of runtime.processes, {self.runtime.processes}, got"
@@ -202,7 +200,7 @@ class Training(Stage):
         return self
 
     @model_validator(mode="after")
-    def _can_be_sharded(self) -> Training:
+    def _can_be_sharded(self) -> Self:
         if self.runtime.parallel == "fsdp" and not self.can_shard:
             raise ValueError(f"runtime.parallel: expected ddp, got fsdp, which {self.kind} does not support")
         if self.runtime.parallel == "fsdp" and not self.optimizer.can_shard:
@@ -231,13 +229,13 @@ class Training(Stage):
             raise ValueError(f"skip_steps: expected some of the steps 1 to {self.num_steps}, got {above}")
 
     @model_validator(mode="after")
-    def _falling_rate(self) -> Training:
+    def _falling_rate(self) -> Self:
         if isinstance(self.schedule, (CosineSchedule, WarmupStableDecay)) and self.schedule.min_lr > self.lr:
             raise ValueError(f"schedule.min_lr must be at most lr, {self.lr:g}; got {self.schedule.min_lr:g}")
         return self
 
     @model_validator(mode="after")
-    def _evaluations_fit(self) -> Training:
+    def _evaluations_fit(self) -> Self:
         check_evaluations(self.evaluation.tasks, self)
         return self
 

@@ -7,11 +7,6 @@ from contextlib import contextmanager
 
 from vfm.base import UserError
 
-try:
-    from transformers import dynamic_module_utils
-except ImportError:  # an optional extra: without transformers, none of its models is loaded
-    dynamic_module_utils = None
-
 
 @contextmanager
 def without_custom_code(where: object) -> Iterator[None]:
@@ -26,7 +21,9 @@ def without_custom_code(where: object) -> Iterator[None]:
     Raises:
         UserError: If the model cannot be loaded with the classes of transformers alone.
     """
-    if dynamic_module_utils is None:
+    try:
+        from transformers import dynamic_module_utils  # an optional extra, half a second
+    except ImportError:  # without it, none of its models is loaded
         yield
         return
     seconds, dynamic_module_utils.TIME_OUT_REMOTE_CODE = dynamic_module_utils.TIME_OUT_REMOTE_CODE, 0

@@ -1,10 +1,8 @@
 """Configurations of `curation.filter` and its filters. A plugin adds one by subclassing `RowFilter` or `Filter`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -108,7 +106,7 @@ class CaptionLength(RowFilter):
     work: ClassVar[str] = "vfm_curation.filters.rows:length_passes"
 
     @model_validator(mode="after")
-    def _some_length_passes(self) -> CaptionLength:
+    def _some_length_passes(self) -> Self:
         for counted in ("characters", "words"):
             least, most = getattr(self, f"min_{counted}"), getattr(self, f"max_{counted}")
             if most is not None and most < least:

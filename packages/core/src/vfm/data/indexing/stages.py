@@ -1,7 +1,5 @@
 """Settings of all stages that index a user's images without copying them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Annotated, Literal
 

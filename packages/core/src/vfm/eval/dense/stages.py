@@ -1,9 +1,7 @@
 """Configurations of dense evaluations: detection, semantic and panoptic segmentation, and probes of an encoder."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -186,7 +184,7 @@ class DenseProbe(ModelEvaluation):
     seed: Seed = Field(0, description="seed of folds, order, initial weights and stored patches")
 
     @model_validator(mode="after")
-    def _trains_or_not(self) -> DenseProbe:
+    def _trains_or_not(self) -> Self:
         fields = type(self).model_fields
         unused = [name for name in self.of_training if getattr(self, name) != fields[name].default]
         if self.neighbours and unused:
@@ -194,7 +192,7 @@ class DenseProbe(ModelEvaluation):
         return self
 
     @model_validator(mode="after")
-    def _squashes(self) -> DenseProbe:
+    def _squashes(self) -> Self:
         if self.resize_mode not in (None, "squash"):
             raise ValueError(f"resize_mode: expected squash, since images are squashed here, got {self.resize_mode}")
         return self

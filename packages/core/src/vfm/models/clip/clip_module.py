@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -112,14 +113,15 @@ def plain_config(module: nn.Module, config: Mapping[str, Any], name: str) -> dic
 def _construct(config: Mapping[str, Any], name: str) -> nn.Module:
     """Build a module as open_clip's factory does. The factory itself takes a name, not a configuration."""
     arguments = deepcopy(dict(config))
-    custom_text = arguments.pop("custom_text", False) or "hf_model_name" in arguments["text_cfg"]
+    of_transformers = "hf_model_name" in arguments["text_cfg"]
+    custom_text = arguments.pop("custom_text", False) or of_transformers
     kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
     if custom_text and "multimodal_cfg" in arguments:
         kind = open_clip.CoCa
     for part, key in (("vision_cfg", "timm_model_pretrained"), ("text_cfg", "hf_model_pretrained")):
         arguments[part][key] = False  # never download weights here: they come from a checkpoint or from training
     try:
-        with without_custom_code(f"CLIP model {name!r}"):
+        with without_custom_code(f"CLIP model {name!r}") if of_transformers else nullcontext():
             module: nn.Module = kind(**arguments)
     except UserError:
         raise
