@@ -20,6 +20,7 @@ from PIL import Image
 
 import small
 from outside import ROOT, checked, install
+from printed_text import differences
 from vfm.data import REASONS
 from vfm.flow.recipe.recipe import load_recipe
 from vfm.interfaces import load_plugins, stage_types
@@ -133,6 +134,9 @@ COMMANDS = {
     "vfm export store/runs/diva_openai_l14/artifacts/diva --format llava --base LLAVA --out llava-tuned": NOT_HERE,
     "vfm export store/runs/diva_openai_l14/artifacts/diva --format hf --out tower": NOT_HERE,
     f"uv venv && uv pip install --torch-backend cpu {LOCAL}": CPU_ONLY,
+    "uv build --all-packages --out-dir dist": NOT_HERE,  # as the fixture `wheels`, which tests/test_wheels.py installs
+    "uv venv box && uv pip install -p box --torch-backend cpu --find-links dist vfm-curation vfm-eva vfm-clip vfm-diva"
+    ' "vfm-core[torch,report]"': NOT_HERE,
     "uv sync --all-extras": f"cd {ROOT} && command uv lock --check",  # all extras are one resolution
     "uv run --extra onnx vfm doctor": EXTRA,
     "uv run vfm run pairs --set pool.path=TRAIN.tar --set val.path=VAL.tar": SMALL_PAIRS,
@@ -206,6 +210,8 @@ COMMANDS = {
     "uv run vfm eval store/runs/quickstart/artifacts/clip store/runs/quickstart/artifacts/teacher"
     " --data TRAIN.tar --tasks retrieval": AS_IT_STANDS,
     "uv run vfm finetune store/runs/quickstart/artifacts/clip TRAIN.tar --val VAL.tar": "{} --steps 2 --batch-size 16",
+    "vfm export CLIP --format onnx --out clip-onnx": NOT_HERE,  # tests/test_serving.py calls `vfm.export`
+    "vfm export CLIP --format hf --out clip-hf": NOT_HERE,
     "uv run vfm data TRAIN.tar": AS_IT_STANDS,
     "uv run vfm recipes": AS_IT_STANDS,
     "uv run vfm models": AS_IT_STANDS,
@@ -395,18 +401,49 @@ EXAMPLES = {file.read_text(encoding="utf-8") for file in ROOT.glob("examples/**/
 OF_QUICKSTART = 'vfm.run("quickstart")'  # runs after the commands, in their folder
 SMALL_SETTINGS = {name: yaml.safe_load(value) for name, _, value in (s.partition("=") for s in small.QUICKSTART)}
 SMALL_RUN = f'vfm.run("quickstart", set={SMALL_SETTINGS})'
-EXECUTED = [block for block in all_blocks("python") if block.text not in EXAMPLES and OF_QUICKSTART not in block.text]
+ELSEWHERE = ROOT / "docs/serving.md"  # tests/test_serving.py runs its files, each beside the others
+EXECUTED = [
+    block
+    for block in all_blocks("python")
+    if block.text not in EXAMPLES and OF_QUICKSTART not in block.text and block.document != ELSEWHERE
+]
 
 
 @pytest.mark.parametrize("block", EXECUTED, ids=lambda block: block.place)
-def test_python_example_runs(block: Block, tmp_path: Path) -> None:
-    run_python(block.text, tmp_path)
+def test_python_example_runs_and_prints_what_follows_it(block: Block, tmp_path: Path) -> None:
+    output = run_python(block.text, tmp_path)
+    if committed := printed_by(block):
+        assert differences(committed, output) == []
 
 
-def run_python(code: str, folder: Path) -> None:
+def printed_by(block: Block) -> str:
+    """The fence after an example, if the page says that the example prints it."""
+    _, _, rest = block.document.read_text(encoding="utf-8").partition(block.text)
+    output = re.match(r"```\n\nprints\n\n```\n(.*?)^```", rest, re.DOTALL | re.MULTILINE)
+    return output[1] if output else ""
+
+
+WRONG_MEANINGS = {
+    "the dropped share for the kept": (
+        "len(curated.kept) / len(captions):.0%",
+        "1 - len(curated.kept) / len(captions):.0%",
+    ),
+    "a share for a percentage": ("len(captions):.0%", "len(captions):.2f"),
+    "others counted": ('startswith("heron")', 'startswith("boat")'),
+}
+
+
+@pytest.mark.parametrize(("right", "wrong"), WRONG_MEANINGS.values(), ids=WRONG_MEANINGS)
+def test_a_wrong_meaning_of_a_page_is_noticed(right: str, wrong: str, tmp_path: Path) -> None:
+    """A test of the test: the changed example runs without an error, and prints something else."""
+    (block,) = [block for block in EXECUTED if right in block.text]
+    assert differences(printed_by(block), run_python(block.text.replace(right, wrong), tmp_path))
+
+
+def run_python(code: str, folder: Path) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning", "-c"]
-    checked(subprocess.run([*command, code], cwd=folder, env=environment, capture_output=True, text=True))
+    return checked(subprocess.run([*command, code], cwd=folder, env=environment, capture_output=True, text=True)).stdout
 
 
 DOCUMENTED = [*sorted(ROOT.glob("examples/*plugin/*.py")), EXAMPLE / "pyproject.toml", EXAMPLE / "recipe.yaml"]

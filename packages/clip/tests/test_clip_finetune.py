@@ -108,7 +108,7 @@ def test_low_rank_changes_are_trained_and_merged(here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["model", "pairs", "--rank", "4"], "--rank 4 is the rank of --lora: give both"),
+        (["model", "pairs", "--rank", "4"], "rank 4 is the rank of lora: give both"),
         (["encoder", "pairs"], "encoder: expected a CLIP model, got an encoder without texts"),
         (["model", "nowhere"], "nowhere: no such file or folder"),
         (["model", "pairs", "--set", "tuned.stepz=3", "--dry-run"], "tuned.stepz: unknown key; did you mean 'steps'?"),

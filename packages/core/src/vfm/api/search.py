@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,16 @@ from vfm.api.inputs import (
     open_images,
     read_images,
 )
+from vfm.api.paths import PATHS, AnyPath
 from vfm.api.prediction import similarities
+from vfm.api.results import Results, as_table
 from vfm.base import UserError, redacted
 from vfm.data import BadSample, Source, decode_image
 from vfm.data.samples.contact_sheet import SIDE, contact_sheet
 from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.eval import check_finite, read_embeddings
 from vfm.eval.encode.embeddings import SavedEmbeddings
+from vfm.interfaces import Artifact
 from vfm.models import PooledVision
 from vfm.storage import files
 
@@ -47,8 +51,8 @@ class Hit:
     score: float
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, repr=False)
+class SearchResult(Results):
     """Result of a search.
 
     Attributes:
@@ -60,6 +64,19 @@ class SearchResult:
     queries: list[str]
     hits: list[list[Hit]]
     index: SavedEmbeddings
+
+    @property
+    def title(self) -> str:
+        """One line about the results."""
+        return f"best {len(self.hits[0])} of {len(self.index.keys):,} entries for {len(self.queries):,} queries"
+
+    def table(self) -> Any:
+        """Build an Arrow table with the columns query, rank (from 1), key, text and similarity."""
+        rows: list[dict[str, Any]] = []
+        for query, hits in zip(self.queries, self.hits, strict=True):
+            for rank, hit in enumerate(hits, start=1):
+                rows.append({"query": query, "rank": rank, "key": hit.key, "text": hit.text, "similarity": hit.score})
+        return as_table(rows, {})
 
     def sheet(self, data: str, options: Mapping[str, Any] | None = None) -> Image.Image:
         """Draw a row for each query: the query itself, then the most similar images.
@@ -81,19 +98,19 @@ class SearchResult:
 
 
 def search(
-    queries: Sequence[str],
-    index: Path,
+    queries: AnyPath | Sequence[AnyPath],
+    index: AnyPath,
     *,
-    model: str | None = None,
+    model: AnyPath | Artifact | None = None,
     pretrained: str | None = None,
     top: int = 9,
     device: str = "auto",
-    warn: Callable[[str], None],
+    warn: Callable[[str], None] = warnings.warn,
 ) -> SearchResult:
-    """Find the entries of an index that are most similar to texts or images.
+    """Find the entries of an index that are most similar to texts or images, as `vfm search`.
 
     Args:
-        queries: each is an image if such a file exists, else a text.
+        queries: one or several. Each is an image if such a file exists, else a text.
         index: file of embeddings, written by `vfm embed`.
         model: a model as for `vfm embed`; None: the model that made the index.
         pretrained: tag of an open_clip name, or a file of weights.
@@ -105,21 +122,23 @@ def search(
         UserError: If the index, the model or an image does not exist, a text is empty, or the model has no text tower
             to search for it.
     """
-    for query in queries:
+    words = [os.fspath(query) for query in ([queries] if isinstance(queries, PATHS) else queries)]
+    for query in words:
         _check_query(query)
-    known = read_embeddings(index)
+    file = Path(index)
+    known = read_embeddings(file)
     if model is None:
-        model, pretrained = _model_of(known, index)
+        model, pretrained = _model_of(known, file)
     name = full_name(model, pretrained)
-    vectors = _encode(open_encoder(model, pretrained, open_device(device)), name, queries)
-    check_finite(vectors, name, list(queries))
-    best = similarities(vectors, name, known, index, warn).topk(min(top, len(known.keys)))
+    vectors = _encode(open_encoder(model, pretrained, open_device(device)), name, words)
+    check_finite(vectors, name, words)
+    best = similarities(vectors, name, known, file, warn).topk(min(top, len(known.keys)))
     hits = []
     for rows, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True):
         hits.append(
             [Hit(row, known.keys[row], known.texts[row], score) for row, score in zip(rows, scores, strict=True)]
         )
-    return SearchResult(list(queries), hits, known)
+    return SearchResult(words, hits, known)
 
 
 def kept_place(data: str) -> str:

@@ -9,8 +9,8 @@ import typer
 
 from vfm.cli.command import DEFAULT_STORE, DebugOption, SetOption, StoreOption, command
 from vfm.cli.written_recipe import RecipeOption, WriteOnlyOption, run_written
-from vfm.flow.requests.distillation import DistillationRequest, distillation_recipe
-from vfm.flow.requests.inputs import Input, model_input, saved_artifact, split_name
+from vfm.flow.requests.distillation import DistillationRequest, distillation_recipe, student_input
+from vfm.flow.requests.inputs import model_input
 from vfm.interfaces import load_plugins, stage_types
 
 
@@ -42,14 +42,7 @@ def distill(
 ) -> None:
     """Teach an encoder another model's features on your own images. An interrupted run resumes."""
     manager = load_plugins()
-    known = stage_types(manager)
-    request = DistillationRequest(images, model_input(teacher), _student(student), steps, batch_size, lr, probe, train)
-    text = distillation_recipe(request, known)
+    models = model_input(teacher), student_input(student)
+    request = DistillationRequest(images, *models, steps, batch_size, lr, probe, train)
+    text = distillation_recipe(request, stage_types(manager))
     run_written(manager, recipe, text, set or (), store, dry_run=dry_run, quiet=quiet)
-
-
-def _student(word: str) -> str | Input:
-    """Resolve a student: a timm name stays as it is, anything else is an encoder with weights."""
-    name, rest = split_name(word)
-    has_weights = name or saved_artifact(rest) or Path(rest).exists() or ":" in rest or "." in rest
-    return model_input(word) if has_weights else word

@@ -7,16 +7,13 @@ from typing import Annotated
 
 import typer
 
-from vfm.base import UserError
 from vfm.cli import completion
 from vfm.cli.command import DEFAULT_STORE, DataOption, DebugOption, SetOption, StoreOption, command
 from vfm.cli.written_recipe import RecipeOption, WriteOnlyOption, run_written
 from vfm.flow.requests.data_options import read_data_options
-from vfm.flow.requests.finetuning import LOW_RANK_LR, LR, Finetuning, finetuning_recipe
+from vfm.flow.requests.finetuning import LOW_RANK_LR, LR, RANK, Finetuning, finetuning_recipe
 from vfm.flow.requests.inputs import model_input
-from vfm.interfaces import Lora, load_plugins, stage_types
-
-RANK: int = Lora.model_fields["rank"].default
+from vfm.interfaces import load_plugins, stage_types
 
 
 @command
@@ -59,10 +56,7 @@ def finetune(
     that are not in `txt`: --set 'pool.texts={en: json.en}'.
     """
     manager = load_plugins()
-    if rank and not lora:
-        raise UserError(f"--rank {rank} is the rank of --lora: give both")
-    lora_rank = (rank or RANK) if lora else None
     options = read_data_options(data_option or ())
-    request = Finetuning(model_input(model), data, val, general, steps, batch_size, lr, lock, lora_rank, options)
+    request = Finetuning(model_input(model), data, val, general, steps, batch_size, lr, lock, lora, rank, options)
     text = finetuning_recipe(request, stage_types(manager))
     run_written(manager, recipe, text, set or (), store, dry_run=dry_run, quiet=quiet)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -15,7 +14,6 @@ from vfm.flow.listeners.listeners import ConsoleListener
 from vfm.flow.requests.data_options import read_data_options
 from vfm.interfaces import FACTS_FILE, DenseCheckpoint
 from vfm.storage import files
-from vfm.storage.publishing import publish_folder
 
 ModelArgument = Annotated[
     str,
@@ -174,22 +172,9 @@ def view(
     One PNG file per image shows it next to the principal components of the features, their similarity to the image
     feature, and the attention, each with its name.
     """
-    from PIL import Image
-
-    from vfm.api.inputs import local_file, open_device, open_encoder, read_images, with_folders
-    from vfm.eval import compute_patch_maps
-
-    paths = [Path(image) for image in with_folders([local_file(image) for image in images])]
-    opened = read_images(paths)
-    encoder = open_encoder(model, pretrained, open_device(device))
-    out.mkdir(parents=True, exist_ok=True)
-    patch_maps = compute_patch_maps(encoder, opened, [str(file) for file in paths], model)
-    for number, (file, maps) in enumerate(zip(paths, patch_maps, strict=True)):
-        repeated = [other.stem for other in paths].count(file.stem) > 1
-        suffix = f"-{number}" if repeated else ""
-        target = out / f"{file.stem}{suffix}.png"
-        Image.fromarray(maps.sheet()).save(target)
-        show(str(target))
+    draw = load_function("vfm.api.viewing:view")  # imports torch
+    for file in draw(model, images, out, pretrained=pretrained, device=device).files:
+        show(str(file))
 
 
 @command
@@ -221,23 +206,10 @@ def export(
 
     These are timm, open_clip, transformers, onnxruntime, EVA's original code and LLaVA.
     """
-    from vfm.models import find_format, open_model
-
-    if out.exists() or out.is_symlink():
-        raise UserError(f"{out} already exists; choose another folder, or remove it first")
-    opened = open_model(model)
-    form = find_format(format, opened, str(model), base)
-    if dry_run:
-        show(f"would write {out}: {form.description}")
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Written under another name and then renamed, so that `out` is never incomplete.
-    with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-        part = Path(folder) / "made"
-        lines = form.write(opened, part)
-        publish_folder(part, out)
-    show(f"wrote {out}: {form.description}")
-    for file in sorted(out.iterdir()):
-        show(f"{file.stat().st_size:>14,}  {file.name}")
-    for line in lines:
+    export_model = load_function("vfm.api.exporting:export")  # imports torch
+    exported = export_model(model, format, out, base=base, dry_run=dry_run)
+    show(exported.title)
+    for row in exported.table().to_pylist():
+        show(f"{row['bytes']:>14,}  {row['file']}")
+    for line in exported.notes:
         show(line)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 from contextlib import nullcontext
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from vfm.base import UserError, how_to_install, redacted
+from vfm.base import UserError, load_function, redacted
 from vfm.cli import completion
 from vfm.cli.command import (
     DEFAULT_STORE,
@@ -25,13 +24,10 @@ from vfm.cli.command import (
 )
 from vfm.flow.plan.store import Store
 from vfm.flow.records.cleaning import no_run_starts, older_runs, unused_slots
-from vfm.flow.records.run_states import failure_of, state_of
-from vfm.flow.records.runs import RUN_FILE, find_run, kept_runs
+from vfm.flow.records.runs import find_run
 from vfm.interfaces import MANIFEST_FILE, Artifact, load_plugins, stage_types
-from vfm.report import REPORT_FILE, is_current, present_summary, write_report
+from vfm.report import REPORT_FILE
 from vfm.storage.integrity import read_sealed
-from vfm.storage.permissions import is_writable
-from vfm.storage.store_files import reading
 
 MAX_NAMES = 20  # number of runs in a message
 
@@ -59,16 +55,11 @@ def runs(store: StoreOption = DEFAULT_STORE, debug: DebugOption = False) -> None
 
     A line has the start, the seconds of a finished run or the state of another, the recipe and the command.
     """
-    listed = kept_runs(Store(store))
-    width = max((len(run.directory.name) for run in listed), default=0)
-    for run in listed:
-        with reading(run.directory / RUN_FILE, "the record of a run"):
-            known = "started" in run.record
-            started = f"{datetime.fromtimestamp(run.record['started']):%Y-%m-%d %H:%M}" if known else ""
-            state: str = state_of(run.directory, run.record)
-            state = f"{run.record['seconds']:,.0f} s" if state == "finished" else state
-        about = f"{run.record.get('file', '')}  {run.record.get('command', '')}".rstrip()
-        show_line(f"{run.directory.name:<{width}}  {started:<16}  {state:>9}  {about}".rstrip())
+    listed = load_function("vfm.api.listings:list_runs")(store=store).rows  # imports pyarrow
+    width = max((len(row[0]) for row in listed), default=0)
+    for name, started, state, seconds, recipe, words in listed:
+        shown = state if seconds is None else f"{seconds:,.0f} s"
+        show_line(f"{name:<{width}}  {started:<16}  {shown:>9}  {f'{recipe}  {words}'.rstrip()}".rstrip())
     if not listed:
         show_line(f"no runs in {store}")
 
@@ -100,34 +91,14 @@ def report(
     if watch:
         watch_run(run, store, out)
         return
-    directories = [_find(word, store) for word in run]
-    directory, *others = directories
-    for folder in directories:
-        _note_state(folder)
-    default = Path("comparison.html") if others else directory / REPORT_FILE
-    page = _page(out, default)
-    if others:
-        compare_runs([folder.resolve() for folder in directories], page)
+    from vfm.api.reports import draw_report, find_directory  # imports pyarrow
+
+    page = draw_report(run, store=store, out=out, warn=note)
+    if len(run) > 1:
         show_line(f"comparison: {page}")
         return
-    if is_writable(page.parent):
-        write_report(present_summary(directory), page)
-    elif out or not is_current(directory):
-        raise UserError(f"{page}: no permission to write; give another file with --out")
-    show_results(directory)
+    show_results(find_directory(run[0], store))
     show_line(f"report: {page}")
-
-
-def _page(out: Path | None, default: Path) -> Path:
-    """Choose the file for a page.
-
-    Raises:
-        UserError: If it is a folder.
-    """
-    page = out or default
-    if page.is_dir():
-        raise UserError(f"{page}: expected a file to write the report to, got a folder")
-    return page
 
 
 def watch_run(words: list[str], store: Path, out: Path | None) -> None:
@@ -141,58 +112,14 @@ def watch_run(words: list[str], store: Path, out: Path | None) -> None:
     directory = find_run(words[0], Store(store))
     if directory is None:
         raise UserError(f"no run {words[0]!r} in {store}; start it in another terminal, then watch it")
+    from vfm.api.reports import page_file
     from vfm.report.live import watch
 
-    page = _page(out, directory / REPORT_FILE)
+    page = page_file(out, directory / REPORT_FILE)
     show_line(f"watching {directory.name}: open {page.absolute().as_uri()}; Ctrl-C ends")
     watch(directory.resolve(), page)
     show_results(directory)
     show_line(f"report: {page}")
-
-
-def _find(word: str, store: Path) -> Path:
-    """Find the folder of a run.
-
-    Raises:
-        UserError: If there is no such run.
-    """
-    directory = find_run(word, Store(store))
-    if directory is None:
-        names = [run.directory.name for run in kept_runs(Store(store))]
-        more = f" and {len(names) - MAX_NAMES} more, see vfm runs" if len(names) > MAX_NAMES else ""
-        raise UserError(f"no run {word!r} in {store}; runs: {', '.join(names[:MAX_NAMES]) or 'none'}{more}")
-    return directory
-
-
-def _note_state(directory: Path) -> None:
-    """Print a note about the page of an unfinished run.
-
-    Raises:
-        UserError: If the record of the run is damaged.
-    """
-    name, state = directory.resolve().name, state_of(directory, read_sealed(directory / RUN_FILE))
-    if state == "running":
-        note(f"{name} is running; vfm report {name} --watch draws its page until it ends")
-    elif state != "finished":
-        why = failure_of(directory)
-        note(f"{name} has {state}; the page has its finished stages and the curves so far{why and f' ({why})'}")
-
-
-def compare_runs(directories: list[Path], page: Path) -> None:
-    """Write the page that compares runs.
-
-    Raises:
-        UserError: If two of them are the same run, or a package for drawing is missing.
-    """
-    names = [directory.name for directory in directories]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise UserError(f"expected different runs to compare, got {twice[0]} twice")
-    try:
-        from vfm.report.comparison import write_comparison  # needs matplotlib, an optional extra
-    except ImportError as error:
-        raise UserError(f"the report needs {error.name}: {how_to_install('vfm-core[report]')}") from None
-    write_comparison({folder.name: present_summary(folder) for folder in directories}, page)
 
 
 @command

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from vfm.base import UserError, how_to_install
 from vfm.flow.recipe.yaml_lines import dump
-from vfm.flow.requests.inputs import Fields, Input, named_apart
+from vfm.flow.requests.inputs import Fields, Input, model_input, named_apart, saved_artifact, split_name
 from vfm.interfaces import Stage, VisionCheckpoint
 
 METHOD = "eva.pretrain"
@@ -80,3 +81,10 @@ def distillation_recipe(request: DistillationRequest, known: Mapping[str, type[S
     name = start.name if start else request.student
     record = {"description": f"{name} learns {request.teacher.name}'s features of masked patches.", "stages": stages}
     return dump(record)
+
+
+def student_input(word: str) -> str | Input:
+    """Resolve a student: a timm name stays as it is, anything else is an encoder with weights."""
+    name, rest = split_name(word)
+    has_weights = name or saved_artifact(rest) or Path(rest).exists() or ":" in rest or "." in rest
+    return model_input(word) if has_weights else word

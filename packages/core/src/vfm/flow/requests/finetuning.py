@@ -10,7 +10,7 @@ from vfm.base import UserError, how_to_install
 from vfm.flow.recipe.yaml_lines import dump
 from vfm.flow.requests.data_options import with_data_options
 from vfm.flow.requests.inputs import Fields, Input, named_apart, saved_artifact
-from vfm.interfaces import ClipCheckpoint, Stage
+from vfm.interfaces import ClipCheckpoint, Lora, Stage
 
 METHOD = "clip.train"
 TUNED, WISE = "tuned", "wise"  # names of the models that the recipe makes
@@ -18,6 +18,8 @@ WARMUP = 0.1  # fraction of the steps
 MICRO_BATCH = 64  # bounds the memory of activations; the gradient still covers the whole batch
 WEIGHT_DECAY = 0.1
 LR, LOW_RANK_LR = 1e-5, 1e-4  # for full weights and for LoRA, which needs ten times more (arXiv:2405.09673, section 6)
+
+RANK: int = Lora.model_fields["rank"].default
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Finetuning:
         batch: pairs per step.
         lr: peak learning rate; None: 1e-5, and 1e-4 for LoRA.
         lock: train only the text tower.
-        rank: rank of LoRA, which is trained in place of the weights; None: train the weights.
+        lora: train LoRA weights in place of the weights.
+        rank: rank of LoRA; None: its default.
         data_options: further fields of the stages that import the pairs.
     """
 
@@ -45,6 +48,7 @@ class Finetuning:
     batch: int = 256
     lr: float | None = None
     lock: bool = False
+    lora: bool = False
     rank: int | None = None
     data_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -53,8 +57,11 @@ def finetuning_recipe(request: Finetuning, known: Mapping[str, type[Stage]]) -> 
     """Write the recipe as YAML: the shipped `clip_finetune` with one training stage, and all possible evaluations.
 
     Raises:
-        UserError: If the package with the method is not installed, or the model is not a CLIP model.
+        UserError: If the package with the method is not installed, the model is not a CLIP model, or there is a rank
+            without LoRA.
     """
+    if request.rank and not request.lora:
+        raise UserError(f"rank {request.rank} is the rank of lora: give both")
     if METHOD not in known:
         raise UserError(f"vfm finetune needs the stage {METHOD}: {how_to_install('vfm-clip')}")
     if not issubclass(request.model.makes, ClipCheckpoint):
@@ -73,14 +80,14 @@ def finetuning_recipe(request: Finetuning, known: Mapping[str, type[Stage]]) -> 
     tasks = [("own", "eval.retrieval", refs.get("val")), ("kept", "eval.zero_shot", refs.get("general"))]
     evaluations = [(name, kind, ref) for name, kind, ref in tasks if ref]
     start = model.ref
-    changes: Fields = {"type": "lora", "rank": request.rank} if request.rank else {}
+    changes: Fields = {"type": "lora", "rank": request.rank or RANK} if request.lora else {}
     vision: Fields = {"type": "frozen"} if request.lock else changes
     training: Fields = {"kind": METHOD, "name": TUNED, "init": start, "data": refs["pool"]}
     if vision:
         training["vision"] = {"trained": vision}
     if changes:
         training["text"] = {"trained": changes}
-    default_lr = LOW_RANK_LR if request.rank else LR
+    default_lr = LOW_RANK_LR if request.lora else LR
     training |= {
         "global_batch_size": request.batch,
         "micro_batch_size": min(MICRO_BATCH, request.batch),

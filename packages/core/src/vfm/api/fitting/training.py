@@ -16,12 +16,12 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from vfm.api.fitting.training_data import batch_size, training_data
+from vfm.api.fitting.training_folder import START, open_folder, recorded
 from vfm.api.paths import AnyPath
 from vfm.api.progress import listener, shown_by
 from vfm.api.results import MAX_ROWS, Results, as_table, skipped_note
 from vfm.api.runs import check_not_a_worker
-from vfm.api.training_data import batch_size, training_data
-from vfm.api.training_folder import START, open_folder, recorded
 from vfm.base import UserError, decisive_settings, error_lines, load_function
 from vfm.data.loading.torch_dataset import seeded
 from vfm.flow.listeners.listeners import number

@@ -1,0 +1,1 @@
+"""Train any module by a loss on any data: `vfm.fit`."""

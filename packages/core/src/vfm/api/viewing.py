@@ -1,0 +1,81 @@
+"""Draw what an image encoder sees: patch features and attention. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from vfm.api.inputs import AnyImage, AnyModel, image_names, open_device, open_encoder, read_images, with_folders
+from vfm.api.paths import PATHS, AnyPath, as_place
+from vfm.api.results import Results, as_table
+from vfm.eval import compute_patch_maps
+from vfm.models import PooledVision
+
+
+@dataclass(frozen=True, repr=False)
+class Views(Results):
+    """Drawings of images as a model sees them.
+
+    Attributes:
+        images: names of the images.
+        files: the PNG file of each.
+    """
+
+    images: list[str]
+    files: list[Path]
+
+    @property
+    def title(self) -> str:
+        """One line about the results."""
+        return f"{len(self.files):,} images drawn"
+
+    def table(self) -> Any:
+        """Build an Arrow table with the columns image and file."""
+        rows = [{"image": image, "file": str(file)} for image, file in zip(self.images, self.files, strict=True)]
+        return as_table(rows, {"image": pa.string(), "file": pa.string()})
+
+
+def view(
+    model: AnyModel,
+    images: AnyImage | Sequence[AnyImage],
+    out: AnyPath,
+    *,
+    pretrained: str | None = None,
+    device: str = "auto",
+) -> Views:
+    """Draw a model's patch features and attention, as `vfm view`.
+
+    Args:
+        model: a model as for `vfm.embed`.
+        images: files, folders of files, or PIL images.
+        out: folder to write PNG files to. Each shows an image, the principal components of its patch features, their
+            similarity to the image feature, and the attention.
+        pretrained: tag of an open_clip name, or a file of weights.
+        device: auto, cpu, cuda, cuda:1 or mps.
+
+    Raises:
+        UserError: If the model or an image does not exist, or the model has no patch tokens.
+    """
+    listed = [images] if isinstance(images, (*PATHS, Image.Image)) else list(images)
+    listed = with_folders(listed)
+    names = image_names(listed)
+    opened = read_images(listed)
+    encoder = open_encoder(model, pretrained, open_device(device))
+    name = type(model.module).__name__ if isinstance(model, PooledVision) else str(getattr(model, "path", model))
+    folder = Path(as_place(out))
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / file for file in _file_names(names)]
+    for file, maps in zip(files, compute_patch_maps(encoder, opened, names, name), strict=True):
+        Image.fromarray(maps.sheet()).save(file)
+    return Views(names, files)
+
+
+def _file_names(names: Sequence[str]) -> list[str]:
+    """Name a PNG file for each image, with its number if another image has the same name."""
+    stems = [Path(name).stem for name in names]
+    return [f"{stem}-{n}.png" if stems.count(stem) > 1 else f"{stem}.png" for n, stem in enumerate(stems)]
