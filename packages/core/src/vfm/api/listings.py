@@ -1,4 +1,4 @@
-"""List what there is: the models of a store or a library, the runs of a store, the shipped recipes."""
+"""Lists: the models of a store or a library, the runs of a store, the shipped recipes."""
 
 from __future__ import annotations
 
