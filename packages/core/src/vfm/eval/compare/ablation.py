@@ -97,7 +97,7 @@ def in_words(result: StepResult) -> str:
     """Describe the gain of a step and of its controls in two sentences."""
     gain, unit = result.gain, result.scores[0].unit
     before, after = result.score_of(gain.baseline), result.score_of(gain.model)
-    ends = f"95 % interval {change(gain.low, unit)} to {change(gain.high, unit)}"
+    ends = f"uncorrected 95 % interval {change(gain.low, unit)} to {change(gain.high, unit)}"
     text = (
         f"{result.step.title}: {result.metric} {change(gain.difference, unit)} ({ends}),"
         f" {quantity(before.value, unit)} → {quantity(after.value, unit)}."
