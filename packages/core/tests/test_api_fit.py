@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import vfm
 from fit_world import QUIET, Classify, Inputs, Labelled, fitted, loss, model
+from vfm.base import UserError
 from vfm.data import BadSample, SameEpochs, SampleOrder
 
 
@@ -76,6 +77,46 @@ def test_it_equals_a_loop_by_hand_over_the_same_order() -> None:
         optimizer.step()
     torch.testing.assert_close(ours.weight, theirs.weight)
     torch.testing.assert_close(ours.bias, theirs.bias)
+
+
+def weighted(net: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    images, targets, weights = batch
+    return (weights * (net(images)[:, 0] - targets) ** 2).sum() / weights.sum()
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 5])
+def test_a_weighted_mean_is_the_same_in_micro_batches(micro_batch_size: int) -> None:
+    draws = torch.Generator().manual_seed(1)
+    data = TensorDataset(torch.randn(40, 5, generator=draws), torch.arange(40.0), torch.rand(40, generator=draws))
+    losses, weights = [], []
+    for size, weight in ((10, None), (micro_batch_size, lambda batch: batch[2].sum()), (micro_batch_size, None)):
+        torch.manual_seed(3)
+        net = nn.Linear(5, 1)
+        done = vfm.fit(
+            net,
+            data,
+            loss=weighted,
+            weight=weight,
+            steps=8,
+            global_batch_size=10,
+            micro_batch_size=size,
+            lr=1e-2,
+            **QUIET,
+        )
+        losses.append(done.loss)
+        weights.append(net.weight.detach())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(weights[1], weights[0])
+    assert abs(losses[2] / losses[0] - 1) > 1e-3, "without the weights it is another training"
+
+
+def test_a_weight_must_be_a_positive_sum(tmp_path: Path) -> None:
+    data = TensorDataset(torch.randn(8, 5), torch.arange(8.0), torch.ones(8))
+    settings: dict[str, Any] = {"loss": weighted, "steps": 1, "global_batch_size": 4, **QUIET}
+    with pytest.raises(UserError, match=r"weight: expected the sum .* got a tensor of shape \(4,\)"):
+        vfm.fit(nn.Linear(5, 1), data, weight=lambda batch: batch[2], **settings)
+    with pytest.raises(UserError, match="a positive number, got 0"):
+        vfm.fit(nn.Linear(5, 1), data, weight=lambda batch: 0.0, **settings)
 
 
 def test_killed_trainings_end_as_an_uninterrupted_one(tmp_path: Path) -> None:

@@ -22,7 +22,13 @@ from .parallel.sharing import (
     of_all as of_all,
     own_share as own_share,
 )
-from .task import Call as Call, Frozen as Frozen, Metrics as Metrics, Task as Task
+from .task import (
+    Call as Call,
+    Frozen as Frozen,
+    Metrics as Metrics,
+    Task as Task,
+    relative_weights as relative_weights,
+)
 from .trained import (
     ParamGroup as ParamGroup,
     TrainedTower as TrainedTower,

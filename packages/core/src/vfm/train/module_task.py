@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from vfm.base import UserError
-from vfm.data.loading.batch import SampleDraw
-from vfm.train.task import Metrics, Task
+from vfm.data.loading.batch import Batch, SampleDraw
+from vfm.train.task import Metrics, Task, relative_weights
 
 LossFunction = Callable[[Any, Any], Tensor | tuple[Tensor, Mapping[str, Tensor | float]]]
 """`loss(model, batch)` returns a scalar, or a scalar and other metrics by name."""
+WeightFunction = Callable[[Any], Tensor | float]
+"""`weight(batch)` returns the sum of the weights of a batch's samples."""
 RESERVED = ("loss", "grad_norm", "lr")  # every training run logs these, as `train/loss`, ...
 
 
@@ -29,11 +31,14 @@ class ModuleTask(Task[Any]):
         model: the module.
         loss: `loss(model, batch)`. If it is a module, its parameters are trained too.
         seed: seed of the generators of Python and NumPy, which a loss may use, as Mixup does.
+        weight: `weight(batch)` sums the weights of a batch of which the loss is the weighted mean. None: a plain mean.
     """
 
-    def __init__(self, model: nn.Module, loss: LossFunction, seed: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, loss: LossFunction, seed: int = 0, weight: WeightFunction | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.loss, self.seed = model, loss, seed
+        self.model, self.loss, self.seed, self.weight = model, loss, seed, weight
         self.fixed = [part for part in model.modules() if _is_fixed(part)]
 
     def train(self, mode: bool = True) -> Self:
@@ -63,6 +68,20 @@ class ModuleTask(Task[Any]):
         if torch.is_grad_enabled() and not loss.requires_grad:
             raise UserError("loss: it has no gradient; compute it from the model's outputs, without detach or no_grad")
         return loss, {str(name): _scalar(name, value, loss.device) for name, value in metrics.items()}
+
+    def micro_batch_weights(self, micro_batches: Sequence[Batch[Any]]) -> Tensor | None:
+        """Compute factors from the weights of the samples, so that micro-batches and processes change no result.
+
+        Raises:
+            UserError: If the sum of the weights is not a positive number.
+        """
+        if self.weight is None:
+            return None
+        totals = torch.stack([torch.as_tensor(self.weight(batch.inputs)).detach().float() for batch in micro_batches])
+        if totals.ndim != 1 or not (totals > 0).all():
+            got = f"a tensor of shape {tuple(totals.shape[1:])}" if totals.ndim != 1 else f"{totals.min().item():g}"
+            raise UserError(f"weight: expected the sum of a batch's weights, a positive number, got {got}")
+        return relative_weights(totals, micro_batches)
 
     def encoder(self) -> Any:
         """Give evaluations the module."""

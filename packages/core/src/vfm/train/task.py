@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from vfm.data.loading.batch import Batch, Inputs
@@ -50,6 +51,21 @@ class Frozen(Generic[M]):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module."""
         return self.module(*args, **kwargs)
+
+
+def relative_weights(totals: Tensor, micro_batches: Sequence[Batch[Any]]) -> Tensor:
+    """Compute the factors with which the weighted means of micro-batches add up to the weighted mean of the whole step.
+
+    Args:
+        totals: sum of the weights in each micro-batch of this process.
+        micro_batches: this process' share of the step. All processes have equally many samples.
+    """
+    sizes = totals.new_tensor([len(batch) for batch in micro_batches])
+    mean = totals.sum() / sizes.sum()
+    if dist.is_initialized():
+        dist.all_reduce(mean)
+        mean /= dist.get_world_size()
+    return totals / sizes / mean.clamp(min=1e-9)
 
 
 class Task(nn.Module, Generic[Inputs]):

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from vfm.data import Batch
 from vfm.models import first_blocks, named_layers
 from vfm.plugin import FrozenWeights, Trained
-from vfm.train import Frozen, Metrics, Task, TrainedTower, prepare_towers
+from vfm.train import Frozen, Metrics, Task, TrainedTower, prepare_towers, relative_weights
 from vfm_diva.mllm.batches import MllmInputs
 from vfm_diva.mllm.model import Mllm
 from vfm_diva.mllm.stages import MllmCheckpoint
@@ -58,12 +57,7 @@ class MllmTask(Task[MllmInputs]):
         With these weights each token of the step has the same weight, as in one large batch.
         """
         counts = torch.stack([batch.inputs.answers.sum() for batch in micro_batches]).float()
-        sizes = torch.tensor([len(batch) for batch in micro_batches], device=counts.device)
-        mean = counts.sum() / sizes.sum()
-        if dist.is_initialized():
-            dist.all_reduce(mean)
-            mean /= dist.get_world_size()
-        return counts / sizes / mean
+        return relative_weights(counts, micro_batches)
 
     def encoder(self) -> Mllm:
         """Return the model for evaluations during training."""

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from vfm.data import Batch
 from vfm.models import PooledVision, save_vision, vision_preprocess
 from vfm.plugin import VisionCheckpoint
-from vfm.train import Metrics, Task
+from vfm.train import Metrics, Task, relative_weights
 from vfm_eva.pretrain.alarm import HeldOutAlarm
 from vfm_eva.pretrain.decoder import MaskDecoder
 from vfm_eva.pretrain.objective import Objective, image_loss
@@ -211,17 +210,9 @@ class EvaTask(Task[EvaInputs]):
         equal those for a single large batch (up to rounding and the draws of drop path), although `block` masks vary in
         size. EVA's code weights micro-batches and processes equally instead.
         """
-        means = []
-        for batch in micro_batches:
-            masked_counts = batch.inputs.bool_mask.sum(dim=1).clamp(max=self.num_masked)
-            means.append(masked_counts.float().mean())
-        counts = torch.stack(means)
-        sizes = [len(batch) for batch in micro_batches]
-        mean = torch.stack([count * size for count, size in zip(counts, sizes, strict=True)]).sum() / sum(sizes)
-        if dist.is_initialized():
-            dist.all_reduce(mean)
-            mean /= dist.get_world_size()
-        return counts / mean.clamp(min=1e-9)
+        masks = [batch.inputs.bool_mask for batch in micro_batches]
+        counts = torch.stack([mask.sum(dim=1).clamp(max=self.num_masked).sum() for mask in masks])
+        return relative_weights(counts.float(), micro_batches)
 
     @torch.no_grad()
     def cosine_map(self, inputs: EvaInputs) -> Tensor:

@@ -30,13 +30,13 @@ from vfm.models import load_state_dict, save_state_dict
 from vfm.models.weights import weights_hash
 from vfm.storage.store_files import read_json_lines
 from vfm.train import METRICS_FILE, Task, fit as run_loop, is_main
-from vfm.train.module_task import LossFunction, ModuleTask
+from vfm.train.module_task import LossFunction, ModuleTask, WeightFunction
 
 CHECKPOINTS, WEIGHTS = "checkpoints", "model.safetensors"
 COLUMNS = {"step": pa.int64(), "samples": pa.int64(), "train/loss": pa.float64(), "train/lr": pa.float64()}
 # Fields of a training stage that a call does not have.
 NO_SETTINGS = ("kind", "name", "evaluation", "samples_seen", "epochs")
-ARGUMENTS = ("device", "folder", "loss", "progress", "workers")  # arguments of a call that are not fields
+ARGUMENTS = ("device", "folder", "loss", "progress", "weight", "workers")  # arguments of a call that are not fields
 
 
 class Settings(Training):
@@ -108,6 +108,7 @@ def fit(
     *,
     steps: int,
     loss: LossFunction | None = None,
+    weight: WeightFunction | None = None,
     folder: AnyPath | None = None,
     global_batch_size: int | None = None,
     lr: float = 1e-3,
@@ -130,7 +131,10 @@ def fit(
             numbers and PIL images are stacked, (B, ...), and texts become lists. Or a DataLoader, or another iterable
             of such batches that can be iterated several times.
         steps: optimizer steps. The data are repeated as often as needed.
-        loss: `loss(model, batch)` returns a scalar tensor, or a scalar and other metrics by name.
+        loss: `loss(model, batch)` returns a scalar tensor, or a scalar and other metrics by name. Micro-batches and
+            processes change no result if it is a mean over the samples.
+        weight: for a loss that is a weighted mean, `weight(batch)` returns the sum of the batch's weights, such as
+            `lambda batch: batch["weight"].sum()`. Without it a weighted mean depends on the size of micro-batches.
         folder: folder for checkpoints, metrics and the trained weights (`model.safetensors`); None: nothing is saved.
         global_batch_size: samples per step, by default 128. A DataLoader determines it. For a loader without a batch
             size, such as webdataset's, the samples of its batches are counted.
@@ -152,7 +156,7 @@ def fit(
             another training run.
     """
     check_not_a_worker("vfm.fit")
-    trained = _task(task, loss, seed)
+    trained = _task(task, loss, seed, weight)
     size = batch_size(data, global_batch_size, settings.get("micro_batch_size"))
     arguments: dict[str, Any] = {"steps": steps, "lr": lr, "seed": seed}
     if size is not None:
@@ -235,18 +239,20 @@ def _check_start(path: Path, before: str, start: str, model: nn.Module, warn: Ca
         )
 
 
-def _task(task: Task[Any] | nn.Module, loss: LossFunction | None, seed: int) -> Task[Any]:
+def _task(
+    task: Task[Any] | nn.Module, loss: LossFunction | None, seed: int, weight: WeightFunction | None
+) -> Task[Any]:
     if isinstance(task, nn.Module) and not any(param.requires_grad for param in task.parameters()):
         raise UserError(f"fit: {type(task).__name__} has no parameter to train: none has requires_grad")
     if isinstance(task, Task):
-        if loss is not None:
-            raise UserError(f"fit: {type(task).__name__} is a Task, which has its own loss: leave out loss")
+        if loss is not None or weight is not None:
+            raise UserError(f"fit: {type(task).__name__} is a Task, which has its own loss: leave out loss and weight")
         return task
     if not isinstance(task, nn.Module):
         raise UserError(f"fit: expected a module or a vfm.train.Task, got a {type(task).__name__}")
     if not callable(loss):
         raise UserError(f"fit: {type(task).__name__} is no vfm.train.Task: give loss, a function of (model, batch)")
-    return ModuleTask(task, loss, seed)
+    return ModuleTask(task, loss, seed, weight)
 
 
 def _config(settings: Mapping[str, Any], runtime: Mapping[str, Any]) -> Settings:
