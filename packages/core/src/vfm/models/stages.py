@@ -19,6 +19,7 @@ from vfm.interfaces import (
 )
 
 HUB_PREFIX, FOLDER_PREFIX = "hf-hub:", "local-dir:"
+NO_WEIGHTS = "none"  # as `pretrained`: random weights of seed 0, and no download
 
 
 class _ImportFile(Stage):
@@ -42,7 +43,9 @@ class ImportClip(_ImportFile):
         description="open_clip name or configuration (with pretrained), hf-hub:org/model, a folder in the layout of "
         "open_clip or Hugging Face, or an EVA-CLIP file"
     )
-    pretrained: str | None = Field(None, description="open_clip's tag for the name, or a file of weights")
+    pretrained: str | None = Field(
+        None, description="open_clip's tag for the name, a file of weights, or none: random weights"
+    )
     part: Literal["both", "visual", "text"] = Field(
         "both", description="tower to read from the file, while the other tower is initialised with seed 0"
     )
@@ -77,7 +80,7 @@ class ImportVision(_ImportFile):
         description="timm name, optionally with a tag, hf-hub:org/model, a folder in timm's layout, or an EVA file. "
         "With pretrained, the architecture"
     )
-    pretrained: str | None = Field(None, description="a file of weights for the architecture")
+    pretrained: str | None = Field(None, description="a file of weights for the architecture, or none: random weights")
 
     makes: ClassVar[type[Artifact]] = VisionCheckpoint
     work: ClassVar[str] = "vfm.models.interchange.vision_import:import_vision_checkpoint"
@@ -128,7 +131,8 @@ class Export(Stage):
 def _local_paths(source: str | dict[str, Any], pretrained: str | None) -> list[str]:
     """List the names of a stage that are files or folders on this machine."""
     names = [source.removeprefix(FOLDER_PREFIX)] if isinstance(source, str) else []
-    return [name for name in (*names, pretrained) if name and Path(name).exists()]
+    weights = None if pretrained == NO_WEIGHTS else pretrained
+    return [name for name in (*names, weights) if name and Path(name).exists()]
 
 
 STAGES: tuple[type[Stage], ...] = (ImportClip, ImportVision, ImportGenerator, Export)

@@ -105,14 +105,23 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
         UserError: If the file is missing or damaged, holds objects other than tensors, or has no tensors.
     """
     file = Path(file)
-    if not file.is_file():
-        raise UserError(f"{file}: no such checkpoint file")
     if file.name.endswith(INDEX_SUFFIX):
         return {key: value for shard in weights_shards(file) for key, value in load_state_dict(shard, ema=ema).items()}
+    return tensors_of(read_checkpoint(file), file, ema=ema)
+
+
+def read_checkpoint(file: Path) -> Any:
+    """Read everything in a checkpoint file: tensors, and what trainers save next to them.
+
+    Raises:
+        UserError: If the file is missing or damaged, or holds objects that could run code.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such checkpoint file")
     if file.suffix == ".tar" and is_tarfile(file):
         raise UserError(f"{file}: expected a checkpoint, got a tar archive, such as a shard of samples")
     try:
-        content: Any = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
+        return load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
     except UnpicklingError as error:
         match = re.search(r"GLOBAL ([\w.]+)|got <class '([\w.]+)'>", str(error))
         first = f" (the first: {match[1] or match[2]})" if match else ""
@@ -124,10 +133,19 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
     except Exception as error:  # on damaged bytes, torch and safetensors raise errors of many types
         line = (str(error).strip() or "the file is truncated").splitlines()[0]
         raise UserError(f"{file}: not readable as a checkpoint: {line}") from None
+
+
+def tensors_of(content: Any, file: Path, *, ema: bool = True) -> dict[str, Tensor]:
+    """Find the tensors in a checkpoint, without the prefixes that wrappers add to their names.
+
+    Raises:
+        UserError: If it has no tensors.
+    """
     tensors = {key: value for key, value in _unwrap(content, ema).items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{file}: holds no tensors")
-    for wrapper in ("module.", "_orig_mod."):  # added by DistributedDataParallel, and by torch.compile inside it
+    # Added by DistributedDataParallel, by torch.compile inside it, and for the attribute of a Lightning module.
+    for wrapper in ("module.", "_orig_mod.", "model."):
         if all(key.startswith(wrapper) for key in tensors):
             tensors = {key.removeprefix(wrapper): value for key, value in tensors.items()}
     return tensors

@@ -32,7 +32,7 @@ from vfm.models.interchange.hub_folders import clip_folder_of_hub
 from vfm.models.interchange.hugging_face_siglip_import import load_transformers_model, transformers_model_config
 from vfm.models.interchange.vision_import import show_key_report
 from vfm.models.preprocess import Preprocess
-from vfm.models.stages import HUB_PREFIX, ImportClip
+from vfm.models.stages import HUB_PREFIX, NO_WEIGHTS, ImportClip
 from vfm.models.weight_transfer import KeyReport
 from vfm.models.weights import check_finite_weights, load_state_dict, save_state_dict
 
@@ -89,7 +89,7 @@ def import_clip(
         source: an open_clip name or configuration, with `pretrained`. Without it, `hf-hub:org/model`,
             `local-dir:folder` or a folder, in open_clip's or Hugging Face's layout, or an EVA-CLIP file.
         pretrained: a tag that open_clip has for the name, or a file: safetensors, or a `torch.save` file of open_clip,
-            OpenAI, EVA-CLIP, DIVA or un2CLIP, read with `weights_only`.
+            OpenAI, EVA-CLIP, DIVA or un2CLIP, read with `weights_only`. `none`: random weights.
         options: how a file is read.
         report: filled with the fate of every key of an EVA-CLIP file, of a file with a single tower, or of a file with
             more than a CLIP model.
@@ -109,6 +109,8 @@ def import_clip(
     if file:
         return clip_from_file(None, file, options, report)
     assert pretrained
+    if pretrained == NO_WEIGHTS:
+        return with_text_of(options.text_from, build_clip(source, seed=0))
     if isinstance(source, str) and not _is_file_name(pretrained):
         return _clip_by_tag(source, pretrained)
     return clip_from_file(source, Path(pretrained), options, report)
@@ -139,6 +141,8 @@ def check_clip_source(
         clip_config.check_keys(source, "custom")
     if not pretrained:
         raise UserError(f"models.clip: pretrained is required for {source!r}; {_tags(source)}, or the path of a file")
+    if pretrained == NO_WEIGHTS:
+        return
     if _is_file_name(pretrained):
         check_weights_file(pretrained)
     elif isinstance(source, str):

@@ -16,7 +16,7 @@ from vfm.models.clip.model_sources import check_weights_file, local_folder, weig
 from vfm.models.interchange import eva_import
 from vfm.models.interchange.eva_import import DEFAULT_OPTIONS, ReadOptions
 from vfm.models.interchange.eva_layouts import masked_modelling_of
-from vfm.models.stages import FOLDER_PREFIX, HUB_PREFIX, ImportVision
+from vfm.models.stages import FOLDER_PREFIX, HUB_PREFIX, NO_WEIGHTS, ImportVision
 from vfm.models.vision.vision import VISION_CONFIG_FILE, build_vision, save_vision, vision_preprocess
 from vfm.models.weight_transfer import KeyReport
 from vfm.models.weights import check_finite_weights, load_state_dict
@@ -70,6 +70,8 @@ def import_vision(
     file = weights_file_as_source(source, pretrained)
     if file:
         return vision_from_file(None, file, options, report)
+    if pretrained == NO_WEIGHTS:
+        return build_vision(source, seed=0).eval()
     if pretrained:
         return vision_from_file(source, Path(pretrained), options, report)
     folder = local_folder(source) if isinstance(source, str) else None
@@ -93,10 +95,15 @@ def check_vision_source(source: str | Mapping[str, Any], pretrained: str | None)
     if is_folder_or_repo or not timm.is_model(name.split(".")[0]):
         hint = did_you_mean(name, timm.list_models())
         raise UserError(f"models.vision: {name!r} is not an architecture of timm{hint}")
+    if pretrained == NO_WEIGHTS:
+        return
     if pretrained:
         check_weights_file(pretrained)
     elif isinstance(source, Mapping) or not timm.is_model_pretrained(name):
-        raise UserError(f"models.vision: timm lists no weights for {name!r}; set pretrained to a file of weights")
+        raise UserError(
+            f"models.vision: timm lists no weights for {name!r}; set pretrained to a file of weights, or to none for"
+            " random ones"
+        )
 
 
 def vision_from_file(

@@ -1,0 +1,123 @@
+"""Describe files and folders of weights: the library that wrote them, the architecture, and their name in commands."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor
+
+from vfm.base import UserError
+from vfm.models.clip import clip_config
+from vfm.models.interchange import eva_import
+from vfm.models.interchange.eva_layouts import VISUAL
+from vfm.models.interchange.open_clip_names import open_clip_architecture
+from vfm.models.interchange.timm_names import timm_architecture
+from vfm.models.model_description import ModelDescription
+from vfm.models.weights import read_checkpoint, tensors_of
+from vfm.storage.store_files import read_record
+
+ARCHITECTURES = ("arch", "model", "architecture", "model_name")  # names of an architecture in a trainer's record
+
+
+def describe_weights(path: str) -> ModelDescription:
+    """Describe a file of weights."""
+    file = Path(path)
+    try:
+        content = read_checkpoint(file)
+        tensors = tensors_of(content, file)
+    except UserError as error:
+        return ModelDescription("a file of torch", problems=[str(error).removeprefix(f"{path}: ")])
+    kind = "safetensors" if file.suffix == ".safetensors" else "torch's pickle"
+    description = ModelDescription(f"weights ({kind})", facts=[_size(tensors), *_training_facts(content)])
+    try:
+        if any(key.startswith(VISUAL) for key in tensors):
+            _describe_clip(description, path, tensors)
+        else:
+            _describe_encoder(description, path, content, tensors)
+    except UserError as error:
+        description.problems.append(str(error).removeprefix(f"{path}: "))
+    return description
+
+
+def describe_folder(path: str) -> ModelDescription | None:
+    """Describe a folder in the layout of open_clip, timm, transformers or diffusers. None for other folders."""
+    folder = Path(path)
+    if (folder / "model_index.json").is_file():
+        record = read_record(folder / "model_index.json")
+        return ModelDescription("a pipeline of diffusers", facts=[f"pipeline: {record.get('_class_name')}"])
+    if (folder / clip_config.CONFIG_FILE).is_file():
+        return ModelDescription("a CLIP model in open_clip's layout", path)
+    if not (folder / "config.json").is_file():
+        return None
+    record = read_record(folder / "config.json")
+    if "architecture" in record:
+        facts = [f"architecture: {record['architecture']}", f"classes: {record.get('num_classes', 0)}"]
+        return ModelDescription("an encoder in timm's layout", path, facts)
+    kind = record.get("model_type")
+    description = ModelDescription("a model of transformers", facts=[f"model type: {kind}"])
+    if kind in ("clip", "siglip", "siglip2"):
+        description.model = path
+    else:
+        description.problems.append(f"expected a model of the type clip, siglip or siglip2, got {kind}")
+    return description
+
+
+def _size(tensors: Mapping[str, Tensor]) -> str:
+    count = sum(tensor.numel() for tensor in tensors.values())
+    types = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
+    return f"parameters: {count:,} in {len(tensors):,} tensors ({types})"
+
+
+def _training_facts(content: Any) -> list[str]:
+    """List the numbers that trainers save: epoch, step and score."""
+    if not isinstance(content, Mapping):
+        return []
+    names = ("epoch", "step", "global_step", "metric", "best_acc1")
+    return [f"{name}: {content[name]}" for name in names if isinstance(content.get(name), int | float)]
+
+
+def _describe_clip(description: ModelDescription, path: str, tensors: Mapping[str, Tensor]) -> None:
+    description.format = f"a CLIP model, {description.format}"
+    if eva_import.is_official(tensors):
+        eva_import.clip_architecture(tensors, path)
+        description.model = path
+        return
+    name = open_clip_architecture(tensors)
+    if name:
+        description.facts.append(f"architecture: {name} of open_clip, by its shapes")
+        description.model = f"{name},{path}"
+    else:
+        description.problems.append("no CLIP model of open_clip has these shapes; give its name: NAME,FILE")
+
+
+def _describe_encoder(description: ModelDescription, path: str, content: Any, tensors: Mapping[str, Tensor]) -> None:
+    if eva_import.is_official(tensors):
+        eva_import.vision_architecture(tensors, path)
+        description.format, description.model = f"an encoder of EVA, {description.format}", path
+        return
+    named = _named_architecture(content)
+    name = named or timm_architecture(tensors)
+    if name:
+        by = "as the file says" if named else "by its shapes"
+        description.facts.append(f"architecture: {name} of timm, {by}")
+        description.model = f"{name},{path}"
+    else:
+        description.problems.append("no architecture of timm has these shapes; give its name: NAME,FILE")
+
+
+def _named_architecture(content: Any) -> str:
+    """Find the name of timm that a trainer saved next to the weights."""
+    if not isinstance(content, Mapping):
+        return ""
+    arguments = content.get("args")
+    records = [content, vars(arguments) if isinstance(arguments, Namespace) else arguments]
+    for record in records:
+        for key in ARCHITECTURES:
+            name = record.get(key) if isinstance(record, Mapping) else None
+            if isinstance(name, str) and timm.is_model(name.split(".")[0]):
+                return name.split(".")[0]
+    return ""
