@@ -82,6 +82,7 @@ GIVEN = (
     r" && printf 'id,type,statement\n1,A,one\n2,A,two\n' > MMVP_VLM/Questions.csv"
 )
 PHOTOS = "for a in imagenet/train imagenet/val cifar10; do mkdir -p $a/one && cp photo.jpg $a/one; done && "
+CLASSES = "mkdir -p TRAIN/one VAL/one && cp photo.jpg TRAIN/one && cp photo.jpg VAL/one && "
 MINE = "ln -sfn quickstart store/runs/mine && "  # the run of the reader
 RECIPE = (  # the recipe of README.md, over files that the reader has
     f"sed -n '/^# recipe.yaml$/,/^```/{{/^```/d;p}}' {ROOT}/README.md > recipe.yaml"
@@ -213,6 +214,14 @@ COMMANDS = {
     "vfm export CLIP --format onnx --out clip-onnx": NOT_HERE,  # tests/test_serving.py calls `vfm.export`
     "vfm export CLIP --format hf --out clip-hf": NOT_HERE,
     "uv run vfm data TRAIN.tar": AS_IT_STANDS,
+    "uv run vfm doctor TRAIN.tar": AS_IT_STANDS,
+    "uv run vfm data TRAIN.tar --write pool.yaml": AS_IT_STANDS,
+    "vfm doctor imagenet": f"{PHOTOS}{{}}",
+    "vfm classify imagenet --model vit_small_patch16_224.augreg_in21k_ft_in1k": "{} --dry-run",
+    "vfm classify TRAIN --val VAL --model ViT-B-32,openai --method probe": f"{CLASSES}{{}} --dry-run",
+    "vfm classify TRAIN --val VAL --model ViT-B-32,openai --method knn": "{} --dry-run",
+    "vfm classify TRAIN --val VAL --model vit_small_patch16_224,none --method finetune --epochs 10": "{} --dry-run",
+    "vfm eval ViT-B-32,openai --data VAL --tasks zero_shot": "{} --dry-run",
     "uv run vfm recipes": AS_IT_STANDS,
     "uv run vfm models": AS_IT_STANDS,
     "uv run vfm models ViT-B-32": AS_IT_STANDS,

@@ -78,10 +78,7 @@ def test_shipped_recipe_fits_the_schema(name: str) -> None:
     recipe = read_source(read_text(FILES[name]), name, FILES[name].parent).value
     given = {"path": "x.tar"}  # by the user
     stages = [
-        {**given, **stage}
-        if "path" in known[stage["kind"]].model_fields and stage["kind"].startswith("data.")
-        else stage
-        for stage in recipe["stages"]
+        {**given, **stage} if "path" in known[stage["kind"]].model_fields else stage for stage in recipe["stages"]
     ]
     assert [stage for stage in stages if not accepts(stage, STAGES)] == []
     assert accepts({**recipe, "stages": stages}, SCHEMA)

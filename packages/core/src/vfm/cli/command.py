@@ -16,14 +16,29 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from vfm.base import TerminalConsole, UserError, how_to_install, redacted
 from vfm.cli import completion
 from vfm.interfaces import extra_of
 from vfm.report.result_tables import result_tables
 
+
+class PathGroup(TyperGroup):
+    """Commands, and `vfm PATH` for `vfm doctor PATH`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Look at a path in place of a command."""
+        if args[0] not in self.list_commands(ctx) and Path(args[0]).exists():
+            args = [LOOK, *args]
+        return super().resolve_command(ctx, args)
+
+
+LOOK = "doctor"  # the command that looks at a path
+
+
 app = typer.Typer(
+    cls=PathGroup,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

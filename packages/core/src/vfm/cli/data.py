@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vfm.base import UserError, load_function, redacted
 from vfm.cli.command import DataOption, DebugOption, command, console, show
 from vfm.flow.listeners.listeners import ConsoleListener
+from vfm.flow.recipe.yaml_lines import dump, flow_text
 from vfm.flow.requests.data_options import read_data_options
+from vfm.flow.requests.inputs import stage_name
 from vfm.interfaces import Event, load_plugins, stage_types
 
 NUM_IMAGES = 10
@@ -28,12 +30,21 @@ def data(
         str, typer.Option(help="Stage that imports the files, such as data.annotated. Default: chosen by the files.")
     ] = "",
     data_option: DataOption = None,
+    write: Annotated[
+        Path | None, typer.Option(readable=False, help="YAML file for the stage that imports the data.")
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="HTML file to browse the first 500 samples, for pairs and labels."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Number of samples to read. Default: all.")] = None,
     debug: DebugOption = False,
 ) -> None:
     """Show the format of data, the samples, and which are skipped."""
     if out.suffix != ".png":
         raise UserError(f"--out {out}: expected a .png file, got {out.suffix or 'no suffix'}")
+    if write and write.exists():
+        raise UserError(f"--write {write}: exists; give another file, or delete it")
     options = read_data_options(data_option or ())
     summarize = load_function("vfm.flow.requests.dataset_summary:summarize_dataset")  # imports `vfm.data`
     listener = ConsoleListener(console)
@@ -52,13 +63,20 @@ def data(
         finally:
             listener.close()
         if summary.fields:
-            fields = ", ".join(f"{key}: {value}" for key, value in summary.fields.items())
-            show(f"in a recipe: {{{fields}, name: NAME}}")
+            show(f"in a recipe: {flow_text({**summary.fields, 'name': 'NAME'})}")
+            if write:
+                _write_stage(write, summary.fields)
         if summary.passed_over:
             show(f"not {summary.passed_over}")
         for key, value in summary.dataset.model_dump(mode="json").items():
             if key not in NOT_SHOWN and value not in (None, [], {}, ""):
                 show(f"{key}: {_words(value)}")
+        lines = summary.statistics()
+        for line in lines:
+            show(line)
+        if page:
+            page.write_text(summary.page(path, lines), encoding="utf-8")
+            show(f"page: {page}")
         for reason, count in summary.skipped.most_common():
             first = f"; the first is {summary.first[reason]}" if reason in summary.first else ""
             show(f"skipped: {count:,} {reason}{first}")
@@ -74,6 +92,13 @@ def data(
             out.parent.mkdir(parents=True, exist_ok=True)
             sheet.save(out)
             show(f"first images: {out}")
+
+
+def _write_stage(file: Path, fields: dict[str, Any]) -> None:
+    """Write a recipe with the stage that imports the data."""
+    name = stage_name(Path(str(fields["path"]).rstrip("/")).name.partition(".")[0]) or "data"
+    file.write_text(dump({"stages": [{"kind": fields["kind"], "name": name, **fields}]}), encoding="utf-8")
+    show(f"recipe: {file}")
 
 
 def _words(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The command that fine-tunes a CLIP model on the user's pairs: finetune. It writes a recipe and runs it."""
+"""The commands that train on the user's pairs and labels: finetune, classify. They write a recipe and run it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from vfm.base import load_function
 from vfm.cli import completion
 from vfm.cli.command import DEFAULT_STORE, DataOption, DebugOption, SetOption, StoreOption, command
 from vfm.cli.written_recipe import RecipeOption, WriteOnlyOption, run_written
 from vfm.flow.requests.data_options import read_data_options
-from vfm.flow.requests.finetuning import LOW_RANK_LR, LR, RANK, Finetuning, finetuning_recipe
+from vfm.flow.requests.finetuning import LOW_RANK_LR, LR, RANK, Classification, Finetuning, finetuning_recipe
 from vfm.flow.requests.inputs import model_input
 from vfm.interfaces import load_plugins, stage_types
 
@@ -59,4 +60,43 @@ def finetune(
     options = read_data_options(data_option or ())
     request = Finetuning(model_input(model), data, val, general, steps, batch_size, lr, lock, lora, rank, options)
     text = finetuning_recipe(request, stage_types(manager))
+    run_written(manager, recipe, text, set or (), store, dry_run=dry_run, quiet=quiet)
+
+
+@command
+def classify(
+    train: Annotated[
+        str,
+        typer.Argument(help="Labelled images: class folders, tars with cls, Parquet, a table, or splits."),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="timm name, open_clip name and tag (ViT-B-32,openai), folder of a checkpoint, NAME,FILE of weights,"
+            " hf-hub:..., or NAME,none for random weights."
+        ),
+    ],
+    val: Annotated[
+        str, typer.Option(help="Labelled images to evaluate on. Default: val or test next to the training images.")
+    ] = "",
+    method: Annotated[
+        str, typer.Option(help="probe: a linear classifier of frozen features; knn: neighbours; finetune: all weights.")
+    ] = "probe",
+    data_option: DataOption = None,
+    epochs: Annotated[float, typer.Option(min=0, help="Passes over the training images, for finetune.")] = 10,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step, for finetune.")] = 128,
+    lr: Annotated[float, typer.Option(min=0, help="Peak learning rate, for finetune.")] = 1e-4,
+    recipe: RecipeOption = Path("classify.yaml"),
+    set: SetOption = None,  # noqa: A002
+    store: StoreOption = DEFAULT_STORE,
+    dry_run: WriteOnlyOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Make a classifier of your labelled images, and measure its accuracy."""
+    manager = load_plugins()
+    options = read_data_options(data_option or ())
+    make_recipe = load_function("vfm.flow.requests.classification:classification_recipe")  # imports `vfm.data`
+    request = Classification(train, val, model_input(model), method, epochs, batch_size, lr, options)
+    text = make_recipe(request, stage_types(manager))
     run_written(manager, recipe, text, set or (), store, dry_run=dry_run, quiet=quiet)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -10,10 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from vfm.api.doctor import run_checks
-from vfm.base import UserError
+from vfm.base import UserError, load_function
 from vfm.cli import completion
 from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, show
 from vfm.cli.fields.field_table import FieldRow, field_rows, overview, rows_of
+from vfm.flow.looks.facts import Look
 from vfm.flow.recipe.schema import json_schema
 from vfm.interfaces import load_plugins, origin_of, stage_types, unknown_kind
 
@@ -81,12 +84,39 @@ def schema(debug: DebugOption = False) -> None:
 
 
 @command
-def doctor(store: StoreOption = DEFAULT_STORE, debug: DebugOption = False) -> None:
-    """Check packages, devices, disk space and permissions."""
+def doctor(
+    path: Annotated[
+        str | None, typer.Argument(help="Any file or folder: data, a model, a recipe. Default: the installation.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    debug: DebugOption = False,
+) -> None:
+    """Show what a file holds, what is wrong with it, and the next command; or check the installation.
+
+    `vfm PATH` does the same. Of a dataset the first 1,000 samples are read, and all by `vfm data PATH`.
+    """
+    if path is not None:
+        _show_look(path)
+        return
     failed = False
     for passed, check, detail in run_checks(store):
         failed |= not passed
         mark = "[green]✓[/]" if passed else "[red]✗[/]"
         console.print(f"{mark} {check:<12} {escape(detail)}", highlight=False, soft_wrap=True)
     if failed:
+        raise typer.Exit(2)
+
+
+def _show_look(path: str) -> None:
+    look_at = load_function("vfm.flow.looks.look:look_at")  # imports `vfm.data`
+    with TemporaryDirectory() as folder:
+        look: Look = look_at(path, stage_types(load_plugins()), Path(folder), lambda event: None)
+    show(f"{path}: {look.format}")
+    for fact in look.facts:
+        show(f"  {fact}")
+    for problem in look.problems:
+        show(f"wrong: {problem}")
+    for line in look.commands:
+        show(f"next: {line}")
+    if look.problems and not look.commands:
         raise typer.Exit(2)

@@ -127,7 +127,8 @@ class MllmQuestions(Stage):
 
     kind: Literal["mllm.questions"] = "mllm.questions"
     path: str = Field(
-        description="MMVP's folder (Questions.csv and the images), JSON lines, or LLaVA's json of conversations"
+        description="MMVP's folder (Questions.csv and the images), JSON lines, or LLaVA's json of conversations. Set it"
+        " with --set 'NAME.path=...'"
     )
     image_root: str | None = Field(
         None, description="folder that the paths of images are relative to; default: the folder of the file"

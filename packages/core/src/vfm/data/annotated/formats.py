@@ -8,6 +8,7 @@ from itertools import islice
 from vfm.base import UserError
 from vfm.data.annotated.coco import CocoJson, stream
 from vfm.data.annotated.label_maps import ade20k, cityscapes, coco_stuff, folder_maps, voc_maps
+from vfm.data.annotated.marks import DATA_YAML, MARKS
 from vfm.data.annotated.panoptic import PanopticJson
 from vfm.data.annotated.records import AnnotationReader, Classes
 from vfm.data.annotated.sample_records import SampleRecords
@@ -18,7 +19,6 @@ from vfm.data.layouts.layout import Kind, find_layout
 from vfm.storage import files
 
 LAYOUTS: dict[str, Kind] = {"hugging_face": "parquet", "webdataset": "webdataset"}
-DATA_YAML = "data.yaml"  # of a dataset in YOLO's layout
 COCO_FORMATS = ("coco", "lvis", "objects365")
 EXPECTED = (
     "expected COCO's json (instances, panoptic), LVIS, Objects365, VOC, YOLO, ADE20K, COCO-Stuff, Cityscapes, folders"
@@ -62,19 +62,6 @@ def recognise(config: Annotated) -> str:
         if name.endswith(".parquet"):
             return "hugging_face"
     raise UserError(f"{root}: unknown format of annotations; {EXPECTED}")
-
-
-def _has(*names: str) -> Callable[[str], bool]:
-    return lambda root: all(files.exists(f"{root}/{name}") for name in names)
-
-
-MARKS: dict[str, Callable[[str], bool]] = {
-    "voc": _has("JPEGImages", "Annotations"),
-    "cityscapes": _has("leftImg8bit", "gtFine"),
-    "ade20k": _has("objectInfo150.txt", "images", "annotations"),
-    "coco_stuff": _has("stuffthingmaps"),
-    "yolo": lambda root: _has("labels", "images")(root) or _has(DATA_YAML)(root),
-}  # fmt: skip
 
 
 def _kind_of_annotations(path: str, root: str) -> str:
@@ -145,7 +132,7 @@ def _json_path(config: Annotated) -> str:
 
 def _image_root(config: Annotated) -> str:
     root = _root(config)
-    folders = [f"{root}/{config.split}", f"{root}/images/{config.split}", f"{root}/images"]
+    folders = [f"{root}/{config.split}", f"{root}/images/{config.split}", f"{root}/images", f"{root}/data"]
     return next(filter(files.is_directory, folders), root)
 
 
@@ -177,11 +164,17 @@ def _yolo(config: Annotated) -> YoloFolder:
     if config.annotations:
         return YoloFolder(images=root, texts=config.annotations.rstrip("/"), names=names)
     split = read_yaml(yamls[0]).get(config.split) if yamls else None
-    images = f"{root}/{split}".rstrip("/") if isinstance(split, str) else _image_root(config)
+    images = _split_folder(root, split) if isinstance(split, str) else _image_root(config)
     if not files.is_directory(images):
         raise UserError(f"{images}: no such folder; set split, or path to the folder of images and annotations")
     texts = "labels".join(images.rsplit("images", 1))
     return YoloFolder(images=images, texts=texts, names=names)
+
+
+def _split_folder(root: str, split: str) -> str:
+    """Find the folder of a split. Roboflow writes `../train/images` for a folder next to the yaml."""
+    folder = f"{root}/{split}".rstrip("/")
+    return folder if files.is_directory(folder) else f"{root}/{split.removeprefix('../')}".rstrip("/")
 
 
 def _yamls(root: str) -> Iterator[str]:

@@ -7,11 +7,22 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from vfm.base import UserError
 from vfm.data.layouts.folder import class_folders
-from vfm.data.layouts.layout import Layout
+from vfm.data.layouts.layout import LABEL_COLUMNS, Layout
 from vfm.data.prompts.clip_benchmark import CLASS_NAMES_FILE, lines_beside
 from vfm.data.samples.captions import field_of, is_unicode
+from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.data.tables.parquet import IMAGE_COLUMNS, features_of
-from vfm.data.tables.table import CAPTION_COLUMNS, PATH_COLUMNS, table_kind, table_values, text_columns
+from vfm.data.tables.table import (
+    CAPTION_COLUMNS,
+    PATH_COLUMNS,
+    find_column,
+    table_columns,
+    table_kind,
+    table_values,
+    text_columns,
+)
+from vfm.data.tar.scan import scan_tar
+from vfm.storage import files
 
 
 def find_class_names(layout: Layout, label_key: str | None) -> list[str]:
@@ -35,6 +46,52 @@ def find_class_names(layout: Layout, label_key: str | None) -> list[str]:
             names = _from_schema(path, in_column)
         return names or _from_values(layout.paths, in_column)
     raise UserError(f"{path}: no {CLASS_NAMES_FILE} next to it; give class_names, in the order of the labels")
+
+
+def has_class_names(layout: Layout, label_key: str | None) -> bool:
+    """Check whether `find_class_names` finds them."""
+    try:
+        return bool(find_class_names(layout, label_key))
+    except UserError:
+        return False
+
+
+def common_class_names(sets: Sequence[tuple[Layout, str | None]]) -> list[str]:
+    """Find the class names of a training set that its validation set needs too. Empty if both have the same names.
+
+    Labels that are numbers without names are named by the numbers.
+
+    Args:
+        sets: layout and location of the labels of the training set, and of the validation set if there is one.
+
+    Raises:
+        UserError: If the validation set has classes that the training set lacks.
+    """
+    named = [find_class_names(*each) if has_class_names(*each) else [] for each in sets]
+    if not any(named):
+        largest = max((label for each in sets for label in _numbers(*each)), default=-1)
+        return [str(number) for number in range(largest + 1)]
+    train, *others = named
+    for names in others:
+        extra = [name for name in names if name not in train]
+        if train and extra:
+            where, count = sets[1][0].paths[0], len(extra)
+            raise UserError(f"{where}: {count} of its classes are not in the training images, such as {extra[0]!r}")
+    return [] if all(names == train for names in others) else train
+
+
+def _numbers(layout: Layout, label_key: str | None) -> Iterator[int]:
+    """Yield the labels of a table's column, or of the `cls` files of tars, that are numbers."""
+    if layout.kind == "webdataset":
+        for path in layout.paths:
+            places = scan_tar(path, ["image", "cls"], IMAGE_EXTENSIONS).places[:, 1].tolist()
+            texts = (files.read_bytes(path, start, start + size).decode() for start, size in places if start >= 0)
+            yield from (int(text) for text in texts if _is_number(text.strip()))
+    elif layout.kind in ("table", "parquet"):
+        columns = table_columns(layout.paths[0])
+        key = label_key or find_column(columns, None, LABEL_COLUMNS, "label_key", layout.paths[0])
+        values = (value for value in _values(layout.paths, key) if isinstance(value, int | str))
+        yield from (int(value) for value in values if _is_number(value))
 
 
 def _from_schema(path: str, label_key: str) -> list[str]:

@@ -189,7 +189,7 @@ def _labeled_spec(config: Labeled, layout: Layout) -> DatasetSpec:
     names, _ = _names_and_templates(config, layout)
     if names and layout.kind == "folder":  # labels are positions among the class folders, so the counts must agree
         folder_names = find_class_names(layout, None)
-        if len(names) != len(folder_names):
+        if len(names) != len(folder_names) and not set(folder_names) <= set(names):
             raise UserError(
                 f"{layout.paths[0]}: expected {len(folder_names)} class names, one per folder, got {len(names)}"
             )

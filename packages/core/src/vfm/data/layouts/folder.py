@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from vfm.base import UserError
@@ -118,8 +118,10 @@ def _captions(image: str, source: str) -> list[str]:
     return captions_in(data, rest, path)
 
 
-def class_folders(folder: str) -> tuple[list[str], list[ImageEntry]]:
+def class_folders(folder: str, class_names: Sequence[str] = ()) -> tuple[list[str], list[ImageEntry]]:
     """List class names (the sorted subfolders) and images, as torchvision's ImageFolder does.
+
+    If `class_names` has the names of all subfolders, it gives their labels, and some of its classes may have no images.
 
     Raises:
         UserError: If an image is not in a class folder.
@@ -132,7 +134,8 @@ def class_folders(folder: str) -> tuple[list[str], list[ImageEntry]]:
             raise UserError(f"{folder}: expected one folder per class, but {name} is in none")
         class_of[name] = printable(subfolder)
     classes = sorted(set(class_of.values()))
-    label_of = {name: label for label, name in enumerate(classes)}
+    numbered = class_names if set(classes) <= set(class_names) else classes
+    label_of = {name: label for label, name in enumerate(numbered)}
     root = folder.rstrip("/")
     entries = [ImageEntry(_stem(name), f"{root}/{name}", label=label_of[class_of[name]]) for name in names]
     in_subfolders = [name for name in _visible(folder) if "/" in name]

@@ -128,7 +128,7 @@ class Layout:
             elif spec.texts and not spec.captions_optional:
                 yield from caption_folder(path, spec)
             elif spec.class_names:
-                yield from class_folders(path)[1]
+                yield from class_folders(path, spec.class_names)[1]
             else:
                 yield from image_folder(path, spec)
 
@@ -184,6 +184,8 @@ def _inside(folder: str, kind: Kind | Literal["auto"], split: str | None) -> lis
         inside = saved_dataset(folder, names, split)
     if not inside and kind in ("auto", "parquet"):
         inside = [f"{root}/{name}" for name in names if name.endswith(".parquet")]
+        if kind == "auto" and all(files.is_directory(file.removesuffix(".parquet")) for file in inside):
+            inside = []  # img2dataset's tables about the folders of images next to them
     if not inside and kind == "auto":
         inside = [f"{root}/{name}" for name in names if format_of_file(name)]
     return inside or [folder]

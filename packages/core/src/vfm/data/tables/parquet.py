@@ -297,6 +297,11 @@ def holds_image(kind: pa.DataType) -> bool:
     return bool(is_bytes(kind) or pa.types.is_struct(kind) or pa.types.is_null(kind))
 
 
+def has_image_bytes(kind: pa.DataType) -> bool:
+    """Check whether a column of a type has bytes, alone or in Hugging Face's `{bytes, path}`."""
+    return is_bytes(kind) or bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+
+
 def is_bytes(kind: pa.DataType) -> bool:
     """Check whether a column of a type has bytes."""
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))

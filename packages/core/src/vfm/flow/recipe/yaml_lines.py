@@ -132,6 +132,18 @@ def dump(value: Any) -> str:
     return text
 
 
+def flow_text(value: Any) -> str:
+    """Serialize a value as one line of YAML, for a flow mapping or `parse_value`. Text is quoted only if it must be."""
+    if isinstance(value, str) and parse_value(f"{{key: {value}}}", "value") == {"key": value}:
+        return value
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {flow_text(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(flow_text, value))}]"
+    text: str = yaml.dump(value, Dumper=_Dumper, allow_unicode=True, width=1 << 30)
+    return text.removesuffix("...\n").strip()
+
+
 def one_line(text: str) -> str:
     r"""Escape unprintable characters: a newline becomes `\n`."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

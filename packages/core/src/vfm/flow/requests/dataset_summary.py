@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +12,20 @@ from typing import Any
 from PIL import Image
 from pydantic import ValidationError
 
-from vfm.base import UserError, did_you_mean, error_lines
+from vfm.base import UserError, did_you_mean, error_lines, how_to_install, redacted
 from vfm.data.index.index import read_index
 from vfm.data.index.source import open_dataset
 from vfm.data.indexing.stages import ImageFiles
 from vfm.data.layouts.layout import find_layout
 from vfm.data.samples.contact_sheet import contact_sheet
 from vfm.data.samples.sample import BadSample
+from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.parquet import IMAGE_COLUMNS
 from vfm.data.tables.table import CAPTION_COLUMNS, PATH_COLUMNS, text_columns
+from vfm.flow.recognition.tables import NOT_TEXTS
 from vfm.flow.requests.data_options import with_data_options
+from vfm.flow.requests.dataset_page import dataset_page
+from vfm.flow.requests.dataset_statistics import dataset_statistics
 from vfm.flow.requests.datasets import import_fields
 from vfm.flow.requests.inputs import Fields
 from vfm.flow.requests.other_captions import other_captions
@@ -33,6 +37,7 @@ from vfm.interfaces import (
     Event,
     ImageDataset,
     ImagesPanel,
+    LabeledDataset,
     PairDataset,
     PanelImage,
     QuestionDataset,
@@ -72,6 +77,35 @@ class DatasetSummary:
     num_counted: int = 0
     not_taken: list[str] = field(default_factory=list)
 
+    @property
+    def has_images(self) -> bool:
+        """Whether the samples have images, and are not captions alone."""
+        return not isinstance(self.dataset, PairDataset) or open_dataset(self.dataset).index.spec.images
+
+    def statistics(self) -> list[str]:
+        """List sizes of images, lengths of captions and copies among the first samples, a line each."""
+        if not isinstance(self.dataset, ImageDataset) or not self.has_images:
+            return []
+        source = open_dataset(self.dataset)
+        if any(files.is_remote(shard.path) for shard in source.index.shards[:1]):
+            return []  # each image is a request
+        return list(dataset_statistics(source).lines(self._class_names))
+
+    def page(self, title: str, lines: Iterable[str]) -> str:
+        """Write an HTML page to browse the first samples.
+
+        Raises:
+            UserError: If the samples are not images with captions or one class each.
+        """
+        if not isinstance(self.dataset, ImageDataset) or not self.has_images:
+            raise UserError(f"--page: expected images with captions or labels, got a {type(self.dataset).__name__}")
+        skipped = [f"skipped: {count:,} {reason}" for reason, count in self.skipped.most_common()]
+        return dataset_page(redacted(title), [*lines, *skipped], open_dataset(self.dataset), self._class_names)
+
+    @property
+    def _class_names(self) -> list[str]:
+        return self.dataset.class_names if isinstance(self.dataset, LabeledDataset) else []
+
     def sheet(self, count: int) -> Image.Image | None:
         """Draw the first images with their captions on one sheet. None if the stage shows no images."""
         shown: list[PanelImage] = []
@@ -83,11 +117,9 @@ class DatasetSummary:
 
     def captions(self, count: int) -> list[str]:
         """List the first captions of a dataset without images."""
-        if not isinstance(self.dataset, PairDataset):
+        if not isinstance(self.dataset, PairDataset) or self.has_images:
             return []
         source = open_dataset(self.dataset)
-        if source.index.spec.images:
-            return []
         captions: list[str] = []
         for number in range(min(len(source), 2 * count)):
             with suppress(BadSample):  # possible in a saved dataset, whose captions were counted but not read
@@ -131,16 +163,22 @@ def summarize_dataset(
     if kind and not (kind in known and kind.startswith("data.")):
         kinds = [name for name in known if name.startswith("data.")]
         raise UserError(f"--kind: {kind!r} is not a kind of dataset{did_you_mean(kind, kinds)}")
-    fields = with_data_options({"kind": kind, "path": path} if kind else _fields(path), options, known)
+    fields = {"kind": kind, "path": path} if kind else _fields(path)
+    if fields["kind"] not in known:
+        raise UserError(f"{path}: needs the stage {fields['kind']}: {how_to_install('vfm-diva')}")
+    fields = with_data_options(fields, options, known)
     if num_samples is not None and "num_samples" not in known[fields["kind"]].model_fields:
         raise UserError(f"--limit: {fields['kind']} reads all samples; leave it out")
     try:
-        return _imported(fields, known, folder, send, num_samples)
+        return import_summary(fields, known, folder, send, num_samples)
     except UserError as error:
         if kind or options or fields["kind"] == FALLBACK:
             raise
         # No sample fits the stage, such as a folder without captions. Import only the images.
-        summary = _imported({"kind": FALLBACK, "path": path}, known, folder, send, num_samples)
+        try:
+            summary = import_summary({"kind": FALLBACK, "path": path}, known, folder, send, num_samples)
+        except UserError as problem:  # of the images, unless their column was recognised
+            raise (error if "image_key" in fields else problem) from None
         summary.passed_over = f"{fields['kind']}: {str(error).removeprefix(f'{NAME}: ')}"
         return summary
 
@@ -153,9 +191,14 @@ def _fields(path: str) -> Fields:
         return {"kind": FALLBACK, "path": path}
 
 
-def _imported(
+def import_summary(
     fields: Fields, known: Mapping[str, type[Stage]], folder: Path, send: Callable[[Event], None], limit: int | None
 ) -> DatasetSummary:
+    """Run the stage with these fields in a folder, however many of its samples are bad.
+
+    Raises:
+        UserError: If a field is wrong, or no sample can be used.
+    """
     allowed = known[fields["kind"]].model_fields
     remote = files.is_remote(fields["path"])  # it may have millions of samples, so a known count is trusted
     settings = {"max_bad_fraction": 1.0, "num_samples": limit, "verify": True if remote else "all"}
@@ -182,15 +225,15 @@ def _imported(
         summary.num_counted = index.num_counted if remote else 0
         layout = find_layout(fields["path"], "auto", None, fields.get("split"))
         if layout.kind in ("table", "parquet"):
-            summary.not_taken = _not_taken(layout.paths[0], isinstance(dataset, PairDataset), index.spec.label_key)
+            summary.not_taken = _not_taken(layout.paths[0], isinstance(dataset, PairDataset), index.spec)
         elif layout.kind == "webdataset" and list(index.spec.texts.values()) == ["txt"]:
             summary.not_taken = other_captions(layout.paths[0])
     return summary
 
 
-def _not_taken(path: str, has_captions: bool, label: str | None) -> list[str]:
+def _not_taken(path: str, has_captions: bool, spec: DatasetSpec) -> list[str]:
     """List the text columns of a table that are not used as images, captions, labels or keys."""
     columns = text_columns(path)
     captions = [name for name in CAPTION_COLUMNS if name in columns][:has_captions]
-    taken = {*IMAGE_COLUMNS, *PATH_COLUMNS, *captions, label, "key", "uid", "url"}
+    taken = {*IMAGE_COLUMNS, *PATH_COLUMNS, *captions, *spec.texts.values(), spec.image_key, spec.label_key, *NOT_TEXTS}
     return [name for name in columns if name not in taken]

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vfm.base import UserError
 from vfm.data.choices.choices import load_choices
-from vfm.data.choices.pair_benchmarks import PAIR_COLUMNS
-from vfm.data.layouts.coco_captions import is_coco_captions
-from vfm.data.layouts.folder import image_names
-from vfm.data.layouts.layout import LABEL_COLUMNS, find_layout
+from vfm.data.layouts.layout import find_layout
 from vfm.data.prompts.clip_benchmark import benchmark_shards, splits_of, type_beside
-from vfm.data.samples.images import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
-from vfm.data.tables.table import CAPTION_COLUMNS, table_columns
-from vfm.data.tar.scan import scan_tar
+from vfm.flow.recognition.annotations import annotated_fields, validation_fields
+from vfm.flow.recognition.formats import recognise
 from vfm.flow.requests.data_options import with_data_options
 from vfm.flow.requests.inputs import (
     Fields,
@@ -31,7 +27,7 @@ from vfm.flow.requests.other_captions import other_captions
 from vfm.interfaces import ChoiceDataset, Stage
 from vfm.storage import files
 
-TEST_SPLITS = ("test", "val", "validation")
+TEST_SPLITS = ("test", "val", "validation", "valid")
 FOLDER_KINDS = {"multilabel": "data.tagged", "retrieval": "data.pairs"}  # by dataset type of clip_benchmark
 CHOICES: Mapping[str, list[str]] = {"choices": []}
 
@@ -152,71 +148,38 @@ def import_fields(path: str) -> tuple[Fields, Fields | None]:
             return fields if split == "test" else {**fields, "split": split}, train
         if _is_mmvp(root):
             return {"kind": "data.choices", "path": path}, None
-        test = next((name for name in TEST_SPLITS if files.is_directory(f"{root}/{name}")), None)
-        if test:
-            train = _fields(f"{root}/train") if files.is_directory(f"{root}/train") else None
-            return _fields(f"{root}/{test}"), train
-    return _fields(path), None
+    annotated = annotated_fields(path)
+    if annotated:
+        train = {"kind": "data.annotated", **annotated}
+        val = validation_fields(train)
+        return (val, train) if val else (train, None)
+    if files.is_directory(root):
+        folders = [name for name in (*TEST_SPLITS, "train") if files.is_directory(f"{root}/{name}")]
+        shards = _shards_of_splits(root)
+        if folders:
+            train = recognise(f"{root}/train") if "train" in folders[1:] else None
+            return recognise(f"{root}/{folders[0]}"), train
+        if len(shards) > 1:
+            return recognise(shards[0]), recognise(shards[1])
+    return recognise(path), None
 
 
-def _fields(path: str) -> Fields:
-    """Choose the fields of the stage that imports files without splits."""
-    if _holds_videos(path):
-        return {"kind": "data.videos", "path": path}
-    if _holds_choices(path):
-        return {"kind": "data.choices", "path": path}
-    layout = find_layout(path, "auto", None)
-    first = layout.paths[0]
-    if layout.kind == "folder":
-        kind = "data.labeled" if _in_class_folders(first) else "data.pairs"
-    elif layout.kind == "webdataset":
-        kind = _kind_of_tar(first)
-    elif layout.kind == "coco":
-        kind = "data.pairs"
-    else:
-        columns = table_columns(first)
-        captions = any(name in columns for name in CAPTION_COLUMNS)
-        labels = any(name in columns for name in LABEL_COLUMNS)
-        kind = "data.labeled" if labels and not captions else "data.pairs"
+def fields_for(kind: str, path: str) -> Fields:
+    """Choose the fields of a stage of this kind for a path, with the columns that are recognised."""
+    with suppress(UserError):  # reported with its line when the recipe is checked
+        fields = recognise(path)
+        if fields["kind"] == kind:
+            return fields
     return {"kind": kind, "path": path}
 
 
-def _holds_videos(path: str) -> bool:
-    """Check whether a folder or a tar has videos among its first files."""
-    if path.endswith(".tar") and files.exists(path):
-        return bool((scan_tar(path, ["image"], VIDEO_EXTENSIONS, limit=3).places[:, 0, 0] >= 0).any())
-    if not files.is_directory(path):
-        return False
-    return any(name.lower().endswith(VIDEO_EXTENSIONS) for name in islice(files.walk(path), 8))
-
-
-def _holds_choices(path: str) -> bool:
-    """Check whether a path holds caption choices, in a format of `data.choices`."""
-    if path.endswith(".jsonl"):
-        first = files.read_bytes(path, 0, 1 << 16).decode(errors="replace").partition("\n")[0]
-        return '"statements"' in first or any(all(f'"{name}"' in first for name in names) for names in PAIR_COLUMNS)
-    if path.endswith(".parquet"):
-        columns = set(table_columns(path))
-        return any(columns.issuperset(names) for names in PAIR_COLUMNS)
-    if files.is_directory(path):
-        if files.exists(f"{path}/metadata.json") and files.is_directory(f"{path}/images"):  # NaturalBench-Retrieval
-            return True
-        names = list(islice(files.walk(path), 8))
-        return bool(names) and all(name.endswith(".json") for name in names)
-    return path.endswith(".json") and not is_coco_captions(path)
-
-
-def _in_class_folders(folder: str) -> bool:
-    """Check whether the first image is in a subfolder, without a caption next to it."""
-    first = image_names(folder)[0]
-    return "/" in first and not files.exists(f"{folder.rstrip('/')}/{first.rpartition('.')[0]}.txt")
-
-
-def _kind_of_tar(path: str) -> str:
-    """Choose the kind of stage that imports a WebDataset tar, from the files next to its first images."""
-    slots = {"image": "", "cls": "data.labeled", "npy": "data.tagged", "txt": "data.pairs", "json": "data.pairs"}
-    places = scan_tar(path, list(slots), IMAGE_EXTENSIONS, limit=3).places
-    kinds = [kind for slot, kind in enumerate(slots.values()) if kind and (places[:, slot, 0] >= 0).any()]
-    if not kinds:
-        raise UserError(f"{path}: its images have neither labels (cls, npy) nor captions (txt, json)")
-    return kinds[0]
+def _shards_of_splits(folder: str) -> list[str]:
+    """List a pattern for the Parquet files of each split in a folder of the Hugging Face hub, test before training."""
+    names = [name for name in sorted(files.names_in(folder)) if name.endswith(".parquet")]
+    patterns = []
+    for split in (*TEST_SPLITS, "train"):
+        of_split = [name for name in names if name.startswith(f"{split}-")]
+        if of_split:
+            joined = of_split[0] if len(of_split) == 1 else f"{{{','.join(of_split)}}}"
+            patterns.append(f"{folder}/{joined}")
+    return [patterns[0], patterns[-1]] if len(patterns) > 1 and "/train-" in patterns[-1].replace("{", "") else []

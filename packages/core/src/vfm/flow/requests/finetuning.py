@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vfm.base import UserError, how_to_install
+from vfm.base import UserError, how_to_install, load_function
 from vfm.flow.recipe.yaml_lines import dump
 from vfm.flow.requests.data_options import with_data_options
 from vfm.flow.requests.inputs import Fields, Input, named_apart, saved_artifact
@@ -53,6 +53,31 @@ class Finetuning:
     data_options: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Classification:
+    """Arguments of `vfm classify`.
+
+    Attributes:
+        train: labelled training images.
+        val: labelled images to evaluate on; empty: `val` or `test` next to the training images.
+        model: the model whose features are classified, or which is fine-tuned.
+        method: probe, knn (nearest neighbours), or finetune (all weights).
+        epochs: passes over the training images of fine-tuning.
+        batch: images per step of fine-tuning.
+        lr: peak learning rate of fine-tuning.
+        data_options: further fields of the stages that import the images.
+    """
+
+    train: str
+    val: str
+    model: Input
+    method: str = "probe"
+    epochs: float = 10
+    batch: int = 128
+    lr: float = 1e-4
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+
+
 def finetuning_recipe(request: Finetuning, known: Mapping[str, type[Stage]]) -> str:
     """Write the recipe as YAML: the shipped `clip_finetune` with one training stage, and all possible evaluations.
 
@@ -68,6 +93,7 @@ def finetuning_recipe(request: Finetuning, known: Mapping[str, type[Stage]]) -> 
         raise UserError(f"{request.model.name}: expected a CLIP model, got an encoder without texts")
     model = named_apart(request.model, (TUNED, WISE), "start")  # an earlier result may have one of these names
     stages: list[Fields] = [model.stage] if model.stage else []
+    fields_for = load_function("vfm.flow.requests.datasets:fields_for")  # imports `vfm.data`
     kinds = {"pool": "data.pairs", "val": "data.pairs", "general": "data.labeled"}
     paths = {"pool": request.data, "val": request.val, "general": request.general}
     saved = {name for name, path in paths.items() if path and saved_artifact(path)}
@@ -75,8 +101,8 @@ def finetuning_recipe(request: Finetuning, known: Mapping[str, type[Stage]]) -> 
     for name in refs:
         if name not in saved:
             options = request.data_options if kinds[name] == "data.pairs" else {}
-            fields = {"kind": kinds[name], "name": name, "path": paths[name]}
-            stages.append(with_data_options(fields, options, known))
+            fields = with_data_options(fields_for(kinds[name], paths[name]), options, known)
+            stages.append({"kind": fields["kind"], "name": name, **fields})
     tasks = [("own", "eval.retrieval", refs.get("val")), ("kept", "eval.zero_shot", refs.get("general"))]
     evaluations = [(name, kind, ref) for name, kind, ref in tasks if ref]
     start = model.ref

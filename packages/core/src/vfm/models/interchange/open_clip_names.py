@@ -20,7 +20,7 @@ def open_clip_architecture(tensors: Mapping[str, Tensor]) -> str | None:
     Sizes in the configuration are compared first, since building a model takes a second.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    fitting = [name for name in open_clip.list_models() if _sizes_fit(get_clip_config(name), shapes)]
+    fitting: list[str] = [name for name in open_clip.list_models() if _sizes_fit(get_clip_config(name), shapes)]
     for name in sorted(fitting, key=lambda name: (len(name), name)):
         built = blueprint(name).module.state_dict()
         if {key: tuple(tensor.shape) for key, tensor in built.items()} == shapes:

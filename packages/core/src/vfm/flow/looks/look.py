@@ -1,0 +1,96 @@
+"""Look at any path: recipes, models, images, videos and datasets."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from vfm.base import UserError, load_function
+from vfm.data.annotated.marks import DATA_YAML
+from vfm.data.samples.images import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from vfm.flow.looks.datasets import look_at_data
+from vfm.flow.looks.facts import Look
+from vfm.flow.looks.media import look_at_image, look_at_video
+from vfm.flow.recipe.recipe import parse_recipe
+from vfm.flow.recognition.annotations import annotated_fields
+from vfm.flow.requests.inputs import saved_artifact
+from vfm.interfaces import ClipCheckpoint, Event, Stage, VideoClassifier, VisionCheckpoint
+from vfm.models.model_description import ModelDescription
+from vfm.storage import files
+
+WEIGHTS = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".pth.tar", ".pt.tar")
+MODEL_FILES = ("model_index.json", "open_clip_config.json", "config.json")
+RECIPE_KEYS = ("stages:", "base:")
+MODELS = (ClipCheckpoint, VisionCheckpoint, VideoClassifier)
+
+
+def look_at(path: str, known: Mapping[str, type[Stage]], folder: Path, send: Callable[[Event], None]) -> Look:
+    """Recognise what a path holds, and choose the commands that use it.
+
+    Args:
+        path: a file or a folder, local or remote.
+        known: stage types by kind.
+        folder: an empty folder for the index of a dataset.
+        send: receives progress.
+
+    Raises:
+        UserError: If the path does not exist, or nothing recognises it.
+    """
+    if not files.is_remote(path) and not Path(path).exists() and not files.expand_paths(path):
+        raise UserError(f"{path}: no such file or folder")
+    if path.endswith((".yaml", ".yml")) and not annotated_fields(path):
+        return _look_at_recipe(path, known)
+    artifact = None if files.is_remote(path) else saved_artifact(path)
+    if isinstance(artifact, MODELS):
+        return _with_model(Look(f"a {type(artifact).__name__} of vfm"), path)
+    if path.endswith(WEIGHTS) and Path(path).is_file():
+        return _look_at_model(load_function("vfm.models.interchange.descriptions:describe_weights")(path))
+    if path.endswith(".onnx"):
+        return _look_at_onnx(path)
+    if any((Path(path) / name).is_file() for name in MODEL_FILES):
+        description = load_function("vfm.models.interchange.descriptions:describe_folder")(path)
+        return _look_at_model(description)
+    suffix = path.rpartition(".")[2].lower()
+    if suffix in IMAGE_EXTENSIONS and Path(path).is_file():
+        return look_at_image(path)
+    if suffix in VIDEO_EXTENSIONS and Path(path).is_file():
+        return look_at_video(path)
+    return look_at_data(path, known, folder, send)
+
+
+def _look_at_recipe(path: str, known: Mapping[str, type[Stage]]) -> Look:
+    text = files.read_text(path)
+    if not any(line.startswith(RECIPE_KEYS) for line in text.splitlines()):
+        return Look("yaml", problems=[f"expected a recipe with `stages`, or {DATA_YAML} of a dataset with `names`"])
+    look = Look("a recipe of vfm", commands=[f"vfm plan {shlex.quote(path)}", f"vfm run {shlex.quote(path)}"])
+    try:
+        recipe = parse_recipe(text, known, (), name=Path(path).stem, where=path)
+    except UserError as error:
+        look.problems += str(error).splitlines()
+        look.commands = look.commands[:1]
+    else:
+        look.facts += [f"{stage.name}: {stage.kind_name()}" for stage in recipe.stages]
+    return look
+
+
+def _look_at_onnx(path: str) -> Look:
+    """Describe a program of ONNX, which is not trained. The command shows its inputs and outputs."""
+    script = (
+        f"import onnxruntime; s = onnxruntime.InferenceSession({path!r});"
+        " print([(i.name, i.shape) for i in (*s.get_inputs(), *s.get_outputs())])"
+    )
+    problem = "an exported program, which can be run and not trained; look at the weights that it was made of"
+    return Look("ONNX", problems=[problem], commands=[f"python -c {shlex.quote(script)}"])
+
+
+def _look_at_model(description: ModelDescription) -> Look:
+    look = Look(description.format, description.facts, description.problems)
+    return _with_model(look, description.model)
+
+
+def _with_model(look: Look, model: str) -> Look:
+    """Add the commands for a model, unless its architecture is unknown."""
+    if model:
+        look.commands.append(f"vfm eval {shlex.quote(model)} --data digits")
+    return look

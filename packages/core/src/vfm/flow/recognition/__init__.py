@@ -1,0 +1,1 @@
+"""Recognise the format of the files at a path."""

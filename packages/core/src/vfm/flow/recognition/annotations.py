@@ -1,0 +1,116 @@
+"""Recognise annotated images: folders of VOC, YOLO, COCO, ADE20K and Cityscapes, COCO's json, and conversations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from vfm.base import UserError
+from vfm.data.annotated.marks import DATA_YAML, MARKS
+from vfm.data.layouts.coco_captions import HEAD
+from vfm.storage import files
+
+EDGE = 1 << 18  # bytes at the beginning and the end of a json file by which it is recognised
+OBJECTS = (b'"bbox"', b'"segments_info"', b'"segmentation"')
+CONVERSATIONS = b'"conversations"'  # of LLaVA
+FIFTYONE = "labels.json"  # next to the folder `data`, in FiftyOne's exports
+YAML = (".yaml", ".yml")
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
+
+
+def annotated_fields(path: str) -> dict[str, Any] | None:
+    """Choose the fields of `data.annotated` for a folder, COCO's json, or YOLO's yaml. None for other files."""
+    if path.endswith(YAML):
+        return _yolo_fields(path)
+    if holds_objects(path):
+        return _json_fields(path)
+    root = path.rstrip("/")
+    if not files.is_directory(root):
+        return None
+    names = files.names_in(root)
+    if holds_objects(f"{root}/{FIFTYONE}"):
+        return {"path": path, "annotations": f"{root}/{FIFTYONE}"}
+    inside = next((name for name in sorted(names) if name.endswith(".json") and holds_objects(f"{root}/{name}")), None)
+    if inside:
+        return {"path": path, "annotations": f"{root}/{inside}"}
+    jsons = _instances(f"{root}/annotations")
+    if jsons:
+        return _json_fields(jsons[0])
+    if not any(has(root) for has in MARKS.values()):
+        return None
+    return _yolo_fields(f"{root}/{DATA_YAML}") or {"path": path} if DATA_YAML in names else {"path": path}
+
+
+def validation_fields(fields: dict[str, Any]) -> dict[str, Any] | None:
+    """Find the other split of annotated images that are used for training. None if there is none."""
+    split, annotations = fields.get("split", "train"), fields.get("annotations", "")
+    if "train" in annotations:
+        other = annotations.replace("train", "val")
+        return {**_json_fields(other), "kind": fields["kind"]} if files.exists(other) else None
+    record = _read_yaml(f"{fields['path'].rstrip('/')}/{DATA_YAML}")
+    return {**fields, "split": "val"} if split == "train" and isinstance(record.get("val"), str) else None
+
+
+def holds_objects(path: str) -> bool:
+    """Check whether a file is COCO's json with boxes, masks or segments, and not with captions."""
+    if not path.endswith(".json") or not files.exists(path) or files.is_directory(path):
+        return False
+    if not HEAD.match(files.read_bytes(path, 0, 1 << 12)):
+        return False
+    edges = _edges(path)
+    return b'"images"' in edges and b'"caption"' not in edges and any(mark in edges for mark in OBJECTS)
+
+
+def holds_conversations(path: str) -> bool:
+    """Check whether a file is LLaVA's json: a list of conversations about images."""
+    if not path.endswith(".json") or not files.exists(path) or files.is_directory(path):
+        return False
+    first = files.read_bytes(path, 0, EDGE)
+    return first.lstrip().startswith(b"[") and CONVERSATIONS in first
+
+
+def _edges(path: str) -> bytes:
+    size = files.size_and_time(path)[0]
+    return files.read_bytes(path, 0, min(size, EDGE)) + files.read_bytes(path, max(0, size - EDGE), size)
+
+
+def _instances(folder: str) -> list[str]:
+    """List the json files with objects in a folder, training images and instances first."""
+    names = [name for name in sorted(files.names_in(folder)) if name.endswith(".json")] if files.exists(folder) else []
+    ordered = sorted(names, key=lambda name: ("train" not in name, "instances" not in name, name))
+    return [path for path in (f"{folder}/{name}" for name in ordered) if holds_objects(path)]
+
+
+def _json_fields(path: str) -> dict[str, Any]:
+    """Choose the fields for COCO's json: the folder with the images, and the split that the file's name ends in."""
+    folder, _, name = path.rpartition("/")
+    root = folder or "."
+    if root.rpartition("/")[2] == "annotations":
+        root = root.rpartition("/")[0] or "."
+    split = name.removesuffix(".json").rpartition("_")[2]
+    fields = {"path": root, "annotations": path}
+    has_split = files.is_directory(f"{root}/{split}") or files.is_directory(f"{root}/images/{split}")
+    return {**fields, "split": split} if has_split else fields
+
+
+def _yolo_fields(path: str) -> dict[str, Any] | None:
+    """Choose the fields for a dataset that Ultralytics' yaml describes. None if it has no class names."""
+    record = _read_yaml(path)
+    if "names" not in record:
+        return None
+    folder = path.rpartition("/")[0] or "."
+    root = record.get("path")
+    if not isinstance(root, str) or not files.is_directory(root):
+        beside = f"{folder}/{root}"
+        root = beside if isinstance(root, str) and files.is_directory(beside) else folder
+    fields: dict[str, Any] = {"path": root}
+    return fields if root == folder else {**fields, "names": path}
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        record = yaml.safe_load(files.read_text(path))
+    except (yaml.YAMLError, OSError, UserError):
+        return {}
+    return record if isinstance(record, dict) else {}

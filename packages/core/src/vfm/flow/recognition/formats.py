@@ -1,0 +1,76 @@
+"""Recognise the files at a path: the stage that imports them, and its fields."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from vfm.data.choices.pair_benchmarks import PAIR_COLUMNS
+from vfm.data.layouts.coco_captions import is_coco_captions
+from vfm.data.layouts.folder import image_names
+from vfm.data.layouts.layout import find_layout
+from vfm.data.samples.images import VIDEO_EXTENSIONS
+from vfm.data.tables.table import table_columns
+from vfm.data.tar.scan import scan_tar
+from vfm.flow.recognition.annotations import annotated_fields, holds_conversations
+from vfm.flow.recognition.tables import table_fields
+from vfm.flow.recognition.tars import tar_fields
+from vfm.storage import files
+
+Fields = dict[str, Any]  # fields of a stage, as in a recipe
+
+
+def recognise(path: str) -> Fields:
+    """Choose the stage that imports the files at a path, and the fields that its defaults do not find.
+
+    Raises:
+        UserError: If the path does not exist, or has no supported format.
+    """
+    if _holds_videos(path):
+        return {"kind": "data.videos", "path": path}
+    annotated = annotated_fields(path)
+    if annotated:
+        return {"kind": "data.annotated", **annotated}
+    if holds_conversations(path):
+        return {"kind": "mllm.questions", "path": path}
+    if _holds_choices(path):
+        return {"kind": "data.choices", "path": path}
+    layout = find_layout(path, "auto", None)
+    first = layout.paths[0]
+    if layout.kind == "folder":
+        return {"kind": "data.labeled" if _in_class_folders(first) else "data.pairs", "path": path}
+    if layout.kind == "coco":
+        return {"kind": "data.pairs", "path": path}
+    fields = tar_fields(first) if layout.kind == "webdataset" else table_fields(layout)
+    return {"kind": fields["kind"], "path": path, **fields}
+
+
+def _holds_videos(path: str) -> bool:
+    """Check whether a folder or a tar has videos among its first files."""
+    if path.endswith(".tar") and files.exists(path):
+        return bool((scan_tar(path, ["image"], VIDEO_EXTENSIONS, limit=3).places[:, 0, 0] >= 0).any())
+    if not files.is_directory(path):
+        return False
+    return any(name.lower().endswith(VIDEO_EXTENSIONS) for name in islice(files.walk(path), 8))
+
+
+def _holds_choices(path: str) -> bool:
+    """Check whether a path holds caption choices, in a format of `data.choices`."""
+    if path.endswith(".jsonl"):
+        first = files.read_bytes(path, 0, 1 << 16).decode(errors="replace").partition("\n")[0]
+        return '"statements"' in first or any(all(f'"{name}"' in first for name in names) for names in PAIR_COLUMNS)
+    if path.endswith(".parquet"):
+        columns = set(table_columns(path))
+        return any(columns.issuperset(names) for names in PAIR_COLUMNS)
+    if files.is_directory(path):
+        if files.exists(f"{path}/metadata.json") and files.is_directory(f"{path}/images"):  # NaturalBench-Retrieval
+            return True
+        names = list(islice(files.walk(path), 8))
+        return bool(names) and all(name.endswith(".json") for name in names)
+    return path.endswith(".json") and not is_coco_captions(path)
+
+
+def _in_class_folders(folder: str) -> bool:
+    """Check whether the first image is in a subfolder, without a caption next to it."""
+    first = image_names(folder)[0]
+    return "/" in first and not files.exists(f"{folder.rstrip('/')}/{first.rpartition('.')[0]}.txt")
