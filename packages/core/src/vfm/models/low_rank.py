@@ -78,9 +78,10 @@ class SplitLinear(nn.Module):
     @torch.no_grad()
     def write_to(self, fused: nn.Linear) -> None:
         """Copy the weights back into the fused layer."""
-        fused.weight.copy_(torch.cat([part.weight for part in self.parts]))
+        weights = dict(self.named_parameters())
+        fused.weight.copy_(torch.cat([weights[f"parts.{number}.weight"] for number in range(3)]))
         if fused.bias is not None:
-            fused.bias.copy_(torch.cat([part.bias for part in self.parts]))
+            fused.bias.copy_(torch.cat([weights[f"parts.{number}.bias"] for number in range(3)]))
 
 
 class ChangedMatrix(nn.Module):

@@ -58,7 +58,7 @@ def pool_choices(config: PooledChoices, ctx: Context) -> ChoiceDataset:
         for ref in config.datasets:
             dataset = ctx.load(ref)
             name = ctx.name_of(dataset)
-            chosen = range(dataset.num_pairs)
+            chosen = list(range(dataset.num_pairs))
             if config.max_items and dataset.num_pairs > config.max_items:
                 rng = np.random.default_rng(config.seed)
                 chosen = sorted(rng.choice(dataset.num_pairs, config.max_items, replace=False).tolist())
