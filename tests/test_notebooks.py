@@ -57,7 +57,7 @@ for name in list(methods)[1:]:""",
         '"low"]) / 2',
         '"low"])',
     ),
-    "uncorrected p-values": ("evaluate_honestly", "list(range(len(others), 0, -1))", "[1] * len(others)"),
+    "uncorrected p-values": ("evaluate_honestly", "list(range(len(others), 0, -1))", "([1] * len(others))"),
     "the best seed for the mean": ("write_a_plugin", "mean {gaps.mean()", "mean {gaps.max()"),
     "the ends of a line swapped": ("finetune_clip", '"alpha": alpha}\n', '"alpha": 1 - alpha}\n'),
     "rows in another order than their names": (
