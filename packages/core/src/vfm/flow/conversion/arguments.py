@@ -52,7 +52,7 @@ class OptionTable:
     @cached_property
     def options(self) -> dict[str, Option]:
         """The options by each of their names."""
-        by_name = {}
+        by_name: dict[str, Option] = {}
         for word in " ".join((self.converted, *self.elsewhere, self.missing)).split():
             values = word[-1] if word[-1] in "!?*" else "1"
             option = Option(tuple(word.rstrip("!?*").split("|")), values)

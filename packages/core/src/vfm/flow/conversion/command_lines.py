@@ -54,7 +54,8 @@ def read_command_line(words: Sequence[str], programs: re.Pattern[str]) -> Comman
         UserError: If the program is not there, or a quotation is not closed.
     """
     lines = list(_lines(words[0])) if len(words) == 1 else [_cleaned(words)]
-    variables, directives = dict(os.environ), []
+    variables = dict(os.environ)
+    directives: list[str] = []
     for line in lines:
         if line[0] == "#SBATCH":
             directives += line[1:]
@@ -108,20 +109,23 @@ def _until_operator(words: Sequence[str]) -> list[str]:
 
 
 def _launched(launcher: Sequence[str], program: str, rest: Sequence[str]) -> CommandLine:
-    words, notes = _until_operator(rest), []
+    words = _until_operator(rest)
     if program.endswith(".sh") and words and words[0].isdigit():  # timm's distributed_train.sh
         return CommandLine(program, words[1:], int(words[0]))
-    counts = {}
+    notes: list[str] = []
+    counts: dict[Sequence[str], int] = {}
     for names in (PER_MACHINE, IN_ALL, MACHINES):
-        text = _value(launcher, names)
-        if text and not re.match(r"\d+", text):
+        text = _value(launcher, names) or ""
+        number = re.match(r"\d+", text)
+        if number:
+            counts[names] = int(number[0])
+        elif text:
             notes.append(f"{text} processes or machines: not a number, so 1 here; set runtime.processes")
-        counts[names] = int(re.match(r"\d+", text)[0]) if text and text[0].isdigit() else None  # type: ignore[index]
-    if launcher and launcher[0] == "deepspeed" and counts[PER_MACHINE] is None:
+    if "deepspeed" in launcher and PER_MACHINE not in counts:
         notes.append("deepspeed starts a process on every GPU: set runtime.processes")
-    machines = counts[MACHINES] or 1
-    in_all = counts[IN_ALL] or machines
-    return CommandLine(program, words, counts[PER_MACHINE] or max(1, in_all // machines), machines, tuple(notes))
+    machines = counts.get(MACHINES, 1)
+    processes = counts.get(PER_MACHINE, max(1, counts.get(IN_ALL, machines) // machines))
+    return CommandLine(program, words, processes, machines, tuple(notes))
 
 
 def _value(words: Sequence[str], names: Sequence[str]) -> str | None:
