@@ -216,7 +216,7 @@ COMMANDS = {
     "uv run vfm data TRAIN.tar": AS_IT_STANDS,
     "uv run vfm doctor TRAIN.tar": AS_IT_STANDS,
     "uv run vfm data TRAIN.tar --write pool.yaml": AS_IT_STANDS,
-    "vfm doctor imagenet": f"{PHOTOS}{{}}",
+    "vfm doctor imagenet": f"{PHOTOS}mkdir -p imagenet/train/two && cp photo.jpg imagenet/train/two && {{}}",
     "vfm classify imagenet --model vit_small_patch16_224.augreg_in21k_ft_in1k": "{} --dry-run",
     "vfm classify TRAIN --val VAL --model ViT-B-32,openai --method probe": f"{CLASSES}{{}} --dry-run",
     "vfm classify TRAIN --val VAL --model ViT-B-32,openai --method knn": "{} --dry-run",

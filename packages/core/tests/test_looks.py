@@ -145,6 +145,12 @@ def test_a_look_says_what_is_wrong(name: str, content: bytes | str, line: str, t
     assert done.code == (2 if "wrong" in line or "unknown" in line else 0) or "next: " in done.out
 
 
+def test_a_single_class_is_a_problem_and_no_training(tmp_path: Path) -> None:
+    done, lines = looked(ANNOTATIONS["FiftyOne: FiftyOneImageClassificationDataset"](tmp_path))
+    assert (done.code, lines) == (2, [])
+    assert "wrong: all images have the same class" in done.out
+
+
 def test_a_broken_llava_file_counts_what_it_loses(tmp_path: Path) -> None:
     path = ANNOTATIONS["LLaVA: json"](tmp_path)
     records = json.loads(path.read_text())

@@ -57,6 +57,11 @@ def look_at_data(path: str, known: Mapping[str, type[Stage]], folder: Path, send
         return look
     fields = summary.fields
     _describe(look, fields, summary)
+    if fields["kind"] == "data.labeled" and len(summary.dataset.model_dump()["class_names"]) == 1:
+        look.problems.append(
+            "all images have the same class, which cannot be learned; expected a folder for each class"
+        )
+        return look
     look.commands += training_commands(fields, val if train else None, cures, has_images=summary.has_images)
     return look
 
