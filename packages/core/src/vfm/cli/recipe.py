@@ -35,8 +35,8 @@ from vfm.cli.command import (
     show,
     show_results,
 )
-from vfm.cli.costs.cluster import show_steps
-from vfm.cli.costs.estimate import show_costs
+from vfm.cli.costs.cluster import cluster_lines
+from vfm.cli.costs.estimate import estimate_lines
 from vfm.flow.execution.execution import read_step, run_step, torchrun_lines, write_step
 from vfm.flow.execution.run import RunResult, check_files, preflight
 from vfm.flow.execution.subprocesses import Send, end_without_reader
@@ -200,11 +200,10 @@ def plan(
 
     With --estimate and --gpus, the data need not exist: costs are computed on tensors without contents.
     """
-    if gpus:
-        show_steps(recipe, store, set, gpus, card, mfu)
-        return
-    if estimate:
-        show_costs(recipe, store, set, peak_tflops * 1e12, mfu)
+    if gpus or estimate:
+        costs = estimate_lines(recipe, store, set, peak_tflops * 1e12, mfu)
+        for line in cluster_lines(recipe, store, set, gpus, card, mfu) if gpus else costs:
+            _show_line(line)
         return
     _, loaded, steps = _plan(recipe, store, set)
     table = Table("stage", "kind", "artifact", "status", "inputs", title=loaded.name, title_justify="left")
@@ -217,6 +216,13 @@ def plan(
         show(f"{name} is new: {reason}")
     if loaded.bases:
         show(loaded.text.rstrip("\n"))
+
+
+def _show_line(line: Table | str) -> None:
+    if isinstance(line, str):
+        show(line)
+    else:  # a narrower terminal wraps the lines, since cropping the columns would cut digits
+        console.print(line, width=max(console.width, 80), crop=False)
 
 
 @command

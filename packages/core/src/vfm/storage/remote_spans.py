@@ -45,7 +45,7 @@ class Span:
     version: int = 0
 
     def is_version_of(self, headers: Mapping[str, str]) -> bool:
-        """Check by the headers of an answer whether the file still has this content, as far as they tell it."""
+        """Check by the headers of an answer whether the file still has this content, as far as they have a mark."""
         marks = [headers[name] for name in MARKS if headers.get(name)]
         return not (self.version and marks) or any(version_of(mark) == self.version for mark in marks)
 

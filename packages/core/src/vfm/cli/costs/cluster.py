@@ -9,7 +9,6 @@ from rich import box
 from rich.table import Table
 
 from vfm.base import UserError
-from vfm.cli.command import console, show
 from vfm.flow.plan.estimate import ABSENT, known_artifacts
 from vfm.flow.plan.scaling import step_loads
 from vfm.flow.plan.store import Store
@@ -20,8 +19,10 @@ from vfm.train.cost.cluster import CARDS, JITTER, LINK_EFFICIENCY, Card, Load, S
 GIB = 2**30
 
 
-def show_steps(recipe: str, store: Path, overrides: list[str] | None, gpus: str, card: str, utilisation: float) -> None:
-    """Show simulated steps of the training stages of a recipe.
+def cluster_lines(
+    recipe: str, store: Path, overrides: list[str] | None, gpus: str, card: str, utilisation: float
+) -> Iterator[Table | str]:
+    """Yield a table of simulated steps for each training stage of a recipe, and lines about them.
 
     Raises:
         UserError: If the recipe is wrong, a card is not known, or a batch cannot be divided among the devices.
@@ -33,10 +34,8 @@ def show_steps(recipe: str, store: Path, overrides: list[str] | None, gpus: str,
     loads = step_loads(loaded, artifacts)
     for stage in loaded.stages:
         if isinstance(stage, Training) and stage.name in loads:
-            table = cluster_table(stage, loads[stage.name], devices, card, utilisation)
-            console.print(table, width=max(console.width, 80), crop=False)
-    for line in cluster_notes(loaded, loads, utilisation):
-        show(line)
+            yield cluster_table(stage, loads[stage.name], devices, card, utilisation)
+    yield from cluster_notes(loaded, loads, utilisation)
 
 
 def parse_devices(text: str) -> list[int]:

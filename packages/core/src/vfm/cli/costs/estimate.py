@@ -8,7 +8,6 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from vfm.cli.command import console, show
 from vfm.flow.plan.estimate import ABSENT, estimate_costs, known_artifacts, with_steps
 from vfm.flow.plan.store import Store
 from vfm.flow.recipe.recipe import Recipe, load_recipe
@@ -18,8 +17,10 @@ COLUMNS = ("params", "weights", "grads", "optim", "EMA", "activ.", "sum", "FLOP"
 GIB = 2**30
 
 
-def show_costs(recipe: str, store: Path, overrides: list[str] | None, peak_flops: float, mfu: float) -> None:
-    """Show the costs of all stages of a recipe.
+def estimate_lines(
+    recipe: str, store: Path, overrides: list[str] | None, peak_flops: float, mfu: float
+) -> Iterator[Table | str]:
+    """Yield the table of the costs of all stages of a recipe, and lines about it.
 
     Raises:
         UserError: If the recipe is wrong, or a stage's settings do not fit its models.
@@ -30,12 +31,11 @@ def show_costs(recipe: str, store: Path, overrides: list[str] | None, peak_flops
     planned = {stage.name: stage for stage in loaded.stages}
     loaded = with_steps(loaded, artifacts)
     costs = estimate_costs(loaded, artifacts)
-    # A narrower terminal wraps the lines, since cropping the columns would cut digits.
-    console.print(cost_table(loaded, costs, peak_flops, mfu), width=max(console.width, 80), crop=False)
-    for line in (*epoch_notes(planned, loaded), *notes(loaded, costs, peak_flops, mfu)):
-        show(line)
+    yield cost_table(loaded, costs, peak_flops, mfu)
+    yield from epoch_notes(planned, loaded)
+    yield from notes(loaded, costs, peak_flops, mfu)
     if missing:
-        show(f"not looked for in the store: {missing}")
+        yield f"not looked for in the store: {missing}"
 
 
 def cost_table(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisation: float) -> Table:
