@@ -51,8 +51,12 @@ class Law:
         return self.slope * x, self._quantile * self.spread * np.sqrt(1 + x**2 / self.squares)
 
 
-LAW = Law(slope=1.0, spread=0.1, squares=1.0, degrees=39)
-"""An assumption, not a measurement: the recipe `diva_law`, which measures the law, has not been run yet."""
+LAW = Law(slope=0.789, spread=0.0633, squares=2.08, degrees=199)
+"""Fitted to the 200 cells of five seeds of the recipe `diva_law` (packages/diva/benchmarks/law.py).
+
+94 % of a seed's gains are in the 95 % intervals of the law that is fitted to the four other seeds. The models and the
+images are small and synthetic.
+"""
 
 
 def exposure(preference: ArrayLike, accuracy: ArrayLike) -> Floats:

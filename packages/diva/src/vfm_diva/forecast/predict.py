@@ -204,10 +204,6 @@ def _lines(known: Sequence[Knowledge], expected: ExpectedGains) -> Iterator[str]
 
 def _report(config: DivaPredict, ctx: Context, known: Sequence[Knowledge], expected: ExpectedGains) -> Report:
     """Write the report and its panels."""
-    ctx.warn(
-        f"gains assume a slope of {LAW.slope:g} and a spread of {100 * LAW.spread:g} points: the recipe diva_law, which"
-        " measures both, has not been run yet"
-    )
     gains, widths, total, width = expected.gains, expected.widths, expected.total, expected.total_width
     model, metrics = short_name(config.generator), list[Metric]()
     for each, gain, half in zip(known, gains.tolist(), widths.tolist(), strict=True):
