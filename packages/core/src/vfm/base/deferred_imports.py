@@ -3,7 +3,7 @@
 torchvision's operators import torch's compiler, timm's optimizers distributed tensors, and where they are installed,
 timm imports wandb, open_clip transformers, and diffusers peft and xformers: half of the CPU seconds of a short command.
 While the importers are imported, these libraries are stand-ins. Whatever was taken from a stand-in imports the true
-module when it is first used.
+module when it is first used. Only the command line does this, for commands that train nothing.
 """
 
 from __future__ import annotations

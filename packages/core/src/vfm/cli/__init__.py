@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 
+from vfm.base.deferred_imports import defer_unused_imports
 from vfm.cli.command import app, note
 from vfm.cli.console import OutputError, prepare_streams
 
@@ -19,11 +20,16 @@ from vfm.cli import conversion, catalogue, installation, store, verification  # 
 
 __all__ = ["app", "main"]
 
+# Commands for which imports are much of the time. Trainings, and programs that import vfm, have no stand-ins.
+SHORT = ("predict", "embed", "view", "search", "data", "doctor", "plan")
+
 
 def main() -> None:
     """Run the command line (the entry point of the `vfm` script)."""
     gc.set_threshold(10_000)  # imports create many objects that stay, which the collector would walk over and over
     os.environ["PYTHONSAFEPATH"] = "1"  # workers and jobs import nothing from the working folder
+    if sys.argv[1:2] and sys.argv[1] in SHORT:
+        defer_unused_imports()
     prepare_streams()
     try:
         app(prog_name="vfm")

@@ -6,7 +6,4 @@ Importing this package imports torch, timm and open_clip, and registers the smal
 
 import lazy_loader
 
-from vfm.base.deferred_imports import defer_unused_imports
-
-defer_unused_imports()
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
