@@ -55,7 +55,7 @@ for name in list(methods)[1:]:""",
     "an interval's width as its half": (
         "evaluate_honestly",
         '"low"]) / 2',
-        '"low"])',
+        '"low"]) / 1',
     ),
     "uncorrected p-values": ("evaluate_honestly", "list(range(len(others), 0, -1))", "([1] * len(others))"),
     "the best seed for the mean": ("write_a_plugin", "mean {gaps.mean()", "mean {gaps.max()"),

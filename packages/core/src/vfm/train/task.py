@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -60,7 +61,7 @@ def relative_weights(totals: Tensor, micro_batches: Sequence[Batch[Any]]) -> Ten
         totals: sum of the weights in each micro-batch of this process.
         micro_batches: this process' share of the step. All processes have equally many samples.
     """
-    sizes = totals.new_tensor([len(batch) for batch in micro_batches])
+    sizes = torch.stack([totals.new_full((), len(batch)) for batch in micro_batches])  # filled on the device
     mean = totals.sum() / sizes.sum()
     if dist.is_initialized():
         dist.all_reduce(mean)
