@@ -94,6 +94,11 @@ SMALL_CLIP = (  # a run that is called quickstart, of one step
     " model: ViT-Pico-8-32, steps: 1, global_batch_size: 16, schedule: {warmup_steps: 0}}]' > quickstart.yaml"
     " && vfm run quickstart.yaml && "
 )
+PUBLISHED_PAIRS = (
+    'images=\'RELEASED/MMVP_VLM/MLLM_VLM Images/Color\' && mkdir -p "$images" && cp photo.jpg "$images/1.jpg" &&'
+    ' cp photo.jpg "$images/2.jpg" &&'
+    " printf 'Question ID,Type,Statement\\n1,Color,red\\n2,Color,blue\\n' > RELEASED/MMVP_VLM/Questions.csv && "
+)
 NOT_HERE = ": {}"  # starts or stops a cluster, or needs data or an address that are not here
 PLANNED_STAGE = 'set -- {} && shift 2 && vfm plan "$1" $(printf "%s\\n" "$@" | grep -x -A1 -e --set)'
 TORCHRUN = 'set -- {} && shift && python -c "import sys, torch.distributed.run as t; t.parse_args(sys.argv[1:])" "$@"'
@@ -175,6 +180,9 @@ COMMANDS = {
     " --set nouns.wordnet=/usr/share/wordnet --set val_nouns.words=[]"
     " --set val_nouns.wordnet=/usr/share/wordnet": f"{COCO128}{CLAIM}",
     "uv run vfm run diva_tiny": RUN_THERE,
+    "uv run vfm run diva_law --jobs 2": RUN_THERE,
+    "uv run vfm run diva_frontier --jobs 2": RUN_THERE,
+    "uv run --dev python packages/diva/benchmarks/law.py store/runs/diva_law diva_law.png": NOT_HERE,
     "uv run vfm run diva_tiny_varied": RUN_THERE,
     "uv run vfm run diva_probes": RUN_THERE,
     "uv run vfm run open_segmentation_tiny": RUN_THERE,
@@ -265,7 +273,7 @@ COMMANDS = {
     "vfm plan eva_02_b --set data.path=IMAGES.tar": "touch IMAGES.tar && {}",
     "vfm run diva_openai_l14 --set pool.path=IMAGES --set mmvp_vlm.path=MMVP_VLM --set imagenet.path=IMAGENET"
     " --set coco.path=COCO --set sd.source=SD": f"{GIVEN} && {PLAN}",
-    "vfm run diva_published --set paths.released=RELEASED": "mkdir -p RELEASED/MMVP_VLM && " + PLAN,
+    "vfm run diva_published --set paths.released=RELEASED": PUBLISHED_PAIRS + PLAN,
     "vfm from open_clip --output converted.yaml -- torchrun --nproc_per_node 4 -m open_clip_train.main"
     " --model ViT-B-32 --train-data pairs.tar --batch-size 256": AS_IT_STANDS,
     "vfm plan converted.yaml": NOT_HERE,  # the data do not exist; core's test_flow_conversion plans another
