@@ -16,7 +16,7 @@ from eval_world import labeled, tiny_clip
 HEAVY = ("torch", "timm", "open_clip", "scipy", "matplotlib")  # of a command that describes and computes nothing
 LIGHT = ("plan r.yaml", "plan files.yaml", "stages", "stages shapes.pool", "plugins", "schema", "--help", "eval --help")
 # What timm and open_clip import where it is installed, and what only other commands need.
-UNUSED = ("torch._dynamo", "torch.distributed.tensor", "wandb", "transformers", "peft", "sympy")
+UNUSED: tuple[str, ...] = ("torch._dynamo", "torch.distributed.tensor", "wandb", "transformers", "peft", "sympy")
 UNUSED += ("scipy.stats", "matplotlib", "sklearn", "faster_coco_eval", "ray")
 
 

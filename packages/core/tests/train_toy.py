@@ -305,7 +305,7 @@ def plant_hang(where: str, rank: int, data: Samples) -> None:
     if where == "reading" and rank == 1:
         data.hang = 5
     elif where == "computing" and rank == 1:
-        Regression.before_step = sleep_at_step_6  # type: ignore[method-assign]
+        Regression.before_step = sleep_at_step_6  # type: ignore[method-assign,assignment]
     elif where == "evaluating" and rank == 0:
         Probe.scores = sleep  # type: ignore[method-assign]
     elif where == "saving" and rank == 0:
@@ -319,7 +319,7 @@ def child(jobs: list[dict[str, Any]]) -> None:
     with distributed(Runtime(device="cpu")) as world:
         for job in jobs:
             folder = Path(job["folder"])
-            loop.reading_is_free = READS[bool(job.get("reads_wait"))]
+            loop.reading_is_free = READS[bool(job.get("reads_wait"))]  # type: ignore[assignment]
             data = Samples(nan=job.get("nan"), bad={2: BAD[5]})
             if job.get("ending") and world.rank == 1:
                 data.ending = (5, signal.Signals[job["ending"]])

@@ -105,5 +105,5 @@ from .training import (
     Optimizer as Optimizer,
     Sgd as Sgd,
     Training as Training,
-    TrainingRuntime as TrainingRuntime,
 )
+from .training_runtime import TrainingRuntime as TrainingRuntime

@@ -19,6 +19,7 @@ from typing import IO, cast
 from vfm.base import UserError
 from vfm.storage import remote
 from vfm.storage.remote import filesystem as filesystem, is_remote as is_remote
+from vfm.storage.remote_spans import RemoteError
 
 MAX_NAMES = 1_000_000  # names of one brace pattern
 MAX_FILES = 20_000_000  # files below one folder; ImageNet-21k has 14 million
@@ -154,7 +155,7 @@ def size_and_time(path: str) -> tuple[int, int]:
             return status.st_size, status.st_mtime_ns
         facts = remote.facts(path)
         return facts.size, facts.version
-    except remote.RemoteError as error:
+    except RemoteError as error:
         raise UserError("no such file".join(str(error).rsplit(remote.NOT_FOUND, 1))) from None
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file") from None

@@ -30,8 +30,8 @@ class Agreement:
         earlier = self._read()
         self._copy = requests.to("cpu", non_blocking=True, copy=True)
         if requests.device.type == "cuda":
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()  # type: ignore[no-untyped-call]
         return earlier or [False] * len(requests)
 
     def _read(self) -> list[bool]:

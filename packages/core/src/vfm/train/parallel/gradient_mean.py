@@ -13,4 +13,5 @@ def mean_in_fp32(num_processes: int, bucket: dist.GradBucket) -> torch.futures.F
     """
     gradients = bucket.buffer()
     work = dist.all_reduce(gradients.float() / num_processes, async_op=True)
-    return work.get_future().then(lambda future: gradients.copy_(future.value()[0]))
+    mean: torch.futures.Future[Tensor] = work.get_future().then(lambda future: gradients.copy_(future.value()[0]))
+    return mean
