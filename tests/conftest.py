@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "packages/core/tests"))  # for the files of peers
 # For the processes that tests start: several workers with two threads each on two cores take longer than with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

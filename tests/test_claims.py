@@ -178,7 +178,7 @@ SCORES = {
     "diva_sweep": "pair_accuracy/orientation",
     "diva_probes": "pair_accuracy/orientation",
     "diva_law": "explained",
-    "diva_frontier": "pair_accuracy/position",
+    "diva_frontier": "pair_accuracy/count",
     "open_segmentation_tiny": "naclip_miou",
     "diva_retention": "pair_accuracy/orientation",
     "mllm_tiny": "pair_accuracy",

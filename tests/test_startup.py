@@ -12,7 +12,6 @@ import pytest
 UNUSED = {
     "plan quickstart": ("torch", "numpy", "pyarrow", "scipy", "numba", "matplotlib", "timm", "open_clip"),
     "finetune --help": ("torch", "numpy", "pyarrow", "scipy", "numba", "matplotlib", "timm", "open_clip"),
-    "plan quickstart --estimate": ("wandb", "transformers", "peft", "xformers", "sklearn", "pandas", "numba", "ray"),
 }
 PROGRAM = """
 import sys

@@ -1,7 +1,7 @@
-"""Import timm, open_clip and diffusers without the libraries that they import but that most models never use.
+"""Import timm and open_clip without the libraries that they import but that most models never use.
 
 torchvision's operators import torch's compiler, timm's optimizers distributed tensors, and where they are installed,
-timm imports wandb, open_clip transformers, and diffusers peft and xformers: half of the CPU seconds of a short command.
+timm imports wandb, and open_clip transformers: half of the CPU seconds of a short command.
 While the importers are imported, these libraries are stand-ins. Whatever was taken from a stand-in imports the true
 module when it is first used. Only the command line does this, for commands that train nothing.
 """
@@ -18,8 +18,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-IMPORTERS = ("torchvision", "timm", "timm.optim", "open_clip", "diffusers")
-DEFERRED = ("torch._dynamo", "torch.distributed.tensor", "wandb", "transformers", "peft", "xformers", "scipy.stats")
+IMPORTERS = ("torchvision", "timm", "timm.optim", "open_clip")
+DEFERRED = ("torch._dynamo", "torch.distributed.tensor", "wandb", "transformers", "scipy.stats")
 
 
 def defer_unused_imports() -> None:
@@ -34,8 +34,7 @@ class _Importers(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        wanted = name in IMPORTERS or name.startswith("diffusers.")  # which imports its parts when they are used
-        spec = PathFinder.find_spec(name, path, target) if wanted else None
+        spec = PathFinder.find_spec(name, path, target) if name in IMPORTERS else None
         if spec and spec.loader:
             spec.loader.exec_module = functools.partial(_execute, spec.loader.exec_module)  # type: ignore[method-assign]
         return spec

@@ -21,7 +21,7 @@ from vfm.cli import conversion, catalogue, installation, store, verification  # 
 __all__ = ["app", "main"]
 
 # Commands for which imports are much of the time. Trainings, and programs that import vfm, have no stand-ins.
-SHORT = ("predict", "embed", "view", "search", "data", "doctor", "plan")
+SHORT = ("predict", "embed", "view", "search", "data", "doctor")
 
 
 def main() -> None:

@@ -237,12 +237,19 @@ def check_scale(space: Space, network: Any, folder: Path) -> None:
 
 
 def load_model(kind: Any, folder: Path, *, weights: bool) -> nn.Module:
-    """Load a diffusers model from its folder. Without weights it is on the meta device and costs no memory."""
-    if weights:
-        whole: nn.Module = kind.from_pretrained(folder, low_cpu_mem_usage=False)
-        return whole
-    with torch.device("meta"):
-        shapes: nn.Module = kind.from_config(kind.load_config(folder))
+    """Load a diffusers model from its folder. Without weights it is on the meta device and costs no memory.
+
+    Raises:
+        UserError: If its configuration is that of another class.
+    """
+    try:
+        if weights:
+            whole: nn.Module = kind.from_pretrained(folder, low_cpu_mem_usage=False)
+            return whole
+        with torch.device("meta"):
+            shapes: nn.Module = kind.from_config(kind.load_config(folder))
+    except (TypeError, AttributeError) as error:  # from a missing setting
+        raise UserError(f"{folder}: expected the configuration of {kind.__name__}, got another one ({error})") from None
     return shapes
 
 
