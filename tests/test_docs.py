@@ -99,7 +99,7 @@ PUBLISHED_PAIRS = (
     ' cp photo.jpg "$images/2.jpg" &&'
     " printf 'Question ID,Type,Statement\\n1,Color,red\\n2,Color,blue\\n' > RELEASED/MMVP_VLM/Questions.csv && "
 )
-NOT_HERE = ": {}"  # starts or stops a cluster, or needs data or an address that are not here
+NOT_HERE = ": <<'COMMAND'\n{}\nCOMMAND"  # starts or stops a cluster, or needs data or an address that are not here
 PLANNED_STAGE = 'set -- {} && shift 2 && vfm plan "$1" $(printf "%s\\n" "$@" | grep -x -A1 -e --set)'
 TORCHRUN = 'set -- {} && shift && python -c "import sys, torch.distributed.run as t; t.parse_args(sys.argv[1:])" "$@"'
 
