@@ -130,7 +130,7 @@ def test_lists_are_those_of_the_command(
     monkeypatch.chdir(world)
     printed = run_here(*words).out
     rows = call().table().to_pylist()
-    assert len(rows) > 1
+    assert rows  # core alone ships one recipe
     column = {"recipes": "recipe", "models": "name", "runs": "run"}[words[0]]
     assert [row[column] for row in rows if row[column] not in printed] == []
 

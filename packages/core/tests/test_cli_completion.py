@@ -39,7 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("vfm run quick", ["quickstart"]),
         ("vfm plan pho", ["photos/", "photos.yaml"]),
         ("vfm init --like clip_f", ["clip_finetune", "clip_flickr"]),
-        ("vfm stages data.p", ["data.pairs"]),
+        ("vfm stages data.pa", ["data.pairs"]),
         ("vfm report pai", ["pairs", "pairs@1"]),
         ("vfm eval store/runs/p", ["store/runs/pairs/artifacts/clip", "store/runs/pairs/", "store/runs/pairs@1/"]),
         ("vfm export m --format o", ["open_clip", "onnx"]),

@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for model in ("clip", "encoder"):
         words = ("embed", here / model, here / "labeled", "--out", here / f"{model}.parquet")
         assert run_here(*words, "--max-bad-fraction", "0.2").code == 0
-    (here / "texts.txt").write_text("a red boat\n\na blue boat\nein Boot\n")
+    (here / "texts.txt").write_text("a red boat\na blue boat\nein Boot\n")
     return here
 
 

@@ -93,7 +93,7 @@ def classify(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Make a classifier of your labelled images, and measure its accuracy."""
+    """Make a classifier of your labelled images, and evaluate it."""
     manager = load_plugins()
     options = read_data_options(data_option or ())
     make_recipe = load_function("vfm.flow.requests.classification:classification_recipe")  # imports `vfm.data`

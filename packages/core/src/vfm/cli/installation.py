@@ -30,7 +30,10 @@ def stages(
     all: Annotated[bool, typer.Option("--all", help="Show every nested field in full.")] = False,  # noqa: A002
     debug: DebugOption = False,
 ) -> None:
-    """List the installed kinds of stages, or the fields of a kind: the required ones, then the others by group."""
+    """List the installed kinds of stages, or the fields of a kind.
+
+    Required fields come first, then the others by group.
+    """
     known = stage_types(load_plugins())
     if kind is None:
         table = Table("kind", "makes", "description", box=None)
@@ -91,7 +94,7 @@ def doctor(
     store: StoreOption = DEFAULT_STORE,
     debug: DebugOption = False,
 ) -> None:
-    """Show what a file holds, what is wrong with it, and the next command; or check the installation.
+    """Look at a file for the next command, or check the installation.
 
     `vfm PATH` does the same. Of a dataset the first 1,000 samples are read, and all by `vfm data PATH`.
     """
