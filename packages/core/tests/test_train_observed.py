@@ -18,7 +18,8 @@ from train_toy import Plan, Regression, Samples, plan, train
 from vfm.base import UserError
 from vfm.interfaces import TrainingRuntime
 from vfm.train.cost.live_bytes import LiveBytes
-from vfm.train.cost.throughput import Throughput, peak_tflops
+from vfm.train.cost.peaks import peak_tflops
+from vfm.train.cost.throughput import Throughput
 from vfm.train.loop.memory import remedy
 
 CPU = torch.device("cpu")

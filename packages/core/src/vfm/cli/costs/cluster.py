@@ -27,14 +27,14 @@ def cluster_lines(
     Raises:
         UserError: If the recipe is wrong, a card is not known, or a batch cannot be divided among the devices.
     """
-    devices = parse_devices(gpus)
-    find_card(card)
+    devices, device = parse_devices(gpus), find_card(card)
     loaded = load_recipe(recipe, stage_types(load_plugins()), overrides or (), absent_path=ABSENT)
     artifacts, _ = known_artifacts(loaded, Store(store))
     loads = step_loads(loaded, artifacts)
     for stage in loaded.stages:
         if isinstance(stage, Training) and stage.name in loads:
-            yield cluster_table(stage, loads[stage.name], devices, card, utilisation)
+            title = f"{stage.name}: {stage.global_batch_size:,} samples a step on {card.upper()}, simulated"
+            yield cluster_table(stage, loads[stage.name], devices, device, utilisation, title)
     yield from cluster_notes(loaded, loads, utilisation)
 
 
@@ -64,15 +64,14 @@ def find_card(name: str) -> Card:
     return CARDS[name.lower()]
 
 
-def cluster_table(stage: Training, load: Load, devices: list[int], card_name: str, utilisation: float) -> Table:
+def cluster_table(stage: Training, load: Load, devices: list[int], card: Card, utilisation: float, title: str) -> Table:
     """Build the table of a stage: its steps by number of devices and sharding. The fastest of each number is bold.
 
     Raises:
         UserError: If the batch cannot be divided among the devices.
     """
-    card = find_card(card_name)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
-    table.title = f"{stage.name}: {stage.global_batch_size:,} samples a step on {card_name.upper()}, simulated"
+    table.title = title
     for name in ("GPUs", "sharding", "micro-batch", "GiB", "s/step", "waits", "samples/s", "efficiency"):
         table.add_column(name, justify="left" if name == "sharding" else "right", no_wrap=True)
     alone = card.peak_flops * utilisation / load.flops

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from vfm.train.cost.peaks import PEAKS
+
 Sharding = Literal["ddp", "fsdp", "hsdp"]
 LINK_EFFICIENCY = 0.8  # share of a link's rate that large collectives reach
 USABLE = 0.9  # share of a device's memory, as CUDA and the allocator's gaps need the rest
@@ -46,12 +48,16 @@ class Card:
     per_machine: int = 8
 
 
+def _peak(name: str) -> float:
+    return 1e12 * PEAKS[name][0]
+
+
 CARDS = {
-    "a100-40": Card(312e12, 40e9, 300e9, 25e9),
-    "a100": Card(312e12, 80e9, 300e9, 25e9),
-    "h100": Card(989e12, 80e9, 450e9, 50e9),
-    "h200": Card(989e12, 141e9, 450e9, 50e9),
-    "b200": Card(2250e12, 180e9, 900e9, 50e9),
+    "a100-40": Card(_peak("A100"), 40e9, 300e9, 25e9),
+    "a100": Card(_peak("A100"), 80e9, 300e9, 25e9),
+    "h100": Card(_peak("H100"), 80e9, 450e9, 50e9),
+    "h200": Card(_peak("H200"), 141e9, 450e9, 50e9),
+    "b200": Card(_peak("B200"), 180e9, 900e9, 50e9),
 }
 
 
