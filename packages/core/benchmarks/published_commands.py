@@ -67,7 +67,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a command: the mistake if it failed, and how many options have no counterpart."""
+    """Result of a conversion: the error if it failed, and how many options have no counterpart."""
 
     mistake: str
     lost: int

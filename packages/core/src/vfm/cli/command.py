@@ -66,6 +66,7 @@ DataOption = Annotated[
     ),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 JobsOption = Annotated[
     int, typer.Option(min=1, help="Stages at a time, each in a process, on its share of the cores and a GPU, if any.")
 ]

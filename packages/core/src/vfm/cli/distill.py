@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vfm.cli.command import DEFAULT_STORE, DebugOption, SetOption, StoreOption, command
+from vfm.cli.command import DEFAULT_STORE, DebugOption, QuietOption, SetOption, StoreOption, command
 from vfm.cli.written_recipe import RecipeOption, WriteOnlyOption, run_written
 from vfm.flow.requests.distillation import DistillationRequest, distillation_recipe, student_input
 from vfm.flow.requests.inputs import model_input
@@ -37,7 +37,7 @@ def distill(
     set: SetOption = None,  # noqa: A002
     store: StoreOption = DEFAULT_STORE,
     dry_run: WriteOnlyOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Teach an encoder another model's features on your own images. An interrupted run resumes."""

@@ -14,6 +14,7 @@ from vfm.cli.command import (
     DataOption,
     DebugOption,
     JobsOption,
+    QuietOption,
     SetOption,
     StoreOption,
     command,
@@ -84,7 +85,7 @@ def eval(  # noqa: A001
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe, including skipped datasets; run nothing.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Evaluate models on datasets. Finished evaluations are cached, and an interrupted run resumes."""

@@ -9,7 +9,7 @@ import typer
 
 from vfm.base import load_function
 from vfm.cli import completion
-from vfm.cli.command import DEFAULT_STORE, DataOption, DebugOption, SetOption, StoreOption, command
+from vfm.cli.command import DEFAULT_STORE, DataOption, DebugOption, QuietOption, SetOption, StoreOption, command
 from vfm.cli.written_recipe import RecipeOption, WriteOnlyOption, run_written
 from vfm.flow.requests.data_options import read_data_options
 from vfm.flow.requests.finetuning import LOW_RANK_LR, LR, RANK, Classification, Finetuning, finetuning_recipe
@@ -48,7 +48,7 @@ def finetune(
     set: SetOption = None,  # noqa: A002
     store: StoreOption = DEFAULT_STORE,
     dry_run: WriteOnlyOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Train a CLIP model further on your own pairs. An interrupted run resumes.
@@ -90,7 +90,7 @@ def classify(
     set: SetOption = None,  # noqa: A002
     store: StoreOption = DEFAULT_STORE,
     dry_run: WriteOnlyOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Make a classifier of your labelled images, and evaluate it."""

@@ -25,6 +25,7 @@ from vfm.cli.command import (
     DEFAULT_STORE,
     DebugOption,
     JobsOption,
+    QuietOption,
     RecipeArgument,
     SetOption,
     StoreOption,
@@ -112,7 +113,7 @@ def run(
     job: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A parameter of the job for submitit; repeatable.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run a recipe. Finished stages are cached, interrupted ones resume."""
