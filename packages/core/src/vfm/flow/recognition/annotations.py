@@ -39,7 +39,8 @@ def annotated_fields(path: str) -> dict[str, Any] | None:
         return _json_fields(jsons[0])
     if not any(has(root) for has in MARKS.values()):
         return None
-    return _yolo_fields(f"{root}/{DATA_YAML}") or {"path": path} if DATA_YAML in names else {"path": path}
+    described = _yolo_fields(f"{root}/{DATA_YAML}") if DATA_YAML in names else None
+    return described or {"path": path}
 
 
 def validation_fields(fields: dict[str, Any]) -> dict[str, Any] | None:
@@ -54,9 +55,7 @@ def validation_fields(fields: dict[str, Any]) -> dict[str, Any] | None:
 
 def holds_objects(path: str) -> bool:
     """Check whether a file is COCO's json with boxes, masks or segments, and not with captions."""
-    if not path.endswith(".json") or not files.exists(path) or files.is_directory(path):
-        return False
-    if not HEAD.match(files.read_bytes(path, 0, 1 << 12)):
+    if not _is_json_file(path) or not HEAD.match(files.read_bytes(path, 0, 1 << 12)):
         return False
     edges = _edges(path)
     return b'"images"' in edges and b'"caption"' not in edges and any(mark in edges for mark in OBJECTS)
@@ -64,10 +63,14 @@ def holds_objects(path: str) -> bool:
 
 def holds_conversations(path: str) -> bool:
     """Check whether a file is LLaVA's json: a list of conversations about images."""
-    if not path.endswith(".json") or not files.exists(path) or files.is_directory(path):
+    if not _is_json_file(path):
         return False
     first = files.read_bytes(path, 0, EDGE)
     return first.lstrip().startswith(b"[") and CONVERSATIONS in first
+
+
+def _is_json_file(path: str) -> bool:
+    return path.endswith(".json") and files.exists(path) and not files.is_directory(path)
 
 
 def _edges(path: str) -> bytes:
