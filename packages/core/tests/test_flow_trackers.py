@@ -19,10 +19,10 @@ RUN = "clip-1a2b3c4d"
 
 
 def send(name: str, folder: Path) -> None:
-    """Send two stretches of one training: the second resumes the first."""
-    for steps in ((10, 20), (30,)):
+    """Send two parts of one training: the second resumes from a checkpoint of step 10."""
+    for status, steps in (("new", (10, 20)), ("resume", (20, 30))):
         tracker = open_tracker(name, folder, "quickstart")
-        tracker.vfm_event(Event("stage_started", "clip", {"id": RUN, "kind": "clip.train"}))
+        tracker.vfm_event(Event("stage_started", "clip", {"id": RUN, "kind": "clip.train", "status": status}))
         for step in steps:
             values = {"train/loss": 1 / step, "train/grad_norm": None, "val/image_retrieval_recall@1": 0.5}
             tracker.vfm_event(Event("metrics", "clip", {"step": step, "samples": step, "values": values}))
@@ -70,6 +70,28 @@ def test_trackio_in_its_local_database(tmp_path, monkeypatch):
     logs = SQLiteStorage.get_logs("quickstart", RUN)
     assert [line["step"] for line in logs] == [10, 20, 30]
     assert json.dumps(logs[0]["train/loss"]) == "0.1"
+
+
+def test_a_stage_that_starts_again_is_sent_again_and_a_line_cut_off_by_a_crash_is_ignored(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    send("tensorboard", tmp_path)
+    file = tmp_path / "tensorboard-steps.jsonl"
+    file.write_text(file.read_text() + '{"run": "clip-1a2b')
+    send("tensorboard", tmp_path)
+    read = EventAccumulator(str(tmp_path / "tensorboard" / RUN)).Reload()
+    assert [scalar.step for scalar in read.Scalars("train/loss")] == [10, 20, 30, 10, 20, 30]
+
+
+def test_scores_and_losses_of_one_step_are_both_sent(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracker = open_tracker("tensorboard", tmp_path, "quickstart")
+    for name in ("train/loss", "val/acc1", "train/loss"):
+        tracker.vfm_event(Event("metrics", "clip", {"step": 10, "samples": 10, "values": {name: 0.5}}))
+    tracker.close()
+    read = EventAccumulator(str(tmp_path / "tensorboard" / "clip")).Reload()
+    assert [len(read.Scalars(name)) for name in ("train/loss", "val/acc1")] == [1, 1]
 
 
 def test_a_tracker_that_is_named_twice_is_one(tmp_path):

@@ -1,7 +1,8 @@
 """Listeners that send metrics to an experiment tracker: `vfm run --track NAME`. Each stage is a separate run.
 
 Trackers read their usual environment variables: `WANDB_MODE`, `WANDB_PROJECT`, `TRACKIO_DIR`, `MLFLOW_TRACKING_URI`.
-The tracker's run has the name of the stage's artifact, so a resumed training stage continues the same run.
+The tracker's run has the name of the stage's artifact, so a resumed training stage continues the same run. Steps that
+were trained again after the last checkpoint are sent once (`SentSteps`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vfm.base import UserError, did_you_mean, how_to_install
+from vfm.flow.listeners.sent_steps import SentSteps
 from vfm.interfaces import Event, hookimpl
 
 
@@ -35,6 +37,7 @@ class Tracker(ABC):
         self.directory, self.recipe = directory, recipe
         self.names: dict[str, str] = {}
         self.runs: dict[str, Any] = {}
+        self.sent = SentSteps(directory / f"{self.extra}-steps.jsonl")
         try:
             self.library: Any = import_module(self.module)
         except ImportError:
@@ -44,15 +47,26 @@ class Tracker(ABC):
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:
-        """Write the values of a `metrics` event."""
-        if event.stage and event.type == "stage_started":
-            self.names[event.stage] = event.data["id"]
-        if event.stage is None or event.type != "metrics":
+        """Write the values of a `metrics` event that were not sent before."""
+        if event.stage is None:
             return
-        if event.stage not in self.runs:
-            self.runs[event.stage] = self.start(self.names.get(event.stage, event.stage))
-        values = {name: value for name, value in event.data["values"].items() if value is not None}
-        self.write(self.runs[event.stage], values, event.data["step"])
+        if event.type == "stage_started":
+            self.names[event.stage] = event.data["id"]
+            if event.data["status"] == "new":
+                self.sent.forget(event.data["id"])
+        if event.type == "metrics":
+            self._write_new(event.stage, event.data["values"], event.data["step"])
+
+    def _write_new(self, stage: str, values: Mapping[str, float | None], step: int) -> None:
+        name = self.names.get(stage, stage)
+        finite = {metric: value for metric, value in values.items() if value is not None}
+        new = self.sent.without_sent(name, finite, step)
+        if not new:
+            return
+        if stage not in self.runs:
+            self.runs[stage] = self.start(name)
+        self.write(self.runs[stage], new, step)
+        self.sent.add(name, new, step)
 
     @abstractmethod
     def start(self, name: str) -> Any:
