@@ -135,3 +135,30 @@ def test_runs_that_failed_push_out_no_result(toys: Path) -> None:
     ran("r.yaml", "--set", "b.seed=9")
     run_here("clean", "--keep-runs", 1)
     assert folders() == ["r@5"]
+
+
+def test_checkpoints_of_an_unfinished_run_that_another_followed_are_named_and_removed_on_request(toys: Path) -> None:
+    work = Path(run_here("run", "r.yaml", "--prepare", "sum").out.split()[-1])  # as after a kill
+    (work / "partial.txt").write_bytes(bytes(3_000_000))
+    assert run_here("clean", "--partial").out == "nothing to remove: every artifact belongs to a run\n"  # the last run
+    ran("r.yaml", "--set", "sum.inputs=[a]")
+    nothing, hint = run_here("clean").out.splitlines()
+    assert nothing == "nothing to remove: every artifact belongs to a run"
+    assert hint == "unfinished runs that others followed have 3.0 MB of partial results: remove with --partial"
+    with Slot(Path("store"), work.name[1:].removesuffix(".work")).lock(lambda message: None):
+        assert "MB" not in run_here("clean", "--partial").out  # a process works on it
+    assert "would remove toy.add-" in run_here("clean", "--partial", "--dry-run").out
+    assert work.is_dir()
+    before = {path.name for path in Path("store").glob("toy.*")}
+    assert "removed toy.add-" in run_here("clean", "--partial").out
+    assert not work.exists()
+    assert {path.name for path in Path("store").glob("toy.*")} == before
+    assert ran("r.yaml").out.count("cached") == 2  # the first run goes on, and makes the stage anew
+
+
+def test_checkpoints_that_the_last_run_needs_too_are_kept(toys: Path) -> None:
+    work = Path(run_here("run", "r.yaml", "--prepare", "sum").out.split()[-1])
+    Path("r.yaml").write_text(RECIPE + "  - {kind: toy.add, name: more, inputs: [sum]}\n")
+    run_here("run", "r.yaml", "--prepare", "sum")
+    assert "nothing to remove" in run_here("clean", "--partial").out
+    assert work.is_dir()

@@ -22,8 +22,8 @@ from vfm.cli.command import (
     show as show_line,
     show_results,
 )
-from vfm.flow.plan.store import Store
-from vfm.flow.records.cleaning import no_run_starts, older_runs, unused_slots
+from vfm.flow.plan.store import Slot, Store
+from vfm.flow.records.cleaning import abandoned_slots, no_run_starts, older_runs, unused_slots
 from vfm.flow.records.runs import find_run
 from vfm.interfaces import MANIFEST_FILE, Artifact, load_plugins, stage_types
 from vfm.report import REPORT_FILE
@@ -133,6 +133,13 @@ def clean(
             " Failed runs do not count, and runs that go on are kept.",
         ),
     ] = None,
+    partial: Annotated[
+        bool,
+        typer.Option(
+            "--partial",
+            help="Also remove the checkpoints of unfinished runs that another run of the same recipe followed.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -140,23 +147,32 @@ def clean(
     if not store.is_dir():
         raise UserError(f"{store}: no such folder; give the folder of artifacts and runs with --store")
     with nullcontext() if dry_run else no_run_starts(Store(store)):
-        _clean(Store(store), keep_runs, dry_run=dry_run)
+        _clean(Store(store), keep_runs, partial=partial, dry_run=dry_run)
 
 
-def _clean(store: Store, keep_runs: int | None, *, dry_run: bool) -> None:
+def _clean(store: Store, keep_runs: int | None, *, partial: bool, dry_run: bool) -> None:
     old = older_runs(store, keep_runs) if keep_runs else []
-    slots = unused_slots(store, without={run.directory for run in old})
+    without = {run.directory for run in old}
+    slots = unused_slots(store, without)
+    names = {slot.name for slot in slots}
+    abandoned = [slot for slot in abandoned_slots(store, without) if slot.name not in names]
     verb = "would remove" if dry_run else "removed"
     for run in old:
         if not dry_run:
             shutil.rmtree(run.directory)
         show_line(f"{verb} run {run.directory.name}")
-    for slot in slots:
-        size = 0
-        for folder in slot.folders:
-            size += sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
+    for slot in [*slots, *abandoned] if partial else slots:
+        size = _megabytes(slot)
         if not dry_run:
             slot.discard()
-        show_line(f"{verb} {slot.name} ({size / 1e6:,.1f} MB)")
-    if not (slots or old):
+        show_line(f"{verb} {slot.name} ({size:,.1f} MB)")
+    if not (slots or old or (partial and abandoned)):
         show_line("nothing to remove: every artifact belongs to a run")
+    if abandoned and not partial:
+        size = sum(map(_megabytes, abandoned))
+        show_line(f"unfinished runs that others followed have {size:,.1f} MB of partial results: remove with --partial")
+
+
+def _megabytes(slot: Slot) -> float:
+    files = [file for folder in slot.folders for file in folder.rglob("*") if not file.is_dir()]
+    return sum(file.lstat().st_size for file in files) / 1e6

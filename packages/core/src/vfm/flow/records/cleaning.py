@@ -78,6 +78,28 @@ def unused_slots(store: Store, without: Collection[Path] = ()) -> list[Slot]:
     return list(slots.values())
 
 
+def abandoned_slots(store: Store, without: Collection[Path] = ()) -> list[Slot]:
+    """Find the partial results, such as checkpoints, of unfinished runs that another run of the same name followed.
+
+    They are those that `unused_slots` would find without these runs, and no artifact was published from them.
+
+    Args:
+        store: the store.
+        without: folders of runs to be removed.
+    """
+    unfinished = {run.directory for run in kept_runs(store) if _was_followed(run, store)}
+    if not unfinished:
+        return []
+    slots = unused_slots(store, without={*without, *unfinished})
+    return [slot for slot in slots if not slot.artifact.is_dir()]
+
+
+def _was_followed(run: KeptRun, store: Store) -> bool:
+    """Check whether a run was not finished, is not running, and another run of its name was started after it."""
+    is_last = os.path.realpath(store.run_directory(run.name)) == os.path.realpath(run.directory)
+    return not (run.finished or is_last or is_running(run.directory))
+
+
 def _records(slot: Slot) -> tuple[Path, Path]:
     """List the files that name the inputs of an artifact: after it is made, and while it is being made."""
     return slot.artifact / MANIFEST_FILE, slot.work / STEP_FILE
