@@ -224,6 +224,10 @@ COMMANDS = {
     "uv run vfm data TRAIN.tar": AS_IT_STANDS,
     "uv run vfm doctor TRAIN.tar": AS_IT_STANDS,
     "uv run vfm data TRAIN.tar --write pool.yaml": AS_IT_STANDS,
+    "uv run vfm data TRAIN.csv --data-option 'texts=a photo of a {color} {name}'": "printf 'image,color,name\\n"
+    "photo.jpg,red,dog\\n' > TRAIN.csv && {}",
+    "uv run vfm finetune ViT-B-32,openai imagenet/train --val imagenet/val"
+    " --data-option 'texts=a photo of a {label}'": f"{PHOTOS}{{}} --dry-run",
     "vfm doctor imagenet": f"{PHOTOS}mkdir -p imagenet/train/two && cp photo.jpg imagenet/train/two && {{}}",
     "vfm classify imagenet --model vit_small_patch16_224.augreg_in21k_ft_in1k": "{} --dry-run",
     "vfm classify TRAIN --val VAL --model ViT-B-32,openai --method probe": f"{CLASSES}{{}} --dry-run",

@@ -13,6 +13,7 @@ from typing import Self
 
 from vfm.base import UserError
 from vfm.data.index.index import OFFSETS_FOLDER, BadRow, write_index
+from vfm.data.indexing.caption_hints import caption_hint
 from vfm.data.indexing.examination import Examination, Examined, examine_all
 from vfm.data.indexing.repeated_keys import RepeatedKeys
 from vfm.data.indexing.stages import ImageFiles, Verify
@@ -135,6 +136,8 @@ class Indexing:
     @property
     def _first_bad(self) -> str:
         first = self.bad[0]
+        if first.reason == "missing_caption":
+            return f"; the first is {first.where} ({first.reason}){caption_hint(self.name, self.spec)}"
         # Members of a tar have no other folder.
         cure = "" if self.shards[first.shard].format == "tar" else CURES.get(first.reason, "")
         return f"; the first is {first.where} ({first.reason}){cure}"
@@ -205,11 +208,10 @@ def _why(problems: Mapping[tuple[str, int], BadSample], layout: Layout, spec: Da
     if not problems:
         expected = layout.reader.expected if layout.reader else ""
         return f": {expected}" if expected else ""
-    locations = ", ".join(f"{language} in {source}" for language, source in spec.texts.items())
-    hints = {"missing_caption": f"; expected captions {locations}: set texts to their location", **CURES}
     first = next(iter(problems.values()))
     counts: Counter[str] = Counter(bad.reason for bad in problems.values())
-    return f": {most_common(counts)}; the first is {first}{hints.get(first.reason, '')}"
+    hint = caption_hint(layout.paths[0], spec) if first.reason == "missing_caption" else CURES.get(first.reason, "")
+    return f": {most_common(counts)}; the first is {first}{hint}"
 
 
 def _first_reads(layout: Layout, spec: DatasetSpec) -> Iterator[tuple[tuple[str, int], Callable[[], Sample]]]:

@@ -9,9 +9,9 @@ from vfm.base import UserError
 from vfm.data.layouts.folder import class_folders
 from vfm.data.layouts.layout import LABEL_COLUMNS, Layout
 from vfm.data.prompts.clip_benchmark import CLASS_NAMES_FILE, lines_beside
-from vfm.data.samples.captions import field_of, is_unicode
+from vfm.data.samples.captions import is_unicode
 from vfm.data.samples.images import IMAGE_EXTENSIONS
-from vfm.data.tables.parquet import IMAGE_COLUMNS, features_of
+from vfm.data.tables.parquet import IMAGE_COLUMNS, schema_names
 from vfm.data.tables.table import (
     CAPTION_COLUMNS,
     PATH_COLUMNS,
@@ -43,7 +43,7 @@ def find_class_names(layout: Layout, label_key: str | None) -> list[str]:
     if in_column:
         names = []
         if table_kind(path) == "parquet":
-            names = _from_schema(path, in_column)
+            names = schema_names(path, in_column)
         return names or _from_values(layout.paths, in_column)
     raise UserError(f"{path}: no {CLASS_NAMES_FILE} next to it; give class_names, in the order of the labels")
 
@@ -92,12 +92,6 @@ def _numbers(layout: Layout, label_key: str | None) -> Iterator[int]:
         key = label_key or find_column(columns, None, LABEL_COLUMNS, "label_key", layout.paths[0])
         values = (value for value in _values(layout.paths, key) if isinstance(value, int | str))
         yield from (int(value) for value in values if _is_number(value))
-
-
-def _from_schema(path: str, label_key: str) -> list[str]:
-    """Read the names that Hugging Face's `datasets` writes into the schema."""
-    names = field_of(features_of(path), f"{label_key}.names")
-    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _from_values(paths: Sequence[str], label_key: str) -> list[str]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 from vfm.base import UserError
-from vfm.data.samples.captions import captions_in, captions_of, clean_captions, decode_json, field_of
+from vfm.data.samples.caption_templates import columns_of
+from vfm.data.samples.captions import captions_at, captions_in, captions_of, decode_json, field_of
 from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.image_list import ImageEntry, printable
 from vfm.storage import files
 
+CLASS_FOLDER = "label"  # location of the name of an image's class folder, for captions
 # Names of text files, and extensions of files, that may be among images. A file with any other extension counts as an
 # unsupported image.
 DOCUMENTATION = {"readme", "license", "notice", "classnames", "classes", "labels", "captions", "metadata", "index"}
@@ -40,15 +41,14 @@ def image_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
     If the spec has optional captions, they are read from the text files next to the images.
     """
     visible = _visible(folder)
-    listed = set(visible)
+    listed, columns = set(visible), columns_of(spec.texts.values())
     for name in image_names(folder):
         path = f"{folder.rstrip('/')}/{name}"
-        text_files = {f"{_stem(name)}.{source.partition('.')[0]}" for source in spec.texts.values()}
         texts = {}
-        if not text_files.isdisjoint(listed):
-            texts = captions_of(spec, partial(_captions, path), path)
+        if CLASS_FOLDER in columns or any(f"{_stem(name)}.{column}" in listed for column in columns):
+            texts = _captions(folder, name, spec)
         yield ImageEntry(name, path, texts)
-    yield from _unknown(folder, visible)
+    yield from _unknown(folder, visible, columns)
 
 
 def caption_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
@@ -61,15 +61,15 @@ def caption_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
         path = f"{folder.rstrip('/')}/{name}"
         stems.add(_stem(name))
         try:
-            yield ImageEntry(_stem(name), path, captions_of(spec, partial(_captions, path), path))
+            yield ImageEntry(_stem(name), path, _captions(folder, name, spec))
         except BadSample as bad:  # its address is the image, or the caption that cannot be read
             yield ImageEntry(_stem(name), bad.where, problem=bad)
     visible = _visible(folder)
-    for entry in _unknown(folder, visible):
+    extensions = columns_of(spec.texts.values())
+    for entry in _unknown(folder, visible, extensions):
         stems.add(entry.key)
         yield entry
     folders = {stem.rpartition("/")[0] for stem in stems}
-    extensions = {source.partition(".")[0] for source in spec.texts.values()}
     for name in visible:
         if _extension(name) in extensions and _stem(name) not in stems and _is_beside_images(_stem(name), folders):
             stems.add(_stem(name))
@@ -83,10 +83,11 @@ def _is_beside_images(stem: str, folders: set[str]) -> bool:
     return folder in folders and name.lower() not in DOCUMENTATION
 
 
-def _unknown(folder: str, names: list[str]) -> Iterator[ImageEntry]:
+def _unknown(folder: str, names: list[str], texts: Sequence[str] = ()) -> Iterator[ImageEntry]:
+    known = {*IMAGE_EXTENSIONS, *NOT_IMAGES, *texts}
     for name in names:
         extension = _extension(name)
-        if extension and extension not in IMAGE_EXTENSIONS and extension not in NOT_IMAGES:
+        if extension and extension not in known:
             path = f"{folder.rstrip('/')}/{name}"
             yield ImageEntry(_stem(name), path, problem=BadSample("unknown_extension", path))
 
@@ -106,15 +107,28 @@ def _stem(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _captions(image: str, source: str) -> list[str]:
-    extension, _, rest = source.partition(".")
+def _captions(folder: str, name: str, spec: DatasetSpec) -> dict[str, list[str]]:
+    """Read the captions of an image. In a template, `{label}` is the name of its class folder."""
+    image = f"{folder.rstrip('/')}/{name}"
+
+    def value_at(location: str) -> object:
+        if location == CLASS_FOLDER:
+            return printable(name.rpartition("/")[0].partition("/")[0])
+        return _text_beside(image, location)
+
+    return captions_of(spec, lambda location: captions_at(location, value_at, spec, image), image)
+
+
+def _text_beside(image: str, location: str) -> object:
+    """Read a text file, or a field of a json file, with the name of an image. None if there is no such file."""
+    extension, _, rest = location.partition(".")
     path = f"{image.rpartition('.')[0]}.{extension}"
     try:
         data = files.read_bytes(path)
     except OSError:
-        return []
+        return None
     if extension == "json":
-        return clean_captions(field_of(decode_json(data, path), rest), path)
+        return field_of(decode_json(data, path), rest)
     return captions_in(data, rest, path)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -12,12 +13,13 @@ import pyarrow as pa
 from vfm.base import UserError
 from vfm.data.layouts.coco_captions import CAPTION, captions_in_folder, coco_entries, is_coco_captions
 from vfm.data.layouts.folder import caption_folder, class_folders, image_folder, image_names
-from vfm.data.prompts.clip_benchmark import benchmark_shards, type_beside
+from vfm.data.prompts.clip_benchmark import CLASS_NAMES_FILE, benchmark_shards, lines_beside, type_beside
+from vfm.data.samples.caption_templates import columns_of, is_template, locations_in
 from vfm.data.samples.shards import Found, ShardReader, UnreadShard, format_of_file, shard_format
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.arrow_files import saved_dataset
 from vfm.data.tables.image_list import ImageEntry, write_image_lists
-from vfm.data.tables.parquet import IMAGE_COLUMNS, is_bytes, open_parquet
+from vfm.data.tables.parquet import IMAGE_COLUMNS, is_bytes, open_parquet, schema_names
 from vfm.data.tables.table import (
     CAPTION_COLUMNS,
     LIST_EXTENSION,
@@ -69,7 +71,7 @@ class Layout:
         if table_kind(path) == LIST_EXTENSION:
             return lists_captions(path)
         columns = set(table_columns(path))
-        named = {source.partition(".")[0] for source in texts.values()}
+        named = set(columns_of(texts.values()))
         has_captions = named <= columns if named else bool(columns.intersection(CAPTION_COLUMNS))
         if not has_captions or not columns.isdisjoint({*PATH_COLUMNS, *IMAGE_COLUMNS}):
             return False
@@ -87,8 +89,18 @@ class Layout:
                 return spec
             return spec.model_copy(update={"label_key": self._label_location()})
         if spec.texts:
-            return spec
+            return spec.model_copy(update={"value_names": self._value_names(spec.texts.values())})
         return spec.model_copy(update={"texts": {"en": self._caption_location()}})
+
+    def _value_names(self, locations: Iterable[str]) -> dict[str, list[str]]:
+        """Find the names of the numbers that templates of captions read: of a `ClassLabel`, or of a tar's `cls`."""
+        path, names = self.paths[0], {}
+        for location in chain.from_iterable(map(locations_in, filter(is_template, locations))):
+            if self.kind == "parquet":
+                names[location] = schema_names(path, location)
+            elif self.kind == "webdataset" and location == "cls":
+                names[location] = lines_beside(path, CLASS_NAMES_FILE)
+        return {location: words for location, words in names.items() if words}
 
     def _label_location(self) -> str:
         path = self.paths[0]

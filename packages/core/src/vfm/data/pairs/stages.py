@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from vfm.data.indexing.stages import ImageFiles
+from vfm.data.samples.caption_templates import check_template
 from vfm.interfaces import (
     Artifact,
     ImageDataset,
     Pool,
     Stage,
 )
+
+
+def _in_english(texts: Any) -> Any:
+    """Read a location alone as the location of English captions."""
+    return {"en": texts} if isinstance(texts, str) else texts
+
+
+Location = Annotated[str, AfterValidator(check_template)]
+Texts = Annotated[dict[str, Location], BeforeValidator(_in_english, json_schema_input_type=dict[str, str] | str)]
 
 
 class Images(ImageFiles):
@@ -29,11 +39,12 @@ class Pairs(ImageFiles):
     """Index your own image-text pairs, with one or more captions per image, in one or more languages."""
 
     kind: Literal["data.pairs"] = "data.pairs"
-    texts: dict[str, str] = Field(
+    texts: Texts = Field(
         default={},
         description="language: location of its captions, one of `txt`, `txt.lines` (one per line), `txt.first` (first"
         " line), `txt.WORD` (lines `WORD=...`), `json.FIELD` or a column (default: en from `txt`, from `txt.lines` in a"
-        " CLIP_benchmark retrieval folder, or from the table's caption column)",
+        " CLIP_benchmark retrieval folder, or from the table's caption column). Or a template with locations in braces,"
+        " `a photo of a {name}`, where `{label}` is a class folder. A location alone is for en",
     )
     images: bool | Literal["auto"] = Field(
         "auto",

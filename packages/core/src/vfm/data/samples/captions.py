@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vfm.data.samples.caption_templates import filled, is_template
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.spec import DatasetSpec
 
@@ -110,13 +111,29 @@ def captions_of_members(
         BadSample: see `captions_of`.
     """
 
-    def read(source: str) -> list[str]:
-        extension, _, rest = source.partition(".")
+    def value_at(location: str) -> object:
+        extension, _, rest = location.partition(".")
         if extension == "json":
-            return clean_captions(field_of(record, rest), where)
+            return field_of(record, rest)
         return captions_in(members.get(extension, b""), rest, where)
 
-    return captions_of(spec, read, where)
+    return captions_of(spec, lambda location: captions_at(location, value_at, spec, where), where)
+
+
+def captions_at(location: str, value_at: Callable[[str], object], spec: DatasetSpec, where: str) -> list[str]:
+    """Read the captions at a location of `texts`, or fill in a template.
+
+    Args:
+        location: the location, or a template with locations in braces.
+        value_at: reads the value at a location.
+        spec: has the names of numbers.
+        where: address of the sample for errors.
+
+    Raises:
+        BadSample: see `clean_captions`.
+    """
+    value = filled(location, value_at, spec.value_names) if is_template(location) else value_at(location)
+    return clean_captions(value, where)
 
 
 def captions_of(spec: DatasetSpec, read: Callable[[str], list[str]], where: str) -> dict[str, list[str]]:

@@ -18,7 +18,12 @@ class DatasetSpec(Config):
     )
     images: bool = Field(True, description="false: parquet with captions only")
     texts: dict[str, str] = Field(
-        default={}, description="language: location of its captions, `txt`, `txt.PART`, `json.FIELD` or a column"
+        default={},
+        description="language: location of its captions, `txt`, `txt.PART`, `json.FIELD` or a column, or a template"
+        " with locations in braces",
+    )
+    value_names: dict[str, list[str]] = Field(
+        default={}, description="location: names of the numbers there, for templates of captions"
     )
     captions_optional: bool = Field(False, description="keep samples without a caption, or with an unreadable caption")
     label_key: str | None = Field(None, description="location of the class: `cls`, `json.FIELD` or a column")

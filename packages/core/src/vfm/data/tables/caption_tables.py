@@ -7,6 +7,7 @@ shards. Parquet and Arrow files are used unchanged.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vfm.data.samples.caption_templates import columns_of, filled, is_template
 from vfm.data.samples.captions import field_of
 from vfm.data.samples.sample import given_uid
 from vfm.data.samples.shards import Found, Shard, UnreadShard
@@ -41,8 +43,8 @@ def caption_spec(paths: Sequence[str], texts: dict[str, str], columns: list[str]
     path = paths[0]
     names = columns or table_columns(path)
     texts = texts or {"en": find_column(names, None, CAPTION_COLUMNS, "texts", path)}
-    for source in texts.values():
-        find_column(names, source.partition(".")[0], (), "texts", path)
+    for column in columns_of(texts.values()):
+        find_column(names, column, (), "texts", path)
     return DatasetSpec(texts=texts, images=False)
 
 
@@ -71,7 +73,7 @@ def _write_shards(directory: Path, rows: Iterator[Row], spec: DatasetSpec) -> It
     while part := list(islice(rows, ROWS_PER_SHARD)):
         columns = {}
         for language, source in spec.texts.items():
-            columns[f"texts_{language}"] = _lists([field_of(row, source) for row in part])
+            columns[f"texts_{language}"] = _lists([_captions(row, source) for row in part])
         for name in ID_COLUMNS:
             if any(name in row for row in part):
                 values = [row.get(name) for row in part]
@@ -82,6 +84,12 @@ def _write_shards(directory: Path, rows: Iterator[Row], spec: DatasetSpec) -> It
         pq.write_table(pa.table(columns), path, compression="zstd", write_page_checksum=True)
         yield Shard.of(path, len(part), format="parquet")
         number += 1
+
+
+def _captions(row: Row, location: str) -> object:
+    if is_template(location):
+        return filled(location, partial(field_of, row), {})
+    return field_of(row, location)
 
 
 def _lists(values: list[object]) -> Any:

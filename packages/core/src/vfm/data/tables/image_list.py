@@ -16,7 +16,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vfm.data.samples.captions import captions_of, clean_captions, field_of, is_unicode, require_captions
+from vfm.data.samples.captions import captions_at, captions_of, field_of, is_unicode, require_captions
 from vfm.data.samples.sample import BadSample, Sample, uid_of
 from vfm.data.samples.shards import Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
@@ -77,14 +77,17 @@ def entry_of_rows(
     if image is None:
         return ImageEntry(name, name, problem=BadSample("unsafe_path", name))
 
-    def captions_at(source: str) -> list[str]:
+    def value_at(row: Row, location: str) -> object:
+        return _checked(field_of(row, location), image)
+
+    def read(location: str) -> list[str]:
         captions = []
         for row in cast("list[Row]", rows):
-            captions += clean_captions(_checked(field_of(row, source), image), image)
+            captions += captions_at(location, partial(value_at, row), spec, image)
         return captions
 
     try:
-        texts = captions_of(spec, captions_at, image)
+        texts = captions_of(spec, read, image)
         label = spec.label_of(field_of(first, spec.label_key), image) if spec.label_key else None
     except BadSample as bad:
         return ImageEntry(name, image, problem=bad)

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.base import UserError
-from vfm.data.samples.captions import captions_of, clean_captions, field_of
+from vfm.data.samples.caption_templates import columns_of
+from vfm.data.samples.captions import captions_at, captions_of, field_of
 from vfm.data.samples.sample import BadSample, Sample, uid_from
 from vfm.data.samples.shards import Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
@@ -73,7 +74,7 @@ class ParquetShard(ShardReader):
         self.sources = [*spec.texts.values()]
         if spec.label_key:
             self.sources.append(spec.label_key)
-        roots = {source.partition(".")[0] for source in self.sources}
+        roots = set(columns_of(self.sources))
         missing = sorted(roots - set(names))
         if missing:
             raise UserError(f"{path}: no column '{missing[0]}'; the columns are {', '.join(names)}")
@@ -163,7 +164,7 @@ class ParquetShard(ShardReader):
                 return None
             return field_of({name: _value(record[name], where)}, source)
 
-        texts = captions_of(self.spec, lambda source: clean_captions(value_at(source), where), where)
+        texts = captions_of(self.spec, lambda location: captions_at(location, value_at, self.spec, where), where)
         label = self.spec.label_of(value_at(self.spec.label_key), where) if self.spec.label_key else None
         uid, url = value_at("uid"), value_at("url")
         value_at("key")  # raises BadSample for a key that is not UTF-8
@@ -275,6 +276,12 @@ def features_of(path: str) -> dict[str, Any]:
         return {}
     features = field_of(record, "info.features")
     return features if isinstance(features, dict) else {}
+
+
+def schema_names(path: str, column: str) -> list[str]:
+    """Read the names of a `ClassLabel` that Hugging Face's `datasets` writes into the schema, if any."""
+    names = field_of(features_of(path), f"{column}.names")
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def image_column(names: list[str], image_key: str | None, path: str) -> str:

@@ -18,6 +18,7 @@ from itertools import chain, count, groupby, islice
 from typing import IO, Any, cast
 
 from vfm.base import UserError
+from vfm.data.samples.caption_templates import columns_of
 from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.spec import DatasetSpec
@@ -134,8 +135,8 @@ def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Ima
     sources = [*spec.texts.values()]
     if spec.label_key:
         sources.append(spec.label_key)
-    for source in sources:
-        find_column(columns, source.partition(".")[0], (), "texts or label_key", path)
+    for column in columns_of(sources):
+        find_column(columns, column, (), "texts or label_key", path)
 
     def image_of(row: Row | BadSample) -> object:
         # Unreadable rows and rows without an image are separate samples: each gets a unique object as its key.

@@ -23,6 +23,7 @@ import pyarrow as pa
 from vfm.base import UserError
 from vfm.data.reading.byte_ranges import MAX_GAP, OpenFile, ReadAhead, read_together
 from vfm.data.samples import captions
+from vfm.data.samples.caption_templates import columns_of
 from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.data.samples.sample import BadSample, Sample, uid_from
 from vfm.data.samples.shards import Opening, Shard, ShardReader
@@ -297,8 +298,7 @@ def scan_shard(path: str, spec: DatasetSpec, size: int | None = None, limit: int
 def slots_of(spec: DatasetSpec) -> list[str]:
     """List the members to find for each sample, which always include `json`, because it may contain a uid."""
     sources = [*spec.texts.values(), *filter(None, (spec.label_key, spec.labels_key))]
-    members = {source.partition(".")[0] for source in sources}
-    return ["image", *sorted({"json", *members})]
+    return ["image", *sorted({"json", *columns_of(sources)})]
 
 
 def ends_with_mark(path: str) -> bool:

@@ -140,7 +140,8 @@ def flow_text(value: Any) -> str:
         return f"{{{', '.join(f'{key}: {flow_text(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(flow_text, value))}]"
-    text: str = yaml.dump(value, Dumper=_Dumper, allow_unicode=True, width=1 << 30)
+    style = "'" if isinstance(value, str) else None  # a plain text with braces is valid in a block only
+    text: str = yaml.dump(value, Dumper=_Dumper, allow_unicode=True, width=1 << 30, default_style=style)
     return text.removesuffix("...\n").strip()
 
 

@@ -17,6 +17,7 @@ from vfm.data.index.index import read_index
 from vfm.data.index.source import open_dataset
 from vfm.data.indexing.stages import ImageFiles
 from vfm.data.layouts.layout import find_layout
+from vfm.data.samples.caption_templates import columns_of
 from vfm.data.samples.contact_sheet import contact_sheet
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.spec import DatasetSpec
@@ -235,5 +236,5 @@ def _not_taken(path: str, has_captions: bool, spec: DatasetSpec) -> list[str]:
     """List the text columns of a table that are not used as images, captions, labels or keys."""
     columns = text_columns(path)
     captions = [name for name in CAPTION_COLUMNS if name in columns][:has_captions]
-    taken = {*IMAGE_COLUMNS, *PATH_COLUMNS, *captions, *spec.texts.values(), spec.image_key, spec.label_key, *NOT_TEXTS}
-    return [name for name in columns if name not in taken]
+    taken = {*IMAGE_COLUMNS, *PATH_COLUMNS, *NOT_TEXTS, *captions, *columns_of(spec.texts.values())}
+    return [name for name in columns if name not in {*taken, spec.image_key, spec.label_key}]
