@@ -77,8 +77,8 @@ class ImportVision(_ImportFile):
 
     kind: Literal["models.vision"] = "models.vision"
     source: str | dict[str, Any] = Field(
-        description="timm name, optionally with a tag, hf-hub:org/model, a folder in timm's layout, or an EVA file. "
-        "With pretrained, the architecture"
+        description="timm name, optionally with a tag, hf-hub:org/model, a folder in the layout of timm or transformers"
+        " (ViT, DINOv2, DINOv3, towers of SigLIP and CLIP), or an EVA file. With pretrained, the architecture"
     )
     pretrained: str | None = Field(None, description="a file of weights for the architecture, or none: random weights")
 

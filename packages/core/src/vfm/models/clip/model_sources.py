@@ -14,6 +14,7 @@ from vfm.base import UserError, did_you_mean
 from vfm.models import small_models  # noqa: F401  (registers the small architectures)
 from vfm.models.clip.clip_config import CONFIG_FILE
 from vfm.models.stages import FOLDER_PREFIX, HUB_PREFIX
+from vfm.models.transformers_encoders import is_transformers_encoder
 from vfm.models.weights import load_state_dict
 
 T = TypeVar("T")
@@ -76,7 +77,7 @@ def is_vision_source(source: str, pretrained: str | None) -> bool:
     """
     folder = local_folder(source)
     if folder:
-        return not (folder / CONFIG_FILE).is_file() and '"architecture"' in _text(folder / "config.json")
+        return not (folder / CONFIG_FILE).is_file() and _has_encoder(folder)
     if source.startswith(HUB_PREFIX):
         return _is_vision_repo(source.removeprefix(HUB_PREFIX))
     if pretrained and open_clip.get_pretrained_cfg(source.replace("/", "-"), pretrained):
@@ -92,7 +93,7 @@ def is_vision_source(source: str, pretrained: str | None) -> bool:
 
 
 def _is_vision_repo(repo: str) -> bool:
-    """Check whether a repository of the hub has timm's layout and not open_clip's; False if it cannot be read.
+    """Check whether a repository of the hub holds an encoder and not open_clip's layout; False if it cannot be read.
 
     `import_clip` then reports why the repository cannot be read.
     """
@@ -100,11 +101,14 @@ def _is_vision_repo(repo: str) -> bool:
         hf_hub_download(repo, CONFIG_FILE)
     except Exception:  # no such file, or no network; each has several exception types
         try:
-            return '"architecture"' in _text(Path(hf_hub_download(repo, "config.json")))
+            return _has_encoder(Path(hf_hub_download(repo, "config.json")).parent)
         except Exception:
             return False
     return False
 
 
-def _text(file: Path) -> str:
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
+def _has_encoder(folder: Path) -> bool:
+    """Check whether a folder holds an encoder in timm's layout or in transformers'."""
+    file = folder / "config.json"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return '"architecture"' in text or is_transformers_encoder(folder)

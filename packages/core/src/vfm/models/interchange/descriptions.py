@@ -16,10 +16,13 @@ from vfm.models.interchange import eva_import
 from vfm.models.interchange.eva_layouts import VISUAL
 from vfm.models.interchange.open_clip_names import open_clip_architecture
 from vfm.models.interchange.timm_names import timm_architecture
+from vfm.models.interchange.transformers_import import check_transformers_encoder
 from vfm.models.model_description import ModelDescription
+from vfm.models.transformers_encoders import DEFAULTS, is_transformers_encoder, timm_source
 from vfm.models.weights import read_checkpoint, tensors_of
 from vfm.storage.store_files import read_record
 
+TWO_TOWERS = ("clip", "siglip", "siglip2")  # types of models that `models.clip` reads
 ARCHITECTURES = ("arch", "model", "architecture", "model_name")  # names of an architecture in a trainer's record
 
 
@@ -59,11 +62,26 @@ def describe_folder(path: str) -> ModelDescription | None:
         return ModelDescription("an encoder in timm's layout", path, facts)
     kind = record.get("model_type")
     description = ModelDescription("a model of transformers", facts=[f"model type: {kind}"])
-    if kind in ("clip", "siglip", "siglip2"):
+    if kind in TWO_TOWERS:
         description.model = path
+    elif is_transformers_encoder(folder):
+        _describe_transformers_encoder(description, folder)
     else:
-        description.problems.append(f"expected a model of the type clip, siglip or siglip2, got {kind}")
+        allowed = ", ".join((*TWO_TOWERS, *DEFAULTS))
+        description.problems.append(f"expected a model of the type {allowed}, got {kind}")
     return description
+
+
+def _describe_transformers_encoder(description: ModelDescription, folder: Path) -> None:
+    try:
+        check_transformers_encoder(folder)
+    except UserError as error:
+        description.problems.append(str(error).removeprefix(f"{folder}: "))
+        return
+    source = timm_source(folder)
+    size = f"{source['img_size']} px, patches of {source['patch_size']} px"
+    description.facts.append(f"an encoder: width {source['embed_dim']}, {source['depth']} blocks, {size}")
+    description.model = str(folder)
 
 
 def _size(tensors: Mapping[str, Tensor]) -> str:

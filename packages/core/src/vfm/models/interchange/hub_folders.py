@@ -1,4 +1,4 @@
-"""Files of a CLIP model on the hub, downloaded to a folder of the cache."""
+"""Files of a model of the hub, downloaded to a folder of the cache."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from vfm.models.interchange import hugging_face
 from vfm.models.interchange.hugging_face_processor import PROCESSOR_FILES
 from vfm.models.interchange.hugging_face_tokenizer import TOKENIZER_FILES
 from vfm.models.stages import HUB_PREFIX
+from vfm.models.transformers_encoders import is_transformers_encoder
 from vfm.models.weights import INDEX_SUFFIX, weights_shards
 
 # configuration -> the weights, of which the first that exist are taken, and files that a repository may have
@@ -41,6 +42,18 @@ def clip_folder_of_hub(repo: str) -> Path:
     errors = repository.errors
     causes = [error for error in errors if isinstance(error, LocalEntryNotFoundError)] or errors[-1:]
     raise UserError(f"{HUB_PREFIX}{repo}: cannot be downloaded: {first_line(causes[0])}")
+
+
+def encoder_folder_of_hub(repo: str) -> Path | None:
+    """Download a vision encoder in transformers' layout; None if the repository has another, or cannot be read."""
+    repository = _Repository(repo)
+    config = repository.fetch(hugging_face.CONFIG_FILE)
+    if not config or not is_transformers_encoder(config.parent):
+        return None
+    for name in PROCESSOR_FILES:
+        repository.fetch(name)
+    _fetch_weights(repository, hugging_face.WEIGHTS_FILES)
+    return config.parent
 
 
 class _Repository:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vfm.base import UserError
 from vfm.models.clip.clip import ClipModel
+from vfm.models.transformers_encoders import mlp_ratio
 
 VOCAB_SIZE, START_OF_TEXT, END_OF_TEXT = 49408, 49406, 49407  # CLIP's own tokenizer
 TANH, DEFAULT_EPS = "gelu_pytorch_tanh", 1e-5
@@ -106,9 +107,3 @@ def _pooling(text: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(end, int):
         raise UserError(f"eos_token_id: expected one number, got {end}")
     return {"pool_type": "eos", "eos_id": end}
-
-
-def mlp_ratio(hidden: int, width: int) -> float:
-    """Find the ratio with which open_clip computes `hidden` as `int(width * ratio)`, which may round down by one."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width

@@ -21,14 +21,23 @@ RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 _HALF = [0.5, 0.5, 0.5]
 _OPENAI = Preprocess(image_size=1)
 _BYTE = 1 / 255  # factor of `Preprocess.pixels`
-# Values that a processor has for the keys that its file leaves out, by the beginning of its class's name. SigLIP's have
-# no crop.
+_IMAGENET: dict[str, Any] = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+# Values that a processor has for the keys that its file leaves out, by the beginning of its class's name. Without
+# `do_center_crop` it has no crop.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIP": {"image_mean": list(_OPENAI.mean), "image_std": list(_OPENAI.std), "resample": 3, "do_center_crop": True},
     "Siglip2": {"image_mean": _HALF, "image_std": _HALF, "resample": 2},
     "Siglip": {"image_mean": _HALF, "image_std": _HALF, "resample": 3},
+    "ViT": {"image_mean": _HALF, "image_std": _HALF, "resample": 2},
+    "DINOv3ViT": {**_IMAGENET, "resample": 2},
+    "Bit": {"image_mean": list(_OPENAI.mean), "image_std": list(_OPENAI.std), "resample": 3, "do_center_crop": True},
+    "DINOv2": {**_IMAGENET, "resample": 3, "do_center_crop": True},  # a folder without a processor's file
 }
-_CLASSES = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2"}  # by the type of the model
+# By the type of the model.
+_CLASSES = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2", "vit": "ViT", "dinov3_vit": "DINOv3ViT"}
+_CLASSES |= {"clip_vision_model": "CLIP", "siglip_vision_model": "Siglip"}
+_CLASSES |= {"dinov2": "DINOv2", "dinov2_with_registers": "DINOv2"}
+_ANY_SIZE = ("dinov2", "dinov2_with_registers", "dinov3_vit")  # models that take images of any size
 
 
 def processor_config(preprocess: Preprocess) -> dict[str, Any]:
@@ -54,28 +63,71 @@ def folder_preprocess(folder: Path, model_type: str, image_size: int) -> Preproc
 
     Args:
         folder: the folder, in Hugging Face's layout.
-        model_type: `clip`, `siglip` or `siglip2`.
+        model_type: type of the model, such as `clip`, `siglip` or `dinov2`.
         image_size: side of the model's input.
 
     Raises:
         UserError: If a file is damaged, or a setting cannot be honoured.
     """
+    file, settings = find_processor(folder)
+    with naming(file, "the settings of an image processor"):
+        return read_processor(settings, image_size, model_type)
+
+
+def encoder_preprocess(folder: Path, model_type: str, image_size: int) -> Preprocess:
+    """Read the preprocessing of a folder's encoder, which timm saves, so a crop may be smaller than the resized image.
+
+    The processor of an encoder for images of any size, such as DINOv2, may make images of another size. The result has
+    the encoder's size and the processor's way.
+
+    Args:
+        folder: the folder, in Hugging Face's layout.
+        model_type: type of the model.
+        image_size: side of the encoder's input.
+
+    Raises:
+        UserError: If a file is damaged, or a setting cannot be honoured.
+    """
+    file, settings = find_processor(folder)
+    with naming(file, "the settings of an image processor"):
+        side = processor_side(settings) if model_type in _ANY_SIZE else None
+        preprocess = read_processor(settings, side or image_size, model_type, may_crop=True)
+    return preprocess.model_copy(update={"image_size": image_size})
+
+
+def find_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Find the file of a folder's image processor and its settings, which are empty if the folder has none.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
     for name in PROCESSOR_FILES:
         record = read_record(folder / name) if (folder / name).is_file() else {}
         settings = record.get("image_processor") if name == NESTED_FILE else record
         if settings:
-            with naming(folder / name, "the settings of an image processor"):
-                return read_processor(settings, image_size, model_type)
-    return read_processor({}, image_size, model_type)
+            return folder / name, settings
+    return folder / PROCESSOR_FILE, {}
 
 
-def read_processor(settings: Mapping[str, Any], image_size: int, model_type: str = "clip") -> Preprocess:
+def processor_side(settings: Mapping[str, Any]) -> int | None:
+    """Find the side of the square images that a processor makes; None if its settings do not say."""
+    key = "crop_size" if settings.get("do_center_crop") and settings.get("crop_size") else "size"
+    size = settings.get(key)
+    if isinstance(size, Mapping):
+        size = size.get("height", size.get("shortest_edge"))
+    return size if isinstance(size, int) else None
+
+
+def read_processor(
+    settings: Mapping[str, Any], image_size: int, model_type: str = "clip", *, may_crop: bool = False
+) -> Preprocess:
     """Convert the settings of an image processor.
 
     Args:
         settings: content of its file.
         image_size: side of the model's input.
         model_type: type of the model, which names the class of a file that does not.
+        may_crop: accept a crop that is smaller than the resized image.
 
     Raises:
         UserError: If a setting cannot be honoured.
@@ -90,13 +142,25 @@ def read_processor(settings: Mapping[str, Any], image_size: int, model_type: str
     if facts["resample"] not in interpolations:
         raise UserError(f"resample: expected 2 (bilinear) or 3 (bicubic), got {facts['resample']}")
     mean, std = _normalisation(facts)
+    crop_pct = _crop_pct(facts, image_size) if may_crop else 1.0
     cfg = {
         "mean": mean,
         "std": std,
         "interpolation": interpolations[facts["resample"]],
-        "resize_mode": _resize_mode(facts, image_size),
+        "resize_mode": "shortest" if crop_pct < 1 else _resize_mode(facts, image_size),
     }
-    return Preprocess.from_open_clip(cfg, image_size)
+    return Preprocess.from_open_clip(cfg, image_size).model_copy(update={"crop_pct": crop_pct})
+
+
+def _crop_pct(facts: Mapping[str, Any], image_size: int) -> float:
+    """Find the share of a larger shortest edge that the central crop keeps; 1.0 for all other settings."""
+    size, crop = facts.get("size"), facts.get("crop_size", image_size)
+    edge = size.get("shortest_edge") if isinstance(size, Mapping) else None
+    is_cropped = facts.get("do_center_crop") and crop in (image_size, {"height": image_size, "width": image_size})
+    if not (is_cropped and facts.get("do_resize", True) and edge and edge > image_size):
+        return 1.0
+    share: float = image_size / edge
+    return share if int(image_size / share) == edge else image_size / (edge + 0.5)
 
 
 def _normalisation(facts: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:

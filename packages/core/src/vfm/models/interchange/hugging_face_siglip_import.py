@@ -26,10 +26,11 @@ from vfm.models.interchange.hugging_face import (
     load_hugging_face,
     read_hugging_face_config,
 )
-from vfm.models.interchange.hugging_face_config import TANH, mlp_ratio
+from vfm.models.interchange.hugging_face_config import TANH
 from vfm.models.interchange.hugging_face_processor import folder_preprocess
 from vfm.models.interchange.hugging_face_siglip import siglip_config, siglip_names
 from vfm.models.interchange.hugging_face_tokenizer import other_tokenizer
+from vfm.models.transformers_encoders import mlp_ratio
 from vfm.models.weights import find_weights, load_state_dict
 from vfm.storage.store_files import read_record
 

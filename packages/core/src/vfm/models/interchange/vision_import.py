@@ -16,7 +16,10 @@ from vfm.models.clip.model_sources import check_weights_file, local_folder, weig
 from vfm.models.interchange import eva_import
 from vfm.models.interchange.eva_import import DEFAULT_OPTIONS, ReadOptions
 from vfm.models.interchange.eva_layouts import masked_modelling_of
+from vfm.models.interchange.hub_folders import encoder_folder_of_hub
+from vfm.models.interchange.transformers_import import check_transformers_encoder, load_transformers_encoder
 from vfm.models.stages import FOLDER_PREFIX, HUB_PREFIX, NO_WEIGHTS, ImportVision
+from vfm.models.transformers_encoders import transformers_record
 from vfm.models.vision.vision import VISION_CONFIG_FILE, build_vision, save_vision, vision_preprocess
 from vfm.models.weight_transfer import KeyReport
 from vfm.models.weights import check_finite_weights, load_state_dict
@@ -55,12 +58,12 @@ def import_vision(
 
     Args:
         source: a timm name, optionally with a tag (`vit_base_patch16_224.augreg_in21k`), `hf-hub:org/model`,
-            `local-dir:folder`, a folder in timm's layout, or an EVA file. With `pretrained`, the architecture as a name
-            or a mapping.
+            `local-dir:folder`, a folder in the layout of timm or transformers, or an EVA file. With `pretrained`, the
+            architecture as a name or a mapping.
         pretrained: a file of weights for that architecture: an EVA file in any of its layouts (for EVA-CLIP, the vision
             tower is read), or any layout that timm's own filter reads. A head in the file is kept.
         options: how a file is read.
-        report: filled with the fate of every key of an EVA file.
+        report: filled with the fate of every key of an EVA file, or of a folder of transformers.
 
     Raises:
         UserError: If a name is unknown, or the weights are missing or do not fit.
@@ -74,7 +77,9 @@ def import_vision(
         return build_vision(source, seed=0).eval()
     if pretrained:
         return vision_from_file(source, Path(pretrained), options, report)
-    folder = local_folder(source) if isinstance(source, str) else None
+    folder = source_folder(source)
+    if folder and transformers_record(folder):
+        return load_transformers_encoder(folder, report)
     model = build_vision(f"{FOLDER_PREFIX}{folder}" if folder else source, pretrained=True).eval()
     if folder:
         with naming(folder / VISION_CONFIG_FILE, "the configuration of an encoder"):
@@ -89,7 +94,10 @@ def check_vision_source(source: str | Mapping[str, Any], pretrained: str | None)
         UserError: as for `import_vision`.
     """
     name = source.removeprefix("timm/") if isinstance(source, str) else str(source.get("architecture"))
-    is_folder_or_repo = isinstance(source, str) and (local_folder(source) or source.startswith(HUB_PREFIX))
+    folder = local_folder(source) if isinstance(source, str) else None
+    is_folder_or_repo = folder or (isinstance(source, str) and source.startswith(HUB_PREFIX))
+    if folder and not pretrained and transformers_record(folder):
+        check_transformers_encoder(folder)
     if (is_folder_or_repo and not pretrained) or weights_file_as_source(source, pretrained):
         return
     if is_folder_or_repo or not timm.is_model(name.split(".")[0]):
@@ -104,6 +112,13 @@ def check_vision_source(source: str | Mapping[str, Any], pretrained: str | None)
             f"models.vision: timm lists no weights for {name!r}; set pretrained to a file of weights, or to none for"
             " random ones"
         )
+
+
+def source_folder(source: str | Mapping[str, Any]) -> Path | None:
+    """Find the folder that a source names, or to which an encoder of transformers is downloaded; None for others."""
+    if isinstance(source, str) and source.startswith(HUB_PREFIX):
+        return encoder_folder_of_hub(source.removeprefix(HUB_PREFIX))
+    return local_folder(source) if isinstance(source, str) else None
 
 
 def vision_from_file(

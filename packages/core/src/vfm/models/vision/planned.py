@@ -13,6 +13,8 @@ from vfm.base import UserError
 from vfm.interfaces import Artifact, ClipCheckpoint, Cost, Preflight, Ref, Stage, VisionCheckpoint
 from vfm.models.clip.clip import ClipModel, blueprint
 from vfm.models.clip.clip_config import get_clip_config, read_clip_config
+from vfm.models.stages import FOLDER_PREFIX
+from vfm.models.transformers_encoders import timm_source, transformers_record
 from vfm.models.vision.vision import build_vision, save_vision_config
 
 STARTS = ("init", "clip", "start")  # fields of a stage that refer to the model it starts from
@@ -66,10 +68,10 @@ def planned_encoder(ctx: Preflight, ref: Ref[ClipCheckpoint | VisionCheckpoint])
         artifact_class = stage.makes
     if artifact_class and issubclass(artifact_class, ClipCheckpoint):
         return planned_clip(ctx, ref)  # type: ignore[arg-type]
-    source, size = _encoder_source(ctx, ref)
-    if source is None:
-        return None
     try:
+        source, size = _encoder_source(ctx, ref)
+        if source is None:
+            return None
         with torch.device("meta"):
             return build_vision(source, image_size=size)
     except UserError:  # a folder, or a mistake that the other stage's preflight reports
@@ -124,6 +126,12 @@ def _encoder_source(ctx: Preflight, ref: Ref[Any]) -> tuple[str | Mapping[str, A
         model, start_size = _encoder_source(ctx, start)
         return model, size or start_size
     model = getattr(stage, "model", None) or getattr(stage, "source", None)
-    if isinstance(model, str) and ":" in model:  # a hub or folder is read at run time
-        model = None
-    return model, size
+    return _folder_source(model) if isinstance(model, str) else model, size
+
+
+def _folder_source(name: str) -> str | Mapping[str, Any] | None:
+    """Find the argument of `build_vision` for a name of timm or a folder; None for a name of the hub."""
+    folder = Path(name.removeprefix(FOLDER_PREFIX))
+    if folder.is_dir():
+        return timm_source(folder) if transformers_record(folder) else f"{FOLDER_PREFIX}{folder}"
+    return None if ":" in name else name
