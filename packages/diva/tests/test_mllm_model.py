@@ -175,13 +175,54 @@ def test_likelihood_of_an_option_is_that_of_its_tokens_and_the_end() -> None:
     found = option_likelihoods(model, images(), asked)
     alone = [option_likelihoods(model, images()[n : n + 1], asked[n : n + 1])[0] for n in range(3)]
     torch.testing.assert_close(torch.tensor(found), torch.tensor(alone))  # neither batch nor padding matters
-    ids = model.encoder.sequence("what colour is it ?", "dark blue")
-    inputs, start = torch.tensor([ids[0]]), ids[1]
+    tokens = model.encoder.sequence(("what colour is it ?", "dark blue"))
+    inputs, start = torch.tensor([tokens.ids]), tokens.is_answer.index(True)
     with torch.no_grad():
         logits = model.llava(input_ids=inputs, pixel_values=model.preprocess.pixels(images(1))).logits
     chances = logits.log_softmax(-1)[0, start - 1 : -1].gather(-1, inputs[0, start:, None])
     assert len(chances) == 3  # dark, blue, end
     torch.testing.assert_close(torch.tensor(found[0][1]), chances.sum())
+
+
+CONVERSATION = ["what colour is it ?", "dark blue", "what colour is it ?", "red"]
+
+
+def test_a_conversation_trains_each_answer_as_transformers_does_on_its_own_template(tmp_path: Path) -> None:
+    model = made(later_prompt="THEN {question} SAY:")
+    model.save(tmp_path)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path)
+    messages = []
+    for index, text in enumerate(CONVERSATION):
+        image = [{"type": "image"}] if index == 0 else []
+        role = "assistant" if index % 2 else "user"
+        messages.append({"role": role, "content": [*image, {"type": "text", "text": text}]})
+    text = processor.apply_chat_template(messages, tokenize=False)
+    assert text == ("USER: <image>\nwhat colour is it ? ASSISTANT: dark blue</s>THEN what colour is it ? SAY: red</s>")
+    inputs = processor(images=[Image.new("RGB", (16, 16))], text=text, return_tensors="pt")
+    sequences = model.encoder.sequences([CONVERSATION])
+    assert torch.equal(sequences.ids, inputs["input_ids"])
+    answers = sequences.ids[sequences.answers]
+    assert model.tokenizer.decode(answers) == "dark blue </s> red </s>"
+    losses = model.answer_losses(model.image_states(images(1)), sequences.ids, sequences.answers)
+    labels = sequences.ids.masked_fill(~sequences.answers, -100)
+    pixels = model.preprocess.pixels(images(1))
+    torch.testing.assert_close(
+        losses.mean(), model.llava(input_ids=sequences.ids, pixel_values=pixels, labels=labels).loss
+    )
+
+
+def test_likelihoods_after_earlier_turns_are_of_the_last_answer_alone() -> None:
+    from vfm.data import Question
+
+    model = made()
+    question = Question("q", 0, "what colour is it ?", ["red", "blue"], 0, history=CONVERSATION[:2])
+    both = model.encoder.sequences([[*CONVERSATION[:3], option] for option in question.options])
+    states = model.image_states(images(1)).repeat_interleave(2, dim=0)
+    per_token = -model.answer_losses(states, both.ids, both.answers).reshape(2, -1)
+    measured = torch.tensor(option_likelihoods(model, images(1), [question])[0])
+    torch.testing.assert_close(measured, per_token[:, -2:].sum(dim=1))  # the option and its end
+    without = option_likelihoods(model, images(1), [Question("q", 0, "what colour is it ?", ["red", "blue"], 0)])
+    assert not torch.allclose(measured, torch.tensor(without[0]))
 
 
 def test_a_pretrained_language_model_gets_a_token_for_images(tmp_path: Path) -> None:

@@ -185,18 +185,30 @@ def test_scores_by_hand() -> None:
     assert always[2].interval() == (pytest.approx(2 / 3), pytest.approx(2 / 3))
 
 
-def test_conversations_of_llava_become_a_question_a_turn(tmp_path: Path) -> None:
+def test_a_line_may_have_earlier_turns(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    line = {"image": "red.png", "question": "And the shape?", "answer": "a square"}
+    lines = [{**line, "history": history} for history in (["What colour?", "red"], ["What colour?"], "red", [1, 2])]
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    bad: list[str] = []
+    config = MllmQuestions(name="q", path=str(tmp_path / "lines.jsonl"))
+    rows = list(read_rows(config, lambda reason, where: bad.append(where[-6:])))
+    assert [row.question.turns() for row in rows] == [["What colour?", "red", "And the shape?", "a square"]]
+    assert bad == ["line 2", "line 3", "line 4"]
+
+
+def test_conversations_of_llava_become_questions_with_their_earlier_turns(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
     turns = ["<image>\nWhat colour?", "red", "And the shape?", "a square"]
     told = [{"from": "gpt" if index % 2 else "human", "value": text} for index, text in enumerate(turns)]
     records = [{"id": "7", "image": "red.png", "conversations": told}, {"id": "8", "conversations": told}, {"id": "9"}]
+    records += [{"id": "10", "image": "red.png", "conversations": told[:3]}]
     (tmp_path / "data").mkdir()
     (tmp_path / "data/llava.json").write_text(json.dumps(records))
     bad: list[str] = []
     config = MllmQuestions(name="q", path=str(tmp_path / "data/llava.json"), image_root=str(tmp_path))
     rows = list(read_rows(config, lambda reason, where: bad.append(reason)))
-    assert [(row.image, row.question.text, row.question.options) for row in rows] == [
-        (tmp_path / "red.png", "What colour?", ["red"]),
-        (tmp_path / "red.png", "And the shape?", ["a square"]),
+    assert [(row.image, row.question.turns()) for row in rows] == [
+        (tmp_path / "red.png", ["What colour?", "red", "And the shape?", "a square"])
     ]
-    assert bad == ["no_image", "unreadable_row"]
+    assert bad == ["no_image", "unreadable_row", "unanswered_question"]

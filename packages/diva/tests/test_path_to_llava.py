@@ -68,16 +68,20 @@ def vfm(*words: str | Path) -> str:
     return done.stdout
 
 
+def settings(at: dict[str, Path], **others: Any) -> list[str]:
+    """Write the look-alikes' paths and small sizes as words of a command line."""
+    values: dict[str, Any] = {"mmvp_vlm.path": at["mmvp"], "imagenet.path": at["imagenet"], "coco.path": at["coco"]}
+    values |= {"sd.source": at["sd"], "clip.source": at["openai"], "clip.pretrained": "null", "runtime": "{threads: 1}"}
+    values |= {"diva.steps": 3, "diva.global_batch_size": 4, "diva.micro_batch_size": 2, "diva.precision": "fp32"}
+    values |= {"diva.lr": 0.1, "diva.schedule.warmup_steps": 1}
+    return [word for key, value in (values | others).items() for word in ("--set", f"{key}={value}")]
+
+
 @pytest.mark.slow
 def test_images_alone_become_a_llava_with_a_tuned_tower(tmp_path: Path) -> None:
     at = make_folders(tmp_path)
-    paths = {"pool.path": at["images"], "mmvp_vlm.path": at["mmvp"], "imagenet.path": at["imagenet"]}
-    paths |= {"coco.path": at["coco"], "sd.source": at["sd"], "clip.source": at["openai"], "llava.base": at["llava"]}
-    small: dict[str, Any] = {"clip.pretrained": "null", "llava.format": "llava", "runtime": "{threads: 1}"}
-    small |= {"diva.steps": 3, "diva.global_batch_size": 4, "diva.micro_batch_size": 2, "diva.precision": "fp32"}
-    small |= {"diva.lr": 0.1, "diva.schedule.warmup_steps": 1}
-    chosen = [word for key, value in (paths | small).items() for word in ("--set", f"{key}={value}")]
     store = tmp_path / "store"
+    chosen = settings(at, **{"pool.path": at["images"], "llava.base": at["llava"], "llava.format": "llava"})
     vfm("run", "diva_openai_l14", *chosen, "--store", store, "--quiet")
     artifacts = store / "runs" / "diva_openai_l14" / "artifacts"
     before, after = (load_clip(artifacts / name) for name in ("clip", "diva"))
@@ -99,3 +103,24 @@ def test_images_alone_become_a_llava_with_a_tuned_tower(tmp_path: Path) -> None:
         assert not torch.allclose(answer, old(input_ids=ids, pixel_values=pixels).logits)
     output = vfm("export", artifacts / "diva", "--format", "llava", "--base", at["llava"], "--out", tmp_path / "again")
     assert "train LLaVA again" in output
+
+
+@pytest.mark.slow
+def test_realignment_changes_the_text_tower_alone(tmp_path: Path) -> None:
+    at = make_folders(tmp_path)
+    small: dict[str, Any] = {"pool.path": at["coco"]}
+    for name in ("realigned", "realigned_clip"):
+        small |= {f"{name}.steps": 3, f"{name}.global_batch_size": 4, f"{name}.micro_batch_size": 2, f"{name}.lr": 0.1}
+        small |= {f"{name}.schedule.warmup_steps": 1}
+    store = tmp_path / "store"
+    vfm("run", "diva_realigned", *settings(at, **small), "--store", store, "--quiet")
+    artifacts = store / "runs" / "diva_realigned" / "artifacts"
+    weights = {}
+    for name in ("clip", "diva", "realigned", "realigned_clip"):
+        module = load_clip(artifacts / name).module
+        weights[name] = module.visual.conv1.weight, module.token_embedding.weight
+    for name, before in (("realigned", "diva"), ("realigned_clip", "clip")):
+        assert torch.equal(weights[name][0], weights[before][0])
+        assert not torch.equal(weights[name][1], weights[before][1])
+    for name in ("mmvp", "zero_shot", "retrieval"):
+        assert load_panels(artifacts / name)

@@ -111,7 +111,7 @@ def test_the_recommended_settings_suit_pretrained_generators() -> None:
     assert (config.lr, config.num_steps) == (1e-6, 5000)
     assert isinstance(config.adapter, MlpAdapter)
     assert (config.adapter.first_steps, config.adapter.joint) == (2000, False)
-    assert (config.anchor.type, config.timesteps) == ("cosine", LogitNormal(mean=0.0, std=1.0))
+    assert (config.anchor, config.timesteps) == (CosineAnchor(weight=1.0), LogitNormal(mean=0.0, std=1.0))
 
 
 def test_the_toys_settings_are_those_that_their_published_results_have() -> None:

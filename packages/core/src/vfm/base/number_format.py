@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 MINUS, NO_BREAK, DASH = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}", "\N{EN DASH}"
-PERCENT_UNITS = {"share": 100.0, "%": 1.0}
+# Factors to percentages of the units in percent. "points" is a difference of shares in percentage points.
+PERCENT_UNITS = {"share": 100.0, "%": 1.0, "points": 100.0}
 
 
 def number(value: object) -> str:
@@ -28,7 +29,7 @@ def number(value: object) -> str:
 
 def quantity(value: float, unit: str = "") -> str:
     """Format a value with its unit. Shares become percentages."""
-    symbol = "%" if unit in PERCENT_UNITS else unit
+    symbol = "%" if unit in PERCENT_UNITS and unit != "points" else unit
     return f"{_bare(value, unit)}{NO_BREAK}{symbol}".rstrip(NO_BREAK)
 
 

@@ -30,7 +30,10 @@ def main_results(tables: Sequence[ResultTable]) -> list[str]:
 
 
 def first_panels(drawings: Mapping[str, Sequence[Drawing]]) -> list[Drawing]:
-    """Select the last sheet of images, preferably one that shows answers, and the first curve of the last training.
+    """Select a sheet of images, and the first curve of the last training.
+
+    The sheet is the first one that shows answers, since a recipe names its main evaluation and its main two models
+    first. Without answers it is the last one.
 
     Args:
         drawings: the panels of each stage, in the order of the page.
@@ -45,4 +48,4 @@ def first_panels(drawings: Mapping[str, Sequence[Drawing]]) -> list[Drawing]:
                 if any(image.right is not None for image in drawing.panel.pictures):
                     answers.append(drawing)
         curves += [d for d in panels if isinstance(d.panel, LinesPanel) and d.panel.x_label == TRAINING_AXIS][:1]
-    return [*(answers or sheets)[-1:], *curves[-1:]]
+    return [*(answers[:1] or sheets[-1:]), *curves[-1:]]

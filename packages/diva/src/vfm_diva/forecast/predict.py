@@ -210,7 +210,8 @@ def _report(config: DivaPredict, ctx: Context, known: Sequence[Knowledge], expec
         accuracy = to_metric(each.pairs, model=model)
         metrics += [
             Metric(
-                name=f"gain/{each.pattern}", value=gain, n=accuracy.n, low=gain - half, high=gain + half, model=model
+                name=f"gain/{each.pattern}", value=gain, unit="points", n=accuracy.n, low=gain - half, high=gain + half,
+                model=model,
             ),
             Metric(
                 name=f"preference/{each.pattern}", value=each.preference, n=each.images, low=each.low, high=each.high,
@@ -219,7 +220,9 @@ def _report(config: DivaPredict, ctx: Context, known: Sequence[Knowledge], expec
             accuracy.model_copy(update={"name": f"accuracy/{each.pattern}"}),
         ]  # fmt: skip
     count = sum(each.pairs.num_independent for each in known)
-    overall = Metric(name="gain", value=total, n=count, low=total - width, high=total + width, model=model)
+    overall = Metric(
+        name="gain", value=total, unit="points", n=count, low=total - width, high=total + width, model=model
+    )
     ctx.panel(_table(known, gains, widths, overall))
     ctx.panel(
         BarsPanel(

@@ -77,7 +77,7 @@ class QuestionBatches:
         bad: list[tuple[str, str]] = []
         loaded = [self._readable(index, bad) for index in indices]
         items = [question for question, _ in loaded]
-        sequences = self.encoder.sequences([(item.text, item.options[item.answer]) for item in items])
+        sequences = self.encoder.sequences([item.turns() for item in items])
         images = torch.stack([image for _, image in loaded])
         return Batch(MllmInputs(images, sequences.ids, sequences.answers), [item.key for item in items], bad)
 

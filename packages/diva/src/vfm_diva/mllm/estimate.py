@@ -40,15 +40,15 @@ def mllm_train_cost(config: MllmTrain, ctx: Preflight) -> Cost:
             return Cost(unknown=(model,))
         checkpoint_blocks(model, config)
         task = MllmTask(model, config.trained)
-    sequences = [model.encoder.sequence(question, answer) for question, answer in texts.pairs]
-    side, longest = model.preprocess.image_size, max(len(ids) for ids, _ in sequences)
+    sequences = [model.encoder.sequence(turns) for turns in texts.conversations]
+    side, longest = model.preprocess.image_size, max(len(tokens.ids) for tokens in sequences)
 
     def inputs(number: int) -> MllmInputs:
         images = torch.zeros(number, 3, side, side, dtype=torch.uint8)
         ids = torch.zeros(number, longest, dtype=torch.int64)
         return MllmInputs(images, ids, torch.zeros(number, longest, dtype=torch.bool))
 
-    answered = sum(len(ids) - start for ids, start in sequences) / len(sequences)
+    answered = sum(sum(tokens.is_answer) for tokens in sequences) / len(sequences)
     cost = estimate_training(task, inputs, config, selected=answered / (longest - 1))
     assumed = f"the questions {config.data}, for which {QUESTION + ANSWER} of {WORDS} words are assumed"
     return cost if known else replace(cost, unknown=(assumed,))
@@ -56,10 +56,10 @@ def mllm_train_cost(config: MllmTrain, ctx: Preflight) -> Cost:
 
 @dataclass(frozen=True)
 class _QuestionTexts:
-    """Texts for building a vocabulary, and some pairs of a question and its answer."""
+    """Texts for building a vocabulary, and some conversations."""
 
     words: Sequence[str]
-    pairs: Sequence[tuple[str, str]]
+    conversations: Sequence[tuple[str, ...]]
 
     @classmethod
     def of(cls, ref: Ref[QuestionDataset], ctx: Preflight) -> _QuestionTexts:
@@ -68,7 +68,7 @@ class _QuestionTexts:
         if data:
             questions = Questions(data)
             some = questions.items[:: -(-len(questions) // LOOKED_AT)]
-            return cls(vocabulary(questions), [(item.text, item.options[item.answer]) for item in some])
+            return cls(vocabulary(questions), [tuple(item.turns()) for item in some])
         words = [f"word{number}" for number in range(WORDS)]
         return cls(words, [(" ".join(words[:QUESTION]), " ".join(words[-ANSWER:]))])
 

@@ -102,14 +102,14 @@ def option_likelihoods(
         items: questions.
         name: name of the model, for errors.
     """
-    texts = [(item.text, option) for item in items for option in item.options]
+    texts = [item.turns(option) for item in items for option in range(len(item.options))]
     counts = torch.tensor([len(item.options) for item in items])
-    sequences = model.encoder.sequences(texts)
+    sequences = model.encoder.sequences(texts, last_only=True)
     ids, answers = sequences.ids.to(images.device), sequences.answers.to(images.device)
     with torch.inference_mode():
         states = model.image_states(images).repeat_interleave(counts.to(images.device), dim=0)
         values = -row_sums(model.answer_losses(states, ids, answers), answers)
-    check_finite(values, name, [text for text, _ in texts])
+    check_finite(values, name, [turns[-2] for turns in texts])
     return [part.tolist() for part in torch.split(values.cpu(), counts.tolist())]
 
 

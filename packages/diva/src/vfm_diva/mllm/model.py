@@ -31,7 +31,7 @@ from transformers.utils import logging
 
 from vfm.models import ClipModel, Preprocess, find_format, transformers_config, without_custom_code
 from vfm.plugin import UserError
-from vfm_diva.mllm.processor import llava_processor, save_processor
+from vfm_diva.mllm.processor import chat_template, llava_processor, save_processor
 from vfm_diva.mllm.prompts import QuestionTokenizer
 from vfm_diva.mllm.stages import LanguageModel, MllmCheckpoint, Tokens
 
@@ -56,17 +56,19 @@ class Reading:
     tokens: tokens of that layer.
     prompt: text with `<image>` and `{question}`.
     pad: pad images to squares with the mean colour, instead of a crop.
+    later_prompt: text with `{question}` around later questions of a conversation.
     """
 
     layer: int = -2
     tokens: Tokens = "patches"
     prompt: str = "USER: <image>\n{question} ASSISTANT:"
     pad: bool = True
+    later_prompt: str = "USER: {question} ASSISTANT:"
 
     @property
     def prompt_words(self) -> str:
-        """The prompt without a question."""
-        return self.prompt.replace("{question}", " ")
+        """The prompts without questions."""
+        return f"{self.prompt} {self.later_prompt}".replace("{question}", " ")
 
 
 class Mllm(nn.Module):
@@ -84,7 +86,11 @@ class Mllm(nn.Module):
         self.preprocess = Preprocess.model_validate(facts.preprocess)
         text = llava.config.text_config
         self.encoder = QuestionTokenizer(
-            tokenizer, facts.prompt, llava.config.image_seq_length, text.max_position_embeddings
+            tokenizer,
+            facts.prompt,
+            facts.later_prompt,
+            llava.config.image_seq_length,
+            text.max_position_embeddings,
         )
 
     @property
@@ -131,8 +137,9 @@ class Mllm(nn.Module):
         self.tokenizer.save_pretrained(directory)
         if self.facts.tokens != "class":
             class_token = has_class_token(self.llava.config.vision_config)
+            template = chat_template(self.facts.prompt, self.facts.later_prompt, self.tokenizer.eos_token)
             processor = llava_processor(
-                self.llava.config, self.tokenizer, self.preprocess, self.facts.prompt, class_token=class_token
+                self.llava.config, self.tokenizer, self.preprocess, template, class_token=class_token
             )
             save_processor(processor, directory)
         return MllmCheckpoint.create(directory, **self.facts.model_dump())
@@ -200,6 +207,7 @@ def join_parts(
         layer=reading.layer,
         tokens=reading.tokens,
         prompt=reading.prompt,
+        later_prompt=reading.later_prompt,
         preprocess=_preprocess(clip.preprocess, pad=reading.pad).model_dump(mode="json"),
     )
     return Mllm(llava, tokenizer, facts).eval()

@@ -14,15 +14,15 @@ RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 
 
 def llava_processor(
-    config: LlavaConfig, tokenizer: Any, preprocess: Preprocess, prompt: str, *, class_token: bool
+    config: LlavaConfig, tokenizer: Any, preprocess: Preprocess, template: str, *, class_token: bool
 ) -> LlavaProcessor:
-    """Build the processor of a model, with its prompt as the chat template.
+    """Build the processor of a model.
 
     Args:
         config: configuration of the model.
         tokenizer: tokenizer of its language model.
         preprocess: preprocessing of its images.
-        prompt: text with `<image>` and `{question}`.
+        template: chat template (Jinja).
         class_token: whether the first token of the tower is a class token.
     """
     return LlavaProcessor(
@@ -31,7 +31,7 @@ def llava_processor(
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         num_additional_image_tokens=int(class_token),
-        chat_template=chat_template(prompt),
+        chat_template=template,
     )
 
 
@@ -55,8 +55,29 @@ def image_processor(preprocess: Preprocess) -> LlavaImageProcessor:
     )
 
 
-def chat_template(prompt: str) -> str:
-    """Build the template (Jinja) that makes the prompt of a message with an image and texts."""
-    before, after = ("{{ " + json.dumps(part) + " }}" for part in prompt.split("{question}"))
-    question = "{{ message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\\n') }}"
-    return "{% for message in messages %}" + before + question + after + "{% endfor %}"
+def chat_template(prompt: str, later_prompt: str, end: str) -> str:
+    """Build the template (Jinja) of a conversation whose first message has an image.
+
+    Args:
+        prompt: text around the first question, with `<image>` and `{question}`.
+        later_prompt: text around later questions, with `{question}`.
+        end: the tokenizer's end token, which follows each answer.
+    """
+    words = "{{ message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\\n') }}"
+    first, later, answer = (_template_around(words, text) for text in (prompt, later_prompt, " {question}" + end))
+    return (
+        "{% for message in messages %}"
+        "{% if message.role == 'assistant' %}"
+        + answer
+        + "{% elif loop.first %}"
+        + first
+        + "{% else %}"
+        + later
+        + "{% endif %}{% endfor %}"
+    )
+
+
+def _template_around(words: str, text: str) -> str:
+    """Put a template in the place of `{question}` in a text."""
+    before, after = ("{{ " + json.dumps(part) + " }}" for part in text.split("{question}"))
+    return before + words + after

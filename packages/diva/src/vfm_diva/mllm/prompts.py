@@ -1,4 +1,4 @@
-"""Token sequences of a prompt, its image and an answer."""
+"""Token sequences of a conversation: prompts, an image and answers."""
 
 # T tokens
 
@@ -23,11 +23,25 @@ class Sequences:
     """Sequences of several prompts with answers, padded on the right.
 
     ids: tokens, int64 (B, T). A causal model never sees the padding, so no attention mask is needed.
-    answers: True at the tokens of the answers and the end after them, bool (B, T).
+    answers: True at the tokens of the answers and the ends after them, bool (B, T).
     """
 
     ids: Tensor
     answers: Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a conversation.
+
+    ids: tokens.
+    is_answer: mask of the answers and the ends after them.
+    last_turn: index at which the last turn begins.
+    """
+
+    ids: tuple[int, ...]
+    is_answer: tuple[bool, ...]
+    last_turn: int
 
 
 class QuestionTokenizer:
@@ -35,57 +49,78 @@ class QuestionTokenizer:
 
     Args:
         tokenizer: tokenizer of transformers, with the token `<image>` and an end token.
-        prompt: text with `<image>` and `{question}`.
+        prompt: text around the first question, with `<image>` and `{question}`.
+        later_prompt: text around later questions, with `{question}`.
         num_image_tokens: number of tokens that an image takes.
         max_length: largest number of tokens of a sequence.
     """
 
-    def __init__(self, tokenizer: Any, prompt: str, num_image_tokens: int, max_length: int) -> None:
-        self.tokenizer, self.prompt = tokenizer, prompt
+    def __init__(self, tokenizer: Any, prompt: str, later_prompt: str, num_image_tokens: int, max_length: int) -> None:
+        self.tokenizer, self.prompt, self.later_prompt = tokenizer, prompt, later_prompt
         self.num_image_tokens, self.max_length = num_image_tokens, max_length
         self.image_token: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.end_token: int = tokenizer.eos_token_id
         self.pad_token: int = self.end_token if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.sequence = lru_cache(REMEMBERED)(self._sequence)
 
-    def sequences(self, texts: Sequence[tuple[str, str]]) -> Sequences:
-        """Build the sequences of pairs of a question and an answer."""
-        tokenized = [self.sequence(question, answer) for question, answer in texts]
-        longest = max(len(ids) for ids, _ in tokenized)
+    def sequences(self, conversations: Sequence[Sequence[str]], *, last_only: bool = False) -> Sequences:
+        """Build the sequences of conversations.
+
+        Args:
+            conversations: questions and answers in alternation.
+            last_only: mark the last answers alone.
+        """
+        tokenized = [self.sequence(tuple(turns)) for turns in conversations]
+        longest = max(len(tokens.ids) for tokens in tokenized)
         ids = torch.full((len(tokenized), longest), self.pad_token)
         answers = torch.zeros_like(ids, dtype=torch.bool)
-        for row, (tokens, start) in enumerate(tokenized):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            answers[row, start : len(tokens)] = True
+        for row, tokens in enumerate(tokenized):
+            ids[row, : len(tokens.ids)] = torch.tensor(tokens.ids)
+            answers[row, : len(tokens.ids)] = torch.tensor(tokens.is_answer)
+            if last_only:
+                answers[row, : tokens.last_turn] = False
         return Sequences(ids, answers)
 
-    def _sequence(self, question: str, answer: str) -> tuple[tuple[int, ...], int]:
-        """Tokenize prompt, answer and end, and find the index at which the answer begins.
-
-        The text is cut into tokens as a whole, since a word's tokens may depend on the space before it.
+    def _sequence(self, turns: tuple[str, ...]) -> Tokens:
+        """Tokenize the prompts and answers of a conversation, with the end token after each answer.
 
         Raises:
-            UserError: If a text contains a token for an image, the tokenizer lacks a word of the answer, or the
-                sequence is too long.
+            UserError: If a text contains a token for an image, the tokenizer lacks a word of an answer, or the sequence
+                is too long.
         """
-        for text in (question, answer):
+        for text in turns:
             if IMAGE_TOKEN in text:
                 raise UserError(f"expected no {IMAGE_TOKEN} in a question or an answer, got {text!r}; `prompt` has it")
-        before = self.prompt.replace("{question}", question)
-        prompt, whole = self._ids(before), self._ids(f"{before} {answer}")
+        ids: list[int] = []
+        is_answer: list[bool] = []
+        prompt = self.prompt
+        for question, answer in zip(turns[::2], turns[1::2], strict=True):
+            turn, start = self._turn(prompt.replace("{question}", question), answer, is_first=not ids)
+            ids += turn
+            is_answer += [False] * start + [True] * (len(turn) - start)
+            prompt = self.later_prompt
+        image_index = ids.index(self.image_token)
+        ids[image_index : image_index + 1] = [self.image_token] * self.num_image_tokens
+        is_answer[image_index : image_index + 1] = [False] * self.num_image_tokens
+        if len(ids) > self.max_length:
+            raise UserError(f"{turns[0]!r}: expected at most {self.max_length} tokens, got {len(ids)} with the image")
+        return Tokens(tuple(ids), tuple(is_answer), len(ids) - len(turn))
+
+    def _turn(self, before: str, answer: str, *, is_first: bool) -> tuple[list[int], int]:
+        """Tokenize a prompt, its answer and the end, and find the index at which the answer begins.
+
+        The text is cut into tokens as a whole, since a word's tokens may depend on the space before it.
+        """
+        prompt, whole = self._ids(before, is_first), self._ids(f"{before} {answer}", is_first)
         start = 0
         # The answer begins at the first token that differs from the prompt alone.
         while start < min(len(prompt), len(whole)) and prompt[start] == whole[start]:
             start += 1
         if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in whole[start:]:
             raise UserError(f"{answer!r}: the model's vocabulary lacks a word of this answer")
-        ids = [*whole, self.end_token]
-        image_index = ids.index(self.image_token)
-        ids[image_index : image_index + 1] = [self.image_token] * self.num_image_tokens
-        if len(ids) > self.max_length:
-            raise UserError(f"{question!r}: expected at most {self.max_length} tokens, got {len(ids)} with the image")
-        return tuple(ids), start + self.num_image_tokens - 1
+        return [*whole, self.end_token], start
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text).input_ids
+    def _ids(self, text: str, is_first: bool) -> list[int]:
+        """Tokenize a text. Only the first one of a sequence gets the tokenizer's start token."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=is_first).input_ids
         return ids[:-1] if ids[-1] == self.end_token else ids

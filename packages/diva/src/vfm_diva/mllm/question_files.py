@@ -123,7 +123,7 @@ def _read_lines(path: Path, images: Path, on_bad: Callable[[str, str], None]) ->
 
 
 def _read_conversations(path: Path, images: Path, on_bad: Callable[[str, str], None]) -> Iterator[QuestionRow]:
-    """Yield a question for each turn of LLaVA's conversations. Conversations without an image are left out."""
+    """Yield the last question of each of LLaVA's conversations. Conversations without an image are left out."""
     try:
         records = json.loads(files.read_text(str(path)))
     except (ValueError, RecursionError) as error:
@@ -140,22 +140,30 @@ def _read_conversations(path: Path, images: Path, on_bad: Callable[[str, str], N
         if not isinstance(image, str):
             on_bad("no_image", f"{path}: {record.get('id', number)}")
             continue
-        for turn, (text, answer) in enumerate(zip(turns[::2], turns[1::2], strict=False)):
-            yield QuestionRow(images / image, Question(f"{number}-{turn}", 0, text, [answer], 0))
+        if len(turns) < 2 or len(turns) % 2:
+            on_bad("unanswered_question", f"{path}: {record.get('id', number)}")
+            continue
+        *history, text, answer = turns
+        try:
+            yield QuestionRow(images / image, Question(str(number), 0, text, [answer], 0, history=history))
+        except ValueError:  # an empty answer
+            on_bad("unreadable_row", f"{path}: {record.get('id', number)}")
 
 
 def _row(record: dict[str, Any], number: str, folder: Path) -> QuestionRow:
     answer = record["answer"]
     options = record.get("options", [answer])
-    texts = [record.get("question", ""), record.get("family", ""), *options]
-    if not isinstance(options, list) or not all(isinstance(text, str) for text in texts):
+    history = record.get("history", [])
+    texts = [record.get("question", ""), record.get("family", ""), *options, *history]
+    are_lists = isinstance(options, list) and isinstance(history, list)
+    if not are_lists or not all(isinstance(text, str) for text in texts):
         raise TypeError("expected texts")
     index = options.index(answer) if isinstance(answer, str) else answer
     pair = record.get("pair", -1)
     if type(index) is not int or type(pair) is not int:  # neither 0.7 nor true is a number of an option or a pair
         raise TypeError("expected whole numbers")
     key = str(record.get("key", number))
-    return QuestionRow(folder / record["image"], Question(key, 0, texts[0], options, index, texts[1], pair))
+    return QuestionRow(folder / record["image"], Question(key, 0, texts[0], options, index, texts[1], pair, history))
 
 
 def _readable(rows: list[QuestionRow], on_bad: Callable[[str, str], None]) -> list[QuestionRow]:

@@ -36,13 +36,22 @@ def _prompt(prompt: str) -> str:
     return prompt
 
 
+def _later_prompt(prompt: str) -> str:
+    if "<image>" in prompt or prompt.count("{question}") != 1:
+        raise ValueError(f"expected one {{question}} and no <image> in the prompt of later turns, got {prompt!r}")
+    return prompt
+
+
 class MllmCheckpoint(Artifact):
     """A LLaVA-like model in transformers' layout (`LlavaForConditionalGeneration`), with its tokenizer."""
 
     tower: str = Field(description="name of the CLIP model whose vision tower it has")
     layer: int = Field(description="hidden state of the tower that is read, as in transformers (-1: the last block's)")
     tokens: Tokens = Field(description="tokens of that layer that are read")
-    prompt: str = Field(description="text around a question")
+    prompt: str = Field(description="text around the first question")
+    later_prompt: str = Field(
+        "USER: {question} ASSISTANT:", description="text around later questions of a conversation"
+    )
     preprocess: dict[str, Any] = Field(description="preprocessing of its images, as in vfm.models.Preprocess")
 
 
@@ -95,7 +104,10 @@ class MllmTrain(Training):
         "patches", description="tokens that are read: patches as LLaVA, all with the class token, or class alone"
     )
     prompt: Annotated[str, AfterValidator(_prompt)] = Field(
-        "USER: <image>\n{question} ASSISTANT:", description="text before an answer"
+        "USER: <image>\n{question} ASSISTANT:", description="text before the first answer"
+    )
+    later_prompt: Annotated[str, AfterValidator(_later_prompt)] = Field(
+        "USER: {question} ASSISTANT:", description="text before later answers of a conversation"
     )
     pad: bool = Field(True, description="pad images to squares with the mean colour, as LLaVA-1.5, instead of a crop")
     schedule: Schedule = Field(CosineSchedule(), description="learning rate over the steps")
@@ -110,7 +122,7 @@ class MllmTrain(Training):
     def _one_start(self) -> MllmTrain:
         if (self.vision is None) == (self.init is None):
             raise ValueError("give exactly one of vision and init")
-        names = ("language_model", "layer", "tokens", "prompt", "pad")
+        names = ("language_model", "layer", "tokens", "prompt", "later_prompt", "pad")
         changed = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
         if self.init and changed:
             raise ValueError(f"{', '.join(changed)}: set by the model of init; leave it out")
@@ -121,8 +133,9 @@ class MllmQuestions(Stage):
     """Import questions about your own images: MMVP's folder, JSON lines, or LLaVA's json.
 
     A line is `{"image": path, "question": ..., "options": [...], "answer": index or text}`, optionally with `key`,
-    `family` and `pair`. Without `options` the answer is the only one, which suits training on captions. Each turn of a
-    conversation in LLaVA's json is a question without the turns before it.
+    `family`, `pair` and `history`, the earlier questions and answers in alternation. Without `options` the answer is
+    the only one, which suits training on captions. A conversation of LLaVA's json is its last question with a history.
+    Training learns all answers.
     """
 
     kind: Literal["mllm.questions"] = "mllm.questions"

@@ -47,10 +47,10 @@ def vocabulary(questions: Questions) -> list[str]:
     """List the texts for building a vocabulary of words."""
     texts: set[str] = set()
     for item in questions.items:
-        texts.update((item.text, *item.options))
+        texts.update((*item.history, item.text, *item.options))
     return sorted(texts)
 
 
 def reading_of(config: MllmTrain) -> Reading:
     """Convert the settings of a training run to the rules of reading."""
-    return Reading(config.layer, config.tokens, config.prompt, config.pad)
+    return Reading(config.layer, config.tokens, config.prompt, config.pad, config.later_prompt)

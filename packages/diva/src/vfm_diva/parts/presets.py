@@ -63,7 +63,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_timesteps": 1,
         "timesteps": {"type": "logit_normal", "mean": 0.0, "std": 1.0},
         "trained": {"type": "all"},
-        "anchor": {"type": "cosine", "weight": 0.3},
+        "anchor": {"type": "cosine", "weight": 1.0},  # the best of seven arms in `diva_frontier`
         "optimizer": {"type": "adamw", "weight_decay": 0.01, "grad_clip_norm": 1.0},
         "lr": 1e-6,
         "steps": 5000,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -30,6 +30,7 @@ QUESTIONS = pa.schema(
         "answer": pa.int32(),
         "family": pa.string(),
         "pair": pa.int64(),
+        "history": pa.list_(pa.string()),
     }
 )
 IMAGES_AT_A_TIME = 256
@@ -47,9 +48,11 @@ class Question:
         answer: index of the right option.
         family: topic of the question.
         pair: number of its pair, -1 without a pair.
+        history: earlier turns of the conversation, question and answer in alternation.
 
     Raises:
-        ValueError: If there is no option, two options are equal, or the answer is not an option.
+        ValueError: If there is no option, two options are equal, the answer is not an option, or an earlier
+            question has no answer.
     """
 
     key: str
@@ -59,12 +62,19 @@ class Question:
     answer: int
     family: str = ""
     pair: int = -1
+    history: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.options or len(set(self.options)) < len(self.options) or not all(map(str.strip, self.options)):
             raise ValueError(f"{self.key}: expected options unlike each other, got {self.options}")
+        if len(self.history) % 2:
+            raise ValueError(f"{self.key}: expected an answer to each earlier question, got {len(self.history)} texts")
         if not 0 <= self.answer < len(self.options):
             raise ValueError(f"{self.key}: expected the index of one of {len(self.options)} options, got {self.answer}")
+
+    def turns(self, option: int | None = None) -> list[str]:
+        """List the questions and answers of the conversation, which ends with an option (default: the right one)."""
+        return [*self.history, self.text, self.options[self.answer if option is None else option]]
 
 
 def write_questions(directory: Path, images: Iterable[bytes], questions: Sequence[Question]) -> QuestionDataset:
