@@ -52,7 +52,7 @@ gpu-tests: ## the kernels' tests on a GPU, also under compute-sanitizer (needs t
 		compute-sanitizer --tool $$tool --error-exitcode 1 $(RUN) python -m pytest packages/kernels/tests/gpu \
 			-k "float64 and float16 and (65 or 257)" || exit 1; done
 
-gpu-first: ## all that the first hours on a GPU are for, in parts of at most 9 minutes; results beside the benchmarks
+gpu-first: ## all that the first hour on a GPU is for, in parts of at most 8 minutes; repeat it to go on; results in $$OUT or beside the benchmarks
 	$(RUN) python packages/kernels/benchmarks/gpu_first.py $(ARGS)
 
 # Tests that compare floating-point numbers. ATEN_CPU_CAPABILITY stands in for other processors. Where four threads share

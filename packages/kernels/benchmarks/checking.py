@@ -8,16 +8,20 @@ from typing import Any
 import torch
 from problems import OURS, Function, Problem
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vfm_kernels.launches import recorded_launches
 
 RELATIVE_ERROR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 
 @dataclass(frozen=True)
 class Error:
-    """Largest relative error (Frobenius) among outputs and gradients, and the largest allowed one."""
+    """Largest relative error (Frobenius) among outputs and gradients, the largest allowed one, and our launches."""
 
     relative: float
     allowed: float
+    launches: int = 0
 
     @property
     def holds(self) -> bool:
@@ -28,7 +32,7 @@ class Error:
 def check(problem: Problem) -> dict[str, Error | str]:
     """Return the error of each implementation by name, or why there is none; a failure does not stop the others.
 
-    Three times the error of the plain form in the same dtype is allowed.
+    Three times the error of the plain form in the same dtype is allowed. What was launched must be what the name says.
     """
     exact = evaluate(problem.plain, [leaf.double() for leaf in problem.inputs])
     plain = _errors(evaluate(problem.plain, problem.inputs), exact)
@@ -37,13 +41,41 @@ def check(problem: Problem) -> dict[str, Error | str]:
     found: dict[str, Error | str] = {}
     for name, function in problem.implementations.items():
         try:
-            ours = evaluate(function, problem.inputs)
-            found[name] = Error(max(_errors(ours, exact)), allowed)
-            if name in OURS and not all(map(torch.equal, ours, evaluate(function, problem.inputs))):
-                found[name] = "failed: it is not bit-equal on repeat"
+            with recorded_launches() as launches:
+                ours = evaluate(function, problem.inputs)
+            with HostReads() as reads:
+                evaluate(function, problem.inputs)
+            found[name] = Error(max(_errors(ours, exact)), allowed, len(launches))
+            reasons = [misnamed(name in OURS, launches)]
+            if name in OURS:
+                same = all(map(torch.equal, ours, evaluate(function, problem.inputs)))
+                waits = ", ".join(dict.fromkeys(reads.ops))
+                reasons += ["" if same else "it is not bit-equal on repeat", waits and f"the host waits in {waits}"]
+            if any(reasons):
+                found[name] = f"failed: {'; '.join(filter(None, reasons))}"
         except Exception as error:
             found[name] = one_line(error)
     return found
+
+
+class HostReads(TorchDispatchMode):
+    """Lists the ops by which the host reads a value or a number of elements, and so waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._opname in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal"):
+            self.ops.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+def misnamed(is_ours: bool, launches: list[str]) -> str:
+    """Return why an arm of a comparison did not run what its name says; empty if it did."""
+    if is_ours:
+        return "" if launches else "it launched none of our kernels, so another implementation ran"
+    return f"it launched our {', '.join(dict.fromkeys(launches))}" if launches else ""
 
 
 def one_line(error: Exception) -> str:

@@ -31,7 +31,9 @@ def write(path: Path, about: dict[str, str], rows: list[Row], steps: list[Step])
     """Write the page of all results."""
     lines = ["# Kernels on a GPU", "", *(f"- {name}: {value}" for name, value in about.items()), ""]
     lines += [
-        "Milliseconds are medians. Roofline is the least time, by this card's copy and matrix product, over the median."
+        "Milliseconds are medians, of replayed CUDA graphs where a call can be captured (`way` in `kernels.csv`)."
+        " Host ms is what a call costs the host."
+        " Roofline is the least time, by this card's copy and matrix product, over the median."
     ]
     for op in dict.fromkeys(row.op for row in rows):
         lines += ["", f"## {op}", "", *_table([row for row in rows if row.op == op])]
@@ -40,15 +42,27 @@ def write(path: Path, about: dict[str, str], rows: list[Row], steps: list[Step])
 
 
 def _table(rows: list[Row]) -> list[str]:
-    head = ["shape", "direction", "implementation", "ms", "roofline", "MiB", "against best other", "error", "kernels"]
+    head = [
+        "shape",
+        "direction",
+        "implementation",
+        "ms",
+        "host ms",
+        "roofline",
+        "MiB",
+        "against best other",
+        "error",
+        "kernels",
+    ]
     cells = []
     for row in rows:
         where = [row.shape, row.direction, row.implementation]
         if row.milliseconds is not None:
-            numbers = [f"{row.milliseconds:.3f}", f"{row.roofline_percent:.0f} %", f"{row.peak_mib:.0f}"]
+            host = "" if row.host_milliseconds is None else f"{row.host_milliseconds:.3f}"
+            numbers = [f"{row.milliseconds:.3f}", host, f"{row.roofline_percent:.0f} %", f"{row.peak_mib:.0f}"]
             cells.append([*where, *numbers, _against(row, rows), _short(row.relative_error), row.note])
         elif row.direction:
-            cells.append([*where, "", "", "", "", _short(row.relative_error), row.note])
+            cells.append([*where, "", "", "", "", "", _short(row.relative_error), row.note])
     refused: dict[str, list[str]] = {}
     for row in rows:
         if not row.direction:

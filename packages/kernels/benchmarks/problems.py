@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,9 @@ from vfm_kernels.multihead.problem import problem_on
 from vfm_kernels.multihead.rope import rotate
 
 Function = Callable[..., Any]
+FP32 = torch.float32
+# The interpreter computes on the bits of bf16 as if they were integers.
+HALF = torch.float16 if os.environ.get("TRITON_INTERPRET") == "1" else torch.bfloat16
 # Implementations that must be right, and bit-equal on repeat, or the run fails.
 OURS = ("ours", "triton_short", "triton_stream")
 
@@ -53,6 +57,12 @@ class Problem:
     backward: Cost
     refused: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def keys(self) -> list[tuple[str, ...]]:
+        """Return the keys of its rows of results."""
+        directions = [(direction, name) for name in self.implementations for direction in ("forward", "backward")]
+        return [(self.op, self.shape, *rest) for rest in [*directions, *(("", name) for name in self.refused)]]
+
 
 def under(choice: vk.Kernels, function: Function) -> Function:
     """Return the function with a choice of kernels."""
@@ -64,17 +74,28 @@ def under(choice: vk.Kernels, function: Function) -> Function:
     return run
 
 
-def three_ways(function: Function) -> dict[str, Function]:
-    """Return our op, torch's plain ops, and those compiled."""
-    compiled = torch.compile(function)
-    return {
-        "ours": under("auto", function),
-        "torch": under("reference", function),
-        "torch.compile": under("reference", compiled),
-    }
+def op_problem(
+    op: str,
+    shape: str,
+    inputs: list[Tensor],
+    function: Function,
+    forward: Cost,
+    backward: Cost,
+    ours: Function | None = None,
+) -> Problem:
+    """Return the problem of our op, which is forced to launch its kernels, torch's plain ops, and those compiled.
+
+    Where kernels cannot run there is no implementation "ours": torch's ops under that name would be measured twice.
+    """
+    plain = under("reference", function)
+    ways = {"torch": plain, "torch.compile": under("reference", torch.compile(function))}
+    reasons = vk.not_supported_reasons(*inputs)
+    if not reasons:
+        ways = {"ours": under("triton", ours or function), **ways}
+    return Problem(op, shape, inputs, plain, ways, forward, backward, {"ours": "; ".join(reasons)} if reasons else {})
 
 
-def random(device: torch.device, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def random(device: torch.device, *shape: int, dtype: torch.dtype = HALF) -> Tensor:
     return torch.randn(shape, device=device).to(dtype)
 
 
@@ -116,16 +137,19 @@ def attention(
 
 
 def _attention_by(name: str, options: dict[str, Any]) -> Function:
-    return lambda qkv: vk.attention_packed(qkv, backend=name, **options)
+    """Return attention by one backend; a library's positions must not be rotated by our kernel."""
+    choice: vk.Kernels = "triton" if name in OURS else "reference"
+    return under(choice, lambda qkv: vk.attention_packed(qkv, backend=name, **options))
 
 
 def rotation(device: torch.device, batch: int, tokens: int, heads: int, width: int) -> Problem:
     """Return rotary positions of queries and keys, whose tables all samples share."""
     sin, cos = (random(device, 1, tokens, width // 2, dtype=torch.float32).expand(batch, -1, -1) for _ in range(2))
-    ways = three_ways(lambda x: rotate(x, sin.to(x.dtype), cos.to(x.dtype), 0, None))
     elements, label = batch * tokens * 2 * heads * width, f"({batch},{tokens},{2 * heads},{width})"
     inputs, cost = [random(device, batch, tokens, 2 * heads, width)], Cost(4 * elements)
-    return Problem("rotate", label, inputs, ways["torch"], ways, cost, cost)
+    return op_problem(
+        "rotate", label, inputs, lambda x: rotate(x, sin.to(x.dtype), cos.to(x.dtype), 0, None), cost, cost
+    )
 
 
 def matmul(device: torch.device, rows: int, inner: int, outer: int) -> Problem:
@@ -133,26 +157,25 @@ def matmul(device: torch.device, rows: int, inner: int, outer: int) -> Problem:
     inputs = [random(device, rows, inner), random(device, outer, inner)]
     flops, num_bytes = 2 * rows * inner * outer, 2 * (rows * inner + rows * outer + inner * outer)
     costs = (Cost(num_bytes, flops), Cost(2 * num_bytes, 2 * flops))
-    way = {"torch": torch.nn.functional.linear}
-    return Problem("matmul", f"({rows},{inner},{outer})", inputs, way["torch"], way, *costs)
+    product = torch.nn.functional.linear
+    return Problem("matmul", f"({rows},{inner},{outer})", inputs, product, {"torch": product}, *costs)
 
 
 def swiglu(device: torch.device, rows: int, width: int, padded: int) -> Problem:
     inputs = [random(device, rows, padded), random(device, rows, padded)]
     inputs += [random(device, width, dtype=torch.float32) for _ in range(2)]
-    ways, hidden = three_ways(vk.swiglu_subln), rows * padded
-    label = f"({rows},{width} in {padded})"
-    return Problem("swiglu_subln", label, inputs, ways["torch"], ways, Cost(6 * hidden), Cost(10 * hidden))
+    label, hidden = f"({rows},{width} in {padded})", rows * padded
+    return op_problem("swiglu_subln", label, inputs, vk.swiglu_subln, Cost(6 * hidden), Cost(10 * hidden))
 
 
 def add_layer_norm(device: torch.device, batch: int, tokens: int, channels: int, stream: torch.dtype) -> Problem:
     inputs = [random(device, batch, tokens, channels, dtype=stream), random(device, batch, tokens, channels)]
     inputs += [random(device, channels, dtype=torch.float32) for _ in range(2)]
-    ways, elements = three_ways(vk.add_layer_norm), batch * tokens * channels
+    elements = batch * tokens * channels
     forward, backward = (12, 18) if stream == torch.float32 else (8, 12)
     label = f"({batch},{tokens},{channels}) {str(stream).removeprefix('torch.')} stream"
     costs = (Cost(forward * elements), Cost(backward * elements))
-    return Problem("add_layer_norm", label, inputs, ways["torch"], ways, *costs)
+    return op_problem("add_layer_norm", label, inputs, vk.add_layer_norm, *costs)
 
 
 def mask_tokens(device: torch.device, batch: int, tokens: int, channels: int) -> Problem:
@@ -162,41 +185,46 @@ def mask_tokens(device: torch.device, batch: int, tokens: int, channels: int) ->
     def function(patches: Tensor, mask_token: Tensor) -> Tensor:
         return vk.mask_tokens(patches, mask_token, bool_mask, cls_token=cls_token, pos_embed=pos_embed)
 
-    ways, elements = three_ways(function), batch * tokens * channels
+    elements = batch * tokens * channels
     inputs = [random(device, batch, tokens, channels), random(device, channels)]
     label = f"({batch},{tokens},{channels})"
-    return Problem("mask_tokens", label, inputs, ways["torch"], ways, Cost(3.2 * elements), Cost(4 * elements))
+    return op_problem("mask_tokens", label, inputs, function, Cost(3.2 * elements), Cost(4 * elements))
 
 
 def gather_tokens(device: torch.device, batch: int, tokens: int, kept: int, channels: int) -> Problem:
     index = torch.rand(batch, tokens, device=device).argsort(dim=1)[:, :kept]
-    ways = three_ways(lambda x: vk.gather_tokens(x, index))
     costs = (Cost(4 * batch * kept * channels), Cost(2 * batch * (kept + tokens) * channels))
     label = f"({batch},{kept} of {tokens},{channels})"
-    return Problem("gather_tokens", label, [random(device, batch, tokens, channels)], ways["torch"], ways, *costs)
+    inputs = [random(device, batch, tokens, channels)]
+    return op_problem("gather_tokens", label, inputs, lambda x: vk.gather_tokens(x, index), *costs)
 
 
 def scatter_tokens(device: torch.device, batch: int, tokens: int, kept: int, channels: int) -> Problem:
     index = torch.rand(batch, tokens, device=device).argsort(dim=1)[:, :kept]
-    ways = three_ways(lambda x: vk.scatter_tokens(x, index, tokens))
     costs = (Cost(2 * batch * (kept + tokens) * channels), Cost(4 * batch * kept * channels))
     label = f"({batch},{kept} of {tokens},{channels})"
-    return Problem("scatter_tokens", label, [random(device, batch, kept, channels)], ways["torch"], ways, *costs)
+    inputs = [random(device, batch, kept, channels)]
+    return op_problem("scatter_tokens", label, inputs, lambda x: vk.scatter_tokens(x, index, tokens), *costs)
 
 
 def masked_cosine(device: torch.device, batch: int, tokens: int, channels: int) -> Problem:
     bool_mask = torch.rand(batch, tokens, device=device) < 0.41
     target = random(device, batch, tokens, channels)
-    ways = three_ways(lambda x: vk.masked_cosine_loss(x, target.to(x.dtype), bool_mask))
     masked = 0.41 * batch * tokens * channels
     costs = (Cost(6 * masked), Cost(4 * batch * tokens * channels))
-    label = f"({batch},{tokens},{channels})"
-    return Problem("masked_cosine_loss", label, [random(device, batch, tokens, channels)], ways["torch"], ways, *costs)
+
+    def function(prediction: Tensor) -> Tensor:
+        return vk.masked_cosine_loss(prediction, target.to(prediction.dtype), bool_mask)
+
+    inputs, label = [random(device, batch, tokens, channels)], f"({batch},{tokens},{channels})"
+    return op_problem("masked_cosine_loss", label, inputs, function, *costs)
 
 
 def contrastive(device: torch.device, batch: int, channels: int, loss: str) -> Problem:
     """Return the loss of one process; ours in chunks of 4096 rows, torch's with all logits at once."""
-    scale, more = 20.0, () if loss == "info_nce" else (-10.0,)
+    # On the device already: a copy from the host cannot be part of a CUDA graph.
+    scale, bias = torch.full((), 20.0, device=device), torch.full((), -10.0, device=device)
+    more = () if loss == "info_nce" else (bias,)
     function = getattr(vk, loss)
     inputs = [torch.nn.functional.normalize(random(device, batch, channels).float(), dim=1) for _ in range(2)]
 
@@ -206,13 +234,11 @@ def contrastive(device: torch.device, batch: int, channels: int, loss: str) -> P
     def chunked(image: Tensor, text: Tensor) -> Tensor:
         return function(image, text, scale, *more, chunk_size=4096)
 
-    ways = three_ways(whole) | {"ours": under("auto", chunked)}
     product = 2 * batch**2 * channels
     costs = (Cost(8 * batch * channels, product), Cost(16 * batch * channels, (3 if more == () else 2) * product))
-    return Problem(loss, f"({batch},{channels})", inputs, ways["torch"], ways, *costs)
+    return op_problem(loss, f"({batch},{channels})", inputs, whole, *costs, ours=chunked)
 
 
-BF16, FP32 = torch.bfloat16, torch.float32
 # Builder, its arguments, and the arguments that are smaller for the comparison of numbers.
 REAL: list[tuple[Callable[..., Problem], dict[str, Any], dict[str, Any]]] = [
     *(
@@ -256,7 +282,7 @@ REAL: list[tuple[Callable[..., Problem], dict[str, Any], dict[str, Any]]] = [
     (rotation, {"batch": 128, "tokens": 256, "heads": 16, "width": 88}, {"batch": 2}),
     (swiglu, {"rows": 65792, "width": 2730, "padded": 2752}, {"rows": 514}),
     (swiglu, {"rows": 65792, "width": 2048, "padded": 2048}, {"rows": 514}),
-    (add_layer_norm, {"batch": 256, "tokens": 257, "channels": 1024, "stream": BF16}, {"batch": 2}),
+    (add_layer_norm, {"batch": 256, "tokens": 257, "channels": 1024, "stream": HALF}, {"batch": 2}),
     (add_layer_norm, {"batch": 256, "tokens": 257, "channels": 1024, "stream": FP32}, {"batch": 2}),
     (mask_tokens, {"batch": 256, "tokens": 256, "channels": 1024}, {"batch": 2}),
     (gather_tokens, {"batch": 256, "tokens": 256, "kept": 64, "channels": 1024}, {"batch": 2}),

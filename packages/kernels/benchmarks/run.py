@@ -1,9 +1,9 @@
 """Measure the kernels on this machine's GPU: `python packages/kernels/benchmarks/run.py`.
 
-It needs torch, triton and numpy; peers that are not installed are listed as absent. Numbers are compared with float64
-before anything is timed, and wrong implementations are not timed. Each row is written when it is measured, an error
-ends only its row, and ops or models can be measured one by one into the same folder. `--tiny` runs everything at
-meaningless sizes, also on a CPU, to test the runner.
+It needs torch and triton; peers that are not installed are listed as absent. Numbers are compared with float64
+before anything is timed, and wrong implementations are not timed. Each row is written when it is measured and an error
+ends only its row. A repeated command measures what has no row yet, or what failed. `--tiny` runs everything at
+meaningless sizes, also on a CPU, to test the runner; with `TRITON_INTERPRET=1` it runs our kernels too.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import itertools
+import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import torch
@@ -29,8 +31,10 @@ from page import write, write_not_measured  # noqa: E402
 from problems import OURS, REAL, TINY, Problem  # noqa: E402
 from records import Row, Step, Table, keep_about  # noqa: E402
 from steps import NAMES, measured_steps  # noqa: E402
-from timing import Roof, Run, measure, measured_roof  # noqa: E402
+from timing import Roof, Run, measure, measured_roof, own_stream  # noqa: E402
 
+STARTED = time.monotonic()
+UNFINISHED = 75  # exit code: another call is needed
 PEERS = ("triton", "numpy", "flash-attn", "flash-attn-4", "xformers", "timm", "open-clip-torch")
 
 
@@ -40,6 +44,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     page = options.out / "kernels.md"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    own_stream(device)
     if device.type == "cpu" and not options.tiny:
         if (options.out / "kernels.csv").exists():
             print("no CUDA device: nothing is measured; the measured page is kept")
@@ -53,20 +58,21 @@ def main() -> None:
         about |= {"sizes": "tiny: a test of the runner, the numbers mean nothing"}
     keep_about(options.out / "about.json", about)
     rows, steps = Table(options.out / "kernels.csv", Row), Table(options.out / "steps.csv", Step)
-    for op in options.only:
-        rows.drop(op)
-        # A compiled graph whose backward is walked many times must keep its saved tensors.
-        with torch._functorch.config.patch(donated_buffer=False):
-            for row in _measured_rows(op, device, options.tiny, options.repeats, roof):
-                rows.append(row)
-                write(page, about, rows.rows, steps.rows)
-        print(op, flush=True)
-    for name in options.steps:
-        steps.drop(name)
-        for step in measured_steps(name, device, options.tiny, max(2, options.repeats // 5)):
-            steps.append(step)
+    if options.again:
+        rows.forget(lambda row: row.group in options.only)
+        steps.forget(lambda step: step.group in options.steps)
+    # A compiled graph whose backward is walked many times must keep its saved tensors.
+    with torch._functorch.config.patch(donated_buffer=False):
+        for row in _measured_rows(options.only, device, options.tiny, options.repeats, roof, rows):
+            rows.append(row)
             write(page, about, rows.rows, steps.rows)
-        print(name, flush=True)
+            _stop_if_late(options.seconds)
+    for step in itertools.chain.from_iterable(
+        measured_steps(name, device, options.tiny, max(2, options.repeats // 5), steps) for name in options.steps
+    ):
+        steps.append(step)
+        write(page, about, rows.rows, steps.rows)
+        _stop_if_late(options.seconds)
     print(page)
     if wrong := [row for row in rows.rows if row.implementation in OURS and row.note.startswith(("wrong", "failed"))]:
         sys.exit(
@@ -74,17 +80,27 @@ def main() -> None:
         )
 
 
+def _stop_if_late(seconds: float | None) -> None:
+    if seconds is not None and time.monotonic() - STARTED > seconds:
+        print(f"stopped after {seconds:.0f} s; the same command measures the rest", flush=True)
+        sys.exit(UNFINISHED)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the page and the CSV files")
+    parser.add_argument(
+        "--out", type=Path, default=os.environ.get("OUT") or HERE / "results", help="default: $OUT or results/"
+    )
     parser.add_argument("--tiny", action="store_true", help="meaningless sizes for a CPU, to test the runner")
-    parser.add_argument("--only", nargs="*", metavar="OP", help="measure these ops anew; all by default")
+    parser.add_argument("--only", nargs="*", metavar="OP", help="measure these ops; all by default")
     parser.add_argument(
         "--steps",
         nargs="*",
         metavar="MODEL",
-        help="measure training steps of these models anew; all by default, none with --only",
+        help="measure training steps of these models; all by default, none with --only",
     )
+    parser.add_argument("--again", action="store_true", help="measure anew what has a row already")
+    parser.add_argument("--seconds", type=float, help=f"stop before the next row after so long, exit code {UNFINISHED}")
     parser.add_argument("--repeats", type=int, default=100)
     options = parser.parse_args()
     ops = list(dict.fromkeys(map(_name, REAL)))
@@ -98,22 +114,48 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _measured_rows(op: str, device: torch.device, tiny: bool, repeats: int, roof: Roof) -> Iterator[Row]:
-    for build, arguments, smaller in (entry for entry in (TINY if tiny else REAL) if _name(entry) == op):
+def _measured_rows(
+    ops: list[str], device: torch.device, tiny: bool, repeats: int, roof: Roof, done: Table[Row]
+) -> Iterator[Row]:
+    for build, arguments, smaller in TINY if tiny else REAL:
+        op = _name((build, arguments))
+        if op not in ops:
+            continue
         try:
-            errors = check(build(device, **arguments | smaller))
-            yield from _rows(build(device, **arguments), errors, roof, device, repeats)
+            problem = build(device, **arguments)
+            if not all(key in done for key in problem.keys):
+                yield from _rows(problem, check(build(device, **arguments | smaller)), roof, device, repeats, done)
         except Exception as error:  # the other shapes are still measured
             yield Row(op, str(arguments), "", "all", note=one_line(error))
+        _stop_if_unusable(device)
         torch.compiler.reset()
 
 
+def _stop_if_unusable(device: torch.device) -> None:
+    """End the process after an error that all further calls would repeat, such as an illegal memory access."""
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError as error:
+            sys.exit(f"{one_line(error)}; no further call can succeed in this process: repeat the command to go on")
+
+
 def _rows(
-    problem: Problem, errors: dict[str, Error | str], roof: Roof, device: torch.device, repeats: int
+    problem: Problem,
+    errors: dict[str, Error | str],
+    roof: Roof,
+    device: torch.device,
+    repeats: int,
+    done: Container[tuple[str, ...]] = (),
 ) -> Iterator[Row]:
+    for name, reason in problem.refused.items():
+        if (problem.op, problem.shape, "", name) not in done:
+            yield Row(problem.op, problem.shape, "", name, note=reason)
     directions = {"forward": problem.forward, "backward": problem.backward}
     for (name, function), direction in itertools.product(problem.implementations.items(), directions):
         where, cost, error = (problem.op, problem.shape, direction, name), directions[direction], errors[name]
+        if where in done:
+            continue
         if isinstance(error, str):
             yield Row(*where, note=error)
         elif not error.holds:
@@ -125,9 +167,7 @@ def _rows(
             except Exception as failure:  # the others are still measured
                 yield Row(*where, error.relative, note=one_line(failure))
                 continue
-            yield Row.of(where, error.relative, timing, work, roof.milliseconds(*work))
-    for name, reason in problem.refused.items():
-        yield Row(problem.op, problem.shape, "", name, note=reason)
+            yield Row.of(where, error.relative, error.launches, timing, work, roof.milliseconds(*work))
 
 
 def _run(function, inputs: list[torch.Tensor], direction: str) -> Run:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import os
 import sys
 from pathlib import Path
 
@@ -18,12 +19,15 @@ import torch
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "src")]
 
+from problems import HALF  # noqa: E402
+from records import replace  # noqa: E402
 from steps import Loss, build  # noqa: E402
 from torch import nn  # noqa: E402
 
 import vfm_kernels as vk  # noqa: E402
 
 MODELS = ("EVA02-L", "CLIP-L/14")
+HEAD = ["model", "step", "plain", "kernels", "last bit"]
 MULTIPLE = 3.0
 FLOOR = 1e-3  # of the loss: the third run may be lucky
 
@@ -31,7 +35,7 @@ FLOOR = 1e-3  # of the loss: the third run may be lucky
 def main() -> None:
     """Parse the command line, train and write the losses."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=os.environ.get("OUT") or HERE / "results")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument(
         "--tiny", action="store_true", help="meaningless sizes, without kernels on a CPU, to test this script"
@@ -42,19 +46,19 @@ def main() -> None:
         parser.error("expected a CUDA device; --tiny runs on a CPU")
     options.out.mkdir(parents=True, exist_ok=True)
     wrong = []
-    with (options.out / "same_training.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["model", "step", "plain", "kernels", "last bit"])
-        for name in MODELS:
-            plain, ours, nudged = losses(name, device, options.tiny, 4 if options.tiny else options.steps)
-            writer.writerows([name, step, *each] for step, each in enumerate(zip(plain, ours, nudged, strict=True)))
-            file.flush()
-            drift, allowed = _drift(ours, plain), MULTIPLE * _drift(nudged, plain) + FLOOR * abs(plain[0])
-            print(
-                f"{name}: losses differ by {drift:.2e} at most, {allowed:.2e} allowed;"
-                f" {plain[0]:.4f} -> {plain[-1]:.4f}"
-            )
-            wrong += [name] * (not drift <= allowed)
+    file = options.out / "same_training.csv"
+    old = list(csv.reader(file.read_text().splitlines())) if file.exists() else []
+    lines = [HEAD, *(line for line in old if len(line) == len(HEAD) and line != HEAD)]
+    for name in MODELS:
+        if not any(line[0] == name for line in lines):  # a repeated command goes on with the next model
+            each = losses(name, device, options.tiny, 4 if options.tiny else options.steps)
+            lines += [[name, str(step), *map(repr, values)] for step, values in enumerate(zip(*each, strict=True))]
+            replace(file, "".join(",".join(line) + "\n" for line in lines))
+        columns = zip(*(map(float, line[2:]) for line in lines if line[0] == name), strict=True)
+        plain, ours, nudged = map(list, columns)
+        drift, allowed = _drift(ours, plain), MULTIPLE * _drift(nudged, plain) + FLOOR * abs(plain[0])
+        print(f"{name}: losses differ by {drift:.2e} at most, {allowed:.2e} allowed; {plain[0]:.4f} -> {plain[-1]:.4f}")
+        wrong += [name] * (not drift <= allowed)
     if wrong:
         sys.exit(f"the kernels train {', '.join(wrong)} differently")
 
@@ -80,7 +84,7 @@ def _train(model: nn.Module, loss: Loss, device: torch.device, num_steps: int) -
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
     values = []
     for _ in range(num_steps):
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, HALF):
             value = loss()
         value.backward()
         optimizer.step()

@@ -2,64 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack
 
 import torch
-from checking import one_line
+from checking import misnamed, one_line
+from problems import HALF
 from records import Step
-from timing import Timing, measure
+from timing import measure
 from torch import Tensor, nn
 
 import vfm_kernels as vk
+from vfm_kernels.launches import recorded_launches
 
 Loss = Callable[[], Tensor]
 NAMES = ("EVA-g", "EVA02-L", "CLIP-L/14")
 
 
-def measured_steps(name: str, device: torch.device, tiny: bool, repeats: int) -> Iterator[Step]:
-    """Yield forward, loss, backward and AdamW of a model under bf16 autocast, in four ways.
+def measured_steps(
+    name: str, device: torch.device, tiny: bool, repeats: int, done: Container[tuple[str, str]] = ()
+) -> Iterator[Step]:
+    """Yield forward, loss, backward and AdamW of a model under autocast, in the ways that are not done yet.
+
+    Padding is an arm of its own, so that what it gains is not credited to the kernels.
 
     Args:
         name: one of `NAMES`.
         device: where the model is trained.
         tiny: whether to take a meaningless size.
         repeats: number of timed steps.
+        done: pairs of a model and a way that are not measured again.
     """
-    for accelerated in (False, True):
-        for compiled in (False, True):
-            way = " + ".join(["ours" if accelerated else "library", *["torch.compile"] * compiled])
-            try:
-                yield Step.of(name, way, *_step(name, device, tiny, accelerated, compiled, repeats))
-            except ImportError as error:
-                yield Step(name, way, note=f"absent: {error.name} is not installed")
-            except Exception as error:  # the others are still measured
-                yield Step(name, way, note=one_line(error))
-            torch.compiler.reset()  # a graph of one way must not serve another
+    for compiled, accelerated, padded in itertools.product((False, True), repeat=3):
+        words = ["ours" if accelerated else "library", *["padding"] * padded, *["torch.compile"] * compiled]
+        way = " + ".join(words)
+        if (name, way) in done:
+            continue
+        if accelerated and (reasons := vk.not_supported_reasons(torch.empty(0, device=device))):
+            yield Step(name, way, note="; ".join(reasons))
+            continue
+        try:
+            yield _step(name, way, device, tiny, repeats)
+        except ImportError as error:
+            yield Step(name, way, note=f"absent: {error.name} is not installed")
+        except Exception as error:  # the others are still measured
+            yield Step(name, way, note=one_line(error))
+        torch.compiler.reset()  # a graph of one way must not serve another
 
 
-def _step(
-    name: str, device: torch.device, tiny: bool, accelerated: bool, compiled: bool, repeats: int
-) -> tuple[Timing, str]:
+def _step(name: str, way: str, device: torch.device, tiny: bool, repeats: int) -> Step:
     torch.manual_seed(0)
     model, loss = build(name, device, tiny)
+    accelerated, notes = way.startswith("ours"), []
     with ExitStack() as stack:
-        note = ""
+        stack.enter_context(vk.use_kernels("triton" if accelerated else "reference"))
+        if "padding" in way:
+            notes.append(stack.enter_context(vk.padded(model)))
         if accelerated:
-            if name == "EVA02-L":
-                vk.pad_swiglu(model)
-            note = str(stack.enter_context(vk.accelerate(model)))
+            notes.append(str(stack.enter_context(vk.accelerate(model))))
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
-        forward = torch.compile(loss) if compiled else loss
+        forward = torch.compile(loss) if "torch.compile" in way else loss
 
         def train() -> None:
-            with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(device.type, HALF):
                 value = forward()
             value.backward()
             optimizer.step()
             optimizer.zero_grad()
 
-        return measure(train, device, repeats), note
+        with recorded_launches() as launches:
+            train()
+        if reason := misnamed(accelerated, launches):
+            return Step(name, way, launches=len(launches), note=f"failed: {reason}")
+        return Step.of(name, way, measure(train, device, repeats, replayed=False), len(launches), "; ".join(notes))
 
 
 def build(name: str, device: torch.device, tiny: bool) -> tuple[nn.Module, Loss]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,31 +13,79 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], Any]
+CARD = "clocks.sm,clocks.mem,temperature.gpu,power.draw"
+HOST_CALLS = 10  # so few that the queue of launches does not fill, which would make the host wait
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds (median, 20th and 80th percentile), additional bytes at the peak, and kernels in their order."""
+    """Milliseconds (median, 20th and 80th percentile) and what belongs to them.
+
+    Attributes:
+        median: milliseconds of the device, or on a CPU of the call.
+        low: 20th percentile.
+        high: 80th percentile.
+        peak_bytes: additional bytes at the peak.
+        kernels: names of kernels in their order.
+        host: milliseconds that a call costs the host on a GPU; they are not in the others if a graph was replayed.
+        way: how it was timed: by replays of a CUDA graph, or why not.
+        card: clocks, temperature and power during the measurement.
+    """
 
     median: float
     low: float
     high: float
     peak_bytes: int
     kernels: tuple[str, ...]
+    host: float | None = None
+    way: str = "calls"
+    card: str = ""
 
 
-def measure(run: Run, device: torch.device, repeats: int = 100) -> Timing:
-    """Run a function `repeats` times, on a GPU with a flushed L2 cache before each run."""
+def measure(run: Run, device: torch.device, repeats: int = 100, replayed: bool = True) -> Timing:
+    """Run a function `repeats` times, on a GPU with a flushed L2 cache before each run.
+
+    Args:
+        run: what is timed. What it needs must have been computed on the current stream.
+        device: where it runs.
+        repeats: number of timed runs.
+        replayed: whether a GPU may replay a CUDA graph of the function, which leaves out the time of the host.
+    """
     for _ in range(3):
         run()
     kernels = kernel_names(run, device)
     peak = peak_bytes(run, device)
-    times = _on_gpu(run, device, repeats) if device.type == "cuda" else _on_cpu(run, repeats)
+    if device.type == "cuda":
+        host = _on_host(run, device)
+        replay, way = captured(run, device) if replayed else (run, "calls")
+        times, card = _on_gpu(replay, device, repeats)
+        about: tuple = (host, way, card)
+    else:
+        times, about = _on_cpu(run, repeats), ()
     low, *_, high = statistics.quantiles(times, n=5, method="inclusive")
-    return Timing(statistics.median(times), low, high, peak, kernels)
+    return Timing(statistics.median(times), low, high, peak, kernels, *about)
 
 
-def _on_gpu(run: Run, device: torch.device, repeats: int) -> list[float]:
+def own_stream(device: torch.device) -> None:
+    """Make a stream of its own the current one: the backward pass runs where the forward pass ran, and is captured."""
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device))
+
+
+def captured(run: Run, device: torch.device) -> tuple[Run, str]:
+    """Return the replay of a CUDA graph of a function, or the function and why it has none."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream(device)):
+            run()
+        graph.replay()
+        torch.cuda.synchronize(device)
+    except Exception as error:  # a library may wait for the device or copy from the host
+        return run, f"calls, no graph: {str(error).strip().partition(chr(10))[0]}"
+    return graph.replay, "graph"
+
+
+def _on_gpu(run: Run, device: torch.device, repeats: int) -> tuple[list[float], str]:
     cache = torch.empty(2 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.uint8, device=device)
     events = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(repeats)]
     for start, end in events:
@@ -44,8 +93,20 @@ def _on_gpu(run: Run, device: torch.device, repeats: int) -> list[float]:
         start.record()
         run()
         end.record()
+    card = card_now()  # while the queue is being worked off
     torch.cuda.synchronize(device)
-    return [start.elapsed_time(end) for start, end in events]
+    return [start.elapsed_time(end) for start, end in events], card
+
+
+def _on_host(run: Run, device: torch.device) -> float:
+    times = []
+    for _ in range(HOST_CALLS):
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - start) * 1e3)
+    torch.cuda.synchronize(device)
+    return statistics.median(times)
 
 
 def _on_cpu(run: Run, repeats: int) -> list[float]:
@@ -55,6 +116,16 @@ def _on_cpu(run: Run, repeats: int) -> list[float]:
         run()
         times.append((time.perf_counter() - start) * 1e3)
     return times
+
+
+def card_now() -> str:
+    """Return clocks (MHz), temperature (C) and power (W); empty without nvidia-smi."""
+    command = ["nvidia-smi", f"--query-gpu={CARD}", "--format=csv,noheader", "--id=0"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def kernel_names(run: Run, device: torch.device) -> tuple[str, ...]:

@@ -1,18 +1,18 @@
 """Time settings of the attention kernels on this GPU: `python packages/kernels/benchmarks/tune.py`.
 
 The checked-in settings of each kernel and head width and the candidates around them are timed; each becomes a row of
-`tuning.csv` as soon as it is measured. A candidate that fails, or whose results differ by more than rounding from those
-of the checked-in settings, is recorded and not timed. Nothing else is changed: a better row goes into `tuning/` by hand
-with the limits that the tests check.
+`tuning.csv` as soon as it is measured, and a repeated command goes on after the last row. A candidate that fails, or
+whose results differ by more than rounding from those of the checked-in settings, is recorded and not timed. Nothing
+else is changed: a better row goes into `tuning/` by hand with the limits that the tests check.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +22,8 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "src")]
 
 from checking import evaluate, one_line  # noqa: E402
-from timing import measure  # noqa: E402
+from records import Setting, Table  # noqa: E402
+from timing import measure, own_stream  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import vfm_kernels as vk  # noqa: E402
@@ -35,39 +36,38 @@ GRID = {
     "attention_backward": {"BLOCK": (64, 128), "BLOCK_OTHER": (32, 64), "num_warps": (4, 8), "num_stages": (1, 2)},
 }
 SIZES = {64: (256, 257, 16), 88: (128, 257, 16)}  # head width -> batch, tokens, heads
+UNFINISHED = 75  # exit code: another call is needed
 TOLERANCE = 2e-2  # relative, of bf16 sums in another order
 
 
 def main() -> None:
     """Parse the command line, time the candidates and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=os.environ.get("OUT") or HERE / "results")
     parser.add_argument("--dry-run", action="store_true", help="two candidates at a small size, interpreted on a CPU")
     parser.add_argument("--repeats", type=int, default=50)
-    options = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, with exit code 75")
+    options, started = parser.parse_args(), time.monotonic()
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not torch.cuda.is_available() and not (options.dry_run and interpreted):
         parser.error("expected a CUDA device; TRITON_INTERPRET=1 and --dry-run run on a CPU")
     device = torch.device("cpu" if interpreted else "cuda")
+    own_stream(device)
     options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "tuning.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["kernel", "width", "settings", "milliseconds", "note"])
-        for kernel, width in itertools.product(GRID, SIZES):
-            size = (1, 17, 1) if interpreted else SIZES[width]
-            chosen = candidates(kernel, width, device)
-            for settings, *measured in timings(
-                kernel,
-                width,
-                size,
-                itertools.islice(chosen, 2 if options.dry_run else None),
-                device,
-                1 if interpreted else options.repeats,
-            ):
-                words = " ".join(f"{name}={value}" for name, value in settings.items())
-                writer.writerow([kernel, width, words, *measured])
-                file.flush()
-                print(kernel, width, words, *measured, flush=True)
+    table = Table(options.out / "tuning.csv", Setting)
+    for kernel, width in itertools.product(GRID, SIZES):
+        size = (1, 17, 1) if interpreted else SIZES[width]
+        chosen = list(itertools.islice(candidates(kernel, width, device), 2 if options.dry_run else None))
+        left = [settings for settings in chosen if (kernel, str(width), _words(settings)) not in table]
+        for settings, *measured in timings(kernel, width, size, left, device, 1 if interpreted else options.repeats):
+            table.append(Setting(kernel, str(width), _words(settings), *measured))
+            print(*table.rows[-1].key, *measured, flush=True)
+            if time.monotonic() - started > options.seconds:
+                sys.exit(UNFINISHED)
+
+
+def _words(settings: dict[str, int]) -> str:
+    return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def candidates(kernel: str, width: int, device: torch.device) -> Iterator[dict[str, int]]:
@@ -84,7 +84,7 @@ def timings(
     kernel: str,
     width: int,
     size: tuple[int, int, int],
-    chosen: Iterator[dict[str, int]],
+    chosen: list[dict[str, int]],
     device: torch.device,
     repeats: int,
 ) -> Iterator[tuple[dict[str, int], float | None, str]]:
@@ -95,18 +95,18 @@ def timings(
     )
     backend = "triton_short" if kernel == "attention_short" else "triton_stream"
     backward = kernel == "attention_backward"
-    expected: list[Tensor] | None = None
     row = launch.table_row(kernel, width, launch.architecture(device))
     before = dict(row)
     try:
+        with_checked_in = evaluate(lambda x: vk.attention_packed(x, backend=backend), [qkv]) if chosen else []
         for settings in chosen:
             row.update(settings)
             forget_settings()
             try:
                 results = evaluate(lambda x: vk.attention_packed(x, backend=backend), [qkv])
-                expected = expected or results
                 error = max(
-                    ((a - b).float().norm() / b.float().norm()).item() for a, b in zip(results, expected, strict=True)
+                    ((a - b).float().norm() / b.float().norm()).item()
+                    for a, b in zip(results, with_checked_in, strict=True)
                 )
                 if not error <= TOLERANCE:
                     yield settings, None, f"wrong: relative difference {error:.1e}"

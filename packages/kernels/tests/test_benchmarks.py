@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -70,13 +71,20 @@ def test_ops_and_training_steps_run_at_tiny_sizes_with_inductor(tmp_path, ops):
     assert all(float(row["milliseconds"]) > 0 and float(row["num_bytes"]) > 0 and row["note"] for row in timed)
     assert not [row for row in rows if row["note"].startswith(("wrong", "failed"))]
     assert {row["direction"] for row in timed} == {"forward", "backward"}
-    assert {row["implementation"] for row in timed} >= {"ours", "torch", "torch.compile", "sdpa", "eager"}
+    assert {row["implementation"] for row in timed} == {"torch", "torch.compile", "sdpa", "eager"}
+    refused = {row["implementation"]: row["note"] for row in rows if not row["direction"]}
+    assert refused["ours"] == refused["triton_short"] == "device is cpu; kernels need a CUDA device"
     steps = list(csv.DictReader((tmp_path / "steps.csv").read_text().splitlines()))
-    assert len(steps) == (12 if ops == ALL else 4)
-    assert all(step["milliseconds"] for step in steps), steps
+    assert len(steps) == (24 if ops == ALL else 8)
+    assert {step["way"] for step in steps if step["milliseconds"]} == {
+        "library", "library + padding", "library + torch.compile", "library + padding + torch.compile",
+    }  # fmt: skip
+    assert {step["note"] for step in steps if step["way"].startswith("ours")} == {refused["ours"]}
     page = (tmp_path / "kernels.md").read_text()
     assert "the numbers mean nothing" in page
     assert "- triton_short cannot run: device is cpu" in page
+    run("--tiny", "--repeats", "2", "--out", str(tmp_path), *([] if ops == ALL else ["--only", *ops]))
+    assert list(csv.DictReader((tmp_path / "kernels.csv").read_text().splitlines())) == rows  # nothing is timed again
     assert "xformers cannot run: " in page
 
 
@@ -85,8 +93,6 @@ def test_an_op_or_a_model_is_measured_anew_beside_the_others(runner, tmp_path, m
     numbers = dict.fromkeys(["relative_error", "milliseconds", "roofline_percent", "peak_mib"], 0.1 + 0.2)
     old = numbers | {"note": 'a, "quoted" kernel'}
     kept = [runner.Row(op, "(2)", "forward", "ours", **old) for op in ("swiglu_subln", "siglip_loss")]
-    ops.drop("")
-    models.drop("")
     for row in (kept[0], runner.Row("gather_tokens", "old", "forward", "ours", **old), kept[1]):
         ops.append(row)
     for name in ("EVA-g", "CLIP-L/14"):
@@ -96,7 +102,7 @@ def test_an_op_or_a_model_is_measured_anew_beside_the_others(runner, tmp_path, m
     monkeypatch.setattr(
         runner, "measured_steps", lambda name, *arguments: iter([runner.Step(name, "new", 1.0, peak_mib=1.0)])
     )
-    arguments = ["--only", "gather_tokens", "--steps", "CLIP-L/14", "--out", str(tmp_path)]
+    arguments = ["--only", "gather_tokens", "--steps", "CLIP-L/14", "--out", str(tmp_path), "--again"]
     monkeypatch.setattr(sys, "argv", ["run.py", "--tiny", *arguments])
     runner.main()
     assert runner.Table(tmp_path / "kernels.csv", runner.Row).rows == [*kept, new]
@@ -123,20 +129,24 @@ def test_wrong_and_failing_implementations_are_reported_and_not_timed(runner):
     problem = runner.TINY[0][0](cpu, **runner.TINY[0][1])
     right = problem.implementations["eager"]
     problem.implementations.clear()
-    problem.implementations.update(triton_short=lambda qkv: right(qkv) * 1.1, fa3=lambda qkv: right(qkv.nothing))
+    problem.implementations.update(fa4=lambda qkv: right(qkv) * 1.1, fa3=lambda qkv: right(qkv.nothing))
     errors, roof = runner.check(problem), runner.Roof(1e9, 1e9)
     rows = [row for row in runner._rows(problem, errors, roof, cpu, 2) if row.direction]
     assert [row.note.partition(":")[0] for row in rows] == ["wrong", "wrong", "failed", "failed"]
     assert all(row.milliseconds is None for row in rows)
 
 
-def test_ours_must_be_bit_equal_on_repeat(runner):
+def test_ours_must_launch_our_kernels_repeat_its_bits_and_read_nothing(runner):
+    """On a CPU nothing is launched, so whatever stands for ours is another implementation."""
     problem = runner.TINY[0][0](torch.device("cpu"), **runner.TINY[0][1])
-    right, noise = problem.implementations["eager"], iter([1.0, 1.0, 1.01])
+    right, noise = problem.implementations["eager"], itertools.count(1)
+    no_launch = "failed: it launched none of our kernels, so another implementation ran"
+    problem.implementations["triton_stream"] = right
+    assert runner.check(problem)["triton_stream"] == no_launch
     problem.implementations["triton_stream"] = lambda qkv: right(qkv) * next(noise)
-    assert runner.check(problem)["triton_stream"].relative < 1e-2
-    problem.implementations["triton_stream"] = lambda qkv: right(qkv) * next(noise, 1.0)
-    assert runner.check(problem)["triton_stream"] == "failed: it is not bit-equal on repeat"
+    assert runner.check(problem)["triton_stream"] == f"{no_launch}; it is not bit-equal on repeat"
+    problem.implementations["triton_stream"] = lambda qkv: right(qkv) * (1 + 0 * qkv[0, 0, 0, 0, 0].item())
+    assert runner.check(problem)["triton_stream"] == f"{no_launch}; the host waits in _local_scalar_dense"
 
 
 def test_a_failure_while_measuring_ends_only_its_row(runner, tmp_path):
@@ -157,9 +167,14 @@ def test_a_failure_while_measuring_ends_only_its_row(runner, tmp_path):
     assert all(row.milliseconds for row in rows if row.implementation == "eager")
 
 
-def test_rows_are_on_disk_when_they_are_measured(runner, tmp_path, monkeypatch):
-    row = runner.Row("info_nce", "(2)", "forward", "ours", 1e-3, 2.0, roofline_percent=9.0, peak_mib=1.0, note="kernel")
+@pytest.fixture
+def row(runner):
+    return runner.Row(
+        "info_nce", "(2)", "forward", "ours", 1e-3, 2.0, roofline_percent=9.0, peak_mib=1.0, note="kernel"
+    )
 
+
+def test_rows_are_on_disk_when_they_are_measured(runner, row, tmp_path, monkeypatch):
     def killed(*arguments):
         yield row
         raise KeyboardInterrupt
@@ -170,6 +185,48 @@ def test_rows_are_on_disk_when_they_are_measured(runner, tmp_path, monkeypatch):
         runner.main()
     assert runner.Table(tmp_path / "kernels.csv", runner.Row).rows == [row]
     assert "2.000" in (tmp_path / "kernels.md").read_text()
+
+
+def test_a_part_stops_in_time_and_goes_on_where_it_stopped(runner, tmp_path):
+    command = [sys.executable, FOLDER / "run.py", "--tiny", "--repeats", "2", "--only", "matmul", "--out", tmp_path]
+    stopped = subprocess.run([*command, "--seconds", "0"], capture_output=True, text=True)
+    assert (stopped.returncode, stopped.stdout) == (75, "stopped after 0 s; the same command measures the rest\n")
+    first = (tmp_path / "kernels.csv").read_text()
+    assert first.count("\n") == 2  # the head and a row
+    with (tmp_path / "kernels.csv").open("a") as file:
+        file.write("matmul,half of a line")  # as a stop within a write leaves it
+    run(*map(str, command[2:]))
+    assert (tmp_path / "kernels.csv").read_text().startswith(first)
+    rows = runner.Table(tmp_path / "kernels.csv", runner.Row).rows
+    assert [row.direction for row in rows] == ["forward", "backward"]
+
+
+def test_a_full_disk_ends_the_run_and_loses_no_row(runner, row, tmp_path):
+    """A limit on the size of files stands for a full disk: the write that crosses it is cut off."""
+    table = runner.Table(tmp_path / "kernels.csv", runner.Row)
+    table.append(row)
+    size = (tmp_path / "kernels.csv").stat().st_size
+    code = (
+        "import resource, sys; from pathlib import Path; from records import Row, Table\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size + 20}, {size + 20}))\n"
+        "Table(Path(sys.argv[1]), Row).append(Row('info_nce', '(3)', 'forward', 'ours', 1.0, 2.0))"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "kernels.csv"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("File too large; make room and repeat the command to go on")
+    assert (tmp_path / "kernels.csv").stat().st_size == size + 20
+    assert runner.Table(tmp_path / "kernels.csv", runner.Row).rows == [row]
+
+
+def test_failed_rows_are_measured_again(runner, row, tmp_path):
+    table = runner.Table(tmp_path / "kernels.csv", runner.Row)
+    failed = runner.Row("info_nce", "(2)", "backward", "ours", note="failed: OutOfMemoryError: CUDA out of memory")
+    for each in (row, failed):
+        table.append(each)
+    again = runner.Table(tmp_path / "kernels.csv", runner.Row)
+    assert row.key in again
+    assert failed.key not in again
 
 
 def test_a_folder_has_the_results_of_one_card(runner, tmp_path):
@@ -187,14 +244,14 @@ def test_ours_is_compared_with_the_best_of_the_others_and_with_the_roofline(runn
     def row(name: str, milliseconds: float):
         where, times = ("attention", "(1)", "forward", name), timing(milliseconds, 1.0, 2.0, 2**21, ("kernel_name",))
         return importlib.import_module("records").Row.of(
-            where, 1e-3, times, (3e9, 1.0), runner.Roof(3e12, 1e12).milliseconds(3e9, 1.0)
+            where, 1e-3, 1, times, (3e9, 1.0), runner.Roof(3e12, 1e12).milliseconds(3e9, 1.0)
         )
 
     rows = [row("triton_short", 2.0), row("fa3", 5.0), row("sdpa_flash", 4.0)]
     page.write(tmp_path / "kernels.md", {"card": "none"}, rows, [])
     lines = (tmp_path / "kernels.md").read_text().splitlines()
-    assert "| (1) | forward | triton_short | 2.000 | 50 % | 2 | 2.00x | 1.0e-03 | kernel_name |" in lines
-    assert "| (1) | forward | fa3 | 5.000 | 20 % | 2 |  | 1.0e-03 | kernel_name |" in lines
+    assert "| (1) | forward | triton_short | 2.000 |  | 50 % | 2 | 2.00x | 1.0e-03 | kernel_name |" in lines
+    assert "| (1) | forward | fa3 | 5.000 |  | 20 % | 2 |  | 1.0e-03 | kernel_name |" in lines
 
 
 @pytest.mark.slow
@@ -233,10 +290,39 @@ def test_a_part_that_fails_or_hangs_is_recorded_and_the_others_run(tmp_path, mon
     monkeypatch.setattr(first, "PARTS", tuple(parts))
     monkeypatch.setattr(first, "LIMIT", 5)
     monkeypatch.setattr(sys, "argv", ["gpu_first.py", "--dry-run", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="2 of 3 parts failed: fails, hangs"):
+    with pytest.raises(SystemExit, match="2 of 3 parts have not ended well: fails, hangs"):
         first.main()
     record = json.loads((tmp_path / "gpu_first.json").read_text())
     assert {name: each["ended"] for name, each in record.items()} == {
         "fails": "exit code 3", "hangs": "stopped after 5 s", "works": "well",
     }  # fmt: skip
     assert (record["fails"]["tail"], record["hangs"]["tail"]) == ("half\n", "begun\n")
+    (tmp_path / "works.py").unlink()
+    (tmp_path / "fails.py").write_text("print('mended')")
+    with pytest.raises(SystemExit, match="1 of 3 parts have not ended well: hangs"):
+        first.main()  # what ended well is not run again
+    assert json.loads((tmp_path / "gpu_first.json").read_text())["fails"]["ended"] == "well"
+
+
+def test_parts_without_their_packages_are_left_out_and_time_that_is_up_ends_the_rest(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    first = importlib.import_module("gpu_first")
+    (tmp_path / "works.py").write_text("import vfm_kernels; print(vfm_kernels.__file__)")
+    (tmp_path / "goes_on.py").write_text("import sys; sys.exit(75)")
+    works = (str(tmp_path / "works.py"),)
+    goes_on = first.Part("goes on", (str(tmp_path / "goes_on.py"),), writes=False)
+    parts = (first.Part("needy", works, writes=False, needs=("no_such_package",)), goes_on)
+    monkeypatch.setattr(first, "PARTS", (*parts, first.Part("works", works, writes=False)))
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    monkeypatch.setattr(sys, "argv", ["gpu_first.py", "--dry-run"])
+    with pytest.raises(SystemExit, match="1 of 3 parts have not ended well: goes on"):
+        first.main()
+    record = json.loads((tmp_path / "out/gpu_first.json").read_text())
+    assert record["needy"]["ended"] == "left out: no_such_package not installed"
+    assert record["goes on"]["ended"] == "unfinished; the same command goes on"
+    assert record["works"]["tail"] == f"{first.SOURCES}/vfm_kernels/__init__.py\n"
+    monkeypatch.setattr(sys, "argv", ["gpu_first.py", "--dry-run", "--minutes", "0.1"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="1 of 3"):
+        first.main()
+    assert capsys.readouterr().out == "needy: not begun, the time is up; the same command goes on\n"

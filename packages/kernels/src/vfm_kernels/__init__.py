@@ -1,5 +1,7 @@
 """Mathematics that vfm's methods share: masks, token operations, losses and kernels for vision transformers."""
 
+from typing import TYPE_CHECKING, Any
+
 from vfm_kernels.dispatch.dispatch import Kernels, not_supported_reasons, use_kernels
 from vfm_kernels.layers.accelerate import Acceleration, accelerate, accelerated, subset_drop_path
 from vfm_kernels.layers.add_layer_norm import add_layer_norm
@@ -22,8 +24,10 @@ from vfm_kernels.multihead.attention import attention, attention_packed
 from vfm_kernels.multihead.explain import explain
 from vfm_kernels.tokens.drop_path import residual_of_subset
 from vfm_kernels.tokens.embedding import mask_tokens
-from vfm_kernels.tokens.masking import block_mask, block_mask_exact, random_mask
 from vfm_kernels.tokens.tokens import gather_tokens, masked_index, patch_dropout_index, scatter_tokens
+
+if TYPE_CHECKING:
+    from vfm_kernels.tokens.masking import block_mask, block_mask_exact, random_mask
 
 __all__ = [
     "Acceleration",
@@ -66,3 +70,12 @@ __all__ = [
     "token_cosine",
     "use_kernels",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the masks on first use: they need NumPy, and the kernels work with torch alone."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from vfm_kernels.tokens import masking
+
+    return getattr(masking, name)

@@ -17,6 +17,11 @@ if not INTERPRETED and not torch.cuda.is_available():
     collect_ignore_glob = ["test_*.py"]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Inductor recommends TF32, which these comparisons of fp32 must not use.
+    config.addinivalue_line("filterwarnings", "ignore:TensorFloat32 tensor cores for float32:UserWarning")
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """Return the device of the kernels."""

@@ -55,10 +55,12 @@ def test_twenty_repeats_are_bit_equal(build, dtype):
         assert_equal(evaluate(case.op, case.inputs), first)
 
 
-def test_inputs_that_are_views_between_poisoned_values(build):
-    """Strides that no power of two divides, and NaN in what must not be read."""
+def test_inputs_that_are_views_between_poisoned_values(agrees, build):
+    """Strides that no power of two divides, and NaN in what must not be read.
+
+    Other strides are another compiled kernel, whose sums and products may be fused otherwise: not the same bits.
+    """
     case = build()
-    expected = evaluate(case.op, case.inputs)
     views = []
     for value in case.inputs:
         if value.ndim < 2:
@@ -68,7 +70,7 @@ def test_inputs_that_are_views_between_poisoned_values(build):
         view = buffer[..., 1:-2, :]
         view.copy_(value)
         views.append(view)
-    assert_equal(evaluate(case.op, views), expected)
+    agrees(case.op, case.plain, views)
 
 
 def test_an_empty_batch(build, request):
@@ -97,13 +99,12 @@ def test_autocast_keeps_the_results(build, device):
     assert_equal(evaluate(under_autocast, case.inputs), expected)
 
 
-def test_a_whole_graph_compiles(build):
+def test_a_whole_graph_compiles(agrees, build):
+    """Inductor fuses products and sums around the kernels, so the bits may differ from those of eager calls."""
     case = build()
     backend = "aot_eager" if INTERPRETED else "inductor"
     torch.compiler.reset()
-    assert_equal(
-        evaluate(torch.compile(case.op, fullgraph=True, backend=backend), case.inputs), evaluate(case.op, case.inputs)
-    )
+    agrees(torch.compile(case.op, fullgraph=True, backend=backend), case.plain, case.inputs)
 
 
 @only_gpu

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vfm_kernels.launches import RECORDS
+
 LIMITS = ("registers", "shared_bytes")  # entries of a row that are limits, not settings
 # First capability -> table. Ada (8.9) and Blackwell's consumer cards (12.0) have Ampere's matrix products.
 TABLES = {(8, 0): "sm80", (9, 0): "sm90", (10, 0): "sm100", (12, 0): "sm120"}
@@ -63,6 +65,8 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments:
     """
     if 0 in grid:
         return
+    for record in RECORDS:
+        record.append(kernel.__name__)
     addresses, key = 0, [id(kernel), grid, device, *constants.values()]
     for argument in arguments:
         if isinstance(argument, Tensor):
