@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from cli_world import Outcome, run_here, toys
 from train_toy import Samples, plan, train
+from vfm.flow.listeners.listeners import JsonLinesListener
 from vfm.flow.records import input_changes
 from vfm.flow.records.manifest import read_manifest
-from vfm.interfaces import Event, damaged_lines, stamped
+from vfm.interfaces import Event
 from vfm.storage import fingerprints
+from vfm.storage.chained_lines import START, broken_lines, chained, end_of_chain
 from vfm.storage.fingerprints import BLOCK, NUM_BLOCKS
 from vfm.storage.integrity import seal
 
@@ -186,14 +191,53 @@ def test_every_byte_of_a_large_file_is_compared_with_the_last_time(
     assert f"{file}: changed in bytes that its fingerprint leaves out: {file}; behind toy.read-00000000" in done.err
 
 
+def damaged_lines(lines: list[bytes]) -> list[int]:
+    return broken_lines(lines)[0]
+
+
 def test_any_flipped_bit_of_an_event_is_noticed() -> None:
     lines = [Event("log", "a", {"message": text}).to_json().encode() for text in ("ä", "one")]
     assert damaged_lines([line + b"\n" for line in lines]) == []  # of an older version
-    whole = [stamped(line) for line in lines]
-    assert damaged_lines([lines[0] + b"\n", *whole]) == []
+    first, end = chained(lines[0], START)
+    whole = [first, chained(lines[1], end)[0]]
+    late = chained(lines[1], (1, hashlib.sha256(lines[0] + b"\n").hexdigest()))[0]
+    assert damaged_lines([lines[0] + b"\n", late]) == []
+    assert damaged_lines([whole[0], whole[1], whole[1]]) == [3]
     assert Event.from_json(whole[1].decode()).data == {"message": "one"}
-    for bit in range(8 * len(whole[1])):
-        damaged = bytearray(whole[1])
-        damaged[bit // 8] ^= 1 << bit % 8
-        assert damaged_lines([whole[0], bytes(damaged)]) == [2]
-        assert damaged_lines([bytes(damaged), whole[0]]) == [1]  # also where an older version may have written it
+    for number, line in enumerate(whole):  # the first also where an older version may have written it
+        for bit in range(8 * len(line)):
+            damaged = bytearray(line)
+            damaged[bit // 8] ^= 1 << bit % 8
+            assert number + 1 in damaged_lines([*whole[:number], bytes(damaged), *whole[number + 1 :]])
+
+
+def test_several_runs_that_append_at_once_continue_one_chain(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    listeners = [JsonLinesListener(file) for _ in range(3)]
+    turns = random.Random(0).choices(range(3), k=300)
+
+    def append(listener: int) -> None:
+        for number in range(turns.count(listener)):
+            listeners[listener].vfm_event(Event("log", str(listener), {"message": str(number)}))
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(append, range(3)))
+    for listener in listeners:
+        listener.close()
+    lines = file.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 300
+    assert broken_lines(lines, end_of_chain(file)) == ([], True)
+    assert end_of_chain(file)[0] == 300
+
+
+def test_the_chain_goes_on_after_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    for message in ("one", "x" * 100_000, "three", "four"):
+        listener = JsonLinesListener(file)
+        listener.vfm_event(Event("log", None, {"message": message}))
+        listener.close()
+        if message == "three":
+            os.truncate(file, file.stat().st_size - 30)
+    lines = file.read_bytes().splitlines(keepends=True)
+    assert broken_lines(lines, end_of_chain(file)) == ([3], True)
+    assert Event.from_json(lines[3].decode()).data == {"message": "four"}

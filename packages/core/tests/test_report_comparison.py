@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import toy_plugin
 import vfm
+from vfm.cli.command import app
 from vfm.eval.encode.scored_items import ITEMS_FILE, read_items, write_items
 from vfm.flow.execution.run import run_plan
 from vfm.flow.listeners.listeners import JsonLinesListener
@@ -96,11 +97,11 @@ def test_the_command_compares_and_refuses_a_run_twice(tmp_path: Path, monkeypatc
     folders = [go(tmp_path / "store"), go(tmp_path / "store", "g.skill=0.9")]
     with pytest.raises(UserError, match="expected different runs to compare, got r@1 twice"):
         vfm.draw_report([folders[0], folders[0]], out=tmp_path / "page.html")
-    done = CliRunner().invoke(vfm.cli.command.app, ["report", "r@1", "r@2"])
+    done = CliRunner().invoke(app, ["report", "r@1", "r@2"])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "comparison.html").is_file()
     own = folders[0] / "report.html"
-    assert CliRunner().invoke(vfm.cli.command.app, ["report", "r@1", "r@2", "--out", str(own)]).exit_code == 0
+    assert CliRunner().invoke(app, ["report", "r@1", "r@2", "--out", str(own)]).exit_code == 0
     assert not is_current(folders[0]), "a comparison is not the page of its first run"
 
 

@@ -247,7 +247,7 @@ def step(
     on_wait = partial(_log, send, loaded.stage.name)
     try:
         with loaded.slot.lock(on_wait) if takes_lock else in_use:
-            if takes_lock and loaded.slot.status == "cached":
+            if takes_lock and loaded.status == "cached":
                 raise UserError(f"{loaded.slot.name} is already finished: another run made it")
             run_step(loaded, send)
     except (UserError, OSError) as error:

@@ -77,9 +77,7 @@ def _verify_files(store: Path) -> list[str]:
         for checked in folders:
             lines = checked.verify(read.add)
             problems += lines
-            state = "not hashed" if checked.known is None else "[green]good[/]"
-            if lines:
-                state = f"[red]damaged: {len(lines)}[/]"
+            state = f"[red]damaged: {len(lines)}[/]" if lines else checked.state.replace("good", "[green]good[/]")
             name = checked.folder.relative_to(store) if checked.folder != store else checked.folder
             table.add_row(escape(str(name)), f"{len(checked.known or ()):,}", f"{checked.num_bytes:,}", state)
     console.print(table)

@@ -34,7 +34,7 @@ from .evaluation import (
     check_evaluations as check_evaluations,
     short_name as short_name,
 )
-from .events import Event as Event, damaged_lines as damaged_lines, stamped as stamped
+from .events import Event as Event
 from .hookspecs import hookimpl as hookimpl
 from .methods import (
     ClipPostTraining as ClipPostTraining,

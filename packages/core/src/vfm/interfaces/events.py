@@ -19,16 +19,11 @@ Types, and the keys of `data`:
 from __future__ import annotations
 
 import json
-import re
 import time
-import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-CRC_KEY = "crc32"  # last key of a line in a file: a checksum of the rest of the line
-_STAMP = re.compile(rb', "crc32": "([0-9a-f]{8})"\}\n?\Z')
-_DAMAGED_STAMP = re.compile(rb', "(crc32": "[^"]{8}|[^"]{5}": "[0-9a-f]{8})"\}\n?\Z')
+from vfm.storage.chained_lines import CHAIN_KEY, CRC_KEY
 
 
 @dataclass(frozen=True)
@@ -55,39 +50,9 @@ class Event:
         """
         try:
             record = json.loads(line)
-            record.pop(CRC_KEY, None)
+            for key in (CHAIN_KEY, CRC_KEY):
+                record.pop(key, None)
             moment, kind, stage = float(record.pop("t")), record.pop("type"), record.pop("stage")
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"expected an event, got {line[:60]!r}") from error
         return cls(kind, stage, record, moment)
-
-
-def stamped(line: bytes) -> bytes:
-    """Convert a line of `to_json` to the form used in files: with its CRC-32 and a newline."""
-    return b'%s, "%s": "%08x"}\n' % (line[:-1], CRC_KEY.encode(), zlib.crc32(line))
-
-
-def damaged_lines(lines: Iterable[bytes]) -> list[int]:
-    """Find the lines of a file that `stamped` did not write, and return their numbers, from 1.
-
-    The first lines may be of an older version without checksums. They must be JSON.
-    """
-    damaged, checked = [], False
-    for number, line in enumerate(lines, start=1):
-        stamp = _STAMP.search(line)
-        if stamp:
-            checked = True
-            whole = line.endswith(b"\n") and b"%08x" % zlib.crc32(line[: stamp.start()] + b"}") == stamp[1]
-        else:
-            whole = not checked and not _DAMAGED_STAMP.search(line) and _is_json(line)
-        if not whole:
-            damaged.append(number)
-    return damaged
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True

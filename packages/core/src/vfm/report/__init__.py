@@ -1,7 +1,8 @@
 """The report of a run: one HTML file, drawn from the files of its stages."""
 
+from vfm.flow.records.runs import REPORT_FILE
 from vfm.report.live import present_summary
-from vfm.report.page import REPORT_FILE, current_report, is_current, report_of_run, write_report
+from vfm.report.page import current_report, is_current, report_of_run, write_report
 from vfm.report.results import SeedSummary
 from vfm.report.run_summary import RunSummary, StageEntry, summary_of_run
 

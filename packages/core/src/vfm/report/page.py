@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from vfm.base import UserError, how_to_install, number_format, redacted
+from vfm.flow.records.runs import REPORT_FILE
 from vfm.interfaces import ImagesPanel, LinesPanel
 from vfm.report.conclusions import ReportedComparison, conclusions, corrections
 from vfm.report.first_screen import first_panels, main_results
@@ -27,12 +28,12 @@ from vfm.report.result_table import ResultTable, corrected_tables, report_table,
 from vfm.report.run_summary import RunSummary, StageEntry, hash_of_record, summary_of_run
 from vfm.report.text import shown
 from vfm.report.theme import DASHES, THEME, color
+from vfm.storage.integrity import sealed_page
 from vfm.storage.publishing import write_file
 
 if TYPE_CHECKING:  # `drawing` imports matplotlib, an optional extra
     from vfm.report.drawing import Drawing
 
-REPORT_FILE = "report.html"
 FOLDER = Path(__file__).parent  # folder of the templates, the style and the script
 MAX_YAML_LINES = 300
 NOUNS = {"lines": "chart", "bars": "chart", "table": "table", "images": "image", "text": "text"}
@@ -210,7 +211,8 @@ def render(
         script=script,
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
     )
-    write_file(path, page.encode(errors="replace"), durable=False)  # a path may contain bytes that are not valid text
+    content = page.encode(errors="replace")  # a path may contain bytes that are not valid text
+    write_file(path, sealed_page(content), durable=False)
 
 
 def as_yaml(value: object) -> str:

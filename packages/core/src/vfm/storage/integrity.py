@@ -30,6 +30,7 @@ BLOCK = 1 << 20  # bytes read at a time
 IN_THREADS = 1 << 24  # bytes from which files are hashed in several threads: SHA-256 takes a second per 2 GB
 MUCH = 1 << 32  # bytes that take long enough to read to be announced
 _SEAL_AT_END = re.compile(rb'"(?P<key>[^"]*)": "(?P<hash>[0-9a-f]{64})"\s*\}\s*\Z')
+_PAGE_SEAL = re.compile(rb"\n<!-- sha256: (?P<hash>[0-9a-f]{64}) -->\n\Z")
 _ZEROS = b"0" * 64
 _checked: dict[str, int] = {}  # folder -> hash of the state of its files when their hashes were last compared
 
@@ -70,6 +71,17 @@ def read_sealed(file: Path, *keys: str) -> dict[str, Any]:
         raise UserError(f"{file}: not as it was written: expected its SHA-256 at the end")
     record.pop(SEAL, None)
     return record
+
+
+def sealed_page(page: bytes) -> bytes:
+    """Append a comment with the SHA-256 of an HTML page."""
+    return b"%s\n<!-- sha256: %s -->\n" % (page, hashlib.sha256(page).hexdigest().encode())
+
+
+def page_is_whole(page: bytes) -> bool:
+    """Check whether a page is as `sealed_page` wrote it."""
+    match = _PAGE_SEAL.search(page)
+    return match is not None and hashlib.sha256(page[: match.start()]).hexdigest().encode() == match["hash"]
 
 
 def known_files(record: Mapping[str, Any], file: Path) -> Known | None:
@@ -193,6 +205,26 @@ def _state(folder: Path, known: Known) -> int | None:
     except OSError:
         return None
     return hash((*known.items(), *states))
+
+
+def unlisted(folder: Path, known: Known, without: Iterable[str]) -> list[str]:
+    """Describe each file or link in a folder that its record does not list, in one line each.
+
+    Args:
+        folder: the folder.
+        known: its files.
+        without: files, and folders with all their files, that are not listed.
+    """
+    left_out, lines = {Path(name) for name in without}, []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if left_out & {name, *name.parents}:
+            continue
+        if path.is_symlink():
+            lines.append(f"{path}: expected a file or a folder, got a link; remove it")
+        elif not path.is_dir() and name.as_posix() not in known:
+            lines.append(f"{path}: not in the manifest: it was not there when the artifact was made; remove it")
+    return lines
 
 
 def _size_problem(file: Path, size: int) -> str:

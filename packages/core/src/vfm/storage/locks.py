@@ -66,6 +66,25 @@ def share_lock(descriptor: int) -> None:
     fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 
+def open_lock(file: Path) -> int:
+    """Open a lock file for `exclusive`, creating it if it is missing, and return its descriptor.
+
+    Raises:
+        UserError: If it is a link, or not a regular file.
+    """
+    return _open(file, os.O_RDWR | os.O_CREAT)
+
+
+@contextmanager
+def exclusive(descriptor: int) -> Iterator[None]:
+    """Hold the lock of an open file alone, after waiting for any other holder: for work of milliseconds."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
 def is_locked(file: Path) -> bool:
     """Check whether a process holds the lock of a file, alone or shared.
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from vfm.base import UserError
 from vfm.flow.execution.subprocesses import Job, Send, python_command, run_subprocess, signals_forwarded
 from vfm.flow.plan.plan import Step, check_identity
+from vfm.flow.plan.roots import ROOTS
 from vfm.flow.plan.store import STEP_FILE, Slot
 from vfm.flow.records.manifest import EventNotes, build_manifest
 from vfm.interfaces import Context, Evaluation, Event, LeftToFirst, Stage, unknown_kind
@@ -38,6 +39,7 @@ def write_step(step: Step) -> Path:
         "stage": step.stage.model_dump(mode="json"),  # for the comparison by `vfm plan`
         "identity": step.identity,
         "inputs": step.inputs,
+        ROOTS: step.roots(),
         "folders": {ref: str(path) for ref, path in step.folders.items()},
         "fingerprints": step.fingerprints,
         "slot": {"root": str(step.slot.root.resolve()), "name": step.slot.name},
@@ -49,6 +51,8 @@ def write_step(step: Step) -> Path:
 def _check_work(step: Step) -> None:
     """Check that a work folder is not another stage's, since its name only has eight digits of the identity.
 
+    Partial results that were computed from other inputs are removed.
+
     Raises:
         UserError: If it is another stage's.
     """
@@ -57,6 +61,8 @@ def _check_work(step: Step) -> None:
     except UserError:  # missing or damaged: it is written again
         return
     check_identity(step, str(record["identity"]), step.slot.work)
+    if record.get(ROOTS, step.roots()) != step.roots():
+        shutil.rmtree(step.slot.work)
 
 
 def read_step(work: Path, known: Mapping[str, type[Stage]]) -> Step:
@@ -181,8 +187,9 @@ def run_step(step: Step, send: Send) -> None:
         send(event)
 
     context = Context(stage.name, slot.part, slot.work, step.folders, note_and_send)
-    begun = time.monotonic()
+    begun, roots = time.monotonic(), step.roots()
     artifact = stage.run(context)
     if not isinstance(artifact, type(stage).makes):
         raise TypeError(f"{stage.kind}: expected a {type(stage).makes.__name__}, got a {type(artifact).__name__}")
-    slot.publish(build_manifest(step, artifact, context, notes, time.monotonic() - begun), without=artifact.caches)
+    manifest = build_manifest(step, artifact, context, notes, time.monotonic() - begun, roots)
+    slot.publish(manifest, without=artifact.caches)

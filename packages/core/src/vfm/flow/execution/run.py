@@ -19,8 +19,8 @@ from vfm.flow.plan.plan import Step
 from vfm.flow.plan.store import Store
 from vfm.flow.recipe.recipe import Recipe
 from vfm.flow.records.manifest import read_manifest
-from vfm.flow.records.run_record import after_rerun, record_of
-from vfm.flow.records.runs import RUN_FILE, open_run, write_record
+from vfm.flow.records.run_record import after_rerun, commitments, record_of
+from vfm.flow.records.runs import EVENTS_FILE, RUN_FILE, open_run, write_record
 from vfm.interfaces import Event, Preempted, Preflight, Training
 from vfm.storage.integrity import read_sealed
 
@@ -196,6 +196,7 @@ def _record(recipe: Recipe, result: RunResult, store: Store, started: float, *, 
     with suppress(UserError):  # a damaged file is replaced
         before = read_sealed(result.directory / RUN_FILE)
     record = record_of(recipe, result.steps, store.root, started, round(result.seconds, 2))
+    record |= commitments(result.steps, result.directory / EVENTS_FILE)
     record = after_rerun(record, before, made=any_ran)
     if record != before:
         write_record(result.directory, record)

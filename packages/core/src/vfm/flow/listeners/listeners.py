@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,8 +18,9 @@ from rich.progress import Progress, TaskID
 
 from vfm.base import PERCENT_UNITS, UserError, quantity, redacted
 from vfm.flow.listeners.progress_bar import Pace, clock_time, progress_display
-from vfm.interfaces import Event, hookimpl, stamped
-from vfm.storage.locks import share_lock
+from vfm.interfaces import Event, hookimpl
+from vfm.storage.chained_lines import START, chained, end_of_open
+from vfm.storage.locks import exclusive, open_lock, share_lock
 
 
 def number(value: Any) -> str:
@@ -137,24 +139,40 @@ class ConsoleListener:
 
 
 class JsonLinesListener:
-    """Appends every event to a file, one JSON object per line."""
+    """Appends every event to a file, one JSON object per line, each in a chain with all earlier lines."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink() or (path.exists() and not path.is_file()):  # opening a FIFO would wait for its reader
             raise UserError(f"{path}: expected a regular file for the events, got a link or something else; remove it")
         # Unbuffered: each line is one write, so that several runs can append, and no line is lost on a full disk.
-        self.stream = path.open("ab", buffering=0)
+        self.stream = path.open("ab+", buffering=0)
         share_lock(self.stream.fileno())  # others check this lock to see that the run has not ended
+        self.turns = open_lock(path.with_name(f".{path.name}.lock"))
+        self.size, self.end = -1, START
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:
         """Write the event as a line."""
-        self.stream.write(stamped(event.to_json().encode(errors="backslashreplace")))
+        with exclusive(self.turns):  # several runs may append, and each line continues the chain
+            if os.fstat(self.stream.fileno()).st_size != self.size:
+                self._catch_up()
+            line, end = chained(event.to_json().encode(errors="backslashreplace"), self.end)
+            if self.stream.write(line) == len(line):
+                self.size, self.end = self.size + len(line), end
+
+    def _catch_up(self) -> None:
+        """Find the end of the file, to which another run may have appended."""
+        descriptor = self.stream.fileno()
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # a line that was cut off on a full disk
+            size += self.stream.write(b"\n")
+        self.size, self.end = size, end_of_open(descriptor)
 
     def close(self) -> None:
         """Close the file."""
         self.stream.close()
+        os.close(self.turns)
 
 
 class PipeListener:

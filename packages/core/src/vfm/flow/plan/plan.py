@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vfm.base import UserError, decisive_settings
+from vfm.flow.plan.roots import manifest_of, origin_of
 from vfm.flow.plan.store import Slot, Store
 from vfm.flow.recipe.recipe import Recipe
 from vfm.interfaces import MANIFEST_FILE, ImageDataset, Ref, Report, Stage, refs
@@ -35,8 +36,21 @@ class Step:
 
     @property
     def status(self) -> str:
-        """Current status: `cached`, `resume` or `new`."""
-        return self.slot.status
+        """Current status: `cached`, `resume` or `new`. A result of other inputs than the present ones is `new`."""
+        status = self.slot.status
+        return "new" if status == "cached" and self.changed_inputs() else status
+
+    def roots(self) -> dict[str, str]:
+        """Look up the roots of the existing inputs, by identity."""
+        roots = {self.inputs[ref]: origin_of(folder).root for ref, folder in self.folders.items()}
+        return {identity: root for identity, root in roots.items() if root}
+
+    def changed_inputs(self) -> list[str]:
+        """List the inputs that have other roots now than when the published artifact was computed from them."""
+        before = origin_of(self.slot.artifact).roots if self.folders else {}
+        now = self.roots() if before else {}
+        changed = {identity for identity in before.keys() & now.keys() if before[identity] != now[identity]}
+        return [ref for ref, identity in self.inputs.items() if identity in changed]
 
 
 def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = lambda line: None) -> list[Step]:
@@ -107,31 +121,36 @@ def check_identity(step: Step, identity: str, folder: Path) -> None:
         UserError: If the folder belongs to another identity.
     """
     if identity != step.identity:
-        raise UserError(
-            f"{folder}: expected the identity {step.identity} of {step.stage.name}, got {identity}, which begins with"
-            " the same eight digits: use another store for this recipe"
+        same = identity[:8] == step.identity[:8]
+        cure = (
+            "which begins with the same eight digits: use another store for this recipe"
+            if same
+            else f"so it is not the artifact of this name: remove {folder} to make it again"
         )
+        raise UserError(f"{folder}: expected the identity {step.identity} of {step.stage.name}, got {identity}, {cure}")
 
 
 def _problems(step: Step) -> list[str]:
     """Explain why a published artifact cannot be the result of a step, one line each."""
     folder = step.slot.artifact
-    if step.status != "cached":
+    if step.slot.status != "cached":
         return []
     try:
-        manifest = read_sealed(folder / MANIFEST_FILE, "identity")
+        manifest = manifest_of(folder)
         check_identity(step, str(manifest["identity"]), folder)
     except UserError as error:
         return [str(error)]
-    return [*_wrong_files(folder), *_moved(step, manifest.get("sources") or {})]
+    return [*_wrong_sizes(folder, manifest), *_moved(step, manifest.get("sources") or {})]
 
 
 def _wrong_files(folder: Path) -> list[str]:
     """List each file of a saved artifact that is missing or has another size than in its manifest, one line each."""
     file = folder / MANIFEST_FILE
-    if not file.is_file():
-        return []
-    lines = wrong_sizes(folder, known_files(read_sealed(file), file) or {})
+    return _wrong_sizes(folder, read_sealed(file)) if file.is_file() else []
+
+
+def _wrong_sizes(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    lines = wrong_sizes(folder, known_files(manifest, folder / MANIFEST_FILE) or {})
     return [f"{line}; remove {folder} to make it again" for line in lines]
 
 

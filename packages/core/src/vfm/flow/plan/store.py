@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from vfm.base import UserError, redacted
+from vfm.flow.plan.roots import CACHES, ROOT, root_of
 from vfm.interfaces import FACTS_FILE, MANIFEST_FILE
 from vfm.storage.integrity import FILES, hash_folder, seal
 from vfm.storage.locks import is_locked, locked, shared
@@ -83,8 +84,12 @@ class Slot:
             manifest: how the artifact was made. Sizes and hashes of its files are added.
             without: files and folders that are not hashed, since they may change later.
         """
-        files = hash_folder(self.part, without=(MANIFEST_FILE, *without))
-        (self.part / MANIFEST_FILE).write_bytes(seal({**redacted(manifest), FILES: files}))
+        caches, file = sorted(without), self.part / MANIFEST_FILE
+        hashes = {CACHES: caches, FILES: hash_folder(self.part, without=(MANIFEST_FILE, *caches))}
+        record = redacted(manifest)
+        file.write_bytes(seal({**record, ROOT: root_of({**record, **hashes}, file), **hashes}))
+        if self.artifact in self.folders:  # it was computed from other inputs
+            self.artifact.rename(self.work / "replaced")
         publish_folder(self.part, self.artifact)
         shutil.rmtree(self.work, ignore_errors=True)
 

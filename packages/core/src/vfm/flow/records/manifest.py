@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from vfm.base import UserError
 from vfm.flow.plan.plan import Step
+from vfm.flow.plan.roots import ROOTS
 from vfm.interfaces import MANIFEST_FILE, Artifact, Context, Event, Report, Stage, Training, refs
 from vfm.storage.fingerprints import located
 from vfm.storage.integrity import read_sealed, seal
@@ -76,9 +78,14 @@ class EventNotes:
 
 
 def build_manifest(
-    step: Step, artifact: Artifact, context: Context, notes: EventNotes, seconds: float
+    step: Step,
+    artifact: Artifact,
+    context: Context,
+    notes: EventNotes,
+    seconds: float,
+    roots: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Build the manifest of an artifact that a step has made in `seconds`."""
+    """Build the manifest of an artifact that a step has made in `seconds` from inputs with these roots."""
     units: dict[str, str] = {}
     if isinstance(artifact, Report):
         named = {f"{metric.model} {metric.name}".strip(): metric for metric in artifact.metrics}
@@ -96,6 +103,7 @@ def build_manifest(
         "stretches": notes.stretches,
         "kernels": notes.kernels,
         "inputs": {name: step.inputs[name] for name in sorted(names)},
+        ROOTS: dict(roots),
         "sources": {located(path): fingerprint for path, fingerprint in step.fingerprints.items()},
         "seed": getattr(step.stage, "seed", None),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

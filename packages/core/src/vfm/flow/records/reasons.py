@@ -29,6 +29,10 @@ def reasons(recipe: Recipe, steps: Sequence[Step], store: Store) -> dict[str, st
     runs = [run for run in reversed(kept_runs(store)) if run.owner == owner] if new else []
     lines = {}
     for step in new:
+        changed = step.changed_inputs()
+        if changed:
+            lines[step.stage.name] = f"{', '.join(changed)}: made again since, and not the same"
+            continue
         before = _record(step.stage.name, runs, store)
         if before:
             changes = list(_changes(step, before))

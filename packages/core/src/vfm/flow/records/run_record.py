@@ -10,10 +10,14 @@ from typing import Any
 
 from vfm.base import redacted, redacted_words
 from vfm.flow.plan.plan import Step
+from vfm.flow.plan.roots import origin_of
 from vfm.flow.recipe.recipe import Recipe
 from vfm.flow.recipe.run_names import owner_of
+from vfm.interfaces import MANIFEST_FILE
+from vfm.storage.chained_lines import end_of_chain
+from vfm.storage.integrity import hash_file
 
-HOW = ("text", "command", "started", "seconds")  # keys that describe how the artifacts of a run were made
+HOW = ("text", "command", "started", "seconds", "events")  # keys that describe how the artifacts of a run were made
 
 
 def record_of(
@@ -37,6 +41,24 @@ def record_of(
         "artifacts": [step.slot.name for step in steps],
     }
     return {**redacted(what), "command": _command(), "started": started, "seconds": seconds}
+
+
+def commitments(steps: Sequence[Step], events: Path) -> dict[str, Any]:
+    """Collect the hashes by which the record of a finished run commits to everything that it made.
+
+    Args:
+        steps: its plan. All artifacts exist.
+        events: file of its events.
+
+    Returns:
+        The root of each stage's artifact, the SHA-256 of each manifest, and number and hash of the last event.
+    """
+    artifacts = {step.stage.name: step.slot.artifact for step in steps}
+    return {
+        "roots": {name: origin_of(folder).root for name, folder in artifacts.items()},
+        "manifests": {name: hash_file(folder / MANIFEST_FILE) for name, folder in artifacts.items()},
+        "events": list(end_of_chain(events)),
+    }
 
 
 def after_rerun(record: Mapping[str, Any], before: Mapping[str, Any], *, made: bool) -> dict[str, Any]:

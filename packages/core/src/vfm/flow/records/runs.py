@@ -31,7 +31,7 @@ from vfm.storage.locks import locked
 from vfm.storage.permissions import check_writable, is_writable
 from vfm.storage.publishing import part_name, write_file
 
-RUN_FILE, EVENTS_FILE, RECIPE_FILE = "run.json", "events.jsonl", "recipe.yaml"
+RUN_FILE, EVENTS_FILE, RECIPE_FILE, REPORT_FILE = "run.json", "events.jsonl", "recipe.yaml", "report.html"
 LIST_LOCK = ".lock"  # next to the runs; held while a run gets its number, and while runs are removed
 _FOLDER = re.compile(r"(?P<name>[^.].*)@(?P<number>\d{1,9})")
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vfm.base import UserError
-from vfm.flow.plan.store import LINKS, SLOT_NAME, Store
-from vfm.flow.records.runs import EVENTS_FILE, RUN_FILE, KeptRun, kept_runs
-from vfm.interfaces import MANIFEST_FILE, damaged_lines
+from vfm.flow.plan.roots import CACHES, ROOT, origin_of, root_of
+from vfm.flow.plan.store import SLOT_NAME, Store
+from vfm.flow.records.run_verification import run_problems
+from vfm.flow.records.runs import kept_runs
+from vfm.interfaces import MANIFEST_FILE
 from vfm.storage.fingerprints import FINGERPRINTS_PATTERN
-from vfm.storage.integrity import Known, damage, known_files, read_sealed
+from vfm.storage.integrity import Known, damage, known_files, read_sealed, unlisted
 
 META_FILE = "meta.json"  # record of a checkpoint
 # Keys that every version has written.
-RECORD_KEYS = {MANIFEST_FILE: ("kind", "identity", "inputs"), META_FILE: ("step",), RUN_FILE: ("recipe", "seconds")}
+RECORD_KEYS = {MANIFEST_FILE: ("kind", "identity", "inputs"), META_FILE: ("step",)}
 CHECKPOINTS = ".*.work/**/step-[0-9]*"
 
 
@@ -28,11 +31,13 @@ class Place:
         folder: the folder.
         known: sizes and hashes of its files; None: it is of an older version, without hashes.
         problems: problems found before reading the files, one line each.
+        proven: whether it names the roots that it was computed from. Artifacts of older versions do not.
     """
 
     folder: Path
     known: Known | None
     problems: tuple[str, ...] = ()
+    proven: bool = True
 
     @property
     def num_bytes(self) -> int:
@@ -42,6 +47,13 @@ class Place:
     def verify(self, on_bytes: Callable[[int], None]) -> list[str]:
         """Read all files and list the problems, one line each. `on_bytes` is called with the bytes of each block."""
         return [*self.problems, *damage(self.folder, self.known or {}, on_bytes)]
+
+    @property
+    def state(self) -> str:
+        """Whether its files are hashed, and whether the artifact names the roots of its inputs."""
+        if self.known is None:
+            return "not hashed"
+        return "good" if self.proven else "not proven"
 
 
 def places(store: Path) -> list[Place]:
@@ -66,41 +78,52 @@ def _place(folder: Path, record_file: str) -> Place:
     file = folder / record_file
     try:
         record = read_sealed(file, *RECORD_KEYS[record_file])
-        identity = str(record.get("identity", ""))
-        problems = []
-        if SLOT_NAME.fullmatch(folder.name) and identity and not folder.name.endswith(f"-{identity[:8]}"):
-            problems.append(f"{file}: expected an identity that begins with {folder.name[-8:]}, got {identity}")
-        return Place(folder, known_files(record, file), tuple(problems))
+        known = known_files(record, file)
+        if record_file == META_FILE or known is None:
+            return Place(folder, known)
+        problems = [*_wrong_identity(folder, record), *_wrong_root(folder, record)]
+        if CACHES in record:
+            problems += unlisted(folder, known, (MANIFEST_FILE, *record[CACHES]))
+        return Place(folder, known, tuple(problems), proven=ROOT in record)
     except UserError as error:
         return Place(folder, {}, (str(error),))
 
 
+def _wrong_identity(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    identity = str(manifest["identity"])
+    if SLOT_NAME.fullmatch(folder.name) and not folder.name.endswith(f"-{identity[:8]}"):
+        yield (
+            f"{folder / MANIFEST_FILE}: expected an identity that begins with {folder.name[-8:]}, got {identity}:"
+            " it is not the artifact of this name"
+        )
+
+
+def _wrong_root(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line if the root is not the root of the listed files."""
+    file = folder / MANIFEST_FILE
+    if ROOT in manifest and manifest[ROOT] != root_of(manifest, file):
+        yield f"{file}: expected the root {root_of(manifest, file)} of the files that it lists, got {manifest[ROOT]}"
+
+
 def damaged_records(store: Path) -> Iterator[str]:
-    """Yield a line for each damaged file of the runs, and of the cached fingerprints."""
-    records = [run.directory / RUN_FILE for run in kept_runs(Store(store))]
-    for file in sorted([*records, *store.glob(FINGERPRINTS_PATTERN)]):
+    """Yield a line for each damaged part of the runs, and each damaged file of cached fingerprints."""
+    for run in kept_runs(Store(store)):
+        yield from run_problems(run)
+    for file in sorted(store.glob(FINGERPRINTS_PATTERN)):
         try:
-            read_sealed(file, *RECORD_KEYS.get(file.name, ()))
+            read_sealed(file)
         except UserError as error:
             yield str(error)
-    for run in kept_runs(Store(store)):
-        yield from _lost(run)
-    for file in sorted(store.glob(f"runs/*@*/{EVENTS_FILE}")):
-        if not file.is_file():
-            yield f"{file}: expected a regular file"
-            continue
-        with file.open("rb") as lines:
-            numbers = damaged_lines(lines)
-        if numbers:
-            more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
-            yield f"{file}: line {numbers[0]}{more}: not as it was written"
+    yield from _changed_inputs(store)
 
 
-def _lost(run: KeptRun) -> Iterator[str]:
-    """Yield a line for each stage of a finished run whose artifact is missing."""
-    stages = run.record.get("stages") if run.finished else None
-    for stage in stages if isinstance(stages, list) else ():
-        link = run.directory / LINKS / str(stage)
-        if not link.is_dir():
-            name = os.path.basename(os.readlink(link)) if link.is_symlink() else "an artifact"
-            yield f"{link}: expected a link to {name}, which is missing; run the recipe again to make it"
+def _changed_inputs(store: Path) -> Iterator[str]:
+    """Yield a line for each input that has another root now than when an artifact was computed from it."""
+    origins = {path.name: origin_of(path) for path in store.iterdir() if SLOT_NAME.fullmatch(path.name)}
+    now = {name[-8:]: (name, origin.root) for name, origin in origins.items() if origin.root}
+    for artifact, origin in sorted(origins.items()):
+        for identity, root in origin.roots.items():
+            name, current = now.get(identity[:8], ("", root))
+            if current != root:
+                changed = f"computed from {name} with the root {root[:12]}, which has the root {current[:12]} now"
+                yield f"{store / artifact}: {changed}; run the recipe again"
