@@ -306,6 +306,9 @@ COMMANDS = {
     # packages/core/tests/test_flow_jobs.py submits jobs.
     "vfm run my.yaml --on slurm --job nodes=4 --job gpus_per_node=8 --job timeout_min=1440"
     " --job slurm_partition=gpu": NOT_HERE,
+    # packages/core/tests/test_flow_stage_jobs.py submits a job for each stage.
+    "vfm run my.yaml --on slurm --job-per-stage --job nodes=4 --job cpu.slurm_partition=small"
+    " --job clip.timeout_min=2880": NOT_HERE,
     "vfm run my.yaml --on local --job timeout_min=60": NOT_HERE,
     "vfm run my.yaml --jobs 2": NOT_HERE,  # packages/core/tests/test_cli_jobs.py
 }

@@ -11,8 +11,16 @@ import yaml
 
 from vfm.base import UserError
 from vfm.cli.command import show
-from vfm.flow.execution.jobs import Submitted, submit
+from vfm.flow.execution.job_sizes import START_MINUTES, check_scopes, chosen_for, size_of
+from vfm.flow.execution.jobs import submit, submit_array
+from vfm.flow.execution.stage_jobs import StageJob, dependency, stage_jobs
+from vfm.flow.plan.estimate import known_costs
 from vfm.flow.plan.plan import Step
+from vfm.flow.plan.store import Store
+from vfm.flow.recipe.recipe import Recipe
+from vfm.interfaces import Stage
+
+REPORT = Stage(kind="vfm.report", name="report")  # the job at the end, which uses no GPU
 
 
 def submit_run(on: str | None, parameters: Sequence[str], store: Path) -> None:
@@ -28,10 +36,13 @@ def submit_run(on: str | None, parameters: Sequence[str], store: Path) -> None:
     show(f"submitted job {job.number} to {on}; its output: {job.output}, its errors: {job.errors}")
 
 
-def submit_stages(on: str | None, parameters: Sequence[str], store: Path, steps: Sequence[Step]) -> None:
+def submit_stages(
+    on: str | None, parameters: Sequence[str], store: Path, recipe: Recipe, steps: Sequence[Step]
+) -> None:
     """Submit the current command line for each stage whose artifact is missing, and for the report at the end.
 
-    A scheduler starts the job of a stage when the jobs of its inputs have succeeded, and cancels it if one has failed.
+    The seeds of a stage are the tasks of one array. A scheduler starts the job of a stage when the jobs of its inputs
+    have succeeded, and cancels it if one has failed. Sizes come from the estimated costs where `parameters` has none.
 
     Raises:
         UserError: If the scheduler is not Slurm, or a parameter does not exist.
@@ -41,24 +52,32 @@ def submit_stages(on: str | None, parameters: Sequence[str], store: Path, steps:
     if on != "slurm":
         raise UserError(f"--job-per-stage: expected --on slurm, which starts jobs one after another, got --on {on}")
     settings = dict(_parameter(text) for text in parameters)
-    jobs: dict[str, Submitted] = {}
-    for step in steps:
-        if step.status != "cached":
-            name, needed = step.stage.name, [jobs[ref].number for ref in step.inputs if ref in jobs]
-            job_settings = {"name": f"vfm-{name}", **settings, **_after(needed, settings)}
-            jobs[name] = submit([*_words(), "--until", name], store / "jobs", "slurm", job_settings)
-            show(f"submitted job {jobs[name].number} for {name}; its output: {jobs[name].output}")
-    numbers = [job.number for job in jobs.values()]
-    last = submit(_words(), store / "jobs", "slurm", settings | _after(numbers, settings))
+    check_scopes(settings, [step.stage.name for step in steps])
+    folder, jobs = store / "jobs", stage_jobs(steps)
+    costs = known_costs(recipe, Store(store), {job.steps[0].stage.name for job in jobs})
+    submitted: list[tuple[StageJob, str]] = []
+    for job in jobs:
+        stage = job.steps[0].stage
+        size = {**size_of(stage, costs.get(stage.name)), **chosen_for(stage, settings)}
+        after = _after(dependency(job, submitted), size)
+        commands = [[*_words(), "--until", name] for name in job.stages]
+        tasks = submit_array(commands, folder, "slurm", {"name": f"vfm-{job.name}", **size, **after})
+        number = tasks[0].number.partition("_")[0]
+        submitted.append((job, number))
+        seeds = f", {len(tasks)} seeds" if len(tasks) > 1 else ""
+        show(f"submitted job {number} for {job.name}{seeds}; its output: {tasks[0].output}")
+    size = {"timeout_min": START_MINUTES, **chosen_for(REPORT, settings)}
+    after = _after(":".join(["afterok", *(number for _, number in submitted)]) if submitted else "", size)
+    last = submit(_words(), folder, "slurm", size | after)
     show(f"submitted job {last.number} for the report; its output: {last.output}")
 
 
-def _after(numbers: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _after(condition: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Build submitit's parameters for a job that starts after others have succeeded."""
-    if not numbers:
+    if not condition:
         return {}
     more = {**settings.get("slurm_additional_parameters", {}), "kill_on_invalid_dep": "yes"}
-    return {"slurm_dependency": f"afterok:{':'.join(numbers)}", "slurm_additional_parameters": more}
+    return {"slurm_dependency": condition, "slurm_additional_parameters": more}
 
 
 def _words() -> list[str]:

@@ -108,7 +108,11 @@ def run(
         ),
     ] = None,
     job_per_stage: Annotated[
-        bool, typer.Option("--job-per-stage", help="With --on slurm: a job for each stage, started after its inputs.")
+        bool,
+        typer.Option(
+            "--job-per-stage",
+            help="With --on slurm: a job for each stage, an array for its seeds, started after its inputs.",
+        ),
     ] = False,
     job: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A parameter of the job for submitit; repeatable.")
@@ -125,7 +129,7 @@ def run(
 
         preflight(steps, fresh=fresh)
         if job_per_stage:
-            submit_stages(on, job or (), store, steps)
+            submit_stages(on, job or (), store, loaded, steps)
         else:
             submit_run(on, job or (), store)
         return

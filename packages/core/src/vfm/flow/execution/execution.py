@@ -17,12 +17,13 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from vfm.base import UserError
+from vfm.flow.execution.job_sizes import spans_machines
 from vfm.flow.execution.subprocesses import Job, Send, python_command, run_subprocess, signals_forwarded
 from vfm.flow.plan.plan import Step, check_identity
 from vfm.flow.plan.roots import ROOTS
 from vfm.flow.plan.store import STEP_FILE, Slot
 from vfm.flow.records.manifest import EventNotes, build_manifest
-from vfm.interfaces import Context, Evaluation, Event, LeftToFirst, Stage, unknown_kind
+from vfm.interfaces import Context, Event, LeftToFirst, Stage, unknown_kind
 from vfm.storage.integrity import read_sealed, seal
 from vfm.storage.publishing import write_file
 from vfm.storage.store_files import reading
@@ -119,12 +120,8 @@ def execute(step: Step, send: Send, lock_descriptor: int, job: Job | None = None
 
 
 def runs_in_several(stage: Stage) -> bool:
-    """Check whether a stage runs in several processes, on all machines of a Slurm job.
-
-    An evaluation in one process only runs on the first machine, since it may take less time than starting torchrun.
-    """
-    several = stage.runtime.processes > 1 or (machines_of_job() > 1 and not isinstance(stage, Evaluation))
-    return stage.in_processes and several
+    """Check whether a stage runs in several processes, on all machines of a Slurm job."""
+    return spans_machines(stage) and (stage.runtime.processes > 1 or machines_of_job() > 1)
 
 
 def torchrun_command(step: Step, work: Path) -> list[str]:

@@ -79,11 +79,23 @@ def submit(arguments: Sequence[str], folder: Path, cluster: Cluster, settings: M
     Raises:
         UserError: If there is no such scheduler here, or no such parameter.
     """
-    words = [*python_command(), "-m", "vfm", *arguments]
+    return submit_array([arguments], folder, cluster, settings)[0]
+
+
+def submit_array(
+    commands: Sequence[Sequence[str]], folder: Path, cluster: Cluster, settings: Mapping[str, Any]
+) -> list[Submitted]:
+    """Submit `vfm` commands, several as the tasks of one array. The arguments are those of `submit`.
+
+    Raises:
+        UserError: If there is no such scheduler here, or no such parameter.
+    """
+    vfm = [*python_command(), "-m", "vfm"]
     try:
         executor = submitit.AutoExecutor(folder.resolve(), cluster=cluster)
         executor.update_parameters(**{"name": "vfm", "tasks_per_node": 1, **settings})
-        job = executor.submit(Command(words, os.getcwd()))
+        with executor.batch():
+            jobs = [executor.submit(Command([*vfm, *arguments], os.getcwd())) for arguments in commands]
     except (
         RuntimeError,
         NameError,
@@ -94,5 +106,6 @@ def submit(arguments: Sequence[str], folder: Path, cluster: Cluster, settings: M
     ) as error:
         raise UserError(f"--on {cluster}: {' '.join(str(error).split())[:300]}") from None
     if cluster == "local":
-        job._cancel_at_deletion = False
-    return Submitted(job.job_id, job.paths.stdout, job.paths.stderr)
+        for job in jobs:
+            job._cancel_at_deletion = False
+    return [Submitted(job.job_id, job.paths.stdout, job.paths.stderr) for job in jobs]

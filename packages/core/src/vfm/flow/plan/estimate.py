@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,20 @@ def estimate_costs(recipe: Recipe, artifacts: Mapping[str, Path]) -> dict[str, C
     """
     ctx = Preflight({stage.name: stage for stage in recipe.stages}, artifacts)
     return {stage.name: estimate_cost(stage, ctx) for stage in recipe.stages if stage.costs}
+
+
+def known_costs(recipe: Recipe, store: Store, names: Collection[str]) -> dict[str, Cost]:
+    """Estimate the costs of some stages, by name, without those for which that is not possible here."""
+    artifacts, _ = known_artifacts(recipe, store)
+    costs = {}
+    with suppress(UserError):  # the preflight reports mistakes
+        recipe = with_steps(recipe, artifacts)
+    ctx = Preflight({stage.name: stage for stage in recipe.stages}, artifacts)
+    for stage in recipe.stages:
+        with suppress(UserError):
+            if stage.costs and stage.name in names:
+                costs[stage.name] = estimate_cost(stage, ctx)
+    return costs
 
 
 def estimate_cost(stage: Stage, ctx: Preflight) -> Cost:
