@@ -25,7 +25,9 @@ class ImageFiles(Stage):
         "auto", description="format of the path (auto: by the file names)"
     )
     image_key: str | None = Field(
-        None, description="tars: extensions of the image, `jpg,png`; tables: column of the image or its path"
+        None,
+        description="tars: extensions of the image, `jpg,png`; tables: column of the image or its path, or a"
+        " template, `{image_id}.jpg`",
     )
     image_root: str | None = Field(
         None,

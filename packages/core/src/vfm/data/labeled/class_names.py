@@ -11,9 +11,11 @@ from vfm.data.layouts.layout import LABEL_COLUMNS, Layout
 from vfm.data.prompts.clip_benchmark import CLASS_NAMES_FILE, lines_beside
 from vfm.data.samples.captions import is_unicode
 from vfm.data.samples.images import IMAGE_EXTENSIONS
+from vfm.data.tables.fiftyone_labels import fiftyone_classes
 from vfm.data.tables.parquet import IMAGE_COLUMNS, schema_names
 from vfm.data.tables.table import (
     CAPTION_COLUMNS,
+    FIFTYONE,
     PATH_COLUMNS,
     find_column,
     table_columns,
@@ -44,6 +46,8 @@ def find_class_names(layout: Layout, label_key: str | None) -> list[str]:
         names = []
         if table_kind(path) == "parquet":
             names = schema_names(path, in_column)
+        elif table_kind(path) == FIFTYONE:
+            names = fiftyone_classes(path)
         return names or _from_values(layout.paths, in_column)
     raise UserError(f"{path}: no {CLASS_NAMES_FILE} next to it; give class_names, in the order of the labels")
 

@@ -18,10 +18,12 @@ from vfm.data.samples.caption_templates import columns_of, is_template, location
 from vfm.data.samples.shards import Found, ShardReader, UnreadShard, format_of_file, shard_format
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.arrow_files import saved_dataset
+from vfm.data.tables.fiftyone_labels import LABELS_FILE, is_fiftyone_labels
 from vfm.data.tables.image_list import ImageEntry, write_image_lists
 from vfm.data.tables.parquet import IMAGE_COLUMNS, is_bytes, open_parquet, schema_names
 from vfm.data.tables.table import (
     CAPTION_COLUMNS,
+    FIFTYONE,
     LIST_EXTENSION,
     PATH_COLUMNS,
     TABLE_EXTENSIONS,
@@ -189,7 +191,7 @@ def _inside(folder: str, kind: Kind | Literal["auto"], split: str | None) -> lis
     if kind in ("auto", "webdataset"):
         inside = [f"{root}/{name}" for name in names if name.endswith(".tar")]
     if not inside and kind in ("auto", "table"):
-        inside = _metadata_table(root, names)
+        inside = _metadata_table(root, names) or _fiftyone_labels(root, names)
     if not inside and kind in ("auto", "coco"):
         inside = captions_in_folder(folder, names)
     if not inside and kind in ("auto", "parquet"):
@@ -212,6 +214,11 @@ def _metadata_table(root: str, names: Sequence[str]) -> list[str]:
     return []
 
 
+def _fiftyone_labels(root: str, names: Sequence[str]) -> list[str]:
+    path = f"{root}/{LABELS_FILE}"
+    return [path] if LABELS_FILE in names and is_fiftyone_labels(path) else []
+
+
 def _guess(paths: Sequence[str]) -> str:
     first = paths[0]
     if files.is_directory(first):
@@ -223,7 +230,7 @@ def _guess(paths: Sequence[str]) -> str:
     extension = table_kind(first)
     if extension == "parquet":
         return "parquet" if _holds_bytes(first) else "table"
-    if extension in (*TABLE_EXTENSIONS, LIST_EXTENSION):
+    if extension in (*TABLE_EXTENSIONS, LIST_EXTENSION, FIFTYONE):
         return "table"
     if extension in ("tar", "tgz"):
         return "webdataset"

@@ -14,7 +14,7 @@ class DatasetSpec(Config):
     """Parts to read of each sample."""
 
     image_key: str | None = Field(
-        None, description="tars: extensions of the image, `jpg,png`; tables: column of the image"
+        None, description="tars: extensions of the image, `jpg,png`; tables: column of the image, or a template"
     )
     images: bool = Field(True, description="false: parquet with captions only")
     texts: dict[str, str] = Field(

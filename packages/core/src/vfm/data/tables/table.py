@@ -18,17 +18,19 @@ from itertools import chain, count, groupby, islice
 from typing import IO, Any, cast
 
 from vfm.base import UserError
-from vfm.data.samples.caption_templates import columns_of
+from vfm.data.samples.caption_templates import columns_of, filled, is_template
 from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import is_text
 from vfm.data.tables.delimited import MAX_LINE, delimited_rows, header_of, is_image
+from vfm.data.tables.fiftyone_labels import COLUMNS, fiftyone_rows, is_fiftyone_labels
 from vfm.data.tables.image_list import ImageEntry, Row, entry_of_rows
 from vfm.data.tables.parquet import DAMAGE, open_parquet
 from vfm.storage import files
 
 TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "parquet")
+FIFTYONE = "fiftyone"
 LIST_EXTENSION = "txt"  # the path of an image in each line, or a caption
 PATH_COLUMNS = ("image", "filepath", "file_name", "filename", "image_path", "path", "file", "img")
 CAPTION_COLUMNS = ("caption", "text", "title", "captions", "texts", "txt", "TEXT", "alt")
@@ -37,7 +39,7 @@ _EXTENSION = re.compile(rf"\.(?:{'|'.join(sorted(IMAGE_EXTENSIONS, key=len, reve
 
 
 def table_kind(path: str) -> str:
-    """Find the extension of a table's format, without `.gz`.
+    """Find the extension of a table's format, without `.gz`, or `fiftyone` for FiftyOne's json.
 
     Arrow is read as parquet. A text file with a tab in its first line, as Excel saves it, is read as tsv.
     """
@@ -47,7 +49,7 @@ def table_kind(path: str) -> str:
             return "tsv" if "\t" in next(_lines(text, path), "") else kind
     if kind == "arrow":
         return "parquet"
-    return kind
+    return FIFTYONE if is_fiftyone_labels(path) else kind
 
 
 def lists_captions(path: str) -> bool:
@@ -69,6 +71,8 @@ def table_columns(path: str) -> list[str]:
         return list(open_parquet(path).schema_arrow.names)
     if kind == LIST_EXTENSION:
         return [PATH_COLUMNS[0]]
+    if kind == FIFTYONE:
+        return COLUMNS
     if kind not in TABLE_EXTENSIONS:
         raise UserError(f"{path}: expected a table with the extension {', '.join(TABLE_EXTENSIONS)}")
     if kind == "jsonl":
@@ -131,7 +135,9 @@ def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Ima
     if headless:  # a list of images without a header
         columns = [f"column {index}" for index in range(len(columns))]
         columns[image_columns[0]] = PATH_COLUMNS[0]
-    image_column = find_column(columns, spec.image_key, PATH_COLUMNS, "image_key", path)
+    location = spec.image_key or find_column(columns, None, PATH_COLUMNS, "image_key", path)
+    for column in columns_of([location]):
+        find_column(columns, column, (), "image_key", path)
     sources = [*spec.texts.values()]
     if spec.label_key:
         sources.append(spec.label_key)
@@ -140,16 +146,23 @@ def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Ima
 
     def image_of(row: Row | BadSample) -> object:
         # Unreadable rows and rows without an image are separate samples: each gets a unique object as its key.
-        image = row.get(image_column) if isinstance(row, dict) else None
+        image = image_name(row, location) if isinstance(row, dict) else None
         return image or object()
 
-    all_rows = table_rows(path, columns if headless else None, image_column=image_column)
+    all_rows = table_rows(path, columns if headless else None, image_column=location)
     is_list = table_kind(path) == LIST_EXTENSION
     for name, rows in groupby(all_rows, key=image_of):
         entry = entry_of_rows(name, list(rows), image_root, spec, path)
         yield entry
         if is_list and not entry.problem:
             yield from _merged_with(entry, path)
+
+
+def image_name(row: Row, location: str) -> object:
+    """Read the path of a row's image: the value of a column, or a template such as `{image_id}.jpg` filled in."""
+    if is_template(location):
+        return next(iter(filled(location, row.get, {})), None)
+    return row.get(location)
 
 
 def _merged_with(entry: ImageEntry, path: str) -> Iterator[ImageEntry]:
@@ -177,6 +190,9 @@ def table_rows(
     kind = table_kind(path)
     if kind == "parquet":
         yield from _parquet_rows(path, only)
+        return
+    if kind == FIFTYONE:
+        yield from fiftyone_rows(path)
         return
     with _open(path) as text:
         lines = _lines(text, path)

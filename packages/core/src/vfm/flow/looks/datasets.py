@@ -12,7 +12,7 @@ from vfm.data.layouts.layout import find_layout
 from vfm.data.tables.table import table_columns
 from vfm.flow.looks.commands import training_commands
 from vfm.flow.looks.facts import Look
-from vfm.flow.recognition.tables import image_root
+from vfm.flow.recognition.image_names import image_root
 from vfm.flow.requests.classification import layout_of
 from vfm.flow.requests.dataset_summary import FALLBACK, DatasetSummary, import_summary
 from vfm.flow.requests.datasets import import_fields

@@ -10,6 +10,7 @@ from vfm.data.layouts.coco_captions import is_coco_captions
 from vfm.data.layouts.folder import image_names
 from vfm.data.layouts.layout import find_layout
 from vfm.data.samples.images import VIDEO_EXTENSIONS
+from vfm.data.tables.fiftyone_labels import is_fiftyone_labels
 from vfm.data.tables.table import table_columns
 from vfm.data.tar.scan import scan_tar
 from vfm.flow.recognition.annotations import annotated_fields, holds_conversations
@@ -67,7 +68,7 @@ def _holds_choices(path: str) -> bool:
             return True
         names = list(islice(files.walk(path), 8))
         return bool(names) and all(name.endswith(".json") for name in names)
-    return path.endswith(".json") and not is_coco_captions(path)
+    return path.endswith(".json") and not is_coco_captions(path) and not is_fiftyone_labels(path)
 
 
 def _in_class_folders(folder: str) -> bool:

@@ -1,4 +1,4 @@
-"""Recognise the columns of a table: images, captions, labels, and the folder that its paths are relative to."""
+"""Recognise the columns of a table: images, captions and labels."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from vfm.data.labeled.class_names import has_class_names
 from vfm.data.layouts.layout import LABEL_COLUMNS, Layout
-from vfm.data.tables.delimited import is_image
-from vfm.data.tables.parquet import IMAGE_COLUMNS, has_image_bytes, open_parquet
+from vfm.data.samples.caption_templates import columns_of
+from vfm.data.tables.parquet import IMAGE_COLUMNS
 from vfm.data.tables.table import (
     CAPTION_COLUMNS,
     LIST_EXTENSION,
@@ -21,10 +21,9 @@ from vfm.data.tables.table import (
     table_rows,
     text_columns,
 )
-from vfm.storage import files
+from vfm.flow.recognition.image_names import image_location, image_root
 
 NUM_ROWS = 1000  # rows by which columns are recognised
-NUM_TRIED = 10  # images that are looked for
 CAPTION_WORDS = 2.5  # mean number of words of a column, from which it has captions and not names of classes
 NOT_TEXTS = ("key", "uid", "url", "sha256", "md5", "status", "error_message", "exif", "id")
 
@@ -34,7 +33,7 @@ class _Table:
     """A table, of which the first rows are read when they are needed."""
 
     path: str
-    image: str | None
+    image: str | None  # a column, or a template
 
     @cached_property
     def columns(self) -> list[str]:
@@ -43,7 +42,7 @@ class _Table:
     @cached_property
     def texts(self) -> list[str]:
         """Columns of text that may be captions or names of classes."""
-        left_out = (*IMAGE_COLUMNS, *PATH_COLUMNS, *NOT_TEXTS, self.image)
+        left_out = (*IMAGE_COLUMNS, *PATH_COLUMNS, *NOT_TEXTS, *columns_of(filter(None, [self.image])))
         return [name for name in text_columns(self.path) if name not in left_out]
 
     @cached_property
@@ -75,7 +74,7 @@ def table_fields(layout: Layout) -> dict[str, Any]:
     path = layout.paths[0]
     if table_kind(path) == LIST_EXTENSION:
         return {"kind": "data.pairs"}
-    image = _image_column(path)
+    image = image_location(path)
     table = _Table(path, image)
     fields: dict[str, Any] = {"image_key": image} if image not in (*PATH_COLUMNS, *IMAGE_COLUMNS, None) else {}
     root = image_root(path, image) if image else None
@@ -96,41 +95,3 @@ def table_fields(layout: Layout) -> dict[str, Any]:
     if image and names:
         return {"kind": "data.labeled", **fields, "label_key": names[0]}
     return {"kind": "data.pairs", **fields}
-
-
-def image_root(path: str, column: str | None = None) -> str | None:
-    """Find the folder that the paths in a table are relative to, if it is not the table's. None if it is, or unknown.
-
-    Tried are `/` for absolute paths, the folders in and around the table's folder, and the working folder.
-    """
-    if table_kind(path) == LIST_EXTENSION or files.is_remote(path):
-        return None
-    column = column or _image_column(path)
-    if column is None:
-        return None
-    values = [row.get(column) for row in islice(table_rows(path, only=[column]), NUM_TRIED) if isinstance(row, dict)]
-    names = [value for value in values if isinstance(value, str)]
-    folder = Path(path).parent
-    if not names or any((folder / name).exists() for name in names if not name.startswith("/")):
-        return None
-    if all(name.startswith("/") for name in names):
-        return "/" if any(Path(name).exists() for name in names) else None
-    below = sorted(part for part in folder.iterdir() if part.is_dir())
-    for root in (*below, folder.parent, folder.parent.parent, Path()):
-        if any((root / name).exists() for name in names):
-            return str(root)
-    return None
-
-
-def _image_column(path: str) -> str | None:
-    """Find the column of images: of bytes, with a usual name, or with names of image files."""
-    columns = table_columns(path)
-    if table_kind(path) == "parquet":
-        schema = open_parquet(path).schema_arrow
-        with_bytes: list[str] = [field.name for field in schema if has_image_bytes(field.type)]
-        if with_bytes:
-            return min(with_bytes, key=lambda name: name not in IMAGE_COLUMNS)  # a usual name first
-    first = next((row for row in table_rows(path) if isinstance(row, dict)), {})
-    named = [name for name in PATH_COLUMNS if name in columns]
-    by_value = [name for name in columns if isinstance(first.get(name), str) and is_image(first[name])]
-    return next(iter([*named, *by_value]), None)

@@ -1,0 +1,88 @@
+"""Find the images of a table: the column with them, and the folder that their names are relative to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vfm.data.samples.caption_templates import columns_of
+from vfm.data.samples.images import IMAGE_EXTENSIONS
+from vfm.data.tables.delimited import is_image
+from vfm.data.tables.parquet import IMAGE_COLUMNS, has_image_bytes, open_parquet
+from vfm.data.tables.table import LIST_EXTENSION, PATH_COLUMNS, image_name, table_columns, table_kind, table_rows
+from vfm.storage import files
+
+NUM_TRIED = 10  # images that are looked for
+NUM_FOLDERS = 50  # folders in the table's folder that are looked into
+
+
+def image_location(path: str) -> str | None:
+    """Find the column of images: of bytes, with a usual name, or with names of image files.
+
+    For names without an extension, find the template that completes them, such as `{image_id}.jpg`.
+    """
+    columns = table_columns(path)
+    if table_kind(path) == "parquet":
+        schema = open_parquet(path).schema_arrow
+        with_bytes: list[str] = [field.name for field in schema if has_image_bytes(field.type)]
+        if with_bytes:
+            return min(with_bytes, key=lambda name: name not in IMAGE_COLUMNS)  # a usual name first
+    first = next(iter(_first_rows(path, columns)), {})
+    usual = [name for name in PATH_COLUMNS if name in columns]
+    others = [name for name in columns if name not in usual]
+    for names in (usual, others):
+        for name in names:
+            if isinstance(first.get(name), str) and is_image(first[name]):
+                return name
+        completed = _completed(path, names)
+        if completed:
+            return completed
+    return next(iter(usual), None)
+
+
+def image_root(path: str, location: str | None = None) -> str | None:
+    """Find the folder that the paths in a table are relative to, if it is not the table's. None if it is, or unknown.
+
+    Tried are `/` for absolute paths, the folders in and around the table's folder, and the working folder.
+    """
+    if table_kind(path) == LIST_EXTENSION or files.is_remote(path):
+        return None
+    location = location or image_location(path)
+    if location is None:
+        return None
+    values = [image_name(row, location) for row in _first_rows(path, columns_of([location]))]
+    names = [value for value in values if isinstance(value, str)]
+    if not names or any((Path(path).parent / name).exists() for name in names if not name.startswith("/")):
+        return None
+    if all(name.startswith("/") for name in names):
+        return "/" if any(Path(name).exists() for name in names) else None
+    return next((str(root) for root in _roots(path) if any((root / name).exists() for name in names)), None)
+
+
+def _completed(path: str, columns: list[str]) -> str | None:
+    """Find the column and the extension that name images near a table."""
+    if files.is_remote(path):
+        return None
+    rows = _first_rows(path, columns)
+    for column in columns:
+        stems = {str(row.get(column)) for row in rows if isinstance(row.get(column), str | int)}
+        if len(stems) < len(rows):  # names of classes repeat
+            continue
+        for root in (Path(path).parent, *_roots(path)):
+            for extension in IMAGE_EXTENSIONS:
+                if any((root / f"{stem}.{extension}").is_file() for stem in stems):
+                    return f"{{{column}}}.{extension}"
+    return None
+
+
+def _roots(path: str) -> Iterator[Path]:
+    """List the folders in and around a table's folder, and the working folder."""
+    folder = Path(path).parent
+    yield from islice(sorted(part for part in folder.iterdir() if part.is_dir()), NUM_FOLDERS)
+    yield from (folder.parent, folder.parent.parent, Path())
+
+
+def _first_rows(path: str, columns: list[str]) -> list[dict[str, Any]]:
+    return [row for row in islice(table_rows(path, only=columns), NUM_TRIED) if isinstance(row, dict)]
