@@ -67,7 +67,7 @@ def test_intervals_over_seeds_are_those_of_students_test_at_the_level_of_holm(n:
 def test_one_seed_says_which_models_differ_on_these_items() -> None:
     found = corrected([finding(0.001), finding(0.012, "acc5"), finding(0.04, "recall")])
     assert conclusions(found) == [
-        "zero_shot: diva and clip differ on these items: acc1 +2.1, acc5 +2.1, recall +2.1.",
+        "zero_shot: diva and clip differ on these items: top-1 accuracy +2.1, top-5 accuracy +2.1, recall +2.1.",
         "Whether a method makes the difference needs several seeds.",
     ]
     found = corrected([finding(0.02), finding(0.03, "acc5"), finding(0.04, "recall")])  # each alone is below 0.05
@@ -82,7 +82,7 @@ def test_one_seed_says_which_models_differ_on_these_items() -> None:
 
 def test_several_seeds_say_what_the_method_does() -> None:
     found = corrected([finding(0.01, num_seeds=5), finding(1e-9, report="zero_shot@0")])
-    assert conclusions(found) == ["zero_shot: over 5 seeds, diva changes acc1 +2.1 against clip."]
+    assert conclusions(found) == ["zero_shot: over 5 seeds, diva changes top-1 accuracy +2.1 against clip."]
     assert "1 comparison on the same items and for 1 comparison over seeds" in corrections(found)[0]
     lines = conclusions(corrected([finding(0.2, num_seeds=5)]))
     assert lines == [
@@ -100,7 +100,7 @@ def test_a_long_list_of_metrics_is_cut(count: int) -> None:
 def test_a_comparison_of_scores_that_are_nan_says_nothing_and_spoils_nothing() -> None:
     found = corrected([finding(math.nan), finding(0.04, "acc5"), finding(math.nan, num_seeds=3)])
     assert found[1].test.p_value == 0.04, "it is the only one"
-    assert conclusions(found)[0] == "zero_shot: diva and clip differ on these items: acc5 +2.1."
+    assert conclusions(found)[0] == "zero_shot: diva and clip differ on these items: top-5 accuracy +2.1."
     assert corrections(found)[0].endswith("are corrected for 1 comparison on the same items (Holm).")
 
 

@@ -69,7 +69,7 @@ def test_before_and_after_carry_interval_chance_and_paired_test(run: RunSummary,
     assert "diva 50.0 % 45.0 – 55.0 % ≠ +10.0 [+4.0, +16.0], p < 0.001 against clip" in text
     assert "logit n = 1,200 clip −3 nats −3.05 – −2.95 nats" in text
     assert "Tests: exact McNemar." in text
-    assert "zero_shot: diva and clip differ on these items: acc1 +10.0." in text
+    assert "zero_shot: diva and clip differ on these items: top-1 accuracy +10.0." in text
     assert "Whether a method makes the difference needs several seeds." in text
     assert "are corrected for 1 comparison on the same items (Holm)" in text
     assert "▲ +" not in text, "one seed shows no gain of a method"
@@ -163,7 +163,7 @@ def test_a_bad_panel_costs_only_itself(run: RunSummary, tmp_path: Path) -> None:
     assert "00-broken.json: b'{': invalid JSON" in text
     assert "01-locked.json: Is a directory" in text
     assert "What was asked" in text
-    assert "acc1" in text
+    assert "top-1 accuracy" in text
 
 
 def test_photographs_are_shrunk_so_that_the_page_stays_small(run: RunSummary, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from .incidental import (
     incidental_settings as incidental_settings,
 )
 from .installation import how_to_install as how_to_install
+from .metric_names import metric_in_words as metric_in_words
 from .number_format import (
     PERCENT_UNITS as PERCENT_UNITS,
     change as change,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vfm.base import number_format
+from vfm.base import metric_in_words, number_format
 from vfm.interfaces import Comparison, Report
 from vfm.report.results import SeedSummary
 
@@ -121,7 +121,8 @@ def _of_family(findings: Sequence[ReportedComparison], kind: str, otherwise: str
             if (finding.report, finding.test.model, finding.test.baseline) == (report, model, baseline)
         ]
         changes = [
-            f"{finding.test.metric} {number_format.change(finding.test.difference, finding.unit)}" for finding in same
+            f"{metric_in_words(finding.test.metric)} {number_format.change(finding.test.difference, finding.unit)}"
+            for finding in same
         ]
         more = len(changes) - MAX_NAMED
         changes = changes[:MAX_NAMED]

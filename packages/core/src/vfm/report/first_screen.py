@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from vfm.base import number_format
+from vfm.base import metric_in_words, number_format
 from vfm.interfaces import ImagesPanel, LinesPanel
-from vfm.report.metric_names import metric_in_words
 from vfm.report.result_table import ResultTable
 
 if TYPE_CHECKING:  # `drawing` imports matplotlib, an optional extra

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from vfm.base import UserError, how_to_install, number_format, redacted
+from vfm.base import UserError, how_to_install, metric_in_words, number_format, redacted
 from vfm.flow.records.runs import REPORT_FILE
 from vfm.interfaces import ImagesPanel, LinesPanel
 from vfm.report.conclusions import ReportedComparison, conclusions, corrections
 from vfm.report.first_screen import first_panels, main_results
 from vfm.report.joint import joint_panels
-from vfm.report.metric_names import metric_in_words
 from vfm.report.result_table import ResultTable, corrected_tables, report_table, seed_tables
 from vfm.report.run_summary import RunSummary, StageEntry, hash_of_record, summary_of_run
 from vfm.report.text import shown

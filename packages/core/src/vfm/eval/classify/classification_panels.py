@@ -7,12 +7,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vfm.data import open_dataset
 from vfm.data.samples.images import decode_image
 from vfm.eval.classify.classification import ClassDataset
+from vfm.eval.encode.confusions import confusion_panel
 from vfm.eval.encode.features import Encoded
 from vfm.eval.encode.image_panels import CaptionedImage, changed_panel, first_of_each, images_panel, won_and_lost
 from vfm.eval.encode.ranking import hits_at
@@ -20,8 +21,6 @@ from vfm.interfaces import Context, LabeledDataset, ModelResult, TablePanel
 from vfm.statistics import average_precisions
 
 HARDEST = 12  # classes shown
-MATRIX_CLASSES = 12  # most classes of a confusion matrix, which fits a page; of more classes pairs are listed
-CONFUSIONS = 15  # pairs listed
 SHOWN = 8  # images of each outcome
 
 
@@ -47,34 +46,6 @@ def add_class_panels(
         ctx.panel(confusion_panel(data.class_names, targets.numpy(), result.predictions["images"]["predicted"], model))
         if len(results) > 1:
             _add_changed_panel(ctx, data, images.numbers, results)
-
-
-def confusion_panel(names: Sequence[str], labels: ArrayLike, predicted: ArrayLike, model: str) -> TablePanel:
-    """Build the confusion matrix of a model, or of more than `MATRIX_CLASSES` classes the most frequent confusions.
-
-    Args:
-        names: names of the C classes.
-        labels: class of each image, (N,).
-        predicted: predicted class of each image, (N,).
-        model: name of the model.
-    """
-    pairs, counts = np.unique(np.stack([labels, predicted]), axis=1, return_counts=True)
-    rows: list[list[str | float | int | None]] = []
-    if len(np.unique(pairs)) <= MATRIX_CLASSES:
-        classes = np.unique(pairs)
-        by_pair = {(int(label), int(guess)): int(count) for (label, guess), count in zip(pairs.T, counts, strict=True)}
-        rows = [[names[c], *(by_pair.get((int(c), int(guess)), 0) for guess in classes)] for c in classes]
-        columns = ["class", *(names[guess] for guess in classes)]
-        note = f"Images by class (rows) and by the prediction of {model} (columns)."
-        return TablePanel(title="Confusion matrix", note=note, order=41, columns=columns, rows=rows)
-    totals = np.bincount(np.asarray(labels), minlength=len(names))
-    wrong = np.flatnonzero(pairs[0] != pairs[1])
-    for k in wrong[np.argsort(-counts[wrong], kind="stable")[:CONFUSIONS]]:
-        label, guess = pairs[:, k]
-        share = round(100 * float(counts[k] / totals[label]), 1)
-        rows.append([names[label], names[guess], int(counts[k]), share])
-    columns = ["class", "taken for", "images", "% of the class"]
-    return TablePanel(title="Most frequent confusions", note=f"Of {model}.", order=41, columns=columns, rows=rows)
 
 
 def _answers(data: LabeledDataset, numbers: Sequence[int], result: ModelResult) -> Iterator[CaptionedImage]:

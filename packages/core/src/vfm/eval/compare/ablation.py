@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vfm.base import UserError, change, did_you_mean, quantity
+from vfm.base import UserError, change, did_you_mean, metric_in_words, quantity
 from vfm.eval.compare.stages import Ablation, AblationStep
 from vfm.interfaces import (
     BarsPanel,
@@ -41,7 +41,7 @@ class StepResult:
     @property
     def metric(self) -> str:
         """Name of the metric in words."""
-        return self.step.metric_name or self.scores[0].name
+        return self.step.metric_name or metric_in_words(self.scores[0].name)
 
     @property
     def title(self) -> str:

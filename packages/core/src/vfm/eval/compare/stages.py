@@ -73,7 +73,7 @@ class AblationStep(Config):
     )
     model: str = Field("", description="model with the step; default: the last one that the report compares")
     metric: str = Field("", description="metric of the report; default: its main one")
-    metric_name: str = Field("", description="the metric in words, such as 'zero-shot accuracy'; default: its name")
+    metric_name: str = Field("", description="the metric in words, such as 'zero-shot accuracy'; default: by its name")
 
 
 class Ablation(Stage):

@@ -20,6 +20,7 @@ from vfm.eval.dense.dense_panels import GAP, NUM_IMAGES, join
 from vfm.eval.dense.object_drawing import SHOWN_SIDE, draw_objects
 from vfm.eval.dense.predictor import Instances
 from vfm.eval.dense.stages import Detection
+from vfm.eval.detection.detection_confusions import detection_confusion_panel
 from vfm.eval.detection.detection_errors import KINDS, MIN_SCORE, error_panel, errors_by_image
 from vfm.eval.detection.detection_rules import MAX_DETS, GroundTruth, Rule, Shape, match_all
 from vfm.eval.detection.detection_scores import PREFIX, DetectionScores
@@ -129,6 +130,9 @@ def _add_panels(
     for name, detections in predicted.items():
         errors[name] = errors_by_image(detections, GroundTruth.of(source, "coco"), shapes[0])
     ctx.panel(error_panel(errors))
+    if not (config.class_agnostic or source.dataset.federated):
+        model, detections = list(predicted.items())[-1]
+        ctx.panel(detection_confusion_panel(detections, GroundTruth.of(source, "coco"), shapes[0], model))
     if source.dataset.has_images:
         add_detection_panels(ctx, source, predicted, next(iter(errors.values())))
 

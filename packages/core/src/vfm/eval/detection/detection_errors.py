@@ -8,11 +8,12 @@ Source: Bolya et al. 2020, TIDE (arXiv:2008.08115), section 2: foreground from I
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vfm.data.annotated.tables import ObjectArrays
 from vfm.eval.detection.detection_rules import GroundTruth, Shape, ious_of, rows_by_key
 from vfm.eval.detection.detections import Detections
 from vfm.interfaces import TablePanel
@@ -26,18 +27,32 @@ def errors_by_image(
     detections: Detections, truth: GroundTruth, shape: Shape, min_score: float = MIN_SCORE
 ) -> dict[int, Counter[str]]:
     """Count the detections of each kind, and the missed objects, in each image that has any."""
+    return {
+        image: classify_errors(ious, labels, objects.labels, objects.crowd | objects.ignored)
+        for image, labels, objects, ious in confident_by_image(detections, truth, shape, min_score)
+    }
+
+
+def confident_by_image(
+    detections: Detections, truth: GroundTruth, shape: Shape, min_score: float
+) -> Iterator[tuple[int, NDArray[np.int64], ObjectArrays, NDArray[np.float64]]]:
+    """Yield the images with detections or objects: number, classes of confident detections, best first, objects, IoUs.
+
+    Args:
+        detections: the detections of all images.
+        truth: the objects of all images.
+        shape: what the IoUs compare.
+        min_score: lowest score of a detection that counts.
+    """
     confident = detections[detections.scores >= min_score]
     confident = confident[np.argsort(-confident.scores, kind="stable")]
     detection_rows, object_rows = rows_by_key(confident.image), rows_by_key(truth.objects.image)
     nothing = np.empty(0, dtype=np.int64)
-    counts = {}
     for image in sorted(detection_rows.keys() | object_rows.keys()):
         of_image = confident[detection_rows.get(image, nothing)]
         objects = truth.objects[object_rows.get(image, nothing)]
         width, height = truth.source.sizes[image]
-        ious = ious_of(of_image, objects, shape, height, width)
-        counts[image] = classify_errors(ious, of_image.labels, objects.labels, objects.crowd | objects.ignored)
-    return counts
+        yield image, of_image.labels, objects, ious_of(of_image, objects, shape, height, width)
 
 
 def classify_errors(
