@@ -16,7 +16,8 @@ from train_toy import fork, run_group
 from vfm.plugin import Runtime, TrainingRuntime
 from vfm.train import Task, distributed
 from vfm.train.cost.operations import Operations
-from vfm.train.parallel.parallel import Replicated, Sharded
+from vfm.train.parallel.replicated import Replicated
+from vfm.train.parallel.sharded import Sharded
 
 WIDTH, NUM_BLOCKS, NUM_SAMPLES = 128, 4, 2
 
@@ -57,7 +58,7 @@ def bytes_after_forward(runtime: TrainingRuntime, half: torch.dtype | None, *, a
         return tensor
 
     with distributed(runtime) as world:  # within another one, whose processes it uses
-        placed = Sharded(Tower(), world, None, reshard=runtime.reshard)
+        placed = Sharded(Tower(), world, runtime)
         placed.wrap(half)
         inputs = torch.randn(NUM_SAMPLES, WIDTH, generator=torch.Generator().manual_seed(world.rank))
         with (

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from train_toy import Deep, Probe, Samples, in_processes, plan, train
 from vfm.plugin import Artifact, Context, Training, TrainingRuntime
 from vfm.train.checkpoint.shards import read_shards
-from vfm.train.parallel.parallel import blocks
+from vfm.train.parallel.blocks import blocks
 
 COMMON: dict[str, Any] = {
     "lr": 0.01,

@@ -2,8 +2,9 @@ from .cost.estimate import estimate_training as estimate_training
 from .cost.live_bytes import LiveBytes as LiveBytes
 from .cost.operations import repeated_forward as repeated_forward
 from .loop.alarm import Alarm as Alarm
-from .loop.loop import Data as Data, fit as fit
+from .loop.loop import fit as fit
 from .loop.panels import show_panels as show_panels
+from .loop.source import Data as Data
 from .loop.training_charts import METRICS_FILE as METRICS_FILE
 from .optim.ema import Ema as Ema
 from .optim.optim import build_optimizer as build_optimizer, set_lr as set_lr
@@ -14,6 +15,10 @@ from .parallel.dist import (
     prepare_device as prepare_device,
     resolve_device as resolve_device,
     seed_everything as seed_everything,
+)
+from .parallel.first import (
+    leave_export_to_first as leave_export_to_first,
+    weights_from_first as weights_from_first,
 )
 from .parallel.kernels import check_kernels as check_kernels
 from .parallel.sharing import (

@@ -128,7 +128,7 @@ def build_clip(
     image_size: int | None = None,
     context_length: int | None = None,
     seed: int | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     noise: Mapping[str, float] | None = None,
     **overrides: Any,
 ) -> ClipModel:
@@ -141,7 +141,7 @@ def build_clip(
         image_size: side of the input in pixels. Default: the configuration's.
         context_length: tokens of a text. Default: the configuration's.
         seed: seed of the initial weights. torch's global generator is left unchanged.
-        device: device of the weights, which are drawn on the CPU.
+        device: device of the weights, which are drawn on the CPU. Default: they stay there.
         noise: keys of `vision_cfg` that regularise training only (`patch_dropout`, `timm_drop_path`). The module is
             built with them, but the saved configuration does not contain them.
         overrides: further keys of the configuration (`init_logit_scale`, `init_logit_bias`, `quick_gelu`, ...).
@@ -165,7 +165,8 @@ def build_clip(
         vision = {**config["vision_cfg"], **(noise or {})}
         module = build_module({**config, "vision_cfg": vision}, name)
     preprocess = Preprocess.from_open_clip({}, config["vision_cfg"].get("image_size", 224))
-    return ClipModel(module.to(device), config, preprocess, name)
+    clip = ClipModel(module, config, preprocess, name)
+    return clip if device is None else clip.to(device)
 
 
 def blueprint(
@@ -185,7 +186,7 @@ def blueprint(
     else:
         config = model
     with torch.device("meta"):
-        clip = build_clip(config, image_size=image_size, noise=noise, device="meta")
+        clip = build_clip(config, image_size=image_size, noise=noise)
     if isinstance(model, ClipCheckpoint):
         clip.name, clip.folder = model.model, model.path
     return clip
@@ -193,7 +194,7 @@ def blueprint(
 
 def load_clip(
     checkpoint: ClipCheckpoint | str | Path,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     *,
     image_size: int | None = None,
     noise: Mapping[str, float] | None = None,
@@ -202,7 +203,7 @@ def load_clip(
 
     Args:
         checkpoint: the artifact, or any folder in open_clip's layout.
-        device: device of the weights.
+        device: device of the weights. Default: the CPU.
         image_size: side of the input in pixels. If it differs from the checkpoint's, learned position embeddings are
             resampled by open_clip (by timm in a timm tower), and rotary positions are computed for the new grid.
         noise: as in `build_clip`.
@@ -231,7 +232,7 @@ def load_clip(
     with naming(folder / CONFIG_FILE, "the configuration of a CLIP model"):
         model.preprocess = Preprocess.from_open_clip(record.get("preprocess_cfg", {}), vision.get("image_size", 224))
     model.module.eval()
-    return model.to(device)
+    return model if device is None else model.to(device)
 
 
 def save_clip(model: ClipModel, directory: Path) -> ClipCheckpoint:

@@ -91,24 +91,31 @@ class FiniteGuard:
         return f"a lower lr or optimizer.grad_clip_norm may help, {skip}{again}"
 
 
-def check_weights(task: nn.Module, stage: str) -> None:
-    """Check that trained weights are finite before they are exported.
+def check_weights(task: nn.Module, stage: str, world: DistributedWorld) -> None:
+    """Check that the trained weights of rank 0 are finite before they are exported. All processes call it together.
 
     A step that is not finite is never taken (`FiniteGuard`), but a finite step or an average can overflow a weight.
 
     Raises:
         UserError: If a weight is NaN or infinite.
     """
+    problem, *_ = world.gather(_not_finite(task) if world.is_main else "")
+    if problem:
+        raise UserError(f"{stage}: {problem}; a lower lr or optimizer.grad_clip_norm may help")
+
+
+def _not_finite(task: nn.Module) -> str:
     values = {name: value for name, value in task.state_dict().items() if value.is_floating_point()}
     if not values:
-        return
+        return ""
     finite = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
     wrong = [name for name, is_finite in zip(values, finite, strict=True) if not is_finite]
-    if wrong:
-        raise UserError(
-            f"{stage}: {len(wrong)} of {len(values)} trained tensors contain NaN or infinity, the first is {wrong[0]};"
-            " they are not exported; a lower lr or optimizer.grad_clip_norm may help"
-        )
+    if not wrong:
+        return ""
+    return (
+        f"{len(wrong)} of {len(values)} trained tensors contain NaN or infinity, the first is {wrong[0]}; they are not"
+        " exported"
+    )
 
 
 class SkippedSamples:

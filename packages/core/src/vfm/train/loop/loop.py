@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Generic, Protocol
+from typing import Generic
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -27,6 +27,7 @@ from vfm.train.loop.guard import FiniteGuard, SkippedSamples, check_weights
 from vfm.train.loop.memory import memory_explained
 from vfm.train.loop.optimizer_step import OptimizerStep
 from vfm.train.loop.profiling import StepProfiler
+from vfm.train.loop.source import Data
 from vfm.train.loop.termination import Termination, termination
 from vfm.train.optim.ema import Ema
 from vfm.train.optim.optim import build_optimizer, set_lr
@@ -42,7 +43,8 @@ from vfm.train.optim.state import (
 from vfm.train.parallel.dist import DistributedWorld, distributed, micro_batch_size, reproducible, tf32
 from vfm.train.parallel.heartbeat import watched
 from vfm.train.parallel.kernels import chosen_kernels
-from vfm.train.parallel.parallel import Alone, in_processes
+from vfm.train.parallel.parallel import in_processes
+from vfm.train.parallel.placement import Alone
 from vfm.train.parallel.preparation import Compile, prepared, uncompiled
 from vfm.train.parallel.progress import Phase, Position
 from vfm.train.task import Task
@@ -155,12 +157,13 @@ class _Loop(Generic[Inputs]):
         self.numerics.end()
         if self.ema:
             self.ema.copy_to_weights()
+        self._free()
         task = self.placed.finish()
         if self.world.is_main:
             self.best.restore_best(task)
             self.curves.finish()
             keep_checkpoints(self.checkpoints, self.ctx.directory, self.done)
-        check_weights(task, self.ctx.stage)
+        check_weights(task, self.ctx.stage, self.world)
         self._wait_for_others()
 
     def _next(self, steps: Iterator[list[Batch[Inputs]]]) -> list[Batch[Inputs]]:
@@ -238,6 +241,12 @@ class _Loop(Generic[Inputs]):
         self._wait_for_others()
         self.curves.restart_clock()
 
+    def _free(self) -> None:
+        """Free what only steps need, before the whole model is gathered."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+        self.ema = None
+
     def _wait_for_others(self) -> None:
         self.position.move(self.done, Phase.WAITING)
         self.world.barrier()
@@ -284,16 +293,3 @@ class _Loop(Generic[Inputs]):
         if self.world.is_main:
             self.ctx.log(f"{verb} after step {snapshot.step} of {self.plan.num_steps}")
         return snapshot.step
-
-
-class Data(Protocol[Inputs]):
-    """A source of batches."""
-
-    def steps(
-        self, start_step: int, num_steps: int, *, rank: int, world_size: int, micro_batch_size: int
-    ) -> Iterator[list[Batch[Inputs]]]:
-        """Yield the steps `start_step` to `num_steps - 1`, each as this process' micro-batches.
-
-        The content of a step depends only on its number, not on the step at which the iteration starts.
-        """
-        ...

@@ -20,7 +20,7 @@ from vfm.train.optim.optim import step_if_finite
 from vfm.train.optim.precision import Numerics
 from vfm.train.optim.state import as_whole
 from vfm.train.parallel.dist import seed_everything
-from vfm.train.parallel.parallel import Alone
+from vfm.train.parallel.placement import Alone
 from vfm.train.parallel.preparation import Compile
 from vfm.train.task import Metrics
 

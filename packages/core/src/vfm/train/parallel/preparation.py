@@ -14,8 +14,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from vfm.base import UserError
 from vfm.interfaces import Context, TrainingRuntime
+from vfm.train.parallel.blocks import blocks
 from vfm.train.parallel.dist import DistributedWorld
-from vfm.train.parallel.parallel import blocks
 from vfm.train.task import Metrics, Task
 
 Method = Callable[..., tuple[Tensor, Metrics]]

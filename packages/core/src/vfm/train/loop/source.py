@@ -1,0 +1,21 @@
+"""The interface of the data of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from vfm.data.loading.batch import Batch, Inputs
+
+
+class Data(Protocol[Inputs]):
+    """A source of batches."""
+
+    def steps(
+        self, start_step: int, num_steps: int, *, rank: int, world_size: int, micro_batch_size: int
+    ) -> Iterator[list[Batch[Inputs]]]:
+        """Yield the steps `start_step` to `num_steps - 1`, each as this process' micro-batches.
+
+        The content of a step depends only on its number, not on the step at which the iteration starts.
+        """
+        ...

@@ -1,0 +1,32 @@
+"""The blocks of a model, which are gathered, compiled or recomputed as units."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import nn
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """Find the modules that are gathered as units: elements of the outermost lists of equal modules, such as blocks.
+
+    A block that shares a weight with another module is left out.
+    """
+    uses = _uses(module)
+    units: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for container in module.modules():
+        parts = list(container.children()) if isinstance(container, (nn.ModuleList, nn.Sequential)) else []
+        if container in inside or len(parts) < 2 or len({type(part) for part in parts}) > 1:
+            continue
+        for part in parts:
+            inside.update(part.modules())
+            uses_in_part = _uses(part)
+            is_unshared = all(uses[key] == count for key, count in uses_in_part.items())
+            if uses_in_part and is_unshared:
+                units.append(part)
+    return units
+
+
+def _uses(module: nn.Module) -> Counter[int]:
+    return Counter(id(param) for _, param in module.named_parameters(remove_duplicate=False))

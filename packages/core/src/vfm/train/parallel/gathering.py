@@ -1,0 +1,64 @@
+"""Gathers sharded tensors from all processes, several in a single collective operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+BUCKET_BYTES = 256 * 2**20  # of the whole tensors that are gathered together
+
+
+def gathered(tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int = BUCKET_BYTES) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors whole, by name, in their order. All processes must call it with the same names.
+
+    Sharded tensors are gathered as they are needed. In memory are those of one bucket, in addition to the tensors that
+    the caller keeps. Tensors that are not sharded are copied.
+
+    Args:
+        tensors: pairs of a name and a tensor. Sharded ones are cut by rows, as FSDP does.
+        bucket_bytes: bytes of the whole tensors that are gathered together. A larger tensor is gathered alone.
+    """
+    bucket: list[tuple[str, DTensor]] = []
+    for name, value in tensors:
+        if bucket and not (isinstance(value, DTensor) and _fits(bucket, value, bucket_bytes)):
+            yield from _gather(bucket)
+            bucket = []
+        if isinstance(value, DTensor):
+            bucket.append((name, value))
+        else:
+            yield name, value.clone()
+    if bucket:
+        yield from _gather(bucket)
+
+
+def _fits(bucket: list[tuple[str, DTensor]], value: DTensor, limit: int) -> bool:
+    _, first = bucket[0]
+    same = (first.dtype, first.device_mesh, first.placements) == (value.dtype, value.device_mesh, value.placements)
+    return same and value.nbytes + sum(tensor.nbytes for _, tensor in bucket) <= limit
+
+
+def _gather(bucket: list[tuple[str, DTensor]]) -> Iterator[tuple[str, Tensor]]:
+    _, first = bucket[0]
+    cut = [isinstance(placement, Shard) for placement in first.placements].index(True)
+    group, size = first.device_mesh.get_group(cut), first.device_mesh.size(cut)
+    parts = [_padded(value, size) for _, value in bucket]
+    local = torch.cat(parts)
+    whole = local.new_empty(size * len(local))
+    dist.all_gather_into_tensor(whole, local, group=group)
+    columns = whole.view(size, -1).split([len(part) for part in parts], dim=1)
+    for (name, value), column in zip(bucket, columns, strict=True):
+        # A copy, as a view of a single number per process would not be contiguous, and would keep the bucket alive.
+        rows = column.clone(memory_format=torch.contiguous_format).view(-1, *value.shape[1:])
+        yield name, rows[: len(value)]
+
+
+def _padded(value: DTensor, size: int) -> Tensor:
+    """Flatten this process' rows, with zeros for the rows that it has fewer than the first process."""
+    local = value.to_local()
+    padded = local.new_zeros(-(-len(value) // size), *value.shape[1:])
+    padded[: len(local)] = local
+    return padded.flatten()

@@ -1,0 +1,43 @@
+"""A task that each process has whole (DDP)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from vfm.data.loading.batch import Inputs
+from vfm.train.parallel.gradient_mean import mean_in_fp32
+from vfm.train.parallel.placement import Alone, Method, Routed
+from vfm.train.task import Metrics, Task
+
+
+class Replicated(Alone[Inputs]):
+    """A task whose whole model is in each process. DDP averages gradients with the last micro-batch of a step."""
+
+    def wrap(self, half: torch.dtype | None) -> None:
+        """Compare the weights of all processes, and prepare DDP's buckets."""
+        device = self.world.device
+        ids = [device.index] if device.type == "cuda" else None
+        self.ddp = DistributedDataParallel(Routed(self.task), device_ids=ids, gradient_as_bucket_view=True)
+        if any(param.dtype == torch.bfloat16 for param in self.task.parameters()):
+            self.ddp.register_comm_hook(self.world.size, mean_in_fp32)
+
+    def run(self, method: Method, *args: Any) -> tuple[Tensor, Metrics]:
+        """Run a method of the task."""
+        output: tuple[Tensor, Metrics] = self.ddp(method, *args)
+        return output
+
+    def begin_micro_batch(self, *, is_last: bool) -> None:
+        """Average gradients with the last micro-batch only, as DDP's `no_sync` does."""
+        self.ddp.require_backward_grad_sync = is_last
+
+    @contextmanager
+    def whole(self) -> Iterator[Task[Inputs]]:
+        """Yield the task with the buffers of rank 0, which DDP also uses from the next step on."""
+        self.world.copy_from_first(self.task.buffers())
+        yield self.task

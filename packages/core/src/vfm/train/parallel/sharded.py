@@ -1,0 +1,150 @@
+"""A task of which each process stores a part (FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, distributed as dist, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from vfm.base import UserError
+from vfm.data.loading.batch import Inputs
+from vfm.interfaces import TrainingRuntime
+from vfm.train.parallel.blocks import blocks
+from vfm.train.parallel.dist import DistributedWorld
+from vfm.train.parallel.gathering import gathered
+from vfm.train.parallel.hollow import hollow, hollow_copy, without_meta
+from vfm.train.parallel.placement import Alone, Method, Routed
+from vfm.train.task import Metrics, Task
+
+
+class Sharded(Alone[Inputs]):
+    """A task of which each process stores a part: weights, gradients, averages and optimizer state.
+
+    A copy of the task is trained. Its weights come from rank 0, block by block, so the other processes need no weights,
+    and no process has the whole model. The caller's task gives its weights away. It has weights within `whole`, and in
+    rank 0 at the end.
+
+    Blocks are gathered when they run, in the type of autocast. Gradients are averaged in fp32 after each micro-batch,
+    so that no process ever stores all of them. Scalars, such as a temperature, are not cut, so each process has them.
+
+    Args:
+        task: the task, in rank 0 with its weights. In other processes they may be on the meta device.
+        world: this process.
+        runtime: the settings of FSDP.
+
+    Raises:
+        UserError: If the number of processes is not a multiple of `shard_degree`.
+        ValueError: If a frozen model has no weights.
+
+    Source: Zhao et al. 2023, PyTorch FSDP (arXiv:2304.11277), section 3.2.2 for hybrid sharding.
+    """
+
+    def __init__(self, task: Task[Inputs], world: DistributedWorld, runtime: TrainingRuntime) -> None:
+        without_meta(task)
+        self.original, self.reshard = task, runtime.reshard
+        for held in task.frozen():
+            if any(param.is_meta for param in held.module.parameters()):
+                raise ValueError(f"{type(held.module).__name__}: build frozen models outside weights_from_first")
+            held.module.to(world.device)
+        self.task, self.sources = hollow_copy(task, world.device)
+        self.world = world
+        self.mesh = _mesh(world, runtime.shard_degree)
+
+    def wrap(self, half: torch.dtype | None) -> None:
+        """Receive the weights from rank 0, and cut them, which replaces the parameters by new objects."""
+        # Autocast would copy gathered fp32 matrices and keep the copies until the backward pass, as much memory as the
+        # whole model. Inputs are not cast, so that sums of residuals stay in fp32, as with DDP. What is outside the
+        # blocks, such as embeddings, is gathered in fp32 for the same reason.
+        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for block in blocks(self.task):
+            self._receive(block)
+            fully_shard(block, mesh=self.mesh, mp_policy=policy, reshard_after_forward=self.reshard)
+        self.root = Routed(self.task)
+        self._receive(self.root)
+        self.uncut = [param for param in self.task.parameters() if param.numel() == 1]
+        fully_shard(self.root, mesh=self.mesh, ignored_params=set(self.uncut))
+        self.world.copy_from_first(self.task.buffers())
+
+    def run(self, method: Method, *args: Any) -> tuple[Tensor, Metrics]:
+        """Run a method of the task."""
+        output: tuple[Tensor, Metrics] = self.root(method, *args)
+        return output
+
+    def begin_micro_batch(self, *, is_last: bool) -> None:
+        """Average over copies of the model with the last micro-batch only, but within a copy with each."""
+        assert isinstance(self.root, FSDPModule)
+        self.root.set_requires_all_reduce(is_last)
+
+    def average_gradients(self) -> None:
+        """Average the gradients of parameters that are not cut."""
+        for param in self.uncut:
+            if param.grad is not None:
+                param.grad = self.world.mean(param.grad)
+
+    @contextmanager
+    def whole(self) -> Iterator[Task[Inputs]]:
+        """Gather the weights into the caller's task, on the device within the context."""
+        self._fill(self.world.device, is_filled=True)
+        try:
+            yield self.original
+        finally:
+            for param in self.original.parameters():
+                param.data = hollow(param, torch.device("cpu"))
+
+    def finish(self) -> Task[Inputs]:
+        """Gather the weights into the caller's task in rank 0, and return it. The other processes have no weights.
+
+        The task is on the device if it fits there, otherwise on the CPU.
+        """
+        self._fill(torch.device("cpu"), is_filled=self.world.is_main)
+        if not self.world.is_main:
+            return self.original
+        try:
+            return self.original.to(self.world.device)
+        except torch.OutOfMemoryError:
+            return self.original.to("cpu")
+
+    @torch.no_grad()
+    def _receive(self, module: nn.Module) -> None:
+        """Give a module's hollow weights the values of rank 0, where the caller's task gives them away."""
+        for param in module.parameters():
+            source = self.sources.pop(param, None)
+            if source is None:  # it is cut already
+                continue
+            if self.world.is_main:
+                param.data = source.data.to(self.world.device).contiguous()
+            else:
+                param.data = torch.empty(param.shape, dtype=param.dtype, device=self.world.device)
+            dist.broadcast(param.data, src=0)
+            source.data = hollow(source, torch.device("cpu"))
+
+    @torch.no_grad()
+    def _fill(self, device: torch.device, *, is_filled: bool) -> None:
+        """Gather the weights, and the buffers of rank 0, and put them into the caller's task if it is to be filled."""
+        targets = {**dict(self.original.named_parameters()), **dict(self.original.named_buffers())}
+        weights = ((name, param.detach()) for name, param in self.task.named_parameters())
+        for name, value in gathered(weights):
+            if is_filled:
+                targets[name].data = value.to(device)
+        for name, buffer in self.task.named_buffers():
+            value = buffer.clone()
+            self.world.copy_from_first([value])
+            if is_filled:
+                targets[name].data = value.to(device)
+
+
+def _mesh(world: DistributedWorld, shard_degree: int | None) -> DeviceMesh:
+    degree = shard_degree or world.size
+    if world.size % degree:
+        raise UserError(
+            f"runtime.shard_degree: expected a divisor of the number of processes, {world.size}, got {degree}"
+        )
+    if degree == world.size:
+        return init_device_mesh(world.device.type, (world.size,))
+    sizes = (world.size // degree, degree)
+    return init_device_mesh(world.device.type, sizes, mesh_dim_names=("replicate", "shard"))
