@@ -254,13 +254,18 @@ def make_pool(directory: Path, captions: Mapping[str, Mapping[str, list[str]]] |
 
 
 def run_stage(
-    stage: ClipTrain, root: Path, *, send: Callable[[Event], None] = lambda event: None, **inputs: Artifact
+    stage: ClipTrain,
+    root: Path,
+    *,
+    work: Path | None = None,
+    send: Callable[[Event], None] = lambda event: None,
+    **inputs: Artifact,
 ) -> tuple[ClipCheckpoint, Context]:
     """Run the stage; inputs are named as in its refs."""
     directory = root / "part"
     directory.mkdir(parents=True, exist_ok=True)
     folders = {ref: artifact.path for ref, artifact in inputs.items()}
-    ctx = Context(stage.name, directory, root / "work", folders, send)
+    ctx = Context(stage.name, directory, work or root / "work", folders, send)
     return stage.run(ctx), ctx
 
 
@@ -271,11 +276,21 @@ def copied(clip: ClipModel) -> ClipModel:
 
 def in_processes(world_size: int, root: Path, jobs: list[dict[str, Any]]) -> None:
     """Run one step of each job in one process group, since starting one is slow."""
+    placed = [{**job, "folder": str(root / job["folder"])} for job in jobs]
+    run_group(__file__, json.dumps(placed), world_size=world_size)
+
+
+def run_in_group(file: str, word: str, root: Path, inputs: Mapping[str, Artifact]) -> None:
+    """Run a test module in two processes of a group, with a word, a folder and the paths of inputs."""
+    run_group(file, word, str(root), json.dumps({name: str(artifact.path) for name, artifact in inputs.items()}))
+
+
+def run_group(file: str, *words: str, world_size: int = 2) -> None:
+    """Run a module in each process of a group."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    placed = [{**job, "folder": str(root / job["folder"])} for job in jobs]
-    command = [sys.executable, __file__, json.dumps(placed)]
+    command = [sys.executable, file, *words]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
     children = [
         subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)

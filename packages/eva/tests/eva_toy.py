@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from vfm.data import Batch
 from vfm.data.synthetic.stages import ShapesPool
+from vfm.interfaces import LeftToFirst
 from vfm.models import build_clip, build_vision, save_clip
 from vfm.plugin import (
     Artifact,
@@ -132,4 +134,5 @@ if __name__ == "__main__":
     root, pool_folder, teacher_folder, settings = sys.argv[1:]
     own = context(Path(root), pool=Pool.load(pool_folder), teacher=ClipCheckpoint.load(teacher_folder))
     shared = replace(own, work=Path(root).with_name(Path(root).name[:-1] + "0") / "work")
-    stage(**json.loads(settings)).run(shared)
+    with suppress(LeftToFirst):
+        stage(**json.loads(settings)).run(shared)

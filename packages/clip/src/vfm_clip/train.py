@@ -19,7 +19,7 @@ from vfm.models import (
     read_clip_config,
 )
 from vfm.plugin import ClipCheckpoint, Context
-from vfm.train import TrainedTower, fit, is_main, prepare_towers
+from vfm.train import TrainedTower, fit, is_main, leave_export_to_first, prepare_towers, weights_from_first
 from vfm_clip.data import first_samples_panel, language_weights, training_data
 from vfm_clip.dataset_checks import check_datasets
 from vfm_clip.diagnosis import Diagnosis
@@ -36,7 +36,8 @@ def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
     datasets = {str(each.data): ctx.load(each.data) for each in config.portions}
     balanced = config.loading.sampler == "balanced"
     check_datasets(datasets, config.portions, config.language, config.global_batch_size, balanced=balanced)
-    clip, towers, merge = initial_model(config, ctx)
+    with weights_from_first(config.runtime):
+        clip, towers, merge = initial_model(config, ctx)
     task = ClipTask(
         clip,
         loss=config.loss,
@@ -51,11 +52,11 @@ def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
     if is_main():
         ctx.panel(first_samples_panel(data, make, ctx.directory))
     fit(task, data, config, replace(ctx, send=_diagnosis(config, ctx)))
+    leave_export_to_first()
     merge()
-    if is_main():
-        incompatibility = open_clip_incompatibility(clip)
-        if incompatibility:
-            ctx.warn(incompatibility)
+    incompatibility = open_clip_incompatibility(clip)
+    if incompatibility:
+        ctx.warn(incompatibility)
     return task.export(ctx.directory)
 
 

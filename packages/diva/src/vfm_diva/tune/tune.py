@@ -14,7 +14,7 @@ from vfm.plugin import (
     Preflight,
     UserError,
 )
-from vfm.train import fit, is_main, show_panels
+from vfm.train import fit, leave_export_to_first, show_panels
 from vfm_diva.generator.generator import load_generator, randomize_weights
 from vfm_diva.generator.inputs import MakeImageInputs, MakeTuneInputs, TuneInputs
 from vfm_diva.generator.latents import check_latents, open_latents
@@ -82,13 +82,13 @@ def tune_clip(config: DivaTune, ctx: Context) -> ClipCheckpoint:
     data = build_data(config, ctx, task)
     _train_adapter(config, ctx, task, data)
     fit(task, data, config, ctx)
+    leave_export_to_first()
     checkpoint = task.export(ctx.directory)
-    if is_main():
-        reason = open_clip_incompatibility(task.clip)  # of the merged tower
-        if reason:
-            ctx.warn(reason)
-        if config.control:
-            ctx.panel(control_panel(config.control))
+    reason = open_clip_incompatibility(task.clip)  # of the merged tower
+    if reason:
+        ctx.warn(reason)
+    if config.control:
+        ctx.panel(control_panel(config.control))
     # At least two images per pass: each is also denoised with the conditioning of another one.
     batch_size = max(2, config.micro_batch_size or config.global_batch_size)
     show_panels(

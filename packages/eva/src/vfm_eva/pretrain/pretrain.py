@@ -22,7 +22,7 @@ from vfm.models import (
     transfer_weights,
 )
 from vfm.plugin import Context, ImageDataset, VisionCheckpoint
-from vfm.train import fit, is_main, resolve_device, show_panels
+from vfm.train import fit, is_main, leave_export_to_first, resolve_device, show_panels, weights_from_first
 from vfm_eva.pretrain.alarm import PretrainAlarm
 from vfm_eva.pretrain.decoder import MaskDecoder
 from vfm_eva.pretrain.held_out_checks import check_held_out
@@ -51,10 +51,12 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     source, masks = open_dataset(data), Masks(config.mask, task.grid, task.num_masked)
     batches = MaskedData(TrainingData.of(config, source, make), masks)
     fit_statistics(task, batches, config, ctx)  # before `start`, whose heads are standardised with them
-    init_weights(task, config.student.init, config.seed)
-    if config.start:
-        start_from(task, ctx.load(config.start), ctx)
+    with weights_from_first(config.runtime):
+        init_weights(task, config.student.init, config.seed)
+        if config.start:
+            start_from(task, ctx.load(config.start), ctx)
     fit(task, batches, config, with_alarms(task, config, ctx))
+    leave_export_to_first()
     checkpoint = task.export(ctx.directory)
     panels = [lambda: pca_sheet(task.encoder(), source, ctx.directory)]
     if task.teacher.is_cosine:
@@ -77,12 +79,14 @@ def with_alarms(task: EvaTask, config: EvaPretrain, ctx: Context) -> Context:
 
 def task_from_teacher(config: EvaPretrain, ctx: Context) -> tuple[EvaTask, Make[EvaViews]]:
     """Build the task with the teachers of the stage, and the loader of its inputs."""
-    student, bf16 = build_student(config, _start(config, ctx)), teacher_in_bf16(config)
-    teachers = []
+    with weights_from_first(config.runtime):
+        student = build_student(config, _start(config, ctx))
+    bf16, teachers = teacher_in_bf16(config), []
     for entry in config.taught_by:
         encoder = load_encoder(ctx.load(entry.teacher)) if entry.teacher else None
         teachers.append(entry.target.build(student, encoder, bf16=bf16))
-    task = build_task(config, student, *teachers)
+    with weights_from_first(config.runtime):
+        task = build_task(config, student, *teachers)
     crop_scale, flip = config.augmentation.crop_scale, config.augmentation.flip
     preprocesses = [task.preprocess, *(teacher.preprocess or task.preprocess for teacher in teachers)]
     student_crops, first, *others = (crop_transform(crop_scale, flip, preprocess) for preprocess in preprocesses)
@@ -99,7 +103,9 @@ def teacher_in_bf16(config: EvaPretrain) -> bool | None:
 def task_from_cache(config: EvaPretrain, ctx: Context, data: ImageDataset) -> tuple[EvaTask, Make[EvaViews]]:
     """Build the task with the stored targets of the stage, and the loader of its inputs."""
     caches = [ctx.load(entry.targets) for entry in config.taught_by if entry.targets]
-    task = build_task(config, build_student(config, _start(config, ctx)), *map(load_targets, caches))
+    teachers = list(map(load_targets, caches))
+    with weights_from_first(config.runtime):
+        task = build_task(config, build_student(config, _start(config, ctx)), *teachers)
     for cache in caches:
         check_grid(cache.shape[:-1], task.grid)
         check_data(cache, data)
