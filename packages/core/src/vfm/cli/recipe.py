@@ -199,6 +199,9 @@ def plan(
         str, typer.Option(metavar="N,N,...", help="Show simulated training steps on these numbers of GPUs instead.")
     ] = "",
     card: Annotated[str, typer.Option(help="With --gpus: a100, a100-40, h100, h200 or b200.")] = "h100",
+    check: Annotated[
+        bool, typer.Option("--check", help="Also check models, data and widths of every stage, as `run` does first.")
+    ] = False,
     debug: DebugOption = False,
 ) -> None:
     """Check a recipe and show what `run` would do, without running it.
@@ -216,7 +219,10 @@ def plan(
         status = f"[{STATUS_COLOURS[step.status]}]{step.status}[/]"
         table.add_row(step.stage.name, step.stage.kind, step.slot.name, status, escape(", ".join(step.inputs)))
     console.print(table)
-    check_files(steps)
+    if check:
+        preflight(steps)
+    else:
+        check_files(steps)
     for name, reason in reasons(loaded, steps, Store(store)).items():
         show(f"{name} is new: {reason}")
     if loaded.bases:

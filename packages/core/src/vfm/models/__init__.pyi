@@ -43,6 +43,7 @@ from .low_rank import LowRank as LowRank, change_matrices as change_matrices
 from .preprocess import Preprocess as Preprocess
 from .vision.attention_maps import attention_map as attention_map, attention_weights as attention_weights
 from .vision.planned import (
+    known_checkpoint as known_checkpoint,
     planned_checkpoint as planned_checkpoint,
     planned_clip as planned_clip,
     planned_clip_config as planned_clip_config,

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vfm.data import Ragged
-from vfm.models import planned_checkpoint
+from vfm.models import known_checkpoint
 from vfm.plugin import (
     Artifact,
     Cost,
@@ -72,8 +70,8 @@ def estimate_with_encoder(
         checkpoint: the encoder, if it differs from `config.encoder`.
         selected: as in `estimate_training`.
     """
-    with TemporaryDirectory() as folder:
-        checkpoint = checkpoint or planned_checkpoint(ctx, config.encoder, Path(folder))
+    with known_checkpoint(ctx, config.encoder) as planned:
+        checkpoint = checkpoint or planned
         if checkpoint is None:
             return Cost(unknown=(f"the encoder {config.encoder}",))
         with torch.device("meta"):

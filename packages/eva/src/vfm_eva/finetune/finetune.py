@@ -17,6 +17,7 @@ from vfm.models import (
     TransferRules,
     build_vision,
     class_names_of,
+    known_checkpoint,
     load_state_dict,
     set_class_names,
     transfer_weights,
@@ -49,14 +50,13 @@ def check_eva_finetune(config: EvaFinetune, ctx: Preflight) -> None:
     """
     config.trained.check()
     check_rand_augment(config.augmentation.rand_augment)
-    data, checkpoint = ctx.artifact(config.data), ctx.artifact(config.encoder)
+    data = ctx.artifact(config.data)
     if data:
         _check_data(config, data)
-    if checkpoint:
-        with torch.device("meta"):
-            class_names = data.class_names if data else ["a", "b"]  # any names do for shapes
-            model = build_classifier(config, checkpoint, class_names)
-            check_trained(config.trained, model)
+    class_names = data.class_names if data else ["a", "b"]  # any names do for shapes
+    with known_checkpoint(ctx, config.encoder) as checkpoint, torch.device("meta"):
+        if checkpoint:
+            check_trained(config.trained, build_classifier(config, checkpoint, class_names))
 
 
 def _check_data(config: EvaFinetune, data: LabeledDataset | TaggedImages) -> None:

@@ -24,10 +24,10 @@ from vfm.plugin import Context, Difference, Evaluated, ModelResult, Preflight, U
 from vfm.train import leave_to_first
 from vfm_eva.pretrain.held_out_checks import check_width
 from vfm_eva.pretrain.held_out_stages import MaskedPatches
-from vfm_eva.pretrain.preflight import check_projection
 from vfm_eva.pretrain.stages import EvaPretrain
 from vfm_eva.pretrain.task import EvaTask, TaskEncoder
 from vfm_eva.targets.images import EvaInputs
+from vfm_eva.targets.target_checks import check_teacher
 from vfm_eva.targets.teacher import Teacher, load_teacher
 
 __all__ = ["check_masked_patches", "evaluate_masked_patches", "every_second_patch"]
@@ -47,7 +47,7 @@ def check_masked_patches(config: MaskedPatches, ctx: Preflight) -> None:
     if config.models and not config.teacher:
         raise UserError("models need the teacher whose features they predict; set teacher")
     if config.teacher:
-        check_projection(config.teacher, config.target, ctx)
+        check_teacher(config.teacher, config.target, ctx)
     checkpoint = ctx.artifact(config.teacher) if config.teacher and config.models else None
     teacher = load_teacher(checkpoint, config.target) if checkpoint else None
     for ref in config.models:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from vfm.models import build_vision, feature_width
 from vfm.plugin import (
-    ClipCheckpoint,
     Preflight,
     Ref,
     SampleCache,
     UserError,
-    VisionCheckpoint,
 )
 from vfm_eva.pretrain.held_out_checks import check_held_out
 from vfm_eva.pretrain.pretrain import build_student, build_task, num_masked
@@ -21,9 +16,8 @@ from vfm_eva.pretrain.stages import EvaPretrain
 from vfm_eva.pretrain.student import student_grid
 from vfm_eva.pretrain.weight_init import check_init
 from vfm_eva.targets.images import EvaInputs, TeacherInputs
-from vfm_eva.targets.parts import Target
 from vfm_eva.targets.stages import EvaTargets
-from vfm_eva.targets.target_checks import check_data, check_grid, check_same_crops
+from vfm_eva.targets.target_checks import check_data, check_grid, check_same_crops, check_teacher
 from vfm_eva.targets.teacher import PatchTarget, load_encoder
 
 
@@ -35,7 +29,7 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
     """
     for entry in config.taught_by:
         if entry.teacher:
-            check_projection(entry.teacher, entry.target, ctx)
+            check_teacher(entry.teacher, entry.target, ctx)
     check_held_out(config, ctx.artifact)
     start = ctx.artifact(config.start) if config.start else None
     if config.start and not start:  # the encoder exists only after its stage has run
@@ -61,34 +55,6 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
         encoder = load_encoder(checkpoint) if checkpoint else None
         teachers.append(entry.target.build(student, encoder))
     _run_once(config, student, teachers, grid)
-
-
-def check_projection(ref: Ref[ClipCheckpoint | VisionCheckpoint], target: Target, ctx: Preflight) -> None:
-    """Check that an encoder has the projection that a target needs, even if its stage has not run yet.
-
-    Raises:
-        UserError: if it has none.
-    """
-    checkpoint, stage = ctx.artifact(ref), ctx.stage(ref)
-    if not getattr(target, "projected", False) or isinstance(checkpoint, ClipCheckpoint):
-        return
-    source: Any = None
-    if checkpoint:
-        source = f"local-dir:{checkpoint.path}"
-    elif stage and issubclass(stage.makes, VisionCheckpoint):
-        source = getattr(stage, "model", None) or getattr(stage, "source", None)
-    if source is None:
-        return
-    num_classes = 0 if isinstance(stage, EvaPretrain) else None  # a student has no head, others keep theirs
-    try:
-        with torch.device("meta"):
-            encoder = build_vision(source, num_classes=num_classes)
-    except UserError:  # a hub model or a file, or a mistake that the other stage's preflight reports
-        return
-    try:
-        feature_width(encoder, projected=True)
-    except UserError as error:
-        raise UserError(f"teacher {str(ref)!r}: {error} (in target)") from None
 
 
 def _run_once(

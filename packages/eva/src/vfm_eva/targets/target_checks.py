@@ -1,10 +1,37 @@
-"""Checks that stored targets match a student, its data and each other."""
+"""Checks that a teacher has a target, and that stored targets match a student, its data and each other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from vfm.plugin import ImageDataset, SampleCache, UserError
+from vfm.models import feature_width, planned_encoder, vision_tower
+from vfm.plugin import ClipCheckpoint, ImageDataset, Preflight, Ref, SampleCache, UserError, VisionCheckpoint
+from vfm_eva.targets.parts import Target
+
+
+def check_teacher(ref: Ref[ClipCheckpoint | VisionCheckpoint], target: Target, ctx: Preflight) -> None:
+    """Check that a teacher has the patch tokens, layer and projection of a target, even if its stage has not run yet.
+
+    Raises:
+        UserError: if it lacks one.
+    """
+    if not target.needs_teacher:
+        return
+    try:
+        encoder: Any = planned_encoder(ctx, ref)
+    except UserError:  # a mistake that the other stage's preflight reports
+        return
+    if encoder is None:
+        return
+    stage = ctx.stage(ref)
+    if stage and stage.kind_name() == "eva.pretrain" and not ctx.artifact(ref):
+        encoder.reset_classifier(0)  # a student has no head, others keep theirs
+    try:
+        feature_width(encoder, projected=getattr(target, "projected", False))
+        vision_tower(encoder).block_index(getattr(target, "layer", -1))
+    except UserError as error:
+        raise UserError(f"teacher {str(ref)!r}: {error} (in target)") from None
 
 
 def check_grid(target_grid: tuple[int, ...], grid: tuple[int, int]) -> None:

@@ -25,15 +25,17 @@ from vfm.train import prepare_device
 from vfm_eva.targets.images import crop_transform
 from vfm_eva.targets.pca import FILE, Pca
 from vfm_eva.targets.stages import EvaTargets
+from vfm_eva.targets.target_checks import check_teacher
 from vfm_eva.targets.teacher import Teacher, load_teacher
 
 
 def check_eva_targets(config: EvaTargets, ctx: Preflight) -> None:
-    """Check that a known teacher has the target, and at least as many channels as components.
+    """Check that a teacher has the target, and a known one at least as many channels as components.
 
     Raises:
         UserError: if it does not.
     """
+    check_teacher(config.teacher, config.target, ctx)
     checkpoint = ctx.artifact(config.teacher)
     if checkpoint:
         teacher = load_teacher(checkpoint, config.target)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vfm.data import TrainingData
 from vfm.data.videos import VideoSource
-from vfm.models import KeyReport, build_vision, load_state_dict, set_class_names, vision_preprocess
+from vfm.models import KeyReport, build_vision, known_checkpoint, load_state_dict, set_class_names, vision_preprocess
 from vfm.plugin import (
     ClipCheckpoint,
     Context,
@@ -43,12 +43,13 @@ def check_eva_video(config: EvaVideo, ctx: Preflight) -> None:
         UserError: the first mistake.
     """
     config.trained.check()
-    data, source = ctx.artifact(config.data), ctx.artifact(config.encoder)
+    data = ctx.artifact(config.data)
     if data:
         check_class_names(data.class_names, config.data)
-    if source and not isinstance(source, ClipCheckpoint):
-        with torch.device("meta"):
-            class_names = data.class_names if data else ["a", "b"]  # any names do for shapes
+    class_names = data.class_names if data else ["a", "b"]  # any names do for shapes
+    with known_checkpoint(ctx, config.encoder) as planned, torch.device("meta"):
+        source = ctx.artifact(config.encoder) or planned
+        if source and not isinstance(source, ClipCheckpoint):
             model = build_model(config, image_checkpoint(source, source.path), class_names)
             check_trained(config.trained, model.visual)
 

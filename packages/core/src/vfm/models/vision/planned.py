@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -88,6 +90,13 @@ def planned_checkpoint(ctx: Preflight, ref: Ref[Any], folder: Path) -> VisionChe
         return checkpoint if isinstance(checkpoint, VisionCheckpoint) else None
     model = planned_encoder(ctx, ref)
     return save_vision_config(model, folder) if isinstance(model, nn.Module) else None
+
+
+@contextmanager
+def known_checkpoint(ctx: Preflight, ref: Ref[Any]) -> Iterator[VisionCheckpoint | None]:
+    """Find the encoder of an input as `planned_checkpoint` does, in a folder that exists inside the block."""
+    with TemporaryDirectory() as folder:
+        yield planned_checkpoint(ctx, ref, Path(folder))
 
 
 def import_cost(config: Stage, ctx: Preflight) -> Cost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from vfm.models import (
     KeyReport,
     TransferRules,
     build_vision,
+    known_checkpoint,
     load_vision,
     transfer_weights,
     vision_tower,
@@ -61,16 +63,14 @@ def check_eva_detect(config: EvaDetect, ctx: Preflight) -> None:
     start = ctx.artifact(config.start) if config.start else None
     if start:
         read_settings(start)
-    encoder = ctx.artifact(config.encoder) if config.encoder else None
-    folder = None
-    if encoder:
-        folder = encoder.path
-    elif start:
-        folder = start.path / start.encoder
-    if folder:
-        with torch.device("meta"):
+    num_classes = len(data.class_names) if data else 2  # any number does for shapes
+    planned = known_checkpoint(ctx, config.encoder) if config.encoder else nullcontext()
+    with planned as encoder, torch.device("meta"):
+        folder = start.path / start.encoder if start else None
+        if encoder:
+            folder = encoder.path
+        if folder:
             visual = build_visual(config, folder)
-            num_classes = len(data.class_names) if data else 2  # any number does for shapes
             build_detector(visual, num_classes, config.detector)
             check_trained(config.trained, visual)
 

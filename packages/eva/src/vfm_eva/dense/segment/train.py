@@ -8,6 +8,7 @@ import torch
 
 from vfm.data import TrainingData
 from vfm.data.annotated import AnnotatedSource
+from vfm.models import known_checkpoint
 from vfm.plugin import (
     AnnotatedImages,
     Context,
@@ -33,14 +34,15 @@ def check_eva_segment(config: EvaSegment, ctx: Preflight) -> None:
         UserError: the first mistake.
     """
     config.trained.check()
-    data, checkpoint = ctx.artifact(config.data), ctx.artifact(config.encoder)
+    data = ctx.artifact(config.data)
     if data:
         check_data(config, data)
     names = data.class_names if data else None
     check_dense_evaluations(config, PREDICTED[config.task], names, ctx.artifact)
-    if checkpoint:
-        with torch.device("meta"):
-            num_classes = len(data.class_names) if data else 2  # any number does for shapes
+    num_classes = len(data.class_names) if data else 2  # any number does for shapes
+    with known_checkpoint(ctx, config.encoder) as planned, torch.device("meta"):
+        checkpoint = ctx.artifact(config.encoder) or planned
+        if checkpoint:
             model = build_segmenter(config, build_encoder(config, checkpoint), num_classes)
             check_trained(config.trained, model.encoder.visual)
 
