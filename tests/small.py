@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 TRAININGS = ("teacher", "eva", "clip", "prior", "diva")
-CONTROLS = ("random", "balanced", "scratch", "shuffled")  # of quickstart
+CONTROLS = ("random", "balanced", "scratch", "eva_untrained", "from_untrained", "shuffled")  # of quickstart
 SMALL_PRIOR = ["prior.image_size=8"]
 
 
