@@ -1,8 +1,8 @@
 """A training step never waits for the device: on a GPU the host would fall behind by the whole queue.
 
 No GPU is needed to find such waits: steps run on the CPU, and the calls that would wait on a GPU are counted where they
-are made, forward and backward. Nor to find a tensor on the wrong device: a step's forward pass runs on contentless
-tensors of a CUDA device, among which torch refuses those of the CPU.
+are made, forward and backward. Nor to find a tensor on the wrong device: a step of each training runs on contentless
+tensors of a CUDA device (`step_lint`), among which torch refuses those of the CPU.
 """
 
 from __future__ import annotations
@@ -18,50 +18,38 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
-from outside import ROOT
+import graph_walk
 from small import QUICKSTART, words
+from step_lint import FOLDERS, KNOWN, DeviceWaits, every_training, lint
 from vfm.cli import main
-from vfm.data import Batch
-from vfm.flow.recipe.recipe import Recipe, parse_recipe
-from vfm.interfaces import load_plugins, stage_types
-from vfm.plugin import Cost, Preflight, Training, load_function
-from vfm.train import Task
-from vfm.train.cost import estimate
+from vfm.flow.recipe.recipe import Recipe
+from vfm.train.cost.contentless import contentless
 from vfm.train.loop.optimizer_step import OptimizerStep
-from vfm_kernels import use_kernels
 
 READS = {"item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "equal", "allclose"}
 SHAPES = {"nonzero", "masked_select", "unique"}  # the host must know how many there are
 COPIES = {"new_tensor", "tensor", "as_tensor"}  # of numbers of the host
-# The prior encodes captions of some samples and pictures of the others: it waits to learn which.
-KNOWN = {"prior/prior_task.py"}
-# The number of tokens in the answers depends on the texts.
-KNOWN |= {"mllm/model.py", "mllm/task.py"}
-# Queries are matched with segments on the host, and the number of a detector's boxes depends on their scores.
-KNOWN |= {"segment/matching.py"}
-KNOWN |= {f"detect/{file}.py" for file in ("cascade", "federated", "losses", "proposals", "model", "samples", "task")}
-FOLDERS = ("train", "models", "prior", "dense", "detect", "segment", "video", "mllm")
+TRAININGS = [
+    "teacher", "eva", "eva_from_targets", "eva_of_two", "classifier", "segmenter", "detector", "watcher", "clip",
+    "adapted", "prior", "diva", "aligned", "mllm",
+]  # fmt: skip
 
 
 class Waits(TorchFunctionMode):
-    """Counts the calls that wait for a GPU, by the file of ours that makes them.
+    """Counts the calls that would wait if the tensors of the CPU were a GPU's, by the file of ours that makes them."""
 
-    Args:
-        device: type of the device on which they are counted.
-    """
-
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.device = device
         self.found: Counter[tuple[str, str]] = Counter()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        here = args and isinstance(args[0], Tensor) and args[0].device.type == self.device
-        made = name in COPIES and torch.device((kwargs or {}).get("device") or "cpu").type == self.device
+        here = args and isinstance(args[0], Tensor) and args[0].device.type == "cpu"
+        made = name in COPIES and torch.device((kwargs or {}).get("device") or "cpu").type == "cpu"
         waits = name in READS | SHAPES or _copies(name, args, kwargs or {}) or _indexes_by_a_mask(name, args)
         if waits and (here or made):
             frames = [Path(frame.filename).parts[-2:] for frame in traceback.extract_stack()]
@@ -102,64 +90,92 @@ def test_the_counter_finds_each_kind_of_wait():
     assert {file for _, file in waits.found} == {"vfm_ours/call.py"}
 
 
-class ForwardOnCuda:
-    """What `vfm plan --estimate` would measure, run on a device that this machine need not have; forward only."""
-
-    found: Counter[tuple[str, str]]
-
-    def __init__(self, task: Task[Any], config: Training) -> None:
-        self.task = task
-
-    def cost(self, inputs: Any, micro: int, number: int) -> Cost:
-        device = torch.device("cuda")
-        batch = Batch(self.task.prepare(inputs), [""] * micro).to(device)
-        self.task.before_step(0)
-        losses: list[Tensor] = []
-        with use_kernels("reference"), Waits("cuda") as waits:
-            metrics = self.task.accumulate(self.call, [batch], losses.append, lambda index: None)
-        assert {value.device.type for value in (*losses, *metrics.values())} == {"cuda"}
-        assert all(loss.requires_grad for loss in losses)
-        ForwardOnCuda.found = waits.found
-        return Cost()
-
-    def call(self, batch: Batch[Any], method: Any = None, /, *args: Any) -> Any:
-        return (method or self.task)(batch.inputs, *args)
-
-
-RECIPE = ROOT / "tests/recipes/every_stage.yaml"
-TRAININGS = [
-    "teacher", "eva", "eva_from_targets", "eva_of_two", "classifier", "segmenter", "detector", "watcher", "clip",
-    "adapted", "prior", "diva", "aligned", "mllm",
-]  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return parse_recipe(
-        RECIPE.read_text(encoding="utf-8"), stage_types(load_plugins()), name="every", where=RECIPE.name
-    )
+    return every_training()[0]
 
 
-def test_every_training_with_a_cost_is_tried_on_the_device(recipe: Recipe) -> None:
-    assert [stage.name for stage in recipe.stages if isinstance(stage, Training) and stage.costs] == TRAININGS
+def test_every_training_with_a_cost_is_tried_on_the_device() -> None:
+    assert every_training()[1] == TRAININGS
 
 
-@pytest.mark.filterwarnings("ignore:.*CUDA is not available")  # so autocast is off, and models must be in fp32
 @pytest.mark.parametrize("name", TRAININGS)
-def test_a_forward_pass_has_all_tensors_on_the_device_and_does_not_wait_for_it(
-    name: str, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(estimate, "DEVICE", "cuda")
-    monkeypatch.setattr(estimate, "_Step", ForwardOnCuda)
-    stages = {stage.name: stage for stage in recipe.stages}
-    # A folder's model is not known before it is imported.
-    stages["openai"] = stages["openai"].model_copy(update={"source": "ViT-B-32"})
-    ctx = Preflight(stages, {})
-    in_fp32 = ctx.stages[name].runtime.model_copy(update={"device": "cpu"})
-    stage = ctx.stages[name].model_copy(update={"runtime": in_fp32})
-    cost = load_function(stage.costs)(stage, ctx)
-    assert not [what for what in cost.unknown if not what.endswith("are assumed")]
-    assert {where: count for where, count in ForwardOnCuda.found.items() if where[1] not in KNOWN} == {}
+def test_a_step_has_all_tensors_on_the_device_and_does_not_wait_for_it(name: str, recipe: Recipe) -> None:
+    report = lint(recipe, name)
+    assert report.unknown_waits == {}
+    assert report.num_backward == 2
+    assert report.kept_bytes > 0
+
+
+def planted(kind: str, x: Tensor) -> Tensor:
+    """Return a loss of a tensor of the device; the step waits in a way, or not."""
+
+    class InBackward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, value: Tensor) -> Tensor:
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return gradient * gradient.max().item()
+
+    host = torch.ones(3)
+    ways = {
+        "none": lambda: x * host.to(x.device, non_blocking=True),
+        "copy": lambda: x * host.to(x.device),
+        "copy of numbers": lambda: x * torch.tensor([1.0, 2.0, 3.0], device=x.device),
+        "copy into": lambda: x * torch.empty_like(x).copy_(host),
+        "copy to the host": lambda: x * host.copy_(x, non_blocking=True).to(x.device, non_blocking=True),
+        "copy of an index": lambda: x[torch.tensor([0, 2])],
+        "read": lambda: x * x.sum().item(),
+        "read of a condition": lambda: x if x.sum() > 0 else -x,
+        "read in the backward pass": lambda: InBackward.apply(x),
+        "shape": lambda: x[x > 0],
+        "shape of a list": lambda: x[torch.nonzero(x > 0)[:, 0]],
+    }
+    return ways[kind]().sum()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "none", "copy", "copy of numbers", "copy into", "copy to the host", "copy of an index", "read",
+        "read of a condition", "read in the backward pass", "shape", "shape of a list",
+    ],
+)  # fmt: skip
+def test_a_planted_wait_is_found(kind: str) -> None:
+    with contentless():
+        x = torch.ones(3, device="cuda", requires_grad=True)
+        with DeviceWaits() as waits:
+            graph_walk.backward(planted(kind, x))
+    assert {found for found, _ in waits.found} == ({kind.split()[0]} - {"none"})
+
+
+def test_the_walk_has_the_gradients_of_the_engine() -> None:
+    """Broadcasts, several results, a function of ours, checkpoints, mixed dtypes and a weight that is used twice."""
+    layer = torch.nn.Linear(4, 6)
+    x = torch.randn(2, 4, requires_grad=True)
+
+    def loss() -> Tensor:
+        first, second = layer(x).chunk(2, dim=-1)
+        first = checkpoint(lambda value: value.sin().exp(), first, use_reentrant=False)
+        return (Doubled.apply(first)[0] * layer.weight.sum()).sum() + second.bfloat16().float().norm()
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, value: Tensor) -> tuple[Tensor, Tensor]:
+            return 2 * value, value.sum()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor, of_sum: Tensor) -> Tensor:
+            return 2 * gradient + of_sum
+
+    wanted = [x, layer.weight, layer.bias]
+    expected = torch.autograd.grad(loss(), wanted)
+    torch.testing.assert_close(graph_walk.grad(loss(), wanted), expected)
+    hidden = layer(x)
+    top = hidden.square().sum()
+    torch.testing.assert_close(graph_walk.grad(top, hidden), torch.autograd.grad(top, hidden))
 
 
 def test_no_step_of_eva_clip_and_diva_waits_for_the_device(tmp_path, monkeypatch):

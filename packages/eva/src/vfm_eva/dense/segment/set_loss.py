@@ -104,7 +104,6 @@ def _class_loss(
     targets = torch.full(scores.shape[:-1], none, device=scores.device)
     depth = torch.arange(len(queries), device=scores.device)[:, None]
     targets[depth, image, queries] = labels
-    weight = scores.new_ones(none + 1)
-    weight[none] = weights.none
+    weight = F.pad(scores.new_ones(none), (0, 1), value=weights.none)
     total = F.cross_entropy(scores.flatten(0, 2), targets.flatten(), weight=weight, reduction="sum")
     return weights.classes * total / totals.weights
