@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -15,9 +15,14 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from vfm.base import UserError
-from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, show
-from vfm.flow.records.input_changes import InputCheck, behind, inputs_of
+from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, show, show_results
+from vfm.flow.plan.store import Store
+from vfm.flow.records.input_changes import InputCheck, OutsideInput, behind, inputs_of
+from vfm.flow.records.proof import proof_of
+from vfm.flow.records.runs import hash_of_record, kept_runs
 from vfm.flow.records.verification import damaged_records, places
+from vfm.interfaces import load_plugins, stage_types
+from vfm.report import changed_page
 
 
 class Read:
@@ -57,14 +62,25 @@ def verify(
     inputs: Annotated[
         bool, typer.Option("--inputs", help="Read the outside files behind the results instead, every byte.")
     ] = False,
+    root: Annotated[
+        str | None,
+        typer.Option(
+            show_default=False,
+            help="Prove a result: compare everything that this hash of a run or root of an artifact commits to, from"
+            " the bytes of the outside files to the report.",
+        ),
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Read a store and find what is damaged; the exit code is then 2.
 
-    The size and the SHA-256 of every file are compared with its manifest or checkpoint.
+    The size and the SHA-256 of every file are compared with its manifest or checkpoint, and runs with their records.
     """
     place = folder or store
-    problems = _verify_inputs(place) if inputs else _verify_files(place)
+    if root is not None:
+        problems = _prove(place, root)
+    else:
+        problems = _verify_inputs(place) if inputs else _verify_files(place)
     if problems:
         raise UserError("\n".join(problems))
 
@@ -82,13 +98,40 @@ def _verify_files(store: Path) -> list[str]:
             table.add_row(escape(str(name)), f"{len(checked.known or ()):,}", f"{checked.num_bytes:,}", state)
     console.print(table)
     num_files = sum(len(checked.known or ()) for checked in folders)
+    for run in kept_runs(Store(store)) if (store / "runs").is_dir() else ():
+        if run.record.get("roots"):
+            show(f"{run.directory.name}  {hash_of_record(run.directory)}")
     show(f"{num_files:,} files, {read.rate}; {len(problems)} damaged")
+    return problems
+
+
+def _prove(store: Path, digest: str) -> list[str]:
+    places(store)  # raises if it is not a folder of artifacts
+    proof = proof_of(store, digest)
+    problems = list(proof.problems)
+    show(f"{proof.name}: {digest}")
+    with _reading(sum(artifact.num_bytes for artifact in proof.artifacts)) as read:
+        for artifact in proof.artifacts:
+            problems += artifact.verify(read.add)
+    num_files = sum(len(artifact.known or ()) for artifact in proof.artifacts)
+    show(f"{len(proof.artifacts):,} artifacts, {num_files:,} files, {read.rate}")
+    problems += _compare_inputs(store, proof.inputs)
+    if proof.run:
+        stage_types(load_plugins())  # imports the artifact types of plugins
+        problems += [] if problems else changed_page(proof.run)
+        if not problems:
+            show_results(proof.run)
+    show(f"not proven: {len(problems)} of its parts differ" if problems else "proven")
     return problems
 
 
 def _verify_inputs(store: Path) -> list[str]:
     places(store)  # raises if it is not a folder of artifacts
-    outside, check = inputs_of(store), InputCheck(store)
+    return _compare_inputs(store, inputs_of(store))
+
+
+def _compare_inputs(store: Path, outside: Sequence[OutsideInput]) -> list[str]:
+    check = InputCheck(store)
     table = Table("input", "files", "state", "behind", box=None)
     problems = []
     sizes = [sum(Path(file).stat().st_size for file in source.files) for source in outside]

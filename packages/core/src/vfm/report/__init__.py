@@ -2,7 +2,7 @@
 
 from vfm.flow.records.runs import REPORT_FILE
 from vfm.report.live import present_summary
-from vfm.report.page import current_report, is_current, report_of_run, write_report
+from vfm.report.page import changed_page, current_report, is_current, report_of_run, write_report
 from vfm.report.results import SeedSummary
 from vfm.report.run_summary import RunSummary, StageEntry, summary_of_run
 
@@ -11,6 +11,7 @@ __all__ = [
     "RunSummary",
     "SeedSummary",
     "StageEntry",
+    "changed_page",
     "current_report",
     "is_current",
     "present_summary",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +19,13 @@ from typing import TYPE_CHECKING
 import yaml
 
 from vfm.base import UserError, how_to_install, metric_in_words, number_format, redacted
-from vfm.flow.records.runs import REPORT_FILE
+from vfm.flow.records.runs import REPORT_FILE, hash_of_record
 from vfm.interfaces import ImagesPanel, LinesPanel
 from vfm.report.conclusions import ReportedComparison, conclusions, corrections
 from vfm.report.first_screen import first_panels, main_results
 from vfm.report.joint import joint_panels
 from vfm.report.result_table import ResultTable, corrected_tables, report_table, seed_tables
-from vfm.report.run_summary import RunSummary, StageEntry, hash_of_record, summary_of_run
+from vfm.report.run_summary import RunSummary, StageEntry, summary_of_run
 from vfm.report.text import shown
 from vfm.report.theme import DASHES, THEME, color
 from vfm.storage.integrity import sealed_page
@@ -80,6 +81,19 @@ def is_current(directory: Path) -> bool:
         return False
     with page.open("rb") as stream:
         return hash_of_record(directory).encode() in stream.read(HEAD_BYTES)
+
+
+def changed_page(directory: Path) -> list[str]:
+    """Draw the page of a finished run again, and describe it in a line if the page in its folder differs."""
+    page = directory / REPORT_FILE
+    if not page.is_file():
+        return []
+    with tempfile.TemporaryDirectory() as scratch:
+        again = Path(scratch) / REPORT_FILE
+        write_report(summary_of_run(directory), again)
+        same = again.read_bytes() == page.read_bytes()
+    reasons = "it was edited, the store was moved, or other versions drew it"
+    return [] if same else [f"{page}: differs from the page drawn now: {reasons}; vfm report draws it again"]
 
 
 def report_of_run(directory: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any, Literal
 from vfm.base import UserError
 from vfm.flow.plan.store import LINKS
 from vfm.flow.records.manifest import read_manifest
-from vfm.flow.records.runs import EVENTS_FILE, RUN_FILE
+from vfm.flow.records.runs import EVENTS_FILE, RUN_FILE, hash_of_record
 from vfm.interfaces import MANIFEST_FILE, Event, Panel
 from vfm.report.results import SeedSummary, over_seeds, reports
 from vfm.report.speed_charts import speed_charts
@@ -125,11 +124,6 @@ def summary_of_run(directory: Path) -> RunSummary:
         recipe_text=record["text"],
         record_hash=record_hash,
     )
-
-
-def hash_of_record(directory: Path) -> str:
-    """Hash the record of a run."""
-    return hashlib.sha256((directory / RUN_FILE).read_bytes()).hexdigest()
 
 
 @dataclass

@@ -45,7 +45,7 @@ def root_of(manifest: Mapping[str, Any], file: Path) -> str:
     if known is None:
         return ""
     with reading(file, "a manifest"):
-        roots = manifest.get(ROOTS) or {}
+        roots = dict(manifest.get(ROOTS) or {})
         content = {
             "kind": manifest.get("kind"),
             "identity": manifest.get("identity"),
@@ -73,18 +73,18 @@ def manifest_of(folder: Path) -> dict[str, Any]:
         UserError: If the manifest is missing or damaged.
     """
     file = folder / MANIFEST_FILE
-    with reading(file, "JSON"):
-        state = _state(file)
+    state = _state(file)
     manifest = read_sealed(file, "kind", "identity", "inputs")
-    with reading(file, "the roots of its inputs"):
-        roots = {str(identity): str(root) for identity, root in (manifest.get(ROOTS) or {}).items()}
-    _read[folder] = state, Origin(root_of(manifest, file), roots)
+    root = root_of(manifest, file)
+    if state:
+        roots = manifest.get(ROOTS) or {}  # `root_of` has checked its form
+        _read[folder] = state, Origin(root, {str(identity): str(of_input) for identity, of_input in roots.items()})
     return manifest
 
 
 def origin_of(folder: Path) -> Origin:
     """Look up the roots of an artifact. They are empty if it does not exist, is damaged, or is of an older version."""
-    with suppress(UserError, OSError):
+    with suppress(UserError, KeyError):
         if folder not in _read or _read[folder][0] != _state(folder / MANIFEST_FILE):
             manifest_of(folder)
         return _read[folder][1]
@@ -92,5 +92,9 @@ def origin_of(folder: Path) -> Origin:
 
 
 def _state(file: Path) -> tuple[int, ...]:
-    status = os.stat(file)
+    """Collect everything that changes when a file is written. Empty if it does not exist."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return ()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino

@@ -26,7 +26,7 @@ from vfm.flow.plan.store import LINKS, Store
 from vfm.flow.recipe.recipe import Recipe
 from vfm.flow.recipe.run_names import own_name, owner_of
 from vfm.flow.records.run_record import record_of
-from vfm.storage.integrity import read_sealed, seal
+from vfm.storage.integrity import hash_file, read_sealed, seal
 from vfm.storage.locks import locked
 from vfm.storage.permissions import check_writable, is_writable
 from vfm.storage.publishing import part_name, write_file
@@ -87,6 +87,11 @@ def kept_runs(store: Store) -> list[KeptRun]:
                 record = read_sealed(folder / RUN_FILE)
             runs.append(KeptRun(folder, parts["name"], int(parts["number"]), record))
     return sorted(runs, key=lambda run: (run.name, run.number))
+
+
+def hash_of_record(directory: Path) -> str:
+    """Hash the record of a run, which commits to everything that the run made."""
+    return hash_file(directory / RUN_FILE)
 
 
 def find_run(word: str, store: Store) -> Path | None:

@@ -65,13 +65,18 @@ def places(store: Path) -> list[Place]:
     if not store.is_dir():
         raise UserError(f"{store}: no such folder; expected a folder of artifacts and runs")
     if (store / MANIFEST_FILE).is_file():
-        return [_place(store, MANIFEST_FILE)]
+        return [place_of(store)]
     artifacts = [path for path in store.iterdir() if SLOT_NAME.fullmatch(path.name) and path.is_dir()]
     checkpoints = [path for path in store.glob(CHECKPOINTS) if path.is_dir()]
     if not (artifacts or checkpoints or os.path.lexists(Store(store).runs)):
         raise UserError(f"{store}: expected a folder of artifacts and runs, got one with neither")
-    listed = [_place(path, MANIFEST_FILE) for path in sorted(artifacts)]
+    listed = [place_of(path) for path in sorted(artifacts)]
     return [*listed, *(_place(path, META_FILE) for path in sorted(checkpoints))]
+
+
+def place_of(folder: Path) -> Place:
+    """Prepare the verification of an artifact."""
+    return _place(folder, MANIFEST_FILE)
 
 
 def _place(folder: Path, record_file: str) -> Place:
