@@ -299,6 +299,7 @@ COMMANDS = {
     "vfm finetune ViT-B-32,openai PAIRS.tar --lora --rank 16": "cp store/runs/quickstart/artifacts/pool/00000.tar"
     " PAIRS.tar && {} --dry-run",
     "vfm doctor": AS_IT_STANDS,
+    "vfm doctor PICTURES": "mkdir -p PICTURES && cp photo.jpg PICTURES && {}",
     "vfm report quickstart --watch": AS_IT_STANDS,  # it ends, since the run has ended
     "vfm clean --keep-runs 3 --dry-run": AS_IT_STANDS,
     "vfm stages clip.train": AS_IT_STANDS,
