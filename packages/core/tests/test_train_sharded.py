@@ -29,6 +29,7 @@ FSDP = {"device": "cpu", "parallel": "fsdp"}
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {},
     "best": {**EVALUATED, "micro_batch_size": 2, "log_every": 4},
+    "evaluated": {"tasks": [Probe(name="probe", at=-1.0)], "every_steps": 5},
     "lamb": {"optimizer": "lamb", "micro_batch_size": 1},
     "lars": {"optimizer": "timm", "algorithm": "lars"},
 }
@@ -50,6 +51,7 @@ def root(tmp_path_factory) -> Path:
         [
             job("fsdp2-plain", fsdp),
             *(job(f"fsdp2-{name}", {**RUNS[name], **fsdp}) for name in ("best", "lars")),
+            job("fsdp2-evaluated", {**RUNS["evaluated"], "runtime": {**FSDP, "gather_for_evaluation": False}}),
             job("cut", fsdp, terminated_rank=1),
             job("cut", fsdp),
             job("differing", fsdp, terminated_rank=1),
@@ -122,6 +124,7 @@ def final(folder: Path) -> dict[str, Tensor]:
         ("fsdp2-plain", "one-plain"),
         ("fsdp2-best", "one-best"),
         ("fsdp2-lars", "one-lars"),
+        ("fsdp2-evaluated", "one-evaluated"),
         ("hsdp4-lamb", "one-lamb"),
         ("resharded", "one-plain"),
         ("to-ddp", "one-plain"),
@@ -178,12 +181,18 @@ def test_blocks_are_the_outermost_lists_of_equal_modules_without_shared_weights(
     [
         ({"shard_degree": 2}, "shard_degree needs parallel: fsdp"),
         ({"parallel": "fsdp", "processes": 4, "shard_degree": 3}, "expected a divisor of processes, 4, got 3"),
+        ({"gather_for_evaluation": False}, "gather_for_evaluation: false needs parallel: fsdp"),
         ({"parallel": "fsdp", "pad_widths": True}, "pad_widths: true needs parallel: ddp"),
     ],
 )
 def test_what_cannot_be_sharded_is_refused_in_a_line(runtime, message):
     with pytest.raises(ValidationError, match=message):
         TrainingRuntime.model_validate(runtime)
+
+
+def test_the_best_weights_cannot_be_found_block_by_block():
+    with pytest.raises(ValidationError, match="keep_best needs whole weights"):
+        plan(**EVALUATED, runtime={**FSDP, "gather_for_evaluation": False})
 
 
 @pytest.mark.parametrize("algorithm", ["muon", "adafactorbv"])

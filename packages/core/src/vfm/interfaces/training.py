@@ -211,6 +211,8 @@ class Training(Stage):
             raise ValueError("runtime.parallel: fsdp stores weights in fp32: expected another precision, got bf16")
         if self.runtime.parallel == "fsdp" and self.precision == "amp_fp16":
             raise ValueError("precision: amp_fp16 needs runtime.parallel: ddp; use amp_bf16 with fsdp")
+        if self.evaluation.keep_best and not self.runtime.gather_for_evaluation:
+            raise ValueError("evaluation.keep_best needs whole weights: set runtime.gather_for_evaluation: true")
         if self.grad_checkpointing and self.runtime.selective_checkpointing:
             raise ValueError("give either grad_checkpointing or runtime.selective_checkpointing")
         return self

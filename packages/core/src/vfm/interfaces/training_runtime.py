@@ -62,6 +62,11 @@ class TrainingRuntime(Runtime):
         description="with fsdp: free a block's gathered weights after its forward pass, and gather them again in the"
         " backward pass; false: keep them, which needs more memory and fewer transfers",
     )
+    gather_for_evaluation: bool = Field(
+        True,
+        description="with fsdp: gather the whole model on each device for evaluations, whose batches the processes"
+        " share; false: gather block by block, for a model that fits no device. Each process then computes all batches",
+    )
 
     @model_validator(mode="after")
     def _profile_has_steps(self) -> TrainingRuntime:
@@ -75,6 +80,8 @@ class TrainingRuntime(Runtime):
             raise ValueError("shard_degree needs parallel: fsdp")
         if not self.reshard and self.parallel != "fsdp":
             raise ValueError("reshard: false needs parallel: fsdp")
+        if not self.gather_for_evaluation and self.parallel != "fsdp":
+            raise ValueError("gather_for_evaluation: false needs parallel: fsdp")
         if self.shard_degree and self.processes > 1 and self.processes % self.shard_degree:
             raise ValueError(
                 f"shard_degree: expected a divisor of processes, {self.processes}, got {self.shard_degree}"

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from tarfile import is_tarfile
+from types import MappingProxyType
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -61,8 +62,10 @@ def weights_hash(state_dict: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_state_dict(state_dict: Mapping[str, Tensor], file: Path) -> None:
-    """Save tensors as safetensors.
+def save_state_dict(
+    state_dict: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] = MappingProxyType({"format": "pt"})
+) -> None:
+    """Save tensors as safetensors, with metadata in the header.
 
     Raises:
         OSError: If the file cannot be written, e.g. on a full disk.
@@ -81,7 +84,7 @@ def save_state_dict(state_dict: Mapping[str, Tensor], file: Path) -> None:
     file.touch()
     permissions = file.stat().st_mode  # as the umask says; only the owner could read safetensors' own file
     try:
-        save_file(tensors, file, metadata={"format": "pt"})
+        save_file(tensors, file, metadata=dict(metadata))
         file.chmod(permissions)
     except SafetensorError as error:
         # safetensors hides the cause in its message; callers handle OSError (a full disk) by its code.

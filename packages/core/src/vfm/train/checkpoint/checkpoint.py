@@ -67,6 +67,7 @@ class Snapshot:
     facts: dict[str, Any]  # JSON
     log: Path | None = None  # the file whose length is one of the facts
     folder: Path | None = None  # the folder that it was read from
+    is_last: bool = False  # whether no later step changes the tensors, so that they need no copy on the CPU
 
 
 class Checkpoints:
@@ -187,15 +188,15 @@ class Checkpoints:
 
     def _run(self, snapshot: Snapshot) -> None:
         try:
-            self._write(replace(snapshot, tensors=self._copy(snapshot.tensors)))
+            self._write(replace(snapshot, tensors=self._copy(snapshot.tensors, copy=not snapshot.is_last)))
         except BaseException as error:
             self._error = error
 
-    def _copy(self, tensors: Parts) -> Parts:
+    def _copy(self, tensors: Parts, *, copy: bool) -> Parts:
         try:
             copies: Parts = {}
             for part, values in tensors.items():
-                copies[part] = {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
+                copies[part] = {name: value.detach().to("cpu", copy=copy) for name, value in values.items()}
             return copies
         finally:
             self._copied.set()

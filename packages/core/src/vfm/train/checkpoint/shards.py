@@ -6,6 +6,7 @@ tensors that they contain (`torch.distributed.checkpoint`).
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint._hf_utils import (
+    CUSTOM_METADATA_KEY,
+    DCP_VERSION_KEY,
+    HF_DCP_VERSION,
+    SAVED_OFFSETS_KEY,
+    _gen_file_name,
+)
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.futures import Future
+
+from vfm.models import save_state_dict
+from vfm.storage.publishing import sync
 
 Parts = dict[str, dict[str, Tensor]]
 
@@ -34,7 +48,7 @@ def write_shards(parts: Mapping[str, Mapping[str, Tensor]], folder: Path, group:
     for part, values in parts.items():
         for name, value in values.items():
             tensors[f"{part}/{name}"] = value
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = _Writer(str(folder), save_distributed=True)
     try:
         save(tensors, storage_writer=writer, process_group=group)
     except CheckpointException as error:
@@ -43,6 +57,28 @@ def write_shards(parts: Mapping[str, Mapping[str, Tensor]], folder: Path, group:
             if isinstance(cause, OSError) and cause.errno:
                 raise OSError(cause.errno, cause.strerror, str(folder)) from None
         raise causes[0] from None
+
+
+class _Writer(HuggingFaceStorageWriter):
+    """Writes tensors from where they are. torch's writer first copies all of them into a string of bytes."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write the tensors that the plan gives to this process into a file."""
+        tensors: dict[str, Tensor] = {}
+        offsets: dict[str, Any] = {}
+        for item in plan.items:
+            assert item.tensor_data
+            tensors[item.index.fqn] = planner.resolve_data(item)  # type: ignore[assignment]
+            offsets[item.index.fqn] = {SAVED_OFFSETS_KEY: item.tensor_data.chunk.offsets}
+        if tensors:
+            name = _gen_file_name(1, 1, plan.storage_data["shard_index"])
+            metadata = {"format": "pt", DCP_VERSION_KEY: str(HF_DCP_VERSION), CUSTOM_METADATA_KEY: json.dumps(offsets)}
+            file = Path(self.path) / name
+            save_state_dict(tensors, file, metadata)
+            sync(file)
+        results: Future[list[WriteResult]] = Future()
+        results.set_result([])  # sharded files need no list of all files
+        return results
 
 
 def read_shards(folder: Path, sharded: Mapping[str, DTensor]) -> Parts:

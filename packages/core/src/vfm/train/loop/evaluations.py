@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from vfm.interfaces import Context, Evaluation, Event, LeftToFirst, Training
 from vfm.train.parallel.dist import DistributedWorld
-from vfm.train.parallel.sharing import sharing
+from vfm.train.parallel.sharing import repeating, sharing
 
 S = TypeVar("S")
 
@@ -30,9 +30,11 @@ class Evaluations:
         every = self.policy.every_steps or self.num_steps
         return bool(self.policy.tasks) and (step % every == 0 or step == self.num_steps)
 
-    def run(self, encoder: Any, world: DistributedWorld) -> Iterator[tuple[Evaluation, Mapping[str, float]]]:
-        """Evaluate `encoder`, and yield each evaluation with its scores."""
-        return run_evaluations(self.ctx, self.policy.tasks, encoder, world, values_of)
+    def run(
+        self, encoder: Any, world: DistributedWorld, *, shared: bool
+    ) -> Iterator[tuple[Evaluation, Mapping[str, float]]]:
+        """Evaluate `encoder`, and yield each evaluation with its scores. Its arguments are as in `run_evaluations`."""
+        return run_evaluations(self.ctx, self.policy.tasks, encoder, world, values_of, shared=shared)
 
 
 def values_of(evaluation: Evaluation, ctx: Context, encoder: Any) -> Mapping[str, float]:
@@ -46,12 +48,15 @@ def run_evaluations(
     encoder: Any,
     world: DistributedWorld,
     evaluate: Callable[[Evaluation, Context, Any], Mapping[str, S]],
+    *,
+    shared: bool = True,
 ) -> Iterator[tuple[Evaluation, Mapping[str, S]]]:
     """Evaluate a model, and yield each evaluation with the result of `evaluate` in rank 0.
 
     The other processes compute their share of the batches, or wait if an evaluation is not shared
-    (`Stage.in_processes`), and yield nothing. Panels are discarded. Only warnings are sent as events, because progress
-    and counts of bad samples belong to the stage that trains.
+    (`Stage.in_processes`), and yield nothing. If the model itself is sharded, they compute all batches (`shared` is
+    False). Panels are discarded. Only warnings are sent as events, because progress and counts of bad samples belong to
+    the stage that trains.
     """
 
     def send(event: Event) -> None:
@@ -63,7 +68,10 @@ def run_evaluations(
         shutil.rmtree(quiet.directory, ignore_errors=True)  # files of the evaluation before, or of an interrupted run
         quiet.directory.mkdir(parents=True)
         scores: Mapping[str, S] = {}
-        if evaluation.in_processes:
+        if not shared:
+            with repeating(world):
+                scores = evaluate(evaluation, quiet, encoder)
+        elif evaluation.in_processes:
             with suppress(LeftToFirst), sharing(world):
                 scores = evaluate(evaluation, quiet, encoder)
         elif world.is_main:

@@ -233,7 +233,7 @@ class _Loop(Generic[Inputs]):
         with self.numerics.full_weights(), averaged, self.placed.whole() as task, uncompiled(self.plan.runtime):
             task.eval()
             logged: dict[str, float] = {}
-            for evaluation, scores in self.evaluations.run(task.encoder(), self.world):
+            for evaluation, scores in self.evaluations.run(task.encoder(), self.world, shared=self.placed.gathers):
                 logged |= self.curves.write_scores(self.done, evaluation, scores)
             if self.world.is_main:
                 self.best.offer(self.done, logged, task)
@@ -271,7 +271,8 @@ class _Loop(Generic[Inputs]):
             **self.numerics.state(),
             **self.throughput.state(self.world.size),
         }
-        self.checkpoints.save(Snapshot(self.done, tensors, facts, self.curves.file))
+        is_last = self.done == self.plan.num_steps
+        self.checkpoints.save(Snapshot(self.done, tensors, facts, self.curves.file, is_last=is_last))
 
     def _resume(self) -> int:
         snapshot, verb = self.checkpoints.latest(), "resumes"

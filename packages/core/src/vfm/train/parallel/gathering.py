@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-BUCKET_BYTES = 256 * 2**20  # of the whole tensors that are gathered together
+BUCKET_BYTES = 64 * 2**20  # of the whole tensors that are gathered together
 
 
 def gathered(tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int = BUCKET_BYTES) -> Iterator[tuple[str, Tensor]]:

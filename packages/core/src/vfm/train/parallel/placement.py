@@ -21,7 +21,10 @@ class Alone(Generic[Inputs]):
 
     Attributes:
         task: the trained task, on the device. `wrap` may replace its parameters.
+        gathers: whether each process has all weights within `whole`.
     """
+
+    gathers = True
 
     def __init__(self, task: Task[Inputs], world: DistributedWorld) -> None:
         self.task, self.world = task, world

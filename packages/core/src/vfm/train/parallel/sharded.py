@@ -46,7 +46,7 @@ class Sharded(Alone[Inputs]):
 
     def __init__(self, task: Task[Inputs], world: DistributedWorld, runtime: TrainingRuntime) -> None:
         without_meta(task)
-        self.original, self.reshard = task, runtime.reshard
+        self.original, self.reshard, self.gathers = task, runtime.reshard, runtime.gather_for_evaluation
         for held in task.frozen():
             if any(param.is_meta for param in held.module.parameters()):
                 raise ValueError(f"{type(held.module).__name__}: build frozen models outside weights_from_first")
@@ -60,6 +60,7 @@ class Sharded(Alone[Inputs]):
         # Autocast would copy gathered fp32 matrices and keep the copies until the backward pass, as much memory as the
         # whole model. Inputs are not cast, so that sums of residuals stay in fp32, as with DDP. What is outside the
         # blocks, such as embeddings, is gathered in fp32 for the same reason.
+        self.half = half
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in blocks(self.task):
             self._receive(block)
@@ -88,13 +89,29 @@ class Sharded(Alone[Inputs]):
 
     @contextmanager
     def whole(self) -> Iterator[Task[Inputs]]:
-        """Gather the weights into the caller's task, on the device within the context."""
+        """Gather the weights into the caller's task, on the device within the context, unless they would not fit."""
+        if not self.gathers:
+            with self._block_by_block():
+                yield self.task
+            return
         self._fill(self.world.device, is_filled=True)
         try:
             yield self.original
         finally:
             for param in self.original.parameters():
                 param.data = hollow(param, torch.device("cpu"))
+
+    @contextmanager
+    def _block_by_block(self) -> Iterator[None]:
+        """Let any method of the task run within the context, with blocks gathered in the precision of the training."""
+        device = self.world.device.type
+        with torch.no_grad(), torch.autocast(device, self.half or torch.bfloat16, enabled=self.half is not None):
+            self.root(lambda: None)  # gathers what is outside the blocks, and prepares their hooks
+            try:
+                yield
+            finally:
+                assert isinstance(self.root, FSDPModule)
+                self.root.reshard()
 
     def finish(self) -> Task[Inputs]:
         """Gather the weights into the caller's task in rank 0, and return it. The other processes have no weights.

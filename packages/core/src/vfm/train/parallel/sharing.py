@@ -26,6 +26,7 @@ WITHOUT_VALUES = re.compile("meta(?!data)")  # in every torch error about a tens
 AT_ONCE = 8  # results of each process that are sent together
 _NOTHING: Any = object()
 _sharing: ContextVar[DistributedWorld | None] = ContextVar("sharing", default=None)
+_repeating: ContextVar[DistributedWorld | None] = ContextVar("repeating", default=None)
 
 
 @contextmanager
@@ -50,6 +51,16 @@ def sharing(world: DistributedWorld) -> Iterator[None]:
     finally:
         _sharing.reset(token)
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def repeating(world: DistributedWorld) -> Iterator[None]:
+    """Compute all batches in each process within the context, in the same order, since their model is sharded."""
+    token = _repeating.set(world)
+    try:
+        yield
+    finally:
+        _repeating.reset(token)
 
 
 def leave_to_first() -> None:
@@ -132,7 +143,7 @@ def without_values(tensor: Tensor) -> Tensor:
 
 def writes_files() -> bool:
     """Check whether this process scores, and writes the results of all processes."""
-    world = _sharing.get()
+    world = _sharing.get() or _repeating.get()
     return not world or world.is_main
 
 
