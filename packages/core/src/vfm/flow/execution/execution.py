@@ -14,11 +14,20 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 from vfm.base import UserError
 from vfm.flow.execution.job_sizes import spans_machines
-from vfm.flow.execution.subprocesses import Job, Send, python_command, run_subprocess, signals_forwarded
+from vfm.flow.execution.subprocesses import (
+    Job,
+    Send,
+    Start,
+    python_command,
+    run_subprocess,
+    signals_forwarded,
+    start_subprocess,
+)
 from vfm.flow.plan.plan import Step, check_identity
 from vfm.flow.plan.roots import ROOTS
 from vfm.flow.plan.store import STEP_FILE, Slot
@@ -108,15 +117,24 @@ def execute(step: Step, send: Send, lock_descriptor: int, job: Job | None = None
     if not several and not job:
         run_step(step, send)
         return
-    command = [*python_command(), "-m", "vfm", "step", str(work), "--events", "json"]
+    words = ["step", str(work), "--events", "json"]
     # torchrun sets OMP_NUM_THREADS to 1 unless it is set; use all cores instead, shared among the processes.
     threads = {"OMP_NUM_THREADS": str(step.stage.runtime.share())}
     environment = {**threads, **os.environ}
     if job:
         environment |= job.environment
+    if job and job.fork and not several:
+        start: Start = partial(job.fork, words, environment, [_module_of(step.stage)])
+    else:
+        command = torchrun_command(step, work) if several else [*python_command(), "-m", "vfm", *words]
+        start = partial(start_subprocess, command, environment)
     with nullcontext(job.processes) if job else signals_forwarded() as processes:
-        words = torchrun_command(step, work) if several else command
-        run_subprocess(words, environment, step, send, lock_descriptor, processes)
+        run_subprocess(start, step, send, lock_descriptor, processes)
+
+
+def _module_of(stage: Stage) -> str:
+    """Find the module that does a stage's work."""
+    return stage.work.partition(":")[0] or type(stage).__module__
 
 
 def runs_in_several(stage: Stage) -> bool:

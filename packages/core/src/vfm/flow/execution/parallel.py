@@ -7,10 +7,12 @@ If it does not, a step gets its share of the cores as `runtime.threads`, which t
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 from queue import Empty, SimpleQueue
@@ -18,7 +20,8 @@ from queue import Empty, SimpleQueue
 from vfm.base import UserError
 from vfm.flow.execution.devices import Devices, environment_of
 from vfm.flow.execution.durations import longest_paths
-from vfm.flow.execution.subprocesses import Job, Processes, Send, signals_forwarded, stopped_by
+from vfm.flow.execution.fork_server import ForkServers
+from vfm.flow.execution.subprocesses import Job, Processes, Send, Start, signals_forwarded, stopped_by
 from vfm.flow.plan.plan import Step
 from vfm.interfaces import Evaluation, Event, Preempted
 
@@ -53,14 +56,25 @@ def run_in_parallel(steps: Sequence[Step], run_one: RunOne, send: Send, jobs: in
         Preempted: a signal stopped the steps.
         UserError: If all failures were mistakes of the user, one line each. Otherwise the first other error is raised.
     """
-    with signals_forwarded() as processes:
-        return _Queue(steps, run_one, send, jobs, processes).run()
+    devices = Devices()
+    can_fork = hasattr(os, "pidfd_open") and not devices.all
+    with signals_forwarded() as processes, ForkServers() if can_fork else nullcontext() as servers:
+        return _Queue(steps, run_one, send, jobs, processes, devices, servers.start if servers else None).run()
 
 
 class _Queue:
     """The waiting steps, the running ones, each in a thread, and the failures."""
 
-    def __init__(self, steps: Sequence[Step], run_one: RunOne, send: Send, jobs: int, processes: Processes) -> None:
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        run_one: RunOne,
+        send: Send,
+        jobs: int,
+        processes: Processes,
+        devices: Devices,
+        fork: Start | None,
+    ) -> None:
         seconds = longest_paths(steps)
         self.needs = _needs(steps)
         self.waiting = sorted(steps, key=lambda step: -seconds[step.stage.name])  # stable: the plan's order breaks ties
@@ -69,7 +83,7 @@ class _Queue:
         self.failures: dict[str, BaseException] = {}
         self.stopped: list[Step] = []
         self.any_ran = False
-        self.devices, self.processes, self.jobs = Devices(), processes, jobs
+        self.devices, self.processes, self.fork, self.jobs = devices, processes, fork, jobs
         self.run_one, self.send, self.lock = run_one, send, threading.Lock()
         self.ended: SimpleQueue[tuple[str, bool | BaseException]] = SimpleQueue()
 
@@ -121,7 +135,7 @@ class _Queue:
         variables = {"OMP_NUM_THREADS": str(runtime.threads), **environment_of(step.stage, gpus)}
         end: bool | BaseException
         try:
-            end = self.run_one(shared, self._send, Job(variables, self.processes))
+            end = self.run_one(shared, self._send, Job(variables, self.processes, self.fork))
         except BaseException as error:
             end = error
         self.ended.put((step.stage.name, end))

@@ -9,16 +9,34 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any, Protocol
 
 from vfm.base import UserError
 from vfm.flow.plan.plan import Step
 from vfm.interfaces import Event, Preempted
 
 Send = Callable[[Event], None]
+Start = Callable[..., AbstractContextManager["Process"]]
 ERROR_LINES = 15  # lines of standard error to show after a failure
+
+
+class Process(Protocol):
+    """A started process, as `subprocess.Popen` and `ForkedProcess` are."""
+
+    stdout: Any
+    returncode: Any
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+
+    def wait(self) -> int:
+        """Wait for the end, and return the exit code."""
 
 
 @dataclass
@@ -30,7 +48,7 @@ class Processes:
         stopped: numbers of the signals received.
     """
 
-    running: set[subprocess.Popen[str]] = field(default_factory=set)
+    running: set[Process] = field(default_factory=set)
     stopped: list[int] = field(default_factory=list)
 
     def stop(self, number: int, frame: FrameType | None = None) -> None:
@@ -40,7 +58,7 @@ class Processes:
             process.terminate()
 
     @contextmanager
-    def of(self, process: subprocess.Popen[str]) -> Iterator[None]:
+    def of(self, process: Process) -> Iterator[None]:
         """Add a process to `running` during the `with` block."""
         self.running.add(process)
         if self.stopped:  # the signal came after the process was started, and before it was added
@@ -67,10 +85,17 @@ class LastStep:
 
 @dataclass(frozen=True)
 class Job:
-    """Requirements of a step that runs concurrently: its environment variables, and the group of its processes."""
+    """Requirements of a step that runs concurrently.
+
+    Attributes:
+        environment: its environment variables.
+        processes: the group of its processes.
+        fork: forks its process (`ForkServers.start`); None: start a new one.
+    """
 
     environment: Mapping[str, str]
     processes: Processes
+    fork: Start | None = None
 
 
 def python_command(*options: str) -> list[str]:
@@ -84,16 +109,37 @@ def python_command(*options: str) -> list[str]:
     return ["env", *options, "PYTHONSAFEPATH=1", sys.executable]
 
 
-def run_subprocess(
-    command: list[str], environment: dict[str, str], step: Step, send: Send, lock_descriptor: int, processes: Processes
-) -> None:
-    """Run the command of a prepared step and wait for its end.
+def start_subprocess(
+    command: list[str], environment: Mapping[str, str], *, errors: int, lock: int
+) -> subprocess.Popen[str]:
+    """Start a command that writes events to its standard output.
 
     Args:
         command: the command.
         environment: its environment variables.
+        errors: file descriptor of its standard error.
+        lock: file descriptor of the lock that it inherits.
+    """
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+        pass_fds=[lock],
+        process_group=0,  # Ctrl-C in a terminal only reaches this process, which then lets the others save
+    )
+
+
+def run_subprocess(start: Start, step: Step, send: Send, lock_descriptor: int, processes: Processes) -> None:
+    """Run a prepared step in a process and wait for its end.
+
+    Args:
+        start: starts the process.
         step: the step.
-        send: receives the events that the command writes to its standard output.
+        send: receives the events that the process writes to its standard output.
         lock_descriptor: file descriptor of the step's lock.
         processes: holds the process while it runs.
 
@@ -106,17 +152,7 @@ def run_subprocess(
     errors = step.slot.work / "process.log"
     with (
         errors.open("wb") as log,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            encoding="utf-8",
-            errors="replace",
-            env=environment,
-            pass_fds=[lock_descriptor],
-            process_group=0,  # Ctrl-C in a terminal only reaches this process, which then lets the others save
-        ) as process,
+        start(errors=log.fileno(), lock=lock_descriptor) as process,
         processes.of(process),
     ):
         last = LastStep(send)
@@ -172,7 +208,7 @@ def end_without_reader(pipe: int) -> None:
     threading.Thread(target=watch, name="vfm-reader", daemon=True).start()
 
 
-def _forward_events(process: subprocess.Popen[str], send: Send) -> str | None:
+def _forward_events(process: Process, send: Send) -> str | None:
     """Forward the events of a process until it ends, and return the message of its first failure, if any.
 
     Of several processes, one fails first, with a full disk for example. Then the others report that it is gone.
