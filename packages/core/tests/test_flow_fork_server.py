@@ -45,11 +45,14 @@ def test_output_errors_and_exit_code_are_equal(servers: ForkServers, words: str,
 
 
 def test_a_forked_process_has_its_own_environment(servers: ForkServers, tmp_path: Path) -> None:
-    for home in ("a", "b"):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "r.yaml").write_text("stages:\n  - {kind: shapes.classes, name: val}\n")
+    codes = []
+    for home in ("home", "elsewhere"):
         environment = {**os.environ, "HOME": str(tmp_path / home)}
-        with fork(servers, ["doctor", "~/missing.yaml"], tmp_path / home, environment):
-            pass
-        assert str(tmp_path / home / "missing.yaml") in (tmp_path / home).read_text()
+        with fork(servers, ["doctor", "~/r.yaml"], tmp_path / "log", environment) as process:
+            codes.append(process.wait())
+    assert codes == [0, 2]
 
 
 @pytest.mark.parametrize("signal_name", ["terminate", "kill"])
