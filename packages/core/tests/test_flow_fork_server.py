@@ -45,14 +45,13 @@ def test_output_errors_and_exit_code_are_equal(servers: ForkServers, words: str,
 
 
 def test_a_forked_process_has_its_own_environment(servers: ForkServers, tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "r.yaml").write_text("stages:\n  - {kind: shapes.classes, name: val}\n")
-    codes = []
-    for home in ("home", "elsewhere"):
-        environment = {**os.environ, "HOME": str(tmp_path / home)}
-        with fork(servers, ["doctor", "~/r.yaml"], tmp_path / "log", environment) as process:
-            codes.append(process.wait())
-    assert codes == [0, 2]
+    command = "clip_benchmark eval --model $MODEL --pretrained openai --dataset cifar10 --dataset_root ."
+    for model in ("ViT-B-32", "ViT-L-14"):
+        recipe = tmp_path / f"{model}.yaml"
+        words = ["from", "clip_benchmark", "--output", str(recipe), "--", *command.split()]
+        with fork(servers, words, tmp_path / "log", {**os.environ, "MODEL": model}):
+            pass
+        assert f"source: {model}" in recipe.read_text()
 
 
 @pytest.mark.parametrize("signal_name", ["terminate", "kill"])
@@ -76,6 +75,7 @@ def test_the_lock_is_held_until_the_process_ends_and_no_longer(servers: ForkServ
         os.read(read, 1)
     process.kill()
     process.wait()
+    os.set_blocking(read, True)
     assert os.read(read, 1) == b""  # neither the server nor the process has it
     os.close(read)
     with process:

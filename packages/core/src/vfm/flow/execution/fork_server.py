@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -193,9 +194,7 @@ def _run(request: dict[str, Any], output: int, errors: int, lock: int, status: i
     sys.argv = ["vfm", *request["words"]]
     code = 1
     try:
-        from vfm.cli import main
-
-        main()
+        runpy.run_module("vfm", run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
