@@ -76,6 +76,7 @@ class Random:
 
     config: dict[str, Any]
     size: int
+    weighted: bool = False
 
     def steps(
         self, start_step: int, num_steps: int, *, rank: int = 0, world_size: int = 1, micro_batch_size: int
@@ -94,7 +95,8 @@ class Random:
         tokens = torch.randint(1, 49000, (self.size, length), generator=draw)
         tokens[self.size // 2] = tokens[0]  # an equal caption, in another micro-batch and process
         tokens[:, -1] = 49407  # the end of the text, where open_clip reads its features
-        return Batch(ClipInputs(images, tokens), [f"{step}-{i}" for i in range(self.size)])
+        weight = torch.rand(self.size, generator=draw) if self.weighted else None
+        return Batch(ClipInputs(images, tokens, weight=weight), [f"{step}-{i}" for i in range(self.size)])
 
 
 def part(batch: Batch[ClipInputs], start: int, stop: int) -> Batch[ClipInputs]:
@@ -165,6 +167,7 @@ def twin_gradients(
     world_size: int = 1,
     loss: str = "info_nce",
     dtype: torch.dtype = torch.float32,
+    weighted: bool = False,
 ) -> dict[str, Tensor]:
     """Return the gradients of the plain twin of a step: one graph over all micro-batches of all processes.
 
@@ -191,7 +194,9 @@ def twin_gradients(
         signs = 2 * torch.eye(size) - 1
         total = (-(signs * (logits + task.module.logit_bias))).exp().log1p().sum() / size
     else:
-        total = -(logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()).mean() / 2
+        losses = -(logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()) / 2
+        weight = Random(config, size, weighted).batch(0).inputs.weight
+        total = losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
     if loss == "distillation":
         teacher, inputs = tiny_teacher(config), Random(config, size).batch(0).inputs
         with torch.no_grad():
@@ -308,7 +313,9 @@ def main(jobs: list[dict[str, Any]]) -> None:
             options = {name: job.get(name) for name in ("chunk_size", "rank")}
             task = tiny_task(job["config"], job.get("loss", "info_nce"), **options)
             folder = Path(job["folder"])
-            train(folder, plan(micro_batch_size=job["micro_batch_size"], **job.get("settings", {})), task)
+            settings = plan(micro_batch_size=job["micro_batch_size"], **job.get("settings", {}))
+            data = Random(job["config"], settings.global_batch_size, job.get("weighted", False))
+            train(folder, settings, task, data)
             if world.is_main:
                 save_file(gradients(task), folder / "gradients.safetensors")
                 save_file(task.module.state_dict(), folder / "weights.safetensors")

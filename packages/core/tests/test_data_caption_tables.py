@@ -33,7 +33,7 @@ TSV = b'flickr\tA "quoted" dog\ncoco\t  a cat \ncoco\t\nweb\t\xff\xfe broken\nwe
 def test_table_without_header_uses_the_given_column_names(tmp_path, packed):
     path = tmp_path / ("captions.tsv.gz" if packed else "captions.tsv")
     path.write_bytes(gzip.compress(TSV) if packed else TSV)
-    pool = pool_of(tmp_path, path, columns=["source", "caption"])
+    pool = pool_of(tmp_path, path, header=["source", "caption"])
     bad = []
     rows = texts_of(pool, lambda reason, where: bad.append(reason))
     assert [row["text"] for row in rows] == ['A "quoted" dog', "a cat", "ein Hund"]
@@ -108,7 +108,7 @@ def test_unreadable_caption_tables_raise_one_line(tmp_path):
     path = tmp_path / "captions.tsv.gz"
     path.write_bytes(gzip.compress(TSV)[:-20])
     with pytest.raises(UserError, match=r"captions\.tsv\.gz: not readable: "):
-        pool_of(tmp_path, path, columns=["source", "caption"])
+        pool_of(tmp_path, path, header=["source", "caption"])
     path.write_bytes(gzip.compress(TSV))
     with pytest.raises(UserError, match=r"no column 'caption' \(texts\); the columns are flickr, A "):
         pool_of(tmp_path, path)
@@ -128,7 +128,7 @@ def test_unreadable_caption_tables_raise_one_line(tmp_path):
         pool_of(tmp_path, tmp_path / "0.parquet")
     assert "\n" not in str(caught.value)
     with pytest.raises(ValidationError, match="set images: false"):
-        Pairs(name="pool", path=str(path), columns=["a"], images=True)
+        Pairs(name="pool", path=str(path), header=["a"], images=True)
 
 
 def without_images(tmp_path, name, path, **settings):
@@ -162,7 +162,7 @@ def test_a_table_without_images_needs_no_setting_and_a_line_says_so(tmp_path, na
 
 def test_names_of_columns_are_enough_for_a_table_of_captions_without_a_header(tmp_path):
     (tmp_path / "0.tsv").write_bytes(TSV)
-    pool, _ = without_images(tmp_path, "tsv", tmp_path / "0.tsv", columns=["source", "caption"])
+    pool, _ = without_images(tmp_path, "tsv", tmp_path / "0.tsv", header=["source", "caption"])
     assert len(texts_of(pool)) == 3
 
 

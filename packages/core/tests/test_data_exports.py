@@ -158,7 +158,7 @@ def test_a_blank_first_line_and_excels_line_of_the_separator(folder, first, mark
 
 def test_column_names_of_a_table_behind_a_blank_line(folder):
     (folder / "t.csv").write_text("\nu1,a cat\nu2,a dog\n")
-    source = index(folder / "t.csv", images=False, columns=["uid", "caption"])
+    source = index(folder / "t.csv", images=False, header=["uid", "caption"])
     assert source.texts_of_shard(0)["text"].to_pylist() == ["a cat", "a dog"]
 
 

@@ -43,7 +43,7 @@ def test_only_captions_in_a_compressed_table(tmp_path: Path) -> None:
     rng = random.Random(0)
     lines = [f"web\t{caption(rng, ENGLISH, 'a')}" for _ in range(400)]
     (tmp_path / "captions.tsv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
-    made = curate(tmp_path, "pool.path=captions.tsv.gz", "pool.columns=[source, caption]")
+    made = curate(tmp_path, "pool.path=captions.tsv.gz", "pool.header=[source, caption]")
     rows = kept(made["curated"])
     assert 0 < len(rows) < 400
     assert [panel.title for panel in load_panels(made["curated"])][:3] == [

@@ -25,7 +25,9 @@ from vfm.data import (
     decode_image,
     open_balanced,
     open_dataset,
+    require_column,
     to_tensor,
+    weight_of,
 )
 from vfm.eval import CaptionedImage, images_panel
 from vfm.models import ClipModel, Preprocess
@@ -46,6 +48,7 @@ class ClipInputs:
     images: Tensor  # (n, 3, S, S) uint8
     tokens: Tensor  # (n, L)
     uid: Tensor | None = None  # (n,) int64, to find repeated samples
+    weight: Tensor | None = None  # (n,) float32, weights of the pairs in the loss
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,13 @@ class MakePair:
     tokenize: the model's tokenizer.
     weights: languages to draw captions from, with their weights. If a sample has no caption in a language, it is drawn
         from the others.
+    weight: column with the weight of the pair. None: all pairs are equal.
     """
 
     transform: Callable[[bytes, int, str], Tensor]
     tokenize: Callable[[list[str]], Tensor]
     weights: Mapping[str, float]
+    weight: str | None = None
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> ClipInputs:
         """Crop the image, draw a caption and tokenize it.
@@ -85,7 +90,8 @@ class MakePair:
         """
         tokens = self.tokenize([self.caption(sample, draw.seed)])[0]
         image = self.transform(sample.image, draw.seed, sample.key)
-        return ClipInputs(image, tokens, torch.full((), _uid_hash(sample.uid)))
+        weight = torch.tensor(weight_of(sample, self.weight)) if self.weight else None
+        return ClipInputs(image, tokens, torch.full((), _uid_hash(sample.uid)), weight)
 
     def caption(self, sample: Sample, seed: int) -> str:
         """Draw a caption: first a language by its weight, then one of its captions uniformly.
@@ -129,15 +135,18 @@ def training_data(
         clip: the model, for its image size, resizing and tokenizer.
         weights: languages to draw captions from, with their weights.
     """
-    make = MakePair(_transform(config.augmentation, clip.preprocess), clip.tokenizer, weights)
+    make = MakePair(_transform(config.augmentation, clip.preprocess), clip.tokenizer, weights, config.weight)
     if config.loading.sampler == "balanced":
         language = next(iter(weights))
         sources = [open_balanced(data, seed=config.seed, language=language) for data in datasets]
     else:
         sources = [open_dataset(data) for data in datasets]
+    for source, portion in zip(sources, config.portions, strict=True):
+        if config.weight:
+            require_column(source.index.spec, config.weight, f"{config.name}: weight: {portion.data}")
     shares = [portion.weight for portion in config.portions]
-    source = sources[0] if len(sources) == 1 else Mixture(sources, shares)
-    return TrainingData.of(config, source, make), make
+    samples = sources[0] if len(sources) == 1 else Mixture(sources, shares)
+    return TrainingData.of(config, samples, make), make
 
 
 def _transform(augmentation: CropAugmentation, preprocess: Preprocess) -> ImageTransform | EvalTransform:

@@ -33,6 +33,7 @@ class ClipLoss(Part):
 
     # A loss without logits has no negatives either, so that only a locked text tower prevents a collapse.
     without_logits: ClassVar[bool] = False
+    takes_weights: ClassVar[bool] = False  # `ClipFeatures.weight` weights the samples
 
     @property
     def logit_bias(self) -> LogitBias | None:
@@ -59,6 +60,7 @@ class InfoNce(_ChunkedLoss):
     """CLIP's softmax over all pairs."""
 
     type: Literal["info_nce"] = Field("info_nce", description="CLIP's softmax over all pairs")
+    takes_weights: ClassVar[bool] = True
     work: ClassVar[str] = "vfm_clip.losses:InfoNceLoss"
 
     def chance_level(self, batch_size: int) -> tuple[float, str]:
@@ -72,6 +74,7 @@ class DistinctInfoNce(_ChunkedLoss):
     type: Literal["distinct_info_nce"] = Field(
         "distinct_info_nce", description="CLIP's softmax in which pairs with equal captions are not negatives"
     )
+    takes_weights: ClassVar[bool] = True
     work: ClassVar[str] = "vfm_clip.losses:DistinctInfoNceLoss"
 
     def chance_level(self, batch_size: int) -> tuple[float, str]:

@@ -29,6 +29,7 @@ class ClipFeatures:
     logit_bias: Tensor | None = None  # scalar, if the loss' configuration has a `logit_bias`
     teacher: ClipFeatures | None = None  # the teacher's features of the same samples, without gradient
     caption_hash: Tensor | None = None  # (n,) int64, equal for equal captions
+    weight: Tensor | None = None  # (n,), factors of the samples, with mean 1 over all processes
 
 
 class InfoNceLoss(nn.Module):
@@ -134,6 +135,7 @@ def _contrastive(features: ClipFeatures, chunk_size: int | None, all_groups: Ten
         all_image_features=gather_with_grad(features.image),
         all_text_features=gather_with_grad(features.text),
         all_groups=all_groups,
+        weights=features.weight,
         rank=_rank(),
         chunk_size=chunk_size,
     )

@@ -151,6 +151,9 @@ class ClipTrain(ClipTraining):
     text: Tower = Field(Tower(), description="how the text tower is trained")
     logit_scale: LogitScale = Field(LogitScale(), description="the inverse temperature")
     loss: ClipLoss = Field(InfoNce(), description="loss over the batch of all processes")
+    weight: str | None = Field(
+        None, description="column of the data that weights each pair, for a loss that is the weighted mean over a step"
+    )
     augmentation: CropAugmentation = Field(CropAugmentation(), description="random crops")
     loading: ClipLoading = Field(ClipLoading(), description="how pairs are read")
     lr: float = Field(5e-4, ge=0, description="peak learning rate")
@@ -221,6 +224,9 @@ class ClipTrain(ClipTraining):
             raise ValueError(
                 f"loss: {self.loss.type} has no negatives and no logits: freeze text and set logit_scale.lock"
             )
+        if self.weight and (not self.loss.takes_weights or getattr(self.loss, "chunk_size", None)):
+            expected = "info_nce or distinct_info_nce without chunk_size"
+            raise ValueError(f"weight: expected loss {expected}, got {self.loss.type}")
         if self.loading.sampler == "balanced" and isinstance(self.language, dict):
             raise ValueError("loading.sampler: balanced draws texts by their own probabilities: give one language")
         return self

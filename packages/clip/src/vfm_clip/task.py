@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vfm.data import Batch
 from vfm.models import ClipModel, encode_text, save_clip, used_length
 from vfm.plugin import ClipCheckpoint, UserError
-from vfm.train import Call, Frozen, Metrics, Task, TrainedTower, repeated_forward
+from vfm.train import Call, Frozen, Metrics, Task, TrainedTower, normalized_weights, repeated_forward
 from vfm_clip.data import ClipInputs
 from vfm_clip.feature_metrics import feature_spread, pair_similarity, repeated_fractions, token_hash
 from vfm_clip.loss_parts import ClipLoss, InfoNce
@@ -213,6 +213,8 @@ class ClipTask(Task[ClipInputs]):
     def _targets(self, inputs: ClipInputs) -> Metrics:
         """Collect the loss' targets: caption hashes, and a teacher's features."""
         targets = {"caption_hash": token_hash(inputs.tokens)}
+        if inputs.weight is not None:
+            targets["weight"] = inputs.weight
         if not self.teacher:
             return targets
         image, text = _encode(self.teacher, inputs)
@@ -245,7 +247,9 @@ class ClipTask(Task[ClipInputs]):
         if self.teacher:
             scale: Any = self.teacher.module.logit_scale
             teacher = ClipFeatures(targets["teacher_image"], targets["teacher_text"], scale.detach().exp().reshape(()))
-        loss, metrics = self.loss(ClipFeatures(**values, teacher=teacher, caption_hash=targets["caption_hash"]))
+        weight = normalized_weights(targets["weight"]) if "weight" in targets else None
+        features = ClipFeatures(**values, teacher=teacher, caption_hash=targets["caption_hash"], weight=weight)
+        loss, metrics = self.loss(features)
         scalars = [values[name] for name in self._scalars()]
         loss = loss + 0 * torch.stack(scalars).sum()  # DDP and micro-batches need a gradient of unused scalars, too
         metrics = {**metrics, "logit_scale": values["logit_scale"].detach()}

@@ -42,6 +42,7 @@ def evaluate(
     train: AnyPath | Artifact = "",
     languages: str | Sequence[str] = (),
     resize: str | Sequence[str] = ("model",),
+    by: str = "",
     set: Mapping[str, Any] | None = None,  # noqa: A002  (as the option of `vfm eval`)
     store: AnyPath = "store",
     name: str = "eval",
@@ -62,6 +63,7 @@ def evaluate(
         train: training images for probes and kNN; default: `train` next to the data.
         languages: languages of the captions.
         resize: how images are resized to the model's size: model, shortest, longest, squash.
+        by: column of the data, for whose values scores are also reported.
         set: values by `NAME.FIELD` that override the evaluation's recipe.
         store: folder of artifacts and runs.
         name: name of the run in the store.
@@ -86,6 +88,7 @@ def evaluate(
         train=as_place(train),
         languages=as_words(languages),
         resize=as_words(resize),
+        by=by,
     )
     if not request.models:
         raise UserError("evaluate: expected at least one model, got none")

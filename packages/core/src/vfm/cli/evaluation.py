@@ -74,6 +74,10 @@ def eval(  # noqa: A001
             help="How images are resized to the model's size: model, shortest, longest, squash; comma-separated."
         ),
     ] = "model",
+    by: Annotated[
+        str,
+        typer.Option(help="Column of the data, such as a site or a camera: scores are also reported for each value."),
+    ] = "",
     jobs: JobsOption = 1,
     name: Annotated[str, typer.Option(help="Name of the run in the store.")] = "eval",
     out: Annotated[
@@ -103,6 +107,7 @@ def eval(  # noqa: A001
         language or (),
         _words(resize),
         read_data_options(data_option or ()),
+        by,
     )
     text = requested_recipe(request, known)
     if dry_run:

@@ -21,6 +21,7 @@ from vfm.interfaces import (
     VisionCheckpoint,
 )
 
+GROUPS = "vfm.eval.encode.sample_groups"
 ResizeMode = Literal["shortest", "longest", "squash"]
 Templates = Annotated[list[str], AfterValidator(check_templates)]
 """Prompts with a `{}` for the class name."""
@@ -77,6 +78,9 @@ class ModelEvaluation(Evaluation):
         description="how images that are not square are resized: shortest (then centre crop), longest (then padded),"
         " squash; default: as each model was trained",
     )
+    by: str | None = Field(
+        None, description="column of `data`: accuracies and recalls are also reported for each of its values"
+    )
 
     @property
     def task_name(self) -> str:
@@ -95,7 +99,12 @@ class ModelEvaluation(Evaluation):
             ctx: loads the data (`ctx.load(self.data)`) and takes panels, progress and bad samples.
             encoders: models by name. They have `encode_images` (`vfm.models.ImageEncoder`), CLIP models `encode_texts`.
         """
+        source = None
+        if self.by:
+            source = load_function(f"{GROUPS}:open_groups")(ctx, ctx.load(self.data), self.by)
         evaluated: Evaluated = load_function(self.evaluator)(self, ctx, encoders)
+        if source is not None:
+            evaluated = load_function(f"{GROUPS}:with_groups")(evaluated, source, self.by)
         return evaluated
 
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:

@@ -32,6 +32,7 @@ from .task import (
     Frozen as Frozen,
     Metrics as Metrics,
     Task as Task,
+    normalized_weights as normalized_weights,
     relative_weights as relative_weights,
 )
 from .trained import (

@@ -54,6 +54,11 @@ class Frozen(Generic[M]):
         return self.module(*args, **kwargs)
 
 
+def normalized_weights(weights: Tensor) -> Tensor:
+    """Divide the weights of this process' samples, (n,), by their mean over all processes, which have equally many."""
+    return weights / _mean_of_all(weights.mean())
+
+
 def relative_weights(totals: Tensor, micro_batches: Sequence[Batch[Any]]) -> Tensor:
     """Compute the factors with which the weighted means of micro-batches add up to the weighted mean of the whole step.
 
@@ -62,11 +67,15 @@ def relative_weights(totals: Tensor, micro_batches: Sequence[Batch[Any]]) -> Ten
         micro_batches: this process' share of the step. All processes have equally many samples.
     """
     sizes = torch.stack([totals.new_full((), len(batch)) for batch in micro_batches])  # filled on the device
-    mean = totals.sum() / sizes.sum()
+    return totals / sizes / _mean_of_all(totals.sum() / sizes.sum())
+
+
+def _mean_of_all(mean: Tensor) -> Tensor:
+    """Average a mean over the processes. It is at least 1e-9, so that it can be a divisor."""
     if dist.is_initialized():
         dist.all_reduce(mean)
         mean /= dist.get_world_size()
-    return totals / sizes / mean.clamp(min=1e-9)
+    return mean.clamp(min=1e-9)
 
 
 class Task(nn.Module, Generic[Inputs]):

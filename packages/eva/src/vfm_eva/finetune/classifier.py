@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from vfm.data import Batch
 from vfm.models import PooledVision, save_vision, vision_preprocess
 from vfm.plugin import AllWeights, Trained, VisionCheckpoint
-from vfm.train import Call, Metrics, Task, TrainedTower, prepare_towers
+from vfm.train import Call, Metrics, Task, TrainedTower, prepare_towers, relative_weights
 from vfm_eva.finetune.labeled_images import LabeledImages, erase
 from vfm_eva.finetune.mixing import StepMix
 from vfm_eva.finetune.normed_head import NormedHead
@@ -80,7 +80,12 @@ class Classifier(Task[LabeledImages]):
     def forward(self, inputs: LabeledImages) -> tuple[Tensor, Metrics]:
         """Compute loss and accuracy of a batch. For mixed images, accuracy refers to the first of the two labels."""
         pixels, targets, labels = self._augmented(inputs)
-        return self._loss(self.model(pixels), targets, labels)
+        return self._loss(self.model(pixels), targets, labels, inputs.weights)
+
+    def micro_batch_weights(self, micro_batches: Sequence[Batch[LabeledImages]]) -> Tensor | None:
+        """Compute factors from the weights of the images, so that the loss is the weighted mean over the step."""
+        totals = [batch.inputs.weights.sum() for batch in micro_batches if batch.inputs.weights is not None]
+        return relative_weights(torch.stack(totals), micro_batches) if totals else None
 
     def encode(self, inputs: LabeledImages) -> tuple[Tensor, Metrics]:
         """Compute the head's inputs with their targets and labels. The loss is 0, or NaN if features are not finite."""
@@ -157,14 +162,20 @@ class Classifier(Task[LabeledImages]):
         features: Tensor = model.forward_head(model.forward_features(pixels), pre_logits=True)
         return features
 
-    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
-        logits = logits.float()
+    def _loss(
+        self, logits: Tensor, targets: Tensor, labels: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, Metrics]:
+        logits, reduction = logits.float(), "mean" if weights is None else "none"
         if labels.ndim == 2:
-            loss = F.binary_cross_entropy_with_logits(logits, labels.float())
-            return loss, {"label_accuracy": ((logits > 0) == labels).float().mean()}
-        smoothing = 0.0 if self.mix else self.label_smoothing  # mixed targets are already smoothed
-        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
-        return loss, {"accuracy": (logits.argmax(dim=-1) == labels).float().mean()}
+            losses = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction=reduction)
+            metrics = {"label_accuracy": ((logits > 0) == labels).float().mean()}
+        else:
+            smoothing = 0.0 if self.mix else self.label_smoothing  # mixed targets are already smoothed
+            losses = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction=reduction)
+            metrics = {"accuracy": (logits.argmax(dim=-1) == labels).float().mean()}
+        if weights is None:
+            return losses, metrics
+        return (losses.view(len(weights), -1).mean(dim=1) * weights).sum() / weights.sum().clamp(min=1e-9), metrics
 
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
         """Use fused kernels in the classifier."""

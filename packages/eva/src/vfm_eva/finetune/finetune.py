@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vfm.data import TrainingData, open_dataset, read_tags
+from vfm.data import TrainingData, open_dataset, read_tags, require_column
 from vfm.eval import pca_sheet
 from vfm.models import (
     VISION_WEIGHTS_FILE,
@@ -76,7 +76,9 @@ def finetune_eva(config: EvaFinetune, ctx: Context) -> VisionCheckpoint:
     task, source = _task(config, ctx, data), open_dataset(images)
     augmentation = config.augmentation
     make = MakeLabeled.of(task.preprocess, augmentation.crop_scale, augmentation.flip, augmentation.rand_augment)
-    make = replace(make, labels=tags)
+    make = replace(make, labels=tags, weight=config.weight)
+    if config.weight:
+        require_column(source.index.spec, config.weight, f"{config.name}: weight: {config.data}")
     fit(task, TrainingData.of(config, source, make), config, ctx)
     checkpoint = task.export(ctx.directory)
     show_panels(ctx, lambda: pca_sheet(task.encoder(), source, ctx.directory))

@@ -20,7 +20,17 @@ from timm.data.auto_augment import posterize, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from vfm.data import FILTERS, BadSample, ImageTransform, Interpolation, Sample, SampleDraw, decode_image, to_tensor
+from vfm.data import (
+    FILTERS,
+    BadSample,
+    ImageTransform,
+    Interpolation,
+    Sample,
+    SampleDraw,
+    decode_image,
+    to_tensor,
+    weight_of,
+)
 from vfm.models import Preprocess
 from vfm.plugin import UserError
 
@@ -36,6 +46,7 @@ class LabeledImages:
     images: Tensor  # (B, 3, S, S) uint8
     labels: Tensor  # (B,), or (B, C) bool
     erasing_seeds: Tensor | None = None  # (B,) int64, for random erasing, which needs normalised images; None: none
+    weights: Tensor | None = None  # (B,) float32, weights of the images in the loss; None: all are equal
 
 
 @contextmanager
@@ -63,12 +74,14 @@ class MakeLabeled:
     mean: colour, 0 to 255, that fills the areas an augmentation leaves empty.
     rand_augment: RandAugment in timm's notation. None: no augmentation.
     labels: labels of all images in the dataset, (N, C), if an image can have several. None: a sample has one class.
+    weight: column with the weight of an image in the loss. None: all are equal.
     """
 
     transform: ImageTransform
     mean: tuple[int, int, int]
     rand_augment: str | None = None
     labels: NDArray[np.bool_] | None = None
+    weight: str | None = None
 
     @classmethod
     def of(
@@ -93,7 +106,8 @@ class MakeLabeled:
         label = torch.tensor(sample.label) if self.labels is None else torch.from_numpy(self.labels[draw.index])
         # Hash the seed again, because RandAugment has already drawn from it.
         seed = SampleDraw.of(draw.seed, draw.step, draw.index).seed
-        return LabeledImages(to_tensor(image), label, torch.tensor(seed))
+        weight = torch.tensor(weight_of(sample, self.weight)) if self.weight else None
+        return LabeledImages(to_tensor(image), label, torch.tensor(seed), weight)
 
 
 def erase(pixels: Tensor, seeds: Tensor, erasing: RandomErasing) -> None:

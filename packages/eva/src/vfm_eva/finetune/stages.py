@@ -80,6 +80,9 @@ class EvaFinetune(Training):
         lt=1,
         description="share of the target spread evenly over all classes; no effect for several labels per image",
     )
+    weight: str | None = Field(
+        None, description="column of the data that weights each image, for a loss that is the weighted mean over a step"
+    )
     augmentation: FinetuneAugmentation = Field(FinetuneAugmentation(), description="augmentation of the images")
     crop_pct: float = Field(1.0, gt=0, le=1, description="share of the resized image that the evaluation crop covers")
     lr: float = Field(1e-4, ge=0, description="peak learning rate, used for the head")
@@ -97,6 +100,15 @@ class EvaFinetune(Training):
     def _samples_to_norm(self) -> EvaFinetune:
         if self.head_norm == "batch" and self.global_batch_size == 1:
             raise ValueError("head_norm: batch needs the statistics of several images: expected global_batch_size >= 2")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_of_single_images(self) -> EvaFinetune:
+        mixes = self.augmentation.mixup or self.augmentation.cutmix
+        if self.weight and (mixes or self.head_norm == "batch"):
+            raise ValueError(
+                "weight: expected single images: set augmentation.mixup and cutmix to 0, head_norm to none"
+            )
         return self
 
     @model_validator(mode="after")

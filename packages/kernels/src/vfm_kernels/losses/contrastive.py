@@ -34,6 +34,7 @@ def info_nce(
     all_image_features: Tensor | None = None,
     all_text_features: Tensor | None = None,
     all_groups: Tensor | None = None,
+    weights: Tensor | None = None,
     rank: int = 0,
     chunk_size: int | None = None,
 ) -> Tensor:
@@ -50,6 +51,7 @@ def info_nce(
         all_groups: (N,) integers of all processes, such as hashes of the texts. Samples of the same group are left out
             of each other's softmax, where a repeated text would be both the right and a wrong answer. Default: every
             other sample is a wrong answer.
+        weights: (n,), factors of this process's samples in the mean. Their mean over all processes must be 1.
         rank: rank of this process, whose samples start at rank * n.
         chunk_size: rows of logits in memory at once. Loss and gradients equal the plain form, but memory holds
             chunk_size x N logits instead of n x N. No second derivative is available.
@@ -71,6 +73,8 @@ def info_nce(
     first = _first_positive(image, text, all_text, rank, chunk_size)
     if all_groups is not None and all_groups.shape != (len(all_text),):
         raise ValueError(f"expected all_groups of shape ({len(all_text)},), got {tuple(all_groups.shape)}")
+    if weights is not None and (weights.shape != (len(image),) or chunk_size is not None):
+        raise ValueError(f"expected weights of shape ({len(image)},) without a chunk_size, got {tuple(weights.shape)}")
 
     def direction(queries: Tensor, keys: Tensor) -> Tensor:
         if chunk_size is not None:
@@ -81,6 +85,8 @@ def info_nce(
         logits = scale * queries @ keys.T
         if all_groups is not None:
             logits = logits.masked_fill(same_group(all_groups, first, len(logits)), -torch.inf)
+        if weights is not None:
+            return (F.cross_entropy(logits, labels, reduction="none") * weights).mean()
         return F.cross_entropy(logits, labels)
 
     with torch.autocast(image.device.type, enabled=False):

@@ -13,8 +13,8 @@ from typing import Self
 
 from vfm.base import UserError
 from vfm.data.index.index import OFFSETS_FOLDER, BadRow, write_index
-from vfm.data.indexing.caption_hints import caption_hint
 from vfm.data.indexing.examination import Examination, Examined, examine_all
+from vfm.data.indexing.location_hints import location_hint
 from vfm.data.indexing.repeated_keys import RepeatedKeys
 from vfm.data.indexing.stages import ImageFiles, Verify
 from vfm.data.layouts.layout import Layout
@@ -136,10 +136,9 @@ class Indexing:
     @property
     def _first_bad(self) -> str:
         first = self.bad[0]
-        if first.reason == "missing_caption":
-            return f"; the first is {first.where} ({first.reason}){caption_hint(self.name, self.spec)}"
-        # Members of a tar have no other folder.
-        cure = "" if self.shards[first.shard].format == "tar" else CURES.get(first.reason, "")
+        cure = location_hint(first.reason, self.name, self.spec)
+        if self.shards[first.shard].format != "tar":  # members of a tar have no other folder
+            cure = cure or CURES.get(first.reason, "")
         return f"; the first is {first.where} ({first.reason}){cure}"
 
     def _check_bad(self, min_samples: int) -> None:
@@ -210,7 +209,7 @@ def _why(problems: Mapping[tuple[str, int], BadSample], layout: Layout, spec: Da
         return f": {expected}" if expected else ""
     first = next(iter(problems.values()))
     counts: Counter[str] = Counter(bad.reason for bad in problems.values())
-    hint = caption_hint(layout.paths[0], spec) if first.reason == "missing_caption" else CURES.get(first.reason, "")
+    hint = location_hint(first.reason, layout.paths[0], spec) or CURES.get(first.reason, "")
     return f": {most_common(counts)}; the first is {first}{hint}"
 
 

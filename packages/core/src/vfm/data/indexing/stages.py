@@ -34,6 +34,11 @@ class ImageFiles(Stage):
         description="folder that a table's image paths are relative to and may not leave (default: the table's folder,"
         " and for COCO's captions the folder next to them that has the images)",
     )
+    columns: list[str] = Field(
+        default=[],
+        description="further values of each sample, for losses and reports: columns of a table, or fields of a tar's"
+        " json, such as [weight, site]. A sample without one is bad",
+    )
     num_samples: int | None = Field(None, ge=1, description="use only the first N samples (default: all)")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="tolerated fraction of bad samples")
     verify: Verify = Field(

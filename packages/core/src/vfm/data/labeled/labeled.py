@@ -184,8 +184,12 @@ def _torchvision(config: Labeled, name: str) -> tuple[Any, DatasetSpec]:
     return dataset, PACKED.model_copy(update={"class_names": names})
 
 
+def _spec(config: NamedImages, label_key: str | None) -> DatasetSpec:
+    return DatasetSpec(image_key=config.image_key, label_key=label_key, columns=config.columns)
+
+
 def _labeled_spec(config: Labeled, layout: Layout) -> DatasetSpec:
-    spec = layout.with_defaults(DatasetSpec(image_key=config.image_key, label_key=config.label_key), labels=True)
+    spec = layout.with_defaults(_spec(config, config.label_key), labels=True)
     names, _ = _names_and_templates(config, layout)
     if names and layout.kind == "folder":  # labels are positions among the class folders, so the counts must agree
         folder_names = find_class_names(layout, None)
@@ -201,4 +205,4 @@ def _tagged_spec(config: Tagged, layout: Layout) -> DatasetSpec:
         raise UserError(f"{layout.paths[0]}: images with several labels can only be read from tars")
     names, _ = _names_and_templates(config, layout)
     names = names or find_class_names(layout, None)
-    return DatasetSpec(image_key=config.image_key, labels_key=config.labels_key, class_names=names)
+    return _spec(config, None).model_copy(update={"labels_key": config.labels_key, "class_names": names})

@@ -133,6 +133,8 @@ class Layout:
 
     def entries(self, spec: DatasetSpec) -> Iterator[ImageEntry]:
         """Yield the images that a folder, a table or COCO's captions list, by absolute paths."""
+        if spec.columns and self.kind == "folder":
+            raise UserError(f"{self.paths[0]}: columns: expected a table, tars or Parquet, got a folder")
         for path in map(_absolute, self.paths):
             root = _absolute(self.image_root) if self.image_root else ""
             if self.kind == "coco":

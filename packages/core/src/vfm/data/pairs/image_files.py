@@ -13,7 +13,7 @@ from vfm.interfaces import Context, ImageDataset, Preflight
 def index_images(config: Images, ctx: Context) -> ImageDataset:
     """Index the images. Shards without a known count are read, and their bad images are left out."""
     layout = find_layout(config.path, config.format, config.image_root)
-    spec = DatasetSpec(image_key=config.image_key)
+    spec = DatasetSpec(image_key=config.image_key, columns=config.columns)
     indexing = Indexing.of(config, ctx, spec, layout.paths[0])
     count = indexing.run(ctx.directory, layout.shards(ctx.directory, spec), layout.num_shards)
     dataset = ImageDataset.create(ctx.directory, num_samples=count, bad_samples=dict(indexing.counts))
@@ -24,4 +24,4 @@ def index_images(config: Images, ctx: Context) -> ImageDataset:
 def check_images(config: Images, ctx: Preflight) -> None:
     """Decode one image."""
     layout = find_layout(config.path, config.format, config.image_root)
-    first_sample(layout, DatasetSpec(image_key=config.image_key))
+    first_sample(layout, DatasetSpec(image_key=config.image_key, columns=config.columns))

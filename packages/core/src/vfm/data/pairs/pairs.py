@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vfm.base import UserError
 from vfm.data.indexing.dataset_panels import add_dataset_panels
 from vfm.data.indexing.indexing import Indexing, first_sample
 from vfm.data.layouts.layout import Layout, find_layout
@@ -40,7 +41,8 @@ def check_pairs(config: Pairs, ctx: Preflight) -> None:
 
 def _layout(config: Pairs) -> tuple[Layout, DatasetSpec]:
     layout = find_layout(config.path, config.format, config.image_root)
-    return layout, layout.with_defaults(DatasetSpec(image_key=config.image_key, texts=config.texts), labels=False)
+    spec = DatasetSpec(image_key=config.image_key, texts=config.texts, columns=config.columns)
+    return layout, layout.with_defaults(spec, labels=False)
 
 
 def _caption_tables(config: Pairs) -> tuple[list[str], DatasetSpec, list[str] | None] | None:
@@ -50,7 +52,7 @@ def _caption_tables(config: Pairs) -> tuple[list[str], DatasetSpec, list[str] | 
         The tables, the spec of their texts, and the column names for tables without a header.
     """
     paths = files.expand_paths(config.path)
-    if config.images == "auto" and not config.columns:
+    if config.images == "auto" and not config.header:
         layout = find_layout(config.path, config.format, config.image_root)
         if not layout.only_captions(config.image_key, config.texts):
             return None
@@ -59,7 +61,9 @@ def _caption_tables(config: Pairs) -> tuple[list[str], DatasetSpec, list[str] | 
         return None
     for path in paths:
         files.size_and_time(path)  # raises if the file is missing
-    columns = config.columns
-    if not columns and table_kind(paths[0]) == LIST_EXTENSION:
-        columns = [CAPTION_COLUMNS[0]]
-    return paths, caption_spec(paths, config.texts, columns), columns
+    if config.columns:
+        raise UserError(f"{paths[0]}: columns: expected samples with images, got captions alone; header names columns")
+    header = config.header
+    if not header and table_kind(paths[0]) == LIST_EXTENSION:
+        header = [CAPTION_COLUMNS[0]]
+    return paths, caption_spec(paths, config.texts, header), header

@@ -52,7 +52,7 @@ class Pairs(ImageFiles):
         " also .gz). The columns `uid` and `url` are kept, and no model can be trained on the result. auto: false for"
         " captions without images",
     )
-    columns: list[str] | None = Field(
+    header: list[str] | None = Field(
         None, min_length=1, description="column names of a csv or tsv file of captions without a header"
     )
 
@@ -62,9 +62,9 @@ class Pairs(ImageFiles):
     checks: ClassVar[str] = "vfm.data.pairs.pairs:check_pairs"
 
     @model_validator(mode="after")
-    def _columns_of_captions(self) -> Pairs:
-        if self.columns and self.images is True:
-            raise ValueError("columns is only valid for a table of captions: set images: false")
+    def _header_of_captions(self) -> Pairs:
+        if self.header and self.images is True:
+            raise ValueError("header is only valid for a table of captions: set images: false")
         return self
 
 

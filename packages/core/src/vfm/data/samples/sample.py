@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -15,6 +16,7 @@ Reason = Literal[
     "missing_image",
     "missing_caption",
     "missing_label",
+    "missing_value",
     "unknown_label",
     "caption_too_long",
     "wrong_encoding",
@@ -54,7 +56,10 @@ class BadSample(Exception):  # noqa: N818 (a property of the data, counted and s
 
 @dataclass(frozen=True)
 class Sample:
-    """An encoded image as stored on disk, its texts by language, and its class, address and labels if it has them."""
+    """An encoded image as stored on disk, its texts by language, and its class, address and labels if it has them.
+
+    `columns` has the values that the dataset's stage names in `columns`, such as a weight and a group.
+    """
 
     key: str
     uid: str
@@ -63,6 +68,7 @@ class Sample:
     label: int | None = None
     url: str | None = None
     labels: tuple[int, ...] | None = None
+    columns: Mapping[str, str | float] = field(default_factory=dict)
 
 
 def uid_from(value: object, key: str) -> str:

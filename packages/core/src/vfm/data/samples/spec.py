@@ -30,6 +30,7 @@ class DatasetSpec(Config):
     labels_key: str | None = Field(
         None, description="tars: location of several labels, `npy` (one flag per class) or `json.FIELD` (a list)"
     )
+    columns: list[str] = Field(default=[], description="locations of further values: `json.FIELD` or columns")
     class_names: list[str] = Field(default=[], description="class names in the order of the labels")
     image_root: str = Field(
         "", description="folder of images that a column names by path (empty: the folder of the file with the column)"

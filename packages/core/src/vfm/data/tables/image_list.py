@@ -5,8 +5,9 @@ The content of a folder, a table or class folders is listed once, as parquet in 
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vfm.data.samples.captions import captions_at, captions_of, field_of, is_unicode, require_captions
+from vfm.data.samples.columns import read_columns
 from vfm.data.samples.sample import BadSample, Sample, uid_of
 from vfm.data.samples.shards import Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
@@ -38,6 +40,7 @@ class ImageEntry:
     texts: dict[str, list[str]] = field(default_factory=dict)
     label: int | None = None
     problem: BadSample | None = None
+    columns: Mapping[str, str | float] = field(default_factory=dict)
 
     @property
     def reason(self) -> str | None:
@@ -61,7 +64,7 @@ class ImageEntry:
         if spec.label_key and self.label is None:
             raise BadSample("missing_label", self.image)
         image = read_image_file(self.image) if with_image else b""
-        return Sample(self.key, uid_of(self.key), image, texts, self.label, self.image)
+        return Sample(self.key, uid_of(self.key), image, texts, self.label, self.image, columns=self.columns)
 
 
 def entry_of_rows(
@@ -89,9 +92,10 @@ def entry_of_rows(
     try:
         texts = captions_of(spec, read, image)
         label = spec.label_of(field_of(first, spec.label_key), image) if spec.label_key else None
+        columns = read_columns(spec, partial(value_at, first), image)
     except BadSample as bad:
         return ImageEntry(name, image, problem=bad)
-    return ImageEntry(name, image, texts, label)
+    return ImageEntry(name, image, texts, label, columns=columns)
 
 
 def _checked(value: object, where: str) -> object:
@@ -112,6 +116,8 @@ def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: Data
             "label": pa.array([row.label for row in rows], pa.int32()),
             "reason": pa.array([row.reason for row in rows], pa.string()),
         }
+        if spec.columns:
+            columns["columns"] = pa.array([json.dumps(dict(row.columns)) for row in rows], pa.string())
         for language in spec.texts:
             texts = [[] if row.reason else row.texts.get(language, []) for row in rows]
             columns[f"texts.{language}"] = pa.array(texts, pa.list_(pa.string()))
@@ -143,6 +149,8 @@ class ImageListShard(ShardReader):
     def __init__(self, path: str, spec: DatasetSpec, name: str | None = None) -> None:
         super().__init__(path, spec, name)
         names = ["key", "image", "label", "reason", *(f"texts.{language}" for language in spec.texts)]
+        if spec.columns:
+            names.append("columns")
         self.table = read_parquet(path, names)
 
     @classmethod
@@ -170,13 +178,14 @@ class ImageListShard(ShardReader):
         key, image, label, reason = (self.table[name][row].as_py() for name in ("key", "image", "label", "reason"))
         texts = {language: self.table[f"texts.{language}"][row].as_py() for language in self.spec.texts}
         problem = BadSample(reason, image) if reason else None
-        entry = ImageEntry(key, image, texts, label, problem)
+        columns = json.loads(self.table["columns"][row].as_py()) if self.spec.columns else {}
+        entry = ImageEntry(key, image, texts, label, problem, columns)
         return entry.read(self.spec, with_image=with_image)
 
     def texts(self, rows: Rows, on_bad: OnBad) -> pa.Table:
         """Read the texts of ascending rows in the schema `texts_schema`. Bad samples have no texts."""
         read = partial(self.read, with_image=False)
-        if not self.spec.texts or self.spec.label_key:
+        if not self.spec.texts or self.spec.label_key or self.spec.columns:
             return texts_by_sample(read, rows, on_bad)
         # The captions were checked when the list was written, so all of them are plain columns.
         table = self.table.take(rows)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vfm.base import UserError
 from vfm.data.samples.caption_templates import columns_of
 from vfm.data.samples.captions import captions_at, captions_of, field_of
+from vfm.data.samples.columns import read_columns
 from vfm.data.samples.sample import BadSample, Sample, uid_from
 from vfm.data.samples.shards import Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
@@ -74,6 +75,7 @@ class ParquetShard(ShardReader):
         self.sources = [*spec.texts.values()]
         if spec.label_key:
             self.sources.append(spec.label_key)
+        self.sources += spec.columns
         roots = set(columns_of(self.sources))
         missing = sorted(roots - set(names))
         if missing:
@@ -166,6 +168,7 @@ class ParquetShard(ShardReader):
 
         texts = captions_of(self.spec, lambda location: captions_at(location, value_at, self.spec, where), where)
         label = self.spec.label_of(value_at(self.spec.label_key), where) if self.spec.label_key else None
+        columns = read_columns(self.spec, value_at, where)
         uid, url = value_at("uid"), value_at("url")
         value_at("key")  # raises BadSample for a key that is not UTF-8
         key = self.key(row)
@@ -175,13 +178,14 @@ class ParquetShard(ShardReader):
             image = _image_bytes(value, self.root, where)
         if not isinstance(url, str) or not url:
             url = None
-        return Sample(key, uid_from(uid, key), image, texts, label, url)
+        return Sample(key, uid_from(uid, key), image, texts, label, url, columns=columns)
 
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:
         """Read the texts of ascending rows in the schema `texts_schema`, by column if the types are plain."""
         read = partial(self.read, with_image=False)
         needed = [name for name in self.texts_only if name != "url"]
-        if not self.spec.texts or self.spec.label_key or not self._has_plain(needed):
+        spec = self.spec
+        if not spec.texts or spec.label_key or spec.columns or not self._has_plain(needed):
             return texts_by_sample(read, rows, on_bad)
         parts = [texts_schema().empty_table()]
         for group, end in enumerate(self.ends.tolist()):

@@ -143,6 +143,8 @@ def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Ima
         sources.append(spec.label_key)
     for column in columns_of(sources):
         find_column(columns, column, (), "texts or label_key", path)
+    for column in columns_of(spec.columns):
+        find_column(columns, column, (), "columns", path)
 
     def image_of(row: Row | BadSample) -> object:
         # Unreadable rows and rows without an image are separate samples: each gets a unique object as its key.

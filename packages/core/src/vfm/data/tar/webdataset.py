@@ -24,6 +24,7 @@ from vfm.base import UserError
 from vfm.data.reading.byte_ranges import MAX_GAP, OpenFile, ReadAhead, read_together
 from vfm.data.samples import captions
 from vfm.data.samples.caption_templates import columns_of
+from vfm.data.samples.columns import read_columns
 from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.data.samples.sample import BadSample, Sample, uid_from
 from vfm.data.samples.shards import Opening, Shard, ShardReader
@@ -233,6 +234,7 @@ class TarShard(ShardReader):
             label=self._label(members, record, where),
             labels=self._labels(members, record, where),
             url=url,
+            columns=read_columns(self.spec, lambda name: captions.field_of(record, name.removeprefix("json.")), where),
         )
 
     def _members(self, ranges: list[tuple[str, int, int]], where: str) -> dict[str, bytes]:

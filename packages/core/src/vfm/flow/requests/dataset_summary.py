@@ -237,4 +237,4 @@ def _not_taken(path: str, has_captions: bool, spec: DatasetSpec) -> list[str]:
     columns = text_columns(path)
     captions = [name for name in CAPTION_COLUMNS if name in columns][:has_captions]
     taken = {*IMAGE_COLUMNS, *PATH_COLUMNS, *NOT_TEXTS, *captions, *columns_of(spec.texts.values())}
-    return [name for name in columns if name not in {*taken, spec.image_key, spec.label_key}]
+    return [name for name in columns if name not in {*taken, *spec.columns, spec.image_key, spec.label_key}]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vfm.base import UserError, did_you_mean
+from vfm.data.samples.columns import column_name
 from vfm.flow.requests.datasets import EvaluationDataset, dataset_at
 from vfm.flow.requests.evaluation import SUMMARY, EvaluationPlan, evaluation_recipe
 from vfm.flow.requests.inputs import model_input, split_name
@@ -33,6 +34,7 @@ class EvaluationRequest:
         languages: languages of the captions; empty: languages of the dataset.
         resize: how images are resized to the model's size, each of `RESIZE_MODES`.
         data_options: further fields of the stages that import the data.
+        by: column of the data, for whose values scores are also reported.
     """
 
     models: Sequence[str]
@@ -44,6 +46,7 @@ class EvaluationRequest:
     languages: Sequence[str] = ()
     resize: Sequence[str] = ("model",)
     data_options: Mapping[str, Any] = field(default_factory=dict)
+    by: str = ""
 
 
 def requested_recipe(request: EvaluationRequest, known: Mapping[str, type[Stage]]) -> str:
@@ -65,10 +68,27 @@ def requested_recipe(request: EvaluationRequest, known: Mapping[str, type[Stage]
         list(dict.fromkeys(request.languages)),
         [None if mode == "model" else mode for mode in dict.fromkeys(request.resize)],
     )
-    datasets = _datasets(request, plan)
+    datasets = [_by_column(dataset, request.by, known) for dataset in _datasets(request, plan)]
     where = f" on {request.suite}" if request.suite else ""
     about = f"Evaluation of {', '.join(model.name for model in plan.models)}{where}"
     return evaluation_recipe(plan, datasets, list(dict.fromkeys(request.tasks)), about)
+
+
+def _by_column(dataset: EvaluationDataset, location: str, known: Mapping[str, type[Stage]]) -> EvaluationDataset:
+    """Let the import of a dataset read a column, and its evaluations report by it.
+
+    Raises:
+        UserError: If the stage that imports it has no columns.
+    """
+    if not location:
+        return dataset
+    settings, fields = {**dataset.settings, "by": column_name(location)}, dataset.data.stage
+    if not fields:  # a saved dataset has its columns
+        return replace(dataset, settings=settings)
+    if "columns" not in known[fields["kind"]].model_fields:
+        raise UserError(f"by {location}: expected images with captions or labels, got {fields['kind']}")
+    stage = {**fields, "columns": [*fields.get("columns", ()), location]}
+    return replace(dataset, data=replace(dataset.data, stage=stage), settings=settings)
 
 
 def _datasets(request: EvaluationRequest, plan: EvaluationPlan) -> list[EvaluationDataset]:

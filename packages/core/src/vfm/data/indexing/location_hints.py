@@ -1,4 +1,4 @@
-"""The end of an error about absent captions: the locations that were read, and others in the data."""
+"""The end of an error about absent captions or values: the locations that were read, and others in the data."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from vfm.data.samples.spec import DatasetSpec
 from vfm.storage import files
 
 
-def caption_hint(path: str, spec: DatasetSpec) -> str:
-    """Name the locations of captions that a spec reads, and the ones that the data have instead.
+def location_hint(reason: str, path: str, spec: DatasetSpec) -> str:
+    """Name the locations of captions or values that a spec reads, and the ones that the data have instead.
 
     Args:
+        reason: reason why the first sample is bad. Other reasons have no hint.
         path: the first file of the data, or their folder.
         spec: names the locations.
     """
+    if reason == "missing_value":
+        return f"; expected values of {', '.join(spec.columns)}{_fields_of_json(path, spec)}"
+    if reason != "missing_caption":
+        return ""
     locations = ", ".join(f"{language} in {source}" for language, source in spec.texts.items())
     return f"; expected captions {locations}: set texts to their location{_other_locations(path, spec)}"
 
@@ -22,7 +27,11 @@ def caption_hint(path: str, spec: DatasetSpec) -> str:
 def _other_locations(path: str, spec: DatasetSpec) -> str:
     if files.is_directory(path):
         return ", txt, json.FIELD, or {label} in a template for the class folder"
-    if not path.endswith(".tar") or "json" not in columns_of(spec.texts.values()):
+    return _fields_of_json(path, spec) if "json" in columns_of(spec.texts.values()) else ""
+
+
+def _fields_of_json(path: str, spec: DatasetSpec) -> str:
+    if not path.endswith(".tar"):
         return ""
     tar = shard_format("tar")
     reader = tar.open(tar.find(path)[0], spec, Opening(limit=1))

@@ -1,0 +1,69 @@
+"""Columns of samples: numbers and names that losses and reports use, such as a weight and a group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from vfm.base import UserError
+from vfm.data.samples.sample import BadSample, Sample
+from vfm.data.samples.spec import DatasetSpec
+
+
+def column_name(location: str) -> str:
+    """Name the column at a location: the last part of `json.meta.weight`."""
+    return location.rpartition(".")[2]
+
+
+def read_columns(spec: DatasetSpec, value_at: Callable[[str], object], where: str) -> dict[str, str | float]:
+    """Read the columns of a sample by name.
+
+    Args:
+        spec: names the locations of the columns.
+        value_at: reads the value at a location.
+        where: address of the sample for errors.
+
+    Raises:
+        BadSample: a value is missing, or neither a text nor a number.
+    """
+    values: dict[str, str | float] = {}
+    for location in spec.columns:
+        value = value_at(location)
+        is_missing = not isinstance(value, str | int | float) or value == "" or value != value  # the last: NaN
+        if is_missing:
+            raise BadSample("missing_value", f"{where} ({location})")
+        values[column_name(location)] = value  # type: ignore[assignment]
+    return values
+
+
+def require_column(spec: DatasetSpec, column: str, where: str) -> None:
+    """Check that samples have a column.
+
+    Args:
+        spec: names the columns.
+        column: name of the column.
+        where: field and dataset, for the error.
+
+    Raises:
+        UserError: If they have not. The error lists the columns.
+    """
+    columns = [column_name(location) for location in spec.columns]
+    if column not in columns:
+        raise UserError(
+            f"{where}: no column {column!r}; `columns` of the data's stage names {', '.join(columns) or 'none'}"
+        )
+
+
+def weight_of(sample: Sample, column: str) -> float:
+    """Read a sample's weight in a loss. Tables of text have numbers as text.
+
+    Raises:
+        BadSample: it is not a finite number of at least 0.
+    """
+    try:
+        weight = float(sample.columns[column])
+    except (KeyError, ValueError):
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise BadSample("missing_value", f"{sample.key} ({column})")
+    return weight

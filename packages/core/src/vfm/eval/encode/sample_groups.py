@@ -1,0 +1,88 @@
+"""Scores on the samples of each group, such as each hospital or camera, that a column of the dataset names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+
+from vfm.base import UserError
+from vfm.data import BadSample, Source, open_dataset, require_column
+from vfm.interfaces import Context, Evaluated, ImageDataset, ModelResult, TaggedImages
+from vfm.statistics import Accuracy
+
+MAX_GROUPS = 50
+
+
+def open_groups(ctx: Context, data: object, column: str) -> Source:
+    """Open the dataset of an evaluation whose scores are reported by a column.
+
+    Raises:
+        UserError: If the samples have no such column.
+    """
+    images = ImageDataset.load(data.linked(data.data)) if isinstance(data, TaggedImages) else data
+    if not isinstance(images, ImageDataset):
+        raise UserError(f"{ctx.stage}: by: expected images, got a {type(data).__name__}")
+    source = open_dataset(images)
+    require_column(source.index.spec, column, f"{ctx.stage}: by: {ctx.name_of(images)}")
+    return source
+
+
+def with_groups(evaluated: Evaluated, source: Source, column: str) -> Evaluated:
+    """Add each accuracy on the samples of each group, as `acc1/site=a`. Wrong answers may be of any group.
+
+    Args:
+        evaluated: results, whose tables have the key of each item.
+        source: the samples, with the column.
+        column: name of the column.
+
+    Raises:
+        UserError: If there are more than 50 groups.
+    """
+    groups = {}
+    for number in range(len(source)):
+        with suppress(BadSample):  # reported by the evaluation
+            sample = source.facts(number)
+            groups[sample.key] = str(sample.columns[column])
+    names = sorted(set(groups.values()))
+    if len(names) > MAX_GROUPS:
+        some = ", ".join(names[:3])
+        raise UserError(
+            f"by: column {column!r} has {len(names):,} values, such as {some}; expected at most {MAX_GROUPS}"
+        )
+    results = {}
+    for model, result in evaluated.results.items():
+        scores = [*result.scores, *_scores_of_groups(result, groups, column, names)]
+        results[model] = replace(result, scores=scores)
+    return replace(evaluated, results=results)
+
+
+def _scores_of_groups(
+    result: ModelResult, groups: Mapping[str, str], column: str, names: list[str]
+) -> Iterator[Accuracy]:
+    for score in result.scores:
+        keys = _keys(result, score) if isinstance(score, Accuracy) else None
+        if keys is None or not isinstance(score, Accuracy):
+            continue
+        group_of = np.array([groups[key] for key in keys])
+        for name in names:
+            rows = group_of == name
+            if rows.any():
+                yield replace(
+                    score,
+                    metric=f"{score.metric}/{column}={name}",
+                    correct=score.correct[rows],
+                    groups=None if score.groups is None else score.groups[rows],
+                    classes=None if score.classes is None else score.classes[rows],
+                )
+
+
+def _keys(result: ModelResult, score: Accuracy) -> list[str] | None:
+    """Find the keys of a score's items, by the table with as many rows. None for a score of some of the items."""
+    for table in result.predictions.values():
+        keys = table.get("key")
+        if keys is not None and len(keys) == len(score.correct):
+            return list(keys)
+    return None
