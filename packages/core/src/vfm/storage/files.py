@@ -224,11 +224,15 @@ def open_binary(path: str) -> IO[bytes]:
     return cast("IO[bytes]", store.open(inside, "rb"))
 
 
-def walk(folder: str) -> Iterator[str]:
+def walk(folder: str, links: list[str] | None = None) -> Iterator[str]:
     """Yield the paths of all files below a folder, relative to it, with forward slashes, sorted.
 
-    Links to folders are not followed, since they may form a circle. Links to files are listed, including broken ones,
-    so that they can be counted. FIFOs, devices and sockets are not listed.
+    Links to folders are not followed, since they may form a circle, or lead out of the folder. Links to files are
+    listed, including broken ones, so that they can be counted. FIFOs, devices and sockets are not listed.
+
+    Args:
+        folder: the folder.
+        links: receives the links to folders.
 
     Raises:
         UserError: If the folder is the root of the file system, has too many files, or may not be read.
@@ -242,7 +246,9 @@ def walk(folder: str) -> Iterator[str]:
     count, pending = 0, [""]
     while pending:
         subfolder = pending.pop()
-        names, folders = _listed(folder, subfolder)
+        names, folders, linked = _listed(folder, subfolder)
+        if links is not None:
+            links += linked
         count += len(names)
         if count > MAX_FILES:
             raise UserError(f"{folder}: expected a folder of at most {MAX_FILES:,} files, got more")
@@ -257,9 +263,9 @@ def names_in(folder: str) -> list[str]:
     return _listed(folder, "")[0]
 
 
-def _listed(folder: str, subfolder: str) -> tuple[list[str], list[str]]:
-    """List the files and the folders in `folder/subfolder`, relative to `folder`, each sorted by name."""
-    names, folders = [], []
+def _listed(folder: str, subfolder: str) -> tuple[list[str], list[str], list[str]]:
+    """List the files, folders and links to folders in `folder/subfolder`, relative to `folder`, each sorted by name."""
+    names, folders, links = [], [], []
     try:
         with os.scandir(os.path.join(folder, subfolder)) as entries:
             for entry in entries:
@@ -267,11 +273,13 @@ def _listed(folder: str, subfolder: str) -> tuple[list[str], list[str]]:
                     folders.append(f"{subfolder}{entry.name}/")
                 elif _is_file(entry):
                     names.append(subfolder + entry.name)
+                elif entry.is_symlink() and entry.is_dir():
+                    links.append(subfolder + entry.name)
     except PermissionError:
         raise UserError(f"{os.path.join(folder, subfolder)}: no permission to read") from None
     except FileNotFoundError:  # removed meanwhile
         pass
-    return sorted(names), sorted(folders, key=lambda name: name[:-1])
+    return sorted(names), sorted(folders, key=lambda name: name[:-1]), sorted(links)
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

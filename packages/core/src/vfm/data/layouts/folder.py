@@ -8,7 +8,7 @@ from vfm.base import UserError
 from vfm.data.samples.caption_templates import columns_of
 from vfm.data.samples.captions import captions_at, captions_in, captions_of, decode_json, field_of
 from vfm.data.samples.images import IMAGE_EXTENSIONS
-from vfm.data.samples.sample import BadSample
+from vfm.data.samples.sample import CURES, BadSample
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.image_list import ImageEntry, printable
 from vfm.storage import files
@@ -29,7 +29,15 @@ def image_names(folder: str) -> list[str]:
     Raises:
         UserError: If there are no images.
     """
-    names = [name for name in _visible(folder) if _extension(name) in IMAGE_EXTENSIONS]
+    return _images(folder, *_visible(folder))
+
+
+def _images(folder: str, visible: list[str], links: list[str]) -> list[str]:
+    """Select the images among the files of a folder, of which there must be at least one."""
+    names = [name for name in visible if _extension(name) in IMAGE_EXTENSIONS]
+    if not names and links:
+        more = f"{links[0]} is a link to a folder{CURES['linked_folder']}"
+        raise UserError(f"{folder}: no images found; {more}")
     if not names:
         raise UserError(f"{folder}: no images found ({', '.join(IMAGE_EXTENSIONS)})")
     return names
@@ -40,15 +48,16 @@ def image_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
 
     If the spec has optional captions, they are read from the text files next to the images.
     """
-    visible = _visible(folder)
+    visible, links = _visible(folder)
     listed, columns = set(visible), columns_of(spec.texts.values())
-    for name in image_names(folder):
+    for name in _images(folder, visible, links):
         path = f"{folder.rstrip('/')}/{name}"
         texts = {}
         if CLASS_FOLDER in columns or any(f"{_stem(name)}.{column}" in listed for column in columns):
             texts = _captions(folder, name, spec)
         yield ImageEntry(name, path, texts)
     yield from _unknown(folder, visible, columns)
+    yield from _linked(folder, links)
 
 
 def caption_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
@@ -57,14 +66,14 @@ def caption_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
     Then yield files with an unknown extension and captions without an image.
     """
     stems = set()
-    for name in image_names(folder):
+    visible, links = _visible(folder)
+    for name in _images(folder, visible, links):
         path = f"{folder.rstrip('/')}/{name}"
         stems.add(_stem(name))
         try:
             yield ImageEntry(_stem(name), path, _captions(folder, name, spec))
         except BadSample as bad:  # its address is the image, or the caption that cannot be read
             yield ImageEntry(_stem(name), bad.where, problem=bad)
-    visible = _visible(folder)
     extensions = columns_of(spec.texts.values())
     for entry in _unknown(folder, visible, extensions):
         stems.add(entry.key)
@@ -75,6 +84,7 @@ def caption_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
             stems.add(_stem(name))
             path = f"{folder.rstrip('/')}/{name}"
             yield ImageEntry(_stem(name), path, problem=BadSample("missing_image", path))
+    yield from _linked(folder, links)
 
 
 def _is_beside_images(stem: str, folders: set[str]) -> bool:
@@ -92,8 +102,18 @@ def _unknown(folder: str, names: list[str], texts: Sequence[str] = ()) -> Iterat
             yield ImageEntry(_stem(name), path, problem=BadSample("unknown_extension", path))
 
 
-def _visible(folder: str) -> list[str]:
-    return [name for name in files.walk(folder) if "/." not in f"/{name}"]
+def _linked(folder: str, links: list[str]) -> Iterator[ImageEntry]:
+    """Yield the links to folders, whose images are not read, since a link may lead out of the folder."""
+    for name in links:
+        path = f"{folder.rstrip('/')}/{name}"
+        yield ImageEntry(name, path, problem=BadSample("linked_folder", path))
+
+
+def _visible(folder: str) -> tuple[list[str], list[str]]:
+    """List the files below a folder, and the links to folders, without hidden ones."""
+    links: list[str] = []
+    names = [name for name in files.walk(folder, links) if "/." not in f"/{name}"]
+    return names, [name for name in links if "/." not in f"/{name}"]
 
 
 def _extension(name: str) -> str:
@@ -140,7 +160,8 @@ def class_folders(folder: str, class_names: Sequence[str] = ()) -> tuple[list[st
     Raises:
         UserError: If an image is not in a class folder.
     """
-    names = image_names(folder)
+    visible, links = _visible(folder)
+    names = _images(folder, visible, links)
     class_of = {}
     for name in names:
         subfolder, slash, _ = name.partition("/")
@@ -152,5 +173,5 @@ def class_folders(folder: str, class_names: Sequence[str] = ()) -> tuple[list[st
     label_of = {name: label for label, name in enumerate(numbered)}
     root = folder.rstrip("/")
     entries = [ImageEntry(_stem(name), f"{root}/{name}", label=label_of[class_of[name]]) for name in names]
-    in_subfolders = [name for name in _visible(folder) if "/" in name]
-    return classes, [*entries, *_unknown(folder, in_subfolders)]
+    in_subfolders = [name for name in visible if "/" in name]
+    return classes, [*entries, *_unknown(folder, in_subfolders), *_linked(folder, links)]

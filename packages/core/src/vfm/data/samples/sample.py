@@ -13,6 +13,7 @@ Reason = Literal[
     "sparse_member",
     "duplicate_key",
     "unknown_extension",
+    "linked_folder",
     "missing_image",
     "missing_caption",
     "missing_label",
@@ -38,6 +39,7 @@ Reason = Literal[
 CURES: dict[str, str] = {
     "unsafe_path": "; paths must be relative to image_root; absolute ones and addresses need image_root: /"
     " (--data-option image_root=/)",
+    "linked_folder": "; links to folders are not followed: give the folder itself, or copy the data with cp -rL",
 }
 REASONS: tuple[str, ...] = get_args(Reason)
 
