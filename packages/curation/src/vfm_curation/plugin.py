@@ -16,3 +16,9 @@ def vfm_stages() -> Iterable[type[Stage]]:
     """List the stages in the order of a curation: from links of a crawl to a curated subset."""
     before = (ExtractLinks, RetryLinks, FilterPool)
     return *before, BuildMetadata, MatchTexts, MetaclipBalance, RandomSubset, ExportSubset
+
+
+@hookimpl
+def vfm_statistics() -> Iterable[str]:
+    """Name the statistics of samples that `vfm data` prints."""
+    return "vfm_curation.statistics:Languages", "vfm_curation.statistics:NearDuplicates"

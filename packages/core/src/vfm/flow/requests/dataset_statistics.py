@@ -1,4 +1,4 @@
-"""Statistics of a dataset: sizes of images, lengths of captions, and images that occur twice."""
+"""Statistics of a dataset: sizes of images, lengths of captions, images that occur twice, and those of plugins."""
 
 from __future__ import annotations
 
@@ -6,12 +6,27 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from PIL import Image
+
+from vfm.base import how_to_install, load_function
 from vfm.data.index.source import Source
 from vfm.data.samples.images import open_image
-from vfm.data.samples.sample import BadSample
+from vfm.data.samples.sample import BadSample, Sample
+from vfm.interfaces import load_plugins
 
 NUM_SAMPLES = 5000  # samples that are read
+
+
+class SampleStatistic(Protocol):
+    """A description of samples by a plugin (`vfm_statistics`)."""
+
+    def add(self, sample: Sample, image: Image.Image, where: str) -> None:
+        """Take a sample with its undecoded image and its address."""
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines to print."""
 
 
 @dataclass
@@ -24,6 +39,9 @@ class Statistics:
         words: number of words of each caption, by language.
         copies: addresses of images with the same bytes as an earlier one.
         counts: number of images of each class, by label.
+        columns: values of each column.
+        others: statistics of plugins.
+        absent: what no installed package describes, and how to install it.
     """
 
     num_samples: int = 0
@@ -31,6 +49,9 @@ class Statistics:
     words: dict[str, list[int]] = field(default_factory=dict)
     copies: list[str] = field(default_factory=list)
     counts: Counter[int] = field(default_factory=Counter)
+    columns: dict[str, list[str | float]] = field(default_factory=dict)
+    others: list[SampleStatistic] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
 
     def lines(self, class_names: Sequence[str] = ()) -> Iterator[str]:
         """Yield a line for each kind of number."""
@@ -44,11 +65,25 @@ class Statistics:
             yield f"images of a class: {smallest:,} ({class_names[least]}) to {largest:,} ({class_names[most]})"
         if self.copies:
             yield f"copies: {len(self.copies):,} images have the bytes of an earlier one; the first is {self.copies[0]}"
+        for name, values in self.columns.items():
+            numbers = [value for value in values if not isinstance(value, str)]
+            about = f"{min(numbers):g} to {max(numbers):g}" if len(numbers) == len(values) else _most_common(values)
+            yield f"column {name}: {about}"
+        for statistic in self.others:
+            try:
+                yield from statistic.lines()
+            except ModuleNotFoundError as error:
+                yield f"not described: {error}"
+        yield from self.absent
 
 
 def dataset_statistics(source: Source, num_samples: int = NUM_SAMPLES) -> Statistics:
     """Read the first samples of a dataset, with the headers of their images. Bad samples are left out."""
     statistics, hashes = Statistics(), set()
+    names = [name for part in load_plugins().hook.vfm_statistics() for name in part]
+    statistics.others = [load_function(name)() for name in names]
+    if not names:
+        statistics.absent.append(f"languages and near duplicates: {how_to_install('vfm-curation')}")
     for number in range(min(len(source), num_samples)):
         try:
             sample = source[number]
@@ -61,11 +96,22 @@ def dataset_statistics(source: Source, num_samples: int = NUM_SAMPLES) -> Statis
             statistics.words.setdefault(language, []).extend(len(text.split()) for text in texts)
         if sample.label is not None:
             statistics.counts[sample.label] += 1
+        for name, value in sample.columns.items():
+            statistics.columns.setdefault(name, []).append(value)
+        for statistic in statistics.others:
+            statistic.add(sample, image, source.where(number))
         digest = hashlib.sha256(sample.image).digest()
         if digest in hashes:
             statistics.copies.append(source.where(number))
         hashes.add(digest)
     return statistics
+
+
+def _most_common(values: Sequence[str | float]) -> str:
+    """Write the number of values, and the most common ones."""
+    counts = Counter(map(str, values))
+    common = ", ".join(f"{value} ({count:,})" for value, count in counts.most_common(3))
+    return f"{len(counts):,} values, such as {common}"
 
 
 def _range(values: Sequence[int]) -> str:
