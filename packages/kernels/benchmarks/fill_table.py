@@ -1,95 +1,91 @@
-"""Write the table from which `auto` chooses kernels: `python packages/kernels/benchmarks/fill_table.py`.
+"""Measure what `auto` chooses from, and write its table: `python packages/kernels/benchmarks/fill_table.py`.
 
-It reads `kernels.csv` and `about.json` of a measured folder, and replaces the rows of that card's architecture in
-`tuning/measured.json`. Forward and backward count together. A kernel of ours must be faster than the best other by
-`MARGIN`; a row also records where it is not.
+The sizes of `shapes.GRID` are measured into a folder for this card and these versions of torch and triton, so that
+others are measured again. A repeated command resumes. Then the rows of this card and these versions in
+`tuning/measured.json` are replaced. `--results` only reads a folder that `run.py` has filled.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "src"))
+SOURCES = HERE.parent / "src"
+sys.path.insert(0, str(SOURCES))
 
-from records import Row, Table  # noqa: E402
+import torch  # noqa: E402
+from records import Row, Table, replace  # noqa: E402
 
-from vfm_kernels.dispatch.measured import OURS, Measurement  # noqa: E402
+from vfm_kernels.dispatch.choosing import OURS, Measurement, winner  # noqa: E402
+from vfm_kernels.dispatch.measured import versions  # noqa: E402
 
-TABLE = HERE.parent / "src/vfm_kernels/tuning/measured.json"
-MARGIN = 1.03  # of noise: two runs on one idle card must not choose differently
+TABLE = SOURCES / "vfm_kernels/tuning/measured.json"
 
 
 def main() -> None:
-    """Parse the command line and write the table."""
+    """Parse the command line, measure, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder with kernels.csv and about.json")
-    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--results", type=Path, help="folder with kernels.csv and about.json; default: measure")
+    parser.add_argument("--table", type=Path, default=default_table(), help="default: $OUT/measured.json or tuning/")
+    parser.add_argument("--seconds", type=float, default=420, help="stop measuring after so long, with exit code 75")
     options = parser.parse_args()
+    status = 0
+    if options.results is None:
+        if not torch.cuda.is_available():
+            parser.error("expected a CUDA device, found none; --results reads measured rows")
+        options.results = folder_of(torch.cuda.get_device_name(), versions())
+        command = [sys.executable, str(HERE / "run.py"), "--grid", "--out", str(options.results)]
+        path = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"PYTHONPATH": path}
+        status = subprocess.run([*command, "--seconds", str(options.seconds)], env=environment).returncode
     about = json.loads((options.results / "about.json").read_text())
     new = measurements(Table(options.results / "kernels.csv", Row).rows, about)
     if not new:
         parser.error(f"{options.results}: expected rows measured on a GPU, found none")
-    old = [row for row in json.loads(options.table.read_text()) if row["architecture"] != new[0].architecture]
-    options.table.write_text(json.dumps([*old, *map(asdict, new)], indent=1) + "\n")
-    print(
-        f"{len(new)} rows of {new[0].architecture}; ours are the fastest in {sum(row.fastest in OURS for row in new)}"
-    )
+    mine = (new[0].card, new[0].versions)
+    before = options.table if options.table.exists() else TABLE
+    old = [row for row in json.loads(before.read_text()) if (row["card"], row["versions"]) != mine]
+    lines = ",\n".join(json.dumps(row) for row in [*old, *map(asdict, new)])
+    replace(options.table, f"[\n{lines}\n]\n")
+    won = sum(winner(row.times).name in OURS for row in new)
+    print(f"{len(new)} rows of {new[0].card} with {new[0].versions}; ours win in {won}")
+    sys.exit(status)
+
+
+def default_table() -> Path:
+    """Return the table that is written: in `$OUT` if it is set, so that a borrowed machine gives it back."""
+    return Path(os.environ["OUT"]) / TABLE.name if "OUT" in os.environ else TABLE
+
+
+def folder_of(card: str, installed: str) -> Path:
+    """Return the folder of the measurements of a card with some versions."""
+    name = re.sub(r"[^a-z0-9.]+", "-", f"{card} {installed}".lower())
+    return Path(os.environ.get("OUT") or HERE / "results") / name
 
 
 def measurements(rows: list[Row], about: dict[str, str]) -> list[Measurement]:
-    """Return one measurement for each op and shape whose implementations have both directions."""
-    architecture = re.search(r"sm_\d+", about["card"])
-    if architecture is None:
+    """Return one measurement for each op, size and direction in which several implementations were timed."""
+    if "sm_" not in about["card"]:
         return []
-    found = []
-    for op, shape in dict.fromkeys((row.op, row.shape) for row in rows):
-        both = _both_directions([row for row in rows if (row.op, row.shape) == (op, shape)])
-        ours = {name: time for name, time in both.items() if name in OURS}
-        others = {name: time for name, time in both.items() if name not in OURS}
-        if not ours or not others:
-            continue
-        plain = {name: time for name, time in others.items() if name != "torch.compile"}
-        ratio = min(plain.values()) / min(ours.values())
-        card, versions = about["card"].partition(",")[0], about["versions"]
-        names = (_fastest(ours, plain), _fastest(ours, others))
-        found.append(Measurement(op, architecture[0], *_size(op, shape, names, round(ratio, 3), card, versions)))
-    return found
-
-
-def _size(op: str, shape: str, names: tuple[str, str], ratio: float, card: str, versions: str) -> tuple:
-    numbers = [int(number) for number in re.findall(r"\d+", shape.partition(")")[0].partition(" of ")[0])]
-    if op == "attention":
-        words = shape.partition(")")[2].split()
-        kind = ("causal" in words, "crops" in words, "rope" in words)
-        # With crops the row is one long sequence, whose longest part is an image of 257 tokens.
-        num_tokens = 257 if "crops" in words else numbers[1]
-        return (numbers[3], *names, ratio, card, versions, num_tokens, *kind)
-    if op in ("info_nce", "siglip_loss"):
-        width = numbers[0]  # of a row of logits: the batch
-    elif op == "swiglu_subln":
-        width = numbers[1]  # the norm's, not the buffer's
-    else:
-        width = int(re.findall(r"\d+", shape.partition(")")[0])[-1])
-    return (width, *names, ratio, card, versions)
-
-
-def _fastest(ours: dict[str, float], others: dict[str, float]) -> str:
-    best, other = min(ours, key=ours.__getitem__), min(others, key=others.__getitem__)
-    return best if ours[best] * MARGIN <= others[other] else other
-
-
-def _both_directions(rows: list[Row]) -> dict[str, float]:
-    times: dict[str, list[float]] = {}
+    times: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for row in rows:
-        if row.direction and row.milliseconds is not None:
-            times.setdefault(row.implementation, []).append(row.milliseconds)
-    return {name: sum(each) for name, each in times.items() if len(each) == 2}
+        if row.milliseconds is not None and row.low is not None and row.high is not None:
+            each = times.setdefault((row.op, row.size, row.direction), {})
+            each[row.implementation] = [round(value, 5) for value in (row.milliseconds, row.low, row.high)]
+    card, installed = about["card"].partition(", sm_")[0], about["installed"]
+    found = []
+    for (op, size, direction), named in times.items():
+        num_rows, length, width, dtype, kind = json.loads(size)
+        if any(name in OURS for name in named) and any(name not in OURS for name in named):
+            found.append(Measurement(op, direction, num_rows, length, width, dtype, card, installed, named, kind))
+    return found
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ PARTS = (
     _measured("steps-eva-02", "--steps", "EVA02-L", needs=("timm",)),
     _measured("steps-clip", "--steps", "CLIP-L/14", needs=("open_clip",)),
     _measured("steps-eva-g", "--steps", "EVA-g", needs=("timm",)),
+    Part("table", (str(HERE / "fill_table.py"),), ("--help",), writes=False, resumes=True),
     _tested("tests-operations", "not attention", dry="swiglu and repeats"),
     _tested("tests-attention", "attention", dry="attention_short and repeats"),
     Part("training", (str(HERE / "same_training.py"),), ("--tiny",), needs=("timm", "open_clip")),

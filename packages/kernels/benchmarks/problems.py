@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 import vfm_kernels as vk
+from vfm_kernels.dispatch.choosing import OURS, Size
 from vfm_kernels.multihead.backends import BACKENDS
 from vfm_kernels.multihead.problem import problem_on
 from vfm_kernels.multihead.rope import rotate
 
 Function = Callable[..., Any]
+CHUNK = 4096  # rows of logits at once
 FP32 = torch.float32
 # The interpreter computes on the bits of bf16 as if they were integers.
 HALF = torch.float16 if os.environ.get("TRITON_INTERPRET") == "1" else torch.bfloat16
-# Implementations that must be right, and bit-equal on repeat, or the run fails.
-OURS = ("ours", "triton_short", "triton_stream")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Problem:
         forward: cost of the op.
         backward: cost of its gradient.
         refused: name of a backend -> why it cannot run.
+        table_size: rows, length and width in the table of measurements; default: those of the first input.
+        kind: words for the kind of attention.
     """
 
     op: str
@@ -56,6 +58,15 @@ class Problem:
     forward: Cost
     backward: Cost
     refused: dict[str, str] = field(default_factory=dict)
+    table_size: tuple[int, int, int] | None = None
+    kind: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> Size:
+        """Return what the table of measurements knows it by."""
+        first, width = self.inputs[0], max(1, self.inputs[0].shape[-1])
+        rows, length, width = self.table_size or (first.numel() // width, 0, width)
+        return Size(self.op, rows, length, width, str(first.dtype).removeprefix("torch."), kind=self.kind)
 
     @property
     def keys(self) -> list[tuple[str, ...]]:
@@ -82,6 +93,7 @@ def op_problem(
     forward: Cost,
     backward: Cost,
     ours: Function | None = None,
+    size: tuple[int, int, int] | None = None,
 ) -> Problem:
     """Return the problem of our op, which is forced to launch its kernels, torch's plain ops, and those compiled.
 
@@ -92,7 +104,8 @@ def op_problem(
     reasons = vk.not_supported_reasons(*inputs)
     if not reasons:
         ways = {"ours": under("triton", ours or function), **ways}
-    return Problem(op, shape, inputs, plain, ways, forward, backward, {"ours": "; ".join(reasons)} if reasons else {})
+    refused = {"ours": "; ".join(reasons)} if reasons else {}
+    return Problem(op, shape, inputs, plain, ways, forward, backward, refused, size)
 
 
 def random(device: torch.device, *shape: int, dtype: torch.dtype = HALF) -> Tensor:
@@ -133,6 +146,8 @@ def attention(
         Cost(8 * elements, 2 * product),
         Cost(16 * elements, 5 * product),
         refused,
+        (problem.size.rows, problem.size.length, width),
+        problem.size.kind,
     )
 
 
@@ -221,7 +236,7 @@ def masked_cosine(device: torch.device, batch: int, tokens: int, channels: int) 
 
 
 def contrastive(device: torch.device, batch: int, channels: int, loss: str) -> Problem:
-    """Return the loss of one process; ours in chunks of 4096 rows, torch's with all logits at once."""
+    """Return the loss of one process; ours in chunks of rows, torch's with all logits at once."""
     # On the device already: a copy from the host cannot be part of a CUDA graph.
     scale, bias = torch.full((), 20.0, device=device), torch.full((), -10.0, device=device)
     more = () if loss == "info_nce" else (bias,)
@@ -232,69 +247,8 @@ def contrastive(device: torch.device, batch: int, channels: int, loss: str) -> P
         return function(image, text, scale, *more)
 
     def chunked(image: Tensor, text: Tensor) -> Tensor:
-        return function(image, text, scale, *more, chunk_size=4096)
+        return function(image, text, scale, *more, chunk_size=CHUNK)
 
     product = 2 * batch**2 * channels
     costs = (Cost(8 * batch * channels, product), Cost(16 * batch * channels, (3 if more == () else 2) * product))
-    return op_problem(loss, f"({batch},{channels})", inputs, whole, *costs, ours=chunked)
-
-
-# Builder, its arguments, and the arguments that are smaller for the comparison of numbers.
-REAL: list[tuple[Callable[..., Problem], dict[str, Any], dict[str, Any]]] = [
-    *(
-        (attention, {"batch": batch, "tokens": tokens, "heads": heads, "width": width, **kind}, {"batch": 2})
-        for batch, tokens, heads, width, kind in [
-            (256, 257, 16, 64, {}),
-            (256, 257, 16, 64, {"rope": True}),
-            (256, 256, 16, 64, {}),
-            (256, 129, 16, 64, {}),
-            (256, 128, 16, 64, {}),
-            (256, 197, 16, 64, {}),
-            (128, 257, 16, 88, {}),
-            (128, 257, 16, 80, {}),
-            (128, 256, 16, 72, {}),
-            (64, 257, 16, 104, {}),
-            (64, 257, 16, 112, {}),
-            (16, 257, 40, 128, {}),
-            (128, 577, 16, 64, {}),
-            (64, 1025, 16, 64, {}),
-            (512, 77, 12, 64, {"causal": True}),
-            (64, 257, 16, 64, {"crops": True}),
-            (64, 256, 16, 88, {}),  # windows of dense tasks
-            (4, 4096, 16, 64, {}),  # their global blocks, and 16 x 256 tokens of a video
-            (4, 4096, 16, 88, {}),
-            (8, 3136, 12, 64, {}),  # 16 x 196 tokens of a video
-        ]
-    ),
-    *(
-        (matmul, {"rows": 65792, "inner": inner, "outer": outer}, {"rows": 514})
-        for inner, outer in [
-            (1024, 2730),
-            (1024, 2736),
-            (1024, 2752),
-            (2730, 1024),
-            (2752, 1024),
-            (588, 1024),
-            (592, 1024),
-        ]
-    ),
-    (rotation, {"batch": 256, "tokens": 256, "heads": 16, "width": 64}, {"batch": 2}),
-    (rotation, {"batch": 128, "tokens": 256, "heads": 16, "width": 88}, {"batch": 2}),
-    (swiglu, {"rows": 65792, "width": 2730, "padded": 2752}, {"rows": 514}),
-    (swiglu, {"rows": 65792, "width": 2048, "padded": 2048}, {"rows": 514}),
-    (add_layer_norm, {"batch": 256, "tokens": 257, "channels": 1024, "stream": HALF}, {"batch": 2}),
-    (add_layer_norm, {"batch": 256, "tokens": 257, "channels": 1024, "stream": FP32}, {"batch": 2}),
-    (mask_tokens, {"batch": 256, "tokens": 256, "channels": 1024}, {"batch": 2}),
-    (gather_tokens, {"batch": 256, "tokens": 256, "kept": 64, "channels": 1024}, {"batch": 2}),
-    (scatter_tokens, {"batch": 256, "tokens": 256, "kept": 64, "channels": 1024}, {"batch": 2}),
-    (masked_cosine, {"batch": 256, "tokens": 256, "channels": 1024}, {"batch": 2}),
-    (contrastive, {"batch": 32768, "channels": 1024, "loss": "info_nce"}, {"batch": 512}),
-    (contrastive, {"batch": 32768, "channels": 1024, "loss": "siglip_loss"}, {"batch": 512}),
-]
-SMALL = {"batch": 2, "tokens": 17, "heads": 2, "width": 16, "channels": 32, "rows": 8, "padded": 32, "kept": 5}
-SMALL |= {"inner": 16, "outer": 8}
-# The same list at sizes for a CPU, without duplicates, for tests of the runner.
-_SMALL = [
-    (build, {name: SMALL.get(name, value) for name, value in arguments.items()}, {}) for build, arguments, _ in REAL
-]
-TINY = [entry for number, entry in enumerate(_SMALL) if entry not in _SMALL[:number]]
+    return op_problem(loss, f"({batch},{channels})", inputs, whole, *costs, chunked, (min(batch, CHUNK), 0, batch))

@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 
 from timing import Timing
 
+from vfm_kernels.dispatch.choosing import Size
+
 TO_REPEAT = ("failed", "absent")  # beginnings of notes: such a row is measured again by the next call
 
 
@@ -35,6 +37,7 @@ class Row:
     roofline_percent: float | None = None
     peak_mib: float | None = None
     launches: float | None = None
+    size: str = ""
     way: str = ""
     card: str = ""
     note: str = ""
@@ -43,6 +46,7 @@ class Row:
     def of(
         cls,
         where: tuple[str, str, str, str],
+        size: Size,
         error: float,
         launches: int,
         timing: Timing,
@@ -54,7 +58,8 @@ class Row:
         times = (timing.median, timing.low, timing.high, timing.host)
         names = " ".join(timing.kernels)
         counts = (*map(float, cost), percent, peak, float(launches))
-        return cls(*where, error, *times, *counts, timing.way, timing.card, names)
+        sizes = json.dumps([size.rows, size.length, size.width, size.dtype, size.kind])
+        return cls(*where, error, *times, *counts, sizes, timing.way, timing.card, names)
 
     @property
     def group(self) -> str:

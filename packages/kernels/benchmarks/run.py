@@ -28,10 +28,13 @@ except ModuleNotFoundError:  # run from the sources without installation
 
 from checking import Error, as_tuple, check, one_line  # noqa: E402
 from page import write, write_not_measured  # noqa: E402
-from problems import OURS, REAL, TINY, Problem  # noqa: E402
+from problems import OURS, Problem  # noqa: E402
 from records import Row, Step, Table, keep_about  # noqa: E402
+from shapes import GRID, REAL, TINY  # noqa: E402
 from steps import NAMES, measured_steps  # noqa: E402
 from timing import Roof, Run, measure, measured_roof, own_stream  # noqa: E402
+
+from vfm_kernels.dispatch.measured import versions as installed_versions  # noqa: E402
 
 STARTED = time.monotonic()
 UNFINISHED = 75  # exit code: another call is needed
@@ -63,7 +66,9 @@ def main() -> None:
         steps.forget(lambda step: step.group in options.steps)
     # A compiled graph whose backward is walked many times must keep its saved tensors.
     with torch._functorch.config.patch(donated_buffer=False):
-        for row in _measured_rows(options.only, device, options.tiny, options.repeats, roof, rows):
+        shapes = GRID if options.grid else TINY if options.tiny else REAL
+        shapes = [entry for entry in shapes if _name(entry) in options.only]
+        for row in _measured_rows(shapes, device, options.repeats, roof, rows):
             rows.append(row)
             write(page, about, rows.rows, steps.rows)
             _stop_if_late(options.seconds)
@@ -99,6 +104,7 @@ def _options() -> argparse.Namespace:
         metavar="MODEL",
         help="measure training steps of these models; all by default, none with --only",
     )
+    parser.add_argument("--grid", action="store_true", help="the sizes of the table of choices, see fill_table.py")
     parser.add_argument("--again", action="store_true", help="measure anew what has a row already")
     parser.add_argument("--seconds", type=float, help=f"stop before the next row after so long, exit code {UNFINISHED}")
     parser.add_argument("--repeats", type=int, default=100)
@@ -115,18 +121,15 @@ def _options() -> argparse.Namespace:
 
 
 def _measured_rows(
-    ops: list[str], device: torch.device, tiny: bool, repeats: int, roof: Roof, done: Table[Row]
+    shapes: list[tuple], device: torch.device, repeats: int, roof: Roof, done: Table[Row]
 ) -> Iterator[Row]:
-    for build, arguments, smaller in TINY if tiny else REAL:
-        op = _name((build, arguments))
-        if op not in ops:
-            continue
+    for build, arguments, smaller in shapes:
         try:
             problem = build(device, **arguments)
             if not all(key in done for key in problem.keys):
                 yield from _rows(problem, check(build(device, **arguments | smaller)), roof, device, repeats, done)
         except Exception as error:  # the other shapes are still measured
-            yield Row(op, str(arguments), "", "all", note=one_line(error))
+            yield Row(_name((build, arguments)), str(arguments), "", "all", note=one_line(error))
         _stop_if_unusable(device)
         torch.compiler.reset()
 
@@ -167,7 +170,7 @@ def _rows(
             except Exception as failure:  # the others are still measured
                 yield Row(*where, error.relative, note=one_line(failure))
                 continue
-            yield Row.of(where, error.relative, error.launches, timing, work, roof.milliseconds(*work))
+            yield Row.of(where, problem.size, error.relative, error.launches, timing, work, roof.milliseconds(*work))
 
 
 def _run(function, inputs: list[torch.Tensor], direction: str) -> Run:
@@ -202,6 +205,7 @@ def _about(device: torch.device, roof: Roof) -> dict[str, str]:
             versions[package] = "absent"
     return {
         "card": card,
+        "installed": installed_versions(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "copy": f"{roof.bytes_per_second / 1e12:.3f} TB/s read and written",
         "bf16 matrix product": f"{roof.flops_per_second / 1e12:.1f} TFLOP/s",

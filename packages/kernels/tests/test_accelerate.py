@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vfm_kernels import Acceleration, accelerate, use_kernels
 from vfm_kernels.dispatch import measured
-from vfm_kernels.dispatch.measured import Measurement
+from vfm_kernels.dispatch.choosing import Measurement
 
 timm = pytest.importorskip("timm")
 
@@ -27,15 +27,19 @@ def test_on_a_cpu_the_model_is_unchanged(choice):
 def test_auto_replaces_layers_whose_kernel_was_measured_to_win(monkeypatch):
     """On fake CUDA tensors, since no GPU is needed to choose."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
     with FakeTensorMode(), torch.device("cuda"):
         model = nn.Sequential(timm.models.vision_transformer.Block(192, 3))
         with accelerate(model) as done:
             assert done.replaced == {}
-            assert "no measurement on this architecture says that attention of width 64" in done.skipped["0.attn"]
-        row = Measurement("attention", "sm_90", 64, "triton_short", "triton_short", 1.2, "H100", "", num_tokens=197)
+            assert "no measurement on this card says that attention of width 64" in done.skipped["0.attn"]
+        times = {"triton_short": [1.0, 1.0, 1.0], "fa3": [1.25, 1.2, 1.3]}
+        size = ("attention", "forward", 4096, 197, 64, "bfloat16")
+        row = Measurement(*size, "H100", measured.versions(), times)
         monkeypatch.setattr(measured, "measurements", lambda: (row,))
         with accelerate(model) as done:
             assert done.replaced == {"0.attn": "attention"}
+            assert str(done) == "attention in 1 layer (measured to save 0.25 to 0.25 ms a call)"
         with use_kernels("triton"), accelerate(model) as done:
             assert done.replaced == {"0": "add_layer_norm", "0.attn": "attention"}
 

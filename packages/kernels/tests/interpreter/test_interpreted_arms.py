@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from vfm_kernels import masked_cosine_loss, use_kernels
+from vfm_kernels.dispatch.choosing import choose_by_times
 from vfm_kernels.launches import recorded_launches
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("run", "problems", "checking", "timing", "steps", "page", "records", "fill_table")
+MODULES = ("run", "problems", "shapes", "checking", "timing", "steps", "page", "records", "fill_table")
 
 
 @pytest.fixture
@@ -72,8 +73,8 @@ def test_a_slow_kernel_is_not_chosen(benchmarks, problem):
 
     def chosen() -> str:
         rows = list(run._rows(problem, run.check(problem), run.Roof(1e9, 1e9), torch.device("cpu"), 2))
-        (row,) = fill.measurements(rows, {"card": "a card, sm_90", "versions": ""})
-        return row.fastest
+        table = fill.measurements(rows, {"card": "a card, sm_90", "installed": ""})
+        return choose_by_times(table, problem.size._replace(backward=True)).name
 
     assert chosen() == "torch"
 

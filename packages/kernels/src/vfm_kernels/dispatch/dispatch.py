@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from vfm_kernels.dispatch.measured import is_measured_faster
+from vfm_kernels.dispatch.choosing import Size
+from vfm_kernels.dispatch.measured import is_measured_faster, measurements
 
 F = TypeVar("F", bound=Callable[..., Any])
 Kernels = Literal["auto", "reference", "triton"]
@@ -68,9 +69,18 @@ def fused(op: str, *tensors: Tensor) -> bool:
         return False
     if SETTINGS.choice == "triton":
         return True
-    compiled = torch.compiler.is_compiling()
-    faster: bool = _measured_faster(op, tensors[0].device, int(tensors[0].shape[-1]), compiled)
+    if not _table_has_rows():
+        return False
+    first = tensors[0]
+    width = max(1, int(first.shape[-1]))
+    sizes = (int(first.numel()) // width, 0, width, str(first.dtype).removeprefix("torch."))
+    faster: bool = _measured_faster(first.device, op, *sizes, needs_gradient(*tensors), torch.compiler.is_compiling())
     return faster
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Check whether a backward pass will follow, so that its time counts too."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def kernels_wanted(*tensors: Tensor) -> bool:
@@ -129,8 +139,13 @@ def _device_reasons(device: torch.device) -> tuple[str, ...]:
 
 # `torch.compile` could not trace the table.
 @constant_when_compiled
-def _measured_faster(op: str, device: torch.device, width: int, compiled: bool) -> bool:
-    return is_measured_faster(op, device, width, compiled)
+def _table_has_rows() -> bool:
+    return bool(measurements())
+
+
+@constant_when_compiled
+def _measured_faster(device: torch.device, *size: Any) -> bool:
+    return is_measured_faster(device, Size(*size))
 
 
 # Cached because every call of every op needs it, and it never changes in a process.

@@ -1,7 +1,7 @@
 """Backends of attention, each with its limits, and the choice among them.
 
-Where an attention of this architecture, head width and length was measured (`measured`), `auto` takes the fastest
-backend. Elsewhere it takes the first library in the order below, which is an estimate from published timings.
+Where attentions of about this size were measured on this card (`choosing`), `auto` takes the fastest backend.
+Elsewhere it takes the first library in the order below, which is an estimate from published timings.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vfm_kernels.dispatch.dispatch import SETTINGS, Kernels, constant_when_compiled
-from vfm_kernels.dispatch.measured import architecture_of, fastest_attention
+from vfm_kernels.dispatch.dispatch import SETTINGS, Kernels, constant_when_compiled, needs_gradient
+from vfm_kernels.dispatch.measured import choice_on
 from vfm_kernels.multihead import libraries
 from vfm_kernels.multihead.problem import Problem, problem_on
 from vfm_kernels.pattern import Pattern
@@ -182,7 +182,7 @@ def choose(heads: Tensor, shape: Sequence[int], pattern: Pattern, name: str | No
     if name is None and heads.device.type != "cuda" and choice != "triton":
         return "sdpa"  # torch's own path, without the cost of the list
     sizes = (*map(int, shape), int(pattern.max_seqlen))
-    kind = (pattern.causal, pattern.cu_seqlens is not None, pattern.sin is not None, masked)
+    kind = (pattern.causal, pattern.cu_seqlens is not None, pattern.sin is not None, masked, needs_gradient(heads))
     chosen: str = _chosen(heads.device, heads.dtype, sizes, kind, name, choice)
     return chosen
 
@@ -198,7 +198,7 @@ def _cached_choice(
     device: torch.device,
     dtype: torch.dtype,
     shape: tuple[int, ...],
-    kind: tuple[bool, bool, bool, bool],
+    kind: tuple[bool, ...],
     name: str | None,
     choice: Kernels,
 ) -> str:
@@ -221,10 +221,9 @@ def _cached_choice(
 def first_choice(problem: Problem, choice: Kernels) -> str | None:
     """Choose the backend for a problem under a choice of kernels; None if kernels are forced and cannot run."""
     if choice == "auto" and problem.device == "cuda" and not problem.masked:
-        kind = (problem.causal, problem.varlen, problem.rope)
-        measured = fastest_attention(architecture_of(problem.capability), problem.width, problem.longest, *kind)
-        if measured is not None and not BY_NAME[measured].not_supported_reasons(problem):
-            return measured
+        measured = choice_on(problem.card, problem.size)
+        if measured is not None and not BY_NAME[measured.name].not_supported_reasons(problem):
+            return measured.name
     for backend in BACKENDS:
         if backend.is_kernel == (choice == "triton") and not backend.not_supported_reasons(problem):
             return backend.name

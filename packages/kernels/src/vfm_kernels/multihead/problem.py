@@ -2,10 +2,13 @@
 
 import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from vfm_kernels.dispatch.choosing import Size
 from vfm_kernels.dispatch.dispatch import not_supported_reasons
+from vfm_kernels.dispatch.measured import measurements
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Problem:
         varlen: sequences of several lengths are concatenated in one row.
         rope: rotary positions rotate queries and keys first.
         masked: a boolean mask says which keys each query sees.
+        card: name of the CUDA device, empty elsewhere.
+        backward: whether gradients will be needed.
     """
 
     shape: tuple[int, int, int, int]
@@ -35,6 +40,18 @@ class Problem:
     varlen: bool = False
     rope: bool = False
     masked: bool = False
+    card: str = ""
+    backward: bool = False
+
+    @property
+    def size(self) -> Size:
+        """What a backend is chosen for by measured times."""
+        kind = {"causal": self.causal, "varlen": self.varlen, "rope": self.rope}
+        batch, num_tokens, num_heads, width = self.shape
+        sequences = -(-batch * num_tokens // max(1, self.longest)) if self.varlen else batch
+        words = tuple(word for word, holds in kind.items() if holds)
+        dtype = str(self.dtype).removeprefix("torch.")
+        return Size("attention", sequences * num_heads, self.longest, width, dtype, self.backward, kind=words)
 
     @property
     def num_tokens(self) -> int:
@@ -55,17 +72,20 @@ def problem_on(
     varlen: bool,
     rope: bool,
     masked: bool = False,
+    backward: bool = False,
 ) -> Problem:
     """Describe the problem of (B, N, H, D, longest sequence) on a device of this machine."""
     no_kernels = tuple(not_supported_reasons(torch.empty(0, dtype=dtype, device=device)))
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     batch, num_tokens, num_heads, width, longest = shape
     sizes = (batch, num_tokens, num_heads, width)
-    return Problem(sizes, dtype, device.type, capability, no_kernels, longest, causal, varlen, rope, masked)
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" and measurements() else ""
+    kind = (causal, varlen, rope, masked)
+    return Problem(sizes, dtype, device.type, capability, no_kernels, longest, *kind, card, backward)
 
 
 def hypothetical_problem(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, capability: tuple[int, int], **kind: bool
+    shape: tuple[int, int, int, int], dtype: torch.dtype, capability: tuple[int, int], **kind: Any
 ) -> Problem:
     """Describe a problem on a CUDA device that this machine need not have. Kernels still need Triton."""
     no_kernels = () if importlib.util.find_spec("triton") else ("triton is not installed",)

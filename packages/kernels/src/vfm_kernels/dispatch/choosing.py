@@ -1,0 +1,176 @@
+"""The choice of an implementation from measured times at other sizes.
+
+Between measured sizes, times are interpolated. One of our kernels must win by more than the noise. Far from all
+measured sizes nothing is chosen, so that a table with few rows costs little, and an empty one nothing.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+OURS = ("ours", "triton_short", "triton_stream")
+COMPILED = "torch.compile"  # the plain form compiled by inductor, which eager calls cannot choose
+MARGIN = 1.03  # two runs on one idle card must not choose differently
+TILE = 16  # tokens: a measurement at 257 tokens holds for 257 to 272, which need as many tiles
+LENGTHS_REACH = 1.3  # a length may be shorter or longer than all measured ones by this factor
+ROWS_REACH = 2.0  # rows may be fewer than all measured ones by this factor; more rows keep a card as busy
+
+Times = Mapping[str, Sequence[float]]  # implementation -> median, 20th and 80th percentile in milliseconds
+
+
+class Size(NamedTuple):
+    """What an implementation is chosen for.
+
+    Attributes:
+        op: name of the op.
+        rows: batch x heads for attention, rows of the first input for other ops.
+        length: tokens of the longest sequence for attention, 0 for other ops.
+        width: channels of a head for attention, of a row for other ops.
+        dtype: dtype of the first input, such as `bfloat16`.
+        backward: whether gradients will be needed, so that both directions count.
+        compiled: whether the plain form is compiled by inductor.
+        kind: words for the kind of attention: `causal`, `varlen`, `rope`.
+    """
+
+    op: str
+    rows: int
+    length: int
+    width: int
+    dtype: str
+    backward: bool = False
+    compiled: bool = False
+    kind: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Times of the implementations of an op at one size, in one direction.
+
+    Attributes:
+        op: see `Size`.
+        direction: `forward` or `backward`.
+        rows: see `Size`.
+        length: see `Size`.
+        width: see `Size`.
+        dtype: see `Size`.
+        card: name of the card.
+        versions: versions of torch and triton.
+        times: median, 20th and 80th percentile in milliseconds of each implementation.
+        kind: see `Size`.
+    """
+
+    op: str
+    direction: str
+    rows: int
+    length: int
+    width: int
+    dtype: str
+    card: str
+    versions: str
+    times: dict[str, list[float]]
+    kind: list[str] = field(default_factory=list)
+
+
+class Choice(NamedTuple):
+    """An implementation, and the milliseconds a call that it saves against the best other one; 0 for a library."""
+
+    name: str
+    saved: float
+
+
+def choose_by_times(table: Iterable[Measurement], size: Size) -> Choice | None:
+    """Choose the implementation of an op at some size; None if no row of the table is near it."""
+    cells = _cells(table, size)
+    lengths = _around({length for _, length in cells}, size.length)
+    by_length = {}
+    for length in lengths:
+        at_length = {rows: times for (rows, other), times in cells.items() if other == length}
+        near = _bracket(set(at_length), size.rows, ROWS_REACH, float("inf"))
+        if not near:
+            return None
+        by_length[length] = _between({rows: at_length[rows] for rows in near}, size.rows)
+    if not by_length:
+        return None
+    return winner(_between(by_length, size.length), size.compiled)
+
+
+def winner(times: Times, compiled: bool = False) -> Choice:
+    """Choose among measured implementations. One of ours must win by `MARGIN`, and by more than the noise."""
+    library = _median_of(times, _libraries(times, compiled))
+    ours = [name for name in times if name in OURS]
+    if not ours:
+        return Choice(library, 0.0)
+    best = _median_of(times, ours)
+    (median, _, high), (other, other_low, _) = times[best], times[library]
+    wins = median * MARGIN <= other and high <= other_low
+    return Choice(best, round(other - median, 4)) if wins else Choice(library, 0.0)
+
+
+def _cells(table: Iterable[Measurement], size: Size) -> dict[tuple[int, int], Times]:
+    """Collect the times of the passes that are needed, by rows and length."""
+    wanted = ("forward", "backward") if size.backward else ("forward",)
+    parts: dict[tuple[int, int], dict[str, Times]] = {}
+    for row in table:
+        same_width = row.width == size.width if size.length else _bucket(row.width) == _bucket(size.width)
+        same = (row.op, row.dtype, tuple(row.kind)) == (size.op, size.dtype, size.kind)
+        if same and same_width and row.direction in wanted:
+            parts.setdefault((row.rows, row.length), {})[row.direction] = row.times
+    cells = {}
+    for at, directions in parts.items():
+        if len(directions) == len(wanted):
+            names = set.intersection(*(set(times) for times in directions.values()))
+            each = directions.values()
+            cells[at] = {name: [sum(t[name][i] for t in each) for i in range(3)] for name in sorted(names)}
+    return {at: times for at, times in cells.items() if _libraries(times, size.compiled)}
+
+
+def _around(lengths: set[int], wanted: int) -> list[int]:
+    """List the measured lengths next to one: that of as many tiles, or the shorter and the longer one."""
+    same = [length for length in lengths if -(-length // TILE) == -(-wanted // TILE)]
+    if same:
+        return [min(same, key=lambda length: abs(length - wanted))]
+    return _bracket(lengths, wanted, LENGTHS_REACH, LENGTHS_REACH)
+
+
+def _bracket(measured: set[int], wanted: int, fewer: float, more: float) -> list[int]:
+    """List the measured numbers below and above one, the nearer one first.
+
+    Args:
+        measured: the numbers.
+        wanted: number that they stand for.
+        fewer: factor by which it may be below all of them.
+        more: factor by which it may be above all of them.
+    """
+    below = max((number for number in measured if number <= wanted), default=None)
+    above = min((number for number in measured if number >= wanted), default=None)
+    if below is None:
+        return [above] if above is not None and above <= fewer * wanted else []
+    if above is None:
+        return [below] if wanted <= more * below else []
+    return sorted({below, above}, key=lambda number: max(number, wanted) / min(number, wanted))
+
+
+def _between(measured: Mapping[int, Times], wanted: int) -> Times:
+    """Interpolate the times at one or two numbers (rows or lengths), both logarithmically."""
+    if len(measured) == 1:
+        return next(iter(measured.values()))
+    (low, first), (high, second) = sorted(measured.items())
+    share = math.log(wanted / low) / math.log(high / low)
+    names = [name for name in first if name in second]
+    return {
+        name: [a ** (1 - share) * b**share for a, b in zip(first[name], second[name], strict=True)] for name in names
+    }
+
+
+def _libraries(times: Times, compiled: bool) -> list[str]:
+    return [name for name in times if name not in OURS and (compiled or name != COMPILED)]
+
+
+def _median_of(times: Times, names: Sequence[str]) -> str:
+    return min(names, key=lambda name: times[name][0])
+
+
+def _bucket(width: int) -> int:
+    """Compute the exponent of the power of two that holds a row, as the kernels' blocks do."""
+    return max(width - 1, 0).bit_length()
