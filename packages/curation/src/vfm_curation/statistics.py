@@ -39,10 +39,7 @@ class Languages:
         """
         if not self.captions:
             return
-        try:
-            counts = Counter(detect(self.captions)[0])
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"languages of captions: {error}; pip install 'vfm-curation[langid]'") from None
+        counts = Counter(detect(self.captions)[0])
         counts.pop(OTHER, None)
         shares = [f"{code} {count / len(self.captions):.0%}" for code, count in counts.most_common(LANGUAGES_SHOWN)]
         yield f"detected languages (fastText lid.176, {len(self.captions):,} captions): {', '.join(shares)}"

@@ -10,11 +10,11 @@ from typing import Protocol
 
 from PIL import Image
 
-from vfm.base import how_to_install, load_function
+from vfm.base import UserError, how_to_install, load_function
 from vfm.data.index.source import Source
 from vfm.data.samples.images import open_image
 from vfm.data.samples.sample import BadSample, Sample
-from vfm.interfaces import load_plugins
+from vfm.interfaces import load_plugins, naming_extras
 
 NUM_SAMPLES = 5000  # samples that are read
 
@@ -70,9 +70,11 @@ class Statistics:
             about = f"{min(numbers):g} to {max(numbers):g}" if len(numbers) == len(values) else _most_common(values)
             yield f"column {name}: {about}"
         for statistic in self.others:
+            name = type(statistic).__name__
             try:
-                yield from statistic.lines()
-            except ModuleNotFoundError as error:
+                with naming_extras(name):
+                    yield from statistic.lines()
+            except (ModuleNotFoundError, UserError) as error:
                 yield f"not described: {error}"
         yield from self.absent
 
