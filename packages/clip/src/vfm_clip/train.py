@@ -19,7 +19,7 @@ from vfm.models import (
     read_clip_config,
 )
 from vfm.plugin import ClipCheckpoint, Context
-from vfm.train import TrainedTower, fit, is_main, leave_export_to_first, prepare_towers, weights_from_first
+from vfm.train import TrainedTower, exporting, fit, is_main, prepare_towers, weights_from_first
 from vfm_clip.data import first_samples_panel, language_weights, training_data
 from vfm_clip.dataset_checks import check_datasets
 from vfm_clip.diagnosis import Diagnosis
@@ -52,12 +52,13 @@ def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
     if is_main():
         ctx.panel(first_samples_panel(data, make, ctx.directory))
     fit(task, data, config, replace(ctx, send=_diagnosis(config, ctx)))
-    leave_export_to_first()
-    merge()
+    with exporting(config.runtime, ctx):
+        merge()
+        checkpoint = task.export(ctx.directory)
     incompatibility = open_clip_incompatibility(clip)
     if incompatibility:
         ctx.warn(incompatibility)
-    return task.export(ctx.directory)
+    return checkpoint
 
 
 def initial_model(config: ClipTrain, ctx: Context) -> tuple[ClipModel, Sequence[TrainedTower], Callable[[], None]]:

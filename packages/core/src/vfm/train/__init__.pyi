@@ -16,10 +16,7 @@ from .parallel.dist import (
     resolve_device as resolve_device,
     seed_everything as seed_everything,
 )
-from .parallel.first import (
-    leave_export_to_first as leave_export_to_first,
-    weights_from_first as weights_from_first,
-)
+from .parallel.first import exporting as exporting, weights_from_first as weights_from_first
 from .parallel.kernels import check_kernels as check_kernels
 from .parallel.sharing import (
     in_batches as in_batches,

@@ -14,7 +14,7 @@ from vfm.plugin import (
     Preflight,
     UserError,
 )
-from vfm.train import fit, leave_export_to_first, show_panels
+from vfm.train import exporting, fit, show_panels
 from vfm_diva.generator.generator import load_generator, randomize_weights
 from vfm_diva.generator.inputs import MakeImageInputs, MakeTuneInputs, TuneInputs
 from vfm_diva.generator.latents import check_latents, open_latents
@@ -82,8 +82,8 @@ def tune_clip(config: DivaTune, ctx: Context) -> ClipCheckpoint:
     data = build_data(config, ctx, task)
     _train_adapter(config, ctx, task, data)
     fit(task, data, config, ctx)
-    leave_export_to_first()
-    checkpoint = task.export(ctx.directory)
+    with exporting(config.runtime, ctx):
+        checkpoint = task.export(ctx.directory)
     reason = open_clip_incompatibility(task.clip)  # of the merged tower
     if reason:
         ctx.warn(reason)

@@ -22,7 +22,7 @@ from vfm.models import (
     transfer_weights,
 )
 from vfm.plugin import Context, ImageDataset, VisionCheckpoint
-from vfm.train import fit, is_main, leave_export_to_first, resolve_device, show_panels, weights_from_first
+from vfm.train import exporting, fit, is_main, resolve_device, show_panels, weights_from_first
 from vfm_eva.pretrain.alarm import PretrainAlarm
 from vfm_eva.pretrain.decoder import MaskDecoder
 from vfm_eva.pretrain.held_out_checks import check_held_out
@@ -56,8 +56,8 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
         if config.start:
             start_from(task, ctx.load(config.start), ctx)
     fit(task, batches, config, with_alarms(task, config, ctx))
-    leave_export_to_first()
-    checkpoint = task.export(ctx.directory)
+    with exporting(config.runtime, ctx):
+        checkpoint = task.export(ctx.directory)
     panels = [lambda: pca_sheet(task.encoder(), source, ctx.directory)]
     if task.teacher.is_cosine:
         panels.insert(0, lambda: cosine_sheet(task, source, make, masks, ctx.directory))

@@ -26,6 +26,7 @@ from vfm.interfaces import Training
 T = TypeVar("T")
 MAX_TRIES = 1000
 READ_AHEAD = 2  # micro-batches
+STUCK = 1800.0  # seconds without a batch from the workers until reading has failed
 WAIT_TOGETHER = 256  # samples of remote shards that are requested at once: 25 MB for images of 100 kB
 READ_TOGETHER = 64  # samples read before decoding, so that the code for reading stays in the processor's cache
 
@@ -232,7 +233,7 @@ def read_batches(
         start: how workers are started. None: the default of the platform.
 
     Raises:
-        UserError: From the reader.
+        UserError: From the reader, or if the workers are stuck.
     """
     loader: DataLoader[Batch[Inputs] | UserError] = DataLoader(
         reader,
@@ -243,13 +244,30 @@ def read_batches(
         multiprocessing_context=start if workers else None,
         worker_init_fn=_outlast_signals if workers else None,
         pin_memory=workers > 0 and torch.cuda.is_available(),
+        timeout=STUCK if workers else 0,
         generator=torch.Generator(),  # otherwise the loader would draw from the global generator, and change its state
     )
     in_thread = ahead > 0 and workers == 0
-    for batch in prefetch(loader, ahead, "loader") if in_thread else loader:
+    for batch in prefetch(loader, ahead, "loader") if in_thread else _in_time(loader):
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def _in_time(loader: DataLoader[T]) -> Iterator[T]:
+    """Yield the batches of workers.
+
+    Raises:
+        UserError: If a batch does not come in time.
+    """
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "timed out" not in str(error):
+            raise
+        raise UserError(
+            f"the workers have read no batch for {loader.timeout:.0f} s: a file or its server does not answer"
+        ) from error
 
 
 def _unchanged(batch: Any) -> Any:

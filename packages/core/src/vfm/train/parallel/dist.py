@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
@@ -21,6 +22,7 @@ from vfm.base import UserError
 from vfm.interfaces import Runtime, Training
 
 _uses = count()
+CLOSING = 20.0  # seconds to close the process group after an error
 TIMEOUT = timedelta(hours=2)  # the others wait for rank 0 while it scores an evaluation
 
 
@@ -142,15 +144,35 @@ def distributed(runtime: Runtime) -> Iterator[DistributedWorld]:
     if size > 1:
         connection = _get_default_store().clone()  # type: ignore[attr-defined]
         store = PrefixStore(f"use-{next(_uses)}", connection)
+    failed = True
     try:
         yield DistributedWorld(device, rank, size, store)
+        failed = False
     finally:
         if opened:
             # DDP's reducer holds the group too. If it were the last to let go, torch 2.10 would wait, with the
             # interpreter's lock, for a thread of gloo that may wait for this lock: the process hung for ever.
             gc.collect()
-            dist.destroy_process_group()
+            if failed:
+                _close_in_time()
+            else:
+                dist.destroy_process_group()
         torch.set_num_threads(threads)
+
+
+def _close_in_time() -> None:
+    """Destroy the process group after an error, for some seconds at most, so that the error is reported.
+
+    NCCL waits for collectives that other processes may never join.
+    """
+
+    def close() -> None:
+        with suppress(RuntimeError):  # the first error is the one to report
+            dist.destroy_process_group()
+
+    closing = threading.Thread(target=close, daemon=True)
+    closing.start()
+    closing.join(CLOSING)
 
 
 def seed_everything(seed: int, step: int, micro_batch: int, rank: int) -> None:

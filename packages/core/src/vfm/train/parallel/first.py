@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from vfm.interfaces import LeftToFirst, TrainingRuntime
+from vfm.interfaces import Context, LeftToFirst, TrainingRuntime
+from vfm.train.parallel.deadline import deadline
 from vfm.train.parallel.dist import is_main
+from vfm.train.parallel.progress import Phase
 
 
 @contextmanager
@@ -35,14 +38,28 @@ def weights_from_first(runtime: TrainingRuntime) -> Iterator[None]:
         hook.remove()
 
 
-def leave_export_to_first() -> None:
-    """Continue in rank 0 only, after `fit`, since only its task is sure to have the trained weights.
+@contextmanager
+def exporting(runtime: TrainingRuntime, ctx: Context) -> Iterator[None]:
+    """Export the trained model within the context, in rank 0 only, since only its task is sure to have the weights.
+
+    If there are several processes and the export takes ten times `hang_seconds`, as long as a checkpoint may take, this
+    process writes its stacks and ends with a line.
 
     Raises:
         LeftToFirst: in all other processes.
     """
     if not is_main():
         raise LeftToFirst
+    seconds = runtime.hang_seconds * Phase.SAVING.limit
+    watch: AbstractContextManager[None] = nullcontext()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+
+        def report(message: str) -> None:
+            ctx.emit("run_failed", message=message)
+
+        watch = deadline(seconds, f"{ctx.stage}: the export", report, ctx.work / "stacks-0.txt")
+    with watch:
+        yield
 
 
 def _on_meta(module: nn.Module, name: str, param: nn.Parameter) -> nn.Parameter | None:

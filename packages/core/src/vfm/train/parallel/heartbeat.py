@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import signal
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 from torch.distributed.distributed_c10d import Store
 
 from vfm.base import UserError
+from vfm.train.parallel.deadline import dump_stacks
 from vfm.train.parallel.dist import DistributedWorld
 from vfm.train.parallel.progress import ENDED, Position, Sighting, hanging
 
@@ -99,15 +99,9 @@ class Heartbeat:
             self.message = f"process 0 or its machine cannot be reached ({str(error).splitlines()[0]})"
         if self.message and not self._ended.is_set():
             self._found.set()
-            self._write_stacks()
+            dump_stacks(self.stacks)
             if not self._ended.wait(self.grace):
                 self.on_lost(self.message)
-
-    def _write_stacks(self) -> None:
-        with suppress(OSError):  # a full disk must not keep the process alive
-            self.stacks.parent.mkdir(parents=True, exist_ok=True)
-            with self.stacks.open("w") as stream:
-                faulthandler.dump_traceback(stream, all_threads=True)
 
     def _beat(self) -> float:
         sign = f"{time.time_ns()} {_pid_namespace()} {socket.gethostname()} {os.getpid()}"

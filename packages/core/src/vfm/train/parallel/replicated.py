@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vfm.data.loading.batch import Inputs
@@ -23,7 +23,12 @@ class Replicated(Alone[Inputs]):
         """Compare the weights of all processes, and prepare DDP's buckets."""
         device = self.world.device
         ids = [device.index] if device.type == "cuda" else None
-        self.ddp = DistributedDataParallel(Routed(self.task), device_ids=ids, gradient_as_bucket_view=True)
+        self.ddp = DistributedDataParallel(
+            Routed(self.task),
+            device_ids=ids,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=has_state_in_buffers(self.task),
+        )
         if any(param.dtype == torch.bfloat16 for param in self.task.parameters()):
             self.ddp.register_comm_hook(self.world.size, mean_in_fp32)
 
@@ -41,3 +46,13 @@ class Replicated(Alone[Inputs]):
         """Yield the task with the buffers of rank 0, which DDP also uses from the next step on."""
         self.world.copy_from_first(self.task.buffers())
         yield self.task
+
+
+def has_state_in_buffers(module: nn.Module) -> bool:
+    """Check whether a module has buffers that training may change, such as the statistics of a batch norm.
+
+    Constants, such as rotary positions or an attention mask, are not in its state dict. DDP would send them from rank 0
+    in every step.
+    """
+    state = module.state_dict()
+    return any(name in state for name, _ in module.named_buffers())

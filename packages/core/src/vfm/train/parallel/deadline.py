@@ -1,0 +1,46 @@
+"""Work that must end in time: otherwise the stacks are written, and the process ends with a line."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def deadline(seconds: float, work: str, report: Callable[[str], None], stacks: Path) -> Iterator[None]:
+    """End this process if the context takes longer than some seconds.
+
+    Args:
+        seconds: the longest time.
+        work: what the context does, for the message.
+        report: called with the message before the process ends.
+        stacks: file for the stacks of all threads.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        if not ended.wait(seconds):
+            dump_stacks(stacks)
+            message = f"{work} hangs: nothing has come after {seconds:.0f} s (stacks: {stacks})"
+            report(message)
+            print(message, file=sys.stderr, flush=True)
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def dump_stacks(file: Path) -> None:
+    """Write the stacks of this process' threads."""
+    with suppress(OSError):  # a full disk must not keep the process alive
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w") as stream:
+            faulthandler.dump_traceback(stream, all_threads=True)
