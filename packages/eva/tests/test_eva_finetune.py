@@ -23,10 +23,10 @@ from vfm import core as stages
 from vfm.data import FILTERS, BadSample, Sample, SampleDraw
 from vfm.data.synthetic.stages import ShapesClasses
 from vfm.interfaces import load_panels
-from vfm.models import build_vision, class_names_of, load_vision, save_vision, vision_preprocess
+from vfm.models import build_vision, class_names_of, load_vision, save_vision, set_class_names, vision_preprocess
 from vfm.plugin import AllWeights, LabeledDataset, Preflight, UserError, VisionCheckpoint
 from vfm_eva import EvaFinetune
-from vfm_eva.finetune.classifier import Classifier, LabeledImages
+from vfm_eva.finetune.classifier import Classifier, LabeledImages, encoder_tower, layer_of_encoder
 from vfm_eva.finetune.finetune import build_classifier, load_encoder_weights
 from vfm_eva.finetune.labeled_images import MakeLabeled, seeded_global_generators
 
@@ -274,10 +274,10 @@ def test_preflight_accepts_valid_settings_and_refuses_others(tmp_path: Path, tra
         preflight(stage(image_size=36), checkpoint)
     with pytest.raises(UserError, match=r"expected timm's notation.*got 'rund-m9'"):
         preflight(stage(augmentation={"rand_augment": "rund-m9"}), checkpoint)
-    resnet = save_vision(build_vision("resnet18", num_classes=0), tmp_path / "r")
-    with pytest.raises(UserError) as caught:
-        preflight(stage(), resnet)
-    assert "\n" not in str(caught.value)
+    for name in ("resnet18", "repvit_m0_9"):  # the second takes no drop_path_rate
+        other = save_vision(build_vision(name, num_classes=0), tmp_path / name)
+        with pytest.raises(UserError, match=r"^\w+: \w+ has no patch tokens; expected a vision transformer$"):
+            preflight(stage(), other)
     with pytest.raises(ValidationError, match="expected even micro-batches, got 3"):
         stage(augmentation={"mixup": 0.8}, micro_batch_size=3)
     with pytest.raises(ValidationError, match="expected even micro-batches, got 1"):
@@ -286,3 +286,31 @@ def test_preflight_accepts_valid_settings_and_refuses_others(tmp_path: Path, tra
         stage(augmentation={"crop_scale": [1.0, 0.08]})
     with pytest.raises(ValidationError, match="greater than 0"):
         stage(augmentation={"crop_scale": [0.0, 1.0]})
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "vit_small_patch14_reg4_dinov2"])
+def test_tokens_before_the_blocks_have_the_rate_of_timm(name: str) -> None:
+    model = build_vision(name, num_classes=3)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scales: dict[str, float] = {}
+    for group in param_groups_layer_decay(model, layer_decay=0.7):
+        scales |= {names[id(parameter)]: group["lr_scale"] for parameter in group["params"]}
+    tower = encoder_tower(AllWeights(layer_decay=0.7), model, "blocks", layer_of_encoder)
+    layers = tower.layers(model)
+    ours = {name: 0.7 ** (len(layers) - 1 - number) for number, names in enumerate(layers) for name in names}
+    for name, scale in scales.items():
+        if not name.startswith("norm."):  # EVA's code counts it with the head, timm with the last block
+            assert ours.get(name, 1.0) == pytest.approx(scale), name
+
+
+@pytest.mark.parametrize("num_classes", [0, 2, 5])
+def test_a_distilled_encoder_starts_a_classifier(num_classes: int, tmp_path: Path) -> None:
+    model = build_vision("deit_tiny_distilled_patch16_224", num_classes=num_classes, depth=1, img_size=32)
+    if num_classes:
+        set_class_names(model, [str(number) for number in range(num_classes)])
+    checkpoint = save_vision(model, tmp_path)
+    classifier = build_classifier(stage(global_pool="token"), checkpoint, ["0", "1"])
+    load_encoder_weights(checkpoint, classifier)
+    assert torch.equal(classifier.dist_token, model.dist_token)
+    equal = torch.equal(classifier.head_dist.weight, model.head_dist.weight) if num_classes == 2 else False
+    assert equal == (num_classes == 2)

@@ -31,7 +31,8 @@ from vfm_kernels import Kernels, accelerated, padded
 __all__ = ["Classifier", "LabeledImages", "encoder_tower", "layer_of"]
 
 AFTER_THE_BLOCKS = sys.maxsize  # larger than any number of blocks
-BEFORE_THE_BLOCKS = ("cls_token", "reg_token", "mask_token", "pos_embed", "patch_embed", "norm_pre")
+BEFORE_THE_BLOCKS = ("cls_token", "dist_token", "reg_token", "mask_token", "pos_embed", "patch_embed", "norm_pre")
+BEFORE_THE_BLOCKS += ("embeds.",)  # NaFlex's stem
 
 
 class Classifier(Task[LabeledImages]):
@@ -250,4 +251,4 @@ def layer_of(name: str) -> int:
 
 def layer_of_encoder(name: str) -> int | None:
     """Find a parameter's layer, or None for the head and the norm after pooling, which is new like the head."""
-    return None if name.startswith(("head.", "fc_norm.")) else layer_of(name)
+    return None if name.startswith(("head.", "head_dist.", "fc_norm.")) else layer_of(name)

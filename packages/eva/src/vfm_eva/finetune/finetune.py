@@ -16,6 +16,7 @@ from vfm.models import (
     KeyReport,
     TransferRules,
     build_vision,
+    check_vision_transformer,
     class_names_of,
     known_checkpoint,
     load_state_dict,
@@ -39,7 +40,8 @@ from vfm_eva.finetune.classifier import Classifier, check_trained
 from vfm_eva.finetune.labeled_images import MakeLabeled, check_rand_augment
 from vfm_eva.finetune.stages import EvaFinetune
 
-_NEW = {"head.": "new, for these classes", "fc_norm.": "new, after the mean over patches"}
+_HEADS = ("head.", "head_dist.")  # a distilled DeiT has the second
+_NEW = {**dict.fromkeys(_HEADS, "new, for these classes"), "fc_norm.": "new, after the mean over patches"}
 
 
 def check_eva_finetune(config: EvaFinetune, ctx: Preflight) -> None:
@@ -121,8 +123,10 @@ def build_classifier(
     Raises:
         UserError: if it is no vision transformer, or cannot be built at this size.
     """
+    name = f"local-dir:{checkpoint.path}"
+    check_vision_transformer(name)
     model = build_vision(
-        f"local-dir:{checkpoint.path}",
+        name,
         image_size=config.image_size or checkpoint.image_size,
         num_classes=len(class_names),
         global_pool=config.global_pool,
@@ -136,7 +140,9 @@ def build_classifier(
         raise UserError("head_norm: batch is for encoders with one head; a distilled DeiT has two")
     set_class_names(model, class_names, independent=independent)
     model.pretrained_cfg = {**model.pretrained_cfg, "crop_pct": config.crop_pct}  # type: ignore[dict-item, assignment]
-    init_head(model.head, config.head_init_scale, config.seed + 1)
+    heads = [model.head, *([model.head_dist] if hasattr(model, "head_dist") else [])]
+    for number, head in enumerate(heads, start=1):
+        init_head(head, config.head_init_scale, config.seed + number)
     return model
 
 
@@ -166,7 +172,7 @@ def load_encoder_weights(checkpoint: VisionCheckpoint, model: nn.Module) -> KeyR
             names = class_names_of(build_vision(f"local-dir:{checkpoint.path}"))
     dropped = {key: "the classifier pools differently" for key in weights if key.startswith("attn_pool.")}
     if not names or names != class_names_of(model):
-        dropped |= {key: "a head for other classes" for key in weights if key.startswith("head.")}
+        dropped |= {key: "a head for other classes" for key in weights if key.startswith(_HEADS)}
     if not checkpoint.num_classes and not isinstance(model.fc_norm, nn.Identity):
         norm = (key for key in weights if key.startswith(("norm.", "fc_norm.")))
         dropped |= dict.fromkeys(norm, "trained on single tokens, not on their mean")

@@ -16,6 +16,7 @@ from vfm.models import (
     KeyReport,
     TransferRules,
     build_vision,
+    check_vision_transformer,
     grid_size,
     load_state_dict,
     read_masked_modelling,
@@ -185,6 +186,8 @@ def build_student(config: EvaPretrain, start: VisionCheckpoint | None = None) ->
     if start:
         mapping = _mapping(f"local-dir:{start.path}")
         image_size = image_size or start.image_size
+
+    check_vision_transformer(mapping)
 
     def build(global_pool: str) -> nn.Module:
         return build_vision(

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from vfm.data import TrainingData
 from vfm.data.videos import VideoSource
-from vfm.models import KeyReport, build_vision, known_checkpoint, load_state_dict, set_class_names, vision_preprocess
+from vfm.models import (
+    KeyReport,
+    build_vision,
+    check_vision_transformer,
+    known_checkpoint,
+    load_state_dict,
+    set_class_names,
+    vision_preprocess,
+)
 from vfm.plugin import (
     ClipCheckpoint,
     Context,
@@ -95,8 +103,10 @@ def build_model(config: EvaVideo, checkpoint: VisionCheckpoint, class_names: Seq
     """
     attentive = config.video.pool == "attentive"
     num_outputs = 0 if attentive else len(class_names)  # an attentive head is not part of the encoder
+    name = f"local-dir:{checkpoint.path}"
+    check_vision_transformer(name)
     visual = build_vision(
-        f"local-dir:{checkpoint.path}",
+        name,
         image_size=config.image_size or checkpoint.image_size,
         num_classes=num_outputs,
         global_pool=POOLS[config.video.pool],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from vfm.base import UserError
@@ -22,3 +25,16 @@ def is_vision_transformer(name: str) -> bool:
     except UserError:
         return False
     return True
+
+
+def check_vision_transformer(model: str | Mapping[str, Any]) -> None:
+    """Refuse an encoder without patch tokens, which may lack arguments such as `drop_path_rate`, by this reason.
+
+    Args:
+        model: as for `build_vision`.
+
+    Raises:
+        UserError: If it is no transformer over patches, or does not exist.
+    """
+    with torch.device("meta"):
+        vision_tower(build_vision(model))

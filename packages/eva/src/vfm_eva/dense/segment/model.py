@@ -17,13 +17,13 @@ from vfm.models import (
     KeyReport,
     TransferRules,
     build_vision,
+    check_vision_transformer,
     load_clip,
     load_state_dict,
     load_vision,
     save_state_dict,
     save_vision,
     transfer_weights,
-    vision_tower,
 )
 from vfm.plugin import ClipCheckpoint, DenseCheckpoint, UserError, VisionCheckpoint
 from vfm_eva.dense.encoder import DenseEncoder
@@ -132,8 +132,7 @@ def build_encoder(config: EvaSegment, checkpoint: VisionCheckpoint | ClipCheckpo
         arguments["patch_size"] = config.patch_size
     if isinstance(checkpoint, VisionCheckpoint):
         size, name = config.image_size or checkpoint.image_size, f"local-dir:{checkpoint.path}"
-        with torch.device("meta"):
-            vision_tower(build_vision(name))  # rejects encoders without patch tokens, which lack the arguments below
+        check_vision_transformer(name)
         return build_vision(name, image_size=size, **arguments)
     clip_config = json.loads((checkpoint.path / "open_clip_config.json").read_text(encoding="utf-8"))
     vision = clip_config["model_cfg"]["vision_cfg"]
