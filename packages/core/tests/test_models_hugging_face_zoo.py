@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +19,7 @@ from vfm.models import import_clip, load_clip, save_clip
 from vfm.models.clip.clip import open_clip_incompatibility
 
 transformers = pytest.importorskip("transformers")
+tiny_siglip = pytest.importorskip("import_zoo").tiny_siglip
 
 SIDE, LENGTH = 24, 12
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -86,21 +83,8 @@ def test_clip_has_the_features_of_transformers(
 
 @pytest.fixture(scope="module")
 def siglip_encoder() -> Iterator[None]:
-    """Register a tiny SigLIP encoder with timm, with an exact GELU as in most of timm's."""
-    name, module = "vit_zoo_siglip_24", ModuleType("zoo_siglip_of_a_test")
-    size = {"input_size": (3, SIDE, SIDE), "num_classes": 0, "fixed_input_size": True, "first_conv": "patch_embed.proj"}
-    module.default_cfgs = generate_default_cfgs({name: {**size, "classifier": "head"}})  # type: ignore[attr-defined]
-    shape = {"img_size": SIDE, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 1.5}
-
-    def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        arguments = {**shape, "class_token": False, "global_pool": "map", **kwargs}
-        return build_model_with_cfg(VisionTransformer, name, pretrained, **arguments)
-
-    build.__name__, build.__module__ = name, module.__name__
-    sys.modules[module.__name__] = module
-    register_model(build)
-    yield
-    del sys.modules[module.__name__]
+    with tiny_siglip():
+        yield
 
 
 SIGLIP_TEXT = {**TEXT, "hidden_size": 32, "vocab_size": 60}

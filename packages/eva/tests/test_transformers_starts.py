@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 from typer.testing import CliRunner
 
 import eva_toy
@@ -46,7 +47,10 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Save a tiny model with random weights in transformers' layout."""
     config, settings = MODELS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    getattr(transformers, request.param)(getattr(transformers, config)(**SHAPE, **settings)).save_pretrained(folder)
+    model = getattr(transformers, request.param)(getattr(transformers, config)(**SHAPE, **settings))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
     return folder
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from vfm.base import INCIDENTAL
 from vfm.interfaces import (
     Artifact,
     ClipCheckpoint,
@@ -35,6 +36,13 @@ class _ImportFile(Stage):
     )
 
 
+Compare = Annotated[bool, INCIDENTAL]
+COMPARE = (
+    "compare ids, pixels and features of eight fixed inputs with transformers where it is installed, for folders in its"
+    " layout; the differences are in the manifest"
+)
+
+
 class ImportClip(_ImportFile):
     """Import a pretrained CLIP model."""
 
@@ -55,6 +63,8 @@ class ImportClip(_ImportFile):
         description="model whose text tower, logit scale and preprocessing complete the vision tower from the file,"
         " such as the model that a tuned one was trained from",
     )
+
+    compare: Compare = Field(True, description=COMPARE)
 
     makes: ClassVar[type[Artifact]] = ClipCheckpoint
     work: ClassVar[str] = "vfm.models.interchange.clip_import:import_clip_checkpoint"
@@ -81,6 +91,8 @@ class ImportVision(_ImportFile):
         " (ViT, DINOv2, DINOv3, towers of SigLIP and CLIP), or an EVA file. With pretrained, the architecture"
     )
     pretrained: str | None = Field(None, description="a file of weights for the architecture, or none: random weights")
+
+    compare: Compare = Field(True, description=COMPARE)
 
     makes: ClassVar[type[Artifact]] = VisionCheckpoint
     work: ClassVar[str] = "vfm.models.interchange.vision_import:import_vision_checkpoint"

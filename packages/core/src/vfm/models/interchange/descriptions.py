@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vfm.base import UserError
 from vfm.models.clip import clip_config
+from vfm.models.clip.open_clip_names import open_clip_architecture
 from vfm.models.interchange import eva_import
 from vfm.models.interchange.eva_layouts import VISUAL
-from vfm.models.interchange.open_clip_names import open_clip_architecture
 from vfm.models.interchange.timm_names import timm_architecture
 from vfm.models.interchange.transformers_import import check_transformers_encoder
 from vfm.models.model_description import ModelDescription

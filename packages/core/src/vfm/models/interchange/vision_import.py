@@ -17,6 +17,7 @@ from vfm.models.interchange import eva_import
 from vfm.models.interchange.eva_import import DEFAULT_OPTIONS, ReadOptions
 from vfm.models.interchange.eva_layouts import masked_modelling_of
 from vfm.models.interchange.hub_folders import encoder_folder_of_hub
+from vfm.models.interchange.import_check import check_import
 from vfm.models.interchange.transformers_import import check_transformers_encoder, load_transformers_encoder
 from vfm.models.stages import FOLDER_PREFIX, HUB_PREFIX, NO_WEIGHTS, ImportVision
 from vfm.models.transformers_encoders import transformers_record
@@ -33,6 +34,8 @@ def import_vision_checkpoint(config: ImportVision, ctx: Context) -> VisionCheckp
     model = import_vision(config.source, config.pretrained, options, report)
     check_finite_weights(model.state_dict(), config.pretrained or config.source)
     show_key_report(ctx, report)
+    if config.compare and not config.pretrained:
+        check_import(ctx, model, source_folder(config.source))
     return save_vision(model, ctx.directory)
 
 
