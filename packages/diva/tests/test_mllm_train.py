@@ -15,7 +15,8 @@ import diva_toy
 import mllm_toy
 from vfm.data import Question, Questions, write_questions
 from vfm.models import build_clip, load_clip, save_clip
-from vfm.plugin import AllWeights, ClipCheckpoint, Preflight, QuestionDataset, UserError
+from vfm.models.interchange.descriptions import describe_weights
+from vfm.plugin import AllWeights, ClipCheckpoint, Context, Preflight, QuestionDataset, UserError
 
 pytest.importorskip("transformers")
 
@@ -23,6 +24,7 @@ from vfm_diva.mllm.batches import QuestionBatches
 from vfm_diva.mllm.model import Mllm, Reading, build_mllm, load_mllm
 from vfm_diva.mllm.stages import SmallLlama
 from vfm_diva.mllm.task import MllmTask
+from vfm_diva.mllm.train import build
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +37,11 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> QuestionDataset:
     return mllm_toy.make_questions(tmp_path_factory.mktemp("held_out"), split="test")
 
 
-def built(clip: ClipCheckpoint, asked: QuestionDataset, seed: int = 0, layers: int = 1) -> tuple[Mllm, QuestionBatches]:
+def built(
+    clip: ClipCheckpoint, asked: QuestionDataset, seed: int = 0, layers: int = 1, width: int = 32
+) -> tuple[Mllm, QuestionBatches]:
     texts = {text for item in Questions(asked).items for text in (item.text, *item.options)}
-    llama = SmallLlama(layers=layers, width=32, heads=2)
+    llama = SmallLlama(layers=layers, width=width, heads=2)
     model = build_mllm(load_clip(clip), llama, sorted(texts), Reading(prompt=mllm_toy.PROMPT), seed)
     return model, QuestionBatches(Questions(asked), model.encoder, model.preprocess, seed, 12)
 
@@ -223,3 +227,43 @@ def test_an_evaluation_with_an_image_of_each_pair_that_cannot_be_read_is_one_lin
     model = mllm_toy.train(tmp_path / "model", clip, mllm_toy.make_questions(tmp_path / "other", pairs=2), steps=1)
     with pytest.raises(UserError, match="asked: no question is left"):
         mllm_toy.evaluate(tmp_path / "report", asked, {"model": model}, max_bad_fraction=0.5)
+
+
+def llava_file(model: Mllm, file: Path) -> str:
+    """Write a model's projector as LLaVA's pre-training does."""
+    names = {"linear_1": "0", "linear_2": "2"}
+    state = model.projector.state_dict()
+    tensors = {f"model.mm_projector.{names[key.split('.')[0]]}.{key.split('.')[1]}": state[key] for key in state}
+    torch.save(tensors, file)
+    return str(file)
+
+
+def test_a_training_starts_from_the_projector_of_llava(
+    tmp_path: Path, clip: ClipCheckpoint, asked: QuestionDataset
+) -> None:
+    other, _ = built(clip, asked, seed=7)
+    file = llava_file(other, tmp_path / "mm_projector.bin")
+    config = mllm_toy.train_config(projector=file)
+    assert list(config.sources()) == [file]
+    context = Context("mllm", tmp_path, tmp_path, {"clip": clip.path, "asked": asked.path})
+    model = build(config, context, Questions(asked))
+    ours, theirs = model.projector.state_dict(), other.projector.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    start, _ = built(clip, asked)
+    assert not torch.equal(start.projector.linear_1.weight, model.projector.linear_1.weight)
+    description = describe_weights(file)
+    assert not description.problems
+    assert f"a start: projector: {file} in mllm.train" in description.facts
+
+
+def test_a_projector_of_other_widths_or_files_is_refused(
+    tmp_path: Path, clip: ClipCheckpoint, asked: QuestionDataset
+) -> None:
+    other, _ = built(clip, asked, width=64)
+    file = llava_file(other, tmp_path / "mm_projector.bin")
+    context = Context("mllm", tmp_path, tmp_path, {"clip": clip.path, "asked": asked.path})
+    with pytest.raises(UserError, match=r"linear_1.weight: expected \(32, .*got \(64, "):
+        build(mllm_toy.train_config(projector=file), context, Questions(asked))
+    torch.save({"model.mm_projector.weight": torch.zeros(2, 2)}, file)
+    with pytest.raises(UserError, match="expected the two layers of mm_projector"):
+        mllm_toy.train_config(projector=file).preflight(Preflight({}, {}))

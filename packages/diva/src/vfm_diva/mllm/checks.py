@@ -12,6 +12,7 @@ from vfm.models import blueprint, find_format
 from vfm.plugin import AnnotatedImages, Preflight, UserError, how_to_install
 from vfm_diva.mllm.lmms_folders import check_folder, check_model
 from vfm_diva.mllm.lmms_logs import find_log
+from vfm_diva.mllm.projector import read_projector
 from vfm_diva.mllm.question_files import read_rows
 from vfm_diva.mllm.stages import EvalLmms, EvalMllm, MllmPope, MllmQuestions, MllmTrain
 
@@ -24,6 +25,8 @@ def check_train(config: MllmTrain, ctx: Preflight) -> None:
     """
     check_transformers(config.kind)
     config.trained.check()
+    if config.projector:
+        read_projector(config.projector)
     clip = ctx.artifact(config.vision) if config.vision else None
     if clip:
         find_format("hf", blueprint(clip), str(config.vision))

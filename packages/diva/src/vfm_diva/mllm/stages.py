@@ -99,6 +99,9 @@ class MllmTrain(Training):
     data: Ref[QuestionDataset] = Field(description="questions to train on")
     trained: Trained = Field(AllWeights(), description="weights of the language model that are trained")
     language_model: LanguageModel = Field(SmallLlama(), description="language model, not allowed with init")
+    projector: str | None = Field(
+        None, description="mm_projector.bin of LLaVA's pre-training, from which the projector starts; not with init"
+    )
     layer: int = Field(-2, description="hidden state of the tower that is read (-2: the last block but one, as LLaVA)")
     tokens: Tokens = Field(
         "patches", description="tokens that are read: patches as LLaVA, all with the class token, or class alone"
@@ -122,11 +125,15 @@ class MllmTrain(Training):
     def _one_start(self) -> MllmTrain:
         if (self.vision is None) == (self.init is None):
             raise ValueError("give exactly one of vision and init")
-        names = ("language_model", "layer", "tokens", "prompt", "later_prompt", "pad")
+        names = ("language_model", "projector", "layer", "tokens", "prompt", "later_prompt", "pad")
         changed = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
         if self.init and changed:
             raise ValueError(f"{', '.join(changed)}: set by the model of init; leave it out")
         return self
+
+    def sources(self) -> Iterable[str]:
+        """List the outside files that the result depends on."""
+        return [*super().sources(), *([self.projector] if self.projector else [])]
 
 
 class MllmQuestions(Stage):

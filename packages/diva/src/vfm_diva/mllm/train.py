@@ -8,6 +8,7 @@ from vfm.plugin import Context, UserError
 from vfm.train import fit, is_main
 from vfm_diva.mllm.batches import QuestionBatches
 from vfm_diva.mllm.model import Mllm, Reading, build_mllm, load_mllm
+from vfm_diva.mllm.projector import load_projector
 from vfm_diva.mllm.stages import MllmCheckpoint, MllmTrain
 from vfm_diva.mllm.task import MllmTask
 
@@ -34,7 +35,10 @@ def build(config: MllmTrain, ctx: Context, questions: Questions) -> Mllm:
         return load_mllm(ctx.load(config.init))
     assert config.vision
     clip = load_clip(ctx.load(config.vision))
-    return build_mllm(clip, config.language_model, vocabulary(questions), reading_of(config), config.seed)
+    model = build_mllm(clip, config.language_model, vocabulary(questions), reading_of(config), config.seed)
+    if config.projector:
+        load_projector(model.projector, config.projector)
+    return model
 
 
 def checkpoint_blocks(model: Mllm, config: MllmTrain) -> None:

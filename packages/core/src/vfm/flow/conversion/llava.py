@@ -88,9 +88,9 @@ def convert_llava(draft: Draft) -> None:
     model = arguments.text("model_name_or_path", "facebook/opt-125m")
     fields: Fields = {"vision": "tower", "data": "questions", "trained": _trained(draft)}
     fields["language_model"] = {"type": "pretrained", "source": model}
-    draft.lose(
-        "pretrain_mm_mlp_adapter", "train the projector by a stage before, and set init to it in place of vision"
-    )
+    adapter = arguments.text("pretrain_mm_mlp_adapter")
+    if adapter:
+        fields["projector"] = adapter
     fields |= _inputs(draft) | _length(draft) | _rates(draft)
     fields |= {"precision": _precision(draft), "seed": arguments.count("seed", 42)}
     fields["log_every"] = max(1, arguments.count("logging_steps", 500))

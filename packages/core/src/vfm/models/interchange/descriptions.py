@@ -36,6 +36,11 @@ def describe_weights(path: str) -> ModelDescription:
         return ModelDescription("a file of torch", problems=[str(error).removeprefix(f"{path}: ")])
     kind = "safetensors" if file.suffix == ".safetensors" else "torch's pickle"
     description = ModelDescription(f"weights ({kind})", facts=[_size(tensors), *_training_facts(content)])
+    if all("mm_projector." in key for key in tensors):
+        widths = sorted({tensor.shape[-1] for tensor in tensors.values() if tensor.ndim == 2})
+        description.format = f"a projector of LLaVA's pre-training, {description.format}"
+        description.facts += [f"widths: {', '.join(map(str, widths))}", f"a start: projector: {path} in mllm.train"]
+        return description
     try:
         if any(key.startswith(VISUAL) for key in tensors):
             _describe_clip(description, path, tensors)
