@@ -1,8 +1,10 @@
 """Fingerprints of outside files by content, cached in the store: an unchanged file costs a `stat`, not a read.
 
 A path, a link to it and a copy have the same fingerprint. Files up to 64 MiB are hashed whole. Of larger ones, the
-size and 64 evenly spaced blocks are hashed (`vfm verify --inputs` reads every byte). The fingerprint of a folder hashes
-the names and contents of its files. For addresses (`s3://...`), see `remote_fingerprints`.
+size and 64 evenly spaced blocks are hashed. Once the SHA-256 of such a file is known (`whole_hashes`), it is compared
+whenever the time or the inode has changed, and a file that differs between the blocks has another fingerprint. The
+fingerprint of a folder hashes the names and contents of its files. For addresses (`s3://...`), see
+`remote_fingerprints`.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from vfm.storage.integrity import MUCH, hash_file, read_sealed, seal
 from vfm.storage.publishing import write_file
 from vfm.storage.remote_fingerprints import DIGITS, remote_fingerprints
 from vfm.storage.store_files import reading
+from vfm.storage.whole_hashes import WHOLE_FILE, read_hashes
 
 FINGERPRINTS_FILE = ".fingerprints.json"  # in the store, for single files; a folder of files has a separate file
 FINGERPRINTS_PATTERN = ".fingerprints*.json"
-WHOLE_FILE = 64 << 20  # size in bytes up to which a file is hashed whole
 NUM_BLOCKS, BLOCK = 64, 64 << 10  # number of blocks read of a larger file, and bytes per block
 THREADS = 8  # files of a folder read concurrently
 # On a file system with a coarse clock, a file can change twice within one tick. So fingerprints of files that changed
@@ -45,6 +47,7 @@ class FingerprintCache:
     def __init__(self, store: Path | None = None, announce: Callable[[str], None] = lambda line: None) -> None:
         """Open the cache of a store. `announce` is called with a line before many bytes are read."""
         self.store, self.announce = store, announce
+        self.whole = read_hashes(store) if store else {}  # by fingerprint: SHA-256 of large files
         self.parts: dict[str, Entries] = {}  # by the name of their file in the store
         self.changed: set[str] = set()  # names of files with new entries
 
@@ -140,7 +143,7 @@ def _of_files(paths: dict[str, str], part: str, known: Entries, cache: Fingerpri
         cache.announce(f"reading {total / 1e9:,.1f} GB in {where}, once, to identify the data by content")
 
     def read(key: str) -> str:
-        return content_hash(paths[key], states[key][0])
+        return _compared(paths[key], content_hash(paths[key], states[key][0]), cache)
 
     with ThreadPoolExecutor(min(THREADS, len(missing))) as threads:
         fingerprints |= zip(missing, threads.map(read, missing), strict=True)
@@ -150,6 +153,13 @@ def _of_files(paths: dict[str, str], part: str, known: Entries, cache: Fingerpri
         known |= settled
         cache.changed.add(part)
     return fingerprints
+
+
+def _compared(path: str, digest: str, cache: FingerprintCache) -> str:
+    """Compare all bytes of a large file with the file that had this fingerprint before. Others get another one."""
+    known = cache.whole.get(digest)
+    whole = hash_file(Path(path)) if known else known
+    return digest if whole == known else hashlib.sha256(f"{digest}{whole}".encode()).hexdigest()[:DIGITS]
 
 
 def bytes_to_read(size: int) -> int:

@@ -36,6 +36,7 @@ from vfm.interfaces import Context, Event, LeftToFirst, Stage, unknown_kind
 from vfm.storage.integrity import read_sealed, seal
 from vfm.storage.publishing import write_file
 from vfm.storage.store_files import reading
+from vfm.storage.whole_hashes import hashed_meanwhile
 
 NOTES_FILE = "notes.json"
 
@@ -203,7 +204,8 @@ def run_step(step: Step, send: Send) -> None:
 
     context = Context(stage.name, slot.part, slot.work, step.folders, note_and_send)
     begun, roots = time.monotonic(), step.roots()
-    artifact = stage.run(context)
+    with hashed_meanwhile(slot.root, step.fingerprints):
+        artifact = stage.run(context)
     if not isinstance(artifact, type(stage).makes):
         raise TypeError(f"{stage.kind}: expected a {type(stage).makes.__name__}, got a {type(artifact).__name__}")
     manifest = build_manifest(step, artifact, context, notes, time.monotonic() - begun, roots)

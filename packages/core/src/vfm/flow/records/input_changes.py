@@ -15,18 +15,16 @@ from vfm.flow.plan.store import SLOT_NAME
 from vfm.interfaces import MANIFEST_FILE
 from vfm.storage import files
 from vfm.storage.fingerprints import (
-    WHOLE_FILE,
     FingerprintCache,
     bytes_to_read,
     contents,
     contents_names,
     fingerprint,
 )
-from vfm.storage.integrity import hash_file, read_sealed, seal
-from vfm.storage.publishing import write_file
+from vfm.storage.integrity import hash_file, read_sealed
 from vfm.storage.remote_fingerprints import DIGITS
+from vfm.storage.whole_hashes import WHOLE_FILE, add_hashes
 
-WHOLE_FILE_HASHES = ".whole-hashes.json"  # in the store: SHA-256 of large files, by their fingerprints
 MAX_NAMES = 3  # number of files of a folder, or results, to name in a line
 
 
@@ -81,9 +79,7 @@ class InputCheck:
 
     def __init__(self, store: Path) -> None:
         self.store, self.before = store, FingerprintCache(store)
-        self.whole: dict[str, str] = {}  # fingerprint -> SHA-256 of large files
-        with suppress(UserError):
-            self.whole = dict(read_sealed(store / WHOLE_FILE_HASHES, "hashes")["hashes"])
+        self.whole = self.before.whole  # fingerprint -> SHA-256 of large files
         self.recorded = 0  # number of large files whose SHA-256 is new
 
     def check(self, source: OutsideInput, on_bytes: Callable[[int], None]) -> str:
@@ -99,6 +95,8 @@ class InputCheck:
             now = fingerprint(source.path, FingerprintCache())
         except UserError as error:
             return str(error).removeprefix(f"{source.path}: ")
+        if now != source.fingerprint and fingerprint(source.path, self._unread()) == source.fingerprint:
+            return ""  # a later version of a large file, which only differs between the blocks
         if now != source.fingerprint:
             on_bytes(sum(bytes_to_read(os.path.getsize(file)) for file in source.files))
             return "changed" + self._names(source.path)
@@ -110,7 +108,13 @@ class InputCheck:
     def save(self) -> None:
         """Write the hashes of large files, for comparison in the next check."""
         if self.recorded:
-            write_file(self.store / WHOLE_FILE_HASHES, seal({"hashes": self.whole}))
+            add_hashes(self.store, self.whole)
+
+    def _unread(self) -> FingerprintCache:
+        """Build a cache without fingerprints, so that every file is read, and large ones whole."""
+        cache = FingerprintCache()
+        cache.whole = self.whole
+        return cache
 
     def _same_bytes(self, file: str, on_bytes: Callable[[int], None]) -> bool:
         size = os.path.getsize(file)
@@ -118,7 +122,7 @@ class InputCheck:
             on_bytes(size)
             return True
         digest = hash_file(Path(file), on_bytes)
-        known = fingerprint(file, FingerprintCache())
+        known = fingerprint(file, FingerprintCache())  # of its blocks
         self.recorded += known not in self.whole
         return self.whole.setdefault(known, digest) == digest
 
@@ -127,7 +131,7 @@ class InputCheck:
         if not os.path.isdir(path):
             return ""
         _, before = self.before.entries(path)
-        now = contents(path, FingerprintCache())
+        now = contents(path, self._unread())
         names = []
         for name in sorted(before.keys() | now):
             if name not in now or before.get(name, ([], ""))[1] != now[name]:
