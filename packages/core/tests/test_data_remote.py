@@ -1,7 +1,9 @@
 """Remote tars: the same samples as from the disk, in few requests, with all faults retried or counted."""
 
 import fcntl
+import gzip
 import itertools
+import json
 import os
 import pickle
 import random
@@ -16,15 +18,18 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from data_samples import context, encoded, make_pool, members, number_of
+from eval_world import NAMES, png
 from range_server import serving
 from vfm.base import UserError
 from vfm.data import BadSample, Mixture, Source, TrainingData, open_dataset, write_tar
+from vfm.data.layouts.layout import find_layout
 from vfm.data.pairs.stages import Pairs
 from vfm.data.reading.byte_ranges import MAX_GAP, RangeStream, merged
 from vfm.data.reading.shard_cache import CacheSettings, ShardCache
 from vfm.data.tar.members import TarMembers, plain_member
 from vfm.data.tar.packed_offsets import OffsetsWriter, PackedOffsets, PackedScan, pack
 from vfm.data.tar.scan import MISSING, SPARSE, TarScan, scan_tar
+from vfm.flow.recognition.formats import recognise
 from vfm.storage import remote
 from vfm.storage.remote import read_spans
 from vfm.storage.remote_fingerprints import remote_fingerprints
@@ -461,3 +466,22 @@ def test_bytes_of_a_shard_that_was_cut_off_are_a_bad_sample(tmp_path):
         near = context(tmp_path / "near")
         Pairs(kind="data.pairs", name="pool", path=f"{tmp_path}/x.tar", max_bad_fraction=1.0).run(near)
         assert ctx.bad == near.bad == {"truncated_shard": 1}
+
+
+@pytest.mark.parametrize("name", ["pairs.tar", "pairs.csv.gz", "pairs.jsonl"])
+def test_an_address_with_a_signature_has_the_format_of_its_file(tmp_path, name):
+    signature = "?X-Amz-Signature=3f&X-Amz-Date=20261130T000000Z"
+    samples = [(f"{n}", {"png": png(NAMES[n % len(NAMES)]), "txt": f"caption {n}".encode()}) for n in range(3)]
+    write_tar(tmp_path / "pairs.tar", samples)
+    rows = [{"url": f"http://127.0.0.1/{n}.png", "caption": f"caption {n}"} for n in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = ["caption", *(row["caption"] for row in rows)]
+    (tmp_path / "pairs.csv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    with serving(tmp_path) as server:
+        plain, signed = (find_layout(f"{server.url}/{name}{end}", "auto", None) for end in ("", signature))
+        assert signed.kind == plain.kind
+        assert {**recognise(signed.paths[0]), "path": ""} == {**recognise(plain.paths[0]), "path": ""}
+        if name.endswith(".tar"):
+            far = index(tmp_path / "far", f"{server.url}/{name}{signature}")
+            assert far.keys == index(tmp_path / "near", str(tmp_path / name)).keys
+            assert all("X-Amz" not in key for key in far.keys)

@@ -18,7 +18,7 @@ from typing import IO, cast
 
 from vfm.base import UserError
 from vfm.storage import remote
-from vfm.storage.remote import filesystem as filesystem, is_remote as is_remote
+from vfm.storage.remote import filesystem as filesystem, is_remote as is_remote, without_query as without_query
 from vfm.storage.remote_spans import RemoteError
 
 MAX_NAMES = 1_000_000  # names of one brace pattern
@@ -95,7 +95,7 @@ def is_directory(path: str) -> bool:
     """Check whether the path is a folder. A remote path with the ending of a file is not, which needs no request."""
     if not is_remote(path):
         return os.path.isdir(path)
-    if path.partition("?")[0].endswith(FILE_ENDINGS):  # a signature may follow `?`
+    if without_query(path).endswith(FILE_ENDINGS):
         return False
     return bool(remote.ask(path, "isdir"))
 

@@ -37,6 +37,11 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def without_query(path: str) -> str:
+    """Remove the query of a remote address, such as a signature, so that the end of the path is its file's name."""
+    return path.partition("?")[0] if is_remote(path) else path
+
+
 def filesystem(path: str) -> tuple[Any, str]:
     """Look up the fsspec filesystem of a remote address, and the path in it.
 

@@ -234,4 +234,4 @@ def _open_json(path: str) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise UserError(f"{path}: not readable: {error.strerror or error}") from None
     with file:
-        yield cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if path.endswith(".gz") else file
+        yield cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if files.without_query(path).endswith(".gz") else file

@@ -67,7 +67,7 @@ def recognise(config: Annotated) -> str:
 def _kind_of_annotations(path: str, root: str) -> str:
     if not files.exists(path):
         raise UserError(f"{path}: no such file or folder")
-    if path.endswith((".json", ".json.gz")):
+    if files.without_query(path).endswith((".json", ".json.gz")):
         return _kind_of_json(path)
     if not files.is_directory(path):
         raise UserError(f"{path}: unknown format of annotations; {EXPECTED}")

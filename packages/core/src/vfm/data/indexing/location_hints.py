@@ -31,7 +31,7 @@ def _other_locations(path: str, spec: DatasetSpec) -> str:
 
 
 def _fields_of_json(path: str, spec: DatasetSpec) -> str:
-    if not path.endswith(".tar"):
+    if not files.without_query(path).endswith(".tar"):
         return ""
     tar = shard_format("tar")
     reader = tar.open(tar.find(path)[0], spec, Opening(limit=1))

@@ -27,7 +27,11 @@ def is_coco_captions(path: str) -> bool:
     Raises:
         UserError: If the file begins as such a file, but is damaged.
     """
-    if not path.endswith(".json") or files.is_directory(path) or not HEAD.match(files.read_bytes(path, 0, 1 << 12)):
+    if (
+        not files.without_query(path).endswith(".json")
+        or files.is_directory(path)
+        or not HEAD.match(files.read_bytes(path, 0, 1 << 12))
+    ):
         return False
     annotations = _record(path)[1]
     return any(isinstance(entry, dict) and CAPTION in entry for entry in annotations[:NUM_TRIED])

@@ -147,7 +147,7 @@ class ShardReader(ABC):
             cls.formats[cls.format] = cls
 
     def __init__(self, path: str, spec: DatasetSpec, name: str | None = None) -> None:
-        self.path, self.spec, self.name = path, spec, name or path.rpartition("/")[2]
+        self.path, self.spec, self.name = path, spec, name or files.without_query(path).rpartition("/")[2]
 
     @classmethod
     def find(cls, path: str) -> tuple[Shard, bool]:
@@ -253,5 +253,5 @@ def shard_format(name: str) -> type[ShardReader]:
 
 def format_of_file(path: str) -> type[ShardReader] | None:
     """Find the plugin's format for the extension of a path, None if there is none."""
-    extension = path.rpartition(".")[2].lower()
+    extension = files.without_query(path).rpartition(".")[2].lower()
     return next((reader for reader in ShardReader.formats.values() if extension in reader.extensions), None)

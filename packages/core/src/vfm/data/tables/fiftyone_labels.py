@@ -20,7 +20,7 @@ _HEAD = re.compile(rb'\s*\{\s*"(?:classes|labels)"\s*:')
 
 def is_fiftyone_labels(path: str) -> bool:
     """Check whether a file is FiftyOne's json with a label for each image."""
-    if not path.endswith(".json") or not files.exists(path) or files.is_directory(path):
+    if not files.without_query(path).endswith(".json") or not files.exists(path) or files.is_directory(path):
         return False
     return bool(_HEAD.match(files.read_bytes(path, 0, 1 << 12)))
 

@@ -258,7 +258,7 @@ def open_parquet(path: str) -> Any:
     Raises:
         UserError: If the file is neither parquet nor Arrow.
     """
-    if path.lower().endswith(".arrow"):
+    if files.without_query(path).lower().endswith(".arrow"):
         return ArrowFile(path)
     try:
         if not files.is_remote(path):

@@ -43,7 +43,7 @@ def table_kind(path: str) -> str:
 
     Arrow is read as parquet. A text file with a tab in its first line, as Excel saves it, is read as tsv.
     """
-    kind = path.lower().removesuffix(".gz").rpartition(".")[2]
+    kind = files.without_query(path).lower().removesuffix(".gz").rpartition(".")[2]
     if kind == LIST_EXTENSION:
         with _open(path) as text:
             return "tsv" if "\t" in next(_lines(text, path), "") else kind
@@ -220,7 +220,7 @@ def _open(path: str) -> Iterator[IO[str]]:
     try:
         with files.open_binary(path) as stream:
             raw = stream
-            if path.lower().endswith(".gz"):
+            if files.without_query(path).lower().endswith(".gz"):
                 raw = cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
             wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
             raw.seek(0)

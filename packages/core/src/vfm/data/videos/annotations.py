@@ -39,7 +39,7 @@ def recognise_annotations(path: str) -> str:
         if any(HMDB_FILE.fullmatch(name) for name in files.names_in(path)):
             return "hmdb"
         raise UserError(f"{path}: expected files CLASS_test_split1.txt of HMDB in a folder of annotations")
-    if path.endswith(".json"):
+    if files.without_query(path).endswith(".json"):
         return "something"
     text = files.read_text(path)
     if set(text.partition("\n")[0].strip().split(",")) >= KINETICS_COLUMNS:

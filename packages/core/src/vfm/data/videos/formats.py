@@ -50,7 +50,7 @@ def recognise(config: Videos) -> str:
     if config.annotations:
         return recognise_annotations(config.annotations)
     paths = files.expand_paths(config.path)
-    if all(path.endswith(".tar") for path in paths):
+    if all(files.without_query(path).endswith(".tar") for path in paths):
         return "webdataset"
     root = _root(config)
     for name in files.walk(root):

@@ -199,7 +199,7 @@ def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str
 def _file_name(path: str) -> str:
     if files.is_directory(path):
         return ""
-    return os.path.basename(path.partition("?")[0] if files.is_remote(path) else path)
+    return os.path.basename(files.without_query(path))
 
 
 def _with_identities(value: Any, inputs: Mapping[str, str], named: Mapping[str, tuple[str, str]]) -> Any:

@@ -70,7 +70,7 @@ def holds_conversations(path: str) -> bool:
 
 
 def _is_json_file(path: str) -> bool:
-    return path.endswith(".json") and files.exists(path) and not files.is_directory(path)
+    return files.without_query(path).endswith(".json") and files.exists(path) and not files.is_directory(path)
 
 
 def _edges(path: str) -> bytes:

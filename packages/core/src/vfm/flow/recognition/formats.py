@@ -48,7 +48,7 @@ def recognise(path: str) -> Fields:
 
 def _holds_videos(path: str) -> bool:
     """Check whether a folder or a tar has videos among its first files."""
-    if path.endswith(".tar") and files.exists(path):
+    if files.without_query(path).endswith(".tar") and files.exists(path):
         return bool((scan_tar(path, ["image"], VIDEO_EXTENSIONS, limit=3).places[:, 0, 0] >= 0).any())
     if not files.is_directory(path):
         return False
@@ -57,10 +57,10 @@ def _holds_videos(path: str) -> bool:
 
 def _holds_choices(path: str) -> bool:
     """Check whether a path holds caption choices, in a format of `data.choices`."""
-    if path.endswith(".jsonl"):
+    if files.without_query(path).endswith(".jsonl"):
         first = files.read_bytes(path, 0, 1 << 16).decode(errors="replace").partition("\n")[0]
         return '"statements"' in first or any(all(f'"{name}"' in first for name in names) for names in PAIR_COLUMNS)
-    if path.endswith(".parquet"):
+    if files.without_query(path).endswith(".parquet"):
         columns = set(table_columns(path))
         return any(columns.issuperset(names) for names in PAIR_COLUMNS)
     if files.is_directory(path):
