@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from annotated_world import bright_parts, coco, jpeg, read, write
+from cli_world import run_here
 from data_samples import bomb
 from vfm.base import UserError
+from vfm.data.annotated.coco import stream
 from vfm.data.annotated.object_records import class_names_in
 from vfm.data.annotated.source import AnnotatedSource
 
@@ -198,3 +200,33 @@ def test_an_orientation_that_exif_does_not_have_turns_nothing(tmp_path: Path, or
     write(tmp_path / "set/data.yaml", "names: [a]\n")
     source = AnnotatedSource(read(tmp_path / "data", tmp_path / "set"))
     assert source.image(0).size == source.sizes[0] == (20, 10)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_is_not_finite_costs_its_annotation_only(tmp_path: Path, number: str) -> None:
+    record = {
+        "images": [{"id": 0, "file_name": "0.png", "width": 16, "height": 16}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": n, "image_id": 0, "category_id": 1, "bbox": [1, 1, "N" if n == 1 else 5, 5]} for n in range(3)
+        ],
+    }
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(record).replace('"N"', number))
+    entries = list(stream(str(file), "annotations"))
+    assert [entry["bbox"] for entry in entries] == [[1, 1, 5, 5], [1, 1, None, 5], [1, 1, 5, 5]]
+    file.write_text(file.read_text()[:-9])
+    with pytest.raises(UserError, match=r"a\.json: not readable as JSON"):
+        list(stream(str(file), "annotations"))
+
+
+def test_annotations_that_were_left_out_are_shown_and_are_no_bad_samples(tmp_path: Path) -> None:
+    folder = coco(tmp_path / "set", [GOOD, {**GOOD, "bbox": [1000, 1000, 5, 5]}])
+    recipe = tmp_path / "r.yaml"
+    settings = "max_bad_fraction: 0.5"
+    recipe.write_text(f"stages:\n  - {{kind: data.annotated, name: x, path: {folder}, {settings}}}\n")
+    done = run_here("run", recipe, "--store", tmp_path / "store")
+    assert done.code == 0, done.err
+    assert "x: 1 annotations were left out: 1 box_outside_image; the first is annotation " in done.out + done.err
+    (manifest,) = (tmp_path / "store").glob("data.annotated-*/manifest.json")
+    assert json.loads(manifest.read_text())["bad_samples"] == {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +19,7 @@ from typing import IO, Any, cast
 import ijson
 
 from vfm.base import UserError
+from vfm.data.annotated.finite_json import FiniteJson
 from vfm.data.annotated.records import (
     AnnotatedImage,
     Annotation,
@@ -76,17 +77,29 @@ class CocoJson(ListedImages):
 def stream(path: str, name: str) -> Iterator[dict[str, Any]]:
     """Yield the entries of a list in a JSON file, one at a time.
 
+    If the file is not JSON, it is read again with null for NaN, Infinity and too large numbers, which some tools write.
+
     Raises:
         UserError: If the file is missing or not readable as JSON, or an entry is not an object.
     """
-    with _open_json(path) as file:
+    count = 0
+    try:
         try:
-            for entry in ijson.items(_Shallow(path, file), f"{name}.item", use_float=True):
-                if not isinstance(entry, dict):
-                    raise UserError(f"{path}: expected objects in `{name}`, got {str(entry)[:SHOWN]}")
+            for entry in _parsed(path, name, lambda file: file):
+                count += 1
                 yield entry
-        except (ijson.JSONError, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-            raise UserError(f"{path}: not readable as JSON: {' '.join(str(error).split())}") from None
+        except ijson.JSONError:
+            yield from islice(_parsed(path, name, FiniteJson), count, None)
+    except (ijson.JSONError, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise UserError(f"{path}: not readable as JSON: {' '.join(str(error).split())}") from None
+
+
+def _parsed(path: str, name: str, view: Callable[[IO[bytes]], Any]) -> Iterator[dict[str, Any]]:
+    with _open_json(path) as file:
+        for entry in ijson.items(_Shallow(path, view(file)), f"{name}.item", use_float=True):
+            if not isinstance(entry, dict):
+                raise UserError(f"{path}: expected objects in `{name}`, got {str(entry)[:SHOWN]}")
+            yield entry
 
 
 class _Shallow:
@@ -95,11 +108,11 @@ class _Shallow:
     For each open bracket ijson keeps a name as long as its path, so a hundred thousand nested lists take gigabytes.
     """
 
-    def __init__(self, path: str, file: IO[bytes]) -> None:
+    def __init__(self, path: str, file: Any) -> None:
         self.path, self.file = path, file
 
     def read(self, size: int = -1) -> bytes:
-        part = self.file.read(size)
+        part: bytes = self.file.read(size)
         opened = part.count(b"[") + part.count(b"{")
         closed = part.count(b"]") + part.count(b"}")
         if opened - closed > MAX_OPEN:

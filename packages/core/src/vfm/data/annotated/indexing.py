@@ -79,18 +79,22 @@ def import_annotations(
     kept_classes, labels = choose_classes(reader.classes, wanted.classes)
     images, checked = _check_images(reader, ctx, wanted)
     bad: Counter[str] = Counter()
+    places: list[str] = []
 
     def skip(problem: BadAnnotation) -> None:
         bad[problem.reason] += 1
-        ctx.skip(problem.reason, problem.where)
+        places.append(problem.where)
+        ctx.emit("bad_sample", reason=problem.reason, where=problem.where)  # not counted: the image is no bad sample
 
     table = ObjectTable.of(clean_annotations(reader.annotations(checked.sizes), checked.sizes, labels, skip))
     for identity in table.repeated:
         skip(BadAnnotation("duplicate_id", f"annotation {identity}"))
+    reasons = ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
     if bad.total() > wanted.max_bad_fraction * (bad.total() + len(table.table)):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
         limit = f"max_bad_fraction is {wanted.max_bad_fraction}"
         raise UserError(f"{ctx.stage}: {bad.total()} annotations cannot be used ({limit}): {reasons}")
+    if bad:
+        ctx.warn(f"{bad.total():,} annotations were left out: {reasons}; the first is {places[0]}")
     if not wanted.keep_empty:
         objects_per_image = np.bincount(table.image, minlength=len(images))
         # An image that is bad for another reason keeps it.
