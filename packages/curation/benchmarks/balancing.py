@@ -7,6 +7,7 @@ hexadecimal digits. One core; CPU seconds of this process.
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from vfm.data import drawn, text_keys
 from vfm_curation.balance.subset import BalanceJob, balance_shard, expected_size, write_balanced
 from vfm_curation.counts.matches import FOLDER, matches_file, read_shards
 from vfm_curation.counts.probabilities import count_ids, keep_probability, t_for_target_size, text_probability
-from vfm_curation.engine import run_shards
+from vfm_curation.engine import kept_workers, run_shards
 from vfm_curation.runtime import CurationRuntime
 from vfm_curation.shard_files import write_shard_file
 
@@ -83,11 +84,22 @@ def main() -> None:
 
         rate("balancing from parquet to parquet", end_to_end)
 
-        def solve() -> float:
+        def solve(runtime: CurationRuntime = runtime) -> float:
             size = lambda t: expected_size(BalanceJob.of(directory, directory, keep_probability(counts, t)), runtime)  # noqa: E731
             return t_for_target_size(size, NUM_TEXTS // 4, counts)
 
         rate("solving t for a target size", solve)
+        print("\n| solving t for a target size in | seconds |\n|---|--:|")
+        for name, workers, kept in (
+            ("one process", 1, False),
+            ("two, started for each trial", 2, False),
+            ("two, kept", 2, True),
+        ):
+            runtime = CurationRuntime(workers=workers)
+            begun = time.perf_counter()
+            with kept_workers(runtime) if kept else nullcontext():
+                solve(runtime)
+            print(f"| {name} | {time.perf_counter() - begun:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

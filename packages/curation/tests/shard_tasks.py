@@ -21,6 +21,12 @@ def square(folder: Path, shard: int) -> int:
     return shard**2
 
 
+def process_number(folder: Path, shard: int) -> int:
+    """Return the number of the process that does a shard."""
+    time.sleep(0.05)
+    return os.getpid()
+
+
 def square_after_a_kill(folder: Path, shard: int) -> int:
     """Kill the worker while it writes, the first time that shard 3 is tried."""
     mark = folder / "killed"

@@ -31,9 +31,10 @@ import shard_tasks  # noqa: E402
 from vfm.data import read_subset  # noqa: E402
 from vfm.plugin import UserError  # noqa: E402
 from vfm_curation.balance.stages import MetaclipBalance  # noqa: E402
-from vfm_curation.engine import MAX_LOSSES, NUM_CORES, _run_while_short, connected_ray, run_shards  # noqa: E402
+from vfm_curation.engine import MAX_LOSSES, NUM_CORES, _run_while_short, kept_workers, run_shards  # noqa: E402
 from vfm_curation.match.stages import MatchTexts  # noqa: E402
 from vfm_curation.metadata.stages import BuildMetadata  # noqa: E402
+from vfm_curation.ray_connection import connected_ray  # noqa: E402
 from vfm_curation.runtime import CurationRuntime  # noqa: E402
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file  # noqa: E402
 
@@ -73,6 +74,25 @@ def test_shard_of_a_killed_worker_is_tried_again(runtime: CurationRuntime, tmp_p
     assert summaries == [i**2 for i in range(8)]
     assert (tmp_path / "killed").exists()
     assert (tmp_path / "3.txt").read_text() == "9"
+
+
+def test_passes_of_a_stage_share_their_processes(tmp_path: Path) -> None:
+    with kept_workers(PROCESSES):
+        passes = [set(run_shards(shard_tasks.process_number, tmp_path, range(8), PROCESSES)) for _ in range(3)]
+        assert sorted(run_shards(shard_tasks.square_after_a_kill, tmp_path, range(8), PROCESSES)) == [
+            i**2 for i in range(8)
+        ]
+        after_a_kill = set(run_shards(shard_tasks.process_number, tmp_path, range(8), PROCESSES))
+    assert len(set.union(*passes)) == PROCESSES.workers
+    assert not after_a_kill & set.union(*passes)  # a broken pool is replaced as a whole
+    without = [set(run_shards(shard_tasks.process_number, tmp_path, range(8), PROCESSES)) for _ in range(2)]
+    assert not without[0] & without[1]
+
+
+def test_processes_end_with_the_block_that_keeps_them(tmp_path: Path) -> None:
+    with kept_workers(PROCESSES):
+        pid = next(run_shards(shard_tasks.process_number, tmp_path, range(2), PROCESSES))
+    _await(lambda: not Path(f"/proc/{pid}").exists())
 
 
 @WITH_WORKERS
@@ -115,7 +135,7 @@ def test_a_ray_that_does_not_come_up_is_one_line_at_once(tmp_path: Path) -> None
     pytest.importorskip("ray")
     addresses = ["127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:1", "auto"]
     script = (
-        "import sys\nfrom vfm_curation.engine import connected_ray\nfrom vfm_curation import CurationRuntime\n"
+        "import sys\nfrom vfm_curation.ray_connection import connected_ray\nfrom vfm_curation import CurationRuntime\n"
         "from vfm.plugin import UserError\nfor address in [*sys.argv[1:], None]:\n    try:\n"
         "        with connected_ray(CurationRuntime(engine='ray', ray_address=address)):\n            pass\n"
         "    except UserError as error:\n        print(error)\n"

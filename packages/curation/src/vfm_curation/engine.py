@@ -7,11 +7,9 @@ files bit for bit. `vfm_curation.shard_files` lets a task skip a shard whose fil
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 import time
 from collections import Counter, deque
@@ -19,10 +17,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from multiprocessing.connection import wait as wait_for_any
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from vfm.plugin import UserError
+from vfm_curation.ray_connection import connected_ray
 from vfm_curation.runtime import CurationRuntime
 
 J = TypeVar("J")
@@ -35,8 +36,51 @@ MAX_LOSSES = 3  # retries of a shard whose worker was killed
 SHORT = 15.0  # seconds; starting processes and loading compiled code in each takes three
 NUM_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _SPAWN = multiprocessing.get_context("spawn")  # forking a process with running threads may deadlock
-CONNECT_SECONDS = 10.0
+_KEPT: ContextVar[_Workers | None] = ContextVar("kept workers", default=None)
 RAY_QUEUE = 4096  # tasks submitted to Ray at a time: enough for an autoscaling cluster to see the demand
+
+
+class _Workers:
+    """A pool of processes that outlives a pass over the shards. It is replaced after a worker was killed."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.executor: ProcessPoolExecutor | None = None
+
+    def running(self) -> ProcessPoolExecutor:
+        """Return the pool. The first call, and the next one after `end`, start it."""
+        if not self.executor:
+            self.executor = ProcessPoolExecutor(self.number, mp_context=_SPAWN, initializer=_exit_with_parent)
+        return self.executor
+
+    def end(self, *, at_once: bool = False) -> None:
+        """End the processes: after their tasks, or without waiting for them."""
+        if self.executor:
+            self.executor.shutdown(wait=not at_once, cancel_futures=at_once)
+        self.executor = None
+
+
+@contextmanager
+def kept_workers(runtime: CurationRuntime) -> Iterator[None]:
+    """Keep the processes, or the connection to Ray, of all `run_shards` within the `with` block.
+
+    A process takes three seconds to start and to load compiled code, and Ray ten. A stage that passes over the shards
+    several times, as balancing to a target size does for each trial of t, pays this once.
+    """
+    if runtime.engine == "ray":
+        with connected_ray(runtime):
+            yield
+        return
+    workers = _Workers(runtime.workers or NUM_CORES)
+    token = _KEPT.set(workers)
+    try:
+        yield
+    except BaseException:
+        workers.end(at_once=True)
+        raise
+    finally:
+        _KEPT.reset(token)
+        workers.end()
 
 
 def run_shards(function: Task[J, S], job: J, shards: Iterable[int], runtime: CurationRuntime) -> Iterator[S]:
@@ -53,14 +97,22 @@ def run_shards(function: Task[J, S], job: J, shards: Iterable[int], runtime: Cur
         UserError: If a task raised one, or a shard's worker was killed too often. The line names the shard.
         RuntimeError: If a task raised another error. That error is its cause, and the message names the shard.
     """
-    task, waiting = functools.partial(_run_task, function, job), deque(shards)
+    task, waiting = partial(_run_task, function, job), deque(shards)
     if runtime.engine == "ray":
         yield from _run_on_ray(task, waiting, runtime)
         return
     if not runtime.workers:  # processes take seconds to start, so short work is done here
         yield from _run_while_short(task, waiting)
     if waiting and runtime.workers != 1:
-        yield from _run_in_processes(task, waiting, min(runtime.workers or NUM_CORES, len(waiting)))
+        number, kept = runtime.workers or NUM_CORES, _KEPT.get()
+        if kept and kept.number == number:
+            yield from _run_in_processes(task, waiting, kept)
+            return
+        workers = _Workers(min(number, len(waiting)))
+        try:
+            yield from _run_in_processes(task, waiting, workers)
+        finally:
+            workers.end()
     while waiting:
         yield task(waiting.popleft())
 
@@ -119,26 +171,30 @@ def _run_task(function: Task[J, S], job: J, shard: int) -> S:
         raise RuntimeError(f"shard {shard}: {type(error).__name__}: {error}") from error
 
 
-def _run_in_processes(task: Callable[[int], S], waiting: deque[int], num_workers: int) -> Iterator[S]:
+def _run_in_processes(task: Callable[[int], S], waiting: deque[int], workers: _Workers) -> Iterator[S]:
     losses: Counter[int] = Counter()
     # When a worker is killed, the pool breaks and all running shards are lost, and nothing shows which one caused it.
     # Shards lost twice are suspects and run one at a time, so that a deadly one takes no other shard with it.
     suspects: deque[int] = deque()
+
+    def submit(shard: int) -> Future[S]:
+        return workers.running().submit(task, shard)
+
     while waiting or suspects:
-        queue, limit = (suspects, 1) if suspects else (waiting, 2 * num_workers)
+        queue, limit = (suspects, 1) if suspects else (waiting, 2 * workers.number)
         running: dict[Future[S], int] = {}
-        with ProcessPoolExecutor(num_workers, mp_context=_SPAWN, initializer=_exit_with_parent) as executor:
-            try:
-                yield from _stream(lambda shard: executor.submit(task, shard), queue, running, limit)
-            except BrokenProcessPool:
-                losses.update(running.values())
-                for shard in reversed(running.values()):
-                    (suspects if losses[shard] > 1 else waiting).appendleft(shard)
-                if max(losses.values(), default=0) > MAX_LOSSES:
-                    raise _killed(shard for shard, count in losses.items() if count > MAX_LOSSES) from None
-            except BaseException:
-                executor.shutdown(wait=False, cancel_futures=True)
-                raise
+        try:
+            yield from _stream(submit, queue, running, limit)
+        except BrokenProcessPool:
+            workers.end()
+            losses.update(running.values())
+            for shard in reversed(running.values()):
+                (suspects if losses[shard] > 1 else waiting).appendleft(shard)
+            if max(losses.values(), default=0) > MAX_LOSSES:
+                raise _killed(shard for shard, count in losses.items() if count > MAX_LOSSES) from None
+        except BaseException:
+            workers.end(at_once=True)
+            raise
 
 
 def _exit_with_parent() -> None:
@@ -172,54 +228,6 @@ def _run_on_ray(task: Callable[[int], S], waiting: deque[int], runtime: Curation
 # A module-level function, since Ray cannot take the partial that a task is.
 def _call(task: Callable[[int], S], shard: int) -> S:
     return task(shard)
-
-
-@contextmanager
-def connected_ray(runtime: CurationRuntime) -> Iterator[Any]:
-    """Yield the module ray, connected as `runtime` requires. An existing connection is used and left open.
-
-    Raises:
-        UserError: If there is no cluster at `ray_address`.
-    """
-    # Under `uv run` Ray would send the working folder to each worker and resolve its packages again.
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray  # the extra `ray`; reads the variables above when it is imported
-
-    if ray.is_initialized():
-        yield ray
-        return
-    new_cluster = {"address": "local", "num_cpus": runtime.workers or None, "include_dashboard": False}
-    where = {"address": runtime.ray_address} if runtime.ray_address else new_cluster
-    try:
-        _check_listening(_address_of(runtime))
-        ray.init(**where, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, TimeoutError, socket.gaierror) as error:
-        why = error.strerror or error
-        raise UserError(f"no Ray cluster found at ray_address {runtime.ray_address}: {why}") from None
-    except Exception as error:  # of many types, some of them plain: it depends on what the machine lacks
-        raise UserError(f"Ray did not start: {type(error).__name__}: {' '.join(str(error).split())}") from None
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _address_of(runtime: CurationRuntime) -> str:
-    """Find the address that Ray will try. `auto` means RAY_ADDRESS if that is set."""
-    named = runtime.ray_address or ""
-    return os.environ.get("RAY_ADDRESS", named) if named == "auto" else named
-
-
-def _check_listening(address: str) -> None:
-    """Connect to HOST:PORT, also with `ray://`. Ray itself tries for minutes and then ends the process.
-
-    Raises:
-        OSError: If nothing listens there.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def _stream(submit: Submit[S], waiting: deque[int], running: dict[Future[S], int], limit: int) -> Iterator[S]:

@@ -47,6 +47,7 @@ from vfm_curation.counts.entry_counts import total_counts
 from vfm_curation.counts.matches import COUNTS_FILE, num_shards, read_shards, texts_by_language
 from vfm_curation.counts.probabilities import Floats, Integers, keep_probability, t_for_target_size, tail_share
 from vfm_curation.counts.sampled_texts import SAMPLE_FILE, SampledTexts
+from vfm_curation.engine import kept_workers
 from vfm_curation.match.match import texts_in
 from vfm_curation.metadata import load_entries
 
@@ -74,6 +75,11 @@ def check_balance(config: MetaclipBalance, ctx: Preflight) -> None:
 
 def balance_texts(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
     """Write the subset, a row for each matched text, and the data card with counts of entries before and after."""
+    with kept_workers(config.runtime):  # for the trials of t, and the subset
+        return _balance(config, ctx)
+
+
+def _balance(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
     begun = time.monotonic()
     matches = ctx.load(config.matches)
     pairs = PairDataset.load(matches.linked(matches.pool))  # a pool or a subset of one

@@ -25,7 +25,7 @@ from vfm_curation.crawl.extract_records import read_records
 from vfm_curation.crawl.link_table import publish_links, table_schema
 from vfm_curation.crawl.path_lists import expand_lists, is_path_list
 from vfm_curation.crawl.stages import ExtractLinks
-from vfm_curation.engine import run_shards
+from vfm_curation.engine import kept_workers, run_shards
 from vfm_curation.shard_files import (
     ARROW,
     finished_summary,
@@ -63,16 +63,18 @@ def extract_links(config: ExtractLinks, ctx: Context) -> LinkTable:
     job.paths.write_text("\n".join(paths), encoding="utf-8")
     for folder in (job.work, job.folder):
         folder.mkdir(exist_ok=True)
-    num_pages = num_texts = 0
-    extracting = run_shards(extract_file, job, range(len(paths)), config.runtime)
-    for summary in with_progress(ctx, extracting, len(paths)):
-        num_pages, num_texts = num_pages + summary.num_pages, num_texts + summary.num_texts
-    if not num_texts:
-        raise UserError(f"{config.name}: no image with a text in {len(paths)} files, of which the first is {paths[0]}")
-    num_merged = 0
-    merging = run_shards(merge_bucket, job, range(config.buckets), config.runtime)
-    for bucket in with_progress(ctx, merging, config.buckets):
-        num_merged += bucket.num_texts
+    with kept_workers(config.runtime):
+        num_pages = num_texts = 0
+        extracting = run_shards(extract_file, job, range(len(paths)), config.runtime)
+        for summary in with_progress(ctx, extracting, len(paths)):
+            num_pages, num_texts = num_pages + summary.num_pages, num_texts + summary.num_texts
+        if not num_texts:
+            first = f"{len(paths)} files, of which the first is {paths[0]}"
+            raise UserError(f"{config.name}: no image with a text in {first}")
+        num_merged = 0
+        merging = run_shards(merge_bucket, job, range(config.buckets), config.runtime)
+        for bucket in with_progress(ctx, merging, config.buckets):
+            num_merged += bucket.num_texts
     table = publish_links(ctx, job.folder, config.language)
     values = {"pages": num_pages, "texts_found": num_texts, "texts": num_merged, "links": table.num_samples}
     named_values = {f"curation/{name}": value for name, value in values.items()}

@@ -19,7 +19,7 @@ from vfm.plugin import (
     UserError,
     how_to_install,
 )
-from vfm_curation.engine import run_shards
+from vfm_curation.engine import kept_workers, run_shards
 from vfm_curation.filters.outcome import Outcome, OutcomeJob, write_outcome
 from vfm_curation.filters.run import FilterRun, Pass
 from vfm_curation.filters.stages import FilterPool
@@ -65,8 +65,9 @@ def filter_pool(config: FilterPool, ctx: Context) -> CuratedSubset:
     if reading and not open_dataset(dataset).index.spec.images:
         raise UserError(f"{config.name}: {', '.join(reading)}: reads images, but '{config.pool}' has only texts")
     run = FilterRun(ctx, config.pool, config.filters, config.runtime, config.max_bad_fraction)
-    run.run()
-    outcome = _write_outcome(run, ctx)
+    with kept_workers(config.runtime):
+        run.run()
+        outcome = _write_outcome(run, ctx)
     if not outcome.num_texts:
         reasons = ", ".join(f"{count} {reason}" for reason, count in outcome.dropped.most_common())
         raise UserError(f"{config.name}: no text of '{config.pool}' passes all filters: {reasons or 'it has no texts'}")
