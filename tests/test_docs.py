@@ -228,6 +228,17 @@ COMMANDS = {
     "photo.jpg,red,dog\\n' > TRAIN.csv && {}",
     "uv run vfm finetune ViT-B-32,openai imagenet/train --val imagenet/val"
     " --data-option 'texts=a photo of a {label}'": f"{PHOTOS}{{}} --dry-run",
+    "vfm doctor train.parquet": f"{sys.executable} {ROOT}/tests/first_hour.py . && {{}}",
+    "vfm doctor captions.csv": AS_IT_STANDS,
+    "vfm doctor resnet.pth": AS_IT_STANDS,
+    "vfm classify train.parquet --val val.parquet --model resnet10t,resnet.pth": AS_IT_STANDS,
+    "vfm data train.parquet --data-option 'texts=a photo of a {names}' --data-option 'columns=[site]'": AS_IT_STANDS,
+    "vfm finetune ViT-Pico-8-32,none train.parquet --val val.parquet --data-option 'texts=a photo of a {names}'"
+    " --steps 4 --batch-size 8": AS_IT_STANDS,
+    "vfm eval ViT-Pico-8-32,none --data val.parquet --tasks zero_shot --by site": AS_IT_STANDS,
+    "vfm embed store/runs/finetune/artifacts/tuned captions.csv --out index.parquet": AS_IT_STANDS,
+    'vfm search "something red" --index index.parquet': AS_IT_STANDS,
+    "embedding-atlas embeddings.parquet --text text --vector embedding": NOT_HERE,  # a server of another package
     "vfm doctor imagenet": f"{PHOTOS}mkdir -p imagenet/train/two && cp photo.jpg imagenet/train/two && {{}}",
     "vfm classify imagenet --model vit_small_patch16_224.augreg_in21k_ft_in1k": "{} --dry-run",
     "vfm classify TRAIN --val VAL --model ViT-B-32,openai --method probe": f"{CLASSES}{{}} --dry-run",

@@ -33,7 +33,7 @@ CONTRIBUTING = "CONTRIBUTING.md"
 USING, METHODS = (
     [f"docs/{name}.md" for name in names.split()]
     for names in (
-        "install data classifiers recipes runs models serving python scaling troubleshooting",
+        "install first_hour data classifiers recipes runs models serving python scaling troubleshooting",
         "curation pretraining clip_training feedback detection video language_models evaluation kernels",
     )
 )

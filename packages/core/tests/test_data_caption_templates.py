@@ -179,3 +179,17 @@ def test_commands_take_a_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sorted(read_embeddings(tmp_path / "index.parquet").texts) == sorted(EXPECTED)
     scored = run_here("eval", "clip", "--data", "set", "--tasks", "retrieval", *option)
     assert scored.code == 0, scored.err
+
+
+def test_embed_reads_the_columns_that_the_doctor_recognises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_clip(tmp_path / "clip", 0)
+    (tmp_path / "photos").mkdir()
+    lines = ["photo,about"]
+    for name in NAMES:
+        (tmp_path / "photos" / f"{name}.png").write_bytes(png(name))
+        lines.append(f"{name}.png,a photo of something {name}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    done = run_here("embed", "clip", "t.csv", "--out", "index.parquet")
+    assert done.code == 0, done.err
+    assert read_embeddings(tmp_path / "index.parquet").texts == [f"a photo of something {name}" for name in NAMES]

@@ -161,6 +161,8 @@ def test_reports_have_each_metric_of_each_group_with_its_interval(here: Path, ta
             shown = metrics[model, f"{metric}/site={site}"]
             assert (shown.value, shown.n) == (pytest.approx(sum(hits) / len(hits)), len(hits))
             assert (shown.low, shown.high) == pytest.approx(wilson_interval(sum(hits), len(hits)))
+    first = next(line for line in done.out.splitlines() if line.strip().startswith("north"))
+    assert first.split()[1] == "7"  # images of north
     assert {c.metric for c in report.comparisons} == {name for _, name in metrics}
 
 

@@ -23,6 +23,7 @@ from vfm.cli.command import (
     show,
 )
 from vfm.cli.recipe import show_outcome
+from vfm.data.samples.columns import column_name
 from vfm.flow.listeners.listeners import ConsoleListener
 from vfm.flow.plan.plan import make_plan
 from vfm.flow.plan.store import LINKS, Store
@@ -121,6 +122,9 @@ def eval(  # noqa: A001
     if not quiet:
         for table in panel_tables(outcome.directory / LINKS / SUMMARY):
             console.print(table)
+        for link in sorted((outcome.directory / LINKS).iterdir()) if by else ():
+            for table in panel_tables(link, f"By {column_name(by)}: "):
+                console.print(table)
         show_outcome(outcome)
         show(f"{count} results: {results}")
 

@@ -104,7 +104,7 @@ class ModelEvaluation(Evaluation):
             source = load_function(f"{GROUPS}:open_groups")(ctx, ctx.load(self.data), self.by)
         evaluated: Evaluated = load_function(self.evaluator)(self, ctx, encoders)
         if source is not None:
-            evaluated = load_function(f"{GROUPS}:with_groups")(evaluated, source, self.by)
+            evaluated = load_function(f"{GROUPS}:with_groups")(ctx, evaluated, source, self.by)
         return evaluated
 
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:

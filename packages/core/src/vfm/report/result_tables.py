@@ -84,10 +84,10 @@ def _seeds_table(summaries: Sequence[SeedSummary], tests: Tests) -> Table:
     return table
 
 
-def panel_tables(artifact: Path) -> Iterator[Table]:
-    """Yield the tables among the panels of an artifact."""
+def panel_tables(artifact: Path, title: str = "") -> Iterator[Table]:
+    """Yield the tables among the panels of an artifact whose title begins with `title`."""
     for panel in load_panels(artifact):
-        if isinstance(panel, TablePanel):
+        if isinstance(panel, TablePanel) and panel.title.startswith(title):
             table = Table(title=escape(panel.title), title_justify="left", caption_justify="left", box=None)
             table.caption = escape(panel.note)
             rows = [[_panel_cell(cell) for cell in row] for row in panel.rows]

@@ -7,8 +7,9 @@ from itertools import islice
 
 from vfm.base import UserError
 from vfm.data.annotated.coco import CocoJson, stream
+from vfm.data.annotated.cvat import CvatXml
 from vfm.data.annotated.label_maps import ade20k, cityscapes, coco_stuff, folder_maps, voc_maps
-from vfm.data.annotated.marks import DATA_YAML, MARKS
+from vfm.data.annotated.marks import DARKNET_NAMES, DATA_YAML, MARKS, cvat_xml
 from vfm.data.annotated.panoptic import PanopticJson
 from vfm.data.annotated.records import AnnotationReader, Classes
 from vfm.data.annotated.sample_records import SampleRecords
@@ -21,8 +22,8 @@ from vfm.storage import files
 LAYOUTS: dict[str, Kind] = {"hugging_face": "parquet", "webdataset": "webdataset"}
 COCO_FORMATS = ("coco", "lvis", "objects365")
 EXPECTED = (
-    "expected COCO's json (instances, panoptic), LVIS, Objects365, VOC, YOLO, ADE20K, COCO-Stuff, Cityscapes, folders"
-    " of images and of label maps, tars with jpg + json, or Parquet with `objects`"
+    "expected COCO's json (instances, panoptic), LVIS, Objects365, VOC, YOLO, CVAT's XML, ADE20K, COCO-Stuff,"
+    " Cityscapes, folders of images and of label maps, tars with jpg + json, or Parquet with `objects`"
 )
 
 
@@ -69,6 +70,8 @@ def _kind_of_annotations(path: str, root: str) -> str:
         raise UserError(f"{path}: no such file or folder")
     if files.without_query(path).endswith((".json", ".json.gz")):
         return _kind_of_json(path)
+    if path.endswith(".xml"):
+        return "cvat"
     if not files.is_directory(path):
         raise UserError(f"{path}: unknown format of annotations; {EXPECTED}")
     if path.rstrip("/").endswith("SegmentationClass"):
@@ -171,6 +174,22 @@ def _yolo(config: Annotated) -> YoloFolder:
     return YoloFolder(images=images, texts=texts, names=names)
 
 
+def _cvat(config: Annotated) -> CvatXml:
+    root = _root(config)
+    path = config.annotations or cvat_xml(root)
+    if path is None:
+        raise UserError(f"{root}: no XML file of CVAT; set annotations")
+    return CvatXml(path=path, image_root=_image_root(config), names=_names(config) if config.names else [])
+
+
+def _darknet(config: Annotated) -> YoloFolder:
+    """Open Darknet's layout, which CVAT calls YOLO 1.1: images and texts in one folder."""
+    root = _root(config)
+    names = [line.strip() for line in files.read_text(f"{root}/{DARKNET_NAMES}").splitlines() if line.strip()]
+    folder = next(filter(files.is_directory, (f"{root}/obj_{config.split}_data", f"{root}/data")), root)
+    return YoloFolder(images=folder, texts=folder, names=names)
+
+
 def _split_folder(root: str, split: str) -> str:
     """Find the folder of a split. Roboflow writes `../train/images` for a folder next to the yaml."""
     folder = f"{root}/{split}".rstrip("/")
@@ -228,6 +247,8 @@ READERS: dict[str, Callable[[Annotated], AnnotationReader]] = {
     "coco_stuff": _coco_stuff,
     "cityscapes": lambda config: cityscapes(_root(config), config.split),
     "label_maps": _label_maps,
+    "cvat": _cvat,
+    "darknet": _darknet,
     "webdataset": _samples,
     "hugging_face": _samples,
 }

@@ -12,13 +12,13 @@ from vfm.storage.files import expand_paths
 
 Format = Literal[
     "auto", "coco", "coco_panoptic", "lvis", "objects365", "voc", "voc_maps", "yolo", "ade20k", "coco_stuff",
-    "cityscapes", "label_maps", "webdataset", "hugging_face",
+    "cityscapes", "label_maps", "webdataset", "hugging_face", "cvat", "darknet",
 ]  # fmt: skip
 Fraction = Typed[float, Field(ge=0, le=1)]
 
 
 class Annotated(Stage):
-    """Index your own images with boxes, masks or label maps: COCO, LVIS, VOC, YOLO, ADE20K, Cityscapes and others."""
+    """Index your own images with boxes, masks or label maps: COCO, LVIS, VOC, YOLO, CVAT, ADE20K and others."""
 
     kind: Literal["data.annotated"] = "data.annotated"
     path: str | Typed[list[str], Field(min_length=1)] = Field(
@@ -27,8 +27,8 @@ class Annotated(Stage):
     )
     annotations: str | None = Field(
         None,
-        description="JSON file of COCO, LVIS, Objects365 or panoptic annotations (also .gz), folder of YOLO's text"
-        " files, or folder of label maps as PNG files (default: found in `path`)",
+        description="JSON file of COCO, LVIS, Objects365 or panoptic annotations (also .gz), CVAT's XML, folder of"
+        " YOLO's text files, or folder of label maps as PNG files (default: found in `path`)",
     )
     format: Format = Field("auto", description="format of the annotations (auto: by the files)")
     split: str = Field("train", description="split of a dataset with several, such as val2017 or validation")

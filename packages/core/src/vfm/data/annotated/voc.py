@@ -18,6 +18,7 @@ from vfm.data.annotated.records import (
     Label,
     ListedImages,
 )
+from vfm.data.layouts.folder import image_names
 from vfm.storage import files
 
 VOC_CLASSES = [
@@ -28,7 +29,10 @@ VOC_CLASSES = [
 
 @dataclass
 class VocFolder(ListedImages):
-    """Reader of a folder with `JPEGImages`, `Annotations` and `ImageSets/Main/SPLIT.txt`."""
+    """Reader of a folder with `JPEGImages`, `Annotations` and `ImageSets/Main/SPLIT.txt`.
+
+    FiftyOne's export has the images in `data` and the XML files in `labels`.
+    """
 
     root: str = ""
     split: str = "train"
@@ -37,10 +41,13 @@ class VocFolder(ListedImages):
 
     def __post_init__(self) -> None:
         self.labels: list[Label] = ["boxes"]
-        stems = split_stems(self.root, "Main", self.split)
-        self.listed = [
-            AnnotatedImage(stem, f"{self.root}/JPEGImages/{stem}.jpg", number) for number, stem in enumerate(stems)
-        ]
+        self.xml_folder = f"{self.root}/Annotations"
+        if files.is_directory(self.xml_folder):
+            paths = {stem: f"{self.root}/JPEGImages/{stem}.jpg" for stem in split_stems(self.root, "Main", self.split)}
+        else:
+            self.xml_folder, images = f"{self.root}/labels", f"{self.root}/data"
+            paths = {name.rpartition(".")[0]: f"{images}/{name}" for name in image_names(images)}
+        self.listed = [AnnotatedImage(stem, path, number) for number, (stem, path) in enumerate(paths.items())]
         self.classes = Classes.numbered(self.names or self._names_in_files())
 
     def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
@@ -65,7 +72,7 @@ class VocFolder(ListedImages):
         return VOC_CLASSES if names <= set(VOC_CLASSES) else sorted(names)
 
     def _xml(self, image: AnnotatedImage) -> str:
-        return f"{self.root}/Annotations/{image.key}.xml"
+        return f"{self.xml_folder}/{image.key}.xml"
 
 
 def split_stems(root: str, task: str, split: str) -> list[str]:

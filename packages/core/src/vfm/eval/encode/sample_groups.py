@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -10,10 +10,11 @@ import numpy as np
 
 from vfm.base import UserError
 from vfm.data import BadSample, Source, open_dataset, require_column
-from vfm.interfaces import Context, Evaluated, ImageDataset, ModelResult, TaggedImages
+from vfm.interfaces import Context, Evaluated, ImageDataset, ModelResult, TablePanel, TaggedImages
 from vfm.statistics import Accuracy
 
 MAX_GROUPS = 50
+TITLE = "By"  # of the table, before the column
 
 
 def open_groups(ctx: Context, data: object, column: str) -> Source:
@@ -30,10 +31,13 @@ def open_groups(ctx: Context, data: object, column: str) -> Source:
     return source
 
 
-def with_groups(evaluated: Evaluated, source: Source, column: str) -> Evaluated:
-    """Add each accuracy on the samples of each group, as `acc1/site=a`. Wrong answers may be of any group.
+def with_groups(ctx: Context, evaluated: Evaluated, source: Source, column: str) -> Evaluated:
+    """Add each accuracy on the samples of each group, as `acc1/site=a`, and a table of the first one.
+
+    Wrong answers may be of any group.
 
     Args:
+        ctx: receives the table.
         evaluated: results, whose tables have the key of each item.
         source: the samples, with the column.
         column: name of the column.
@@ -52,11 +56,32 @@ def with_groups(evaluated: Evaluated, source: Source, column: str) -> Evaluated:
         raise UserError(
             f"by: column {column!r} has {len(names):,} values, such as {some}; expected at most {MAX_GROUPS}"
         )
-    results = {}
+    results, by_model = {}, {}
     for model, result in evaluated.results.items():
-        scores = [*result.scores, *_scores_of_groups(result, groups, column, names)]
-        results[model] = replace(result, scores=scores)
+        by_model[model] = list(_scores_of_groups(result, groups, column, names))
+        results[model] = replace(result, scores=[*result.scores, *by_model[model]])
+    if any(by_model.values()):
+        ctx.panel(_table(column, by_model))
     return replace(evaluated, results=results)
+
+
+def _table(column: str, by_model: Mapping[str, Sequence[Accuracy]]) -> TablePanel:
+    """Make a table of the first metric, with a row for each group."""
+    first = next(iter(by_model.values()))
+    metric = first[0].metric.partition("/")[0]
+    rows: list[list[str | float | int | None]] = []
+    for number, score in enumerate(first):
+        name, _, group = score.metric.partition("/")
+        if name == metric:
+            same = [scores[number] for scores in by_model.values()]
+            rows.append([group.partition("=")[2], score.num_independent, *map(_in_percent, same)])
+    note = "With 95 % intervals. All samples are ranked together. The other metrics are in the table of metrics."
+    return TablePanel(title=f"{TITLE} {column}: {metric}", note=note, order=15, columns=["", "n", *by_model], rows=rows)
+
+
+def _in_percent(score: Accuracy) -> str:
+    low, high = score.interval()
+    return f"{100 * score.value:.1f} % ({100 * low:.1f} – {100 * high:.1f} %)"
 
 
 def _scores_of_groups(

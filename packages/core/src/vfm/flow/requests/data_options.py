@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from vfm.base import UserError, did_you_mean, error_lines
 from vfm.data.pairs.stages import Pairs
 from vfm.flow.recipe.yaml_lines import parse_value
+from vfm.flow.recognition.formats import recognise
 from vfm.flow.requests.inputs import Fields
 from vfm.interfaces import Stage
 
@@ -56,14 +58,17 @@ def with_data_options(fields: Fields, options: Mapping[str, Any], known: Mapping
 
 
 def image_options(path: str, options: Mapping[str, Any]) -> Pairs:
-    """Convert options of a dataset whose images are embedded or drawn.
+    """Convert options of a dataset whose images are embedded or drawn. Columns without an option are recognised.
 
     Raises:
         UserError: If an option is unknown or has a wrong value.
     """
     _check_names(options, _IMAGE_OPTIONS, "images")
+    recognised: Fields = {}
+    with suppress(UserError):  # reported when the data are read
+        recognised = {key: value for key, value in recognise(path).items() if key in _IMAGE_OPTIONS}
     try:
-        return Pairs.model_validate({"name": "data", "path": path, **options})
+        return Pairs.model_validate({"name": "data", "path": path, **recognised, **options})
     except ValidationError as error:
         lines = [f"data-option {'.'.join(map(str, key))}: {line}" for key, line in error_lines(error, Pairs)]
         raise UserError("\n".join(lines)) from None
