@@ -27,7 +27,7 @@ from vfm.eval import load_encoder
 from vfm.eval.classify.attentive_probe import AttentiveHead, PatchTokens, patch_tokens
 from vfm.eval.classify.classify import columns_of
 from vfm.eval.classify.knn import knn_votes
-from vfm.eval.classify.stages import AttentiveProbe, Classify, Knn, LinearProbe
+from vfm.eval.classify.stages import AttentiveProbe, Classify, FewShot, Knn, LinearProbe
 from vfm.eval.classify.sweep import (
     NormedLinearHead,
     ProbeSchedule,
@@ -541,3 +541,28 @@ def test_timms_imagenet_order_is_given_by_names(tmp_path: Path) -> None:
     ranks = [found[name].predictions["images"]["rank"].tolist() for name in ("m", "n")]
     assert ranks[0] == ranks[1]
     assert vision_preprocess(model.module).image_size == 32  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        LinearProbe(name="p", train="train", data="data"),
+        LinearProbe(name="p", train="train", data="data", solver="sgd"),
+        Knn(name="k", train="train", data="data", k=3),
+        FewShot(name="f", train="train", data="data", shots=[1], draws=1),
+    ],
+    ids=["lbfgs", "sgd", "knn", "few shots"],
+)
+def test_test_images_that_are_also_trained_on_are_a_warning(stage: object, tmp_path: Path) -> None:
+    known, whole = labeled(tmp_path / "train"), labeled(tmp_path / "whole", 70)
+    other = tmp_path / "other"
+    write_other = [(f"{n:04d}", {"png": png(NAMES[n % 7], 100 + n), "cls": str(n % 7).encode()}) for n in range(42)]
+    spec = DatasetSpec(label_key="cls", class_names=NAMES)
+    size = write_rows(other, write_other, spec)
+    new = LabeledDataset.create(other, num_samples=size, class_names=NAMES)  # the same keys, other images
+    expected = {known.path: ["42 of the 42 test images"], whole.path: ["42 of the 70 test images"], other: []}
+    for number, data in enumerate((known, whole, new)):
+        run = run_in(tmp_path / str(number), train=known, data=data)
+        stage.evaluate(run.ctx, ORACLES)  # type: ignore[attr-defined]
+        warnings = [event.data["message"] for event in run.events if event.type == "warning"]
+        assert [warning.partition(" are ")[0] for warning in warnings] == expected[data.path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vfm.base import UserError
@@ -9,7 +10,7 @@ from vfm.data.prompts.templates import read_sentences, sentences_of
 from vfm.eval.base import FeatureEvaluation
 from vfm.eval.class_names import _first_difference, check_class_names
 from vfm.eval.classify.stages import Classify, LinearProbe, ZeroShot
-from vfm.interfaces import Artifact, LabeledDataset, Preflight, Ref, TaggedImages
+from vfm.interfaces import Artifact, Context, LabeledDataset, Preflight, Ref, TaggedImages
 
 
 def check_zero_shot(config: ZeroShot, ctx: Preflight) -> None:
@@ -81,6 +82,22 @@ def check_same_classes(
         raise UserError(
             f"expected the same classes in {config.train} and {config.data}, got {in_train!r} in {config.train} where"
             f" {config.data} has {in_data!r}"
+        )
+
+
+def warn_of_overlap(ctx: Context, train: Sequence[bytes], data: Sequence[bytes]) -> None:
+    """Warn if test items are also training items.
+
+    Args:
+        ctx: the stage's context.
+        train: hash of each training item, with its key, class and image.
+        data: hash of each test item.
+    """
+    shared = len(set(train) & set(data))
+    if shared:
+        ctx.warn(
+            f"{shared:,} of the {len(data):,} test images are also training images, with the same key and class: the"
+            " score says little about new images"
         )
 
 

@@ -21,7 +21,7 @@ from scipy.special import log_softmax
 
 from vfm.base import UserError
 from vfm.eval.base import ReadSettings
-from vfm.eval.classify.checks import check_same_classes
+from vfm.eval.classify.checks import check_same_classes, warn_of_overlap
 from vfm.eval.classify.stages import FewShot
 from vfm.eval.classify.zero_shot import zero_shot_classifier
 from vfm.eval.encode.encoders import logit_scale
@@ -98,6 +98,7 @@ def score_few_shot(
         width = known.features[name].shape[1]
         starts[name] = _start(name, model, data, settings, width, reading.batch_size)
     leave_to_first()
+    warn_of_overlap(ctx, known.digests, test.digests)
     results, curves = {}, []
     for name, start in starts.items():
         known_features, test_features = known.features[name].numpy(), test.features[name].numpy()

@@ -19,7 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from vfm.base import UserError
-from vfm.eval.classify.checks import check_same_classes
+from vfm.eval.classify.checks import check_same_classes, warn_of_overlap
 from vfm.eval.classify.classification import encode_with_targets, result_from_scores
 from vfm.eval.classify.classification_panels import add_class_panels
 from vfm.eval.classify.probe_features import with_probe_features
@@ -77,6 +77,7 @@ def _evaluate_lbfgs(
     fitted, held_out = split_validation(known_labels, config.validation_fraction, config.seed)
     test, targets = encode_with_targets(ctx, encoders, data, config.reading)
     leave_to_first()
+    warn_of_overlap(ctx, known.digests, test.digests)
     train_hash = data_hash(train, known.digests)
     results, curves = {}, []
     for name in encoders:

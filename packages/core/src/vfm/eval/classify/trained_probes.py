@@ -18,7 +18,7 @@ from torch import Tensor
 from vfm.base import UserError
 from vfm.eval.base import ReadSettings
 from vfm.eval.classify.attentive_probe import AttentiveHead, PatchTokens
-from vfm.eval.classify.checks import check_same_classes
+from vfm.eval.classify.checks import check_same_classes, warn_of_overlap
 from vfm.eval.classify.classification import ClassDataset, encode_with_targets, result_from_scores
 from vfm.eval.classify.classification_panels import add_class_panels
 from vfm.eval.classify.stages import AttentiveProbe
@@ -87,6 +87,7 @@ def score_trained_probe(
         known, known_targets, features = _encode(ctx, encoders, train, settings, "train", reading, opened)
         test, targets, test_features = _encode(ctx, encoders, data, settings, "test", reading, opened)
         leave_to_first()
+        warn_of_overlap(ctx, known.digests, test.digests)
         split = _split(known_targets, settings)
         results, curves = {}, []
         for name in encoders:
