@@ -30,7 +30,8 @@ RESERVE = 30  # seconds before the limit, in which a part ends by itself after t
 UNFINISHED = 75  # exit code of a part that goes on in the next call
 TAIL = 2000  # characters of a part's output that are kept
 OPERATIONS = (
-    "rotate", "swiglu_subln", "add_layer_norm", "masked_cosine_loss", "info_nce", "siglip_loss", "mask_tokens",
+    "rotate", "swiglu_subln", "add_layer_norm", "masked_cosine_loss", "info_nce", "info_nce_all_pairs",
+    "siglip_loss", "mask_tokens",
     "gather_tokens", "scatter_tokens",
 )  # fmt: skip
 

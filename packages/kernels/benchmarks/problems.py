@@ -239,16 +239,19 @@ def contrastive(device: torch.device, batch: int, channels: int, loss: str) -> P
     """Return the loss of one process; ours in chunks of rows, torch's with all logits at once."""
     # On the device already: a copy from the host cannot be part of a CUDA graph.
     scale, bias = torch.full((), 20.0, device=device), torch.full((), -10.0, device=device)
-    more = () if loss == "info_nce" else (bias,)
-    function = getattr(vk, loss)
+    more = (bias,) if loss == "siglip_loss" else ()
+    function = vk.siglip_loss if more else vk.info_nce
     inputs = [torch.nn.functional.normalize(random(device, batch, channels).float(), dim=1) for _ in range(2)]
 
     def whole(image: Tensor, text: Tensor) -> Tensor:
         return function(image, text, scale, *more)
 
     def chunked(image: Tensor, text: Tensor) -> Tensor:
-        return function(image, text, scale, *more, chunk_size=CHUNK)
+        # Features of all processes, though they are one, for the form that several processes need.
+        gathered = {"all_image_features": image, "all_text_features": text} if loss == "info_nce" else {}
+        return function(image, text, scale, *more, chunk_size=CHUNK, **gathered)
 
     product = 2 * batch**2 * channels
-    costs = (Cost(8 * batch * channels, product), Cost(16 * batch * channels, (3 if more == () else 2) * product))
-    return op_problem(loss, f"({batch},{channels})", inputs, whole, *costs, chunked, (min(batch, CHUNK), 0, batch))
+    costs = (Cost(8 * batch * channels, product), Cost(16 * batch * channels, (2 if more else 3) * product))
+    size = None if loss == "info_nce_all_pairs" else (min(batch, CHUNK), 0, batch)
+    return op_problem(loss, f"({batch},{channels})", inputs, whole, *costs, chunked, size)

@@ -59,6 +59,7 @@ REAL: list[tuple[Callable[..., Problem], dict[str, Any], dict[str, Any]]] = [
     (problems.scatter_tokens, {"batch": 256, "tokens": 256, "kept": 64, "channels": 1024}, {"batch": 2}),
     (problems.masked_cosine, {"batch": 256, "tokens": 256, "channels": 1024}, {"batch": 2}),
     (problems.contrastive, {"batch": 32768, "channels": 1024, "loss": "info_nce"}, {"batch": 512}),
+    (problems.contrastive, {"batch": 32768, "channels": 1024, "loss": "info_nce_all_pairs"}, {"batch": 512}),
     (problems.contrastive, {"batch": 32768, "channels": 1024, "loss": "siglip_loss"}, {"batch": 512}),
 ]
 SMALL = {"batch": 2, "tokens": 17, "heads": 2, "width": 16, "channels": 32, "rows": 8, "padded": 32, "kept": 5}

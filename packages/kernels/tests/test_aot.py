@@ -17,6 +17,8 @@ TENSOR_CORES = {  # kernels with matrix products
     "attention_short_kernel",
     "attention_stream_kernel",
     "attention_backward_kernel",
+    "pair_gradients_kernel",
+    "pair_statistics_kernel",
 }
 PRODUCTS = {"sm_90": "wgmma", "sm_100": "tcgen05"}  # instructions of matrix products; mma_sync elsewhere
 ALL_REGISTERS = 65536

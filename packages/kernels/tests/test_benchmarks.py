@@ -50,7 +50,7 @@ def test_without_a_gpu_the_runner_and_the_page_say_that_nothing_is_measured(tmp_
 SOME = {"attention", "masked_cosine_loss", "info_nce"}
 ALL = SOME | {
     "matmul", "rotate", "swiglu_subln", "add_layer_norm", "mask_tokens", "gather_tokens", "scatter_tokens",
-    "siglip_loss",
+    "siglip_loss", "info_nce_all_pairs",
 }  # fmt: skip
 
 

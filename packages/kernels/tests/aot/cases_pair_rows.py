@@ -1,8 +1,8 @@
-"""Contrastive losses of a chunk of 4096 rows of logits in a batch of 32768."""
+"""Contrastive losses of a batch of 32768: a chunk of 4096 rows of logits, and all pairs in tiles."""
 
 import torch
 
-from vfm_kernels.triton import cross_entropy_rows, sigmoid_rows
+from vfm_kernels.triton import cross_entropy_rows, pair_gradients, pair_statistics, sigmoid_rows
 
 
 def run() -> None:
@@ -11,4 +11,15 @@ def run() -> None:
     sigmoid_rows(logits, 8192)
 
 
-CASES = {"chunk": ("pair_rows", 32768, run)}
+def run_all_pairs(precision: str = "high") -> None:
+    torch.set_float32_matmul_precision(precision)  # vfm sets "high" on CUDA devices
+    features, scale = torch.empty(32768, 1024, device="meta"), torch.empty((), device="meta")
+    *statistics, _ = pair_statistics(features, features, scale)
+    pair_gradients(features, features, scale, tuple(statistics), 4096, 4096)
+
+
+CASES = {
+    "chunk": ("pair_rows", 32768, run),
+    "all pairs": ("pair_statistics", 1024, run_all_pairs),
+    "all pairs in fp32": ("pair_statistics", 1024, lambda: run_all_pairs("highest")),
+}

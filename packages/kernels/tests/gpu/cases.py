@@ -161,5 +161,10 @@ CASES: dict[str, Callable[..., Case]] = {
     "scatter_tokens": scatter_case,
     "masked_cosine_loss": cosine_case,
     "info_nce": contrastive_case(info_nce),
+    "info_nce of several processes": contrastive_case(
+        lambda image, text, scale, chunk_size: info_nce(
+            image, text, scale, all_image_features=image, all_text_features=text, chunk_size=chunk_size
+        )
+    ),
     "siglip_loss": contrastive_case(siglip_loss, -10.0),
 }

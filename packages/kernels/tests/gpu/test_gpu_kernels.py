@@ -75,7 +75,7 @@ def test_inputs_that_are_views_between_poisoned_values(agrees, build):
 
 def test_an_empty_batch(build, request):
     name = request.node.callspec.params["build"]
-    if name in ("info_nce", "siglip_loss", "masked_cosine_loss") or "crops" in name:
+    if name.startswith(("info_nce", "siglip_loss", "masked_cosine_loss")) or "crops" in name:
         pytest.skip("a loss or a row of sequences has no empty batch")
     case = build(batch=0)
     results = evaluate(case.op, case.inputs)

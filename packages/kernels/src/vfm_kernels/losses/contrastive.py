@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vfm_kernels.dispatch.dispatch import fused
 from vfm_kernels.dispatch.precision import at_least_fp32
+from vfm_kernels.losses.all_pairs import all_pairs_loss
 from vfm_kernels.losses.chunked import (
     chunked_pair_loss,
     cross_entropy_rows,
@@ -75,6 +77,11 @@ def info_nce(
         raise ValueError(f"expected all_groups of shape ({len(all_text)},), got {tuple(all_groups.shape)}")
     if weights is not None and (weights.shape != (len(image),) or chunk_size is not None):
         raise ValueError(f"expected weights of shape ({len(image)},) without a chunk_size, got {tuple(weights.shape)}")
+
+    alone = all_text_features is None and all_groups is None
+    if chunk_size is not None and alone and fused("info_nce_all_pairs", image, text):
+        with torch.autocast(image.device.type, enabled=False):
+            return all_pairs_loss(image, text, scale, chunk_size)
 
     def direction(queries: Tensor, keys: Tensor) -> Tensor:
         if chunk_size is not None:

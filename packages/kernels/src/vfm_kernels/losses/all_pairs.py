@@ -1,0 +1,118 @@
+"""CLIP's loss of all pairs in both directions from one product, with no matrix of all logits in memory.
+
+The chunks of `chunked` multiply every pair twice in each pass, once for each direction. Here one product yields the
+statistics of rows and columns, tile by tile. The backward pass multiplies again by chunks of rows, whose gradients join
+both directions: 8 N^2 D operations instead of 12.
+
+Source: Cheng et al. 2024, Breaking the Memory Barrier (arXiv:2410.17243), for tiles of the contrastive loss.
+"""
+
+# N samples, D width, c rows of a chunk
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vfm_kernels.dispatch.dispatch import launchers, runs_triton
+from vfm_kernels.dispatch.library import Op
+
+# Largest and sum of exponentials of rows, and of columns, and the logits of positive pairs, (N,) each.
+Statistics = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def all_pairs_loss(image: Tensor, text: Tensor, scale: Tensor, chunk_size: int) -> Tensor:
+    """Compute CLIP's symmetric loss of one process.
+
+    Args:
+        image: (N, D), fp32, normalised.
+        text: (N, D), fp32, normalised.
+        scale: factor of the cosines, a scalar.
+        chunk_size: rows of logits in memory at once, in the backward pass.
+
+    Returns:
+        Scalar, differentiable once in all three.
+    """
+    loss: Tensor = _AllPairsLoss.apply(image.contiguous(), text.contiguous(), scale, chunk_size)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _AllPairsLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, text: Tensor, scale: Tensor, chunk_size: int) -> Tensor:
+        *statistics, positive = _STATISTICS(image, text, scale, chunk_size)
+        ctx.save_for_backward(image, text, scale, *statistics)
+        ctx.chunk_size = chunk_size
+        row_largest, row_total, key_largest, key_total = statistics
+        # The largest minus the positive logit is exact where they are equal.
+        of_rows, of_keys = (row_largest - positive) + row_total.log(), (key_largest - positive) + key_total.log()
+        loss: Tensor = (of_rows + of_keys).mean() / 2
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        image, text, scale, *statistics = ctx.saved_tensors
+        d_image, d_text, d_scale = torch.empty_like(image), torch.zeros_like(text), torch.zeros_like(scale)
+        for first in range(0, len(image), ctx.chunk_size):
+            num_rows = min(ctx.chunk_size, len(image) - first)
+            gradients, products = _GRADIENTS(image, text, scale, *statistics, first, num_rows)
+            rows = slice(first, first + num_rows)
+            d_scale += products
+            d_image[rows] = gradients @ text
+            d_text.addmm_(gradients.T, image[rows])
+        factor = grad / (2 * len(image))
+        # The products are of logits, which are the cosines times the scale.
+        return d_image.mul_(factor * scale), d_text.mul_(factor * scale), d_scale * factor / scale, None
+
+
+def _statistics(image: Tensor, text: Tensor, scale: Tensor, chunk_size: int) -> Statistics:
+    if runs_triton(image):
+        by_kernel: Statistics = launchers().pair_statistics(image, text, scale)
+        return by_kernel
+    row_parts: list[tuple[Tensor, Tensor]] = []
+    key_parts: list[tuple[Tensor, Tensor]] = []
+    positives = []
+    for first in range(0, len(image), chunk_size):
+        logits = _logits(image, text, scale, first, chunk_size)
+        positives.append(logits.diagonal(first))
+        for parts, dim in ((row_parts, 1), (key_parts, 0)):
+            largest = logits.amax(dim=dim)
+            parts.append((largest, (logits - largest.unsqueeze(dim)).exp().sum(dim=dim)))
+    row_largest, row_total = map(torch.cat, zip(*row_parts, strict=True))
+    largest, total = map(torch.stack, zip(*key_parts, strict=True))
+    key_largest = largest.amax(dim=0)
+    key_total = (total * (largest - key_largest).exp()).sum(dim=0)
+    return row_largest, row_total, key_largest, key_total, torch.cat(positives)
+
+
+def _gradients(image: Tensor, text: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    row_largest, row_total, key_largest, key_total, first, num_rows = rest
+    if runs_triton(image):
+        by_kernel: tuple[Tensor, Tensor] = launchers().pair_gradients(image, text, scale, rest[:4], first, num_rows)
+        return by_kernel
+    logits = _logits(image, text, scale, first, num_rows)
+    rows = slice(first, first + num_rows)
+    gradients = (logits - row_largest[rows, None]).exp() / row_total[rows, None]
+    gradients += (logits - key_largest).exp() / key_total
+    gradients.diagonal(first).sub_(2.0)
+    return gradients, (gradients * logits).sum()
+
+
+def _logits(image: Tensor, text: Tensor, scale: Tensor, first: int, num_rows: int) -> Tensor:
+    return scale * image[first : first + num_rows] @ text.T
+
+
+_STATISTICS = Op(
+    "pair_statistics(Tensor image, Tensor text, Tensor scale, int chunk_size)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _statistics,
+    lambda image, *_: tuple(image.new_empty(len(image)) for _ in range(5)),
+)
+_GRADIENTS = Op(
+    "pair_gradients(Tensor image, Tensor text, Tensor scale, Tensor row_largest, Tensor row_total, Tensor key_largest,"
+    " Tensor key_total, SymInt first, SymInt num_rows) -> (Tensor, Tensor)",
+    _gradients,
+    lambda image, text, scale, *rest: (image.new_empty((rest[-1], len(image))), image.new_empty(())),
+)
