@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -10,12 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from cli_world import run_here
 from eval_world import NAMES, png
 from vfm.data import DatasetSpec, Shard, Source
 from vfm.data.indexing.examination import Examination
 from vfm.data.pairs.stages import Pairs
+from vfm.flow.requests import dataset_summary
 from vfm.interfaces import Context
 
 NUM = 20
@@ -141,3 +144,24 @@ def test_columns_of_text_that_are_not_read_are_named(tmp_path: Path) -> None:
     assert any(line.startswith("text that is not read: source;") for line in shown(tmp_path / "t.csv"))
     (tmp_path / "u.csv").write_text("image,caption\nboat.png,a boat\n")
     assert not any(line.startswith("text that") for line in shown(tmp_path / "u.csv"))
+
+
+def cut_images(folder: Path) -> Path:
+    """Write 12 JPEGs with captions, of which four end after half of their bytes."""
+    folder.mkdir()
+    for number in range(12):
+        stream = io.BytesIO()
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (64, 64, 3), np.uint8)).save(stream, "jpeg")
+        data = stream.getvalue()
+        (folder / f"{number:02d}.jpg").write_bytes(data[: len(data) // 2] if number % 3 == 0 else data)
+        (folder / f"{number:02d}.txt").write_text(f"image {number}")
+    return folder
+
+
+def test_images_that_are_cut_off_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(cut_images(tmp_path / "cut"))
+    assert f"skipped: 4 unreadable_image; the first is {tmp_path}/cut/00.jpg" in lines
+    monkeypatch.setattr(dataset_summary, "DECODED_BYTES", 100)
+    lines = shown(tmp_path / "cut")
+    assert not [line for line in lines if line.startswith("skipped")]
+    assert any(line.startswith("not decoded: the files are large") for line in lines)

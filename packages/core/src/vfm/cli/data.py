@@ -82,6 +82,8 @@ def data(
             show(f"skipped: {count:,} {reason}{first}")
         if summary.num_counted:
             show(f"not checked: {summary.num_counted:,} samples were only counted; a bad one is found when it is used")
+        if not summary.is_decoded:
+            show("not decoded: the files are large, so only headers of images were read; --limit N decodes the first N")
         if summary.not_taken:
             example = f"data.pairs with texts: {{en: {summary.not_taken[0]}}}"
             show(f"text that is not read: {', '.join(summary.not_taken)}; to read captions: {example}")

@@ -155,7 +155,7 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
 
 
 def _drawings(run: RunSummary, known: Drawn) -> dict[str, list[Drawing]]:
-    """Draw the panels of finished stages, once for all pages, the charts of running ones, and those of their speed."""
+    """Draw the panels of finished stages, once for all pages, the charts of running ones, and charts of their speed."""
     from vfm.report.drawing import draw, draw_panels
 
     drawn = {}

@@ -1,6 +1,6 @@
 """The projector that LLaVA's pre-training leaves, `mm_projector.bin`, as the start of a training.
 
-Source: the names are those of LLaVA's released trainer: `mm_projector.0` and `mm_projector.2` of an MLP with a GELU
+Source: the names are from LLaVA's released trainer: `mm_projector.0` and `mm_projector.2` of an MLP with a GELU
 between its two layers (`mlp2x_gelu`).
 """
 

@@ -19,7 +19,7 @@ import numpy as np
 from vfm.base import UserError
 from vfm.data.indexing.repeated_keys import KeySample, first_keys, own_keys
 from vfm.data.indexing.stages import Verify
-from vfm.data.samples.images import open_image
+from vfm.data.samples.images import decode_image, open_image
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.shards import Found, Opening, Shard, ShardReader, UnreadShard, shard_format
 from vfm.data.samples.spec import DatasetSpec
@@ -49,9 +49,10 @@ class Examined:
 
 @dataclass(frozen=True)
 class Examination:
-    """Read a shard: its offsets, and with `verify` every sample, but only the header of its image.
+    """Read a shard: its offsets, and with `verify` every sample. Images are decoded if it is `decode`, else opened.
 
-    Shards with a known count are read only if `verify` is `all`, and no shard is read further than `num_samples` need.
+    Shards with a known count are read only if `verify` is `all` or `decode`, and no shard is read further than
+    `num_samples` need.
     """
 
     spec: DatasetSpec
@@ -69,7 +70,7 @@ class Examination:
                 shard, counted = candidate.reader.find(candidate.path)
             else:
                 shard, counted = candidate
-            if counted and self.verify != "all":
+            if counted and self.verify not in ("all", "decode"):
                 return self._counted(shard)
             return self._read(shard)
         except RemoteError as error:
@@ -88,7 +89,8 @@ class Examination:
         return Examined(shard, bad, KeySample.of(own_keys(reader), all_known=True), offsets)
 
     def _verify(self, reader: ShardReader, shard: Shard) -> Iterator[Problem]:
-        """Read every sample of a shard, but only the header of its image, and yield the bad and lost samples."""
+        """Read every sample of a shard, and yield the bad and lost samples."""
+        examine = decode_image if self.verify == "decode" else open_image
         cut_off, num_good = False, 0
         rows = np.arange(shard.num_samples)  # more than the reader has if a tar is shorter than its known count
         if not self.spec.images:  # captions are read as whole columns, and rows without a caption one at a time
@@ -99,7 +101,7 @@ class Examination:
             try:
                 sample = reader.read(row)
                 if self.spec.images:
-                    open_image(sample.image, reader.where(row))
+                    examine(sample.image, reader.where(row))
                 num_good += 1
             except BadSample as bad:
                 cut_off |= bad.reason == "truncated_shard"

@@ -39,7 +39,7 @@ class Indexing:
     max_bad_fraction: float
     name: str  # path or name of the data, for errors
     num_samples: int | None = None  # upper limit
-    verify: Verify = True  # read every sample of shards without a known count, or of all shards ("all")
+    verify: Verify = True  # read every sample of shards without a known count, or of all shards ("all", "decode")
     workers: int = 0  # processes that read shards. Each reads several remote shards at a time
     shards: list[Shard] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)

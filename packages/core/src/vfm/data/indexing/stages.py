@@ -10,7 +10,7 @@ from vfm.interfaces import (
 )
 from vfm.storage.files import expand_paths
 
-Verify = bool | Literal["all"]
+Verify = bool | Literal["all", "decode"]
 
 
 class ImageFiles(Stage):
@@ -44,7 +44,8 @@ class ImageFiles(Stage):
     verify: Verify = Field(
         True,
         description="true: read every sample of shards without a known count, and leave bad samples out. all: also read"
-        " parquet files and tars with img2dataset's statistics, whose count is known. false: only count",
+        " parquet files and tars with img2dataset's statistics, whose count is known. decode: also decode every image,"
+        " to find images that are cut off. false: only count",
     )
 
     def sources(self) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""Command lines of LLaVA's train.py, whose options are also those of transformers' Trainer."""
+"""Command lines of LLaVA's train.py, whose options are also options of transformers' Trainer."""
 
 from __future__ import annotations
 

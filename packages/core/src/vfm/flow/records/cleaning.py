@@ -81,7 +81,7 @@ def unused_slots(store: Store, without: Collection[Path] = ()) -> list[Slot]:
 def abandoned_slots(store: Store, without: Collection[Path] = ()) -> list[Slot]:
     """Find the partial results, such as checkpoints, of unfinished runs that another run of the same name followed.
 
-    They are those that `unused_slots` would find without these runs, and no artifact was published from them.
+    They are the folders that `unused_slots` would find without these runs, and no artifact was published from them.
 
     Args:
         store: the store.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,7 @@ from vfm.storage import files
 
 DATASETS = ImageDataset | TaggedImages | ChoiceDataset | QuestionDataset | VideoDataset
 NAME = "data"  # name of the stage in its errors
+DECODED_BYTES = 1 << 29  # bytes of local files up to which every image is decoded
 FALLBACK = "data.images"  # images without captions or labels
 
 
@@ -66,6 +68,7 @@ class DatasetSummary:
         passed_over: the stage that fits the format, and why it cannot import the files; empty if it can.
         num_counted: number of samples in remote files that were only counted, not read, because the files state their
             number. Bad ones are found later.
+        is_decoded: whether every image was decoded. Of many images only the headers are read.
         not_taken: text columns of a table that are neither captions nor labels of the dataset, and captions in the json
             of a tar that differ from its txt.
     """
@@ -76,6 +79,7 @@ class DatasetSummary:
     first: dict[str, str] = field(default_factory=dict)
     passed_over: str = ""
     num_counted: int = 0
+    is_decoded: bool = True
     not_taken: list[str] = field(default_factory=list)
 
     @property
@@ -202,7 +206,9 @@ def import_summary(
     """
     allowed = known[fields["kind"]].model_fields
     remote = files.is_remote(fields["path"])  # it may have millions of samples, so a known count is trusted
-    settings = {"max_bad_fraction": 1.0, "num_samples": limit, "verify": True if remote else "all"}
+    decoded = not remote and (limit is not None or _num_bytes(fields["path"]) <= DECODED_BYTES)
+    verify = True if remote else "decode" if decoded else "all"
+    settings = {"max_bad_fraction": 1.0, "num_samples": limit, "verify": verify}
     supported = {key: value for key, value in settings.items() if key in allowed}
     try:
         stage = known[fields["kind"]].model_validate({**fields, "name": NAME, **supported})
@@ -224,12 +230,25 @@ def import_summary(
     if isinstance(stage, ImageFiles) and isinstance(dataset, ImageDataset):
         index = read_index(dataset.path)
         summary.num_counted = index.num_counted if remote else 0
+        summary.is_decoded = decoded or remote
         layout = find_layout(fields["path"], "auto", None, fields.get("split"))
         if layout.kind in ("table", "parquet"):
             summary.not_taken = _not_taken(layout.paths[0], isinstance(dataset, PairDataset), index.spec)
         elif layout.kind == "webdataset" and list(index.spec.texts.values()) == ["txt"]:
             summary.not_taken = other_captions(layout.paths[0])
     return summary
+
+
+def _num_bytes(path: str | Sequence[str]) -> int:
+    """Count the bytes of the local files at a path, or more than `DECODED_BYTES` if they are many."""
+    count = 0
+    for root in files.expand_paths(path):
+        names = (f"{root}/{name}" for name in files.walk(root)) if os.path.isdir(root) else iter([root])
+        for name in names:
+            count += os.path.getsize(name) if os.path.isfile(name) else 0
+            if count > DECODED_BYTES:
+                return count
+    return count
 
 
 def _not_taken(path: str, has_captions: bool, spec: DatasetSpec) -> list[str]:
