@@ -40,7 +40,13 @@ VFM = (sys.executable, "-m", "vfm")
 # The tree may be worked on meanwhile.
 TIMES = {"finished", "seconds", "sha256", "bad_examples", "commit"}
 PANELS_OF_TIMES = "*-seconds.json"
-SPEED = ("train/samples_per_second", "train/data_wait_pct", "train/tflops", "sys/")  # beginnings of names
+SPEED = (
+    "train/samples_per_second",
+    "train/data_wait_pct",
+    "train/checkpoint_wait_pct",
+    "train/tflops",
+    "sys/",
+)  # beginnings of names
 
 # The exit codes after a signal: SIGTERM is handled in a training only, and a run may just have ended by itself.
 ENDS = {

@@ -42,7 +42,7 @@ def export(folder: Path) -> None:
 
 def fail(folder: Path) -> None:
     """Raise an error where the process group cannot be closed."""
-    dist.destroy_process_group = lambda: time.sleep(600)  # as NCCL does while a collective is running
+    dist.destroy_process_group = lambda: time.sleep(600)  # type: ignore[assignment]  # as NCCL does while a collective is running
     processes.CLOSING = 0.5
     with distributed(Runtime(device="cpu")) as world:
         (folder / f"began-{world.rank}").touch()

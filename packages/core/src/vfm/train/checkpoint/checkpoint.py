@@ -45,6 +45,7 @@ from vfm.storage.integrity import (
 )
 from vfm.storage.publishing import publish_folder, sync
 from vfm.train.checkpoint.checkpoint_folders import checkpoints_in, step_of
+from vfm.train.checkpoint.host_copies import DeviceCopies, Pauses, copy_to_host
 from vfm.train.checkpoint.shards import Parts, cut, read_shards, write_shards
 from vfm.train.parallel.dist import TIMEOUT, DistributedWorld
 
@@ -93,6 +94,8 @@ class Checkpoints:
         self.saved_at = time.monotonic()
         # The writing thread runs collectives at the same time as the training, so it needs a separate group.
         self.group = dist.new_group(backend="gloo", timeout=TIMEOUT) if sharded else None
+        self.device_copies = DeviceCopies(world.device) if world.device.type == "cuda" else None
+        self.pauses = Pauses()
         self._thread: threading.Thread | None = None
         self._copied = threading.Event()
         self._error: BaseException | None = None
@@ -122,18 +125,23 @@ class Checkpoints:
         Raises:
             OSError: If the previous checkpoint could not be written.
         """
-        self.wait()
+        with self.pauses.counted():
+            self.wait()
         self.saved_at = time.monotonic()
         if self.group or self.world.is_main:
             self._copied.clear()
-            self._thread = threading.Thread(target=self._run, args=(snapshot,))
+            copies = self.device_copies.start(snapshot.tensors) if self.device_copies else None
+            self._thread = threading.Thread(target=self._run, args=(snapshot, copies))
             self._thread.daemon = True  # after an error elsewhere, the process must not wait for other processes
             self._thread.start()
 
     def wait_for_copy(self) -> None:
-        """Wait until the tensors of the checkpoint that is being written have been copied."""
-        if self._thread:
-            self._copied.wait()
+        """Wait until the tensors of the checkpoint that is being written have been copied. On CUDA the device waits."""
+        if self.device_copies:
+            self.device_copies.hold_device()
+        elif self._thread:
+            with self.pauses.counted():
+                self._copied.wait()
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until the checkpoint that is being written is complete, for a limited time if `seconds` is given.
@@ -186,20 +194,17 @@ class Checkpoints:
     def _folder_of(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def _run(self, snapshot: Snapshot) -> None:
+    def _run(self, snapshot: Snapshot, copies: Parts | None) -> None:
         try:
-            self._write(replace(snapshot, tensors=self._copy(snapshot.tensors, copy=not snapshot.is_last)))
+            try:
+                if self.device_copies:
+                    self.device_copies.wait()
+                tensors = copies or copy_to_host(snapshot.tensors, copy=not snapshot.is_last)
+            finally:
+                self._copied.set()
+            self._write(replace(snapshot, tensors=tensors))
         except BaseException as error:
             self._error = error
-
-    def _copy(self, tensors: Parts, *, copy: bool) -> Parts:
-        try:
-            copies: Parts = {}
-            for part, values in tensors.items():
-                copies[part] = {name: value.detach().to("cpu", copy=copy) for name, value in values.items()}
-            return copies
-        finally:
-            self._copied.set()
 
     def _write(self, snapshot: Snapshot) -> None:
         """Write a checkpoint under a temporary name, and rename it. It runs in the thread of each writing process."""

@@ -69,15 +69,21 @@ class MetricsLog:
         self.sums[tuple(names)] = (total + values, count + 1)
         self._steps += 1
 
-    def write(self, step: int, lr: float) -> None:
-        """Read the means, append a line, and send them to the listeners."""
+    def write(self, step: int, lr: float, paused: float) -> None:
+        """Read the means, append a line, and send them to the listeners.
+
+        Args:
+            step: number of optimizer steps so far.
+            lr: the learning rate.
+            paused: seconds since the last line in which this process waited for checkpoints.
+        """
         if not self.sums:  # all steps since the last line were skipped (`skip_steps`)
             return
         means = self._means()
         self.names, self.sums = sorted({*self.names, *means}), {}
         values = {_key(name): _finite(means.get(name)) for name in self.names}
         values["train/lr"] = lr
-        speed = self._speed()
+        speed = self._speed(paused)
         if not self.world.is_main:
             return
         self._append({"step": step, "samples": self.samples, "split": "train", **values})
@@ -109,21 +115,23 @@ class MetricsLog:
         """Restart the measurement of speed after a pause in training."""
         self._since, self._steps, self._samples, self.waited = time.perf_counter(), 0, self.samples, 0.0
 
-    def _speed(self) -> dict[str, float]:
+    def _speed(self, paused: float) -> dict[str, float]:
         now = time.perf_counter()
         seconds, self._since = max(now - self._since, 1e-9), now
         waited, self.waited = self.waited, 0.0
         steps, self._steps = self._steps, 0
         samples, self._samples = self.samples - self._samples, self.samples
-        by_rank = self.world.gather((waited / seconds, round(memory_gib(self.world.device), 3)))
+        memory = round(memory_gib(self.world.device), 3)
+        by_rank = self.world.gather((waited / seconds, paused / seconds, memory))
         speed = {
             "train/samples_per_second": round(samples / seconds, 2),
-            "train/data_wait_pct": round(100 * max(share for share, _ in by_rank), 1),
+            "train/data_wait_pct": round(100 * max(share for share, _, _ in by_rank), 1),
+            "train/checkpoint_wait_pct": round(100 * max(share for _, share, _ in by_rank), 1),
             **self.throughput.reached(steps, seconds),
-            "sys/mem_gib": max(size for _, size in by_rank),
+            "sys/mem_gib": max(size for _, _, size in by_rank),
         }
         if len(by_rank) > 1:
-            for rank, (_, size) in enumerate(by_rank):
+            for rank, (_, _, size) in enumerate(by_rank):
                 speed[f"sys/mem_gib/{rank}"] = size
         return speed
 

@@ -210,7 +210,7 @@ class _Loop(Generic[Inputs]):
                 self.ema.update(step)
         self.done = done
         if log:
-            self.curves.write(done, lr)
+            self.curves.write(done, lr, self.checkpoints.pauses.take())
         if evaluate:
             self._evaluate()
         save = save or stop or due

@@ -27,7 +27,7 @@ def weights_from_first(runtime: TrainingRuntime) -> Iterator[None]:
     if runtime.parallel != "fsdp" or is_main():
         yield
         return
-    hook = register_module_parameter_registration_hook(_on_meta)
+    hook = register_module_parameter_registration_hook(_on_meta)  # type: ignore[arg-type]
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings(
