@@ -8,10 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vfm.base import UserError, did_you_mean, error_lines
+from vfm.base import UserError, did_you_mean, error_lines, load_function
 from vfm.data.pairs.stages import Pairs
 from vfm.flow.recipe.yaml_lines import parse_value
-from vfm.flow.recognition.formats import recognise
 from vfm.flow.requests.inputs import Fields
 from vfm.interfaces import Stage
 
@@ -66,6 +65,7 @@ def image_options(path: str, options: Mapping[str, Any]) -> Pairs:
     _check_names(options, _IMAGE_OPTIONS, "images")
     recognised: Fields = {}
     with suppress(UserError):  # reported when the data are read
+        recognise = load_function("vfm.flow.recognition.formats:recognise")  # imports pyarrow
         recognised = {key: value for key, value in recognise(path).items() if key in _IMAGE_OPTIONS}
     try:
         return Pairs.model_validate({"name": "data", "path": path, **recognised, **options})
