@@ -90,7 +90,7 @@ def _from_the_outputs(outputs: list[Tensor]) -> list[Any]:
 
 
 def call(function: Any, slots: Slots) -> tuple[Tensor | None, ...]:
-    """Call a function of the graph with the gradients of its results, and return those of its arguments."""
+    """Call a function of the graph with the gradients of its results, and return the gradients of its arguments."""
     arguments = [slots.get(number) for number in range(len(function._input_metadata))]
     is_ours = isinstance(function, BackwardCFunction)
     if is_ours:  # the engine gives such a function zeros for results without a gradient

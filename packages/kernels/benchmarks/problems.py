@@ -46,7 +46,7 @@ class Problem:
         forward: cost of the op.
         backward: cost of its gradient.
         refused: name of a backend -> why it cannot run.
-        table_size: rows, length and width in the table of measurements; default: those of the first input.
+        table_size: rows, length and width in the table of measurements. Default: sizes of the first input.
         kind: words for the kind of attention.
     """
 

@@ -1,4 +1,4 @@
-"""Sizes that are measured: those of EVA, CLIP and SigLIP, more of them for the table of choices, and tiny ones."""
+"""Sizes that are measured: of EVA, CLIP and SigLIP, more for the table of choices, and tiny ones."""
 
 from __future__ import annotations
 

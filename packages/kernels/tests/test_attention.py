@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from vfm_kernels import attention, attention_packed
 from vfm_kernels.multihead.attention_plain import attention_plain
@@ -119,3 +120,32 @@ def test_arguments_that_do_not_fit_raise():
         attention(q, k, v, scale=-1.0)
     with pytest.raises(ValueError, match="expected qkv of shape"):
         attention_packed(q)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_torchs_counters_know_the_ops(packed):
+    """As many operations as torch counts for its own attention, forward and backward."""
+    qkv = torch.randn(2, 9, 3, 4, 8, requires_grad=True)
+    pattern = (None, None, None, 0, None, 9, False, 0.3, False)
+
+    def ours() -> torch.Tensor:
+        if packed:
+            return torch.ops.vfm_kernels.attention_packed(qkv, *pattern)[0]
+        return torch.ops.vfm_kernels.attention(*qkv.unbind(2), *pattern)[0]
+
+    def theirs() -> torch.Tensor:
+        heads = (part.transpose(1, 2) for part in qkv.unbind(2))
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*heads)[0]
+
+    by_torch = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+        ),
+    }
+    counts = []
+    for run in (ours, theirs):
+        with FlopCounterMode(display=False, custom_mapping=by_torch) as counter:
+            run().sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0

@@ -126,7 +126,7 @@ def _cells(table: Iterable[Measurement], size: Size) -> dict[tuple[int, int], Ti
 
 
 def _around(lengths: set[int], wanted: int) -> list[int]:
-    """List the measured lengths next to one: that of as many tiles, or the shorter and the longer one."""
+    """List the measured lengths next to one: a length of as many tiles, or the shorter and the longer one."""
     same = [length for length in lengths if -(-length // TILE) == -(-wanted // TILE)]
     if same:
         return [min(same, key=lambda length: abs(length - wanted))]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from vfm_kernels.dispatch.dispatch import launchers, runs_triton
 from vfm_kernels.dispatch.library import Op
@@ -115,3 +116,35 @@ _PACKED_BACKWARD = Op(
 )
 attention_op.differentiate(_gradient(_BACKWARD), _keep)
 attention_packed_op.differentiate(_gradient(_PACKED_BACKWARD), _keep)
+
+
+def _operations(heads: Any, num_products: int, pattern: tuple[Any, ...]) -> int:
+    """Count the operations of products of N x N scores. A sequence of a long row counts as the longest one."""
+    batch, num_tokens, num_heads, width = heads
+    max_seqlen = pattern[Pattern._fields.index("max_seqlen")]
+    return int(2 * num_products * batch * num_heads * num_tokens * min(num_tokens, max_seqlen) * width)
+
+
+def _count(op: Op, num_products: int, first: int, num_heads_inputs: int) -> None:
+    """Let torch's counters of operations know an op.
+
+    Args:
+        op: the op.
+        num_products: matrix products of N x N scores.
+        first: index of the heads among the arguments.
+        num_heads_inputs: 3 for separate heads, 1 for packed ones.
+    """
+
+    def count(*shapes: Any, **_: Any) -> int:
+        heads = shapes[first]
+        pattern = shapes[first + num_heads_inputs :]
+        return _operations(heads if len(heads) == 4 else (*heads[:2], *heads[3:]), num_products, pattern)
+
+    packet = getattr(torch.ops.vfm_kernels, op.name)
+    register_flop_formula(packet)(count)
+
+
+_count(attention_op, 2, 0, 3)
+_count(attention_packed_op, 2, 0, 1)
+_count(_BACKWARD, 5, 3, 3)
+_count(_PACKED_BACKWARD, 5, 3, 1)

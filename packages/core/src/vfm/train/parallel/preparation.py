@@ -34,6 +34,8 @@ KEPT = {
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
 }
+# The same of `vfm_kernels`, which core does not import.
+KEPT_NAMES = {"vfm_kernels.attention.default", "vfm_kernels.attention_packed.default"}
 
 
 @contextmanager
@@ -138,4 +140,5 @@ def _checkpointed(module: nn.Module, forward: Callable[..., Any], *args: Any, **
 
 
 def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    is_kept = operation in KEPT or str(operation) in KEPT_NAMES
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
