@@ -7,7 +7,7 @@ import json
 
 from hypothesis import given, settings, strategies as st
 
-from vfm.data.annotated.finite_json import FiniteJson
+from vfm.storage.finite_json import FiniteJson
 
 VALUES = st.recursive(
     st.none()

@@ -19,7 +19,6 @@ from typing import IO, Any, cast
 import ijson
 
 from vfm.base import UserError
-from vfm.data.annotated.finite_json import FiniteJson
 from vfm.data.annotated.records import (
     AnnotatedImage,
     Annotation,
@@ -33,6 +32,7 @@ from vfm.data.annotated.records import (
 )
 from vfm.data.samples.sample import BadSample, Reason
 from vfm.storage import files
+from vfm.storage.finite_json import FiniteJson
 
 NUM_TRIED = 50  # images that are looked for to find the rule of their paths
 OBJECTS365 = "objects365"
