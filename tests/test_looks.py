@@ -160,8 +160,8 @@ def test_a_broken_llava_file_counts_what_it_loses(tmp_path: Path) -> None:
     del records[1]["conversations"][1]["value"]
     path.write_text(json.dumps(records))
     done, _ = looked(path)
-    assert "samples: 44" in done.out
-    assert "skipped: 2 missing_image" in done.out
+    assert "samples: 22" in done.out
+    assert "skipped: 1 missing_image" in done.out
     assert "skipped: 1 no_image" in done.out
     assert "skipped: 1 unreadable_row" in done.out
 
