@@ -89,11 +89,43 @@ def mmbench(reply: Reply, questions: int = 6, copies: int = 2) -> list[dict[str,
     return rows
 
 
+def naturalbench(reply: Reply, groups: int = 20) -> list[dict[str, Any]]:
+    """Write groups of two questions on two images. The score is the answer: 1 yes or A, 0 no or B, -1 neither."""
+    rows = []
+    for index in range(4 * groups):
+        by_letter = index // 4 % 2
+        truth = (("Yes", "No"), ("A", "B"))[by_letter][index % 4 in (1, 2)]
+        said = reply(index, truth)
+        words = said.lower().replace(",", " ").replace("(", " ").replace(")", " ").split()
+        first = next((word for word in words if word in (("yes", "no"), ("a", "b"))[by_letter]), "")
+        fact = {"id": index, "score": {"yes": 1, "a": 1, "no": 0, "b": 0}.get(first, -1)}
+        ending = ("Please answer Yes or No.", "Please output the letter corresponding to the correct option.")[
+            by_letter
+        ]
+        metrics = {f"naturalbench_{name}": fact for name in ("G_ACC", "Q_ACC", "I_ACC", "Acc")}
+        rows.append(row(index, "answer", said, f"question {index // 2} on {index % 2} {ending}", **metrics))
+    return rows
+
+
+def cv_bench(reply: Reply) -> list[dict[str, Any]]:
+    kinds = [("ADE20K", "2D", "Count")] * 8 + [("COCO", "2D", "Relation")] * 5 + [("Omni3D", "3D", "Depth")] * 6
+    rows = []
+    for index, (source, kind, task) in enumerate(kinds):
+        truth = "ABCD"[index % 4]
+        said = reply(index, truth)
+        fact = {"id": index, "gt_content": truth, "pred_parsed": said[:1], "pred": said, "type": kind, "task": task}
+        fact |= {"source": source, "is_correct": said == truth}
+        rows.append(row(index, f"({truth})", said, f"which ? {index}", cv_bench_acc=fact))
+    return rows
+
+
 TASKS: dict[str, Callable[[Reply], list[dict[str, Any]]]] = {
     "mmvp": mmvp,
     "pope_adv": pope,
     "mme": mme,
     "mmbench_en_dev_static": mmbench,
+    "naturalbench": naturalbench,
+    "cv_bench": cv_bench,
 }
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -17,7 +18,8 @@ from vfm.interfaces import ExportedModel
 from vfm.models.stages import Export
 from vfm.plugin import Artifact, Context, Preflight, Report, UserError
 from vfm_diva.mllm.lmms import lmms_command
-from vfm_diva.mllm.lmms_logs import letter_of, option_of, pope_says_yes, read_log, says
+from vfm_diva.mllm.lmms_logs import Item, read_log
+from vfm_diva.mllm.lmms_rules import cv_bench_score, letter_of, option_of, pope_says_yes, says, score_replies
 from vfm_diva.mllm.stages import LMMS_DATE, LMMS_VERSION, EvalLmms
 
 TASKS = list(lmms_look_alike.TASKS)
@@ -73,7 +75,7 @@ def test_the_program_runs_once_per_task_and_model(tmp_path: Path) -> None:
     found = {m.name: m.value for m in report.metrics if m.model == "two"}
     assert 0.5 < found["mmvp_pair_accuracy"] < 1
     files = list((tmp_path / "report/work/lmms").rglob("*.jsonl"))
-    assert len(files) == 8
+    assert len(files) == 2 * len(TASKS)
     before = {file: file.stat().st_mtime_ns for file in files}
     run(stage, tmp_path / "report")  # after a crash, what is complete stays
     assert {file: file.stat().st_mtime_ns for file in files} == before
@@ -247,3 +249,51 @@ def test_a_model_of_an_earlier_stage_is_run(tmp_path: Path) -> None:
     context: Context = diva_toy.context(stage, tmp_path / "report", llava=made)
     context.directory.mkdir(parents=True)
     assert isinstance(stage.run(context), Report)
+
+
+def items_of(task: str, reply: lmms_look_alike.Reply) -> list[Item]:
+    rows = lmms_look_alike.TASKS[task](reply)
+    return [Item(row["doc_id"], row["doc_hash"], row["filtered_resps"], row) for row in rows]
+
+
+def values_of(task: str, items: list[Item]) -> dict[str, float]:
+    return {score.metric: score.value for score in score_replies(task, items, "log").scores}
+
+
+def test_naturalbench_has_the_published_scores() -> None:
+    generator = np.random.default_rng(0)
+    others = generator.choice(["", "Yes", "No, it is not.", "A", "(B)", "maybe"], 80, p=[0.75, *[0.05] * 5]).tolist()
+    items = items_of("naturalbench", lambda index, truth: others[index] or truth)
+    answers = np.array(
+        [[item.row["naturalbench_G_ACC"]["score"] for item in items[n : n + 4]] for n in range(0, 80, 4)]
+    )
+    right = answers == np.array([1, 0, 0, 1])  # as the benchmark's code compares them
+    values = values_of("naturalbench", items)
+    assert values["accuracy"] == right.mean()
+    assert values["question_accuracy"] == np.mean([right[:, 0] & right[:, 1], right[:, 2] & right[:, 3]])
+    assert values["image_accuracy"] == np.mean([right[:, 0] & right[:, 2], right[:, 1] & right[:, 3]])
+    assert values["group_accuracy"] == right.all(axis=1).mean()
+    assert 0 < values["group_accuracy"] < values["question_accuracy"] < values["accuracy"] < 1
+    # `--limit 10`: two whole groups, and half of one, which counts by its answers alone.
+    limited = values_of("naturalbench", items[:10])
+    assert limited["group_accuracy"] == right[:2].all(axis=1).mean()
+    assert limited["accuracy"] == right.ravel()[:10].mean()
+    assert set(values_of("naturalbench", items[:3])) == {"accuracy"}
+
+
+def test_cv_bench_weighs_its_sources_as_published() -> None:
+    items = items_of("cv_bench", half)
+    facts = [item.row["cv_bench_acc"] for item in items]
+    of = {
+        name: [fact["is_correct"] for fact in facts if fact["source"] == name] for name in ("ADE20K", "COCO", "Omni3D")
+    }
+    ade, coco, omni = (np.mean(of[name]) for name in ("ADE20K", "COCO", "Omni3D"))
+    values = values_of("cv_bench", items)
+    assert values["score"] == pytest.approx(((ade + coco) / 2 + omni) / 2)
+    assert values["score"] != pytest.approx(values["accuracy"])
+    assert set(values) == {"score", "accuracy", *(f"accuracy/{task}" for task in ("Count", "Relation", "Depth"))}
+    (score,) = (one for one in score_replies("cv_bench", items, "log").scores if one.metric == "score")
+    low, high = score.interval()
+    assert low < score.value < high
+    assert "score" not in values_of("cv_bench_2d", items[:13])
+    assert cv_bench_score(np.array([[1, 2, 0, 0, 3, 3]])).tolist() == [0.25 * 0.5 + 0.5]

@@ -18,14 +18,8 @@ from vfm.eval import write_report
 from vfm.plugin import Context, Evaluated, ModelResult, Report, Score, UserError
 from vfm.train import resolve_device
 from vfm_diva.mllm.lmms_folders import check_folder
-from vfm_diva.mllm.lmms_logs import (
-    Item,
-    check_same_items,
-    find_log,
-    newest_log,
-    read_log,
-    score_replies,
-)
+from vfm_diva.mllm.lmms_logs import Item, check_same_items, find_log, newest_log, read_log
+from vfm_diva.mllm.lmms_rules import score_replies
 from vfm_diva.mllm.stages import EvalLmms
 
 LOG_FILE = "lmms_eval.log"

@@ -209,7 +209,10 @@ class EvalMllm(ModelEvaluation):
     blind: bool = Field(False, description="control: show each model a grey image instead of the real one")
 
 
-LmmsTask = Literal["mmvp", "pope_random", "pope_pop", "pope_adv", "mme", "mmbench_en_dev_static", "mmbench_en_dev"]
+LmmsTask = Literal[
+    "mmvp", "pope_random", "pope_pop", "pope_adv", "mme", "mmbench_en_dev_static", "mmbench_en_dev", "naturalbench",
+    "cv_bench", "cv_bench_2d", "cv_bench_3d",
+]  # fmt: skip
 LMMS_VERSION = "0.7.3"
 LMMS_DATE = "2026-08-29"  # the day after its release, since packages of later days fit it less and less
 
