@@ -14,7 +14,7 @@ from vfm.statistics.intervals import (
     wilson_interval,
 )
 from vfm.statistics.paired import corrected_interval, holm, mcnemar_exact, newcombe_interval, paired_t, sign_flip_p
-from vfm.statistics.resampling import ResampledScore, image_weights
+from vfm.statistics.resampling import ResampledScore, image_weights, paired_bootstrap
 
 __all__ = [
     "Accuracy",
@@ -30,6 +30,7 @@ __all__ = [
     "mcnemar_exact",
     "mean_per_class_interval",
     "newcombe_interval",
+    "paired_bootstrap",
     "paired_t",
     "sign_flip_p",
     "stratified_mean",

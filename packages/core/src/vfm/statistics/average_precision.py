@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vfm.interfaces import Difference
 from vfm.statistics.intervals import CONFIDENCE
+from vfm.statistics.resampling import paired_bootstrap
 
 NUM_RESAMPLES = 1000  # each sums over all images of every label (the order is shared), so fewer than elsewhere
 CHUNK = 4_000_000  # weights held at once: 32 MB
@@ -100,7 +101,7 @@ class MeanAveragePrecision:
         return float(low), float(high)
 
     def difference(self, baseline: MeanAveragePrecision, seed: int = 0) -> Difference:
-        """Compute this minus the baseline's on the same resampled images. p is twice the fraction across 0.
+        """Compute this minus the baseline's on the same resampled images, as `paired_bootstrap` does.
 
         Raises:
             ValueError: If the two scores have different items.
@@ -109,10 +110,7 @@ class MeanAveragePrecision:
             raise ValueError(
                 f"expected scores of the same items, got {self.positives.shape} and {baseline.positives.shape}"
             )
-        gaps = self._resampled(seed) - baseline._resampled(seed)
-        low, high = np.quantile(gaps, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
-        beyond = min(int((gaps <= 0).sum()), int((gaps >= 0).sum()))
-        return Difference(float(low), float(high), min(1.0, 2 * (1 + beyond) / (1 + len(gaps))), "paired bootstrap")
+        return paired_bootstrap(self._resampled(seed) - baseline._resampled(seed), len(self.positives))
 
     def _resampled(self, seed: int) -> NDArray[np.float64]:
         """Compute the mean of each resample, (R,). It is cached, since the interval and the tests share resamples.

@@ -21,6 +21,7 @@ from vfm.data import open_dataset
 from vfm.eval import data_hash, encode_dataset
 from vfm.models import PooledVision, Preprocess, read_masked_modelling
 from vfm.plugin import Context, Difference, Evaluated, ModelResult, Preflight, UserError
+from vfm.statistics import paired_bootstrap
 from vfm.train import leave_to_first
 from vfm_eva.pretrain.held_out_checks import check_width
 from vfm_eva.pretrain.held_out_stages import MaskedPatches
@@ -172,11 +173,8 @@ class MeanScore:
         return low, high
 
     def difference(self, baseline: MeanScore, seed: int = 0) -> Difference:
-        """Compare with a baseline. p is twice the fraction of resampled differences on the wrong side of 0."""
-        gaps = _means(self.values - baseline.values, seed)
-        low, high = np.quantile(gaps, ENDS).tolist()
-        beyond = min(int((gaps <= 0).sum()), int((gaps >= 0).sum()))
-        return Difference(low, high, min(1.0, 2 * (1 + beyond) / (1 + len(gaps))), "paired bootstrap")
+        """Compare with a baseline, as `paired_bootstrap` does."""
+        return paired_bootstrap(_means(self.values - baseline.values, seed), len(self.values))
 
 
 def _means(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
