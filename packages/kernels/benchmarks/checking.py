@@ -17,11 +17,19 @@ RELATIVE_ERROR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2
 
 @dataclass(frozen=True)
 class Error:
-    """Largest relative error (Frobenius) among outputs and gradients, the largest allowed one, and our launches."""
+    """Largest relative error (Frobenius) among outputs and gradients, the largest allowed one, and what ran.
+
+    Attributes:
+        relative: the error.
+        allowed: the largest error that is allowed.
+        launches: number of launches of our kernels.
+        library_calls: number of torch's operations that compute, see `Dispatched`.
+    """
 
     relative: float
     allowed: float
     launches: int = 0
+    library_calls: int = 0
 
     @property
     def holds(self) -> bool:
@@ -43,13 +51,13 @@ def check(problem: Problem) -> dict[str, Error | str]:
         try:
             with recorded_launches() as launches:
                 ours = evaluate(function, problem.inputs)
-            with HostReads() as reads:
+            with Dispatched() as dispatched:
                 evaluate(function, problem.inputs)
-            found[name] = Error(max(_errors(ours, exact)), allowed, len(launches))
+            found[name] = Error(max(_errors(ours, exact)), allowed, len(launches), dispatched.num_computing)
             reasons = [misnamed(name in OURS, launches)]
             if name in OURS:
                 same = all(map(torch.equal, ours, evaluate(function, problem.inputs)))
-                waits = ", ".join(dict.fromkeys(reads.ops))
+                waits = ", ".join(dict.fromkeys(dispatched.host_reads))
                 reasons += ["" if same else "it is not bit-equal on repeat", waits and f"the host waits in {waits}"]
             if any(reasons):
                 found[name] = f"failed: {'; '.join(filter(None, reasons))}"
@@ -58,16 +66,27 @@ def check(problem: Problem) -> dict[str, Error | str]:
     return found
 
 
-class HostReads(TorchDispatchMode):
-    """Lists the ops by which the host reads a value or a number of elements, and so waits for the device."""
+HOST_READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal")
+ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach", "lift_fresh")
+
+
+class Dispatched(TorchDispatchMode):
+    """Lists torch's operations that ran.
+
+    Attributes:
+        host_reads: those by which the host reads a value or a number of elements, and so waits for the device.
+        num_computing: number of those that compute. Views and allocations do not.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.ops: list[str] = []
+        self.host_reads: list[str] = []
+        self.num_computing = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._opname in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal"):
-            self.ops.append(func._opname)
+        if func._opname in HOST_READS:
+            self.host_reads.append(func._opname)
+        self.num_computing += not (func.is_view or func._opname in ALLOCATIONS)
         return func(*args, **(kwargs or {}))
 
 

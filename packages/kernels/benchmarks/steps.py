@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Container, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import torch
 from checking import misnamed, one_line
@@ -18,6 +17,8 @@ from vfm_kernels.launches import recorded_launches
 
 Loss = Callable[[], Tensor]
 NAMES = ("EVA-g", "EVA02-L", "CLIP-L/14")
+EAGER_WAYS = ("library", "library + padding", "ours", "ours + padding")
+WAYS = (*EAGER_WAYS, *(f"{way} + torch.compile" for way in EAGER_WAYS))
 
 
 def measured_steps(
@@ -34,12 +35,10 @@ def measured_steps(
         repeats: number of timed steps.
         done: pairs of a model and a way that are not measured again.
     """
-    for compiled, accelerated, padded in itertools.product((False, True), repeat=3):
-        words = ["ours" if accelerated else "library", *["padding"] * padded, *["torch.compile"] * compiled]
-        way = " + ".join(words)
+    for way in WAYS:
         if (name, way) in done:
             continue
-        if accelerated and (reasons := vk.not_supported_reasons(torch.empty(0, device=device))):
+        if way.startswith("ours") and (reasons := vk.not_supported_reasons(torch.empty(0, device=device))):
             yield Step(name, way, note="; ".join(reasons))
             continue
         try:
@@ -52,6 +51,17 @@ def measured_steps(
 
 
 def _step(name: str, way: str, device: torch.device, tiny: bool, repeats: int) -> Step:
+    with trained(name, way, device, tiny) as (train, notes):
+        with recorded_launches() as launches:
+            train()
+        if reason := misnamed(way.startswith("ours"), launches):
+            return Step(name, way, launches=len(launches), note=f"failed: {reason}")
+        return Step.of(name, way, measure(train, device, repeats, replayed=False), len(launches), "; ".join(notes))
+
+
+@contextmanager
+def trained(name: str, way: str, device: torch.device, tiny: bool) -> Iterator[tuple[Callable[[], None], list[str]]]:
+    """Build a model and yield a function that trains it by a step in a way, and notes of what was replaced."""
     torch.manual_seed(0)
     model, loss = build(name, device, tiny)
     accelerated, notes = way.startswith("ours"), []
@@ -71,11 +81,7 @@ def _step(name: str, way: str, device: torch.device, tiny: bool, repeats: int) -
             optimizer.step()
             optimizer.zero_grad()
 
-        with recorded_launches() as launches:
-            train()
-        if reason := misnamed(accelerated, launches):
-            return Step(name, way, launches=len(launches), note=f"failed: {reason}")
-        return Step.of(name, way, measure(train, device, repeats, replayed=False), len(launches), "; ".join(notes))
+        yield train, notes
 
 
 def build(name: str, device: torch.device, tiny: bool) -> tuple[nn.Module, Loss]:

@@ -15,7 +15,7 @@ import torch
 from vfm_kernels.dispatch.choosing import Size
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-MODULES = ("run", "problems", "shapes", "checking", "timing", "steps", "page", "records")
+MODULES = ("run", "problems", "shapes", "checking", "timing", "steps", "page", "records", "faults", "fill_table")
 
 
 def run(*arguments: str) -> str:
@@ -189,36 +189,11 @@ def test_rows_are_on_disk_when_they_are_measured(runner, row, tmp_path, monkeypa
     assert "2.000" in (tmp_path / "kernels.md").read_text()
 
 
-def test_a_part_stops_in_time_and_goes_on_where_it_stopped(runner, tmp_path):
-    command = [sys.executable, FOLDER / "run.py", "--tiny", "--repeats", "2", "--only", "matmul", "--out", tmp_path]
-    stopped = subprocess.run([*command, "--seconds", "0"], capture_output=True, text=True)
-    assert (stopped.returncode, stopped.stdout) == (75, "stopped after 0 s; the same command measures the rest\n")
-    first = (tmp_path / "kernels.csv").read_text()
-    assert first.count("\n") == 2  # the head and a row
-    with (tmp_path / "kernels.csv").open("a") as file:
-        file.write("matmul,half of a line")  # as a stop within a write leaves it
-    run(*map(str, command[2:]))
-    assert (tmp_path / "kernels.csv").read_text().startswith(first)
-    rows = runner.Table(tmp_path / "kernels.csv", runner.Row).rows
-    assert [row.direction for row in rows] == ["forward", "backward"]
-
-
-def test_a_full_disk_ends_the_run_and_loses_no_row(runner, row, tmp_path):
-    """A limit on the size of files stands for a full disk: the write that crosses it is cut off."""
-    table = runner.Table(tmp_path / "kernels.csv", runner.Row)
-    table.append(row)
-    size = (tmp_path / "kernels.csv").stat().st_size
-    code = (
-        "import resource, sys; from pathlib import Path; from records import Row, Table\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size + 20}, {size + 20}))\n"
-        "Table(Path(sys.argv[1]), Row).append(Row('info_nce', '(3)', 'forward', 'ours', 1.0, 2.0))"
-    )
-    command = [sys.executable, "-c", code, tmp_path / "kernels.csv"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("File too large; make room and repeat the command to go on")
-    assert (tmp_path / "kernels.csv").stat().st_size == size + 20
-    assert runner.Table(tmp_path / "kernels.csv", runner.Row).rows == [row]
+@pytest.mark.parametrize("name", ["a stopped part", "a full disk"])
+def test_a_planted_fault_of_a_run_is_found_and_loses_no_row(runner, tmp_path, name):
+    faults = importlib.import_module("faults")
+    assert name in faults.IN_A_RUN
+    assert faults.IN_A_RUN[name](tmp_path)
 
 
 def test_failed_rows_are_measured_again(runner, row, tmp_path):

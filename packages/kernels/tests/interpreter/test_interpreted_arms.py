@@ -2,18 +2,18 @@
 
 import importlib
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from vfm_kernels import masked_cosine_loss, use_kernels
-from vfm_kernels.dispatch.choosing import choose_by_times
 from vfm_kernels.launches import recorded_launches
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("run", "problems", "shapes", "checking", "timing", "steps", "page", "records", "fill_table")
+MODULES = (
+    "run", "problems", "shapes", "checking", "timing", "steps", "page", "records", "fill_table", "faults", "rehearsal",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -53,41 +53,33 @@ def test_ours_launches_and_torch_does_not(benchmarks, problem):
     assert errors["torch"].launches == 0
 
 
-def test_planted_faults_are_found(benchmarks, problem):
-    """A library that runs our kernel, ours that is torch's, a wrong kernel, and one that waits for the device."""
-    ours, plain = problem.implementations["ours"], problem.implementations["torch"]
-    check = benchmarks("checking").check
-    problem.implementations.update(ours=plain, torch=ours)
-    errors = check(problem)
-    assert errors["ours"] == "failed: it launched none of our kernels, so another implementation ran"
-    assert errors["torch"].startswith("failed: it launched our masked_cosine_kernel")
-    problem.implementations.update(ours=lambda x: ours(x) * 1.1, torch=plain)
-    assert not check(problem)["ours"].holds
-    problem.implementations["ours"] = lambda x: ours(x) + 0 * x.sum().item()
-    assert check(problem)["ours"] == "failed: the host waits in _local_scalar_dense"
+FAULTS = [
+    "ours is torch's", "the library launches our kernel", "a wrong kernel", "a kernel that waits for the device",
+    "a kernel that does not repeat its bits", "a slow kernel",
+]  # fmt: skip
 
 
-def test_a_slow_kernel_is_not_chosen(benchmarks, problem):
-    """In the interpreter ours is slow, a sleep plants a slow library; the fastest of both is in the table."""
-    run, fill, plain = benchmarks("run"), benchmarks("fill_table"), problem.implementations["torch"]
+def test_every_fault_of_an_arm_is_planted(benchmarks):
+    assert list(benchmarks("faults").IN_AN_ARM) == FAULTS
 
-    def chosen() -> str:
-        rows = list(run._rows(problem, run.check(problem), run.Roof(1e9, 1e9), torch.device("cpu"), 2))
-        table = fill.measurements(rows, {"card": "a card, sm_90", "installed": ""})
-        return choose_by_times(table, problem.size._replace(backward=True)).name
 
-    assert chosen() == "torch"
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(benchmarks, problem, name):
+    before = dict(problem.implementations)
+    assert benchmarks("faults").IN_AN_ARM[name](problem)
+    assert problem.implementations == before
 
-    class Slow(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            time.sleep(2)
-            return x.clone()
 
-        @staticmethod
-        def backward(ctx, grad):
-            time.sleep(2)
-            return grad
+def test_an_arm_without_a_fault_is_not_reported(benchmarks, problem):
+    """Each fault is found by its effect: with the arm's own function in its place nothing is said."""
+    faults = benchmarks("faults")
+    for name, function in problem.implementations.items():
+        assert faults.said_of(problem, name, function) == ""
 
-    problem.implementations["torch"] = lambda x: plain(Slow.apply(x))
-    assert chosen() == "ours"
+
+def test_the_rehearsal_counts_the_arms_of_each_op(benchmarks, monkeypatch):
+    rehearsal = benchmarks("rehearsal")
+    monkeypatch.setattr(rehearsal, "TINY", [entry for entry in rehearsal.TINY if "kept" in entry[1]][:1])
+    arms = {arm: (int(launches), int(calls)) for _, arm, launches, calls in rehearsal.arms_of_ops()}
+    assert arms["ours"][0] == 2
+    assert arms["torch"][0] == 0 < arms["torch"][1]
