@@ -23,7 +23,8 @@ Fault = Callable[[str, int], str | None]
 
 
 class RangeServer(socketserver.ThreadingTCPServer):
-    """Serves `/NAME` from a folder. With `alias`, a name is looked up by what that returns for it."""
+    """Serves `/NAME` from a folder. With `alias`, a name is looked up by what that returns for it. `needs` is text
+    that a request must have, such as a signature."""
 
     allow_reuse_address = daemon_threads = True
     request_queue_size = 1024
@@ -36,9 +37,11 @@ class RangeServer(socketserver.ThreadingTCPServer):
         fault: Fault = lambda path, count: None,
         alias: Callable[[str], str] = lambda name: name,
         etag: Callable[[os.stat_result], str] | None = lambda status: f"{status.st_size}-{status.st_mtime_ns}",
+        needs: str = "",
     ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder, self.latency, self.fault, self.alias, self.etag = folder, latency, fault, alias, etag
+        self.needs = needs
         self.requests: Counter[str] = Counter()  # by method
         self.asked: Counter[str] = Counter()  # by path
         self.bytes_sent = 0
@@ -82,6 +85,8 @@ class _Handler(socketserver.BaseRequestHandler):
         file = server.folder / server.alias(path)
         if fault.startswith("status"):
             return self._send(f"{fault.split()[1]} Fault")
+        if server.needs not in head:
+            return self._send("401 Unauthorized")
         if not file.is_file():
             return self._send("404 Not Found")
         status = file.stat()

@@ -18,6 +18,7 @@ from typing import IO, cast
 
 from vfm.base import UserError
 from vfm.storage import remote
+from vfm.storage.credentials import without_user
 from vfm.storage.remote import filesystem as filesystem, is_remote as is_remote, without_query as without_query
 from vfm.storage.remote_spans import RemoteError
 
@@ -88,7 +89,8 @@ def _wildcards(name: str) -> list[str]:
     if not is_remote(name):
         return sorted(glob.glob(name))
     store, _ = filesystem(name)
-    return sorted(store.unstrip_protocol(match) for match in remote.ask(name, "glob"))
+    matches = sorted(store.unstrip_protocol(match) for match in remote.ask(name, "glob"))
+    return matches if "@" in name else list(map(without_user, matches))
 
 
 def is_directory(path: str) -> bool:

@@ -18,6 +18,7 @@ import fsspec
 from fsspec.asyn import get_loop, sync
 
 from vfm.base import UserError, redacted
+from vfm.storage.credentials import with_credentials
 from vfm.storage.http_range import read_range
 from vfm.storage.remote_spans import MARKS, IsExpected, RemoteError, RemoteFacts, Span, any_version
 
@@ -43,18 +44,19 @@ def without_query(path: str) -> str:
 
 
 def filesystem(path: str) -> tuple[Any, str]:
-    """Look up the fsspec filesystem of a remote address, and the path in it.
+    """Look up the fsspec filesystem of a remote address, and the path in it, with the credentials of the environment.
 
     Raises:
         UserError: If the protocol is unknown, or its package is not installed.
     """
+    complete = with_credentials(path)
     try:
-        store = _store(urlsplit(path)[:2])
+        store = _store(urlsplit(complete)[:2])
     except ImportError as error:
         raise UserError(f"{redacted(path)}: {error}") from None
     except ValueError as error:
         raise UserError(f"{redacted(path)}: not a valid fsspec address: {error}") from None
-    return store, cast("str", store._strip_protocol(path))
+    return store, cast("str", store._strip_protocol(complete))
 
 
 @lru_cache

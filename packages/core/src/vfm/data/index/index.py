@@ -38,6 +38,7 @@ from vfm.data.samples.shards import Opening, Shard, ShardReader, ShardTable, sha
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tar.packed_offsets import PACKED_FILE, PackedOffsets
 from vfm.storage import files
+from vfm.storage.credentials import check_addresses
 from vfm.storage.publishing import write_file
 from vfm.storage.store_files import read_config, read_parquet, reading
 
@@ -160,7 +161,11 @@ def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, 
 
     Returns:
         The number of usable samples.
+
+    Raises:
+        UserError: If an address has credentials, which would stay in the index.
     """
+    check_addresses([*(shard.path for shard in shards), spec.image_root])
     directory.mkdir(parents=True, exist_ok=True)
     bad = list(bad_rows)
     addresses = [_address(shard.path, directory) for shard in shards]

@@ -34,6 +34,7 @@ from vfm.data.tables.table import (
     table_kind,
 )
 from vfm.storage import files
+from vfm.storage.credentials import check_addresses
 
 Kind = Literal["webdataset", "folder", "table", "parquet", "coco"]
 METADATA_STEMS = ("metadata", "captions", "annotations", "labels")
@@ -122,7 +123,12 @@ class Layout:
         return "txt.lines" if is_retrieval else "txt"
 
     def shards(self, directory: Path, spec: DatasetSpec) -> Iterator[Found]:
-        """Yield the user's files as shards, or write lists of images, whose samples are counted when they are read."""
+        """Yield the user's files as shards, or write lists of images, whose samples are counted when they are read.
+
+        Raises:
+            UserError: If an address has credentials.
+        """
+        check_addresses([*self.paths, self.image_root])
         reader = self.reader
         if reader:
             for path in self.paths:

@@ -17,6 +17,7 @@ from typing import Any
 from vfm.base import UserError, did_you_mean
 from vfm.data.prompts.templates import check_templates
 from vfm.storage import files
+from vfm.storage.credentials import is_for_one_file
 
 COUNT_FILE, TYPE_FILE = "nshards.txt", "dataset_type.txt"
 CLASS_NAMES_FILE, TEMPLATES_FILE = "classnames.txt", "zeroshot_classification_templates.txt"
@@ -54,6 +55,8 @@ def benchmark_shards(folder: str, split: str) -> list[str]:
 
 def file_beside(path: str, name: str) -> str | None:
     """Find the file `name` in the data's folder or its parent, None if neither has it."""
+    if is_for_one_file(path):
+        return None
     folder = path.rpartition("/")[0] or "."
     parent = folder.rpartition("/")[0] or "."
     candidates = [f"{folder}/{name}"]

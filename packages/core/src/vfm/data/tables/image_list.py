@@ -17,6 +17,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vfm.base import redacted
 from vfm.data.samples.captions import captions_at, captions_of, field_of, is_unicode, require_captions
 from vfm.data.samples.columns import read_columns
 from vfm.data.samples.sample import BadSample, Sample, uid_of
@@ -24,6 +25,7 @@ from vfm.data.samples.shards import Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import OnBad, Rows, texts_by_column, texts_by_sample, uids_of
 from vfm.storage import files
+from vfm.storage.credentials import check_addresses
 from vfm.storage.store_files import read_parquet
 
 ROWS_PER_SHARD = 10_000
@@ -107,9 +109,15 @@ def _checked(value: object, where: str) -> object:
 
 
 def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: DatasetSpec) -> Iterator[Shard]:
-    """Write shards `images-00000.parquet`, ... of 10,000 entries, and yield each when it is written."""
+    """Write shards `images-00000.parquet`, ... of 10,000 entries, and yield each when it is written.
+
+    Raises:
+        UserError: If the address of an image has credentials, which would stay in the list.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    for number, rows in enumerate(_chunks(distinct(entries))):
+    for number, listed in enumerate(_chunks(distinct(entries))):
+        rows = [_without_credentials(row) if row.reason else row for row in listed]
+        check_addresses(row.image for row in rows)
         columns = {
             "key": pa.array([printable(row.key) for row in rows], pa.string()),
             "image": pa.array([printable(row.image) for row in rows], pa.string()),
@@ -124,6 +132,11 @@ def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: Data
         path = directory / f"images-{number:05d}.parquet"
         pq.write_table(pa.table(columns), path, write_page_checksum=True)
         yield Shard.of(path, len(rows), format="files")
+
+
+def _without_credentials(entry: ImageEntry) -> ImageEntry:
+    """Mask the credentials in the name of an unusable image, which is only shown."""
+    return replace(entry, key=redacted(entry.key), image=redacted(entry.image))
 
 
 def distinct(entries: Iterable[ImageEntry]) -> Iterator[ImageEntry]:

@@ -35,6 +35,7 @@ from vfm.data.tar.members import BLOCK
 from vfm.data.tar.packed_offsets import PackedScan, pack
 from vfm.data.tar.scan import MAX_ROWS, SPARSE, UNKNOWN, scan_tar
 from vfm.storage import files
+from vfm.storage.credentials import is_for_one_file
 from vfm.storage.remote_spans import RemoteError, Span
 
 TEXTS_TOGETHER = 1024  # samples of a remote tar whose texts are read with few requests
@@ -315,7 +316,7 @@ def sidecar_count(path: str) -> int | None:
     None if there is no such file, or it is not readable.
     """
     stem = path.removesuffix(".tar")
-    if "?" in stem and files.is_remote(stem):  # a signed URL is valid for a single file
+    if is_for_one_file(path):  # a server refuses the signature of one file for others
         return None
     if files.exists(f"{stem}_stats.json"):
         try:
