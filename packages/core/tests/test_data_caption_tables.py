@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,8 @@ from data_samples import context
 from vfm.base import UserError
 from vfm.data import BadSample, open_dataset, uid_of
 from vfm.data.pairs.stages import Pairs
+from vfm.data.samples.spec import DatasetSpec
+from vfm.data.tables.parquet import ParquetShard
 from vfm.interfaces import Context, Preflight
 
 
@@ -179,3 +182,33 @@ def test_tables_that_may_have_images_are_read_as_before(tmp_path, columns, setti
     pq.write_table(pa.table(columns), tmp_path / "0.parquet")
     with pytest.raises(UserError, match=message):
         Pairs(name="pool", path=str(tmp_path / "0.parquet"), **settings).preflight(Preflight({}, {}))
+
+
+@pytest.mark.parametrize("images", [False, True])
+@pytest.mark.parametrize("kind", [pa.binary(16), pa.binary(), pa.uuid()])
+def test_uids_of_bytes_are_the_hexadecimal_digits_of_other_tables(tmp_path, kind, images):
+    digits = [f"{n:032x}" for n in range(3)]
+    values = [bytes.fromhex(text) for text in digits]
+    uids = pa.array(values, pa.binary(16))
+    uids = pa.ExtensionArray.from_storage(kind, uids) if kind == pa.uuid() else uids.cast(kind)
+    table = pa.table({"uid": uids, "text": ["a", "b", "c"], **({"image": [b"\x89PNG"] * 3} if images else {})})
+    pq.write_table(table, tmp_path / "t.parquet")
+    if images:
+        shard = ParquetShard(str(tmp_path / "t.parquet"), DatasetSpec(texts={"en": "text"}, image_key="image"))
+        assert shard.texts(np.arange(3), print)["uid"].to_pylist() == digits
+        assert [shard.read(row).uid for row in range(3)] == digits
+    else:
+        assert [row["uid"] for row in texts_of(pool_of(tmp_path, tmp_path / "t.parquet"))] == digits
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
+def test_a_caption_with_a_nul_has_a_reason_of_its_own(tmp_path, name):
+    texts = ["a dog", "a\0 \0c\0a\0t\0", "a\0b"]
+    if name == "t.jsonl":
+        (tmp_path / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    else:
+        pq.write_table(pa.table({"text": texts}), tmp_path / name)
+    bad = []
+    rows = texts_of(pool_of(tmp_path, tmp_path / name), lambda reason, where: bad.append(reason))
+    assert [row["text"] for row in rows] == ["a dog"]
+    assert bad == ["nul_in_caption"] * 2

@@ -122,7 +122,7 @@ def test_utf_16_without_a_byte_order_mark_is_no_caption(folder):
     (folder / "t.txt").write_bytes("a red dog\na cat\n".encode("utf-16-le"))
     source, bad = index(folder / "t.txt"), []
     assert len(source.texts_of_shard(0, lambda *one: bad.append(one))) == 0
-    assert {reason for reason, _ in bad} == {"wrong_encoding"}
+    assert {reason for reason, _ in bad} == {"nul_in_caption"}
 
 
 def test_half_a_character_of_utf_16_is_refused_by_name(folder):

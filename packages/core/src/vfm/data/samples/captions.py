@@ -48,7 +48,8 @@ def clean_captions(value: object, where: str) -> list[str]:
     """Strip the captions of a field with a caption, a list of captions or nothing, and drop empty captions.
 
     Raises:
-        BadSample: a caption is longer than 64 KiB, or not valid text (half a surrogate pair, or a NUL, as in UTF-16).
+        BadSample: a caption is longer than 64 KiB, has half a surrogate pair, or has a NUL. Text with NULs is UTF-16 or
+            not text at all, and without them it would be other words.
     """
     values = value if isinstance(value, list) else [value]
     stripped = [item.strip() for item in values if isinstance(item, str)]
@@ -60,7 +61,7 @@ def clean_captions(value: object, where: str) -> list[str]:
         except UnicodeEncodeError:
             raise BadSample("wrong_encoding", where) from None
         if "\0" in caption:
-            raise BadSample("wrong_encoding", where)
+            raise BadSample("nul_in_caption", where)
         if too_long:
             raise BadSample("caption_too_long", where)
     return captions

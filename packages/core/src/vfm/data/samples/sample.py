@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -21,6 +22,7 @@ Reason = Literal[
     "unknown_label",
     "caption_too_long",
     "wrong_encoding",
+    "nul_in_caption",
     "broken_json",
     "unsafe_path",
     "unreadable_image",
@@ -79,7 +81,14 @@ def uid_from(value: object, key: str) -> str:
 
 
 def given_uid(value: object) -> str | None:
-    """Convert a uid in the data, a text or an integer, to text. None if the data have no uid."""
+    """Convert a uid in the data, a text, an integer or bytes, to text. None if the data have no uid.
+
+    Bytes become hexadecimal digits, so 16 bytes equal the 32 digits that other tables have.
+    """
+    if isinstance(value, uuid.UUID):
+        value = value.bytes
+    if isinstance(value, bytes):
+        return value.hex() or None
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if is_integer or isinstance(value, str):
         return str(value) or None

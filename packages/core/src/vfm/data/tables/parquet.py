@@ -213,6 +213,7 @@ class ParquetShard(ShardReader):
     def _uids(self, columns: Mapping[str, Any], rows: Rows, good: NDArray[np.bool_]) -> Any:
         """Compute the uids of the rows in a mask from the column `uid`, or from the keys."""
         # As in `read`, a uid is a text or an integer. An empty uid, or a value of another type, counts as missing.
+        # Bytes are no plain type, so a table with them is read by `read`.
         uids = columns["uid"].filter(pa.array(good)) if "uid" in columns else pa.nulls(int(good.sum()))
         if is_text(uids.type) or pa.types.is_integer(uids.type):
             uids = uids.cast(pa.string())
