@@ -13,7 +13,7 @@ from timm.data import create_transform, resolve_model_data_config
 
 from vfm.base import UserError
 from vfm.interfaces import VisionCheckpoint
-from vfm.models import build_vision, load_vision, save_vision, small_models, vision_preprocess
+from vfm.models import build_vision, import_vision, load_vision, save_vision, small_models, vision_preprocess
 
 
 @pytest.mark.parametrize("name", list(small_models.ENCODERS))
@@ -128,3 +128,15 @@ def test_folder_without_a_valid_encoder_is_a_one_line_error(tmp_path: Path) -> N
     with pytest.raises(UserError) as caught:
         load_vision(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise"])
+def test_damaged_weights_are_named_by_their_file(damage: str, tmp_path: Path) -> None:
+    save_vision(build_vision("vit_pico_patch8_32", seed=0), tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"\xff" * 100)
+    with pytest.raises(UserError) as error:
+        import_vision(str(tmp_path))
+    assert str(error.value).startswith(f"{file}: not readable as safetensors: ")
+    assert "\n" not in str(error.value)

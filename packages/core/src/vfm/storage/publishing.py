@@ -36,6 +36,18 @@ def publish_folder(part: Path, target: Path) -> None:
 
 
 @contextmanager
+def naming_full_disks(place: Path) -> Iterator[None]:
+    """Give an error of a full disk or a limit on sizes the name of what was written, which `write` leaves out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
+            error.filename = str(place)
+            error.strerror = error.strerror or os.strerror(error.errno)
+        raise
+
+
+@contextmanager
 def new_file(target: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """Yield a new file that gets its name at the end of the `with` block, unless an error was raised.
 
@@ -47,7 +59,7 @@ def new_file(target: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """
     part = part_name(target)
     try:
-        with open(part, "xb", opener=_open_new) as stream:
+        with naming_full_disks(target), open(part, "xb", opener=_open_new) as stream:
             yield stream
         if durable:
             publish_file(part, target)

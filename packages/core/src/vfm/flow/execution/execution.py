@@ -34,7 +34,7 @@ from vfm.flow.plan.store import STEP_FILE, Slot
 from vfm.flow.records.manifest import EventNotes, build_manifest
 from vfm.interfaces import Context, Event, LeftToFirst, Stage, unknown_kind
 from vfm.storage.integrity import read_sealed, seal
-from vfm.storage.publishing import write_file
+from vfm.storage.publishing import naming_full_disks, write_file
 from vfm.storage.store_files import reading
 from vfm.storage.whole_hashes import hashed_meanwhile
 
@@ -204,7 +204,7 @@ def run_step(step: Step, send: Send) -> None:
 
     context = Context(stage.name, slot.part, slot.work, step.folders, note_and_send)
     begun, roots = time.monotonic(), step.roots()
-    with hashed_meanwhile(slot.root, step.fingerprints):
+    with hashed_meanwhile(slot.root, step.fingerprints), naming_full_disks(slot.part):
         artifact = stage.run(context)
     if not isinstance(artifact, type(stage).makes):
         raise TypeError(f"{stage.kind}: expected a {type(stage).makes.__name__}, got a {type(artifact).__name__}")

@@ -19,6 +19,7 @@ from vfm.base import UserError, did_you_mean
 from vfm.interfaces import VisionCheckpoint
 from vfm.models import small_models  # noqa: F401  (registers the small architectures)
 from vfm.models.preprocess import Preprocess
+from vfm.models.stages import FOLDER_PREFIX
 from vfm.models.weights import load_state_dict, save_state_dict
 from vfm.storage.store_files import reading
 
@@ -190,13 +191,25 @@ def _read_problem_type(model: nn.Module, folder: Path) -> None:
         model.problem_type = MULTI_LABEL  # type: ignore[assignment]
 
 
+def _weights_of(name: str) -> str:
+    """Find the file of weights that timm reads in a folder, for an error. Other names stay as they are."""
+    if not name.startswith(FOLDER_PREFIX):
+        return f"vision model {name!r}"
+    folder = Path(name.removeprefix(FOLDER_PREFIX))
+    names = (VISION_WEIGHTS_FILE, "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+    files = [folder / file for file in names if (folder / file).is_file()]
+    return str(next(iter([*files, *sorted(folder.glob("*.safetensors"))]), folder))
+
+
 def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
     """Call timm's `create_model`, and turn its many exception types into one line."""
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:
         raise UserError(f"vision model {name!r}: {error}") from None
-    except (RuntimeError, ValueError, AssertionError, OSError, KeyError, SafetensorError) as error:
+    except SafetensorError as error:
+        raise UserError(f"{_weights_of(name)}: not readable as safetensors: {error}") from None
+    except (RuntimeError, ValueError, AssertionError, OSError, KeyError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"vision model {name!r}: {' '.join(lines[:3]) or type(error).__name__}") from None
     return model
