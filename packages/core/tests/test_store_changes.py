@@ -84,6 +84,8 @@ def test_a_change_of_a_store_is_noticed(toys: Path, name: str) -> None:
     change, line = CHANGES[name]
     change()
     done = run_here("verify")
+    outcome = "noticed" if done.code == 2 else "passed"
+    print(f"\n| {name:<28} | {outcome} | {(done.errors or [''])[-1]} |")
     assert done.code == 2
     assert line in done.err
 

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 
 from cli_world import run_here, toys
 from test_store_changes import RUN, artifact, link_to, other_weights, replace
@@ -89,3 +100,80 @@ def test_a_forgery_that_is_consistent_in_itself_is_refused(published: str, name:
 def test_a_root_that_is_no_hash_is_one_line(toys: Path) -> None:
     run_here("run", "r.yaml")
     assert run_here("verify", "--root", "abc").errors == ["error: --root: expected 64 hexadecimal digits, got 'abc'"]
+
+
+@pytest.fixture
+def keys(published: str) -> tuple[Path, Path]:
+    """A private and a public key."""
+    private = Ed25519PrivateKey.generate()
+    Path("key.pem").write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    Path("key.pub").write_bytes(private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
+    return Path("key.pem"), Path("key.pub")
+
+
+def test_a_signed_root_is_proven_by_the_public_key_alone(published: str, keys: tuple[Path, Path]) -> None:
+    private, public = keys
+    unsigned = run_here("verify", "--root", published, "--key", public)
+    assert unsigned.code == 2
+    assert "key.pub has not signed this root" in unsigned.err
+    assert run_here("verify", "--root", published, "--sign", private).code == 0
+    done = run_here("verify", "--root", published, "--key", public)
+    assert (done.code, done.err) == (0, "")
+    assert "signed by key.pub" in done.out
+    assert run_here("verify").code == 0
+    (signature,) = Path("store/signatures").iterdir()
+    signature.write_bytes(signature.read_bytes()[::-1])
+    forged = run_here("verify", "--root", published, "--key", public)
+    assert forged.code == 2
+    assert "expected a signature of this root by key.pub, got other bytes" in forged.err
+
+
+def test_a_root_that_is_not_proven_is_not_signed(published: str, keys: tuple[Path, Path]) -> None:
+    Path("words.txt").write_text("some wordz")
+    assert run_here("verify", "--root", published, "--sign", keys[0]).code == 2
+    assert not Path("store/signatures").exists()
+
+
+def test_a_signature_of_other_words_by_the_same_key_is_none(published: str, keys: tuple[Path, Path]) -> None:
+    assert run_here("verify", "--root", published, "--sign", keys[0]).code == 0
+    (signature,) = Path("store/signatures").iterdir()
+    key = load_pem_private_key(keys[0].read_bytes(), None)
+    assert isinstance(key, Ed25519PrivateKey)
+    signature.write_bytes(key.sign(published.encode()))
+    assert run_here("verify", "--root", published, "--key", keys[1]).code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--sign", "key.pub"], "key.pub: expected a private ed25519 key of openssl or ssh-keygen"),
+        (["--key", "key.pem"], "key.pem: expected a public ed25519 key of openssl or ssh-keygen"),
+        (["--key", "away.pem"], "away.pem: not readable: No such file or directory"),
+        (["--sign", "locked.pem"], "expected a private ed25519 key of openssl or ssh-keygen, got one with a password"),
+        (["--key", "rsa.pub"], "expected a public ed25519 key of openssl or ssh-keygen, got RSAPublicKey"),
+    ],
+)
+def test_a_wrong_key_is_refused_in_one_line(
+    published: str, keys: tuple[Path, Path], words: list[str], line: str
+) -> None:
+    locked, other = Ed25519PrivateKey.generate(), rsa.generate_private_key(65537, 2048).public_key()
+    Path("locked.pem").write_bytes(
+        locked.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"word"))
+    )
+    Path("rsa.pub").write_bytes(other.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    done = run_here("verify", "--root", published, *words)
+    assert done.code == 2
+    assert line in done.errors[-1]
+    without = run_here("verify", *words)
+    assert without.errors == [f"error: {words[0]}: expected --root HASH with it"]
+
+
+def test_without_the_library_a_line_says_how_to_install_it(published: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
+    monkeypatch.delitem(sys.modules, "vfm.flow.records.signatures", raising=False)
+    done = run_here("verify", "--root", published, "--key", "key.pub")
+    assert done.code == 2
+    assert done.errors[-1].startswith(
+        "error: --key and --sign need cryptography: uv pip install -e 'packages/core[sign]'"
+    )

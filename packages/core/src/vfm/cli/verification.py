@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from vfm.base import UserError
+from vfm.base import UserError, how_to_install, load_function
 from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, show, show_results
 from vfm.flow.plan.store import Store
 from vfm.flow.records.input_changes import InputCheck, OutsideInput, behind, inputs_of
@@ -70,6 +70,18 @@ def verify(
             " the bytes of the outside files to the report.",
         ),
     ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(readable=False, show_default=False, help="Public key that must have signed the hash of --root."),
+    ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False,
+            show_default=False,
+            help="Private ed25519 key that signs the hash of --root once it is proven.",
+        ),
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Read a store and find what is damaged; the exit code is then 2.
@@ -78,7 +90,9 @@ def verify(
     """
     place = folder or store
     if root is not None:
-        problems = _prove(place, root)
+        problems = _prove(place, root, key, sign)
+    elif key or sign:
+        raise UserError(f"--{'key' if key else 'sign'}: expected --root HASH with it")
     else:
         problems = _verify_inputs(place) if inputs else _verify_files(place)
     if problems:
@@ -105,9 +119,13 @@ def _verify_files(store: Path) -> list[str]:
     return problems
 
 
-def _prove(store: Path, digest: str) -> list[str]:
+def _prove(store: Path, digest: str, key: Path | None, sign: Path | None) -> list[str]:
     places(store)  # raises if it is not a folder of artifacts
     proof = proof_of(store, digest)
+    sign_root = _signing("sign_root") if sign else None
+    if key:
+        _signing("check_signature")(store, digest, key)
+        show(f"signed by {key}")
     problems = list(proof.problems)
     show(f"{proof.name}: {digest}")
     with _reading(sum(artifact.num_bytes for artifact in proof.artifacts)) as read:
@@ -121,8 +139,18 @@ def _prove(store: Path, digest: str) -> list[str]:
         problems += [] if problems else changed_page(proof.run)
         if not problems:
             show_results(proof.run)
+    if sign_root and not problems:
+        show(f"signature: {sign_root(store, digest, sign)}")
     show(f"not proven: {len(problems)} of its parts differ" if problems else "proven")
     return problems
+
+
+def _signing(function: str) -> Callable[..., Any]:
+    """Load a function of `signatures`, which imports cryptography, an optional extra."""
+    try:
+        return load_function(f"vfm.flow.records.signatures:{function}")
+    except ImportError:
+        raise UserError(f"--key and --sign need cryptography: {how_to_install('vfm-core[sign]')}") from None
 
 
 def _verify_inputs(store: Path) -> list[str]:

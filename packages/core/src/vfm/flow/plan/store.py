@@ -8,6 +8,7 @@ store/
   captions/                       captions that were given to `vfm.curate` as a list, one file each
   .fingerprints.json              cached fingerprints of outside files
   .whole-hashes.json              SHA-256 of large outside files, recorded by `vfm verify --inputs`
+  signatures/                     signatures of roots, made by `vfm verify --sign`
   runs/quickstart@2/              a run: links to the artifacts, recipe.yaml, run.json, events.jsonl, report.html
   runs/quickstart                 a link to the run that was started last
 """
