@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,20 @@ def commitments(steps: Sequence[Step], events: Path) -> dict[str, Any]:
     """Collect the hashes by which the record of a finished run commits to everything that it made.
 
     Args:
-        steps: its plan. All artifacts exist.
+        steps: its plan. Artifacts that another run is making again at this moment are left out.
         events: file of its events.
 
     Returns:
         The root of each stage's artifact, the SHA-256 of each manifest, and number and hash of the last event.
     """
     artifacts = {step.stage.name: step.slot.artifact for step in steps}
+    manifests = {}
+    for name, folder in artifacts.items():
+        with suppress(FileNotFoundError):
+            manifests[name] = hash_file(folder / MANIFEST_FILE)
     return {
-        "roots": {name: origin_of(folder).root for name, folder in artifacts.items()},
-        "manifests": {name: hash_file(folder / MANIFEST_FILE) for name, folder in artifacts.items()},
+        "roots": {name: origin_of(artifacts[name]).root for name in manifests},
+        "manifests": manifests,
         "events": list(end_of_chain(events)),
     }
 
