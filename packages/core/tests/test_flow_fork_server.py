@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from vfm.flow.execution.fork_server import ForkedProcess, ForkServers
-from vfm.flow.execution.subprocesses import start_subprocess
+from vfm.flow.execution.fork_server import ForkedProcess, ForkServers, can_fork
+from vfm.flow.execution.subprocesses import Process, start_subprocess
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux alone has handles of processes")
+pytestmark = pytest.mark.skipif(not can_fork(), reason="Linux alone has handles of processes")
 
 
 @pytest.fixture(scope="module")
@@ -23,23 +25,38 @@ def servers() -> Iterator[ForkServers]:
 
 
 def fork(
-    servers: ForkServers, words: list[str], log: Path, environment: Mapping[str, str] = os.environ
-) -> ForkedProcess:
+    servers: ForkServers,
+    words: list[str],
+    log: Path,
+    environment: Mapping[str, str] = os.environ,
+    modules: Sequence[str] = ("vfm.cli", "no.such_module"),
+) -> AbstractContextManager[Process]:
     with log.open("wb") as errors:
-        return servers.start(
-            words, environment, ["vfm.cli", "no.such_module"], errors=errors.fileno(), lock=errors.fileno()
-        )
+        return servers.start(words, environment, modules, errors=errors.fileno(), lock=errors.fileno())
+
+
+def start(words: list[str], log: Path, environment: Mapping[str, str] = os.environ) -> subprocess.Popen[str]:
+    with log.open("wb") as errors:
+        command = [sys.executable, "-m", "vfm", *words]
+        return start_subprocess(command, environment, errors=errors.fileno(), lock=errors.fileno())
+
+
+def write_plugin(folder: Path, name: str, code: str) -> Mapping[str, str]:
+    """Write a plugin outside of site-packages that runs code when it is loaded, and return variables to find it."""
+    (folder / f"{name}.py").write_text(code)
+    (folder / f"{name}-1.dist-info").mkdir()
+    (folder / f"{name}-1.dist-info/METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    (folder / f"{name}-1.dist-info/entry_points.txt").write_text(f"[vfm]\n{name} = {name}\n")
+    return {**os.environ, "PYTHONPATH": str(folder)}
 
 
 @pytest.mark.parametrize("words", ["--version", "plan no_such_recipe", "stages shapes.pool", "--no-such-option"])
 def test_output_errors_and_exit_code_are_equal(servers: ForkServers, words: str, tmp_path: Path) -> None:
     with fork(servers, words.split(), tmp_path / "forked") as forked:
         output = forked.stdout.read()
-    with (tmp_path / "started").open("wb") as errors:
-        command = [sys.executable, "-m", "vfm", *words.split()]
-        with start_subprocess(command, os.environ, errors=errors.fileno(), lock=errors.fileno()) as started:
-            assert started.stdout
-            assert output == started.stdout.read()
+    with start(words.split(), tmp_path / "started") as started:
+        assert started.stdout
+        assert output == started.stdout.read()
     assert forked.returncode == started.wait()
     assert (tmp_path / "forked").read_text() == (tmp_path / "started").read_text()
 
@@ -82,15 +99,86 @@ def test_the_lock_is_held_until_the_process_ends_and_no_longer(servers: ForkServ
         pass
 
 
-def test_a_server_that_was_killed_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "code",
+    [
+        "sys.exit(300)",
+        "sys.exit(-1)",
+        "sys.exit('no licence')",
+        "print('\\udc80', file=sys.stderr), sys.exit(0)",
+        "sys.stderr.write('last words\\n'), os.kill(os.getpid(), 9)",
+    ],
+)
+def test_a_plugin_ends_it_as_it_ends_python(code: str, tmp_path: Path) -> None:
+    environment = write_plugin(tmp_path, "ending", f"import os, sys\n{code}\n")
+    with ForkServers() as servers, fork(servers, ["stages"], tmp_path / "forked", environment) as forked:
+        pass
+    with start(["stages"], tmp_path / "started", environment) as started:
+        pass
+    assert isinstance(forked, ForkedProcess)
+    assert forked.returncode == started.returncode
+    assert (tmp_path / "forked").read_text() == (tmp_path / "started").read_text()
+
+
+def test_a_command_that_fails_while_a_module_loads_has_its_exit_code(tmp_path: Path) -> None:
+    code = "import subprocess, time\nchild = subprocess.Popen(['false'])\ntime.sleep(0.5)\nCODE = child.wait()\n"
+    environment = write_plugin(tmp_path, "probing", code + "print('code', CODE)")
     with ForkServers() as servers:
-        with fork(servers, ["--version"], tmp_path / "log") as process:
-            assert process.wait() == 0
-        ((server, _),) = servers._servers.values()
-        server.kill()
-        server.wait()
-        with pytest.raises((RuntimeError, BrokenPipeError)):
-            fork(servers, ["--version"], tmp_path / "log")
+        with fork(servers, ["--version"], tmp_path / "log", environment):
+            pass
+        with fork(servers, ["--version"], tmp_path / "log", environment, ["probing"]):
+            pass
+        (tmp_path / "reading.py").write_text("import probing, sys\nsys.exit(10 + probing.CODE)\n")
+        (tmp_path / "probing-1.dist-info/entry_points.txt").write_text("[vfm]\nreading = reading\n")
+        with fork(servers, ["stages"], tmp_path / "log", environment) as process:
+            pass
+    assert process.returncode == 11
+
+
+@pytest.mark.parametrize("value", ["x" * 100_000, "é" * 30_000], ids=["ascii", "escaped"])
+def test_a_large_environment_is_passed_on(value: str, tmp_path: Path) -> None:
+    code = "import os, sys\nsys.exit(len(os.environ['LARGE'] + os.environ['LARGER']) // 2000)\n"
+    environment = {**write_plugin(tmp_path, "measuring", code), "LARGE": value, "LARGER": value}
+    with ForkServers() as servers, fork(servers, ["stages"], tmp_path / "log", environment) as process:
+        pass
+    assert isinstance(process, ForkedProcess)
+    assert process.returncode == len(value) // 1000
+
+
+def test_a_killed_server_is_replaced(tmp_path: Path) -> None:
+    with ForkServers() as servers:
+        for count in range(3):
+            with fork(servers, ["--version"], tmp_path / "log") as process:
+                assert process.wait() == 0
+            assert isinstance(process, ForkedProcess) == (count != 1)  # 1: Python starts it
+            if count == 0:
+                ((server, _),) = servers._servers.values()
+                server.kill()
+                server.wait()
+
+
+def test_a_module_that_ends_its_process_ends_no_step(tmp_path: Path) -> None:
+    (tmp_path / "fatal.py").write_text("import os\nos._exit(0)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with ForkServers() as servers, fork(servers, ["--version"], tmp_path / "log", environment, ["fatal"]) as process:
+        assert process.wait() == 0
+
+
+def test_servers_end_though_another_process_has_a_copy_of_their_connection(tmp_path: Path) -> None:
+    with ForkServers() as servers:
+        with fork(servers, ["--version"], tmp_path / "log"):
+            ((server, connection),) = servers._servers.values()
+        copy = connection.dup()
+    assert server.returncode == 0
+    copy.close()
+
+
+def test_systems_without_handles_of_processes_fork_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> int:
+        raise OSError(errno.ENOSYS, f"no handle of {pid}")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)  # as kernels before 5.3 and some sandboxes answer
+    assert not can_fork()
 
 
 def test_processor_time_of_forked_processes_is_counted(tmp_path: Path) -> None:

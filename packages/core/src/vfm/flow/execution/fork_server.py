@@ -21,14 +21,24 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from types import TracebackType
 from typing import IO, Any, NoReturn
 
-from vfm.flow.execution.subprocesses import python_command
+from vfm.flow.execution.subprocesses import Process, python_command, start_subprocess
 
-REQUEST_BYTES = 200_000  # of a message, which has all environment variables
+SIZE_BYTES = 8  # of a request's number of bytes, before the request: it has all environment variables, up to 2 MB
 FILES = 4  # of a request: standard output and error, the lock, and the pipe for the exit code
+
+
+def can_fork() -> bool:
+    """Check whether this system has handles of processes: Linux from 5.3 on, outside some sandboxes."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 class ForkedProcess:
@@ -45,9 +55,7 @@ class ForkedProcess:
         self.stdout: IO[str] = os.fdopen(output, encoding="utf-8", errors="replace")
         self.returncode: int | None = None
         self._status = status
-        self._handle: int | None = None  # unlike the number, it never denotes a later process
-        with contextlib.suppress(ProcessLookupError):
-            self._handle = os.pidfd_open(pid)
+        self._handle: int | None = os.pidfd_open(pid)  # unlike the number, it never denotes a later process
 
     def terminate(self) -> None:
         """Send SIGTERM, unless the process has ended."""
@@ -79,7 +87,7 @@ class ForkedProcess:
 
     def _send(self, number: signal.Signals) -> None:
         if self._handle is not None:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(OSError):  # it has ended, or a thread closes its handle at this moment
                 signal.pidfd_send_signal(self._handle, number)
 
 
@@ -92,8 +100,8 @@ class ForkServers:
 
     def start(
         self, words: Sequence[str], environment: Mapping[str, str], modules: Sequence[str], *, errors: int, lock: int
-    ) -> ForkedProcess:
-        """Fork a process for a command of `vfm`.
+    ) -> AbstractContextManager[Process]:
+        """Fork a process for a command of `vfm`. If its server has ended, start the process without it.
 
         Args:
             words: arguments of the command.
@@ -102,24 +110,39 @@ class ForkServers:
             errors: file descriptor of its standard error.
             lock: file descriptor of the lock that it inherits.
         """
-        request = json.dumps({"words": list(words), "environment": dict(environment), "modules": list(modules)})
+        request = {"words": list(words), "environment": dict(environment), "modules": list(modules)}
+        forked = self._fork(json.dumps(request).encode(), environment, errors, lock)
+        if forked:
+            return forked
+        command = [*python_command(), "-m", "vfm", *words]
+        return start_subprocess(command, environment, errors=errors, lock=lock)
+
+    def _fork(self, request: bytes, environment: Mapping[str, str], errors: int, lock: int) -> ForkedProcess | None:
+        """Send a request to a server. Return None if the server has ended, and forget it."""
         output, output_end = os.pipe()
         status, status_end = os.pipe()
-        try:
-            with self._lock:  # requests are answered one after another
+        with self._lock:  # requests are answered one after another
+            answer = b""
+            try:
                 server = self._server(environment)
-                socket.send_fds(server, [request.encode()], [output_end, errors, lock, status_end])
+                socket.send_fds(server, [len(request).to_bytes(SIZE_BYTES)], [output_end, errors, lock, status_end])
+                server.sendall(request)
                 answer = server.recv(32)
-            if not answer:
-                raise RuntimeError("the process that forks the steps has ended")
-        except BaseException:
-            os.close(output)
-            os.close(status)
-            raise
-        finally:
-            os.close(output_end)
-            os.close(status_end)
-        return ForkedProcess(int(answer), output, status)
+            except OSError:  # the server cannot start, or has ended
+                pass
+            finally:
+                os.close(output_end)
+                os.close(status_end)
+            if answer:  # before the next request, after which the server may collect the process
+                return ForkedProcess(int(answer), output, status)
+            ended = self._servers.pop(environment.get("OMP_NUM_THREADS"), None)
+            if ended:
+                _end(*ended)
+        os.close(output)  # a process that was still forked ends without a reader
+        while os.read(status, 1):
+            pass
+        os.close(status)
+        return None
 
     def __enter__(self) -> ForkServers:
         return self
@@ -127,15 +150,15 @@ class ForkServers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for process, control in self._servers.values():
-            control.close()  # which ends the server
-            process.wait()
+        with self._lock:
+            for process, control in self._servers.values():
+                _end(process, control)
 
     def _server(self, environment: Mapping[str, str]) -> socket.socket:
         """Return the connection to the server for an environment. The first request starts it."""
         threads = environment.get("OMP_NUM_THREADS")
         if threads not in self._servers:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours, theirs = socket.socketpair()
             with theirs:
                 command = [*python_command(), "-m", "vfm.flow.execution.fork_server", str(theirs.fileno())]
                 process = subprocess.Popen(
@@ -151,37 +174,42 @@ class ForkServers:
         return self._servers[threads][1]
 
 
+def _end(process: subprocess.Popen[bytes], control: socket.socket) -> None:
+    """End a server, which waits for the processes that it has forked."""
+    with contextlib.suppress(OSError):  # it has ended
+        control.shutdown(socket.SHUT_RDWR)  # unlike closing, also if a process forked here has a copy of the socket
+    control.close()
+    process.wait()
+
+
 def serve(control: socket.socket) -> None:
     """Fork a process for each request, until the other end is closed."""
-    signal.signal(signal.SIGCHLD, _collect)
+    # Processes are collected by their numbers, never by a handler of SIGCHLD: modules also run commands as they load.
+    forked: list[int] = []
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, REQUEST_BYTES, FILES)
-        if not message:
-            return
-        request = json.loads(message)
+        size, descriptors, _, _ = socket.recv_fds(control, SIZE_BYTES, FILES)
+        if not size:
+            break
+        request = json.loads(control.recv(int.from_bytes(size), socket.MSG_WAITALL))
         for module in request["modules"]:
             with contextlib.suppress(Exception):  # the step reports it, when it imports the module itself
                 import_module(module)
+        forked = [pid for pid in forked if not os.waitpid(pid, os.WNOHANG)[0]]
         pid = os.fork()
         if not pid:
             control.close()
             _run(request, *descriptors)
+        forked.append(pid)
         for descriptor in descriptors:
             os.close(descriptor)
         control.send(str(pid).encode())
-
-
-def _collect(*_: object) -> None:
-    """Collect processes that have ended, with their processor time."""
-    with contextlib.suppress(ChildProcessError):  # there is none
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+    for pid in forked:  # with their processor time
+        os.waitpid(pid, 0)
 
 
 def _run(request: dict[str, Any], output: int, errors: int, lock: int, status: int) -> NoReturn:
     """Run a command of `vfm` in this forked process, as if Python had started with it."""
     os.setpgid(0, 0)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.dup2(output, 1)
@@ -189,7 +217,8 @@ def _run(request: dict[str, Any], output: int, errors: int, lock: int, status: i
     os.close(output)
     os.close(errors)
     # The server's streams have properties of its own files, such as whether they can seek.
-    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.set_inheritable(lock, True)
     sys.argv = ["vfm", *request["words"]]
     code = 1
@@ -197,11 +226,20 @@ def _run(request: dict[str, Any], output: int, errors: int, lock: int, status: i
         runpy.run_module("vfm", run_name="__main__")
         code = 0
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        code = _exit_code(end)
     except BaseException:
         traceback.print_exc()
     os.write(status, bytes([code]))
     sys.exit(code)
+
+
+def _exit_code(end: SystemExit) -> int:
+    """Find the exit code that Python would have, with a text on the standard error."""
+    if isinstance(end.code, int):
+        return end.code & 0xFF
+    if end.code is not None:
+        print(end.code, file=sys.stderr)
+    return int(end.code is not None)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ If it does not, a step gets its share of the cores as `runtime.threads`, which t
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -20,7 +19,7 @@ from queue import Empty, SimpleQueue
 from vfm.base import UserError
 from vfm.flow.execution.devices import Devices, environment_of
 from vfm.flow.execution.durations import longest_paths
-from vfm.flow.execution.fork_server import ForkServers
+from vfm.flow.execution.fork_server import ForkServers, can_fork
 from vfm.flow.execution.subprocesses import Job, Processes, Send, Start, signals_forwarded, stopped_by
 from vfm.flow.plan.plan import Step
 from vfm.interfaces import Evaluation, Event, Preempted
@@ -57,8 +56,8 @@ def run_in_parallel(steps: Sequence[Step], run_one: RunOne, send: Send, jobs: in
         UserError: If all failures were mistakes of the user, one line each. Otherwise the first other error is raised.
     """
     devices = Devices()
-    can_fork = hasattr(os, "pidfd_open") and not devices.all
-    with signals_forwarded() as processes, ForkServers() if can_fork else nullcontext() as servers:
+    forks = can_fork() and not devices.all
+    with signals_forwarded() as processes, ForkServers() if forks else nullcontext() as servers:
         return _Queue(steps, run_one, send, jobs, processes, devices, servers.start if servers else None).run()
 
 
