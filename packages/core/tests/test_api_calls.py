@@ -89,6 +89,13 @@ def test_the_path_of_one_image_is_that_image(world: Path) -> None:
     assert np.array_equal(vfm.embed(world / "a/clip", Image.open(world / "red.PNG")).vectors, by_list.vectors)
 
 
+def test_a_tag_may_follow_the_name_of_a_model(world: Path) -> None:
+    after = vfm.embed("resnet10t,none", world / "red.PNG")
+    apart = vfm.embed("resnet10t", world / "red.PNG", pretrained="none")
+    assert after.model == apart.model == "resnet10t none"
+    assert np.array_equal(after.vectors, apart.vectors)
+
+
 def test_a_warning_points_at_the_call(toys: Path) -> None:  # noqa: F811
     (toys / "words.txt").write_text("some words")
     recipe = {"stages": [{"kind": "toy.read", "name": "words", "path": str(toys / "words.txt")}]}

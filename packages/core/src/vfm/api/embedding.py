@@ -100,8 +100,8 @@ def embed(
     All embeddings are held in memory. The command `vfm embed` writes a dataset of any size to a file.
 
     Args:
-        model: folder or artifact of a checkpoint, an open_clip or timm name, `hf-hub:org/model`, or a loaded model
-            (`vfm.models.load_clip`, ...). Videos need a video classifier.
+        model: folder or artifact of a checkpoint, an open_clip or timm name (`ViT-B-32,openai`: with its tag),
+            `hf-hub:org/model`, or a loaded model (`vfm.models.load_clip`, ...). Videos need a video classifier.
         data: dataset artifact, its folder, a path in any format of `data.pairs`, or one or several images (paths or
             PIL images).
         texts: texts, for a CLIP model.

@@ -30,6 +30,7 @@ from vfm.models import (
     is_vision_source,
     vision_preprocess,
 )
+from vfm.models.stages import source_and_tag
 from vfm.storage import files
 from vfm.storage.remote import is_remote
 from vfm.train import prepare_device
@@ -75,7 +76,7 @@ def open_encoder(model: AnyModel, pretrained: str | None, device: torch.device) 
     """
     if isinstance(model, ENCODERS):
         return model
-    source = as_place(model)
+    source, pretrained = _source_of(model, pretrained)
     if (Path(source) / FACTS_FILE).is_file():
         artifact = Artifact.load(source)
         if not isinstance(artifact, ClipCheckpoint | VisionCheckpoint):
@@ -93,10 +94,16 @@ def full_name(model: AnyModel, pretrained: str | None) -> str:
     if isinstance(model, ENCODERS):
         return f"a loaded {type(model.module).__name__}"
     names = []
-    for part in (as_place(model), pretrained):
+    for part in _source_of(model, pretrained):
         if part:
             names.append(str(Path(part).resolve()) if Path(part).exists() else part)
     return " ".join(names)
+
+
+def _source_of(model: AnyPath | Artifact, pretrained: str | None) -> tuple[str, str | None]:
+    """Split a name with a tag, `ViT-B-32,openai`, unless the tag is given apart."""
+    place = as_place(model)
+    return (place, pretrained) if pretrained else source_and_tag(place)
 
 
 def open_images(data: AnyPath | Artifact, folder: Path, options: Mapping[str, Any] | None = None) -> Source:

@@ -18,7 +18,9 @@ from vfm.storage import files
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        help="Folder of a checkpoint, or a model by name, file or hf-hub:org/model.", autocompletion=completion.models
+        help="Folder of a checkpoint, or a model by file, hf-hub:org/model, or name: NAME,TAG for a pretrained tag,"
+        " NAME,none for random weights.",
+        autocompletion=completion.models,
     ),
 ]
 ImagesArgument = Annotated[list[str], typer.Argument(help="Image files, or folders of them.")]

@@ -23,6 +23,12 @@ HUB_PREFIX, FOLDER_PREFIX = "hf-hub:", "local-dir:"
 NO_WEIGHTS = "none"  # as `pretrained`: random weights of seed 0, and no download
 
 
+def source_and_tag(word: str) -> tuple[str, str | None]:
+    """Split `ViT-B-32,openai` into the source and what follows it as `pretrained`. A path that exists is a source."""
+    source, _, tag = (word, "", "") if Path(word).exists() else word.partition(",")
+    return source, tag or None
+
+
 class _ImportFile(Stage):
     """Base of the stages that read a file of weights."""
 

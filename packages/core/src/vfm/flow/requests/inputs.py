@@ -12,6 +12,7 @@ from typing import Any
 
 from vfm.base import UserError, load_function
 from vfm.interfaces import FACTS_FILE, Artifact, ClipCheckpoint, Stage, VideoClassifier, VisionCheckpoint
+from vfm.models.stages import source_and_tag
 
 Fields = dict[str, Any]  # fields of a stage, as in a recipe
 
@@ -73,7 +74,7 @@ def model_input(word: str) -> Input:
         raise UserError(f"{word}: a classifier of videos is evaluated under its folder's name; leave {name}= out")
     if artifact is not None and name is None:
         return Input(rest, type(artifact))
-    source, _, tag = (rest, "", "") if Path(rest).exists() else rest.partition(",")
+    source, tag = source_and_tag(rest)
     encoder = isinstance(artifact, VisionCheckpoint) if artifact else _is_encoder(source, tag)
     kind, makes = ("models.vision", VisionCheckpoint) if encoder else ("models.clip", ClipCheckpoint)
     # A local folder is named by its last part, a model of the hub by its whole name.
@@ -94,11 +95,11 @@ def named_apart(model: Input, taken: Collection[str], name: str) -> Input:
     return model
 
 
-def _is_encoder(source: str, tag: str) -> bool:
+def _is_encoder(source: str, tag: str | None) -> bool:
     """Check whether a source names an encoder of timm. Only open_clip names with a tag are known without torch."""
     if tag and not Path(tag).exists() and open_clip_configuration(source):
         return False
-    is_vision: bool = load_function("vfm.models:is_vision_source")(source, tag or None)
+    is_vision: bool = load_function("vfm.models:is_vision_source")(source, tag)
     return is_vision
 
 
