@@ -137,7 +137,10 @@ def test_the_files_of_a_damaged_picture_and_of_an_unreadable_caption_are_named(t
 def test_columns_of_text_that_are_not_read_are_named(tmp_path: Path) -> None:
     table = {"img": [png(NAMES[0])], "sentence": ["a boat"], "width": [3], "url": ["http://x"]}
     pq.write_table(pa.table(table), tmp_path / "t.parquet")
-    told = "text that is not read: sentence; to read captions: data.pairs with texts: {en: sentence}"
+    told = (
+        "text that is not read: sentence; to read it as captions: texts: {en: sentence} in data.pairs;"
+        " for reports and weights: columns: [sentence]"
+    )
     assert told in shown(tmp_path / "t.parquet")
     (tmp_path / "boat.png").write_bytes(png(NAMES[0]))
     (tmp_path / "t.csv").write_text("image,caption,source,score\nboat.png,a boat,web,0.5\n")

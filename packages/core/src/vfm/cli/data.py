@@ -85,8 +85,9 @@ def data(
         if not summary.is_decoded:
             show("not decoded: the files are large, so only headers of images were read; --limit N decodes the first N")
         if summary.not_taken:
-            example = f"data.pairs with texts: {{en: {summary.not_taken[0]}}}"
-            show(f"text that is not read: {', '.join(summary.not_taken)}; to read captions: {example}")
+            name = summary.not_taken[0]
+            examples = f"as captions: texts: {{en: {name}}} in data.pairs; for reports and weights: columns: [{name}]"
+            show(f"text that is not read: {', '.join(summary.not_taken)}; to read it {examples}")
         for caption in summary.captions(NUM_IMAGES):
             show(f"caption: {caption}")
         sheet = summary.sheet(NUM_IMAGES)
