@@ -109,6 +109,10 @@ def test_a_table_of_captions_alone_is_filled_in(tmp_path: Path) -> None:
     assert bad == ["missing_caption"]
 
 
+def test_an_absent_number_of_a_table_of_pandas_makes_no_caption() -> None:
+    assert filled("a photo of {year}", {"year": float("nan")}.get, {}) == []
+
+
 def test_values_of_every_type() -> None:
     values = {"one": " x ", "many": ["a", " ", "b"], "number": 3, "share": 0.5, "none": None, "empty": "", "class": 1}
     names = {"class": ["cat", "dog"]}

@@ -30,6 +30,11 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
+def test_columns_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected distinct names, got 'weight' 2 times"):
+        Pairs(kind="data.pairs", name="p", path="x.tar", columns=["json.a.weight", "json.b.weight"])
+
+
 def write_table(folder: Path, rows: list[dict[str, Any]]) -> Path:
     (folder / "images").mkdir(parents=True)
     with (folder / "t.csv").open("w", newline="") as stream:

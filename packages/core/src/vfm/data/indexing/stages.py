@@ -3,11 +3,10 @@
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from vfm.interfaces import (
-    Stage,
-)
+from vfm.data.samples.columns import check_names
+from vfm.interfaces import Stage
 from vfm.storage.files import expand_paths
 
 Verify = bool | Literal["all", "decode"]
@@ -34,7 +33,7 @@ class ImageFiles(Stage):
         description="folder that a table's image paths are relative to and may not leave (default: the table's folder,"
         " and for COCO's captions the folder next to them that has the images)",
     )
-    columns: list[str] = Field(
+    columns: Annotated[list[str], AfterValidator(check_names)] = Field(
         default=[],
         description="further values of each sample, for losses and reports: columns of a table, or fields of a tar's"
         " json, such as [weight, site]. A sample without one is bad",

@@ -66,7 +66,7 @@ def filled(template: str, value_at: Callable[[str], object], names: Mapping[str,
 def _words(value: object, names: Sequence[str]) -> list[str]:
     """Convert a value, or the values in a list, to text."""
     values = value if isinstance(value, list) else [value]
-    words = [_word(item, names) for item in values if isinstance(item, str | int | float)]
+    words = [_word(item, names) for item in values if isinstance(item, str | int | float) and item == item]  # not NaN
     return [word for word in words if word]
 
 

@@ -15,6 +15,21 @@ def column_name(location: str) -> str:
     return location.rpartition(".")[2]
 
 
+def check_names(locations: list[str]) -> list[str]:
+    """Check that the columns at some locations have distinct names, by which losses and reports know them.
+
+    Raises:
+        ValueError: If two have the same name.
+    """
+    names = [column_name(location) for location in locations]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"expected distinct names, got {name!r} {names.count(name)} times in {', '.join(locations)}"
+            )
+    return locations
+
+
 def read_columns(spec: DatasetSpec, value_at: Callable[[str], object], where: str) -> dict[str, str | float]:
     """Read the columns of a sample by name.
 
