@@ -122,6 +122,37 @@ def test_arguments_that_do_not_fit_raise():
         attention_packed(q)
 
 
+WRONG_VALUES = [
+    ({"max_seqlen": 4}, "expected max_seqlen of at least 5, the longest sequence, got 4"),
+    ({"cu_seqlens": ENDS - 1}, "expected cu_seqlens that rise from 0 to 7, the number of tokens, got \\[-1, 1, 1, 6]"),
+    ({"cu_seqlens": ENDS[[0, 2, 1, 0, 3]]}, "expected cu_seqlens that rise from 0 to 7"),
+    ({"positions": torch.arange(7)[None] + 1}, "expected positions below 7, the number of rows of sin and cos, got 7"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG_VALUES)
+def test_lengths_and_positions_that_kernels_do_not_check_raise(wrong, message):
+    qkv = torch.randn(1, 7, 3, 2, 8)
+    kind = kinds()["sequences"] | {"max_seqlen": 5}
+    attention_packed(qkv, **kind)
+    for run in (lambda **kind: attention(*qkv.unbind(2), **kind), lambda **kind: attention_packed(qkv, **kind)):
+        with pytest.raises(ValueError, match=message):
+            run(**kind | wrong)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_without_reading_them_lengths_and_positions_are_asserted(number):
+    """In a graph, as on a GPU, the host cannot read them: the graph is whole, and its assertion stops it."""
+    qkv = torch.randn(1, 7, 3, 2, 8)
+    kind = kinds()["sequences"] | {"max_seqlen": 5}
+    wrong, message = WRONG_VALUES[number]
+    compiled = torch.compile(attention_packed, fullgraph=True, dynamic=False, backend="eager")
+    torch.testing.assert_close(compiled(qkv, **kind), attention_packed(qkv, **kind))
+    expected = "expected sequences of at most max_seqlen=4" if "max_seqlen" in wrong else message.partition(", got")[0]
+    with pytest.raises(RuntimeError, match=expected):
+        compiled(qkv, **kind | wrong)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_torchs_counters_know_the_ops(packed):
     """As many operations as torch counts for its own attention, forward and backward."""

@@ -4,8 +4,10 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 # Schema of the fields of `Pattern`, in their order.
@@ -71,10 +73,14 @@ class Pattern(NamedTuple):
                 )
             if positions is not None and positions.shape != (batch, num_tokens):
                 raise ValueError(f"expected positions of shape {(batch, num_tokens)}, got {tuple(positions.shape)}")
+            if positions is not None:
+                _check_positions(positions, sin.shape[-2])
             sin, cos = (table.expand(batch, *table.shape[-2:]) for table in (sin, cos))
         elif sin is not None or cos is not None:
             raise ValueError("sin and cos must be given together")
         longest = num_tokens if max_seqlen is None or cu_seqlens is None else max_seqlen
+        if cu_seqlens is not None:
+            _check_lengths(cu_seqlens, num_tokens, longest)
         scale = 1 / math.sqrt(width) if scale is None else scale
         if scale <= 0:
             raise ValueError(f"scale must be above 0, got {scale}")
@@ -83,3 +89,30 @@ class Pattern(NamedTuple):
     def without_rope(self) -> "Pattern":
         """Drop the angles, for queries and keys that are already rotated."""
         return self._replace(sin=None, cos=None, positions=None, num_prefix_tokens=0)
+
+
+def _check_positions(positions: Tensor, num_rows: int) -> None:
+    """Require positions that are rows of the table of angles."""
+    expected = f"expected positions below {num_rows}, the number of rows of sin and cos"
+    if not _can_be_read(positions):
+        torch._assert_async((positions < num_rows).all(), expected)
+    elif positions.numel() and positions.max() >= num_rows:
+        raise ValueError(f"{expected}, got {int(positions.max())}")
+
+
+def _check_lengths(cu_seqlens: Tensor, num_tokens: int, longest: int) -> None:
+    """Require sequences that are not longer than the longest, for which alone kernels have programs."""
+    if not _can_be_read(cu_seqlens):
+        torch._assert_async((cu_seqlens.diff() <= longest).all(), f"expected sequences of at most max_seqlen={longest}")
+        return
+    ends = cu_seqlens.tolist()
+    lengths = [end - start for start, end in pairwise(ends)]
+    if not ends or ends[0] != 0 or ends[-1] != num_tokens or min(lengths, default=0) < 0:
+        raise ValueError(f"expected cu_seqlens that rise from 0 to {num_tokens}, the number of tokens, got {ends}")
+    if max(lengths, default=0) > longest:
+        raise ValueError(f"expected max_seqlen of at least {max(lengths)}, the longest sequence, got {longest}")
+
+
+def _can_be_read(values: Tensor) -> bool:
+    """Check whether the host can read values without waiting for a device, and outside of a graph."""
+    return not torch.compiler.is_compiling() and type(values) is Tensor and values.device.type == "cpu"

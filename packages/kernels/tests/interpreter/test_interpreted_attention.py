@@ -114,6 +114,16 @@ def test_rotary_positions_of_each_token_and_of_each_sequence(same):
     same(heads(1, 40, 1, 64), STREAM, cu_seqlens=torch.tensor([0, 25, 40], dtype=torch.int32), **kind)
 
 
+def test_what_no_program_of_the_kernel_would_see_raises():
+    """No program would write the last token of the longer sequence, and angles beyond the table would be read."""
+    angles, ends = torch.rand(20, 32), torch.tensor([0, 25, 40], dtype=torch.int32)
+    kind = {"sin": angles.sin(), "cos": angles.cos(), "positions": torch.full((1, 40), 19), "cu_seqlens": ends}
+    with pytest.raises(ValueError, match="expected max_seqlen of at least 25, the longest sequence, got 24"):
+        attention(*heads(1, 40, 1, 64), backend=STREAM, **kind, max_seqlen=24)
+    with pytest.raises(ValueError, match="expected positions below 20, the number of rows of sin and cos, got 20"):
+        attention(*heads(1, 40, 1, 64), backend=STREAM, **kind | {"positions": torch.full((1, 40), 20)})
+
+
 @pytest.mark.parametrize("backend", [SHORT, STREAM])
 def test_permuted_strides(agrees, backend):
     inputs = [each.transpose(1, 2) for each in heads(1, 2, 40, 24)]  # torch's layout of heads: (B, H, N, D)

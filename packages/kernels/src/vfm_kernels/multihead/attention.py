@@ -47,7 +47,8 @@ def attention(
         cu_seqlens: (S + 1,) int32, from 0 to N: boundaries of sequences that are concatenated in a batch of 1 and do
             not see each other. A sequence may be empty.
         max_seqlen: length of the longest sequence, which avoids waiting for the GPU to read it from `cu_seqlens`.
-            Default: N.
+            Default: N. A smaller one, like a position beyond the table, is an error on a CPU. A GPU stops by an
+            assertion on the device, as for an index of torch, and the host waits for neither.
         visible: booleans that are broadcast to (B, H, N, N), True where a query (row) sees a key (column). Every query
             must see a key. Not allowed with `causal` or `cu_seqlens`.
         backend: name of the backend to use, as `explain` lists them. Default: the first that can run and is expected
@@ -57,7 +58,8 @@ def attention(
         (B, N, H, D), in the dtype of `q`.
 
     Raises:
-        ValueError: If shapes are inconsistent, or a forced backend (or `use_kernels("triton")`) cannot run.
+        ValueError: If shapes are inconsistent, lengths or positions are (on a CPU), or a forced backend (or
+            `use_kernels("triton")`) cannot run.
 
     Source: Dao et al. 2022, FlashAttention (arXiv:2205.14135). Dao 2023, FlashAttention-2 (arXiv:2307.08691).
     """
