@@ -62,6 +62,7 @@ class _AllPairsLoss(torch.autograd.Function):
             d_scale += products
             d_image[rows] = gradients @ text
             d_text.addmm_(gradients.T, image[rows])
+            del gradients  # or two chunks would be in memory while the next is computed
         factor = grad / (2 * len(image))
         # The products are of logits, which are the cosines times the scale.
         return d_image.mul_(factor * scale), d_text.mul_(factor * scale), d_scale * factor / scale, None

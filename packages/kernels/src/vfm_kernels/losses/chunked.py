@@ -130,13 +130,14 @@ class _ChunkedPairLoss(torch.autograd.Function):
         for start in range(0, len(queries), chunk_size):
             rows = slice(start, start + chunk_size)
             cosine = queries[rows] @ keys.T  # (c, N)
-            loss, d_logits = row_loss(cosine * scale + bias, first_positive + start)
+            loss, d_logits = row_loss((cosine * scale).add_(bias), first_positive + start)
             total += loss
             d_bias += d_logits.sum()
-            d_scale += (d_logits * cosine).sum()
+            d_scale += cosine.mul_(d_logits).sum()
             d_logits *= scale
             d_queries[rows] = d_logits @ keys
             d_keys.addmm_(d_logits.T, queries[rows])
+            del cosine, d_logits  # or two chunks would be in memory while the next is computed
         ctx.save_for_backward(d_queries, d_keys, d_scale, d_bias)
         return total
 
