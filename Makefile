@@ -1,5 +1,5 @@
 # Shortcuts for people who work on vfm. The README's two commands need no make.
-.PHONY: test check format docs docs-serve packages kill-test flip-test oracle-test fuzz kernels-wide gpu-tests gpu-first rehearsal step-lint notebooks test-portable test-oldest test-newest test-torch-latest release
+.PHONY: test check format docs docs-serve packages kill-test flip-test oracle-test fuzz fuzz-coverage kernels-wide gpu-tests gpu-first rehearsal step-lint notebooks test-portable test-oldest test-newest test-torch-latest release
 
 # `uv run` alone installs what vfm needs; its tests and tools are in the development group.
 RUN := uv run --dev
@@ -41,6 +41,9 @@ oracle-test: ## damage whose effect is known: samples put in = samples read + sa
 
 fuzz: ## 5,000 damaged files of every kind and what became of them, docs/faults.md (half an hour; resumes what was stopped)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN) python -m fuzz --cases 5000 --jobs 2 --resume .fuzz.jsonl --out docs/faults.md
+
+fuzz-coverage: ## libFuzzer by coverage on the readers of tars, COCO's json and tables, ten minutes each
+	for reader in tar coco csv jsonl; do PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN) --with atheris python -m fuzz.coverage $$reader --seconds 600 || exit 1; done
 
 rehearsal: ## which code each arm of the kernels' benchmark runs, and each planted fault, in Triton's interpreter (minutes)
 	$(RUN) python packages/kernels/benchmarks/rehearsal.py
