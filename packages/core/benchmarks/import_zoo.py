@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import transformers
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -124,6 +124,9 @@ ZOO = [
 def tiny_siglip() -> Iterator[None]:
     """Register a tiny SigLIP encoder with timm, with an exact GELU as in most of timm's."""
     name, module = "vit_zoo_siglip_24", ModuleType("zoo_siglip_of_a_test")
+    if is_model(name):  # registered by an earlier use in this process
+        yield
+        return
     size = {"input_size": (3, SIDE, SIDE), "num_classes": 0, "fixed_input_size": True, "first_conv": "patch_embed.proj"}
     module.default_cfgs = generate_default_cfgs({name: {**size, "classifier": "head"}})  # type: ignore[attr-defined]
     shape = {"img_size": SIDE, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 1.5}

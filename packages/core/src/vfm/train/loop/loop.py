@@ -242,8 +242,7 @@ class _Loop(Generic[Inputs]):
         self.curves.restart_clock()
 
     def _free(self) -> None:
-        """Free what only steps need, before the whole model is gathered."""
-        self.optimizer.zero_grad(set_to_none=True)
+        """Free what only steps need, before the whole model is gathered. A sharded model also frees its gradients."""
         self.optimizer.state.clear()
         self.ema = None
 

@@ -118,6 +118,7 @@ class Sharded(Alone[Inputs]):
 
         The task is on the device if it fits there, otherwise on the CPU.
         """
+        self.task.zero_grad(set_to_none=True)  # their memory is needed for the whole weights
         self._fill(torch.device("cpu"), is_filled=self.world.is_main)
         if not self.world.is_main:
             return self.original
