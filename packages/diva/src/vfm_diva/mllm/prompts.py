@@ -121,6 +121,12 @@ class QuestionTokenizer:
         return [*whole, self.end_token], start
 
     def _ids(self, text: str, is_first: bool) -> list[int]:
-        """Tokenize a text. Only the first one of a sequence gets the tokenizer's start token."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=is_first).input_ids
-        return ids[:-1] if ids[-1] == self.end_token else ids
+        """Tokenize the first text of a sequence, with the tokenizer's start token, or a text after an end token.
+
+        It is cut after that end token, since some tokenizers of Llama put a space before the first text alone.
+        """
+        if is_first:
+            ids: list[int] = self.tokenizer(text).input_ids
+        else:
+            ids = self.tokenizer(self.tokenizer.eos_token + text, add_special_tokens=False).input_ids[1:]
+        return ids[:-1] if ids[-1:] == [self.end_token] else ids
