@@ -68,9 +68,9 @@ def _walk(outputs: list[Tensor], gradients: Sequence[Tensor], inner: list[Tensor
         if hasattr(function, "variable"):
             result.leaves[function.variable] = slots[0]
         elif slots:
-            for (following, number), gradient in zip(function.next_functions, call(function, slots), strict=False):
-                if following is not None and gradient is not None:
-                    _add(arrived[following], number, _fitted(gradient, following._input_metadata[number]))
+            for (following, number), part in zip(function.next_functions, call(function, slots), strict=False):
+                if following is not None and part is not None:
+                    _add(arrived[following], number, _fitted(part, following._input_metadata[number]))
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
@@ -17,7 +18,7 @@ import vfm.cli  # noqa: F401  (registers the commands)
 from cli_world import interruptible  # noqa: F401  (a fixture)
 from vfm.base import TerminalConsole
 from vfm.cli.command import app
-from vfm.flow.execution.subprocesses import Processes, run_subprocess
+from vfm.flow.execution.subprocesses import Processes, run_subprocess, start_subprocess
 from vfm.flow.listeners.listeners import ConsoleListener
 from vfm.interfaces import Event
 
@@ -105,7 +106,7 @@ def test_ctrl_c_says_which_step_several_processes_save(tmp_path: Path) -> None:
     read, write = os.pipe()
     command = [sys.executable, "-c", script]
     with pytest.raises(KeyboardInterrupt):
-        run_subprocess(command, dict(os.environ), step, sent.append, write, Processes())
+        run_subprocess(partial(start_subprocess, command, os.environ), step, sent.append, write, Processes())
     os.close(read)
     os.close(write)
     assert [event.data.get("message") for event in sent] == [None, "stopping, saving step 7 or the one after it"]

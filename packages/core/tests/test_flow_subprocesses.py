@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from toy_plugin import Draw
 from vfm.base import UserError
-from vfm.flow.execution.subprocesses import Processes, run_subprocess
+from vfm.flow.execution.subprocesses import Processes, run_subprocess, start_subprocess
 from vfm.flow.plan.plan import Step
 from vfm.flow.plan.store import Slot
 
@@ -29,6 +30,8 @@ def test_the_first_failure_of_several_processes_is_shown(tmp_path: Path) -> None
     try:
         command = [sys.executable, "-c", FAILS_TWICE]
         with pytest.raises(UserError, match=r"^ckpt/model: no space left on the disk$"):
-            run_subprocess(command, dict(os.environ), step, lambda event: None, descriptor, Processes())
+            run_subprocess(
+                partial(start_subprocess, command, os.environ), step, lambda event: None, descriptor, Processes()
+            )
     finally:
         os.close(descriptor)
