@@ -120,7 +120,7 @@ def test_sums_of_a_checkpoint_of_an_older_version_are_left_out(tmp_path):
     )
     curves.restore({"names": ["loss", "grad_norm"], "totals": [3.0, 3.0], "count": 2, "file_bytes": 0})
     curves.add(["loss", "grad_norm"], torch.tensor([1.0, 2.0]))
-    curves.write(4, 0.1)
+    curves.write(4, 0.1, paused=0.0)
     (line,) = map(json.loads, curves.file.read_text().splitlines())
     assert (line["train/loss"], line["train/grad_norm"]) == (1.0, 2.0)
 
@@ -134,6 +134,6 @@ def test_speed_is_that_of_the_samples_that_were_read(tmp_path, monkeypatch):
     curves = MetricsLog(context, made, world, Throughput(world.device, made.runtime, half=False))
     curves.count([Batch(None, ["a", "b", "c"]), Batch(None, ["d"])])
     curves.add(["loss"], torch.tensor([1.0]))
-    curves.write(1, 0.1)
+    curves.write(1, 0.1, paused=0.0)
     (metrics,) = (event.data for event in events if event.type == "metrics")
     assert (metrics["samples"], metrics["values"]["train/samples_per_second"]) == (4, 2.0)

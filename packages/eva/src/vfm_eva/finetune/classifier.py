@@ -31,8 +31,10 @@ from vfm_kernels import Kernels, accelerated, padded
 __all__ = ["Classifier", "LabeledImages", "encoder_tower", "layer_of"]
 
 AFTER_THE_BLOCKS = sys.maxsize  # larger than any number of blocks
-BEFORE_THE_BLOCKS = ("cls_token", "dist_token", "reg_token", "mask_token", "pos_embed", "patch_embed", "norm_pre")
-BEFORE_THE_BLOCKS += ("embeds.",)  # NaFlex's stem
+BEFORE_THE_BLOCKS = (
+    *("cls_token", "dist_token", "reg_token", "mask_token", "pos_embed", "patch_embed", "norm_pre"),
+    "embeds.",  # NaFlex's stem
+)
 
 
 class Classifier(Task[LabeledImages]):

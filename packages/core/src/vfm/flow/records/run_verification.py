@@ -44,7 +44,8 @@ def wrong_events(file: Path, mark: Any) -> Iterator[str]:
         yield f"{file}: expected a regular file"
         return
     number, digest = mark if isinstance(mark, list) and len(mark) == 2 else START
-    broken, has_mark = [], number == 0
+    broken: list[int] = []
+    has_mark = number == 0
     if file.is_file():
         with file.open("rb") as lines:
             broken, has_mark = broken_lines(lines, (number, digest))
