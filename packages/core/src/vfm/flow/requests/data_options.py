@@ -66,7 +66,9 @@ def image_options(path: str, options: Mapping[str, Any]) -> Pairs:
     recognised: Fields = {}
     with suppress(UserError):  # reported when the data are read
         recognise = load_function("vfm.flow.recognition.formats:recognise")  # imports pyarrow
-        recognised = {key: value for key, value in recognise(path).items() if key in _IMAGE_OPTIONS}
+        fields = recognise(path)
+        if not str(fields.get("image_key", "")).isdigit():  # a number: the table has no header
+            recognised = {key: value for key, value in fields.items() if key in _IMAGE_OPTIONS}
     try:
         return Pairs.model_validate({"name": "data", "path": path, **recognised, **options})
     except ValidationError as error:
