@@ -67,7 +67,7 @@ def image_options(path: str, options: Mapping[str, Any]) -> Pairs:
     with suppress(UserError):  # reported when the data are read
         recognise = load_function("vfm.flow.recognition.formats:recognise")  # imports pyarrow
         fields = recognise(path)
-        if not str(fields.get("image_key", "")).isdigit():  # a number: the table has no header
+        if "." not in str(fields.get("image_key", "")):  # otherwise it is the first image of a list without a header
             recognised = {key: value for key, value in fields.items() if key in _IMAGE_OPTIONS}
     try:
         return Pairs.model_validate({"name": "data", "path": path, **recognised, **options})
