@@ -24,6 +24,8 @@ def image_location(path: str) -> str | None:
     For names without an extension, find the template that completes them, such as `{image_id}.jpg`.
     """
     columns = table_columns(path)
+    if any(map(is_image, columns)):  # a list of images without a header, whose reader needs no column
+        return None
     if table_kind(path) == "parquet":
         schema = open_parquet(path).schema_arrow
         with_bytes: list[str] = [field.name for field in schema if has_image_bytes(field.type)]

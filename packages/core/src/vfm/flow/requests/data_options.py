@@ -66,9 +66,7 @@ def image_options(path: str, options: Mapping[str, Any]) -> Pairs:
     recognised: Fields = {}
     with suppress(UserError):  # reported when the data are read
         recognise = load_function("vfm.flow.recognition.formats:recognise")  # imports pyarrow
-        fields = recognise(path)
-        if "." not in str(fields.get("image_key", "")):  # otherwise it is the first image of a list without a header
-            recognised = {key: value for key, value in fields.items() if key in _IMAGE_OPTIONS}
+        recognised = {key: value for key, value in recognise(path).items() if key in _IMAGE_OPTIONS}
     try:
         return Pairs.model_validate({"name": "data", "path": path, **recognised, **options})
     except ValidationError as error:
