@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from counted_operations import Counted
 from vfm.train.cost.operations import Operations
 from vfm.train.parallel.preparation import recomputed
 from vfm_kernels.multihead.attention_op import attention_op, attention_packed_op
 
 PATTERN = (None, None, None, 0, None, 5, False, 0.3, False)
-
-
-class Counted(TorchDispatchMode):
-    """Counts operations by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[func._overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 class Attention(nn.Module):

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from counted_operations import Counted
 from train_toy import Pairs, Regression, plan, train
 from vfm.base import UserError
 from vfm.interfaces import Context, TrainingRuntime
@@ -78,16 +78,6 @@ def test_blocks_of_frozen_models_are_compiled_too(tmp_path):
         assert [block._compiled_call_impl is None for block in blocks] == [False] * 4
         assert task.net[0]._compiled_call_impl is None
     assert [block._compiled_call_impl is None for block in blocks] == [True] * 4
-
-
-class Counted(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[func._overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_selective_checkpointing_computes_activations_again_but_no_matrix_products():
