@@ -5,6 +5,8 @@ from vfm.eval.base import FeatureEvaluation, ModelEvaluation, ReadSettings
 from vfm.eval.class_names import check_class_names
 from vfm.eval.dense.checks import check_dense_evaluations
 from vfm.interfaces import (
+    PEAK_TFLOPS,
+    UTILISATION,
     AdamW,
     AllWeights,
     AnnotatedImages,
@@ -90,6 +92,8 @@ from vfm.storage import files, store_files
 
 __all__ = [
     "INCIDENTAL",
+    "PEAK_TFLOPS",
+    "UTILISATION",
     "AdamW",
     "AllWeights",
     "AnnotatedImages",

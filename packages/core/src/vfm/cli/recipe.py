@@ -49,6 +49,8 @@ from vfm.flow.recipe.recipe_source import find_recipe, read_text
 from vfm.flow.recipe.schema import json_schema
 from vfm.flow.records.reasons import reasons
 from vfm.interfaces import (
+    PEAK_TFLOPS,
+    UTILISATION,
     Artifact,
     ClipCheckpoint,
     CuratedSubset,
@@ -191,10 +193,10 @@ def plan(
     ] = False,
     peak_tflops: Annotated[
         float, typer.Option(min=1e-3, help="With --estimate: peak of a device in TFLOP/s; 312 is an A100's in bf16.")
-    ] = 312.0,
+    ] = PEAK_TFLOPS,
     mfu: Annotated[
         float, typer.Option(min=1e-3, max=1, help="With --estimate: fraction of the peak that is reached.")
-    ] = 0.4,
+    ] = UTILISATION,
     gpus: Annotated[
         str, typer.Option(metavar="N,N,...", help="Show simulated training steps on these numbers of GPUs instead.")
     ] = "",

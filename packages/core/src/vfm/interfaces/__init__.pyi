@@ -27,7 +27,13 @@ from .artifacts import (
     VideoDataset as VideoDataset,
     VisionCheckpoint as VisionCheckpoint,
 )
-from .costs import Cost as Cost, PeakMemory as PeakMemory, seconds as seconds
+from .costs import (
+    PEAK_TFLOPS as PEAK_TFLOPS,
+    UTILISATION as UTILISATION,
+    Cost as Cost,
+    PeakMemory as PeakMemory,
+    seconds as seconds,
+)
 from .evaluation import (
     AnyEvaluation as AnyEvaluation,
     Evaluation as Evaluation,

@@ -14,6 +14,8 @@ from vfm.data import ImageTransform, load_choices
 from vfm.eval import score_mmvp_vlm
 from vfm.models import ClipModel, load_clip
 from vfm.plugin import (
+    PEAK_TFLOPS,
+    UTILISATION,
     BarsPanel,
     Context,
     Metric,
@@ -37,8 +39,6 @@ from vfm_diva.prior.statement_losses import NUM_TIMES, rises, statement_losses, 
 from vfm_diva.tune.estimate import diva_tune_cost
 from vfm_diva.tune.prompt import PromptEncoder
 from vfm_diva.tune.stages import DivaTune
-
-PEAK_FLOPS, UTILISATION = 312e12, 0.4  # of an A100 in bf16, as in `vfm plan --estimate`
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,10 @@ def _hours_panel(config: DivaPredict, ctx: Context, preset: str) -> TextPanel:
         "preset": preset,
     }
     cost = diva_tune_cost(DivaTune.model_validate(settings), Preflight({}, ctx.inputs))
-    time = seconds(cost, 1, PEAK_FLOPS, UTILISATION)
+    time = seconds(cost, 1, 1e12 * PEAK_TFLOPS, UTILISATION)
     assert time is not None  # both models are known
     hours = f"{time / 3600:,.3g} GPU hours for {cost.flops:.3g} floating-point operations"
-    assumed = f"{PEAK_FLOPS / 1e12:g} TFLOP/s, of which {100 * UTILISATION:g} % are reached"
+    assumed = f"{PEAK_TFLOPS:g} TFLOP/s, of which {100 * UTILISATION:g} % are reached"
     ctx.log(f"diva.tune with preset {preset}: {hours}")
     return TextPanel(
         title="What the feedback costs", order=12, text=f"diva.tune, preset {preset}: {hours} ({assumed})."

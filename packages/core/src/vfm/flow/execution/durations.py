@@ -29,7 +29,7 @@ def longest_paths(steps: Sequence[Step]) -> dict[str, float]:
         name = step.stage.name
         step_seconds = 0.0
         if step.status != "cached":
-            step_seconds = measured.get(_without_seed(name), _guess(step.stage))
+            step_seconds = measured.get(without_seed(name), _guess(step.stage))
         seconds[name] = step_seconds + max((seconds[later] for later in after[name]), default=0.0)
     return seconds
 
@@ -44,7 +44,7 @@ def _measured_seconds(steps: Sequence[Step]) -> dict[str, float]:
     for file in files:
         with suppress(UserError):  # a damaged artifact, or one that `vfm clean` is removing
             record = read_sealed(file, "name", "seconds")
-            measured[_without_seed(str(record["name"]))] = float(record["seconds"])
+            measured[without_seed(str(record["name"]))] = float(record["seconds"])
     return measured
 
 
@@ -57,7 +57,8 @@ def _newest(files: Iterable[Path]) -> list[Path]:
     return [file for _, file in sorted(dated)[-NEWEST:]]
 
 
-def _without_seed(name: str) -> str:
+def without_seed(name: str) -> str:
+    """Remove the seed from the name of a stage."""
     return name.partition("@")[0]
 
 

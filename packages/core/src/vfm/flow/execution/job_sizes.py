@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vfm.base import UserError, did_you_mean
-from vfm.interfaces import Cost, Evaluation, Stage, seconds
+from vfm.flow.execution.durations import without_seed
+from vfm.interfaces import PEAK_TFLOPS, UTILISATION, Cost, Evaluation, Stage, seconds
 
-PEAK_FLOPS, UTILISATION = 312e12, 0.4  # as in `vfm plan --estimate`
 SLACK = 3  # multiple of the estimated time, for slower devices and evaluations
 START_MINUTES, UNKNOWN_MINUTES = 30, 240
 THREADS = 4  # of a process whose `runtime.threads` is open
@@ -58,7 +58,7 @@ def chosen_for(stage: Stage, parameters: Settings) -> dict[str, Any]:
     Without a scope, numbers of machines and GPUs only count for stages that use them.
     """
     scopes: list[dict[str, Any]] = [{}, {}, {}]
-    order = ["", "gpu" if uses_gpu(stage) else "cpu", stage.name.partition("@")[0]]
+    order = ["", "gpu" if uses_gpu(stage) else "cpu", without_seed(stage.name)]
     unused = set() if uses_gpu(stage) else set(OF_GPUS)
     if not spans_machines(stage):
         unused |= {"nodes", "gpus_per_node"}
@@ -75,7 +75,7 @@ def check_scopes(parameters: Settings, stages: Sequence[str]) -> None:
     Raises:
         UserError: If one does not.
     """
-    known = ["cpu", "gpu", *dict.fromkeys(name.partition("@")[0] for name in stages)]
+    known = ["cpu", "gpu", *dict.fromkeys(map(without_seed, stages))]
     for key in parameters:
         scope = key.rpartition(".")[0]
         if scope and scope not in known:
@@ -83,5 +83,5 @@ def check_scopes(parameters: Settings, stages: Sequence[str]) -> None:
 
 
 def _minutes(cost: Cost | None, processes: int) -> int:
-    time = seconds(cost, processes, PEAK_FLOPS, UTILISATION) if cost else None
+    time = seconds(cost, processes, 1e12 * PEAK_TFLOPS, UTILISATION) if cost else None
     return UNKNOWN_MINUTES if time is None else START_MINUTES + math.ceil(SLACK * time / 60)

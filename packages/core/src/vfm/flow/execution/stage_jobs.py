@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vfm.flow.execution.durations import without_seed
 from vfm.flow.plan.plan import Step
 
 
@@ -31,7 +32,7 @@ def stage_jobs(steps: Sequence[Step]) -> list[StageJob]:
     groups: dict[str, list[Step]] = {}
     for step in steps:
         if step.status != "cached":
-            groups.setdefault(step.stage.name.partition("@")[0], []).append(step)
+            groups.setdefault(without_seed(step.stage.name), []).append(step)
     return [StageJob(name, tuple(group)) for name, group in groups.items()]
 
 
