@@ -31,7 +31,7 @@ CHAIN = 10  # number of stages in a chain
 
 
 class Count(vfm.Artifact):
-    """A number."""
+    """Artifact with a single number, which each stage of the large store makes."""
 
     value: int
 

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vfm.plugin import Score, UserError
-from vfm.statistics import Accuracy, ResampledScore, image_weights
+from vfm.statistics import Accuracy, ResampledScore
 from vfm_diva.mllm.lmms_logs import Item
-from vfm_diva.mllm.scores import pair_scores, yes_no_scores
+from vfm_diva.mllm.scores import pair_scores, ratio, resampled_rule, yes_no_scores
 
 POPE_QUESTIONS_PER_IMAGE = 6
 MMBENCH_COPIES = 1_000_000  # the other orders of a question's options have its index plus multiples of this
@@ -149,7 +149,7 @@ def _cv_bench(items: Sequence[Item]) -> ScoredReplies:
         counts[np.arange(len(items)), sources, 1] = 1
         flat = counts.reshape(len(items), -1)
         value = float(cv_bench_score(flat.sum(axis=0)))
-        scores.append(ResampledScore("score", value, len(items), partial(_resampled_cv_bench, flat)))
+        scores.append(ResampledScore("score", value, len(items), partial(resampled_rule, cv_bench_score, flat)))
     tasks = np.array([fact["task"] for fact in facts])
     scores.append(Accuracy("accuracy", right))
     scores += [Accuracy(f"accuracy/{task}", right[tasks == task]) for task in dict.fromkeys(tasks.tolist())]
@@ -159,13 +159,8 @@ def _cv_bench(items: Sequence[Item]) -> ScoredReplies:
 def cv_bench_score(counts: ArrayLike) -> NDArray[np.float64]:
     """Compute (ADE20K + COCO) / 4 + Omni3D / 2 from the right and all answers of each source, (..., 6)."""
     right, total = np.moveaxis(np.asarray(counts, dtype=np.float64).reshape(*np.shape(counts)[:-1], 3, 2), -1, 0)
-    shares: NDArray[np.float64] = np.divide(right, total, out=np.zeros_like(right), where=total > 0)
-    weighted: NDArray[np.float64] = shares @ np.array([1 / 4, 1 / 4, 1 / 2])
+    weighted: NDArray[np.float64] = ratio(right, total) @ np.array([1 / 4, 1 / 4, 1 / 2])
     return weighted
-
-
-def _resampled_cv_bench(counts: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-    return cv_bench_score(image_weights(len(counts), seed=seed) @ counts)
 
 
 def _paired(right: Sequence[bool], units: Sequence[Any], families: Sequence[str]) -> list[Score]:

@@ -73,7 +73,7 @@ def yes_no_scores(said_yes: Booleans, is_yes: Booleans, images: NDArray[np.int64
     scores: list[Score] = []
     for name, rule in YES_NO_RULES.items():
         value = float(rule(counts.sum(axis=0)))
-        resampled = partial(_resampled, rule, counts)
+        resampled = partial(resampled_rule, rule, counts)
         scores.append(ResampledScore(name, value, len(counts), resampled, chance=chances[name]))
     return scores
 
@@ -90,25 +90,25 @@ def yes_no_counts(said_yes: Booleans, is_yes: Booleans, images: NDArray[np.int64
 def precision(counts: ArrayLike) -> Floats:
     """Compute true yes / all said yes for counts (..., 4)."""
     true_yes, false_yes, _, _ = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
-    return _ratio(true_yes, true_yes + false_yes)
+    return ratio(true_yes, true_yes + false_yes)
 
 
 def recall(counts: ArrayLike) -> Floats:
     """Compute true yes / all that are yes for counts (..., 4)."""
     true_yes, _, false_no, _ = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
-    return _ratio(true_yes, true_yes + false_no)
+    return ratio(true_yes, true_yes + false_no)
 
 
 def f1(counts: ArrayLike) -> Floats:
     """Compute the harmonic mean of precision and recall for counts (..., 4)."""
     true_yes, false_yes, false_no, _ = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
-    return _ratio(2 * true_yes, 2 * true_yes + false_yes + false_no)
+    return ratio(2 * true_yes, 2 * true_yes + false_yes + false_no)
 
 
 def yes_share(counts: ArrayLike) -> Floats:
     """Compute the share of questions answered by yes for counts (..., 4)."""
     array = np.asarray(counts, dtype=np.float64)
-    return _ratio(array[..., :2].sum(axis=-1), array.sum(axis=-1))
+    return ratio(array[..., :2].sum(axis=-1), array.sum(axis=-1))
 
 
 YES_NO_RULES: dict[str, Callable[[ArrayLike], Floats]] = {
@@ -119,11 +119,19 @@ YES_NO_RULES: dict[str, Callable[[ArrayLike], Floats]] = {
 }
 
 
-def _resampled(rule: Callable[[ArrayLike], Floats], counts: NDArray[np.int64], seed: int) -> Floats:
+def resampled_rule(rule: Callable[[ArrayLike], Floats], counts: NDArray[np.int64], seed: int) -> Floats:
+    """Compute a score of counts for resampled images, (R,).
+
+    Args:
+        rule: computes the score from counts (..., K).
+        counts: counts of each image, (I, K).
+        seed: seed of the resamples.
+    """
     return rule(image_weights(len(counts), seed=seed) @ counts)
 
 
-def _ratio(part: Floats, whole: Floats) -> Floats:
+def ratio(part: Floats, whole: Floats) -> Floats:
+    """Divide counts, 0 where the whole is 0."""
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
