@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vfm.data import BadSample, Sample
-from vfm_curation.filters.hashes import phash
+from vfm_curation.filters.hashes import block_masks, phash
 from vfm_curation.language import OTHER, detect
 
 DISTANCE = 4  # bits of 64 in which the hashes of near duplicates differ
 SIDE = 64  # pixels to which a JPEG is decoded at least, which is enough for a hash
-BLOCK = 256  # images compared with all earlier ones at once
 LANGUAGES_SHOWN = 5
 MIN_WORDS = 3  # the language of a shorter caption is a guess
 
@@ -78,13 +77,16 @@ def near_earlier(hashes: NDArray[np.uint64]) -> dict[int, int]:
     Hashes with few bits set or left out, as of images of a single colour, say nothing and have no pair.
     """
     bits = np.bitwise_count(hashes)
-    telling = (bits > DISTANCE) & (bits < 64 - DISTANCE)
-    pairs = {}
-    for start in range(0, len(hashes), BLOCK):
-        block = hashes[start : start + BLOCK]
-        near = np.bitwise_count(block[:, None] ^ hashes[None, : start + len(block)]) <= DISTANCE
-        near &= telling[None, : start + len(block)] & telling[start : start + len(block), None]
-        near = np.tril(near, start - 1)  # earlier ones only
-        for row in np.flatnonzero(near.any(axis=1)).tolist():
-            pairs[start + row] = int(near[row].argmax())
-    return pairs
+    telling = np.flatnonzero((bits > DISTANCE) & (bits < 64 - DISTANCE))
+    earliest = np.full(len(hashes), len(hashes))
+    for mask in block_masks(DISTANCE, len(telling)):
+        order = telling[np.argsort(hashes[telling] & mask, kind="stable")]  # by number among equal bits
+        keys, places, step = hashes[order] & mask, np.arange(len(order)), 0
+        while len(places):  # each round compares hashes with the one `step` before them that agrees on the mask's bits
+            step += 1
+            places = places[places >= step]
+            places = places[keys[places] == keys[places - step]]
+            later, earlier = order[places], order[places - step]
+            is_near = np.bitwise_count(hashes[later] ^ hashes[earlier]) <= DISTANCE
+            earliest[later[is_near]] = np.minimum(earliest[later[is_near]], earlier[is_near])
+    return {later: int(earliest[later]) for later in np.flatnonzero(earliest < len(hashes)).tolist()}
