@@ -43,7 +43,7 @@ RUNTIMES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Training:
-    """A training in a folder. Its processes are forked from this one, because importing torch takes seconds."""
+    """Runs a training in a folder, in processes forked from this one, because importing torch takes seconds."""
 
     folder: Path
     pool: Path

@@ -1,4 +1,4 @@
-"""The loss over weighted pairs: the weighted mean of the whole batch, in micro-batches and in two processes."""
+"""The loss of weighted pairs is the weighted mean of the whole batch, in micro-batches and in two processes."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ NO_BIAS = {"query_bias": False, "value_bias": False, "mlp_bias": False, "proj_bi
 
 @dataclass(frozen=True)
 class Configuration:
-    """A model of the zoo: settings of its configuration, and class and settings of its image processor."""
+    """Configuration of a tiny model: its settings, and the class and settings of its image processor."""
 
     family: str
     vision: dict[str, Any]

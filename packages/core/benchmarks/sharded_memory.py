@@ -46,7 +46,7 @@ class Plan(Training):
 
 
 class MeanOutput(Evaluation):
-    """The mean output of the model."""
+    """Minimises the mean output of the model."""
 
     kind: Literal["eval.mean_output"] = "eval.mean_output"
     models: list[Ref[Artifact]] = []  # type: ignore[assignment]

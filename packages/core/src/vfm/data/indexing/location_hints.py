@@ -1,4 +1,4 @@
-"""The end of an error about absent captions or values: the locations that were read, and others in the data."""
+"""Hints in errors about absent captions or values: which locations were read, and which others the data have."""
 
 from __future__ import annotations
 

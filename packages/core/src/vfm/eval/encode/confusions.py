@@ -1,4 +1,4 @@
-"""A confusion matrix of few classes, or the most frequent confusions of many."""
+"""Confusion matrices, and the most frequent confusions where there are too many classes for a matrix."""
 
 # N pairs of a true and a predicted class, C classes
 

@@ -42,7 +42,7 @@ def can_fork() -> bool:
 
 
 class ForkedProcess:
-    """A forked step, with the part of `subprocess.Popen` that `run_subprocess` uses."""
+    """Process of a forked step, with the methods of `subprocess.Popen` that `run_subprocess` calls."""
 
     def __init__(self, pid: int, output: int, status: int) -> None:
         """Open the pipes of a process.
@@ -92,7 +92,7 @@ class ForkedProcess:
 
 
 class ForkServers:
-    """The servers of a run, one for each number of threads, since libraries read OMP_NUM_THREADS when they load."""
+    """Starts the servers of a run: one for each number of threads, since libraries read OMP_NUM_THREADS on loading."""
 
     def __init__(self) -> None:
         self._servers: dict[str | None, tuple[subprocess.Popen[bytes], socket.socket]] = {}

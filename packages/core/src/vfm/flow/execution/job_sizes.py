@@ -1,4 +1,4 @@
-"""The size of a stage's job: its GPUs, processor cores, memory and time, from its settings and its estimated cost."""
+"""Choose GPUs, processor cores, memory and time of a stage's job from its settings and its estimated cost."""
 
 from __future__ import annotations
 
