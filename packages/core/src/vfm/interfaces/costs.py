@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PEAK_TFLOPS, UTILISATION = 312.0, 0.4  # defaults of estimates: an A100 in bf16, and the reached fraction of its peak
+PEAK_TFLOPS = 312.0
+"""Peak of a device in estimates, in TFLOP/s, unless another is given: an A100 in bf16."""
+UTILISATION = 0.4
+"""Fraction of the peak that is reached in estimates (MFU), unless another is given."""
 
 
 @dataclass(frozen=True)
