@@ -115,13 +115,14 @@ def random(device: torch.device, *shape: int, dtype: torch.dtype = HALF) -> Tens
 def attention(
     device: torch.device, batch: int, tokens: int, heads: int, width: int, rope: bool = False, **kind: Any
 ) -> Problem:
-    """Return packed attention; with `crops`, images of 257 and 37 tokens are in one long row."""
+    """Return packed attention; with `crops`, images of `tokens` and 37 tokens are in one long row."""
     squares, longest = batch * tokens**2, tokens
     options, label = dict(kind), "".join(f" {word}" for word, is_set in kind.items() if is_set)
     if options.pop("crops", False):
         each = [tokens, *[37] * 8] * batch
-        lengths, squares = torch.tensor([0, *each]).cumsum(0).to(torch.int32), sum(length**2 for length in each)
-        options |= {"cu_seqlens": lengths.to(device), "max_seqlen": tokens}
+        longest, squares = max(each), sum(length**2 for length in each)
+        lengths = torch.tensor([0, *each]).cumsum(0).to(torch.int32)
+        options |= {"cu_seqlens": lengths.to(device), "max_seqlen": longest}
         batch, tokens = 1, int(lengths[-1])
     if rope:
         angles = torch.rand(tokens - 1, width // 2, device=device)

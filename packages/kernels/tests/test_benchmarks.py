@@ -126,6 +126,17 @@ def test_costs_of_real_problems_follow_the_papers_formulas(runner):
     assert crops.flops == 64 * 16 * 4 * (257**2 + 8 * 37**2) * 64
 
 
+def test_tiny_attention_of_every_kind_is_right_in_the_librarys_forms(runner):
+    """Packed crops among them, whose longest sequence is not the first at these sizes."""
+    problems = [build(torch.device("cpu"), **arguments) for build, arguments, _ in runner.TINY]
+    problems = [problem for problem in problems if problem.op == "attention"]
+    assert {"causal", "crops", "rope"} <= {problem.shape.rpartition(" ")[2] for problem in problems}
+    for problem in problems:
+        errors = runner.check(problem)
+        assert errors.keys() == {"sdpa", "eager"}
+        assert all(not isinstance(error, str) and error.holds for error in errors.values()), errors
+
+
 def test_wrong_and_failing_implementations_are_reported_and_not_timed(runner):
     cpu = torch.device("cpu")
     problem = runner.TINY[0][0](cpu, **runner.TINY[0][1])
