@@ -6,6 +6,8 @@ import json
 import os
 import random
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from train_toy import Regression, Samples, plan, train
 from vfm.plugin import UserError
 from vfm.storage.integrity import read_sealed
 from vfm.train import Task
-from vfm.train.checkpoint.checkpoint import Checkpoints
+from vfm.train.checkpoint.checkpoint import Checkpoints, Snapshot
 from vfm.train.parallel.dist import DistributedWorld
 
 SETTINGS = {"checkpoint": {"every_steps": 3}, "ema_decay": 0.9}
@@ -141,6 +143,25 @@ def test_checkpoint_of_another_training_must_be_readable(stopped):
     assert found.read(stopped / "work" / "step-00000006").step == 6
     with pytest.raises(UserError, match=r"step-00000003: the checkpoint cannot be read .*no such file"):
         found.read(stopped / "work" / "step-00000003")
+
+
+def test_a_wait_that_ctrl_c_interrupts_can_be_repeated(tmp_path, monkeypatch):
+    """`Thread.join` took the writing thread for ended, so the process ended in the middle of its work."""
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (time.sleep(0.1), fsync(descriptor)))
+    saved = Checkpoints(tmp_path, plan(**SETTINGS).checkpoint, print, DistributedWorld(torch.device("cpu")), {})
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        saved.save(Snapshot(3, {"model": {"w": torch.ones(2)}, "optimizer": {"m": torch.ones(2)}}, {}))
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            saved.wait()
+        assert saved.found() == []
+        saved.wait(30)
+        assert saved.found() == [tmp_path / "step-00000003"]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Large(Task[Any]):

@@ -96,7 +96,7 @@ class Checkpoints:
         self.group = dist.new_group(backend="gloo", timeout=TIMEOUT) if sharded else None
         self.device_copies = DeviceCopies(world.device) if world.device.type == "cuda" else None
         self.pauses = Pauses()
-        self._thread: threading.Thread | None = None
+        self._written: threading.Event | None = None  # of the checkpoint that is being written
         self._copied = threading.Event()
         self._error: BaseException | None = None
 
@@ -131,15 +131,15 @@ class Checkpoints:
         if self.group or self.world.is_main:
             self._copied.clear()
             copies = self.device_copies.start(snapshot.tensors) if self.device_copies else None
-            self._thread = threading.Thread(target=self._run, args=(snapshot, copies))
-            self._thread.daemon = True  # after an error elsewhere, the process must not wait for other processes
-            self._thread.start()
+            self._written = threading.Event()
+            # A daemon, because the process must not wait for other processes after an error elsewhere.
+            threading.Thread(target=self._run, args=(snapshot, copies, self._written), daemon=True).start()
 
     def wait_for_copy(self) -> None:
         """Wait until the tensors of the checkpoint that is being written have been copied. On CUDA the device waits."""
         if self.device_copies:
             self.device_copies.hold_device()
-        elif self._thread:
+        elif self._written:
             with self.pauses.counted():
                 self._copied.wait()
 
@@ -149,9 +149,11 @@ class Checkpoints:
         Raises:
             OSError: If the checkpoint could not be written, for example because the disk is full.
         """
-        if self._thread:
-            self._thread.join(seconds)
-        error, self._thread, self._error = self._error, None, None
+        # Not `Thread.join`: interrupted by Ctrl-C, it takes the thread for ended (CPython 3.11). A second call then
+        # returned at once, and the process ended with SIGABRT while the thread was copying tensors.
+        if self._written:
+            self._written.wait(seconds)
+        error, self._written, self._error = self._error, None, None
         if error:
             raise error
 
@@ -194,7 +196,7 @@ class Checkpoints:
     def _folder_of(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def _run(self, snapshot: Snapshot, copies: Parts | None) -> None:
+    def _run(self, snapshot: Snapshot, copies: Parts | None, written: threading.Event) -> None:
         try:
             try:
                 if self.device_copies:
@@ -205,6 +207,8 @@ class Checkpoints:
             self._write(replace(snapshot, tensors=tensors))
         except BaseException as error:
             self._error = error
+        finally:
+            written.set()
 
     def _write(self, snapshot: Snapshot) -> None:
         """Write a checkpoint under a temporary name, and rename it. It runs in the thread of each writing process."""
