@@ -140,7 +140,7 @@ def test_lengths_and_positions_that_kernels_do_not_check_raise(wrong, message):
             run(**kind | wrong)
 
 
-@pytest.mark.parametrize("number", [0, 3])
+@pytest.mark.parametrize("number", range(len(WRONG_VALUES)))
 def test_without_reading_them_lengths_and_positions_are_asserted(number):
     """In a graph, as on a GPU, the host cannot read them: the graph is whole, and its assertion stops it."""
     qkv = torch.randn(1, 7, 3, 2, 8)
@@ -148,9 +148,20 @@ def test_without_reading_them_lengths_and_positions_are_asserted(number):
     wrong, message = WRONG_VALUES[number]
     compiled = torch.compile(attention_packed, fullgraph=True, dynamic=False, backend="eager")
     torch.testing.assert_close(compiled(qkv, **kind), attention_packed(qkv, **kind))
-    expected = "expected sequences of at most max_seqlen=4" if "max_seqlen" in wrong else message.partition(", got")[0]
-    with pytest.raises(RuntimeError, match=expected):
+    asserted = {0: "expected sequences of at most max_seqlen", 3: "expected positions below the number of rows"}
+    with pytest.raises(RuntimeError, match=asserted.get(number, "expected cu_seqlens that rise from 0")):
         compiled(qkv, **kind | wrong)
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_a_compiled_call_takes_rows_of_other_lengths(backend):
+    """Batches of packed sequences have another longest sequence each time. A forced backend is chosen by sizes."""
+    torch.compiler.reset()  # the graphs of the other tests count as versions of this function
+    compiled = torch.compile(attention_packed, fullgraph=True, backend="eager")
+    for ends in ([0, 2, 7], [0, 3, 8], [0, 1, 5, 12]):
+        qkv, lengths = torch.randn(1, ends[-1], 3, 2, 8), torch.tensor(ends, dtype=torch.int32)
+        kind = {"cu_seqlens": lengths, "max_seqlen": int(lengths.diff().max()), "backend": backend}
+        torch.testing.assert_close(compiled(qkv, **kind), attention_packed(qkv, **kind))
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -93,17 +93,21 @@ class Pattern(NamedTuple):
 
 def _check_positions(positions: Tensor, num_rows: int) -> None:
     """Require positions that are rows of the table of angles."""
-    expected = f"expected positions below {num_rows}, the number of rows of sin and cos"
     if not _can_be_read(positions):
-        torch._assert_async((positions < num_rows).all(), expected)
+        _assert_on_device((positions < num_rows).all(), "expected positions below the number of rows of sin and cos")
     elif positions.numel() and positions.max() >= num_rows:
-        raise ValueError(f"{expected}, got {int(positions.max())}")
+        raise ValueError(
+            f"expected positions below {num_rows}, the number of rows of sin and cos, got {int(positions.max())}"
+        )
 
 
 def _check_lengths(cu_seqlens: Tensor, num_tokens: int, longest: int) -> None:
     """Require sequences that are not longer than the longest, for which alone kernels have programs."""
     if not _can_be_read(cu_seqlens):
-        torch._assert_async((cu_seqlens.diff() <= longest).all(), f"expected sequences of at most max_seqlen={longest}")
+        lengths_on_device = cu_seqlens.diff()
+        rise = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == num_tokens) & (lengths_on_device >= 0).all()
+        _assert_on_device(rise, "expected cu_seqlens that rise from 0 to the number of tokens")
+        _assert_on_device((lengths_on_device <= longest).all(), "expected sequences of at most max_seqlen tokens")
         return
     ends = cu_seqlens.tolist()
     lengths = [end - start for start, end in pairwise(ends)]
@@ -111,6 +115,14 @@ def _check_lengths(cu_seqlens: Tensor, num_tokens: int, longest: int) -> None:
         raise ValueError(f"expected cu_seqlens that rise from 0 to {num_tokens}, the number of tokens, got {ends}")
     if max(lengths, default=0) > longest:
         raise ValueError(f"expected max_seqlen of at least {max(lengths)}, the longest sequence, got {longest}")
+
+
+def _assert_on_device(holds: Tensor, expected: str) -> None:
+    """Let the device stop if a condition does not hold. The host does not wait for it.
+
+    The message must be constant: with a number in it, `torch.compile` cannot trace a call with another number.
+    """
+    torch._assert_async(holds, expected)
 
 
 def _can_be_read(values: Tensor) -> bool:

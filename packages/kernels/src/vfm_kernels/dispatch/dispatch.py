@@ -6,6 +6,7 @@ why it cannot run.
 """
 
 import importlib.util
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,8 +73,8 @@ def fused(op: str, *tensors: Tensor) -> bool:
     if not _table_has_rows():
         return False
     first = tensors[0]
-    width = max(1, int(first.shape[-1]))
-    sizes = (int(first.numel()) // width, 0, width, str(first.dtype).removeprefix("torch."))
+    width = max(1, specialized(first.shape[-1]))
+    sizes = (specialized(first.numel()) // width, 0, width, str(first.dtype).removeprefix("torch."))
     faster: bool = _measured_faster(first.device, op, *sizes, needs_gradient(*tensors), torch.compiler.is_compiling())
     return faster
 
@@ -129,6 +130,11 @@ def constant_when_compiled(function: F) -> F:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def specialized(size: int) -> int:
+    """Convert a size to a constant, for which `torch.compile` builds a graph. `int` would leave it symbolic there."""
+    return operator.index(size)
 
 
 # `torch.compile` could not trace the search for an installed package.

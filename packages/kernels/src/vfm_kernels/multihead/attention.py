@@ -68,7 +68,8 @@ def attention(
     )
     if visible is not None:
         _check_visible(visible, q, pattern)
-    return backends.attend(q, k, v, pattern, backend, visible)
+    name = backends.choose(q, q.shape, pattern, backend, masked=visible is not None)
+    return backends.attend(q, k, v, pattern, name, visible)
 
 
 def _check_visible(visible: Tensor, q: Tensor, pattern: Pattern) -> None:

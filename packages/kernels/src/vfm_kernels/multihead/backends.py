@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vfm_kernels.dispatch.dispatch import SETTINGS, Kernels, constant_when_compiled, needs_gradient
+from vfm_kernels.dispatch.choosing import TILE
+from vfm_kernels.dispatch.dispatch import SETTINGS, Kernels, constant_when_compiled, needs_gradient, specialized
 from vfm_kernels.dispatch.measured import choice_on
 from vfm_kernels.multihead import libraries
 from vfm_kernels.multihead.problem import Problem, problem_on
@@ -150,15 +151,9 @@ BACKENDS = (
 BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, name: str | None, visible: Tensor | None = None
-) -> Tensor:
-    """Compute `attention` by the named backend, or by the one that `choose` selects.
-
-    Raises:
-        ValueError: If the backend cannot run. The message gives the reasons.
-    """
-    run = BY_NAME[choose(q, q.shape, pattern, name, masked=visible is not None)].run
+def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, name: str, visible: Tensor | None = None) -> Tensor:
+    """Compute `attention` by the backend that `choose` has selected."""
+    run = BY_NAME[name].run
     return run(q, k, v, pattern) if visible is None else run(q, k, v, pattern, visible)
 
 
@@ -181,7 +176,10 @@ def choose(heads: Tensor, shape: Sequence[int], pattern: Pattern, name: str | No
     choice = SETTINGS.choice
     if name is None and heads.device.type != "cuda" and choice != "triton":
         return "sdpa"  # torch's own path, without the cost of the list
-    sizes = (*map(int, shape), int(pattern.max_seqlen))
+    longest = pattern.max_seqlen
+    if pattern.cu_seqlens is not None:  # rows whose longest sequences differ by less than a tile then share a graph
+        longest = -(-longest // TILE) * TILE
+    sizes = (*map(specialized, shape), specialized(longest))
     kind = (pattern.causal, pattern.cu_seqlens is not None, pattern.sin is not None, masked, needs_gradient(heads))
     chosen: str = _chosen(heads.device, heads.dtype, sizes, kind, name, choice)
     return chosen
