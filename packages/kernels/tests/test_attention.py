@@ -145,7 +145,7 @@ def test_without_reading_them_lengths_and_positions_are_asserted(number):
     """In a graph, as on a GPU, the host cannot read them: the graph is whole, and its assertion stops it."""
     qkv = torch.randn(1, 7, 3, 2, 8)
     kind = kinds()["sequences"] | {"max_seqlen": 5}
-    wrong, message = WRONG_VALUES[number]
+    wrong, _ = WRONG_VALUES[number]
     compiled = torch.compile(attention_packed, fullgraph=True, dynamic=False, backend="eager")
     torch.testing.assert_close(compiled(qkv, **kind), attention_packed(qkv, **kind))
     asserted = {0: "expected sequences of at most max_seqlen", 3: "expected positions below the number of rows"}

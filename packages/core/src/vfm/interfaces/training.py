@@ -143,9 +143,10 @@ class Training(Stage):
         None, ge=1, description="samples per forward pass of a process; default: no accumulation"
     )
     lr: float = Field(1e-3, ge=0, description="peak learning rate")
-    precision: Literal["auto", "fp32", "amp_bf16", "amp_fp16", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "amp_bf16", "amp_fp16", "amp_fp8", "bf16"] = Field(
         "auto",
         description="forward-pass precision. Master weights stay in fp32; with bf16, the working copy is bf16;"
+        " amp_fp8: amp_bf16 with products of the blocks' linear layers in FP8, forward and backward (needs torchao);"
         " auto: amp_bf16 on CUDA devices that support it, else fp32",
     )
     optimizer: Optimizer = Field(AdamW(), description="optimizer and its settings")

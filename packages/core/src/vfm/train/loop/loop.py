@@ -41,6 +41,7 @@ from vfm.train.optim.state import (
     optimizer_tensors,
 )
 from vfm.train.parallel.dist import DistributedWorld, distributed, micro_batch_size, reproducible, tf32
+from vfm.train.parallel.float8 import float8_products
 from vfm.train.parallel.heartbeat import watched
 from vfm.train.parallel.kernels import chosen_kernels
 from vfm.train.parallel.parallel import in_processes
@@ -75,6 +76,7 @@ def _fit(
     placed, position = in_processes(task, config.runtime, world), Position()
     with (
         chosen_kernels(placed.task, config.runtime, ctx, world),
+        float8_products(placed.task, ctx, world) if config.precision == "amp_fp8" else nullcontext(),
         prepared(placed.task, config.runtime, ctx, world) as compiled,
         watched(world, partial(_end, ctx), position, config.runtime.hang_seconds, ctx.work),
     ):

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-Precision = Literal["auto", "fp32", "amp_bf16", "amp_fp16", "bf16"]
+Precision = Literal["auto", "fp32", "amp_bf16", "amp_fp16", "amp_fp8", "bf16"]
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-AUTOCAST = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16, "bf16": torch.bfloat16}
+AUTOCAST = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16, "amp_fp8": torch.bfloat16, "bf16": torch.bfloat16}
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
