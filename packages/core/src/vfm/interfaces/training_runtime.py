@@ -62,6 +62,17 @@ class TrainingRuntime(Runtime):
         description="with fsdp: free a block's gathered weights after its forward pass, and gather them again in the"
         " backward pass; false: keep them, which needs more memory and fewer transfers",
     )
+    prefetch_blocks: int | None = Field(
+        None,
+        ge=1,
+        description="with fsdp: number of blocks that are gathered while an earlier one runs, in both passes. More hide"
+        " slower links, and need the memory of as many blocks; default: torch's choice, 1 in the backward pass",
+    )
+    cpu_offload: bool = Field(
+        False,
+        description="with fsdp: store weights, gradients, averages and optimizer state in host memory, and step the"
+        " optimizer there, for a model that does not fit the GPUs otherwise",
+    )
     gather_for_evaluation: bool = Field(
         True,
         description="with fsdp: gather the whole model on each device for evaluations, whose batches the processes"
@@ -76,12 +87,16 @@ class TrainingRuntime(Runtime):
 
     @model_validator(mode="after")
     def _sharding_fits(self) -> TrainingRuntime:
-        if self.shard_degree and self.parallel != "fsdp":
-            raise ValueError("shard_degree needs parallel: fsdp")
-        if not self.reshard and self.parallel != "fsdp":
-            raise ValueError("reshard: false needs parallel: fsdp")
-        if not self.gather_for_evaluation and self.parallel != "fsdp":
-            raise ValueError("gather_for_evaluation: false needs parallel: fsdp")
+        only_with_fsdp = {
+            "shard_degree": self.shard_degree is not None,
+            "reshard: false": not self.reshard,
+            "prefetch_blocks": self.prefetch_blocks is not None,
+            "cpu_offload: true": self.cpu_offload,
+            "gather_for_evaluation: false": not self.gather_for_evaluation,
+        }
+        for setting, is_set in only_with_fsdp.items():
+            if is_set and self.parallel != "fsdp":
+                raise ValueError(f"{setting} needs parallel: fsdp")
         if self.shard_degree and self.processes > 1 and self.processes % self.shard_degree:
             raise ValueError(
                 f"shard_degree: expected a divisor of processes, {self.processes}, got {self.shard_degree}"

@@ -20,7 +20,8 @@ OPTIONS = OptionTable(
         beta2 eps wd momentum warmup opt text-layer-decay image-layer-decay|visual-layer-decay use-bn-sync!
         skip-scheduler! lr-scheduler lr-cooldown-end lr-cooldown-power resume precision model pretrained
         pretrained-image! lock-image! lock-image-unlocked-groups aug-cfg* grad-checkpointing! force-image-size*
-        force-quick-gelu! force-patch-dropout torchcompile! accum-freq fsdp! seed grad-clip-norm lock-text!
+        force-quick-gelu! force-patch-dropout torchcompile! accum-freq fsdp! fsdp-no-reshard-after-forward!
+        fsdp-offload-cpu! seed grad-clip-norm lock-text!
         lock-text-unlocked-layers log-every-n-steps distill-model distill-pretrained siglip!
     """,
     elsewhere={
@@ -49,7 +50,7 @@ OPTIONS = OptionTable(
         audio-zeroshot-template audio-zeroshot-workers audio-zeroshot-multiprocessing-context
         audio-multiprocessing-context audio-layer-decay max-image-pixels json-text-key-probs* opt-kwargs*
         opt-fallback-list* wd-exclude* text-pooler-own-group! image-mean* image-std* image-interpolation
-        image-resize-mode force-context-length fsdp-no-reshard-after-forward! fsdp-offload-cpu! train-loss-ema-samples
+        image-resize-mode force-context-length train-loss-ema-samples
         coca-caption-loss-weight coca-contrastive-loss-weight use-bnb-linear loss-dist-impl use-naflex!
         force-naflex-vision! naflex-num-train-image-tokens naflex-patch-sizes* naflex-patch-size-probs* naflex-seq-lens*
         naflex-seq-len-probs* naflex-max-tokens-per-batch naflex-max-text-tokens naflex-batch-divisor naflex-loss-scale
@@ -218,7 +219,10 @@ def _length(draft: Draft) -> Fields:
         draft.notes.append(f"{command.machines} machines: vfm run RECIPE --prepare clip, or --on slurm --job nodes=N")
     if "workers" in arguments.values:
         draft.runtime["workers"] = arguments.count("workers", 4)
-    draft.runtime |= {"parallel": "fsdp"} if arguments.flag("fsdp") else {}
+    if arguments.flag("fsdp"):
+        draft.runtime |= {"parallel": "fsdp"}
+        draft.runtime |= {"reshard": False} if arguments.flag("fsdp-no-reshard-after-forward") else {}
+        draft.runtime |= {"cpu_offload": True} if arguments.flag("fsdp-offload-cpu") else {}
     draft.runtime |= {"compile": "blocks"} if arguments.flag("torchcompile") else {}
     draft.runtime |= {"sync_batch_norm": True} if arguments.flag("use-bn-sync") else {}
     return fields | ({"samples_seen": round(samples * epochs)} if samples else {"epochs": epochs})

@@ -66,7 +66,8 @@ class OptimizerStep(Generic[Inputs]):
         trained = [param for group in self.optimizer.param_groups for param in group["params"]]
         grads = [param.grad for param in trained if param.grad is not None]
         self.numerics.unscale(grads)
-        grad_norm = as_whole(get_total_norm(grads)).float()
+        # With `cpu_offload` the gradients are in host memory.
+        grad_norm = as_whole(get_total_norm(grads)).float().to(self.placed.world.device)
         if self.plan.optimizer.grad_clip_norm:
             clip_grads_with_norm_(trained, self.plan.optimizer.grad_clip_norm, grad_norm)
         names = sorted(metrics)

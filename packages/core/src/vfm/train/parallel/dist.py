@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
 from vfm.base import UserError
-from vfm.interfaces import Runtime, Training
+from vfm.interfaces import Runtime, Training, TrainingRuntime
 
 _uses = count()
 CLOSING = 20.0  # seconds to close the process group after an error
@@ -137,8 +137,8 @@ def distributed(runtime: Runtime) -> Iterator[DistributedWorld]:
         torch.cuda.set_device(device)
     opened = size > 1 and not dist.is_initialized()
     if opened:
-        backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-        dist.init_process_group(backend, rank=rank, world_size=size, device_id=bound, timeout=TIMEOUT)
+        bound = device if device.type == "cuda" else None
+        dist.init_process_group(_backend(runtime, device), rank=rank, world_size=size, device_id=bound, timeout=TIMEOUT)
     # Each use has separate keys, since torchrun's store outlives the process group.
     store: Store | None = None
     if size > 1:
@@ -158,6 +158,15 @@ def distributed(runtime: Runtime) -> Iterator[DistributedWorld]:
             else:
                 dist.destroy_process_group()
         torch.set_num_threads(threads)
+
+
+def _backend(runtime: Runtime, device: torch.device) -> str:
+    """Choose the library that connects the processes."""
+    if device.type != "cuda":
+        return "gloo"
+    # Weights that `cpu_offload` stores in host memory are compared and gathered there.
+    is_offloaded = isinstance(runtime, TrainingRuntime) and runtime.cpu_offload
+    return "cpu:gloo,cuda:nccl" if is_offloaded else "nccl"
 
 
 def _close_in_time() -> None:

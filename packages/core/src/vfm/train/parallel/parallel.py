@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vfm.base import UserError
 from vfm.data.loading.batch import Inputs
 from vfm.interfaces import TrainingRuntime
 from vfm.train.parallel.dist import DistributedWorld
@@ -12,8 +13,14 @@ from vfm.train.task import Task
 
 
 def in_processes(task: Task[Inputs], runtime: TrainingRuntime, world: DistributedWorld) -> Alone[Inputs]:
-    """Choose how a task runs in this process, by the runtime, and move it to its device."""
+    """Choose how a task runs in this process, by the runtime, and move it to its device.
+
+    Raises:
+        UserError: If `cpu_offload` is set, but there is a single process.
+    """
     if world.size > 1 and runtime.parallel == "fsdp":
         return Sharded(task, world, runtime)
+    if runtime.cpu_offload:
+        raise UserError("runtime.cpu_offload: expected several processes, got 1")
     placement = Alone if world.size == 1 else Replicated
     return placement(task.to(world.device), world)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed as dist, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from vfm.base import UserError
 from vfm.data.loading.batch import Inputs
@@ -46,7 +46,7 @@ class Sharded(Alone[Inputs]):
 
     def __init__(self, task: Task[Inputs], world: DistributedWorld, runtime: TrainingRuntime) -> None:
         without_meta(task)
-        self.original, self.reshard, self.gathers = task, runtime.reshard, runtime.gather_for_evaluation
+        self.original, self.runtime, self.gathers = task, runtime, runtime.gather_for_evaluation
         for held in task.frozen():
             if any(param.is_meta for param in held.module.parameters()):
                 raise ValueError(f"{type(held.module).__name__}: build frozen models outside weights_from_first")
@@ -62,13 +62,23 @@ class Sharded(Alone[Inputs]):
         # blocks, such as embeddings, is gathered in fp32 for the same reason.
         self.half = half
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for block in blocks(self.task):
+        offload = offload_policy(self.runtime, self.world.device)
+        units = blocks(self.task)
+        for block in units:
             self._receive(block)
-            fully_shard(block, mesh=self.mesh, mp_policy=policy, reshard_after_forward=self.reshard)
+            fully_shard(
+                block,
+                mesh=self.mesh,
+                mp_policy=policy,
+                offload_policy=offload,
+                reshard_after_forward=self.runtime.reshard,
+            )
         self.root = Routed(self.task)
         self._receive(self.root)
         self.uncut = [param for param in self.task.parameters() if param.numel() == 1]
-        fully_shard(self.root, mesh=self.mesh, ignored_params=set(self.uncut))
+        fully_shard(self.root, mesh=self.mesh, ignored_params=set(self.uncut), offload_policy=offload)
+        if self.runtime.prefetch_blocks:
+            prefetch_blocks(self.task, self.runtime.prefetch_blocks)
         self.world.copy_from_first(self.task.buffers())
 
     def run(self, method: Method, *args: Any) -> tuple[Tensor, Metrics]:
@@ -154,6 +164,26 @@ class Sharded(Alone[Inputs]):
             self.world.copy_from_first([value])
             if is_filled:
                 targets[name].data = value.to(device)
+
+
+def offload_policy(runtime: TrainingRuntime, device: torch.device) -> OffloadPolicy:
+    """Choose where the parts of the weights are stored between their uses: on the device, or in host memory."""
+    return CPUOffloadPolicy(pin_memory=device.type == "cuda") if runtime.cpu_offload else OffloadPolicy()
+
+
+def prefetch_blocks(task: nn.Module, number: int) -> None:
+    """Let each sharded block have the blocks after it gathered while it runs, and in the backward pass those before it.
+
+    Only blocks of the same list follow each other, since a model may have several towers.
+    """
+    lists: dict[str, list[FSDPModule]] = {}
+    for name, module in task.named_modules():
+        if isinstance(module, FSDPModule):
+            lists.setdefault(name.rpartition(".")[0], []).append(module)
+    for modules in lists.values():
+        for index, module in enumerate(modules):
+            module.set_modules_to_forward_prefetch(modules[index + 1 : index + 1 + number])
+            module.set_modules_to_backward_prefetch(modules[max(0, index - number) : index][::-1])
 
 
 def _mesh(world: DistributedWorld, shard_degree: int | None) -> DeviceMesh:
