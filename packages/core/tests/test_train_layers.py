@@ -57,11 +57,13 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.needs("g++")
-@pytest.mark.parametrize("choice", ["blocks", "whole"])
-def test_compiled_layers_give_the_losses_of_plain_ones(tmp_path, choice):
+@pytest.mark.parametrize(
+    ("choice", "mode"), [("blocks", "default"), ("whole", "default"), ("blocks", "reduce-overhead")]
+)
+def test_compiled_layers_give_the_losses_of_plain_ones(tmp_path, choice, mode):
     settings: dict[str, Any] = {"steps": 6, "log_every": 1, "micro_batch_size": 4}
     train(tmp_path / "plain", plan(**settings), task=Distilled())
-    runtime = {"device": "cpu", "compile": choice}
+    runtime = {"device": "cpu", "compile": choice, "compile_mode": mode}
     task, *_ = train(tmp_path / "compiled", plan(**settings, runtime=runtime), task=Distilled())
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
     names = [set(load_file(tmp_path / name / "work" / "step-00000006" / "model.safetensors")) for name in

@@ -16,11 +16,13 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from train_toy import Plan, Regression, Samples, plan, train
 from vfm.base import UserError
-from vfm.interfaces import TrainingRuntime
+from vfm.interfaces import Context, TrainingRuntime
 from vfm.train.cost.live_bytes import LiveBytes
 from vfm.train.cost.peaks import peak_tflops
 from vfm.train.cost.throughput import Throughput
+from vfm.train.loop import profiling
 from vfm.train.loop.memory import remedy
+from vfm.train.parallel.dist import DistributedWorld
 
 CPU = torch.device("cpu")
 
@@ -80,6 +82,62 @@ def test_counting_and_profiling_change_no_bit_and_the_trace_has_the_steps(tmp_pa
     assert file.name == "steps-3-4.json.gz"
     names = [event.get("name") for event in json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]]
     assert names.count("aten::mse_loss") == 2
+    for phase in ("read", "forward", "backward", "optimizer"):
+        assert names.count(f"vfm: {phase}") == 2
+
+
+def test_nsight_records_from_the_first_step_to_the_last_even_if_that_fails(tmp_path, monkeypatch):
+    """The calls that would drive Nsight on a GPU, in their order."""
+    calls = []
+
+    class Ranges:
+        def __enter__(self):
+            calls.append("ranges")
+
+        def __exit__(self, *error):
+            calls.append("no ranges")
+
+    monkeypatch.setattr(torch.cuda.profiler, "start", lambda: calls.append("start"))
+    monkeypatch.setattr(torch.cuda.profiler, "stop", lambda: calls.append("stop"))
+    monkeypatch.setattr(profiling, "emit_nvtx", Ranges)
+    runtime = TrainingRuntime(profile=(3, 4), profiler="nsys")
+    ctx = Context("toy", tmp_path, tmp_path, {})
+    profiler = profiling.StepProfiler(runtime, ctx, DistributedWorld(torch.device("cuda")), 0)
+    for step in range(1, 7):
+        profiler.before(step)
+        calls.append(step)
+        profiler.after(step)
+    assert calls == [1, 2, "start", "ranges", 3, 4, "no ranges", "stop", 5, 6]
+    profiler.before(3)
+    profiler.close()
+    profiler.close()
+    assert calls[10:] == ["start", "ranges", "no ranges", "stop"]
+    with pytest.raises(UserError, match=r"toy: runtime\.profiler: nsys needs a CUDA device, got cpu"):
+        train(tmp_path, plan(runtime={"device": "cpu", "profile": [3, 4], "profiler": "nsys"}))
+
+
+def test_waits_are_reported_in_the_passes_only(monkeypatch):
+    modes = ["default"]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with profiling.waits_reported("error", torch.device("cuda")):
+        assert modes == ["default", "error"]
+    assert modes == ["default", "error", "default"]
+    for mode, device in ((None, "cuda"), ("warn", "cpu")):
+        with profiling.waits_reported(mode, torch.device(device)):
+            assert len(modes) == 3
+
+
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [
+        ({"compile_mode": "max-autotune"}, "compile_mode: max-autotune needs compile: blocks or whole"),
+        ({"profiler": "nsys"}, "profiler: nsys needs profile, the first and last step to record"),
+    ],
+)
+def test_settings_that_need_another_one_say_so(runtime, message):
+    with pytest.raises(ValidationError, match=message):
+        TrainingRuntime(**runtime)
 
 
 def test_profiled_steps_that_are_not_taken_are_a_line(tmp_path):

@@ -19,6 +19,11 @@ class TrainingRuntime(Runtime):
         description="torch.compile of all layers, including frozen models. blocks: each block of a model, which"
         " compiles in seconds; whole: model and loss together; null: not compiled",
     )
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
+        "default",
+        description="mode of torch.compile. reduce-overhead: replay CUDA graphs; max-autotune: also time many kernels"
+        " for each product, which takes minutes",
+    )
     selective_checkpointing: bool = Field(
         False,
         description="keep only the outputs of matrix products, convolutions and attention of each block, and compute"
@@ -30,6 +35,16 @@ class TrainingRuntime(Runtime):
     sync_batch_norm: bool = Field(False, description="batch norm statistics over all processes, on CUDA devices")
     profile: tuple[Step, Step] | None = Field(
         None, description="first and last step that torch's profiler records, [20, 22] for example"
+    )
+    profiler: Literal["torch", "nsys"] = Field(
+        "torch",
+        description="what records the steps of profile. torch: a trace in the artifact; nsys: NVIDIA's Nsight Systems,"
+        " under which the command must run (nsys profile --capture-range=cudaProfilerApi), with NVTX ranges",
+    )
+    sync_debug: Literal["warn", "error"] | None = Field(
+        None,
+        description="on a CUDA device: warn of each call in the forward and backward passes for which the host waits,"
+        " or fail at the first one",
     )
     kernels: Literal["auto", "reference", "triton"] = Field(
         "auto",
@@ -83,6 +98,14 @@ class TrainingRuntime(Runtime):
     def _profile_has_steps(self) -> TrainingRuntime:
         if self.profile and self.profile[0] > self.profile[1]:
             raise ValueError(f"profile: expected the first step before the last one, got {list(self.profile)}")
+        return self
+
+    @model_validator(mode="after")
+    def _compile_and_profile_are_set(self) -> TrainingRuntime:
+        if self.compile_mode != "default" and self.compile is None:
+            raise ValueError(f"compile_mode: {self.compile_mode} needs compile: blocks or whole")
+        if self.profiler == "nsys" and not self.profile:
+            raise ValueError("profiler: nsys needs profile, the first and last step to record")
         return self
 
     @model_validator(mode="after")

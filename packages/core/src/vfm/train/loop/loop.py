@@ -12,6 +12,7 @@ from typing import Generic
 
 import torch
 from torch.distributed.tensor import DTensor
+from torch.profiler import record_function
 
 from vfm.base import UserError, incidental_settings
 from vfm.data.loading.batch import Batch, Inputs
@@ -127,7 +128,7 @@ class _Loop(Generic[Inputs]):
             placed, plan, numerics, compiled, self.optimizer, self.guard, self.curves, self.throughput,
             self.checkpoints.wait_for_copy,
         )  # fmt: skip
-        self.profiler = StepProfiler(plan.runtime.profile, ctx, world, self.done)
+        self.profiler = StepProfiler(plan.runtime, ctx, world, self.done)
         ctx.emit("settings", step=self.done, settings=incidental_settings(plan))
 
     def run(self) -> None:
@@ -171,7 +172,8 @@ class _Loop(Generic[Inputs]):
     def _next(self, steps: Iterator[list[Batch[Inputs]]]) -> list[Batch[Inputs]]:
         self.position.move(self.done + 1, Phase.READING)
         started = time.perf_counter()
-        micro_batches = next(steps, None)
+        with record_function("vfm: read"):
+            micro_batches = next(steps, None)
         self.curves.waited += time.perf_counter() - started
         if micro_batches is None:
             raise UserError(f"{self.ctx.stage}: the data ends after step {self.done} of {self.plan.num_steps}")

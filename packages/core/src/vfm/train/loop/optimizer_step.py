@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
+from torch.profiler import record_function
 
 from vfm.data.loading.batch import Batch, Inputs
 from vfm.interfaces import Training
 from vfm.train.cost.throughput import Throughput
 from vfm.train.loop.curves import MetricsLog
 from vfm.train.loop.guard import FiniteGuard
+from vfm.train.loop.profiling import waits_reported
 from vfm.train.optim.optim import step_if_finite
 from vfm.train.optim.precision import Numerics
 from vfm.train.optim.state import as_whole
@@ -54,10 +56,14 @@ class OptimizerStep(Generic[Inputs]):
         self.optimizer.zero_grad(set_to_none=True)
         self.placed.task.is_log_step = self.curves.is_last_before_line(step + 1)
         self.placed.task.before_step(step)
-        metrics = self._gradients(step, micro_batches, losses)
+        if self.plan.runtime.compile:
+            # With CUDA graphs: no output of the last step is read any more.
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        with waits_reported(self.plan.runtime.sync_debug, self.placed.world.device):
+            metrics = self._gradients(step, micro_batches, losses)
         self.placed.average_gradients()
         self.wait_for_copy()
-        with self.numerics.full_weights():
+        with self.numerics.full_weights(), record_function("vfm: optimizer"):
             return self._update(step, metrics, losses, wishes)
 
     def _update(
@@ -90,10 +96,14 @@ class OptimizerStep(Generic[Inputs]):
         def call(
             batch: Batch[Inputs], method: Callable[..., tuple[Tensor, Metrics]] | None = None, /, *args: Any
         ) -> tuple[Tensor, Metrics]:
-            with self.numerics.autocast():
+            with self.numerics.autocast(), record_function("vfm: forward"):
                 loss, metrics = self.placed.run(self.compiled(method or self.placed.task), batch.inputs, *args)
             losses.append((batch.keys, loss.detach()))
             return loss, metrics
 
+        def backward(loss: Tensor) -> None:
+            with record_function("vfm: backward"):
+                self.numerics.backward(loss)
+
         with self.throughput.counting():
-            return self.placed.task.accumulate(call, micro_batches, self.numerics.backward, reseed)
+            return self.placed.task.accumulate(call, micro_batches, backward, reseed)

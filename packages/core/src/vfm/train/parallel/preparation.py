@@ -59,16 +59,16 @@ def prepared(task: Task[Any], runtime: TrainingRuntime, ctx: Context, world: Dis
         if runtime.selective_checkpointing:
             stack.enter_context(recomputed(_blocks(task, ctx, "selective_checkpointing: true")))
         if runtime.compile == "blocks":
-            stack.enter_context(compiled(_blocks(task, ctx, "compile: blocks", *models[1:])))
-        yield cache(_compiled_method) if runtime.compile == "whole" else _unchanged
+            stack.enter_context(compiled(_blocks(task, ctx, "compile: blocks", *models[1:]), runtime.compile_mode))
+        yield cache(partial(_compiled_method, runtime.compile_mode)) if runtime.compile == "whole" else _unchanged
 
 
 def _unchanged(method: Method) -> Method:
     return method
 
 
-def _compiled_method(method: Method) -> Method:
-    optimized: Method = torch.compile(method.forward if isinstance(method, nn.Module) else method)
+def _compiled_method(mode: str, method: Method) -> Method:
+    optimized: Method = torch.compile(method.forward if isinstance(method, nn.Module) else method, mode=mode)
     return optimized
 
 
@@ -102,11 +102,11 @@ def to_channels_last(model: nn.Module) -> None:
 
 
 @contextmanager
-def compiled(modules: list[nn.Module]) -> Iterator[None]:
+def compiled(modules: list[nn.Module], mode: str = "default") -> Iterator[None]:
     """Compile modules in place within the context. Blocks of the same class share code that is compiled once."""
     try:
         for module in modules:
-            module.compile()
+            module.compile(mode=mode)
         yield
     finally:
         for module in modules:
