@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vfm.base import UserError
+from vfm.base import UserError, how_to_install
 from vfm.interfaces import Context
 from vfm.train.parallel.blocks import blocks
 from vfm.train.parallel.dist import DistributedWorld
@@ -28,7 +28,7 @@ def check_float8(precision: str) -> None:
         UserError: If it is not.
     """
     if precision == "amp_fp8" and find_spec("torchao") is None:
-        raise UserError("precision: amp_fp8 needs torchao: install vfm-core[fp8], or use amp_bf16")
+        raise UserError(f"precision: amp_fp8 needs torchao: {how_to_install('vfm-core[fp8]')}")
 
 
 @contextmanager
