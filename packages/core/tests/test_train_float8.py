@@ -107,5 +107,5 @@ def test_unsuitable_widths_and_a_missing_library_are_one_line(tmp_path, monkeypa
     with pytest.raises(UserError, match=r"toy: precision: amp_fp8 .* multiples of 16; Deep has 4 .* none of such"):
         float8_products(task, context(tmp_path), CPU).__enter__()
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(UserError, match=r"amp_fp8 needs torchao: .*vfm-core\[fp8\]"):
+    with pytest.raises(UserError, match=r"amp_fp8 needs torchao: .*core\[fp8\]"):
         float8_products(Deep(), context(tmp_path), CPU).__enter__()
