@@ -142,4 +142,6 @@ def _contrastive(features: ClipFeatures, chunk_size: int | None, all_groups: Ten
 
 
 def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    if not dist.is_initialized():
+        return 0
+    return dist.get_rank()

@@ -135,7 +135,10 @@ def check_vision(clip: ClipModel, encoder: Encoder, ref: str) -> None:
         _check_fit(clip, encoder)
     except UserError as error:
         names = [name for name in models_with_tower(encoder.architecture) if _fits(name, encoder)]
-        hint = f"use model {' or '.join(names)}" if names else str(error).removeprefix(f"{clip.name}: ")
+        if names:
+            hint = f"use model {' or '.join(names)}"
+        else:
+            hint = str(error).removeprefix(f"{clip.name}: ")
         raise UserError(
             f"model {clip.name} cannot use init_vision '{ref}' ({encoder.architecture}) as its vision tower; {hint}"
         ) from None

@@ -93,7 +93,9 @@ class ClipTask(Task[ClipInputs]):
     def logit_bias(self) -> nn.Parameter | None:
         """SigLIP's bias, if the model has one."""
         bias = getattr(self.module, "logit_bias", None)
-        return bias if isinstance(bias, nn.Parameter) else None
+        if isinstance(bias, nn.Parameter):
+            return bias
+        return None
 
     def prepare(self, inputs: ClipInputs) -> ClipInputs:
         """Shorten the tokens to the longest caption, rounded up to a multiple of 8, if only zeros follow.

@@ -83,7 +83,9 @@ def check_text(config: Mapping[str, Any], clip: ClipModel, ref: str) -> None:
 
 def uses_quick_gelu(config: Mapping[str, Any]) -> bool | None:
     """Check whether a text tower uses QuickGELU; None for Hugging Face towers, which define their activation."""
-    return None if config["text_cfg"].get("hf_model_name") else bool(config.get("quick_gelu"))
+    if config["text_cfg"].get("hf_model_name"):
+        return None
+    return bool(config.get("quick_gelu"))
 
 
 def names_in_model(clip: ClipModel, names: Mapping[str, str]) -> set[str]:

@@ -44,4 +44,6 @@ def texts_or_lost(source: Source, shard: int, summary: TaskSummary) -> pa.Table:
 
 def shortened(text: str) -> str:
     """Cut a text with dots if it is too long to show."""
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+    if len(text) <= MAX_SHOWN:
+        return text
+    return f"{text[: MAX_SHOWN - 3]}..."

@@ -48,7 +48,9 @@ def connected_ray(runtime: CurationRuntime) -> Iterator[Any]:
 def _address_of(runtime: CurationRuntime) -> str:
     """Find the address that Ray will try. `auto` means RAY_ADDRESS if that is set."""
     named = runtime.ray_address or ""
-    return os.environ.get("RAY_ADDRESS", named) if named == "auto" else named
+    if named == "auto":
+        return os.environ.get("RAY_ADDRESS", named)
+    return named
 
 
 def _check_listening(address: str) -> None:

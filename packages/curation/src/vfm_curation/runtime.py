@@ -39,7 +39,9 @@ class CurationRuntime(Runtime):
         shared = super().among(jobs)
         # A fixed number of workers stays, and a cluster's cores are not those of this machine.
         has_workers = self.workers or self.ray_address
-        return shared if has_workers else shared.model_copy(update={"workers": self.share(jobs)})
+        if has_workers:
+            return shared
+        return shared.model_copy(update={"workers": self.share(jobs)})
 
 
 class CurationStage(Stage):

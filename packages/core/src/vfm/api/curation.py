@@ -103,7 +103,10 @@ def curate(
     Raises:
         UserError: If the captions cannot be read, nothing matches, or vfm-curation is not installed.
     """
-    path = as_place(captions) if isinstance(captions, PATHS) else str(_stored(captions, Path(store)))
+    if isinstance(captions, PATHS):
+        path = as_place(captions)
+    else:
+        path = str(_stored(captions, Path(store)))
     settings: dict[str, Any] = {"pool.path": path}
     if texts:
         settings["pool.texts"] = dict(texts)

@@ -103,7 +103,9 @@ def full_name(model: AnyModel, pretrained: str | None) -> str:
 def _source_of(model: AnyPath | Artifact, pretrained: str | None) -> tuple[str, str | None]:
     """Split a name with a tag, `ViT-B-32,openai`, unless the tag is given apart."""
     place = as_place(model)
-    return (place, pretrained) if pretrained else source_and_tag(place)
+    if pretrained:
+        return (place, pretrained)
+    return source_and_tag(place)
 
 
 def open_images(data: AnyPath | Artifact, folder: Path, options: Mapping[str, Any] | None = None) -> Source:

@@ -101,7 +101,10 @@ def list_runs(*, store: AnyPath = "store") -> Listing:
     for run in kept_runs(Store(Path(store))):
         with reading(run.directory / RUN_FILE, "the record of a run"):
             record = run.record
-            started = f"{datetime.fromtimestamp(record['started']):%Y-%m-%d %H:%M}" if "started" in record else ""
+            if "started" in record:
+                started = f"{datetime.fromtimestamp(record['started']):%Y-%m-%d %H:%M}"
+            else:
+                started = ""
             state: str = state_of(run.directory, record)
             seconds = float(record["seconds"]) if state == "finished" else None
         about = record.get("file", ""), record.get("command", "")

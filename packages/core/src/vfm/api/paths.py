@@ -27,4 +27,6 @@ def as_place(path: AnyPath | Artifact) -> str:
 
 def as_words(words: str | Sequence[str]) -> list[str]:
     """Convert one word or several to a list."""
-    return [words] if isinstance(words, str) else list(words)
+    if isinstance(words, str):
+        return [words]
+    return list(words)

@@ -82,7 +82,10 @@ def find_directory(run: AnyPath | Run, store: Path) -> Path:
     directory = find_run(str(run), Store(store))
     if directory is None:
         names = [kept.directory.name for kept in kept_runs(Store(store))]
-        more = f" and {len(names) - MAX_NAMES} more, see vfm runs" if len(names) > MAX_NAMES else ""
+        if len(names) > MAX_NAMES:
+            more = f" and {len(names) - MAX_NAMES} more, see vfm runs"
+        else:
+            more = ""
         raise UserError(f"no run {str(run)!r} in {store}; runs: {', '.join(names[:MAX_NAMES]) or 'none'}{more}")
     return directory
 

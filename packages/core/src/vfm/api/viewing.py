@@ -66,7 +66,10 @@ def view(
     names = image_names(listed)
     opened = read_images(listed)
     encoder = open_encoder(model, pretrained, open_device(device))
-    name = type(model.module).__name__ if isinstance(model, PooledVision) else str(getattr(model, "path", model))
+    if isinstance(model, PooledVision):
+        name = type(model.module).__name__
+    else:
+        name = str(getattr(model, "path", model))
     folder = Path(as_place(out))
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / file for file in _file_names(names)]

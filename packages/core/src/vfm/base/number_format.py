@@ -58,7 +58,9 @@ def change(value: float, unit: str = "") -> str:
 
 def p_value(value: float) -> str:
     """Format a p-value as `= 0.03` or `< 0.001`."""
-    return f"<{NO_BREAK}0.001" if value < 0.001 else f"={NO_BREAK}{value:.2g}"
+    if value < 0.001:
+        return f"<{NO_BREAK}0.001"
+    return f"={NO_BREAK}{value:.2g}"
 
 
 def duration(seconds: float) -> str:

@@ -97,4 +97,6 @@ class Part(Config):
 
 def choices_of(model: type[BaseModel]) -> list[type[BaseModel]]:
     """List the configurations that a field of type `model` can hold: a slot's choices, or `model` itself."""
-    return list(model.choices.values()) if issubclass(model, Part) and _is_slot(model) else [model]
+    if issubclass(model, Part) and _is_slot(model):
+        return list(model.choices.values())
+    return [model]

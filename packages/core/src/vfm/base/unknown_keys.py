@@ -11,7 +11,9 @@ from pydantic import BaseModel
 
 
 def _unchanged(value: object) -> object:
-    return value if isinstance(value, (int, float, str)) else None
+    if isinstance(value, (int, float, str)):
+        return value
+    return None
 
 
 def _no_value(value: object) -> object:
@@ -83,7 +85,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
         return f"; did you mean '{near[0]}'?"
-    return f"; known: {', '.join(known)}" if 0 < len(known) <= 30 else ""
+    if 0 < len(known) <= 30:
+        return f"; known: {', '.join(known)}"
+    return ""
 
 
 def unknown_key(key: str, value: object, known: Sequence[str], moved: Mapping[str, str] | None = None) -> str:
@@ -99,7 +103,10 @@ def unknown_key(key: str, value: object, known: Sequence[str], moved: Mapping[st
         return f"unknown key; did you mean '{moved[key]}'?"
     word = key.replace("-", "_").lower()
     for meaning in MEANINGS:
-        names = [name for name in meaning.keys if name in known] if word in meaning.words.split() else []
+        if word in meaning.words.split():
+            names = [name for name in meaning.keys if name in known]
+        else:
+            names = []
         if names:
             return f"unknown key; did you mean '{_setting(names[0], meaning.value(value))}'{meaning.note}?"
     in_groups = [name for name in known if name.rpartition(".")[2] == key != "type"]
@@ -114,7 +121,9 @@ def _setting(name: str, value: object) -> str:
         return name
     shown = str(value).lower() if isinstance(value, bool) else str(value)
     group, _, field = name.rpartition(".")
-    return f"{group}: {{{field}: {shown}}}" if group else f"{field}: {shown}"
+    if group:
+        return f"{group}: {{{field}: {shown}}}"
+    return f"{field}: {shown}"
 
 
 def dotted_keys(model: type[BaseModel], names: Iterable[str]) -> list[str]:

@@ -78,7 +78,10 @@ def data(
             page.write_text(summary.page(path, lines), encoding="utf-8")
             show(f"page: {page}")
         for reason, count in summary.skipped.most_common():
-            first = f"; the first is {summary.first[reason]}" if reason in summary.first else ""
+            if reason in summary.first:
+                first = f"; the first is {summary.first[reason]}"
+            else:
+                first = ""
             show(f"skipped: {count:,} {reason}{first}")
         if summary.num_counted:
             show(f"not checked: {summary.num_counted:,} samples were only counted; a bad one is found when it is used")
@@ -110,4 +113,6 @@ def _words(value: object) -> str:
         return f"{', '.join(map(str, value[:NUM_IMAGES]))}, ... ({len(value):,})"
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)

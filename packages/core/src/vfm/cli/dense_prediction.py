@@ -93,4 +93,6 @@ def image_ids(files: Sequence[Path]) -> list[int]:
     for number, file in enumerate(files):
         is_number = file.stem.isdecimal() and len(file.stem) < 16
         ids.append(int(file.stem) if is_number else number)
-    return ids if len(set(ids)) == len(ids) else list(range(len(files)))
+    if len(set(ids)) == len(ids):
+        return ids
+    return list(range(len(files)))

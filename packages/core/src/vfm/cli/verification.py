@@ -107,8 +107,14 @@ def _verify_files(store: Path) -> list[str]:
         for checked in folders:
             lines = checked.verify(read.add)
             problems += lines
-            state = f"[red]damaged: {len(lines)}[/]" if lines else checked.state.replace("good", "[green]good[/]")
-            name = checked.folder.relative_to(store) if checked.folder != store else checked.folder
+            if lines:
+                state = f"[red]damaged: {len(lines)}[/]"
+            else:
+                state = checked.state.replace("good", "[green]good[/]")
+            if checked.folder != store:
+                name = checked.folder.relative_to(store)
+            else:
+                name = checked.folder
             table.add_row(escape(str(name)), f"{len(checked.known or ()):,}", f"{checked.num_bytes:,}", state)
     console.print(table)
     num_files = sum(len(checked.known or ()) for checked in folders)
@@ -175,7 +181,10 @@ def _compare_inputs(store: Path, outside: Sequence[OutsideInput]) -> list[str]:
     check.save()
     if outside:
         console.print(table)
-    new = f"; of {check.recorded} large files the SHA-256 is recorded only now" if check.recorded else ""
+    if check.recorded:
+        new = f"; of {check.recorded} large files the SHA-256 is recorded only now"
+    else:
+        new = ""
     noun = "input" if len(outside) == 1 else "inputs"
     show(f"{len(outside):,} {noun}, {read.rate}; {len(problems)} changed{new}")
     return problems

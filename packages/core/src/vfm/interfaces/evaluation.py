@@ -55,7 +55,9 @@ class Evaluation(Stage):
     @property
     def log_prefix(self) -> str:
         """Prefix of its metrics in the log of a training run. Empty unless the evaluation was given a name."""
-        return "" if self.name == _verb(self.kind) else f"{self.name}/"
+        if self.name == _verb(self.kind):
+            return ""
+        return f"{self.name}/"
 
 
 def short_name(ref: str) -> str:

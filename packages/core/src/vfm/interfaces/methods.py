@@ -70,7 +70,9 @@ class ClipTraining(Training):
     @property
     def portions(self) -> list[Portion]:
         """The datasets: a single one, or the parts of a mixture."""
-        return self.data if isinstance(self.data, list) else [Portion(data=self.data)]
+        if isinstance(self.data, list):
+            return self.data
+        return [Portion(data=self.data)]
 
     @model_validator(mode="after")
     def _each_once(self) -> ClipTraining:

@@ -132,7 +132,9 @@ def _offset(side: int, length: int) -> int:
 
     Half pixels are rounded as in the other libraries: torchvision rounds in a crop, timm floors in a pad.
     """
-    return -round((length - side) / 2.0) if length > side else (side - length) // 2
+    if length > side:
+        return -round((length - side) / 2.0)
+    return (side - length) // 2
 
 
 def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:

@@ -90,7 +90,9 @@ def transformers_record(folder: Path) -> dict[str, Any] | None:
     if not (folder / CONFIG_FILE).is_file():
         return None
     record = read_record(folder / CONFIG_FILE)
-    return record if "model_type" in record and "architecture" not in record else None
+    if "model_type" in record and "architecture" not in record:
+        return record
+    return None
 
 
 def is_transformers_encoder(folder: Path) -> bool:
@@ -129,7 +131,9 @@ def encoder_settings(record: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 def mlp_ratio(hidden: int, width: int) -> float:
     """Find the ratio with which `int(width * ratio)`, in timm and open_clip, is `hidden`. It may round down by one."""
     ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
+    if int(width * ratio) == hidden:
+        return ratio
+    return (hidden + 0.5) / width
 
 
 def _source(model_type: str, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +185,9 @@ def _as_clip(model_type: str) -> dict[str, Any]:
     """List the arguments that the architectures of a type have, for an encoder that is built by a name of CLIP."""
     if model_type == "siglip_vision_model":
         return {"class_token": False}
-    return {"no_embed_class": True} if model_type == "dinov2_with_registers" else {}
+    if model_type == "dinov2_with_registers":
+        return {"no_embed_class": True}
+    return {}
 
 
 def _dinov2_arguments(facts: Mapping[str, Any]) -> dict[str, Any]:

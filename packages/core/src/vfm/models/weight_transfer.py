@@ -90,7 +90,10 @@ def transfer_weights(state_dict: Mapping[str, Tensor], module: Any, rules: Trans
         UserError: If a key is missing, unknown or of another shape. Nothing is loaded then.
     """
     expected: dict[str, Tensor] = module.state_dict()
-    trunk = module.visual.trunk if hasattr(module, "visual") and hasattr(module.visual, "trunk") else module
+    if hasattr(module, "visual") and hasattr(module.visual, "trunk"):
+        trunk = module.visual.trunk
+    else:
+        trunk = module
     for key in state_dict:
         reason = _reason(key, rules.dropped)
         if reason:

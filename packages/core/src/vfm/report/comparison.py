@@ -103,13 +103,17 @@ def _report(entry: StageEntry) -> Report | None:
         artifact = Artifact.load(entry.directory, verify=False)
     except UserError:
         return None
-    return artifact if isinstance(artifact, Report) else None
+    if isinstance(artifact, Report):
+        return artifact
+    return None
 
 
 def _data_hash(directory: Path) -> str:
     """Read the hash of the evaluated items. Empty if the report has none."""
     records = sorted((directory / "results").glob("*.json"))
-    return str(read_json(records[0]).get("data_sha256", "")) if records else ""
+    if not records:
+        return ""
+    return str(read_json(records[0]).get("data_sha256", ""))
 
 
 def _paired(before: Accuracy | None, after: Accuracy | None, baseline: str, model: str) -> Comparison | None:
@@ -123,7 +127,9 @@ def _paired(before: Accuracy | None, after: Accuracy | None, baseline: str, mode
 
 
 def _known(values: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    return np.empty(0, np.int64) if values is None else values
+    if values is not None:
+        return values
+    return np.empty(0, np.int64)
 
 
 def settings_table(stages: Mapping[str, Entries], runs: Sequence[str]) -> TablePanel:
@@ -139,7 +145,10 @@ def settings_table(stages: Mapping[str, Entries], runs: Sequence[str]) -> TableP
             for key, values in _differing(by_run).items():
                 setting = key.removeprefix("config.")
                 rows.append([name, setting, *(_shown(value) for value in values.values())])
-    note = "Stages that differ only because an earlier one does have no row." if rows else "The settings are the same."
+    if rows:
+        note = "Stages that differ only because an earlier one does have no row."
+    else:
+        note = "The settings are the same."
     return TablePanel(title="Settings", note=note, front=True, columns=["stage", "setting", *runs], rows=rows)
 
 
@@ -168,7 +177,9 @@ def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
 def _shown(value: Any) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, default=str)
 
 
 def overlaid_curves(entries: Entries) -> Iterator[Drawing]:

@@ -30,7 +30,9 @@ class ResultRow:
             return ""
         if not self.values:
             return "≠"
-        return "▲" if self.comparison.difference > 0 else "▼"
+        if self.comparison.difference > 0:
+            return "▲"
+        return "▼"
 
     @property
     def meaning(self) -> str:
@@ -53,7 +55,10 @@ class Result:
     def facts(self) -> list[str]:
         """Facts next to the metric's name: the number of items, and the score of a random guess."""
         count = [] if self.n is None else [f"n = {number_format.number(self.n)}"]
-        guess = [] if self.chance is None else [f"chance {number_format.quantity(self.chance, self.unit)}"]
+        if self.chance is None:
+            guess = []
+        else:
+            guess = [f"chance {number_format.quantity(self.chance, self.unit)}"]
         return [fact.replace(" ", number_format.NO_BREAK) for fact in count + guess]
 
 
@@ -90,7 +95,9 @@ class ResultTable:
             tests = f"Against {baselines.pop()}"
         if not has_seeds:
             return tests
-        return f"{tests}; each seed" if tests else "Each seed"
+        if not tests:
+            return "Each seed"
+        return f"{tests}; each seed"
 
     def scale(self, unit: str) -> Scale:
         """Choose one scale for all values of a unit, so that bars are comparable throughout the table."""

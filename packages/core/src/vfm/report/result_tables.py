@@ -103,7 +103,9 @@ def panel_tables(artifact: Path, title: str = "") -> Iterator[Table]:
 def _panel_cell(cell: str | float | int | None) -> RenderableType:
     if isinstance(cell, str) and re.fullmatch(r"\S*_\S*", cell):
         return MetricName(cell)
-    return "" if cell is None else escape(number_format.number(cell))
+    if cell is None:
+        return ""
+    return escape(number_format.number(cell))
 
 
 def _metrics_table(name: str, report: Report, tests: Tests) -> Table:
@@ -123,14 +125,19 @@ def _metrics_table(name: str, report: Report, tests: Tests) -> Table:
             _cell(by_model[model], tests.get((name, metric_name, model))) if model in by_model else ""
             for model in models
         ]
-        chance = "" if first.chance is None else number_format.quantity(first.chance, first.unit)
+        if first.chance is None:
+            chance = ""
+        else:
+            chance = number_format.quantity(first.chance, first.unit)
         table.add_row(MetricName(metric_name), f"{first.n:,}", chance, *cells)
     return table
 
 
 def _cell(metric: Metric, test: Comparison | None) -> str:
     value = f"[bold]{number_format.quantity(metric.value, metric.unit)}[/] ({_interval(metric)})"
-    return f"{value}\n[dim]{_test(test, metric.unit)}[/]" if test else value
+    if not test:
+        return value
+    return f"{value}\n[dim]{_test(test, metric.unit)}[/]"
 
 
 def _interval(scored: Metric | SeedSummary) -> str:

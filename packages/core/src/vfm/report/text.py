@@ -8,4 +8,6 @@ from vfm.base import redacted, visible
 def shown(value: object) -> object:
     """Convert a value for the page: text loses credentials and raw control characters."""
     # Markup, a subtype of str, is written by the template, and has been converted already.
-    return visible(redacted(value)) if type(value) is str else value
+    if type(value) is not str:
+        return value
+    return visible(redacted(value))

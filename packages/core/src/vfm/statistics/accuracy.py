@@ -33,7 +33,9 @@ class Accuracy:
     @property
     def num_independent(self) -> int:
         """Number of items, or of images if an image has several items."""
-        return len(self.correct) if self.groups is None else len(np.unique(self.groups))
+        if self.groups is None:
+            return len(self.correct)
+        return len(np.unique(self.groups))
 
     @property
     def independent(self) -> bool:

@@ -153,8 +153,14 @@ class Units:
         x = np.asarray(values, dtype=np.float64)
         if x.ndim != 1 or x.size == 0:
             raise ValueError(f"expected one number per item, (N,), got {x.shape}")
-        group_ids = np.arange(x.size) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-        strata_ids = np.zeros(x.size, int) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
+        if groups is None:
+            group_ids = np.arange(x.size)
+        else:
+            group_ids = np.unique(np.asarray(groups), return_inverse=True)[1]
+        if strata is None:
+            strata_ids = np.zeros(x.size, int)
+        else:
+            strata_ids = np.unique(np.asarray(strata), return_inverse=True)[1]
         if not group_ids.shape == strata_ids.shape == x.shape:
             raise ValueError(
                 f"expected one group and stratum per item, got {x.size} items, {group_ids.size} groups,"

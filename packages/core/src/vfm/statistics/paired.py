@@ -204,10 +204,15 @@ def corrected_interval(
         return interval
     tail = ALPHA / 2
     levels = np.array([1 - tail / np.count_nonzero(p >= p_value), 1 - tail])
-    quantiles = scipy.special.stdtrit(num_seeds - 1, levels) if num_seeds else scipy.special.ndtri(levels)
+    if num_seeds:
+        quantiles = scipy.special.stdtrit(num_seeds - 1, levels)
+    else:
+        quantiles = scipy.special.ndtri(levels)
     factor = float(quantiles[0] / quantiles[1])
     low, high = (difference + factor * (end - difference) for end in interval)
     if holm(p)[np.flatnonzero(p == p_value)[0]] > ALPHA:
         return min(low, 0.0), max(high, 0.0)
     smallest = float(np.nextafter(0.0, 1.0))
-    return (max(low, smallest), high) if difference > 0 else (low, min(high, -smallest))
+    if difference > 0:
+        return (max(low, smallest), high)
+    return (low, min(high, -smallest))

@@ -162,7 +162,9 @@ def _thresholds(
     if config.target_size:
         return from_single_t(t_for_target_size(size, config.target_size, counts))
     assert config.t
-    return t_by_language(languages, config.t) if isinstance(config.t, dict) else from_single_t(config.t)
+    if isinstance(config.t, dict):
+        return t_by_language(languages, config.t)
+    return from_single_t(config.t)
 
 
 def _write_subset(config: MetaclipBalance, ctx: Context, matches: Matches, probability: Floats) -> SubsetTotals:
@@ -244,4 +246,6 @@ def image_panel(
     shown = list(chain.from_iterable(images.values()))
     note = "Images of kept texts, by a text's rarest entry: in the first three, the middle four, the last three tenths."
     title = "Images of head, middle and tail"
-    return ImagesPanel(title=title, note=note, order=41, pictures=shown) if shown else None
+    if not shown:
+        return None
+    return ImagesPanel(title=title, note=note, order=41, pictures=shown)

@@ -93,7 +93,9 @@ def _curve(name: str, counts: Integers | Floats) -> Series:
 def _times(factor: float) -> str:
     if factor == 1:
         return "t"
-    return f"t × {factor:g}" if factor > 1 else f"t / {1 / factor:g}"
+    if factor > 1:
+        return f"t × {factor:g}"
+    return f"t / {1 / factor:g}"
 
 
 def _choices(card: DataCard) -> Panel:

@@ -61,7 +61,9 @@ class DataCard:
     def entry(self, number: int) -> str:
         """Format an entry by its id, with its language if it has one."""
         language, entry = self.entries["language"][number].as_py(), self.entries["entry"][number].as_py()
-        return f"{entry} ({language})" if language else str(entry)
+        if language:
+            return f"{entry} ({language})"
+        return str(entry)
 
     def save(self, directory: Path) -> None:
         """Write the counts as parquet with a row for each entry, and as JSON.

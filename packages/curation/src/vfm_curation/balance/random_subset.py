@@ -40,7 +40,10 @@ def _size(config: RandomSubset, num_matched: int, like: CuratedSubset | None) ->
     size = kept_texts(like) if like else config.target_size
     assert size is not None
     if size > num_matched:
-        reason = f"'{config.like}' has {size} texts" if like else f"target_size {size} is not possible"
+        if like:
+            reason = f"'{config.like}' has {size} texts"
+        else:
+            reason = f"target_size {size} is not possible"
         raise UserError(f"{config.name}: {reason}, but {num_matched} texts matched")
     return size
 

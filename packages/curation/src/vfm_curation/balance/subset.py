@@ -268,7 +268,9 @@ def create_subset(
 
 def pool_of(pairs: PairDataset) -> Artifact:
     """Load the pool that a subset is a view of. A pool is returned as it is."""
-    return Pool.load(pairs.linked(pairs.pool)) if isinstance(pairs, CuratedSubset) else pairs
+    if not isinstance(pairs, CuratedSubset):
+        return pairs
+    return Pool.load(pairs.linked(pairs.pool))
 
 
 def kept_samples(index: Iterable[Mapping[str, Any]]) -> int:

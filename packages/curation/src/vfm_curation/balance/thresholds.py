@@ -80,6 +80,9 @@ def check_languages(languages: Mapping[str, float] | list[str], names: list[str]
     """
     for language in languages:
         if language not in names:
-            hint = did_you_mean(language, [name for name in names if name]) if names != [""] else ""
+            if names != [""]:
+                hint = did_you_mean(language, [name for name in names if name])
+            else:
+                hint = ""
             kind = "one list for all languages" if names == [""] else "entries by language"
             raise UserError(f"{field}: the metadata has no entries of {language!r}, it has {kind}{hint}")

@@ -161,7 +161,10 @@ def t_for_target_size(expected_size: Callable[[float], float], target_size: int,
         return high if above < 0.5 else low
     last = 0  # the side of the last evaluation: a bound that stays twice is halved (Illinois)
     for step in range(1, 200):
-        share = 0.5 if step % 4 == 0 else below / (below - above)  # a bisection now and then, in case the secant stalls
+        if step % 4 == 0:
+            share = 0.5  # a bisection now and then, in case the secant stalls
+        else:
+            share = below / (below - above)
         middle = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
         gap = expected_size(middle) - target_size
         if abs(gap) < 0.5:

@@ -46,7 +46,9 @@ def is_placeholder(src: str) -> bool:
 def largest_size(srcset: str) -> str | None:
     """Find the first address with the largest width or density of a `srcset`, or None if it is empty."""
     candidates = list(_candidates(srcset))
-    return max(candidates, key=lambda candidate: candidate[0])[1] if candidates else None
+    if not candidates:
+        return None
+    return max(candidates, key=lambda candidate: candidate[0])[1]
 
 
 def _candidates(srcset: str) -> Iterator[tuple[float, str]]:

@@ -68,7 +68,10 @@ def write_pairs(job: PairsJob, shard: int) -> TaskSummary:
     finished = finished_summary(file, source_hash)
     if finished:
         return TaskSummary.of(finished)
-    table = _filtered(subset.path, shard) if matches is None else _matched(subset.path, matches, entries, shard)
+    if matches is None:
+        table = _filtered(subset.path, shard)
+    else:
+        table = _matched(subset.path, matches, entries, shard)
     table = _joined(source, shard, table).select(pairs_schema().names).cast(pairs_schema())
     summary = TaskSummary(num_texts=len(table))
     write_shard_file(file, table, source_hash, vars(summary))

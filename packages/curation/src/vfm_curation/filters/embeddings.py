@@ -113,7 +113,10 @@ def score_texts(job: ClipJob, shard: int) -> TaskSummary:
     identity = pq.read_table(
         shard_file(job.survivors.texts, shard), columns=IDENTITY, page_checksum_verification=True
     ).take(places)
-    texts = texts_of(opened(job.dataset), shard) if len(places) else texts_schema().empty_table()
+    if len(places):
+        texts = texts_of(opened(job.dataset), shard)
+    else:
+        texts = texts_schema().empty_table()
     text_names = zip(*(texts[name].to_pylist() for name in NAME), strict=True)
     text_of_name = dict(zip(text_names, texts["text"].to_pylist(), strict=True))
     remaining_names = zip(*(identity[name].to_pylist() for name in NAME), strict=True)

@@ -206,7 +206,9 @@ class Decontaminate(Filter):
     @property
     def measures(self) -> tuple[Measure, ...]:  # type: ignore[override]
         """Measurements to make: images for their hashes, and embeddings if a model is given."""
-        return ("images", "embeddings") if self.clip else ("images",)
+        if self.clip:
+            return ("images", "embeddings")
+        return ("images",)
 
     @property
     def model(self) -> Ref[ClipCheckpoint] | None:

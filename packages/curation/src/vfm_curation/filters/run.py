@@ -97,7 +97,9 @@ class FilterRun:
 
     def num_units(self, unit: Unit) -> int:
         """Count the texts, or images, that remain."""
-        return self.passes[-1].num_texts if unit == "text" else self.passes[-1].num_images
+        if unit == "text":
+            return self.passes[-1].num_texts
+        return self.passes[-1].num_images
 
     @property
     def remaining(self) -> Remaining:

@@ -66,7 +66,9 @@ class Filter(Part):
     @property
     def package(self) -> tuple[str, str] | None:
         """Optional module that the filter imports, and the extra of this package that installs it."""
-        return ("torch", "clip") if self.model else None
+        if not self.model:
+            return None
+        return ("torch", "clip")
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -175,12 +177,16 @@ class Duplicates(Filter):
     @property
     def unit(self) -> Unit:  # type: ignore[override]
         """Unit of the filter: texts, or images with their texts."""
-        return "text" if self.of == "text" else "image"
+        if self.of == "text":
+            return "text"
+        return "image"
 
     @property
     def measures(self) -> tuple[Measure, ...]:  # type: ignore[override]
         """Measurements to make: images, unless texts are compared."""
-        return () if self.of == "text" else ("images",)
+        if self.of == "text":
+            return ()
+        return ("images",)
 
     @property
     def reads_images(self) -> bool:

@@ -227,4 +227,6 @@ def texts_in(source: Source, shard: int, languages: Sequence[str], *, on_bad: On
 def in_languages(texts: pa.Table, languages: Sequence[str]) -> pa.Table:
     """Select the texts that are in one of the languages."""
     chosen = pc.is_in(texts["language"], pa.array(languages, pa.string()))
-    return texts if pc.all(chosen, min_count=0).as_py() else texts.filter(chosen)  # a filter copies all texts
+    if pc.all(chosen, min_count=0).as_py():
+        return texts  # a filter would copy all of them
+    return texts.filter(chosen)

@@ -22,7 +22,10 @@ Keys = NDArray[np.uint64]
 def smallest_keys(texts: pa.Table) -> list[int]:
     """Select the smallest keys of a shard's texts, including repeated ones, ascending."""
     keys = keys_of(texts)
-    some = np.partition(keys, KEYS_OF_SHARD)[:KEYS_OF_SHARD] if len(keys) > KEYS_OF_SHARD else keys
+    if len(keys) > KEYS_OF_SHARD:
+        some = np.partition(keys, KEYS_OF_SHARD)[:KEYS_OF_SHARD]
+    else:
+        some = keys
     smallest: list[int] = np.sort(some).tolist()
     return smallest
 

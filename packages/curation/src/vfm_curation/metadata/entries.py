@@ -86,7 +86,9 @@ def unusable_reason(entry: str) -> str | None:
         return "half a character"
     if len(entry) == 1 and (entry in string.punctuation or unicodedata.category(entry).startswith("P")):
         return "lone punctuation"
-    return f"longer than {MAX_LENGTH} characters" if len(entry) > MAX_LENGTH else None
+    if len(entry) > MAX_LENGTH:
+        return f"longer than {MAX_LENGTH} characters"
+    return None
 
 
 def entries_sha256(rows: Iterable[Row]) -> str:

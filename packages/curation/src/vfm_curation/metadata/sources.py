@@ -94,7 +94,9 @@ def _why_none(source: CaptionWords, languages: list[str], num_texts: int, num_wo
     if not num_texts:
         bad = ", ".join(f"{count} x {reason}" for reason, count in ctx.bad.most_common(3))
         reason = f"'{source.pool}' has no caption in {', '.join(map(repr, languages))}"
-        return f"{reason} (skipped: {bad})" if bad else reason
+        if not bad:
+            return reason
+        return f"{reason} (skipped: {bad})"
     kind = "content word" if source.words == "content" else "word"
     why = (
         f"no {kind} occurs {source.min_count} times in the captions of '{source.pool}' ({num_words} words in total);"
@@ -106,13 +108,17 @@ def _why_none(source: CaptionWords, languages: list[str], num_texts: int, num_wo
 
 
 def _wordnet_of(source: CaptionWords, language: str) -> Path | None:
-    return source.wordnet_folder if base_language(language) == "en" else None
+    if base_language(language) == "en":
+        return source.wordnet_folder
+    return None
 
 
 def _min_pmi(source: CaptionWords) -> float:
     if source.bigram_min_pmi is not None:
         return source.bigram_min_pmi
-    return CONTENT_PMI if source.words == "content" else ABOVE_CHANCE
+    if source.words == "content":
+        return CONTENT_PMI
+    return ABOVE_CHANCE
 
 
 def _content_words(source: CaptionWords, language: str, ctx: Context) -> ContentWords | None:

@@ -268,7 +268,10 @@ class BuildMetadata(CaptionSettings, CurationStage):
             raise ValueError(
                 "give exactly one of captions (a pool), path (a list of entries) and merge (several sources)"
             )
-        misplaced = sorted(self.model_fields_set & set(CaptionSettings.model_fields)) if not self.captions else []
+        if self.captions:
+            misplaced = []
+        else:
+            misplaced = sorted(self.model_fields_set & set(CaptionSettings.model_fields))
         if misplaced:
             raise ValueError(f"{', '.join(misplaced)}: only with captions")
         return self

@@ -23,7 +23,9 @@ class Tokenizer(Part):
     def named(self) -> Any:
         """The type if it has no other fields, else all fields, as in a recipe."""
         fields = self.model_dump(mode="json")
-        return self.type if len(fields) == 1 else fields
+        if len(fields) == 1:
+            return self.type
+        return fields
 
 
 class AutoTokenizer(Tokenizer):
@@ -51,7 +53,9 @@ class IcuTokenizer(Tokenizer):
 
 
 def _mapping(value: Any) -> Any:
-    return {"type": value} if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return {"type": value}
 
 
 TokenizerField = Annotated[Tokenizer, BeforeValidator(_mapping), PlainSerializer(lambda tokenizer: tokenizer.named)]

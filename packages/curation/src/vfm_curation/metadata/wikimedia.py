@@ -140,7 +140,10 @@ def views_of_hour(
                 if ":" not in title:
                     views[title.replace("_", " ")] += int(number_of_views)
             except ValueError as error:  # invalid UTF-8, too few columns, or a count that is not a number
-                reason = "invalid_utf8" if isinstance(error, UnicodeDecodeError) else "broken_line"
+                if isinstance(error, UnicodeDecodeError):
+                    reason = "invalid_utf8"
+                else:
+                    reason = "broken_line"
                 if on_bad:
                     on_bad(reason, f"{file}:{number}")
     return views

@@ -103,4 +103,6 @@ def explained_share(predicted: ArrayLike, gains: ArrayLike) -> float:
     """
     y = np.asarray(gains, dtype=np.float64)
     squares = float(np.sum((y - y.mean()) ** 2))
-    return float(1 - np.sum((y - np.asarray(predicted)) ** 2) / squares) if squares else math.nan
+    if not squares:
+        return math.nan
+    return float(1 - np.sum((y - np.asarray(predicted)) ** 2) / squares)

@@ -225,7 +225,10 @@ def check_scale(space: Space, network: Any, folder: Path) -> None:
         return
     families = FAMILIES.get(type(network).__name__)
     if families is None:
-        families = ("SDXL",) if network.config.addition_embed_type == "text_time" else ("Stable Diffusion",)
+        if network.config.addition_embed_type == "text_time":
+            families = ("SDXL",)
+        else:
+            families = ("Stable Diffusion",)
     if space.scale in [SCALES[family] for family in families]:
         return
     expected = " or ".join(f"{SCALES[family]} of {family}" for family in families)

@@ -51,7 +51,9 @@ def mllm_train_cost(config: MllmTrain, ctx: Preflight) -> Cost:
     answered = sum(sum(tokens.is_answer) for tokens in sequences) / len(sequences)
     cost = estimate_training(task, inputs, config, selected=answered / (longest - 1))
     assumed = f"the questions {config.data}, for which {QUESTION + ANSWER} of {WORDS} words are assumed"
-    return cost if known else replace(cost, unknown=(assumed,))
+    if known:
+        return cost
+    return replace(cost, unknown=(assumed,))
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ def _planned(config: MllmTrain, ctx: Preflight) -> Mllm | str:
         if checkpoint:
             return empty_mllm(checkpoint)
         stage = ctx.stage(config.init)
-        return _planned(stage, ctx) if isinstance(stage, MllmTrain) else f"the model {config.init}"
+        if isinstance(stage, MllmTrain):
+            return _planned(stage, ctx)
+        return f"the model {config.init}"
     assert config.vision
     clip, reading = planned_clip(ctx, config.vision), reading_of(config)
     if clip is None:

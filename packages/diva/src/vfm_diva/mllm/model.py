@@ -107,7 +107,9 @@ class Mllm(nn.Module):
             states: Tensor = hidden_states[self.facts.layer]
         if self.facts.tokens == "all" or not has_class_token(self.llava.config.vision_config):
             return states
-        return states[:, :1] if self.facts.tokens == "class" else states[:, 1:]
+        if self.facts.tokens == "class":
+            return states[:, :1]
+        return states[:, 1:]
 
     def answer_losses(self, states: Tensor, ids: Tensor, answers: Tensor) -> Tensor:
         """Compute the negative log-likelihood of each token of the answers, row by row, (number of tokens,).

@@ -118,7 +118,10 @@ def draw_pope(
             elif split == "adversarial":
                 counts = {name: together[present, name] for name in absent}
             likeliest = max(counts, key=lambda name: counts[name])
-            chosen = likeliest if counts[likeliest] else absent[int(generator.integers(len(absent)))]
+            if counts[likeliest]:
+                chosen = likeliest
+            else:
+                chosen = absent[int(generator.integers(len(absent)))]
             absent.remove(chosen)
             questions += [ObjectQuestion(number, present, True), ObjectQuestion(number, chosen, False)]
     return questions

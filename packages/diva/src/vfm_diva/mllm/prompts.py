@@ -129,4 +129,6 @@ class QuestionTokenizer:
             ids: list[int] = self.tokenizer(text).input_ids
         else:
             ids = self.tokenizer(self.tokenizer.eos_token + text, add_special_tokens=False).input_ids[1:]
-        return ids[:-1] if ids[-1:] == [self.end_token] else ids
+        if ids[-1:] == [self.end_token]:
+            return ids[:-1]
+        return ids

@@ -86,7 +86,10 @@ def _read_mmvp(folder: Path, labels: str, on_bad: Callable[[str, str], None]) ->
             answer = row["Correct Answer"].strip().lower()
             if len(table) == MMVP_LENGTH and number in MMVP_CORRECTED:
                 right = MMVP_CORRECTED[number]
-                answer = right if labels == "corrected" else MMVP_LETTERS[1 - MMVP_LETTERS.index(right)]
+                if labels == "corrected":
+                    answer = right
+                else:
+                    answer = MMVP_LETTERS[1 - MMVP_LETTERS.index(right)]
             question = Question(
                 key=str(number),
                 image=0,

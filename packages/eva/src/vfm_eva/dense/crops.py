@@ -55,7 +55,9 @@ def draw_crop(
 def largest_share(labels: NDArray[np.integer]) -> float:
     """Compute the share of the most frequent class among labelled pixels, 1 if there are fewer than two classes."""
     _, counts = np.unique(labels[labels >= 0], return_counts=True)
-    return float(counts.max() / counts.sum()) if len(counts) > 1 else 1.0
+    if len(counts) > 1:
+        return float(counts.max() / counts.sum())
+    return 1.0
 
 
 def place_labels(labels: NDArray[np.integer], placement: Placement) -> NDArray[np.int64]:

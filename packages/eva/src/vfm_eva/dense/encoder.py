@@ -189,7 +189,9 @@ class DenseEncoder(nn.Module):
                 return None
             if not rope.requires_grad and not getattr(self.visual.rope, "aug_active", False):
                 self._rotary[key] = rope
-        return unrotated_rows(rope, num_prefix) if num_prefix else rope
+        if not num_prefix:
+            return rope
+        return unrotated_rows(rope, num_prefix)
 
     @property
     def _checkpointing(self) -> bool:

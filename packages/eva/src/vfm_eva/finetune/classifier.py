@@ -88,7 +88,9 @@ class Classifier(Task[LabeledImages]):
     def micro_batch_weights(self, micro_batches: Sequence[Batch[LabeledImages]]) -> Tensor | None:
         """Compute factors from the weights of the images, so that the loss is the weighted mean over the step."""
         totals = [batch.inputs.weights.sum() for batch in micro_batches if batch.inputs.weights is not None]
-        return relative_weights(torch.stack(totals), micro_batches) if totals else None
+        if not totals:
+            return None
+        return relative_weights(torch.stack(totals), micro_batches)
 
     def encode(self, inputs: LabeledImages) -> tuple[Tensor, Metrics]:
         """Compute the head's inputs with their targets and labels. The loss is 0, or NaN if features are not finite."""
@@ -248,9 +250,13 @@ def layer_of(name: str) -> int:
     if name.startswith(BEFORE_THE_BLOCKS):
         return 0
     block = re.match(r"blocks\.(\d+)\.", name)
-    return int(block[1]) + 1 if block else AFTER_THE_BLOCKS
+    if not block:
+        return AFTER_THE_BLOCKS
+    return int(block[1]) + 1
 
 
 def layer_of_encoder(name: str) -> int | None:
     """Find a parameter's layer, or None for the head and the norm after pooling, which is new like the head."""
-    return None if name.startswith(("head.", "head_dist.", "fc_norm.")) else layer_of(name)
+    if name.startswith(("head.", "head_dist.", "fc_norm.")):
+        return None
+    return layer_of(name)

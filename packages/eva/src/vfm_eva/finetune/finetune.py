@@ -74,7 +74,10 @@ def finetune_eva(config: EvaFinetune, ctx: Context) -> VisionCheckpoint:
     data = ctx.load(config.data)
     _check_data(config, data)
     tags = read_tags(data) if isinstance(data, TaggedImages) else None
-    images = ImageDataset.load(data.linked(data.data)) if isinstance(data, TaggedImages) else data
+    if isinstance(data, TaggedImages):
+        images = ImageDataset.load(data.linked(data.data))
+    else:
+        images = data
     task, source = _task(config, ctx, data), open_dataset(images)
     augmentation = config.augmentation
     make = MakeLabeled.of(task.preprocess, augmentation.crop_scale, augmentation.flip, augmentation.rand_augment)

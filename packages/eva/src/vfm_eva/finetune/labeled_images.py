@@ -103,7 +103,10 @@ class MakeLabeled:
             augment = _rand_augment(self.rand_augment, image.width, self.mean, self.transform.interpolation)
             with seeded_global_generators(draw.seed):
                 image = augment(image)
-        label = torch.tensor(sample.label) if self.labels is None else torch.from_numpy(self.labels[draw.index])
+        if self.labels is None:
+            label = torch.tensor(sample.label)
+        else:
+            label = torch.from_numpy(self.labels[draw.index])
         # Hash the seed again, because RandAugment has already drawn from it.
         seed = SampleDraw.of(draw.seed, draw.step, draw.index).seed
         weight = torch.tensor(weight_of(sample, self.weight)) if self.weight else None

@@ -26,7 +26,10 @@ class NormedHead(nn.Module):
 
     def of_step(self, features: Tensor) -> Tensor:
         """Compute class scores for all samples of a step, (n, D) to (n, C), normalised over all processes."""
-        normalised = self._normalised(features) if dist.is_initialized() else self.norm(features)
+        if dist.is_initialized():
+            normalised = self._normalised(features)
+        else:
+            normalised = self.norm(features)
         scores: Tensor = self.linear(normalised)
         return scores
 

@@ -150,7 +150,9 @@ def _student(encoder: VisionCheckpoint | None, stage: Stage | None, ctx: Preflig
             return build_vision(f"local-dir:{encoder.path}")
         if isinstance(stage, EvaPretrain):
             start = ctx.artifact(stage.start) if stage.start else None
-            return build_student(stage, start) if start or not stage.start else None
+            if start or not stage.start:
+                return build_student(stage, start)
+            return None
     return None
 
 

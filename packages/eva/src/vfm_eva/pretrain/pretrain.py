@@ -47,7 +47,10 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     """Train the student, and add report panels of its predictions, patches and attention."""
     data = ctx.load(config.data)
     stored = any(entry.targets for entry in config.taught_by)
-    task, make = task_from_cache(config, ctx, data) if stored else task_from_teacher(config, ctx)
+    if stored:
+        task, make = task_from_cache(config, ctx, data)
+    else:
+        task, make = task_from_teacher(config, ctx)
     check_held_out(config, ctx.load)
     source, masks = open_dataset(data), Masks(config.mask, task.grid, task.num_masked)
     batches = MaskedData(TrainingData.of(config, source, make), masks)
@@ -97,7 +100,9 @@ def task_from_teacher(config: EvaPretrain, ctx: Context) -> tuple[EvaTask, Make[
 def teacher_in_bf16(config: EvaPretrain) -> bool | None:
     """Decide whether the teacher computes in bf16. None means that it follows the student."""
     if config.teacher_precision == "auto":
-        return True if resolve_device(config.runtime).type == "cuda" else None
+        if resolve_device(config.runtime).type == "cuda":
+            return True
+        return None
     return config.teacher_precision == "bf16"
 
 
@@ -227,11 +232,15 @@ def start_from(task: EvaTask, start: VisionCheckpoint, ctx: Context) -> None:
 
 
 def _start(config: EvaPretrain, ctx: Context) -> VisionCheckpoint | None:
-    return ctx.load(config.start) if config.start else None
+    if not config.start:
+        return None
+    return ctx.load(config.start)
 
 
 def _mapping(model: str | dict[str, Any]) -> dict[str, Any]:
-    return {"architecture": model} if isinstance(model, str) else model
+    if not isinstance(model, str):
+        return model
+    return {"architecture": model}
 
 
 def num_masked(config: EvaPretrain, student: nn.Module) -> int:

@@ -61,7 +61,9 @@ class _Keep(nn.Module):
         """Select the prefix and the visible patches, (B, P + N, D) to (B, P + V, D)."""
         prefix, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
         visible = torch.cat([prefix, gather_tokens(patches, self.index)], dim=1)
-        return (visible, self.index) if self.with_index else visible
+        if not self.with_index:
+            return visible
+        return (visible, self.index)
 
 
 def student_grid(student: nn.Module, num_masked: int | None = None, *, visible_only: bool = False) -> tuple[int, int]:

@@ -166,7 +166,10 @@ class VideoTransformer(nn.Module):
             maps = F.conv3d(clips.transpose(1, 2), self.tubelets, embed.proj.bias, stride).transpose(1, 2)
             maps = embed.norm(maps.movedim(2, -1)).movedim(-1, 2)
         values = maps.flatten(3).transpose(2, 3)
-        positions = self.trunk.positions(self.trunk.grid) if self.positions is None else self.positions
+        if self.positions is None:
+            positions = self.trunk.positions(self.trunk.grid)
+        else:
+            positions = self.positions
         if positions is not None:
             values = values + positions
         timed: Tensor = values if self.time is None else values + self.time
@@ -188,7 +191,9 @@ class VideoTransformer(nn.Module):
             rope = rotated_in_time(rope, self.times)
         elif joint:
             rope = torch.cat([rope] * self.times, dim=-2)
-        return unrotated_rows(rope, num_prefix) if num_prefix else rope
+        if not num_prefix:
+            return rope
+        return unrotated_rows(rope, num_prefix)
 
 
 class _TemporalAttention(nn.Module):

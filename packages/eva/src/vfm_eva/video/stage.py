@@ -158,7 +158,10 @@ def _load_video_weights(
         else:
             report.dropped[name] = "of another video model"
     head: Any = model.visual.head if model.attentive is None else model.attentive.linear
-    tensors, prefix = (encoder, "head.") if "head.weight" in encoder else (weights, "attentive.linear.")
+    if "head.weight" in encoder:
+        tensors, prefix = encoder, "head."
+    else:
+        tensors, prefix = weights, "attentive.linear."
     rows = rows_by_name(class_names, source.class_names)
     for part in ("weight", "bias"):
         old, new = tensors.get(f"{prefix}{part}"), getattr(head, part)

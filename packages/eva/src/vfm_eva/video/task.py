@@ -103,7 +103,9 @@ class VideoTask(Task[VideoClips]):
 
 def _layer(name: str) -> int | None:
     """Find the layer of a weight, or None for the head and the norm after pooling."""
-    return None if name.startswith("attentive") else layer_of_encoder(video_layer_name(name))
+    if name.startswith("attentive"):
+        return None
+    return layer_of_encoder(video_layer_name(name))
 
 
 def video_layer_name(name: str) -> str:

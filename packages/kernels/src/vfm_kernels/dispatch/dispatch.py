@@ -161,7 +161,9 @@ def _cached_device_reasons(device: torch.device) -> tuple[str, ...]:
         return ("triton is not installed",)
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
-        return () if capability >= OLDEST_CAPABILITY else (f"compute capability {capability} is below 8.0",)
+        if capability >= OLDEST_CAPABILITY:
+            return ()
+        return (f"compute capability {capability} is below 8.0",)
     if device.type == "cpu" and _interpreted():
         return ()
     return (f"device is {device.type}; kernels need a CUDA device",)

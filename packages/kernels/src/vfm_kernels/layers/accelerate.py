@@ -74,7 +74,9 @@ class Acceleration:
 
     def _gain(self, op: str) -> str:
         saved = self.gains.get(op)
-        return f" (measured to save {min(saved):.3g} to {max(saved):.3g} ms a call)" if saved else ""
+        if not saved:
+            return ""
+        return f" (measured to save {min(saved):.3g} to {max(saved):.3g} ms a call)"
 
 
 def with_state_of(layer: nn.Module, new_class: type[nn.Module]) -> nn.Module:

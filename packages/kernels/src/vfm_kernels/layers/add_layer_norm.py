@@ -176,7 +176,10 @@ def backward_buffers(
     # A plain sum has one gradient for both of its terms, which is not written twice.
     same = layer_scale is None and drop_scale is None and branch.dtype == summed.dtype
     d_branch = branch.new_empty(0 if same else branch.shape)
-    d_scale = weight.new_empty(0) if layer_scale is None else layer_scale.new_empty(layer_scale.shape)
+    if layer_scale is None:
+        d_scale = weight.new_empty(0)
+    else:
+        d_scale = layer_scale.new_empty(layer_scale.shape)
     return (
         summed.new_empty(summed.shape),
         d_branch,

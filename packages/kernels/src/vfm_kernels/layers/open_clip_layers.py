@@ -89,7 +89,9 @@ def _rest(block: Any, x: Tensor, branch: Tensor) -> Tensor:
 def following_norm(block: Any) -> Any:
     """Return the first norm of a fused block, for the block before it; None if the block is not fused."""
     fused = type(block) in (FusedResidualAttentionBlock, FusedCustomResidualAttentionBlock)
-    return block.ln_1 if fused and type(block.ln_1) in NORMS else None
+    if fused and type(block.ln_1) in NORMS:
+        return block.ln_1
+    return None
 
 
 def reason_against(block: Any, model: nn.Module) -> str | None:
@@ -111,7 +113,9 @@ def _reason_against_attention(layer: nn.MultiheadAttention) -> str | None:
 
 def width_of(block: Any) -> int:
     """Return the width that identifies a layer's op in the measurements: the width of a head or of the norm."""
-    return int(block.head_dim) if isinstance(block, nn.MultiheadAttention) else len(block.ln_2.weight)
+    if isinstance(block, nn.MultiheadAttention):
+        return int(block.head_dim)
+    return len(block.ln_2.weight)
 
 
 def patch_projections(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:

@@ -76,7 +76,10 @@ def resultant_length(features: Tensor, bool_mask: Tensor | None = None) -> Tenso
     Source: Mardia and Jupp 2000, Directional Statistics, section 9.2.
     """
     unit = F.normalize(at_least_fp32(features), dim=-1).flatten(0, -2)
-    weights = unit.new_ones(len(unit)) if bool_mask is None else bool_mask.flatten().to(unit.dtype)
+    if bool_mask is None:
+        weights = unit.new_ones(len(unit))
+    else:
+        weights = bool_mask.flatten().to(unit.dtype)
     length: Tensor = torch.linalg.vector_norm(weights @ unit) / weights.sum().clamp(min=1)
     return length
 

@@ -71,7 +71,9 @@ def visible_keys(q: Tensor, pattern: Pattern) -> Tensor | None:
 def _scores(q: Tensor, k: Tensor, pattern: Pattern) -> Tensor:
     scores = torch.einsum("bnhd,bmhd->bhnm", q * pattern.scale, k)
     visible = visible_keys(q, pattern)
-    return scores if visible is None else scores.masked_fill(~visible, float("-inf"))
+    if visible is None:
+        return scores
+    return scores.masked_fill(~visible, float("-inf"))
 
 
 def _rotated(heads: Tensor, pattern: Pattern, inverse: bool = False) -> Tensor:

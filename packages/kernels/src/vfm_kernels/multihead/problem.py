@@ -79,7 +79,10 @@ def problem_on(
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     batch, num_tokens, num_heads, width, longest = shape
     sizes = (batch, num_tokens, num_heads, width)
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" and measurements() else ""
+    if device.type == "cuda" and measurements():
+        card = torch.cuda.get_device_name(device)
+    else:
+        card = ""
     kind = (causal, varlen, rope, masked)
     return Problem(sizes, dtype, device.type, capability, no_kernels, longest, *kind, card, backward)
 

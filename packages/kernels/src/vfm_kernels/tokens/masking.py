@@ -93,7 +93,9 @@ def _drawn(seeds: Seeds, grid: Grid, num_masked: int, min_block: int | None, *, 
 
 def _as_tensor(mask: Bools, seeds: Seeds) -> Tensor:
     bool_mask = torch.from_numpy(mask)
-    return bool_mask.to(seeds.device) if isinstance(seeds, Tensor) else bool_mask
+    if not isinstance(seeds, Tensor):
+        return bool_mask
+    return bool_mask.to(seeds.device)
 
 
 class _Masks:

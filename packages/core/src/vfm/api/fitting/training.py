@@ -68,7 +68,9 @@ class Fit(Results):
     @property
     def loss(self) -> float:
         """Mean training loss since the last but one log line. NaN if `metrics` is empty."""
-        return float(self.metrics[-1]["train/loss"]) if self.metrics else math.nan
+        if not self.metrics:
+            return math.nan
+        return float(self.metrics[-1]["train/loss"])
 
     @property
     def title(self) -> str:
@@ -199,7 +201,9 @@ def _restored_generators(seed: int) -> Iterator[None]:
 
 
 def _module(trained: Task[Any]) -> nn.Module:
-    return trained.model if isinstance(trained, ModuleTask) else trained
+    if isinstance(trained, ModuleTask):
+        return trained.model
+    return trained
 
 
 def _recompute_activations(model: nn.Module) -> None:
@@ -287,4 +291,6 @@ def _config(settings: Mapping[str, Any], runtime: Mapping[str, Any]) -> Settings
 
 
 def _key(location: tuple[str | int, ...]) -> list[str]:
-    return [".".join(map(str, location))] if location else []
+    if not location:
+        return []
+    return [".".join(map(str, location))]

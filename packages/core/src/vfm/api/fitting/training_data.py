@@ -62,7 +62,10 @@ def training_data(data: Any, config: Training, log: Callable[[str], None]) -> tu
         workers = config.runtime.workers
         if workers:
             raise UserError(f"fit: workers: a DataLoader reads by its own num_workers: expected 0, got {workers}")
-        expected = config.global_batch_size if "global_batch_size" in config.model_fields_set else None
+        if "global_batch_size" in config.model_fields_set:
+            expected = config.global_batch_size
+        else:
+            expected = None
         if _own_size(data):
             expected = None  # `batch_size` has compared it, and the first batch may be smaller
         return LoaderData(data, config.seed, log, expected), facts

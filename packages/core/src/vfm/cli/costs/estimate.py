@@ -95,7 +95,9 @@ def epoch_notes(planned: Mapping[str, Stage], recipe: Recipe) -> Iterator[str]:
 
 def _seconds(stage: Stage, costs: Mapping[str, Cost], peak_flops: float, utilisation: float) -> float | None:
     cost = costs.get(stage.name)
-    return seconds(cost, stage.runtime.processes, peak_flops, utilisation) if cost else None
+    if not cost:
+        return None
+    return seconds(cost, stage.runtime.processes, peak_flops, utilisation)
 
 
 def _cells(stage: Stage, cost: Cost | None, time: float | None) -> list[str]:
@@ -128,17 +130,23 @@ def _totals(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilis
 def _count(number: int | None) -> str:
     if number is None:
         return "-"
-    return f"{number / 1e9:.2f}B" if number >= 1e9 else f"{number / 1e6:.3g}M"
+    if number >= 1e9:
+        return f"{number / 1e9:.2f}B"
+    return f"{number / 1e6:.3g}M"
 
 
 def _flops(number: float | None) -> str:
-    return "-" if number is None else f"{number:.1e}".replace("e+", "e")
+    if number is None:
+        return "-"
+    return f"{number:.1e}".replace("e+", "e")
 
 
 def _gib(size: int | None) -> str:
     if size is None:
         return "-"
-    return f"{size / GIB:.1f}" if size >= GIB / 20 or not size else f"{size / GIB:.2g}"
+    if size >= GIB / 20 or not size:
+        return f"{size / GIB:.1f}"
+    return f"{size / GIB:.2g}"
 
 
 def _duration(time: float | None) -> str:

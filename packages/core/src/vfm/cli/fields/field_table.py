@@ -95,7 +95,9 @@ def _line(row: FieldRow, width: int) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+    if len(text) <= width:
+        return text
+    return text[: width - 1] + "…"
 
 
 def rows_of(model: type[BaseModel], name: str) -> list[FieldRow]:
@@ -121,7 +123,10 @@ def _rows(model: type[BaseModel], prefix: str, defaults: object) -> Iterator[Fie
     """Yield the rows of a model's fields. If `defaults` is an instance of the model, it gives their defaults."""
     for name, field in model.model_fields.items():
         if name not in ("kind", "type"):
-            default = getattr(defaults, name) if isinstance(defaults, model) else _default(field)
+            if isinstance(defaults, model):
+                default = getattr(defaults, name)
+            else:
+                default = _default(field)
             yield from _field(prefix + name, field, default)
 
 
@@ -177,7 +182,9 @@ def _row(name: str, field: FieldInfo, default: Any) -> FieldRow:
 
 
 def _default(field: FieldInfo) -> Any:
-    return NOT_SET if field.is_required() else field.get_default(call_default_factory=True)
+    if field.is_required():
+        return NOT_SET
+    return field.get_default(call_default_factory=True)
 
 
 def type_words(annotation: Any) -> str:
@@ -217,7 +224,9 @@ def value_words(value: Any) -> str:
     plain = to_jsonable_python(value)
     text: str = yaml.safe_dump(plain, default_flow_style=True, width=float("inf"), sort_keys=False)
     text = text.removesuffix("\n").removesuffix("\n...")
-    return text if "\n" not in text else json.dumps(plain)  # quoted YAML breaks the line at every line break of a value
+    if "\n" not in text:
+        return text
+    return json.dumps(plain)  # quoted YAML breaks the line at every line break of a value
 
 
 def _models(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:

@@ -56,7 +56,10 @@ def evaluate_classify(config: Classify, ctx: Context, encoders: Mapping[str, Any
 
 
 def _outputs(name: str, model: Any, classes: Sequence[str], output_names: Sequence[str] | None) -> HeadOutputs:
-    num_classes = int(getattr(model.module, "num_classes", 0)) if isinstance(model, PooledVision) else 0
+    if isinstance(model, PooledVision):
+        num_classes = int(getattr(model.module, "num_classes", 0))
+    else:
+        num_classes = 0
     if not num_classes:
         raise UserError(
             f"{name}: expected a model with a classification head; eval.linear_probe and eval.knn evaluate features"

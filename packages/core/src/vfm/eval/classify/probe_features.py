@@ -92,7 +92,9 @@ def probe_features(model: ClipModel | nn.Module, pixels: Tensor, chosen: ProbeIn
         features = _own(model, pixels, projected=chosen.projected)
     else:
         features = _tokens(model, pixels, chosen)
-    return F.normalize(features, dim=-1) if chosen.normalize else features
+    if not chosen.normalize:
+        return features
+    return F.normalize(features, dim=-1)
 
 
 def _own(model: ClipModel | nn.Module, pixels: Tensor, *, projected: bool) -> Tensor:

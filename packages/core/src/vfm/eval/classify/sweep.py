@@ -181,7 +181,9 @@ def quality(scores: NDArray[np.floating], targets: Tensor) -> float:
         known = ~np.isnan(scores).any(axis=1)  # `argmax` takes NaN for the largest, as if it were an answer
         return float(np.mean(known & (scores.argmax(axis=1) == targets.numpy())))
     precisions = average_precisions(scores, targets.numpy())
-    return float(np.nanmean(precisions)) if not np.isnan(precisions).all() else 0.0
+    if np.isnan(precisions).all():
+        return 0.0
+    return float(np.nanmean(precisions))
 
 
 def _optimizer(solver: Solver, head: nn.Module) -> torch.optim.Optimizer:

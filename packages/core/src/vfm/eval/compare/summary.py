@@ -191,7 +191,10 @@ def _estimate(result: Metric | Comparison) -> Estimate:
 
 
 def _left_out(config: ReportSummary) -> TablePanel:
-    columns = ["what", "group", "why"] if any(gap.group for gap in config.missing) else ["what", "why"]
+    if any(gap.group for gap in config.missing):
+        columns = ["what", "group", "why"]
+    else:
+        columns = ["what", "why"]
     rows: list[Cells] = [[{"what": gap.title, **vars(gap)}[name] for name in columns] for gap in config.missing]
     note = "These data sets were requested, and are in no mean above."
     return TablePanel(title="Left out", note=note, order=11, front=True, columns=columns, rows=rows)

@@ -81,7 +81,9 @@ def with_legend(
 def share_right(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> float:
     """Compute the share of labelled pixels that are right, 1 without labelled pixels."""
     known = truth >= 0
-    return float((truth[known] == predicted[known]).mean()) if known.any() else 1.0
+    if not known.any():
+        return 1.0
+    return float((truth[known] == predicted[known]).mean())
 
 
 def join(images: Sequence[Image.Image], side: int = SIDE) -> Image.Image:

@@ -137,7 +137,10 @@ def _row(
     width, height = source.sizes[image]
     try:
         segmentation = record.get("segmentation")
-        counts = encode_segmentation(segmentation, height, width, where) if segmentation else None
+        if segmentation:
+            counts = encode_segmentation(segmentation, height, width, where)
+        else:
+            counts = None
     except BadAnnotation as bad:
         raise UserError(f"{where}: {bad.reason}: the mask does not fit an image of {width} x {height}") from None
     numbers = record.get("bbox")
@@ -163,4 +166,6 @@ def _is_box(value: Any) -> TypeGuard[list[float]]:
 
 
 def _index(identity: Any, indices: Mapping[int, int]) -> int | None:
-    return indices.get(identity) if isinstance(identity, int) else None
+    if not isinstance(identity, int):
+        return None
+    return indices.get(identity)

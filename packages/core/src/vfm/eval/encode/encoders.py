@@ -64,7 +64,9 @@ def load_encoder(
 
 
 def _with_resize_mode(preprocess: Preprocess, resize_mode: ResizeMode | None) -> Preprocess:
-    return preprocess.model_copy(update={"resize_mode": resize_mode}) if resize_mode else preprocess
+    if not resize_mode:
+        return preprocess
+    return preprocess.model_copy(update={"resize_mode": resize_mode})
 
 
 def _features_key(checkpoint: Artifact, preprocess: Preprocess, precision: EncoderPrecision) -> str:

@@ -174,7 +174,10 @@ def pca_sheet(encoder: Any, source: Source, directory: Path, *, num_images: int 
     folder = directory / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
-    views = compute_patch_maps(encoder, [image for _, image in shown], [key for key, _ in shown]) if shown else []
+    if shown:
+        views = compute_patch_maps(encoder, [image for _, image in shown], [key for key, _ in shown])
+    else:
+        views = []
     for number, view in enumerate(views):
         file = f"pictures/semantic-{number}.png"
         Image.fromarray(view.sheet()).save(directory / file)

@@ -128,7 +128,9 @@ def short_side_of(config: OpenSegmentation, window: int) -> int:
     """Choose the shorter side of the images in pixels: the configured one, the convention's, or 1.5 windows."""
     if config.short_side:
         return config.short_side
-    return CONVENTIONS[config.convention].short_side if config.convention else round(1.5 * window)
+    if not config.convention:
+        return round(1.5 * window)
+    return CONVENTIONS[config.convention].short_side
 
 
 def _words(config: OpenSegmentation, names: Sequence[str]) -> list[list[str]]:

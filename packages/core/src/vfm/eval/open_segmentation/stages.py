@@ -92,7 +92,9 @@ class OpenSegmentation(ModelEvaluation):
 
     def sources(self) -> Iterable[str]:
         """List the file of the names, if any."""
-        return [self.names] if isinstance(self.names, str) else []
+        if not isinstance(self.names, str):
+            return []
+        return [self.names]
 
     @model_validator(mode="after")
     def _consistent(self) -> OpenSegmentation:

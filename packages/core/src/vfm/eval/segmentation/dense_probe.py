@@ -120,7 +120,10 @@ def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str
             scored[name] = MeanIou.of(counts)
             check_labelled(config.data, scored[name])
             scores = scored[name].scores("dense_knn_" if config.neighbours else "dense_", config.num_resamples)
-            method = config.neighbours.model_dump() if config.neighbours else {"lrs": probe.lrs, "steps": config.steps}
+            if config.neighbours:
+                method = config.neighbours.model_dump()
+            else:
+                method = {"lrs": probe.lrs, "steps": config.steps}
             details = {"resize_mode": "squash", "layers": config.layers, **method}
             results[name] = ModelResult(scores, {"images": pixel_table(test.keys, scored[name])}, details)
         ctx.panel(iou_panel(data.class_names, scored))

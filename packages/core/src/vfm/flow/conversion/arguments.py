@@ -155,12 +155,16 @@ class Arguments:
             UserError: If the value is not a number.
         """
         values = self._read(name)
-        return as_number(values[-1], f"--{name}") if values else self._default(name, default)
+        if values:
+            return as_number(values[-1], f"--{name}")
+        return self._default(name, default)
 
     def count(self, name: str, default: int) -> int:
         """Get a whole number, or the tool's default."""
         values = self._read(name)
-        return round(as_number(values[-1], f"--{name}")) if values else self._default(name, default)
+        if values:
+            return round(as_number(values[-1], f"--{name}"))
+        return self._default(name, default)
 
     def shown(self, name: str) -> str:
         """Write an option as on the command line."""
@@ -184,6 +188,8 @@ def as_number(text: str, where: str) -> float:
         UserError: If it is not a number.
     """
     try:
-        return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+        if re.fullmatch(r"[+-]?\d+", text):
+            return int(text)
+        return float(text)
     except ValueError:
         raise UserError(f"{where}: expected a number, got {text!r}") from None

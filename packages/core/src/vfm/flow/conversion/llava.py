@@ -186,7 +186,9 @@ def _rates(draft: Draft) -> Fields:
 def _precision(draft: Draft) -> str:
     if draft.arguments.flag("bf16"):
         return "amp_bf16"
-    return "amp_fp16" if draft.arguments.flag("fp16") else "fp32"
+    if draft.arguments.flag("fp16"):
+        return "amp_fp16"
+    return "fp32"
 
 
 LLAVA = Tool(

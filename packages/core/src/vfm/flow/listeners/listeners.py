@@ -29,12 +29,16 @@ def number(value: Any) -> str:
         return str(value)
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.2g}" if abs(value) < 0.001 else f"{value:.3f}".rstrip("0").rstrip(".")
+    if abs(value) < 0.001:
+        return f"{value:.2g}"
+    return f"{value:.3f}".rstrip("0").rstrip(".")
 
 
 def _with_unit(value: Any, unit: str) -> str:
     """Format a measured value as in tables: shares in per cent."""
-    return quantity(value, unit) if unit in PERCENT_UNITS else f"{number(value)} {unit}".rstrip()
+    if unit in PERCENT_UNITS:
+        return quantity(value, unit)
+    return f"{number(value)} {unit}".rstrip()
 
 
 class ConsoleListener:

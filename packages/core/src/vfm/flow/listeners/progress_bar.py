@@ -56,7 +56,9 @@ def clock_time(seconds: float) -> str:
     """Format seconds as `0:05`, `12:34` or `1:02:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}"
 
 
 def fitting(words: Sequence[str], width: int) -> list[str]:
@@ -108,7 +110,9 @@ class ProgressLine(ProgressColumn):
 
 def short(value: float) -> str:
     """Format a rate with three digits: `0.0123`, `4.56`, `1,234`."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
 
 
 def progress_display(console: Console) -> Progress:

@@ -80,7 +80,10 @@ def _cures(fields: Fields, look: Look) -> dict[str, Any]:
     if "image_root" in fields or fields["kind"] not in ("data.pairs", "data.labeled", FALLBACK):
         return {}
     layout = find_layout(fields["path"], "auto", None)
-    root = image_root(layout.paths[0], fields.get("image_key")) if layout.kind == "table" else None
+    if layout.kind == "table":
+        root = image_root(layout.paths[0], fields.get("image_key"))
+    else:
+        root = None
     if root is None:
         return {}
     look.problems.append(f"paths lead out of the table's folder; --data-option image_root={root} reads them")

@@ -18,7 +18,10 @@ def check_continuation(stage: Training, known: Preflight) -> None:
         return
     name, step = stage.continue_from.training, stage.continue_from.step
     folder, earlier = known.artifacts.get(name), known.stage(name)
-    planned = _same_training(stage, name, earlier).with_steps(known.artifact) if earlier else None
+    if earlier:
+        planned = _same_training(stage, name, earlier).with_steps(known.artifact)
+    else:
+        planned = None
     stage = stage.with_steps(known.artifact)
     if folder:
         try:
@@ -49,7 +52,10 @@ def _same_training(stage: Training, name: str, earlier: Stage) -> Training:
 def _planned_step(earlier: Training, name: str, step: int | None) -> int:
     """Determine which checkpoint of a training stage that has not run yet will be read, by its step."""
     policy, last = earlier.checkpoint, earlier.num_steps
-    kept_steps = {*range(policy.keep_every, last + 1, policy.keep_every)} if policy.keep_every else set()
+    if policy.keep_every:
+        kept_steps = {*range(policy.keep_every, last + 1, policy.keep_every)}
+    else:
+        kept_steps = set()
     kept_steps |= {last} if policy.keep_state else set()
     if not kept_steps:
         raise UserError(f"continue_from: {name} keeps no checkpoint; set checkpoint.keep_state: true there")

@@ -38,7 +38,9 @@ class Step:
     def status(self) -> str:
         """Current status: `cached`, `resume` or `new`. A result of other inputs than the present ones is `new`."""
         status = self.slot.status
-        return "new" if status == "cached" and self.changed_inputs() else status
+        if status == "cached" and self.changed_inputs():
+            return "new"
+        return status
 
     def roots(self) -> dict[str, str]:
         """Look up the roots of the existing inputs, by identity."""
@@ -146,7 +148,9 @@ def _problems(step: Step) -> list[str]:
 def _wrong_files(folder: Path) -> list[str]:
     """List each file of a saved artifact that is missing or has another size than in its manifest, one line each."""
     file = folder / MANIFEST_FILE
-    return _wrong_sizes(folder, read_sealed(file)) if file.is_file() else []
+    if not file.is_file():
+        return []
+    return _wrong_sizes(folder, read_sealed(file))
 
 
 def _wrong_sizes(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
@@ -208,7 +212,9 @@ def _with_identities(value: Any, inputs: Mapping[str, str], named: Mapping[str, 
         return inputs[value]
     if isinstance(value, str):
         paths = _paths(value, named)
-        return [named[path] for path in paths] if paths else value
+        if not paths:
+            return value
+        return [named[path] for path in paths]
     if isinstance(value, dict):
         return {key: _with_identities(item, inputs, named) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -224,7 +230,9 @@ def _paths(value: str, known: Mapping[str, Any]) -> list[str]:
         paths = files.expand_paths(value)
     except UserError:
         return []
-    return paths if all(path in known for path in paths) else []
+    if all(path in known for path in paths):
+        return paths
+    return []
 
 
 def saved_identity(folder: Path, fingerprint: Callable[[str], str]) -> str:

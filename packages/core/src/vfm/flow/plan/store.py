@@ -70,7 +70,9 @@ class Slot:
         """Current status: `cached`, `resume` or `new`."""
         if self.artifact.is_dir():
             return "cached"
-        return "resume" if self.work.is_dir() and any(self.work.iterdir()) else "new"
+        if self.work.is_dir() and any(self.work.iterdir()):
+            return "resume"
+        return "new"
 
     def begin(self) -> None:
         """Create the work folder, and an empty folder for the artifact."""

@@ -110,7 +110,9 @@ def _unshared(value: Any) -> Any:
     """Copy a value without sharing, so that an override of a YAML alias changes only one place."""
     if isinstance(value, dict):
         return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    return [_unshared(item) for item in value]
 
 
 def parse_value(text: str, where: str) -> Any:

@@ -48,9 +48,13 @@ def validation_fields(fields: dict[str, Any]) -> dict[str, Any] | None:
     split, annotations = fields.get("split", "train"), fields.get("annotations", "")
     if "train" in annotations:
         other = annotations.replace("train", "val")
-        return {**_json_fields(other), "kind": fields["kind"]} if files.exists(other) else None
+        if not files.exists(other):
+            return None
+        return {**_json_fields(other), "kind": fields["kind"]}
     record = _read_yaml(f"{fields['path'].rstrip('/')}/{DATA_YAML}")
-    return {**fields, "split": "val"} if split == "train" and isinstance(record.get("val"), str) else None
+    if split == "train" and isinstance(record.get("val"), str):
+        return {**fields, "split": "val"}
+    return None
 
 
 def holds_objects(path: str) -> bool:
@@ -80,7 +84,10 @@ def _edges(path: str) -> bytes:
 
 def _instances(folder: str) -> list[str]:
     """List the json files with objects in a folder, training images and instances first."""
-    names = [name for name in sorted(files.names_in(folder)) if name.endswith(".json")] if files.exists(folder) else []
+    if files.exists(folder):
+        names = [name for name in sorted(files.names_in(folder)) if name.endswith(".json")]
+    else:
+        names = []
     ordered = sorted(names, key=lambda name: ("train" not in name, "instances" not in name, name))
     return [path for path in (f"{folder}/{name}" for name in ordered) if holds_objects(path)]
 
@@ -94,7 +101,9 @@ def _json_fields(path: str) -> dict[str, Any]:
     split = name.removesuffix(".json").rpartition("_")[2]
     fields = {"path": root, "annotations": path}
     has_split = files.is_directory(f"{root}/{split}") or files.is_directory(f"{root}/images/{split}")
-    return {**fields, "split": split} if has_split else fields
+    if not has_split:
+        return fields
+    return {**fields, "split": split}
 
 
 def _yolo_fields(path: str) -> dict[str, Any] | None:
@@ -108,7 +117,9 @@ def _yolo_fields(path: str) -> dict[str, Any] | None:
         beside = f"{folder}/{root}"
         root = beside if isinstance(root, str) and files.is_directory(beside) else folder
     fields: dict[str, Any] = {"path": root}
-    return fields if root == folder else {**fields, "names": path}
+    if root == folder:
+        return fields
+    return {**fields, "names": path}
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

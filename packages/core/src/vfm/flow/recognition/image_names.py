@@ -59,7 +59,9 @@ def image_root(path: str, location: str | None = None) -> str | None:
     if not names or any((Path(path).parent / name).exists() for name in names if not name.startswith("/")):
         return None
     if all(name.startswith("/") for name in names):
-        return "/" if any(Path(name).exists() for name in names) else None
+        if any(Path(name).exists() for name in names):
+            return "/"
+        return None
     return next((str(root) for root in _roots(path) if any((root / name).exists() for name in names)), None)
 
 

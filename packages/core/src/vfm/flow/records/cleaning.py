@@ -64,7 +64,10 @@ def unused_slots(store: Store, without: Collection[Path] = ()) -> list[Slot]:
         without: folders of runs to be removed.
     """
     slots = {slot.name: slot for slot in store.unlinked(without)}
-    remaining = [run for run in kept_runs(store) if run.directory not in without] if slots else []
+    if slots:
+        remaining = [run for run in kept_runs(store) if run.directory not in without]
+    else:
+        remaining = []
     linked: set[str] = set()
     for run in remaining:
         linked |= set(run.links.values())
@@ -117,4 +120,6 @@ def _named(files: Iterable[Path], names: Collection[str]) -> list[str]:
 
 
 def _text(file: Path) -> str:
-    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    if not file.is_file():
+        return ""
+    return file.read_text(encoding="utf-8", errors="replace")

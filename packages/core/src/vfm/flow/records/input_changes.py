@@ -43,7 +43,9 @@ class OutsideInput:
             return []
         if os.path.isdir(self.path):
             return [os.path.join(self.path, name) for name in contents_names(self.path)]
-        return [self.path] if os.path.isfile(self.path) else []
+        if not os.path.isfile(self.path):
+            return []
+        return [self.path]
 
 
 def inputs_of(store: Path) -> list[OutsideInput]:
@@ -103,7 +105,9 @@ class InputCheck:
         if files.is_remote(source.path):
             return ""
         changed = [file for file in source.files if not self._same_bytes(file, on_bytes)]
-        return f"changed in bytes that its fingerprint leaves out: {_some(changed)}" if changed else ""
+        if not changed:
+            return ""
+        return f"changed in bytes that its fingerprint leaves out: {_some(changed)}"
 
     def save(self) -> None:
         """Write the hashes of large files, for comparison in the next check."""
@@ -136,7 +140,9 @@ class InputCheck:
         for name in sorted(before.keys() | now):
             if name not in now or before.get(name, ([], ""))[1] != now[name]:
                 names.append(name)
-        return f": {_some(names)}" if before and names else ""
+        if before and names:
+            return f": {_some(names)}"
+        return ""
 
 
 def _some(names: list[str]) -> str:

@@ -122,7 +122,9 @@ def build_manifest(
 
 def _num_steps(stage: Stage, context: Context) -> int | None:
     """Look up the number of steps of a training, also if its length is given in epochs."""
-    return stage.at_start(context).num_steps if isinstance(stage, Training) else None
+    if not isinstance(stage, Training):
+        return None
+    return stage.at_start(context).num_steps
 
 
 def read_manifest(artifact: Path) -> dict[str, Any]:

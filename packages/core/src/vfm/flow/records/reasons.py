@@ -36,7 +36,10 @@ def reasons(recipe: Recipe, steps: Sequence[Step], store: Store) -> dict[str, st
         before = _record(step.stage.name, runs, store)
         if before:
             changes = list(_changes(step, before))
-            more = f" and {len(changes) - MAX_CHANGES} more" if len(changes) > MAX_CHANGES else ""
+            if len(changes) > MAX_CHANGES:
+                more = f" and {len(changes) - MAX_CHANGES} more"
+            else:
+                more = ""
             lines[step.stage.name] = ", ".join(changes[:MAX_CHANGES]) + more
     return lines
 
@@ -50,7 +53,10 @@ def differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, A
         if before != after:
             yield key, before, after
         return
-    names = ["type"] if before.get("type") != after.get("type") else list(dict.fromkeys([*before, *after]))
+    if before.get("type") != after.get("type"):
+        names = ["type"]
+    else:
+        names = list(dict.fromkeys([*before, *after]))
     for name in names:
         yield from differences(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
 
@@ -97,4 +103,6 @@ def _changes(step: Step, before: Mapping[str, Any]) -> Iterator[str]:
 
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 3] + "..."
+    if len(text) <= MAX_CHARACTERS:
+        return text
+    return text[: MAX_CHARACTERS - 3] + "..."

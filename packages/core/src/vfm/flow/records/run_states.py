@@ -45,7 +45,9 @@ def state_of(directory: Path, record: Mapping[str, Any]) -> State:
             return "running"
     if record.get("seconds") is not None:
         return "finished"
-    return "failed" if failure_of(directory) else "stopped"
+    if failure_of(directory):
+        return "failed"
+    return "stopped"
 
 
 def failure_of(directory: Path) -> str:
@@ -60,7 +62,9 @@ def failure_of(directory: Path) -> str:
         with suppress(ValueError):  # a line that was cut off when the process was killed
             event = Event.from_json(line.decode(errors="replace"))
             if event.type == "run_failed":
-                return "" if event.data.get("interrupted") else str(event.data.get("message", ""))
+                if event.data.get("interrupted"):
+                    return ""
+                return str(event.data.get("message", ""))
             if event.type == "run_started":
                 return ""
     return ""

@@ -82,7 +82,10 @@ def _wrong_artifacts(directory: Path, record: Mapping[str, Any]) -> Iterator[str
         name = str(names[number]) if isinstance(names, list) and number < len(names) else ""
         artifact = directory.parent.parent / name
         if not link.is_dir():
-            target = os.path.basename(os.readlink(link)) if link.is_symlink() else "an artifact"
+            if link.is_symlink():
+                target = os.path.basename(os.readlink(link))
+            else:
+                target = "an artifact"
             yield f"{link}: expected a link to {target}, which is missing; run the recipe again to make it"
         elif name and os.path.realpath(link) != os.path.realpath(artifact):
             yield f"{link}: expected a link to {name}, got one to {os.path.realpath(link)}; run the recipe again"

@@ -56,7 +56,9 @@ class KeptRun:
     def owner(self) -> str | None:
         """Identity of its recipe (`owner_of`). None if it is not known."""
         file = self.record.get("file")
-        return file if isinstance(file, str) else None
+        if isinstance(file, str):
+            return file
+        return None
 
     @property
     def finished(self) -> bool:
@@ -67,7 +69,10 @@ class KeptRun:
     def links(self) -> dict[str, str]:
         """Name of the artifact's folder by stage."""
         folder = self.directory / LINKS
-        links = [link for link in folder.iterdir() if link.is_symlink()] if folder.is_dir() else []
+        if folder.is_dir():
+            links = [link for link in folder.iterdir() if link.is_symlink()]
+        else:
+            links = []
         return {link.name: link.readlink().name for link in links if not link.name.startswith(".")}
 
 

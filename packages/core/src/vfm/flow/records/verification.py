@@ -53,7 +53,9 @@ class Place:
         """Whether its files are hashed, and whether the artifact names the roots of its inputs."""
         if self.known is None:
             return "not hashed"
-        return "good" if self.proven else "not proven"
+        if self.proven:
+            return "good"
+        return "not proven"
 
 
 def places(store: Path) -> list[Place]:

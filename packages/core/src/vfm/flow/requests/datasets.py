@@ -144,7 +144,10 @@ def import_fields(path: str) -> tuple[Fields, Fields | None]:
             fields: Fields = {"kind": FOLDER_KINDS.get(type_beside(shards[0]), "data.labeled"), "path": path}
             if fields["kind"] == "data.pairs":
                 return {**fields, "path": f"{root}/{split}" if splits else path}, None
-            train = {**fields, "split": "train"} if "train" in splits and split != "train" else None
+            if "train" in splits and split != "train":
+                train = {**fields, "split": "train"}
+            else:
+                train = None
             return fields if split == "test" else {**fields, "split": split}, train
         if _is_mmvp(root):
             return {"kind": "data.choices", "path": path}, None
@@ -182,4 +185,6 @@ def _shards_of_splits(folder: str) -> list[str]:
         if of_split:
             joined = of_split[0] if len(of_split) == 1 else f"{{{','.join(of_split)}}}"
             patterns.append(f"{folder}/{joined}")
-    return [patterns[0], patterns[-1]] if len(patterns) > 1 and "/train-" in patterns[-1].replace("{", "") else []
+    if len(patterns) > 1 and "/train-" in patterns[-1].replace("{", ""):
+        return [patterns[0], patterns[-1]]
+    return []

@@ -133,7 +133,10 @@ def find_datasets(
             left_out.append(SkippedDataset(title, entry.group, entry.not_measured))
         elif fields:
             name, (data_fields, train_fields) = stage_name(entry.name.replace("/", "-")), fields
-            train = dataset_input(f"{name}-train", train_fields, known) if train_fields else None
+            if train_fields:
+                train = dataset_input(f"{name}-train", train_fields, known)
+            else:
+                train = None
             scores = suite.scores if entry.scores is None else entry.scores
             data = dataset_input(name, data_fields, known)
             present.append(

@@ -166,7 +166,9 @@ def build_clip(
         module = build_module({**config, "vision_cfg": vision}, name)
     preprocess = Preprocess.from_open_clip({}, config["vision_cfg"].get("image_size", 224))
     clip = ClipModel(module, config, preprocess, name)
-    return clip if device is None else clip.to(device)
+    if device is None:
+        return clip
+    return clip.to(device)
 
 
 def blueprint(
@@ -232,7 +234,9 @@ def load_clip(
     with naming(folder / CONFIG_FILE, "the configuration of a CLIP model"):
         model.preprocess = Preprocess.from_open_clip(record.get("preprocess_cfg", {}), vision.get("image_size", 224))
     model.module.eval()
-    return model if device is None else model.to(device)
+    if device is None:
+        return model
+    return model.to(device)
 
 
 def save_clip(model: ClipModel, directory: Path) -> ClipCheckpoint:

@@ -173,7 +173,9 @@ def used_length(module: nn.Module, tokens: Tensor) -> int:
         tokens: (N, L), on the CPU.
     """
     ends = _end_positions(getattr(module, "text", module), tokens)
-    return tokens.shape[1] if ends is None else int(ends.max()) + 1
+    if ends is None:
+        return tokens.shape[1]
+    return int(ends.max()) + 1
 
 
 def encode_text(module: nn.Module, tokens: Tensor, *, normalize: bool = False) -> Tensor:

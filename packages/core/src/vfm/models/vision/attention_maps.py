@@ -59,7 +59,9 @@ def attention_map(weights: Tensor, num_patches: int) -> Tensor:
     """
     to_patches = weights.mean(dim=1)[:, :, -num_patches:]  # (B, L, N)
     has_prefix = weights.shape[-1] > num_patches
-    return to_patches[:, 0] if has_prefix else to_patches.mean(dim=1)
+    if has_prefix:
+        return to_patches[:, 0]
+    return to_patches.mean(dim=1)
 
 
 @contextmanager

@@ -87,9 +87,13 @@ def planned_checkpoint(ctx: Preflight, ref: Ref[Any], folder: Path) -> VisionChe
     """
     checkpoint = ctx.artifact(ref)
     if checkpoint:
-        return checkpoint if isinstance(checkpoint, VisionCheckpoint) else None
+        if isinstance(checkpoint, VisionCheckpoint):
+            return checkpoint
+        return None
     model = planned_encoder(ctx, ref)
-    return save_vision_config(model, folder) if isinstance(model, nn.Module) else None
+    if not isinstance(model, nn.Module):
+        return None
+    return save_vision_config(model, folder)
 
 
 @contextmanager
@@ -142,5 +146,7 @@ def _folder_source(name: str) -> str | Mapping[str, Any] | None:
     """Find the argument of `build_vision` for a name of timm or a folder; None for a name of the hub."""
     folder = Path(name.removeprefix(FOLDER_PREFIX))
     if folder.is_dir():
-        return timm_source(folder) if transformers_record(folder) else f"{FOLDER_PREFIX}{folder}"
+        if transformers_record(folder):
+            return timm_source(folder)
+        return f"{FOLDER_PREFIX}{folder}"
     return None if ":" in name else name

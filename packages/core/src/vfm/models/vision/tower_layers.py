@@ -34,7 +34,9 @@ def tower_of(name: str) -> TowerName | None:
     """Find the tower of a weight in `ClipModel.module`; None for the temperature and SigLIP's bias."""
     if name in ("logit_scale", "logit_bias"):
         return None
-    return "image" if name.startswith("visual.") else "text"
+    if name.startswith("visual."):
+        return "image"
+    return "text"
 
 
 def tower_layers(module: nn.Module, tower: TowerName) -> list[list[str]]:
@@ -104,4 +106,6 @@ def _layer(name: str, last: int, end: int) -> int:
         return int(block[1]) + 1
     if _STEM.match(name):
         return 0
-    return last if name.startswith(_FINAL_NORM) else end
+    if name.startswith(_FINAL_NORM):
+        return last
+    return end

@@ -144,7 +144,9 @@ def masked_modelling(model: nn.Module) -> dict[str, Tensor]:
 def read_masked_modelling(directory: Path) -> dict[str, Tensor]:
     """Load the mask token, head and decoder that `save_vision` has saved in a folder; empty if it has none."""
     file = directory / MASKED_MODELLING_FILE
-    return load_state_dict(file) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    return load_state_dict(file)
 
 
 def vision_preprocess(model: nn.Module) -> Preprocess:
@@ -181,7 +183,9 @@ def class_names_of(model: nn.Module) -> list[str]:
     if isinstance(names, Mapping):  # timm lets ids have gaps
         numbers = range(int(model.num_classes))  # type: ignore[arg-type]
         names = [str(names.get(number, names.get(str(number), number))) for number in numbers]
-    return list(names) if len(names) == model.num_classes else []
+    if len(names) == model.num_classes:
+        return list(names)
+    return []
 
 
 def _read_problem_type(model: nn.Module, folder: Path) -> None:

@@ -85,7 +85,9 @@ def patch_features(
     tower = vision_tower(model)
     project = _projection(tower, projected)
     features = project(tower.norm(read_tokens(tower, pixels, layer).patches))
-    return F.normalize(features, dim=-1) if normalize else features
+    if not normalize:
+        return features
+    return F.normalize(features, dim=-1)
 
 
 def cls_and_patch_tokens(
@@ -120,7 +122,9 @@ class ImageTokens:
     @property
     def whole(self) -> Tensor:
         """The image's own token, of the same width as a patch: `embeds`, or `feature` if patches are not projected."""
-        return self.embeds if self.are_projected else self.feature
+        if self.are_projected:
+            return self.embeds
+        return self.feature
 
 
 def image_tokens(model: ClipModel | nn.Module, pixels: Tensor) -> ImageTokens:

@@ -44,4 +44,6 @@ def checkpoint_folder(path: Path, step: int | None) -> Path:
         )
     if step is not None and step not in steps:
         raise UserError(f"{path}: expected a step of {', '.join(map(str, steps))}, got continue_from.step: {step}")
-    return checkpoints[-1] if step is None else checkpoints[steps.index(step)]
+    if step is None:
+        return checkpoints[-1]
+    return checkpoints[steps.index(step)]

@@ -122,4 +122,6 @@ def cut(part: str, values: Mapping[str, Tensor], sharded: Mapping[str, DTensor])
 def owner(part: str, name: str, shape: torch.Size, sharded: Mapping[str, DTensor]) -> DTensor | None:
     """Find the sharded parameter that a tensor of a checkpoint belongs to, None if the shapes differ."""
     like = sharded.get(name.rpartition("/")[0] if part == "optimizer" else name)
-    return like if like is not None and like.shape == shape else None
+    if like is not None and like.shape == shape:
+        return like
+    return None

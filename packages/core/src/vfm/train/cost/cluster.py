@@ -174,7 +174,10 @@ def _ring(size: float, devices: int, card: Card) -> float:
 
     Between machines, each of a machine's network cards carries a part of every ring.
     """
-    rate = card.nvlink if devices <= card.per_machine else min(card.nvlink, card.network * card.per_machine)
+    if devices <= card.per_machine:
+        rate = card.nvlink
+    else:
+        rate = min(card.nvlink, card.network * card.per_machine)
     return (devices - 1) / devices * size / (rate * LINK_EFFICIENCY)
 
 

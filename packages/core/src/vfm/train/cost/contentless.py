@@ -46,7 +46,9 @@ class _LargestSizes(TorchDispatchMode):
         if func is aten._local_scalar_dense.default:
             if args[0].dtype == torch.bool:
                 return False
-            return 0.0 if args[0].is_floating_point() else 0
+            if args[0].is_floating_point():
+                return 0.0
+            return 0
         if func is aten.nonzero.default:
             return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.int64)
         if func is aten._unique2.default:  # one value, so that grouping by it gives one group
@@ -78,5 +80,7 @@ class _ReadAsZero(TorchFunctionMode):
         if name in ("numpy", "tolist", "__array__") and isinstance(args[0], FakeTensor):
             dtype = torch.empty(0, dtype=args[0].dtype, device="meta").dtype
             zeros = np.zeros(tuple(args[0].shape), dtype=str(dtype).removeprefix("torch."))
-            return zeros.tolist() if name == "tolist" else zeros
+            if name == "tolist":
+                return zeros.tolist()
+            return zeros
         return func(*args, **(kwargs or {}))

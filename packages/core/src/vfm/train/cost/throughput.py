@@ -39,7 +39,10 @@ class Throughput:
         if self.flops:
             yield
             return
-        eager = torch.compiler.set_stance("force_eager") if self.runtime.compile else nullcontext()
+        if self.runtime.compile:
+            eager = torch.compiler.set_stance("force_eager")
+        else:
+            eager = nullcontext()
         with eager, Operations() as counter:
             yield
         self.flops, self.repeated = max(1, counter.flops), counter.repeated

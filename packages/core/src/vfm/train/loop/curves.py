@@ -175,7 +175,9 @@ def memory_gib(device: torch.device) -> float:
 
 
 def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    if value is not None and math.isfinite(value):
+        return value
+    return None
 
 
 def _key(name: str) -> str:

@@ -87,7 +87,10 @@ class FiniteGuard:
         """Suggest remedies for a step, counted from 1. The same command would stop there again."""
         skip = f"skip_steps: [{step}] leaves this step out"
         saved = checkpoints_in(self.ctx.work)
-        again = f", and continue_from: {{training: {saved[-1]}}} goes on from there" if saved else ""
+        if saved:
+            again = f", and continue_from: {{training: {saved[-1]}}} goes on from there"
+        else:
+            again = ""
         return f"a lower lr or optimizer.grad_clip_norm may help, {skip}{again}"
 
 

@@ -44,7 +44,10 @@ class Lamb(torch.optim.Optimizer):
             # Not named `step`: torch leaves a state of that name on the CPU when it is loaded.
             state["num_steps"] = torch.zeros((), device=param.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
-        bad = torch.zeros((), device=param.device) if self.found_inf is None else self.found_inf
+        if self.found_inf is None:
+            bad = torch.zeros((), device=param.device)
+        else:
+            bad = self.found_inf
         taken = 1 - bad  # 0 makes all updates below no-ops
         grad = param.grad.masked_fill(bad > 0, 0)  # type: ignore[union-attr]
         mean, square, count = state["exp_avg"], state["exp_avg_sq"], state["num_steps"]
@@ -62,7 +65,9 @@ class Lamb(torch.optim.Optimizer):
 
 def _share(beta: float, count: Tensor) -> Tensor:
     """Compute `1 - beta ** count`, the bias correction of an average that starts at zero, exactly for beta near 1."""
-    return -torch.expm1(count.clamp(min=1) * math.log(beta)) if beta else torch.ones_like(count)
+    if not beta:
+        return torch.ones_like(count)
+    return -torch.expm1(count.clamp(min=1) * math.log(beta))
 
 
 def _ratio(weights: Tensor, step: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     """Resolve `auto` for a device: amp_bf16 on CUDA devices that have bf16, else fp32."""
     if precision != "auto":
         return precision
-    return "amp_bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return "amp_bf16"
+    return "fp32"
 
 
 class LossScale:
@@ -161,7 +163,9 @@ class Numerics:
 
     def full_weights(self) -> AbstractContextManager[None]:
         """Create a context in which parameters and gradients are in fp32."""
-        return self.full.in_place() if self.full else nullcontext()
+        if self.full:
+            return self.full.in_place()
+        return nullcontext()
 
     def end(self) -> None:
         """Leave the fp32 weights in the parameters, including frozen models."""
@@ -191,7 +195,9 @@ class Numerics:
 
     def state(self) -> dict[str, Any]:
         """Build the state for a checkpoint."""
-        return {"loss_scale": self.scale.state()} if self.scale else {}
+        if not self.scale:
+            return {}
+        return {"loss_scale": self.scale.state()}
 
     def restore(self, facts: dict[str, Any]) -> None:
         """Restore the state from a checkpoint, if it has one for this precision."""

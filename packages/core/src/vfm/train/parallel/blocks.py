@@ -16,7 +16,10 @@ def blocks(module: nn.Module) -> list[nn.Module]:
     units: list[nn.Module] = []
     inside: set[nn.Module] = set()
     for container in module.modules():
-        parts = list(container.children()) if isinstance(container, (nn.ModuleList, nn.Sequential)) else []
+        if isinstance(container, (nn.ModuleList, nn.Sequential)):
+            parts = list(container.children())
+        else:
+            parts = []
         if container in inside or len(parts) < 2 or len({type(part) for part in parts}) > 1:
             continue
         for part in parts:

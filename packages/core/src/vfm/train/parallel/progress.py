@@ -22,7 +22,9 @@ class Phase(IntEnum):
     @property
     def limit(self) -> float:
         """Longest time in the phase, in units of `runtime.hang_seconds`."""
-        return 10.0 if self in (Phase.STARTING, Phase.EVALUATING, Phase.SAVING) else 1.0
+        if self in (Phase.STARTING, Phase.EVALUATING, Phase.SAVING):
+            return 10.0
+        return 1.0
 
 
 DESCRIPTIONS = {

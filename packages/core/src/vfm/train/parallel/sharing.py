@@ -90,7 +90,9 @@ def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def own_share(batches: Iterable[T]) -> Iterator[T]:
     """Yield the batches that this process computes: every N-th batch with N processes."""
     world = _sharing.get()
-    return islice(batches, world.rank, None, world.size) if world else iter(batches)
+    if not world:
+        return iter(batches)
+    return islice(batches, world.rank, None, world.size)
 
 
 def of_all(results: Iterator[R], *, for_others: Callable[[R], R] | None = None, at_once: int = AT_ONCE) -> Iterator[R]:

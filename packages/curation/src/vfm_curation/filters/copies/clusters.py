@@ -40,7 +40,9 @@ def spherical_kmeans(vectors: Tensor, num_clusters: int, seed: int) -> Tensor:
 def nearest_centre(vectors: Tensor, centres: Tensor) -> Tensor:
     """Find the index of the centroid with the largest cosine, (N,)."""
     parts = [(block @ centres.T).argmax(dim=1) for block in torch.split(vectors, BLOCK)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
+    if parts:
+        return torch.cat(parts)
+    return torch.zeros(0, dtype=torch.long)
 
 
 def near_earlier(vectors: Tensor, min_cosine: float) -> NDArray[np.bool_]:

@@ -27,7 +27,9 @@ def first_copies(config: Duplicates, run: FilterRun) -> Iterator[Bools]:
     """
 
     def units() -> Iterator[pa.Table]:
-        return run.texts() if config.unit == "text" else run.images()
+        if config.unit == "text":
+            return run.texts()
+        return run.images()
 
     number = num_buckets(run.num_units(config.unit))
     buckets = Buckets(run.scratch / "by_hash", number)

@@ -172,7 +172,9 @@ class CascadeHeads(nn.Module):
         assert isinstance(total, Tensor)
         shares = split(total / len(self.stages), boxes)
         detections = [select(share, rows, selection) for share, rows in zip(shares, boxes, strict=True)]
-        return detections if self.mask_head is None else self._with_masks(maps, detections)
+        if self.mask_head is None:
+            return detections
+        return self._with_masks(maps, detections)
 
     def _sampled(self, proposals: Tensor, truth: TargetObjects) -> Matched:
         """Sample the boxes of an image for training, from the proposals and the annotated boxes."""
@@ -208,7 +210,10 @@ class CascadeHeads(nn.Module):
         return sigmoid_loss(scores, labels, counted)
 
     def _probabilities(self, scores: Tensor) -> Tensor:
-        probabilities = scores.softmax(dim=1) if self.settings.loss == "softmax" else scores.sigmoid()
+        if self.settings.loss == "softmax":
+            probabilities = scores.softmax(dim=1)
+        else:
+            probabilities = scores.sigmoid()
         return probabilities[:, : self.num_classes]  # without the background
 
     def _mask_loss(self, maps: Sequence[Tensor], matched: Sequence[Matched], truths: Sequence[TargetObjects]) -> Tensor:

@@ -56,7 +56,9 @@ def save_detector(model: Detector, directory: Path, class_names: Sequence[str]) 
 
 def predicted(settings: DetectorSettings) -> list[DenseTask]:
     """List the dense tasks of a detector: boxes, and masks if it has a mask head."""
-    return ["boxes", "masks"] if settings.masks else ["boxes"]
+    if settings.masks:
+        return ["boxes", "masks"]
+    return ["boxes"]
 
 
 def read_settings(checkpoint: DenseCheckpoint) -> DetectorSettings:
@@ -101,7 +103,10 @@ def load_head(checkpoint: DenseCheckpoint, model: Detector, class_names: Sequenc
                 new[key] = _NEW
     if model.settings.masks and not any(".mask_head." in key for key in weights):
         new["cascade.mask_head."] = "new, since the start has no masks"
-    dropped = {} if model.settings.masks else {"cascade.mask_head.": "this detector has no masks"}
+    if model.settings.masks:
+        dropped = {}
+    else:
+        dropped = {"cascade.mask_head.": "this detector has no masks"}
     where = str(checkpoint.path / WEIGHTS_FILE)
     rules = TransferRules(dropped, new, where=where, source="the file", target="the detector")
     transfer_weights(weights, model.head, rules, report)

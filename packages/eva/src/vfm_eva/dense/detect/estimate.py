@@ -47,10 +47,16 @@ def eva_detect_cost(config: EvaDetect, ctx: Preflight) -> Cost:
         def inputs(number: int) -> DetectionInputs:
             labels = _ragged(number, objects, dtype=torch.int64)
             boxes = _ragged(number, objects, 4, dtype=torch.float32)
-            masks = _ragged(number, objects, side, side, dtype=torch.bool) if detector.masks else None
+            if detector.masks:
+                masks = _ragged(number, objects, side, side, dtype=torch.bool)
+            else:
+                masks = None
             return DetectionInputs(images(number, side), zeros(number, 2), labels, boxes, masks)
 
         return task, inputs
 
-    start_encoder = VisionCheckpoint.load(start.path / start.encoder, verify=False) if start else None
+    if start:
+        start_encoder = VisionCheckpoint.load(start.path / start.encoder, verify=False)
+    else:
+        start_encoder = None
     return estimate_with_encoder(config, ctx, plan, start_encoder, selected=POSITIVE)

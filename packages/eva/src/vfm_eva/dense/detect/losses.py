@@ -76,4 +76,6 @@ def mask_targets(
         rows = torch.cat([match[:, None].to(box.dtype), box], dim=1)  # (R_i, 5): number of the mask, then its box
         crops.append(roi_align(mask[:, None].to(box.dtype), rows, size, 1.0, 0, aligned)[:, 0])
     targets = torch.cat(crops)
-    return (targets >= 0.5).to(targets.dtype) if aligned else targets
+    if not aligned:
+        return targets
+    return (targets >= 0.5).to(targets.dtype)

@@ -122,4 +122,6 @@ def _layer(name: str) -> int | None:
     relative = RELATIVE.match(name)
     if relative:
         return int(relative[1]) + 1
-    return layer_of(name.removeprefix(ENCODER)) if name.startswith(ENCODER) else None
+    if not name.startswith(ENCODER):
+        return None
+    return layer_of(name.removeprefix(ENCODER))

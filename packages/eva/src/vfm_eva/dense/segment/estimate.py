@@ -36,7 +36,10 @@ def eva_segment_cost(config: EvaSegment, ctx: Preflight) -> Cost:
         def inputs(number: int) -> SegmentInputs:
             labels = _ragged(number, queries, dtype=torch.int64)
             masks = _ragged(number, queries, side, side // 8, dtype=torch.uint8)
-            semantic = torch.zeros(number, side, side, dtype=torch.int16) if config.task == "semantic" else None
+            if config.task == "semantic":
+                semantic = torch.zeros(number, side, side, dtype=torch.int16)
+            else:
+                semantic = None
             return SegmentInputs(images(number, side), labels, masks, semantic)
 
         return task, inputs

@@ -84,7 +84,10 @@ def panoptic_map(
     segments = torch.full(masks.shape[-2:], -1, device=masks.device)
     segment_labels: list[int] = []
     regions: dict[int, int] = {}  # segment of each class without instances
-    owner = (scores[:, None, None] * probabilities).argmax(dim=0) if len(scores) else segments  # (H, W)
+    if len(scores):
+        owner = (scores[:, None, None] * probabilities).argmax(dim=0)  # (H, W)
+    else:
+        owner = segments
     for query, label in enumerate(labels.tolist()):
         owned, mask = owner == query, probabilities[query] >= 0.5
         if not (owned & mask).any() or int(owned.sum()) / int(mask.sum()) <= overlap_threshold:

@@ -161,7 +161,10 @@ class QuerySegmenter(nn.Module):
         queries = self.head.queries.expand(len(images), -1, -1).to(tokens.values.dtype)
         num_queries = queries.shape[1]
         tokens = Tokens(torch.cat([queries, tokens.values], dim=1), num_queries + tokens.num_prefix, tokens.grid)
-        copies = {number: self.copies[str(number)] for number in self.blocks} if self.frozen else None
+        if self.frozen:
+            copies = {number: self.copies[str(number)] for number in self.blocks}
+        else:
+            copies = None
         predictions: list[QueryPredictions] = []
         for depth, number in enumerate(self.blocks):
             visible = None

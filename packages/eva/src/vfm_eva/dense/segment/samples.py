@@ -76,14 +76,20 @@ class MakeSegments:
             settings = self.augmentation
             placement = draw_crop(known, self.side, settings.scale, settings.flip, rng, max_share=settings.max_share)
             semantic = place_labels(known, placement)
-            labels, masks = segments_of(semantic) if self.with_masks else _no_segments(self.side)
+            if self.with_masks:
+                labels, masks = segments_of(semantic)
+            else:
+                labels, masks = _no_segments(self.side)
         else:
             placement, labels, masks = self._objects(draw.index, image, sample.key, rng)
         crop = place_image(image, placement)
         if self.augmentation.photometric:
             crop = distort(crop, draw_distortion(rng))
         rows = largest(masks, self.max_segments)
-        pixel_labels = None if semantic is None else torch.from_numpy(semantic.astype(np.int16))
+        if semantic is None:
+            pixel_labels = None
+        else:
+            pixel_labels = torch.from_numpy(semantic.astype(np.int16))
         return SegmentInputs(
             crop,
             Ragged((torch.from_numpy(labels[rows]),)),

@@ -170,4 +170,6 @@ def _layer(name: str) -> int | None:
     copied = IN_BLOCK.match(name)
     if copied:
         return int(copied[1]) + 1
-    return layer_of(name.removeprefix(ENCODER)) if name.startswith(ENCODER) else None
+    if not name.startswith(ENCODER):
+        return None
+    return layer_of(name.removeprefix(ENCODER))

@@ -105,7 +105,9 @@ def encoder_rate(config: EvaSegment) -> Callable[[int], float] | None:
     later_rate: Callable[[int], float] = later.build(config.lr, config.num_steps - wait)
 
     def rate(step: int) -> float:
-        return later_rate(step - wait) if step >= wait else 0.0
+        if step >= wait:
+            return later_rate(step - wait)
+        return 0.0
 
     return rate
 
