@@ -1,6 +1,6 @@
-"""Plain English: docstrings open with a verb, and words and patterns that this project once overused stay rare.
+"""Plain English and plain Python: docstrings open with a verb, and habits that this project once overused stay rare.
 
-`python tests/test_language.py` prints how often the patterns occur in documents and in docstrings.
+`python tests/test_language.py` prints how often they occur in documents, in docstrings and in code.
 """
 
 from __future__ import annotations
@@ -84,6 +84,14 @@ MOST_RETURN = (
     0.1  # share of the docstrings of functions that open with "Return": llm 10 %, torchtitan 9, open_clip 6, timm 2
 )
 CHECKED = ["pages", "docstrings"]
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+MOST_IN_CODE = {  # uses in 1,000 lines of sources; transformers, the densest peer, has 14 conditionals, timm 11
+    "conditionals": 14,
+    "comprehensions": 27,
+    "comprehensions with two loops": 0,
+    "assignment expressions": 0.25,
+}
+FEWEST_COMMENTS = 0.025  # share of lines: timm 4.5 %, torchtitan 3 to 12, open_clip 7
 
 
 def functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, str]]:
@@ -175,6 +183,35 @@ def test_patterns_are_no_more_frequent_than_in_the_peers(group: str) -> None:
     assert group != "docstrings" or share_of_return() <= MOST_RETURN
 
 
+def code_rates() -> dict[str, float]:
+    """Return the uses of dense expressions in 1,000 lines of the sources."""
+    texts = [file.read_text(encoding="utf-8") for file in SOURCES]
+    counts = dict.fromkeys(MOST_IN_CODE, 0)
+    for text in texts:
+        for node in ast.walk(ast.parse(text)):
+            counts["conditionals"] += isinstance(node, ast.IfExp)
+            counts["assignment expressions"] += isinstance(node, ast.NamedExpr)
+            if isinstance(node, COMPREHENSIONS):
+                counts["comprehensions"] += 1
+                counts["comprehensions with two loops"] += len(node.generators) > 1
+    lines = sum(text.count("\n") for text in texts)
+    return {name: count * 1000 / lines for name, count in counts.items()}
+
+
+def share_of_comments() -> float:
+    """Return the share of the lines of the sources that have a comment."""
+    lines = [line for file in SOURCES for line in file.read_text(encoding="utf-8").splitlines()]
+    return sum(bool(re.search(r"^\s*#|\S  ?# ", line)) for line in lines) / len(lines)
+
+
+def test_code_is_as_plain_as_the_peers_code() -> None:
+    assert {name: rate for name, rate in code_rates().items() if rate > MOST_IN_CODE[name]} == {}
+
+
+def test_comments_are_as_frequent_as_in_the_peers() -> None:
+    assert share_of_comments() >= FEWEST_COMMENTS
+
+
 def test_prose_leaves_out_code_and_numbers_and_keeps_the_rest() -> None:
     page = "A; b.\n\n    c; d\n\n- e\n    f; g\n\n```sh\nh; i\n```\n`j; k` [l](m;n)\n\n| o; p | 1; 2 |\n"
     assert re.findall(r"\w;", page_prose(page)) == ["A;", "f;", "o;"]
@@ -190,3 +227,6 @@ if __name__ == "__main__":
         columns = (f"{found[name]:12.1f}{getattr(pattern, group):7}" for group, found in measured.items())
         print(f"{name:24}" + "".join(columns))
     print(f"docstrings that open with Return: {share_of_return():.0%}, limit {MOST_RETURN:.0%}")
+    for name, rate in code_rates().items():
+        print(f"{name} in 1,000 lines of code: {rate:.2f}, limit {MOST_IN_CODE[name]}")
+    print(f"lines with a comment: {share_of_comments():.2%}, at least {FEWEST_COMMENTS:.1%}")

@@ -113,15 +113,17 @@ def as_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, pa.DataTyp
     names: dict[str, None] = {}  # ordered
     for row in rows:
         names |= dict.fromkeys(row)
-    return pa.table({name: pa.array([row.get(name) for row in rows], columns.get(name)) for name in names or columns})
+    arrays = {}
+    for name in names or columns:
+        arrays[name] = pa.array([row.get(name) for row in rows], columns.get(name))
+    return pa.table(arrays)
 
 
 def _html_row(tag: str, texts: Sequence[str], sides: Sequence[str]) -> str:
-    cells = (
-        f'<{tag} style="text-align:{side};padding:0 0.6em">{html.escape(visible(text))}</{tag}>'
-        for text, side in zip(texts, sides, strict=True)
-    )
-    return f"<tr>{''.join(cells)}</tr>"
+    cells = ""
+    for text, side in zip(texts, sides, strict=True):
+        cells += f'<{tag} style="text-align:{side};padding:0 0.6em">{html.escape(visible(text))}</{tag}>'
+    return f"<tr>{cells}</tr>"
 
 
 def _cell(value: object) -> str:
@@ -131,7 +133,9 @@ def _cell(value: object) -> str:
         text = ", ".join(map(number, value[:4])) + (", ..." if len(value) > 4 else "")
     else:
         text = visible(number(value))
-    return text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 3]}..."
+    if len(text) <= MAX_CELL:
+        return text
+    return f"{text[: MAX_CELL - 3]}..."
 
 
 def _is_number(kind: object) -> bool:
@@ -139,4 +143,6 @@ def _is_number(kind: object) -> bool:
 
 
 def _rest(count: int) -> str:
-    return f"{MAX_ROWS} of {count:,} rows" if count > MAX_ROWS else ""
+    if count > MAX_ROWS:
+        return f"{MAX_ROWS} of {count:,} rows"
+    return ""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ class Run(Results):
         Columns: report, task, dataset, metric, model, value, low and high (95 % interval), n, chance, unit, baseline,
         difference, p_value (uncorrected; `shown` and the report correct it for the number of comparisons).
         """
-        return as_table([row for name, report in self.reports.items() for row in _rows(name, report)], COLUMNS)
+        rows = chain.from_iterable(_rows(name, report) for name, report in self.reports.items())
+        return as_table(list(rows), COLUMNS)
 
     def means(self) -> Any:
         """Build an Arrow table with a row for the mean of each metric of each model over the seeds of the recipe.

@@ -117,7 +117,9 @@ def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tu
         elif location in out_of_bounds:
             continue
         lines[location] = _sentence(details, location, model)
-    parts = {location[:end] for location in lines for end in range(len(location))}
+    parts: set[tuple[str | int, ...]] = set()
+    for location in lines:
+        parts.update(location[:end] for end in range(len(location)))
     return [(location, line) for location, line in lines.items() if location not in parts]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,10 @@ def show(
     """Show an artifact: its facts, how it was made, its files."""
     stage_types(load_plugins())  # imports the artifact types of plugins
     loaded, folder = Artifact.load(artifact), artifact.resolve()
-    manifest = read_sealed(folder / MANIFEST_FILE) if (folder / MANIFEST_FILE).is_file() else None
+    if (folder / MANIFEST_FILE).is_file():
+        manifest = read_sealed(folder / MANIFEST_FILE)
+    else:
+        manifest = None
     console.print(f"[bold]{type(loaded).__name__}[/] {escape(str(folder))}", highlight=False, soft_wrap=True)
     console.print_json(data=redacted(loaded.model_dump(mode="json")))
     if manifest is not None:
@@ -174,5 +178,5 @@ def _clean(store: Store, keep_runs: int | None, *, partial: bool, dry_run: bool)
 
 
 def _megabytes(slot: Slot) -> float:
-    files = [file for folder in slot.folders for file in folder.rglob("*") if not file.is_dir()]
-    return sum(file.lstat().st_size for file in files) / 1e6
+    files = chain.from_iterable(folder.rglob("*") for folder in slot.folders)
+    return sum(file.lstat().st_size for file in files if not file.is_dir()) / 1e6

@@ -109,7 +109,10 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
     """
     file = Path(file)
     if file.name.endswith(INDEX_SUFFIX):
-        return {key: value for shard in weights_shards(file) for key, value in load_state_dict(shard, ema=ema).items()}
+        weights = {}
+        for shard in weights_shards(file):
+            weights.update(load_state_dict(shard, ema=ema))
+        return weights
     return tensors_of(read_checkpoint(file), file, ema=ema)
 
 
@@ -124,7 +127,9 @@ def read_checkpoint(file: Path) -> Any:
     if file.suffix == ".tar" and is_tarfile(file):
         raise UserError(f"{file}: expected a checkpoint, got a tar archive, such as a shard of samples")
     try:
-        return load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return _load_pickle(file)
     except UnpicklingError as error:
         match = re.search(r"GLOBAL ([\w.]+)|got <class '([\w.]+)'>", str(error))
         first = f" (the first: {match[1] or match[2]})" if match else ""
@@ -221,4 +226,6 @@ def _unwrap(content: Any, ema: bool) -> dict[str, Any]:
     for name in names:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             return _unwrap(content[name], ema)
-    return content if isinstance(content, dict) else {}
+    if isinstance(content, dict):
+        return content
+    return {}

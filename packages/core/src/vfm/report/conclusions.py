@@ -35,11 +35,11 @@ class ReportedComparison:
 
 def findings_of(reports: Mapping[str, Report]) -> list[ReportedComparison]:
     """List the comparisons on the same items of reports by name."""
-    units = {(name, metric.name): metric.unit for name, report in reports.items() for metric in report.metrics}
     findings = []
     for name, report in reports.items():
+        units = {metric.name: metric.unit for metric in report.metrics}
         for test in report.comparisons:
-            findings.append(ReportedComparison(name, test, units.get((name, test.metric), "share")))
+            findings.append(ReportedComparison(name, test, units.get(test.metric, "share")))
     return findings
 
 
@@ -110,7 +110,10 @@ def conclusions(findings: Sequence[ReportedComparison]) -> list[str]:
 def _of_family(findings: Sequence[ReportedComparison], kind: str, otherwise: str) -> Iterator[str]:
     clear = [finding for finding in findings if finding.is_clear]
     if not clear:
-        which = "The only comparison" if len(findings) == 1 else f"Of {len(findings)} comparisons"
+        if len(findings) == 1:
+            which = "The only comparison"
+        else:
+            which = f"Of {len(findings)} comparisons"
         none = "is not clear" if len(findings) == 1 else "none is clear"
         yield f"{which} {kind} {none} (corrected p at most {ALPHA}): {otherwise}."
     pairs = dict.fromkeys((finding.report, finding.test.model, finding.test.baseline) for finding in clear)
@@ -135,4 +138,6 @@ def _of_family(findings: Sequence[ReportedComparison], kind: str, otherwise: str
 
 
 def _comparisons(count: int) -> str:
-    return "comparison" if count == 1 else "comparisons"
+    if count == 1:
+        return "comparison"
+    return "comparisons"

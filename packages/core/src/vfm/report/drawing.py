@@ -125,7 +125,7 @@ def _problem(error: ValueError) -> str:
 def _content(panel: Panel, directory: Path, salt: str) -> CurvesChart | Bars | Table | ImageGrid | None:
     """Build the content of a panel. None for a text, and for an empty panel."""
     match panel:
-        case LinesPanel() if any(value is not None for series in panel.series for value in series.y):
+        case LinesPanel() if any(series.y.count(None) < len(series.y) for series in panel.series):
             legend = [(series.name, color(i), dash(i)) for i, series in enumerate(panel.series)]
             named = [name.lower() for name, _, _ in legend] == [panel.title.lower()]
             if named:

@@ -49,9 +49,15 @@ def _joint(key: Key, curves: dict[str, Parts]) -> LinesPanel:
     for parts in curves.values():
         panels += [panel for _, panel in parts]
     series += [common for common in first.series[1:] if all(common in panel.series for panel in panels)]
-    points = "Each point" if len(num_seeds) == len(curves) else f"Each point of {', '.join(num_seeds)}"
+    if len(num_seeds) == len(curves):
+        points = "Each point"
+    else:
+        points = f"Each point of {', '.join(num_seeds)}"
     seeds = " or ".join(map(str, sorted(set(num_seeds.values()))))
-    note = f"{points} is a mean over {seeds} seeds; bands are 95 % t-intervals." if num_seeds else first.note
+    if num_seeds:
+        note = f"{points} is a mean over {seeds} seeds; bands are 95 % t-intervals."
+    else:
+        note = first.note
     return LinesPanel(
         title=f"{title}, all curves", note=note, front=True, order=first.order, series=series,
         x_label=x_label, y_label=y_label, x_log=first.x_log, y_log=first.y_log,
@@ -75,7 +81,8 @@ def _mean(name: str, parts: Sequence[LinesPanel]) -> Series | None:
 
     points = list(zip(*y, strict=True))  # S values each
     intervals = [t_interval(values) for values in points]
-    mean_x = [statistics.fmean(values) for values in zip(*(curve.x for curve in curves), strict=True)]
+    xs = [curve.x for curve in curves]
+    mean_x = [statistics.fmean(values) for values in zip(*xs, strict=True)]
     low = [interval[0] for interval in intervals]
     high = [interval[1] for interval in intervals]
     y_mean = [statistics.fmean(values) for values in points]

@@ -93,7 +93,9 @@ def changed_page(directory: Path) -> list[str]:
         write_report(summary_of_run(directory), again)
         same = again.read_bytes() == page.read_bytes()
     reasons = "it was edited, the store was moved, or other versions drew it"
-    return [] if same else [f"{page}: differs from the page drawn now: {reasons}; vfm report draws it again"]
+    if same:
+        return []
+    return [f"{page}: differs from the page drawn now: {reasons}; vfm report draws it again"]
 
 
 def report_of_run(directory: Path) -> Path:
@@ -203,6 +205,11 @@ def render(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    bad: list[tuple[StageEntry, str, int]] = []
+    warnings: list[tuple[StageEntry, str]] = []
+    for entry in run.stages:
+        bad.extend((entry, reason, count) for reason, count in entry.manifest.get("bad_samples", {}).items())
+        warnings.extend((entry, message) for message in entry.manifest.get("warnings", ()))
     style, *scripts = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "overlay.js", "page.js"))
     script = "".join(scripts)
     environment.globals.update(color=color, format=number_format, metric_in_words=metric_in_words)
@@ -215,8 +222,8 @@ def render(
         front=front,
         sections=[section for section in sections if section.filled],
         anchors={entry.name: linked.get(entry.name, f"made-{entry.anchor}") for entry in run.stages},
-        bad=[(entry, *item) for entry in run.stages for item in entry.manifest.get("bad_samples", {}).items()],
-        warnings=[(entry, message) for entry in run.stages for message in entry.manifest.get("warnings", ())],
+        bad=bad,
+        warnings=warnings,
         as_yaml=as_yaml,
         theme=THEME,
         dashes=DASHES,
@@ -233,5 +240,8 @@ def as_yaml(value: object) -> str:
     plain = redacted(json.loads(json.dumps(value, default=str)))
     lines = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100).splitlines()
     more = len(lines) - MAX_YAML_LINES
-    cut = [f"# {more} more lines in manifest.json in the artifact's folder"] if more > 0 else []
+    if more > 0:
+        cut = [f"# {more} more lines in manifest.json in the artifact's folder"]
+    else:
+        cut = []
     return "\n".join(lines[:MAX_YAML_LINES] + cut)

@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vfm.statistics.resampling import NUM_RESAMPLES, ResampledScore, image_weights, mean_of_known
+
+SetScore = Callable[[NDArray[np.integer]], NDArray[np.float64]]  # weights of images, (R, I) -> scores, (R,)
 
 
 @dataclass(frozen=True)
@@ -76,21 +80,20 @@ class MeanIou:
             recalls = _share(table @ self.right, table @ self.true)
             return mean_of_known(np.where(np.isnan(recalls), whole, recalls))
 
-        functions = {
+        functions: dict[str, SetScore] = {
             "miou": lambda weights: mean_of_known(self.by_class(weights)),
             "pixel_acc": accuracy,
             "mean_acc": recall,
         }
         once = np.ones((1, images), dtype=np.int64)
-        return [
-            ResampledScore(
-                prefix + name,
-                float(function(once)[0]),
-                images,
-                lambda seed, function=function: function(image_weights(images, num_resamples, seed)),  # type: ignore[misc]
-            )
-            for name, function in functions.items()
-        ]
+
+        def resampled(score: SetScore, seed: int) -> NDArray[np.float64]:
+            return score(image_weights(images, num_resamples, seed))
+
+        scores = []
+        for name, score in functions.items():
+            scores.append(ResampledScore(prefix + name, float(score(once)[0]), images, partial(resampled, score)))
+        return scores
 
 
 def _share(part: NDArray[np.number], whole: NDArray[np.number]) -> NDArray[np.float64]:

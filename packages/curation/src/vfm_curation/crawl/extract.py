@@ -123,7 +123,9 @@ def _paths(file: Path) -> list[str]:
 
 def fingerprint(path: str) -> list[Any]:
     """Identify the state of a crawl file: path, size and time of a local file, address of a remote file."""
-    return [path] if files.is_remote(path) else [path, *files.size_and_time(path)]
+    if files.is_remote(path):
+        return [path]
+    return [path, *files.size_and_time(path)]
 
 
 def extract_file(job: ExtractJob, number: int) -> ExtractSummary:
@@ -146,9 +148,9 @@ def extract_file(job: ExtractJob, number: int) -> ExtractSummary:
 def _links_of_record(
     record: Any, content: bytes, path: str, summary: ExtractSummary, *, unescape: bool
 ) -> Iterable[Link]:
-    record_type, content_type, page = (
-        str(record.headers.get(name) or "") for name in ("WARC-Type", "Content-Type", "WARC-Target-URI")
-    )
+    record_type = str(record.headers.get("WARC-Type") or "")
+    content_type = str(record.headers.get("Content-Type") or "")
+    page = str(record.headers.get("WARC-Target-URI") or "")
     if record_type == "metadata" and content_type.startswith("application/json"):
         try:
             content_of_wat = json.loads(content)

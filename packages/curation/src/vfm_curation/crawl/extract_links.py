@@ -22,10 +22,10 @@ from vfm_curation.crawl.image_address import addresses
 
 FIELDS = ("alt", "title", "data-image-title")  # in the order in which a link's texts are listed
 IMAGE_PATH = "IMG@/src"
-LINKS, BASE, STATUS = (
-    f"Envelope.Payload-Metadata.HTTP-Response-Metadata.{rest}"
-    for rest in ("HTML-Metadata.Links", "HTML-Metadata.Head.Base", "Response-Message.Status")
-)
+_RESPONSE = "Envelope.Payload-Metadata.HTTP-Response-Metadata"
+LINKS = f"{_RESPONSE}.HTML-Metadata.Links"
+BASE = f"{_RESPONSE}.HTML-Metadata.Head.Base"
+STATUS = f"{_RESPONSE}.Response-Message.Status"
 TARGET = "Envelope.WARC-Header-Metadata.WARC-Target-URI"
 HAS_IMAGE = re.compile(rb"<img\b", re.IGNORECASE)
 _BREAKS = re.compile(r"[\r\n]+")
@@ -59,7 +59,10 @@ def resolve(base: str, address: str) -> str | None:
     path, mark, query = address.partition("?")
     address = path.replace("\\", "/") + mark + query  # as browsers do
     try:
-        url = address if address[:8].lower().startswith(("http://", "https://")) else urljoin(base, address)
+        if address[:8].lower().startswith(("http://", "https://")):
+            url = address
+        else:
+            url = urljoin(base, address)
         url.encode()
         parts = urlsplit(url)
         if parts.scheme not in DEFAULT_PORTS or not parts.hostname:

@@ -102,7 +102,9 @@ def option_likelihoods(
         items: questions.
         name: name of the model, for errors.
     """
-    texts = [item.turns(option) for item in items for option in range(len(item.options))]
+    texts: list[Sequence[str]] = []
+    for item in items:
+        texts.extend(item.turns(option) for option in range(len(item.options)))
     counts = torch.tensor([len(item.options) for item in items])
     sequences = model.encoder.sequences(texts, last_only=True)
     ids, answers = sequences.ids.to(images.device), sequences.answers.to(images.device)

@@ -104,7 +104,9 @@ def winner(times: Times, compiled: bool = False) -> Choice:
     best = _median_of(times, ours)
     (median, _, high), (other, other_low, _) = times[best], times[library]
     wins = median * MARGIN <= other and high <= other_low
-    return Choice(best, round(other - median, 4)) if wins else Choice(library, 0.0)
+    if wins:
+        return Choice(best, round(other - median, 4))
+    return Choice(library, 0.0)
 
 
 def _cells(table: Iterable[Measurement], size: Size) -> dict[tuple[int, int], Times]:
@@ -112,7 +114,10 @@ def _cells(table: Iterable[Measurement], size: Size) -> dict[tuple[int, int], Ti
     wanted = ("forward", "backward") if size.backward else ("forward",)
     parts: dict[tuple[int, int], dict[str, Times]] = {}
     for row in table:
-        same_width = row.width == size.width if size.length else _bucket(row.width) == _bucket(size.width)
+        if size.length:
+            same_width = row.width == size.width
+        else:
+            same_width = _bucket(row.width) == _bucket(size.width)
         same = (row.op, row.dtype, tuple(row.kind)) == (size.op, size.dtype, size.kind)
         if same and same_width and row.direction in wanted:
             parts.setdefault((row.rows, row.length), {})[row.direction] = row.times
@@ -120,9 +125,13 @@ def _cells(table: Iterable[Measurement], size: Size) -> dict[tuple[int, int], Ti
     for at, directions in parts.items():
         if len(directions) == len(wanted):
             names = set.intersection(*(set(times) for times in directions.values()))
-            each = directions.values()
-            cells[at] = {name: [sum(t[name][i] for t in each) for i in range(3)] for name in sorted(names)}
+            cells[at] = {name: _added([times[name] for times in directions.values()]) for name in sorted(names)}
     return {at: times for at, times in cells.items() if _libraries(times, size.compiled)}
+
+
+def _added(directions: Sequence[Sequence[float]]) -> list[float]:
+    # Percentiles are added as the medians are, which overstates the spread: a choice stays on the safe side.
+    return [sum(times) for times in zip(*directions, strict=True)]
 
 
 def _around(lengths: set[int], wanted: int) -> list[int]:
@@ -145,9 +154,13 @@ def _bracket(measured: set[int], wanted: int, fewer: float, more: float) -> list
     below = max((number for number in measured if number <= wanted), default=None)
     above = min((number for number in measured if number >= wanted), default=None)
     if below is None:
-        return [above] if above is not None and above <= fewer * wanted else []
+        if above is not None and above <= fewer * wanted:
+            return [above]
+        return []
     if above is None:
-        return [below] if wanted <= more * below else []
+        if wanted <= more * below:
+            return [below]
+        return []
     return sorted({below, above}, key=lambda number: max(number, wanted) / min(number, wanted))
 
 
@@ -158,9 +171,12 @@ def _between(measured: Mapping[int, Times], wanted: int) -> Times:
     (low, first), (high, second) = sorted(measured.items())
     share = math.log(wanted / low) / math.log(high / low)
     names = [name for name in first if name in second]
-    return {
-        name: [a ** (1 - share) * b**share for a, b in zip(first[name], second[name], strict=True)] for name in names
-    }
+    return {name: _weighted(first[name], second[name], share) for name in names}
+
+
+def _weighted(first: Sequence[float], second: Sequence[float], share: float) -> list[float]:
+    # Geometric, since times are powers of the size: a line in the logarithms of both.
+    return [a ** (1 - share) * b**share for a, b in zip(first, second, strict=True)]
 
 
 def _libraries(times: Times, compiled: bool) -> list[str]:

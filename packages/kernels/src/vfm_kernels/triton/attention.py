@@ -59,11 +59,14 @@ class LaunchLayout(NamedTuple):
         q, sin, cos, cu_seqlens = heads[0], pattern.sin, pattern.cos, pattern.cu_seqlens
         if sin is not None and cos is not None and sin.stride() != cos.stride():
             raise ValueError(f"expected sin and cos of equal strides, got {sin.stride()} and {cos.stride()}")
+        strides: list[int] = []
+        for tensor in heads:
+            strides.extend(tensor.stride()[:3])
         return cls(
             q.shape,
             q.dtype,
             q.device,
-            tuple([stride for tensor in heads for stride in tensor.stride()[:3]]),
+            tuple(strides),
             None if sin is None else sin.stride(),
             pattern.positions is not None,
             None if cu_seqlens is None else len(cu_seqlens) - 1,

@@ -60,9 +60,7 @@ def recorded(folder: Path, record: Mapping[str, Any], log: Callable[[str], None]
 
 
 def _compare(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    was, new = (
-        dict(_flat({key: value for key, value in version.items() if key != START})) for version in (before, now)
-    )
+    was, new = _settings(before), _settings(now)
     # Older versions did not have all settings, so settings missing from the record are not compared.
     keys = [*was, *(key for key in new if not key.startswith("settings."))]
     changed = next((key for key in keys if was.get(key) != new.get(key)), None)
@@ -71,6 +69,10 @@ def _compare(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
             f"{folder}: holds another training: {changed} was {was.get(changed)}, is {new.get(changed)};"
             " choose another folder, or delete this one"
         )
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(_flat({key: value for key, value in record.items() if key != START}))
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from xml.etree import ElementTree
 
 from vfm.base import UserError
@@ -38,7 +39,7 @@ class CvatXml(ListedImages):
             raise UserError(f"{self.path}: not readable as XML: {error}") from None
         self.elements = tree.findall("image")
         self.listed = [self._image(element, number) for number, element in enumerate(self.elements)]
-        shapes = [shape for element in self.elements for shape in element if shape.tag in SHAPES]
+        shapes = [shape for shape in chain.from_iterable(self.elements) if shape.tag in SHAPES]
         declared = [name.text.strip() for name in tree.iterfind("meta//labels/label/name") if name.text]
         used = {shape.get("label", "") for shape in shapes}
         self.classes = Classes.numbered(self.names or list(dict.fromkeys([*declared, *sorted(used)])))
@@ -81,7 +82,7 @@ def _object(
             return BadAnnotation("bad_box", where)
         return Annotation(image_index, ids[label], where, (left, top, right, bottom))
     try:
-        polygon = [float(number) for point in shape.get("points", "").split(";") for number in point.split(",")]
+        polygon = [float(number) for number in shape.get("points", "").replace(";", ",").split(",")]
     except ValueError:
         return BadAnnotation("bad_polygon", where)
     return Annotation(image_index, ids[label], where, segmentation=[polygon])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from vfm.base import UserError
 from vfm.data.layouts.folder import class_folders
@@ -73,7 +74,7 @@ def common_class_names(sets: Sequence[tuple[Layout, str | None]]) -> list[str]:
     """
     named = [find_class_names(*each) if has_class_names(*each) else [] for each in sets]
     if not any(named):
-        largest = max((label for each in sets for label in _numbers(*each)), default=-1)
+        largest = max(chain.from_iterable(_numbers(*each) for each in sets), default=-1)
         return [str(number) for number in range(largest + 1)]
     train, *others = named
     for names in others:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -73,7 +74,7 @@ class World(Config):
     @property
     def combinations(self) -> list[tuple[Shape, Colour]]:
         """Every shape in every colour: the zero-shot classes, in order."""
-        return [(shape, colour) for shape in self.shapes for colour in self.colours]
+        return list(product(self.shapes, self.colours))
 
     def label(self, shape: Shape, colour: Colour) -> int:
         """Find the class of a shape and a colour: their index in `combinations`."""

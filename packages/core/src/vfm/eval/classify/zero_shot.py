@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 import torch
@@ -162,7 +162,7 @@ def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list
         UserError: If a template has no place for the class name.
     """
     spelled = check_templates(templates)
-    return [template.replace("{}", name) for name in class_names for template in spelled]
+    return [template.replace("{}", name) for name, template in product(class_names, spelled)]
 
 
 def ensemble_templates(template_features: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from vfm.base import UserError, change, did_you_mean, metric_in_words, quantity
 from vfm.eval.compare.stages import Ablation, AblationStep
@@ -60,7 +61,7 @@ def compare_steps(config: Ablation, ctx: Context) -> Report:
     ctx.panel(TextPanel(title="What each step adds", order=10, front=True, text=text))
     ctx.panel(steps_chart(results))
     gains = [result for result in results if result.gain.difference > 0]
-    images = [image for result in gains for image in _copied_images(result, ctx)]
+    images = list(chain.from_iterable(_copied_images(result, ctx) for result in gains))
     if images:
         note = f"Right with the step and wrong without it: up to {SHOWN} items of each step."
         ctx.panel(ImagesPanel(title="New right answers", note=note, order=11, front=True, pictures=images))
@@ -137,7 +138,7 @@ def _copied_images(result: StepResult, ctx: Context) -> Iterator[PanelImage]:
     sheets = [panel for panel in panels if panel.compares == models]
     folder = ctx.directory / "pictures"
     folder.mkdir(exist_ok=True)
-    won = [image for panel in sheets for image in panel.pictures if image.right]
+    won = [image for image in chain.from_iterable(panel.pictures for panel in sheets) if image.right]
     for number, image in enumerate(won[:SHOWN]):
         source = result.report.path / image.file
         copy = folder / f"{result.gain.model}-{number}{source.suffix}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +110,10 @@ def predict(config: Detection, ctx: Context, source: AnnotatedSource, models: Pr
         for_others=without_rows,
     )  # fmt: skip
     by_image = [rows for _, rows in of_images]
-    return {name: Detections.of(row for rows in by_image for row in rows[name]) for name in models}
+    detections = {}
+    for name in models:
+        detections[name] = Detections.of(chain.from_iterable(rows[name] for rows in by_image))
+    return detections
 
 
 def _add_panels(

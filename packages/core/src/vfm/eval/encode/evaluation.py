@@ -31,6 +31,7 @@ from vfm.interfaces import (
     Ref,
     Report,
     Runtime,
+    Score,
     short_name,
 )
 from vfm.models import ImageEncoder
@@ -130,7 +131,9 @@ def write_report(
         checkpoints: the models' artifacts by the same names. A model given only by its predictions has none.
     """
     results, dataset, task = evaluated.results, short_name(config.data), config.task_name
-    scores = [(name, score) for name, result in results.items() for score in result.scores]
+    scores: list[tuple[str, Score]] = []
+    for name, result in results.items():
+        scores.extend((name, score) for score in result.scores)
     metrics = [to_metric(score, model=name) for name, score in scores]
     comparisons = _against_the_first(results)
     _write_predictions(ctx.directory, results)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def encode_dataset(
             bad.skip(problem, source.where(number))
     new: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in encoders}
     missing = [number for number in range(len(source)) if number not in cached_by_all]
-    share = [number for batch in own_share(in_batches(missing, reading.batch_size)) for number in batch]
+    share = list(chain.from_iterable(own_share(in_batches(missing, reading.batch_size))))
     decoded = decoded_batches(source, reading, check, share, fits=preprocesses(encoders.values()))
     encoded = (_encode(batch, encoders, cached, reading.batch_size) for batch in decoded)
     seen = len(cached_by_all)
@@ -128,7 +129,7 @@ def encode_dataset(
     bad.check(reading, len(source))
     for name, parts in new.items():
         if parts:
-            new_numbers = [number for part, _ in parts for number in part]
+            new_numbers = list(chain.from_iterable(part for part, _ in parts))
             digests = [good[number][1] for number in new_numbers]
             caches[name].update(new_numbers, digests, torch.cat([part for _, part in parts]))
     numbers = sorted(good)

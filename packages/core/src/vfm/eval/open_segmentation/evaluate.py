@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,9 @@ class Method:
         if self.classes.background is None:
             return [0.0]
         threshold = self.config.threshold
-        return sorted(set(self.config.thresholds)) if threshold == "held_out" else [threshold]
+        if threshold == "held_out":
+            return sorted(set(self.config.thresholds))
+        return [threshold]
 
     def guesses(self, model: str, image: Image.Image, key: str) -> Iterator[tuple[str, Guess]]:
         """Segment an image, and yield each rule with the best class of each pixel."""
@@ -100,7 +103,8 @@ def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders:
     method = Method(config, classes, _segmenters(config, ctx, encoders, classes))
     numbers: list[int] = []
     digests: list[bytes] = []
-    counts: dict[Pair, list[ThresholdCounts]] = {(name, rule.name): [] for name in encoders for rule in config.rules}
+    pairs = product(encoders, config.rules)
+    counts: dict[Pair, list[ThresholdCounts]] = {(name, rule.name): [] for name, rule in pairs}
     ceilings: dict[str, list[PixelCounts]] = {name: [] for name in encoders}
 
     count = partial(_count, method, source)

@@ -8,6 +8,8 @@ with the settings that NACLIP's tables use.
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,7 +18,7 @@ DILATIONS = (8, 16)
 STEPS = 10
 SHARPNESS = 0.1  # factor of the local standard deviation
 SMALL = 1e-8  # against division by zero in areas of constant colour
-NEIGHBOURS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+NEIGHBOURS = list(product((-1, 0, 1), repeat=2))
 
 
 def refine_scores(scores: Tensor, image: Tensor, steps: int = STEPS) -> Tensor:
@@ -48,7 +50,7 @@ def refine_scores(scores: Tensor, image: Tensor, steps: int = STEPS) -> Tensor:
 
 def _offsets() -> list[tuple[int, int]]:
     """List the offsets of the local window, which has the centre once for each dilation."""
-    return [(step * y, step * x) for step in DILATIONS for y, x in NEIGHBOURS]
+    return [(step * y, step * x) for step, (y, x) in product(DILATIONS, NEIGHBOURS)]
 
 
 def _padded(image: Tensor) -> Tensor:

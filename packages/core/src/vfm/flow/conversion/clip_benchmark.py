@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 from vfm.base import UserError
@@ -163,7 +163,9 @@ def _usual_task(dataset: str) -> str:
     if dataset in CAPTIONED:
         return "zeroshot_retrieval"
     chosen = dataset.startswith("sugar_crepe") or dataset == "winoground"
-    return "image_caption_selection" if chosen else "zeroshot_classification"
+    if chosen:
+        return "image_caption_selection"
+    return "zeroshot_classification"
 
 
 def _path(draft: Draft, dataset: str) -> str:
@@ -188,12 +190,8 @@ def _images(draft: Draft, dataset: str, path: str) -> Fields:
         )
     if dataset.startswith("wds/"):
         return fields
-    in_torchvision = {
-        entry.name.rpartition("/")[2]: entry.torchvision.name
-        for suite in map(load_suite, shipped_files("suites"))
-        for entry in suite.sets
-        if entry.torchvision
-    }
+    sets = chain.from_iterable(load_suite(suite).sets for suite in shipped_files("suites"))
+    in_torchvision = {entry.name.rpartition("/")[2]: entry.torchvision.name for entry in sets if entry.torchvision}
     if short in in_torchvision and not plain.startswith("tfds/"):
         return fields | {"torchvision": in_torchvision[short], "names_of": short}
     draft.notes.append(f"{plain}: path is a folder of classes, or CLIP_benchmark's tars of clip_benchmark_export_wds")

@@ -35,7 +35,7 @@ def convert(name: str, words: Sequence[str]) -> ConvertedRecipe:
         raise UserError(f"expected a command of {', '.join(TOOLS)}, got {name}")
     tool, *others = TOOLS[key]
     for other in others:
-        if any(other.programs.fullmatch(part) for word in words for part in word.split()):
+        if any(map(other.programs.fullmatch, " ".join(words).split())):
             tool = other
     command = read_command_line(words, tool.programs)
     draft = Draft(command, tool.table.read(command.words))

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from itertools import chain
 
 from vfm.data.index.source import Source
 from vfm.data.samples.images import decode_image
@@ -62,4 +63,4 @@ def _figures(source: Source, class_names: Sequence[str]) -> Iterator[str]:
 def _words(sample: Sample, class_names: Sequence[str]) -> str:
     if sample.label is not None and class_names:
         return class_names[sample.label]
-    return " / ".join(text for texts in sample.texts.values() for text in texts)
+    return " / ".join(chain.from_iterable(sample.texts.values()))

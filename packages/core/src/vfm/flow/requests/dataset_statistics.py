@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 from PIL import Image
@@ -67,7 +68,10 @@ class Statistics:
             yield f"copies: {len(self.copies):,} images have the bytes of an earlier one; the first is {self.copies[0]}"
         for name, values in self.columns.items():
             numbers = [value for value in values if not isinstance(value, str)]
-            about = f"{min(numbers):g} to {max(numbers):g}" if len(numbers) == len(values) else _most_common(values)
+            if len(numbers) == len(values):
+                about = f"{min(numbers):g} to {max(numbers):g}"
+            else:
+                about = _most_common(values)
             yield f"column {name}: {about}"
         for statistic in self.others:
             name = type(statistic).__name__
@@ -82,7 +86,7 @@ class Statistics:
 def dataset_statistics(source: Source, num_samples: int = NUM_SAMPLES) -> Statistics:
     """Read the first samples of a dataset, with the headers of their images. Bad samples are left out."""
     statistics, hashes = Statistics(), set()
-    names = [name for part in load_plugins().hook.vfm_statistics() for name in part]
+    names = list(chain.from_iterable(load_plugins().hook.vfm_statistics()))
     statistics.others = [load_function(name)() for name in names]
     if not names:
         statistics.absent.append(f"languages and near duplicates: {how_to_install('vfm-curation')}")

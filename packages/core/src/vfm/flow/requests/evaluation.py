@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from typing import Any, get_args
 
 from pydantic import TypeAdapter
@@ -112,7 +113,7 @@ def _evaluations(plan: EvaluationPlan, dataset: EvaluationDataset, task: str) ->
     languages: Sequence[str | None] = (None,)
     if captions:
         languages = plan.languages or dataset.languages or (None,)
-    variants = [(language, mode) for language in languages for mode in plan.resize_modes]
+    variants = list(product(languages, plan.resize_modes))
     # A `way` separates results on the same dataset, so that no mean counts the same images twice.
     extra_task = "" if task in dataset.scores or not dataset.scores else task
     ways = []
@@ -126,7 +127,10 @@ def _evaluations(plan: EvaluationPlan, dataset: EvaluationDataset, task: str) ->
     fitting = [model for model in plan.models if _input_ref(kind, "models").accepts(model.makes)]
     for model in plan.models:
         if model not in fitting:
-            tower = "without a text tower" if model.makes is not ClipCheckpoint else "with a text tower"
+            if model.makes is ClipCheckpoint:
+                tower = "with a text tower"
+            else:
+                tower = "without a text tower"
             if VideoClassifier is model.makes or _input_ref(kind, "models").accepts(VideoClassifier):
                 tower = f"{task} needs a {_input_ref(kind, 'models').expected}"
             why = f"{model.name} is a {model.makes.__name__}, {tower}: {task} does not apply"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from fnmatch import fnmatch
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ _PARTS = (*DENOISERS, "vae", "movq", "text_encoder", "text_encoder_2", "text_enc
 _PART_FILES = ("*.json", "diffusion_pytorch_model*.safetensors", "model*.safetensors")
 NEEDED = (
     "model_index.json",
-    *(f"{part}/{file}" for part in _PARTS for file in _PART_FILES),
+    *(f"{part}/{file}" for part, file in product(_PARTS, _PART_FILES)),
     *(f"tokenizer{suffix}/*" for suffix in ("", "_2", "_3")),
     "scheduler/*.json",
     "condition/*",  # in a prior trained here

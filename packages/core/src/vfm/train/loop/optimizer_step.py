@@ -20,7 +20,7 @@ from vfm.train.loop.guard import FiniteGuard
 from vfm.train.loop.profiling import waits_reported
 from vfm.train.optim.optim import step_if_finite
 from vfm.train.optim.precision import Numerics
-from vfm.train.optim.state import as_whole
+from vfm.train.optim.state import as_whole, parameters_of
 from vfm.train.parallel.dist import seed_everything
 from vfm.train.parallel.placement import Alone
 from vfm.train.parallel.preparation import Compile
@@ -69,7 +69,7 @@ class OptimizerStep(Generic[Inputs]):
     def _update(
         self, step: int, metrics: Metrics, losses: list[tuple[list[str], Tensor]], wishes: list[float]
     ) -> Tensor:
-        trained = [param for group in self.optimizer.param_groups for param in group["params"]]
+        trained = parameters_of(self.optimizer)
         grads = [param.grad for param in trained if param.grad is not None]
         self.numerics.unscale(grads)
         # With `cpu_offload` the gradients are in host memory.

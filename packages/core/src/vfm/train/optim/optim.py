@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inspect import signature
+from itertools import chain
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def build_lamb(config: LambConfig, groups: Groups, lr: float) -> torch.optim.Opt
 
 def build_sgd(config: Sgd, groups: Groups, lr: float) -> torch.optim.Optimizer:
     """Create SGD with momentum for the groups."""
-    sharded = any(isinstance(param, DTensor) for group in groups for param in group["params"])
+    sharded = any(isinstance(param, DTensor) for param in chain.from_iterable(group["params"] for group in groups))
     # torch's fused SGD does not support sharded parameters.
     return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=not sharded)
 
@@ -93,7 +94,7 @@ def build_optimizer(task: Task[Any], config: Optimizer, lr: float) -> torch.opti
         ValueError: If the groups lack a trained parameter, or have a parameter that the task does not own.
     """
     groups = task.parameter_groups()
-    _check_groups(task, {id(param) for group in groups for param in group.params})
+    _check_groups(task, {id(param) for param in chain.from_iterable(group.params for group in groups)})
     torch_groups = []
     for group in groups:
         decay = config.weight_decay if group.weight_decay is None else group.weight_decay

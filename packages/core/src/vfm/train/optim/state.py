@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +55,16 @@ def _difference(expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor
     return ""
 
 
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """List the weights that an optimizer updates, in the order of its groups."""
+    return list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+
+
 def as_whole(value: Tensor) -> Tensor:
     """Gather a tensor from all processes if it is sharded, which is a collective operation."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    if not isinstance(value, DTensor):
+        return value
+    return value.full_tensor()
 
 
 def as_saved(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -114,7 +122,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
 def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Load tensors from `optimizer_tensors`. Learning rates and weight decays keep their configured values."""
     names = {id(param): name for name, param in module.named_parameters()}
-    order = [names[id(param)] for group in optimizer.param_groups for param in group["params"]]
+    order = [names[id(param)] for param in parameters_of(optimizer)]
     by_key: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for full_name, value in tensors.items():
         name, _, key = full_name.rpartition("/")
