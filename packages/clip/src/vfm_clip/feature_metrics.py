@@ -69,7 +69,10 @@ def effective_rank(features: Tensor) -> Tensor:
         centred = features.detach().float()
         centred = centred - centred.mean(dim=0)
         # The smaller of (D, D) and (n, n): both have the same nonzero eigenvalues.
-        gram = centred.T @ centred if centred.shape[1] < len(centred) else centred @ centred.T
+        if centred.shape[1] < len(centred):
+            gram = centred.T @ centred
+        else:
+            gram = centred @ centred.T
         return gram.diagonal().sum().square() / gram.square().sum().clamp(min=torch.finfo(gram.dtype).tiny)
 
 

@@ -66,7 +66,10 @@ def check_clip_train(config: ClipTrain, ctx: Preflight) -> None:
         return
     clip.tokenize(PROBES)  # refuses a tokenizer that does not fit the text tower
     ClipTask(clip, loss=config.loss)  # refuses models that are more than two towers
-    teacher = planned_clip(ctx, config.loss.teacher_ref) if config.loss.teacher_ref else None
+    if config.loss.teacher_ref:
+        teacher = planned_clip(ctx, config.loss.teacher_ref)
+    else:
+        teacher = None
     if teacher:
         check_teacher(clip, teacher)
 

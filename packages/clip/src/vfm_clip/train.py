@@ -126,7 +126,10 @@ def _loaded(config: ClipTrain, ctx: Context) -> ClipModel:
 
 def _built(config: ClipTrain, ctx: Context) -> ClipModel:
     """Build a model from scratch, with the activation that its initial text tower was trained with."""
-    model = get_clip_config(config.model) if isinstance(config.model, str) else config.model
+    if isinstance(config.model, str):
+        model = get_clip_config(config.model)
+    else:
+        model = config.model
     overrides: dict[str, Any] = {}
     if config.init_text:
         expected = uses_quick_gelu(read_clip_config(ctx.load(config.init_text).path)["model_cfg"])

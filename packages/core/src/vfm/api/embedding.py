@@ -128,7 +128,10 @@ def embed(
         reading = ReadSettings(batch_size, max_bad_fraction)
         _, skipped = write_embeddings(model, data, memory, listener(progress), pretrained, device, reading)
     else:
-        images = [data] if isinstance(data, (*PATHS, Image.Image)) else _listed("data", data)
+        if isinstance(data, (*PATHS, Image.Image)):
+            images = [data]
+        else:
+            images = _listed("data", data)
         skipped = _embed_images(model, images, memory, pretrained, device, batch_size)
     return Embeddings(memory.keys, memory.texts, np.concatenate(memory.parts), full_name(model, pretrained), skipped)
 

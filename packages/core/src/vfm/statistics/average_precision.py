@@ -36,7 +36,10 @@ def average_precisions(
 
     Source: Manning, Raghavan and Schütze 2008, Introduction to information retrieval, 8.4; as in scikit-learn.
     """
-    table = np.ones((1, len(scores))) if weights is None else np.asarray(weights, dtype=np.float64)
+    if weights is None:
+        table = np.ones((1, len(scores)))
+    else:
+        table = np.asarray(weights, dtype=np.float64)
     columns = [_average_precision(scores[:, c], positives[:, c], table) for c in range(scores.shape[1])]
     precisions = np.stack(columns, axis=1)
     return precisions[0] if weights is None else precisions

@@ -75,7 +75,10 @@ def filter_pool(config: FilterPool, ctx: Context) -> CuratedSubset:
         ctx.panel(panel)
     values = {"curation/kept_texts": outcome.num_texts, "curation/kept_samples": outcome.num_samples}
     ctx.emit("metrics", step=1, samples=outcome.num_samples, values=values)
-    pool = dataset if isinstance(dataset, Pool) else Pool.load(dataset.linked(dataset.pool))
+    if isinstance(dataset, Pool):
+        pool = dataset
+    else:
+        pool = Pool.load(dataset.linked(dataset.pool))
     return CuratedSubset.create(
         ctx.directory,
         texts=dataset.texts if isinstance(dataset, CuratedSubset) else "every",

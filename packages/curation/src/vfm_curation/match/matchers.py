@@ -96,7 +96,10 @@ class Matchers:
             if isinstance(matcher, Automaton):
                 yield matcher.match(texts)
             else:
-                spaced = separate_fixed_marks(texts) if self._semantics == "fixed" else texts
+                if self._semantics == "fixed":
+                    spaced = separate_fixed_marks(texts)
+                else:
+                    spaced = texts
                 yield matcher.match(spaced, verify=self._verify)
 
 

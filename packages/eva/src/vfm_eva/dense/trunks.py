@@ -79,7 +79,10 @@ class Trunk:
         They are interpolated as in EVA-02's detection code: bicubic, without the antialiasing of timm's loading.
         """
         visual = self.visual
-        stored = visual.positional_embedding[None] if self.is_open_clip else visual.pos_embed
+        if self.is_open_clip:
+            stored = visual.positional_embedding[None]
+        else:
+            stored = visual.pos_embed
         if stored is None:
             return None
         patches = stored[:, stored.shape[1] - self.grid[0] * self.grid[1] :]

@@ -67,7 +67,10 @@ def evaluate_masked_patches(config: MaskedPatches, ctx: Context, encoders: Mappi
     Raises:
         UserError: if an encoder has no mask token and head, or there is no teacher.
     """
-    teacher = load_teacher(ctx.load(config.teacher), config.target) if config.teacher else None
+    if config.teacher:
+        teacher = load_teacher(ctx.load(config.teacher), config.target)
+    else:
+        teacher = None
     paths = {}
     for ref in config.models:
         name = str(ref).rstrip("/").rpartition("/")[2]

@@ -65,7 +65,10 @@ def compute_targets(config: EvaTargets, ctx: Context) -> SampleCache:
         assert pca
         return pca.coordinates(features(crops))
 
-    pca = _pca(config, ctx, source, make, features).to(device) if config.components else None
+    if config.components:
+        pca = _pca(config, ctx, source, make, features).to(device)
+    else:
+        pca = None
     writer = CacheWriter(
         ctx.work / CACHE_FOLDER,
         num_samples=data.num_samples,

@@ -39,7 +39,10 @@ def report(problem: Problem, device_exists: bool = True) -> str:
     flags = {"causal": problem.causal, "variable length": problem.varlen, "boolean mask": problem.masked}
     kind = "".join(f", {word}" for word, is_set in flags.items() if is_set)
     on_gpu = problem.device == "cuda"
-    where = f"sm_{problem.capability[0]}{problem.capability[1]}" if on_gpu else problem.device
+    if on_gpu:
+        where = f"sm_{problem.capability[0]}{problem.capability[1]}"
+    else:
+        where = problem.device
     dtype = str(problem.dtype).removeprefix("torch.")
     lines = [f"attention of {problem.shape} in {dtype} on {where}{kind}"]
     if not device_exists:

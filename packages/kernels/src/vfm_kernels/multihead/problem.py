@@ -48,7 +48,10 @@ class Problem:
         """What a backend is chosen for by measured times."""
         kind = {"causal": self.causal, "varlen": self.varlen, "rope": self.rope}
         batch, num_tokens, num_heads, width = self.shape
-        sequences = -(-batch * num_tokens // max(1, self.longest)) if self.varlen else batch
+        if self.varlen:
+            sequences = -(-batch * num_tokens // max(1, self.longest))
+        else:
+            sequences = batch
         words = tuple(word for word, holds in kind.items() if holds)
         dtype = str(self.dtype).removeprefix("torch.")
         return Size("attention", sequences * num_heads, self.longest, width, dtype, self.backward, kind=words)
@@ -76,7 +79,10 @@ def problem_on(
 ) -> Problem:
     """Describe the problem of (B, N, H, D, longest sequence) on a device of this machine."""
     no_kernels = tuple(not_supported_reasons(torch.empty(0, dtype=dtype, device=device)))
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+    else:
+        capability = (0, 0)
     batch, num_tokens, num_heads, width, longest = shape
     sizes = (batch, num_tokens, num_heads, width)
     if device.type == "cuda" and measurements():

@@ -57,7 +57,10 @@ class ProbeFeatures:
         Raises:
             UserError: If `chosen` needs patch tokens or a class token that the encoder does not have.
         """
-        model = self.encoder if isinstance(self.encoder, ClipModel) else self.encoder.module
+        if isinstance(self.encoder, ClipModel):
+            model = self.encoder
+        else:
+            model = self.encoder.module
         device = next(self.encoder.module.parameters()).device
         parts = []
         was_training = self.encoder.module.training

@@ -137,7 +137,10 @@ def _encode(
 def _split(targets: Tensor, settings: ProbeSettings) -> tuple[Rows, Rows]:
     fraction, seed = settings.validation_fraction, settings.schedule.seed
     # Several labels cannot all be distributed evenly, so the split treats all images as one class.
-    classes = targets if targets.ndim == 1 else torch.zeros(len(targets), dtype=torch.int64)
+    if targets.ndim == 1:
+        classes = targets
+    else:
+        classes = torch.zeros(len(targets), dtype=torch.int64)
     rows, held_out = split_validation(classes.numpy(), fraction, seed)
     if settings.probe == "linear" and len(rows) < 2:  # for batch norm
         raise UserError(f"train: expected two or more images in addition to the held-out ones, got {len(rows)}")

@@ -105,7 +105,10 @@ def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str
     device, num_classes = resolve_device(config.runtime), len(data.class_names)
     with ExitStack() as opened:
         test = _read(config, ctx, encoders, data, "test", device, opened)
-        known = _read(config, ctx, encoders, train, "train", device, opened) if train else None
+        if train:
+            known = _read(config, ctx, encoders, train, "train", device, opened)
+        else:
+            known = None
         leave_to_first()
         results: dict[str, ModelResult] = {}
         scored: dict[str, MeanIou] = {}

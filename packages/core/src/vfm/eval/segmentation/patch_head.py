@@ -83,7 +83,10 @@ def train_head(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         done = (step - warmup) / max(1, training.steps - warmup)
-        factor = (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * done))
+        if step < warmup:
+            factor = (step + 1) / warmup
+        else:
+            factor = 0.5 * (1 + math.cos(math.pi * done))
         for group in optimizer.param_groups:
             group["lr"] = lr * factor
         optimizer.step()

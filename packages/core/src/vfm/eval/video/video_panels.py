@@ -33,7 +33,10 @@ def add_class_panel(
         label = int(present[index])
         wrong = last[(labels == label) & (last != label)]
         most = int(np.bincount(wrong).argmax()) if len(wrong) else -1
-        taken = f"{data.class_names[most]} ({int((wrong == most).sum())})" if most >= 0 else ""
+        if most >= 0:
+            taken = f"{data.class_names[most]} ({int((wrong == most).sum())})"
+        else:
+            taken = ""
         shares = [round(float(values[index]), 1) for values in recall.values()]
         rows.append([data.class_names[label], int((labels == label).sum()), *shares, taken])
     columns = ["class", "videos", *(f"{name}, % right" for name in recall), f"taken for, by {list(recall)[-1]}"]

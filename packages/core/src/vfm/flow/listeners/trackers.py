@@ -156,7 +156,10 @@ class MLflow(Tracker):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # needs no server and no database
         client = self.library.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", default))
         known = client.get_experiment_by_name(self.recipe)
-        experiment = known.experiment_id if known else client.create_experiment(self.recipe)
+        if known:
+            experiment = known.experiment_id
+        else:
+            experiment = client.create_experiment(self.recipe)
         same = client.search_runs([experiment], f"attributes.run_name = '{name}'", max_results=1)
         run = same[0] if same else client.create_run(experiment, run_name=name)
         return client, run.info.run_id

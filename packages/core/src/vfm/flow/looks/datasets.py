@@ -136,7 +136,10 @@ def _describe(look: Look, fields: Fields, summary: DatasetSummary) -> None:
         if facts.get(key):
             look.facts.append(f"{key}: {', '.join(facts[key])}")
     for reason, number in summary.skipped.most_common():
-        where = f"; the first is {summary.first[reason]}" if reason in summary.first else ""
+        if reason in summary.first:
+            where = f"; the first is {summary.first[reason]}"
+        else:
+            where = ""
         look.problems.append(f"skipped: {number:,} {reason}{where}")
     if summary.not_taken:
         look.facts.append(f"text that is not read: {', '.join(summary.not_taken)}")

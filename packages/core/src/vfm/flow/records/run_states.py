@@ -27,7 +27,10 @@ def is_running(directory: Path) -> bool:
         UserError: If the file of events, or a lock, is not a regular file.
     """
     folder = directory / LINKS
-    links = [link for link in folder.iterdir() if link.is_symlink()] if folder.is_dir() else []
+    if folder.is_dir():
+        links = [link for link in folder.iterdir() if link.is_symlink()]
+    else:
+        links = []
     artifacts = (Path(os.path.realpath(link)) for link in links)
     files = (directory / EVENTS_FILE, *(Slot(path.parent, path.name).lock_file for path in artifacts))
     return any(is_locked(file) for file in files)

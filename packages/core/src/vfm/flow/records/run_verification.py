@@ -79,7 +79,10 @@ def _wrong_artifacts(directory: Path, record: Mapping[str, Any]) -> Iterator[str
     roots, manifests = record.get("roots") or {}, record.get("manifests") or {}
     for number, stage in enumerate(stages if isinstance(stages, list) else ()):
         link = directory / LINKS / str(stage)
-        name = str(names[number]) if isinstance(names, list) and number < len(names) else ""
+        if isinstance(names, list) and number < len(names):
+            name = str(names[number])
+        else:
+            name = ""
         artifact = directory.parent.parent / name
         if not link.is_dir():
             if link.is_symlink():

@@ -104,7 +104,10 @@ def _datasets(request: EvaluationRequest, plan: EvaluationPlan) -> list[Evaluati
     for word in data:
         name, path = split_name(word)
         exists = files.exists(path)
-        shipped = None if exists or "{" in path else shipped_dataset(path, root, plan.known)
+        if exists or "{" in path:
+            shipped = None
+        else:
+            shipped = shipped_dataset(path, root, plan.known)
         if shipped is None and "/" not in path and not exists:
             raise UserError(
                 f"data {path}: no such path, and no suite has such a dataset{did_you_mean(path, shipped_names())}"

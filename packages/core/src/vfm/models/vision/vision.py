@@ -92,7 +92,10 @@ def load_vision(
     Raises:
         UserError: If the folder is not in timm's layout, or its weights do not fit.
     """
-    folder = checkpoint.path if isinstance(checkpoint, VisionCheckpoint) else Path(checkpoint)
+    if isinstance(checkpoint, VisionCheckpoint):
+        folder = checkpoint.path
+    else:
+        folder = Path(checkpoint)
     if not (folder / VISION_CONFIG_FILE).is_file():
         raise UserError(f"{folder}: no vision checkpoint ({VISION_CONFIG_FILE} is missing)")
     with reading(folder / VISION_CONFIG_FILE, "the configuration of an encoder"):

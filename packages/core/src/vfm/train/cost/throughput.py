@@ -56,7 +56,10 @@ class Throughput:
         if not self.flops:
             return {}
         rate = (self.flops - self.repeated) * steps / seconds / 1e12
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.device)
+        else:
+            name = ""
         peak = peak_tflops(name, half=self.half)
         values = {"train/tflops": round(rate, 4)}
         if peak:

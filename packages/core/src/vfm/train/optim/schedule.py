@@ -51,7 +51,10 @@ def steps(schedule: StepSchedule, lr: float, num_steps: int) -> Rate:
     starts = [share * num_steps for share in schedule.at]
 
     def rate(step: int) -> float:
-        warm = min(1.0, (step + 1) / schedule.warmup_steps) if schedule.warmup_steps else 1.0
+        if schedule.warmup_steps:
+            warm = min(1.0, (step + 1) / schedule.warmup_steps)
+        else:
+            warm = 1.0
         return lr * warm * 0.1 ** sum(step >= start for start in starts)
 
     return rate

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any
 
 import torch
@@ -52,7 +53,8 @@ def float8_products(task: Task[Any], ctx: Context, world: DistributedWorld) -> I
             f" {torch.cuda.get_device_name(device)} has less; use amp_bf16"
         )
     template = _template(device)
-    linear = [layer for block in blocks(task) for layer in block.modules() if type(layer) is nn.Linear]
+    layers = chain.from_iterable(block.modules() for block in blocks(task))
+    linear = [layer for layer in layers if type(layer) is nn.Linear]
     suitable = [layer for layer in linear if not (layer.in_features % MULTIPLE or layer.out_features % MULTIPLE)]
     if not suitable:
         raise UserError(

@@ -77,7 +77,10 @@ class MakeDetection:
         objects = things_of(self.source, self.source.objects(draw.index))
         targets = place_objects(objects, placement, with_masks=self.with_masks)
         width, height = placement.covered
-        masks = None if targets.masks is None else Ragged((torch.from_numpy(targets.masks),))
+        if targets.masks is None:
+            masks = None
+        else:
+            masks = Ragged((torch.from_numpy(targets.masks),))
         return DetectionInputs(
             crop,
             torch.tensor([height, width]),

@@ -108,7 +108,10 @@ def _products(scores: Tensor, true: Tensor) -> Tensor:
 
 def _on_cpu(costs: Sequence[Tensor]) -> list[NDArray[np.float32]]:
     """Copy the costs to arrays in a single transfer. Values that are not finite become the largest float."""
-    flat = torch.cat([cost.flatten() for cost in costs]).float() if costs else torch.zeros(0)
+    if costs:
+        flat = torch.cat([cost.flatten() for cost in costs]).float()
+    else:
+        flat = torch.zeros(0)
     largest = torch.finfo(flat.dtype).max
     values = torch.nan_to_num(flat, nan=largest, posinf=largest, neginf=largest).cpu().numpy()
     bounds = np.cumsum([0, *(cost.numel() for cost in costs)])
