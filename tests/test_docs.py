@@ -323,6 +323,7 @@ COMMANDS = {
     " --job clip.timeout_min=2880": NOT_HERE,
     "vfm run my.yaml --on local --job timeout_min=60": NOT_HERE,
     "vfm run my.yaml --jobs 2": NOT_HERE,  # packages/core/tests/test_cli_jobs.py
+    "vfm run my.yaml --jobs ray": NOT_HERE,  # packages/core/tests/test_flow_ray_jobs.py
 }
 
 

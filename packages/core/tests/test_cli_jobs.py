@@ -169,11 +169,11 @@ def test_a_signal_ends_a_run_that_waits_for_another_runs_lock(site: Path) -> Non
     holder.communicate(timeout=600)
 
 
-@pytest.mark.parametrize(("word", "reason"), [("0", "greater than or equal to 1"), ("two", "valid int")])
-def test_jobs_that_are_no_number_are_refused(word: str, reason: str, toys: Path) -> None:
+@pytest.mark.parametrize("word", ["0", "-1", "two", "Ray"])
+def test_jobs_that_are_no_number_are_refused(word: str, toys: Path) -> None:
     done = run_here("run", "r.yaml", "--jobs", word)
     assert done.code == 2
-    assert reason in done.err
+    assert f"expected a number from 1 on or ray, got {word}" in done.err
     assert not Path("store").exists()
 
 
@@ -190,5 +190,5 @@ def test_jobs_from_python_also_outside_the_main_thread(site: Path) -> None:
     thread.start()
     thread.join(timeout=600)
     assert runs[0]["both"].values == [0 + 1 + 2 + 35 + 36 + 37]
-    with pytest.raises(vfm.UserError, match=r"^jobs: expected an integer from 1 on, got 0$"):
+    with pytest.raises(vfm.UserError, match=r"^jobs: expected an integer from 1 on or ray, got 0$"):
         vfm.run(recipe, jobs=0, progress=False)

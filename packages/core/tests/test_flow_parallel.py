@@ -243,5 +243,5 @@ def test_workers_are_shared_where_their_number_follows_from_the_cores() -> None:
 def test_a_number_of_jobs_that_is_none_is_refused(jobs: Any, tmp_path: Path) -> None:
     known = {stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}
     recipe = parse_recipe("stages: [{kind: toy.draw, name: a}]", known, name="r", where="r.yaml")
-    with pytest.raises(UserError, match=r"^jobs: expected an integer from 1 on, got "):
+    with pytest.raises(UserError, match=r"^jobs: expected an integer from 1 on or ray, got "):
         run_plan(recipe, make_plan(recipe, Store(tmp_path)), Store(tmp_path), lambda event: None, jobs=jobs)

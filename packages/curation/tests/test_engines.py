@@ -29,12 +29,11 @@ sys.path.insert(0, HERE)
 
 import shard_tasks  # noqa: E402
 from vfm.data import read_subset  # noqa: E402
-from vfm.plugin import UserError  # noqa: E402
+from vfm.plugin import UserError, connected_ray  # noqa: E402
 from vfm_curation.balance.stages import MetaclipBalance  # noqa: E402
 from vfm_curation.engine import MAX_LOSSES, NUM_CORES, _run_while_short, kept_workers, run_shards  # noqa: E402
 from vfm_curation.match.stages import MatchTexts  # noqa: E402
 from vfm_curation.metadata.stages import BuildMetadata  # noqa: E402
-from vfm_curation.ray_connection import connected_ray  # noqa: E402
 from vfm_curation.runtime import CurationRuntime  # noqa: E402
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file  # noqa: E402
 
@@ -49,7 +48,7 @@ def ray_cluster() -> Iterator[Any]:
         pytest.skip("needs ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", HERE, prepend=os.pathsep)
-        with connected_ray(RAY) as ray:
+        with connected_ray(RAY.ray_address, RAY.workers) as ray:
             yield ray
 
 
@@ -135,9 +134,9 @@ def test_a_ray_that_does_not_come_up_is_one_line_at_once(tmp_path: Path) -> None
     pytest.importorskip("ray")
     addresses = ["127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:1", "auto"]
     script = (
-        "import sys\nfrom vfm_curation.ray_connection import connected_ray\nfrom vfm_curation import CurationRuntime\n"
-        "from vfm.plugin import UserError\nfor address in [*sys.argv[1:], None]:\n    try:\n"
-        "        with connected_ray(CurationRuntime(engine='ray', ray_address=address)):\n            pass\n"
+        "import sys\n"
+        "from vfm.plugin import UserError, connected_ray\nfor address in [*sys.argv[1:], None]:\n    try:\n"
+        "        with connected_ray(address):\n            pass\n"
         "    except UserError as error:\n        print(error)\n"
     )
     environment = {**os.environ, "RAY_TMPDIR": "/dev/null/ray", "RAY_ADDRESS": "127.0.0.1:1"}
@@ -146,7 +145,7 @@ def test_a_ray_that_does_not_come_up_is_one_line_at_once(tmp_path: Path) -> None
     *lines, last = done.stdout.splitlines()
     assert len(lines) == len(addresses)
     for line, address in zip(lines, addresses, strict=True):
-        assert line.startswith(f"no Ray cluster found at ray_address {address}: ")
+        assert line.startswith(f"no Ray cluster found at {address}: ")
     assert last == "Ray did not start: NotADirectoryError: [Errno 20] Not a directory: '/dev/null/ray'"
 
 

@@ -1,6 +1,16 @@
 """The public names for plugin authors: stages, parts, artifacts, panels, events, hooks. It does not import torch."""
 
-from vfm.base import INCIDENTAL, Config, Part, UserError, did_you_mean, how_to_install, load_function, merge_settings
+from vfm.base import (
+    INCIDENTAL,
+    Config,
+    Part,
+    UserError,
+    connected_ray,
+    did_you_mean,
+    how_to_install,
+    load_function,
+    merge_settings,
+)
 from vfm.eval.base import FeatureEvaluation, ModelEvaluation, ReadSettings
 from vfm.eval.class_names import check_class_names
 from vfm.eval.dense.checks import check_dense_evaluations
@@ -179,6 +189,7 @@ __all__ = [
     "check_class_names",
     "check_dense_evaluations",
     "check_evaluations",
+    "connected_ray",
     "did_you_mean",
     "files",
     "hookimpl",

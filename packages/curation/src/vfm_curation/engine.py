@@ -22,8 +22,7 @@ from functools import partial
 from multiprocessing.connection import wait as wait_for_any
 from typing import TypeVar
 
-from vfm.plugin import UserError
-from vfm_curation.ray_connection import connected_ray
+from vfm.plugin import UserError, connected_ray
 from vfm_curation.runtime import CurationRuntime
 
 J = TypeVar("J")
@@ -68,7 +67,7 @@ def kept_workers(runtime: CurationRuntime) -> Iterator[None]:
     several times, as balancing to a target size does for each trial of t, pays this once.
     """
     if runtime.engine == "ray":
-        with connected_ray(runtime):
+        with connected_ray(runtime.ray_address, runtime.workers):
             yield
         return
     workers = _Workers(runtime.workers or NUM_CORES)
@@ -213,7 +212,7 @@ def _exit_with_parent() -> None:
 
 
 def _run_on_ray(task: Callable[[int], S], waiting: deque[int], runtime: CurationRuntime) -> Iterator[S]:
-    with connected_ray(runtime) as ray:
+    with connected_ray(runtime.ray_address, runtime.workers) as ray:
         # Ray itself retries a task whose worker or machine was lost.
         remote = ray.remote(num_cpus=1, max_retries=MAX_LOSSES)(_call)
         running: dict[Future[S], int] = {}

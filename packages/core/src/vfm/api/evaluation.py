@@ -13,6 +13,7 @@ from vfm.api.paths import PATHS, AnyPath, as_place, as_words
 from vfm.api.progress import listener
 from vfm.api.runs import Run, check_not_a_worker, run_loaded, text_recipe
 from vfm.base import UserError
+from vfm.flow.execution.parallel import Jobs
 from vfm.flow.plan.store import LINKS
 from vfm.flow.records.runs import through_link
 from vfm.flow.requests.request import SUMMARY, EvaluationRequest, requested_recipe
@@ -46,7 +47,7 @@ def evaluate(
     set: Mapping[str, Any] | None = None,  # noqa: A002  (as the option of `vfm eval`)
     store: AnyPath = "store",
     name: str = "eval",
-    jobs: int = 1,
+    jobs: Jobs = 1,
     progress: bool = True,
 ) -> EvaluationRun:
     """Evaluate models on datasets, all on the same items. Finished evaluations are cached.
@@ -67,7 +68,7 @@ def evaluate(
         set: values by `NAME.FIELD` that override the evaluation's recipe.
         store: folder of artifacts and runs.
         name: name of the run in the store.
-        jobs: number of concurrent evaluations, each in a process.
+        jobs: number of concurrent evaluations, each in a process. "ray": as many as a Ray cluster has room for.
         progress: show progress bars and messages.
 
     Returns:

@@ -11,6 +11,7 @@ from typing import Any
 import pluggy
 
 from vfm.base import UserError
+from vfm.flow.execution.parallel import Jobs
 from vfm.flow.execution.run import RunResult, run_plan
 from vfm.flow.execution.subprocesses import Send
 from vfm.flow.listeners.listeners import JsonLinesListener, sender
@@ -33,7 +34,7 @@ def run_recipe(
     fresh: bool = False,
     track: Sequence[str] = (),
     only: Sequence[Step] | None = None,
-    jobs: int = 1,
+    jobs: Jobs = 1,
 ) -> RunResult:
     """Run a planned recipe and draw its report. Without the report if only a part of the recipe runs.
 

@@ -22,6 +22,7 @@ from vfm.api.progress import Listener, listener
 from vfm.api.recipe_run import run_recipe
 from vfm.api.results import Results, as_table
 from vfm.base import UserError, did_you_mean
+from vfm.flow.execution.parallel import Jobs
 from vfm.flow.plan.plan import make_plan
 from vfm.flow.plan.store import LINKS, Store
 from vfm.flow.recipe.recipe import Recipe, load_recipe, parse_recipe
@@ -177,7 +178,7 @@ def run(
     name: str = "recipe",
     fresh: bool = False,
     track: str | Sequence[str] = (),
-    jobs: int = 1,
+    jobs: Jobs = 1,
     progress: bool = True,
 ) -> Run:
     """Run a recipe. Finished stages are cached, interrupted ones resume.
@@ -189,7 +190,8 @@ def run(
         name: name of the run in the store, for a recipe without a file.
         fresh: run every stage again, cached or not.
         track: also send metrics to tensorboard, wandb, trackio or mlflow.
-        jobs: number of concurrent stages. Each has a process, a part of the cores and a GPU, if any.
+        jobs: number of concurrent stages. Each has a process, a part of the cores and a GPU, if any. "ray": as many as
+            a Ray cluster has room for.
         progress: show progress bars and messages.
 
     Returns:

@@ -12,7 +12,7 @@ from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -67,8 +67,28 @@ DataOption = Annotated[
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+
+
+def parse_jobs(text: str | int) -> int | Literal["ray"]:
+    """Parse `--jobs`.
+
+    Raises:
+        BadParameter: If it is neither a number from 1 on nor "ray".
+    """
+    if text == "ray":
+        return "ray"
+    if not str(text).isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"expected a number from 1 on or ray, got {text}")
+    return int(text)
+
+
 JobsOption = Annotated[
-    int, typer.Option(min=1, help="Stages at a time, each in a process, on its share of the cores and a GPU, if any.")
+    Any,
+    typer.Option(
+        parser=parse_jobs,
+        metavar="N|ray",
+        help="Stages at a time, each in a process, on its share of the cores and a GPU, if any. ray: on a Ray cluster.",
+    ),
 ]
 DEFAULT_STORE = Path("store")
 

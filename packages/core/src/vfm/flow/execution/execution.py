@@ -114,23 +114,35 @@ def execute(step: Step, send: Send, lock_descriptor: int, job: Job | None = None
         job: run in a subprocess, concurrently with other steps; None: run in this process. A stage in several processes
             always runs under torchrun.
     """
-    work, several = write_step(step), runs_in_several(step.stage)
+    work = write_step(step)
+    words = ["step", str(work), "--events", "json"]
+    if job and job.ray:
+        start: Start = partial(job.ray, step, send, _words_on_node(step, words), job.environment)
+        run_subprocess(start, step, send, lock_descriptor, job.processes)
+        return
+    several = runs_in_several(step.stage)
     if not several and not job:
         run_step(step, send)
         return
-    words = ["step", str(work), "--events", "json"]
     # torchrun sets OMP_NUM_THREADS to 1 unless it is set; use all cores instead, shared among the processes.
     threads = {"OMP_NUM_THREADS": str(step.stage.runtime.share())}
     environment = {**threads, **os.environ}
     if job:
         environment |= job.environment
     if job and job.fork and not several:
-        start: Start = partial(job.fork, words, environment, ["vfm.cli", _module_of(step.stage)])
+        start = partial(job.fork, words, environment, ["vfm.cli", _module_of(step.stage)])
     else:
         command = torchrun_command(step, work) if several else [*python_command(), "-m", "vfm", *words]
         start = partial(start_subprocess, command, environment)
     with nullcontext(job.processes) if job else signals_forwarded() as processes:
         run_subprocess(start, step, send, lock_descriptor, processes)
+
+
+def _words_on_node(step: Step, words: list[str]) -> list[str]:
+    """Build the arguments of Python that run a step on one machine, even if this one belongs to a job of several."""
+    vfm = ["-m", "vfm", *words]
+    several = spans_machines(step.stage) and step.stage.runtime.processes > 1
+    return ["-m", *_torchrun(step, "--standalone"), *vfm] if several else vfm
 
 
 def _module_of(stage: Stage) -> str:

@@ -7,6 +7,7 @@ If it does not, a step gets its share of the cores as `runtime.threads`, which t
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -15,30 +16,34 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 from queue import Empty, SimpleQueue
+from typing import Literal
 
-from vfm.base import UserError
+from vfm.base import UserError, connected_ray
 from vfm.flow.execution.devices import Devices, environment_of
 from vfm.flow.execution.durations import longest_paths
 from vfm.flow.execution.fork_server import ForkServers, can_fork
+from vfm.flow.execution.ray_jobs import RayNodes
 from vfm.flow.execution.subprocesses import Job, Processes, Send, Start, signals_forwarded, stopped_by
 from vfm.flow.plan.plan import Step
 from vfm.interfaces import Evaluation, Event, Preempted
 
 RunOne = Callable[[Step, Send, Job], bool]
+Jobs = int | Literal["ray"]
+EACH_CORE = os.cpu_count() or 1
 
 
-def check_jobs(jobs: int) -> None:
+def check_jobs(jobs: Jobs) -> None:
     """Check the number of concurrent steps.
 
     Raises:
-        UserError: If it is not a positive integer.
+        UserError: If it is neither a positive integer nor "ray".
     """
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise UserError(f"jobs: expected an integer from 1 on, got {jobs!r}")
+    if jobs != "ray" and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
+        raise UserError(f"jobs: expected an integer from 1 on or ray, got {jobs!r}")
 
 
-def run_in_parallel(steps: Sequence[Step], run_one: RunOne, send: Send, jobs: int) -> bool:
-    """Run all steps, at most `jobs` at a time.
+def run_in_parallel(steps: Sequence[Step], run_one: RunOne, send: Send, jobs: Jobs) -> bool:
+    """Run all steps, at most `jobs` at a time, or as many as a Ray cluster has room for.
 
     If a step fails, steps that do not need it still run. After SIGTERM, SIGUSR1 or Ctrl-C, running steps save and end.
 
@@ -46,7 +51,7 @@ def run_in_parallel(steps: Sequence[Step], run_one: RunOne, send: Send, jobs: in
         steps: the steps in an order in which they could run one by one.
         run_one: runs a step as a job. It returns False if the artifact was cached.
         send: receives all events, one after another.
-        jobs: number of concurrent steps.
+        jobs: number of concurrent steps. ray: they run on the cluster at RAY_ADDRESS, or on one that is started here.
 
     Returns:
         Whether any step had to run.
@@ -55,10 +60,16 @@ def run_in_parallel(steps: Sequence[Step], run_one: RunOne, send: Send, jobs: in
         Preempted: a signal stopped the steps.
         UserError: If all failures were mistakes of the user, one line each. Otherwise the first other error is raised.
     """
+    if jobs == "ray":
+        # After the connection, since Ray also handles SIGTERM.
+        with connected_ray(os.environ.get("RAY_ADDRESS")) as ray, signals_forwarded() as processes:
+            # Ray shares out the GPUs, and decides how many steps run.
+            return _Queue(steps, run_one, send, len(steps), processes, Devices([]), ray=RayNodes(ray).start).run()
     devices = Devices()
     forks = can_fork() and not devices.all
     with signals_forwarded() as processes, ForkServers() if forks else nullcontext() as servers:
-        return _Queue(steps, run_one, send, jobs, processes, devices, servers.start if servers else None).run()
+        fork = servers.start if servers else None
+        return _Queue(steps, run_one, send, jobs, processes, devices, fork=fork).run()
 
 
 class _Queue:
@@ -72,7 +83,9 @@ class _Queue:
         jobs: int,
         processes: Processes,
         devices: Devices,
-        fork: Start | None,
+        *,
+        fork: Start | None = None,
+        ray: Start | None = None,
     ) -> None:
         seconds = longest_paths(steps)
         self.needs = _needs(steps)
@@ -82,7 +95,8 @@ class _Queue:
         self.failures: dict[str, BaseException] = {}
         self.stopped: list[Step] = []
         self.any_ran = False
-        self.devices, self.processes, self.fork, self.jobs = devices, processes, fork, jobs
+        self.devices, self.processes, self.jobs = devices, processes, jobs
+        self.fork, self.ray = fork, ray
         self.run_one, self.send, self.lock = run_one, send, threading.Lock()
         self.ended: SimpleQueue[tuple[str, bool | BaseException]] = SimpleQueue()
 
@@ -129,12 +143,13 @@ class _Queue:
         return not self.needs[step.stage.name] & self.unfinished and not waits_for_features
 
     def _run(self, step: Step, gpus: list[str]) -> None:
-        runtime = step.stage.runtime.among(self.jobs)
+        # The cores of this machine say nothing about a cluster's nodes: open numbers are 1 there.
+        runtime = step.stage.runtime.among(EACH_CORE if self.ray else self.jobs)
         shared = replace(step, stage=step.stage.model_copy(update={"runtime": runtime}))
         variables = {"OMP_NUM_THREADS": str(runtime.threads), **environment_of(step.stage, gpus)}
         end: bool | BaseException
         try:
-            end = self.run_one(shared, self._send, Job(variables, self.processes, self.fork))
+            end = self.run_one(shared, self._send, Job(variables, self.processes, self.fork, self.ray))
         except BaseException as error:
             end = error
         self.ended.put((step.stage.name, end))

@@ -12,7 +12,7 @@ from typing import Any
 
 from vfm.base import UserError
 from vfm.flow.execution.execution import execute
-from vfm.flow.execution.parallel import check_jobs, run_in_parallel
+from vfm.flow.execution.parallel import Jobs, check_jobs, run_in_parallel
 from vfm.flow.execution.subprocesses import Job, Send
 from vfm.flow.plan.continuation import check_continuation
 from vfm.flow.plan.plan import Step
@@ -46,7 +46,7 @@ def run_plan(
     directory: Path | None = None,
     fresh: bool = False,
     only: Sequence[Step] | None = None,
-    jobs: int = 1,
+    jobs: Jobs = 1,
 ) -> RunResult:
     """Run the steps of a plan whose artifacts are missing.
 
@@ -59,6 +59,7 @@ def run_plan(
         fresh: run every step again, cached or not.
         only: run only these steps of the plan, and do not record the run as finished.
         jobs: number of concurrent steps. If more than one, each runs in a subprocess (`vfm.flow.execution.parallel`).
+            ray: as many as a Ray cluster has room for.
 
     Raises:
         UserError: If a check failed, an input is missing, or a stage reported a mistake that the user can correct.
@@ -72,7 +73,7 @@ def run_plan(
     chosen = steps if only is None else only
     for step in chosen if fresh else ():
         step.slot.discard(_log_waiting(step, send))
-    if jobs > 1:
+    if jobs != 1:
         any_ran = run_in_parallel(chosen, run_one, send, jobs)
     else:
         any_ran = sum(run_one(step, send) for step in chosen) > 0  # `sum`, since `any` would stop at the first

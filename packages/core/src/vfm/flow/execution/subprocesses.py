@@ -20,6 +20,7 @@ from vfm.interfaces import Event, Preempted
 
 Send = Callable[[Event], None]
 Start = Callable[..., AbstractContextManager["Process"]]
+PROCESS_LOG = "process.log"  # in the work folder: the standard error of a process
 ERROR_LINES = 15  # lines of standard error to show after a failure
 
 
@@ -91,11 +92,13 @@ class Job:
         environment: its environment variables.
         processes: the group of its processes.
         fork: forks its process (`ForkServers.start`); None: start a new one.
+        ray: starts its process on a node of a Ray cluster (`RayNodes.start`); None: on this machine.
     """
 
     environment: Mapping[str, str]
     processes: Processes
     fork: Start | None = None
+    ray: Start | None = None
 
 
 def python_command(*options: str) -> list[str]:
@@ -149,7 +152,7 @@ def run_subprocess(start: Start, step: Step, send: Send, lock_descriptor: int, p
         RuntimeError: If the step failed. The message ends with the last lines of its standard error.
     """
     # The subprocess inherits the lock. If this process is killed, the lock is held until the subprocess ends too.
-    errors = step.slot.work / "process.log"
+    errors = step.slot.work / PROCESS_LOG
     with (
         errors.open("wb") as log,
         start(errors=log.fileno(), lock=lock_descriptor) as process,
