@@ -146,6 +146,7 @@ class Task(nn.Module, Generic[Inputs]):
             loss, metrics = call(batch)
             if weights is not None:
                 loss = loss * weights[index]
+            # By samples, not by micro-batches, because the last micro-batch may be smaller.
             share = len(batch) / num_samples
             backward(loss * share)
             for name, value in {**metrics, "loss": loss}.items():

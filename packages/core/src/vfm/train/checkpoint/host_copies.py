@@ -63,6 +63,7 @@ class DeviceCopies:
 
     def start(self, tensors: Parts) -> Parts:
         """Queue the copies. The tensors must exist until `wait` returns."""
+        # The copies must see the weights after the step that is still queued.
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             copies = self.buffers.copy(tensors)

@@ -54,6 +54,7 @@ def write_shards(parts: Mapping[str, Mapping[str, Tensor]], folder: Path, group:
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
         for cause in causes:
+            # torch wraps the causes in an exception of its own, which hides that the disk is full.
             if isinstance(cause, OSError) and cause.errno:
                 raise OSError(cause.errno, cause.strerror, str(folder)) from None
         raise causes[0] from None
@@ -95,6 +96,8 @@ def read_shards(folder: Path, sharded: Mapping[str, DTensor]) -> Parts:
         part, _, name = key.partition("/")
         like = owner(part, name, entry.size, sharded)
         dtype = entry.properties.dtype
+        # Whole tensors are read by all, sharded ones only in the rows of this process, which `load` takes from the
+        # shape and placement given here.
         tensors[key] = torch.empty(entry.size, dtype=dtype) if like is None else torch.empty_like(like, dtype=dtype)
     with warnings.catch_warnings():
         # Each process reads alone, so this is intended.

@@ -30,6 +30,7 @@ class Agreement:
         earlier = self._read()
         self._copy = requests.to("cpu", non_blocking=True, copy=True)
         if requests.device.type == "cuda":
+            # Waiting for this event waits for the copy alone, and not for the kernels that are queued after it.
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()  # type: ignore[no-untyped-call]
         return earlier or [False] * len(requests)

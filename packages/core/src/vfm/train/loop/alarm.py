@@ -32,6 +32,7 @@ class Alarm(ABC):
     def __call__(self, event: Event) -> None:
         """Forward the event, and check it if it has metrics of the training."""
         self.ctx.send(event)
+        # Evaluations send the same type of event, with scores only.
         if event.type == "metrics" and "train/loss" in event.data["values"]:
             step = event.data["step"]
             if not self.caught_up:

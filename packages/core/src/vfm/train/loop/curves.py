@@ -65,6 +65,8 @@ class MetricsLog:
 
     def add(self, names: list[str], values: Tensor) -> None:
         """Add the metrics of a step without synchronising with the device."""
+        # One sum for each set of names: a step adds a vector in one launch, and steps that report more metrics than
+        # others keep their own count.
         total, count = self.sums.get(tuple(names), (torch.zeros_like(values), 0))
         self.sums[tuple(names)] = (total + values, count + 1)
         self._steps += 1
@@ -117,11 +119,13 @@ class MetricsLog:
 
     def _speed(self, paused: float) -> dict[str, float]:
         now = time.perf_counter()
+        # At least a nanosecond, since the clock may not advance between two steps of a tiny model.
         seconds, self._since = max(now - self._since, 1e-9), now
         waited, self.waited = self.waited, 0.0
         steps, self._steps = self._steps, 0
         samples, self._samples = self.samples - self._samples, self.samples
         memory = round(memory_gib(self.world.device), 3)
+        # The slowest process holds up all others, so the log has the largest share of any process.
         by_rank = self.world.gather((waited / seconds, paused / seconds, memory))
         speed = {
             "train/samples_per_second": round(samples / seconds, 2),
@@ -146,6 +150,8 @@ class MetricsLog:
         if self.world.is_main:
             self.file.touch()
             expected = state["file_bytes"] if state else 0
+            # The resumed run writes the later lines again. Only whole lines are kept, as a power cut may have lost a
+            # part of one.
             size = self.file.read_bytes()[:expected].rfind(b"\n") + 1
             if size < expected:
                 self.ctx.warn(f"{self.file}: expected {expected} bytes, got {size}: lines of earlier steps are lost")

@@ -72,6 +72,7 @@ def run_evaluations(
             with repeating(world):
                 scores = evaluate(evaluation, quiet, encoder)
         elif evaluation.in_processes:
+            # All processes but the first leave by this exception once their share of the batches is encoded.
             with suppress(LeftToFirst), sharing(world):
                 scores = evaluate(evaluation, quiet, encoder)
         elif world.is_main:

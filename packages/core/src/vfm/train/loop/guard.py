@@ -68,6 +68,7 @@ class FiniteGuard:
             if not torch.isfinite(loss):
                 with_bad_loss += batch_keys
         by_rank = self.world.gather((with_bad_loss, every))
+        # With finite losses it is the gradient that overflowed, which may be due to any sample of the step.
         is_bad_loss = any(bad for bad, _ in by_rank)
         what = "the loss" if is_bad_loss else "the gradient"
         suspects = [bad if is_bad_loss else all_keys for bad, all_keys in by_rank]

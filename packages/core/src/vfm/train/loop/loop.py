@@ -74,6 +74,8 @@ def fit(task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context) 
 def _fit(
     task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context, world: DistributedWorld, stop: Termination
 ) -> None:
+    # The order matters: fused kernels and FP8 replace layers, compilation records the layers that it finds, and DDP and
+    # FSDP wrap the result, whose parameters are then fixed for the optimizer.
     placed, position = in_processes(task, config.runtime, world), Position()
     with (
         chosen_kernels(placed.task, config.runtime, ctx, world),
@@ -114,6 +116,8 @@ class _Loop(Generic[Inputs]):
         self.optimizer = build_optimizer(task, plan.optimizer, plan.lr)
         self.lr_at: Callable[[int], float] = plan.schedule.build(plan.lr, plan.num_steps)
         with numerics.full_weights():
+            # An average in bf16 would lose every change below 1/256 of a weight, which at usual decays is nearly all of
+            # them.
             self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None
         self.throughput = Throughput(world.device, plan.runtime, half=numerics.half is not None)
         self.curves = MetricsLog(ctx, plan, world, self.throughput)
@@ -154,6 +158,7 @@ class _Loop(Generic[Inputs]):
             raise
         finally:
             self.profiler.close()
+            # Closing a generator ends its worker processes and threads now, not when it is collected.
             if hasattr(steps, "close"):
                 steps.close()
         self.position.move(self.done, Phase.SAVING)
@@ -179,6 +184,7 @@ class _Loop(Generic[Inputs]):
             raise UserError(f"{self.ctx.stage}: the data ends after step {self.done} of {self.plan.num_steps}")
         self.curves.count(micro_batches)
         self.skipped.take(micro_batches)
+        # On the host, since cutting padding needs lengths, which would have to be read back from the device.
         ready = [replace(batch, inputs=self.task.prepare(batch.inputs)) for batch in micro_batches]
         return [batch.to(self.world.device) for batch in ready]
 
@@ -197,15 +203,18 @@ class _Loop(Generic[Inputs]):
         log = self.curves.due(done)
         save = done == self.plan.num_steps or self.checkpoints.due_by_step(done)
         evaluate = self.evaluations.due(done)
+        # Wait for the device only in steps that read from it anyway.
         look = log or save or evaluate or reading_is_free(self.world.device) or (alone and any(wishes))
         lr = self.lr_at(step)
         set_lr(self.optimizer, lr, step)
+        # A skipped step computes nothing, but the other processes rely on its all-reduce for their wishes.
         if done in self.plan.skip_steps:
             self.checkpoints.wait_for_copy()
             agreed = self.world.mean(torch.tensor(wishes, device=self.world.device))
         else:
             agreed = self.optimize(step, micro_batches, wishes)
         stop, due = self.agreement.after_step(agreed, wait=look)
+        # Before anything is logged, scored or saved, so that no file contains a step that was not finite.
         if look or stop or due:
             self.guard.read(self.checkpoints.wait)
         with self.numerics.full_weights():

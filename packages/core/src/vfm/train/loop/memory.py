@@ -87,13 +87,16 @@ def remedy(plan: Training, parts: dict[str, float], micro_batch_size: int, proce
     ways: list[tuple[float, str]] = []
     if micro_batch_size > 1:
         smaller = micro_batch_size // 2
+        # Activations are proportional to the micro-batch, everything else does not depend on it.
         freed = activations * (1 - smaller / micro_batch_size)
         ways.append((freed, f"--set {plan.name}.micro_batch_size={smaller} frees about {freed:.2f} GiB"))
     if processes > 1 and plan.can_shard and plan.runtime.parallel == "ddp":
+        # FSDP divides weights, gradients, averages and optimizer state by the number of processes, but no activations.
         freed = sum(size for name, size in parts.items() if name != "activations") * (1 - 1 / processes)
         ways.append((freed, f"--set {plan.name}.runtime.parallel=fsdp frees about {freed:.2f} GiB"))
     lines = [line for _, line in sorted(ways, reverse=True)]
     if not plan.grad_checkpointing:
+        # A backward pass costs two forward passes, so recomputing the forward pass adds one to three.
         lines.append(
             f"--set {plan.name}.grad_checkpointing=true frees most of the {activations:.2f} GiB of activations"
             " for a third more computation"

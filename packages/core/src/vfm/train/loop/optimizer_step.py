@@ -53,6 +53,7 @@ class OptimizerStep(Generic[Inputs]):
             The mean of each wish over all processes.
         """
         losses: list[tuple[list[str], Tensor]] = []
+        # Without a gradient, the first backward pass stores its result, where zeros would have to be read and added.
         self.optimizer.zero_grad(set_to_none=True)
         self.placed.task.is_log_step = self.curves.is_last_before_line(step + 1)
         self.placed.task.before_step(step)
@@ -62,6 +63,7 @@ class OptimizerStep(Generic[Inputs]):
         with waits_reported(self.plan.runtime.sync_debug, self.placed.world.device):
             metrics = self._gradients(step, micro_batches, losses)
         self.placed.average_gradients()
+        # The optimizer is about to change the weights that a checkpoint may still be copying.
         self.wait_for_copy()
         with self.numerics.full_weights(), record_function("vfm: optimizer"):
             return self._update(step, metrics, losses, wishes)
@@ -74,6 +76,7 @@ class OptimizerStep(Generic[Inputs]):
         self.numerics.unscale(grads)
         # With `cpu_offload` the gradients are in host memory.
         grad_norm = as_whole(get_total_norm(grads)).float().to(self.placed.world.device)
+        # The norm is needed for the log and the check for infinity anyway, so clipping does not compute it again.
         if self.plan.optimizer.grad_clip_norm:
             clip_grads_with_norm_(trained, self.plan.optimizer.grad_clip_norm, grad_norm)
         names = sorted(metrics)
@@ -98,6 +101,7 @@ class OptimizerStep(Generic[Inputs]):
         ) -> tuple[Tensor, Metrics]:
             with self.numerics.autocast(), record_function("vfm: forward"):
                 loss, metrics = self.placed.run(self.compiled(method or self.placed.task), batch.inputs, *args)
+            # With the keys, so that a loss that is not finite can be traced to its samples later, without a copy now.
             losses.append((batch.keys, loss.detach()))
             return loss, metrics
 

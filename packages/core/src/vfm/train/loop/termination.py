@@ -32,6 +32,7 @@ def termination() -> Iterator[Termination]:
         requested.number = number
         requested.set()
 
+    # Ctrl-C is left alone: whoever types it does not want to wait for a checkpoint.
     before = {number: signal.signal(number, request) for number in ENDING}
     try:
         yield requested

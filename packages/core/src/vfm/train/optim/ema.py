@@ -24,6 +24,7 @@ class Ema:
 
     def update(self, step: int) -> None:
         """Add the weights after optimizer step `step` (the first is 0) to the average."""
+        # torch's multi-tensor update needs a few launches for all weights. It ignores its last argument, a count.
         update_average = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
         update_average(list(self.average.values()), [p.detach() for p in self.weights.values()], 0)
 

@@ -49,6 +49,7 @@ class Lamb(torch.optim.Optimizer):
         else:
             bad = self.found_inf
         taken = 1 - bad  # 0 makes all updates below no-ops
+        # Not multiplied by `taken`, as 0 times NaN is NaN.
         grad = param.grad.masked_fill(bad > 0, 0)  # type: ignore[union-attr]
         mean, square, count = state["exp_avg"], state["exp_avg_sq"], state["num_steps"]
         beta1, beta2 = group["betas"]

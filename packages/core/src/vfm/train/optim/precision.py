@@ -33,6 +33,8 @@ class LossScale:
     """
 
     def __init__(self, device: torch.device, initial: float = 2.0**16, interval: int = 2000) -> None:
+        # The initial factor and the interval are the defaults of torch.amp.GradScaler. All of it stays on the device,
+        # where `torch.where` replaces conditions that would wait for it.
         self.factor = torch.tensor(initial, device=device)
         self.taken = torch.zeros((), device=device)  # steps since the factor changed
         self.interval = interval
@@ -82,6 +84,7 @@ class FullWeights:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Give the fp32 weights, with gradients in fp32, to the parameters within the context."""
+        # A gradient must have the type of its weight, so it is kept aside until the weight has changed its type.
         grads = [None if param.grad is None else param.grad.float() for param in self.params]
         self._give(self.full)
         for param, grad in zip(self.params, grads, strict=True):
@@ -120,6 +123,7 @@ class RoundedMatrices:
                 if isinstance(layer, MATRICES):
                     params |= {id(param): param for param in layer.parameters(recurse=False)}
         self.params = [param for param in params.values() if param.dtype == torch.float32]
+        # On the CPU, since the point of rounding is to free memory of the device.
         self.full = [param.data.cpu() for param in self.params]
         for param in self.params:
             param.data = param.data.to(dtype)

@@ -48,6 +48,7 @@ def warmup_stable_decay(schedule: WarmupStableDecay, lr: float, num_steps: int) 
 
 def steps(schedule: StepSchedule, lr: float, num_steps: int) -> Rate:
     """Create a schedule with `lr`, divided by 10 after each share of the steps in `at`, also during the warm-up."""
+    # Shares, not numbers of steps, so that a recipe keeps its shape if `steps` is changed.
     starts = [share * num_steps for share in schedule.at]
 
     def rate(step: int) -> float:

@@ -20,11 +20,13 @@ def blocks(module: nn.Module) -> list[nn.Module]:
             parts = list(container.children())
         else:
             parts = []
+        # A list of one element, or of different layers such as a stem, gains nothing from being a unit.
         if container in inside or len(parts) < 2 or len({type(part) for part in parts}) > 1:
             continue
         for part in parts:
             inside.update(part.modules())
             uses_in_part = _uses(part)
+            # FSDP cannot gather a weight with one unit that another unit uses too.
             is_unshared = all(uses[key] == count for key, count in uses_in_part.items())
             if uses_in_part and is_unshared:
                 units.append(part)

@@ -29,6 +29,7 @@ def deadline(seconds: float, work: str, report: Callable[[str], None], stacks: P
             message = f"{work} hangs: nothing has come after {seconds:.0f} s (stacks: {stacks})"
             report(message)
             print(message, file=sys.stderr, flush=True)
+            # Not `sys.exit`, which only ends this thread. The main thread hangs and cannot be asked to end.
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -23,6 +23,7 @@ from vfm.interfaces import Runtime, Training, TrainingRuntime
 
 _uses = count()
 CLOSING = 20.0  # seconds to close the process group after an error
+# The processes that wait would fail after gloo's 30 minutes or NCCL's 10.
 TIMEOUT = timedelta(hours=2)  # the others wait for rank 0 while it scores an evaluation
 
 

@@ -104,6 +104,7 @@ class Heartbeat:
                 self.on_lost(self.message)
 
     def _beat(self) -> float:
+        # The time only makes each sign different from the one before. Clocks of two machines are never compared.
         sign = f"{time.time_ns()} {_pid_namespace()} {socket.gethostname()} {os.getpid()}"
         place = self.position.place
         self._idle = self._idle + self.interval if place == self._place else 0.0
@@ -204,6 +205,7 @@ def _pid_namespace() -> str:
 def _is_dead(pid: str) -> bool:
     """Check whether a process on this machine has ended. A zombie (Z) has, but its parent has not waited for it."""
     try:
+        # The state follows the program's name, which stands in brackets and may contain brackets and spaces.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return True

@@ -18,6 +18,7 @@ def in_processes(task: Task[Inputs], runtime: TrainingRuntime, world: Distribute
     Raises:
         UserError: If `cpu_offload` is set, but there is a single process.
     """
+    # Not moved to the device here: the whole task may not fit there, so it is sent and cut block by block.
     if world.size > 1 and runtime.parallel == "fsdp":
         return Sharded(task, world, runtime)
     if runtime.cpu_offload:

@@ -110,6 +110,7 @@ def compiled(modules: list[nn.Module], mode: str = "default") -> Iterator[None]:
         yield
     finally:
         for module in modules:
+            # Where `nn.Module.compile` stores the compiled call. torch has no public way to undo it.
             module._compiled_call_impl = None
 
 

@@ -22,6 +22,7 @@ class Phase(IntEnum):
     @property
     def limit(self) -> float:
         """Longest time in the phase, in units of `runtime.hang_seconds`."""
+        # Compilation, a scored data set and a checkpoint on a slow disk take minutes in which a process does not move.
         if self in (Phase.STARTING, Phase.EVALUATING, Phase.SAVING):
             return 10.0
         return 1.0

@@ -23,6 +23,7 @@ class Replicated(Alone[Inputs]):
         """Compare the weights of all processes, and prepare DDP's buckets."""
         device = self.world.device
         ids = [device.index] if device.type == "cuda" else None
+        # Gradients are views of the buckets, which saves a copy of all gradients.
         self.ddp = DistributedDataParallel(
             Routed(self.task),
             device_ids=ids,

@@ -75,6 +75,7 @@ class Sharded(Alone[Inputs]):
             )
         self.root = Routed(self.task)
         self._receive(self.root)
+        # FSDP refuses scalars, and of a vector of one number all processes but the first would have an empty part.
         self.uncut = [param for param in self.task.parameters() if param.numel() == 1]
         fully_shard(self.root, mesh=self.mesh, ignored_params=set(self.uncut), offload_policy=offload)
         if self.runtime.prefetch_blocks:
