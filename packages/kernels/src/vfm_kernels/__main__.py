@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("--varlen", action="store_true", help="sequences of several lengths in one row")
     options = parser.parse_args(arguments)
     has_gpu = torch.cuda.is_available()
+    # Hopper, the architecture that most of the settings were made for.
     capability = torch.cuda.get_device_capability() if has_gpu else (9, 0)
     kind = {"causal": options.causal, "varlen": options.varlen}
     problem = hypothetical_problem(options.shape, DTYPES[options.dtype], capability, **kind)

@@ -103,6 +103,7 @@ def winner(times: Times, compiled: bool = False) -> Choice:
         return Choice(library, 0.0)
     best = _median_of(times, ours)
     (median, _, high), (other, other_low, _) = times[best], times[library]
+    # The second condition compares the slow runs of ours with the fast runs of the library.
     wins = median * MARGIN <= other and high <= other_low
     if wins:
         return Choice(best, round(other - median, 4))
@@ -170,6 +171,7 @@ def _between(measured: Mapping[int, Times], wanted: int) -> Times:
         return next(iter(measured.values()))
     (low, first), (high, second) = sorted(measured.items())
     share = math.log(wanted / low) / math.log(high / low)
+    # A library may have no time at one of the two, for example where it does not take so many tokens.
     names = [name for name in first if name in second]
     return {name: _weighted(first[name], second[name], share) for name in names}
 

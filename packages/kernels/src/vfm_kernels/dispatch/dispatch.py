@@ -70,6 +70,7 @@ def fused(op: str, *tensors: Tensor) -> bool:
         return False
     if SETTINGS.choice == "triton":
         return True
+    # Without measurements `auto` means torch, so no call pays for looking up a size.
     if not _table_has_rows():
         return False
     first = tensors[0]

@@ -49,6 +49,8 @@ class Op:
             keep(ctx, arguments, results)
             return results
 
+        # A function of autograd whose forward is called directly, without the dispatcher, which costs as much as a
+        # small kernel on the host.
         members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
         self._eager = type(self.name, (torch.autograd.Function,), members).apply  # type: ignore[attr-defined]
 

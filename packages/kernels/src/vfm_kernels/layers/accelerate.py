@@ -86,6 +86,7 @@ def with_state_of(layer: nn.Module, new_class: type[nn.Module]) -> nn.Module:
     the layer stays registered, and the layer returns to the model up to date.
     """
     module = new_class.__new__(new_class)
+    # One dictionary for both, so whatever is set on one of them (a weight, a hook, the mode) is seen by the other.
     module.__dict__ = layer.__dict__
     return module
 
@@ -116,6 +117,7 @@ def accelerate(model: nn.Module) -> Acceleration:
         for name, layer in list(model.named_modules()):
             if type(layer) in known:  # widened by `pad_swiglu`, or replaced before
                 acceleration.replaced[name] = known[type(layer)]
+            # The exact type: a subclass may override `forward`, which the replacement would ignore.
             if type(layer) not in library.FUSED:
                 continue
             new_class, op = library.FUSED[type(layer)]
@@ -143,6 +145,7 @@ def _join_blocks(library: ModuleType, model: nn.Module, acceleration: Accelerati
         for block, after in itertools.pairwise(blocks):
             norm = library.following_norm(after)
             if norm is not None and library.following_norm(block) is not None:
+                # Not by `setattr`, so that no state dict or optimizer meets the norm twice.
                 block.__dict__["following"] = NextNorm(norm)
                 acceleration.on_undo(block.__dict__.pop, "following", None)
 

@@ -73,6 +73,7 @@ def add_layer_norm_plain(
     update = branch if layer_scale is None else branch * layer_scale
     if drop_scale is not None:
         factor = drop_scale.to(update.dtype).view(-1, *[1] * (branch.ndim - 1))
+        # A dropped branch must not matter even if it is infinite, and 0 times infinity is NaN.
         update = torch.where(factor == 0, 0.0, update * factor)
     summed = residual + update
     with torch.autocast(residual.device.type, enabled=False):
@@ -122,6 +123,7 @@ def _run_backward(
     x, dy = at_least_fp32(summed), at_least_fp32(d_normed)
     xhat = (x - mean[:, None]) * rstd[:, None]
     d_xhat = dy * weight
+    # A layer norm ignores shifts and scalings of its input, so the gradient loses its parts along both.
     along = (d_xhat * xhat).mean(dim=1, keepdim=True)
     dx = at_least_fp32(d_summed) + (d_xhat - d_xhat.mean(dim=1, keepdim=True) - xhat * along) * rstd[:, None]
     d_residual, d_branch, d_weight, d_bias, d_scale = buffers

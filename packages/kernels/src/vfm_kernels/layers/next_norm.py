@@ -45,6 +45,7 @@ class NextNorm:
         norm: Any = None if self._norm is None else self._norm()
         if norm is None or not self.wanted or type(norm.weight) is not nn.Parameter:
             return None
+        # A hook, a saved-tensor hook (activation checkpointing) or inference mode must see the norm's own call.
         if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks:
             return None
         if torch.is_inference_mode_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
@@ -88,6 +89,7 @@ def first_norm(norm: nn.Module, x: Tensor) -> Tensor:
     handed: _Handed | None = None
     if not torch.compiler.is_compiling():
         handed = x.__dict__.pop(HANDED, None)
+    # Changed in place, the sum has another version, and its norm is computed again.
     if handed is not None and handed.norm is norm and handed.version == x._version:
         handed.following.wanted = True
         return handed.normed

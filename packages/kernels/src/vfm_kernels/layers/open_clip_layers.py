@@ -57,6 +57,7 @@ class FusedMultiheadAttention(nn.MultiheadAttention):
         self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Compute the same as torch's layer. Calls with a mask, as in text towers, run torch's code."""
+        # open_clip passes everything by name, so positional arguments come from a caller that we do not know.
         plain = not args and not kwargs.get("need_weights", True) and not self._masked(kwargs)
         if not (plain and query is key and key is value and not (self.training and self.dropout > 0)):
             return super().forward(query, key, value, *args, **kwargs)

@@ -118,6 +118,7 @@ class PaddedPatchProjection(nn.Conv2d):
         patches = images[:, :, : rows * height, : columns * width]
         patches = patches.reshape(batch, channels, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5).flatten(3)
         # (B, rows, columns, C * height * width)
+        # Zeros meet the weight's zero padding, so the product is the same.
         patches = F.pad(patches, (0, self.weight.shape[1] - patches.shape[-1]))
         return F.linear(patches, self.weight, self.bias).permute(0, 3, 1, 2)
 

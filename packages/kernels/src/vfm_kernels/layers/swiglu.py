@@ -80,6 +80,7 @@ def _run_backward(
     d_normed = dy * weight
     along = (d_normed * normed).mean(dim=1, keepdim=True)
     d_hidden = (d_normed - d_normed.mean(dim=1, keepdim=True) - normed * along) * rstd[:, None]
+    # The derivative of silu, sigmoid(g) (1 + g (1 - sigmoid(g))).
     d_gate = F.pad(d_hidden * v * sigmoid * (1 + g * (1 - sigmoid)), (0, padding)).to(gate.dtype)
     d_value = F.pad(d_hidden * g * sigmoid, (0, padding)).to(gate.dtype)
     return d_gate, d_value, (dy * normed).sum(dim=0).to(weight.dtype), dy.sum(dim=0).to(weight.dtype)

@@ -47,6 +47,7 @@ class FusedEvaAttention(EvaAttention):  # type: ignore[misc]
             sin, cos = (half[..., ::2] for half in table.chunk(2, dim=-1))
             pattern |= {"sin": sin, "cos": cos, "num_prefix_tokens": self.num_prefix_tokens}
         batch, num_tokens, _ = x.shape
+        # EVA's keys have no bias, which timm stores as a buffer of zeros.
         if self.qkv is not None:
             bias = None if self.q_bias is None else torch.cat((self.q_bias, self.k_bias, self.v_bias))
             packed = F.linear(x, self.qkv.weight, bias).view(batch, num_tokens, 3, self.num_heads, -1)
@@ -195,6 +196,7 @@ def sum_and_norm(
     drop_scale = None
     if isinstance(drop_path, DropPath) and drop_path.training and drop_path.drop_prob > 0:
         keep = 1 - drop_path.drop_prob
+        # Drawn in the shape that timm's `drop_path` uses, so that the generator gives the same samples.
         drop_scale = branch.new_empty((len(branch), *[1] * (branch.ndim - 1))).bernoulli_(keep).flatten()
         if drop_path.scale_by_keep and keep > 0:
             drop_scale = drop_scale / keep

@@ -79,10 +79,12 @@ def _statistics(image: Tensor, text: Tensor, scale: Tensor, chunk_size: int) -> 
         logits = _logits(image, text, scale, first, chunk_size)
         positives.append(logits.diagonal(first))
         for parts, dim in ((row_parts, 1), (key_parts, 0)):
+            # The largest logit is subtracted, as exp(100) is beyond what fp32 holds at CLIP's highest scale.
             largest = logits.amax(dim=dim)
             parts.append((largest, (logits - largest.unsqueeze(dim)).exp().sum(dim=dim)))
     row_largest, row_total = map(torch.cat, zip(*row_parts, strict=True))
     largest, total = map(torch.stack, zip(*key_parts, strict=True))
+    # The chunks of a column had different maxima, so their sums are rescaled to the common one.
     key_largest = largest.amax(dim=0)
     key_total = (total * (largest - key_largest).exp()).sum(dim=0)
     return row_largest, row_total, key_largest, key_total, torch.cat(positives)
@@ -97,6 +99,7 @@ def _gradients(image: Tensor, text: Tensor, scale: Tensor, *rest: Any) -> tuple[
     rows = slice(first, first + num_rows)
     gradients = (logits - row_largest[rows, None]).exp() / row_total[rows, None]
     gradients += (logits - key_largest).exp() / key_total
+    # Each positive pair is the answer in both directions.
     gradients.diagonal(first).sub_(2.0)
     return gradients, (gradients * logits).sum()
 

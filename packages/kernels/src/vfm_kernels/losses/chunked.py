@@ -71,6 +71,7 @@ def distinct_cross_entropy_rows(all_groups: Tensor) -> RowLoss:
     """
 
     def row_loss(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
+        # Minus infinity gives a key no probability, and so no gradient.
         ignored = same_group(all_groups, first_positive, len(logits))
         return cross_entropy_rows(logits.masked_fill_(ignored, -torch.inf), first_positive)
 
@@ -126,6 +127,8 @@ class _ChunkedPairLoss(torch.autograd.Function):
         chunk_size: int,
     ) -> Tensor:
         total, d_scale, d_bias = torch.zeros_like(scale), torch.zeros_like(scale), torch.zeros_like(scale)
+        # The gradients are computed in the forward pass, where the logits exist. Autograd would keep the logits of all
+        # chunks.
         d_queries, d_keys = torch.empty_like(queries), torch.zeros_like(keys)
         for start in range(0, len(queries), chunk_size):
             rows = slice(start, start + chunk_size)

@@ -78,6 +78,7 @@ def info_nce(
     if weights is not None and (weights.shape != (len(image),) or chunk_size is not None):
         raise ValueError(f"expected weights of shape ({len(image)},) without a chunk_size, got {tuple(weights.shape)}")
 
+    # Only then do both directions share one matrix of logits.
     alone = all_text_features is None and all_groups is None
     if chunk_size is not None and alone and fused("info_nce_all_pairs", image, text):
         with torch.autocast(image.device.type, enabled=False):

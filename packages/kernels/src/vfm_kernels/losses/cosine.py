@@ -116,6 +116,8 @@ def _run_backward(factor: Tensor, prediction: Tensor, target: Tensor, masked: Te
     length = torch.linalg.vector_norm(p, dim=-1, keepdim=True)
     inverse = 1 / length.clamp(min=EPS)
     along = (p * t).sum(dim=-1, keepdim=True) * inverse  # (R, 1)
+    # The part of the target across the prediction. Below EPS torch divides by EPS, a constant, so nothing is taken
+    # away.
     d_prediction: Tensor = (t - torch.where(length > EPS, along * inverse, 0.0) * p) * (inverse * factor)
     if masked is not None:
         d_prediction = d_prediction.masked_fill(~masked[:, None], 0.0)

@@ -149,12 +149,14 @@ def sample_times(
     elif distribution == "uniform":
         times = torch.rand(num_samples, generator=generator, device=device)
     elif distribution == "stratified":
+        # One time from each of as many equal parts, so that a small batch covers the whole range.
         parts = torch.randperm(num_samples, generator=generator, device=device)
         times = (parts + torch.rand(num_samples, generator=generator, device=device)) / num_samples
     else:
         raise ValueError(
             f"{distribution!r} is not a valid distribution; choose from {', '.join(get_args(TimeDistribution))}"
         )
+    # The shift of Stable Diffusion 3 for higher resolutions, which moves times towards noise.
     shifted = shift * times / (1 + (shift - 1) * times)
     return shifted.clamp(max=1 - 2**-24)  # fp32 rounds the upper tail to 1, for which no schedule has an entry
 

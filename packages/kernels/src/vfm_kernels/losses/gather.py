@@ -40,5 +40,7 @@ class _Gather(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         local = grad.new_empty((ctx.num_local, *grad.shape[1:]))
+        # A feature is a key in the loss of every rank, so its gradient is the sum of what all ranks have computed for
+        # it.
         dist.reduce_scatter_tensor(local, grad.contiguous(), group=ctx.group)  # sum over ranks
         return local, None

@@ -65,6 +65,7 @@ def _run_backward(d_out: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor,
 def _run_packed_backward(d_out: Tensor, out: Tensor, lse: Tensor, qkv: Tensor, *pattern: Any) -> Tensor:
     packed = qkv.new_empty(qkv.shape)
     q, k, v = qkv.unbind(2)
+    # Views, so that the gradients are written where the linear layer's backward pass reads them, without a copy.
     d_q, d_k, d_v = packed.unbind(2)
     _backward(d_out, out, lse, (q, k, v), Pattern(*pattern), (d_q, d_k, d_v))
     return packed
@@ -146,5 +147,6 @@ def _count(op: Op, num_products: int, first: int, num_heads_inputs: int) -> None
 
 _count(attention_op, 2, 0, 3)
 _count(attention_packed_op, 2, 0, 1)
+# Five products: the scores again, and the gradients of weights, values, queries and keys.
 _count(_BACKWARD, 5, 3, 3)
 _count(_PACKED_BACKWARD, 5, 3, 1)

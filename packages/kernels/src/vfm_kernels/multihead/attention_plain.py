@@ -46,6 +46,7 @@ def attention_plain_backward(
     weights = torch.exp2(at_least_fp32(_scores(q, k, pattern)) / math.log(2) - lse[..., None])  # (B, H, N, N)
     d_out, out, q, k, v = (at_least_fp32(tensor) for tensor in (d_out, out, q, k, v))
     d_weights = torch.einsum("bnhd,bmhd->bhnm", d_out, v)
+    # The sum over keys of weight times its gradient, which the softmax subtracts, equals output times its gradient.
     delta = (d_out * out).sum(dim=-1).transpose(1, 2)[..., None]  # (B, H, N, 1)
     d_scores = weights * (d_weights - delta) * pattern.scale
     d_q = _rotated(torch.einsum("bhnm,bmhd->bnhd", d_scores, k), pattern, inverse=True)
@@ -61,6 +62,7 @@ def visible_keys(q: Tensor, pattern: Pattern) -> Tensor | None:
     tokens = torch.arange(q.shape[1], device=q.device)
     visible = torch.ones(len(tokens), len(tokens), dtype=torch.bool, device=q.device)
     if pattern.cu_seqlens is not None:
+        # The number of the sequence that each token belongs to.
         sequence = torch.searchsorted(pattern.cu_seqlens.to(tokens.dtype), tokens, right=True)
         visible = sequence[:, None] == sequence[None, :]
     if pattern.causal:

@@ -49,6 +49,7 @@ class Problem:
         kind = {"causal": self.causal, "varlen": self.varlen, "rope": self.rope}
         batch, num_tokens, num_heads, width = self.shape
         if self.varlen:
+            # As many sequences as there would be if all had the longest length, which is how measurements count them.
             sequences = -(-batch * num_tokens // max(1, self.longest))
         else:
             sequences = batch

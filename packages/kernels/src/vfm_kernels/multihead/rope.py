@@ -40,6 +40,7 @@ def rotate_plain(
     """Rotate heads in plain torch. Arguments are as for `rotate`."""
     batch, num_tokens, _, width = heads.shape
     if positions is None:
+        # Negative for prefix tokens (CLS, registers), which have no place in the image and are not rotated.
         positions = torch.arange(-num_prefix_tokens, num_tokens - num_prefix_tokens, device=heads.device)
         positions = positions.expand(batch, -1)
     has_position = (positions >= 0)[:, :, None]

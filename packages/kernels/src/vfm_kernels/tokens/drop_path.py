@@ -34,9 +34,11 @@ def residual_of_subset(
     if not 0 <= drop_rate < 1:
         raise ValueError(f"drop_rate must be in [0, 1), got {drop_rate}")
     batch = len(x)
+    # At least one, since the scale of the branch divides by it.
     num_kept = max(1, round(batch * (1 - drop_rate)))
     if num_kept == batch:
         return x + branch(x, torch.arange(batch, device=x.device)).to(x.dtype)
     device = x.device if generator is None else generator.device
     index = torch.randperm(batch, generator=generator, device=device)[:num_kept].to(x.device)
+    # Scaled so that the expected sum over the batch is that of a branch that drops nothing.
     return x.index_add(0, index, branch(x[index], index).to(x.dtype), alpha=batch / num_kept)

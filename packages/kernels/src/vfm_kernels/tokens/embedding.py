@@ -65,6 +65,7 @@ def mask_tokens_plain(
         tokens = torch.cat([cls_token.to(dtype).expand(len(tokens), 1, -1), tokens], dim=1)
     if pos_embed is None:
         return tokens
+    # Rounded once, after the sum, as the kernel does.
     return (at_least_fp32(tokens) + pos_embed).to(dtype)
 
 

@@ -73,6 +73,8 @@ def random_mask(seeds: Seeds, grid: Grid, num_masked: int) -> Tensor:
     keys = random_word(keys_of(seeds)[:, None], np.arange(grid[0] * grid[1], dtype=np.uint64))
     mask = np.zeros(keys.shape, dtype=bool)
     if num_masked:
+        # The smallest of independent random words are a uniform choice. Equal words of 64 bits do not occur in
+        # practice.
         chosen = np.argpartition(keys, num_masked - 1, axis=1)[:, :num_masked]
         np.put_along_axis(mask, chosen, True, axis=1)
     return _as_tensor(mask, seeds)
@@ -105,6 +107,8 @@ class _Masks:
         self.keys, self.grid, self.min_block, self.bool_mask = keys, grid, min_block, bool_mask
         self.missing: Ints = np.full(len(keys), num_masked)
         self.attempts: Ints = np.zeros(len(keys), dtype=np.int64)
+        # Sums by products with triangular matrices, which BLAS computes faster than NumPy its cumulative sums at these
+        # sizes. Counts below 2^24 are exact in fp32.
         self.down = np.tri(grid[0] + 1, grid[0], -1, dtype=np.float32)  # sums the rows above
         self.right = np.tri(grid[1] + 1, grid[1], -1, dtype=np.float32).T.copy()  # sums the columns to the left
 
@@ -115,6 +119,7 @@ class _Masks:
             masks, missing = self.bool_mask[active], self.missing[active]
             blocks = self._attempts(active)
             count = self._free_in(blocks, masks)
+            # EVA looks at up to ten blocks and takes the first that fits. A mask for which none fits stays short.
             taken, which = self._chosen(active, (count > 0) & (count <= missing[:, None]))
             self.bool_mask[active] = masks | (self._patches(blocks[which]) & taken[:, None])
             self.missing[active] = missing = missing - taken * count[which[1:]]
@@ -153,6 +158,7 @@ class _Masks:
         aspect = np.exp(LOG_MAX_ASPECT * (2 * of_aspect - 1))
         height, width = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
         fits = (height < rows) & (width < columns)
+        # A block that does not fit becomes empty, so it is never usable, but still counts as an attempt.
         height, width = height * fits, width * fits
         return np.array([of_top * (rows - height + 1), height, of_left * (columns - width + 1), width]).astype(np.int64)
 
@@ -206,6 +212,7 @@ def _scrambled(words: Words) -> Words:
 
 def _uniforms(keys: Words, attempts: Ints, number: Ints | int) -> NDArray[np.floating[Any]]:
     """Draw the uniform with a number within each attempt, in [0, 1) with 53 bits."""
+    # Each number of the stream has a fixed use, so draws do not depend on how many attempts are evaluated at once.
     words = random_word(keys, (attempts * UNIFORMS_PER_ATTEMPT + number).astype(np.uint64))
     uniforms: NDArray[np.floating[Any]] = (words >> np.uint64(11)) * 2.0**-53
     return uniforms
@@ -235,6 +242,7 @@ def _check(grid: Grid, num_masked: int) -> None:
 def _min_block(grid: Grid, min_block: int | None) -> int:
     num_patches = grid[0] * grid[1]
     if min_block is None:
+        # BEiT's 16 patches of a grid of 16 x 16, in proportion.
         return max(1, round(num_patches * 16 / 256))
     if not 1 <= min_block <= num_patches:
         raise ValueError(f"min_block must be between 1 and {num_patches} for a grid of {grid}, got {min_block}")

@@ -84,6 +84,8 @@ def patch_dropout_index(
     if device is None and generator is not None:
         device = generator.device
     keys = torch.rand(batch, num_patches, generator=generator, device=device)
+    # The largest of independent uniforms are a uniform choice of exact size. Sorted, so that tokens stay in reading
+    # order.
     kept_patches = keys.topk(keep, dim=1, sorted=False).indices.sort(dim=1).values + num_prefix_tokens
     prefix = torch.arange(num_prefix_tokens, device=kept_patches.device).expand(batch, -1)
     return torch.cat([prefix, kept_patches], dim=1)
@@ -153,6 +155,7 @@ def _backward_scatter(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     d_fill = None
     if ctx.has_fill:
         taken = torch.zeros(grad.shape[:2], dtype=torch.bool, device=grad.device).scatter(1, index.long(), True)
+        # Where a token was put, the fill is not visible in the result.
         d_fill = grad.masked_fill(taken.unsqueeze(-1), 0.0)
     return _GATHER(grad, index), None, None, d_fill
 

@@ -199,6 +199,7 @@ def add_layer_norm_backward(
     num_rows, width = summed.shape
     chosen = settings("add_layer_norm_backward", width, summed.device)
     programs = persistent_programs(num_rows, chosen.pop("programs_per_multiprocessor"), summed.device)
+    # A row for each program, summed afterwards in a fixed order. Atomic additions would give other bits in each run.
     partials = torch.empty(3 if layer_scale is not None else 2, programs, width, device=summed.device)
     launch(
         add_layer_norm_backward_kernel,

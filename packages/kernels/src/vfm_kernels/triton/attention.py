@@ -114,6 +114,7 @@ def attention_forward(
 ) -> None:
     """Write the output (B, N, H, D) and the softmax's sums (B, H, N) by the kernel for few or for many tokens."""
     q, k, v = with_adjacent_columns(q), with_adjacent_columns(k), with_adjacent_columns(v)
+    # The streaming kernel would rotate the same keys again for each block of queries, so it gets rotated ones.
     if pattern.sin is not None and (not short or q.shape[3] > WIDEST_ROTATED):
         q, k, pattern = _rotated(q, pattern), _rotated(k, pattern), pattern.without_rope()
     layout = LaunchLayout.of(pattern, q, k, v)

@@ -131,6 +131,7 @@ def attention_backward_kernel(
         k2 = load_rows(k, mine, k_token, length, WIDTH_1, WIDTH_2, WIDTH, UPCAST)
         v2 = load_rows(v, mine, v_token, length, WIDTH_1, WIDTH_2, WIDTH, UPCAST)
         d_k2, d_v2 = tl.zeros((BLOCK, WIDTH_2), tl.float32), tl.zeros((BLOCK, WIDTH_2), tl.float32)
+    # Earlier queries do not see this block's keys. Rounded down to a whole block.
     from_query = block * BLOCK // BLOCK_OTHER * BLOCK_OTHER if CAUSAL else 0
     for start in range(from_query, length, BLOCK_OTHER):
         queries = start + tl.arange(0, BLOCK_OTHER)

@@ -14,6 +14,7 @@ def sequence(cu_seqlens, sample, num_tokens, VARLEN: tl.constexpr):
     """Locate a sample in a batch or in one long row of sequences: its batch index, first token and length."""
     if VARLEN:
         first = tl.load(cu_seqlens + sample).to(tl.int32)
+        # Not the constant 0, which could not be converted to int64 below.
         batch, length = sample * 0, tl.load(cu_seqlens + sample + 1).to(tl.int32) - first
     else:
         batch, first, length = sample, sample * 0, num_tokens

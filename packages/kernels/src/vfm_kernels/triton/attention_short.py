@@ -111,6 +111,7 @@ def attention_short_kernel(
         if HAS_TAIL:
             of_tail = tl.where((tail < num_tokens)[None, :], of_tail, float("-inf"))
             largest = tl.maximum(largest, tl.max(of_tail, axis=1))
+        # The maximum is scaled, not the scores, for which the scale is a fused multiply-add in the exponent.
         largest *= scale
         p = tl.exp2(scores * scale - largest[:, None])
         total = tl.sum(p, axis=1)

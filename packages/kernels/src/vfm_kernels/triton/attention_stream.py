@@ -77,6 +77,7 @@ def attention_stream_kernel(
         # Every query sees key 0 of the first block, so no maximum is -inf and no difference is NaN.
         before, largest = largest, tl.maximum(largest, tl.max(scores, axis=1) * scale)
         p = tl.exp2(scores * scale - largest[:, None])
+        # Sums so far were relative to a smaller maximum.
         shrink = tl.exp2(before - largest)
         total = total * shrink + tl.sum(p, axis=1)
         v1 = load_rows(v, keys, v_token, length, 0, WIDTH_1, WIDTH, UPCAST)

@@ -47,6 +47,7 @@ def table_row(op: str, width: int, architecture: str) -> Row:
 def architecture(device: torch.device) -> str:
     """Look up the name of a device's table. The interpreter uses Hopper's."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+    # A newer card takes the table of the newest architecture before it.
     return TABLES[max(first for first in TABLES if first <= capability)]
 
 
@@ -67,6 +68,7 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments:
         return
     for record in RECORDS:
         record.append(kernel.__name__)
+    # The bitwise or of all addresses is a multiple of 16 only if each is, for which Triton compiled the kernel.
     addresses, key = 0, [id(kernel), grid, device, *constants.values()]
     for argument in arguments:
         if isinstance(argument, Tensor):

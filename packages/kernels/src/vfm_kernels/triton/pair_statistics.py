@@ -137,6 +137,8 @@ def pair_statistics(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor,
     num, width = image.shape
     chosen = settings("pair_statistics", width, image.device)
     num_blocks, num_tiles = triton.cdiv(num, chosen["BLOCK_ROWS"]), triton.cdiv(num, chosen["BLOCK_KEYS"])
+    # Columns are cut into parts until the grid has enough programs. Each part has a row of statistics, joined at the
+    # end.
     tiles_of_part = triton.cdiv(num_tiles, min(num_tiles, triton.cdiv(PROGRAMS, num_blocks)))
     num_parts = triton.cdiv(num_tiles, tiles_of_part)
     largest, total, positives = (image.new_empty((num_parts, num)) for _ in range(3))
