@@ -82,6 +82,7 @@ class Injector(nn.Module):
         super().__init__()
         self.query_norm, self.feat_norm = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
         self.attn = DeformableAttention(width, num_heads, num_levels)
+        # Zero at first, so that training starts from the encoder's own features.
         self.gamma = nn.Parameter(torch.zeros(width))
 
     def forward(self, queries: Tensor, locations: Tensor, values: Tensor, grids: Sequence[Grid]) -> Tensor:
@@ -198,6 +199,7 @@ class ViTAdapter(nn.Module):
         self.injectors = nn.ModuleList(Injector(width, num_heads, num_levels=3) for _ in groups)
         self.extractors = nn.ModuleList()
         for group in groups:
+            # As in ViT-Adapter's code, which refines the last group's maps twice more.
             num_extractors = 1 if group < groups[-1] else 3
             self.extractors.append(nn.ModuleList(Extractor(width, num_heads) for _ in range(num_extractors)))
         self.upsample = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
@@ -211,6 +213,7 @@ class ViTAdapter(nn.Module):
             encoder: the encoder that was given to the constructor.
             images: normalised images, (B, 3, H, W), with sides that are multiples of 32.
         """
+        # The finest map has too many cells to attend from, so it only gets the upsampled result.
         finest, *coarse = self.prior(images)
         grids: list[Grid] = [(maps.shape[2], maps.shape[3]) for maps in coarse]
         details = as_tokens([maps + level[:, None, None] for maps, level in zip(coarse, self.levels, strict=True)])

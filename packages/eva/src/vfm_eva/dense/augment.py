@@ -99,6 +99,7 @@ def draw_placement(
         flip: probability of a left-right flip.
         rng: random generator, from which four numbers are drawn.
     """
+    # All numbers at once, so that each keeps its meaning whatever the others are.
     at, left, top, turn = rng.random(4).tolist()
     factor = min(side / source[0], side / source[1]) * (scale[0] + (scale[1] - scale[0]) * at)
     width, height = (max(1, int(length * factor)) for length in source)
@@ -126,6 +127,8 @@ def place_image(
     """
     left, top, right, bottom = placement._region
     across, down = placement.scale
+    # Resizing a box of the source reads only the pixels that the crop shows, where a resize of the whole image would
+    # compute the rest too.
     box = left / across, top / down, min(right / across, image.width), min(bottom / down, image.height)
     part = image.resize(placement.covered, FILTERS[interpolation], box=box)
     if placement.flip:
@@ -157,6 +160,7 @@ def place_objects(objects: ObjectArrays, placement: Placement, *, with_masks: bo
                 masks[number, top:bottom, left:right] = True
             else:
                 _place_mask(counts, visible.boxes[number], placement, masks[number])
+        # A mask that the crop cuts may be smaller than its cut box.
         boxes = boxes_of(masks)
     large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= MIN_SIDE
     if masks is not None:

@@ -96,6 +96,7 @@ class Classifier(Task[LabeledImages]):
         """Compute the head's inputs with their targets and labels. The loss is 0, or NaN if features are not finite."""
         pixels, targets, labels = self._augmented(inputs)
         features = self._features(pixels)
+        # A loss that depends on the features, since the loop checks it for infinity.
         return features.sum() * 0, {"features": features, "targets": targets, "labels": labels}
 
     def replay(
@@ -134,6 +135,8 @@ class Classifier(Task[LabeledImages]):
         features, targets, labels = (torch.cat([part[name] for part in parts]) for name in parts[0])
         features = features.float().requires_grad_()
         loss, metrics = self._loss(head.of_step(features), targets, labels)
+        # The head and its norm see all samples of the step at once. Encoders are then replayed with these gradients,
+        # one micro-batch at a time.
         feature_grads, *head_grads = torch.autograd.grad(loss, [features, *head.linear.parameters()])
         in_head = set(head.parameters())
         is_frozen = not any(weight.requires_grad for weight in self.parameters() if weight not in in_head)
@@ -142,6 +145,7 @@ class Classifier(Task[LabeledImages]):
         replayed = range(len(micro_batches))[-1:] if is_frozen else range(len(micro_batches))
         for index in replayed:
             reseed(index)
+            # Each replay adds its share, so that DDP averages the whole gradient with the last one.
             head_share = [grad / len(replayed) for grad in head_grads]
             feature_share = None if is_frozen else shares[index]
             backward(call(micro_batches[index], self.replay, head_share, feature_share)[0])

@@ -57,7 +57,9 @@ def seeded_global_generators(seed: int) -> Iterator[None]:
     """
     with _GENERATORS_LOCK:
         before = random.getstate(), np.random.get_state()
+        # timm's augmentations draw from the global generators, and take none as an argument.
         random.seed(seed)
+        # NumPy accepts 32 bits only.
         np.random.seed(seed % 2**32)
         try:
             yield
@@ -133,6 +135,7 @@ def _rand_augment(
     notation: str, size: int, mean: tuple[int, int, int], interpolation: Interpolation
 ) -> Callable[[Image.Image], Image.Image]:
     """Build RandAugment with the settings of timm's training script."""
+    # timm's script translates by at most 45 % of the side.
     settings = {"translate_const": int(size * 0.45), "img_mean": mean, "interpolation": FILTERS[interpolation]}
     transform: Any = rand_augment_transform(notation, settings)
     for operation in transform.ops:

@@ -40,10 +40,12 @@ class NormedHead(nn.Module):
         assert norm.running_var is not None
         count = len(features) * dist.get_world_size()  # all processes have the same share
         mean = all_reduce(features.sum(dim=0)) / count  # type: ignore[no-untyped-call]
+        # In two passes, since the mean of squares minus the square of the mean cancels in fp32.
         var = all_reduce((features - mean).square().sum(dim=0)) / count  # type: ignore[no-untyped-call]
         with torch.no_grad():
             assert norm.momentum is not None
             norm.running_mean.lerp_(mean, norm.momentum)
+            # torch's running variance is the unbiased one.
             norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)
         normalised: Tensor = (features - mean) / (var + norm.eps).sqrt()
         return normalised

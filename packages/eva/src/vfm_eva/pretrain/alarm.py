@@ -69,8 +69,10 @@ class PretrainAlarm(Alarm):
             self.mean_constant += (constant - self.mean_constant) / self.lines
         if step <= self.grace or loss is None or constant is None or mutual is None:
             return
+        # The mean over all lines so far, since the constant loss of a single batch is noisy.
         constant = self.mean_constant
         self.best_loss = min(self.best_loss, loss)
+        # The length of the mean of unit vectors, squared, is their mean cosine with one another.
         variety, target_variety = 1 - mutual, 1 - constant**2
         scale = max(1 + constant, 1e-6)  # from the constant prediction to a perfect one, whose loss is -1
         gain, best_gain = (constant - loss) / scale, (constant - self.best_loss) / scale

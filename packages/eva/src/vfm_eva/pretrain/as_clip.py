@@ -100,6 +100,7 @@ def _with_tower(clip: Mapping[str, Any], architecture: str, image_size: int) -> 
         "timm_model_pretrained": False,
         "timm_pool": "token",
         "timm_proj": "linear",
+        # The student's head, which becomes the projection, has a bias. CLIP's own projection has none.
         "timm_proj_bias": True,
         "image_size": image_size,
     }

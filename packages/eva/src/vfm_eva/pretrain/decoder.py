@@ -43,6 +43,7 @@ class MaskDecoder(nn.Module):
         self.embed = nn.Linear(student_width, width)
         self.blocks = nn.ModuleList([Block(width, num_heads, qkv_bias=True) for _ in range(depth)])
         self.norm = nn.LayerNorm(width, eps=1e-6)
+        # A parameter, although it is fixed, so that checkpoints have it, as MAE's do.
         self.pos_embed = nn.Parameter(sincos_positions(grid, width, num_prefix_tokens), requires_grad=False)
 
     def forward(self, tokens: Tensor, index: Tensor, mask_token: Tensor) -> Tensor:

@@ -124,6 +124,7 @@ class MaskedCosineEncoder:
             student_images = _fitted(chunk, task.preprocess).to(device)
             teacher_images = _fitted(chunk, teacher.preprocess).to(device)
             bool_mask = every_second_patch(task.grid).to(device).expand(len(chunk), -1)
+            # The same mask for every image and run, so that scores differ by the student alone.
             inputs = EvaInputs(student_images, bool_mask, teacher_images)
             parts.append(task.masked_cosines(inputs, teacher.targets(inputs, task.grid)).float().cpu())
         task.train(was_training)

@@ -29,7 +29,9 @@ def cosine_sheet(task: EvaTask, source: Source, make: Make[EvaViews], masks: Mas
     (batch,) = masks.add([first])
     inputs, device = batch.inputs, task.mask_token.device
     cosines = task.eval().cosine_map(map_tensors(inputs, lambda tensor: tensor.to(device))).cpu()
+    # To tenths, so that the note beneath has round numbers for the ends of the scale.
     low = np.floor(10 * cosines.min().item()) / 10
+    # At least a tenth wide, or equal cosines would divide by zero.
     high = max(np.ceil(10 * cosines.max().item()) / 10, low + 0.1)
     sheets = []
     for number, (image, bool_mask, cosine) in enumerate(zip(inputs.images, inputs.bool_mask, cosines, strict=True)):

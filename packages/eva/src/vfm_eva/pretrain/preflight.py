@@ -42,6 +42,7 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
     for ref in targets:
         _check_targets(config, ctx, ref, grid)
     _check_crops(targets, ctx)
+    # Stored targets say nothing about a teacher's widths until they exist, and their checks are done.
     if targets:
         return
     checkpoints = []

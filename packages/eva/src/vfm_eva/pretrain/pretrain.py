@@ -63,6 +63,7 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     with exporting(config.runtime, ctx):
         checkpoint = task.export(ctx.directory)
     panels = [lambda: pca_sheet(task.encoder(), source, ctx.directory)]
+    # Other targets have no cosine that could be drawn for each patch.
     if task.teacher.is_cosine:
         panels.insert(0, lambda: cosine_sheet(task, source, make, masks, ctx.directory))
     show_panels(ctx, *panels)

@@ -134,6 +134,8 @@ class EvaTask(Task[EvaInputs]):
         are reported for each teacher with its name as suffix, and `class_loss` is the loss of the class token.
         """
         bool_mask = inputs.bool_mask
+        # As many rows as the mask may hide, whatever it hides, so that shapes are static. `counted` leaves out the
+        # surplus.
         index = masked_index(bool_mask, self.num_masked)  # (B, K)
         counted = bool_mask.gather(1, index)  # (B, K)
         # Run the teachers first: their temporary memory is free again before the student's activations are stored.
@@ -211,6 +213,8 @@ class EvaTask(Task[EvaInputs]):
         size. EVA's code weights micro-batches and processes equally instead.
         """
         masks = [batch.inputs.bool_mask for batch in micro_batches]
+        # EVA's loss is a mean over the masked patches of the whole batch, so a micro-batch counts by its masked
+        # patches.
         counts = torch.stack([mask.sum(dim=1).clamp(max=self.num_masked).sum() for mask in masks])
         return relative_weights(counts.float(), micro_batches)
 

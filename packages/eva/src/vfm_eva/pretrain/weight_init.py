@@ -64,6 +64,7 @@ def _eva01(task: EvaTask, generator: Generator) -> None:
     for tokens in _tokens(task):
         _truncated_normal(tokens, 0.015, generator)
     for number, block in enumerate(_blocks(task), start=1):
+        # BEiT's rule: the residual stream sums two branches a block, and its variance would grow with depth.
         block.attn.proj.weight.div_(math.sqrt(2 * number))
         block.mlp.fc2.weight.div_(math.sqrt(2 * number))
 
@@ -77,6 +78,7 @@ def _eva02(task: EvaTask, generator: Generator) -> None:
     for block in blocks:
         if isinstance(getattr(block.mlp, "norm", None), nn.LayerNorm):
             for weight in _sub_ln_weights(block):
+                # DeepNet's gain for sub-layer norms (Magneto, arXiv:2210.06423), which EVA-02 uses.
                 weight.mul_(math.sqrt(math.log(2 * len(blocks))))
 
 
@@ -89,6 +91,7 @@ def _mae(task: EvaTask, generator: Generator) -> None:
     if getattr(student, "pos_embed", None) is None:  # rotary or relative positions only
         return
     positions = sincos_positions(task.grid, student.embed_dim, student.num_prefix_tokens)
+    # A model without a position for its class token takes the last rows, those of the patches.
     student.pos_embed.copy_(positions[:, -student.pos_embed.shape[1] :])
     student.pos_embed.requires_grad_(False)
 

@@ -38,10 +38,12 @@ class Codebook(Statistics):
         Raises:
             UserError: if there are fewer distinct features than codes.
         """
+        # On the CPU, where the order of additions is fixed, so that all processes find the same centres.
         rows = torch.cat([part.flatten(0, -2).float().cpu() for part in parts])
         distinct, num_codes = torch.unique(rows, dim=0), len(self.centres)
         if len(distinct) < num_codes:
             raise UserError(f"target.num_codes: {num_codes} codes need as many different patches, got {len(distinct)}")
+        # `unique` sorts, so evenly spaced rows are far apart, and the result depends on no generator.
         centres = distinct[torch.linspace(0, len(distinct) - 1, num_codes).long()]  # (C, T)
         for _ in range(ROUNDS):
             codes = torch.cdist(rows, centres).argmin(dim=1)

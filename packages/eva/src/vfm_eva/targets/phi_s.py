@@ -115,6 +115,8 @@ def equal_variances(covariance: Tensor) -> Tensor:
     Source: Bendel and Mickey 1978, Population correlation matrices for sampling experiments.
     """
     variances, directions = torch.linalg.eigh(covariance)  # ascending
+    # Start with principal axes. Rotating the axes with most and least variance until one has the mean settles a channel
+    # in each round.
     rotation: Tensor = directions.T.contiguous()
     remaining: list[float] = variances.tolist()
     target = sum(remaining) / len(remaining)
@@ -125,6 +127,7 @@ def equal_variances(covariance: Tensor) -> Tensor:
         above, below = remaining[high] - target, target - remaining[low]
         if above <= 0 or below <= 0:  # all channels have the mean variance up to rounding
             break
+        # The angle for which the first of both channels gets the mean variance. The second gets the rest.
         cos = math.sqrt(below / (above + below))
         sin = math.sqrt(above / (above + below))
         first, second = rotation[high].clone(), rotation[low].clone()

@@ -34,6 +34,7 @@ class PixelTarget(PatchTarget):
         """Cut the images into patches and normalize each patch, (B, N, T)."""
         patches = F.unfold(inputs.images.float(), self.size, stride=self.size).transpose(1, 2)  # (B, N, T)
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        # MAE's epsilon. A patch of one colour gets zeros.
         return (patches - mean) / (variance + 1e-6).sqrt()
 
     def patch_loss(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:

@@ -249,6 +249,7 @@ def resample_grid(features: Tensor, source: tuple[int, int], grid: tuple[int, in
     if source == grid:
         return features
     planes = features.transpose(1, 2).reshape(len(features), -1, *source)  # (B, T, rows, columns)
+    # Antialiased, or a smaller grid would only see some of the patches.
     return F.interpolate(planes.float(), size=grid, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
 
 

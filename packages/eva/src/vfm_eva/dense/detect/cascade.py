@@ -146,6 +146,7 @@ class CascadeHeads(nn.Module):
         first = matched = [self._sampled(rows, truth) for rows, truth in zip(proposals, truths, strict=True)]
         for stage, (coder, iou) in enumerate(zip(self.coders, self.settings.ious, strict=True)):
             if stage:
+                # A refinement may shrink a box to nothing, from which no next refinement can be computed.
                 boxes = [rows[_not_empty(rows)] for rows in boxes]
                 matched = [match(rows, truth, self.num_classes, iou) for rows, truth in zip(boxes, truths, strict=True)]
             boxes = [image.boxes for image in matched]
@@ -154,6 +155,7 @@ class CascadeHeads(nn.Module):
             targets = torch.cat(coder.encode([image.targets for image in matched], boxes))
             losses[f"class_loss_{stage}"] = self._class_loss(scores, labels, order)
             losses[f"box_loss_{stage}"] = box_loss(deltas, targets, labels < self.num_classes, self.beta)
+            # Detached: as in Cascade R-CNN, a stage is not trained to help the next one.
             boxes = self._refined(stage, deltas.detach(), boxes, sizes)
         if self.mask_head is not None:
             losses["mask_loss"] = self._mask_loss(maps, first, truths)
@@ -178,6 +180,7 @@ class CascadeHeads(nn.Module):
 
     def _sampled(self, proposals: Tensor, truth: TargetObjects) -> Matched:
         """Sample the boxes of an image for training, from the proposals and the annotated boxes."""
+        # With the annotated boxes, so that early in training, when proposals are poor, a head still sees objects.
         boxes = torch.cat([proposals, truth.boxes.to(proposals.dtype)])
         matched = match(boxes, truth, self.num_classes, self.settings.ious[0])
         positive, negative = self.sampler([(matched.labels < self.num_classes).long()])

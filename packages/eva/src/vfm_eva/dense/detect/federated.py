@@ -39,6 +39,7 @@ def federated_mask(present: Tensor, order: Tensor, num_classes: int, minimum: in
 
     Source: Zhou et al. 2021, CenterNet2 (arXiv:2103.07461), appendix.
     """
+    # The last place is for the background, whose label is K.
     counted = torch.zeros(num_classes + 1, dtype=torch.bool, device=order.device)
     counted[present] = True
     number = max(0, minimum - int(counted.sum()))

@@ -43,10 +43,12 @@ class BoxHead(nn.Module):
         self.scores, self.deltas = nn.Linear(hidden, outputs), nn.Linear(hidden, 4)
         nn.init.kaiming_uniform_(self.fc.weight, a=1)
         nn.init.zeros_(self.fc.bias)
+        # detectron2's standard deviations.
         for layer, std in ((self.scores, 0.01), (self.deltas, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
         if prior is not None:
+            # RetinaNet's prior: with thousands of classes, scores of one half would drown the rare positives in loss.
             nn.init.constant_(self.scores.bias, -math.log((1 - prior) / prior))
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:

@@ -78,4 +78,5 @@ def mask_targets(
     targets = torch.cat(crops)
     if not aligned:
         return targets
+    # detectron2 (aligned) makes targets binary again after bilinear pooling, torchvision does not.
     return (targets >= 0.5).to(targets.dtype)

@@ -89,6 +89,7 @@ class Detector(nn.Module):
         bf16 would round them to whole pixels.
         """
         encoded = self.encoder(pixels, self.head.relative)[0]
+        # torchvision's proposals and pooling lose precision, or have no kernel, in bf16.
         maps = [level.float() for level in self.head.pyramid(encoded)]
         return [*maps, F.max_pool2d(maps[-1], kernel_size=1, stride=2)]
 

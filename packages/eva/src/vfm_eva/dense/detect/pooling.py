@@ -52,6 +52,8 @@ def pool_boxes(
 def choose_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:
     """Choose the pyramid level of each box, (R, 4) to (R,)."""
     sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+    # Equation 1 of FPN (arXiv:1612.03144), counted from the finest map. 1e-8 keeps the logarithm of an empty box
+    # finite.
     first = torch.tensor(strides[0] / CANONICAL_STRIDE).log2()
     levels = torch.floor(torch.log2(sides / CANONICAL_SIZE + 1e-8)) - first
     return levels.clamp(0, len(strides) - 1).long()
