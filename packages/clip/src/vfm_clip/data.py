@@ -88,6 +88,7 @@ class MakePair:
         Raises:
             BadSample: the sample has no caption in these languages, or its image cannot be read.
         """
+        # The caption before the image: a sample without one is then found without decoding.
         tokens = self.tokenize([self.caption(sample, draw.seed)])[0]
         image = self.transform(sample.image, draw.seed, sample.key)
         weight = torch.tensor(weight_of(sample, self.weight)) if self.weight else None

@@ -101,6 +101,7 @@ def _check_captions(source: Source, languages: Sequence[str], name: str) -> None
     shards = np.flatnonzero(source.shard_sizes)
     read = shards
     if len(shards):
+        # Spread over all shards, because equal captions come in runs, for example where files are sorted by class.
         read = shards[np.unique(np.linspace(0, len(shards) - 1, NUM_SHARDS_READ, dtype=int))]
     for shard in map(int, read):
         texts = source.texts_of_shard(shard)

@@ -13,6 +13,7 @@ GRACE = (100, 2000)  # bounds in steps of the grace period after the warm-up, in
 GRACE_FRACTION = 0.1  # grace period as a fraction of the steps, within these bounds
 MIN_GAIN = 0.02  # smallest gain that counts as learning, relative to the loss of random guesses
 MAX_COSINE = 0.98  # mean cosine of two features; in trained models about 0.5 for images, less for texts
+# Effective directions: 1 means that all features are on a line.
 MIN_RANK = 1.5
 MAX_REPEATED = {"captions": 0.05, "samples": 0.02}  # fractions of a batch
 LIMIT_TOLERANCE = 1e-3  # relative to the inverse temperature

@@ -44,6 +44,7 @@ def repeated_fractions(micro_batches: Sequence[ClipInputs]) -> Metrics:
 
     Samples are compared by `uid`, if the inputs have one.
     """
+    # Hashes, since gathering tokens of all processes would take a hundred times the bytes.
     keys = {"captions": torch.cat([token_hash(inputs.tokens) for inputs in micro_batches])}
     uids = [inputs.uid for inputs in micro_batches if inputs.uid is not None]
     if uids:
@@ -57,6 +58,7 @@ def mutual_cosine(features: Tensor) -> Tensor:
     A single vector gives 0.
     """
     unit, num = features.detach().float(), len(features)
+    # The squared length of a sum of unit vectors is the sum of all their cosines, with n ones of a vector with itself.
     return (unit.sum(dim=0).square().sum() - num) / max(1, num * (num - 1))
 
 
@@ -73,6 +75,7 @@ def effective_rank(features: Tensor) -> Tensor:
             gram = centred.T @ centred
         else:
             gram = centred @ centred.T
+        # The square of the sum of eigenvalues by the sum of their squares, from traces, without an eigendecomposition.
         return gram.diagonal().sum().square() / gram.square().sum().clamp(min=torch.finfo(gram.dtype).tiny)
 
 

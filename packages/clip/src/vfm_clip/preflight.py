@@ -109,6 +109,7 @@ def find_encoder(ctx: Preflight, ref: Ref[VisionCheckpoint]) -> Encoder | None:
     checkpoint = ctx.artifact(ref)
     if checkpoint:
         tensors = {}
+        # Shapes from the header, which takes no time, whatever the size of the file.
         with safe_open(checkpoint.path / VISION_WEIGHTS_FILE, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 tensors[key] = torch.empty(file.get_slice(key).get_shape(), device="meta")

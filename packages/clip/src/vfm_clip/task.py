@@ -108,6 +108,7 @@ class ClipTask(Task[ClipInputs]):
         if length >= tokens.shape[1] or tokens[:, length:].any():
             return inputs
         shorter = tokens[:, :length].contiguous()
+        # A slice made contiguous is a new tensor in ordinary memory, from which a copy to the device would wait.
         if tokens.is_pinned():
             shorter = shorter.pin_memory()
         return replace(inputs, tokens=shorter)
@@ -155,6 +156,7 @@ class ClipTask(Task[ClipInputs]):
             shares, metrics = self._gradients(features)
             for index, (batch, gradients) in enumerate(zip(micro_batches, shares, strict=True)):
                 reseed(index)
+                # The first pass was counted already. The utilisation by the model's operations must not count both.
                 with repeated_forward():
                     value, _ = call(batch, self.replay, gradients)
                 backward(value)
@@ -176,12 +178,14 @@ class ClipTask(Task[ClipInputs]):
         """End patch dropout at the first unmasked step."""
         if self.unmasked_from is not None and step >= self.unmasked_from:
             for layer in patch_dropouts(self.module):
+                # Set anew in each step and not once, so that a resumed run does the same.
                 layer.prob = 0.0
 
     def after_step(self) -> None:
         """Clamp a trained inverse temperature to between 1 and its maximum."""
         if self.log_scale.requires_grad:
             with torch.no_grad():
+                # The logarithm is clamped: 0 is an inverse temperature of 1.
                 self.log_scale.clamp_(0, self.max_log_scale)
 
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
@@ -238,6 +242,7 @@ class ClipTask(Task[ClipInputs]):
         split_grads: list[Sequence[Tensor]] = []
         for grad in grads:
             if grad.ndim == 0:
+                # Scalars get an equal share in each micro-batch, which add up to their gradient.
                 split_grads.append([grad / len(sizes)] * len(sizes))
             else:
                 split_grads.append(torch.split(grad, sizes))

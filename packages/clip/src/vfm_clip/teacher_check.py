@@ -22,5 +22,6 @@ def check_teacher(clip: ClipModel, teacher: ClipModel) -> None:
         raise UserError(
             f"{what}: its context length is {teacher.context_length}, the student's is {clip.context_length}"
         )
+    # Compared by what they do, since one tokenizer has several names.
     if not torch.equal(clip.tokenize(PROBES), teacher.tokenize(PROBES)):
         raise UserError(f"{what}: it has another tokenizer")

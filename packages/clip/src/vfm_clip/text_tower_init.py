@@ -73,6 +73,7 @@ def check_text(config: Mapping[str, Any], clip: ClipModel, ref: str) -> None:
     """
     theirs = dataclasses.asdict(open_clip.CLIPTextCfg(**config["text_cfg"]))
     ours = dataclasses.asdict(open_clip.CLIPTextCfg(**clip.config["text_cfg"]))
+    # All settings, also ones that later versions of open_clip add.
     for key in ours:
         if key not in _NOT_COMPARED and theirs[key] != ours[key]:
             raise UserError(

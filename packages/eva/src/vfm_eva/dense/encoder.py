@@ -82,6 +82,7 @@ class DenseEncoder(nn.Module):
         self.window = window
         self.global_blocks = frozenset(self._block("global_blocks", block) for block in global_blocks)
         self.prefix = window is None if prefix is None else prefix
+        # Rotary positions of grids seen so far, since images of a few sizes alternate.
         self._rotary: dict[tuple[Grid, torch.device], Tensor] = {}
 
     @property
@@ -157,6 +158,7 @@ class DenseEncoder(nn.Module):
             positions = (relative[number], grid) if relative else None
             arguments = (number, values, rope, visible, (copies or {}).get(number), positions)
             if self.training and self._checkpointing:
+                # timm's own checkpointing is in the encoder's forward pass, which is not called here.
                 values = checkpoint(self.trunk.apply_block, *arguments, use_reentrant=False)
             else:
                 values = self.trunk.apply_block(*arguments)
@@ -187,6 +189,7 @@ class DenseEncoder(nn.Module):
             rope = self.trunk.rotary(grid)
             if rope is None:
                 return None
+            # Learned or augmented positions change from call to call.
             if not rope.requires_grad and not getattr(self.visual.rope, "aug_active", False):
                 self._rotary[key] = rope
         if not num_prefix:

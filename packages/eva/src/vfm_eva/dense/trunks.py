@@ -85,6 +85,7 @@ class Trunk:
             stored = visual.pos_embed
         if stored is None:
             return None
+        # Positions of the class and register tokens come first.
         patches = stored[:, stored.shape[1] - self.grid[0] * self.grid[1] :]
         if grid == tuple(self.grid):
             return patches  # type: ignore[no-any-return]
@@ -107,6 +108,7 @@ class Trunk:
         if not isinstance(rope, RotaryEmbeddingCat):
             return rope.get_embed(shape=list(grid))  # type: ignore[no-any-return]
         if rope.feat_shape is not None and tuple(rope.feat_shape) != grid:
+            # The encoder's own table stays, since other code calls the encoder at its own size.
             rope = deepcopy(rope)
             rope.update_feat_shape(list(grid))
         return rope.get_embed(shape=list(grid))  # type: ignore[no-any-return]

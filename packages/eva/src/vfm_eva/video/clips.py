@@ -47,6 +47,8 @@ class MakeClips:
         sampling = ClipSampling(self.clip.num_frames, self.clip.sampling, self.clip.stride)
         rng = np.random.default_rng(draw.seed)
         views = []
+        # Several clips of a video in one sample, since decoding costs more than training on a clip (Hoffer et al.
+        # 2020).
         for _ in range(augmentation.repeats):
             frames, size = sampling.drawn(facts.num_frames, rng), (facts.width, facts.height)
             view = drawn_view(frames, size, self.side, rng, scales=augmentation.scales, flip=augmentation.flip)

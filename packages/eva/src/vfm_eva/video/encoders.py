@@ -58,6 +58,7 @@ def clip_tower(clip: ClipModel) -> nn.Module:
             "num_classes": 0,
         }
     )
+    # The layout from which timm's filter converts open_clip's weights.
     state = {f"visual.{name}": value for name, value in visual.state_dict().items()}
     weights = checkpoint_filter_fn(state, model)
     weights = {name: value for name, value in weights.items() if not name.startswith("head.")}

@@ -63,6 +63,7 @@ class VideoTransformer(nn.Module):
             self.time = nn.Parameter(weight.new_zeros(self.times, 1, trunk.width))
         if settings.tubelet > 1:
             kernel = visual.patch_embed.proj.weight.detach()[:, :, None]  # type: ignore[union-attr, operator]
+            # Divided by the number of frames, so that equal frames give the image's embedding.
             self.tubelets = nn.Parameter(kernel.repeat(1, 1, settings.tubelet, 1, 1) / settings.tubelet)
         if settings.attention == "divided":
             self.temporal = nn.ModuleList(_TemporalAttention(block) for block in trunk.blocks)

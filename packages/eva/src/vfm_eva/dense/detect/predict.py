@@ -80,6 +80,7 @@ def paste(masks: Tensor, boxes: NDArray[np.float64], height: int, width: int) ->
     for out, mask, (left, top, right, bottom) in zip(pasted, masks, boxes.tolist(), strict=True):
         x = torch.arange(max(0, int(left)), min(width, int(right) + 1))
         y = torch.arange(max(0, int(top)), min(height, int(bottom) + 1))
+        # Pixel centres in `grid_sample`'s coordinates, where -1 and 1 are the edges of the box.
         across = (x + 0.5 - left) / (right - left) * 2 - 1
         down = (y + 0.5 - top) / (bottom - top) * 2 - 1
         grid = torch.stack([across.expand(len(y), -1), down[:, None].expand(-1, len(x))], dim=-1)

@@ -49,6 +49,7 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvisi
     ) -> tuple[Tensor, Tensor]:
         """Compute the objectness loss and the box loss."""
         positive, negative = (torch.cat(images).bool() for images in self.fg_bg_sampler(labels))
+        # detectron2 divides by the number that is configured, torchvision by the number that was sampled.
         number = self.fg_bg_sampler.batch_size_per_image * len(labels)
         wanted, sampled = torch.cat(labels), positive | negative
         deltas = F.l1_loss(pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], reduction="sum")
@@ -65,4 +66,6 @@ def build_proposals(settings: Proposals, channels: int, strides: tuple[int, ...]
     # Evaluation uses fewer candidates per level than training, as in detectron2.
     before = {"training": settings.before_nms, "testing": max(1, settings.before_nms // 2)}
     after = {"training": settings.num_proposals, "testing": settings.num_proposals}
+    # Faster R-CNN's rules: objects from an IoU of 0.7, background below 0.3, and half of the sampled anchors objects at
+    # most.
     return ProposalNetwork(anchors, head, 0.7, 0.3, settings.num_samples, 0.5, before, after, settings.nms)

@@ -29,6 +29,7 @@ def repeat_factors(objects: ObjectArrays, num_images: int, num_classes: int, thr
     pairs = np.unique(np.stack([objects.image, objects.labels]), axis=1)
     share = np.bincount(pairs[1], minlength=num_classes) / num_images
     with np.errstate(divide="ignore"):
+        # LVIS's rule (arXiv:1908.03195, section 5.4). An image counts by its rarest class.
         by_class = np.maximum(1.0, np.sqrt(threshold / share))
     factors = np.ones(num_images)
     np.maximum.at(factors, pairs[0], by_class[pairs[1]])
@@ -71,6 +72,7 @@ class RepeatedEpochs:
     def _of_epoch(self, epoch: int) -> Integers:
         if self._counts is None or self._counts[0] != epoch:
             whole = np.floor(self.factors)
+            # The last number separates this stream from others of the same seed and epoch.
             chance = np.random.default_rng((self.seed, epoch, 1)).random(len(self.factors))
             self._counts = epoch, (whole + (chance < self.factors - whole)).astype(np.int64)
         return self._counts[1]

@@ -111,6 +111,7 @@ def freeze_unread(encoder: DenseEncoder) -> None:
     if first.is_meta:
         return
     side = encoder.patch_size * (encoder.window or 1)
+    # Weights without a gradient after a pass over any image are not read. The smallest image is enough.
     image = torch.zeros(1, 3, side, side, device=first.device)
     was_training = encoder.training
     freeze_unused(encoder.eval(), lambda: list(encoder(image)))

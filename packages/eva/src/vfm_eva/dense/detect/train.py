@@ -166,6 +166,7 @@ def build_visual(config: EvaDetect, folder: Path, *, load: bool = False) -> nn.M
     arguments: dict[str, Any] = {"drop_path_rate": config.drop_path}
     if size == original.patch_size[0]:
         return load_vision(folder, **arguments) if load else build_vision(f"local-dir:{folder}", **arguments)
+    # As many patches as before, so that positions are kept as they are and only patches are resampled.
     visual = build_vision(f"local-dir:{folder}", image_size=size * original.grid[0], patch_size=size, **arguments)
     if load:
         rules = TransferRules({}, {}, where="encoder", target="the encoder of the detector")

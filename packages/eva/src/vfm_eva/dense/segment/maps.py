@@ -105,6 +105,7 @@ class MapSegmenter(nn.Module):
             maps = self.encoder(pixels)
             if isinstance(self.head, LinearMapHead):
                 norm = self.encoder.trunk.final_norm
+                # A linear head reads normed tokens, as a probe does. UperNet's convolutions have norms of their own.
                 maps = [norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for features in maps]
         scores: list[Tensor] = self.head(maps)
         return scores

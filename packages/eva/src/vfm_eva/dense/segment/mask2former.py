@@ -96,5 +96,6 @@ def build_mask2former(
             raise UserError(
                 f"head.{field}: expected channels that are a multiple of {divisor}, got {settings.channels}"
             )
+    # The adapter adds the class token itself, after it has changed the patches.
     dense = DenseEncoder(encoder, prefix=False)
     return Mask2FormerSegmenter(dense, Mask2FormerHead(dense, settings, num_classes)).requires_grad_(not frozen)

@@ -97,6 +97,7 @@ def mask_costs(scores: Tensor, true: Tensor, weights: LossWeights) -> Tensor:
     entropy = (F.softplus(scores).sum(dim=-1, keepdim=True) - _products(scores, true)) / scores.shape[-1]
     probabilities = scores.sigmoid()
     both = probabilities.sum(dim=-1, keepdim=True) + true.sum(dim=-1)
+    # The ones keep the ratio finite for empty masks, as in MaskFormer's code.
     dice = 1 - (2 * _products(probabilities, true) + 1) / (both + 1)
     return weights.mask * entropy + weights.dice * dice
 
@@ -113,6 +114,7 @@ def _on_cpu(costs: Sequence[Tensor]) -> list[NDArray[np.float32]]:
     else:
         flat = torch.zeros(0)
     largest = torch.finfo(flat.dtype).max
+    # scipy refuses NaN and infinity. The loss of such a step is not finite either, so the loop stops there.
     values = torch.nan_to_num(flat, nan=largest, posinf=largest, neginf=largest).cpu().numpy()
     bounds = np.cumsum([0, *(cost.numel() for cost in costs)])
     spans = zip(bounds[:-1], bounds[1:], costs, strict=True)

@@ -79,6 +79,7 @@ def uncertain_points(
         All points, (1, C, 2), and the indices of each mask's points, (N, P), in no particular order.
     """
     num_candidates, num_chosen = int(num_points * oversample), int(importance * num_points)
+    # All masks share the candidates, so that drawing and sampling are done once for a batch.
     points = draw(1, num_candidates + num_points - num_chosen, 2, device=masks.device)
     certainty = at_points(masks, points[:, :num_candidates]).abs()
     chosen = certainty.topk(num_chosen, dim=1, largest=False, sorted=False).indices

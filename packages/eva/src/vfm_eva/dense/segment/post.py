@@ -90,10 +90,12 @@ def panoptic_map(
         owner = segments
     for query, label in enumerate(labels.tolist()):
         owned, mask = owner == query, probabilities[query] >= 0.5
+        # MaskFormer's rule: a segment that others cover for the most part is dropped.
         if not (owned & mask).any() or int(owned.sum()) / int(mask.sum()) <= overlap_threshold:
             continue
         number = len(segment_labels)
         if not things[label]:
+            # All pixels of a class without instances, such as sky, are one segment.
             number = regions.setdefault(label, number)
         if number == len(segment_labels):
             segment_labels.append(label)

@@ -111,6 +111,7 @@ def _full_size(masks: Tensor, placement: Placement, image: Image.Image) -> Tenso
     """Resize mask scores from the model's square input to the image, (N, h, w) to (N, H, W)."""
     side, (width, height) = placement.side, placement.covered
     square = F.interpolate(masks[None], size=(side, side), mode="bilinear", align_corners=False)
+    # Without the padding, before the second resize could blur it into the image.
     part = square[..., :height, :width]
     size = (image.height, image.width)
     return F.interpolate(part, size=size, mode="bilinear", align_corners=False)[0]

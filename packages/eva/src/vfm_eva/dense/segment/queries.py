@@ -86,6 +86,7 @@ class Upscale(nn.Module):
         assert self.enlarge.bias is not None
         width = maps.shape[-1]
         weight = self.enlarge.weight.permute(2, 3, 1, 0).reshape(4 * width, width)
+        # A transposed convolution whose stride equals its kernel is a matrix product with four outputs a pixel.
         four = F.linear(maps, weight, self.enlarge.bias.repeat(4)).view(*maps.shape[:-1], 2, 2, width)
         larger = four.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)  # (B, 2 h, 2 w, D)
         smooth = self.smooth(F.gelu(larger).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -120,6 +121,8 @@ class QueriesHead(nn.Module):
         """Predict from queries (B, Q, D) and maps of patches (B, h, w, D), both after the final norm."""
         embeddings, larger = self.embed(queries), self.upscale(maps)
         with torch.no_grad():
+            # Matching only reads them. The loss computes the few masks that it needs again (`masks_of`), so that no
+            # graph of all of them is stored.
             masks = mask_scores(embeddings, larger)
         return QueryPredictions(self.classify(queries), masks, embeddings, larger)
 
@@ -202,6 +205,8 @@ def attention_mask(masks: Tensor, tokens: Tokens, keep: float) -> Tensor:
     batch, num_queries = masks.shape[:2]
     inside = at_patches(masks.detach(), tokens.grid) > 0
     if keep < 1:
+        # Whole queries are freed at random, as in EoMT's annealing, until none is masked and the mask can be left out
+        # at inference.
         free = torch.rand(batch, num_queries, device=masks.device) > keep
         inside = inside | free[:, :, None]
     num_tokens = tokens.values.shape[1]
@@ -222,6 +227,7 @@ def annealed(step: int, num_steps: int, num_blocks: int, power: float = 0.9) -> 
     and the last of these periods no probability changes. This gives EoMT's steps for COCO: 14,782 to 73,910 of 88,692
     for four blocks.
     """
+    # EoMT: one period before the first block is annealed and one after the last.
     period = num_steps / (num_blocks + 2)
     probabilities = []
     for block in range(num_blocks):

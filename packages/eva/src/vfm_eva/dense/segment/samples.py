@@ -93,6 +93,7 @@ class MakeSegments:
         return SegmentInputs(
             crop,
             Ragged((torch.from_numpy(labels[rows]),)),
+            # Eight pixels a byte: masks of a batch travel between processes and to the device.
             Ragged((torch.from_numpy(np.packbits(masks[rows], axis=-1)),)),
             pixel_labels,
         )

@@ -64,6 +64,7 @@ def set_loss(
     """
     points = draw(len(labels), settings.num_points, 2, device=predictions[0].masks.device)
     queries = match(predictions, labels, masks, points, weights)  # (L, N)
+    # Image of each object, to address its query in the batch.
     image = torch.cat([torch.full_like(classes, number) for number, classes in enumerate(labels)])
     class_loss = _class_loss(predictions, torch.cat(list(labels)), image, queries, totals, weights)
     counts = [len(classes) for classes in labels]

@@ -90,10 +90,13 @@ class SegmentTask(Task[SegmentInputs]):
         else:
             known = torch.stack([(part.semantic >= 0).sum() for part in parts if part.semantic is not None])
             totals = Totals(known.sum(), known.sum())
+        # One transfer and one all-reduce for both.
         values = torch.stack([totals.objects.float(), totals.weights.float()])
         values = values.to(parts[0].images.device, non_blocking=True)
         if dist.is_initialized():
             dist.all_reduce(values)
+            # DDP averages gradients over processes, so sums divided by the mean count give the sum over all by the
+            # count of all.
             values /= dist.get_world_size()
         return Totals(*values)
 

@@ -101,6 +101,7 @@ def encoder_rate(config: EvaSegment) -> Callable[[int], float] | None:
     if config.encoder_warmup_steps is None:
         return None
     wait = config.schedule.warmup_steps
+    # EoMT trains the head alone first. The encoder's schedule then takes the remaining steps.
     later = config.schedule.model_copy(update={"warmup_steps": config.encoder_warmup_steps})
     later_rate: Callable[[int], float] = later.build(config.lr, config.num_steps - wait)
 
