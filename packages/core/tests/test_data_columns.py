@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -116,13 +117,21 @@ def test_a_wrong_column_is_one_line_with_the_columns(tmp_path: Path, write: Writ
         pairs(tmp_path, write(tmp_path / "data", ROWS), ["sight"])
 
 
-def test_folders_and_captions_alone_have_no_columns(tmp_path: Path) -> None:
+def test_folders_have_no_columns(tmp_path: Path) -> None:
     path = write_table(tmp_path / "data", ROWS)
     with pytest.raises(UserError, match="columns: expected a table, tars or Parquet, got a folder"):
         Images(name="x", path=str(path.parent / "images"), columns=["site"]).run(context(tmp_path / "store", "x"))
-    (tmp_path / "captions.csv").write_text("caption,site\na,b\n")
-    with pytest.raises(UserError, match="columns: expected samples with images, got captions alone; header names"):
-        pairs(tmp_path, tmp_path / "captions.csv", ["site"])
+
+
+def test_captions_alone_keep_values_for_filters_and_may_lack_them(tmp_path: Path) -> None:
+    text = "caption,site,score,safe\na,x,0.5,true\nb,,,False\nc,y,?,\n"
+    (tmp_path / "captions.csv").write_text(text)
+    source = pairs(tmp_path, tmp_path / "captions.csv", ["site", "score", "safe"])[0]
+    assert source.texts_of_shard(0)["text"].to_pylist() == ["a", "b", "c"]
+    values = source.index.open(0).values(np.arange(3), ["score", "site", "safe"])
+    assert values.to_pydict() == {"score": [0.5, None, None], "site": ["x", None, "y"], "safe": [True, False, None]}
+    with pytest.raises(UserError, match=r"no column 'sight' \(columns\); the columns are caption, site, score, safe"):
+        pairs(tmp_path, tmp_path / "captions.csv", ["sight"])
 
 
 @pytest.mark.parametrize("value", ["", "x", "-1", "nan", "inf", -0.5])

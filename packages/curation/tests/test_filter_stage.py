@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from filter_runs import jpeg, passed, run, verdicts
 from vfm.data import open_balanced, open_dataset, read_subset
 from vfm.data.pairs.stages import Pairs
 from vfm.interfaces import load_panels
@@ -38,14 +38,6 @@ from vfm_curation.metadata.stages import BuildMetadata
 Samples = list[tuple[str, dict[str, list[str]]]]
 
 
-def jpeg(seed: int, size: tuple[int, int] = (64, 48), quality: int = 90) -> bytes:
-    """Return an image with structure; the same seed in another size or quality looks the same."""
-    coarse = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8))
-    buffer = io.BytesIO()
-    coarse.resize((256, 192), Image.Resampling.BICUBIC).resize(size).save(buffer, format="JPEG", quality=quality)
-    return buffer.getvalue()
-
-
 WORDS = ["a", "dog", "red", "house", "in", "snow", "the"]
 
 
@@ -64,22 +56,6 @@ def world(number: int = 90, seed: int = 0) -> tuple[Samples, dict[str, bytes], d
         if rng.random() < 0.9:
             urls[uid] = f"http://x.org/{rng.randrange(number // 2)}.jpg"
     return samples, images, urls
-
-
-def run(run_stage: Any, pool: Any, filters: list[dict[str, Any]], name: str = "filtered", **options: Any) -> Any:
-    send = options.pop("send", lambda event: None)
-    inputs = options.pop("inputs", {})
-    return run_stage(FilterPool(name=name, pool="p", filters=filters, **options), send=send, p=pool, **inputs)
-
-
-def verdicts(subset: Artifact) -> dict[tuple[str, str, int], str]:
-    rows = pq.read_table(subset.path / "verdicts").to_pylist()
-    return {(row["uid"], row["language"], row["text_index"]): row["reason"] for row in rows}
-
-
-def passed(subset: Artifact) -> set[tuple[str, str, int]]:
-    rows = read_subset(subset.path).to_pylist()
-    return {(row["uid"], row["language"], row["text_index"]) for row in rows}
 
 
 def rows_of(subset: Artifact) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from vfm_curation.filters.stages import (
     NearDuplicates,
     RowFilter,
 )
+from vfm_curation.filters.where.stages import Where
 from vfm_curation.match.stages import MatchTexts
 from vfm_curation.metadata.stages import (
     BuildMetadata,
@@ -41,5 +42,5 @@ __all__ = [
     "Decontaminate", "Duplicates", "EntrySource", "ExportSubset", "ExtractLinks", "Filter", "FilterPool",
     "ImageClusters", "ImageSize", "Language", "LinearScore", "Lists", "MatchTexts", "MetaclipBalance", "MlpScore",
     "NearDuplicateTexts", "NearDuplicates", "Numbers", "Pageviews", "RandomSubset", "RetryLinks", "RowFilter",
-    "ScoreFilter", "SemanticDuplicates", "Synsets", "Tokenizer", "Uids", "Wikipedia", "WordNet", "Words",
+    "ScoreFilter", "SemanticDuplicates", "Synsets", "Tokenizer", "Uids", "Where", "Wikipedia", "WordNet", "Words",
 ]  # fmt: skip

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
 
 from vfm.data import SUBSET_FOLDER, open_dataset, write_subset_index
 from vfm.plugin import (
@@ -15,6 +19,7 @@ from vfm.plugin import (
     Panel,
     Pool,
     Preflight,
+    Ref,
     TablePanel,
     UserError,
     how_to_install,
@@ -22,11 +27,13 @@ from vfm.plugin import (
 from vfm_curation.engine import kept_workers, run_shards
 from vfm_curation.filters.outcome import Outcome, OutcomeJob, write_outcome
 from vfm_curation.filters.run import FilterRun, Pass
-from vfm_curation.filters.stages import FilterPool
+from vfm_curation.filters.stages import Filter, FilterPool
 from vfm_curation.filters.survivors import VERDICTS_FOLDER
 from vfm_curation.filters.texts import opened
 from vfm_curation.pool_texts import shortened, texts_of
 from vfm_curation.summaries import with_progress
+
+PLACE = ("row", "language", "text_index")  # of a text in its shard
 
 
 def check_filters(config: FilterPool, ctx: Preflight) -> None:
@@ -42,11 +49,22 @@ def check_filters(config: FilterPool, ctx: Preflight) -> None:
         if pool_filter.package and not find_spec(pool_filter.package[0]):
             module, extra = pool_filter.package
             errors.append(f"needs {module}: {how_to_install(f'vfm-curation[{extra}]')}")
+        errors += _missing_columns(pool_filter, config.pool, ctx)
         if pool_filter.reads_images and no_images:
             errors.append(f"reads images, but '{config.pool}' has only texts")
         lines += [f"filters[{number}] {pool_filter.type}: {line}" for line in errors]
     if lines:
         raise UserError("\n".join(lines))
+
+
+def _missing_columns(pool_filter: Filter, pool: Ref[Any], ctx: Preflight) -> Iterator[str]:
+    """Yield a line if the first shard of a pool lacks a column that a filter reads. A pool to come is not checked."""
+    artifact = ctx.artifact(pool)
+    if artifact and pool_filter.values:
+        try:
+            open_dataset(artifact).index.open(0).values(np.empty(0, dtype=np.int64), sorted(pool_filter.values))
+        except UserError as error:
+            yield str(error)
 
 
 def _has_no_images(config: FilterPool, ctx: Preflight) -> bool:
@@ -71,7 +89,8 @@ def filter_pool(config: FilterPool, ctx: Context) -> CuratedSubset:
     if not outcome.num_texts:
         reasons = ", ".join(f"{count} {reason}" for reason, count in outcome.dropped.most_common())
         raise UserError(f"{config.name}: no text of '{config.pool}' passes all filters: {reasons or 'it has no texts'}")
-    for panel in (_funnel(run.passes), _seconds(run.passes), _examples(run, outcome)):
+    details = [TablePanel.model_validate(step.details) for step in run.passes if step.details]
+    for panel in (_funnel(run.passes), *details, _seconds(run.passes), _examples(run, outcome)):
         ctx.panel(panel)
     values = {"curation/kept_texts": outcome.num_texts, "curation/kept_samples": outcome.num_samples}
     ctx.emit("metrics", step=1, samples=outcome.num_samples, values=values)
@@ -124,13 +143,14 @@ def _seconds(passes: Sequence[Pass]) -> Panel:
 
 def _examples(run: FilterRun, outcome: Outcome) -> Panel:
     source = opened(run.dataset)
-    rows_of = functools.lru_cache(1)(lambda shard: texts_of(source, shard).to_pylist())
+    texts_of_shard = functools.lru_cache(1)(lambda shard: texts_of(source, shard))
     examples = []
     for reason, places in outcome.examples.items():
         examples += [(shard, identity, reason) for shard, *identity in places]
     rows: list[list[str | float | int | None]] = []
     for shard, identity, reason in sorted(examples):
-        text = next(row for row in rows_of(shard) if [row["row"], row["language"], row["text_index"]] == identity)
+        same = [pc.equal(texts_of_shard(shard)[name], value) for name, value in zip(PLACE, identity, strict=True)]
+        (text,) = texts_of_shard(shard).filter(functools.reduce(pc.and_, same)).to_pylist()
         rows.append([reason, outcome.dropped[reason], text["language"], shortened(text["text"]), text["uid"]])
     return TablePanel(
         title="Dropped texts", note="The first texts that were dropped for each reason.", order=30,

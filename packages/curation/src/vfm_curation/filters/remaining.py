@@ -5,6 +5,7 @@ It has only paths, so it can be sent to any process: a `RowFilter` runs as one t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,17 +26,20 @@ class Remaining:
     survivors: Survivors
     measured: Path  # the folder of the images' measurements
 
-    def texts(self, shard: int) -> pa.Table:
-        """Read the remaining texts with their measurements. `unit` is a text's index in its shard."""
-        places = self.survivors.places(shard)
-        table = pq.read_table(shard_file(self.survivors.texts, shard), page_checksum_verification=True).take(places)
+    def texts(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read the remaining texts with their measurements, or some. `unit` is a text's index in its shard."""
+        places, file = self.survivors.places(shard), shard_file(self.survivors.texts, shard)
+        table = pq.read_table(file, columns=columns, page_checksum_verification=True)
+        if len(places) < len(table):
+            table = table.take(places)
         return table.append_column("unit", pa.array(places, pa.int32()))
 
     def identities(self, shard: int) -> pa.Table:
-        """Read the remaining images: shard, unit, uid."""
+        """Read the remaining images: shard, unit, uid, and the user's own columns that filters read."""
         table = self.texts(shard)
         rows, first = np.unique(table["row"].to_numpy(), return_index=True)
-        return table.select(["shard", "uid"]).take(first).append_column("unit", pa.array(rows, pa.int32()))
+        stored = [name for name in table.column_names if name.startswith("stored.")]
+        return table.select(["shard", "uid", *stored]).take(first).append_column("unit", pa.array(rows, pa.int32()))
 
     def images(self, shard: int) -> pa.Table:
         """Read the remaining images with their measurements. `unit` is the image's row."""

@@ -38,12 +38,16 @@ from vfm_curation.summaries import Lost, TaskSummary, with_progress
 
 @dataclass(frozen=True)
 class Pass:
-    """Counts after a filter, or after unreadable images were dropped, and the seconds since the last pass."""
+    """Counts after a filter, or after unreadable images were dropped, and the seconds since the last pass.
+
+    `details` is a panel of the filter's own as JSON, if it has one.
+    """
 
     name: str
     num_texts: int
     num_images: int
     seconds: float
+    details: dict[str, Any] | None = None
 
 
 class FilterRun:
@@ -54,6 +58,7 @@ class FilterRun:
         runtime: settings for running the tasks.
         num_shards: number of shards of the pool.
         scratch: folder for the files of a filter, such as `Buckets`. It is emptied before and after each filter.
+        details: a panel as JSON, which a filter may set at its end for the report.
     """
 
     def __init__(
@@ -70,14 +75,17 @@ class FilterRun:
         self.num_shards = len(opened(self.dataset).shard_sizes)
         self.reasons = ("", *REASONS, *(pool_filter.reason for pool_filter in filters))
         self.columns: frozenset[str] = frozenset().union(*(pool_filter.columns for pool_filter in filters))
+        self.values: frozenset[str] = frozenset().union(*(pool_filter.values for pool_filter in filters))
         self.survivors = Survivors(self._folder("texts"))
         self.passes: list[Pass] = []
         self.scratch = ctx.work / "scratch"
+        self.details: dict[str, Any] | None = None
         self._last = time.monotonic()
 
     def run(self) -> None:
         """Measure what each filter reads, when it is first needed, and apply the filter."""
-        job = TextJob(self.dataset, self.survivors.texts, self.columns & text_tasks.OPTIONAL_COLUMNS)
+        columns = self.columns & text_tasks.OPTIONAL_COLUMNS
+        job = TextJob(self.dataset, self.survivors.texts, columns, self.values)
         sizes = opened(self.dataset).shard_sizes
         self._tasks(measure_texts, job, self.runtime, Lost(int(sizes.sum()), self.max_bad_fraction))
         everything = (np.zeros(len(table), np.uint8) for table in self.texts())
@@ -222,12 +230,12 @@ class FilterRun:
         record = folder / "pass.json"
         if not record.exists():
             shutil.rmtree(self.scratch, ignore_errors=True)
-            num_texts, num_images = 0, 0
+            num_texts, num_images, self.details = 0, 0, None
             for done, summary in enumerate(apply(folder), 1):
                 num_texts += summary.num_texts
                 num_images += summary.num_images
                 self.ctx.progress(done, self.num_shards, "shards", filter=name, remaining=num_texts)
-            finished = Pass(name, num_texts, num_images, time.monotonic() - self._last)
+            finished = Pass(name, num_texts, num_images, time.monotonic() - self._last, self.details)
             with whole_file(record) as part:
                 part.write_text(json.dumps(asdict(finished)), encoding="utf-8")
             shutil.rmtree(self.scratch, ignore_errors=True)

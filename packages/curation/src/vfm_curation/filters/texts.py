@@ -31,6 +31,7 @@ class TextJob:
     dataset: Path
     folder: Path
     columns: frozenset[str]
+    values: frozenset[str] = frozenset()
 
 
 @functools.lru_cache(maxsize=4)
@@ -43,10 +44,11 @@ def measure_texts(job: TextJob, shard: int) -> TaskSummary:
     """Write the shard's texts: identity, `characters`, `words` and the further columns of the job.
 
     `caption` is the text itself. `text` stands for `text_high` and `text_low`, 128 bits of a hash. `detected` is the
-    detected language, with `detected_score`.
+    detected language, with `detected_score`. `stored.NAME` is the user's own column NAME of the job's `values`.
     """
     source, file = opened(job.dataset), shard_file(job.folder, shard)
-    source_hash = made_from(asdict(source.index.shards[shard]), sorted(job.columns), VERSION)
+    stored = [sorted(job.values)] if job.values else []
+    source_hash = made_from(asdict(source.index.shards[shard]), sorted(job.columns), *stored, VERSION)
     finished = finished_summary(file, source_hash)
     if finished:
         return TaskSummary.of(finished)
@@ -67,6 +69,10 @@ def measure_texts(job: TextJob, shard: int) -> TaskSummary:
     if "detected" in job.columns:
         codes, scores = detect(texts)
         columns |= {"detected": pa.array(codes, pa.string()), "detected_score": pa.array(scores, pa.float32())}
+    if job.values:
+        rows, at = np.unique(table["row"].to_numpy(), return_inverse=True)
+        values = source.index.open(shard).values(rows.astype(np.int64), sorted(job.values)).take(at)
+        columns |= {f"stored.{name}": values[name] for name in values.column_names}
     summary.num_texts = len(texts)
     write_shard_file(file, pa.table(columns), source_hash, vars(summary))
     return summary

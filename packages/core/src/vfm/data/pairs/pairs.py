@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from vfm.base import UserError
 from vfm.data.indexing.dataset_panels import add_dataset_panels
 from vfm.data.indexing.indexing import Indexing, first_sample
 from vfm.data.layouts.layout import Layout, find_layout
@@ -61,9 +60,7 @@ def _caption_tables(config: Pairs) -> tuple[list[str], DatasetSpec, list[str] | 
         return None
     for path in paths:
         files.size_and_time(path)  # raises if the file is missing
-    if config.columns:
-        raise UserError(f"{paths[0]}: columns: expected samples with images, got captions alone; header names columns")
     header = config.header
     if not header and table_kind(paths[0]) == LIST_EXTENSION:
         header = [CAPTION_COLUMNS[0]]
-    return paths, caption_spec(paths, config.texts, header), header
+    return paths, caption_spec(paths, config.texts, header, config.columns), header

@@ -22,6 +22,7 @@ from vfm.data.reading.byte_ranges import ReadAhead
 from vfm.data.samples.sample import BadSample, Reason, Sample
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import OnBad, Rows, texts_by_sample
+from vfm.data.samples.values import values_of_records
 from vfm.interfaces.plugins import load_plugins
 from vfm.storage import files
 from vfm.storage.remote_spans import Span
@@ -210,7 +211,17 @@ class ShardReader(ABC):
 
     def records(self, rows: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any] | None]:
         """Yield the record of each row with these fields, None for a broken record. The first field is required."""
-        raise UserError(f"{self.path}: shards of the format {self.format} have no records of annotated objects")
+        raise UserError(f"{self.path}: shards of the format {self.format} have no records, so no value {names[0]!r}")
+
+    def values(self, rows: Rows, locations: Sequence[str]) -> pa.Table:
+        """Read further values of ascending rows: a column for each location, a field of the records or a column.
+
+        Rows without a value are null there, and so are values of another type than most.
+
+        Raises:
+            UserError: If the shard stores no such values.
+        """
+        return values_of_records(self.records(rows.tolist(), locations), locations)
 
     def own_keys(self, num_keys: int) -> Sequence[str]:
         """Read all keys, or the first ones, if the shard stores them. Empty if its file name is part of the keys."""

@@ -18,9 +18,11 @@ import pyarrow.parquet as pq
 
 from vfm.data.samples.caption_templates import columns_of, filled, is_template
 from vfm.data.samples.captions import field_of
+from vfm.data.samples.columns import column_name
 from vfm.data.samples.sample import given_uid
 from vfm.data.samples.shards import Found, Shard, UnreadShard
 from vfm.data.samples.spec import DatasetSpec
+from vfm.data.samples.values import array_of
 from vfm.data.tables.image_list import Row
 from vfm.data.tables.parquet import ParquetShard
 from vfm.data.tables.table import CAPTION_COLUMNS, find_column, table_columns, table_kind, table_rows
@@ -29,13 +31,16 @@ ROWS_PER_SHARD = 100_000
 ID_COLUMNS = ("uid", "url")  # columns that are copied if the table has them
 
 
-def caption_spec(paths: Sequence[str], texts: dict[str, str], columns: list[str] | None) -> DatasetSpec:
+def caption_spec(
+    paths: Sequence[str], texts: dict[str, str], columns: list[str] | None, further: Sequence[str] = ()
+) -> DatasetSpec:
     """Create the spec of a user's tables, which must all have the same columns.
 
     Args:
         paths: the tables.
         texts: column of each language. Empty: English in the first column with a usual name for captions.
         columns: column names of tables without a header.
+        further: locations of values for filters.
 
     Raises:
         UserError: If a column is missing.
@@ -45,7 +50,9 @@ def caption_spec(paths: Sequence[str], texts: dict[str, str], columns: list[str]
     texts = texts or {"en": find_column(names, None, CAPTION_COLUMNS, "texts", path)}
     for column in columns_of(texts.values()):
         find_column(names, column, (), "texts", path)
-    return DatasetSpec(texts=texts, images=False)
+    for location in further:
+        find_column(names, location.partition(".")[0], (), "columns", path)
+    return DatasetSpec(texts=texts, images=False, columns=list(further))
 
 
 def caption_shards(
@@ -80,10 +87,24 @@ def _write_shards(directory: Path, rows: Iterator[Row], spec: DatasetSpec) -> It
                 if name == "uid":
                     values = list(map(given_uid, values))
                 columns[name] = _strings(values)
+        for location in spec.columns:
+            columns[column_name(location)] = array_of([_parsed(field_of(row, location)) for row in part])
         path = directory / f"captions-{number:05d}.parquet"
         pq.write_table(pa.table(columns), path, compression="zstd", write_page_checksum=True)
         yield Shard.of(path, len(part), format="parquet")
         number += 1
+
+
+def _parsed(value: object) -> object:
+    """Read a number, or `true` or `false`, from a text: tables of text have no others."""
+    if not isinstance(value, str):
+        return value
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    try:
+        return float(value)
+    except ValueError:
+        return value or None
 
 
 def _captions(row: Row, location: str) -> object:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from vfm.base import redacted
 from vfm.data.samples.captions import captions_at, captions_of, field_of, is_unicode, require_captions
-from vfm.data.samples.columns import read_columns
+from vfm.data.samples.columns import column_name, read_columns, require_column
 from vfm.data.samples.sample import BadSample, Sample, uid_of
 from vfm.data.samples.shards import Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
@@ -194,6 +194,12 @@ class ImageListShard(ShardReader):
         columns = json.loads(self.table["columns"][row].as_py()) if self.spec.columns else {}
         entry = ImageEntry(key, image, texts, label, problem, columns)
         return entry.read(self.spec, with_image=with_image)
+
+    def records(self, rows: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yield the columns of each row that the data's stage names."""
+        require_column(self.spec, column_name(names[0]), self.path)
+        for row in rows:
+            yield json.loads(self.table["columns"][row].as_py() or "{}")
 
     def texts(self, rows: Rows, on_bad: OnBad) -> pa.Table:
         """Read the texts of ascending rows in the schema `texts_schema`. Bad samples have no texts."""

@@ -34,6 +34,7 @@ from vfm.data.samples.texts import (
     texts_schema,
     uids_of,
 )
+from vfm.data.samples.values import plain_columns
 from vfm.data.tables.arrow_files import ArrowFile
 from vfm.data.tables.image_list import read_image_file
 from vfm.storage import files
@@ -75,7 +76,8 @@ class ParquetShard(ShardReader):
         self.sources = [*spec.texts.values()]
         if spec.label_key:
             self.sources.append(spec.label_key)
-        self.sources += spec.columns
+        if spec.images:  # without images no loss reads them, and a filter may find them missing
+            self.sources += spec.columns
         roots = set(columns_of(self.sources))
         missing = sorted(roots - set(names))
         if missing:
@@ -130,6 +132,28 @@ class ParquetShard(ShardReader):
                     yield record
             start += len(records)
 
+    def values(self, rows: Rows, locations: Sequence[str]) -> pa.Table:
+        """Read columns, or fields of columns of structs, of ascending rows. Damaged row groups are null."""
+        schema = self.file.schema_arrow
+        roots = sorted({location.partition(".")[0] for location in locations})
+        missing = [root for root in roots if root not in schema.names]
+        if missing:
+            raise UserError(f"{self.path}: no column {missing[0]!r}; the columns are {', '.join(schema.names)}")
+        parts = [schema.empty_table().select(roots)]
+        for group, end in enumerate(self.ends.tolist()):
+            begin = end - self.file.metadata.row_group(group).num_rows
+            inside = rows[(begin <= rows) & (rows < end)]
+            if not len(inside):
+                continue
+            try:
+                table = self.file.read_row_group(group, columns=roots)
+            except DAMAGE:
+                nulls = [pa.nulls(len(inside), schema.field(root).type) for root in roots]
+                parts.append(pa.table(nulls, names=roots))
+                continue
+            parts.append(table if len(inside) == len(table) else table.take(inside - begin))
+        return plain_columns(pa.concat_tables(parts), locations)
+
     def key(self, row: int) -> str:
         """Look up the key in the `key` column, or build it from the file's name and the row.
 
@@ -168,7 +192,7 @@ class ParquetShard(ShardReader):
 
         texts = captions_of(self.spec, lambda location: captions_at(location, value_at, self.spec, where), where)
         label = self.spec.label_of(value_at(self.spec.label_key), where) if self.spec.label_key else None
-        columns = read_columns(self.spec, value_at, where)
+        columns = read_columns(self.spec, value_at, where) if self.spec.images else {}
         uid, url = value_at("uid"), value_at("url")
         value_at("key")  # raises BadSample for a key that is not UTF-8
         key = self.key(row)
@@ -185,7 +209,7 @@ class ParquetShard(ShardReader):
         read = partial(self.read, with_image=False)
         needed = [name for name in self.texts_only if name != "url"]
         spec = self.spec
-        if not spec.texts or spec.label_key or spec.columns or not self._has_plain(needed):
+        if not spec.texts or spec.label_key or (spec.columns and spec.images) or not self._has_plain(needed):
             return texts_by_sample(read, rows, on_bad)
         parts = [texts_schema().empty_table()]
         for group, end in enumerate(self.ends.tolist()):

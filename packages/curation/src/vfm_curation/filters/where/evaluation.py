@@ -1,0 +1,171 @@
+"""Evaluation of conditions on columns of pyarrow. Missing values follow Kleene's logic."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from vfm_curation.filters.where.expression import SHARES, Cut, Expression, pairs_of, quantile_of, share_of
+
+Columns = Mapping[str, Any]
+"""Arrays of pyarrow, all of one length, by the name of the column."""
+
+COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Lt: pc.less,
+    ast.LtE: pc.less_equal,
+    ast.Gt: pc.greater,
+    ast.GtE: pc.greater_equal,
+    ast.Eq: pc.equal,
+    ast.NotEq: pc.not_equal,
+}
+ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: pc.add,
+    ast.Sub: pc.subtract,
+    ast.Mult: pc.multiply,
+    ast.Div: lambda left, right: pc.divide(pc.cast(left, pa.float64()), pc.cast(right, pa.float64())),
+}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "abs": pc.abs,
+    "contains": lambda text, part: pc.match_substring(text, part.as_py()),
+    "is_null": pc.is_null,
+    "len": pc.utf8_length,
+    "lower": pc.utf8_lower,
+    "matches": lambda text, pattern: pc.match_substring_regex(text, pattern.as_py()),  # RE2: in linear time
+    "max": lambda *values: pc.max_element_wise(*values, skip_nulls=False),
+    "min": lambda *values: pc.min_element_wise(*values, skip_nulls=False),
+    "startswith": lambda text, start: pc.starts_with(text, start.as_py()),
+}
+
+
+def masks(expression: Expression, columns: Columns, num_rows: int, bounds: Mapping[str, float]) -> list[Any]:
+    """Evaluate each condition of an expression: an array of booleans each, null where a missing value leaves it open.
+
+    Args:
+        expression: the conditions.
+        columns: the columns by name.
+        num_rows: their length.
+        bounds: value of each cut by its name.
+
+    Raises:
+        ValueError: If values have the wrong type.
+    """
+    evaluation = Evaluation(columns, bounds)
+    results = []
+    for part in expression.parts:
+        mask = evaluation.condition(part)
+        results.append(pa.array([mask.as_py()] * num_rows, pa.bool_()) if isinstance(mask, pa.Scalar) else mask)
+    return results
+
+
+def values_of(cut: Cut, columns: Columns) -> NDArray[np.float64]:
+    """Evaluate the expression of a cut, without missing values.
+
+    Raises:
+        ValueError: If its values are no numbers.
+    """
+    values = Evaluation(columns, {}).value(cut.node)
+    if not (_is_number(values.type) or pa.types.is_null(values.type)):
+        raise ValueError(f"{ast.unparse(cut.node)}: expected numbers, got {values.type}")
+    numbers: NDArray[np.float64] = pc.cast(pc.drop_null(values), pa.float64()).to_numpy()
+    return numbers
+
+
+def bound_of(cut: Cut, values: NDArray[np.float64]) -> float:
+    """Compute the bound of a cut from all values of its expression.
+
+    A quantile is interpolated, as `numpy.quantile` does. `top` takes DataComp's rule: the bound is the value after the
+    first int(share * N) of the sorted ones, and passes too, as do its ties. Without values there is none (NaN).
+    """
+    if not len(values):
+        return np.nan
+    if cut.rule == "quantile":
+        return float(np.quantile(values, cut.share))
+    place = min(int(len(values) * cut.share), len(values) - 1)
+    if cut.rule == "bottom":
+        return float(np.partition(values, place)[place])
+    return float(-np.partition(-values, place)[place])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Evaluates a checked tree on columns. Missing values follow Kleene's logic."""
+
+    columns: Columns
+    bounds: Mapping[str, float]
+
+    def condition(self, node: ast.expr) -> Any:
+        """Evaluate to booleans. Numbers count as true unless they are 0."""
+        value = self.value(node)
+        if pa.types.is_boolean(value.type):
+            return value
+        if _is_number(value.type):
+            return pc.not_equal(value, 0)
+        if pa.types.is_null(value.type):
+            return pc.cast(value, pa.bool_())
+        raise ValueError(f"{ast.unparse(node)}: expected a condition, got {value.type}")
+
+    def value(self, node: ast.expr) -> Any:
+        """Evaluate to values of any type."""
+        try:
+            return self._value(node)
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise ValueError(f"{ast.unparse(node)}: {str(error).splitlines()[0]}") from None
+
+    def _value(self, node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=constant):
+                return pa.scalar(constant)
+            case ast.Name() | ast.Attribute():
+                return self.columns[ast.unparse(node)]
+            case ast.UnaryOp(op=ast.Not()):
+                return pc.invert(self.condition(node.operand))
+            case ast.UnaryOp():
+                return pc.negate(self.value(node.operand))
+            case ast.BinOp():
+                return ARITHMETIC[type(node.op)](self.value(node.left), self.value(node.right))
+            case ast.BoolOp():
+                join = pc.and_kleene if isinstance(node.op, ast.And) else pc.or_kleene
+                return reduce(join, map(self.condition, node.values))
+            case ast.Compare():
+                return reduce(pc.and_kleene, (self._comparison(*pair) for pair in pairs_of(node)))
+            case ast.Call(func=ast.Name(id=name)) if name in SHARES:
+                cut = share_of(node)
+                compare = COMPARISONS[ast.GtE if name == "top" else ast.LtE]
+                return compare(self.value(cut.node), self.bounds[cut.name])
+            case ast.Call(func=ast.Name(id=name)):
+                return FUNCTIONS[name](*map(self.value, node.args))
+        raise ValueError(f"{ast.unparse(node)}: expected a value")
+
+    def _comparison(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Any:
+        if isinstance(op, ast.In | ast.NotIn):
+            assert isinstance(right, ast.Tuple | ast.List)
+            value = self.value(left)
+            options = pa.array([option.value for option in right.elts if isinstance(option, ast.Constant)])
+            inside = pc.if_else(pc.is_null(value), None, pc.is_in(value, pc.cast(options, value.type)))
+            return pc.invert(inside) if isinstance(op, ast.NotIn) else inside
+        values = []
+        for side, other in ((left, right), (right, left)):
+            cut = quantile_of(side, other)
+            values.append(pa.scalar(self.bounds[cut.name]) if cut else self.value(side))
+        return COMPARISONS[type(op)](*_of_one_width(*values))
+
+
+def _of_one_width(left: Any, right: Any) -> tuple[Any, Any]:
+    """Round a number that is compared with a column of 32-bit floats, as NumPy does. 0.28 then equals 0.28."""
+    if left.type == pa.float32() and right.type == pa.float64() and isinstance(right, pa.Scalar):
+        right = right.cast(pa.float32())
+    if right.type == pa.float32() and left.type == pa.float64() and isinstance(left, pa.Scalar):
+        left = left.cast(pa.float32())
+    return left, right
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
