@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any
@@ -93,8 +94,8 @@ def _template(device: torch.device) -> nn.Module:
     """Build a layer of torchao, whose class and settings other layers take."""
     # It warns that its compiled extensions, which FP8 does not use, are for another version of torch.
     logging.getLogger("torchao").setLevel(logging.ERROR)
-    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-
-    config = Float8LinearConfig(emulate=device.type == "cpu")
-    layer: nn.Module = convert_to_float8_training(nn.Linear(MULTIPLE, MULTIPLE, device="meta"), config=config)
+    float8 = import_module("torchao.float8")
+    config = float8.Float8LinearConfig(emulate=device.type == "cpu")
+    linear = nn.Linear(MULTIPLE, MULTIPLE, device="meta")
+    layer: nn.Module = float8.convert_to_float8_training(linear, config=config)
     return layer
