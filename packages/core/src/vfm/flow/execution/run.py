@@ -141,11 +141,10 @@ def _waiting(steps: Sequence[Step], *, fresh: bool = False) -> Iterator[tuple[St
 def _check_training(stage: Training) -> None:
     # They import torch, which is not installed just for curation.
     from vfm.train.optim.optim import check_optimizer
-    from vfm.train.parallel.float8 import check_float8
-    from vfm.train.parallel.kernels import check_kernels
+    from vfm.train.parallel import float8, kernels
 
-    check_kernels(stage.runtime)
-    check_float8(stage.precision)
+    kernels.check_kernels(stage.runtime)
+    float8.check_float8(stage.precision)
     check_optimizer(stage.optimizer)
 
 
