@@ -1,5 +1,5 @@
 # Shortcuts for people who work on vfm. The README's two commands need no make.
-.PHONY: test check format docs docs-serve packages kill-test flip-test oracle-test fuzz fuzz-coverage kernels-wide gpu-tests gpu-first rehearsal step-lint notebooks test-portable test-oldest test-newest test-torch-latest release
+.PHONY: test check format docs docs-serve packages kill-test flip-test oracle-test ledger-test fuzz fuzz-coverage kernels-wide gpu-tests gpu-first rehearsal step-lint notebooks test-portable test-oldest test-newest test-torch-latest release
 
 # `uv run` alone installs what vfm needs; its tests and tools are in the development group.
 RUN := uv run --dev
@@ -38,6 +38,9 @@ flip-test: ## a thousand flipped bits in checkpoints, models and files of a stor
 
 oracle-test: ## damage whose effect is known: samples put in = samples read + samples counted, with a table
 	$(ALL_OF) packages/core/tests/test_data_oracle.py -s
+
+ledger-test: ## 10,000 layouts of data, and the units of each use in their ledgers, of which none is missing (minutes)
+	VFM_NUM_LAYOUTS=10000 $(ALL_OF) packages/core/tests/test_data_ledger.py -s
 
 fuzz: ## 5,000 damaged files of every kind and what became of them, docs/faults.md (half an hour; resumes what was stopped)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN) python -m fuzz --cases 5000 --jobs 2 --resume .fuzz.jsonl --out docs/faults.md

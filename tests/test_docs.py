@@ -205,6 +205,7 @@ COMMANDS = {
     " --set locked.lr=5e-4 --set unlocked.lr=3e-4 --set runtime.threads=1": "mkdir -p photos/a photos/b"
     f" && cp photo.jpg photos/a && cp photo.jpg photos/b && {CLAIM} --set general.path=photos",
     "make fuzz": IN_MAKEFILE,  # tests/test_fuzz.py runs 300 of its 5,000 cases
+    "make ledger-test": IN_MAKEFILE,  # core's tests draw fewer layouts
     "make flip-test": IN_MAKEFILE,  # core's tests flip fewer bits
     "make oracle-test": IN_MAKEFILE,  # these are core's tests
     "uv run vfm verify store": f"{MADE_STORE} && {{}}",

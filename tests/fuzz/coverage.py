@@ -16,7 +16,15 @@ from pathlib import Path
 from vfm.base import UserError
 
 CORPUS = Path(__file__).parent / "corpus"
-ENDINGS = {"tar": "tar", "coco": "json", "csv": "csv", "jsonl": "jsonl"}
+ENDINGS = {
+    "tar": "tar",
+    "coco": "json",
+    "csv": "csv",
+    "jsonl": "jsonl",
+    "images": "txt",
+    "videos": "txt",
+    "clips": "json",
+}
 
 
 def read_tar(file: Path) -> None:
@@ -55,8 +63,27 @@ def read_table(file: Path) -> None:
         str(entry.reason)
 
 
+def read_image_list(file: Path) -> None:
+    """List the images of a text file with the path of an image in each line."""
+    from vfm.data.samples.spec import DatasetSpec
+    from vfm.data.tables.table import table_entries
+
+    for entry in table_entries(str(file), str(file.parent), DatasetSpec()):
+        str(entry.reason)
+
+
+def read_video_list(file: Path) -> None:
+    """List the videos of Kinetics' csv, of lines `path label`, or of Something-Something's json, with their labels."""
+    from vfm.data.videos.formats import list_videos
+    from vfm.data.videos.stages import Videos
+
+    config = Videos(kind="data.videos", name="v", path=str(file.parent), annotations=str(file))
+    list_videos(config).labelled([])
+
+
 READERS: dict[str, Callable[[Path], None]] = {
     "tar": read_tar, "coco": read_coco, "csv": read_table, "jsonl": read_table,
+    "images": read_image_list, "videos": read_video_list, "clips": read_video_list,
 }  # fmt: skip
 
 
@@ -85,6 +112,14 @@ def seeds(name: str, folder: Path) -> None:
         (folder / "good").write_text(json.dumps(content))
     elif name == "csv":
         (folder / "good").write_text('image,caption\na.png,"a ""red"" dog"\nb.png,\n')
+    elif name == "images":
+        (folder / "good").write_text("a.png\nb/c.jpg\n\nb/c.jpg\n")
+    elif name == "videos":
+        rows = "label,youtube_id,time_start,time_end,split\ndog run,a,1,11.5,train\n"
+        (folder / "good").write_text("a.mp4 1\nclips/b 30 2\nc,0\n")
+        (folder / "kinetics").write_text(rows)
+    elif name == "clips":
+        (folder / "good").write_text('[{"id": "1", "template": "Moving [something]"}, {"id": 2, "label": "up"}]')
     else:
         (folder / "good").write_text('{"image": "a.png", "caption": ["a dog", "ein Hund"]}\n{"image": "b.png"}\n')
 
@@ -101,7 +136,8 @@ def main() -> None:
         import vfm.data.annotated.cleaning
         import vfm.data.annotated.coco
         import vfm.data.tables.table
-        import vfm.data.tar.webdataset  # noqa: F401
+        import vfm.data.tar.webdataset
+        import vfm.data.videos.formats  # noqa: F401
 
     beginnings = Path(tempfile.mkdtemp(prefix="vfm-coverage-"))
     seeds(args.reader, beginnings)

@@ -65,7 +65,7 @@ def test_a_validation_set_may_lack_classes_and_keeps_their_numbers(tmp_path: Pat
 
 
 def test_names_that_replace_those_of_folders_are_still_in_their_order(tmp_path: Path) -> None:
-    entries = listed(str(class_folders(tmp_path)), NAMES)[1]
+    entries = list(listed(str(class_folders(tmp_path)), NAMES)[1])
     assert {entry.image.split("/")[-2]: entry.label for entry in entries} == {"n00": 0, "n01": 1, "n02": 2, "n03": 3}
 
 

@@ -70,7 +70,7 @@ def test_every_entry_of_a_generated_folder_is_accounted_for(
     images, problems = twin(data)
     assert listed(list(image_folder(str(data), DatasetSpec())), data) == (images, problems)
     if all("/" in name for name in images):
-        in_folders = class_folders(str(data))[1]
+        in_folders = list(class_folders(str(data))[1])
         assert listed(in_folders, data)[0] == images
         assert listed(in_folders, data)[1]["linked_folder"] == problems["linked_folder"]
     captioned = listed(list(caption_folder(str(data), DatasetSpec(texts={"en": "txt"}))), data)

@@ -226,7 +226,7 @@ def open_binary(path: str) -> IO[bytes]:
     return cast("IO[bytes]", store.open(inside, "rb"))
 
 
-def walk(folder: str, links: list[str] | None = None) -> Iterator[str]:
+def walk(folder: str, links: list[str] | None = None, devices: list[str] | None = None) -> Iterator[str]:
     """Yield the paths of all files below a folder, relative to it, with forward slashes, sorted.
 
     Links to folders are not followed, since they may form a circle, or lead out of the folder. Links to files are
@@ -235,6 +235,7 @@ def walk(folder: str, links: list[str] | None = None) -> Iterator[str]:
     Args:
         folder: the folder.
         links: receives the links to folders.
+        devices: receives the FIFOs, devices and sockets.
 
     Raises:
         UserError: If the folder is the root of the file system, has too many files, or may not be read.
@@ -248,9 +249,11 @@ def walk(folder: str, links: list[str] | None = None) -> Iterator[str]:
     count, pending = 0, [""]
     while pending:
         subfolder = pending.pop()
-        names, folders, linked = _listed(folder, subfolder)
+        names, folders, linked, others = _listed(folder, subfolder)
         if links is not None:
             links += linked
+        if devices is not None:
+            devices += others
         count += len(names)
         if count > MAX_FILES:
             raise UserError(f"{folder}: expected a folder of at most {MAX_FILES:,} files, got more")
@@ -265,9 +268,9 @@ def names_in(folder: str) -> list[str]:
     return _listed(folder, "")[0]
 
 
-def _listed(folder: str, subfolder: str) -> tuple[list[str], list[str], list[str]]:
-    """List the files, folders and links to folders in `folder/subfolder`, relative to `folder`, each sorted by name."""
-    names, folders, links = [], [], []
+def _listed(folder: str, subfolder: str) -> tuple[list[str], list[str], list[str], list[str]]:
+    """List files, folders, links to folders, and others in `folder/subfolder`, relative to `folder`, sorted by name."""
+    names, folders, links, others = [], [], [], []
     try:
         with os.scandir(os.path.join(folder, subfolder)) as entries:
             for entry in entries:
@@ -277,11 +280,13 @@ def _listed(folder: str, subfolder: str) -> tuple[list[str], list[str], list[str
                     names.append(subfolder + entry.name)
                 elif entry.is_symlink() and entry.is_dir():
                     links.append(subfolder + entry.name)
+                else:
+                    others.append(subfolder + entry.name)
     except PermissionError:
         raise UserError(f"{os.path.join(folder, subfolder)}: no permission to read") from None
     except FileNotFoundError:  # removed meanwhile
         pass
-    return sorted(names), sorted(folders, key=lambda name: name[:-1]), sorted(links)
+    return sorted(names), sorted(folders, key=lambda name: name[:-1]), sorted(links), sorted(others)
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

@@ -9,6 +9,7 @@ The folder of an `ImageDataset` artifact contains
                         and are left out. row is -1 for samples that are not rows: lost with a damaged header, with the
                         key of another sample, or lost with the end of a truncated shard (a single entry, since the
                         number is unknown)
+    ledger.parquet      where each byte, line or entry of the user's files went (`vfm.data.ledger.ledger`)
     offsets/            member offsets of the tars: one file `packed.offsets` for the tars that were scanned for the
                         index, and a file for each other tar, written when it is first opened
     images-*.parquet    shards of the format `files`: a list of image files with their texts and labels
@@ -168,7 +169,7 @@ def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, 
     check_addresses([*(shard.path for shard in shards), spec.image_root])
     directory.mkdir(parents=True, exist_ok=True)
     bad = list(bad_rows)
-    addresses = [_address(shard.path, directory) for shard in shards]
+    addresses = [address_in(shard.path, directory) for shard in shards]
     inside = [not files.is_remote(address) and not Path(address).is_absolute() for address in addresses]
     # Shards inside the artifact get no time, so that the same data give the same index bytes at any time.
     mtimes = [0 if is_inside else shard.mtime for shard, is_inside in zip(shards, inside, strict=True)]
@@ -191,7 +192,8 @@ def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, 
     return sum(shard.num_samples for shard in shards) - num_bad
 
 
-def _address(path: str, directory: Path) -> str:
+def address_in(path: str, directory: Path) -> str:
+    """Convert the path of a shard to the one that an index stores: relative to its folder, or absolute."""
     if files.is_remote(path):
         return path
     absolute, folder = Path(path).resolve(), directory.resolve()

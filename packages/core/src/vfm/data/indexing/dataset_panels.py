@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from vfm.data.index.index import BadRow
 from vfm.data.index.source import Source, open_dataset
+from vfm.data.ledger.ledger import LEDGER_FILE, read_totals
 from vfm.data.samples.images import decode_image
 from vfm.data.samples.sample import BadSample, Sample
 from vfm.interfaces import Context, ImageDataset, ImagesPanel, PanelImage, TablePanel
@@ -14,6 +16,7 @@ from vfm.interfaces import Context, ImageDataset, ImagesPanel, PanelImage, Table
 NUM_IMAGES = 12
 IMAGE_SIDE = 192
 SHARDS_SHOWN = 20
+NOT_SAMPLES = {"hidden", "not_read", "no_file"}  # uses of entries and members that a user may take for samples
 
 
 def add_dataset_panels(ctx: Context, dataset: ImageDataset, bad: Sequence[BadRow] = ()) -> None:
@@ -34,9 +37,30 @@ def add_dataset_panels(ctx: Context, dataset: ImageDataset, bad: Sequence[BadRow
     )
     if bad:
         ctx.panel(_bad_panel(bad, len(source) + len(bad)))
+    add_ledger_panel(ctx, source.directory)
     images = _first_images(ctx, source)
     if images:
         ctx.panel(ImagesPanel(title="First samples", order=30, pictures=images))
+
+
+def add_ledger_panel(ctx: Context, directory: Path) -> None:
+    """Write the sums of the ledger in a folder, if it has one, and log parts of the data that are no samples."""
+    totals = read_totals(directory)
+    rows: list[list[str | float | int | None]] = []
+    for unit, uses in sorted(totals.items()):
+        rows += [[unit, use, count] for use, count in uses.most_common()]
+        if not uses.keys().isdisjoint(NOT_SAMPLES):
+            ctx.log(f"{unit}: {', '.join(f'{count:,} {use}' for use, count in uses.most_common())}")
+    if rows:
+        ctx.panel(
+            TablePanel(
+                title="Where the data went",
+                note=f"All parts of the files, those in no sample with the reason. {LEDGER_FILE} has the ranges.",
+                order=26,
+                columns=["unit", "use", "number"],
+                rows=rows,
+            )
+        )
 
 
 def _bad_panel(bad: Sequence[BadRow], total: int) -> TablePanel:

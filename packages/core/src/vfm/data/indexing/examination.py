@@ -19,6 +19,7 @@ import numpy as np
 from vfm.base import UserError
 from vfm.data.indexing.repeated_keys import KeySample, first_keys, own_keys
 from vfm.data.indexing.stages import Verify
+from vfm.data.ledger.account import COUNTED, Account
 from vfm.data.samples.images import decode_image, open_image
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.shards import Found, Opening, Shard, ShardReader, UnreadShard, shard_format
@@ -45,6 +46,7 @@ class Examined:
     bad: list[Problem]
     keys: KeySample
     offsets: bytes | None
+    account: Account
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,16 @@ class Examination:
             raise UserError(str(error)) from None
 
     def _counted(self, shard: Shard) -> Examined:
-        return Examined(shard, [], KeySample.of(first_keys(shard, self.spec), all_known=False), None)
+        keys = KeySample.of(first_keys(shard, self.spec), all_known=False)
+        return Examined(shard, [], keys, None, Account.whole(shard.path, "bytes", shard.size, COUNTED))
 
     def _read(self, shard: Shard) -> Examined:
-        form = shard_format(shard.format)
-        offsets = form.scan(shard, self.spec)
-        opening = Opening() if offsets is None else Opening(offsets=[offsets])
-        reader = form.open(shard, self.spec, opening)
+        scans: list[bytes] = []
+        reader = shard_format(shard.format).open(shard, self.spec, Opening(save=scans.append))
         shard = replace(shard, num_samples=max(len(reader), shard.num_samples))
         bad = list(self._verify(reader, shard)) if self.verify else _lost(reader)
-        return Examined(shard, bad, KeySample.of(own_keys(reader), all_known=True), offsets)
+        keys = KeySample.of(own_keys(reader), all_known=True)
+        return Examined(shard, bad, keys, scans[0] if scans else None, reader.account())
 
     def _verify(self, reader: ShardReader, shard: Shard) -> Iterator[Problem]:
         """Read every sample of a shard, and yield the bad and lost samples."""

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Self
 
 from vfm.base import UserError
-from vfm.data.index.index import OFFSETS_FOLDER, BadRow, write_index
+from vfm.data.index.index import OFFSETS_FOLDER, BadRow, address_in, write_index
 from vfm.data.indexing.examination import Examination, Examined, examine_all
 from vfm.data.indexing.location_hints import location_hint
 from vfm.data.indexing.repeated_keys import RepeatedKeys
 from vfm.data.indexing.stages import ImageFiles, Verify
 from vfm.data.layouts.layout import Layout
+from vfm.data.ledger.account import Account
+from vfm.data.ledger.ledger import LEDGER_FILE, LedgerWriter
 from vfm.data.samples.images import decode_image
 from vfm.data.samples.sample import CURES, BadSample, Sample
 from vfm.data.samples.shards import Found, Opening, Shard, shard_format
@@ -44,41 +46,65 @@ class Indexing:
     shards: list[Shard] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     good: int = 0
+    paths: Sequence[str] = ()  # the user's files, of which the last ones are not opened if `num_samples` come before
     repeated: RepeatedKeys = field(default_factory=RepeatedKeys)
 
     @classmethod
-    def of(cls, config: ImageFiles, ctx: Context, spec: DatasetSpec, name: str) -> Self:
+    def of(
+        cls, config: ImageFiles, ctx: Context, spec: DatasetSpec, paths: Sequence[str], name: str | None = None
+    ) -> Self:
         """Create the indexing pass that a stage configures."""
-        workers = config.runtime.num_workers
-        return cls(ctx, spec, config.max_bad_fraction, name, config.num_samples, config.verify, workers)
+        return cls(
+            ctx,
+            spec,
+            config.max_bad_fraction,
+            name or paths[0],
+            config.num_samples,
+            config.verify,
+            config.runtime.num_workers,
+            paths=paths,
+        )
 
-    def run(self, directory: Path, shards: Iterable[Found], total: int | None = None) -> int:
+    def run(
+        self,
+        directory: Path,
+        shards: Iterable[Found],
+        total: int | None = None,
+        listed: Sequence[Account] = (),
+    ) -> int:
         """Write the index into `directory`.
 
         Args:
             directory: the artifact's folder.
             shards: each shard with a flag, True if its number of samples is known and False to read it, or a file.
             total: number of shards, if known.
+            listed: accounts of the files and folders whose samples the shards list, filled while shards are taken.
 
         Returns:
             The number of usable samples.
 
         Raises:
-            UserError: If there are no usable samples, or too many bad ones.
+            UserError: If there are no usable samples, or too many bad ones, or a part of the data is unaccounted for.
         """
         examination = Examination(self.spec, self.verify, self.num_samples)
         with (
             OffsetsWriter(directory / OFFSETS_FOLDER / PACKED_FILE) as offsets,
+            LedgerWriter(directory / LEDGER_FILE, partial(address_in, directory=directory)) as ledger,
             closing(examine_all(examination, shards, self.workers)) as results,
         ):
             for examined in results:
                 offsets.add(examined.offsets)
-                self._add(examined)
+                problems = self._add(examined)
+                if not Path(examined.shard.path).is_relative_to(directory):
+                    ledger.add(examined.account, problems, self.shards[-1].num_samples)
                 if total:
                     self.ctx.progress(len(self.shards), total, "shards", samples=self.good)
                 self._check_bad(MIN_SAMPLES_TO_CHECK)
                 if self.num_samples and self.good >= self.num_samples:
                     break
+            problems, num_samples = self._problems()
+            for account in [*listed, *self._unopened(directory, listed)]:
+                ledger.add(account, problems, num_samples)
         self.check_labels()
         self._check_bad(1)
         if not self.good:
@@ -109,7 +135,23 @@ class Indexing:
                 f" first is {unknown[0].where}; correct class_names, or classnames.txt next to the data"
             )
 
-    def _add(self, examined: Examined) -> None:
+    def _unopened(self, directory: Path, listed: Sequence[Account]) -> Iterator[Account]:
+        """Yield an account without units of each file that was not opened, since enough samples came before it."""
+        if not self.num_samples:
+            return
+        opened = {*(shard.path for shard in self.shards), *(account.source for account in listed)}
+        addresses = {address_in(path, directory) for path in opened}
+        for path in self.paths:
+            if address_in(path, directory) not in addresses:
+                yield Account(path, "bytes")
+
+    def _problems(self) -> tuple[dict[int, str], int]:
+        """Map the number of each bad sample, among the samples of all shards, to its reason, and count the samples."""
+        ends = list(accumulate((shard.num_samples for shard in self.shards), initial=0))
+        return {ends[row.shard] + row.row: row.reason for row in self.bad if row.row >= 0}, ends[-1]
+
+    def _add(self, examined: Examined) -> dict[int, str]:
+        """Add a shard, and return the reason of each of its bad rows."""
         shard, number = examined.shard, len(self.shards)
         bad = [BadRow(number, *row) for row in examined.bad]
         self.repeated.add(shard.path, examined.keys)
@@ -119,7 +161,9 @@ class Indexing:
             self.ctx.skip(row.reason, row.where)
         self.shards.append(shard)
         self.bad += bad
-        self.good += shard.num_samples - sum(row.row >= 0 for row in bad)
+        problems = {row.row: row.reason for row in bad if row.row >= 0}
+        self.good += shard.num_samples - len(problems)
+        return problems
 
     def _searched(self, directory: Path) -> str:
         """Describe the data without samples for the error, and the reason: bad samples, or the expected names."""

@@ -25,6 +25,7 @@ from vfm.data.layouts.torchvision_sets import (
     torchvision_classes,
     torchvision_shards,
 )
+from vfm.data.ledger.account import Account
 from vfm.data.prompts.clip_benchmark import TEMPLATES_FILE, lines_beside, names_and_templates
 from vfm.data.prompts.templates import check_templates
 from vfm.data.samples.sample import BadSample
@@ -39,18 +40,20 @@ NUM_TRAIN_DIGITS = 898  # the first half, as in scikit-learn's own examples
 
 def index_labeled(config: Labeled, ctx: Context) -> LabeledDataset:
     """Index the images and their labels."""
+    listed: list[Account] = []
     if config.torchvision:
         dataset, spec = _torchvision(config, config.torchvision)
         shards: Iterator[Found] = ((shard, True) for shard in torchvision_shards(dataset, ctx.directory))
-        num_shards, name = None, config.torchvision  # the number is unknown before the dataset is packed
+        num_shards = None  # unknown before the dataset is packed
+        paths: list[str] = []
         templates = _names_and_templates(config, None)[1]
     else:
         layout = _layout(config)
         spec = _labeled_spec(config, layout)
-        shards, num_shards, name = layout.shards(ctx.directory, spec), layout.num_shards, layout.paths[0]
+        shards, num_shards, paths = layout.shards(ctx.directory, spec, listed), layout.num_shards, layout.paths
         templates = _names_and_templates(config, layout)[1]
-    indexing = Indexing.of(config, ctx, spec, name)
-    count = indexing.run(ctx.directory, shards, num_shards)
+    indexing = Indexing.of(config, ctx, spec, paths, config.torchvision)
+    count = indexing.run(ctx.directory, shards, num_shards, listed)
     labeled = LabeledDataset.create(
         ctx.directory,
         num_samples=count,
@@ -75,8 +78,9 @@ def index_tagged(config: Tagged, ctx: Context) -> TaggedImages:
     """Index the images in a subfolder of the artifact, and write their labels."""
     layout = _layout(config)
     spec, images = _tagged_spec(config, layout), ctx.directory / "images"
-    indexing = Indexing.of(config, ctx, spec, layout.paths[0])
-    count = indexing.run(images, layout.shards(images, spec), layout.num_shards)
+    indexing = Indexing.of(config, ctx, spec, layout.paths)
+    listed: list[Account] = []
+    count = indexing.run(images, layout.shards(images, spec, listed), layout.num_shards, listed)
     dataset = ImageDataset.create(images, num_samples=count, bad_samples=dict(indexing.counts))
     add_dataset_panels(ctx, dataset, indexing.bad)
     tags = _tags(Source(images), indexing)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
 from vfm.base import UserError
+from vfm.data.ledger.account import Account
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.image_list import ImageEntry, Row, entry_of_rows
@@ -46,7 +47,7 @@ def captions_in_folder(folder: str, names: list[str]) -> list[str]:
     return [path] if is_coco_captions(path) else []
 
 
-def coco_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
+def coco_entries(path: str, image_root: str, spec: DatasetSpec, account: Account | None = None) -> Iterator[ImageEntry]:
     """Yield each image with its captions, in the order of the file.
 
     Captions without an image give a bad sample for each missing image.
@@ -55,31 +56,46 @@ def coco_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Imag
         path: the JSON file.
         image_root: folder of the images. Empty: a folder near the file that has them.
         spec: spec whose texts name fields of an annotation.
+        account: receives the sample of each record: the images of the file, then its annotations.
 
     Raises:
         UserError: If the file is damaged, or the images are not found.
     """
     images, annotations = _record(path)
+    account = account or Account(path, "records")
     rows: defaultdict[str, list[Row | BadSample]] = defaultdict(list)
-    for number, annotation in enumerate(annotations):
+    numbers: defaultdict[str, list[int]] = defaultdict(list)  # of the records of each image
+    for number, annotation in enumerate(annotations, start=len(images)):
         key = annotation.get("image_id") if isinstance(annotation, dict) else None
         if isinstance(key, int | str):
             rows[str(key)].append(annotation)  # some files have numbers in one list and texts in the other
+            numbers[str(key)].append(number)
         else:
-            yield ImageEntry("", path, problem=BadSample("unreadable_row", f"{path}: annotations[{number}]"))
+            account.give(number, number + 1)
+            where = f"{path}: annotations[{number - len(images)}]"
+            yield ImageEntry("", path, problem=BadSample("unreadable_row", where))
     root = image_root or _image_folder(path, images)
     for number, image in enumerate(images):
         name = key = None
+        account.give(number, number + 1)
         if isinstance(image, dict):
             name, key = image.get("file_name"), image.get("id")
         if not isinstance(name, str) or not isinstance(key, int | str):
             yield ImageEntry("", path, problem=BadSample("unreadable_row", f"{path}: images[{number}]"))
         else:
             # An image without captions gets an empty row, and so is reported like any other missing caption.
+            _give(account, numbers.pop(str(key), []))
             yield entry_of_rows(name, rows.pop(str(key), [{}]), root, spec, path)
     for key in rows:
+        _give(account, numbers[key])
         yield ImageEntry("", path, problem=BadSample("missing_image", f"{path}: image_id {key}"))
+    account.size = len(images) + len(annotations)
     _read.cache_clear()  # the records of train2017 take half a gigabyte, and no later stage needs them
+
+
+def _give(account: Account, numbers: Iterable[int]) -> None:
+    for number in numbers:
+        account.give(number, number + 1)
 
 
 def _image_folder(path: str, images: list[Any]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from vfm.base import UserError
+from vfm.data.layouts.folder_listing import FolderListing, extension, without_extension
+from vfm.data.ledger.account import Account
 from vfm.data.samples.caption_templates import columns_of
 from vfm.data.samples.captions import captions_at, captions_in, captions_of, decode_json, field_of
 from vfm.data.samples.images import IMAGE_EXTENSIONS
-from vfm.data.samples.sample import CURES, BadSample
+from vfm.data.samples.sample import BadSample
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.image_list import ImageEntry, printable
 from vfm.storage import files
@@ -29,62 +31,70 @@ def image_names(folder: str) -> list[str]:
     Raises:
         UserError: If there are no images.
     """
-    return _images(folder, *_visible(folder))
+    return [name for _, name in FolderListing(folder).images()]
 
 
-def _images(folder: str, visible: list[str], links: list[str]) -> list[str]:
-    """Select the images among the files of a folder, of which there must be at least one."""
-    names = [name for name in visible if _extension(name) in IMAGE_EXTENSIONS]
-    if not names and links:
-        more = f"{links[0]} is a link to a folder{CURES['linked_folder']}"
-        raise UserError(f"{folder}: no images found; {more}")
-    if not names:
-        raise UserError(f"{folder}: no images found ({', '.join(IMAGE_EXTENSIONS)})")
-    return names
-
-
-def image_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
+def image_folder(folder: str, spec: DatasetSpec, account: Account | None = None) -> Iterator[ImageEntry]:
     """Yield the images below a folder, then the files with an unknown extension. The keys are the file names.
 
     If the spec has optional captions, they are read from the text files next to the images.
+
+    Args:
+        folder: the folder.
+        spec: parts to read of each sample.
+        account: receives the sample of each entry of the folder.
     """
-    visible, links = _visible(folder)
-    listed, columns = set(visible), columns_of(spec.texts.values())
-    for name in _images(folder, visible, links):
-        path = f"{folder.rstrip('/')}/{name}"
+    listing = FolderListing(folder, account)
+    columns = columns_of(spec.texts.values())
+    captions = listing.beside(columns)
+    for index, name in listing.images():
         texts = {}
-        if CLASS_FOLDER in columns or any(f"{_stem(name)}.{column}" in listed for column in columns):
+        beside = _beside(name, columns, captions)
+        if CLASS_FOLDER in columns or beside:
             texts = _captions(folder, name, spec)
-        yield ImageEntry(name, path, texts)
-    yield from _unknown(folder, visible, columns)
-    yield from _linked(folder, links)
+        listing.give([index, *beside])
+        yield ImageEntry(name, listing.path(name), texts)
+    yield from _unknown(listing, columns)
+    yield from _linked(listing)
+    listing.finish()
 
 
-def caption_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
+def caption_folder(folder: str, spec: DatasetSpec, account: Account | None = None) -> Iterator[ImageEntry]:
     """Yield images with the captions next to them: `a.jpg` with `a.txt`, or with `a.json` if `texts` is `json.FIELD`.
 
-    Then yield files with an unknown extension and captions without an image.
+    Then yield files with an unknown extension and captions without an image. The arguments are as in `image_folder`.
     """
     stems = set()
-    visible, links = _visible(folder)
-    for name in _images(folder, visible, links):
-        path = f"{folder.rstrip('/')}/{name}"
-        stems.add(_stem(name))
+    listing = FolderListing(folder, account)
+    columns = columns_of(spec.texts.values())
+    captions = listing.beside(columns)
+    for index, name in listing.images():
+        stem = without_extension(name)
+        stems.add(stem)
+        listing.give([index, *_beside(name, columns, captions)])
         try:
-            yield ImageEntry(_stem(name), path, _captions(folder, name, spec))
+            yield ImageEntry(stem, listing.path(name), _captions(folder, name, spec))
         except BadSample as bad:  # its address is the image, or the caption that cannot be read
-            yield ImageEntry(_stem(name), bad.where, problem=bad)
-    extensions = columns_of(spec.texts.values())
-    for entry in _unknown(folder, visible, extensions):
+            yield ImageEntry(stem, bad.where, problem=bad)
+    for entry in _unknown(listing, columns):
         stems.add(entry.key)
         yield entry
     folders = {stem.rpartition("/")[0] for stem in stems}
-    for name in visible:
-        if _extension(name) in extensions and _stem(name) not in stems and _is_beside_images(_stem(name), folders):
-            stems.add(_stem(name))
-            path = f"{folder.rstrip('/')}/{name}"
-            yield ImageEntry(_stem(name), path, problem=BadSample("missing_image", path))
-    yield from _linked(folder, links)
+    for name, index in captions.items():
+        stem = without_extension(name)
+        if stem not in stems and _is_beside_images(stem, folders):
+            stems.add(stem)
+            listing.give([index])
+            path = listing.path(name)
+            yield ImageEntry(stem, path, problem=BadSample("missing_image", path))
+    yield from _linked(listing)
+    listing.finish()
+
+
+def _beside(image: str, columns: Sequence[str], captions: Mapping[str, int]) -> list[int]:
+    """List the indices of the captions of an image."""
+    names = (f"{without_extension(image)}.{column}" for column in columns)
+    return [captions[name] for name in names if name in captions]
 
 
 def _is_beside_images(stem: str, folders: set[str]) -> bool:
@@ -93,38 +103,23 @@ def _is_beside_images(stem: str, folders: set[str]) -> bool:
     return folder in folders and name.lower() not in DOCUMENTATION
 
 
-def _unknown(folder: str, names: list[str], texts: Sequence[str] = ()) -> Iterator[ImageEntry]:
-    known = {*IMAGE_EXTENSIONS, *NOT_IMAGES, *texts}
-    for name in names:
-        extension = _extension(name)
-        if extension and extension not in known:
-            path = f"{folder.rstrip('/')}/{name}"
-            yield ImageEntry(_stem(name), path, problem=BadSample("unknown_extension", path))
+def _unknown(listing: FolderListing, texts: Sequence[str] = (), *, in_subfolders: bool = False) -> Iterator[ImageEntry]:
+    """Yield the files with an unknown extension, which are counted as images that cannot be read."""
+    known = {*IMAGE_EXTENSIONS, *NOT_IMAGES, *texts, ""}
+    for index, name in enumerate(listing.names):
+        if extension(name) in known or (in_subfolders and "/" not in name):
+            continue
+        listing.give([index])
+        path = listing.path(name)
+        yield ImageEntry(without_extension(name), path, problem=BadSample("unknown_extension", path))
 
 
-def _linked(folder: str, links: list[str]) -> Iterator[ImageEntry]:
+def _linked(listing: FolderListing) -> Iterator[ImageEntry]:
     """Yield the links to folders, whose images are not read, since a link may lead out of the folder."""
-    for name in links:
-        path = f"{folder.rstrip('/')}/{name}"
+    for index, name in enumerate(listing.links):
+        listing.give_link(index)
+        path = listing.path(name)
         yield ImageEntry(name, path, problem=BadSample("linked_folder", path))
-
-
-def _visible(folder: str) -> tuple[list[str], list[str]]:
-    """List the files below a folder, and the links to folders, without hidden ones."""
-    links: list[str] = []
-    names = [name for name in files.walk(folder, links) if "/." not in f"/{name}"]
-    return names, [name for name in links if "/." not in f"/{name}"]
-
-
-def _extension(name: str) -> str:
-    stem, dot, extension = name.rpartition(".")
-    if not dot or not stem or "/" in extension:
-        return ""
-    return extension.lower()
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
 
 
 def _captions(folder: str, name: str, spec: DatasetSpec) -> dict[str, list[str]]:
@@ -152,7 +147,9 @@ def _text_beside(image: str, location: str) -> object:
     return captions_in(data, rest, path)
 
 
-def class_folders(folder: str, class_names: Sequence[str] = ()) -> tuple[list[str], list[ImageEntry]]:
+def class_folders(
+    folder: str, class_names: Sequence[str] = (), account: Account | None = None
+) -> tuple[list[str], Iterator[ImageEntry]]:
     """List class names (the sorted subfolders) and images, as torchvision's ImageFolder does.
 
     If `class_names` has the names of all subfolders, it gives their labels, and some of its classes may have no images.
@@ -160,18 +157,25 @@ def class_folders(folder: str, class_names: Sequence[str] = ()) -> tuple[list[st
     Raises:
         UserError: If an image is not in a class folder.
     """
-    visible, links = _visible(folder)
-    names = _images(folder, visible, links)
+    listing = FolderListing(folder, account)
     class_of = {}
-    for name in names:
+    for index, name in listing.images():
         subfolder, slash, _ = name.partition("/")
         if not slash:
             raise UserError(f"{folder}: expected one folder per class, but {name} is in none")
-        class_of[name] = printable(subfolder)
+        class_of[index] = printable(subfolder)
     classes = sorted(set(class_of.values()))
     numbered = class_names if set(classes) <= set(class_names) else classes
     label_of = {name: label for label, name in enumerate(numbered)}
-    root = folder.rstrip("/")
-    entries = [ImageEntry(_stem(name), f"{root}/{name}", label=label_of[class_of[name]]) for name in names]
-    in_subfolders = [name for name in visible if "/" in name]
-    return classes, [*entries, *_unknown(folder, in_subfolders), *_linked(folder, links)]
+    return classes, _classified(listing, {index: label_of[name] for index, name in class_of.items()})
+
+
+def _classified(listing: FolderListing, label_of: Mapping[int, int]) -> Iterator[ImageEntry]:
+    """Yield the images with their labels, then the files with an unknown extension and the links in class folders."""
+    for index, label in label_of.items():
+        listing.give([index])
+        name = listing.names[index]
+        yield ImageEntry(without_extension(name), listing.path(name), label=label)
+    yield from _unknown(listing, in_subfolders=True)
+    yield from _linked(listing)
+    listing.finish()

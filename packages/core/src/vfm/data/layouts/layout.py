@@ -13,6 +13,7 @@ import pyarrow as pa
 from vfm.base import UserError
 from vfm.data.layouts.coco_captions import CAPTION, captions_in_folder, coco_entries, is_coco_captions
 from vfm.data.layouts.folder import caption_folder, class_folders, image_folder, image_names
+from vfm.data.ledger.account import Account, Unit
 from vfm.data.prompts.clip_benchmark import CLASS_NAMES_FILE, benchmark_shards, lines_beside, type_beside
 from vfm.data.samples.caption_templates import columns_of, is_template, locations_in
 from vfm.data.samples.shards import Found, ShardReader, UnreadShard, format_of_file, shard_format
@@ -32,12 +33,14 @@ from vfm.data.tables.table import (
     table_columns,
     table_entries,
     table_kind,
+    unit_of_table,
 )
 from vfm.storage import files
 from vfm.storage.credentials import check_addresses
 
 Kind = Literal["webdataset", "folder", "table", "parquet", "coco"]
 METADATA_STEMS = ("metadata", "captions", "annotations", "labels")
+UNITS: dict[str, Unit] = {"folder": "entries", "coco": "records"}
 LABEL_COLUMNS = ("label", "cls", "class", "category", "target")
 
 
@@ -122,8 +125,13 @@ class Layout:
         is_retrieval = self.kind == "webdataset" and type_beside(path) == "retrieval"
         return "txt.lines" if is_retrieval else "txt"
 
-    def shards(self, directory: Path, spec: DatasetSpec) -> Iterator[Found]:
+    def shards(self, directory: Path, spec: DatasetSpec, accounts: list[Account] | None = None) -> Iterator[Found]:
         """Yield the user's files as shards, or write lists of images, whose samples are counted when they are read.
+
+        Args:
+            directory: folder for the lists.
+            spec: parts to read of each sample.
+            accounts: receives the accounts of the files and folders that are listed.
 
         Raises:
             UserError: If an address has credentials.
@@ -134,25 +142,34 @@ class Layout:
             for path in self.paths:
                 yield UnreadShard(path, reader)
         else:
-            for shard in write_image_lists(directory, self.entries(spec), spec):
+            for shard in write_image_lists(directory, self.entries(spec, accounts), spec):
                 yield shard, False
 
-    def entries(self, spec: DatasetSpec) -> Iterator[ImageEntry]:
+    def entries(self, spec: DatasetSpec, accounts: list[Account] | None = None) -> Iterator[ImageEntry]:
         """Yield the images that a folder, a table or COCO's captions list, by absolute paths."""
+        number = 0
+        for path in map(_absolute, self.paths):
+            account = Account(path, UNITS.get(self.kind) or unit_of_table(path), sample=number)
+            if accounts is not None:
+                accounts.append(account)
+            for entry in self._entries_of(path, spec, account):
+                account.sample += 1
+                yield entry
+            number = account.sample
+
+    def _entries_of(self, path: str, spec: DatasetSpec, account: Account) -> Iterator[ImageEntry]:
         if spec.columns and self.kind == "folder":
             raise UserError(f"{self.paths[0]}: columns: expected a table, tars or Parquet, got a folder")
-        for path in map(_absolute, self.paths):
-            root = _absolute(self.image_root) if self.image_root else ""
-            if self.kind == "coco":
-                yield from coco_entries(path, root, spec)
-            elif self.kind == "table":
-                yield from table_entries(path, root or path.rpartition("/")[0], spec)
-            elif spec.texts and not spec.captions_optional:
-                yield from caption_folder(path, spec)
-            elif spec.class_names:
-                yield from class_folders(path, spec.class_names)[1]
-            else:
-                yield from image_folder(path, spec)
+        root = _absolute(self.image_root) if self.image_root else ""
+        if self.kind == "coco":
+            return coco_entries(path, root, spec, account)
+        if self.kind == "table":
+            return table_entries(path, root or path.rpartition("/")[0], spec, account)
+        if spec.texts and not spec.captions_optional:
+            return caption_folder(path, spec, account)
+        if spec.class_names:
+            return class_folders(path, spec.class_names, account)[1]
+        return image_folder(path, spec, account)
 
 
 def find_layout(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vfm.data.indexing.dataset_panels import add_dataset_panels
 from vfm.data.indexing.indexing import Indexing, first_sample
 from vfm.data.layouts.layout import Layout, find_layout
+from vfm.data.ledger.account import Account
 from vfm.data.pairs.stages import Pairs
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.caption_tables import caption_shards, caption_spec
@@ -16,17 +17,18 @@ from vfm.storage import files
 def index_pairs(config: Pairs, ctx: Context) -> Pool:
     """Index the shards. Shards without a known count are read, and their bad samples are left out."""
     num_shards = None
+    listed: list[Account] = []
     tables = _caption_tables(config)
     if tables is None:
         layout, spec = _layout(config)
-        shards, num_shards, paths = layout.shards(ctx.directory, spec), layout.num_shards, layout.paths
+        shards, num_shards, paths = layout.shards(ctx.directory, spec, listed), layout.num_shards, layout.paths
     else:
         paths, spec, columns = tables
         if config.images == "auto":
             ctx.log(f"{paths[0]}: no column of images, so only its captions are read; no model can be trained on them")
-        spec, shards = caption_shards(ctx.directory, paths, spec, columns)
-    indexing = Indexing.of(config, ctx, spec, str(paths[0]))
-    count = indexing.run(ctx.directory, shards, num_shards)
+        spec, shards = caption_shards(ctx.directory, paths, spec, columns, listed)
+    indexing = Indexing.of(config, ctx, spec, paths)
+    count = indexing.run(ctx.directory, shards, num_shards, listed)
     pool = Pool.create(ctx.directory, num_samples=count, bad_samples=dict(indexing.counts), languages=list(spec.texts))
     add_dataset_panels(ctx, pool, indexing.bad)
     return pool

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vfm.base import UserError, load_function
+from vfm.data.ledger.account import Account
 from vfm.data.reading.byte_ranges import ReadAhead
 from vfm.data.samples.sample import BadSample, Reason, Sample
 from vfm.data.samples.spec import DatasetSpec
@@ -115,8 +116,8 @@ class Opening:
 
     Attributes:
         name: unique name of the shard within its dataset, for keys. Default: its file name.
-        offsets: stored results of `ShardReader.scan`, in the order in which to try them.
-        save: called with the result of a new scan.
+        offsets: results of earlier scans that `save` stored, in the order in which to try them.
+        save: called with the result of a new scan, data with which the shard is opened faster.
         ahead: reads the bytes of remote files. Several shards may share it.
         limit: number of samples that are needed. A format may scan only these.
     """
@@ -156,11 +157,6 @@ class ShardReader(ABC):
         return Shard.of(path, 0, format=cls.format), False
 
     @classmethod
-    def scan(cls, shard: Shard, spec: DatasetSpec) -> bytes | None:
-        """Compute data to store in the index so that the shard is opened faster, None if there are none."""
-        return None
-
-    @classmethod
     def open(cls, shard: Shard, spec: DatasetSpec, opening: Opening = Opening()) -> Self:
         """Open a shard."""
         return cls(shard.path, spec, opening.name)
@@ -189,6 +185,10 @@ class ShardReader(ABC):
         Raises:
             BadSample: the sample cannot be used.
         """
+
+    def account(self) -> Account:
+        """Say which row each unit of the file belongs to, for the ledger. Default: the units are the rows."""
+        return Account.of_rows(self.path, len(self))
 
     def where(self, row: int) -> str:
         """Format the address of a row's sample for messages."""

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vfm.data.ledger.account import Account
 from vfm.data.samples.caption_templates import columns_of, filled, is_template
 from vfm.data.samples.captions import field_of
 from vfm.data.samples.columns import column_name
@@ -25,7 +26,7 @@ from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.values import array_of
 from vfm.data.tables.image_list import Row
 from vfm.data.tables.parquet import ParquetShard
-from vfm.data.tables.table import CAPTION_COLUMNS, find_column, table_columns, table_kind, table_rows
+from vfm.data.tables.table import CAPTION_COLUMNS, find_column, placed_rows, table_columns, table_kind, unit_of_table
 
 ROWS_PER_SHARD = 100_000
 ID_COLUMNS = ("uid", "url")  # columns that are copied if the table has them
@@ -56,22 +57,40 @@ def caption_spec(
 
 
 def caption_shards(
-    directory: Path, paths: Sequence[str], spec: DatasetSpec, columns: list[str] | None
+    directory: Path,
+    paths: Sequence[str],
+    spec: DatasetSpec,
+    columns: list[str] | None,
+    accounts: list[Account],
 ) -> tuple[DatasetSpec, Iterator[Found]]:
-    """Convert tables to shards, and return the spec of the shards and the shards for `Indexing.run`."""
+    """Convert tables to shards, and return the spec of the shards and the shards for `Indexing.run`.
+
+    Args:
+        directory: folder of the shards.
+        paths: the tables.
+        spec: spec of their texts.
+        columns: column names of tables without a header.
+        accounts: receives the accounts of tables that are converted.
+    """
     if table_kind(paths[0]) == "parquet":
         return spec, (UnreadShard(path, ParquetShard) for path in paths)
     # Converted once, because csv, jsonl and gzip have no random access.
     texts = {language: f"texts_{language}" for language in spec.texts}
     stored = spec.model_copy(update={"texts": texts})
-    return stored, ((shard, True) for shard in _write_shards(directory, _rows(paths, columns), spec))
+    return stored, ((shard, True) for shard in _write_shards(directory, _rows(paths, columns, accounts), spec))
 
 
-def _rows(paths: Sequence[str], columns: list[str] | None) -> Iterator[Row]:
+def _rows(paths: Sequence[str], columns: list[str] | None, accounts: list[Account]) -> Iterator[Row]:
+    number = 0
     for path in paths:
-        for row in table_rows(path, columns):
+        account = Account(path, unit_of_table(path), sample=number)
+        accounts.append(account)
+        for start, stop, row in placed_rows(path, account, columns):
+            account.give(start, stop)
+            account.sample += 1
             # An unreadable row has no caption, and is counted when the captions are read.
             yield row if isinstance(row, dict) else {}
+        number = account.sample
 
 
 def _write_shards(directory: Path, rows: Iterator[Row], spec: DatasetSpec) -> Iterator[Shard]:

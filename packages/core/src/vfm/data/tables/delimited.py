@@ -65,8 +65,8 @@ def unquoted(value: str) -> str:
 
 def delimited_rows(
     lines: Iterator[str], path: str, columns: list[str] | None, image_column: str | None, *, tabs: bool
-) -> Iterator[dict[str, Any] | BadSample]:
-    """Yield the rows, and a BadSample for each unreadable row.
+) -> Iterator[tuple[int, int, dict[str, Any] | BadSample | str]]:
+    """Yield the rows, a BadSample for each unreadable row, and `header` or `blank`, each after its range of lines.
 
     Args:
         lines: lines of the table.
@@ -81,27 +81,37 @@ def delimited_rows(
     dialect, header = header_of(supply, tabs=tabs)
     if columns:
         supply.unread(len(supply.taken) - 1)  # without a header, the line that was read is the first row
+        yield 0, supply.number, "blank"
         dialect = csv.excel if len(columns) == 1 and not tabs else dialect
+    else:
+        yield 0, supply.number, "header"
     names = columns or header
     image = names.index(image_column) if image_column in names else None
     reader = csv.reader(supply, dialect)
     while True:
+        start = supply.number
         supply.taken.clear()
         values = next(reader, None)
         if values is None:
+            if supply.number > start:
+                yield start, supply.number, "blank"
             return
         if tabs:
             values = [unquoted(value) for value in values]
         if len(supply.taken) > 1 and _swallowed(supply.taken, dialect, len(names), image):
             supply.unread(1)  # only the first line is lost, the other lines are rows
-            yield BadSample("unreadable_row", f"{path}: line {supply.number}")
+            yield start, supply.number, BadSample("unreadable_row", f"{path}: line {supply.number}")
         elif not columns and any(values[len(names) :]):
             # More values than columns: a line break or a quotation mark is damaged, and several rows may have merged.
             merged = sum(map(is_image, values)) if image is not None else 1
             for _ in range(max(1, merged)):
-                yield BadSample("unreadable_row", f"{path}: line {supply.number}")
+                yield start, supply.number, BadSample("unreadable_row", f"{path}: line {supply.number}")
+                start = supply.number
         elif values:
-            yield dict(zip(names, values + [None] * (len(names) - len(values)), strict=False))
+            row = dict(zip(names, values + [None] * (len(names) - len(values)), strict=False))
+            yield start, supply.number, row
+        else:
+            yield start, supply.number, "blank"
 
 
 class _Lines:

@@ -30,6 +30,11 @@ def fiftyone_classes(path: str) -> list[str]:
     return [str(name) for name in _record(path).get("classes") or []]
 
 
+def num_fiftyone_labels(path: str) -> int:
+    """Count the entries."""
+    return len(_record(path)["labels"])
+
+
 def fiftyone_rows(path: str) -> Iterator[dict[str, Any]]:
     """Yield the image and the label of each entry. A label with a confidence is a record."""
     record, classes = _record(path), fiftyone_classes(path)

@@ -12,19 +12,20 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, count, groupby, islice
 from typing import IO, Any, cast
 
 from vfm.base import UserError
+from vfm.data.ledger.account import Account, Unit
 from vfm.data.samples.caption_templates import columns_of, filled, is_template
 from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import is_text
 from vfm.data.tables.delimited import MAX_LINE, delimited_rows, header_of, is_image
-from vfm.data.tables.fiftyone_labels import COLUMNS, fiftyone_rows, is_fiftyone_labels
+from vfm.data.tables.fiftyone_labels import COLUMNS, fiftyone_rows, is_fiftyone_labels, num_fiftyone_labels
 from vfm.data.tables.image_list import ImageEntry, Row, entry_of_rows
 from vfm.data.tables.parquet import DAMAGE, open_parquet
 from vfm.storage import files
@@ -34,6 +35,9 @@ FIFTYONE = "fiftyone"
 LIST_EXTENSION = "txt"  # the path of an image in each line, or a caption
 PATH_COLUMNS = ("image", "filepath", "file_name", "filename", "image_path", "path", "file", "img")
 CAPTION_COLUMNS = ("caption", "text", "title", "captions", "texts", "txt", "TEXT", "alt")
+BLANK = "blank"  # use of a line without a row
+PlacedRow = tuple[int, int, Row | BadSample]
+"""First line of a row, the line after its last, and the row. In Parquet and Arrow, lines are rows."""
 ROWS_FOR_COLUMNS = 20  # JSON lines whose keys are the columns
 _EXTENSION = re.compile(rf"\.(?:{'|'.join(sorted(IMAGE_EXTENSIONS, key=len, reverse=True))})", re.IGNORECASE)
 
@@ -123,8 +127,22 @@ def table_values(path: str, column: str) -> Iterator[object]:
             yield row.get(column)
 
 
-def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
+def unit_of_table(path: str) -> Unit:
+    """Name what an account of a table counts."""
+    kind = table_kind(path)
+    return "rows" if kind == "parquet" else "records" if kind == FIFTYONE else "lines"
+
+
+def table_entries(
+    path: str, image_root: str, spec: DatasetSpec, account: Account | None = None
+) -> Iterator[ImageEntry]:
     """Yield the table's samples. Image paths are relative to `image_root` and may not leave it.
+
+    Args:
+        path: the table.
+        image_root: folder of the images.
+        spec: parts to read of each sample.
+        account: receives the sample of each line or row.
 
     Raises:
         UserError: If a column that the spec names is missing.
@@ -146,15 +164,20 @@ def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Ima
     for column in columns_of(spec.columns):
         find_column(columns, column, (), "columns", path)
 
-    def image_of(row: Row | BadSample) -> object:
+    def image_of(placed: PlacedRow) -> object:
         # Unreadable rows and rows without an image are separate samples: each gets a unique object as its key.
+        row = placed[2]
         image = image_name(row, location) if isinstance(row, dict) else None
         return image or object()
 
-    all_rows = table_rows(path, columns if headless else None, image_column=location)
+    account = account or Account(path, unit_of_table(path))
+    all_rows = placed_rows(path, account, columns if headless else None, image_column=location)
     is_list = table_kind(path) == LIST_EXTENSION
-    for name, rows in groupby(all_rows, key=image_of):
-        entry = entry_of_rows(name, list(rows), image_root, spec, path)
+    for name, group in groupby(all_rows, key=image_of):
+        rows = list(group)
+        for start, stop, _ in rows:
+            account.give(start, stop)
+        entry = entry_of_rows(name, [row for _, _, row in rows], image_root, spec, path)
         yield entry
         if is_list and not entry.problem:
             yield from _merged_with(entry, path)
@@ -178,10 +201,29 @@ def _merged_with(entry: ImageEntry, path: str) -> Iterator[ImageEntry]:
 def table_rows(
     path: str, columns: list[str] | None = None, *, image_column: str | None = None, only: Sequence[str] | None = None
 ) -> Iterator[Row | BadSample]:
-    """Yield the rows, and a BadSample for each unreadable row.
+    """Yield the rows, and a BadSample for each unreadable row. The arguments are as in `placed_rows`.
+
+    Raises:
+        UserError: If the file is not readable as a table.
+    """
+    account = Account(path, unit_of_table(path))
+    for _, _, row in placed_rows(path, account, columns, image_column=image_column, only=only):
+        yield row
+
+
+def placed_rows(
+    path: str,
+    account: Account,
+    columns: list[str] | None = None,
+    *,
+    image_column: str | None = None,
+    only: Sequence[str] | None = None,
+) -> Iterator[PlacedRow]:
+    """Yield each row after the range of lines in which it is. An unreadable row is a BadSample.
 
     Args:
         path: the table.
+        account: receives the lines that are no rows, and the number of all lines.
         columns: column names of a csv or tsv file without a header, or a column name for the lines of a text file.
         image_column: column of image paths, which helps to find rows that a damaged byte has merged.
         only: columns to read, if the format allows it.
@@ -191,23 +233,44 @@ def table_rows(
     """
     kind = table_kind(path)
     if kind == "parquet":
-        yield from _parquet_rows(path, only)
+        account.size = open_parquet(path).metadata.num_rows
+        yield from _numbered(_parquet_rows(path, only))
         return
     if kind == FIFTYONE:
-        yield from fiftyone_rows(path)
+        account.size = num_fiftyone_labels(path)
+        yield from _numbered(fiftyone_rows(path))
         return
     with _open(path) as text:
-        lines = _lines(text, path)
+        lines = _counted(_lines(text, path), account)
         if kind == LIST_EXTENSION:
-            column = columns[0] if columns else PATH_COLUMNS[0]
-            for line in lines:
-                if line.strip():
-                    yield {column: line.strip("\r\n")}
-            return
-        if kind == "jsonl":
-            yield from _json_rows(lines, path)
+            placed = _listed_rows(lines, columns[0] if columns else PATH_COLUMNS[0])
+        elif kind == "jsonl":
+            placed = _json_rows(lines, path)
         else:
-            yield from delimited_rows(lines, path, columns, image_column, tabs=kind == "tsv")
+            placed = delimited_rows(lines, path, columns, image_column, tabs=kind == "tsv")
+        for start, stop, row in placed:
+            if isinstance(row, str):
+                account.leave(start, stop, row)
+            else:
+                yield start, stop, row
+
+
+def _numbered(rows: Iterable[Row | BadSample]) -> Iterator[PlacedRow]:
+    for number, row in enumerate(rows):
+        yield number, number + 1, row
+
+
+def _counted(lines: Iterator[str], account: Account) -> Iterator[str]:
+    """Yield lines, and write their number into the account after the last."""
+    number = 0
+    for number, line in enumerate(lines, start=1):  # noqa: B007 (used after the loop)
+        yield line
+    account.size = number
+
+
+def _listed_rows(lines: Iterator[str], column: str) -> Iterator[tuple[int, int, Row | str]]:
+    for number, line in enumerate(lines):
+        yield number, number + 1, {column: line.strip("\r\n")} if line.strip() else BLANK
 
 
 @contextmanager
@@ -270,20 +333,21 @@ def _rows_of_batch(batch: Any, path: str) -> Iterator[Row | BadSample]:
                 yield BadSample("wrong_encoding", path)
 
 
-def _json_rows(lines: Iterator[str], path: str) -> Iterator[Row | BadSample]:
-    start = None  # pattern for the beginning of every row, from the first readable row
+def _json_rows(lines: Iterator[str], path: str) -> Iterator[tuple[int, int, Row | BadSample | str]]:
+    first = None  # pattern for the beginning of every row, from the first readable row
     for number, line in enumerate(lines, start=1):
         if not line.strip():
+            yield number - 1, number, BLANK
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):
-            start = start or re.compile(r"\{\s*" + re.escape(json.dumps(next(iter(row), ""), ensure_ascii=False)))
-            yield row
+            first = first or re.compile(r"\{\s*" + re.escape(json.dumps(next(iter(row), ""), ensure_ascii=False)))
+            yield number - 1, number, row
             continue
         # A line contains several rows if the line break between them is damaged.
-        num_rows = len(start.findall(line)) if start else 1
-        for _ in range(max(1, num_rows)):
-            yield BadSample("broken_json", f"{path}: line {number}")
+        num_rows = max(1, len(first.findall(line)) if first else 1)
+        for index in range(num_rows):  # the line belongs to the first
+            yield number - 1 + bool(index), number, BadSample("broken_json", f"{path}: line {number}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Literal
 
 from vfm.base import UserError
 
@@ -22,7 +22,7 @@ COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 @dataclass(frozen=True)
 class Gap:
-    """A range of bytes with at least one damaged header.
+    """A range of bytes with at least one damaged header, or without members: zeros at the end of a tar.
 
     Attributes:
         start: first byte, the damaged header.
@@ -30,25 +30,33 @@ class Gap:
         names: names in consecutive damaged headers whose sizes lead from one to the next. One name may be wrong.
         rest: number of bytes after the members of these headers, where no size leads to another header.
         shifted: names in valid headers within the rest, moved off their blocks by lost or inserted bytes.
+        use: `damaged_header`, or what the range is.
     """
 
     start: int
     stop: int
-    names: tuple[str, ...]
-    rest: int
+    names: tuple[str, ...] = ()
+    rest: int = 0
     shifted: tuple[str, ...] = ()
+    use: Literal["damaged_header", "end_of_archive", "incomplete_block"] = "damaged_header"
 
 
 class TarMembers:
     """Iterates over the members and gaps of a tar.
 
     Afterwards `complete` is False if the file does not end with a block of zeros, which marks the end of a tar.
+
+    Attributes:
+        stop: byte after the last member and its padding, or after the last gap. The next one begins there, with all of
+            its headers (of pax and GNU).
+        size: size of the file in bytes.
     """
 
     def __init__(self, stream: IO[bytes], path: str) -> None:
         self.stream, self.path = stream, path
         self.complete = False
-        self._size = stream.seek(0, 2)
+        self.stop = 0
+        self.size = stream.seek(0, 2)
 
     def __iter__(self) -> Iterator[tarfile.TarInfo | Gap]:
         """Yield members and gaps in the order of the file.
@@ -56,64 +64,56 @@ class TarMembers:
         Raises:
             UserError: If the file is not an uncompressed tar.
         """
-        start, any_member = 0, False
+        any_member = False
         while True:
-            for plain in self._plain(start):
+            for plain in self._plain(self.stop):
                 any_member = True
                 yield plain
-                start = plain.offset_data + _padded(plain.size)
-            offset = start
             tar: tarfile.TarFile | None = None
             skip = 0
-            self.stream.seek(start)
+            self.stream.seek(self.stop)
             try:
                 # Not closed, because it owns nothing but the stream.
                 tar = tarfile.open(fileobj=self.stream, mode="r:", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
                 while (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
                     any_member = True
+                    self.stop = tar.offset
                     yield member
-                offset = tar.offset
             except (tarfile.TarError, ValueError, IndexError, OverflowError):
                 # A valid header that belongs to a damaged header must not be tried again.
-                offset = tar.offset if tar else start
-                skip = BLOCK if _is_header(self._block(offset)) else 0
+                skip = BLOCK if _is_header(self._block(self.stop)) else 0
             if not any_member:
-                self._check_start(offset + skip)
-            gap = self._gap(offset, skip)
-            if gap is None:
-                return
+                self._check_start(self.stop + skip)
+            gap = self._gap(self.stop, skip)
             if gap.start < gap.stop:
+                self.stop = gap.stop
                 yield gap
-            if gap.stop >= self._size:
+            if gap.stop >= self.size:
                 return
-            start = gap.stop
 
     def _plain(self, offset: int) -> Iterator[tarfile.TarInfo]:
         """Yield members while their headers are plain. tarfile reads every header, but takes five times as long."""
         while (member := plain_member(self._block(offset))) is not None:
             member.offset, member.offset_data = offset, offset + BLOCK
-            offset = member.offset_data + _padded(member.size)
+            self.stop = offset = member.offset_data + _padded(member.size)
             yield member
 
-    def _gap(self, offset: int, skip: int) -> Gap | None:
-        """Find the damaged range that begins where no member could be read, None at the end of the tar.
-
-        An empty gap leads to a tar that was appended to this one.
-        """
+    def _gap(self, offset: int, skip: int) -> Gap:
+        """Find the range that begins where no member could be read: damage, or the end of a tar."""
         block = self._block(offset)
         if len(block) < BLOCK:
-            return None  # the file ends without a mark
+            return Gap(offset, max(offset, self.size), use="incomplete_block")  # the file ends without a mark
         zeros = self._end_of_zeros(offset) if not skip else offset
-        if zeros >= self._size:
+        if zeros >= self.size:
             self.complete = True
-            return None
+            return Gap(offset, self.size, use="end_of_archive")
         header = self._next_header(zeros + skip)
         # The end of a tar, padded to whole records, and the beginning of another tar. Otherwise the zeros are damage.
         if header == zeros and zeros - offset >= 2 * BLOCK and zeros % tarfile.RECORDSIZE == 0:
-            return Gap(header, header, (), 0)
+            return Gap(offset, header, use="end_of_archive")
         self.complete = self._ends_with_mark()
-        stop = self._size if header is None else header
+        stop = self.size if header is None else header
         names, end = self._names(offset, stop)
         rest = (self._data_end() if header is None else header) - end
         shifted = tuple(self._shifted(end, stop)) if rest > 0 else ()
@@ -155,20 +155,20 @@ class TarMembers:
 
     def _end_of_zeros(self, offset: int) -> int:
         """Find the first block from `offset` on that is not zero, or the end of the file."""
-        while offset < self._size:
+        while offset < self.size:
             self.stream.seek(offset)
             chunk = self.stream.read(CHUNK)
             if not chunk:
-                return self._size
+                return self.size
             rest = chunk.lstrip(b"\0")
             if rest:
                 return offset + (len(chunk) - len(rest)) // BLOCK * BLOCK
             offset += len(chunk)
-        return self._size
+        return self.size
 
     def _next_header(self, offset: int, limit: int | None = None) -> int | None:
         """Find the first valid header at or after `offset`, None if there is none."""
-        stop = self._size if limit is None else min(self._size, limit)
+        stop = self.size if limit is None else min(self.size, limit)
         while offset < stop:
             self.stream.seek(offset)
             chunk = self.stream.read(CHUNK)
@@ -184,11 +184,11 @@ class TarMembers:
         return None
 
     def _ends_with_mark(self) -> bool:
-        return self._size >= BLOCK and not any(self._block(self._size - BLOCK))
+        return self.size >= BLOCK and not any(self._block(self.size - BLOCK))
 
     def _data_end(self) -> int:
         """Find the end of the last block that is not zero."""
-        offset = self._size
+        offset = self.size
         while offset >= BLOCK and not any(self._block(offset - BLOCK)):
             offset -= BLOCK
         return offset

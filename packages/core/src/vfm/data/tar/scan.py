@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from tarfile import TarInfo
 from typing import IO, cast
@@ -11,6 +11,7 @@ from typing import IO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from vfm.data.ledger.account import Account
 from vfm.data.reading.byte_ranges import RangeStream
 from vfm.data.samples.sample import Reason
 from vfm.data.tar.members import BLOCK, Gap, TarMembers
@@ -21,6 +22,12 @@ from vfm.storage import files
 MAX_ROWS = 1 << 31
 MISSING, SPARSE, UNKNOWN = -1, -2, -3  # replace an offset
 OTHER_IMAGES = ("heic", "heif", "avif", "jxl", "jp2", "jfif", "svg", "tga", "ico", "psd", "exr", "dng")  # not supported
+USES = (
+    "not_read", "hidden", "no_file", "duplicate_key", "unknown_extension", "damaged_header", "end_of_archive",
+    "incomplete_block",
+)  # fmt: skip
+"""Uses of bytes that are in no row. Where rows are numbered, they have the numbers -1, -2, ..."""
+NO_SLOT, HIDDEN, NO_FILE, DUPLICATE = -1, -2, -3, -4
 NO_SAMPLES = ("", "md", "rst", "html", "pdf", "yaml", "yml", "py", "sh", "log")  # extensions of a tar's documentation
 
 Lost = tuple[Reason, str]
@@ -39,6 +46,7 @@ class TarScan:
         damaged: rows that lost a member to a damaged header.
         lost: samples that are not rows, because their headers are damaged, their key is repeated, or no member is
             recognised.
+        account: the row that each byte belongs to, or why it belongs to none.
     """
 
     keys: list[str]
@@ -46,6 +54,7 @@ class TarScan:
     complete: bool
     damaged: tuple[int, ...] = ()
     lost: tuple[Lost, ...] = ()
+    account: Account = field(default_factory=lambda: Account("", "bytes"))
 
 
 def scan_tar(
@@ -67,11 +76,15 @@ def scan_tar(
     content = _Content(path, slots, images)
     with open_tar(path, size) as stream:
         members = TarMembers(stream, path)
+        starts, owners, owner = content.starts, content.owners, None
+        start = 0
         for member in members:
-            if isinstance(member, Gap):
-                content.gaps.append((member, content.last_key))
-            else:
-                content.add(member)
+            use = content.add_gap(member) if isinstance(member, Gap) else content.add(member)
+            if use != owner or use == NO_SLOT:
+                starts.append(start)
+                owners.append(use)
+                owner = use
+            start = members.stop
             if len(content.rows) > limit:
                 content.rows.popitem()
                 break
@@ -79,9 +92,10 @@ def scan_tar(
     rows = content.rows
     places = np.array(list(rows.values()), dtype=np.int64).reshape(len(rows), len(slots), 2)
     damaged, lost = content.damage()
-    return TarScan(
-        list(rows), places, members.complete, damaged, (*lost, *content.duplicates(), *content.unrecognised())
-    )
+    unrecognised = list(content.unrecognised())
+    lost += [*content.duplicates(), *unrecognised]
+    account = content.account({where for _, where in unrecognised}, start, members.size)
+    return TarScan(list(rows), places, members.complete, damaged, tuple(lost), account)
 
 
 def open_tar(path: str, size: int | None = None) -> IO[bytes]:
@@ -109,16 +123,43 @@ class _Content:
     after: dict[str, str] = field(default_factory=dict)  # key before a gap -> key after it
     last_key: str = ""
     end: int = 0  # end of the last member
+    numbers: dict[str, int] = field(default_factory=dict)  # row of each key
+    starts: list[int] = field(default_factory=list)  # first byte of each range of members
+    owners: list[int] = field(default_factory=list)  # row of each range, or a number of `USES`
+    unread: dict[int, str] = field(default_factory=dict)  # range of each member without a slot -> its name
 
     def __post_init__(self) -> None:
         self.slot_of = {name: index for index, name in enumerate(self.slots) if index}
         self.slot_of |= dict.fromkeys(self.images, 0)
 
-    def add(self, member: TarInfo) -> None:
-        """Add a member to its sample."""
+    def account(self, unrecognised: Set[str], end: int, size: int) -> Account:
+        """Create the account of the bytes.
+
+        Args:
+            unrecognised: addresses of members without a slot that are lost samples.
+            end: byte after the last range.
+            size: size of the tar. The last member of a truncated tar ends there.
+        """
+        if unrecognised:
+            for index, name in self.unread.items():
+                if f"{self.path}:{name}" in unrecognised:
+                    self.owners[index] = _number_of("unknown_extension")
+        stops = [*self.starts[1:], min(end, size)] if self.starts else []
+        return Account(self.path, "bytes", 0, size, self.starts, stops, self.owners, list(USES))
+
+    def add_gap(self, gap: Gap) -> int:
+        """Add a gap, and return the number of its use."""
+        if gap.use == "damaged_header":
+            self.gaps.append((gap, self.last_key))
+        return _number_of(gap.use)
+
+    def add(self, member: TarInfo) -> int:
+        """Add a member to its sample, and return the row of the sample, or the number of its use."""
         key, extension = split_name(member.name)
-        if not key or not (member.isreg() or member.issym() or member.islnk()):
-            return
+        if not (member.isreg() or member.issym() or member.islnk()):
+            return NO_FILE
+        if not key:
+            return HIDDEN
         if self.gaps and self.gaps[-1][1] == self.last_key:  # the first member after a gap
             self.after.setdefault(self.last_key, key)
         self.last_key, self.end = key, member.offset_data + member.size
@@ -126,16 +167,24 @@ class _Content:
         slot = self.slot_of.get(extension)
         if slot is None:
             self.unknown.setdefault(key, []).append(member.name)
-            return
-        row = self.rows.setdefault(key, [(MISSING, -1)] * len(self.slots))
+            self.unread[len(self.owners)] = member.name
+            return NO_SLOT
+        row = self.rows.get(key)
+        if row is None:
+            self.numbers[key] = len(self.rows)
+            row = self.rows[key] = [(MISSING, -1)] * len(self.slots)
         if not member.isreg():  # a link is not followed, so the sample lacks this member
-            return
+            return self.numbers[key]
         if row[slot][0] == MISSING:
             row[slot] = (SPARSE if member.issparse() else member.offset_data, member.size)
             if slot == 0:
                 self.image_extension[key] = extension
         elif slot or self.image_extension[key] == extension:  # the same image in a second format is not another sample
             self.repeated[key, extension] += 1
+            return DUPLICATE
+        else:
+            return NO_SLOT
+        return self.numbers[key]
 
     def mark_unknown(self) -> None:
         """Mark rows whose only image has an extension that is not read."""
@@ -208,6 +257,10 @@ class _Content:
                 whole += max(at_least, by_size, len(shifted))
             lost += [("damaged_header", f"{self.path}: byte {gap.start}")] * whole
         return tuple(sorted(damaged)), lost
+
+
+def _number_of(use: str) -> int:
+    return -1 - USES.index(use)
 
 
 def split_name(name: str) -> tuple[str, str]:

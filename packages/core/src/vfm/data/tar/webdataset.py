@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from vfm.base import UserError
+from vfm.data.ledger.account import Account
 from vfm.data.reading.byte_ranges import MAX_GAP, OpenFile, ReadAhead, read_together
 from vfm.data.samples import captions
 from vfm.data.samples.caption_templates import columns_of
@@ -33,7 +34,7 @@ from vfm.data.samples.texts import OnBad, Rows, texts_by_sample, texts_schema
 from vfm.data.tables.parquet import DAMAGE, open_parquet
 from vfm.data.tar.members import BLOCK
 from vfm.data.tar.packed_offsets import PackedScan, pack
-from vfm.data.tar.scan import MAX_ROWS, SPARSE, UNKNOWN, scan_tar
+from vfm.data.tar.scan import MAX_ROWS, SPARSE, UNKNOWN, TarScan, scan_tar
 from vfm.storage import files
 from vfm.storage.credentials import is_for_one_file
 from vfm.storage.remote_spans import RemoteError, Span
@@ -54,6 +55,7 @@ class TarShard(ShardReader):
         spec: DatasetSpec,
         *,
         scan: PackedScan | None = None,
+        account: Account | None = None,
         ahead: ReadAhead | None = None,
         version: int = 0,
         name: str | None = None,
@@ -65,6 +67,7 @@ class TarShard(ShardReader):
             size: size of the tar in bytes.
             spec: parts to read of each sample.
             scan: offsets for the spec. Default: the tar is scanned.
+            account: the row of each byte, if the scan was of the whole tar.
             ahead: reads the bytes of a remote tar. Several tars may share it.
             version: identifies the content of a remote tar, for caches.
             name: unique name of the tar within its dataset, for keys that repeat. Default: its file name.
@@ -77,8 +80,9 @@ class TarShard(ShardReader):
         self._ahead = (ahead or ReadAhead()) if files.is_remote(path) else None
         self._read_bytes = partial(self._ahead, path) if self._ahead else OpenFile(path)
         if scan is None:
-            scan = PackedScan(scan_shard(path, spec, size), self.slots)
-        self._scan = scan
+            scanned = scan_shard(path, spec, size)
+            scan, account = PackedScan(pack(scanned, self.slots), self.slots), scanned.account
+        self._scan, self._account = scan, account
         self.complete, self.lost, self.damaged = self._scan.complete, self._scan.lost, self._scan.damaged
         self._len = self._scan.num_rows
         self._all_slots = list(enumerate(self.slots))
@@ -93,11 +97,6 @@ class TarShard(ShardReader):
         return Shard.of(path, count or 0), count is not None and ends_with_mark(path)
 
     @classmethod
-    def scan(cls, shard: Shard, spec: DatasetSpec) -> bytes:
-        """Scan a tar for the parts that a spec reads, and pack their offsets."""
-        return scan_shard(shard.path, spec, shard.size)
-
-    @classmethod
     def open(cls, shard: Shard, spec: DatasetSpec, opening: Opening = Opening()) -> Self:  # noqa: B008 (frozen)
         """Open a tar with stored offsets. If no stored offsets are valid, the tar is scanned."""
         create = partial(cls, shard.path, shard.size, spec, ahead=opening.ahead, version=shard.mtime, name=opening.name)
@@ -106,10 +105,11 @@ class TarShard(ShardReader):
             with suppress(ValueError):
                 return create(scan=PackedScan(stored, slots))
         limit = MAX_ROWS if opening.limit is None else opening.limit
-        data = scan_shard(shard.path, spec, shard.size, limit)
+        scan = scan_shard(shard.path, spec, shard.size, limit)
+        data = pack(scan, slots)
         if opening.save:
             opening.save(data)
-        return create(scan=PackedScan(data, slots))
+        return create(scan=PackedScan(data, slots), account=scan.account)
 
     @classmethod
     def is_read(cls, *, scanned: bool) -> bool:
@@ -118,6 +118,11 @@ class TarShard(ShardReader):
 
     def __len__(self) -> int:
         return self._len
+
+    def account(self) -> Account:
+        """Say which row each byte belongs to. Only a tar that was scanned when it was opened knows it."""
+        assert self._account, f"{self.path}: opened with stored offsets"
+        return self._account
 
     def own_keys(self, num_keys: int) -> list[str]:
         """List the keys in the tar, which may repeat in the dataset."""
@@ -291,11 +296,10 @@ def _labels_in_flags(data: bytes, num_classes: int, where: str) -> list[int]:
     return [int(label) for label in np.flatnonzero(flags)]
 
 
-def scan_shard(path: str, spec: DatasetSpec, size: int | None = None, limit: int = MAX_ROWS) -> bytes:
-    """Scan a tar for the parts that a spec reads, and pack their offsets."""
+def scan_shard(path: str, spec: DatasetSpec, size: int | None = None, limit: int = MAX_ROWS) -> TarScan:
+    """Scan a tar for the parts that a spec reads."""
     extensions = spec.image_key.split(",") if spec.image_key else IMAGE_EXTENSIONS
-    slots = slots_of(spec)
-    return pack(scan_tar(path, slots, extensions, limit, size), slots)
+    return scan_tar(path, slots_of(spec), extensions, limit, size)
 
 
 def slots_of(spec: DatasetSpec) -> list[str]:

@@ -1,0 +1,100 @@
+"""The entries of a folder of images, numbered in the order in which they were listed, and the account of them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+
+from vfm.base import UserError
+from vfm.data.ledger.account import Account
+from vfm.data.samples.images import IMAGE_EXTENSIONS
+from vfm.data.samples.sample import CURES
+from vfm.storage import files
+
+
+class FolderListing:
+    """The files below a folder and the links to folders, without hidden ones, which are accounted for at once.
+
+    Attributes:
+        names: the files.
+        links: the links to folders.
+    """
+
+    def __init__(self, folder: str, account: Account | None = None) -> None:
+        """List a folder."""
+        self.root, self.account = folder.rstrip("/"), account or Account(folder, "entries")
+        self.names: list[str] = []
+        self.links: list[str] = []
+        self._numbers, self._link_numbers = array("q"), array("q")  # of the names and links, among all entries
+        links: list[str] = []
+        devices: list[str] = []
+        size = self._list(0, files.walk(folder, links, devices), self.names, self._numbers)
+        size = self._list(size, links, self.links, self._link_numbers)
+        self.account.leave(size, size + len(devices), "no_file")
+        self._size = size + len(devices)
+        self._given = bytearray(len(self.names))
+
+    def _list(self, number: int, names: Iterable[str], visible: list[str], numbers: array[int]) -> int:
+        """Sort names into hidden and visible ones, and return the number after the last."""
+        for name in names:
+            if "/." in f"/{name}":
+                self.account.leave(number, number + 1, "hidden")
+            else:
+                visible.append(name)
+                numbers.append(number)
+            number += 1
+        return number
+
+    def path(self, name: str) -> str:
+        """Join the folder and a name."""
+        return f"{self.root}/{name}"
+
+    def images(self) -> list[tuple[int, str]]:
+        """List the images, of which there must be at least one, with their indices among the names.
+
+        Raises:
+            UserError: If there is none.
+        """
+        images = [(index, name) for index, name in enumerate(self.names) if extension(name) in IMAGE_EXTENSIONS]
+        if not images and self.links:
+            more = f"{self.links[0]} is a link to a folder{CURES['linked_folder']}"
+            raise UserError(f"{self.root}: no images found; {more}")
+        if not images:
+            raise UserError(f"{self.root}: no images found ({', '.join(IMAGE_EXTENSIONS)})")
+        return images
+
+    def beside(self, extensions: Sequence[str]) -> dict[str, int]:
+        """Map the names with one of these extensions to their indices."""
+        return {name: index for index, name in enumerate(self.names) if extension(name) in extensions}
+
+    def give(self, indices: Iterable[int]) -> None:
+        """Account for names as parts of the current sample. A name that belongs to several is part of the first."""
+        for index in indices:
+            if not self._given[index]:
+                self._given[index] = True
+                number = self._numbers[index]
+                self.account.give(number, number + 1)
+
+    def give_link(self, index: int) -> None:
+        """Account for a link to a folder, which is a bad sample."""
+        self.account.give(self._link_numbers[index], self._link_numbers[index] + 1)
+
+    def finish(self) -> None:
+        """Account for the names that belong to no sample."""
+        for number, is_given in zip(self._numbers, self._given, strict=True):
+            if not is_given:
+                self.account.leave(number, number + 1, "not_read")
+        self.account.size = self._size
+
+
+def extension(name: str) -> str:
+    """Find the extension of a file's name, in lower case. Empty for a name that begins with its only dot."""
+    stem, dot, ending = name.rpartition(".")
+    if not dot or not stem or "/" in ending:
+        return ""
+    return ending.lower()
+
+
+def without_extension(name: str) -> str:
+    """Remove the extension of a name."""
+    return name.rpartition(".")[0]

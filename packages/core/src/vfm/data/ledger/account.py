@@ -1,0 +1,114 @@
+"""What a reader writes down about a source while it reads: which sample each unit belongs to, or why it is in none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.data.ledger.tiling import check_tiling
+
+# U ranges, R runs
+
+Unit = Literal["bytes", "entries", "lines", "rows", "records", "images", "annotations"]
+
+USED = "used"
+COUNTED = "counted"  # of a file whose number of samples was known, and whose samples were not read
+BEYOND = "beyond_num_samples"
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Neighbouring units with the same use, as the ledger stores them."""
+
+    starts: NDArray[np.int64]  # (R,)
+    stops: NDArray[np.int64]  # (R,)
+    codes: NDArray[np.int64]  # (R,), indices into `uses`
+    uses: list[str]
+
+
+@dataclass
+class Account:
+    """The units of a source in the order in which they were read.
+
+    Attributes:
+        source: path of the file or folder.
+        unit: what is counted. The entries of a folder are its files and links, at any depth.
+        sample: number of the sample that is being read.
+        size: number of units, counted apart from the samples. None: the source was not read to its end.
+    """
+
+    source: str
+    unit: Unit
+    sample: int = 0
+    size: int | None = None
+    starts: list[int] = field(default_factory=list)
+    stops: list[int] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)  # number of a sample, or -1 - the index of a reason
+    reasons: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_rows(cls, source: str, size: int) -> Self:
+        """Create the account of a file with a sample in each row."""
+        rows = list(range(size))
+        return cls(source, "rows", size=size, starts=rows, stops=[row + 1 for row in rows], owners=rows)
+
+    @classmethod
+    def whole(cls, source: str, unit: Unit, size: int, use: str) -> Self:
+        """Create the account of a source with one use."""
+        account = cls(source, unit, size=size)
+        account.leave(0, size, use)
+        return account
+
+    def give(self, start: int, stop: int, sample: int | None = None) -> None:
+        """Write that units belong to a sample. Default: the sample that is being read."""
+        self._add(start, stop, self.sample if sample is None else sample)
+
+    def leave(self, start: int, stop: int, reason: str) -> None:
+        """Write that units belong to no sample."""
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        self._add(start, stop, -1 - self.reasons.index(reason))
+
+    def _add(self, start: int, stop: int, owner: int) -> None:
+        if self.owners and self.owners[-1] == owner and self.stops[-1] == start:
+            self.stops[-1] = stop
+        else:
+            self.starts.append(start)
+            self.stops.append(stop)
+            self.owners.append(owner)
+
+    def runs(self, problems: Mapping[int, str], num_samples: int | None = None) -> Runs:
+        """Say of each unit whether it was used, or why not, and join equal neighbours.
+
+        Args:
+            problems: reason of each bad sample.
+            num_samples: number of samples that were needed. Later ones were not used.
+
+        Raises:
+            ValueError: If a unit is missing, or was written twice.
+        """
+        uses = sorted({USED, BEYOND, *self.reasons, *problems.values()})
+        code_of = {use: code for code, use in enumerate(uses)}
+        starts, stops, owners = (np.array(part, dtype=np.int64) for part in (self.starts, self.stops, self.owners))
+        outcome = np.full(max(owners.max(initial=0), *problems, 0) + 1, code_of[USED])
+        outcome[list(problems)] = [code_of[reason] for reason in problems.values()]
+        if num_samples is not None:
+            outcome[num_samples:] = code_of[BEYOND]
+        fixed = np.array([code_of[reason] for reason in self.reasons], dtype=np.int64)
+        codes = np.empty(len(owners), dtype=np.int64)
+        codes[owners >= 0] = outcome[owners[owners >= 0]]
+        codes[owners < 0] = fixed[-1 - owners[owners < 0]]
+        if self.size is None:  # the number of units behind the last one is unknown
+            end = int(stops.max(initial=0))
+            starts, stops, codes = np.append(starts, end), np.append(stops, end), np.append(codes, code_of[BEYOND])
+        if (np.diff(starts) <= 0).any():
+            order = np.lexsort((stops, starts))
+            starts, stops, codes = starts[order], stops[order], codes[order]
+        check_tiling(starts, stops, int(stops.max(initial=0)) if self.size is None else self.size)
+        first = np.flatnonzero(np.diff(codes, prepend=-1))
+        last = np.append(first[1:], len(codes)) - 1
+        return Runs(starts[first], stops[last] if len(codes) else stops, codes[first], uses)
