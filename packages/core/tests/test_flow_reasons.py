@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 
+import toy_plugin
 from test_flow import KNOWN
+from vfm.base import Incidental
 from vfm.flow.execution.run import run_plan
 from vfm.flow.plan.plan import make_plan
 from vfm.flow.plan.store import Store
@@ -40,6 +43,27 @@ def test_a_new_stage_says_what_differs_from_the_last_run(tmp_path: Path) -> None
         "sum": "a is new, b is new",
     }
     assert why(tmp_path) == {}  # cached since the first run
+
+
+class Limited(toy_plugin.Draw):
+    """A stage with a setting that matters only if it has a value."""
+
+    kind: Literal["toy.limited"] = "toy.limited"  # type: ignore[assignment]
+    limit: Annotated[int | None, Incidental(unless="limit")] = None
+
+
+def test_a_setting_that_matters_only_with_a_value_is_named_in_both_directions(tmp_path: Path) -> None:
+    def why_limited(*overrides: str) -> dict[str, str]:
+        text = "stages:\n  - {kind: toy.limited, name: a}\n"
+        recipe = parse_recipe(text, {"toy.limited": Limited}, overrides, name="r", where="r.yaml")
+        steps = make_plan(recipe, Store(tmp_path))
+        lines = reasons(recipe, steps, Store(tmp_path))
+        run_plan(recipe, steps, Store(tmp_path), lambda event: None)
+        return lines
+
+    why_limited("a.limit=3")
+    assert why_limited() == {"a": "limit 3 -> null"}
+    assert why_limited("a.limit=4") == {"a": "limit null -> 4"}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
 
 from eva_toy import context
-from vfm.data import SampleDraw
+from vfm.data import RepeatedEpochs, SampleDraw
 from vfm.data.annotated import AnnotatedSource, ObjectArrays
 from vfm.data.synthetic.stages import ShapesScenes
 from vfm.eval.dense.stages import Detection
@@ -33,7 +33,7 @@ from vfm_eva.dense.detect.eva_layout import head_name, official_name
 from vfm_eva.dense.detect.federated import draw_order, federated_mask
 from vfm_eva.dense.detect.predict import load_detector, mean_inside, paste
 from vfm_eva.dense.detect.released import load_released
-from vfm_eva.dense.detect.repeat import RepeatedEpochs, repeat_factors
+from vfm_eva.dense.detect.repeat import repeat_factors
 from vfm_eva.dense.detect.samples import MakeDetection
 from vfm_eva.dense.detect.settings import DetectorSettings
 from vfm_eva.dense.detect.stages import DetectAugmentation, EvaDetect, ImportDetector
@@ -123,7 +123,7 @@ def test_epochs_repeat_images_and_can_be_entered_anywhere(scenes):
     factors = np.ones(len(source))
     factors[3], factors[5] = 2.5, 3.0
     order = lambda: source.order(seed=1, shuffle_shards=2)  # noqa: E731
-    source.epochs = RepeatedEpochs(source, factors, seed=1)
+    source.epochs = RepeatedEpochs(source.shard_sizes, factors, seed=1)
     whole = order().of_epochs(0, 300)
     assert order().of_epochs(117, 203) == whole[117:203]
     assert {number for epoch, number in whole if epoch == 0} == set(range(len(source)))

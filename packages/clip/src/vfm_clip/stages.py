@@ -12,6 +12,7 @@ from vfm.plugin import (
     AllWeights,
     ClipCheckpoint,
     ClipTraining,
+    ColumnSampler,
     Config,
     CosineSchedule,
     CropScale,
@@ -112,11 +113,17 @@ class CropAugmentation(Config):
 class ClipLoading(Loading):
     """How image-text pairs are read."""
 
-    sampler: Literal["shuffled", "balanced"] = Field(
+    sampler: ColumnSampler | Literal["shuffled", "balanced"] = Field(  # type: ignore[assignment]
         "shuffled",
         description="shuffled: every epoch has all samples. balanced: each epoch draws the texts of a curated subset by"
-        " their probabilities",
+        " their probabilities. {balanced: COLUMN}: as many of each value. {weighted: COLUMN}: in proportion to a"
+        " weight",
     )
+
+    @property
+    def names_sampler(self) -> bool:
+        """Whether the sampler is part of a stage's identity: always, as before samplers had columns."""
+        return True
 
 
 class ClipTrain(ClipTraining):

@@ -101,20 +101,21 @@ KEY_ERRORS = {"extra_forbidden", "missing", SENTENCE}  # errors whose location e
 def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tuple[str | int, ...], str]]:
     """List pydantic's errors as (location, line), without the noise of unions.
 
-    A union reports one error per branch. If the value has the type of a branch and is only out of bounds, the error of
-    this branch is used. Otherwise it is the error of the last branch other than `None`, the most likely intention. If
-    there is an error within the value, the value was meant as a part, so the errors of the branches are dropped.
+    A union reports one error per branch. If the value has the type of a branch and is only out of bounds, or refused by
+    its validator, the error of this branch is used. Otherwise it is the error of the last branch other than `None`, the
+    most likely intention. If there is an error within the value, the value was meant as a part, so the errors of the
+    branches are dropped.
     """
     lines: dict[tuple[str | int, ...], str] = {}
-    out_of_bounds: set[tuple[str | int, ...]] = set()
+    of_right_type: set[tuple[str | int, ...]] = set()
     for details in error.errors(include_url=False):
         whole = details["loc"]
         num_keys = 1 if details["type"] in KEY_ERRORS else 0
         above, last = whole[: len(whole) - num_keys], whole[len(whole) - num_keys :]
         location = (*(part for part in above if not _is_branch(part)), *last)
-        if details["type"] in BOUNDS:
-            out_of_bounds.add(location)
-        elif location in out_of_bounds:
+        if details["type"] in BOUNDS or details["type"] == "value_error":
+            of_right_type.add(location)
+        elif location in of_right_type:
             continue
         lines[location] = _sentence(details, location, model)
     parts: set[tuple[str | int, ...]] = set()

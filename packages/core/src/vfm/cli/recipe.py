@@ -43,6 +43,7 @@ from vfm.flow.execution.run import RunResult, check_files, preflight
 from vfm.flow.execution.subprocesses import Send, end_without_reader
 from vfm.flow.listeners.listeners import ConsoleListener, PipeListener, sender
 from vfm.flow.plan.plan import Step, make_plan, steps_until
+from vfm.flow.plan.sampling import sampling_lines
 from vfm.flow.plan.store import LINKS, Store
 from vfm.flow.recipe.recipe import Recipe, load_recipe
 from vfm.flow.recipe.recipe_source import find_recipe, read_text
@@ -225,6 +226,8 @@ def plan(
         preflight(steps)
     else:
         check_files(steps)
+    for line in sampling_lines(steps):
+        show(line)
     for name, reason in reasons(loaded, steps, Store(store)).items():
         show(f"{name} is new: {reason}")
     if loaded.bases:

@@ -7,6 +7,7 @@ from .choices.questions import (
 )
 from .index.index import BadRow as BadRow, read_index as read_index, write_index as write_index
 from .index.mixture import Mixture as Mixture
+from .index.repeated import RepeatedEpochs as RepeatedEpochs
 from .index.source import (
     Source as Source,
     check_balanced as check_balanced,

@@ -42,6 +42,7 @@ from .evaluation import (
 )
 from .events import Event as Event
 from .hookspecs import hookimpl as hookimpl
+from .loading import ColumnSampler as ColumnSampler, Loading as Loading
 from .methods import (
     ClipPostTraining as ClipPostTraining,
     ClipTraining as ClipTraining,
@@ -107,7 +108,6 @@ from .training import (
     Decay as Decay,
     EvaluationPolicy as EvaluationPolicy,
     LambConfig as LambConfig,
-    Loading as Loading,
     Optimizer as Optimizer,
     Sgd as Sgd,
     Training as Training,

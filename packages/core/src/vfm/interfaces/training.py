@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from vfm.base import INCIDENTAL, Config, Incidental, Part, UserError
 from vfm.interfaces.artifacts import Artifact
 from vfm.interfaces.evaluation import AnyEvaluation, check_evaluations
+from vfm.interfaces.loading import Loading
 from vfm.interfaces.schedules import CosineSchedule, Schedule, WarmupStableDecay
 from vfm.interfaces.stage import Context, Ref, Seed, Stage, refs
 from vfm.interfaces.training_runtime import TrainingRuntime
@@ -56,24 +57,6 @@ class Sgd(Optimizer):
     type: Literal["sgd"] = Field("sgd", description="SGD with momentum")
     work: ClassVar[str] = "vfm.train.optim.optim:build_sgd"
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum")
-
-
-class Loading(Config):
-    """How samples are read."""
-
-    shuffle_shards: int = Field(1000, ge=1, description="number of shards whose samples are shuffled together")
-    max_bad_fraction: Annotated[float, INCIDENTAL] = Field(
-        0.05, ge=0, le=1, description="maximum fraction of samples that cannot be read before the training stops"
-    )
-    cache_gb: Annotated[float, INCIDENTAL] = Field(
-        0.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="size of local copies of remote tars in GB, shared by all processes of a machine; 0: none",
-    )
-    cache_folder: Annotated[str, INCIDENTAL] = Field(
-        "~/.cache/vfm/shards", min_length=1, description="folder of the local copies, best on a local disk"
-    )
 
 
 class CheckpointPolicy(Config):
@@ -253,6 +236,11 @@ class Training(Stage):
             raise ValueError(f"{self.name}: {self.epochs:g} epochs have no number of steps before the data are known")
         return self.steps or max(1, (self.samples_seen or 0) // self.global_batch_size)
 
+    @property
+    def datasets(self) -> list[Ref[Any]]:
+        """The training data: one input, or the parts of a mixture."""
+        return [ref for key, ref in refs(self) if key == "data" or key.startswith("data[")]
+
     def with_steps(self, artifact: Callable[[Ref[Any]], Any]) -> Self:
         """Replace `epochs` by the number of steps, or return the training unchanged if its data are not known.
 
@@ -264,7 +252,7 @@ class Training(Stage):
         """
         if self.epochs is None:
             return self
-        datasets = [artifact(ref) for key, ref in refs(self) if key == "data" or key.startswith("data[")]
+        datasets = [artifact(ref) for ref in self.datasets]
         if None in datasets:
             return self
         samples = self.epochs * sum(data.num_samples for data in datasets)

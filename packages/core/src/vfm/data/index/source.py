@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from vfm.base import UserError
 from vfm.data.index.balanced import BalancedEpochs
 from vfm.data.index.index import read_index
+from vfm.data.index.repeated import RepeatedEpochs
 from vfm.data.index.subset import ShardTexts, SubsetView, TextDraw
 from vfm.data.reading.byte_ranges import Held, ReadAhead, read_together
 from vfm.data.reading.shard_cache import ShardCache
@@ -144,7 +145,8 @@ class Source:
         self._any_remote = bool(self._remote.any())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Source, (self.directory, self.subset, self.draw)
+        state = {"epochs": self.epochs} if isinstance(self.epochs, RepeatedEpochs) else None
+        return Source, (self.directory, self.subset, self.draw), state
 
     def __len__(self) -> int:
         return self._len

@@ -29,9 +29,10 @@ class SampleDraw:
     index: int  # index of the sample in its source
 
     @classmethod
-    def of(cls, seed: int, step: int, index: int) -> SampleDraw:
-        """Derive the draw from the seed of the training run, the step and the sample."""
-        digest = hashlib.blake2b(struct.pack("<qqq", seed, step, index), digest_size=8).digest()
+    def of(cls, seed: int, step: int, index: int, repeat: int = 0) -> SampleDraw:
+        """Derive the draw from the seed of the training run, the step, the sample, and its earlier uses in the step."""
+        identity = (seed, step, index, repeat) if repeat else (seed, step, index)
+        digest = hashlib.blake2b(struct.pack(f"<{len(identity)}q", *identity), digest_size=8).digest()
         return cls(int.from_bytes(digest, "little") >> 1, step, index)  # 63 bits fit into a signed integer
 
 

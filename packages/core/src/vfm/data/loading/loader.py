@@ -16,8 +16,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vfm.base import UserError
+from vfm.data.index.column_sampling import sample_by_column
 from vfm.data.index.source import ReadsAhead, Samples
 from vfm.data.loading.batch import Batch, Inputs, Make, SampleDraw, stack
+from vfm.data.loading.plan import Plan, Planned
 from vfm.data.reading.shard_cache import CacheSettings, ShardCache, cache_of
 from vfm.data.samples.order import Order
 from vfm.data.samples.sample import BadSample, Sample
@@ -46,6 +48,7 @@ class TrainingData(Generic[Inputs]):
         max_bad_fraction: tolerated fraction of bad samples. Training stops at once after a series of bad samples whose
             probability at this fraction is below 1e-9. The training loop checks the fraction over the whole run.
         cache: folder and size of local copies of remote shards. None: no copies.
+        repeats: whether a step may have a sample several times, each with other random draws.
     """
 
     source: Samples
@@ -56,10 +59,18 @@ class TrainingData(Generic[Inputs]):
     workers: int = field(default=0, kw_only=True)
     max_bad_fraction: float = field(default=0.05, kw_only=True)
     cache: CacheSettings | None = field(default=None, kw_only=True)
+    repeats: bool = field(default=False, kw_only=True)
 
     @classmethod
     def of(cls, config: Training, source: Samples, make: Make[Inputs]) -> TrainingData[Inputs]:
-        """Create the data from the configuration of a training run."""
+        """Create the data from the configuration of a training run.
+
+        Raises:
+            UserError: If the samples do not have the column of the sampler.
+        """
+        by_column = config.loading.by_column
+        if by_column:
+            source = sample_by_column(source, by_column, config.seed)
         return cls(
             source,
             make,
@@ -69,6 +80,7 @@ class TrainingData(Generic[Inputs]):
             workers=config.runtime.num_workers,
             max_bad_fraction=config.loading.max_bad_fraction,
             cache=cache_of(config.loading),
+            repeats=by_column is not None,
         )
 
     def __post_init__(self) -> None:
@@ -102,7 +114,7 @@ class TrainingData(Generic[Inputs]):
             )
         micro = min(micro_batch_size or share, share)
         per_step = math.ceil(share / micro)
-        plan = _Plan(self, range(start_step, num_steps), rank * share, share, micro)
+        plan = Plan(self, range(start_step, num_steps), rank * share, share, micro)
         pending: list[Batch[Inputs]] = []
         for batch in self._read(_TrainingReader(self), plan):
             pending.append(batch)
@@ -112,27 +124,6 @@ class TrainingData(Generic[Inputs]):
 
     def _read(self, reader: Reader[Inputs], plan: Iterable[Any]) -> Iterator[Batch[Inputs]]:
         return read_batches(reader, plan, self.workers)
-
-
-Planned = tuple[int, list[tuple[int, int]]]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Lazy sequence of the micro-batches to read: the step, and (epoch, sample number) of each sample."""
-
-    data: TrainingData[Any]
-    steps: range
-    first: int  # first sample of this rank in the global batch
-    share: int
-    micro: int
-
-    def __iter__(self) -> Iterator[Planned]:
-        order = self.data.order()
-        for step in self.steps:
-            start = step * self.data.global_batch_size + self.first
-            for position in range(start, start + self.share, self.micro):
-                yield step, order.of_epochs(position, min(position + self.micro, start + self.share))
 
 
 class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
@@ -188,23 +179,23 @@ class _TrainingReader(Reader[Inputs]):
         self.seed, self.tries = data.seed, _tries(data.max_bad_fraction)
 
     def read(self, planned: Planned) -> Batch[Inputs]:
-        step, samples = planned
         bad: list[tuple[str, str]] = []
         inputs = []
-        for (epoch, index), sample in zip(samples, self.samples(samples), strict=True):
-            inputs.append(self._replaced(step, epoch, index, sample, bad))
+        for use, repeat, sample in zip(planned.samples, planned.repeats, self.samples(planned.samples), strict=True):
+            inputs.append(self._replaced(planned.step, use, repeat, sample, bad))
         return stack(inputs, bad)
 
     def _replaced(
-        self, step: int, epoch: int, index: int, sample: Sample | BadSample, bad: list[tuple[str, str]]
+        self, step: int, use: tuple[int, int], repeat: int, sample: Sample | BadSample, bad: list[tuple[str, str]]
     ) -> tuple[str, Inputs]:
+        epoch, index = use
         for attempt in range(self.tries + 1):
             if attempt:
                 # Negative steps, so that the choice of a replacement is independent of the draws of all steps.
                 index = self.source.another(epoch, index, SampleDraw.of(self.seed, -attempt, index).seed)
                 sample = self._sample(epoch, index)
             try:
-                return self.make_inputs(SampleDraw.of(self.seed, step, index), sample)
+                return self.make_inputs(SampleDraw.of(self.seed, step, index, repeat), sample)
             except BadSample as error:
                 bad.append((error.reason, error.where))
         reason, where = bad[-1]

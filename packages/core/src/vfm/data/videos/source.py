@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vfm.base import UserError
-from vfm.data.samples.order import SameEpochs, SampleOrder
+from vfm.data.samples.order import Epochs, SameEpochs, SampleOrder
 from vfm.data.samples.sample import uid_of
 from vfm.data.videos.media import Media, VideoFacts, VideoSample
 from vfm.interfaces import VideoDataset
@@ -82,7 +83,8 @@ class VideoSource:
             if self.table.num_rows and min(self.table["num_frames"].to_pylist()) < 1:
                 raise ValueError("a video without frames")
         sizes = [VIDEOS_PER_WINDOW] * (len(self) // VIDEOS_PER_WINDOW)
-        self.epochs = SameEpochs([*sizes, len(self) - sum(sizes)])
+        self.shard_sizes = np.array([*sizes, len(self) - sum(sizes)])
+        self.epochs: Epochs = SameEpochs(self.shard_sizes)
 
     @classmethod
     def of(cls, dataset: VideoDataset) -> VideoSource:
@@ -108,6 +110,10 @@ class VideoSource:
         path = row["path"] if "://" in row["path"] else str(self.directory / row["path"])
         media = Media(path, row["start"], row["size"])
         return VideoSample(row["key"], uid_of(row["key"]), b"", label=row["label"], media=media, facts=facts)
+
+    def facts(self, index: int) -> VideoSample:
+        """Look up a video by its number, without reading its file."""
+        return self[index]
 
     def sample(self, index: int, epoch: int) -> VideoSample:
         """Look up a video by its number, which is the same in every epoch."""

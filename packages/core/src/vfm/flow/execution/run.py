@@ -16,6 +16,7 @@ from vfm.flow.execution.parallel import Jobs, check_jobs, run_in_parallel
 from vfm.flow.execution.subprocesses import Job, Send
 from vfm.flow.plan.continuation import check_continuation
 from vfm.flow.plan.plan import Step
+from vfm.flow.plan.sampling import check_sampler
 from vfm.flow.plan.store import Store
 from vfm.flow.recipe.recipe import Recipe
 from vfm.flow.records.manifest import read_manifest
@@ -102,6 +103,7 @@ def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
                 if isinstance(stage, Training):
                     _check_training(stage)
                     check_continuation(stage, before)
+                    check_sampler(stage, before)
                 stage.preflight(before)
             except UserError as error:
                 failures.append(f"{step.stage.name}: {prefix}{error}")
@@ -110,7 +112,7 @@ def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
 
 
 def check_files(steps: Sequence[Step]) -> None:
-    """Run the part of `preflight` that needs no torch: folders of benchmarks, and `continue_from` of training stages.
+    """Run the part of `preflight` that needs no torch: folders of benchmarks, and the inputs of training stages.
 
     Raises:
         UserError: One line for each mistake.
@@ -120,6 +122,7 @@ def check_files(steps: Sequence[Step]) -> None:
         try:
             if isinstance(step.stage, Training):
                 check_continuation(step.stage, before)
+                check_sampler(step.stage, before)
             elif step.stage.kind in BENCHMARKS and Path(getattr(step.stage, "path", "")).is_dir():
                 step.stage.preflight(before)
         except UserError as error:

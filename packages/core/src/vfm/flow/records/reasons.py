@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from vfm.base import UserError, incidental_settings
 from vfm.flow.plan.plan import Step
 from vfm.flow.plan.store import STEP_FILE, Slot, Store
@@ -87,7 +89,7 @@ def record_of_step(work: Path) -> dict[str, Any]:
 
 def _changes(step: Step, before: Mapping[str, Any]) -> Iterator[str]:
     after = step.stage.model_dump(mode="json")
-    left_out = {"name", "kind", *incidental_settings(step.stage)}
+    left_out = {"name", "kind", *(incidental_settings(step.stage).keys() & _incidental_before(step, before["config"]))}
     for key, old, new in differences(before["config"], after):
         if not any(key == name or key.startswith(f"{name}.") for name in left_out):
             yield f"{key} {_short(old)} -> {_short(new)}"
@@ -99,6 +101,14 @@ def _changes(step: Step, before: Mapping[str, Any]) -> Iterator[str]:
     for path, fingerprint in step.fingerprints.items():
         if before["sources"].get(located(path), fingerprint) != fingerprint:
             yield f"{path} has changed"
+
+
+def _incidental_before(step: Step, config: Mapping[str, Any]) -> set[str]:
+    """List the settings of an earlier configuration that did not matter. A setting may matter by its value."""
+    try:
+        return set(incidental_settings(type(step.stage).model_validate({**config, "name": step.stage.name})))
+    except ValidationError:  # of an earlier version
+        return set(incidental_settings(step.stage))
 
 
 def _short(value: Any) -> str:

@@ -96,6 +96,12 @@ class EvaDetect(Training):
             raise ValueError("give exactly one of encoder and start")
         return self
 
+    @model_validator(mode="after")
+    def _one_sampler(self) -> EvaDetect:
+        if self.repeat_threshold and self.loading.by_column:
+            raise ValueError("give either repeat_threshold or a column in loading.sampler: both repeat images")
+        return self
+
 
 class ImportDetector(Stage):
     """Import a detection checkpoint of EVA or EVA-02 (detectron2's format), with every key accounted for."""

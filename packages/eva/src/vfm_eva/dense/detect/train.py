@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import nn
 
-from vfm.data import BadSample, SampleDraw, TrainingData
+from vfm.data import BadSample, RepeatedEpochs, SampleDraw, TrainingData
 from vfm.data.annotated import AnnotatedSource, ObjectArrays
 from vfm.eval import CaptionedImage, images_panel
 from vfm.models import (
@@ -38,7 +38,7 @@ from vfm.plugin import (
 from vfm.train import fit, is_main
 from vfm_eva.dense.detect.checkpoint import build_detector, load_head, predicted, read_settings
 from vfm_eva.dense.detect.model import Detector
-from vfm_eva.dense.detect.repeat import RepeatedEpochs, repeat_factors
+from vfm_eva.dense.detect.repeat import repeat_factors
 from vfm_eva.dense.detect.samples import DetectionInputs, MakeDetection, things_of
 from vfm_eva.dense.detect.stages import EvaDetect
 from vfm_eva.dense.detect.task import DetectTask
@@ -120,7 +120,7 @@ def detect_eva(config: EvaDetect, ctx: Context) -> DenseCheckpoint:
     images = source.source
     if config.repeat_threshold:
         factors = repeat_factors(_trained(source), len(source), len(data.class_names), config.repeat_threshold)
-        images.epochs = RepeatedEpochs(images, factors, config.seed)
+        images.epochs = RepeatedEpochs(images.shard_sizes, factors, config.seed)
         if is_main():
             ctx.log(f"repeat factors: {factors.sum():.0f} images an epoch instead of {len(source)}")
     batches = TrainingData.of(config, images, make)
