@@ -34,7 +34,9 @@ def runs(tmp_path_factory) -> tuple[dict[str, np.ndarray], list[dict[str, np.nda
     return two_ranks.gradients(batch), [dict(np.load(folder / f"rank{rank}.npz")) for rank in range(2)]
 
 
-@pytest.mark.parametrize("loss", ["local", "local_chunked", "global", "siglip", "siglip_chunked"])
+@pytest.mark.parametrize(
+    "loss", ["local", "local_chunked", "group", "group_chunked", "all_pairs", "global", "siglip", "siglip_chunked"]
+)
 def test_two_processes_have_loss_and_gradients_of_the_whole_batch(runs, loss):
     whole, ranks = runs
     for rank in ranks:

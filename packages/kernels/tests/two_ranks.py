@@ -12,16 +12,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from vfm_kernels import gather_with_grad, info_nce, siglip_loss
+from vfm_kernels.losses.all_pairs import all_pairs_loss
 
 
 def losses(images, texts, image_weight, text_weight, log_scale, rank=0, world_size=1):
     """Yield each form of the loss of a two-tower model by name; `world_size` 1 is the whole batch."""
     image, text = F.normalize(images @ image_weight, dim=-1), F.normalize(texts @ text_weight, dim=-1)
     all_image, all_text = gather_with_grad(image), gather_with_grad(text)
-    scale = log_scale.exp()
+    scale, group = log_scale.exp(), dist.group.WORLD if world_size > 1 else None
     local = {"all_image_features": all_image, "all_text_features": all_text, "rank": rank}
     yield "local", info_nce(image, text, scale, **local)
     yield "local_chunked", info_nce(image, text, scale, **local, chunk_size=3)
+    yield "group", info_nce(image, text, scale, group=group)
+    yield "group_chunked", info_nce(image, text, scale, group=group, chunk_size=3)
+    yield "all_pairs", all_pairs_loss(image, text, scale, 3, group)
     yield "global", info_nce(all_image, all_text, scale)
     yield "siglip", siglip_loss(image, text, scale, -5.0, all_text_features=all_text, rank=rank)
     yield "siglip_chunked", siglip_loss(image, text, scale, -5.0, all_text_features=all_text, rank=rank, chunk_size=3)

@@ -132,12 +132,10 @@ def _contrastive(features: ClipFeatures, chunk_size: int | None, all_groups: Ten
         features.image,
         features.text,
         features.logit_scale,
-        all_image_features=gather_with_grad(features.image),
-        all_text_features=gather_with_grad(features.text),
         all_groups=all_groups,
         weights=features.weight,
-        rank=_rank(),
         chunk_size=chunk_size,
+        group=dist.group.WORLD if dist.is_initialized() else None,
     )
 
 

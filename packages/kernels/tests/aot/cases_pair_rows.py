@@ -14,8 +14,8 @@ def run() -> None:
 def run_all_pairs(precision: str = "high") -> None:
     torch.set_float32_matmul_precision(precision)  # vfm sets "high" on CUDA devices
     features, scale = torch.empty(32768, 1024, device="meta"), torch.empty((), device="meta")
-    *statistics, _ = pair_statistics(features, features, scale)
-    pair_gradients(features, features, scale, tuple(statistics), 4096, 4096)
+    *statistics, _ = pair_statistics(features, features, scale, 0)
+    pair_gradients(features, features, scale, tuple(statistics), 0, 4096, 4096)
 
 
 CASES = {

@@ -37,7 +37,23 @@ def test_pairs_whose_logits_all_underflow_against_the_largest(agrees):
 def test_ops_follow_the_rules_of_the_library():
     image, text, scale = unit(5, 8), unit(5, 8), torch.tensor(3.0)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(OPS.pair_statistics.default, (image, text, scale, 2), test_utils=checks)
-    *statistics, positives = OPS.pair_statistics(image, text, scale, 2)
+    torch.library.opcheck(OPS.pair_statistics.default, (image, text, scale, 0, 2), test_utils=checks)
+    *statistics, positives = OPS.pair_statistics(image, text, scale, 0, 2)
     torch.testing.assert_close(positives, 3 * (image * text).sum(dim=1))
-    torch.library.opcheck(OPS.pair_gradients.default, (image, text, scale, *statistics, 3, 2), test_utils=checks)
+    torch.library.opcheck(OPS.pair_gradients.default, (image, text, scale, *statistics, 0, 3, 2), test_utils=checks)
+
+
+@pytest.mark.parametrize(("num", "all_num", "offset"), [(5, 15, 10), (33, 66, 0), (20, 80, 40)])
+def test_rows_of_one_process_among_the_texts_of_all(num, all_num, offset):
+    image, text, scale = unit(num, 24), unit(all_num, 24), torch.tensor(30.0)
+    logits = 30 * image.double() @ text.double().T
+    row_largest, row_total, key_largest, key_total, positive = OPS.pair_statistics(image, text, scale, offset, 4)
+    torch.testing.assert_close(row_largest.double() + row_total.log(), logits.logsumexp(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(key_largest.double() + key_total.log(), logits.logsumexp(0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(positive.double(), logits.diagonal(offset), rtol=1e-5, atol=1e-5)
+    statistics = (row_largest, row_total, key_largest, key_total)
+    gradients, products = OPS.pair_gradients(image, text, scale, *statistics, offset, 2, num - 2)
+    expected = logits.softmax(1) + logits.softmax(0)
+    expected.diagonal(offset).sub_(2)
+    torch.testing.assert_close(gradients.double(), expected[2:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(products.double(), (expected * logits)[2:].sum(), rtol=1e-4, atol=1e-3)

@@ -5,13 +5,14 @@ Logits and sums are fp32 under any autocast: in bf16 a logit of 100 has an error
 matrices in TF32 (`torch.set_float32_matmul_precision("high")`, which vfm sets on CUDA devices), the factors are
 rounded to 11 bits and the sums stay fp32. Logits up to 100 then have errors up to 0.005 (features of 512 channels).
 
-With many processes, pass the results of `gather_with_grad` and the rank. Each process compares its own samples with all
-others (open_clip's `local_loss`), and the mean over processes is the loss of the whole batch.
+With many processes, pass the group, or the results of `gather_with_grad` and the rank. Each process compares its own
+samples with all others (open_clip's `local_loss`), and the mean over processes is the loss of the whole batch.
 """
 
 # n samples of this process, N of all processes, D width
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from vfm_kernels.losses.chunked import (
     sigmoid_rows,
     soft_cross_entropy_rows,
 )
+from vfm_kernels.losses.gather import gather_with_grad
 
 
 def info_nce(
@@ -39,6 +41,7 @@ def info_nce(
     weights: Tensor | None = None,
     rank: int = 0,
     chunk_size: int | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Compute CLIP's symmetric loss: images classify their texts among all texts, and texts their images.
 
@@ -57,6 +60,9 @@ def info_nce(
         rank: rank of this process, whose samples start at rank * n.
         chunk_size: rows of logits in memory at once. Loss and gradients equal the plain form, but memory holds
             chunk_size x N logits instead of n x N. No second derivative is available.
+        group: processes that share the batch, in place of `all_image_features`, `all_text_features` and `rank`: what is
+            needed of their features is gathered here, with a chunk size the texts alone where that was measured to be
+            faster. All of them must backpropagate the loss with the same factor.
 
     Returns:
         Scalar, fp32: the mean over this process's samples and both directions.
@@ -68,8 +74,21 @@ def info_nce(
     """
     if (all_image_features is None) != (all_text_features is None):
         raise ValueError("all_image_features and all_text_features must be given together")
+    if group is not None and all_text_features is not None:
+        raise ValueError("give either a group or the features of all processes")
     image, text = at_least_fp32(image_features), at_least_fp32(text_features)
     scale = _scalar(logit_scale, image_features)
+    # Only without groups of samples do both directions share one matrix of logits.
+    if chunk_size is not None and all_text_features is None and all_groups is None and weights is None:
+        _first_positive(image, text, text, 0, chunk_size)
+        if fused("info_nce_all_pairs", image, text):
+            with torch.autocast(image.device.type, enabled=False):
+                return all_pairs_loss(image, text, scale, chunk_size, group)
+    if group is not None:
+        all_image_features, all_text_features = (
+            gather_with_grad(part, group) for part in (image_features, text_features)
+        )
+        rank = dist.get_rank(group)
     all_image = image if all_image_features is None else at_least_fp32(all_image_features)
     all_text = text if all_text_features is None else at_least_fp32(all_text_features)
     first = _first_positive(image, text, all_text, rank, chunk_size)
@@ -77,12 +96,6 @@ def info_nce(
         raise ValueError(f"expected all_groups of shape ({len(all_text)},), got {tuple(all_groups.shape)}")
     if weights is not None and (weights.shape != (len(image),) or chunk_size is not None):
         raise ValueError(f"expected weights of shape ({len(image)},) without a chunk_size, got {tuple(weights.shape)}")
-
-    # Only then do both directions share one matrix of logits.
-    alone = all_text_features is None and all_groups is None
-    if chunk_size is not None and alone and fused("info_nce_all_pairs", image, text):
-        with torch.autocast(image.device.type, enabled=False):
-            return all_pairs_loss(image, text, scale, chunk_size)
 
     def direction(queries: Tensor, keys: Tensor) -> Tensor:
         if chunk_size is not None:

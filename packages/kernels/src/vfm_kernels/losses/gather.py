@@ -24,23 +24,33 @@ def gather_with_grad(features: Tensor, group: dist.ProcessGroup | None = None) -
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
         return features
-    gathered: Tensor = _Gather.apply(features, group)  # type: ignore[no-untyped-call]
-    return gathered
+    features_of_all: Tensor = _Gather.apply(features, group)  # type: ignore[no-untyped-call]
+    return features_of_all
+
+
+def gathered(features: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Gather the features of all ranks, (world_size * n, ...), without gradients."""
+    result = features.new_empty((dist.get_world_size(group) * features.shape[0], *features.shape[1:]))
+    dist.all_gather_into_tensor(result, features.contiguous(), group=group)
+    return result
+
+
+def scattered_sum(values: Tensor, num_local: int, group: dist.ProcessGroup | None) -> Tensor:
+    """Add the values of all ranks, (world_size * n, ...), and return this rank's part of the sum, (n, ...)."""
+    local = values.new_empty((num_local, *values.shape[1:]))
+    dist.reduce_scatter_tensor(local, values.contiguous(), group=group)
+    return local
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group, ctx.num_local = group, features.shape[0]
-        gathered = features.new_empty((dist.get_world_size(group) * features.shape[0], *features.shape[1:]))
-        dist.all_gather_into_tensor(gathered, features.contiguous(), group=group)
-        return gathered
+        return gathered(features, group)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        local = grad.new_empty((ctx.num_local, *grad.shape[1:]))
         # A feature is a key in the loss of every rank, so its gradient is the sum of what all ranks have computed for
         # it.
-        dist.reduce_scatter_tensor(local, grad.contiguous(), group=ctx.group)  # sum over ranks
-        return local, None
+        return scattered_sum(grad, ctx.num_local, ctx.group), None

@@ -4,7 +4,7 @@ Both kernels compute a logit by the same instructions, so it has the same bits. 
 the sum would shift a probability near 1 by 1e-5, and its gradient, the difference from 1, by all of that.
 """
 
-# N samples, D width, c rows of a chunk of logits
+# n rows (samples of this process), N keys (of all processes), D width, c rows of a chunk of logits
 # mypy: ignore-errors
 
 import torch
@@ -55,6 +55,8 @@ def pair_statistics_kernel(
     positives,
     key_largest,
     key_total,
+    offset,
+    num_rows,
     num,
     width,
     tiles_of_part,
@@ -63,11 +65,14 @@ def pair_statistics_kernel(
     BLOCK_WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Store the largest logit and the sum of exponentials of a block of rows, of the columns, and the diagonal."""
+    """Store the largest logit and the sum of exponentials of a block of rows and of the columns, and the positives.
+
+    Row r is an image whose text is the key offset + r.
+    """
     block, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     factor = tl.load(scale)
     rows = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    is_row = rows < num
+    is_row = rows < num_rows
     largest = tl.full((BLOCK_ROWS,), -1e30, tl.float32)
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
     positive = tl.zeros((BLOCK_ROWS,), tl.float32)
@@ -76,9 +81,9 @@ def pair_statistics_kernel(
         keys = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
         is_key = keys < num
         logits = logits_tile(
-            image, text, rows, keys, num, num, width, factor, BLOCK_ROWS, BLOCK_KEYS, BLOCK_WIDTH, PRECISION
+            image, text, rows, keys, num_rows, num, width, factor, BLOCK_ROWS, BLOCK_KEYS, BLOCK_WIDTH, PRECISION
         )
-        positive += tl.sum(tl.where(rows[:, None] == keys[None, :], logits, 0.0), axis=1)
+        positive += tl.sum(tl.where((offset + rows)[:, None] == keys[None, :], logits, 0.0), axis=1)
         is_pair = is_row[:, None] & is_key[None, :]
         logits = tl.where(is_pair, logits, -1e30)
         before, largest = largest, tl.maximum(largest, tl.max(logits, axis=1))
@@ -88,9 +93,9 @@ def pair_statistics_kernel(
         of_keys = tl.where(is_pair, tl.exp(logits - key_most[None, :]), 0.0)
         tl.store(key_largest + block * num + keys, key_most, is_key)
         tl.store(key_total + block * num + keys, tl.sum(of_keys, axis=0), is_key)
-    tl.store(row_largest + part * num + rows, largest, is_row)
-    tl.store(row_total + part * num + rows, total, is_row)
-    tl.store(positives + part * num + rows, positive, is_row)
+    tl.store(row_largest + part * num_rows + rows, largest, is_row)
+    tl.store(row_total + part * num_rows + rows, total, is_row)
+    tl.store(positives + part * num_rows + rows, positive, is_row)
 
 
 @triton.jit
@@ -104,6 +109,7 @@ def pair_gradients_kernel(
     key_total,
     gradients,
     products,
+    offset,
     first,
     num_rows,
     num,
@@ -113,7 +119,7 @@ def pair_gradients_kernel(
     BLOCK_WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Store a tile of the sums of the probabilities in both directions, less 2 on the diagonal."""
+    """Store a tile of the sums of the probabilities in both directions, less 2 at the positive pairs."""
     block, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     local = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     rows, keys = first + local, tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
@@ -126,38 +132,45 @@ def pair_gradients_kernel(
     of_keys = tl.exp(logits - tl.load(key_largest + keys, is_key, 1e30)[None, :])
     grad = of_rows / tl.load(row_total + rows, is_row, 1.0)[:, None]
     grad += of_keys / tl.load(key_total + keys, is_key, 1.0)[None, :]
-    grad -= tl.where(rows[:, None] == keys[None, :], 2.0, 0.0)
+    grad -= tl.where((offset + rows)[:, None] == keys[None, :], 2.0, 0.0)
     is_pair = is_row[:, None] & is_key[None, :]
     tl.store(gradients + local[:, None] * num + keys[None, :], grad, is_pair)
     tl.store(products + tile * num_rows + local, tl.sum(tl.where(is_pair, grad * logits, 0.0), axis=1), is_row)
 
 
-def pair_statistics(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-    """Compute the largest logit and the sum of exponentials of all rows and of all columns, and the diagonal, (N,)."""
-    num, width = image.shape
+def pair_statistics(image: Tensor, text: Tensor, scale: Tensor, offset: int) -> tuple[Tensor, ...]:
+    """Compute the largest logit and the sum of exponentials of rows, (n,), and of columns, (N,), and the positives."""
+    num_rows, num, width = len(image), *text.shape
     chosen = settings("pair_statistics", width, image.device)
-    num_blocks, num_tiles = triton.cdiv(num, chosen["BLOCK_ROWS"]), triton.cdiv(num, chosen["BLOCK_KEYS"])
+    num_blocks, num_tiles = triton.cdiv(num_rows, chosen["BLOCK_ROWS"]), triton.cdiv(num, chosen["BLOCK_KEYS"])
     # Columns are cut into parts until the grid has enough programs. Each part has a row of statistics, joined at the
     # end.
     tiles_of_part = triton.cdiv(num_tiles, min(num_tiles, triton.cdiv(PROGRAMS, num_blocks)))
     num_parts = triton.cdiv(num_tiles, tiles_of_part)
-    largest, total, positives = (image.new_empty((num_parts, num)) for _ in range(3))
+    largest, total, positives = (image.new_empty((num_parts, num_rows)) for _ in range(3))
     keys = [image.new_empty((num_blocks, num)) for _ in range(2)]
-    arguments = (image, text, scale, largest, total, positives, *keys, num, width, tiles_of_part)
+    sizes = (offset, num_rows, num, width, tiles_of_part)
+    arguments = (image, text, scale, largest, total, positives, *keys, *sizes)
     grid = (num_blocks, num_parts)
     launch(pair_statistics_kernel, grid, image.device, *arguments, **chosen, PRECISION=_precision())
     return *_joined(largest, total), *_joined(*keys), positives.sum(dim=0)
 
 
 def pair_gradients(
-    image: Tensor, text: Tensor, scale: Tensor, statistics: tuple[Tensor, ...], first: int, num_rows: int
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    statistics: tuple[Tensor, ...],
+    offset: int,
+    first: int,
+    num_rows: int,
 ) -> tuple[Tensor, Tensor]:
     """Compute the gradients of some rows of logits (c, N), and the sum of gradient times logit."""
-    num, width = image.shape
+    num, width = text.shape
     chosen = settings("pair_statistics", width, image.device)
     grid = (triton.cdiv(num_rows, chosen["BLOCK_ROWS"]), triton.cdiv(num, chosen["BLOCK_KEYS"]))
     gradients, products = image.new_empty((num_rows, num)), image.new_empty((grid[1], num_rows))
-    arguments = (image, text, scale, *statistics, gradients, products, first, num_rows, num, width)
+    arguments = (image, text, scale, *statistics, gradients, products, offset, first, num_rows, num, width)
     launch(pair_gradients_kernel, grid, image.device, *arguments, **chosen, PRECISION=_precision())
     return gradients, products.sum()
 
