@@ -12,6 +12,7 @@ import io
 import re
 import tokenize
 from dataclasses import dataclass
+from itertools import chain
 
 WORDS = {"&": "and", "|": "or", "~": "not", "AND": "and", "OR": "or", "NOT": "not", "IN": "in"}
 QUANTILE = re.compile(r"q(\d{1,2})(?:_(\d+))?")  # q70, or q99_5 for 99.5 %
@@ -85,8 +86,8 @@ class Expression:
         parts = top.values if isinstance(top, ast.BoolOp) and isinstance(top.op, ast.And) else [top]
         self.parts = [_checked(part) for part in parts]
         self.conditions = [ast.unparse(part) for part in parts]
-        self.names = frozenset(name for part in parts for name in _names(part))
-        self.cuts = {cut.name: cut for part in parts for cut in _cuts(part)}
+        self.names = frozenset(_names(top))
+        self.cuts = {cut.name: cut for cut in _cuts(top)}
 
 
 def _as_python(text: str) -> str:
@@ -100,9 +101,10 @@ def _as_python(text: str) -> str:
 
 def _checked(part: ast.expr) -> ast.expr:
     """Check the calls, lists, constants and quantiles of a condition."""
-    compared = {
-        id(side) for node in ast.walk(part) if isinstance(node, ast.Compare) for side in (node.left, *node.comparators)
-    }
+    compared: set[int] = set()
+    for node in ast.walk(part):
+        if isinstance(node, ast.Compare):
+            compared |= {id(side) for side in (node.left, *node.comparators)}
     for node in ast.walk(part):
         match node:
             case ast.Name() if is_quantile(node) and id(node) not in compared:
@@ -197,7 +199,7 @@ def _names(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Name):
         return [] if QUANTILE.fullmatch(node.id) else [node.id]
     children = node.args if isinstance(node, ast.Call) else ast.iter_child_nodes(node)
-    return [name for child in children for name in _names(child)]
+    return list(chain.from_iterable(map(_names, children)))
 
 
 def _shown(node: ast.AST) -> str:

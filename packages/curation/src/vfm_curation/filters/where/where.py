@@ -37,8 +37,9 @@ def condition_holds(config: Where, run: FilterRun) -> Iterator[Bools]:
             yield effects.add(table, masks(expression, table, len(table), bounds))
     except ValueError as error:
         raise UserError(f"{config.reason}: {error}") from None
-    if missing := effects.columns_without_values:
-        raise UserError(f"{config.reason}: no text of '{run.pool}' has a value {', '.join(missing)}")
+    missing = ", ".join(effects.columns_without_values)
+    if missing:
+        raise UserError(f"{config.reason}: no text of '{run.pool}' has a value {missing}")
     run.details = effects.panel(config.reason).model_dump(mode="json")
 
 
