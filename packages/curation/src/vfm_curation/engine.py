@@ -137,6 +137,7 @@ def map_in_order(function: Callable[[T], S], items: Iterable[T], workers: int) -
         try:
             for item in items:
                 waiting.append(executor.submit(function, item))
+                # Two items a worker are on the way, so that memory does not grow with a slow consumer.
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -147,6 +148,7 @@ def map_in_order(function: Callable[[T], S], items: Iterable[T], workers: int) -
 
 def _run_while_short(task: Callable[[int], S], waiting: deque[int]) -> Iterator[S]:
     """Run tasks in this process until the remaining ones would take it longer than `SHORT`."""
+    # A worker of another pool cannot start processes of its own to any gain.
     alone = NUM_CORES == 1 or multiprocessing.parent_process() is not None
     seconds = 0.0  # of the last task: the first ones compile and load
     while waiting and (alone or seconds * len(waiting) < SHORT):
@@ -187,6 +189,7 @@ def _run_in_processes(task: Callable[[int], S], waiting: deque[int], workers: _W
         except BrokenProcessPool:
             workers.end()
             losses.update(running.values())
+            # To the front, in their old order, so that lost shards are not left to the end.
             for shard in reversed(running.values()):
                 (suspects if losses[shard] > 1 else waiting).appendleft(shard)
             if max(losses.values(), default=0) > MAX_LOSSES:
@@ -206,6 +209,7 @@ def _exit_with_parent() -> None:
 
     def watch() -> None:
         wait_for_any([sentinel])
+        # No clean-up: a task writes under another name, so whatever it has begun is made again.
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -52,6 +52,7 @@ from vfm_curation.match.match import texts_in
 from vfm_curation.metadata import load_entries
 
 FACTORS = (1 / 10, 1 / 3, 1, 3, 10)  # multiples of t that the report compares
+# Examples are for a glance, so a few shards are read again and not the pool.
 MAX_SHARDS_FOR_EXAMPLES = 8
 MAX_KEPT_FRACTION = 0.8  # of the matched texts. A larger fraction gives a warning
 MIN_KEPT_FRACTION = 0.005  # of a language's matches. A smaller fraction gives a warning
@@ -152,6 +153,8 @@ def _thresholds(
 
     def size(t: float) -> float:
         probability = keep_probability(counts, languages.t_of_entries(from_single_t(t)))
+        # A small pool is whole in memory, and a trial of t costs nothing. Otherwise each trial is a pass over the
+        # shards.
         if sampled.complete:
             return sampled.expectations([probability], config.texts)[0].size
         job = BalanceJob.of(matches.path, ctx.work, probability, texts=config.texts)

@@ -57,6 +57,7 @@ def by_tail_share(languages: EntryLanguages, counts: Integers, share: float) -> 
     thresholds: dict[str, float] = {}
     for name in languages.names:
         group = languages.of(counts, name)
+        # A language without a match has no head, so any t gives the same.
         thresholds[name] = t_for_tail_share(group, share) if group.any() else 1.0
     return thresholds
 

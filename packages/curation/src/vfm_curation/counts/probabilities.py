@@ -81,6 +81,7 @@ def in_units(chances: Floats) -> Integers:
     units = np.zeros(chances.shape[1], np.int64)
     for text in range(len(chances)):
         for choice in range(len(units)):
+            # Integers, whose sum does not depend on the order in which shards are finished.
             units[choice] += np.int64(np.rint(chances[text, choice] * 2.0**32))
     return units
 
@@ -110,6 +111,8 @@ def _chances(ids: Ids, offsets: Integers, entry_probability: Floats) -> Floats:
         for choice in range(chances.shape[1]):
             missed = 1.0
             for index in range(offsets[text], offsets[text + 1]):
+                # A product over the few entries of a text is exact enough, where a sum of logarithms would need one for
+                # each entry.
                 missed *= 1.0 - entry_probability[ids[index], choice]
             chances[text, choice] = 1.0 - missed
     return chances
@@ -151,6 +154,7 @@ def t_for_target_size(expected_size: Callable[[float], float], target_size: int,
     high = float(max(1, counts.max())) + 1.0
     # An entry keeps at most t texts on average, so this t cannot reach the target.
     low = min(1.0, target_size / max(1, int(np.count_nonzero(counts))))
+    # The size grows with t, so the two ends bracket the solution.
     above, below = expected_size(high) - target_size, expected_size(low) - target_size
     if not target_size > 0 or above <= -0.5:
         most = above + target_size
@@ -165,6 +169,7 @@ def t_for_target_size(expected_size: Callable[[float], float], target_size: int,
             share = 0.5  # a bisection now and then, in case the secant stalls
         else:
             share = below / (below - above)
+        # In logarithms, as t spans several orders of magnitude.
         middle = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
         gap = expected_size(middle) - target_size
         if abs(gap) < 0.5:

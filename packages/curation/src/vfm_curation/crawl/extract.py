@@ -176,8 +176,10 @@ def _links_of_record(
 def in_buckets(links: Iterable[Link], num_buckets: int) -> Iterator[pa.Table]:
     """Yield the links as one table for each bucket, sorted by uid: equal ranges of uids in order, some empty."""
     rows = [{"uid": url_hash(link.url), **vars(link)} for link in links]
+    # Sorted in the first pass, so that the second finds a bucket of each file as one slice.
     table = pa.Table.from_pylist(rows, schema=LINKS).sort_by([(name, "ascending") for name in LINKS.names])
     uid = table["uid"].to_numpy(zero_copy_only=False).astype(str)
+    # Hashes are uniform, so equal ranges hold about equally many links.
     bounds = [f"{round(2**32 * bucket / num_buckets):08x}" for bucket in range(1, num_buckets)]
     for low, high in pairwise([0, *np.searchsorted(uid, bounds).tolist(), len(uid)]):
         yield table.slice(low, high - low)
@@ -203,6 +205,7 @@ def merge_bucket(job: ExtractJob, number: int) -> BucketSummary:
 
 def merged(links: pa.Table) -> pa.Table:
     """Merge the rows of links to one row for each URL, sorted by uid."""
+    # One thread, or the order of groups would differ from run to run.
     links = links.group_by(["uid", "url", "text"], use_threads=False).aggregate([("field", "min")])
     links = links.sort_by([(name, "ascending") for name in ("uid", "url", "field_min", "text")])
     url = links["url"].to_numpy(zero_copy_only=False)

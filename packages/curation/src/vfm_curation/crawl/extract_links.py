@@ -63,6 +63,7 @@ def resolve(base: str, address: str) -> str | None:
             url = address
         else:
             url = urljoin(base, address)
+        # Lone surrogates, which JSON may contain, raise here.
         url.encode()
         parts = urlsplit(url)
         if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
@@ -70,6 +71,7 @@ def resolve(base: str, address: str) -> str | None:
     except ValueError:
         return None
     user, at, host = parts.netloc.rpartition("@")
+    # Equal addresses must have equal hashes: hosts ignore case, and the default port is the same as none.
     host = host.lower().removesuffix(DEFAULT_PORTS[parts.scheme])
     return f"{parts.scheme}://{user}{at}{host}{url.partition('://')[2][len(parts.netloc) :]}"
 

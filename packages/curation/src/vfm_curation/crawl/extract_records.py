@@ -54,6 +54,7 @@ def read_records(path: str, on_bad: OnBad) -> Iterator[tuple[Any, bytes]]:
                 if whole:
                     on_bad("broken_record", f"{path}: byte {part.start}")
                 whole = False
+                # Not the end of the record, which a damaged one does not know.
                 start = _find(stream, GZIP if compressed else PLAIN, part.start + 1)
 
 

@@ -28,6 +28,7 @@ def addresses(attribute: Callable[[str], str | None]) -> Iterator[str]:
     src = attribute("src")
     if src and not is_placeholder(src):
         yield src
+    # Sites that load images late keep the real address here.
     yield from filter(None, map(attribute, LATE))
     for name in SIZES:
         largest = largest_size(attribute(name) or "")

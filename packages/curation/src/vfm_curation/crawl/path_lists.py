@@ -26,6 +26,7 @@ def paths_in(file: str, root: str) -> list[str]:
     try:
         data = files.read_bytes(file)
         if file.endswith(".gz"):
+            # One byte more than allowed shows that there is more, without unpacking it.
             data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise UserError(f"{file}: expected a list of paths of at most {MAX_BYTES >> 20} MiB, got more")

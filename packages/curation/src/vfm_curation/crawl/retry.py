@@ -109,6 +109,7 @@ def retry_file(job: RetryJob, number: int) -> RetrySummary:
     optional = [name for name in ("uid", "caption", "texts") if name in parquet.schema_arrow.names]
     summary = RetrySummary()
     outcomes = _readable(parquet, [*COLUMNS, *optional], path, summary.skip)
+    # A missing status is a download that was cut off, which is worth another try.
     failed = outcomes.filter(pc.not_equal(pc.fill_null(outcomes["status"], "none"), "success"))
     message = pc.fill_null(failed["error_message"].cast(pa.string()), "")
     again = failed.filter(pc.invert(pc.match_substring_regex(message, job.hopeless)))
@@ -140,6 +141,7 @@ def _rows(table: pa.Table, path: str, on_bad: OnBad) -> Iterator[dict[str, Any]]
     """Yield the rows with a URL whose texts are UTF-8. The others are counted as bad."""
     for number in range(len(table)):
         try:
+            # One row at a time, since Arrow converts all or raises for all.
             (row,) = table.slice(number, 1).to_pylist()
         except UnicodeDecodeError:
             on_bad("wrong_encoding", path)

@@ -126,6 +126,7 @@ def shards_of(subset: CuratedSubset) -> list[int]:
 
 def write_uids(subset: CuratedSubset, directory: Path) -> None:
     """Write `uids.npy`, the kept samples' uids as two 64-bit halves, sorted. They are sorted on disk, 16 bytes each."""
+    # On disk, because the uids of a billion samples take 16 GB.
     uids = open_memmap(directory / UIDS_FILE, "w+", UID_DTYPE, (subset.num_samples,))  # type: ignore[no-untyped-call]
     start = 0
     for shard in shards_of(subset):

@@ -82,6 +82,8 @@ def block_masks(distance: int, num_hashes: int) -> list[np.uint64]:
         bits = BITS * (blocks - distance) / blocks
         return comb(blocks, distance) * (ROW_COST + num_hashes / 2**bits)
 
+    # With d + b blocks, d changed bits leave b blocks untouched. More blocks mean fewer candidates for a mask, but many
+    # more masks.
     number = min(range(distance + 1, distance + 9), key=cost)
     bounds = [round(BITS * block / number) for block in range(number + 1)]
     blocks = [(1 << high) - (1 << low) for low, high in pairwise(bounds)]

@@ -74,6 +74,7 @@ class FilterRun:
         self.dataset = ctx.load(pool).path.resolve()
         self.num_shards = len(opened(self.dataset).shard_sizes)
         self.reasons = ("", *REASONS, *(pool_filter.reason for pool_filter in filters))
+        # What any filter reads is measured in one pass over the samples.
         self.columns: frozenset[str] = frozenset().union(*(pool_filter.columns for pool_filter in filters))
         self.values: frozenset[str] = frozenset().union(*(pool_filter.values for pool_filter in filters))
         self.survivors = Survivors(self._folder("texts"))

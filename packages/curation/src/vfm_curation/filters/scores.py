@@ -97,6 +97,7 @@ def kth_largest(batches: Callable[[], Iterable[Scores]], k: int) -> float:
         batches: returns all scores, in batches of any size and order, without NaN. It is called twice.
         k: rank of the score, 1 for the largest.
     """
+    # Two passes over the scores: the upper 16 bits of the k-th, then the lower ones among scores with these upper bits.
     upper, above = _bin_of(batches, k, lambda bits: bits >> np.uint32(16))
     lower, _ = _bin_of(batches, k - above, lambda bits: bits[bits >> np.uint32(16) == upper] & np.uint32(0xFFFF))
     return float(_scores(np.array([upper << 16 | lower], dtype=np.uint32))[0])

@@ -110,6 +110,7 @@ def _languages(config: MatchTexts, pool: Pool | CuratedSubset, metadata: Metadat
 def _match_all(ctx: Context, job: MatchJob, sizes: NDArray[np.int64], config: MatchTexts) -> ShardSummary:
     total, repeated = ShardSummary(), RepeatedTexts()
     summaries = run_shards(match_shard, job, range(len(sizes)), config.runtime)
+    # Evaluated at each report, when the totals have grown.
     per_text = lambda: round(total.num_pairs / max(1, total.num_texts), 2)  # noqa: E731
     lost = Lost(int(sizes.sum()), config.max_bad_fraction)
     for summary in with_progress(ctx, summaries, len(sizes), lost, matches_per_text=per_text):

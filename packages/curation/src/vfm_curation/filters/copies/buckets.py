@@ -34,6 +34,7 @@ class Buckets:
 
     def add(self, table: pa.Table, bucket: NDArray[np.integer]) -> None:
         """Put each row of a table into its bucket, 0 to number - 1."""
+        # Rows wait in memory, since a write to each bucket for each table would be many small ones.
         self._waiting.append(table.append_column("bucket", pa.array(bucket.astype(np.int64))))
         self._bytes_waiting += self._waiting[-1].nbytes
         if self._bytes_waiting > BYTES_IN_MEMORY:

@@ -56,6 +56,7 @@ def near_earlier(vectors: Tensor, min_cosine: float) -> NDArray[np.bool_]:
     """
     is_near = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
     for start in range(0, len(vectors), BLOCK):
+        # In blocks, as all cosines of a large cluster would not fit into memory.
         block = vectors[start : start + BLOCK]
         for before in range(0, start + 1, BLOCK):
             near = block @ vectors[before : before + BLOCK].T >= min(min_cosine, EQUAL)  # (BLOCK, BLOCK)

@@ -42,6 +42,7 @@ def _by_hash(config: Decontaminate, run: FilterRun) -> Callable[[pa.Table], Bool
     if not config.variants:
         index = HashIndex(hashes, config.max_distance)
         return lambda table: index.near(table["phash"].to_numpy())
+    # A variant is compared with the plain form of the other side only. Two variants of two images agree too easily.
     plain = HashIndex(hashes, config.max_distance)
     every = HashIndex(np.concatenate([hashes, _flat(sets)]), config.max_distance)
 

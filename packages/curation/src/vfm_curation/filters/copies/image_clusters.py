@@ -43,6 +43,7 @@ def cluster_passes(config: ImageClusters, run: FilterRun) -> Iterator[NDArray[np
 
 def _array(file: str) -> NDArray[np.generic]:
     try:
+        # A pickle in the file could run code.
         array: NDArray[np.generic] = np.load(Path(file), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{file}: not readable as npy: {error}") from None

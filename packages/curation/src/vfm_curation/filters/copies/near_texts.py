@@ -73,6 +73,7 @@ def bands_of(texts: list[str], config: NearDuplicateTexts) -> Bands:
     for text, signature in enumerate(signatures):
         values = signature.hashvalues.reshape(config.bands, config.rows).astype(np.uint64)
         state = splitmix64(np.arange(config.bands, dtype=np.uint64))
+        # A band is hashed to one word, so rows of a bucket are compared by a number.
         for column in values.T:
             state = splitmix64(state ^ column)
         bands[text] = state
@@ -97,6 +98,7 @@ def near_first(table: pa.Table, config: NearDuplicateTexts) -> NDArray[np.bool_]
     for row, (group, text) in enumerate(zip(table["group"].to_pylist(), table["caption"].to_pylist(), strict=True)):
         if group != last:
             leaders, last = [], group
+        # Compared only with texts that stay, so that a chain of small changes does not drop its far end.
         is_near[row] = any(similarity(runs(text), runs(other)) >= config.min_similarity for other in leaders)
         if not is_near[row]:
             leaders.append(text)

@@ -48,6 +48,7 @@ def _centres(config: SemanticDuplicates, run: FilterRun, num_images: int) -> Ten
     share = SAMPLES * num_clusters / max(1, num_images)
     parts = []
     for table, vectors in run.embeddings(config.clip):
+        # By a hash of the uid, so that the sample does not depend on shards.
         drawn = np.flatnonzero(uniform(hash_strings(table["uid"]), config.seed) < share)
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors[drawn].ravel()), vectors.shape[1])
         parts.append(table.select(["uid"]).take(drawn).append_column("vector", column))
