@@ -4,22 +4,8 @@ The classes here are configurations and import no torch. As a library: `vfm_clip
 and `vfm_clip.losses` the losses.
 """
 
-from vfm_clip.loss_parts import (
-    ClipLoss,
-    Distillation,
-    DistinctInfoNce,
-    InfoNce,
-    LogitBias,
-    Siglip,
-)
-from vfm_clip.stages import (
-    ClipLoading,
-    ClipTrain,
-    CropAugmentation,
-    LogitScale,
-    Tower,
-    VisionTowerTraining,
-)
+from vfm_clip.loss_parts import ClipLoss, Distillation, DistinctInfoNce, InfoNce, LogitBias, Siglip
+from vfm_clip.stages import ClipLoading, ClipTrain, CropAugmentation, LogitScale, Tower, VisionTowerTraining
 
 __all__ = [
     "ClipLoading", "ClipLoss", "ClipTrain", "CropAugmentation", "Distillation", "DistinctInfoNce",

@@ -6,10 +6,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from vfm.data import (
-    Source,
-    texts_schema,
-)
+from vfm.data import Source, texts_schema
 from vfm.plugin import UserError
 from vfm_curation.summaries import TaskSummary
 

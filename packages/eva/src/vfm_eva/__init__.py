@@ -6,14 +6,7 @@ fine-tuning task.
 """
 
 from vfm_eva.finetune.stages import EvaFinetune, FinetuneAugmentation
-from vfm_eva.pretrain.parts import (
-    BlockExactMask,
-    BlockMask,
-    Decoder,
-    Mask,
-    RandomMask,
-    Student,
-)
+from vfm_eva.pretrain.parts import BlockExactMask, BlockMask, Decoder, Mask, RandomMask, Student
 from vfm_eva.pretrain.stages import EvaClip, EvaPretrain
 from vfm_eva.targets.parts import Codes, EvaTeacher, Features, Pixels, Target, TargetAugmentation
 from vfm_eva.targets.stages import EvaTargets

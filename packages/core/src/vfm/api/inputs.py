@@ -22,14 +22,7 @@ from vfm.data.samples.images import to_rgb
 from vfm.eval import load_encoder
 from vfm.flow.requests.data_options import image_options
 from vfm.interfaces import FACTS_FILE, Artifact, ClipCheckpoint, Context, ImageDataset, Runtime, VisionCheckpoint
-from vfm.models import (
-    ClipModel,
-    PooledVision,
-    import_clip,
-    import_vision,
-    is_vision_source,
-    vision_preprocess,
-)
+from vfm.models import ClipModel, PooledVision, import_clip, import_vision, is_vision_source, vision_preprocess
 from vfm.models.stages import source_and_tag
 from vfm.storage import files
 from vfm.storage.remote import is_remote

@@ -16,14 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vfm.api.inputs import (
-    AnyEncoder,
-    full_name,
-    open_device,
-    open_encoder,
-    open_images,
-    read_images,
-)
+from vfm.api.inputs import AnyEncoder, full_name, open_device, open_encoder, open_images, read_images
 from vfm.api.paths import PATHS, AnyPath
 from vfm.api.prediction import similarities
 from vfm.api.results import Results, as_table

@@ -9,15 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from vfm.base import INCIDENTAL
-from vfm.interfaces import (
-    Artifact,
-    ClipCheckpoint,
-    ExportedModel,
-    GeneratorCheckpoint,
-    Ref,
-    Stage,
-    VisionCheckpoint,
-)
+from vfm.interfaces import Artifact, ClipCheckpoint, ExportedModel, GeneratorCheckpoint, Ref, Stage, VisionCheckpoint
 
 HUB_PREFIX, FOLDER_PREFIX = "hf-hub:", "local-dir:"
 NO_WEIGHTS = "none"  # as `pretrained`: random weights of seed 0, and no download

@@ -11,16 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vfm.interfaces import (
-    BarsPanel,
-    ImagesPanel,
-    LinesPanel,
-    Panel,
-    PanelImage,
-    TablePanel,
-    load_panel,
-    panel_files,
-)
+from vfm.interfaces import BarsPanel, ImagesPanel, LinesPanel, Panel, PanelImage, TablePanel, load_panel, panel_files
 from vfm.report import charts
 from vfm.report.scale import Scale
 from vfm.report.theme import color, dash

@@ -36,13 +36,7 @@ from vfm_curation.balance.subset import (
     expected_size,
     write_subset_files,
 )
-from vfm_curation.balance.thresholds import (
-    EntryLanguages,
-    by_reference,
-    by_tail_share,
-    check_languages,
-    t_by_language,
-)
+from vfm_curation.balance.thresholds import EntryLanguages, by_reference, by_tail_share, check_languages, t_by_language
 from vfm_curation.counts.entry_counts import total_counts
 from vfm_curation.counts.matches import COUNTS_FILE, num_shards, read_shards, texts_by_language
 from vfm_curation.counts.probabilities import Floats, Integers, keep_probability, t_for_target_size, tail_share

@@ -6,11 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.plugin import (
-    CuratedSubset,
-    PoolCuration,
-    Ref,
-)
+from vfm.plugin import CuratedSubset, PoolCuration, Ref
 from vfm_curation.runtime import CurationRuntime, TextsOfImage
 
 Positive = Annotated[float, Field(gt=0)]

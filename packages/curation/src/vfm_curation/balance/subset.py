@@ -27,15 +27,7 @@ from vfm.data import (
     text_keys,
     write_subset_index,
 )
-from vfm.plugin import (
-    Artifact,
-    Context,
-    CuratedSubset,
-    Matches,
-    PairDataset,
-    Pool,
-    store_files,
-)
+from vfm.plugin import Artifact, Context, CuratedSubset, Matches, PairDataset, Pool, store_files
 from vfm_curation.counts.entry_counts import write_counts
 from vfm_curation.counts.matches import ShardMatches, count_of_each, matches_file, num_shards, read_matches
 from vfm_curation.counts.probabilities import Floats, Integers, in_units, text_probability

@@ -15,14 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm_curation.counts.matches import ShardMatches
-from vfm_curation.counts.probabilities import (
-    Floats,
-    Ids,
-    Integers,
-    add_to_entries,
-    in_units,
-    text_probability,
-)
+from vfm_curation.counts.probabilities import Floats, Ids, Integers, add_to_entries, in_units, text_probability
 from vfm_curation.runtime import TextsOfImage
 from vfm_curation.shard_files import whole_file
 

@@ -26,14 +26,7 @@ from vfm_curation.crawl.link_table import publish_links, table_schema
 from vfm_curation.crawl.path_lists import expand_lists, is_path_list
 from vfm_curation.crawl.stages import ExtractLinks
 from vfm_curation.engine import kept_workers, run_shards
-from vfm_curation.shard_files import (
-    ARROW,
-    finished_summary,
-    made_from,
-    read_batch,
-    write_batches,
-    write_shard_file,
-)
+from vfm_curation.shard_files import ARROW, finished_summary, made_from, read_batch, write_batches, write_shard_file
 from vfm_curation.summaries import TaskSummary, with_progress
 
 RULES = 5  # increase when the same file gives other links

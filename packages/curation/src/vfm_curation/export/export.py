@@ -27,14 +27,7 @@ from vfm.data import (
     read_subset_shard,
     write_index,
 )
-from vfm.plugin import (
-    Context,
-    CuratedSubset,
-    Pool,
-    Preflight,
-    TablePanel,
-    UserError,
-)
+from vfm.plugin import Context, CuratedSubset, Pool, Preflight, TablePanel, UserError
 from vfm_curation.crawl.link_table import FOLDER as LINKS_FOLDER, table_schema
 from vfm_curation.engine import run_shards
 from vfm_curation.export.export_pairs import PAIRS_FOLDER, PairsJob, join_columns, write_pairs

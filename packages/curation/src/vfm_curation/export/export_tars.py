@@ -8,16 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from vfm.data import (
-    IMAGE_EXTENSIONS,
-    BadSample,
-    Sample,
-    SampleOrder,
-    Source,
-    open_dataset,
-    open_image,
-    write_tar,
-)
+from vfm.data import IMAGE_EXTENSIONS, BadSample, Sample, SampleOrder, Source, open_dataset, open_image, write_tar
 from vfm.plugin import CuratedSubset, store_files
 from vfm_curation.shard_files import whole_file
 from vfm_curation.summaries import TaskSummary

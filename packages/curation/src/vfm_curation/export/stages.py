@@ -6,13 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.plugin import (
-    Artifact,
-    CuratedSubset,
-    Pool,
-    Ref,
-    Seed,
-)
+from vfm.plugin import Artifact, CuratedSubset, Pool, Ref, Seed
 from vfm_curation.runtime import CurationStage
 
 

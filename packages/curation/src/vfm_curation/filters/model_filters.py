@@ -8,23 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.plugin import (
-    ClipCheckpoint,
-    ImageDataset,
-    Preflight,
-    Ref,
-    Seed,
-    UserError,
-)
+from vfm.plugin import ClipCheckpoint, ImageDataset, Preflight, Ref, Seed, UserError
 from vfm_curation.filters.linear_head import head_width
-from vfm_curation.filters.stages import (
-    MAX_DISTANCE,
-    VARIANTS,
-    Filter,
-    Measure,
-    Unit,
-    hash_columns,
-)
+from vfm_curation.filters.stages import MAX_DISTANCE, VARIANTS, Filter, Measure, Unit, hash_columns
 
 CUTS = ("min_score", "max_score", "top_fraction", "bottom_fraction")
 Fraction = Annotated[float, Field(gt=0, lt=1)]

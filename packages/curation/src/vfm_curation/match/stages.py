@@ -6,14 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vfm.plugin import (
-    Artifact,
-    CuratedSubset,
-    Matches,
-    Metadata,
-    Pool,
-    Ref,
-)
+from vfm.plugin import Artifact, CuratedSubset, Matches, Metadata, Pool, Ref
 from vfm_curation.runtime import MAX_BAD_FRACTION, CurationStage, Semantics
 
 

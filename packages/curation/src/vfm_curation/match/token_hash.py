@@ -21,15 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm_curation.match.text_ids import append_sorted, group
-from vfm_curation.simd import (
-    byte_masks,
-    compiled,
-    folded_product,
-    high_product,
-    load8,
-    lowest_bit,
-    prefetch,
-)
+from vfm_curation.simd import byte_masks, compiled, folded_product, high_product, load8, lowest_bit, prefetch
 
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.signedinteger[Any]]

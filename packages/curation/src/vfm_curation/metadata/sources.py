@@ -18,15 +18,7 @@ from vfm_curation.metadata.content_words import ContentWords, WordNetForms
 from vfm_curation.metadata.counting import MAX_COUNTED, SpillingCounter
 from vfm_curation.metadata.files import read_lists
 from vfm_curation.metadata.function_words import base_language, function_words
-from vfm_curation.metadata.stages import (
-    CaptionWords,
-    Lists,
-    Numbers,
-    Pageviews,
-    Wikipedia,
-    WordNet,
-    Words,
-)
+from vfm_curation.metadata.stages import CaptionWords, Lists, Numbers, Pageviews, Wikipedia, WordNet, Words
 from vfm_curation.metadata.tokenizers import writes_spaces
 from vfm_curation.metadata.vocabulary import ABOVE_CHANCE, Vocabulary
 from vfm_curation.metadata.wikimedia import views_of_hour

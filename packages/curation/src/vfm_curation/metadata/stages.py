@@ -9,18 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.plugin import (
-    Artifact,
-    Config,
-    CuratedSubset,
-    Metadata,
-    Part,
-    Pool,
-    Preflight,
-    Ref,
-    files,
-    load_function,
-)
+from vfm.plugin import Artifact, Config, CuratedSubset, Metadata, Part, Pool, Preflight, Ref, files, load_function
 from vfm_curation.metadata.tokenizer_parts import AutoTokenizer, TokenizerField
 from vfm_curation.runtime import CurationStage
 

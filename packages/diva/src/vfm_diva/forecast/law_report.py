@@ -10,16 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vfm.plugin import (
-    Context,
-    LinesPanel,
-    Metric,
-    Report,
-    Series,
-    TablePanel,
-    UserError,
-    short_name,
-)
+from vfm.plugin import Context, LinesPanel, Metric, Report, Series, TablePanel, UserError, short_name
 from vfm.statistics import bootstrap_interval
 from vfm_diva.forecast.law import Floats, explained_share, exposure, fit_law, predict_held_out
 from vfm_diva.forecast.stages import DivaLaw, LawArm

@@ -6,17 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.plugin import (
-    Artifact,
-    ChoiceDataset,
-    ClipCheckpoint,
-    Config,
-    GeneratorCheckpoint,
-    Ref,
-    Report,
-    Seed,
-    Stage,
-)
+from vfm.plugin import Artifact, ChoiceDataset, ClipCheckpoint, Config, GeneratorCheckpoint, Ref, Report, Seed, Stage
 from vfm_diva.parts.parts import LogitNormal, Timesteps
 from vfm_diva.parts.presets import Preset
 

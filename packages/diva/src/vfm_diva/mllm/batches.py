@@ -8,17 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vfm.data import (
-    BadSample,
-    Batch,
-    Question,
-    Questions,
-    SameEpochs,
-    SampleDraw,
-    SampleOrder,
-    decode_image,
-    to_tensor,
-)
+from vfm.data import BadSample, Batch, Question, Questions, SameEpochs, SampleDraw, SampleOrder, decode_image, to_tensor
 from vfm.models import Preprocess
 from vfm.plugin import UserError
 from vfm_diva.mllm.prompts import QuestionTokenizer

@@ -16,14 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vfm.data import BadSample, Question, Questions, decode_image, pairs_of
-from vfm.eval import (
-    CaptionedImage,
-    check_finite,
-    data_hash,
-    images_panel,
-    item_digest,
-    report_models,
-)
+from vfm.eval import CaptionedImage, check_finite, data_hash, images_panel, item_digest, report_models
 from vfm.models import eval_mode
 from vfm.plugin import Context, Evaluated, ModelResult, Report, Score, UserError
 from vfm.train import in_batches, leave_to_first, of_all, own_share

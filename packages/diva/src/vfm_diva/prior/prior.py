@@ -8,14 +8,7 @@ import torch
 
 from vfm.data import ImageTransform, TrainingData, load_choices, open_dataset
 from vfm.models import ClipModel, blueprint, load_clip
-from vfm.plugin import (
-    Context,
-    GeneratorCheckpoint,
-    ImageDataset,
-    PairDataset,
-    Preflight,
-    UserError,
-)
+from vfm.plugin import Context, GeneratorCheckpoint, ImageDataset, PairDataset, Preflight, UserError
 from vfm.train import fit, prepare_device, show_panels
 from vfm_diva.generator.generator import Generator, build_generator
 from vfm_diva.generator.inputs import MakeImageInputs, MakePriorInputs

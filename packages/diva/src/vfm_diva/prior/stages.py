@@ -23,11 +23,7 @@ from vfm.plugin import (
     Training,
 )
 from vfm_diva.parts.network_parts import DenoiserNetwork, UNet
-from vfm_diva.parts.parts import (
-    LogitNormal,
-    Timesteps,
-    check_timesteps,
-)
+from vfm_diva.parts.parts import LogitNormal, Timesteps, check_timesteps
 
 
 class PriorCondition(Config):

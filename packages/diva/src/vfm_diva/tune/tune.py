@@ -6,14 +6,7 @@ from dataclasses import replace
 
 from vfm.data import BadSample, ImageTransform, TrainingData, decode_image, open_dataset
 from vfm.models import blueprint, load_clip, open_clip_incompatibility
-from vfm.plugin import (
-    ClipCheckpoint,
-    Context,
-    EvaluationPolicy,
-    ImageDataset,
-    Preflight,
-    UserError,
-)
+from vfm.plugin import ClipCheckpoint, Context, EvaluationPolicy, ImageDataset, Preflight, UserError
 from vfm.train import exporting, fit, show_panels
 from vfm_diva.generator.generator import load_generator, randomize_weights
 from vfm_diva.generator.inputs import MakeImageInputs, MakeTuneInputs, TuneInputs

@@ -11,14 +11,7 @@ from torch import Tensor
 
 from vfm.data import Ragged
 from vfm.models import known_checkpoint
-from vfm.plugin import (
-    Artifact,
-    Cost,
-    Preflight,
-    Ref,
-    TaggedImages,
-    VisionCheckpoint,
-)
+from vfm.plugin import Artifact, Cost, Preflight, Ref, TaggedImages, VisionCheckpoint
 from vfm.train import Task, estimate_training
 from vfm_eva.finetune.finetune import build_classifier, classifier_task
 from vfm_eva.finetune.labeled_images import LabeledImages

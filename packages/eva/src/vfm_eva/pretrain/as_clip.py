@@ -23,15 +23,7 @@ from vfm.models import (
     save_clip,
     vision_preprocess,
 )
-from vfm.plugin import (
-    ClipCheckpoint,
-    Context,
-    Preflight,
-    Stage,
-    UserError,
-    VisionCheckpoint,
-    store_files,
-)
+from vfm.plugin import ClipCheckpoint, Context, Preflight, Stage, UserError, VisionCheckpoint, store_files
 from vfm_eva.pretrain.pretrain import build_student
 from vfm_eva.pretrain.stages import EvaClip, EvaPretrain
 

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vfm.plugin import (
-    Preflight,
-    Ref,
-    SampleCache,
-    UserError,
-)
+from vfm.plugin import Preflight, Ref, SampleCache, UserError
 from vfm_eva.pretrain.held_out_checks import check_held_out
 from vfm_eva.pretrain.pretrain import build_student, build_task, num_masked
 from vfm_eva.pretrain.stages import EvaPretrain

@@ -26,14 +26,7 @@ from vfm_eva.pretrain.student import check_class_token, masked, student_grid, vi
 from vfm_eva.targets.images import EvaInputs
 from vfm_eva.targets.phi_s import PhiS
 from vfm_eva.targets.teacher import PatchTarget
-from vfm_kernels import (
-    Kernels,
-    accelerated,
-    gather_tokens,
-    masked_index,
-    padded,
-    token_cosine,
-)
+from vfm_kernels import Kernels, accelerated, gather_tokens, masked_index, padded, token_cosine
 
 __all__ = ["EvaInputs", "EvaTask"]
 

@@ -6,15 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.plugin import (
-    ClipCheckpoint,
-    Config,
-    CropScale,
-    Part,
-    Ref,
-    SampleCache,
-    VisionCheckpoint,
-)
+from vfm.plugin import ClipCheckpoint, Config, CropScale, Part, Ref, SampleCache, VisionCheckpoint
 
 
 class Target(Part):

@@ -4,14 +4,7 @@
 import triton
 import triton.language as tl
 
-from vfm_kernels.triton.attention_parts import (
-    head_at,
-    load_rows,
-    rotated,
-    sequence,
-    store_rows,
-    table_rows,
-)
+from vfm_kernels.triton.attention_parts import head_at, load_rows, rotated, sequence, store_rows, table_rows
 
 
 @triton.jit

@@ -6,14 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from vfm.base import UserError
-from vfm.data.annotated.records import (
-    Annotation,
-    BadAnnotation,
-    Box,
-    Classes,
-    box_of,
-    is_number,
-)
+from vfm.data.annotated.records import Annotation, BadAnnotation, Box, Classes, box_of, is_number
 from vfm.data.samples.spec import MAX_CLASSES
 
 BoxFormat = Literal["xywh", "xyxy", "cxcywh"]

@@ -14,14 +14,7 @@ from typing import Any
 
 from vfm.base import UserError
 from vfm.data.annotated.object_records import class_names_in, objects_in
-from vfm.data.annotated.records import (
-    AnnotatedImage,
-    Annotation,
-    BadAnnotation,
-    Classes,
-    Label,
-    check_ids,
-)
+from vfm.data.annotated.records import AnnotatedImage, Annotation, BadAnnotation, Classes, Label, check_ids
 from vfm.data.index.source import Source
 from vfm.data.layouts.layout import Layout
 from vfm.data.samples.shards import Found

@@ -10,14 +10,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from vfm.base import UserError
-from vfm.data.annotated.records import (
-    AnnotatedImage,
-    Annotation,
-    BadAnnotation,
-    Classes,
-    Label,
-    ListedImages,
-)
+from vfm.data.annotated.records import AnnotatedImage, Annotation, BadAnnotation, Classes, Label, ListedImages
 from vfm.data.layouts.folder import image_names
 from vfm.storage import files
 

@@ -9,15 +9,7 @@ from typing import Any
 import yaml
 
 from vfm.base import UserError
-from vfm.data.annotated.records import (
-    AnnotatedImage,
-    Annotation,
-    BadAnnotation,
-    Classes,
-    Label,
-    ListedImages,
-    box_of,
-)
+from vfm.data.annotated.records import AnnotatedImage, Annotation, BadAnnotation, Classes, Label, ListedImages, box_of
 from vfm.data.layouts.folder import image_names
 from vfm.data.samples.spec import MAX_CLASSES
 from vfm.storage import files

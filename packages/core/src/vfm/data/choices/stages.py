@@ -7,13 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vfm.interfaces import (
-    Artifact,
-    ChoiceDataset,
-    Ref,
-    Seed,
-    Stage,
-)
+from vfm.interfaces import Artifact, ChoiceDataset, Ref, Seed, Stage
 
 
 class ChoiceFiles(Stage):

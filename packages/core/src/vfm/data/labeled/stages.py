@@ -11,14 +11,7 @@ from vfm.base import UserError
 from vfm.data.indexing.stages import ImageFiles
 from vfm.data.prompts.clip_benchmark import CLASS_NAMES_FILE, TEMPLATES_FILE, file_beside, list_files
 from vfm.data.prompts.templates import check_templates
-from vfm.interfaces import (
-    Artifact,
-    LabeledDataset,
-    PairDataset,
-    Ref,
-    Stage,
-    TaggedImages,
-)
+from vfm.interfaces import Artifact, LabeledDataset, PairDataset, Ref, Stage, TaggedImages
 from vfm.storage.files import read_text
 
 

@@ -13,15 +13,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from vfm.data.synthetic.languages import LANGUAGES, LEXICONS, Language
-from vfm.data.synthetic.scene import (
-    ATTRIBUTES,
-    Attribute,
-    Colour,
-    Pattern,
-    Scene,
-    Shape,
-    Value,
-)
+from vfm.data.synthetic.scene import ATTRIBUTES, Attribute, Colour, Pattern, Scene, Shape, Value
 from vfm.data.synthetic.world import World
 
 NUMBERS: dict[Value, str] = {1: "one", 2: "two", 3: "three", 4: "four"}

@@ -18,14 +18,7 @@ from vfm.data.samples.spec import DatasetSpec
 from vfm.data.synthetic.captions import CLASS_TEMPLATES
 from vfm.data.synthetic.drawing import draw
 from vfm.data.synthetic.pairs import make_pairs
-from vfm.data.synthetic.render import (
-    RenderedSample,
-    class_names,
-    encode,
-    render_labeled,
-    render_shard,
-    render_values,
-)
+from vfm.data.synthetic.render import RenderedSample, class_names, encode, render_labeled, render_shard, render_values
 from vfm.data.synthetic.sampling import class_groups, combination_probabilities
 from vfm.data.synthetic.scene import Pattern
 from vfm.data.synthetic.stages import ShapeImages, ShapesChoices, ShapesClasses, ShapesPool

@@ -15,15 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm.data.synthetic.outline import Floats, distance_table
-from vfm.data.synthetic.scene import (
-    RGB,
-    Colour,
-    Nuisance,
-    Orientation,
-    Position,
-    Scene,
-    Texture,
-)
+from vfm.data.synthetic.scene import RGB, Colour, Nuisance, Orientation, Position, Scene, Texture
 
 PALETTE: dict[Colour, RGB] = {
     "red": (0.86, 0.08, 0.10),

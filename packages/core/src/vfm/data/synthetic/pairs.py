@@ -14,14 +14,7 @@ import numpy as np
 
 from vfm.data.synthetic.captions import statement
 from vfm.data.synthetic.sampling import SURFACE, Stream, generator, sample_scene
-from vfm.data.synthetic.scene import (
-    DIRECTED,
-    PATTERNS,
-    VALUES,
-    Pattern,
-    Scene,
-    Value,
-)
+from vfm.data.synthetic.scene import DIRECTED, PATTERNS, VALUES, Pattern, Scene, Value
 from vfm.data.synthetic.world import World
 
 

@@ -9,17 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.data.synthetic.scene import (
-    ATTRIBUTES,
-    DIRECTED,
-    RGB,
-    Attribute,
-    Colour,
-    Nuisance,
-    Scene,
-    Shape,
-    Wave,
-)
+from vfm.data.synthetic.scene import ATTRIBUTES, DIRECTED, RGB, Attribute, Colour, Nuisance, Scene, Shape, Wave
 from vfm.data.synthetic.world import World
 
 SURFACE: tuple[Attribute, ...] = ("texture", "structure", "state")

@@ -22,15 +22,7 @@ from vfm.eval.classify.checks import check_same_classes, warn_of_overlap
 from vfm.eval.classify.classification import ClassDataset, encode_with_targets, result_from_scores
 from vfm.eval.classify.classification_panels import add_class_panels
 from vfm.eval.classify.stages import AttentiveProbe
-from vfm.eval.classify.sweep import (
-    LRS,
-    NormedLinearHead,
-    ProbeSchedule,
-    Rows,
-    head_scores,
-    split_validation,
-    sweep,
-)
+from vfm.eval.classify.sweep import LRS, NormedLinearHead, ProbeSchedule, Rows, head_scores, split_validation, sweep
 from vfm.eval.encode.features import Encoded
 from vfm.eval.encode.finite import check_finite
 from vfm.eval.encode.hashes import data_hash

@@ -35,14 +35,7 @@ from vfm.eval.encode.features import decoded_batches, preprocesses
 from vfm.eval.encode.finite import check_finite
 from vfm.interfaces import Context
 from vfm.models import ImageEncoder
-from vfm.storage.integrity import (
-    FILES,
-    damage,
-    hash_file,
-    known_files,
-    read_sealed,
-    seal,
-)
+from vfm.storage.integrity import FILES, damage, hash_file, known_files, read_sealed, seal
 from vfm.storage.publishing import open_part, publish_file, write_file
 from vfm.storage.store_files import read_npy, read_parquet, reading
 

@@ -26,14 +26,7 @@ from vfm.eval.encode.row_files import RowFile
 from vfm.interfaces import Context, LabeledDataset
 from vfm.models import ClipModel, ImageEncoder, PooledVision, Preprocess
 from vfm.models.preprocess import FittedImage
-from vfm.train.parallel.sharing import (
-    AT_ONCE,
-    in_batches,
-    of_all,
-    of_first,
-    own_share,
-    without_values,
-)
+from vfm.train.parallel.sharing import AT_ONCE, in_batches, of_all, of_first, own_share, without_values
 
 NumberedItem = tuple[int, tuple[Sample, bytes] | BadSample]
 """The number of a sample, with the sample without its image and its digest, or with the reason why it is bad."""

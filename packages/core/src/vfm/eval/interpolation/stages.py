@@ -8,14 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from vfm.base import Config
-from vfm.interfaces import (
-    AnyEvaluation,
-    Artifact,
-    ClipCheckpoint,
-    Ref,
-    Stage,
-    check_evaluations,
-)
+from vfm.interfaces import AnyEvaluation, Artifact, ClipCheckpoint, Ref, Stage, check_evaluations
 
 Alpha = Annotated[float, Field(ge=0, le=1)]
 

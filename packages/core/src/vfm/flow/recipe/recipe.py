@@ -13,14 +13,7 @@ from typing import Annotated, Any, cast
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from vfm.base import Config, UserError, did_you_mean, error_lines, redacted, redacted_words, unknown_key
-from vfm.flow.recipe.recipe_source import (
-    Mistakes,
-    RecipeSource,
-    apply_overrides,
-    find_recipe,
-    read_source,
-    read_text,
-)
+from vfm.flow.recipe.recipe_source import Mistakes, RecipeSource, apply_overrides, find_recipe, read_source, read_text
 from vfm.flow.recipe.run_names import run_name
 from vfm.flow.recipe.yaml_lines import KeyPath, dump, one_line
 from vfm.interfaces import FACTS_FILE, Artifact, Evaluation, Ref, Runtime, Stage, refs, unknown_kind

@@ -14,13 +14,7 @@ from vfm.base import UserError
 from vfm.flow.plan.store import SLOT_NAME
 from vfm.interfaces import MANIFEST_FILE
 from vfm.storage import files
-from vfm.storage.fingerprints import (
-    FingerprintCache,
-    bytes_to_read,
-    contents,
-    contents_names,
-    fingerprint,
-)
+from vfm.storage.fingerprints import FingerprintCache, bytes_to_read, contents, contents_names, fingerprint
 from vfm.storage.integrity import hash_file, read_sealed
 from vfm.storage.remote_fingerprints import DIGITS
 from vfm.storage.whole_hashes import WHOLE_FILE, add_hashes

@@ -15,14 +15,7 @@ from vfm.data.prompts.clip_benchmark import benchmark_shards, splits_of, type_be
 from vfm.flow.recognition.annotations import annotated_fields, validation_fields
 from vfm.flow.recognition.formats import recognise
 from vfm.flow.requests.data_options import with_data_options
-from vfm.flow.requests.inputs import (
-    Fields,
-    Input,
-    dataset_input,
-    saved_artifact,
-    split_name,
-    stage_name,
-)
+from vfm.flow.requests.inputs import Fields, Input, dataset_input, saved_artifact, split_name, stage_name
 from vfm.flow.requests.other_captions import other_captions
 from vfm.interfaces import ChoiceDataset, Stage
 from vfm.storage import files

@@ -14,14 +14,7 @@ from safetensors import safe_open
 from vfm.base import UserError
 from vfm.interfaces import Context, GeneratorCheckpoint, Preflight
 from vfm.models.clip.model_sources import fetch, local_folder
-from vfm.models.generator.generator_parts import (
-    DENOISERS,
-    WEIGHTS,
-    check_parts,
-    denoiser_folder,
-    read_part,
-    repository,
-)
+from vfm.models.generator.generator_parts import DENOISERS, WEIGHTS, check_parts, denoiser_folder, read_part, repository
 from vfm.models.stages import HUB_PREFIX, ImportGenerator
 from vfm.models.weights import check_finite_weights
 from vfm.storage.store_files import naming, reading

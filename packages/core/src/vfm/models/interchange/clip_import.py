@@ -14,14 +14,7 @@ from torch import Tensor
 from vfm.base import UserError, did_you_mean
 from vfm.interfaces import ClipCheckpoint, Context, Preflight
 from vfm.models.clip import clip_config
-from vfm.models.clip.clip import (
-    ClipModel,
-    blueprint,
-    build_clip,
-    load_clip,
-    open_clip_incompatibility,
-    save_clip,
-)
+from vfm.models.clip.clip import ClipModel, blueprint, build_clip, load_clip, open_clip_incompatibility, save_clip
 from vfm.models.clip.clip_module import load_weights
 from vfm.models.clip.model_sources import check_weights_file, fetch, local_folder, weights_file_as_source
 from vfm.models.clip.text import PROBES

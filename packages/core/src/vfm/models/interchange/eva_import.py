@@ -21,14 +21,7 @@ from torch import nn
 from vfm.base import UserError
 from vfm.models.clip.clip import ClipModel, blueprint
 from vfm.models.clip.clip_config import unsupported_eva_clip
-from vfm.models.interchange.eva_layouts import (
-    PRE_TRAINING,
-    ROPE,
-    VISUAL,
-    Tensors,
-    layout_of,
-    to_timm,
-)
+from vfm.models.interchange.eva_layouts import PRE_TRAINING, ROPE, VISUAL, Tensors, layout_of, to_timm
 from vfm.models.vision.vision import build_vision
 from vfm.models.weight_transfer import TRUNK, KeyReport, PatchResize, TransferRules, transfer_weights
 

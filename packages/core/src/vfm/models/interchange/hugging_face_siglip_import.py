@@ -20,12 +20,7 @@ from torch import Tensor
 
 from vfm.base import UserError
 from vfm.models.clip.clip import ClipModel, blueprint, build_clip
-from vfm.models.interchange.hugging_face import (
-    CONFIG_FILE,
-    WEIGHTS_FILES,
-    load_hugging_face,
-    read_hugging_face_config,
-)
+from vfm.models.interchange.hugging_face import CONFIG_FILE, WEIGHTS_FILES, load_hugging_face, read_hugging_face_config
 from vfm.models.interchange.hugging_face_config import TANH
 from vfm.models.interchange.hugging_face_processor import folder_preprocess
 from vfm.models.interchange.hugging_face_siglip import siglip_config, siglip_names

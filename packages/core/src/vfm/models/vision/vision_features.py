@@ -18,14 +18,7 @@ from torch.nn import functional as F
 
 from vfm.base import UserError
 from vfm.models.clip.clip import ClipModel
-from vfm.models.vision.vision_towers import (
-    BlockTokens,
-    TensorMap,
-    VisionTower,
-    read_layers,
-    read_tokens,
-    vision_tower,
-)
+from vfm.models.vision.vision_towers import BlockTokens, TensorMap, VisionTower, read_layers, read_tokens, vision_tower
 
 
 def vision_features(

@@ -33,14 +33,7 @@ from vfm.train.loop.termination import Termination, termination
 from vfm.train.optim.ema import Ema
 from vfm.train.optim.optim import build_optimizer, set_lr
 from vfm.train.optim.precision import Numerics
-from vfm.train.optim.state import (
-    as_saved,
-    as_stored,
-    load_model,
-    load_optimizer,
-    model_tensors,
-    optimizer_tensors,
-)
+from vfm.train.optim.state import as_saved, as_stored, load_model, load_optimizer, model_tensors, optimizer_tensors
 from vfm.train.parallel.dist import DistributedWorld, distributed, micro_batch_size, reproducible, tf32
 from vfm.train.parallel.float8 import float8_products
 from vfm.train.parallel.heartbeat import watched

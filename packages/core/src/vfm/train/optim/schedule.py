@@ -5,14 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from vfm.interfaces import (
-    ConstantSchedule,
-    CosineSchedule,
-    PolySchedule,
-    Schedule,
-    StepSchedule,
-    WarmupStableDecay,
-)
+from vfm.interfaces import ConstantSchedule, CosineSchedule, PolySchedule, Schedule, StepSchedule, WarmupStableDecay
 
 Rate = Callable[[int], float]
 """Learning rate of an optimizer step; the first step is 0."""

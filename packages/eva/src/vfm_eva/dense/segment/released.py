@@ -19,14 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vfm.models import (
-    KeyReport,
-    TransferRules,
-    load_state_dict,
-    to_timm,
-    transfer_weights,
-    vision_preprocess,
-)
+from vfm.models import KeyReport, TransferRules, load_state_dict, to_timm, transfer_weights, vision_preprocess
 from vfm.plugin import Context, DenseCheckpoint, Preflight, UserError
 from vfm_eva.dense.released import build_released
 from vfm_eva.dense.segment import mask2former_layout

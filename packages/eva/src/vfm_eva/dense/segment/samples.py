@@ -14,14 +14,7 @@ from torch import Tensor
 
 from vfm.data import BadSample, Ragged, Sample, SampleDraw
 from vfm.data.annotated import IGNORED, AnnotatedSource, ObjectArrays
-from vfm_eva.dense.augment import (
-    Placement,
-    distort,
-    draw_distortion,
-    draw_placement,
-    place_image,
-    place_objects,
-)
+from vfm_eva.dense.augment import Placement, distort, draw_distortion, draw_placement, place_image, place_objects
 from vfm_eva.dense.crops import draw_crop, place_labels
 from vfm_eva.dense.segment.stages import SegmentAugmentation
 

@@ -9,14 +9,7 @@ import torch
 from vfm.data import TrainingData
 from vfm.data.annotated import AnnotatedSource
 from vfm.models import known_checkpoint
-from vfm.plugin import (
-    AnnotatedImages,
-    Context,
-    DenseCheckpoint,
-    Preflight,
-    UserError,
-    check_dense_evaluations,
-)
+from vfm.plugin import AnnotatedImages, Context, DenseCheckpoint, Preflight, UserError, check_dense_evaluations
 from vfm.train import fit, is_main
 from vfm_eva.dense.segment.model import PREDICTED, HeadRecord, build_encoder, build_segmenter, load_encoder
 from vfm_eva.dense.segment.samples import MakeSegments, count_crowded, most_segments
