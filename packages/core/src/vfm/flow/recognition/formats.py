@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
+from vfm.base import UserError
 from vfm.data.choices.pair_benchmarks import PAIR_COLUMNS
 from vfm.data.layouts.coco_captions import is_coco_captions
 from vfm.data.layouts.folder import image_names
 from vfm.data.layouts.layout import find_layout
-from vfm.data.samples.images import VIDEO_EXTENSIONS
+from vfm.data.samples.captions import clean_captions, decode_json
+from vfm.data.samples.images import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from vfm.data.samples.sample import BadSample
 from vfm.data.tables.fiftyone_labels import is_fiftyone_labels
-from vfm.data.tables.table import table_columns
+from vfm.data.tables.table import CAPTION_COLUMNS, table_columns
 from vfm.data.tar.scan import scan_tar
 from vfm.flow.recognition.annotations import annotated_fields, holds_conversations
 from vfm.flow.recognition.tables import table_fields
-from vfm.flow.recognition.tars import tar_fields
 from vfm.storage import files
 
+TAR_KINDS = {"cls": "data.labeled", "npy": "data.tagged", "txt": "data.pairs", "json": "data.pairs"}
+TAR_SAMPLES = 3  # that are looked at
 Fields = dict[str, Any]  # fields of a stage, as in a recipe
 
 
@@ -75,3 +80,34 @@ def _in_class_folders(folder: str) -> bool:
     """Check whether the first image is in a subfolder, without a caption next to it."""
     first = image_names(folder)[0]
     return "/" in first and not files.exists(f"{folder.rstrip('/')}/{first.rpartition('.')[0]}.txt")
+
+
+def tar_fields(path: str) -> dict[str, Any]:
+    """Choose the kind of stage that imports a tar, and the place of captions that are only in its json.
+
+    Raises:
+        UserError: If its images have neither labels nor captions.
+    """
+    slots = ["image", *TAR_KINDS]
+    places = scan_tar(path, slots, IMAGE_EXTENSIONS, limit=TAR_SAMPLES).places
+    present = [slot for number, slot in enumerate(slots) if slot in TAR_KINDS and (places[:, number, 0] >= 0).any()]
+    if not present:
+        raise UserError(f"{path}: its images have neither labels (cls, npy) nor captions (txt, json)")
+    if present != ["json"]:
+        return {"kind": TAR_KINDS[present[0]]}
+    for start, size in places[:, slots.index("json")].tolist():
+        if start >= 0:
+            with suppress(BadSample):  # reported when the sample is read
+                record = decode_json(files.read_bytes(path, start, start + size), path)
+                field = _caption_field(record, path)
+                if field:
+                    return {"kind": "data.pairs", "texts": {"en": f"json.{field}"}}
+                if "cls" in record or "label" in record:
+                    return {"kind": "data.labeled", "label_key": f"json.{'cls' if 'cls' in record else 'label'}"}
+    return {"kind": "data.pairs"}
+
+
+def _caption_field(record: dict[str, Any], path: str) -> str:
+    """Find the field of a json record with captions, by the usual names. Empty if it has none."""
+    named = [name for name in CAPTION_COLUMNS if name in record]
+    return next((name for name in named if clean_captions(record[name], path)), "")
