@@ -47,17 +47,21 @@ _OUR_CONV = re.compile(r"cascade\.(?:stages\.(\d+)|mask_head)\.convs\.(\d+)\.([0
 
 def head_name(key: str) -> str:
     """Convert an official name of a head's weight to its name in `DetectorHead`. Unknown names are not changed."""
-    if match := RELATIVE.fullmatch(key):
+    match = RELATIVE.fullmatch(key)
+    if match:
         return f"relative.{match[1]}.{_AXES[match[2]]}"
-    if match := _LEVEL.fullmatch(key):
+    match = _LEVEL.fullmatch(key)
+    if match:
         level, layer, norm, kind = int(match[1]) - 2, int(match[2]), match[3], match[4]
         first = _RESAMPLING[level]
         if layer >= first:  # a convolution and its norm are two layers here, but one in EVA's files
             layer = first + 2 * (layer - first) + bool(norm)
         return f"pyramid.levels.{level}.{layer}.{kind}"
-    if match := _BOX_CONV.fullmatch(key):
+    match = _BOX_CONV.fullmatch(key)
+    if match:
         return f"cascade.stages.{match[1]}.convs.{int(match[2]) - 1}.{int(bool(match[3]))}.{match[4]}"
-    if match := _MASK_CONV.fullmatch(key):
+    match = _MASK_CONV.fullmatch(key)
+    if match:
         return f"cascade.mask_head.convs.{int(match[1]) - 1}.{int(bool(match[2]))}.{match[3]}"
     if key.startswith(_SINGLE_CONV) and not key.startswith(f"{_SINGLE_CONV}conv"):
         return key.replace(_SINGLE_CONV, "proposals.head.conv.0.0.")
@@ -66,10 +70,12 @@ def head_name(key: str) -> str:
 
 def official_name(key: str) -> str:
     """Convert the name of a `DetectorHead` weight to EVA's official name. This inverts `head_name`."""
-    if match := _OUR_RELATIVE.fullmatch(key):
+    match = _OUR_RELATIVE.fullmatch(key)
+    if match:
         axis = "h" if match[2] == "rows" else "w"
         return f"{ENCODER}blocks.{match[1]}.attn.rel_pos_{axis}"
-    if match := _OUR_LEVEL.fullmatch(key):
+    match = _OUR_LEVEL.fullmatch(key)
+    if match:
         level, layer, is_norm = int(match[1]), int(match[2]), 0
         first = _RESAMPLING[level]
         if layer >= first:
@@ -77,7 +83,8 @@ def official_name(key: str) -> str:
             layer += first
         norm = "norm." if is_norm else ""
         return f"backbone.simfp_{level + 2}.{layer}.{norm}{match[3]}"
-    if match := _OUR_CONV.fullmatch(key):
+    match = _OUR_CONV.fullmatch(key)
+    if match:
         stage, number, kind = match[1], int(match[2]) + 1, match[4]
         norm = "norm." if match[3] == "1" else ""
         prefix = f"box_head.{stage}.conv" if stage else "mask_head.mask_fcn"
