@@ -9,7 +9,14 @@ from vfm_curation.balance.stages import MetaclipBalance, RandomSubset
 from vfm_curation.crawl.stages import ExtractLinks, RetryLinks
 from vfm_curation.export.stages import ExportSubset
 from vfm_curation.filters.head_filters import ImageClusters, MlpScore
-from vfm_curation.filters.list_filters import BlockedUrls, BlockedWords, NearDuplicateTexts, Synsets, Uids
+from vfm_curation.filters.list_filters import (
+    BlockedImages,
+    BlockedUrls,
+    BlockedWords,
+    NearDuplicateTexts,
+    Synsets,
+    Uids,
+)
 from vfm_curation.filters.model_filters import ClipScore, Decontaminate, LinearScore, ScoreFilter, SemanticDuplicates
 from vfm_curation.filters.stages import (
     CaptionLength,
@@ -19,6 +26,7 @@ from vfm_curation.filters.stages import (
     ImageSize,
     Language,
     NearDuplicates,
+    Placeholders,
     RowFilter,
 )
 from vfm_curation.filters.where.stages import Where
@@ -38,9 +46,10 @@ from vfm_curation.metadata.tokenizer_parts import Tokenizer
 from vfm_curation.runtime import CurationRuntime
 
 __all__ = [
-    "BlockedUrls", "BlockedWords", "BuildMetadata", "CaptionLength", "CaptionWords", "ClipScore", "CurationRuntime",
-    "Decontaminate", "Duplicates", "EntrySource", "ExportSubset", "ExtractLinks", "Filter", "FilterPool",
-    "ImageClusters", "ImageSize", "Language", "LinearScore", "Lists", "MatchTexts", "MetaclipBalance", "MlpScore",
-    "NearDuplicateTexts", "NearDuplicates", "Numbers", "Pageviews", "RandomSubset", "RetryLinks", "RowFilter",
-    "ScoreFilter", "SemanticDuplicates", "Synsets", "Tokenizer", "Uids", "Where", "Wikipedia", "WordNet", "Words",
+    "BlockedImages", "BlockedUrls", "BlockedWords", "BuildMetadata", "CaptionLength", "CaptionWords", "ClipScore",
+    "CurationRuntime", "Decontaminate", "Duplicates", "EntrySource", "ExportSubset", "ExtractLinks", "Filter",
+    "FilterPool", "ImageClusters", "ImageSize", "Language", "LinearScore", "Lists", "MatchTexts", "MetaclipBalance",
+    "MlpScore", "NearDuplicateTexts", "NearDuplicates", "Numbers", "Pageviews", "Placeholders", "RandomSubset",
+    "RetryLinks", "RowFilter", "ScoreFilter", "SemanticDuplicates", "Synsets", "Tokenizer", "Uids", "Where",
+    "Wikipedia", "WordNet", "Words",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 import pyarrow as pa
 
 from vfm.data import BadSample, Sample, decode_image, open_image
-from vfm_curation.filters.hashes import phash, variant_hashes
+from vfm_curation.filters.hashes import pdq, phash, variant_hashes
 from vfm_curation.filters.survivors import Survivors, shard_file
 from vfm_curation.filters.texts import VERSION, digest, halves, opened
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.summaries import TaskSummary
 
-OPTIONAL_COLUMNS = frozenset({"image", "url", "phash", "variants", "address"})  # measured only if a filter reads them
+# Measured only if a filter reads them.
+OPTIONAL_COLUMNS = frozenset({"image", "url", "phash", "variants", "address", "sha256", "pdq"})
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ def measure_images(job: ImageJob, shard: int) -> TaskSummary:
     """Write for each image: row, `bad` (the reason if unusable), `width` and `height` from its header, `num_bytes`.
 
     The job may list further columns. `image` and `url` stand for two halves each of a hash of the file and of the URL.
-    `address` is the URL itself. `phash` and `variants`, hashes of the forms that a copy may have, decode the image. If
-    the pool has no images, only the URL is measured.
+    `address` is the URL itself, `sha256` the hash of the file in hexadecimal digits. `phash`, `variants` (hashes of the
+    forms that a copy may have) and `pdq` decode the image. If the pool has no images, only the URL is measured.
     """
     file, entry = shard_file(job.folder, shard), opened(job.dataset).index.shards[shard]
     source_hash = made_from(asdict(entry), sorted(job.columns), VERSION)
@@ -93,7 +95,7 @@ def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> 
     if isinstance(sample, BadSample):
         raise sample
     # Sizes are in the header, and decoding is a hundred times slower.
-    read_image = decode_image if "phash" in columns else open_image
+    read_image = decode_image if columns & {"phash", "pdq"} else open_image
     image = read_image(sample.image, f"{shard}:{sample.key}")
     values: dict[str, Any] = {"width": image.width, "height": image.height, "num_bytes": len(sample.image)}
     if "image" in columns:
@@ -106,6 +108,10 @@ def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> 
         values["phash"] = phash(image)
     if "variants" in columns:
         values["variants"] = variant_hashes(image)
+    if "sha256" in columns:
+        values["sha256"] = hashlib.sha256(sample.image).hexdigest()
+    if "pdq" in columns:
+        values["pdq"] = pdq(image)
     return values
 
 
@@ -113,8 +119,9 @@ def _table(measurements: Sequence[dict[str, Any]], columns: frozenset[str]) -> p
     kinds = {"row": pa.int32(), "bad": pa.string(), "width": pa.int32(), "height": pa.int32(), "num_bytes": pa.int64()}
     if "phash" in columns:
         kinds["phash"] = pa.uint64()
-    if "address" in columns:
-        kinds["address"] = pa.string()
+    for name, kind in (("address", pa.string()), ("sha256", pa.string()), ("pdq", pa.binary(32))):
+        if name in columns:
+            kinds[name] = kind
     if "variants" in columns:
         kinds["variants"] = pa.list_(pa.uint64())
     arrays = {}

@@ -63,6 +63,29 @@ class BlockedWords(ListFilter):
     work: ClassVar[str] = "vfm_curation.filters.lists.lists:word_passes"
 
 
+class BlockedImages(ListFilter):
+    """Drop images that look like one of a list of PDQ hashes, as safety lists come: 64 hexadecimal digits a line.
+
+    An image of too little detail has no hash, and passes. Each image is compared with the whole list.
+
+    Source: Facebook 2019, PDQ, github.com/facebook/ThreatExchange, whose distance for a match is 31.
+    """
+
+    type: Literal["blocked_images"] = Field("blocked_images", description="an image like one of a list")
+    path: str = Field(min_length=1, description="text file with a PDQ hash a line, 64 hexadecimal digits")
+    max_distance: int = Field(31, ge=0, le=128, description="bits of 256 that may differ")
+
+    unit: ClassVar[Unit] = "image"
+    measures: ClassVar[tuple[Measure, ...]] = ("images",)
+    columns: ClassVar[frozenset[str]] = frozenset({"pdq"})
+    work: ClassVar[str] = "vfm_curation.filters.lists.lists:look_passes"
+
+    @property
+    def package(self) -> tuple[str, str]:
+        """Module of PDQ, and its extra."""
+        return "pdqhash", "pdq"
+
+
 class Uids(ListFilter):
     """Keep the samples whose uid is in a list, such as a subset of DataComp or the `uids.npy` of `curation.export`.
 

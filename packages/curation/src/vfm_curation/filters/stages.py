@@ -201,6 +201,22 @@ class Duplicates(Filter):
         return frozenset({self.of})
 
 
+class Placeholders(Filter):
+    """Drop an image file that stands for many images: an error page, a logo, "image not available".
+
+    The mark is the number of different captions of files that are equal byte for byte. All of them are dropped, where
+    `duplicates` would keep one. A panel lists the most frequent ones.
+    """
+
+    type: Literal["placeholders"] = Field("placeholders", description="a file under too many different captions")
+    max_captions: int = Field(20, ge=1, description="most different captions of equal files")
+
+    unit: ClassVar[Unit] = "image"
+    measures: ClassVar[tuple[Measure, ...]] = ("images",)
+    columns: ClassVar[frozenset[str]] = frozenset({"image", "text"})
+    work: ClassVar[str] = "vfm_curation.filters.copies.placeholders:few_captions"
+
+
 class NearDuplicates(Filter):
     """Drop an image that looks like a better one, by 64-bit perceptual hashes.
 

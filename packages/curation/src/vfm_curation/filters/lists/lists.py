@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vfm.plugin import UserError
-from vfm_curation.filters.list_filters import BlockedUrls, BlockedWords, Uids
+from vfm_curation.filters.list_filters import BlockedImages, BlockedUrls, BlockedWords, Uids
 from vfm_curation.uids import are_listed, read_uids
 
 Bools = NDArray[np.bool_]
@@ -44,6 +44,27 @@ def url_passes(config: BlockedUrls, table: pa.Table) -> Bools:
     hosts, folders = _blocked_urls(config.path)
     urls = table["address"].to_pylist()
     return np.array([not (url and _is_blocked(url, hosts, folders)) for url in urls], np.bool_)
+
+
+def look_passes(config: BlockedImages, table: pa.Table) -> Bools:
+    """Compare the column `pdq` with the blocked hashes."""
+    blocked = _blocked_hashes(config.path)
+    passes = np.ones(len(table), dtype=np.bool_)
+    for place, value in enumerate(table["pdq"].to_pylist()):
+        if value is not None:
+            distances = np.bitwise_count(blocked ^ np.frombuffer(value, dtype=np.uint64)).sum(axis=1)
+            passes[place] = distances.min() > config.max_distance
+    return passes
+
+
+@functools.lru_cache(maxsize=4)
+def _blocked_hashes(path: str) -> NDArray[np.uint64]:
+    """Read a list of PDQ hashes as four numbers each."""
+    items = [item.split(",")[0].strip() for item in read_list(path)]
+    wrong = [item for item in items if not re.fullmatch("[0-9a-fA-F]{64}", item)]
+    if wrong:
+        raise UserError(f"{path}: expected PDQ hashes of 64 hexadecimal digits, got {wrong[0][:80]!r}")
+    return np.frombuffer(bytes.fromhex("".join(items)), dtype=np.uint64).reshape(-1, 4)
 
 
 @functools.lru_cache(maxsize=4)

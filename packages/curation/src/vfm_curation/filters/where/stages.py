@@ -10,7 +10,7 @@ from vfm_curation.filters.stages import Filter, Measure
 from vfm_curation.filters.where.expression import Expression
 
 TEXT_NAMES = frozenset({"caption", "characters", "words", "language", "detected", "detected_score"})
-IMAGE_NAMES = frozenset({"width", "height", "num_bytes"})  # measured from the image
+IMAGE_NAMES = frozenset({"width", "height", "num_bytes", "sha256"})  # measured from the image
 STORED = "stored."  # may stand before the user's own columns, and must where a measured one has the same name
 
 
@@ -19,9 +19,10 @@ class Where(Filter):
 
     Names are columns of the user's table or fields of a tar's json (`clip_l14`, `meta.punsafe`), and of the text:
     `caption`, `characters`, `words`, `language`, `detected`, `detected_score`, `url`; of the image: `width`, `height`,
-    `num_bytes`. `stored.width` is the user's own column of that name. A condition with a missing value does not hold,
-    whether negated or not. `q70` in a comparison is the 70 % quantile of the other side over the remaining texts.
-    `top(x, 0.3)` keeps the share with the largest values by DataComp's rule.
+    `num_bytes`, `sha256`. `stored.width` is the user's own column of that name: `sha256 == stored.sha256` keeps files
+    that have not changed. A condition with a missing value does not hold, whether negated or not. `q70` in a comparison
+    is the 70 % quantile of the other side over the remaining texts. `top(x, 0.3)` keeps the share with the largest
+    values by DataComp's rule.
     """
 
     type: Literal["where"] = Field("where", description="a condition that does not hold")
@@ -64,6 +65,7 @@ class Where(Filter):
     def columns(self) -> frozenset[str]:  # type: ignore[override]
         """Measured columns."""
         names = {"caption": "caption", "detected": "detected", "detected_score": "detected", "url": "address"}
+        names["sha256"] = "sha256"
         return frozenset(column for name, column in names.items() if name in self.expression.names)
 
     @property
