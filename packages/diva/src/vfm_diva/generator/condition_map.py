@@ -59,6 +59,7 @@ class ConditionMap(nn.Module):
             self.sizes["layers"] = layers
         self.linear = _layers(layers, embed_dim, num_tokens * width)
         self.vector = _layers(layers, embed_dim, vector_width) if vector_width else None
+        # Buffers, so that the files of the map have them: without the gap and the probe it cannot be used.
         self.register_buffer("gap", torch.zeros(embed_dim))
         self.register_buffer("probe", torch.zeros(embed_dim))
 
@@ -74,6 +75,7 @@ class ConditionMap(nn.Module):
         if noise is not None:
             embeds = embeds + noise
         if is_empty is not None:
+            # Zeros are what classifier-free guidance later compares with, and no unit vector is near them.
             embeds = embeds.masked_fill(is_empty[:, None], 0.0)
         tokens: Tensor = self.linear(embeds)  # (B, K W)
         vector = None if self.vector is None else self.vector(embeds)

@@ -44,6 +44,7 @@ class Conditioning:
 
     def mismatched(self, num_choices: int = 1) -> Conditioning:
         """Give each sample the conditioning of the sample before it. A sample has `num_choices` adjacent rows."""
+        # A rotation gives each sample another image's tokens, and each set of tokens is used once.
         return self.map(lambda x: x.roll(num_choices, dims=0))
 
     def expand(self, num_samples: int) -> Conditioning:
@@ -78,6 +79,7 @@ def _tokens(image: Tensor, states: Tensor, how: Combine) -> Tensor:
     if how == "broadcast":
         return states + image
     has_equal_length = states.shape[1] == image.shape[1]
+    # Token by token only if both have as many. Otherwise the prompt's mean shifts all tokens of the image.
     return image + (states if has_equal_length else states.mean(dim=1, keepdim=True))
 
 

@@ -63,6 +63,7 @@ class Denoiser(nn.Module):
         """Predict from samples with noise. Also return the share of signal at the times, (B,), except for `flow`."""
         num_timesteps = len(self.alphas_cumprod)
         if self.prediction == "flow":
+            # Flow networks take continuous times, in the unit of their schedule.
             alpha_bar, timesteps = None, times * num_timesteps
             noisy = interpolate_noise(x0, noise, times)
         else:
@@ -94,6 +95,7 @@ def error_over_times(
         x0.repeat_interleave(num_times, dim=0),  # (B N, C, h, h)
         noise.flatten(0, 1),
         times.flatten(),
+        # A conditioning may already have a row for each time, if patches are drawn anew for each.
         conditioning.repeat_interleave(times.numel() // len(conditioning)),
     )
     return error.view(times.shape).mean(dim=1)

@@ -142,6 +142,8 @@ def build_generator(
             num_train_timesteps=NUM_TRAIN_TIMESTEPS,
             prediction_type=PREDICTION_TYPES[prediction],
             clip_sample=False,
+            # The last step of the schedule is pure noise, from which sampling starts (Lin et al. 2024,
+            # arXiv:2305.08891).
             timestep_spacing="trailing",
             **BETAS,
         )
@@ -236,6 +238,7 @@ def sample_images(
     denoiser, scheduler = generator.denoiser, deepcopy(generator.scheduler)
     scheduler.set_timesteps(num_steps)
     shape, device = generator.noise_shape_at(image_size or generator.image_size), conditioning.tokens.device
+    # On the CPU, whose generator gives the same noise on every machine.
     noise = torch.randn(len(conditioning), *shape, generator=torch.Generator().manual_seed(seed))
     sample = noise.to(device)
     for timestep in scheduler.timesteps:
@@ -243,6 +246,7 @@ def sample_images(
         predicted = denoiser.predict(sample, times, conditioning)
         if empty is not None:
             plain = denoiser.predict(sample, times, empty)
+            # Classifier-free guidance (Ho and Salimans 2022).
             predicted = plain + guidance * (predicted - plain)
         sample = scheduler.step(predicted, timestep, sample).prev_sample
     return generator.space.decode(sample)

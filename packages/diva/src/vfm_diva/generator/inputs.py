@@ -183,6 +183,7 @@ class MakePriorInputs:
         captions = sample.texts.get(self.language) or ([] if self.text_share else [""])
         if not captions:
             raise BadSample("missing_caption", f"{sample.key} ({self.language})")
+        # All four draws are made for each sample, whatever is used of them, so that no setting changes another draw.
         rng = np.random.default_rng([draw.seed, CONDITION_STREAM])
         caption = captions[rng.integers(len(captions))]
         noise = rng.standard_normal(self.embed_dim, np.float32)
@@ -216,6 +217,7 @@ def sample_batches(
         num_batches: largest number of batches. A small dataset gives fewer.
         batch_size: samples per batch. A smaller dataset gives one batch.
     """
+    # Distinct samples only: a batch larger than the dataset would repeat them.
     size = min(batch_size, len(data.source))
     count = min(num_batches, len(data.source) // size)
     for (batch,) in replace(data, global_batch_size=size).steps(0, count):

@@ -57,5 +57,6 @@ class MlpDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         condition = F.silu(condition)
         for modulation, block in zip(self.modulations, self.blocks, strict=True):
             scale, shift = modulation(condition).chunk(2, dim=1)
+            # Around 1, so that an untrained block passes its input on at about its size.
             x = x + F.silu(block(x) * (1 + scale) + shift)
         return SimpleNamespace(sample=torch.as_tensor(self.last(x)).view_as(sample))

@@ -87,6 +87,7 @@ def network_inputs(network: Any) -> NetworkInputs:
         return NetworkInputs(config.in_channels, config.patch_size, 0, width)
     if isinstance(network, MlpDenoiser):
         return NetworkInputs(config.in_channels, 1, config.cross_attention_dim, side=config.sample_size)
+    # Each level but the last halves the sides, and skip connections need whole numbers.
     multiple = 2 ** (len(config.block_out_channels) - 1)
     if takes_image_embeds(network):
         width = config.encoder_hid_dim
@@ -105,6 +106,8 @@ def take_vectors(network: Any) -> Any:
     """Let a DiT take vectors in place of embedded classes. The network is changed in place, and others are not."""
     if isinstance(network, DiTTransformer2DModel):
         for block in network.transformer_blocks:
+            # A class is only an index into a table of vectors. A vector in its place conditions the network in the same
+            # way.
             block.norm1.emb.class_embedder = nn.Identity()
     return network
 
@@ -243,6 +246,7 @@ def _predict_flux(network: Any, noisy: Tensor, timesteps: Tensor, conditioning: 
         squares.reshape(count, rows * columns, -1),
         encoder_hidden_states=conditioning.tokens,
         pooled_projections=conditioning.pooled,
+        # diffusers' Flux multiplies times by 1000 itself.
         timestep=timesteps / 1000,
         img_ids=positions.flatten(0, 1),
         txt_ids=positions.new_zeros(conditioning.tokens.shape[1], 3),

@@ -80,6 +80,7 @@ class PixelSpace(Space):
 
     def set_data_rms(self, rms: float) -> None:
         """Set the scale at which the root mean square is 1."""
+        # A noise schedule is made for data of unit size. The bound keeps black images from an infinite scale.
         self.scale = 1 / max(rms, 1e-3)
 
     def save(self, directory: Path) -> None:
@@ -114,6 +115,7 @@ class LatentSpace(Space):
         encoded = self.vae.encode(unit_range(images))
         latents: Tensor = encoded.latent_dist.mean if self.has_posterior else encoded.latents
         if noise is not None:
+            # Noise from outside, since diffusers would draw it from a generator that is not bound to the sample.
             latents = latents + encoded.latent_dist.std * noise
         return (latents.float() - self.shift) * self.scale
 
@@ -229,6 +231,7 @@ def check_scale(space: Space, network: Any, folder: Path) -> None:
             families = ("SDXL",)
         else:
             families = ("Stable Diffusion",)
+    # By the scale, which each family has chosen for its own VAE. Names in the files are not reliable.
     if space.scale in [SCALES[family] for family in families]:
         return
     expected = " or ".join(f"{SCALES[family]} of {family}" for family in families)
@@ -247,6 +250,7 @@ def load_model(kind: Any, folder: Path, *, weights: bool) -> nn.Module:
     """
     try:
         if weights:
+            # diffusers' memory saving would leave buffers that are not in the file without values.
             whole: nn.Module = kind.from_pretrained(folder, low_cpu_mem_usage=False)
             return whole
         with torch.device("meta"):
