@@ -250,7 +250,6 @@ def load_model(kind: Any, folder: Path, *, weights: bool) -> nn.Module:
     """
     try:
         if weights:
-            # diffusers' memory saving would leave buffers that are not in the file without values.
             whole: nn.Module = kind.from_pretrained(folder, low_cpu_mem_usage=False)
             return whole
         with torch.device("meta"):
