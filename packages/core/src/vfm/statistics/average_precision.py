@@ -49,8 +49,10 @@ def _average_precision(
     scores: NDArray[np.floating], positives: NDArray[np.bool_], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     known = np.where(np.isnan(scores), -np.inf, scores)
+    # The order is the same in each resample, which only changes how often an image counts.
     order = np.argsort(-known, kind="stable")
     ranked = known[order]
+    # Images of equal score are ranked together, so that the order in which they were read is no advantage.
     ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # the last index in each run of equal scores
     places = ends[np.searchsorted(ends, np.arange(len(ranked)))]
     counted = weights[:, order]
@@ -90,6 +92,7 @@ class MeanAveragePrecision:
         rank i it adds 1, and each of the i - 1 images before it (R - 1) / (N - 1). The mean over all ranks is exact.
         """
         n, right = len(self.positives), self.positives.sum(axis=0)
+        # A right image at rank k counts itself, a share of 1/k, and the others in proportion to their frequency.
         itself = np.mean(1 / np.arange(1, n + 1))
         return float(np.mean(itself + (right[right > 0] - 1) / max(1, n - 1) * (1 - itself)))
 
@@ -123,6 +126,7 @@ class MeanAveragePrecision:
         """
         if seed not in self._drawn:
             drawn = self._draw(seed)
+            # Resamples repeat images, which raises average precision. The shift takes this bias away.
             self._drawn[seed] = drawn - drawn.mean() + self.value
         return self._drawn[seed]
 

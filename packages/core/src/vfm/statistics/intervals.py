@@ -47,6 +47,8 @@ def grouped_interval(correct: ArrayLike, groups: ArrayLike, *, confidence: float
     """
     hits, group_of = np.asarray(correct, dtype=bool), np.unique(np.asarray(groups), return_inverse=True)[1]
     right, sizes = np.bincount(group_of, weights=hits), np.bincount(group_of)
+    # With few groups that have the rarer outcome, the items cannot show that those of a group differ, so assume that
+    # they are alike.
     num_telling = max(1, min(int(np.count_nonzero(right)), int(np.count_nonzero(right < sizes))))
     design_effect, largest = hits.size / effective_size(hits, group_of), hits.size / len(sizes)
     design_effect += max(0.0, largest - design_effect) / num_telling
@@ -77,6 +79,7 @@ def mean_per_class_interval(correct: ArrayLike, classes: ArrayLike, *, confidenc
     above = np.sqrt(np.sum((high - share) ** 2)) / len(sizes)
     n = effective_size(hits, strata=inverse)
     pooled = wilson_interval(mean * n, n, confidence=confidence)
+    # The wider of two intervals: one adds the intervals of the classes, the other is that of a single fraction.
     return min(mean - float(below), pooled[0]), max(mean + float(above), pooled[1])
 
 
@@ -166,6 +169,7 @@ class Units:
                 f"expected one group and stratum per item, got {x.size} items, {group_ids.size} groups,"
                 f" {strata_ids.size} strata"
             )
+        # An image may have captions in several strata, and is a unit in each.
         joint = strata_ids * (int(group_ids.max()) + 1) + group_ids
         _, first, inverse = np.unique(joint, return_index=True, return_inverse=True)
         sums = np.bincount(inverse, weights=x).astype(np.float64)
@@ -197,6 +201,7 @@ def effective_size(values: ArrayLike, groups: ArrayLike | None = None, strata: A
     spread = stratified_mean((x - centres.mean()) ** 2, strata)
     within = units.sums - units.sizes * centres[units.strata]
     overall = units.sums - units.sizes * centres.mean()
+    # All right or all wrong: the items say nothing about their spread, so only the sizes of groups count.
     if spread == 0 or not (within.any() or overall.any()):
         spread, within, overall = 1.0, units.sizes.astype(float), units.sizes.astype(float)
     one_more = stratified_mean(overall**2, units.strata)
@@ -215,6 +220,7 @@ def _resampled_means(
     """
     generator = np.random.default_rng(seed)
     units = Units.of(values, groups)
+    # Groups with equal sums and sizes are interchangeable, so their number is drawn, and not each of them.
     kinds, frequency = np.unique(np.stack([units.sums, units.sizes]), axis=1, return_counts=True)
     num_groups = int(frequency.sum())
     chunk = max(1, MAX_DRAWS // len(frequency))

@@ -47,8 +47,10 @@ def match_detections(
         possible = (iou >= limits[:, None]) & (free | crowd)
         first = possible & counted
         chosen = np.where(first.any(axis=-1, keepdims=True), first, possible)
+        # Of equal IoUs the last object is taken, as in COCO's tools. Reversed, since argmax takes the first.
         best = num_objects - 1 - np.argmax(np.where(chosen, iou, -1.0)[..., ::-1], axis=-1)
         matched = chosen.any(axis=-1)
         matches[:, :, detection] = np.where(matched, best, -1)
+        # An object is taken once. Crowds stay, as any number of detections may lie in one.
         free[ranges, levels, best] &= ~matched
     return matches

@@ -65,6 +65,8 @@ class MeanIou:
             return whole
         table = weights.astype(np.float64)
         ious = _share(table @ self.right, table @ union)
+        # A class that a resample does not contain keeps its value in the whole set, so that all resamples average the
+        # same classes.
         return np.where(np.isnan(ious), whole, ious)
 
     def scores(self, prefix: str = "", num_resamples: int = NUM_RESAMPLES) -> list[ResampledScore]:

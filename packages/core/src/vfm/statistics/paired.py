@@ -71,12 +71,14 @@ def sign_flip_p(
     sizes, counts = np.unique(np.abs(effects[effects != 0]), return_counts=True)
     # Another order of summation may differ in the last bits.
     seen = abs(float(effects.sum())) - 1e-9 * float(np.abs(effects).sum())
+    # Of terms of equal size only the number of flips matters, which makes few outcomes of many items.
     if np.prod(counts + 1.0) <= MAX_OUTCOMES:
         totals, chances = _all_flips(sizes, counts)
         return min(1.0, float(chances[np.abs(totals) >= seen].sum()))
     # Of terms with equal size, only the number of flips matters, and right-or-wrong items have only a few sizes.
     flipped = np.random.default_rng(seed).binomial(counts, 0.5, size=(num_draws, len(counts)))
     totals = (counts - 2 * flipped) @ sizes
+    # The observed sum counts as one of the draws, so the p-value is never 0.
     return (1 + int(np.sum(np.abs(totals) >= seen))) / (1 + num_draws)
 
 
@@ -114,6 +116,7 @@ def newcombe_interval(
     (p_low, p_high), (q_low, q_high) = (wilson_interval(share * n, n, confidence=confidence) for share in (p, q))
     covariance, scale = both - p * q, p * (1 - p) * q * (1 - q)
     if covariance > 0:
+        # Newcombe's correction for continuity of a positive correlation (method 10 of his paper).
         covariance = max(covariance - 1 / (2 * n), 0.0)
     correlation = covariance / np.sqrt(scale) if scale > 0 else 0.0
 
@@ -139,6 +142,7 @@ def paired_t(first: ArrayLike, second: ArrayLike) -> tuple[Interval, float]:
     if a.size < 2:
         raise ValueError(f"expected two or more seeds, got {a.size}")
     gaps = b - a
+    # Equal gaps have no spread, for which t is infinite. The sign test gives the p-value of seeds that all agree.
     if np.ptp(gaps) <= 1e-9 * np.abs(gaps).max():
         gap = float(gaps.mean())
         return (min(gap, 0.0), max(gap, 0.0)), 2.0 ** (1 - gaps.size) if gap else 1.0

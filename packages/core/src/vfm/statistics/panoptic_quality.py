@@ -45,6 +45,8 @@ def count_segments(truth: Segments, predicted: Segments, num_classes: int) -> Se
     """
     num_true, num_predicted = len(truth.labels), len(predicted.labels)
     crowd = np.zeros(num_true, dtype=bool) if truth.crowd is None else truth.crowd
+    # One number for each pair of segments, so that a single count gives all overlaps. Row and column 0 are pixels
+    # without a segment.
     pairs = (truth.numbers.astype(np.int64) + 1) * (num_predicted + 1) + predicted.numbers + 1
     overlap = np.bincount(pairs.ravel(), minlength=(num_true + 1) * (num_predicted + 1))
     overlap = overlap.reshape(num_true + 1, num_predicted + 1)
@@ -56,6 +58,7 @@ def count_segments(truth: Segments, predicted: Segments, num_classes: int) -> Se
     rows, columns = np.nonzero(ious > HALF)  # above one half a match is unique
     of_crowds = np.where(truth.labels[:, None] == predicted.labels, inside, 0)[crowd].sum(axis=0)
     left = np.setdiff1d(np.flatnonzero(predicted_area > 0), columns)
+    # A prediction that lies mostly on unlabelled pixels or in a crowd of its class cannot be called wrong.
     wrong = left[(unlabelled + of_crowds)[left] <= HALF * predicted_area[left]]
     missed = np.setdiff1d(np.flatnonzero(~crowd & (true_area > 0)), rows)
     labels = truth.labels[rows]

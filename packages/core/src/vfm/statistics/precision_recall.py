@@ -97,6 +97,7 @@ def _of_area(
         of_hits = counted[:, places]
         right = np.cumsum(of_hits, axis=1)
         envelope = right / (seen[key][:, places] + EPSILON)
+        # The best precision at this recall or a higher one, as in COCO's rule.
         envelope = np.maximum.accumulate(envelope[:, ::-1], axis=1)[:, ::-1]
         reached = np.searchsorted(RECALLS, right / divisor, side="right")
         gained = np.diff(reached, axis=1, prepend=0)

@@ -52,6 +52,8 @@ def paired_bootstrap(gaps: NDArray[np.float64], num_units: int) -> Difference:
     beyond = min(int((gaps <= 0).sum()), int((gaps >= 0).sum()))
     p_value = min(1.0, 2 * (1 + beyond) / (1 + len(gaps)))
     mean, deviation = abs(float(gaps.mean())), float(gaps.std())
+    # If no resample crosses zero, their number limits p from below. A normal tail goes on, but not beyond the sign test
+    # of as many units.
     if not beyond and deviation > 1e-9 * mean:  # without a deviation, only rounding differs
         p_value = min(p_value, max(2 * float(ndtr(-mean / deviation)), 2.0 ** (1 - num_units)))
     return Difference(low, high, p_value, "paired bootstrap")
@@ -90,6 +92,7 @@ class ResampledScore:
         low, high = np.nanquantile(self._drawn(seed), ENDS).tolist()
         if self.reflect:
             low, high = 2 * self.value - high, 2 * self.value - low
+        # The value is in its interval, whatever the resamples say.
         return max(0.0, min(low, self.value)), min(1.0, max(high, self.value))
 
     def difference(self, baseline: ResampledScore, seed: int = 0) -> Difference:

@@ -39,6 +39,7 @@ class AttentiveHead(nn.Module):
     ) -> None:
         super().__init__()
         most = num_heads or max(1, width // 64)
+        # Heads of 64 channels, as in the encoders, or the next number that divides the width.
         self.num_heads = next(heads for heads in range(most, 0, -1) if width % heads == 0)
         self.query = nn.Parameter(torch.empty(width))
         self.keys, self.values = nn.Linear(width, width, bias=False), nn.Linear(width, width)
@@ -52,6 +53,7 @@ class AttentiveHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Compute the score of each class, (B, T, D) to (B, C)."""
+        # Tokens of different encoders differ in size, and learning rates are the same for all.
         x = F.layer_norm(tokens, tokens.shape[-1:])
         query = self.query.view(1, self.num_heads, 1, -1).expand(len(x), -1, -1, -1)  # (B, H, 1, D / H)
         keys = self._heads(self.keys(x))

@@ -31,6 +31,7 @@ class HeadOutputs:
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
         """Compute logits, float32 (N, C) on the CPU."""
+        # Other outputs of the head are dropped here, as they could only be wrong.
         return self.encoder.logits(images, batch_size)[:, self.columns]
 
 

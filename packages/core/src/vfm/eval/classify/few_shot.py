@@ -158,6 +158,7 @@ def _trials(
 ) -> _Trials:
     predicted, right = [], []
     for draw in range(settings.draws):
+        # The same images for all models, so that their scores can be paired.
         some = draw_shots(known_labels, shots, settings.seed + draw)
         weights = fit_few_shot(known[some], known_labels[some], start, penalty=settings.penalty)
         scores = test.astype(np.float64) @ weights.T
@@ -216,6 +217,7 @@ def fit_few_shot(
 
     def loss_and_gradient(flat: Floats) -> tuple[float, Floats]:
         weights = flat.reshape(origin.shape)
+        # In fp64, as the line search compares losses that differ in their last digits.
         logs = log_softmax(x @ weights.T, axis=1)
         error = np.exp(logs)
         error[rows, labels] -= 1
@@ -223,6 +225,7 @@ def fit_few_shot(
         gradient = error.T @ x / len(x) + pull * moved
         return float(-logs[rows, labels].mean() + pull / 2 * np.square(moved).sum()), gradient.ravel()
 
+    # Tight, since the result should not depend on where the solver stops.
     options = {"maxiter": MAX_ITER, "gtol": 1e-7 / len(origin), "ftol": 1e-13}
     solution = minimize(loss_and_gradient, origin.ravel(), jac=True, method="L-BFGS-B", options=options)
     weights: Floats = solution.x.reshape(origin.shape)

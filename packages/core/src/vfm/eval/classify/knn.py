@@ -84,6 +84,7 @@ def knn_votes(
     # With several labels per image, the labels of all neighbours are held too.
     columns = max(len(train), k * num_classes) if train_targets.ndim == 2 else len(train)
     for block in row_blocks(len(test), columns, max_scores):
+        # In blocks of test images, as all cosines of ImageNet would take 256 GB.
         cosines, neighbours = (test[block] @ train.T).topk(k, dim=1)  # (rows, k)
         # Relative to the nearest, so that exp cannot overflow at a small temperature. It scales all votes equally.
         weights = ((cosines - cosines[:, :1]) / temperature).exp()

@@ -158,6 +158,7 @@ def fit_linear_probe(
     features, labels = np.asarray(train[0], dtype=np.float64), np.asarray(train[1])
     if len(np.unique(labels)) < 2:
         raise UserError("expected training images of two or more classes, got one class")
+    # Standardised, so that one grid of penalties serves all models.
     mean, spread = features.mean(axis=0), features.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)  # constant features stay at zero
     x, held_out = (features - mean) / scale, (validation[0] - mean) / scale

@@ -108,6 +108,7 @@ def _own(model: ClipModel | nn.Module, pixels: Tensor, *, projected: bool) -> Te
     if not projected:
         try:
             tower = vision_tower(model)
+            # Before the projection, as in CLIP's paper (appendix A.3).
             return tower.pool(read_layers(tower, pixels, [-1])[0])
         except UserError:  # no transformer, or a pooling head that projects
             pass

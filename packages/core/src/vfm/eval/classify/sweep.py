@@ -48,6 +48,7 @@ def split_validation(labels: NDArray[np.integer], fraction: float, seed: int) ->
     held_out = []
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))
+        # By class, and at least one of each class that has two images.
         held_out.append(members[: max(int(len(members) * fraction), int(len(members) > 1))])
     validation = np.sort(np.concatenate(held_out))
     if not len(validation):
@@ -121,6 +122,7 @@ def sweep(
     for lr, head in zip(schedule.lrs, heads, strict=True):
         validation[lr] = quality(head_scores(head, features, split[1]), held_out)
     best = max(sorted(validation), key=validation.__getitem__)  # the first among equals, which is the smallest rate
+    # From the same initial weights as in the sweep, so that only the images differ.
     final = make_head(torch.Generator().manual_seed(schedule.seed)).to(device)
     train_heads([final], [best], features, targets, np.sort(np.concatenate(split)), schedule)
     return Swept(final, best, validation)
@@ -144,6 +146,7 @@ def train_heads(
             order = generator.permutation(rows)
         batch = torch.from_numpy(np.sort(order[step % per_epoch :: per_epoch]))  # sorted, for reads from a file
         x, y = features[batch].to(device).float(), targets[batch].to(device)
+        # One backward pass for all heads. They share the features, which have no gradient, and nothing else.
         loss = torch.stack([objective(head(x), y) for head in heads]).sum()  # the gradients stay apart
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)

@@ -118,6 +118,7 @@ def _encode(
         images, targets = encode_with_targets(ctx, encoders, data, reading)
         return images, targets, images.features
     tokens = {name: PatchTokens(model, data.num_samples, settings.max_cache_gib) for name, model in encoders.items()}
+    # Patch tokens of a dataset are a hundred times its pooled features, so they are on disk and mapped.
     files = opened.enter_context(row_files(ctx.work / f"tokens-{part}", encoders))
     images, targets = encode_with_targets(ctx, tokens, data, reading, files)
     rows = {}

@@ -96,6 +96,7 @@ def predict(config: Detection, ctx: Context, source: AnnotatedSource, models: Pr
         for name, model in models.items():
             instances_of_batch = model.detect([image for _, image in batch])
             for (number, _), rows, instances in zip(batch, rows_of_batch, instances_of_batch, strict=True):
+                # NaN would sort anywhere among the scores.
                 check_finite(_numbers(instances)[None], name, [source.keys[number]])
                 rows[name] = _rows(number, instances)
         return rows_of_batch
@@ -201,6 +202,7 @@ def _rows(number: int, instances: Instances) -> list[Row]:
 def _scored(config: Detection, detections: Detections, shape: Shape) -> Detections:
     if not config.maskness or shape == "boxes":
         return detections
+    # A good box may have a poor mask.
     return detections.with_scores(detections.scores * detections.maskness)
 
 

@@ -29,6 +29,7 @@ def detection_confusions(
     background = truth.num_classes
     for _, labels, objects, ious in confident_by_image(detections, truth, shape, min_score):
         ignored = objects.crowd | objects.ignored
+        # Whatever their classes, as confusions are pairs of different classes.
         matches = match_by_iou(np.where(ignored, 0.0, ious))
         for detection, label in enumerate(labels.tolist()):
             if detection in matches:

@@ -124,6 +124,7 @@ def _match_class(
     # Unmatched detections outside a range of areas are ignored in it, neither right nor wrong.
     out_of_range = (areas < low) | (areas > high)  # (A, N)
     if truth.rule != "coco":
+        # LVIS: in these images not all objects of the class are labelled, so an unmatched detection may be right.
         is_partial = [label in truth.not_exhaustive[image] for image in detections.image.tolist()]
         out_of_range |= np.array(is_partial, dtype=bool)
     match = np.full((len(AREAS), len(THRESHOLDS), len(detections)), -1, dtype=np.int64)
@@ -136,6 +137,7 @@ def _match_class(
         match[:, :, rows] = np.where(of_image >= 0, rows_of_objects[of_image], -1)
     matched = match >= 0
     by_area = np.arange(len(AREAS))[:, None, None]
+    # Padded by a column for -1, the match of detections without one.
     of_skipped = matched & np.pad(skipped, ((0, 0), (0, 1)))[by_area, match]
     ignored = of_skipped | (~matched & out_of_range[:, None, :])
     rank = _ranks(detections.image)

@@ -91,6 +91,7 @@ def read_results(path: str | Path, source: AnnotatedSource) -> Detections:
     if not isinstance(records, list):
         raise UserError(f"{path}: expected a list of results, got a {type(records).__name__}")
     images = {image_id: image for image, image_id in enumerate(source.image_ids)}
+    # Ids of classes are the annotation file's, which may have gaps. COCO's 80 classes go up to 90.
     labels = {class_id: label for label, class_id in enumerate(source.dataset.class_ids)}
     return Detections.of(_row(record, n, images, labels, source, path) for n, record in enumerate(records))
 

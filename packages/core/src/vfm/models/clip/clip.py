@@ -246,6 +246,7 @@ def save_clip(model: ClipModel, directory: Path) -> ClipCheckpoint:
     """
     directory.mkdir(parents=True, exist_ok=True)
     facts = model.preprocess.model_dump(include={"mean", "std", "interpolation", "resize_mode"})
+    # In a form that open_clip itself can load, if there is one.
     plain = plain_config(model.module, model.config, model.name)
     record = {"model_cfg": plain or model.config, "preprocess_cfg": facts}
     (directory / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -92,6 +92,7 @@ def check_keys(config: Mapping[str, Any], name: str) -> None:
     for key in ("embed_dim", "vision_cfg", "text_cfg"):
         if key not in config:
             raise UserError(f"{model}: its configuration needs {key!r}")
+    # From the installed version of open_clip, which may know more keys than the one that this was written with.
     known = {
         *inspect.signature(open_clip.CLIP).parameters,
         *inspect.signature(open_clip.CoCa).parameters,

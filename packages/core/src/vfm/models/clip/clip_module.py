@@ -104,6 +104,7 @@ def plain_config(module: nn.Module, config: Mapping[str, Any], name: str) -> dic
         candidate.load_state_dict(tower.state_dict())
     except RuntimeError:  # a different encoder under that name
         return None
+    # Compared by what they compute, as an encoder of that name may differ in other ways than its size.
     pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         same = torch.allclose(candidate.eval()(pixels), tower.cpu().eval()(pixels), rtol=1e-4, atol=1e-5)

@@ -80,6 +80,7 @@ def is_vision_source(source: str, pretrained: str | None) -> bool:
         return not (folder / CONFIG_FILE).is_file() and _has_encoder(folder)
     if source.startswith(HUB_PREFIX):
         return _is_vision_repo(source.removeprefix(HUB_PREFIX))
+    # Some names are both open_clip's and timm's. Weights by a tag are open_clip's.
     if pretrained and open_clip.get_pretrained_cfg(source.replace("/", "-"), pretrained):
         return False
     if timm.is_model(source.removeprefix("timm/").split(".")[0]):

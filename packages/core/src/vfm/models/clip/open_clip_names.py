@@ -21,6 +21,7 @@ def open_clip_architecture(tensors: Mapping[str, Tensor]) -> str | None:
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     fitting: list[str] = [name for name in open_clip.list_models() if _sizes_fit(get_clip_config(name), shapes)]
+    # The shortest, as longer names add a variant of training (quickgelu, worldwide) to an architecture.
     for name in sorted(fitting, key=lambda name: (len(name), name)):
         built = blueprint(name).module.state_dict()
         if {key: tuple(tensor.shape) for key, tensor in built.items()} == shapes:

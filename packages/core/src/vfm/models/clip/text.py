@@ -51,6 +51,7 @@ class WordTokenizer:
         tokens = np.zeros((len(texts), length), dtype=np.int64)
         for row, text in zip(tokens, texts, strict=True):
             ids = [self.tokenizer.sot_token_id]
+            # Cleaning repairs text across word borders only if there is something to repair.
             words = text.split() if _is_plain(text) else self._pieces(text)
             for word in words:
                 ids += self.words.get(word) or self._add(word)
@@ -222,4 +223,6 @@ def _end_positions(tower: Any, tokens: Tensor) -> Tensor | None:
         return None
     if pooling == "eos":
         tokens = (tokens == end_token).int()
+    # The end token has the largest id in CLIP's vocabulary, or is 1 after the comparison. Later positions are masked
+    # for it.
     return tokens.argmax(dim=-1)

@@ -69,6 +69,7 @@ def _record_timm(attention: Any) -> Iterator[list[Tensor]]:
     """Record the weights of a timm attention layer, which are the input of its dropout on the unfused path."""
     weights: list[Tensor] = []
     handle = attention.attn_drop.register_forward_hook(lambda module, inputs, output: weights.append(inputs[0]))
+    # The fused kernel never stores the weights.
     fused, attention.fused_attn = attention.fused_attn, False
     try:
         yield weights

@@ -66,6 +66,7 @@ class LastBlockReader:
 
     def read(self, pixels: Tensor) -> LastBlock:
         """Read the last block for normalised images, (B, 3, height, width). See `vision_features` for sizes."""
+        # The block's own inputs, whatever the model does to them before.
         caught: list[tuple[Tensor, Tensor | None]] = []
 
         def catch(block: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
@@ -156,6 +157,7 @@ def _timm_split(block: Any, attention: Any) -> Callable[[Tensor, Tensor | None, 
             if rope is None:
                 return heads
             half = getattr(attention, "rotate_half", False)
+            # Class and register tokens have no place in the image.
             turned = apply_rot_embed_cat(heads[:, :, num_prefix:], rope, half=half)
             return torch.cat([heads[:, :, :num_prefix], turned], dim=2).type_as(heads)
 
@@ -200,6 +202,7 @@ def _patch_embedding(tower: VisionTower, model: ClipModel | nn.Module) -> Tensor
     trunk: Any = tower.visual
 
     def embed(tokens: Tensor) -> Tensor:
+        # A patch alone gets all the attention of the pooling query, so its result is its own value.
         values = pool.kv(trunk.norm(tokens)).chunk(2, dim=-1)[1]
         u = pool.proj(values)
         if pool.mlp is not None:

@@ -92,6 +92,7 @@ def first_blocks(module: nn.Module) -> list[nn.Module]:
 def _timm_layers(visual: TimmModel, names: list[str]) -> list[list[str]]:
     """Group names as timm does. Layers that open_clip adds after the encoder belong to the last group."""
     trunk: Any = visual.trunk
+    # timm knows the layers of all its encoders, also of ones without a list of blocks.
     by_number: dict[int, list[str]] = group_parameters(trunk, trunk.group_matcher())
     layers = []
     for number in sorted(by_number):
