@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vfm.plugin import Context, LinkTable, Preflight, UserError, files
 from vfm_curation.crawl.extract_links import Link, links_of_page, links_of_wat, url_hash
@@ -29,8 +30,17 @@ from vfm_curation.engine import kept_workers, run_shards
 from vfm_curation.shard_files import ARROW, finished_summary, made_from, read_batch, write_batches, write_shard_file
 from vfm_curation.summaries import TaskSummary, with_progress
 
-RULES = 5  # increase when the same file gives other links
-LINKS = pa.schema({"uid": pa.string(), "url": pa.string(), "field": pa.int8(), "text": pa.string()})
+RULES = 6  # increase when the same file gives other links
+LINKS = pa.schema(
+    {
+        "uid": pa.string(),
+        "url": pa.string(),
+        "field": pa.int8(),
+        "text": pa.string(),
+        "noai": pa.bool_(),
+        "license": pa.string(),
+    }
+)
 ROWS_A_GROUP = 1 << 16
 PAGES = ("text/html", "application/xhtml+xml")
 
@@ -64,12 +74,13 @@ def extract_links(config: ExtractLinks, ctx: Context) -> LinkTable:
         if not num_texts:
             first = f"{len(paths)} files, of which the first is {paths[0]}"
             raise UserError(f"{config.name}: no image with a text in {first}")
-        num_merged = 0
+        num_merged = num_noai = 0
         merging = run_shards(merge_bucket, job, range(config.buckets), config.runtime)
         for bucket in with_progress(ctx, merging, config.buckets):
-            num_merged += bucket.num_texts
+            num_merged, num_noai = num_merged + bucket.num_texts, num_noai + bucket.num_noai
     table = publish_links(ctx, job.folder, config.language)
     values = {"pages": num_pages, "texts_found": num_texts, "texts": num_merged, "links": table.num_samples}
+    values["noai_links"] = num_noai
     named_values = {f"curation/{name}": value for name, value in values.items()}
     ctx.emit("metrics", step=1, samples=table.num_samples, values=named_values)
     return table
@@ -104,9 +115,10 @@ class ExtractSummary(TaskSummary):
 
 @dataclass
 class BucketSummary(TaskSummary):
-    """Number of distinct texts and of distinct URLs in a bucket."""
+    """Number of distinct texts, of distinct URLs, and of URLs whose pages opt out of training, in a bucket."""
 
     num_links: int = 0
+    num_noai: int = 0
 
 
 @functools.lru_cache(maxsize=1)
@@ -162,7 +174,8 @@ def _links_of_record(
             return ()
         if record.http_headers.status_code == 200 and (record.http_content_type or "").lower() in PAGES:
             summary.num_pages += 1
-            return links_of_page(body, page, record.http_charset, summary.skip)
+            robots = record.http_headers.get("X-Robots-Tag")
+            return links_of_page(body, page, record.http_charset, summary.skip, robots=robots)
     return ()
 
 
@@ -182,7 +195,8 @@ def merge_bucket(job: ExtractJob, number: int) -> BucketSummary:
     """Merge the links of a bucket over all files: a task of the second pass.
 
     The table has one row for each URL: uid, url, caption (the first text), texts. Texts are distinct. Texts of `alt`
-    come first, then texts of `title`, then texts of `data-image-title`, each in alphabetical order.
+    come first, then texts of `title`, then texts of `data-image-title`, each in alphabetical order. `noai` is true if
+    any page with the image opts out of training. `license` is null where pages name different ones.
     """
     file = job.bucket(number)
     source_hash = made_from(job.source, number, job.num_buckets, job.unescape, RULES)
@@ -191,7 +205,8 @@ def merge_bucket(job: ExtractJob, number: int) -> BucketSummary:
         return BucketSummary.of(finished)
     num_files = len(_paths(job.paths))
     table = merged(pa.Table.from_batches(read_batch(job.links(file), number) for file in range(num_files)))
-    summary = BucketSummary(num_links=len(table), num_texts=len(table["texts"].combine_chunks().values))
+    num_texts, num_noai = len(table["texts"].combine_chunks().values), pc.sum(table["noai"]).as_py() or 0
+    summary = BucketSummary(num_links=len(table), num_texts=num_texts, num_noai=num_noai)
     write_shard_file(file, table, source_hash, vars(summary), rows_a_group=ROWS_A_GROUP)
     return summary
 
@@ -199,6 +214,12 @@ def merge_bucket(job: ExtractJob, number: int) -> BucketSummary:
 def merged(links: pa.Table) -> pa.Table:
     """Merge the rows of links to one row for each URL, sorted by uid."""
     # One thread, or the order of groups would differ from run to run.
+    of_url = ["uid", "url"]
+    pages = links.group_by(of_url, use_threads=False)
+    rights = pages.aggregate([("noai", "any"), ("license", "min"), ("license", "max")])
+    rights = rights.sort_by([(name, "ascending") for name in of_url])
+    same = pc.equal(rights["license_min"], rights["license_max"])
+    licenses = pc.if_else(same, rights["license_min"], None)
     links = links.group_by(["uid", "url", "text"], use_threads=False).aggregate([("field", "min")])
     links = links.sort_by([(name, "ascending") for name in ("uid", "url", "field_min", "text")])
     url = links["url"].to_numpy(zero_copy_only=False)
@@ -207,4 +228,5 @@ def merged(links: pa.Table) -> pa.Table:
         pa.array(np.append(starts, len(links)), pa.int32()), links["text"].combine_chunks()
     )
     firsts = links.take(starts)
-    return pa.table([firsts["uid"], firsts["url"], firsts["text"], texts], schema=table_schema())
+    columns = [firsts["uid"], firsts["url"], firsts["text"], texts, rights["noai_any"], licenses]
+    return pa.table(columns, schema=table_schema())

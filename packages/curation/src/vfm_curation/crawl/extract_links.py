@@ -13,12 +13,13 @@ import hashlib
 import html
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from vfm.data import BadSample, clean_captions, field_of
 from vfm_curation.crawl.image_address import addresses
+from vfm_curation.crawl.usage_rights import Rights, rights_in_page, rights_in_wat
 
 FIELDS = ("alt", "title", "data-image-title")  # in the order in which a link's texts are listed
 IMAGE_PATH = "IMG@/src"
@@ -39,11 +40,21 @@ OnBad = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class Link:
-    """The URL of an image with one text. `field` is the index in FIELDS of the attribute that holds the text."""
+    """The URL of an image with one text.
+
+    Attributes:
+        url: address of the image.
+        field: index in FIELDS of the attribute that holds the text.
+        text: the text.
+        noai: whether the page opts out of training.
+        license: address of the page's licence.
+    """
 
     url: str
     field: int
     text: str
+    noai: bool = False
+    license: str | None = None
 
 
 def url_hash(url: str) -> str:
@@ -92,14 +103,18 @@ def links_of_wat(record: Mapping[str, Any], on_bad: OnBad, *, unescape: bool = F
     base = field_of(record, BASE)
     # A page may declare another base for its relative addresses.
     base = (isinstance(base, str) and resolve(page, base)) or page
+    rights = rights_in_wat(record)
+    rights = replace(rights, license=resolve(base, rights.license) if rights.license else None)
     for link in links:
         if isinstance(link, Mapping) and link.get("path") == IMAGE_PATH and isinstance(link.get("url"), str):
             values = [link.get(name) for name in FIELDS]
             texts = [decoded(value) if isinstance(value, str) else None for value in values]
-            yield from _links(resolve(base, decoded(link["url"])), texts, page, on_bad)
+            yield from _links(resolve(base, decoded(link["url"])), texts, rights, page, on_bad)
 
 
-def links_of_page(body: bytes, page: str, charset: str | None, on_bad: OnBad) -> Iterator[Link]:
+def links_of_page(
+    body: bytes, page: str, charset: str | None, on_bad: OnBad, *, robots: str | None = None
+) -> Iterator[Link]:
     """Yield the images with texts of an HTML page.
 
     Args:
@@ -108,6 +123,7 @@ def links_of_page(body: bytes, page: str, charset: str | None, on_bad: OnBad) ->
         charset: encoding in the HTTP header. A byte order mark goes before it, as in browsers. Without both, the page's
             own declaration or its bytes decide.
         on_bad: called with (reason, where) for texts that cannot be used.
+        robots: the HTTP header `X-Robots-Tag`.
     """
     # The extra `crawl`.
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
@@ -124,19 +140,21 @@ def links_of_page(body: bytes, page: str, charset: str | None, on_bad: OnBad) ->
     document: Any = HTMLTree.parse_from_bytes(body, encoding).document
     first = document.query_selector("base[href]")
     base = (first and resolve(page, first.getattr("href"))) or page
+    rights = rights_in_page(document, robots)
+    rights = replace(rights, license=resolve(base, rights.license) if rights.license else None)
     for image in document.query_selector_all("img"):
         texts = [image.getattr(name) for name in FIELDS]
         if any(texts):
             urls = (resolve(base, address) for address in addresses(image.getattr))
-            yield from _links(next(filter(None, urls), None), texts, page, on_bad)
+            yield from _links(next(filter(None, urls), None), texts, rights, page, on_bad)
 
 
-def _links(url: str | None, texts: list[str | None], page: str, on_bad: OnBad) -> Iterator[Link]:
+def _links(url: str | None, texts: list[str | None], rights: Rights, page: str, on_bad: OnBad) -> Iterator[Link]:
     if url is None:
         return
     for field, text in enumerate(texts):
         try:
             for cleaned in clean_captions(_BREAKS.sub(" ", text) if text else None, page):
-                yield Link(url, field, cleaned)
+                yield Link(url, field, cleaned, rights.noai, rights.license)
         except BadSample as bad:
             on_bad(bad.reason, bad.where)

@@ -106,7 +106,7 @@ def retry_file(job: RetryJob, number: int) -> RetrySummary:
     if finished:
         return RetrySummary.of(finished)
     parquet = open_outcomes(path)
-    optional = [name for name in ("uid", "caption", "texts") if name in parquet.schema_arrow.names]
+    optional = [name for name in ("uid", "caption", "texts", "noai", "license") if name in parquet.schema_arrow.names]
     summary = RetrySummary()
     outcomes = _readable(parquet, [*COLUMNS, *optional], path, summary.skip)
     # A missing status is a download that was cut off, which is worth another try.
@@ -155,4 +155,6 @@ def _rows(table: pa.Table, path: str, on_bad: OnBad) -> Iterator[dict[str, Any]]
 def _link(row: dict[str, Any]) -> dict[str, Any]:
     caption = row.get("caption")
     texts = row.get("texts") or ([caption] if caption else [])
-    return {"uid": str(row.get("uid") or url_hash(row["url"])), "url": row["url"], "caption": caption, "texts": texts}
+    rights = {name: row.get(name) for name in ("noai", "license")}
+    uid = str(row.get("uid") or url_hash(row["url"]))
+    return {"uid": uid, "url": row["url"], "caption": caption, "texts": texts, **rights}

@@ -31,7 +31,7 @@ class ExtractLinks(CurationStage):
     )
 
     makes: ClassVar[type[Artifact]] = LinkTable
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     work: ClassVar[str] = "vfm_curation.crawl.extract:extract_links"
     checks: ClassVar[str] = "vfm_curation.crawl.extract:check_extract"
 
