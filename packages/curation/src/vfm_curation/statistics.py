@@ -15,7 +15,7 @@ from vfm_curation.language import OTHER, detect
 
 DISTANCE = 4  # bits of 64 in which the hashes of near duplicates differ
 SIDE = 64  # pixels to which a JPEG is decoded at least, which is enough for a hash
-LANGUAGES_SHOWN = 5
+LANGUAGES_SHOWN = 5  # the most frequent ones
 MIN_WORDS = 3  # the language of a shorter caption is a guess
 
 

@@ -45,7 +45,7 @@ from vfm.models import PooledVision, class_names_of
 from vfm.models.vision.vision import has_independent_labels
 
 TEMPLATE = "a photo of a {}."
-TEXTS_AT_A_TIME = 256
+TEXTS_AT_A_TIME = 256  # texts take little memory
 PREDICTION_COLUMNS = {"image": pa.string(), "rank": pa.int64(), "label": pa.string()}
 REGION_COLUMNS = {"image": pa.string(), "label": pa.string(), "share": pa.float64()}
 OBJECT_COLUMNS = {

@@ -16,7 +16,7 @@ from vfm.flow.requests.data_options import read_data_options
 from vfm.flow.requests.inputs import stage_name
 from vfm.interfaces import Event, load_plugins, stage_types
 
-NUM_IMAGES = 10
+NUM_IMAGES = 10  # of the page, if it is not set
 NOT_SHOWN = ("type", "bad_samples")  # facts of an artifact that are not printed
 
 

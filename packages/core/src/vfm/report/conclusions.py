@@ -14,7 +14,7 @@ from vfm.base import metric_in_words, number_format
 from vfm.interfaces import Comparison, Report
 from vfm.report.results import SeedSummary
 
-ALPHA = 0.05
+ALPHA = 0.05  # level of the corrected tests
 MAX_NAMED = 4  # metrics of one pair of models in a sentence
 
 

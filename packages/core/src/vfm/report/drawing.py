@@ -17,8 +17,8 @@ from vfm.report.scale import Scale
 from vfm.report.theme import color, dash
 
 MAX_IMAGE_BYTES = 40_000  # larger files are re-encoded at twice the displayed size
-MAX_CAPTION = 240
-MAX_ROWS = 200
+MAX_CAPTION = 240  # characters
+MAX_ROWS = 200  # of a table; all rows are in the panel's file
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from vfm.interfaces import LinesPanel, Series
 
-MAX_POINTS = 300
+MAX_POINTS = 300  # of a curve
 CHARTS = [  # metric of an event, title, note
     ("train/samples_per_second", "Samples per second", "Over all processes."),
     ("train/data_wait_pct", "Waiting for data, %", "Share of the time in which the training step had no batch."),

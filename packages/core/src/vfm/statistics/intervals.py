@@ -9,7 +9,7 @@ import scipy  # imports `scipy.special` when it is used, which most commands do 
 from numpy.typing import ArrayLike, NDArray
 
 CONFIDENCE = 0.95
-NUM_RESAMPLES = 10_000
+NUM_RESAMPLES = 10_000  # a share of 2.5 % is then known to 0.15 points
 MAX_DRAWS = 2_000_000  # counts held at once while resampling: 16 MB
 
 Interval = tuple[float, float]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-THRESHOLDS = np.linspace(0.5, 0.95, 10)
+THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's
 ALMOST_ONE = 1 - 1e-10  # a threshold of 1 would miss equal boxes by rounding
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vfm.statistics.resampling import NUM_RESAMPLES, ResampledScore, image_weights, mean_of_known
 
-HALF = 0.5
+HALF = 0.5  # two segments of a map cannot both cover more than half of a third
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-RECALLS = np.linspace(0.0, 1.0, 101)
+RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's
 EPSILON = np.spacing(1)
 MAX_WEIGHTS = 8_000_000  # held at once
 

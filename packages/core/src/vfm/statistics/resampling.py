@@ -20,7 +20,7 @@ from scipy.special import ndtr
 from vfm.interfaces import Difference
 from vfm.statistics.intervals import CONFIDENCE
 
-NUM_RESAMPLES = 500
+NUM_RESAMPLES = 500  # each computes a score of the whole set, so fewer than for means
 ENDS = (0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2)
 
 

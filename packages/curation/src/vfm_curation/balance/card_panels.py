@@ -16,7 +16,7 @@ from vfm_curation.metadata.function_words import function_words
 from vfm_curation.pool_texts import shortened
 
 NUM_POINTS = 200  # of a curve
-NUM_SHOWN = 20
+NUM_SHOWN = 20  # entries of a table
 MAX_THRESHOLDS = 5  # lines that mark t
 NUM_DECILES = 10
 EXAMPLES_A_DECILE = 2  # one that was kept and one that was dropped

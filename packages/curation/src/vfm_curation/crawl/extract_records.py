@@ -11,10 +11,10 @@ from typing import IO, Any
 from vfm.plugin import UserError, files
 
 GZIP, PLAIN = b"\x1f\x8b\x08", b"WARC/1."  # the first bytes of a record: a gzip member of its own, or plain
-CHUNK = 1 << 20
+CHUNK = 1 << 20  # bytes
 COMPRESSED_CHUNK = 1 << 16  # may expand a thousand times
 RECORD_END = b"\r\n\r\n"
-HEADER_CHUNK, MAX_HEADER = 1 << 13, 1 << 20
+HEADER_CHUNK, MAX_HEADER = 1 << 13, 1 << 20  # bytes; a longer header is damaged
 OnBad = Callable[[str, str], None]
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 _VERSION_LINE = re.compile(rb"WARC/1\.\d\r?\n")

@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 BITS = 64
 LEAST_QUALITY = 50  # of PDQ, of 100
 ROW_COST = 30  # cost of writing and sorting a row, in comparisons of two hashes
-SIDE, LOW = 32, 8
+SIDE, LOW = 32, 8  # pixels that are transformed, and frequencies that are kept, a side
 # Margins to cut, as fractions of the width and height: left, top, right, bottom. A crop, or the image within a frame,
 # and the image above a caption. The fractions lie between the ones in `benchmarks/copies.py`, which measures them.
 CUTS = (*((cut, cut, cut, cut) for cut in (0.04, 0.08, 0.12)), *((0.0, 0.0, 0.0, cut) for cut in (0.07, 0.11, 0.15)))

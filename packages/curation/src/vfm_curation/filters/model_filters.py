@@ -14,7 +14,7 @@ from vfm_curation.filters.stages import MAX_DISTANCE, VARIANTS, Filter, Measure,
 
 CUTS = ("min_score", "max_score", "top_fraction", "bottom_fraction")
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-IMAGES_PER_CLUSTER = 4096
+IMAGES_PER_CLUSTER = 4096  # pairs within a cluster are compared in memory
 MAX_CLUSTERS = 4096  # k-means holds a sample of each in memory
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vfm.data import text_keys
 
-KEYS_OF_SHARD = 1024
+KEYS_OF_SHARD = 1024  # smallest keys, a sample that all shards draw alike
 KEYS_IN_MEMORY = 1 << 20  # over all shards
 Keys = NDArray[np.uint64]
 

@@ -39,7 +39,7 @@ from vfm_curation.simd import compiled, high_product
 __all__ = ["TokenTable", "text_buffers"]
 
 U = np.uint64
-BITS_PER_RUN = 4
+BITS_PER_RUN = 4  # a filter of which at most a quarter is set
 
 
 class TokenTable:

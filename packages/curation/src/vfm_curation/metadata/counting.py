@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-NUM_BUCKETS = 64
+NUM_BUCKETS = 64  # of which one is in memory while counts are summed
 MAX_COUNTED = 2_000_000  # distinct strings in memory, some 0.3 GB
 SCHEMA = pa.schema([("key", pa.large_string()), ("count", pa.int64())])
 

@@ -17,7 +17,7 @@ from vfm_curation.matching import dead_entries
 from vfm_curation.metadata.entries import SHARED, EntryList, Row
 
 LINT_FILE = "lint.parquet"
-NUM_SHOWN = 20
+NUM_SHOWN = 20  # entries of a table
 NUM_LANGUAGES = 40  # in the table
 Kind = Literal["dead", "left out", "odd"]
 Cells = list[str | float | int | None]

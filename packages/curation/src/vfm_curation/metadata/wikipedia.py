@@ -24,7 +24,7 @@ from vfm_curation.metadata.wikimedia import articles, lines
 from vfm_curation.shard_files import made_from
 
 TEXTS_A_TASK = 200  # articles or lines
-MEGABYTE = 1e6
+MEGABYTE = 1e6  # of the progress
 VERSION = 1  # increase when the same files give other counts
 T = TypeVar("T")
 

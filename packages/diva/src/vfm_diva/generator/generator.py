@@ -31,7 +31,7 @@ from vfm_diva.parts.network_parts import DenoiserNetwork, UNet
 from vfm_kernels import DiffusionKind
 
 CONDITION = "condition"
-NUM_TRAIN_TIMESTEPS = 1000
+NUM_TRAIN_TIMESTEPS = 1000  # Stable Diffusion's, and that of nearly all public generators
 # Stable Diffusion's schedule.
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}

@@ -13,7 +13,7 @@ from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-TIME_CHANNELS = 32
+TIME_CHANNELS = 32  # of the sinusoidal embedding of the time
 
 
 class MlpDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]

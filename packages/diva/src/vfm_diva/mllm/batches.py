@@ -13,7 +13,7 @@ from vfm.models import Preprocess
 from vfm.plugin import UserError
 from vfm_diva.mllm.prompts import QuestionTokenizer
 
-MAX_TRIES = 20
+MAX_TRIES = 20  # samples in a row that cannot be read
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from vfm_diva.mllm.scores import chosen, pair_scores, question_scores, yes_no_sc
 from vfm_diva.mllm.stages import EvalMllm, MllmCheckpoint
 from vfm_diva.mllm.task import row_sums
 
-GREY = 128
-IMAGES_SHOWN = 12
+GREY = 128  # of the images that the control without images sees
+IMAGES_SHOWN = 12  # of the panel
 YES_NO = ["no", "yes"]
 
 

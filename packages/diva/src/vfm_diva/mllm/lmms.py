@@ -28,7 +28,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|NotFound|Interrupt|Exit)\b(?::.*)?$")
 _NO_CAUSE = "RetryError"  # it only reports that other errors were raised before
 _UNANSWERED = re.compile(r"\bError (.*) in generating$")
-LONGEST = 400
+LONGEST = 400  # characters of a message that are shown
 
 
 def evaluate_lmms(config: EvalLmms, ctx: Context) -> Report:

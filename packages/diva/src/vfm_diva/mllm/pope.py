@@ -21,7 +21,7 @@ from vfm_diva.mllm.stages import MllmPope
 
 Split = Literal["random", "popular", "adversarial"]
 OPTIONS = ["yes", "no"]
-SHOWN = 8
+SHOWN = 8  # images of the panel
 
 
 @dataclass(frozen=True)

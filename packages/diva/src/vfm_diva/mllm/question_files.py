@@ -21,7 +21,7 @@ from vfm_diva.mllm.stages import MllmQuestions
 MMVP_FILE, MMVP_COLUMNS = "Questions.csv", ("Index", "Question", "Options", "Correct Answer")
 MMVP_FOLDERS = ("MMVP Images", "MMVP_Images", "images")
 MMVP_LETTERS = ["(a)", "(b)"]
-MMVP_LENGTH = 300
+MMVP_LENGTH = 300  # questions of the whole benchmark
 # In the published answers the two images of these pairs are swapped: tusks long and short, sitting and standing.
 MMVP_CORRECTED = {99: "(b)", 100: "(a)", 279: "(b)", 280: "(a)"}
 

@@ -25,7 +25,7 @@ from vfm_diva.tune.stages import DivaTune
 from vfm_diva.tune.tune import first_training
 from vfm_diva.tune.tune_task import TuneTask
 
-PROMPT_LENGTH = 77
+PROMPT_LENGTH = 77  # tokens of CLIP's text towers, which most generators use
 # Stable Diffusion 2.1-base, whose configuration is on the hub only.
 STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
     "unet": {

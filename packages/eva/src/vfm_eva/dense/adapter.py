@@ -29,7 +29,7 @@ from vfm_eva.dense.relative import RelativeScores
 from vfm_eva.dense.transformers_parts import modeling
 from vfm_eva.dense.windows import Grid
 
-PATCH, POINTS, NUM_GROUPS = 16, 4, 4
+PATCH, POINTS, NUM_GROUPS = 16, 4, 4  # as in EVA-01's segmenter
 VALUE_SHARE, HIDDEN_SHARE = 0.5, 0.25  # widths as fractions of D: attention values, feed-forward convolutions
 
 

@@ -35,8 +35,8 @@ __all__ = ["check_masked_patches", "evaluate_masked_patches", "every_second_patc
 
 _HAS_DECODER = "has a decoder, which is evaluated in its training only"
 _EXPECTED = "expected an encoder of eva.pretrain with encode: all"
-NUM_RESAMPLES = 1000
-ENDS = (0.025, 0.975)
+NUM_RESAMPLES = 1000  # of the images
+ENDS = (0.025, 0.975)  # of a 95 % interval
 
 
 def check_masked_patches(config: MaskedPatches, ctx: Preflight) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BASE = 10_000.0
+BASE = 10_000.0  # of the frequencies, as in the Transformer
 
 
 def interpolate_positions(positions: Tensor, times: int, grid: tuple[int, int]) -> Tensor:

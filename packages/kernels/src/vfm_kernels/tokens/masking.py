@@ -25,7 +25,7 @@ Grid = tuple[int, int]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
-ATTEMPTS_PER_BLOCK = 10
+ATTEMPTS_PER_BLOCK = 10  # BEiT's
 LOG_MAX_ASPECT = math.log(1 / 0.3)  # height / width is log-uniform between 0.3 and its inverse
 UNIFORMS_PER_ATTEMPT = 5  # area, aspect, top, left, and the coin
 COIN = 4  # number of the uniform that decides at which end the last block of an exact mask is cut

@@ -20,7 +20,7 @@ from vfm.interfaces import Ref, Stage
 
 PLAIN = {type(None): "null", Any: "anything"}
 REQUIRED = "required"  # in place of a default
-VALUE_WIDTH = 20
+VALUE_WIDTH = 20  # characters; a row is 80 columns wide
 NOT_SET = object()  # the default of a required field
 
 

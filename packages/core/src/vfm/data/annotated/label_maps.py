@@ -25,17 +25,17 @@ from vfm.data.annotated.voc import VOC_CLASSES, split_stems
 from vfm.data.layouts.folder import image_names
 from vfm.storage import files
 
-VALUES = 256
+VALUES = 256  # of a label map with 8 bits a pixel
 RIM = 255  # value of unlabelled pixels
-ADE20K_CLASSES = 150
-STUFF_IDS = 182
+ADE20K_CLASSES = 150  # of the benchmark; the whole dataset has 3,688
+STUFF_IDS = 182  # COCO-Stuff's ids go up to 182, with 11 holes
 STUFF_HOLES = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91})  # ids that COCO removed
 CITYSCAPES = {
     7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light",
     20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car", 27: "truck",
     28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle",
 }  # fmt: skip
-CITYSCAPES_IDS = 34
+CITYSCAPES_IDS = 34  # 0 to 33, of which 19 are evaluated
 
 
 @dataclass

@@ -12,10 +12,10 @@ from vfm.data.annotated.source import AnnotatedSource
 from vfm.data.samples.sample import BadSample
 from vfm.interfaces import AnnotatedImages, Context, ImagesPanel, PanelImage, TablePanel
 
-NUM_IMAGES = 12
-SIDE = 256
-CLASSES_SHOWN = 30
-OPACITY = 0.5
+NUM_IMAGES = 12  # of the panel
+SIDE = 256  # pixels of an image in it
+CLASSES_SHOWN = 30  # a longer table is not read
+OPACITY = 0.5  # of masks, so that the image stays visible beneath
 Row = list[str | float | int | None]  # cells of a table
 
 

@@ -33,7 +33,7 @@ MMVP_PATTERNS = (
     "Texts",
     "Viewpoint and Perspective",
 )
-MMVP_PAIRS_PER_PATTERN = 15
+MMVP_PAIRS_PER_PATTERN = 15  # the files list the pairs pattern by pattern
 IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")  # the authors', DIVA's, and some READMEs'
 SUGARCREPE = ("filename", "caption", "negative_caption")
 

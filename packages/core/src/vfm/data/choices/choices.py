@@ -18,7 +18,7 @@ from vfm.interfaces import ChoiceDataset
 from vfm.storage.store_files import open_parquet_file, reading
 
 CHOICES_FILE = "choices.parquet"
-ROWS_PER_GROUP = 64
+ROWS_PER_GROUP = 64  # a row has images, so a group is some MB
 SCHEMA = pa.schema(
     {
         "key": pa.string(),

@@ -33,7 +33,7 @@ QUESTIONS = pa.schema(
         "history": pa.list_(pa.string()),
     }
 )
-IMAGES_AT_A_TIME = 256
+IMAGES_AT_A_TIME = 256  # in memory, while their questions are written
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from vfm.data.samples.images import decode_image
 from vfm.data.samples.sample import BadSample, Sample
 from vfm.interfaces import Context, ImageDataset, ImagesPanel, PanelImage, TablePanel
 
-NUM_IMAGES = 12
-IMAGE_SIDE = 192
-SHARDS_SHOWN = 20
+NUM_IMAGES = 12  # of the panel
+IMAGE_SIDE = 192  # pixels
+SHARDS_SHOWN = 20  # a dataset may have tens of thousands
 NOT_SAMPLES = {"hidden", "not_read", "no_file"}  # uses of entries and members that a user may take for samples
 
 

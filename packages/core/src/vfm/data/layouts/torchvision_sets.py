@@ -19,8 +19,8 @@ from vfm.data.samples.shards import Shard
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.image_list import ImageEntry, write_image_lists
 
-ROWS_PER_GROUP = 128
-ROWS_PER_SHARD = 10_000
+ROWS_PER_GROUP = 128  # images that are read together
+ROWS_PER_SHARD = 10_000  # enough shards for several readers
 PACKED = DatasetSpec(image_key="image", label_key="label")
 
 

@@ -10,7 +10,7 @@ from vfm.data.samples.caption_templates import filled, is_template
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.spec import DatasetSpec
 
-MAX_CAPTION_BYTES = 64 << 10
+MAX_CAPTION_BYTES = 64 << 10  # no caption is longer, but a damaged field may be
 
 
 def decode_text(data: bytes, where: str) -> str:

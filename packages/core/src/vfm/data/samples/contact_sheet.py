@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 SIDE = 192  # maximum pixels of an image's longer side
-GAP = 8
+GAP = 8  # pixels between images
 LINES, LINE_HEIGHT, LETTERS = 3, 15, 30  # lines of a caption, pixels of a line, and letters in a line
-FONT_SIZE = 12
+FONT_SIZE = 12  # pixels
 
 
 def contact_sheet(images: Sequence[tuple[Image.Image, str]], *, columns: int = 5) -> Image.Image:

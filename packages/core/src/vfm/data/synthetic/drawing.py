@@ -35,6 +35,7 @@ PLACES: dict[Position, tuple[float, float]] = {
     "centre": (0.5, 0.5), "left": (0.31, 0.5), "right": (0.69, 0.5), "top": (0.5, 0.31), "bottom": (0.5, 0.69),
 }  # fmt: skip
 TURNS: dict[Orientation, float] = {"up": 0.0, "right": 90.0, "down": 180.0, "left": 270.0}
+# As shares of the sides: a mark there touches no object.
 CORNERS = ((0.11, 0.11), (0.89, 0.11), (0.11, 0.89), (0.89, 0.89))
 # By count: radius of a big object and the centres in the group, in image widths. The objects do not overlap, stay in
 # the image, and keep the corners free for the dot.

@@ -28,7 +28,7 @@ from vfm.storage import files
 from vfm.storage.credentials import check_addresses
 from vfm.storage.store_files import read_parquet
 
-ROWS_PER_SHARD = 10_000
+ROWS_PER_SHARD = 10_000  # images are read one by one, so shards only serve their shuffling
 
 Row = dict[str, Any]
 

@@ -41,7 +41,7 @@ from vfm.storage import files
 from vfm.storage.store_files import reading
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "img")
-GROUPS_IN_MEMORY = 4
+GROUPS_IN_MEMORY = 4  # of each reader, as shuffled samples come from several
 ROWS_AT_A_TIME = 1 << 18  # rows of a row group whose texts are converted together
 DAMAGE = (OSError, pa.ArrowException)  # raised by a row group that is damaged
 

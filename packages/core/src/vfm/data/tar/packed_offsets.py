@@ -28,11 +28,11 @@ from vfm.storage.publishing import part_name
 # N samples, S slots
 
 PACKED_FILE = "packed.offsets"
-KEYS_PER_BLOCK = 128
+KEYS_PER_BLOCK = 128  # looking up a key unpacks one block
 _HEAD = struct.Struct("<4sII")  # mark, checksum of the rest, size of the header
 _FOOT = struct.Struct("<4sIQQ")  # mark, checksum of the table, number of shards, position of the table
 _MARK = b"vfm1"
-_WIDTHS = (0, 1, 2, 4, 8)
+_WIDTHS = (0, 1, 2, 4, 8)  # bytes of a number, 0 if all are equal
 
 
 class PackedScan:

@@ -17,11 +17,11 @@ from vfm.data.videos.source import VideoSource
 from vfm.data.videos.views import fixed_views
 from vfm.interfaces import Context, ImagesPanel, PanelImage, TablePanel, VideoDataset
 
-NUM_STRIPS = 10
-STRIP_FRAMES = 8
+NUM_STRIPS = 10  # videos of the panel
+STRIP_FRAMES = 8  # of a video
 STRIP_SIDE = 72  # pixels of a frame
-STRIP_GAP = 3
-CLASSES_SHOWN = 30
+STRIP_GAP = 3  # pixels
+CLASSES_SHOWN = 30  # a longer table is not read
 
 
 def film_strip(clip: NDArray[np.uint8]) -> Image.Image:

@@ -17,7 +17,7 @@ from vfm.data.videos.media import Media, VideoFacts, read_frame
 
 LOST_SHARE = 0.1  # a file whose streams end earlier than its declared end by this share is truncated
 RATE_TOLERANCE = 0.51  # times are rounded to the file's units, so steps may differ by one unit or half a frame
-SIDEWAYS = 90
+SIDEWAYS = 90  # degrees; cameras store turned videos as they are, with the angle
 
 
 def probe(media: Media) -> VideoFacts:

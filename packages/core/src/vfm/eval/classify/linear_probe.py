@@ -35,6 +35,7 @@ from vfm.train.parallel.sharing import leave_to_first
 Features = NDArray[np.floating]
 Labels = NDArray[np.integer]
 
+# All that any model has chosen lie well within.
 PENALTIES: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 

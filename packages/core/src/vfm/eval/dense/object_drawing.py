@@ -15,7 +15,7 @@ from vfm.data.annotated.panels import overlay, palette
 from vfm.eval.dense.dense_panels import whole_factor
 from vfm.eval.dense.image_text import Font, text_size, write_name
 
-SHOWN_SIDE = 320
+SHOWN_SIDE = 320  # pixels of the longer side
 SMALLEST_TEXT = 10  # pixels
 TEXT_SHARE = 36  # part of the longer side, so that names can be read in an image that is shown at half its size
 

@@ -18,7 +18,7 @@ from vfm.eval.detection.detection_rules import GroundTruth, Shape, ious_of, rows
 from vfm.eval.detection.detections import Detections
 from vfm.interfaces import TablePanel
 
-FOREGROUND, BACKGROUND = 0.5, 0.1
+FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU, as in TIDE (arXiv:2008.08115)
 KINDS = ("right", "class", "place", "both", "duplicate", "background", "missed")
 MIN_SCORE = 0.3  # detections with lower scores are rarely shown or used
 

@@ -27,6 +27,7 @@ from vfm.statistics.precision_recall import ClassRows
 
 Rule = Literal["coco", "lvis", "lvis_fixed"]
 Shape = Literal["boxes", "masks"]
+# In pixels, COCO's.
 AREAS: dict[str, tuple[float, float]] = {"all": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
 MAX_DETS: dict[Rule, int] = {"coco": 100, "lvis": 300, "lvis_fixed": 10_000}
 """Limit of detections per image and class (COCO), per image (LVIS), or per class in the whole dataset (fixed)."""

@@ -17,7 +17,7 @@ from vfm.statistics.resampling import ResampledScore, image_weights, mean_of_kno
 
 PREFIX: dict[Shape, str] = {"boxes": "box", "masks": "mask"}
 FREQUENCIES = ("r", "c", "f")
-RECALL_RANKS = (1, 10)
+RECALL_RANKS = (1, 10)  # COCO's, next to the largest number
 
 
 @dataclass(frozen=True)

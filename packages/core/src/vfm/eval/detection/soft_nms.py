@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from vfm.eval.detection.detections import Detections
 
-IOU = 0.6
-MIN_SCORE = 1e-3
+IOU = 0.6  # EVA's setting
+MIN_SCORE = 1e-3  # EVA's; a detection that has decayed to less is dropped
 
 
 def soft_nms(

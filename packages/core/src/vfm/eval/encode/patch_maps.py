@@ -38,7 +38,7 @@ from vfm.models import (
 MAP_SIDE = 96  # fewest pixels of one map
 MAP_GAP = 8  # pixels between maps
 LABEL_TEXT, LABEL_HEIGHT = 13, 20  # pixels, of the names above the maps
-NUM_IMAGES = 9
+NUM_IMAGES = 9  # of the panel
 CUT = (0.02, 0.98)  # quantiles that become the ends of the colour scale, so that outliers do not flatten the rest
 
 

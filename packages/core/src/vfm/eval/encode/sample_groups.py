@@ -13,7 +13,7 @@ from vfm.data import BadSample, Source, open_dataset, require_column
 from vfm.interfaces import Context, Evaluated, ImageDataset, ModelResult, TablePanel, TaggedImages
 from vfm.statistics import Accuracy
 
-MAX_GROUPS = 50
+MAX_GROUPS = 50  # more are rather identifiers, with few images each
 TITLE = "By"  # of the table, before the column
 
 

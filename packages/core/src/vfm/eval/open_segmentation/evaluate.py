@@ -52,7 +52,7 @@ from vfm.train.parallel.sharing import leave_to_first
 
 IMAGENET_TEMPLATES = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
 RESAMPLE = {"exact": resample_positions, "papers": papers_positions}
-NUM_IMAGES = 6
+NUM_IMAGES = 6  # of the panel
 
 
 @dataclass(frozen=True)

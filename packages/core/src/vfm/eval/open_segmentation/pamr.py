@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-DILATIONS = (8, 16)
+DILATIONS = (8, 16)  # distances of the neighbours in pixels
 STEPS = 10
 SHARPNESS = 0.1  # factor of the local standard deviation
 SMALL = 1e-8  # against division by zero in areas of constant colour

@@ -39,7 +39,7 @@ from vfm.statistics.mean_iou import MeanIou, count_pixels
 from vfm.train import resolve_device
 from vfm.train.parallel.sharing import leave_to_first, without_values
 
-LABELS_IN_MEMORY = 500
+LABELS_IN_MEMORY = 500  # label maps, some 100 MB
 VALIDATION = 5  # every fifth training image is used to choose the learning rate
 
 

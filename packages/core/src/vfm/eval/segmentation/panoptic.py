@@ -27,7 +27,7 @@ from vfm.statistics.panoptic_quality import PanopticQuality, SegmentCounts, Segm
 from vfm.storage.store_files import naming
 from vfm.train.parallel.sharing import leave_to_first
 
-CLASSES_SHOWN = 60
+CLASSES_SHOWN = 60  # a longer table is not read
 Predict = Callable[[int, Image.Image | None], Segments]
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-NUM_POINTS = 1024
+NUM_POINTS = 1024  # pixels of an image in a batch
 
 
 class PatchHead(nn.Module):

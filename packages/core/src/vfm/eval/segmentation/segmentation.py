@@ -27,7 +27,7 @@ from vfm.interfaces import Context, Evaluated, ModelResult, TablePanel
 from vfm.statistics.mean_iou import MeanIou, PixelCounts, count_pixels
 from vfm.train.parallel.sharing import leave_to_first
 
-CLASSES_SHOWN = 60
+CLASSES_SHOWN = 60  # a longer table is not read
 Predict = Callable[[int, Image.Image | None], NDArray[np.integer]]
 """A function from the number of an image and, for a model, the image itself to the class of each pixel."""
 

@@ -12,8 +12,8 @@ from vfm.data.videos import VideoSource
 from vfm.data.videos.panels import strip_of, strips_panel
 from vfm.interfaces import Context, ModelResult, TablePanel, VideoDataset
 
-CLASSES_SHOWN = 20
-NUM_STRIPS = 6
+CLASSES_SHOWN = 20  # a longer table is not read
+NUM_STRIPS = 6  # videos of the panel
 
 
 def add_class_panel(

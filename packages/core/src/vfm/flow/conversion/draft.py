@@ -12,7 +12,7 @@ from vfm.flow.conversion.arguments import Arguments, OptionTable
 from vfm.flow.conversion.command_lines import CommandLine
 from vfm.flow.recipe.yaml_lines import dump, one_line
 
-WIDTH = 118
+WIDTH = 118  # of a recipe's lines
 Fields = dict[str, Any]
 
 

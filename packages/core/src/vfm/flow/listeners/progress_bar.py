@@ -15,7 +15,7 @@ from rich.text import Text
 
 WINDOW = 30.0  # seconds over which a rate is computed; the last two updates if they are further apart
 BAR = 30  # maximum width of the bar in columns
-SHORTEST_BAR = 6
+SHORTEST_BAR = 6  # columns; in less room there is no bar
 
 
 @dataclass

@@ -14,7 +14,7 @@ import yaml
 from vfm.base import UserError
 
 KeyPath = tuple[str | int, ...]
-MAX_DEPTH = 32
+MAX_DEPTH = 32  # far beyond any recipe; deeper nesting would exhaust the stack
 MAX_VALUES = 100_000  # a few lines of aliases can expand to billions of values
 TEXT_TAG = "tag:yaml.org,2002:str"
 

@@ -12,7 +12,7 @@ from vfm.data.index.source import Source
 from vfm.data.samples.images import decode_image
 from vfm.data.samples.sample import BadSample, Sample
 
-NUM_SAMPLES = 500
+NUM_SAMPLES = 500  # a page of some MB
 SIDE = 160  # pixels of the longer side of a small image
 STYLE = """
 body { font: 15px system-ui, sans-serif; margin: 2rem; color: #222; background: #fff }

@@ -12,7 +12,7 @@ from vfm.data.tables.table import CAPTION_COLUMNS
 from vfm.data.tar.scan import scan_tar
 from vfm.storage import files
 
-NUM_SAMPLES = 3
+NUM_SAMPLES = 3  # one may be bad
 LANGUAGE = re.compile(r"[a-z]{2}(-[a-zA-Z]{2,4})?")
 
 

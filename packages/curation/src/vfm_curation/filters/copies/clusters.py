@@ -14,8 +14,8 @@ from torch import Tensor
 from vfm.plugin import Runtime
 from vfm.train import prepare_device
 
-BLOCK = 4096
-ROUNDS = 10
+BLOCK = 4096  # vectors; a block of cosines takes 64 MB
+ROUNDS = 10  # of k-means; clusters only divide the work and need not be settled
 EQUAL = 1 - 1e-6  # fp32 rounds the cosine of a vector with itself to a little less than 1
 
 

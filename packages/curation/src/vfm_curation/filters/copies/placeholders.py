@@ -16,7 +16,7 @@ from vfm_curation.filters.stages import Placeholders
 
 Bools = NDArray[np.bool_]
 FILE = ["image_high", "image_low"]
-NUM_SHOWN = 20
+NUM_SHOWN = 20  # images of the table
 
 
 def few_captions(config: Placeholders, run: FilterRun) -> Iterator[Bools]:

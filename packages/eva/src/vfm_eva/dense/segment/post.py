@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MAX_OBJECTS = 100
+MAX_OBJECTS = 100  # COCO's limit for an image
 
 
 class QueryObjects(NamedTuple):

@@ -25,7 +25,7 @@ from vfm.plugin import UserError
 from vfm_eva.dense.encoder import DenseEncoder, Tokens
 from vfm_eva.dense.windows import Grid
 
-MASK_STRIDE = 4
+MASK_STRIDE = 4  # pixels
 
 
 @dataclass(frozen=True)
