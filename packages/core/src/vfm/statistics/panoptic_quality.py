@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vfm.statistics.resampling import NUM_RESAMPLES, ResampledScore, image_weights, mean_of_known
 
-HALF = 0.5  # two segments of a map cannot both cover more than half of a third
+HALF = 0.5  # only one segment of a map can have a larger IoU with another one
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from vfm_curation.match.token_hash import NO_ENTRY, ONE, Words, pilot_of, pilot_
 from vfm_curation.simd import compiled
 
 U = np.uint64
-RUNS_PER_PILOT = 4  # on average; more would need larger pilots
+RUNS_PER_PILOT = 4  # on average; with many more, no pilot would place all of them
 LOAD = 0.8  # fraction of slots that hold a run
 MAX_PILOT = 65_536  # a pilot is stored in 16 bits
 

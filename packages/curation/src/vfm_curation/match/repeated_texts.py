@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vfm.data import text_keys
 
-KEYS_OF_SHARD = 1024  # smallest keys, a sample that all shards draw alike
+KEYS_OF_SHARD = 1024  # the smallest ones are the same sample of texts in every shard
 KEYS_IN_MEMORY = 1 << 20  # over all shards
 Keys = NDArray[np.uint64]
 

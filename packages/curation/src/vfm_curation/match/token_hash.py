@@ -29,7 +29,7 @@ Words = NDArray[np.uint64]
 
 PAD = 64  # bytes that wide loads may read beyond a text
 BLOCK_BYTES = 16_384  # texts that go through the passes together: they and their runs fit into the L2 cache
-BLOCK_TEXTS = 256  # texts that stay in the cache of a core
+BLOCK_TEXTS = 256  # texts of a pass, if they are short
 
 U = np.uint64
 ZERO, ONE, SIX, EIGHT, SIXTEEN, LOW_SIX, WORD = U(0), U(1), U(6), U(8), U(16), U(63), U(64)

@@ -24,7 +24,7 @@ from vfm_curation.metadata.tokenizers import BREAK, WordSplitter, caption_words
 from vfm_curation.shard_files import whole_file
 
 PairRank = Literal["pmi", "score"]
-TEXTS_AT_ONCE = 10_000  # texts; a tokenizer has its own cost for each call
+TEXTS_AT_ONCE = 10_000  # texts for each call of the tokenizer
 STATE_FILE = "state.json"
 ABOVE_CHANCE = 1e-9  # bits of PMI
 SCORE_QUANTILE = 0.3

@@ -15,7 +15,7 @@ from vfm.statistics import bootstrap_interval
 from vfm_diva.forecast.law import Floats, explained_share, exposure, fit_law, predict_held_out
 from vfm_diva.forecast.stages import DivaLaw, LawArm
 
-NUM_RESAMPLES = 2000  # enough for ends that are shown with one decimal
+NUM_RESAMPLES = 2000
 DIAGONAL = (-0.2, 0.8)  # gains that the chart shows
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from vfm.data.annotated import IGNORED
 from vfm_eva.dense.augment import Placement
 
-NUM_TRIES = 10  # as in mmsegmentation
+NUM_TRIES = 10  # of a crop; the last one is taken
 
 
 def draw_crop(

@@ -22,7 +22,7 @@ from vfm_kernels.pattern import Pattern
 HALF = (torch.float16, torch.bfloat16)
 SHORT_TOKENS = 272  # 256 and a tail of 16: the scores of more keys do not fit into registers
 SHORT_WIDTH = 88  # wider heads spill registers in the kernel for few tokens
-WIDEST = 128  # channels of a head that two products of 64 hold
+WIDEST = 128  # channels of a head; wider ones spill registers
 CUDNN_WITHOUT_BUG = 91501  # older versions read beyond the end where 128 does not divide N (pytorch #169849)
 
 

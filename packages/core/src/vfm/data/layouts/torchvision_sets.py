@@ -20,7 +20,7 @@ from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.image_list import ImageEntry, write_image_lists
 
 ROWS_PER_GROUP = 128  # images that are read together
-ROWS_PER_SHARD = 10_000  # enough shards for several readers
+ROWS_PER_SHARD = 10_000  # several shards, which several processes can read
 PACKED = DatasetSpec(image_key="image", label_key="label")
 
 

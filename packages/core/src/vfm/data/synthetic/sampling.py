@@ -14,7 +14,7 @@ from vfm.data.synthetic.world import World
 
 SURFACE: tuple[Attribute, ...] = ("texture", "structure", "state")
 """Attributes of the surface. At most one differs from its default, because small objects would be illegible."""
-NUM_WAVES = 2  # enough for a ground that no two images share
+NUM_WAVES = 2
 
 
 class Stream(IntEnum):

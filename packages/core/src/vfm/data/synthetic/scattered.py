@@ -23,7 +23,7 @@ from vfm.data.synthetic.world import World
 
 Vocabulary = Literal[12, 120, 1080]
 """Number of classes: by shape, by shape and colour, or also by texture and structure (in a world with all of them)."""
-MAX_OBJECTS = 6  # more do not fit without overlaps at small sizes
+MAX_OBJECTS = 6
 TILT = 25.0  # degrees
 SPACING = 0.85  # smallest distance of two objects, in sums of their radii. Below 1, they may overlap a little
 PLACE_DRAWS = 20  # draws of a position before an object without room is left out

@@ -32,7 +32,7 @@ ATTRIBUTES: tuple[Attribute, ...] = get_args(Attribute)
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 DIRECTED: frozenset[Shape] = frozenset({"triangle", "heart", "arrow", "moon", "drop", "mushroom"})
 """Shapes with a direction. Other shapes have no orientation."""
-MAX_COUNT = 4  # a text tower this small does not count further
+MAX_COUNT = 4
 
 RGB = tuple[float, float, float]
 Value = str | int

@@ -28,7 +28,7 @@ from vfm.data.tables.image_list import Row
 from vfm.data.tables.parquet import ParquetShard
 from vfm.data.tables.table import CAPTION_COLUMNS, find_column, placed_rows, table_columns, table_kind, unit_of_table
 
-ROWS_PER_SHARD = 100_000  # some MB of captions
+ROWS_PER_SHARD = 100_000  # of the order of 10 MB
 ID_COLUMNS = ("uid", "url")  # columns that are copied if the table has them
 
 

@@ -35,7 +35,7 @@ from vfm.train.parallel.sharing import leave_to_first
 Features = NDArray[np.floating]
 Labels = NDArray[np.integer]
 
-# All that any model has chosen lie well within.
+# A factor of ten apart, from nearly none to one that leaves little but the class means.
 PENALTIES: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 

@@ -16,7 +16,7 @@ METHOD = "clip.train"
 TUNED, WISE = "tuned", "wise"  # names of the models that the recipe makes
 WARMUP = 0.1  # fraction of the steps
 MICRO_BATCH = 64  # bounds the memory of activations; the gradient still covers the whole batch
-WEIGHT_DECAY = 0.1  # a half of CLIP's 0.2, as the weights are trained already
+WEIGHT_DECAY = 0.1
 LR, LOW_RANK_LR = 1e-5, 1e-4  # for full weights and for LoRA, which needs ten times more (arXiv:2405.09673, section 6)
 
 RANK: int = Lora.model_fields["rank"].default

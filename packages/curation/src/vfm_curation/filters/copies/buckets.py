@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-ROWS_PER_BUCKET = 1 << 18  # 100 MB with the hashes and uids of texts
+ROWS_PER_BUCKET = 1 << 18  # some hundred MB in memory at most
 BYTES_IN_MEMORY = 1 << 26  # of rows to be written, in bytes since a row may hold an embedding
 
 
