@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import nullcontext
-from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -178,5 +178,14 @@ def _clean(store: Store, keep_runs: int | None, *, partial: bool, dry_run: bool)
 
 
 def _megabytes(slot: Slot) -> float:
-    files = chain.from_iterable(folder.rglob("*") for folder in slot.folders)
-    return sum(file.lstat().st_size for file in files if not file.is_dir()) / 1e6
+    return sum(map(_bytes_in, slot.folders)) / 1e6
+
+
+def _bytes_in(folder: str | os.PathLike[str]) -> int:
+    """Sum the sizes of the files below a folder. Links are not followed."""
+    size = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            is_folder = entry.is_dir(follow_symlinks=False)
+            size += _bytes_in(entry.path) if is_folder else entry.stat(follow_symlinks=False).st_size
+    return size

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,16 +100,15 @@ class Slot:
     @property
     def folders(self) -> list[Path]:
         """The existing folders of this slot, published or not. A link is not a folder of vfm, wherever it leads."""
-        places = (self.artifact, self.part, self.work)
-        return [folder for folder in places if folder.is_dir() and not folder.is_symlink()]
+        return [folder for folder in (self.artifact, self.part, self.work) if _is_folder(folder)]
 
     def discard(self, on_wait: Callable[[str], None] = lambda message: None) -> None:
         """Remove the artifact and its partial results, holding the lock."""
         with self.lock(on_wait):
-            if (
-                self.artifact in self.folders
-            ):  # renamed first, so that another run's plan finds all of its files or none
-                shutil.rmtree(self.part, ignore_errors=True)
+            folders = self.folders
+            if self.artifact in folders:  # renamed first, so that another run's plan finds all of its files or none
+                if self.part in folders:
+                    shutil.rmtree(self.part, ignore_errors=True)
                 self.artifact.rename(self.part)
             for folder in self.folders:
                 shutil.rmtree(folder)
@@ -140,6 +140,10 @@ class Slot:
     def is_locked(self) -> bool:
         """Whether a run, or a process that outlives its run, is making the artifact."""
         return is_locked(self.lock_file) or is_locked(self._process_lock)
+
+    def has_lock(self, names: Collection[str]) -> bool:
+        """Check whether a listing of the store has the lock file, or the work folder with the other one."""
+        return self.lock_file.name in names or self.work.name in names
 
     @property
     def _process_lock(self) -> Path:
@@ -176,8 +180,9 @@ class Store:
 
     def artifacts(self) -> list[Path]:
         """List the folders of the published artifacts."""
-        folders = (path.parent for path in self.root.glob(f"*/{MANIFEST_FILE}"))
-        return sorted(path for path in folders if SLOT_NAME.fullmatch(path.name) and (path / FACTS_FILE).is_file())
+        names = (name for name in _names_in(self.root) if SLOT_NAME.fullmatch(name) and not name.startswith("."))
+        folders = (self.root / name for name in sorted(names))
+        return [path for path in folders if (path / MANIFEST_FILE).exists() and (path / FACTS_FILE).is_file()]
 
     def unlinked(self, without: Collection[Path] = ()) -> list[Slot]:
         """Find the slots, published or left by a crash, that no run links to and no process holds.
@@ -191,11 +196,28 @@ class Store:
             for link in links:
                 if link.is_symlink():  # it may lead to another run's link, so both ends count
                     linked |= {link.readlink().name, Path(os.path.realpath(link)).name}
-        partial = [path for path in self.root.glob(".*.*") if path.suffix in {".part", ".work"}]
-        left = {path.stem[1:] for path in partial if SLOT_NAME.fullmatch(path.stem[1:])}
+        entries = _names_in(self.root)
+        partial = (name.removeprefix(".").rpartition(".") for name in entries if name.startswith("."))
+        left = {name for name, _, ending in partial if ending in ("part", "work") and SLOT_NAME.fullmatch(name)}
         names = ({path.name for path in self.artifacts()} | left) - linked
         slots = [Slot(self.root, name) for name in sorted(names)]
-        return [slot for slot in slots if slot.folders and not slot.is_locked]
+        return [slot for slot in slots if slot.folders and not (slot.has_lock(entries) and slot.is_locked)]
+
+
+def _is_folder(path: Path) -> bool:
+    """Check whether a path is a folder, and not a link to one."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _names_in(folder: Path) -> set[str]:
+    """List the names in a folder, which may be missing."""
+    try:
+        return set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
 
 
 def _inside(folder: Path) -> list[Path]:
