@@ -21,7 +21,9 @@ VALUES = st.recursive(
 
 
 def finite(value: object) -> object:
-    """Replace numbers that are not finite by None."""
+    """Replace numbers that are not finite, and integers of more than 64 bits, by None."""
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else None
     if isinstance(value, float):
         return value if abs(value) < float("inf") else None
     if isinstance(value, list):
@@ -40,3 +42,11 @@ def test_what_json_reads_after_any_cut_is_the_value_with_null(value: object, siz
 def test_large_exponents_are_null_and_other_numbers_stay() -> None:
     text = b'[1e999, -1E+400, 1e308, 1e-999, 1.5e003, "1e999", NaN]'
     assert json.loads(FiniteJson(io.BytesIO(text)).read()) == [None, None, 1e308, 0.0, 1500.0, "1e999", None]
+
+
+def test_integers_of_more_than_64_bits_are_null_and_long_fractions_stay() -> None:
+    words = [str(number) for number in (2**63, 2**63 - 1, -(2**63), -(2**63) - 1)]
+    words += ["9" * 5000, "0.12345678901234567890123", f'"{"1" * 30}"']
+    text = f"[{', '.join(words)}]".encode()
+    expected = [None, 2**63 - 1, -(2**63), None, None, 0.12345678901234567890123, "1" * 30]
+    assert json.loads(FiniteJson(io.BytesIO(text)).read()) == expected

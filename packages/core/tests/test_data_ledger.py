@@ -96,7 +96,9 @@ RANGES = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=5)
 @given(RANGES, st.integers(0, 6))
 def test_tiling_equals_counting_each_unit(ranges: list[tuple[int, int]], size: int) -> None:
     ranges = sorted(ranges)
-    counts = Counter(unit for start, stop in ranges for unit in range(start, stop))
+    counts = Counter[int]()
+    for start, stop in ranges:
+        counts.update(range(start, stop))
     whole = counts == Counter(range(size)) and all(start <= stop for start, stop in ranges)
     inside = all(start <= size for start, _ in ranges)
     try:

@@ -1,4 +1,4 @@
-"""JSON with numbers that are not finite: NaN and Infinity, which Python writes, and 1e999, which is too large."""
+"""JSON with numbers that are not finite or too large: NaN and Infinity, which Python writes, 1e999, and 2**70."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ _TOKENS = re.compile(
     rb'"(?:[^"\\]|\\.)*"'  # a text, in which nothing is replaced
     rb'|(?P<open>"(?:[^"\\]|\\.)*\\?\Z)'  # a text that goes on in the next part
     rb"|(?P<no_number>-?(?:NaN|Infinity))"
-    rb"|(?P<large>-?\d+(?:\.\d+)?[eE]\+?\d{3,})",
+    rb"|(?P<large>-?\d+(?:\.\d+)?[eE]\+?\d{3,})"
+    rb"|(?<![\w.+-])(?P<long>-?\d{19,})(?![\w.])",
     re.DOTALL,
 )
+MAX_DIGITS = 20  # of an integer of 64 bits, with its sign
 _LAST_WORD = re.compile(rb"[-+.\w]*\Z")
 
 
 class FiniteJson:
-    """A stream of JSON in which each number that is not finite is null, so that only its sample is bad."""
+    """A stream of JSON in which each number that is not finite, or has over 64 bits, is null.
+
+    So only its sample is bad, and not the file.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -45,5 +50,7 @@ class FiniteJson:
 def _replaced(token: re.Match[bytes]) -> bytes:
     text = token[0]
     if token["no_number"] is not None or (token["large"] is not None and math.isinf(float(text))):
+        return b"null"
+    if token["long"] is not None and (len(text) > MAX_DIGITS or not -(2**63) <= int(text) < 2**63):
         return b"null"
     return text

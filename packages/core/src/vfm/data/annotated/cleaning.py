@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
 from vfm.data.annotated.masks import encode_segmentation, mask_area, mask_box
 from vfm.data.annotated.records import Annotation, BadAnnotation, Box
 from vfm.data.annotated.tables import ObjectRow
+from vfm.data.ledger.account import USED
 
 Skip = Callable[[BadAnnotation], None]
 
@@ -17,6 +18,8 @@ def clean_annotations(
     sizes: Sequence[tuple[int, int]],
     labels: Mapping[int, int],
     skip: Skip,
+    bad_images: Container[int] = (),
+    uses: list[str] | None = None,
 ) -> Iterator[ObjectRow]:
     """Yield the usable annotations as rows. Annotations of classes that the user left out are skipped.
 
@@ -25,18 +28,27 @@ def clean_annotations(
         sizes: width and height of each image.
         labels: label of each class id of the source. -1 marks a class that was left out.
         skip: called with each unusable annotation.
+        bad_images: images that cannot be used, so that their annotations cannot be used either.
+        uses: receives the use of each annotation, for the ledger.
     """
+    uses = [] if uses is None else uses
     for annotation in annotations:
         try:
             if isinstance(annotation, BadAnnotation):
                 raise annotation
             if annotation.class_id not in labels:
                 raise BadAnnotation("unknown_class", f"{annotation.where} (class {annotation.class_id})")
+            if annotation.image_index in bad_images:
+                raise BadAnnotation("bad_image", annotation.where)
             label = labels[annotation.class_id]
-            if label >= 0:
-                yield clean(annotation, label, *sizes[annotation.image_index])
+            row = clean(annotation, label, *sizes[annotation.image_index]) if label >= 0 else None
         except BadAnnotation as bad:
+            uses.append(bad.reason)
             skip(bad)
+            continue
+        uses.append(USED if row else "class_left_out")
+        if row:
+            yield row
 
 
 def clean(annotation: Annotation, label: int, width: int, height: int) -> ObjectRow:

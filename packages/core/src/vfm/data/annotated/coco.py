@@ -147,18 +147,21 @@ def parse_images(
     """Parse COCO's `images`. The rule that locates the first image files is applied to all of them.
 
     Raises:
-        UserError: If an image lacks its id or name, an id is repeated, or none of the first images is below
+        UserError: If all images lack their id or name, an id is repeated, or none of the first images is below
             `image_root`.
     """
     rule = _path_rule(images[:NUM_TRIED], image_root, path) if has_images else 0
     parsed = []
-    for entry in images:
+    if images and not any(map(_is_named, images)):
+        expected = "expected images with `id` and `file_name` or `coco_url`"
+        raise UserError(f"{path}: {expected}, got {str(images[0])[:SHOWN]}")
+    for number, entry in enumerate(images):
         names = _names(entry)
         image_id = entry.get("id")
         if not names or not isinstance(image_id, int):
-            raise UserError(
-                f"{path}: expected images with `id` and `file_name` or `coco_url`, got {str(entry)[:SHOWN]}"
-            )
+            where = f"{path}: images[{number}]"
+            parsed.append(AnnotatedImage(where, "", -1 - number, problem=BadSample("unreadable_row", where)))
+            continue
         name = names[min(rule, len(names) - 1)]
         key = name.rpartition(".")[0]
         file = f"{image_root}/{name}" if has_images else ""
@@ -175,6 +178,10 @@ def parse_images(
         parsed.append(image)
     check_ids(parsed, path)
     return parsed
+
+
+def _is_named(image: dict[str, Any]) -> bool:
+    return bool(_names(image)) and isinstance(image.get("id"), int)
 
 
 def _path_rule(images: Sequence[dict[str, Any]], image_root: str, path: str) -> int:

@@ -22,6 +22,8 @@ from vfm.data.annotated.tables import ImageRow, ObjectTable, write_images
 from vfm.data.index.index import BadRow, write_index
 from vfm.data.index.source import Source
 from vfm.data.indexing.indexing import Indexing
+from vfm.data.ledger.account import USED, Account
+from vfm.data.ledger.ledger import ANNOTATED_LEDGER, LedgerWriter
 from vfm.data.samples.images import open_image
 from vfm.data.samples.sample import BadSample
 from vfm.interfaces import AnnotatedImages, Context, Preflight
@@ -35,9 +37,9 @@ def index_annotated(config: Annotated, ctx: Context) -> AnnotatedImages:
     """Read the annotations and index the images."""
     reader = open_reader(config)
     ctx.log(f"{config.path}: {reader.format}, {len(reader.classes.names)} classes")
-    return import_annotations(
-        reader, ctx, Wanted(config.classes, config.keep_empty, config.images, config.max_bad_fraction)
-    )
+    source = config.annotations or next(iter(config.sources()))
+    wanted = Wanted(config.classes, config.keep_empty, config.images, config.max_bad_fraction, source)
+    return import_annotations(reader, ctx, wanted)
 
 
 def check_annotated(config: Annotated, ctx: Preflight) -> None:
@@ -54,12 +56,14 @@ class Wanted:
         keep_empty: keep images without objects.
         images: index the images. False: labels only.
         max_bad_fraction: tolerated fraction of bad images, and of bad annotations.
+        source: path of the annotations, for the ledger.
     """
 
     classes: Sequence[str]
     keep_empty: bool
     images: bool
     max_bad_fraction: float
+    source: str = ""
 
 
 def import_annotations(
@@ -86,13 +90,19 @@ def import_annotations(
         places.append(problem.where)
         ctx.emit("bad_sample", reason=problem.reason, where=problem.where)  # not counted: the image is no bad sample
 
-    table = ObjectTable.of(clean_annotations(reader.annotations(checked.sizes), checked.sizes, labels, skip))
+    uses: list[str] = []
+    annotations = reader.annotations(checked.sizes)
+    table = ObjectTable.of(clean_annotations(annotations, checked.sizes, labels, skip, checked.problems, uses))
+    used = np.flatnonzero(np.array(uses) == USED)
+    for row in table.left_out:
+        uses[used[row]] = "duplicate_id"
     for identity in table.repeated:
         skip(BadAnnotation("duplicate_id", f"annotation {identity}"))
     reasons = ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
-    if bad.total() > wanted.max_bad_fraction * (bad.total() + len(table.table)):
+    wrong = bad.total() - bad["bad_image"]  # bad images have their own limit
+    if wrong > wanted.max_bad_fraction * (wrong + len(table.table)):
         limit = f"max_bad_fraction is {wanted.max_bad_fraction}"
-        raise UserError(f"{ctx.stage}: {bad.total()} annotations cannot be used ({limit}): {reasons}")
+        raise UserError(f"{ctx.stage}: {wrong} annotations cannot be used ({limit}): {reasons}")
     if bad:
         ctx.warn(f"{bad.total():,} annotations were left out: {reasons}; the first is {places[0]}")
     if not wanted.keep_empty:
@@ -100,6 +110,12 @@ def import_annotations(
         # An image that is bad for another reason keeps it.
         for number in np.flatnonzero(objects_per_image == 0).tolist():
             checked.problems.setdefault(number, BadSample("no_objects", images[number].key))
+    with LedgerWriter(ctx.directory / ANNOTATED_LEDGER) as ledger:
+        image_uses = [
+            checked.problems[number].reason if number in checked.problems else USED for number in range(len(images))
+        ]
+        ledger.add(Account.of_uses(wanted.source, "images", image_uses), {})
+        ledger.add(Account.of_uses(wanted.source, "annotations", uses), {})
     numbers = checked.numbers(len(images))
     table = table.renumbered(numbers)
     table.write(ctx.directory)

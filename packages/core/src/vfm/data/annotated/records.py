@@ -26,6 +26,7 @@ Reason = Literal[
     "unknown_image",
     "duplicate_id",
     "broken_file",
+    "bad_image",
 ]
 IGNORED = -1  # class of a pixel without label
 NOT_ALLOWED = -2  # class of a value that a label map must not have

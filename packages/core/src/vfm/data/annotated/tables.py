@@ -145,10 +145,17 @@ def write_images(directory: Path, rows: Iterable[ImageRow]) -> None:
 
 @dataclass(frozen=True)
 class ObjectTable:
-    """Objects of all images before they are written. `repeated` lists the identities that occur more than once."""
+    """Objects of all images before they are written.
+
+    Attributes:
+        table: the objects.
+        repeated: identities that occurred before, which were left out.
+        left_out: numbers of these objects among all.
+    """
 
     table: Any
     repeated: list[int]
+    left_out: Sequence[int] = ()
 
     @classmethod
     def of(cls, rows: Iterable[ObjectRow]) -> ObjectTable:
@@ -159,9 +166,10 @@ class ObjectTable:
         identity = table["identity"].filter(pa.array(known)).to_numpy()
         is_first = np.zeros(len(identity), dtype=bool)
         is_first[np.unique(identity, return_index=True)[1]] = True
+        left_out = np.flatnonzero(known)[~is_first]
         kept_mask = np.ones(len(table), dtype=bool)
-        kept_mask[np.flatnonzero(known)[~is_first]] = False
-        return cls(table.filter(pa.array(kept_mask)), [int(number) for number in identity[~is_first]])
+        kept_mask[left_out] = False
+        return cls(table.filter(pa.array(kept_mask)), identity[~is_first].tolist(), left_out.tolist())
 
     @property
     def image(self) -> NDArray[np.int64]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from vfm.base import UserError
 from vfm.data.ledger.account import Account
 from vfm.data.samples.images import IMAGE_EXTENSIONS
@@ -23,27 +25,26 @@ class FolderListing:
     def __init__(self, folder: str, account: Account | None = None) -> None:
         """List a folder."""
         self.root, self.account = folder.rstrip("/"), account or Account(folder, "entries")
-        self.names: list[str] = []
-        self.links: list[str] = []
-        self._numbers, self._link_numbers = array("q"), array("q")  # of the names and links, among all entries
         links: list[str] = []
         devices: list[str] = []
-        size = self._list(0, files.walk(folder, links, devices), self.names, self._numbers)
-        size = self._list(size, links, self.links, self._link_numbers)
-        self.account.leave(size, size + len(devices), "no_file")
-        self._size = size + len(devices)
+        names = list(files.walk(folder, links, devices))
+        num_entries = len(names) + len(links)
+        self.names, self._numbers = self._visible(names, 0)
+        self.links, self._link_numbers = self._visible(links, len(names))
+        self.account.leave(num_entries, num_entries + len(devices), "no_file")
+        self._size = num_entries + len(devices)
         self._given = bytearray(len(self.names))
 
-    def _list(self, number: int, names: Iterable[str], visible: list[str], numbers: array[int]) -> int:
-        """Sort names into hidden and visible ones, and return the number after the last."""
-        for name in names:
-            if "/." in f"/{name}":
-                self.account.leave(number, number + 1, "hidden")
-            else:
-                visible.append(name)
-                numbers.append(number)
-            number += 1
-        return number
+    def _visible(self, names: list[str], first: int) -> tuple[list[str], Sequence[int]]:
+        """Account for hidden names, and return the others with their numbers among all entries."""
+        hidden = [number for number, name in enumerate(names, first) if name[0] == "." or "/." in name]
+        for number in hidden:
+            self.account.leave(number, number + 1, "hidden")
+        numbers = range(first, first + len(names))
+        if not hidden:
+            return names, numbers
+        visible = np.setdiff1d(numbers, hidden)
+        return [names[number - first] for number in visible.tolist()], array("q", visible.tobytes())
 
     def path(self, name: str) -> str:
         """Join the folder and a name."""
@@ -81,9 +82,9 @@ class FolderListing:
 
     def finish(self) -> None:
         """Account for the names that belong to no sample."""
-        for number, is_given in zip(self._numbers, self._given, strict=True):
-            if not is_given:
-                self.account.leave(number, number + 1, "not_read")
+        for index in np.flatnonzero(np.frombuffer(self._given, dtype=np.uint8) == 0).tolist():
+            number = self._numbers[index]
+            self.account.leave(number, number + 1, "not_read")
         self.account.size = self._size
 
 

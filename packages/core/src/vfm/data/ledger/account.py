@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Literal, Self
 
 import numpy as np
@@ -61,6 +62,17 @@ class Account:
         """Create the account of a source with one use."""
         account = cls(source, unit, size=size)
         account.leave(0, size, use)
+        return account
+
+    @classmethod
+    def of_uses(cls, source: str, unit: Unit, uses: Sequence[str]) -> Self:
+        """Create the account of a source from the use of each unit."""
+        account = cls(source, unit, size=len(uses))
+        start = 0
+        for use, group in groupby(uses):
+            stop = start + sum(1 for _ in group)
+            account.leave(start, stop, use)
+            start = stop
         return account
 
     def give(self, start: int, stop: int, sample: int | None = None) -> None:

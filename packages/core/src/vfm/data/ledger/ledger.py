@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vfm.base import UserError
+from vfm.base import UserError, redacted
 from vfm.data.ledger.account import Account
 from vfm.storage.store_files import read_parquet
 
 LEDGER_FILE = "ledger.parquet"
+ANNOTATED_LEDGER = "annotated_ledger.parquet"  # of the images and annotations that a reader of annotations lists
 ROWS_AT_A_TIME = 1 << 17
 REPEATED = ["source", "unit", "use"]  # columns of few values
 SCHEMA = pa.schema(
@@ -57,7 +58,7 @@ class LedgerWriter:
             raise UserError(f"{account.source}: {account.unit} {error}; please report this") from None
         count = len(runs.starts)
         columns = [
-            _repeated(self._address(account.source), count),
+            _repeated(redacted(self._address(account.source)), count),
             _repeated(account.unit, count),
             pa.array(runs.starts),
             pa.array(runs.stops),
