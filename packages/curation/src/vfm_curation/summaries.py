@@ -93,6 +93,7 @@ def with_progress(
         num_shown = Counter(reason for reason, _ in summary.bad_shown)
         ctx.bad.update(summary.bad - num_shown)
         num_texts += summary.num_texts
+        # A clock may not advance between two calls.
         seconds = max(1e-9, time.monotonic() - begun)
         times = {
             "texts_per_second": round(num_texts / seconds),

@@ -16,6 +16,7 @@ def number(value: object) -> str:
         return DASH
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
+    # Above 1e15 a float no longer holds every whole number.
     if isinstance(value, int) or (value.is_integer() and 1e3 <= abs(value) < 1e15):
         text = f"{value:,.0f}"
     elif not math.isfinite(value) or value == 0 or 1e-3 <= abs(value) < 1e4:
@@ -67,6 +68,7 @@ def duration(seconds: float) -> str:
     """Format seconds as `< 0.1 s`, `0.4 s`, `12 s`, `4 min 05 s` or `2 h 05 min`."""
     if seconds < 0.05:
         return f"<{NO_BREAK}0.1{NO_BREAK}s"
+    # From here on, one decimal would be rounded to 10.0.
     if seconds < 9.95:
         return f"{seconds:.1f}{NO_BREAK}s"
     minutes, rest = divmod(round(seconds), 60)

@@ -82,6 +82,7 @@ MEANINGS = (
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Suggest a similar word, such as `; did you mean 'steps'?`, or list the known words if they are few."""
     known = sorted(set(known))
+    # difflib's default, which allows two mistakes in a word of usual length.
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
         return f"; did you mean '{near[0]}'?"

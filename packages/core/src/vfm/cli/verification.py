@@ -41,6 +41,7 @@ class Read:
     @property
     def rate(self) -> str:
         """Bytes, seconds and bytes per second, as text."""
+        # A clock may not advance between two calls.
         seconds = max(1e-9, time.monotonic() - self.begun)
         return f"{self.count:,} bytes in {seconds:.1f} s ({self.count / seconds / 1e6:,.0f} MB/s)"
 

@@ -93,6 +93,7 @@ class PanopticQuality:
         known = size > 0
         quality = np.where(known, iou / np.where(known, size, 1), np.nan)
         recognition = np.where(known, true / np.where(known, size, 1), np.nan)
+        # Without a matched segment the sum of IoUs is 0, and so is the quotient.
         return {"pq": quality, "sq": np.where(known, iou / np.maximum(true, 1e-12), np.nan), "rq": recognition}
 
     def scores(self, things: NDArray[np.bool_], num_resamples: int = NUM_RESAMPLES) -> list[ResampledScore]:

@@ -180,6 +180,7 @@ def t_for_target_size(expected_size: Callable[[float], float], target_size: int,
         else:
             low, below, above = middle, gap, above / 2 if last == side else above
         last = side
+        # The size jumps where a count equals t, so no t may be within half a text of the target.
         if high - low <= 1e-9 * high:
             break
     return high

@@ -152,6 +152,7 @@ def build_classifier(
 def init_head(head: Any, scale: float, seed: int) -> None:
     """Draw a head's weights with standard deviation 0.02 times `scale`, and zero its bias. Skip heads on `meta`."""
     if not head.weight.is_meta:
+        # BEiT's rule: a small head lets the encoder's features change slowly at first.
         nn.init.trunc_normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
             head.weight.mul_(scale)

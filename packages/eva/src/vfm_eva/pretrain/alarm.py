@@ -77,6 +77,7 @@ class PretrainAlarm(Alarm):
         scale = max(1 + constant, 1e-6)  # from the constant prediction to a perfect one, whose loss is -1
         gain, best_gain = (constant - loss) / scale, (constant - self.best_loss) / scale
         prefix = f"teacher {self.teacher}, " if self.teacher else ""
+        # Cosines of more than 0.999 with one another.
         if target_variety < 1e-3:
             yield (
                 "equal targets",

@@ -87,6 +87,7 @@ class EvaTask(Task[EvaInputs]):
         if self.teaches_class_token:
             check_class_token(student)
         generator = torch.Generator().manual_seed(seed + 1)  # not `seed`, from which the student may be drawn
+        # The usual standard deviation of tokens, which `student.init` may replace by a paper's.
         nn.init.trunc_normal_(self.mask_token, std=0.02, generator=generator)
         for head in dict(self._heads()).values():
             nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)

@@ -56,6 +56,7 @@ def init_weights(task: EvaTask, init: Init, seed: int) -> None:
 
 
 def _eva01(task: EvaTask, generator: Generator) -> None:
+    # 0.015 and not ViT's 0.02, as in EVA's code for the giant model.
     _draw_linears(task, lambda weight: _truncated_normal(weight, 0.015, generator))
     _truncated_normal(_patch_weight(task), 0.015, generator)
     bias = _embed(task).bias

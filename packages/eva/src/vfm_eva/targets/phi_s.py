@@ -78,6 +78,7 @@ class PhiS(Statistics):
         mean = total / count
         covariance = products / count - torch.outer(mean, mean)
         scale = covariance.trace().div(len(mean)).clamp(min=0).sqrt()
+        # A spread of this size is rounding of the features themselves.
         if scale <= 1e-6 * mean.abs().max():
             raise UserError("phi_s: the teacher's features are equal everywhere: nothing can be learned from them")
         return cls(mean.float(), equal_variances(covariance).float(), scale.float())

@@ -85,6 +85,7 @@ def pair_statistics_kernel(
         )
         positive += tl.sum(tl.where((offset + rows)[:, None] == keys[None, :], logits, 0.0), axis=1)
         is_pair = is_row[:, None] & is_key[None, :]
+        # Not -inf: a row without a key would compute -inf - (-inf) = NaN.
         logits = tl.where(is_pair, logits, -1e30)
         before, largest = largest, tl.maximum(largest, tl.max(logits, axis=1))
         of_rows = tl.where(is_pair, tl.exp(logits - largest[:, None]), 0.0)
@@ -128,6 +129,7 @@ def pair_gradients_kernel(
     logits = logits_tile(
         image, text, rows, keys, first + num_rows, num, width, factor, BLOCK_ROWS, BLOCK_KEYS, BLOCK_WIDTH, PRECISION
     )
+    # Rows and keys beyond the end get an exponent of -1e30, and so a probability of 0.
     of_rows = tl.exp(logits - tl.load(row_largest + rows, is_row, 1e30)[:, None])
     of_keys = tl.exp(logits - tl.load(key_largest + keys, is_key, 1e30)[None, :])
     grad = of_rows / tl.load(row_total + rows, is_row, 1.0)[:, None]

@@ -34,6 +34,7 @@ def add_annotation_panels(ctx: Context, dataset: AnnotatedImages) -> None:
 def palette(count: int) -> NDArray[np.uint8]:
     """Create distinct colours, (count, 3), with hues spaced by the golden ratio and two lightnesses."""
     number = np.arange(count)
+    # Steps of the golden ratio keep any number of first hues far apart.
     hue = (0.1 + 0.618034 * number) % 1
     channels = np.clip(np.abs((hue[:, None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     return np.asarray((255 * channels * np.where(number % 2, 0.65, 1.0)[:, None]).astype(np.uint8))

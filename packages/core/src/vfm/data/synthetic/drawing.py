@@ -163,6 +163,7 @@ def _coverage(scene: Scene, x: Floats, y: Floats, pixel: float) -> Floats:
     distance = table(x, y)
     # Widths are fractions of the object, at least about a pixel, and at most what the shape's thickness allows.
     if scene.structure == "outline":
+        # At least a pixel wide, or a small image would lose the line, and at most a quarter of the shape.
         half_width = min(max(0.09, 0.6 * pixel), 0.25 * depth)
         distance = np.abs(distance + half_width) - half_width
     elif scene.structure == "hole":
@@ -219,6 +220,7 @@ def _covered(depth: Floats) -> Floats:
 def _contrast(colour: Colour) -> RGB:
     """Choose a colour with contrast: black on light colours, white on dark colours."""
     red, green, blue = PALETTE[colour]
+    # The weights of luma (ITU-R BT.601).
     lightness = 0.3 * red + 0.59 * green + 0.11 * blue
     return (0.1, 0.1, 0.1) if lightness > 0.45 else (0.95, 0.95, 0.95)
 

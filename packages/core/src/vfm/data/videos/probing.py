@@ -79,6 +79,7 @@ class _Packets:
             return self.declared_rate, False
         steps = np.diff(np.sort(times))
         mean = float(steps.mean())
+        # One tick of the clock is rounding of the timestamps, not a varying rate.
         varies = bool((np.abs(steps - np.median(steps)) > max(1.01, RATE_TOLERANCE * np.median(steps))).any())
         return (1 / (mean * self.unit) if mean > 0 else self.declared_rate), varies
 

@@ -62,6 +62,7 @@ def score_mmvp_vlm(
         result = mmvp_vlm(np.stack(choices.logits[name]), truth)
         # The two statements of a pair share its images, so for single statements the pairs are the independent items.
         single = Accuracy("statement_accuracy", result.right.ravel(), np.repeat(np.arange(len(truth)), 2), chance=0.5)
+        # Both questions of a pair must be right, each a choice of two.
         pairs = Accuracy("pair_accuracy", result.correct, chance=0.25)
         aligned = Accuracy("aligned_pairs", result.aligned, chance=0.5)
         parts = _by_pattern("pair_accuracy", result.correct, choices, np.full(len(truth), 0.25))

@@ -44,6 +44,7 @@ class AttentiveHead(nn.Module):
         self.query = nn.Parameter(torch.empty(width))
         self.keys, self.values = nn.Linear(width, width, bias=False), nn.Linear(width, width)
         self.out, self.linear = nn.Linear(width, width), nn.Linear(width, num_classes)
+        # As the tokens of vision transformers are drawn.
         nn.init.normal_(self.query, std=0.02, generator=generator)
         for layer in (self.keys, self.values, self.out):
             nn.init.xavier_uniform_(layer.weight, generator=generator)

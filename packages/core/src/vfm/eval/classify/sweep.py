@@ -191,6 +191,7 @@ def quality(scores: NDArray[np.floating], targets: Tensor) -> float:
 
 def _optimizer(solver: Solver, head: nn.Module) -> torch.optim.Optimizer:
     kinds: dict[Solver, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+        # The rate is set in each step, so the one given here is never used.
         "sgd": lambda params: torch.optim.SGD(params, lr=0.0, momentum=0.9),
         "lars": _lars,
         "adamw": lambda params: torch.optim.AdamW(params, lr=0.0, weight_decay=0.0),

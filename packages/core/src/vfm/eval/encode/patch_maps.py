@@ -229,6 +229,7 @@ def _attention(model: Any, pixels: Tensor, num_patches: int) -> list[Tensor]:
 
 def _stretched(values: Tensor) -> Tensor:
     low, high = torch.quantile(values, torch.tensor(CUT, dtype=values.dtype))
+    # Equal values have no range, and stay black.
     stretched: Tensor = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
     return stretched
 

@@ -191,6 +191,7 @@ def embed_videos(
             mean = model.features(clips[0]).mean(axis=0)
             keys.append(source[number].key)
             texts.append(class_names[source.labels[number]] if class_names else None)
+            # Opposite views of a video may cancel, and a zero mean has no direction.
             vectors.append(mean / max(float(np.linalg.norm(mean)), 1e-12))
         if keys:
             embeddings = np.stack(vectors).astype(np.float32)

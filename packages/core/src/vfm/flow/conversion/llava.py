@@ -174,6 +174,7 @@ def _rates(draft: Draft) -> Fields:
         draft.lose("optim", "the recipe has adamw")
     optimizer: Fields = {
         "type": "adamw",
+        # The defaults of transformers' Trainer, which runs LLaVA.
         "betas": [arguments.number("adam_beta1", 0.9), arguments.number("adam_beta2", 0.999)],
         "eps": arguments.number("adam_epsilon", 1e-8),
         "weight_decay": arguments.number("weight_decay", 0.0),

@@ -233,6 +233,7 @@ def _optimizer(draft: Draft, model: str) -> Fields:
     arguments = draft.arguments
     is_vit = "vit" in model.lower()
     family, _, algorithm = arguments.text("opt", "adamw").rpartition("/")
+    # open_clip's defaults, which differ for vision transformers and ResNets.
     betas = [arguments.number("beta1", 0.9), arguments.number("beta2", 0.98 if is_vit else 0.999)]
     fields: Fields = {"type": algorithm, "betas": betas, "eps": arguments.number("eps", 1e-6 if is_vit else 1e-8)}
     if algorithm == "sgd":

@@ -195,6 +195,7 @@ def _rates(draft: Draft) -> Fields:
         share = batch / arguments.count("lr-base-size", 256)
         default = "sqrt" if any(part in arguments.text("opt") for part in ("ada", "lamb")) else "linear"
         scale = arguments.text("lr-base-scale") or default
+        # timm's rule if no rate is given: a base rate for 256 images, scaled with the batch.
         lr = (arguments.number("lr-base", 0.1) or 0) * (share**0.5 if scale == "sqrt" else share)
     warmup = arguments.number("warmup-epochs", 5) or 0
     steps = _steps(draft, warmup, batch) if warmup else 0
@@ -232,6 +233,7 @@ def _optimizer(draft: Draft) -> Fields:
         fields |= {"betas": betas or [0.9, 0.999], "eps": arguments.number("opt-eps") or 1e-8}
     if arguments.text("clip-mode", "norm") != "norm":
         draft.lose("clip-mode", "the recipe limits the norm")
+    # timm's default, which is meant for SGD.
     fields["weight_decay"] = arguments.number("weight-decay", 2e-5)
     return fields | not_empty({"grad_clip_norm": arguments.number("clip-grad")})
 

@@ -55,6 +55,7 @@ class Throughput:
         """
         if not self.flops:
             return {}
+        # Without repeated passes: mfu counts what the model needs, hfu what the device computes.
         rate = (self.flops - self.repeated) * steps / seconds / 1e12
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)

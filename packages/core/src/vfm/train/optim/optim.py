@@ -68,6 +68,7 @@ def check_optimizer(config: Optimizer) -> None:
         UserError: If the optimizer does not work with its settings.
     """
     params = [torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,))]
+    # A matrix and a vector, since some optimizers treat them differently.
     groups = [{"params": [param], "lr_scale": 1.0, "weight_decay": 0.1} for param in params]
     optimizer: torch.optim.Optimizer = config.build(groups, 0.1)
     for param in params:

@@ -67,6 +67,7 @@ class MaskHead(nn.Module):
         self.masks = nn.Conv2d(channels, num_classes, 1)
         nn.init.kaiming_normal_(self.upsample.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.upsample.bias)  # type: ignore[arg-type]
+        # detectron2's, so that all masks begin at one half.
         nn.init.normal_(self.masks.weight, std=0.001)
         nn.init.zeros_(self.masks.bias)  # type: ignore[arg-type]
 
@@ -82,5 +83,6 @@ def split(values: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _norm(channels: int) -> nn.Module:
+    # EVA's epsilon.
     norm: nn.Module = LayerNorm2d(channels, eps=1e-6)
     return norm

@@ -24,6 +24,7 @@ class LinearMapHead(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm2d(width * num_layers)
         self.classify = nn.Conv2d(width * num_layers, num_classes, kernel_size=1)
+        # mmsegmentation's, whose decode heads are initialised so.
         nn.init.normal_(self.classify.weight, std=0.01)
         nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
 
