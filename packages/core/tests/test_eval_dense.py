@@ -65,7 +65,7 @@ def test_a_models_detections_and_a_file_of_them_have_one_score(data: AnnotatedIm
     record = json.loads((second.path / "results/data_half_detection.json").read_text())
     assert (record["rule"], record["max_dets"], record["num_images"]) == ("coco", 100, 6)
     titles = {panel.title for panel in load_panels(second.path)}
-    assert {"Rule and recall", "Classes by box AP", "Where errors come from", "Worst pictures"} <= titles
+    assert {"Rule and recall", "Classes by box AP", "Where errors come from", "Worst images"} <= titles
     assert "Confusion matrix" in titles
 
 

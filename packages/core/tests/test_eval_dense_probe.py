@@ -160,7 +160,7 @@ def test_encoders_and_clip_towers_are_compared_on_the_same_pictures(tmp_path: Pa
     record = json.loads((report.path / "results/test_vit_dense_probe.json").read_text())
     assert record["resize_mode"] == "squash"
     assert record["lrs"][0] in (1e-3, 1e-2)
-    assert {"Classes by IoU", "Worst pictures"} <= {panel.title for panel in load_panels(report.path)}
+    assert {"Classes by IoU", "Worst images"} <= {panel.title for panel in load_panels(report.path)}
     again = evaluate(probe(train="train", lrs=[1e-3, 1e-2]), tmp_path / "b", train=train, test=test, **models)
     assert [one.value for one in again.metrics] == [one.value for one in report.metrics]
 

@@ -38,7 +38,26 @@ def test_answers_a_curve_and_the_main_metric_come_first(run: RunSummary, tmp_pat
     assert "Learning rate of this run" not in first
     assert "Some images" not in first
     assert page.count("Answers of the model") == 1
-    assert "zero_shot: top-1 accuracy 40.0 % (clip), 50.0 % (diva), n = 1,200, chance 10.0 %." in first
+    words = "zero_shot: top-1 accuracy 40.0 % (clip), 50.0 % (diva), n = 1,200, chance 10.0 %."
+    assert -1 < first.find(words) < first.find("Answers of the model")
+
+
+@pytest.mark.parametrize(("width", "shown"), [(128, 6), (640, 2)])
+def test_a_long_sheet_is_cut_on_the_first_screen_and_whole_in_its_stage(
+    width: int,
+    shown: int,
+    run: RunSummary,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    directory = run.stages[0].directory
+    photo(directory / "a.png", 8, 8)
+    pictures = [PanelImage(file="a.png", caption=f"image {number}", right=True) for number in range(9)]
+    ImagesPanel(title="Many images", order=1, pictures=pictures, width=width).save(directory)
+    page = written(run, tmp_path / "report.html")
+    captions = [f"image {number}" for number in range(9)]
+    assert [caption for caption in captions if caption in first_screen(page)] == captions[:shown]
+    stages = Elements(page[page.index('id="stages"') :]).words
+    assert [caption for caption in captions if caption in stages] == captions
 
 
 def test_panels_for_the_top_replace_them(run: RunSummary, tmp_path: Path) -> None:  # noqa: F811
@@ -70,6 +89,7 @@ def test_speed_waits_and_memory_are_charts_of_the_stage(run: RunSummary, tmp_pat
         ("acc1/tail", "top-1 accuracy, tail"),
         ("fs4_acc1", "top-1 accuracy from 4 images of a class"),
         ("image_retrieval_recall@5", "image retrieval, recall at 5"),
+        ("pq", "panoptic quality"),
         ("box_ap50", "box AP at IoU 0.50"),
         ("box_ap_small", "box AP, small"),
         ("some_metric_of_a_plugin", "some metric of a plugin"),

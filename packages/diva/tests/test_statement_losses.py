@@ -104,6 +104,6 @@ def test_a_table_that_cannot_be_made_is_a_warning_and_the_prior_is_exported(
     assert load_generator(prior).condition_map
     (warning,) = [event.data["message"] for event in events if event.type == "warning"]
     assert warning == (
-        "prior: a picture of the report cannot be drawn: ValueError: no image of the choices has both a right and a"
+        "prior: an image of the report cannot be drawn: ValueError: no image of the choices has both a right and a"
         " wrong statement"
     )

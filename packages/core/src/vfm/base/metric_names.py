@@ -22,7 +22,9 @@ WORDS = [
     (r"(box|mask)_ap(\d\d)", r"\1 AP at IoU 0.\2"),
     (r"(box|mask)_ap_(\w+)", r"\1 AP, \2"),
     (r"mIoU|miou", "mean IoU"),
-    (r"PQ", "panoptic quality (PQ)"),
+    (r"PQ|pq", "panoptic quality"),
+    (r"sq", "segmentation quality"),
+    (r"rq", "recognition quality"),
 ]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from vfm.base import metric_in_words, number_format
 from vfm.interfaces import ImagesPanel, LinesPanel
@@ -13,6 +14,7 @@ if TYPE_CHECKING:  # `drawing` imports matplotlib, an optional extra
     from vfm.report.drawing import Drawing
 
 MAX_LINES = 3  # results in words
+SHEET_WIDTH, IMAGE_GAP = 840, 14  # pixels of the page
 TRAINING_AXIS = "step"  # x axis of the curves of training runs
 
 
@@ -29,7 +31,7 @@ def main_results(tables: Sequence[ResultTable]) -> list[str]:
 
 
 def first_panels(drawings: Mapping[str, Sequence[Drawing]]) -> list[Drawing]:
-    """Select a sheet of images, and the first curve of the last training.
+    """Select a sheet of images, cut to a row or two, and the first curve of the last training.
 
     The sheet is the first one that shows answers, since a recipe names its main evaluation and its main two models
     first. Without answers it is the last one.
@@ -42,9 +44,19 @@ def first_panels(drawings: Mapping[str, Sequence[Drawing]]) -> list[Drawing]:
     curves: list[Drawing] = []
     for panels in drawings.values():
         for drawing in panels:
-            if isinstance(drawing.panel, ImagesPanel):
+            if isinstance(drawing.panel, ImagesPanel) and drawing.panel.pictures:
                 sheets.append(drawing)
                 if any(image.right is not None for image in drawing.panel.pictures):
                     answers.append(drawing)
         curves += [d for d in panels if isinstance(d.panel, LinesPanel) and d.panel.x_label == TRAINING_AXIS][:1]
-    return [*(answers[:1] or sheets[-1:]), *curves[-1:]]
+    return [*map(_cut, answers[:1] or sheets[-1:]), *curves[-1:]]
+
+
+def _cut(sheet: Drawing) -> Drawing:
+    """Cut a sheet to the first row, or to two rows if a row has one image. The stage keeps the whole sheet."""
+    grid: Any = sheet.content
+    assert isinstance(sheet.panel, ImagesPanel)
+    shown = max(2, (SHEET_WIDTH + IMAGE_GAP) // (sheet.panel.width + IMAGE_GAP))
+    if not grid or len(grid.images) <= shown:
+        return sheet
+    return replace(sheet, content=replace(grid, images=grid.images[:shown]))

@@ -191,7 +191,7 @@ def render(
         sections: one for each stage.
         findings: the comparisons of the page, corrected for their number.
         path: the file.
-        says: sentences on the main results, before the sentences on the comparisons.
+        says: sentences on the main results for the top of the page.
 
     Raises:
         UserError: If jinja2 is not installed.
@@ -216,7 +216,8 @@ def render(
     page = environment.get_template("page.html.j2").render(
         run=run,
         headline=headline,
-        says=[*says, *conclusions(findings)],
+        says=says,
+        concluded=conclusions(findings),
         corrections=corrections(findings),
         tests=sorted({finding.test.test for finding in findings}),
         front=front,

@@ -68,10 +68,13 @@ def _flipped(item: Choice, before: NDArray[np.bool_], after: NDArray[np.bool_]) 
         words = " / ".join(f"“{item.statements[s]}”" for s in matches) or "no statement"
         # Outcomes are per statement or, with a length of 1, for the whole item.
         which = matches[0] if matches and len(before) == len(item.statements) else 0
-        caption = f"{item.pattern}: {words} · {_word(before[which])} → {_word(after[which])}"
+        caption = f"{item.pattern}: {words} · {_outcome(before[which], after[which])}"
         shown.append(CaptionedImage(Image.open(BytesIO(data)), caption, bool(after[which])))
     return shown
 
 
-def _word(right: bool) -> str:
-    return "right" if right else "wrong"
+def _outcome(before: bool, after: bool) -> str:
+    words = {True: "right", False: "wrong"}
+    if before == after:
+        return f"{words[bool(after)]} with both"
+    return f"{words[bool(before)]} → {words[bool(after)]}"

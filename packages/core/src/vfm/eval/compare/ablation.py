@@ -58,12 +58,15 @@ def compare_steps(config: Ablation, ctx: Context) -> Report:
     """Collect the comparison of each step, and write the panels for the top of the page."""
     results = [load_step(step, ctx.load(step.report)) for step in config.steps]
     text = "\n".join(in_words(result) for result in results)
-    ctx.panel(TextPanel(title="What each step adds", order=10, front=True, text=text))
+    brackets = "In brackets: the uncorrected 95 % interval of the gain."
+    ctx.panel(TextPanel(title="What each step adds", note=brackets, order=10, front=True, text=text))
     ctx.panel(steps_chart(results))
     gains = [result for result in results if result.gain.difference > 0]
     images = list(chain.from_iterable(_copied_images(result, ctx) for result in gains))
     if images:
-        note = f"Right with the step and wrong without it: up to {SHOWN} items of each step."
+        note = (
+            f"Right with the step and wrong without it: up to {SHOWN} images of each step. A pair is right as a whole."
+        )
         ctx.panel(ImagesPanel(title="New right answers", note=note, order=11, front=True, pictures=images))
     metrics: list[Metric] = []
     comparisons: list[Comparison] = []
@@ -98,11 +101,9 @@ def in_words(result: StepResult) -> str:
     """Describe the gain of a step and of its controls in two sentences."""
     gain, unit = result.gain, result.scores[0].unit
     before, after = result.score_of(gain.baseline), result.score_of(gain.model)
-    ends = f"uncorrected 95 % interval {change(gain.low, unit)} to {change(gain.high, unit)}"
-    text = (
-        f"{result.step.title}: {result.metric} {change(gain.difference, unit)} ({ends}),"
-        f" {quantity(before.value, unit)} → {quantity(after.value, unit)}."
-    )
+    scores = f"{quantity(before.value, unit)} → {quantity(after.value, unit)}"
+    ends = f"{change(gain.low, unit)} to {change(gain.high, unit)}"
+    text = f"{result.title} {scores}, {change(gain.difference, unit)} ({ends})."
     controls = [test for test in result.comparisons if test.model != gain.model]
     if not controls:
         return text

@@ -47,8 +47,8 @@ def add_map_panels(
     names = ", ".join(predicted)
     ctx.panel(
         ImagesPanel(
-            title="Worst pictures",
-            note=f"Each picture, its labels, and the maps of {names}, with the classes in them; by the share of right"
+            title="Worst images",
+            note=f"Each image, its labels, and the maps of {names}, with the classes in them; by the share of right"
             " pixels of the first model.",
             order=40,
             pictures=entries,

@@ -21,4 +21,4 @@ def show_panels(ctx: Context, *draws: Callable[[], Panel]) -> None:
             ctx.panel(draw())
         except Exception as error:
             reason = " ".join(str(error).split())[:200] or "no message"
-            ctx.warn(f"{ctx.stage}: a picture of the report cannot be drawn: {type(error).__name__}: {reason}")
+            ctx.warn(f"{ctx.stage}: an image of the report cannot be drawn: {type(error).__name__}: {reason}")
