@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vfm.data import DatasetSpec, Shard, write_index
+from vfm.interfaces import load_panels
 from vfm.plugin import Event, Metadata, Pool, UserError
 from vfm_curation.counts.matches import COUNTS_FILE, read_shards
 from vfm_curation.match.stages import MatchTexts
@@ -73,6 +74,11 @@ def test_a_text_is_matched_against_shared_entries_and_its_language(
     counts = np.load(matches.path / COUNTS_FILE)
     assert counts.tolist() == [3, 1, 1, 1, 1, 1, 1, 1, 1, 0]
     assert (matches.num_texts, matches.num_matched) == (8, 5)
+    bars, curve, table = load_panels(matches.path)
+    assert bars.values == [8.0, 5.0]
+    assert bars.note.startswith("62.5% of the texts have an entry, 1.38 entries each on average. 9 of 10 entries occur")
+    assert curve.series[0].y == [3.0, *[1.0] * 8]
+    assert table.rows[0] == ["OK", "any", "test", 3, 0.6]
     verified = matched(run_stage, make_pool, metadata, languages=["en", "de", "zh"], verify=True)
     assert found(verified) == found(matches)
 

@@ -11,12 +11,11 @@ import pyarrow as pa
 from vfm.plugin import BarsPanel, LinesPanel, Panel, Series, TablePanel
 from vfm_curation.balance.data_card import DataCard
 from vfm_curation.balance.subset import BalancedShard
+from vfm_curation.counts.count_panels import NUM_POINTS, NUM_SHOWN, ranked
 from vfm_curation.counts.probabilities import Floats, Integers, cumulative_share, tail_share
 from vfm_curation.metadata.function_words import function_words
 from vfm_curation.pool_texts import shortened
 
-NUM_POINTS = 200  # of a curve
-NUM_SHOWN = 20  # entries of a table
 MAX_THRESHOLDS = 5  # lines that mark t
 NUM_DECILES = 10
 EXAMPLES_A_DECILE = 2  # one that was kept and one that was dropped
@@ -47,7 +46,7 @@ def _seconds(card: DataCard) -> Panel:
 
 
 def _counts(card: DataCard) -> Panel:
-    series = [_ranked("before balancing", card.matched), _ranked("after balancing", card.kept)]
+    series = [ranked("before balancing", card.matched), ranked("after balancing", card.kept)]
     for name, t in islice(card.thresholds.items(), MAX_THRESHOLDS):
         number = max(1, int(np.count_nonzero(card.languages.of(card.matched, name))))
         series.append(Series(name=f"t{f' of {name}' if name else ''}", x=[1.0, float(number)], y=[t, t]))
@@ -57,14 +56,6 @@ def _counts(card: DataCard) -> Panel:
         note="Texts with each entry, most frequent entries first. About t texts of an entry above t are drawn for it;"
         " it keeps more, since texts are also kept for their rarer entries. Below t all are kept.",
     )  # fmt: skip
-
-
-def _ranked(name: str, counts: Integers) -> Series:
-    """Sort the counts that are not zero in descending order, and take them at log-spaced ranks."""
-    # Zeros have no place on a logarithmic axis.
-    counts = np.sort(counts[counts > 0])[::-1]
-    ranks = np.unique(np.geomspace(1, max(1, len(counts)), NUM_POINTS).round().astype(np.int64))[: len(counts)]
-    return Series(name=name, x=ranks.astype(float).tolist(), y=counts[ranks - 1].astype(float).tolist())
 
 
 def _head_and_tail(card: DataCard) -> Panel:

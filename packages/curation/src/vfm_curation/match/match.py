@@ -31,6 +31,7 @@ from vfm.plugin import (
     UserError,
     how_to_install,
 )
+from vfm_curation.counts.count_panels import panels_of_matches
 from vfm_curation.counts.entry_counts import total_counts, write_counts
 from vfm_curation.counts.matches import COUNTS_FILE, FOLDER, count_of_each, num_shards, of_table
 from vfm_curation.counts.sampled_texts import SAMPLE_FILE, SampledTexts
@@ -82,7 +83,10 @@ def match_texts(config: MatchTexts, ctx: Context) -> Matches:
             " whole words"
         )
     shards = range(num_shards(ctx.work))
-    np.save(ctx.directory / COUNTS_FILE, total_counts(job.statistics, shards, metadata.num_entries))
+    counts = total_counts(job.statistics, shards, metadata.num_entries)
+    np.save(ctx.directory / COUNTS_FILE, counts)
+    for panel in panels_of_matches(entries, counts, total.num_texts, total.num_matched):
+        ctx.panel(panel)
     drawn = SampledTexts.joined(SampledTexts.load(job.sample(shard)) for shard in shards)
     drawn.save(job.statistics / SAMPLE_FILE)
     (job.statistics / SAMPLE_FILE).rename(ctx.directory / SAMPLE_FILE)
