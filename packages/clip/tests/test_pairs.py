@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -93,10 +94,10 @@ def test_without_a_crop_images_are_preprocessed_as_in_an_evaluation(mode: str) -
     picture = Image.open(io.BytesIO(halves("red", "blue"))).resize((24, 40))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    seen = EvalTransform(facts)(buffer.getvalue(), 0)
+    seen = EvalTransform(facts).read(buffer.getvalue())
     assert np.array_equal(seen.permute(1, 2, 0).numpy(), facts.fit(picture))
     with pytest.raises(BadSample, match="unreadable_image"):
-        EvalTransform(facts)(b"no picture", 0)
+        EvalTransform(facts).read(b"no picture")
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -109,6 +110,21 @@ def test_random_crops_are_resized_with_the_models_interpolation(tmp_path: Path, 
     one = open_dataset(pool)[0]
     seen = made(one, drawn(0)).images.permute(1, 2, 0).numpy()
     assert np.array_equal(seen, clip.preprocess.fit(Image.open(io.BytesIO(one.image))))
+
+
+@pytest.mark.parametrize("pixels", ["exact", "fast", None])
+def test_a_batch_has_the_pairs_of_its_samples(pixels: Literal["exact", "fast"] | None) -> None:
+    made = make(
+        ImageTransform(16, scale=(0.3, 1.0), pixels=pixels) if pixels else EvalTransform(Preprocess(image_size=16))
+    )
+    samples, draws = [sample(f"one {n}", f"two {n}") for n in range(6)], [drawn(n) for n in range(6)]
+    contents = [made.read(each) for each in samples]
+    batch = made.join([made.use(content, draw) for content, draw in zip(contents, draws, strict=True)], draws)
+    for row, (each, draw) in enumerate(zip(samples, draws, strict=True)):
+        alone = made(each, draw)
+        assert torch.equal(batch.tokens[row], TOKENIZER([made.caption(each, draw.seed)])[0])
+        assert all(torch.equal(getattr(batch, name)[row], getattr(alone, name)) for name in ("images", "tokens", "uid"))
+    assert (pixels is None) == all(isinstance(content.image, torch.Tensor) for content in contents)
 
 
 @pytest.mark.parametrize("config", [VIT, EVA], ids=["vit", "eva"])

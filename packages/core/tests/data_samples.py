@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,21 @@ import torch
 from PIL import Image
 
 from vfm.data import (
+    BatchMake,
     DatasetSpec,
     ImageTransform,
     Sample,
     SampleDraw,
     Shard,
     text_key,
+    to_tensor,
     write_index,
     write_tar,
 )
 from vfm.data.samples.images import decode_image
 from vfm.interfaces import Context, Pool
 
+CROP = ImageTransform(8, scale=(0.5, 1.0))
 EN = DatasetSpec(texts={"en": "txt"})
 
 
@@ -106,3 +110,27 @@ def drawn_texts(sample: Sample, draw: SampleDraw) -> DrawnTexts:
     decode_image(sample.image, sample.key)
     texts = sorted(text for texts in sample.texts.values() for text in texts)
     return DrawnTexts(torch.tensor(text_key("\0".join(texts), "", len(texts)) >> 1), torch.tensor(draw.seed))
+
+
+@dataclass(frozen=True)
+class NumberTogether(BatchMake[tuple[int, Image.Image], Numbered]):
+    """Makes a sample's number, the seed of its draw, and a random crop plus noise that is drawn for the batch."""
+
+    def read(self, sample: Sample) -> tuple[int, Image.Image]:
+        return int(sample.key), decode_image(sample.image, sample.key)
+
+    def use(self, content: tuple[int, Image.Image], draw: SampleDraw) -> tuple[int, torch.Tensor]:
+        number, image = content
+        return number, to_tensor(CROP.apply(image, draw.seed))
+
+    def join(self, uses: Sequence[tuple[int, torch.Tensor]], draws: Sequence[SampleDraw]) -> Numbered:
+        numbers, images = zip(*uses, strict=True)
+        noise = torch.tensor([draw.seed % 100 for draw in draws], dtype=torch.uint8)
+        images = torch.stack(images) + noise[:, None, None, None]
+        return Numbered(torch.tensor(numbers), torch.tensor([draw.seed for draw in draws]), images)
+
+
+def number_alone(sample: Sample, draw: SampleDraw) -> Numbered:
+    """Make the inputs of `NumberTogether` for one sample; workers can import this function."""
+    noise = torch.tensor(draw.seed % 100, dtype=torch.uint8)
+    return Numbered(torch.tensor(int(sample.key)), torch.tensor(draw.seed), CROP(sample.image, draw.seed) + noise)

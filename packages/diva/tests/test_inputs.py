@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from diva_toy import draw_of
 from vfm.data import BadSample, ImageTransform, Sample
 from vfm.models import Preprocess
 from vfm_diva import LogitNormal
-from vfm_diva.generator.inputs import MakeImageInputs, MakePriorInputs
-from vfm_diva.generator.noise import NoiseSampler
+from vfm_diva.generator.inputs import CONDITION_STREAM, MakeImageInputs, MakePriorInputs, MakeTuneInputs
+from vfm_diva.generator.noise import NOISE_STREAM, NoiseSampler
 
 
 def sample(width: int = 50, height: int = 40, **texts: list[str]) -> Sample:
@@ -100,6 +101,34 @@ def test_conditions_are_drawn_in_their_shares(text_share: float, dropout: float)
     assert {int(row.tokens) for row in rows} == {1, 2}
     noise = torch.stack([row.condition_noise for row in rows])
     assert abs(noise.std() - 1) < 0.02
+
+
+@pytest.mark.parametrize("scale", [None, (0.3, 0.6)])
+def test_a_batch_has_the_draws_of_each_sample_alone(scale: tuple[float, float] | None) -> None:
+    prior = replace(make_conditioned(0.5, 0.3), images=replace(make(scale, num_times=3), sample_latents=True))
+    samples, draws = [sample(20 + n, 30, en=["a", "bb", "ccc"]) for n in range(7)], [draw_of(n) for n in range(7)]
+    uses = [prior.use(prior.read(one), draw) for one, draw in zip(samples, draws, strict=True)]
+    batch = prior.join(uses, draws)
+    for row, (one, draw) in enumerate(zip(samples, draws, strict=True)):
+        alone = prior(one, draw)
+        for name, value in vars(alone).items():
+            if name != "target_latents":
+                assert torch.equal(getattr(batch, name)[row], value), name
+        stream = torch.Generator().manual_seed(draw.seed ^ NOISE_STREAM)
+        assert torch.equal(batch.noise[row], torch.randn(3, 3, 8, 8, generator=stream))
+        assert torch.equal(batch.times[row], LogitNormal().build(3, stream))
+        rng = np.random.default_rng([draw.seed, CONDITION_STREAM])
+        assert batch.tokens[row].item() == 1 + rng.integers(3)
+        assert np.array_equal(batch.condition_noise[row].numpy(), rng.standard_normal(64, np.float32))
+        assert (batch.is_text[row], batch.is_empty[row]) == (rng.random() < 0.5, rng.random() < 0.3)
+
+
+def test_images_are_resized_once_unless_a_crop_is_drawn() -> None:
+    for fixed in (make(None), MakeTuneInputs(make(None), view=ImageTransform(8, scale=(0.5, 1.0)))):
+        content = fixed.read(sample())
+        assert all(fixed.use(content, draw_of(seed)) is content for seed in range(2))
+    for cropped in (make((0.3, 0.6)), make(None, flip=0.5)):
+        assert isinstance(cropped.read(sample()), Image.Image)
 
 
 def test_samples_without_a_caption_or_a_readable_image_are_bad() -> None:

@@ -58,7 +58,7 @@ class OnTheFly:
     def __call__(self, sample: Sample, draw: SampleDraw) -> TuneInputs:
         epoch = draw.step * self.batch_size // self.cache.num_samples
         crop = SampleDraw.of(self.cache.seed, epoch % self.cache.num_crops, draw.index)
-        noise, times = self.make.sampler(draw.seed)
+        noise, times = (drawn[0] for drawn in self.make.sampler([draw.seed]))
         return TuneInputs(**{**vars(self.make(sample, crop)), "noise": noise, "times": times})
 
 

@@ -41,7 +41,8 @@ def test_losses_equal_those_of_one_image_and_one_time_after_another(
     assert losses.shape == (34, 2)
     for place in (0, 33):
         pair, seed = pairs[place], SampleDraw.of(5, 0, place).seed
-        image, (noise, times) = to_tensor(TRANSFORM.apply(decode_image(pair.image, ""), seed)), SAMPLER(seed)
+        image = to_tensor(TRANSFORM.apply(decode_image(pair.image, ""), seed))
+        noise, times = (drawn[0] for drawn in SAMPLER([seed]))
         for column, statement in enumerate((pair.right, pair.wrong)):
             with torch.no_grad():
                 conditioning = task.condition_on_texts([statement])

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from vfm.data import (
     BadSample,
+    BatchMake,
     ImageTransform,
     Mixture,
     Sample,
@@ -51,13 +53,29 @@ class ClipInputs:
     weight: Tensor | None = None  # (n,) float32, weights of the pairs in the loss
 
 
+class Transform(Protocol):
+    """Makes the model's image from the bytes of a file."""
+
+    def read(self, data: bytes, where: str = "") -> Any:
+        """Decode an image. `where` is its address for errors.
+
+        Raises:
+            BadSample: the image cannot be decoded.
+        """
+        ...
+
+    def draw(self, decoded: Any, seed: int) -> Tensor:
+        """Make uint8 (3, S, S) of what `read` returned, with draws from a seed."""
+        ...
+
+
 @dataclass(frozen=True)
 class EvalTransform:
     """Preprocesses images as in evaluation, without random draws."""
 
     preprocess: Preprocess
 
-    def __call__(self, data: bytes, seed: int, where: str = "") -> Tensor:
+    def read(self, data: bytes, where: str = "") -> Tensor:
         """Decode and preprocess an image to uint8, (3, S, S).
 
         Raises:
@@ -65,10 +83,24 @@ class EvalTransform:
         """
         return to_tensor(self.preprocess.fit(decode_image(data, where)))
 
+    def draw(self, decoded: Tensor, seed: int) -> Tensor:
+        """Return the preprocessed image."""
+        return decoded
+
 
 @dataclass(frozen=True)
-class MakePair:
-    """Makes the inputs of a sample, with a crop and a caption drawn from the draw's seed.
+class PairContent:
+    """An image before its crop (after `use`: uint8 (3, S, S)), and its captions by language before one is drawn."""
+
+    image: Any
+    captions: Mapping[str, list[str]]
+    uid: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class MakePair(BatchMake[PairContent, ClipInputs]):
+    """Makes the inputs of samples, each with a crop and a caption drawn from its draw's seed.
 
     transform: an `ImageTransform` or an `EvalTransform`.
     tokenize: the model's tokenizer.
@@ -77,22 +109,32 @@ class MakePair:
     weight: column with the weight of the pair. None: all pairs are equal.
     """
 
-    transform: Callable[[bytes, int, str], Tensor]
+    transform: Transform
     tokenize: Callable[[list[str]], Tensor]
     weights: Mapping[str, float]
     weight: str | None = None
 
-    def __call__(self, sample: Sample, draw: SampleDraw) -> ClipInputs:
-        """Crop the image, draw a caption and tokenize it.
+    def read(self, sample: Sample) -> PairContent:
+        """Decode the image, and find the captions.
 
         Raises:
             BadSample: the sample has no caption in these languages, or its image cannot be read.
         """
-        # The caption before the image: a sample without one is then found without decoding.
-        tokens = self.tokenize([self.caption(sample, draw.seed)])[0]
-        image = self.transform(sample.image, draw.seed, sample.key)
-        weight = torch.tensor(weight_of(sample, self.weight)) if self.weight else None
-        return ClipInputs(image, tokens, torch.full((), _uid_hash(sample.uid)), weight)
+        captions = self._captions(sample)  # before the image: a sample without one is then found without decoding
+        image = self.transform.read(sample.image, sample.key)
+        weight = weight_of(sample, self.weight) if self.weight else 1.0
+        return PairContent(image, captions, _uid_hash(sample.uid), weight)
+
+    def use(self, content: PairContent, draw: SampleDraw) -> PairContent:
+        """Crop the image."""
+        return replace(content, image=self.transform.draw(content.image, draw.seed))
+
+    def join(self, uses: Sequence[PairContent], draws: Sequence[SampleDraw]) -> ClipInputs:
+        """Draw a caption of each image, and tokenize the captions."""
+        captions = [self._drawn(use.captions, draw.seed) for use, draw in zip(uses, draws, strict=True)]
+        uids = torch.tensor([use.uid for use in uses])
+        weights = torch.tensor([use.weight for use in uses]) if self.weight else None
+        return ClipInputs(torch.stack([use.image for use in uses]), self.tokenize(captions), uids, weights)
 
     def caption(self, sample: Sample, seed: int) -> str:
         """Draw a caption: first a language by its weight, then one of its captions uniformly.
@@ -100,17 +142,24 @@ class MakePair:
         Raises:
             BadSample: the sample has no caption in these languages.
         """
-        languages = [language for language in self.weights if sample.texts.get(language)]
-        if not languages:
+        return self._drawn(self._captions(sample), seed)
+
+    def _captions(self, sample: Sample) -> dict[str, list[str]]:
+        captions = {language: sample.texts[language] for language in self.weights if sample.texts.get(language)}
+        if not captions:
             raise BadSample("missing_caption", f"{sample.key} ({', '.join(self.weights)})")
-        captions = sample.texts[languages[0]]
-        if len(languages) == len(captions) == 1:
-            return captions[0]  # the usual case; creating a generator would take longer than everything else
+        return captions
+
+    def _drawn(self, captions: Mapping[str, list[str]], seed: int) -> str:
+        languages = list(captions)
+        texts = captions[languages[0]]
+        if len(languages) == len(texts) == 1:
+            return texts[0]  # the usual case; creating a generator would take longer than everything else
         draw = np.random.default_rng([seed, _CAPTION_STREAM])
         if len(languages) > 1:
             weights = np.array([self.weights[language] for language in languages])
-            captions = sample.texts[languages[int(draw.choice(len(languages), p=weights / weights.sum()))]]
-        return captions[draw.integers(len(captions))]
+            texts = captions[languages[int(draw.choice(len(languages), p=weights / weights.sum()))]]
+        return texts[draw.integers(len(texts))]
 
 
 def _uid_hash(uid: str) -> int:
@@ -176,7 +225,7 @@ def _first_samples(data: TrainingData[ClipInputs], make: MakePair) -> Iterator[C
         try:
             sample = data.source.sample(index, epoch)
             caption = make.caption(sample, seed)
-            pixels = make.transform(sample.image, seed, sample.key).permute(1, 2, 0).numpy()
+            pixels = make.transform.draw(make.transform.read(sample.image, sample.key), seed).permute(1, 2, 0).numpy()
         except BadSample:
             continue
         short = caption if len(caption) <= MAX_CAPTION else caption[:MAX_CAPTION] + "…"

@@ -36,7 +36,9 @@ from .loading.batch import (
     Ragged as Ragged,
     SampleDraw as SampleDraw,
     map_tensors as map_tensors,
+    stacked as stacked,
 )
+from .loading.batch_make import BatchMake as BatchMake
 from .loading.cache_filling import MakeCrops as MakeCrops, SampleCrops as SampleCrops, fill_cache as fill_cache
 from .loading.eval_loader import eval_batches as eval_batches, ordered_batches as ordered_batches
 from .loading.loader import TrainingData as TrainingData, prefetch as prefetch

@@ -1,4 +1,4 @@
-"""Inputs of training: from a sample to tensors. Everything random is drawn from the sample's own seed.
+"""Inputs of training: from samples to tensors. Everything random is drawn from the sample's own seed.
 
 A step therefore has the same crops, noise, times and conditions with any micro-batches, workers and processes.
 """
@@ -8,16 +8,27 @@ A step therefore has the same crops, noise, times and conditions with any micro-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vfm.data import BadSample, Batch, ImageTransform, Sample, SampleDraw, TrainingData, decode_image, to_tensor
+from vfm.data import (
+    BadSample,
+    Batch,
+    BatchMake,
+    ImageTransform,
+    Sample,
+    SampleDraw,
+    TrainingData,
+    decode_image,
+    stacked,
+    to_tensor,
+)
 from vfm.models import Preprocess
 from vfm.train import Frozen
 from vfm_diva.generator.latents import StoredLatents
@@ -83,7 +94,16 @@ class PriorInputs(ImageInputs):
 
 
 @dataclass(frozen=True)
-class MakeImageInputs:
+class ImageUse:
+    """Images or cached latents of a sample, as in `ImageInputs`."""
+
+    images: Tensor
+    target_images: Tensor | None = None
+    target_latents: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class MakeImageInputs(BatchMake[Image.Image | ImageUse, ImageInputs]):
     """Makes `ImageInputs`. Both images are resized from the decoded image with antialiasing, as in evaluation.
 
     transform: makes the generator's image.
@@ -99,31 +119,35 @@ class MakeImageInputs:
     stored: StoredLatents | None = None
     sample_latents: bool = False
 
-    def __call__(self, sample: Sample, draw: SampleDraw) -> ImageInputs:
-        """Make the inputs of a sample.
+    def read(self, sample: Sample) -> Image.Image | ImageUse:
+        """Decode the image of a sample, and resize it if no crop is drawn. Raises BadSample."""
+        image = decode_image(sample.image, sample.key)
+        return image if self.transform.is_random or self.stored else self._images(image, 0)
+
+    def use(self, content: Image.Image | ImageUse, draw: SampleDraw) -> ImageUse:
+        """Crop the image, or load its latents.
 
         Raises:
-            BadSample: its image is unreadable, or was when latents were cached.
+            BadSample: it was unreadable when latents were cached.
         """
-        noise, times = self.sampler(draw.seed)
-        if self.stored:
-            crop_seed, latents = self.stored(draw)
-            image = decode_image(sample.image, sample.key)
-            return ImageInputs(
-                images=self._clip_image(image, crop_seed), target_latents=latents, noise=noise, times=times
-            )
-        image = decode_image(sample.image, sample.key)
+        if isinstance(content, ImageUse):
+            return content
+        if not self.stored:
+            return self._images(content, draw.seed)
+        crop_seed, latents = self.stored(draw)
+        return ImageUse(self._clip_image(content, crop_seed), target_latents=latents)
+
+    def join(self, uses: Sequence[ImageUse], draws: Sequence[SampleDraw]) -> ImageInputs:
+        """Draw noise and times of a batch."""
+        noise, times = self.sampler([draw.seed for draw in draws])
         latent_noise = None
-        if self.sample_latents:
-            generator = torch.Generator().manual_seed(draw.seed ^ LATENT_STREAM)
-            latent_noise = torch.randn(noise.shape[1:], generator=generator)
-        return ImageInputs(
-            images=self._clip_image(image, draw.seed),
-            target_images=to_tensor(self.transform.apply(image, draw.seed)),
-            latent_noise=latent_noise,
-            noise=noise,
-            times=times,
-        )
+        if self.sample_latents and not self.stored:
+            streams = [torch.Generator().manual_seed(draw.seed ^ LATENT_STREAM) for draw in draws]
+            latent_noise = torch.stack([torch.randn(noise.shape[2:], generator=stream) for stream in streams])
+        return ImageInputs(**vars(stacked(uses)), latent_noise=latent_noise, noise=noise, times=times)
+
+    def _images(self, image: Image.Image, seed: int) -> ImageUse:
+        return ImageUse(self._clip_image(image, seed), to_tensor(self.transform.apply(image, seed)))
 
     def _clip_image(self, image: Image.Image, seed: int) -> Tensor:
         # Without random crops CLIP sees the image as in evaluation.
@@ -136,27 +160,46 @@ class MakeImageInputs:
 
 
 @dataclass(frozen=True)
-class MakeTuneInputs:
+class MakeTuneInputs(BatchMake[Image.Image | ImageUse, TuneInputs]):
     """Makes `TuneInputs`, with `num_draws` random numbers for the choice of patches, and a second crop by `view`."""
 
     images: MakeImageInputs
     num_draws: int = 0
     view: ImageTransform | None = None
 
-    def __call__(self, sample: Sample, draw: SampleDraw) -> TuneInputs:
-        """Make the inputs of a sample. Errors are as in `MakeImageInputs`."""
-        draws = None
+    def read(self, sample: Sample) -> Image.Image | ImageUse:
+        """Decode the image of a sample, as `MakeImageInputs`."""
+        return self.images.read(sample)
+
+    def use(self, content: Image.Image | ImageUse, draw: SampleDraw) -> ImageUse:
+        """Crop the image, or load its latents, as `MakeImageInputs`."""
+        return self.images.use(content, draw)
+
+    def join(self, uses: Sequence[ImageUse], draws: Sequence[SampleDraw]) -> TuneInputs:
+        """Draw noise, times, patches and second crops of a batch."""
+        inputs, patch_draws, views = self.images.join(uses, draws), None, None
         if self.num_draws:
-            draws = torch.rand(self.num_draws, generator=torch.Generator().manual_seed(draw.seed ^ PATCH_STREAM))
-        inputs, views = self.images(sample, draw), None
+            streams = [torch.Generator().manual_seed(draw.seed ^ PATCH_STREAM) for draw in draws]
+            patch_draws = torch.stack([torch.rand(self.num_draws, generator=stream) for stream in streams])
         if self.view:
-            first = Image.fromarray(inputs.images.permute(1, 2, 0).numpy())
-            views = to_tensor(self.view.apply(first, draw.seed ^ VIEW_STREAM))
-        return TuneInputs(**vars(inputs), patch_draws=draws, views=views)
+            crops = []
+            for image, draw in zip(inputs.images, draws, strict=True):
+                first = Image.fromarray(image.permute(1, 2, 0).numpy())
+                crops.append(to_tensor(self.view.apply(first, draw.seed ^ VIEW_STREAM)))
+            views = torch.stack(crops)
+        return TuneInputs(**vars(inputs), patch_draws=patch_draws, views=views)
 
 
 @dataclass(frozen=True)
-class MakePriorInputs:
+class CaptionedImage:
+    """An image before or after its crop, and its captions in the language of the training."""
+
+    image: Any
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class MakePriorInputs(BatchMake[CaptionedImage, PriorInputs]):
     """Makes `PriorInputs`. If an image has several captions, one is drawn. With `text_share` 0 it needs none.
 
     images: makes the images.
@@ -174,24 +217,37 @@ class MakePriorInputs:
     text_share: float
     dropout: float
 
-    def __call__(self, sample: Sample, draw: SampleDraw) -> PriorInputs:
-        """Make the inputs of a sample.
+    def read(self, sample: Sample) -> CaptionedImage:
+        """Decode the image of a sample, and find its captions.
 
         Raises:
-            BadSample: it has no caption in the language, or its image is unusable, as in `MakeImageInputs`.
+            BadSample: it has no caption in the language, or its image is unreadable.
         """
         captions = sample.texts.get(self.language) or ([] if self.text_share else [""])
         if not captions:
             raise BadSample("missing_caption", f"{sample.key} ({self.language})")
-        # All four draws are made for each sample, whatever is used of them, so that no setting changes another draw.
-        rng = np.random.default_rng([draw.seed, CONDITION_STREAM])
-        caption = captions[rng.integers(len(captions))]
-        noise = rng.standard_normal(self.embed_dim, np.float32)
+        return CaptionedImage(self.images.read(sample), captions)
+
+    def use(self, content: CaptionedImage, draw: SampleDraw) -> CaptionedImage:
+        """Crop the image, or load its latents, as `MakeImageInputs`."""
+        return CaptionedImage(self.images.use(content.image, draw), content.captions)
+
+    def join(self, uses: Sequence[CaptionedImage], draws: Sequence[SampleDraw]) -> PriorInputs:
+        """Draw captions, conditions, noise and times of a batch."""
+        noise = np.empty((len(draws), self.embed_dim), np.float32)
+        captions, conditions = [], []
+        for row, use, draw in zip(noise, uses, draws, strict=True):
+            # All four draws are made for each sample, whatever is used, so that no setting changes another draw.
+            rng = np.random.default_rng([draw.seed, CONDITION_STREAM])
+            captions.append(use.captions[rng.integers(len(use.captions))])
+            rng.standard_normal(dtype=np.float32, out=row)
+            conditions.append((rng.random() < self.text_share, rng.random() < self.dropout))
+        is_text, is_empty = torch.tensor(conditions).unbind(dim=1)
         return PriorInputs(
-            **vars(self.images(sample, draw)),
-            tokens=self.tokenize([caption])[0],
-            is_text=torch.tensor(rng.random() < self.text_share),
-            is_empty=torch.tensor(rng.random() < self.dropout),
+            **vars(self.images.join([use.image for use in uses], draws)),
+            tokens=self.tokenize(captions),
+            is_text=is_text,
+            is_empty=is_empty,
             condition_noise=torch.from_numpy(noise),
         )
 

@@ -1,9 +1,10 @@
-"""Noise and diffusion times of a sample, drawn from the sample's own seed."""
+"""Noise and diffusion times of samples, each drawn from the sample's own seed."""
 
-# C channels, h side of the denoised sample, N times
+# B batch, C channels, h side of the denoised sample, N times
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ NOISE_STREAM = 0x6E6F6973  # separates the draws of noise and times from the cro
 
 @dataclass(frozen=True)
 class NoiseSampler:
-    """Draws the noise and the times of a sample.
+    """Draws the noise and the times of a batch, each sample's by itself.
 
     shape: shape of the noise, (C, h, h).
     num_times: number N of times.
@@ -28,12 +29,14 @@ class NoiseSampler:
     num_times: int
     timesteps: Timesteps
 
-    def __call__(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Draw unit-normal noise, (N, C, h, h), and times in [0, 1), (N,)."""
-        generator = torch.Generator().manual_seed(seed ^ NOISE_STREAM)
-        noise = torch.randn(self.num_times, *self.shape, generator=generator)
-        times: Tensor = self.timesteps.build(self.num_times, generator)
-        return noise, times
+    def __call__(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Draw unit-normal noise, (B, N, C, h, h), and times in [0, 1), (B, N), from the seed of each sample."""
+        noise = torch.empty(len(seeds), self.num_times, *self.shape)
+        times, generator = [], torch.Generator()
+        for row, seed in zip(noise, seeds, strict=True):
+            torch.randn(row.shape, generator=generator.manual_seed(seed ^ NOISE_STREAM), out=row)
+            times.append(self.timesteps.build(self.num_times, generator))
+        return noise, torch.stack(times)
 
 
 def uniform_times(config: Uniform, num_times: int, generator: torch.Generator) -> Tensor:

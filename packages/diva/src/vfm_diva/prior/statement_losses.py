@@ -92,7 +92,7 @@ def statement_losses(
             for pair, drawn in zip(chunk, seeds, strict=True):
                 image = decode_image(pair.image, pair.item)
                 images.append(to_tensor(transform.apply(image, drawn)))
-            noise, times = (torch.stack(each).to(device) for each in zip(*map(sampler, seeds), strict=True))
+            noise, times = (drawn.to(device) for drawn in sampler(seeds))
             x0 = task.space(torch.stack(images).to(device))
             errors = []
             for texts in ([pair.right for pair in chunk], [pair.wrong for pair in chunk]):

@@ -7,9 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from vfm.data import CachedTensors, ImageTransform, Sample, SampleDraw, decode_image, to_tensor
+from vfm.data import BatchMake, CachedTensors, ImageTransform, Sample, SampleDraw, decode_image, to_tensor
 from vfm.models import Preprocess
 
 __all__ = ["EvaInputs", "EvaViews", "MakeViews", "MakeWithTargets", "TeacherInputs", "crop_transform"]
@@ -58,7 +59,7 @@ def crop_transform(crop_scale: tuple[float, float] | None, flip: float, preproce
 
 
 @dataclass(frozen=True)
-class MakeViews:
+class MakeViews(BatchMake[Image.Image, EvaViews]):
     """Creates the views of a sample.
 
     A teacher with another image size sees the same part of the image: the box is cut from the original and resized
@@ -73,14 +74,17 @@ class MakeViews:
     teacher: ImageTransform | None = None
     others: tuple[ImageTransform, ...] = ()
 
-    def __call__(self, sample: Sample, draw: SampleDraw) -> EvaViews:
-        """Create the views of a sample. Raises BadSample."""
-        # Crop and mask can share a seed because they hash it in different ways.
-        return self.view(sample, draw.seed, draw.seed)
+    def read(self, sample: Sample) -> Image.Image:
+        """Decode the image of a sample. Raises BadSample."""
+        return decode_image(sample.image, sample.key, max_pixels=self.transform.max_pixels)
 
-    def view(self, sample: Sample, mask_seed: int, crop_seed: int) -> EvaViews:
-        """Create the views of a sample, with separate seeds for mask and crop. Raises BadSample."""
-        image = decode_image(sample.image, sample.key, max_pixels=self.transform.max_pixels)
+    def use(self, image: Image.Image, draw: SampleDraw) -> EvaViews:
+        """Create the views of an image."""
+        # Crop and mask can share a seed because they hash it in different ways.
+        return self.view(image, draw.seed, draw.seed)
+
+    def view(self, image: Image.Image, mask_seed: int, crop_seed: int) -> EvaViews:
+        """Create the views of an image, with separate seeds for mask and crop."""
         student_image = to_tensor(self.transform.apply(image, crop_seed))
         teacher_images: list[Tensor | None] = []
         for transform in (self.teacher, *self.others):
@@ -94,7 +98,7 @@ class MakeViews:
 
 
 @dataclass(frozen=True)
-class MakeWithTargets:
+class MakeWithTargets(BatchMake[Image.Image, EvaViews]):
     """Creates the views of a sample with the crop and the targets stored in a cache.
 
     Each epoch takes the next crop. A step belongs to the epoch in which it begins.
@@ -107,7 +111,11 @@ class MakeWithTargets:
     global_batch_size: int
     others: tuple[CachedTensors, ...] = ()
 
-    def __call__(self, sample: Sample, draw: SampleDraw) -> EvaViews:
+    def read(self, sample: Sample) -> Image.Image:
+        """Decode the image of a sample. Raises BadSample."""
+        return self.make.read(sample)
+
+    def use(self, image: Image.Image, draw: SampleDraw) -> EvaViews:
         """Create the views and load the targets of a sample. Raises BadSample."""
         crop = self.tensors.crop_in(draw.step, self.global_batch_size)
         stored = []
@@ -116,5 +124,5 @@ class MakeWithTargets:
         targets, *others = stored
         # The seed by which `eva.targets` drew the crop.
         crop_seed = SampleDraw.of(self.tensors.cache.seed, crop, draw.index).seed
-        view = self.make.view(sample, draw.seed, crop_seed)
+        view = self.make.view(image, draw.seed, crop_seed)
         return replace(view, targets=targets, others=tuple(TeacherInputs(targets=other) for other in others))

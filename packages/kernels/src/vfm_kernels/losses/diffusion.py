@@ -157,7 +157,7 @@ def sample_times(
             f"{distribution!r} is not a valid distribution; choose from {', '.join(get_args(TimeDistribution))}"
         )
     # The shift of Stable Diffusion 3 for higher resolutions, which moves times towards noise.
-    shifted = shift * times / (1 + (shift - 1) * times)
+    shifted = times if shift == 1 else shift * times / (1 + (shift - 1) * times)
     return shifted.clamp(max=1 - 2**-24)  # fp32 rounds the upper tail to 1, for which no schedule has an entry
 
 

@@ -51,6 +51,11 @@ class Mixture:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    @property
+    def same_in_epochs(self) -> bool:
+        """Whether a sample has the same texts in every epoch."""
+        return all(source.same_in_epochs for source in self.sources)
+
     def __getitem__(self, index: int) -> Sample:
         """Read a sample by its number.
 

@@ -151,6 +151,11 @@ class Source:
     def __len__(self) -> int:
         return self._len
 
+    @property
+    def same_in_epochs(self) -> bool:
+        """Whether a sample has the same texts in every epoch."""
+        return self.draw is None
+
     def __getitem__(self, index: int) -> Sample:
         """Read a sample by its number.
 

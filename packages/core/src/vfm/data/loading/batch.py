@@ -90,10 +90,11 @@ class Batch(Generic[Inputs]):
 def stack(samples: Sequence[tuple[str, Inputs]], bad: list[tuple[str, str]]) -> Batch[Inputs]:
     """Stack the (key, inputs) of samples into a batch, with (reason, where) of the skipped samples."""
     keys = [key for key, _ in samples]
-    return Batch(_stacked([inputs for _, inputs in samples]), keys, bad)
+    return Batch(stacked([inputs for _, inputs in samples]), keys, bad)
 
 
-def _stacked(rows: Sequence[Inputs]) -> Inputs:
+def stacked(rows: Sequence[Inputs]) -> Inputs:
+    """Stack the inputs of samples, field by field."""
     if not rows or rows[0] is None:
         return cast("Inputs", None)
     if isinstance(rows[0], Tensor):
@@ -103,13 +104,13 @@ def _stacked(rows: Sequence[Inputs]) -> Inputs:
         return cast("Inputs", Ragged(tuple(chain.from_iterable(parts))))
     if isinstance(rows[0], tuple):
         columns = zip(*cast("Any", rows), strict=True)
-        return cast("Inputs", tuple(map(_stacked, columns)))
+        return cast("Inputs", tuple(map(stacked, columns)))
     if isinstance(rows[0], Mapping):
         mappings = cast("Any", rows)
-        return cast("Inputs", {key: _stacked([row[key] for row in mappings]) for key in rows[0]})
+        return cast("Inputs", {key: stacked([row[key] for row in mappings]) for key in rows[0]})
     if isinstance(rows[0], str | list):  # a text, or several
         return cast("Inputs", list(rows))
-    return _rebuilt(rows[0], lambda name: _stacked([getattr(row, name) for row in rows]))
+    return _rebuilt(rows[0], lambda name: stacked([getattr(row, name) for row in rows]))
 
 
 def map_tensors(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from vfm.base import UserError
 from vfm.data.index.source import Source
-from vfm.data.loading.batch import Batch, Inputs, Make, SampleDraw, stack
-from vfm.data.loading.loader import Reader, read_batches
+from vfm.data.loading.batch import Batch, Inputs, Make, SampleDraw
+from vfm.data.loading.loader import read_batches
+from vfm.data.loading.reader import Reader
 from vfm.data.samples.sample import CURES, BadSample
 
 
@@ -17,14 +18,16 @@ class _EvalReader(Reader[Inputs]):
 
     def read(self, planned: range) -> Batch[Inputs]:
         bad: list[tuple[str, str]] = []
-        inputs = []
+        uses, draws = [], []
         samples = self.samples([(0, index) for index in planned])
         for index, sample in zip(planned, samples, strict=True):
+            draw = SampleDraw.of(0, 0, index)
             try:
-                inputs.append(self.make_inputs(SampleDraw.of(0, 0, index), sample))
+                uses.append(self.use(draw, sample))
+                draws.append(draw)
             except BadSample as error:
                 bad.append((error.reason, error.where))
-        return stack(inputs, bad)
+        return self.batch(uses, draws, bad)
 
 
 def ordered_batches(

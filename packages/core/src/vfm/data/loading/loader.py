@@ -5,32 +5,29 @@ from __future__ import annotations
 import math
 import os
 import signal
-from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from vfm.base import UserError
 from vfm.data.index.column_sampling import sample_by_column
-from vfm.data.index.source import ReadsAhead, Samples
-from vfm.data.loading.batch import Batch, Inputs, Make, SampleDraw, stack
-from vfm.data.loading.plan import Plan, Planned
-from vfm.data.reading.shard_cache import CacheSettings, ShardCache, cache_of
+from vfm.data.index.source import Samples
+from vfm.data.loading.batch import Batch, Inputs, Make
+from vfm.data.loading.batch_make import MEMORY_BYTES, ContentMemory
+from vfm.data.loading.plan import Plan
+from vfm.data.loading.reader import Reader, TrainingReader
+from vfm.data.reading.shard_cache import CacheSettings, cache_of
 from vfm.data.samples.order import Order
-from vfm.data.samples.sample import BadSample, Sample
 from vfm.interfaces import Training
 
 T = TypeVar("T")
-MAX_TRIES = 1000
 READ_AHEAD = 2  # micro-batches
 STUCK = 1800.0  # seconds without a batch from the workers until reading has failed
-WAIT_TOGETHER = 256  # samples of remote shards that are requested at once: 25 MB for images of 100 kB
-READ_TOGETHER = 64  # samples read before decoding, so that the code for reading stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -116,99 +113,22 @@ class TrainingData(Generic[Inputs]):
         per_step = math.ceil(share / micro)
         plan = Plan(self, range(start_step, num_steps), rank * share, share, micro)
         pending: list[Batch[Inputs]] = []
-        for batch in self._read(_TrainingReader(self), plan):
+        for batch in self._read(self._reader(), plan):
             pending.append(batch)
             if len(pending) == per_step:
                 yield pending
                 pending = []
 
+    def _reader(self) -> Reader[Inputs]:
+        # Contents of a source whose samples differ between epochs cannot be kept.
+        fixed = getattr(self.source, "same_in_epochs", False)
+        memory = ContentMemory(len(self.source), MEMORY_BYTES // max(1, self.workers)) if fixed else None
+        return TrainingReader(
+            self.source, self.make, self.cache, memory, seed=self.seed, max_bad_fraction=self.max_bad_fraction
+        )
+
     def _read(self, reader: Reader[Inputs], plan: Iterable[Any]) -> Iterator[Batch[Inputs]]:
         return read_batches(reader, plan, self.workers)
-
-
-class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
-    """Reads planned micro-batches, in this process or in a worker."""
-
-    def __init__(self, source: Samples, make: Make[Inputs], cache: CacheSettings | None = None) -> None:
-        self.source, self.make = source, make
-        self.cache = ShardCache(cache) if cache else None
-
-    def __getitem__(self, planned: Any) -> Batch[Inputs] | UserError:
-        try:
-            return self.read(planned)
-        except UserError as error:  # returned, because torch rewrites the messages of errors raised in workers
-            return error
-
-    @abstractmethod
-    def read(self, planned: Any) -> Batch[Inputs]:
-        """Read the planned batch."""
-
-    def samples(self, planned: Sequence[tuple[int, int]]) -> Iterator[Sample | BadSample]:
-        """Yield the sample of each (epoch, sample number), or the reason why it cannot be read."""
-        for start in range(0, len(planned), READ_TOGETHER):
-            if start % WAIT_TOGETHER == 0 and isinstance(self.source, ReadsAhead):
-                self.source.read_ahead([index for _, index in planned[start : start + WAIT_TOGETHER]], self.cache)
-            # A list and not a generator, so that these samples are read before the caller decodes the first.
-            yield from [self._sample(epoch, index) for epoch, index in planned[start : start + READ_TOGETHER]]
-
-    def make_inputs(self, draw: SampleDraw, sample: Sample | BadSample) -> tuple[str, Inputs]:
-        """Make the inputs from a sample, and return its key and inputs.
-
-        Raises:
-            BadSample: the sample cannot be read or used.
-        """
-        if isinstance(sample, BadSample):
-            raise sample
-        try:
-            return sample.key, self.make(sample, draw)
-        except BadSample as bad:
-            raise BadSample(bad.reason, self.source.where(draw.index)) from None
-
-    def _sample(self, epoch: int, index: int) -> Sample | BadSample:
-        try:
-            return self.source.sample(index, epoch)
-        except BadSample as bad:
-            return bad
-
-
-class _TrainingReader(Reader[Inputs]):
-    """Replaces unusable samples."""
-
-    def __init__(self, data: TrainingData[Inputs]) -> None:
-        super().__init__(data.source, data.make, data.cache)
-        self.seed, self.tries = data.seed, _tries(data.max_bad_fraction)
-
-    def read(self, planned: Planned) -> Batch[Inputs]:
-        bad: list[tuple[str, str]] = []
-        inputs = []
-        for use, repeat, sample in zip(planned.samples, planned.repeats, self.samples(planned.samples), strict=True):
-            inputs.append(self._replaced(planned.step, use, repeat, sample, bad))
-        return stack(inputs, bad)
-
-    def _replaced(
-        self, step: int, use: tuple[int, int], repeat: int, sample: Sample | BadSample, bad: list[tuple[str, str]]
-    ) -> tuple[str, Inputs]:
-        epoch, index = use
-        for attempt in range(self.tries + 1):
-            if attempt:
-                # Negative steps, so that the choice of a replacement is independent of the draws of all steps.
-                index = self.source.another(epoch, index, SampleDraw.of(self.seed, -attempt, index).seed)
-                sample = self._sample(epoch, index)
-            try:
-                return self.make_inputs(SampleDraw.of(self.seed, step, index, repeat), sample)
-            except BadSample as error:
-                bad.append((error.reason, error.where))
-        reason, where = bad[-1]
-        raise UserError(f"{where}: {reason}; the {self.tries} samples tried in its place cannot be used either")
-
-
-def _tries(max_bad_fraction: float) -> int:
-    """Compute the number of replacements to try, which bad samples at `max_bad_fraction` rarely (1e-9) use up."""
-    if max_bad_fraction <= 0:
-        return 0
-    if max_bad_fraction >= 0.97:
-        return MAX_TRIES
-    return math.ceil(math.log(1e-9) / math.log(max_bad_fraction))
 
 
 def read_batches(

@@ -14,8 +14,9 @@ import torch
 
 from vfm.base import UserError
 from vfm.data.loading.batch import Batch, SampleDraw
-from vfm.data.loading.loader import MAX_TRIES, Reader, TrainingData, read_batches
+from vfm.data.loading.loader import TrainingData, read_batches
 from vfm.data.loading.plain_values import as_tensors, check_layout, layout_of
+from vfm.data.loading.reader import MAX_TRIES, Reader
 from vfm.data.samples.order import SameEpochs, SampleOrder
 from vfm.data.samples.sample import BadSample, Sample
 from vfm.interfaces import Training

@@ -25,6 +25,9 @@ from vfm.data.samples.images import (
     resize,
 )
 
+Decoded = Image.Image | NDArray[np.uint8] | Tensor
+"""An image, its pixels (H, W, 3), or the finished uint8 (3, S, S)."""
+
 
 @dataclass(frozen=True)
 class ImageTransform:
@@ -51,18 +54,45 @@ class ImageTransform:
     max_pixels: int = MAX_PIXELS
     pixels: Literal["exact", "fast"] = "exact"
 
+    @property
+    def is_random(self) -> bool:
+        """Whether crops or flips are drawn."""
+        return bool(self.scale or self.flip)
+
     def __call__(self, data: bytes, seed: int, where: str = "") -> Tensor:
         """Decode and transform an image. The result depends only on bytes and seed.
 
         Raises:
             BadSample: the bytes are not an image, or the image has more than `max_pixels`. `where` is its address.
         """
+        return self.draw(self.read(data, where), seed)
+
+    def read(self, data: bytes, where: str = "") -> Decoded:
+        """Decode an image, and transform it if nothing is drawn.
+
+        Raises:
+            BadSample: the bytes are not an image, or the image has more than `max_pixels`. `where` is its address.
+        """
+        decoded: Decoded
         if self.pixels == "fast":
-            return self._fast(data, _generator(seed), where)
-        return to_tensor(self.apply(decode_image(data, where, max_pixels=self.max_pixels), seed))
+            decoded = decode_pixels(data, open_image(data, where, max_pixels=self.max_pixels), where)
+        else:
+            decoded = decode_image(data, where, max_pixels=self.max_pixels)
+        return decoded if self.is_random else self._transformed(decoded, 0)
+
+    def draw(self, decoded: Decoded, seed: int) -> Tensor:
+        """Transform an image that `read` returned."""
+        return decoded if isinstance(decoded, Tensor) else self._transformed(decoded, seed)
+
+    def _transformed(self, decoded: Image.Image | NDArray[np.uint8], seed: int) -> Tensor:
+        if isinstance(decoded, np.ndarray):
+            return self._fast(decoded, _generator(seed))
+        return to_tensor(self.apply(decoded, seed))
 
     def apply(self, image: Image.Image, seed: int) -> Image.Image:
         """Transform a decoded RGB image with exact pixels."""
+        if not self.is_random:
+            return resize(image, self.size, self.mode, self.interpolation)
         rng = _generator(seed)
         if self.scale:
             box = random_box(*image.size, rng, scale=self.scale, ratio=self.ratio)
@@ -73,17 +103,15 @@ class ImageTransform:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image
 
-    def _fast(self, data: bytes, rng: np.random.Generator, where: str) -> Tensor:
-        opened = open_image(data, where, max_pixels=self.max_pixels)
-        size, (width, height) = self.size, opened.size
-        box = (0, 0, width, height)
+    def _fast(self, pixels: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
+        size, (height, width) = self.size, pixels.shape[:2]
+        box, centre = (0, 0, width, height), (size, size, 0, 0)
         if self.scale:
             box = random_box(width, height, rng, scale=self.scale, ratio=self.ratio)
-        width, height, left, top = size, size, 0, 0
-        if self.mode == "crop" and not self.scale:
-            width, height, left, top = centred(*opened.size, size)
-        pixels = decode_pixels(data, opened, where)[box[1] : box[3], box[0] : box[2]]
-        part = torch.tensor(pixels).permute(2, 0, 1)[None]  # copied: Pillow's bytes are read-only
+        elif self.mode == "crop":
+            centre = centred(width, height, size)
+        width, height, left, top = centre
+        part = torch.tensor(pixels[box[1] : box[3], box[0] : box[2]]).permute(2, 0, 1)[None]  # Pillow's are read-only
         resized = nn.functional.interpolate(part, (height, width), mode=self.interpolation, antialias=True)[0]
         cropped = resized[:, top : top + size, left : left + size]
         if self.flip and rng.random() < self.flip:

@@ -193,7 +193,10 @@ def seed_everything(seed: int, step: int, micro_batch: int, rank: int) -> None:
     """
     # A seed sequence mixes the numbers, so that neighbouring steps and ranks have unrelated seeds.
     state = np.random.SeedSequence([seed % 2**64, step, micro_batch, rank]).generate_state(1, np.uint64)
-    torch.manual_seed(int(state[0]))
+    if torch.accelerator.is_available():
+        torch.manual_seed(int(state[0]))
+    else:  # `torch.manual_seed` would format the stack for each kind of device that is missing
+        torch.default_generator.manual_seed(int(state[0]))
 
 
 @contextmanager
