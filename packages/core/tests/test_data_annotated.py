@@ -364,6 +364,28 @@ def test_yolo_fractions_become_pixels(tmp_path: Path) -> None:
     assert data.bad_annotations == {"bad_polygon": 1, "unknown_class": 1, "bad_box": 1}
 
 
+def test_numbers_of_yolo_without_a_name_are_no_classes(tmp_path: Path) -> None:
+    root = tmp_path / "yolo"
+    write(root / "images/train/a.jpg", jpeg())
+    write(root / "labels/train/a.txt", "7 0.5 0.5 0.5 0.4\n2 0.5 0.5 0.5 0.4\n3 0.5 0.5 0.5 0.4\n")
+    write(root / "data.yaml", "names: {7: dog, 2: cat}\ntrain: images/train\n")
+    data = read(tmp_path, root)
+    assert (data.class_names, data.class_ids, data.bad_annotations) == (["cat", "dog"], [2, 7], {"unknown_class": 1})
+    assert AnnotatedSource(data).objects(0).labels.tolist() == [1, 0]
+
+
+def test_values_of_maps_with_holes_and_unlabeled_ones_are_no_classes(tmp_path: Path) -> None:
+    write(tmp_path / "root/a.jpg", jpeg())
+    write(tmp_path / "root/b.jpg", jpeg())
+    write_map(tmp_path / "maps/a.png", np.tile([0, 5, 2, 255], (10, 5)))
+    write_map(tmp_path / "maps/b.png", np.full((10, 20), 1))
+    write(tmp_path / "names.yaml", "names: {0: Unlabeled, 5: sky, 2: road}\n")
+    settings = {"annotations": str(tmp_path / "maps"), "names": str(tmp_path / "names.yaml")}
+    data = read(tmp_path, tmp_path / "root", format="label_maps", **settings)
+    assert (data.class_names, data.bad_samples) == (["road", "sky"], {"unknown_label": 1})
+    assert AnnotatedSource(data).semantic(0)[3, :4].tolist() == [-1, 1, 0, -1]
+
+
 def test_an_unknown_format_is_one_line(tmp_path: Path) -> None:
     write(tmp_path / "root/a.jpg", jpeg())
     with pytest.raises(UserError, match="unknown format of annotations; expected COCO's json"):

@@ -189,10 +189,10 @@ def test_boxes_and_segments_of_real_pictures(coco128: Path, tmp_path: Path) -> N
     assert (maps.num_samples, segments.num_samples, segments.bad_annotations) == (100, 100, {})
     # The semantic maps were made from the segments: COCO's panoptic ids, 0 where there is none.
     one, other = AnnotatedSource(segments), AnnotatedSource(maps)
-    ids = np.array([*segments.class_ids, 0])
+    ids, values = np.array([*segments.class_ids, 0]), np.array([*maps.class_ids, 0])
     for number in range(0, 100, 25):
         same = other.keys.index(one.keys[number])
-        assert (ids[one.semantic(number)] == other.semantic(same)).all()
+        assert (ids[one.semantic(number)] == values[other.semantic(same)]).all()
 
 
 def test_lvis_without_its_pictures(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from vfm.data.annotated.records import AnnotationReader, Classes
 from vfm.data.annotated.sample_records import SampleRecords
 from vfm.data.annotated.stages import Annotated
 from vfm.data.annotated.voc import VocFolder
-from vfm.data.annotated.yolo import YoloFolder, read_names, read_yaml
+from vfm.data.annotated.yolo import YoloFolder, read_classes, read_yaml
 from vfm.data.layouts.layout import Kind, find_layout
 from vfm.storage import files
 
@@ -114,16 +114,16 @@ def _root(config: Annotated) -> str:
     return paths[0].rstrip("/")
 
 
-def _names(config: Annotated, *candidates: str) -> list[str]:
-    """Read the class names: from the configuration, a YAML file, or the first existing candidate file."""
+def _classes(config: Annotated, *candidates: str) -> Classes:
+    """Read the classes: from the configuration, a YAML file, or the first existing candidate file."""
     if isinstance(config.names, list):
-        return config.names
+        return Classes.numbered(config.names)
     path = config.names or next(filter(files.exists, candidates), None)
     if path is None:
         raise UserError(
             f"{_root(config)}: the classes have no names; set names to a list, or to a yaml file with `names`"
         )
-    return read_names(path)
+    return read_classes(path)
 
 
 def _json_path(config: Annotated) -> str:
@@ -156,22 +156,22 @@ def _panoptic(config: Annotated) -> PanopticJson:
 
 
 def _voc(config: Annotated) -> VocFolder:
-    names = _names(config) if config.names else []
+    names = _classes(config).names if config.names else []
     return VocFolder(root=_root(config), split=config.split, names=names)
 
 
 def _yolo(config: Annotated) -> YoloFolder:
     root = _root(config)
     yamls = list(_yamls(root))
-    names = _names(config, *yamls)
+    classes = _classes(config, *yamls)
     if config.annotations:
-        return YoloFolder(images=root, texts=config.annotations.rstrip("/"), names=names)
+        return YoloFolder(images=root, texts=config.annotations.rstrip("/"), classes=classes)
     split = read_yaml(yamls[0]).get(config.split) if yamls else None
     images = _split_folder(root, split) if isinstance(split, str) else _image_root(config)
     if not files.is_directory(images):
         raise UserError(f"{images}: no such folder; set split, or path to the folder of images and annotations")
     texts = "labels".join(images.rsplit("images", 1))
-    return YoloFolder(images=images, texts=texts, names=names)
+    return YoloFolder(images=images, texts=texts, classes=classes)
 
 
 def _cvat(config: Annotated) -> CvatXml:
@@ -179,7 +179,7 @@ def _cvat(config: Annotated) -> CvatXml:
     path = config.annotations or cvat_xml(root)
     if path is None:
         raise UserError(f"{root}: no XML file of CVAT; set annotations")
-    return CvatXml(path=path, image_root=_image_root(config), names=_names(config) if config.names else [])
+    return CvatXml(path=path, image_root=_image_root(config), names=_classes(config).names if config.names else [])
 
 
 def _darknet(config: Annotated) -> YoloFolder:
@@ -187,7 +187,7 @@ def _darknet(config: Annotated) -> YoloFolder:
     root = _root(config)
     names = [line.strip() for line in files.read_text(f"{root}/{DARKNET_NAMES}").splitlines() if line.strip()]
     folder = next(filter(files.is_directory, (f"{root}/obj_{config.split}_data", f"{root}/data")), root)
-    return YoloFolder(images=folder, texts=folder, names=names)
+    return YoloFolder(images=folder, texts=folder, classes=Classes.numbered(names))
 
 
 def _split_folder(root: str, split: str) -> str:
@@ -228,12 +228,12 @@ def _coco_stuff(config: Annotated) -> AnnotationReader:
 def _label_maps(config: Annotated) -> AnnotationReader:
     if not config.annotations:
         raise UserError("format: label_maps needs annotations, the folder of the PNG files")
-    return folder_maps(_root(config), config.annotations.rstrip("/"), _names(config))
+    return folder_maps(_root(config), config.annotations.rstrip("/"), _classes(config))
 
 
 def _samples(config: Annotated) -> SampleRecords:
     layout = find_layout(config.path, LAYOUTS.get(config.format, "auto"), None)
-    classes = Classes.numbered(_names(config)) if config.names else Classes([], [])
+    classes = _classes(config) if config.names else Classes([], [])
     return SampleRecords(layout, classes, box_format=config.box_format)
 
 

@@ -35,6 +35,7 @@ CITYSCAPES = {
     20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car", 27: "truck",
     28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle",
 }  # fmt: skip
+IGNORED_NAMES = frozenset({"unlabeled", "unlabelled", "void", "ignore", "ignored"})
 CITYSCAPES_IDS = 34  # 0 to 33, of which 19 are evaluated
 
 
@@ -43,11 +44,14 @@ class LabelMaps(ListedImages):
     """Reader of images with a label map each."""
 
     names: Sequence[str] = ()
+    ids: Sequence[int] = ()  # of the classes; empty: 0, 1, ...
     format: str = "label_maps"
 
     def __post_init__(self) -> None:
         self.labels: list[Label] = ["semantic"]
         self.classes = Classes.numbered(self.names)
+        if self.ids:
+            self.classes = Classes(list(self.names), list(self.ids))
 
     def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
         """Yield nothing, because the maps are read when they are needed."""
@@ -109,15 +113,21 @@ def voc_maps(root: str, split: str) -> LabelMaps:
     return LabelMaps(listed, map_classes=_padded(range(len(names))), names=names, format="voc_maps")
 
 
-def folder_maps(images: str, maps: str, names: Sequence[str]) -> LabelMaps:
-    """Open a folder of images and a folder of maps. Values are classes, and 255 is ignored.
+def folder_maps(images: str, maps: str, classes: Classes) -> LabelMaps:
+    """Open a folder of images and a folder of maps. Values are the ids of classes, and 255 is ignored.
 
-    Skips images without a map.
+    So are values whose name says that they have no class, such as `0: unlabeled`. Skips images without a map.
     """
-    return _paired(images, maps, names, range(len(names)), "label_maps")
+    named = dict(zip(classes.ids, classes.names, strict=True))
+    kept = [value for value, name in named.items() if name.lower() not in IGNORED_NAMES]
+    label_of = dict.fromkeys(named, IGNORED) | {value: label for label, value in enumerate(kept)}
+    values = [label_of.get(value, NOT_ALLOWED) for value in range(max(named, default=-1) + 1)]
+    return _paired(images, maps, [named[value] for value in kept], values, "label_maps", kept)
 
 
-def _paired(images: str, maps: str, names: Sequence[str], values: Sequence[int], form: str) -> LabelMaps:
+def _paired(
+    images: str, maps: str, names: Sequence[str], values: Sequence[int], form: str, ids: Sequence[int] = ()
+) -> LabelMaps:
     if len(values) > RIM:
         raise UserError(f"{maps}: expected at most {RIM} classes in maps of 8 bits, got {len(values)}")
     stems = {name.rpartition(".")[0]: name for name in image_names(images)}
@@ -130,7 +140,7 @@ def _paired(images: str, maps: str, names: Sequence[str], values: Sequence[int],
     if not listed:
         first = ", ".join(islice(stems, 2))
         raise UserError(f"{maps}: no PNG file has the name of an image in {images} ({first}, ...)")
-    return LabelMaps(listed, map_classes=_padded(values), names=list(names), format=form)
+    return LabelMaps(listed, map_classes=_padded(values), names=list(names), ids=ids, format=form)
 
 
 def _padded(values: Sequence[int]) -> list[int]:

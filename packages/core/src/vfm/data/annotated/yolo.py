@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -23,11 +23,10 @@ class YoloFolder(ListedImages):
 
     images: str = ""
     texts: str = ""
-    names: Sequence[str] = ()
+    classes: Classes = field(default_factory=lambda: Classes.numbered(()))
     format: str = "yolo"
 
     def __post_init__(self) -> None:
-        self.classes = Classes.numbered(self.names)
         self.listed = [
             AnnotatedImage(name.rpartition(".")[0], f"{self.images}/{name}", number)
             for number, name in enumerate(image_names(self.images))
@@ -55,10 +54,10 @@ class YoloFolder(ListedImages):
         return [line for line in files.read_text(path).splitlines() if line.strip()]
 
 
-def read_names(path: str) -> list[str]:
-    """Read the class names in a YAML file: a list, or a mapping from 0, 1, ..., under `names` or `classes`.
+def read_classes(path: str) -> Classes:
+    """Read the classes in a YAML file: a list of names, or a mapping from numbers, under `names` or `classes`.
 
-    Numbers without a name get their number as a name.
+    Numbers that the mapping leaves out are no classes.
 
     Raises:
         UserError: If the file has no names, or a number that is too large to be a class.
@@ -66,13 +65,14 @@ def read_names(path: str) -> list[str]:
     record = read_yaml(path)
     names = record.get("names", record.get("classes"))
     if isinstance(names, list):
-        return [str(name) for name in names]
+        return Classes.numbered(list(map(str, names)))
     if not isinstance(names, dict) or not names or not all(map(_is_class_number, names)):
         raise UserError(f"{path}: expected class names below `names`")
     largest = max(names)
     if largest >= MAX_CLASSES:
         raise UserError(f"{path}: expected numbers of classes below {MAX_CLASSES:,}, got {largest}")
-    return [str(names.get(number, number)) for number in range(largest + 1)]
+    numbers = sorted(names)
+    return Classes([str(names[number]) for number in numbers], numbers)
 
 
 def _is_class_number(value: Any) -> bool:
