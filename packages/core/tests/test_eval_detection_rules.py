@@ -97,6 +97,21 @@ def test_scores_equal_lvis_api(tmp_path: Path, shape: Shape, limit: int, monkeyp
             assert ours[ours_name] == pytest.approx(float(expected[name]), abs=1e-12), name
 
 
+def test_detections_without_an_area_do_not_count_in_lvis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "float", float, raising=False)
+    world = make_world(tmp_path, 21, lvis=True, most=6)
+    records = json.loads(world.results.read_text())
+    empty = [{**record, "bbox": [*record["bbox"][:3], 0], "score": 0.99} for record in records[::5]]
+    file = tmp_path / "with_empty.json"
+    file.write_text(json.dumps([*records, *empty]))
+    truth = LVIS(str(world.truth))
+    oracle = LVISEval(truth, LVISResults(truth, json.loads(file.read_text()), max_dets=300), "bbox")
+    oracle.run()
+    found = values(score(world, file, "boxes", "lvis", 300))
+    assert found["ap"] == pytest.approx(oracle.get_results()["AP"], abs=1e-12)
+    assert found == values(score(world, world.results, "boxes", "lvis", 300))
+
+
 def test_lvis_without_a_limit_for_an_image(tmp_path: Path) -> None:
     world = make_world(tmp_path, 22, lvis=True, most=6)
     assert values(score(world, world.results, "boxes", "lvis_fixed")) == values(
