@@ -126,8 +126,8 @@ class NumberTogether(BatchMake[tuple[int, Image.Image], Numbered]):
     def join(self, uses: Sequence[tuple[int, torch.Tensor]], draws: Sequence[SampleDraw]) -> Numbered:
         numbers, images = zip(*uses, strict=True)
         noise = torch.tensor([draw.seed % 100 for draw in draws], dtype=torch.uint8)
-        images = torch.stack(images) + noise[:, None, None, None]
-        return Numbered(torch.tensor(numbers), torch.tensor([draw.seed for draw in draws]), images)
+        noisy = torch.stack(images) + noise[:, None, None, None]
+        return Numbered(torch.tensor(numbers), torch.tensor([draw.seed for draw in draws]), noisy)
 
 
 def number_alone(sample: Sample, draw: SampleDraw) -> Numbered:

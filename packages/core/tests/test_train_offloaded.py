@@ -67,10 +67,11 @@ def test_each_block_has_its_neighbours_in_the_same_tower_gathered(tmp_path: Path
                 fully_shard(block, mesh=init_device_mesh("cpu", (1,)))
         prefetch_blocks(model, 2)
         states = [[block._get_fsdp_state() for block in tower.children()] for tower in model.children()]
-        for tower in states:
-            assert [state._states_to_forward_prefetch for state in tower] == [tower[1:3], tower[2:4], tower[3:], []]
-            backward = [[], tower[:1], [tower[1], tower[0]], [tower[2], tower[1]]]
-            assert [state._states_to_backward_prefetch for state in tower] == backward
+        for blocks in states:
+            forward = [blocks[1:3], blocks[2:4], blocks[3:], []]
+            assert [state._states_to_forward_prefetch for state in blocks] == forward
+            backward = [[], blocks[:1], [blocks[1], blocks[0]], [blocks[2], blocks[1]]]
+            assert [state._states_to_backward_prefetch for state in blocks] == backward
     finally:
         dist.destroy_process_group()
 

@@ -242,6 +242,7 @@ def placed_rows(
         return
     with _open(path) as text:
         lines = _counted(_lines(text, path), account)
+        placed: Iterator[tuple[int, int, Row | BadSample | str]]
         if kind == LIST_EXTENSION:
             placed = _listed_rows(lines, columns[0] if columns else PATH_COLUMNS[0])
         elif kind == "jsonl":
