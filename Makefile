@@ -45,8 +45,8 @@ ledger-test: ## 10,000 layouts of data, and the units of each use in their ledge
 fuzz: ## 5,000 damaged files of every kind and what became of them, docs/faults.md (half an hour; resumes what was stopped)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN) python -m fuzz --cases 5000 --jobs 2 --resume .fuzz.jsonl --out docs/faults.md
 
-fuzz-coverage: ## libFuzzer by coverage on the readers of tars, COCO's json and tables, ten minutes each
-	for reader in tar coco csv jsonl; do PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN) --with atheris python -m fuzz.coverage $$reader --seconds 600 || exit 1; done
+fuzz-coverage: ## libFuzzer by coverage on the readers of tars, COCO's json, tables and lists of videos, ten minutes each
+	for reader in tar coco csv jsonl images videos clips; do PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN) --with atheris python -m fuzz.coverage $$reader --seconds 600 || exit 1; done
 
 rehearsal: ## which code each arm of the kernels' benchmark runs, and each planted fault, in Triton's interpreter (minutes)
 	$(RUN) python packages/kernels/benchmarks/rehearsal.py

@@ -52,7 +52,9 @@ def lines_svg(panel: LinesPanel, salt: str) -> str:
         panel: the curves. None in a series is a gap.
         salt: makes the ids of elements unique on the page.
     """
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # a file `matplotlibrc` in the working folder may have text set by LaTeX, a program
+        matplotlib.rcParams.update({**STYLE, "svg.hashsalt": salt})
         # Matplotlib measures text with its font, which lacks many scripts. The reader's browser has them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=SIZE, layout="constrained")

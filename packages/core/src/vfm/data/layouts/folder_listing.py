@@ -31,7 +31,8 @@ class FolderListing:
         num_entries = len(names) + len(links)
         self.names, self._numbers = self._visible(names, 0)
         self.links, self._link_numbers = self._visible(links, len(names))
-        self.account.leave(num_entries, num_entries + len(devices), "no_file")
+        if devices:
+            self.account.leave(num_entries, num_entries + len(devices), "no_file")
         self._size = num_entries + len(devices)
         self._given = bytearray(len(self.names))
 
