@@ -16,6 +16,7 @@ from eval_world import png, tiny_clip
 from vfm.base import UserError
 from vfm.eval.video.videos import load_video_predictor
 from vfm.interfaces import DenseCheckpoint
+from vfm.models.clip.text import build_tokenizer
 from vfm.models.custom_code import without_custom_code
 from video_predictor import make_classifier
 
@@ -82,6 +83,16 @@ def test_other_options_of_a_tokenizer_are_refused_by_name(world: Path, options: 
     done = run_here("predict", world / "model", world / "photo.png", "--classes", "a,b", answers="y\n" * 9)
     assert (done.code, len(done.errors)) == (2, 1), done.err
     assert reason in done.err
+
+
+def test_a_damaged_vocabulary_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+    vocabulary = {word: number for number, word in enumerate(("a", "b", "<|startoftext|>", "<|endoftext|>"))}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")  # `ab` is not in the vocabulary
+    with pytest.raises(UserError, match=r"m: cannot load its tokenizer 'x': .*out of vocabulary") as error:
+        build_tokenizer({"hf_tokenizer_name": "x"}, 77, "m", tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_a_callers_waiting_time_of_transformers_is_restored(world: Path) -> None:

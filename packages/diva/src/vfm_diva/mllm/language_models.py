@@ -108,7 +108,7 @@ def _loading(source: str) -> Iterator[None]:
             yield
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # for damaged files, the libraries raise errors of many types, and plain exceptions
         raise UserError(f"{source}: no language model: {' '.join(str(error).split())[:300]}") from None
 
 

@@ -112,7 +112,7 @@ def build_tokenizer(
         raise
     except ImportError as error:
         raise UserError(f"{model}: its tokenizer {name!r} needs transformers: {first_line(error)}") from None
-    except (OSError, ValueError, TypeError, AssertionError, AttributeError) as error:
+    except Exception as error:  # for damaged files, the libraries raise errors of many types, and plain exceptions
         raise UserError(f"{model}: cannot load its tokenizer {name or ''!r}: {first_line(error)}") from None
     return tokenizer
 
