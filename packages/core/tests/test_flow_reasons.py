@@ -66,6 +66,28 @@ def test_a_setting_that_matters_only_with_a_value_is_named_in_both_directions(tm
     assert why_limited("a.limit=4") == {"a": "limit null -> 4"}
 
 
+class Shorter(toy_plugin.Draw):
+    """A stage of an earlier version."""
+
+    kind: Literal["toy.longer"] = "toy.longer"  # type: ignore[assignment]
+
+
+class Longer(toy_plugin.Draw):
+    """The stage with a setting that its earlier version lacks."""
+
+    kind: Literal["toy.longer"] = "toy.longer"  # type: ignore[assignment]
+    limit: int | None = None
+
+
+def test_settings_that_a_new_version_has_gained_are_named(tmp_path: Path) -> None:
+    text = "stages: [{kind: toy.longer, name: a}]"
+    recipe = parse_recipe(text, {"toy.longer": Shorter}, name="r", where="r.yaml")
+    run_plan(recipe, make_plan(recipe, Store(tmp_path)), Store(tmp_path), lambda event: None)
+    recipe = parse_recipe(text, {"toy.longer": Longer}, name="r", where="r.yaml")
+    lines = reasons(recipe, make_plan(recipe, Store(tmp_path)), Store(tmp_path))
+    assert lines == {"a": "new settings of toy.longer in this version of vfm: limit"}
+
+
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [

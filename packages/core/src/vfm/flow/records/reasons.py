@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vfm.base import UserError, incidental_settings
+from vfm.base import UserError, decisive_settings, incidental_settings
 from vfm.flow.plan.plan import Step
 from vfm.flow.plan.store import STEP_FILE, Slot, Store
 from vfm.flow.recipe.recipe import Recipe
@@ -37,7 +37,7 @@ def reasons(recipe: Recipe, steps: Sequence[Step], store: Store) -> dict[str, st
             continue
         before = _record(step.stage.name, runs, store)
         if before:
-            changes = list(_changes(step, before))
+            changes = list(_changes(step, before)) or [_made_by_another_version(step, before["config"])]
             if len(changes) > MAX_CHANGES:
                 more = f" and {len(changes) - MAX_CHANGES} more"
             else:
@@ -101,6 +101,13 @@ def _changes(step: Step, before: Mapping[str, Any]) -> Iterator[str]:
     for path, fingerprint in step.fingerprints.items():
         if before["sources"].get(located(path), fingerprint) != fingerprint:
             yield f"{path} has changed"
+
+
+def _made_by_another_version(step: Step, config: Mapping[str, Any]) -> str:
+    gained = [name for name in decisive_settings(step.stage) if name not in {"kind", "name", *config}]
+    if gained:
+        return f"new settings of {step.stage.kind} in this version of vfm: {', '.join(gained)}"
+    return "made by another version of vfm"
 
 
 def _incidental_before(step: Step, config: Mapping[str, Any]) -> set[str]:
