@@ -3,7 +3,7 @@
     python packages/core/benchmarks/import_zoo.py
 
 Each model is written by transformers and read by vfm. It is equal (all differences below the tolerances of
-`vfm.models.interchange.import_check`), refused in a line that names the setting, or wrong.
+`vfm.models.oracle.check`), refused in a line that names the setting, or wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import nn
 
 from vfm.base import UserError
 from vfm.models import import_clip, import_vision
-from vfm.models.interchange.import_check import TOLERANCES, differences_to_transformers
+from vfm.models.oracle.check import TOLERANCES, Origin
 
 SIDE = 24
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIDE, "patch_size": 8}
@@ -150,7 +150,7 @@ def outcome(configuration: Configuration, folder: Path) -> tuple[str, dict[str, 
         model = load(str(folder))
     except UserError as error:
         return f"refused: {error}", {}
-    differences = differences_to_transformers(model, folder)
+    differences = Origin("transformers", str(folder)).differences(model)
     is_equal = all(value <= TOLERANCES[name] for name, value in differences.items())
     return "equal" if is_equal else "wrong", differences
 

@@ -18,7 +18,7 @@ from vfm.base import UserError
 from vfm.models import ClipModel, build_clip
 from vfm.models.interchange.hugging_face import from_hugging_face, load_hugging_face, save_hugging_face, to_hugging_face
 from vfm.models.interchange.hugging_face_config import mlp_ratio
-from vfm.models.interchange.hugging_face_processor import read_processor
+from vfm.models.transformers_folders.processor import read_processor
 
 TINY = {
     "embed_dim": 24,

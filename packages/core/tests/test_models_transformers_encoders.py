@@ -19,7 +19,7 @@ from vfm.models import import_vision, is_vision_source, load_vision, planned_enc
 from vfm.models.interchange.descriptions import describe_folder
 from vfm.models.interchange.vision_import import check_vision_source
 from vfm.models.stages import ImportVision
-from vfm.models.transformers_encoders import DEFAULTS, encoder_settings
+from vfm.models.transformers_folders.encoders import DEFAULTS, encoder_settings
 from vfm.models.vision.planned import import_cost
 from vfm.models.vision.vision import class_names_of, vision_preprocess
 from vfm.models.vision.vision_towers import read_layers

@@ -36,8 +36,8 @@ class _ImportFile(Stage):
 
 Compare = Annotated[bool, INCIDENTAL]
 COMPARE = (
-    "compare ids, pixels and features of eight fixed inputs with transformers where it is installed, for folders in its"
-    " layout; the differences are in the manifest"
+    "compare ids, pixels and features of eight fixed inputs with the library that wrote the source (open_clip, timm, or"
+    " transformers, where it is installed); the differences are in the manifest"
 )
 
 

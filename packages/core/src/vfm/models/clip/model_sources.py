@@ -14,7 +14,7 @@ from vfm.base import UserError, did_you_mean
 from vfm.models import small_models  # noqa: F401  (registers the small architectures)
 from vfm.models.clip.clip_config import CONFIG_FILE
 from vfm.models.stages import FOLDER_PREFIX, HUB_PREFIX
-from vfm.models.transformers_encoders import is_transformers_encoder
+from vfm.models.transformers_folders.encoders import is_transformers_encoder
 from vfm.models.weights import load_state_dict
 
 T = TypeVar("T")

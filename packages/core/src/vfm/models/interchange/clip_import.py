@@ -23,8 +23,9 @@ from vfm.models.interchange.clip_layouts import clip_tensors, missing_part, tens
 from vfm.models.interchange.eva_import import DEFAULT_OPTIONS, ReadOptions
 from vfm.models.interchange.hub_folders import clip_folder_of_hub
 from vfm.models.interchange.hugging_face_siglip_import import load_transformers_model, transformers_model_config
-from vfm.models.interchange.import_check import check_import
 from vfm.models.interchange.vision_import import show_key_report
+from vfm.models.oracle.check import check_import
+from vfm.models.oracle.published import published_clip
 from vfm.models.preprocess import Preprocess
 from vfm.models.stages import HUB_PREFIX, NO_WEIGHTS, ImportClip
 from vfm.models.weight_transfer import KeyReport
@@ -44,8 +45,8 @@ def import_clip_checkpoint(config: ImportClip, ctx: Context) -> ClipCheckpoint:
     check_finite_weights(model.module.state_dict(), config.pretrained or config.source)
     model.tokenize(PROBES)  # refuses a tokenizer that does not fit
     show_key_report(ctx, report)
-    if config.compare and not config.text_from:
-        check_import(ctx, model, model.folder)
+    if config.compare:
+        check_import(ctx, *published_clip(config, model, report))
     incompatibility = open_clip_incompatibility(model)
     if incompatibility:
         ctx.warn(incompatibility)

@@ -18,7 +18,7 @@ from vfm.models.interchange.eva_layouts import VISUAL
 from vfm.models.interchange.timm_names import timm_architecture
 from vfm.models.interchange.transformers_import import check_transformers_encoder
 from vfm.models.model_description import ModelDescription
-from vfm.models.transformers_encoders import DEFAULTS, is_transformers_encoder, timm_source
+from vfm.models.transformers_folders.encoders import DEFAULTS, is_transformers_encoder, timm_source
 from vfm.models.weights import read_checkpoint, tensors_of
 from vfm.storage.store_files import read_record
 

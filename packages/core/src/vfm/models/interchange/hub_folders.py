@@ -11,10 +11,10 @@ from vfm.base import UserError
 from vfm.models.clip import clip_config
 from vfm.models.clip.model_sources import first_line
 from vfm.models.interchange import hugging_face
-from vfm.models.interchange.hugging_face_processor import PROCESSOR_FILES
-from vfm.models.interchange.hugging_face_tokenizer import TOKENIZER_FILES
 from vfm.models.stages import HUB_PREFIX
-from vfm.models.transformers_encoders import is_transformers_encoder
+from vfm.models.transformers_folders.encoders import is_transformers_encoder
+from vfm.models.transformers_folders.files import TOKENIZER_FILES
+from vfm.models.transformers_folders.processor import PROCESSOR_FILES
 from vfm.models.weights import INDEX_SUFFIX, weights_shards
 
 # configuration -> the weights, of which the first that exist are taken, and files that a repository may have

@@ -18,8 +18,8 @@ from torch import Tensor
 from vfm.base import UserError
 from vfm.models.clip.clip import ClipModel, build_clip
 from vfm.models.interchange.hugging_face_config import VOCAB_SIZE, hugging_face_config, open_clip_config
-from vfm.models.interchange.hugging_face_processor import PROCESSOR_FILE, folder_preprocess, processor_config
 from vfm.models.interchange.hugging_face_tokenizer import other_tokenizer, save_tokenizer, tokenizer_mismatches
+from vfm.models.transformers_folders.processor import PROCESSOR_FILE, folder_preprocess, processor_config
 from vfm.models.weights import INDEX_SUFFIX, find_weights, load_state_dict, save_state_dict
 from vfm.storage.store_files import naming, read_record
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vfm.base import UserError
 from vfm.models.clip.clip import ClipModel
-from vfm.models.transformers_encoders import mlp_ratio
+from vfm.models.transformers_folders.encoders import mlp_ratio
 
 VOCAB_SIZE, START_OF_TEXT, END_OF_TEXT = 49408, 49406, 49407  # CLIP's own tokenizer
 TANH, DEFAULT_EPS = "gelu_pytorch_tanh", 1e-5

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from vfm.base import UserError
 from vfm.models.clip.clip import ClipModel
 from vfm.models.interchange.hugging_face import CONFIG_FILE, WEIGHTS_FILES
-from vfm.models.interchange.hugging_face_processor import PROCESSOR_FILE, processor_config
 from vfm.models.interchange.hugging_face_tokenizer import save_tokenizer, tokenizer_mismatches
+from vfm.models.transformers_folders.processor import PROCESSOR_FILE, processor_config
 from vfm.models.weights import save_state_dict
 
 _NAMES = (

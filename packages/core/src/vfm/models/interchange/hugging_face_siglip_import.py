@@ -22,10 +22,10 @@ from vfm.base import UserError
 from vfm.models.clip.clip import ClipModel, blueprint, build_clip
 from vfm.models.interchange.hugging_face import CONFIG_FILE, WEIGHTS_FILES, load_hugging_face, read_hugging_face_config
 from vfm.models.interchange.hugging_face_config import TANH
-from vfm.models.interchange.hugging_face_processor import folder_preprocess
 from vfm.models.interchange.hugging_face_siglip import siglip_config, siglip_names
 from vfm.models.interchange.hugging_face_tokenizer import other_tokenizer
-from vfm.models.transformers_encoders import mlp_ratio
+from vfm.models.transformers_folders.encoders import mlp_ratio
+from vfm.models.transformers_folders.processor import folder_preprocess
 from vfm.models.weights import find_weights, load_state_dict
 from vfm.storage.store_files import read_record
 

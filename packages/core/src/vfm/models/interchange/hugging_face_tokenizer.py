@@ -15,17 +15,9 @@ from open_clip import SimpleTokenizer
 
 from vfm.models.clip.clip import ClipModel
 from vfm.models.clip.text import WordTokenizer
+from vfm.models.transformers_folders.files import TOKENIZER_CONFIG_FILE
 from vfm.storage.store_files import read_record
 
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-TOKENIZER_FILES = (
-    TOKENIZER_CONFIG_FILE,
-    "tokenizer.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-)
 _START, _END, _PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 
 

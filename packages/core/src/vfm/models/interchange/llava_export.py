@@ -24,8 +24,8 @@ from vfm.base import UserError
 from vfm.models.clip.clip import ClipModel
 from vfm.models.interchange.hugging_face import CONFIG_FILE, hugging_face_mismatches, to_hugging_face
 from vfm.models.interchange.hugging_face_config import hugging_face_config
-from vfm.models.interchange.hugging_face_processor import PROCESSOR_FILE
 from vfm.models.interchange.hugging_face_siglip import siglip_config, siglip_mismatches, to_siglip
+from vfm.models.transformers_folders.processor import PROCESSOR_FILE
 from vfm.models.weights import save_state_dict
 from vfm.storage.store_files import naming, read_record
 

@@ -1,6 +1,6 @@
 """Import of transformers' vision encoders as timm encoders: ViT, DINOv2, DINOv3, and the towers of SigLIP and CLIP.
 
-`transformers_encoders` chooses the architecture. Here tensors are renamed, q, k and v are joined, and the image
+`transformers_folders.encoders` chooses the architecture. Here tensors are renamed, q, k and v are joined, and the image
 processor is read. Heads that timm cannot express are left out, for a reason that the report of keys states.
 
 Source: the names are from transformers' `ViTModel`, `Dinov2Model`, `DINOv3ViTModel`, `SiglipVisionModel` and
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from vfm.base import UserError
 from vfm.models.interchange.hugging_face import CONFIG_FILE, WEIGHTS_FILES
-from vfm.models.interchange.hugging_face_processor import encoder_preprocess
 from vfm.models.preprocess import Preprocess
-from vfm.models.transformers_encoders import CLASSIFIERS, timm_source, transformers_record
+from vfm.models.transformers_folders.encoders import CLASSIFIERS, timm_source, transformers_record
+from vfm.models.transformers_folders.processor import encoder_preprocess
 from vfm.models.vision.vision import build_vision, set_class_names
 from vfm.models.weight_transfer import KeyReport
 from vfm.models.weights import find_weights, load_state_dict

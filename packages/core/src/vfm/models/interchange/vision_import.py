@@ -17,10 +17,10 @@ from vfm.models.interchange import eva_import
 from vfm.models.interchange.eva_import import DEFAULT_OPTIONS, ReadOptions
 from vfm.models.interchange.eva_layouts import masked_modelling_of
 from vfm.models.interchange.hub_folders import encoder_folder_of_hub
-from vfm.models.interchange.import_check import check_import
 from vfm.models.interchange.transformers_import import check_transformers_encoder, load_transformers_encoder
+from vfm.models.oracle.check import Origin, check_import
 from vfm.models.stages import FOLDER_PREFIX, HUB_PREFIX, NO_WEIGHTS, ImportVision
-from vfm.models.transformers_encoders import transformers_record
+from vfm.models.transformers_folders.encoders import transformers_record
 from vfm.models.vision.vision import VISION_CONFIG_FILE, build_vision, save_vision, vision_preprocess
 from vfm.models.weight_transfer import KeyReport
 from vfm.models.weights import check_finite_weights, load_state_dict
@@ -31,11 +31,11 @@ def import_vision_checkpoint(config: ImportVision, ctx: Context) -> VisionCheckp
     """Run `models.vision`: download the weights if they are not local, and save them in timm's layout."""
     options = ReadOptions(ema=config.weights == "ema", patch_resize=config.patch_resize)
     report = KeyReport()
-    model = import_vision(config.source, config.pretrained, options, report)
+    model, origin = _import(config.source, config.pretrained, options, report)
     check_finite_weights(model.state_dict(), config.pretrained or config.source)
     show_key_report(ctx, report)
-    if config.compare and not config.pretrained:
-        check_import(ctx, model, source_folder(config.source))
+    if config.compare and options.ema and not report.resized:
+        check_import(ctx, model, origin)
     return save_vision(model, ctx.directory)
 
 
@@ -71,23 +71,30 @@ def import_vision(
     Raises:
         UserError: If a name is unknown, or the weights are missing or do not fit.
     """
-    report = KeyReport() if report is None else report
+    return _import(source, pretrained, options, KeyReport() if report is None else report)[0]
+
+
+def _import(
+    source: str | Mapping[str, Any], pretrained: str | None, options: ReadOptions, report: KeyReport
+) -> tuple[nn.Module, Origin | None]:
+    """Load an encoder as `import_vision` does, and describe its source; None if there is no library to compare with."""
     check_vision_source(source, pretrained)
     file = weights_file_as_source(source, pretrained)
-    if file:
-        return vision_from_file(None, file, options, report)
     if pretrained == NO_WEIGHTS:
-        return build_vision(source, seed=0).eval()
-    if pretrained:
-        return vision_from_file(source, Path(pretrained), options, report)
-    folder = source_folder(source)
+        return build_vision(source, seed=0).eval(), None
+    if file or pretrained:
+        model = vision_from_file(None if file else source, file or Path(str(pretrained)), options, report)
+        name = str(model.pretrained_cfg["architecture"])  # type: ignore[index]
+        return model, Origin("timm", name, str(file or pretrained)) if isinstance(source, str) else None
+    folder = _folder_of(source)
     if folder and transformers_record(folder):
-        return load_transformers_encoder(folder, report)
-    model = build_vision(f"{FOLDER_PREFIX}{folder}" if folder else source, pretrained=True).eval()
+        return load_transformers_encoder(folder, report), Origin.of_folder(folder)
+    name = f"{FOLDER_PREFIX}{folder}" if folder else str(source).removeprefix("timm/")
+    model = build_vision(name, pretrained=True).eval()
     if folder:
         with naming(folder / VISION_CONFIG_FILE, "the configuration of an encoder"):
             vision_preprocess(model)
-    return model
+    return model, Origin("timm", name)
 
 
 def check_vision_source(source: str | Mapping[str, Any], pretrained: str | None) -> None:
@@ -117,7 +124,7 @@ def check_vision_source(source: str | Mapping[str, Any], pretrained: str | None)
         )
 
 
-def source_folder(source: str | Mapping[str, Any]) -> Path | None:
+def _folder_of(source: str | Mapping[str, Any]) -> Path | None:
     """Find the folder that a source names, or to which an encoder of transformers is downloaded; None for others."""
     if isinstance(source, str) and source.startswith(HUB_PREFIX):
         return encoder_folder_of_hub(source.removeprefix(HUB_PREFIX))

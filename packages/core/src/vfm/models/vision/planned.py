@@ -16,7 +16,7 @@ from vfm.interfaces import Artifact, ClipCheckpoint, Cost, Preflight, Ref, Stage
 from vfm.models.clip.clip import ClipModel, blueprint
 from vfm.models.clip.clip_config import get_clip_config, read_clip_config
 from vfm.models.stages import FOLDER_PREFIX
-from vfm.models.transformers_encoders import timm_source, transformers_record
+from vfm.models.transformers_folders.encoders import timm_source, transformers_record
 from vfm.models.vision.vision import build_vision, save_vision_config
 
 STARTS = ("init", "clip", "start")  # fields of a stage that refer to the model it starts from

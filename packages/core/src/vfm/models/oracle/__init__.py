@@ -1,0 +1,1 @@
+"""Comparison of imported models with the libraries that wrote them."""

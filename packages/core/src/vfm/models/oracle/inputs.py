@@ -1,0 +1,67 @@
+"""The fixed inputs of a comparison, and the differences between two libraries on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfm.models.preprocess import Preprocess
+
+NUM_INPUTS = 8
+TEXTS = ("a photo of a dog", "a", "red", "two cats on a sofa", "a map of the city", "blue sky", "an old car", "rain")
+SIZES = ((40, 64), (64, 40), (48, 48), (90, 30), (300, 400), (33, 47))  # of the images that are not plain
+Transform = Callable[[Image.Image], Tensor]
+
+
+def noise(side: int) -> Tensor:
+    """Draw normalised pixels, (8, 3, S, S)."""
+    return torch.randn(NUM_INPUTS, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    """Compute the relative difference of two tensors by the L2 norm."""
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def pixel_differences(preprocess: Preprocess, transform: Transform) -> dict[str, float]:
+    """Compare pixels, in [0, 1], of images of one colour and of smooth images that are resized.
+
+    Args:
+        preprocess: the preprocessing of the imported model.
+        transform: the other library's, from an image to normalised pixels (3, S, S).
+    """
+    plain = [Image.new("RGB", (50, 40), colour) for colour in ((0, 128, 255), (250, 40, 90))]
+    smooth = [_smooth_image(size, number) for number, size in enumerate(SIZES)]
+    differences = {}
+    for name, images in (("pixels", plain), ("resized_pixels", smooth)):
+        theirs = [_at_size(transform(image), preprocess.image_size) for image in images]
+        ours = preprocess.inputs(images, torch.device("cpu"))
+        largest = max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
+        differences[name] = largest * min(preprocess.std)
+    return differences
+
+
+def share_of_different_ids(ours: Tensor, theirs: Tensor, end: int | None) -> float:
+    """Compute the share of texts whose ids differ, up to the first end token: libraries differ in what follows."""
+    ends = (theirs == end) if end is not None else torch.zeros_like(theirs)
+    lengths = [int(row.nonzero()[0]) + 1 if row.any() else len(row) for row in ends]
+    different = [not torch.equal(a[:n], b[:n]) for a, b, n in zip(ours, theirs, lengths, strict=True)]
+    return sum(different) / len(different)
+
+
+def _at_size(pixels: Tensor, side: int) -> Tensor:
+    """Resize pixels to the model's size, if the other library makes images of another."""
+    if pixels.shape[-1] == side:
+        return pixels
+    return F.interpolate(pixels[None], size=(side, side), mode="bicubic", antialias=True)[0]
+
+
+def _smooth_image(size: tuple[int, int], number: int) -> Image.Image:
+    """Draw an image of a few colours that flow into each other."""
+    seeds = np.random.default_rng(number).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    return Image.fromarray(seeds).resize(size, Image.Resampling.BICUBIC)
