@@ -74,12 +74,12 @@ def memory() -> tuple[float, float]:
     return sizes["Private_Clean"] + sizes["Private_Dirty"], sizes["Rss"]
 
 
-def make_tars(folder: Path) -> None:
+def make_tars(folder: Path, samples: int = SAMPLES) -> None:
     """Write the tars."""
     rng = np.random.default_rng(0)
     for shard in range(DIFFERENT):
         rows = []
-        for number in range(SAMPLES):
+        for number in range(samples):
             coarse = Image.fromarray(rng.integers(0, 256, (SIDE // 8, SIDE // 8, 3), dtype=np.uint8))
             buffer = io.BytesIO()
             coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
@@ -90,9 +90,9 @@ def make_tars(folder: Path) -> None:
 
 
 @contextmanager
-def server(folder: Path, latency: float) -> Iterator[str]:
+def server(folder: Path, latency: float, rate: float = 0.0) -> Iterator[str]:
     """Start the server, and yield its address."""
-    command = [sys.executable, str(SERVER), str(folder), "--latency", str(latency)]
+    command = [sys.executable, str(SERVER), str(folder), "--latency", str(latency), "--rate", str(rate)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         try:

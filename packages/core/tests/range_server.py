@@ -21,6 +21,8 @@ from typing import Any
 Fault = Callable[[str, int], str | None]
 """Takes a path and how often it was asked for; returns `status CODE`, `short`, `hang`, `no ranges` or None."""
 
+PIECE = 1 << 18  # bytes that are sent at once
+
 
 class RangeServer(socketserver.ThreadingTCPServer):
     """Serves `/NAME` from a folder. With `alias`, a name is looked up by what that returns for it. `needs` is text
@@ -34,6 +36,7 @@ class RangeServer(socketserver.ThreadingTCPServer):
         folder: Path,
         *,
         latency: float = 0.0,
+        rate: float = 0.0,
         fault: Fault = lambda path, count: None,
         alias: Callable[[str], str] = lambda name: name,
         etag: Callable[[os.stat_result], str] | None = lambda status: f"{status.st_size}-{status.st_mtime_ns}",
@@ -42,6 +45,7 @@ class RangeServer(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder, self.latency, self.fault, self.alias, self.etag = folder, latency, fault, alias, etag
         self.needs = needs
+        self.rate, self.free = rate, 0.0  # bytes a second over all connections; when the link is free again
         self.requests: Counter[str] = Counter()  # by method
         self.asked: Counter[str] = Counter()  # by path
         self.bytes_sent = 0
@@ -50,6 +54,14 @@ class RangeServer(socketserver.ThreadingTCPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def wait_for_link(self, count: int) -> None:
+        """Wait until the link has sent so many bytes after all earlier ones."""
+        if self.rate:
+            with self.lock:
+                self.free = max(self.free, time.monotonic()) + count / self.rate
+                wait = self.free - time.monotonic()
+            time.sleep(max(0.0, wait))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: clients may close a connection at any time."""
@@ -115,7 +127,10 @@ class _Handler(socketserver.BaseRequestHandler):
         self.request.sendall(head.encode())
         if file and method == "GET":
             with file.open("rb") as opened:
-                self.request.sendfile(opened, start, stop - start)
+                for first in range(start, stop, PIECE):
+                    count = min(PIECE, stop - first)
+                    self.server.wait_for_link(count)
+                    self.request.sendfile(opened, first, count)
             with self.server.lock:
                 self.server.bytes_sent += stop - start
         return True
@@ -135,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--rate", type=float, default=0.0, help="bytes a second over all connections; 0: no limit")
     chosen = parser.parse_args()
     count = len(list(chosen.folder.glob("*.tar")))
 
@@ -142,7 +158,7 @@ def main() -> None:
         stem, _, end = name.rpartition(".")
         return f"{int(stem) % count:06d}.{end}" if stem.isdecimal() else name
 
-    with RangeServer(chosen.folder, latency=chosen.latency, alias=alias) as server:
+    with RangeServer(chosen.folder, latency=chosen.latency, rate=chosen.rate, alias=alias) as server:
         print(server.url, flush=True)
         server.serve_forever()
 

@@ -23,17 +23,20 @@ from vfm.data import (
     Mixture,
     Sample,
     SampleDraw,
+    Source,
+    TarStream,
     TrainingData,
     decode_image,
     open_balanced,
     open_dataset,
+    open_stream,
     require_column,
     to_tensor,
     weight_of,
 )
 from vfm.eval import CaptionedImage, images_panel
 from vfm.models import ClipModel, Preprocess
-from vfm.plugin import ImagesPanel, PairDataset
+from vfm.plugin import ImagesPanel, PairDataset, TarList
 from vfm_clip.stages import ClipTrain, CropAugmentation
 
 __all__ = ["ClipInputs", "EvalTransform", "MakePair", "first_samples_panel", "language_weights", "training_data"]
@@ -186,17 +189,24 @@ def training_data(
         weights: languages to draw captions from, with their weights.
     """
     make = MakePair(_transform(config.augmentation, clip.preprocess), clip.tokenizer, weights, config.weight)
-    if config.loading.sampler == "balanced":
-        language = next(iter(weights))
-        sources = [open_balanced(data, seed=config.seed, language=language) for data in datasets]
-    else:
-        sources = [open_dataset(data) for data in datasets]
+    sources = _open_all(config, datasets, next(iter(weights)))
     for source, portion in zip(sources, config.portions, strict=True):
         if config.weight:
             require_column(source.index.spec, config.weight, f"{config.name}: weight: {portion.data}")
+    indexed = [source for source in sources if isinstance(source, Source)]
     shares = [portion.weight for portion in config.portions]
-    samples = sources[0] if len(sources) == 1 else Mixture(sources, shares)
+    samples = sources[0] if len(sources) == 1 else Mixture(indexed, shares)
     return TrainingData.of(config, samples, make), make
+
+
+def _open_all(config: ClipTrain, datasets: Sequence[PairDataset], language: str) -> Sequence[Source | TarStream]:
+    """Open the datasets, or the single list of tars."""
+    if config.loading.sampler == "balanced":
+        return [open_balanced(data, seed=config.seed, language=language) for data in datasets]
+    first = datasets[0]
+    if isinstance(first, TarList) and len(datasets) == 1:
+        return [open_stream(first)]
+    return [open_dataset(data) for data in datasets]
 
 
 def _transform(augmentation: CropAugmentation, preprocess: Preprocess) -> ImageTransform | EvalTransform:

@@ -16,6 +16,7 @@ from vfm.plugin import (
     Portion,
     Preflight,
     Stage,
+    TarList,
     UserError,
     did_you_mean,
 )
@@ -50,6 +51,11 @@ def check_datasets(
             raise UserError(f"'{name}' has no captions; set `texts` of data.pairs to the field that holds them")
         if balanced:
             check_balanced(data)
+        if isinstance(data, TarList):
+            if len(portions) > 1:
+                raise UserError(f"'{name}': expected an index to mix datasets, got a list of tars; use data.pairs")
+            _languages(list(language_weights(language, data)), name, data)
+            return
         source = open_dataset(data)
         if isinstance(data, LinkTable) or not source.index.spec.images:
             raise UserError(f"'{name}' has captions but no images to train on")

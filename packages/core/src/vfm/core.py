@@ -11,6 +11,7 @@ import vfm.data.annotated.stages as annotated
 import vfm.data.choices.stages as choices
 import vfm.data.labeled.stages as labeled
 import vfm.data.pairs.stages as pairs
+import vfm.data.streaming.stages as streaming
 import vfm.data.synthetic.stages as synthetic
 import vfm.data.videos.stages as videos
 import vfm.eval.choices.stages as caption_choice
@@ -25,7 +26,7 @@ import vfm.models.stages as models
 from vfm.interfaces import Stage, hookimpl
 
 ROOMS = (
-    pairs, labeled, choices, annotated, videos, synthetic, models, interpolation,
+    pairs, streaming, labeled, choices, annotated, videos, synthetic, models, interpolation,
     classify, retrieval, caption_choice, dense, open_segmentation, video, compare,
 )  # fmt: skip
 

@@ -72,5 +72,6 @@ from .samples.sample import REASONS as REASONS, BadSample as BadSample, Sample a
 from .samples.shards import Shard as Shard, ShardReader as ShardReader
 from .samples.spec import DatasetSpec as DatasetSpec
 from .samples.texts import is_text as is_text, texts_schema as texts_schema
+from .streaming.source import TarStream as TarStream, open_stream as open_stream
 from .tables.parquet import ParquetShard as ParquetShard, open_parquet as open_parquet
 from .tar.writer import write_tar as write_tar

@@ -22,6 +22,7 @@ from .artifacts import (
     Report as Report,
     SampleCache as SampleCache,
     TaggedImages as TaggedImages,
+    TarList as TarList,
     TrainingState as TrainingState,
     VideoClassifier as VideoClassifier,
     VideoDataset as VideoDataset,

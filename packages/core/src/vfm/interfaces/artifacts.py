@@ -143,6 +143,13 @@ class LinkTable(Pool):
     """URLs of images with their texts: a pool to curate before the images are downloaded. It contains no images."""
 
 
+class TarList(PairDataset):
+    """Tars of pairs that a training reads in whole. Their samples are not counted (`num_samples` is 0)."""
+
+    lanes: int = Field(ge=1, description="lanes that are read side by side")
+    lane_samples: int = Field(ge=1, description="samples that a lane gives before the next one follows")
+
+
 class CuratedSubset(PairDataset):
     """A view of a Pool: the kept pairs and texts, with the probability of each. Images are not copied."""
 

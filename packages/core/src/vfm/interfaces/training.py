@@ -255,6 +255,8 @@ class Training(Stage):
         datasets = [artifact(ref) for ref in self.datasets]
         if None in datasets:
             return self
+        if not all(data.num_samples for data in datasets):
+            raise UserError(f"{self.name}: epochs: the samples of its data are not counted; set steps or samples_seen")
         samples = self.epochs * sum(data.num_samples for data in datasets)
         known = self.model_copy(update={"steps": max(1, round(samples) // self.global_batch_size), "epochs": None})
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import Any, Literal, TypeVar, cast
 from urllib.parse import urlsplit
@@ -67,16 +67,23 @@ def _store(host: tuple[str, str]) -> Any:
 
 def read_spans(spans: Sequence[Span]) -> list[bytes | RemoteError]:
     """Read the bytes of each span, up to `CONNECTIONS` at a time. A span that cannot be read gives its error."""
+    return _all([(span.path, partial(_read_span, *filesystem(span.path), span)) for span in spans])
 
-    async def read(store: Any, inside: str, span: Span) -> bytes:
-        data = await _range(store, inside, span.start, span.stop, span.is_version_of)
-        if len(data) > span.stop - span.start:
-            raise RemoteError(span.path, "the server does not support ranges", final=True)
-        if len(data) < span.stop - span.start:
-            raise RemoteError(span.path, "short read")
-        return bytes(data)
 
-    return _all([(span.path, partial(read, *filesystem(span.path), span)) for span in spans])
+def begin_span(span: Span) -> Future[bytes | RemoteError]:
+    """Request the bytes of a span, and go on without waiting. The caller limits the number of requests."""
+    request = partial(_read_span, *filesystem(span.path), span)
+    reading = _tried(span.path, request, asyncio.Semaphore(1), absent_is_answer=False)
+    return asyncio.run_coroutine_threadsafe(reading, get_loop())
+
+
+async def _read_span(store: Any, inside: str, span: Span) -> bytes:
+    data = await _range(store, inside, span.start, span.stop, span.is_version_of)
+    if len(data) > span.stop - span.start:
+        raise RemoteError(span.path, "the server does not support ranges", final=True)
+    if len(data) < span.stop - span.start:
+        raise RemoteError(span.path, "short read")
+    return bytes(data)
 
 
 def read_whole(path: str, start: int = 0, stop: int | None = None) -> bytes:

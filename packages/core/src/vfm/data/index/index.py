@@ -76,29 +76,39 @@ class Index:
         Raises:
             UserError: If a local shard is missing, or its size changed.
         """
-        entry, path = self.shards[shard], self._path(shard)
+        entry, name = self.located(shard)
+        path = entry.path
         if not files.is_remote(path):  # remote shards are compared when a run is planned, not in each process
             size, _ = files.size_and_time(path)
             if size != entry.size:
                 raise UserError(
                     f"{path}: changed since it was indexed ({entry.size} bytes then, {size} now); run it again"
                 )
-        file = self.directory / OFFSETS_FOLDER / f"{shard:06d}.offsets"
-        opening = Opening(
-            name=entry.path.removeprefix(self._folder),
-            offsets=self._offsets(shard, file),
-            save=partial(_save_offsets, file),
-            ahead=ahead,
-        )
-        return shard_format(entry.format).open(replace(entry, path=path), self.spec, opening)
+        opening = Opening(name=name, offsets=self._offsets(shard), save=partial(self.save_offsets, shard), ahead=ahead)
+        return shard_format(entry.format).open(entry, self.spec, opening)
 
-    def _offsets(self, shard: int, file: Path) -> Iterator[bytes | memoryview]:
+    def located(self, shard: int) -> tuple[Shard, str]:
+        """Look up a shard with its whole path, and its unique name for keys."""
+        entry = self.shards[shard]
+        return replace(entry, path=self._path(shard)), entry.path.removeprefix(self._folder)
+
+    def save_offsets(self, shard: int, data: bytes) -> None:
+        """Store the offsets of a shard, so that it is opened faster next time."""
+        with suppress(OSError):  # in a read-only artifact, the shard is scanned again each time
+            file = self._offsets_file(shard)
+            file.parent.mkdir(exist_ok=True)
+            write_file(file, data, durable=False)  # lost offsets only cost another scan
+
+    def _offsets_file(self, shard: int) -> Path:
+        return self.directory / OFFSETS_FOLDER / f"{shard:06d}.offsets"
+
+    def _offsets(self, shard: int) -> Iterator[bytes | memoryview]:
         """Yield the offsets of a shard from the index, then the offsets that another process saved."""
         segment = self._packed.segment(shard) if self._packed else None
         if segment is not None:
             yield segment
         with suppress(OSError):
-            yield file.read_bytes()
+            yield self._offsets_file(shard).read_bytes()
 
     @cached_property
     def _packed(self) -> PackedOffsets | None:
@@ -149,12 +159,6 @@ class Index:
             if not shard_format(entry.format).is_read(scanned=scanned):
                 total += entry.num_samples
         return total
-
-
-def _save_offsets(file: Path, data: bytes) -> None:
-    with suppress(OSError):  # in a read-only artifact, the shard is scanned again each time
-        file.parent.mkdir(exist_ok=True)
-        write_file(file, data, durable=False)  # lost offsets only cost another scan
 
 
 def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, bad_rows: Iterable[BadRow] = ()) -> int:

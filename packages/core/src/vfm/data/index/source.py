@@ -21,7 +21,7 @@ from vfm.data.reading.byte_ranges import Held, ReadAhead, read_together
 from vfm.data.reading.shard_cache import ShardCache
 from vfm.data.samples.order import Epochs, Order, SameEpochs, SampleOrder
 from vfm.data.samples.sample import Sample
-from vfm.interfaces import CuratedSubset, ImageDataset, Pool
+from vfm.interfaces import CuratedSubset, ImageDataset, Pool, TarList
 from vfm.storage.remote_spans import Span
 
 OPEN_SHARDS = 512  # shards that stay open. Their offsets are mapped, so this costs only file descriptors
@@ -31,8 +31,10 @@ def open_dataset(artifact: ImageDataset) -> Source:
     """Open the samples of an artifact. This only reads the index.
 
     Raises:
-        UserError: If the artifact's folder has no index.
+        UserError: If the artifact's folder has no index, or a list of tars without their samples.
     """
+    if isinstance(artifact, TarList):
+        raise UserError(f"{artifact.path}: expected an index of samples, got a list of tars; import it as data.pairs")
     if isinstance(artifact, CuratedSubset):
         pool = Pool.load(artifact.linked(artifact.pool))
         return Source(pool.path.resolve(), artifact.path.resolve())

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from vfm.data.indexing.stages import ImageFiles
-from vfm.data.samples.caption_templates import check_template
+from vfm.data.samples.caption_templates import Texts
 from vfm.interfaces import (
     Artifact,
     ImageDataset,
     Pool,
     Stage,
 )
-
-
-def _in_english(texts: Any) -> Any:
-    """Read a location alone as the location of English captions."""
-    return {"en": texts} if isinstance(texts, str) else texts
-
-
-Location = Annotated[str, AfterValidator(check_template)]
-Texts = Annotated[dict[str, Location], BeforeValidator(_in_english, json_schema_input_type=dict[str, str] | str)]
 
 
 class Images(ImageFiles):

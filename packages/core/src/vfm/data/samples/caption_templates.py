@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice, product
 from string import Formatter
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator
 
 MAX_CAPTIONS = 100  # captions of a sample, from all combinations of values in lists
 
@@ -75,3 +78,15 @@ def _word(value: str | float, names: Sequence[str]) -> str:
     if text.isdecimal() and names:
         return names[int(text)] if int(text) < len(names) else ""
     return text
+
+
+def _in_english(texts: Any) -> Any:
+    """Read a location alone as the location of English captions."""
+    return {"en": texts} if isinstance(texts, str) else texts
+
+
+Texts = Annotated[
+    dict[str, Annotated[str, AfterValidator(check_template)]],
+    BeforeValidator(_in_english, json_schema_input_type=dict[str, str] | str),
+]
+"""Locations of captions by language, in the settings of a stage."""

@@ -73,7 +73,7 @@ def scan_tar(
         UserError: If the file is not an uncompressed tar.
     """
     images = {extension.strip().lower() for extension in image_extensions}
-    content = _Content(path, slots, images)
+    content = TarContent(path, slots, images)
     with open_tar(path, size) as stream:
         members = TarMembers(stream, path)
         starts, owners, owner = content.starts, content.owners, None
@@ -88,7 +88,7 @@ def scan_tar(
             if len(content.rows) > limit:
                 content.rows.popitem()
                 break
-    content.mark_unknown()
+    content.mark_unknown(content.unknown)
     rows = content.rows
     places = np.array(list(rows.values()), dtype=np.int64).reshape(len(rows), len(slots), 2)
     damaged, lost = content.damage()
@@ -108,7 +108,7 @@ def open_tar(path: str, size: int | None = None) -> IO[bytes]:
 
 
 @dataclass
-class _Content:
+class TarContent:
     """Content of a tar that has been found so far."""
 
     path: str
@@ -186,11 +186,11 @@ class _Content:
             return NO_SLOT
         return self.numbers[key]
 
-    def mark_unknown(self) -> None:
-        """Mark rows whose only image has an extension that is not read."""
+    def mark_unknown(self, keys: Iterable[str]) -> None:
+        """Mark the rows of these keys whose only image has an extension that is not read."""
         images = {*self.images, *OTHER_IMAGES}
-        for key, names in self.unknown.items():
-            row = self.rows.get(key)
+        for key in keys:
+            row, names = self.rows.get(key), self.unknown.get(key, ())
             if row and row[0][0] == MISSING and any(name.rpartition(".")[2].lower() in images for name in names):
                 row[0] = (UNKNOWN, -1)
 

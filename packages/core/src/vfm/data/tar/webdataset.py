@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -78,7 +78,7 @@ class TarShard(ShardReader):
         self.slots = slots_of(spec)
         self.version = version
         self._ahead = (ahead or ReadAhead()) if files.is_remote(path) else None
-        self._read_bytes = partial(self._ahead, path) if self._ahead else OpenFile(path)
+        self._read_bytes: Callable[[int, int], bytes] = partial(self._ahead, path) if self._ahead else OpenFile(path)
         if scan is None:
             scanned = scan_shard(path, spec, size)
             scan, account = PackedScan(pack(scanned, self.slots), self.slots), scanned.account

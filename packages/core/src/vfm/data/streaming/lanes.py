@@ -1,0 +1,110 @@
+"""The order of a stream of tars: a pure function of the seed, the number of tars and the position.
+
+A stream has lanes that are read side by side. Each lane reads one group of tars after another, and gives a run of
+samples in turn. A group belongs to one lane, so a process that reads some lanes requests the tars of these lanes only,
+and a lane can be entered by the sizes of the groups before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+GROUP = 8  # tars of a lane that are read together
+ROWS = 64  # rows of each tar of a group whose order is shuffled together
+_LANES = 5  # separates the draws of blocks from the draws of groups
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tars that a lane reads together: their numbers, the epoch, and the number of the group in the epoch."""
+
+    epoch: int
+    number: int
+    shards: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The groups of each lane, and the lane of each position.
+
+    Attributes:
+        num_shards: number of tars.
+        most: greatest number of lanes. There are no more lanes than groups in an epoch.
+        run: samples that a lane gives before the next lane follows.
+        seed: seed of the order of the tars, and of the rows in each block.
+    """
+
+    num_shards: int
+    most: int
+    run: int
+    seed: int
+
+    @property
+    def groups_in_epoch(self) -> int:
+        """Number of groups, of which the last may have fewer tars."""
+        return -(-self.num_shards // GROUP)
+
+    @property
+    def number(self) -> int:
+        """Number of lanes."""
+        return min(self.most, self.groups_in_epoch)
+
+    def group(self, lane: int, turn: int) -> Group:
+        """Choose the group that a lane reads in its turn, from 0. Each epoch has every tar once."""
+        epoch, number = divmod(turn * self.number + lane, self.groups_in_epoch)
+        shards = _permuted(self.num_shards, self.seed, epoch)[number * GROUP : (number + 1) * GROUP]
+        return Group(epoch, number, tuple(shards.tolist()))
+
+    def shuffled(self, group: Group, block: int, size: int) -> NDArray[np.int64]:
+        """Draw the order of the entries of a block."""
+        return np.random.default_rng((self.seed, group.epoch, _LANES, group.number, block)).permutation(size)
+
+    def place(self, position: int) -> tuple[int, int]:
+        """Find the lane of a position in the stream, and the position in the lane."""
+        runs, offset = divmod(position, self.run)
+        turn, lane = divmod(runs, self.number)
+        return lane, turn * self.run + offset
+
+    def readers(self, processes: int, workers: int, micro_batch: int, per_step: int) -> int:
+        """Count the workers that read a lane, and so its tars, at most. It should be 1.
+
+        Args:
+            processes: number of training processes.
+            workers: number of workers of each process, which take its micro-batches in turn.
+            micro_batch: samples of a micro-batch.
+            per_step: micro-batches of a process in each step.
+        """
+        seen: list[set[tuple[int, int]]] = [set() for _ in range(self.number)]
+        num_steps = 2 * self.number * workers * -(-self.run // micro_batch)
+        for step, rank, micro in product(range(num_steps), range(processes), range(per_step)):
+            start = ((step * processes + rank) * per_step + micro) * micro_batch
+            worker = (step * per_step + micro) % workers
+            for turn in range(start // self.run, (start + micro_batch - 1) // self.run + 1):
+                seen[turn % self.number].add((rank, worker))
+        return max(map(len, seen))
+
+
+@dataclass(frozen=True)
+class StreamOrder:
+    """The endless stream of sample numbers: the position in a lane, and the lane. The seed stands for the epoch."""
+
+    lanes: Lanes
+
+    def __call__(self, start: int, stop: int) -> NDArray[np.int64]:
+        """List the sample numbers at positions `start` to `stop` of the stream."""
+        places = map(self.lanes.place, range(start, stop))
+        return np.array([position * self.lanes.most + lane for lane, position in places], dtype=np.int64)
+
+    def of_epochs(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """List the samples at positions `start` to `stop` as (seed, sample number)."""
+        return [(self.lanes.seed, number) for number in self(start, stop).tolist()]
+
+
+@lru_cache(maxsize=4)
+def _permuted(num_shards: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(num_shards)
