@@ -16,6 +16,7 @@ from PIL import Image
 
 from vfm.base import UserError
 from vfm.data import BadSample, write_tar
+from vfm.data.ledger.ledger import read_totals
 from vfm.data.videos import (
     ClipSampling,
     ClipView,
@@ -382,3 +383,17 @@ def test_the_benchmark_of_decoding_runs(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "found.json").read_text())["cases"]["150 frames of 160 x 120"]["vfm, ms"] > 0
+
+
+def test_every_entry_of_a_folder_of_videos_is_in_the_ledger(tmp_path: Path) -> None:
+    root = tmp_path / "clips"
+    for name in ("run/a.mp4", "run/b.mp4", "jump/c.mp4"):
+        write(root / name, CLIP)
+    for name in ("run/notes.txt", "run/._a.mp4", "d.mp4", "jump/broken.mp4"):
+        (root / name).write_bytes(b"?")
+    write(tmp_path / "real" / "e.mp4", CLIP)
+    (root / "walk").symlink_to(tmp_path / "real")
+    dataset = indexed(tmp_path, "clips", path=str(root), max_bad_fraction=0.9)
+    assert dataset.bad_samples == {"linked_folder": 1, "unreadable_video": 1}
+    totals = read_totals(dataset.path)
+    assert totals == {"entries": {"used": 3, "linked_folder": 1, "unreadable_video": 1, "hidden": 1, "not_read": 2}}

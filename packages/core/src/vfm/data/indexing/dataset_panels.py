@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from vfm.data.index.index import BadRow
 from vfm.data.index.source import Source, open_dataset
-from vfm.data.ledger.ledger import LEDGER_FILE, read_totals
+from vfm.data.ledger.ledger import LEDGER_FILE
 from vfm.data.samples.images import decode_image
 from vfm.data.samples.sample import BadSample, Sample
 from vfm.interfaces import Context, ImageDataset, ImagesPanel, PanelImage, TablePanel
@@ -37,15 +36,13 @@ def add_dataset_panels(ctx: Context, dataset: ImageDataset, bad: Sequence[BadRow
     )
     if bad:
         ctx.panel(_bad_panel(bad, len(source) + len(bad)))
-    add_ledger_panel(ctx, source.directory)
     images = _first_images(ctx, source)
     if images:
         ctx.panel(ImagesPanel(title="First samples", order=30, pictures=images))
 
 
-def add_ledger_panel(ctx: Context, directory: Path) -> None:
-    """Write the sums of the ledger in a folder, if it has one, and log parts of the data that are no samples."""
-    totals = read_totals(directory)
+def add_ledger_panel(ctx: Context, totals: Mapping[str, Counter[str]]) -> None:
+    """Write the sums of a ledger, if it has any, and log parts of the data that are no samples."""
     rows: list[list[str | float | int | None]] = []
     for unit, uses in sorted(totals.items()):
         rows += [[unit, use, count] for use, count in uses.most_common()]

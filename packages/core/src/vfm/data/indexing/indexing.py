@@ -13,6 +13,7 @@ from typing import Self
 
 from vfm.base import UserError
 from vfm.data.index.index import OFFSETS_FOLDER, BadRow, address_in, write_index
+from vfm.data.indexing.dataset_panels import add_ledger_panel
 from vfm.data.indexing.examination import Examination, Examined, examine_all
 from vfm.data.indexing.location_hints import location_hint
 from vfm.data.indexing.repeated_keys import RepeatedKeys
@@ -105,6 +106,7 @@ class Indexing:
             problems, num_samples = self._problems()
             for account in [*listed, *self._unopened(directory, listed)]:
                 ledger.add(account, problems, num_samples)
+        add_ledger_panel(self.ctx, ledger.totals)
         self.check_labels()
         self._check_bad(1)
         if not self.good:

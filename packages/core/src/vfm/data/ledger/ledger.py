@@ -40,6 +40,7 @@ class LedgerWriter:
             address: converts the path of a source to the one that is stored.
         """
         self._path, self._address = path, address
+        self.totals: dict[str, Counter[str]] = {}  # number of units of each use, by unit
         self._parts: list[pa.Table] = []
         self._writer: pq.ParquetWriter | None = None
 
@@ -56,6 +57,9 @@ class LedgerWriter:
             runs = account.runs(problems, num_samples)
         except ValueError as error:
             raise UserError(f"{account.source}: {account.unit} {error}; please report this") from None
+        numbers = np.bincount(runs.codes, runs.stops - runs.starts, minlength=len(runs.uses)).astype(int).tolist()
+        used = {use: number for use, number in zip(runs.uses, numbers, strict=True) if number}
+        self.totals.setdefault(account.unit, Counter()).update(used)
         count = len(runs.starts)
         columns = [
             _repeated(redacted(self._address(account.source)), count),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from vfm.base import UserError
+from vfm.data.layouts.folder_listing import FolderListing
 from vfm.data.prompts.clip_benchmark import CLASS_NAMES_FILE, lines_beside
 from vfm.data.samples.images import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from vfm.data.samples.sample import BadSample, Sample
@@ -67,18 +68,40 @@ def recognise(config: Videos) -> str:
 
 def class_folders(config: Videos) -> Listing:
     """List the videos in one folder per class, `archery/clip.mp4`. The class names are the names of the folders."""
-    root = _root(config)
-    names = [name for name in files.walk(root) if _extension(name) in VIDEO_EXTENSIONS and "/" in name]
-    videos = [_in_class(root, name, Media(f"{root}/{name}")) for name in names]
-    return Listing("class_folders", videos)
+    listing = FolderListing(_root(config))
+    videos = []
+    for index, name in enumerate(listing.names):
+        if _extension(name) in VIDEO_EXTENSIONS and "/" in name:
+            listing.give([index])
+            listing.account.sample += 1
+            videos.append(_in_class(listing.root, name, Media(listing.path(name))))
+    return Listing("class_folders", [*videos, *_linked(listing)], accounts=[listing.account])
 
 
 def frame_folders(config: Videos) -> Listing:
     """List the folders of frames in one folder per class, `archery/clip/00001.jpg`."""
-    root = _root(config)
-    names = (name for name in files.walk(root) if _extension(name) in IMAGE_EXTENSIONS)
-    clips = dict.fromkeys(name.rpartition("/")[0] for name in names if name.count("/") >= 2)
-    return Listing("frame_folders", [_in_class(root, name, frame_folder(f"{root}/{name}")) for name in clips])
+    listing = FolderListing(_root(config))
+    frames: dict[str, list[int]] = {}
+    for index, name in enumerate(listing.names):
+        if _extension(name) in IMAGE_EXTENSIONS and name.count("/") >= 2:
+            frames.setdefault(name.rpartition("/")[0], []).append(index)
+    videos = []
+    for clip, indices in frames.items():
+        listing.give(indices)
+        listing.account.sample += 1
+        videos.append(_in_class(listing.root, clip, frame_folder(listing.path(clip))))
+    return Listing("frame_folders", [*videos, *_linked(listing)], accounts=[listing.account])
+
+
+def _linked(listing: FolderListing) -> Iterator[ListedVideo]:
+    """Yield the links to folders as unusable videos, and complete the account."""
+    for index, name in enumerate(listing.links):
+        listing.give_link(index)
+        listing.account.sample += 1
+        media = Media(listing.path(name))
+        label, problem = printable(name.partition("/")[0]), BadSample("linked_folder", printable(media.path))
+        yield ListedVideo(printable(name), media, label, problem=problem)
+    listing.finish()
 
 
 def _in_class(root: str, name: str, media: Media) -> ListedVideo:

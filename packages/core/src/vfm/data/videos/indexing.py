@@ -11,6 +11,7 @@ from typing import Any
 
 from vfm.base import UserError
 from vfm.data.indexing.indexing import check_bad
+from vfm.data.ledger.ledger import LEDGER_FILE, LedgerWriter
 from vfm.data.samples.sample import BadSample
 from vfm.data.videos.formats import list_videos
 from vfm.data.videos.listing import ListedVideo, Listing
@@ -64,11 +65,13 @@ def write_dataset(
     videos = _with_own_keys(listing.videos, ctx.stage)
     bad: Counter[str] = Counter()
     unusual: Counter[str] = Counter()
+    problems: dict[int, str] = {}
     rows, first = [], ""
     results = zip(videos, labels, _all_probed(videos, workers), strict=True)
     for number, (video, label, result) in enumerate(results, 1):
         if isinstance(result, BadSample):
             bad[result.reason] += 1
+            problems[number - 1] = result.reason
             first = first or f"; the first is {result.where} ({result.reason})"
             ctx.skip(result.reason, result.where)
         else:
@@ -80,6 +83,9 @@ def write_dataset(
     if not rows:
         raise UserError(f"{ctx.stage}: no videos found{first}")
     write_videos(ctx.directory, rows)
+    with LedgerWriter(ctx.directory / LEDGER_FILE) as ledger:
+        for account in listing.accounts:
+            ledger.add(account, problems)
     dataset = VideoDataset.create(
         ctx.directory,
         num_samples=len(rows),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vfm.base import UserError
+from vfm.data.ledger.account import Account
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.spec import MAX_CLASSES
 from vfm.data.videos.media import Media
@@ -38,11 +39,13 @@ class Listing:
         format: name of the layout.
         videos: the videos.
         class_names: class names in the order of the labels. Empty: the sorted labels, or their numbers.
+        accounts: the video of each entry of a folder, for the ledger. Empty for lists and tars.
     """
 
     format: str
     videos: Sequence[ListedVideo]
     class_names: Sequence[str] = field(default=())
+    accounts: Sequence[Account] = ()
 
     def labelled(self, names: Sequence[str]) -> tuple[list[str], list[int]]:
         """Choose the class names, and number the label of each video.
