@@ -89,6 +89,7 @@ def test_speed_waits_and_memory_are_charts_of_the_stage(run: RunSummary, tmp_pat
         ("acc1/tail", "top-1 accuracy, tail"),
         ("fs4_acc1", "top-1 accuracy from 4 images of a class"),
         ("image_retrieval_recall@5", "image retrieval, recall at 5"),
+        ("lp_acc1", "top-1 accuracy of a linear probe"),
         ("pq", "panoptic quality"),
         ("box_ap50", "box AP at IoU 0.50"),
         ("box_ap_small", "box AP, small"),

@@ -9,6 +9,8 @@ WORDS = [
     (r"acc(\d+)", r"top-\1 accuracy"),
     (r"acc", "accuracy"),
     (r"fs(\d+)_acc1", r"top-1 accuracy from \1 images of a class"),
+    (r"lp_acc(\d+)", r"top-\1 accuracy of a linear probe"),
+    (r"lp_mean_per_class_recall", "mean recall of the classes by a linear probe"),
     (r"mean_per_class_recall", "mean recall of the classes"),
     (r"mean_average_precision", "mean average precision"),
     (r"(image|text)_retrieval_recall@(\d+)", r"\1 retrieval, recall at \2"),
