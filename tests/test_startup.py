@@ -9,8 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from vfm.cli import FILES, app
+
 UNUSED = {
-    "plan quickstart": ("torch", "numpy", "pyarrow", "scipy", "numba", "matplotlib", "timm", "open_clip"),
+    "plan quickstart": (
+        "torch",
+        "numpy",
+        "pyarrow",
+        "scipy",
+        "numba",
+        "matplotlib",
+        "timm",
+        "open_clip",
+        "vfm.report",
+        "vfm.cli.recipe",
+        "vfm.cli.store",
+        "vfm.flow.execution.parallel",
+    ),
     "finetune --help": ("torch", "numpy", "pyarrow", "scipy", "numba", "matplotlib", "timm", "open_clip"),
 }
 PROGRAM = """
@@ -32,3 +47,8 @@ def test_a_command_does_not_import_what_it_does_not_use(words: str, tmp_path: Pa
     loaded = set(done.stdout.splitlines()[-1].split()[1:])
     assert "vfm.cli" in loaded
     assert loaded.intersection(UNUSED[words]) == set()
+
+
+def test_each_command_is_in_the_file_that_is_imported_for_it() -> None:
+    files = {command.name: command.callback.__module__.rpartition(".")[2] for command in app.registered_commands}
+    assert files == {command: file for file, commands in FILES.items() for command in commands}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-import vfm.cli  # noqa: F401  (registers the commands)
+import vfm.cli.commands  # noqa: F401  (registers the commands)
 from vfm.cli.command import app
 
 COMMANDS = Path(__file__).parents[1] / "tests/published_commands.txt"

@@ -39,6 +39,7 @@ def cpu_seconds(words: list[str], checkout: Path | None) -> float:
     sources = ":".join(str(path) for path in sorted(checkout.glob("packages/*/src"))) if checkout else ""
     before = _of_children()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": sources}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # the first round writes the bytecode that the others read
     subprocess.run([sys.executable, *words], env=environment, check=True, capture_output=True)
     return _of_children() - before
 

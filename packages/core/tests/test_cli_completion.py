@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import vfm.cli  # noqa: F401  (registers the commands)
+import vfm.cli.commands  # noqa: F401  (registers the commands)
 from vfm.cli.command import app
 from vfm.cli.fields.field_table import field_rows, overview
 from vfm.flow.recipe.shipped import shipped_files

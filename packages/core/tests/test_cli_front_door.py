@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-import vfm.cli  # noqa: F401  (registers the commands)
+import vfm.cli.commands  # noqa: F401  (registers the commands)
 from cli_world import interruptible  # noqa: F401  (a fixture)
 from vfm.base import TerminalConsole
 from vfm.cli.command import app

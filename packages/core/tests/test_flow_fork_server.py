@@ -29,7 +29,7 @@ def fork(
     words: list[str],
     log: Path,
     environment: Mapping[str, str] = os.environ,
-    modules: Sequence[str] = ("vfm.cli", "no.such_module"),
+    modules: Sequence[str] = ("vfm.cli.commands", "no.such_module"),
 ) -> AbstractContextManager[Process]:
     with log.open("wb") as errors:
         return servers.start(words, environment, modules, errors=errors.fileno(), lock=errors.fileno())

@@ -10,8 +10,8 @@ from timm.optim import create_optimizer_v2
 
 from train_toy import Regression, Samples, plan, train
 from vfm.base import UserError
-from vfm.flow.execution.run import preflight
 from vfm.flow.plan.plan import Step
+from vfm.flow.plan.preflight import preflight
 from vfm.flow.plan.store import Slot
 from vfm.interfaces import AdamW, LambConfig, Sgd
 from vfm.interfaces.timm_optimizer import Algorithm

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageEnhance
 from typer.testing import CliRunner
 
-import vfm.cli  # noqa: F401  (registers the commands)
+import vfm.cli.commands  # noqa: F401  (registers the commands)
 from vfm.cli.command import app
 from vfm_curation.statistics import NearDuplicates, near_earlier
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pluggy
 
-from vfm.base import UserError
+from vfm.base import UserError, load_function
 from vfm.flow.execution.parallel import Jobs
 from vfm.flow.execution.run import RunResult, run_plan
 from vfm.flow.execution.subprocesses import Send
@@ -21,7 +21,6 @@ from vfm.flow.plan.store import Store
 from vfm.flow.recipe.recipe import Recipe
 from vfm.flow.records.runs import EVENTS_FILE, open_run, through_link
 from vfm.interfaces import Event
-from vfm.report import current_report
 
 
 def run_recipe(
@@ -58,7 +57,7 @@ def run_recipe(
         if only is not None:
             return outcome
         try:
-            page = str(through_link(current_report(outcome.directory)))
+            page = str(through_link(load_function("vfm.report:current_report")(outcome.directory)))
         except UserError as error:  # the results exist, so a report that cannot be drawn does not fail the run
             page = f"not drawn ({error})"
         send(Event("run_finished", None, {"seconds": round(outcome.seconds, 2), "report": page}))

@@ -1,6 +1,7 @@
 """The command `vfm`. A mistake of the user is one line on standard error and exit code 2, without a traceback.
 
-`command` holds what all commands share. Each other file defines a group of commands with `@command`.
+`command` holds what all commands share. Each other file defines a group of commands with `@command`. `main` imports
+the file of the command that is called, and `commands` all of them.
 """
 
 from __future__ import annotations
@@ -8,18 +9,30 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from importlib import import_module
+from typing import Any
 
 from vfm.base.deferred_imports import defer_unused_imports
-from vfm.cli.command import app, note
-from vfm.cli.console import OutputError, prepare_streams
-
-# isort: off
-from vfm.cli import recipe, finetune, distill, forecast, evaluation, models, search, data  # noqa: F401  (the order of `vfm --help`)
-from vfm.cli import conversion, catalogue, installation, store, verification  # noqa: F401
-# isort: on
 
 __all__ = ["app", "main"]
 
+# The commands of each file, so that a command is not slower for every other one.
+FILES = {
+    "plan": ("plan",),
+    "recipe": ("run", "step", "init"),
+    "finetune": ("finetune", "classify"),
+    "distill": ("distill",),
+    "forecast": ("forecast",),
+    "evaluation": ("eval",),
+    "models": ("embed", "predict", "view", "export"),
+    "search": ("search",),
+    "data": ("data",),
+    "conversion": ("from",),
+    "catalogue": ("models", "recipes"),
+    "installation": ("stages", "plugins", "schema", "doctor"),
+    "store": ("show", "runs", "report", "clean"),
+    "verification": ("verify",),
+}
 # Commands for which imports are much of the time. Trainings, and programs that import vfm, have no stand-ins.
 SHORT = ("predict", "embed", "view", "search", "data", "doctor")
 
@@ -28,12 +41,15 @@ def main() -> None:
     """Run the command line (the entry point of the `vfm` script)."""
     gc.set_threshold(10_000)  # imports create many objects that stay, which the collector would walk over and over
     os.environ["PYTHONSAFEPATH"] = "1"  # workers and jobs import nothing from the working folder
-    if sys.argv[1:2] and sys.argv[1] in SHORT:
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    if word in SHORT:
         defer_unused_imports()
-    prepare_streams()
-    try:
-        app(prog_name="vfm")
-    except OutputError as error:  # raised for `vfm --help`, which is not a command
-        note(f"error: {error}")
-        sys.exit(2)
-    sys.exit(0)
+    files = [file for file, commands in FILES.items() if word in commands]
+    import_module(f"{__name__}.{files[0] if files else 'commands'}")  # all of them for --help, a path or a wrong name
+    import_module(f"{__name__}.command").run_app()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        return import_module(f"{__name__}.commands").app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,10 +18,10 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
-from vfm.base import TerminalConsole, UserError, how_to_install, redacted
-from vfm.cli import completion
+from vfm.base import TerminalConsole, UserError, how_to_install, load_function, redacted
+from vfm.cli.terminal import completion
+from vfm.cli.terminal.console import OutputError, prepare_streams
 from vfm.interfaces import extra_of
-from vfm.report.result_tables import result_tables
 
 
 class PathGroup(TyperGroup):
@@ -215,5 +215,16 @@ def note(line: str) -> None:
 
 def show_results(directory: Path) -> None:
     """Print the result tables of a finished run."""
-    for table in result_tables(directory):
+    for table in load_function("vfm.report.result_tables:result_tables")(directory):
         console.print(table)
+
+
+def run_app() -> None:
+    """Run the command of the command line, and end the process."""
+    prepare_streams()
+    try:
+        app(prog_name="vfm")
+    except OutputError as error:  # raised for `vfm --help`, which is not a command
+        note(f"error: {error}")
+        sys.exit(2)
+    sys.exit(0)

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from vfm.base import UserError
-from vfm.cli import completion
 from vfm.cli.command import DebugOption, command, note, show
+from vfm.cli.terminal import completion
 
 
 @command

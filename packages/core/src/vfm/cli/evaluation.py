@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from vfm.api.recipe_run import run_recipe
-from vfm.cli import completion
 from vfm.cli.command import (
     DEFAULT_STORE,
     DataOption,
@@ -23,6 +22,7 @@ from vfm.cli.command import (
     show,
 )
 from vfm.cli.recipe import show_outcome
+from vfm.cli.terminal import completion
 from vfm.data.samples.columns import column_name
 from vfm.flow.listeners.listeners import ConsoleListener
 from vfm.flow.plan.plan import make_plan

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from vfm.base import load_function
-from vfm.cli import completion
 from vfm.cli.command import DEFAULT_STORE, DataOption, DebugOption, QuietOption, SetOption, StoreOption, command
+from vfm.cli.terminal import completion
 from vfm.cli.written_recipe import RecipeOption, WriteOnlyOption, run_written
 from vfm.flow.requests.data_options import read_data_options
 from vfm.flow.requests.finetuning import LOW_RANK_LR, LR, RANK, Classification, Finetuning, finetuning_recipe

@@ -13,9 +13,9 @@ from rich.table import Table
 
 from vfm.api.doctor import run_checks
 from vfm.base import UserError, load_function
-from vfm.cli import completion
 from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, show
 from vfm.cli.fields.field_table import FieldRow, field_rows, overview, rows_of
+from vfm.cli.terminal import completion
 from vfm.flow.looks.facts import Look
 from vfm.flow.recipe.schema import json_schema
 from vfm.interfaces import load_plugins, origin_of, stage_types, unknown_kind

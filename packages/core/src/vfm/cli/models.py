@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from vfm.base import UserError, load_function
-from vfm.cli import completion
 from vfm.cli.command import DataOption, DebugOption, command, console, note, show
+from vfm.cli.terminal import completion
 from vfm.flow.listeners.listeners import ConsoleListener
 from vfm.flow.requests.data_options import read_data_options
 from vfm.interfaces import FACTS_FILE, DenseCheckpoint

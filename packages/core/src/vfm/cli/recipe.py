@@ -1,4 +1,4 @@
-"""Commands for recipes: run, plan, step, init."""
+"""Commands for recipes: run, step, init."""
 
 from __future__ import annotations
 
@@ -13,14 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import pluggy
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from vfm.api.recipe_run import run_recipe
 from vfm.base import UserError
-from vfm.cli import completion
 from vfm.cli.command import (
     DEFAULT_STORE,
     DebugOption,
@@ -36,22 +32,18 @@ from vfm.cli.command import (
     show,
     show_results,
 )
-from vfm.cli.costs.cluster import cluster_lines
-from vfm.cli.costs.estimate import estimate_lines
+from vfm.cli.plan import planned
+from vfm.cli.terminal import completion
 from vfm.flow.execution.execution import read_step, run_step, torchrun_lines, write_step
-from vfm.flow.execution.run import RunResult, check_files, preflight
+from vfm.flow.execution.run import RunResult
 from vfm.flow.execution.subprocesses import Send, end_without_reader
 from vfm.flow.listeners.listeners import ConsoleListener, PipeListener, sender
-from vfm.flow.plan.plan import Step, make_plan, steps_until
-from vfm.flow.plan.sampling import sampling_lines
+from vfm.flow.plan.plan import Step, steps_until
+from vfm.flow.plan.preflight import preflight
 from vfm.flow.plan.store import LINKS, Store
-from vfm.flow.recipe.recipe import Recipe, load_recipe
 from vfm.flow.recipe.recipe_source import find_recipe, read_text
 from vfm.flow.recipe.schema import json_schema
-from vfm.flow.records.reasons import reasons
 from vfm.interfaces import (
-    PEAK_TFLOPS,
-    UTILISATION,
     Artifact,
     ClipCheckpoint,
     CuratedSubset,
@@ -68,7 +60,6 @@ from vfm.interfaces import (
 
 SCHEMA_FILE = "vfm.schema.json"
 SCHEMA_LINE = "# yaml-language-server: $schema="  # read by the YAML extension of VS Code and other editors
-STATUS_COLOURS = {"cached": "green", "resume": "yellow", "new": "cyan"}
 RESULTS: dict[str, tuple[type[Artifact], ...]] = {
     "model": (
         ClipCheckpoint,
@@ -80,12 +71,6 @@ RESULTS: dict[str, tuple[type[Artifact], ...]] = {
     ),
     "subset": (CuratedSubset,),
 }
-
-
-def _plan(recipe: str, store: Path, overrides: list[str] | None) -> tuple[pluggy.PluginManager, Recipe, list[Step]]:
-    manager = load_plugins()
-    loaded = load_recipe(recipe, stage_types(manager), overrides or ())
-    return manager, loaded, make_plan(loaded, Store(store), note)
 
 
 @command
@@ -126,7 +111,7 @@ def run(
     """Run a recipe. Finished stages are cached, interrupted ones resume."""
     if on not in (None, "slurm", "local"):
         raise UserError(f"--on: expected slurm or local, got {on}")
-    manager, loaded, steps = _plan(recipe, store, set)
+    manager, loaded, steps = planned(recipe, store, set)
     if on or job or job_per_stage:
         from vfm.cli.jobs import submit_run, submit_stages  # submitit is an extra
 
@@ -182,63 +167,6 @@ def _prepare(chosen: Step, *, fresh: bool) -> None:
     show("prepared; start it on one machine, or the second line on each of several:")
     for line in torchrun_lines(chosen, work):
         show(f"  {line}")
-
-
-@command
-def plan(
-    recipe: RecipeArgument,
-    set: SetOption = None,  # noqa: A002
-    store: StoreOption = DEFAULT_STORE,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Show parameters, memory, operations, time and disk instead.")
-    ] = False,
-    peak_tflops: Annotated[
-        float, typer.Option(min=1e-3, help="With --estimate: peak of a device in TFLOP/s; 312 is an A100's in bf16.")
-    ] = PEAK_TFLOPS,
-    mfu: Annotated[
-        float, typer.Option(min=1e-3, max=1, help="With --estimate: fraction of the peak that is reached.")
-    ] = UTILISATION,
-    gpus: Annotated[
-        str, typer.Option(metavar="N,N,...", help="Show simulated training steps on these numbers of GPUs instead.")
-    ] = "",
-    card: Annotated[str, typer.Option(help="With --gpus: a100, a100-40, h100, h200 or b200.")] = "h100",
-    check: Annotated[
-        bool, typer.Option("--check", help="Also check models, data and widths of every stage, as `run` does first.")
-    ] = False,
-    debug: DebugOption = False,
-) -> None:
-    """Check a recipe and show what `run` would do, without running it.
-
-    With --estimate and --gpus, the data need not exist: costs are computed on tensors without contents.
-    """
-    if gpus or estimate:
-        costs = estimate_lines(recipe, store, set, peak_tflops * 1e12, mfu)
-        for line in cluster_lines(recipe, store, set, gpus, card, mfu) if gpus else costs:
-            _show_line(line)
-        return
-    _, loaded, steps = _plan(recipe, store, set)
-    table = Table("stage", "kind", "artifact", "status", "inputs", title=loaded.name, title_justify="left")
-    for step in steps:
-        status = f"[{STATUS_COLOURS[step.status]}]{step.status}[/]"
-        table.add_row(step.stage.name, step.stage.kind, step.slot.name, status, escape(", ".join(step.inputs)))
-    console.print(table)
-    if check:
-        preflight(steps)
-    else:
-        check_files(steps)
-    for line in sampling_lines(steps):
-        show(line)
-    for name, reason in reasons(loaded, steps, Store(store)).items():
-        show(f"{name} is new: {reason}")
-    if loaded.bases:
-        show(loaded.text.rstrip("\n"))
-
-
-def _show_line(line: Table | str) -> None:
-    if isinstance(line, str):
-        show(line)
-    else:  # a narrower terminal wraps the lines, since cropping the columns would cut digits
-        console.print(line, width=max(console.width, 80), crop=False)
 
 
 @command

@@ -12,7 +12,6 @@ import typer
 from rich.markup import escape
 
 from vfm.base import UserError, load_function, redacted
-from vfm.cli import completion
 from vfm.cli.command import (
     DEFAULT_STORE,
     DebugOption,
@@ -23,6 +22,7 @@ from vfm.cli.command import (
     show as show_line,
     show_results,
 )
+from vfm.cli.terminal import completion
 from vfm.flow.plan.store import Slot, Store
 from vfm.flow.records.cleaning import abandoned_slots, no_run_starts, older_runs, unused_slots
 from vfm.flow.records.runs import find_run

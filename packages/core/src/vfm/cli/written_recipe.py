@@ -14,9 +14,9 @@ from vfm.api.recipe_run import run_recipe
 from vfm.base import UserError
 from vfm.cli.command import console, note, show, show_results
 from vfm.cli.recipe import show_outcome
-from vfm.flow.execution.run import preflight
 from vfm.flow.listeners.listeners import ConsoleListener
 from vfm.flow.plan.plan import make_plan
+from vfm.flow.plan.preflight import preflight
 from vfm.flow.plan.store import Store
 from vfm.flow.recipe.recipe import load_recipe
 from vfm.interfaces import stage_types

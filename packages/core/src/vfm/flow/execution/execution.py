@@ -130,7 +130,7 @@ def execute(step: Step, send: Send, lock_descriptor: int, job: Job | None = None
     if job:
         environment |= job.environment
     if job and job.fork and not several:
-        start = partial(job.fork, words, environment, ["vfm.cli", _module_of(step.stage)])
+        start = partial(job.fork, words, environment, ["vfm.cli.recipe", _module_of(step.stage)])
     else:
         command = torchrun_command(step, work) if several else [*python_command(), "-m", "vfm", *words]
         start = partial(start_subprocess, command, environment)

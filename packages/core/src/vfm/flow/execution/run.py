@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +14,15 @@ from vfm.base import UserError
 from vfm.flow.execution.execution import execute
 from vfm.flow.execution.parallel import Jobs, check_jobs, run_in_parallel
 from vfm.flow.execution.subprocesses import Job, Send
-from vfm.flow.plan.continuation import check_continuation
 from vfm.flow.plan.plan import Step
-from vfm.flow.plan.sampling import check_sampler
+from vfm.flow.plan.preflight import preflight
 from vfm.flow.plan.store import Store
 from vfm.flow.recipe.recipe import Recipe
 from vfm.flow.records.manifest import read_manifest
 from vfm.flow.records.run_record import after_rerun, commitments, record_of
 from vfm.flow.records.runs import EVENTS_FILE, RUN_FILE, open_run, write_record
-from vfm.interfaces import Event, Preempted, Preflight, Training
+from vfm.interfaces import Event, Preempted
 from vfm.storage.integrity import read_sealed
-
-BENCHMARKS = ("data.choices", "data.labeled", "data.pairs")  # kinds of the stages that import them
 
 
 @dataclass(frozen=True)
@@ -82,73 +79,6 @@ def run_plan(
     if only is None:
         _record(recipe, result, store, started, any_ran=any_ran)
     return result
-
-
-def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
-    """Run the preflight checks of every stage that will run.
-
-    Args:
-        steps: the plan.
-        fresh: all steps will run again, so none of their artifacts is known.
-
-    Raises:
-        UserError: If one line for each check that failed.
-    """
-    failures = []
-    for step, before in _waiting(steps, fresh=fresh):
-        tasks = step.stage.evaluation.tasks if isinstance(step.stage, Training) else []
-        nested = [(f"evaluation.tasks.{task.name}: ", task) for task in tasks]
-        for prefix, stage in [("", step.stage), *nested]:
-            try:
-                if isinstance(stage, Training):
-                    _check_training(stage)
-                    check_continuation(stage, before)
-                    check_sampler(stage, before)
-                stage.preflight(before)
-            except UserError as error:
-                failures.append(f"{step.stage.name}: {prefix}{error}")
-    if failures:
-        raise UserError("\n".join(failures))
-
-
-def check_files(steps: Sequence[Step]) -> None:
-    """Run the part of `preflight` that needs no torch: folders of benchmarks, and the inputs of training stages.
-
-    Raises:
-        UserError: One line for each mistake.
-    """
-    failures = []
-    for step, before in _waiting(steps):
-        try:
-            if isinstance(step.stage, Training):
-                check_continuation(step.stage, before)
-                check_sampler(step.stage, before)
-            elif step.stage.kind in BENCHMARKS and Path(getattr(step.stage, "path", "")).is_dir():
-                step.stage.preflight(before)
-        except UserError as error:
-            failures.append(f"{step.stage.name}: {error}")
-    if failures:
-        raise UserError("\n".join(failures))
-
-
-def _waiting(steps: Sequence[Step], *, fresh: bool = False) -> Iterator[tuple[Step, Preflight]]:
-    """Yield the steps that will run, with the facts known before each."""
-    stages = {step.stage.name: step.stage for step in steps}
-    gone = stages if fresh else ()
-    for step in steps:
-        if fresh or step.status != "cached":
-            known = {ref: folder for ref, folder in step.folders.items() if ref not in gone and folder.is_dir()}
-            yield step, Preflight(stages, known, step.inputs)
-
-
-def _check_training(stage: Training) -> None:
-    # They import torch, which is not installed just for curation.
-    from vfm.train.optim.optim import check_optimizer
-    from vfm.train.parallel import float8, kernels
-
-    kernels.check_kernels(stage.runtime)
-    float8.check_float8(stage.precision)
-    check_optimizer(stage.optimizer)
 
 
 def run_one(step: Step, send: Send, job: Job | None = None) -> bool:

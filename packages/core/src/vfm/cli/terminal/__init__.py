@@ -1,0 +1,1 @@
+"""The standard streams of the command, and the words that Tab completes."""

@@ -1,0 +1,81 @@
+"""Checks of the stages that will run, before the first of them starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vfm.base import UserError
+from vfm.flow.plan.continuation import check_continuation
+from vfm.flow.plan.plan import Step
+from vfm.flow.plan.sampling import check_sampler
+from vfm.interfaces import Preflight, Training
+
+BENCHMARKS = ("data.choices", "data.labeled", "data.pairs")  # kinds of the stages that import them
+
+
+def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
+    """Run the preflight checks of every stage that will run.
+
+    Args:
+        steps: the plan.
+        fresh: all steps will run again, so none of their artifacts is known.
+
+    Raises:
+        UserError: If one line for each check that failed.
+    """
+    failures = []
+    for step, before in _waiting(steps, fresh=fresh):
+        tasks = step.stage.evaluation.tasks if isinstance(step.stage, Training) else []
+        nested = [(f"evaluation.tasks.{task.name}: ", task) for task in tasks]
+        for prefix, stage in [("", step.stage), *nested]:
+            try:
+                if isinstance(stage, Training):
+                    _check_training(stage)
+                    check_continuation(stage, before)
+                    check_sampler(stage, before)
+                stage.preflight(before)
+            except UserError as error:
+                failures.append(f"{step.stage.name}: {prefix}{error}")
+    if failures:
+        raise UserError("\n".join(failures))
+
+
+def check_files(steps: Sequence[Step]) -> None:
+    """Run the part of `preflight` that needs no torch: folders of benchmarks, and the inputs of training stages.
+
+    Raises:
+        UserError: One line for each mistake.
+    """
+    failures = []
+    for step, before in _waiting(steps):
+        try:
+            if isinstance(step.stage, Training):
+                check_continuation(step.stage, before)
+                check_sampler(step.stage, before)
+            elif step.stage.kind in BENCHMARKS and Path(getattr(step.stage, "path", "")).is_dir():
+                step.stage.preflight(before)
+        except UserError as error:
+            failures.append(f"{step.stage.name}: {error}")
+    if failures:
+        raise UserError("\n".join(failures))
+
+
+def _waiting(steps: Sequence[Step], *, fresh: bool = False) -> Iterator[tuple[Step, Preflight]]:
+    """Yield the steps that will run, with the facts known before each."""
+    stages = {step.stage.name: step.stage for step in steps}
+    gone = stages if fresh else ()
+    for step in steps:
+        if fresh or step.status != "cached":
+            known = {ref: folder for ref, folder in step.folders.items() if ref not in gone and folder.is_dir()}
+            yield step, Preflight(stages, known, step.inputs)
+
+
+def _check_training(stage: Training) -> None:
+    # They import torch, which is not installed just for curation.
+    from vfm.train.optim.optim import check_optimizer
+    from vfm.train.parallel import float8, kernels
+
+    kernels.check_kernels(stage.runtime)
+    float8.check_float8(stage.precision)
+    check_optimizer(stage.optimizer)
