@@ -90,8 +90,9 @@ MOST_IN_CODE = {  # uses in 1,000 lines of sources; transformers, the densest pe
     "comprehensions": 27,
     "comprehensions with two loops": 0,
     "assignment expressions": 0.2,
+    "tuples assigned to tuples": 3.3,  # timm 1.2, transformers 0.7; `a, b = c(), d()` hides what belongs to what
 }
-FEWEST_COMMENTS = 0.025  # share of lines: timm 4.5 %, torchtitan 3 to 12, open_clip 7
+FEWEST_COMMENTS = 0.03  # share of lines: timm 4.5 %, torchtitan 3 to 12, open_clip 7
 
 
 def functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, str]]:
@@ -191,6 +192,8 @@ def code_rates() -> dict[str, float]:
         for node in ast.walk(ast.parse(text)):
             counts["conditionals"] += isinstance(node, ast.IfExp)
             counts["assignment expressions"] += isinstance(node, ast.NamedExpr)
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
+                counts["tuples assigned to tuples"] += isinstance(node.value, ast.Tuple)
             if isinstance(node, COMPREHENSIONS):
                 counts["comprehensions"] += 1
                 counts["comprehensions with two loops"] += len(node.generators) > 1

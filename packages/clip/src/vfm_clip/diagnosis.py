@@ -42,8 +42,11 @@ class Diagnosis(Alarm):
         logit_scale_max: float | None,
     ) -> None:
         super().__init__(ctx)
-        self.num_steps, self.warmup_steps, self.global_batch_size = num_steps, warmup_steps, global_batch_size
-        self.chance_level, self.logit_scale_max = chance_level, logit_scale_max
+        self.num_steps = num_steps
+        self.warmup_steps = warmup_steps
+        self.global_batch_size = global_batch_size
+        self.chance_level = chance_level
+        self.logit_scale_max = logit_scale_max
         fewest, most = GRACE
         self.grace = warmup_steps + max(fewest, min(most, round(GRACE_FRACTION * num_steps)))
         self.first_scale: float | None = None
@@ -85,7 +88,8 @@ class Diagnosis(Alarm):
                 )
 
     def _at_limit(self, step: int, values: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-        scale, most = values.get("train/logit_scale"), self.logit_scale_max
+        scale = values.get("train/logit_scale")
+        most = self.logit_scale_max
         if scale is None or self.first_scale is None or most is None:
             return
         if scale >= most * (1 - LIMIT_TOLERANCE) > self.first_scale:  # a pretrained model may start at the limit

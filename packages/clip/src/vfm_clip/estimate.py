@@ -34,7 +34,8 @@ def clip_train_cost(config: ClipTrain, ctx: Preflight) -> Cost:
         if bias:
             init_logit_bias(clip, bias)
         task = ClipTask(clip, loss=config.loss, teacher=teacher, train_logit_scale=not config.logit_scale.lock)
-    side, length = clip.preprocess.image_size, clip.context_length
+    side = clip.preprocess.image_size
+    length = clip.context_length
 
     def inputs(number: int) -> ClipInputs:
         images = torch.zeros(number, 3, side, side, dtype=torch.uint8)

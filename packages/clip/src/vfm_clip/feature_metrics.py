@@ -30,7 +30,9 @@ def pair_similarity(image: Tensor, text: Tensor) -> Metrics:
 
     Both inputs are unit vectors (n, D) of this process' samples. Another copy of the same text counts as wrong.
     """
-    images, texts, num = image.detach().float(), text.detach().float(), len(image)
+    images = image.detach().float()
+    texts = text.detach().float()
+    num = len(image)
     right = (images * texts).sum()
     wrong = (images.sum(dim=0) * texts.sum(dim=0)).sum() - right  # over all pairs without the (n, n) matrix
     return {
@@ -57,7 +59,8 @@ def mutual_cosine(features: Tensor) -> Tensor:
 
     A single vector gives 0.
     """
-    unit, num = features.detach().float(), len(features)
+    unit = features.detach().float()
+    num = len(features)
     # The squared length of a sum of unit vectors is the sum of all their cosines, with n ones of a vector with itself.
     return (unit.sum(dim=0).square().sum() - num) / max(1, num * (num - 1))
 

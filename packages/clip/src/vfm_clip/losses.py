@@ -70,7 +70,8 @@ class DistillationLoss(nn.Module):
 
     def __init__(self, config: Distillation) -> None:
         super().__init__()
-        self.chunk_size, self.weight = config.chunk_size, config.weight
+        self.chunk_size = config.chunk_size
+        self.weight = config.weight
 
     def forward(self, features: ClipFeatures) -> tuple[Tensor, Metrics]:
         """Compute the weighted sum of both parts, without a gradient of the teacher's features."""

@@ -65,13 +65,15 @@ class ClipTask(Task[ClipInputs]):
         super().__init__()
         if "multimodal_cfg" in clip.config:
             raise UserError(f"{clip.name} also writes captions (CoCa), which a contrastive loss would not train")
-        self.model, self.module = clip, clip.module
+        self.model = clip
+        self.module = clip.module
         self.loss: nn.Module = loss.build()
         self.uses_bias = loss.logit_bias is not None
         self.teacher = teacher
         self.frozen_teacher = Frozen(teacher.module) if teacher else None
         self.max_log_scale = math.log(logit_scale_max)
-        self.towers, self.unmasked_from = towers, unmasked_from
+        self.towers = towers
+        self.unmasked_from = unmasked_from
         self.log_scale.requires_grad_(train_logit_scale)
         bias = self.logit_bias
         if bias is not None:

@@ -43,14 +43,16 @@ def init_text_tower(checkpoint: ClipCheckpoint, clip: ClipModel, ref: str) -> Ke
     """
     config = read_clip_config(checkpoint.path)["model_cfg"]
     check_text(config, clip, ref)
-    source_gelu, model_gelu = uses_quick_gelu(config), uses_quick_gelu(clip.config)
+    source_gelu = uses_quick_gelu(config)
+    model_gelu = uses_quick_gelu(clip.config)
     if source_gelu != model_gelu:
         names = {True: "QuickGELU", False: "GELU"}
         raise UserError(
             f"model {clip.name} cannot use the text tower of init_text '{ref}': it was trained with"
             f" {names[bool(source_gelu)]}, the model has {names[bool(model_gelu)]}"
         )
-    weights, report = load_state_dict(clip_weights_file(checkpoint.path)), KeyReport()
+    weights = load_state_dict(clip_weights_file(checkpoint.path))
+    report = KeyReport()
     skipped: dict[str, str] = {}
     if config["embed_dim"] != clip.embed_dim:
         widths = f"embed_dim of '{ref}' is {config['embed_dim']}, here {clip.embed_dim}"

@@ -28,7 +28,8 @@ def trained_towers(
     """
 
     def tower(name: TowerName, config: Tower) -> TrainedTower:
-        layers, blocks = partial(tower_layers, tower=name), partial(tower_blocks, tower=name)
+        layers = partial(tower_layers, tower=name)
+        blocks = partial(tower_blocks, tower=name)
         return TrainedTower(config.trained, clip.module, layers, blocks, new)
 
     return tower("image", vision), tower("text", text)

@@ -96,14 +96,16 @@ def run_shards(function: Task[J, S], job: J, shards: Iterable[int], runtime: Cur
         UserError: If a task raised one, or a shard's worker was killed too often. The line names the shard.
         RuntimeError: If a task raised another error. That error is its cause, and the message names the shard.
     """
-    task, waiting = partial(_run_task, function, job), deque(shards)
+    task = partial(_run_task, function, job)
+    waiting = deque(shards)
     if runtime.engine == "ray":
         yield from _run_on_ray(task, waiting, runtime)
         return
     if not runtime.workers:  # processes take seconds to start, so short work is done here
         yield from _run_while_short(task, waiting)
     if waiting and runtime.workers != 1:
-        number, kept = runtime.workers or NUM_CORES, _KEPT.get()
+        number = runtime.workers or NUM_CORES
+        kept = _KEPT.get()
         if kept and kept.number == number:
             yield from _run_in_processes(task, waiting, kept)
             return

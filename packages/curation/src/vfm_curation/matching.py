@@ -99,7 +99,8 @@ class Matcher:
     def __init__(self, entries: Sequence[str], semantics: Semantics = "metaclip") -> None:
         if not entries:
             raise UserError("the metadata has no entries to match against")
-        self.num_entries, self.semantics = len(entries), semantics
+        self.num_entries = len(entries)
+        self.semantics = semantics
         self._root = _Node()
         for index, entry in enumerate(entries):
             node = self._root
@@ -131,7 +132,8 @@ def dead_reason(entry: str, semantics: Semantics = "metaclip") -> str | None:
 
     Texts are split at marks and blanks, entries are not: `U.S.` is a token that no text has.
     """
-    pieces, marks = entry.split(" "), MARKS + FIXED_MARKS if semantics == "fixed" else MARKS
+    pieces = entry.split(" ")
+    marks = MARKS + FIXED_MARKS if semantics == "fixed" else MARKS
     if any(blank in entry for blank in BLANKS):
         return "contains a tab or a line end"
     if semantics == "fixed" and any(blank in entry for blank in FIXED_BLANKS):

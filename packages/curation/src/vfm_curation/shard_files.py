@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 # Columns with few distinct values; a dictionary for uids and texts would only cost time.
 FEW_VALUES = ["shard", "language", "detected", "text_index", "field"]
 ARROW = ".arrow"  # suffix of files with batches; all others are parquet
-SUMMARY_KEY, MADE_FROM_KEY = b"vfm.summary", b"vfm.made_from"
+SUMMARY_KEY = b"vfm.summary"
+MADE_FROM_KEY = b"vfm.made_from"
 
 
 def made_from(*parts: Any) -> str:

@@ -81,12 +81,15 @@ def near_earlier(hashes: NDArray[np.uint64]) -> dict[int, int]:
     earliest = np.full(len(hashes), len(hashes))
     for mask in block_masks(DISTANCE, len(telling)):
         order = telling[np.argsort(hashes[telling] & mask, kind="stable")]  # by number among equal bits
-        keys, places, step = hashes[order] & mask, np.arange(len(order)), 0
+        keys = hashes[order] & mask
+        places = np.arange(len(order))
+        step = 0
         while len(places):  # each round compares hashes with the one `step` before them that agrees on the mask's bits
             step += 1
             places = places[places >= step]
             places = places[keys[places] == keys[places - step]]
-            later, earlier = order[places], order[places - step]
+            later = order[places]
+            earlier = order[places - step]
             is_near = np.bitwise_count(hashes[later] ^ hashes[earlier]) <= DISTANCE
             earliest[later[is_near]] = np.minimum(earliest[later[is_near]], earlier[is_near])
     return {later: int(earliest[later]) for later in np.flatnonzero(earliest < len(hashes)).tolist()}

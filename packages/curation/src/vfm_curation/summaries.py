@@ -83,7 +83,8 @@ def with_progress(
         lost: limit of the samples lost in unreadable shards.
         shown: functions that return further numbers to show, called after the consumer has processed a summary.
     """
-    num_texts, begun = 0, time.monotonic()
+    num_texts = 0
+    begun = time.monotonic()
     for done, summary in enumerate(summaries, 1):
         if lost and summary.num_lost:
             lost.add(summary)

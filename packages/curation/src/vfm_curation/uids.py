@@ -55,7 +55,9 @@ def read_uids(path: str) -> Halves:
 
 def are_listed(uids: pa.ChunkedArray, listed: Halves) -> NDArray[np.bool_]:
     """Check whether each uid is in a list whose high halves ascend, (num_uids,)."""
-    wanted, high, low = uid_halves(uids), listed["f0"], listed["f1"]
+    wanted = uid_halves(uids)
+    high = listed["f0"]
+    low = listed["f1"]
     in_list = np.zeros(len(wanted), np.bool_)
     position = np.searchsorted(high, wanted["f0"], side="left")
     end = np.searchsorted(high, wanted["f0"], side="right")

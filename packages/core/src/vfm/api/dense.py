@@ -43,7 +43,8 @@ class DensePrediction:
             rows = []
             for number in np.flatnonzero(self.objects.scores >= min_score).tolist():
                 box = dict(zip(("left", "top", "right", "bottom"), self.objects.boxes[number].tolist(), strict=True))
-                label, score = self.class_names[self.objects.labels[number]], float(self.objects.scores[number])
+                label = self.class_names[self.objects.labels[number]]
+                score = float(self.objects.scores[number])
                 rows.append({"label": label, "score": score, **box})
             return rows
         assert self.labels is not None
@@ -60,13 +61,15 @@ class DensePrediction:
         chosen = np.flatnonzero(self.objects.scores >= min_score)
         masks = None if self.objects.masks is None else self.objects.masks[chosen]
         counts = [None] * len(chosen) if masks is None else [encode_mask(mask) for mask in masks]
-        labels, boxes = self.objects.labels[chosen], self.objects.boxes[chosen]
+        labels = self.objects.labels[chosen]
+        boxes = self.objects.boxes[chosen]
         return draw_objects(image, labels, boxes, counts, list(self.class_names), self.objects.scores[chosen])
 
 
 def find(checkpoint: DenseCheckpoint, images: Sequence[Image.Image], device: torch.device) -> Iterator[DensePrediction]:
     """Yield the prediction of a model for each image."""
-    predictor, names = load_predictor(checkpoint, device), checkpoint.class_names
+    predictor = load_predictor(checkpoint, device)
+    names = checkpoint.class_names
     for image in images:
         if "boxes" in checkpoint.tasks:
             yield DensePrediction(names, objects=predictor.detect([image])[0])

@@ -197,7 +197,8 @@ def predict(
         sentences = sentences_of(as_place(prompts), chosen, others=True)
     opened = read_images(listed)
     names = image_names(listed)
-    encoder, name = open_encoder(model, pretrained, open_device(device)), full_name(model, pretrained)
+    encoder = open_encoder(model, pretrained, open_device(device))
+    name = full_name(model, pretrained)
     if index is not None:
         known = read_embeddings(Path(index))
         labels = [f"{key}  {text}".rstrip() for key, text in zip(known.keys, known.texts, strict=True)]

@@ -47,7 +47,8 @@ def _level_of_caller() -> int:
     while frame is not None:
         if frame.f_globals.get("__name__", "").partition(".")[0] == "vfm":
             outermost = level + 1  # the caller of the outermost vfm frame so far
-        frame, level = frame.f_back, level + 1
+        frame = frame.f_back
+        level = level + 1
     return outermost
 
 

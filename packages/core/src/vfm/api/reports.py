@@ -96,7 +96,8 @@ def _warn_of_state(directory: Path, warn: Callable[[str], None]) -> None:
     Raises:
         UserError: If the record of the run is damaged.
     """
-    name, state = directory.resolve().name, state_of(directory, read_sealed(directory / RUN_FILE))
+    name = directory.resolve().name
+    state = state_of(directory, read_sealed(directory / RUN_FILE))
     if state == "running":
         warn(f"{name} is running; vfm report {name} --watch draws its page until it ends")
     elif state != "finished":

@@ -240,7 +240,8 @@ def _without_script() -> Iterator[None]:
     no `if __name__ == "__main__":`.
     """
     main = sys.modules["__main__"]
-    spec, file = main.__spec__, main.__dict__.pop("__file__", None)
+    spec = main.__spec__
+    file = main.__dict__.pop("__file__", None)
     main.__spec__ = None
     try:
         yield

@@ -116,7 +116,8 @@ class _Deferred:
     """A function or class of a deferred module."""
 
     def __init__(self, module: str, name: str) -> None:
-        self._of_module, self._with_name = module, name
+        self._of_module = module
+        self._with_name = name
 
     def _import(self) -> Any:
         return getattr(importlib.import_module(self._of_module), self._with_name)

@@ -42,7 +42,9 @@ class Meaning:
     note: str = ""
 
 
-PRECISION, WARMUP, WORKERS = ["precision"], ["schedule.warmup_steps", "warmup_steps"], ["workers", "runtime.workers"]
+PRECISION = ["precision"]
+WARMUP = ["schedule.warmup_steps", "warmup_steps"]
+WORKERS = ["workers", "runtime.workers"]
 MEANINGS = (
     Meaning(
         ["global_batch_size"],

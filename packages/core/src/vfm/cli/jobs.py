@@ -53,7 +53,8 @@ def submit_stages(
         raise UserError(f"--job-per-stage: expected --on slurm, which starts jobs one after another, got --on {on}")
     settings = dict(_parameter(text) for text in parameters)
     check_scopes(settings, [step.stage.name for step in steps])
-    folder, jobs = store / "jobs", stage_jobs(steps)
+    folder = store / "jobs"
+    jobs = stage_jobs(steps)
     costs = known_costs(recipe, Store(store), {job.steps[0].stage.name for job in jobs})
     submitted: list[tuple[StageJob, str]] = []
     for job in jobs:

@@ -40,7 +40,8 @@ def show(
 ) -> None:
     """Show an artifact: its facts, how it was made, its files."""
     stage_types(load_plugins())  # imports the artifact types of plugins
-    loaded, folder = Artifact.load(artifact), artifact.resolve()
+    loaded = Artifact.load(artifact)
+    folder = artifact.resolve()
     if (folder / MANIFEST_FILE).is_file():
         manifest = read_sealed(folder / MANIFEST_FILE)
     else:

@@ -29,8 +29,11 @@ class Read:
     """Counts the bytes that were read, and shows them as a bar on a terminal."""
 
     def __init__(self, bar: Progress, total: int) -> None:
-        self.bar, self.task, self.lock = bar, bar.add_task("reading", total=total), Lock()
-        self.count, self.begun = 0, time.monotonic()
+        self.bar = bar
+        self.task = bar.add_task("reading", total=total)
+        self.lock = Lock()
+        self.count = 0
+        self.begun = time.monotonic()
 
     def add(self, count: int) -> None:
         """Count bytes. Several threads may call it."""

@@ -52,7 +52,9 @@ class Event:
             record = json.loads(line)
             for key in (CHAIN_KEY, CRC_KEY):
                 record.pop(key, None)
-            moment, kind, stage = float(record.pop("t")), record.pop("type"), record.pop("stage")
+            moment = float(record.pop("t"))
+            kind = record.pop("type")
+            stage = record.pop("stage")
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"expected an event, got {line[:60]!r}") from error
         return cls(kind, stage, record, moment)

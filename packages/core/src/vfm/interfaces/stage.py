@@ -105,7 +105,8 @@ class Runtime(Config):
 
         The number of threads is `threads`, else OMP_NUM_THREADS, else the cores of each process.
         """
-        share, outside = self.share(jobs), os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+        share = self.share(jobs)
+        outside = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
         from_environment = int(outside) if outside.isdecimal() else 0
         threads = self.threads or from_environment or share
         workers = self.workers
@@ -215,7 +216,8 @@ class Preempted(SystemExit):
 
     def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
         super().__init__(128 + number)
-        self.message, self.number = message, number
+        self.message = message
+        self.number = number
 
     def __str__(self) -> str:
         return self.message

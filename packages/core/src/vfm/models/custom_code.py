@@ -26,7 +26,8 @@ def without_custom_code(where: object) -> Iterator[None]:
     except ImportError:  # without it, none of its models is loaded
         yield
         return
-    seconds, dynamic_module_utils.TIME_OUT_REMOTE_CODE = dynamic_module_utils.TIME_OUT_REMOTE_CODE, 0
+    seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:
         yield
     except ValueError as error:

@@ -34,11 +34,15 @@ class CalledAttention(nn.Module):
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
-        width, self.num_heads = attention.embed_dim, attention.num_heads
+        width = attention.embed_dim
+        self.num_heads = attention.num_heads
         with torch.device("meta"):  # the weights are replaced below
-            self.in_proj, self.out_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.in_proj.weight, self.in_proj.bias = attention.in_proj_weight, attention.in_proj_bias
-        self.out_proj.weight, self.out_proj.bias = attention.out_proj.weight, attention.out_proj.bias
+            self.in_proj = nn.Linear(width, 3 * width)
+            self.out_proj = nn.Linear(width, width)
+        self.in_proj.weight = attention.in_proj_weight
+        self.in_proj.bias = attention.in_proj_bias
+        self.out_proj.weight = attention.out_proj.weight
+        self.out_proj.bias = attention.out_proj.bias
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
@@ -99,7 +103,8 @@ class ChangedMatrix(nn.Module):
     def __init__(self, matrix: Tensor, *, rank: int, alpha: int, transposed: bool) -> None:
         super().__init__()
         outputs, inputs = reversed(matrix.shape) if transposed else matrix.shape
-        self.scale, self.transposed = alpha / rank, transposed
+        self.scale = alpha / rank
+        self.transposed = transposed
         self.lora_A = nn.Parameter(matrix.new_zeros(rank, inputs))
         self.lora_B = nn.Parameter(matrix.new_zeros(outputs, rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))

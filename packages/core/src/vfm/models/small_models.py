@@ -83,7 +83,9 @@ default_cfgs = generate_default_cfgs({name: _default_cfg(size["img_size"]) for n
 def _entry_point(name: str, arguments: dict[str, Any]) -> Callable[..., nn.Module]:
     """Build the function that timm calls to build `name`. Its keyword arguments override the defaults."""
     if name.startswith("eva02"):
-        model_class, keys, grid = Eva, eva_filter, arguments["img_size"] // arguments["patch_size"]
+        model_class = Eva
+        keys = eva_filter
+        grid = arguments["img_size"] // arguments["patch_size"]
         arguments = {"ref_feat_shape": (grid, grid), **arguments}
     else:
         model_class, keys = VisionTransformer, vit_filter

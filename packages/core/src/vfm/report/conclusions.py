@@ -64,7 +64,8 @@ def corrected(findings: Sequence[ReportedComparison]) -> list[ReportedComparison
     p_values = {over_seeds: iter(holm(family)) for over_seeds, family in families.items()}
     fixed = []
     for finding in findings:
-        test, over_seeds = finding.test, bool(finding.num_seeds)
+        test = finding.test
+        over_seeds = bool(finding.num_seeds)
         low, high = corrected_interval(
             test.difference, (test.low, test.high), test.p_value, families[over_seeds], num_seeds=finding.num_seeds
         )

@@ -170,9 +170,11 @@ def _embedded(file: Path, directory: Path, width: int) -> tuple[str, bool]:
     try:
         with Image.open(file, formats=["PNG", "JPEG"]) as image:
             sharp = 2 * image.width <= width  # synthetic images and masks
-            data, kind = file.read_bytes(), str(image.format).lower()
+            data = file.read_bytes()
+            kind = str(image.format).lower()
             if len(data) > MAX_IMAGE_BYTES and image.width > 2 * width:
-                data, kind = _smaller(image, 2 * width), "jpeg"
+                data = _smaller(image, 2 * width)
+                kind = "jpeg"
             else:
                 image.load()
     except FileNotFoundError:

@@ -46,7 +46,9 @@ class RunLog:
     """
 
     def __init__(self, file: Path) -> None:
-        self.file, self.place, self.has_news = file, 0, False
+        self.file = file
+        self.place = 0
+        self.has_news = False
         self.started: float | None = None
         self.last = 0.0
         self._forget()
@@ -71,7 +73,8 @@ class RunLog:
                 self._apply(Event.from_json(line.decode(errors="replace")))
 
     def _apply(self, event: Event) -> None:
-        stage, self.last = event.stage or "", event.time
+        stage = event.stage or ""
+        self.last = event.time
         match event.type:
             case "run_started":
                 self._forget()
@@ -100,7 +103,8 @@ def watch(directory: Path, page: Path, *, seconds: float = SECONDS) -> None:
     Raises:
         UserError: If the run failed, has stopped or has written no events, or jinja2 or matplotlib is missing.
     """
-    log, drawn = RunLog(directory / EVENTS_FILE), Drawn()
+    log = RunLog(directory / EVENTS_FILE)
+    drawn = Drawn()
     if not log.file.is_file():
         raise UserError(f"{directory}: the run has written no events")
     log.update()
@@ -188,7 +192,8 @@ def summary_so_far(directory: Path, log: RunLog, *, alive: bool, reload: int = 0
 
 
 def _entry(directory: Path, name: str, log: RunLog, now: float, alive: bool) -> StageEntry:
-    about, slot = log.stages[name], _slot(directory, name, log)
+    about = log.stages[name]
+    slot = _slot(directory, name, log)
     is_cached = about["status"] == "cached"
     if (name in log.seconds or is_cached) and slot.artifact.is_dir():
         taken = log.seconds.get(name, 0.0)
@@ -199,7 +204,8 @@ def _entry(directory: Path, name: str, log: RunLog, now: float, alive: bool) -> 
     taken = max(0.0, now - log.begun[name].time)
     is_running_now = alive and name not in log.failed
     status = RUNNING if is_running_now else STOPPED
-    progress, charts = log.progress.get(name, ""), _charts(slot.work / METRICS_FILE)
+    progress = log.progress.get(name, "")
+    charts = _charts(slot.work / METRICS_FILE)
     return StageEntry(name, about["kind"], slot.name, status, taken, slot.artifact, {}, {}, progress, charts)
 
 

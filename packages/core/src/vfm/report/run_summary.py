@@ -94,7 +94,8 @@ def summary_of_run(directory: Path) -> RunSummary:
         directory / RUN_FILE, "recipe", "description", "text", "stages", "command", "started", "seconds"
     )
     with reading(directory / RUN_FILE, "the record of a run"):
-        started, seconds = datetime.fromtimestamp(record["started"]), float(record["seconds"])
+        started = datetime.fromtimestamp(record["started"])
+        seconds = float(record["seconds"])
     log = EventLog.read(directory / EVENTS_FILE)
     folders = {name: Path(os.path.realpath(directory / LINKS / name)) for name in record["stages"]}
     missing = [name for name, folder in folders.items() if not folder.is_dir()]
@@ -109,7 +110,8 @@ def summary_of_run(directory: Path) -> RunSummary:
         manifest = manifests[name]
         inputs = {names.get(identity, ref): identity for ref, identity in manifest["inputs"].items()}
         inputs = {ref: folders[ref].name if ref in folders else identity for ref, identity in inputs.items()}
-        status, taken = log.status.get(name, "cached"), log.seconds.get(name, 0.0)
+        status = log.status.get(name, "cached")
+        taken = log.seconds.get(name, 0.0)
         entry = StageEntry(name, manifest["kind"], folder.name, status, taken, folder, inputs, manifest)
         stages.append(replace(entry, speed=speed_charts(log.metrics.get(name, ()))))
     return RunSummary(
@@ -145,7 +147,8 @@ class EventLog:
     @classmethod
     def read(cls, file: Path) -> EventLog:
         """Read a file of events."""
-        log, last_that_made = cls(), None
+        log = cls()
+        last_that_made = None
         for event in _events(file):
             if event.type == "run_started":
                 log = cls({stage["name"]: stage["status"] for stage in event.data["stages"]})

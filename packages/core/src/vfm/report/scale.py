@@ -20,7 +20,8 @@ class Scale:
     def of(cls, values: Iterable[float | None]) -> Scale:
         """Build the scale from zero, or a smaller value, to the largest of the finite values."""
         finite = [value for value in values if value is not None and math.isfinite(value)]
-        low, high = min([0.0, *finite]), max([0.0, *finite])
+        low = min([0.0, *finite])
+        high = max([0.0, *finite])
         return cls(low, high if high > low else low + 1.0)
 
     def __call__(self, value: float) -> float:

@@ -62,7 +62,10 @@ class Accuracy:
         several captions of an image as independent, and give the images of all classes the same weight. They get the
         p-value of sign flips, of whole images or of items with the weight of their class.
         """
-        before, after, groups, classes = baseline.correct, self.correct, baseline.groups, baseline.classes
+        before = baseline.correct
+        after = self.correct
+        groups = baseline.groups
+        classes = baseline.classes
         low, high = newcombe_interval(before, after, groups, strata=classes)
         if baseline.independent:
             return Difference(low, high, mcnemar_exact(before, after).p_value, "exact McNemar")

@@ -91,7 +91,8 @@ class MeanAveragePrecision:
         It exceeds the fraction R / N of images with a label, since a positive image counts itself at its own rank: at
         rank i it adds 1, and each of the i - 1 images before it (R - 1) / (N - 1). The mean over all ranks is exact.
         """
-        n, right = len(self.positives), self.positives.sum(axis=0)
+        n = len(self.positives)
+        right = self.positives.sum(axis=0)
         # A right image at rank k counts itself, a share of 1/k, and the others in proportion to their frequency.
         itself = np.mean(1 / np.arange(1, n + 1))
         return float(np.mean(itself + (right[right > 0] - 1) / max(1, n - 1) * (1 - itself)))
@@ -135,7 +136,8 @@ class MeanAveragePrecision:
         return {}
 
     def _draw(self, seed: int) -> NDArray[np.float64]:
-        generator, n = np.random.default_rng(seed), len(self.scores)
+        generator = np.random.default_rng(seed)
+        n = len(self.scores)
         means = []
         rows = max(1, CHUNK // n)
         for start in range(0, NUM_RESAMPLES, rows):

@@ -45,12 +45,15 @@ def grouped_interval(correct: ArrayLike, groups: ArrayLike, *, confidence: float
 
     Source: Korn and Graubard 1998 (Wilson's interval at the effective size). The move is measured by a test.
     """
-    hits, group_of = np.asarray(correct, dtype=bool), np.unique(np.asarray(groups), return_inverse=True)[1]
-    right, sizes = np.bincount(group_of, weights=hits), np.bincount(group_of)
+    hits = np.asarray(correct, dtype=bool)
+    group_of = np.unique(np.asarray(groups), return_inverse=True)[1]
+    right = np.bincount(group_of, weights=hits)
+    sizes = np.bincount(group_of)
     # With few groups that have the rarer outcome, the items cannot show that those of a group differ, so assume that
     # they are alike.
     num_telling = max(1, min(int(np.count_nonzero(right)), int(np.count_nonzero(right < sizes))))
-    design_effect, largest = hits.size / effective_size(hits, group_of), hits.size / len(sizes)
+    design_effect = hits.size / effective_size(hits, group_of)
+    largest = hits.size / len(sizes)
     design_effect += max(0.0, largest - design_effect) / num_telling
     n = hits.size / design_effect
     return wilson_interval(float(hits.mean()) * n, n, confidence=confidence)
@@ -196,14 +199,17 @@ def effective_size(values: ArrayLike, groups: ArrayLike | None = None, strata: A
 
     Source: Korn and Graubard 1998 (effective size). Cochran 1977, section 5A.12 (one unit per stratum).
     """
-    x, units = np.asarray(values, dtype=np.float64), Units.of(values, groups, strata)
+    x = np.asarray(values, dtype=np.float64)
+    units = Units.of(values, groups, strata)
     centres = np.bincount(units.strata, weights=units.sums) / units.stratum_sizes  # (C,)
     spread = stratified_mean((x - centres.mean()) ** 2, strata)
     within = units.sums - units.sizes * centres[units.strata]
     overall = units.sums - units.sizes * centres.mean()
     # All right or all wrong: the items say nothing about their spread, so only the sizes of groups count.
     if spread == 0 or not (within.any() or overall.any()):
-        spread, within, overall = 1.0, units.sizes.astype(float), units.sizes.astype(float)
+        spread = 1.0
+        within = units.sizes.astype(float)
+        overall = units.sizes.astype(float)
     one_more = stratified_mean(overall**2, units.strata)
     squares = np.bincount(units.strata, weights=within**2) + one_more
     variance = float(np.sum(squares / units.stratum_sizes**2)) / len(centres) ** 2

@@ -78,7 +78,8 @@ class MeanIou:
             return _share(table @ self.right.sum(axis=1), table @ self.true.sum(axis=1))
 
         def recall(weights: NDArray[np.integer]) -> NDArray[np.float64]:
-            whole, table = _share(self.right.sum(axis=0), self.true.sum(axis=0)), weights.astype(np.float64)
+            whole = _share(self.right.sum(axis=0), self.true.sum(axis=0))
+            table = weights.astype(np.float64)
             recalls = _share(table @ self.right, table @ self.true)
             return mean_of_known(np.where(np.isnan(recalls), whole, recalls))
 

@@ -41,7 +41,8 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> McNemar:
     Source: McNemar 1947, in the exact binomial form of the test.
     """
     a, b = _paired(first, second)
-    wins, losses = int(np.sum(~(a > 0) & (b > 0))), int(np.sum((a > 0) & ~(b > 0)))
+    wins = int(np.sum(~(a > 0) & (b > 0)))
+    losses = int(np.sum((a > 0) & ~(b > 0)))
     p_value = 2.0 * float(scipy.stats.binom.cdf(min(wins, losses), wins + losses, 0.5))
     return McNemar(wins, losses, min(1.0, p_value))
 
@@ -86,7 +87,8 @@ def _all_flips(
     sizes: NDArray[np.float64], counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Enumerate every sum that flips of `counts` terms of each of the `sizes` can give, with its probability."""
-    totals, chances = np.zeros(1), np.ones(1)
+    totals = np.zeros(1)
+    chances = np.ones(1)
     for size, count in zip(sizes, counts, strict=True):
         flipped = np.arange(count + 1)
         totals = np.add.outer(totals, size * (count - 2 * flipped)).ravel()
@@ -114,7 +116,8 @@ def newcombe_interval(
     n = effective_size(b - a, groups, strata)
     p, q, both = (stratified_mean(values, strata) for values in (a, b, a * b))
     (p_low, p_high), (q_low, q_high) = (wilson_interval(share * n, n, confidence=confidence) for share in (p, q))
-    covariance, scale = both - p * q, p * (1 - p) * q * (1 - q)
+    covariance = both - p * q
+    scale = p * (1 - p) * q * (1 - q)
     if covariance > 0:
         # Newcombe's correction for continuity of a positive correlation (method 10 of his paper).
         covariance = max(covariance - 1 / (2 * n), 0.0)

@@ -43,14 +43,16 @@ def count_segments(truth: Segments, predicted: Segments, num_classes: int) -> Se
     Unlabelled pixels do not count in the area of a predicted segment. A predicted segment is ignored if more than half
     of it lies on unlabelled pixels and crowds of its class. A crowd is never missed.
     """
-    num_true, num_predicted = len(truth.labels), len(predicted.labels)
+    num_true = len(truth.labels)
+    num_predicted = len(predicted.labels)
     crowd = np.zeros(num_true, dtype=bool) if truth.crowd is None else truth.crowd
     # One number for each pair of segments, so that a single count gives all overlaps. Row and column 0 are pixels
     # without a segment.
     pairs = (truth.numbers.astype(np.int64) + 1) * (num_predicted + 1) + predicted.numbers + 1
     overlap = np.bincount(pairs.ravel(), minlength=(num_true + 1) * (num_predicted + 1))
     overlap = overlap.reshape(num_true + 1, num_predicted + 1)
-    true_area, predicted_area = overlap[1:].sum(axis=1), overlap[:, 1:].sum(axis=0)
+    true_area = overlap[1:].sum(axis=1)
+    predicted_area = overlap[:, 1:].sum(axis=0)
     unlabelled, inside = overlap[0, 1:], overlap[1:, 1:]  # (P,), (G, P)
     union = true_area[:, None] + predicted_area - inside - unlabelled
     same = (truth.labels[:, None] == predicted.labels) & ~crowd[:, None]

@@ -69,7 +69,8 @@ def precision_recall(rows: ClassRows, weights: NDArray[np.integer], max_rank: in
         for area in range(num_areas):
             known = totals[:, area] > 0
             precision[part, area], recall[part, area] = _of_area(rows, of_rows, totals[:, area], area, last, max_rank)
-            precision[part, area][~known], recall[part, area][~known] = np.nan, np.nan
+            precision[part, area][~known] = np.nan
+            recall[part, area][~known] = np.nan
     return PrecisionRecall(precision, recall)
 
 

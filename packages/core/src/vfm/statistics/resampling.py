@@ -51,7 +51,8 @@ def paired_bootstrap(gaps: NDArray[np.float64], num_units: int) -> Difference:
     low, high = np.quantile(gaps, ENDS).tolist()
     beyond = min(int((gaps <= 0).sum()), int((gaps >= 0).sum()))
     p_value = min(1.0, 2 * (1 + beyond) / (1 + len(gaps)))
-    mean, deviation = abs(float(gaps.mean())), float(gaps.std())
+    mean = abs(float(gaps.mean()))
+    deviation = float(gaps.std())
     # If no resample crosses zero, their number limits p from below. A normal tail goes on, but not beyond the sign test
     # of as many units.
     if not beyond and deviation > 1e-9 * mean:  # without a deviation, only rounding differs

@@ -87,14 +87,17 @@ def broken_lines(lines: Iterable[bytes], mark: Sequence[object] = START) -> tupl
         after, from 1. Then whether the chain has the mark.
     """
     broken: list[int] = []
-    whole, end, has_chain = hashlib.sha256(), START, False
+    whole = hashlib.sha256()
+    end = START
+    has_chain = False
     has_mark = list(mark) == list(START)
     for number, line in enumerate(lines, start=1):
         whole.update(line)
         match = _CHAIN.search(line)
         if match:
             good = _is_stamped(line) and (end[0] + 1, _link(end[1], line[: match.start("hash")])) == _end(match)
-            end, has_chain = _end(match), True
+            end = _end(match)
+            has_chain = True
         else:
             good = not has_chain and (_is_stamped(line) or _is_unstamped(line))
             end = number, whole.hexdigest()

@@ -246,7 +246,8 @@ def walk(folder: str, links: list[str] | None = None, devices: list[str] | None 
         return
     if os.path.realpath(folder) == os.path.sep:
         raise UserError(f"{folder}: expected a folder of data, got the root of the file system")
-    count, pending = 0, [""]
+    count = 0
+    pending = [""]
     while pending:
         subfolder = pending.pop()
         names, folders, linked, others = _listed(folder, subfolder)
@@ -270,7 +271,10 @@ def names_in(folder: str) -> list[str]:
 
 def _listed(folder: str, subfolder: str) -> tuple[list[str], list[str], list[str], list[str]]:
     """List files, folders, links to folders, and others in `folder/subfolder`, relative to `folder`, sorted by name."""
-    names, folders, links, others = [], [], [], []
+    names = []
+    folders = []
+    links = []
+    others = []
     try:
         with os.scandir(os.path.join(folder, subfolder)) as entries:
             for entry in entries:

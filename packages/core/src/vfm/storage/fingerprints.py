@@ -46,7 +46,8 @@ class FingerprintCache:
 
     def __init__(self, store: Path | None = None, announce: Callable[[str], None] = lambda line: None) -> None:
         """Open the cache of a store. `announce` is called with a line before many bytes are read."""
-        self.store, self.announce = store, announce
+        self.store = store
+        self.announce = announce
         self.whole = read_hashes(store) if store else {}  # by fingerprint: SHA-256 of large files
         self.parts: dict[str, Entries] = {}  # by the name of their file in the store
         self.changed: set[str] = set()  # names of files with new entries

@@ -32,7 +32,8 @@ class FiniteJson:
         """Read about `size` bytes. Empty only at the end."""
         while True:
             part = self.file.read(size)
-            data, self.rest = self.rest + part, b""
+            data = self.rest + part
+            self.rest = b""
             if part and size:
                 data = self._without_half(data)
             if data or not part:

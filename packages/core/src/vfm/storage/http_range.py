@@ -72,7 +72,8 @@ def _problem(response: Any, start: int, stop: int | None) -> str:
 async def _bounded(response: Any, limit: int) -> tuple[bytes, str]:
     """Read at most `limit` bytes, and describe what is wrong with the body; empty if nothing is."""
     parts: list[bytes] = []
-    size, begun = 0, time.monotonic()
+    size = 0
+    begun = time.monotonic()
     while chunk := await asyncio.wait_for(response.content.readany(), CHUNK_TIMEOUT):
         size += len(chunk)
         if size > limit:

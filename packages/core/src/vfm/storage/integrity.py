@@ -25,7 +25,8 @@ from typing import Any
 from vfm.base import UserError, escaped_json
 from vfm.storage.store_files import as_record, reading
 
-FILES, SEAL = "files", "sha256"
+FILES = "files"
+SEAL = "sha256"
 BLOCK = 1 << 20  # bytes read at a time
 IN_THREADS = 1 << 24  # bytes from which files are hashed in several threads: SHA-256 takes a second per 2 GB
 MUCH = 1 << 32  # bytes that take long enough to read to be announced
@@ -103,7 +104,8 @@ def hash_file(file: Path, on_bytes: Callable[[int], None] = lambda count: None) 
         file: the file.
         on_bytes: called with the number of bytes of each block read.
     """
-    digest, block = hashlib.sha256(), bytearray(BLOCK)
+    digest = hashlib.sha256()
+    block = bytearray(BLOCK)
     view = memoryview(block)
     with file.open("rb", buffering=0) as stream:
         while count := stream.readinto(block):
@@ -180,7 +182,8 @@ def check_folder(
     if not known:
         return
     chosen = {name: entry for name, entry in known.items() if name.startswith(below)}
-    key, state = f"{folder.resolve()} {below}", _state(folder, chosen)
+    key = f"{folder.resolve()} {below}"
+    state = _state(folder, chosen)
     if state is not None and _checked.get(key) == state:
         return
     total = sum(size for size, _ in chosen.values())
@@ -215,7 +218,8 @@ def unlisted(folder: Path, known: Known, without: Iterable[str]) -> list[str]:
         known: its files.
         without: files, and folders with all their files, that are not listed.
     """
-    left_out, lines = {Path(name) for name in without}, []
+    left_out = {Path(name) for name in without}
+    lines = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if left_out & {name, *name.parents}:

@@ -24,7 +24,8 @@ class RemoteError(OSError):
 
     def __init__(self, path: str, reason: str, *, final: bool = False) -> None:
         super().__init__(f"{redacted(path)}: {reason}")
-        self.reason, self.final = reason, final
+        self.reason = reason
+        self.final = final
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (str(self), self.reason, self.final)

@@ -38,7 +38,10 @@ class ModuleTask(Task[Any]):
         self, model: nn.Module, loss: LossFunction, seed: int = 0, weight: WeightFunction | None = None
     ) -> None:
         super().__init__()
-        self.model, self.loss, self.seed, self.weight = model, loss, seed, weight
+        self.model = model
+        self.loss = loss
+        self.seed = seed
+        self.weight = weight
         self.fixed = [part for part in model.modules() if _is_fixed(part)]
 
     def train(self, mode: bool = True) -> Self:

@@ -139,7 +139,8 @@ class Task(nn.Module, Generic[Inputs]):
             `loss` and the other metrics, detached. All processes return the same names, and so does every step, except
             for metrics of log steps (`is_log_step`).
         """
-        num_samples, weights = sum(map(len, micro_batches)), self.micro_batch_weights(micro_batches)
+        num_samples = sum(map(len, micro_batches))
+        weights = self.micro_batch_weights(micro_batches)
         totals: Metrics = {}
         for index, batch in enumerate(micro_batches):
             reseed(index)

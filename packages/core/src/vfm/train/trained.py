@@ -98,7 +98,8 @@ def train_last_blocks(trained: LastBlocks, tower: TrainedTower) -> None:
     """
     layers = tower.layers(tower.root)
     num_after = 0 if any(map(is_of_block, layers[-1])) else 1
-    depth, least = len(layers) - 1 - num_after, 1 - num_after
+    depth = len(layers) - 1 - num_after
+    least = 1 - num_after
     if not least <= trained.blocks <= depth:
         raise UserError(
             f"trained.blocks: expected {least} to {depth}, the blocks of {type(tower.root).__name__}; got"
@@ -157,7 +158,8 @@ def parameter_groups(
     rates: dict[int, tuple[int, float, float | None, Any]] = {}
     last = 0
     for tower in towers:
-        weights, layers = dict(tower.root.named_parameters()), tower.layers(tower.root)
+        weights = dict(tower.root.named_parameters())
+        layers = tower.layers(tower.root)
         last = max(last, len(layers) - 1)
         for number, names in enumerate(layers):
             scale = tower.trained.lr_scale * tower.trained.layer_decay ** (len(layers) - 1 - number)

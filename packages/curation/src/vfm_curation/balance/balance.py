@@ -79,7 +79,8 @@ def _balance(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
     matches = ctx.load(config.matches)
     pairs = PairDataset.load(matches.linked(matches.pool))  # a pool or a subset of one
     entries = load_entries(Metadata.load(matches.linked(matches.metadata)))
-    languages, counts = _entry_languages(entries), store_files.read_npy(matches.path / COUNTS_FILE).astype(np.int64)
+    languages = _entry_languages(entries)
+    counts = store_files.read_npy(matches.path / COUNTS_FILE).astype(np.int64)
     thresholds = _thresholds(config, ctx, matches, languages, counts)
     t = languages.t_of_entries(thresholds)
     _warn_of_lost_languages(ctx, thresholds, languages, counts)
@@ -222,7 +223,8 @@ def image_panel(
     images: dict[str, list[PanelImage]] = {name: [] for name, _, _ in GROUPS}
     (directory / "panels").mkdir(parents=True, exist_ok=True)
     for shard, texts in shards:
-        reader, tenths = source.index.open(shard.matches.table["shard"][0].as_py()), rarest_tenths(decile, shard)
+        reader = source.index.open(shard.matches.table["shard"][0].as_py())
+        tenths = rarest_tenths(decile, shard)
         for name, first, stop in GROUPS:
             chosen = np.flatnonzero(shard.kept & (first <= tenths) & (tenths < stop))
             rows = shard.matches.table["row"].to_numpy()[chosen]

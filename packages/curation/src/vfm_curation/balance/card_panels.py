@@ -32,7 +32,8 @@ def panels(card: DataCard) -> list[Panel]:
 
 
 def _funnel(card: DataCard) -> Panel:
-    labels, values = [step.name for step in card.funnel], [float(step.texts) for step in card.funnel]
+    labels = [step.name for step in card.funnel]
+    values = [float(step.texts) for step in card.funnel]
     note = f"{values[-1] / values[0]:.1%} of all texts are kept, {values[-1] / values[1]:.1%} of the matched ones."
     return BarsPanel(title="Curation funnel", note=note, order=10, labels=labels, values=values, x_label="texts")
 
@@ -92,10 +93,12 @@ def _times(factor: float) -> str:
 def _choices(card: DataCard) -> Panel:
     rows: list[Row] = []
     for choice in card.choices:
-        counts, size = choice.expected.counts, round(choice.expected.size)
+        counts = choice.expected.counts
+        size = round(choice.expected.size)
         t_of_languages = [f"{_language(name)}{t * choice.factor:.5g}" for name, t in card.thresholds.items()]
         top = round(float(counts.max() / max(1.0, counts.sum())), 4)
-        label, tail_fraction = _times(choice.factor), round(choice.tail_share, 4)
+        label = _times(choice.factor)
+        tail_fraction = round(choice.tail_share, 4)
         rows.append([label, ", ".join(t_of_languages), tail_fraction, choice.num_head, size, top])
     return TablePanel(
         title="Other choices of t", order=21,
@@ -115,7 +118,8 @@ def _languages(card: DataCard) -> Panel:
     for language in dict.fromkeys([*card.languages.names, *sorted(card.texts_of)]):
         row: Row = [language or "any"]
         if language in card.languages.names:
-            counts, t = card.languages.of(card.matched, language), card.thresholds[language]
+            counts = card.languages.of(card.matched, language)
+            t = card.thresholds[language]
             head = int((counts > t).sum())
             row += [len(counts), float(f"{t:.6g}"), head, round(tail_share(counts, t), 4)]
         else:
@@ -149,7 +153,8 @@ def _top(card: DataCard) -> Panel:
 def _with_content(card: DataCard) -> Iterator[int]:
     """Yield the entries without a function word of their language or, if they are for any, of the texts' languages."""
     for number in np.argsort(-card.matched, kind="stable").tolist():
-        language, entry = card.entries["language"][number].as_py(), card.entries["entry"][number].as_py()
+        language = card.entries["language"][number].as_py()
+        entry = card.entries["entry"][number].as_py()
         words = function_words(*([language] if language else card.texts_of))
         if words.isdisjoint(entry.lower().split(" ")):
             yield number
@@ -194,7 +199,8 @@ def examples(card: DataCard, shards: Iterable[tuple[BalancedShard, pa.Table]]) -
         card: the counts.
         shards: balanced shards, each with all its texts. They are read until every decile has its examples.
     """
-    decile, rows = deciles(card.matched), [list[Row]() for _ in range(NUM_DECILES + 1)]
+    decile = deciles(card.matched)
+    rows = [list[Row]() for _ in range(NUM_DECILES + 1)]
     for shard, texts in shards:
         _add_examples(card, decile, rows, shard, texts)
         if all(len(rows_of_tenth) >= EXAMPLES_A_DECILE for rows_of_tenth in rows):
@@ -229,7 +235,9 @@ def _add_examples(
 
 def identities(table: pa.Table) -> list[tuple[int, str, int]]:
     """List the (row, language, text_index) of each text."""
-    rows, languages, indices = table["row"], table["language"], table["text_index"]
+    rows = table["row"]
+    languages = table["language"]
+    indices = table["text_index"]
     return list(zip(rows.to_pylist(), languages.to_pylist(), indices.to_pylist(), strict=True))
 
 

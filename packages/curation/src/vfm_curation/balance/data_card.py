@@ -17,7 +17,8 @@ from vfm_curation.balance.thresholds import EntryLanguages, Thresholds
 from vfm_curation.counts.probabilities import Floats, Integers
 from vfm_curation.counts.sampled_texts import Expectation
 
-CARD_FILE, CARD_JSON = "entry_counts.parquet", "entry_counts.json"
+CARD_FILE = "entry_counts.parquet"
+CARD_JSON = "entry_counts.json"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class DataCard:
 
     def entry(self, number: int) -> str:
         """Format an entry by its id, with its language if it has one."""
-        language, entry = self.entries["language"][number].as_py(), self.entries["entry"][number].as_py()
+        language = self.entries["language"][number].as_py()
+        entry = self.entries["entry"][number].as_py()
         if language:
             return f"{entry} ({language})"
         return str(entry)

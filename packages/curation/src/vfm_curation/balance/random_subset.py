@@ -12,14 +12,16 @@ from vfm_curation.balance.subset import BalanceJob, create_subset, write_subset_
 
 def check_random(config: RandomSubset, ctx: Preflight) -> None:
     """Check that enough texts matched."""
-    matches, like = ctx.artifact(config.matches), config.like and ctx.artifact(config.like)
+    matches = ctx.artifact(config.matches)
+    like = config.like and ctx.artifact(config.like)
     if matches and (like or config.target_size):
         _size(config, matches.num_matched, like or None)
 
 
 def random_texts(config: RandomSubset, ctx: Context) -> CuratedSubset:
     """Write the subset: one row for each matched text, all with equal probability."""
-    matches, like = ctx.load(config.matches), ctx.load(config.like) if config.like else None
+    matches = ctx.load(config.matches)
+    like = ctx.load(config.like) if config.like else None
     pairs = PairDataset.load(matches.linked(matches.pool))
     size = _size(config, matches.num_matched, like)
     # No dimension: the chance of a text, not of its entries.

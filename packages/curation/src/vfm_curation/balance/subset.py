@@ -164,14 +164,17 @@ class BalanceSummary(TaskSummary):
 
 def write_balanced(job: BalanceJob, shard: int) -> BalanceSummary:
     """Write the shard's file of the subset, and the counts of entries among its kept texts."""
-    source, file = matches_file(job.matches, shard), job.files / f"{shard:08d}.parquet"
+    source = matches_file(job.matches, shard)
+    file = job.files / f"{shard:08d}.parquet"
     hash_of_matches = pq.read_schema(source).metadata[MADE_FROM_KEY].decode()
     source_hash = made_from(hash_of_matches, job.sha256, job.seed, job.texts, VERSION)
     record = finished_summary(file, source_hash)
     if record:
         return BalanceSummary.of(record)
     balanced = balance_shard(read_matches(source), _probabilities(job.probability), job.seed, job.texts)
-    matches, kept, table = balanced.matches, balanced.kept, balanced.table(shard)
+    matches = balanced.matches
+    kept = balanced.kept
+    table = balanced.table(shard)
     languages = matches.languages
     summary = BalanceSummary(
         num_texts=len(kept),
@@ -217,7 +220,9 @@ def write_subset_files(ctx: Context, job: BalanceJob, runtime: CurationRuntime) 
     """Write the files of a subset by tasks, and its index. The totals are without counts of entries."""
     for folder in (job.files, job.kept_counts):
         folder.mkdir(exist_ok=True)
-    total, totals, index = num_shards(job.matches), SubsetTotals(np.zeros(0, np.int64)), []
+    total = num_shards(job.matches)
+    totals = SubsetTotals(np.zeros(0, np.int64))
+    index = []
     summaries = run_shards(write_balanced, job, range(total), runtime)
     for summary in with_progress(ctx, summaries, total, kept=lambda: totals.num_texts):
         totals.add(summary)

@@ -176,9 +176,13 @@ def t_for_target_size(expected_size: Callable[[float], float], target_size: int,
             return middle
         side = 1 if gap > 0 else -1
         if side > 0:
-            high, above, below = middle, gap, below / 2 if last == side else below
+            high = middle
+            above = gap
+            below = below / 2 if last == side else below
         else:
-            low, below, above = middle, gap, above / 2 if last == side else above
+            low = middle
+            below = gap
+            above = above / 2 if last == side else above
         last = side
         # The size jumps where a count equals t, so no t may be within half a text of the target.
         if high - low <= 1e-9 * high:

@@ -47,7 +47,8 @@ class SampledTexts:
     @classmethod
     def of_shard(cls, matches: ShardMatches, shard: int, num_shards: int) -> SampledTexts:
         """Draw the sample of a shard. The draw depends on the number of the shard only."""
-        number, most = len(matches.table), max(MIN_SAMPLED, NUM_SAMPLED // max(1, num_shards))
+        number = len(matches.table)
+        most = max(MIN_SAMPLED, NUM_SAMPLED // max(1, num_shards))
         chosen = np.arange(number)
         if number > most:
             # The shard's number is the seed, so the sample depends on no other shard.

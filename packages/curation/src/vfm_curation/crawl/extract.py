@@ -61,7 +61,8 @@ def extract_links(config: ExtractLinks, ctx: Context) -> LinkTable:
     """Write `links/00000.parquet`, ...: uid, url, caption, texts, sorted by uid, which is the hash of the URL."""
     paths = expand_lists(files.expand_paths(config.path), config.root)[: config.num_files]
     # The hash of all files is part of each bucket's source: another list of files merges again.
-    listed, source = ctx.work / "paths.txt", made_from(*map(fingerprint, paths))
+    listed = ctx.work / "paths.txt"
+    source = made_from(*map(fingerprint, paths))
     job = ExtractJob(listed, source, ctx.work / "files", ctx.work / "table", config.buckets, config.unescape)
     job.paths.write_text("\n".join(paths), encoding="utf-8")
     for folder in (job.work, job.folder):
@@ -70,14 +71,16 @@ def extract_links(config: ExtractLinks, ctx: Context) -> LinkTable:
         num_pages = num_texts = 0
         extracting = run_shards(extract_file, job, range(len(paths)), config.runtime)
         for summary in with_progress(ctx, extracting, len(paths)):
-            num_pages, num_texts = num_pages + summary.num_pages, num_texts + summary.num_texts
+            num_pages = num_pages + summary.num_pages
+            num_texts = num_texts + summary.num_texts
         if not num_texts:
             first = f"{len(paths)} files, of which the first is {paths[0]}"
             raise UserError(f"{config.name}: no image with a text in {first}")
         num_merged = num_noai = 0
         merging = run_shards(merge_bucket, job, range(config.buckets), config.runtime)
         for bucket in with_progress(ctx, merging, config.buckets):
-            num_merged, num_noai = num_merged + bucket.num_texts, num_noai + bucket.num_noai
+            num_merged = num_merged + bucket.num_texts
+            num_noai = num_noai + bucket.num_noai
     table = publish_links(ctx, job.folder, config.language)
     values = {"pages": num_pages, "texts_found": num_texts, "texts": num_merged, "links": table.num_samples}
     values["noai_links"] = num_noai
@@ -135,7 +138,8 @@ def fingerprint(path: str) -> list[Any]:
 
 def extract_file(job: ExtractJob, number: int) -> ExtractSummary:
     """Write the links of a crawl file, each text of a URL once: a task of the first pass."""
-    path, file = _paths(job.paths)[number], job.links(number)
+    path = _paths(job.paths)[number]
+    file = job.links(number)
     source_hash = made_from(fingerprint(path), job.num_buckets, job.unescape, RULES)
     finished = finished_summary(file, source_hash)
     if finished:
@@ -205,7 +209,8 @@ def merge_bucket(job: ExtractJob, number: int) -> BucketSummary:
         return BucketSummary.of(finished)
     num_files = len(_paths(job.paths))
     table = merged(pa.Table.from_batches(read_batch(job.links(file), number) for file in range(num_files)))
-    num_texts, num_noai = len(table["texts"].combine_chunks().values), pc.sum(table["noai"]).as_py() or 0
+    num_texts = len(table["texts"].combine_chunks().values)
+    num_noai = pc.sum(table["noai"]).as_py() or 0
     summary = BucketSummary(num_links=len(table), num_texts=num_texts, num_noai=num_noai)
     write_shard_file(file, table, source_hash, vars(summary), rows_a_group=ROWS_A_GROUP)
     return summary

@@ -62,8 +62,11 @@ class _Reads:
     """A stream that raises UserError for its own failures, so that they differ from fastwarc's on broken records."""
 
     def __init__(self, stream: IO[bytes], path: str) -> None:
-        self.stream, self.path = stream, path
-        self.seek, self.tell, self.close = stream.seek, stream.tell, stream.close
+        self.stream = stream
+        self.path = path
+        self.seek = stream.seek
+        self.tell = stream.tell
+        self.close = stream.close
 
     def read_from(self, start: int) -> bytes:
         self.seek(start)
@@ -90,7 +93,8 @@ class _Plain:
     """
 
     def __init__(self, stream: _Reads, start: int) -> None:
-        self.stream, self.start = stream, start
+        self.stream = stream
+        self.start = start
         self.end: int | None = None
 
     def records(self) -> Iterator[tuple[Any, bytes]]:
@@ -156,7 +160,8 @@ class _Member:
     """
 
     def __init__(self, stream: _Reads, start: int) -> None:
-        self.stream, self.start = stream, start
+        self.stream = stream
+        self.start = start
         self.end: int | None = None
         self.inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
         self.num_read = self.num_inflated = 0

@@ -16,7 +16,8 @@ SIZES = ("srcset", "data-srcset", "data-lazy-srcset")
 _EMPTY = "blank|spacer|transparent|placeholder|pixel|loading|loader|lazy|lazyload|dummy|empty|clear|1x1"
 _NEXT_TO_EMPTY = r"image|img|photo|gif|load|grey|gray|white|black|default|small|large|\d+|\d+x\d+"
 _PLACEHOLDER = re.compile(rf"(?=.*\b(?:{_EMPTY})\b)(?:(?:{_EMPTY}|{_NEXT_TO_EMPTY})\b\W*)+")
-_ADDRESS, _SIZE = re.compile(r"[\s,]*(\S+)"), re.compile(r"(\d+(?:\.\d+)?)[wx]")
+_ADDRESS = re.compile(r"[\s,]*(\S+)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)[wx]")
 
 
 def addresses(attribute: Callable[[str], str | None]) -> Iterator[str]:
@@ -56,10 +57,12 @@ def _candidates(srcset: str) -> Iterator[tuple[float, str]]:
     """Yield the (width or density, address) of each candidate. An address may contain commas, but not end in one."""
     position = 0
     while match := _ADDRESS.match(srcset, position):
-        address, position = match[1], match.end()
+        address = match[1]
+        position = match.end()
         size = None
         if not address.endswith(","):  # else it has no descriptor
-            start, position = position, srcset.find(",", position) + 1 or len(srcset)
+            start = position
+            position = srcset.find(",", position) + 1 or len(srcset)
             size = _SIZE.search(srcset, start, position)
         address = address.rstrip(",")
         if address:

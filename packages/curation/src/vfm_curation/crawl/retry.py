@@ -100,7 +100,8 @@ def open_outcomes(path: str) -> Any:
 
 def retry_file(job: RetryJob, number: int) -> RetrySummary:
     """Write the links of a shard that are worth another try, as a table of `table_schema`."""
-    path, file = job.paths[number], job.folder / f"{number:05d}.parquet"
+    path = job.paths[number]
+    file = job.folder / f"{number:05d}.parquet"
     source_hash = made_from(path, job.hopeless, RULES)
     finished = finished_summary(file, source_hash)
     if finished:

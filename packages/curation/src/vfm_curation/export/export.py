@@ -167,7 +167,8 @@ def links_schema() -> pa.Schema:
 def write_links(job: LinksJob, shard: int) -> LinksSummary:
     """Write the kept samples of a shard that have a URL, in the schema `links_schema`."""
     source = opened(job.subset)
-    file, source_hash = job.folder / f"{shard:08d}.parquet", made_from("links", 2)
+    file = job.folder / f"{shard:08d}.parquet"
+    source_hash = made_from("links", 2)
     finished = finished_summary(file, source_hash)
     if finished:
         return LinksSummary.of(finished)

@@ -64,7 +64,8 @@ def _opened(path: Path) -> tuple[CuratedSubset, Source, Path | None, pa.Array | 
 def write_pairs(job: PairsJob, shard: int) -> TaskSummary:
     """Write the pairs of a shard."""
     subset, source, matches, entries = _opened(job.subset)
-    file, source_hash = shard_file(job.folder, shard), made_from("pairs", shard, VERSION)
+    file = shard_file(job.folder, shard)
+    source_hash = made_from("pairs", shard, VERSION)
     finished = finished_summary(file, source_hash)
     if finished:
         return TaskSummary.of(finished)

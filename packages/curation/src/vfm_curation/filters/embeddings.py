@@ -52,7 +52,8 @@ def loaded(clip: Path, runtime: Runtime) -> ClipModel:
 
 def embed_images(job: ClipJob, shard: int) -> TaskSummary:
     """Write unit vectors, fp16 (N, D), and a file with their rows, and with the reason if an image is `bad`."""
-    file, entry = shard_file(job.folder, shard), opened(job.dataset).index.shards[shard]
+    file = shard_file(job.folder, shard)
+    entry = opened(job.dataset).index.shards[shard]
     source_hash = made_from(asdict(entry), VERSION)
     finished = finished_summary(file, source_hash)
     if finished:
@@ -104,7 +105,8 @@ def read_embeddings(folder: Path, shard: int) -> tuple[NDArray[np.int32], NDArra
 
 def score_texts(job: ClipJob, shard: int) -> TaskSummary:
     """Write each remaining text's cosine with its image as `score`, and its index in the shard as `unit`."""
-    file, entry = shard_file(job.folder, shard), opened(job.dataset).index.shards[shard]
+    file = shard_file(job.folder, shard)
+    entry = opened(job.dataset).index.shards[shard]
     source_hash = made_from(asdict(entry), VERSION)
     finished = finished_summary(file, source_hash)
     if finished:

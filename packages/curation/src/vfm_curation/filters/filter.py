@@ -109,7 +109,8 @@ def filter_pool(config: FilterPool, ctx: Context) -> CuratedSubset:
 
 def _write_outcome(run: FilterRun, ctx: Context) -> Outcome:
     """Write the subset and the verdicts by tasks, and the index of the subset."""
-    job, outcome = OutcomeJob(run.survivors, run.reasons, ctx.work), Outcome()
+    job = OutcomeJob(run.survivors, run.reasons, ctx.work)
+    outcome = Outcome()
     for folder in (SUBSET_FOLDER, VERDICTS_FOLDER):
         (ctx.work / folder).mkdir(exist_ok=True)
     summaries = run_shards(write_outcome, job, range(run.num_shards), run.runtime)
@@ -123,10 +124,12 @@ def _write_outcome(run: FilterRun, ctx: Context) -> Outcome:
 
 
 def _funnel(passes: Sequence[Pass]) -> Panel:
-    first, last = passes[0], passes[-1]
+    first = passes[0]
+    last = passes[-1]
     share = last.num_texts / max(1, first.num_texts)
     note = f"Texts that remain after each filter; {share:.1%} of them, with {last.num_images:,} images, pass all."
-    labels, values = [step.name for step in passes], [float(step.num_texts) for step in passes]
+    labels = [step.name for step in passes]
+    values = [float(step.num_texts) for step in passes]
     return BarsPanel(title="Filter funnel", note=note, order=10, labels=labels, values=values, x_label="texts")
 
 

@@ -50,7 +50,8 @@ def variant_hashes(image: Image.Image) -> list[int]:
     eight orientations need one transform.
     """
     grey = image.convert("L")
-    waves, signs = _waves(grey), (-1.0) ** np.arange(LOW)
+    waves = _waves(grey)
+    signs = (-1.0) ** np.arange(LOW)
     turned: list[Floats] = []
     for axes in (waves, waves.T):
         # A flip changes the signs of every second frequency, a transposition exchanges the axes.
@@ -106,7 +107,8 @@ class HashIndex:
 
     def __init__(self, references: Hashes, distance: int) -> None:
         """Sort the references by each choice of their blocks."""
-        self.references, self.distance = references, distance
+        self.references = references
+        self.distance = distance
         self.masks = block_masks(distance, len(references))
         self.orders = [np.argsort(references & mask).astype(np.uint32) for mask in self.masks]
 
@@ -114,7 +116,8 @@ class HashIndex:
         """Check whether each hash is within the distance of any reference, (N,)."""
         is_near = np.zeros(len(hashes), dtype=np.bool_)
         for mask, order in zip(self.masks, self.orders, strict=True):
-            keys, rows = (self.references & mask)[order], np.flatnonzero(~is_near)
+            keys = (self.references & mask)[order]
+            rows = np.flatnonzero(~is_near)
             # The references that agree on the mask's bits are order[low:high]; each round compares one of them.
             low = np.searchsorted(keys, hashes[rows] & mask, "left")
             high = np.searchsorted(keys, hashes[rows] & mask, "right")
@@ -123,5 +126,7 @@ class HashIndex:
                 rows, low, high = rows[left], low[left], high[left]
                 near = np.bitwise_count(hashes[rows] ^ self.references[order[low]]) <= self.distance
                 is_near[rows[near]] = True
-                rows, low, high = rows[~near], low[~near] + 1, high[~near]
+                rows = rows[~near]
+                low = low[~near] + 1
+                high = high[~near]
         return is_near

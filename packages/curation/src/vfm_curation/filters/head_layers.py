@@ -27,7 +27,8 @@ def layers_of(file: Path) -> list[Layer]:
         UserError: If the file does not exist, is not safetensors, or its layers do not fit together and end in one
             output.
     """
-    shapes, layers = shapes_in(file), list[Layer]()
+    shapes = shapes_in(file)
+    layers = list[Layer]()
     names = [name for name in shapes if name.endswith("weight") and len(shapes[name]) == 2]
     # By numbers, so that layer 10 comes after layer 2.
     for name in sorted(names, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)]):

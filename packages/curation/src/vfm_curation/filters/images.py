@@ -54,7 +54,8 @@ def measure_images(job: ImageJob, shard: int) -> TaskSummary:
     `address` is the URL itself, `sha256` the hash of the file in hexadecimal digits. `phash`, `variants` (hashes of the
     forms that a copy may have) and `pdq` decode the image. If the pool has no images, only the URL is measured.
     """
-    file, entry = shard_file(job.folder, shard), opened(job.dataset).index.shards[shard]
+    file = shard_file(job.folder, shard)
+    entry = opened(job.dataset).index.shards[shard]
     source_hash = made_from(asdict(entry), sorted(job.columns), VERSION)
     finished = finished_summary(file, source_hash)
     if finished:

@@ -57,7 +57,8 @@ def read_network(config: MlpScore) -> nn.Sequential:
     from safetensors.torch import load_file  # of the extra `clip`
 
     file = Path(config.head)
-    layers, tensors = layers_of(file), load_file(file)
+    layers = layers_of(file)
+    tensors = load_file(file)
     modules: list[nn.Module] = []
     for layer in layers:
         linear = nn.Linear(layer.width, layer.outputs, bias=layer.bias is not None)

@@ -50,7 +50,8 @@ def write_outcome(job: OutcomeJob, shard: int) -> OutcomeSummary:
     by the probabilities must not draw these a second time. The verdicts are shard, row, uid, language, text_index and
     `reason` of every text, where '' means that it passed.
     """
-    file, codes = shard_file(job.folder / SUBSET_FOLDER, shard), job.survivors.codes_of(shard)
+    file = shard_file(job.folder / SUBSET_FOLDER, shard)
+    codes = job.survivors.codes_of(shard)
     texts = shard_file(job.survivors.texts, shard)
     hash_of_texts = pq.read_schema(texts).metadata[MADE_FROM_KEY].decode()
     source_hash = made_from(hash_of_texts, digest(codes.tobytes()).hex(), job.reasons, VERSION)

@@ -28,7 +28,8 @@ class Remaining:
 
     def texts(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the remaining texts with their measurements, or some. `unit` is a text's index in its shard."""
-        places, file = self.survivors.places(shard), shard_file(self.survivors.texts, shard)
+        places = self.survivors.places(shard)
+        file = shard_file(self.survivors.texts, shard)
         table = pq.read_table(file, columns=columns, page_checksum_verification=True)
         if len(places) < len(table):
             table = table.take(places)
@@ -72,7 +73,8 @@ class CodesSummary(TaskSummary):
 
 def filter_rows(job: RowJob, shard: int) -> CodesSummary:
     """Write the codes of a shard after a filter over rows."""
-    remaining, unit = job.remaining, job.config.unit
+    remaining = job.remaining
+    unit = job.config.unit
     table = remaining.texts(shard) if unit == "text" else remaining.images(shard)
     # A plugin may return its mask as a list.
     passes = np.asarray(job.config.build(table), dtype=np.bool_)
@@ -81,7 +83,8 @@ def filter_rows(job: RowJob, shard: int) -> CodesSummary:
 
 def write_codes(survivors: Survivors, folder: Path, shard: int, unit: Unit, codes_of_units: Codes) -> CodesSummary:
     """Give each remaining unit of a shard its code, and write the codes of all texts of the shard."""
-    codes, places = survivors.codes_of(shard), survivors.places(shard)
+    codes = survivors.codes_of(shard)
+    places = survivors.places(shard)
     table = pq.read_table(shard_file(survivors.texts, shard), columns=["row"], page_checksum_verification=True)
     rows: NDArray[np.int32] = table["row"].to_numpy()
     if unit == "image":  # each text gets the code of its row's image

@@ -14,7 +14,8 @@ Bools = NDArray[np.bool_]
 
 def length_passes(config: CaptionLength, table: pa.Table) -> Bools:
     """Compare the columns `characters` and `words` with their bounds."""
-    characters, words = table["characters"].to_numpy(), table["words"].to_numpy()
+    characters = table["characters"].to_numpy()
+    words = table["words"].to_numpy()
     long_enough = (characters >= config.min_characters) & (words >= config.min_words)
     short_enough = (characters <= (config.max_characters or characters)) & (words <= (config.max_words or words))
     passes: Bools = long_enough & short_enough
@@ -24,7 +25,8 @@ def length_passes(config: CaptionLength, table: pa.Table) -> Bools:
 def size_passes(config: ImageSize, table: pa.Table) -> Bools:
     """Compare the columns `width` and `height` with their bounds."""
     width, height = table["width"].to_numpy(), table["height"].to_numpy()
-    short, long = np.minimum(width, height), np.maximum(width, height)
+    short = np.minimum(width, height)
+    long = np.maximum(width, height)
     passes: Bools = (short >= config.min_side) & (long <= config.max_aspect * short)
     return passes
 

@@ -69,8 +69,11 @@ class FilterRun:
         runtime: CurationRuntime,
         max_bad_fraction: float = 0.0,
     ) -> None:
-        self.pool, self.max_bad_fraction = pool, max_bad_fraction
-        self.ctx, self.filters, self.runtime = ctx, filters, runtime
+        self.pool = pool
+        self.max_bad_fraction = max_bad_fraction
+        self.ctx = ctx
+        self.filters = filters
+        self.runtime = runtime
         self.dataset = ctx.load(pool).path.resolve()
         self.num_shards = len(opened(self.dataset).shard_sizes)
         self.reasons = ("", *REASONS, *(pool_filter.reason for pool_filter in filters))
@@ -145,7 +148,8 @@ class FilterRun:
 
     def hashes_of(self, dataset: Ref[ImageDataset], columns: frozenset[str]) -> pa.Table:
         """Measure the perceptual hashes, some `columns`, of all usable images of another dataset."""
-        folder, path = self._folder(f"against-{_slug(dataset)}"), self._path(dataset)
+        folder = self._folder(f"against-{_slug(dataset)}")
+        path = self._path(dataset)
         count = self._measure_other(dataset, measure_images, ImageJob(path, folder, None, columns), self.runtime)
         tables = []
         for shard in range(count):
@@ -156,7 +160,8 @@ class FilterRun:
     def embeddings_of(self, dataset: Ref[ImageDataset], clip: Ref[ClipCheckpoint]) -> NDArray[np.float32]:
         """Compute the unit vectors of all usable images of another dataset, (N, D)."""
         tasks = _clip_tasks()
-        folder, path = self._folder(f"against-{_slug(dataset)}-{_slug(clip)}"), self._path(dataset)
+        folder = self._folder(f"against-{_slug(dataset)}-{_slug(clip)}")
+        path = self._path(dataset)
         job = tasks.ClipJob(path, folder, None, self._path(clip), runtime=self.runtime)
         count = self._measure_other(dataset, tasks.embed_images, job, self._alone)
         tasks.loaded.cache_clear()
@@ -170,7 +175,8 @@ class FilterRun:
     def _measure(self, measure: str, clip: Ref[ClipCheckpoint] | None) -> None:
         """Measure the remaining units, and drop the images that cannot be used."""
         if measure == "images":
-            folder, columns = self._folder("images"), self.columns & image_tasks.OPTIONAL_COLUMNS
+            folder = self._folder("images")
+            columns = self.columns & image_tasks.OPTIONAL_COLUMNS
             self._tasks(measure_images, ImageJob(self.dataset, folder, self.survivors, columns), self.runtime)
             self._warn_without_urls(folder)
             if opened(self.dataset).index.spec.images:
@@ -178,7 +184,8 @@ class FilterRun:
             return
         tasks = _clip_tasks()
         assert clip
-        folder, embedded = self._folder(f"{measure}-{_slug(clip)}"), self._folder(f"embeddings-{_slug(clip)}")
+        folder = self._folder(f"{measure}-{_slug(clip)}")
+        embedded = self._folder(f"embeddings-{_slug(clip)}")
         job = tasks.ClipJob(self.dataset, folder, self.survivors, self._path(clip), embedded, self.runtime)
         task = tasks.embed_images if measure == "embeddings" else tasks.score_texts
         try:
@@ -231,7 +238,9 @@ class FilterRun:
         record = folder / "pass.json"
         if not record.exists():
             shutil.rmtree(self.scratch, ignore_errors=True)
-            num_texts, num_images, self.details = 0, 0, None
+            num_texts = 0
+            num_images = 0
+            self.details = None
             for done, summary in enumerate(apply(folder), 1):
                 num_texts += summary.num_texts
                 num_images += summary.num_images
@@ -242,7 +251,8 @@ class FilterRun:
             shutil.rmtree(self.scratch, ignore_errors=True)
         with store_files.reading(record, "the record of a pass"):
             self.passes.append(Pass(**store_files.read_record(record)))
-        self.survivors, self._last = Survivors(self.survivors.texts, folder), time.monotonic()
+        self.survivors = Survivors(self.survivors.texts, folder)
+        self._last = time.monotonic()
 
     def _tasks(
         self, task: Callable[[Any, int], TaskSummary], job: Any, runtime: CurationRuntime, lost: Lost | None = None

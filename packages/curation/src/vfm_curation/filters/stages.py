@@ -112,7 +112,8 @@ class CaptionLength(RowFilter):
     @model_validator(mode="after")
     def _some_length_passes(self) -> Self:
         for counted in ("characters", "words"):
-            least, most = getattr(self, f"min_{counted}"), getattr(self, f"max_{counted}")
+            least = getattr(self, f"min_{counted}")
+            most = getattr(self, f"max_{counted}")
             if most is not None and most < least:
                 raise ValueError(f"no text has at least {least} and at most {most} {counted}")
         return self

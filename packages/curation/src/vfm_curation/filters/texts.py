@@ -46,7 +46,8 @@ def measure_texts(job: TextJob, shard: int) -> TaskSummary:
     `caption` is the text itself. `text` stands for `text_high` and `text_low`, 128 bits of a hash. `detected` is the
     detected language, with `detected_score`. `stored.NAME` is the user's own column NAME of the job's `values`.
     """
-    source, file = opened(job.dataset), shard_file(job.folder, shard)
+    source = opened(job.dataset)
+    file = shard_file(job.folder, shard)
     stored = [sorted(job.values)] if job.values else []
     source_hash = made_from(asdict(source.index.shards[shard]), sorted(job.columns), *stored, VERSION)
     finished = finished_summary(file, source_hash)

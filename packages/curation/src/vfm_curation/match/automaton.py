@@ -35,7 +35,9 @@ from numpy.typing import NDArray
 from vfm.plugin import UserError, store_files
 from vfm_curation.matching import Semantics, spacing
 
-AUTOMATON_FILE, IDS_FILE, FACTS_FILE = "automaton.bin", "ids.npy", "semantics.txt"
+AUTOMATON_FILE = "automaton.bin"
+IDS_FILE = "ids.npy"
+FACTS_FILE = "semantics.txt"
 
 # By Unicode's blocks: ideographs with their extensions and compatibility forms; Thai and Lao; Tibetan; Burmese with its
 # extensions; Khmer and its symbols.
@@ -73,7 +75,9 @@ class Automaton:
     """
 
     def __init__(self, machine: Any, ids: NDArray[np.int32], semantics: Semantics) -> None:
-        self._machine, self._ids, self.semantics = machine, ids.tolist(), semantics
+        self._machine = machine
+        self._ids = ids.tolist()
+        self.semantics = semantics
 
     @classmethod
     def build(
@@ -129,7 +133,8 @@ class Automaton:
 
 def _ragged(lists: Iterable[Sequence[int]]) -> pa.ListArray:
     """Convert lists of ids to an Arrow array, without a Python object for each id."""
-    values, offsets = array("i"), array("i", [0])
+    values = array("i")
+    offsets = array("i", [0])
     for ids in lists:
         values.extend(ids)
         offsets.append(len(values))

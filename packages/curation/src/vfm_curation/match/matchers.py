@@ -39,7 +39,8 @@ class Matchers:
     def __init__(self, folder: Path, *, verify: bool = False) -> None:
         facts = store_files.read_record(folder / FACTS_FILE, "languages", "semantics")
         self.languages: list[str] = facts["languages"]
-        self._folder, self._verify = folder, verify
+        self._folder = folder
+        self._verify = verify
         self._semantics: Semantics = facts["semantics"]
         self._loaded: dict[str, list[TokenTable | Automaton]] = {}
 

@@ -22,10 +22,13 @@ MAX_PILOT = 65_536  # a pilot is stored in 16 bits
 
 def perfect_hash(keys: Words, values: Words, longer: NDArray[np.bool_]) -> tuple[Words, NDArray[np.uint16]]:
     """Choose slots for all runs, and the pilots that map to them."""
-    num_slots, num_pilots = int(len(keys) / LOAD) + 1, len(keys) // RUNS_PER_PILOT + 1
+    num_slots = int(len(keys) / LOAD) + 1
+    num_pilots = len(keys) // RUNS_PER_PILOT + 1
     buckets = _buckets(keys, num_pilots)
-    sizes, order = np.bincount(buckets, minlength=num_pilots), np.argsort(buckets, kind="stable")
-    ends, hardest = np.cumsum(sizes), np.argsort(-sizes, kind="stable")
+    sizes = np.bincount(buckets, minlength=num_pilots)
+    order = np.argsort(buckets, kind="stable")
+    ends = np.cumsum(sizes)
+    hardest = np.argsort(-sizes, kind="stable")
     while True:
         slots, pilots, placed = _place(keys, values, longer, num_slots, order, sizes, ends, hardest)
         if placed:
@@ -64,7 +67,8 @@ def _place(
         ends: end of each bucket's part of `order`, (num_pilots,).
         hardest: buckets in descending order of their number of runs, (num_pilots,).
     """
-    pilots, slots = np.zeros(len(sizes), np.uint16), np.zeros(2 * num_slots, U)
+    pilots = np.zeros(len(sizes), np.uint16)
+    slots = np.zeros(2 * num_slots, U)
     for slot in range(num_slots):
         slots[2 * slot + 1] = NO_ENTRY
     taken = np.zeros(num_slots, np.bool_)

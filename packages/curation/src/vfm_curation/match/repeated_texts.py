@@ -39,7 +39,8 @@ class RepeatedTexts:
     """Comparison of the `smallest_keys` of all shards, which are added in any order."""
 
     def __init__(self) -> None:
-        self._keys, self._shards = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        self._keys = np.zeros(0, np.uint64)
+        self._shards = np.zeros(0, np.int64)
 
     def add(self, shard: int, keys: Sequence[int]) -> None:
         """Add the keys of a shard."""

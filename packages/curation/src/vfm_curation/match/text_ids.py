@@ -9,7 +9,9 @@ from vfm_curation.simd import compiled, count_less
 
 Words = NDArray[np.uint64]
 U = np.uint64
-ZERO, ONE, SIXTEEN = U(0), U(1), U(16)
+ZERO = U(0)
+ONE = U(1)
+SIXTEEN = U(16)
 MAX_RANKED = 256  # ids of a text that are sorted by ranking, which is quadratic; more are sorted by Shell sort
 
 
@@ -61,7 +63,8 @@ def _shell_sort(ids: NDArray[np.int32], start: U, size: U) -> None:
     gap = size // U(2)
     while gap > ZERO:
         for index in range(start + gap, start + size):
-            value, position = ids[index], U(index)
+            value = ids[index]
+            position = U(index)
             while position >= start + gap and ids[position - gap] > value:
                 ids[position] = ids[position - gap]
                 position -= gap

@@ -146,15 +146,20 @@ def _runs(
 
     A clash is two equal entries, or two whose beginnings differ and share a key.
     """
-    num_entries, most = len(offsets) - 1, len(offsets) - 1
+    num_entries = len(offsets) - 1
+    most = len(offsets) - 1
     for byte in data:
         most += byte == SPACE
     run_at = np.full(2 * most, -1, np.int32)  # open addressing: the run with a key, or -1
-    keys, values, longer = np.empty(most, U), np.full(most, NO_ENTRY, U), np.zeros(most, np.bool_)
-    owners, sizes = np.empty(most, np.int64), np.empty(most, np.int64)
+    keys = np.empty(most, U)
+    values = np.full(most, NO_ENTRY, U)
+    longer = np.zeros(most, np.bool_)
+    owners = np.empty(most, np.int64)
+    sizes = np.empty(most, np.int64)
     num_runs = 0
     for entry in range(num_entries):
-        start, stop = offsets[entry], offsets[entry + 1]
+        start = offsets[entry]
+        stop = offsets[entry + 1]
         piece, run, key = start, -1, ZERO
         while piece <= stop:
             end = piece
@@ -169,7 +174,9 @@ def _runs(
                 slot = (slot + 1) % (2 * most)
             if run_at[slot] < 0:
                 run_at[slot] = num_runs
-                keys[num_runs], owners[num_runs], sizes[num_runs] = key, entry, end - start
+                keys[num_runs] = key
+                owners[num_runs] = entry
+                sizes[num_runs] = end - start
                 num_runs += 1
             run = run_at[slot]
             if not _same(data, offsets[owners[run]], sizes[run], start, end - start):

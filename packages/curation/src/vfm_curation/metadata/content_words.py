@@ -40,9 +40,11 @@ class WordNetForms:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._known, self._irregular = dict[str, set[str]](), set[str]()
+        self._known = dict[str, set[str]]()
+        self._irregular = set[str]()
         for kind in KINDS:
-            index, exceptions = _lines(folder / f"index.{kind}"), _lines(folder / f"{kind}.exc")
+            index = _lines(folder / f"index.{kind}")
+            exceptions = _lines(folder / f"{kind}.exc")
             self._known[kind] = {line.split(" ", 1)[0] for line in index if not line.startswith(" ")}
             self._irregular.update(line.split(" ", 1)[0] for line in exceptions)
 
@@ -66,7 +68,8 @@ class ContentWords:
     """
 
     def __init__(self, language: str, wordnet: WordNetForms | None = None) -> None:
-        self._function_words, self._wordnet = function_words(language), wordnet
+        self._function_words = function_words(language)
+        self._wordnet = wordnet
 
     def __call__(self, word: str) -> bool:
         """Check whether a word, or each word of a bigram, is a content word or a name."""

@@ -33,7 +33,8 @@ class SpillingCounter:
     """
 
     def __init__(self, folder: Path | None = None, *, max_counted: int = MAX_COUNTED, num_files: int = 0) -> None:
-        self.folder, self.max_counted = folder, max_counted
+        self.folder = folder
+        self.max_counted = max_counted
         self._counts: Counter[str] = Counter()
         self.files: list[Path] = []
         if folder:
@@ -72,7 +73,8 @@ class SpillingCounter:
             share: largest fraction of all distinct strings.
             limit: largest number of strings.
         """
-        num_distinct, parts = 0, []
+        num_distinct = 0
+        parts = []
         for table in self.tables():
             num_distinct += len(table)
             parts.append(table.filter(pc.greater_equal(table["count"], min_count)))

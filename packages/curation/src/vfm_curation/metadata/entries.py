@@ -45,7 +45,8 @@ class EntryList:
 
     def add(self, entries: Mapping[str, str], language: str = SHARED) -> None:
         """Add entries (entry -> source) in one language. They must be usable, new and within the size."""
-        accepted, shared = self._sources.setdefault(language, {}), self._sources.get(SHARED, {})
+        accepted = self._sources.setdefault(language, {})
+        shared = self._sources.get(SHARED, {})
         for entry, source in entries.items():
             earlier = accepted.get(entry) or shared.get(entry)
             reason = unusable_reason(entry)

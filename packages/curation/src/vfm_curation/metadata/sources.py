@@ -52,7 +52,8 @@ def caption_entries(source: CaptionWords, ctx: Context, workers: int) -> Iterato
             max_counted=MAX_COUNTED // len(languages),
         )
     reader = open_dataset(pool)
-    num_shards, num_texts = len(reader.shard_sizes), 0
+    num_shards = len(reader.shard_sizes)
+    num_texts = 0
     for shard in range(num_shards):
         texts = texts_of(reader, shard, on_bad=ctx.skip)
         for language, vocabulary in vocabularies.items():
@@ -145,7 +146,8 @@ def number_entries(source: Numbers, ctx: Context, workers: int) -> Iterator[Entr
 
 def pageview_entries(source: Pageviews, ctx: Context, workers: int) -> Iterator[Entries]:
     """Yield titles of a Wikipedia, most viewed first."""
-    views, files = SpillingCounter(ctx.work / "views"), list(source.files())
+    views = SpillingCounter(ctx.work / "views")
+    files = list(source.files())
     for done, file in enumerate(files, 1):
         hour = views_of_hour(Path(file), source.domain, mobile=source.mobile, on_bad=ctx.skip)
         views.add({title: count for title, count in hour.items() if count >= source.min_hourly_views})

@@ -94,7 +94,8 @@ def _words_of_line(line: str) -> Iterator[str]:
         if token and token[0].isalnum() and token[-1].isalnum():  # the fast path: most tokens
             yield token
             continue
-        first, last = 0, len(token)
+        first = 0
+        last = len(token)
         while first < last and _is_mark(token[first]):
             first += 1
         while first < last and _is_mark(token[last - 1]):

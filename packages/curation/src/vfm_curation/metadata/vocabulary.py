@@ -56,7 +56,8 @@ class Vocabulary:
     ) -> None:
         self.tokenizer = tokenizer
         state = _state(folder, resume)
-        self.folder, self.num_words = folder, state["num_words"]
+        self.folder = folder
+        self.num_words = state["num_words"]
         self.progress: dict[str, Any] = state["progress"]
         self.words, self.pairs = (
             SpillingCounter(folder and folder / name, max_counted=max_counted, num_files=state[name])
@@ -115,7 +116,8 @@ class Vocabulary:
                 value = np.round((counts + 1.0) ** SCORE_POWER * (pmi - base), 9)
                 good = value > 0
             else:
-                value, good = pmi, pmi >= min_pmi
+                value = pmi
+                good = pmi >= min_pmi
             chosen = pa.array(good & (counts >= min_count))
             part = table.append_column("value", pa.array(value)).filter(chosen)
             parts.append(part.take(by_strength(part, "value", limit)))
@@ -142,7 +144,8 @@ class Vocabulary:
         words = self.top_words(min_count, limit=limit)
         pairs = self.top_pairs(bigram_min_count, min_pmi=min_pmi, limit=limit)
         if only is not None:
-            words, pairs = list(filter(only, words))[:size], list(filter(only, pairs))[:size]
+            words = list(filter(only, words))[:size]
+            pairs = list(filter(only, pairs))[:size]
         size = len(words) + len(pairs) if size is None else size
         num_pairs = min(len(pairs), max(round(size * bigram_share), size - len(words)))
         sources = dict.fromkeys(words[: size - num_pairs], "unigram")

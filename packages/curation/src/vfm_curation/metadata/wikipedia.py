@@ -79,8 +79,11 @@ class Corpus:
         Raises:
             UserError: If a file ends early, or is not what its name says.
         """
-        at, begun = Progress(**vocabulary.progress), time.monotonic()
-        sizes, before, on_disk = [file.stat().st_size for file in self.files], at.num_texts, vocabulary.num_files
+        at = Progress(**vocabulary.progress)
+        begun = time.monotonic()
+        sizes = [file.stat().st_size for file in self.files]
+        before = at.num_texts
+        on_disk = vocabulary.num_files
         ctx.bad.update(at.bad)
         for file in self.files[at.file :]:
             read = 0
@@ -103,12 +106,14 @@ class Corpus:
                 shown = {"pages": at.num_texts, "pages_per_second": rate, "words": vocabulary.num_words}
                 done = sum(sizes[: at.file]) + read
                 ctx.progress(round(done / MEGABYTE), round(sum(sizes) / MEGABYTE), "MB", **shown)
-            at.file, at.texts = at.file + 1, 0
+            at.file = at.file + 1
+            at.texts = 0
 
     def count_texts(self, texts: list[str | bytes]) -> TextCounts:
         """Count some texts: articles' wikitext, or lines of plain text as bytes."""
         split = self.tokenizer.build(self.language, prose=True)
-        plain, bad = [], []
+        plain = []
+        bad = []
         for text in texts:
             try:
                 plain.append(plain_text(text) if isinstance(text, str) else text.decode())

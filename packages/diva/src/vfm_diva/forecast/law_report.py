@@ -76,7 +76,8 @@ def _cells(arm: LawArm, predicted: Report, accuracies: dict[tuple[str, str], flo
                     f"{measured}: expected {metric} of {model}, got none: evaluate it on pairs with {pattern}"
                 )
         before, after = accuracies[short_name(arm.before), metric], accuracies[short_name(arm.after), metric]
-        preference, accuracy = known[f"preference/{pattern}"], known[f"accuracy/{pattern}"]
+        preference = known[f"preference/{pattern}"]
+        accuracy = known[f"accuracy/{pattern}"]
         cells.append(Cell(short_name(arm.after), pattern, preference, accuracy, after - before))
     return cells
 

@@ -114,7 +114,9 @@ class PromptedGenerator(nn.Module):
     def __init__(self, generator: Generator, prompt: str) -> None:
         super().__init__()
         assert generator.folder
-        self.denoiser, self.space, self.prompt = generator.denoiser, generator.space, prompt
+        self.denoiser = generator.denoiser
+        self.space = generator.space
+        self.prompt = prompt
         self.encode = PromptEncoder(generator.folder)
 
     def condition_on_texts(self, texts: Sequence[str]) -> Conditioning:
@@ -130,7 +132,9 @@ def predict_gains(config: DivaPredict, ctx: Context) -> Report:
         UserError: If the generator belongs to another CLIP model, or has neither a condition map nor text encoders.
     """
     device = prepare_device(config.runtime)
-    clip, generator, data = load_clip(ctx.load(config.clip)), load_generator(ctx.load(config.generator)), config.data
+    clip = load_clip(ctx.load(config.clip))
+    generator = load_generator(ctx.load(config.generator))
+    data = config.data
     name = ctx.name_of(ctx.load(config.clip))
     source = _statement_source(clip, generator, config.prompt).to(device)
     clip.module.to(device)
@@ -140,7 +144,8 @@ def predict_gains(config: DivaPredict, ctx: Context) -> Report:
     sampler = NoiseSampler(generator.noise_shape, NUM_TIMES, config.timesteps)
     losses = statement_losses(source, pairs, ImageTransform(generator.image_size, "crop"), sampler, seed=config.seed)
     prefers = rises(losses)
-    patterns, items = np.array([pair.pattern for pair in pairs]), np.array([pair.item for pair in pairs])
+    patterns = np.array([pair.pattern for pair in pairs])
+    items = np.array([pair.item for pair in pairs])
     known = []
     for pattern in dict.fromkeys(patterns.tolist()):
         here = patterns == pattern
@@ -204,8 +209,12 @@ def _lines(known: Sequence[Knowledge], expected: ExpectedGains) -> Iterator[str]
 
 def _report(config: DivaPredict, ctx: Context, known: Sequence[Knowledge], expected: ExpectedGains) -> Report:
     """Write the report and its panels."""
-    gains, widths, total, width = expected.gains, expected.widths, expected.total, expected.total_width
-    model, metrics = short_name(config.generator), list[Metric]()
+    gains = expected.gains
+    widths = expected.widths
+    total = expected.total
+    width = expected.total_width
+    model = short_name(config.generator)
+    metrics = list[Metric]()
     for each, gain, half in zip(known, gains.tolist(), widths.tolist(), strict=True):
         accuracy = to_metric(each.pairs, model=model)
         metrics += [

@@ -64,7 +64,8 @@ class Denoiser(nn.Module):
         num_timesteps = len(self.alphas_cumprod)
         if self.prediction == "flow":
             # Flow networks take continuous times, in the unit of their schedule.
-            alpha_bar, timesteps = None, times * num_timesteps
+            alpha_bar = None
+            timesteps = times * num_timesteps
             noisy = interpolate_noise(x0, noise, times)
         else:
             timesteps = discrete_timesteps(times, num_timesteps)

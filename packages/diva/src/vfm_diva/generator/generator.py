@@ -235,9 +235,11 @@ def sample_images(
     (arXiv:2207.12598).
     """
     # A copy, since set_timesteps changes the scheduler.
-    denoiser, scheduler = generator.denoiser, deepcopy(generator.scheduler)
+    denoiser = generator.denoiser
+    scheduler = deepcopy(generator.scheduler)
     scheduler.set_timesteps(num_steps)
-    shape, device = generator.noise_shape_at(image_size or generator.image_size), conditioning.tokens.device
+    shape = generator.noise_shape_at(image_size or generator.image_size)
+    device = conditioning.tokens.device
     # On the CPU, whose generator gives the same noise on every machine.
     noise = torch.randn(len(conditioning), *shape, generator=torch.Generator().manual_seed(seed))
     sample = noise.to(device)

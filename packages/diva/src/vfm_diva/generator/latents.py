@@ -42,9 +42,11 @@ def check_cache_latents(config: DivaLatents, ctx: Preflight) -> None:
 
 def cache_latents(config: DivaLatents, ctx: Context) -> SampleCache:
     """Run `diva.latents`: write shard after shard. After a crash the next run resumes with the unfinished shard."""
-    data, generator = ctx.load(config.data), load_generator(ctx.load(config.generator))
+    data = ctx.load(config.data)
+    generator = load_generator(ctx.load(config.generator))
     space, device = require_latents(generator.space), prepare_device(config.runtime)
-    producer, size = space.fingerprint(), config.image_size or generator.image_size
+    producer = space.fingerprint()
+    size = config.image_size or generator.image_size
     space.to(device)
     crops = config.augmentation
     transform = ImageTransform(size, "crop", scale=crops.crop_scale, ratio=crops.crop_ratio)

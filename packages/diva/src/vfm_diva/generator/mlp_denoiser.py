@@ -39,8 +39,10 @@ class MlpDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         super().__init__()
         pixels = in_channels * sample_size**2
         self.times = Timesteps(TIME_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time, self.context = nn.Linear(TIME_CHANNELS, width), nn.Linear(cross_attention_dim, width)
-        self.first, self.last = nn.Linear(pixels, width), nn.Linear(width, pixels)
+        self.time = nn.Linear(TIME_CHANNELS, width)
+        self.context = nn.Linear(cross_attention_dim, width)
+        self.first = nn.Linear(pixels, width)
+        self.last = nn.Linear(width, pixels)
         self.modulations = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(num_blocks))
         self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(num_blocks))
 

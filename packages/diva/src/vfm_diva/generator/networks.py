@@ -75,10 +75,12 @@ def network_inputs(network: Any) -> NetworkInputs:
     """
     config = network.config
     if isinstance(network, SD3Transformer2DModel):
-        width, pooled = config.joint_attention_dim, config.pooled_projection_dim
+        width = config.joint_attention_dim
+        pooled = config.pooled_projection_dim
         return NetworkInputs(config.in_channels, config.patch_size, width, pooled)
     if isinstance(network, FluxTransformer2DModel):
-        width, pooled = config.joint_attention_dim, config.pooled_projection_dim
+        width = config.joint_attention_dim
+        pooled = config.pooled_projection_dim
         return NetworkInputs(config.in_channels // FLUX_PATCH**2, FLUX_PATCH, width, pooled)
     if isinstance(network, PixArtTransformer2DModel):
         return NetworkInputs(config.in_channels, config.patch_size, config.caption_channels)
@@ -144,7 +146,8 @@ def build_unet(config: UNet, *, sample_size: int, channels: int, context_width: 
     The first levels only convolve, and the last `attention_levels` attend: attention at full resolution costs most, and
     a context that describes the whole image matters least there.
     """
-    plain, attending = len(config.block_out_channels) - config.attention_levels, config.attention_levels
+    plain = len(config.block_out_channels) - config.attention_levels
+    attending = config.attention_levels
     return UNet2DConditionModel(
         sample_size=sample_size,
         in_channels=channels,
@@ -211,7 +214,8 @@ def predict(network: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condit
         more["added_cond_kwargs"] = {"text_embeds": conditioning.pooled, "time_ids": _sdxl_sizes(noisy)}
     context: Tensor | None = conditioning.tokens
     if config is not None and takes_image_embeds(network):
-        context, more = None, {"added_cond_kwargs": {"image_embeds": conditioning.pooled}}
+        context = None
+        more = {"added_cond_kwargs": {"image_embeds": conditioning.pooled}}
     return torch.as_tensor(network(noisy, timesteps, encoder_hidden_states=context, **more).sample[:, :channels])
 
 
@@ -237,7 +241,9 @@ def _sdxl_sizes(noisy: Tensor) -> Tensor:
 def _predict_flux(network: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
     """Call Flux, which takes squares of latents as tokens, with their positions, and times from 0 to 1."""
     count, channels, height, width = noisy.shape
-    rows, columns, patch = height // FLUX_PATCH, width // FLUX_PATCH, FLUX_PATCH
+    rows = height // FLUX_PATCH
+    columns = width // FLUX_PATCH
+    patch = FLUX_PATCH
     squares = noisy.view(count, channels, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
     positions = torch.zeros(rows, columns, 3, device=noisy.device)
     positions[..., 1] += torch.arange(rows, device=noisy.device)[:, None]

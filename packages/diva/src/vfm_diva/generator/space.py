@@ -64,7 +64,9 @@ class PixelSpace(Space):
     schedules assume. Without it, images of a plain ground with small objects drown in noise at nearly every time.
     """
 
-    name, channels, downscale = "pixels", 3, 1
+    name = "pixels"
+    channels = 3
+    downscale = 1
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
@@ -102,7 +104,8 @@ class LatentSpace(Space):
         super().__init__()
         config: Any = vae.config
         self.vae: Any = vae.requires_grad_(False).eval()
-        self.channels, self.has_posterior = config.latent_channels, isinstance(vae, AutoencoderKL)
+        self.channels = config.latent_channels
+        self.has_posterior = isinstance(vae, AutoencoderKL)
         levels = getattr(config, "encoder_block_out_channels", None) or config.block_out_channels
         self.downscale = 2 ** (len(levels) - 1)
         self.is_quantized = isinstance(vae, VQModel)

@@ -21,7 +21,9 @@ from vfm_diva.mllm.train import checkpoint_blocks, reading_of, vocabulary
 
 LOOKED_AT = 1000  # questions whose length is measured
 # Assumed if the questions are not known yet: number of different words, words of a question, words of an answer.
-WORDS, QUESTION, ANSWER = 1000, 24, 8
+WORDS = 1000
+QUESTION = 24
+ANSWER = 8
 
 
 def mllm_train_cost(config: MllmTrain, ctx: Preflight) -> Cost:
@@ -33,7 +35,8 @@ def mllm_train_cost(config: MllmTrain, ctx: Preflight) -> Cost:
         UserError: If `check_train` finds a mistake, such as data without questions.
     """
     check_train(config, ctx)
-    texts, known = _QuestionTexts.of(config.data, ctx), ctx.artifact(config.data) is not None
+    texts = _QuestionTexts.of(config.data, ctx)
+    known = ctx.artifact(config.data) is not None
     with torch.device("meta"):
         model = _planned(config, ctx)
         if isinstance(model, str):
@@ -86,7 +89,8 @@ def _planned(config: MllmTrain, ctx: Preflight) -> Mllm | str:
             return _planned(stage, ctx)
         return f"the model {config.init}"
     assert config.vision
-    clip, reading = planned_clip(ctx, config.vision), reading_of(config)
+    clip = planned_clip(ctx, config.vision)
+    reading = reading_of(config)
     if clip is None:
         return f"the model {config.vision}"
     texts = [*_QuestionTexts.of(config.data, ctx).words, reading.prompt_words]

@@ -100,7 +100,8 @@ def option_likelihoods(
         texts.extend(item.turns(option) for option in range(len(item.options)))
     counts = torch.tensor([len(item.options) for item in items])
     sequences = model.encoder.sequences(texts, last_only=True)
-    ids, answers = sequences.ids.to(images.device), sequences.answers.to(images.device)
+    ids = sequences.ids.to(images.device)
+    answers = sequences.answers.to(images.device)
     with torch.inference_mode():
         states = model.image_states(images).repeat_interleave(counts.to(images.device), dim=0)
         values = -row_sums(model.answer_losses(states, ids, answers), answers)
@@ -146,7 +147,8 @@ def _scores(
     items: Sequence[Question], correct: NDArray[np.bool_], likelihoods: Sequence[Sequence[float]]
 ) -> list[Score]:
     """Compute all scores. If there are pairs, the pairs' score is the first."""
-    families, pairs = [item.family for item in items], pairs_of(items)
+    families = [item.family for item in items]
+    pairs = pairs_of(items)
     num_options = np.array([len(item.options) for item in items])
     images = np.array([item.image for item in items])
     # The unit is the largest group of answers that depend on each other: a pair, or an image with its questions.
@@ -157,7 +159,8 @@ def _scores(
     options = [[option.strip().lower() for option in item.options] for item in items]
     if all(sorted(words) == YES_NO for words in options):
         yes = np.array([words.index("yes") for words in options])
-        values, rows = np.array(likelihoods), np.arange(len(items))
+        values = np.array(likelihoods)
+        rows = np.arange(len(items))
         is_yes = np.array([item.answer for item in items]) == yes
         scores += yes_no_scores(values[rows, yes] > values[rows, 1 - yes], is_yes, images)
     return scores

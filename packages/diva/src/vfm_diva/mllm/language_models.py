@@ -24,7 +24,9 @@ from vfm.plugin import UserError
 from vfm_diva.mllm.prompts import IMAGE_TOKEN
 from vfm_diva.mllm.stages import LanguageModel, PretrainedLanguageModel, SmallLlama
 
-PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
+PAD = "<pad>"
+UNKNOWN = "<unk>"
+END = "</s>"
 
 
 def small_llama(config: SmallLlama, texts: Iterable[str], seed: int) -> tuple[PreTrainedModel, Any]:

@@ -105,7 +105,8 @@ def score_logs(config: EvalLmms, logs: Mapping[str, Path]) -> Evaluated:
         UserError: If a log is missing or damaged, or two models have other items.
     """
     results: dict[str, ModelResult] = {}
-    digest, first_items = hashlib.sha256(), dict[str, list[Item]]()
+    digest = hashlib.sha256()
+    first_items = dict[str, list[Item]]()
     first = next(iter(logs))
     for name, folder in logs.items():
         scores: list[Score] = []

@@ -7,7 +7,8 @@ from pathlib import Path
 from vfm.plugin import Artifact, Preflight, Ref, UserError, store_files
 from vfm_diva.mllm.stages import MllmTrain
 
-CONFIG_FILE, PROCESSOR_FILE = "config.json", "processor_config.json"
+CONFIG_FILE = "config.json"
+PROCESSOR_FILE = "processor_config.json"
 MODEL_TYPES = ("llava", "llava_next", "llava_onevision")  # types that lmms-eval's `llava_hf` runs
 CLASS_TOKEN = "lmms-eval gives a model the patches of an image, but this one reads the class token (tokens: class)"
 

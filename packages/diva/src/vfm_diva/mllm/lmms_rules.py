@@ -171,7 +171,8 @@ def _paired(right: Sequence[bool], units: Sequence[Any], families: Sequence[str]
     pairs = [(both[0], both[1]) for both in members.values() if len(both) == 2]
     # Items of a unit depend on each other, so intervals resample units.
     numbers = np.array([list(members).index(unit) for unit in units])
-    correct, two = np.array(right), np.full(len(right), 2)
+    correct = np.array(right)
+    two = np.full(len(right), 2)
     single: Score = Accuracy("accuracy", correct, numbers, chance=0.5)
     paired = pair_scores(correct, pairs, two, families) if pairs else []
     return [*paired, single]

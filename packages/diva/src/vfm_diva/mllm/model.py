@@ -82,7 +82,9 @@ class Mllm(nn.Module):
 
     def __init__(self, llava: LlavaForConditionalGeneration, tokenizer: Any, facts: MllmCheckpoint) -> None:
         super().__init__()
-        self.llava, self.tokenizer, self.facts = llava, tokenizer, facts
+        self.llava = llava
+        self.tokenizer = tokenizer
+        self.facts = facts
         self.preprocess = Preprocess.model_validate(facts.preprocess)
         text = llava.config.text_config
         self.encoder = QuestionTokenizer(
@@ -202,7 +204,8 @@ def join_parts(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         llava.model.multi_modal_projector = LlavaMultiModalProjector(config)
-    llava.model.vision_tower, llava.model.language_model = tower, language_model.model
+    llava.model.vision_tower = tower
+    llava.model.language_model = language_model.model
     llava.lm_head = language_model.get_output_embeddings()
     facts = MllmCheckpoint(
         tower=clip.name,

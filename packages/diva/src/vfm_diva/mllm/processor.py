@@ -43,7 +43,8 @@ def save_processor(processor: LlavaProcessor, directory: Path) -> None:
 
 def image_processor(preprocess: Preprocess) -> LlavaImageProcessor:
     """Build transformers' image processor for a preprocessing. It pads an image before it resizes it."""
-    side, resized = preprocess.image_size, int(preprocess.image_size / preprocess.crop_pct)
+    side = preprocess.image_size
+    resized = int(preprocess.image_size / preprocess.crop_pct)
     squash = preprocess.resize_mode == "squash"
     return LlavaImageProcessor(
         do_pad=preprocess.resize_mode == "longest",

@@ -42,7 +42,8 @@ def load_projector(projector: nn.Module, file: str) -> None:
     Raises:
         UserError: If it maps between other widths, which are the tower's and the language model's.
     """
-    tensors, expected = read_projector(file), projector.state_dict()
+    tensors = read_projector(file)
+    expected = projector.state_dict()
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             sizes = f"{tuple(expected[name].shape)} for this tower and language model, got {tuple(tensor.shape)}"

@@ -56,8 +56,11 @@ class QuestionTokenizer:
     """
 
     def __init__(self, tokenizer: Any, prompt: str, later_prompt: str, num_image_tokens: int, max_length: int) -> None:
-        self.tokenizer, self.prompt, self.later_prompt = tokenizer, prompt, later_prompt
-        self.num_image_tokens, self.max_length = num_image_tokens, max_length
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+        self.later_prompt = later_prompt
+        self.num_image_tokens = num_image_tokens
+        self.max_length = max_length
         self.image_token: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.end_token: int = tokenizer.eos_token_id
         self.pad_token: int = self.end_token if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -111,7 +114,8 @@ class QuestionTokenizer:
 
         The text is cut into tokens as a whole, since a word's tokens may depend on the space before it.
         """
-        prompt, whole = self._ids(before, is_first), self._ids(f"{before} {answer}", is_first)
+        prompt = self._ids(before, is_first)
+        whole = self._ids(f"{before} {answer}", is_first)
         start = 0
         # The answer begins at the first token that differs from the prompt alone.
         while start < min(len(prompt), len(whole)) and prompt[start] == whole[start]:

@@ -18,7 +18,8 @@ from vfm.data import BadSample, Question, decode_image, write_questions
 from vfm.plugin import Context, QuestionDataset, ReadSettings, UserError, files
 from vfm_diva.mllm.stages import MllmQuestions
 
-MMVP_FILE, MMVP_COLUMNS = "Questions.csv", ("Index", "Question", "Options", "Correct Answer")
+MMVP_FILE = "Questions.csv"
+MMVP_COLUMNS = ("Index", "Question", "Options", "Correct Answer")
 MMVP_FOLDERS = ("MMVP Images", "MMVP_Images", "images")
 MMVP_LETTERS = ["(a)", "(b)"]
 MMVP_LENGTH = 300  # questions of the whole benchmark

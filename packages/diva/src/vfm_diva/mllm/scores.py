@@ -38,7 +38,8 @@ def pair_scores(
         families: family of each question, (Q,).
     """
     first, second = np.array(pairs).reshape(-1, 2).T
-    right, chance = correct[first] & correct[second], 1 / (num_options[first] * num_options[second])
+    right = correct[first] & correct[second]
+    chance = 1 / (num_options[first] * num_options[second])
     return _by_family("pair_accuracy", right, chance, [families[question] for question in first])
 
 

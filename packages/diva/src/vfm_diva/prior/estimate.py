@@ -26,7 +26,9 @@ def diva_prior_cost(config: DivaPrior, ctx: Preflight) -> Cost:
         task = PriorTask(clip, generator, condition_noise=config.condition.noise)
     if config.grad_checkpointing:
         generator.denoiser.network.enable_gradient_checkpointing()
-    side, size, shape = clip.preprocess.image_size, generator.image_size, generator.noise_shape
+    side = clip.preprocess.image_size
+    size = generator.image_size
+    shape = generator.noise_shape
 
     def inputs(number: int) -> PriorInputs:
         images, target = (torch.zeros(number, 3, size, size, dtype=torch.uint8) for size in (side, size))

@@ -20,7 +20,8 @@ from vfm_diva.generator.generator import Generator, sample_images
 from vfm_diva.generator.inputs import PriorInputs, sample_batches, usable_samples
 from vfm_diva.prior.prior_task import PriorTask
 
-NUM_BATCHES, BATCH_SIZE = 2, 128
+NUM_BATCHES = 2
+BATCH_SIZE = 128
 
 
 NUM_SAMPLES = 8
@@ -62,7 +63,8 @@ def condition_losses(
     task: PriorTask, batches: Iterable[Batch[PriorInputs]], *, is_text: bool
 ) -> tuple[float, float, float]:
     """Compute the mean losses with each image's condition, with another image's of the batch, and with none."""
-    sums, count = torch.zeros(3), 0
+    sums = torch.zeros(3)
+    count = 0
     with eval_mode(task):
         for batch in batches:
             inputs = replace(batch.inputs, is_text=torch.full_like(batch.inputs.is_text, is_text))

@@ -27,7 +27,8 @@ def check_prior(config: DivaPrior, ctx: Preflight) -> None:
     Raises:
         UserError: If one of these checks fails.
     """
-    data, clip = ctx.artifact(config.data), ctx.artifact(config.clip)
+    data = ctx.artifact(config.data)
+    clip = ctx.artifact(config.clip)
     if data:
         _language(config, data)
     vae = ctx.artifact(config.vae) if config.vae else None
@@ -107,7 +108,9 @@ def _language(config: DivaPrior, data: ImageDataset) -> str | None:
 def _make_inputs(
     config: DivaPrior, ctx: Context, task: PriorTask, data: ImageDataset, language: str | None
 ) -> MakePriorInputs:
-    generator, clip, condition = task.generator, task.clip, config.condition
+    generator = task.generator
+    clip = task.clip
+    condition = config.condition
     sampler = NoiseSampler(generator.noise_shape, 1, config.timesteps)
     transform = ImageTransform(generator.image_size, "crop")
     images = MakeImageInputs(transform, sampler, clip.preprocess, sample_latents=config.sample_latents)

@@ -20,7 +20,8 @@ from vfm_diva.generator.generator import Generator
 from vfm_diva.generator.inputs import ImageInputs, PriorInputs, clean_targets, sample_batches
 from vfm_diva.generator.space import unit_range
 
-MEASURED_BATCHES, MEASURE_BATCH_SIZE = 8, 256
+MEASURED_BATCHES = 8
+MEASURE_BATCH_SIZE = 256
 
 
 class PriorTask(Task[PriorInputs]):
@@ -38,9 +39,13 @@ class PriorTask(Task[PriorInputs]):
 
     def __init__(self, clip: ClipModel, generator: Generator, *, condition_noise: float = 0.4) -> None:
         super().__init__()
-        self.clip, self.generator, self.condition_noise = clip, generator, condition_noise
-        self.denoiser, self.condition_map = generator.denoiser, generator.condition_map
-        self.frozen_clip, self.space = Frozen(clip.module), Frozen(generator.space)
+        self.clip = clip
+        self.generator = generator
+        self.condition_noise = condition_noise
+        self.denoiser = generator.denoiser
+        self.condition_map = generator.condition_map
+        self.frozen_clip = Frozen(clip.module)
+        self.space = Frozen(generator.space)
         if self.condition_map:
             self.condition_map.record_space(clip)
 
@@ -131,14 +136,16 @@ def measure_data(task: PriorTask, data: TrainingData[PriorInputs], *, with_gap: 
         data: data of the training run.
         with_gap: False leaves the gap at 0, for a prior conditioned on images only or on states.
     """
-    squares, gaps = [], []
+    squares = []
+    gaps = []
     device = next(task.parameters()).device
     for batch in sample_batches(data, device, num_batches=MEASURED_BATCHES, batch_size=MEASURE_BATCH_SIZE):
         inputs = batch.inputs
         if inputs.target_images is not None:  # cached latents have the VAE's scale already
             squares.append(unit_range(inputs.target_images).square().mean())
         if with_gap:
-            texts, images = task.text_embeds(inputs.tokens), task.image_embeds(inputs.images)
+            texts = task.text_embeds(inputs.tokens)
+            images = task.image_embeds(inputs.images)
             gaps.append(texts.mean(dim=0) - images.mean(dim=0))
     if squares:
         task.generator.space.set_data_rms(torch.stack(squares).mean().sqrt().item())

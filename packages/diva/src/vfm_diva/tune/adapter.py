@@ -28,13 +28,17 @@ class AdapterNet(nn.Module):
 
     def __init__(self, tokens: nn.Module | None, pooled: nn.Module | None, *, unit_scale: bool = True) -> None:
         super().__init__()
-        self.tokens, self.pooled, self.unit_scale = tokens, pooled, unit_scale
+        self.tokens = tokens
+        self.pooled = pooled
+        self.unit_scale = unit_scale
 
     def forward(self, features: ImageFeatures) -> Conditioning:
         """Compute the conditioning. With `unit_scale` tokens and embeddings first get a root mean square of 1."""
-        inputs, embeds = features.tokens, features.embeds
+        inputs = features.tokens
+        embeds = features.embeds
         if self.unit_scale:
-            inputs, embeds = unit_rms(inputs), unit_rms(embeds)
+            inputs = unit_rms(inputs)
+            embeds = unit_rms(embeds)
         tokens = inputs[:, :0, :0] if self.tokens is None else self.tokens(inputs)
         if self.pooled is None:
             return Conditioning(tokens)

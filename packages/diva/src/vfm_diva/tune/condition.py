@@ -80,7 +80,8 @@ class PatchCondition(ImageCondition):
     """The image token and a share of the patch tokens, projected if the model can project patches."""
 
     def __init__(self, config: Patches, clip: ClipModel) -> None:
-        self.width, self.config = _patch_width(clip), config
+        self.width = _patch_width(clip)
+        self.config = config
         rows, columns = grid_size(clip)
         number = rows * columns
         if not config.replacement and (config.count or 0) > number:
@@ -100,7 +101,8 @@ class PatchCondition(ImageCondition):
         Without replacement, the patches with the largest draws are chosen. With it, each draw is the index of a patch.
         """
         image = image_tokens(visual, pixels)
-        patches, whole = image.patches, image.whole
+        patches = image.patches
+        whole = image.whole
         if self.num_draws:
             assert draws is not None
             num_choices = draws.shape[1] // self.num_draws  # N, or 1
@@ -124,7 +126,8 @@ class PooledPatchCondition(ImageCondition):
     """The image token and the patch tokens averaged over squares."""
 
     def __init__(self, config: PooledPatches, clip: ClipModel) -> None:
-        self.width, self.window = _patch_width(clip), config.window
+        self.width = _patch_width(clip)
+        self.window = config.window
 
     def __call__(self, visual: nn.Module, pixels: Tensor, draws: Tensor | None = None) -> ImageFeatures:
         """Compute the features of images. Nothing is drawn."""
@@ -137,7 +140,8 @@ class RasterPooledCondition(ImageCondition):
     """The image token and averages of successive patch tokens, as in DIVA's code for SigLIP."""
 
     def __init__(self, config: RasterPooled, clip: ClipModel) -> None:
-        self.width, self.window = _patch_width(clip), config.window
+        self.width = _patch_width(clip)
+        self.window = config.window
         rows, columns = grid_size(clip)
         if config.window > rows * columns:
             raise UserError(

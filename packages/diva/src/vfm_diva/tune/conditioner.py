@@ -50,8 +50,10 @@ class Conditioner(nn.Module):
         condition = check_feedback(clip, generator, feedback)
         if prompt is None and needs_prompt(clip, generator, feedback):
             raise UserError(f"the generator needs the text states of the prompt {feedback.prompt.text!r}, got none")
-        self.combine, self.is_class = feedback.prompt.combine, takes_class(clip, generator)
-        self.context_width, self.vector_width = generator.inputs.context_width, generator.inputs.pooled_width
+        self.combine = feedback.prompt.combine
+        self.is_class = takes_class(clip, generator)
+        self.context_width = generator.inputs.context_width
+        self.vector_width = generator.inputs.pooled_width
         self.condition_map: Frozen[ConditionMap] | None = None
         self.adapter: nn.Module | None = None
         if not isinstance(feedback.adapter, NoAdapter):
@@ -128,7 +130,8 @@ def check_feedback(clip: ClipModel, generator: Generator, feedback: Feedback) ->
 
 def _check_without_adapter(clip: ClipModel, generator: Generator, feedback: Feedback, width: int) -> None:
     """Check that the generator has its own map from CLIP, or takes tokens of this width."""
-    inputs, is_class = generator.inputs, takes_class(clip, generator)
+    inputs = generator.inputs
+    is_class = takes_class(clip, generator)
     if generator.condition_map or is_class:
         map_name = "a condition map" if generator.condition_map else "a class embedding"
         if not isinstance(feedback.condition, Embedding):

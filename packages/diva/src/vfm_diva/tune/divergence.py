@@ -52,7 +52,8 @@ class DivergenceWatch(nn.Module):
         steps = int(self.seen)
         if steps <= WINDOW:
             return
-        recent, first = float(self.recent.mean()), float(self.first)
+        recent = float(self.recent.mean())
+        first = float(self.first)
         if recent > self.max_rise * first:
             raise UserError(
                 f"the training diverges: the mean denoising loss of steps {steps - WINDOW + 1} to {steps} is "

@@ -50,7 +50,8 @@ STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
 
 def diva_tune_cost(config: DivaTune, ctx: Preflight) -> Cost:
     """Estimate the cost of a tuning. It is unknown if its CLIP model or its generator is not known yet."""
-    clip, generator = planned_clip(ctx, config.clip), _generator(config.generator, ctx)
+    clip = planned_clip(ctx, config.clip)
+    generator = _generator(config.generator, ctx)
     if clip is None or generator is None:
         return Cost(unknown=(f"the model of {config.clip if clip is None else config.generator}",))
     if config.grad_checkpointing:

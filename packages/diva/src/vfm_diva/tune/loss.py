@@ -54,11 +54,14 @@ def contrastive_loss(config: ContrastiveLoss) -> ImageLoss:
     def loss(denoiser: Denoiser, images: Denoised) -> tuple[Tensor, Tensor]:
         assert images.view is not None
         count = len(images.x0)
-        x0, noise, times = images.x0, images.noise[:, 0], images.times[:, 0]
+        x0 = images.x0
+        noise = images.noise[:, 0]
+        times = images.times[:, 0]
         rows = torch.arange(count, device=x0.device).repeat_interleave(count)  # the noisy sample of each prediction
         all_pairs = images.conditioning.map(lambda x: x.repeat(count, *[1] * (x.ndim - 1)))
         predicted, target = denoiser.predict_target(x0[rows], noise[rows], times[rows], all_pairs)
-        matrix, target = predicted.view(count, count, *x0.shape[1:]), target[::count]
+        matrix = predicted.view(count, count, *x0.shape[1:])
+        target = target[::count]
         with_own_tokens = matrix.diagonal(dim1=0, dim2=1).movedim(-1, 0)
         error = (with_own_tokens.float() - target.float()).square().flatten(1).mean(dim=1)
         of_view, _ = denoiser.predict_target(x0, noise, times, images.view)

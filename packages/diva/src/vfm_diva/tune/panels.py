@@ -27,8 +27,10 @@ def before_after_panel(task: TuneTask, data: TrainingData[TuneInputs], *, batch_
         data: data of the training run.
         batch_size: images denoised at once. The micro-batch of training fits the device.
     """
-    sums, count = torch.zeros(4), 0
-    size, device = min(batch_size, BATCH_SIZE), next(task.parameters()).device
+    sums = torch.zeros(4)
+    count = 0
+    size = min(batch_size, BATCH_SIZE)
+    device = next(task.parameters()).device
     with eval_mode(task):
         for batch in sample_batches(data, device, num_batches=NUM_BATCHES * BATCH_SIZE // size, batch_size=size):
             old, new = task.conditioning(batch.inputs, old=True), task.conditioning(batch.inputs, old=False)

@@ -32,12 +32,15 @@ def check_tune(config: DivaTune, ctx: Preflight) -> None:
     Raises:
         UserError: If one of these checks fails.
     """
-    clip, generator, data = ctx.artifact(config.clip), ctx.artifact(config.generator), ctx.artifact(config.data)
+    clip = ctx.artifact(config.clip)
+    generator = ctx.artifact(config.generator)
+    data = ctx.artifact(config.data)
     config.trained.check()
     if data:
         check_readable(data)
     if clip and generator:
-        model, loaded = blueprint(clip), load_generator(generator, weights=False)
+        model = blueprint(clip)
+        loaded = load_generator(generator, weights=False)
         check_feedback(model, loaded, config)
         latents = ctx.artifact(config.latents) if config.latents else None
         if latents:
@@ -95,7 +98,8 @@ def tune_clip(config: DivaTune, ctx: Context) -> ClipCheckpoint:
 def build_task(config: DivaTune, ctx: Context) -> TuneTask:
     """Build the task of a configuration, with the models loaded."""
     checkpoint = ctx.load(config.generator)
-    clip, generator = load_clip(ctx.load(config.clip)), load_generator(checkpoint)
+    clip = load_clip(ctx.load(config.clip))
+    generator = load_generator(checkpoint)
     if config.control == "random_prior":
         randomize_weights(generator, seed=config.seed)
     if config.grad_checkpointing:
@@ -109,7 +113,8 @@ def build_task(config: DivaTune, ctx: Context) -> TuneTask:
 
 def build_data(config: DivaTune, ctx: Context, task: TuneTask) -> TrainingData[TuneInputs]:
     """Build the data of a configuration, for its task."""
-    images, crops = ctx.load(config.data), config.augmentation
+    images = ctx.load(config.data)
+    crops = config.augmentation
     sampler = NoiseSampler(task.generator.noise_shape_at(task.image_size), config.num_timesteps, config.timesteps)
     transform = ImageTransform(task.image_size, "crop", scale=crops.crop_scale, ratio=crops.crop_ratio)
     preprocess = task.clip.preprocess

@@ -65,7 +65,9 @@ class TuneTask(Task[TuneInputs]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.clip, self.generator, self.control = clip, generator, feedback.control
+        self.clip = clip
+        self.generator = generator
+        self.control = feedback.control
         self.image_size = feedback.image_size or generator.image_size
         self.visual = cast("nn.Module", clip.module.visual)
         self.conditioner = Conditioner(clip, generator, feedback, prompt=prompt, seed=seed)
@@ -80,7 +82,8 @@ class TuneTask(Task[TuneInputs]):
         self.loss: ImageLoss = feedback.loss.build()
         self.needs_view = isinstance(feedback.loss, ViewLoss)
         image: Any = {"tower": "image"}
-        layers, blocks = partial(tower_layers, **image), partial(tower_blocks, **image)
+        layers = partial(tower_layers, **image)
+        blocks = partial(tower_blocks, **image)
         self.tower = TrainedTower(feedback.trained, clip.module, layers, blocks)
         self.merge = prepare_towers([self.tower], seed=seed)
         freeze_unused(self, self._probe)
@@ -166,7 +169,8 @@ class TuneTask(Task[TuneInputs]):
         # Remembered, since only weights that were trained before must be trained after.
         tower = [param for param in self.visual.parameters() if param.requires_grad]
         joint = [param.requires_grad for param in self._adapter_params]
-        scale, self.adapter_lr_scale = self.adapter_lr_scale, 1.0
+        scale = self.adapter_lr_scale
+        self.adapter_lr_scale = 1.0
         _set_trained(tower, False)
         _set_trained(self._adapter_params, True)
         try:
@@ -215,7 +219,8 @@ class TuneTask(Task[TuneInputs]):
 
     def _probe(self) -> list[Tensor]:
         """Collect the tensors that the loss depends on, for a black image."""
-        size, device = self.clip.preprocess.image_size, self.clip.device
+        size = self.clip.preprocess.image_size
+        device = self.clip.device
         black = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)
         draws = torch.zeros(1, self.condition.num_draws, device=device)
         features = self.condition(self.visual, self.clip.pixels(black), draws)

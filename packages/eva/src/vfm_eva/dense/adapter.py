@@ -47,8 +47,10 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, width: int, num_heads: int, num_levels: int) -> None:
         super().__init__()
-        self.num_heads, self.num_levels = num_heads, num_levels
-        num_points, inner = num_heads * num_levels * POINTS, int(width * VALUE_SHARE)
+        self.num_heads = num_heads
+        self.num_levels = num_levels
+        num_points = num_heads * num_levels * POINTS
+        inner = int(width * VALUE_SHARE)
         self.sampling_offsets = nn.Linear(width, num_points * 2)
         self.attention_weights = nn.Linear(width, num_points)
         self.value_proj = nn.Linear(width, inner)
@@ -80,7 +82,8 @@ class Injector(nn.Module):
 
     def __init__(self, width: int, num_heads: int, num_levels: int) -> None:
         super().__init__()
-        self.query_norm, self.feat_norm = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.query_norm = nn.LayerNorm(width, eps=1e-6)
+        self.feat_norm = nn.LayerNorm(width, eps=1e-6)
         self.attn = DeformableAttention(width, num_heads, num_levels)
         # Zero at first, so that training starts from the encoder's own features.
         self.gamma = nn.Parameter(torch.zeros(width))
@@ -97,10 +100,12 @@ class Extractor(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         hidden = int(width * HIDDEN_SHARE)
-        self.query_norm, self.feat_norm = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.query_norm = nn.LayerNorm(width, eps=1e-6)
+        self.feat_norm = nn.LayerNorm(width, eps=1e-6)
         self.attn = DeformableAttention(width, num_heads, num_levels=1)
         self.ffn_norm = nn.LayerNorm(width, eps=1e-6)
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
         self.mix = nn.Conv2d(hidden, hidden, kernel_size=3, padding=1, groups=hidden)
 
     def forward(self, details: Tensor, grids: Sequence[Grid], patches: Tensor, grid: Grid) -> Tensor:
@@ -193,7 +198,8 @@ class ViTAdapter(nn.Module):
     def __init__(self, encoder: DenseEncoder, num_heads: int, channels: int, *, relative: bool) -> None:
         super().__init__()
         _check(encoder, num_heads)
-        width, groups = encoder.width, range(NUM_GROUPS)
+        width = encoder.width
+        groups = range(NUM_GROUPS)
         self.prior = SpatialPrior(width, channels)
         self.levels = nn.Parameter(torch.zeros(3, width))
         self.injectors = nn.ModuleList(Injector(width, num_heads, num_levels=3) for _ in groups)
@@ -233,14 +239,17 @@ class ViTAdapter(nn.Module):
         visual: Any = encoder.visual
         class_token = visual.cls_token.expand(len(images), -1, -1)  # without a position, as in EVA-01's code
         embedded = encoder.embed(images)
-        patches, grid, group_maps = embedded.values, embedded.grid, []
+        patches = embedded.values
+        grid = embedded.grid
+        group_maps = []
         size = encoder.depth // NUM_GROUPS
         relative = self.bias.of_blocks if self.bias else None
         for group, (inject, extractors) in enumerate(zip(self.injectors, self.extractors, strict=True)):
             patches = inject(patches, centres([grid], patches), details, grids)
             tokens = Tokens(torch.cat([class_token, patches], dim=1), 1, grid)
             tokens = encoder.run(tokens, range(group * size, (group + 1) * size), relative=relative)
-            class_token, patches = tokens.values[:, :1], tokens.values[:, 1:]
+            class_token = tokens.values[:, :1]
+            patches = tokens.values[:, 1:]
             for extract in extractors.children():
                 details = extract(details, grids, patches, grid)
             group_maps.append(tokens.maps)
@@ -274,7 +283,9 @@ def _convolution(before: int, after: int, stride: int) -> list[nn.Module]:
 
 
 def _check(encoder: DenseEncoder, num_heads: int) -> None:
-    name, size, sides = encoder.trunk.name, encoder.patch_size, encoder.trunk.grid
+    name = encoder.trunk.name
+    size = encoder.patch_size
+    sides = encoder.trunk.grid
     if getattr(encoder.visual, "cls_token", None) is None:
         raise UserError(f"{name}: a ViT-Adapter expects a timm encoder with a class token, as EVA's")
     if size != PATCH or any(side % 2 for side in sides):

@@ -150,7 +150,8 @@ def place_objects(objects: ObjectArrays, placement: Placement, *, with_masks: bo
     visible = objects[~(objects.crowd | objects.ignored)]
     boxes = _place_boxes(visible.boxes, placement)
     inside = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) > 0
-    visible, boxes = visible[inside], boxes[inside]
+    visible = visible[inside]
+    boxes = boxes[inside]
     masks = None
     if with_masks:
         masks = np.zeros((len(visible), placement.side, placement.side), dtype=bool)
@@ -183,7 +184,8 @@ def draw_distortion(rng: np.random.Generator, probability: float = 0.5) -> Disto
 
     Source: Liu et al. 2015, SSD (arXiv:1512.02325).
     """
-    chance, at = rng.random(4), rng.random(4)
+    chance = rng.random(4)
+    at = rng.random(4)
     ranges = np.array([(0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)])
     values = (ranges[:, 0] + (ranges[:, 1] - ranges[:, 0]) * at).tolist()
     drawn: list[float | None] = []

@@ -77,7 +77,9 @@ class DenseEncoder(nn.Module):
         trunk = Trunk(model)
         self._trunk = [trunk]  # in a list, so that its modules are registered once
         self.visual: nn.Module = trunk.visual
-        self.width, self.patch_size, self.depth = trunk.width, trunk.patch_size, len(trunk.blocks)
+        self.width = trunk.width
+        self.patch_size = trunk.patch_size
+        self.depth = len(trunk.blocks)
         self.layers = [self._block("layers", layer) for layer in layers]
         self.window = window
         self.global_blocks = frozenset(self._block("global_blocks", block) for block in global_blocks)
@@ -100,10 +102,13 @@ class DenseEncoder(nn.Module):
         Raises:
             UserError: if a side is not a multiple of the patch size, or windows do not tile the map.
         """
-        tokens, maps, num_done = self.embed(images), {}, 0
+        tokens = self.embed(images)
+        maps = {}
+        num_done = 0
         for layer in sorted(set(self.layers)):
             tokens = self.run(tokens, range(num_done, layer + 1), relative=relative)
-            maps[layer], num_done = tokens.maps, layer + 1
+            maps[layer] = tokens.maps
+            num_done = layer + 1
         return [maps[layer] for layer in self.layers]
 
     def embed(self, images: Tensor) -> Tokens:
@@ -118,7 +123,8 @@ class DenseEncoder(nn.Module):
         grid = (patches.shape[2], patches.shape[3])
         if self.window is not None:
             check_window(grid, self.window, self.patch_size)
-        values, positions = patches.flatten(2).transpose(1, 2), self.trunk.positions(grid)
+        values = patches.flatten(2).transpose(1, 2)
+        positions = self.trunk.positions(grid)
         if positions is not None:
             values = values + positions
         prefix = self.trunk.prefix() if self.prefix else values[:1, :0]
@@ -145,7 +151,8 @@ class DenseEncoder(nn.Module):
         Raises:
             UserError: if there are prefix tokens and windows smaller than the map.
         """
-        values, cut = tokens.values, False
+        values = tokens.values
+        cut = False
         for number in blocks:
             windowed = self._has_windows(number, tokens)
             if windowed != cut:  # cut or join the map only where the kind of block changes

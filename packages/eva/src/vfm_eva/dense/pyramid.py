@@ -31,7 +31,8 @@ class SimpleFeaturePyramid(nn.Module):
 
     def __init__(self, width: int, out: int, scales: Sequence[int] = (4, 8, 16, 32), *, patch_size: int = 16) -> None:
         super().__init__()
-        self.scales, self.patch_size = tuple(scales), patch_size
+        self.scales = tuple(scales)
+        self.patch_size = patch_size
         self.levels = nn.ModuleList(_level(width, out, patch_size, stride) for stride in scales)
 
     def forward(self, maps: Tensor) -> list[Tensor]:

@@ -58,7 +58,8 @@ class RelativePositions(nn.Module):
 
 def _queries(block: Any, tokens: Tensor) -> Tensor:
     """Compute the queries of a block, (B, H, N, d), which its attention computes too but does not return."""
-    attention, normed = block.attn, block.norm1(tokens)
+    attention = block.attn
+    normed = block.norm1(tokens)
     if attention.qkv is None:
         flat = attention.q_proj(normed)
     else:

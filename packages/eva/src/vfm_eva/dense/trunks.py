@@ -38,7 +38,9 @@ class Trunk:
         """
         tower = vision_tower(model)
         self.visual: Any = tower.visual
-        self.name, self.width, self.grid = tower.name, tower.width, tower.grid
+        self.name = tower.name
+        self.width = tower.width
+        self.grid = tower.grid
         self.blocks: Sequence[nn.Module] = tower.blocks
         self.final_norm = tower.norm
         if tower.patch_size[0] != tower.patch_size[1]:
@@ -145,7 +147,8 @@ class Trunk:
         if getattr(self.visual, "rope_mixed", False):
             rope = rope[number]
         # Set for this call only: without this wrapper, the encoder passes no rotary rows for prefix tokens.
-        before, block.attn.num_prefix_tokens = block.attn.num_prefix_tokens, 0
+        before = block.attn.num_prefix_tokens
+        block.attn.num_prefix_tokens = 0
         try:
             return block(tokens, rope=rope, attn_mask=visible)  # type: ignore[no-any-return]
         finally:

@@ -20,7 +20,8 @@ def check_window(grid: Grid, window: int, patch_size: int) -> None:
         UserError: if they do not.
     """
     if any(side % window for side in grid):
-        pixels, step = " x ".join(str(side * patch_size) for side in grid), window * patch_size
+        pixels = " x ".join(str(side * patch_size) for side in grid)
+        step = window * patch_size
         raise UserError(
             f"window: {pixels} pixels are {grid[0]} x {grid[1]} patches, which windows of {window} do not tile;"
             f" expected sides that are multiples of {step} pixels ({window} patches of {patch_size})"
@@ -46,6 +47,8 @@ def to_windows(tokens: Tensor, grid: Grid, window: int) -> Tensor:
 
 def from_windows(windows: Tensor, grid: Grid, window: int) -> Tensor:
     """Join the windows cut by `to_windows` into maps, (B, N, C)."""
-    rows, columns, channels = grid[0] // window, grid[1] // window, windows.shape[-1]
+    rows = grid[0] // window
+    columns = grid[1] // window
+    channels = windows.shape[-1]
     cut = windows.view(-1, rows, columns, window, window, channels).transpose(2, 3)
     return cut.reshape(-1, grid[0] * grid[1], channels)

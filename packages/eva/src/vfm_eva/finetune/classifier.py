@@ -69,7 +69,8 @@ class Classifier(Task[LabeledImages]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.model, self.label_smoothing = model, label_smoothing
+        self.model = model
+        self.label_smoothing = label_smoothing
         self.preprocess = vision_preprocess(model)
         self.mix = None
         if mixup or cutmix:
@@ -158,7 +159,8 @@ class Classifier(Task[LabeledImages]):
 
     def _augmented(self, inputs: LabeledImages) -> tuple[Tensor, Tensor, Tensor]:
         """Normalise, erase and mix images, and return them with targets and labels. Mixing changes the order."""
-        pixels, labels = self.preprocess.pixels(inputs.images), inputs.labels
+        pixels = self.preprocess.pixels(inputs.images)
+        labels = inputs.labels
         if self.erase and self.training and inputs.erasing_seeds is not None:
             erase(pixels, inputs.erasing_seeds, self.erase)
         if self.mix:
@@ -174,7 +176,8 @@ class Classifier(Task[LabeledImages]):
     def _loss(
         self, logits: Tensor, targets: Tensor, labels: Tensor, weights: Tensor | None = None
     ) -> tuple[Tensor, Metrics]:
-        logits, reduction = logits.float(), "mean" if weights is None else "none"
+        logits = logits.float()
+        reduction = "mean" if weights is None else "none"
         if labels.ndim == 2:
             losses = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction=reduction)
             metrics = {"label_accuracy": ((logits > 0) == labels).float().mean()}

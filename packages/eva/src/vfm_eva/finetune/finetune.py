@@ -136,7 +136,8 @@ def build_classifier(
         drop_path_rate=config.drop_path,
         seed=config.seed,
     )
-    side, patch = vision_preprocess(model).image_size, vision_tower(model).patch_size[0]
+    side = vision_preprocess(model).image_size
+    patch = vision_tower(model).patch_size[0]
     if side % patch:
         raise UserError(f"image_size must be a multiple of the encoder's patch size {patch}, got {side}")
     if config.head_norm == "batch" and hasattr(model, "head_dist"):
@@ -169,7 +170,8 @@ def load_encoder_weights(checkpoint: VisionCheckpoint, model: nn.Module) -> KeyR
     Raises:
         UserError: if a key is missing, unknown or has another shape.
     """
-    weights, report = load_state_dict(checkpoint.path / VISION_WEIGHTS_FILE), KeyReport()
+    weights = load_state_dict(checkpoint.path / VISION_WEIGHTS_FILE)
+    report = KeyReport()
     names: list[str] = []
     if checkpoint.num_classes:
         with torch.device("meta"):  # only the configuration is needed

@@ -90,7 +90,8 @@ class MakeLabeled:
         cls, preprocess: Preprocess, crop_scale: tuple[float, float], flip: float, rand_augment: str | None
     ) -> MakeLabeled:
         """Create it for a model's image size, interpolation and mean."""
-        size, interpolation = preprocess.image_size, preprocess.interpolation
+        size = preprocess.image_size
+        interpolation = preprocess.interpolation
         transform = ImageTransform(size, scale=crop_scale, flip=flip, interpolation=interpolation)
         red, green, blue = (min(255, round(255 * value)) for value in preprocess.mean)
         return cls(transform, (red, green, blue), rand_augment)

@@ -27,14 +27,16 @@ class StepMix:
 
     def __init__(self, mixup: float, cutmix: float, label_smoothing: float, num_classes: int, seed: int) -> None:
         self.mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
-        self.seed, self.step = seed, 0
+        self.seed = seed
+        self.step = 0
 
     def __call__(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mix images, (B, ...), with even B, and return them with targets, (B, C), and each pair's first label, (B,).
 
         They are returned in the order of `paired`.
         """
-        pixels, labels = paired(pixels), paired(labels)
+        pixels = paired(pixels)
+        labels = paired(labels)
         with seeded_global_generators(SampleDraw.of(self.seed, self.step, -1).seed):  # -1: no sample has this index
             mixed, targets = self.mix(pixels, labels)
         return mixed, targets, labels

@@ -17,7 +17,8 @@ class NormedHead(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.norm, self.linear = nn.BatchNorm1d(linear.in_features, affine=False, eps=1e-6), linear
+        self.norm = nn.BatchNorm1d(linear.in_features, affine=False, eps=1e-6)
+        self.linear = linear
 
     def forward(self, features: Tensor) -> Tensor:
         """Compute class scores, (B, D) to (B, C). In training the batch must be the whole step."""
@@ -54,7 +55,8 @@ class NormedHead(nn.Module):
     def folded(self) -> nn.Linear:
         """Fold norm and linear layer into a linear layer with the same outputs in evaluation mode."""
         linear = nn.Linear(self.linear.in_features, self.linear.out_features)
-        mean, var = self.norm.running_mean, self.norm.running_var
+        mean = self.norm.running_mean
+        var = self.norm.running_var
         assert mean is not None
         assert var is not None
         weight = self.linear.weight / (var + self.norm.eps).sqrt()

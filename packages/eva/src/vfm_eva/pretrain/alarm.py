@@ -21,7 +21,8 @@ class HeldOutAlarm:
     """Warns once per training run if the masked cosine of held-out images has fallen below its best."""
 
     def __init__(self) -> None:
-        self.best, self.raised = -1.0, False
+        self.best = -1.0
+        self.raised = False
 
     def check(self, ctx: Context, cosine: float) -> None:
         """Compare the cosine of a new evaluation with the best so far."""
@@ -55,7 +56,8 @@ class PretrainAlarm(Alarm):
         self.teacher = teacher
         fewest, most = GRACE
         self.grace = warmup_steps + max(fewest, min(most, round(GRACE_FRACTION * num_steps)))
-        self.mean_constant, self.lines = 0.0, 0
+        self.mean_constant = 0.0
+        self.lines = 0
         self.best_loss = math.inf
 
     def check(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -73,9 +75,11 @@ class PretrainAlarm(Alarm):
         constant = self.mean_constant
         self.best_loss = min(self.best_loss, loss)
         # The length of the mean of unit vectors, squared, is their mean cosine with one another.
-        variety, target_variety = 1 - mutual, 1 - constant**2
+        variety = 1 - mutual
+        target_variety = 1 - constant**2
         scale = max(1 + constant, 1e-6)  # from the constant prediction to a perfect one, whose loss is -1
-        gain, best_gain = (constant - loss) / scale, (constant - self.best_loss) / scale
+        gain = (constant - loss) / scale
+        best_gain = (constant - self.best_loss) / scale
         prefix = f"teacher {self.teacher}, " if self.teacher else ""
         # Cosines of more than 0.999 with one another.
         if target_variety < 1e-3:

@@ -38,7 +38,8 @@ def check_eva_clip(config: EvaClip, ctx: Preflight) -> None:
     Raises:
         UserError: if a check fails.
     """
-    encoder, stage = ctx.artifact(config.encoder), ctx.stage(config.encoder)
+    encoder = ctx.artifact(config.encoder)
+    stage = ctx.stage(config.encoder)
     if isinstance(stage, EvaPretrain):
         _check_listed(config, stage)
     elif encoder:
@@ -54,7 +55,8 @@ def check_eva_clip(config: EvaClip, ctx: Preflight) -> None:
 
 def join_eva_clip(config: EvaClip, ctx: Context) -> ClipCheckpoint:
     """Save the student and the text tower as a CLIP model."""
-    encoder, clip = ctx.load(config.encoder), load_clip(ctx.load(config.clip))
+    encoder = ctx.load(config.encoder)
+    clip = load_clip(ctx.load(config.clip))
     return save_clip(clip_of_student(encoder, clip, config.teacher_number), ctx.directory)
 
 
@@ -105,7 +107,8 @@ def _check_listed(config: EvaClip, student: EvaPretrain) -> None:
     Raises:
         UserError: if it does not.
     """
-    taught_by, number = student.taught_by, config.teacher_number
+    taught_by = student.taught_by
+    number = config.teacher_number
     if number >= len(taught_by) or not taught_by[number].class_weight:
         raise _no_class_head(str(config.encoder), number)
     if taught_by[number].teacher != config.clip:
@@ -125,7 +128,8 @@ def _check_recorded(config: EvaClip, encoder: VisionCheckpoint, identity: str | 
     if identity is None or not file.is_file():
         return
     training = store_files.read_record(file, "config", "inputs")
-    teachers, number = training["config"].get("teachers") or [], config.teacher_number
+    teachers = training["config"].get("teachers") or []
+    number = config.teacher_number
     if number >= len(teachers):  # a copy made by another stage, whose manifest lists no teachers
         return
     name = teachers[number]["teacher"]
@@ -169,7 +173,8 @@ def _check_tower(student: Any, clip: Mapping[str, Any], encoder: str) -> None:
 
 def _class_head(encoder: VisionCheckpoint, teacher_number: int) -> tuple[Tensor, Tensor]:
     """Load weight, (E, D), and bias, (E,), of the head that predicts a teacher's image feature."""
-    added, name = read_masked_modelling(encoder.path), f"class_heads.{teacher_number}"
+    added = read_masked_modelling(encoder.path)
+    name = f"class_heads.{teacher_number}"
     if f"{name}.weight" not in added:
         raise _no_class_head(str(encoder.path), teacher_number)
     return added[f"{name}.weight"], added[f"{name}.bias"]

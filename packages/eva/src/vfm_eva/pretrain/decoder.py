@@ -39,7 +39,9 @@ class MaskDecoder(nn.Module):
         num_heads: int,
     ) -> None:
         super().__init__()
-        self.width, self.num_patches, self.num_prefix_tokens = width, grid[0] * grid[1], num_prefix_tokens
+        self.width = width
+        self.num_patches = grid[0] * grid[1]
+        self.num_prefix_tokens = num_prefix_tokens
         self.embed = nn.Linear(student_width, width)
         self.blocks = nn.ModuleList([Block(width, num_heads, qkv_bias=True) for _ in range(depth)])
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -55,7 +57,8 @@ class MaskDecoder(nn.Module):
             mask_token: (W,).
         """
         tokens = self.embed(tokens)  # (B, P + V, W)
-        prefix, visible = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
+        prefix = tokens[:, : self.num_prefix_tokens]
+        visible = tokens[:, self.num_prefix_tokens :]
         patches = scatter_tokens(visible, index, self.num_patches, fill=mask_token)  # (B, N, W)
         tokens = torch.cat([prefix, patches], dim=1) + self.pos_embed
         for block in self.blocks:

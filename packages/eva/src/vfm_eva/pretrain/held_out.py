@@ -52,7 +52,8 @@ def check_masked_patches(config: MaskedPatches, ctx: Preflight) -> None:
     checkpoint = ctx.artifact(config.teacher) if config.teacher and config.models else None
     teacher = load_teacher(checkpoint, config.target) if checkpoint else None
     for ref in config.models:
-        model, maker = ctx.artifact(ref), ctx.stage(ref)
+        model = ctx.artifact(ref)
+        maker = ctx.stage(ref)
         if model:
             added = _token_and_head(read_masked_modelling(model.path), ref)
             if teacher:
@@ -109,7 +110,8 @@ class MaskedCosineEncoder:
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
         """Compute the mean cosine of each image's masked patches, (I, 1) on the CPU."""
-        task, device = self.task, self.task.mask_token.device
+        task = self.task
+        device = self.task.mask_token.device
         teacher = self.teacher or task.teacher
         if not isinstance(teacher, Teacher):
             raise UserError(

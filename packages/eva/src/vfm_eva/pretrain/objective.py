@@ -50,7 +50,10 @@ class Objective(nn.Module):
         name: str = "",
     ) -> None:
         super().__init__()
-        self.teacher, self.weight, self.class_weight, self.name = teacher, weight, class_weight, name
+        self.teacher = teacher
+        self.weight = weight
+        self.class_weight = class_weight
+        self.name = name
         self.phi_s = phi_s
 
     def add_heads(self, width: int, class_width: int) -> None:

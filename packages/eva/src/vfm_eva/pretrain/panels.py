@@ -27,7 +27,8 @@ def cosine_sheet(task: EvaTask, source: Source, make: Make[EvaViews], masks: Mas
     """Write images, masked images and cosine maps side by side into `directory`, and build their panel."""
     first = next(iter(eval_batches(source, make, min(NUM_IMAGES, len(source)))))
     (batch,) = masks.add([first])
-    inputs, device = batch.inputs, task.mask_token.device
+    inputs = batch.inputs
+    device = task.mask_token.device
     cosines = task.eval().cosine_map(map_tensors(inputs, lambda tensor: tensor.to(device))).cpu()
     # To tenths, so that the note beneath has round numbers for the ends of the scale.
     low = np.floor(10 * cosines.min().item()) / 10

@@ -68,7 +68,9 @@ def _run_once(
 
 def _check_targets(config: EvaPretrain, ctx: Preflight, targets: Ref[SampleCache], grid: tuple[int, int]) -> None:
     """Check stored targets if they exist, otherwise the configuration of the stage that makes them."""
-    cache, data, maker = ctx.artifact(targets), ctx.artifact(config.data), ctx.stage(targets)
+    cache = ctx.artifact(targets)
+    data = ctx.artifact(config.data)
+    maker = ctx.stage(targets)
     if cache:
         check_grid(cache.shape[:-1], grid)
         if data:

@@ -86,13 +86,15 @@ def task_from_teacher(config: EvaPretrain, ctx: Context) -> tuple[EvaTask, Make[
     """Build the task with the teachers of the stage, and the loader of its inputs."""
     with weights_from_first(config.runtime):
         student = build_student(config, _start(config, ctx))
-    bf16, teachers = teacher_in_bf16(config), []
+    bf16 = teacher_in_bf16(config)
+    teachers = []
     for entry in config.taught_by:
         encoder = load_encoder(ctx.load(entry.teacher)) if entry.teacher else None
         teachers.append(entry.target.build(student, encoder, bf16=bf16))
     with weights_from_first(config.runtime):
         task = build_task(config, student, *teachers)
-    crop_scale, flip = config.augmentation.crop_scale, config.augmentation.flip
+    crop_scale = config.augmentation.crop_scale
+    flip = config.augmentation.flip
     preprocesses = [task.preprocess, *(teacher.preprocess or task.preprocess for teacher in teachers)]
     student_crops, first, *others = (crop_transform(crop_scale, flip, preprocess) for preprocess in preprocesses)
     return task, MakeViews(student_crops, first, tuple(others))
@@ -166,7 +168,8 @@ def _first_features(
     task: EvaTask, number: int, data: MaskedData, config: EvaPretrain, num_steps: int
 ) -> Iterator[Tensor]:
     """Yield a teacher's features for the images of the first steps, (B, N, T)."""
-    device, teacher = resolve_device(config.runtime), task.objectives[number].teacher
+    device = resolve_device(config.runtime)
+    teacher = task.objectives[number].teacher
     teacher.module.to(device)
     batch_size = config.micro_batch_size or config.global_batch_size
     for step in data.steps(0, min(num_steps, config.num_steps), micro_batch_size=batch_size):
@@ -188,7 +191,8 @@ def build_student(config: EvaPretrain, start: VisionCheckpoint | None = None) ->
     Unless the model's configuration sets a pooling, the student pools by the mean over its patches: no loss trains a
     pooling head. If a teacher teaches the class token, the default is to pool by the class token.
     """
-    mapping, image_size = _mapping(config.model), config.image_size
+    mapping = _mapping(config.model)
+    image_size = config.image_size
     if start:
         mapping = _mapping(f"local-dir:{start.path}")
         image_size = image_size or start.image_size
@@ -222,7 +226,8 @@ def start_from(task: EvaTask, start: VisionCheckpoint, ctx: Context) -> None:
     Raises:
         UserError: if a key is missing, unknown or has another shape.
     """
-    weights, report = load_state_dict(start.path / VISION_WEIGHTS_FILE), KeyReport()
+    weights = load_state_dict(start.path / VISION_WEIGHTS_FILE)
+    report = KeyReport()
     rules = TransferRules(_DROPPED, _NEW, where="start", target="the student")
     transfer_weights(weights, task.student, rules, report)
     fits = task.load_masked_modelling(read_masked_modelling(start.path))

@@ -55,11 +55,14 @@ class _Keep(nn.Module):
 
     def __init__(self, index: Tensor, num_prefix_tokens: int, *, with_index: bool) -> None:
         super().__init__()
-        self.index, self.num_prefix_tokens, self.with_index = index, num_prefix_tokens, with_index
+        self.index = index
+        self.num_prefix_tokens = num_prefix_tokens
+        self.with_index = with_index
 
     def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Select the prefix and the visible patches, (B, P + N, D) to (B, P + V, D)."""
-        prefix, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
+        prefix = tokens[:, : self.num_prefix_tokens]
+        patches = tokens[:, self.num_prefix_tokens :]
         visible = torch.cat([prefix, gather_tokens(patches, self.index)], dim=1)
         if not self.with_index:
             return visible
@@ -79,7 +82,8 @@ def student_grid(student: nn.Module, num_masked: int | None = None, *, visible_o
             fill the image, the mask hides none or all of them, or it cannot encode a subset of its patches.
     """
     rows, columns = grid_size(student)
-    name, embed = type(student).__name__, student.patch_embed
+    name = type(student).__name__
+    embed = student.patch_embed
     if not isinstance(embed, PatchEmbed):  # a convolutional stem sees beyond the patch
         raise UserError(f"{name}: expected a plain patch embedding; with overlapping patches, masked ones stay visible")
     if embed.img_size[0] != embed.img_size[1]:

@@ -75,7 +75,8 @@ class EvaTask(Task[EvaInputs]):
         super().__init__()
         self.grid = student_grid(student, num_masked, visible_only=decoder is not None)
         self.num_masked = num_masked or self.grid[0] * self.grid[1]
-        self.student, self.decoder = student, decoder
+        self.student = student
+        self.decoder = decoder
         objectives = teacher if isinstance(teacher, Sequence) else [Objective(teacher)]
         self.objectives: Any = nn.ModuleList(objectives)
         self.preprocess = vision_preprocess(student)

@@ -40,7 +40,8 @@ class Codebook(Statistics):
         """
         # On the CPU, where the order of additions is fixed, so that all processes find the same centres.
         rows = torch.cat([part.flatten(0, -2).float().cpu() for part in parts])
-        distinct, num_codes = torch.unique(rows, dim=0), len(self.centres)
+        distinct = torch.unique(rows, dim=0)
+        num_codes = len(self.centres)
         if len(distinct) < num_codes:
             raise UserError(f"target.num_codes: {num_codes} codes need as many different patches, got {len(distinct)}")
         # `unique` sorts, so evenly spaced rows are far apart, and the result depends on no generator.
@@ -64,8 +65,10 @@ class CodeTarget(PatchTarget):
 
     def __init__(self, teacher: Teacher, codebook: Codebook) -> None:
         super().__init__(nn.ModuleList([teacher.module, codebook]))
-        self.teacher, self.statistics = teacher, codebook
-        self.preprocess, self.width = teacher.preprocess, len(codebook.centres)
+        self.teacher = teacher
+        self.statistics = codebook
+        self.preprocess = teacher.preprocess
+        self.width = len(codebook.centres)
 
     @torch.no_grad()
     def targets(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:

@@ -41,10 +41,14 @@ class Pca(nn.Module):
         Raises:
             UserError: if there are fewer features than components.
         """
-        count, total, products = 0, torch.zeros(()), torch.zeros(())
+        count = 0
+        total = torch.zeros(())
+        products = torch.zeros(())
         for part in parts:
             rows = part.flatten(0, -2).double().cpu()
-            count, total, products = count + len(rows), total + rows.sum(0), products + rows.T @ rows
+            count = count + len(rows)
+            total = total + rows.sum(0)
+            products = products + rows.T @ rows
         if count < num_components:
             raise UserError(f"a PCA of {num_components} components needs at least as many patches, got {count}")
         mean = total / count

@@ -71,10 +71,14 @@ class PhiS(Statistics):
         Raises:
             UserError: if all features are equal.
         """
-        count, total, products = 0, torch.zeros(()), torch.zeros(())
+        count = 0
+        total = torch.zeros(())
+        products = torch.zeros(())
         for part in parts:
             rows = part.flatten(0, -2).double().cpu()
-            count, total, products = count + len(rows), total + rows.sum(0), products + rows.T @ rows
+            count = count + len(rows)
+            total = total + rows.sum(0)
+            products = products + rows.T @ rows
         mean = total / count
         covariance = products / count - torch.outer(mean, mean)
         scale = covariance.trace().div(len(mean)).clamp(min=0).sqrt()
@@ -125,13 +129,15 @@ def equal_variances(covariance: Tensor) -> Tensor:
     while len(channels) > 1:
         low = min(channels, key=remaining.__getitem__)
         high = max(channels, key=remaining.__getitem__)
-        above, below = remaining[high] - target, target - remaining[low]
+        above = remaining[high] - target
+        below = target - remaining[low]
         if above <= 0 or below <= 0:  # all channels have the mean variance up to rounding
             break
         # The angle for which the first of both channels gets the mean variance. The second gets the rest.
         cos = math.sqrt(below / (above + below))
         sin = math.sqrt(above / (above + below))
-        first, second = rotation[high].clone(), rotation[low].clone()
+        first = rotation[high].clone()
+        second = rotation[low].clone()
         rotation[high], rotation[low] = cos * first + sin * second, cos * second - sin * first
         remaining[low] += above
         channels.remove(high)

@@ -56,7 +56,8 @@ def check_same_crops(caches: Sequence[SampleCache]) -> None:
     first = caches[0]
     for cache in caches[1:]:
         for name in ("crop_scale", "flip", "seed", "num_crops"):
-            expected, value = getattr(first, name), getattr(cache, name)
+            expected = getattr(first, name)
+            value = getattr(cache, name)
             if value != expected:
                 raise UserError(
                     f"targets of several teachers must have the same crops: {cache.path} has {name} {value}, expected"

@@ -47,13 +47,15 @@ def check_eva_targets(config: EvaTargets, ctx: Preflight) -> None:
 
 def compute_targets(config: EvaTargets, ctx: Context) -> SampleCache:
     """Write the features shard by shard. After a crash the next run resumes at the unfinished shard."""
-    data, checkpoint = ctx.load(config.data), ctx.load(config.teacher)
+    data = ctx.load(config.data)
+    checkpoint = ctx.load(config.teacher)
     teacher = load_teacher(checkpoint, config.target, bf16=config.precision == "amp_bf16")
     _check_components(config, teacher)
     device = prepare_device(config.runtime)
     teacher.module.to(device)
     source = open_dataset(data)
-    crop_scale, flip = config.augmentation.crop_scale, config.augmentation.flip
+    crop_scale = config.augmentation.crop_scale
+    flip = config.augmentation.flip
     make = MakeCrops(crop_transform(crop_scale, flip, teacher.preprocess), config.num_crops, config.seed)
 
     def features(crops: SampleCrops) -> Tensor:

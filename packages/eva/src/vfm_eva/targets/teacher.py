@@ -113,8 +113,12 @@ class Teacher(PatchTarget):
     ) -> None:
         whole = model.module if isinstance(model, ClipModel) else model
         super().__init__(getattr(whole, "visual", whole))  # the text tower is not moved to the device
-        self.model, self.preprocess = model, preprocess
-        self.layer, self.projected, self.normalize, self.bf16 = layer, projected, normalize, bf16
+        self.model = model
+        self.preprocess = preprocess
+        self.layer = layer
+        self.projected = projected
+        self.normalize = normalize
+        self.bf16 = bf16
         if bf16:
             self.use_bf16()
 
@@ -232,7 +236,8 @@ def load_encoder(checkpoint: ClipCheckpoint | VisionCheckpoint) -> ClipModel | n
     tower: Any = model
     prefix = ""
     if isinstance(model, ClipModel):
-        tower, prefix = model.module.visual, "visual"
+        tower = model.module.visual
+        prefix = "visual"
     for name, weight in tower.named_parameters(prefix):
         if not weight.isfinite().all():
             raise UserError(f"{checkpoint.path}: {name} contains NaN or infinity, and so would every target")

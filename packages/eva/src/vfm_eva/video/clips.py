@@ -43,14 +43,16 @@ class MakeClips:
         """Create the inputs of a video. Raises BadSample."""
         if not isinstance(sample, VideoSample) or sample.label is None:
             raise BadSample("missing_label", sample.key)
-        augmentation, facts = self.augmentation, sample.facts
+        augmentation = self.augmentation
+        facts = sample.facts
         sampling = ClipSampling(self.clip.num_frames, self.clip.sampling, self.clip.stride)
         rng = np.random.default_rng(draw.seed)
         views = []
         # Several clips of a video in one sample, since decoding costs more than training on a clip (Hoffer et al.
         # 2020).
         for _ in range(augmentation.repeats):
-            frames, size = sampling.drawn(facts.num_frames, rng), (facts.width, facts.height)
+            frames = sampling.drawn(facts.num_frames, rng)
+            size = (facts.width, facts.height)
             view = drawn_view(frames, size, self.side, rng, scales=augmentation.scales, flip=augmentation.flip)
             views.append(view)
         clips = []

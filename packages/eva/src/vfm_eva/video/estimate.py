@@ -22,7 +22,9 @@ def eva_video_cost(config: EvaVideo, ctx: Preflight) -> Cost:
 
     def plan(encoder: VisionCheckpoint) -> Planned:
         task = video_task(config, build_model(config, encoder, names), names)
-        side, frames, repeats = task.preprocess.image_size, config.clip.num_frames, config.augmentation.repeats
+        side = task.preprocess.image_size
+        frames = config.clip.num_frames
+        repeats = config.augmentation.repeats
 
         def inputs(number: int) -> VideoClips:
             clips = images(number * repeats * frames, side).view(number, repeats, frames, 3, side, side)

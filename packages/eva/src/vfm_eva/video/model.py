@@ -48,8 +48,11 @@ class VideoTransformer(nn.Module):
         trunk = Trunk(visual)
         self._trunk = [trunk]  # in a list, so that its modules are registered once
         self.visual: Any = visual
-        self.settings, self.num_frames, self.num_classes = settings, num_frames, num_classes
-        self.times, self.grad_checkpointing = num_frames // settings.tubelet, False
+        self.settings = settings
+        self.num_frames = num_frames
+        self.num_classes = num_classes
+        self.times = num_frames // settings.tubelet
+        self.grad_checkpointing = False
         weight = next(visual.parameters())
         self.positions = self.time = self.tubelets = self.temporal = self.attentive = None
         start = trunk.positions(trunk.grid)
@@ -110,7 +113,8 @@ class VideoTransformer(nn.Module):
         values = patches.flatten(1, 2) if joint else patches.flatten(0, 1)
         prefix = self.trunk.prefix().to(values.dtype)
         values = self.trunk.before_blocks(torch.cat([prefix.expand(len(values), -1, -1), values], dim=1))
-        rope, num_prefix = self._rope(prefix.shape[1], joint), prefix.shape[1]
+        rope = self._rope(prefix.shape[1], joint)
+        num_prefix = prefix.shape[1]
         for number in range(len(self.trunk.blocks)):
             if self.grad_checkpointing and self.training:
                 values = checkpoint(self._block, number, values, rope, num_prefix, use_reentrant=False)
@@ -202,7 +206,8 @@ class _TemporalAttention(nn.Module):
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        self.norm, self.attn = deepcopy(block.norm1), deepcopy(block.attn)
+        self.norm = deepcopy(block.norm1)
+        self.attn = deepcopy(block.attn)
         width = self.norm.weight.shape[0]
         self.out = nn.Linear(width, width, device=self.norm.weight.device)
         nn.init.zeros_(self.out.weight)

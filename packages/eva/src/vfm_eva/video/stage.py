@@ -144,7 +144,8 @@ def load_weights(
 def _load_video_weights(
     model: VideoTransformer, source: VideoClassifier, class_names: Sequence[str], report: KeyReport
 ) -> None:
-    file, state = source.path / VIDEO_WEIGHTS_FILE, video_state(model)
+    file = source.path / VIDEO_WEIGHTS_FILE
+    state = video_state(model)
     weights = load_state_dict(file) if file.is_file() else {}
     encoder = load_state_dict(source.path / source.encoder / "model.safetensors")
     for name, value in weights.items():
@@ -164,7 +165,8 @@ def _load_video_weights(
         tensors, prefix = weights, "attentive.linear."
     rows = rows_by_name(class_names, source.class_names)
     for part in ("weight", "bias"):
-        old, new = tensors.get(f"{prefix}{part}"), getattr(head, part)
+        old = tensors.get(f"{prefix}{part}")
+        new = getattr(head, part)
         if old is not None and old.shape[1:] == new.shape[1:]:
             copy_rows(new, old, rows)
 

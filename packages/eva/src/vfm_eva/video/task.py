@@ -50,7 +50,9 @@ class VideoTask(Task[VideoClips]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.model, self.clip, self.class_names = model, clip, class_names
+        self.model = model
+        self.clip = clip
+        self.class_names = class_names
         self.label_smoothing = label_smoothing
         self.preprocess = vision_preprocess(model.visual)
         self.mix = None

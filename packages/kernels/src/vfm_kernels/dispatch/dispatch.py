@@ -49,7 +49,8 @@ def use_kernels(choice: Kernels) -> Iterator[None]:
     """
     if choice not in get_args(Kernels):
         raise ValueError(f"{choice!r} is not a valid choice of kernels; choose from {', '.join(get_args(Kernels))}")
-    before, SETTINGS.choice = SETTINGS.choice, choice
+    before = SETTINGS.choice
+    SETTINGS.choice = choice
     try:
         yield
     finally:

@@ -44,7 +44,8 @@ class Acceleration:
         if not name:
             raise ValueError(f"expected a model that contains the layer, got the {type(model).__name__} itself")
         parent_name, _, child_name = name.rpartition(".")
-        parent, layer = model.get_submodule(parent_name), model.get_submodule(name)
+        parent = model.get_submodule(parent_name)
+        layer = model.get_submodule(name)
         replacement = with_state_of(layer, new_class)
         setattr(parent, child_name, replacement)
         self.on_undo(setattr, parent, child_name, layer)

@@ -64,7 +64,8 @@ def pad_swiglu(model: nn.Module, multiple: int = 64) -> Acceleration:
         raise ValueError(f"{type(model).__name__} has no SwiGLU with a norm to pad")
     acceleration = Acceleration()
     for name, layer in layers.items():
-        inner, outer = (layer.fc1_g, layer.fc1_x), layer.fc2
+        inner = (layer.fc1_g, layer.fc1_x)
+        outer = layer.fc2
         if any(type(linear) is not nn.Linear for linear in (*inner, outer)):
             acceleration.skipped[name] = "its linear layers are not torch's own"
             continue
@@ -161,7 +162,8 @@ def _widen(acceleration: Acceleration, module: nn.Module, **stored: tuple[int, .
             continue
         flat = parameter.data.flatten(len(shape) - 1)
         true = _TrueShape(name, tuple(parameter.shape), tuple(flat.shape))
-        parameter.data, parameter.grad = _pad(flat, shape), None
+        parameter.data = _pad(flat, shape)
+        parameter.grad = None
         acceleration.on_undo(_narrow, parameter, true)
         hooks: list[Any] = [
             module.register_state_dict_post_hook(partial(_cut, true)),  # type: ignore[no-untyped-call]
@@ -172,7 +174,8 @@ def _widen(acceleration: Acceleration, module: nn.Module, **stored: tuple[int, .
 
 
 def _narrow(parameter: nn.Parameter, true: _TrueShape) -> None:
-    parameter.data, parameter.grad = true.of(parameter.data), None
+    parameter.data = true.of(parameter.data)
+    parameter.grad = None
 
 
 def _pad(tensor: Tensor, shape: Sequence[int]) -> Tensor:

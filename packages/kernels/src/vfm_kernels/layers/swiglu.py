@@ -73,7 +73,8 @@ def _run_backward(
         buffers = backward_buffers(d_out, gate, value, weight, mean, rstd)
         launchers().swiglu_backward(d_out, gate, value, weight, mean, rstd, *buffers)
         return buffers
-    width, padding = len(weight), gate.shape[-1] - len(weight)
+    width = len(weight)
+    padding = gate.shape[-1] - len(weight)
     g, v, dy = (at_least_fp32(tensor[:, :width]) for tensor in (gate, value, d_out))
     sigmoid = g.sigmoid()
     normed = (g * sigmoid * v - mean[:, None]) * rstd[:, None]

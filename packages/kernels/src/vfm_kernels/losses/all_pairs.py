@@ -53,13 +53,17 @@ class _AllPairsLoss(torch.autograd.Function):
     def forward(
         ctx: Any, image: Tensor, text: Tensor, scale: Tensor, chunk_size: int, group: dist.ProcessGroup | None
     ) -> Tensor:
-        num, offset = len(text), 0
+        num = len(text)
+        offset = 0
         if group:
-            text, offset = gathered(text, group), dist.get_rank(group) * num
+            text = gathered(text, group)
+            offset = dist.get_rank(group) * num
         row_largest, row_total, *of_keys, positive = _STATISTICS(image, text, scale, offset, chunk_size)
         key_largest, key_total = _joined_over(group, *of_keys) if group else of_keys
         ctx.save_for_backward(image, text, scale, row_largest, row_total, key_largest, key_total)
-        ctx.chunk_size, ctx.group, ctx.offset = chunk_size, group, offset
+        ctx.chunk_size = chunk_size
+        ctx.group = group
+        ctx.offset = offset
         local = slice(offset, offset + num)
         # The largest minus the positive logit is exact where they are equal.
         of_images = (row_largest - positive) + row_total.log()
@@ -71,7 +75,9 @@ class _AllPairsLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         image, text, scale, *statistics = ctx.saved_tensors
-        d_image, d_text, d_scale = torch.empty_like(image), torch.zeros_like(text), torch.zeros_like(scale)
+        d_image = torch.empty_like(image)
+        d_text = torch.zeros_like(text)
+        d_scale = torch.zeros_like(scale)
         for first in range(0, len(image), ctx.chunk_size):
             num_rows = min(ctx.chunk_size, len(image) - first)
             gradients, products = _GRADIENTS(image, text, scale, *statistics, ctx.offset, first, num_rows)
@@ -139,7 +145,8 @@ def _logits(image: Tensor, text: Tensor, scale: Tensor, first: int, num_rows: in
 
 
 def _empty_statistics(image: Tensor, text: Tensor, *_: Any) -> Statistics:
-    rows, keys = image.new_empty(len(image)), image.new_empty(len(text))
+    rows = image.new_empty(len(image))
+    keys = image.new_empty(len(text))
     return rows, torch.empty_like(rows), keys, torch.empty_like(keys), torch.empty_like(rows)
 
 

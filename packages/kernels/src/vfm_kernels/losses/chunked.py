@@ -126,10 +126,13 @@ class _ChunkedPairLoss(torch.autograd.Function):
         first_positive: int,
         chunk_size: int,
     ) -> Tensor:
-        total, d_scale, d_bias = torch.zeros_like(scale), torch.zeros_like(scale), torch.zeros_like(scale)
+        total = torch.zeros_like(scale)
+        d_scale = torch.zeros_like(scale)
+        d_bias = torch.zeros_like(scale)
         # The gradients are computed in the forward pass, where the logits exist. Autograd would keep the logits of all
         # chunks.
-        d_queries, d_keys = torch.empty_like(queries), torch.zeros_like(keys)
+        d_queries = torch.empty_like(queries)
+        d_keys = torch.zeros_like(keys)
         for start in range(0, len(queries), chunk_size):
             rows = slice(start, start + chunk_size)
             cosine = queries[rows] @ keys.T  # (c, N)

@@ -76,7 +76,8 @@ def info_nce(
         raise ValueError("all_image_features and all_text_features must be given together")
     if group is not None and all_text_features is not None:
         raise ValueError("give either a group or the features of all processes")
-    image, text = at_least_fp32(image_features), at_least_fp32(text_features)
+    image = at_least_fp32(image_features)
+    text = at_least_fp32(text_features)
     scale = _scalar(logit_scale, image_features)
     # Only without groups of samples do both directions share one matrix of logits.
     if chunk_size is not None and all_text_features is None and all_groups is None and weights is None:
@@ -162,7 +163,8 @@ def similarity_distillation(
             return (their_scale * their_queries[rows] @ their_keys.T).softmax(dim=1)
 
         if chunk_size is not None:
-            zero, rows = torch.zeros_like(scale), soft_cross_entropy_rows(distributions)
+            zero = torch.zeros_like(scale)
+            rows = soft_cross_entropy_rows(distributions)
             return chunked_pair_loss(queries, keys, scale, zero, rows, 0, chunk_size) / len(queries)
         return F.cross_entropy(scale * queries @ keys.T, distributions(slice(None)))
 
@@ -200,8 +202,10 @@ def siglip_loss(
 
     Source: Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training (arXiv:2303.15343), Algorithm 1.
     """
-    image, text = at_least_fp32(image_features), at_least_fp32(text_features)
-    scale, bias = _scalar(logit_scale, image), _scalar(logit_bias, image)
+    image = at_least_fp32(image_features)
+    text = at_least_fp32(text_features)
+    scale = _scalar(logit_scale, image)
+    bias = _scalar(logit_bias, image)
     all_text = text if all_text_features is None else at_least_fp32(all_text_features)
     first = _first_positive(image, text, all_text, rank, chunk_size)
     with torch.autocast(image.device.type, enabled=False):
@@ -222,7 +226,8 @@ def _first_positive(image: Tensor, text: Tensor, all_text: Tensor, rank: int, ch
     if image.shape != text.shape or image.ndim != 2 or len(image) == 0:
         shapes = f"{tuple(image.shape)} and {tuple(text.shape)}"
         raise ValueError(f"expected image and text features of one shape (n, D), got {shapes}")
-    num_local, num_all = len(image), len(all_text)
+    num_local = len(image)
+    num_all = len(all_text)
     if num_all % num_local or not 0 <= rank < num_all // num_local:
         raise ValueError(f"rank {rank} with {num_local} samples does not fit {num_all} gathered samples")
     if chunk_size is not None and chunk_size < 1:

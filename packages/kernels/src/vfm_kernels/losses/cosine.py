@@ -112,7 +112,8 @@ def _run_backward(factor: Tensor, prediction: Tensor, target: Tensor, masked: Te
     if runs_triton(prediction, target):
         gradient: Tensor = launchers().masked_cosine_backward(factor, prediction, target, masked, EPS)
         return gradient
-    p, t = at_least_fp32(prediction), F.normalize(at_least_fp32(target), dim=-1, eps=EPS)
+    p = at_least_fp32(prediction)
+    t = F.normalize(at_least_fp32(target), dim=-1, eps=EPS)
     length = torch.linalg.vector_norm(p, dim=-1, keepdim=True)
     inverse = 1 / length.clamp(min=EPS)
     along = (p * t).sum(dim=-1, keepdim=True) * inverse  # (R, 1)

@@ -45,7 +45,8 @@ def scattered_sum(values: Tensor, num_local: int, group: dist.ProcessGroup | Non
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        ctx.group, ctx.num_local = group, features.shape[0]
+        ctx.group = group
+        ctx.num_local = features.shape[0]
         return gathered(features, group)
 
     @staticmethod

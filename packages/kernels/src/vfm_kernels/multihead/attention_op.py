@@ -72,7 +72,8 @@ def _run_packed_backward(d_out: Tensor, out: Tensor, lse: Tensor, qkv: Tensor, *
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    heads, pattern = inputs[: -len(Pattern._fields) - 1], Pattern(*inputs[-len(Pattern._fields) - 1 : -1])
+    heads = inputs[: -len(Pattern._fields) - 1]
+    pattern = Pattern(*inputs[-len(Pattern._fields) - 1 : -1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # zeros as the gradient of the sums would be unused
     # Only tensors may be saved for the backward; the numbers are kept next to them.

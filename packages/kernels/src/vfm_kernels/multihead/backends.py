@@ -113,7 +113,9 @@ def _sdpa_cudnn(problem: Problem) -> Iterator[str]:
     if version is None:
         yield "torch has no cuDNN"
     elif version < CUDNN_WITHOUT_BUG and problem.num_tokens % 128:
-        major, minor, patch = version // 10000, version // 100 % 100, version % 100
+        major = version // 10000
+        minor = version // 100 % 100
+        patch = version % 100
         yield f"cuDNN {major}.{minor}.{patch} reads beyond the end of {problem.num_tokens} tokens; 9.15.1 does not"
 
 

@@ -39,7 +39,8 @@ def mask_tokens(
     """
     if bool_mask.shape != patch_tokens.shape[:2]:
         raise ValueError(f"expected bool_mask of shape {tuple(patch_tokens.shape[:2])}, got {tuple(bool_mask.shape)}")
-    num_tokens, width = patch_tokens.shape[1] + int(cls_token is not None), patch_tokens.shape[2]
+    num_tokens = patch_tokens.shape[1] + int(cls_token is not None)
+    width = patch_tokens.shape[2]
     if pos_embed is not None and pos_embed.numel() != num_tokens * width:
         raise ValueError(f"expected pos_embed of {num_tokens} tokens of {width}, got {tuple(pos_embed.shape)}")
     arguments = (
@@ -83,7 +84,8 @@ def _run_backward(d_out: Tensor, bool_mask: Tensor) -> tuple[Tensor, Tensor, Ten
     if runs_triton(d_out):
         d_patches, d_token, d_positions = launchers().mask_tokens_backward(d_out, bool_mask)
         return d_patches, d_token, d_positions
-    d_patches, masked = d_out[:, d_out.shape[1] - bool_mask.shape[1] :], bool_mask.unsqueeze(-1)
+    d_patches = d_out[:, d_out.shape[1] - bool_mask.shape[1] :]
+    masked = bool_mask.unsqueeze(-1)
     d_token = at_least_fp32(torch.where(masked, d_patches, 0.0)).sum(dim=(0, 1))
     return torch.where(masked, 0.0, d_patches), d_token, at_least_fp32(d_out).sum(dim=0)
 

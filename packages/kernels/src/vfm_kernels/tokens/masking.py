@@ -104,7 +104,10 @@ class _Masks:
     """Unfinished masks, in `bool_mask` (B, N). Each numbered attempt depends only on the seed and its number."""
 
     def __init__(self, keys: Words, grid: Grid, num_masked: int, min_block: int, bool_mask: Bools) -> None:
-        self.keys, self.grid, self.min_block, self.bool_mask = keys, grid, min_block, bool_mask
+        self.keys = keys
+        self.grid = grid
+        self.min_block = min_block
+        self.bool_mask = bool_mask
         self.missing: Ints = np.full(len(keys), num_masked)
         self.attempts: Ints = np.zeros(len(keys), dtype=np.int64)
         # Sums by products with triangular matrices, which BLAS computes faster than NumPy its cumulative sums at these
@@ -116,7 +119,8 @@ class _Masks:
         """Run EVA's algorithm: take a block if it masks at least one new patch and not more than are missing."""
         active = np.flatnonzero(self.missing)
         while len(active):
-            masks, missing = self.bool_mask[active], self.missing[active]
+            masks = self.bool_mask[active]
+            missing = self.missing[active]
             blocks = self._attempts(active)
             count = self._free_in(blocks, masks)
             # EVA looks at up to ten blocks and takes the first that fits. A mask for which none fits stays short.
@@ -129,7 +133,8 @@ class _Masks:
         """Bring every mask to its count with blocks of the same distribution, the last of which is cut."""
         active = np.flatnonzero(self.missing)
         while len(active):
-            masks, missing = self.bool_mask[active], self.missing[active]
+            masks = self.bool_mask[active]
+            missing = self.missing[active]
             blocks = self._attempts(active)
             has_block, which = self._chosen(active, self._free_in(blocks, masks) > 0)
             free = (self._patches(blocks[which]) | ~has_block[:, None]) & ~masks
@@ -156,7 +161,8 @@ class _Masks:
         # missing, larger blocks are still drawn, and are taken if most of their patches are masked already.
         area = self.min_block + (self.missing[active, None] - self.min_block) * of_area
         aspect = np.exp(LOG_MAX_ASPECT * (2 * of_aspect - 1))
-        height, width = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+        height = np.rint(np.sqrt(area * aspect))
+        width = np.rint(np.sqrt(area / aspect))
         fits = (height < rows) & (width < columns)
         # A block that does not fit becomes empty, so it is never usable, but still counts as an attempt.
         height, width = height * fits, width * fits

@@ -32,7 +32,8 @@ from vfm.storage.store_files import read_json_lines
 from vfm.train import METRICS_FILE, Task, fit as run_loop, is_main
 from vfm.train.module_task import LossFunction, ModuleTask, WeightFunction
 
-CHECKPOINTS, WEIGHTS = "checkpoints", "model.safetensors"
+CHECKPOINTS = "checkpoints"
+WEIGHTS = "model.safetensors"
 COLUMNS = {"step": pa.int64(), "samples": pa.int64(), "train/loss": pa.float64(), "train/lr": pa.float64()}
 # Fields of a training stage that a call does not have.
 NO_SETTINGS = ("kind", "name", "evaluation", "samples_seen", "epochs")

@@ -15,7 +15,8 @@ from vfm.storage.integrity import read_sealed, seal
 from vfm.storage.locks import locked
 from vfm.storage.publishing import write_file
 
-RECORD, LOCK = "training.json", ".lock"
+RECORD = "training.json"
+LOCK = ".lock"
 START = "initial_weights"  # key of their hash, which need not be equal: a module may be made without a seed
 
 
@@ -60,7 +61,8 @@ def recorded(folder: Path, record: Mapping[str, Any], log: Callable[[str], None]
 
 
 def _compare(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    was, new = _settings(before), _settings(now)
+    was = _settings(before)
+    new = _settings(now)
     # Older versions did not have all settings, so settings missing from the record are not compared.
     keys = [*was, *(key for key in new if not key.startswith("settings."))]
     changed = next((key for key in keys if was.get(key) != new.get(key)), None)

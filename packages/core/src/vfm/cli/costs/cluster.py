@@ -27,7 +27,8 @@ def cluster_lines(
     Raises:
         UserError: If the recipe is wrong, a card is not known, or a batch cannot be divided among the devices.
     """
-    devices, device = parse_devices(gpus), find_card(card)
+    devices = parse_devices(gpus)
+    device = find_card(card)
     loaded = load_recipe(recipe, stage_types(load_plugins()), overrides or (), absent_path=ABSENT)
     artifacts, _ = known_artifacts(loaded, Store(store))
     loads = step_loads(loaded, artifacts)

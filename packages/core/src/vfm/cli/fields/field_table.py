@@ -70,7 +70,8 @@ def overview(model: type[BaseModel], width: int) -> list[str]:
     """
     top = [row for row in field_rows(model) if not any(mark in row.cells[0] for mark in ".[")]
     sections: dict[str, list[FieldRow]] = {"required": [], "settings": []}
-    groups, title = [], "settings"
+    groups = []
+    title = "settings"
     for row in top:
         is_class = row.heading and row.cells[0].startswith("(")
         if is_class:
@@ -189,7 +190,8 @@ def _default(field: FieldInfo) -> Any:
 
 def type_words(annotation: Any) -> str:
     """Format a type in the notation of recipes: `float | null`, `[float, float]`, `{type: a | b}`."""
-    origin, inside = get_origin(annotation), get_args(annotation)
+    origin = get_origin(annotation)
+    inside = get_args(annotation)
     if origin is Annotated:
         return type_words(inside[0])
     if origin is Literal:
@@ -231,7 +233,8 @@ def value_words(value: Any) -> str:
 
 def _models(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
     """Yield the configurations that a field can hold, and whether it holds a list of them. Stages are not listed."""
-    origin, inside = get_origin(annotation), get_args(annotation)
+    origin = get_origin(annotation)
+    inside = get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if not issubclass(annotation, Stage):
             yield annotation, in_list

@@ -49,6 +49,7 @@ def prepare_streams() -> None:
         if hasattr(stream, "reconfigure"):  # the streams of tests may not have it
             stream.reconfigure(errors="backslashreplace")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        original, binary = sys.stdout, io.BufferedWriter(Output(1, "w", closefd=False))
+        original = sys.stdout
+        binary = io.BufferedWriter(Output(1, "w", closefd=False))
         options: dict[str, Any] = {"line_buffering": original.line_buffering, "write_through": original.write_through}
         sys.stdout = io.TextIOWrapper(binary, original.encoding, original.errors, **options)

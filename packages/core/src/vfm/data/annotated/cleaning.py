@@ -89,7 +89,10 @@ def clip_box(box: Box, width: int, height: int, where: str) -> Box:
     left, top, right, bottom = box
     if not all(map(math.isfinite, box)) or right <= left or bottom <= top:
         raise BadAnnotation("bad_box", where)
-    left, top, right, bottom = max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)
+    left = max(left, 0.0)
+    top = max(top, 0.0)
+    right = min(right, width)
+    bottom = min(bottom, height)
     if right <= left or bottom <= top:
         raise BadAnnotation("box_outside_image", where)
     return left, top, right, bottom

@@ -109,7 +109,8 @@ class _Shallow:
     """
 
     def __init__(self, path: str, file: Any) -> None:
-        self.path, self.file = path, file
+        self.path = path
+        self.file = file
 
     def read(self, size: int = -1) -> bytes:
         part: bytes = self.file.read(size)
@@ -223,12 +224,15 @@ def _names(image: dict[str, Any]) -> list[str]:
 
 def _annotation(entry: dict[str, Any], index_of: dict[int, int]) -> Annotation | BadAnnotation:
     where = f"annotation {entry.get('id')}"
-    image_id, category = entry.get("image_id"), entry.get("category_id")
+    image_id = entry.get("image_id")
+    category = entry.get("category_id")
     if not isinstance(image_id, int) or image_id not in index_of:
         return BadAnnotation("unknown_image", f"{where} (image {image_id})")
     if not isinstance(category, int):
         return BadAnnotation("unknown_class", where)
-    numbers, area, identity = entry.get("bbox"), entry.get("area"), entry.get("id")
+    numbers = entry.get("bbox")
+    area = entry.get("area")
+    identity = entry.get("id")
     box = None
     if numbers is not None:
         if not isinstance(numbers, list) or len(numbers) != 4 or not all(map(is_number, numbers)):

@@ -273,7 +273,8 @@ def _image_rows(
     rows = []
     for image, (width, height), upright, number in zip(images, checked.sizes, checked.upright, numbers, strict=True):
         if number >= 0:
-            negatives, not_exhaustive = labels_of(image.negatives), labels_of(image.not_exhaustive)
+            negatives = labels_of(image.negatives)
+            not_exhaustive = labels_of(image.not_exhaustive)
             rows.append(
                 ImageRow(image.key, image.image_id, width, height, upright, image.label_map, negatives, not_exhaustive)
             )

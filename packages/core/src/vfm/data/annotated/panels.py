@@ -49,7 +49,8 @@ def overlay(image: Image.Image, segments: NDArray[np.integer], colours: NDArray[
 
 
 def _add_classes(ctx: Context, source: AnnotatedSource) -> None:
-    dataset, objects = source.dataset, source.tables.all
+    dataset = source.dataset
+    objects = source.tables.all
     counts = np.bincount(objects.labels, minlength=len(dataset.class_names))
     pairs = np.unique(np.stack([objects.image, objects.labels]), axis=1)[1]
     images = np.bincount(pairs, minlength=len(counts))

@@ -86,7 +86,8 @@ def _segments(
 ) -> Iterator[Annotation | BadAnnotation]:
     remaining = set(np.unique(ids).tolist()) - {0}
     for segment in segments:
-        number, category = _number(segment, "id"), _number(segment, "category_id")
+        number = _number(segment, "id")
+        category = _number(segment, "category_id")
         address = f"{where}: segment {number}"
         if number not in remaining:
             yield BadAnnotation("bad_mask", address)
@@ -95,7 +96,8 @@ def _segments(
         if category is None:
             yield BadAnnotation("unknown_class", address)
             continue
-        counts, crowd = encode_mask(ids == number), bool(segment.get("iscrowd"))
+        counts = encode_mask(ids == number)
+        crowd = bool(segment.get("iscrowd"))
         yield Annotation(image_index, category, address, segmentation=counts, crowd=crowd)
     for number in sorted(remaining):  # pixels that no segment describes
         yield BadAnnotation("unknown_class", f"{where}: segment {number}")

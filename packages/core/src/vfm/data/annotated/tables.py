@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from vfm.data.annotated.records import Box
 from vfm.storage.store_files import read_parquet, reading
 
-IMAGES_FILE, OBJECTS_FILE = "images.parquet", "annotations.parquet"
+IMAGES_FILE = "images.parquet"
+OBJECTS_FILE = "annotations.parquet"
 ROWS_AT_A_TIME = 50_000
 IMAGES = pa.schema(
     {
@@ -120,7 +121,8 @@ class AnnotationTables:
         table = self.objects.combine_chunks()
         numbers = {name: table[name].to_numpy() for name in ("image", "label", "area", "crowd", "ignored")}
         boxes = np.asarray(table["box"].combine_chunks().flatten()).reshape(-1, 4)
-        image, label = numbers["image"].astype(np.int64), numbers["label"].astype(np.int64)
+        image = numbers["image"].astype(np.int64)
+        label = numbers["label"].astype(np.int64)
         counts = table["counts"].to_pylist()
         return ObjectArrays(image, label, boxes, counts, numbers["area"], numbers["crowd"], numbers["ignored"])
 

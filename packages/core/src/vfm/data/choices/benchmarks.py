@@ -41,7 +41,8 @@ SUGARCREPE = ("filename", "caption", "negative_caption")
 def read_mmvp(folder: Path, on_bad: OnBad) -> Iterator[Choice]:
     """Yield the pairs of `Questions.csv`, two rows each. Odd question ids belong to the first image."""
     file = folder / QUESTIONS_FILE
-    questions, root = _questions(file), _image_folder(folder)
+    questions = _questions(file)
+    root = _image_folder(folder)
     patterns = _patterns(questions)
     for pair, pattern in enumerate(patterns):
         rows = questions[2 * pair : 2 * pair + 2]

@@ -162,7 +162,9 @@ def _choice(line: str, number: str, where: str, folder: Path) -> Choice:
     except (ValueError, RecursionError):
         raise BadSample("broken_json", where) from None
     try:
-        key, pattern, statements = str(item.get("key", number)), item.get("pattern", ""), item["statements"]
+        key = str(item.get("key", number))
+        pattern = item.get("pattern", "")
+        statements = item["statements"]
         if not isinstance(statements, list) or not all(isinstance(text, str) for text in (pattern, *statements)):
             raise TypeError("expected texts")
         if not all(type(index) is int for index in item["truth"]):

@@ -78,7 +78,8 @@ def read_pairs(path: Path, records: Iterable[Any], image_root: str | None, on_ba
             on_bad(record.reason, record.where)
             continue
         key = str(record.get("id", record.get("index", number))) if isinstance(record, Mapping) else str(number)
-        where, names = f"{path}: item {key}", pair_columns(record)
+        where = f"{path}: item {key}"
+        names = pair_columns(record)
         try:
             if names is None or not all(record[name] for name in names[:2]):
                 raise BadSample("missing_image", where)
@@ -98,7 +99,8 @@ def read_eqben(path: Path, records: list[Any], image_root: str | None, on_bad: O
     for number, record in enumerate(records):
         try:
             info = record["private_info"]
-            caption, image = info["name"][:2], info["name"][2:]
+            caption = info["name"][:2]
+            image = info["name"][2:]
             pair = parts[str(info["dataset"]), str(info["sample_cnt"])]
             pair[f"caption{caption[1]}"], pair[f"image{image[1]}"] = record["caption"], record["image"]
         except (KeyError, TypeError, IndexError):

@@ -19,7 +19,8 @@ from vfm.base import UserError
 from vfm.interfaces import QuestionDataset
 from vfm.storage.store_files import read_parquet, reading
 
-QUESTIONS_FILE, IMAGES_FILE = "questions.parquet", "images.arrow"
+QUESTIONS_FILE = "questions.parquet"
+IMAGES_FILE = "images.arrow"
 IMAGES = pa.schema({"image": pa.large_binary()})
 QUESTIONS = pa.schema(
     {
@@ -123,7 +124,8 @@ def pairs_of(questions: Sequence[Question]) -> list[tuple[int, int]]:
     for number, members in members_of.items():
         if len(members) != 2:
             raise ValueError(f"pair {number}: expected two questions, got {len(members)}")
-        first, second = questions[members[0]], questions[members[1]]
+        first = questions[members[0]]
+        second = questions[members[1]]
         if (first.text, first.options, first.answer) == (second.text, second.options, second.answer):
             raise ValueError(f"pair {number}: expected different answers, got {first.options[first.answer]!r} twice")
         pairs.append((members[0], members[1]))

@@ -27,7 +27,8 @@ class BalancedEpochs:
 
     def __init__(self, view: SubsetView) -> None:
         assert view.draw
-        self.view, self.draw = view, view.draw
+        self.view = view
+        self.draw = view.draw
         self._stops = np.cumsum(view.shard_sizes)
         self._ends: list[int] = []  # end of each epoch in the stream
         self._sizes: OrderedDict[int, NDArray[np.int64]] = OrderedDict()

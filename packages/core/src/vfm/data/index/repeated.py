@@ -22,7 +22,8 @@ class RepeatedEpochs:
             seed: seed of the draws, together with the epoch.
         """
         self.shard_sizes: Integers = np.asarray(shard_sizes, dtype=np.int64)
-        self.factors, self.seed = factors, seed
+        self.factors = factors
+        self.seed = seed
         self._starts = np.cumsum(self.shard_sizes) - self.shard_sizes
         self._counts: tuple[int, Integers] | None = None
         self._ends: list[int] = []
@@ -44,7 +45,8 @@ class RepeatedEpochs:
 
     def samples(self, epoch: int, shard: int) -> Integers:
         """List the sample numbers of a shard, ascending, with repetitions."""
-        start, size = int(self._starts[shard]), int(self.shard_sizes[shard])
+        start = int(self._starts[shard])
+        size = int(self.shard_sizes[shard])
         return np.repeat(np.arange(start, start + size), self._of_epoch(epoch)[start : start + size])
 
     def sample(self, epoch: int, number: int) -> int:

@@ -73,7 +73,8 @@ class SubsetView:
         Raises:
             UserError: If the index is missing or damaged, or names a shard that the pool does not have.
         """
-        self.path, self.draw = directory, draw
+        self.path = directory
+        self.draw = draw
         self.shard_sizes = np.zeros(num_shards, dtype=np.int64)
         index = read_subset_index(directory)
         language = draw.language if draw else None
@@ -99,10 +100,12 @@ class SubsetView:
         """Find the indices of a sample's texts by language: all texts in the view, or the ones that an epoch uses."""
         shard_texts = self.shard(shard)
         part = shard_texts.part(row)
-        language, text_index = shard_texts.language[part], shard_texts.text_index[part]
+        language = shard_texts.language[part]
+        text_index = shard_texts.text_index[part]
         if self.draw and epoch is not None:
             used = shard_texts.drawn(self.draw, epoch, part)
-            language, text_index = language[used], text_index[used]
+            language = language[used]
+            text_index = text_index[used]
         indices: dict[str, list[int]] = {}
         for code, index in zip(language.tolist(), text_index.tolist(), strict=True):
             indices.setdefault(shard_texts.languages[code], []).append(index)

@@ -78,7 +78,8 @@ def subset_index_rows(shard: int, table: Any) -> list[dict[str, Any]]:
 
 
 def _counted(shard: int, language: str | None, table: Any) -> dict[str, Any]:
-    rows, is_kept = table["row"].to_numpy(), table["kept"].to_numpy()
+    rows = table["row"].to_numpy()
+    is_kept = table["kept"].to_numpy()
     return {
         "shard": shard,
         "language": language,

@@ -154,7 +154,8 @@ class Indexing:
 
     def _add(self, examined: Examined) -> dict[int, str]:
         """Add a shard, and return the reason of each of its bad rows."""
-        shard, number = examined.shard, len(self.shards)
+        shard = examined.shard
+        number = len(self.shards)
         bad = [BadRow(number, *row) for row in examined.bad]
         self.repeated.add(shard.path, examined.keys)
         if self.num_samples:

@@ -32,7 +32,8 @@ def label_captions(config: CaptionLabels, ctx: Context) -> TaggedImages:
     """Count the words in all captions, and label each image with the most common words that it has."""
     data = ctx.load(config.data)
     data.check_languages([config.language], config.data)
-    language, source = config.language or data.languages[0], open_dataset(data)
+    language = config.language or data.languages[0]
+    source = open_dataset(data)
     like = ctx.load(config.like) if config.like else None
     noun = Nouns(Path(config.wordnet)) if config.wordnet else WordList(config.words)
     words_of_image = _words_of_images(source, language, noun, ctx)

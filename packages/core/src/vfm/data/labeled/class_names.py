@@ -80,7 +80,8 @@ def common_class_names(sets: Sequence[tuple[Layout, str | None]]) -> list[str]:
     for names in others:
         extra = [name for name in names if name not in train]
         if train and extra:
-            where, count = sets[1][0].paths[0], len(extra)
+            where = sets[1][0].paths[0]
+            count = len(extra)
             raise UserError(f"{where}: {count} of its classes are not in the training images, such as {extra[0]!r}")
     return [] if all(names == train for names in others) else train
 

@@ -50,7 +50,9 @@ def index_labeled(config: Labeled, ctx: Context) -> LabeledDataset:
     else:
         layout = _layout(config)
         spec = _labeled_spec(config, layout)
-        shards, num_shards, paths = layout.shards(ctx.directory, spec, listed), layout.num_shards, layout.paths
+        shards = layout.shards(ctx.directory, spec, listed)
+        num_shards = layout.num_shards
+        paths = layout.paths
         templates = _names_and_templates(config, layout)[1]
     indexing = Indexing.of(config, ctx, spec, paths, config.torchvision)
     count = indexing.run(ctx.directory, shards, num_shards, listed)
@@ -77,7 +79,8 @@ def check_labeled(config: Labeled, ctx: Preflight) -> None:
 def index_tagged(config: Tagged, ctx: Context) -> TaggedImages:
     """Index the images in a subfolder of the artifact, and write their labels."""
     layout = _layout(config)
-    spec, images = _tagged_spec(config, layout), ctx.directory / "images"
+    spec = _tagged_spec(config, layout)
+    images = ctx.directory / "images"
     indexing = Indexing.of(config, ctx, spec, layout.paths)
     listed: list[Account] = []
     count = indexing.run(images, layout.shards(images, spec, listed), layout.num_shards, listed)

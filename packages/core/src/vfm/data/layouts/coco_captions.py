@@ -79,7 +79,8 @@ def coco_entries(path: str, image_root: str, spec: DatasetSpec, account: Account
         name = key = None
         account.give(number, number + 1)
         if isinstance(image, dict):
-            name, key = image.get("file_name"), image.get("id")
+            name = image.get("file_name")
+            key = image.get("id")
         if not isinstance(name, str) or not isinstance(key, int | str):
             yield ImageEntry("", path, problem=BadSample("unreadable_row", f"{path}: images[{number}]"))
         else:
@@ -100,7 +101,8 @@ def _give(account: Account, numbers: Iterable[int]) -> None:
 
 def _image_folder(path: str, images: list[Any]) -> str:
     folder, _, name = path.rpartition("/")
-    folder, split = folder or ".", name.removesuffix(".json").removeprefix(PREFIX)
+    folder = folder or "."
+    split = name.removesuffix(".json").removeprefix(PREFIX)
     parent = folder.rpartition("/")[0] or (".." if folder == "." else ".")
     candidates = []
     for base in (folder, parent):
@@ -129,7 +131,8 @@ def _read(path: str, size: int, time: int) -> tuple[list[Any], list[Any]]:
         raise UserError(f"{path}: not readable as JSON: {' '.join(str(error).split())}") from None
     if not isinstance(record, dict):
         record = {}
-    images, annotations = record.get("images"), record.get("annotations")
+    images = record.get("images")
+    annotations = record.get("annotations")
     if not isinstance(images, list) or not isinstance(annotations, list):
         raise UserError(f"{path}: expected lists `images` and `annotations`, as COCO's files have")
     return images, annotations

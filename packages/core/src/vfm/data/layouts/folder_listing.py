@@ -24,7 +24,8 @@ class FolderListing:
 
     def __init__(self, folder: str, account: Account | None = None) -> None:
         """List a folder."""
-        self.root, self.account = folder.rstrip("/"), account or Account(folder, "entries")
+        self.root = folder.rstrip("/")
+        self.account = account or Account(folder, "entries")
         links: list[str] = []
         devices: list[str] = []
         names = list(files.walk(folder, links, devices))

@@ -100,7 +100,8 @@ class Layout:
 
     def _value_names(self, locations: Iterable[str]) -> dict[str, list[str]]:
         """Find the names of the numbers that templates of captions read: of a `ClassLabel`, or of a tar's `cls`."""
-        path, names = self.paths[0], {}
+        path = self.paths[0]
+        names = {}
         for location in chain.from_iterable(map(locations_in, filter(is_template, locations))):
             if self.kind == "parquet":
                 names[location] = schema_names(path, location)

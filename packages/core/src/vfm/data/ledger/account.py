@@ -116,10 +116,14 @@ class Account:
         codes[owners < 0] = fixed[-1 - owners[owners < 0]]
         if self.size is None:  # the number of units behind the last one is unknown
             end = int(stops.max(initial=0))
-            starts, stops, codes = np.append(starts, end), np.append(stops, end), np.append(codes, code_of[BEYOND])
+            starts = np.append(starts, end)
+            stops = np.append(stops, end)
+            codes = np.append(codes, code_of[BEYOND])
         if (np.diff(starts) <= 0).any():
             order = np.lexsort((stops, starts))
-            starts, stops, codes = starts[order], stops[order], codes[order]
+            starts = starts[order]
+            stops = stops[order]
+            codes = codes[order]
         check_tiling(starts, stops, int(stops.max(initial=0)) if self.size is None else self.size)
         first = np.flatnonzero(np.diff(codes, prepend=-1))
         last = np.append(first[1:], len(codes)) - 1

@@ -49,7 +49,8 @@ class Plan:
     def __iter__(self) -> Iterator[Planned]:
         order = self.data.order()
         for step in self.steps:
-            start, end = self.first, self.first + self.share
+            start = self.first
+            end = self.first + self.share
             repeats = self._repeats(order, step)
             begin = step * self.data.global_batch_size
             for first in range(start, end, self.micro):

@@ -65,7 +65,10 @@ class CacheWriter:
             dtype: stored type. int8 rounds each vector to 255 steps, scaled by its largest absolute value.
             samples_per_shard: samples in a shard. Default: as many as fit into about 128 MiB.
         """
-        self.folder, self.num_samples, self.num_crops, self.shape = folder, num_samples, num_crops, shape
+        self.folder = folder
+        self.num_samples = num_samples
+        self.num_crops = num_crops
+        self.shape = shape
         self.dtype: Dtype = dtype
         row_bytes = num_crops * math.prod(_stored(shape, dtype)) * np.dtype(DTYPES[dtype]).itemsize
         self.samples_per_shard = samples_per_shard or max(1, SHARD_BYTES // row_bytes)
@@ -159,7 +162,8 @@ class CachedTensors:
     """The tensors of a cache, by (sample, crop). Shards are opened on first use, and again in worker processes."""
 
     def __init__(self, cache: SampleCache) -> None:
-        self.cache, self.folder = cache, cache.path.resolve() / CACHE_FOLDER
+        self.cache = cache
+        self.folder = cache.path.resolve() / CACHE_FOLDER
         self._open = lru_cache(OPEN_SHARDS)(self._open_shard)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -190,7 +194,8 @@ class CachedTensors:
         return decode(np.array(rows[row, crop]))
 
     def _open_shard(self, shard: int) -> tuple[NDArray[Any], dict[int, tuple[Any, str]]]:
-        cache, file = self.cache, _file(self.folder, shard)
+        cache = self.cache
+        file = _file(self.folder, shard)
         num_rows = min(cache.samples_per_shard, cache.num_samples - shard * cache.samples_per_shard)
         try:
             rows = read_npy(file, mapped=True)

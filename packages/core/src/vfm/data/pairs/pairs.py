@@ -21,7 +21,9 @@ def index_pairs(config: Pairs, ctx: Context) -> Pool:
     tables = _caption_tables(config)
     if tables is None:
         layout, spec = _layout(config)
-        shards, num_shards, paths = layout.shards(ctx.directory, spec, listed), layout.num_shards, layout.paths
+        shards = layout.shards(ctx.directory, spec, listed)
+        num_shards = layout.num_shards
+        paths = layout.paths
     else:
         paths, spec, columns = tables
         if config.images == "auto":

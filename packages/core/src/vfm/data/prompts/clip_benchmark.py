@@ -19,8 +19,10 @@ from vfm.data.prompts.templates import check_templates
 from vfm.storage import files
 from vfm.storage.credentials import is_for_one_file
 
-COUNT_FILE, TYPE_FILE = "nshards.txt", "dataset_type.txt"
-CLASS_NAMES_FILE, TEMPLATES_FILE = "classnames.txt", "zeroshot_classification_templates.txt"
+COUNT_FILE = "nshards.txt"
+TYPE_FILE = "dataset_type.txt"
+CLASS_NAMES_FILE = "classnames.txt"
+TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 SPLITS = ("test", "train", "val", "validation")
 PACKAGE = "clip_benchmark"
 DEFAULT_TEMPLATES = "imagenet1k"  # dataset whose templates clip_benchmark uses for datasets without templates
@@ -96,7 +98,8 @@ def names_and_templates(name: str) -> tuple[list[str], list[str]]:
     """
     name, language = _split_language(name)
     names_file, templates_file = _list_files(language)
-    names, templates = _table(names_file), _table(templates_file)
+    names = _table(names_file)
+    templates = _table(templates_file)
     short = name.rpartition("/")[2]
     if short not in names and short not in templates:
         raise UserError(f"{PACKAGE} lists no dataset {name!r}{did_you_mean(short, [*names, *templates])}")

@@ -61,7 +61,8 @@ def sentences_of(path: str, class_names: Sequence[str], *, others: bool = False)
     Raises:
         UserError: If a class has no sentences, or sentences belong to no class. The error names the first.
     """
-    sentences, known = read_sentences(path), set(class_names)
+    sentences = read_sentences(path)
+    known = set(class_names)
     missing = [name for name in class_names if name not in sentences]
     if missing:
         raise UserError(f"{path}: no sentences for {_listed(missing)}{did_you_mean(missing[0], sentences)}")

@@ -112,7 +112,9 @@ class RangeStream(io.RawIOBase):
     """
 
     def __init__(self, path: str, size: int, read: Callable[[Sequence[Span]], list[bytes | RemoteError]] = read_spans):
-        self.path, self.size, self._read = path, size, read
+        self.path = path
+        self.size = size
+        self._read = read
         self._position = self._start = 0
         self._buffer = b""
         self._step = JUMP
@@ -160,4 +162,5 @@ class RangeStream(io.RawIOBase):
         if self._start <= start < end:
             rest = self._buffer[start - self._start :]
         (data,) = self._read([Span(self.path, start + len(rest), last)])
-        self._start, self._buffer = start, rest + _bytes(data)
+        self._start = start
+        self._buffer = rest + _bytes(data)

@@ -29,7 +29,8 @@ IN_USE = 60.0  # seconds after a read during which a shard counts as in use
 TOUCH = 10.0  # seconds between two records of a shard's use
 PART = 8 << 20  # bytes of one request
 PARTS_AT_A_TIME = 4  # requests to a remote store that run together
-SUFFIX, PART_SUFFIX = ".shard", ".part"
+SUFFIX = ".shard"
+PART_SUFFIX = ".part"
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,15 @@ def contact_sheet(images: Sequence[tuple[Image.Image, str]], *, columns: int = 5
     if not images:
         raise ValueError("expected at least one image, got none")
     columns = min(columns, len(images))
-    width, height = SIDE + GAP, SIDE + LINES * LINE_HEIGHT + 2 * GAP
+    width = SIDE + GAP
+    height = SIDE + LINES * LINE_HEIGHT + 2 * GAP
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(FONT_SIZE)
     for number, (image, caption) in enumerate(images):
-        left, top = GAP + number % columns * width, GAP + number // columns * height
+        left = GAP + number % columns * width
+        top = GAP + number // columns * height
         small = ImageOps.contain(image.convert("RGB"), (SIDE, SIDE))
         sheet.paste(small, (left + (SIDE - small.width) // 2, top + (SIDE - small.height) // 2))
         lines = textwrap.wrap(caption, LETTERS, max_lines=LINES, placeholder=" ...")

@@ -17,7 +17,8 @@ Floats = NDArray[np.float64]
 MASK = 0xFFFFFFFFFFFFFFFF
 BLOCK = 1 << 14  # texts hashed together, so that intermediate arrays stay in the processor's cache
 # Odd multipliers, so that language and index change different bits than the uid.
-_LANGUAGE, _PLACE = 0xD1342543DE82EF95, 0x2545F4914F6CDD1D
+_LANGUAGE = 0xD1342543DE82EF95
+_PLACE = 0x2545F4914F6CDD1D
 _CHOICE = MASK  # not a seed or epoch: separates the choice of a text for each image from the draw of its use
 
 
@@ -30,7 +31,8 @@ def text_keys(uids: pa.Array, languages: pa.Array, text_index: pa.Array) -> Keys
         text_index: index among the sample's captions in that language.
     """
     codes = _combined(languages).dictionary_encode()
-    named, codes = hash_strings(codes.dictionary) * np.uint64(_LANGUAGE), codes.indices.to_numpy(zero_copy_only=False)
+    named = hash_strings(codes.dictionary) * np.uint64(_LANGUAGE)
+    codes = codes.indices.to_numpy(zero_copy_only=False)
     places = _combined(text_index).to_numpy(zero_copy_only=False)
     keys = hash_strings(uids)
     for first in range(0, len(keys), BLOCK):
@@ -57,7 +59,8 @@ def hash_strings(strings: pa.Array) -> Keys:
     if size:
         data[:size] = np.frombuffer(text_buffer, np.uint8)[offsets[0] : offsets[-1]]
     words: Keys = np.ndarray((size + 1,), "<u8", data, strides=(1,))  # the 8-byte word that begins at each byte
-    starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
+    starts = offsets[:-1] - offsets[0]
+    lengths = np.diff(offsets)
     for first in range(0, len(hashes), BLOCK):
         part = slice(first, first + BLOCK)
         hashes[part] = _hash_block(words, starts[part], lengths[part])

@@ -169,15 +169,18 @@ def random_box(
 
     Source: Szegedy et al. 2015 (arXiv:1409.4842), as in torchvision's RandomResizedCrop.
     """
-    narrow, wide = math.log(ratio[0]), math.log(ratio[1])
+    narrow = math.log(ratio[0])
+    wide = math.log(ratio[1])
     for _ in range(10):  # a + (b - a) * random() is bit-equal to `uniform(a, b)` and takes a third of its time
         area = width * height * (scale[0] + (scale[1] - scale[0]) * rng.random())
         aspect = math.exp(narrow + (wide - narrow) * rng.random())
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        w = round(math.sqrt(area * aspect))
+        h = round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             return left, top, left + w, top + h
     aspect = min(max(width / height, ratio[0]), ratio[1])
-    w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
+    w = min(width, round(height * aspect))
+    h = min(height, round(width / aspect))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h

@@ -85,7 +85,9 @@ class SampleOrder:
         Raises:
             ValueError: If `shuffle_shards` is not positive.
         """
-        self.epochs, self.seed, self.shuffle_shards = epochs, seed, shuffle_shards
+        self.epochs = epochs
+        self.seed = seed
+        self.shuffle_shards = shuffle_shards
         if shuffle_shards < 1:
             raise ValueError(f"shuffle_shards must be at least 1, got {shuffle_shards}")
         self._layouts: OrderedDict[int, tuple[Integers, Integers]] = OrderedDict()

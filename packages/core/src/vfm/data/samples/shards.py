@@ -68,7 +68,8 @@ class ShardTable(Sequence[Shard]):
         Raises:
             ValueError: If a shard has no path, or a negative number of samples.
         """
-        self._paths, self._formats = table["path"].combine_chunks(), table["format"].combine_chunks()
+        self._paths = table["path"].combine_chunks()
+        self._formats = table["format"].combine_chunks()
         self._numbers = [table[name].to_numpy() for name in ("size", "mtime")]
         self.num_samples: NDArray[np.int64] = table["num_samples"].to_numpy().astype(np.int64)
         lengths = pc.binary_length(self._paths)
@@ -149,7 +150,9 @@ class ShardReader(ABC):
             cls.formats[cls.format] = cls
 
     def __init__(self, path: str, spec: DatasetSpec, name: str | None = None) -> None:
-        self.path, self.spec, self.name = path, spec, name or files.without_query(path).rpartition("/")[2]
+        self.path = path
+        self.spec = spec
+        self.name = name or files.without_query(path).rpartition("/")[2]
 
     @classmethod
     def find(cls, path: str) -> tuple[Shard, bool]:

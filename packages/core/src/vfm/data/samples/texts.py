@@ -128,11 +128,14 @@ class _TextColumn:
     @classmethod
     def of(cls, column: pa.Array) -> _TextColumn:
         if _is_list(column.type):
-            values, parents = pc.list_flatten(column), pc.list_parent_indices(column).to_numpy()
+            values = pc.list_flatten(column)
+            parents = pc.list_parent_indices(column).to_numpy()
         elif is_text(column.type):
-            values, parents = column, np.arange(len(column))
+            values = column
+            parents = np.arange(len(column))
         else:
-            values, parents = pa.array([], pa.string()), np.arange(0)
+            values = pa.array([], pa.string())
+            parents = np.arange(0)
         if not values.null_count:  # the usual case, without a copy
             return cls(values.cast(pa.string()), parents)
         valid = values.is_valid()

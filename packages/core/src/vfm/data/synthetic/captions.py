@@ -136,7 +136,8 @@ def _sample_attributes(world: World, scene: Scene, rng: np.random.Generator) -> 
 
 
 def _noise(rng: np.random.Generator, language: Language) -> Caption:
-    number, page = int(100_000 * rng.random()), 1 + int(90 * rng.random())
+    number = int(100_000 * rng.random())
+    page = 1 + int(90 * rng.random())
     kinds: tuple[CaptionKind, ...] = ("file_name", "boilerplate", "unrelated")
     kind = _pick(rng, kinds)
     if kind == "file_name":

@@ -74,11 +74,13 @@ def render_captions(images: Path, world: World, seed: int, start: int, stop: int
 
 def make_classes(config: ShapesClasses, ctx: Context) -> LabeledDataset:
     """Draw the images, cycling through the classes."""
-    world, render = config.world, render_labeled
+    world = config.world
+    render = render_labeled
     names = class_names(world)
     if config.label:
         values = world.colours if config.label == "colour" else world.values(config.label)
-        names, render = [str(value) for value in values], partial(render_values, config.label)
+        names = [str(value) for value in values]
+        render = partial(render_values, config.label)
     spec = DatasetSpec(label_key="json.label", class_names=names)
     count = write_index(ctx.directory, write_shards(config, ctx, render), spec)
     dataset = LabeledDataset.create(
@@ -112,7 +114,9 @@ def write_shards(config: ShapeImages, ctx: Context, render: Render) -> list[Shar
 
     The tars are made in the work folder, so that a run after a crash reuses the complete tars.
     """
-    first, total, size = config.start, config.num_samples, config.samples_per_shard
+    first = config.start
+    total = config.num_samples
+    size = config.samples_per_shard
     bounds = [(first + start, first + min(start + size, total)) for start in range(0, total, size)]
     tasks = []
     for number, bound in enumerate(bounds):

@@ -135,7 +135,8 @@ def _object_coordinates(
 ) -> tuple[Floats, Floats]:
     """Compute each pixel's coordinates relative to its nearest object, rotated to point up, in radii: two (h, w)."""
     rows, columns = window
-    x, y = _axis(size)[columns], _axis(size)[rows, None]
+    x = _axis(size)[columns]
+    y = _axis(size)[rows, None]
     dx, dy = x - centres[0][0], y - centres[0][1]
     if len(centres) > 1:  # the objects are equal and do not overlap, so the nearest object determines a pixel
         nearest = dx * dx + dy * dy
@@ -149,7 +150,8 @@ def _object_coordinates(
     if scene.orientation:
         degrees += TURNS[scene.orientation]
     turn = math.radians(degrees)
-    cos, sin = math.cos(turn) / radius, math.sin(turn) / radius
+    cos = math.cos(turn) / radius
+    sin = math.sin(turn) / radius
     return cos * dx + sin * dy, cos * dy - sin * dx
 
 
@@ -180,7 +182,8 @@ def _split(x: Floats, y: Floats, gap: float) -> tuple[Floats, Floats, Floats]:
     Returns:
         Coordinates in the unbroken plane, and the distance into the gap (positive inside).
     """
-    normal_x, normal_y = 0.5, math.sqrt(0.75)
+    normal_x = 0.5
+    normal_y = math.sqrt(0.75)
     height = normal_x * x + normal_y * y
     side = np.sign(height)
     along = 1.2 * gap
@@ -193,7 +196,8 @@ def _pattern(texture: Texture, x: Floats, y: Floats, pixel: float) -> Floats:
     """Compute the opacity of a texture's second colour, in [0, 1], (h, w)."""
     finest = 0.5 if texture == "striped" else 0.55
     period = max(finest, 3.2 * pixel)
-    wave, sharpness = 2 * math.pi / period, 0.25 * period / pixel
+    wave = 2 * math.pi / period
+    sharpness = 0.25 * period / pixel
     if texture == "striped":
         return _covered(sharpness * np.cos(wave * x))
     return _covered(sharpness * (np.cos(wave * x) + np.cos(wave * y) - 0.9))
@@ -201,7 +205,8 @@ def _pattern(texture: Texture, x: Floats, y: Floats, pixel: float) -> Floats:
 
 def _extra(scene: Scene, size: int) -> Floats:
     """Compute the coverage by the dot in a corner, or by the frame around the image, (S, S)."""
-    x, y = _axis(size), _axis(size)[:, None]
+    x = _axis(size)
+    y = _axis(size)[:, None]
     if scene.presence == "dot":
         column, row = CORNERS[scene.nuisance.corner]
         distance = np.hypot(x - column, y - row) - 0.07

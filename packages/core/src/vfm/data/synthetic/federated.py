@@ -36,7 +36,8 @@ def federate(labels: Sequence[int], num_classes: int, rng: np.random.Generator) 
     partly: list[int] = []
     for label in sorted(set(labels)):
         instances = [number for number, object_label in enumerate(labels) if object_label == label]
-        labelled, drops = rng.random() < LABELLED, rng.random() < PARTLY
+        labelled = rng.random() < LABELLED
+        drops = rng.random() < PARTLY
         if not labelled:
             continue
         if drops and len(instances) > 1:

@@ -53,7 +53,8 @@ def sample_pair(world: World, rng: np.random.Generator, pattern: Pattern) -> Pai
     if pattern in SURFACE:  # two non-default values, such as stripes and dots, look alike on the smallest objects
         changed = j or i
         i, j = (0, changed) if rng.random() < 0.5 else (changed, 0)
-    first, second = _with(scene, pattern, values[i]), _with(scene, pattern, values[j])
+    first = _with(scene, pattern, values[i])
+    second = _with(scene, pattern, values[j])
     return Pair(pattern, (first, second), (statement(first, pattern), statement(second, pattern)))
 
 

@@ -61,7 +61,8 @@ def make_questions(config: ShapesQuestions, ctx: Context) -> QuestionDataset:
 
 def draw_questions(config: ShapesQuestions, family: Pattern) -> Iterator[tuple[Pair, list[str]]]:
     """Yield pairs of scenes with the two options in random order. Each depends only on seed, split and number."""
-    split, family_number = ("train", "test").index(config.split), PATTERNS.index(family)
+    split = ("train", "test").index(config.split)
+    family_number = PATTERNS.index(family)
     for index in range(config.pairs_per_family):
         rng = generator(config.seed, Stream.QUESTIONS, split, family_number, index)
         pair = sample_pair(config.world, rng, family)

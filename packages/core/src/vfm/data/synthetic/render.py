@@ -66,7 +66,8 @@ def render_shard(
         UserError: If an image is missing in `drawn`, or its first image is not from this seed and world.
     """
     for index in range(start, stop):
-        scene, key = sample_scene(world, generator(seed, Stream.POOL, index)), f"{index:08d}"
+        scene = sample_scene(world, generator(seed, Stream.POOL, index))
+        key = f"{index:08d}"
         image = encode(draw(scene, world.image_size)) if drawn is None else drawn.get(key)
         is_checked = drawn is not None and index == start
         if image is None or (is_checked and image != encode(draw(scene, world.image_size))):

@@ -94,7 +94,8 @@ def sample_scattered(
         max_objects: largest number of objects. Every number from 1 on is equally likely.
         scale: smallest and largest radius, in image widths.
     """
-    combinations, surfaces = world.combinations, _surfaces(world)
+    combinations = world.combinations
+    surfaces = _surfaces(world)
     chances = np.cumsum(combination_probabilities(len(combinations), zipf))
     looks = np.cumsum(combination_probabilities(len(surfaces), zipf))
     placed: list[PlacedObject] = []

@@ -116,7 +116,8 @@ def render_scenes(
 def _object(label: int, mask: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
     """Describe an object in COCO's form. It is ignored if too little of it is visible."""
     height, width = mask.shape
-    counts, area = encode_mask(mask), int(mask.sum())
+    counts = encode_mask(mask)
+    area = int(mask.sum())
     left, top, right, bottom = mask_box(counts, height, width)
     return {
         "category_id": label,

@@ -115,8 +115,10 @@ def sample_moving(world: World, rng: np.random.Generator, action: Action, num_st
     shapes = turning_shapes(world.shapes) if action.startswith("turn") else world.shapes
     mover = _look(world, rng, shapes)
     # All still shapes are drawn, and then some are left out, so that the number of draws does not vary.
-    positions, sizes = rng.random((num_still + 1, 2)), rng.uniform(*RADIUS, num_still + 1)
-    count, middle = int(rng.random() * (num_still + 1)), float(rng.random())
+    positions = rng.random((num_still + 1, 2))
+    sizes = rng.uniform(*RADIUS, num_still + 1)
+    count = int(rng.random() * (num_still + 1))
+    middle = float(rng.random())
     centres = (0.15 + 0.7 * positions[:-1]).tolist()
     still = []
     for look, (x, y), size in zip(looks, centres, sizes[:-1].tolist(), strict=True):
@@ -142,7 +144,11 @@ def draw_moving(scene: MovingScene, size: int, num_frames: int) -> NDArray[np.ui
 
 def _drawn_mover(ground: NDArray[np.float32], scene: MovingScene, state: float) -> NDArray[np.float32]:
     """Draw the moving shape over the planes, at a state from 0 to 1 of its circle."""
-    channels, look, centres, radius, opacity = ground.copy(), scene.mover, [scene.centre], scene.radius, 1.0
+    channels = ground.copy()
+    look = scene.mover
+    centres = [scene.centre]
+    radius = scene.radius
+    opacity = 1.0
     x, y = scene.centre
     if scene.quantity == 0:
         centres = [(state + shift, y) for shift in (-1, 0, 1)]  # it leaves on one side and enters on the other
@@ -177,7 +183,8 @@ def encode_video(frames: NDArray[np.uint8], rate: int) -> bytes:
 
 def _look(world: World, rng: np.random.Generator, shapes: Sequence[Shape]) -> Scene:
     first, second, tilt, *tint = rng.random(6).tolist()
-    shape, colour = shapes[int(first * len(shapes))], world.colours[int(second * len(world.colours))]
+    shape = shapes[int(first * len(shapes))]
+    colour = world.colours[int(second * len(world.colours))]
     red, green, blue = (0.1 * (part - 0.5) for part in tint)
     nuisance = Nuisance(angle=14 * (tilt - 0.5), tint=(red, green, blue))
     orientation: Orientation | None = "up" if shape in DIRECTED else None

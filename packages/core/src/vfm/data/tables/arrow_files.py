@@ -15,7 +15,9 @@ import pyarrow as pa
 from vfm.base import UserError
 from vfm.storage import files
 
-STATE_FILE, INFO_FILE, SPLITS_FILE = "state.json", "dataset_info.json", "dataset_dict.json"
+STATE_FILE = "state.json"
+INFO_FILE = "dataset_info.json"
+SPLITS_FILE = "dataset_dict.json"
 ROWS_KEY = "_indices_data_files"  # used by early versions, which saved a selection of rows next to all rows
 FILE_MAGIC = b"ARROW1"  # start of the format with a footer, while `datasets` writes the stream format
 

@@ -13,7 +13,8 @@ from typing import Any
 from vfm.base import UserError
 from vfm.storage import files
 
-LABELS_FILE, FOLDER = "labels.json", "data"
+LABELS_FILE = "labels.json"
+FOLDER = "data"
 COLUMNS = ["image", "label"]
 _HEAD = re.compile(rb'\s*\{\s*"(?:classes|labels)"\s*:')
 
@@ -37,7 +38,8 @@ def num_fiftyone_labels(path: str) -> int:
 
 def fiftyone_rows(path: str) -> Iterator[dict[str, Any]]:
     """Yield the image and the label of each entry. A label with a confidence is a record."""
-    record, classes = _record(path), fiftyone_classes(path)
+    record = _record(path)
+    classes = fiftyone_classes(path)
     folder = f"{path.rpartition('/')[0] or '.'}/{FOLDER}"
     names = {name.rpartition(".")[0]: name for name in files.walk(folder)} if files.is_directory(folder) else {}
     for stem, label in record["labels"].items():

@@ -122,7 +122,8 @@ class ParquetShard(ShardReader):
         columns = self.file.schema_arrow.names
         if names[0] not in columns:
             raise UserError(f"{self.path}: no column '{names[0]}'; the columns are {', '.join(columns)}")
-        wanted, start = set(rows), 0
+        wanted = set(rows)
+        start = 0
         for group in range(self.file.metadata.num_row_groups):
             with reading(self.path, "Parquet"):
                 table = self.file.read_row_group(group, columns=[name for name in columns if name in names])
@@ -193,7 +194,8 @@ class ParquetShard(ShardReader):
         texts = captions_of(self.spec, lambda location: captions_at(location, value_at, self.spec, where), where)
         label = self.spec.label_of(value_at(self.spec.label_key), where) if self.spec.label_key else None
         columns = read_columns(self.spec, value_at, where) if self.spec.images else {}
-        uid, url = value_at("uid"), value_at("url")
+        uid = value_at("uid")
+        url = value_at("url")
         value_at("key")  # raises BadSample for a key that is not UTF-8
         key = self.key(row)
         image = b""

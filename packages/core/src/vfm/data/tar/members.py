@@ -10,7 +10,8 @@ from typing import IO, Literal
 from vfm.base import UserError
 
 BLOCK = 512  # bytes. Headers and data begin at multiples of it
-MAGIC, MAGIC_OFFSET = b"ustar", 257
+MAGIC = b"ustar"
+MAGIC_OFFSET = 257
 SIZE_FIELD = slice(124, 135)  # octal digits
 CHECKSUM_FIELD = slice(148, 156)
 PREFIX_OFFSET = 345  # byte of the prefix of a long name
@@ -53,7 +54,8 @@ class TarMembers:
     """
 
     def __init__(self, stream: IO[bytes], path: str) -> None:
-        self.stream, self.path = stream, path
+        self.stream = stream
+        self.path = path
         self.complete = False
         self.stop = 0
         self.size = stream.seek(0, 2)
@@ -95,7 +97,8 @@ class TarMembers:
     def _plain(self, offset: int) -> Iterator[tarfile.TarInfo]:
         """Yield members while their headers are plain. tarfile reads every header, but takes five times as long."""
         while (member := plain_member(self._block(offset))) is not None:
-            member.offset, member.offset_data = offset, offset + BLOCK
+            member.offset = offset
+            member.offset_data = offset + BLOCK
             self.stop = offset = member.offset_data + _padded(member.size)
             yield member
 
@@ -207,12 +210,14 @@ def plain_member(header: bytes) -> tarfile.TarInfo | None:
     """Parse a valid ustar header of a regular file, None for any other header."""
     if len(header) < BLOCK or header[TYPE_OFFSET] not in b"0\0" or not header.startswith(MAGIC, MAGIC_OFFSET):
         return None
-    digits, checksum = header[SIZE_FIELD], header[CHECKSUM_FIELD]
+    digits = header[SIZE_FIELD]
+    checksum = header[CHECKSUM_FIELD]
     name = header[:100].split(b"\0", 1)[0]
     if not digits.isdigit() or not checksum[:6].isdigit() or header[PREFIX_OFFSET] or name.endswith(b"/") or not name:
         return None
     try:
-        size, expected = int(digits, 8), int(checksum[:6], 8)
+        size = int(digits, 8)
+        expected = int(checksum[:6], 8)
     except ValueError:
         return None
     if sum(header) - sum(checksum) + 8 * ord(" ") != expected or checksum[6:] != b"\0 " or header[135] not in b"\0 ":

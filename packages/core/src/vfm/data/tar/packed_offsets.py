@@ -125,7 +125,8 @@ def _packed(column: NDArray[np.int64]) -> tuple[int, int, bytes]:
     """Compute the smallest value of a column, the width in bytes of the differences to it, and the differences."""
     if not len(column):
         return 0, 0, b""
-    base, span = int(column.min()), int(column.max()) - int(column.min())
+    base = int(column.min())
+    span = int(column.max()) - int(column.min())
     width = next(width for width in _WIDTHS if span < 1 << 8 * width)
     if not width:
         return base, width, b""
@@ -136,7 +137,8 @@ class OffsetsWriter:
     """Writes the segments of many shards to a file, which gets its name if the `with` block succeeds."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._part = path, part_name(path)
+        self.path = path
+        self._part = part_name(path)
         self._places: list[tuple[int, int]] = []
 
     def __enter__(self) -> OffsetsWriter:

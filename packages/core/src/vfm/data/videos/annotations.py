@@ -50,11 +50,13 @@ def recognise_annotations(path: str) -> str:
 
 def kinetics(config: Videos, root: str) -> Listing:
     """List the videos of a csv `label,youtube_id,time_start,time_end,split`, with files `ID_000010_000020.mp4`."""
-    files_by_stem, videos = _by_stem(root), []
+    files_by_stem = _by_stem(root)
+    videos = []
     for row in csv.DictReader(io.StringIO(files.read_text(str(config.annotations)))):
         try:
             start, end = int(float(row["time_start"])), int(float(row["time_end"]))
-            identity, label = row["youtube_id"], row["label"].strip()
+            identity = row["youtube_id"]
+            label = row["label"].strip()
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             expected = ", ".join(sorted(KINETICS_COLUMNS))
             raise UserError(f"{config.annotations}: expected {expected}, got {row}") from None
@@ -92,11 +94,13 @@ def ucf(config: Videos, root: str) -> Listing:
 
 def hmdb(config: Videos, root: str) -> Listing:
     """List the videos of an HMDB split: files `CLASS_test_split1.txt` with lines `name.avi 1` (train) or 2 (test)."""
-    folder, name = str(config.annotations), config.split
+    folder = str(config.annotations)
+    name = config.split
     match = HMDB_SPLIT.fullmatch(name)
     if not match:
         raise UserError(f"split: expected train1 to train3 or test1 to test3 of HMDB, got {name!r}")
-    part, number = match[1], match[2] or "1"
+    part = match[1]
+    number = match[2] or "1"
     videos = []
     for file in files.names_in(folder):
         match = HMDB_FILE.fullmatch(file)
@@ -113,7 +117,8 @@ def something(config: Videos, root: str) -> Listing:
     """List the videos of a Something-Something JSON file: entries with `id` and `template` or `label`."""
     path = str(config.annotations)
     names = _template_names(f"{path.rpartition('/')[0] or '.'}/{SOMETHING_CLASSES}")
-    entries, videos = _json(path), []
+    entries = _json(path)
+    videos = []
     if not isinstance(entries, list):
         raise UserError(f"{path}: expected a list of videos with `id` and `template`")
     files_by_stem = _by_stem(root)

@@ -105,7 +105,8 @@ def video_stream(container: Any, where: str) -> Any:
 
 def _decoded(container: Any, facts: VideoFacts, numbers: Sequence[int], where: str) -> Iterator[tuple[int, Frame]]:
     """Yield the wanted frames, by their times if these are known, otherwise by counting."""
-    stream, reformatter = video_stream(container, where), VideoReformatter()
+    stream = video_stream(container, where)
+    reformatter = VideoReformatter()
     select = _by_time if facts.step else _by_count
     for number, frame in select(container, stream, facts, numbers, where):
         yield number, _DecodedFrame(frame, facts.rotation, reformatter)
@@ -125,7 +126,8 @@ def _by_time(
         if group or key:  # the first group may start at the beginning of the file, without a seek
             container.seek(facts.key_times[key], stream=stream, backward=True)
         times = {facts.time_of(number): number for number in wanted}
-        last, left = wanted[-1], len(wanted)
+        last = wanted[-1]
+        left = len(wanted)
         for packet in container.demux(stream):
             stream.codec_context.skip_frame = "DEFAULT" if packet.pts in times or packet.pts is None else "NONREF"
             for frame in packet.decode():
@@ -142,11 +144,13 @@ def _by_count(
     container: Any, stream: Any, facts: VideoFacts, numbers: Sequence[int], where: str
 ) -> Iterator[tuple[int, Any]]:
     """Yield frames by counting from the beginning, or from a later key frame."""
-    at, frames = 0, iter(container.decode(stream))
+    at = 0
+    frames = iter(container.decode(stream))
     for wanted in numbers:
         key = bisect_right(facts.key_frames, wanted) - 1
         if key >= 0 and facts.key_frames[key] > at:
-            at, time = facts.key_frames[key], facts.key_times[key]
+            at = facts.key_frames[key]
+            time = facts.key_times[key]
             container.seek(time, stream=stream, backward=True)
             frames = _from_time(container.decode(stream), time)
         frame = None
@@ -170,7 +174,9 @@ class _DecodedFrame:
     """A frame from PyAV."""
 
     def __init__(self, frame: Any, rotation: int, reformatter: VideoReformatter) -> None:
-        self.frame, self.turns, self.reformatter = frame, rotation // 90, reformatter
+        self.frame = frame
+        self.turns = rotation // 90
+        self.reformatter = reformatter
 
     def resized(self, width: int, height: int) -> Pixels:
         if self.turns % 2:

@@ -106,7 +106,8 @@ def _linked(listing: FolderListing) -> Iterator[ListedVideo]:
 
 def _in_class(root: str, name: str, media: Media) -> ListedVideo:
     stem = name if media.is_folder else name.rpartition(".")[0]
-    label, key = printable(name.partition("/")[0]), printable(stem)
+    label = printable(name.partition("/")[0])
+    key = printable(stem)
     bad = BadSample("wrong_encoding", printable(f"{root}/{name}")) if key != stem else None
     return ListedVideo(key, media, label, key.rpartition("/")[2], bad)
 

@@ -87,7 +87,8 @@ class _Packets:
 def _read_packets(container: Any, where: str) -> _Packets:
     stream = video_stream(container, where)
     declared = float(stream.average_rate or 0)
-    packets, end = _Packets(float(stream.time_base or 0), declared), 0.0
+    packets = _Packets(float(stream.time_base or 0), declared)
+    end = 0.0
     for packet in container.demux():
         if packet.size == 0 or packet.is_discard:
             continue

@@ -63,7 +63,8 @@ def drawn_view(
     steps = [(i, j) for i, j in product(range(len(scales)), repeat=2) if abs(i - j) <= 1]
     scale_draw, corner_draw, flip_draw = rng.random(3)
     i, j = steps[int(scale_draw * len(steps))]
-    across, down = scales[i], scales[j]
+    across = scales[i]
+    down = scales[j]
     short = min(size)
     resized = (_scaled(size[0], side, across * short), _scaled(size[1], side, down * short))
     x, y = PLACES[int(corner_draw * len(PLACES))]

@@ -185,7 +185,8 @@ class ClassAndPatches:
     """
 
     def __init__(self, model: ClipModel) -> None:
-        self.model, self.module = model, model.module
+        self.model = model
+        self.module = model.module
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
         """Encode images as unit vectors, float32 (N, D) on the CPU.

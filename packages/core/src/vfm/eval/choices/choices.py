@@ -25,7 +25,8 @@ from vfm.statistics import Accuracy, stratified_mean
 
 def evaluate_mmvp_vlm(config: MmvpVlm, ctx: Context, encoders: Mapping[str, TextImageEncoder]) -> Evaluated:
     """Evaluate models with `score_mmvp_vlm`."""
-    data, prompt = ctx.load(config.data), config.prompt
+    data = ctx.load(config.data)
+    prompt = config.prompt
     return score_mmvp_vlm(ctx, encoders, data, prompt=prompt, diva_scoring=config.diva_scoring, reading=config.reading)
 
 
@@ -57,7 +58,8 @@ def score_mmvp_vlm(
         others = {_diva_name(name): ClassAndPatches(_clip(name, model)) for name, model in encoders.items()}
     choices = choice_logits(ctx, {**encoders, **others}, data, prompt, reading, partial(_check_pair, ctx.name_of(data)))
     truth = np.array([item.truth for item in choices.items])  # (P, 2)
-    results, rights = {}, {}
+    results = {}
+    rights = {}
     for name in encoders:
         result = mmvp_vlm(np.stack(choices.logits[name]), truth)
         # The two statements of a pair share its images, so for single statements the pairs are the independent items.
@@ -106,7 +108,8 @@ def score_choices(
     choices = choice_logits(ctx, encoders, data, prompt, reading)
     rights = [np.array(item.truth)[:, None] == np.arange(len(item.images)) for item in choices.items]  # (S, I) each
     text_chance, image_chance, group_chance = np.array([_chances(right) for right in rights]).T
-    results, group_right = {}, {}
+    results = {}
+    group_right = {}
     for name in encoders:
         outcomes = [choose(scores[None], right) for scores, right in zip(choices.logits[name], rights, strict=True)]
         text = np.array([outcome.text[0] for outcome in outcomes])

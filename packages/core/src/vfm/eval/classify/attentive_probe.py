@@ -42,8 +42,10 @@ class AttentiveHead(nn.Module):
         # Heads of 64 channels, as in the encoders, or the next number that divides the width.
         self.num_heads = next(heads for heads in range(most, 0, -1) if width % heads == 0)
         self.query = nn.Parameter(torch.empty(width))
-        self.keys, self.values = nn.Linear(width, width, bias=False), nn.Linear(width, width)
-        self.out, self.linear = nn.Linear(width, width), nn.Linear(width, num_classes)
+        self.keys = nn.Linear(width, width, bias=False)
+        self.values = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.linear = nn.Linear(width, num_classes)
         # As the tokens of vision transformers are drawn.
         nn.init.normal_(self.query, std=0.02, generator=generator)
         for layer in (self.keys, self.values, self.out):
@@ -77,7 +79,9 @@ class PatchTokens:
     """
 
     def __init__(self, encoder: Any, num_images: int, max_gib: float) -> None:
-        self.encoder, self.num_images, self.max_gib = encoder, num_images, max_gib
+        self.encoder = encoder
+        self.num_images = num_images
+        self.max_gib = max_gib
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
         """Encode images as tokens, fp16 (N, T, D) on the CPU.

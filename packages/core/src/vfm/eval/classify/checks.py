@@ -31,11 +31,13 @@ def check_classify(config: Classify, ctx: Preflight) -> None:
 
 def check_feature_evaluation(config: FeatureEvaluation, ctx: Preflight) -> None:
     """Check that both sets have the same type and, if they already exist, the same classes."""
-    train, data = ctx.artifact(config.train), ctx.artifact(config.data)
+    train = ctx.artifact(config.train)
+    data = ctx.artifact(config.data)
     if train and data:
         check_same_classes(config, train, data)
         return
-    train_type, data_type = _type_of(ctx, config.train), _type_of(ctx, config.data)
+    train_type = _type_of(ctx, config.train)
+    data_type = _type_of(ctx, config.data)
     if train_type and data_type:
         check_same_types(config, train_type, data_type)
 
@@ -103,7 +105,8 @@ def warn_of_overlap(ctx: Context, train: Sequence[bytes], data: Sequence[bytes])
 
 def _type_of(ctx: Preflight, ref: Ref[Any]) -> type[Artifact] | None:
     """Find the type of an input that may not exist yet."""
-    artifact, stage = ctx.artifact(ref), ctx.stage(ref)
+    artifact = ctx.artifact(ref)
+    stage = ctx.stage(ref)
     if artifact:
         return type(artifact)
     if stage:

@@ -101,7 +101,8 @@ def result_from_ranks(
 
     `num_answers` is the number of classes that could be predicted, for the chance level. By default it is all classes.
     """
-    top1, among = hits_at(ranks, 1), num_answers or len(data.class_names)
+    top1 = hits_at(ranks, 1)
+    among = num_answers or len(data.class_names)
     scores = _class_scores(top1, hits_at(ranks, 5), labels, among, prefix)
     scores += _group_scores(top1, labels, data, among, prefix)
     columns = {"key": keys, "label": labels, "predicted": predicted, "rank": ranks}

@@ -50,13 +50,18 @@ def add_class_panels(
 
 def _answers(data: LabeledDataset, numbers: Sequence[int], result: ModelResult) -> Iterator[CaptionedImage]:
     """Yield images that a model classifies right, then the ones with the worst ranks."""
-    table, source = result.predictions["images"], open_dataset(data)
-    labels, predicted = np.asarray(table["label"]), np.asarray(table["predicted"])
+    table = result.predictions["images"]
+    source = open_dataset(data)
+    labels = np.asarray(table["label"])
+    predicted = np.asarray(table["predicted"])
     ranks = np.asarray(table["rank"])
     worst_first = np.argsort(-ranks, kind="stable")
-    right, wrong = np.flatnonzero(ranks == 0), worst_first[ranks[worst_first] > 0]
+    right = np.flatnonzero(ranks == 0)
+    wrong = worst_first[ranks[worst_first] > 0]
     for row in [*first_of_each(right, labels, SHOWN), *first_of_each(wrong, labels, SHOWN)]:
-        label, guess, rank = data.class_names[labels[row]], data.class_names[predicted[row]], int(ranks[row])
+        label = data.class_names[labels[row]]
+        guess = data.class_names[predicted[row]]
+        rank = int(ranks[row])
         taken = "" if guess == label else f", taken for {guess}"
         sample = source[numbers[row]]
         yield CaptionedImage(decode_image(sample.image, sample.key), f"{label}{taken} · rank {rank + 1}", rank == 0)
@@ -76,7 +81,8 @@ def _add_changed_panel(
         guesses = mistaken.predictions["images"]["predicted"]
         for item in first_of_each(items, labels, SHOWN // 2):
             sample = source[numbers[item]]
-            label, guess = data.class_names[labels[item]], data.class_names[guesses[item]]
+            label = data.class_names[labels[item]]
+            guess = data.class_names[guesses[item]]
             image = decode_image(sample.image, sample.key)
             shown.append(CaptionedImage(image, f"{label}, {guess} for {name}", right=mistaken is first))
     note = "Under each image are its class and the answer of the model that is wrong."

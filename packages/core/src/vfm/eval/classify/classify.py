@@ -50,7 +50,8 @@ def evaluate_classify(config: Classify, ctx: Context, encoders: Mapping[str, Any
     leave_to_first()
     results = {}
     for name, head in heads.items():
-        scores, details = images.features[name].numpy(), {"head": head.columns}
+        scores = images.features[name].numpy()
+        details = {"head": head.columns}
         results[name] = result_from_scores(scores, targets, images.keys, data, "", details)
     add_class_panels(ctx, data, images, targets, results)
     return Evaluated(data_hash(data, images.digests), results)

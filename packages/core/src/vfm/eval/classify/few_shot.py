@@ -61,7 +61,8 @@ class FewShotSettings:
 
 def evaluate_few_shot(config: FewShot, ctx: Context, encoders: Mapping[str, ImageEncoder]) -> Evaluated:
     """Evaluate features with `score_few_shot`."""
-    train, data = ctx.load(config.train), ctx.load(config.data)
+    train = ctx.load(config.train)
+    data = ctx.load(config.data)
     check_same_classes(config, train, data)
     words = config.start == "zero_shot"
     settings = FewShotSettings(config.shots, config.draws, words, config.penalty, config.templates, config.seed)
@@ -89,7 +90,8 @@ def score_few_shot(
         for name, model in encoders.items():
             if not hasattr(model, "encode_texts"):
                 raise UserError(f"{name}: start: zero_shot needs a text tower, which this model does not have")
-    known, test = encode_labeled(ctx, encoders, train, reading), encode_labeled(ctx, encoders, data, reading)
+    known = encode_labeled(ctx, encoders, train, reading)
+    test = encode_labeled(ctx, encoders, data, reading)
     missing = sorted(set(range(len(data.class_names))) - set(known.labels.tolist()))
     if missing:  # its weights would stay at the start, which may be zero
         raise UserError(f"{ctx.name_of(train)}: class {data.class_names[missing[0]]!r} has no training image")
@@ -99,9 +101,11 @@ def score_few_shot(
         starts[name] = _start(name, model, data, settings, width, reading.batch_size)
     leave_to_first()
     warn_of_overlap(ctx, known.digests, test.digests)
-    results, curves = {}, []
+    results = {}
+    curves = []
     for name, start in starts.items():
-        known_features, test_features = known.features[name].numpy(), test.features[name].numpy()
+        known_features = known.features[name].numpy()
+        test_features = test.features[name].numpy()
         trials = {}
         for shots in settings.shots:
             trials[shots] = _trials(known_features, known.labels, test_features, test.labels, start, shots, settings)
@@ -156,7 +160,8 @@ def _trials(
     shots: int,
     settings: FewShotSettings,
 ) -> _Trials:
-    predicted, right = [], []
+    predicted = []
+    right = []
     for draw in range(settings.draws):
         # The same images for all models, so that their scores can be paired.
         some = draw_shots(known_labels, shots, settings.seed + draw)

@@ -27,7 +27,8 @@ from vfm.train.parallel.sharing import leave_to_first
 
 def evaluate_knn(config: Knn, ctx: Context, encoders: Mapping[str, ImageEncoder]) -> Evaluated:
     """Evaluate features by letting the nearest training images vote for their class or for each of their labels."""
-    train, data = ctx.load(config.train), ctx.load(config.data)
+    train = ctx.load(config.train)
+    data = ctx.load(config.data)
     check_same_classes(config, train, data)
     known, known_targets = encode_with_targets(ctx, encoders, train, config.reading)
     test, targets = encode_with_targets(ctx, encoders, data, config.reading)
@@ -78,7 +79,8 @@ def knn_votes(
     """
     if k < 1 or temperature <= 0:
         raise ValueError(f"k must be at least 1 and temperature positive, got {k} and {temperature}")
-    train, test = F.normalize(train_features, dim=-1), F.normalize(test_features, dim=-1)
+    train = F.normalize(train_features, dim=-1)
+    test = F.normalize(test_features, dim=-1)
     k = min(k, len(train))
     votes = torch.zeros(len(test), num_classes, device=test.device)
     # With several labels per image, the labels of all neighbours are held too.

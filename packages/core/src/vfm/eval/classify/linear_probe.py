@@ -41,7 +41,8 @@ PENALTIES: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1
 
 def evaluate_linear_probe(config: LinearProbe, ctx: Context, encoders: Mapping[str, ImageEncoder]) -> Evaluated:
     """Evaluate features by logistic regression or, with solver sgd or lars, by a sweep of learning rates."""
-    train, data = ctx.load(config.train), ctx.load(config.data)
+    train = ctx.load(config.train)
+    data = ctx.load(config.data)
     check_same_classes(config, train, data)
     encoders = with_probe_features(encoders, config.features)
     if config.solver != "lbfgs":
@@ -80,7 +81,8 @@ def _evaluate_lbfgs(
     leave_to_first()
     warn_of_overlap(ctx, known.digests, test.digests)
     train_hash = data_hash(train, known.digests)
-    results, curves = {}, []
+    results = {}
+    curves = []
     for name in encoders:
         features = known.features[name].numpy()
         probe = fit_linear_probe(
@@ -156,13 +158,16 @@ def fit_linear_probe(
     Raises:
         UserError: If `train` has fewer than two classes.
     """
-    features, labels = np.asarray(train[0], dtype=np.float64), np.asarray(train[1])
+    features = np.asarray(train[0], dtype=np.float64)
+    labels = np.asarray(train[1])
     if len(np.unique(labels)) < 2:
         raise UserError("expected training images of two or more classes, got one class")
     # Standardised, so that one grid of penalties serves all models.
-    mean, spread = features.mean(axis=0), features.std(axis=0)
+    mean = features.mean(axis=0)
+    spread = features.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)  # constant features stay at zero
-    x, held_out = (features - mean) / scale, (validation[0] - mean) / scale
+    x = (features - mean) / scale
+    held_out = (validation[0] - mean) / scale
     accuracy: dict[float, float] = {}
     # One model for all penalties, from strong to weak: each fit starts from the last one and needs only a few steps.
     model = LogisticRegression(max_iter=max_iter, warm_start=True)

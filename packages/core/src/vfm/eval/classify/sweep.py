@@ -145,7 +145,8 @@ def train_heads(
         if step % per_epoch == 0:
             order = generator.permutation(rows)
         batch = torch.from_numpy(np.sort(order[step % per_epoch :: per_epoch]))  # sorted, for reads from a file
-        x, y = features[batch].to(device).float(), targets[batch].to(device)
+        x = features[batch].to(device).float()
+        y = targets[batch].to(device)
         # One backward pass for all heads. They share the features, which have no gradient, and nothing else.
         loss = torch.stack([objective(head(x), y) for head in heads]).sum()  # the gradients stay apart
         for optimizer in optimizers:

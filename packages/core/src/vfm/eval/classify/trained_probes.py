@@ -50,7 +50,8 @@ class ProbeSettings:
 
 def evaluate_attentive_probe(config: AttentiveProbe, ctx: Context, encoders: Mapping[str, ImageEncoder]) -> Evaluated:
     """Evaluate patch tokens with an attentive probe."""
-    train, data = ctx.load(config.train), ctx.load(config.data)
+    train = ctx.load(config.train)
+    data = ctx.load(config.data)
     check_same_classes(config, train, data)
     lrs = tuple(config.lrs or LRS["adamw"])
     schedule = ProbeSchedule("adamw", lrs, config.epochs, config.train_batch_size, config.seed)
@@ -81,7 +82,8 @@ def score_trained_probe(
         leave_to_first()
         warn_of_overlap(ctx, known.digests, test.digests)
         split = _split(known_targets, settings)
-        results, curves = {}, []
+        results = {}
+        curves = []
         for name in encoders:
             width = features[name].shape[-1]
             head = NormedLinearHead if settings.probe == "linear" else AttentiveHead
@@ -128,7 +130,8 @@ def _encode(
 
 
 def _split(targets: Tensor, settings: ProbeSettings) -> tuple[Rows, Rows]:
-    fraction, seed = settings.validation_fraction, settings.schedule.seed
+    fraction = settings.validation_fraction
+    seed = settings.schedule.seed
     # Several labels cannot all be distributed evenly, so the split treats all images as one class.
     if targets.ndim == 1:
         classes = targets

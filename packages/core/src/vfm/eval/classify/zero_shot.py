@@ -35,7 +35,8 @@ from vfm.train.parallel.sharing import leave_to_first
 
 # Numbers instead of names, as in ImageNet's folders (n01440764), mean nothing to a text tower. Up to ten numbers are
 # allowed, since the classes may be digits, which are words.
-NUMBERED, NUM_DIGITS = re.compile(r"n?\d+"), 10
+NUMBERED = re.compile(r"n?\d+")
+NUM_DIGITS = 10
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def score_zero_shot(
         UserError: If there is not one class name per label, sentences do not fit the names, or fewer than two classes
             can be predicted.
     """
-    names, templates = list(prompts.class_names or data.class_names), list(prompts.templates or data.templates)
+    names = list(prompts.class_names or data.class_names)
+    templates = list(prompts.templates or data.templates)
     if len(names) != len(data.class_names):
         raise UserError(f"class_names: expected one per class, {len(data.class_names)}, got {len(names)}")
     if len(names) > NUM_DIGITS and all(NUMBERED.fullmatch(name) for name in names):

@@ -99,7 +99,8 @@ def load_step(step: AblationStep, report: Report) -> StepResult:
 
 def in_words(result: StepResult) -> str:
     """Describe the gain of a step and of its controls in two sentences."""
-    gain, unit = result.gain, result.scores[0].unit
+    gain = result.gain
+    unit = result.scores[0].unit
     before, after = result.score_of(gain.baseline), result.score_of(gain.model)
     scores = f"{quantity(before.value, unit)} → {quantity(after.value, unit)}"
     ends = f"{change(gain.low, unit)} to {change(gain.high, unit)}"

@@ -141,7 +141,9 @@ def score_of(report: Report, metrics: Sequence[str]) -> ReportScore:
         by_name[name] = [metric for metric in report.metrics if metric.name == name]
         if not by_name[name]:
             raise KeyError(name)
-    values, gains, p_values = {}, {}, {}
+    values = {}
+    gains = {}
+    p_values = {}
     for model in (metric.model for metric in by_name[names[0]]):
         estimates = []
         for metrics_of_name in by_name.values():
@@ -164,7 +166,8 @@ def mean_over(scored: Sequence[ReportScore], name: str) -> tuple[list[Metric], l
     """Average the score of each model that is in all reports, and its gain over the first model."""
     models = [model for model in scored[0].values if all(model in report.values for report in scored)]
     n = sum({report.dataset: report.num_items for report in scored}.values())
-    metrics, comparisons = [], []
+    metrics = []
+    comparisons = []
     for model in models:
         mean = Estimate.over_sets([(report.dataset, report.values[model]) for report in scored])
         metrics.append(Metric(name=name, value=mean.value, n=n, low=mean.low, high=mean.high, model=model))

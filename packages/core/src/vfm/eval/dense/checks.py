@@ -30,7 +30,8 @@ def check_dense_data(config: DenseEvaluation, data: AnnotatedImages) -> None:
         UserError: If labels or images are missing.
     """
     if not set(config.tasks) & set(data.labels):
-        needed, existing = " or ".join(config.tasks), ", ".join(data.labels)
+        needed = " or ".join(config.tasks)
+        existing = ", ".join(data.labels)
         raise UserError(f"{config.data}: {config.kind} needs {needed}, the dataset has {existing}")
     if (config.models or not config.predictions) and not data.has_images:
         raise UserError(f"{config.data}: made with images: false, so only predictions can be evaluated on it")
@@ -53,7 +54,8 @@ def check_dense_model(
         UserError: If the task or the classes do not fit.
     """
     if not set(config.tasks) & set(tasks):
-        needed, existing = " or ".join(config.tasks), ", ".join(tasks)
+        needed = " or ".join(config.tasks)
+        existing = ", ".join(tasks)
         raise UserError(f"{name}: {config.kind} needs {needed}, the model predicts {existing}")
     if data and class_names is not None and class_names != data.class_names:
         of_model, of_data = _first_difference(class_names, data.class_names)

@@ -61,15 +61,20 @@ def with_legend(
     sheet: Image.Image, labels: NDArray[np.integer], source: AnnotatedSource, colours: NDArray[np.uint8]
 ) -> Image.Image:
     """Add the names of some classes below an image, on their colours. Negative labels are skipped."""
-    font, pen = ImageFont.load_default(size=LEGEND_TEXT), ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=LEGEND_TEXT)
+    pen = ImageDraw.Draw(sheet)
     positions: list[tuple[int, int, int]] = []
-    x, y, line = 0, sheet.height + GAP, 0
+    x = 0
+    y = sheet.height + GAP
+    line = 0
     for label in labels[labels >= 0].tolist():
         width, height = text_size(pen, source.dataset.class_names[label], font)
         if x and x + width > sheet.width:
-            x, y = 0, y + line + GAP
+            x = 0
+            y = y + line + GAP
         positions.append((label, x, y))
-        x, line = x + width + GAP, max(line, height)
+        x = x + width + GAP
+        line = max(line, height)
     whole = Image.new("RGB", (sheet.width, y + line + 1), "white")
     whole.paste(sheet)
     pen = ImageDraw.Draw(whole)

@@ -194,7 +194,9 @@ def _rows(number: int, instances: Instances) -> list[Row]:
     count = len(instances.labels)
     masks = [None] * count if instances.masks is None else [encode_mask(mask) for mask in instances.masks]
     maskness = np.ones(count) if instances.maskness is None else instances.maskness
-    labels, scores, boxes = instances.labels.tolist(), instances.scores.tolist(), instances.boxes.tolist()
+    labels = instances.labels.tolist()
+    scores = instances.scores.tolist()
+    boxes = instances.boxes.tolist()
     columns = (labels, scores, boxes, masks, maskness.tolist())
     return [(number, *row) for row in zip(*columns, strict=True)]
 

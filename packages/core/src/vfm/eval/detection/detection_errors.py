@@ -46,7 +46,8 @@ def confident_by_image(
     """
     confident = detections[detections.scores >= min_score]
     confident = confident[np.argsort(-confident.scores, kind="stable")]
-    detection_rows, object_rows = rows_by_key(confident.image), rows_by_key(truth.objects.image)
+    detection_rows = rows_by_key(confident.image)
+    object_rows = rows_by_key(truth.objects.image)
     nothing = np.empty(0, dtype=np.int64)
     for image in sorted(detection_rows.keys() | object_rows.keys()):
         of_image = confident[detection_rows.get(image, nothing)]

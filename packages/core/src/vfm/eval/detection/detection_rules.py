@@ -104,7 +104,8 @@ def match_all(detections: Detections, truth: GroundTruth, shape: Shape, max_dets
     if truth.rule != "coco":  # lvis-api selects annotations by an area above 0, so others are not even wrong
         detections, areas = detections[areas > 0], areas[areas > 0]
     limit = max_dets if truth.rule == "coco" else len(detections) + 1
-    detection_rows, object_rows = rows_by_key(detections.labels), rows_by_key(truth.objects.labels)
+    detection_rows = rows_by_key(detections.labels)
+    object_rows = rows_by_key(truth.objects.labels)
     nothing = np.empty(0, dtype=np.int64)
     for label in range(truth.num_classes):
         rows = detection_rows.get(label, nothing)

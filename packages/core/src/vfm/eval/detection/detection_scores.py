@@ -52,7 +52,8 @@ class DetectionScores:
 
     def scores(self) -> list[ResampledScore]:
         """Compute AP (also at IoU 0.5 and 0.75, by area, by frequency) and AR. Scores without objects are left out."""
-        prefix, every = PREFIX[self.shape], slice(None)
+        prefix = PREFIX[self.shape]
+        every = slice(None)
         scores = [
             self._score(f"{prefix}_ap", 0, every, every),
             self._score(f"{prefix}_ap50", 0, [0], every),
@@ -118,5 +119,6 @@ class DetectionScores:
         for label, rows in enumerate(self.classes):
             if rows.object_counts.any():
                 of_class = precision_recall(rows, weights)
-                precision[..., label], recall[..., label] = of_class.precision, of_class.recall
+                precision[..., label] = of_class.precision
+                recall[..., label] = of_class.recall
         return PrecisionRecallTables(precision, recall)

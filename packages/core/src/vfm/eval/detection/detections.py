@@ -130,7 +130,8 @@ def _row(
         raise UserError(f"{where}: expected an object with a finite `score`")
     if not _is_number(record.get("maskness", 1.0)):
         raise UserError(f"{where}: expected a finite `maskness`, got {record['maskness']!r}")
-    image, label = _index(record.get("image_id"), images), _index(record.get("category_id"), labels)
+    image = _index(record.get("image_id"), images)
+    label = _index(record.get("category_id"), labels)
     if image is None:
         raise UserError(f"{where}: the dataset has no image {record.get('image_id')!r}")
     if label is None:

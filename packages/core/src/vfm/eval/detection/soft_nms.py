@@ -36,7 +36,8 @@ def soft_nms(
     """
     corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     overlaps = np.asarray(coco_mask.iou(corners, corners, [0] * len(boxes))).reshape(len(boxes), len(boxes))
-    softened, remaining = scores.astype(np.float64).copy(), np.ones(len(scores), dtype=bool)
+    softened = scores.astype(np.float64).copy()
+    remaining = np.ones(len(scores), dtype=bool)
     for _ in range(len(scores)):
         best = int(np.argmax(np.where(remaining, softened, -np.inf)))
         remaining[best] = False

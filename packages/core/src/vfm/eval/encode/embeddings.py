@@ -96,7 +96,8 @@ def embed_dataset(
     Raises:
         UserError: If too many images cannot be read, or an embedding is not finite.
     """
-    bad, seen = BadSamples(ctx), 0
+    bad = BadSamples(ctx)
+    seen = 0
     for batch in decoded_batches(source, reading, lambda sample: None, fits=preprocesses([encoder])):
         good = [item for _, item in batch if not isinstance(item, BadSample)]
         for number, item in batch:
@@ -150,7 +151,8 @@ class ParquetWriter:
     """Writes one row group per batch."""
 
     def __init__(self, file: Path, model: str, data: str = "") -> None:
-        self.file, self.part = file, file.with_name(file.name + ".part")
+        self.file = file
+        self.part = file.with_name(file.name + ".part")
         self.facts = {MODEL: model.encode(), **({DATA: data.encode()} if data else {})}
         self.writer: Any = None
         self.stream: IO[bytes]
@@ -189,8 +191,10 @@ class NpyWriter:
     """Writes rows after a header. numpy pads headers, so the number of rows can be filled in at the end."""
 
     def __init__(self, file: Path) -> None:
-        self.file, self.part = file, file.with_name(file.name + ".part")
-        self.rows, self.keys = 0, file.with_suffix(KEYS)
+        self.file = file
+        self.part = file.with_name(file.name + ".part")
+        self.rows = 0
+        self.keys = file.with_suffix(KEYS)
         self.stream: IO[bytes]
         self.names: IO[bytes]
 
@@ -204,7 +208,8 @@ class NpyWriter:
         """Append a batch."""
         if not self.rows:
             self._header(vectors.shape[1])
-        self.rows, self.width = self.rows + len(vectors), vectors.shape[1]
+        self.rows = self.rows + len(vectors)
+        self.width = vectors.shape[1]
         self.stream.write(np.ascontiguousarray(vectors, dtype=np.float32).tobytes())
         self.names.writelines(f"{key}\n".encode() for key in keys)
 
@@ -268,7 +273,8 @@ def read_embeddings(file: Path) -> SavedEmbeddings:
             texts = [text or "" for text in table["text"].to_pylist()]  # null without a caption or class
             vectors = torch.from_numpy(flat.reshape(len(table), -1).copy())
             facts = table.schema.metadata or {}
-            model, data = facts.get(MODEL, b"").decode(), facts.get(DATA, b"").decode()
+            model = facts.get(MODEL, b"").decode()
+            data = facts.get(DATA, b"").decode()
             return SavedEmbeddings(table["key"].to_pylist(), texts, vectors, model, data)
         vectors = torch.from_numpy(read_npy(file))
         # `splitlines` would also split a key at a line separator of Unicode.

@@ -101,7 +101,8 @@ def encode_texts(model: TextImageEncoder, texts: Sequence[str], batch_size: int,
     rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     batches = own_share(in_batches(list(rows), batch_size))
     encoded = (_encode_finite(model, batch, batch_size, name) for batch in batches)
-    features, done = torch.empty(0, 0), 0
+    features = torch.empty(0, 0)
+    done = 0
     for part in of_all(encoded):
         if not done:  # filled in place, since concatenating the parts would take twice the memory
             features = torch.empty(len(rows), part.shape[1])

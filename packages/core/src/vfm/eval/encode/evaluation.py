@@ -130,7 +130,9 @@ def write_report(
         evaluated: results by the model's name, all on the same items in the same order.
         checkpoints: the models' artifacts by the same names. A model given only by its predictions has none.
     """
-    results, dataset, task = evaluated.results, short_name(config.data), config.task_name
+    results = evaluated.results
+    dataset = short_name(config.data)
+    task = config.task_name
     scores: list[tuple[str, Score]] = []
     for name, result in results.items():
         scores.extend((name, score) for score in result.scores)

@@ -55,7 +55,8 @@ def best_ranks(
     missing = ~torch.isin(query_groups, item_groups)
     if bool(missing.any()):
         raise ValueError(f"{int(missing.sum())} queries have no right item, the first is {int(missing.nonzero()[0])}")
-    ranks, tie = np.empty(len(queries), dtype=np.int64), tie_width(queries.shape[1])
+    ranks = np.empty(len(queries), dtype=np.int64)
+    tie = tie_width(queries.shape[1])
     for block in row_blocks(len(queries), len(items), max_scores):
         scores = queries[block] @ items.T  # (rows, M)
         right = query_groups[block, None] == item_groups[None]

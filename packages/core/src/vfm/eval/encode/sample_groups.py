@@ -56,7 +56,8 @@ def with_groups(ctx: Context, evaluated: Evaluated, source: Source, column: str)
         raise UserError(
             f"by: column {column!r} has {len(names):,} values, such as {some}; expected at most {MAX_GROUPS}"
         )
-    results, by_model = {}, {}
+    results = {}
+    by_model = {}
     for model, result in evaluated.results.items():
         by_model[model] = list(_scores_of_groups(result, groups, column, names))
         results[model] = replace(result, scores=[*result.scores, *by_model[model]])

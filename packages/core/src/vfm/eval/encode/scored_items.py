@@ -36,7 +36,8 @@ def read_items(directory: Path) -> dict[Key, Accuracy]:
     with reading(file, "scored items"):
         table = pq.read_table(file, page_checksum_verification=True)
         names = list(zip(table["model"].to_pylist(), table["metric"].to_pylist(), strict=True))
-        accuracies, start = {}, 0
+        accuracies = {}
+        start = 0
         for key, rows in groupby(names):
             count = sum(1 for _ in rows)
             accuracies[key] = _accuracy(key[1], table.slice(start, count))

@@ -50,7 +50,8 @@ def evaluate_line(config: Interpolate, ctx: Context, mixed: Callable[[float], Cl
         ctx: context of the stage.
         mixed: computes the model at a position from 0 to 1.
     """
-    device, alphas = prepare_device(config.runtime), sorted({*config.evaluation.alphas, config.alpha})
+    device = prepare_device(config.runtime)
+    alphas = sorted({*config.evaluation.alphas, config.alpha})
     first: dict[str, Scores] = {}
     lines: dict[str, list[Mapping[str, Point]]] = {evaluation.name: [] for evaluation in config.evaluation.tasks}
     with (ctx.directory / "line.jsonl").open("w", encoding="utf-8") as file:
@@ -110,7 +111,8 @@ def trade_off_panel(lines: Mapping[str, Line], curve: str, bands: str) -> LinesP
 def _series(name: str, x: Sequence[float], line: Line, score: str) -> Series:
     """Build the curve of a score, with a band around it if the scores of all items are known."""
     points = [by_metric[score] for by_metric in line]
-    first, gains = points[0].value, [point.gain for point in points if point.gain]
+    first = points[0].value
+    gains = [point.gain for point in points if point.gain]
     paired = len(gains) == len(points)
     return Series(
         name=name,

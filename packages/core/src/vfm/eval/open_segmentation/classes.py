@@ -92,7 +92,9 @@ def evaluated_classes(config: OpenSegmentation, data: AnnotatedImages) -> Evalua
         UserError: If the dataset does not have a class, or the words do not fit the classes.
     """
     names = data.class_names
-    background, folded, ignored = config.background, list(config.as_background), list(config.ignore)
+    background = config.background
+    folded = list(config.as_background)
+    ignored = list(config.ignore)
     unlabelled = config.unlabelled_is_background
     if config.convention:
         rule = CONVENTIONS[config.convention]
@@ -100,9 +102,12 @@ def evaluated_classes(config: OpenSegmentation, data: AnnotatedImages) -> Evalua
             expected = f"expected {rule.num_classes} classes for convention {config.convention}"
             raise UserError(f"{config.data}: {expected}, got {len(names)}")
         background = names[0] if rule.background else None
-        folded, unlabelled = [], False
+        folded = []
+        unlabelled = False
         if rule.num_evaluated:
-            background, folded, unlabelled = BACKGROUND, names[rule.num_evaluated :], True
+            background = BACKGROUND
+            folded = names[rule.num_evaluated :]
+            unlabelled = True
         ignored = [names[0]] if rule.background is False else []
     for field, listed in (("as_background", folded), ("ignore", ignored)):
         for name in listed:
@@ -137,11 +142,13 @@ def _words(config: OpenSegmentation, names: Sequence[str]) -> list[list[str]]:
     if config.names is None:
         return [[name] for name in names]
     if isinstance(config.names, str):
-        where, lines = config.names, files.read_text(config.names).splitlines()
+        where = config.names
+        lines = files.read_text(config.names).splitlines()
         while lines and not lines[-1].strip():  # empty lines at the end of the file are no classes
             lines.pop()
     else:
-        where, lines = "names", list(config.names)
+        where = "names"
+        lines = list(config.names)
     if len(lines) != len(names):
         shown = ", ".join(names[:3])
         raise UserError(f"{where}: expected {len(names)} classes ({shown}, ...), got {len(lines)}")

@@ -84,7 +84,8 @@ def counts_by_threshold(
         num_classes: number of classes, K.
     """
     known = truth >= 0
-    true, labels = truth[known].astype(np.int64), guess.labels[known]
+    true = truth[known].astype(np.int64)
+    labels = guess.labels[known]
     of_true = np.bincount(true, minlength=num_classes)
     # Bin t has the pixels that pass exactly the first t thresholds.
     limits = np.asarray(thresholds, dtype=np.float32)
@@ -111,7 +112,8 @@ def at_thresholds(counts: Sequence[ThresholdCounts], chosen: NDArray[np.int64]) 
     """Collect the counts of all images, each at its chosen threshold, given by index, (I,)."""
     pixels = []
     for of_image, index in zip(counts, chosen, strict=True):
-        right, predicted = of_image.right[index].astype(np.int64), of_image.predicted[index].astype(np.int64)
+        right = of_image.right[index].astype(np.int64)
+        predicted = of_image.predicted[index].astype(np.int64)
         pixels.append(PixelCounts(right, predicted, of_image.true.astype(np.int64)))
     return MeanIou.of(pixels)
 

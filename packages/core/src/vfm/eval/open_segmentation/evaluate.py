@@ -75,10 +75,12 @@ class Method:
 
     def guesses(self, model: str, image: Image.Image, key: str) -> Iterator[tuple[str, Guess]]:
         """Segment an image, and yield each rule with the best class of each pixel."""
-        segmenter, background = self.segmenters[model], self.classes.background
+        segmenter = self.segmenters[model]
+        background = self.classes.background
         owners = torch.from_numpy(self.classes.owners).to(segmenter.classifier.device)
         for rule, cosines in segmenter.cosines(image, key):
-            scale, min_area = self.config.logit_scale, self.config.min_area
+            scale = self.config.logit_scale
+            min_area = self.config.min_area
             yield rule, decide(cosines, owners, scale, background=background, min_area=min_area)
 
 
@@ -99,7 +101,8 @@ def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders:
     """
     data = ctx.load(config.data)
     check_open_segmentation_data(config, data)
-    source, classes = AnnotatedSource(data), evaluated_classes(config, data)
+    source = AnnotatedSource(data)
+    classes = evaluated_classes(config, data)
     method = Method(config, classes, _segmenters(config, ctx, encoders, classes))
     numbers: list[int] = []
     digests: list[bytes] = []
@@ -147,7 +150,9 @@ def _count(method: Method, source: AnnotatedSource, number: int) -> _Counted:
     Raises:
         BadSample: the image cannot be read.
     """
-    image, key, classes = source.image(number), source.keys[number], method.classes
+    image = source.image(number)
+    key = source.keys[number]
+    classes = method.classes
     truth = classes.truth(source.semantic(number))
     counted = _Counted(item_digest(key, [image.tobytes(), truth.tobytes()]), {}, {})
     for name, segmenter in method.segmenters.items():
@@ -200,9 +205,12 @@ def _warn_at_the_ends(method: Method, ctx: Context, scored: Mapping[Pair, Scored
 def _result(
     method: Method, scored: Mapping[Pair, Scored], model: str, keys: Sequence[str], half: NDArray[np.int64]
 ) -> ModelResult:
-    config, classes, windows = method.config, method.classes, method.segmenters[model].windows
+    config = method.config
+    classes = method.classes
+    windows = method.segmenters[model].windows
     scores: list[ResampledScore] = []
-    tables, thresholds = {}, {}
+    tables = {}
+    thresholds = {}
     for rule in config.rules:
         result = scored[model, rule.name]
         chance = {"miou": uniform_guess(class_shares(result.counts)), "pixel_acc": 1 / len(classes.names)}

@@ -23,7 +23,8 @@ SIDE = 120  # pixels of one map
 
 def rules_panel(totals: Mapping[Pair, MeanIou]) -> TablePanel:
     """Build the table of mean IoU, with rules in rows, models in columns, and gaps to the first model."""
-    models, rules = list(dict.fromkeys(pair[0] for pair in totals)), list(dict.fromkeys(pair[1] for pair in totals))
+    models = list(dict.fromkeys(pair[0] for pair in totals))
+    rules = list(dict.fromkeys(pair[1] for pair in totals))
     rows: list[list[str | float | int | None]] = []
     for rule in rules:
         values = [100 * mean_iou(totals[model, rule]) for model in models]
@@ -67,11 +68,13 @@ def add_maps(
 ) -> None:
     """Write some images with their labels and the maps of every rule, one row for each model."""
     colours = palette(len(classes.names))
-    models, rules = list(dict.fromkeys(pair[0] for pair in maps)), list(dict.fromkeys(pair[1] for pair in maps))
+    models = list(dict.fromkeys(pair[0] for pair in maps))
+    rules = list(dict.fromkeys(pair[1] for pair in maps))
     entries: list[PanelImage] = []
     (ctx.directory / "panels").mkdir(parents=True, exist_ok=True)
     for row, number in enumerate(numbers):
-        image, truth = source.image(number), classes.truth(source.semantic(number))
+        image = source.image(number)
+        truth = classes.truth(source.semantic(number))
         for model in models:
             predicted = [maps[model, rule][row] for rule in rules]
             drawn: list[NDArray[np.integer]] = [truth, *predicted]

@@ -63,7 +63,8 @@ class ImageWindows:
         if len(self.corners) == 1:  # a single window may have any shape, `WindowMean` needs squares
             enlarged = F.interpolate(parts[0], size=(height, width), mode="bilinear", align_corners=False)[0]
             return enlarged[:, : self.size[0], : self.size[1]]
-        mean, start = WindowMean((max(height, self.size[0]), max(width, self.size[1])), height), 0
+        mean = WindowMean((max(height, self.size[0]), max(width, self.size[1])), height)
+        start = 0
         for part in parts:
             mean.add(self.corners[start : start + len(part)], part)
             start += len(part)
@@ -135,7 +136,8 @@ class Segmenter:
         return cosines
 
     def _cut(self, pixels: NDArray[np.uint8]) -> ImageWindows:
-        side, size = self.windows.side, (pixels.shape[0], pixels.shape[1])
+        side = self.windows.side
+        size = (pixels.shape[0], pixels.shape[1])
         if side is None:
             mean = tuple(round(255 * channel) for channel in self.model.preprocess.mean)
             padded = padded_to_patches(pixels, self.reader.tower.patch_size, mean)

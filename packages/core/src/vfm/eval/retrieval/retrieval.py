@@ -103,7 +103,8 @@ class CaptionIndex:
 def recall_scores(ranks: RetrievalRanks, image_of_text: NDArray[np.int64], recall_k: Sequence[int]) -> list[Accuracy]:
     """Compute recall at each k with its chance level, first of images by captions, then of captions by images."""
     counts = np.bincount(image_of_text)
-    num_images, num_texts = len(counts), len(image_of_text)
+    num_images = len(counts)
+    num_texts = len(image_of_text)
     # Captions of one image are not independent. With one caption per image there is nothing to group.
     groups = image_of_text if num_texts > num_images else None
     scores = []
@@ -166,7 +167,8 @@ class _Examples:
         for text in worst:
             misses += [self._own_image(text), self._first_image(text)]
         lost_images = [self._with_first_caption(image) for image in lost]
-        folder, note = ctx.directory, "Each caption's own image, then the image that came first instead."
+        folder = ctx.directory
+        note = "Each caption's own image, then the image that came first instead."
         return [
             images_panel(folder, "found", f"Captions that find their image best ({model})", hits, order=50),
             images_panel(folder, "missed", f"Captions that miss their image ({model})", misses, note=note, order=51),
@@ -178,7 +180,8 @@ class _Examples:
         return decode_image(sample.image, sample.key)
 
     def _own_image(self, text: int) -> CaptionedImage:
-        rank, image = int(self.ranks.image_retrieval[text]) + 1, int(self.captions.image[text])
+        rank = int(self.ranks.image_retrieval[text]) + 1
+        image = int(self.captions.image[text])
         return CaptionedImage(self._image(image), f"“{self.captions.texts[text]}” · rank {rank}", rank == 1)
 
     def _first_image(self, text: int) -> CaptionedImage:

@@ -56,7 +56,8 @@ def retrieval_ranks(
     missing = torch.bincount(image_of_text, minlength=len(image_features)) == 0
     if bool(missing.any()):
         raise ValueError(f"{int(missing.sum())} images have no text, the first is {int(missing.nonzero()[0])}")
-    num_images, tie = len(image_features), tie_width(image_features.shape[1])
+    num_images = len(image_features)
+    tie = tie_width(image_features.shape[1])
     pair_cosines = own_cosines(image_features, text_features, image_of_text)  # (M,)
     best = pair_cosines.new_full((num_images,), -torch.inf).scatter_reduce(0, image_of_text, pair_cosines, "amax")
     lower_texts, lower_images = (
@@ -65,7 +66,8 @@ def retrieval_ranks(
     )
     rows = max(1, isqrt(max_scores // TILE_ASPECT))
     for some_texts in _slices(len(pair_cosines), max(1, max_scores // rows)):
-        texts, image = F.normalize(text_features[some_texts], dim=-1), image_of_text[some_texts]
+        texts = F.normalize(text_features[some_texts], dim=-1)
+        image = image_of_text[some_texts]
         for some_images in _slices(num_images, rows):
             scores = F.normalize(image_features[some_images], dim=-1) @ texts.T
             right = ((image >= some_images.start) & (image < some_images.stop)).nonzero()[:, 0]

@@ -102,7 +102,8 @@ def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str
     data = ctx.load(config.data)
     train = ctx.load(config.train) if config.train else None
     check_semantic(config, data, train)
-    device, num_classes = resolve_device(config.runtime), len(data.class_names)
+    device = resolve_device(config.runtime)
+    num_classes = len(data.class_names)
     with ExitStack() as opened:
         test = _read(config, ctx, encoders, data, "test", device, opened)
         if train:
@@ -151,7 +152,9 @@ def _train(
     probe = TrainedProbe([], [])
     for rows, tested, images in _splits(config, test, known):
         if config.neighbours:
-            maps, labels, settings = images.maps[name], images.labels, config.neighbours
+            maps = images.maps[name]
+            labels = images.labels
+            settings = config.neighbours
             memory = remember_patches(maps, labels, rows, num_classes, settings, config.seed, device)
             probe.heads.append((memory, tested))
             continue
@@ -171,7 +174,8 @@ def _add_worst(
     maps = {}
     for name, predict_row in predict.items():
         maps[name] = [predict_row(row) for row in worst]
-    numbers, truth = [test.numbers[row] for row in worst], [test.labels[row] for row in worst]
+    numbers = [test.numbers[row] for row in worst]
+    truth = [test.labels[row] for row in worst]
     add_map_panels(ctx, test.source, numbers, truth, maps)
 
 
@@ -198,7 +202,8 @@ def _best_rate(
     """Choose the learning rate with the best mean IoU on a part of the training images, the smallest among equals."""
     if len(config.lrs) == 1:
         return config.lrs[0]
-    held_out, rest = rows[::VALIDATION], np.setdiff1d(rows, rows[::VALIDATION])
+    held_out = rows[::VALIDATION]
+    rest = np.setdiff1d(rows, rows[::VALIDATION])
     if not len(rest):
         where = config.train or config.data
         raise UserError(f"{where}: expected two or more training images to choose among lrs, got {len(rows)}")
@@ -238,7 +243,8 @@ def _read(
         return image, item_digest(source.keys[number], [image.tobytes(), source.semantic(number).tobytes()])
 
     def encode(batch: list[tuple[int, tuple[Image.Image, bytes]]]) -> list[_EncodedImage]:
-        images, keys = [image for _, (image, _) in batch], [source.keys[number] for number, _ in batch]
+        images = [image for _, (image, _) in batch]
+        keys = [source.keys[number] for number, _ in batch]
         maps = {}
         for name, encoder in encoders.items():
             maps[name] = encode_maps(encoder, images, config.layers, config.image_size, device).half().cpu()

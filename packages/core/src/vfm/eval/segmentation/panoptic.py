@@ -75,10 +75,12 @@ def evaluate_panoptic(config: Panoptic, ctx: Context, source: AnnotatedSource, m
 def true_segments(source: AnnotatedSource, number: int) -> Segments:
     """Read the true segments of an image. If the dataset has a background class, unlabelled pixels are its segment."""
     numbers, objects = source.panoptic(number)
-    labels, crowd = objects.labels, objects.crowd
+    labels = objects.labels
+    crowd = objects.crowd
     if source.dataset.background is not None and (numbers < 0).any():
         numbers = np.where(numbers < 0, len(labels), numbers)
-        labels, crowd = np.append(labels, source.dataset.background), np.append(crowd, False)
+        labels = np.append(labels, source.dataset.background)
+        crowd = np.append(crowd, False)
     return Segments(numbers, labels, crowd)
 
 

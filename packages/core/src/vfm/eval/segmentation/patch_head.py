@@ -77,7 +77,8 @@ def train_head(
     for step in range(training.steps):
         if len(order) < min(training.batch_size, len(rows)):  # the rest of an epoch is too small for a batch
             order = generator.permutation(rows)
-        batch, order = order[: training.batch_size], order[training.batch_size :]
+        batch = order[: training.batch_size]
+        order = order[training.batch_size :]
         points = generator.random((len(batch), training.num_points, 2), dtype=np.float32)
         loss = point_loss(head(_rows(maps, batch, device)), [labels[row] for row in batch.tolist()], points)
         optimizer.zero_grad(set_to_none=True)

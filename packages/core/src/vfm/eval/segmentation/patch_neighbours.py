@@ -33,7 +33,10 @@ class PatchMemory(nn.Module):
 
     def __init__(self, features: Tensor, shares: Tensor, k: int, temperature: float) -> None:
         super().__init__()
-        self.features, self.shares, self.k, self.temperature = features, shares, k, temperature
+        self.features = features
+        self.shares = shares
+        self.k = k
+        self.temperature = temperature
 
     def forward(self, maps: Tensor) -> Tensor:
         """Average the class shares of each patch's neighbours, (B, D, h, w) to (B, K, h, w)."""
@@ -72,7 +75,8 @@ def remember_patches(
     """
     generator = np.random.default_rng(seed)
     of_image = max(1, settings.memory // len(rows))
-    features, shares = [], []
+    features = []
+    shares = []
     for row in rows.tolist():
         known = patch_shares(labels[row], (maps.shape[2], maps.shape[3]), num_classes)
         chosen = np.flatnonzero(known.any(axis=1))

@@ -42,7 +42,8 @@ def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedS
     predict |= {name: _by_files(path, source) for name, path in config.predictions.items()}
     classes = len(source.dataset.class_names)
     counts: dict[str, list[PixelCounts]] = {name: [] for name in predict}
-    numbers, digests = [], []
+    numbers = []
+    digests = []
 
     def count(number: int) -> tuple[bytes, dict[str, PixelCounts]]:
         image = source.image(number) if models else None

@@ -54,13 +54,16 @@ def add_strips(
 ) -> None:
     """Add film strips of videos that a model recognises or misclassifies, the most confident first."""
     table = result.predictions["videos"]
-    predicted, sure = np.asarray(table["predicted"]), np.asarray(table["probability"])
+    predicted = np.asarray(table["predicted"])
+    sure = np.asarray(table["probability"])
     order = np.argsort(-sure, kind="stable")
     parts = {"right": order[predicted[order] == labels[order]], "wrong": order[predicted[order] != labels[order]]}
     for number, (name, indices) in enumerate(parts.items()):
-        strips, shown = [], set()
+        strips = []
+        shown = set()
         for index in indices.tolist():
-            label, guess = data.class_names[labels[index]], data.class_names[predicted[index]]
+            label = data.class_names[labels[index]]
+            guess = data.class_names[predicted[index]]
             if label in shown:
                 continue
             text = f"{label}, {sure[index]:.0%}"

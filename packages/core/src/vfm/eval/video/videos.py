@@ -74,7 +74,8 @@ def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[s
         UserError: If a model lacks a class of the dataset, or too many videos cannot be read.
     """
     data: VideoDataset = ctx.load(config.data)
-    source, names = VideoSource.of(data), data.class_names
+    source = VideoSource.of(data)
+    names = data.class_names
     views = TestViews(config.num_clips, config.num_crops, config.order, config.seed)
     scored = {}
     for name, model in models.items():
@@ -138,7 +139,8 @@ def _result(
     by_view = np.stack(scored.views)  # (N, V, C)
     mean = by_view.mean(axis=1)
     ranks = label_ranks(torch.from_numpy(mean), torch.from_numpy(labels))
-    classes, predicted = len(data.class_names), mean.argmax(axis=1)
+    classes = len(data.class_names)
+    predicted = mean.argmax(axis=1)
     right = hits_at(ranks, 1)
     scores = [Accuracy("acc1", right, chance=1 / classes)]
     if classes > 5:
@@ -165,7 +167,9 @@ def _reversal_scores(
     paired = partner[labels] >= 0
     if not paired.any():
         return []
-    rows, mine, other = np.flatnonzero(paired), labels[paired], partner[labels[paired]]
+    rows = np.flatnonzero(paired)
+    mine = labels[paired]
+    other = partner[labels[paired]]
     return [
         Accuracy("pair_accuracy", mean[rows, mine] > mean[rows, other], chance=0.5),
         Accuracy("acc1/reversed_class", predicted[paired] == other, chance=1 / len(names)),
@@ -181,9 +185,12 @@ def embed_videos(
     Raises:
         UserError: If too many videos cannot be read, or an embedding is not finite.
     """
-    bad, done = BadSamples(ctx), 0
+    bad = BadSamples(ctx)
+    done = 0
     for batch in read_ahead(source, range(len(source)), [model], views, reading.threads, reading.batch_size):
-        keys, texts, vectors = [], [], []
+        keys = []
+        texts = []
+        vectors = []
         for number, clips in batch:
             if isinstance(clips, BadSample):
                 bad.skip(clips)

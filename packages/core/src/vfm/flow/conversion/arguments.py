@@ -12,7 +12,8 @@ from vfm.base import UserError, did_you_mean
 
 T = TypeVar("T")
 NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e-?\d+)?")
-FALSE, TRUE = ("false", "no", "0"), ("true", "yes", "1")
+FALSE = ("false", "no", "0")
+TRUE = ("true", "yes", "1")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class OptionTable:
         Raises:
             UserError: If an option is unknown or has no value.
         """
-        arguments, rest = Arguments(self), list(words)
+        arguments = Arguments(self)
+        rest = list(words)
         while rest:
             word = rest.pop(0)
             if not word.startswith("-") or NEGATIVE_NUMBER.fullmatch(word):

@@ -147,7 +147,8 @@ def _evaluation(draft: Draft, dataset: str, language: str, models: list[str]) ->
         return
     images = _images(draft, dataset, path)
     if language != "en":
-        name, images = f"{name}{suffix or '-' + language}", images | {"names_of": f"{short}/{language}"}
+        name = f"{name}{suffix or '-' + language}"
+        images = images | {"names_of": f"{short}/{language}"}
     _add_once(draft, {**images, "name": name})
     if task == "linear_probe":
         _probe(draft, name, images, models)

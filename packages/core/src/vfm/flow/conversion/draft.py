@@ -78,7 +78,8 @@ class ConvertedRecipe:
 
 def finished(draft: Draft) -> ConvertedRecipe:
     """Write a draft as a recipe, with comments about options and defaults."""
-    arguments, table = draft.arguments, draft.arguments.table
+    arguments = draft.arguments
+    table = draft.arguments.table
     fates = {name: table.fates[name] for name in arguments.values if name in table.fates}
     lost = [arguments.shown(name) for name, fate in fates.items() if fate == "no counterpart"] + draft.lost
     elsewhere = [f"{arguments.shown(name)}: {fate}" for name, fate in fates.items() if fate != "no counterpart"]

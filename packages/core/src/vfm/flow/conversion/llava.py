@@ -80,7 +80,8 @@ def convert_llava(draft: Draft) -> None:
         draft.add("models.clip", "tower", source=OPENAI[tower], pretrained="openai")
     else:
         draft.add("models.clip", "tower", source=tower if tower.startswith(("/", ".")) else f"hf-hub:{tower}")
-    data, images = arguments.text("data_path"), arguments.text("image_folder")
+    data = arguments.text("data_path")
+    images = arguments.text("image_folder")
     if not data:
         raise UserError("expected --data_path FILE, got none")
     draft.add("mllm.questions", "questions", path=data, image_root=images)
@@ -144,7 +145,8 @@ def _inputs(draft: Draft) -> Fields:
 
 def _length(draft: Draft) -> Fields:
     """Choose the batch, which the Trainer has for each process, and the length."""
-    arguments, command = draft.arguments, draft.command
+    arguments = draft.arguments
+    command = draft.command
     batch = arguments.count("per_device_train_batch_size", 8)
     accumulated = arguments.count("gradient_accumulation_steps", 1)
     fields: Fields = {"global_batch_size": batch * accumulated * command.all_processes}
@@ -165,7 +167,8 @@ def _rates(draft: Draft) -> Fields:
     schedule = dict(SCHEDULES.get(shape, SCHEDULES["cosine"]))
     if shape not in SCHEDULES:
         draft.lose("lr_scheduler_type", "the recipe has cosine")
-    ratio, steps = arguments.number("warmup_ratio"), arguments.count("max_steps", -1)
+    ratio = arguments.number("warmup_ratio")
+    steps = arguments.count("max_steps", -1)
     warmup = arguments.count("warmup_steps", 0) or round((ratio or 0) * max(0, steps))
     if ratio and not warmup:
         draft.notes.append(f"--warmup_ratio {ratio}: set schedule.warmup_steps to that share of the steps of vfm plan")

@@ -120,7 +120,8 @@ def _training(draft: Draft, model: str) -> str:
         draft.lose("precision", "the recipe has amp_fp16")
     if arguments.flag("grad-checkpointing"):
         fields["grad_checkpointing"] = True
-    log_every, seed = arguments.count("log-every-n-steps", 100), arguments.count("seed", 0)
+    log_every = arguments.count("log-every-n-steps", 100)
+    seed = arguments.count("seed", 0)
     return draft.add("clip.train", "clip", **fields, log_every=log_every, seed=seed)
 
 
@@ -203,8 +204,10 @@ def _loss(draft: Draft) -> Fields:
 
 def _length(draft: Draft) -> Fields:
     """Choose the batch and the length. open_clip's batch is that of a process."""
-    arguments, command = draft.arguments, draft.command
-    batch, accumulated = arguments.count("batch-size", 64), arguments.count("accum-freq", 1)
+    arguments = draft.arguments
+    command = draft.command
+    batch = arguments.count("batch-size", 64)
+    accumulated = arguments.count("accum-freq", 1)
     fields: Fields = {"global_batch_size": batch * command.all_processes * accumulated}
     if fields["global_batch_size"] != batch:
         draft.notes.append(
@@ -213,7 +216,8 @@ def _length(draft: Draft) -> Fields:
         )
     if accumulated > 1:
         fields["micro_batch_size"] = batch
-    epochs, samples = arguments.number("epochs", 32) or 0, round(arguments.number("train-num-samples") or 0)
+    epochs = arguments.number("epochs", 32) or 0
+    samples = round(arguments.number("train-num-samples") or 0)
     draft.runtime |= {"processes": command.processes} if command.processes > 1 else {}
     if command.machines > 1:
         draft.notes.append(f"{command.machines} machines: vfm run RECIPE --prepare clip, or --on slurm --job nodes=N")
@@ -254,10 +258,12 @@ def _schedule(draft: Draft) -> Fields:
     arguments = draft.arguments
     if arguments.flag("skip-scheduler"):
         return {"type": "constant"}
-    warmup, shape = arguments.count("warmup", 10000), arguments.text("lr-scheduler", "cosine")
+    warmup = arguments.count("warmup", 10000)
+    shape = arguments.text("lr-scheduler", "cosine")
     if shape == "cosine":
         return {"type": "cosine", "warmup_steps": warmup}
-    samples, epochs = round(arguments.number("train-num-samples") or 0), arguments.number("epochs-cooldown")
+    samples = round(arguments.number("train-num-samples") or 0)
+    epochs = arguments.number("epochs-cooldown")
     if shape == "const-cooldown" and samples and epochs:
         batch = arguments.count("batch-size", 64) * draft.command.all_processes * arguments.count("accum-freq", 1)
         decay = {"decay_steps": round(epochs * samples / batch), "min_lr": arguments.number("lr-cooldown-end", 0.0)}

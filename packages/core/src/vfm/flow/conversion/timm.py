@@ -107,7 +107,8 @@ def convert_train(draft: Draft) -> None:
     if not weights and not arguments.flag("pretrained"):
         weights = "none"
     draft.add("models.vision", "start", source=source, pretrained=weights)
-    train, val = arguments.text("train-split", "train"), arguments.text("val-split", "validation")
+    train = arguments.text("train-split", "train")
+    val = arguments.text("val-split", "validation")
     draft.add("data.labeled", "train", **_images(draft, train))
     draft.add("data.labeled", "val", **_images(draft, val))
     fields: Fields = {"encoder": "start", "data": "train"}
@@ -126,7 +127,8 @@ def convert_train(draft: Draft) -> None:
 def convert_validate(draft: Draft) -> None:
     """Fill a draft: a classifier and its accuracy."""
     arguments = draft.arguments
-    source, checkpoint = arguments.text("model", "dpn92"), arguments.text("checkpoint")
+    source = arguments.text("model", "dpn92")
+    checkpoint = arguments.text("checkpoint")
     averaged = {"weights": "ema" if arguments.flag("use-ema") else "raw"} if checkpoint else {}
     draft.add("models.vision", "classifier", source=source, pretrained=checkpoint, **averaged)
     draft.add("data.labeled", "val", **_images(draft, arguments.text("split", "validation")))
@@ -165,8 +167,10 @@ def _pool(draft: Draft) -> str:
 
 def _length(draft: Draft) -> Fields:
     """Choose the batch, which timm gives for each process, and the length."""
-    arguments, command = draft.arguments, draft.command
-    batch, accumulated = arguments.count("batch-size", 128), arguments.count("grad-accum-steps", 1)
+    arguments = draft.arguments
+    command = draft.command
+    batch = arguments.count("batch-size", 128)
+    accumulated = arguments.count("grad-accum-steps", 1)
     fields: Fields = {"global_batch_size": batch * command.all_processes * accumulated}
     if fields["global_batch_size"] != batch:
         draft.notes.append(f"--batch-size {batch} is for a process there, and global_batch_size over all")
@@ -187,7 +191,8 @@ def _steps(draft: Draft, epochs: float, batch: int) -> int | None:
 
 def _rates(draft: Draft) -> Fields:
     """Choose learning rate, schedule and optimizer."""
-    arguments, command = draft.arguments, draft.command
+    arguments = draft.arguments
+    command = draft.command
     batch = arguments.count("batch-size", 128) * command.all_processes * arguments.count("grad-accum-steps", 1)
     optimizer = _optimizer(draft)
     lr = arguments.number("lr")
@@ -279,7 +284,8 @@ def _precision(draft: Draft) -> str:
 
 
 def _runtime(draft: Draft) -> None:
-    arguments, command = draft.arguments, draft.command
+    arguments = draft.arguments
+    command = draft.command
     settings: Fields = {"processes": command.processes if command.processes > 1 else None}
     settings["workers"] = arguments.count("workers", 4) if "workers" in arguments.values else None
     settings["compile"] = "blocks" if "torchcompile" in arguments.values else None

@@ -13,7 +13,8 @@ from vfm.storage.integrity import read_sealed
 
 SAMPLES_PER_SECOND = 500.0  # for a training stage that never ran before
 SAMPLES_PER_EPOCH = 100_000.0  # of data that have not been read yet
-EVALUATION_SECONDS, OTHER_SECONDS = 10.0, 3.0
+EVALUATION_SECONDS = 10.0
+OTHER_SECONDS = 3.0
 NEWEST = 20  # number of artifacts of each kind to read
 
 

@@ -11,7 +11,8 @@ from vfm.flow.execution.durations import without_seed
 from vfm.interfaces import PEAK_TFLOPS, UTILISATION, Cost, Evaluation, Stage, seconds
 
 SLACK = 3  # multiple of the estimated time, for slower devices and evaluations
-START_MINUTES, UNKNOWN_MINUTES = 30, 240
+START_MINUTES = 30
+UNKNOWN_MINUTES = 240
 THREADS = 4  # of a process whose `runtime.threads` is open
 PROCESS_GIB = 8  # of a process without its model: libraries, samples, and the copy that is saved
 OF_GPUS = ("nodes", "gpus_per_node", "slurm_gpus_per_task", "slurm_num_gpus", "slurm_gres", "slurm_mem_per_gpu")

@@ -95,9 +95,14 @@ class _Queue:
         self.failures: dict[str, BaseException] = {}
         self.stopped: list[Step] = []
         self.any_ran = False
-        self.devices, self.processes, self.jobs = devices, processes, jobs
-        self.fork, self.ray = fork, ray
-        self.run_one, self.send, self.lock = run_one, send, threading.Lock()
+        self.devices = devices
+        self.processes = processes
+        self.jobs = jobs
+        self.fork = fork
+        self.ray = ray
+        self.run_one = run_one
+        self.send = send
+        self.lock = threading.Lock()
         self.ended: SimpleQueue[tuple[str, bool | BaseException]] = SimpleQueue()
 
     def run(self) -> bool:

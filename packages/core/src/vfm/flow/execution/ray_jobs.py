@@ -36,7 +36,9 @@ class RayProcess:
             lines: references to the lines that the process writes, and then to its exit code.
         """
         self.returncode: int | None = None
-        self._ray, self._node, self._name = ray, node, name
+        self._ray = ray
+        self._node = node
+        self._name = name
         self.stdout = self._read(lines)
 
     def _read(self, lines: Iterator[Any]) -> Iterator[str]:
@@ -105,7 +107,8 @@ class RayNodes:
         Raises:
             UserError: If Ray cannot start it, or the node does not see the work folder.
         """
-        name, work = step.stage.name, step.slot.work.resolve()
+        name = step.stage.name
+        work = step.slot.work.resolve()
         cpus, gpus = self.size_of(step)
         # Two calls at a time: a signal arrives while lines are read.
         node = self._ray.remote(Node).options(num_cpus=cpus, num_gpus=gpus, max_concurrency=2).remote()

@@ -92,7 +92,9 @@ def run_one(step: Step, send: Send, job: Job | None = None) -> bool:
     Returns:
         Whether the step had to run.
     """
-    name, kind, slot = step.stage.name, step.stage.kind, step.slot
+    name = step.stage.name
+    kind = step.stage.kind
+    slot = step.slot
     begun = time.monotonic()
     if step.status != "cached":
         with slot.lock(_log_waiting(step, send)) as descriptor:

@@ -153,7 +153,8 @@ class JsonLinesListener:
         self.stream = path.open("ab+", buffering=0)
         share_lock(self.stream.fileno())  # others check this lock to see that the run has not ended
         self.turns = open_lock(path.with_name(f".{path.name}.lock"))
-        self.size, self.end = -1, START
+        self.size = -1
+        self.end = START
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:
@@ -163,7 +164,8 @@ class JsonLinesListener:
                 self._catch_up()
             line, end = chained(event.to_json().encode(errors="backslashreplace"), self.end)
             if self.stream.write(line) == len(line):
-                self.size, self.end = self.size + len(line), end
+                self.size = self.size + len(line)
+                self.end = end
 
     def _catch_up(self) -> None:
         """Find the end of the file, to which another run may have appended."""
@@ -171,7 +173,8 @@ class JsonLinesListener:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":  # a line that was cut off on a full disk
             size += self.stream.write(b"\n")
-        self.size, self.end = size, end_of_open(descriptor)
+        self.size = size
+        self.end = end_of_open(descriptor)
 
     def close(self) -> None:
         """Close the file."""

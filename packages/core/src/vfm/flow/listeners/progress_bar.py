@@ -90,7 +90,8 @@ class ProgressLine(ProgressColumn):
         width = self.console.width - 1  # some terminals wrap a line that is full
         total = int(task.total or 0)
         count = f"{int(task.completed):,}/{total:,}"
-        remaining, rate = pace.remaining(total), pace.rate
+        remaining = pace.remaining(total)
+        rate = pace.rate
         times = [f"ETA {clock_time(remaining)}" if remaining is not None else "ETA -:--"]
         if rate:
             times.append(f"{short(rate)} {task.fields['unit']}/s")

@@ -74,7 +74,8 @@ class Tracker(ABC):
     extra: ClassVar[str]
 
     def __init__(self, directory: Path, recipe: str) -> None:
-        self.directory, self.recipe = directory, recipe
+        self.directory = directory
+        self.recipe = recipe
         self.names: dict[str, str] = {}
         self.runs: dict[str, Any] = {}
         self.sent = SentSteps(directory / f"{self.extra}-steps.jsonl")
@@ -129,7 +130,8 @@ class Tracker(ABC):
 class TensorBoard(Tracker):
     """TensorBoard's files in the folder `tensorboard` of the run."""
 
-    module, extra = "torch.utils.tensorboard.writer", "tensorboard"
+    module = "torch.utils.tensorboard.writer"
+    extra = "tensorboard"
 
     def start(self, name: str) -> Any:
         """Open a writer for a folder."""
@@ -188,7 +190,8 @@ class Trackio(Tracker):
 class MLflow(Tracker):
     """MLflow. Without `MLFLOW_TRACKING_URI`, it writes to the folder `mlruns` of the run."""
 
-    module, extra = "mlflow", "mlflow"
+    module = "mlflow"
+    extra = "mlflow"
 
     def start(self, name: str) -> tuple[Any, str]:
         """Start a run in the recipe's experiment, and return the client and the identifier of the run."""

@@ -11,7 +11,8 @@ from vfm.flow.requests.inputs import Fields
 
 CLIP = "ViT-B-32,openai"
 ENCODER = "vit_small_patch16_224.augreg_in21k_ft_in1k"
-TEACHER, STUDENT = "vit_base_patch14_dinov2.lvd142m", "vit_small_patch16_224"
+TEACHER = "vit_base_patch14_dinov2.lvd142m"
+STUDENT = "vit_small_patch16_224"
 RECIPES = {"data.annotated": "boxes", "data.videos": "actions", "mllm.questions": "questions"}
 
 
@@ -26,7 +27,8 @@ def training_commands(
         cures: fields that are not found without the user.
         has_images: whether the samples have images, and are not captions alone.
     """
-    kind, path = fields["kind"], _word(fields["path"])
+    kind = fields["kind"]
+    path = _word(fields["path"])
     options = "".join(f" --data-option {key}={_word(value)}" for key, value in cures.items())
     val_option = f" --val {_word(val['path'])}" if val and val["kind"] == kind else ""
     if kind in RECIPES:

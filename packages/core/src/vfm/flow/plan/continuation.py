@@ -16,8 +16,10 @@ def check_continuation(stage: Training, known: Preflight) -> None:
     """
     if stage.continue_from is None:
         return
-    name, step = stage.continue_from.training, stage.continue_from.step
-    folder, earlier = known.artifacts.get(name), known.stage(name)
+    name = stage.continue_from.training
+    step = stage.continue_from.step
+    folder = known.artifacts.get(name)
+    earlier = known.stage(name)
     if earlier:
         planned = _same_training(stage, name, earlier).with_steps(known.artifact)
     else:
@@ -43,7 +45,8 @@ def _same_training(stage: Training, name: str, earlier: Stage) -> Training:
     """Check that the earlier stage is a training stage of the same kind with the same optimizer."""
     if not isinstance(earlier, Training) or earlier.kind != stage.kind:
         raise UserError(f"continue_from: expected a {stage.kind}, got {name}, a {earlier.kind}")
-    before, now = earlier.optimizer.algorithm_name, stage.optimizer.algorithm_name
+    before = earlier.optimizer.algorithm_name
+    now = stage.optimizer.algorithm_name
     if before != now:
         raise UserError(f"continue_from: {name} trains with {before}: expected the same optimizer, got {now}")
     return earlier
@@ -51,7 +54,8 @@ def _same_training(stage: Training, name: str, earlier: Stage) -> Training:
 
 def _planned_step(earlier: Training, name: str, step: int | None) -> int:
     """Determine which checkpoint of a training stage that has not run yet will be read, by its step."""
-    policy, last = earlier.checkpoint, earlier.num_steps
+    policy = earlier.checkpoint
+    last = earlier.num_steps
     if policy.keep_every:
         kept_steps = {*range(policy.keep_every, last + 1, policy.keep_every)}
     else:

@@ -27,7 +27,9 @@ from vfm.interfaces import MANIFEST_FILE
 from vfm.storage.integrity import known_files, read_sealed
 from vfm.storage.store_files import reading
 
-ROOT, ROOTS, CACHES = "root", "roots", "caches"
+ROOT = "root"
+ROOTS = "roots"
+CACHES = "caches"
 PANELS = "panels/"
 
 

@@ -31,7 +31,8 @@ def step_loads(recipe: Recipe, artifacts: Mapping[str, Path]) -> dict[str, Load]
 
 
 def _load(stage: Training, ctx: Preflight) -> Load | None:
-    few, more = _cost(stage, ctx, FEW, FEW), _cost(stage, ctx, MORE, MORE)
+    few = _cost(stage, ctx, FEW, FEW)
+    more = _cost(stage, ctx, MORE, MORE)
     in_two = _cost(stage, ctx, MORE, FEW)
     if not (few.memory and more.memory and few.flops and more.flops and in_two.flops):
         return None

@@ -88,7 +88,8 @@ class Slot:
             manifest: how the artifact was made. Sizes and hashes of its files are added.
             without: files and folders that are not hashed, since they may change later.
         """
-        caches, file = sorted(without), self.part / MANIFEST_FILE
+        caches = sorted(without)
+        file = self.part / MANIFEST_FILE
         hashes = {CACHES: caches, FILES: hash_folder(self.part, without=(MANIFEST_FILE, *caches))}
         record = redacted(manifest)
         file.write_bytes(seal({**record, ROOT: root_of({**record, **hashes}, file), **hashes}))

@@ -76,7 +76,8 @@ def load_recipe(
         UserError: One line for each mistake: file and line, dotted key, allowed values.
     """
     path = find_recipe(source)
-    name, text = run_name(path.stem), read_text(path)
+    name = run_name(path.stem)
+    text = read_text(path)
     return parse_recipe(text, known, overrides, name=name, where=path.name, file=path, absent_path=absent_path)
 
 

@@ -195,9 +195,12 @@ def apply_overrides(source: RecipeSource, overrides: Sequence[str]) -> None:
         if not equals or not head:
             raise _refused(text, "expected NAME.FIELD=VALUE")
         if head in names and rest:
-            target, path = stages[names[head]], ("stages", names[head])
+            target = stages[names[head]]
+            path = ("stages", names[head])
         elif head in TOP_LEVEL:
-            target, path, rest = source.value, (), [head, *rest]
+            target = source.value
+            path = ()
+            rest = [head, *rest]
         elif head in names:
             raise _refused(text, f"expected a field of '{head}': {head}.FIELD=VALUE")
         else:
@@ -228,7 +231,8 @@ class Mistakes:
 
     def add(self, path: KeyPath, key: str, message: str) -> None:
         """Add a mistake with the `--set` option or nearest known line of its key. `key` is its name for the user."""
-        source, place = self.source, path
+        source = self.source
+        place = path
         option = next((text for at, text in source.overridden.items() if path[: len(at)] == at), None)
         while option is None and place and place not in source.places:  # only `--set` has the key, or nothing has it
             option = next((text for at, text in source.overridden.items() if at[: len(place)] == place), None)

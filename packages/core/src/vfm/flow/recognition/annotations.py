@@ -45,7 +45,8 @@ def annotated_fields(path: str) -> dict[str, Any] | None:
 
 def validation_fields(fields: dict[str, Any]) -> dict[str, Any] | None:
     """Find the other split of annotated images that are used for training. None if there is none."""
-    split, annotations = fields.get("split", "train"), fields.get("annotations", "")
+    split = fields.get("split", "train")
+    annotations = fields.get("annotations", "")
     if "train" in annotations:
         other = annotations.replace("train", "val")
         if not files.exists(other):

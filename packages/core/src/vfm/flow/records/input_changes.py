@@ -62,7 +62,8 @@ def inputs_of(store: Path) -> list[OutsideInput]:
 
 def _results(name: str, manifests: Mapping[str, Mapping[str, Any]], users: Mapping[str, list[str]]) -> dict[str, None]:
     """Collect an artifact and all artifacts made from it, each once."""
-    results, pending = {name: None}, [name]
+    results = {name: None}
+    pending = [name]
     while pending:
         new = [user for user in users.get(manifests[pending.pop()]["identity"], ()) if user not in results]
         results |= dict.fromkeys(new)
@@ -74,7 +75,8 @@ class InputCheck:
     """Reads outside files and compares them with the files that results were made from."""
 
     def __init__(self, store: Path) -> None:
-        self.store, self.before = store, FingerprintCache(store)
+        self.store = store
+        self.before = FingerprintCache(store)
         self.whole = self.before.whole  # fingerprint -> SHA-256 of large files
         self.recorded = 0  # number of large files whose SHA-256 is new
 

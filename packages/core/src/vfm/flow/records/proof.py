@@ -72,7 +72,8 @@ def _proof(
 ) -> Proof:
     """Collect the artifacts with these names, and all inputs of inputs."""
     slots = {folder.name[-8:]: folder for folder in artifacts}
-    pending, needed = [store / each for each in names], {}
+    pending = [store / each for each in names]
+    needed = {}
     while pending:
         folder = pending.pop()
         if folder in needed:

@@ -75,8 +75,10 @@ def _wrong_page(file: Path) -> Iterator[str]:
 
 def _wrong_artifacts(directory: Path, record: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each stage of a finished run whose link leads elsewhere, or to something that was made since."""
-    stages, names = record.get("stages"), record.get("artifacts")
-    roots, manifests = record.get("roots") or {}, record.get("manifests") or {}
+    stages = record.get("stages")
+    names = record.get("artifacts")
+    roots = record.get("roots") or {}
+    manifests = record.get("manifests") or {}
     for number, stage in enumerate(stages if isinstance(stages, list) else ()):
         link = directory / LINKS / str(stage)
         if isinstance(names, list) and number < len(names):

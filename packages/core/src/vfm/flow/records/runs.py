@@ -31,7 +31,10 @@ from vfm.storage.locks import locked
 from vfm.storage.permissions import check_writable, is_writable
 from vfm.storage.publishing import part_name, write_file
 
-RUN_FILE, EVENTS_FILE, RECIPE_FILE, REPORT_FILE = "run.json", "events.jsonl", "recipe.yaml", "report.html"
+RUN_FILE = "run.json"
+EVENTS_FILE = "events.jsonl"
+RECIPE_FILE = "recipe.yaml"
+REPORT_FILE = "report.html"
 LIST_LOCK = ".lock"  # next to the runs; held while a run gets its number, and while runs are removed
 _FOLDER = re.compile(r"(?P<name>[^.].*)@(?P<number>\d{1,9})")
 

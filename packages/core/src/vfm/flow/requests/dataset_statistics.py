@@ -85,7 +85,8 @@ class Statistics:
 
 def dataset_statistics(source: Source, num_samples: int = NUM_SAMPLES) -> Statistics:
     """Read the first samples of a dataset, with the headers of their images. Bad samples are left out."""
-    statistics, hashes = Statistics(), set()
+    statistics = Statistics()
+    hashes = set()
     names = list(chain.from_iterable(load_plugins().hook.vfm_statistics()))
     statistics.others = [load_function(name)() for name in names]
     if not names:

@@ -157,7 +157,8 @@ def _non_empty(fields: Fields) -> Fields:
 
 def _misfit(dataset: EvaluationDataset, kind: type[Stage]) -> str:
     """Explain why a task does not fit a dataset. Empty if it fits."""
-    task, data = kind.kind_name().removeprefix("eval."), _input_ref(kind, "data")
+    task = kind.kind_name().removeprefix("eval.")
+    data = _input_ref(kind, "data")
     if not data.accepts(dataset.data.makes):
         needed = next((words for kind, words in CONTENTS.items() if data.accepts(kind)), data.expected)
         return f"{dataset.data.name} is a {dataset.data.makes.__name__}: {task} needs {needed}"

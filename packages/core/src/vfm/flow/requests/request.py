@@ -82,7 +82,8 @@ def _by_column(dataset: EvaluationDataset, location: str, known: Mapping[str, ty
     """
     if not location:
         return dataset
-    settings, fields = {**dataset.settings, "by": column_name(location)}, dataset.data.stage
+    settings = {**dataset.settings, "by": column_name(location)}
+    fields = dataset.data.stage
     if not fields:  # a saved dataset has its columns
         return replace(dataset, settings=settings)
     if "columns" not in known[fields["kind"]].model_fields:
@@ -93,7 +94,10 @@ def _by_column(dataset: EvaluationDataset, location: str, known: Mapping[str, ty
 
 def _datasets(request: EvaluationRequest, plan: EvaluationPlan) -> list[EvaluationDataset]:
     """Resolve the datasets of the data and of the suite. Datasets missing on the disk are recorded in the plan."""
-    data, suite, root, train = request.data, request.suite, request.root, request.train or None
+    data = request.data
+    suite = request.suite
+    root = request.root
+    train = request.train or None
     if not data and not suite:
         raise UserError("no datasets: give data, or a suite and its root")
     if train and (len(data) != 1 or suite):

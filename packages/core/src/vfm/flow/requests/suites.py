@@ -52,7 +52,8 @@ class SuiteDataset(Config):
     @property
     def folders(self) -> list[str]:
         """Possible names of its folder: the hub's, DataComp's, and the plain name."""
-        cleaned, short = self.name.replace("/", "-"), self.name.rpartition("/")[2]
+        cleaned = self.name.replace("/", "-")
+        short = self.name.rpartition("/")[2]
         folders: list[str] = []
         for name in dict.fromkeys((cleaned, short)):
             folders += [f"wds_{name}", f"wds_{name}_test", name]
@@ -125,14 +126,16 @@ def find_datasets(
     suite: Suite, root: str, known: Mapping[str, type[Stage]]
 ) -> tuple[list[EvaluationDataset], list[SkippedDataset]]:
     """Split the datasets of a suite into those under `root` and missing ones, with how to download them."""
-    present, left_out = [], []
+    present = []
+    left_out = []
     for entry in suite.sets:
         title = entry.title or entry.name
         fields = None if entry.not_measured else _fields(entry, root)
         if entry.not_measured:
             left_out.append(SkippedDataset(title, entry.group, entry.not_measured))
         elif fields:
-            name, (data_fields, train_fields) = stage_name(entry.name.replace("/", "-")), fields
+            name = stage_name(entry.name.replace("/", "-"))
+            (data_fields, train_fields) = fields
             if train_fields:
                 train = dataset_input(f"{name}-train", train_fields, known)
             else:

@@ -150,9 +150,11 @@ def build_clip(
         UserError: If the name or a key of the configuration is unknown, or the image size does not fit the patches.
     """
     if isinstance(model, str):
-        name, base = model, get_clip_config(model)
+        name = model
+        base = get_clip_config(model)
     else:
-        name, base = "custom", dict(model)
+        name = "custom"
+        base = dict(model)
     config = deepcopy({**base, **overrides})
     check_keys(config, name)
     if image_size is not None:
@@ -190,7 +192,8 @@ def blueprint(
     with torch.device("meta"):
         clip = build_clip(config, image_size=image_size, noise=noise)
     if isinstance(model, ClipCheckpoint):
-        clip.name, clip.folder = model.model, model.path
+        clip.name = model.model
+        clip.folder = model.path
     return clip
 
 
@@ -214,7 +217,8 @@ def load_clip(
         UserError: If the folder is not in open_clip's layout, or its weights do not fit its configuration or the size.
     """
     if isinstance(checkpoint, ClipCheckpoint):
-        folder, name = checkpoint.path, checkpoint.model
+        folder = checkpoint.path
+        name = checkpoint.model
     else:
         folder = Path(checkpoint)
         name = folder.name
@@ -265,7 +269,8 @@ def save_clip(model: ClipModel, directory: Path) -> ClipCheckpoint:
 def open_clip_incompatibility(model: ClipModel) -> str:
     """Explain in one line why open_clip itself cannot load the result of `save_clip`; empty in nearly all cases."""
     vision = model.config["vision_cfg"]
-    encoder, size = vision.get("timm_model_name"), model.preprocess.image_size
+    encoder = vision.get("timm_model_name")
+    size = model.preprocess.image_size
     if encoder and vision.get("act_kwargs"):
         return f"{model.name}: open_clip itself builds {encoder} with another GELU, so its features differ slightly"
     if plain_config(model.module, model.config, model.name):

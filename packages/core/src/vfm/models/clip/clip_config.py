@@ -16,11 +16,13 @@ from vfm.models import small_models  # noqa: F401  (registers the small architec
 from vfm.models.weights import find_weights
 from vfm.storage.store_files import read_record
 
-CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
 # The file that vfm writes, and the names used on the hub.
 WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 # A damaged number would build layers without end, or fill the memory.
-MAX_LAYERS, MAX_SIZE = 1_000, 4_000_000
+MAX_LAYERS = 1_000
+MAX_SIZE = 4_000_000
 # Allowed options of a configuration's tokenizer. Any other option would reach a loader of transformers, some of whose
 # arguments run code (`trust_remote_code`) or read other files (`bpe_path`, `cache_dir`).
 TOKENIZER_OPTIONS: Mapping[str, type] = {

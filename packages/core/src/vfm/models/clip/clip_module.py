@@ -32,7 +32,8 @@ def build_module(config: Mapping[str, Any], name: str) -> nn.Module:
     _set_activation(module, config["vision_cfg"])
     set_image_size(module, config["vision_cfg"], name)
     _init_projection(module)
-    visual, rate = module.visual, config["vision_cfg"].get("patch_dropout")
+    visual = module.visual
+    rate = config["vision_cfg"].get("patch_dropout")
     if isinstance(visual, VisionTransformer) and rate:
         visual.patch_dropout = PatchDropout(rate)  # open_clip's own draws on the CPU and synchronises the device
     return module
@@ -47,7 +48,8 @@ def set_image_size(module: nn.Module, vision: Mapping[str, Any], name: str) -> N
     Raises:
         UserError: If the size does not fit.
     """
-    size, visual = vision.get("image_size", 224), module.visual
+    size = vision.get("image_size", 224)
+    visual = module.visual
     if not isinstance(size, int):
         raise UserError(f"CLIP model {name!r}: image_size: expected one number (images are square), got {size}")
     trunk = getattr(visual, "trunk", None)
@@ -137,7 +139,8 @@ def _construct(config: Mapping[str, Any], name: str) -> nn.Module:
 
 def _set_activation(module: nn.Module, vision: Mapping[str, Any]) -> None:
     """Replace the GELUs of a timm tower by those of `act_kwargs`, which open_clip reads for its own tower only."""
-    trunk, arguments = getattr(module.visual, "trunk", None), vision.get("act_kwargs")
+    trunk = getattr(module.visual, "trunk", None)
+    arguments = vision.get("act_kwargs")
     if trunk is None or not arguments:
         return
     for parent in list(trunk.modules()):

@@ -30,7 +30,8 @@ def open_clip_architecture(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _sizes_fit(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    vision, text = config["vision_cfg"], config["text_cfg"]
+    vision = config["vision_cfg"]
+    text = config["text_cfg"]
     patches = shapes.get("visual.conv1.weight")
     if patches and (vision.get("width"), vision.get("patch_size")) != (patches[0], patches[-1]):
         return False

@@ -37,7 +37,8 @@ class WordTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         """Take vocabulary, cleaning and context length from an `open_clip.SimpleTokenizer`."""
-        self.tokenizer, self.words = tokenizer, dict[str, list[int]]()
+        self.tokenizer = tokenizer
+        self.words = dict[str, list[int]]()
         self.special = dict(tokenizer.cache)
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
@@ -188,7 +189,8 @@ def encode_text(module: nn.Module, tokens: Tensor, *, normalize: bool = False) -
         normalize: scale each embedding to unit length.
     """
     tower: Any = getattr(module, "text", module)
-    table, shorter = getattr(tower, "positional_embedding", None), dict[str, Tensor]()
+    table = getattr(tower, "positional_embedding", None)
+    shorter = dict[str, Tensor]()
     if table is not None and _num_positions(tower) > tokens.shape[1]:
         prefix = "module." if tower is module else "module.text."
         used = slice(len(table) - _num_positions(tower) + tokens.shape[1])
@@ -214,9 +216,11 @@ class _EncodeText(nn.Module):
 def _end_positions(tower: Any, tokens: Tensor) -> Tensor | None:
     """Find the position that is pooled in each text, (N,); None if later positions matter or pooling differs."""
     if type(tower) is open_clip.CLIP:
-        pooling, end_token = tower.text_pool_type, tower.text_eos_id
+        pooling = tower.text_pool_type
+        end_token = tower.text_eos_id
     elif type(tower) is TextTransformer and tower.cls_emb is None and not tower.output_tokens:
-        pooling, end_token = tower.pool_type, tower.eos_id
+        pooling = tower.pool_type
+        end_token = tower.eos_id
     else:
         return None
     if tower.attn_mask is None or pooling not in ("argmax", "eos"):

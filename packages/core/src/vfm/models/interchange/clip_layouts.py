@@ -76,7 +76,9 @@ def with_text_of(other: ClipModel | None, model: ClipModel) -> ClipModel:
     if other is None:
         return model
     combined = build_clip({**model.config, "text_cfg": other.config["text_cfg"]})
-    combined.name, combined.preprocess, combined.folder = model.name, other.preprocess, other.folder
+    combined.name = model.name
+    combined.preprocess = other.preprocess
+    combined.folder = other.folder
     try:
         combined.module.load_state_dict(tensors_with_text_of(other, model.module.state_dict(), model.name))
     except RuntimeError:

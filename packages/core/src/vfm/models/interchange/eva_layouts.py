@@ -140,7 +140,8 @@ def to_official(tensors: Tensors, trunk: Any, report: KeyReport) -> dict[str, Te
     for key, tensor in tensors.items():
         prefix, name = _split(key)
         if prefix is None:  # outside the vision tower
-            target, is_known = key, _TEXT.fullmatch(key)
+            target = key
+            is_known = _TEXT.fullmatch(key)
         else:
             official = _replaced(name, rules)
             target = f"{VISUAL if prefix else ''}{official}"

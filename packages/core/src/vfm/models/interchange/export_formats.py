@@ -190,7 +190,8 @@ def _write_open_clip(model: Model, directory: Path) -> list[str]:
 def _hugging_face_mismatch(model: Model) -> str:
     if not isinstance(model, ClipModel):
         return timm_wrapper_mismatch(model)
-    clip, siglip = hugging_face.hugging_face_mismatches(model), hugging_face_siglip.siglip_mismatches(model)
+    clip = hugging_face.hugging_face_mismatches(model)
+    siglip = hugging_face_siglip.siglip_mismatches(model)
     if not clip or not siglip:
         return ""
     return f"not a CLIPModel ({', '.join(clip)}) and not a SiglipModel ({', '.join(siglip)})"

@@ -46,7 +46,8 @@ class _AsModule(nn.Module):
 
     def __init__(self, module: nn.Module, function: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
-        self.module, self.function = module, function
+        self.module = module
+        self.function = function
 
     def forward(self, x: Tensor) -> Any:
         return self.function(self.module, x)
@@ -115,7 +116,8 @@ def _noise(size: int) -> Tensor:
 
 def _write(module: nn.Module, directory: Path, graph: _Graph) -> str:
     """Export a module with two examples, and compare it on batches of 1 and 3."""
-    file, x = directory / f"{graph.name}.onnx", graph.examples
+    file = directory / f"{graph.name}.onnx"
+    x = graph.examples
     num_bytes = sum(value.numel() * value.element_size() for value in module.state_dict().values())
     try:
         with _quiet():

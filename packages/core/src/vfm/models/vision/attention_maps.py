@@ -70,7 +70,8 @@ def _record_timm(attention: Any) -> Iterator[list[Tensor]]:
     weights: list[Tensor] = []
     handle = attention.attn_drop.register_forward_hook(lambda module, inputs, output: weights.append(inputs[0]))
     # The fused kernel never stores the weights.
-    fused, attention.fused_attn = attention.fused_attn, False
+    fused = attention.fused_attn
+    attention.fused_attn = False
     try:
         yield weights
     finally:

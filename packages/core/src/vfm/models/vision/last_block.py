@@ -151,7 +151,9 @@ def _timm_split(block: Any, attention: Any) -> Callable[[Tensor, Tensor | None, 
     def split(tokens: Tensor, rope: Tensor | None, grid: tuple[int, int]) -> LastBlock:
         y = block.norm1(tokens)
         q, k, v = (_heads(part, attention.num_heads) for part in _timm_projections(attention, y))
-        q, k, num_prefix = attention.q_norm(q), attention.k_norm(k), tokens.shape[1] - grid[0] * grid[1]
+        q = attention.q_norm(q)
+        k = attention.k_norm(k)
+        num_prefix = tokens.shape[1] - grid[0] * grid[1]
 
         def rotate(heads: Tensor) -> Tensor:
             if rope is None:

@@ -47,7 +47,8 @@ def tower_layers(module: nn.Module, tower: TowerName) -> list[list[str]]:
     if tower == "image":
         prefix, text = "visual.", None
     else:
-        prefix, text = "text.", getattr(module, "text", None)
+        prefix = "text."
+        text = getattr(module, "text", None)
     # open_clip has no group for the projection after Hugging Face's encoders: it belongs to the last block's.
     return named_layers(names, prefix, has_end=not isinstance(text, HFTextEncoder))
 

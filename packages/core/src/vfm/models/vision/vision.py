@@ -54,7 +54,8 @@ def build_vision(
         UserError: If the name is unknown, an argument is invalid, or the weights cannot be fetched.
     """
     if isinstance(model, Mapping):
-        name, arguments = model.get("architecture", ""), {**model, **arguments}
+        name = model.get("architecture", "")
+        arguments = {**model, **arguments}
         arguments.pop("architecture", None)
     else:
         name = model

@@ -132,7 +132,8 @@ def image_tokens(model: ClipModel | nn.Module, pixels: Tensor) -> ImageTokens:
     """
     tower = vision_tower(model)
     tokens = read_tokens(tower, pixels, -1)
-    feature, patches = tower.pool(tokens), tower.norm(tokens.patches)
+    feature = tower.pool(tokens)
+    patches = tower.norm(tokens.patches)
     if tower.project is not None:
         patches = tower.project(patches)
     return ImageTokens(tower.embed(feature), feature, patches, tower.project is not None)

@@ -61,9 +61,11 @@ def intermediates_at_size(
     size: Sides = (pixels.shape[2], pixels.shape[3])
     is_open_clip = isinstance(visual, OpenClipViT)
     if is_open_clip:
-        own_size, patch = visual.image_size, visual.patch_size
+        own_size = visual.image_size
+        patch = visual.patch_size
     else:
-        own_size, patch = visual.patch_embed.img_size, patch_stride(visual.patch_embed)
+        own_size = visual.patch_embed.img_size
+        patch = patch_stride(visual.patch_embed)
     if size == tuple(own_size):
         return visual.forward_intermediates(pixels, **arguments)
     if any(side % step for side, step in zip(size, patch, strict=True)):

@@ -65,7 +65,8 @@ def init_vision_tower(
         UserError: If the tower is not a timm encoder, it computes something else with the same weights, its mean or std
             differs from the encoder's, or a key is missing, unknown or of another shape. Nothing is loaded then.
     """
-    visual, report = timm_vision_tower(clip), KeyReport()
+    visual = timm_vision_tower(clip)
+    report = KeyReport()
     if isinstance(vision, VisionCheckpoint):
         with torch.device("meta"):  # only its configuration is needed
             encoder = build_vision(f"local-dir:{vision.path}")
@@ -107,7 +108,8 @@ def check_same_computation(architecture: str, encoder: nn.Module, clip: ClipMode
     """
     trunk: Any = timm_vision_tower(clip).trunk
     tower = str(clip.config["vision_cfg"]["timm_model_name"])
-    encoder_facts, tower_facts = _hidden_facts(encoder), _hidden_facts(trunk)
+    encoder_facts = _hidden_facts(encoder)
+    tower_facts = _hidden_facts(trunk)
     different = [name for name in encoder_facts if encoder_facts[name] != tower_facts[name]]
     if not _same_function(_activation(encoder), _activation(trunk)):
         different.insert(0, "activation")
@@ -123,7 +125,8 @@ def check_same_computation(architecture: str, encoder: nn.Module, clip: ClipMode
 
 def _hidden_facts(model: Any) -> dict[str, Any]:
     """Collect the facts that decide a transformer's output in addition to its weights and its activation."""
-    block, rope = next(iter(getattr(model, "blocks", ())), None), getattr(model, "rope", None)
+    block = next(iter(getattr(model, "blocks", ())), None)
+    rope = getattr(model, "rope", None)
     attention = getattr(block, "attn", None)
     return {
         "num_heads": getattr(attention, "num_heads", None),

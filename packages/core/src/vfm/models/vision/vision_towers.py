@@ -88,16 +88,19 @@ def vision_tower(model: ClipModel | nn.Module, resample: Resample = resample_pos
         UserError: If the model is not a transformer over patches.
     """
     if isinstance(model, ClipModel):
-        name, module = model.name, model.module
+        name = model.name
+        module = model.module
     else:
-        name, module = type(model).__name__, model
+        name = type(model).__name__
+        module = model
     visual = getattr(module, "visual", module)
     if isinstance(visual, OpenClipViT):
         return _open_clip_tower(visual, name, resample)
     trunk: Any = visual
     head: nn.Module = nn.Identity()
     if isinstance(visual, TimmModel):
-        trunk, head = visual.trunk, visual.head
+        trunk = visual.trunk
+        head = visual.head
     if not all(hasattr(trunk, part) for part in ("forward_intermediates", "blocks", "patch_embed", "fc_norm")):
         raise UserError(f"{name}: {type(trunk).__name__} has no patch tokens; expected a vision transformer")
     return _timm_tower(trunk, head, name, resample)
@@ -138,7 +141,8 @@ def _open_clip_tower(visual: OpenClipViT, name: str, resample: Resample) -> Visi
         norm: TensorMap = nn.Identity()
         why = "its pooling head projects the image, not the patches"
     else:
-        norm, why = visual.ln_post, "its projection was removed"
+        norm = visual.ln_post
+        why = "its projection was removed"
 
     def read(pixels: Tensor, layers: list[int]) -> list[tuple[Tensor, Tensor]]:
         out = intermediates_at_size(
@@ -186,10 +190,12 @@ def _open_clip_tower(visual: OpenClipViT, name: str, resample: Resample) -> Visi
 
 def _timm_tower(trunk: Any, head: nn.Module, name: str, resample: Resample) -> VisionTower:
     parts = [part for part in (trunk.head, *head.children()) if not isinstance(part, nn.Identity | nn.Dropout)]
-    embed, why = nn.Sequential(*parts), "it has no projection"
+    embed = nn.Sequential(*parts)
+    why = "it has no projection"
     pools_outside = "pool" in dict(head.named_children())
     if getattr(trunk, "attn_pool", None) is not None or pools_outside:
-        parts, why = [], "its pooling head projects the image, not the patches"
+        parts = []
+        why = "its pooling head projects the image, not the patches"
 
     def read(pixels: Tensor, layers: list[int]) -> list[tuple[Tensor, Tensor]]:
         has_prefix = trunk.num_prefix_tokens > 0  # timm fails to return prefix tokens if there are none

@@ -49,7 +49,8 @@ from vfm.train.checkpoint.host_copies import DeviceCopies, Pauses, copy_to_host
 from vfm.train.checkpoint.shards import Parts, cut, read_shards, write_shards
 from vfm.train.parallel.dist import TIMEOUT, DistributedWorld
 
-META_FILE, SHARDS = "meta.json", "shards"
+META_FILE = "meta.json"
+SHARDS = "shards"
 TENSOR_FILES = {
     "model": "model.safetensors",
     "optimizer": "state/optimizer.safetensors",
@@ -90,7 +91,11 @@ class Checkpoints:
         world: DistributedWorld,
         sharded: Mapping[str, DTensor],
     ) -> None:
-        self.folder, self.policy, self.warn, self.world, self.sharded = folder, policy, warn, world, sharded
+        self.folder = folder
+        self.policy = policy
+        self.warn = warn
+        self.world = world
+        self.sharded = sharded
         self.saved_at = time.monotonic()
         # The writing thread runs collectives at the same time as the training, so it needs a separate group.
         self.group = dist.new_group(backend="gloo", timeout=TIMEOUT) if sharded else None
@@ -153,7 +158,9 @@ class Checkpoints:
         # returned at once, and the process ended with SIGABRT while the thread was copying tensors.
         if self._written:
             self._written.wait(seconds)
-        error, self._written, self._error = self._error, None, None
+        error = self._error
+        self._written = None
+        self._error = None
         if error:
             raise error
 
@@ -276,7 +283,8 @@ class Checkpoints:
 
     def _read(self, folder: Path) -> Snapshot:
         facts = read_sealed(folder / META_FILE, "step")
-        step, known = facts.pop("step"), known_files(facts, folder / META_FILE) or {}
+        step = facts.pop("step")
+        known = known_files(facts, folder / META_FILE) or {}
         facts.pop(FILES, None)
         if step_of(folder) != step:
             raise ValueError(f"{META_FILE} is that of step {step}")

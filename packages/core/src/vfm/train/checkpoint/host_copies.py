@@ -98,7 +98,8 @@ class Pauses:
 
     def take(self) -> float:
         """Take the seconds since the last call."""
-        seconds, self.seconds = self.seconds, 0.0
+        seconds = self.seconds
+        self.seconds = 0.0
         return seconds
 
 

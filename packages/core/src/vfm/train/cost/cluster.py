@@ -157,12 +157,15 @@ def _fixed_bytes(load: Load, card: Card, devices: int, sharding: Sharding) -> fl
 
 def _exposed(load: Load, card: Card, devices: int, sharding: Sharding, one_pass: float, passes: int) -> float:
     """Compute the seconds of communication that do not overlap with operations."""
-    forward, backward = one_pass / 3, one_pass * 2 / 3
-    weights, gradients = GATHERED_BYTES * load.trained, REDUCED_BYTES * load.trained
+    forward = one_pass / 3
+    backward = one_pass * 2 / 3
+    weights = GATHERED_BYTES * load.trained
+    gradients = REDUCED_BYTES * load.trained
     if sharding == "ddp":
         return max(0.0, 2 * _ring(gradients, devices, card) - backward)
     within = devices if sharding == "fsdp" else min(devices, card.per_machine)
-    gather, reduce = _ring(weights, within, card), _ring(gradients, within, card)
+    gather = _ring(weights, within, card)
+    reduce = _ring(gradients, within, card)
     waits = max(0.0, gather - forward) + max(0.0, gather + reduce - backward)
     machines = devices // within
     across = 2 * (machines - 1) / machines * gradients / within / (card.network * LINK_EFFICIENCY)

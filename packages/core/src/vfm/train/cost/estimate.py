@@ -51,11 +51,14 @@ def estimate_training(
 
 class _Step:
     def __init__(self, task: Task[Any], config: Training) -> None:
-        self.task, self.config = task, config
+        self.task = task
+        self.config = config
         self.bytes = LiveBytes()
 
     def cost(self, inputs: Any, micro: int, number: int) -> Cost:
-        task, config, counter = self.task, self.config, self.bytes
+        task = self.task
+        config = self.config
+        counter = self.bytes
         held = [*task.parameters(), *task.buffers()]
         for frozen in task.frozen():
             held += [*frozen.module.parameters(), *frozen.module.buffers()]
@@ -69,7 +72,8 @@ class _Step:
             before = counter.now
             average = Ema(task, config.ema_decay) if config.ema_decay else None
             averaged = counter.now - before
-            counter.peak, counter.flops = counter.now, 0
+            counter.peak = counter.now
+            counter.flops = 0
             batches = [Batch(inputs, [""] * micro)] * number
             runs = _Runs(task, config, counter)
             task.before_step(0)

@@ -27,7 +27,9 @@ class Throughput:
     """
 
     def __init__(self, device: torch.device, runtime: TrainingRuntime, *, half: bool) -> None:
-        self.device, self.runtime, self.half = device, runtime, half
+        self.device = device
+        self.runtime = runtime
+        self.half = half
         self.flops = self.repeated = 0
 
     @contextmanager
@@ -45,7 +47,8 @@ class Throughput:
             eager = nullcontext()
         with eager, Operations() as counter:
             yield
-        self.flops, self.repeated = max(1, counter.flops), counter.repeated
+        self.flops = max(1, counter.flops)
+        self.repeated = counter.repeated
 
     def reached(self, steps: int, seconds: float) -> dict[str, float]:
         """Compute the rate of the last steps and, if the peak of the device is known, its shares of the peak.

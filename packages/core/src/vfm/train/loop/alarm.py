@@ -18,7 +18,9 @@ class Alarm(ABC):
     """
 
     def __init__(self, ctx: Context) -> None:
-        self.ctx, self.raised, self.caught_up = ctx, set[str](), False
+        self.ctx = ctx
+        self.raised = set[str]()
+        self.caught_up = False
 
     @abstractmethod
     def check(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,9 @@ class BestWeights:
     """The weights with the highest score so far, in the memory of rank 0 and in its checkpoints."""
 
     def __init__(self, config: Training, ctx: Context) -> None:
-        self.metric, self.num_steps, self.ctx = config.evaluation.keep_best, config.num_steps, ctx
+        self.metric = config.evaluation.keep_best
+        self.num_steps = config.num_steps
+        self.ctx = ctx
         self.scores: dict[int, float] = {}  # by step
         self.step = 0
         self.tensors: dict[str, Tensor] = {}
@@ -65,4 +67,6 @@ class BestWeights:
 
     def restore(self, state: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
         """Restore the state from a checkpoint."""
-        self.step, self.scores, self.tensors = state["step"], dict(state["scores"]), tensors
+        self.step = state["step"]
+        self.scores = dict(state["scores"])
+        self.tensors = tensors

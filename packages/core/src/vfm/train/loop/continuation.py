@@ -58,7 +58,8 @@ def earlier_snapshot(config: Training, ctx: Context, checkpoints: Checkpoints) -
             f"{ctx.stage}: continue_from: the state in {folder} has {snapshot.step} steps: expected more steps in all,"
             f" got steps: {config.num_steps}"
         )
-    before, now = snapshot.facts.get("optimizer"), config.optimizer.algorithm_name
+    before = snapshot.facts.get("optimizer")
+    now = config.optimizer.algorithm_name
     if before != now:
         raise UserError(
             f"{ctx.stage}: continue_from: the state in {folder} is that of {before}: expected the same optimizer,"

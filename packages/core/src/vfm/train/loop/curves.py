@@ -39,7 +39,10 @@ class MetricsLog:
     """
 
     def __init__(self, ctx: Context, plan: Training, world: DistributedWorld, throughput: Throughput) -> None:
-        self.ctx, self.plan, self.world, self.throughput = ctx, plan, world, throughput
+        self.ctx = ctx
+        self.plan = plan
+        self.world = world
+        self.throughput = throughput
         self.file = ctx.work / METRICS_FILE
         self.samples = 0  # read so far by all processes; a DataLoader may have a smaller last batch
         self.names: list[str] = []  # in the lines so far
@@ -82,7 +85,8 @@ class MetricsLog:
         if not self.sums:  # all steps since the last line were skipped (`skip_steps`)
             return
         means = self._means()
-        self.names, self.sums = sorted({*self.names, *means}), {}
+        self.names = sorted({*self.names, *means})
+        self.sums = {}
         values = {_key(name): _finite(means.get(name)) for name in self.names}
         values["train/lr"] = lr
         speed = self._speed(paused)
@@ -95,7 +99,8 @@ class MetricsLog:
 
     def _means(self) -> dict[str, float]:
         """Compute the mean of each metric."""
-        totals, counts = Counter[str](), Counter[str]()
+        totals = Counter[str]()
+        counts = Counter[str]()
         for names, (total, count) in self.sums.items():
             for name, value in zip(names, total.tolist(), strict=True):
                 totals[name] += value
@@ -120,10 +125,14 @@ class MetricsLog:
     def _speed(self, paused: float) -> dict[str, float]:
         now = time.perf_counter()
         # At least a nanosecond, since the clock may not advance between two steps of a tiny model.
-        seconds, self._since = max(now - self._since, 1e-9), now
-        waited, self.waited = self.waited, 0.0
-        steps, self._steps = self._steps, 0
-        samples, self._samples = self.samples - self._samples, self.samples
+        seconds = max(now - self._since, 1e-9)
+        self._since = now
+        waited = self.waited
+        self.waited = 0.0
+        steps = self._steps
+        self._steps = 0
+        samples = self.samples - self._samples
+        self._samples = self.samples
         memory = round(memory_gib(self.world.device), 3)
         # The slowest process holds up all others, so the log has the largest share of any process.
         by_rank = self.world.gather((waited / seconds, paused / seconds, memory))

@@ -23,7 +23,9 @@ class Evaluations:
     """
 
     def __init__(self, config: Training, ctx: Context) -> None:
-        self.policy, self.num_steps, self.ctx = config.evaluation, config.num_steps, ctx
+        self.policy = config.evaluation
+        self.num_steps = config.num_steps
+        self.ctx = ctx
 
     def due(self, step: int) -> bool:
         """Check whether to evaluate after this step: every `every_steps`, and after the last step."""

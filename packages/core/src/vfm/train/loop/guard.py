@@ -30,7 +30,8 @@ class FiniteGuard:
     """
 
     def __init__(self, ctx: Context, world: DistributedWorld) -> None:
-        self.ctx, self.world = ctx, world
+        self.ctx = ctx
+        self.world = world
         self.found_inf = torch.zeros((), device=world.device)
         self.first = torch.full((), -1, dtype=torch.long, device=world.device)
         self.unread: dict[int, list[tuple[list[str], Tensor]]] = {}
@@ -130,7 +131,9 @@ class SkippedSamples:
     """
 
     def __init__(self, ctx: Context, plan: Training, world: DistributedWorld) -> None:
-        self.ctx, self.plan, self.world = ctx, plan, world
+        self.ctx = ctx
+        self.plan = plan
+        self.world = world
         self.before = 0  # samples read by the run that this one continues
         self.reads = 0  # failed reads
         self.counts = Counter[str]()  # number of samples by reason

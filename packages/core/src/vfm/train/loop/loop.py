@@ -69,7 +69,8 @@ def _fit(
 ) -> None:
     # The order matters: fused kernels and FP8 replace layers, compilation records the layers that it finds, and DDP and
     # FSDP wrap the result, whose parameters are then fixed for the optimizer.
-    placed, position = in_processes(task, config.runtime, world), Position()
+    placed = in_processes(task, config.runtime, world)
+    position = Position()
     with (
         chosen_kernels(placed.task, config.runtime, ctx, world),
         float8_products(placed.task, ctx, world) if config.precision == "amp_fp8" else nullcontext(),
@@ -100,8 +101,13 @@ class _Loop(Generic[Inputs]):
         compiled: Compile,
         position: Position,
     ) -> None:
-        self.numerics, self.position = numerics, position
-        self.placed, self.data, self.plan, self.ctx, self.stop = placed, data, plan, ctx, stop
+        self.numerics = numerics
+        self.position = position
+        self.placed = placed
+        self.data = data
+        self.plan = plan
+        self.ctx = ctx
+        self.stop = stop
         self.task, self.world = task, world = placed.task, placed.world
         self.micro_batch_size = micro_batch_size(plan, world)
         ctx.work.mkdir(parents=True, exist_ok=True)
@@ -114,7 +120,9 @@ class _Loop(Generic[Inputs]):
             self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None
         self.throughput = Throughput(world.device, plan.runtime, half=numerics.half is not None)
         self.curves = MetricsLog(ctx, plan, world, self.throughput)
-        self.evaluations, self.best, self.agreement = Evaluations(plan, ctx), BestWeights(plan, ctx), Agreement()
+        self.evaluations = Evaluations(plan, ctx)
+        self.best = BestWeights(plan, ctx)
+        self.agreement = Agreement()
         self.guard = FiniteGuard(ctx, world)
         self.skipped = SkippedSamples(ctx, plan, world)
         sharded = {name: value for name, value in model_tensors(task).items() if isinstance(value, DTensor)}
@@ -133,7 +141,8 @@ class _Loop(Generic[Inputs]):
         # The initial weights may be the best. This also lets a missing metric fail early.
         if self.best.metric and not self.best.scores:
             self._evaluate()
-        rank, world_size = self.world.rank, self.world.size
+        rank = self.world.rank
+        world_size = self.world.size
         batches = self.data.steps(
             self.done, self.plan.num_steps, rank=rank, world_size=world_size, micro_batch_size=self.micro_batch_size
         )
@@ -190,7 +199,8 @@ class _Loop(Generic[Inputs]):
         """
         alone = self.world.size == 1
         wishes = [float(self.stop.is_set()), float(self.checkpoints.due_by_time() and self.world.is_main)]
-        step, done = self.done, self.done + 1
+        step = self.done
+        done = self.done + 1
         compiles = self.plan.runtime.compile is not None and step == self.first_step
         self.position.move(done, Phase.STARTING if compiles else Phase.COMPUTING)
         log = self.curves.due(done)
@@ -259,7 +269,8 @@ class _Loop(Generic[Inputs]):
     def _save(self) -> None:
         self.position.move(self.done, Phase.SAVING)
         # The next forward pass may change buffers while the thread still copies.
-        buffers, model = dict(self.task.named_buffers()), model_tensors(self.task)
+        buffers = dict(self.task.named_buffers())
+        model = model_tensors(self.task)
         tensors = {
             "model": {name: value.clone() if name in buffers else value for name, value in model.items()},
             "optimizer": optimizer_tensors(self.optimizer, self.task),
@@ -280,9 +291,11 @@ class _Loop(Generic[Inputs]):
         self.checkpoints.save(Snapshot(self.done, tensors, facts, self.curves.file, is_last=is_last))
 
     def _resume(self) -> int:
-        snapshot, verb = self.checkpoints.latest(), "resumes"
+        snapshot = self.checkpoints.latest()
+        verb = "resumes"
         if snapshot is None:
-            snapshot, verb = earlier_snapshot(self.plan, self.ctx, self.checkpoints), "continues"
+            snapshot = earlier_snapshot(self.plan, self.ctx, self.checkpoints)
+            verb = "continues"
         if snapshot is None:
             self.curves.restore(None)
             return 0

@@ -41,7 +41,9 @@ class StepProfiler:
         if runtime.profiler == "nsys" and world.device.type != "cuda":
             raise UserError(f"{ctx.stage}: runtime.profiler: nsys needs a CUDA device, got {world.device.type}")
         self.steps = steps if world.is_main else None
-        self.ctx, self.device, self.by_nsys = ctx, world.device.type, runtime.profiler == "nsys"
+        self.ctx = ctx
+        self.device = world.device.type
+        self.by_nsys = runtime.profiler == "nsys"
         self.recording: profile | emit_nvtx | None = None
 
     def before(self, step: int) -> None:
@@ -73,7 +75,8 @@ class StepProfiler:
 
     def close(self) -> None:
         """Stop a recording, also one that was interrupted by an error."""
-        recording, self.recording = self.recording, None
+        recording = self.recording
+        self.recording = None
         if isinstance(recording, profile):
             recording.stop()
         elif recording:

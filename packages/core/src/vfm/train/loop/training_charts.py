@@ -14,7 +14,9 @@ from vfm.storage.store_files import read_json_lines, reading
 
 METRICS_FILE = "metrics.jsonl"  # in the folder of a running or finished training run
 MAX_POINTS = 2000  # points of a drawn curve
-LOSS, GRADIENT_NORM, LEARNING_RATE = "train/loss", "train/grad_norm", "train/lr"
+LOSS = "train/loss"
+GRADIENT_NORM = "train/grad_norm"
+LEARNING_RATE = "train/lr"
 WORDS = {"lr": "learning rate", "grad_norm": "gradient norm"}
 
 

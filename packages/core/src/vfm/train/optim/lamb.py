@@ -51,7 +51,9 @@ class Lamb(torch.optim.Optimizer):
         taken = 1 - bad  # 0 makes all updates below no-ops
         # Not multiplied by `taken`, as 0 times NaN is NaN.
         grad = param.grad.masked_fill(bad > 0, 0)  # type: ignore[union-attr]
-        mean, square, count = state["exp_avg"], state["exp_avg_sq"], state["num_steps"]
+        mean = state["exp_avg"]
+        square = state["exp_avg_sq"]
+        count = state["num_steps"]
         beta1, beta2 = group["betas"]
         mean.lerp_(grad, (1 - beta1) * taken)
         square.lerp_(grad.square(), (1 - beta2) * taken)

@@ -147,7 +147,8 @@ class Numerics:
     def __init__(
         self, precision: Precision, task: nn.Module, device: torch.device, frozen: Iterable[nn.Module] = ()
     ) -> None:
-        self.precision, self.device = resolve_precision(precision, device), device
+        self.precision = resolve_precision(precision, device)
+        self.device = device
         self.scale = LossScale(device) if self.precision == "amp_fp16" else None
         self.full = FullWeights(task) if self.precision == "bf16" else None
         self.frozen = RoundedMatrices(frozen, self.half) if self.half else None

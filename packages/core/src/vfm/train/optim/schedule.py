@@ -29,7 +29,8 @@ def constant(schedule: ConstantSchedule, lr: float, num_steps: int) -> Rate:
 
 def warmup_stable_decay(schedule: WarmupStableDecay, lr: float, num_steps: int) -> Rate:
     """Create a schedule with `lr` until the last `decay_steps`, then a decay to `min_lr`, reached at `num_steps`."""
-    start, low = num_steps - schedule.decay_steps, schedule.min_lr
+    start = num_steps - schedule.decay_steps
+    low = schedule.min_lr
 
     def rate(step: int) -> float:
         done = max(0.0, (step - start) / schedule.decay_steps)

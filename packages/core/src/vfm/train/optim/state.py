@@ -73,7 +73,8 @@ def as_saved(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tenso
     A layer may store a weight wider than in checkpoints (`runtime.pad_widths`), and only its hooks can convert it. An
     average of the weight is equally wide. Values of other shapes, such as a count of steps, are unchanged.
     """
-    params, state = dict(module.named_parameters()), module.state_dict()
+    params = dict(module.named_parameters())
+    state = module.state_dict()
     wider = {name: value for name, value in values.items() if value.shape == params[name].shape != state[name].shape}
     with _in_place_of_weights(module, wider):
         state = module.state_dict()
@@ -82,7 +83,8 @@ def as_saved(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tenso
 
 def as_stored(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert values from `as_saved` back to the shapes of the parameters."""
-    params, state = dict(module.named_parameters()), module.state_dict()
+    params = dict(module.named_parameters())
+    state = module.state_dict()
     wider = {}
     for name, value in values.items():
         if value.shape == state[name].shape != params[name].shape:

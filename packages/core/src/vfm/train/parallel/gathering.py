@@ -44,7 +44,8 @@ def _fits(bucket: list[tuple[str, DTensor]], value: DTensor, limit: int) -> bool
 def _gather(bucket: list[tuple[str, DTensor]]) -> Iterator[tuple[str, Tensor]]:
     _, first = bucket[0]
     cut = [isinstance(placement, Shard) for placement in first.placements].index(True)
-    group, size = first.device_mesh.get_group(cut), first.device_mesh.size(cut)
+    group = first.device_mesh.get_group(cut)
+    size = first.device_mesh.size(cut)
     parts = [_padded(value, size) for _, value in bucket]
     local = torch.cat(parts)
     whole = local.new_empty(size * len(local))

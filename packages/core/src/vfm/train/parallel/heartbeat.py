@@ -22,7 +22,8 @@ from vfm.train.parallel.progress import ENDED, Position, Sighting, hanging
 INTERVAL = 2.0  # seconds between signs of life
 SILENCE = 40.0  # seconds without a sign until a process is lost; writing a large file holds Python's lock for some
 GRACE = 15.0  # seconds for the main thread to end by itself, since a collective often fails when a process dies
-LOST, DONE = "lost", "done"
+LOST = "lost"
+DONE = "done"
 
 
 class Heartbeat:
@@ -59,15 +60,24 @@ class Heartbeat:
         grace: float,
         stacks: Path,
     ) -> None:
-        self.store, self.rank, self.size, self.on_lost = store, rank, size, on_lost
-        self.silence, self.interval, self.grace = silence, interval, grace
-        self.position, self.patience, self.stacks = position, patience, stacks
+        self.store = store
+        self.rank = rank
+        self.size = size
+        self.on_lost = on_lost
+        self.silence = silence
+        self.interval = interval
+        self.grace = grace
+        self.position = position
+        self.patience = patience
+        self.stacks = stacks
         self.message = ""  # describes the lost process
         # The sign of the next process, and its age, counted in checks, because a clock runs on while all are stopped.
-        self._sign, self._age = "", 0.0
+        self._sign = ""
+        self._age = 0.0
         self._place, self._idle = position.place, 0.0  # the last position, and for how long it has not changed
         self._hung = 0  # id of the next process if it runs here and hangs
-        self._found, self._ended = threading.Event(), threading.Event()
+        self._found = threading.Event()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 

@@ -27,7 +27,8 @@ class Alone(Generic[Inputs]):
     gathers = True
 
     def __init__(self, task: Task[Inputs], world: DistributedWorld) -> None:
-        self.task, self.world = task, world
+        self.task = task
+        self.world = world
 
     def wrap(self, half: torch.dtype | None) -> None:
         """Prepare for the first step, after the layers have been prepared.

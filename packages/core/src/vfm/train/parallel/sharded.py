@@ -46,7 +46,9 @@ class Sharded(Alone[Inputs]):
 
     def __init__(self, task: Task[Inputs], world: DistributedWorld, runtime: TrainingRuntime) -> None:
         without_meta(task)
-        self.original, self.runtime, self.gathers = task, runtime, runtime.gather_for_evaluation
+        self.original = task
+        self.runtime = runtime
+        self.gathers = runtime.gather_for_evaluation
         for held in task.frozen():
             if any(param.is_meta for param in held.module.parameters()):
                 raise ValueError(f"{type(held.module).__name__}: build frozen models outside weights_from_first")

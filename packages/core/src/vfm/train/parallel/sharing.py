@@ -38,7 +38,8 @@ def sharing(world: DistributedWorld) -> Iterator[None]:
     Raises:
         UserError: If another process continues with features whose values only rank 0 has.
     """
-    token, threads = _sharing.set(world if world.size > 1 else None), torch.get_num_threads()
+    token = _sharing.set(world if world.size > 1 else None)
+    threads = torch.get_num_threads()
     try:
         yield
     except (RuntimeError, TypeError) as error:

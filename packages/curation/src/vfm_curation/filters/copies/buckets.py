@@ -28,7 +28,8 @@ class Buckets:
     def __init__(self, folder: Path, number: int) -> None:
         """Create the folder of the buckets. The file of a bucket is a sequence of Arrow streams."""
         folder.mkdir(parents=True)
-        self.folder, self.number = folder, number
+        self.folder = folder
+        self.number = number
         self._waiting: list[pa.Table] = []
         self._bytes_waiting = 0
 
@@ -69,14 +70,16 @@ class Buckets:
         for bucket, start, end in zip(buckets, starts, [*starts[1:], len(table)], strict=True):
             with open(self.folder / str(bucket), "ab") as file, pa.ipc.new_stream(file, table.schema) as stream:
                 stream.write_table(table.slice(start, end - start))
-        self._waiting, self._bytes_waiting = [], 0
+        self._waiting = []
+        self._bytes_waiting = 0
 
 
 class Dropped:
     """Dropped units, added bucket by bucket and read shard by shard. A unit may be added more than once."""
 
     def __init__(self, folder: Path, number: int, num_shards: int) -> None:
-        self.buckets, self.num_shards = Buckets(folder, min(number, max(1, num_shards))), num_shards
+        self.buckets = Buckets(folder, min(number, max(1, num_shards)))
+        self.num_shards = num_shards
 
     def add(self, table: pa.Table) -> None:
         """Add units by their columns `shard` and `unit`."""
@@ -88,7 +91,8 @@ class Dropped:
         for shard, table in enumerate(tables):
             bucket = int(self._bucket(np.int64(shard)))
             if bucket != group:
-                group, dropped = bucket, self.buckets.read(bucket)
+                group = bucket
+                dropped = self.buckets.read(bucket)
             if dropped is None:
                 yield np.ones(len(table), dtype=np.bool_)
             else:

@@ -47,8 +47,10 @@ def distinct_images(config: NearDuplicates, run: FilterRun) -> Iterator[Bools]:
     dropped = np.zeros(len(ranks), dtype=np.bool_)
     for table in agreeing:
         ordered = table.sort_by([("group", "ascending"), ("rank", "ascending")])
-        groups, hashes = ordered["group"].to_numpy(), ordered["hash"].to_numpy()
-        rank, plain = ordered["rank"].to_numpy(), ordered["plain"].to_numpy()
+        groups = ordered["group"].to_numpy()
+        hashes = ordered["hash"].to_numpy()
+        rank = ordered["rank"].to_numpy()
+        plain = ordered["plain"].to_numpy()
         dropped[rank[near_better(groups, hashes, rank, plain, config.max_distance)]] = True
     start = 0
     for table in run.identities():

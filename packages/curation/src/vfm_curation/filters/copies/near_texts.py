@@ -94,10 +94,13 @@ def near_first(table: pa.Table, config: NearDuplicateTexts) -> NDArray[np.bool_]
         config: smallest similarity, and length of runs.
     """
     runs = functools.lru_cache(1 << 14)(lambda text: runs_of(text, config.ngram))
-    is_near, leaders, last = np.zeros(len(table), dtype=np.bool_), list[str](), None
+    is_near = np.zeros(len(table), dtype=np.bool_)
+    leaders = list[str]()
+    last = None
     for row, (group, text) in enumerate(zip(table["group"].to_pylist(), table["caption"].to_pylist(), strict=True)):
         if group != last:
-            leaders, last = [], group
+            leaders = []
+            last = group
         # Compared only with texts that stay, so that a chain of small changes does not drop its far end.
         is_near[row] = any(similarity(runs(text), runs(other)) >= config.min_similarity for other in leaders)
         if not is_near[row]:

@@ -70,7 +70,8 @@ def _blocked_hashes(path: str) -> NDArray[np.uint64]:
 @functools.lru_cache(maxsize=4)
 def _blocked_urls(path: str) -> tuple[frozenset[str], dict[str, tuple[str, ...]]]:
     """Read the blocked hosts, and the blocked beginnings of paths by host."""
-    hosts, folders = set[str](), dict[str, list[str]]()
+    hosts = set[str]()
+    folders = dict[str, list[str]]()
     for line in read_list(path):
         first, *others = line.split("#")[0].split()
         for word in others or [first]:  # a line of a hosts file is an address and one or more hosts

@@ -49,8 +49,10 @@ def _forms(word: str) -> Iterator[str]:
 @functools.lru_cache(maxsize=2)
 def _wanted_nouns(path: str, wordnet: str) -> tuple[frozenset[str], frozenset[str]]:
     """Read the nouns whose first sense is among the synsets, and all nouns."""
-    offsets, index = set(map(_offset, read_list(path))), Path(wordnet) / "index.noun"
-    wanted, all_nouns = set[str](), set[str]()
+    offsets = set(map(_offset, read_list(path)))
+    index = Path(wordnet) / "index.noun"
+    wanted = set[str]()
+    all_nouns = set[str]()
     try:
         with index.open(encoding="utf-8") as lines:
             for line in lines:

@@ -49,7 +49,8 @@ def _bound(cut: Cut, run: FilterRun, table_of: partial[pa.Table]) -> float:
 
 def _table(expression: Expression, run: FilterRun, shard: int) -> pa.Table:
     """Collect the columns of an expression for the remaining texts of a shard, and their `language`."""
-    names, measured = expression.names, expression.names & {*IMAGE_NAMES, "url"}
+    names = expression.names
+    measured = expression.names & {*IMAGE_NAMES, "url"}
     own = {name: STORED + name.removeprefix(STORED) for name in sorted(names - TEXT_NAMES - measured)}
     of_text = sorted((names & TEXT_NAMES) | {"language"})
     texts = run.remaining.texts(shard, [*of_text, "row", *own.values()])
@@ -73,7 +74,9 @@ class Effects:
 
     def __init__(self, expression: Expression, bounds: dict[str, float]) -> None:
         count = len(expression.conditions)
-        self.expression, self.bounds, self.num_texts = expression, bounds, 0
+        self.expression = expression
+        self.bounds = bounds
+        self.num_texts = 0
         self.holds, self.alone, self.missing = np.zeros((3, count), dtype=np.int64)
         self.languages: set[str] = set()
         self.languages_left: list[set[str]] = [set() for _ in range(count)]

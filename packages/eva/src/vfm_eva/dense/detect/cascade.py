@@ -105,8 +105,12 @@ class CascadeHeads(nn.Module):
         beta: float = 0.0,
     ) -> None:
         super().__init__()
-        self.settings, self.num_classes, self.strides = settings, num_classes, tuple(strides)
-        self.aligned, self.samples, self.beta = aligned, samples, beta
+        self.settings = settings
+        self.num_classes = num_classes
+        self.strides = tuple(strides)
+        self.aligned = aligned
+        self.samples = samples
+        self.beta = beta
         self.stages = nn.ModuleList()
         for _ in settings.ious:
             head = BoxHead(
@@ -252,9 +256,11 @@ def select(scores: Tensor, boxes: Tensor, selection: Selection) -> DetectedObjec
     """
     usable = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
     usable &= (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(dim=1)
-    scores, boxes = scores[usable], boxes[usable]
+    scores = scores[usable]
+    boxes = boxes[usable]
     rows, labels = torch.where(scores > selection.score)
-    scores, boxes = scores[rows, labels], boxes[rows]
+    scores = scores[rows, labels]
+    boxes = boxes[rows]
     if selection.soft:
         best = scores.argsort(descending=True, stable=True)
     else:

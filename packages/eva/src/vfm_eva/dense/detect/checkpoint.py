@@ -23,7 +23,9 @@ from vfm_eva.dense.detect.model import Detector
 from vfm_eva.dense.detect.settings import DetectorSettings
 from vfm_eva.dense.detect.stages import EvaDetect
 
-ENCODER_FOLDER, SETTINGS_FILE, WEIGHTS_FILE = "encoder", "detector.json", "head.safetensors"
+ENCODER_FOLDER = "encoder"
+SETTINGS_FILE = "detector.json"
+WEIGHTS_FILE = "head.safetensors"
 OF_CLASSES = (".scores.", "cascade.mask_head.masks.")  # weights that depend on the classes
 _NEW = "new, for these classes"
 
@@ -94,7 +96,8 @@ def load_head(checkpoint: DenseCheckpoint, model: Detector, class_names: Sequenc
     Raises:
         UserError: if a weight is missing, unknown, or has another shape.
     """
-    weights, report = load_state_dict(checkpoint.path / WEIGHTS_FILE), KeyReport()
+    weights = load_state_dict(checkpoint.path / WEIGHTS_FILE)
+    report = KeyReport()
     new: dict[str, str] = {}
     if list(class_names) != checkpoint.class_names:
         for key in list(weights):

@@ -21,7 +21,8 @@ def eva_detect_cost(config: EvaDetect, ctx: Preflight) -> Cost:
 
     It is unknown until the encoder, or the detector to start from, exists.
     """
-    data, names = ctx.artifact(config.data), known_classes(ctx, config.data)
+    data = ctx.artifact(config.data)
+    names = known_classes(ctx, config.data)
     objects = -(-data.num_objects // data.num_samples) if data else OBJECTS  # the mean, rounded up
     start = ctx.artifact(config.start) if config.start else None
     if config.start and not start:

@@ -52,7 +52,10 @@ def head_name(key: str) -> str:
         return f"relative.{match[1]}.{_AXES[match[2]]}"
     match = _LEVEL.fullmatch(key)
     if match:
-        level, layer, norm, kind = int(match[1]) - 2, int(match[2]), match[3], match[4]
+        level = int(match[1]) - 2
+        layer = int(match[2])
+        norm = match[3]
+        kind = match[4]
         first = _RESAMPLING[level]
         if layer >= first:  # a convolution and its norm are two layers here, but one in EVA's files
             layer = first + 2 * (layer - first) + bool(norm)
@@ -76,7 +79,9 @@ def official_name(key: str) -> str:
         return f"{ENCODER}blocks.{match[1]}.attn.rel_pos_{axis}"
     match = _OUR_LEVEL.fullmatch(key)
     if match:
-        level, layer, is_norm = int(match[1]), int(match[2]), 0
+        level = int(match[1])
+        layer = int(match[2])
+        is_norm = 0
         first = _RESAMPLING[level]
         if layer >= first:
             layer, is_norm = divmod(layer - first, 2)
@@ -85,7 +90,9 @@ def official_name(key: str) -> str:
         return f"backbone.simfp_{level + 2}.{layer}.{norm}{match[3]}"
     match = _OUR_CONV.fullmatch(key)
     if match:
-        stage, number, kind = match[1], int(match[2]) + 1, match[4]
+        stage = match[1]
+        number = int(match[2]) + 1
+        kind = match[4]
         norm = "norm." if match[3] == "1" else ""
         prefix = f"box_head.{stage}.conv" if stage else "mask_head.mask_fcn"
         return f"roi_heads.{prefix}{number}.{norm}{kind}"

@@ -40,7 +40,8 @@ class BoxHead(nn.Module):
         super().__init__()
         self.convs = nn.Sequential(*(conv(channels, channels) for _ in range(num_convs)))
         self.fc = nn.Linear(channels * BOX_SIDE**2, hidden)
-        self.scores, self.deltas = nn.Linear(hidden, outputs), nn.Linear(hidden, 4)
+        self.scores = nn.Linear(hidden, outputs)
+        self.deltas = nn.Linear(hidden, 4)
         nn.init.kaiming_uniform_(self.fc.weight, a=1)
         nn.init.zeros_(self.fc.bias)
         # detectron2's standard deviations.

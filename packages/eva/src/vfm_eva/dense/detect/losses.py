@@ -29,7 +29,8 @@ def sigmoid_loss(scores: Tensor, labels: Tensor, counted: Tensor | None = None) 
     targets = F.one_hot(labels, num_classes + 1)[:, :-1].to(scores.dtype)
     scores = scores[:, :-1]
     if counted is not None:
-        scores, targets = scores[:, counted], targets[:, counted]
+        scores = scores[:, counted]
+        targets = targets[:, counted]
     return F.binary_cross_entropy_with_logits(scores, targets, reduction="sum") / max(1, len(labels))
 
 

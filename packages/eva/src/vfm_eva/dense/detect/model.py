@@ -104,7 +104,8 @@ def check_side(settings: DetectorSettings, patch_size: int) -> None:
     Raises:
         UserError: if it does not.
     """
-    side, window = settings.image_size, settings.windows.window
+    side = settings.image_size
+    window = settings.windows.window
     if patch_size % 4:
         raise UserError(
             f"expected an encoder with patches of 8, 16 or 32 pixels, got {patch_size}: the pyramid's maps have strides"

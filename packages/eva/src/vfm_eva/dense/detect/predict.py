@@ -28,7 +28,8 @@ class DetectPredictor:
     """A detector in evaluation mode, as an `ObjectPredictor`."""
 
     def __init__(self, model: Detector) -> None:
-        self.model, self.preprocess = model, vision_preprocess(model.encoder.visual)
+        self.model = model
+        self.preprocess = vision_preprocess(model.encoder.visual)
 
     @property
     def tasks(self) -> list[DenseTask]:
@@ -67,7 +68,8 @@ def _instances(detected: DetectedObjects, placement: Placement) -> Instances:
     masks = maskness = None
     if detected.masks is not None:
         probabilities = detected.masks.cpu()
-        masks, maskness = paste(probabilities, boxes, height, width), mean_inside(probabilities)
+        masks = paste(probabilities, boxes, height, width)
+        maskness = mean_inside(probabilities)
     return Instances(detected.labels.cpu().numpy(), detected.scores.cpu().double().numpy(), boxes, masks, maskness)
 
 
@@ -92,5 +94,6 @@ def paste(masks: Tensor, boxes: NDArray[np.float64], height: int, width: int) ->
 def mean_inside(masks: Tensor) -> NDArray[np.float64]:
     """Compute the mean probability inside each mask, (N, M, M) to (N,), 0 for an empty mask."""
     inside = masks > INSIDE
-    total, count = (masks * inside).sum(dim=(1, 2)), inside.sum(dim=(1, 2))
+    total = (masks * inside).sum(dim=(1, 2))
+    count = inside.sum(dim=(1, 2))
     return (total / count.clamp(min=1)).double().numpy()

@@ -28,7 +28,8 @@ class ExactAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no
         """Compute the anchors around the origin, (A, 4)."""
         ratios = torch.tensor(aspect_ratios, dtype=dtype, device=device).sqrt()
         sides = torch.tensor(scales, dtype=dtype, device=device)
-        widths, heights = (sides / ratios[:, None]).flatten(), (sides * ratios[:, None]).flatten()
+        widths = (sides / ratios[:, None]).flatten()
+        heights = (sides * ratios[:, None]).flatten()
         return torch.stack([-widths, -heights, widths, heights], dim=1) / 2
 
 
@@ -51,7 +52,8 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvisi
         positive, negative = (torch.cat(images).bool() for images in self.fg_bg_sampler(labels))
         # detectron2 divides by the number that is configured, torchvision by the number that was sampled.
         number = self.fg_bg_sampler.batch_size_per_image * len(labels)
-        wanted, sampled = torch.cat(labels), positive | negative
+        wanted = torch.cat(labels)
+        sampled = positive | negative
         deltas = F.l1_loss(pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], reduction="sum")
         classes = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], wanted[sampled], reduction="sum")
         return classes / number, deltas / number

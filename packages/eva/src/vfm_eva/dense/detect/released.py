@@ -61,7 +61,8 @@ def load_released(tensors: dict[str, Tensor], model: Detector, where: str) -> Ke
             f" {str(not expected).lower()}"
         )
     report = KeyReport()
-    head, encoder = {}, {}
+    head = {}
+    encoder = {}
     for key, value in tensors.items():
         if key.startswith(ENCODER) and not RELATIVE.fullmatch(key):
             encoder[key.removeprefix(ENCODER)] = value

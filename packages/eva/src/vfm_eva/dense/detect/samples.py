@@ -66,7 +66,8 @@ class MakeDetection:
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> DetectionInputs:
         """Create the inputs of a sample. Raises BadSample."""
-        image, settings = self.source.decode(draw.index, sample.image), self.augmentation
+        image = self.source.decode(draw.index, sample.image)
+        settings = self.augmentation
         # The annotations are in pixels of the listed size, so an image of another size would get wrong boxes.
         if image.size != self.source.sizes[draw.index]:
             raise BadSample("unreadable_image", sample.key)

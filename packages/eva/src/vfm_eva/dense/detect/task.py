@@ -60,8 +60,10 @@ class DetectTask(Task[DetectionInputs]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.model, self.class_names = model, list(class_names)
-        self.decay_vectors, self.seed = decay_vectors, seed
+        self.model = model
+        self.class_names = list(class_names)
+        self.decay_vectors = decay_vectors
+        self.seed = seed
         self.weights = None if class_images is None else class_images.astype(np.float64) ** federated_power
         if self.weights is not None and class_images is not None:
             self.weights[class_images == 0] = 0.0  # never draw a class without images as negative

@@ -91,7 +91,9 @@ class MapSegmenter(nn.Module):
 
     def __init__(self, encoder: DenseEncoder, head: LinearMapHead | UperNet, *, frozen: bool = False) -> None:
         super().__init__()
-        self.encoder, self.head, self.frozen = encoder, head, frozen
+        self.encoder = encoder
+        self.head = head
+        self.frozen = frozen
         if frozen:
             encoder.requires_grad_(False)
         # Freeze unused weights: with several processes, DDP would wait for their gradients.

@@ -31,7 +31,8 @@ class Mask2FormerHead(nn.Module):
 
     def __init__(self, encoder: DenseEncoder, settings: Mask2FormerSegmentation, num_classes: int) -> None:
         super().__init__()
-        width, parts = settings.channels, modeling("mask2former")
+        width = settings.channels
+        parts = modeling("mask2former")
         config = parts.Mask2FormerConfig(
             feature_size=width,
             mask_feature_size=width,
@@ -69,7 +70,8 @@ class Mask2FormerSegmenter(nn.Module):
 
     def __init__(self, encoder: DenseEncoder, head: Mask2FormerHead) -> None:
         super().__init__()
-        self.encoder, self.head = encoder, head
+        self.encoder = encoder
+        self.head = head
 
     def forward(self, images: Tensor) -> list[QueryPredictions]:
         """Compute the predictions for normalised images, (B, 3, H, W), with sides that are multiples of 32."""

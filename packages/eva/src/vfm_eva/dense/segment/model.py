@@ -38,7 +38,8 @@ from vfm_eva.dense.segment.stages import (
     UperNetSegmentation,
 )
 
-HEAD_WEIGHTS_FILE, HEAD_CONFIG_FILE = "head.safetensors", "head.json"
+HEAD_WEIGHTS_FILE = "head.safetensors"
+HEAD_CONFIG_FILE = "head.json"
 ENCODER_FOLDER = "encoder"
 NOT_READ = ("head.", "attn_pool.")  # parts of an encoder that no segmentation head uses
 PREDICTED: dict[str, list[DenseTask]] = {
@@ -131,7 +132,8 @@ def build_encoder(config: EvaSegment, checkpoint: VisionCheckpoint | ClipCheckpo
     if config.patch_size:
         arguments["patch_size"] = config.patch_size
     if isinstance(checkpoint, VisionCheckpoint):
-        size, name = config.image_size or checkpoint.image_size, f"local-dir:{checkpoint.path}"
+        size = config.image_size or checkpoint.image_size
+        name = f"local-dir:{checkpoint.path}"
         check_vision_transformer(name)
         return build_vision(name, image_size=size, **arguments)
     clip_config = json.loads((checkpoint.path / "open_clip_config.json").read_text(encoding="utf-8"))
@@ -141,7 +143,8 @@ def build_encoder(config: EvaSegment, checkpoint: VisionCheckpoint | ClipCheckpo
             f"encoder: the image tower of {checkpoint.model} is open_clip's own, which timm's layout does not hold;"
             " expected a CLIP model with a timm tower, such as EVA02-Nano-4-32, or a vision encoder"
         )
-    size, pool = config.image_size or checkpoint.image_size, vision.get("timm_pool") or "avg"
+    size = config.image_size or checkpoint.image_size
+    pool = vision.get("timm_pool") or "avg"
     return build_vision(vision["timm_model_name"], image_size=size, global_pool=pool, **arguments)
 
 
@@ -151,7 +154,8 @@ def load_encoder(config: EvaSegment, checkpoint: VisionCheckpoint | ClipCheckpoi
     Raises:
         UserError: if it cannot be built, or a weight does not fit.
     """
-    model, report = build_encoder(config, checkpoint), KeyReport()
+    model = build_encoder(config, checkpoint)
+    report = KeyReport()
     if isinstance(checkpoint, VisionCheckpoint):
         weights = load_state_dict(checkpoint.path / VISION_WEIGHTS_FILE)
     else:

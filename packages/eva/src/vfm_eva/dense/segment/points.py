@@ -49,7 +49,8 @@ def many_at_points(masks: Tensor, points: Tensor) -> Tensor:
     height, width = masks.shape[1:]
     coordinates = torch.stack([points[:, 0] * width, points[:, 1] * height], dim=1) - 0.5
     corner = coordinates.floor()
-    fraction, (left, top) = coordinates - corner, corner.long().unbind(dim=1)
+    fraction = coordinates - corner
+    (left, top) = corner.long().unbind(dim=1)
     x = torch.stack([left, left + 1], dim=1)[:, None]  # (P, 1, 2)
     y = torch.stack([top, top + 1], dim=1)[:, :, None]  # (P, 2, 1)
     across = torch.stack([1 - fraction[:, 0], fraction[:, 0]], dim=1)[:, None]
@@ -78,7 +79,8 @@ def uncertain_points(
     Returns:
         All points, (1, C, 2), and the indices of each mask's points, (N, P), in no particular order.
     """
-    num_candidates, num_chosen = int(num_points * oversample), int(importance * num_points)
+    num_candidates = int(num_points * oversample)
+    num_chosen = int(importance * num_points)
     # All masks share the candidates, so that drawing and sampling are done once for a batch.
     points = draw(1, num_candidates + num_points - num_chosen, 2, device=masks.device)
     certainty = at_points(masks, points[:, :num_candidates]).abs()

@@ -80,7 +80,9 @@ def panoptic_map(
     """
     scores, labels = classes.softmax(dim=-1).max(dim=-1)
     confident = (labels < len(things)) & (scores > score_threshold)
-    probabilities, scores, labels = masks[confident].sigmoid(), scores[confident], labels[confident]
+    probabilities = masks[confident].sigmoid()
+    scores = scores[confident]
+    labels = labels[confident]
     segments = torch.full(masks.shape[-2:], -1, device=masks.device)
     segment_labels: list[int] = []
     regions: dict[int, int] = {}  # segment of each class without instances
@@ -89,7 +91,8 @@ def panoptic_map(
     else:
         owner = segments
     for query, label in enumerate(labels.tolist()):
-        owned, mask = owner == query, probabilities[query] >= 0.5
+        owned = owner == query
+        mask = probabilities[query] >= 0.5
         # MaskFormer's rule: a segment that others cover for the most part is dropped.
         if not (owned & mask).any() or int(owned.sum()) / int(mask.sum()) <= overlap_threshold:
             continue

@@ -31,7 +31,8 @@ class SegmentPredictor:
     """
 
     def __init__(self, model: Segmenter, record: HeadRecord) -> None:
-        self.model, self.record = model, record
+        self.model = model
+        self.record = record
         self.preprocess = vision_preprocess(model.encoder.visual)
 
     @property
@@ -66,7 +67,8 @@ class SegmentPredictor:
             scores = best.scores * maskness(masks)
             inside = (masks > 0).cpu().numpy()
             rows = np.flatnonzero(inside.any(axis=(1, 2)))  # drop empty masks
-            labels, row_scores = best.labels.cpu().numpy()[rows], scores.double().cpu().numpy()[rows]
+            labels = best.labels.cpu().numpy()[rows]
+            row_scores = scores.double().cpu().numpy()[rows]
             detections.append(Instances(labels, row_scores, boxes_of(inside[rows]), inside[rows]))
         return detections
 
@@ -109,7 +111,8 @@ def load_segmenter(checkpoint: DenseCheckpoint, device: torch.device) -> Segment
 
 def _full_size(masks: Tensor, placement: Placement, image: Image.Image) -> Tensor:
     """Resize mask scores from the model's square input to the image, (N, h, w) to (N, H, W)."""
-    side, (width, height) = placement.side, placement.covered
+    side = placement.side
+    (width, height) = placement.covered
     square = F.interpolate(masks[None], size=(side, side), mode="bilinear", align_corners=False)
     # Without the padding, before the second resize could blur it into the image.
     part = square[..., :height, :width]

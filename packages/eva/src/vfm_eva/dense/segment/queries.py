@@ -119,7 +119,8 @@ class QueriesHead(nn.Module):
 
     def forward(self, queries: Tensor, maps: Tensor) -> QueryPredictions:
         """Predict from queries (B, Q, D) and maps of patches (B, h, w, D), both after the final norm."""
-        embeddings, larger = self.embed(queries), self.upscale(maps)
+        embeddings = self.embed(queries)
+        larger = self.upscale(maps)
         with torch.no_grad():
             # Matching only reads them. The loss computes the few masks that it needs again (`masks_of`), so that no
             # graph of all of them is stored.
@@ -141,7 +142,9 @@ class QuerySegmenter(nn.Module):
         super().__init__()
         if not 1 <= num_blocks <= encoder.depth:
             raise UserError(f"head.num_blocks: expected 1 to {encoder.depth}, the encoder's blocks, got {num_blocks}")
-        self.encoder, self.head, self.frozen = encoder, head, frozen
+        self.encoder = encoder
+        self.head = head
+        self.frozen = frozen
         self.blocks = range(encoder.depth - num_blocks, encoder.depth)
         self.copies = nn.ModuleDict()
         if frozen:

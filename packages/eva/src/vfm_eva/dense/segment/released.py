@@ -106,7 +106,8 @@ def load_released(tensors: dict[str, Tensor], model: MapSegmenter | Mask2FormerS
     _check_kind(tensors, model, where)
     layout = MASK2FORMER if isinstance(model, Mask2FormerSegmenter) else UPERNET
     report = KeyReport()
-    head, encoder = {}, {}
+    head = {}
+    encoder = {}
     for key, value in tensors.items():
         if key.startswith(ENCODER) and not layout.in_head.fullmatch(key):
             encoder[key.removeprefix(ENCODER)] = value

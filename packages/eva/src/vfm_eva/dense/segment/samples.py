@@ -97,13 +97,15 @@ class MakeSegments:
         """Draw a crop that shows a segment. If ten crops show none, the last crop is used."""
         width, height = self.source.sizes[index]
         _check_size(image, (height, width), key)
-        objects, background = self.source.objects(index), self.source.dataset.background
+        objects = self.source.objects(index)
+        background = self.source.dataset.background
         if self.task == "instance":
             objects = objects[np.array(self.source.dataset.things, dtype=bool)[objects.labels]]
         for _ in range(NUM_TRIES):
             placement = draw_placement((width, height), self.side, self.augmentation.scale, self.augmentation.flip, rng)
             placed = place_objects(objects, placement, with_masks=True)
-            labels, masks = placed.labels, np.asarray(placed.masks)
+            labels = placed.labels
+            masks = np.asarray(placed.masks)
             if len(labels):
                 break
         if self.task == "panoptic" and background is not None:
@@ -111,7 +113,8 @@ class MakeSegments:
             rest = np.zeros((1, self.side, self.side), dtype=bool)
             across, down = placement.covered
             rest[0, :down, :across] = ~np.asarray(taken)[:down, :across]
-            labels, masks = np.append(labels, background), np.concatenate([masks, rest])
+            labels = np.append(labels, background)
+            masks = np.concatenate([masks, rest])
         return placement, labels, masks
 
 

@@ -81,7 +81,8 @@ def set_loss(
     true = at_points(torch.cat(list(masks)), sample).expand(len(queries), -1, -1).gather(2, by_depth)
     predicted = at_points(scores, sample[0, chosen]).view(true.shape)  # (L, N, P)
     entropy = F.binary_cross_entropy_with_logits(predicted, true, reduction="none").mean(dim=-1).sum()
-    probabilities, objects = predicted.sigmoid(), totals.objects.clamp(min=1)
+    probabilities = predicted.sigmoid()
+    objects = totals.objects.clamp(min=1)
     both = probabilities.sum(dim=-1) + true.sum(dim=-1)
     dice = 1 - (2 * (probabilities * true).sum(dim=-1) + 1) / (both + 1)
     return {

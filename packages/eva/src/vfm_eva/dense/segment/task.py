@@ -60,11 +60,14 @@ class SegmentTask(Task[SegmentInputs]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.model, self.record, self.class_names = model, record, list(class_names)
+        self.model = model
+        self.record = record
+        self.class_names = list(class_names)
         self.num_steps = num_steps
         copies = [name for name, _ in model.named_parameters() if IN_BLOCK.match(name)]
         tower = encoder_tower(trained, model, "encoder.visual.blocks", _layer, new=copies, rate=encoder_rate)
-        self.towers, self.merge = [tower], prepare_towers([tower], seed=seed)
+        self.towers = [tower]
+        self.merge = prepare_towers([tower], seed=seed)
         self.settings = record.settings
         self.preprocess = vision_preprocess(model.encoder.visual)
         self.keep: list[float] | None = None

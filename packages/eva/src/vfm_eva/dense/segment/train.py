@@ -110,7 +110,8 @@ def make_segments(config: EvaSegment, source: AnnotatedSource, side: int) -> Mak
     """Create the loader of training samples."""
     most, with_masks = 0, False
     if isinstance(config.head, QueriesSegmentation):
-        most, with_masks = min(config.head.num_queries, most_segments(source, config.task)), True
+        most = min(config.head.num_queries, most_segments(source, config.task))
+        with_masks = True
     return MakeSegments(source, config.task, side, config.augmentation, most, with_masks=with_masks)
 
 
