@@ -33,7 +33,7 @@ def _plugins() -> Finding:
         known = stage_types(load_plugins())
     except UserError as error:
         return False, "plugins", one_line(str(error))
-    domains = {kind.partition(".")[0] for kind in known}
+    domains = {kind.split(".", 1)[0] for kind in known}
     return True, "plugins", f"{len(known)} stages of {len(domains)} domains"
 
 

@@ -45,7 +45,7 @@ def _level_of_caller() -> int:
     frame: FrameType | None = sys._getframe(1)
     level, outermost = 1, 1
     while frame is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] == "vfm":
+        if frame.f_globals.get("__name__", "").split(".", 1)[0] == "vfm":
             outermost = level + 1  # the caller of the outermost vfm frame so far
         frame = frame.f_back
         level = level + 1

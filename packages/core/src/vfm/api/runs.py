@@ -143,13 +143,13 @@ def _means(loaded: Mapping[str, Report]) -> Iterator[dict[str, Any]]:
     firsts: dict[tuple[str, str], Mapping[str, Any]] = {}
     for name, report in loaded.items():
         for row in _rows(name, report):
-            firsts.setdefault((name.partition("@")[0], row["metric"]), row)
+            firsts.setdefault((name.split("@", 1)[0], row["metric"]), row)
     for summary in over_seeds(dict(loaded)):
         first = firsts[summary.report, summary.metric]
         yield {
             "report": summary.report,
             "task": first["task"],
-            "dataset": first["dataset"].partition("@")[0],
+            "dataset": first["dataset"].split("@", 1)[0],
             "metric": summary.metric,
             "model": summary.model,
             "mean": summary.mean,

@@ -68,7 +68,7 @@ def _forget(module: str) -> None:
 
 
 def _is_installed(name: str) -> bool:
-    return PathFinder.find_spec(name.partition(".")[0]) is not None
+    return PathFinder.find_spec(name.split(".", 1)[0]) is not None
 
 
 class _StandIns(MetaPathFinder, Loader):

@@ -60,7 +60,7 @@ def redacted_words(words: Iterable[str]) -> list[str]:
     shown_words = []
     for word in words:
         name, equals, _ = word.partition("=")
-        secret = equals and is_secret_name(name.rpartition(".")[2])
+        secret = equals and is_secret_name(name.rsplit(".", 1)[-1])
         shown_words.append(f"{name}={MASK}" if secret else redacted(word))
     return shown_words
 

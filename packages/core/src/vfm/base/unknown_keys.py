@@ -112,7 +112,7 @@ def unknown_key(key: str, value: object, known: Sequence[str], moved: Mapping[st
             names = []
         if names:
             return f"unknown key; did you mean '{_setting(names[0], meaning.value(value))}'{meaning.note}?"
-    in_groups = [name for name in known if name.rpartition(".")[2] == key != "type"]
+    in_groups = [name for name in known if name.rsplit(".", 1)[-1] == key != "type"]
     if in_groups:
         return f"unknown key; did you mean '{_setting(in_groups[0], _unchanged(value))}'?"
     return "unknown key" + did_you_mean(key, [name for name in known if "." not in name])

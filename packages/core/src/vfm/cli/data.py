@@ -102,7 +102,7 @@ def data(
 
 def _write_stage(file: Path, fields: dict[str, Any]) -> None:
     """Write a recipe with the stage that imports the data."""
-    name = stage_name(Path(str(fields["path"]).rstrip("/")).name.partition(".")[0]) or "data"
+    name = stage_name(Path(str(fields["path"]).rstrip("/")).name.split(".", 1)[0]) or "data"
     file.write_text(dump({"stages": [{"kind": fields["kind"], "name": name, **fields}]}), encoding="utf-8")
     show(f"recipe: {file}")
 

@@ -38,7 +38,7 @@ def stages(
     if kind is None:
         table = Table("kind", "makes", "description", box=None)
         for name, stage in known.items():
-            table.add_row(name, stage.makes.__name__, (stage.__doc__ or "").strip().partition("\n")[0])
+            table.add_row(name, stage.makes.__name__, (stage.__doc__ or "").strip().split("\n", 1)[0])
         console.print(table)
         return
     if kind not in known:
@@ -47,7 +47,7 @@ def stages(
         _print_fields(rows_of(known[kind], field))
         return
     about = f"{kind}: {(known[kind].__doc__ or '').strip()}\n"
-    console.print(about if all else about.partition("\n")[0], highlight=False, markup=False)
+    console.print(about if all else about.split("\n", 1)[0], highlight=False, markup=False)
     if all:
         _print_fields(list(field_rows(known[kind])))
         return

@@ -63,7 +63,7 @@ def submit_stages(
         after = _after(dependency(job, submitted), size)
         commands = [[*_words(), "--until", name] for name in job.stages]
         tasks = submit_array(commands, folder, "slurm", {"name": f"vfm-{job.name}", **size, **after})
-        number = tasks[0].number.partition("_")[0]
+        number = tasks[0].number.split("_", 1)[0]
         submitted.append((job, number))
         seeds = f", {len(tasks)} seeds" if len(tasks) > 1 else ""
         show(f"submitted job {number} for {job.name}{seeds}; its output: {tasks[0].output}")

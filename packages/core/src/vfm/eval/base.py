@@ -85,7 +85,7 @@ class ModelEvaluation(Evaluation):
     @property
     def task_name(self) -> str:
         """Name of the task in result files."""
-        return self.task or self.kind.rpartition(".")[2]
+        return self.task or self.kind.rsplit(".", 1)[-1]
 
     @property
     def reading(self) -> ReadSettings:

@@ -62,11 +62,11 @@ class Evaluation(Stage):
 
 def short_name(ref: str) -> str:
     """Shorten an input for results: to the name of a stage, or the last part of a path."""
-    return ref.rstrip("/").rpartition("/")[2]
+    return ref.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _verb(kind: str) -> str:
-    return kind.rpartition(".")[2]
+    return kind.rsplit(".", 1)[-1]
 
 
 def _of_its_kind(value: Any, info: ValidationInfo) -> Any:

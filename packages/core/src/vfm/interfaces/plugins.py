@@ -90,7 +90,7 @@ def find_predictor(artifact: DenseCheckpoint | VideoClassifier) -> Callable[...,
 
 def extra_of(module: str) -> str | None:
     """Find the extra that installs a missing module, such as `vfm-core[torch]`, or None if there is none."""
-    top = module.partition(".")[0]
+    top = module.split(".", 1)[0]
     package_name = PACKAGE_OF_MODULE.get(top, top.replace("_", "-"))
     plugins = {entry.dist.name for entry in entry_points(group="vfm") if entry.dist}
     for package in ("vfm-core", *sorted(plugins)):
@@ -115,8 +115,8 @@ def naming_extras(what: str) -> Iterator[None]:
 
 def unknown_kind(kind: str, known: dict[str, type[Stage]]) -> str:
     """Write the error message for a kind that no installed plugin has."""
-    domain = kind.partition(".")[0]
+    domain = kind.split(".", 1)[0]
     package = PACKAGES.get(domain)
-    if package and not any(other.partition(".")[0] == domain for other in known):
+    if package and not any(other.split(".", 1)[0] == domain for other in known):
         return f"stage kind {kind!r} needs a package that is not installed: {how_to_install(package)}"
     return f"unknown stage kind {kind!r}{did_you_mean(kind, known)}"

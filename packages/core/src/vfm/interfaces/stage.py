@@ -106,7 +106,7 @@ class Runtime(Config):
         The number of threads is `threads`, else OMP_NUM_THREADS, else the cores of each process.
         """
         share = self.share(jobs)
-        outside = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+        outside = os.environ.get("OMP_NUM_THREADS", "").split(",", 1)[0]
         from_environment = int(outside) if outside.isdecimal() else 0
         threads = self.threads or from_environment or share
         workers = self.workers

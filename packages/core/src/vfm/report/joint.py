@@ -30,7 +30,7 @@ def joint_panels(panels: Iterable[tuple[str, LinesPanel]]) -> list[LinesPanel]:
     groups: defaultdict[Key, defaultdict[str, Parts]] = defaultdict(lambda: defaultdict(list))
     for stage, panel in panels:
         if panel.curve and panel.series:
-            parts = groups[panel.title, panel.x_label, panel.y_label][panel.curve.partition("@")[0]]
+            parts = groups[panel.title, panel.x_label, panel.y_label][panel.curve.split("@", 1)[0]]
             parts.append((stage, panel))
     return [_joint(key, curves) for key, curves in groups.items() if sum(map(len, curves.values())) > 1]
 

@@ -52,7 +52,7 @@ def over_seeds(loaded: dict[str, Report]) -> list[SeedSummary]:
             continue
         for metric in report.metrics:
             units[stage, metric.name] = metric.unit
-            values[stage, metric.name][metric.model.partition("@")[0]][seed] = metric.value
+            values[stage, metric.name][metric.model.split("@", 1)[0]][seed] = metric.value
     summaries = []
     for (report_name, metric_name), by_model in values.items():
         first = next(iter(by_model))

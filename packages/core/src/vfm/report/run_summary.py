@@ -57,7 +57,7 @@ class StageEntry:
     @property
     def base_name(self) -> str:
         """Name in the recipe, without the seed."""
-        return self.name.partition("@")[0]
+        return self.name.split("@", 1)[0]
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def url_hash(url: str) -> str:
 
 def resolve(base: str, address: str) -> str | None:
     """Resolve an image's `src` on the page `base` to an http(s) URL without fragment, or None if it has none."""
-    address = _NOT_IN_URLS.sub("", address.strip()).partition("#")[0]
+    address = _NOT_IN_URLS.sub("", address.strip()).split("#", 1)[0]
     if not address:
         return None
     path, mark, query = address.partition("?")

@@ -41,7 +41,7 @@ def addresses(attribute: Callable[[str], str | None]) -> Iterator[str]:
 
 def is_placeholder(src: str) -> bool:
     """Check whether a file's name shows that it is a placeholder, as in `blank.gif` or `img/1x1-transparent.png`."""
-    name = re.split("[?#]", src.strip())[0].rpartition("/")[2].partition(".")[0].lower()
+    name = re.split("[?#]", src.strip())[0].rsplit("/", 1)[-1].split(".", 1)[0].lower()
     return bool(_PLACEHOLDER.fullmatch(name.replace("_", "-")))
 
 

@@ -85,7 +85,7 @@ def articles(path: Path, on_read: OnRead | None = None) -> Iterator[str]:
 
 def _local(element: ElementTree.Element) -> str:
     """Strip the namespace from the name of an element."""
-    return element.tag.rpartition("}")[2]
+    return element.tag.rsplit("}", 1)[-1]
 
 
 def lines(file: Path, on_read: OnRead | None = None) -> Iterator[bytes]:
@@ -133,7 +133,7 @@ def views_of_hour(
     domains = {domain.encode(), *([f"{domain}.m".encode()] if mobile else [])}
     with unpacked(file) as (stream, _):
         for number, line in enumerate(_bounded(stream, file), 1):
-            if line.partition(b" ")[0] not in domains:
+            if line.split(b" ", 1)[0] not in domains:
                 continue
             try:
                 _, title, number_of_views, _ = line.decode().split(" ")

@@ -55,5 +55,5 @@ def _words_of_tab(lines: Iterable[str]) -> Iterator[str]:
     """Yield the words of lines like `00001740-n TAB fra:lemma TAB entité`. Others are definitions or examples."""
     for line in lines:
         columns = line.rstrip("\n").split("\t")
-        if not line.startswith("#") and columns[1].rpartition(":")[2] == "lemma":
+        if not line.startswith("#") and columns[1].rsplit(":", 1)[-1] == "lemma":
             yield columns[2].replace("_", " ")

@@ -33,7 +33,7 @@ LONGEST = 400  # characters of a message that are shown
 
 def evaluate_lmms(config: EvalLmms, ctx: Context) -> Report:
     """Run the models without logs, read the logs of all models, and write the report."""
-    checkpoints = {ref.rstrip("/").rpartition("/")[2]: ctx.load(ref) for ref in config.models}
+    checkpoints = {ref.rstrip("/").rsplit("/", 1)[-1]: ctx.load(ref) for ref in config.models}
     folders = {name: checkpoint.path for name, checkpoint in checkpoints.items()}
     folders |= {name: Path(folder) for name, folder in config.folders.items()}
     logs = {name: run_lmms(config, ctx, name, folder) for name, folder in folders.items()}

@@ -68,7 +68,7 @@ def _rule(task: str) -> Callable[[Sequence[Item]], ScoredReplies]:
         "naturalbench": _naturalbench,
         "cv": _cv_bench,
     }
-    return rules[task.partition("_")[0]]
+    return rules[task.split("_", 1)[0]]
 
 
 def _mmvp(items: Sequence[Item]) -> ScoredReplies:

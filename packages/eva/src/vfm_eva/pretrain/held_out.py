@@ -74,7 +74,7 @@ def evaluate_masked_patches(config: MaskedPatches, ctx: Context, encoders: Mappi
         teacher = None
     paths = {}
     for ref in config.models:
-        name = str(ref).rstrip("/").rpartition("/")[2]
+        name = str(ref).rstrip("/").rsplit("/", 1)[-1]
         paths[name] = ctx.load(ref).path
     predictors = {}
     for name, encoder in encoders.items():

@@ -145,7 +145,7 @@ def build_task(config: EvaPretrain, student: nn.Module, *teachers: PatchTarget) 
 
 def _short_name(ref: str) -> str:
     """Shorten a teacher's reference to its name in the curves, which is the same for all seeds of a recipe."""
-    return ref.rstrip("/").rpartition("/")[2].partition("@")[0]
+    return ref.rstrip("/").rsplit("/", 1)[-1].split("@", 1)[0]
 
 
 def fit_statistics(task: EvaTask, data: MaskedData, config: EvaPretrain, ctx: Context) -> None:

@@ -26,7 +26,7 @@ class Op:
     """
 
     def __init__(self, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
-        self.name = schema.partition("(")[0]
+        self.name = schema.split("(", 1)[0]
         self._eager = run
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(self.name, run, "CompositeExplicitAutograd")

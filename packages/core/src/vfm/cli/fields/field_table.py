@@ -49,9 +49,7 @@ def field_rows(model: type[BaseModel]) -> Iterator[FieldRow]:
     for base in model.__mro__:
         names = [name for name in fields if name not in groups and _defined_in(model, name) is base]
         if names and base is not model:
-            yield FieldRow(
-                (f"({base.__name__})", "", "", (base.__doc__ or "").strip().partition("\n")[0]), heading=True
-            )
+            yield FieldRow((f"({base.__name__})", "", "", (base.__doc__ or "").strip().split("\n", 1)[0]), heading=True)
         yield from (_row(name, fields[name], _default(fields[name])) for name in names)
     for name, field in sorted(groups.items(), key=lambda item: item[0] == "runtime"):
         first, *rest = _field(name, field, _default(field))
@@ -157,7 +155,7 @@ def _slot_rows(choices: Sequence[type[BaseModel]], prefix: str, default: Any) ->
     yield from shared
     for choice in choices:
         (tag,) = _tags(choice)
-        about = choice.model_fields["type"].description or (choice.__doc__ or "").strip().partition("\n")[0]
+        about = choice.model_fields["type"].description or (choice.__doc__ or "").strip().split("\n", 1)[0]
         yield FieldRow((f"{prefix}type: {tag}", "", "", about))
         yield from (row for row in by_type[tag] if row not in shared)
 

@@ -217,7 +217,7 @@ def _names(image: dict[str, Any]) -> list[str]:
     for address in (image.get("file_name"), image.get("coco_url")):
         if not address:
             continue
-        parts = str(address).rpartition("://")[2].replace("\\", "/").split("/")
+        parts = str(address).rsplit("://", 1)[-1].replace("\\", "/").split("/")
         names += ["/".join(parts[-count:]) for count in (len(parts), 3, 2, 1) if count <= len(parts)]
     return [name for name in dict.fromkeys(names) if files.is_inside(name)]
 

@@ -56,7 +56,7 @@ def read_pair_table(path: Path, image_root: str | None, on_bad: OnBad) -> Iterat
 
 def has_pair_lines(path: str) -> bool:
     """Check whether the first line of a file has the columns of a pair."""
-    first = files.read_text(path).lstrip().partition("\n")[0]
+    first = files.read_text(path).lstrip().split("\n", 1)[0]
     return any(all(f'"{name}"' in first for name in names[:2]) for names in PAIR_COLUMNS)
 
 
@@ -164,7 +164,7 @@ def _default_root(path: Path) -> str:
 def _pattern(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
     image = record[names[0]]
     if names == PAIR_COLUMNS[2] and isinstance(image, str) and "/" in image:
-        return image.partition("/")[0]
+        return image.split("/", 1)[0]
     return str(record.get("collapsed_tag") or "")
 
 

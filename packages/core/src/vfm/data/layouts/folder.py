@@ -128,7 +128,7 @@ def _captions(folder: str, name: str, spec: DatasetSpec) -> dict[str, list[str]]
 
     def value_at(location: str) -> object:
         if location == CLASS_FOLDER:
-            return printable(name.rpartition("/")[0].partition("/")[0])
+            return printable(name.rpartition("/")[0].split("/", 1)[0])
         return _text_beside(image, location)
 
     return captions_of(spec, lambda location: captions_at(location, value_at, spec, image), image)

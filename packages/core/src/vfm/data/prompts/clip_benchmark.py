@@ -100,7 +100,7 @@ def names_and_templates(name: str) -> tuple[list[str], list[str]]:
     names_file, templates_file = _list_files(language)
     names = _table(names_file)
     templates = _table(templates_file)
-    short = name.rpartition("/")[2]
+    short = name.rsplit("/", 1)[-1]
     if short not in names and short not in templates:
         raise UserError(f"{PACKAGE} lists no dataset {name!r}{did_you_mean(short, [*names, *templates])}")
     class_names = [str(class_name) for class_name in names.get(short, [])]

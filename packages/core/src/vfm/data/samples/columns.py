@@ -12,7 +12,7 @@ from vfm.data.samples.spec import DatasetSpec
 
 def column_name(location: str) -> str:
     """Name the column at a location: the last part of `json.meta.weight`."""
-    return location.rpartition(".")[2]
+    return location.rsplit(".", 1)[-1]
 
 
 def check_names(locations: list[str]) -> list[str]:

@@ -152,7 +152,7 @@ class ShardReader(ABC):
     def __init__(self, path: str, spec: DatasetSpec, name: str | None = None) -> None:
         self.path = path
         self.spec = spec
-        self.name = name or files.without_query(path).rpartition("/")[2]
+        self.name = name or files.without_query(path).rsplit("/", 1)[-1]
 
     @classmethod
     def find(cls, path: str) -> tuple[Shard, bool]:
@@ -267,5 +267,5 @@ def shard_format(name: str) -> type[ShardReader]:
 
 def format_of_file(path: str) -> type[ShardReader] | None:
     """Find the plugin's format for the extension of a path, None if there is none."""
-    extension = files.without_query(path).rpartition(".")[2].lower()
+    extension = files.without_query(path).rsplit(".", 1)[-1].lower()
     return next((reader for reader in ShardReader.formats.values() if extension in reader.extensions), None)

@@ -52,7 +52,7 @@ def caption_spec(
     for column in columns_of(texts.values()):
         find_column(names, column, (), "texts", path)
     for location in further:
-        find_column(names, location.partition(".")[0], (), "columns", path)
+        find_column(names, location.split(".", 1)[0], (), "columns", path)
     return DatasetSpec(texts=texts, images=False, columns=list(further))
 
 

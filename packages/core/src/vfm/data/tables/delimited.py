@@ -153,4 +153,4 @@ def _swallowed(lines: list[str], dialect: type[csv.Dialect], num_columns: int, i
 
 def is_image(value: str) -> bool:
     """Check whether a value ends like the name of an image file."""
-    return value.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
+    return value.rsplit(".", 1)[-1].lower() in IMAGE_EXTENSIONS

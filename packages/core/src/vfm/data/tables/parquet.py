@@ -136,7 +136,7 @@ class ParquetShard(ShardReader):
     def values(self, rows: Rows, locations: Sequence[str]) -> pa.Table:
         """Read columns, or fields of columns of structs, of ascending rows. Damaged row groups are null."""
         schema = self.file.schema_arrow
-        roots = sorted({location.partition(".")[0] for location in locations})
+        roots = sorted({location.split(".", 1)[0] for location in locations})
         missing = [root for root in roots if root not in schema.names]
         if missing:
             raise UserError(f"{self.path}: no column {missing[0]!r}; the columns are {', '.join(schema.names)}")
@@ -186,7 +186,7 @@ class ParquetShard(ShardReader):
         record = {name: table[name][offset] for name in table.column_names}
 
         def value_at(source: str) -> object:
-            name = source.partition(".")[0]
+            name = source.split(".", 1)[0]
             if name not in record:
                 return None
             return field_of({name: _value(record[name], where)}, source)

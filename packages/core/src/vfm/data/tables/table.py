@@ -47,7 +47,7 @@ def table_kind(path: str) -> str:
 
     Arrow is read as parquet. A text file with a tab in its first line, as Excel saves it, is read as tsv.
     """
-    kind = files.without_query(path).lower().removesuffix(".gz").rpartition(".")[2]
+    kind = files.without_query(path).lower().removesuffix(".gz").rsplit(".", 1)[-1]
     if kind == LIST_EXTENSION:
         with _open(path) as text:
             return "tsv" if "\t" in next(_lines(text, path), "") else kind

@@ -42,9 +42,9 @@ def recognise_annotations(path: str) -> str:
     if files.without_query(path).endswith(".json"):
         return "something"
     text = files.read_text(path)
-    if set(text.partition("\n")[0].strip().split(",")) >= KINETICS_COLUMNS:
+    if set(text.split("\n", 1)[0].strip().split(",")) >= KINETICS_COLUMNS:
         return "kinetics"
-    name = path.rpartition("/")[2]
+    name = path.rsplit("/", 1)[-1]
     return "ucf" if re.fullmatch(r"(train|test|val)list\d+\.txt", name) else "list"
 
 
@@ -161,7 +161,7 @@ def _of_path(root: str, path: str, label: int | str) -> ListedVideo:
 
 
 def _listed(key: str, path: str | None, label: int | str, where: str, identity: str = "") -> ListedVideo:
-    identity = identity or key.rpartition("/")[2]
+    identity = identity or key.rsplit("/", 1)[-1]
     if path is None:
         return ListedVideo(key, Media(where), label, identity, BadSample("missing_video", where))
     media = frame_folder(path) if files.is_directory(path) else Media(path)
@@ -172,8 +172,8 @@ def _by_stem(root: str) -> dict[str, str]:
     """Map the name of each video below a folder, without extension, to its path."""
     paths = {}
     for path in files.walk(root):
-        if path.rpartition(".")[2].lower() in VIDEO_EXTENSIONS:
-            stem = path.rpartition("/")[2].rpartition(".")[0]
+        if path.rsplit(".", 1)[-1].lower() in VIDEO_EXTENSIONS:
+            stem = path.rsplit("/", 1)[-1].rpartition(".")[0]
             paths[stem] = path
     return paths
 

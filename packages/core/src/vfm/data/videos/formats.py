@@ -106,10 +106,10 @@ def _linked(listing: FolderListing) -> Iterator[ListedVideo]:
 
 def _in_class(root: str, name: str, media: Media) -> ListedVideo:
     stem = name if media.is_folder else name.rpartition(".")[0]
-    label = printable(name.partition("/")[0])
+    label = printable(name.split("/", 1)[0])
     key = printable(stem)
     bad = BadSample("wrong_encoding", printable(f"{root}/{name}")) if key != stem else None
-    return ListedVideo(key, media, label, key.rpartition("/")[2], bad)
+    return ListedVideo(key, media, label, key.rsplit("/", 1)[-1], bad)
 
 
 def webdataset(config: Videos) -> Listing:
@@ -175,4 +175,4 @@ def _root(config: Videos) -> str:
 
 
 def _extension(name: str) -> str:
-    return name.rpartition(".")[2].lower()
+    return name.rsplit(".", 1)[-1].lower()

@@ -121,7 +121,7 @@ def _with_own_keys(videos: Sequence[ListedVideo], stage: str) -> list[ListedVide
     keys = count(videos)
     distinct = []
     for video in videos:
-        extension = video.media.path.rpartition(".")[2]
+        extension = video.media.path.rsplit(".", 1)[-1]
         distinct.append(replace(video, key=f"{video.key}.{extension}") if keys[video.key] > 1 else video)
     for key, number in count(distinct).most_common(1):
         if number > 1:

@@ -97,7 +97,7 @@ class DetectionScores:
             return mean_of_known(table, axis=(1, 2))
 
         images = self.num_images
-        if metric.rpartition("_")[2] in FREQUENCIES:
+        if metric.rsplit("_", 1)[-1] in FREQUENCIES:
             # The size of a frequency group is the number of images with an object of its classes.
             with_objects: set[int] = set()
             for label, rows in enumerate(self.classes):

@@ -69,7 +69,7 @@ def with_groups(ctx: Context, evaluated: Evaluated, source: Source, column: str)
 def _table(column: str, by_model: Mapping[str, Sequence[Accuracy]]) -> TablePanel:
     """Make a table of the first metric, with a row for each group."""
     first = next(iter(by_model.values()))
-    metric = first[0].metric.partition("/")[0]
+    metric = first[0].metric.split("/", 1)[0]
     rows: list[list[str | float | int | None]] = []
     for number, score in enumerate(first):
         name, _, group = score.metric.partition("/")

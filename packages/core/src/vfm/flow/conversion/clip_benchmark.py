@@ -134,7 +134,7 @@ def _evaluation(draft: Draft, dataset: str, language: str, models: list[str]) ->
     name = stage_name(plain.replace("/", "-"))
     suffix = f"-{language}" if len(arguments.texts("language")) > 1 else ""
     path = _path(draft, plain)
-    short = plain.rpartition("/")[2]
+    short = plain.rsplit("/", 1)[-1]
     if task == "zeroshot_retrieval":
         _add_once(draft, {"kind": "data.pairs", "name": name, "path": path})
         fields: Fields = {"recall_k": [int(word) for word in arguments.texts("recall_k")]}
@@ -179,7 +179,7 @@ def _path(draft: Draft, dataset: str) -> str:
 def _images(draft: Draft, dataset: str, path: str) -> Fields:
     """Choose the fields of a dataset with classes: CLIP_benchmark's tars, or a dataset of torchvision."""
     plain = dataset.removeprefix("wds/")
-    short = plain.rpartition("/")[2]
+    short = plain.rsplit("/", 1)[-1]
     kind = "data.tagged" if plain.endswith("multilabel") else "data.labeled"
     fields: Fields = {"kind": kind, "path": path}
     split = draft.arguments.text("split", "test")
@@ -192,7 +192,7 @@ def _images(draft: Draft, dataset: str, path: str) -> Fields:
     if dataset.startswith("wds/"):
         return fields
     sets = chain.from_iterable(load_suite(suite).sets for suite in shipped_files("suites"))
-    in_torchvision = {entry.name.rpartition("/")[2]: entry.torchvision.name for entry in sets if entry.torchvision}
+    in_torchvision = {entry.name.rsplit("/", 1)[-1]: entry.torchvision.name for entry in sets if entry.torchvision}
     if short in in_torchvision and not plain.startswith("tfds/"):
         return fields | {"torchvision": in_torchvision[short], "names_of": short}
     draft.notes.append(f"{plain}: path is a folder of classes, or CLIP_benchmark's tars of clip_benchmark_export_wds")

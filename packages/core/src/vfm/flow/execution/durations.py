@@ -60,7 +60,7 @@ def _newest(files: Iterable[Path]) -> list[Path]:
 
 def without_seed(name: str) -> str:
     """Remove the seed from the name of a stage."""
-    return name.partition("@")[0]
+    return name.split("@", 1)[0]
 
 
 def _guess(stage: Stage) -> float:

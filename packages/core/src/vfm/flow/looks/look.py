@@ -52,7 +52,7 @@ def look_at(path: str, known: Mapping[str, type[Stage]], folder: Path, send: Cal
     if any((Path(path) / name).is_file() for name in MODEL_FILES):
         description = load_function("vfm.models.interchange.descriptions:describe_folder")(path)
         return _look_at_model(description)
-    suffix = path.rpartition(".")[2].lower()
+    suffix = path.rsplit(".", 1)[-1].lower()
     if suffix in IMAGE_EXTENSIONS and Path(path).is_file():
         return look_at_image(path)
     if suffix in VIDEO_EXTENSIONS and Path(path).is_file():

@@ -195,7 +195,7 @@ def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str
     if hasattr(stage, "evaluation"):
         record["evaluations"] = [task.version for task in _tasks(stage)]
     if issubclass(stage.makes, Report):
-        record["names"] = [ref.rstrip("/").rpartition("/")[2] for _, ref in refs(stage)]
+        record["names"] = [ref.rstrip("/").rsplit("/", 1)[-1] for _, ref in refs(stage)]
     record["config"] = _with_identities(decisive_settings(stage), inputs, named)
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

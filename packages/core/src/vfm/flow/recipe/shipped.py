@@ -44,7 +44,7 @@ def package_of(file: Path) -> str:
 
 def _package_folders() -> Iterator[Path]:
     """Yield the folder of each package that has a plugin, without importing it."""
-    packages = {entry.module.partition(".")[0] for entry in entry_points(group="vfm")}
+    packages = {entry.module.split(".", 1)[0] for entry in entry_points(group="vfm")}
     for name in packages:
         spec = find_spec(name)
         locations = spec.submodule_search_locations if spec else None

@@ -97,9 +97,9 @@ def _json_fields(path: str) -> dict[str, Any]:
     """Choose the fields for COCO's json: the folder with the images, and the split that the file's name ends in."""
     folder, _, name = path.rpartition("/")
     root = folder or "."
-    if root.rpartition("/")[2] == "annotations":
+    if root.rsplit("/", 1)[-1] == "annotations":
         root = root.rpartition("/")[0] or "."
-    split = name.removesuffix(".json").rpartition("_")[2]
+    split = name.removesuffix(".json").rsplit("_", 1)[-1]
     fields = {"path": root, "annotations": path}
     has_split = files.is_directory(f"{root}/{split}") or files.is_directory(f"{root}/images/{split}")
     if not has_split:

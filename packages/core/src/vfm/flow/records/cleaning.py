@@ -116,7 +116,7 @@ def _named(files: Iterable[Path], names: Collection[str]) -> list[str]:
         text = _text(file)
         names_read |= {name.lstrip(".") for name in SLOT_NAME.findall(text)}
         digits |= {identity[:8] for identity in _IDENTITY.findall(text)}
-    return [name for name in names if name in names_read or name.rpartition("-")[2] in digits]
+    return [name for name in names if name in names_read or name.rsplit("-", 1)[-1] in digits]
 
 
 def _text(file: Path) -> str:

@@ -77,7 +77,7 @@ def distillation_recipe(request: DistillationRequest, known: Mapping[str, type[S
         stages += [{"kind": "data.labeled", "name": "probe_train", "path": request.train}]
         stages += [{"kind": "data.labeled", "name": "probe", "path": request.probe}]
         models = {"models": [teacher.ref, STUDENT], "train": "probe_train", "data": "probe"}
-        stages += [{"kind": kind, "name": kind.rpartition(".")[2], **models} for kind in EVALUATIONS]
+        stages += [{"kind": kind, "name": kind.rsplit(".", 1)[-1], **models} for kind in EVALUATIONS]
     name = start.name if start else request.student
     record = {"description": f"{name} learns {request.teacher.name}'s features of masked patches.", "stages": stages}
     return dump(record)

@@ -36,7 +36,7 @@ class Input:
     @property
     def name(self) -> str:
         """Name in tables."""
-        return self.given_name or self.ref.rstrip("/").rpartition("/")[2]
+        return self.given_name or self.ref.rstrip("/").rsplit("/", 1)[-1]
 
 
 def split_name(word: str) -> tuple[str | None, str]:
@@ -80,7 +80,7 @@ def model_input(word: str) -> Input:
     # A local folder is named by its last part, a model of the hub by its whole name.
     short = source.partition(":")[2] or source
     if Path(source).exists():
-        short = source.rstrip("/").rpartition("/")[2]
+        short = source.rstrip("/").rsplit("/", 1)[-1]
     name = name or stage_name(f"{short}-{tag}" if tag and not Path(tag).exists() else short)
     fields = {"kind": kind, "name": name, "source": source}
     if tag:

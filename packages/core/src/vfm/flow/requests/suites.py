@@ -53,7 +53,7 @@ class SuiteDataset(Config):
     def folders(self) -> list[str]:
         """Possible names of its folder: the hub's, DataComp's, and the plain name."""
         cleaned = self.name.replace("/", "-")
-        short = self.name.rpartition("/")[2]
+        short = self.name.rsplit("/", 1)[-1]
         folders: list[str] = []
         for name in dict.fromkeys((cleaned, short)):
             folders += [f"wds_{name}", f"wds_{name}_test", name]
@@ -158,7 +158,7 @@ def _how_to_get(entry: SuiteDataset, hub: str) -> str:
     if not (entry.get or hub):
         return ""
     repository = hub.replace("{}", entry.name.replace("/", "-"))
-    fetch = f"hf download {repository} --repo-type dataset --local-dir {repository.rpartition('/')[2]}, in the root"
+    fetch = f"hf download {repository} --repo-type dataset --local-dir {repository.rsplit('/', 1)[-1]}, in the root"
     return f"; get it: {entry.get or fetch}"
 
 
@@ -169,7 +169,7 @@ def shipped_dataset(name: str, root: str, known: Mapping[str, type[Stage]]) -> E
         UserError: If a suite has it, but it is not under `root`.
     """
     for suite in map(load_suite, shipped_files("suites")):
-        matches = [entry for entry in suite.sets if name in (entry.name, entry.name.rpartition("/")[2])]
+        matches = [entry for entry in suite.sets if name in (entry.name, entry.name.rsplit("/", 1)[-1])]
         if matches:
             present, left_out = find_datasets(suite.model_copy(update={"sets": matches[:1]}), root, known)
             if left_out:
@@ -200,7 +200,7 @@ def _fields(entry: SuiteDataset, root: str) -> tuple[Fields, Fields | None] | No
         if files.is_directory(f"{base}/{folder}") and not _made_by_torchvision(entry, base, folder):
             return import_fields(f"{base}/{folder}")
     if entry.torchvision and files.exists(f"{base}/{entry.torchvision.folder}"):
-        short = entry.name.rpartition("/")[2]
+        short = entry.name.rsplit("/", 1)[-1]
         data = {"kind": "data.labeled", "torchvision": entry.torchvision.name, "path": root, "names_of": short}
         return data, {**data, "split": entry.torchvision.train}
     return None

@@ -96,7 +96,7 @@ def plain_config(module: nn.Module, config: Mapping[str, Any], name: str) -> dic
     size = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
     if not default_size or size in (None, (default_size, default_size)):
         return plain
-    stem = vision["timm_model_name"].partition(".")[0].removesuffix(f"_{default_size}")
+    stem = vision["timm_model_name"].split(".", 1)[0].removesuffix(f"_{default_size}")
     vision["timm_model_name"] = f"{stem}_{size[0]}"
     if _timm_size(vision["timm_model_name"]) != size[0]:
         return None
@@ -177,7 +177,7 @@ def _init_projection(module: nn.Module) -> None:
 
 def _timm_size(name: str | None) -> int | None:
     """Look up the image size of timm's encoder of this name; None if timm has no such encoder."""
-    if not name or not timm.is_model(name.partition(".")[0]):
+    if not name or not timm.is_model(name.split(".", 1)[0]):
         return None
     size = timm.get_pretrained_cfg_value(name, "input_size")
     return int(size[-1]) if size else None

@@ -223,7 +223,7 @@ def _half_precision(folder: Path, source: str) -> str | None:
     except Exception:  # only the reason in an error's line depends on it
         return None
     halves = sorted(name for name in names if fnmatch(name, f"{folder.name}/*.fp16*.safetensors"))
-    return halves[0].rpartition("/")[2] if halves else None
+    return halves[0].rsplit("/", 1)[-1] if halves else None
 
 
 def repository(source: str) -> tuple[str, str | None]:

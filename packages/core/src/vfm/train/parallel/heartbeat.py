@@ -216,6 +216,6 @@ def _is_dead(pid: str) -> bool:
     """Check whether a process on this machine has ended. A zombie (Z) has, but its parent has not waited for it."""
     try:
         # The state follows the program's name, which stands in brackets and may contain brackets and spaces.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[-1].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return True

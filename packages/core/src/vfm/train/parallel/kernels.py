@@ -20,7 +20,7 @@ def check_kernels(runtime: TrainingRuntime) -> None:
     Raises:
         UserError: If `triton` is set, but the device is not CUDA.
     """
-    device = runtime.device.partition(":")[0]
+    device = runtime.device.split(":", 1)[0]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if runtime.kernels == "triton" and device != "cuda":
