@@ -68,6 +68,7 @@ def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = la
     """
     store.check()
     steps: dict[str, Step] = {}
+    # A dict keeps the order and leaves out repeats, since several stages may read one damaged folder.
     problems: dict[str, None] = {}
     with cached_fingerprints(store.root, announce) as fingerprint:
         for stage in recipe.stages:
@@ -102,6 +103,7 @@ def steps_until(steps: Sequence[Step], name: str) -> list[Step]:
         UserError: If no stage has this name.
     """
     needed = {name}
+    # Inputs come earlier in a plan, so one pass from the end finds everything that is needed.
     for step in reversed(steps):
         if step.stage.name in needed:
             needed |= set(step.inputs)
@@ -162,6 +164,7 @@ def _moved(step: Step, before: Mapping[str, str]) -> list[str]:
     """Report if the images of an index were moved to where the recipe now refers to."""
     here = {located(path) for path in step.fingerprints}
     gone = [path for path in before if path not in here and not files.is_remote(path) and not os.path.exists(path)]
+    # Artifacts of other types no longer need the files that they were made from.
     if not gone or not issubclass(step.stage.makes, ImageDataset):
         return []
     return [
@@ -197,6 +200,7 @@ def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str
     if issubclass(stage.makes, Report):
         record["names"] = [ref.rstrip("/").rsplit("/", 1)[-1] for _, ref in refs(stage)]
     record["config"] = _with_identities(decisive_settings(stage), inputs, named)
+    # Sorted, so that the order of a recipe's keys does not change the identity.
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
@@ -224,6 +228,7 @@ def _with_identities(value: Any, inputs: Mapping[str, str], named: Mapping[str, 
 
 def _paths(value: str, known: Mapping[str, Any]) -> list[str]:
     """List the outside files that a setting refers to, as a path or a pattern. Empty for any other setting."""
+    # Most settings are not paths, so only a text with a mark is looked up on the disk or a server.
     if value in known or not known or not any(mark in value for mark in PATTERN_MARKS):
         return [value] if value in known else []
     try:

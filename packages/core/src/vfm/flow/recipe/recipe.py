@@ -108,6 +108,7 @@ def parse_recipe(
     folder, chain = (file.parent, (file.resolve(),)) if file else (Path(), ())
     source = read_source(text, where, folder, chain)
     apply_overrides(source, overrides)
+    # Otherwise the text is stored as it was written, with its comments.
     if source.bases or overrides or redacted([source.value, text]) != [source.value, text]:
         text = _resolved_text(source, overrides)
     mistakes = Mistakes(source)
@@ -128,6 +129,7 @@ def parse_recipe(
         if stage:
             stages.append(stage)
     mistakes.raise_if_any()
+    # Not before all stages are valid, since an invalid one would also be reported as missing by those that refer to it.
     _check_inputs(stages, mistakes)
     mistakes.raise_if_any()
     return Recipe(name, keys.description.strip(), tuple(per_seed(stages, keys.seeds)), text, tuple(source.bases), file)
@@ -180,6 +182,7 @@ def _stage(
         mistakes.add(path, label, str(error))
         return None
     stage_runtime = item.get("runtime") or {}
+    # A recipe's `runtime` is for stages of all kinds, which have different keys.
     shared = {key: value for key, value in keys.runtime.items() if key in runtime_of(known[kind]).model_fields}
     if shared and isinstance(stage_runtime, dict):
         item = {**item, "runtime": {**shared, **stage_runtime}}
@@ -296,6 +299,7 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     """Replace every ref to a name in `names`, in a stage or any value in it."""
     if isinstance(value, Ref):
         ref: Ref[Any] = Ref(names.get(value, value))
+        # A new Ref does not know the type of artifact that it refers to.
         ref.target = value.target
         return ref
     if isinstance(value, BaseModel):

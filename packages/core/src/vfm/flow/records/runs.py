@@ -91,6 +91,7 @@ def kept_runs(store: Store) -> list[KeptRun]:
         parts = _FOLDER.fullmatch(folder.name)
         if parts and folder.is_dir() and not folder.is_symlink():
             record: dict[str, Any] = {}
+            # A run with a damaged record still owns its number and its links.
             with suppress(UserError):
                 record = read_sealed(folder / RUN_FILE)
             runs.append(KeptRun(folder, parts["name"], int(parts["number"]), record))
@@ -169,8 +170,10 @@ def _numbered(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
         if not run.finished and is_writable(run.directory):
             write_record(run.directory, _first_record(recipe, steps, store))
         return run.directory
+    # Filled under another name and then renamed, so that no other process finds half a run.
     part = part_name(following)
     part.mkdir()
+    # Relative links, so that the runs of a moved store still lead to its artifacts.
     _fill(part, recipe, steps, store, to_store=Path("../../.."))
     part.rename(following)
     return following
