@@ -95,7 +95,8 @@ class MeanAveragePrecision:
         right = self.positives.sum(axis=0)
         # A right image at rank k counts itself, a share of 1/k, and the others in proportion to their frequency.
         itself = np.mean(1 / np.arange(1, n + 1))
-        return float(np.mean(itself + (right[right > 0] - 1) / max(1, n - 1) * (1 - itself)))
+        others = (right[right > 0] - 1) / max(1, n - 1)
+        return float(np.mean(itself + others * (1 - itself)))
 
     @property
     def value(self) -> float:

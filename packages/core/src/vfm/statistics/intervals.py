@@ -32,7 +32,9 @@ def wilson_interval(successes: float, n: float, *, confidence: float = CONFIDENC
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     # The ends are exact: rounding must not turn a lower bound of 0 into 1e-18.
-    return (float(centre - half) if successes else 0.0), (float(centre + half) if successes < n else 1.0)
+    low = float(centre - half) if successes else 0.0
+    high = float(centre + half) if successes < n else 1.0
+    return low, high
 
 
 def grouped_interval(correct: ArrayLike, groups: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:

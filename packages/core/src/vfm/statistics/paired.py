@@ -124,9 +124,12 @@ def newcombe_interval(
     correlation = covariance / np.sqrt(scale) if scale > 0 else 0.0
 
     def distance(down: float, up: float) -> float:
-        return float(np.sqrt(max(0.0, down**2 - 2 * correlation * down * up + up**2)))
+        square = down**2 - 2 * correlation * down * up + up**2
+        return float(np.sqrt(max(0.0, square)))
 
-    return q - p - distance(q - q_low, p_high - p), q - p + distance(p - p_low, q_high - q)
+    below = distance(q - q_low, p_high - p)
+    above = distance(p - p_low, q_high - q)
+    return q - p - below, q - p + above
 
 
 def paired_t(first: ArrayLike, second: ArrayLike) -> tuple[Interval, float]:

@@ -118,7 +118,9 @@ def _link(before: str, start: bytes) -> str:
 def _is_stamped(line: bytes) -> bool:
     """Compare the CRC-32 of a line."""
     stamp = _STAMP.search(line)
-    return bool(stamp and line.endswith(b"\n") and b"%08x" % zlib.crc32(line[: stamp.start()] + b"}") == stamp[1])
+    if stamp is None or not line.endswith(b"\n"):
+        return False
+    return b"%08x" % zlib.crc32(line[: stamp.start()] + b"}") == stamp[1]
 
 
 def _is_unstamped(line: bytes) -> bool:

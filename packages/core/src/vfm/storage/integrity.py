@@ -82,7 +82,9 @@ def sealed_page(page: bytes) -> bytes:
 def page_is_whole(page: bytes) -> bool:
     """Check whether a page is as `sealed_page` wrote it."""
     match = _PAGE_SEAL.search(page)
-    return match is not None and hashlib.sha256(page[: match.start()]).hexdigest().encode() == match["hash"]
+    if match is None:
+        return False
+    return hashlib.sha256(page[: match.start()]).hexdigest().encode() == match["hash"]
 
 
 def known_files(record: Mapping[str, Any], file: Path) -> Known | None:

@@ -58,7 +58,9 @@ class SampledTexts:
         # Positions of the chosen texts' ids, one text after the other.
         positions = np.repeat(matches.offsets[chosen] - offsets[:-1], sizes) + np.arange(offsets[-1])
         siblings = siblings_of(matches.table["row"].to_numpy())[chosen]
-        return cls(matches.ids[positions], offsets, siblings, np.full(len(chosen), number / max(1, len(chosen))))
+        # Each chosen text stands for as many texts of the shard.
+        weights = np.full(len(chosen), number / max(1, len(chosen)))
+        return cls(matches.ids[positions], offsets, siblings, weights)
 
     @classmethod
     def joined(cls, parts: Iterable[SampledTexts]) -> SampledTexts:

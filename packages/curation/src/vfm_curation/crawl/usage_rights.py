@@ -48,7 +48,8 @@ def rights_in_wat(record: Mapping[str, Any]) -> Rights:
     directives += [meta.get("content") for meta in metas if str(meta.get("name")).lower() == "robots"]
     links = [*_records(html, "Head.Link"), *_records(html, "Links")]
     licenses = [link.get("url") for link in links if "license" in str(link.get("rel")).lower().split()]
-    return Rights(opts_out(directives), next((url for url in licenses if isinstance(url, str) and url), None))
+    named = [url for url in licenses if isinstance(url, str) and url]
+    return Rights(opts_out(directives), named[0] if named else None)
 
 
 def _records(html: object, place: str) -> list[Mapping[str, Any]]:

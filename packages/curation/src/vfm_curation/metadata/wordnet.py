@@ -18,8 +18,8 @@ NUMBERS = tuple(str(number) for number in range(100))
 def wordnet_entries(path: Path, *, numbers: bool = True) -> dict[str, str]:
     """Read WordNet's synset names and add the numbers "0" to "99", as in the paper: 86,654 entries from WordNet 3.0.
 
-    The name of a synset is its first word in lower case, cut at the first dot, with spaces for `_`. Of a wordnet of
-    another language all words are taken unchanged.
+    The name of a synset is its first word in lower case, cut at the first dot, with spaces for `_`. The words of
+    a wordnet of another language are taken as they are.
 
     Args:
         path: folder with WordNet's database files, or a `.tab` file of the Open Multilingual Wordnet.
@@ -29,8 +29,12 @@ def wordnet_entries(path: Path, *, numbers: bool = True) -> dict[str, str]:
         UserError: If a file is missing or is not a file of WordNet.
     """
     sources = dict.fromkeys(NUMBERS, "number") if numbers else {}
-    files = [path] if path.suffix == ".tab" else [path / name for name in WORDNET_FILES]
-    words = _words_of_tab if path.suffix == ".tab" else _names_of_synsets
+    if path.suffix == ".tab":
+        files = [path]
+        words = _words_of_tab
+    else:
+        files = [path / name for name in WORDNET_FILES]
+        words = _names_of_synsets
     for file in files:
         try:
             with file.open(encoding="utf-8") as lines:

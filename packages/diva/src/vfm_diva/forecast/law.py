@@ -75,7 +75,9 @@ def fit_law(exposures: ArrayLike, gains: ArrayLike) -> Law:
     if len(x) < 2 or squares == 0:
         raise ValueError(f"expected two cells or more, with an exposure other than 0; got {len(x)} cells")
     slope = float(x @ y) / squares
-    return Law(slope, float(np.sqrt(np.sum((y - slope * x) ** 2) / (len(x) - 1))), squares, len(x) - 1)
+    freedom = len(x) - 1
+    spread = np.sqrt(np.sum((y - slope * x) ** 2) / freedom)
+    return Law(slope, float(spread), squares, freedom)
 
 
 def predict_held_out(exposures: ArrayLike, gains: ArrayLike, in_first: ArrayLike) -> Floats:

@@ -22,7 +22,7 @@ GIB = 2**30
 def cluster_lines(
     recipe: str, store: Path, overrides: list[str] | None, gpus: str, card: str, utilisation: float
 ) -> Iterator[Table | str]:
-    """Yield a table of simulated steps for each training stage of a recipe, and lines about them.
+    """Simulate the steps of each training stage of a recipe: yield a table for each stage, then notes.
 
     Raises:
         UserError: If the recipe is wrong, a card is not known, or a batch cannot be divided among the devices.

@@ -66,7 +66,8 @@ class BalancedEpochs:
         while not len(samples):
             shard = (shard + 1) % len(self._stops)
             samples = self.samples(epoch, shard)
-        return int(samples[int(splitmix64(np.array([number], dtype=np.uint64))[0]) % len(samples)])
+        drawn = splitmix64(np.array([number], dtype=np.uint64))[0]
+        return int(samples[int(drawn) % len(samples)])
 
     def _lengthen(self, position: int) -> None:
         """Find the ends of further epochs, several at once if the position is far ahead."""

@@ -133,7 +133,10 @@ def _span(coordinates: Sequence[float], reach: float, size: int) -> slice:
 def _object_coordinates(
     scene: Scene, centres: list[tuple[float, float]], radius: float, window: tuple[slice, slice], size: int
 ) -> tuple[Floats, Floats]:
-    """Compute each pixel's coordinates relative to its nearest object, rotated to point up, in radii: two (h, w)."""
+    """Compute each pixel's coordinates x and y, (h, w) each, relative to its nearest object, in units of its radius.
+
+    They are rotated so that the object points up.
+    """
     rows, columns = window
     x = _axis(size)[columns]
     y = _axis(size)[rows, None]

@@ -228,7 +228,8 @@ def fit_few_shot(
         error[rows, labels] -= 1
         moved = weights - origin
         gradient = error.T @ x / len(x) + pull * moved
-        return float(-logs[rows, labels].mean() + pull / 2 * np.square(moved).sum()), gradient.ravel()
+        loss = -logs[rows, labels].mean() + pull / 2 * np.square(moved).sum()
+        return float(loss), gradient.ravel()
 
     # Tight, since the result should not depend on where the solver stops.
     options = {"maxiter": MAX_ITER, "gtol": 1e-7 / len(origin), "ftol": 1e-13}

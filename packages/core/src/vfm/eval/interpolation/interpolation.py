@@ -78,10 +78,11 @@ def check_same_architecture(start: ClipModel, end: ClipModel) -> None:
         UserError: If the models differ. The message has the first difference.
     """
     pair = f"{start.name} and {end.name} cannot be interpolated"
-    shapes = [{name: tuple(value.shape) for name, value in model.module.state_dict().items()} for model in (start, end)]
-    for name in sorted(shapes[0].keys() | shapes[1].keys()):
-        first = str(list(shapes[0][name])) if name in shapes[0] else "absent"
-        second = str(list(shapes[1][name])) if name in shapes[1] else "absent"
+    first_shapes = _shapes(start)
+    second_shapes = _shapes(end)
+    for name in sorted(first_shapes.keys() | second_shapes.keys()):
+        first = first_shapes.get(name, "absent")
+        second = second_shapes.get(name, "absent")
         if first != second:
             raise UserError(f"{pair}: {name} is {first} in the first, {second} in the second")
     configs = [_flat_config(model.config) for model in (start, end)]
@@ -99,6 +100,10 @@ def _mix(start: Tensor, end: Tensor, alpha: float) -> Tensor:
     if alpha in (0, 1) or not start.is_floating_point():
         return start if alpha < 0.5 else end
     return torch.lerp(start.float(), end.float(), alpha).to(start.dtype)
+
+
+def _shapes(model: ClipModel) -> dict[str, str]:
+    return {name: str(list(value.shape)) for name, value in model.module.state_dict().items()}
 
 
 def _flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

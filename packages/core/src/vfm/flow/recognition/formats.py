@@ -64,7 +64,9 @@ def _holds_choices(path: str) -> bool:
     """Check whether a path holds caption choices, in a format of `data.choices`."""
     if files.without_query(path).endswith(".jsonl"):
         first = files.read_bytes(path, 0, 1 << 16).decode(errors="replace").split("\n", 1)[0]
-        return '"statements"' in first or any(all(f'"{name}"' in first for name in names) for names in PAIR_COLUMNS)
+        if '"statements"' in first:
+            return True
+        return any(all(f'"{name}"' in first for name in names) for names in PAIR_COLUMNS)
     if files.without_query(path).endswith(".parquet"):
         columns = set(table_columns(path))
         return any(columns.issuperset(names) for names in PAIR_COLUMNS)

@@ -66,7 +66,9 @@ class _Table:
     def names_each(self, label: str, names: str) -> bool:
         """Check whether each label has one name, and each name one label."""
         pairs = set(zip(self.values(label), self.values(names), strict=True))
-        return len(pairs) == len({label for label, _ in pairs}) == len({name for _, name in pairs})
+        labels = {label for label, _ in pairs}
+        named = {name for _, name in pairs}
+        return len(pairs) == len(labels) == len(named)
 
 
 def table_fields(layout: Layout) -> dict[str, Any]:

@@ -81,7 +81,9 @@ def _fields(
 ) -> tuple[Fields | str, Fields | str | None]:
     """Choose the fields of the stages that import both sets, or the path of a saved dataset."""
     if saved_artifact(train):
-        return _saved(train), _saved(val) if saved_artifact(val) else _labeled(val, options, known) if val else None
+        if saved_artifact(val):
+            return _saved(train), _saved(val)
+        return _saved(train), _labeled(val, options, known) if val else None
     of_val, of_train = import_fields(train)
     if not val and of_train:
         return _checked(of_train, options, known), _checked(of_val, options, known)

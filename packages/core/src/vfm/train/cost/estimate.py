@@ -42,9 +42,8 @@ def estimate_training(
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
         with contentless(selected):
-            return _Step(task.to_empty(device=DEVICE).train(), config).cost(
-                make_inputs(micro), micro, -(-share // micro)
-            )
+            step = _Step(task.to_empty(device=DEVICE).train(), config)
+            return step.cost(make_inputs(micro), micro, -(-share // micro))
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(False)
 

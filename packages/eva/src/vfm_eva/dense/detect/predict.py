@@ -70,7 +70,9 @@ def _instances(detected: DetectedObjects, placement: Placement) -> Instances:
         probabilities = detected.masks.cpu()
         masks = paste(probabilities, boxes, height, width)
         maskness = mean_inside(probabilities)
-    return Instances(detected.labels.cpu().numpy(), detected.scores.cpu().double().numpy(), boxes, masks, maskness)
+    labels = detected.labels.cpu().numpy()
+    scores = detected.scores.cpu().double().numpy()
+    return Instances(labels, scores, boxes, masks, maskness)
 
 
 def paste(masks: Tensor, boxes: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:
