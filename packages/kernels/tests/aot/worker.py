@@ -72,6 +72,8 @@ def compiled(function: JITFunction, arguments: dict[str, Any], capability: int) 
         "registers": int(re.search(r"Used (\d+) registers", log)[1]),
         "spills": int(re.search(r"(\d+) bytes spill stores", log)[1]),
         "shared_bytes": kernel.metadata.shared,
+        "warps": kernel.metadata.num_warps,
+        "setmaxnreg": ptx.count("setmaxnreg"),
         "wgmma": ptx.count("wgmma.mma_async"),
         "tcgen05": ptx.count("tcgen05.mma"),
         "mma_sync": ptx.count("mma.sync"),
