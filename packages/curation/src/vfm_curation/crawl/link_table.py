@@ -15,13 +15,18 @@ FOLDER = "links"
 NUM_EXAMPLES = 12
 
 
-def table_schema() -> pa.Schema:
-    """Define the columns: uid (hash of the URL), url, caption (the first text, for tools that take one), texts.
+def link_schema() -> pa.Schema:
+    """Define the columns: uid (hash of the URL), url, caption (the first text, for tools that take one), texts."""
+    return pa.schema({"uid": pa.string(), "url": pa.string(), "caption": pa.string(), "texts": pa.list_(pa.string())})
 
-    `noai` and `license` are what the pages with the image say about its use, null where no page was read.
+
+def table_schema() -> pa.Schema:
+    """Define the columns of a LinkTable.
+
+    These are the columns of `link_schema`, and `noai` and `license`: what the pages with the image say about its use,
+    null where no page was read.
     """
-    kinds = {"uid": pa.string(), "url": pa.string(), "caption": pa.string(), "texts": pa.list_(pa.string())}
-    return pa.schema({**kinds, "noai": pa.bool_(), "license": pa.string()})
+    return link_schema().append(pa.field("noai", pa.bool_())).append(pa.field("license", pa.string()))
 
 
 def publish_links(ctx: Context, folder: Path, language: str) -> LinkTable:

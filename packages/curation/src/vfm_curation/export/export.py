@@ -28,7 +28,7 @@ from vfm.data import (
     write_index,
 )
 from vfm.plugin import Context, CuratedSubset, Pool, Preflight, TablePanel, UserError
-from vfm_curation.crawl.link_table import FOLDER as LINKS_FOLDER, table_schema
+from vfm_curation.crawl.link_table import FOLDER as LINKS_FOLDER, link_schema
 from vfm_curation.engine import run_shards
 from vfm_curation.export.export_pairs import PAIRS_FOLDER, PairsJob, join_columns, write_pairs
 from vfm_curation.export.export_tars import TARS_FOLDER, TarsJob, write_shard
@@ -158,7 +158,7 @@ def opened(subset: Path) -> Source:
 
 def links_schema() -> pa.Schema:
     """Define the columns of a table of links, including the columns that join it to the user's own files."""
-    schema = table_schema()
+    schema = link_schema()
     for name, kind in {"key": pa.string(), "shard": pa.string(), "row": pa.int32()}.items():
         schema = schema.append(pa.field(name, kind))
     return schema
