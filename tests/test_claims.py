@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import small
-from vfm.cli.command import app
+from vfm.cli import app
 from vfm.data.synthetic.stages import ShapesPool
 from vfm.interfaces import Context
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from vfm.cli.command import app
+from vfm.cli import app
 
 RUN, PLAN = ("run", "r.yaml", "--quiet"), ("plan", "r.yaml")
 Read = Callable[[], dict[str, Any]]

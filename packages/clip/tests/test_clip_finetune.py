@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from vfm.cli.command import app
+from vfm.cli import app
 from vfm.interfaces import PairDataset, Report
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
 

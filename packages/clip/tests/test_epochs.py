@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from clip_world import VIT, make_pool, plan, run_stage
-from vfm.cli.command import app
+from vfm.cli import app
 from vfm.plugin import Event, Preflight, UserError
 from vfm_clip.stages import ClipTrain
 

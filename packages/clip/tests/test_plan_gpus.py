@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from vfm.cli.command import app
+from vfm.cli import app
 
 RECIPE = """\
 stages:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from clip_world import COLOURS, EVA, VIT, halves, make_pool
 from vfm.base import error_lines
-from vfm.cli.command import app
+from vfm.cli import app
 from vfm.data import DatasetSpec, Shard, write_index, write_tar
 from vfm.data.pairs.stages import Pairs
 from vfm.models import build_clip, build_vision, save_clip, save_vision

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from vfm.cli.command import app
+from vfm.cli import app
 
 RECIPE = """\
 stages:

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import vfm.cli.commands  # noqa: F401  (registers the commands)
-from vfm.cli.command import app
+from vfm.cli import app
 from vfm.cli.fields.field_table import field_rows, overview
 from vfm.flow.recipe.shipped import shipped_files
 from vfm.interfaces import load_plugins, stage_types

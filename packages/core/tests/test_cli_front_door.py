@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 import vfm.cli.commands  # noqa: F401  (registers the commands)
 from cli_world import interruptible  # noqa: F401  (a fixture)
 from vfm.base import TerminalConsole
-from vfm.cli.command import app
+from vfm.cli import app
 from vfm.flow.execution.subprocesses import Processes, run_subprocess, start_subprocess
 from vfm.flow.listeners.listeners import ConsoleListener
 from vfm.interfaces import Event

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import toy_plugin
 import vfm
-from vfm.cli.command import app
+from vfm.cli import app
 from vfm.eval.encode.scored_items import ITEMS_FILE, read_items, write_items
 from vfm.flow.execution.run import run_plan
 from vfm.flow.listeners.listeners import JsonLinesListener

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from typer.testing import CliRunner
 
 import vfm.cli.commands  # noqa: F401  (registers the commands)
-from vfm.cli.command import app
+from vfm.cli import app
 from vfm_curation.statistics import NearDuplicates, near_earlier
 
 GERMAN = ["ein brauner Hund auf der Wiese", "zwei Kinder spielen am Strand", "eine Katze schläft auf dem Sofa"]

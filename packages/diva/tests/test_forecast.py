@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from diva_families import add_text_encoder, family_clip, family_generator
 from diva_toy import WORLD, run
-from vfm.cli.command import app
+from vfm.cli import app
 from vfm.data.synthetic.stages import ShapesChoices
 from vfm.plugin import ChoiceDataset, ClipCheckpoint, GeneratorCheckpoint
 from vfm.statistics import Accuracy

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diva_families import add_text_encoder, family_generator
-from vfm.cli.command import app
+from vfm.cli import app
 from vfm.interfaces import load_panels
 from vfm.models import find_format, load_clip
 

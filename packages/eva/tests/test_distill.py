@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from vfm.cli.command import app
+from vfm.cli import app
 from vfm.interfaces import Artifact, VisionCheckpoint
 from vfm.models import build_vision, save_vision
 

@@ -241,7 +241,7 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning_after_the_export(tmp_path, 
     events: list[Event] = []
     made = stage(steps=1).run(context(tmp_path, events.append, pool=pool, teacher=teacher))
     assert all(value.isfinite().all() for value in load_vision(made).state_dict().values())
-    (line,) = [event.data["message"] for event in events if "picture" in event.data.get("message", "")]
+    (line,) = [event.data["message"] for event in events if "cannot be drawn" in event.data.get("message", "")]
     assert "failed to converge" in line
 
 

@@ -286,7 +286,7 @@ def add_detection_panels(
         f" for {next(iter(predicted))}."
     )
     width = (1 + len(predicted)) * (SHOWN_SIDE + GAP) - GAP
-    ctx.panel(ImagesPanel(title="Worst pictures", note=note, order=40, pictures=entries, width=width))
+    ctx.panel(ImagesPanel(title="Worst images", note=note, order=40, pictures=entries, width=width))
 
 
 def worst_images(errors: Mapping[int, Counter[str]]) -> list[int]:
