@@ -141,11 +141,7 @@ class ParquetShard(ShardReader):
         if missing:
             raise UserError(f"{self.path}: no column {missing[0]!r}; the columns are {', '.join(schema.names)}")
         parts = [schema.empty_table().select(roots)]
-        for group, end in enumerate(self.ends.tolist()):
-            begin = end - self.file.metadata.row_group(group).num_rows
-            inside = rows[(begin <= rows) & (rows < end)]
-            if not len(inside):
-                continue
+        for group, begin, inside in self._rows_by_group(rows):
             try:
                 table = self.file.read_row_group(group, columns=roots)
             except DAMAGE:
@@ -214,11 +210,7 @@ class ParquetShard(ShardReader):
         if not spec.texts or spec.label_key or (spec.columns and spec.images) or not self._has_plain(needed):
             return texts_by_sample(read, rows, on_bad)
         parts = [texts_schema().empty_table()]
-        for group, end in enumerate(self.ends.tolist()):
-            begin = end - self.file.metadata.row_group(group).num_rows
-            inside = rows[(begin <= rows) & (rows < end)]
-            if not len(inside):
-                continue
+        for group, begin, inside in self._rows_by_group(rows):
             try:
                 table = self.file.read_row_group(group, columns=needed)
             except DAMAGE:
@@ -231,6 +223,14 @@ class ParquetShard(ShardReader):
                 texts = {language: columns[source] for language, source in self.spec.texts.items()}
                 parts.append(texts_by_column(read, some, texts, columns, partial(self._uids, columns, some), on_bad))
         return pa.concat_tables(parts)
+
+    def _rows_by_group(self, rows: Rows) -> Iterator[tuple[int, int, Rows]]:
+        """Yield each row group with some of the rows: its number, its first row, and the rows in it."""
+        for group, end in enumerate(self.ends.tolist()):
+            begin = end - self.file.metadata.row_group(group).num_rows
+            inside = rows[(begin <= rows) & (rows < end)]
+            if len(inside):
+                yield group, begin, inside
 
     def _has_plain(self, names: Sequence[str]) -> bool:
         schema = self.file.schema_arrow
