@@ -1,4 +1,4 @@
-"""The command plan."""
+"""The command `vfm plan`."""
 
 from __future__ import annotations
 
