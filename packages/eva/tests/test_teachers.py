@@ -129,6 +129,20 @@ def test_only_the_summary_loss_teaches_the_class_token(teacher):
         assert (task.objectives[0].class_head is not None) == (weight > 0)
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_image_and_patches_of_an_inner_layer_come_from_one_pass(teacher, normalize: bool) -> None:
+    clip = load_clip(teacher)
+    inner = Teacher(clip, clip.preprocess, layer=0, normalize=normalize)
+    images = random_inputs().images
+    calls: list[Any] = []
+    handle = clip.module.visual.conv1.register_forward_hook(lambda *_: calls.append(None))
+    patches, image = inner.patches_and_image(random_inputs(), (4, 4))
+    handle.remove()
+    assert len(calls) == 1
+    torch.testing.assert_close(patches, inner.features(images, (4, 4)))
+    torch.testing.assert_close(image, clip.module.encode_image(clip.preprocess.pixels(images)).detach())
+
+
 @pytest.mark.parametrize("width", [1, 2, 7, 48])
 def test_phi_s_gives_every_channel_variance_one_by_one_factor_and_a_rotation(width: int) -> None:
     generator = torch.Generator().manual_seed(width)

@@ -146,12 +146,12 @@ class Teacher(PatchTarget):
         """
         images = seen_images(inputs)
         with torch.inference_mode(), self._precision(images.device):
-            image, patches = cls_and_patch_tokens(self.model, self._pixels(images), projected=self.projected)
-            if self.layer == -1:
-                patches = F.normalize(patches, dim=-1) if self.normalize else patches
-                patches = resample_grid(patches, grid_size(self.model), grid)
-        patches = patches.clone() if self.layer == -1 else self.features(images, grid)
-        return patches, image.clone()
+            pixels = self._pixels(images)
+            image, patches = cls_and_patch_tokens(self.model, pixels, layer=self.layer, projected=self.projected)
+            if self.normalize:
+                patches = F.normalize(patches, dim=-1)
+            patches = resample_grid(patches, grid_size(self.model), grid)
+        return patches.clone(), image.clone()
 
     def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """Compute features on the student's grid, (B, N, T), from uint8 images (B, 3, S', S').

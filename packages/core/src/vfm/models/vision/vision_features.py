@@ -84,12 +84,12 @@ def patch_features(
 
 
 def cls_and_patch_tokens(
-    model: ClipModel | nn.Module, pixels: Tensor, *, projected: bool = True
+    model: ClipModel | nn.Module, pixels: Tensor, *, layer: int = -1, projected: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Compute the features of the image and of its patches in one forward pass, with gradients.
 
     The image feature is the model's own: `encode_image` before the L2 norm if `projected`. It is the class token in a
-    model that pools by it, otherwise the pooled feature.
+    model that pools by it, otherwise the pooled feature. It belongs to the last block, and the patches to `layer`.
 
     Returns:
         (B, E) and (B, N, E), or (B, D) and (B, N, D) without the projection.
@@ -99,8 +99,8 @@ def cls_and_patch_tokens(
     """
     tower = vision_tower(model)
     project = _projection(tower, projected)
-    tokens = read_tokens(tower, pixels, -1)
-    return project(tower.pool(tokens)), project(tower.norm(tokens.patches))
+    inner, last = read_layers(tower, pixels, [layer, -1])
+    return project(tower.pool(last)), project(tower.norm(inner.patches))
 
 
 @dataclass(frozen=True)
