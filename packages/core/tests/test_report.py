@@ -69,9 +69,11 @@ def test_before_and_after_carry_interval_chance_and_paired_test(run: RunSummary,
     assert "diva 50.0 % 45.0 – 55.0 % ≠ +10.0 [+4.0, +16.0], p < 0.001 against clip" in text
     assert "logit n = 1,200 clip −3 nats −3.05 – −2.95 nats" in text
     assert "Tests: exact McNemar." in text
-    assert "zero_shot: diva and clip differ on these items: top-1 accuracy +10.0." in text
+    first = "zero_shot: diva is better than clip on these 1,200 items: top-1 accuracy +10.0 points (+4.0 to +16.0)."
+    assert -1 < text.find(first) < text.find("top-1 accuracy n = 1,200")
+    assert "Difference that would be seen With these 1,200 items a difference of 8.6 points is seen" in text
     assert "Whether a method makes the difference needs several seeds." in text
-    assert "are corrected for 1 comparison on the same items (Holm)" in text
+    assert "are corrected for 1 main comparison on the same items (Holm)" in text
     assert "▲ +" not in text, "one seed shows no gain of a method"
 
 
@@ -131,8 +133,8 @@ def test_means_over_seeds_stand_in_the_headline_for_their_reports(run: RunSummar
     assert "Against clip; each seed" in headline
     assert "diva 63.5 % 57.1 – 69.9 % +2.5 [−3.9, +8.9], p = 0.13 against clip 63.0, 64.0 %" in headline
     assert "paired t over seeds" in headline
-    assert "The only comparison over the seeds is not clear" in headline
-    assert "corrected for 2 comparisons on the same items and for 1 comparison over seeds (Holm)" in headline
+    assert "zero_shot: 2 seeds do not distinguish diva from clip: top-1 accuracy +2.5 points (−3.9 to +8.9)." in page
+    assert "for 2 main comparisons on the same items, which count as 1 and, apart, for 1 main comparison" in headline
     assert "zero_shot@1" not in headline
     assert "40.0 %" not in headline
     assert Elements(page).words.count("clip 40.0 %") == 2

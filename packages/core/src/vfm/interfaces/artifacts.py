@@ -379,6 +379,13 @@ class Comparison(Config):
     test: str = Field(
         description="name of the test: exact McNemar, sign flips, paired bootstrap, paired t over seeds, ..."
     )
+    counts_as: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="as how many tests it counts in corrections; less than 1 if its metric moves with further ones on"
+        " the same resamples (max-t)",
+    )
 
 
 class Report(Artifact):
@@ -388,3 +395,9 @@ class Report(Artifact):
     dataset: str = Field(description="name of the dataset's stage")
     metrics: list[Metric] = Field(description="each metric of each model")
     comparisons: list[Comparison] = Field([], description="comparisons of each later model with the first")
+    main: list[str] = Field([], description="metrics that decide between models; empty: the first one")
+
+    @property
+    def main_metrics(self) -> list[str]:
+        """Names of the metrics that decide between models."""
+        return self.main or [metric.name for metric in self.metrics[:1]]

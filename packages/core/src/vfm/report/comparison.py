@@ -80,7 +80,9 @@ def result_table(name: str, entries: Entries) -> ResultTable | None:
     results: dict[str, Result] = {}
     for run, report in reports.items():
         for metric in report.metrics:
-            result = results.setdefault(metric.name, Result(metric.name, metric.unit, metric.n, metric.chance, []))
+            main = metric.name in report.main_metrics
+            empty = Result(metric.name, metric.unit, metric.n, metric.chance, [], main)
+            result = results.setdefault(metric.name, empty)
             test = None
             if run != first and data[run] == data[first]:
                 key = (metric.model, metric.name)

@@ -1,144 +1,133 @@
-"""Conclusions from the comparisons of a run or a page: p-values and intervals corrected for their number, in words.
+"""Conclusions from the comparisons of a run or a page: p-values and intervals corrected for their number.
 
 Comparisons on the same items show whether two models differ on these items. Comparisons over seeds show the effect of a
-method. The questions differ, so each kind is corrected for its own number.
+method. The main metric of an evaluation decides between two models, and the further ones describe how they differ. So
+there are four kinds of comparisons, and each is corrected for its own number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vfm.base import metric_in_words, number_format
+from vfm.base import number_format
 from vfm.interfaces import Comparison, Report
 from vfm.report.results import SeedSummary
 
 ALPHA = 0.05  # level of the corrected tests
-MAX_NAMED = 4  # metrics of one pair of models in a sentence
 
 
 @dataclass(frozen=True)
 class ReportedComparison:
-    """A comparison in a report, with the unit of its metric and, if it is over seeds, their number."""
+    """A comparison in a report.
+
+    Attributes:
+        report: name of the report.
+        test: the comparison.
+        unit: unit of its metric.
+        num_seeds: number of seeds, 0 for a comparison on items.
+        main: whether its metric decides between models (`Report.main_metrics`).
+        n: number of independent items, 0 if it is unknown.
+        detectable: difference that would be clear in 80 % of cases. `corrected` computes it.
+    """
 
     report: str
     test: Comparison
     unit: str = "share"
     num_seeds: int = 0
+    main: bool = True
+    n: int = 0
+    detectable: float = math.nan
 
     @property
     def is_clear(self) -> bool:
         """Whether the p-value, which must be corrected first, is small."""
         return self.test.p_value <= ALPHA
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a p-value, which is NaN if a score is NaN."""
+        return not math.isnan(self.test.p_value)
+
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """Kind of the comparison: over seeds or on items, and main or further."""
+        return bool(self.num_seeds), self.main
+
 
 def findings_of(reports: Mapping[str, Report]) -> list[ReportedComparison]:
     """List the comparisons on the same items of reports by name."""
     findings = []
     for name, report in reports.items():
-        units = {metric.name: metric.unit for metric in report.metrics}
+        metrics = {metric.name: metric for metric in report.metrics}
         for test in report.comparisons:
-            findings.append(ReportedComparison(name, test, units.get(test.metric, "share")))
+            metric = metrics.get(test.metric)
+            unit, n = (metric.unit, metric.n) if metric else ("share", 0)
+            findings.append(ReportedComparison(name, test, unit, main=test.metric in report.main_metrics, n=n))
     return findings
 
 
 def findings_over_seeds(summaries: Sequence[SeedSummary]) -> list[ReportedComparison]:
     """List the comparisons over seeds."""
     compared = [(summary, summary.comparison) for summary in summaries if summary.comparison]
-    return [ReportedComparison(mean.report, test, mean.unit, len(mean.values)) for mean, test in compared]
+    return [ReportedComparison(s.report, test, s.unit, len(s.values), s.main) for s, test in compared]
 
 
 def corrected(findings: Sequence[ReportedComparison]) -> list[ReportedComparison]:
-    """Correct p-values and intervals by Holm's procedure, separately for comparisons on items and over seeds.
+    """Correct p-values and intervals by Holm's procedure, separately for each kind of comparison.
 
     An interval then excludes zero exactly if the p-value is small.
     """
     if not findings:
         return []
-    from vfm.statistics import corrected_interval, holm  # needs scipy, which is not installed just for curation
+    from vfm.statistics import corrected_interval, detectable_difference, holm  # scipy is not installed for curation
 
-    families = {}
-    for over_seeds in (False, True):
-        families[over_seeds] = [finding.test.p_value for finding in findings if bool(finding.num_seeds) == over_seeds]
-    p_values = {over_seeds: iter(holm(family)) for over_seeds, family in families.items()}
-    fixed = []
-    for finding in findings:
-        test = finding.test
-        over_seeds = bool(finding.num_seeds)
-        low, high = corrected_interval(
-            test.difference, (test.low, test.high), test.p_value, families[over_seeds], num_seeds=finding.num_seeds
-        )
-        changes = {"p_value": float(next(p_values[over_seeds])), "low": low, "high": high}
-        fixed.append(replace(finding, test=test.model_copy(update=changes)))
+    families: defaultdict[tuple[bool, bool], list[int]] = defaultdict(list)
+    for number, finding in enumerate(findings):
+        families[finding.kind].append(number)
+    fixed = list(findings)
+    for numbers in families.values():
+        family = [findings[number] for number in numbers]
+        raw = [finding.test.p_value for finding in family]
+        counts = _counts(family)
+        num_tests = math.fsum(count for count, finding in zip(counts, family, strict=True) if finding.is_known)
+        for number, finding, p_value in zip(numbers, family, holm(raw, counts).tolist(), strict=True):
+            test = finding.test
+            ends = (test.low, test.high)
+            low, high = corrected_interval(
+                test.difference, ends, test.p_value, raw, counts, num_seeds=finding.num_seeds
+            )
+            changes = {"p_value": p_value, "low": low, "high": high}
+            detectable = detectable_difference(ends, num_tests=num_tests, num_seeds=finding.num_seeds)
+            fixed[number] = replace(finding, test=test.model_copy(update=changes), detectable=detectable)
     return fixed
+
+
+def _counts(family: Sequence[ReportedComparison]) -> list[float]:
+    """Count each comparison as its tests. A test that an `eval.ablation` repeats counts once with its repetition."""
+    keys = [tuple(finding.test.model_dump(exclude={"metric"}).values()) for finding in family]
+    repeated = Counter(keys)
+    return [finding.test.counts_as / repeated[key] for finding, key in zip(family, keys, strict=True)]
 
 
 def corrections(findings: Sequence[ReportedComparison]) -> list[str]:
     """Write the sentence about the correction, if there are comparisons."""
-    known = _known(findings)
-    over_seeds = sum(bool(finding.num_seeds) for finding in known)
-    counts = [(len(known) - over_seeds, "on the same items"), (over_seeds, "over seeds")]
-    named = [f"{number_format.number(count)} {_comparisons(count)} {kind}" for count, kind in counts if count]
-    if not named:
+    families: defaultdict[tuple[bool, bool], list[ReportedComparison]] = defaultdict(list)
+    for finding in findings:
+        if finding.is_known:
+            families[finding.kind].append(finding)
+    parts = []
+    for (over_seeds, main), family in sorted(families.items(), key=lambda item: (item[0][0], not item[0][1])):
+        plural = "" if len(family) == 1 else "s"
+        where = "over seeds" if over_seeds else "on the same items"
+        num_tests = math.fsum(_counts(family))
+        fewer = (
+            f", which count as {number_format.number(round(num_tests, 1))}" if num_tests < len(family) - 0.05 else ""
+        )
+        count = number_format.number(len(family))
+        parts.append(f"{count} {'main' if main else 'further'} comparison{plural} {where}{fewer}")
+    if not parts:
         return []
-    return [f"p-values and the intervals of differences are corrected for {' and for '.join(named)} (Holm)."]
-
-
-def _known(findings: Sequence[ReportedComparison]) -> list[ReportedComparison]:
-    """Select the comparisons with a p-value, which is NaN if a score is NaN."""
-    return [finding for finding in findings if not math.isnan(finding.test.p_value)]
-
-
-def conclusions(findings: Sequence[ReportedComparison]) -> list[str]:
-    """Write sentences about comparisons with corrected p-values.
-
-    With several seeds, they are about the effect of a method, and the comparisons of single seeds are left out. With
-    one seed, they are about items on which two models differ, which is not a gain of a method.
-    """
-    seeds = [finding for finding in _known(findings) if finding.num_seeds]
-    items = [finding for finding in _known(findings) if not finding.num_seeds and not (seeds and "@" in finding.report)]
-    lines: list[str] = []
-    if seeds:
-        lines += _of_family(seeds, "over the seeds", "these seeds do not separate the methods")
-    if items:
-        lines += _of_family(items, "on the same items", "these items do not separate the models")
-        if any(finding.is_clear for finding in items):
-            lines.append("Whether a method makes the difference needs several seeds.")
-    return lines
-
-
-def _of_family(findings: Sequence[ReportedComparison], kind: str, otherwise: str) -> Iterator[str]:
-    clear = [finding for finding in findings if finding.is_clear]
-    if not clear:
-        if len(findings) == 1:
-            which = "The only comparison"
-        else:
-            which = f"Of {len(findings)} comparisons"
-        none = "is not clear" if len(findings) == 1 else "none is clear"
-        yield f"{which} {kind} {none} (corrected p at most {ALPHA}): {otherwise}."
-    pairs = dict.fromkeys((finding.report, finding.test.model, finding.test.baseline) for finding in clear)
-    for report, model, baseline in pairs:
-        same = [
-            finding
-            for finding in clear
-            if (finding.report, finding.test.model, finding.test.baseline) == (report, model, baseline)
-        ]
-        changes = [
-            f"{metric_in_words(finding.test.metric)} {number_format.change(finding.test.difference, finding.unit)}"
-            for finding in same
-        ]
-        more = len(changes) - MAX_NAMED
-        changes = changes[:MAX_NAMED]
-        if more > 0:
-            changes.append(f"{more} more")
-        if same[0].num_seeds:
-            yield f"{report}: over {same[0].num_seeds} seeds, {model} changes {', '.join(changes)} against {baseline}."
-        else:
-            yield f"{report}: {model} and {baseline} differ on these items: {', '.join(changes)}."
-
-
-def _comparisons(count: int) -> str:
-    if count == 1:
-        return "comparison"
-    return "comparisons"
+    return [f"p-values and the intervals of differences are corrected for {' and, apart, for '.join(parts)} (Holm)."]

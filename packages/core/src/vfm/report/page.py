@@ -11,7 +11,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +20,12 @@ import yaml
 
 from vfm.base import UserError, how_to_install, metric_in_words, number_format, redacted
 from vfm.flow.records.runs import REPORT_FILE, hash_of_record
-from vfm.interfaces import ImagesPanel, LinesPanel
-from vfm.report.conclusions import ReportedComparison, conclusions, corrections
+from vfm.interfaces import ImagesPanel, LinesPanel, Panel
+from vfm.report.conclusions import ReportedComparison, corrections
+from vfm.report.decisions import decisions
 from vfm.report.first_screen import first_panels, main_results
 from vfm.report.joint import joint_panels
+from vfm.report.power_charts import power_charts
 from vfm.report.result_table import ResultTable, corrected_tables, report_table, seed_tables
 from vfm.report.run_summary import RunSummary, StageEntry, summary_of_run
 from vfm.report.text import shown
@@ -140,7 +142,7 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
     headline = [table for table in fixed if table.headline]
     tables = dict(zip(stage_tables, fixed[len(over_seeds) :], strict=True))
     bases = [entry.base_name for entry in run.stages]
-    drawn = _drawings(run, Drawn() if known is None else known)
+    drawn = _drawings(run, Drawn() if known is None else known, power_charts(findings))
     front: list[Drawing] = []
     curves: list[tuple[str, LinesPanel]] = []
     for name, drawings in drawn.items():
@@ -156,8 +158,11 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
     render(run, headline, front, sections, findings, path, says=results)
 
 
-def _drawings(run: RunSummary, known: Drawn) -> dict[str, list[Drawing]]:
-    """Draw the panels of finished stages, once for all pages, the charts of running ones, and charts of their speed."""
+def _drawings(run: RunSummary, known: Drawn, power: Mapping[str, Panel]) -> dict[str, list[Drawing]]:
+    """Draw the panels of finished stages, once for all pages, the charts of running ones, and charts of their speed.
+
+    `power` has the chart of each evaluation's power, by the name of its stage.
+    """
     from vfm.report.drawing import draw, draw_panels
 
     drawn = {}
@@ -169,6 +174,8 @@ def _drawings(run: RunSummary, known: Drawn) -> dict[str, list[Drawing]]:
         ]
         speed = [draw(chart, entry.directory, f"{entry.anchor}-speed-{i}") for i, chart in enumerate(entry.speed)]
         drawn[entry.name] = panels + speed
+        if entry.name in power:
+            drawn[entry.name].append(draw(power[entry.name], entry.directory, f"{entry.anchor}-power"))
     return drawn
 
 
@@ -217,7 +224,7 @@ def render(
         run=run,
         headline=headline,
         says=says,
-        concluded=conclusions(findings),
+        decided=decisions(findings),
         corrections=corrections(findings),
         tests=sorted({finding.test.test for finding in findings}),
         front=front,

@@ -43,13 +43,14 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class Result:
-    """A metric with a row for each model."""
+    """A metric with a row for each model. `main` is True if it decides between models."""
 
     metric: str
     unit: str
     n: int | None
     chance: float | None
     rows: list[ResultRow]
+    main: bool = True
 
     @property
     def facts(self) -> list[str]:
@@ -126,7 +127,7 @@ def report_table(entry: StageEntry, seeded: set[str]) -> ResultTable | None:
     compared = {(c.metric, c.model): c for c in report.comparisons}
     results: dict[str, Result] = {}
     for m in report.metrics:
-        result = results.setdefault(m.name, Result(m.name, m.unit, m.n, m.chance, []))
+        result = results.setdefault(m.name, Result(m.name, m.unit, m.n, m.chance, [], m.name in report.main_metrics))
         result.rows.append(ResultRow(m.model, m.value, m.low, m.high, comparison=compared.get((m.name, m.model))))
     num_headline = 0 if entry.base_name in seeded else ResultTable.num_headline
     subtitle = f"{report.task} on {report.dataset}"
@@ -140,7 +141,11 @@ def corrected_tables(tables: Sequence[ResultTable]) -> tuple[list[ResultTable], 
         for result in table.results:
             for row in result.rows:
                 if row.comparison:
-                    reported.append(ReportedComparison(table.title, row.comparison, result.unit, len(row.values)))
+                    reported.append(
+                        ReportedComparison(
+                            table.title, row.comparison, result.unit, len(row.values), result.main, result.n or 0
+                        )
+                    )
     findings = corrected(reported)
     tests = (finding.test for finding in findings)  # consumed in the order in which they were collected
     fixed = []
@@ -166,7 +171,7 @@ def seed_tables(run: RunSummary) -> dict[str, ResultTable]:
             single = report_table(entry, set())
             known = {result.metric: result for result in single.results} if single else {}
             like = known.get(s.metric, Result(s.metric, "", None, None, []))
-            result = replace(like, n=None, rows=[])
+            result = replace(like, n=None, rows=[], main=s.main)
             table.results.append(result)
         result.rows.append(ResultRow(s.model, s.mean, s.low, s.high, s.values, s.comparison))
     return tables

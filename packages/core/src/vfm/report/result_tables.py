@@ -17,7 +17,8 @@ from rich.text import Text
 
 from vfm.base import number_format
 from vfm.interfaces import Comparison, Metric, Report, TablePanel, load_panels
-from vfm.report.conclusions import conclusions, corrected, corrections, findings_of, findings_over_seeds
+from vfm.report.conclusions import corrected, corrections, findings_of, findings_over_seeds
+from vfm.report.decisions import decisions
 from vfm.report.results import SeedSummary, over_seeds, reports
 
 Tests = Mapping[tuple[str, str, str], Comparison]  # by report, metric and model; their p-values are corrected
@@ -55,7 +56,7 @@ class MetricName:
 def result_tables(directory: Path) -> list[Table]:
     """Build the tables that `vfm run` prints: one per report, with intervals and paired tests, and one over seeds.
 
-    The p-values are corrected for the number of comparisons. Conclusions are written below the last table.
+    The p-values are corrected for the number of comparisons. What they decide is written below the last table.
     """
     loaded = reports(directory)
     summaries = over_seeds(loaded)
@@ -65,7 +66,7 @@ def result_tables(directory: Path) -> list[Table]:
     if summaries:
         tables.append(_seeds_table(summaries, tests))
     if tables and findings:
-        tables[-1].caption = escape("\n".join([*conclusions(findings), *corrections(findings)]))
+        tables[-1].caption = escape("\n".join([*decisions(findings), *corrections(findings)]))
         tables[-1].caption_justify = "left"
     return tables
 

@@ -29,7 +29,10 @@ def reports(directory: Path) -> dict[str, Report]:
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """A metric over the seeds of a recipe: values, mean with its t-interval, and difference from the first model."""
+    """A metric over the seeds of a recipe: values, mean with its t-interval, and difference from the first model.
+
+    `main` is True for a metric that decides between models (`Report.main_metrics`).
+    """
 
     report: str
     model: str
@@ -40,16 +43,19 @@ class SeedSummary:
     high: float
     comparison: Comparison | None = None
     unit: str = "share"
+    main: bool = True
 
 
 def over_seeds(loaded: dict[str, Report]) -> list[SeedSummary]:
     """Summarize the metrics of reports that only differ in their seed (`zero_shot@0`, `zero_shot@1`, ...)."""
     values: dict[tuple[str, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     units: dict[tuple[str, str], str] = {}
+    main: set[tuple[str, str]] = set()
     for name, report in loaded.items():
         stage, at, seed = name.partition("@")
         if not at:
             continue
+        main |= {(stage, metric) for metric in report.main_metrics}
         for metric in report.metrics:
             units[stage, metric.name] = metric.unit
             values[stage, metric.name][metric.model.split("@", 1)[0]][seed] = metric.value
@@ -65,8 +71,9 @@ def over_seeds(loaded: dict[str, Report]) -> list[SeedSummary]:
                 mean = statistics.fmean(numbers)
                 difference = _difference(metric_name, model, by_seed, first, by_model[first])
                 unit = units[report_name, metric_name]
+                decides = (report_name, metric_name) in main
                 summaries.append(
-                    SeedSummary(report_name, model, metric_name, numbers, mean, low, high, difference, unit)
+                    SeedSummary(report_name, model, metric_name, numbers, mean, low, high, difference, unit, decides)
                 )
     return summaries
 

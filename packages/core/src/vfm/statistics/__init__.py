@@ -13,7 +13,9 @@ from vfm.statistics.intervals import (
     t_interval,
     wilson_interval,
 )
+from vfm.statistics.max_t import compare_models, effective_tests
 from vfm.statistics.paired import corrected_interval, holm, mcnemar_exact, newcombe_interval, paired_t, sign_flip_p
+from vfm.statistics.power import detectable_difference
 from vfm.statistics.resampling import ResampledScore, image_weights, paired_bootstrap
 
 __all__ = [
@@ -23,8 +25,11 @@ __all__ = [
     "average_precisions",
     "bootstrap_interval",
     "compare",
+    "compare_models",
     "corrected_interval",
+    "detectable_difference",
     "effective_size",
+    "effective_tests",
     "holm",
     "image_weights",
     "mcnemar_exact",

@@ -162,12 +162,16 @@ def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], N
     return a, b
 
 
-def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+def holm(p_values: ArrayLike, counts: ArrayLike | None = None) -> NDArray[np.float64]:
     """Correct the p-values of a family of tests, (N,), by Holm's step-down procedure.
 
     A test whose corrected value is at most alpha can be called significant. The probability of any false calls
     in the whole family is then at most alpha, however the tests depend on each other. NaN, for a test that could not be
     computed, stays NaN and is not in the family.
+
+    Args:
+        p_values: one of each test, (N,).
+        counts: as how many tests each counts, (N,): below 1 if it moves with others (`max_t`). Default: 1.
 
     Returns:
         (N,), in the order of the input: the smallest value times N, the second smallest times N - 1, and so on, each at
@@ -184,13 +188,21 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
         raise ValueError(f"expected p-values (N,) within 0..1, got {p}")
     indices = np.flatnonzero(known)
     order = indices[np.argsort(p[indices], kind="stable")]
+    sizes = np.ones_like(p) if counts is None else np.asarray(counts, dtype=np.float64)
+    remaining = np.maximum(1.0, np.cumsum(sizes[order][::-1])[::-1])
     corrected = np.full_like(p, np.nan)
-    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(order.size, 0, -1)))
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * remaining))
     return corrected
 
 
 def corrected_interval(
-    difference: float, interval: Interval, p_value: float, family: ArrayLike, *, num_seeds: int = 0
+    difference: float,
+    interval: Interval,
+    p_value: float,
+    family: ArrayLike,
+    counts: ArrayLike | None = None,
+    *,
+    num_seeds: int = 0,
 ) -> Interval:
     """Widen the 95 % interval of a difference so that it excludes zero exactly if Holm's corrected p is at most 0.05.
 
@@ -203,24 +215,25 @@ def corrected_interval(
         interval: its 95 % interval.
         p_value: its p-value before the correction. If it is NaN, the interval stays as it is.
         family: all p-values of the family, (N,), with this one.
+        counts: as how many tests each counts, as in `holm`.
         num_seeds: number of seeds, 0 for a comparison on items.
 
     Source: Strassburger and Bretz 2008, Compatible simultaneous lower confidence bounds for the Holm procedure. Theirs
     end at zero for a rejected hypothesis unless all are rejected. These have each test's own level instead.
     """
-    p = np.asarray(family, dtype=np.float64)
-    p = p[~np.isnan(p)]
     if np.isnan(p_value):
         return interval
+    p = np.asarray(family, dtype=np.float64)
+    sizes = np.ones_like(p) if counts is None else np.asarray(counts, dtype=np.float64)
     tail = ALPHA / 2
-    levels = np.array([1 - tail / np.count_nonzero(p >= p_value), 1 - tail])
+    levels = np.array([1 - tail / max(1.0, float(sizes[p >= p_value].sum())), 1 - tail])
     if num_seeds:
         quantiles = scipy.special.stdtrit(num_seeds - 1, levels)
     else:
         quantiles = scipy.special.ndtri(levels)
     factor = float(quantiles[0] / quantiles[1])
     low, high = (difference + factor * (end - difference) for end in interval)
-    if holm(p)[np.flatnonzero(p == p_value)[0]] > ALPHA:
+    if holm(p, counts)[np.flatnonzero(p == p_value)[-1]] > ALPHA:
         return min(low, 0.0), max(high, 0.0)
     smallest = float(np.nextafter(0.0, 1.0))
     if difference > 0:

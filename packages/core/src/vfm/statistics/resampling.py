@@ -102,9 +102,17 @@ class ResampledScore:
         Raises:
             ValueError: If the two scores have different images.
         """
+        return paired_bootstrap(self.gaps(baseline, seed), self.num_images)
+
+    def gaps(self, baseline: ResampledScore, seed: int = 0) -> NDArray[np.float64]:
+        """Compute this minus the baseline's on each resample, (R,).
+
+        Raises:
+            ValueError: If the two scores have different images.
+        """
         if self.num_images != baseline.num_images:
             raise ValueError(f"expected scores of the same images, got {self.num_images} and {baseline.num_images}")
-        return paired_bootstrap(self._drawn(seed) - baseline._drawn(seed), self.num_images)
+        return self._drawn(seed) - baseline._drawn(seed)
 
     def _drawn(self, seed: int) -> NDArray[np.float64]:
         if seed not in self._cache:

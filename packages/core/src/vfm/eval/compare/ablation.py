@@ -74,7 +74,10 @@ def compare_steps(config: Ablation, ctx: Context) -> Report:
         metrics += [score.model_copy(update={"name": result.title}) for score in result.scores]
         comparisons += [test.model_copy(update={"metric": result.title}) for test in result.comparisons]
     datasets = ", ".join(dict.fromkeys(result.report.dataset for result in results))
-    return Report.create(ctx.directory, task="ablation", dataset=datasets, metrics=metrics, comparisons=comparisons)
+    main = [result.title for result in results]
+    return Report.create(
+        ctx.directory, task="ablation", dataset=datasets, metrics=metrics, comparisons=comparisons, main=main
+    )
 
 
 def load_step(step: AblationStep, report: Report) -> StepResult:

@@ -57,7 +57,10 @@ def summarise(config: ReportSummary, ctx: Context) -> Report:
     ctx.panel(_table(rows, metrics, tests))
     if config.missing:
         ctx.panel(_left_out(config))
-    return Report.create(ctx.directory, task="summary", dataset=config.name, metrics=metrics, comparisons=tests)
+    main = list(dict.fromkeys(metric.name for metric in metrics))
+    return Report.create(
+        ctx.directory, task="summary", dataset=config.name, metrics=metrics, comparisons=tests, main=main
+    )
 
 
 def _averaged(config: ReportSummary) -> list[tuple[str, str | None]]:

@@ -35,7 +35,7 @@ from vfm.interfaces import (
     short_name,
 )
 from vfm.models import ImageEncoder
-from vfm.statistics import compare, to_metric
+from vfm.statistics import compare_models, to_metric
 from vfm.train import distributed
 from vfm.train.parallel.sharing import leave_to_first, sharing
 
@@ -151,10 +151,9 @@ def write_report(
 
 def _against_the_first(results: Mapping[str, ModelResult]) -> list[Comparison]:
     (baseline, first), *others = results.items()
-    comparisons = []
+    comparisons: list[Comparison] = []
     for name, result in others:
-        for before, after in zip(first.scores, result.scores, strict=True):
-            comparisons.append(compare(before, after, baseline=baseline, model=name))
+        comparisons += compare_models(first.scores, result.scores, baseline=baseline, model=name)
     return comparisons
 
 
